@@ -1,0 +1,235 @@
+"""The `maskloom` command.
+
+Messages for people go to standard error, results to standard output. Exit codes: 0 all images done, 1 the run could not go on, 2 wrong usage or
+recipe, 3 finished but some images failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from segcore.errors import MaskloomError, RecipeError
+
+if TYPE_CHECKING:
+    from flows.recipe import Recipe
+    from flows.segment import Inventory, Outcome
+
+DONE, CANNOT_GO_ON, WRONG_USAGE, SOME_FAILED = 0, 1, 2, 3
+_FAILURES_SHOWN = 5
+
+app = typer.Typer(
+    name="maskloom",
+    help="Segment large image collections in batch: masks, previews and tables of true areas, resumable at any moment.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe: a YAML file (see `maskloom schema`).")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY.SUB=VALUE", help="Change a key of the recipe, e.g. tiling.tile=1024. Repeatable.")
+]
+NoPrefect = Annotated[bool, typer.Option("--no-prefect", help="Run without Prefect: the same work, nothing recorded, a quicker start.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output of a run: a folder or fsspec URI.")]
+
+
+@app.command()
+def run(recipe: RecipePath, changes: Changes = None, no_prefect: NoPrefect = False, quiet: QuietFlag = False) -> None:
+    """Run a recipe: the whole batch, or what is left of it. The same command resumes an interrupted run and does nothing on unchanged inputs."""
+    from flows import recipe as recipes
+
+    with _messages():
+        _run(recipes.load(recipe, changes or []), no_prefect, quiet)
+
+
+@app.command()
+def segment(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, globs, folders or lists, local or fsspec URIs.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="OUTPUT", help="Folder or fsspec URI for the results.")],
+    kind: Annotated[str, typer.Option("--segmenter", "-s", metavar="KIND", help="Segmenter: see `maskloom list segmenters`.")],
+    parameters: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", metavar="KEY=VALUE", help="Parameter of the segmenter, e.g. clusters=4. Repeatable.")
+    ] = None,
+    fit: Annotated[Literal["image", "collection"], typer.Option(help="One model for each image, or one for all of them.")] = "collection",
+    changes: Changes = None,
+    no_prefect: NoPrefect = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Segment images without a recipe file: the same run, the recipe made from flags."""
+    from flows import recipe as recipes
+
+    with _messages():
+        section: dict[str, Any] = {"kind": kind}
+        for parameter in parameters or []:
+            key, equals, text = parameter.partition("=")
+            if not equals:
+                raise RecipeError(f"-p {parameter!r}: expected KEY=VALUE.")
+            section[key] = recipes.read_value(text, f"-p {parameter!r}")
+        document = {"name": "segment", "inputs": inputs, "output": output, "segmenter": section, "fit": fit}
+        _run(recipes.make(document, Path.cwd(), changes or []), no_prefect, quiet)
+
+
+@app.command()
+def plan(recipe: RecipePath, changes: Changes = None) -> None:
+    """Show what a run would do, reading headers only: images, tiles, shards, bytes to read, projected peak memory of a worker."""
+    from flows import recipe as recipes
+    from flows.explain import explain
+
+    with _messages():
+        typer.echo(explain(recipes.load(recipe, changes or [])))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the demo.")] = Path("maskloom-demo"),
+    no_prefect: NoPrefect = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Run k-means on nine photographs that come with the installed packages, and name the files to look at."""
+    from flows import recipe as recipes
+    from flows.demo import prepare
+
+    with _messages():
+        path = prepare(output)
+        try:
+            _run(recipes.load(path), no_prefect, quiet)
+        finally:
+            typer.echo(f"The recipe to play with: {path}", err=True)
+
+
+@app.command()
+def status(output: Output) -> None:
+    """Show what is done, failed and left in an output."""
+    from tasks.inspect import status as read_status
+
+    with _messages():
+        found = read_status(_location(output))
+        typer.echo(f"done {found.done}\nfailed {found.failed}\nleft {found.left}")
+        for uri, error_type, error in found.failures:
+            typer.echo(f"failed: {uri}: {error_type}: {error}")
+        if found.open_runs:
+            typer.echo(f"Not finished: {', '.join(found.open_runs)}. Run its recipe again to go on.", err=True)
+
+
+@app.command()
+def verify(output: Output) -> None:
+    """Check an output again: digests of masks, tables and records, and the sums of the tables. Exit code 1 where something is wrong."""
+    from tasks.inspect import verify as find_faults
+
+    with _messages():
+        faults = list(find_faults(_location(output)))
+        for fault in faults:
+            typer.echo(fault)
+        if faults:
+            raise typer.Exit(CANNOT_GO_ON)
+        typer.echo("All masks, tables and sums are as they were written.")
+
+
+@app.command(name="list")
+def list_(what: Annotated[Literal["segmenters", "formats", "statistics"], typer.Argument(help="What to list.")]) -> None:
+    """List segmenters, formats or statistics with their parameters, defaults and exactness."""
+    from flows.explain import catalogue
+
+    typer.echo(catalogue(what))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the recipe."""
+    from flows import recipe as recipes
+
+    typer.echo(json.dumps(recipes.schema(), indent=2))
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    app()
+    sys.exit(DONE)
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Turn our own errors into a line on standard error and an exit code; let bugs show their traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        yield
+    except RecipeError as error:
+        typer.echo(f"maskloom: {error}", err=True)
+        raise typer.Exit(WRONG_USAGE) from None
+    except MaskloomError as error:
+        typer.echo(f"maskloom: {error}", err=True)
+        raise typer.Exit(CANNOT_GO_ON) from None
+    except KeyboardInterrupt:
+        typer.echo("maskloom: stopped. The same command goes on.", err=True)
+        raise typer.Exit(CANNOT_GO_ON) from None
+
+
+def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
+    from flows.orchestrate import Plain, Prefect, stop_on_signals
+    from flows.progress import watcher
+    from flows.segment import run as run_recipe
+    from flows.segment import take_inventory
+    from segcore.storage import configure
+    from segcore.work import prepare_process
+    from tasks.fanout import open_fanout
+
+    started = time.monotonic()
+    configure(recipe.storage)
+    inventory = take_inventory(recipe)
+    if not inventory.pending:
+        _say_nothing_to_do(recipe, inventory)
+    stop = threading.Event()
+    with ExitStack() as stack:
+        stack.enter_context(stop_on_signals(stop))
+        fanout = stack.enter_context(open_fanout(recipe.cluster, partial(prepare_process, recipe.storage), stop))
+        orchestrator = Plain() if no_prefect else stack.enter_context(Prefect())
+        # The cluster and the server take seconds to start; they do so side by side.
+        threading.Thread(target=fanout.start, daemon=True).start()
+        progress = stack.enter_context(watcher(quiet))
+        outcome = run_recipe(recipe, inventory, orchestrator, fanout, progress)
+    _say(recipe, inventory, outcome, time.monotonic() - started)
+
+
+def _say_nothing_to_do(recipe: Recipe, inventory: Inventory) -> NoReturn:
+    _say_removed(inventory)
+    failed = inventory.failed_before
+    typer.echo(f"Nothing to do: {len(inventory.sources)} images are unchanged, {failed} of them failed before. Results: {recipe.output}")
+    raise typer.Exit(SOME_FAILED if failed else DONE)
+
+
+def _say(recipe: Recipe, inventory: Inventory, outcome: Outcome, seconds: float) -> None:
+    for uri, failure in outcome.failures[:_FAILURES_SHOWN]:
+        typer.echo(f"failed: {uri}: {failure.error_type}: {failure.error}", err=True)
+    if outcome.failed > _FAILURES_SHOWN:
+        typer.echo(f"... and {outcome.failed - _FAILURES_SHOWN} more: maskloom status {recipe.output}", err=True)
+    _say_removed(inventory)
+    kept = len(inventory.sources) - len(inventory.pending)
+    unchanged = f", {kept} unchanged" if kept else ""
+    typer.echo(
+        f"{outcome.done} images done, {outcome.failed} failed{unchanged}, {outcome.pixels / 1e6:.1f} megapixels in {seconds:.1f} s. "
+        f"Look at {recipe.output}/previews, masks and tables lie beside it."
+    )
+    if outcome.failed or inventory.failed_before:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _say_removed(inventory: Inventory) -> None:
+    if inventory.removed:
+        typer.echo(f"{inventory.removed} images of earlier runs are no longer among the inputs; their masks and rows stay.", err=True)
+
+
+def _location(output: str) -> str:
+    return output.rstrip("/") if "://" in output else str(Path(output).resolve())

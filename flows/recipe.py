@@ -1,0 +1,264 @@
+"""Recipes: a YAML file, flags and the environment in; checked values out.
+
+This is the only place that reads the environment, and with `sections.py` the only one that knows pydantic.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from flows.sections import build, explain, schema_of
+from segcore import segmenters, statistics  # noqa: F401  (their import fills the registries)
+from segcore.errors import RecipeError
+from segcore.manifest import digest
+from segcore.model import SEGMENTERS, Fitter, Segmenter
+from segcore.raster import FORMATS
+from segcore.statistic import STATISTICS, Statistic
+from segcore.storage import is_local
+from tasks.fanout import CLUSTERS, Cluster
+from tasks.plan import Work
+
+_SECRETS = re.compile(r"secret|password|passwd|token|credential|^key$|access_key", re.IGNORECASE)
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+_SMALLEST_TILE = 16
+
+
+class Tiling(pydantic.BaseModel):
+    """How images are cut."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    tile: int = pydantic.Field(2048, ge=_SMALLEST_TILE, le=16384)
+    """Side of a tile in pixels. It never changes a result, only memory and speed. Rounded up to a power of two below 256, to a
+    multiple of 256 above, so that no two tiles share a block of the mask."""
+
+
+class Schedule(pydantic.BaseModel):
+    """When a server is to run the recipe. `maskloom run` runs it now and does not look at this."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    cron: str
+    """Five fields: minute, hour, day of the month, month, day of the week."""
+    timezone: str = "UTC"
+    """Name in the IANA database, such as Europe/Vienna."""
+
+
+class _File(pydantic.BaseModel):
+    """A recipe as it is written."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True, title="maskloom recipe")
+
+    name: str = pydantic.Field("", pattern="^[a-z0-9-]*$", max_length=60)
+    """Name of the runs: a-z, 0-9 and -. Default: the recipe's file name."""
+    inputs: str | list[str]
+    """Files, globs, folders, or list files (.csv, .parquet, .txt) with a column `uri`; local or any fsspec URI."""
+    output: str
+    """Folder for masks, tables, previews and runs; local or any fsspec URI. Relative to the recipe file."""
+    segmenter: dict[str, Any] | str
+    """What to run on every tile: `kind` and its parameters. See `maskloom list segmenters`."""
+    fit: Literal["collection", "image"] = "collection"
+    """collection: one model for all images, so that class 1 means the same everywhere. image: each image has its own."""
+    tiling: Tiling = Tiling()
+    """How images are cut."""
+    statistics: list[str | dict[str, Any]] = ["area"]
+    """Tables beside `images`. `area` always runs. See `maskloom list statistics`."""
+    cluster: dict[str, Any] | str = "local"
+    """Where the work is done: local (processes of this machine), serial (this process), address (an existing Dask scheduler)."""
+    format: str | None = None
+    """Format of all inputs, whatever their names say. See `maskloom list formats`."""
+    storage: dict[str, dict[str, Any]] = {}
+    """fsspec options by protocol, such as {s3: {profile: lab, endpoint_url: ...}}. No secrets."""
+    max_failed_fraction: float = pydantic.Field(1.0, ge=0, le=1)
+    """Above this fraction of failed images the run fails (exit 1). Below it failed images give exit 3."""
+    schedule: Schedule | None = None
+    """When a server is to run the recipe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A checked recipe."""
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    kind: str
+    """Name of the segmenter."""
+    segmenter: Fitter | Segmenter
+    """Its dataclass, as the recipe sets it."""
+    fit: Literal["collection", "image"]
+    tile: int
+    statistics: dict[str, Statistic]
+    cluster: Cluster
+    format: str | None
+    storage: dict[str, dict[str, Any]]
+    max_failed_fraction: float
+
+    @property
+    def work(self) -> Work:
+        """What decides pixels and rows: the segmenter, what it is fitted to, the statistics, and the code."""
+        settings = {
+            "segmenter": {"kind": self.kind, **asdict(self.segmenter)},  # type: ignore[call-overload]
+            "fit": self.fit,
+            "statistics": {name: asdict(statistic) for name, statistic in self.statistics.items()},  # type: ignore[call-overload]
+            "maskloom": version("maskloom"),
+        }
+        return Work(self.name, digest(settings)[:16], settings)
+
+
+def load(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe of a YAML file, with `key.sub=value` changes. Raises `RecipeError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"Cannot read the recipe {path}: {error.strerror}.") from error
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path}: expected keys such as inputs, output and segmenter, got {type(document).__name__}.")
+    document.setdefault("name", re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "recipe")
+    return make(document, path.resolve().parent, changes)
+
+
+def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe from its document; relative paths are below `folder`. Raises `RecipeError`."""
+    for change in changes:
+        _change(document, change)
+    document = _expand(document, "")
+    try:
+        file = _File.model_validate(document)
+    except pydantic.ValidationError as error:
+        raise RecipeError(explain(error, "", list(_File.model_fields))) from None
+    _refuse_secrets(file.storage)
+    section: Any = build(SEGMENTERS, "segmenter", file.segmenter, "segmenter")
+    statistics_ = {"area": build(STATISTICS, "statistic", "area", "statistics")}
+    for i, entry in enumerate(file.statistics):
+        kind = entry if isinstance(entry, str) else str(entry.get("kind"))
+        statistics_[kind] = build(STATISTICS, "statistic", entry, f"statistics.{i}")
+    if file.format is not None and file.format not in FORMATS:
+        raise RecipeError(f"format: there is no format {file.format!r}. Known: {', '.join(FORMATS)}.")
+    entries = [file.inputs] if isinstance(file.inputs, str) else file.inputs
+    if not entries:
+        raise RecipeError("inputs: expected at least one file, glob, folder or list, got none.")
+    recipe = Recipe(
+        name=file.name or "recipe",
+        inputs=tuple(_below(entry, folder) for entry in entries),
+        output=_below(file.output, folder).rstrip("/"),
+        kind=file.segmenter if isinstance(file.segmenter, str) else str(file.segmenter["kind"]),
+        segmenter=section.start(),
+        fit=file.fit,
+        tile=effective_tile(file.tiling.tile),
+        statistics=statistics_,
+        cluster=build(CLUSTERS, "cluster", file.cluster, "cluster"),
+        format=file.format,
+        storage=file.storage,
+        max_failed_fraction=file.max_failed_fraction,
+    )
+    _refuse_memory_on_processes(recipe)
+    return recipe
+
+
+def effective_tile(tile: int) -> int:
+    """The side of the tiles that are cut: a power of two below 256, else a multiple of 256.
+
+    >>> [effective_tile(side) for side in (16, 100, 256, 300, 2048)]
+    [16, 128, 256, 512, 2048]
+    """
+    return 1 << (tile - 1).bit_length() if tile < 256 else -(-tile // 256) * 256
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the recipe."""
+    document = _File.model_json_schema()
+    sections = {"segmenter": schema_of(SEGMENTERS), "cluster": schema_of(CLUSTERS), "statistics": schema_of(STATISTICS)}
+    properties = document["properties"]
+    for name in ("segmenter", "cluster"):
+        text = {"enum": [alternative["properties"]["kind"]["const"] for alternative in sections[name]["oneOf"]]}
+        properties[name] = {"description": properties[name].get("description", ""), "oneOf": [*sections[name]["oneOf"], text]}
+    properties["statistics"]["items"] = {"oneOf": [*sections["statistics"]["oneOf"], {"enum": list(STATISTICS)}]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
+
+
+def prefect_api_url() -> str | None:
+    """The Prefect server that the environment names. None: none."""
+    return os.environ.get("PREFECT_API_URL") or None
+
+
+def _change(document: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {change!r}: expected key.sub=value.")
+    place = document
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if isinstance(inner, str):
+            inner = {"kind": inner}
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {change!r}: {parent} is {inner!r}, which has no key {last!r}.")
+        place[parent] = inner
+        place = inner
+    place[last] = read_value(text, f"--set {change!r}")
+
+
+def read_value(text: str, where: str) -> Any:
+    """A value of the command line, read as YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: the value is not YAML: {error}") from error
+
+
+def _expand(value: Any, path: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _expand(item, f"{path}.{key}".strip(".")) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, f"{path}.{i}") for i, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise RecipeError(f"{path}: the environment has no variable {name}; {value!r} needs it.")
+        return os.environ[name]
+
+    return _VARIABLE.sub(lookup, value)
+
+
+def _below(location: str, folder: Path) -> str:
+    if "://" in location:
+        return location
+    return os.path.normpath(folder / Path(location).expanduser())
+
+
+def _refuse_secrets(storage: Mapping[str, Mapping[str, Any]]) -> None:
+    for protocol, options in storage.items():
+        for key in options:
+            if _SECRETS.search(key):
+                raise RecipeError(
+                    f"storage.{protocol}.{key}: secrets never stand in a recipe. Put them where the store looks for them "
+                    f"(environment, configuration file) and name a profile: storage: {{{protocol}: {{profile: NAME}}}}."
+                )
+
+
+def _refuse_memory_on_processes(recipe: Recipe) -> None:
+    in_memory = [location for location in (*recipe.inputs, recipe.output) if location.startswith("memory:")]
+    if in_memory and not CLUSTERS["serial"] is type(recipe.cluster):
+        raise RecipeError(f"{in_memory[0]} lives in the memory of one process, which workers cannot see. Set cluster: {{kind: serial}}.")
+
+
+def is_local_output(recipe: Recipe) -> bool:
+    """Whether results go to a disk of this machine, where people can open them at once."""
+    return is_local(recipe.output)

@@ -1,0 +1,107 @@
+"""Sections: frozen dataclasses of the registries as checked sections of a recipe.
+
+A section of a recipe is the dataclass of the thing it configures, chosen by `kind`; there is no second class beside it. Its annotations are the
+types that pydantic checks, the strings behind its fields are the help that users see.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import textwrap
+import typing
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import pydantic
+
+from segcore.errors import RecipeError
+
+
+def build(registry: Mapping[str, Any], noun: str, value: Any, path: str) -> Any:
+    """The section's value: an instance of the class that its `kind` names. Raises `RecipeError` with the path in the recipe."""
+    if isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, Mapping) or "kind" not in value:
+        raise RecipeError(f"{path}: expected a mapping with the key `kind` ({', '.join(registry)}), got {value!r}.")
+    try:
+        kind = registry[value["kind"]]
+    except KeyError as error:
+        raise RecipeError(f"{path}.kind: {error.args[0]}") from None
+    fields = {name: item for name, item in value.items() if name != "kind"}
+    try:
+        checked = model_of(kind).model_validate(fields)
+    except pydantic.ValidationError as error:
+        raise RecipeError(explain(error, path, [field.name for field in dataclasses.fields(kind)])) from None
+    try:
+        return kind(**{name: getattr(checked, name) for name in checked.model_fields_set})
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+@lru_cache(maxsize=None)
+def model_of(kind: type) -> type[pydantic.BaseModel]:
+    """A pydantic model with the fields, defaults and help of a dataclass."""
+    hints = typing.get_type_hints(kind)
+    described = help_of(kind)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            default: Any = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        else:
+            default = ...
+        fields[field.name] = (hints[field.name], pydantic.Field(default, description=described.get(field.name)))
+    return pydantic.create_model(
+        kind.__name__, __config__=pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True), __doc__=inspect.getdoc(kind), **fields
+    )
+
+
+def help_of(kind: type) -> dict[str, str]:
+    """The string literal behind each field of a dataclass, by the field's name."""
+    body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]).body
+    described = {}
+    for field, text in zip(body, body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        ):
+            described[field.target.id] = " ".join(text.value.value.split())
+    return described
+
+
+def schema_of(registry: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON Schema of a section: one alternative a kind."""
+    alternatives = []
+    for name, kind in registry.items():
+        schema = model_of(kind).model_json_schema()
+        schema["properties"] = {"kind": {"const": name}, **schema.get("properties", {})}
+        schema["required"] = ["kind", *schema.get("required", [])]
+        alternatives.append(schema)
+    return {"oneOf": alternatives}
+
+
+def explain(error: pydantic.ValidationError, path: str, known: list[str]) -> str:
+    """A line for each thing that pydantic found: where, what was expected, what came, and what to do."""
+    lines: dict[str, list[str]] = {}
+    for problem in error.errors():
+        keys = [str(key) for key in problem["loc"]]
+        # Of a union pydantic names the member that it tried; users do not write it in their recipe.
+        names = [key for key in keys[:1] if key] + [key for key in keys[1:] if key.isdigit()]
+        where = ".".join(filter(None, [path, *names]))
+        if problem["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(keys[-1], known, n=1)
+            what = f"unknown key. {f'Did you mean `{close[0]}`? ' if close else ''}Known keys: {', '.join(known)}."
+        elif problem["type"] == "missing":
+            what = "this key is needed."
+        else:
+            what = f"{problem['msg']}, got {problem['input']!r}."
+        lines.setdefault(where, []).append(what)
+    return "\n".join(f"{where}: {' Or: '.join(dict.fromkeys(whats))}" for where, whats in lines.items())

@@ -1,0 +1,216 @@
+"""The segmentation flow: discover, plan, fit, shards, publish. One line a stage.
+
+Everything here is small values; pixels stay on the workers and in the stores. The same flow resumes an interrupted run: the plan is found
+by its id, the model by its file, and a shard is done when the `images` table has it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from flows.orchestrate import Orchestrator
+from flows.recipe import Recipe
+from segcore.errors import TooManyFailures
+from segcore.manifest import Failure, Item, Plan, Shard, Source, dump_model, load_model
+from segcore.model import Segmenter
+from segcore.storage import Store
+from segcore.work import Order
+from tasks.discover import discover
+from tasks.fanout import Fanout
+from tasks.fit import fit
+from tasks.plan import (
+    HEAD,
+    Committed,
+    Head,
+    describe_sources,
+    identify,
+    make_plan,
+    pending,
+    read_committed,
+    read_head,
+    read_plan,
+    write_plan,
+)
+from tasks.progress import Progress
+from tasks.publish import Tables
+from tasks.segment import Bench, clear_staging, segment_shard
+
+SHARDS_AT_ONCE = 8
+_LIBRARIES = ("numpy", "scipy", "scikit-image", "scikit-learn", "opencv-python-headless", "rasterio", "pyarrow", "dask", "prefect")
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The inputs as they are now, and what the output has of them."""
+
+    sources: list[Source]
+    committed: dict[str, Committed]
+    head: Head
+    pending: list[Source]
+
+    @property
+    def failed_before(self) -> int:
+        """Inputs that failed in an earlier run for a reason that is still there."""
+        waiting = {source.uri for source in self.pending}
+        rows = (self.committed.get(source.uri) for source in self.sources if source.uri not in waiting)
+        return sum(1 for row in rows if row is not None and not row.ok)
+
+    @property
+    def removed(self) -> int:
+        """Images in the tables that are no longer among the inputs; their rows and masks stay."""
+        return len(self.committed.keys() - {source.uri for source in self.sources})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    run_id: str | None
+    """None: there was nothing to do."""
+    done: int
+    failed: int
+    pixels: int
+    failures: tuple[tuple[str, Failure], ...] = ()
+    """URI and reason of the first failures."""
+
+
+def take_inventory(recipe: Recipe) -> Inventory:
+    """List the inputs and read what is committed."""
+    store = Store(recipe.output)
+    committed = read_committed(store)
+    known = {row.uri: row.image_id for row in committed.values()}
+    sources = discover(recipe.inputs, known)
+    return Inventory(sources, committed, read_head(store), pending(sources, committed, recipe.work.fingerprint))
+
+
+def run(recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fanout: Fanout, progress: Progress) -> Outcome:
+    """Bring the output up to date with the inputs. Raises `RunError` where it cannot go on; the same call resumes it."""
+    parameters = {"recipe": recipe.name, "output": recipe.output, "segmenter": recipe.kind, "images": len(inventory.pending)}
+    return orchestrator.flow(recipe.name, parameters, partial(_flow, recipe, inventory, orchestrator, fanout, progress))
+
+
+def _flow(recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fanout: Fanout, progress: Progress) -> Outcome:
+    store = Store(recipe.output)
+    plan = orchestrator.stage("plan", _plan, recipe, inventory, fanout)
+    tables = Tables(store, plan, recipe.statistics)
+    order = Order(recipe.output, plan.run_id, recipe.segmenter, recipe.statistics, recipe.tile, recipe.kind)
+    if recipe.fit == "collection":
+        order, plan = orchestrator.stage("fit", _fit, order, plan, inventory, fanout, progress)
+    bench = Bench(fanout, order, _class_names(order), progress)
+    done = orchestrator.stage("resume", tables.done)
+    left = [shard for shard in plan.shards if shard.file not in done]
+    progress.start("segment", [item for shard in left for item in shard.items], order)
+    tally = _Tally(recipe.max_failed_fraction, sum(len(shard.items) for shard in plan.shards), sum(done.values()))
+    for shard, failures in orchestrator.each(partial(_do_shard, tables, bench), left, lambda shard: shard.file, SHARDS_AT_ONCE):
+        tally = tally.add(shard, failures)
+    return orchestrator.stage("publish", _finish, store, plan, tables)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tally:
+    """Failures so far, against what the recipe allows."""
+
+    allowed: float
+    images: int
+    failed: int = 0
+
+    def add(self, shard: Shard, failures: Sequence[tuple[str, Failure]]) -> _Tally:
+        """The tally with one more shard. Raises `TooManyFailures`."""
+        failed = self.failed + len(failures)
+        if failed > self.allowed * self.images:
+            uri, failure = failures[0]
+            raise TooManyFailures(
+                f"{failed} of {self.images} images failed, more than max_failed_fraction = {self.allowed:g} allows. The first in "
+                f"{shard.file}: {uri}: {failure.error} Repair the inputs or raise max_failed_fraction; the same command goes on."
+            )
+        return replace(self, failed=failed)
+
+
+def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
+    store, work = Store(recipe.output), recipe.work
+    head = inventory.head
+    identity = identify(work, head, inventory.sources)
+    while store.exists(f"runs/{identity}/manifest.json"):
+        # That run ended between its manifest and the head: it is the head.
+        head = Head(identity, head.sequence + 1)
+        identity = identify(work, head, inventory.sources)
+    interrupted = read_plan(store, identity)
+    if interrupted is not None:
+        return interrupted
+    items = describe_sources(fanout, inventory.pending, recipe.format)
+    settings = {**work.settings, "libraries": _versions(), "machine": platform.machine(), "python": platform.python_version()}
+    plan = make_plan(replace(work, settings=settings), head, identity, items, inventory.committed)
+    write_plan(store, plan)
+    return plan
+
+
+def _fit(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress) -> tuple[Order, Plan]:
+    """The order with its model, and the plan with the images that cannot take part marked as failed."""
+    store = Store(order.output)
+    name = f"runs/{plan.run_id}/model.json"
+    earlier = [row.run_id for row in inventory.committed.values() if row.fingerprint == plan.fingerprint]
+    for candidate in dict.fromkeys((plan.run_id, *earlier)):
+        if store.exists(f"runs/{candidate}/model.json"):
+            text = store.read(f"runs/{candidate}/model.json")
+            store.publish_new(name, text)
+            return replace(order, model=load_model(text.decode())), plan
+    items = [item for shard in plan.shards for item in shard.items]
+    if all(item.spec is None for item in items):
+        return order, plan
+    fitted = fit(fanout, order, items, progress)
+    store.publish_new(name, dump_model(fitted.model).encode())
+    return replace(order, model=fitted.model), replace(plan, shards=tuple(_with_failures(shard, fitted.failures) for shard in plan.shards))
+
+
+def _with_failures(shard: Shard, failures: Mapping[str, Failure]) -> Shard:
+    def marked(item: Item) -> Item:
+        return replace(item, failure=failures[item.source.uri]) if item.source.uri in failures and item.failure is None else item
+
+    return replace(shard, items=tuple(map(marked, shard.items)))
+
+
+def _do_shard(tables: Tables, bench: Bench, shard: Shard) -> tuple[Shard, list[tuple[str, Failure]]]:
+    receipts = segment_shard(shard, bench)
+    tables.publish(shard, receipts)
+    clear_staging(shard, bench)
+    return shard, [(receipt.source.uri, receipt.failure) for receipt in receipts if receipt.failure is not None]
+
+
+def _finish(store: Store, plan: Plan, tables: Tables) -> Outcome:
+    record = tables.record()
+    manifest = {
+        "run_id": plan.run_id,
+        "parent": plan.parent,
+        "sequence": plan.sequence,
+        "fingerprint": plan.fingerprint,
+        "settings": plan.settings,
+        "images": record.done + record.failed,
+        "failed": record.failed,
+        "pixels": record.pixels,
+        "files": record.files,
+    }
+    store.publish(f"runs/{plan.run_id}/manifest.json", json.dumps(manifest, indent=1).encode())
+    store.publish(HEAD, json.dumps({"run_id": plan.run_id, "sequence": plan.sequence}).encode())
+    store.remove(f"staging/{plan.run_id}")
+    store.sweep()
+    return Outcome(plan.run_id, record.done, record.failed, record.pixels, record.failures)
+
+
+def _class_names(order: Order) -> tuple[str, ...]:
+    return order.model.classes if isinstance(order.model, Segmenter) else ()
+
+
+def _versions() -> dict[str, Any]:
+    found = {}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,82 @@
+"""The whole error tree.
+
+MaskloomError
+├── RecipeError            wrong usage or recipe; nothing was started              (exit code 2)
+├── RunError               the run cannot go on; the same command resumes it       (exit code 1)
+│   ├── FitError           no model can be fitted to these images
+│   ├── StoreError         a store refused to list, read or keep something
+│   ├── TooManyFailures    more images failed than `max_failed_fraction` allows
+│   └── Stopped            somebody asked the run to stop
+└── ImageError             one image cannot be processed; it becomes a failed row  (exit code 3)
+    ├── FormatError        the file is not what its name or header says, or is beyond our limits
+    ├── ReadError          the header is fine, the pixels are not
+    ├── ModelMismatch      the image does not suit the segmenter (bands, dtype)
+    ├── Unavailable        a store or the memory failed this image; the next run tries again
+    └── WorkerDied         a process died while it worked on this image alone
+
+Messages say what was expected, what came, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class MaskloomError(Exception):
+    """Base of every error that maskloom raises on purpose."""
+
+
+class RecipeError(MaskloomError, ValueError):
+    """The recipe or the command line is wrong; found before any work."""
+
+
+class RunError(MaskloomError, RuntimeError):
+    """The run cannot go on. The same command resumes it."""
+
+
+class FitError(RunError):
+    """No model can be fitted to the images at hand."""
+
+    permanent = True
+    """As in `ImageError`, where a model is fitted to one image by itself."""
+
+
+class StoreError(RunError, OSError):
+    """A store refused to list, read or keep something."""
+
+
+class TooManyFailures(RunError):
+    """More images failed than `max_failed_fraction` allows."""
+
+
+class Stopped(RunError):
+    """Somebody asked the run to stop (Ctrl-C, SIGTERM, a cancel)."""
+
+
+class ImageError(MaskloomError):
+    """One image cannot be processed; the others go on."""
+
+    permanent = True
+    """Whether the same bytes would fail again. If False, the next run tries once more."""
+
+
+class FormatError(ImageError, ValueError):
+    """The file is not what its name or header says, or is beyond our limits."""
+
+
+class ReadError(ImageError, OSError):
+    """The header could be read, the pixels could not."""
+
+
+class ModelMismatch(ImageError, ValueError):
+    """The image does not suit the segmenter."""
+
+
+class Unavailable(ImageError, OSError):
+    """A store or the memory failed this image, which may be otherwise next time."""
+
+    permanent = False
+
+
+class WorkerDied(ImageError, RuntimeError):
+    """A process died while it worked on this image alone."""
+
+    permanent = False

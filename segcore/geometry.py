@@ -1,0 +1,145 @@
+"""Boxes, tiles and the grid that cuts a raster into tiles.
+
+A `Box` is a half-open range of pixels along each axis. A `Tile` owns the pixels of its `core` and may look at those of its
+`read` box, which is the core grown by a halo and cut at the raster's border. A `Grid` is the sequence of tiles of a raster:
+the cores partition it, so whatever is counted per core is counted exactly once.
+
+Axes are always in array order: (y, x), or (z, y, x) for volumes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Half-open range of pixels along each axis.
+
+    >>> Box((0, 2), (4, 6)) & Box((2, 0), (9, 4))
+    Box(start=(2, 2), stop=(4, 4))
+    """
+
+    start: Shape
+    """First pixel along each axis."""
+    stop: Shape
+    """One past the last pixel along each axis."""
+
+    def __post_init__(self) -> None:
+        if len(self.start) != len(self.stop):
+            raise ValueError(f"start {self.start} and stop {self.stop} have different numbers of axes")
+        if any(a > b for a, b in zip(self.start, self.stop, strict=True)):
+            raise ValueError(f"start {self.start} lies beyond stop {self.stop}")
+
+    @classmethod
+    def whole(cls, shape: Shape) -> Box:
+        """The box of a whole raster of this shape."""
+        return cls((0,) * len(shape), tuple(shape))
+
+    @property
+    def shape(self) -> Shape:
+        """Number of pixels along each axis."""
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Number of pixels."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Index of this box in an array of the whole raster."""
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+    def __and__(self, other: Box) -> Box:
+        """The common part; empty (at the nearer corner) where there is none."""
+        start = tuple(max(a, b) for a, b in zip(self.start, other.start, strict=True))
+        stop = tuple(max(s, min(a, b)) for s, a, b in zip(start, self.stop, other.stop, strict=True))
+        return Box(start, stop)
+
+    def grow(self, margin: Shape) -> Box:
+        """This box, larger by `margin` pixels on both sides of each axis."""
+        return Box(
+            tuple(a - m for a, m in zip(self.start, margin, strict=True)),
+            tuple(b + m for b, m in zip(self.stop, margin, strict=True)),
+        )
+
+    def relative_to(self, outer: Box) -> Box:
+        """This box in the coordinates of `outer`, which holds it."""
+        return Box(
+            tuple(a - o for a, o in zip(self.start, outer.start, strict=True)),
+            tuple(b - o for b, o in zip(self.stop, outer.start, strict=True)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One unit of local work on a raster."""
+
+    index: Shape
+    """Position in the grid, counted in tiles."""
+    core: Box
+    """The pixels that this tile owns."""
+    read: Box
+    """The pixels that this tile may look at: the core and its halo, cut at the border."""
+
+    def trim(self, array: Any) -> Any:
+        """The core's part of an array that covers `read` (further axes, such as channels, are kept)."""
+        return array[self.core.relative_to(self.read).slices]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid(Sequence[Tile]):
+    """The tiles of a raster in row order. Their cores partition it.
+
+    >>> [tile.core.shape for tile in Grid(shape=(5, 3), tile=(4, 4))]
+    [(4, 3), (1, 3)]
+    """
+
+    shape: Shape
+    """Shape of the raster."""
+    tile: Shape
+    """Shape of a tile's core; tiles at the far border are smaller."""
+    halo: Shape = (0, 0)
+    """How far a tile may look beyond its core."""
+
+    def __post_init__(self) -> None:
+        if not len(self.shape) == len(self.tile) == len(self.halo):
+            raise ValueError(f"shape {self.shape}, tile {self.tile} and halo {self.halo} have different numbers of axes")
+        if min(self.tile) < 1 or min(self.halo) < 0 or min(self.shape) < 1:
+            raise ValueError(f"shape {self.shape} and tile {self.tile} must be positive and halo {self.halo} not negative")
+
+    @property
+    def counts(self) -> Shape:
+        """Number of tiles along each axis."""
+        return tuple(-(-n // t) for n, t in zip(self.shape, self.tile, strict=True))
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    @overload
+    def __getitem__(self, position: int) -> Tile: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Tile]: ...
+    def __getitem__(self, position: int | slice) -> Tile | list[Tile]:
+        if isinstance(position, slice):
+            return [self[i] for i in range(*position.indices(len(self)))]
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"tile {position} of a grid of {len(self)} tiles")
+        rest = position % len(self)
+        index: list[int] = []
+        for count in reversed(self.counts):
+            rest, i = divmod(rest, count)
+            index.insert(0, i)
+        whole = Box.whole(self.shape)
+        start = tuple(i * t for i, t in zip(index, self.tile, strict=True))
+        core = Box(start, tuple(a + t for a, t in zip(start, self.tile, strict=True))) & whole
+        return Tile(tuple(index), core, core.grow(self.halo) & whole)
+
+    def __iter__(self) -> Iterator[Tile]:
+        return (self[i] for i in range(len(self)))

@@ -1,0 +1,158 @@
+"""The records of a run: sources, plan, shards, receipts, and models as files.
+
+    runs/<run_id>/plan.json        what is to be done, written before the work, never changed
+    runs/<run_id>/plan.parquet     its images, one row each
+    runs/<run_id>/model.json       what was fitted to the collection
+    runs/<run_id>/manifest.json    what was done, written last
+
+A run is found by what it is about: its id hashes the segmenter, the versions of the inputs, the version of the code and the run
+before it. So the same command finds its own run and goes on, and nothing needs a lock or a clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+from segcore.errors import FitError, ImageError
+from segcore.model import MODELS, Segmenter
+from segcore.raster import RasterSpec, Space
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input file."""
+
+    uri: str
+    image_id: str
+    version: str
+    """Changes when its bytes change."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an image could not be processed."""
+
+    error_type: str
+    error: str
+    permanent: bool
+    """Whether the same bytes would fail again."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """The failure that this error means."""
+        return cls(type(error).__name__, str(error) or type(error).__name__, isinstance(error, ImageError | FitError) and error.permanent)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image of the plan: its source, and what its header told."""
+
+    source: Source
+    spec: RasterSpec | None
+    """None where the header could not be read."""
+    failure: Failure | None = None
+    """Why the image cannot be processed. None: nothing is known against it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A group of images that is committed together: one Parquet file in each table."""
+
+    file: str
+    """Name of its files in the tables' folders. An existing name is rewritten, its other rows are kept."""
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one run will do."""
+
+    run_id: str
+    parent: str | None
+    """The finished run before it. None: the first."""
+    sequence: int
+    """1 for the first run of an output, and so on."""
+    fingerprint: str
+    """Hash of all that decides pixels and rows, the inputs aside."""
+    settings: Mapping[str, Any]
+    """What the fingerprint hashes, in clear, with the versions of the libraries and the seed."""
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of one image."""
+
+    source: Source
+    spec: RasterSpec | None
+    failure: Failure | None
+    rows: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Rows of each statistic's table, by its name."""
+    mask: str | None = None
+    """Name of the mask below the output."""
+    mask_sha256: str | None = None
+    tiles: int = 0
+    seconds: float = 0.0
+    """Time spent on it by all workers together."""
+    segmenter: str = ""
+    """Kind and what was fitted or chosen, as JSON."""
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of keys.
+
+    >>> digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    True
+    """
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """One line of JSON, with sorted keys. Dataclasses become objects, tuples become arrays."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain, ensure_ascii=False)
+
+
+def run_id(name: str, fingerprint: str, inputs: Sequence[Source], parent: str | None) -> str:
+    """The id of the run that takes these inputs on from `parent`."""
+    versions = sorted((source.uri, source.version) for source in inputs)
+    return f"{name}-{digest([fingerprint, versions, parent])[:12]}"
+
+
+def dump_model(model: Segmenter) -> str:
+    """A fitted segmenter as JSON."""
+    kind = next(name for name, registered in MODELS.items() if registered is type(model))
+    return json.dumps({"model": kind, "fields": dataclasses.asdict(cast(Any, model))}, indent=1)
+
+
+def load_model(text: str) -> Segmenter:
+    """The segmenter that `dump_model` wrote."""
+    record = json.loads(text)
+    return MODELS[record["model"]](**{name: frozen(value) for name, value in record["fields"].items()})
+
+
+def load_spec(record: Mapping[str, Any]) -> RasterSpec:
+    """A raster spec from the fields that `dataclasses.asdict` gave."""
+    fields = {name: frozen(value) for name, value in record.items() if name != "space"}
+    return RasterSpec(**fields, space=Space(**{name: frozen(value) for name, value in record["space"].items()}))
+
+
+def frozen(value: Any) -> Any:
+    """A JSON value with tuples in place of arrays."""
+    if isinstance(value, list):
+        return tuple(frozen(item) for item in value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{type(value).__name__} has no place in a record")

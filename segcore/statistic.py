@@ -1,0 +1,60 @@
+"""Statistics: folds over labelled blocks that end as rows of a table.
+
+A statistic observes the labels of a tile's core together with the block they come from, so it counts while both are in
+memory. Its state must be exact and order-free (whole numbers): then the table is the same for any tiling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from segcore.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from segcore.legend import Legend
+    from segcore.raster import Block, RasterSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """The labels of one tile and what they were made from."""
+
+    values: NDArray[np.integer]
+    """Final labels of the tile's core: class ids, and the legend's nodata label where there is no data."""
+    block: Block
+    legend: Legend
+
+
+class Statistic(Protocol):
+    """A table about the masks, filled one tile at a time."""
+
+    @property
+    def table(self) -> str:
+        """Name of its table, the folder below `tables/`."""
+        ...
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns that it adds after `run_id` and `image_id`."""
+        ...
+
+    def observe(self, item: Labelled, /) -> Any:
+        """What one tile says: exact, order-free state that JSON can hold."""
+        ...
+
+    def merge(self, a: Any, b: Any, /) -> Any:
+        """What two tiles say together."""
+        ...
+
+    def finish(self, total: Any, /, spec: RasterSpec, legend: Legend) -> list[dict[str, Any]]:
+        """The rows of one image. `total` is None for an image that failed: its pixels count as unprocessed."""
+        ...
+
+
+STATISTICS: Registry[type[Statistic]] = Registry("statistic")
+"""Statistics by the name of their table's kind: frozen dataclasses whose fields are the parameters that users set."""

@@ -1,0 +1,97 @@
+"""Fit: one model from the pixels of many images, in as many rounds as the fitter asks for.
+
+All of it is `while not a segmenter: observe everything, merge, finish`. States are exact and order-free, so they are merged as they
+come. An image that cannot be read contributes nothing, not even the tiles that could be read, since which those are depends on the tiling.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from segcore.errors import FitError, ModelMismatch, WorkerDied
+from segcore.manifest import Failure, Item
+from segcore.model import Fitter, Segmenter
+from segcore.work import ImagesJob, Order, observe
+from tasks.bundles import jobs
+from tasks.fanout import Fanout
+from tasks.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A fitted model, and the images that it could not be fitted to."""
+
+    model: Segmenter
+    failures: dict[str, Failure]
+    """By URI."""
+
+
+def fit(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress) -> Fit:
+    """Fit the order's model to all images together. Raises `FitError` where they allow no model."""
+    model = order.model
+    failures: dict[str, Failure] = {}
+    if isinstance(model, Fitter):
+        failures = unsuitable(model, items)
+    while not isinstance(model, Segmenter):
+        usable = [item for item in items if item.spec is not None and item.source.uri not in failures]
+        if not usable:
+            reason = next(iter(failures.values()), None)
+            raise FitError(f"No image is left to fit the model to. {reason.error if reason else ''}".strip())
+        total, failed = _round(fanout, replace(order, model=model), usable, progress)
+        failures.update(failed)
+        if total is None:
+            raise FitError(f"No image could be read to fit the model. {next(iter(failed.values())).error}")
+        model = model.finish(total)
+    return Fit(model, failures)
+
+
+def unsuitable(fitter: Fitter, items: Sequence[Item]) -> dict[str, Failure]:
+    """Images that lack the bands, or that are of another kind than most (k-means on colours cannot take a grey image)."""
+    failures: dict[str, Failure] = {}
+    kinds: dict[str, Hashable] = {}
+    for item in items:
+        if item.spec is not None and item.failure is None:
+            try:
+                kinds[item.source.uri] = fitter.kind_of(fitter.select(item.spec))
+            except ModelMismatch as error:
+                failures[item.source.uri] = Failure.of(error)
+    usual = Counter(kinds.values()).most_common(1)
+    for uri, kind in kinds.items():
+        if kind != usual[0][0]:
+            error = ModelMismatch(
+                f"{uri} has pixels of another kind ({kind}) than most images of the collection ({usual[0][0]}); one model cannot be "
+                "fitted to both. Choose `bands` that all have, set `fit: image`, or run them apart."
+            )
+            failures[uri] = Failure.of(error)
+    return failures
+
+
+def _round(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress) -> tuple[Any, dict[str, Failure]]:
+    fitter = order.model
+    if not isinstance(fitter, Fitter):
+        raise TypeError(f"{type(fitter).__name__} has nothing left to fit")
+    total: Any = None
+    of_image: dict[str, Any] = {}
+    failures: dict[str, Failure] = {}
+    progress.start("fit", items, order)
+    for job, answer in fanout.map(observe, jobs(order, items, fanout.workers)):
+        of_job = job.items if isinstance(job, ImagesJob) else (job.item,)
+        if isinstance(answer, WorkerDied):
+            failures.update((item.source.uri, Failure.of(answer)) for item in of_job)
+            continue
+        failures.update((item.source.uri, failure) for item, failure in answer.failures)
+        progress.advance(job)
+        if answer.state is None:
+            continue
+        if isinstance(job, ImagesJob):
+            total = answer.state if total is None else fitter.merge(total, answer.state)
+        else:
+            uri = job.item.source.uri
+            of_image[uri] = answer.state if uri not in of_image else fitter.merge(of_image[uri], answer.state)
+    for uri, state in of_image.items():
+        if uri not in failures:
+            total = state if total is None else fitter.merge(total, state)
+    return total, failures

@@ -1,0 +1,31 @@
+"""Progress: what the stages tell about how far they are. Who shows it, and how, is not their concern."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from segcore.manifest import Item
+from segcore.work import FinishJob, ImagesJob, Order, PartJob
+
+
+class Progress(Protocol):
+    """Receives the stages' progress; called from several threads."""
+
+    def start(self, stage: str, items: Sequence[Item], order: Order) -> None:
+        """A pass over these images begins."""
+        ...
+
+    def advance(self, job: ImagesJob | PartJob | FinishJob) -> None:
+        """A job of this pass is done."""
+        ...
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def start(self, stage: str, items: Sequence[Item], order: Order) -> None:
+        """Nothing."""
+
+    def advance(self, job: ImagesJob | PartJob | FinishJob) -> None:
+        """Nothing."""
