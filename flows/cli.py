@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from segcore.errors import MaskloomError, RecipeError
 if TYPE_CHECKING:
     from flows.recipe import Recipe
     from flows.segment import Inventory, Outcome
+    from tasks.fanout import Fanout
 
 DONE, CANNOT_GO_ON, WRONG_USAGE, SOME_FAILED = 0, 1, 2, 3
 _FAILURES_SHOWN = 5
@@ -189,7 +190,7 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
     started = time.monotonic()
     configure(recipe.storage)
     inventory = take_inventory(recipe)
-    if not inventory.pending:
+    if inventory.nothing_to_do:
         _say_nothing_to_do(recipe, inventory)
     stop = threading.Event()
     with ExitStack() as stack:
@@ -197,10 +198,16 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
         fanout = stack.enter_context(open_fanout(recipe.cluster, partial(prepare_process, recipe.storage), stop))
         orchestrator = Plain() if no_prefect else stack.enter_context(Prefect())
         # The cluster and the server take seconds to start; they do so side by side.
-        threading.Thread(target=fanout.start, daemon=True).start()
+        threading.Thread(target=_start_early, args=(fanout,), daemon=True).start()
         progress = stack.enter_context(watcher(quiet))
         outcome = run_recipe(recipe, inventory, orchestrator, fanout, progress)
     _say(recipe, inventory, outcome, time.monotonic() - started)
+
+
+def _start_early(fanout: Fanout) -> None:
+    # What is wrong here is raised again, in the run itself, by the first job.
+    with suppress(MaskloomError):
+        fanout.start()
 
 
 def _say_nothing_to_do(recipe: Recipe, inventory: Inventory) -> NoReturn:

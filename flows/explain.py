@@ -31,7 +31,7 @@ def explain(recipe: Recipe) -> str:
     """What a run of this recipe would do now."""
     configure(recipe.storage)
     inventory = take_inventory(recipe)
-    if not inventory.pending:
+    if inventory.nothing_to_do:
         return f"Nothing to do: all {len(inventory.sources)} images are done and unchanged."
     with open_fanout(InProcess(), partial(prepare_process, recipe.storage), threading.Event()) as fanout:
         items = describe_sources(fanout, inventory.pending, recipe.format)

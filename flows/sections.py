@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import re
 import textwrap
 import typing
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ from typing import Any
 import pydantic
 
 from segcore.errors import RecipeError
+
+
+_UNION_MEMBER = re.compile(r"^(str|int|float|bool|none|constrained-.*|function-.*)$|\[")
 
 
 def build(registry: Mapping[str, Any], noun: str, value: Any, path: str) -> Any:
@@ -93,9 +97,8 @@ def explain(error: pydantic.ValidationError, path: str, known: list[str]) -> str
     lines: dict[str, list[str]] = {}
     for problem in error.errors():
         keys = [str(key) for key in problem["loc"]]
-        # Of a union pydantic names the member that it tried; users do not write it in their recipe.
-        names = [key for key in keys[:1] if key] + [key for key in keys[1:] if key.isdigit()]
-        where = ".".join(filter(None, [path, *names]))
+        # Of a union pydantic names the member that it tried, which users do not write in their recipe.
+        where = ".".join(filter(None, [path, *(key for key in keys if not _UNION_MEMBER.search(key))]))
         if problem["type"] == "extra_forbidden":
             close = difflib.get_close_matches(keys[-1], known, n=1)
             what = f"unknown key. {f'Did you mean `{close[0]}`? ' if close else ''}Known keys: {', '.join(known)}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -53,6 +53,13 @@ class Inventory:
     committed: dict[str, Committed]
     head: Head
     pending: list[Source]
+    interrupted: bool
+    """Whether a run over just these inputs was planned and not finished."""
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether all inputs are done, and the run that did them finished."""
+        return not self.pending and not self.interrupted
 
     @property
     def failed_before(self) -> int:
@@ -86,7 +93,9 @@ def take_inventory(recipe: Recipe) -> Inventory:
     committed = read_committed(store)
     known = {row.uri: row.image_id for row in committed.values()}
     sources = discover(recipe.inputs, known)
-    return Inventory(sources, committed, read_head(store), pending(sources, committed, recipe.work.fingerprint))
+    work, head = recipe.work, read_head(store)
+    interrupted = store.exists(f"runs/{identify(work, head, sources)}/plan.json")
+    return Inventory(sources, committed, head, pending(sources, committed, work.fingerprint), interrupted)
 
 
 def run(recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fanout: Fanout, progress: Progress) -> Outcome:
@@ -106,30 +115,21 @@ def _flow(recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fano
     done = orchestrator.stage("resume", tables.done)
     left = [shard for shard in plan.shards if shard.file not in done]
     progress.start("segment", [item for shard in left for item in shard.items], order)
-    tally = _Tally(recipe.max_failed_fraction, sum(len(shard.items) for shard in plan.shards), sum(done.values()))
-    for shard, failures in orchestrator.each(partial(_do_shard, tables, bench), left, lambda shard: shard.file, SHARDS_AT_ONCE):
-        tally = tally.add(shard, failures)
+    failed = sum(done.values())
+    images = sum(len(shard.items) for shard in plan.shards)
+    _check_failures(failed, images, recipe)
+    for failures in orchestrator.each(partial(_do_shard, tables, bench), left, lambda shard: shard.file, SHARDS_AT_ONCE):
+        failed += failures
+        _check_failures(failed, images, recipe)
     return orchestrator.stage("publish", _finish, store, plan, tables)
 
 
-@dataclass(frozen=True, slots=True)
-class _Tally:
-    """Failures so far, against what the recipe allows."""
-
-    allowed: float
-    images: int
-    failed: int = 0
-
-    def add(self, shard: Shard, failures: Sequence[tuple[str, Failure]]) -> _Tally:
-        """The tally with one more shard. Raises `TooManyFailures`."""
-        failed = self.failed + len(failures)
-        if failed > self.allowed * self.images:
-            uri, failure = failures[0]
-            raise TooManyFailures(
-                f"{failed} of {self.images} images failed, more than max_failed_fraction = {self.allowed:g} allows. The first in "
-                f"{shard.file}: {uri}: {failure.error} Repair the inputs or raise max_failed_fraction; the same command goes on."
-            )
-        return replace(self, failed=failed)
+def _check_failures(failed: int, images: int, recipe: Recipe) -> None:
+    if failed > recipe.max_failed_fraction * images:
+        raise TooManyFailures(
+            f"{failed} of {images} images failed, more than max_failed_fraction = {recipe.max_failed_fraction:g} allows. "
+            f"See `maskloom status {recipe.output}`. Repair the inputs or raise max_failed_fraction; the same command goes on."
+        )
 
 
 def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
@@ -175,11 +175,12 @@ def _with_failures(shard: Shard, failures: Mapping[str, Failure]) -> Shard:
     return replace(shard, items=tuple(map(marked, shard.items)))
 
 
-def _do_shard(tables: Tables, bench: Bench, shard: Shard) -> tuple[Shard, list[tuple[str, Failure]]]:
+def _do_shard(tables: Tables, bench: Bench, shard: Shard) -> int:
+    """Segment and commit a shard; how many of its images failed."""
     receipts = segment_shard(shard, bench)
     tables.publish(shard, receipts)
     clear_staging(shard, bench)
-    return shard, [(receipt.source.uri, receipt.failure) for receipt in receipts if receipt.failure is not None]
+    return sum(1 for receipt in receipts if receipt.failure is not None)
 
 
 def _finish(store: Store, plan: Plan, tables: Tables) -> Outcome:

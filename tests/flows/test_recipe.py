@@ -1,0 +1,104 @@
+"""Recipes: what is accepted, what is refused, what decides the fingerprint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows import recipe as recipes
+from segcore.errors import RecipeError
+from segcore.model import SEGMENTERS
+
+MINIMAL = {"inputs": "images", "output": "out", "segmenter": {"kind": "kmeans"}}
+
+
+def make(*changes: str, **keys: object):
+    return recipes.make({**MINIMAL, **keys}, Path("/data"), changes)
+
+
+def test_paths_are_relative_to_the_recipe_and_uris_are_not():
+    recipe = make(inputs=["a/*.tif", "s3://bucket/b", "/abs"], output="../out")
+    assert recipe.inputs == ("/data/a/*.tif", "s3://bucket/b", "/abs")
+    assert recipe.output == "/out"
+
+
+def test_the_name_comes_from_the_file(tmp_path):
+    path = tmp_path / "Delta Land_cover.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    assert recipes.load(path).name == "delta-land-cover"
+
+
+def test_the_fingerprint_depends_on_what_decides_results_and_on_nothing_else():
+    base = make().work.fingerprint
+    same = [make("tiling.tile=256"), make("cluster.kind=serial"), make(output="b"), make(name="other"), make("max_failed_fraction=0.5")]
+    other = [make("segmenter.clusters=3"), make("segmenter.seed=1"), make(fit="image"), make(segmenter="mixture")]
+    assert {recipe.work.fingerprint for recipe in same} == {base}
+    assert len({recipe.work.fingerprint for recipe in other} | {base}) == len(other) + 1
+
+
+def test_the_environment_fills_variables(monkeypatch):
+    monkeypatch.setenv("SCENES", "s3://scenes")
+    assert make(inputs="${SCENES}/2026").inputs == ("s3://scenes/2026",)
+    with pytest.raises(RecipeError, match="NO_SUCH"):
+        make(inputs="${NO_SUCH}/x")
+
+
+@pytest.mark.parametrize("kind", SEGMENTERS)
+def test_every_segmenter_runs_by_its_name_alone(kind):
+    assert make(segmenter=kind).segmenter == make(segmenter={"kind": kind}).segmenter
+
+
+def test_unknown_and_missing_keys_name_their_place():
+    with pytest.raises(RecipeError, match=r"tiling\.tiles|tiling: .*|Did you mean"):
+        make("tiling.tiles=3")
+    with pytest.raises(RecipeError, match="segmenter: this key is needed"):
+        recipes.make({"inputs": "a", "output": "b"}, Path("/"))
+
+
+def test_a_recipe_that_is_no_mapping_or_no_yaml_is_refused(tmp_path):
+    path = tmp_path / "r.yaml"
+    for text in ("- a\n", "a: [", "just text"):
+        path.write_text(text)
+        with pytest.raises(RecipeError):
+            recipes.load(path)
+    with pytest.raises(RecipeError, match="Cannot read"):
+        recipes.load(tmp_path / "absent.yaml")
+
+
+def test_memory_needs_this_process():
+    with pytest.raises(RecipeError, match="serial"):
+        make(output="memory://x")
+    assert make(output="memory://x", cluster="serial").output == "memory://x"
+
+
+@given(st.integers(16, 16384))
+def test_tiles_are_large_enough_and_align_with_blocks(tile):
+    effective = recipes.effective_tile(tile)
+    assert tile <= effective < tile + 256 or effective < 2 * tile
+    assert effective % 256 == 0 or (effective < 256 and effective & (effective - 1) == 0)
+    assert recipes.effective_tile(effective) == effective
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3) |
+                    st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8), st.sampled_from(["segmenter", "tiling", "cluster", "inputs",
+                                                                                                            "statistics", "fit", "storage"]))  # fmt: skip
+def test_any_document_is_accepted_or_refused_with_a_recipe_error(value, key):
+    try:
+        recipe = make(**{key: value})
+    except RecipeError as error:
+        assert str(error)
+    else:
+        assert recipe.inputs
+
+
+def test_the_schema_accepts_what_the_recipe_accepts():
+    schema = recipes.schema()
+    assert {alternative["properties"]["kind"]["const"] for alternative in schema["properties"]["segmenter"]["oneOf"][:-1]} == set(SEGMENTERS)
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate({**MINIMAL, "tiling": {"tile": 512}, "statistics": ["area"], "cluster": {"kind": "local", "workers": 2}}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**MINIMAL, "segmenter": {"kind": "kmeans", "cluster": 3}}, schema)

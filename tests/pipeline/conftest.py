@@ -1,0 +1,81 @@
+"""Collections to run on, and runs in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from click.testing import Result
+from PIL import Image
+from rasterio.transform import from_origin
+from typer.testing import CliRunner
+
+from flows.cli import app
+from tests_support import photograph
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A folder of images and the recipe beside it."""
+
+    folder: Path
+
+    @property
+    def output(self) -> Path:
+        """Where results go."""
+        return self.folder / "out"
+
+    def recipe(self, **keys: object) -> Path:
+        """Write a recipe (JSON is YAML)."""
+        document = {
+            "inputs": ["images/**/*.*"],
+            "output": "out",
+            "segmenter": {"kind": "kmeans", "clusters": 4},
+            "cluster": {"kind": "serial"},
+            **keys,
+        }
+        path = self.folder / "recipe.yaml"
+        path.write_text(json.dumps(document))
+        return path
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Collection:
+    """Six images of four kinds: projected, geographic with nodata, plain TIFF, PNG, JPEG."""
+    images = tmp_path / "images"
+    (images / "scenes").mkdir(parents=True)
+    scene = photograph(700, 900)
+    write_tiff(images / "scenes" / "utm.tif", scene, crs="EPSG:32633", transform=from_origin(500_000, 5_300_000, 10, 10))
+    hole = scene.copy()
+    hole[100:300, 200:420] = 0
+    write_tiff(images / "scenes" / "lonlat.tif", hole, crs="EPSG:4326", transform=from_origin(11.0, 48.5, 0.001, 0.001), nodata=0)
+    write_tiff(images / "plain.tiff", scene[:333, :257])
+    Image.fromarray(scene[:300, :500]).save(images / "photo.png")
+    Image.fromarray(scene[200:520, 100:600]).save(images / "photo.jpg", quality=92)
+    Image.fromarray(scene[:1, :1]).save(images / "pixel.png")
+    return Collection(tmp_path)
+
+
+def write_tiff(path: Path, pixels: np.ndarray, **profile: object) -> None:
+    """Write (height, width, bands) as a tiled, compressed TIFF."""
+    height, width, bands = pixels.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", height=height, width=width, count=bands, dtype=pixels.dtype, tiled=True, blockxsize=256, blockysize=256,
+        compress="deflate", **profile,
+    ) as file:  # fmt: skip
+        file.write(np.moveaxis(pixels, -1, 0))
+
+
+@pytest.fixture
+def maskloom() -> Callable[..., Result]:
+    """Run the command in this process."""
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return invoke

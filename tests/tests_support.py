@@ -1,0 +1,50 @@
+"""What several tests need: pictures to segment, and tables and masks to compare."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as ds
+import rasterio
+
+VOLATILE = ("run_id", "seconds", "mask_sha256", "tiles")
+"""Columns that may differ between runs that must agree: times, ids, and what the tiling decides about files."""
+
+
+@lru_cache(maxsize=8)
+def photograph(height: int, width: int) -> np.ndarray:
+    """A real photograph of this size, RGB uint8, mirrored where it is too small."""
+    from skimage import data
+
+    source = data.astronaut()
+    return np.pad(source, ((0, max(0, height - 512)), (0, max(0, width - 512)), (0, 0)), mode="symmetric")[:height, :width]
+
+
+def read_table(output: Path, name: str, volatile: tuple[str, ...] = VOLATILE) -> list[dict[str, object]]:
+    """The rows of a table in a fixed order, without the columns that may differ."""
+    table = ds.dataset(output / "tables" / name, format="parquet").to_table()
+    kept = table.select([column for column in table.column_names if column not in volatile])
+    return sorted(kept.to_pylist(), key=lambda row: (row["image_id"], row.get("class_id", 0)))
+
+
+def read_masks(output: Path) -> dict[str, np.ndarray]:
+    """The pixels of all masks by name."""
+    masks = {}
+    for path in sorted((output / "masks").rglob("*")):
+        if path.suffix in {".tif", ".png"}:
+            with rasterio.open(path) as file:
+                masks[str(path.relative_to(output))] = file.read(1)
+    return masks
+
+
+def assert_same_results(a: Path, b: Path) -> None:
+    """Two outputs agree in the pixels of all masks and in all values but times and ids."""
+    masks, others = read_masks(a), read_masks(b)
+    assert masks.keys() == others.keys()
+    assert masks, "no masks to compare"
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(mask, others[name], err_msg=name)
+    for table in ("images", "areas"):
+        assert read_table(a, table) == read_table(b, table)
