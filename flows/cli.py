@@ -195,7 +195,7 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
     stop = threading.Event()
     with ExitStack() as stack:
         stack.enter_context(stop_on_signals(stop))
-        fanout = stack.enter_context(open_fanout(recipe.cluster, partial(prepare_process, recipe.storage), stop))
+        fanout: Fanout = stack.enter_context(open_fanout(recipe.cluster, partial(prepare_process, recipe.storage), stop))
         orchestrator = Plain() if no_prefect else stack.enter_context(Prefect())
         # The cluster and the server take seconds to start; they do so side by side.
         threading.Thread(target=_start_early, args=(fanout,), daemon=True).start()

@@ -89,7 +89,7 @@ def _peak_bytes(recipe: Recipe, items: list[Item]) -> float:
         if item.spec is not None:
             read = min(item.spec.pixels, (recipe.tile + 2 * halo) ** 2)
             sample = item.spec.channels * _item_size(item.spec.dtype)
-            whole = 0 if bundles.is_spread(item.spec) or item.spec.chunks != item.spec.shape else item.spec.pixels * (sample + 1)
+            whole = 0 if bundles.is_spread(item.spec) or item.spec.chunks != item.spec.shape else item.spec.pixels * (2 * sample + 1)
             peak = max(peak, read * recipe.segmenter.footprint.bytes_per_pixel + whole)
     return WORKER_BYTES + peak
 

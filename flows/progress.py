@@ -79,10 +79,19 @@ class Quiet:
 class Lines(Quiet):
     """A line every 30 seconds, for logs."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._lock = stream, threading.Lock()
+    def __init__(self, stream: TextIO, seconds: float = SECONDS_BETWEEN_LINES) -> None:
+        self._stream, self._seconds = stream, seconds
         self._counter: Counter | None = None
-        self._last = time.monotonic()
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._writer = threading.Thread(target=self._write, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._writer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        self._writer.join()
 
     def start(self, stage: str, items: Sequence[Item], order: Order) -> None:
         """Begin a pass."""
@@ -90,15 +99,18 @@ class Lines(Quiet):
             self._counter = Counter(stage, items, order)
 
     def advance(self, job: ImagesJob | PartJob | FinishJob) -> None:
-        """Count a job, and write a line where the last one is old enough."""
+        """Count a job."""
         with self._lock:
-            if self._counter is None:
-                return
-            self._counter.add(job)
-            if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-                self._last = time.monotonic()
-                self._stream.write(f"{self._counter}\n")
-                self._stream.flush()
+            if self._counter is not None:
+                self._counter.add(job)
+
+    def _write(self) -> None:
+        # By the clock and not by jobs: a job may take minutes, and silence looks like death.
+        while not self._over.wait(self._seconds):
+            with self._lock:
+                line = str(self._counter or "starting")
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
 
 
 class Bar(Quiet):

@@ -29,6 +29,7 @@ from tasks.plan import Work
 
 _SECRETS = re.compile(r"secret|password|passwd|token|credential|^key$|access_key", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
+DEFAULT_TILE = 2048
 _SMALLEST_TILE = 16
 
 
@@ -37,7 +38,7 @@ class Tiling(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
-    tile: int = pydantic.Field(2048, ge=_SMALLEST_TILE, le=16384)
+    tile: int = pydantic.Field(DEFAULT_TILE, ge=_SMALLEST_TILE, le=16384)
     """Side of a tile in pixels. It never changes a result, only memory and speed. Rounded up to a power of two below 256, to a
     multiple of 256 above, so that no two tiles share a block of the mask."""
 
@@ -68,7 +69,7 @@ class _File(pydantic.BaseModel):
     """What to run on every tile: `kind` and its parameters. See `maskloom list segmenters`."""
     fit: Literal["collection", "image"] = "collection"
     """collection: one model for all images, so that class 1 means the same everywhere. image: each image has its own."""
-    tiling: Tiling = Tiling()
+    tiling: Tiling = pydantic.Field(default_factory=lambda: Tiling(tile=DEFAULT_TILE))
     """How images are cut."""
     statistics: list[str | dict[str, Any]] = ["area"]
     """Tables beside `images`. `area` always runs. See `maskloom list statistics`."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -127,7 +127,8 @@ class Block:
 
     def samples(self) -> NDArray[np.generic]:
         """The valid pixels of the core in row order, shape (n, channels)."""
-        pixels, valid = self.tile.trim(self.pixels), self.tile.trim(self.valid)
+        pixels: NDArray[np.generic] = self.tile.trim(self.pixels)
+        valid: NDArray[np.bool_] = self.tile.trim(self.valid)
         return pixels.reshape(-1, pixels.shape[-1]) if valid.all() else pixels[valid]
 
 
@@ -168,13 +169,26 @@ class Piece:
     """Compressed labels, as the format wants them in its file."""
 
 
+class Sink(Protocol):
+    """Where a mask file is written to, from its first byte to its last."""
+
+    def write(self, data: bytes, /) -> int:
+        """Append bytes; how many there were."""
+        ...
+
+
 class Format(Protocol):
     """A file format for images, and the kind of mask that its images get."""
 
-    suffixes: tuple[str, ...]
-    """Lower-case suffixes that folders are searched for, each with its dot."""
-    mask_suffix: str
-    """Suffix of the masks of such images, with its dot."""
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Lower-case suffixes that folders are searched for, each with its dot."""
+        ...
+
+    @property
+    def mask_suffix(self) -> str:
+        """Suffix of the masks of such images, with its dot."""
+        ...
 
     def describe(self, location: str, version: str) -> RasterSpec:
         """Read the header. Raises `FormatError` where the file is not what its name says or is beyond our limits."""
@@ -192,7 +206,7 @@ class Format(Protocol):
         """
         ...
 
-    def assemble(self, pieces: Iterable[Piece], spec: RasterSpec, legend: Legend, out: BinaryIO, tile_size: int) -> None:
+    def assemble(self, pieces: Iterable[Piece], spec: RasterSpec, legend: Legend, out: Sink, tile_size: int) -> None:
         """Write the mask file of the whole image from the pieces of all its tiles, given in any order."""
         ...
 

@@ -43,6 +43,9 @@ class Artefact:
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URI or local path, and the path inside it. Raises `StoreError` for an unknown protocol."""
+    if "://" not in uri:
+        # Not by fsspec's own rules, which read "::" in a file name as a chain of stores.
+        return LocalFileSystem(), os.path.abspath(uri)
     try:
         fs, path = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError) as error:
@@ -189,7 +192,7 @@ class Publication:
         self._name, self._file = name, file
         self._digest, self._size = hashlib.sha256(), 0
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
+    def write(self, data: bytes) -> int:
         """Append bytes."""
         self._digest.update(data)
         count = self._file.write(data)

@@ -20,21 +20,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce, singledispatch
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from segcore import formats, segmenters, statistics  # noqa: F401  (their import fills the registries)
-from segcore.errors import FitError, ImageError, ReadError, RunError, Unavailable
+from segcore.errors import FitError, FormatError, ImageError, ReadError, RunError, Unavailable
 from segcore.fold import observe_all
 from segcore.geometry import Grid, Tile
 from segcore.legend import Legend
 from segcore.manifest import Failure, Item, Receipt, Source, canonical
 from segcore.model import Fitter, Segmenter
 from segcore.preview import PreviewPart, observe_preview, preview_stride, render_preview
-from segcore.raster import FORMATS, Block, Piece, RasterSpec, Reader
+from segcore.raster import FORMATS, Block, Piece, RasterSpec, Reader, Sink
 from segcore.statistic import Labelled, Statistic
-from segcore.storage import STAGING, Store, configure, filesystem
+from segcore.storage import STAGING, Store, configure, filesystem, is_local
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ class _Part:
     states: dict[str, Any]
     previews: list[PreviewPart]
 
-    def dump(self, out: IO[bytes] | Any, seconds: float) -> None:
+    def dump(self, out: Sink, seconds: float) -> None:
         """Write a header (states, index of the pieces, previews) and the pieces' payloads behind it."""
         previews = [preview.to_bytes() for preview in self.previews]
         header = json.dumps(
@@ -278,6 +278,9 @@ def _describe(source: Source, format_name: str | None) -> Item:
     try:
         fs, path = filesystem(source.uri)
         with _failures_of(source.uri):
+            if is_local(source.uri) and not fs.isfile(path) and fs.exists(path):
+                # A pipe would be waited for until somebody writes into it.
+                raise FormatError(f"{source.uri} is not a regular file.")
             with fs.open(path, "rb", block_size=4096, cache_type="none") as file:
                 head = file.read(512)
             chosen = formats.format_of(source.uri, head, format_name)

@@ -61,11 +61,11 @@ def unsuitable(fitter: Fitter, items: Sequence[Item]) -> dict[str, Failure]:
     usual = Counter(kinds.values()).most_common(1)
     for uri, kind in kinds.items():
         if kind != usual[0][0]:
-            error = ModelMismatch(
+            mismatch = ModelMismatch(
                 f"{uri} has pixels of another kind ({kind}) than most images of the collection ({usual[0][0]}); one model cannot be "
                 "fitted to both. Choose `bands` that all have, set `fit: image`, or run them apart."
             )
-            failures[uri] = Failure.of(error)
+            failures[uri] = Failure.of(mismatch)
     return failures
 
 

@@ -1,0 +1,158 @@
+"""GDAL datasets: opened by path or through fsspec, with bounded memory, one thread a dataset, and quiet.
+
+rasterio keeps its Python openers in context variables, so every call on a dataset runs in the context that opened it; then
+a reader may be opened in one thread and used or closed in another.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from uuid import uuid4
+
+from segcore.formats._open import Ranges, Source, silence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from segcore.errors import Unavailable
+
+CACHE_BYTES = 128 << 20
+"""Memory for decoded blocks, shared by all datasets of a process."""
+_NAME = "image.tif"
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class _StoredFiles:
+    """What rasterio asks of a Python store: the image and the files beside it, under names without surprises."""
+
+    files: dict[str, Source]
+    failures: list[Unavailable] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, source: Source) -> _StoredFiles:
+        """The image with its masks (.msk), side-car metadata (.aux.xml) and world file (.tfw), where they exist."""
+        stem = source.path.rsplit(".", 1)[0]
+        beside = {
+            f"{_NAME}.msk": source.beside(f"{source.path}.msk"),
+            f"{_NAME}.aux.xml": source.beside(f"{source.path}.aux.xml"),
+            "image.tfw": source.beside(f"{stem}.tfw"),
+        }
+        return cls({_NAME: source} | {name: file for name, file in beside.items() if file is not None})
+
+    def open(self, path: str, mode: str = "rb", **_: object) -> Ranges:
+        if not self.isfile(path) or mode not in ("r", "rb"):
+            raise FileNotFoundError(path)
+        return Ranges(self.files[_name(path)], self.failures)
+
+    def isfile(self, path: str) -> bool:
+        return _name(path) in self.files
+
+    def isdir(self, _: str) -> bool:
+        return False
+
+    def ls(self, _: str) -> list[str]:
+        return list(self.files)
+
+    def mtime(self, _: str) -> int:
+        return 0
+
+    def size(self, path: str) -> int:
+        if not self.isfile(path):
+            raise FileNotFoundError(path)
+        return self.files[_name(path)].size()
+
+    def rm(self, path: str) -> None:
+        raise PermissionError(path)
+
+
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+@dataclass(slots=True)
+class Dataset:
+    """An open GDAL dataset; for one thread at a time."""
+
+    raw: Any
+    """The rasterio dataset. Touch it only inside `run`."""
+    _context: contextvars.Context
+    _failures: list[Unavailable]
+
+    @classmethod
+    def open(cls, source: Source) -> Dataset:
+        """Open a TIFF. Raises what `errors` names, and `Unavailable`."""
+        import rasterio
+        from rasterio.errors import NotGeoreferencedWarning
+
+        silence(NotGeoreferencedWarning)
+        _quieten("rasterio")
+        context, failures = contextvars.Context(), []
+        path, options = source.local_path, {}
+        if path is None:
+            files = _StoredFiles.of(source)
+            _adopt(_StoredFiles)
+            path, options, failures = f"maskloom-{uuid4().hex}/{_NAME}", {"opener": files}, files.failures
+        dataset = cls(None, context, failures)
+        dataset.raw = dataset.run(rasterio.open, path, driver="GTiff", **options)
+        return dataset
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that touches the dataset. Raises what `errors` names, and `Unavailable` where the store failed."""
+        try:
+            with _environment():
+                result = self._context.run(function, *args, **kwargs)
+        except errors():
+            # A store's failure looks like a broken file to GDAL.
+            if self._failures:
+                raise self._failures[0] from None
+            raise
+        if self._failures:
+            raise self._failures[0]
+        return result
+
+    def close(self) -> None:
+        """Let the file go."""
+        with _environment():
+            self._context.run(self.raw.close)
+
+
+def _environment() -> Any:
+    import rasterio
+    from rasterio.session import DummySession
+
+    # rasterio takes the cache's size in bytes, where GDAL itself takes small numbers as megabytes.
+    settings = {"GDAL_CACHEMAX": CACHE_BYTES, "GDAL_NUM_THREADS": "1", "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
+    return rasterio.Env(session=DummySession(), **settings)
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What rasterio raises for bad files."""
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import CRSError, RasterioError
+
+    return (RasterioError, CPLE_BaseError, CRSError)
+
+
+def reason(error: BaseException) -> str:
+    """What GDAL itself said; rasterio hides it behind general words."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(getattr(error, "errmsg", error)).strip().rstrip(".")
+
+
+def _adopt(container: type) -> None:
+    from rasterio.abc import MultiByteRangeResourceContainer
+
+    MultiByteRangeResourceContainer.register(container)
+
+
+def _quieten(name: str) -> None:
+    logger = logging.getLogger(name)
+    # One broken file makes thousands of lines; a level that somebody set on purpose stays.
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.CRITICAL)

@@ -1,0 +1,262 @@
+"""Opening: how readers get at the bytes of a file in any store, and what its first bytes say it is.
+
+`Source` is a file in a store. C libraries that must see a file object get `Ranges`, which reads only the parts they ask for,
+through a bounded cache. An exception cannot pass through a C library, so `Ranges` keeps it and answers with nothing; whoever
+called the library looks at `failures` afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from segcore.errors import FormatError, MaskloomError, Unavailable
+from segcore.storage import filesystem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fsspec import AbstractFileSystem
+
+HEAD_BYTES = 64
+"""First bytes of a file that tell its kind."""
+MAX_PICTURE_PIXELS = 2**28
+"""Pixels that are decoded at once at most: of a picture, or of one block of a TIFF."""
+_BLOCK_BYTES = 2**18
+_CACHED_BLOCKS = 32
+
+_SIGNATURES: tuple[tuple[bytes, str], ...] = (
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"BM", "BMP"),
+    (b"GIF8", "GIF"),
+    (b"%PDF", "PDF"),
+    (b"8BPS", "Photoshop"),
+    (b"PK\x03\x04", "ZIP"),
+    (b"\x1f\x8b", "gzip"),
+    (b"\x89HDF", "HDF5"),
+    (b"\0\0\0\x0cjP", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+)
+_KINDS = {"tiff": ("TIFF",), "picture": ("PNG", "JPEG", "BMP", "WebP")}
+"""Kinds of content that a format reads."""
+_CLAIMS = {
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".gtiff": "TIFF",
+    ".btf": "TIFF",
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".bmp": "BMP",
+    ".webp": "WebP",
+}
+"""What a suffix says about the content."""
+
+
+@dataclass(slots=True)
+class Source:
+    """A file in a store."""
+
+    location: str
+    """fsspec URI or absolute local path."""
+    store: AbstractFileSystem
+    path: str
+    """Its path in the store."""
+    _size: int | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, location: str) -> Source:
+        """The file at a location. Raises `StoreError` for an unknown protocol."""
+        return cls(location, *filesystem(location))
+
+    @property
+    def local_path(self) -> str | None:
+        """The path that C libraries can open by themselves; None where the bytes must come through fsspec."""
+        from fsspec.implementations.local import LocalFileSystem
+
+        # Names that are no UTF-8 have surrogates, which GDAL cannot be told.
+        return self.path if isinstance(self.store, LocalFileSystem) and self.path.isprintable() else None
+
+    def size(self) -> int:
+        """Bytes; the store is asked once. Raises `FormatError` where this is no file, and `Unavailable`."""
+        if self._size is not None:
+            return self._size
+        with _store_errors(self.location):
+            info = self.store.info(self.path)
+        if info.get("type", "file") != "file" or info.get("size") is None:
+            raise FormatError(
+                f"{self.location} is no regular file of known size but a {info.get('type')}. Leave it out of `inputs`."
+            )
+        self._size = int(info["size"])
+        return self._size
+
+    def read(self, start: int = 0, stop: int | None = None) -> bytes:
+        """A range of its bytes. Raises `Unavailable`."""
+        with _store_errors(self.location):
+            return bytes(self.store.cat_file(self.path, start=start, end=stop))
+
+    def head(self) -> bytes:
+        """Its first bytes, for `kind_of`. Raises `FormatError` where this is no file, and `Unavailable`."""
+        # Some stores refuse a range of an empty file.
+        size = min(self.size(), HEAD_BYTES)
+        return self.read(0, size) if size else b""
+
+    def beside(self, path: str) -> Source | None:
+        """Another file of the same store, if it exists. Raises `Unavailable`."""
+        with _store_errors(self.location):
+            return Source(path, self.store, path) if self.store.isfile(path) else None
+
+
+@contextlib.contextmanager
+def _store_errors(location: str) -> Iterator[None]:
+    try:
+        yield
+    except MaskloomError:
+        raise
+    # Stores raise what their client libraries raise (botocore, aiohttp, google ...), which has no common base.
+    except Exception as error:
+        raise Unavailable(f"{location} could not be read from its store: {error or type(error).__name__}") from error
+
+
+@dataclass(slots=True, eq=False)
+class Ranges:
+    """A stored file as a file object for C libraries. Memory is bounded; failures are kept, not raised."""
+
+    source: Source
+    failures: list[Unavailable] = field(default_factory=list)
+    size: int = field(init=False)
+    _position: int = field(init=False, default=0)
+    _blocks: dict[int, bytes] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.size = self.source.size()
+
+    def __enter__(self) -> Ranges:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the cached bytes go."""
+        self._blocks.clear()
+
+    def tell(self) -> int:
+        """Place of the next byte that `read` gives."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to a place counted from the start (0), from here (1) or from the end (2)."""
+        self._position = max(0, offset + (0, self._position, self.size)[whence])
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes; fewer at the end of the file, none after a failure."""
+        start = min(self._position, self.size)
+        stop = self.size if size < 0 else min(start + size, self.size)
+        try:
+            data = self._cached(start, stop) if stop - start <= _BLOCK_BYTES else self.source.read(start, stop)
+        except Unavailable as error:
+            self.failures.append(error)
+            return b""
+        self._position = start + len(data)
+        return data
+
+    def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+        """Several ranges at once, which object stores fetch in parallel. GDAL asks so for the blocks of a window."""
+        stops = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
+        try:
+            with _store_errors(self.source.location):
+                paths = [self.source.path] * len(stops)
+                parts = self.source.store.cat_ranges(paths, list(offsets), stops, on_error="raise")
+                return [bytes(part) for part in parts]
+        except Unavailable as error:
+            self.failures.append(error)
+            return [b""] * len(stops)
+
+    def _cached(self, start: int, stop: int) -> bytes:
+        first, last = start // _BLOCK_BYTES, max(start, stop - 1) // _BLOCK_BYTES
+        joined = b"".join(self._block(number) for number in range(first, last + 1)) if stop > start else b""
+        return joined[start - first * _BLOCK_BYTES : stop - first * _BLOCK_BYTES]
+
+    def _block(self, number: int) -> bytes:
+        block = self._blocks.pop(number, None)
+        if block is None:
+            block = self.source.read(number * _BLOCK_BYTES, min((number + 1) * _BLOCK_BYTES, self.size))
+        # The dictionary's order is the order of use: the oldest goes.
+        self._blocks[number] = block
+        if len(self._blocks) > _CACHED_BLOCKS:
+            del self._blocks[next(iter(self._blocks))]
+        return block
+
+
+def kind_of(head: bytes) -> str:
+    """What the first bytes of a file say it is, in a word for people."""
+    if not head:
+        return "empty"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    for signature, kind in _SIGNATURES:
+        if head.startswith(signature):
+            return kind
+    printable = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
+    return "text" if printable == len(head) else "unknown data"
+
+
+def suffix_of(location: str) -> str:
+    """The suffix of a location's name in lower case, with its dot; empty where there is none."""
+    path = re.split("[?#]", location, maxsplit=1)[0] if location.startswith(("http://", "https://")) else location
+    _, dot, suffix = path.rsplit("/", 1)[-1].rpartition(".")
+    return dot + suffix.lower() if dot else ""
+
+
+def require_kind(location: str, head: bytes, image_format: str) -> str:
+    """The kind of content. Raises `FormatError` where the format does not read such content."""
+    kind, wanted = kind_of(head), _KINDS.get(image_format)
+    if wanted is None or kind in wanted:
+        return kind
+    raise FormatError(
+        f"{location} should be {' or '.join(wanted)} for the format {image_format!r}, but {_is(kind)}. {_remedy(kind)}"
+    )
+
+
+def require_claim(location: str, head: bytes) -> None:
+    """Check that the content is what the suffix claims. Raises `FormatError` where it is not."""
+    suffix, kind = suffix_of(location), kind_of(head)
+    claim = _CLAIMS.get(suffix, kind)
+    if claim != kind:
+        raise FormatError(f"{location} is {claim} by its suffix {suffix}, but {_is(kind)}. {_remedy(kind)}")
+
+
+def _is(kind: str) -> str:
+    return "it is empty (0 bytes)" if kind == "empty" else f"its content is {kind}"
+
+
+def _remedy(kind: str) -> str:
+    image_format = next((name for name, kinds in _KINDS.items() if kind in kinds), None)
+    if image_format is None:
+        return "Convert it to GeoTIFF or PNG, or leave it out of `inputs`."
+    suffix = next(suffix for suffix, claim in _CLAIMS.items() if claim == kind)
+    return f"Rename it to end in {suffix}, or set `format: {image_format}`."
+
+
+def silence(category: type[Warning], module: str = "") -> None:
+    """Ignore a library's warnings about odd files, whose faults we report ourselves.
+
+    The filter is of the whole process and stays: `warnings.catch_warnings` would race with other threads.
+    """
+    for action, _, known, known_module, _ in warnings.filters:
+        if action != "ignore":
+            break
+        if known is category and getattr(known_module, "pattern", "") == module:
+            return
+    warnings.filterwarnings("ignore", category=category, module=module)

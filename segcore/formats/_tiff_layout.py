@@ -1,0 +1,165 @@
+"""The layout of a TIFF: what GDAL's header says, turned into what a reader needs, with the limits that a header must keep."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segcore.errors import FormatError
+from segcore.formats._open import MAX_PICTURE_PIXELS, Ranges, Source
+from segcore.formats._orientation import UPRIGHT, tiff_orientation, turn_shape
+from segcore.raster import Space
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from segcore.formats._dataset import Dataset
+    from segcore.geometry import Shape
+    from segcore.raster import Affine
+
+MAX_PIXELS = 2**40
+"""Pixels of one image; a header alone can claim more than anybody can read."""
+MAX_BANDS = 4096
+_MAX_BLOCK_BYTES = 4 * MAX_PICTURE_PIXELS
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a file stores what a reader delivers."""
+
+    shape: Shape
+    """As stored, before it is turned upright."""
+    dtype: str
+    block: Shape
+    chunks: Shape
+    data: tuple[int, ...]
+    """GDAL's numbers of the data bands."""
+    alpha: int | None
+    masks: tuple[int, ...]
+    """GDAL's numbers of the bands with a mask of their own; one stands for all where they share it."""
+    nodata: float | None
+    """None also where the type cannot hold the file's value."""
+    palette: NDArray[np.uint8] | None
+    """Red, green, blue and alpha by index."""
+    rgb: bool
+    """Whether the first three data bands are red, green and blue."""
+    space: Space
+    orientation: int = UPRIGHT
+
+    @property
+    def bands(self) -> int:
+        """Number of data bands as delivered."""
+        return len(self.data) if self.palette is None else 3
+
+    @property
+    def delivered_shape(self) -> Shape:
+        """(height, width) after turning upright."""
+        return turn_shape(self.shape, self.orientation)
+
+
+def read_layout(dataset: Dataset, source: Source) -> Layout:
+    """The layout of an open TIFF. Raises `FormatError` for what we do not read, and what `_dataset.errors` names."""
+    space = dataset.run(_space, dataset.raw)
+    layout = dataset.run(_layout, dataset.raw, source.location, space)
+    # A georeference is of the pixels as stored, and whoever georeferences an image ignores the tag, as GDAL does.
+    return layout if space.affine is not None else replace(layout, orientation=_orientation(source))
+
+
+def _layout(raw: Any, location: str, space: Space) -> Layout:
+    if raw.count > MAX_BANDS:
+        raise FormatError(f"{location} has {raw.count} bands; the limit is {MAX_BANDS}. Leave it out of `inputs`.")
+    uses = [use.name for use in raw.colorinterp]
+    data = tuple(band for band, use in zip(raw.indexes, uses, strict=True) if use != "alpha")
+    if not data:
+        raise FormatError(f"{location} has no band but alpha. Leave it out of `inputs`.")
+    dtype = raw.dtypes[data[0] - 1]
+    if dtype.startswith("complex"):
+        raise FormatError(f"{location} has complex pixels ({dtype}). Write their magnitude, or their parts as two bands.")
+    layout = Layout(
+        shape=raw.shape,
+        dtype=dtype,
+        block=raw.block_shapes[data[0] - 1],
+        chunks=raw.shape,
+        data=data,
+        alpha=next((band for band in raw.indexes if band not in data), None),
+        masks=_masks(raw.mask_flag_enums, data),
+        nodata=_nodata(raw.nodata, np.dtype(dtype)),
+        palette=_palette(raw, data, dtype),
+        rgb=[uses[band - 1] for band in data[:3]] == ["red", "green", "blue"],
+        space=space,
+    )
+    _refuse_giants(location, layout, raw)
+    return replace(layout, chunks=_chunks(raw, layout))
+
+
+def _orientation(source: Source) -> int:
+    if source.local_path is None:
+        with Ranges(source) as stream:
+            return tiff_orientation(stream)
+    with Path(source.local_path).open("rb") as file:
+        return tiff_orientation(file)
+
+
+def _space(raw: Any) -> Space:
+    # Without a geotransform rasterio gives the identity, which no map has.
+    affine: Affine = tuple(raw.transform)[:6]
+    known = not raw.transform.is_identity and all(map(math.isfinite, affine)) and raw.transform.determinant != 0
+    return Space(affine, raw.crs.to_wkt() if raw.crs else None) if known else Space()
+
+
+def _palette(raw: Any, data: Sequence[int], dtype: str) -> NDArray[np.uint8] | None:
+    if len(data) > 1 or raw.colorinterp[data[0] - 1].name != "palette" or dtype not in ("uint8", "uint16"):
+        return None
+    palette = np.zeros((np.iinfo(dtype).max + 1, 4), np.uint8)
+    for index, colour in raw.colormap(data[0]).items():
+        palette[index] = colour
+    return palette
+
+
+def _masks(flags: Sequence[Sequence[Any]], data: Sequence[int]) -> tuple[int, ...]:
+    """The bands whose masks must be read; masks that GDAL derives from nodata or alpha are not among them."""
+    from rasterio.enums import MaskFlags
+
+    derived = ({MaskFlags.all_valid}, {MaskFlags.nodata}, {MaskFlags.per_dataset, MaskFlags.alpha})
+    own = tuple(band for band in data if set(flags[band - 1]) not in derived)
+    return own[:1] if own and MaskFlags.per_dataset in flags[own[0] - 1] else own
+
+
+def _nodata(value: float | None, dtype: np.dtype[Any]) -> float | None:
+    """The nodata value where the type can hold it."""
+    if value is None or (math.isnan(value) and dtype.kind == "f"):
+        return None if value is None else math.nan
+    if dtype.kind == "f":
+        return value if abs(value) <= np.finfo(dtype).max else None
+    limits = np.iinfo(dtype)
+    return value if math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max else None
+
+
+def _refuse_giants(location: str, layout: Layout, raw: Any) -> None:
+    pixels = math.prod(layout.shape)
+    if pixels > MAX_PIXELS:
+        raise FormatError(f"{location} claims {pixels} pixels; the limit is {MAX_PIXELS}. Cut it into several files.")
+    together = raw.count if raw.interleaving is not None and raw.interleaving.name == "pixel" else 1
+    size = math.prod(layout.block)
+    if size > MAX_PICTURE_PIXELS or size * together * np.dtype(layout.dtype).itemsize > _MAX_BLOCK_BYTES:
+        raise FormatError(
+            f"{location} has blocks of {layout.block[0]} x {layout.block[1]} pixels and {together} band(s), which must be "
+            f"decoded at once; the limit is {MAX_PICTURE_PIXELS} pixels and {_MAX_BLOCK_BYTES} bytes. Convert it to a tiled TIFF "
+            "(gdal_translate -of COG)."
+        )
+
+
+def _chunks(raw: Any, layout: Layout) -> Shape:
+    """Block shape, or the whole shape where GDAL shows one compressed strip as rows: each is decoded from the top."""
+    rows = layout.block[0]
+    band = layout.data[0]
+    offsets = [raw.get_tag_item(f"BLOCK_OFFSET_0_{i}", "TIFF", bidx=band) for i in (0, 1)]
+    if rows == 1 < layout.shape[0] and offsets[0] is not None and offsets[1] is None:
+        return layout.shape
+    return tuple(min(a, b) for a, b in zip(layout.block, layout.shape, strict=True))

@@ -1,0 +1,230 @@
+"""TIFF and GeoTIFF, read by GDAL: any layout, windowed, from any store.
+
+Which pixels are data (`valid`), among the bands that are read:
+
+- a float pixel with NaN or infinity in any band is not; it comes out as 0, so that nobody computes with NaN;
+- a pixel that has the file's nodata value is not: in all bands for RGB pictures (black is rare, one channel at 0
+  is not), in any band otherwise. Nodata that the type cannot hold means nothing. In a palette file it is an index;
+- a pixel of alpha 0, of a palette colour with alpha 0, or of an index without a colour, is not;
+- a pixel that an internal or side-car (.msk) mask hides is not.
+
+A palette becomes the three bands of its colours. An alpha band is no data band: band 4 of (red, green, blue, alpha, infrared)
+is infrared. Other values come as GDAL gives them, without scale and offset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from segcore.errors import FormatError, ReadError
+from segcore.formats._dataset import Dataset, errors, reason
+from segcore.formats._open import Source, require_kind
+from segcore.formats._orientation import UPRIGHT, stored_box, turn, turn_shape
+from segcore.formats._tiff_layout import Layout, read_layout
+from segcore.geometry import Box
+from segcore.raster import FORMATS, RasterSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from segcore.geometry import Tile
+    from segcore.legend import Legend
+    from segcore.raster import Piece, Sink
+
+_STRIP_BYTES = 4 << 20
+"""Bands on their way to be interleaved; small enough to stay in a processor's cache."""
+_MERGED_BY_OPENCV = frozenset({"uint8", "uint16", "int16", "int32", "float32", "float64"})
+
+
+@dataclass(frozen=True, slots=True)
+class GeoTiff:
+    """TIFF files. Their masks are Cloud Optimized GeoTIFFs on the same grid."""
+
+    suffixes: tuple[str, ...] = (".tif", ".tiff", ".gtiff", ".btf")
+    mask_suffix: str = ".tif"
+
+    def describe(self, location: str, version: str) -> RasterSpec:
+        """Read the header; see `segcore.raster.Format.describe`."""
+        try:
+            source = _checked(location)
+            with contextlib.closing(Dataset.open(source)) as dataset:
+                layout = read_layout(dataset, source)
+        except errors() as error:
+            raise FormatError(
+                f"The header of {location} cannot be read as TIFF: {reason(error)}. Write the file again."
+            ) from error
+        return RasterSpec(
+            location=location,
+            format="tiff",
+            shape=layout.delivered_shape,
+            bands=tuple(range(1, layout.bands + 1)),
+            dtype="uint8" if layout.palette is not None else layout.dtype,
+            chunks=turn_shape(layout.chunks, layout.orientation),
+            version=version,
+            file_bands=layout.bands,
+            nodata=layout.nodata,
+            interpretation="rgb" if layout.rgb or layout.palette is not None else "bands",
+            space=layout.space,
+        )
+
+    def open(self, spec: RasterSpec) -> TiffReader:
+        """Open the file; see `segcore.raster.Format.open`. A reader is for one thread at a time."""
+        with contextlib.ExitStack() as stack:
+            try:
+                source = _checked(spec.location)
+                dataset = stack.enter_context(contextlib.closing(Dataset.open(source)))
+                layout = read_layout(dataset, source)
+            except errors() as error:
+                raise ReadError(f"{spec.location} cannot be opened: {reason(error)}. Write the file again.") from error
+            if (layout.delivered_shape, layout.bands) != (spec.shape, spec.file_bands):
+                raise ReadError(f"{spec.location} has changed since its header was read. Run the same command again.")
+            stack.pop_all()
+        return TiffReader(dataset, layout, spec)
+
+    def encode(self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int) -> list[Piece]:
+        """See `segcore.formats.cog.CogMasks.encode`."""
+        from segcore.formats.cog import CogMasks
+
+        return CogMasks().encode(labels, tile, spec, tile_size)
+
+    def assemble(self, pieces: Iterable[Piece], spec: RasterSpec, legend: Legend, out: Sink, tile_size: int) -> None:
+        """See `segcore.formats.cog.CogMasks.assemble`."""
+        from segcore.formats.cog import CogMasks
+
+        CogMasks().assemble(pieces, spec, legend, out, tile_size)
+
+    def sidecars(self, legend: Legend) -> Mapping[str, bytes]:
+        """GDAL's side-car with the names of the classes, for which TIFF has no place."""
+        from segcore.formats.cog import category_sidecar
+
+        return {".aux.xml": category_sidecar(legend)}
+
+
+@dataclass(slots=True)
+class TiffReader:
+    """An open TIFF."""
+
+    dataset: Dataset
+    layout: Layout
+    spec: RasterSpec
+
+    def __enter__(self) -> TiffReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.dataset.close()
+
+    def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels and `valid` of a box; see `segcore.raster.Reader.read`."""
+        orientation = self.layout.orientation
+        try:
+            pixels, valid = self.dataset.run(self._read, stored_box(box, self.spec.shape, orientation))
+        except errors() as error:
+            raise ReadError(
+                f"{self.spec.location}: rows {box.start[0]} to {box.stop[0]}, columns {box.start[1]} to {box.stop[1]} cannot be "
+                f"read: {reason(error)}. The file is damaged or incomplete; copy or write it again."
+            ) from error
+        return (pixels, valid) if orientation == UPRIGHT else (turn(pixels, orientation), turn(valid, orientation))
+
+    def _read(self, box: Box) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        layout, spec = self.layout, self.spec
+        valid = np.ones(box.shape, np.bool_)
+        if box.size == 0:
+            return np.empty((*box.shape, spec.channels), spec.dtype), valid
+        stored = (1,) if layout.palette is not None else spec.bands
+        bands = [layout.data[band - 1] for band in stored]
+        pixels, alpha = self._interleaved(box, bands)
+        if layout.nodata is not None and not math.isnan(layout.nodata):
+            valid &= ~_equal(pixels, layout.nodata, spec.interpretation == "rgb" and layout.palette is None)
+        if alpha is not None:
+            valid &= alpha != 0
+        for band in layout.masks if len(layout.masks) == 1 else [band for band in bands if band in layout.masks]:
+            valid &= self.dataset.raw.read_masks(band, window=_window(box)) != 0
+        if pixels.dtype.kind == "f":
+            _drop_not_finite(pixels, valid)
+        if layout.palette is not None:
+            index, hidden = pixels[..., 0], layout.palette[:, 3] == 0
+            if hidden.any():
+                valid &= ~hidden[index]
+            pixels = np.take(layout.palette[:, [band - 1 for band in spec.bands]], index, axis=0)
+        return pixels, valid
+
+    def _interleaved(self, box: Box, bands: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Pixels, channel-last, and alpha. GDAL gives bands one after the other; strips of few rows are interleaved in turn."""
+        layout, raw = self.layout, self.dataset.raw
+        pixels = np.empty((*box.shape, len(bands)), layout.dtype)
+        if layout.alpha is None and len(bands) == 1:
+            raw.read(bands[0], window=_window(box), out=pixels[..., 0])
+            return pixels, None
+        alpha = None if layout.alpha is None else np.empty(box.shape, layout.dtype)
+        wanted = [*bands] if layout.alpha is None else [*bands, layout.alpha]
+        row_bytes = box.shape[1] * len(wanted) * pixels.itemsize
+        for strip in _strips(box, layout.block[0], _STRIP_BYTES // row_bytes):
+            planes = raw.read(wanted, window=_window(strip))
+            rows = strip.relative_to(box).slices[0]
+            _merge(planes[: len(bands)], pixels[rows])
+            if alpha is not None:
+                alpha[rows] = planes[-1]
+        return pixels, alpha
+
+
+def _checked(location: str) -> Source:
+    source = Source.of(location)
+    require_kind(location, source.head(), "tiff")
+    return source
+
+
+def _window(box: Box) -> Any:
+    from rasterio.windows import Window
+
+    return Window(box.start[1], box.start[0], box.shape[1], box.shape[0])
+
+
+def _strips(box: Box, block_rows: int, rows: int) -> Iterable[Box]:
+    """The box in strips of about `rows` rows that end where rows of blocks end, so that no block is decoded twice."""
+    step = block_rows * max(1, rows // block_rows)
+    cuts = [box.start[0], *range((box.start[0] // step + 1) * step, box.stop[0], step), box.stop[0]]
+    return [Box((top, box.start[1]), (bottom, box.stop[1])) for top, bottom in itertools.pairwise(cuts)]
+
+
+def _merge(planes: NDArray[Any], out: NDArray[Any]) -> None:
+    """Write bands (channel, row, column) into channel-last `out`."""
+    if out.dtype.name in _MERGED_BY_OPENCV and 1 < len(planes) <= 4:
+        import cv2
+
+        merged = cv2.merge(list(planes), dst=out)
+        if merged is out:
+            return
+        out[...] = merged
+        return
+    for channel, plane in enumerate(planes):
+        out[..., channel] = plane
+
+
+def _equal(pixels: NDArray[Any], nodata: float, every: bool) -> NDArray[np.bool_]:
+    value = pixels.dtype.type(nodata)
+    found: NDArray[np.bool_] = pixels[..., 0] == value
+    for channel in range(1, pixels.shape[-1]):
+        same = pixels[..., channel] == value
+        found = found & same if every else found | same
+    return found
+
+
+def _drop_not_finite(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+    finite = np.isfinite(pixels)
+    if not finite.all():
+        pixels[~finite] = 0
+        valid &= finite.all(axis=-1)
+
+
+# The protocol asks for attributes that can be set; those of a frozen value cannot, and nobody sets them.
+TIFF = FORMATS.register("tiff")(GeoTiff())

@@ -1,0 +1,286 @@
+"""Photos and other plain pictures: PNG, JPEG, BMP and WebP, as people see them.
+
+Grey pictures have one band, all others red, green and blue: palettes are read as colours, CMYK is turned into RGB, EXIF
+orientation is applied, and of an animation the first frame counts. Grey of 1, 2 and 4 bits is spread over 0 to 255; 16 bits stay
+16 bits. A pixel is no data (`valid` False) where its alpha is 0 or where it has the PNG's transparent colour.
+
+These formats know no random access: a reader decodes the picture once and cuts boxes from it, so `chunks` is the whole shape.
+PIL decodes; 16-bit colour, which PIL would cut to 8 bits, is decoded by OpenCV.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from segcore.errors import FormatError, ReadError
+from segcore.formats._open import MAX_PICTURE_PIXELS, Ranges, Source, require_kind, silence
+from segcore.formats._orientation import picture_orientation, turn, turn_shape
+from segcore.raster import FORMATS, RasterSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+    from PIL.ImageFile import ImageFile
+
+    from segcore.geometry import Box, Shape, Tile
+    from segcore.legend import Legend
+    from segcore.raster import Piece, Sink
+
+_PNG_SIGNATURE_SIZE = 8
+_PNG_CHUNK_FRAME = 12
+"""Length, name and checksum of a chunk, in bytes."""
+_PNG_GREY = (0, 4)
+_GREY_MODES = frozenset({"1", "L", "LA", "I;16"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What the header of a picture says."""
+
+    shape: Shape
+    """As stored, before it is turned upright."""
+    bands: int
+    dtype: str
+    orientation: int
+    grey_levels: int
+    """Largest grey value as stored, which the transparent colour of a PNG refers to."""
+    transparent: Any
+    """PIL's word on the PNG's transparent colour or palette entries, None without."""
+    by_opencv: bool
+    """Whether the picture is a PNG of 16-bit colour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """PNG, JPEG, BMP and WebP. Their masks are palette PNGs."""
+
+    suffixes: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".webp")
+    mask_suffix: str = ".png"
+
+    def describe(self, location: str, version: str) -> RasterSpec:
+        """Read the header (of WebP the whole file); see `segcore.raster.Format.describe`."""
+        source = Source.of(location)
+        head = source.head()
+        kind = require_kind(location, head, "picture")
+        with _stream(source) as stream:
+            image = _opened(location, stream, kind)
+        header = _header(image, head)
+        shape, bands = turn_shape(header.shape, header.orientation), tuple(range(1, header.bands + 1))
+        return RasterSpec(
+            location=location,
+            format="picture",
+            shape=shape,
+            bands=bands,
+            dtype=header.dtype,
+            chunks=shape,
+            version=version,
+            file_bands=len(bands),
+            interpretation="rgb" if len(bands) == 3 else "bands",
+        )
+
+    def open(self, spec: RasterSpec) -> PictureReader:
+        """Decode the picture; see `segcore.raster.Format.open`."""
+        source = Source.of(spec.location)
+        head = source.head()
+        kind = require_kind(spec.location, head, "picture")
+        content = source.read()
+        image = _opened(spec.location, io.BytesIO(content), kind)
+        header = _header(image, head)
+        if (turn_shape(header.shape, header.orientation), header.bands) != (spec.shape, spec.file_bands):
+            raise ReadError(f"{spec.location} has changed since its header was read. Run the same command again.")
+        essential = _essential_chunks(spec.location, content) if kind == "PNG" else []
+        if header.by_opencv:
+            pixels, valid = _sixteen_bit_colour(spec.location, b"".join(essential), header)
+        else:
+            pixels, valid = _decode(spec.location, image, header)
+        chosen = tuple(band - 1 for band in spec.bands)
+        if chosen != tuple(range(header.bands)):
+            pixels = pixels[..., list(chosen)]
+        return PictureReader(turn(pixels, header.orientation), None if valid is None else turn(valid, header.orientation))
+
+    def encode(self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int) -> list[Piece]:
+        """See `segcore.formats.palette_png.PalettePngMasks.encode`."""
+        from segcore.formats.palette_png import PalettePngMasks
+
+        return PalettePngMasks().encode(labels, tile, spec, tile_size)
+
+    def assemble(self, pieces: Iterable[Piece], spec: RasterSpec, legend: Legend, out: Sink, tile_size: int) -> None:
+        """See `segcore.formats.palette_png.PalettePngMasks.assemble`."""
+        from segcore.formats.palette_png import PalettePngMasks
+
+        PalettePngMasks().assemble(pieces, spec, legend, out, tile_size)
+
+    def sidecars(self, legend: Legend) -> Mapping[str, bytes]:  # noqa: ARG002  the protocol has it
+        """None: the mask file itself carries colours and names."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class PictureReader:
+    """A decoded picture."""
+
+    pixels: NDArray[Any]
+    valid: NDArray[np.bool_] | None
+    """None: all pixels are data."""
+
+    def __enter__(self) -> PictureReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Nothing is held open."""
+
+    def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels and `valid` of a box; see `segcore.raster.Reader.read`."""
+        valid = np.ones(box.shape, np.bool_) if self.valid is None else self.valid[box.slices].copy()
+        return self.pixels[box.slices].copy(), valid
+
+
+@contextlib.contextmanager
+def _stream(source: Source) -> Iterator[Any]:
+    if source.local_path is not None:
+        with Path(source.local_path).open("rb") as file:
+            yield file
+        return
+    with Ranges(source) as ranges:
+        try:
+            yield ranges
+        finally:
+            # A store's failure looks like a broken file to PIL.
+            if ranges.failures:
+                raise ranges.failures[0]
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    """What PIL raises for bad files."""
+    from PIL.Image import DecompressionBombError
+
+    common = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError)
+    return (*common, struct.error, zlib.error, DecompressionBombError)
+
+
+def _opened(location: str, stream: Any, kind: str) -> ImageFile:
+    """The header of a picture. Raises `FormatError` where it is broken or too large to decode."""
+    from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+    silence(Warning, r"PIL\.")
+    # `PIL.Image.open` would apply a bomb limit of its own, which is global, and try other formats.
+    plugins: dict[str, type[ImageFile]] = {
+        "PNG": PngImagePlugin.PngImageFile,
+        "JPEG": JpegImagePlugin.JpegImageFile,
+        "BMP": BmpImagePlugin.BmpImageFile,
+        "WebP": WebPImagePlugin.WebPImageFile,
+    }
+    try:
+        image = plugins[kind](stream)
+    except _broken() as error:
+        raise FormatError(f"The header of {location} cannot be read as {kind}: {error}. Save the picture again.") from error
+    width, height = image.size
+    if width * height > MAX_PICTURE_PIXELS:
+        raise FormatError(
+            f"{location} has {width} x {height} pixels, which must be decoded at once; the limit is {MAX_PICTURE_PIXELS} pixels. "
+            "Convert it to a tiled TIFF (gdal_translate -of COG)."
+        )
+    if width < 1 or height < 1:
+        raise FormatError(f"{location} has {width} x {height} pixels. Save the picture again.")
+    return image
+
+
+def _header(image: ImageFile, head: bytes) -> _Header:
+    depth, colour = (head[24], head[25]) if image.format == "PNG" else (8, 2)
+    sixteen_bit_colour = depth == 16 and colour != 0
+    grey = colour in _PNG_GREY if image.format == "PNG" else image.mode in _GREY_MODES
+    return _Header(
+        shape=(image.height, image.width),
+        bands=1 if grey else 3,
+        dtype="uint16" if depth == 16 else "uint8",
+        orientation=picture_orientation(image.info),
+        grey_levels=2**depth - 1,
+        transparent=image.info.get("transparency"),
+        by_opencv=sixteen_bit_colour,
+    )
+
+
+def _decode(location: str, image: ImageFile, header: _Header) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    try:
+        array = np.asarray(_convert(image))
+    except _broken() as error:
+        raise ReadError(f"The pixels of {location} cannot be decoded: {error}. Copy the file again.") from error
+    array = array[..., np.newaxis] if array.ndim == 2 else array
+    pixels = array[..., : header.bands]
+    if array.shape[-1] > header.bands:
+        return pixels, array[..., -1] != 0
+    if header.transparent is None:
+        return pixels, None
+    return pixels, ~_is_transparent(pixels, header)
+
+
+def _convert(image: ImageFile) -> Any:
+    """The picture in a mode that NumPy sees as grey, grey and alpha, RGB, or RGBA."""
+    if image.mode == "P":
+        return image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("L", "LA", "I;16", "RGB", "RGBA"):
+        image.load()
+        return image
+    return image.convert("RGB")
+
+
+def _is_transparent(pixels: NDArray[Any], header: _Header) -> NDArray[np.bool_]:
+    """Where the pixels have the PNG's transparent colour."""
+    key = np.atleast_1d(np.asarray(header.transparent))
+    if header.bands == 1 and header.dtype == "uint8" and header.grey_levels not in (1, 255):
+        # PIL spreads 2 and 4 bits over 8, but not the key.
+        key = key * 255 // header.grey_levels
+    return cast("NDArray[np.bool_]", (pixels == key).all(axis=-1))
+
+
+def _sixteen_bit_colour(location: str, png: bytes, header: _Header) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    import cv2
+
+    # OpenCV gives blue, green, red, and grey with alpha as blue = green = red.
+    array = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None or array.dtype != np.uint16 or array.ndim != 3:
+        raise ReadError(f"The pixels of {location} cannot be decoded as 16-bit PNG. The file is damaged; copy it again.")
+    pixels = array[..., 2::-1][..., : header.bands]
+    if array.shape[-1] == 4:
+        return pixels, array[..., 3] != 0
+    return pixels, None if header.transparent is None else ~_is_transparent(pixels, header)
+
+
+def _essential_chunks(location: str, png: bytes) -> list[memoryview]:
+    """The signature and the chunks of a PNG that hold pixels, without optional ones, which OpenCV would act on.
+
+    Raises `ReadError` where one is damaged or missing; decoders give half a picture then, or what the damage made of it.
+    """
+    content = memoryview(png)
+    found, at = [content[:_PNG_SIGNATURE_SIZE]], _PNG_SIGNATURE_SIZE
+    while at + _PNG_CHUNK_FRAME <= len(content):
+        size, name = struct.unpack_from(">I4s", content, at)
+        end = at + _PNG_CHUNK_FRAME + size
+        if end > len(content):
+            break
+        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+            if zlib.crc32(content[at + 4 : end - 4]) != struct.unpack_from(">I", content, end - 4)[0]:
+                raise ReadError(
+                    f"{location} is damaged: the checksum of the chunk {name.decode()} at byte {at} is wrong. Copy it again."
+                )
+            found.append(content[at:end])
+        if name == b"IEND":
+            return found
+        at = end
+    raise ReadError(f"{location} ends within its pixels, at byte {len(content)}. The file is incomplete; copy it again.")
+
+
+# The protocol asks for attributes that can be set; those of a frozen value cannot, and nobody sets them.
+PICTURE = FORMATS.register("picture")(Picture())

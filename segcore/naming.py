@@ -1,0 +1,104 @@
+"""Names of clusters, and the order in which clusters become classes.
+
+Without references the clusters come by ascending luminance of their centres, so that equal runs agree on what class 1 is.
+With references (a colour or a value a band for each name) every name goes to the centre that suits it in the cheapest
+assignment overall, and classes keep the order in which the names were given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segcore.errors import FitError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Classes = tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None
+"""Names, or names with a reference each: a number a band, or `#rrggbb`. None: cluster_0, cluster_1 …"""
+MOST_CLASSES = 250
+"""A mask of clusters is uint8, with 255 for nodata."""
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise `ValueError` where names are empty or occur twice."""
+    if any(not name.strip() for name in names):
+        raise ValueError(f"classes: every class needs a name; got {list(names)}")
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise ValueError(f"classes: the name {twice[0]!r} occurs twice; class names must differ")
+
+
+def count_of(number: int | str | None, classes: Classes, field: str) -> int | None:
+    """How many clusters are asked for: None for `auto`, the number of classes (or 5) where no number is given.
+
+    Raises `ValueError` naming `field` where the number is out of range or does not fit `classes`.
+    """
+    if classes is not None:
+        check_names(tuple(classes))
+    if number == "auto":
+        if classes is not None:
+            raise ValueError(f"{field}: 'auto' finds how many classes there are, so `classes` cannot name them; leave one out")
+        return None
+    if number is None:
+        number = 5 if classes is None else len(classes)
+    least = 1 if field == "components" else 2
+    if not isinstance(number, int) or not least <= number <= MOST_CLASSES:
+        raise ValueError(f"{field}: expected 'auto' or a number from {least} to {MOST_CLASSES}; got {number!r}")
+    if classes is not None and len(classes) != number:
+        raise ValueError(f"classes: {len(classes)} names for {field} = {number}; give as many names as {field}, or leave one out")
+    return number
+
+
+def reference(name: str, given: Sequence[float] | str) -> tuple[float, ...]:
+    """The reference of a class as numbers; `#rrggbb` means red, green, blue from 0 to 255. Raises `ValueError`."""
+    if not isinstance(given, str):
+        if not given or not all(np.isfinite(value) for value in given):
+            raise ValueError(f"classes: {name!r} needs one finite number a band; got {list(given)}")
+        return tuple(float(value) for value in given)
+    digits = given.removeprefix("#")
+    if len(digits) != 6 or not all(digit in "0123456789abcdefABCDEF" for digit in digits):
+        raise ValueError(f"classes: the colour of {name!r} must look like '#1e90ff'; got {given!r}")
+    return tuple(float(int(digits[at : at + 2], 16)) for at in (0, 2, 4))
+
+
+def check_references(classes: Classes) -> None:
+    """Raise `ValueError` where a reference is malformed or references differ in length."""
+    if isinstance(classes, Mapping):
+        lengths = {len(reference(name, given)) for name, given in classes.items()}
+        if len(lengths) > 1:
+            raise ValueError(f"classes: every class needs as many numbers as there are bands; got {sorted(lengths)}")
+
+
+def class_order(centres: NDArray[np.float64], classes: Classes, *, rgb: bool) -> list[int]:
+    """Which centre (row of `centres`) becomes each class, by class id.
+
+    Raises `FitError` where references have another number of bands than the centres.
+    """
+    if isinstance(classes, Mapping):
+        from scipy.optimize import linear_sum_assignment
+
+        references = np.array([reference(name, given) for name, given in classes.items()])
+        if references.shape[1] != centres.shape[1]:
+            raise FitError(
+                f"classes: the references have {references.shape[1]} numbers each, the images {centres.shape[1]} band(s). "
+                "Give one number a band, or choose `bands`."
+            )
+        distances = np.linalg.norm(references[:, None] - centres[None], axis=2)
+        return [int(centre) for centre in linear_sum_assignment(distances)[1]]
+    luminance = centres[:, :3] @ np.array([0.299, 0.587, 0.114]) if rgb and centres.shape[1] >= 3 else centres.mean(axis=1)
+    return sorted(range(len(centres)), key=lambda row: (float(luminance[row]), *centres[row].tolist()))
+
+
+def class_names(count: int, classes: Classes) -> tuple[str, ...]:
+    """The given names, or cluster_0, cluster_1 and so on."""
+    return tuple(classes) if classes is not None else tuple(f"cluster_{number}" for number in range(count))
+
+
+def check_bands(bands: tuple[int, ...] | None) -> None:
+    """Raise `ValueError` where band numbers are not positive or occur twice."""
+    if bands is not None and (not bands or min(bands) < 1 or len(set(bands)) < len(bands)):
+        raise ValueError(f"bands: expected different band numbers from 1 on; got {list(bands)}")

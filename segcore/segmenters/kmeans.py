@@ -1,0 +1,166 @@
+"""K-means: classes are the regions nearest to centres that minimise the squared distance of all pixels to their centre.
+
+The centres are fitted to all pixels where these have at most 24 bits, else to a uniform sample of 2**18 (`segcore.samples`).
+Which of the local optima is found depends on `seed` alone: neither on tiling nor on the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from segcore.clustering import Clustering, different, fit_kmeans, refine, search, startable
+from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
+from segcore.naming import MOST_CLASSES, check_bands, check_references, class_names, class_order, count_of
+from segcore.pointwise import Scores, select_fitted
+from segcore.raster import Labels
+from segcore.samples import Dataset, Samples, State
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from segcore.raster import Block, RasterSpec
+
+
+@SEGMENTERS.register("kmeans")
+@dataclass(frozen=True, slots=True)
+class KMeans:
+    """Clusters of similar pixels, each around its mean."""
+
+    clusters: int | Literal["auto"] | None = None
+    """Number of clusters, or `auto`: the best of 2 to `max_clusters` (Calinski-Harabasz). None: as many as `classes`, or 5."""
+    classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
+    """Names by class id (ascending luminance), or names with a reference each: a number a band, or `#rrggbb`."""
+    bands: tuple[int, ...] | None = None
+    """Bands to use, counted from 1. None: all."""
+    seed: int = 0
+    """Decides the starts and, where pixels must be sampled, the sample."""
+    max_clusters: int = 8
+    """Most clusters that `auto` tries."""
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    def __post_init__(self) -> None:
+        count_of(self.clusters, self.classes, "clusters")
+        check_references(self.classes)
+        check_bands(self.bands)
+        if self.seed < 0:
+            raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
+        if not 2 <= self.max_clusters <= MOST_CLASSES:
+            raise ValueError(f"max_clusters: expected 2 to {MOST_CLASSES}; got {self.max_clusters}")
+
+    @property
+    def footprint(self) -> Footprint:
+        """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a thread."""
+        return Footprint(bytes_per_pixel=48)
+
+    def start(self) -> Fitter | Segmenter:
+        """The fitter itself."""
+        return self
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the wanted bands."""
+        return spec.select(self.bands)
+
+    def kind_of(self, spec: RasterSpec) -> Hashable:
+        """Images are clustered together where they have equally many bands."""
+        return spec.channels
+
+    def observe(self, block: Block) -> State:
+        """The values of the block's pixels."""
+        return Samples(self.seed).observe(block)
+
+    def merge(self, a: State, b: State) -> State:
+        """The values of both."""
+        return Samples(self.seed).merge(a, b)
+
+    def finish(self, total: State) -> Segmenter:
+        """The model. Raises `FitError` where there are fewer different values than clusters."""
+        dataset = Samples(self.seed).finish(total)
+        count = count_of(self.clusters, self.classes, "clusters")
+        fitted = fit_kmeans(dataset, count, self.seed) if count is not None else self._best(dataset)
+        order = class_order(fitted.centres, self.classes, rgb=dataset.rgb)
+        return KMeansModel(
+            centres=tuple(tuple(row) for row in fitted.centres[order].tolist()),
+            classes=class_names(len(order), self.classes),
+            bands=self.bands,
+            fractions=tuple((fitted.weights[order] / fitted.weights.sum()).tolist()),
+            inertia=fitted.inertia,
+            steps=fitted.steps,
+            pixels=dataset.pixels,
+            values=int(dataset.weights.size),
+            exact=dataset.exact,
+        )
+
+    def _best(self, dataset: Dataset) -> Clustering:
+        """The clustering with the greatest index of Calinski and Harabasz (1974), judged on few points."""
+        points = startable(dataset, 2)
+        total = points.weights.sum()
+        mean = (points.values * points.weights).sum(axis=1) / total
+        within = total * points.scatter.sum()
+        around = within + float((((points.values - mean[:, None]) ** 2) * points.weights).sum())
+        best: tuple[float, NDArray[np.float64]] | None = None
+        for clusters in range(2, min(self.max_clusters, different(points)) + 1):
+            centres, inertia = search(points, clusters, self.seed)[0]
+            scatter = inertia + within
+            index = (around - scatter) / (clusters - 1) / max(scatter, 1e-300) * max(total - clusters, 1)
+            if best is None or index > best[0]:
+                best = index, centres
+        if best is None:
+            raise RuntimeError("no number of clusters was tried")
+        return refine(dataset, best[1])
+
+
+@MODELS.register("kmeans")
+@dataclass(frozen=True, slots=True)
+class KMeansModel:
+    """Centres that are ready to label."""
+
+    centres: tuple[tuple[float, ...], ...]
+    """One a class, one number a band."""
+    classes: tuple[str, ...]
+    bands: tuple[int, ...] | None
+    fractions: tuple[float, ...]
+    """Share of the fitted pixels in each class."""
+    inertia: float
+    """Sum of squared distances of the fitted values to their centres, each counted as many pixels as it stands for."""
+    steps: int
+    """Steps of k-means on all values until no centre moved."""
+    pixels: int
+    """Valid pixels seen."""
+    values: int
+    """Distinct or sampled values that stood for them."""
+    exact: bool
+    """Whether all pixels took part, none left out by sampling."""
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    @property
+    def footprint(self) -> Footprint:
+        """No halo. The table of colours takes 16 MiB more a process."""
+        return Footprint(bytes_per_pixel=8 * len(self.centres[0]) + 8)
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the wanted bands. Raises `ModelMismatch` where it has another number of bands than the centres."""
+        return select_fitted(spec, self.bands, len(self.centres[0]))
+
+    def segment(self, block: Block) -> Labels:
+        """The class of the nearest centre of each pixel."""
+        return Labels(Scores((0.0,) * len(self.centres), self.centres).label(block.pixels))
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Centres, shares and how they were found."""
+        return {
+            "clusters": len(self.centres),
+            "centres": [list(centre) for centre in self.centres],
+            "fractions": list(self.fractions),
+            "inertia": self.inertia,
+            "steps": self.steps,
+            "pixels": self.pixels,
+            "values": self.values,
+            "exact": self.exact,
+        }

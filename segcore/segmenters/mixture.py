@@ -1,0 +1,179 @@
+"""Gaussian mixture by expectation maximisation: each pixel belongs to its most probable component.
+
+The mixture is fitted to all pixels where these have at most 24 bits, else to a uniform sample of 2**18 (`segcore.samples`). The
+optimum that is found depends on `seed` alone: neither on tiling nor on the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from segcore.expectation import Covariance, Shape, choose_mixture, fit_mixture
+from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
+from segcore.naming import MOST_CLASSES, check_bands, check_references, class_names, class_order, count_of
+from segcore.pointwise import Scores, select_fitted
+from segcore.raster import Labels
+from segcore.samples import Samples, State
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from segcore.raster import Block, RasterSpec
+
+
+@SEGMENTERS.register("mixture")
+@dataclass(frozen=True, slots=True)
+class MixtureOfGaussians:
+    """Clusters of pixels with a size, shape and direction of their own."""
+
+    components: int | Literal["auto"] | None = None
+    """Number of components, or `auto`: the best of 1 to `max_components` by BIC. None: as many as `classes`, or 5."""
+    covariance: Covariance = "full"
+    """Shape of the components: full, tied (full, one for all), diag (along the bands), spherical."""
+    reg_covar: float = 1e-6
+    """Added to each variance, so that no component shrinks to a point. In squared units of the pixels."""
+    classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
+    """Names by class id (ascending luminance), or names with a reference each: a number a band, or `#rrggbb`."""
+    bands: tuple[int, ...] | None = None
+    """Bands to use, counted from 1. None: all."""
+    seed: int = 0
+    """Decides the starts and, where pixels must be sampled, the sample."""
+    max_components: int = 8
+    """Most components that `auto` tries."""
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    def __post_init__(self) -> None:
+        count_of(self.components, self.classes, "components")
+        check_references(self.classes)
+        check_bands(self.bands)
+        if self.covariance not in ("full", "tied", "diag", "spherical"):
+            raise ValueError(f"covariance: expected full, tied, diag or spherical; got {self.covariance!r}")
+        if not 0 <= self.reg_covar < float("inf"):
+            raise ValueError(f"reg_covar: expected a finite number from 0 on; got {self.reg_covar}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
+        if not 1 <= self.max_components <= MOST_CLASSES:
+            raise ValueError(f"max_components: expected 1 to {MOST_CLASSES}; got {self.max_components}")
+
+    @property
+    def footprint(self) -> Footprint:
+        """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a thread."""
+        return Footprint(bytes_per_pixel=48)
+
+    def start(self) -> Fitter | Segmenter:
+        """The fitter itself."""
+        return self
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the wanted bands."""
+        return spec.select(self.bands)
+
+    def kind_of(self, spec: RasterSpec) -> Hashable:
+        """Images are clustered together where they have equally many bands."""
+        return spec.channels
+
+    def observe(self, block: Block) -> State:
+        """The values of the block's pixels."""
+        return Samples(self.seed).observe(block)
+
+    def merge(self, a: State, b: State) -> State:
+        """The values of both."""
+        return Samples(self.seed).merge(a, b)
+
+    def finish(self, total: State) -> Segmenter:
+        """The model. Raises `FitError` where there are fewer different values than components, or a component degenerates."""
+        dataset = Samples(self.seed).finish(total)
+        shape = Shape(self.covariance, self.reg_covar)
+        count = count_of(self.components, self.classes, "components")
+        if count is None:
+            fitted = choose_mixture(dataset, self.max_components, shape, self.seed)
+        else:
+            fitted = fit_mixture(dataset, count, shape, self.seed)
+        order = class_order(fitted.means, self.classes, rgb=dataset.rgb)
+        constants, means, factors = (part[order].tolist() for part in fitted.scorer())
+        return MixtureModel(
+            weights=tuple(fitted.weights[order].tolist()),
+            means=tuple(map(tuple, means)),
+            factors=tuple(tuple(map(tuple, factor)) for factor in factors),
+            constants=tuple(constants),
+            classes=class_names(len(order), self.classes),
+            bands=self.bands,
+            covariance=self.covariance,
+            log_likelihood=fitted.log_likelihood,
+            steps=fitted.steps,
+            converged=fitted.converged,
+            pixels=dataset.pixels,
+            values=int(dataset.weights.size),
+            exact=dataset.exact,
+        )
+
+
+@MODELS.register("mixture")
+@dataclass(frozen=True, slots=True)
+class MixtureModel:
+    """Components that are ready to label."""
+
+    weights: tuple[float, ...]
+    """Share of each component in all pixels."""
+    means: tuple[tuple[float, ...], ...]
+    factors: tuple[tuple[tuple[float, ...], ...], ...]
+    """Lower triangular; factor.T @ factor is the inverse of the component's covariance."""
+    constants: tuple[float, ...]
+    """log(weight x density) of a component at its mean."""
+    classes: tuple[str, ...]
+    bands: tuple[int, ...] | None
+    covariance: str
+    log_likelihood: float
+    """Mean over the fitted pixels."""
+    steps: int
+    """Steps of EM on all values, the last of which changed the mean log-likelihood by less than 1e-3 if `converged`."""
+    converged: bool
+    pixels: int
+    """Valid pixels seen."""
+    values: int
+    """Distinct or sampled values that stood for them."""
+    exact: bool
+    """Whether all pixels took part, none left out by sampling."""
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    @property
+    def footprint(self) -> Footprint:
+        """No halo. The table of colours takes 16 MiB more a process."""
+        return Footprint(bytes_per_pixel=8 * len(self.means[0]) + 8)
+
+    @property
+    def covariances(self) -> list[list[list[float]]]:
+        """Covariance matrix of each component."""
+        factors = np.array(self.factors)
+        covariances: list[list[list[float]]] = np.linalg.inv(np.swapaxes(factors, 1, 2) @ factors).tolist()
+        return covariances
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the wanted bands. Raises `ModelMismatch` where it has another number of bands than the means."""
+        return select_fitted(spec, self.bands, len(self.means[0]))
+
+    def segment(self, block: Block) -> Labels:
+        """The most probable component of each pixel."""
+        return Labels(Scores(self.constants, self.means, self.factors).label(block.pixels))
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Components and how they were found."""
+        return {
+            "components": len(self.means),
+            "means": [list(mean) for mean in self.means],
+            "fractions": list(self.weights),
+            "covariances": self.covariances,
+            "covariance": self.covariance,
+            "log_likelihood": self.log_likelihood,
+            "steps": self.steps,
+            "converged": self.converged,
+            "pixels": self.pixels,
+            "values": self.values,
+            "exact": self.exact,
+        }

@@ -1,0 +1,272 @@
+"""Thresholds: a pixel is in class 1 where its value is greater than the threshold.
+
+A threshold is given, or found by Otsu's method, Otsu's method for several classes, Li's minimum cross entropy or the triangle
+method. What they need of any number of pixels is the histogram, and histograms of tiles add up exactly: the threshold is
+the one that scikit-image finds on all valid pixels at once.
+
+- Whole numbers: the count of every value (the range must be below 2**20, else as floats).
+- Floats: one round for the range, one for 256 equal bins over it, as in scikit-image. Li's method, which scikit-image runs
+  on every single pixel, takes 65,536 bins: its threshold is right to about one bin's width.
+- multi-otsu on whole numbers of more than 256 different levels gathers them into 256 equal bins: its cost grows with a power
+  of the number of bins.
+Collections that mix whole numbers and floats are treated as floats. Infinite values are ignored when fitting.
+
+The luminance of colours is Rec. 601 in the picture's own type: the very integers of `cv2.cvtColor` for 8 and 16 bit,
+float32 otherwise. A picture with one band is its own luminance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from segcore.errors import FitError, ModelMismatch
+from segcore.histogram import Bins, Values
+from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
+from segcore.naming import check_names
+from segcore.raster import Labels
+from segcore.thresholds import Histogram, find_thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from numpy.typing import NDArray
+
+    from segcore.raster import Block, RasterSpec
+
+Method = Literal["otsu", "multi-otsu", "li", "triangle"]
+Band = int | Literal["luminance"] | None
+
+_FEW_BINS, _MANY_BINS = 256, 65_536
+# Worst case float64 colours: 3 x 8 in, 12 as float32, two float32 products, validity and labels.
+_BYTES_PER_PIXEL = 48
+
+
+@SEGMENTERS.register("threshold")
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Two classes (or several, by multi-otsu) by the value of one band or of the luminance."""
+
+    value: float | None = None
+    """The threshold itself. None: it is found by `method`."""
+    method: Method | None = None
+    """How to find the threshold: otsu (the default), multi-otsu, li, triangle. Not together with `value`."""
+    band: Band = None
+    """Band, counted from 1, or `luminance`. None: luminance for RGB pictures, the first band otherwise."""
+    above: bool = True
+    """True: class 1 where the value is greater than the threshold. False: class 1 where it is not."""
+    levels: int = 3
+    """Number of classes for multi-otsu, 2 to 5."""
+    classes: tuple[str, ...] | None = None
+    """Names by class id. None: background, foreground; for multi-otsu class_0, class_1 …"""
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    def __post_init__(self) -> None:
+        if self.value is not None and self.method is not None:
+            raise ValueError(f"value and method: a threshold is given or found, not both; got {self.value} and {self.method!r}")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"value: expected a finite number; got {self.value}")
+        if self.method not in (None, "otsu", "multi-otsu", "li", "triangle"):
+            raise ValueError(f"method: expected otsu, multi-otsu, li or triangle; got {self.method!r}")
+        if self.band not in (None, "luminance") and (not isinstance(self.band, int) or self.band < 1):
+            raise ValueError(f"band: expected a number from 1 on, or 'luminance'; got {self.band!r}")
+        if not 2 <= self.levels <= 5:
+            raise ValueError(f"levels: expected 2 to 5 classes; got {self.levels}")
+        if self.method == "multi-otsu" and not self.above:
+            raise ValueError("above: multi-otsu numbers its classes upwards; leave `above` out")
+        if self.classes is not None:
+            check_names(self.classes)
+            if len(self.classes) != self._count:
+                raise ValueError(f"classes: {self._count} classes need {self._count} names; got {list(self.classes)}")
+
+    @property
+    def _count(self) -> int:
+        return self.levels if self.method == "multi-otsu" else 2
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names by class id."""
+        if self.classes is not None:
+            return self.classes
+        return tuple(f"class_{i}" for i in range(self.levels)) if self.method == "multi-otsu" else ("background", "foreground")
+
+    @property
+    def footprint(self) -> Footprint:
+        """No halo."""
+        return Footprint(bytes_per_pixel=_BYTES_PER_PIXEL)
+
+    def start(self) -> Fitter | Segmenter:
+        """The segmenter itself where the threshold is given, else this fitter."""
+        return self if self.value is None else ThresholdModel((self.value,), self.names, self.band, self.above)
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the band, or the bands of the luminance."""
+        return _select(spec, self.band)
+
+    def kind_of(self, spec: RasterSpec) -> Hashable:  # noqa: ARG002  every image suits
+        """Values of all images go into one histogram."""
+        return ()
+
+    def observe(self, block: Block) -> Values:
+        """Extremes and counts of the block's values."""
+        return Values.of(*_core_values(block))
+
+    def merge(self, a: Values, b: Values) -> Values:
+        """Extremes and counts of both."""
+        return a.merge(b)
+
+    def finish(self, total: Values) -> Fitter | Segmenter:
+        """The model, or the round of equal bins. Raises `FitError` where there is no valid pixel."""
+        if self.value is not None:
+            return self.start()
+        if total.pixels == 0:
+            raise FitError(
+                "A threshold can only be found in valid, finite pixels; the images have none. "
+                "Check nodata and masks, or leave these images out."
+            )
+        if total.counts is None and total.low < total.high:
+            number = _MANY_BINS if self.method == "li" else _FEW_BINS
+            return BinnedThreshold(self, Bins(float(total.low), float(total.high), number, total.dtype))
+        low = int(total.low) if total.counts is not None else total.low
+        levels = np.array([low]) if total.counts is None else np.arange(low, low + total.counts.size)
+        counts = np.array([total.pixels]) if total.counts is None else total.counts
+        return self.model_of(Histogram(counts, levels))
+
+    def model_of(self, histogram: Histogram) -> ThresholdModel:
+        """The model that follows from a histogram. Raises `FitError` where it has too few different values."""
+        method = self.method or "otsu"
+        thresholds = find_thresholds(histogram, method, self.levels)
+        return ThresholdModel(thresholds, self.names, self.band, self.above, method, int(histogram.counts.sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class BinnedThreshold:
+    """The second round for floats: a histogram of equal bins."""
+
+    recipe: Threshold
+    bins: Bins
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    @property
+    def footprint(self) -> Footprint:
+        """No halo."""
+        return self.recipe.footprint
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the band, or the bands of the luminance."""
+        return self.recipe.select(spec)
+
+    def kind_of(self, spec: RasterSpec) -> Hashable:  # noqa: ARG002  every image suits
+        """Values of all images go into one histogram."""
+        return ()
+
+    def observe(self, block: Block) -> NDArray[np.int64]:
+        """Counts of the block's values in each bin."""
+        return self.bins.count(*_core_values(block))
+
+    def merge(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Counts of both."""
+        return a + b
+
+    def finish(self, total: NDArray[np.int64]) -> Segmenter:
+        """The model."""
+        centres = self.bins.centres
+        return self.recipe.model_of(Histogram(total, centres, float(centres[1] - centres[0]) / 2))
+
+
+@MODELS.register("threshold")
+@dataclass(frozen=True, slots=True)
+class ThresholdModel:
+    """A threshold, or several in ascending order, that is ready to run."""
+
+    thresholds: tuple[float, ...]
+    classes: tuple[str, ...]
+    band: Band = None
+    above: bool = True
+    method: str = "value"
+    """`value` where the threshold was given, else how it was found."""
+    pixels: int = 0
+    """Pixels that it was found in."""
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    @property
+    def footprint(self) -> Footprint:
+        """No halo."""
+        return Footprint(bytes_per_pixel=_BYTES_PER_PIXEL)
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the band, or the bands of the luminance."""
+        return _select(spec, self.band)
+
+    def segment(self, block: Block) -> Labels:
+        """The number of thresholds that each value exceeds (with `above` False: 1 where it does not exceed the one)."""
+        values = intensity(block.pixels, block.spec.location)
+        first = _exceeds(values, self.thresholds[0])
+        if not self.above:
+            first = ~first
+        labels = first.view(np.uint8)
+        for threshold in self.thresholds[1:]:
+            labels += _exceeds(values, threshold)
+        return Labels(labels)
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Thresholds, and how and in how many pixels they were found."""
+        return {"thresholds": list(self.thresholds), "method": self.method, "pixels": self.pixels}
+
+
+def intensity(pixels: NDArray[np.generic], where: str) -> NDArray[np.generic]:
+    """One value a pixel of a (y, x, channels) array: the only channel, or the Rec. 601 luminance of three.
+
+    8- and 16-bit luminance are those of `cv2.cvtColor(RGB2GRAY)`; other types give float32. Raises `ModelMismatch` for other
+    numbers of channels.
+    """
+    if pixels.shape[-1] == 1:
+        return pixels[..., 0]
+    if pixels.shape[-1] != 3:
+        raise ModelMismatch(f"{where}: a threshold needs 1 band, or 3 for luminance; it got {pixels.shape[-1]}. Set `band`.")
+    if pixels.dtype in (np.uint8, np.uint16):
+        import cv2
+
+        gray: NDArray[np.generic] = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+        return gray
+    # cv2 rounds floats by the pixel's place in its vectors, so that tiles would differ from the whole in the last bit.
+    red, green, blue = (pixels[..., channel].astype(np.float32) for channel in range(3))
+    red *= np.float32(0.299)
+    green *= np.float32(0.587)
+    blue *= np.float32(0.114)
+    red += green
+    red += blue
+    return red
+
+
+def _select(spec: RasterSpec, band: Band) -> RasterSpec:
+    if band is None:
+        band = "luminance" if spec.interpretation == "rgb" else spec.bands[0]
+    if band == "luminance":
+        return spec.select((1,)) if spec.file_bands == 1 else spec.select((1, 2, 3))
+    return spec.select((band,))
+
+
+def _core_values(block: Block) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    pixels, valid = block.tile.trim(block.pixels), block.tile.trim(block.valid)
+    return intensity(pixels, block.spec.location), valid
+
+
+def _exceeds(values: NDArray[Any], threshold: float) -> NDArray[np.bool_]:
+    """Where values exceed a threshold, compared exactly but in the values' own type."""
+    if values.dtype.kind in "iu":
+        # Whole numbers exceed a threshold where they exceed the whole number below it.
+        return np.asarray(values > math.floor(threshold))
+    if values.dtype.kind == "b" or values.dtype.itemsize > 4:
+        return np.asarray(values > np.float64(threshold))
+    below = values.dtype.type(threshold)
+    if float(below) > threshold:
+        below = np.nextafter(below, values.dtype.type(-np.inf))
+    return np.asarray(values > below)

@@ -1,0 +1,1 @@
+"""Checks that authors of segmenters, formats and statistics can run on their own work."""

@@ -1,0 +1,206 @@
+"""What surrounds a function on a worker: one-time preparation of the process, and a disposable child process for a job under suspicion.
+
+A segmentation fault or a lack of memory ends the whole process it happens in. A part whose bundle lost its worker therefore runs alone in a child
+of the worker (a plain subprocess: workers are daemonic, multiprocessing is closed to them). The child gets the worker's module path, then the
+pickled job on its standard input, and answers on its standard output. It holds the reading end of one more pipe whose writing end only the worker
+has: when the worker dies, that pipe closes and the child leaves at once, so that no orphan keeps computing.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from segcore.errors import WorkerDied
+
+JobType = TypeVar("JobType")
+ResultType = TypeVar("ResultType")
+
+_BOOT = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from tasks._isolated import answer; answer(int(sys.argv[1]))"
+_LOOK_SECONDS = 0.25
+"""How often the memory and the age of a child are looked at."""
+
+
+class _Preparation:
+    """Remembers what this process was last prepared with. Workers of a shared cluster may serve one run after the other."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = b""
+
+    def ensure(self, prepare: bytes) -> None:
+        """Runs the pickled function, unless it was the last one to run."""
+        with self._lock:
+            if prepare != self._last:
+                pickle.loads(prepare)()
+                self._last = prepare
+
+
+_preparation = _Preparation()
+
+
+def prepare_process(prepare: bytes) -> None:
+    """Runs the pickled function `prepare` once in this process."""
+    _preparation.ensure(prepare)
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What a function raised, on its way to the driver as a value.
+
+    distributed cannot carry it: it rebuilds errors by way of tblib, which fails for classes with two built-in bases (`StoreError` is both a
+    `RuntimeError` and an `OSError`) and leaves a bare `Exception` in their place.
+    """
+
+    error: Exception
+    trace: dict[str, Any]
+    """The traceback, as tblib writes it down."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Raised:
+        """The error just caught. One that does not pickle is replaced by a `RuntimeError` with its text."""
+        import tblib  # type: ignore[import-untyped]
+
+        trace = tblib.Traceback(error.__traceback__).to_dict()
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # noqa: BLE001 - foreign classes can fail to pickle in any way
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        return cls(error, trace)
+
+    def revived(self) -> Exception:
+        """The error with the traceback of where it was raised."""
+        import tblib
+
+        return self.error.with_traceback(tblib.Traceback.from_dict(self.trace).as_traceback())
+
+
+def run_job(prepare: bytes, function: Callable[[JobType], ResultType], job: JobType) -> ResultType | Raised:
+    """Give the function's result for the job, in this process. A restarted worker is prepared by its first job."""
+    try:
+        prepare_process(prepare)
+        return function(job)
+    except Exception as error:  # noqa: BLE001 - whatever the function raises is raised again in the driver
+        return Raised.of(error)
+
+
+def introduce() -> tuple[str, str]:
+    """Versions of Python and distributed on this worker. That it answers at all shows that maskloom is installed there."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}", version("distributed")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a child process may use before it is ended."""
+
+    seconds: float = 1800.0
+    """Time from its start."""
+    memory_bytes: int | None = None
+    """Resident memory. None: what the worker that starts it may use."""
+
+
+def run_isolated(
+    prepare: bytes, function: Callable[[JobType], ResultType], job: JobType, limits: Limits
+) -> ResultType | Raised | WorkerDied:
+    """The function's result for the job, from a child process that does nothing else; `WorkerDied` if the child dies or takes too much."""
+    import cloudpickle  # type: ignore[import-untyped]
+
+    payload = pickle.dumps(sys.path) + cloudpickle.dumps((prepare, function, job))
+    alive, held = os.pipe()
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, str(alive)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(alive,),
+        )
+        with child:
+            try:
+                answer_bytes, complaint, excess = _wait(child, payload, limits)
+            finally:
+                child.kill()
+    finally:
+        os.close(alive)
+        os.close(held)
+    if excess:
+        return WorkerDied(excess)
+    if child.returncode != 0:
+        return WorkerDied(f"The process that worked on it alone {_ending(child.returncode, complaint)}")
+    result: ResultType | Raised = pickle.loads(answer_bytes)
+    return result
+
+
+def _wait(child: subprocess.Popen[bytes], payload: bytes, limits: Limits) -> tuple[bytes, bytes, str]:
+    """What the child wrote on standard output and standard error, and why it had to be ended ("" if it ended by itself)."""
+    import psutil
+
+    deadline = time.monotonic() + limits.seconds
+    memory = limits.memory_bytes or _own_memory_limit()
+    excess = ""
+    pending: bytes | None = payload
+    while True:
+        try:
+            answer_bytes, complaint = child.communicate(pending, timeout=_LOOK_SECONDS)
+            return answer_bytes, complaint, excess
+        except subprocess.TimeoutExpired:
+            pending = None
+        try:
+            resident = psutil.Process(child.pid).memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+        if memory and resident > memory:
+            excess = f"It needed more memory than a worker has ({memory / 2**30:.3g} GiB). Lower tiling.tile, or give workers more memory."
+        elif time.monotonic() > deadline:
+            excess = f"It was not done after {limits.seconds:.0f} s alone in a process of its own."
+        if excess:
+            child.kill()
+
+
+def _own_memory_limit() -> int | None:
+    """Memory in bytes that the Dask worker around this call may use; None outside of one, or without a limit."""
+    import distributed
+
+    try:
+        limit = distributed.get_worker().memory_manager.memory_limit
+    except ValueError:
+        return None
+    return int(limit) if limit else None
+
+
+def _ending(code: int, complaint: bytes) -> str:
+    """How a process ended, in words."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (most often: the machine had no memory left)" if -code == signal.SIGKILL else ""
+        return f"died of exit signal {name}{hint}."
+    last_words = complaint.decode(errors="replace").strip().splitlines()[-1:]
+    return f"ended with exit code {code}{': ' + last_words[0] if last_words else ''}."
+
+
+def answer(alive: int) -> None:
+    """The child's whole life: read one job from standard input, run it, write the result to standard output."""
+    import cloudpickle
+
+    threading.Thread(target=_leave_when_closed, args=(alive,), daemon=True).start()
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    # What libraries print must not get into the answer.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    prepare, function, job = pickle.load(sys.stdin.buffer)
+    with output:
+        output.write(cloudpickle.dumps(run_job(prepare, function, job)))
+
+
+def _leave_when_closed(alive: int) -> None:
+    """Ends this process when the worker that started it is gone."""
+    os.read(alive, 1)
+    os._exit(1)

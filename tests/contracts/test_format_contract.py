@@ -1,0 +1,192 @@
+"""The contract of formats over the whole registry: any box equals its part of the whole, for every sample of every format."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+import fsspec
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rasterio.enums import ColorInterp
+from skimage import data
+
+from segcore import formats
+from segcore.errors import ModelMismatch
+from segcore.geometry import Box
+from segcore.raster import FORMATS, Format, RasterSpec, Reader
+from segcore.testing import formats as check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+PHOTO = data.astronaut()[100:197, 150:293]
+"""Prime sides: no block size divides them."""
+
+
+def tiff(path: Path, bands: np.ndarray, **profile: object) -> None:
+    count, height, width = bands.shape
+    mask = profile.pop("mask", None)
+    colours = profile.pop("colorinterp", None)
+    palette = profile.pop("palette", None)
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", driver="GTiff", width=width, height=height, count=count, dtype=bands.dtype, **profile) as file,
+    ):
+        if colours is not None:
+            file.colorinterp = colours
+        if palette is not None:
+            file.write_colormap(1, palette)
+        file.write(bands)
+        if mask is not None:
+            file.write_mask(mask)
+
+
+def planes(dtype: str = "uint8", count: int = 3) -> np.ndarray:
+    bands = np.moveaxis(np.concatenate([PHOTO, PHOTO[::-1]], axis=-1)[..., :count], -1, 0)
+    return (
+        bands.astype(dtype) * 200 if np.dtype(dtype).itemsize > 1 else (bands.astype(int) - 128 * (dtype == "int8")).astype(dtype)
+    )
+
+
+def holes() -> np.ndarray:
+    mask = np.ones(PHOTO.shape[:2], bool)
+    mask[10:60, 30:70] = mask[-1] = False
+    return mask
+
+
+def with_gaps(dtype: str) -> np.ndarray:
+    bands = planes(dtype)
+    bands[1, ~holes()] = np.nan
+    bands[0, 3, 4] = np.inf
+    return bands
+
+
+RGBA = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+ALPHA = np.concatenate([planes(), holes()[None] * np.uint8(200)])
+TILED = {"tiled": True, "blockxsize": 32, "blockysize": 16}
+PALETTE = {value: (value, 255 - value, value // 2, 0 if value == 7 else 255) for value in range(256)}
+TIFFS: dict[str, Callable[[Path], None]] = {
+    "tiled.tif": lambda p: tiff(p, planes(), compress="deflate", interleave="pixel", photometric="RGB", **TILED),
+    "planar.tif": lambda p: tiff(p, planes("uint16"), compress="lzw", interleave="band", **TILED),
+    "strips.tif": lambda p: tiff(p, planes("int16"), blockysize=7, nodata=0),
+    "one_strip.tif": lambda p: tiff(p, planes("float64", 1), compress="zstd", blockysize=97),
+    "int8.tif": lambda p: tiff(p, planes("int8"), compress="deflate"),
+    "int32.tiff": lambda p: tiff(p, planes("int32", 2), BIGTIFF="YES", nodata=0),
+    "uint32.tif": lambda p: tiff(p, planes("uint32", 6), nodata=200, **TILED),
+    "nan.tif": lambda p: tiff(p, with_gaps("float32"), nodata=float("nan"), **TILED),
+    "infinite.tif": lambda p: tiff(p, with_gaps("float64")),
+    "mask.tif": lambda p: tiff(p, planes(), mask=holes(), photometric="RGB", **TILED),
+    "alpha.tif": lambda p: tiff(p, ALPHA, colorinterp=RGBA, photometric="RGB", compress="lzw", **TILED),
+    "grey_alpha.tif": lambda p: tiff(p, ALPHA[2:], colorinterp=[ColorInterp.gray, ColorInterp.alpha]),
+    "palette.tif": lambda p: tiff(p, planes(count=1), palette=PALETTE, photometric="palette", nodata=3, **TILED),
+    "bits.tif": lambda p: tiff(p, planes(count=1) // 128, nbits=1, compress="CCITTFAX4"),
+}
+
+
+def picture(mode: str, **options: object) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        image = Image.fromarray(PHOTO).convert("RGB").convert(mode)
+        if mode in ("RGBA", "LA"):
+            image.putalpha(Image.fromarray(holes() * np.uint8(255)))
+        image.save(path, **options)
+
+    return write
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = 6
+    return exif
+
+
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "rgb.png": picture("RGB"),
+    "grey.png": picture("L"),
+    "bilevel.png": picture("1"),
+    "rgba.png": picture("RGBA"),
+    "grey_alpha.png": picture("LA"),
+    "palette.png": picture("P", transparency=9),
+    "deep.png": lambda p: p.write_bytes(cv2.imencode(".png", PHOTO.astype(np.uint16) * 257)[1].tobytes()),
+    "deep_grey.png": lambda p: Image.fromarray(PHOTO[..., 0].astype(np.uint16) * 257).save(p),
+    "photo.jpg": picture("RGB"),
+    "grey.jpeg": picture("L"),
+    "turned.jpg": picture("RGB", exif=turned()),
+    "ink.jpe": picture("CMYK"),
+    "plain.bmp": picture("RGB"),
+    "palette.bmp": picture("P"),
+    "alpha.webp": picture("RGBA", lossless=True),
+}
+SAMPLES = {"tiff": TIFFS, "picture": PICTURES}
+CASES = [(name, sample) for name in FORMATS for sample in SAMPLES.get(name, [None])]
+each = pytest.mark.parametrize(("name", "sample"), CASES, ids=str)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("samples")
+
+
+@pytest.fixture
+def opened(name: str, sample: str, folder: Path) -> Iterator[tuple[Format, RasterSpec, Reader]]:
+    assert name in SAMPLES, f"write samples of the format {name!r} here"
+    path = folder / name / sample
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        SAMPLES[name][sample](path)
+    assert formats.format_of(str(path), path.read_bytes()[:64]) == name
+    spec = FORMATS[name].describe(str(path), "v1")
+    with FORMATS[name].open(spec) as reader:
+        yield FORMATS[name], spec, reader
+
+
+@each
+def test_headers_and_chunks(opened: tuple[Format, RasterSpec, Reader]) -> None:
+    image_format, spec, reader = opened
+    image = check.whole(reader, spec)
+    check.check_spec(spec)
+    check.check_chunks(reader, spec, image)
+    check.check_bands(image_format, spec, image)
+    assert spec.version == "v1"
+    with pytest.raises(ModelMismatch, match=r"has .* band"):
+        spec.select((spec.file_bands + 1,))
+
+
+@each
+def test_any_box_equals_its_part_of_the_whole(opened: tuple[Format, RasterSpec, Reader]) -> None:
+    _, spec, reader = opened
+    image = check.whole(reader, spec)
+
+    @given(box=check.boxes(spec.shape))
+    def compare(box: Box) -> None:
+        check.check_box(reader, spec, image, box)
+
+    compare()
+
+
+@each
+def test_any_store_gives_the_same_image(opened: tuple[Format, RasterSpec, Reader], name: str, sample: str, folder: Path) -> None:
+    image_format, local, reader = opened
+    pixels, valid = check.whole(reader, local)
+    location = f"memory://contract/{name}/{sample}"
+    with fsspec.open(location, "wb") as file:
+        file.write((folder / name / sample).read_bytes())
+    spec = image_format.describe(location, "v1")
+    assert repr(spec).replace(location, local.location) == repr(local)
+    with image_format.open(spec) as remote:
+        remote_pixels, remote_valid = check.whole(remote, spec)
+    np.testing.assert_array_equal(remote_pixels, pixels)
+    np.testing.assert_array_equal(remote_valid, valid)
+
+
+@given(st.data())
+def test_drawn_boxes_lie_inside(drawn: st.DataObject) -> None:
+    shape = drawn.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
+    box = drawn.draw(check.boxes(shape))
+    assert box & Box.whole(shape) == box
+    assert box.size > 0

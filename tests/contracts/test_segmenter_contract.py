@@ -1,0 +1,108 @@
+"""The contract of segmenters over the whole registry, plus variants of the classical ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from skimage import data
+
+import segcore.segmenters  # noqa: F401  registers all segmenters
+from segcore.model import SEGMENTERS, Exactness, Fitter, Segmenter
+from segcore.samples import SAMPLE_SIZE
+from segcore.segmenters.kmeans import KMeans
+from segcore.segmenters.mixture import MixtureOfGaussians
+from segcore.segmenters.threshold import Threshold
+from segcore.testing import segmenters as check
+
+
+def without_arguments() -> list[Any]:
+    """A recipe of each kind that can be made without arguments (a network needs its weights)."""
+    absent = dataclasses.MISSING
+    return [
+        kind()
+        for kind in SEGMENTERS.values()
+        if all(field.default is not absent or field.default_factory is not absent for field in dataclasses.fields(kind))
+    ]
+
+
+def picture(dtype: str, channels: int) -> check.Picture:
+    """A real photograph in another type and with another number of channels, a fifth of it without data."""
+    photo = data.astronaut()[60:140, 190:290]
+    bands = np.concatenate([photo, photo[::-1]], axis=-1)[..., :channels]
+    pixels = bands.astype(dtype) * (257 if dtype == "uint16" else 1)
+    if np.dtype(dtype).kind == "f":
+        pixels = (pixels / 255 + 1e-4 * np.random.default_rng(0).standard_normal(pixels.shape)).astype(dtype)
+    valid = np.ones(photo.shape[:2], bool)
+    valid[20:60, 30:80] = False
+    return check.Picture(pixels, valid, "rgb" if channels == 3 else "bands")
+
+
+RGB = picture("uint8", 3)
+VARIANTS = [
+    *without_arguments(),
+    Threshold(value=100.5),
+    Threshold(method="multi-otsu", levels=4),
+    Threshold(method="li", band=2),
+    Threshold(method="triangle", above=False),
+    KMeans(clusters=3, bands=(1, 2)),
+    KMeans(clusters="auto", max_clusters=4),
+    KMeans(classes={"dark": "#000000", "light": (255.0, 255.0, 255.0)}),
+    MixtureOfGaussians(components=2, covariance="diag"),
+    MixtureOfGaussians(components="auto", max_components=3, covariance="tied"),
+]
+named = pytest.mark.parametrize("recipe", VARIANTS, ids=str)
+
+
+@named
+def test_a_recipe_starts_as_fitter_or_segmenter(recipe: Any) -> None:
+    assert isinstance(recipe.start(), Fitter | Segmenter)
+    assert isinstance(recipe.exactness, Exactness)
+
+
+@named
+@pytest.mark.parametrize("tile", [(32, 32), (17, 129)])
+def test_tiling_does_not_matter(recipe: Any, tile: tuple[int, int]) -> None:
+    check.check_tiling(recipe, RGB, tile)
+
+
+@named
+def test_merging_does_not_depend_on_order(recipe: Any) -> None:
+    check.check_merging(recipe, RGB, (48, 64))
+
+
+@named
+def test_values_travel(recipe: Any) -> None:
+    check.check_values(recipe, RGB)
+
+
+@named
+def test_labels_are_classes(recipe: Any) -> None:
+    check.check_labels(recipe, RGB)
+
+
+CLASSICAL = [Threshold(), Threshold(method="li"), KMeans(clusters=3), MixtureOfGaussians(components=2, reg_covar=1e-9)]
+
+
+@pytest.mark.parametrize("recipe", CLASSICAL, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "channels"), [("uint8", 1), ("int16", 1), ("uint16", 3), ("int32", 1), ("float32", 1), ("float64", 4)]
+)
+def test_any_type_of_pixel(recipe: Any, dtype: str, channels: int) -> None:
+    image = picture(dtype, channels)
+    check.check_tiling(recipe, image, (50, 70))
+    check.check_merging(recipe, image, (50, 70))
+    check.check_labels(recipe, image)
+
+
+SAMPLE_BYTES = SAMPLE_SIZE * (3 * 8 + 3 * 8)
+
+
+@pytest.mark.parametrize("recipe", CLASSICAL, ids=str)
+@pytest.mark.parametrize(("dtype", "channels"), [("uint8", 3), ("uint8", 1), ("uint16", 3), ("float64", 3)])
+def test_memory_stays_within_the_footprint(recipe: Any, dtype: str, channels: int) -> None:
+    small = picture(dtype, channels)
+    large = check.Picture(np.tile(small.pixels, (12, 10, 1)), np.tile(small.valid, (12, 10)), small.interpretation)
+    check.check_footprint(recipe, large, slack=SAMPLE_BYTES)

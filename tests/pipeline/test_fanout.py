@@ -1,0 +1,370 @@
+"""Fanning out: every job gives its result once, whatever dies, and nothing of it outlives the driver."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+# Worker processes inherit the module path, and must find the functions that these tests send them.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import fanout_jobs as jobs  # noqa: E402
+from fanout_jobs import Mark, Numbers  # noqa: E402
+from pydantic import TypeAdapter, ValidationError  # noqa: E402
+
+from segcore.errors import RunError, StoreError, Stopped, WorkerDied  # noqa: E402
+from tasks import _cluster, _flight, _isolated  # noqa: E402
+from tasks.fanout import CLUSTERS, Dask, Existing, InProcess, LocalCluster, Serial, open_fanout  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+PREPARE = pickle.dumps(jobs.prepare)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Dask]:
+    with Dask(LocalCluster(workers=2), jobs.prepare, threading.Event()) as dask:
+        yield dask
+
+
+def bundles(count: int, size: int = 3) -> list[Numbers]:
+    return [Numbers(tuple(range(first, first + size))) for first in range(0, count * size, size)]
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return true()
+
+
+def known_tasks(dask: Dask) -> int:
+    """Jobs that the scheduler knows, without those that prepare the workers."""
+    tasks: list[str] = dask.client.run_on_scheduler(lambda dask_scheduler: [str(key) for key in dask_scheduler.tasks])
+    return sum(not key.startswith("prepare_process") for key in tasks)
+
+
+# Results
+
+
+def test_dask_gives_what_serial_gives(cluster: Dask) -> None:
+    work = bundles(40)
+    serial = dict(Serial(jobs.prepare, threading.Event()).map(jobs.squares, work))
+    parallel = list(cluster.map(jobs.squares, work))
+    assert len(parallel) == len(work)
+    assert dict(parallel) == serial == {job: tuple(item**2 for item in job.items) for job in work}
+
+
+def test_results_come_in_order_of_completion(cluster: Dask, tmp_path: Path) -> None:
+    work = [Mark(str(tmp_path), "slow", 1.0), Mark(str(tmp_path), "quick")]
+    assert [job.name for job, _ in cluster.map(jobs.mark_and_sleep, work)] == ["quick", "slow"]
+
+
+def test_no_jobs_give_no_results(cluster: Dask) -> None:
+    assert list(cluster.map(jobs.squares, [])) == []
+
+
+def test_callers_share_the_window_and_all_get_through(cluster: Dask) -> None:
+    callers, count = 12, 20
+    highest = 0
+    all_done = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not all_done.wait(0.01):
+            highest = max(highest, cluster.window._taken)
+
+    def call(caller: int) -> bool:
+        work = [Numbers((caller, i)) for i in range(count)]
+        return dict(cluster.map(jobs.slow_squares if caller % 2 else jobs.squares, work)) == {job: jobs.squares(job) for job in work}
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(callers) as pool:
+        assert all(pool.map(call, range(callers)))
+    all_done.set()
+    watcher.join()
+    assert 2 <= highest <= callers + cluster.window.limit
+    assert cluster.window._taken == 0
+
+
+def test_the_scheduler_never_knows_more_than_the_window(cluster: Dask) -> None:
+    pulled = 0
+
+    def count(source: Iterable[Numbers]) -> Iterator[Numbers]:
+        nonlocal pulled
+        for job in source:
+            pulled += 1
+            yield job
+
+    limit = cluster.window.limit
+    for done, _ in enumerate(cluster.map(jobs.squares, count(bundles(400))), start=1):
+        assert pulled - done <= limit
+        if done % 40 == 0:
+            assert known_tasks(cluster) <= limit + 4
+    assert done == pulled == 400
+    assert wait_until(lambda: known_tasks(cluster) == 0, 5)
+
+
+def test_a_caller_that_leaves_takes_its_jobs_with_it(cluster: Dask) -> None:
+    results = cluster.map(jobs.slow_squares, bundles(1000))
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert cluster.window._taken == 0
+    assert wait_until(lambda: known_tasks(cluster) == 0, 5)
+
+
+def test_what_a_function_raises_is_raised_here(cluster: Dask) -> None:
+    with pytest.raises(StoreError, match="no room for") as raised:
+        list(cluster.map(jobs.refuse, bundles(5)))
+    assert "refuse" in "".join(traceback.format_tb(raised.tb))
+    assert cluster.window._taken == 0
+    assert dict(cluster.map(jobs.squares, bundles(1))) == {Numbers((0, 1, 2)): (0, 1, 4)}
+
+
+def test_what_the_source_of_jobs_raises_is_raised_here(cluster: Dask) -> None:
+    def source() -> Iterator[Numbers]:
+        yield Numbers((1,))
+        raise StoreError("no list of images")
+
+    with pytest.raises(StoreError, match="no list"):
+        list(cluster.map(jobs.squares, source()))
+    assert cluster.window._taken == 0
+
+
+def test_workers_are_prepared_and_use_one_thread(cluster: Dask) -> None:
+    seen = [found for _, found in cluster.map(jobs.surroundings, bundles(8)) if not isinstance(found, WorkerDied)]
+    assert os.getpid() not in {found.pop("pid") for found in seen}
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "GDAL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+    expected = dict.fromkeys(names, "1") | {"cv2": 1, "prepared": 1}
+    assert all({name: found[name] for name in expected} == expected for found in seen)
+
+
+def test_nothing_listens_beyond_this_machine(cluster: Dask) -> None:
+    process = psutil.Process()
+    family = [process, *process.children(recursive=True)]
+    listening = {each.laddr.ip for member in family for each in member.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+    assert listening == {"127.0.0.1"}
+
+
+# Death
+
+
+def test_a_killed_worker_costs_no_result(cluster: Dask, tmp_path: Path) -> None:
+    work = [Mark(str(tmp_path), "victim"), *(Mark(str(tmp_path), f"{i}") for i in range(8))]
+    with ThreadPoolExecutor(1) as pool:
+        results = pool.submit(lambda: [name for _, name in cluster.map(jobs.wait_the_first_time, work)])
+        assert wait_until((tmp_path / "victim").exists, 10)
+        os.kill(int((tmp_path / "victim").read_text()), signal.SIGKILL)
+        assert sorted(str(name) for name in results.result(30)) == sorted(job.name for job in work)
+
+
+def test_the_job_that_kills_is_named_and_its_neighbours_live(cluster: Dask) -> None:
+    work = [*bundles(6), Numbers((100, -1, 101)), *bundles(3, size=2)]
+    results = list(cluster.map(jobs.squares_or_crash, work))
+    dead = [(job, result) for job, result in results if isinstance(result, WorkerDied)]
+    assert [job for job, _ in dead] == [Numbers((-1,))]
+    assert "SIGSEGV" in str(dead[0][1])
+    alive = sorted(item for job, result in results if not isinstance(result, WorkerDied) for item in job.items)
+    assert alive == sorted(item for job in work for item in job.items if item >= 0)
+    assert all(result == jobs.squares(job) for job, result in results if not isinstance(result, WorkerDied))
+
+
+def test_restarted_workers_are_prepared(cluster: Dask, tmp_path: Path) -> None:
+    before = {found["pid"] for _, found in cluster.map(jobs.surroundings, bundles(8)) if not isinstance(found, WorkerDied)}
+    assert [name for _, name in cluster.map(jobs.die_the_first_time, [Mark(str(tmp_path), "victim")])] == ["victim"]
+    assert wait_until(lambda: _cluster.thread_count(cluster.client) == 2, 10)
+    found = [found for _, found in cluster.map(jobs.surroundings, bundles(8)) if not isinstance(found, WorkerDied)]
+    assert {each["pid"] for each in found} - before
+    assert {each["prepared"] for each in found} == {1}
+
+
+def test_a_cluster_without_workers_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import distributed
+
+    with distributed.LocalCluster(n_workers=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as other:
+        with Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()) as dask:
+            assert dask.workers > 0
+            monkeypatch.setattr(_cluster, "WORKERS_SECONDS", 1.0)
+            other.scale(0)
+            with pytest.raises(RunError, match="no worker"):
+                list(dask.map(jobs.squares, bundles(5)))
+        with pytest.raises(RunError, match=f"{other.scheduler_address}.*no worker"):
+            Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()).client
+
+
+# Alone in a child process
+
+
+def test_a_child_process_gives_what_a_worker_gives(capfd: pytest.CaptureFixture[str]) -> None:
+    assert _isolated.run_isolated(PREPARE, jobs.talk_and_sum, Numbers((1, 2, 3)), _isolated.Limits()) == 6
+    found = _isolated.run_isolated(PREPARE, jobs.surroundings, Numbers((1,)), _isolated.Limits())
+    assert isinstance(found, dict)
+    assert found["prepared"] == found["cv2"] == 1
+
+
+@pytest.mark.parametrize(
+    ("job", "limits", "words"),
+    [
+        (Numbers((4000,)), _isolated.Limits(memory_bytes=500 * 2**20), "more memory than a worker has \\(0.488 GiB\\)"),
+        (Numbers((1,)), _isolated.Limits(seconds=1.0), "not done after 1 s"),
+    ],
+)
+def test_a_child_process_that_takes_too_much_is_ended(job: Numbers, limits: _isolated.Limits, words: str) -> None:
+    started = time.monotonic()
+    died = _isolated.run_isolated(PREPARE, jobs.hoard, job, limits)
+    assert isinstance(died, WorkerDied)
+    assert re.search(words, str(died))
+    assert time.monotonic() - started < 10
+
+
+def test_a_child_process_hands_on_what_the_function_raises() -> None:
+    raised = _isolated.run_isolated(PREPARE, jobs.refuse, Numbers((7,)), _isolated.Limits())
+    assert isinstance(raised, _isolated.Raised)
+    error = raised.revived()
+    assert isinstance(error, StoreError)
+    assert "refuse" in "".join(traceback.format_tb(error.__traceback__))
+
+
+# Other clusters
+
+
+def test_a_joined_cluster_gives_the_same_and_goes_on(cluster: Dask) -> None:
+    address = cluster.client.scheduler.address
+    with open_fanout(Existing(address), jobs.prepare, threading.Event()) as joined:
+        assert joined.workers == cluster.workers == 2
+        assert dict(joined.map(jobs.squares, bundles(9))) == dict(cluster.map(jobs.squares, bundles(9)))
+    assert len(list(cluster.map(jobs.squares, bundles(3)))) == 3
+
+
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cluster, "CONNECT_SECONDS", 0.5)
+    with pytest.raises(RunError, match=r"tcp://127\.0\.0\.1:9 .*cluster\.address"):
+        Dask(Existing("tcp://127.0.0.1:9"), jobs.prepare, threading.Event()).client
+
+
+def test_serial_prepares_once_and_needs_no_distributed() -> None:
+    program = """
+        import sys, threading
+        from tasks.fanout import InProcess, open_fanout
+        prepared = []
+        with open_fanout(InProcess(), lambda: prepared.append(1), threading.Event()) as fanout:
+            assert list(fanout.map(abs, [-1, 2])) + list(fanout.map(abs, [-3])) == [(-1, 1), (2, 2), (-3, 3)]
+        assert prepared == [1]
+        assert not {"distributed", "dask", "prefect"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True, timeout=30)
+
+
+def test_recipes_can_name_clusters() -> None:
+    assert {kind: type(TypeAdapter(CLUSTERS[kind]).validate_python(fields)) for kind, fields in (
+        ("local", {"workers": 3, "memory": "1.5 GiB"}), ("address", {"address": "tcp://10.0.0.1:8786"}), ("serial", {}),
+    )} == dict(CLUSTERS) == {"local": LocalCluster, "address": Existing, "serial": InProcess}
+    for wrong in ({"workers": 0}, {"memory": "plenty"}, {"workers": "many"}):
+        with pytest.raises(ValidationError):
+            TypeAdapter(LocalCluster).validate_python(wrong)
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("serial", [True, False])
+def test_a_stop_ends_the_work_soon(cluster: Dask, tmp_path: Path, serial: bool) -> None:
+    stop = threading.Event()
+    fanout: Serial | Dask = Serial(jobs.prepare, stop) if serial else cluster
+    cluster.stop = stop
+    work = [Mark(str(tmp_path), f"{i}", 0.3) for i in range(50)]
+    done = []
+    with pytest.raises(Stopped):
+        for _, name in fanout.map(jobs.mark_and_sleep, work):
+            done.append(name)
+            stop.set()
+            stopped = time.monotonic()
+    assert time.monotonic() - stopped < 3
+    # What had begun was let to its end, and what had not did not begin.
+    assert sorted(done) == sorted(file.name for file in tmp_path.iterdir())
+    assert len(done) <= 3 * fanout.workers
+    cluster.stop = threading.Event()
+
+
+def test_a_stop_does_not_wait_for_ever(cluster: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_flight, "_GRACE_SECONDS", 0.5)
+    cluster.stop = threading.Event()
+    work = [Mark(str(tmp_path), "slow", 5.0), Mark(str(tmp_path), "quick", 0.0)]
+    started = time.monotonic()
+    with pytest.raises(Stopped):
+        for _ in cluster.map(jobs.mark_and_sleep, work):
+            cluster.stop.set()
+    assert time.monotonic() - started < 3
+    cluster.stop = threading.Event()
+
+
+DRIVER = """
+    import os, signal, sys, threading
+    sys.path[:0] = [{tests!r}, {root!r}]
+    import fanout_jobs as jobs
+    from segcore.errors import Stopped
+    from tasks.fanout import Dask, LocalCluster
+
+    if __name__ == "__main__":
+        stop = threading.Event()
+        signal.signal(signal.SIGINT, lambda *_: stop.set())
+        with Dask(LocalCluster(2), jobs.prepare, stop) as dask:
+            try:
+                {body}
+            except Stopped:
+                print("stopped", flush=True)
+"""
+
+
+def driver(tmp_path: Path, body: str) -> subprocess.Popen[str]:
+    """A driver in a process group of its own, as a shell would start it."""
+    script = tmp_path / "driver.py"
+    script.write_text(textwrap.dedent(DRIVER).format(tests=str(Path(__file__).parent), root=str(ROOT), body=body))
+    command = [sys.executable, str(script)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_ctrl_c_leaves_nothing_on_the_terminal_and_no_process(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    with driver(tmp_path, f"list(dask.map(jobs.mark_and_sleep, [jobs.Mark({str(marks)!r}, str(i), 1.0) for i in range(99)]))") as process:
+        assert wait_until(lambda: len(list(marks.iterdir())) >= 2, 20)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=20)
+    assert (output, errors, process.returncode) == ("stopped\n", "", 0)
+    assert psutil.wait_procs(family, timeout=5)[1] == []
+
+
+def test_the_death_of_workers_leaves_nothing_on_the_terminal(tmp_path: Path) -> None:
+    with driver(tmp_path, "print(sorted(len(job.items) for job, _ in dask.map(jobs.squares_or_crash, [jobs.Numbers((1, -1))])))") as process:
+        assert process.communicate(timeout=40) == ("[1, 1]\n", "")
+    assert process.returncode == 0
+
+
+def test_a_killed_driver_leaves_no_orphans(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    poison = f"dask.map(jobs.sleep_in_a_child, [jobs.Mark({str(marks)!r}, 'poison', 60.0)])"
+    with driver(tmp_path, f"list({poison})") as process:
+        # The job runs in a grandchild once it has killed two workers.
+        assert wait_until((marks / "child").exists, 30)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert int((marks / "child").read_text()) in {member.pid for member in family}
+        process.kill()
+        process.communicate(timeout=10)
+    assert psutil.wait_procs(family, timeout=5)[1] == []

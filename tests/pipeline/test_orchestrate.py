@@ -1,0 +1,313 @@
+"""Watching a run: with Prefect and without it the work is the same; with Prefect, every stage and shard is on record when the flow ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+import pytest
+
+from flows.orchestrate import Orchestrator, Plain, Prefect, stop_on_signals
+from segcore.errors import FitError, RunError, Stopped
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Prefect home that nobody has used."""
+    folder = tmp_path_factory.mktemp("prefect")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(folder))
+        patch.delenv("PREFECT_API_URL", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def prefect(home: Path) -> Iterator[Prefect]:
+    """Prefect with a server that all tests of this module share."""
+    with Prefect() as orchestrator:
+        yield orchestrator
+
+
+@pytest.fixture(params=["plain", "prefect"])
+def orchestrator(request: pytest.FixtureRequest) -> Orchestrator:
+    return Plain() if request.param == "plain" else request.getfixturevalue("prefect")
+
+
+def url(prefect: Prefect) -> str:
+    assert prefect._api is not None
+    return prefect._api.result()
+
+
+def ask(prefect: Prefect, path: str, **filters: Any) -> Any:
+    """What the server answers."""
+    import httpx
+
+    return httpx.post(f"{url(prefect)}/{path}", json=filters).json()
+
+
+def task_runs(prefect: Prefect) -> Counter[tuple[str, str]]:
+    """Names and states of the task runs of the last flow run."""
+    flow_run = {"id": {"any_": [str(prefect.flow_run_id)]}}
+    runs = [run for offset in (0, 200) for run in ask(prefect, "task_runs/filter", flow_runs=flow_run, offset=offset)]
+    return Counter((run["name"], run["state_type"]) for run in runs)
+
+
+def flow_run(prefect: Prefect) -> dict[str, Any]:
+    """The last flow run."""
+    (run,) = ask(prefect, "flow_runs/filter", flow_runs={"id": {"any_": [str(prefect.flow_run_id)]}})
+    return dict(run)
+
+
+# The work
+
+
+def test_a_flow_gives_what_its_body_gives(orchestrator: Orchestrator) -> None:
+    assert orchestrator.flow("sums", {}, lambda: orchestrator.stage("add", sum, (1, 2, 3)) + orchestrator.stage("add", sum, (4,))) == 10
+
+
+def test_each_gives_results_as_they_come_and_keeps_to_its_width(orchestrator: Orchestrator) -> None:
+    lock = threading.Lock()
+    running = highest = 0
+
+    def work(item: int) -> int:
+        nonlocal running, highest
+        with lock:
+            running += 1
+            highest = max(highest, running)
+        time.sleep(1.0 if item == 0 else 0.05)
+        with lock:
+            running -= 1
+        return item
+
+    results = orchestrator.flow("width", {}, lambda: list(orchestrator.each(work, range(12), str, 3)))
+    assert sorted(results) == list(range(12))
+    assert results[-1] == 0
+    assert highest == 3
+    assert orchestrator.flow("nothing", {}, lambda: list(orchestrator.each(work, [], str, 3))) == []
+
+
+def test_the_first_error_stops_feeding_and_is_raised_when_the_rest_has_ended(orchestrator: Orchestrator) -> None:
+    begun, ended = set(), set()
+    error = FitError("no valid pixel")
+
+    def work(item: int) -> int:
+        begun.add(item)
+        if item == 1:
+            raise error
+        time.sleep(0.3)
+        ended.add(item)
+        return item
+
+    with pytest.raises(FitError) as raised:
+        orchestrator.flow("failing", {}, lambda: list(orchestrator.each(work, range(50), str, 4)))
+    assert raised.value is error
+    assert begun == ended | {1}
+    assert len(begun) <= 5
+
+
+@pytest.mark.parametrize("error", [FitError("too few pixels"), Stopped("asked to"), ValueError("a bug")])
+def test_errors_pass_unchanged(orchestrator: Orchestrator, error: Exception) -> None:
+    def fail() -> NoReturn:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        orchestrator.flow("failing", {}, lambda: orchestrator.stage("fail", fail))
+    assert raised.value is error
+    assert raised.traceback[-1].name == "fail"
+
+
+# The record
+
+
+def test_every_stage_and_shard_is_on_record_when_the_flow_ends(prefect: Prefect) -> None:
+    def body() -> int:
+        prefect.stage("plan", time.sleep, 0.0)
+        return len(list(prefect.each(abs, range(150), lambda item: f"shard-{item}", 8)))
+
+    assert prefect.flow("delta-landcover", {"images": 150}, body) == 150
+    assert task_runs(prefect) == Counter({("plan", "COMPLETED"): 1} | {(f"shard-{item}", "COMPLETED"): 1 for item in range(150)})
+    run = flow_run(prefect)
+    assert (run["name"], run["state_type"], run["parameters"]) == ("delta-landcover", "COMPLETED", {"parameters": {"images": 150}})
+
+
+def test_failures_are_on_record(prefect: Prefect) -> None:
+    def work(item: int) -> float:
+        return 1 / item
+
+    with pytest.raises(ZeroDivisionError):
+        prefect.flow("failing", {}, lambda: list(prefect.each(work, [2, 1, 0], str, 1)))
+    assert task_runs(prefect) == {("2", "COMPLETED"): 1, ("1", "COMPLETED"): 1, ("0", "FAILED"): 1}
+    assert flow_run(prefect)["state_type"] == "FAILED"
+
+
+def test_a_stopped_flow_is_cancelled(prefect: Prefect) -> None:
+    def stop() -> NoReturn:
+        raise Stopped("somebody asked the run to stop")
+
+    with pytest.raises(Stopped):
+        prefect.flow("stopped", {}, stop)
+    assert flow_run(prefect)["state"]["message"] == "somebody asked the run to stop"
+    assert flow_run(prefect)["state_type"] == "CANCELLED"
+
+
+class Private:
+    """A value that nobody may look at, copy or keep."""
+
+    secret = "correct horse battery staple"
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise AssertionError("Prefect looked at an argument")
+
+    __repr__ = __hash__ = __eq__ = __reduce_ex__ = __deepcopy__ = __iter__ = __getstate__ = _refuse  # type: ignore[assignment]
+
+
+def test_prefect_neither_looks_at_nor_keeps_what_stages_take_and_give(prefect: Prefect, home: Path) -> None:
+    value = Private()
+    given = prefect.flow("private", {}, lambda: [*prefect.each(lambda item: item, [value], lambda _: "shard", 1), prefect.stage("keep", lambda x: x, value)])
+    assert [each is value for each in given] == [True, True]
+    kept = b"".join(file.read_bytes() for file in home.rglob("*") if file.is_file())
+    assert b"shard" in kept
+    assert Private.secret.encode() not in kept
+
+
+# The server
+
+
+def test_a_configured_server_is_used(prefect: Prefect, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", url(prefect))
+    with Prefect() as other:
+        assert other.flow("elsewhere", {}, lambda: other.stage("add", sum, (1, 2))) == 3
+        assert url(other) == url(prefect)
+        assert task_runs(other) == {("add", "COMPLETED"): 1}
+        assert other.run_url is not None
+        assert str(other.flow_run_id) in other.run_url
+    assert ask(prefect, "flow_runs/count") > 0
+
+
+def test_a_configured_server_that_does_not_answer_ends_the_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with Prefect() as orchestrator, pytest.raises(RunError, match=r"PREFECT_API_URL.*--no-prefect"):
+        orchestrator.flow("nowhere", {}, lambda: pytest.fail("the work began without a record"))
+
+
+def test_what_is_done_counts_where_the_server_dies(home: Path) -> None:
+    with Prefect() as orchestrator:
+
+        def body() -> int:
+            before = orchestrator.stage("add", sum, (1, 2))
+            assert orchestrator._server is not None
+            orchestrator._server._child.kill()
+            orchestrator._server._child.wait()
+            return before + orchestrator.stage("add", sum, (3, 4))
+
+        assert orchestrator.flow("orphan", {}, body) == 10
+
+
+DRIVER = """
+    import logging, sys, threading, time
+    from pathlib import Path
+    from flows.orchestrate import Plain, Prefect, stop_on_signals
+    from segcore.errors import Stopped
+
+    def body():
+        Path({ready!r}).touch()
+        return sum(orchestrator.each(wait, range(3), str, 2))
+
+    def wait(item):
+        if stop.wait({seconds}):
+            raise Stopped("asked to stop")
+        return item
+
+    stop = threading.Event()
+    with stop_on_signals(stop), {orchestrator} as orchestrator:
+        try:
+            print(orchestrator.flow("driver", {{}}, body), flush=True)
+        except Stopped as stopped:
+            print(stopped, flush=True)
+    assert logging.getLogger().handlers == []
+"""
+
+
+def driver(tmp_path: Path, orchestrator: str, seconds: float) -> subprocess.Popen[str]:
+    """A run in a process group of its own, as a shell would start it; `tmp_path / "ready"` says that its flow runs."""
+    program = textwrap.dedent(DRIVER).format(ready=str(tmp_path / "ready"), orchestrator=orchestrator, seconds=seconds)
+    command = [sys.executable, "-c", program]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("orchestrator", ["contextlib.nullcontext(Plain())", "Prefect()"])
+def test_a_signal_stops_the_run_in_order(home: Path, tmp_path: Path, orchestrator: str, number: signal.Signals) -> None:
+    with driver(tmp_path, orchestrator.replace("contextlib", "__import__('contextlib')"), 60.0) as process:
+        wait_for(tmp_path / "ready")
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, number)
+        output, errors = process.communicate(timeout=30)
+    assert (output, errors, process.returncode) == ("asked to stop\n", "", 0)
+    assert psutil.wait_procs(family, timeout=5)[1] == []
+
+
+def test_runs_with_a_common_new_home_do_not_disturb_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    processes = [driver(folder, "Prefect()", 0.1) for folder in folders]
+    assert [process.communicate(timeout=90) for process in processes] == [("3\n", "")] * 2
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "home" / "prefect.db") as database:
+        assert database.execute("select state_type, count(*) from task_run group by state_type").fetchall() == [("COMPLETED", 6)]
+        assert database.execute("select state_type, count(*) from flow_run group by state_type").fetchall() == [("COMPLETED", 2)]
+    database.close()
+
+
+def test_a_killed_run_leaves_no_server(home: Path, tmp_path: Path) -> None:
+    with driver(tmp_path, "Prefect()", 60.0) as process:
+        wait_for(tmp_path / "ready")
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert family
+        process.kill()
+        process.communicate(timeout=10)
+    assert psutil.wait_procs(family, timeout=8)[1] == []
+
+
+def test_plain_runs_need_no_prefect() -> None:
+    program = """
+        import sys
+        from flows.orchestrate import Plain
+        assert Plain().flow("plain", {}, lambda: sorted(Plain().each(abs, [-1, -2], str, 2))) == [1, 2]
+        assert not {"prefect", "distributed", "dask"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True, timeout=30)
+
+
+def test_a_second_interrupt_breaks_off() -> None:
+    stop = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_signals(stop):
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,189 @@
+"""Odd and broken files: the format is what name and content agree on, and bad content ends as an `ImageError`, nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from skimage import data
+
+from segcore.errors import FormatError, ImageError, ReadError
+from segcore.formats import format_of
+from segcore.geometry import Box
+from segcore.raster import FORMATS
+
+DATA = os.environ.get("MASKLOOM_TEST_DATA")
+TIFF_HEAD, PNG_HEAD, JPEG_HEAD = b"II*\0" + bytes(60), b"\x89PNG\r\n\x1a\n" + bytes(56), b"\xff\xd8\xff\xe0" + bytes(60)
+
+
+def test_suffix_and_content_agree_on_the_format() -> None:
+    assert format_of("s3://bucket/a.TIF", TIFF_HEAD) == "tiff"
+    assert format_of("https://host/a.btf?token=x.png#y", b"MM\0+" + bytes(60)) == "tiff"
+    assert format_of("/data/a.b.jpe", JPEG_HEAD) == "picture"
+    assert format_of("/data/a.webp", b"RIFF\x10\0\0\0WEBPVP8 ") == "picture"
+    assert format_of("/data/scan.dat", PNG_HEAD, "picture") == "picture"
+    assert format_of("/data/a.jpg", PNG_HEAD, "picture") == "picture", "who names the format need not rename the file"
+
+
+@pytest.mark.parametrize(
+    ("location", "head", "explicit", "message"),
+    [
+        (
+            "a.jpg",
+            PNG_HEAD,
+            None,
+            r"a\.jpg is JPEG by its suffix \.jpg, but its content is PNG\. Rename it to end in \.png, or set",
+        ),
+        ("a.tif", JPEG_HEAD, None, r"but its content is JPEG\. Rename it to end in \.jpg, or set `format: picture`"),
+        ("a.tif", b"latitude,longitude\n", None, r"a\.tif is TIFF by its suffix \.tif, but its content is text\. Convert it"),
+        ("a.png", b"", None, r"a\.png is PNG by its suffix \.png, but it is empty \(0 bytes\)"),
+        ("a.tif", b"\x89HDF\r\n\x1a\n", None, "its content is HDF5"),
+        ("a.bmp", b"\0\1\2\3", None, "its content is unknown data"),
+        ("a.xyz", TIFF_HEAD, None, r"suffix '\.xyz', which no format claims\. Known: \.tif"),
+        ("folder.d/name", TIFF_HEAD, None, "suffix '', which no format claims"),
+        ("a.tif", TIFF_HEAD, "picture", "should be PNG or JPEG or BMP or WebP for the format 'picture', but its content is TIFF"),
+        ("a.tif", TIFF_HEAD, "tif", "no format 'tif'. Known: "),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_remedy(location: str, head: bytes, explicit: str | None, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        format_of(location, head, explicit)
+
+
+@pytest.mark.parametrize("name", ["tiff", "picture"])
+@pytest.mark.parametrize("content", [b"", b"x", b"plain text", bytes(100)])
+def test_headers_check_the_content_themselves(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=r"a\.tif"):
+        FORMATS[name].describe(str(path), "")
+
+
+@pytest.mark.parametrize("name", ["tiff", "picture"])
+def test_folders_pipes_and_absent_files_are_refused(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe.tif")
+    for path in (tmp_path, tmp_path / "pipe.tif"):
+        with pytest.raises(FormatError, match="no regular file"):
+            FORMATS[name].describe(str(path), "")
+    with pytest.raises(ImageError, match=r"absent\.tif"):
+        FORMATS[name].describe(str(tmp_path / "absent.tif"), "")
+
+
+def samples() -> dict[str, bytes]:
+    import io
+
+    photo, found = data.astronaut()[:64, :64], {}
+    for name, kind in [("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.bmp", "BMP"), ("a.webp", "WebP")]:
+        buffer = io.BytesIO()
+        Image.fromarray(photo).save(buffer, kind)
+        found[name] = buffer.getvalue()
+    for compression in (None, "zlib", "lzw", "jpeg", "packbits"):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, photo, photometric="rgb", compression=compression, tile=(32, 32))
+        found[f"{compression}.tif"] = buffer.getvalue()
+    return found
+
+
+SAMPLES = samples()
+
+
+def read_all(path: Path) -> np.ndarray:
+    image_format = FORMATS[format_of(str(path), path.read_bytes()[:64])]
+    spec = image_format.describe(str(path), "")
+    # A damaged header may claim anything; what it claims must be readable box by box.
+    with image_format.open(spec) as reader:
+        return reader.read(Box.whole(spec.shape) & Box((0, 0), (256, 256)))[0]
+
+
+@given(name=st.sampled_from(sorted(SAMPLES)), part=st.floats(0, 1, exclude_max=True))
+def test_truncated_files_never_pass_as_whole(tmp_path_factory: pytest.TempPathFactory, name: str, part: float) -> None:
+    path = tmp_path_factory.getbasetemp() / name
+    content = SAMPLES[name]
+    path.write_bytes(content[: int(len(content) * part)])
+    try:
+        pixels, message = read_all(path), name
+    except (FormatError, ReadError) as error:
+        pixels, message = None, str(error)
+    assert name in message
+    if pixels is not None:
+        # The last bytes of some formats are padding or an end mark.
+        path.write_bytes(content)
+        np.testing.assert_array_equal(pixels, read_all(path))
+
+
+@given(
+    name=st.sampled_from(sorted(SAMPLES)),
+    damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1),
+)
+def test_damaged_files_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, name: str, damage: list[tuple[float, int]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"damaged_{name}"
+    content = bytearray(SAMPLES[name])
+    for place, value in damage:
+        content[int(place * len(content))] = value
+    path.write_bytes(content)
+    message = path.name
+    try:
+        read_all(path)
+    except ImageError as error:
+        message = str(error)
+    assert path.name in message
+
+
+CHILD = textwrap.dedent(
+    """
+    import json, resource, sys
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    import warnings
+    warnings.simplefilter("error")
+    from segcore.errors import ImageError
+    from segcore.formats import format_of
+    from segcore.geometry import Grid
+    from segcore.raster import FORMATS
+    for path in sys.stdin.read().splitlines():
+        print(path, end="\\t", flush=True)
+        try:
+            with open(path, "rb") as file:
+                name = format_of(path, file.read(64))
+            spec = FORMATS[name].describe(path, "")
+            with FORMATS[name].open(spec) as reader:
+                for tile in Grid(spec.shape, (1024, 1024)):
+                    reader.read(tile.core)
+            print(json.dumps(["ok", ""]), flush=True)
+        except ImageError as error:
+            print(json.dumps([type(error).__name__, str(error)]), flush=True)
+    """
+)
+
+
+@pytest.mark.skipif(DATA is None, reason="needs MASKLOOM_TEST_DATA")
+@pytest.mark.timeout(120)
+def test_real_odd_and_broken_files_in_a_process_with_little_memory() -> None:
+    folders = [Path(str(DATA)) / name for name in ("broken", "odd_valid", "wsi/broken_or_tiny", "geotiff/images/rasterio")]
+    known = {suffix for image_format in FORMATS.values() for suffix in image_format.suffixes}
+    paths = [str(p) for folder in folders for p in sorted(folder.rglob("*")) if p.suffix in known]
+    child = subprocess.run([sys.executable, "-c", CHILD], input="\n".join(paths), capture_output=True, text=True, check=False)
+    results = dict(line.split("\t") for line in child.stdout.splitlines())
+    assert child.returncode == 0, f"{child.stdout.splitlines()[-1]}: {child.stderr}"
+    assert child.stderr == "", "nothing reaches the terminal"
+    assert list(results) == paths
+    outcomes = {path: json.loads(result) for path, result in results.items()}
+    for path, (outcome, message) in outcomes.items():
+        assert outcome == "ok" or (outcome in ("FormatError", "ReadError") and Path(path).name in message)
+        if "odd_valid" in path:
+            assert outcome == "ok", f"{path}: {message}"
+    refused = [path for path, (outcome, _) in outcomes.items() if outcome != "ok"]
+    assert {"truncated_jpeg.jpg", "corrupt.tif", "libtiff_segfault.tif", "reallybig.bmp", "broken.png"} <= {
+        Path(p).name for p in refused
+    }

@@ -1,0 +1,162 @@
+"""Gaussian mixtures agree with scikit-learn and find what is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+from skimage import data
+from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
+
+from segcore.errors import FitError, ModelMismatch
+from segcore.segmenters.mixture import MixtureModel, MixtureOfGaussians
+from segcore.testing.segmenters import Picture, fitted, labelled
+
+FORMS = ["full", "tied", "diag", "spherical"]
+
+
+def full(pixels: np.ndarray, interpretation: Any = "rgb") -> Picture:
+    return Picture(pixels, np.ones(pixels.shape[:2], bool), interpretation)
+
+
+def fit(recipe: MixtureOfGaussians, picture: Picture, tile: tuple[int, int] | None = None) -> MixtureModel:
+    model = fitted(recipe, [picture], tile)
+    assert isinstance(model, MixtureModel)
+    return model
+
+
+def in_form(covariances: np.ndarray, form: str) -> np.ndarray:
+    """Full covariance matrices the way that scikit-learn keeps those of a form."""
+    return {
+        "full": covariances,
+        "tied": covariances[0],
+        "diag": np.einsum("kii->ki", covariances),
+        "spherical": covariances[:, 0, 0],
+    }[form]
+
+
+def with_our_parameters(model: MixtureModel, form: Any) -> GaussianMixture:
+    covariances = np.array(model.covariances)
+    reference = GaussianMixture(len(model.means), covariance_type=form)
+    reference.weights_, reference.means_ = np.array(model.weights), np.array(model.means)
+    reference.covariances_ = in_form(covariances, form)
+    roots = np.linalg.cholesky(np.linalg.inv(covariances))
+    reference.precisions_cholesky_ = {
+        "full": roots,
+        "tied": roots[0],
+        "diag": np.einsum("kii->ki", roots),
+        "spherical": roots[:, 0, 0],
+    }[form]
+    return reference
+
+
+PHOTOS = {
+    "few colours": data.coffee()[::5, ::5],
+    "many colours": np.concatenate([data.astronaut()[:300], data.astronaut()[:220, :, ::-1] // 2 + 60]),
+    "floats": data.chelsea()[::4, ::4].astype("float32"),
+    "four bands": np.concatenate([data.astronaut()[::4, ::4], data.camera()[::4, ::4, None]], axis=-1),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("many colours", "full"), *((name, form) for name in PHOTOS for form in FORMS if name != "many colours")]
+)
+def test_agrees_with_scikit_learn(name: str, form: Any) -> None:
+    picture = full(PHOTOS[name])
+    rows = picture.pixels.reshape(-1, picture.pixels.shape[-1]).astype(float)
+    model = fit(MixtureOfGaussians(components=3, covariance=form), picture, (90, 200))
+    assert model.values > 2**16 or name != "many colours"
+    ours = with_our_parameters(model, form)
+    # Same parameters, same labels and likelihood.
+    assert np.mean(ours.predict(rows) == labelled(model, picture).ravel()) > 0.99999
+    assert ours.score(rows) >= model.log_likelihood - 1e-9
+    # EM goes no further from where we stopped than the tolerance allows.
+    going_on = GaussianMixture(
+        3,
+        covariance_type=form,
+        weights_init=ours.weights_,
+        means_init=ours.means_,
+        precisions_init=in_form(np.linalg.inv(np.array(model.covariances)), form),
+        max_iter=3,
+    )
+    going_on.fit(rows)
+    assert going_on.converged_
+    assert going_on.score(rows) == pytest.approx(ours.score(rows), abs=4e-3)
+    # EM has many ends. Ours is no worse than the worse of two that scikit-learn comes to from starts of its own.
+    part = rows[:: max(1, len(rows) // 10_000)]
+    alone = [GaussianMixture(3, covariance_type=form, random_state=seed).fit(part).score(rows) for seed in (0, 3)]
+    assert ours.score(rows) > min(alone) - 0.02
+
+
+def clouds(number: int = 3) -> tuple[Picture, np.ndarray]:
+    """Pixels from known, elongated Gaussians that k-means would cut wrongly, and which one each comes from."""
+    generator = np.random.default_rng(7)
+    truth = generator.choice(number, (100, 120), p=np.array([0.6, 0.3, 0.1])[:number] / sum([0.6, 0.3, 0.1][:number]))
+    means = np.array([[60.0, 60.0, 60.0], [60.0, 110.0, 60.0], [190.0, 180.0, 200.0]])
+    stretch = np.array([[22.0, 3.0, 3.0], [22.0, 3.0, 3.0], [5.0, 5.0, 5.0]])
+    noise = generator.standard_normal((100, 120, 3))
+    return full((means[truth] + stretch[truth] * noise).astype("float32")), truth
+
+
+def test_finds_known_clouds_and_their_shares() -> None:
+    picture, truth = clouds()
+    model = fit(MixtureOfGaussians(components=3), picture)
+    assert adjusted_rand_score(truth.ravel(), labelled(model, picture).ravel()) > 0.999
+    assert model.weights == pytest.approx([0.6, 0.3, 0.1], abs=0.02)
+    assert np.sqrt(np.einsum("kii->ki", np.array(model.covariances)))[0] == pytest.approx([22, 3, 3], rel=0.05)
+    assert model.exact
+    assert model.converged
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_auto_finds_the_clear_number(number: int) -> None:
+    picture, _ = clouds(number)
+    assert fit(MixtureOfGaussians(components="auto", max_components=5), picture).provenance()["components"] == number
+
+
+def test_values_far_from_zero_do_not_matter() -> None:
+    picture, _ = clouds()
+    pixels = picture.pixels.astype("float64")
+    near, far = (fit(MixtureOfGaussians(components=3), full(pixels + shift)) for shift in (0.0, 1e7))
+    assert np.allclose(np.array(far.means) - 1e7, near.means, atol=1e-4)
+    assert np.array_equal(labelled(near, full(pixels)), labelled(far, full(pixels + 1e7)))
+
+
+def test_references_and_bands() -> None:
+    picture, truth = clouds()
+    model = fit(MixtureOfGaussians(classes={"bright": "#beb4c8", "low": "#3c3c3c", "high": (60.0, 110.0, 60.0)}), picture)
+    assert model.classes == ("bright", "low", "high")
+    assert np.mean(labelled(model, picture) == np.array([1, 2, 0])[truth]) > 0.999
+    with pytest.raises(ModelMismatch, match="fitted on 3 band"):
+        model.select(full(data.camera()[..., None]).spec)
+    assert len(fit(MixtureOfGaussians(components=2, bands=(2, 3)), picture).means[0]) == 2
+
+
+def test_degenerate_data_say_what_to_do() -> None:
+    flat = np.zeros((20, 20, 3), "float32")
+    flat[..., 0] = np.random.default_rng(0).random((20, 20))
+    with pytest.raises(FitError, match="reg_covar"):
+        fit(MixtureOfGaussians(components=2, reg_covar=0.0), full(flat))
+    with pytest.raises(FitError, match="Ask for fewer"):
+        fit(MixtureOfGaussians(components=2), full(np.zeros((9, 9, 3), "uint8")))
+    assert fit(MixtureOfGaussians(components=2), full(flat)).converged
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field"),
+    [
+        ({"components": 0}, "components"),
+        ({"covariance": "round"}, "covariance"),
+        ({"reg_covar": -1}, "reg_covar"),
+        ({"components": "auto", "classes": ["a", "b"]}, "components"),
+        ({"bands": []}, "bands"),
+        ({"seed": -1}, "seed"),
+        ({"max_components": 0}, "max_components"),
+    ],
+)
+def test_wrong_parameters_are_refused_by_name(parameters: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError, match=field):
+        TypeAdapter(MixtureOfGaussians).validate_python(parameters)

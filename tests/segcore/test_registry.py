@@ -1,0 +1,66 @@
+"""Registries: names are found, kept in order and unique, and a wrong name is answered with the right one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from segcore.registry import Registry
+
+
+def filled() -> Registry[str]:
+    colours: Registry[str] = Registry("colour")
+    for name, code in [("red", "#ff0000"), ("green", "#00ff00"), ("blue", "#0000ff")]:
+        assert colours.register(name)(code) == code
+    return colours
+
+
+def test_a_registry_is_a_mapping_in_the_order_of_registration() -> None:
+    colours = filled()
+
+    assert isinstance(colours, Mapping)
+    assert dict(colours) == {"red": "#ff0000", "green": "#00ff00", "blue": "#0000ff"}
+    assert list(colours) == ["red", "green", "blue"]
+    assert len(colours) == 3
+    assert "green" in colours
+    assert "pink" not in colours
+    assert colours.get("pink") is None
+
+
+def test_the_decorator_leaves_its_class_as_it_is() -> None:
+    shapes: Registry[type] = Registry("shape")
+
+    @shapes.register("circle")
+    class Circle:
+        pass
+
+    assert shapes["circle"] is Circle
+
+
+def test_a_name_is_taken_once() -> None:
+    colours = filled()
+
+    with pytest.raises(ValueError, match="the colour 'red' is registered twice"):
+        colours.register("red")("#aa0000")
+
+    assert colours["red"] == "#ff0000"
+
+
+def test_a_name_that_is_nearly_right_is_corrected() -> None:
+    with pytest.raises(KeyError, match=r"There is no colour 'gren'\. Did you mean 'green'\? Known: red, green, blue\."):
+        filled()["gren"]
+
+
+@pytest.mark.parametrize("name", ["zzz", 7, None])
+def test_a_name_that_is_like_no_other_is_answered_with_all(name: object) -> None:
+    with pytest.raises(KeyError, match=r"There is no colour .*Known: red, green, blue") as caught:
+        filled()[name]  # type: ignore[index]
+
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_registries_are_apart() -> None:
+    filled()
+
+    assert len(Registry[str]("colour")) == 0
