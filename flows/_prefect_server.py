@@ -1,16 +1,17 @@
 """The embedded Prefect server: both ends, the run that wants one and the child process that is one.
 
-The child (`python -m flows._prefect_server DESCRIPTOR`) inherits a listening socket, so that no other process can take its port, and says on
-standard output how far it is: `configured URL` (the environment or the profile names a server, this one is not needed) or `serving URL`.
-Its standard input is a pipe whose other end only the run holds: when that closes, for whatever reason, the server writes out what it
-has and ends. It is in a session of its own, so Ctrl-C does not reach it.
+The child (`python -m flows._prefect_server DESCRIPTOR`) inherits a listening socket, so that no other process can take its
+port, and says on standard output how far it is: `configured URL` (the environment or the profile names a server, this one
+is not needed) or `serving URL`. Its standard input is a pipe whose other end only the run holds: when that closes, for
+whatever reason, the server writes out what it has and ends. It is in a session of its own, so Ctrl-C does not reach it.
 
-It serves one run from Prefect's usual database: scheduling, triggers, the user interface and statistics for Prefect's makers are off.
+It serves one run from Prefect's usual database. Scheduling, triggers, the user interface and usage statistics are off.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import select
 import socket
@@ -76,17 +77,39 @@ class EmbeddedServer:
                 start_new_session=True,
             )
 
+    def import_prefect(self) -> str:
+        """Import Prefect, which takes a second or two, while the server starts; its address as `url` gives it."""
+        # Read at import, and nowhere else: no statistics for Prefect's makers.
+        os.environ.setdefault("DO_NOT_TRACK", "1")
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        import prefect.main  # noqa: F401 - takes a second or two, so it happens in the background
+
+        # The import has taken over the logging of the whole process.
+        root.handlers, root.level = handlers, level
+        console = logging.StreamHandler()
+        console.setLevel(logging.WARNING)
+        # What fails in a flow or a task reaches our caller as an exception.
+        console.addFilter(lambda record: not record.name.startswith(("prefect.flow_runs", "prefect.task_runs")))
+        prefect_logger = logging.getLogger("prefect")
+        prefect_logger.handlers, prefect_logger.propagate = [console], False
+        for worker in ("EventsWorker", "APILogWorker"):
+            # They warn of work left whenever somebody waits for them, as we do.
+            logging.getLogger(worker).setLevel(logging.ERROR)
+        logging.getLogger("prefect._internal").handlers = []
+        return self.url()
+
     def url(self) -> str:
-        """Address of the API, once it serves: this server's, or that of the configured one. Raises `RunError` if there will be none."""
+        """Wait for the address of the API, this server's or the configured one's. Raises `RunError` if there will be none."""
         with self._reading:
             assert self._child.stdout is not None
             ready, _, _ = select.select([self._child.stdout], [], [], max(0.0, self._deadline - time.monotonic()))
             words = self._child.stdout.readline().decode().split() if ready else []
         if not words:
             self._complaints.seek(0)
-            last_words = self._complaints.read().decode(errors="replace").strip().splitlines()[-1:]
+            last_words = "".join(self._complaints.read().decode(errors="replace").strip().splitlines()[-1:]) or "no message"
             raise RunError(
-                f"The embedded Prefect server did not start within {_SECONDS_TO_START:.0f} s{''.join(f' ({line})' for line in last_words)}. "
+                f"The embedded Prefect server did not start within {_SECONDS_TO_START:.0f} s ({last_words}). "
                 "Run with --no-prefect, or start a server with `prefect server start` and set PREFECT_API_URL."
             )
         self.serves = words[0] == "serving"

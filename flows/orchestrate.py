@@ -1,32 +1,33 @@
 """Who watches a run: nobody (`Plain`), or Prefect with one flow run, one task run a stage and one a shard (`Prefect`).
 
-The work is the same in both. Prefect never sees what stages take and give: a task run is a closure without arguments, whose outcome comes back beside
-it. So nothing of ours is hashed, copied, stored or cached, and where Prefect fails to write something down, finished work still counts.
+The work is the same in both. Prefect never sees what stages take and give: a task run is a closure without arguments, whose
+outcome comes back beside it. So nothing of ours is hashed, copied, stored or cached, and where Prefect fails to write
+something down, finished work still counts.
 
-Prefect hears of task runs by events that it sends late and loses at exit, so a flow ends only when the server knows all of them.
+Prefect's server hears of task runs by events that are sent late and lost at exit, so a flow ends only when the server knows
+all of them.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
+from flows._signals import Handlers, stop_on_signals
 from segcore.errors import RunError, Stopped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from uuid import UUID
 
     from flows._prefect_server import EmbeddedServer
+
+__all__ = ["Orchestrator", "Plain", "Prefect", "stop_on_signals"]
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -35,6 +36,8 @@ log = logging.getLogger("maskloom.run")
 
 _SECONDS_TO_RECORD = 60.0
 """How long the server may take to know what has run."""
+_RETRIES = 2
+"""How often a call to the embedded server is repeated, after 2 s and 4 s."""
 _FINAL_STATES = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 
 
@@ -60,15 +63,21 @@ class Orchestrator(Protocol):
 class Plain:
     """Runs the stages, and nothing else."""
 
-    def flow(self, name: str, parameters: Mapping[str, Any], body: Callable[[], T]) -> T:
+    def flow(self, name: str, parameters: Mapping[str, Any], body: Callable[[], T]) -> T:  # noqa: ARG002 - nothing is recorded
         """What `body` returns or raises."""
         return body()
 
-    def stage(self, name: str, function: Callable[..., T], *args: Any) -> T:
+    def stage(self, name: str, function: Callable[..., T], *args: Any) -> T:  # noqa: ARG002 - nothing is recorded
         """What the function returns or raises."""
         return function(*args)
 
-    def each(self, function: Callable[[Item], T], items: Sequence[Item], name: Callable[[Item], str], width: int) -> Iterator[T]:
+    def each(
+        self,
+        function: Callable[[Item], T],
+        items: Sequence[Item],
+        name: Callable[[Item], str],  # noqa: ARG002 - nothing is recorded
+        width: int,
+    ) -> Iterator[T]:
         """What the function returns for each item, in order of completion."""
         with ThreadPoolExecutor(width, "shard") as pool:
             yield from _as_completed(lambda item: pool.submit(function, item), items, width)
@@ -77,7 +86,8 @@ class Plain:
 class Prefect:
     """Runs the stages, and records each as a task run of one flow run.
 
-    The server is the one that the environment or Prefect's profile names; without one, an embedded server that lives as long as this object.
+    The server is the one that the environment or Prefect's profile names. Where neither does, it is an embedded server that
+    ends with this object.
     """
 
     def __init__(self) -> None:
@@ -87,7 +97,8 @@ class Prefect:
         """Its page. None where the server has no pages."""
         self._server: EmbeddedServer | None = None
         self._api: Future[str] | None = None
-        self._recorded = _Count()
+        self._ended: list[str] = []
+        """Names of the task runs that have ended, in the order in which they did."""
 
     def start(self) -> None:
         """Begins to start what is needed, and returns at once. What goes wrong meanwhile is raised by `flow`."""
@@ -97,7 +108,7 @@ class Prefect:
 
         self._server = EmbeddedServer()
         pool = ThreadPoolExecutor(1, "prefect")
-        self._api = pool.submit(_ready, self._server)
+        self._api = pool.submit(self._server.import_prefect)
         pool.shutdown(wait=False)
 
     def flow(self, name: str, parameters: Mapping[str, Any], body: Callable[[], T]) -> T:
@@ -108,12 +119,12 @@ class Prefect:
         import prefect
         from prefect.states import Cancelled
 
-        self.flow_run_id, self._recorded = None, _Count()
-        handlers = _Handlers.now()
+        self.flow_run_id, self._ended = None, []
+        handlers = Handlers.now()
         outcome = _Outcome(body)
 
         @prefect.flow(name="maskloom", flow_run_name=lambda: name, persist_result=False, validate_parameters=False)
-        def maskloom(parameters: dict[str, Any]) -> Any:
+        def maskloom(parameters: dict[str, Any]) -> Any:  # noqa: ARG001 - Prefect shows them
             self._note_run()
             try:
                 # Prefect has put its own handler of SIGTERM in place, which would break off what ours lets end.
@@ -136,8 +147,10 @@ class Prefect:
         def recorded() -> None:
             outcome.run()
 
-        with self._recorded.one_more():
+        try:
             return outcome.after(recorded)
+        finally:
+            self._ended.append(name)
 
     def each(self, function: Callable[[Item], T], items: Sequence[Item], name: Callable[[Item], str], width: int) -> Iterator[T]:
         """What the function returns for each item, in order of completion, each from a task run of its own."""
@@ -185,11 +198,12 @@ class Prefect:
         from prefect.events.worker import EventsWorker
         from prefect.settings import temporary_settings
 
-        settings = {"api.url": url, "logging.to_api.when_missing_flow": "ignore"}
+        settings: dict[str, Any] = {"api.url": url, "logging.to_api.when_missing_flow": "ignore"}
         if self._embedded:
             # Nobody listens for signs of life on a server that lives and dies with the run, and they delay its end by a second.
             settings["flows.heartbeat_frequency"] = None
-            # A server of our own that does not answer is dead; ten attempts for each event would hold up the end for minutes.
+            # A server of our own that does not answer is dead; the usual patience would hold up the end for minutes.
+            settings["client.max_retries"] = _RETRIES
             EventsWorker.set_client_override(PrefectEventsClient, api_url=url, reconnection_attempts=1)
         with temporary_settings(settings):
             try:
@@ -212,9 +226,12 @@ class Prefect:
             worker.drain_all(timeout=max(0.0, deadline - time.monotonic()))
         if self.flow_run_id is None:
             return
-        ended = {"flow_runs": {"id": {"any_": [str(self.flow_run_id)]}}, "task_runs": {"state": {"type": {"any_": _FINAL_STATES}}}}
+        ended = {
+            "flow_runs": {"id": {"any_": [str(self.flow_run_id)]}},
+            "task_runs": {"state": {"type": {"any_": _FINAL_STATES}}},
+        }
         with get_client(sync_client=True) as client:
-            while client.request("POST", "/task_runs/count", json=ended).json() < self._recorded.number:
+            while client.request("POST", "/task_runs/count", json=ended).json() < len(self._ended):
                 if time.monotonic() > deadline:
                     log.warning("Prefect has not recorded all stages within %.0f s.", _SECONDS_TO_RECORD)
                     return
@@ -260,87 +277,11 @@ class _Outcome(Generic[T]):
             record()
         except Exception as error:
             if self._error is None and not self._result:
-                raise RunError(f"Prefect cannot record this run: {error}. Look at its server and PREFECT_API_URL, or run with --no-prefect.") from error
+                raise RunError(
+                    f"Prefect cannot record this run: {error}. Look at its server and PREFECT_API_URL, or run with --no-prefect."
+                ) from error
             if self._error is None:
                 log.warning("Prefect did not record everything: %s", error)
         if self._error is not None:
             raise self._error
         return self._result[0]
-
-
-class _Count:
-    """How many task runs have ended."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def one_more(self) -> Iterator[None]:
-        """Counts the block, however it ends."""
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.number += 1
-
-
-def _ready(server: EmbeddedServer) -> str:
-    """The address of the API, once Prefect is imported and a server serves."""
-    # Read at import, and nowhere else: no statistics for Prefect's makers.
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    import prefect.main  # noqa: F401 - takes a second or two, so it happens in the background
-
-    # The import has taken over the logging of the whole process.
-    root.handlers, root.level = handlers, level
-    console = logging.StreamHandler()
-    console.setLevel(logging.WARNING)
-    # What fails in a flow or a task reaches our caller as an exception.
-    console.addFilter(lambda record: not record.name.startswith(("prefect.flow_runs", "prefect.task_runs")))
-    prefect_logger = logging.getLogger("prefect")
-    prefect_logger.handlers, prefect_logger.propagate = [console], False
-    for worker in ("EventsWorker", "APILogWorker"):
-        # They warn of work left whenever somebody waits for them, as we do.
-        logging.getLogger(worker).setLevel(logging.ERROR)
-    logging.getLogger("prefect._internal").handlers = []
-    return server.url()
-
-
-@dataclass(frozen=True, slots=True)
-class _Handlers:
-    """Handlers of signals at one moment."""
-
-    by_signal: tuple[tuple[signal.Signals, Any], ...]
-
-    @classmethod
-    def now(cls) -> _Handlers:
-        """Those of SIGINT and SIGTERM now; none outside of the main thread, which alone may set them."""
-        if threading.current_thread() is not threading.main_thread():
-            return cls(())
-        return cls(tuple((number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)))
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Puts them in place, and afterwards those back that were there."""
-        before = [(number, signal.signal(number, handler)) for number, handler in self.by_signal]
-        try:
-            yield
-        finally:
-            for number, handler in before:
-                signal.signal(number, handler)
-
-
-@contextmanager
-def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set the event instead of ending the process; a second SIGINT raises `KeyboardInterrupt`."""
-
-    def note(number: int, frame: object) -> None:
-        if number == signal.SIGINT and stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = _Handlers.now()
-    with _Handlers(tuple((number, note) for number, _ in before.by_signal)).installed():
-        yield

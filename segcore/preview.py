@@ -205,7 +205,7 @@ def _overlay(
     own = np.array([(1 - _TINT) * _SATURATION] * len(table) + [1], np.float32)
     grey = np.array([(1 - _TINT) * (1 - _SATURATION)] * len(table) + [0], np.float32)
     tint = np.vstack([_TINT * table, np.zeros((1, 3), np.float32)])
-    brightness = picture @ np.full(3, 1 / 3, np.float32)
+    brightness = (picture[..., 0] + picture[..., 1] + picture[..., 2]) / 3
     shown = picture * own[index][..., None] + (brightness * grey[index])[..., None] + tint[index]
     owner = _border_owners(ids, index)
     shown[owner >= 0] = _BORDER_SHADE * table[owner[owner >= 0]]

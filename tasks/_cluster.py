@@ -1,8 +1,8 @@
 """Clusters: starts worker processes on this machine, or joins a scheduler that runs elsewhere.
 
-Local workers are spawned, not forked (numba, GDAL and OpenCV do not survive a fork), with one thread each and one thread in every library. They
-never see Ctrl-C: it is blocked in the thread that spawns them, and blocked signals are inherited, so the driver alone decides how a run ends.
-Messages of distributed go to the logger `maskloom.cluster` at level debug.
+Local workers are spawned, not forked (numba, GDAL and OpenCV do not survive a fork), with one thread each and one thread in
+every library. They never see Ctrl-C: it is blocked in the thread that spawns them, and blocked signals are inherited, so
+the driver alone decides how a run ends. Messages of distributed go to the logger `maskloom.cluster` at level debug.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segcore.errors import RunError
 from tasks import _isolated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Client = Any
 """A `distributed.Client`. Its annotations are too partial for strict checking."""
@@ -40,7 +42,7 @@ _ONE_THREAD = (
     "TF_NUM_INTRAOP_THREADS",
     "TF_NUM_INTEROP_THREADS",
 )
-_SETTINGS = {
+_SETTINGS: dict[str, Any] = {
     # A job that loses two workers is taken apart; more restarts would only cost time.
     "distributed.scheduler.allowed-failures": 1,
     # Native code may hold the interpreter for minutes; the death of a local process is seen at once without heartbeats.
@@ -90,10 +92,11 @@ def local(workers: int, memory_bytes: int | None) -> Iterator[Client]:
                 )
         except (OSError, RuntimeError) as error:
             raise RunError(
-                f"{workers} worker processes did not start within {START_SECONDS:.0f} s: {error}. Lower cluster.workers, or use cluster: {{kind: serial}}."
+                f"{workers} worker processes did not start within {START_SECONDS:.0f} s: {error}. Lower cluster.workers, or use "
+                "cluster: {kind: serial}."
             ) from error
         stack.enter_context(cluster)
-        yield stack.enter_context(distributed.Client(cluster, set_as_default=False))
+        yield stack.enter_context(distributed.Client(cluster, set_as_default=False, direct_to_workers=True))
 
 
 @contextmanager
@@ -107,8 +110,8 @@ def joined(address: str) -> Iterator[Client]:
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise RunError(
-            f"No Dask scheduler answered at {address} within {CONNECT_SECONDS:.0f} s ({error}). Start it, correct cluster.address, "
-            "or use cluster: {kind: local}."
+            f"No Dask scheduler answered at {address} within {CONNECT_SECONDS:.0f} s ({error}). Start it, correct "
+            "cluster.address, or use cluster: {kind: local}."
         ) from error
     with client:
         _introduced(client, address)
@@ -123,15 +126,19 @@ def _introduced(client: Client, address: str) -> None:
     try:
         there = future.result(timeout=WORKERS_SECONDS)
     except TimeoutError as error:
-        raise RunError(f"The Dask scheduler at {address} had no worker free within {WORKERS_SECONDS:.0f} s. Start workers, then run again.") from error
+        raise RunError(
+            f"The Dask scheduler at {address} had no worker free within {WORKERS_SECONDS:.0f} s. Start workers, then run again."
+        ) from error
     except (ImportError, RuntimeError) as error:
-        raise RunError(f"A worker of the Dask cluster at {address} cannot run maskloom: {error}. Install the same maskloom on all workers.") from error
+        raise RunError(
+            f"A worker of the Dask cluster at {address} cannot run maskloom: {error}. Install the same maskloom on all workers."
+        ) from error
     finally:
         future.release()
     if here != there:
         raise RunError(
-            f"Workers of the Dask cluster at {address} run Python {there[0]} with distributed {there[1]}, this process Python {here[0]} with "
-            f"distributed {here[1]}. Install the same versions on both sides."
+            f"Workers of the Dask cluster at {address} run Python {there[0]} with distributed {there[1]}, this process Python "
+            f"{here[0]} with distributed {here[1]}. Install the same versions on both sides."
         )
 
 

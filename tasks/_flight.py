@@ -1,6 +1,7 @@
 """One call of `Dask.map`, from the first job sent to the last result fetched.
 
-Callers wait in their own threads; one thread of distributed's (`Flight._land`) fetches every result as soon as it is there and releases its future.
+Callers wait in their own threads; one thread of distributed's (`Flight._land`) fetches every result as soon as it is there and
+releases its future.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -17,6 +17,8 @@ from segcore.errors import RunError, Stopped, WorkerDied
 from tasks import _cluster, _isolated
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from tasks.fanout import Dask, Job
 
 JobType = TypeVar("JobType", bound="Job")
@@ -111,7 +113,8 @@ class Flight(Generic[JobType, ResultType]):
         client, prepare = self.dask.client, self.dask.prepare
         if self.suspects:
             part = self.suspects.popleft()
-            return _Sent(part, True, client.submit(_isolated.run_isolated, prepare, self.function, part, _isolated.Limits(), pure=False))
+            future = client.submit(_isolated.run_isolated, prepare, self.function, part, _isolated.Limits(), pure=False)
+            return _Sent(part, True, future)
         job = next(self.jobs, None)
         if job is None:
             return None
@@ -172,6 +175,6 @@ def stopped() -> Stopped:
 
 
 def _connection_lost(error: BaseException) -> RunError:
-    lost = RunError(f"The connection with the Dask scheduler was lost ({error}). Run the same command again: it goes on where it stopped.")
+    lost = RunError(f"The connection with the Dask scheduler was lost ({error}). The same command goes on where it stopped.")
     lost.__cause__ = error
     return lost

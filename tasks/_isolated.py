@@ -1,9 +1,10 @@
-"""What surrounds a function on a worker: one-time preparation of the process, and a disposable child process for a job under suspicion.
+"""What surrounds a function on a worker: the preparation of the process, and a process of its own for a job under suspicion.
 
-A segmentation fault or a lack of memory ends the whole process it happens in. A part whose bundle lost its worker therefore runs alone in a child
-of the worker (a plain subprocess: workers are daemonic, multiprocessing is closed to them). The child gets the worker's module path, then the
-pickled job on its standard input, and answers on its standard output. It holds the reading end of one more pipe whose writing end only the worker
-has: when the worker dies, that pipe closes and the child leaves at once, so that no orphan keeps computing.
+A segmentation fault or a lack of memory ends the whole process it happens in. A part whose bundle lost its worker therefore
+runs alone in a child of the worker (a plain subprocess: workers are daemonic, multiprocessing is closed to them). The child
+gets the worker's module path, then the pickled job on its standard input, and answers on its standard output. It holds the
+reading end of one more pipe whose writing end only the worker has: when the worker dies, that pipe closes and the child
+leaves at once, so that no orphan keeps computing.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from segcore.errors import WorkerDied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 JobType = TypeVar("JobType")
 ResultType = TypeVar("ResultType")
 
-_BOOT = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); from tasks._isolated import answer; answer(int(sys.argv[1]))"
+_BOOT = (
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); import tasks._isolated as it; it.answer(int(sys.argv[1]))"
+)
 _LOOK_SECONDS = 0.25
 """How often the memory and the age of a child are looked at."""
 
@@ -57,8 +62,8 @@ def prepare_process(prepare: bytes) -> None:
 class Raised:
     """What a function raised, on its way to the driver as a value.
 
-    distributed cannot carry it: it rebuilds errors by way of tblib, which fails for classes with two built-in bases (`StoreError` is both a
-    `RuntimeError` and an `OSError`) and leaves a bare `Exception` in their place.
+    distributed cannot carry it: it rebuilds errors by way of tblib, which fails for classes with two built-in bases
+    (`StoreError` is both a `RuntimeError` and an `OSError`) and leaves a bare `Exception` in their place.
     """
 
     error: Exception
@@ -111,7 +116,7 @@ class Limits:
 def run_isolated(
     prepare: bytes, function: Callable[[JobType], ResultType], job: JobType, limits: Limits
 ) -> ResultType | Raised | WorkerDied:
-    """The function's result for the job, from a child process that does nothing else; `WorkerDied` if the child dies or takes too much."""
+    """Give the function's result, from a child process of its own; `WorkerDied` if the child dies or takes too much."""
     import cloudpickle  # type: ignore[import-untyped]
 
     payload = pickle.dumps(sys.path) + cloudpickle.dumps((prepare, function, job))
@@ -159,7 +164,9 @@ def _wait(child: subprocess.Popen[bytes], payload: bytes, limits: Limits) -> tup
         except psutil.NoSuchProcess:
             continue
         if memory and resident > memory:
-            excess = f"It needed more memory than a worker has ({memory / 2**30:.3g} GiB). Lower tiling.tile, or give workers more memory."
+            excess = (
+                f"It needed more memory than a worker has ({memory / 2**30:.3g} GiB). Lower tiling.tile or raise cluster.memory."
+            )
         elif time.monotonic() > deadline:
             excess = f"It was not done after {limits.seconds:.0f} s alone in a process of its own."
         if excess:

@@ -14,6 +14,7 @@ from segcore.raster import RasterSpec
 from segcore.work import ImagesJob, Order, PartJob
 
 PART_PIXELS = 2**23
+FIT_PIXELS = 2**26
 SPREAD_PIXELS = 2 * PART_PIXELS
 BUNDLE_IMAGES = 64
 
@@ -41,20 +42,23 @@ def whole_images(order: Order, items: Iterable[Item], workers: int) -> Iterator[
         yield ImagesJob(order, tuple(bundle))
 
 
-def parts(order: Order, item: Item) -> Iterator[PartJob]:
-    """Jobs of consecutive tiles of one large image."""
+def parts(order: Order, item: Item, pixels: int = PART_PIXELS) -> Iterator[PartJob]:
+    """Jobs of consecutive tiles of one large image, of about so many pixels."""
     if item.spec is None:
         return
     grid = order.grid(item.spec)
-    step = max(1, PART_PIXELS // order.tile**2)
+    step = max(1, pixels // order.tile**2)
     for first in range(0, len(grid), step):
         yield PartJob(order, item, first, min(first + step, len(grid)))
 
 
-def jobs(order: Order, items: Iterable[Item], workers: int) -> Iterator[ImagesJob | PartJob]:
-    """All jobs over these images, the large ones first so that the last worker does not wait for one."""
+def fitting_jobs(order: Order, items: Iterable[Item], workers: int) -> Iterator[ImagesJob | PartJob]:
+    """All jobs of one round of fitting, the large images first so that the last worker does not wait for one.
+
+    Their parts are larger than those that are segmented: each part's state travels, and nothing of it is kept for a restart.
+    """
     items = list(items)
     for item in items:
         if item.spec is not None and is_spread(item.spec):
-            yield from parts(order, item)
+            yield from parts(order, item, min(FIT_PIXELS, max(PART_PIXELS, item.spec.pixels // (4 * workers))))
     yield from whole_images(order, items, workers)

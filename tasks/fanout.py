@@ -1,10 +1,12 @@
 """Fanning out: maps a function over many jobs, here or on the workers of a Dask cluster. Nothing else knows where jobs run.
 
-All callers (one thread a shard) share one bounded window of jobs in flight, and every caller may always have one, so nobody starves. A result is
-fetched and its future released as soon as it is there: the scheduler never knows more than the window, whatever the number of jobs.
+All callers (one thread a shard) share one bounded window of jobs in flight, and every caller may always have one, so nobody
+starves. A result is fetched and its future released as soon as it is there: the scheduler never knows more than the window,
+whatever the number of jobs.
 
-A worker that dies gives its jobs back. A job that loses two workers is taken apart, and each part runs alone in a disposable child process, until
-the part that kills is named by a `WorkerDied` and its neighbours have their results. `distributed` is imported when a `Dask` starts.
+A worker that dies gives its jobs back. A job that loses two workers is taken apart, and each part runs alone in a
+disposable child process, until the part that kills is named by a `WorkerDied` and its neighbours have their results.
+`distributed` is imported when a `Dask` starts.
 """
 
 from __future__ import annotations
@@ -13,16 +15,18 @@ import pickle
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from segcore.errors import RecipeError, RunError, WorkerDied
 from segcore.registry import Registry
 from tasks import _cluster, _isolated
 from tasks._flight import Flight, Window, stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _WINDOW = 3
 """Jobs in flight for each worker thread: one runs, one waits at the worker, one is on its way."""
@@ -54,11 +58,13 @@ class Fanout(Protocol):
         """Begins to get ready, and returns at once. What goes wrong meanwhile is raised by `map`."""
         ...
 
-    def map(self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
+    def map(
+        self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]
+    ) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
         """Jobs and their results in order of completion; a job that was taken apart comes as its parts.
 
-        `jobs` is read as far as the window allows. What the function raises is raised here. Raises `Stopped` when the run was asked to stop, and
-        `RunError` when the workers are gone.
+        `jobs` is read as far as the window allows. What the function raises is raised here. Raises `Stopped` when the run
+        was asked to stop, and `RunError` when the workers are gone.
         """
         ...
 
@@ -111,7 +117,10 @@ Cluster = LocalCluster | Existing | InProcess
 
 
 def open_fanout(cluster: Cluster, prepare: Callable[[], None], stop: threading.Event) -> Serial | Dask:
-    """The fanout for a cluster, not yet started. `prepare` runs once in every process that runs jobs; `stop` ends the work when it is set."""
+    """Choose the fanout for a cluster.
+
+    `prepare` runs once in every process that runs jobs, so it must pickle; `stop` ends the work when it is set.
+    """
     return Serial(prepare, stop) if isinstance(cluster, InProcess) else Dask(cluster, prepare, stop)
 
 
@@ -159,7 +168,9 @@ class Serial:
         """Begins to prepare this process."""
         self._prepared.start()
 
-    def map(self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
+    def map(
+        self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]
+    ) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
         """Jobs and their results, in the order of the jobs."""
         self._prepared.result()
         for job in jobs:
@@ -226,12 +237,14 @@ class Dask:
         self._see(_cluster.thread_count(client))
         return client
 
-    def map(self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
+    def map(
+        self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]
+    ) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
         """Jobs and their results in order of completion; a job that was taken apart comes as its parts."""
         return Flight(self, function, iter(jobs)).results()
 
     def look(self) -> None:
-        """Raises `RunError` if the cluster has been without workers for too long. Asks the scheduler every few seconds at most."""
+        """Raise `RunError` if the cluster has been without workers for too long. Asks the scheduler now and then."""
         with self._looking:
             if time.monotonic() - self._looked < _LOOK_SECONDS:
                 return
@@ -239,8 +252,8 @@ class Dask:
             missing = time.monotonic() - self._seen
             if missing > _cluster.WORKERS_SECONDS:
                 raise RunError(
-                    f"The Dask cluster has had no worker for {missing:.0f} s: all died and none came back. Look for a lack of memory (cluster.memory, "
-                    "tiling.tile), then run the same command again: it goes on where it stopped."
+                    f"The Dask cluster has had no worker for {missing:.0f} s: all died and none came back. Look for a lack of "
+                    "memory (cluster.memory, tiling.tile), then run the same command again: it goes on where it stopped."
                 )
 
     def _see(self, threads: int) -> None:

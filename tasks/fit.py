@@ -15,7 +15,7 @@ from segcore.errors import FitError, ModelMismatch, WorkerDied
 from segcore.manifest import Failure, Item
 from segcore.model import Fitter, Segmenter
 from segcore.work import ImagesJob, Order, observe
-from tasks.bundles import jobs
+from tasks.bundles import fitting_jobs
 from tasks.fanout import Fanout
 from tasks.progress import Progress
 
@@ -77,7 +77,7 @@ def _round(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progre
     of_image: dict[str, Any] = {}
     failures: dict[str, Failure] = {}
     progress.start("fit", items, order)
-    for job, answer in fanout.map(observe, jobs(order, items, fanout.workers)):
+    for job, answer in fanout.map(observe, fitting_jobs(order, items, fanout.workers)):
         of_job = job.items if isinstance(job, ImagesJob) else (job.item,)
         if isinstance(answer, WorkerDied):
             failures.update((item.source.uri, Failure.of(answer)) for item in of_job)

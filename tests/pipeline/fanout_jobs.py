@@ -73,7 +73,7 @@ def mark_and_sleep(job: Mark) -> str:
 
 
 def wait_the_first_time(job: Mark) -> str:
-    """Waits long the first time if it is the victim, so that its worker can be killed, and returns at once when it is run again."""
+    """The victim waits long the first time, so that its worker can be killed, and returns at once when it is run again."""
     first = job.name == "victim" and not Path(job.folder, job.name).exists()
     return mark_and_sleep(replace(job, seconds=60.0 if first else 0.0))
 

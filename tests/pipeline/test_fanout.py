@@ -22,13 +22,13 @@ import pytest
 # Worker processes inherit the module path, and must find the functions that these tests send them.
 sys.path.insert(0, str(Path(__file__).parent))
 
-import fanout_jobs as jobs  # noqa: E402
-from fanout_jobs import Mark, Numbers  # noqa: E402
-from pydantic import TypeAdapter, ValidationError  # noqa: E402
+import fanout_jobs as jobs
+from fanout_jobs import Mark, Numbers
+from pydantic import TypeAdapter, ValidationError
 
-from segcore.errors import RunError, StoreError, Stopped, WorkerDied  # noqa: E402
-from tasks import _cluster, _flight, _isolated  # noqa: E402
-from tasks.fanout import CLUSTERS, Dask, Existing, InProcess, LocalCluster, Serial, open_fanout  # noqa: E402
+from segcore.errors import RunError, Stopped, StoreError, WorkerDied
+from tasks import _cluster, _flight, _isolated
+from tasks.fanout import CLUSTERS, Dask, Existing, InProcess, LocalCluster, Serial, open_fanout
 
 ROOT = Path(__file__).parents[2]
 PREPARE = pickle.dumps(jobs.prepare)
@@ -89,7 +89,9 @@ def test_callers_share_the_window_and_all_get_through(cluster: Dask) -> None:
 
     def call(caller: int) -> bool:
         work = [Numbers((caller, i)) for i in range(count)]
-        return dict(cluster.map(jobs.slow_squares if caller % 2 else jobs.squares, work)) == {job: jobs.squares(job) for job in work}
+        return dict(cluster.map(jobs.slow_squares if caller % 2 else jobs.squares, work)) == {
+            job: jobs.squares(job) for job in work
+        }
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -156,7 +158,9 @@ def test_workers_are_prepared_and_use_one_thread(cluster: Dask) -> None:
 def test_nothing_listens_beyond_this_machine(cluster: Dask) -> None:
     process = psutil.Process()
     family = [process, *process.children(recursive=True)]
-    listening = {each.laddr.ip for member in family for each in member.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+    listening = {
+        each.laddr.ip for member in family for each in member.net_connections("tcp") if each.status == psutil.CONN_LISTEN
+    }
     assert listening == {"127.0.0.1"}
 
 
@@ -203,7 +207,7 @@ def test_a_cluster_without_workers_ends_the_run(monkeypatch: pytest.MonkeyPatch)
             with pytest.raises(RunError, match="no worker"):
                 list(dask.map(jobs.squares, bundles(5)))
         with pytest.raises(RunError, match=f"{other.scheduler_address}.*no worker"):
-            Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()).client
+            assert Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()).client
 
 
 # Alone in a child process
@@ -253,7 +257,7 @@ def test_a_joined_cluster_gives_the_same_and_goes_on(cluster: Dask) -> None:
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cluster, "CONNECT_SECONDS", 0.5)
     with pytest.raises(RunError, match=r"tcp://127\.0\.0\.1:9 .*cluster\.address"):
-        Dask(Existing("tcp://127.0.0.1:9"), jobs.prepare, threading.Event()).client
+        assert Dask(Existing("tcp://127.0.0.1:9"), jobs.prepare, threading.Event()).client
 
 
 def test_serial_prepares_once_and_needs_no_distributed() -> None:
@@ -270,9 +274,18 @@ def test_serial_prepares_once_and_needs_no_distributed() -> None:
 
 
 def test_recipes_can_name_clusters() -> None:
-    assert {kind: type(TypeAdapter(CLUSTERS[kind]).validate_python(fields)) for kind, fields in (
-        ("local", {"workers": 3, "memory": "1.5 GiB"}), ("address", {"address": "tcp://10.0.0.1:8786"}), ("serial", {}),
-    )} == dict(CLUSTERS) == {"local": LocalCluster, "address": Existing, "serial": InProcess}
+    assert (
+        {
+            kind: type(TypeAdapter(CLUSTERS[kind]).validate_python(fields))
+            for kind, fields in (
+                ("local", {"workers": 3, "memory": "1.5 GiB"}),
+                ("address", {"address": "tcp://10.0.0.1:8786"}),
+                ("serial", {}),
+            )
+        }
+        == dict(CLUSTERS)
+        == {"local": LocalCluster, "address": Existing, "serial": InProcess}
+    )
     for wrong in ({"workers": 0}, {"memory": "plenty"}, {"workers": "many"}):
         with pytest.raises(ValidationError):
             TypeAdapter(LocalCluster).validate_python(wrong)
@@ -288,11 +301,17 @@ def test_a_stop_ends_the_work_soon(cluster: Dask, tmp_path: Path, serial: bool) 
     cluster.stop = stop
     work = [Mark(str(tmp_path), f"{i}", 0.3) for i in range(50)]
     done = []
-    with pytest.raises(Stopped):
+    stopped = time.monotonic() + 60
+
+    def go_on_until_stopped() -> None:
+        nonlocal stopped
         for _, name in fanout.map(jobs.mark_and_sleep, work):
             done.append(name)
+            stopped = min(stopped, time.monotonic())
             stop.set()
-            stopped = time.monotonic()
+
+    with pytest.raises(Stopped):
+        go_on_until_stopped()
     assert time.monotonic() - stopped < 3
     # What had begun was let to its end, and what had not did not begin.
     assert sorted(done) == sorted(file.name for file in tmp_path.iterdir())
@@ -305,9 +324,11 @@ def test_a_stop_does_not_wait_for_ever(cluster: Dask, tmp_path: Path, monkeypatc
     cluster.stop = threading.Event()
     work = [Mark(str(tmp_path), "slow", 5.0), Mark(str(tmp_path), "quick", 0.0)]
     started = time.monotonic()
+    results = cluster.map(jobs.mark_and_sleep, work)
+    assert next(results)[1] == "quick"
+    cluster.stop.set()
     with pytest.raises(Stopped):
-        for _ in cluster.map(jobs.mark_and_sleep, work):
-            cluster.stop.set()
+        next(results)
     assert time.monotonic() - started < 3
     cluster.stop = threading.Event()
 
@@ -341,7 +362,9 @@ def driver(tmp_path: Path, body: str) -> subprocess.Popen[str]:
 def test_ctrl_c_leaves_nothing_on_the_terminal_and_no_process(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
-    with driver(tmp_path, f"list(dask.map(jobs.mark_and_sleep, [jobs.Mark({str(marks)!r}, str(i), 1.0) for i in range(99)]))") as process:
+    with driver(
+        tmp_path, f"list(dask.map(jobs.mark_and_sleep, [jobs.Mark({str(marks)!r}, str(i), 1.0) for i in range(99)]))"
+    ) as process:
         assert wait_until(lambda: len(list(marks.iterdir())) >= 2, 20)
         family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
@@ -351,7 +374,9 @@ def test_ctrl_c_leaves_nothing_on_the_terminal_and_no_process(tmp_path: Path) ->
 
 
 def test_the_death_of_workers_leaves_nothing_on_the_terminal(tmp_path: Path) -> None:
-    with driver(tmp_path, "print(sorted(len(job.items) for job, _ in dask.map(jobs.squares_or_crash, [jobs.Numbers((1, -1))])))") as process:
+    with driver(
+        tmp_path, "print(sorted(len(job.items) for job, _ in dask.map(jobs.squares_or_crash, [jobs.Numbers((1, -1))])))"
+    ) as process:
         assert process.communicate(timeout=40) == ("[1, 1]\n", "")
     assert process.returncode == 0
 
