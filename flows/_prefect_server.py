@@ -52,8 +52,8 @@ _SETTINGS = {
 }
 _SECONDS_TO_START = 120.0
 """How long the server may take to serve; the first start ever creates the database."""
-_SECONDS_TO_END = 10.0
-"""How long the server may take to end."""
+_SECONDS_TO_END = 30.0
+"""How long the server may take to end. It takes a quarter of a second, unless it is creating the database."""
 
 
 class EmbeddedServer:
@@ -142,7 +142,7 @@ def main(descriptor: int) -> None:
     if settings.api.url:
         _tell(f"configured {settings.api.url}")
         return
-    with _alone(settings.home):
+    with _alone(settings.home), ending.postponed:
         _migrate()
     import uvicorn
     from prefect.server.api.server import create_app
@@ -162,6 +162,8 @@ class _Ending:
 
     def __init__(self) -> None:
         self.server: uvicorn.Server | None = None
+        self.postponed = threading.Lock()
+        """Held while the process must not end: a database left half migrated would be of no use to any later run."""
 
     def follow_parent(self) -> None:
         """Waits for the end of standard input."""
@@ -170,7 +172,8 @@ class _Ending:
         if self.server is not None:
             self.server.should_exit = True
             time.sleep(_SECONDS_TO_END)
-        os._exit(0)
+        with self.postponed:
+            os._exit(0)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import logging
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn

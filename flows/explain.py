@@ -55,7 +55,8 @@ def explain(recipe: Recipe) -> str:
 def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:
     """The members of a registry with their parameters."""
     if what == "formats":
-        return "\n".join(f"{name}: {_first_line(item)} Suffixes {' '.join(item.suffixes)}; masks {item.mask_suffix}" for name, item in FORMATS.items())
+        lines = (f"{name}: {_first_line(item)} Suffixes {' '.join(item.suffixes)}; masks {item.mask_suffix}" for name, item in FORMATS.items())
+        return "\n".join(lines)
     registry: Any = SEGMENTERS if what == "segmenters" else STATISTICS
     return "\n\n".join(_member(name, kind) for name, kind in registry.items())
 

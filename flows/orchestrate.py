@@ -36,8 +36,8 @@ log = logging.getLogger("maskloom.run")
 
 _SECONDS_TO_RECORD = 60.0
 """How long the server may take to know what has run."""
-_RETRIES = 2
-"""How often a call to the embedded server is repeated, after 2 s and 4 s."""
+_RETRIES = 4
+"""How often a call to the embedded server is repeated, after 2, 4, 8 and 16 s: runs that share its database may hold it up."""
 _FINAL_STATES = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 
 
@@ -273,15 +273,17 @@ class _Outcome(Generic[T]):
 
     def after(self, record: Callable[[], object]) -> T:
         """What the function did while `record` ran it. Raises `RunError` if Prefect failed before it could do anything."""
+        complaint: object = None
         try:
-            record()
-        except Exception as error:
-            if self._error is None and not self._result:
-                raise RunError(
-                    f"Prefect cannot record this run: {error}. Look at its server and PREFECT_API_URL, or run with --no-prefect."
-                ) from error
-            if self._error is None:
+            complaint = record()
+        except Exception as error:  # noqa: BLE001 - whatever Prefect raises is weighed against what the function did
+            complaint = error
+            if self._result:
                 log.warning("Prefect did not record everything: %s", error)
         if self._error is not None:
             raise self._error
+        if not self._result:
+            raise RunError(
+                f"Prefect did not let the run begin: {complaint}. Look at its server and PREFECT_API_URL, or use --no-prefect."
+            )
         return self._result[0]

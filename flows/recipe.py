@@ -142,11 +142,11 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     except pydantic.ValidationError as error:
         raise RecipeError(explain(error, "", list(_File.model_fields))) from None
     _refuse_secrets(file.storage)
-    section: Any = build(SEGMENTERS, "segmenter", file.segmenter, "segmenter")
-    statistics_ = {"area": build(STATISTICS, "statistic", "area", "statistics")}
+    section: Any = build(SEGMENTERS, file.segmenter, "segmenter")
+    statistics_ = {"area": build(STATISTICS, "area", "statistics")}
     for i, entry in enumerate(file.statistics):
         kind = entry if isinstance(entry, str) else str(entry.get("kind"))
-        statistics_[kind] = build(STATISTICS, "statistic", entry, f"statistics.{i}")
+        statistics_[kind] = build(STATISTICS, entry, f"statistics.{i}")
     if file.format is not None and file.format not in FORMATS:
         raise RecipeError(f"format: there is no format {file.format!r}. Known: {', '.join(FORMATS)}.")
     entries = [file.inputs] if isinstance(file.inputs, str) else file.inputs
@@ -161,7 +161,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         fit=file.fit,
         tile=effective_tile(file.tiling.tile),
         statistics=statistics_,
-        cluster=build(CLUSTERS, "cluster", file.cluster, "cluster"),
+        cluster=build(CLUSTERS, file.cluster, "cluster"),
         format=file.format,
         storage=file.storage,
         max_failed_fraction=file.max_failed_fraction,
@@ -256,7 +256,7 @@ def _refuse_secrets(storage: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _refuse_memory_on_processes(recipe: Recipe) -> None:
     in_memory = [location for location in (*recipe.inputs, recipe.output) if location.startswith("memory:")]
-    if in_memory and not CLUSTERS["serial"] is type(recipe.cluster):
+    if in_memory and type(recipe.cluster) is not CLUSTERS["serial"]:
         raise RecipeError(f"{in_memory[0]} lives in the memory of one process, which workers cannot see. Set cluster: {{kind: serial}}.")
 
 

@@ -14,18 +14,18 @@ import re
 import textwrap
 import typing
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pydantic
 
 from segcore.errors import RecipeError
 
-
 _UNION_MEMBER = re.compile(r"^(str|int|float|bool|none|constrained-.*|function-.*)$|\[")
 
 
-def build(registry: Mapping[str, Any], noun: str, value: Any, path: str) -> Any:
+def build(registry: Mapping[str, Any], value: Any, path: str) -> Any:
     """The section's value: an instance of the class that its `kind` names. Raises `RecipeError` with the path in the recipe."""
     if isinstance(value, str):
         value = {"kind": value}
@@ -46,7 +46,7 @@ def build(registry: Mapping[str, Any], noun: str, value: Any, path: str) -> Any:
         raise RecipeError(f"{path}: {error}") from error
 
 
-@lru_cache(maxsize=None)
+@cache
 def model_of(kind: type) -> type[pydantic.BaseModel]:
     """A pydantic model with the fields, defaults and help of a dataclass."""
     hints = typing.get_type_hints(kind)
@@ -69,7 +69,7 @@ def help_of(kind: type) -> dict[str, str]:
     """The string literal behind each field of a dataclass, by the field's name."""
     body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]).body
     described = {}
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in pairwise(body):
         if (
             isinstance(field, ast.AnnAssign)
             and isinstance(field.target, ast.Name)

@@ -45,7 +45,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URI or local path, and the path inside it. Raises `StoreError` for an unknown protocol."""
     if "://" not in uri:
         # Not by fsspec's own rules, which read "::" in a file name as a chain of stores.
-        return LocalFileSystem(), os.path.abspath(uri)
+        return LocalFileSystem(), str(Path(uri).absolute())
     try:
         fs, path = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError) as error:

@@ -116,7 +116,7 @@ class InProcess:
 Cluster = LocalCluster | Existing | InProcess
 
 
-def open_fanout(cluster: Cluster, prepare: Callable[[], None], stop: threading.Event) -> Serial | Dask:
+def open_fanout(cluster: Cluster, prepare: Callable[[], None], stop: threading.Event) -> Fanout:
     """Choose the fanout for a cluster.
 
     `prepare` runs once in every process that runs jobs, so it must pickle; `stop` ends the work when it is set.

@@ -109,8 +109,9 @@ def describe_sources(fanout: Fanout, sources: Sequence[Source], format_name: str
     items: dict[str, Item] = {}
     for job, answer in fanout.map(describe, jobs):
         if isinstance(answer, errors.WorkerDied):
-            answer = tuple(Item(source, None, Failure.of(answer)) for source in job.sources)
-        items.update((item.source.uri, item) for item in answer)
+            items.update((source.uri, Item(source, None, Failure.of(answer))) for source in job.sources)
+        else:
+            items.update((item.source.uri, item) for item in answer)
     return [items[source.uri] for source in sources]
 
 

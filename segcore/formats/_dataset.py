@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from segcore.errors import Unavailable
 
-CACHE_BYTES = 128 << 20
+CACHE_BYTES = 64 << 20
 """Memory for decoded blocks, shared by all datasets of a process."""
 _NAME = "image.tif"
 P = ParamSpec("P")

@@ -83,9 +83,14 @@ def test_tiles_are_large_enough_and_align_with_blocks(tile):
     assert recipes.effective_tile(effective) == effective
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3) |
-                    st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8), st.sampled_from(["segmenter", "tiling", "cluster", "inputs",
-                                                                                                            "statistics", "fit", "storage"]))  # fmt: skip
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(ANYTHING, st.sampled_from(["segmenter", "tiling", "cluster", "inputs", "statistics", "fit", "storage"]))
 def test_any_document_is_accepted_or_refused_with_a_recipe_error(value, key):
     try:
         recipe = make(**{key: value})

@@ -13,10 +13,10 @@ import rasterio
 from click.testing import Result
 from PIL import Image
 from rasterio.transform import from_origin
+from tests_support import photograph
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tests_support import photograph
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def test_nothing_but_the_target_stays_on_the_disk(tmp_path):
     store.publish("masks/a.tif", b"mask")
     store.publish_new("runs/1/plan.json", b"plan")
 
-    assert [path for path in (tmp_path / STAGING).rglob("*")] == []
+    assert not list((tmp_path / STAGING).rglob("*"))
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.tif", "plan.json"]
 
 
