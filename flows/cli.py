@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -24,7 +24,6 @@ from segcore.errors import MaskloomError, RecipeError
 if TYPE_CHECKING:
     from flows.recipe import Recipe
     from flows.segment import Inventory, Outcome
-    from tasks.fanout import Fanout
 
 DONE, CANNOT_GO_ON, WRONG_USAGE, SOME_FAILED = 0, 1, 2, 3
 _FAILURES_SHOWN = 5
@@ -105,10 +104,11 @@ def demo(
 
     with _messages():
         path = prepare(output)
-        try:
-            _run(recipes.load(path), no_prefect, quiet)
-        finally:
-            typer.echo(f"The recipe to play with: {path}", err=True)
+        recipe = recipes.load(path)
+        _run(recipe, no_prefect, quiet)
+        previews = sorted(Path(recipe.output, "previews").glob("*.png"))
+        typer.echo("Open these: " + "\n            ".join(str(preview) for preview in previews))
+        typer.echo(f"The recipe to play with: {path}")
 
 
 @app.command()
@@ -192,29 +192,25 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
     inventory = take_inventory(recipe)
     if inventory.nothing_to_do:
         _say_nothing_to_do(recipe, inventory)
+        return
     stop = threading.Event()
     with ExitStack() as stack:
         stack.enter_context(stop_on_signals(stop))
-        fanout: Fanout = stack.enter_context(open_fanout(recipe.cluster, partial(prepare_process, recipe.storage), stop))
+        # The server and the cluster take seconds to start; they do so side by side, and return at once.
         orchestrator = Plain() if no_prefect else stack.enter_context(Prefect())
-        # The cluster and the server take seconds to start; they do so side by side.
-        threading.Thread(target=_start_early, args=(fanout,), daemon=True).start()
+        fanout = stack.enter_context(open_fanout(recipe.cluster, partial(prepare_process, recipe.storage), stop))
         progress = stack.enter_context(watcher(quiet))
         outcome = run_recipe(recipe, inventory, orchestrator, fanout, progress)
     _say(recipe, inventory, outcome, time.monotonic() - started)
 
 
-def _start_early(fanout: Fanout) -> None:
-    # What is wrong here is raised again, in the run itself, by the first job.
-    with suppress(MaskloomError):
-        fanout.start()
-
-
-def _say_nothing_to_do(recipe: Recipe, inventory: Inventory) -> NoReturn:
+def _say_nothing_to_do(recipe: Recipe, inventory: Inventory) -> None:
     _say_removed(inventory)
     failed = inventory.failed_before
-    typer.echo(f"Nothing to do: {len(inventory.sources)} images are unchanged, {failed} of them failed before. Results: {recipe.output}")
-    raise typer.Exit(SOME_FAILED if failed else DONE)
+    note = f", {failed} of them failed before (maskloom status tells why)" if failed else ""
+    typer.echo(f"Nothing to do: {len(inventory.sources)} images are unchanged{note}. Results: {recipe.output}")
+    if failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 def _say(recipe: Recipe, inventory: Inventory, outcome: Outcome, seconds: float) -> None:
