@@ -68,19 +68,8 @@ def count_keys(keys, table, touched):  # type: ignore[no-untyped-def]
 
 
 @exactly
-def occupied(table, touched):  # type: ignore[no-untyped-def]
-    """How many entries of the touched pages are not zero."""
-    n = 0
-    for page in range(touched.size):
-        if touched[page]:
-            for i in range(page << PAGE_BITS, (page + 1) << PAGE_BITS):
-                n += table[i] != 0
-    return n
-
-
-@exactly
 def drain(table, touched, keys, counts):  # type: ignore[no-untyped-def]
-    """Move the touched pages' counts to sorted (keys, counts), and leave table and marks all zero for the next block."""
+    """Move the touched pages' counts to sorted (keys, counts), and leave table and marks all zero; returns their number."""
     n = 0
     for page in range(touched.size):
         if touched[page]:
@@ -91,6 +80,7 @@ def drain(table, touched, keys, counts):  # type: ignore[no-untyped-def]
                     counts[n] = table[i]
                     table[i] = 0
                     n += 1
+    return n
 
 
 @exactly

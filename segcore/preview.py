@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -61,14 +60,14 @@ class PreviewPart:
         """A compact form that `from_bytes` reads back."""
         arrays = [self.pixels, self.valid, self.labels]
         head = json.dumps({"start": self.start, "arrays": [(array.dtype.name, array.shape) for array in arrays]}).encode()
-        return struct.pack("<I", len(head)) + head + zlib.compress(b"".join(array.tobytes() for array in arrays), 1)
+        return struct.pack("<I", len(head)) + head + b"".join(array.tobytes() for array in arrays)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> PreviewPart:
         """The part that `to_bytes` wrote."""
         (length,) = struct.unpack_from("<I", data)
         head = json.loads(data[4 : 4 + length])
-        rest, at, arrays = zlib.decompress(data[4 + length :]), 0, []
+        rest, at, arrays = data[4 + length :], 0, []
         for dtype, shape in head["arrays"]:
             count = int(np.prod(shape))
             arrays.append(np.frombuffer(rest, dtype, count, at).reshape(shape))

@@ -205,7 +205,7 @@ def _count(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Counted:
     if unsigned.shape[-1] == 3 and valid.size >= _TABLE_PAYS_FROM:
         with _Table() as (table, touched):
             _kernels.count_colours(unsigned, valid, table, touched)
-            return _drained(table, touched)
+            return _drained(table, touched, valid.size)
     if unsigned.shape[-1] == 3:
         keys = np.empty(valid.size + 1, np.uint32)
         keys = keys[: _kernels.colour_keys(unsigned, valid, keys)]
@@ -216,19 +216,20 @@ def _count(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Counted:
     if keys.size >= _TABLE_PAYS_FROM:
         with _Table() as (table, touched):
             _kernels.count_keys(keys, table, touched)
-            return _drained(table, touched)
+            return _drained(table, touched, keys.size)
     distinct, counts = np.empty(keys.size, np.uint32), np.empty(keys.size, np.int64)
     n = _kernels.run_lengths(np.sort(keys), distinct, counts)
     return Counted(distinct[:n].copy(), counts[:n].copy())
 
 
-def _drained(table: NDArray[np.uint32], touched: NDArray[np.uint8]) -> Counted:
+def _drained(table: NDArray[np.uint32], touched: NDArray[np.uint8], pixels: int) -> Counted:
     from segcore import _kernels
 
-    n = _kernels.occupied(table, touched)
-    keys, counts = np.empty(n, np.uint32), np.empty(n, np.int64)
-    _kernels.drain(table, touched, keys, counts)
-    return Counted(keys, counts)
+    # Room for all that may be there; what is not used is never touched, so it takes no memory.
+    most = min(pixels, int(np.count_nonzero(touched)) << _kernels.PAGE_BITS)
+    keys, counts = np.empty(most, np.uint32), np.empty(most, np.int64)
+    n = _kernels.drain(table, touched, keys, counts)
+    return Counted(keys[:n].copy(), counts[:n].copy())
 
 
 class _Table:

@@ -60,5 +60,5 @@ def fitting_jobs(order: Order, items: Iterable[Item], workers: int) -> Iterator[
     items = list(items)
     for item in items:
         if item.spec is not None and is_spread(item.spec):
-            yield from parts(order, item, min(FIT_PIXELS, max(PART_PIXELS, item.spec.pixels // (4 * workers))))
+            yield from parts(order, item, min(FIT_PIXELS, max(PART_PIXELS, item.spec.pixels // (3 * workers))))
     yield from whole_images(order, items, workers)
