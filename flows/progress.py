@@ -14,8 +14,8 @@ from typing import Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from segcore.jobs import FinishJob, ImagesJob, Order, PartJob
 from segcore.manifest import Item
-from segcore.work import FinishJob, ImagesJob, Order, PartJob
 
 SECONDS_BETWEEN_LINES = 30.0
 

@@ -17,10 +17,10 @@ from typing import Any
 from flows.orchestrate import Orchestrator
 from flows.recipe import Recipe
 from segcore.errors import TooManyFailures
+from segcore.jobs import Order
 from segcore.manifest import Failure, Item, Plan, Shard, Source, dump_model, load_model
 from segcore.model import Segmenter
 from segcore.storage import Store
-from segcore.work import Order
 from tasks.discover import discover
 from tasks.fanout import Fanout
 from tasks.fit import fit

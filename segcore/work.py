@@ -14,11 +14,9 @@ only what stops the whole run is raised.
 from __future__ import annotations
 
 import contextlib
-import json
-import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce, singledispatch
 from typing import Any
 
@@ -27,112 +25,16 @@ import numpy as np
 from segcore import formats, segmenters, statistics  # noqa: F401  (their import fills the registries)
 from segcore.errors import FitError, FormatError, ImageError, ReadError, RunError, Unavailable
 from segcore.fold import observe_all
-from segcore.geometry import Grid, Tile
+from segcore.geometry import Tile
+from segcore.jobs import DescribeJob, FinishJob, ImagesJob, Observation, Order, PartJob, PartReceipt
 from segcore.legend import Legend
 from segcore.manifest import Failure, Item, Receipt, Source, canonical
 from segcore.model import Fitter, Segmenter
+from segcore.parts import Part, StagedPart, States, merge_parts, merge_states
 from segcore.preview import PreviewPart, observe_preview, preview_stride, render_preview
-from segcore.raster import FORMATS, Block, Piece, RasterSpec, Reader, Sink
-from segcore.statistic import Labelled, Statistic
-from segcore.storage import STAGING, Store, configure, filesystem, is_local
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What all jobs of a run have in common."""
-
-    output: str
-    """Root of the output store."""
-    run_id: str
-    model: Fitter | Segmenter
-    """Ready, or to be fitted to each image by itself."""
-    statistics: Mapping[str, Statistic]
-    tile: int
-    """Side of a tile, in pixels."""
-    kind: str = ""
-    """Name of the segmenter in the tables."""
-
-    def grid(self, spec: RasterSpec) -> Grid:
-        """The tiles of an image."""
-        return Grid(spec.shape, (self.tile, self.tile), self.model.footprint.halo)
-
-
-@dataclass(frozen=True, slots=True)
-class DescribeJob:
-    """Files whose headers are to be read."""
-
-    sources: tuple[Source, ...]
-    format: str | None = None
-    """Name of their format. None: by suffix and content."""
-
-    def split(self) -> tuple[DescribeJob, ...]:
-        """A job for each file."""
-        return tuple(replace(self, sources=(source,)) for source in self.sources)
-
-
-@dataclass(frozen=True, slots=True)
-class ImagesJob:
-    """Whole images to observe or to segment."""
-
-    order: Order
-    items: tuple[Item, ...]
-
-    def split(self) -> tuple[ImagesJob, ...]:
-        """A job for each image."""
-        return tuple(replace(self, items=(item,)) for item in self.items)
-
-
-@dataclass(frozen=True, slots=True)
-class PartJob:
-    """Some consecutive tiles of one large image to observe or to segment."""
-
-    order: Order
-    item: Item
-    first: int
-    stop: int
-
-    def split(self) -> tuple[PartJob, ...]:
-        """A job for each tile."""
-        return tuple(replace(self, first=i, stop=i + 1) for i in range(self.first, self.stop))
-
-    @property
-    def name(self) -> str:
-        """Name of the staged part in the output store."""
-        return f"{staging_folder(self.order, self.item)}/{self.order.tile}-{self.first:08d}-{self.stop:08d}.part"
-
-
-@dataclass(frozen=True, slots=True)
-class FinishJob:
-    """The parts of a large image, to be joined."""
-
-    order: Order
-    item: Item
-    parts: tuple[str, ...]
-
-    def split(self) -> tuple[FinishJob, ...]:
-        """Itself: it is one image already."""
-        return (self,)
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What one round of fitting learned from a job."""
-
-    state: Any
-    """Merged state of the images that could be read. None: of no image."""
-    failures: tuple[tuple[Item, Failure], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PartReceipt:
-    """A part of a large image was staged, or could not be made."""
-
-    failure: Failure | None = None
-
-
-def staging_folder(order: Order, item: Item) -> str:
-    """Where the parts of a large image wait to be joined."""
-    return f"{STAGING}/{order.run_id}/{item.source.image_id}"
+from segcore.raster import FORMATS, Block, Piece, RasterSpec, Reader
+from segcore.statistic import Labelled
+from segcore.storage import Store, configure, filesystem, is_local
 
 
 def prepare_process(storage: Mapping[str, Mapping[str, Any]] | None = None) -> None:
@@ -193,7 +95,7 @@ def segment_part(job: PartJob) -> PartReceipt:
     except ImageError as error:
         return PartReceipt(Failure.of(error))
     with store.writing(job.name) as out:
-        _merge(parts, job.order.statistics).dump(out, time.perf_counter() - started)
+        merge_parts(parts, job.order.statistics).dump(out, time.perf_counter() - started)
     return PartReceipt()
 
 
@@ -204,10 +106,10 @@ def finish_image(job: FinishJob) -> Receipt:
     store, order = Store(job.order.output), job.order
     model = _ready(order.model)
     spec = model.select(_spec(job.item))
-    headers = [_PartHeader.load(store, name) for name in job.parts]
+    headers = [StagedPart.load(store, name) for name in job.parts]
     pieces = (piece for name, header in zip(job.parts, headers, strict=True) for piece in header.pieces(store, name))
     previews = [preview for header in headers for preview in header.previews]
-    states = reduce(lambda a, b: _merge_states(a, b, order.statistics), (header.states for header in headers))
+    states = reduce(lambda a, b: merge_states(a, b, order.statistics), (header.states for header in headers))
     seconds = sum(header.seconds for header in headers)
     receipt = _publish(order, job.item, model, spec, pieces, previews)
     rows = _rows(states, order, model, spec)
@@ -221,57 +123,6 @@ def failed(order: Order, item: Item, failure: Failure, classes: tuple[str, ...])
         legend = Legend.of(classes)
         rows = {name: statistic.finish(None, item.spec, legend) for name, statistic in order.statistics.items()}
     return Receipt(item.source, item.spec, failure, rows, segmenter=order.kind)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What some tiles of one image give."""
-
-    pieces: list[Piece]
-    states: dict[str, Any]
-    previews: list[PreviewPart]
-
-    def dump(self, out: Sink, seconds: float) -> None:
-        """Write a header (states, index of the pieces, previews) and the pieces' payloads behind it."""
-        previews = [preview.to_bytes() for preview in self.previews]
-        header = json.dumps(
-            {
-                "states": self.states,
-                "pieces": [(piece.level, piece.row, piece.column, len(piece.payload)) for piece in self.pieces],
-                "previews": [len(preview) for preview in previews],
-                "seconds": seconds,
-            }
-        ).encode()
-        out.write(struct.pack("<Q", len(header)))
-        out.write(header)
-        for payload in (*previews, *(piece.payload for piece in self.pieces)):
-            out.write(payload)
-
-
-@dataclass(frozen=True, slots=True)
-class _PartHeader:
-    """The front of a staged part."""
-
-    states: dict[str, Any]
-    index: list[tuple[int, int, int, int]]
-    previews: list[PreviewPart]
-    seconds: float
-    offset: int
-    """Where the payloads start."""
-
-    @classmethod
-    def load(cls, store: Store, name: str) -> _PartHeader:
-        with store.open(name) as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
-            previews = [PreviewPart.from_bytes(file.read(length)) for length in header["previews"]]
-            return cls(header["states"], header["pieces"], previews, header["seconds"], file.tell())
-
-    def pieces(self, store: Store, name: str) -> Iterator[Piece]:
-        with store.open(name) as file:
-            file.seek(self.offset)
-            for level, row, column, size in self.index:
-                yield Piece(level, row, column, file.read(size))
 
 
 def _describe(source: Source, format_name: str | None) -> Item:
@@ -298,7 +149,7 @@ def _segment_image(order: Order, item: Item) -> Receipt:
     except (ImageError, FitError) as error:
         classes = order.model.classes if isinstance(order.model, Segmenter) else ()
         return replace(failed(order, item, Failure.of(error), classes), seconds=time.perf_counter() - started)
-    whole = _merge(parts, order.statistics)
+    whole = merge_parts(parts, order.statistics)
     receipt = _publish(order, item, model, spec, iter(whole.pieces), whole.previews)
     rows = _rows(whole.states, order, model, spec)
     return replace(receipt, rows=rows, seconds=time.perf_counter() - started)
@@ -312,7 +163,7 @@ def _fitted(order: Order, reader: Reader, spec: RasterSpec) -> Segmenter:
     return model
 
 
-def _segment_tile(reader: Reader, tile: Tile, order: Order, model: Segmenter, spec: RasterSpec) -> _Part:
+def _segment_tile(reader: Reader, tile: Tile, order: Order, model: Segmenter, spec: RasterSpec) -> Part:
     block = _block(reader, tile, spec)
     legend = Legend.of(model.classes)
     valid = tile.trim(block.valid)
@@ -323,7 +174,7 @@ def _segment_tile(reader: Reader, tile: Tile, order: Order, model: Segmenter, sp
     else:
         values = np.full(tile.core.shape, legend.nodata, legend.dtype)
     labelled = Labelled(values, block, legend)
-    return _Part(
+    return Part(
         FORMATS[spec.format].encode(values, tile, spec, order.tile),
         {name: statistic.observe(labelled) for name, statistic in order.statistics.items()},
         [observe_preview(block, values, preview_stride(spec.shape))],
@@ -352,21 +203,9 @@ def _publish(
     )
 
 
-def _rows(states: dict[str, Any], order: Order, model: Segmenter, spec: RasterSpec) -> dict[str, list[dict[str, Any]]]:
+def _rows(states: States, order: Order, model: Segmenter, spec: RasterSpec) -> dict[str, list[dict[str, Any]]]:
     legend = Legend.of(model.classes)
     return {name: statistic.finish(states[name], spec, legend) for name, statistic in order.statistics.items()}
-
-
-def _merge(parts: Sequence[_Part], statistics_: Mapping[str, Statistic]) -> _Part:
-    return _Part(
-        [piece for part in parts for piece in part.pieces],
-        reduce(lambda a, b: _merge_states(a, b, statistics_), (part.states for part in parts)),
-        [preview for part in parts for preview in part.previews],
-    )
-
-
-def _merge_states(a: dict[str, Any], b: dict[str, Any], statistics_: Mapping[str, Statistic]) -> dict[str, Any]:
-    return {name: statistic.merge(a[name], b[name]) for name, statistic in statistics_.items()}
 
 
 def _block(reader: Reader, tile: Tile, spec: RasterSpec) -> Block:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from segcore.jobs import ImagesJob, Order, PartJob
 from segcore.manifest import Item
 from segcore.raster import RasterSpec
-from segcore.work import ImagesJob, Order, PartJob
 
 PART_PIXELS = 2**23
 FIT_PIXELS = 2**26

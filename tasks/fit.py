@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from segcore.errors import FitError, ModelMismatch, WorkerDied
+from segcore.jobs import ImagesJob, Order
 from segcore.manifest import Failure, Item
 from segcore.model import Fitter, Segmenter
-from segcore.work import ImagesJob, Order, observe
+from segcore.work import observe
 from tasks.bundles import fitting_jobs
 from tasks.fanout import Fanout
 from tasks.progress import Progress

@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore import errors
+from segcore.jobs import DescribeJob
 from segcore.manifest import Failure, Item, Plan, Shard, Source, canonical, load_spec, run_id
 from segcore.storage import Store
-from segcore.work import DescribeJob, describe
+from segcore.work import describe
 from tasks.fanout import Fanout
 
 HEAD = "runs/head.json"

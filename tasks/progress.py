@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from segcore.jobs import FinishJob, ImagesJob, Order, PartJob
 from segcore.manifest import Item
-from segcore.work import FinishJob, ImagesJob, Order, PartJob
 
 
 class Progress(Protocol):

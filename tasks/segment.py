@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from segcore.errors import FitError, WorkerDied
+from segcore.jobs import FinishJob, ImagesJob, Order, PartJob, staging_folder
 from segcore.manifest import Failure, Item, Receipt, Shard
 from segcore.model import Segmenter
 from segcore.storage import Store
-from segcore.work import FinishJob, ImagesJob, Order, PartJob, failed, perform, staging_folder
+from segcore.work import failed, perform
 from tasks import bundles
 from tasks.fanout import Fanout
 from tasks.fit import fit

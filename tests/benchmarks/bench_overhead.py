@@ -69,8 +69,9 @@ def per_image(folder: Path, fanout: object) -> None:
     from skimage import data
 
     from flows import recipe as recipes
+    from segcore.jobs import DescribeJob, ImagesJob, Order
     from segcore.manifest import Source
-    from segcore.work import DescribeJob, ImagesJob, Order, describe, segment_images
+    from segcore.work import describe, segment_images
 
     tiny = folder / "tiny"
     tiny.mkdir(exist_ok=True)

@@ -6,10 +6,10 @@ import io
 import time
 
 from flows.progress import Counter, Lines
+from segcore.jobs import FinishJob, ImagesJob, Order, PartJob
 from segcore.manifest import Item, Source
 from segcore.raster import RasterSpec
 from segcore.segmenters.threshold import Threshold
-from segcore.work import FinishJob, ImagesJob, Order, PartJob
 
 
 def image(name: str, side: int) -> Item:
