@@ -52,6 +52,13 @@ def test_every_segmenter_runs_by_its_name_alone(kind):
     assert make(segmenter=kind).segmenter == make(segmenter={"kind": kind}).segmenter
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "deploy" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_example_recipes_are_accepted(path, monkeypatch):
+    monkeypatch.setenv("SCENES_BUCKET", "scenes")
+    monkeypatch.setenv("MASKS_BUCKET", "masks")
+    assert recipes.load(path).name == path.stem
+
+
 def test_unknown_and_missing_keys_name_their_place():
     with pytest.raises(RecipeError, match=r"tiling\.tiles|tiling: .*|Did you mean"):
         make("tiling.tiles=3")
