@@ -20,7 +20,7 @@ from segcore.errors import TooManyFailures
 from segcore.jobs import Order
 from segcore.manifest import Failure, Item, Plan, Shard, Source, dump_model, load_model
 from segcore.model import Segmenter
-from segcore.storage import Store
+from segcore.storage import STAGING, Store
 from tasks.discover import discover
 from tasks.fanout import Fanout
 from tasks.fit import fit
@@ -32,6 +32,7 @@ from tasks.plan import (
     identify,
     make_plan,
     pending,
+    planned_runs,
     read_committed,
     read_head,
     read_plan,
@@ -136,10 +137,6 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
     store, work = Store(recipe.output), recipe.work
     head = inventory.head
     identity = identify(work, head, inventory.sources)
-    while store.exists(f"runs/{identity}/manifest.json"):
-        # That run ended between its manifest and the head: it is the head.
-        head = Head(identity, head.sequence + 1)
-        identity = identify(work, head, inventory.sources)
     interrupted = read_plan(store, identity)
     if interrupted is not None:
         return interrupted
@@ -198,7 +195,9 @@ def _finish(store: Store, plan: Plan, tables: Tables) -> Outcome:
     }
     store.publish(f"runs/{plan.run_id}/manifest.json", json.dumps(manifest, indent=1).encode())
     store.publish(HEAD, json.dumps({"run_id": plan.run_id, "sequence": plan.sequence}).encode())
-    store.remove(f"staging/{plan.run_id}")
+    for abandoned in (run_id for run_id, parent in planned_runs(store) if parent == plan.parent):
+        # Nobody will go on with runs that wait behind the former head.
+        store.remove(f"{STAGING}/{abandoned}")
     store.sweep()
     return Outcome(plan.run_id, record.done, record.failed, record.pixels, record.failures)
 

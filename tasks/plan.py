@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from segcore import errors
 from segcore.jobs import DescribeJob
 from segcore.manifest import Failure, Item, Plan, Shard, Source, canonical, load_spec, run_id
-from segcore.storage import Store
+from segcore.storage import STAGING, Store
 from segcore.work import describe
 from tasks.fanout import Fanout
 
@@ -88,10 +88,23 @@ def read_committed(store: Store) -> dict[str, Committed]:
 
 def read_head(store: Store) -> Head:
     """The last finished run; an empty head where there is none."""
+    manifests = store.names("runs", "/manifest.json")
     try:
-        return Head(**json.loads(store.read(HEAD)))
+        head = Head(**json.loads(store.read(HEAD)))
     except FileNotFoundError:
-        return Head()
+        head = Head()
+    if len(manifests) == head.sequence:
+        return head
+    # A run was killed between its manifest and the head, or two ran side by side: ask all of them.
+    finished = (json.loads(store.read(name)) for name in manifests)
+    return max((Head(run["run_id"], run["sequence"]) for run in finished), key=lambda run: (run.sequence, run.run_id or ""), default=Head())
+
+
+def planned_runs(store: Store) -> list[tuple[str, str | None]]:
+    """The runs with staged parts that were planned: their ids, and the run that each follows."""
+    waiting = {name.split("/")[1] for name in store.names(STAGING, ".part")}
+    plans = ((run_id, f"runs/{run_id}/plan.json") for run_id in sorted(waiting))
+    return [(run_id, json.loads(store.read(name))["parent"]) for run_id, name in plans if store.exists(name)]
 
 
 def pending(sources: Iterable[Source], committed: Mapping[str, Committed], fingerprint: str) -> list[Source]:

@@ -1,0 +1,85 @@
+"""Plans, heads and what is pending."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segcore.manifest import Failure, Item, Source
+from segcore.raster import RasterSpec, Space
+from segcore.storage import Store
+from tasks.plan import HEAD, Committed, Head, Work, identify, make_plan, pending, read_head, read_plan, write_plan
+
+WORK = Work("name", "f1", {"segmenter": {"kind": "kmeans"}})
+
+
+def source(i: int, version: str = "1") -> Source:
+    return Source(f"s3://bucket/{i}.tif", str(i), version, 10)
+
+
+def row(i: int, *, file: str = "a.parquet", settled: bool = True) -> Committed:
+    return Committed(source(i).uri, str(i), "1", "f1", "run", ok=settled, settled=settled, file=file)
+
+
+def item(i: int, side: int = 100) -> Item:
+    space = Space((10.0, 0.0, 5.5, 0.0, -10.0, 7.25), "EPSG:32633")
+    return Item(source(i), RasterSpec(f"s3://bucket/{i}.tif", "tiff", (side, side), (1, 2), "uint16", (64, 64), "1", 4, 0.5, "bands", space))
+
+
+def test_pending_are_the_new_the_changed_and_those_that_may_succeed_now():
+    committed = {r.uri: r for r in (row(1), row(2), replace(row(3), fingerprint="f0"), row(4, settled=False))}
+    found = pending([source(1), source(2, "2"), source(3), source(4), source(5)], committed, "f1")
+    assert [s.image_id for s in found] == ["2", "3", "4", "5"]
+
+
+def test_a_plan_is_read_back_as_it_was_written(tmp_path):
+    store = Store(str(tmp_path))
+    broken = Item(source(9), None, Failure("FormatError", "no header", permanent=True))
+    plan = make_plan(WORK, Head("before", 4), "name-1", [item(1), item(2), broken], {})
+    write_plan(store, plan)
+    assert read_plan(store, "name-1") == plan
+    assert (plan.parent, plan.sequence) == ("before", 5)
+    assert read_plan(store, "name-2") is None
+
+
+def test_images_that_replace_rows_go_where_these_rows_are():
+    committed = {row(i).uri: row(i, file=f"{i % 2}.parquet") for i in range(4)}
+    plan = make_plan(WORK, Head(), "new", [item(i) for i in range(6)], committed)
+    files = {shard.file: [i.source.image_id for i in shard.items] for shard in plan.shards}
+    assert files == {"0.parquet": ["0", "2"], "1.parquet": ["1", "3"], "new-00000.parquet": ["4", "5"]}
+
+
+@given(st.lists(st.integers(1, 40_000), min_size=1, max_size=60))
+def test_shards_hold_every_image_once_in_order_and_stay_small(sides):
+    items = [item(i, side) for i, side in enumerate(sides)]
+    plan = make_plan(WORK, Head(), "run", items, {})
+    assert [i for shard in plan.shards for i in shard.items] == items
+    for shard in plan.shards:
+        assert len(shard.items) == 1 or sum(i.spec.pixels for i in shard.items if i.spec) <= 2**29
+
+
+def test_a_run_is_named_after_inputs_work_and_the_run_before():
+    base = identify(WORK, Head(), [source(1), source(2)])
+    assert identify(WORK, Head(), [source(2), source(1)]) == base
+    others = [
+        identify(WORK, Head(), [source(1), source(2, "2")]),
+        identify(WORK, Head(), [source(1)]),
+        identify(WORK, Head("x", 1), [source(1), source(2)]),
+        identify(replace(WORK, fingerprint="f2"), Head(), [source(1), source(2)]),
+    ]
+    assert len({base, *others}) == 5
+
+
+@pytest.mark.parametrize("head", [None, {"run_id": "r1", "sequence": 1}])
+def test_a_head_that_is_behind_its_manifests_is_put_right(tmp_path, head):
+    store = Store(str(tmp_path))
+    assert read_head(store) == Head()
+    for sequence in (1, 2):
+        store.publish(f"runs/r{sequence}/manifest.json", json.dumps({"run_id": f"r{sequence}", "sequence": sequence}).encode())
+    if head is not None:
+        store.publish(HEAD, json.dumps(head).encode())
+    assert read_head(store) == Head("r2", 2)
