@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from segcore.raster import Affine
 
 Integers = NDArray[np.int64]
+Cells = tuple[int, Integers, Floats]
+"""Cells of one size: its pixels a side, the corners (n, 2) in the raster, the polynomials (n, 7, 7) by powers of (v, u)."""
 
 _LARGEST, _SMALLEST = 2048, 8
 _EMPTY = 32
@@ -55,6 +57,15 @@ def ground_area(affine: Affine, crs_wkt: str, box: Box) -> float | Floats:
     The area is measured on the CRS's own ellipsoid. Raises `FormatError` for a CRS or a transform that means nothing.
     """
     return _ground(affine, crs_wkt).area(box)
+
+
+def ground_cells(affine: Affine, crs_wkt: str, box: Box) -> tuple[Cells, ...] | None:
+    """The polynomials behind `ground_area` where it varies along the rows, else None; much smaller than the array.
+
+    Each pixel of `box` lies in one cell. Single pixels that no polynomial covers are cells of size 1 with arrays (n, 1, 1).
+    """
+    ground = _ground(affine, crs_wkt)
+    return _cells(ground, box.start, box.stop) if isinstance(ground, Surface) and not ground.equal_columns else None
 
 
 def nominal_area(affine: Affine, crs_wkt: str) -> float:
@@ -123,18 +134,6 @@ def _by_chunks(zones: Zones, first: int, stop: int) -> Floats:
     return rows[first - chunks.start * _CHUNK :][: stop - first, None].copy()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Pieces:
-    """What the areas in a window of a `Surface` are made of."""
-
-    cells: tuple[tuple[int, Integers, Floats], ...]
-    """For each size of cells their corners (n, 2) in the raster and their polynomials (n, 7, 7) by powers of (v, u)."""
-    pixels: Integers
-    """Pixels of the window that no cell covers, shape (n, 2)."""
-    areas: Floats
-    """Their areas."""
-
-
 @dataclass(frozen=True, slots=True)
 class Surface:
     """Pixels whose size changes over the map."""
@@ -150,30 +149,31 @@ class Surface:
         from segcore._area_kernels import fill_cells
 
         (top, left), (bottom, right) = box.start, box.stop
-        if self.affine[0] == self.affine[1] == self.affine[3] == 0:
+        if self.equal_columns:
             left, right = 0, 1
-        pieces = _pieces(self, (top, left), (bottom, right))
         out = np.empty((bottom - top, right - left))
-        for size, corners, polynomials in pieces.cells:
-            fill_cells(out, top, left, corners, size, polynomials)
-        out[tuple(pieces.pixels.T)] = pieces.areas
+        for cells in _cells(self, (top, left), (bottom, right)):
+            fill_cells(out, (top, left), cells)
         return out
 
-    def cut(self, window: Integers) -> Pieces:
+    @property
+    def equal_columns(self) -> bool:
+        """Whether the area depends on the row alone."""
+        return self.affine[0] == self.affine[1] == self.affine[3] == 0
+
+    def cut(self, window: Integers) -> tuple[Cells, ...]:
         """All that is to be known of the window ((top, left), (bottom, right))."""
         size, cells = _LARGEST, []
         corners = _meeting(_corners(window[0] // size * size, window[1], size), size, window)
         while len(corners) and size >= _SMALLEST:
             polynomials, settled = self._fit(corners, size)
-            cells.append((size, corners[settled], polynomials[settled]))
+            cells.append((size, corners[settled], np.ascontiguousarray(polynomials[settled])))
             size //= 2
             quarters = (corners[~settled][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])).reshape(-1, 2)
             corners = _meeting(quarters, size, window)
         inside = _corners(np.zeros(2, int), np.full(2, _SMALLEST // 2), 1)
-        pixels = (corners[:, None] + inside).reshape(-1, 2)
-        pixels = _meeting(pixels, 1, window)
-        row, column = (pixels + 0.5).T
-        return Pieces(tuple(cells), pixels - window[0], self._at(row, column))
+        pixels = _meeting((corners[:, None] + inside).reshape(-1, 2), 1, window)
+        return (*cells, (1, pixels, self._at(*(pixels + 0.5).T)[:, None, None]))
 
     def _fit(self, corners: Integers, size: int) -> tuple[Floats, NDArray[np.bool_]]:
         """Polynomials for cells (n, 7, 7) by powers of (v, u) from -1 to 1, and whether each stands for its cell."""
@@ -196,7 +196,7 @@ class Surface:
 
 
 @lru_cache(maxsize=16)
-def _pieces(surface: Surface, start: Shape, stop: Shape) -> Pieces:
+def _cells(surface: Surface, start: Shape, stop: Shape) -> tuple[Cells, ...]:
     # Kept, because the images of a sensor often share one grid. Mostly some kB, at the limb of a planet some MB.
     return surface.cut(np.array([start, stop]))
 

@@ -15,7 +15,7 @@ from pyproj import CRS, Geod, Transformer
 
 from segcore.errors import FormatError
 from segcore.geometry import Box
-from segcore.ground import ground_area, nominal_area
+from segcore.ground import ground_area, ground_cells, nominal_area
 from segcore.raster import Affine, Space
 
 DATA = os.environ.get("MASKLOOM_TEST_DATA")
@@ -127,6 +127,23 @@ def test_a_pixel_has_the_same_area_whichever_box_asks(case: tuple[str, Affine, s
         ]:
             part = Box((corner[0] + start[0], corner[1] + start[1]), (corner[0] + stop[0], corner[1] + stop[1]))
             np.testing.assert_array_equal(full(affine, wkt(crs), part), expected[part.relative_to(whole).slices])
+
+
+@pytest.mark.parametrize(("crs", "affine", "kind"), [*PLACES, (GEOS, (20000, 0, -6e6, 0, -20000, 6e6), PIXELS)])
+def test_cells_hold_every_pixel_once_where_areas_vary_along_rows(crs: str, affine: Affine, kind: str) -> None:
+    box = Box((2040, 100), (2110, 190))
+    several = ground_cells(affine, wkt(crs), box)
+    if kind != PIXELS:
+        assert several is None
+        return
+
+    times = np.zeros(box.shape, int)
+    for size, corners, polynomials in several:
+        assert len(corners) == len(polynomials)
+        for row, column in corners - box.start:
+            times[max(row, 0) : max(row + size, 0), max(column, 0) : max(column + size, 0)] += 1
+
+    assert (times == 1).all()
 
 
 BOX = st.tuples(st.integers(0, 59), st.integers(0, 59), st.integers(1, 60), st.integers(1, 60))
