@@ -39,9 +39,12 @@ app = typer.Typer(
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe: a YAML file (see `maskloom schema`).")]
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY.SUB=VALUE", help="Change a key of the recipe, e.g. tiling.tile=1024. Repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.SUB=VALUE", help="Change a key of the recipe, e.g. tiling.tile=1024. Repeatable."),
 ]
-NoPrefect = Annotated[bool, typer.Option("--no-prefect", help="Run without Prefect: the same work, nothing recorded, a quicker start.")]
+NoPrefect = Annotated[
+    bool, typer.Option("--no-prefect", help="Run without Prefect: the same work, nothing recorded, a quicker start.")
+]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output of a run: a folder or fsspec URI.")]
 
@@ -57,13 +60,18 @@ def run(recipe: RecipePath, changes: Changes = None, no_prefect: NoPrefect = Fal
 
 @app.command()
 def segment(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, globs, folders or lists, local or fsspec URIs.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Files, globs, folders or lists, local or fsspec URIs.")
+    ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="OUTPUT", help="Folder or fsspec URI for the results.")],
     kind: Annotated[str, typer.Option("--segmenter", "-s", metavar="KIND", help="Segmenter: see `maskloom list segmenters`.")],
     parameters: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", metavar="KEY=VALUE", help="Parameter of the segmenter, e.g. clusters=4. Repeatable.")
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="KEY=VALUE", help="Parameter of the segmenter, e.g. clusters=4. Repeatable."),
     ] = None,
-    fit: Annotated[Literal["image", "collection"], typer.Option(help="One model for each image, or one for all of them.")] = "collection",
+    fit: Annotated[
+        Literal["image", "collection"], typer.Option(help="One model for each image, or one for all of them.")
+    ] = "collection",
     changes: Changes = None,
     no_prefect: NoPrefect = False,
     quiet: QuietFlag = False,
@@ -231,7 +239,9 @@ def _say(recipe: Recipe, inventory: Inventory, outcome: Outcome, seconds: float)
 
 def _say_removed(inventory: Inventory) -> None:
     if inventory.removed:
-        typer.echo(f"{inventory.removed} images of earlier runs are no longer among the inputs; their masks and rows stay.", err=True)
+        typer.echo(
+            f"{inventory.removed} images of earlier runs are no longer among the inputs; their masks and rows stay.", err=True
+        )
 
 
 def _location(output: str) -> str:

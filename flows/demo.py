@@ -9,7 +9,15 @@ from pathlib import Path
 from segcore.errors import RunError
 
 PHOTOGRAPHS = {
-    ("skimage", "data"): ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "retina.jpg", "rocket.jpg"),
+    ("skimage", "data"): (
+        "astronaut.png",
+        "chelsea.png",
+        "coffee.png",
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "retina.jpg",
+        "rocket.jpg",
+    ),
     ("sklearn", "datasets", "images"): ("china.jpg", "flower.jpg"),
 }
 """File names by package and folder."""

@@ -55,7 +55,10 @@ def explain(recipe: Recipe) -> str:
 def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:
     """The members of a registry with their parameters."""
     if what == "formats":
-        lines = (f"{name}: {_first_line(item)} Suffixes {' '.join(item.suffixes)}; masks {item.mask_suffix}" for name, item in FORMATS.items())
+        lines = (
+            f"{name}: {_first_line(item)} Suffixes {' '.join(item.suffixes)}; masks {item.mask_suffix}"
+            for name, item in FORMATS.items()
+        )
         return "\n".join(lines)
     registry: Any = SEGMENTERS if what == "segmenters" else STATISTICS
     return "\n\n".join(_member(name, kind) for name, kind in registry.items())
@@ -90,7 +93,9 @@ def _peak_bytes(recipe: Recipe, items: list[Item]) -> float:
         if item.spec is not None:
             read = min(item.spec.pixels, (recipe.tile + 2 * halo) ** 2)
             sample = item.spec.channels * _item_size(item.spec.dtype)
-            whole = 0 if bundles.is_spread(item.spec) or item.spec.chunks != item.spec.shape else item.spec.pixels * (2 * sample + 1)
+            whole = (
+                0 if bundles.is_spread(item.spec) or item.spec.chunks != item.spec.shape else item.spec.pixels * (2 * sample + 1)
+            )
             peak = max(peak, read * recipe.segmenter.footprint.bytes_per_pixel + whole)
     return WORKER_BYTES + peak
 

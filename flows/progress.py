@@ -55,9 +55,7 @@ class Counter:
     def __str__(self) -> str:
         left = (self.all_pixels - self.pixels) / 1e6 / self.rate if self.pixels else None
         until = "" if left is None else f", {left:.0f} s left"
-        return (
-            f"{self.stage}: {self.images}/{self.all_images} images, {self.tiles}/{self.all_tiles} tiles, {self.rate:.1f} megapixels/s{until}"
-        )
+        return f"{self.stage}: {self.images}/{self.all_images} images, {self.tiles}/{self.all_tiles} tiles, {self.rate:.1f} megapixels/s{until}"
 
 
 class Quiet:
@@ -145,9 +143,7 @@ class Bar(Quiet):
                 return
             self._counter.add(job)
             counter = self._counter
-            detail = (
-                f"{counter.images}/{counter.all_images} images  {counter.tiles}/{counter.all_tiles} tiles  {counter.rate:.1f} megapixels/s"
-            )
+            detail = f"{counter.images}/{counter.all_images} images  {counter.tiles}/{counter.all_tiles} tiles  {counter.rate:.1f} megapixels/s"
             self._bar.update(self._task, completed=counter.pixels, detail=detail)
 
 

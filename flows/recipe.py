@@ -257,7 +257,9 @@ def _refuse_secrets(storage: Mapping[str, Mapping[str, Any]]) -> None:
 def _refuse_memory_on_processes(recipe: Recipe) -> None:
     in_memory = [location for location in (*recipe.inputs, recipe.output) if location.startswith("memory:")]
     if in_memory and type(recipe.cluster) is not CLUSTERS["serial"]:
-        raise RecipeError(f"{in_memory[0]} lives in the memory of one process, which workers cannot see. Set cluster: {{kind: serial}}.")
+        raise RecipeError(
+            f"{in_memory[0]} lives in the memory of one process, which workers cannot see. Set cluster: {{kind: serial}}."
+        )
 
 
 def is_local_output(recipe: Recipe) -> bool:

@@ -61,7 +61,10 @@ def model_of(kind: type) -> type[pydantic.BaseModel]:
             default = ...
         fields[field.name] = (hints[field.name], pydantic.Field(default, description=described.get(field.name)))
     return pydantic.create_model(
-        kind.__name__, __config__=pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True), __doc__=inspect.getdoc(kind), **fields
+        kind.__name__,
+        __config__=pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True),
+        __doc__=inspect.getdoc(kind),
+        **fields,
     )
 
 

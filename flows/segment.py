@@ -43,7 +43,17 @@ from tasks.publish import Tables
 from tasks.segment import Bench, clear_staging, segment_shard
 
 SHARDS_AT_ONCE = 8
-_LIBRARIES = ("numpy", "scipy", "scikit-image", "scikit-learn", "opencv-python-headless", "rasterio", "pyarrow", "dask", "prefect")
+_LIBRARIES = (
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "scikit-learn",
+    "opencv-python-headless",
+    "rasterio",
+    "pyarrow",
+    "dask",
+    "prefect",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +172,9 @@ def _fit(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progres
         return order, plan
     fitted = fit(fanout, order, items, progress)
     store.publish_new(name, dump_model(fitted.model).encode())
-    return replace(order, model=fitted.model), replace(plan, shards=tuple(_with_failures(shard, fitted.failures) for shard in plan.shards))
+    return replace(order, model=fitted.model), replace(
+        plan, shards=tuple(_with_failures(shard, fitted.failures) for shard in plan.shards)
+    )
 
 
 def _with_failures(shard: Shard, failures: Mapping[str, Failure]) -> Shard:

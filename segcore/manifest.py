@@ -49,7 +49,9 @@ class Failure:
     @classmethod
     def of(cls, error: Exception) -> Failure:
         """The failure that this error means."""
-        return cls(type(error).__name__, str(error) or type(error).__name__, isinstance(error, ImageError | FitError) and error.permanent)
+        return cls(
+            type(error).__name__, str(error) or type(error).__name__, isinstance(error, ImageError | FitError) and error.permanent
+        )
 
 
 @dataclass(frozen=True, slots=True)

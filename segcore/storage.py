@@ -49,7 +49,9 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         fs, path = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError) as error:
-        raise StoreError(f"Cannot use the location {uri!r}: {error}. Check its protocol; a store may need its fsspec package.") from error
+        raise StoreError(
+            f"Cannot use the location {uri!r}: {error}. Check its protocol; a store may need its fsspec package."
+        ) from error
     return fs, str(path)
 
 
@@ -69,7 +71,9 @@ def version_of(info: Mapping[str, Any]) -> str:
     tag = next((str(info[key]).strip('"') for key in ("ETag", "etag", "md5Hash", "content_md5") if info.get(key)), None)
     if tag is not None:
         return f"{info.get('size', 0):x}-{tag}"
-    changed = next((info[key] for key in ("mtime", "LastModified", "last_modified", "updated", "modified", "created") if info.get(key)), "")
+    changed = next(
+        (info[key] for key in ("mtime", "LastModified", "last_modified", "updated", "modified", "created") if info.get(key)), ""
+    )
     stamp = f"{int(changed * 1_000_000):x}" if isinstance(changed, float) else str(changed)
     return f"{info.get('size', 0) or 0:x}-{stamp}"
 
@@ -145,7 +149,9 @@ class Store:
             # A conditional put whose reply was lost is sent again by the client and then meets its own bytes.
             return bool(fs.cat_file(path) == content)
         except OSError as error:
-            raise StoreError(f"Cannot write {self.uri(name)}: {error}. Free space or repair the store, then run the same command.") from error
+            raise StoreError(
+                f"Cannot write {self.uri(name)}: {error}. Free space or repair the store, then run the same command."
+            ) from error
         return True
 
     def sweep(self) -> None:
@@ -182,7 +188,9 @@ class Store:
         except StoreError:
             raise
         except OSError as error:
-            raise StoreError(f"Cannot write {self.uri(name)}: {error}. Free space or repair the store, then run the same command.") from error
+            raise StoreError(
+                f"Cannot write {self.uri(name)}: {error}. Free space or repair the store, then run the same command."
+            ) from error
 
 
 class Publication:

@@ -147,7 +147,11 @@ def _image_ids(uris: Sequence[str], root: str, known: Mapping[str, str]) -> dict
             continue
         stem, suffix = posixpath.splitext(_below(uri.partition("://")[2] or uri, root))
         plain = safe_name(stem)
-        candidates = (plain, f"{plain}_{safe_name(suffix[1:])}" if suffix else plain, f"{plain}_{hashlib.sha256(uri.encode()).hexdigest()[:10]}")
+        candidates = (
+            plain,
+            f"{plain}_{safe_name(suffix[1:])}" if suffix else plain,
+            f"{plain}_{hashlib.sha256(uri.encode()).hexdigest()[:10]}",
+        )
         # Case-insensitive, since some file systems and all colleagues are.
         ids[uri] = next(name for name in candidates if name.casefold() not in taken)
         taken.add(ids[uri].casefold())
@@ -167,5 +171,6 @@ def safe_name(path: str) -> str:
     parts = [_UNSAFE.sub("_", unicodedata.normalize("NFC", part)) for part in path.split("/") if part]
     parts = ["_" + part[1:] if part.startswith(".") else part for part in parts] or ["_"]
     return "/".join(
-        part if len(part.encode()) <= _LONGEST_NAME else f"{part[:60]}_{hashlib.sha256(part.encode()).hexdigest()[:10]}" for part in parts
+        part if len(part.encode()) <= _LONGEST_NAME else f"{part[:60]}_{hashlib.sha256(part.encode()).hexdigest()[:10]}"
+        for part in parts
     )

@@ -91,7 +91,9 @@ def _wrong_files(store: Store) -> Iterator[str]:
     newest: dict[str, tuple[str, str]] = {}
     for manifest in sorted(manifests, key=lambda manifest: int(manifest["sequence"])):
         newest.update((name, (digest, manifest["run_id"])) for name, digest in manifest["files"].items())
-    rewritten = {f"{folder}/{shard.file}" for run in _unfinished(store) for shard in run.shards for folder in _table_folders(store)}
+    rewritten = {
+        f"{folder}/{shard.file}" for run in _unfinished(store) for shard in run.shards for folder in _table_folders(store)
+    }
     for name, (digest, run) in sorted(newest.items()):
         if name in rewritten:
             # An unfinished run may have rewritten it; its manifest will say what it should be.

@@ -97,7 +97,11 @@ def read_head(store: Store) -> Head:
         return head
     # A run was killed between its manifest and the head, or two ran side by side: ask all of them.
     finished = (json.loads(store.read(name)) for name in manifests)
-    return max((Head(run["run_id"], run["sequence"]) for run in finished), key=lambda run: (run.sequence, run.run_id or ""), default=Head())
+    return max(
+        (Head(run["run_id"], run["sequence"]) for run in finished),
+        key=lambda run: (run.sequence, run.run_id or ""),
+        default=Head(),
+    )
 
 
 def planned_runs(store: Store) -> list[tuple[str, str | None]]:

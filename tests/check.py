@@ -22,7 +22,9 @@ STEPS = (
 def main() -> int:
     """Run all steps, also after one has failed; 1 where any failed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    failed = [step for step in STEPS if subprocess.run([str(part) for part in step], cwd=ROOT, env=environment, check=False).returncode]
+    failed = [
+        step for step in STEPS if subprocess.run([str(part) for part in step], cwd=ROOT, env=environment, check=False).returncode
+    ]
     for step in failed:
         sys.stderr.write(f"check: failed: {' '.join(str(part) for part in step)}\n")
     return 1 if failed else 0

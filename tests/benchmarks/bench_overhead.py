@@ -80,7 +80,9 @@ def per_image(folder: Path, fanout: object) -> None:
         y, x = 10 * (i // 44), 10 * (i % 44)
         Image.fromarray(photograph[y : y + 64, x : x + 64]).save(tiny / f"{i:05d}.png")
     seconds = min(timed_run(fanout, tiny, folder / "tiny-out", fit="image") for _ in range(3))
-    recipe = recipes.make({"inputs": str(tiny), "output": str(folder / "tiny-direct"), "segmenter": KMEANS, "fit": "image"}, folder)
+    recipe = recipes.make(
+        {"inputs": str(tiny), "output": str(folder / "tiny-direct"), "segmenter": KMEANS, "fit": "image"}, folder
+    )
     order = Order(recipe.output, "direct", recipe.segmenter, recipe.statistics, recipe.tile, recipe.kind)
     sources = tuple(Source(str(path), path.stem, "1", 1) for path in sorted(tiny.iterdir()))
     started = time.perf_counter()
@@ -99,12 +101,25 @@ def large_image(path: Path, side: int) -> Path:
     if path.exists():
         return path
     block = np.moveaxis(np.tile(data.astronaut(), (4, 4, 1)), -1, 0)
-    profile = {"driver": "GTiff", "height": side, "width": side, "count": 3, "dtype": "uint8", "tiled": True, "blockxsize": 512, "blockysize": 512}
-    with rasterio.open(path, "w", compress="deflate", zlevel=1, interleave="pixel", num_threads=2, bigtiff="if_safer", **profile) as file:
+    profile = {
+        "driver": "GTiff",
+        "height": side,
+        "width": side,
+        "count": 3,
+        "dtype": "uint8",
+        "tiled": True,
+        "blockxsize": 512,
+        "blockysize": 512,
+    }
+    with rasterio.open(
+        path, "w", compress="deflate", zlevel=1, interleave="pixel", num_threads=2, bigtiff="if_safer", **profile
+    ) as file:
         for y in range(0, side, 2048):
             for x in range(0, side, 2048):
                 # Four variants, all of which the smallest image has too: peaks are compared over the same colours.
-                file.write(block ^ np.uint8(x // 2048 % 2 + 2 * (y // 2048 % 2)), window=rasterio.windows.Window(x, y, 2048, 2048))
+                file.write(
+                    block ^ np.uint8(x // 2048 % 2 + 2 * (y // 2048 % 2)), window=rasterio.windows.Window(x, y, 2048, 2048)
+                )
     return path
 
 

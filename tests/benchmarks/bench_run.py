@@ -47,14 +47,36 @@ def make_image(path: Path, side: int) -> None:
         enlarged = cv2.resize(sources[n % len(sources)], (step, step), interpolation=cv2.INTER_CUBIC)[:height, :width]
         noise = rng.integers(-4, 5, enlarged.shape, dtype=np.int16)
         pixels[y : y + height, x : x + width] = np.clip(enlarged + noise, 0, 255).astype(np.uint8)
-    profile = {"driver": "COG", "height": side, "width": side, "count": 3, "dtype": "uint8", "compress": "deflate", "num_threads": 2}
+    profile = {
+        "driver": "COG",
+        "height": side,
+        "width": side,
+        "count": 3,
+        "dtype": "uint8",
+        "compress": "deflate",
+        "num_threads": 2,
+    }
     with rasterio.open(path, "w", crs="EPSG:32633", transform=from_origin(400_000, 5_400_000, 0.5, 0.5), **profile) as file:
         file.write(np.moveaxis(pixels, -1, 0))
 
 
 def baseline(image: Path, folder: Path) -> float:
     """Seconds of `gdal_translate`."""
-    options = ["-q", "-of", "COG", "-b", "1", "-co", "COMPRESS=ZSTD", "-co", "LEVEL=1", "-co", "NUM_THREADS=2", "-co", "OVERVIEW_RESAMPLING=NEAREST"]
+    options = [
+        "-q",
+        "-of",
+        "COG",
+        "-b",
+        "1",
+        "-co",
+        "COMPRESS=ZSTD",
+        "-co",
+        "LEVEL=1",
+        "-co",
+        "NUM_THREADS=2",
+        "-co",
+        "OVERVIEW_RESAMPLING=NEAREST",
+    ]
     started = time.perf_counter()
     subprocess.run(["gdal_translate", *options, str(image), str(folder / "baseline.tif")], check=True)
     return time.perf_counter() - started
@@ -98,7 +120,9 @@ def main() -> None:
         reference = statistics.median(times["gdal_translate"])
         for name, seconds in times.items():
             middle = statistics.median(seconds)
-            print(f"{name:15} {middle:6.2f} s  {SIDE * SIDE / 1e6 / middle:6.1f} megapixels/s  {middle / reference:5.2f} x gdal_translate")
+            print(
+                f"{name:15} {middle:6.2f} s  {SIDE * SIDE / 1e6 / middle:6.1f} megapixels/s  {middle / reference:5.2f} x gdal_translate"
+            )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,16 @@ def folder(tmp_path_factory):
     images.mkdir()
     rng = np.random.default_rng(1)
     big = np.tile(photograph(512, 512), (9, 9, 1)) ^ rng.integers(0, 8, (4608, 4608, 1), dtype=np.uint8)
-    profile = {"driver": "GTiff", "height": 4608, "width": 4608, "count": 3, "dtype": "uint8", "tiled": True, "compress": "deflate", "zlevel": 1}
+    profile = {
+        "driver": "GTiff",
+        "height": 4608,
+        "width": 4608,
+        "count": 3,
+        "dtype": "uint8",
+        "tiled": True,
+        "compress": "deflate",
+        "zlevel": 1,
+    }
     with rasterio.open(images / "big.tif", "w", **profile) as file:
         file.write(np.moveaxis(big, -1, 0))
     for i in range(30):
@@ -64,7 +73,9 @@ def start(folder: Path, output: str) -> subprocess.Popen[bytes]:
         )
     )
     with messages_of(folder, output).open("wb") as log:
-        return subprocess.Popen([*COMMAND, "run", str(recipe), "--no-prefect", "--quiet", "--set", f"output={output}"], stderr=log)
+        return subprocess.Popen(
+            [*COMMAND, "run", str(recipe), "--no-prefect", "--quiet", "--set", f"output={output}"], stderr=log
+        )
 
 
 def messages_of(folder: Path, output: str) -> Path:

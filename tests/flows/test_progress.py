@@ -27,7 +27,11 @@ def test_a_pass_ends_with_all_images_tiles_and_pixels_counted():
         counter.add(PartJob(order, large, first, first + 4))
     counter.add(FinishJob(order, large, ()))
 
-    assert (counter.images, counter.tiles, counter.pixels) == (counter.all_images, counter.all_tiles, counter.all_pixels) == (3, 17, 43_600)
+    assert (
+        (counter.images, counter.tiles, counter.pixels)
+        == (counter.all_images, counter.all_tiles, counter.all_pixels)
+        == (3, 17, 43_600)
+    )
     assert str(counter).startswith("segment: 3/3 images, 17/17 tiles")
 
 

@@ -34,7 +34,13 @@ def test_the_name_comes_from_the_file(tmp_path):
 
 def test_the_fingerprint_depends_on_what_decides_results_and_on_nothing_else():
     base = make().work.fingerprint
-    same = [make("tiling.tile=256"), make("cluster.kind=serial"), make(output="b"), make(name="other"), make("max_failed_fraction=0.5")]
+    same = [
+        make("tiling.tile=256"),
+        make("cluster.kind=serial"),
+        make(output="b"),
+        make(name="other"),
+        make("max_failed_fraction=0.5"),
+    ]
     other = [make("segmenter.clusters=3"), make("segmenter.seed=1"), make(fit="image"), make(segmenter="mixture")]
     assert {recipe.work.fingerprint for recipe in same} == {base}
     assert len({recipe.work.fingerprint for recipe in other} | {base}) == len(other) + 1
@@ -52,7 +58,9 @@ def test_every_segmenter_runs_by_its_name_alone(kind):
     assert make(segmenter=kind).segmenter == make(segmenter={"kind": kind}).segmenter
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "deploy" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "deploy" / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_the_example_recipes_are_accepted(path, monkeypatch):
     monkeypatch.setenv("SCENES_BUCKET", "scenes")
     monkeypatch.setenv("MASKS_BUCKET", "masks")
@@ -109,8 +117,12 @@ def test_any_document_is_accepted_or_refused_with_a_recipe_error(value, key):
 
 def test_the_schema_accepts_what_the_recipe_accepts():
     schema = recipes.schema()
-    assert {alternative["properties"]["kind"]["const"] for alternative in schema["properties"]["segmenter"]["oneOf"][:-1]} == set(SEGMENTERS)
+    assert {alternative["properties"]["kind"]["const"] for alternative in schema["properties"]["segmenter"]["oneOf"][:-1]} == set(
+        SEGMENTERS
+    )
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.validate({**MINIMAL, "tiling": {"tile": 512}, "statistics": ["area"], "cluster": {"kind": "local", "workers": 2}}, schema)
+    jsonschema.validate(
+        {**MINIMAL, "tiling": {"tile": 512}, "statistics": ["area"], "cluster": {"kind": "local", "workers": 2}}, schema
+    )
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**MINIMAL, "segmenter": {"kind": "kmeans", "cluster": 3}}, schema)

@@ -33,9 +33,16 @@ def s3_server():
         port = probe.getsockname()[1]
     endpoint = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    settings = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    settings = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     previous = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     deadline = time.monotonic() + 60
@@ -60,7 +67,17 @@ def test_s3_in_and_out_equals_the_local_disk(collection, maskloom, s3_server):
     fs.put(str(collection.folder / "images"), "scenes/2026", recursive=True)
     recipe = collection.recipe(tiling={"tile": 256})
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
-    arguments = ("run", recipe, *LOCAL, "--set", "cluster.workers=2", "--set", "inputs=s3://scenes/2026/**/*.*", "--set", "output=s3://masks/out")
+    arguments = (
+        "run",
+        recipe,
+        *LOCAL,
+        "--set",
+        "cluster.workers=2",
+        "--set",
+        "inputs=s3://scenes/2026/**/*.*",
+        "--set",
+        "output=s3://masks/out",
+    )
 
     result = maskloom(*arguments)
 

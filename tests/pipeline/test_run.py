@@ -34,7 +34,10 @@ def test_a_run_gives_masks_previews_and_tables_that_add_up(collection, recipe, m
     for image_id, image in images.items():
         rows = [row for row in areas if row["image_id"] == image_id]
         assert [row["class_name"] for row in rows] == ["cluster_0", "cluster_1", "cluster_2", "cluster_3"]
-        assert sum(row["pixel_count"] for row in rows) + image["nodata_pixels"] + image["unprocessed_pixels"] == image["total_pixels"]
+        assert (
+            sum(row["pixel_count"] for row in rows) + image["nodata_pixels"] + image["unprocessed_pixels"]
+            == image["total_pixels"]
+        )
         mask = masks[image["mask_uri"]]
         assert mask.shape == (image["height"], image["width"])
         assert [int((mask == row["class_id"]).sum()) for row in rows] == [row["pixel_count"] for row in rows]
@@ -61,7 +64,10 @@ def test_the_query_of_the_contract_is_right_without_maskloom(collection, recipe,
 def test_mask_of_a_scene_opens_on_the_same_grid(collection, recipe, maskloom):
     maskloom("run", recipe, "--no-prefect", "--quiet")
 
-    with rasterio.open(collection.folder / "images/scenes/utm.tif") as source, rasterio.open(collection.output / "masks/scenes/utm.tif") as mask:
+    with (
+        rasterio.open(collection.folder / "images/scenes/utm.tif") as source,
+        rasterio.open(collection.output / "masks/scenes/utm.tif") as mask,
+    ):
         assert (mask.crs, mask.transform, mask.shape) == (source.crs, source.transform, source.shape)
         assert mask.nodata == 255
         assert mask.colormap(1)[0][:3] != mask.colormap(1)[1][:3]

@@ -112,4 +112,6 @@ def test_the_version_follows_the_bytes(tmp_path):
     assert version_of(fs.info(name)) == first
     os.utime(path, (1, 1))
     assert version_of(fs.info(name)) != first
-    assert version_of({"ETag": '"abc"', "size": 3, "LastModified": "x"}) == version_of({"ETag": "abc", "size": 3, "LastModified": "y"})
+    assert version_of({"ETag": '"abc"', "size": 3, "LastModified": "x"}) == version_of(
+        {"ETag": "abc", "size": 3, "LastModified": "y"}
+    )

@@ -27,7 +27,10 @@ def row(i: int, *, file: str = "a.parquet", settled: bool = True) -> Committed:
 
 def item(i: int, side: int = 100) -> Item:
     space = Space((10.0, 0.0, 5.5, 0.0, -10.0, 7.25), "EPSG:32633")
-    return Item(source(i), RasterSpec(f"s3://bucket/{i}.tif", "tiff", (side, side), (1, 2), "uint16", (64, 64), "1", 4, 0.5, "bands", space))
+    return Item(
+        source(i),
+        RasterSpec(f"s3://bucket/{i}.tif", "tiff", (side, side), (1, 2), "uint16", (64, 64), "1", 4, 0.5, "bands", space),
+    )
 
 
 def test_pending_are_the_new_the_changed_and_those_that_may_succeed_now():
