@@ -18,12 +18,12 @@ import yaml
 
 from flows.sections import build, explain, schema_of
 from segcore import segmenters, statistics  # noqa: F401  (their import fills the registries)
-from segcore.errors import RecipeError
+from segcore.errors import RecipeError, StoreError
 from segcore.manifest import digest
 from segcore.model import SEGMENTERS, Fitter, Segmenter
 from segcore.raster import FORMATS
 from segcore.statistic import STATISTICS, Statistic
-from segcore.storage import is_local
+from segcore.storage import filesystem
 from tasks.fanout import CLUSTERS, Cluster
 from tasks.plan import Work
 
@@ -137,6 +137,8 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     for change in changes:
         _change(document, change)
     document = _expand(document, "")
+    if isinstance(document.get("cluster"), dict):
+        document["cluster"].setdefault("kind", "local")
     try:
         file = _File.model_validate(document)
     except pydantic.ValidationError as error:
@@ -166,6 +168,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         storage=file.storage,
         max_failed_fraction=file.max_failed_fraction,
     )
+    _refuse_unknown_stores(recipe)
     _refuse_memory_on_processes(recipe)
     return recipe
 
@@ -189,11 +192,6 @@ def schema() -> dict[str, Any]:
         properties[name] = {"description": properties[name].get("description", ""), "oneOf": [*sections[name]["oneOf"], text]}
     properties["statistics"]["items"] = {"oneOf": [*sections["statistics"]["oneOf"], {"enum": list(STATISTICS)}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
-
-
-def prefect_api_url() -> str | None:
-    """The Prefect server that the environment names. None: none."""
-    return os.environ.get("PREFECT_API_URL") or None
 
 
 def _change(document: dict[str, Any], change: str) -> None:
@@ -254,14 +252,17 @@ def _refuse_secrets(storage: Mapping[str, Mapping[str, Any]]) -> None:
                 )
 
 
+def _refuse_unknown_stores(recipe: Recipe) -> None:
+    for location in (*recipe.inputs, recipe.output):
+        try:
+            filesystem(location)
+        except StoreError as error:
+            raise RecipeError(str(error)) from error
+
+
 def _refuse_memory_on_processes(recipe: Recipe) -> None:
     in_memory = [location for location in (*recipe.inputs, recipe.output) if location.startswith("memory:")]
     if in_memory and type(recipe.cluster) is not CLUSTERS["serial"]:
         raise RecipeError(
             f"{in_memory[0]} lives in the memory of one process, which workers cannot see. Set cluster: {{kind: serial}}."
         )
-
-
-def is_local_output(recipe: Recipe) -> bool:
-    """Whether results go to a disk of this machine, where people can open them at once."""
-    return is_local(recipe.output)

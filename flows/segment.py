@@ -103,7 +103,7 @@ def take_inventory(recipe: Recipe) -> Inventory:
     store = Store(recipe.output)
     committed = read_committed(store)
     known = {row.uri: row.image_id for row in committed.values()}
-    sources = discover(recipe.inputs, known)
+    sources = discover(recipe.inputs, recipe.output, known)
     work, head = recipe.work, read_head(store)
     interrupted = store.exists(f"runs/{identify(work, head, sources)}/plan.json")
     return Inventory(sources, committed, head, pending(sources, committed, work.fingerprint), interrupted)
@@ -215,7 +215,7 @@ def _finish(store: Store, plan: Plan, tables: Tables) -> Outcome:
 
 
 def _class_names(order: Order) -> tuple[str, ...]:
-    return order.model.classes if isinstance(order.model, Segmenter) else ()
+    return order.model.classes if isinstance(order.model, Segmenter) else order.model.expected_classes
 
 
 def _versions() -> dict[str, Any]:

@@ -100,7 +100,13 @@ def choose_mixture(dataset: Dataset, most: int, shape: Shape, seed: int) -> Mixt
     channels = points.values.shape[0]
     best: tuple[float, Mixture] | None = None
     for components in range(1, min(most, different(points)) + 1):
-        mixture = _coarse(points, components, shape, seed)
+        try:
+            mixture = _coarse(points, components, shape, seed)
+        except FitError:
+            # So many components find a point or a plane to shrink to; fewer do not.
+            if best is None:
+                raise
+            break
         penalty = shape.parameters(components, channels) * math.log(dataset.pixels)
         criterion = penalty - 2 * dataset.pixels * mixture.log_likelihood
         if best is None or criterion < best[0]:
@@ -207,5 +213,8 @@ def _maximise(sums: Floats, shape: Shape, scatter: Floats) -> Mixture:
         if shape.covariance == "spherical":
             variances[:] = variances.mean(axis=1, keepdims=True)
         covariances = np.einsum("ki,ij->kij", variances, np.eye(channels))
-    covariances += shape.reg_covar * np.eye(channels)
+    squares = [1 + channels + j * (j + 1) // 2 + j for j in range(channels)]
+    # The difference of squares is known to a few units in the last place of its terms, and must stay positive beyond that.
+    unsure = 64 * np.finfo(float).eps * np.abs(sums[:, squares] / weight[:, None]).max()
+    covariances += (max(shape.reg_covar, unsure) if shape.reg_covar else 0.0) * np.eye(channels)
     return Mixture(weight / weight.sum(), means, covariances)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from segcore.geometry import Grid
-from segcore.manifest import Failure, Item, Source
+from segcore.manifest import Failure, Item, Source, digest
 from segcore.model import Fitter, Segmenter
 from segcore.raster import RasterSpec
 from segcore.statistic import Statistic
@@ -113,4 +113,5 @@ class PartReceipt:
 
 def staging_folder(order: Order, item: Item) -> str:
     """Where the parts of a large image wait to be joined."""
-    return f"{STAGING}/{order.run_id}/{item.source.image_id}"
+    # By digest: the folder of image `a` must not hold that of image `a/b`.
+    return f"{STAGING}/{order.run_id}/{digest(item.source.image_id)[:16]}"

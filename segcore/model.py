@@ -90,6 +90,11 @@ class Fitter(Protocol):
         """The image with the bands that the model wants. Raises `ModelMismatch` where the image does not suit."""
         ...
 
+    @property
+    def expected_classes(self) -> tuple[str, ...]:
+        """Names of its classes, by class id; empty where their number is found by fitting."""
+        ...
+
     def kind_of(self, spec: RasterSpec) -> Hashable:
         """What images must have in common to be fitted together (number of bands, say). Constant where nothing."""
         ...

@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from segcore.errors import StoreError
+from segcore.errors import MaskloomError, StoreError
 
 STAGING = "staging"
 """Folder below a store's root for what is not yet, or no longer, a result."""
@@ -66,6 +66,21 @@ def configure(options: Mapping[str, Mapping[str, Any]]) -> None:
         fsspec.config.conf.setdefault(protocol, {}).update(values)
 
 
+@contextlib.contextmanager
+def store_errors(what: str) -> Iterator[None]:
+    """Turn whatever a store's client raises into a `StoreError`; absence and presence of a file pass."""
+    try:
+        yield
+    except (MaskloomError, FileNotFoundError, FileExistsError):
+        raise
+    # Clients raise errors of their own (botocore, aiohttp, google ...), which have no common base.
+    except Exception as error:
+        raise StoreError(
+            f"Cannot {what}: {error or type(error).__name__}. Check the location, your access to it and the room in it, "
+            "then run the same command again."
+        ) from error
+
+
 def version_of(info: Mapping[str, Any]) -> str:
     """What changes when a file's bytes change: the store's own tag, or size and time of the last change."""
     tag = next((str(info[key]).strip('"') for key in ("ETag", "etag", "md5Hash", "content_md5") if info.get(key)), None)
@@ -92,41 +107,38 @@ class Store:
     def exists(self, name: str) -> bool:
         """Whether something is published under this name."""
         fs, path = filesystem(self.uri(name))
-        fs.invalidate_cache()
-        return bool(fs.exists(path))
+        with store_errors(f"look for {self.uri(name)}"):
+            fs.invalidate_cache()
+            return bool(fs.exists(path))
 
     def read(self, name: str) -> bytes:
         """The bytes under a name. Raises `FileNotFoundError`, or `StoreError` where the store does not answer."""
         fs, path = filesystem(self.uri(name))
-        try:
+        with store_errors(f"read {self.uri(name)}"):
             return cast(bytes, fs.cat_file(path))
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise StoreError(f"Cannot read {self.uri(name)}: {error}. Check the store and run the same command again.") from error
 
     def open(self, name: str) -> IO[bytes]:
-        """Open a published file for reading."""
+        """Open a published file for reading. Raises as `read`."""
         fs, path = filesystem(self.uri(name))
-        return cast("IO[bytes]", fs.open(path, "rb"))
+        with store_errors(f"read {self.uri(name)}"):
+            return cast("IO[bytes]", fs.open(path, "rb"))
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """Names of all files below a folder that end with `suffix`, sorted. An absent folder is empty."""
         fs, path = filesystem(self.uri(folder))
-        fs.invalidate_cache()
         root = filesystem(self.root)[1].rstrip("/")
         try:
-            found = fs.find(path)
+            with store_errors(f"list {self.uri(folder)}"):
+                fs.invalidate_cache()
+                found = fs.find(path)
         except FileNotFoundError:
             return []
-        except OSError as error:
-            raise StoreError(f"Cannot list {self.uri(folder)}: {error}.") from error
         return sorted(name[len(root) + 1 :] for name in found if name.endswith(suffix))
 
     def remove(self, folder: str) -> None:
         """Remove a folder and all below it; nothing happens where it is absent."""
         fs, path = filesystem(self.uri(folder))
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), store_errors(f"remove {self.uri(folder)}"):
             fs.rm(path, recursive=True)
 
     def publish(self, name: str, content: bytes) -> Artefact:
@@ -139,27 +151,25 @@ class Store:
         """Put bytes under a name that must be free. False where other bytes have the name already."""
         fs, path = filesystem(self.uri(name))
         try:
-            if isinstance(fs, LocalFileSystem):
-                _link_new(self._staging(), Path(path), content)
-            elif fs.exists(path):
-                return bool(fs.cat_file(path) == content)
-            else:
-                fs.pipe_file(path, content, mode="create")
+            with store_errors(f"write {self.uri(name)}"):
+                if isinstance(fs, LocalFileSystem):
+                    _link_new(self._staging(), Path(path), content)
+                elif fs.exists(path):
+                    return bool(fs.cat_file(path) == content)
+                else:
+                    fs.pipe_file(path, content, mode="create")
         except FileExistsError:
             # A conditional put whose reply was lost is sent again by the client and then meets its own bytes.
             return bool(fs.cat_file(path) == content)
-        except OSError as error:
-            raise StoreError(
-                f"Cannot write {self.uri(name)}: {error}. Free space or repair the store, then run the same command."
-            ) from error
         return True
 
     def sweep(self) -> None:
         """Remove temporary files that processes of this machine left behind when they were killed."""
         if is_local(self.root):
             for path in self._staging().glob(f"{_HOST}-*.tmp"):
-                process = int(path.name.removeprefix(f"{_HOST}-").split("-")[0])
-                if not Path(f"/proc/{process}").exists():
+                # The name of another machine may begin with ours.
+                process = path.name.removeprefix(f"{_HOST}-").split("-")[0]
+                if process.isdecimal() and not Path(f"/proc/{process}").exists():
                     path.unlink(missing_ok=True)
 
     def _staging(self) -> Path:
@@ -184,7 +194,8 @@ class Store:
                 if local:
                     _rename(temporary, Path(path))
                 else:
-                    fs.put_file(str(temporary), path)
+                    with store_errors(f"write {self.uri(name)}"):
+                        fs.put_file(str(temporary), path)
         except StoreError:
             raise
         except OSError as error:

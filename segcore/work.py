@@ -106,7 +106,13 @@ def finish_image(job: FinishJob) -> Receipt:
     store, order = Store(job.order.output), job.order
     model = _ready(order.model)
     spec = model.select(_spec(job.item))
-    headers = [StagedPart.load(store, name) for name in job.parts]
+    try:
+        headers = [StagedPart.load(store, name) for name in job.parts]
+    except FileNotFoundError as error:
+        raise RunError(
+            f"A staged part of {job.item.source.uri} is gone ({error}): another run on {order.output} has finished it. "
+            "Run the same command again."
+        ) from error
     pieces = (piece for name, header in zip(job.parts, headers, strict=True) for piece in header.pieces(store, name))
     previews = [preview for header in headers for preview in header.previews]
     states = reduce(lambda a, b: merge_states(a, b, order.statistics), (header.states for header in headers))
@@ -131,7 +137,7 @@ def _describe(source: Source, format_name: str | None) -> Item:
         with _failures_of(source.uri):
             if is_local(source.uri) and not fs.isfile(path) and fs.exists(path):
                 # A pipe would be waited for until somebody writes into it.
-                raise FormatError(f"{source.uri} is not a regular file.")
+                raise FormatError(f"{source.uri} is not a regular file. Leave it out of `inputs`.")
             with fs.open(path, "rb", block_size=4096, cache_type="none") as file:
                 head = file.read(512)
             chosen = formats.format_of(source.uri, head, format_name)
@@ -147,7 +153,7 @@ def _segment_image(order: Order, item: Item) -> Receipt:
             model = _fitted(order, reader, spec)
             parts = [_segment_tile(reader, tile, order, model, spec) for tile in order.grid(spec)]
     except (ImageError, FitError) as error:
-        classes = order.model.classes if isinstance(order.model, Segmenter) else ()
+        classes = order.model.classes if isinstance(order.model, Segmenter) else order.model.expected_classes
         return replace(failed(order, item, Failure.of(error), classes), seconds=time.perf_counter() - started)
     whole = merge_parts(parts, order.statistics)
     receipt = _publish(order, item, model, spec, iter(whole.pieces), whole.previews)
@@ -241,7 +247,7 @@ def _failures_of(uri: str) -> Iterator[None]:
     except (ImageError, RunError):
         raise
     except FileNotFoundError as error:
-        raise Unavailable(f"{uri} is gone since the inputs were listed.") from error
+        raise Unavailable(f"{uri} does not exist, or no longer. Check its name in `inputs`.") from error
     except MemoryError as error:
         raise Unavailable(f"Not enough memory for {uri}: {error}. Use smaller tiles or fewer workers.") from error
     except OSError as error:

@@ -18,21 +18,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from segcore import formats  # noqa: F401  (fills FORMATS)
-from segcore.errors import RecipeError, StoreError
+from segcore.errors import RecipeError
 from segcore.manifest import Source
 from segcore.raster import FORMATS
-from segcore.storage import filesystem, version_of
+from segcore.storage import filesystem, store_errors, version_of
 
 log = logging.getLogger(__name__)
 
 LISTS = (".csv", ".parquet", ".txt")
 _GLOB = re.compile(r"[*?\[]")
+_SUFFIXED = re.compile(r"\.(\w+)/")
 _UNSAFE = re.compile(r"[^\w.\-]")
 _LONGEST_NAME = 150
 
 
-def discover(inputs: Sequence[str], known: Mapping[str, str]) -> list[Source]:
-    """All sources of these inputs, sorted by URI, each once.
+def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> list[Source]:
+    """All sources of these inputs, sorted by URI, each once; nothing below `output`, where our own masks lie.
 
     `known` maps the URIs of earlier runs to their image ids, which stay. Raises `RecipeError` where an input names nothing at all, `StoreError`
     where a store cannot be listed.
@@ -43,7 +44,8 @@ def discover(inputs: Sequence[str], known: Mapping[str, str]) -> list[Source]:
         before = len(found)
         for folder, uri, info in _expand(entry):
             folders.append(folder)
-            found.setdefault(uri, info)
+            if not uri.startswith(f"{output}/"):
+                found.setdefault(uri, info)
         if len(found) == before:
             log.warning("The input %r matches no image that is not listed already.", entry)
     if not found:
@@ -65,7 +67,7 @@ def _expand(entry: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """(folder that the entry names, URI, file info) of each file of one entry."""
     fs, path = filesystem(entry)
     fs.invalidate_cache()
-    try:
+    with store_errors(f"list the input {entry!r}"):
         # An existing file wins over a glob: real names do contain brackets.
         if _GLOB.search(path) and not fs.exists(path):
             folder = posixpath.dirname(path[: _GLOB.search(path).start()])  # type: ignore[union-attr]
@@ -80,12 +82,13 @@ def _expand(entry: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         else:
             folder = posixpath.dirname(path)
             files = {path: _info(fs, path)}
-    except (OSError, ValueError) as error:
-        if isinstance(error, RecipeError):
-            raise
-        raise StoreError(f"Cannot list the input {entry!r}: {error}. Check the location and your access to it.") from error
     for name, info in files.items():
-        yield fs.unstrip_protocol(folder), _uri(fs, name), info
+        yield fs.unstrip_protocol(folder), _printable(_uri(fs, name)), info
+
+
+def _printable(uri: str) -> str:
+    """A file name that is not UTF-8 with its strange bytes spelled out: such a file fails alone, by a name that tables can hold."""
+    return uri.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _info(fs: Any, path: str) -> Mapping[str, Any]:
@@ -146,7 +149,9 @@ def _image_ids(uris: Sequence[str], root: str, known: Mapping[str, str]) -> dict
         if uri in ids:
             continue
         stem, suffix = posixpath.splitext(_below(uri.partition("://")[2] or uri, root))
-        plain = safe_name(stem)
+        # A folder named like an image must not take the name of that image's mask.
+        folder, _, name = stem.rpartition("/")
+        plain = safe_name(_SUFFIXED.sub(r"_\1/", f"{folder}/") + name)
         candidates = (
             plain,
             f"{plain}_{safe_name(suffix[1:])}" if suffix else plain,

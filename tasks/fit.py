@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from segcore.errors import FitError, ModelMismatch, WorkerDied
+from segcore.errors import FitError, ModelMismatch, RunError, WorkerDied
 from segcore.jobs import ImagesJob, Order
 from segcore.manifest import Failure, Item
 from segcore.model import Fitter, Segmenter
@@ -63,8 +63,8 @@ def unsuitable(fitter: Fitter, items: Sequence[Item]) -> dict[str, Failure]:
     for uri, kind in kinds.items():
         if kind != usual[0][0]:
             mismatch = ModelMismatch(
-                f"{uri} has pixels of another kind ({kind}) than most images of the collection ({usual[0][0]}); one model cannot be "
-                "fitted to both. Choose `bands` that all have, set `fit: image`, or run them apart."
+                f"{uri} has {kind} band(s), most images of the collection have {usual[0][0]}; one model cannot be fitted to both. "
+                "Choose `bands` that all have, set `fit: image`, or run them apart."
             )
             failures[uri] = Failure.of(mismatch)
     return failures
@@ -83,7 +83,11 @@ def _round(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progre
         if isinstance(answer, WorkerDied):
             failures.update((item.source.uri, Failure.of(answer)) for item in of_job)
             continue
-        failures.update((item.source.uri, failure) for item, failure in answer.failures)
+        for item, failure in answer.failures:
+            if not failure.permanent:
+                # A model without this image would stay, though the image is there: no result may depend on a passing fault.
+                raise RunError(f"The model cannot be fitted now: {failure.error} Run the same command again.")
+            failures[item.source.uri] = failure
         progress.advance(job)
         if answer.state is None:
             continue

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import RecipeError
@@ -83,7 +83,7 @@ def _open_runs(store: Store, names: set[str], head: str | None) -> dict[str, Any
 
 def _tables(store: Store, folder: str) -> Iterator[tuple[str, Any]]:
     for name in store.names(folder, ".parquet"):
-        yield name, pq.read_table(io.BytesIO(store.read(name)))
+        yield name, pq.read_table(pa.BufferReader(store.read(name)))
 
 
 def _wrong_files(store: Store) -> Iterator[str]:

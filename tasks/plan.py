@@ -71,7 +71,7 @@ def read_committed(store: Store) -> dict[str, Committed]:
     committed = {}
     columns = ["uri", "image_id", "source_version", "fingerprint", "run_id", "status", "error_type"]
     for name in store.names(IMAGES, ".parquet"):
-        for row in pq.read_table(io.BytesIO(store.read(name)), columns=columns).to_pylist():
+        for row in pq.read_table(pa.BufferReader(store.read(name)), columns=columns).to_pylist():
             ok = row["status"] == "ok"
             committed[row["uri"]] = Committed(
                 row["uri"],
@@ -180,7 +180,7 @@ def read_plan(store: Store, identity: str) -> Plan | None:
     except FileNotFoundError:
         return None
     shards: dict[str, list[Item]] = {}
-    for row in pq.read_table(io.BytesIO(store.read(f"runs/{identity}/plan.parquet"))).to_pylist():
+    for row in pq.read_table(pa.BufferReader(store.read(f"runs/{identity}/plan.parquet"))).to_pylist():
         item = Item(
             Source(row["uri"], row["image_id"], row["version"], row["size"]),
             None if row["spec"] is None else load_spec(json.loads(row["spec"])),

@@ -7,7 +7,6 @@ keeps the rows of its other images, so each image has one version, the newest, i
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -92,7 +91,7 @@ class Tables:
                 content = self.store.read(f"tables/images/{shard.file}")
             except FileNotFoundError:
                 continue
-            table = pq.read_table(io.BytesIO(content), columns=["image_id", "run_id", "status"])
+            table = pq.read_table(pa.BufferReader(content), columns=["image_id", "run_id", "status"])
             ours = table.filter(pc.equal(table["run_id"], self.plan.run_id))
             if {item.source.image_id for item in shard.items} <= set(ours["image_id"].to_pylist()):
                 committed[shard.file] = ours["status"].to_pylist().count("failed")
@@ -110,7 +109,7 @@ class Tables:
                 content = self.store.read(name)
                 files[name] = hashlib.sha256(content).hexdigest()
                 if folder == "images":
-                    table = pq.read_table(io.BytesIO(content))
+                    table = pq.read_table(pa.BufferReader(content))
                     for row in table.filter(pc.equal(table["run_id"], self.plan.run_id)).to_pylist():
                         if row["status"] == "ok":
                             done, pixels = done + 1, pixels + row["total_pixels"]
@@ -120,7 +119,7 @@ class Tables:
 
     def _write(self, name: str, rows: pa.Table, replaced: Sequence[str]) -> None:
         try:
-            old = pq.read_table(io.BytesIO(self.store.read(name)), schema=rows.schema)
+            old = pq.read_table(pa.BufferReader(self.store.read(name)), schema=rows.schema)
         except FileNotFoundError:
             table = rows
         else:

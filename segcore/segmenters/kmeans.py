@@ -66,6 +66,12 @@ class KMeans:
         """The image with the wanted bands."""
         return spec.select(self.bands)
 
+    @property
+    def expected_classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty for `auto`."""
+        count = count_of(self.clusters, self.classes, "clusters")
+        return () if count is None else class_names(count, self.classes)
+
     def kind_of(self, spec: RasterSpec) -> Hashable:
         """Images are clustered together where they have equally many bands."""
         return spec.channels

@@ -73,6 +73,12 @@ class MixtureOfGaussians:
         """The image with the wanted bands."""
         return spec.select(self.bands)
 
+    @property
+    def expected_classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty for `auto`."""
+        count = count_of(self.components, self.classes, "components")
+        return () if count is None else class_names(count, self.classes)
+
     def kind_of(self, spec: RasterSpec) -> Hashable:
         """Images are clustered together where they have equally many bands."""
         return spec.channels

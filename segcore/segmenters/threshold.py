@@ -89,7 +89,7 @@ class Threshold:
         return self.levels if self.method == "multi-otsu" else 2
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def expected_classes(self) -> tuple[str, ...]:
         """Class names by class id."""
         if self.classes is not None:
             return self.classes
@@ -102,7 +102,7 @@ class Threshold:
 
     def start(self) -> Fitter | Segmenter:
         """The segmenter itself where the threshold is given, else this fitter."""
-        return self if self.value is None else ThresholdModel((self.value,), self.names, self.band, self.above)
+        return self if self.value is None else ThresholdModel((self.value,), self.expected_classes, self.band, self.above)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the band, or the bands of the luminance."""
@@ -141,7 +141,7 @@ class Threshold:
         """The model that follows from a histogram. Raises `FitError` where it has too few different values."""
         method = self.method or "otsu"
         thresholds = find_thresholds(histogram, method, self.levels)
-        return ThresholdModel(thresholds, self.names, self.band, self.above, method, int(histogram.counts.sum()))
+        return ThresholdModel(thresholds, self.expected_classes, self.band, self.above, method, int(histogram.counts.sum()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +157,11 @@ class BinnedThreshold:
     def footprint(self) -> Footprint:
         """No halo."""
         return self.recipe.footprint
+
+    @property
+    def expected_classes(self) -> tuple[str, ...]:
+        """Class names by class id."""
+        return self.recipe.expected_classes
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the band, or the bands of the luminance."""

@@ -21,7 +21,7 @@ COMMAND = [sys.executable, "-c", "from flows.cli import main; main()"]
 MOMENTS = {
     "planned": "runs/*/plan.json",
     "fitted": "runs/*/model.json",
-    "a part is staged": "staging/*/big/*.part",
+    "a part is staged": "staging/*/*/*.part",
     "a mask is written": "masks/*.png",
     "a shard is committed": "tables/images/*.parquet",
 }

@@ -159,6 +159,44 @@ def test_broken_images_become_failed_rows_and_nothing_else_suffers(collection, r
     assert "Nothing to do" in again.output
 
 
+def test_an_image_that_fails_has_its_rows_also_where_each_image_has_its_own_fit(collection, recipe, maskloom):
+    content = (collection.folder / "images/scenes/utm.tif").read_bytes()
+    (collection.folder / "images/cut.tif").write_bytes(content[: len(content) * 2 // 3])
+
+    assert maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "fit=image").exit_code == 3
+
+    rows = [row for row in read_table(collection.output, "areas") if row["image_id"] == "cut"]
+    assert [row["unprocessed_pixels"] for row in rows] == [700 * 900] * 4
+
+
+def test_a_passing_fault_stops_the_fit_and_leaves_no_trace_in_the_model(collection, recipe, maskloom, monkeypatch):
+    maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "output=undisturbed")
+    hidden, images = collection.folder / "hidden.png", collection.folder / "images"
+    from tasks import fit
+
+    def lose_an_image(function, *arguments):
+        (images / "photo.png").rename(hidden)
+        return real(function, *arguments)
+
+    real = fit._round
+    monkeypatch.setattr(fit, "_round", lose_an_image)
+    result = maskloom("run", recipe, "--no-prefect", "--quiet")
+    assert result.exit_code == 1
+    assert "photo.png" in result.output
+    monkeypatch.setattr(fit, "_round", real)
+    hidden.rename(images / "photo.png")
+
+    assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
+    assert_same_results(collection.output, collection.folder / "undisturbed")
+
+
+def test_a_second_run_does_not_take_its_own_masks_for_images(collection, maskloom):
+    recipe = collection.recipe(inputs="images", output="images/out")
+    assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
+
+    assert "Nothing to do" in maskloom("run", recipe, "--no-prefect", "--quiet").output
+
+
 def test_too_many_failures_end_the_run_and_raising_the_limit_goes_on(collection, recipe, maskloom):
     (collection.folder / "images" / "empty.tif").write_bytes(b"")
 

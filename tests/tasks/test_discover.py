@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,32 +28,32 @@ def ids(sources):
 
 
 def test_a_folder_gives_all_files_below_it_that_a_format_claims(folder):
-    assert ids(discover([str(folder)], {})) == ["a/1", "b/1", "b/2", "c/deep/4"]
+    assert ids(discover([str(folder)], "/out", {})) == ["a/1", "b/1", "b/2", "c/deep/4"]
 
 
 def test_a_glob_gives_its_matches_with_ids_below_its_fixed_part(folder):
-    assert ids(discover([f"{folder}/**/1.tif"], {})) == ["a/1", "b/1"]
-    assert ids(discover([f"{folder}/b/*"], {})) == ["1", "2", "note"]
+    assert ids(discover([f"{folder}/**/1.tif"], "/out", {})) == ["a/1", "b/1"]
+    assert ids(discover([f"{folder}/b/*"], "/out", {})) == ["1", "2", "note"]
 
 
 def test_ids_do_not_change_when_other_images_arrive(folder):
-    before = {source.uri: source.image_id for source in discover([str(folder / "a")], {})}
+    before = {source.uri: source.image_id for source in discover([str(folder / "a")], "/out", {})}
     (folder / "a" / "more").mkdir()
     (folder / "a" / "more" / "0.tif").write_bytes(b"x")
-    after = {source.uri: source.image_id for source in discover([str(folder / "a")], before)}
+    after = {source.uri: source.image_id for source in discover([str(folder / "a")], "/out", before)}
     assert before.items() <= after.items()
 
 
 def test_two_inputs_that_collide_get_distinct_ids_and_the_first_keeps_its_own(folder):
     (folder / "b" / "1.png").write_bytes(b"x")
     known = {str(folder / "b" / "1.tif"): "1"}
-    found = {source.uri: source.image_id for source in discover([str(folder / "b")], known)}
+    found = {source.uri: source.image_id for source in discover([str(folder / "b")], "/out", known)}
     assert found[str(folder / "b" / "1.tif")] == "1"
     assert len(set(found.values())) == 3
 
 
 def test_an_input_named_twice_counts_once(folder):
-    assert len(discover([str(folder), f"{folder}/a/*.tif", str(folder / "a" / "1.tif")], {})) == 4
+    assert len(discover([str(folder), f"{folder}/a/*.tif", str(folder / "a" / "1.tif")], "/out", {})) == 4
 
 
 @pytest.mark.parametrize("suffix", ["csv", "txt", "parquet"])
@@ -62,25 +64,42 @@ def test_lists_name_files_relative_to_themselves(folder, suffix):
         pq.write_table(pa.table({"uri": uris}), path)
     else:
         path.write_text("uri\n" + "\n".join(uris) + "\n")
-    assert ids(discover([str(path)], {})) == ["a/1", "b/2"]
+    assert ids(discover([str(path)], "/out", {})) == ["a/1", "b/2"]
 
 
 def test_a_list_without_the_column_is_refused(folder):
     path = folder / "list.csv"
     path.write_text("file\na/1.tif\n")
     with pytest.raises(RecipeError, match="column `uri`; it has file"):
-        discover([str(path)], {})
+        discover([str(path)], "/out", {})
 
 
 def test_nothing_found_is_an_error_and_a_named_absent_file_is_a_source(folder):
     with pytest.raises(RecipeError, match="match no image"):
-        discover([f"{folder}/nothing/*.tif"], {})
-    assert ids(discover([f"{folder}/absent.tif"], {})) == ["absent"]
+        discover([f"{folder}/nothing/*.tif"], "/out", {})
+    assert ids(discover([f"{folder}/absent.tif"], "/out", {})) == ["absent"]
+
+
+def test_the_output_below_the_inputs_is_not_an_input(folder):
+    assert ids(discover([str(folder)], str(folder / "b"), {})) == ["a/1", "c/deep/4"]
+
+
+def test_a_folder_named_like_an_image_does_not_take_its_name(folder):
+    (folder / "a" / "1.tif").rename(folder / "x.tif")
+    (folder / "y.tif").mkdir()
+    (folder / "y.tif" / "z.png").write_bytes(b"x")
+    assert "y_tif/z" in ids(discover([str(folder)], "/out", {}))
+
+
+def test_a_name_that_is_not_utf8_is_spelled_out(folder):
+    (folder / os.fsdecode(b"bad\xff.tif")).write_bytes(b"x")
+    (found,) = [source for source in discover([str(folder)], "/out", {}) if "bad" in source.uri]
+    assert found.uri.encode().endswith(b"bad\\udcff.tif")
 
 
 def test_brackets_in_a_real_name_are_no_glob(folder):
     (folder / "tile[3].tif").write_bytes(b"x")
-    assert ids(discover([f"{folder}/tile[3].tif"], {})) == ["tile_3_"]
+    assert ids(discover([f"{folder}/tile[3].tif"], "/out", {})) == ["tile_3_"]
 
 
 @given(st.text(min_size=1).filter(lambda name: "\x00" not in name))

@@ -145,6 +145,14 @@ def test_degenerate_data_say_what_to_do() -> None:
     assert fit(MixtureOfGaussians(components=2), full(flat)).converged
 
 
+def test_a_large_constant_region_far_away_is_a_component() -> None:
+    pixels = np.random.default_rng(0).normal(0.3, 0.1, (60, 60, 1)).astype("float32")
+    pixels[:30] = -9999.0
+    model = fit(MixtureOfGaussians(components=2), full(pixels))
+    assert np.array_equal(labelled(model, full(pixels)) == 1, pixels[..., 0] > -1)
+    assert fit(MixtureOfGaussians(components="auto"), full(pixels)).means
+
+
 @pytest.mark.parametrize(
     ("parameters", "field"),
     [
