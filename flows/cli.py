@@ -143,6 +143,7 @@ def verify(output: Output) -> None:
         for fault in faults:
             typer.echo(fault)
         if faults:
+            typer.echo("A mask that is damaged is made again by the next run once you have removed it.", err=True)
             raise typer.Exit(CANNOT_GO_ON)
         typer.echo("All masks, tables and sums are as they were written.")
 
@@ -231,7 +232,11 @@ def _say(recipe: Recipe, inventory: Inventory, outcome: Outcome, seconds: float)
     unchanged = f", {kept} unchanged" if kept else ""
     typer.echo(
         f"{outcome.done} images done, {outcome.failed} failed{unchanged}, {outcome.pixels / 1e6:.1f} megapixels in {seconds:.1f} s. "
-        f"Look at {recipe.output}/previews, masks and tables lie beside it."
+        + (
+            f"Look at {recipe.output}/previews, masks and tables lie beside it."
+            if outcome.done
+            else f"See maskloom status {recipe.output}"
+        )
     )
     if outcome.failed or inventory.failed_before:
         raise typer.Exit(SOME_FAILED)

@@ -33,6 +33,18 @@ DEFAULT_TILE = 2048
 _SMALLEST_TILE = 16
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which the last would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys differ."""
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 class Tiling(pydantic.BaseModel):
     """How images are cut."""
 
@@ -123,7 +135,7 @@ def load(path: Path, changes: Sequence[str] = ()) -> Recipe:
     except OSError as error:
         raise RecipeError(f"Cannot read the recipe {path}: {error.strerror}.") from error
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  a SafeLoader that is stricter
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
     if not isinstance(document, dict):
@@ -142,7 +154,9 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     try:
         file = _File.model_validate(document)
     except pydantic.ValidationError as error:
-        raise RecipeError(explain(error, "", list(_File.model_fields))) from None
+        raise RecipeError(
+            explain(error, "", list(_File.model_fields), {"tiling": Tiling.model_fields, "schedule": Schedule.model_fields})
+        ) from None
     _refuse_secrets(file.storage)
     section: Any = build(SEGMENTERS, file.segmenter, "segmenter")
     statistics_ = {"area": build(STATISTICS, "area", "statistics")}
@@ -168,6 +182,8 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         storage=file.storage,
         max_failed_fraction=file.max_failed_fraction,
     )
+    if "://" not in recipe.output and Path(recipe.output).exists() and not Path(recipe.output).is_dir():
+        raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
     _refuse_unknown_stores(recipe)
     _refuse_memory_on_processes(recipe)
     return recipe

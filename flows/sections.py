@@ -13,9 +13,10 @@ import inspect
 import re
 import textwrap
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import pydantic
@@ -95,7 +96,9 @@ def schema_of(registry: Mapping[str, Any]) -> dict[str, Any]:
     return {"oneOf": alternatives}
 
 
-def explain(error: pydantic.ValidationError, path: str, known: list[str]) -> str:
+def explain(
+    error: pydantic.ValidationError, path: str, known: list[str], nested: Mapping[str, Iterable[str]] = MappingProxyType({})
+) -> str:
     """A line for each thing that pydantic found: where, what was expected, what came, and what to do."""
     lines: dict[str, list[str]] = {}
     for problem in error.errors():
@@ -103,8 +106,9 @@ def explain(error: pydantic.ValidationError, path: str, known: list[str]) -> str
         # Of a union pydantic names the member that it tried, which users do not write in their recipe.
         where = ".".join(filter(None, [path, *(key for key in keys if not _UNION_MEMBER.search(key))]))
         if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(keys[-1], known, n=1)
-            what = f"unknown key. {f'Did you mean `{close[0]}`? ' if close else ''}Known keys: {', '.join(known)}."
+            here = known if len(keys) == 1 else list(nested.get(keys[0], ()))
+            close = difflib.get_close_matches(keys[-1], here, n=1)
+            what = f"unknown key. {f'Did you mean `{close[0]}`? ' if close else ''}Known keys: {', '.join(here) or 'none'}."
         elif problem["type"] == "missing":
             what = "this key is needed."
         else:

@@ -69,7 +69,8 @@ class Work:
 def read_committed(store: Store) -> dict[str, Committed]:
     """The images in the tables, by URI."""
     committed = {}
-    columns = ["uri", "image_id", "source_version", "fingerprint", "run_id", "status", "error_type"]
+    masks = set(store.names("masks", ""))
+    columns = ["uri", "image_id", "source_version", "fingerprint", "run_id", "status", "error_type", "mask_uri"]
     for name in store.names(IMAGES, ".parquet"):
         for row in pq.read_table(pa.BufferReader(store.read(name)), columns=columns).to_pylist():
             ok = row["status"] == "ok"
@@ -80,7 +81,10 @@ def read_committed(store: Store) -> dict[str, Committed]:
                 row["fingerprint"],
                 row["run_id"],
                 ok,
-                ok or bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),
+                # A mask that somebody removed is made again.
+                row["mask_uri"] in masks
+                if ok
+                else bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),
                 name.rpartition("/")[2],
             )
     return committed

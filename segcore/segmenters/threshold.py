@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 Method = Literal["otsu", "multi-otsu", "li", "triangle"]
 Band = int | Literal["luminance"] | None
+Source = Band | tuple[int, ...]
+"""What is thresholded; three bands stand for red, green and blue."""
 
 _FEW_BINS, _MANY_BINS = 256, 65_536
 # Worst case float64 colours: 3 x 8 in, 12 as float32, two float32 products, validity and labels.
@@ -57,6 +59,8 @@ class Threshold:
     """How to find the threshold: otsu (the default), multi-otsu, li, triangle. Not together with `value`."""
     band: Band = None
     """Band, counted from 1, or `luminance`. None: luminance for RGB pictures, the first band otherwise."""
+    bands: tuple[int, ...] | None = None
+    """The same as a list: one band, or three whose luminance is taken. Not together with `band`."""
     above: bool = True
     """True: class 1 where the value is greater than the threshold. False: class 1 where it is not."""
     levels: int = 3
@@ -75,6 +79,8 @@ class Threshold:
             raise ValueError(f"method: expected otsu, multi-otsu, li or triangle; got {self.method!r}")
         if self.band not in (None, "luminance") and (not isinstance(self.band, int) or self.band < 1):
             raise ValueError(f"band: expected a number from 1 on, or 'luminance'; got {self.band!r}")
+        if self.bands is not None and (self.band is not None or len(self.bands) not in (1, 3) or min(self.bands) < 1):
+            raise ValueError(f"bands: expected one band or three, from 1 on, and no `band` beside them; got {list(self.bands)}")
         if not 2 <= self.levels <= 5:
             raise ValueError(f"levels: expected 2 to 5 classes; got {self.levels}")
         if self.method == "multi-otsu" and not self.above:
@@ -87,6 +93,11 @@ class Threshold:
     @property
     def _count(self) -> int:
         return self.levels if self.method == "multi-otsu" else 2
+
+    @property
+    def source(self) -> Source:
+        """What is thresholded."""
+        return self.bands or self.band
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
@@ -102,11 +113,11 @@ class Threshold:
 
     def start(self) -> Fitter | Segmenter:
         """The segmenter itself where the threshold is given, else this fitter."""
-        return self if self.value is None else ThresholdModel((self.value,), self.expected_classes, self.band, self.above)
+        return self if self.value is None else ThresholdModel((self.value,), self.expected_classes, self.source, self.above)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the band, or the bands of the luminance."""
-        return _select(spec, self.band)
+        return _select(spec, self.source)
 
     def kind_of(self, spec: RasterSpec) -> Hashable:  # noqa: ARG002  every image suits
         """Values of all images go into one histogram."""
@@ -141,7 +152,7 @@ class Threshold:
         """The model that follows from a histogram. Raises `FitError` where it has too few different values."""
         method = self.method or "otsu"
         thresholds = find_thresholds(histogram, method, self.levels)
-        return ThresholdModel(thresholds, self.expected_classes, self.band, self.above, method, int(histogram.counts.sum()))
+        return ThresholdModel(thresholds, self.expected_classes, self.source, self.above, method, int(histogram.counts.sum()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +203,7 @@ class ThresholdModel:
 
     thresholds: tuple[float, ...]
     classes: tuple[str, ...]
-    band: Band = None
+    band: Source = None
     above: bool = True
     method: str = "value"
     """`value` where the threshold was given, else how it was found."""
@@ -251,7 +262,9 @@ def intensity(pixels: NDArray[np.generic], where: str) -> NDArray[np.generic]:
     return red
 
 
-def _select(spec: RasterSpec, band: Band) -> RasterSpec:
+def _select(spec: RasterSpec, band: Source) -> RasterSpec:
+    if isinstance(band, tuple):
+        return spec.select(band)
     if band is None:
         band = "luminance" if spec.interpretation == "rgb" else spec.bands[0]
     if band == "luminance":

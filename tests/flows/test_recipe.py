@@ -76,7 +76,7 @@ def test_unknown_and_missing_keys_name_their_place():
 
 def test_a_recipe_that_is_no_mapping_or_no_yaml_is_refused(tmp_path):
     path = tmp_path / "r.yaml"
-    for text in ("- a\n", "a: [", "just text"):
+    for text in ("- a\n", "a: [", "just text", "inputs: a\noutput: a\noutput: b\nsegmenter: kmeans\n"):
         path.write_text(text)
         with pytest.raises(RecipeError):
             recipes.load(path)

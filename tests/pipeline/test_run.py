@@ -223,6 +223,9 @@ def test_too_many_failures_end_the_run_and_raising_the_limit_goes_on(collection,
         ("storage.s3.secret=x", "secrets never stand in a recipe"),
         ("cluster.kind=cloud", "cluster"),
         ("tilling.tile=512", "Did you mean `tiling`"),
+        ("tiling.tlie=512", "Did you mean `tile`"),
+        ("output=recipe.yaml", "is a file"),
+        ("inputs=nosuch://bucket/a.tif", "nosuch"),
     ],
 )
 def test_a_wrong_recipe_is_refused_before_any_work(collection, recipe, maskloom, change, said):
@@ -264,6 +267,10 @@ def test_status_and_verify_tell_what_happened(collection, recipe, maskloom):
     broken = maskloom("verify", collection.output)
     assert broken.exit_code == 1
     assert "masks/scenes/utm.tif" in broken.output
+    mask.unlink()
+    assert "1 images done" in maskloom("run", recipe, "--no-prefect", "--quiet").output
+    assert maskloom("verify", collection.output).exit_code == 0
+    assert len(read_table(collection.output, "areas")) == 4 * ALL
 
 
 def test_memory_store_runs_in_this_process(collection, recipe, maskloom):

@@ -218,3 +218,18 @@ def test_real_uint16_scene_with_nodata() -> None:
     for method in ("otsu", "li", "triangle"):
         expected = float(METHODS[method](image[valid]))
         assert found(Threshold(method=method), gray(image, valid), tile=(256, 300)) == (expected,)
+
+
+def test_bands_are_one_band_or_the_luminance_of_three() -> None:
+    photograph = data.astronaut()
+    image, turned = (
+        Picture(pixels, np.ones(pixels.shape[:2], bool), "rgb") for pixels in (photograph, photograph[..., ::-1].copy())
+    )
+
+    def thresholds(recipe: Threshold, picture: Picture) -> object:
+        return fitted(recipe, [picture]).provenance()["thresholds"]
+
+    assert thresholds(Threshold(bands=(2,)), image) == thresholds(Threshold(band=2), image)
+    assert thresholds(Threshold(bands=(3, 2, 1)), image) == thresholds(Threshold(), turned)
+    with pytest.raises(ValueError, match="bands"):
+        Threshold(bands=(1, 2))
