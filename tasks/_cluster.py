@@ -47,7 +47,8 @@ _SETTINGS: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 1,
     # Native code may hold the interpreter for minutes; the death of a local process is seen at once without heartbeats.
     "distributed.scheduler.worker-ttl": None,
-    "distributed.nanny.pre-spawn-environ": dict.fromkeys(_ONE_THREAD, "1"),
+    # One heap for the one thread that works: with several, their leftovers add up and the peak grows with the image.
+    "distributed.nanny.pre-spawn-environ": {**dict.fromkeys(_ONE_THREAD, "1"), "MALLOC_ARENA_MAX": "1"},
     # Results are tiny, so there is nothing to spill, and a paused worker might never wake.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
