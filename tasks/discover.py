@@ -21,7 +21,7 @@ from segcore import formats  # noqa: F401  (fills FORMATS)
 from segcore.errors import RecipeError
 from segcore.manifest import Source
 from segcore.raster import FORMATS
-from segcore.storage import filesystem, store_errors, version_of
+from segcore.storage import STAGING, filesystem, store_errors, version_of
 
 log = logging.getLogger(__name__)
 
@@ -33,18 +33,19 @@ _LONGEST_NAME = 150
 
 
 def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> list[Source]:
-    """All sources of these inputs, sorted by URI, each once; nothing below `output`, where our own masks lie.
+    """All sources of these inputs, sorted by URI, each once; nothing that a run writes below `output`.
 
     `known` maps the URIs of earlier runs to their image ids, which stay. Raises `RecipeError` where an input names nothing at all, `StoreError`
     where a store cannot be listed.
     """
     found: dict[str, Mapping[str, Any]] = {}
+    ours = tuple(f"{output}/{folder}/" for folder in ("masks", "previews", "tables", "runs", STAGING))
     folders = []
     for entry in inputs:
         before = len(found)
         for folder, uri, info in _expand(entry):
             folders.append(folder)
-            if not uri.startswith(f"{output}/"):
+            if not uri.startswith(ours):
                 found.setdefault(uri, info)
         if len(found) == before:
             log.warning("The input %r matches no image that is not listed already.", entry)

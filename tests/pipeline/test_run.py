@@ -311,3 +311,11 @@ def test_hostile_names_stay_below_the_output(collection, recipe, maskloom):
     assert Path(hostile) in outside
     assert len(outside) == 3
     assert len(read_masks(collection.output)) == ALL + 1
+
+
+def test_the_demo_ends_by_naming_the_files_to_open(tmp_path, maskloom):
+    result = maskloom("demo", tmp_path / "demo", "--no-prefect", "--quiet")
+
+    assert result.exit_code == 0, result.output
+    assert "9 images done, 0 failed" in result.output
+    assert str(tmp_path / "demo" / "previews" / "coffee.png") in result.output

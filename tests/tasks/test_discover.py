@@ -80,8 +80,10 @@ def test_nothing_found_is_an_error_and_a_named_absent_file_is_a_source(folder):
     assert ids(discover([f"{folder}/absent.tif"], "/out", {})) == ["absent"]
 
 
-def test_the_output_below_the_inputs_is_not_an_input(folder):
-    assert ids(discover([str(folder)], str(folder / "b"), {})) == ["a/1", "c/deep/4"]
+def test_what_a_run_writes_is_no_input_and_what_lies_beside_it_is(folder):
+    (folder / "b" / "masks").mkdir()
+    (folder / "b" / "masks" / "1.tif").write_bytes(b"x")
+    assert ids(discover([str(folder)], str(folder / "b"), {})) == ["a/1", "b/1", "b/2", "c/deep/4"]
 
 
 def test_a_folder_named_like_an_image_does_not_take_its_name(folder):
