@@ -120,6 +120,28 @@ def demo(
 
 
 @app.command()
+def audit(
+    recipe: RecipePath,
+    pixels: Annotated[int, typer.Option(min=1, help="Largest region to audit: the middle of the first image.")] = 2_000_000,
+    tile: Annotated[
+        int | None, typer.Option(min=16, help="Side of the tiles. Default: at least three across the region.")
+    ] = None,
+    changes: Changes = None,
+) -> None:
+    """Prove that tiled equals untiled: segment a region whole and in tiles, and compare. Exit code 1 where an exact segmenter differs."""
+    from flows import recipe as recipes
+    from flows.audit import audit as run_audit
+
+    with _messages():
+        found = run_audit(recipes.load(recipe, changes or []), pixels, tile)
+        for line in found.lines:
+            typer.echo(line)
+        if found.broken:
+            typer.echo("The segmenter says that it is exact, and is not. Please report this.", err=True)
+            raise typer.Exit(CANNOT_GO_ON)
+
+
+@app.command()
 def status(output: Output) -> None:
     """Show what is done, failed and left in an output."""
     from tasks.inspect import status as read_status

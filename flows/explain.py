@@ -6,25 +6,21 @@ import dataclasses
 import inspect
 import threading
 import typing
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
-from flows.recipe import Recipe
+from flows.recipe import TABLES, Recipe
 from flows.sections import help_of
 from flows.segment import take_inventory
 from segcore.geometry import Grid
-from segcore.manifest import Item
-from segcore.model import SEGMENTERS
+from segcore.model import SEGMENTERS, Fitter
 from segcore.raster import FORMATS
-from segcore.statistic import STATISTICS
 from segcore.storage import configure
 from segcore.work import prepare_process
-from tasks import bundles
-from tasks.fanout import InProcess, open_fanout
+from tasks.fanout import InProcess, memory_of, open_fanout
+from tasks.memory import peak_bytes, require_memory
 from tasks.plan import describe_sources, identify, make_plan
-
-WORKER_BYTES = 350e6
-"""What a worker takes before its first pixel, libraries and tables of labels included (measured, see README)."""
 
 
 def explain(recipe: Recipe) -> str:
@@ -38,6 +34,8 @@ def explain(recipe: Recipe) -> str:
     work = recipe.work
     plan = make_plan(work, inventory.head, identify(work, inventory.head, inventory.sources), items, inventory.committed)
     good = [item for item in items if item.spec is not None]
+    order = recipe.order(plan.run_id)
+    require_memory(order, good, memory_of(recipe.cluster))
     tiles = sum(len(Grid(item.spec.shape, (recipe.tile, recipe.tile))) for item in good if item.spec)
     lines = [
         f"run {plan.run_id}",
@@ -46,7 +44,7 @@ def explain(recipe: Recipe) -> str:
         f"tiles {tiles} of {recipe.tile} x {recipe.tile}",
         f"shards {len(plan.shards)}",
         f"bytes to read {_passes(recipe) * sum(item.source.size for item in good)} ({_passes(recipe)} times the files)",
-        f"peak memory a worker {_peak_bytes(recipe, good) / 1e6:.0f} MB",
+        f"peak memory a worker {peak_bytes(order, good) / 1e6:.0f} MB",
     ]
     lines += [f"unreadable: {item.source.uri}: {item.failure.error}" for item in items if item.failure is not None]
     return "\n".join(lines)
@@ -60,7 +58,7 @@ def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:
             for name, item in FORMATS.items()
         )
         return "\n".join(lines)
-    registry: Any = SEGMENTERS if what == "segmenters" else STATISTICS
+    registry: Mapping[str, Any] = SEGMENTERS if what == "segmenters" else TABLES
     return "\n\n".join(_member(name, kind) for name, kind in registry.items())
 
 
@@ -80,27 +78,4 @@ def _first_line(item: Any) -> str:
 
 
 def _passes(recipe: Recipe) -> int:
-    from segcore.model import Segmenter
-
-    return 1 if isinstance(recipe.segmenter, Segmenter) else 2
-
-
-def _peak_bytes(recipe: Recipe, items: list[Item]) -> float:
-    """Library and table memory, and the largest thing held at once: a tile with its copies, or a picture that can only be read whole."""
-    halo = max(recipe.segmenter.footprint.halo)
-    peak = 0.0
-    for item in items:
-        if item.spec is not None:
-            read = min(item.spec.pixels, (recipe.tile + 2 * halo) ** 2)
-            sample = item.spec.channels * _item_size(item.spec.dtype)
-            whole = (
-                0 if bundles.is_spread(item.spec) or item.spec.chunks != item.spec.shape else item.spec.pixels * (2 * sample + 1)
-            )
-            peak = max(peak, read * recipe.segmenter.footprint.bytes_per_pixel + whole)
-    return WORKER_BYTES + peak
-
-
-def _item_size(dtype: str) -> int:
-    import numpy as np
-
-    return int(np.dtype(dtype).itemsize)
+    return 2 if isinstance(recipe.segmenter, Fitter) else 1

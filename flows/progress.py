@@ -14,7 +14,7 @@ from typing import Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from segcore.jobs import FinishJob, ImagesJob, Order, PartJob
+from segcore.jobs import FinishJob, ImagesJob, Job, Order, PartJob
 from segcore.manifest import Item
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -31,7 +31,7 @@ class Counter:
         self.tiles, self.all_tiles = 0, sum(len(order.grid(spec)) for spec in usable)
         self.pixels, self.all_pixels = 0, sum(spec.pixels for spec in usable)
 
-    def add(self, job: ImagesJob | PartJob | FinishJob) -> None:
+    def add(self, job: Job) -> None:
         """Count a finished job."""
         if isinstance(job, ImagesJob):
             specs = [item.spec for item in job.items if item.spec is not None]
@@ -64,7 +64,7 @@ class Quiet:
     def start(self, stage: str, items: Sequence[Item], order: Order) -> None:
         """Nothing."""
 
-    def advance(self, job: ImagesJob | PartJob | FinishJob) -> None:
+    def advance(self, job: Job) -> None:
         """Nothing."""
 
     def __enter__(self) -> Self:
@@ -96,7 +96,7 @@ class Lines(Quiet):
         with self._lock:
             self._counter = Counter(stage, items, order)
 
-    def advance(self, job: ImagesJob | PartJob | FinishJob) -> None:
+    def advance(self, job: Job) -> None:
         """Count a job."""
         with self._lock:
             if self._counter is not None:
@@ -136,7 +136,7 @@ class Bar(Quiet):
             self._counter = Counter(stage, items, order)
             self._task = self._bar.add_task(f"{stage:8}", total=max(self._counter.all_pixels, 1), detail="")
 
-    def advance(self, job: ImagesJob | PartJob | FinishJob) -> None:
+    def advance(self, job: Job) -> None:
         """Count a job and move the bar."""
         with self._lock:
             if self._counter is None or self._task is None:

@@ -8,19 +8,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 import yaml
+from segcore.statistics.objects import Objects
 
 from flows.sections import build, explain, schema_of
 from segcore import segmenters, statistics  # noqa: F401  (their import fills the registries)
+from segcore.composed import Composed
 from segcore.errors import RecipeError, StoreError
+from segcore.jobs import Order
 from segcore.manifest import digest
-from segcore.model import SEGMENTERS, Fitter, Segmenter
+from segcore.model import SEGMENTERS, Fitter, Model, ObjectSegmenter, SegmenterRecipe
 from segcore.raster import FORMATS
 from segcore.statistic import STATISTICS, Statistic
 from segcore.storage import filesystem
@@ -29,6 +32,8 @@ from tasks.plan import Work
 
 _SECRETS = re.compile(r"secret|password|passwd|token|credential|^key$|access_key", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
+TABLES: Mapping[str, Any] = {**STATISTICS, "objects": Objects}
+"""What `statistics` may name."""
 DEFAULT_TILE = 2048
 _SMALLEST_TILE = 16
 
@@ -77,14 +82,14 @@ class _File(pydantic.BaseModel):
     """Files, globs, folders, or list files (.csv, .parquet, .txt) with a column `uri`; local or any fsspec URI."""
     output: str
     """Folder for masks, tables, previews and runs; local or any fsspec URI. Relative to the recipe file."""
-    segmenter: dict[str, Any] | str
-    """What to run on every tile: `kind` and its parameters. See `maskloom list segmenters`."""
+    segmenter: dict[str, Any] | str | list[dict[str, Any] | str]
+    """What to run on every tile: `kind` and its parameters. A list makes an ensemble. See `maskloom list segmenters`."""
     fit: Literal["collection", "image"] = "collection"
     """collection: one model for all images, so that class 1 means the same everywhere. image: each image has its own."""
     tiling: Tiling = pydantic.Field(default_factory=lambda: Tiling(tile=DEFAULT_TILE))
     """How images are cut."""
-    statistics: list[str | dict[str, Any]] = ["area"]
-    """Tables beside `images`. `area` always runs. See `maskloom list statistics`."""
+    statistics: list[str | dict[str, Any]] | None = None
+    """Tables beside `images`. `area` always runs; `objects` does, unless this is set, where masks are of objects. See `maskloom list statistics`."""
     cluster: dict[str, Any] | str = "local"
     """Where the work is done: local (processes of this machine), serial (this process), address (an existing Dask scheduler)."""
     format: str | None = None
@@ -106,11 +111,13 @@ class Recipe:
     output: str
     kind: str
     """Name of the segmenter."""
-    segmenter: Fitter | Segmenter
-    """Its dataclass, as the recipe sets it."""
+    segmenter: Fitter | Model
+    """What it starts with."""
     fit: Literal["collection", "image"]
     tile: int
     statistics: dict[str, Statistic]
+    objects: Objects | None
+    """The table of objects. None: none is asked for."""
     cluster: Cluster
     format: str | None
     storage: dict[str, dict[str, Any]]
@@ -120,12 +127,17 @@ class Recipe:
     def work(self) -> Work:
         """What decides pixels and rows: the segmenter, what it is fitted to, the statistics, and the code."""
         settings = {
-            "segmenter": {"kind": self.kind, **asdict(self.segmenter)},  # type: ignore[call-overload]
+            "segmenter": {"kind": self.kind, **described(self.segmenter)},
             "fit": self.fit,
-            "statistics": {name: asdict(statistic) for name, statistic in self.statistics.items()},  # type: ignore[call-overload]
+            "statistics": {name: described(statistic) for name, statistic in self.statistics.items()},
+            "objects": described(self.objects),
             "maskloom": version("maskloom"),
         }
         return Work(self.name, digest(settings)[:16], settings)
+
+    def order(self, run_id: str) -> Order:
+        """What all jobs of a run have in common."""
+        return Order(self.output, run_id, self.segmenter, self.statistics, self.tile, self.kind, self.objects)
 
 
 def load(path: Path, changes: Sequence[str] = ()) -> Recipe:
@@ -158,11 +170,13 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
             explain(error, "", list(_File.model_fields), {"tiling": Tiling.model_fields, "schedule": Schedule.model_fields})
         ) from None
     _refuse_secrets(file.storage)
-    section: Any = build(SEGMENTERS, file.segmenter, "segmenter")
-    statistics_ = {"area": build(STATISTICS, "area", "statistics")}
-    for i, entry in enumerate(file.statistics):
+    wanted = {"kind": "ensemble", "members": file.segmenter} if isinstance(file.segmenter, list) else file.segmenter
+    section: SegmenterRecipe = build(SEGMENTERS, wanted, "segmenter")
+    segmenter = section.start()
+    tables = {"area": build(TABLES, "area", "statistics")}
+    for i, entry in enumerate(_default_tables(segmenter) if file.statistics is None else file.statistics):
         kind = entry if isinstance(entry, str) else str(entry.get("kind"))
-        statistics_[kind] = build(STATISTICS, entry, f"statistics.{i}")
+        tables[kind] = build(TABLES, entry, f"statistics.{i}")
     if file.format is not None and file.format not in FORMATS:
         raise RecipeError(f"format: there is no format {file.format!r}. Known: {', '.join(FORMATS)}.")
     entries = [file.inputs] if isinstance(file.inputs, str) else file.inputs
@@ -172,11 +186,12 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         name=file.name or "recipe",
         inputs=tuple(_below(entry, folder) for entry in entries),
         output=_below(file.output, folder).rstrip("/"),
-        kind=file.segmenter if isinstance(file.segmenter, str) else str(file.segmenter["kind"]),
-        segmenter=section.start(),
+        kind=wanted if isinstance(wanted, str) else str(wanted["kind"]),
+        segmenter=segmenter,
         fit=file.fit,
         tile=effective_tile(file.tiling.tile),
-        statistics=statistics_,
+        objects=tables.pop("objects", None),
+        statistics=tables,
         cluster=build(CLUSTERS, file.cluster, "cluster"),
         format=file.format,
         storage=file.storage,
@@ -187,6 +202,17 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     _refuse_unknown_stores(recipe)
     _refuse_memory_on_processes(recipe)
     return recipe
+
+
+def described(value: Any) -> Any:
+    """A dataclass as JSON values that tell its type too, with those inside it."""
+    if is_dataclass(value):
+        return {"type": type(value).__name__, **{field.name: described(getattr(value, field.name)) for field in fields(value)}}
+    return [described(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _default_tables(segmenter: Fitter | Model) -> list[str | dict[str, Any]]:
+    return ["objects"] if isinstance(segmenter, ObjectSegmenter | Composed) else []
 
 
 def effective_tile(tile: int) -> int:
@@ -201,12 +227,12 @@ def effective_tile(tile: int) -> int:
 def schema() -> dict[str, Any]:
     """JSON Schema of the recipe."""
     document = _File.model_json_schema()
-    sections = {"segmenter": schema_of(SEGMENTERS), "cluster": schema_of(CLUSTERS), "statistics": schema_of(STATISTICS)}
+    sections = {"segmenter": schema_of(SEGMENTERS), "cluster": schema_of(CLUSTERS), "statistics": schema_of(TABLES)}
     properties = document["properties"]
     for name in ("segmenter", "cluster"):
         text = {"enum": [alternative["properties"]["kind"]["const"] for alternative in sections[name]["oneOf"]]}
         properties[name] = {"description": properties[name].get("description", ""), "oneOf": [*sections[name]["oneOf"], text]}
-    properties["statistics"]["items"] = {"oneOf": [*sections["statistics"]["oneOf"], {"enum": list(STATISTICS)}]}
+    properties["statistics"]["items"] = {"oneOf": [*sections["statistics"]["oneOf"], {"enum": list(TABLES)}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
 
 

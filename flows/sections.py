@@ -22,6 +22,7 @@ from typing import Any
 import pydantic
 
 from segcore.errors import RecipeError
+from segcore.model import SEGMENTERS, SegmenterRecipe
 
 _UNION_MEMBER = re.compile(r"^(str|int|float|bool|none|constrained-.*|function-.*)$|\[")
 
@@ -42,9 +43,27 @@ def build(registry: Mapping[str, Any], value: Any, path: str) -> Any:
     except pydantic.ValidationError as error:
         raise RecipeError(explain(error, path, [field.name for field in dataclasses.fields(kind)])) from None
     try:
-        return kind(**{name: getattr(checked, name) for name in checked.model_fields_set})
+        return kind(**{name: _inner(kind, name, getattr(checked, name), f"{path}.{name}") for name in checked.model_fields_set})
     except ValueError as error:
         raise RecipeError(f"{path}: {error}") from error
+
+
+def _inner(kind: type, name: str, value: Any, path: str) -> Any:
+    """The value of a field; where the field holds other segmenters, these are built from their own sections."""
+    hint = typing.get_type_hints(kind)[name]
+    if hint is SegmenterRecipe:
+        return build(SEGMENTERS, value, path)
+    if SegmenterRecipe in typing.get_args(hint):
+        return tuple(build(SEGMENTERS, item, f"{path}.{i}") for i, item in enumerate(value))
+    return value
+
+
+def _checked_type(hint: Any) -> Any:
+    """What pydantic checks of a field: sections of other segmenters are checked when they are built."""
+    section = dict[str, Any] | str
+    if hint is SegmenterRecipe:
+        return section
+    return list[section] if SegmenterRecipe in typing.get_args(hint) else hint  # type: ignore[valid-type]
 
 
 @cache
@@ -60,7 +79,7 @@ def model_of(kind: type) -> type[pydantic.BaseModel]:
             default = field.default_factory()
         else:
             default = ...
-        fields[field.name] = (hints[field.name], pydantic.Field(default, description=described.get(field.name)))
+        fields[field.name] = (_checked_type(hints[field.name]), pydantic.Field(default, description=described.get(field.name)))
     return pydantic.create_model(
         kind.__name__,
         __config__=pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True),

@@ -19,11 +19,12 @@ from flows.recipe import Recipe
 from segcore.errors import TooManyFailures
 from segcore.jobs import Order
 from segcore.manifest import Failure, Item, Plan, Shard, Source, dump_model, load_model
-from segcore.model import Segmenter
+from segcore.model import Fitter
 from segcore.storage import STAGING, Store
 from tasks.discover import discover
-from tasks.fanout import Fanout
+from tasks.fanout import Fanout, memory_of
 from tasks.fit import fit
+from tasks.memory import require_memory
 from tasks.plan import (
     HEAD,
     Committed,
@@ -118,8 +119,9 @@ def run(recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fanout
 def _flow(recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fanout: Fanout, progress: Progress) -> Outcome:
     store = Store(recipe.output)
     plan = orchestrator.stage("plan", _plan, recipe, inventory, fanout)
-    tables = Tables(store, plan, recipe.statistics)
-    order = Order(recipe.output, plan.run_id, recipe.segmenter, recipe.statistics, recipe.tile, recipe.kind)
+    tables = Tables(store, plan, recipe.statistics, recipe.objects)
+    order = recipe.order(plan.run_id)
+    require_memory(order, (item for shard in plan.shards for item in shard.items), memory_of(recipe.cluster))
     if recipe.fit == "collection":
         order, plan = orchestrator.stage("fit", _fit, order, plan, inventory, fanout, progress)
     bench = Bench(fanout, order, _class_names(order), progress)
@@ -188,7 +190,7 @@ def _do_shard(tables: Tables, bench: Bench, shard: Shard) -> int:
     """Segment and commit a shard; how many of its images failed."""
     receipts = segment_shard(shard, bench)
     tables.publish(shard, receipts)
-    clear_staging(shard, bench)
+    clear_staging(receipts, bench)
     return sum(1 for receipt in receipts if receipt.failure is not None)
 
 
@@ -215,7 +217,7 @@ def _finish(store: Store, plan: Plan, tables: Tables) -> Outcome:
 
 
 def _class_names(order: Order) -> tuple[str, ...]:
-    return order.model.classes if isinstance(order.model, Segmenter) else order.model.expected_classes
+    return order.model.expected_classes if isinstance(order.model, Fitter) else order.model.classes
 
 
 def _versions() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from segcore._kernels import BATCH, exactly
+from segcore._kernels import BATCH, _score, exactly
 
 CELL_BITS = 9
 """Colours are pruned in cells of 2**9 Morton codes: cubes of 8 x 8 x 8 colours."""
@@ -266,3 +266,26 @@ def expect(chunk, x, weights, mixture, sums):  # type: ignore[no-untyped-def]
             for row in range(sums.shape[1]):
                 sums[k, row] += _dot(score[k], rows[row])
     return likelihood
+
+
+@exactly
+def posteriors(pixels, scorer, diagonal, out):  # type: ignore[no-untyped-def]
+    """Probability of each component (columns of `out`) for each row of `pixels` (n, channels), scored as by `label_pixels`.
+
+    Where a pixel is not finite all are equally probable.
+    """
+    constants, means, factors = scorer
+    channels, components = pixels.shape[1], constants.size
+    x, score = np.empty((channels, BATCH)), np.zeros((components, BATCH))
+    ones, top, total = np.ones(BATCH), np.empty(BATCH), np.empty(BATCH)
+    for start in range(0, pixels.shape[0], BATCH):
+        n = min(BATCH, pixels.shape[0] - start)
+        for j in range(channels):
+            for p in range(n):
+                x[j, p] = pixels[start + p, j]
+        for k in range(components):
+            _score(x, n, constants[k], means[k], factors[k], diagonal, score[k])
+        _responsibilities(ones, score, top, total)
+        for p in range(n):
+            for k in range(components):
+                out[start + p, k] = score[k, p] if np.isfinite(total[p]) else 1.0 / components

@@ -82,6 +82,21 @@ class Mixture:
         return constants, self.means, factors
 
 
+def posteriors(pixels: NDArray[Any], scorer: tuple[Floats, Floats, Floats]) -> NDArray[np.float32]:
+    """Probability of each component for each pixel of a (..., channels) array; components come last. `scorer` as by `Mixture.scorer`.
+
+    The greatest is that of the component which `pointwise.Scores` labels, up to the rounding of float32.
+    """
+    from segcore import _clustering_kernels as kernels
+
+    if pixels.dtype in (np.bool_, np.float16):
+        pixels = pixels.astype(np.float32)
+    rows = pixels.reshape(-1, pixels.shape[-1])
+    found = np.empty((len(rows), len(scorer[0])), np.float32)
+    kernels.posteriors(rows, scorer, not np.any(np.tril(scorer[2], -1)), found)
+    return found.reshape(*pixels.shape[:-1], -1)
+
+
 def fit_mixture(dataset: Dataset, components: int, shape: Shape, seed: int) -> Mixture:
     """The mixture that k-means starts and EM finishes.
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from segcore.geometry import Grid
 from segcore.manifest import Failure, Item, Source, digest
-from segcore.model import Fitter, Segmenter
+from segcore.model import Fitter, Model, ObjectSegmenter
 from segcore.raster import RasterSpec
 from segcore.statistic import Statistic
+from segcore.statistics.objects import Objects
 from segcore.storage import STAGING
 
 
@@ -25,13 +26,20 @@ class Order:
     output: str
     """Root of the output store."""
     run_id: str
-    model: Fitter | Segmenter
+    model: Fitter | Model
     """Ready, or to be fitted to each image by itself."""
     statistics: Mapping[str, Statistic]
     tile: int
     """Side of a tile, in pixels."""
     kind: str = ""
     """Name of the segmenter in the tables."""
+    objects: Objects | None = None
+    """The table of objects. None: none is asked for."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether objects must be joined over tiles: the mask is one of objects, or their table is asked for."""
+        return self.objects is not None or isinstance(self.model, ObjectSegmenter)
 
     def grid(self, spec: RasterSpec) -> Grid:
         """The tiles of an image."""
@@ -78,21 +86,86 @@ class PartJob:
 
     @property
     def name(self) -> str:
-        """Name of the staged part in the output store."""
-        return f"{staging_folder(self.order, self.item)}/{self.order.tile}-{self.first:08d}-{self.stop:08d}.part"
+        """Name of what the first pass stages in the output store. Its sketches lie beside it."""
+        return f"{self._stem}.part"
+
+    @property
+    def sketches(self) -> str:
+        """Name of the staged sketches of its tiles."""
+        return f"{self._stem}.sketches"
+
+    @property
+    def placements(self) -> str:
+        """Name of the staged placements of its tiles."""
+        return f"{self._stem}.placements"
+
+    @property
+    def redrawn(self) -> str:
+        """Name of what the second pass stages."""
+        return f"{self._stem}.redrawn"
+
+    @property
+    def _stem(self) -> str:
+        return f"{staging_folder(self.order, self.item)}/{self.order.tile}-{self.first:08d}-{self.stop:08d}"
 
 
 @dataclass(frozen=True, slots=True)
-class FinishJob:
-    """The parts of a large image, to be joined."""
+class _WholeImage:
+    """What is done once for all parts of a large image."""
 
     order: Order
     item: Item
-    parts: tuple[str, ...]
+    ranges: tuple[tuple[int, int], ...]
+    """First tile, and one past the last, of each part in their order."""
 
-    def split(self) -> tuple[FinishJob, ...]:
+    @property
+    def parts(self) -> tuple[PartJob, ...]:
+        """The jobs that staged the parts."""
+        return tuple(PartJob(self.order, self.item, first, stop) for first, stop in self.ranges)
+
+    def split(self) -> tuple[Self, ...]:
         """Itself: it is one image already."""
         return (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinJob(_WholeImage):
+    """The fragments of a large image, to be joined to objects."""
+
+
+@dataclass(frozen=True, slots=True)
+class RedrawJob:
+    """A part of a large image whose objects are known, to be drawn and measured."""
+
+    part: PartJob
+    objects: int
+    """Number of objects of the image."""
+
+    @property
+    def order(self) -> Order:
+        """What all jobs of the run have in common."""
+        return self.part.order
+
+    @property
+    def item(self) -> Item:
+        """The image."""
+        return self.part.item
+
+    def split(self) -> tuple[RedrawJob, ...]:
+        """Itself: its placements are staged as one."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class FinishJob(_WholeImage):
+    """The parts of a large image, to be put together."""
+
+    objects: int = 0
+    """Number of objects of the image, where they were counted."""
+
+
+Job = ImagesJob | PartJob | JoinJob | RedrawJob | FinishJob
+"""A job of segmentation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +179,11 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class PartReceipt:
-    """A part of a large image was staged, or could not be made."""
+    """Something of a large image was staged, or could not be made."""
 
     failure: Failure | None = None
+    objects: int = 0
+    """Number of objects of the image, where they were joined."""
 
 
 def staging_folder(order: Order, item: Item) -> str:

@@ -14,12 +14,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from segcore.errors import FitError, ImageError
-from segcore.model import MODELS, Segmenter
+from segcore.model import MODELS, Model
 from segcore.raster import RasterSpec, Space
 
 T = TypeVar("T")
@@ -99,6 +100,8 @@ class Receipt:
     failure: Failure | None
     rows: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Rows of each statistic's table, by its name."""
+    tables: Mapping[str, str] = field(default_factory=dict)
+    """Staged rows of tables too large to travel: the name of the file below the output, by the table's."""
     mask: str | None = None
     """Name of the mask below the output."""
     mask_sha256: str | None = None
@@ -129,16 +132,14 @@ def run_id(name: str, fingerprint: str, inputs: Sequence[Source], parent: str | 
     return f"{name}-{digest([fingerprint, versions, parent])[:12]}"
 
 
-def dump_model(model: Segmenter) -> str:
-    """A fitted segmenter as JSON."""
-    kind = next(name for name, registered in MODELS.items() if registered is type(model))
-    return json.dumps({"model": kind, "fields": dataclasses.asdict(cast(Any, model))}, indent=1)
+def dump_model(model: Model) -> str:
+    """A fitted model as JSON, with the models inside it."""
+    return json.dumps(_record(model), indent=1)
 
 
-def load_model(text: str) -> Segmenter:
-    """The segmenter that `dump_model` wrote."""
-    record = json.loads(text)
-    return MODELS[record["model"]](**{name: frozen(value) for name, value in record["fields"].items()})
+def load_model(text: str) -> Model:
+    """The model that `dump_model` wrote."""
+    return cast("Model", _revived(json.loads(text), None))
 
 
 def load_spec(record: Mapping[str, Any]) -> RasterSpec:
@@ -152,6 +153,47 @@ def frozen(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(frozen(item) for item in value)
     return value
+
+
+def _record(value: Any) -> Any:
+    """A model as its kind and fields; other dataclasses as their fields, whose type the field's annotation tells."""
+    kind = next((name for name, registered in MODELS.items() if registered is type(value)), None)
+    if kind is not None:
+        return {"model": kind, "fields": _fields(value)}
+    if dataclasses.is_dataclass(value):
+        return _fields(value)
+    if isinstance(value, Mapping):
+        return {name: _record(item) for name, item in value.items()}
+    return [_record(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: _record(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def _revived(value: Any, hint: Any) -> Any:
+    """What `_record` recorded, in a place that was annotated by `hint`."""
+    options = typing.get_args(hint)
+    if isinstance(value, dict) and value.keys() == {"model", "fields"}:
+        return _constructed(MODELS[value["model"]], value["fields"])
+    if isinstance(value, dict):
+        plain = next((option for option in (hint, *options) if dataclasses.is_dataclass(option)), None)
+        if plain is not None and typing.get_origin(hint) is not Mapping:
+            return _constructed(plain, value)
+        return {name: _revived(item, options[1] if len(options) > 1 else None) for name, item in value.items()}
+    if isinstance(value, list):
+        inner = options if options and Ellipsis not in options else options[:1] * len(value)
+        return tuple(_revived(item, inner[i] if i < len(inner) else None) for i, item in enumerate(value))
+    return value
+
+
+def _constructed(kind: Any, fields: dict[str, Any]) -> Any:
+    # Annotations are only asked where a field holds more than plain values: most models import theirs for type checkers alone.
+    nested = any(isinstance(value, dict) and "model" not in value for value in fields.values()) or any(
+        isinstance(value, list) and any(isinstance(item, dict) for item in value) for value in fields.values()
+    )
+    hints = typing.get_type_hints(kind) if nested else {}
+    return kind(**{name: _revived(value, hints.get(name)) for name, value in fields.items()})
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,8 @@
 """Models: segmenters that are ready, and fitters that must see data first.
 
+A `Segmenter` gives every pixel a class. An `ObjectSegmenter` finds objects, which may reach over tiles: it works on each tile, then joins
+what the tiles found (`fragments.py`).
+
 A `Fitter` is a fold whose result is the next fitter or the segmenter, so all of fitting is
 
     while isinstance(model, Fitter):
@@ -18,9 +21,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from segcore.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Mapping, Sequence
 
-    from segcore.geometry import Shape
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from segcore.fragments import Fragments, Grouping, Seam
+    from segcore.geometry import Grid, Shape
     from segcore.raster import Block, Labels, RasterSpec
 
 
@@ -43,6 +50,8 @@ class Footprint:
     """Pixels that it must see around a tile's core for an exact core."""
     bytes_per_pixel: int = 16
     """Peak memory for one pixel of a block, its input included."""
+    cost: int = 1
+    """Time for one pixel, in times of a threshold. Decides how large an image must be before several workers share it."""
 
 
 @runtime_checkable
@@ -78,6 +87,54 @@ class Segmenter(Protocol):
 
 
 @runtime_checkable
+class Scorer(Segmenter, Protocol):
+    """A segmenter that can also say how sure it is."""
+
+    def scores(self, block: Block) -> NDArray[np.float32]:
+        """Probability of each class for every pixel of the block: shape of `block.valid` plus classes, sums of 1.
+
+        The array belongs to the caller.
+        """
+        ...
+
+
+@runtime_checkable
+class ObjectSegmenter(Protocol):
+    """A model that finds objects and is ready to run. Class 0 is background."""
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it asks of the tiling and of memory."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of its classes, by class id; the first is that of the background."""
+        ...
+
+    @property
+    def exactness(self) -> Exactness:
+        """How its output under tiling relates to the whole image's."""
+        ...
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the bands that the model wants. Raises `ModelMismatch` where the image does not suit."""
+        ...
+
+    def fragment(self, block: Block) -> Fragments:
+        """What the block alone tells of the objects in its core."""
+        ...
+
+    def join(self, grid: Grid, seams: Sequence[Seam]) -> Sequence[Grouping]:
+        """Which fragments of all tiles are one object, from the seams of all tiles in the order of the grid; one grouping a tile."""
+        ...
+
+    def provenance(self) -> Mapping[str, Any]:
+        """What was fitted or chosen, as JSON values for the tables."""
+        ...
+
+
+@runtime_checkable
 class Fitter(Protocol):
     """A model that must see data first: a fold over blocks."""
 
@@ -107,13 +164,26 @@ class Fitter(Protocol):
         """What two observations say together."""
         ...
 
-    def finish(self, total: Any, /) -> Fitter | Segmenter:
+    def finish(self, total: Any, /) -> Fitter | Model:
         """The next round, or the model. Raises `FitError` where the data do not allow one (no valid pixel, say)."""
         ...
 
 
-SEGMENTERS: Registry[type[Fitter] | type[Segmenter]] = Registry("segmenter")
+Model = Segmenter | ObjectSegmenter
+"""A model that is ready to run."""
+
+
+@runtime_checkable
+class SegmenterRecipe(Protocol):
+    """The parameters of a segmenter, as users set them: a frozen dataclass. A field of this type holds another segmenter."""
+
+    def start(self) -> Fitter | Model:
+        """What the recipe starts with: a model, or a fitter where data must be seen first."""
+        ...
+
+
+SEGMENTERS: Registry[type[SegmenterRecipe]] = Registry("segmenter")
 """Recipes of segmenters by kind: frozen dataclasses whose fields are the parameters that users set."""
 
-MODELS: Registry[type[Segmenter]] = Registry("fitted model")
+MODELS: Registry[type[Model]] = Registry("fitted model")
 """Fitted segmenters by kind, so that a model file can be read back (`manifest.dump_model`, `manifest.load_model`)."""

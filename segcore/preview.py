@@ -12,7 +12,7 @@ import io
 import json
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from segcore.legend import BACKGROUND_NAMES, Legend
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.geometry import Shape
+    from segcore.geometry import Shape, Tile
     from segcore.raster import Block, Interpretation
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -92,6 +92,12 @@ def observe_preview(block: Block, labels: NDArray[np.integer], stride: int) -> P
     shown_as_is = block.spec.interpretation == "rgb" and pixels.dtype == np.uint8
     kept = np.rint(means).astype(np.uint8) if shown_as_is else means
     return PreviewPart(start, kept, any_valid, _modes(labels[inside], cells, stride))
+
+
+def relabel_preview(part: PreviewPart, labels: NDArray[np.integer], tile: Tile, stride: int) -> PreviewPart:
+    """The part of a tile with other labels of its core."""
+    inside = tuple(slice(i * stride - a, None) for i, a in zip(part.start, tile.core.start, strict=True))
+    return replace(part, labels=_modes(labels[inside], part.labels.shape, stride))
 
 
 def render_preview(

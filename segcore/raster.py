@@ -190,6 +190,11 @@ class Format(Protocol):
         """Suffix of the masks of such images, with its dot."""
         ...
 
+    @property
+    def most_objects(self) -> int:
+        """Objects that a mask of this format can number."""
+        ...
+
     def describe(self, location: str, version: str) -> RasterSpec:
         """Read the header. Raises `FormatError` where the file is not what its name says or is beyond our limits."""
         ...

@@ -1,7 +1,6 @@
 """Statistics: folds over labelled blocks that end as rows of a table.
 
-A statistic observes the labels of a tile's core together with the block they come from, so it counts while both are in
-memory. Its state must be exact and order-free (whole numbers): then the table is the same for any tiling.
+A statistic observes the classes of a tile's core while they are in memory. Its state must be exact and order-free (whole numbers): then the table is the same for any tiling.
 """
 
 from __future__ import annotations
@@ -16,17 +15,20 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from segcore.geometry import Tile
     from segcore.legend import Legend
-    from segcore.raster import Block, RasterSpec
+    from segcore.raster import RasterSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """The labels of one tile and what they were made from."""
+    """The classes of one tile and where they lie."""
 
     values: NDArray[np.integer]
-    """Final labels of the tile's core: class ids, and the legend's nodata label where there is no data."""
-    block: Block
+    """Classes of the tile's core, and the legend's nodata label where there is no data."""
+    tile: Tile
+    spec: RasterSpec
+    """The image that the tile is cut from."""
     legend: Legend
 
 

@@ -111,11 +111,11 @@ class Store:
             fs.invalidate_cache()
             return bool(fs.exists(path))
 
-    def read(self, name: str) -> bytes:
-        """The bytes under a name. Raises `FileNotFoundError`, or `StoreError` where the store does not answer."""
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """The bytes under a name, or a range of them. Raises `FileNotFoundError`, or `StoreError` where the store does not answer."""
         fs, path = filesystem(self.uri(name))
         with store_errors(f"read {self.uri(name)}"):
-            return cast(bytes, fs.cat_file(path))
+            return b"" if start == stop else cast(bytes, fs.cat_file(path, start=start or None, end=stop))
 
     def open(self, name: str) -> IO[bytes]:
         """Open a published file for reading. Raises as `read`."""

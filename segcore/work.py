@@ -4,6 +4,8 @@
     observe         one round of fitting over whole images, or over some tiles of one image
     segment_images  small images from reading to published mask
     segment_part    some tiles of a large image, to a staged part
+    join_image      the objects of a large image, from the sketches of its parts
+    redraw_part     some tiles of a large image again, now that its objects are known
     finish_image    the staged parts of a large image, to its published mask
 
 Jobs and answers are values of a few hundred bytes; pixels go from store to store. Every function can be run again at any time, by
@@ -15,25 +17,39 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce, singledispatch
+from itertools import islice
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
-from segcore import formats, segmenters, statistics  # noqa: F401  (their import fills the registries)
+from segcore import formats, objects, segmenters, statistics  # noqa: F401  (their import fills the registries)
+from segcore.canvas import Canvas
 from segcore.errors import FitError, FormatError, ImageError, ReadError, RunError, Unavailable
 from segcore.fold import observe_all
 from segcore.geometry import Tile
-from segcore.jobs import DescribeJob, FinishJob, ImagesJob, Observation, Order, PartJob, PartReceipt
+from segcore.jobs import (
+    DescribeJob,
+    FinishJob,
+    ImagesJob,
+    JoinJob,
+    Observation,
+    Order,
+    PartJob,
+    PartReceipt,
+    RedrawJob,
+    staging_folder,
+)
 from segcore.legend import Legend
 from segcore.manifest import Failure, Item, Receipt, Source, canonical
-from segcore.model import Fitter, Segmenter
-from segcore.parts import Part, StagedPart, States, merge_parts, merge_states
-from segcore.preview import PreviewPart, observe_preview, preview_stride, render_preview
+from segcore.model import Fitter, Model
+from segcore.packing import Blobs, unpack_table
+from segcore.parts import Measured, Part, StagedPart, States, merge_parts, merge_states
+from segcore.preview import PreviewPart, preview_stride, render_preview
 from segcore.raster import FORMATS, Block, Piece, RasterSpec, Reader
-from segcore.statistic import Labelled
+from segcore.sketch import Placement, Sketch, place_objects
 from segcore.storage import Store, configure, filesystem, is_local
 
 
@@ -64,7 +80,8 @@ def observe(job: ImagesJob | PartJob) -> Observation:
     state, failures = None, []
     for item in job.items if isinstance(job, ImagesJob) else (job.item,):
         try:
-            with _reading(item, fitter) as (reader, spec):
+            spec = fitter.select(_spec(item))
+            with _reading(item, spec) as reader:
                 grid = job.order.grid(spec)
                 tiles: Sequence[Tile] = grid if isinstance(job, ImagesJob) else grid[job.first : job.stop]
                 seen = observe_all(fitter, (_block(reader, tile, spec) for tile in tiles))
@@ -83,43 +100,90 @@ def segment_images(job: ImagesJob) -> tuple[Receipt, ...]:
 
 @perform.register
 def segment_part(job: PartJob) -> PartReceipt:
-    """Segment some tiles of a large image and stage what they give. A part that is staged already is left as it is."""
+    """The first pass over some tiles of a large image. A part that is staged already is left as it is."""
     store = Store(job.order.output)
-    model = _ready(job.order.model)
     if store.exists(job.name):
         return PartReceipt()
     started = time.perf_counter()
     try:
-        with _reading(job.item, model) as (reader, spec):
-            parts = [_segment_tile(reader, tile, job.order, model, spec) for tile in job.order.grid(spec)[job.first : job.stop]]
+        canvas = Canvas.of(job.order, job.order.model, _spec(job.item))
+        with _reading(job.item, canvas.source) as reader:
+            drawn = [canvas.first(reader, tile) for tile in canvas.grid[job.first : job.stop]]
     except ImageError as error:
         return PartReceipt(Failure.of(error))
+    sketches = [sketch for _, sketch in drawn if sketch is not None]
+    if sketches:
+        groups = {name: [getattr(sketch, name) for sketch in sketches] for name in ("seam", "firsts", "body")}
+        with store.writing(job.sketches) as out:
+            Blobs.dump(groups, out)
     with store.writing(job.name) as out:
+        merge_parts([part for part, _ in drawn], job.order.statistics).dump(out, time.perf_counter() - started)
+    return PartReceipt()
+
+
+@perform.register
+def join_image(job: JoinJob) -> PartReceipt:
+    """Join the objects of a large image and stage what each part must know of them."""
+    store = Store(job.order.output)
+    canvas = Canvas.of(job.order, job.order.model, _spec(job.item))
+    with _staged(job.item, job.order):
+        sketches = [Blobs.load(store, part.sketches) for part in job.parts]
+    of_tile = [(part, i) for part, (first, stop) in zip(sketches, job.ranges, strict=True) for i in range(stop - first)]
+    seams = [seam for part in sketches for seam in part.group(store, "seam")]
+
+    def firsts(number: int) -> bytes:
+        part, i = of_tile[number]
+        return part.get(store, "firsts", i)
+
+    count = 0
+    try:
+        placements = _placements(canvas, seams, firsts)
+        for part in job.parts:
+            placed = list(islice(placements, part.stop - part.first))
+            count = max([count, *(int(placement.numbers.ids.max(initial=0)) for placement in placed)])
+            with store.writing(part.placements) as out:
+                Blobs.dump({"placement": [placement.to_bytes() for placement in placed]}, out)
+    except ImageError as error:
+        return PartReceipt(Failure.of(error))
+    return PartReceipt(objects=count)
+
+
+@perform.register
+def redraw_part(job: RedrawJob) -> PartReceipt:
+    """The second pass over some tiles of a large image."""
+    part, store = job.part, Store(job.order.output)
+    if store.exists(part.redrawn):
+        return PartReceipt()
+    started = time.perf_counter()
+    canvas = Canvas.of(job.order, job.order.model, _spec(job.item))
+    with _staged(job.item, job.order):
+        sketches, placed = Blobs.load(store, part.sketches), Blobs.load(store, part.placements)
+    parts = []
+    for i, tile in enumerate(canvas.grid[part.first : part.stop]):
+        placement = Placement.from_bytes(placed.get(store, "placement", i))
+        parts.append(canvas.second(tile, sketches.get(store, "body", i), placement, job.objects))
+    with store.writing(part.redrawn) as out:
         merge_parts(parts, job.order.statistics).dump(out, time.perf_counter() - started)
     return PartReceipt()
 
 
 @perform.register
 def finish_image(job: FinishJob) -> Receipt:
-    """Join the staged parts of a large image: its mask, its preview, its rows."""
+    """Put the staged parts of a large image together: its mask, its preview, its rows."""
     started = time.perf_counter()
     store, order = Store(job.order.output), job.order
-    model = _ready(order.model)
-    spec = model.select(_spec(job.item))
-    try:
-        headers = [StagedPart.load(store, name) for name in job.parts]
-    except FileNotFoundError as error:
-        raise RunError(
-            f"A staged part of {job.item.source.uri} is gone ({error}): another run on {order.output} has finished it. "
-            "Run the same command again."
-        ) from error
-    pieces = (piece for name, header in zip(job.parts, headers, strict=True) for piece in header.pieces(store, name))
-    previews = [preview for header in headers for preview in header.previews]
-    states = reduce(lambda a, b: merge_states(a, b, order.statistics), (header.states for header in headers))
-    seconds = sum(header.seconds for header in headers)
-    receipt = _publish(order, job.item, model, spec, pieces, previews)
-    rows = _rows(states, order, model, spec)
-    return replace(receipt, rows=rows, seconds=seconds + time.perf_counter() - started)
+    canvas = Canvas.of(order, order.model, _spec(job.item))
+    names = [part.name for part in job.parts] + [part.redrawn for part in job.parts if order.joins]
+    with _staged(job.item, order):
+        staged = [StagedPart.load(store, name) for name in names]
+    pieces = (piece for part in staged for piece in part.pieces(store))
+    previews = [preview for part in staged for preview in part.previews]
+    states = reduce(lambda a, b: merge_states(a, b, order.statistics), (part.states for part in staged))
+    seconds = sum(part.seconds for part in staged)
+    receipt = _publish(canvas, job.item, pieces, previews, job.objects)
+    tables = _stage_objects(canvas, job.item, (each for part in staged for each in part.measures(store)))
+    seconds += time.perf_counter() - started
+    return replace(receipt, rows=_rows(canvas, states), tables=tables, seconds=seconds)
 
 
 def failed(order: Order, item: Item, failure: Failure, classes: tuple[str, ...]) -> Receipt:
@@ -149,50 +213,59 @@ def _describe(source: Source, format_name: str | None) -> Item:
 def _segment_image(order: Order, item: Item) -> Receipt:
     started = time.perf_counter()
     try:
-        with _reading(item, order.model) as (reader, spec):
-            model = _fitted(order, reader, spec)
-            parts = [_segment_tile(reader, tile, order, model, spec) for tile in order.grid(spec)]
+        model = _fitted(order, item)
+        canvas = Canvas.of(order, model, _spec(item))
+        with _reading(item, canvas.source) as reader:
+            drawn = [canvas.first(reader, tile) for tile in canvas.grid]
+        parts = [part for part, _ in drawn]
+        sketches = [sketch for _, sketch in drawn if sketch is not None]
+        placements = list(_placements(canvas, [sketch.seam for sketch in sketches], lambda i: sketches[i].firsts))
+        count = max((int(placement.numbers.ids.max(initial=0)) for placement in placements), default=0)
+        parts += _redraw(canvas, sketches, placements, count)
+        whole = merge_parts(parts, order.statistics)
+        receipt = _publish(canvas, item, iter(whole.pieces), whole.previews, count)
     except (ImageError, FitError) as error:
-        classes = order.model.classes if isinstance(order.model, Segmenter) else order.model.expected_classes
+        classes = order.model.expected_classes if isinstance(order.model, Fitter) else order.model.classes
         return replace(failed(order, item, Failure.of(error), classes), seconds=time.perf_counter() - started)
-    whole = merge_parts(parts, order.statistics)
-    receipt = _publish(order, item, model, spec, iter(whole.pieces), whole.previews)
-    rows = _rows(whole.states, order, model, spec)
-    return replace(receipt, rows=rows, seconds=time.perf_counter() - started)
+    tables = _stage_objects(canvas, item, iter(whole.measured))
+    return replace(receipt, rows=_rows(canvas, whole.states), tables=tables, seconds=time.perf_counter() - started)
 
 
-def _fitted(order: Order, reader: Reader, spec: RasterSpec) -> Segmenter:
+def _fitted(order: Order, item: Item) -> Model:
     model = order.model
-    while not isinstance(model, Segmenter):
-        fitter = model
-        model = fitter.finish(observe_all(fitter, (_block(reader, tile, spec) for tile in order.grid(spec))))
+    if isinstance(model, Fitter):
+        spec = model.select(_spec(item))
+        with _reading(item, spec) as reader:
+            while isinstance(model, Fitter):
+                fitter = model
+                model = fitter.finish(observe_all(fitter, (_block(reader, tile, spec) for tile in order.grid(spec))))
     return model
 
 
-def _segment_tile(reader: Reader, tile: Tile, order: Order, model: Segmenter, spec: RasterSpec) -> Part:
-    block = _block(reader, tile, spec)
-    legend = Legend.of(model.classes)
-    valid = tile.trim(block.valid)
-    if valid.any():
-        values = tile.trim(model.segment(block).values).astype(legend.dtype, copy=False)
-        if not valid.all():
-            values = np.where(valid, values, np.array(legend.nodata, legend.dtype))
-    else:
-        values = np.full(tile.core.shape, legend.nodata, legend.dtype)
-    labelled = Labelled(values, block, legend)
-    return Part(
-        FORMATS[spec.format].encode(values, tile, spec, order.tile),
-        {name: statistic.observe(labelled) for name, statistic in order.statistics.items()},
-        [observe_preview(block, values, preview_stride(spec.shape))],
-    )
+def _placements(canvas: Canvas, seams: Sequence[bytes], firsts: Callable[[int], bytes]) -> Iterator[Placement]:
+    """The placement of each tile's objects; none where the image has no objects."""
+    joiner = canvas.joiner
+    if joiner is None:
+        return iter(())
+    return place_objects(joiner, canvas.grid, seams, firsts, canvas.spec.location)
 
 
-def _publish(
-    order: Order, item: Item, model: Segmenter, spec: RasterSpec, pieces: Iterator[Piece], previews: list[PreviewPart]
-) -> Receipt:
-    store, image_format, legend = Store(order.output), FORMATS[spec.format], Legend.of(model.classes)
+def _redraw(canvas: Canvas, sketches: Sequence[Sketch], placements: Sequence[Placement], count: int) -> list[Part]:
+    if not sketches:
+        return []
+    return [
+        canvas.second(tile, sketch.body, placement, count)
+        for tile, sketch, placement in zip(canvas.grid, sketches, placements, strict=True)
+    ]
+
+
+def _publish(canvas: Canvas, item: Item, pieces: Iterator[Piece], previews: list[PreviewPart], count: int) -> Receipt:
+    """Publish mask and preview of an image; `count` is the number of its objects."""
+    order, model, spec, legend = canvas.order, canvas.model, canvas.spec, canvas.legend
+    store, image_format = Store(order.output), canvas.mask_format(count)
     name = f"masks/{item.source.image_id}{image_format.mask_suffix}"
-    for suffix, content in image_format.sidecars(legend).items():
+    # A side-car names classes; the values of a mask of objects are ids.
+    for suffix, content in ({} if canvas.draws_objects else image_format.sidecars(legend)).items():
         store.publish(name + suffix, content)
     with store.writing(name) as out:
         image_format.assemble(pieces, spec, legend, out, order.tile)
@@ -200,18 +273,38 @@ def _publish(
     store.publish(f"previews/{item.source.image_id}.png", picture)
     return Receipt(
         item.source,
-        spec,
+        item.spec,
         None,
         mask=name,
         mask_sha256=out.artefact.sha256,
-        tiles=len(order.grid(spec)),
+        tiles=len(canvas.grid),
         segmenter=canonical({"kind": order.kind, **model.provenance()}),
     )
 
 
-def _rows(states: States, order: Order, model: Segmenter, spec: RasterSpec) -> dict[str, list[dict[str, Any]]]:
-    legend = Legend.of(model.classes)
-    return {name: statistic.finish(states[name], spec, legend) for name, statistic in order.statistics.items()}
+def _stage_objects(canvas: Canvas, item: Item, measured: Iterable[Measured]) -> dict[str, str]:
+    """Stage the rows of the image's objects; the name of the file by that of the table. Nothing where no table is asked for."""
+    order = canvas.order
+    if order.objects is None:
+        return {}
+    name = f"{staging_folder(order, item)}/objects.arrow"
+    spanning: list[objects.Measures] = []
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with (
+        Store(order.output).writing(name) as out,
+        pa.ipc.new_stream(out, objects.schema(max(canvas.source.bands)), options=options) as rows,
+    ):
+        for each in measured:
+            rows.write_table(unpack_table(each.rows))
+            spanning.append(objects.Measures.from_bytes(each.spanning))
+        rows.write_table(canvas.rows_of(objects.Measures.concatenate(spanning)))
+    return {order.objects.table: name}
+
+
+def _rows(canvas: Canvas, states: States) -> dict[str, list[dict[str, Any]]]:
+    return {
+        name: statistic.finish(states[name], canvas.spec, canvas.legend) for name, statistic in canvas.order.statistics.items()
+    }
 
 
 def _block(reader: Reader, tile: Tile, spec: RasterSpec) -> Block:
@@ -225,18 +318,23 @@ def _spec(item: Item) -> RasterSpec:
     return item.spec
 
 
-def _ready(model: Fitter | Segmenter) -> Segmenter:
-    if not isinstance(model, Segmenter):
-        raise TypeError(f"{type(model).__name__} must be fitted first")
-    return model
+@contextlib.contextmanager
+def _reading(item: Item, spec: RasterSpec) -> Iterator[Reader]:
+    """The image opened with the bands of `spec`."""
+    with _failures_of(item.source.uri), FORMATS[spec.format].open(spec) as reader:
+        yield reader
 
 
 @contextlib.contextmanager
-def _reading(item: Item, model: Fitter | Segmenter) -> Iterator[tuple[Reader, RasterSpec]]:
-    """The image opened with the bands that the model wants."""
-    spec = model.select(_spec(item))
-    with _failures_of(item.source.uri), FORMATS[spec.format].open(spec) as reader:
-        yield reader, spec
+def _staged(item: Item, order: Order) -> Iterator[None]:
+    """Whoever misses a staged file here has been overtaken."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise RunError(
+            f"A staged part of {item.source.uri} is gone ({error}): another run on {order.output} has finished it. "
+            "Run the same command again."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -67,6 +67,11 @@ def core_count() -> int:
     return int(cpu_count())
 
 
+def memory_limit() -> int:
+    """Bytes of memory that this process may use (machine, cgroup, ulimit)."""
+    return int(_distributed().system.MEMORY_LIMIT)
+
+
 @contextmanager
 def local(workers: int, memory_bytes: int | None) -> Iterator[Client]:
     """A client of worker processes on this machine that end with the block. Raises `RunError` if they cannot be started."""
@@ -76,7 +81,7 @@ def local(workers: int, memory_bytes: int | None) -> Iterator[Client]:
     distributed = _distributed()
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(_SETTINGS))
-        share = memory_bytes or int(distributed.system.MEMORY_LIMIT // workers)
+        share = memory_bytes or memory_limit() // workers
         try:
             with _interrupts_blocked():
                 cluster = distributed.LocalCluster(

@@ -1,6 +1,6 @@
 """Bundles: images and tiles put together into jobs of a useful size.
 
-Small images travel many to a job and are done from reading to mask by one worker. An image larger than `SPREAD_PIXELS` whose file allows random
+Small images travel many to a job and are done from reading to mask by one worker. An image larger than two parts whose file allows random
 access is spread over all workers in parts of consecutive tiles. Parts do not depend on the number of workers, so that a resumed run
 finds the parts of the interrupted one.
 """
@@ -11,24 +11,31 @@ from collections.abc import Iterable, Iterator
 
 from segcore.jobs import ImagesJob, Order, PartJob
 from segcore.manifest import Item
+from segcore.model import Fitter
 from segcore.raster import RasterSpec
 
 PART_PIXELS = 2**23
 FIT_PIXELS = 2**26
-SPREAD_PIXELS = 2 * PART_PIXELS
 BUNDLE_IMAGES = 64
 
 
-def is_spread(spec: RasterSpec) -> bool:
-    """Whether the image is large, and readable by windows."""
-    return spec.pixels > SPREAD_PIXELS and 4 * spec.chunks[0] * spec.chunks[1] <= spec.pixels
+def is_spread(spec: RasterSpec, order: Order) -> bool:
+    """Whether the image is large for its segmenter, readable by windows, and more than one tile."""
+    several = spec.pixels > order.tile**2 and 4 * spec.chunks[0] * spec.chunks[1] <= spec.pixels
+    return several and spec.pixels > 2 * part_pixels(order)
+
+
+def part_pixels(order: Order) -> int:
+    """Pixels of a part. Fewer where a pixel takes a segmenter long."""
+    model = order.model
+    return max(2**16, PART_PIXELS // (1 if isinstance(model, Fitter) else model.footprint.cost))
 
 
 def whole_images(order: Order, items: Iterable[Item], workers: int) -> Iterator[ImagesJob]:
     """Jobs of whole images, small enough to keep all workers busy."""
-    small = [item for item in items if item.spec is not None and not is_spread(item.spec)]
+    small = [item for item in items if item.spec is not None and not is_spread(item.spec, order)]
     total = sum(item.spec.pixels for item in small if item.spec)
-    limit = min(PART_PIXELS, max(2**18, total // (4 * workers)))
+    limit = min(part_pixels(order), max(2**18, total // (4 * workers)))
     most = max(1, min(BUNDLE_IMAGES, -(-len(small) // (4 * workers))))
     bundle: list[Item] = []
     pixels = 0
@@ -42,12 +49,12 @@ def whole_images(order: Order, items: Iterable[Item], workers: int) -> Iterator[
         yield ImagesJob(order, tuple(bundle))
 
 
-def parts(order: Order, item: Item, pixels: int = PART_PIXELS) -> Iterator[PartJob]:
-    """Jobs of consecutive tiles of one large image, of about so many pixels."""
+def parts(order: Order, item: Item, pixels: int | None = None) -> Iterator[PartJob]:
+    """Jobs of consecutive tiles of one large image, of about so many pixels. None: what suits the segmenter."""
     if item.spec is None:
         return
     grid = order.grid(item.spec)
-    step = max(1, pixels // order.tile**2)
+    step = max(1, (pixels or part_pixels(order)) // order.tile**2)
     for first in range(0, len(grid), step):
         yield PartJob(order, item, first, min(first + step, len(grid)))
 
@@ -59,6 +66,6 @@ def fitting_jobs(order: Order, items: Iterable[Item], workers: int) -> Iterator[
     """
     items = list(items)
     for item in items:
-        if item.spec is not None and is_spread(item.spec):
+        if item.spec is not None and is_spread(item.spec, order):
             yield from parts(order, item, min(FIT_PIXELS, max(PART_PIXELS, item.spec.pixels // (3 * workers))))
     yield from whole_images(order, items, workers)

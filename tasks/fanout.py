@@ -124,6 +124,17 @@ def open_fanout(cluster: Cluster, prepare: Callable[[], None], stop: threading.E
     return Serial(prepare, stop) if isinstance(cluster, InProcess) else Dask(cluster, prepare, stop)
 
 
+def memory_of(cluster: Cluster) -> int | None:
+    """Bytes that one worker may hold. None: its owner knows."""
+    if isinstance(cluster, Existing):
+        return None
+    if isinstance(cluster, InProcess):
+        return _cluster.memory_limit()
+    if cluster.memory is not None:
+        return _bytes(cluster.memory)
+    return _cluster.memory_limit() // (cluster.workers or _cluster.core_count())
+
+
 Result = TypeVar("Result")
 
 

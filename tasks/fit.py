@@ -14,7 +14,7 @@ from typing import Any
 from segcore.errors import FitError, ModelMismatch, RunError, WorkerDied
 from segcore.jobs import ImagesJob, Order
 from segcore.manifest import Failure, Item
-from segcore.model import Fitter, Segmenter
+from segcore.model import Fitter, Model
 from segcore.work import observe
 from tasks.bundles import fitting_jobs
 from tasks.fanout import Fanout
@@ -25,7 +25,7 @@ from tasks.progress import Progress
 class Fit:
     """A fitted model, and the images that it could not be fitted to."""
 
-    model: Segmenter
+    model: Model
     failures: dict[str, Failure]
     """By URI."""
 
@@ -36,7 +36,7 @@ def fit(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress)
     failures: dict[str, Failure] = {}
     if isinstance(model, Fitter):
         failures = unsuitable(model, items)
-    while not isinstance(model, Segmenter):
+    while isinstance(model, Fitter):
         usable = [item for item in items if item.spec is not None and item.source.uri not in failures]
         if not usable:
             reason = next(iter(failures.values()), None)

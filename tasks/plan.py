@@ -203,7 +203,10 @@ def _shards(identity: str, items: Sequence[Item], committed: Mapping[str, Commit
         (new if row is None else rewritten.setdefault(row.file, [])).append(item)
     for file, members in sorted(rewritten.items()):
         yield Shard(file, tuple(members))
-    for number, group in enumerate(_groups(new)):
+    # Geometries in degrees and in pixels do not go into one file.
+    placed = [item for item in new if item.spec is not None and item.spec.space.crs is not None]
+    others = [item for item in new if item.spec is None or item.spec.space.crs is None]
+    for number, group in enumerate((*_groups(placed), *_groups(others))):
         yield Shard(f"{identity}-{number:05d}.parquet", tuple(group))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from segcore.jobs import FinishJob, ImagesJob, Order, PartJob
+from segcore.jobs import Job, Order
 from segcore.manifest import Item
 
 
@@ -16,7 +16,7 @@ class Progress(Protocol):
         """A pass over these images begins."""
         ...
 
-    def advance(self, job: ImagesJob | PartJob | FinishJob) -> None:
+    def advance(self, job: Job) -> None:
         """A job of this pass is done."""
         ...
 
@@ -27,5 +27,5 @@ class Silent:
     def start(self, stage: str, items: Sequence[Item], order: Order) -> None:
         """Nothing."""
 
-    def advance(self, job: ImagesJob | PartJob | FinishJob) -> None:
+    def advance(self, job: Job) -> None:
         """Nothing."""

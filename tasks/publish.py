@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 
 from segcore.manifest import Failure, Plan, Receipt, Shard
 from segcore.statistic import Statistic
+from segcore.statistics.objects import Objects
 from segcore.storage import Store
+from tasks.objects import KEYS, ROW_GROUP, ObjectFile
 
 IMAGES_SCHEMA = pa.schema(
     [
@@ -48,7 +50,6 @@ IMAGES_SCHEMA = pa.schema(
     ],
     metadata={"maskloom_schema": "1"},
 )
-ROW_GROUP = 100_000
 _FAILURES_NAMED = 20
 
 
@@ -72,6 +73,14 @@ class Tables:
     store: Store
     plan: Plan
     statistics: Mapping[str, Statistic]
+    objects: Objects | None = None
+    """The table of objects. None: none is asked for."""
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Names of the tables; `images` comes last."""
+        named = [statistic.table for statistic in self.statistics.values()]
+        return (*named, *([] if self.objects is None else [self.objects.table]), "images")
 
     def publish(self, shard: Shard, receipts: Sequence[Receipt]) -> None:
         """Commit a shard. Publishing the same receipts again changes nothing."""
@@ -80,6 +89,12 @@ class Tables:
             schema = table_schema(statistic)
             rows = [self._keyed(receipt, row) for receipt in receipts for row in receipt.rows.get(name, [])]
             self._write(f"tables/{statistic.table}/{shard.file}", pa.Table.from_pylist(rows, schema=schema), ids)
+        if self.objects is not None:
+            table = self.objects.table
+            staged = {receipt.source.image_id: receipt.tables[table] for receipt in receipts if table in receipt.tables}
+            specs = [item.spec for shard in self.plan.shards for item in shard.items if item.spec is not None]
+            file = ObjectFile(self.store, f"tables/{table}/{shard.file}", self.plan.run_id)
+            file.write(staged, receipts, max((spec.file_bands for spec in specs), default=0))
         images = pa.Table.from_pylist([self._image(receipt) for receipt in receipts], schema=IMAGES_SCHEMA)
         self._write(f"tables/images/{shard.file}", images, ids)
 
@@ -104,7 +119,7 @@ class Tables:
         for name in self.store.names(prefix, ""):
             files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
         for shard in self.plan.shards:
-            for folder in ("images", *(statistic.table for statistic in self.statistics.values())):
+            for folder in self.folders:
                 name = f"tables/{folder}/{shard.file}"
                 content = self.store.read(name)
                 files[name] = hashlib.sha256(content).hexdigest()
@@ -164,8 +179,7 @@ class Tables:
 
 def table_schema(statistic: Statistic) -> pa.Schema:
     """The full schema of a statistic's table."""
-    keys = [pa.field("run_id", pa.string()), pa.field("image_id", pa.string())]
-    return pa.schema([*keys, *statistic.schema], metadata={"maskloom_schema": "1"})
+    return pa.schema([*KEYS, *statistic.schema], metadata={"maskloom_schema": "1"})
 
 
 @lru_cache(maxsize=256)

@@ -1,14 +1,19 @@
-"""Segment: one shard of images, from pixels to published masks and receipts."""
+"""Segment: one shard of images, from pixels to published masks and receipts.
+
+Small images are done by one job each. Large ones go through passes: their parts are segmented; where there are objects these are
+joined, once an image, and the parts drawn again; last the parts are put together. An image that fails drops out of the passes that follow.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from segcore.errors import FitError, WorkerDied
-from segcore.jobs import FinishJob, ImagesJob, Order, PartJob, staging_folder
+from segcore.jobs import FinishJob, ImagesJob, Job, JoinJob, Order, PartJob, PartReceipt, RedrawJob, staging_folder
 from segcore.manifest import Failure, Item, Receipt, Shard
-from segcore.model import Segmenter
+from segcore.model import Fitter
 from segcore.storage import Store
 from segcore.work import failed, perform
 from tasks import bundles
@@ -32,7 +37,7 @@ def segment_shard(shard: Shard, bench: Bench) -> list[Receipt]:
     """A receipt for every image of the shard, in the shard's order."""
     receipts = {item.source.uri: _failed(bench, item, item.failure) for item in shard.items if item.failure is not None}
     usable = [item for item in shard.items if item.failure is None]
-    spread = [item for item in usable if item.spec is not None and bundles.is_spread(item.spec)]
+    spread = [item for item in usable if item.spec is not None and bundles.is_spread(item.spec, bench.order)]
     orders = {}
     for item in spread:
         try:
@@ -41,49 +46,59 @@ def segment_shard(shard: Shard, bench: Bench) -> list[Receipt]:
             receipts[item.source.uri] = _failed(bench, item, Failure.of(error))
     parts = (part for item in spread if item.source.uri in orders for part in bundles.parts(orders[item.source.uri], item))
     whole = bundles.whole_images(bench.order, usable, bench.fanout.workers)
-    made = _do(bench, (*parts, *whole), receipts)
-    finish = [
-        FinishJob(orders[item.source.uri], item, tuple(sorted(made[item.source.uri])))
-        for item in spread
-        if item.source.uri in made and item.source.uri not in receipts
-    ]
+    ranges: dict[str, list[tuple[int, int]]] = {}
+    for job, _ in _do(bench, (*parts, *whole), receipts):
+        if isinstance(job, PartJob):
+            ranges.setdefault(job.item.source.uri, []).append((job.first, job.stop))
+
+    def left() -> Iterator[tuple[Order, Item, tuple[tuple[int, int], ...]]]:
+        for item in spread:
+            if item.source.uri not in receipts:
+                yield orders[item.source.uri], item, tuple(sorted(ranges[item.source.uri]))
+
+    joined = _do(bench, [JoinJob(*each) for each in left() if each[0].joins], receipts)
+    counts = {job.item.source.uri: answer.objects for job, answer in joined}
+    redraw = (RedrawJob(part, counts[job.item.source.uri]) for job, _ in joined for part in cast(JoinJob, job).parts)
+    _do(bench, redraw, receipts)
+    finish = [FinishJob(*each, objects=counts.get(each[1].source.uri, 0)) for each in left()]
     _do(bench, finish, receipts)
     return [receipts[item.source.uri] for item in shard.items]
 
 
-def clear_staging(shard: Shard, bench: Bench) -> None:
-    """Remove the staged parts of the shard's images, which are in their masks now."""
+def clear_staging(receipts: Sequence[Receipt], bench: Bench) -> None:
+    """Remove what was staged for these images, which is in their masks and tables now."""
     store = Store(bench.order.output)
-    for item in shard.items:
-        if item.spec is not None and bundles.is_spread(item.spec):
+    for receipt in receipts:
+        item = Item(receipt.source, receipt.spec)
+        if receipt.tables or (receipt.spec is not None and bundles.is_spread(receipt.spec, bench.order)):
             store.remove(staging_folder(bench.order, item))
 
 
 def _order_for(item: Item, bench: Bench) -> Order:
     """The order for one large image, its model fitted to it where each image has its own."""
-    if isinstance(bench.order.model, Segmenter):
+    if not isinstance(bench.order.model, Fitter):
         return bench.order
     fitted = fit(bench.fanout, bench.order, [item], Silent())
     return replace(bench.order, model=fitted.model)
 
 
-def _do(bench: Bench, jobs: Iterable[ImagesJob | PartJob | FinishJob], receipts: dict[str, Receipt]) -> dict[str, list[str]]:
-    """Perform the jobs and file the receipts of images that are through; the names of the parts made, by URI."""
-    made: dict[str, list[str]] = {}
+def _do(bench: Bench, jobs: Iterable[Job], receipts: dict[str, Receipt]) -> list[tuple[Job, PartReceipt]]:
+    """Perform the jobs and file the receipts of images that are through; the other jobs that were done, with their answers."""
+    staged = []
     for job, answer in bench.fanout.map(perform, jobs):
         items: Sequence[Item] = job.items if isinstance(job, ImagesJob) else (job.item,)
         if isinstance(answer, WorkerDied):
             receipts.update((item.source.uri, _failed(bench, item, Failure.of(answer))) for item in items)
         elif isinstance(job, ImagesJob):
             receipts.update((receipt.source.uri, receipt) for receipt in answer)
-        elif isinstance(job, FinishJob):
-            receipts[job.item.source.uri] = answer
+        elif isinstance(answer, Receipt):
+            receipts[answer.source.uri] = answer
         elif answer.failure is not None:
-            receipts[job.item.source.uri] = _failed(bench, job.item, answer.failure)
+            receipts[items[0].source.uri] = _failed(bench, items[0], answer.failure)
         else:
-            made.setdefault(job.item.source.uri, []).append(job.name)
+            staged.append((job, answer))
         bench.progress.advance(job)
-    return made
+    return staged
 
 
 def _failed(bench: Bench, item: Item, failure: Failure | None) -> Receipt:

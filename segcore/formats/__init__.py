@@ -8,9 +8,9 @@ from __future__ import annotations
 from segcore.errors import FormatError
 from segcore.formats import geotiff, picture
 from segcore.formats._open import require_claim, require_kind, suffix_of
-from segcore.raster import FORMATS
+from segcore.raster import FORMATS, Format
 
-__all__ = ["format_of", "geotiff", "picture"]
+__all__ = ["format_of", "geotiff", "mask_format", "picture"]
 
 
 def format_of(location: str, head: bytes, explicit: str | None = None) -> str:
@@ -33,3 +33,9 @@ def format_of(location: str, head: bytes, explicit: str | None = None) -> str:
     raise FormatError(
         f"{location} has the suffix {suffix!r}, which no format claims. Known: {known}. Rename it, or set `format:`."
     )
+
+
+def mask_format(name: str, objects: int) -> Format:
+    """The format of the mask of an image of the named format: its own, or TIFF where its own cannot number so many objects."""
+    own = FORMATS[name]
+    return own if objects <= own.most_objects else FORMATS["tiff"]

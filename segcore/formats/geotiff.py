@@ -51,6 +51,7 @@ class GeoTiff:
 
     suffixes: tuple[str, ...] = (".tif", ".tiff", ".gtiff", ".btf")
     mask_suffix: str = ".tif"
+    most_objects: int = 2**32 - 1
 
     def describe(self, location: str, version: str) -> RasterSpec:
         """Read the header; see `segcore.raster.Format.describe`."""

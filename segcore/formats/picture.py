@@ -66,6 +66,7 @@ class Picture:
 
     suffixes: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".webp")
     mask_suffix: str = ".png"
+    most_objects: int = 2**16 - 1
 
     def describe(self, location: str, version: str) -> RasterSpec:
         """Read the header (of WebP the whole file); see `segcore.raster.Format.describe`."""

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from segcore.segmenters import kmeans, mixture, threshold
+from segcore.segmenters import ensemble, kmeans, mean_shift, mixture, quickshift, threshold, watershed
 
-__all__ = ["kmeans", "mixture", "threshold"]
+__all__ = ["ensemble", "kmeans", "mean_shift", "mixture", "quickshift", "threshold", "watershed"]

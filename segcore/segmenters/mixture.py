@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from segcore.expectation import Covariance, Shape, choose_mixture, fit_mixture
+from segcore.expectation import Covariance, Shape, choose_mixture, fit_mixture, posteriors
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
 from segcore.naming import MOST_CLASSES, check_bands, check_references, class_names, class_order, count_of
 from segcore.pointwise import Scores, select_fitted
@@ -21,6 +21,8 @@ from segcore.samples import Samples, State
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
+
+    from numpy.typing import NDArray
 
     from segcore.raster import Block, RasterSpec
 
@@ -167,6 +169,10 @@ class MixtureModel:
     def segment(self, block: Block) -> Labels:
         """The most probable component of each pixel."""
         return Labels(Scores(self.constants, self.means, self.factors).label(block.pixels))
+
+    def scores(self, block: Block) -> NDArray[np.float32]:
+        """Posterior probability of each component for each pixel."""
+        return posteriors(block.pixels, (np.array(self.constants), np.array(self.means), np.array(self.factors)))
 
     def provenance(self) -> Mapping[str, Any]:
         """Components and how they were found."""

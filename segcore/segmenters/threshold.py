@@ -11,21 +11,24 @@ the one that scikit-image finds on all valid pixels at once.
   of the number of bins.
 Collections that mix whole numbers and floats are treated as floats. Infinite values are ignored when fitting.
 
-The luminance of colours is Rec. 601 in the picture's own type: the very integers of `cv2.cvtColor` for 8 and 16 bit,
-float32 otherwise. A picture with one band is its own luminance.
+The method `local` needs no histogram: each pixel is compared with the Gaussian mean, mean or median of the window around it, as in
+scikit-image's `threshold_local` (`segcore.local`). Where a pixel equals its local value, scikit-image leaves the answer to rounding; here
+it is not greater. Pixels without data take no part in windows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from segcore.errors import FitError, ModelMismatch
+from segcore.errors import FitError
 from segcore.histogram import Bins, Values
+from segcore.intensity import Band, Source, core_intensity, exceeds, intensity, select_source
+from segcore.local import LARGEST_WINDOW, Window, WindowStatistic
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
 from segcore.naming import check_names
 from segcore.raster import Labels
@@ -38,14 +41,11 @@ if TYPE_CHECKING:
 
     from segcore.raster import Block, RasterSpec
 
-Method = Literal["otsu", "multi-otsu", "li", "triangle"]
-Band = int | Literal["luminance"] | None
-Source = Band | tuple[int, ...]
-"""What is thresholded; three bands stand for red, green and blue."""
-
+Method = Literal["otsu", "multi-otsu", "li", "triangle", "local"]
 _FEW_BINS, _MANY_BINS = 256, 65_536
 # Worst case float64 colours: 3 x 8 in, 12 as float32, two float32 products, validity and labels.
 _BYTES_PER_PIXEL = 48
+_LOCAL_BYTES_PER_PIXEL = 88
 
 
 @SEGMENTERS.register("threshold")
@@ -56,7 +56,7 @@ class Threshold:
     value: float | None = None
     """The threshold itself. None: it is found by `method`."""
     method: Method | None = None
-    """How to find the threshold: otsu (the default), multi-otsu, li, triangle. Not together with `value`."""
+    """How to find the threshold: otsu (the default), multi-otsu, li, triangle, or local (for each pixel). Not together with `value`."""
     band: Band = None
     """Band, counted from 1, or `luminance`. None: luminance for RGB pictures, the first band otherwise."""
     bands: tuple[int, ...] | None = None
@@ -65,6 +65,12 @@ class Threshold:
     """True: class 1 where the value is greater than the threshold. False: class 1 where it is not."""
     levels: int = 3
     """Number of classes for multi-otsu, 2 to 5."""
+    window: int = 51
+    """Side of the square around each pixel for local: an odd number of pixels from 3 on."""
+    window_statistic: WindowStatistic = "gaussian"
+    """What local takes of the window: gaussian (mean with sigma (window - 1) / 6), mean, median."""
+    offset: float = 0.0
+    """Subtracted from the local value: above 0, pixels a little darker than their surroundings are class 1 too."""
     classes: tuple[str, ...] | None = None
     """Names by class id. None: background, foreground; for multi-otsu class_0, class_1 …"""
 
@@ -75,8 +81,8 @@ class Threshold:
             raise ValueError(f"value and method: a threshold is given or found, not both; got {self.value} and {self.method!r}")
         if self.value is not None and not math.isfinite(self.value):
             raise ValueError(f"value: expected a finite number; got {self.value}")
-        if self.method not in (None, "otsu", "multi-otsu", "li", "triangle"):
-            raise ValueError(f"method: expected otsu, multi-otsu, li or triangle; got {self.method!r}")
+        if self.method not in (None, "otsu", "multi-otsu", "li", "triangle", "local"):
+            raise ValueError(f"method: expected otsu, multi-otsu, li, triangle or local; got {self.method!r}")
         if self.band not in (None, "luminance") and (not isinstance(self.band, int) or self.band < 1):
             raise ValueError(f"band: expected a number from 1 on, or 'luminance'; got {self.band!r}")
         if self.bands is not None and (self.band is not None or len(self.bands) not in (1, 3) or min(self.bands) < 1):
@@ -85,10 +91,24 @@ class Threshold:
             raise ValueError(f"levels: expected 2 to 5 classes; got {self.levels}")
         if self.method == "multi-otsu" and not self.above:
             raise ValueError("above: multi-otsu numbers its classes upwards; leave `above` out")
+        self._check_window()
         if self.classes is not None:
             check_names(self.classes)
             if len(self.classes) != self._count:
                 raise ValueError(f"classes: {self._count} classes need {self._count} names; got {list(self.classes)}")
+
+    def _check_window(self) -> None:
+        if not 3 <= self.window <= LARGEST_WINDOW or self.window % 2 == 0:
+            raise ValueError(f"window: expected an odd number of pixels from 3 to {LARGEST_WINDOW:,}; got {self.window}")
+        if self.window_statistic not in ("gaussian", "mean", "median"):
+            raise ValueError(f"window_statistic: expected gaussian, mean or median; got {self.window_statistic!r}")
+        if not math.isfinite(self.offset):
+            raise ValueError(f"offset: expected a finite number; got {self.offset}")
+        others = ("levels",) if self.method == "local" else ("window", "window_statistic", "offset")
+        for field in fields(self):
+            if field.name in others and getattr(self, field.name) != field.default:
+                owner = "multi-otsu" if field.name == "levels" else "local"
+                raise ValueError(f"{field.name}: belongs to `method: {owner}`; leave it out, or choose that method")
 
     @property
     def _count(self) -> int:
@@ -108,16 +128,22 @@ class Threshold:
 
     @property
     def footprint(self) -> Footprint:
-        """No halo."""
+        """A halo for local only."""
+        if self.method == "local":
+            return self.start().footprint
         return Footprint(bytes_per_pixel=_BYTES_PER_PIXEL)
 
     def start(self) -> Fitter | Segmenter:
-        """The segmenter itself where the threshold is given, else this fitter."""
+        """The segmenter itself where the threshold is given or local, else this fitter."""
+        if self.method == "local":
+            return LocalThresholdModel(
+                self.window, self.window_statistic, self.offset, self.expected_classes, self.source, self.above
+            )
         return self if self.value is None else ThresholdModel((self.value,), self.expected_classes, self.source, self.above)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the band, or the bands of the luminance."""
-        return _select(spec, self.source)
+        return select_source(spec, self.source)
 
     def kind_of(self, spec: RasterSpec) -> Hashable:  # noqa: ARG002  every image suits
         """Values of all images go into one histogram."""
@@ -125,7 +151,7 @@ class Threshold:
 
     def observe(self, block: Block) -> Values:
         """Extremes and counts of the block's values."""
-        return Values.of(*_core_values(block))
+        return Values.of(*core_intensity(block))
 
     def merge(self, a: Values, b: Values) -> Values:
         """Extremes and counts of both."""
@@ -133,7 +159,7 @@ class Threshold:
 
     def finish(self, total: Values) -> Fitter | Segmenter:
         """The model, or the round of equal bins. Raises `FitError` where there is no valid pixel."""
-        if self.value is not None:
+        if self.value is not None or self.method == "local":
             return self.start()
         if total.pixels == 0:
             raise FitError(
@@ -184,7 +210,7 @@ class BinnedThreshold:
 
     def observe(self, block: Block) -> NDArray[np.int64]:
         """Counts of the block's values in each bin."""
-        return self.bins.count(*_core_values(block))
+        return self.bins.count(*core_intensity(block))
 
     def merge(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
         """Counts of both."""
@@ -219,17 +245,17 @@ class ThresholdModel:
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the band, or the bands of the luminance."""
-        return _select(spec, self.band)
+        return select_source(spec, self.band)
 
     def segment(self, block: Block) -> Labels:
         """The number of thresholds that each value exceeds (with `above` False: 1 where it does not exceed the one)."""
         values = intensity(block.pixels, block.spec.location)
-        first = _exceeds(values, self.thresholds[0])
+        first = exceeds(values, self.thresholds[0])
         if not self.above:
             first = ~first
         labels = first.view(np.uint8)
         for threshold in self.thresholds[1:]:
-            labels += _exceeds(values, threshold)
+            labels += exceeds(values, threshold)
         return Labels(labels)
 
     def provenance(self) -> Mapping[str, Any]:
@@ -237,54 +263,40 @@ class ThresholdModel:
         return {"thresholds": list(self.thresholds), "method": self.method, "pixels": self.pixels}
 
 
-def intensity(pixels: NDArray[np.generic], where: str) -> NDArray[np.generic]:
-    """One value a pixel of a (y, x, channels) array: the only channel, or the Rec. 601 luminance of three.
+@MODELS.register("threshold_local")
+@dataclass(frozen=True, slots=True)
+class LocalThresholdModel:
+    """A threshold for each pixel from the window around it, ready to run."""
 
-    8- and 16-bit luminance are those of `cv2.cvtColor(RGB2GRAY)`; other types give float32. Raises `ModelMismatch` for other
-    numbers of channels.
-    """
-    if pixels.shape[-1] == 1:
-        return pixels[..., 0]
-    if pixels.shape[-1] != 3:
-        raise ModelMismatch(f"{where}: a threshold needs 1 band, or 3 for luminance; it got {pixels.shape[-1]}. Set `band`.")
-    if pixels.dtype in (np.uint8, np.uint16):
-        import cv2
+    window: int
+    window_statistic: WindowStatistic
+    offset: float
+    classes: tuple[str, ...]
+    band: Source = None
+    above: bool = True
 
-        gray: NDArray[np.generic] = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
-        return gray
-    # cv2 rounds floats by the pixel's place in its vectors, so that tiles would differ from the whole in the last bit.
-    red, green, blue = (pixels[..., channel].astype(np.float32) for channel in range(3))
-    red *= np.float32(0.299)
-    green *= np.float32(0.587)
-    blue *= np.float32(0.114)
-    red += green
-    red += blue
-    return red
+    exactness: ClassVar[Exactness] = Exactness.EXACT
 
+    @property
+    def footprint(self) -> Footprint:
+        """The radius of the window; the Gaussian's is 2/3 of its side."""
+        radius = Window(self.window, self.window_statistic).radius
+        return Footprint((radius, radius), _LOCAL_BYTES_PER_PIXEL, 4)
 
-def _select(spec: RasterSpec, band: Source) -> RasterSpec:
-    if isinstance(band, tuple):
-        return spec.select(band)
-    if band is None:
-        band = "luminance" if spec.interpretation == "rgb" else spec.bands[0]
-    if band == "luminance":
-        return spec.select((1,)) if spec.file_bands == 1 else spec.select((1, 2, 3))
-    return spec.select((band,))
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the band, or the bands of the luminance."""
+        return select_source(spec, self.band)
 
+    def segment(self, block: Block) -> Labels:
+        """1 where a pixel of the core exceeds its local value less the offset (with `above` False: where it does not)."""
+        values = intensity(block.pixels, block.spec.location)
+        usable = block.valid & np.isfinite(values) if values.dtype.kind == "f" else block.valid
+        core = block.tile.core.relative_to(block.tile.read)
+        labels = np.zeros(block.valid.shape, np.uint8)
+        exceeded = Window(self.window, self.window_statistic).exceeded(values, usable, core, self.offset)
+        labels[core.slices] = exceeded if self.above else ~exceeded
+        return Labels(labels)
 
-def _core_values(block: Block) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-    pixels, valid = block.tile.trim(block.pixels), block.tile.trim(block.valid)
-    return intensity(pixels, block.spec.location), valid
-
-
-def _exceeds(values: NDArray[Any], threshold: float) -> NDArray[np.bool_]:
-    """Where values exceed a threshold, compared exactly but in the values' own type."""
-    if values.dtype.kind in "iu":
-        # Whole numbers exceed a threshold where they exceed the whole number below it.
-        return np.asarray(values > math.floor(threshold))
-    if values.dtype.kind == "b" or values.dtype.itemsize > 4:
-        return np.asarray(values > np.float64(threshold))
-    below = values.dtype.type(threshold)
-    if float(below) > threshold:
-        below = np.nextafter(below, values.dtype.type(-np.inf))
-    return np.asarray(values > below)
+    def provenance(self) -> Mapping[str, Any]:
+        """The window and the offset."""
+        return {"method": "local", "window": self.window, "window_statistic": self.window_statistic, "offset": self.offset}

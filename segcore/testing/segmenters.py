@@ -7,7 +7,6 @@ the footprint, and a fitted model must be made of JSON values.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pickle
 import tracemalloc
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from segcore.fold import observe_all
-from segcore.geometry import Grid
-from segcore.model import MODELS, Exactness, Fitter, Segmenter
+from segcore.manifest import dump_model, load_model
+from segcore.model import MODELS, Exactness, Fitter, Model, ObjectSegmenter, Segmenter
 from segcore.raster import Block, RasterSpec
+from segcore.scene import blocks, fit_to, segment_scene
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,37 +63,36 @@ class Picture:
         pixels = np.ascontiguousarray(self.pixels[tile.read.slices][..., channels])
         return Block(tile, pixels, np.ascontiguousarray(self.valid[tile.read.slices]), spec)
 
-    def blocks(self, model: Fitter | Segmenter, tile: Shape | None = None) -> list[Block]:
+    def blocks(self, model: Fitter | Model, tile: Shape | None = None) -> list[Block]:
         """The blocks that a model sees under this tiling. None: one block."""
-        spec = model.select(self.spec)
-        return [self.block(each, spec) for each in Grid(spec.shape, tile or spec.shape, model.footprint.halo)]
+        return list(blocks(self, model, tile))
 
 
-def started(recipe: Any) -> Fitter | Segmenter:
+def started(recipe: Any) -> Fitter | Model:
     """What a recipe starts with."""
-    return cast("Fitter | Segmenter", recipe.start())
+    return cast("Fitter | Model", recipe.start())
 
 
-def fitted(recipe: Any, pictures: Sequence[Picture], tile: Shape | None = None) -> Segmenter:
+def fitted(recipe: Any, pictures: Sequence[Picture], tile: Shape | None = None) -> Model:
     """The model of a recipe on these pictures under this tiling."""
-    model = started(recipe)
-    while not isinstance(model, Segmenter):
-        fitter = model
-        blocks = [block for picture in pictures for block in picture.blocks(fitter, tile)]
-        model = fitter.finish(observe_all(fitter, blocks))
-    return model
+    return fit_to(started(recipe), pictures, tile)
 
 
-def labelled(model: Segmenter, picture: Picture, tile: Shape | None = None) -> NDArray[np.integer]:
-    """The labels of the whole picture under this tiling."""
-    out = np.zeros(picture.spec.shape, np.uint32)
-    for block in picture.blocks(model, tile):
-        out[block.tile.core.slices] = block.tile.trim(model.segment(block).values)
-    return out
+def labelled(model: Model, picture: Picture, tile: Shape | None = None) -> NDArray[np.integer]:
+    """The labels of the whole picture under this tiling: classes, or ids of objects."""
+    return segment_scene(model, picture, tile).values
+
+
+def object_mask(
+    model: ObjectSegmenter, picture: Picture, tile: Shape | None = None
+) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """The ids of all objects of the picture under this tiling, and the class of each pixel."""
+    mask = segment_scene(model, picture, tile)
+    return mask.values, mask.classes
 
 
 def check_tiling(recipe: Any, picture: Picture, tile: Shape) -> None:
-    """The model is the same for any tiling, and where the recipe says EXACT so is every valid pixel's class."""
+    """The model is the same for any tiling, and where it says EXACT so is every valid pixel's label."""
     whole, tiled = fitted(recipe, [picture]), fitted(recipe, [picture], tile)
     assert whole == tiled, f"{recipe}: fitted on tiles of {tile} the model differs"
     if whole.exactness is Exactness.EXACT:
@@ -105,7 +104,7 @@ def check_tiling(recipe: Any, picture: Picture, tile: Shape) -> None:
 def check_merging(recipe: Any, picture: Picture, tile: Shape) -> None:
     """Merging in another order, another grouping, or after a journey by pickle gives the same model."""
     fitter = started(recipe)
-    while not isinstance(fitter, Segmenter):
+    while isinstance(fitter, Fitter):
         blocks = picture.blocks(fitter, tile)
         forth = observe_all(fitter, blocks)
         back = observe_all(fitter, blocks[::-1])
@@ -125,38 +124,44 @@ def check_values(recipe: Any, picture: Picture) -> None:
     assert pickle.loads(pickle.dumps(model)) == model
     assert type(model) in MODELS.values(), f"{type(model).__name__} is not registered in MODELS"
     json.dumps(dict(model.provenance()), allow_nan=False)
-    fields = json.loads(json.dumps(dataclasses.asdict(cast("Any", model))))
-    again = type(model)(**{name: _tuples(value) for name, value in fields.items()})
-    assert again == model, f"{recipe}: the model read back from JSON differs"
+    assert load_model(dump_model(model)) == model, f"{recipe}: the model read back from its file differs"
 
 
 def check_labels(recipe: Any, picture: Picture) -> None:
     """Labels cover the block and are ids of named classes."""
     model = fitted(recipe, [picture])
     (block,) = picture.blocks(model)
-    labels = model.segment(block)
-    assert labels.values.shape == block.valid.shape
-    assert labels.values.dtype.kind in "iu"
-    ids = np.unique(labels.values[block.valid]) if labels.class_of is None else np.array(labels.class_of)
+    if isinstance(model, ObjectSegmenter):
+        fragments = model.fragment(block)
+        assert fragments.values.shape == block.tile.core.shape
+        assert fragments.values.dtype == np.uint32
+        assert not fragments.values[~block.tile.trim(block.valid)].any(), f"{recipe}: objects where there is no data"
+        assert np.array_equal(np.unique(np.append(fragments.values, 0)), np.arange(len(fragments.class_of)))
+        ids = fragments.class_of
+    else:
+        labels = model.segment(block)
+        assert labels.values.shape == block.valid.shape
+        assert labels.values.dtype.kind in "iu"
+        ids = np.unique(labels.values[block.valid]) if labels.class_of is None else np.array(labels.class_of)
     assert ids.size == 0 or (ids.min() >= 0 and ids.max() < len(model.classes)), f"{recipe}: labels without a class name"
 
 
 def check_footprint(recipe: Any, picture: Picture, slack: int = 2**21) -> None:
     """Neither fitting nor labelling takes more memory than the footprint says, once the process is warm."""
     model = started(recipe)
-    while not isinstance(model, Segmenter):
+    while isinstance(model, Fitter):
         fitter = model
         (block,) = picture.blocks(fitter)
         fitter.observe(block)
         _measure(lambda fitter=fitter, block=block: fitter.observe(block), fitter, block, slack)
         model = fitter.finish(fitter.observe(block))
-    segmenter = model
-    (block,) = picture.blocks(segmenter)
-    segmenter.segment(block)
-    _measure(lambda: segmenter.segment(block), segmenter, block, slack)
+    work: Any = model.segment if isinstance(model, Segmenter) else model.fragment
+    (block,) = picture.blocks(model)
+    work(block)
+    _measure(lambda: work(block), model, block, slack)
 
 
-def _measure(work: Any, model: Fitter | Segmenter, block: Block, slack: int) -> None:
+def _measure(work: Any, model: Fitter | Model, block: Block, slack: int) -> None:
     tracemalloc.start()
     try:
         work()
@@ -167,7 +172,3 @@ def _measure(work: Any, model: Fitter | Segmenter, block: Block, slack: int) -> 
     allowed = model.footprint.bytes_per_pixel * block.valid.size + slack
     per_pixel = used / block.valid.size
     assert used <= allowed, f"{model}: {per_pixel:.1f} bytes a pixel; its footprint says {model.footprint.bytes_per_pixel}"
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

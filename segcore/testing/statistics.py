@@ -51,11 +51,7 @@ class LabelledImage:
     def cut(self, tile: Shape, halo: Shape = (0, 0)) -> list[Labelled]:
         """The labelled tiles of a grid, in row order."""
         return [
-            Labelled(
-                self.labels[tile.core.slices],
-                Block(tile, self.pixels[tile.read.slices], self.valid[tile.read.slices], self.spec),
-                self.legend,
-            )
+            Labelled(self.labels[tile.core.slices], tile, self.spec, self.legend)
             for tile in Grid(self.spec.shape, tile, halo)
         ]
 

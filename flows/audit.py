@@ -1,0 +1,137 @@
+"""Audit: proves that tiled equals untiled, on the user's own recipe and image.
+
+A region is fitted and segmented twice, as one tile and in tiles, with the very functions that runs use. What differs is counted by class or by
+object and drawn.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from segcore.seam_audit import audit_seams
+
+from flows.recipe import Recipe, effective_tile
+from flows.segment import take_inventory
+from segcore.errors import RunError
+from segcore.model import Exactness, ObjectSegmenter
+from segcore.scene import Mask, Region, fit_to, segment_scene
+from segcore.storage import Store, configure
+from segcore.work import prepare_process
+from tasks.fanout import InProcess, memory_of, open_fanout
+from tasks.memory import require_memory
+from tasks.plan import describe_sources
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.geometry import Shape
+    from segcore.manifest import Item
+    from segcore.model import Model
+
+DEFAULT_PIXELS = 2_000_000
+_TILES_ACROSS = 3
+_PICTURE_SIDE = 1600
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What an audit found."""
+
+    lines: tuple[str, ...]
+    """What to tell the user."""
+    broken: bool
+    """Whether something differs that must not."""
+
+
+def audit(recipe: Recipe, pixels: int, tile: int | None) -> Audit:
+    """Audit the first readable image of a recipe. Raises `RunError` where there is none, `FitError` where it allows no model."""
+    configure(recipe.storage)
+    item = _first_readable(recipe)
+    assert item.spec is not None
+    region = Region.middle(item.spec, pixels)
+    shape = region.spec.shape
+    # Smaller than the region even where the recipe's tile is not: without seams there would be nothing to audit.
+    side = effective_tile(tile or min(recipe.tile, max(16, -(-max(shape) // _TILES_ACROSS))))
+    if tile is None and side >= max(shape):
+        side = effective_tile(max(16, side // 4))
+    require_memory(recipe.order("audit"), [item], memory_of(InProcess()))
+    whole_model, tiled_model = (fit_to(recipe.segmenter, [region], cut) for cut in (None, (side, side)))
+    whole, tiled = (segment_scene(whole_model, region, cut) for cut in (None, (side, side)))
+    lines = [
+        f"{item.source.uri}: {_size(shape)} of {_size(item.spec.shape)} pixels, whole against tiles of {side}",
+        f"segmenter {recipe.kind}: {whole_model.exactness.value}, halo {max(whole_model.footprint.halo)}",
+    ]
+    if whole_model != tiled_model:
+        lines.append("The fitted models differ.")
+    differing = (whole.values != tiled.values) & whole.valid
+    lines += _objects(whole, tiled, side) if isinstance(whole_model, ObjectSegmenter) else _classes(whole_model, whole, tiled)
+    count = int(np.count_nonzero(differing))
+    lines.append(f"differing pixels: {count} of {int(np.count_nonzero(whole.valid))}")
+    if count:
+        name = f"runs/audit/{item.source.image_id}.png"
+        Store(recipe.output).publish(name, _picture(region, differing, side))
+        lines.append(f"Look at {recipe.output}/{name}: differences are red, seams blue.")
+    broken = whole_model.exactness is Exactness.EXACT and (count > 0 or whole_model != tiled_model)
+    return Audit(tuple(lines), broken)
+
+
+def _first_readable(recipe: Recipe) -> Item:
+    inventory = take_inventory(recipe)
+    with open_fanout(InProcess(), partial(prepare_process, recipe.storage), threading.Event()) as fanout:
+        reason = ""
+        for source in inventory.sources:
+            (item,) = describe_sources(fanout, [source], recipe.format)
+            if item.spec is not None:
+                return item
+            reason = reason or (item.failure.error if item.failure else "")
+    raise RunError(f"None of {len(inventory.sources)} inputs can be read. {reason}")
+
+
+def _classes(model: Model, whole: Mask, tiled: Mask) -> list[str]:
+    lines = []
+    for number, name in enumerate(model.classes):
+        one, other = (whole.values == number) & whole.valid, (tiled.values == number) & whole.valid
+        changed = int(np.count_nonzero(one != other))
+        lines.append(f"class {name}: {np.count_nonzero(one)} pixels whole, {np.count_nonzero(other)} tiled, {changed} differ")
+    return lines
+
+
+def _objects(whole: Mask, tiled: Mask, side: int) -> list[str]:
+    one, other = (np.where(mask.valid, mask.values, 0) for mask in (whole, tiled))
+    unlike = one != other
+    touched = len(np.setdiff1d(one[unlike], [0]))
+    lines = [f"objects: {int(one.max(initial=0))} whole, {int(other.max(initial=0))} tiled, {touched} differ"]
+    return [*lines, f"seams: {audit_seams(other, side)}"]
+
+
+def _picture(region: Region, differing: NDArray[np.bool_], side: int) -> bytes:
+    """The region in grey with its differences and seams, reduced so that no difference is lost."""
+    from PIL import Image
+
+    from segcore.geometry import Box, Tile
+
+    whole = Box.whole(region.spec.shape)
+    block = region.block(Tile((0, 0), whole, whole), region.spec)
+    grey = np.nan_to_num(block.pixels[..., :3].astype(np.float32).mean(axis=2))
+    low, high = np.percentile(grey, [2, 98])
+    shown = np.clip((grey - low) / max(float(high - low), 1e-9) * 160 + 40, 0, 200)
+    step = max(1, -(-max(shown.shape) // _PICTURE_SIDE))
+    rows, columns = (np.arange(0, n, step) for n in shown.shape)
+    picture = np.repeat(shown[::step, ::step, None], 3, axis=2)
+    picture[(rows % side < step) & (rows > 0)] = (60, 90, 220)
+    picture[:, (columns % side < step) & (columns > 0)] = (60, 90, 220)
+    padded = np.pad(differing, [(0, -n % step) for n in differing.shape])
+    any_in_cell = padded.reshape(len(rows), step, len(columns), step).any(axis=(1, 3))
+    picture[any_in_cell] = (230, 30, 30)
+    out = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def _size(shape: Shape) -> str:
+    return " x ".join(str(n) for n in reversed(shape))

@@ -1,0 +1,273 @@
+"""Compiled loops of mean shift in the space of values. Import only inside functions: numba takes a second to load.
+
+Cells of a lattice go by keys: the cell's place along each channel times that channel's stride, modulo 2**64. A lattice travels as
+(side, lows, extents, strides). Whatever is remembered by cell stands in an open-addressed table (keys, held), whose size is a
+power of two and where held < 0 marks a free slot.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from segcore._kernels import _BLUE, _GREEN, _RED, exactly
+
+FLAT, EPANECHNIKOV, GAUSSIAN = 0, 1, 2
+_MEMO_SLOTS = 2**15
+
+
+# ---- cells ---------------------------------------------------------------------------------------------------------
+
+
+@exactly
+def _slot(keys, held, key):  # type: ignore[no-untyped-def]
+    """Where `key` stands in the table, or the free slot where it belongs."""
+    mask = np.uint64(keys.size - 1)
+    at = key * np.uint64(0x9E3779B97F4A7C15)
+    at = (at ^ (at >> np.uint64(32))) & mask
+    while held[at] >= 0 and keys[at] != key:
+        at = (at + np.uint64(1)) & mask
+    return at
+
+
+@exactly
+def _place(value, side, low, extent):  # type: ignore[no-untyped-def]
+    """The cell of a value along one channel; -1 outside of the lattice and for NaN."""
+    place = np.floor(value / side) - low
+    return np.int64(place) if 0 <= place < extent else np.int64(-1)
+
+
+@exactly
+def fill(keys, held, new_keys, values):  # type: ignore[no-untyped-def]
+    """Put (key, value) pairs into an empty table."""
+    for i in range(new_keys.size):
+        at = _slot(keys, held, new_keys[i])
+        keys[at] = new_keys[i]
+        held[at] = values[i]
+
+
+@exactly
+def gather(values, weights, lattice, table, cells):  # type: ignore[no-untyped-def]
+    """Gather values (channels, n), none outside of the lattice, by cell in the order of first occurrence.
+
+    Fills `cells`: sums (most, 1 + channels) of weights and weighted values, and keys (most,). Returns the number of cells, or -1 where they are more than `most`.
+    """
+    side, lows, extents, strides = lattice
+    keys, held = table
+    sums, cell_keys = cells
+    channels = values.shape[0]
+    n = 0
+    for i in range(weights.size):
+        key = np.uint64(0)
+        for j in range(channels):
+            key += np.uint64(_place(float(values[j, i]), side, lows[j], extents[j])) * strides[j]
+        at = _slot(keys, held, key)
+        if held[at] < 0:
+            if n == cell_keys.size:
+                return -1
+            keys[at] = key
+            held[at] = n
+            cell_keys[n] = key
+            n += 1
+        cell = held[at]
+        sums[cell, 0] += weights[i]
+        for j in range(channels):
+            sums[cell, 1 + j] += weights[i] * float(values[j, i])
+    return n
+
+
+# ---- climbing ------------------------------------------------------------------------------------------------------
+
+
+@exactly
+def _weighted_sums(at, window, density, total):  # type: ignore[no-untyped-def]
+    """Weight and weighted sums (1 + channels) of the points around `at`, each counted by the kernel.
+
+    `window` is (kernel, bandwidth, reach). `density` is (points (n, channels), weights, starts, rows): points by row, and in a row
+    by their third channel (the last one, where there are fewer). `rows` is (side, low and number of rows along two channels).
+    """
+    kernel, bandwidth, reach = window
+    points, weights, starts, rows = density
+    side, low_a, number_a, low_b, number_b = rows
+    channels = points.shape[1]
+    along = min(2, channels - 1)
+    total[:] = 0.0
+    square_reach = reach * reach
+    # The margin covers rounding: which points count is decided by their distances alone.
+    reach *= 1 + 1e-9
+    shape = 1.0 / (bandwidth * bandwidth)
+    first_a = first_b = last_a = last_b = 0
+    a = b = 0.0
+    if channels > 1:
+        a = at[0] - low_a
+        first_a = max(0, int(np.floor((a - reach) / side)))
+        last_a = min(number_a - 1, int(np.floor((a + reach) / side)))
+    if channels > 2:
+        b = at[1] - low_b
+        first_b = max(0, int(np.floor((b - reach) / side)))
+        last_b = min(number_b - 1, int(np.floor((b + reach) / side)))
+    for row_a in range(first_a, last_a + 1):
+        gap_a = max(0.0, row_a * side - a, a - (row_a + 1) * side) if channels > 1 else 0.0
+        for row_b in range(first_b, last_b + 1):
+            gap_b = max(0.0, row_b * side - b, b - (row_b + 1) * side) if channels > 2 else 0.0
+            left = reach * reach - gap_a * gap_a - gap_b * gap_b
+            begin, end = starts[row_a * number_b + row_b], starts[row_a * number_b + row_b + 1]
+            if left < 0 or begin == end:
+                continue
+            half = np.sqrt(left) + 1e-9 * reach
+            low, high = begin, end
+            while low < high:
+                middle = (low + high) >> 1
+                if points[middle, along] < at[along] - half:
+                    low = middle + 1
+                else:
+                    high = middle
+            for i in range(low, end):
+                if points[i, along] > at[along] + half:
+                    break
+                square = 0.0
+                for j in range(channels):
+                    difference = points[i, j] - at[j]
+                    square += difference * difference
+                if square <= square_reach:
+                    weight = weights[i]
+                    if kernel == EPANECHNIKOV:
+                        weight *= 1.0 - square * shape
+                    elif kernel == GAUSSIAN:
+                        weight *= np.exp(-0.5 * square * shape)
+                    total[0] += weight
+                    for j in range(channels):
+                        total[1 + j] += weight * points[i, j]
+
+
+@exactly
+def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyped-def]
+    """Follow mean shift from the points of `chunk` until a step is at most a thousandth of the bandwidth.
+
+    `steps` is the most steps of a path; `found` takes the ends (n, channels) and their strengths (n,): the kernel's weight there.
+    Where the lattice `micro` has a side above 0, a path that enters a cell of it that an earlier path of the chunk crossed ends
+    where that one did.
+    """
+    points, ends, strengths = density[0], found[0], found[1]
+    channels = points.shape[1]
+    total, at = np.empty(1 + channels), np.empty(channels)
+    side, lows, extents, strides = micro
+    remembers = side > 0
+    slots = _MEMO_SLOTS if remembers else 1
+    keys, held = np.zeros(slots, np.uint64), np.full(slots, -1, np.int64)
+    path = np.empty(steps + 1, np.uint64)
+    known = 0
+    for i in range(chunk[0], chunk[1]):
+        at[:] = points[i]
+        crossed, same = 0, np.int64(-1)
+        for _ in range(steps):
+            if remembers:
+                key = np.uint64(0)
+                for j in range(channels):
+                    key += np.uint64(max(0, _place(at[j], side, lows[j], extents[j]))) * strides[j]
+                same = held[_slot(keys, held, key)]
+                if same >= 0:
+                    break
+                path[crossed] = key
+                crossed += 1
+            _weighted_sums(at, window, density, total)
+            if total[0] <= 0:
+                break
+            strengths[i] = total[0]
+            moved = 0.0
+            for j in range(channels):
+                shifted = total[1 + j] / total[0]
+                moved += (shifted - at[j]) ** 2
+                at[j] = shifted
+            if moved <= (1e-3 * window[1]) ** 2:
+                break
+        if same >= 0:
+            ends[i] = ends[same]
+            strengths[i] = strengths[same]
+        else:
+            ends[i] = at
+            same = i
+        for step in range(crossed):
+            if 2 * known < slots:
+                slot = _slot(keys, held, path[step])
+                known += held[slot] < 0
+                keys[slot] = path[step]
+                held[slot] = same
+
+
+@exactly
+def keep_strongest(ends, bandwidth, most, kept):  # type: ignore[no-untyped-def]
+    """Keep each of the `ends` (n, channels), strongest first, that is farther than the bandwidth from all kept before.
+
+    Writes their rows into `kept`; returns how many, at most `most`.
+    """
+    n = 0
+    for i in range(ends.shape[0]):
+        near = False
+        for other in range(n):
+            square = 0.0
+            for j in range(ends.shape[1]):
+                square += (ends[i, j] - ends[kept[other], j]) ** 2
+            if square <= bandwidth * bandwidth:
+                near = True
+                break
+        if not near:
+            if n == most:
+                break
+            kept[n] = i
+            n += 1
+    return n
+
+
+# ---- labelling -----------------------------------------------------------------------------------------------------
+
+
+@exactly
+def _class_of(value, lattice, table, modes):  # type: ignore[no-untyped-def]
+    """The class that is held for the value's cell; that of the nearest mode, the first of equals, where none is."""
+    side, lows, extents, strides = lattice
+    keys, held = table
+    key = np.uint64(0)
+    inside = True
+    for j in range(value.size):
+        place = _place(value[j], side, lows[j], extents[j])
+        inside = inside and place >= 0
+        key += np.uint64(place) * strides[j]
+    if inside:
+        known = held[_slot(keys, held, key)]
+        if known >= 0:
+            return np.int64(known)
+    least, label = np.inf, np.int64(0)
+    for k in range(modes.shape[0]):
+        square = 0.0
+        for j in range(value.size):
+            square += (value[j] - modes[k, j]) ** 2
+        if square < least:
+            least, label = square, np.int64(k)
+    return label
+
+
+@exactly
+def label_values(values, lattice, table, modes, out):  # type: ignore[no-untyped-def]
+    """Classes of the rows of `values` (n, channels)."""
+    value = np.empty(values.shape[1])
+    for i in range(values.shape[0]):
+        for j in range(value.size):
+            value[j] = values[i, j]
+        out[i] = _class_of(value, lattice, table, modes)
+
+
+@exactly
+def label_colours(pixels, labeller, memo, out):  # type: ignore[no-untyped-def]
+    """Classes of a (y, x, 3) uint8 block from `memo` (class + 1 by Morton code, 0: not known yet, found out when met)."""
+    lattice, table, modes = labeller
+    value = np.empty(3)
+    for y in range(pixels.shape[0]):
+        for x in range(pixels.shape[1]):
+            red, green, blue = pixels[y, x, 0], pixels[y, x, 1], pixels[y, x, 2]
+            key = _RED[red] | _GREEN[green] | _BLUE[blue]
+            known = memo[key]
+            if known == 0:
+                value[0], value[1], value[2] = red, green, blue
+                known = np.uint8(_class_of(value, lattice, table, modes) + 1)
+                memo[key] = known
+            out[y, x] = known - 1

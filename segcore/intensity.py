@@ -1,0 +1,78 @@
+"""Intensity: the one value of a pixel that a threshold looks at, a band or the luminance.
+
+The luminance of colours is Rec. 601 in the picture's own type: the very integers of `cv2.cvtColor` for 8 and 16 bit,
+float32 otherwise. A picture with one band is its own luminance.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from segcore.errors import ModelMismatch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.raster import Block, RasterSpec
+
+Band = int | Literal["luminance"] | None
+Source = Band | tuple[int, ...]
+"""What is thresholded; three bands stand for red, green and blue."""
+
+
+def select_source(spec: RasterSpec, band: Source) -> RasterSpec:
+    """The image with the band, or the bands of the luminance. Raises `ModelMismatch` where it has no such band."""
+    if isinstance(band, tuple):
+        return spec.select(band)
+    if band is None:
+        band = "luminance" if spec.interpretation == "rgb" else spec.bands[0]
+    if band == "luminance":
+        return spec.select((1,)) if spec.file_bands == 1 else spec.select((1, 2, 3))
+    return spec.select((band,))
+
+
+def intensity(pixels: NDArray[np.generic], where: str) -> NDArray[np.generic]:
+    """One value a pixel of a (y, x, channels) array: the only channel, or the Rec. 601 luminance of three.
+
+    8- and 16-bit luminance are those of `cv2.cvtColor(RGB2GRAY)`; other types give float32. Raises `ModelMismatch` for other
+    numbers of channels.
+    """
+    if pixels.shape[-1] == 1:
+        return pixels[..., 0]
+    if pixels.shape[-1] != 3:
+        raise ModelMismatch(f"{where}: a threshold needs 1 band, or 3 for luminance; it got {pixels.shape[-1]}. Set `band`.")
+    if pixels.dtype in (np.uint8, np.uint16):
+        import cv2
+
+        gray: NDArray[np.generic] = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+        return gray
+    # cv2 rounds floats by the pixel's place in its vectors, so that tiles would differ from the whole in the last bit.
+    red, green, blue = (pixels[..., channel].astype(np.float32) for channel in range(3))
+    red *= np.float32(0.299)
+    green *= np.float32(0.587)
+    blue *= np.float32(0.114)
+    red += green
+    red += blue
+    return red
+
+
+def core_intensity(block: Block) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    """The values of the block's core, and where they are valid."""
+    pixels, valid = block.tile.trim(block.pixels), block.tile.trim(block.valid)
+    return intensity(pixels, block.spec.location), valid
+
+
+def exceeds(values: NDArray[Any], threshold: float) -> NDArray[np.bool_]:
+    """Where values exceed a threshold, compared exactly but in the values' own type."""
+    if values.dtype.kind in "iu":
+        # Whole numbers exceed a threshold where they exceed the whole number below it.
+        return np.asarray(values > math.floor(threshold))
+    if values.dtype.kind == "b" or values.dtype.itemsize > 4:
+        return np.asarray(values > np.float64(threshold))
+    below = values.dtype.type(threshold)
+    if float(below) > threshold:
+        below = np.nextafter(below, values.dtype.type(-np.inf))
+    return np.asarray(values > below)

@@ -1,0 +1,92 @@
+"""Longitude and latitude of places in a raster, as tables give them.
+
+Places with a coordinate reference system are given in WGS84 as longitude and latitude (OGC:CRS84), so that images of different zones share a
+table. Places without one stay what they are: columns and rows.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pyproj import Transformer
+
+    from segcore.geometry import Shape
+    from segcore.raster import Space
+
+    Floats = NDArray[np.float64]
+
+NO_SPACING = 2**30
+"""A spacing longer than any edge."""
+_LEAST_SPACING = 16
+_TOLERANCE = 0.1
+"""Pixels that a straight edge may be off between two vertices."""
+_WIDEST = 90.0
+"""Degrees of longitude that an edge may span: more, and no one could tell which way around it goes."""
+
+
+def is_located(space: Space) -> bool:
+    """Whether places of the raster have a longitude and a latitude, unless its CRS knows none."""
+    return space.affine is not None and space.crs is not None
+
+
+def world(space: Space, column: Floats, row: Floats) -> tuple[Floats, Floats]:
+    """Where places (corners of pixels are whole numbers) lie: longitude and latitude in degrees, or column and row without a CRS.
+
+    NaN where the CRS has no longitude and latitude, or the place lies outside its domain. Longitudes may go beyond 180 where those of the image do.
+    """
+    if space.affine is None or space.crs is None:
+        return column, row
+    transformer = _transformer(space.crs)
+    if transformer is None:
+        return np.full(len(column), np.nan), np.full(len(column), np.nan)
+    a, b, c, d, e, f = space.affine
+    longitude, latitude = transformer.transform(a * column + b * row + c, d * column + e * row + f)
+    found = np.isfinite(longitude) & np.isfinite(latitude)
+    # Outermost pixels of global grids often reach a little beyond the poles.
+    return np.where(found, longitude, np.nan), np.where(found, np.clip(latitude, -90, 90), np.nan)
+
+
+@lru_cache(maxsize=256)
+def vertex_spacing(space: Space, shape: Shape) -> int:
+    """How many pixels may lie between two vertices of a straight edge, a power of two.
+
+    A straight line of the map is curved in longitude and latitude. Vertices at this spacing, which stand at the same places for
+    neighbouring objects, keep common edges common and each edge within a tenth of a pixel, as far as probes all over the raster tell.
+    """
+    if space.affine is None or space.crs is None or _transformer(space.crs) is None:
+        return NO_SPACING
+    rows, columns = (part.ravel() for part in np.meshgrid(*(np.linspace(0, size, 9) for size in shape), indexing="ij"))
+    spacing = 1 << max(max(shape) - 1, _LEAST_SPACING).bit_length()
+    while spacing > _LEAST_SPACING and not all(_is_straight(space, rows, columns, step) for step in ((spacing, 0), (0, spacing))):
+        spacing //= 2
+    return spacing
+
+
+def _is_straight(space: Space, rows: Floats, columns: Floats, step: tuple[int, int]) -> bool:
+    """Whether edges that start at these places and lead `step` (down, right) are straight enough."""
+    down, right = step
+    begin, middle, end = (np.stack(world(space, columns + part * right, rows + part * down)) for part in (0.0, 0.5, 1.0))
+    known = np.isfinite(begin + middle + end).all(axis=0) & (np.abs(end[0] - begin[0]) < 180)
+    if not known.any():
+        return True
+    across = np.stack([np.cos(np.radians(middle[1])), np.ones_like(middle[1])])
+    length = np.hypot(*((end - begin) * across)) / max(step)
+    off = np.hypot(*((middle - (begin + end) / 2) * across))
+    return bool((off[known] <= _TOLERANCE * length[known] + 1e-12).all() and (np.abs(end - begin)[0, known] <= _WIDEST).all())
+
+
+@lru_cache(maxsize=64)
+def _transformer(crs_wkt: str) -> Transformer | None:
+    """From a CRS to longitude and latitude; None where there is no way."""
+    from pyproj import CRS, Transformer
+    from pyproj.exceptions import ProjError
+
+    try:
+        return Transformer.from_crs(CRS.from_wkt(crs_wkt), "OGC:CRS84", always_xy=True)
+    except ProjError:
+        return None

@@ -1,0 +1,127 @@
+"""Seam audit: whether a table of objects betrays the tiling that they were found under.
+
+Cut objects    An object that was cut has a side on a seam: an edge of its bounding box lies on the line between two tiles. By chance that
+               happens on any line, so edges on seams are compared with edges on all other lines of the image.
+Centroids      Cutting an object gives two centroids beside the seam in place of one; dropping or merging objects there gives fewer. The number
+               of centroids in a band along the seams is compared with those in the bands of grids shifted away from the seams. Objects
+               gather in heaps, so the spread among the shifted grids is what counts, or that of chance if it is greater.
+
+Both give a z-score: how many standard deviations the seams differ from the interior. A tiling that leaves no trace gives scores of about 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.geometry import Shape
+
+SUSPICIOUS = 4.0
+"""Scores from here on do not happen by chance (once in 15,000 audits)."""
+_SHIFTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SeamAudit:
+    """How objects at seams compare with the others."""
+
+    objects: int
+    centroids_at_seams: float
+    """Centroids a pixel in the band along the seams."""
+    centroids_inside: float
+    """Centroids a pixel outside of it."""
+    cut_at_seams: float
+    """Edges of bounding boxes a seam line."""
+    cut_inside: float
+    """Edges of bounding boxes any other line."""
+    centroid_score: float
+    """Standard deviations by which centroids at seams differ from those of shifted grids; above 0 where they are more."""
+    cut_score: float
+    """Standard deviations by which edges on seams exceed those on other lines."""
+
+    @property
+    def ratio(self) -> float:
+        """Density of centroids at seams in times of that inside; 1 where there is nothing to compare."""
+        return self.centroids_at_seams / self.centroids_inside if self.centroids_inside > 0 else 1.0
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing shows where the seams are."""
+        return self.cut_score < SUSPICIOUS and abs(self.centroid_score) < SUSPICIOUS
+
+
+def audit_seams(objects: Mapping[str, Any], shape: Shape, tile: Shape, band: int) -> SeamAudit:
+    """Compare the objects of an image of `shape` at the seams of tiles of size `tile` with those elsewhere.
+
+    `objects` holds the columns `centroid_x`, `centroid_y` and `bbox_x0`, `bbox_y0`, `bbox_x1`, `bbox_y1` (one past the last pixel) of the
+    objects table as arrays, in pixels. `band` is how far the band reaches from a seam to either side, in pixels; about the radius of an
+    object shows most. Raises `ValueError` where the band leaves no interior.
+    """
+    if band < 1 or any(2 * band >= side for side, whole in zip(tile, shape, strict=True) if side < whole):
+        raise ValueError(
+            f"band: expected at least 1 and less than half of a tile {tile}; got {band}. Audit larger tiles or a narrower band."
+        )
+    columns = {name: np.asarray(values) for name, values in objects.items()}
+    centroids = np.stack([columns["centroid_y"], columns["centroid_x"]]).astype(np.float64)
+    near, area = _in_band(centroids, shape, tile, (0, 0), band)
+    far, rest = centroids.shape[1] - near, shape[0] * shape[1] - area
+    at_seams, seams, elsewhere, others = _edges(columns, shape, tile)
+    cut_inside = elsewhere / others if others else 0.0
+    expected = cut_inside * seams
+    # One more, so that few objects cannot look like many.
+    spread = np.sqrt(expected * (1 + seams / max(others, 1)) + 1)
+    return SeamAudit(
+        objects=centroids.shape[1],
+        centroids_at_seams=near / area if area else 0.0,
+        centroids_inside=far / rest if rest else 0.0,
+        cut_at_seams=at_seams / seams if seams else 0.0,
+        cut_inside=cut_inside,
+        centroid_score=_centroid_score(centroids, shape, tile, band) if area else 0.0,
+        cut_score=float((at_seams - expected) / spread),
+    )
+
+
+def _centroid_score(centroids: NDArray[np.float64], shape: Shape, tile: Shape, band: int) -> float:
+    """How the density in the seams' band differs from the densities in the bands of shifted grids."""
+    near, area = _in_band(centroids, shape, tile, (0, 0), band)
+    counts = []
+    for step in range(1, _SHIFTS + 1):
+        # From twice the band on the bands of seams and of shifted seams do not overlap.
+        shift = tuple(2 * band + (side - 4 * band) * step // (_SHIFTS + 1) if side > 4 * band else side // 2 for side in tile)
+        count, shifted_area = _in_band(centroids, shape, tile, shift, band)
+        counts.append(count * area / shifted_area if shifted_area else 0.0)
+    expected = float(np.mean(counts))
+    chance = expected * (1 + 1 / _SHIFTS) + 1
+    return float((near - expected) / np.sqrt(max(chance, float(np.var(counts, ddof=1)))))
+
+
+def _in_band(centroids: NDArray[np.float64], shape: Shape, tile: Shape, shift: Shape, band: int) -> tuple[int, int]:
+    """How many centroids lie in the band along the lines of a grid shifted by `shift`, and the pixels of that band."""
+    inside = np.zeros(centroids.shape[1], np.bool_)
+    outside_pixels = 1
+    for axis, (whole, side, by) in enumerate(zip(shape, tile, shift, strict=True)):
+        at = np.zeros(whole, np.bool_)
+        for line in range(by or side, whole, side):
+            at[max(0, line - band) : line + band] = True
+        inside |= at[np.clip(np.floor(centroids[axis] + 0.5).astype(np.int64), 0, whole - 1)]
+        outside_pixels *= int(np.count_nonzero(~at))
+    return int(np.count_nonzero(inside)), shape[0] * shape[1] - outside_pixels
+
+
+def _edges(columns: Mapping[str, NDArray[Any]], shape: Shape, tile: Shape) -> tuple[int, int, int, int]:
+    """Edges of boxes on seams, the number of seams, edges on other lines, and the number of these; the image's edges left out."""
+    found = np.zeros(4, np.int64)
+    for axis, (whole, side) in zip("yx", zip(shape, tile, strict=True), strict=True):
+        edges = np.concatenate([columns[f"bbox_{axis}0"], columns[f"bbox_{axis}1"]]).astype(np.int64)
+        edges = edges[(edges > 0) & (edges < whole)]
+        seams = (whole - 1) // side
+        at_seams = int(np.count_nonzero(edges % side == 0))
+        found += [at_seams, seams, len(edges) - at_seams, whole - 1 - seams]
+    at, lines, elsewhere, others = found.tolist()
+    return at, lines, elsewhere, others

@@ -1,0 +1,192 @@
+"""Seams: where fragments of different tiles meet.
+
+A tile's `border` is the frame of a given width along the inside of its core. From the borders of all tiles `Borders` finds which fragment
+owns any pixel near a seam, so that fragments can be joined: because they touch there (`join_touching`), or because a tile has named a
+pixel of another tile that belongs to its fragment (`join_links`). Whatever is joined is given to `scipy`'s connected components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segcore.fragments import Grouping, Seam
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.geometry import Grid, Shape
+
+
+def border(values: NDArray[Any], width: int) -> NDArray[Any]:
+    """The pixels of a (rows, columns) core at most `width` - 1 away from its edge, flat: top rows, bottom rows, left and right rest."""
+    height, across = values.shape
+    if height <= 2 * width or across <= 2 * width:
+        return values.ravel()
+    middle = values[width:-width]
+    sides = np.concatenate([middle[:, :width], middle[:, -width:]], axis=1)
+    return np.concatenate([values[:width].ravel(), values[-width:].ravel(), sides.ravel()])
+
+
+def border_index(shape: Shape, width: int, row: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where pixels of the frame of a core of this shape stand in its `border`. Pixels outside the frame give -1."""
+    height, across = shape
+    if height <= 2 * width or across <= 2 * width:
+        return row * across + column
+    top, bottom, left = row < width, row >= height - width, column < width
+    sides = 2 * width * across + (row - width) * 2 * width + np.where(left, column, column - across + 2 * width)
+    inside = ~left & (column < across - width)
+    lower = width * across + (row - height + width) * across + column
+    return np.where(top, row * across + column, np.where(bottom, lower, np.where(inside, -1, sides)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Borders:
+    """The borders of all tiles of a grid."""
+
+    grid: Grid
+    width: int
+    values: Sequence[NDArray[Any]]
+    """The `border` of each tile, in the order of the grid."""
+
+    def at(self, row: NDArray[np.int64], column: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Tile number and border value of pixels of the raster, given by arrays of rows and columns.
+
+        Raises `ValueError` for pixels that lie in no border.
+        """
+        tile_rows, tile_columns = (place // side for place, side in zip((row, column), self.grid.tile, strict=True))
+        tiles = tile_rows * self.grid.counts[1] + tile_columns
+        found = np.zeros(len(row), self.values[0].dtype)
+        order = np.argsort(tiles, kind="stable")
+        firsts = np.flatnonzero(np.diff(tiles[order], prepend=-1))
+        for chosen in np.split(order, firsts[1:]) if len(order) else ():
+            number = int(tiles[chosen[0]])
+            core = self.grid[number].core
+            index = border_index(core.shape, self.width, row[chosen] - core.start[0], column[chosen] - core.start[1])
+            if (index < 0).any():
+                raise ValueError(f"a pixel of tile {number} is asked for that lies further than {self.width} from its edge")
+            found[chosen] = self.values[number][index]
+        return tiles, found
+
+
+def crossings(grid: Grid, diagonal: bool) -> Iterator[tuple[int, int, tuple[NDArray[np.int64], ...]]]:
+    """All pairs of neighbouring pixels with a seam between them, each pair once, tile by tile.
+
+    Gives (number of the one tile, number of the other, (row, column, row, column) of the pixels in the raster).
+    """
+    down, across = grid.counts
+    for number, tile in enumerate(grid):
+        y, x = tile.index
+        core = tile.core
+        rows, columns = np.arange(core.start[0], core.stop[0]), np.arange(core.start[1], core.stop[1])
+        last_row, last_column = np.int64(core.stop[0] - 1), np.int64(core.stop[1] - 1)
+        if x + 1 < across:
+            yield number, number + 1, (rows, np.full_like(rows, last_column), rows, np.full_like(rows, last_column + 1))
+            if diagonal:
+                for a, b in ((rows[:-1], rows[1:]), (rows[1:], rows[:-1])):
+                    yield number, number + 1, (a, np.full_like(a, last_column), b, np.full_like(b, last_column + 1))
+        if y + 1 < down:
+            yield (
+                number,
+                number + across,
+                (np.full_like(columns, last_row), columns, np.full_like(columns, last_row + 1), columns),
+            )
+            if diagonal:
+                for a, b in ((columns[:-1], columns[1:]), (columns[1:], columns[:-1])):
+                    yield number, number + across, (np.full_like(a, last_row), a, np.full_like(b, last_row + 1), b)
+        if diagonal and y + 1 < down:
+            for step, edge in ((1, last_column), (-1, np.int64(core.start[1]))):
+                if 0 <= x + step < across:
+                    corner = (last_row, edge, last_row + 1, edge + step)
+                    yield number, number + across + step, tuple(np.array([place]) for place in corner)
+
+
+def connected(count: int, one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The number of the connected component of each of `count` nodes, where node one[i] is tied to node other[i]."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    ties = coo_matrix((np.ones(len(one), np.bool_), (one, other)), shape=(count, count))
+    return np.asarray(connected_components(ties, directed=False)[1], np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nodes:
+    """The fragments of all tiles that take part in joining, numbered through from 0 in the order of the tiles."""
+
+    fragments: Sequence[NDArray[np.uint32]]
+    """Of each tile, ascending."""
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Node of the first fragment of each tile, and the number of all nodes."""
+        return np.cumsum([0, *(len(each) for each in self.fragments)], dtype=np.int64)
+
+    def of(self, tile: int, fragments: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Nodes of fragments of one tile, all of which take part."""
+        return np.asarray(self.offsets[tile] + np.searchsorted(self.fragments[tile], fragments), np.int64)
+
+    def groupings(self, groups: NDArray[np.int64], class_of: NDArray[np.uint16]) -> list[Grouping]:
+        """A grouping for each tile from the group (0: background) and the class of all nodes."""
+        starts = self.offsets
+        return [
+            Grouping(each, groups[a:b], class_of[a:b]) for each, a, b in zip(self.fragments, starts[:-1], starts[1:], strict=True)
+        ]
+
+
+def join_links(grid: Grid, seams: Sequence[Seam], width: int) -> list[Grouping]:
+    """Join by links: each names a fragment of its tile and a pixel of another tile, at most `width` - 1 from that tile's edge.
+
+    A seam holds `border` (of fragments, of this width), `fragments` (those in the border or with a link, ascending), `class_of`
+    them, and the links as `link_fragment`, `link_row`, `link_column` (of the raster). A link to background is ignored. An object has the
+    class of its fragment that comes first in the order of tiles and fragments and that itself has no link, else of its first.
+    """
+    borders = Borders(grid, width, [seam["border"] for seam in seams])
+    nodes = Nodes([seam["fragments"] for seam in seams])
+    ones, others = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    pointing = np.zeros(int(nodes.offsets[-1]), np.bool_)
+    for number, seam in enumerate(seams):
+        tiles, owners = borders.at(seam["link_row"].astype(np.int64), seam["link_column"].astype(np.int64))
+        known = owners > 0
+        one = nodes.of(number, seam["link_fragment"][known])
+        pointing[one] = True
+        ones.append(one)
+        others.append(_nodes_of(nodes, tiles[known], owners[known]))
+    groups = connected(len(pointing), np.concatenate(ones), np.concatenate(others)) + 1
+    classes = np.concatenate([seam["class_of"] for seam in seams]).astype(np.uint16)
+    # Sorted so that of each group the node comes first that decides its class.
+    order = np.lexsort((np.arange(len(groups)), pointing, groups))
+    _, firsts = np.unique(groups[order], return_index=True)
+    return nodes.groupings(groups, classes[order][firsts][groups - 1])
+
+
+def join_touching(grid: Grid, seams: Sequence[Seam], diagonal: bool) -> list[Grouping]:
+    """Join fragments of one class that touch over a seam; with `diagonal` also at corners of pixels.
+
+    A seam holds `border` (of fragments, one pixel wide), `fragments` (those in it, ascending) and `class_of` them.
+    """
+    borders = Borders(grid, 1, [seam["border"] for seam in seams])
+    nodes = Nodes([seam["fragments"] for seam in seams])
+    classes = np.concatenate([seam["class_of"] for seam in seams]).astype(np.uint16)
+    ones, others = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for number, neighbour, (row, column, next_row, next_column) in crossings(grid, diagonal):
+        here, there = borders.at(row, column)[1], borders.at(next_row, next_column)[1]
+        both = (here > 0) & (there > 0)
+        one, other = nodes.of(number, here[both]), nodes.of(neighbour, there[both])
+        alike = classes[one] == classes[other]
+        pairs = np.unique(np.stack([one[alike], other[alike]]), axis=1)
+        ones.append(pairs[0])
+        others.append(pairs[1])
+    groups = connected(len(classes), np.concatenate(ones), np.concatenate(others)) + 1
+    return nodes.groupings(groups, classes)
+
+
+def _nodes_of(nodes: Nodes, tiles: NDArray[np.int64], fragments: NDArray[np.integer]) -> NDArray[np.int64]:
+    found = np.zeros(len(tiles), np.int64)
+    for tile in np.unique(tiles):
+        chosen = tiles == tile
+        found[chosen] = nodes.of(int(tile), fragments[chosen])
+    return found

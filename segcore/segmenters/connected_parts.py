@@ -1,0 +1,166 @@
+"""Connected parts: the objects of another segmenter's classes.
+
+The inner segmenter is fitted and run as if it were alone; what hangs together in one of the chosen classes is an object
+(`segcore.connected` says what that means, at seams and with holes). The mask holds ids of objects; its class 0 is background, which
+stands for all classes that were not chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from segcore.composed import start_around
+from segcore.connected import Parts
+from segcore.errors import RecipeError
+from segcore.fragments import Fragments, Grouping, Seam
+from segcore.legend import BACKGROUND_NAMES, Legend
+from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model, Segmenter, SegmenterRecipe
+from segcore.naming import check_names
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.geometry import Grid
+    from segcore.raster import Block, RasterSpec
+
+# Ids, class ids as the mask has them, and runs of one pixel each (start, stop, code, label) with what is measured of their labels. Holes
+# take pairs of runs that meet, and a number of arrays as long as the labels.
+_BYTES_PER_PIXEL, _BYTES_FOR_HOLES = 40, 140
+
+
+@SEGMENTERS.register("connected_parts")
+@dataclass(frozen=True, slots=True)
+class ConnectedParts:
+    """Connected parts of the classes of another segmenter, each an object."""
+
+    of: SegmenterRecipe
+    """The segmenter whose classes are taken apart. It gives classes, not objects."""
+    parts: tuple[str, ...] | None = None
+    """Names of the classes whose parts are objects. None: every class but one named background."""
+    connectivity: int = 8
+    """8: pixels that share a corner hang together. 4: only those that share a side."""
+    min_size: int = 1
+    """Fewest pixels of an object; what is smaller is background."""
+    fill_holes: bool = False
+    """Whether what one class alone surrounds belongs to it, unless it touches nodata or the image's border."""
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    def __post_init__(self) -> None:
+        _rule((0,), self)
+        if self.parts is not None:
+            if not self.parts:
+                raise ValueError("parts: expected at least one class name; leave `parts` out for every class but background")
+            check_names(self.parts)
+
+    def start(self) -> Fitter | Model:
+        """The inner segmenter's fitter, or the model where it needs none. Raises `RecipeError` where `of` does not suit."""
+        return start_around(self.of, self)
+
+    def around(self, segmenter: Segmenter) -> Model:
+        """The model around a segmenter that is ready. Raises `RecipeError` where it has no class of a name in `parts`."""
+        return ConnectedPartsModel(
+            segmenter, self._chosen(segmenter.classes), self.connectivity, self.min_size, fill_holes=self.fill_holes
+        )
+
+    def classes_around(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """The background and the chosen of these classes."""
+        return _names(classes, self._chosen(classes))
+
+    def _chosen(self, classes: tuple[str, ...]) -> tuple[int, ...]:
+        if self.parts is None:
+            chosen = tuple(i for i, name in enumerate(classes) if name.lower() not in BACKGROUND_NAMES)
+            if not chosen:
+                raise RecipeError(
+                    f"parts: the segmenter has no class but {list(classes)}, which mean background. Name one in `parts`."
+                )
+            return chosen
+        absent = [name for name in self.parts if name not in classes]
+        if absent:
+            raise RecipeError(f"parts: the segmenter has no class {absent[0]!r}. Its classes: {', '.join(classes)}.")
+        return tuple(sorted(classes.index(name) for name in self.parts))
+
+
+@MODELS.register("connected_parts")
+@dataclass(frozen=True, slots=True)
+class ConnectedPartsModel:
+    """A segmenter and the rule by which its classes are taken apart."""
+
+    inner: Segmenter
+    part_classes: tuple[int, ...]
+    """Class ids of the inner segmenter whose parts are objects, ascending."""
+    connectivity: int
+    min_size: int
+    fill_holes: bool
+
+    @property
+    def rule(self) -> Parts:
+        """What parts are."""
+        return _rule(self.part_classes, self)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The background, then the classes that have objects, in the order of the inner segmenter."""
+        return _names(self.inner.classes, self.part_classes)
+
+    @property
+    def exactness(self) -> Exactness:
+        """The inner segmenter's: parts are exact."""
+        return self.inner.exactness
+
+    @property
+    def footprint(self) -> Footprint:
+        """The inner segmenter's, and what parts take at most, when every pixel is one."""
+        inner = self.inner.footprint
+        more = _BYTES_PER_PIXEL + (_BYTES_FOR_HOLES if self.fill_holes else 0)
+        return replace(inner, bytes_per_pixel=inner.bytes_per_pixel + more, cost=inner.cost + 1)
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the bands that the inner segmenter wants."""
+        return self.inner.select(spec)
+
+    def fragment(self, block: Block) -> Fragments:
+        """The parts in the block's core."""
+        legend = Legend.of(self.inner.classes)
+        values = block.tile.trim(self.inner.segment(block).values)
+        core = np.where(block.tile.trim(block.valid), values, legend.nodata).astype(legend.dtype, copy=False)
+        fragments = self.rule.fragment(core, block.tile, block.spec.shape)
+        class_of = self._ids[fragments.class_of]
+        class_of[0] = 0
+        return replace(fragments, class_of=class_of)
+
+    def join(self, grid: Grid, seams: Sequence[Seam]) -> list[Grouping]:
+        """Parts that meet over seams are one."""
+        groupings = self.rule.join(grid, seams)
+        return [
+            replace(each, class_of=np.where(each.groups > 0, self._ids[each.class_of], 0).astype(np.uint16)) for each in groupings
+        ]
+
+    def provenance(self) -> Mapping[str, Any]:
+        """What the inner segmenter tells, and which of its classes were taken apart."""
+        return {"of": dict(self.inner.provenance()), "parts": list(self.classes[1:])}
+
+    @property
+    def _ids(self) -> NDArray[np.uint16]:
+        """Our class id of each of the inner segmenter's."""
+        ids = np.zeros(len(self.inner.classes), np.uint16)
+        ids[list(self.part_classes)] = np.arange(1, len(self.part_classes) + 1)
+        return ids
+
+
+def _rule(classes: tuple[int, ...], of: ConnectedParts | ConnectedPartsModel) -> Parts:
+    if of.connectivity not in (4, 8):
+        raise ValueError(f"connectivity: expected 4 or 8; got {of.connectivity!r}")
+    return Parts(classes, of.connectivity, of.min_size, of.fill_holes)
+
+
+def _names(classes: tuple[str, ...], chosen: tuple[int, ...]) -> tuple[str, ...]:
+    """A name for the background (the segmenter's own where it has one that was not chosen), then those of the chosen classes."""
+    names = tuple(classes[i] for i in chosen)
+    own = [name for name in classes if name.lower() in BACKGROUND_NAMES and name not in names]
+    taken = {name.lower() for name in names}
+    return (*own, *(name for name in ("background", "other", "void") if name not in taken))[:1] + names

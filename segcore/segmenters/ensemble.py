@@ -1,0 +1,276 @@
+"""Ensembles: several segmenters look at the same pixels and decide together, by vote or by the mean of their scores.
+
+All members are fitted together, in as many rounds as the slowest needs; whoever is ready waits. Class k of the ensemble is class k
+of every member, so the members must have equally many classes, and where they name them, the same names in the same order.
+
+- vote: the class that most members say; of classes with equally many votes, the one that the earliest member says.
+- scores: the class with the greatest mean probability; of equals, the first.
+
+The image is read once with all bands that a member wants, and each member sees its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from segcore.errors import FitError, ModelMismatch, RecipeError
+from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, ObjectSegmenter, Scorer, Segmenter, SegmenterRecipe
+from segcore.naming import check_names
+from segcore.raster import Block, Labels
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from numpy.typing import NDArray
+
+    from segcore.model import Model
+    from segcore.raster import RasterSpec
+
+Member = Fitter | Segmenter
+
+
+@SEGMENTERS.register("ensemble")
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """Several segmenters that decide together."""
+
+    members: tuple[SegmenterRecipe, ...]
+    """The segmenters, at least two, with equally many classes each."""
+    by: Literal["auto", "vote", "scores"] = "auto"
+    """vote: the class that most members say. scores: the greatest mean probability. auto: scores where every member has them."""
+    classes: tuple[str, ...] | None = None
+    """Names by class id. None: those of the first member that names its classes."""
+
+    def __post_init__(self) -> None:
+        if len(self.members) < 2:
+            raise ValueError(f"members: an ensemble needs at least 2 segmenters; got {len(self.members)}")
+        if self.by not in ("auto", "vote", "scores"):
+            raise ValueError(f"by: expected auto, vote or scores; got {self.by!r}")
+        if self.classes is not None:
+            check_names(self.classes)
+
+    def start(self) -> Fitter | Segmenter:
+        """The fitter of all members, or the model where all are ready.
+
+        Raises `RecipeError` where members find objects, or their classes differ.
+        """
+        started = [recipe.start() for recipe in self.members]
+        members = tuple(_semantic(member, who, RecipeError) for member, who in zip(started, self._who, strict=True))
+        known = [_names_of(member) for member in members]
+        self._check_counts(known, RecipeError)
+        names = self._given() or next(filter(None, known), ())
+        return self.go_on(EnsembleFitter(self, members, names), RecipeError)
+
+    def go_on(self, fitter: EnsembleFitter, error: type[FitError | RecipeError]) -> Fitter | Segmenter:
+        """The fitter itself, or the model where all members are ready. Raises `error` where these do not suit one another."""
+        ready = tuple(member for member in fitter.members if isinstance(member, Segmenter))
+        self._check_counts([_names_of(member) for member in fitter.members], error)
+        if len(ready) < len(fitter.members):
+            return fitter
+        silent = [who for who, member in zip(self._who, ready, strict=True) if not isinstance(member, Scorer)]
+        if self.by == "scores" and silent:
+            raise error(f"by: {silent[0]} has no scores. Use `by: vote`, or leave that member out.")
+        by: Literal["vote", "scores"] = "vote" if self.by == "vote" or silent else "scores"
+        return EnsembleModel(ready, fitter.names or ready[0].classes, by)
+
+    @property
+    def _who(self) -> list[str]:
+        kinds = {registered: name for name, registered in SEGMENTERS.items()}
+        return [f"member {i} ({kinds.get(type(recipe), type(recipe).__name__)})" for i, recipe in enumerate(self.members, 1)]
+
+    def _given(self) -> tuple[str, ...]:
+        """The names that the recipe or a member gives; none: (). Raises `RecipeError` where two disagree."""
+        named = [("the ensemble", self.classes)] if self.classes is not None else []
+        for recipe, who in zip(self.members, self._who, strict=True):
+            names = getattr(recipe, "classes", None)
+            if names is not None:
+                named.append((who, tuple(names)))
+        for who, names in named[1:]:
+            if names != named[0][1]:
+                raise RecipeError(
+                    f"classes: {who} names its classes {list(names)}, {named[0][0]} {list(named[0][1])}. Class k must mean the same "
+                    "to all: give the same names in the same order, or name them for the ensemble alone."
+                )
+        return named[0][1] if named else ()
+
+    def _check_counts(self, known: Sequence[tuple[str, ...]], error: type[FitError | RecipeError]) -> None:
+        counts = [(who, len(names)) for who, names in zip(self._who, known, strict=True) if names]
+        if self.classes is not None:
+            counts.insert(0, ("the ensemble", len(self.classes)))
+        for who, count in counts[1:]:
+            if count != counts[0][1]:
+                raise error(
+                    f"members: {who} has {count} classes, {counts[0][0]} has {counts[0][1]}. All need equally many: set their number "
+                    "(`clusters`, `components`, `levels`), or leave that member out."
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleFitter:
+    """Members of which at least one must see data first."""
+
+    recipe: Ensemble
+    members: tuple[Member, ...]
+    names: tuple[str, ...]
+    """Names of the classes; empty where their number is found by fitting."""
+
+    @property
+    def footprint(self) -> Footprint:
+        """The farthest halo, and memory and time of all members."""
+        return _footprint(self.members)
+
+    @property
+    def expected_classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty where their number is found by fitting."""
+        return self.names
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with all bands that a member wants."""
+        return _select(self.members, spec)
+
+    def kind_of(self, spec: RasterSpec) -> Hashable:
+        """What the members that are not ready ask images to have in common."""
+        kinds = tuple(member.kind_of(member.select(spec)) for member in self.members if isinstance(member, Fitter))
+        particular = {kind for kind in kinds if kind != ()}
+        # One kind alone is said as it is, so that messages about it read well.
+        return particular.pop() if len(particular) == 1 else kinds
+
+    def observe(self, block: Block) -> tuple[Any, ...]:
+        """What the block says to each member; None to those that are ready."""
+        return tuple(member.observe(_seen_by(member, block)) if isinstance(member, Fitter) else None for member in self.members)
+
+    def merge(self, a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What both say to each member."""
+        return tuple(
+            member.merge(one, other) if isinstance(member, Fitter) else None
+            for member, one, other in zip(self.members, a, b, strict=True)
+        )
+
+    def finish(self, total: tuple[Any, ...]) -> Fitter | Segmenter:
+        """The next round, or the model. Raises `FitError` where a member cannot be fitted or its classes differ in number."""
+        following = tuple(
+            _semantic(member.finish(state), f"member {i}", FitError) if isinstance(member, Fitter) else member
+            for i, (member, state) in enumerate(zip(self.members, total, strict=True), 1)
+        )
+        return self.recipe.go_on(replace(self, members=following), FitError)
+
+
+@MODELS.register("ensemble")
+@dataclass(frozen=True, slots=True)
+class EnsembleModel:
+    """Members that are all ready."""
+
+    members: tuple[Segmenter, ...]
+    classes: tuple[str, ...]
+    by: Literal["vote", "scores"]
+
+    @property
+    def exactness(self) -> Exactness:
+        """That of the least exact member."""
+        order = list(Exactness)
+        return max((member.exactness for member in self.members), key=order.index)
+
+    @property
+    def footprint(self) -> Footprint:
+        """The farthest halo; memory and time of all members, and for scores two numbers a class."""
+        whole = _footprint(self.members)
+        labels = 8 * len(self.classes) + 8 if self.by == "scores" else len(self.members) * 2 + 8
+        return replace(whole, bytes_per_pixel=whole.bytes_per_pixel + labels)
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with all bands that a member wants."""
+        return _select(self.members, spec)
+
+    def segment(self, block: Block) -> Labels:
+        """The class that the members agree on."""
+        dtype: type[np.integer] = np.uint8 if len(self.classes) <= 256 else np.uint16
+        if self.by == "vote":
+            said = [member.segment(_seen_by(member, block)).values.astype(dtype, copy=False) for member in self.members]
+            return Labels(majority(said))
+        total: NDArray[np.float32] | None = None
+        for member in self.members:
+            if not isinstance(member, Scorer):
+                raise TypeError(f"{type(member).__name__} has no scores")
+            scores = member.scores(_seen_by(member, block))
+            total = scores if total is None else np.add(total, scores, out=total)
+        if total is None:
+            raise TypeError("an ensemble without members has no scores")
+        return Labels(greatest(total).astype(dtype, copy=False))
+
+    def provenance(self) -> Mapping[str, Any]:
+        """How they decide, and what each member is."""
+        kinds = {registered: name for name, registered in MODELS.items()}
+        members = [{"kind": kinds.get(type(member), ""), **member.provenance()} for member in self.members]
+        return {"by": self.by, "members": members}
+
+
+def greatest(scores: NDArray[np.float32]) -> NDArray[np.integer]:
+    """The class (last axis) with the greatest score, the first of equals; 0 where scores are not numbers."""
+    # Several times faster than argmax, which calls a loop for every pixel.
+    best = scores[..., 0].copy()
+    winner = np.zeros(best.shape, np.uint8 if scores.shape[-1] <= 256 else np.uint16)
+    for k in range(1, scores.shape[-1]):
+        better = scores[..., k] > best
+        np.copyto(winner, k, where=better)
+        np.copyto(best, scores[..., k], where=better)
+    return winner
+
+
+def majority(said: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
+    """The most frequent label at each place of equally shaped arrays; of equally frequent ones, that of the earliest array."""
+    winner, most = said[0].copy(), np.zeros(said[0].shape, np.uint8)
+    for labels in said:
+        votes = np.zeros(labels.shape, np.uint8)
+        for others in said:
+            votes += labels == others
+        better = votes > most
+        np.copyto(winner, labels, where=better)
+        np.copyto(most, votes, where=better)
+    return winner
+
+
+def _semantic(member: Fitter | Model, who: str, error: type[FitError | RecipeError]) -> Member:
+    if isinstance(member, ObjectSegmenter):
+        raise error(
+            f"members: {who} finds objects; an ensemble needs segmenters that give every pixel a class. Leave that member out, "
+            "or run it alone."
+        )
+    return member
+
+
+def _names_of(member: Member) -> tuple[str, ...]:
+    return member.expected_classes if isinstance(member, Fitter) else member.classes
+
+
+def _footprint(members: Sequence[Member]) -> Footprint:
+    prints = [member.footprint for member in members]
+    halo = tuple(max(sides) for sides in zip(*(each.halo for each in prints), strict=True))
+    return Footprint(halo, sum(each.bytes_per_pixel for each in prints), sum(each.cost for each in prints))
+
+
+def _select(members: Sequence[Member], spec: RasterSpec) -> RasterSpec:
+    wanted = [member.select(spec) for member in members]
+    bands = {band for each in wanted for band in each.bands}
+    # In the order of the image, so that red, green and blue stay colours.
+    order = [band for band in spec.bands if band in bands]
+    chosen = spec.select([*order, *sorted(bands.difference(order))])
+    for number, (member, alone) in enumerate(zip(members, wanted, strict=True), 1):
+        if member.select(chosen).bands != alone.bands:
+            raise ModelMismatch(
+                f"{spec.location}: member {number} of the ensemble takes the image's bands {list(alone.bands)} by itself, but not "
+                f"beside members that want {list(chosen.bands)}. Set `bands` for every member."
+            )
+    return chosen
+
+
+def _seen_by(member: Member, block: Block) -> Block:
+    """The block with the member's own bands."""
+    spec = member.select(block.spec)
+    if spec.bands == block.spec.bands:
+        return replace(block, spec=spec)
+    channels = [block.spec.bands.index(band) for band in spec.bands]
+    return Block(block.tile, np.ascontiguousarray(block.pixels[..., channels]), block.valid, spec)

@@ -1,0 +1,207 @@
+"""Mean shift (Comaniciu and Meer, 2002): every pixel climbs to the place where pixels are densest, in one of two spaces.
+
+`feature`: the values alone. Modes of their density are classes, the same in all images (`segcore.modes`).
+
+`joint`: place and value together. The regions of an image come out the same whatever the tiling, after Michel, Youssefi and Grizonnet,
+"Stable mean-shift algorithm and its application to the segmentation of arbitrarily large remote sensing images" (2015):
+
+1. Every pixel starts at its own place and value and moves to the mean of all pixels within `spatial_radius` (a disc) of the place and
+   within `range_radius` (a ball) of the value, until it shifts by at most a hundredth of either radius or `max_iterations` are done. It
+   cannot have seen pixels further away than `max_iterations` x `spatial_radius`: that is the halo.
+2. Neighbours join where their modes are nearer than both radii. The edge between two pixels weighs the larger of the squared distances of their
+   modes in place and in value, each in squared radii, so 1 is the limit.
+3. Regions smaller than `min_size` are merged along the lightest edges (`segcore.regions`, where the tiles are joined too).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from segcore.geometry import Box
+from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model
+from segcore.naming import check_bands, check_names
+from segcore.regions import Edges, find_regions, join_regions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.fragments import Fragments, Grouping, Seam
+    from segcore.geometry import Grid
+    from segcore.modes import FeatureMeanShift
+    from segcore.raster import Block, RasterSpec
+
+_LARGEST_RADIUS = 100
+"""Pixels. Up to here no sum over a window of 16-bit numbers is rounded; a filter as wide would take hours anyway."""
+_MOST_ITERATIONS = 200
+_LARGEST_VALUE = 1e15
+"""Values beyond it take no part: squares of their distances would leave the range of float32."""
+_OF_FEATURE = {"bandwidth": "auto", "kernel": "flat", "seed": 0}
+_OF_JOINT: Mapping[str, float] = {"spatial_radius": 5, "range_radius": 15.0, "min_size": 50, "max_iterations": 20}
+
+
+@SEGMENTERS.register("mean_shift")
+@dataclass(frozen=True, slots=True)
+class MeanShift:
+    """Modes of the density of values as classes (space: feature), or of places and values as regions (space: joint)."""
+
+    space: Literal["feature", "joint"] = "feature"
+    """feature: classes of similar values, the same in all images. joint: connected regions of similar values, one object each."""
+    spatial_radius: int = 5
+    """joint: radius of the disc around a place, in pixels, 1 to 100."""
+    range_radius: float = 15.0
+    """joint: radius of the ball around a value, in units of the pixels' values."""
+    min_size: int = 50
+    """joint: regions of fewer pixels are merged with the neighbour that is most alike."""
+    max_iterations: int = 20
+    """joint: most shifts of a pixel. The halo grows with it: max_iterations x spatial_radius + 1 pixels."""
+    bandwidth: float | Literal["auto"] = "auto"
+    """feature: radius of the kernel, in units of the pixels' values."""
+    kernel: Literal["flat", "epanechnikov", "gaussian"] = "flat"
+    """feature: the kernel of the density."""
+    bands: tuple[int, ...] | None = None
+    """Bands to use, counted from 1. None: all."""
+    classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
+    """feature: names by class id, or names with a reference each, as for kmeans. joint: one name for the regions (None: region)."""
+    seed: int = 0
+    """feature: decides the sample where pixels must be sampled."""
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    def __post_init__(self) -> None:
+        if self.space not in ("feature", "joint"):
+            raise ValueError(f"space: expected feature or joint; got {self.space!r}")
+        foreign: Mapping[str, Any] = _OF_FEATURE if self.space == "joint" else _OF_JOINT
+        for name, default in foreign.items():
+            if getattr(self, name) != default:
+                other = "feature" if self.space == "joint" else "joint"
+                raise ValueError(f"{name}: only space {other} has it; leave it out, or set space: {other}")
+        check_bands(self.bands)
+        if self.space == "joint":
+            self._check_joint()
+        else:
+            self._fitter()
+
+    def _check_joint(self) -> None:
+        _check_whole("spatial_radius", self.spatial_radius, _LARGEST_RADIUS, "pixels")
+        _check_whole("min_size", self.min_size, 2**31 - 1, "pixels")
+        _check_whole("max_iterations", self.max_iterations, _MOST_ITERATIONS, "shifts")
+        if not 1 / _LARGEST_VALUE <= self.range_radius <= _LARGEST_VALUE:
+            raise ValueError(
+                f"range_radius: expected a positive, finite number in units of the pixels' values; got {self.range_radius}"
+            )
+        if self.classes is not None:
+            check_names(tuple(self.classes))
+            if isinstance(self.classes, Mapping) or len(self.classes) != 1 or self.classes[0] == "background":
+                raise ValueError(f"classes: space joint takes one name, that of its regions; got {list(self.classes)}")
+
+    def start(self) -> Fitter | Model:
+        """The fitter of modes, or the segmenter of regions, which needs no fitting."""
+        if self.space == "joint":
+            region = "region" if self.classes is None else next(iter(self.classes))
+            sizes = self.spatial_radius, float(self.range_radius), self.min_size, self.max_iterations
+            return JointMeanShift(*sizes, self.bands, ("background", region))
+        return self._fitter()
+
+    def _fitter(self) -> FeatureMeanShift:
+        """The fitter of modes, which checks its parameters itself."""
+        from segcore.modes import FeatureMeanShift
+
+        if isinstance(self.bandwidth, str) and self.bandwidth != "auto":
+            raise ValueError(f"bandwidth: expected 'auto' or a positive, finite number; got {self.bandwidth!r}")
+        bandwidth = None if self.bandwidth == "auto" else float(self.bandwidth)
+        return FeatureMeanShift(self.kernel, bandwidth, self.bands, self.classes, self.seed)
+
+
+def _check_whole(field: str, value: int, most: int, unit: str) -> None:
+    if not isinstance(value, int) or not 1 <= value <= most:
+        raise ValueError(f"{field}: expected 1 to {most:,} {unit}; got {value!r}")
+
+
+@MODELS.register("mean_shift_joint")
+@dataclass(frozen=True, slots=True)
+class JointMeanShift:
+    """Regions of similar values; its parameters are those of `MeanShift`."""
+
+    spatial_radius: int
+    range_radius: float
+    min_size: int
+    max_iterations: int
+    bands: tuple[int, ...] | None = None
+    classes: tuple[str, ...] = ("background", "region")
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    @property
+    def footprint(self) -> Footprint:
+        """A halo as wide as a pixel can wander. Of the halo the pixels are read, not filtered."""
+        halo = self.max_iterations * self.spatial_radius + 1
+        channels = 4 if self.bands is None else len(self.bands)
+        return Footprint((halo, halo), bytes_per_pixel=16 * channels + 64, cost=200)
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the wanted bands."""
+        return spec.select(self.bands)
+
+    def fragment(self, block: Block) -> Fragments:
+        """The regions of the core, as far as the tile can tell. Pixels without data or with values beyond 1e15 are background."""
+        from segcore._meanshift_kernels import weigh_edges
+
+        core = block.tile.core
+        # Edges over the seams below and to the right belong to this tile, so it needs the modes on their other side.
+        beyond = Box(core.start, tuple(stop + 1 for stop in core.stop)) & block.tile.read
+        modes = self.modes(block, beyond)
+        right, down = np.empty(core.shape, np.float32), np.empty(core.shape, np.float32)
+        weigh_edges(modes, self._radii, right, down)
+        valid = ~np.isnan(modes[2, : core.shape[0], : core.shape[1]])
+        del modes
+        return find_regions(Edges(right, down), valid, core, block.spec.shape, self.min_size)
+
+    def modes(self, block: Block, part: Box) -> NDArray[np.float32]:
+        """Where the pixels of `part` come to rest: (y, x, values), y and x relative to the pixel; NaN where a pixel takes no part.
+
+        Shape (2 + channels, rows, columns). `part` lies within `block.tile.read`, by the halo inside wherever the image goes on.
+        """
+        from segcore._lanes import LANES
+        from segcore._meanshift_kernels import shift_pixels
+
+        margin, (rows, columns) = self.spatial_radius, block.valid.shape
+        channels = block.pixels.shape[2]
+        last = -(-(2 * margin + 1) // LANES) * LANES
+        planes = np.full((channels, rows + 2 * margin, columns + margin + last), np.nan, np.float32)
+        inside = planes[:, margin : margin + rows, margin : margin + columns]
+        with np.errstate(over="ignore"):
+            inside[...] = np.moveaxis(block.pixels, 2, 0)
+        inside[:, ~block.valid] = np.nan
+        if block.pixels.dtype.kind == "f":
+            # Written so that NaN counts as too large.
+            inside[:, ~(np.abs(inside) <= _LARGEST_VALUE).all(axis=0)] = np.nan
+        modes = np.empty((2 + channels, *part.shape), np.float32)
+        first = part.relative_to(block.tile.read).start
+        stride = planes.shape[2]
+        layout = (first[0] + margin) * stride + first[1] + margin, planes.shape[1] * stride, stride
+        like = (np.float32(0),) * channels
+        shift_pixels(planes.ravel(), layout, self._radii, self.max_iterations, like, modes)
+        return modes
+
+    @property
+    def _radii(self) -> tuple[np.float32, np.float32, np.float32]:
+        """Squared spatial radius, squared range radius, spatial radius."""
+        return np.float32(self.spatial_radius**2), np.float32(self.range_radius**2), np.float32(self.spatial_radius)
+
+    def join(self, grid: Grid, seams: Sequence[Seam]) -> Sequence[Grouping]:
+        """Which fragments are one region."""
+        return join_regions(grid, seams, self.min_size)
+
+    def provenance(self) -> Mapping[str, Any]:
+        """The parameters."""
+        return {
+            "space": "joint",
+            "spatial_radius": self.spatial_radius,
+            "range_radius": self.range_radius,
+            "min_size": self.min_size,
+            "max_iterations": self.max_iterations,
+        }

@@ -1,0 +1,160 @@
+"""Watershed: touching objects of a semantic mask, split at their necks.
+
+The landscape is the distance of each pixel to the nearest of another class (Euclidean, exact, clipped at `distance`): its peaks are the middles of
+objects, its passes the necks between them. From the highest pixel down, each goes with its steepest neighbour of the same class (diagonals
+too), so the basin of a peak is what flows to it (watershed by topographic distance: Meyer 1994). Where two basins meet, the lower peak
+is an object of its own only if it rises at least `prominence` above the pass, else it is taken in by the higher: the peaks that stay are those
+of the h-maxima transform, the dynamics of Grimaud (1992).
+
+Distances are compared as whole squares and equals go by place, row by row, never by where a tile begins. A connected region that a tile sees whole
+is split the same in every tile, and `stitch` puts the parts together. The halo is three times `distance`: an object of
+the largest radius (two times), and what its pixels' distances depend on (once). Objects, or clumps of them, larger than the halo
+are cut at the edge of what a tile sees; they are joined by what neighbours saw of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from segcore.composed import start_around
+from segcore.errors import RecipeError
+from segcore.legend import BACKGROUND_NAMES
+from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model, Segmenter, SegmenterRecipe
+from segcore.overlap import cut_by
+from segcore.raster import Labels
+from segcore.stitch import SeamRule, Stitched, rules_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.raster import Block, RasterSpec
+
+_BACKGROUND = "background"
+_RULE = SeamRule()
+_GREATEST_DISTANCE = 1024
+# Beside the inner segmenter's: classes, columns, squares, order, basins, numbers and labels of four bytes each.
+_BYTES_PER_PIXEL = 32
+
+
+@SEGMENTERS.register("watershed")
+@dataclass(frozen=True, slots=True)
+class Watershed:
+    """Objects of another segmenter's classes, split where they touch."""
+
+    of: SegmenterRecipe
+    """The segmenter whose classes are split: threshold, kmeans, a network ..."""
+    parts: tuple[str, ...] | None = None
+    """Names of the classes whose objects are wanted. None: all but the background."""
+    distance: int = 32
+    """Largest radius that matters, in pixels: necks twice as wide are not cut. The halo is three times this."""
+    prominence: float = 1.0
+    """How much narrower a neck must be than the smaller object that it ties, in pixels of the radius. More of it splits less."""
+    min_size: int = 1
+    """Objects of fewer pixels become background."""
+    stitch: SeamRule | Mapping[str, SeamRule] = _RULE
+    """How objects are joined over tiles: `{by: ownership}`, or `{by: overlap, iou: 0.5}`, or such a rule for each class by name."""
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
+
+    def __post_init__(self) -> None:
+        if self.parts is not None and (not self.parts or len(set(self.parts)) < len(self.parts)):
+            raise ValueError(f"parts: expected different class names, at least one; got {list(self.parts)}")
+        if not 1 <= self.distance <= _GREATEST_DISTANCE:
+            raise ValueError(f"distance: expected 1 to {_GREATEST_DISTANCE} pixels; got {self.distance}")
+        if not 0 < self.prominence < math.inf:
+            raise ValueError(f"prominence: expected a finite number of pixels above 0; got {self.prominence}")
+        if self.min_size < 1:
+            raise ValueError(f"min_size: expected a number of pixels from 1 on; got {self.min_size}")
+
+    def start(self) -> Fitter | Model:
+        """The watershed around the other segmenter, or that one's fitter. Raises `RecipeError` where they do not suit."""
+        return start_around(self.of, self)
+
+    def around(self, segmenter: Segmenter) -> Stitched:
+        """The model around a segmenter that is ready. Raises `RecipeError` where a class is named that it does not have."""
+        classes, class_of = self._classes(segmenter.classes)
+        try:
+            rules = rules_of(self.stitch, classes)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        return Stitched(WatershedModel(segmenter, classes, class_of, self.distance, float(self.prominence), self.min_size), rules)
+
+    def classes_around(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """The background and the classes whose objects are wanted. Raises `RecipeError` where one is named that there is not."""
+        return self._classes(classes)[0]
+
+    def _classes(self, classes: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """The classes, the background first, and which of them (0: the background) each of the inner classes becomes."""
+        own = classes if classes[0].lower() in BACKGROUND_NAMES else (_BACKGROUND, *classes)
+        unknown = [name for name in self.parts or () if name not in own[1:]]
+        if unknown:
+            raise RecipeError(f"parts: there is no class {unknown[0]!r} to split; the classes are {', '.join(own[1:])}.")
+        wanted = own[1:] if self.parts is None else self.parts
+        return own, tuple(own.index(name) if name in wanted else 0 for name in classes)
+
+
+@MODELS.register("watershed")
+@dataclass(frozen=True, slots=True)
+class WatershedModel:
+    """A segmenter of instances: another one's classes, split."""
+
+    segmenter: Segmenter
+    classes: tuple[str, ...]
+    """The background first."""
+    class_of: tuple[int, ...]
+    """Which class each of the inner segmenter's becomes. 0: background."""
+    distance: int
+    prominence: float
+    min_size: int
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
+
+    @property
+    def footprint(self) -> Footprint:
+        """Three times `distance` beside what the other segmenter needs."""
+        inner = self.segmenter.footprint
+        halo = tuple(margin + 3 * self.distance for margin in inner.halo)
+        return Footprint(halo, inner.bytes_per_pixel + _BYTES_PER_PIXEL, inner.cost + 20)
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the bands that the other segmenter wants."""
+        return self.segmenter.select(spec)
+
+    def segment(self, block: Block) -> Labels:
+        """The instances of the block, numbered from 1 in the order of their first pixels, each with its class."""
+        inner = self.segmenter.segment(block).values
+        classes = np.array(self.class_of, np.int32)[np.where(block.valid, inner, 0)]
+        classes[~block.valid] = 0
+        values, class_of = split_touching(classes, self.distance, self.prominence)
+        if self.min_size > 1:
+            small = np.bincount(values.ravel(), minlength=len(class_of)) < self.min_size
+            # What the read box cuts may be large beyond it.
+            small[cut_by(values, block.tile.read, block.spec.shape)] = False
+            values[small[values]] = 0
+        return Labels(values, tuple(class_of.tolist()))
+
+    def provenance(self) -> Mapping[str, Any]:
+        """The other segmenter's, and how its classes are split."""
+        own = {"distance": self.distance, "prominence": self.prominence, "min_size": self.min_size}
+        return {"watershed": own, "of": dict(self.segmenter.provenance())}
+
+
+def split_touching(classes: NDArray[np.int32], distance: int, prominence: float) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Instances of a (y, x) array of classes, 0 for background: labels from 1 on, and the class of each label, 0 included.
+
+    `distance` clips the landscape, in pixels; a peak must rise by `prominence` pixels above its passes.
+    """
+    from segcore._watershed_kernels import descending, flood, squared_distances
+
+    classes = np.ascontiguousarray(classes)
+    squares = np.empty(classes.shape, np.int32)
+    squared_distances(classes, distance, squares)
+    values, count = flood(classes, squares, descending(squares, distance**2), prominence)
+    class_of = np.zeros(count + 1, np.int64)
+    class_of[values.ravel()] = classes.ravel()
+    return values, class_of

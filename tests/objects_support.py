@@ -1,0 +1,76 @@
+"""Images of objects in memory, measured under any tiling as the pipeline does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from segcore.geometry import Box, Grid, Tile
+from segcore.objects import BandSums, Measures, TileObjects, finish, measure, observe_bands
+from segcore.raster import RasterSpec, Space
+
+
+@dataclass(frozen=True)
+class ObjectImage:
+    ids: np.ndarray
+    """Final id of each pixel, 0 background."""
+    pixels: np.ndarray
+    """(rows, columns, channels)"""
+    space: Space = field(default_factory=Space)
+
+    @property
+    def spec(self) -> RasterSpec:
+        channels = self.pixels.shape[-1]
+        bands = tuple(range(1, channels + 1))
+        return RasterSpec(
+            "memory://objects", "memory", self.ids.shape, bands, str(self.pixels.dtype), self.ids.shape, "1", channels, space=self.space
+        )
+
+    def tile_objects(self, tile: Tile, numbers: np.random.Generator | None = None) -> TileObjects:
+        """What is known of a tile in the end; bands come by way of fragments, of which an object may have several."""
+        core = self.ids[tile.core.slices]
+        ring = np.pad(self.ids, 2)[Box(tile.core.start, tuple(n + 4 for n in tile.core.stop)).slices]
+        present = np.unique(ring[ring > 0])
+        if numbers is not None:
+            present = numbers.permutation(present)
+        object_id = np.concatenate([[0], present]).astype(np.int64)
+        local = np.zeros(int(self.ids.max(initial=0)) + 1, np.uint32)
+        local[object_id] = np.arange(len(object_id))
+        # Fragments: an object's pixels of even and odd rows, to have several of one object.
+        fragments = np.where(core > 0, local[core] * 2 - (np.arange(core.shape[0])[:, None] % 2), 0).astype(np.uint32)
+        sums = observe_bands(fragments, self.pixels[tile.core.slices], 2 * len(present))
+        of_fragment = np.concatenate([[0], np.repeat(np.arange(1, len(object_id)), 2)])
+        sums = BandSums.from_arrays(dict(sums.to_arrays())).sum_by(of_fragment, len(object_id))
+        here = np.bincount(core.ravel(), minlength=len(local))
+        everywhere = np.bincount(self.ids.ravel(), minlength=len(local))
+        whole = (here == everywhere)[object_id]
+        return TileObjects(local[ring], object_id, (object_id % 3).astype(np.int32), whole, sums, tile, self.spec)
+
+    def table(self, tile: tuple[int, int] | None = None, geometry: bool = True, seed: int | None = None) -> pa.Table:
+        """The table under a tiling: whole objects finished tile by tile, the others merged, through bytes and in any order."""
+        names, bands = ("zero", "one", "two"), self.pixels.shape[-1]
+        numbers = None if seed is None else np.random.default_rng(seed)
+        finished, rest = [], []
+        for each in Grid(self.ids.shape, tile or self.ids.shape):
+            whole, part = _split(measure(self.tile_objects(each, numbers), geometry))
+            finished.append(finish(whole, self.spec, names, bands))
+            rest.append(Measures.from_bytes(part.to_bytes()))
+        if numbers is not None:
+            rest = [rest[i] for i in numbers.permutation(len(rest))]
+        half = len(rest) // 2
+        merged = Measures.concatenate(rest[half:])
+        if half:
+            merged = Measures.concatenate(rest[:half]).merge(merged)
+        return pa.concat_tables([*finished, finish(merged, self.spec, names, bands)]).sort_by("object_id").combine_chunks()
+
+
+def random_ids(shape: tuple[int, int], objects: int, coarse: int, generator: np.random.Generator) -> np.ndarray:
+    """Objects of random pixels, in blocks of `coarse`: torn, with holes, with corners that touch, and nested in one another."""
+    blocks = generator.integers(0, objects + 1, [-(-n // coarse) for n in shape])
+    return np.kron(blocks, np.ones((coarse, coarse), int))[: shape[0], : shape[1]]
+
+
+def _split(measures: Measures) -> tuple[Measures, Measures]:
+    return measures.split(measures.whole)
