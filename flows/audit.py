@@ -103,10 +103,29 @@ def _classes(model: Model, whole: Mask, tiled: Mask) -> list[str]:
 
 def _objects(whole: Mask, tiled: Mask, side: int) -> list[str]:
     one, other = (np.where(mask.valid, mask.values, 0) for mask in (whole, tiled))
-    unlike = one != other
-    touched = len(np.setdiff1d(one[unlike], [0]))
+    touched = len(np.setdiff1d(one[one != other], [0]))
     lines = [f"objects: {int(one.max(initial=0))} whole, {int(other.max(initial=0))} tiled, {touched} differ"]
-    return [*lines, f"seams: {audit_seams(other, side)}"]
+    return [*lines, *_seams(other, side)]
+
+
+def _seams(ids: NDArray[np.integer], side: int) -> list[str]:
+    """What the seams show of the tiling."""
+    from skimage.measure import regionprops_table
+
+    if not ids.any() or max(ids.shape) <= side:
+        return []
+    table = regionprops_table(ids.astype(np.int64), properties=("centroid", "bbox", "area"))
+    names = {"centroid-0": "centroid_y", "centroid-1": "centroid_x"}
+    names |= {f"bbox-{i}": f"bbox_{name}" for i, name in enumerate(("y0", "x0", "y1", "x1"))}
+    radius = float(np.sqrt(np.median(table["area"]) / np.pi))
+    band = int(np.clip(radius, 1, (side - 1) // 2))
+    found = audit_seams({names[key]: column for key, column in table.items() if key in names}, ids.shape, (side, side), band)
+    return [
+        f"centroids along the seams: {found.ratio:.2f} times as dense as elsewhere ({found.centroid_score:+.1f} standard deviations)",
+        f"objects with a side on a seam: {found.cut_at_seams:.2f} a line, {found.cut_inside:.2f} elsewhere "
+        f"({found.cut_score:+.1f} standard deviations)",
+        "The seams do not show." if found.clean else "The seams show: objects are cut or merged there.",
+    ]
 
 
 def _picture(region: Region, differing: NDArray[np.bool_], side: int) -> bytes:

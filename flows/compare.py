@@ -14,7 +14,7 @@ import numpy as np
 
 from flows.sections import build
 from segcore import segmenters  # noqa: F401  (its import fills the registry)
-from segcore.errors import RunError
+from segcore.errors import RunError, StoreError
 from segcore.geometry import Box, Tile
 from segcore.jobs import DescribeJob
 from segcore.manifest import Source
@@ -92,8 +92,8 @@ class Cell:
 def compare(image_path: str, kinds: Sequence[Kind] | None, out_png: Path) -> None:
     """Write the picture of what these segmenters (None: all classical ones) make of an image.
 
-    Raises `RecipeError` for kinds or parameters that there are not, `RunError` where the image cannot be read, `FitError` where it allows
-    no model, and `ModelMismatch` where it does not suit a segmenter.
+    Raises `RecipeError` for kinds or parameters that there are not, `RunError` or `ImageError` where the image cannot be read, `FitError`
+    where it allows no model, `ModelMismatch` where it does not suit a segmenter, and `StoreError` where the picture cannot be written.
     """
     if kinds is None:
         kinds = [kind for kind in CLASSICAL if isinstance(kind, Mapping) and kind["kind"] in SEGMENTERS]
@@ -107,14 +107,21 @@ def compare(image_path: str, kinds: Sequence[Kind] | None, out_png: Path) -> Non
     for kind, recipe in zip(kinds, recipes, strict=True):
         model = fit_to(recipe.start(), [scene])
         cells.append(_cell(kind, model, segment_scene(model, scene), photo))
-    _draw(cells).save(out_png, "PNG")
+    picture = _draw(cells)
+    try:
+        picture.save(out_png, "PNG")
+    except OSError as error:
+        raise StoreError(f"Cannot write {out_png}: {error}. Check that its folder exists and can be written.") from error
 
 
 def _header(path: str) -> RasterSpec:
     fs, inner = filesystem(path)
     uri = path if "://" in path else f"file://{inner}"
-    with store_errors(uri):
-        info = fs.info(inner)
+    try:
+        with store_errors(uri):
+            info = fs.info(inner)
+    except FileNotFoundError as error:
+        raise RunError(f"{uri} does not exist. Check its name.") from error
     (item,) = describe(DescribeJob((Source(uri, "image", version_of(info), int(info.get("size") or 0)),)))
     if item.spec is None:
         raise RunError(item.failure.error if item.failure else f"{uri} cannot be read.")

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from segcore._clustering_kernels import _exp
 from segcore._kernels import _BLUE, _GREEN, _RED, exactly
 
 FLAT, EPANECHNIKOV, GAUSSIAN = 0, 1, 2
 _MEMO_SLOTS = 2**15
+_BATCH = 128
 
 
 # ---- cells ---------------------------------------------------------------------------------------------------------
@@ -79,22 +81,66 @@ def gather(values, weights, lattice, table, cells):  # type: ignore[no-untyped-d
 
 
 @exactly
+def _first(values, begin, end, bound):  # type: ignore[no-untyped-def]
+    """The first of the ascending values[begin:end] that is not below the bound."""
+    while begin < end:
+        middle = (begin + end) >> 1
+        if values[middle] < bound:
+            begin = middle + 1
+        else:
+            end = middle
+    return begin
+
+
+@exactly
+def _add_run(at, window, density, run, total):  # type: ignore[no-untyped-def]
+    """Add the points of a (begin, end) `run` to `total`, in loops that the processor takes several points at a time."""
+    kernel, bandwidth, reach = window
+    points, weights = density[0], density[1]
+    channels = points.shape[0]
+    shape = 1.0 / (bandwidth * bandwidth)
+    squares, counted = np.empty(_BATCH), np.empty(_BATCH)
+    for start in range(run[0], run[1], _BATCH):
+        n = min(_BATCH, run[1] - start)
+        for p in range(n):
+            difference = points[0, start + p] - at[0]
+            squares[p] = difference * difference
+        for j in range(1, channels):
+            for p in range(n):
+                difference = points[j, start + p] - at[j]
+                squares[p] += difference * difference
+        if kernel == FLAT:
+            for p in range(n):
+                counted[p] = weights[start + p]
+        elif kernel == EPANECHNIKOV:
+            for p in range(n):
+                counted[p] = weights[start + p] * (1.0 - squares[p] * shape)
+        else:
+            for p in range(n):
+                counted[p] = weights[start + p] * _exp(-0.5 * squares[p] * shape)
+        for p in range(n):
+            counted[p] = counted[p] if squares[p] <= reach * reach else 0.0
+        for p in range(n):
+            total[0] += counted[p]
+        for j in range(channels):
+            for p in range(n):
+                total[1 + j] += counted[p] * points[j, start + p]
+
+
+@exactly
 def _weighted_sums(at, window, density, total):  # type: ignore[no-untyped-def]
     """Weight and weighted sums (1 + channels) of the points around `at`, each counted by the kernel.
 
-    `window` is (kernel, bandwidth, reach). `density` is (points (n, channels), weights, starts, rows): points by row, and in a row
+    `window` is (kernel, bandwidth, reach). `density` is (points (channels, n), weights, starts, rows): points by row, and in a row
     by their third channel (the last one, where there are fewer). `rows` is (side, low and number of rows along two channels).
     """
-    kernel, bandwidth, reach = window
-    points, weights, starts, rows = density
+    points, _, starts, rows = density
     side, low_a, number_a, low_b, number_b = rows
-    channels = points.shape[1]
+    channels = points.shape[0]
     along = min(2, channels - 1)
     total[:] = 0.0
-    square_reach = reach * reach
     # The margin covers rounding: which points count is decided by their distances alone.
-    reach *= 1 + 1e-9
-    shape = 1.0 / (bandwidth * bandwidth)
+    reach = window[2] * (1 + 1e-9)
     first_a = first_b = last_a = last_b = 0
     a = b = 0.0
     if channels > 1:
@@ -114,29 +160,9 @@ def _weighted_sums(at, window, density, total):  # type: ignore[no-untyped-def]
             if left < 0 or begin == end:
                 continue
             half = np.sqrt(left) + 1e-9 * reach
-            low, high = begin, end
-            while low < high:
-                middle = (low + high) >> 1
-                if points[middle, along] < at[along] - half:
-                    low = middle + 1
-                else:
-                    high = middle
-            for i in range(low, end):
-                if points[i, along] > at[along] + half:
-                    break
-                square = 0.0
-                for j in range(channels):
-                    difference = points[i, j] - at[j]
-                    square += difference * difference
-                if square <= square_reach:
-                    weight = weights[i]
-                    if kernel == EPANECHNIKOV:
-                        weight *= 1.0 - square * shape
-                    elif kernel == GAUSSIAN:
-                        weight *= np.exp(-0.5 * square * shape)
-                    total[0] += weight
-                    for j in range(channels):
-                        total[1 + j] += weight * points[i, j]
+            begin = _first(points[along], begin, end, at[along] - half)
+            end = _first(points[along], begin, end, at[along] + half)
+            _add_run(at, window, density, (begin, end), total)
 
 
 @exactly
@@ -148,7 +174,7 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
     where that one did.
     """
     points, ends, strengths = density[0], found[0], found[1]
-    channels = points.shape[1]
+    channels = points.shape[0]
     total, at = np.empty(1 + channels), np.empty(channels)
     side, lows, extents, strides = micro
     remembers = side > 0
@@ -157,7 +183,7 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
     path = np.empty(steps + 1, np.uint64)
     known = 0
     for i in range(chunk[0], chunk[1]):
-        at[:] = points[i]
+        at[:] = points[:, i]
         crossed, same = 0, np.int64(-1)
         for _ in range(steps):
             if remembers:

@@ -226,12 +226,11 @@ def _climb(points: Points, kernel: Kernel, bandwidth: float) -> tuple[Floats, Fl
     axes = np.argsort(-points.values.std(axis=0), kind="stable")
     values = points.values[:, axes]
     order, starts, rows = _rows(values, reach)
-    values = np.ascontiguousarray(values[order])
     micro = Lattice.over(values.T, bandwidth / 64).arrays
     if points.whole and len(values) <= FEW_VALUES:
         micro = (0.0, *micro[1:])
     window = ({"flat": kernels.FLAT, "epanechnikov": kernels.EPANECHNIKOV, "gaussian": kernels.GAUSSIAN}[kernel], bandwidth, reach)
-    density = (values, points.weights[order], starts, rows)
+    density = (np.ascontiguousarray(values[order].T), points.weights[order], starts, rows)
     found = np.empty_like(values), np.zeros(len(values))
     chunks = list(cuts(len(values), 256))
     with threads() as run:

@@ -1,14 +1,14 @@
 """Seams: where fragments of different tiles meet.
 
 A tile's `border` is the frame of a given width along the inside of its core. From the borders of all tiles `Borders` finds which fragment
-owns any pixel near a seam, so that fragments can be joined: because they touch there (`join_touching`), or because a tile has named a
-pixel of another tile that belongs to its fragment (`join_links`). Whatever is joined is given to `scipy`'s connected components.
+owns any pixel near a seam, so that fragments can be joined: because a tile has named a pixel of another tile that belongs to its fragment
+(`join_links`), or as a segmenter finds by itself along the `crossings`. Whatever is joined is given to `scipy`'s connected components.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,8 +62,9 @@ class Borders:
         found = np.zeros(len(row), self.values[0].dtype)
         order = np.argsort(tiles, kind="stable")
         firsts = np.flatnonzero(np.diff(tiles[order], prepend=-1))
-        for chosen in np.split(order, firsts[1:]) if len(order) else ():
-            number = int(tiles[chosen[0]])
+        # Most who ask do so about one tile.
+        for chosen in (np.split(order, firsts[1:]) if len(firsts) > 1 else [slice(None)]) if len(order) else ():
+            number = int(tiles[chosen][0])
             core = self.grid[number].core
             index = border_index(core.shape, self.width, row[chosen] - core.start[0], column[chosen] - core.start[1])
             if (index < 0).any():
@@ -80,28 +81,23 @@ def crossings(grid: Grid, diagonal: bool) -> Iterator[tuple[int, int, tuple[NDAr
     down, across = grid.counts
     for number, tile in enumerate(grid):
         y, x = tile.index
-        core = tile.core
-        rows, columns = np.arange(core.start[0], core.stop[0]), np.arange(core.start[1], core.stop[1])
-        last_row, last_column = np.int64(core.stop[0] - 1), np.int64(core.stop[1] - 1)
+        (top, left), (bottom, right) = tile.core.start, tile.core.stop
         if x + 1 < across:
-            yield number, number + 1, (rows, np.full_like(rows, last_column), rows, np.full_like(rows, last_column + 1))
-            if diagonal:
-                for a, b in ((rows[:-1], rows[1:]), (rows[1:], rows[:-1])):
-                    yield number, number + 1, (a, np.full_like(a, last_column), b, np.full_like(b, last_column + 1))
+            for a, b in _facing(np.arange(top, bottom), diagonal):
+                yield number, number + 1, (a, np.full_like(a, right - 1), b, np.full_like(b, right))
         if y + 1 < down:
-            yield (
-                number,
-                number + across,
-                (np.full_like(columns, last_row), columns, np.full_like(columns, last_row + 1), columns),
-            )
-            if diagonal:
-                for a, b in ((columns[:-1], columns[1:]), (columns[1:], columns[:-1])):
-                    yield number, number + across, (np.full_like(a, last_row), a, np.full_like(b, last_row + 1), b)
-        if diagonal and y + 1 < down:
-            for step, edge in ((1, last_column), (-1, np.int64(core.start[1]))):
+            for a, b in _facing(np.arange(left, right), diagonal):
+                yield number, number + across, (np.full_like(a, bottom - 1), a, np.full_like(b, bottom), b)
+            for step, edge in ((1, right - 1), (-1, left)) if diagonal else ():
                 if 0 <= x + step < across:
-                    corner = (last_row, edge, last_row + 1, edge + step)
+                    corner = (bottom - 1, edge, bottom, edge + step)
                     yield number, number + across + step, tuple(np.array([place]) for place in corner)
+
+
+def _facing(places: NDArray[np.int64], diagonal: bool) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Which places of two lines side by side meet."""
+    straight = [(places, places)]
+    return [*straight, (places[:-1], places[1:]), (places[1:], places[:-1])] if diagonal else straight
 
 
 def connected(count: int, one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -119,11 +115,12 @@ class Nodes:
 
     fragments: Sequence[NDArray[np.uint32]]
     """Of each tile, ascending."""
+    offsets: NDArray[np.int64] = field(init=False)
+    """Node of the first fragment of each tile, and the number of all nodes."""
 
-    @property
-    def offsets(self) -> NDArray[np.int64]:
-        """Node of the first fragment of each tile, and the number of all nodes."""
-        return np.cumsum([0, *(len(each) for each in self.fragments)], dtype=np.int64)
+    def __post_init__(self) -> None:
+        # Kept, not found anew for each tile: that would take the square of their number.
+        object.__setattr__(self, "offsets", np.cumsum([0, *(len(each) for each in self.fragments)], dtype=np.int64))
 
     def of(self, tile: int, fragments: NDArray[np.integer]) -> NDArray[np.int64]:
         """Nodes of fragments of one tile, all of which take part."""
@@ -161,27 +158,6 @@ def join_links(grid: Grid, seams: Sequence[Seam], width: int) -> list[Grouping]:
     order = np.lexsort((np.arange(len(groups)), pointing, groups))
     _, firsts = np.unique(groups[order], return_index=True)
     return nodes.groupings(groups, classes[order][firsts][groups - 1])
-
-
-def join_touching(grid: Grid, seams: Sequence[Seam], diagonal: bool) -> list[Grouping]:
-    """Join fragments of one class that touch over a seam; with `diagonal` also at corners of pixels.
-
-    A seam holds `border` (of fragments, one pixel wide), `fragments` (those in it, ascending) and `class_of` them.
-    """
-    borders = Borders(grid, 1, [seam["border"] for seam in seams])
-    nodes = Nodes([seam["fragments"] for seam in seams])
-    classes = np.concatenate([seam["class_of"] for seam in seams]).astype(np.uint16)
-    ones, others = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for number, neighbour, (row, column, next_row, next_column) in crossings(grid, diagonal):
-        here, there = borders.at(row, column)[1], borders.at(next_row, next_column)[1]
-        both = (here > 0) & (there > 0)
-        one, other = nodes.of(number, here[both]), nodes.of(neighbour, there[both])
-        alike = classes[one] == classes[other]
-        pairs = np.unique(np.stack([one[alike], other[alike]]), axis=1)
-        ones.append(pairs[0])
-        others.append(pairs[1])
-    groups = connected(len(classes), np.concatenate(ones), np.concatenate(others)) + 1
-    return nodes.groupings(groups, classes)
 
 
 def _nodes_of(nodes: Nodes, tiles: NDArray[np.int64], fragments: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -50,6 +50,7 @@ from segcore.parts import Measured, Part, StagedPart, States, merge_parts, merge
 from segcore.preview import PreviewPart, preview_stride, render_preview
 from segcore.raster import FORMATS, Block, Piece, RasterSpec, Reader
 from segcore.sketch import Placement, Sketch, place_objects
+from segcore.statistics.objects import Objects
 from segcore.storage import Store, configure, filesystem, is_local
 
 
@@ -298,7 +299,7 @@ def _stage_objects(canvas: Canvas, item: Item, measured: Iterable[Measured]) -> 
             rows.write_table(unpack_table(each.rows))
             spanning.append(objects.Measures.from_bytes(each.spanning))
         rows.write_table(canvas.rows_of(objects.Measures.concatenate(spanning)))
-    return {order.objects.table: name}
+    return {Objects.table: name}
 
 
 def _rows(canvas: Canvas, states: States) -> dict[str, list[dict[str, Any]]]:

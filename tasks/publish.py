@@ -79,8 +79,7 @@ class Tables:
     @property
     def folders(self) -> tuple[str, ...]:
         """Names of the tables; `images` comes last."""
-        named = [statistic.table for statistic in self.statistics.values()]
-        return (*named, *([] if self.objects is None else [self.objects.table]), "images")
+        return (*(statistic.table for statistic in self.statistics.values()), Objects.table, "images")
 
     def publish(self, shard: Shard, receipts: Sequence[Receipt]) -> None:
         """Commit a shard. Publishing the same receipts again changes nothing."""
@@ -89,12 +88,7 @@ class Tables:
             schema = table_schema(statistic)
             rows = [self._keyed(receipt, row) for receipt in receipts for row in receipt.rows.get(name, [])]
             self._write(f"tables/{statistic.table}/{shard.file}", pa.Table.from_pylist(rows, schema=schema), ids)
-        if self.objects is not None:
-            table = self.objects.table
-            staged = {receipt.source.image_id: receipt.tables[table] for receipt in receipts if table in receipt.tables}
-            specs = [item.spec for shard in self.plan.shards for item in shard.items if item.spec is not None]
-            file = ObjectFile(self.store, f"tables/{table}/{shard.file}", self.plan.run_id)
-            file.write(staged, receipts, max((spec.file_bands for spec in specs), default=0))
+        self._publish_objects(shard, receipts)
         images = pa.Table.from_pylist([self._image(receipt) for receipt in receipts], schema=IMAGES_SCHEMA)
         self._write(f"tables/images/{shard.file}", images, ids)
 
@@ -121,6 +115,8 @@ class Tables:
         for shard in self.plan.shards:
             for folder in self.folders:
                 name = f"tables/{folder}/{shard.file}"
+                if folder == Objects.table and self.objects is None and not self.store.exists(name):
+                    continue
                 content = self.store.read(name)
                 files[name] = hashlib.sha256(content).hexdigest()
                 if folder == "images":
@@ -142,6 +138,16 @@ class Tables:
             table = pa.concat_tables([kept, rows])
         with self.store.writing(name) as out:
             pq.write_table(table.replace_schema_metadata(rows.schema.metadata), out, compression="zstd", row_group_size=ROW_GROUP)
+
+    def _publish_objects(self, shard: Shard, receipts: Sequence[Receipt]) -> None:
+        name = f"tables/{Objects.table}/{shard.file}"
+        if self.objects is None and not self.store.exists(name):
+            return
+        # Where no objects are asked for now, those of an earlier recipe go: an image has one version in all tables.
+        staged = {receipt.source.image_id: receipt.tables[Objects.table] for receipt in receipts if receipt.tables}
+        specs = [item.spec for other in self.plan.shards for item in other.items if item.spec is not None]
+        most_bands = max((spec.file_bands for spec in specs), default=0)
+        ObjectFile(self.store, name, self.plan.run_id).write(staged, receipts, most_bands)
 
     def _keyed(self, receipt: Receipt, row: Mapping[str, Any]) -> dict[str, Any]:
         return {"run_id": self.plan.run_id, "image_id": receipt.source.image_id, **row}

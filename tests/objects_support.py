@@ -25,7 +25,15 @@ class ObjectImage:
         channels = self.pixels.shape[-1]
         bands = tuple(range(1, channels + 1))
         return RasterSpec(
-            "memory://objects", "memory", self.ids.shape, bands, str(self.pixels.dtype), self.ids.shape, "1", channels, space=self.space
+            "memory://objects",
+            "memory",
+            self.ids.shape,
+            bands,
+            str(self.pixels.dtype),
+            self.ids.shape,
+            "1",
+            channels,
+            space=self.space,
         )
 
     def tile_objects(self, tile: Tile, numbers: np.random.Generator | None = None) -> TileObjects:

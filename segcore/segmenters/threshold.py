@@ -11,9 +11,8 @@ the one that scikit-image finds on all valid pixels at once.
   of the number of bins.
 Collections that mix whole numbers and floats are treated as floats. Infinite values are ignored when fitting.
 
-The method `local` needs no histogram: each pixel is compared with the Gaussian mean, mean or median of the window around it, as in
-scikit-image's `threshold_local` (`segcore.local`). Where a pixel equals its local value, scikit-image leaves the answer to rounding; here
-it is not greater. Pixels without data take no part in windows.
+The method `local` needs no histogram: each pixel is compared with the Gaussian mean, mean or median of the window around it, as by
+`skimage.filters.threshold_local` (`segcore.local`), but a pixel that equals its local value is never greater by rounding.
 """
 
 from __future__ import annotations
@@ -44,8 +43,7 @@ if TYPE_CHECKING:
 Method = Literal["otsu", "multi-otsu", "li", "triangle", "local"]
 _FEW_BINS, _MANY_BINS = 256, 65_536
 # Worst case float64 colours: 3 x 8 in, 12 as float32, two float32 products, validity and labels.
-_BYTES_PER_PIXEL = 48
-_LOCAL_BYTES_PER_PIXEL = 88
+_BYTES_PER_PIXEL, _LOCAL_BYTES_PER_PIXEL = 48, 88
 
 
 @SEGMENTERS.register("threshold")

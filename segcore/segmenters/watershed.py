@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from segcore.raster import Block, RasterSpec
 
-_BACKGROUND = "background"
 _RULE = SeamRule()
 _GREATEST_DISTANCE = 1024
 # Beside the inner segmenter's: classes, columns, squares, order, basins, numbers and labels of four bytes each.
@@ -85,17 +84,21 @@ class Watershed:
         return Stitched(WatershedModel(segmenter, classes, class_of, self.distance, float(self.prominence), self.min_size), rules)
 
     def classes_around(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """The background and the classes whose objects are wanted. Raises `RecipeError` where one is named that there is not."""
+        """The background, then the classes whose objects are wanted. Raises `RecipeError` where one is named that there is not."""
         return self._classes(classes)[0]
 
     def _classes(self, classes: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """The classes, the background first, and which of them (0: the background) each of the inner classes becomes."""
-        own = classes if classes[0].lower() in BACKGROUND_NAMES else (_BACKGROUND, *classes)
-        unknown = [name for name in self.parts or () if name not in own[1:]]
+        """The background and the wanted classes, and which of them (0: the background) each of the inner classes becomes."""
+        unknown = [name for name in self.parts or () if name not in classes]
         if unknown:
-            raise RecipeError(f"parts: there is no class {unknown[0]!r} to split; the classes are {', '.join(own[1:])}.")
-        wanted = own[1:] if self.parts is None else self.parts
-        return own, tuple(own.index(name) if name in wanted else 0 for name in classes)
+            raise RecipeError(f"parts: there is no class {unknown[0]!r} to split; the classes are {', '.join(classes)}.")
+        wanted = [name for name in classes if (name in self.parts if self.parts else name.lower() not in BACKGROUND_NAMES)]
+        if not wanted:
+            raise RecipeError(f"parts: there is nothing to split; {', '.join(classes)} mean background. Name one in `parts`.")
+        # The segmenter's own name for background where it has one to spare.
+        names = (*(name for name in classes if name.lower() in BACKGROUND_NAMES), "background", "other", "void")
+        background = next(name for name in names if name not in wanted)
+        return (background, *wanted), tuple(1 + wanted.index(name) if name in wanted else 0 for name in classes)
 
 
 @MODELS.register("watershed")
@@ -105,7 +108,7 @@ class WatershedModel:
 
     segmenter: Segmenter
     classes: tuple[str, ...]
-    """The background first."""
+    """The background, then those whose objects are wanted, in the order of the other segmenter."""
     class_of: tuple[int, ...]
     """Which class each of the inner segmenter's becomes. 0: background."""
     distance: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,9 @@ class Objects:
     geometry: bool = True
     """Whether rows have the outline as a polygon."""
 
+    table: ClassVar[str] = "objects"
+    """Name of its table."""
+
     def __post_init__(self) -> None:
         if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
             raise ValueError(f"classes: expected at least one name and none twice; got {list(self.classes)}")
@@ -26,8 +29,3 @@ class Objects:
             raise ValueError(f"connectivity: expected 4 or 8; got {self.connectivity}")
         if self.min_size < 1:
             raise ValueError(f"min_size: expected a number of pixels from 1 on; got {self.min_size}")
-
-    @property
-    def table(self) -> str:
-        """Name of its table."""
-        return "objects"

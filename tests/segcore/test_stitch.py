@@ -105,7 +105,9 @@ def lattice(shape: tuple[int, int], radius: int, gap: int) -> np.ndarray:
 
 def same_partition(one: np.ndarray, other: np.ndarray) -> bool:
     pairs = np.unique(np.stack([one.ravel(), other.ravel()]), axis=1)
-    return len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1] and bool(np.all((pairs[0] == 0) == (pairs[1] == 0)))
+    return len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1] and bool(
+        np.all((pairs[0] == 0) == (pairs[1] == 0))
+    )
 
 
 def stitched(segmenter: Told, rule: SeamRule) -> Stitched:
@@ -306,6 +308,11 @@ def test_rules_are_read_from_a_recipe() -> None:
     assert reader.validate_python({"by": "overlap", "iou": 0.3}) == SeamRule("overlap", 0.3)
     chosen = reader.validate_python({"vessel": {"by": "overlap"}})
     assert rules_of(chosen, ("background", "cell", "vessel")) == (OWNERSHIP, OWNERSHIP, OVERLAP)
-    for wrong in ({"by": "touching"}, {"by": "overlap", "iou": 0}, {"by": "overlap", "iou": 1.5}, {"by": "overlap", "least": 0.5}):
+    for wrong in (
+        {"by": "touching"},
+        {"by": "overlap", "iou": 0},
+        {"by": "overlap", "iou": 1.5},
+        {"by": "overlap", "least": 0.5},
+    ):
         with pytest.raises(ValidationError):
             reader.validate_python(wrong)

@@ -16,7 +16,7 @@ from skimage import color, data, filters, segmentation
 
 from segcore._quickshift_kernels import fill_noise, number_trees
 from segcore.errors import ModelMismatch
-from segcore.geometry import Box
+from segcore.geometry import Box, Tile
 from segcore.segmenters.quickshift import Quickshift, QuickshiftModel, scaled_planes, smooth
 from segcore.testing import segmenters as check
 from segcore.testing.segmenters import Picture, object_mask
@@ -134,19 +134,19 @@ def test_smoothing_is_that_of_scikit_image_and_leaves_holes_out() -> None:
     colours = COLOURS["coffee"]
     planes = np.ascontiguousarray(np.moveaxis(colours, -1, 0))
     everywhere = planes.copy()
-    smooth(everywhere, np.ones(planes.shape[1:], bool), 1.7)
-    expected = filters.gaussian(colours, 1.7, mode="reflect", channel_axis=-1)
+    smooth(everywhere, np.ones(planes.shape[1:], bool), 2.5)
+    expected = filters.gaussian(colours, 2.5, mode="reflect", channel_axis=-1)
     assert np.array_equal(everywhere, np.moveaxis(expected, -1, 0))
     valid = np.ones(planes.shape[1:], bool)
     valid[40:50, 30:60] = False
     planes[:, ~valid] = np.nan
-    smooth(planes, valid, 1.7)
-    # 4 standard deviations are 7 pixels: farther from the hole nothing has changed in any bit.
-    assert np.array_equal(planes[:, :33], everywhere[:, :33])
-    assert np.array_equal(planes[:, :, 67:], everywhere[:, :, 67:])
-    assert not np.array_equal(planes[:, 33:40], everywhere[:, 33:40])
+    smooth(planes, valid, 2.5)
+    # 4 standard deviations are 10 pixels: farther from the hole nothing has changed in any bit.
+    assert np.array_equal(planes[:, :30], everywhere[:, :30])
+    assert np.array_equal(planes[:, :, 70:], everywhere[:, :, 70:])
+    assert not np.array_equal(planes[:, 30:40], everywhere[:, 30:40])
     constant = np.where(valid, 5.0, 99.0)[None]
-    smooth(constant, valid, 1.7)
+    smooth(constant, valid, 2.5)
     assert np.allclose(constant[0][valid], 5.0, rtol=1e-14)
 
 
@@ -182,6 +182,28 @@ def test_tiles_give_the_regions_of_the_whole(name: str, recipe: Quickshift) -> N
     assert np.array_equal(whole == 0, ~picture.valid)
     for tile in ((64, 64), (21, 90), (7, 13)):
         assert np.array_equal(ids(recipe, picture, tile), whole), tile
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_the_halo_is_all_that_a_tile_needs_and_no_more(bands: int) -> None:
+    model = Quickshift(kernel_size=2, max_dist=4, sigma=1).start()
+    picture = full(np.ascontiguousarray(RGB.pixels[..., :bands]), "rgb" if bands == 3 else "bands")
+    (block,) = picture.blocks(model)
+    spec, whole = block.spec, block.tile.core
+    core = Box((30, 35), (45, 60))
+    # Smoothing, densities, links: what each needs of the one before.
+    for halo in (model.footprint.halo[0], model.footprint.halo[0] - 1):
+        read = core.grow((halo, halo))
+        inner = core.grow((model.reach,) * 2)
+        seen = inner.grow((model.width,) * 2) & read
+        everywhere = model._colours(block, whole)
+        colours = model._colours(picture.block(Tile((0, 0), core, read), spec), seen)
+        densities, of_all = np.zeros(seen.shape), np.zeros(whole.shape)
+        model.parents_of(colours, densities, inner.relative_to(seen), core.relative_to(seen))
+        model.parents_of(everywhere, of_all, whole, whole)
+        enough = halo == model.footprint.halo[0]
+        assert np.array_equal(colours, everywhere[:, *seen.slices]) == enough
+        assert np.array_equal(densities[inner.relative_to(seen).slices], of_all[inner.slices]) == enough
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,167 @@
+"""Objects from the command line: masks and tables are the same for any tiling, and agree with scikit-image on the whole image."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from skimage.measure import label, regionprops_table
+from tests_support import assert_same_results, photograph, read_masks, read_table
+
+from tasks import bundles
+
+PARTS = {
+    "kind": "connected_parts",
+    "of": {"kind": "threshold", "classes": ["background", "bright"]},
+    "min_size": 4,
+    "fill_holes": True,
+}
+SEGMENTERS = [
+    {"kind": "mean_shift", "space": "joint", "spatial_radius": 3, "max_iterations": 6, "min_size": 20},
+    {"kind": "quickshift", "kernel_size": 2, "max_dist": 6},
+    PARTS,
+]
+QUIET = ("--no-prefect", "--quiet")
+
+
+@pytest.mark.parametrize("segmenter", SEGMENTERS, ids=lambda segmenter: segmenter["kind"])
+def test_the_tiling_changes_no_object(collection, maskloom, segmenter, monkeypatch):
+    recipe = collection.recipe(segmenter=segmenter)
+    for tile, part_pixels in ((4096, bundles.PART_PIXELS), (256, bundles.PART_PIXELS), (64, 2**16)):
+        # Small parts make the small images take the way of large ones: staged, joined, redrawn.
+        monkeypatch.setattr(bundles, "PART_PIXELS", part_pixels)
+        result = maskloom("run", recipe, *QUIET, "--set", f"tiling.tile={tile}", "--set", f"output=out{tile}")
+        assert result.exit_code == 0, result.output
+
+    assert_same_results(collection.folder / "out64", collection.folder / "out4096")
+    assert_same_results(collection.folder / "out256", collection.folder / "out4096")
+    assert not list((collection.folder / "out64" / "staging").rglob("*.*"))
+    assert maskloom("verify", collection.folder / "out64").exit_code == 0
+
+
+def test_objects_of_a_semantic_mask_are_its_connected_parts(collection, maskloom):
+    recipe = collection.recipe(statistics=["area", {"kind": "objects", "connectivity": 4, "min_size": 9}])
+    assert maskloom("run", recipe, *QUIET, "--set", "tiling.tile=128").exit_code == 0
+
+    masks = {row["image_id"]: row["mask_uri"] for row in read_table(collection.output, "images")}
+    found = read_table(collection.output, "objects")
+    for image_id, uri in masks.items():
+        mask = read_masks(collection.output)[uri]
+        expected = []
+        for class_id in range(4):
+            parts = label(mask == class_id, connectivity=1)
+            sizes = np.bincount(parts.ravel())[1:]
+            expected += [(class_id, int(size)) for size in sizes if size >= 9]
+        rows = [(row["class_id"], row["pixel_count"]) for row in found if row["image_id"] == image_id]
+        assert sorted(rows) == sorted(expected), image_id
+
+
+def test_the_table_describes_the_mask(collection, maskloom):
+    recipe = collection.recipe(segmenter=PARTS)
+    assert maskloom("run", recipe, *QUIET, "--set", "tiling.tile=64").exit_code == 0
+
+    masks, images = read_masks(collection.output), read_table(collection.output, "images")
+    uri = next(row["mask_uri"] for row in images if row["image_id"] == "scenes/utm")
+    measured = regionprops_table(
+        masks[uri].astype(np.int32),
+        photograph(700, 900),
+        properties=("label", "area", "centroid", "perimeter", "bbox", "mean_intensity"),
+    )
+    rows = [row for row in read_table(collection.output, "objects") if row["image_id"] == "scenes/utm"]
+    assert [row["object_id"] for row in rows] == measured["label"].tolist()
+    assert [row["pixel_count"] for row in rows] == measured["area"].astype(int).tolist()
+    for ours, theirs in (
+        ("centroid_y", "centroid-0"),
+        ("centroid_x", "centroid-1"),
+        ("perimeter", "perimeter"),
+        ("bbox_x1", "bbox-3"),
+        ("mean_1", "mean_intensity-0"),
+        ("mean_3", "mean_intensity-2"),
+    ):
+        np.testing.assert_allclose([row[ours] for row in rows], measured[theirs], err_msg=ours)
+    areas = read_table(collection.output, "areas")
+    for image in images:
+        objects = sum(
+            row["pixel_count"] for row in read_table(collection.output, "objects") if row["image_id"] == image["image_id"]
+        )
+        assert objects == sum(row["pixel_count"] for row in areas if row["image_id"] == image["image_id"] and row["class_id"] > 0)
+
+
+def test_tables_of_objects_are_geoparquet(collection, maskloom):
+    recipe = collection.recipe(segmenter=PARTS)
+    assert maskloom("run", recipe, *QUIET).exit_code == 0
+
+    seen = set()
+    for path in (collection.output / "tables" / "objects").iterdir():
+        geo = json.loads(pq.read_schema(path).metadata[b"geo"])
+        located = "crs" not in geo["columns"]["geometry"]
+        table = pq.read_table(path)
+        assert geo["version"] == "1.1.0"
+        assert table["longitude"].null_count == (0 if located else len(table))
+        seen |= {(image_id, located) for image_id in table["image_id"].to_pylist()}
+    assert {image_id for image_id, located in seen if located} == {"scenes/utm", "scenes/lonlat"}
+    assert ("photo", False) in seen
+
+
+def test_another_recipe_without_objects_takes_their_rows_away(collection, maskloom):
+    assert maskloom("run", collection.recipe(segmenter=PARTS), *QUIET).exit_code == 0
+    assert read_table(collection.output, "objects")
+
+    assert maskloom("run", collection.recipe(), *QUIET).exit_code == 0
+
+    assert read_table(collection.output, "objects") == []
+    assert maskloom("verify", collection.output).exit_code == 0
+
+
+def test_changed_images_alone_get_new_objects(collection, maskloom):
+    recipe = collection.recipe(segmenter=PARTS)
+    maskloom("run", recipe, *QUIET)
+    before = ds.dataset(collection.output / "tables/objects").to_table().to_pylist()
+    Image.fromarray(photograph(90, 80)[::-1]).save(collection.folder / "images" / "pixel.png")
+
+    assert maskloom("run", recipe, *QUIET).exit_code == 0
+
+    after = ds.dataset(collection.output / "tables/objects").to_table().to_pylist()
+    others = [[row for row in rows if row["image_id"] != "pixel"] for rows in (before, after)]
+    assert sorted(map(repr, others[0])) == sorted(map(repr, others[1]))
+    assert sum(row["pixel_count"] for row in after if row["image_id"] == "pixel") > 1
+
+
+def test_a_picture_with_more_objects_than_png_can_number_gets_a_tiff_mask(tmp_path, maskloom):
+    checks = (np.indices((400, 400)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(checks).save(tmp_path / "checks.png")
+    segmenter = {**PARTS, "of": {"kind": "threshold", "value": 100}, "connectivity": 4, "min_size": 1, "fill_holes": False}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"inputs": "checks.png", "output": "out", "segmenter": segmenter, "cluster": "serial"}))
+
+    assert maskloom("run", recipe, *QUIET, "--set", "tiling.tile=128").exit_code == 0
+
+    (mask,) = read_masks(tmp_path / "out").items()
+    assert mask[0] == "masks/checks.tif"
+    assert mask[1].dtype == np.uint32
+    np.testing.assert_array_equal(mask[1], label(checks, connectivity=1))
+
+
+def test_a_halo_beyond_memory_is_refused_before_any_work(collection, maskloom):
+    segmenter = {"kind": "mean_shift", "space": "joint", "spatial_radius": 100, "max_iterations": 50}
+
+    recipe = collection.recipe(segmenter=segmenter, cluster={"kind": "local", "workers": 1, "memory": "352 MB"})
+    result = maskloom("run", recipe, *QUIET)
+
+    assert result.exit_code == 2
+    assert "halo" in result.output
+    assert not (collection.output / "masks").exists()
+
+
+@pytest.mark.parametrize("kind", [{"kind": "quickshift"}, PARTS, {"kind": "mean_shift"}], ids=lambda segmenter: segmenter["kind"])
+def test_audit_finds_no_difference(collection, maskloom, kind):
+    recipe = collection.recipe(segmenter=kind)
+
+    result = maskloom("audit", recipe, "--tile", 64, "--pixels", 40_000)
+
+    assert result.exit_code == 0, result.output
+    assert "differing pixels: 0 of" in result.output
