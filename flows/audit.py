@@ -13,13 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from segcore.seam_audit import audit_seams
 
 from flows.recipe import Recipe, effective_tile
 from flows.segment import take_inventory
 from segcore.errors import RunError
 from segcore.model import Exactness, ObjectSegmenter
 from segcore.scene import Mask, Region, fit_to, segment_scene
+from segcore.seam_audit import audit_seams
 from segcore.storage import Store, configure
 from segcore.work import prepare_process
 from tasks.fanout import InProcess, memory_of, open_fanout
@@ -122,8 +122,7 @@ def _seams(ids: NDArray[np.integer], side: int) -> list[str]:
     found = audit_seams({names[key]: column for key, column in table.items() if key in names}, ids.shape, (side, side), band)
     return [
         f"centroids along the seams: {found.ratio:.2f} times as dense as elsewhere ({found.centroid_score:+.1f} standard deviations)",
-        f"objects with a side on a seam: {found.cut_at_seams:.2f} a line, {found.cut_inside:.2f} elsewhere "
-        f"({found.cut_score:+.1f} standard deviations)",
+        f"object sides on a seam: {found.cut_at_seams:.2f} a line, {found.cut_inside:.2f} elsewhere ({found.cut_score:+.1f} standard deviations)",
         "The seams do not show." if found.clean else "The seams show: objects are cut or merged there.",
     ]
 

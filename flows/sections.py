@@ -63,7 +63,7 @@ def _checked_type(hint: Any) -> Any:
     section = dict[str, Any] | str
     if hint is SegmenterRecipe:
         return section
-    return list[section] if SegmenterRecipe in typing.get_args(hint) else hint  # type: ignore[valid-type]
+    return list[section] if SegmenterRecipe in typing.get_args(hint) else hint
 
 
 @cache

@@ -93,13 +93,13 @@ def _first(values, begin, end, bound):  # type: ignore[no-untyped-def]
 
 
 @exactly
-def _add_run(at, window, density, run, total):  # type: ignore[no-untyped-def]
+def _add_run(at, window, density, run, scratch, total):  # type: ignore[no-untyped-def]
     """Add the points of a (begin, end) `run` to `total`, in loops that the processor takes several points at a time."""
     kernel, bandwidth, reach = window
     points, weights = density[0], density[1]
     channels = points.shape[0]
     shape = 1.0 / (bandwidth * bandwidth)
-    squares, counted = np.empty(_BATCH), np.empty(_BATCH)
+    squares, counted = scratch
     for start in range(run[0], run[1], _BATCH):
         n = min(_BATCH, run[1] - start)
         for p in range(n):
@@ -128,7 +128,7 @@ def _add_run(at, window, density, run, total):  # type: ignore[no-untyped-def]
 
 
 @exactly
-def _weighted_sums(at, window, density, total):  # type: ignore[no-untyped-def]
+def _weighted_sums(at, window, density, scratch, total):  # type: ignore[no-untyped-def]
     """Weight and weighted sums (1 + channels) of the points around `at`, each counted by the kernel.
 
     `window` is (kernel, bandwidth, reach). `density` is (points (channels, n), weights, starts, rows): points by row, and in a row
@@ -162,7 +162,7 @@ def _weighted_sums(at, window, density, total):  # type: ignore[no-untyped-def]
             half = np.sqrt(left) + 1e-9 * reach
             begin = _first(points[along], begin, end, at[along] - half)
             end = _first(points[along], begin, end, at[along] + half)
-            _add_run(at, window, density, (begin, end), total)
+            _add_run(at, window, density, (begin, end), scratch, total)
 
 
 @exactly
@@ -176,6 +176,7 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
     points, ends, strengths = density[0], found[0], found[1]
     channels = points.shape[0]
     total, at = np.empty(1 + channels), np.empty(channels)
+    scratch = np.empty(_BATCH), np.empty(_BATCH)
     side, lows, extents, strides = micro
     remembers = side > 0
     slots = _MEMO_SLOTS if remembers else 1
@@ -195,7 +196,7 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
                     break
                 path[crossed] = key
                 crossed += 1
-            _weighted_sums(at, window, density, total)
+            _weighted_sums(at, window, density, scratch, total)
             if total[0] <= 0:
                 break
             strengths[i] = total[0]

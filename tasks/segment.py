@@ -6,9 +6,8 @@ joined, once an image, and the parts drawn again; last the parts are put togethe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 from segcore.errors import FitError, WorkerDied
 from segcore.jobs import FinishJob, ImagesJob, Job, JoinJob, Order, PartJob, PartReceipt, RedrawJob, staging_folder
@@ -20,6 +19,9 @@ from tasks import bundles
 from tasks.fanout import Fanout
 from tasks.fit import fit
 from tasks.progress import Progress, Silent
+
+_Staging = PartJob | JoinJob | RedrawJob
+"""Jobs that leave something for a later pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,36 +35,60 @@ class Bench:
     progress: Progress
 
 
+@dataclass(frozen=True, slots=True)
+class _Large:
+    """A large image whose parts have been staged."""
+
+    order: Order
+    item: Item
+    ranges: tuple[tuple[int, int], ...]
+    """First tile, and one past the last, of each part in their order."""
+
+
 def segment_shard(shard: Shard, bench: Bench) -> list[Receipt]:
     """A receipt for every image of the shard, in the shard's order."""
     receipts = {item.source.uri: _failed(bench, item, item.failure) for item in shard.items if item.failure is not None}
     usable = [item for item in shard.items if item.failure is None]
-    spread = [item for item in usable if item.spec is not None and bundles.is_spread(item.spec, bench.order)]
-    orders = {}
-    for item in spread:
-        try:
-            orders[item.source.uri] = _order_for(item, bench)
-        except FitError as error:
-            receipts[item.source.uri] = _failed(bench, item, Failure.of(error))
-    parts = (part for item in spread if item.source.uri in orders for part in bundles.parts(orders[item.source.uri], item))
+    orders = _orders_of_large(usable, bench, receipts)
+    parts = (part for item in usable if item.source.uri in orders for part in bundles.parts(orders[item.source.uri], item))
     whole = bundles.whole_images(bench.order, usable, bench.fanout.workers)
     ranges: dict[str, list[tuple[int, int]]] = {}
     for job, _ in _do(bench, (*parts, *whole), receipts):
         if isinstance(job, PartJob):
             ranges.setdefault(job.item.source.uri, []).append((job.first, job.stop))
-
-    def left() -> Iterator[tuple[Order, Item, tuple[tuple[int, int], ...]]]:
-        for item in spread:
-            if item.source.uri not in receipts:
-                yield orders[item.source.uri], item, tuple(sorted(ranges[item.source.uri]))
-
-    joined = _do(bench, [JoinJob(*each) for each in left() if each[0].joins], receipts)
-    counts = {job.item.source.uri: answer.objects for job, answer in joined}
-    redraw = (RedrawJob(part, counts[job.item.source.uri]) for job, _ in joined for part in cast(JoinJob, job).parts)
-    _do(bench, redraw, receipts)
-    finish = [FinishJob(*each, objects=counts.get(each[1].source.uri, 0)) for each in left()]
+    large = [
+        _Large(orders[item.source.uri], item, tuple(sorted(ranges[item.source.uri])))
+        for item in usable
+        if item.source.uri in orders and item.source.uri not in receipts
+    ]
+    counts = _join([image for image in large if image.order.joins], bench, receipts)
+    finish = (
+        FinishJob(image.order, image.item, image.ranges, counts.get(image.item.source.uri, 0))
+        for image in large
+        if image.item.source.uri not in receipts
+    )
     _do(bench, finish, receipts)
     return [receipts[item.source.uri] for item in shard.items]
+
+
+def _orders_of_large(items: Sequence[Item], bench: Bench, receipts: dict[str, Receipt]) -> dict[str, Order]:
+    """The orders for the large images, by URI. An image that no model can be fitted to gets its receipt."""
+    orders = {}
+    for item in items:
+        if item.spec is not None and bundles.is_spread(item.spec, bench.order):
+            try:
+                orders[item.source.uri] = _order_for(item, bench)
+            except FitError as error:
+                receipts[item.source.uri] = _failed(bench, item, Failure.of(error))
+    return orders
+
+
+def _join(images: Sequence[_Large], bench: Bench, receipts: dict[str, Receipt]) -> dict[str, int]:
+    """Join the objects of large images and draw their parts again; the number of objects of each, by URI."""
+    joined = _do(bench, (JoinJob(image.order, image.item, image.ranges) for image in images), receipts)
+    redraw = (RedrawJob(part, answer.objects) for job, answer in joined if isinstance(job, JoinJob) for part in job.parts)
+    _do(bench, redraw, receipts)
+    return {job.item.source.uri: answer.objects for job, answer in joined}
 
 
 def clear_staging(receipts: Sequence[Receipt], bench: Bench) -> None:
@@ -82,19 +108,19 @@ def _order_for(item: Item, bench: Bench) -> Order:
     return replace(bench.order, model=fitted.model)
 
 
-def _do(bench: Bench, jobs: Iterable[Job], receipts: dict[str, Receipt]) -> list[tuple[Job, PartReceipt]]:
+def _do(bench: Bench, jobs: Iterable[Job], receipts: dict[str, Receipt]) -> list[tuple[_Staging, PartReceipt]]:
     """Perform the jobs and file the receipts of images that are through; the other jobs that were done, with their answers."""
-    staged = []
+    staged: list[tuple[_Staging, PartReceipt]] = []
     for job, answer in bench.fanout.map(perform, jobs):
         items: Sequence[Item] = job.items if isinstance(job, ImagesJob) else (job.item,)
         if isinstance(answer, WorkerDied):
             receipts.update((item.source.uri, _failed(bench, item, Failure.of(answer))) for item in items)
         elif isinstance(job, ImagesJob):
             receipts.update((receipt.source.uri, receipt) for receipt in answer)
-        elif isinstance(answer, Receipt):
-            receipts[answer.source.uri] = answer
+        elif isinstance(job, FinishJob):
+            receipts[job.item.source.uri] = answer
         elif answer.failure is not None:
-            receipts[items[0].source.uri] = _failed(bench, items[0], answer.failure)
+            receipts[job.item.source.uri] = _failed(bench, job.item, answer.failure)
         else:
             staged.append((job, answer))
         bench.progress.advance(job)

@@ -10,11 +10,16 @@ import pytest
 from skimage import data
 
 import segcore.segmenters  # noqa: F401  registers all segmenters
-from segcore.model import SEGMENTERS, Exactness, Fitter, Segmenter
+from segcore.model import SEGMENTERS, Exactness, Fitter, ObjectSegmenter, Segmenter
 from segcore.samples import SAMPLE_SIZE
+from segcore.segmenters.connected_parts import ConnectedParts
+from segcore.segmenters.ensemble import Ensemble
 from segcore.segmenters.kmeans import KMeans
+from segcore.segmenters.mean_shift import MeanShift
 from segcore.segmenters.mixture import MixtureOfGaussians
+from segcore.segmenters.quickshift import Quickshift
 from segcore.segmenters.threshold import Threshold
+from segcore.segmenters.watershed import Watershed
 from segcore.testing import segmenters as check
 
 
@@ -52,14 +57,23 @@ VARIANTS = [
     KMeans(classes={"dark": "#000000", "light": (255.0, 255.0, 255.0)}),
     MixtureOfGaussians(components=2, covariance="diag"),
     MixtureOfGaussians(components="auto", max_components=3, covariance="tied"),
+    Threshold(method="local", window=15),
+    MeanShift(space="joint", spatial_radius=3, max_iterations=5, min_size=12),
+    Quickshift(kernel_size=2, max_dist=5),
+    ConnectedParts(Threshold()),
+    ConnectedParts(KMeans(clusters=3), min_size=3),
+    Watershed(Threshold(value=100), distance=6),
+    Ensemble((Threshold(), Threshold(method="li"), Threshold(method="triangle"))),
+    Ensemble((MixtureOfGaussians(components=2, seed=0), MixtureOfGaussians(components=2, seed=1))),
 ]
 named = pytest.mark.parametrize("recipe", VARIANTS, ids=str)
 
 
 @named
 def test_a_recipe_starts_as_fitter_or_segmenter(recipe: Any) -> None:
-    assert isinstance(recipe.start(), Fitter | Segmenter)
-    assert isinstance(recipe.exactness, Exactness)
+    model = recipe.start()
+    assert isinstance(model, Fitter | Segmenter | ObjectSegmenter)
+    assert isinstance(model, Fitter) or isinstance(model.exactness, Exactness)
 
 
 @named

@@ -22,6 +22,8 @@ MOMENTS = {
     "planned": "runs/*/plan.json",
     "fitted": "runs/*/model.json",
     "a part is staged": "staging/*/*/*.part",
+    "objects are joined": "staging/*/*/*.placements",
+    "a part is redrawn": "staging/*/*/*.redrawn",
     "a mask is written": "masks/*.png",
     "a shard is committed": "tables/images/*.parquet",
 }
@@ -67,6 +69,7 @@ def start(folder: Path, output: str) -> subprocess.Popen[bytes]:
                 "inputs": "images",
                 "output": "out",
                 "segmenter": {"kind": "kmeans", "clusters": 3},
+                "statistics": [{"kind": "objects", "min_size": 30}],
                 "tiling": {"tile": 512},
                 "cluster": {"kind": "local", "workers": 2},
             }

@@ -67,12 +67,16 @@ def test_ids_do_not_know_the_tiling(grid: Grid, objects: int, seed: int) -> None
         # Of a fragment that is not named the class stays as it was.
         named = np.flatnonzero(~alone[here])
         groups = np.where(dropped[here[named]], 0, 3 * here[named])
-        groupings.append(Grouping((named + 1).astype(np.uint32), groups, np.where(groups > 0, here[named] + 100, 0).astype(np.uint16)))
+        groupings.append(
+            Grouping((named + 1).astype(np.uint32), groups, np.where(groups > 0, here[named] + 100, 0).astype(np.uint16))
+        )
     asked: list[int] = []
 
     def read(number: int) -> tuple[np.ndarray, np.ndarray]:
         asked.append(number)
-        return first_pixels(values[number], grid[number], grid.shape[1]), np.concatenate([[0], names[number] + 100]).astype(np.uint16)
+        return first_pixels(values[number], grid[number], grid.shape[1]), np.concatenate([[0], names[number] + 100]).astype(
+            np.uint16
+        )
 
     out = np.zeros(grid.shape, np.int64)
     wanted = by_first_pixel(np.where(dropped[ids], 0, ids))

@@ -41,7 +41,9 @@ def test_borders_find_any_pixel_near_a_seam(grid: Grid, width: int, seed: int) -
     for i, tile in enumerate(grid):
         number[tile.core.slices] = i
         near[tile.core.slices] = True
-        near[tuple(slice(a + width, max(a + width, b - width)) for a, b in zip(tile.core.start, tile.core.stop, strict=True))] = False
+        near[tuple(slice(a + width, max(a + width, b - width)) for a, b in zip(tile.core.start, tile.core.stop, strict=True))] = (
+            False
+        )
     row, column = np.nonzero(near)
     order = np.random.default_rng(seed).permutation(len(row))
     tiles, found = borders.at(row[order], column[order])
@@ -131,7 +133,9 @@ def test_links_join_what_scipy_labels_as_one(grid: Grid, width: int, seed: int) 
     out = np.zeros(grid.shape, np.int64)
     loners = 10**6
     classes: dict[int, list[tuple[bool, int]]] = {}
-    for number, (tile, labels, seam, grouping) in enumerate(zip(grid, fragments, seams, join_links(grid, seams, width), strict=True)):
+    for number, (tile, labels, seam, grouping) in enumerate(
+        zip(grid, fragments, seams, join_links(grid, seams, width), strict=True)
+    ):
         assert np.array_equal(grouping.fragments, seam["fragments"])
         names = loners + 100 * number + np.arange(labels.max(initial=0) + 1)
         names[grouping.fragments] = grouping.groups
