@@ -142,6 +142,25 @@ def audit(
 
 
 @app.command()
+def compare(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image: a file or fsspec URI.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="PICTURE.png", help="Where to put the picture.")],
+    segmenters: Annotated[
+        list[str] | None,
+        typer.Option("--segmenter", "-s", help="A kind, or a section such as '{kind: kmeans, clusters: 3}'. Repeatable. Default: all classical ones."),
+    ] = None,
+) -> None:
+    """Draw what several segmenters make of one image side by side, with their boundaries."""
+    from flows import recipe as recipes
+    from flows.compare import compare as draw
+
+    with _messages():
+        sections = [recipes.read_value(text, f"-s {text!r}") for text in segmenters or []]
+        draw(image, sections or None, output)
+        typer.echo(f"Look at {output}")
+
+
+@app.command()
 def status(output: Output) -> None:
     """Show what is done, failed and left in an output."""
     from tasks.inspect import status as read_status

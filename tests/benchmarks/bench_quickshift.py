@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_quickshift.py [runs]
 
-Same parameters (the defaults) and, for the comparison of regions, the same noise. Prints a line a picture, in processor seconds; where regions differ, also what is
-left of the difference when both start from the colours of scikit-image.
+Same parameters (the defaults) and, for the comparison of regions, the same noise. Prints a line a picture, in processor seconds;
+where regions differ, also what is left of the difference when both start from the colours of scikit-image.
 """
 
 from __future__ import annotations

