@@ -13,7 +13,7 @@ from segcore._clustering_kernels import _exp
 from segcore._kernels import _BLUE, _GREEN, _RED, exactly
 
 FLAT, EPANECHNIKOV, GAUSSIAN = 0, 1, 2
-_MEMO_SLOTS = 2**15
+_MEMO_SLOTS = 2**17
 _BATCH = 128
 
 
@@ -32,10 +32,15 @@ def _slot(keys, held, key):  # type: ignore[no-untyped-def]
 
 
 @exactly
-def _place(value, side, low, extent):  # type: ignore[no-untyped-def]
-    """The cell of a value along one channel; -1 outside of the lattice and for NaN."""
-    place = np.floor(value / side) - low
-    return np.int64(place) if 0 <= place < extent else np.int64(-1)
+def _cell_of(value, lattice):  # type: ignore[no-untyped-def]
+    """The key of the value's cell, and whether it is one of the lattice's: values outside and NaN have none."""
+    side, lows, extents, strides = lattice
+    key, inside = np.uint64(0), True
+    for j in range(value.size):
+        place = np.floor(value[j] / side) - lows[j]
+        inside = inside and 0 <= place < extents[j]
+        key += np.uint64(place if inside else 0.0) * strides[j]
+    return key, inside
 
 
 @exactly
@@ -51,17 +56,14 @@ def fill(keys, held, new_keys, values):  # type: ignore[no-untyped-def]
 def gather(values, weights, lattice, table, cells):  # type: ignore[no-untyped-def]
     """Gather values (channels, n), none outside of the lattice, by cell in the order of first occurrence.
 
-    Fills `cells`: sums (most, 1 + channels) of weights and weighted values, and keys (most,). Returns the number of cells, or -1 where they are more than `most`.
+    Fills `cells`: sums (most, 1 + channels) of weights and weighted values, and keys (most,). Returns the number of cells, or -1
+    where they are more than `most`.
     """
-    side, lows, extents, strides = lattice
     keys, held = table
     sums, cell_keys = cells
-    channels = values.shape[0]
     n = 0
     for i in range(weights.size):
-        key = np.uint64(0)
-        for j in range(channels):
-            key += np.uint64(_place(float(values[j, i]), side, lows[j], extents[j])) * strides[j]
+        key, _ = _cell_of(values[:, i], lattice)
         at = _slot(keys, held, key)
         if held[at] < 0:
             if n == cell_keys.size:
@@ -72,7 +74,7 @@ def gather(values, weights, lattice, table, cells):  # type: ignore[no-untyped-d
             n += 1
         cell = held[at]
         sums[cell, 0] += weights[i]
-        for j in range(channels):
+        for j in range(values.shape[0]):
             sums[cell, 1 + j] += weights[i] * float(values[j, i])
     return n
 
@@ -93,12 +95,28 @@ def _first(values, begin, end, bound):  # type: ignore[no-untyped-def]
 
 
 @exactly
+def _count(squares, weights, window, counted):  # type: ignore[no-untyped-def]
+    """The weights, by their squared distances from the window's centre, times the kernel."""
+    kernel, bandwidth, reach = window
+    shape = 1.0 / (bandwidth * bandwidth)
+    if kernel == FLAT:
+        for p in range(weights.size):
+            counted[p] = weights[p]
+    elif kernel == EPANECHNIKOV:
+        for p in range(weights.size):
+            counted[p] = weights[p] * (1.0 - squares[p] * shape)
+    else:
+        for p in range(weights.size):
+            counted[p] = weights[p] * _exp(-0.5 * squares[p] * shape)
+    for p in range(weights.size):
+        counted[p] = counted[p] if squares[p] <= reach * reach else 0.0
+
+
+@exactly
 def _add_run(at, window, density, run, scratch, total):  # type: ignore[no-untyped-def]
     """Add the points of a (begin, end) `run` to `total`, in loops that the processor takes several points at a time."""
-    kernel, bandwidth, reach = window
     points, weights = density[0], density[1]
     channels = points.shape[0]
-    shape = 1.0 / (bandwidth * bandwidth)
     squares, counted = scratch
     for start in range(run[0], run[1], _BATCH):
         n = min(_BATCH, run[1] - start)
@@ -109,22 +127,19 @@ def _add_run(at, window, density, run, scratch, total):  # type: ignore[no-untyp
             for p in range(n):
                 difference = points[j, start + p] - at[j]
                 squares[p] += difference * difference
-        if kernel == FLAT:
-            for p in range(n):
-                counted[p] = weights[start + p]
-        elif kernel == EPANECHNIKOV:
-            for p in range(n):
-                counted[p] = weights[start + p] * (1.0 - squares[p] * shape)
-        else:
-            for p in range(n):
-                counted[p] = weights[start + p] * _exp(-0.5 * squares[p] * shape)
-        for p in range(n):
-            counted[p] = counted[p] if squares[p] <= reach * reach else 0.0
+        _count(squares, weights[start : start + n], window, counted)
         for p in range(n):
             total[0] += counted[p]
         for j in range(channels):
             for p in range(n):
                 total[1 + j] += counted[p] * points[j, start + p]
+
+
+@exactly
+def _rows_within(value, low, number, side, reach):  # type: ignore[no-untyped-def]
+    """The value counted from where rows begin, and the first and last row within reach."""
+    place = value - low
+    return place, max(0, int(np.floor((place - reach) / side))), min(number - 1, int(np.floor((place + reach) / side)))
 
 
 @exactly
@@ -141,16 +156,8 @@ def _weighted_sums(at, window, density, scratch, total):  # type: ignore[no-unty
     total[:] = 0.0
     # The margin covers rounding: which points count is decided by their distances alone.
     reach = window[2] * (1 + 1e-9)
-    first_a = first_b = last_a = last_b = 0
-    a = b = 0.0
-    if channels > 1:
-        a = at[0] - low_a
-        first_a = max(0, int(np.floor((a - reach) / side)))
-        last_a = min(number_a - 1, int(np.floor((a + reach) / side)))
-    if channels > 2:
-        b = at[1] - low_b
-        first_b = max(0, int(np.floor((b - reach) / side)))
-        last_b = min(number_b - 1, int(np.floor((b + reach) / side)))
+    a, first_a, last_a = _rows_within(at[0], low_a, number_a, side, reach) if channels > 1 else (0.0, 0, 0)
+    b, first_b, last_b = _rows_within(at[1], low_b, number_b, side, reach) if channels > 2 else (0.0, 0, 0)
     for row_a in range(first_a, last_a + 1):
         gap_a = max(0.0, row_a * side - a, a - (row_a + 1) * side) if channels > 1 else 0.0
         for row_b in range(first_b, last_b + 1):
@@ -166,6 +173,17 @@ def _weighted_sums(at, window, density, scratch, total):  # type: ignore[no-unty
 
 
 @exactly
+def _step(at, total):  # type: ignore[no-untyped-def]
+    """Move to the mean; returns the square of the way there."""
+    moved = 0.0
+    for j in range(at.size):
+        mean = total[1 + j] / total[0]
+        moved += (mean - at[j]) ** 2
+        at[j] = mean
+    return moved
+
+
+@exactly
 def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyped-def]
     """Follow mean shift from the points of `chunk` until a step is at most a thousandth of the bandwidth.
 
@@ -177,8 +195,7 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
     channels = points.shape[0]
     total, at = np.empty(1 + channels), np.empty(channels)
     scratch = np.empty(_BATCH), np.empty(_BATCH)
-    side, lows, extents, strides = micro
-    remembers = side > 0
+    remembers = micro[0] > 0
     slots = _MEMO_SLOTS if remembers else 1
     keys, held = np.zeros(slots, np.uint64), np.full(slots, -1, np.int64)
     path = np.empty(steps + 1, np.uint64)
@@ -187,10 +204,8 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
         at[:] = points[:, i]
         crossed, same = 0, np.int64(-1)
         for _ in range(steps):
-            if remembers:
-                key = np.uint64(0)
-                for j in range(channels):
-                    key += np.uint64(max(0, _place(at[j], side, lows[j], extents[j]))) * strides[j]
+            key, inside = _cell_of(at, micro)
+            if inside and remembers:
                 same = held[_slot(keys, held, key)]
                 if same >= 0:
                     break
@@ -200,12 +215,7 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
             if total[0] <= 0:
                 break
             strengths[i] = total[0]
-            moved = 0.0
-            for j in range(channels):
-                shifted = total[1 + j] / total[0]
-                moved += (shifted - at[j]) ** 2
-                at[j] = shifted
-            if moved <= (1e-3 * window[1]) ** 2:
+            if _step(at, total) <= (1e-3 * window[1]) ** 2:
                 break
         if same >= 0:
             ends[i] = ends[same]
@@ -229,15 +239,15 @@ def keep_strongest(ends, bandwidth, most, kept):  # type: ignore[no-untyped-def]
     """
     n = 0
     for i in range(ends.shape[0]):
-        near = False
+        least = np.inf
         for other in range(n):
             square = 0.0
             for j in range(ends.shape[1]):
                 square += (ends[i, j] - ends[kept[other], j]) ** 2
-            if square <= bandwidth * bandwidth:
-                near = True
+            least = min(least, square)
+            if least <= bandwidth * bandwidth:
                 break
-        if not near:
+        if least > bandwidth * bandwidth:
             if n == most:
                 break
             kept[n] = i
@@ -251,25 +261,19 @@ def keep_strongest(ends, bandwidth, most, kept):  # type: ignore[no-untyped-def]
 @exactly
 def _class_of(value, lattice, table, modes):  # type: ignore[no-untyped-def]
     """The class that is held for the value's cell; that of the nearest mode, the first of equals, where none is."""
-    side, lows, extents, strides = lattice
     keys, held = table
-    key = np.uint64(0)
-    inside = True
-    for j in range(value.size):
-        place = _place(value[j], side, lows[j], extents[j])
-        inside = inside and place >= 0
-        key += np.uint64(place) * strides[j]
+    key, inside = _cell_of(value, lattice)
     if inside:
         known = held[_slot(keys, held, key)]
         if known >= 0:
-            return np.int64(known)
-    least, label = np.inf, np.int64(0)
+            return known
+    least, label = np.inf, 0
     for k in range(modes.shape[0]):
         square = 0.0
         for j in range(value.size):
             square += (value[j] - modes[k, j]) ** 2
         if square < least:
-            least, label = square, np.int64(k)
+            least, label = square, k
     return label
 
 

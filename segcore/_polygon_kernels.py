@@ -86,8 +86,9 @@ def _walk(labels: Any, crack: Any, frame: Any, seen: Any, vertices: Any, used: A
 def trace(labels: Any, top: Any, left: Any, spacing: Any) -> Any:
     """Chains of cracks of the core's pixels; `labels` has a ring of 2 pixels around the core, whose first pixel is (top, left).
 
-    Returns the vertices of all chains, and one after another of each chain its label, the keys of its first crack and of the crack after its last, and its
-    number of vertices. A key is 4 times the place where a crack starts, plus its direction. In a closed chain both are equal.
+    Returns the vertices of all chains, and one after another of each chain its label, the keys of its first crack and of the crack
+    after its last, and its number of vertices. A key is 4 times the place where a crack starts, plus its direction. In a closed chain
+    both are equal.
     """
     rows, columns = labels.shape[0] - 4, labels.shape[1] - 4
     seen, frame = np.zeros((rows, columns), np.bool_), (top, left, spacing)

@@ -4,16 +4,17 @@ The method is that of Fukunaga and Hostetler (1975), Cheng (IEEE TPAMI 17, 1995)
 every point a path steps to the kernel-weighted mean of the points around it until it rests; where paths end are the modes. Of
 ends nearer to each other than the bandwidth the stronger stays, as in `sklearn.cluster.MeanShift`.
 
-Up to 2**12 different values are points by themselves, and every path is followed to its end: nothing is approximated. More values
-are gathered in the cells of a lattice (`_FINEST` of the bandwidth; coarser, by up to four, where more than 2**15 cells would be
-occupied), each a point at the exact mean of its values with their whole weight; a path ends early where it crosses a cell of a
-sixty-fourth of the bandwidth that an earlier path crossed. Where even coarse cells are too many (many bands), every nth value
-stands for all.
+Up to 2**12 different values are points by themselves, and every path is followed to its end: nothing is approximated but the
+gaussian, which is cut off at three bandwidths. More values are gathered in the cells of a lattice (an eighth of the bandwidth wide,
+half for the gaussian, an eighth of that for one band; but so wide, at most half and the whole of the bandwidth, that no more than
+2**15 are occupied), each a point at the exact mean of its values with their whole weight; and a path ends early where it crosses a
+cell of a sixty-fourth of the bandwidth that an earlier path crossed. Where even the widest cells are too many (many bands), every
+nth value stands for all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 Kernel = Literal["flat", "epanechnikov", "gaussian"]
 
 FEW_VALUES = 2**12
-_MOST_POINTS = 2**15
-_FINEST: dict[Kernel, float] = {"flat": 1 / 8, "epanechnikov": 1 / 8, "gaussian": 1 / 4}
-"""Side of the finest cells in bandwidths. A gaussian is smooth, and its bandwidth a standard deviation."""
+_MOST_POINTS, _LEAST_POINTS = 2**15, 2**10
+_CELLS: dict[Kernel, tuple[float, float]] = {"flat": (1 / 8, 1 / 2), "epanechnikov": (1 / 8, 1 / 2), "gaussian": (1 / 2, 1.0)}
+"""Sides of the finest and the coarsest cells in bandwidths. A gaussian is smooth, and its bandwidth a standard deviation."""
 _REACH: dict[Kernel, float] = {"flat": 1.0, "epanechnikov": 1.0, "gaussian": 3.0}
 """Where the kernel is cut off, in bandwidths."""
 _MOST_STEPS = 300
@@ -92,6 +93,8 @@ class Points:
     """The cell of each point."""
     whole: bool
     """Whether each point is one value."""
+    complete: bool = True
+    """Whether all values are gathered in the points, none left out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,8 +104,7 @@ class Basins:
     modes: Floats
     """Shape (modes, channels)."""
     members: NDArray[np.int64]
-    """Mode of each point; -1: of none of them (a mode that was left out)."""
-    strengths: Floats
+    """The mode of each point."""
 
 
 def different_values(dataset: Dataset) -> tuple[NDArray[np.generic], Floats]:
@@ -122,9 +124,10 @@ def auto_bandwidth(values: NDArray[np.generic], weights: Floats, kernel: Kernel,
     """A bandwidth that suits the spread of the values (channels, n).
 
     The rule is that of `sklearn.cluster.estimate_bandwidth`: the mean distance to the nearest twentieth (tenth, for one band) of a
-    subset of 1,024 pixels, one drawn by `seed` from each 1,024th of the weight. Where that is 0 (few colours, each of them frequent) it is half the mean distance
-    to the nearest other value; 1 where there is but one value. Kernels that reach farther get less, so that their windows have the
-    same standard deviation along each channel.
+    subset of 1,024 pixels, one drawn by `seed` from each 1,024th of the weight. Where that is 0 (few colours, each of them
+    frequent) it is half the mean distance to the nearest other value; 1 where there is but one value.
+
+    That is for the flat kernel. The others get the bandwidth with which their windows have the same standard deviation.
     """
     mass = np.cumsum(weights)
     lots = (np.arange(_SUBSET) + np.random.default_rng(seed).random(_SUBSET)) / _SUBSET * mass[-1]
@@ -144,7 +147,7 @@ def _half_gap(values: NDArray[np.generic]) -> float:
         return 0.0
     squares = _squares(values.astype(np.float64))
     np.fill_diagonal(squares, np.inf)
-    return float(np.sqrt(squares.min(axis=1)).mean()) / 2
+    return float(0.5 * np.sqrt(squares.min(axis=1)).mean())
 
 
 def _squares(values: Floats) -> Floats:
@@ -164,17 +167,21 @@ def gather(values: NDArray[np.generic], weights: Floats, kernel: Kernel, bandwid
         # Whole numbers lie in cells of their own; other values that share a basin's cell are next to equal.
         side = 1.0 if np.array_equal(values, np.floor(values)) else bandwidth / 64
         return _by_value(values, weights, Lattice.over(values, side))
-    finest = bandwidth * _FINEST[kernel]
-    for side in (finest, 2 * finest, 4 * finest):
+    finest, coarsest = (bandwidth * side for side in _CELLS[kernel])
+    side = finest / 8 if len(values) == 1 else finest
+    while side < 1.01 * coarsest:
         points = _by_cell(values, weights, Lattice.over(values, side))
         if points is not None:
             return points
-    stride = -(-weights.size // _MOST_POINTS)
+        side *= 2**0.5
+    # With many bands the windows cannot be looked up, so that the work grows with the square of the points.
+    stride = -(-weights.size // max(_LEAST_POINTS, _MOST_POINTS // len(values)))
     few, share = values[:, ::stride], weights[::stride].sum() / weights.sum()
-    return _by_value(few, weights[::stride] / share, Lattice.over(few, finest))
+    return replace(_by_value(few, weights[::stride] / share, Lattice.over(few, finest)), complete=False)
 
 
 def _by_value(values: NDArray[np.generic], weights: Floats, lattice: Lattice) -> Points:
+    """One point a value."""
     floats = values.astype(np.float64)
     side, lows, _, strides = lattice.arrays
     cells = (np.floor(floats.T / side) - lows).astype(np.uint64)
@@ -204,7 +211,7 @@ def find_basins(points: Points, kernel: Kernel, bandwidth: float) -> Basins:
     kept = np.empty(_MOST_ENDS, np.int64)
     kept = order[kept[: kernels.keep_strongest(ends[order], bandwidth, _MOST_ENDS, kept)]]
     modes = ends[kept]
-    return Basins(modes, nearest_mode(ends, modes), strengths[kept])
+    return Basins(modes, nearest_mode(ends, modes))
 
 
 def nearest_mode(values: Floats, modes: Floats) -> NDArray[np.int64]:
@@ -229,7 +236,8 @@ def _climb(points: Points, kernel: Kernel, bandwidth: float) -> tuple[Floats, Fl
     micro = Lattice.over(values.T, bandwidth / 64).arrays
     if points.whole and len(values) <= FEW_VALUES:
         micro = (0.0, *micro[1:])
-    window = ({"flat": kernels.FLAT, "epanechnikov": kernels.EPANECHNIKOV, "gaussian": kernels.GAUSSIAN}[kernel], bandwidth, reach)
+    codes = {"flat": kernels.FLAT, "epanechnikov": kernels.EPANECHNIKOV, "gaussian": kernels.GAUSSIAN}
+    window = (codes[kernel], bandwidth, reach)
     density = (np.ascontiguousarray(values[order].T), points.weights[order], starts, rows)
     found = np.empty_like(values), np.zeros(len(values))
     chunks = list(cuts(len(values), 256))

@@ -218,13 +218,13 @@ def _fill(found: _Found, full: bool, min_size: int) -> tuple[NDArray[np.int64], 
     filled = hole & ~at_seam & (seen > _HOLE)
     undecided = hole & at_seam & (seen != _HOLE)
 
+    # A filled hole and all that is inside it go to the part around it, which has the first pixel and alone may touch another tile.
     root = np.arange(n)
     tie_pairs(root, pairs[filled[pairs[:, 0]]])
     flatten(root)
     moved = np.flatnonzero(root != np.arange(n))
     sizes, codes = found.sizes.copy(), np.where(filled, seen, found.codes)
     np.add.at(sizes, root[moved], found.sizes[moved])
-    at_seam[root[moved[at_seam[moved]]]] = True
 
     around = pairs[undecided[pairs[:, 0]]]
     around[:, 1] = root[around[:, 1]]

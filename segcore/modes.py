@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from segcore.basins import Basins, Kernel, Lattice, Points, auto_bandwidth, different_values, find_basins, gather, nearest_mode, table_for
+from segcore import basins
 from segcore.errors import FitError
 from segcore.model import MODELS, Exactness, Fitter, Footprint, Segmenter
 from segcore.naming import MOST_CLASSES, check_bands, check_names, check_references, class_names, class_order
@@ -47,7 +47,7 @@ _TABLES_KEPT = 2
 class FeatureMeanShift:
     """Clusters of similar pixels, as many as the density of their values has modes."""
 
-    kernel: Kernel = "flat"
+    kernel: basins.Kernel = "flat"
     """Weight of a pixel at distance d from the window's centre, with h the bandwidth: flat (1 up to h), epanechnikov (1 - d²/h² up to
     h), gaussian (exp(-d²/2h²) up to 3 h)."""
     bandwidth: float | None = None
@@ -112,10 +112,10 @@ class FeatureMeanShift:
         pixels lie in basins that are none, and where the number of classes is not that of the names.
         """
         dataset = Samples(self.seed).finish(total)
-        values, weights = different_values(dataset)
-        bandwidth = self.bandwidth or auto_bandwidth(values, weights, self.kernel, self.seed)
-        points = gather(values, weights, self.kernel, bandwidth)
-        modes, members, orphans = _settled(points, find_basins(points, self.kernel, bandwidth), bandwidth)
+        values, weights = basins.different_values(dataset)
+        bandwidth = self.bandwidth or basins.auto_bandwidth(values, weights, self.kernel, self.seed)
+        points = basins.gather(values, weights, self.kernel, bandwidth)
+        modes, members, orphans = _settled(points, basins.find_basins(points, self.kernel, bandwidth), bandwidth)
         if self.classes is not None and len(self.classes) != len(modes):
             raise FitError(
                 f"classes: {len(self.classes)} names, but mean shift found {len(modes)} modes with bandwidth {bandwidth:.6g}. Give as "
@@ -139,7 +139,7 @@ class FeatureMeanShift:
             pixels=dataset.pixels,
             values=int(weights.size),
             points=len(points.values),
-            exact=dataset.exact,
+            exact=dataset.exact and points.complete,
         )
 
 
@@ -174,7 +174,7 @@ class ModesModel:
     points: int
     """Points that stood for the values: the values themselves, or the occupied cells."""
     exact: bool
-    """Whether all pixels took part, none left out by sampling."""
+    """Whether all pixels took part, none left out by sampling or for the number of bands. If False, `fractions` are estimates."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
@@ -226,25 +226,25 @@ class ModesModel:
         }
 
 
-def _settled(points: Points, basins: Basins, bandwidth: float) -> tuple[Floats, NDArray[np.int64], float]:
+def _settled(points: basins.Points, found: basins.Basins, bandwidth: float) -> tuple[Floats, NDArray[np.int64], float]:
     """Modes that are classes, the one of each point, and the share of the pixels that come from basins too small to be one."""
-    shares = np.bincount(basins.members, points.weights, len(basins.modes)) / points.weights.sum()
+    shares = np.bincount(found.members, points.weights, len(found.modes)) / points.weights.sum()
     large = shares >= LEAST_SHARE
     orphans = float(shares[~large].sum())
     count = int(np.count_nonzero(large))
     if count > MOST_CLASSES or orphans > 0.5:
         raise FitError(
-            f"Mean shift with bandwidth {bandwidth:.6g} finds {len(basins.modes)} modes, {count} of them with a thousandth of the pixels "
+            f"Mean shift with bandwidth {bandwidth:.6g} finds {len(found.modes)} modes, {count} of them with a thousandth of the pixels "
             f"or more; expected at most {MOST_CLASSES}, holding at least half of the pixels. Raise `bandwidth`."
         )
-    members = (np.cumsum(large) - 1)[basins.members]
-    modes = basins.modes[large]
-    alone = ~large[basins.members]
-    members[alone] = nearest_mode(points.values[alone], modes)
+    members = (np.cumsum(large) - 1)[found.members]
+    modes = found.modes[large]
+    alone = ~large[found.members]
+    members[alone] = basins.nearest_mode(points.values[alone], modes)
     return modes, members, orphans
 
 
-def _table(points: Points, kinds: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64], Floats]:
+def _table(points: basins.Points, kinds: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64], Floats]:
     """Occupied cells by ascending key, the class that most of their pixels have (the first of equals), and their pixels."""
     order = np.lexsort((kinds, points.keys))
     keys, sorted_kinds = points.keys[order], kinds[order]
@@ -271,9 +271,9 @@ def _labeller(model: ModesModel) -> tuple[Any, Any, Floats]:
     from segcore import _mode_kernels as kernels
 
     keys = np.cumsum(_unpacked(model.cells, "<u8").astype(np.uint64), dtype=np.uint64)
-    table = table_for(keys.size)
+    table = basins.table_for(keys.size)
     kernels.fill(*table, keys, _unpacked(model.cell_classes, "u1"))
-    return Lattice(model.side, model.lows, model.extents).arrays, table, np.array(model.modes)
+    return basins.Lattice(model.side, model.lows, model.extents).arrays, table, np.array(model.modes)
 
 
 # Threads that fill one table at once write the same values into it.

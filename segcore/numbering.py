@@ -64,6 +64,7 @@ def number_objects(
     members = np.zeros(len(first_of_group), np.int64)
     for grouping in groupings:
         np.add.at(members, grouping.groups, 1)
+    members[0] = 0
     ids_of_group = np.zeros(len(first_of_group), np.int64)
     width, across = grid.shape[1], grid.counts[1]
     done = 0

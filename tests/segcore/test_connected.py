@@ -251,6 +251,34 @@ def test_a_hole_over_many_tiles_takes_its_islands_in(tile: tuple[int, int]) -> N
         assert ids.max() > 3
 
 
+@pytest.mark.parametrize(("min_size", "kept"), [(1000, True), (1792, True), (1793, False)])
+def test_what_a_hole_holds_counts_for_the_size_of_its_object(min_size: int, kept: bool) -> None:
+    values = np.zeros((62, 64), np.uint8)
+    values[2:34, 2:58] = 1
+    values[3:33, 3:57] = 0
+    # A large island that lies in the upper tile alone, in a thin hole that reaches into the lower one.
+    values[4:29, 4:56] = 1
+    parts = Parts((1,), 8, min_size, fill_holes=True)
+    ids, _ = over_tiles(values, parts, (31, 64))
+    assert np.array_equal(ids, by_scipy(values, parts))
+    assert ids.sum() == (32 * 56 if kept else 0)
+
+
+def test_each_hole_takes_its_own_islands() -> None:
+    values = np.zeros((20, 40), np.uint8)
+    for left in (1, 21):
+        values[1:19, left : left + 18] = 1
+        values[2:18, left + 1 : left + 17] = 0
+        values[[4, 6, 13, 15], left + 3 : left + 9] = 1
+    for opened in ((18, 5), (18, 25)):
+        values[opened] = 0
+        parts = Parts((1,), 8, min_size=4, fill_holes=True)
+        ids, _ = over_tiles(values, parts, (10, 40))
+        assert np.array_equal(ids, by_scipy(values, parts))
+        assert ids.max() == 6
+        values[opened] = 1
+
+
 @pytest.mark.parametrize("connectivity", [6, 26])
 @pytest.mark.parametrize("fill", [False, True])
 def test_volumes_are_labelled_as_by_scipy(connectivity: int, fill: bool) -> None:

@@ -92,8 +92,13 @@ def picture_of(objects: np.ndarray, valid: np.ndarray | None = None) -> Picture:
 def discs(shape: tuple[int, int], centres: list[tuple[int, int]], radius: int) -> np.ndarray:
     """Discs numbered from 1; of a pixel in several the nearest centre decides."""
     y, x = np.indices(shape)
-    distances = np.array([(y - cy) ** 2 + (x - cx) ** 2 for cy, cx in centres])
-    return np.where(distances.min(axis=0) <= radius**2, distances.argmin(axis=0) + 1, 0)
+    out, nearest = np.zeros(shape, int), np.full(shape, radius**2 + 1)
+    # One disc at a time: an array of the image for each of thousands of discs would fill the machine.
+    for number, (cy, cx) in enumerate(centres):
+        distance = (y - cy) ** 2 + (x - cx) ** 2
+        out[distance < nearest] = number + 1
+        nearest = np.minimum(nearest, distance)
+    return out
 
 
 def lattice(shape: tuple[int, int], radius: int, gap: int) -> np.ndarray:
@@ -250,6 +255,31 @@ def test_slivers_of_what_a_neighbour_takes_for_one_object_go_to_it(rule: SeamRul
     assert len(np.unique(ids[(truth == 1) | (truth == 3)])) == 1
 
 
+def test_a_tile_that_merges_neighbours_joins_the_better_of_them_alone() -> None:
+    # The right tile takes both blocks for one; each overlaps it by more than the least that is asked for.
+    truth = np.zeros((40, 64), int)
+    truth[8:20, 12:40] = 1
+    truth[20:28, 12:40] = 2
+    merging = Told(halo=24, merged=((0, 1, 1, 2),))
+    ids, _ = object_mask(stitched(merging, SeamRule("overlap", 0.2)), picture_of(truth), (40, 32))
+    assert ids.max() == 2
+    assert same_partition(np.where(truth == 2, 2, truth)[:, :32], ids[:, :32])
+    assert np.array_equal(ids[8:28, 32:40], np.full((20, 8), ids[8, 12]))
+
+
+def test_the_owner_of_an_anchor_decides_however_little_the_tiles_agree() -> None:
+    # The anchor of the upright block is the upper tile's, which sees it as a part of the large one.
+    truth = np.zeros((64, 60), int)
+    truth[28:44, 20:28] = 1
+    truth[4:32, 28:51] = 2
+    merging = Told(halo=24, merged=((0, 0, 1, 2),))
+    by_ownership, _ = object_mask(stitched(merging, OWNERSHIP), picture_of(truth), (32, 60))
+    by_overlap, _ = object_mask(stitched(merging, OVERLAP), picture_of(truth), (32, 60))
+    assert by_ownership.max() == 1
+    assert by_overlap.max() == 2
+    assert np.array_equal(by_ownership > 0, truth > 0)
+
+
 def test_tiles_that_disagree_on_the_class_make_one_object_of_the_larger_parts_class() -> None:
     class Fickle(Told):
         """Calls everything a vessel in the right tile."""
@@ -269,7 +299,11 @@ def test_tiles_that_disagree_on_the_class_make_one_object_of_the_larger_parts_cl
 def test_seams_grow_with_the_border_and_not_with_the_area() -> None:
     sizes = []
     for side in (120, 240):
-        truth = lattice((3 * side, 3 * side), 4, 2)
+        # The same 60 pixels again and again, each with objects of its own.
+        small = lattice((60, 60), 4, 2)
+        times = 3 * side // 60
+        more = np.kron(np.arange(times**2).reshape(times, times), np.full_like(small, small.max()))
+        truth = np.where(np.tile(small, (times, times)) > 0, np.tile(small, (times, times)) + more, 0)
         model, picture = stitched(Told(halo=10), OWNERSHIP), picture_of(truth)
         middle = Grid(truth.shape, (side, side), (10, 10))[4]
         sizes.append(sum(array.nbytes for array in model.fragment(picture.block(middle, picture.spec)).seam.values()))

@@ -101,6 +101,26 @@ def test_filters_as_a_slow_plain_program_does(dtype: str, scale: float, channels
         assert np.array_equal(modes(model, picture), plain_modes(model, picture), equal_nan=True)
 
 
+def test_edges_weigh_the_larger_of_the_squared_distances() -> None:
+    from segcore._meanshift_kernels import weigh_edges
+
+    generator = np.random.default_rng(1)
+    modes = generator.normal(0, 4, (5, 9, 8)).astype(F)
+    modes[:, 3, 4] = np.nan
+    # One row and one column belong to the next tiles; there are none after those.
+    right, down = np.empty((2, 8, 8), F)
+    weigh_edges(modes, (F(9), F(49), F(3)), right, down)
+    places = modes[:2].astype(float) + np.indices((9, 8))
+    for found, axis in ((right, 1), (down, 0)):
+        near = (np.diff(places, axis=axis + 1) ** 2).sum(axis=0) / 9
+        alike = (np.diff(modes[2:].astype(float), axis=axis + 1) ** 2).sum(axis=0) / 49
+        expected = np.maximum(near, alike)
+        assert (near > alike).any()
+        assert (near < alike).any()
+        expected = np.nan_to_num(np.pad(expected, ((0, 1 - axis), (0, axis)), constant_values=np.inf), nan=np.inf, posinf=np.inf)
+        assert np.allclose(found, expected[:8, :8], rtol=1e-5)
+
+
 def test_smooths_like_opencv() -> None:
     photo = data.astronaut()[:200, 150:350]
     ours = np.moveaxis(modes(joint(spatial_radius=6, range_radius=20.0), full(photo))[2:], 0, 2)

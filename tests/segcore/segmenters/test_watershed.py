@@ -192,6 +192,15 @@ def test_small_objects_become_background_wherever_seams_run() -> None:
         assert not ids[31:34, 20:22].any()
 
 
+def test_the_end_of_a_large_object_is_not_taken_for_a_small_one() -> None:
+    # The first tile sees 26 pixels of a line of 150, two of them in its core.
+    mask = np.zeros((32, 200), bool)
+    mask[16, 30:180] = True
+    recipe = Watershed(HALF, distance=8, min_size=60, stitch=OVERLAP)
+    assert np.array_equal(objects_of(recipe, picture_of(mask), (32, 32)), objects_of(recipe, picture_of(mask)))
+    assert np.array_equal(objects_of(recipe, picture_of(mask)) == 1, mask)
+
+
 def test_invalid_pixels_are_in_no_object() -> None:
     mask = union_of_discs((40, 40), [(20, 20)], 12)
     valid = np.ones(mask.shape, bool)
