@@ -147,7 +147,11 @@ def compare(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PICTURE.png", help="Where to put the picture.")],
     segmenters: Annotated[
         list[str] | None,
-        typer.Option("--segmenter", "-s", help="A kind, or a section such as '{kind: kmeans, clusters: 3}'. Repeatable. Default: all classical ones."),
+        typer.Option(
+            "--segmenter",
+            "-s",
+            help="A kind, or a section such as '{kind: kmeans, clusters: 3}'. Repeatable. Default: all classical ones.",
+        ),
     ] = None,
 ) -> None:
     """Draw what several segmenters make of one image side by side, with their boundaries."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.errors import RecipeError
@@ -60,7 +61,7 @@ def verify(output: str) -> Iterator[str]:
     """What is wrong with an output, a line each; nothing where all is well.
 
     Compares every mask with its digest in the `images` table, every file of the last run that wrote it with its digest in the manifest, and checks
-    that the pixels of every image add up.
+    that the pixels of every image add up, and that no object is there twice or has pixels that its class has not.
     """
     store = Store(output)
     status(output)
@@ -73,6 +74,7 @@ def verify(output: str) -> Iterator[str]:
             images[row["image_id"]] = row
             yield from _wrong_mask(store, row)
     yield from _wrong_sums(store, images)
+    yield from _wrong_objects(store, images)
 
 
 def _open_runs(store: Store, names: set[str], head: str | None) -> dict[str, Any]:
@@ -148,3 +150,26 @@ def _wrong_sums(store: Store, images: Mapping[str, Mapping[str, Any]]) -> Iterat
                 f"the image has {row['total_pixels']}"
             )
     yield from (f"tables/areas: {image_id} has rows but is not in tables/images" for image_id in counted.keys() - images.keys())
+
+
+def _wrong_objects(store: Store, images: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    of_class = {
+        (row["image_id"], row["class_id"]): row["pixel_count"]
+        for _, table in _tables(store, "tables/areas")
+        for row in table.select(["image_id", "class_id", "pixel_count"]).to_pylist()
+    }
+    for name in store.names("tables/objects", ".parquet"):
+        columns = ["image_id", "class_id", "object_id", "pixel_count"]
+        table = pq.read_table(pa.BufferReader(store.read(name)), columns=columns)
+        ids = table.group_by(["image_id", "object_id"]).aggregate([([], "count_all")])
+        for row in ids.filter(pc.greater(ids["count_all"], 1)).slice(0, 5).to_pylist():
+            yield f"{name}: object {row['object_id']} of {row['image_id']} is in the table {row['count_all']} times"
+        for row in table.group_by(["image_id", "class_id"]).aggregate([("pixel_count", "sum")]).to_pylist():
+            image_id, class_id, pixels = row["image_id"], row["class_id"], row["pixel_count_sum"]
+            if image_id not in images:
+                yield f"{name}: {image_id} has objects but is not in tables/images"
+            elif pixels > of_class.get((image_id, class_id), 0):
+                yield (
+                    f"{name}: the objects of class {class_id} of {image_id} have {pixels} pixels, the class has "
+                    f"{of_class.get((image_id, class_id), 0)}"
+                )
