@@ -267,13 +267,13 @@ def _class_of(value, lattice, table, modes):  # type: ignore[no-untyped-def]
         known = held[_slot(keys, held, key)]
         if known >= 0:
             return known
-    least, label = np.inf, 0
+    least, label = np.inf, np.int64(0)
     for k in range(modes.shape[0]):
         square = 0.0
         for j in range(value.size):
             square += (value[j] - modes[k, j]) ** 2
         if square < least:
-            least, label = square, k
+            least, label = square, np.int64(k)
     return label
 
 

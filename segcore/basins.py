@@ -8,8 +8,8 @@ Up to 2**12 different values are points by themselves, and every path is followe
 gaussian, which is cut off at three bandwidths. More values are gathered in the cells of a lattice (an eighth of the bandwidth wide,
 half for the gaussian, an eighth of that for one band; but so wide, at most half and the whole of the bandwidth, that no more than
 2**15 are occupied), each a point at the exact mean of its values with their whole weight; and a path ends early where it crosses a
-cell of a sixty-fourth of the bandwidth that an earlier path crossed. Where even the widest cells are too many (many bands), every
-nth value stands for all.
+cell of a sixty-fourth of the bandwidth that an earlier path crossed. Where even the widest cells are too many, up to 2**17 of
+them are taken for up to three bands; for more bands every nth value stands for all.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from segcore.clustering import cuts, threads
+from segcore.errors import FitError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +35,7 @@ Kernel = Literal["flat", "epanechnikov", "gaussian"]
 
 FEW_VALUES = 2**12
 _MOST_POINTS, _LEAST_POINTS = 2**15, 2**10
+_MOST_SMALL = 2**17
 _CELLS: dict[Kernel, tuple[float, float]] = {"flat": (1 / 8, 1 / 2), "epanechnikov": (1 / 8, 1 / 2), "gaussian": (1 / 2, 1.0)}
 """Sides of the finest and the coarsest cells in bandwidths. A gaussian is smooth, and its bandwidth a standard deviation."""
 _REACH: dict[Kernel, float] = {"flat": 1.0, "epanechnikov": 1.0, "gaussian": 3.0}
@@ -147,7 +149,8 @@ def _half_gap(values: NDArray[np.generic]) -> float:
         return 0.0
     squares = _squares(values.astype(np.float64))
     np.fill_diagonal(squares, np.inf)
-    return float(0.5 * np.sqrt(squares.min(axis=1)).mean())
+    half_mean: float = 0.5 * np.sqrt(squares.min(axis=1)).mean()
+    return half_mean
 
 
 def _squares(values: Floats) -> Floats:
@@ -162,7 +165,7 @@ def _squares(values: Floats) -> Floats:
 
 
 def gather(values: NDArray[np.generic], weights: Floats, kernel: Kernel, bandwidth: float) -> Points:
-    """Points that stand for these different values (channels, n)."""
+    """Points that stand for these different values (channels, n). Raises `FitError` where the bandwidth is far too small."""
     if weights.size <= FEW_VALUES:
         # Whole numbers lie in cells of their own; other values that share a basin's cell are next to equal.
         side = 1.0 if np.array_equal(values, np.floor(values)) else bandwidth / 64
@@ -170,10 +173,19 @@ def gather(values: NDArray[np.generic], weights: Floats, kernel: Kernel, bandwid
     finest, coarsest = (bandwidth * side for side in _CELLS[kernel])
     side = finest / 8 if len(values) == 1 else finest
     while side < 1.01 * coarsest:
-        points = _by_cell(values, weights, Lattice.over(values, side))
+        points = _by_cell(values, weights, Lattice.over(values, side), _MOST_POINTS)
         if points is not None:
             return points
         side *= 2**0.5
+    if len(values) <= 3:
+        # Narrow windows hold few points each, so that there may be more of them.
+        points = _by_cell(values, weights, Lattice.over(values, coarsest), _MOST_SMALL)
+        if points is None:
+            raise FitError(
+                f"Mean shift with bandwidth {bandwidth:.6g}: the values of the pixels lie too far apart for that; they occupy more than "
+                f"{_MOST_SMALL} cells of width {coarsest:.6g}. Raise `bandwidth`."
+            )
+        return points
     # With many bands the windows cannot be looked up, so that the work grows with the square of the points.
     stride = -(-weights.size // max(_LEAST_POINTS, _MOST_POINTS // len(values)))
     few, share = values[:, ::stride], weights[::stride].sum() / weights.sum()
@@ -188,12 +200,12 @@ def _by_value(values: NDArray[np.generic], weights: Floats, lattice: Lattice) ->
     return Points(np.ascontiguousarray(floats.T), weights, lattice, (cells * strides).sum(axis=1, dtype=np.uint64), whole=True)
 
 
-def _by_cell(values: NDArray[np.generic], weights: Floats, lattice: Lattice) -> Points | None:
+def _by_cell(values: NDArray[np.generic], weights: Floats, lattice: Lattice, most: int) -> Points | None:
     """One point a cell; None where cells are too many."""
     from segcore import _mode_kernels as kernels
 
-    sums, keys = np.zeros((_MOST_POINTS, 1 + len(values))), np.empty(_MOST_POINTS, np.uint64)
-    n = kernels.gather(values, weights, lattice.arrays, table_for(_MOST_POINTS), (sums, keys))
+    sums, keys = np.zeros((most, 1 + len(values))), np.empty(most, np.uint64)
+    n = kernels.gather(values, weights, lattice.arrays, table_for(most), (sums, keys))
     if n < 0:
         return None
     return Points(sums[:n, 1:] / sums[:n, :1], sums[:n, 0].copy(), lattice, keys[:n], whole=False)

@@ -164,7 +164,7 @@ class ModesModel:
     extents: tuple[float, ...]
     """First cell along each channel, and number of cells."""
     cells: str
-    """Keys of the occupied cells in ascending order, each less the one before: uint64, zlib, base64. At most 2**15."""
+    """Keys of the occupied cells in ascending order, each less the one before: uint64, zlib, base64. At most 2**17."""
     cell_classes: str
     """Their classes: uint8, zlib, base64."""
     pixels: int
@@ -180,7 +180,7 @@ class ModesModel:
 
     @property
     def footprint(self) -> Footprint:
-        """No halo. The table of colours takes 16 MiB more a process, that of cells up to 1 MiB."""
+        """No halo. The table of colours takes 16 MiB more a process, that of cells up to 4 MiB."""
         return Footprint(bytes_per_pixel=8 * len(self.modes[0]) + 8)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
