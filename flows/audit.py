@@ -18,8 +18,8 @@ from flows.recipe import Recipe, effective_tile
 from flows.segment import take_inventory
 from segcore.errors import RunError
 from segcore.model import Exactness, ObjectSegmenter
+from segcore.objects.seam_audit import audit_seams
 from segcore.scene import Mask, Region, fit_to, segment_scene
-from segcore.seam_audit import audit_seams
 from segcore.storage import Store, configure
 from segcore.work import prepare_process
 from tasks.fanout import InProcess, memory_of, open_fanout

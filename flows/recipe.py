@@ -15,17 +15,17 @@ from typing import Any, Literal
 
 import pydantic
 import yaml
-from segcore.statistics.objects import Objects
 
 from flows.sections import build, explain, schema_of
 from segcore import segmenters, statistics  # noqa: F401  (their import fills the registries)
-from segcore.composed import Composed
 from segcore.errors import RecipeError, StoreError
 from segcore.jobs import Order
 from segcore.manifest import digest
+from segcore.methods.composed import Composed
 from segcore.model import SEGMENTERS, Fitter, Model, ObjectSegmenter, SegmenterRecipe
 from segcore.raster import FORMATS
 from segcore.statistic import STATISTICS, Statistic
+from segcore.statistics.objects import Objects
 from segcore.storage import filesystem
 from tasks.fanout import CLUSTERS, Cluster
 from tasks.plan import Work

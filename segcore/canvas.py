@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from segcore import objects
-from segcore.connected import Parts
 from segcore.errors import ModelMismatch
 from segcore.formats import mask_format
 from segcore.jobs import Order
 from segcore.legend import BACKGROUND_NAMES, Legend
 from segcore.model import Fitter, Model, ObjectSegmenter, Segmenter
+from segcore.objects.connected import Parts
+from segcore.objects.sketch import Joiner, Placement, Redrawn, Sketch, redraw, sketch_tile, surrounded
+from segcore.objects.table import BandSums, Measures, TileObjects, finish, measure, observe_bands
 from segcore.packing import pack_table
 from segcore.parts import Measured, Part, States
 from segcore.preview import PreviewPart, observe_preview, preview_stride, relabel_preview
 from segcore.raster import Block, RasterSpec, Reader
-from segcore.sketch import Joiner, Placement, Redrawn, Sketch, redraw, sketch_tile, surrounded
 from segcore.statistic import Labelled
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Canvas:
                 return part, None
             fragments = parts_of(self.order.objects, self.model.classes).fragment(classes, tile, self.spec.shape)
         if self.order.objects is not None:
-            sums = objects.observe_bands(fragments.values, tile.trim(pixels), len(fragments.class_of) - 1)
+            sums = observe_bands(fragments.values, tile.trim(pixels), len(fragments.class_of) - 1)
             extra.update((f"bands.{name}", array) for name, array in sums.to_arrays().items())
         return part, sketch_tile(fragments, tile.trim(valid), tile, self.spec.shape[1], extra)
 
@@ -117,14 +117,14 @@ class Canvas:
             measured,
         )
 
-    def rows_of(self, measures: objects.Measures) -> pa.Table:
+    def rows_of(self, measures: Measures) -> pa.Table:
         """Rows of the table of objects, for objects of which no tile knows more."""
         wanted = self.order.objects
         assert wanted is not None
         chosen = measures.pixels >= wanted.min_size
         if wanted.classes is not None:
             chosen &= np.isin(measures.class_id, [i for i, name in enumerate(self.model.classes) if name in wanted.classes])
-        return objects.finish(measures.take(np.flatnonzero(chosen)), self.source, self.model.classes, max(self.source.bands))
+        return finish(measures.take(np.flatnonzero(chosen)), self.source, self.model.classes, max(self.source.bands))
 
     def _channels(self, pixels: NDArray[np.generic]) -> NDArray[np.generic]:
         """The bands that the model sees among those that were read."""
@@ -154,16 +154,16 @@ class Canvas:
         core, ring = place.astype(np.uint32)[drawn.fragments], np.searchsorted(object_id, placement.ring)
         sums = {name.removeprefix("bands."): array for name, array in drawn.extra.items() if name.startswith("bands.")}
         assert self.order.objects is not None
-        tile_objects = objects.TileObjects(
+        tile_objects = TileObjects(
             labels=surrounded(core, ring.astype(np.uint32), tile, self.spec.shape),
             object_id=object_id.astype(np.int64),
             class_id=class_id,
             whole=whole,
-            bands=objects.BandSums.from_arrays(sums).sum_by(place, len(object_id)),
+            bands=BandSums.from_arrays(sums).sum_by(place, len(object_id)),
             tile=tile,
             spec=self.source,
         )
-        measures = objects.measure(tile_objects, self.order.objects.geometry)
+        measures = measure(tile_objects, self.order.objects.geometry)
         alone, spanning = measures.split(measures.whole)
         return Measured(pack_table(self.rows_of(alone)), spanning.to_bytes())
 
@@ -182,11 +182,11 @@ def parts_of(wanted: Objects, names: tuple[str, ...]) -> Parts:
     return Parts(tuple(names.index(name) for name in chosen), wanted.connectivity, wanted.min_size)
 
 
-def _classes(model: Segmenter, block: Block, legend: Legend) -> NDArray[np.integer]:
+def _classes(model: Segmenter, block: Block, legend: Legend) -> NDArray[np.unsignedinteger]:
     """The classes of a block's core, with the nodata label."""
     tile = block.tile
     valid = tile.trim(block.valid)
     if not valid.any():
         return np.full(tile.core.shape, legend.nodata, legend.dtype)
-    values: NDArray[np.integer] = tile.trim(model.segment(block).values).astype(legend.dtype, copy=False)
+    values: NDArray[np.unsignedinteger] = tile.trim(model.segment(block).values).astype(legend.dtype, copy=False)
     return values if valid.all() else np.where(valid, values, np.array(legend.nodata, legend.dtype))

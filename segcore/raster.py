@@ -55,7 +55,7 @@ class Space:
         """
         if self.affine is None or self.crs is None:
             return 1.0
-        from segcore.ground import ground_area
+        from segcore.ground.cells import ground_area
 
         return ground_area(self.affine, self.crs, box)
 

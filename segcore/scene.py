@@ -14,8 +14,8 @@ import numpy as np
 from segcore.fold import observe_all
 from segcore.geometry import Box, Grid, Tile
 from segcore.model import Fitter, Model, ObjectSegmenter
+from segcore.objects.sketch import place_objects, redraw, sketch_tile
 from segcore.raster import FORMATS, Block, RasterSpec
-from segcore.sketch import place_objects, redraw, sketch_tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

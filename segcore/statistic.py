@@ -1,6 +1,7 @@
 """Statistics: folds over labelled blocks that end as rows of a table.
 
-A statistic observes the classes of a tile's core while they are in memory. Its state must be exact and order-free (whole numbers): then the table is the same for any tiling.
+A statistic observes the classes of a tile's core while they are in memory. Its state must be exact and order-free
+(whole numbers): then the table is the same for any tiling.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from segcore import formats, objects, segmenters, statistics  # noqa: F401  (their import fills the registries)
+from segcore import formats
 from segcore.canvas import Canvas
 from segcore.errors import FitError, FormatError, ImageError, ReadError, RunError, Unavailable
 from segcore.fold import observe_all
@@ -45,11 +45,12 @@ from segcore.jobs import (
 from segcore.legend import Legend
 from segcore.manifest import Failure, Item, Receipt, Source, canonical
 from segcore.model import Fitter, Model
+from segcore.objects.sketch import Placement, Sketch, place_objects
+from segcore.objects.table import Measures, schema
 from segcore.packing import Blobs, unpack_table
 from segcore.parts import Measured, Part, StagedPart, States, merge_parts, merge_states
 from segcore.preview import PreviewPart, preview_stride, render_preview
 from segcore.raster import FORMATS, Block, Piece, RasterSpec, Reader
-from segcore.sketch import Placement, Sketch, place_objects
 from segcore.statistics.objects import Objects
 from segcore.storage import Store, configure, filesystem, is_local
 
@@ -289,16 +290,16 @@ def _stage_objects(canvas: Canvas, item: Item, measured: Iterable[Measured]) -> 
     if order.objects is None:
         return {}
     name = f"{staging_folder(order, item)}/objects.arrow"
-    spanning: list[objects.Measures] = []
+    spanning: list[Measures] = []
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with (
         Store(order.output).writing(name) as out,
-        pa.ipc.new_stream(out, objects.schema(max(canvas.source.bands)), options=options) as rows,
+        pa.ipc.new_stream(out, schema(max(canvas.source.bands)), options=options) as rows,
     ):
         for each in measured:
             rows.write_table(unpack_table(each.rows))
-            spanning.append(objects.Measures.from_bytes(each.spanning))
-        rows.write_table(canvas.rows_of(objects.Measures.concatenate(spanning)))
+            spanning.append(Measures.from_bytes(each.spanning))
+        rows.write_table(canvas.rows_of(Measures.concatenate(spanning)))
     return {Objects.table: name}
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.manifest import Receipt
-from segcore.objects import geo_metadata, schema
+from segcore.objects.table import geo_metadata, schema
 from segcore.storage import Store
 
 KEYS = (pa.field("run_id", pa.string()), pa.field("image_id", pa.string()))

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from segcore.geometry import Box, Grid, Tile
-from segcore.objects import BandSums, Measures, TileObjects, finish, measure, observe_bands
+from segcore.objects.table import BandSums, Measures, TileObjects, finish, measure, observe_bands
 from segcore.raster import RasterSpec, Space
 
 

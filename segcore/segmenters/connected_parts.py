@@ -1,7 +1,7 @@
 """Connected parts: the objects of another segmenter's classes.
 
 The inner segmenter is fitted and run as if it were alone; what hangs together in one of the chosen classes is an object
-(`segcore.connected` says what that means, at seams and with holes). The mask holds ids of objects; its class 0 is background, which
+(`segcore.objects.connected` says what that means, at seams and with holes). The mask holds ids of objects; its class 0 is background, which
 stands for all classes that were not chosen.
 """
 
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from segcore.composed import start_around
-from segcore.connected import Parts
 from segcore.errors import RecipeError
 from segcore.fragments import Fragments, Grouping, Seam
 from segcore.legend import BACKGROUND_NAMES, Legend
+from segcore.methods.composed import start_around
+from segcore.methods.naming import check_names
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model, Segmenter, SegmenterRecipe
-from segcore.naming import check_names
+from segcore.objects.connected import Parts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from segcore.errors import FitError, ModelMismatch, RecipeError
+from segcore.methods.naming import check_names
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, ObjectSegmenter, Scorer, Segmenter, SegmenterRecipe
-from segcore.naming import check_names
 from segcore.raster import Block, Labels
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """K-means: classes are the regions nearest to centres that minimise the squared distance of all pixels to their centre.
 
-The centres are fitted to all pixels where these have at most 24 bits, else to a uniform sample of 2**18 (`segcore.samples`).
+The centres are fitted to all pixels where these have at most 24 bits, else to a uniform sample of 2**18 (`segcore.methods.samples`).
 Which of the local optima is found depends on `seed` alone: neither on tiling nor on the number of workers.
 """
 
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from segcore.clustering import Clustering, different, fit_kmeans, refine, search, startable
+from segcore.methods.clustering import Clustering, different, fit_kmeans, refine, search, startable
+from segcore.methods.naming import MOST_CLASSES, check_bands, check_references, class_names, class_order, count_of
+from segcore.methods.pointwise import Scores, select_fitted
+from segcore.methods.samples import Dataset, Samples, State
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
-from segcore.naming import MOST_CLASSES, check_bands, check_references, class_names, class_order, count_of
-from segcore.pointwise import Scores, select_fitted
 from segcore.raster import Labels
-from segcore.samples import Dataset, Samples, State
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

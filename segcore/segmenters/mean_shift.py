@@ -1,6 +1,6 @@
 """Mean shift (Comaniciu and Meer, 2002): every pixel climbs to the place where pixels are densest, in one of two spaces.
 
-`feature`: the values alone. Modes of their density are classes, the same in all images (`segcore.modes`).
+`feature`: the values alone. Modes of their density are classes, the same in all images (`segcore.methods.modes`).
 
 `joint`: place and value together. The regions of an image come out the same whatever the tiling, after Michel, Youssefi and Grizonnet,
 "Stable mean-shift algorithm and its application to the segmentation of arbitrarily large remote sensing images" (2015):
@@ -10,7 +10,7 @@
    cannot have seen pixels further away than `max_iterations` x `spatial_radius`: that is the halo.
 2. Neighbours join where their modes are nearer than both radii. The edge between two pixels weighs the larger of the squared distances of their
    modes in place and in value, each in squared radii, so 1 is the limit.
-3. Regions smaller than `min_size` are merged along the lightest edges (`segcore.regions`, where the tiles are joined too).
+3. Regions smaller than `min_size` are merged along the lightest edges (`segcore.objects.regions`, where the tiles are joined too).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from segcore.geometry import Box
+from segcore.methods.naming import check_bands, check_names
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model
-from segcore.naming import check_bands, check_names
-from segcore.regions import Edges, find_regions, join_regions
+from segcore.objects.regions import Edges, find_regions, join_regions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segcore.fragments import Fragments, Grouping, Seam
     from segcore.geometry import Grid
-    from segcore.modes import FeatureMeanShift
+    from segcore.methods.modes import FeatureMeanShift
     from segcore.raster import Block, RasterSpec
 
 _LARGEST_RADIUS = 100
@@ -108,7 +108,7 @@ class MeanShift:
 
     def _fitter(self) -> FeatureMeanShift:
         """The fitter of modes, which checks its parameters itself."""
-        from segcore.modes import FeatureMeanShift
+        from segcore.methods.modes import FeatureMeanShift
 
         if isinstance(self.bandwidth, str) and self.bandwidth != "auto":
             raise ValueError(f"bandwidth: expected 'auto' or a positive, finite number; got {self.bandwidth!r}")
@@ -148,7 +148,7 @@ class JointMeanShift:
 
     def fragment(self, block: Block) -> Fragments:
         """The regions of the core, as far as the tile can tell. Pixels without data or with values beyond 1e15 are background."""
-        from segcore._meanshift_kernels import weigh_edges
+        from segcore.kernels.mean_shift import weigh_edges
 
         core = block.tile.core
         # Edges over the seams below and to the right belong to this tile, so it needs the modes on their other side.
@@ -165,8 +165,8 @@ class JointMeanShift:
 
         Shape (2 + channels, rows, columns). `part` lies within `block.tile.read`, by the halo inside wherever the image goes on.
         """
-        from segcore._lanes import LANES
-        from segcore._meanshift_kernels import shift_pixels
+        from segcore.kernels.lanes import LANES
+        from segcore.kernels.mean_shift import shift_pixels
 
         margin, (rows, columns) = self.spatial_radius, block.valid.shape
         channels = block.pixels.shape[2]

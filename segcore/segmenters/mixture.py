@@ -1,6 +1,6 @@
 """Gaussian mixture by expectation maximisation: each pixel belongs to its most probable component.
 
-The mixture is fitted to all pixels where these have at most 24 bits, else to a uniform sample of 2**18 (`segcore.samples`). The
+The mixture is fitted to all pixels where these have at most 24 bits, else to a uniform sample of 2**18 (`segcore.methods.samples`). The
 optimum that is found depends on `seed` alone: neither on tiling nor on the number of workers.
 """
 
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from segcore.expectation import Covariance, Shape, choose_mixture, fit_mixture, posteriors
+from segcore.methods.expectation import Covariance, Shape, choose_mixture, fit_mixture, posteriors
+from segcore.methods.naming import MOST_CLASSES, check_bands, check_references, class_names, class_order, count_of
+from segcore.methods.pointwise import Scores, select_fitted
+from segcore.methods.samples import Samples, State
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
-from segcore.naming import MOST_CLASSES, check_bands, check_references, class_names, class_order, count_of
-from segcore.pointwise import Scores, select_fitted
 from segcore.raster import Labels
-from segcore.samples import Samples, State
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

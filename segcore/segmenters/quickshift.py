@@ -26,9 +26,9 @@ import numpy as np
 
 from segcore.errors import ModelMismatch
 from segcore.fragments import Fragments
+from segcore.methods.naming import check_bands, check_names
 from segcore.model import MODELS, SEGMENTERS, Exactness, Footprint
-from segcore.naming import check_bands, check_names
-from segcore.seams import border, join_links
+from segcore.objects.seams import border, join_links
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -156,7 +156,7 @@ class QuickshiftModel:
         inner = core.grow((self.reach,) * 2) & read
         seen = inner.grow((self.width,) * 2) & read
         parents = self._parents(self._colours(block, seen), seen, inner, core)
-        from segcore._quickshift_kernels import number_trees
+        from segcore.kernels.quickshift import number_trees
 
         values = np.zeros(seen.shape, np.uint32)
         number_trees(parents, values)
@@ -215,7 +215,7 @@ class QuickshiftModel:
 
     def _parents(self, planes: NDArray[np.float64], seen: Box, inner: Box, core: Box) -> NDArray[np.int64]:
         """The flat place in `seen` of the parent of each pixel of `core`; -1 for all other pixels and those without data."""
-        from segcore._quickshift_kernels import fill_noise
+        from segcore.kernels.quickshift import fill_noise
 
         noise = np.empty(seen.shape)
         fill_noise(seen.start, self.seed, noise)
@@ -227,7 +227,7 @@ class QuickshiftModel:
         `planes` (band, y, x) and `noise` (y, x) cover both boxes. `inner` is `core` with all pixels within `reach`; its
         densities take the place of its noise.
         """
-        from segcore._quickshift_kernels import add_densities, find_parents
+        from segcore.kernels.quickshift import add_densities, find_parents
 
         add_densities(planes, noise, (*inner.start, *inner.stop), self.width, -0.5 / self.kernel_size**2)
         noise[np.isinf(planes[0])] = -np.inf
@@ -244,7 +244,7 @@ def scaled_planes(pixels: NDArray[np.generic], scale: float, lab: bool) -> NDArr
         for band, plane in enumerate(planes):
             np.multiply(pixels[..., band], scale, out=plane, dtype=np.float64)
     if lab:
-        from segcore._quickshift_kernels import convert_to_lab
+        from segcore.kernels.quickshift import convert_to_lab
 
         convert_to_lab(planes)
     return planes

@@ -12,7 +12,7 @@ the one that scikit-image finds on all valid pixels at once.
 Collections that mix whole numbers and floats are treated as floats. Infinite values are ignored when fitting.
 
 The method `local` needs no histogram: each pixel is compared with the Gaussian mean, mean or median of the window around it, as by
-`skimage.filters.threshold_local` (`segcore.local`), but a pixel that equals its local value is never greater by rounding.
+`skimage.filters.threshold_local` (`segcore.methods.windows`), but a pixel that equals its local value is never greater by rounding.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from segcore.errors import FitError
-from segcore.histogram import Bins, Values
-from segcore.intensity import Band, Source, core_intensity, exceeds, intensity, select_source
-from segcore.local import LARGEST_WINDOW, Window, WindowStatistic
+from segcore.methods.histogram import Bins, Values
+from segcore.methods.intensity import Band, Source, core_intensity, exceeds, intensity, select_source
+from segcore.methods.naming import check_names
+from segcore.methods.thresholds import Histogram, find_thresholds
+from segcore.methods.windows import LARGEST_WINDOW, Window, WindowStatistic
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
-from segcore.naming import check_names
 from segcore.raster import Labels
-from segcore.thresholds import Histogram, find_thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from segcore.composed import start_around
 from segcore.errors import RecipeError
 from segcore.legend import BACKGROUND_NAMES
+from segcore.methods.composed import start_around
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model, Segmenter, SegmenterRecipe
-from segcore.overlap import cut_by
+from segcore.objects.overlap import cut_by
+from segcore.objects.stitch import SeamRule, Stitched, rules_of
 from segcore.raster import Labels
-from segcore.stitch import SeamRule, Stitched, rules_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -152,7 +152,7 @@ def split_touching(classes: NDArray[np.int32], distance: int, prominence: float)
 
     `distance` clips the landscape, in pixels; a peak must rise by `prominence` pixels above its passes.
     """
-    from segcore._watershed_kernels import descending, flood, squared_distances
+    from segcore.kernels.watershed import descending, flood, squared_distances
 
     classes = np.ascontiguousarray(classes)
     squares = np.empty(classes.shape, np.int32)

@@ -1,6 +1,6 @@
 """Areas: how much of an image each class covers, in pixels and on the ground.
 
-A tile's pixels are counted by class, and their areas added up as whole numbers of quanta (`segcore.quanta`).
+A tile's pixels are counted by class, and their areas added up as whole numbers of quanta (`segcore.ground.quanta`).
 
 The state is a dict that JSON can hold: `counts` (pixels of each class), `nodata` (pixels without data) and `areas` (quanta of
 each class; empty where all pixels are equal), all of them whole numbers of any size.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from segcore.errors import MaskloomError
 from segcore.geometry import Box
-from segcore.quanta import add_areas, check_areas, quanta_in_unit
+from segcore.ground.quanta import add_areas, check_areas, quanta_in_unit
 from segcore.statistic import STATISTICS, Labelled
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Objects: which connected parts of a semantic mask get a row each, and whether with their outlines. `segcore.objects` measures them."""
+"""Objects: which connected parts of a semantic mask get a row each, and whether with their outlines. `segcore.objects.table` measures them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from segcore.geometry import Grid, Shape
 from segcore.legend import Legend
-from segcore.raster import Affine, Block, RasterSpec, Space
+from segcore.raster import Affine, RasterSpec, Space
 from segcore.statistic import Labelled, Statistic
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ class LabelledImage:
     def cut(self, tile: Shape, halo: Shape = (0, 0)) -> list[Labelled]:
         """The labelled tiles of a grid, in row order."""
         return [
-            Labelled(self.labels[tile.core.slices], tile, self.spec, self.legend)
-            for tile in Grid(self.spec.shape, tile, halo)
+            Labelled(self.labels[tile.core.slices], tile, self.spec, self.legend) for tile in Grid(self.spec.shape, tile, halo)
         ]
 
 

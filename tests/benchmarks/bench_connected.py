@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from segcore.connected import Parts
 from segcore.geometry import Box, Grid, Tile
-from segcore.numbering import first_pixels, number_objects
+from segcore.objects.connected import Parts
+from segcore.objects.numbering import first_pixels, number_objects
 
 TILE, CHUNK, PIECE = 2048, 1024, 4096
 FULL = np.ones((3, 3), bool)

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from skimage import data
 
-from segcore import pointwise
 from segcore.geometry import Grid
-from segcore.samples import Samples
+from segcore.methods import pointwise
+from segcore.methods.samples import Samples
 from segcore.segmenters.kmeans import KMeans
 from segcore.segmenters.mixture import MixtureOfGaussians
 from segcore.segmenters.threshold import Threshold

@@ -60,8 +60,8 @@ def work(image: Path, tile_size: int, number: int):
     """Read one tile and find its fragments."""
     from segcore.formats.geotiff import GeoTiff
     from segcore.geometry import Grid
+    from segcore.objects.sketch import sketch_tile
     from segcore.raster import Block
-    from segcore.sketch import sketch_tile
 
     spec, model = spec_of(image)
     tile = Grid(spec.shape, (tile_size, tile_size), model.footprint.halo)[number]
@@ -76,7 +76,7 @@ def ours(image: Path, mask: Path, tile_size: int, pool: ProcessPoolExecutor) -> 
     from rasterio.windows import Window
 
     from segcore.geometry import Grid
-    from segcore.sketch import place_objects, redraw
+    from segcore.objects.sketch import place_objects, redraw
 
     started = time.perf_counter()
     spec, model = spec_of(image)

@@ -20,10 +20,10 @@ from skimage import data
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_labelling import natural_picture
 
-from segcore import modes as module
 from segcore.geometry import Grid
 from segcore.manifest import dump_model
-from segcore.modes import FeatureMeanShift
+from segcore.methods import modes as module
+from segcore.methods.modes import FeatureMeanShift
 from segcore.testing.segmenters import Picture, fitted
 
 TILE = 2048

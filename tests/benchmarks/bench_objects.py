@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pyproj import CRS
 
 from segcore.geometry import Box, Grid, Tile
-from segcore.objects import BandSums, Measures, TileObjects, finish, geo_metadata, measure, observe_bands
+from segcore.objects.table import BandSums, Measures, TileObjects, finish, geo_metadata, measure, observe_bands
 from segcore.raster import RasterSpec, Space
 
 TILE, BLOCK = 2048, 12

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from skimage import color, data, segmentation
 
-from segcore._quickshift_kernels import number_trees
 from segcore.geometry import Box
+from segcore.kernels.quickshift import number_trees
 from segcore.segmenters.quickshift import Quickshift, QuickshiftModel, scaled_planes
 from segcore.testing.segmenters import Picture
 

@@ -10,8 +10,8 @@ import pytest
 from skimage import data
 
 import segcore.segmenters  # noqa: F401  registers all segmenters
+from segcore.methods.samples import SAMPLE_SIZE
 from segcore.model import SEGMENTERS, Exactness, Fitter, ObjectSegmenter, Segmenter
-from segcore.samples import SAMPLE_SIZE
 from segcore.segmenters.connected_parts import ConnectedParts
 from segcore.segmenters.ensemble import Ensemble
 from segcore.segmenters.kmeans import KMeans

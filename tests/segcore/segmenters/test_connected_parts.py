@@ -10,8 +10,8 @@ import pytest
 from scipy import ndimage
 from skimage import data, measure
 
-from segcore.composed import Composed
 from segcore.errors import FitError, ModelMismatch, RecipeError
+from segcore.methods.composed import Composed
 from segcore.model import Fitter, ObjectSegmenter
 from segcore.segmenters.connected_parts import ConnectedParts, ConnectedPartsModel
 from segcore.segmenters.kmeans import KMeans

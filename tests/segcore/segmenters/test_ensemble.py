@@ -16,12 +16,12 @@ from skimage import data
 from sklearn.mixture import GaussianMixture
 
 from segcore.errors import FitError, ModelMismatch, RecipeError
-from segcore.expectation import posteriors
 from segcore.fold import observe_all
 from segcore.geometry import Grid
+from segcore.methods.expectation import posteriors
+from segcore.methods.samples import SAMPLE_SIZE
 from segcore.model import SEGMENTERS, Exactness, Fitter, Footprint, Scorer, Segmenter, SegmenterRecipe
 from segcore.raster import Block, Labels, RasterSpec
-from segcore.samples import SAMPLE_SIZE
 from segcore.segmenters.ensemble import Ensemble, EnsembleModel, majority
 from segcore.segmenters.kmeans import KMeans
 from segcore.segmenters.mixture import MixtureModel, MixtureOfGaussians

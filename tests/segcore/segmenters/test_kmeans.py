@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans as Reference
 from sklearn.metrics import adjusted_rand_score
 
 from segcore.errors import FitError, ModelMismatch
-from segcore.pointwise import Scores
+from segcore.methods.pointwise import Scores
 from segcore.segmenters.kmeans import KMeans, KMeansModel
 from segcore.testing.segmenters import Picture, fitted, labelled
 

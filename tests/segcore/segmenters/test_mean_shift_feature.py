@@ -12,8 +12,8 @@ from skimage import data
 
 from segcore.errors import FitError, ModelMismatch
 from segcore.manifest import dump_model, load_model
-from segcore.modes import LEAST_SHARE, FeatureMeanShift, ModesModel, _packed
-from segcore.samples import SAMPLE_SIZE
+from segcore.methods.modes import LEAST_SHARE, FeatureMeanShift, ModesModel, _packed
+from segcore.methods.samples import SAMPLE_SIZE
 from segcore.testing import segmenters as check
 from segcore.testing.segmenters import Picture, fitted, labelled
 
@@ -93,7 +93,7 @@ def test_memory_stays_within_the_footprint(dtype: str, channels: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "photos", [(data.coffee()[::9, ::9], data.coffee()[4::9, 4::9]), (data.coffee(), data.coffee()[::-1] // 2)]
+    "photos", [(data.coffee()[:396:9, ::9], data.coffee()[3::9, 4::9]), (data.coffee(), data.coffee()[::-1] // 2)]
 )
 def test_a_collection_is_its_pictures_side_by_side(photos: tuple[np.ndarray, np.ndarray]) -> None:
     together = fitted(FeatureMeanShift(), [full(one) for one in photos], (200, 150))
@@ -161,7 +161,8 @@ def test_a_basin_goes_along_its_ridge_where_the_nearest_mode_is_another() -> Non
     beside = np.full(3000, 20, "uint8")
     pixels = np.concatenate([np.stack([values, np.full_like(values, 10)], -1), np.stack([beside, np.full_like(beside, 60)], -1)])
     picture = full(pixels[:, None], "bands")
-    model = fit(picture, bandwidth=15.0)
+    # (A flat window rests wherever it gains and loses no value in a step, on whole numbers all along such a ridge.)
+    model = fit(picture, kernel="epanechnikov", bandwidth=15.0)
     labels = labelled(model, picture).ravel()
     assert len(model.modes) == 2
     assert len(np.unique(labels[: values.size])) == 1
@@ -240,7 +241,7 @@ def test_too_many_modes_say_what_to_do() -> None:
         with pytest.raises(FitError, match=r"bandwidth.*Raise `bandwidth`"):
             fit(noise, bandwidth=bandwidth)
     levels = full(np.tile(np.arange(256, dtype="uint8"), (256, 1))[..., None])
-    with pytest.raises(FitError, match="256 modes.*at most 250"):
+    with pytest.raises(FitError, match=r"256 modes.*at most 250"):
         fit(levels, bandwidth=0.5)
     assert len(fit(full(levels.pixels[:, :250]), bandwidth=0.5).modes) == 250
 

@@ -102,7 +102,7 @@ def test_filters_as_a_slow_plain_program_does(dtype: str, scale: float, channels
 
 
 def test_edges_weigh_the_larger_of_the_squared_distances() -> None:
-    from segcore._meanshift_kernels import weigh_edges
+    from segcore.kernels.mean_shift import weigh_edges
 
     generator = np.random.default_rng(1)
     modes = generator.normal(0, 4, (5, 9, 8)).astype(F)
@@ -285,7 +285,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
 
 
 def test_space_feature_starts_with_the_fitter_of_modes() -> None:
-    from segcore.modes import FeatureMeanShift
+    from segcore.methods.modes import FeatureMeanShift
 
     recipe = MeanShift(bandwidth=12, kernel="gaussian", bands=(1, 2), classes=("a", "b"), seed=4)
     assert recipe.start() == FeatureMeanShift(kernel="gaussian", bandwidth=12.0, bands=(1, 2), classes=("a", "b"), seed=4)

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 from skimage import color, data, filters, segmentation
 
-from segcore._quickshift_kernels import fill_noise, number_trees
 from segcore.errors import ModelMismatch
 from segcore.geometry import Box, Tile
+from segcore.kernels.quickshift import fill_noise, number_trees
 from segcore.segmenters.quickshift import Quickshift, QuickshiftModel, scaled_planes, smooth
 from segcore.testing import segmenters as check
 from segcore.testing.segmenters import Picture, object_mask

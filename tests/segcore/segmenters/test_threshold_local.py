@@ -15,9 +15,9 @@ from hypothesis.extra import numpy as stn
 from pydantic import TypeAdapter, ValidationError
 from skimage import data, filters
 
-from segcore import local
 from segcore.geometry import Box
-from segcore.local import Window
+from segcore.methods import windows as local
+from segcore.methods.windows import Window
 from segcore.segmenters.threshold import LocalThresholdModel, Threshold
 from segcore.testing import segmenters as check
 from segcore.testing.segmenters import Picture, fitted, labelled

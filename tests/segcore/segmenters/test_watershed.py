@@ -17,10 +17,10 @@ from scipy import ndimage
 from segcore.errors import RecipeError
 from segcore.manifest import dump_model, load_model
 from segcore.model import Exactness
+from segcore.objects.stitch import SeamRule, Stitched
 from segcore.segmenters.kmeans import KMeans
 from segcore.segmenters.threshold import Threshold
 from segcore.segmenters.watershed import Watershed, WatershedModel, split_touching
-from segcore.stitch import SeamRule, Stitched
 from segcore.testing.segmenters import Picture, fitted, object_mask
 
 HALF = Threshold(value=0.5)
@@ -47,7 +47,7 @@ def objects_of(recipe: Watershed, picture: Picture, tile: tuple[int, int] | None
 
 
 def squares_of(classes: np.ndarray, reach: int) -> np.ndarray:
-    from segcore._watershed_kernels import squared_distances
+    from segcore.kernels.watershed import squared_distances
 
     squares = np.empty(classes.shape, np.int32)
     squared_distances(classes.astype(np.int32), reach, squares)

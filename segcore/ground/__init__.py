@@ -1,0 +1,1 @@
+"""The true size and place of pixels on the ground."""

@@ -1,0 +1,262 @@
+"""True ground area of pixels: how many square metres of the Earth (or of another planet) each pixel covers.
+
+There are three kinds of rasters, and each has a frozen value that knows the area of its pixels:
+
+1. `Plane`: every pixel is equally large. Equal-area projections, and coordinates without a geodetic datum.
+2. `Zones`: longitude and latitude, not rotated. A cell is a part of the zone between two parallels, whose area on the
+   ellipsoid has a closed form (the same integral that defines the authalic latitude).
+3. `Surface`: all others. The ground density (square metres a square unit of the map) is measured at a few nodes
+   (`segcore.ground.projection`), and polynomials of degree 6 lead from there to all pixels.
+
+The polynomials stand on square cells of 2048 pixels, counted from the raster's corner. A cell whose polynomial has not died
+out at degree 6, or that leaves the projection's domain, is cut into four, down to 8 pixels; what is left is measured
+pixel by pixel. A polynomial is averaged over each pixel, so that coarse pixels are right too. Cells depend on the raster
+alone, and all arithmetic is elementwise, so a pixel has the same area, bit for bit, whichever box asks for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segcore.errors import FormatError
+from segcore.ground.projection import Floats, Projection, projection_of, survey
+
+if TYPE_CHECKING:
+    from segcore.geometry import Box, Shape
+    from segcore.raster import Affine
+
+Integers = NDArray[np.int64]
+Cells = tuple[int, Integers, Floats]
+"""Cells of one size: its pixels a side, the corners (n, 2) in the raster, the polynomials (n, 7, 7) by powers of (v, u)."""
+
+_LARGEST, _SMALLEST = 2048, 8
+_EMPTY = 32
+"""Cells without any ground are believed from this size down: a larger one could hold a small image of a planet."""
+_SETTLED = 1e-8
+"""A polynomial is good when its terms of degree 6 are below this part of its value. The terms left out are smaller still."""
+_LEAST_PIXEL = 1e-60
+"""Pixels of smaller area, in any unit, are a broken header."""
+_CHUNK = 256
+"""Rows of a zone that are computed together: vectorised sines need not have the same bits in arrays of other lengths."""
+
+
+def ground_area(affine: Affine, crs_wkt: str, box: Box) -> float | Floats:
+    """Area of the pixels of `box` in square metres of ground.
+
+    A number where all pixels of the raster are equally large, an array of shape (rows, 1) where the area depends on the row
+    alone, else of shape (rows, columns). Pixels beyond the poles or outside the projection's domain have the area 0;
+    only in equal-area projections they count like all others.
+
+    `affine` maps (column, row) to x = longitude or easting, y = latitude or northing in the units of the CRS, as GDAL has it.
+    The area is measured on the CRS's own ellipsoid. Raises `FormatError` for a CRS or a transform that means nothing.
+    """
+    return _ground(affine, crs_wkt).area(box)
+
+
+def ground_cells(affine: Affine, crs_wkt: str, box: Box) -> tuple[Cells, ...] | None:
+    """The polynomials behind `ground_area` where it varies along the rows, else None; much smaller than the array.
+
+    Each pixel of `box` lies in one cell. Single pixels that no polynomial covers are cells of size 1 with arrays (n, 1, 1).
+    """
+    ground = _ground(affine, crs_wkt)
+    return _cells(ground, box.start, box.stop) if isinstance(ground, Surface) and not ground.equal_columns else None
+
+
+def nominal_area(affine: Affine, crs_wkt: str) -> float:
+    """Area of a pixel in square metres if the map were true to scale: positive, and of the right magnitude."""
+    projection = projection_of(crs_wkt)
+    return _determinant(affine) * (projection if isinstance(projection, float) else projection.unit**2)
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Pixels of one size."""
+
+    cell: float
+    """Area of a pixel in square metres."""
+
+    def area(self, _box: Box) -> float:
+        """Area of every pixel."""
+        return self.cell
+
+
+@dataclass(frozen=True, slots=True)
+class Zones:
+    """Cells of longitude and latitude that are not rotated."""
+
+    latitude: float
+    """Latitude of the raster's first edge, in radians."""
+    height: float
+    """Latitude from one row to the next, in radians; negative where north is up."""
+    width: float
+    """Longitude from one column to the next, in radians, positive."""
+    semi_major: float
+    """Axes of the ellipsoid in metres."""
+    semi_minor: float
+
+    def area(self, box: Box) -> Floats:
+        """Area of the cells in square metres, shape (rows, 1)."""
+        return _by_chunks(self, box.start[0], box.stop[0])
+
+    def chunk(self, index: int) -> Floats:
+        """Area of the cells in the rows from `_CHUNK * index`.
+
+        The zone between the equator and the latitude with the sine s has the area b²/2 · (s/(1-e²s²) + atanh(e·s)/e) for each
+        radian of longitude (Snyder, Map Projections, 1987, equation 3-12). Differences of both terms are taken in closed form,
+        because the terms of the two edges of a small cell are nearly equal.
+        """
+        edges = np.clip(self.latitude + self.height * np.arange(_CHUNK * index, _CHUNK * (index + 1) + 1), -np.pi / 2, np.pi / 2)
+        s, t = np.sin(edges[:-1]), np.sin(edges[1:])
+        step = 2 * np.cos((edges[:-1] + edges[1:]) / 2) * np.sin((edges[1:] - edges[:-1]) / 2)
+        squared = (self.semi_major - self.semi_minor) * (self.semi_major + self.semi_minor) / self.semi_major**2
+        first = step * (1 + squared * s * t) / ((1 - squared * s * s) * (1 - squared * t * t))
+        e = math.sqrt(squared)
+        second = np.arctanh(e * step / (1 - squared * s * t)) / e if e > 0 else step
+        zones: Floats = np.abs(first + second) * (self.width * self.semi_minor**2 / 2)
+        zones.setflags(write=False)
+        return zones
+
+
+@lru_cache(maxsize=4096)
+def _chunk(zones: Zones, index: int) -> Floats:
+    return zones.chunk(index)
+
+
+def _by_chunks(zones: Zones, first: int, stop: int) -> Floats:
+    chunks = range(first // _CHUNK, -(-stop // _CHUNK))
+    rows = np.concatenate([_chunk(zones, i) for i in chunks]) if chunks else np.empty(0)
+    return rows[first - chunks.start * _CHUNK :][: stop - first, None].copy()
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """Pixels whose size changes over the map."""
+
+    projection: Projection
+    affine: Affine
+    """Where to measure; all columns in one place where the size depends on the row alone."""
+    determinant: float
+    """Area of a pixel in square units of the map."""
+
+    def area(self, box: Box) -> Floats:
+        """Area of the pixels in square metres, shape (rows, columns), or (rows, 1) where all columns are equal."""
+        from segcore.kernels.areas import fill_cells
+
+        (top, left), (bottom, right) = box.start, box.stop
+        if self.equal_columns:
+            left, right = 0, 1
+        out = np.empty((bottom - top, right - left))
+        for cells in _cells(self, (top, left), (bottom, right)):
+            fill_cells(out, (top, left), cells)
+        return out
+
+    @property
+    def equal_columns(self) -> bool:
+        """Whether the area depends on the row alone."""
+        return self.affine[0] == self.affine[1] == self.affine[3] == 0
+
+    def cut(self, window: Integers) -> tuple[Cells, ...]:
+        """All that is to be known of the window ((top, left), (bottom, right))."""
+        size, cells = _LARGEST, []
+        corners = _meeting(_corners(window[0] // size * size, window[1], size), size, window)
+        while len(corners) and size >= _SMALLEST:
+            polynomials, settled = self._fit(corners, size)
+            cells.append((size, corners[settled], np.ascontiguousarray(polynomials[settled])))
+            size //= 2
+            quarters = (corners[~settled][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])).reshape(-1, 2)
+            corners = _meeting(quarters, size, window)
+        inside = _corners(np.zeros(2, int), np.full(2, _SMALLEST // 2), 1)
+        pixels = _meeting((corners[:, None] + inside).reshape(-1, 2), 1, window)
+        return (*cells, (1, pixels, self._at(*(pixels + 0.5).T)[:, None, None]))
+
+    def _fit(self, corners: Integers, size: int) -> tuple[Floats, NDArray[np.bool_]]:
+        """Polynomials for cells (n, 7, 7) by powers of (v, u) from -1 to 1, and whether each stands for its cell."""
+        nodes, interpolate, average = _scheme(size)
+        rows, columns = corners[:, :1] + size * nodes, corners[:, 1:] + size * nodes
+        values = self._at(*np.broadcast_arrays(rows[:, :, None], columns[:, None, :]))
+        terms = _apply(interpolate, _apply(interpolate, values, 1), 2)
+        last = np.maximum(np.abs(terms[:, -1, :]).max(axis=1), np.abs(terms[:, :, -1]).max(axis=1))
+        # The Chebyshev polynomial of degree 6 starts with 2**5 times t**6.
+        settled = last / 32 <= _SETTLED * np.abs(terms[:, 0, 0])
+        ground = (values > 0).reshape(len(values), -1)
+        settled &= ground.all(axis=1) | (~ground.any(axis=1) & (size <= _EMPTY))
+        return _apply(average, _apply(average, terms, 1), 2), settled
+
+    def _at(self, row: Floats, column: Floats) -> Floats:
+        """Square metres a pixel at points of the raster, in the shape of `row`."""
+        a, b, c, d, e, f = self.affine
+        x, y = a * column + b * row + c, d * column + e * row + f
+        return self.determinant * self.projection.density(x.ravel(), y.ravel()).reshape(row.shape)
+
+
+@lru_cache(maxsize=16)
+def _cells(surface: Surface, start: Shape, stop: Shape) -> tuple[Cells, ...]:
+    # Kept, because the images of a sensor often share one grid. Mostly some kB, at the limb of a planet some MB.
+    return surface.cut(np.array([start, stop]))
+
+
+def _corners(start: Integers, stop: Integers, size: int) -> Integers:
+    """Corners of the cells of this size from `start` up to `stop`, shape (n, 2)."""
+    rows, columns = (np.arange(first, last, size) for first, last in zip(start, stop, strict=True))
+    return np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def _meeting(corners: Integers, size: int, window: Integers) -> Integers:
+    """The cells that have pixels in the window ((top, left), (bottom, right))."""
+    meeting: Integers = corners[((corners < window[1]) & (corners + size > window[0])).all(axis=1)]
+    return meeting
+
+
+def _apply(matrix: Floats, values: Floats, axis: int) -> Floats:
+    """The matrix times `values` along an axis; summed in one order, which a library's product does not promise."""
+    moved = np.moveaxis(values, axis, -1)
+    total = moved[..., :1] * matrix[:, 0]
+    for k in range(1, matrix.shape[1]):
+        total = total + moved[..., k : k + 1] * matrix[:, k]
+    return np.moveaxis(total, -1, axis)
+
+
+@lru_cache(maxsize=16)
+def _scheme(size: int) -> tuple[Floats, Floats, Floats]:
+    """Nodes of a cell as parts of its side, values to powers, and powers to powers of the means over pixels."""
+    nodes = -np.cos(np.pi * np.arange(7) / 6)
+    average = np.eye(7)
+    for power in range(7):
+        for order in range(2, power + 1, 2):
+            # Mean of (t + s)**power for s within half a pixel, that is 1 / size, of 0.
+            average[power - order, power] = math.comb(power, order) / (order + 1) / size**order
+    return (nodes + 1) / 2, np.linalg.inv(np.vander(nodes, increasing=True)), average
+
+
+@lru_cache(maxsize=1024)
+def _ground(affine: Affine, crs_wkt: str) -> Plane | Zones | Surface:
+    determinant, projection = _determinant(affine), projection_of(crs_wkt)
+    if isinstance(projection, float):
+        return Plane(determinant * projection)
+    a, b, _, d, e, f = affine
+    upright = b == 0 and d == 0
+    if projection.plain:
+        radians = math.radians(projection.degrees)
+        zones = Zones(radians * f, radians * e, radians * abs(a), projection.semi_major, projection.semi_minor)
+        return zones if upright else Surface(projection, affine, determinant)
+    density, column = survey(crs_wkt)
+    if density is not None:
+        return Plane(determinant * density)
+    return Surface(projection, (0, 0, column, 0, e, f) if upright and column is not None else affine, determinant)
+
+
+def _determinant(affine: Affine) -> float:
+    a, b, _, d, e, _ = affine
+    determinant = abs(a * e - b * d)
+    if not all(map(math.isfinite, affine)) or not _LEAST_PIXEL < determinant < 1 / _LEAST_PIXEL:
+        raise FormatError(
+            f"Expected a transform of finite numbers with a*e - b*d other than 0, got {affine}. Correct the image, "
+            "or remove its CRS to count in pixels."
+        )
+    return determinant

@@ -1,0 +1,1 @@
+"""Compiled loops. Imported only inside functions: numba takes a second to load."""

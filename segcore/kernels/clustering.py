@@ -1,0 +1,292 @@
+"""Compiled loops that fit clusters.
+
+Each call handles one chunk of the values and writes sums of its own. The caller cuts the values into chunks by their number
+alone and adds the sums in order, so that results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from segcore.kernels.compiling import exactly
+from segcore.kernels.pixels import BATCH, score_batch
+
+CELL_BITS = 9
+"""Colours are pruned in cells of 2**9 Morton codes: cubes of 8 x 8 x 8 colours."""
+_CELL_SIDE = 8
+_LOG2_E, _LN_2 = 1 / math.log(2), math.log(2)
+_LN_2_HIGH = 0.693147180369123816490
+_LN_2_LOW = 1.90821492927058770002e-10
+_ROUND = 1.5 * 2.0**52
+"""Adding this leaves the nearest whole number in the low bits of a double."""
+
+
+@exactly
+def _exp(x):  # type: ignore[no-untyped-def]
+    """e**x for x <= 0 to about 1e-15, without branches so that loops over it run on vectors."""
+    x = max(x, -700.0)
+    shifted = x * _LOG2_E + _ROUND
+    whole = shifted - _ROUND
+    r = x - whole * _LN_2_HIGH - whole * _LN_2_LOW
+    p = 1 / 39916800 + r * (1 / 479001600)
+    p = 1 / 3628800 + r * p
+    p = 1 / 362880 + r * p
+    p = 1 / 40320 + r * p
+    p = 1 / 5040 + r * p
+    p = 1 / 720 + r * p
+    p = 1 / 120 + r * p
+    p = 1 / 24 + r * p
+    p = 1 / 6 + r * p
+    p = 0.5 + r * p
+    p = 1.0 + r * p
+    p = 1.0 + r * p
+    power = (np.float64(shifted).view(np.int64) + np.int64(1023)) << np.int64(52)
+    return p * np.int64(power).view(np.float64)
+
+
+@exactly
+def _log(y):  # type: ignore[no-untyped-def]
+    """log(y) for normal y > 0, by the series of the inverse hyperbolic tangent."""
+    bits = np.float64(y).view(np.int64)
+    exponent = float((bits >> np.int64(52)) - np.int64(1023))
+    m = np.int64((bits & np.int64(0xFFFFFFFFFFFFF)) | np.int64(0x3FF0000000000000)).view(np.float64)
+    large = m > math.sqrt(2.0)
+    m = 0.5 * m if large else m
+    exponent = exponent + 1.0 if large else exponent
+    f = (m - 1.0) / (m + 1.0)
+    s = f * f
+    p = 1 / 19 + s * (1 / 21)
+    p = 1 / 17 + s * p
+    p = 1 / 15 + s * p
+    p = 1 / 13 + s * p
+    p = 1 / 11 + s * p
+    p = 1 / 9 + s * p
+    p = 1 / 7 + s * p
+    p = 1 / 5 + s * p
+    p = 1 / 3 + s * p
+    return exponent * _LN_2 + 2.0 * f * (1.0 + s * p)
+
+
+@exactly
+def cell_sums(starts, colours, weights, sums):  # type: ignore[no-untyped-def]
+    """Sums (w, r, g, b, rr + gg + bb) of the colours from each start to the next: whole numbers, exact."""
+    for cell in range(starts.size - 1):
+        for i in range(starts[cell], starts[cell + 1]):
+            w = weights[i]
+            sums[cell, 0] += w
+            square = 0.0
+            for channel in range(3):
+                value = float(colours[channel, i])
+                sums[cell, 1 + channel] += w * value
+                square += value * value
+            sums[cell, 4] += w * square
+
+
+@exactly
+def _candidates(corner, centres, found):  # type: ignore[no-untyped-def]
+    """Centres that own a colour of the cell at `corner`, in order; returns their number (Kanungo et al. 2002)."""
+    nearest, least = 0, np.inf
+    for k in range(centres.shape[0]):
+        square = 0.0
+        for channel in range(3):
+            square += (corner[channel] + 0.5 * (_CELL_SIDE - 1) - centres[k, channel]) ** 2
+        if square < least:
+            nearest, least = k, square
+    n = 0
+    for k in range(centres.shape[0]):
+        mine, theirs = 0.0, 0.0
+        for channel in range(3):
+            # The corner of the cell that lies farthest towards centre k.
+            far = _CELL_SIDE - 1 if centres[k, channel] > centres[nearest, channel] else 0
+            mine += (corner[channel] + far - centres[k, channel]) ** 2
+            theirs += (corner[channel] + far - centres[nearest, channel]) ** 2
+        # The margin covers rounding, so that no colour is labelled otherwise than by itself.
+        if k == nearest or mine <= theirs + 1e-6:
+            found[n] = k
+            n += 1
+    return n
+
+
+@exactly
+def lloyd_cells(chunk, cells, colours, weights, centres, sums):  # type: ignore[no-untyped-def]
+    """One step of k-means over the cells of `chunk`: (w, r, g, b) of the colours nearest to each centre, exact.
+
+    `cells` is (starts, corners, sums of each cell). Cells that one centre owns are added whole.
+    """
+    starts, corners, cell_totals = cells
+    found = np.empty(centres.shape[0], np.int64)
+    for cell in range(chunk[0], chunk[1]):
+        n = _candidates(corners[cell], centres, found)
+        if n == 1:
+            for j in range(4):
+                sums[found[0], j] += cell_totals[cell, j]
+            continue
+        for i in range(starts[cell], starts[cell + 1]):
+            r, g, b = float(colours[0, i]), float(colours[1, i]), float(colours[2, i])
+            least, label = np.inf, 0
+            for at in range(n):
+                k = found[at]
+                square = (r - centres[k, 0]) ** 2 + (g - centres[k, 1]) ** 2 + (b - centres[k, 2]) ** 2
+                if square < least:
+                    least, label = square, k
+            w = weights[i]
+            sums[label, 0] += w
+            sums[label, 1] += w * r
+            sums[label, 2] += w * g
+            sums[label, 3] += w * b
+
+
+@exactly
+def lloyd_points(chunk, x, weights, centres, sums):  # type: ignore[no-untyped-def]
+    """One step of k-means over the values of `chunk`, x (channels, n): weight, sums by channel and inertia of each centre."""
+    channels = x.shape[0]
+    square, least, label = np.empty(BATCH), np.empty(BATCH), np.empty(BATCH, np.int64)
+    for start in range(chunk[0], chunk[1], BATCH):
+        n = min(BATCH, chunk[1] - start)
+        for k in range(centres.shape[0]):
+            for p in range(n):
+                square[p] = 0.0
+            for j in range(channels):
+                centre = centres[k, j]
+                for p in range(n):
+                    difference = x[j, start + p] - centre
+                    square[p] += difference * difference
+            for p in range(n):
+                nearer = k == 0 or square[p] < least[p]
+                label[p] = k if nearer else label[p]
+                least[p] = square[p] if nearer else least[p]
+        for p in range(n):
+            w, k = weights[start + p], label[p]
+            sums[k, 0] += w
+            for j in range(channels):
+                sums[k, 1 + j] += w * x[j, start + p]
+            sums[k, 1 + channels] += w * least[p]
+
+
+@exactly
+def _log_probabilities(x, component, out):  # type: ignore[no-untyped-def]
+    """Set `out` to constant - |factor (x - mean)|**2 / 2 for the columns of x."""
+    constant, mean, factor = component
+    difference = np.empty(BATCH)
+    for p in range(BATCH):
+        out[p] = constant
+    for i in range(mean.size):
+        shift = 0.0
+        for j in range(i + 1):
+            shift += factor[i, j] * mean[j]
+        for p in range(BATCH):
+            difference[p] = -shift
+        for j in range(i + 1):
+            scale = factor[i, j]
+            for p in range(BATCH):
+                difference[p] += scale * x[j, p]
+        for p in range(BATCH):
+            out[p] -= 0.5 * difference[p] * difference[p]
+
+
+@exactly
+def _dot(a, b):  # type: ignore[no-untyped-def]
+    """Sum of a * b over a batch, in eight fixed parts: the processor adds them at once and no compiler may reorder them."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+    for p in range(0, BATCH, 8):
+        s0 += a[p] * b[p]
+        s1 += a[p + 1] * b[p + 1]
+        s2 += a[p + 2] * b[p + 2]
+        s3 += a[p + 3] * b[p + 3]
+        s4 += a[p + 4] * b[p + 4]
+        s5 += a[p + 5] * b[p + 5]
+        s6 += a[p + 6] * b[p + 6]
+        s7 += a[p + 7] * b[p + 7]
+    return ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7))
+
+
+@exactly
+def _load_batch(x, weights, part, weight, rows):  # type: ignore[no-untyped-def]
+    """The weights, and below the first row the values and their products i <= j, of the (start, number) `part` of x."""
+    start, n = part
+    channels = x.shape[0]
+    for p in range(n):
+        weight[p] = weights[start + p]
+    for p in range(n, BATCH):
+        weight[p] = 0.0
+    at = 1 + channels
+    for j in range(channels):
+        for p in range(n):
+            rows[1 + j, p] = x[j, start + p]
+        for i in range(j + 1):
+            for p in range(BATCH):
+                rows[at, p] = rows[1 + i, p] * rows[1 + j, p]
+            at += 1
+
+
+@exactly
+def _responsibilities(weight, score, top, total):  # type: ignore[no-untyped-def]
+    """Turn log-probabilities (components, batch) into weighted responsibilities; `top` becomes the log-likelihoods."""
+    components = score.shape[0]
+    for p in range(BATCH):
+        top[p] = score[0, p]
+        total[p] = 0.0
+    for k in range(1, components):
+        for p in range(BATCH):
+            top[p] = max(top[p], score[k, p])
+    for k in range(components):
+        for p in range(BATCH):
+            score[k, p] = _exp(score[k, p] - top[p])
+            total[p] += score[k, p]
+    for p in range(BATCH):
+        top[p] += _log(total[p])
+        total[p] = weight[p] / total[p]
+    for k in range(components):
+        for p in range(BATCH):
+            score[k, p] *= total[p]
+
+
+@exactly
+def expect(chunk, x, weights, mixture, sums):  # type: ignore[no-untyped-def]
+    """The expectation step over the values of `chunk`: returns the sum of weighted log-likelihoods.
+
+    `mixture` is (constants, means, factors). Adds to `sums` (components, 1 + c + c (c + 1) / 2) what each component is
+    responsible for: weight, weighted values, and weighted products of values i <= j.
+    """
+    constants, means, factors = mixture
+    components = constants.size
+    # Rows: one, the values, and their products. Columns beyond the last value of a chunk have no weight.
+    rows = np.ones((sums.shape[1], BATCH))
+    score = np.empty((components, BATCH))
+    weight, top, total = np.empty(BATCH), np.empty(BATCH), np.empty(BATCH)
+    likelihood = 0.0
+    for start in range(chunk[0], chunk[1], BATCH):
+        _load_batch(x, weights, (start, min(BATCH, chunk[1] - start)), weight, rows)
+        for k in range(components):
+            _log_probabilities(rows[1:], (constants[k], means[k], factors[k]), score[k])
+        _responsibilities(weight, score, top, total)
+        likelihood += _dot(weight, top)
+        for k in range(components):
+            for row in range(sums.shape[1]):
+                sums[k, row] += _dot(score[k], rows[row])
+    return likelihood
+
+
+@exactly
+def posteriors(pixels, scorer, diagonal, out):  # type: ignore[no-untyped-def]
+    """Probability of each component (columns of `out`) for each row of `pixels` (n, channels), scored as by `label_pixels`.
+
+    Where a pixel is not finite all are equally probable.
+    """
+    constants, means, factors = scorer
+    channels, components = pixels.shape[1], constants.size
+    x, score = np.empty((channels, BATCH)), np.zeros((components, BATCH))
+    ones, top, total = np.ones(BATCH), np.empty(BATCH), np.empty(BATCH)
+    for start in range(0, pixels.shape[0], BATCH):
+        n = min(BATCH, pixels.shape[0] - start)
+        for j in range(channels):
+            for p in range(n):
+                x[j, p] = pixels[start + p, j]
+        for k in range(components):
+            score_batch(x, n, constants[k], means[k], factors[k], diagonal, score[k])
+        _responsibilities(ones, score, top, total)
+        for p in range(n):
+            for k in range(components):
+                out[start + p, k] = score[k, p] if np.isfinite(total[p]) else 1.0 / components

@@ -1,0 +1,25 @@
+"""Loops over the pixels of fragments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from segcore.kernels.compiling import exactly
+
+
+@exactly
+def first_positions(values: Any, count: int) -> Any:
+    """Where each value 1 ... count first stands in the flat array; that of 0 is 0."""
+    flat = values.ravel()
+    found = np.full(count + 1, -1, np.int64)
+    found[0] = 0
+    last = 0
+    for i in range(flat.size):
+        value = flat[i]
+        if value != last:
+            last = value
+            if found[value] < 0:
+                found[value] = i
+    return found

@@ -1,0 +1,176 @@
+"""Compiled loops that measure objects.
+
+Whole numbers are exact. Sums of floating-point numbers are kept as pairs (double-double, after Dekker 1971 and Knuth), where each
+addition keeps what rounding would take away.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from segcore.kernels.compiling import exactly
+
+_LOW = np.uint64(2**32 - 1)
+_SPLITTER = 134217729.0
+"""2**27 + 1: cuts a float64 into halves whose products are exact (Veltkamp)."""
+
+
+@exactly
+def add_shapes(labels: Any, sums: Any, boxes: Any) -> None:
+    """Add up the pixels of each label in the core of `labels`, which has a ring of 2 pixels around it.
+
+    Columns of `sums`: pixels, then the sums of row, column, row**2, column**2 and row * column, counted from the corner of the
+    core. Columns of `boxes`: first row, first column, and one past the last row and column.
+    """
+    rows, columns = labels.shape[0] - 4, labels.shape[1] - 4
+    for y in range(rows):
+        row = labels[y + 2, 2 : columns + 2]
+        x = 0
+        while x < columns:
+            label, start = row[x], x
+            x += 1
+            while x < columns and row[x] == label:
+                x += 1
+            if label == 0:
+                continue
+            count, total = x - start, (x - start) * (start + x - 1) // 2
+            # Sum of the squares of 0 ... n - 1 is (n - 1) * n * (2 * n - 1) / 6.
+            squares = (x - 1) * x * (2 * x - 1) // 6 - (start - 1) * start * (2 * start - 1) // 6
+            into, box = sums[label], boxes[label]
+            into[0] += count
+            into[1] += count * y
+            into[2] += total
+            into[3] += count * y * y
+            into[4] += squares
+            into[5] += total * y
+            box[0], box[1] = min(box[0], y), min(box[1], start)
+            box[2], box[3] = max(box[2], y + 1), max(box[3], x)
+
+
+@exactly
+def mark_borders(labels: Any, marks: Any) -> None:
+    """Mark the pixels that have a neighbour of another label at one of their sides. `marks` leaves out the outermost pixels of `labels`."""
+    for y in range(marks.shape[0]):
+        above, here, below = labels[y], labels[y + 1], labels[y + 2]
+        for x in range(marks.shape[1]):
+            label = here[x + 1]
+            marks[y, x] = (label != 0) & (
+                (above[x + 1] != label) | (below[x + 1] != label) | (here[x] != label) | (here[x + 2] != label)
+            )
+
+
+@exactly
+def count_borders(labels: Any, marks: Any, kinds: Any, counts: Any) -> None:
+    """Count the border pixels of each label in the core by the kind of their surroundings.
+
+    `kinds[2 * s + 10 * d]` is the kind of a pixel with s border pixels of its label at its sides and d at its corners; kind 0 is not counted.
+    """
+    for y in range(labels.shape[0] - 4):
+        for x in range(labels.shape[1] - 4):
+            if not marks[y + 1, x + 1]:
+                continue
+            label, code = labels[y + 2, x + 2], 0
+            for i in range(-1, 2):
+                for j in range(-1, 2):
+                    if marks[y + 1 + i, x + 1 + j] and labels[y + 2 + i, x + 2 + j] == label and (i != 0 or j != 0):
+                        code += 2 if i == 0 or j == 0 else 10
+            kind = kinds[code]
+            if kind:
+                counts[label, kind - 1] += 1
+
+
+@exactly
+def add_integers(values: Any, pixels: Any, counts: Any, sums: Any, squares: Any) -> None:
+    """Add the band values of each label's pixels, integers of up to 32 bits; `squares[..., 0] * 2**32 + squares[..., 1]` is a sum of squares."""
+    for y in range(values.shape[0]):
+        for x in range(values.shape[1]):
+            label = values[y, x]
+            if label == 0:
+                continue
+            counts[label] += 1
+            for band in range(pixels.shape[2]):
+                value = np.int64(pixels[y, x, band])
+                square = np.uint64(abs(value)) * np.uint64(abs(value))
+                sums[label, band] += value
+                squares[label, band, 0] += np.int64(square >> np.uint64(32))
+                squares[label, band, 1] += np.int64(square & _LOW)
+
+
+@exactly
+def _two_sum(a: Any, b: Any) -> Any:
+    """A sum and what its rounding took away; nothing where it is infinite or no number."""
+    total = a + b
+    part = total - a
+    rest = (a - (total - part)) + (b - part)
+    return total, (rest if np.isfinite(rest) else 0.0)
+
+
+@exactly
+def _two_product(a: Any, b: Any) -> Any:
+    """A product and what its rounding took away; nothing where that cannot be told."""
+    product = a * b
+    c, d = _SPLITTER * a, _SPLITTER * b
+    a1, b1 = c - (c - a), d - (d - b)
+    a2, b2 = a - a1, b - b1
+    rest = ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2
+    return product, (rest if np.isfinite(rest) else 0.0)
+
+
+@exactly
+def _add_pair(a: Any, b: Any) -> Any:
+    """The sum of two pairs."""
+    total, rest = _two_sum(a[0], b[0])
+    other, least = _two_sum(a[1], b[1])
+    total, rest = _two_sum(total, rest + other)
+    return _two_sum(total, rest + least)
+
+
+@exactly
+def _multiply_pair(a: Any, b: Any) -> Any:
+    """The product of two pairs."""
+    product, rest = _two_product(a[0], b[0])
+    one, least = _two_product(a[0], b[1])
+    other, lesser = _two_product(a[1], b[0])
+    cross = _add_pair((one, least), (other, lesser))
+    return _add_pair(_add_pair((product, rest), cross), (a[1] * b[1], 0.0))
+
+
+@exactly
+def add_floats(values: Any, pixels: Any, counts: Any, sums: Any, squares: Any) -> None:
+    """Add the band values of each label's pixels, floating-point numbers; sums of values and of squares are pairs along the last axis."""
+    for y in range(values.shape[0]):
+        for x in range(values.shape[1]):
+            label = values[y, x]
+            if label == 0:
+                continue
+            counts[label] += 1
+            for band in range(pixels.shape[2]):
+                value = np.float64(pixels[y, x, band])
+                into = sums[label, band]
+                into[0], into[1] = _add_pair((into[0], into[1]), (value, 0.0))
+                into = squares[label, band]
+                into[0], into[1] = _add_pair((into[0], into[1]), _two_product(value, value))
+
+
+@exactly
+def add_pairs(target: Any, index: Any, source: Any) -> None:
+    """Add pairs (n, bands, 2) to the rows `index` of the target."""
+    for i in range(len(index)):
+        for band in range(source.shape[1]):
+            one, other = target[index[i], band], source[i, band]
+            one[0], one[1] = _add_pair((one[0], one[1]), (other[0], other[1]))
+
+
+@exactly
+def spread_of_pairs(counts: Any, sums: Any, squares: Any, out: Any) -> None:
+    """Standard deviations from counts and from sums of values and squares as pairs: sqrt(n * squares - sum**2) / n."""
+    for i in range(len(counts)):
+        count = (np.float64(counts[i]), 0.0)
+        for band in range(sums.shape[1]):
+            total, square = (sums[i, band, 0], sums[i, band, 1]), (squares[i, band, 0], squares[i, band, 1])
+            scaled, product = _multiply_pair(count, square), _multiply_pair(total, total)
+            difference, _ = _add_pair(scaled, (-product[0], -product[1]))
+            # max() might hide what is no number.
+            out[i, band] = np.nan if np.isnan(difference) else np.sqrt(max(difference, 0.0)) / count[0]

@@ -1,0 +1,239 @@
+"""Compiled loops of window statistics.
+
+All take the rows and columns of the array that each row and column of the padded array repeats, so that borders are reflected without a
+copy; the padded array reaches one radius beyond the output on all sides. What they find for a pixel depends on its window alone, to the
+last bit: sums of whole numbers are exact, sums of floats run in an order that is fixed relative to the pixel, and medians are values.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from segcore.kernels.compiling import exactly
+
+_STRIP = 512
+"""Columns that are worked on together, so that their sums and histograms stay in the processor's cache."""
+_PATCH = 64
+"""Side of the squares whose values are sorted at once for medians of values that are not 8 bit."""
+_WORD = 64
+
+
+@exactly
+def box_sums(values, rows, columns, out):  # type: ignore[no-untyped-def]
+    """Sums of whole numbers over square windows by running sums."""
+    span = rows.size - out.shape[0]
+    column = np.zeros(values.shape[1], np.int64)
+    for i in range(span):
+        for x in range(values.shape[1]):
+            column[x] += values[rows[i], x]
+    for y in range(out.shape[0]):
+        entering, leaving = rows[y + span], rows[y]
+        for x in range(values.shape[1]):
+            column[x] += values[entering, x]
+        total = np.int64(0)
+        for j in range(span):
+            total += column[columns[j]]
+        for x in range(out.shape[1]):
+            total += column[columns[x + span]]
+            out[y, x] = total
+            total -= column[columns[x]]
+        for x in range(values.shape[1]):
+            column[x] -= values[leaving, x]
+
+
+@exactly
+def _weigh_line(line, weights, out):  # type: ignore[no-untyped-def]
+    """Weighted sums along a line; `line` is twice the radius longer than `out`, `weights` are those of distance 0, 1 and so on."""
+    radius, n = weights.size - 1, out.size
+    for x in range(n):
+        out[x] = weights[0] * line[x + radius]
+    for k in range(1, radius + 1):
+        weight = weights[k]
+        for x in range(n):
+            out[x] += weight * (line[x + radius - k] + line[x + radius + k])
+
+
+@exactly
+def weighted_sums(values, rows, columns, weights, out):  # type: ignore[no-untyped-def]
+    """Sums over square windows, weighted by the distances along the row and along the column."""
+    radius = weights.size - 1
+    side = 2 * radius + 1
+    line = np.empty(_STRIP + 2 * radius)
+    ring = np.empty((side, _STRIP))
+    for left in range(0, out.shape[1], _STRIP):
+        n = min(_STRIP, out.shape[1] - left)
+        for i in range(rows.size):
+            for j in range(n + 2 * radius):
+                line[j] = values[rows[i], columns[left + j]]
+            _weigh_line(line[: n + 2 * radius], weights, ring[i % side, :n])
+            y = i - 2 * radius
+            if y >= 0:
+                into, middle = out[y, left : left + n], ring[(y + radius) % side]
+                for x in range(n):
+                    into[x] = weights[0] * middle[x]
+                for k in range(1, radius + 1):
+                    above, below, weight = ring[(y + radius - k) % side], ring[(y + radius + k) % side], weights[k]
+                    for x in range(n):
+                        into[x] += weight * (above[x] + below[x])
+
+
+@exactly
+def _catch_up(group, columns_fine, state, x):  # type: ignore[no-untyped-def]
+    """Bring the 16 levels of a group up to the window that begins at column x of the strip."""
+    fine, seen, span = state
+    low, high = 16 * group, 16 * group + 16
+    begin = seen[group]
+    if x - begin > span:
+        fine[low:high] = 0
+        for j in range(x, x + span + 1):
+            for level in range(low, high):
+                fine[level] += columns_fine[j, level]
+    else:
+        for j in range(begin, x):
+            for level in range(low, high):
+                fine[level] += columns_fine[j + span + 1, level] - columns_fine[j, level]
+    seen[group] = x
+
+
+@exactly
+def _level_at(position, coarse, columns_fine, state, x):  # type: ignore[no-untyped-def]
+    """The level that holds the value at this position in the order of the window that begins at column x of the strip."""
+    passed, group = 0, 0
+    while passed + coarse[group] <= position:
+        passed += coarse[group]
+        group += 1
+    _catch_up(group, columns_fine, state, x)
+    fine, level = state[0], 16 * group
+    while passed + fine[level] <= position:
+        passed += fine[level]
+        level += 1
+    return level
+
+
+@exactly
+def _count_row(values, usable, columns, step, histograms):  # type: ignore[no-untyped-def]
+    """Add a row's usable values to the histograms of its columns, or take them out."""
+    fine, coarse = histograms
+    for j in range(columns.size):
+        x = columns[j]
+        if usable[x]:
+            fine[j, values[x]] += step
+            coarse[j, values[x] >> 4] += step
+
+
+@exactly
+def medians_of_bytes(values, usable, rows, columns, out):  # type: ignore[no-untyped-def]
+    """Medians of the usable uint8 values of square windows, 0 where there are none.
+
+    A histogram for each column, and one for the window that is their running sum; of that only the 16 levels about the median are kept up
+    to date (Perreault and Hébert 2007).
+    """
+    span = rows.size - out.shape[0]
+    columns_fine, columns_coarse = np.empty((_STRIP + span, 256), np.int16), np.empty((_STRIP + span, 16), np.int16)
+    fine, coarse, seen = np.empty(256, np.int32), np.empty(16, np.int32), np.empty(16, np.int64)
+    state = fine, seen, span
+    histograms = columns_fine, columns_coarse
+    for left in range(0, out.shape[1], _STRIP):
+        n = min(_STRIP, out.shape[1] - left)
+        places = columns[left : left + n + span]
+        columns_fine[:] = 0
+        columns_coarse[:] = 0
+        for i in range(span):
+            _count_row(values[rows[i]], usable[rows[i]], places, 1, histograms)
+        for y in range(out.shape[0]):
+            _count_row(values[rows[y + span]], usable[rows[y + span]], places, 1, histograms)
+            coarse[:] = 0
+            for j in range(span):
+                for group in range(16):
+                    coarse[group] += columns_coarse[j, group]
+            seen[:] = -span - 1
+            for x in range(n):
+                count = 0
+                for group in range(16):
+                    coarse[group] += columns_coarse[x + span, group]
+                    count += coarse[group]
+                out[y, left + x] = 0.0
+                if count > 0:
+                    low = _level_at((count - 1) // 2, coarse, columns_fine, state, x)
+                    high = low if count % 2 else _level_at(count // 2, coarse, columns_fine, state, x)
+                    out[y, left + x] = 0.5 * (low + high)
+                for group in range(16):
+                    coarse[group] -= columns_coarse[x, group]
+            _count_row(values[rows[y]], usable[rows[y]], places, -1, histograms)
+
+
+@exactly
+def _rank_at(members, counts, word, before, position):  # type: ignore[no-untyped-def]
+    """The rank of the member at this position in order; there are `before` members below `word`, where the search begins."""
+    while before > position:
+        word -= 1
+        before -= counts[word]
+    while before + counts[word] <= position:
+        before += counts[word]
+        word += 1
+    bits = members[word]
+    for _ in range(position - before):
+        bits &= bits - np.uint64(1)
+    rank = 0
+    while not (bits >> np.uint64(rank)) & np.uint64(1):
+        rank += 1
+    return word, before, _WORD * word + rank
+
+
+@exactly
+def _medians_of_ranks(ranks, ordered, span, out):  # type: ignore[no-untyped-def]
+    """Medians of the windows of a patch from the ranks of its values (-1: not usable) and its values in order.
+
+    The ranks in the window are bits of a set, and the last median is where the search for the next one begins (after Huang 1979).
+    """
+    words = ordered.size // _WORD + 1
+    members, counts = np.empty(words, np.uint64), np.empty(words, np.int64)
+    for y in range(out.shape[0]):
+        members[:] = 0
+        counts[:] = 0
+        total, word, before = 0, 0, 0
+        for x in range(-span, out.shape[1]):
+            for i in range(y, y + span + 1):
+                if x > 0 and ranks[i, x - 1] >= 0:
+                    gone = ranks[i, x - 1]
+                    members[gone // _WORD] ^= np.uint64(1) << np.uint64(gone % _WORD)
+                    counts[gone // _WORD] -= 1
+                    before -= gone // _WORD < word
+                    total -= 1
+                come = ranks[i, x + span]
+                if come >= 0:
+                    members[come // _WORD] ^= np.uint64(1) << np.uint64(come % _WORD)
+                    counts[come // _WORD] += 1
+                    before += come // _WORD < word
+                    total += 1
+            if x < 0:
+                continue
+            out[y, x] = 0.0
+            if total > 0:
+                word, before, low = _rank_at(members, counts, word, before, (total - 1) // 2)
+                high = low if total % 2 else _rank_at(members, counts, word, before, total // 2)[2]
+                a, b = ordered[low], ordered[high]
+                out[y, x] = a if a == b else 0.5 * a + 0.5 * b
+
+
+@exactly
+def medians(values, usable, rows, columns, out):  # type: ignore[no-untyped-def]
+    """Medians of the usable values of square windows, 0 where there are none."""
+    span = rows.size - out.shape[0]
+    for top in range(0, out.shape[0], _PATCH):
+        height = min(_PATCH, out.shape[0] - top)
+        for left in range(0, out.shape[1], _PATCH):
+            width = min(_PATCH, out.shape[1] - left)
+            ranks = np.full((height + span, width + span), -1, np.int64)
+            flat = ranks.ravel()
+            found, places = np.empty(flat.size), np.empty(flat.size, np.int64)
+            n = 0
+            for i in range(height + span):
+                for j in range(width + span):
+                    y, x = rows[top + i], columns[left + j]
+                    found[n], places[n] = values[y, x], i * (width + span) + j
+                    n += usable[y, x]
+            order = np.argsort(found[:n])
+            for rank in range(n):
+                flat[places[order[rank]]] = rank
+            _medians_of_ranks(ranks, found[:n][order], span, out[top : top + height, left : left + width])

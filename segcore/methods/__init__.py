@@ -1,0 +1,1 @@
+"""The mathematics behind segmenters: histograms and thresholds, samples and clusters, modes, windows."""

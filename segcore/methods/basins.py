@@ -1,0 +1,284 @@
+"""Mean shift on weighted values: the modes of their density, and the basin of attraction of every value.
+
+The method is that of Fukunaga and Hostetler (1975), Cheng (IEEE TPAMI 17, 1995) and Comaniciu and Meer (IEEE TPAMI 24, 2002): from
+every point a path steps to the kernel-weighted mean of the points around it until it rests; where paths end are the modes. Of
+ends nearer to each other than the bandwidth the stronger stays, as in `sklearn.cluster.MeanShift`.
+
+Up to 2**12 different values are points by themselves, and every path is followed to its end: nothing is approximated but the
+gaussian, which is cut off at three bandwidths. More values are gathered in the cells of a lattice (an eighth of the bandwidth wide,
+half for the gaussian, an eighth of that for one band; but so wide, at most half and the whole of the bandwidth, that no more than
+2**15 are occupied), each a point at the exact mean of its values with their whole weight; and a path ends early where it crosses a
+cell of a sixty-fourth of the bandwidth that an earlier path crossed. Where even the widest cells are too many, up to 2**17 of
+them are taken for up to three bands; for more bands every nth value stands for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from segcore.errors import FitError
+from segcore.methods.clustering import cuts, threads
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.methods.samples import Dataset
+
+    Floats = NDArray[np.float64]
+    Keys = NDArray[np.uint64]
+    Table = tuple[Keys, NDArray[np.int64]]
+
+Kernel = Literal["flat", "epanechnikov", "gaussian"]
+
+FEW_VALUES = 2**12
+_MOST_POINTS, _LEAST_POINTS = 2**15, 2**10
+_MOST_SMALL = 2**17
+_CELLS: dict[Kernel, tuple[float, float]] = {"flat": (1 / 8, 1 / 2), "epanechnikov": (1 / 8, 1 / 2), "gaussian": (1 / 2, 1.0)}
+"""Sides of the finest and the coarsest cells in bandwidths. A gaussian is smooth, and its bandwidth a standard deviation."""
+_REACH: dict[Kernel, float] = {"flat": 1.0, "epanechnikov": 1.0, "gaussian": 3.0}
+"""Where the kernel is cut off, in bandwidths."""
+_MOST_STEPS = 300
+_SUBSET = 1024
+_NEAREST_OF_ONE_BAND, _NEAREST_OF_MORE = 0.1, 0.05
+"""Share of the subset within the bandwidth. With these, photographs of half a megapixel get 3 to 20 classes."""
+_MOST_ENDS = 2**12
+
+
+@dataclass(frozen=True, slots=True)
+class Lattice:
+    """Cubic cells, cell 0 beginning at value 0. Finite: it covers the values that it is made for."""
+
+    side: float
+    lows: tuple[float, ...]
+    """First cell along each channel."""
+    extents: tuple[float, ...]
+    """Number of cells along each channel."""
+
+    @classmethod
+    def over(cls, values: NDArray[np.generic], side: float) -> Lattice:
+        """The lattice that covers these values (channels, n)."""
+        lows = np.floor(values.min(axis=1) / side)
+        return cls(side, tuple(lows.tolist()), tuple((np.floor(values.max(axis=1) / side) - lows + 1).tolist()))
+
+    @property
+    def arrays(self) -> tuple[float, Floats, Floats, Keys]:
+        """Itself as the kernels want it.
+
+        Where the cells are fewer than 2**64 each has a key of its own; beyond, two occupied ones with one key are as improbable
+        as a collision of hashes (extents are made odd for that, or strides would become 0).
+        """
+        strides = [1]
+        for extent in self.extents[:-1]:
+            strides.append(strides[-1] * (int(extent) | 1) % 2**64)
+        return self.side, np.array(self.lows), np.array(self.extents), np.array(strides, np.uint64)
+
+
+def table_for(entries: int) -> Table:
+    """An empty table of the kernels with room for so many entries."""
+    slots = 1 << max(4, (2 * entries - 1).bit_length())
+    return np.zeros(slots, np.uint64), np.full(slots, -1, np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Points:
+    """Weighted points that stand for all values."""
+
+    values: Floats
+    """Shape (n, channels)."""
+    weights: Floats
+    lattice: Lattice
+    """Cells by which a basin is known: no finer distinction is made between values."""
+    keys: Keys
+    """The cell of each point."""
+    whole: bool
+    """Whether each point is one value."""
+    complete: bool = True
+    """Whether all values are gathered in the points, none left out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Basins:
+    """Modes and which values belong to them."""
+
+    modes: Floats
+    """Shape (modes, channels)."""
+    members: NDArray[np.int64]
+    """The mode of each point."""
+
+
+def different_values(dataset: Dataset) -> tuple[NDArray[np.generic], Floats]:
+    """The different values (channels, n) in an order of their own, and their weights."""
+    if dataset.codes is not None:
+        return dataset.values, dataset.weights
+    order = np.lexsort(dataset.values[::-1])
+    values = dataset.values[:, order]
+    first = np.flatnonzero(np.concatenate([[True], (values[:, 1:] != values[:, :-1]).any(axis=0)]))
+    return np.ascontiguousarray(values[:, first]), np.add.reduceat(dataset.weights[order], first)
+
+
+# ---- bandwidth -----------------------------------------------------------------------------------------------------
+
+
+def auto_bandwidth(values: NDArray[np.generic], weights: Floats, kernel: Kernel, seed: int) -> float:
+    """A bandwidth that suits the spread of the values (channels, n).
+
+    The rule is that of `sklearn.cluster.estimate_bandwidth`: the mean distance to the nearest twentieth (tenth, for one band) of a
+    subset of 1,024 pixels, one drawn by `seed` from each 1,024th of the weight. Where that is 0 (few colours, each of them
+    frequent) it is half the mean distance to the nearest other value; 1 where there is but one value.
+
+    That is for the flat kernel. The others get the bandwidth with which their windows have the same standard deviation.
+    """
+    mass = np.cumsum(weights)
+    lots = (np.arange(_SUBSET) + np.random.default_rng(seed).random(_SUBSET)) / _SUBSET * mass[-1]
+    subset = values[:, np.searchsorted(mass, lots, side="right").clip(0, mass.size - 1)].astype(np.float64)
+    nearest = int((_NEAREST_OF_ONE_BAND if len(values) == 1 else _NEAREST_OF_MORE) * _SUBSET) - 1
+    bandwidth = float(np.sqrt(np.partition(_squares(subset), nearest, axis=1)[:, nearest]).mean())
+    if bandwidth == 0:
+        bandwidth = _half_gap(np.unique(subset, axis=1)) or _half_gap(values[:, :: -(-weights.size // _SUBSET)]) or 1.0
+    channels = len(values)
+    scale = {"flat": 1.0, "epanechnikov": ((channels + 4) / (channels + 2)) ** 0.5, "gaussian": (channels + 2) ** -0.5}
+    return float(bandwidth * scale[kernel])
+
+
+def _half_gap(values: NDArray[np.generic]) -> float:
+    """Half the mean distance from each of these different values to the nearest other; 0 where there is no other."""
+    if values.shape[1] < 2:
+        return 0.0
+    squares = _squares(values.astype(np.float64))
+    np.fill_diagonal(squares, np.inf)
+    half_mean: float = 0.5 * np.sqrt(squares.min(axis=1)).mean()
+    return half_mean
+
+
+def _squares(values: Floats) -> Floats:
+    """Squared distances between all pairs."""
+    squares = np.zeros((values.shape[1],) * 2)
+    for row in values:
+        squares += (row[:, None] - row) ** 2
+    return squares
+
+
+# ---- points --------------------------------------------------------------------------------------------------------
+
+
+def gather(values: NDArray[np.generic], weights: Floats, kernel: Kernel, bandwidth: float) -> Points:
+    """Points that stand for these different values (channels, n). Raises `FitError` where the bandwidth is far too small."""
+    if weights.size <= FEW_VALUES:
+        # Whole numbers lie in cells of their own; other values that share a basin's cell are next to equal.
+        side = 1.0 if np.array_equal(values, np.floor(values)) else bandwidth / 64
+        return _by_value(values, weights, Lattice.over(values, side))
+    finest, coarsest = (bandwidth * side for side in _CELLS[kernel])
+    side = finest / 8 if len(values) == 1 else finest
+    while side < 1.01 * coarsest:
+        points = _by_cell(values, weights, Lattice.over(values, side), _MOST_POINTS)
+        if points is not None:
+            return points
+        side *= 2**0.5
+    if len(values) <= 3:
+        # Narrow windows hold few points each, so that there may be more of them.
+        points = _by_cell(values, weights, Lattice.over(values, coarsest), _MOST_SMALL)
+        if points is None:
+            raise FitError(
+                f"Mean shift with bandwidth {bandwidth:.6g}: the values of the pixels lie too far apart for that; they occupy more than "
+                f"{_MOST_SMALL} cells of width {coarsest:.6g}. Raise `bandwidth`."
+            )
+        return points
+    # With many bands the windows cannot be looked up, so that the work grows with the square of the points.
+    stride = -(-weights.size // max(_LEAST_POINTS, _MOST_POINTS // len(values)))
+    few, share = values[:, ::stride], weights[::stride].sum() / weights.sum()
+    return replace(_by_value(few, weights[::stride] / share, Lattice.over(few, finest)), complete=False)
+
+
+def _by_value(values: NDArray[np.generic], weights: Floats, lattice: Lattice) -> Points:
+    """One point a value."""
+    floats = values.astype(np.float64)
+    side, lows, _, strides = lattice.arrays
+    cells = (np.floor(floats.T / side) - lows).astype(np.uint64)
+    return Points(np.ascontiguousarray(floats.T), weights, lattice, (cells * strides).sum(axis=1, dtype=np.uint64), whole=True)
+
+
+def _by_cell(values: NDArray[np.generic], weights: Floats, lattice: Lattice, most: int) -> Points | None:
+    """One point a cell; None where cells are too many."""
+    from segcore.kernels import modes as kernels
+
+    sums, keys = np.zeros((most, 1 + len(values))), np.empty(most, np.uint64)
+    n = kernels.gather(values, weights, lattice.arrays, table_for(most), (sums, keys))
+    if n < 0:
+        return None
+    return Points(sums[:n, 1:] / sums[:n, :1], sums[:n, 0].copy(), lattice, keys[:n], whole=False)
+
+
+# ---- modes ---------------------------------------------------------------------------------------------------------
+
+
+def find_basins(points: Points, kernel: Kernel, bandwidth: float) -> Basins:
+    """Modes by falling strength (ties: by falling values), and the mode that the path of each point leads to."""
+    from segcore.kernels import modes as kernels
+
+    ends, strengths = _climb(points, kernel, bandwidth)
+    order = np.lexsort((*ends.T[::-1], strengths))[::-1]
+    kept = np.empty(_MOST_ENDS, np.int64)
+    kept = order[kept[: kernels.keep_strongest(ends[order], bandwidth, _MOST_ENDS, kept)]]
+    modes = ends[kept]
+    return Basins(modes, nearest_mode(ends, modes))
+
+
+def nearest_mode(values: Floats, modes: Floats) -> NDArray[np.int64]:
+    """The nearest mode of each value (n, channels), the first of equals."""
+    from segcore.kernels import modes as kernels
+
+    out = np.empty(len(values), np.int64)
+    nowhere = Lattice(1.0, (0.0,) * modes.shape[1], (0.0,) * modes.shape[1])
+    kernels.label_values(values, nowhere.arrays, table_for(1), modes, out)
+    return out
+
+
+def _climb(points: Points, kernel: Kernel, bandwidth: float) -> tuple[Floats, Floats]:
+    """Where the path of each point ends, and the weight of the window there."""
+    from segcore.kernels import modes as kernels
+
+    reach = bandwidth * _REACH[kernel]
+    # Windows are looked up along the three channels that tell points apart best.
+    axes = np.argsort(-points.values.std(axis=0), kind="stable")
+    values = points.values[:, axes]
+    order, starts, rows = _rows(values, reach)
+    micro = Lattice.over(values.T, bandwidth / 64).arrays
+    if points.whole and len(values) <= FEW_VALUES:
+        micro = (0.0, *micro[1:])
+    codes = {"flat": kernels.FLAT, "epanechnikov": kernels.EPANECHNIKOV, "gaussian": kernels.GAUSSIAN}
+    window = (codes[kernel], bandwidth, reach)
+    density = (np.ascontiguousarray(values[order].T), points.weights[order], starts, rows)
+    found = np.empty_like(values), np.zeros(len(values))
+    chunks = list(cuts(len(values), 256))
+    with threads() as run:
+        run(lambda i: kernels.climb(chunks[i], window, density, micro, _MOST_STEPS, found), len(chunks))
+    ends, strengths = np.empty_like(values), np.empty(len(values))
+    ends[np.ix_(order, axes)] = found[0]
+    strengths[order] = found[1]
+    return ends, strengths
+
+
+_Rows = tuple[float, float, int, float, int]
+
+
+def _rows(values: Floats, reach: float) -> tuple[NDArray[np.int64], NDArray[np.int64], _Rows]:
+    """Order of the points by rows, where each row starts, and (side, low, number, low, number) of the rows' channels."""
+    channels = values.shape[1]
+    crossed = values[:, : min(2, channels - 1)]
+    lows = np.zeros(2)
+    numbers = np.ones(2, np.int64)
+    row = np.zeros(len(values), np.int64)
+    side = reach / 2
+    if channels > 1:
+        lows[: crossed.shape[1]] = crossed.min(axis=0)
+        # At most 2**20 rows, however far some value lies from the others.
+        side = max(side, float(np.ptp(crossed, axis=0).max()) / 1000)
+        cells = np.floor((crossed - lows[: crossed.shape[1]]) / side).astype(np.int64)
+        numbers[: crossed.shape[1]] = cells.max(axis=0) + 1
+        row = cells[:, 0] * numbers[1] + (cells[:, 1] if channels > 2 else 0)
+    order = np.lexsort((values[:, min(2, channels - 1)], row))
+    starts = np.searchsorted(row[order], np.arange(int(numbers.prod()) + 1))
+    return order, starts, (side, float(lows[0]), int(numbers[0]), float(lows[1]), int(numbers[1]))

@@ -1,0 +1,262 @@
+"""K-means on weighted values: the centres for `kmeans`, the first guess for `mixture`.
+
+Seeds (greedy k-means++, several restarts) are sought on few points: the data itself where there are at most 2**16 values,
+the means of 8 x 8 x 8 cells of colours, or every nth value of a sample. The best start is then iterated on all values.
+
+Steps on millions of colours skip whole cells that belong to one centre (the filtering algorithm: Kanungo et al., IEEE TPAMI
+24, 2002). All sums of colours are whole numbers below 2**53, so no order of adding changes them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from segcore.errors import FitError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.methods.samples import Dataset
+
+    Floats = NDArray[np.float64]
+
+FEW_POINTS = 2**16
+_SEED_POINTS = 2**15
+_RESTARTS = 8
+_MOST_STEPS = 300
+_CHUNKS = 32
+_LEAST_CHUNK = 8192
+"""Handing a smaller chunk to a thread costs more than its work."""
+_MOST_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clustering:
+    """Centres at rest."""
+
+    centres: Floats
+    """Shape (clusters, channels)."""
+    weights: Floats
+    """Pixels nearest to each centre."""
+    inertia: float
+    """Sum of squared distances of all pixels to their centres."""
+    steps: int
+    """Steps taken on all values."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Points:
+    """Few weighted points that stand for all values."""
+
+    values: Floats
+    """Shape (channels, n)."""
+    weights: Floats
+    scatter: Floats
+    """Mean scatter of the values about their points, one number a channel."""
+    whole: bool
+    """Whether these are the values themselves."""
+
+
+class Step(Protocol):
+    """One step of k-means: sums by centre (weight, values), shape (clusters, 1 + channels)."""
+
+    def __call__(self, centres: Floats, /) -> Floats:
+        """The sums for these centres."""
+        ...
+
+
+def coarsen(dataset: Dataset) -> Points:
+    """Few points for the search of a start."""
+    values, weights = dataset.values, dataset.weights
+    nothing = np.zeros(values.shape[0])
+    if weights.size <= FEW_POINTS:
+        return Points(values.astype(np.float64), weights, nothing, whole=True)
+    if dataset.codes is None:
+        stride = -(-weights.size // _SEED_POINTS)
+        share = weights[::stride].sum() / weights.sum()
+        return Points(values[:, ::stride].astype(np.float64, order="C"), weights[::stride] / share, nothing, whole=False)
+    cells = Cells.of(dataset)
+    means = cells.sums[:, 1:4] / cells.sums[:, :1]
+    squares = cells.sums[:, 4].sum() - float((cells.sums[:, :1] * means**2).sum())
+    scatter = np.full(3, squares / 3 / weights.sum())
+    return Points(np.ascontiguousarray(means.T), cells.sums[:, 0].copy(), scatter, whole=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """Cubes of colours with their sums."""
+
+    starts: NDArray[np.int64]
+    """Where each cell begins among the colours, and their number at the end."""
+    corners: Floats
+    """The least red, green and blue of each cell."""
+    sums: Floats
+    """Weight, red, green, blue, squares."""
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Cells:
+        """The cells of counted colours."""
+        from segcore.kernels import clustering as kernels
+        from segcore.methods.samples import decode
+
+        if dataset.codes is None:
+            raise TypeError("cells are made of counted 8-bit colours; these values are none")
+        numbers = dataset.codes >> np.uint32(kernels.CELL_BITS)
+        first = np.flatnonzero(np.concatenate([[True], numbers[1:] != numbers[:-1]]))
+        corners = decode(numbers[first] << np.uint32(kernels.CELL_BITS), "uint8", 3).T.astype(np.float64)
+        starts = np.append(first, numbers.size)
+        sums = np.zeros((first.size, 5))
+        kernels.cell_sums(starts, dataset.values, dataset.weights, sums)
+        return cls(starts, np.ascontiguousarray(corners), sums)
+
+
+def fit_kmeans(dataset: Dataset, clusters: int, seed: int) -> Clustering:
+    """The best of several k-means on all values, run until no centre moves (or 300 steps).
+
+    Raises `FitError` where there are fewer different values than clusters.
+    """
+    points = startable(dataset, clusters)
+    return refine(dataset, search(points, clusters, seed)[0][0])
+
+
+def startable(dataset: Dataset, clusters: int) -> Points:
+    """Points with at least as many different values as clusters. Raises `FitError` where there are none."""
+    points = coarsen(dataset)
+    if different(points) < clusters and not points.whole:
+        points = Points(dataset.values.astype(np.float64), dataset.weights, np.zeros(dataset.values.shape[0]), whole=True)
+    if different(points) < clusters:
+        raise FitError(
+            f"{clusters} clusters need as many different values; the {dataset.pixels} valid pixels have {different(points)}. "
+            "Ask for fewer, or leave these images out."
+        )
+    return points
+
+
+def different(points: Points) -> int:
+    """Number of different values."""
+    return int(np.unique(points.values, axis=1).shape[1])
+
+
+def search(points: Points, clusters: int, seed: int) -> list[tuple[Floats, float]]:
+    """The different resting places of several restarts on the points, each with its inertia, the best first."""
+    found: list[tuple[Floats, float]] = []
+    with threads() as run:
+        step = _points_step(points.values, points.weights, run)
+        for restart in range(_RESTARTS):
+            generator = np.random.default_rng([seed, clusters, restart])
+            centres, _ = _iterate(step, _plus_plus(points, clusters, generator))
+            inertia = float(step(centres)[:, -1].sum())
+            if all(abs(inertia - other) > 1e-6 * other for _, other in found):
+                found.append((centres, inertia))
+    return sorted(found, key=lambda rest: rest[1])
+
+
+def refine(dataset: Dataset, centres: Floats) -> Clustering:
+    """K-means on all values from these centres until none moves."""
+    from segcore.kernels import clustering as kernels
+
+    channels = dataset.values.shape[0]
+    with threads() as run:
+        points_step = _points_step(dataset.values, dataset.weights, run)
+        step = points_step
+        if dataset.codes is not None and dataset.weights.size > FEW_POINTS:
+            cells = Cells.of(dataset)
+            chunks = list(cuts(cells.starts.size - 1, 256))
+            arrays = (cells.starts, cells.corners, cells.sums)
+
+            def step(centres: Floats) -> Floats:
+                sums = np.zeros((len(chunks), len(centres), 4))
+                colours, weights = dataset.values, dataset.weights
+                run(lambda i: kernels.lloyd_cells(chunks[i], arrays, colours, weights, centres, sums[i]), len(chunks))
+                return np.asarray(sums.sum(axis=0))
+
+        centres, steps = _iterate(step, centres)
+        final = points_step(centres)
+    return Clustering(centres, final[:, 0], float(final[:, 1 + channels].sum()), steps)
+
+
+def _iterate(step: Step, centres: Floats) -> tuple[Floats, int]:
+    """Steps until no centre moves; a centre without values stays where it is."""
+    for number in range(_MOST_STEPS):
+        sums = step(centres)
+        channels = centres.shape[1]
+        occupied = sums[:, 0] > 0
+        moved = centres.copy()
+        moved[occupied] = sums[occupied, 1 : 1 + channels] / sums[occupied, :1]
+        if np.array_equal(moved, centres):
+            return centres, number
+        centres = moved
+    return centres, _MOST_STEPS
+
+
+def _points_step(values: NDArray[np.generic], weights: Floats, run: Run) -> Step:
+    from segcore.kernels import clustering as kernels
+
+    chunks = list(cuts(weights.size))
+
+    def step(centres: Floats) -> Floats:
+        sums = np.zeros((len(chunks), len(centres), 2 + centres.shape[1]))
+        run(lambda i: kernels.lloyd_points(chunks[i], values, weights, centres, sums[i]), len(chunks))
+        return np.asarray(sums.sum(axis=0))
+
+    return step
+
+
+def _plus_plus(points: Points, clusters: int, generator: np.random.Generator) -> Floats:
+    """Greedy k-means++ (Arthur and Vassilvitskii 2007): each seed is the best of some drawn by squared distance."""
+    values, weights = points.values, points.weights
+    trials = 2 + int(np.log(clusters))
+    chosen = [_drawn(np.cumsum(weights), generator.random(1))[0]]
+    nearest = _squares(values, chosen[0])
+    while len(chosen) < clusters:
+        mass = np.cumsum(weights * nearest)
+        drawn = _drawn(mass, generator.random(trials))
+        tried = [np.minimum(nearest, _squares(values, at)) for at in drawn]
+        best = int(np.argmin([float((weights * squares).sum()) for squares in tried]))
+        chosen.append(drawn[best])
+        nearest = tried[best]
+    return np.ascontiguousarray(values[:, chosen].T)
+
+
+def _drawn(mass: Floats, lots: Floats) -> list[int]:
+    """Points by cumulated mass."""
+    return [int(at) for at in np.searchsorted(mass, lots * mass[-1], side="right").clip(0, mass.size - 1)]
+
+
+def _squares(values: Floats, at: int) -> Floats:
+    return np.asarray(((values - values[:, at : at + 1]) ** 2).sum(axis=0))
+
+
+# ---- threads -------------------------------------------------------------------------------------------------------
+
+Run = Callable[[Callable[[int], Any], int], list[Any]]
+"""run(work, n) gives [work(0), … work(n - 1)], several at a time."""
+
+
+def cuts(size: int, least: int = _LEAST_CHUNK) -> Iterator[tuple[int, int]]:
+    """Chunks of `size` things, `least` or more in each: their bounds depend on `size` alone, never on the number of threads."""
+    number = min(_CHUNKS, max(1, size // least))
+    bounds = [size * i // number for i in range(number + 1)]
+    return pairwise(bounds)
+
+
+@contextmanager
+def threads() -> Iterator[Run]:
+    """A way to run chunks on the processors that this process may use (four at most)."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(min(_MOST_THREADS, processors)) as pool:
+
+        def run(work: Callable[[int], Any], number: int) -> list[Any]:
+            if number == 1:
+                return [work(0)]
+            return list(pool.map(work, range(number)))
+
+        yield run

@@ -1,0 +1,235 @@
+"""Expectation maximisation: Gaussian mixtures on weighted values (Dempster, Laird, Rubin 1977).
+
+A step costs a pass over all values, so most steps run on few points (cells of colours, or part of a sample, see
+`segcore.methods.clustering`) and only the last ones on all values. The end is scikit-learn's: the mean log-likelihood of all values
+rises by less than 1e-3.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from segcore.errors import FitError
+from segcore.methods.clustering import Points, cuts, different, search, startable, threads
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.methods.clustering import Run
+    from segcore.methods.samples import Dataset
+
+    Floats = NDArray[np.float64]
+
+Covariance = Literal["full", "tied", "diag", "spherical"]
+
+TOLERANCE = 1e-3
+_MOST_STEPS = 100
+_MOST_COARSE_STEPS = 200
+_COARSE_TOLERANCE = 1e-5
+_STARTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What covariances may look like."""
+
+    covariance: Covariance
+    reg_covar: float
+
+    def parameters(self, components: int, channels: int) -> int:
+        """Free parameters of a mixture."""
+        triangle = channels * (channels + 1) // 2
+        covariances = {"full": components * triangle, "tied": triangle, "diag": components * channels, "spherical": components}
+        return covariances[self.covariance] + components * channels + components - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mixture:
+    """Parameters of a Gaussian mixture."""
+
+    weights: Floats
+    means: Floats
+    """Shape (components, channels)."""
+    covariances: Floats
+    """Shape (components, channels, channels)."""
+    log_likelihood: float = -math.inf
+    """Mean over all pixels, of the parameters one step before."""
+    steps: int = 0
+    """Steps taken on all values."""
+    converged: bool = False
+
+    def scorer(self) -> tuple[Floats, Floats, Floats]:
+        """(constants, means, factors): log(weight x density) is constant - |factor (x - mean)|² / 2.
+
+        Raises `FitError` where a covariance cannot be inverted.
+        """
+        channels = self.means.shape[1]
+        try:
+            roots = np.linalg.cholesky(self.covariances)
+            factors = np.tril(np.linalg.inv(roots))
+        except np.linalg.LinAlgError as error:
+            raise FitError(
+                "mixture: a component has shrunk to a point or a plane. Raise `reg_covar`, ask for fewer `components`, or use "
+                "`covariance: diag`."
+            ) from error
+        determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
+        with np.errstate(divide="ignore"):
+            constants = np.log(self.weights) + determinants - 0.5 * channels * math.log(2 * math.pi)
+        return constants, self.means, factors
+
+
+def posteriors(pixels: NDArray[Any], scorer: tuple[Floats, Floats, Floats]) -> NDArray[np.float32]:
+    """Probability of each component for each pixel of a (..., channels) array; components come last. `scorer` as by `Mixture.scorer`.
+
+    The greatest is that of the component which `pointwise.Scores` labels, up to the rounding of float32.
+    """
+    from segcore.kernels import clustering as kernels
+
+    if pixels.dtype in (np.bool_, np.float16):
+        pixels = pixels.astype(np.float32)
+    rows = pixels.reshape(-1, pixels.shape[-1])
+    found = np.empty((len(rows), len(scorer[0])), np.float32)
+    kernels.posteriors(rows, scorer, not np.any(np.tril(scorer[2], -1)), found)
+    return found.reshape(*pixels.shape[:-1], -1)
+
+
+def fit_mixture(dataset: Dataset, components: int, shape: Shape, seed: int) -> Mixture:
+    """The mixture that k-means starts and EM finishes.
+
+    Raises `FitError` where there are fewer different values than components, or a covariance cannot be inverted.
+    """
+    points = startable(dataset, components)
+    return _finish(dataset, _coarse(points, components, shape, seed), shape)
+
+
+def choose_mixture(dataset: Dataset, most: int, shape: Shape, seed: int) -> Mixture:
+    """The mixture of 1 to `most` components with the least Bayesian information criterion (Schwarz 1978).
+
+    The criterion is judged on few points.
+    """
+    points = startable(dataset, 1)
+    channels = points.values.shape[0]
+    best: tuple[float, Mixture] | None = None
+    for components in range(1, min(most, different(points)) + 1):
+        try:
+            mixture = _coarse(points, components, shape, seed)
+        except FitError:
+            # So many components find a point or a plane to shrink to; fewer do not.
+            if best is None:
+                raise
+            break
+        penalty = shape.parameters(components, channels) * math.log(dataset.pixels)
+        criterion = penalty - 2 * dataset.pixels * mixture.log_likelihood
+        if best is None or criterion < best[0]:
+            best = criterion, mixture
+    if best is None:
+        raise RuntimeError("no number of components was tried")
+    return _finish(dataset, best[1], shape)
+
+
+def _finish(dataset: Dataset, start: Mixture, shape: Shape) -> Mixture:
+    """EM on all values."""
+    values: NDArray[Any] = dataset.values
+    origin = np.zeros(values.shape[0])
+    if values.dtype != np.uint8:
+        # Squares of values far from zero would swallow the variance.
+        origin = _mean(values, dataset.weights)
+        values = values - origin[:, None]
+    with threads() as run:
+        moved = Mixture(start.weights, start.means - origin, start.covariances)
+        ended = _iterate(_Data(values, dataset.weights, np.zeros(len(origin))), moved, shape, run)
+    return Mixture(ended.weights, ended.means + origin, ended.covariances, ended.log_likelihood, ended.steps, ended.converged)
+
+
+def _coarse(points: Points, components: int, shape: Shape, seed: int) -> Mixture:
+    """The most likely end of EM on few points, from the best few resting places of k-means."""
+    origin = _mean(points.values, points.weights)
+    values = points.values - origin[:, None]
+    data = _Data(values, points.weights, points.scatter)
+    tolerance = TOLERANCE if points.whole else _COARSE_TOLERANCE
+    ends = []
+    with threads() as run:
+        for centres, _ in search(points, components, seed)[:_STARTS]:
+            labels = np.argmin([((values - centre[:, None]) ** 2).sum(axis=0) for centre in centres - origin], axis=0)
+            started = _maximise(_sums_by_label(data, labels, components), shape, data.scatter)
+            ends.append(_iterate(data, started, shape, run, _MOST_COARSE_STEPS, tolerance))
+    ended = max(ends, key=lambda mixture: mixture.log_likelihood)
+    return Mixture(ended.weights, ended.means + origin, ended.covariances, ended.log_likelihood)
+
+
+def _mean(values: NDArray[Any], weights: Floats) -> Floats:
+    # NumPy's own sum: BLAS may add in another order for another number of threads.
+    return np.asarray((values * weights).sum(axis=1) / weights.sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Data:
+    values: NDArray[Any]
+    weights: Floats
+    scatter: Floats
+
+
+def _iterate(
+    data: _Data, mixture: Mixture, shape: Shape, run: Run, most: int = _MOST_STEPS, tolerance: float = TOLERANCE
+) -> Mixture:
+    previous = -math.inf
+    for number in range(1, most + 1):
+        sums, likelihood = _expect(data, mixture, run)
+        mixture = _maximise(sums, shape, data.scatter)
+        converged = abs(likelihood - previous) < tolerance
+        mixture = Mixture(mixture.weights, mixture.means, mixture.covariances, likelihood, number, converged)
+        if converged:
+            return mixture
+        previous = likelihood
+    return mixture
+
+
+def _expect(data: _Data, mixture: Mixture, run: Run) -> tuple[Floats, float]:
+    """Sums by component (weight, values, products), and the mean log-likelihood."""
+    from segcore.kernels import clustering as kernels
+
+    scorer = mixture.scorer()
+    chunks = list(cuts(data.weights.size))
+    channels = data.values.shape[0]
+    sums = np.zeros((len(chunks), len(mixture.weights), 1 + channels + channels * (channels + 1) // 2))
+    likelihoods = run(lambda i: kernels.expect(chunks[i], data.values, data.weights, scorer, sums[i]), len(chunks))
+    return np.asarray(sums.sum(axis=0)), math.fsum(likelihoods) / float(data.weights.sum())
+
+
+def _sums_by_label(data: _Data, labels: NDArray[np.int64], components: int) -> Floats:
+    rows = [data.weights, *(data.weights * data.values)]
+    for j in range(data.values.shape[0]):
+        rows += [data.weights * data.values[i] * data.values[j] for i in range(j + 1)]
+    return np.stack([np.bincount(labels, row, components) for row in rows], axis=1)
+
+
+def _maximise(sums: Floats, shape: Shape, scatter: Floats) -> Mixture:
+    """The mixture that suits these sums best, its variances widened by `scatter` and `reg_covar`."""
+    components, channels = sums.shape[0], scatter.size
+    # As in scikit-learn: a component that no value belongs to stays finite.
+    weight = sums[:, 0] + 10 * np.finfo(float).eps
+    means = sums[:, 1 : 1 + channels] / weight[:, None]
+    covariances = np.empty((components, channels, channels))
+    at = 1 + channels
+    for j in range(channels):
+        for i in range(j + 1):
+            covariances[:, i, j] = covariances[:, j, i] = sums[:, at] / weight - means[:, i] * means[:, j]
+            at += 1
+    widened = np.einsum("kii->ki", covariances)
+    widened += scatter
+    if shape.covariance == "tied":
+        covariances[:] = np.einsum("k,kij->ij", weight, covariances) / weight.sum()
+    elif shape.covariance != "full":
+        variances = np.einsum("kii->ki", covariances).copy()
+        if shape.covariance == "spherical":
+            variances[:] = variances.mean(axis=1, keepdims=True)
+        covariances = np.einsum("ki,ij->kij", variances, np.eye(channels))
+    squares = [1 + channels + j * (j + 1) // 2 + j for j in range(channels)]
+    # The difference of squares is known to a few units in the last place of its terms, and must stay positive beyond that.
+    unsure = 64 * np.finfo(float).eps * np.abs(sums[:, squares] / weight[:, None]).max()
+    covariances += (max(shape.reg_covar, unsure) if shape.reg_covar else 0.0) * np.eye(channels)
+    return Mixture(weight / weight.sum(), means, covariances)

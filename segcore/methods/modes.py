@@ -1,0 +1,291 @@
+"""Mean shift in the space of values: classes are the basins of attraction of the modes of the density of all pixels' values.
+
+The density is that of all pixels where these have at most 24 bits, else of a uniform sample of 2**18 (`segcore.methods.samples`), so neither
+tiling nor the number of workers changes it; `segcore.methods.basins` finds its modes and says what is exact and what is approximated.
+
+A basin with less than a thousandth of the pixels is noise, not a class: its values go to the mode nearest to them, as do values that
+the fit has not seen. All other values go where their own path leads, which the model keeps as a table of cells.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from segcore.errors import FitError
+from segcore.methods import basins
+from segcore.methods.naming import MOST_CLASSES, check_bands, check_names, check_references, class_names, class_order
+from segcore.methods.pointwise import select_fitted
+from segcore.methods.samples import Samples, State
+from segcore.model import MODELS, Exactness, Fitter, Footprint, Segmenter
+from segcore.raster import Labels
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from numpy.typing import NDArray
+
+    from segcore.raster import Block, RasterSpec
+
+    Floats = NDArray[np.float64]
+
+LEAST_SHARE = 1e-3
+"""Share of the pixels that a basin needs to become a class."""
+_MEMO_PAYS_FROM = 2**16
+"""Pixels of a block below which looking up cells beats a table of colours that is not warm yet."""
+_TABLES_KEPT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMeanShift:
+    """Clusters of similar pixels, as many as the density of their values has modes."""
+
+    kernel: basins.Kernel = "flat"
+    """Weight of a pixel at distance d from the window's centre, with h the bandwidth: flat (1 up to h), epanechnikov (1 - d²/h² up to
+    h), gaussian (exp(-d²/2h²) up to 3 h)."""
+    bandwidth: float | None = None
+    """In units of the pixels; modes are farther apart than that. None: chosen by the spread of the values."""
+    bands: tuple[int, ...] | None = None
+    """Bands to use, counted from 1. None: all."""
+    classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
+    """Names by class id (ascending luminance), or names with a reference each: a number a band, or `#rrggbb`."""
+    seed: int = 0
+    """Decides the sample, where pixels must be sampled, and the pixels that the bandwidth is chosen by."""
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    def __post_init__(self) -> None:
+        if self.kernel not in ("flat", "epanechnikov", "gaussian"):
+            raise ValueError(f"kernel: expected flat, epanechnikov or gaussian; got {self.kernel!r}")
+        if self.bandwidth is not None and not 0 < self.bandwidth < math.inf:
+            raise ValueError(f"bandwidth: expected a finite number above 0, or auto; got {self.bandwidth}")
+        if self.classes is not None:
+            check_names(tuple(self.classes))
+            if not 1 <= len(self.classes) <= MOST_CLASSES:
+                raise ValueError(f"classes: expected 1 to {MOST_CLASSES} names; got {len(self.classes)}")
+        check_references(self.classes)
+        check_bands(self.bands)
+        if self.seed < 0:
+            raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
+
+    @property
+    def footprint(self) -> Footprint:
+        """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a thread."""
+        return Footprint(bytes_per_pixel=48)
+
+    def start(self) -> Fitter | Segmenter:
+        """The fitter itself."""
+        return self
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the wanted bands."""
+        return spec.select(self.bands)
+
+    @property
+    def expected_classes(self) -> tuple[str, ...]:
+        """The names given; empty where there are none, since the number of modes is not known."""
+        return () if self.classes is None else tuple(self.classes)
+
+    def kind_of(self, spec: RasterSpec) -> Hashable:
+        """Images are clustered together where they have equally many bands."""
+        return spec.channels
+
+    def observe(self, block: Block) -> State:
+        """The values of the block's pixels."""
+        return Samples(self.seed).observe(block)
+
+    def merge(self, a: State, b: State) -> State:
+        """The values of both."""
+        return Samples(self.seed).merge(a, b)
+
+    def finish(self, total: State) -> Segmenter:
+        """The model.
+
+        Raises `FitError` where there is no valid pixel, where the bandwidth is so small that there are more than 250 classes or most
+        pixels lie in basins that are none, and where the number of classes is not that of the names.
+        """
+        dataset = Samples(self.seed).finish(total)
+        values, weights = basins.different_values(dataset)
+        bandwidth = self.bandwidth or basins.auto_bandwidth(values, weights, self.kernel, self.seed)
+        points = basins.gather(values, weights, self.kernel, bandwidth)
+        modes, members, orphans = _settled(points, basins.find_basins(points, self.kernel, bandwidth), bandwidth)
+        if self.classes is not None and len(self.classes) != len(modes):
+            raise FitError(
+                f"classes: {len(self.classes)} names, but mean shift found {len(modes)} modes with bandwidth {bandwidth:.6g}. Give as "
+                f"many names, leave them out, or {'raise' if len(self.classes) < len(modes) else 'lower'} `bandwidth`."
+            )
+        order = class_order(modes, self.classes, rgb=dataset.rgb)
+        keys, kinds, shares = _table(points, np.argsort(order)[members])
+        return ModesModel(
+            modes=tuple(map(tuple, modes[order].tolist())),
+            classes=class_names(len(order), self.classes),
+            bands=self.bands,
+            kernel=self.kernel,
+            bandwidth=bandwidth,
+            fractions=tuple((np.bincount(kinds, shares, len(order)) / shares.sum()).tolist()),
+            orphans=orphans,
+            side=points.lattice.side,
+            lows=points.lattice.lows,
+            extents=points.lattice.extents,
+            cells=_packed(np.diff(keys, prepend=np.uint64(0))),
+            cell_classes=_packed(kinds.astype(np.uint8)),
+            pixels=dataset.pixels,
+            values=int(weights.size),
+            points=len(points.values),
+            exact=dataset.exact and points.complete,
+        )
+
+
+@MODELS.register("mean_shift_feature")
+@dataclass(frozen=True, slots=True)
+class ModesModel:
+    """Modes and their basins, ready to label."""
+
+    modes: tuple[tuple[float, ...], ...]
+    """One a class, one number a band."""
+    classes: tuple[str, ...]
+    bands: tuple[int, ...] | None
+    kernel: str
+    bandwidth: float
+    fractions: tuple[float, ...]
+    """Share of the fitted pixels in each class."""
+    orphans: float
+    """Share of the fitted pixels whose own basin was too small to be a class."""
+    side: float
+    """Side of the cells by which basins are known, in units of the pixels."""
+    lows: tuple[float, ...]
+    extents: tuple[float, ...]
+    """First cell along each channel, and number of cells."""
+    cells: str
+    """Keys of the occupied cells in ascending order, each less the one before: uint64, zlib, base64. At most 2**17."""
+    cell_classes: str
+    """Their classes: uint8, zlib, base64."""
+    pixels: int
+    """Valid pixels seen."""
+    values: int
+    """Distinct values that stood for them."""
+    points: int
+    """Points that stood for the values: the values themselves, or the occupied cells."""
+    exact: bool
+    """Whether all pixels took part, none left out by sampling or for the number of bands. If False, `fractions` are estimates."""
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    @property
+    def footprint(self) -> Footprint:
+        """No halo. The table of colours takes 16 MiB more a process, that of cells up to 4 MiB."""
+        return Footprint(bytes_per_pixel=8 * len(self.modes[0]) + 8)
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the wanted bands. Raises `ModelMismatch` where it has another number of bands than the modes."""
+        return select_fitted(spec, self.bands, len(self.modes[0]))
+
+    def segment(self, block: Block) -> Labels:
+        """The mode of each pixel."""
+        from segcore.kernels import modes as kernels
+
+        pixels = block.pixels.view(np.uint8) if block.pixels.dtype == np.bool_ else block.pixels
+        shape, channels, kind = pixels.shape[:-1], pixels.shape[-1], pixels.dtype
+        if kind == np.uint8 and channels == 3 and block.valid.size >= _MEMO_PAYS_FROM:
+            out = np.empty(shape, np.uint8)
+            kernels.label_colours(pixels, _labeller(self), _colours(self), out)
+            return Labels(out)
+        if kind.kind in "iu" and kind.itemsize * channels <= 2:
+            bits = np.ascontiguousarray(pixels).view(f"u{kind.itemsize * channels}")[..., 0]
+            return Labels(_bits(self, kind.name)[bits])
+        return Labels(self.label(pixels.reshape(-1, channels)).reshape(shape))
+
+    def label(self, values: NDArray[np.generic]) -> NDArray[np.uint8]:
+        """Classes of the rows of `values` (n, channels), each looked up by itself."""
+        from segcore.kernels import modes as kernels
+
+        out = np.empty(len(values), np.uint8)
+        kernels.label_values(values.astype(np.float32) if values.dtype == np.float16 else values, *_labeller(self), out)
+        return out
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Modes, shares and how they were found."""
+        return {
+            "clusters": len(self.modes),
+            "modes": [list(mode) for mode in self.modes],
+            "fractions": list(self.fractions),
+            "orphans": self.orphans,
+            "kernel": self.kernel,
+            "bandwidth": self.bandwidth,
+            "pixels": self.pixels,
+            "values": self.values,
+            "points": self.points,
+            "exact": self.exact,
+        }
+
+
+def _settled(points: basins.Points, found: basins.Basins, bandwidth: float) -> tuple[Floats, NDArray[np.int64], float]:
+    """Modes that are classes, the one of each point, and the share of the pixels that come from basins too small to be one."""
+    shares = np.bincount(found.members, points.weights, len(found.modes)) / points.weights.sum()
+    large = shares >= LEAST_SHARE
+    orphans = float(shares[~large].sum())
+    count = int(np.count_nonzero(large))
+    if count > MOST_CLASSES or orphans > 0.5:
+        raise FitError(
+            f"Mean shift with bandwidth {bandwidth:.6g} finds {len(found.modes)} modes, {count} of them with a thousandth of the pixels "
+            f"or more; expected at most {MOST_CLASSES}, holding at least half of the pixels. Raise `bandwidth`."
+        )
+    members = (np.cumsum(large) - 1)[found.members]
+    modes = found.modes[large]
+    alone = ~large[found.members]
+    members[alone] = basins.nearest_mode(points.values[alone], modes)
+    return modes, members, orphans
+
+
+def _table(points: basins.Points, kinds: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64], Floats]:
+    """Occupied cells by ascending key, the class that most of their pixels have (the first of equals), and their pixels."""
+    order = np.lexsort((kinds, points.keys))
+    keys, sorted_kinds = points.keys[order], kinds[order]
+    first = np.flatnonzero(np.concatenate([[True], (keys[1:] != keys[:-1]) | (sorted_kinds[1:] != sorted_kinds[:-1])]))
+    weights = np.add.reduceat(points.weights[order], first)
+    keys, sorted_kinds = keys[first], sorted_kinds[first]
+    heaviest = np.lexsort((sorted_kinds, -weights, keys))
+    cells, at = np.unique(keys[heaviest], return_index=True)
+    totals = np.add.reduceat(weights, np.searchsorted(keys, cells))
+    return cells, sorted_kinds[heaviest][at], totals
+
+
+def _packed(numbers: NDArray[np.unsignedinteger]) -> str:
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(numbers, numbers.dtype.newbyteorder("<")).tobytes(), 9)).decode()
+
+
+def _unpacked(text: str, kind: str) -> NDArray[np.unsignedinteger]:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), kind)
+
+
+@lru_cache(maxsize=16)
+def _labeller(model: ModesModel) -> tuple[Any, Any, Floats]:
+    """Lattice, table of cells and modes, as the kernels want them."""
+    from segcore.kernels import modes as kernels
+
+    keys = np.cumsum(_unpacked(model.cells, "<u8").astype(np.uint64), dtype=np.uint64)
+    table = basins.table_for(keys.size)
+    kernels.fill(*table, keys, _unpacked(model.cell_classes, "u1"))
+    return basins.Lattice(model.side, model.lows, model.extents).arrays, table, np.array(model.modes)
+
+
+# Threads that fill one table at once write the same values into it.
+@lru_cache(maxsize=_TABLES_KEPT)
+def _colours(model: ModesModel) -> NDArray[np.uint8]:  # noqa: ARG001  the cache's key
+    """By Morton code of a colour: its class + 1, 0 where not known yet."""
+    return np.zeros(2**24, np.uint8)
+
+
+@lru_cache(maxsize=_TABLES_KEPT)
+def _bits(model: ModesModel, dtype: str) -> NDArray[np.uint8]:
+    """The class of every possible pixel of one 16-bit or one or two 8-bit bands, by the pixel's bits."""
+    kind = np.dtype(dtype)
+    bytes_per_pixel = kind.itemsize * len(model.modes[0])
+    return model.label(np.arange(2 ** (8 * bytes_per_pixel), dtype=f"u{bytes_per_pixel}")[:, None].view(kind))

@@ -1,0 +1,305 @@
+"""Samples: what clustering sees of a collection, gathered by an exact fold.
+
+Pixels of at most 24 bits (one to three channels of 8 bits, one of 16) are counted: the result is every distinct value and
+how often it occurs, which says all that clustering asks about any number of pixels.
+
+Other pixels are drawn: a uniform sample without replacement of `size` (2**18) valid, finite pixels. Each pixel has a lot, 64 bits
+hashed from the seed, its image (file name and version, so that a folder may move) and its row and column; the pixels with
+the smallest lots are the sample. The smallest of two parts are found among the smallest of each, hence neither tiling nor
+order nor number of workers changes the sample. Where there are no more pixels than `size`, it is all of them.
+
+Images with different numbers of channels are kept apart, and the number of channels that most pixels have is taken; the
+model then refuses the other images one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from segcore.errors import FitError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from segcore.raster import Block
+
+SAMPLE_SIZE = 2**18
+_TABLE_ENTRIES = 2**24
+_TABLE_PAYS_FROM = 2**15
+"""Blocks with fewer pixels are sorted: that takes less than looking through the table's pages."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counted:
+    """Distinct values as sorted keys, and how often each occurs."""
+
+    keys: NDArray[np.uint32]
+    counts: NDArray[np.int64]
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels that were counted."""
+        return int(self.counts.sum())
+
+    def merge(self, other: Counted) -> Counted:
+        """Both together."""
+        from segcore.kernels import pixels as kernels
+
+        keys = np.empty(self.keys.size + other.keys.size, np.uint32)
+        counts = np.empty(keys.size, np.int64)
+        n = kernels.merge_counts(self.keys, self.counts, other.keys, other.counts, keys, counts)
+        return Counted(keys[:n].copy(), counts[:n].copy())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """The pixels with the smallest lots among `pixels`, in the order of their lots."""
+
+    pixels: int
+    lots: NDArray[np.uint64]
+    values: NDArray[np.generic]
+    """Shape (n, channels)."""
+
+    def merge(self, other: Drawn, size: int) -> Drawn:
+        """The `size` smallest of both."""
+        values = np.concatenate([self.values, other.values])
+        lots = np.concatenate([self.lots, other.lots])
+        return Drawn(self.pixels + other.pixels, *_smallest(lots, values, size))
+
+
+Content = Counted | Drawn
+State = dict[tuple[int, str], tuple[bool, Content]]
+"""By number of channels and encoding (the dtype of counted values, or `drawn`): whether all are RGB, and the values."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Weighted values, in an order that depends on the values or lots alone."""
+
+    values: NDArray[np.generic]
+    """Shape (channels, n): uint8 for counted 3 x 8 bit colours, otherwise float64."""
+    weights: NDArray[np.float64]
+    """Pixels that each value stands for."""
+    pixels: int
+    """Pixels observed."""
+    rgb: bool
+    """Whether the channels are red, green and blue in every image."""
+    exact: bool
+    """Whether the values are those of all pixels, none left out."""
+    codes: NDArray[np.uint32] | None = None
+    """Morton codes of the colours, ascending. None: the values are not 8-bit colours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The fold over blocks that gathers weighted values. Its state is exact, order-free and pickles."""
+
+    seed: int = 0
+    size: int = SAMPLE_SIZE
+
+    def observe(self, block: Block) -> State:
+        """The values of the valid pixels of the block's core."""
+        pixels, valid = block.tile.trim(block.pixels), block.tile.trim(block.valid)
+        channels, kind = pixels.shape[-1], pixels.dtype
+        encoding = _encoding(kind, channels)
+        rgb = block.spec.interpretation == "rgb" and channels >= 3
+        if encoding is None:
+            content: Content = self._draw(block, pixels, valid)
+            return {(channels, "drawn"): (rgb, content)} if content.pixels else {}
+        content = _count(pixels, np.ascontiguousarray(valid))
+        return {(channels, encoding): (rgb, content)} if content.keys.size else {}
+
+    def merge(self, a: State, b: State) -> State:
+        """What two states say together."""
+        merged = dict(a)
+        for place, (rgb, content) in b.items():
+            if place not in merged:
+                merged[place] = (rgb, content)
+                continue
+            also_rgb, mine = merged[place]
+            if isinstance(content, Drawn) and isinstance(mine, Drawn):
+                merged[place] = (rgb and also_rgb, mine.merge(content, self.size))
+            elif isinstance(content, Counted) and isinstance(mine, Counted):
+                merged[place] = (rgb and also_rgb, mine.merge(content))
+        return merged
+
+    def finish(self, total: State) -> Dataset:
+        """The weighted values. Raises `FitError` where there is no valid pixel."""
+        pixels: dict[int, int] = {}
+        for (channels, _), (_, content) in total.items():
+            pixels[channels] = pixels.get(channels, 0) + content.pixels
+        if not pixels:
+            raise FitError(
+                "Clustering needs valid pixels; the images have none. Check nodata and masks, or leave the images out."
+            )
+        channels = max(pixels, key=lambda number: (pixels[number], number))
+        parts = [(encoding, *total[count, encoding]) for count, encoding in sorted(total) if count == channels]
+        rgb = all(is_rgb for _, is_rgb, _ in parts)
+        exact = all(isinstance(content, Counted) or content.lots.size == content.pixels for _, _, content in parts)
+        if len(parts) == 1 and (channels, parts[0][0]) == (3, "uint8") and isinstance(parts[0][2], Counted):
+            counted = parts[0][2]
+            colours = decode(counted.keys, "uint8", 3)
+            return Dataset(colours, counted.counts.astype(np.float64), pixels[channels], rgb, exact, counted.keys)
+        values = np.concatenate([_values(content, encoding, channels) for encoding, _, content in parts], axis=1)
+        weights = np.concatenate([_weights(content) for _, _, content in parts])
+        return Dataset(values, weights, pixels[channels], rgb, exact)
+
+    def _draw(self, block: Block, pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Drawn:
+        from segcore.kernels import pixels as kernels
+
+        usable = np.ascontiguousarray(valid)
+        if pixels.dtype.kind == "f":
+            usable = usable & np.isfinite(pixels).all(axis=-1)
+        n = int(np.count_nonzero(usable))
+        wanted = min(n, self.size)
+        # Lots are uniform: a bound 8 standard deviations above the expected one holds `wanted` lots as good as always.
+        share = 1.0 if n <= self.size else min(1.0, self.size / n * (1 + 8 / self.size**0.5) + 64 / n)
+        corner = np.array(block.tile.core.start, np.int64)
+        salt = np.uint64(_image_salt(block, self.seed))
+        found = -1
+        while found < wanted:
+            room = min(n, int(n * share * 1.1) + 1024)
+            lots, places = np.empty(room, np.uint64), np.empty(room, np.int64)
+            limit = np.uint64(2**64 - 1) if share >= 1 else np.uint64(int(share * 2**64))
+            found = kernels.draw(usable, corner, salt, limit, (lots, places))
+            share = min(1.0, share * 2)
+        order = np.argsort(lots[:found], kind="stable")[: self.size]
+        chosen = _gather(pixels, places[:found][order])
+        exact = np.float32 if np.can_cast(pixels.dtype, np.float32) else np.float64
+        return Drawn(n, lots[:found][order], chosen.astype(exact, copy=False))
+
+
+def decode(keys: NDArray[np.uint32], encoding: str, channels: int) -> NDArray[np.generic]:
+    """The values of counted keys, shape (channels, n)."""
+    kind = np.dtype(encoding)
+    lowest = np.iinfo(kind).min if kind.kind == "i" else 0
+    if channels == 3:
+        from segcore.kernels import pixels as kernels
+
+        colours = np.empty((3, keys.size), np.uint8)
+        kernels.split_keys(keys, colours)
+        return colours if lowest == 0 else colours.astype(np.float64) + lowest
+    if channels == 2:
+        return np.stack([keys >> np.uint32(8), keys & np.uint32(255)]).astype(np.float64) + lowest
+    return keys[None].astype(np.float64) + lowest
+
+
+def _encoding(kind: np.dtype[np.generic], channels: int) -> str | None:
+    if kind == np.bool_:
+        return "uint8" if channels <= 3 else None
+    small = kind.kind in "iu" and kind.itemsize * 8 * channels <= 24
+    return kind.name if small else None
+
+
+def _count(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Counted:
+    from segcore.kernels import pixels as kernels
+
+    unsigned = _unsigned(pixels)
+    if unsigned.shape[-1] == 3 and valid.size >= _TABLE_PAYS_FROM:
+        with _Table() as (table, touched):
+            kernels.count_colours(unsigned, valid, table, touched)
+            return _drained(table, touched, valid.size)
+    if unsigned.shape[-1] == 3:
+        keys = np.empty(valid.size + 1, np.uint32)
+        keys = keys[: kernels.colour_keys(unsigned, valid, keys)]
+    else:
+        chosen = unsigned[valid].astype(np.uint32)
+        keys = chosen[:, 0] if chosen.shape[1] == 1 else chosen[:, 0] << np.uint32(8) | chosen[:, 1]
+        keys = np.ascontiguousarray(keys)
+    if keys.size >= _TABLE_PAYS_FROM:
+        with _Table() as (table, touched):
+            kernels.count_keys(keys, table, touched)
+            return _drained(table, touched, keys.size)
+    distinct, counts = np.empty(keys.size, np.uint32), np.empty(keys.size, np.int64)
+    n = kernels.run_lengths(np.sort(keys), distinct, counts)
+    return Counted(distinct[:n].copy(), counts[:n].copy())
+
+
+def _drained(table: NDArray[np.uint32], touched: NDArray[np.uint8], pixels: int) -> Counted:
+    from segcore.kernels import pixels as kernels
+
+    # Room for all that may be there; what is not used is never touched, so it takes no memory.
+    most = min(pixels, int(np.count_nonzero(touched)) << kernels.PAGE_BITS)
+    keys, counts = np.empty(most, np.uint32), np.empty(most, np.int64)
+    n = kernels.drain(table, touched, keys, counts)
+    return Counted(keys[:n].copy(), counts[:n].copy())
+
+
+class _Table:
+    """A counting table of this process, all zero, lent to one thread at a time: making one costs more than counting."""
+
+    _free: ClassVar[list[tuple[NDArray[np.uint32], NDArray[np.uint8]]]] = []
+    _lock = threading.Lock()
+
+    def __enter__(self) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+        with self._lock:
+            lent = self._free.pop() if self._free else None
+        self._lent = lent or (np.zeros(_TABLE_ENTRIES, np.uint32), np.zeros(_TABLE_ENTRIES >> 12, np.uint8))
+        return self._lent
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # A table that was left half counted is dropped.
+        if kind is None:
+            with self._lock:
+                self._free.append(self._lent)
+
+
+def _unsigned(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Integers as unsigned ones in the same order, the lowest as 0."""
+    if pixels.dtype == np.bool_:
+        return pixels.view(np.uint8)
+    if pixels.dtype.kind == "u":
+        return pixels
+    unsigned = np.dtype(f"u{pixels.dtype.itemsize}")
+    return np.asarray(np.bitwise_xor(pixels.view(unsigned), unsigned.type(1 << (8 * unsigned.itemsize - 1))))
+
+
+def _values(content: Content, encoding: str, channels: int) -> NDArray[np.float64]:
+    if isinstance(content, Counted):
+        return decode(content.keys, encoding, channels).astype(np.float64)
+    return np.ascontiguousarray(content.values.T, dtype=np.float64)
+
+
+def _weights(content: Content) -> NDArray[np.float64]:
+    if isinstance(content, Counted):
+        return content.counts.astype(np.float64)
+    return np.full(content.lots.size, content.pixels / content.lots.size)
+
+
+def _smallest(lots: NDArray[np.uint64], values: NDArray[np.generic], size: int) -> tuple[NDArray[np.uint64], NDArray[np.generic]]:
+    """The `size` smallest lots and their values, in order; equal lots (one picture listed twice) in the order of values."""
+    if lots.size > size:
+        # All lots up to the last one's are kept so that ties are broken by values below, not by position.
+        kept = lots <= np.partition(lots, size - 1)[size - 1]
+        lots, values = lots[kept], values[kept]
+    order = np.argsort(lots, kind="stable")
+    ordered = lots[order]
+    if np.any(ordered[1:] == ordered[:-1]):
+        order = np.lexsort((*values.T[::-1], lots))
+    order = order[:size]
+    return lots[order], values[order]
+
+
+def _gather(pixels: NDArray[np.generic], places: NDArray[np.int64]) -> NDArray[np.generic]:
+    if pixels.flags.c_contiguous:
+        return pixels.reshape(-1, pixels.shape[-1])[places]
+    y, x = np.divmod(places, pixels.shape[1])
+    return pixels[y, x]
+
+
+def _image_salt(block: Block, seed: int) -> int:
+    name = block.spec.location.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    text = f"{seed}\0{name}\0{block.spec.version}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def describe(dataset: Dataset) -> Mapping[str, int | bool]:
+    """What a fitted model tells about its data: pixels, distinct or sampled values, exact or sampled."""
+    return {"pixels": dataset.pixels, "values": int(dataset.weights.size), "exact": dataset.exact}

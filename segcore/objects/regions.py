@@ -1,0 +1,180 @@
+"""Regions from the weights of edges between neighbouring pixels, the same whatever the tiling.
+
+What regions are is said by one order of all edges of the image, ascending by (weight, row, column, right before down), as in Kruskal's
+algorithm: an edge below 1 joins the sets of its two pixels; one from 1 on joins them if one of the two is, at that moment, smaller than
+`min_size` (the last step of Felzenszwalb and Huttenlocher, "Efficient graph-based image segmentation", 2004). A region without any
+neighbour stays, however small.
+
+A tile follows the order as far as it is certain. A set of pixels is *closed* while it touches no other tile and no doubtful edge has met it:
+then all its edges and its true size are known. Other sets are *open*: what is known of their size is a lower bound. When an edge from 1 on
+comes up between two sets,
+
+    one is closed and small       they merge, whatever the other one is
+    both are known to be large    nothing happens, now or later
+    else                          an open set that may be small meets an open or a large one: doubtful; both are open from now on
+
+so a merger that is certain never waits for a doubtful one. Doubtful edges, and the certain ones that make an open small set larger, are the
+tile's *events*. `join_regions` replays the events of all tiles and the edges over the seams in the one order with the true sizes. What it
+merges are *leaves*: sets as they were when an event first met them. Sets too large to need any more pixels are left out, so seams hold
+the tile's border and at most some `min_size` events for each small set at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segcore.fragments import Fragments, Grouping, Seam
+from segcore.objects.seams import Borders, border, crossings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.geometry import Box, Grid, Shape
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edges:
+    """The edges of a tile's core: float32 arrays of its shape with weights from 0 on, infinite where there is no edge.
+
+    Pixels without data have no edges. The last column's edges to the right and the last row's down lead to other tiles.
+    """
+
+    right: NDArray[np.float32]
+    """From each pixel to the next in its row."""
+    down: NDArray[np.float32]
+    """From each pixel to the next in its column."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Merged:
+    """What a tile's own edges from 1 on come to."""
+
+    fragments: NDArray[np.uint32]
+    """Fragment of each label."""
+    leaf_labels: NDArray[np.int32]
+    """A label of each leaf; that of 0 is 0."""
+    leaf_sizes: NDArray[np.int64]
+    events: tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint32]]
+    """Keys, one leaf, the other leaf."""
+
+
+def find_regions(edges: Edges, valid: NDArray[np.bool_], core: Box, shape: Shape, min_size: int) -> Fragments:
+    """The fragments of a tile whose `core` lies in an image of this `shape`; `valid` covers the core. All have class 1."""
+    from segcore.kernels.regions import label_joined
+
+    labels = np.empty(core.shape, np.int32)
+    sizes = label_joined(edges.right, edges.down, valid, labels)
+    opened = _open(labels, len(sizes), core, shape)
+    merged = _merge(edges, labels, sizes, opened, min_size)
+    leaf_of = np.zeros(len(sizes), np.uint32)
+    leaf_of[opened] = np.arange(1, len(opened) + 1)
+    keys, ones, others = merged.events
+    seam: Seam = {
+        "border": leaf_of[border(labels, 1)],
+        "right": edges.right[:, -1].copy(),
+        "down": edges.down[-1].copy(),
+        "leaf_fragment": merged.fragments[merged.leaf_labels],
+        "leaf_size": merged.leaf_sizes,
+        "event_weight": (keys >> np.uint64(32)).astype(np.uint32).view(np.float32),
+        "event_place": keys.astype(np.uint32),
+        "event_one": ones,
+        "event_other": others,
+    }
+    class_of = np.ones(int(merged.fragments.max()) + 1, np.uint16)
+    class_of[0] = 0
+    return Fragments(merged.fragments[labels], class_of, seam)
+
+
+def _open(labels: NDArray[np.int32], count: int, core: Box, shape: Shape) -> NDArray[np.int32]:
+    """The labels other than 0, ascending, that have a pixel at a side of the core where the image goes on."""
+    found = np.zeros(count, np.bool_)
+    sides = labels[0], labels[-1], labels[:, 0], labels[:, -1]
+    goes_on = core.start[0] > 0, core.stop[0] < shape[0], core.start[1] > 0, core.stop[1] < shape[1]
+    for side, more in zip(sides, goes_on, strict=True):
+        if more:
+            found[side] = True
+    found[0] = False
+    return np.flatnonzero(found).astype(np.int32)
+
+
+def _merge(
+    edges: Edges, labels: NDArray[np.int32], sizes: NDArray[np.int64], opened: NDArray[np.int32], min_size: int
+) -> _Merged:
+    """Follow the edges from 1 on in their order; `opened` are the labels that are open at first: leaves 1, 2 ..."""
+    from segcore.kernels.regions import merge_small, merging_edges, number_sets
+
+    keys = merging_edges(edges.right.view(np.uint32), edges.down.view(np.uint32), labels, sizes, min_size)
+    keys.sort()
+    parents, leaves = np.arange(len(sizes), dtype=np.int32), np.zeros(len(sizes), np.uint32)
+    leaves[opened] = np.arange(1, len(opened) + 1)
+    members = np.zeros(len(sizes), np.int32), np.zeros(len(sizes), np.int64)
+    members[0][1 : len(opened) + 1], members[1][1 : len(opened) + 1] = opened, sizes[opened]
+    events = np.empty_like(keys), np.empty(len(keys), np.uint32), np.empty(len(keys), np.uint32)
+    found, known = merge_small(keys, labels, min_size, (parents, sizes, leaves), events, members)
+    # If the first edge between two leaves did not join them, both were large, and no further one will.
+    one, other = (events[i][:found].astype(np.uint64) for i in (1, 2))
+    pairs = np.minimum(one, other) << np.uint64(32) | np.maximum(one, other)
+    first = np.sort(np.unique(pairs, return_index=True)[1])
+    return _Merged(
+        number_sets(parents),
+        members[0][: known + 1],
+        members[1][: known + 1],
+        (events[0][first], events[1][first], events[2][first]),
+    )
+
+
+def join_regions(grid: Grid, seams: Sequence[Seam], min_size: int) -> list[Grouping]:
+    """Which fragments of `find_regions` over a grid are one region: all events and seam edges, replayed in their order."""
+    from segcore.kernels.regions import replay
+
+    # Leaf 0 of each tile stands for no leaf; it takes a number so that leaves of tiles are numbered by adding.
+    starts = np.cumsum([0, *(len(seam["leaf_size"]) for seam in seams)], dtype=np.int64)
+    sizes = np.concatenate([seam["leaf_size"] for seam in seams]).astype(np.int64)
+    weight, place, one, other = (
+        np.concatenate(parts) for parts in zip(*_seam_edges(grid, seams, starts), *_events(grid, seams, starts), strict=True)
+    )
+    sure = weight < 1
+    useful = np.isfinite(weight) & (sure | (sizes[one] < min_size) | (sizes[other] < min_size))
+    order = np.flatnonzero(useful)
+    order = order[np.lexsort((place[order], weight[order]))]
+    groups = replay(one[order], other[order], sure[order], sizes, min_size) + 1
+    groupings = []
+    for number, seam in enumerate(seams):
+        fragments, firsts = np.unique(seam["leaf_fragment"][1:], return_index=True)
+        of = groups[starts[number] + 1 + firsts]
+        groupings.append(Grouping(fragments.astype(np.uint32), of, np.ones(len(of), np.uint16)))
+    return groupings
+
+
+_Listed = tuple["NDArray[np.float32]", "NDArray[np.int64]", "NDArray[np.int64]", "NDArray[np.int64]"]
+"""Weights, places in the image (twice the pixel's number, one more for the edge down), one leaf, the other leaf."""
+
+
+def _events(grid: Grid, seams: Sequence[Seam], starts: NDArray[np.int64]) -> list[_Listed]:
+    """The events of all tiles."""
+    listed: list[_Listed] = []
+    for number, seam in enumerate(seams):
+        core = grid[number].core
+        pixel, step = np.divmod(seam["event_place"].astype(np.int64), 2)
+        row, column = np.divmod(pixel, core.shape[1])
+        place = 2 * ((row + core.start[0]) * grid.shape[1] + column + core.start[1]) + step
+        one, other = (starts[number] + seam[name].astype(np.int64) for name in ("event_one", "event_other"))
+        listed.append((seam["event_weight"], place, one, other))
+    return listed
+
+
+def _seam_edges(grid: Grid, seams: Sequence[Seam], starts: NDArray[np.int64]) -> list[_Listed]:
+    """The edges between tiles; each belongs to the tile of its upper or left pixel."""
+    borders = Borders(grid, 1, [seam["border"] for seam in seams])
+    listed: list[_Listed] = []
+    for number, neighbour, (row, column, next_row, next_column) in crossings(grid, diagonal=False):
+        step = int(next_row[0] > row[0])
+        weight: NDArray[Any] = seams[number]["down" if step else "right"]
+        place = 2 * (row * grid.shape[1] + column) + step
+        one, other = borders.at(row, column)[1], borders.at(next_row, next_column)[1]
+        listed.append((weight, place, starts[number] + one, starts[neighbour] + other))
+    return listed

@@ -1,0 +1,357 @@
+"""Ground areas: against geodesic polygons on the ellipsoid (GeographicLib, through pyproj.Geod) and known surfaces."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pyproj import CRS, Geod, Transformer
+
+from segcore.errors import FormatError
+from segcore.geometry import Box
+from segcore.ground.cells import ground_area, ground_cells, nominal_area
+from segcore.raster import Affine, Space
+
+DATA = os.environ.get("MASKLOOM_TEST_DATA")
+
+GEOS = "+proj=geos +h=35785831 +lon_0=0 +sweep=y +datum=WGS84 +type=crs"
+MODIS = "+proj=sinu +R=6371007.181 +units=m +type=crs"
+TRIPEL = "+proj=wintri +datum=WGS84 +type=crs"
+MOLLWEIDE = "+proj=moll +datum=WGS84 +type=crs"
+ROTATED_POLE = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=40 +lon_0=10 +datum=WGS84 +type=crs"
+FEET = "+proj=utm +zone=33 +datum=WGS84 +units=us-ft +type=crs"
+
+NUMBER, ROWS, PIXELS = "number", "rows", "pixels"
+PLACES: list[tuple[str, Affine, str]] = [
+    ("EPSG:4326", (0.01, 0, 10, 0, -0.01, 60), ROWS),
+    ("EPSG:4326", (0.0001, 0, -70, 0, -0.0001, 0.01), ROWS),
+    ("EPSG:4326", (0.01, 0, 10, 0, 0.01, -80), ROWS),
+    ("EPSG:4326", (0.01, 0.002, 10, 0.003, -0.01, 60), PIXELS),
+    ("EPSG:4326", (0, 0.001, 10, 0.001, 0, 60), PIXELS),
+    ("EPSG:4807", (0.01, 0, 2, 0, -0.01, 55), ROWS),
+    ("IAU_2015:30100", (0.01, 0, 2, 0, -0.01, 55), ROWS),
+    ("IAU_2015:49900", (0.01, 0, 2, 0, -0.01, -55), ROWS),
+    ("EPSG:3857", (10, 0, 1e6, 0, -10, 8e6), ROWS),
+    ("EPSG:3857", (5000, 0, -20037508.342789244, 0, -5000, 15e6), ROWS),
+    ("EPSG:3857", (8, 6, 1e6, 6, -8, 8e6), PIXELS),
+    ("EPSG:3395", (10, 0, 1e6, 0, -10, -4e6), ROWS),
+    ("EPSG:4087", (100, 0, 1e6, 0, -100, 6e6), ROWS),
+    ("EPSG:32633", (10, 0, 499980, 0, -10, 5300040), PIXELS),
+    ("EPSG:32633", (10, 0, 166020, 0, -10, 1000000), PIXELS),
+    ("EPSG:32633", (8, 6, 499980, 6, -8, 5300040), PIXELS),
+    ("EPSG:32733", (10, 0, 300000, 0, -10, 9e6), PIXELS),
+    (FEET, (30, 0, 1.6e6, 0, -30, 17e6), PIXELS),
+    ("EPSG:2263", (30, 0, 1e6, 0, -30, 2e5), PIXELS),
+    ("EPSG:2154", (10, 0, 700000, 0, -10, 6600000), PIXELS),
+    ("EPSG:27572", (20, 0, 6e5, 0, -20, 22e5), PIXELS),
+    ("EPSG:27700", (10, 0, 4e5, 0, -10, 3e5), PIXELS),
+    ("EPSG:2056", (10, 0, 26e5, 0, -10, 12e5), PIXELS),
+    ("EPSG:5514", (10, 0, -8e5, 0, -10, -1e6), PIXELS),
+    ("EPSG:3031", (500, 0, -5e5, 0, -500, 5e5), PIXELS),
+    ("EPSG:3413", (5000, 0, -5e6, 0, -5000, 5e6), PIXELS),
+    ("EPSG:3035", (10, 0, 4e6, 0, -10, 3e6), NUMBER),
+    ("EPSG:6933", (1000, 0, -1e6, 0, -1000, 6e6), NUMBER),
+    ("EPSG:6931", (1000, 0, -1e6, 0, -1000, 1e6), NUMBER),
+    ("ESRI:102001", (30, 4, 1e6, 4, -30, 1e6), NUMBER),
+    (MODIS, (463.3127, 0, 1111950.5, 0, -463.3127, 5559752.6), NUMBER),
+    (MOLLWEIDE, (1000, 0, -1e6, 0, -1000, 5e6), PIXELS),
+    (TRIPEL, (5000, 0, -1e7, 0, -5000, 6e6), PIXELS),
+    (GEOS, (3000, 0, -3e6, 0, -3000, 3e6), PIXELS),
+    (ROTATED_POLE, (0.01, 0, -10, 0, -0.01, 20), PIXELS),
+]
+
+
+def wkt(crs: str) -> str:
+    return CRS.from_user_input(crs).to_wkt()
+
+
+def full(affine: Affine, crs_wkt: str, box: Box) -> np.ndarray:
+    return np.broadcast_to(ground_area(affine, crs_wkt, box), box.shape)
+
+
+def geodesic_area(affine: Affine, crs: CRS, box: Box, points: int = 2000) -> float:
+    """Area on the ellipsoid within the outline of a box, its edges made of short geodesics."""
+    t, zero = np.linspace(0, 1, points, endpoint=False), np.zeros(points)
+    (top, left), (rows, columns) = box.start, box.shape
+    row = top + rows * np.concatenate([zero, t, zero + 1, 1 - t])
+    column = left + columns * np.concatenate([t, zero + 1, 1 - t, zero])
+    a, b, c, d, e, f = affine
+    base = (crs.source_crs if crs.is_derived and crs.is_geographic else crs.geodetic_crs).to_2d()
+    to_base = Transformer.from_crs(crs, base, always_xy=True)
+    longitude, latitude = to_base.transform(a * column + b * row + c, d * column + e * row + f)
+    degrees = math.degrees(base.axis_info[0].unit_conversion_factor)
+    geod = Geod(a=crs.ellipsoid.semi_major_metre, b=crs.ellipsoid.semi_minor_metre)
+    return abs(geod.polygon_area_perimeter(longitude * degrees, latitude * degrees)[0])
+
+
+@pytest.mark.parametrize(("crs", "affine", "kind"), PLACES)
+def test_areas_are_those_of_geodesic_polygons(crs: str, affine: Affine, kind: str) -> None:
+    for start, shape in [((0, 0), (64, 64)), ((1990, 300), (128, 90)), ((700, 1000), (3, 70)), ((1023, 1023), (2, 2))]:
+        box = Box(start, (start[0] + shape[0], start[1] + shape[1]))
+        expected = geodesic_area(affine, CRS.from_user_input(crs), box)
+
+        # The geodesic polygon itself is right to about 2e-3 m2.
+        assert full(affine, wkt(crs), box).sum() == pytest.approx(expected, rel=2e-8, abs=2e-3), box
+
+
+@pytest.mark.parametrize(("crs", "affine", "kind"), PLACES)
+def test_arrays_are_as_small_as_the_projection_allows(crs: str, affine: Affine, kind: str) -> None:
+    area = ground_area(affine, wkt(crs), Box((5, 7), (25, 37)))
+
+    expected = {NUMBER: (), ROWS: (20, 1), PIXELS: (20, 30)}[kind]
+    assert np.shape(area) == expected
+    assert isinstance(area, float if kind == NUMBER else np.ndarray)
+
+
+@pytest.mark.parametrize(
+    "case", [*PLACES, (GEOS, (20000, 0, -6e6, 0, -20000, 6e6), PIXELS), (TRIPEL, (90000, 0, -2e7, 0, -90000, 1.1e7), PIXELS)]
+)
+def test_a_pixel_has_the_same_area_whichever_box_asks(case: tuple[str, Affine, str]) -> None:
+    """Bit for bit, also across the cells that the interpolation stands on, and one row or one pixel alone."""
+    crs, affine, _ = case
+    for corner in ((0, 0), (2040, 250)):
+        whole = Box(corner, (corner[0] + 300, corner[1] + 320))
+        expected = full(affine, wkt(crs), whole)
+        for start, stop in [
+            ((0, 0), (1, 1)),
+            ((3, 5), (4, 300)),
+            ((7, 0), (9, 319)),
+            ((5, 100), (290, 101)),
+            ((11, 13), (211, 317)),
+        ]:
+            part = Box((corner[0] + start[0], corner[1] + start[1]), (corner[0] + stop[0], corner[1] + stop[1]))
+            np.testing.assert_array_equal(full(affine, wkt(crs), part), expected[part.relative_to(whole).slices])
+
+
+@pytest.mark.parametrize(("crs", "affine", "kind"), [*PLACES, (GEOS, (20000, 0, -6e6, 0, -20000, 6e6), PIXELS)])
+def test_cells_hold_every_pixel_once_where_areas_vary_along_rows(crs: str, affine: Affine, kind: str) -> None:
+    box = Box((2040, 100), (2110, 190))
+    several = ground_cells(affine, wkt(crs), box)
+    if kind != PIXELS:
+        assert several is None
+        return
+
+    times = np.zeros(box.shape, int)
+    for size, corners, polynomials in several:
+        assert len(corners) == len(polynomials)
+        for row, column in corners - box.start:
+            times[max(row, 0) : max(row + size, 0), max(column, 0) : max(column + size, 0)] += 1
+
+    assert (times == 1).all()
+
+
+BOX = st.tuples(st.integers(0, 59), st.integers(0, 59), st.integers(1, 60), st.integers(1, 60))
+
+
+@settings(deadline=None, max_examples=80)
+@given(box=BOX, case=st.sampled_from([0, 3, 8, 13, 15, 20, 34]))
+def test_any_box_is_a_part_of_the_whole(box: tuple[int, int, int, int], case: int) -> None:
+    crs, affine, _ = PLACES[case]
+    part, whole = Box(box[:2], (box[0] + box[2], box[1] + box[3])) & Box.whole((60, 60)), Box.whole((60, 60))
+    assume(part.size)
+
+    np.testing.assert_array_equal(full(affine, wkt(crs), part), full(affine, wkt(crs), whole)[part.slices])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    latitude=st.floats(-89, 89),
+    longitude=st.floats(-180, 180),
+    size=st.floats(1e-4, 0.5),
+    crs=st.sampled_from(["EPSG:4326", "EPSG:4807", "IAU_2015:49900", "EPSG:4326 turned"]),
+)
+def test_cells_of_longitude_and_latitude(latitude: float, longitude: float, size: float, crs: str) -> None:
+    code, turned = crs.removesuffix(" turned"), crs.endswith(" turned")
+    assume(abs(latitude) + 4 * size < 89.5)
+    affine = (size, size / 3, longitude, size / 3, -size, latitude) if turned else (size, 0.0, longitude, 0.0, -size, latitude)
+    box = Box((1, 0), (3, 2))
+
+    assert full(affine, wkt(code), box).sum() == pytest.approx(
+        geodesic_area(affine, CRS.from_user_input(code), box, 400), rel=1e-6, abs=2e-3
+    )
+
+
+# ---- whole planets -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("crs", "surface"), [("EPSG:4326", 5.10065621724e14), ("IAU_2015:30100", 4 * math.pi * 1737400.0**2)])
+def test_the_globe_in_degrees_is_the_surface_of_the_planet(crs: str, surface: float) -> None:
+    area = full((0.5, 0, -180, 0, -0.5, 90), wkt(crs), Box((0, 0), (360, 720)))
+
+    assert area.sum() == pytest.approx(surface, rel=1e-12 if crs != "EPSG:4326" else 1e-11)
+    np.testing.assert_allclose(area, area[::-1], rtol=1e-12)
+
+
+def test_rows_beyond_the_poles_have_no_ground() -> None:
+    rows = ground_area((0.5, 0, -180, 0, -0.5, 91), wkt("EPSG:4326"), Box((0, 0), (364, 720)))
+
+    assert isinstance(rows, np.ndarray)
+    assert not rows[:2].any()
+    assert not rows[-2:].any()
+    assert rows.sum() * 720 == pytest.approx(5.10065621724e14, rel=1e-11)
+
+
+@pytest.mark.parametrize(("crs", "affine", "shape"), [
+    (TRIPEL, (40000.0, 0.0, -20040000.0, 0.0, -40000.0, 10040000.0), (502, 1002)),
+    (MOLLWEIDE, (40000.0, 0.0, -18080000.0, 0.0, -40000.0, 9040000.0), (452, 904)),
+    (ROTATED_POLE, (0.5, 0.0, 0.0, 0.0, -0.5, 90.0), (360, 720)),
+])  # fmt: skip
+def test_world_maps_hold_the_whole_planet_once(crs: str, affine: Affine, shape: tuple[int, int]) -> None:
+    """Pixels outside the outline of the map count nothing, those next to the cut at 180 degrees count fully."""
+    area = full(affine, wkt(crs), Box.whole(shape))
+
+    assert area.sum() == pytest.approx(5.10065621724e14, rel=5e-4)
+
+
+def test_the_disk_of_a_geostationary_satellite() -> None:
+    """On a sphere the part that can be seen is a cap, whose area is known; space around it has no area."""
+    radius, height = 6371000.0, 35785831.0
+    crs = wkt(f"+proj=geos +h={height} +R={radius} +lon_0=0 +sweep=y +type=crs")
+    area = full((10000.0, 0.0, -5.6e6, 0.0, -10000.0, 5.6e6), crs, Box.whole((1120, 1120)))
+
+    assert area[0, 0] == area[-1, 0] == area[0, -1] == area[-1, -1] == 0
+    assert area[560, 560] == pytest.approx(1e8, rel=1e-5)
+    assert area.sum() == pytest.approx(2 * math.pi * radius**2 * (1 - radius / (radius + height)), rel=5e-3)
+
+
+def test_a_small_planet_in_a_large_cell_is_found() -> None:
+    """The whole disk covers 23 x 23 pixels somewhere in the first cell of 2048; most nodes of the cell see space."""
+    affine = (500000.0, 0.0, -900 * 500000.0, 0.0, -500000.0, 650 * 500000.0)
+
+    area = full(affine, wkt(GEOS), Box.whole((2048, 2048)))
+
+    rows, columns = np.nonzero(area)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == pytest.approx((639, 660, 889, 910), abs=1)
+    assert area.sum() == pytest.approx(2.15e14, rel=0.1)
+
+
+def test_pixels_beside_the_cut_are_as_large_as_their_neighbours() -> None:
+    """The points around a pixel centre lie on both ends of the map there."""
+    edge = Transformer.from_crs(4326, CRS.from_user_input(TRIPEL), always_xy=True).transform(180, 0)[0]
+    area = full((100.0, 0.0, edge - 2000.0, 0.0, -100.0, 50.0), wkt(TRIPEL), Box.whole((1, 40)))
+
+    assert area[0, :20].all()
+    assert not area[0, 20:].any()
+    np.testing.assert_allclose(area[0, :20], area[0, 0], rtol=1e-3)
+
+
+def test_the_pole_of_a_polar_map_is_no_special_place() -> None:
+    area = full((10.0, 0.0, -1005.0, 0.0, -10.0, 1005.0), wkt("EPSG:3031"), Box.whole((201, 201)))
+
+    np.testing.assert_allclose(area, area[100, 100], rtol=1e-7)
+    np.testing.assert_allclose(area, area[::-1, ::-1], rtol=1e-10)
+
+
+# ---- reference systems ---------------------------------------------------------------------------------------------
+
+
+def test_equal_area_maps_count_the_determinant() -> None:
+    assert ground_area((25, 0, 4e6, 0, -20, 3e6), wkt("EPSG:3035"), Box((0, 0), (1, 1))) == 500.0
+    assert ground_area((3, 4, 4e6, 4, -3, 3e6), wkt("EPSG:3035"), Box((0, 0), (1, 1))) == 25.0
+
+
+def test_a_map_in_feet_is_the_map_in_metres() -> None:
+    foot, box = 1200 / 3937, Box((0, 0), (50, 50))
+    metres = full((10.0, 0, 5e5, 0, -10.0, 5.3e6), wkt("+proj=utm +zone=33 +datum=WGS84 +type=crs"), box)
+    feet = full((10 / foot, 0, 5e5 / foot, 0, -10 / foot, 5.3e6 / foot), wkt(FEET), box)
+
+    np.testing.assert_allclose(feet, metres, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("local", "area"), [
+    ('LOCAL_CS["local",UNIT["metre",1]]', 6.0),
+    ('ENGCRS["site",EDATUM["site"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],LENGTHUNIT["foot",0.3048]]', 6 * 0.3048**2),
+])  # fmt: skip
+def test_coordinates_without_a_datum_are_a_plane(local: str, area: float) -> None:
+    assert ground_area((2, 0, 0, 0, -3, 0), local, Box((0, 0), (1, 1))) == pytest.approx(area, rel=1e-15)
+
+
+@pytest.mark.parametrize(("wide", "plain"), [
+    ("EPSG:7405", "EPSG:27700"),
+    ("EPSG:4979", "EPSG:4326"),
+    ("EPSG:32633+5773", "EPSG:32633"),
+    ("+proj=utm +zone=33 +ellps=bessel +towgs84=598,73,418 +type=crs", "+proj=utm +zone=33 +ellps=bessel +type=crs"),
+])  # fmt: skip
+def test_heights_and_datum_shifts_change_nothing(wide: str, plain: str) -> None:
+    affine = (0.01, 0, 10, 0, -0.01, 50) if plain == "EPSG:4326" else (10, 0, 4e5, 0, -10, 3e5)
+    box = Box((0, 0), (20, 20))
+
+    np.testing.assert_array_equal(full(affine, wkt(wide), box), full(affine, wkt(plain), box))
+
+
+@pytest.mark.parametrize("code", [3857, 32633, 2263, 3035, 4326, 3031])
+def test_wkt_as_gdal_writes_it_means_the_same(code: int) -> None:
+    rasterio_crs = pytest.importorskip("rasterio.crs")
+    affine = (0.01, 0, 10, 0, -0.01, 50) if code == 4326 else (10.0, 0.0, 5e5, 0.0, -10.0, 4e5)
+    box = Box((0, 0), (20, 20))
+    gdal = rasterio_crs.CRS.from_epsg(code)
+
+    for version in ("WKT1_GDAL", "WKT2_2019"):
+        np.testing.assert_allclose(
+            full(affine, gdal.to_wkt(version=version), box), full(affine, wkt(f"EPSG:{code}"), box), rtol=1e-12
+        )
+
+
+def test_a_rotated_pole_counts_longitudes_from_0_to_360_or_from_minus_180() -> None:
+    box = Box((0, 0), (40, 40))
+    east = full((0.1, 0, 300, 0, -0.1, 20), wkt(ROTATED_POLE), box)
+
+    assert east.all()
+    np.testing.assert_allclose(east, full((0.1, 0, -60, 0, -0.1, 20), wkt(ROTATED_POLE), box), rtol=1e-9)
+
+
+@pytest.mark.parametrize("crs", ["", "no such thing", "EPSG:32633 in words"])
+def test_a_crs_that_means_nothing_is_an_error_of_the_image(crs: str) -> None:
+    with pytest.raises(FormatError, match="reference system that PROJ understands"):
+        ground_area((1, 0, 0, 0, -1, 0), crs, Box((0, 0), (1, 1)))
+
+
+@pytest.mark.parametrize(
+    "affine",
+    [(1, 2, 0, 2, 4, 0), (0, 0, 0, 0, 0, 0), (math.nan, 0, 0, 0, 1, 0), (1, 0, math.inf, 0, 1, 0), (1e-200, 0, 0, 0, 1e-200, 0)],
+)
+def test_a_transform_without_area_is_an_error_of_the_image(affine: Affine) -> None:
+    with pytest.raises(FormatError, match="transform of finite numbers"):
+        ground_area(affine, wkt("EPSG:32633"), Box((0, 0), (1, 1)))
+
+
+@pytest.mark.parametrize(("crs", "affine", "kind"), PLACES)
+def test_the_nominal_area_has_the_right_magnitude(crs: str, affine: Affine, kind: str) -> None:
+    area = full(affine, wkt(crs), Box((500, 500), (501, 501)))[0, 0]
+
+    assert nominal_area(affine, wkt(crs)) / 20 < area < 20 * nominal_area(affine, wkt(crs))
+
+
+def test_spaces_ask_for_the_ground() -> None:
+    box = Box((0, 0), (3, 4))
+    space = Space((10, 0, 499980, 0, -10, 5300040), wkt("EPSG:32633"))
+
+    np.testing.assert_array_equal(space.cell_area(box), ground_area(space.affine, space.crs, box))
+
+
+@pytest.mark.skipif(DATA is None, reason="MASKLOOM_TEST_DATA is not set")
+def test_real_images_have_the_area_of_their_outlines() -> None:
+    rasterio = pytest.importorskip("rasterio")
+    from rasterio.errors import RasterioIOError
+
+    checked = []
+    for path in sorted(Path(DATA or "").glob("geotiff/images/**/*.tif")):
+        try:
+            with warnings.catch_warnings(), rasterio.open(path) as image:
+                crs, affine, shape = image.crs, tuple(image.transform)[:6], image.shape
+        except RasterioIOError:
+            continue
+        if crs is None or image.transform.is_identity:
+            continue
+        expected = geodesic_area(affine, CRS.from_wkt(crs.to_wkt()), Box.whole(shape), 5000)
+        # A polygon around the planet or with corners in space is no oracle.
+        if expected > 0 and shape[1] * abs(affine[0]) < (180 if crs.is_geographic else 1e7):
+            assert full(affine, crs.to_wkt(), Box.whole(shape)).sum() == pytest.approx(expected, rel=1e-6), path.name
+            checked.append(path.name)
+    assert len(checked) > 5
