@@ -106,7 +106,7 @@ class Basins:
     modes: Floats
     """Shape (modes, channels)."""
     members: NDArray[np.int64]
-    """The mode of each point."""
+    """The mode of each point; -1: one weaker than the 4,096 that are kept."""
 
 
 def different_values(dataset: Dataset) -> tuple[NDArray[np.generic], Floats]:
@@ -223,7 +223,10 @@ def find_basins(points: Points, kernel: Kernel, bandwidth: float) -> Basins:
     kept = np.empty(_MOST_ENDS, np.int64)
     kept = order[kept[: kernels.keep_strongest(ends[order], bandwidth, _MOST_ENDS, kept)]]
     modes = ends[kept]
-    return Basins(modes, nearest_mode(ends, modes))
+    members = nearest_mode(ends, modes)
+    # Ends lie within the bandwidth of a mode, unless theirs was not kept. The margin covers rounding.
+    members[((ends - modes[members]) ** 2).sum(axis=1) > (1 + 1e-9) * bandwidth**2] = -1
+    return Basins(modes, members)
 
 
 def nearest_mode(values: Floats, modes: Floats) -> NDArray[np.int64]:

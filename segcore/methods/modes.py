@@ -228,8 +228,10 @@ class ModesModel:
 
 def _settled(points: basins.Points, found: basins.Basins, bandwidth: float) -> tuple[Floats, NDArray[np.int64], float]:
     """Modes that are classes, the one of each point, and the share of the pixels that come from basins too small to be one."""
-    shares = np.bincount(found.members, points.weights, len(found.modes)) / points.weights.sum()
+    # The last share is that of the points whose mode, -1, was not kept: orphans, however many they are.
+    shares = np.bincount(found.members % (len(found.modes) + 1), points.weights, len(found.modes) + 1) / points.weights.sum()
     large = shares >= LEAST_SHARE
+    large[-1] = False
     orphans = float(shares[~large].sum())
     count = int(np.count_nonzero(large))
     if count > MOST_CLASSES or orphans > 0.5:
@@ -238,7 +240,7 @@ def _settled(points: basins.Points, found: basins.Basins, bandwidth: float) -> t
             f"or more; expected at most {MOST_CLASSES}, holding at least half of the pixels. Raise `bandwidth`."
         )
     members = (np.cumsum(large) - 1)[found.members]
-    modes = found.modes[large]
+    modes = found.modes[large[:-1]]
     alone = ~large[found.members]
     members[alone] = basins.nearest_mode(points.values[alone], modes)
     return modes, members, orphans

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from segcore.geometry import Box
+from segcore.methods.modes import FeatureMeanShift
 from segcore.methods.naming import check_bands, check_names
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model
 from segcore.objects.regions import Edges, find_regions, join_regions
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from segcore.fragments import Fragments, Grouping, Seam
     from segcore.geometry import Grid
-    from segcore.methods.modes import FeatureMeanShift
     from segcore.raster import Block, RasterSpec
 
 _LARGEST_RADIUS = 100
@@ -108,8 +108,6 @@ class MeanShift:
 
     def _fitter(self) -> FeatureMeanShift:
         """The fitter of modes, which checks its parameters itself."""
-        from segcore.methods.modes import FeatureMeanShift
-
         if isinstance(self.bandwidth, str) and self.bandwidth != "auto":
             raise ValueError(f"bandwidth: expected 'auto' or a positive, finite number; got {self.bandwidth!r}")
         bandwidth = None if self.bandwidth == "auto" else float(self.bandwidth)

@@ -235,6 +235,16 @@ def test_no_valid_pixel() -> None:
         fit(Picture(np.zeros((4, 4, 3), "uint8"), np.zeros((4, 4), bool)))
 
 
+def test_any_number_of_stray_values_is_noise() -> None:
+    # 5,000 colours far from one another, one pixel each, around one that most pixels have.
+    stray = np.random.default_rng(0).permutation(np.stack(np.meshgrid(*[np.arange(0, 255, 12)] * 3), -1).reshape(-1, 3))[:5000]
+    pixels = np.full((120, 120, 3), 6, "uint8")
+    pixels.reshape(-1, 3)[:5000] = stray
+    model = fit(full(pixels), bandwidth=5.0)
+    assert model.modes == ((6.0, 6.0, 6.0),)
+    assert model.orphans == pytest.approx(5000 / 14_400)
+
+
 def test_too_many_modes_say_what_to_do() -> None:
     noise = full(np.random.default_rng(0).integers(0, 256, (160, 160, 3)).astype("uint8"))
     for bandwidth in (12.0, 0.5):
