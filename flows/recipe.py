@@ -133,7 +133,7 @@ class Recipe:
             "objects": described(self.objects),
             "maskloom": version("maskloom"),
         }
-        return Work(self.name, digest(settings)[:16], settings)
+        return Work(self.name, digest(settings)[:16], settings, apart_by_crs=self.objects is not None)
 
     def order(self, run_id: str) -> Order:
         """What all jobs of a run have in common."""

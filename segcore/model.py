@@ -54,9 +54,8 @@ class Footprint:
     """Time for one pixel, in times of a threshold. Decides how large an image must be before several workers share it."""
 
 
-@runtime_checkable
-class Segmenter(Protocol):
-    """A model that is ready to run."""
+class Ready(Protocol):
+    """What all models have in common that are ready to run."""
 
     @property
     def footprint(self) -> Footprint:
@@ -77,12 +76,17 @@ class Segmenter(Protocol):
         """The image with the bands that the model wants. Raises `ModelMismatch` where the image does not suit."""
         ...
 
-    def segment(self, block: Block) -> Labels:
-        """A label for every pixel of the block."""
-        ...
-
     def provenance(self) -> Mapping[str, Any]:
         """What was fitted or chosen (thresholds, centres, number of clusters), as JSON values for the tables."""
+        ...
+
+
+@runtime_checkable
+class Segmenter(Ready, Protocol):
+    """A model that gives every pixel a class."""
+
+    def segment(self, block: Block) -> Labels:
+        """A label for every pixel of the block."""
         ...
 
 
@@ -99,27 +103,8 @@ class Scorer(Segmenter, Protocol):
 
 
 @runtime_checkable
-class ObjectSegmenter(Protocol):
-    """A model that finds objects and is ready to run. Class 0 is background."""
-
-    @property
-    def footprint(self) -> Footprint:
-        """What it asks of the tiling and of memory."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of its classes, by class id; the first is that of the background."""
-        ...
-
-    @property
-    def exactness(self) -> Exactness:
-        """How its output under tiling relates to the whole image's."""
-        ...
-
-    def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the bands that the model wants. Raises `ModelMismatch` where the image does not suit."""
-        ...
+class ObjectSegmenter(Ready, Protocol):
+    """A model that finds objects. Class 0 is background."""
 
     def fragment(self, block: Block) -> Fragments:
         """What the block alone tells of the objects in its core."""
@@ -127,10 +112,6 @@ class ObjectSegmenter(Protocol):
 
     def join(self, grid: Grid, seams: Sequence[Seam]) -> Sequence[Grouping]:
         """Which fragments of all tiles are one object, from the seams of all tiles in the order of the grid; one grouping a tile."""
-        ...
-
-    def provenance(self) -> Mapping[str, Any]:
-        """What was fitted or chosen, as JSON values for the tables."""
         ...
 
 

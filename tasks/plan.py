@@ -64,6 +64,8 @@ class Work:
     name: str
     fingerprint: str
     settings: Mapping[str, Any]
+    apart_by_crs: bool = False
+    """Whether images with and without a CRS go into shards of their own: geometries in degrees and in pixels do not share a file."""
 
 
 def read_committed(store: Store) -> dict[str, Committed]:
@@ -145,7 +147,7 @@ def make_plan(work: Work, head: Head, identity: str, items: Sequence[Item], comm
         sequence=head.sequence + 1,
         fingerprint=work.fingerprint,
         settings=work.settings,
-        shards=tuple(_shards(identity, items, committed)),
+        shards=tuple(_shards(identity, items, committed, work.apart_by_crs)),
     )
 
 
@@ -195,7 +197,7 @@ def read_plan(store: Store, identity: str) -> Plan | None:
     return Plan(**header, shards=tuple(Shard(file, tuple(items)) for file, items in shards.items()))
 
 
-def _shards(identity: str, items: Sequence[Item], committed: Mapping[str, Committed]) -> Iterator[Shard]:
+def _shards(identity: str, items: Sequence[Item], committed: Mapping[str, Committed], apart_by_crs: bool) -> Iterator[Shard]:
     rewritten: dict[str, list[Item]] = {}
     new: list[Item] = []
     for item in items:
@@ -203,9 +205,8 @@ def _shards(identity: str, items: Sequence[Item], committed: Mapping[str, Commit
         (new if row is None else rewritten.setdefault(row.file, [])).append(item)
     for file, members in sorted(rewritten.items()):
         yield Shard(file, tuple(members))
-    # Geometries in degrees and in pixels do not go into one file.
-    placed = [item for item in new if item.spec is not None and item.spec.space.crs is not None]
-    others = [item for item in new if item.spec is None or item.spec.space.crs is None]
+    placed = [item for item in new if apart_by_crs and item.spec is not None and item.spec.space.crs is not None]
+    others = [item for item in new if not apart_by_crs or item.spec is None or item.spec.space.crs is None]
     for number, group in enumerate((*_groups(placed), *_groups(others))):
         yield Shard(f"{identity}-{number:05d}.parquet", tuple(group))
 

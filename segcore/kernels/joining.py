@@ -9,37 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from segcore.kernels.compiling import exactly
+from segcore.kernels.disjoint import unite
 
 HOLE, NO_DATA, FIRST_CLASS = 1, 2, 3
 """Codes of what may be part of a hole (and what is `seen` by holes that are none), of pixels without data, of the first class."""
-
-
-# ---- disjoint sets -------------------------------------------------------------------------------------------------
-
-
-@exactly
-def _root(parent, i):  # type: ignore[no-untyped-def]
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = parent[i]
-    return i
-
-
-@exactly
-def unite(parent, i, j):  # type: ignore[no-untyped-def]
-    """Make the sets of i and j one."""
-    i, j = _root(parent, i), _root(parent, j)
-    if i < j:
-        parent[j] = i
-    else:
-        parent[i] = j
-
-
-@exactly
-def flatten(parent):  # type: ignore[no-untyped-def]
-    """Point every member at its root."""
-    for i in range(parent.size):
-        parent[i] = parent[parent[i]]
 
 
 @exactly

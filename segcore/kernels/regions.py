@@ -1,27 +1,13 @@
-"""Compiled loops of regions from edge weights (`regions.py`, which says what is done and why). Import only inside functions."""
+"""Compiled loops of regions from edge weights (`regions.py`, which says what is done and why)."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from segcore.kernels.compiling import exactly
+from segcore.kernels.disjoint import root_of, unite
 
 _NO_EDGE = np.uint32(np.float32(np.inf).view(np.uint32))
-
-
-@exactly
-def _root(parents, node):  # type: ignore[no-untyped-def]
-    while parents[node] != node:
-        parents[node] = parents[parents[node]]
-        node = parents[node]
-    return node
-
-
-@exactly
-def _tie(parents, one, other):  # type: ignore[no-untyped-def]
-    """Join two sets under the root that comes first."""
-    one, other = _root(parents, one), _root(parents, other)
-    parents[max(one, other)] = min(one, other)
 
 
 @exactly
@@ -34,15 +20,15 @@ def label_joined(right, down, valid, labels):  # type: ignore[no-untyped-def]
             at = row * columns + column
             parents[at] = at
             if column > 0 and right[row, column - 1] < 1:
-                _tie(parents, at - 1, at)
+                unite(parents, at - 1, at)
             if row > 0 and down[row - 1, column] < 1:
-                _tie(parents, at - columns, at)
+                unite(parents, at - columns, at)
     count = 0
     for at in range(rows * columns):
         row, column = at // columns, at % columns
         labels[row, column] = 0
         if valid[row, column]:
-            first = _root(parents, at)
+            first = root_of(parents, at)
             if first == at:
                 count += 1
                 labels[row, column] = count
@@ -105,8 +91,8 @@ def merge_small(keys, labels, least, sets, events, members):  # type: ignore[no-
         place = np.int64(key & np.uint64(0xFFFFFFFF))
         at = place >> 1
         to = at + (columns if place & 1 else 1)
-        one = _root(parents, np.int64(labels[at // columns, at % columns]))
-        other = _root(parents, np.int64(labels[to // columns, to % columns]))
+        one = root_of(parents, np.int64(labels[at // columns, at % columns]))
+        other = root_of(parents, np.int64(labels[to // columns, to % columns]))
         if one == other or (sizes[one] >= least and sizes[other] >= least):
             continue
         small = sizes[one] < least, sizes[other] < least
@@ -133,7 +119,7 @@ def number_sets(parents):  # type: ignore[no-untyped-def]
     fragments = np.zeros(parents.size, np.uint32)
     count = 0
     for label in range(1, parents.size):
-        root = _root(parents, label)
+        root = root_of(parents, label)
         if root == label:
             count += 1
             fragments[label] = count
@@ -147,10 +133,10 @@ def replay(ones, others, sure, sizes, least):  # type: ignore[no-untyped-def]
     """Merge leaves along sorted edges: always where `sure`, else where one side is smaller than `least`; the set of each leaf."""
     parents = np.arange(sizes.size)
     for i in range(ones.size):
-        one, other = _root(parents, ones[i]), _root(parents, others[i])
+        one, other = root_of(parents, ones[i]), root_of(parents, others[i])
         if one != other and (sure[i] or sizes[one] < least or sizes[other] < least):
             parents[max(one, other)] = min(one, other)
             sizes[min(one, other)] += sizes[max(one, other)]
     for node in range(parents.size):
-        parents[node] = _root(parents, node)
+        parents[node] = root_of(parents, node)
     return parents

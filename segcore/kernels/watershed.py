@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from segcore.kernels.compiling import exactly
+from segcore.kernels.disjoint import root_of
 
 _DIAGONAL = 2.0**0.5
 
@@ -64,14 +65,6 @@ def descending(squares: Any, highest: Any) -> Any:
 
 
 @exactly
-def _root(basins: Any, place: Any) -> Any:
-    while basins[place] != place:
-        basins[place] = basins[basins[place]]
-        place = basins[place]
-    return place
-
-
-@exactly
 def _reached(classes: Any, basins: Any, place: Any, near: Any) -> Any:
     """How many neighbours of a pixel have its class and a basin already; their flat places, row by row, in `near`."""
     height, width = classes.shape
@@ -119,10 +112,10 @@ def flood(classes: Any, squares: Any, order: Any, prominence: Any) -> Any:
             if slope > steepest:
                 steepest, root = slope, near[i]
         if count:
-            root = np.int64(_root(basins, root))
+            root = np.int64(root_of(basins, root))
         basins[place] = root
         for i in range(count):
-            other = np.int64(_root(basins, near[i]))
+            other = np.int64(root_of(basins, near[i]))
             if other != root:
                 root = _united(flat, basins, (root, other), own, prominence)
     return _numbered(basins, height, width)
@@ -135,7 +128,7 @@ def _numbered(basins: Any, height: Any, width: Any) -> Any:
     count = 0
     for place in range(basins.size):
         if basins[place] >= 0:
-            root = _root(basins, place)
+            root = root_of(basins, place)
             if number_of[root] == 0:
                 count += 1
                 number_of[root] = count

@@ -94,7 +94,8 @@ class Parts:
         """Which fragments of all tiles are one part, from the seams that `fragment` made, in the order of the grid."""
         if len(grid) == 1:
             return [Grouping.none()]
-        from segcore.kernels.joining import flatten, gather_seen, meet_edges, tie_pairs
+        from segcore.kernels.disjoint import flatten
+        from segcore.kernels.joining import gather_seen, meet_edges, tie_pairs
 
         counts = np.array([len(seam["codes"]) for seam in seams])
         offsets = np.cumsum([0, *counts])[:-1]
@@ -206,7 +207,8 @@ def _keep(found: _Found, min_size: int) -> tuple[NDArray[np.int64], NDArray[np.u
 def _fill(found: _Found, full: bool, min_size: int) -> tuple[NDArray[np.int64], NDArray[np.uint32], Seam]:
     """As `_keep`, after holes that lie inside the core were filled. `full` says how holes are connected."""
     from segcore.kernels.connected import meet_runs
-    from segcore.kernels.joining import flatten, tie_pairs
+    from segcore.kernels.disjoint import flatten
+    from segcore.kernels.joining import tie_pairs
 
     n = len(found.sizes)
     seen = np.zeros(n, np.uint16)
