@@ -71,6 +71,8 @@ def audit(recipe: Recipe, pixels: int, tile: int | None) -> Audit:
     differing = (whole.values != tiled.values) & whole.valid
     lines += _objects(whole, tiled, side) if isinstance(whole_model, ObjectSegmenter) else _classes(whole_model, whole, tiled)
     count = int(np.count_nonzero(differing))
+    if count and whole_model.exactness is Exactness.EXACT_IF_SMALLER_THAN_HALO:
+        lines.append("Objects larger than the halo may differ; a larger halo makes them equal.")
     lines.append(f"differing pixels: {count} of {int(np.count_nonzero(whole.valid))}")
     if count:
         name = f"runs/audit/{item.source.image_id}.png"

@@ -24,6 +24,7 @@ from segcore.manifest import digest
 from segcore.methods.composed import Composed
 from segcore.model import SEGMENTERS, Fitter, Model, ObjectSegmenter, SegmenterRecipe
 from segcore.raster import FORMATS
+from segcore.registry import Registry
 from segcore.statistic import STATISTICS, Statistic
 from segcore.statistics.objects import Objects
 from segcore.storage import filesystem
@@ -32,8 +33,10 @@ from tasks.plan import Work
 
 _SECRETS = re.compile(r"secret|password|passwd|token|credential|^key$|access_key", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
-TABLES: Mapping[str, Any] = {**STATISTICS, "objects": Objects}
+TABLES: Registry[Any] = Registry("statistic")
 """What `statistics` may name."""
+for _name, _kind in (*STATISTICS.items(), ("objects", Objects)):
+    TABLES.register(_name)(_kind)
 DEFAULT_TILE = 2048
 _SMALLEST_TILE = 16
 
@@ -88,7 +91,7 @@ class _File(pydantic.BaseModel):
     """collection: one model for all images, so that class 1 means the same everywhere. image: each image has its own."""
     tiling: Tiling = pydantic.Field(default_factory=lambda: Tiling(tile=DEFAULT_TILE))
     """How images are cut."""
-    statistics: list[str | dict[str, Any]] | None = None
+    statistics: list[str | dict[str, Any]] | str | dict[str, Any] | None = None
     """Tables beside `images`. `area` always runs; `objects` does, unless this is set, where masks are of objects. See `maskloom list statistics`."""
     cluster: dict[str, Any] | str = "local"
     """Where the work is done: local (processes of this machine), serial (this process), address (an existing Dask scheduler)."""
@@ -172,9 +175,12 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     _refuse_secrets(file.storage)
     wanted = {"kind": "ensemble", "members": file.segmenter} if isinstance(file.segmenter, list) else file.segmenter
     section: SegmenterRecipe = build(SEGMENTERS, wanted, "segmenter")
-    segmenter = section.start()
+    try:
+        segmenter = section.start()
+    except RecipeError as error:
+        raise RecipeError(f"segmenter: {error}") from error
     tables = {"area": build(TABLES, "area", "statistics")}
-    for i, entry in enumerate(_default_tables(segmenter) if file.statistics is None else file.statistics):
+    for i, entry in enumerate(_wanted_tables(file.statistics, segmenter)):
         kind = entry if isinstance(entry, str) else str(entry.get("kind"))
         tables[kind] = build(TABLES, entry, f"statistics.{i}")
     if file.format is not None and file.format not in FORMATS:
@@ -199,6 +205,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     )
     if "://" not in recipe.output and Path(recipe.output).exists() and not Path(recipe.output).is_dir():
         raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
+    _refuse_unknown_classes(recipe)
     _refuse_unknown_stores(recipe)
     _refuse_memory_on_processes(recipe)
     return recipe
@@ -211,8 +218,20 @@ def described(value: Any) -> Any:
     return [described(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _default_tables(segmenter: Fitter | Model) -> list[str | dict[str, Any]]:
-    return ["objects"] if isinstance(segmenter, ObjectSegmenter | Composed) else []
+def _wanted_tables(
+    named: list[str | dict[str, Any]] | str | dict[str, Any] | None, segmenter: Fitter | Model
+) -> list[str | dict[str, Any]]:
+    if named is None:
+        return ["objects"] if isinstance(segmenter, ObjectSegmenter | Composed) else []
+    return named if isinstance(named, list) else [named]
+
+
+def _refuse_unknown_classes(recipe: Recipe) -> None:
+    model = recipe.segmenter
+    known = model.expected_classes if isinstance(model, Fitter) else model.classes
+    for name in (recipe.objects.classes or ()) if recipe.objects is not None and known else ():
+        if name not in known:
+            raise RecipeError(f"statistics.objects.classes: the mask has no class {name!r}. Its classes are {', '.join(known)}.")
 
 
 def effective_tile(tile: int) -> int:

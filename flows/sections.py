@@ -24,7 +24,7 @@ import pydantic
 from segcore.errors import RecipeError
 from segcore.model import SEGMENTERS, SegmenterRecipe
 
-_UNION_MEMBER = re.compile(r"^(str|int|float|bool|none|constrained-.*|function-.*)$|\[")
+_UNION_MEMBER = re.compile(r"^(str|int|float|bool|none|constrained-.*|function-.*|[A-Z]\w*)$|\[")
 
 
 def build(registry: Mapping[str, Any], value: Any, path: str) -> Any:

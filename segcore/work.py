@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce, singledispatch
 from itertools import islice
@@ -45,8 +45,9 @@ from segcore.jobs import (
 from segcore.legend import Legend
 from segcore.manifest import Failure, Item, Receipt, Source, canonical
 from segcore.model import Fitter, Model
+from segcore.objects.rows import rows_in_order
 from segcore.objects.sketch import Placement, Sketch, place_objects
-from segcore.objects.table import Measures, schema
+from segcore.objects.table import Measures
 from segcore.packing import Blobs, unpack_table
 from segcore.parts import Measured, Part, StagedPart, States, merge_parts, merge_states
 from segcore.preview import PreviewPart, preview_stride, render_preview
@@ -183,7 +184,7 @@ def finish_image(job: FinishJob) -> Receipt:
     states = reduce(lambda a, b: merge_states(a, b, order.statistics), (part.states for part in staged))
     seconds = sum(part.seconds for part in staged)
     receipt = _publish(canvas, job.item, pieces, previews, job.objects)
-    tables = _stage_objects(canvas, job.item, (each for part in staged for each in part.measures(store)))
+    tables = _stage_objects(canvas, job.item, lambda: (each for part in staged for each in part.measures(store)))
     seconds += time.perf_counter() - started
     return replace(receipt, rows=_rows(canvas, states), tables=tables, seconds=seconds)
 
@@ -229,7 +230,7 @@ def _segment_image(order: Order, item: Item) -> Receipt:
     except (ImageError, FitError) as error:
         classes = order.model.expected_classes if isinstance(order.model, Fitter) else order.model.classes
         return replace(failed(order, item, Failure.of(error), classes), seconds=time.perf_counter() - started)
-    tables = _stage_objects(canvas, item, iter(whole.measured))
+    tables = _stage_objects(canvas, item, lambda: iter(whole.measured))
     return replace(receipt, rows=_rows(canvas, whole.states), tables=tables, seconds=time.perf_counter() - started)
 
 
@@ -284,22 +285,21 @@ def _publish(canvas: Canvas, item: Item, pieces: Iterator[Piece], previews: list
     )
 
 
-def _stage_objects(canvas: Canvas, item: Item, measured: Iterable[Measured]) -> dict[str, str]:
-    """Stage the rows of the image's objects; the name of the file by that of the table. Nothing where no table is asked for."""
+def _stage_objects(canvas: Canvas, item: Item, measured: Callable[[], Iterator[Measured]]) -> dict[str, str]:
+    """Stage the rows of the image's objects; the name of the file by that of the table. Nothing where no table is asked for.
+
+    `measured` gives what each tile has measured, in the order of the tiles; it is asked twice.
+    """
     order = canvas.order
     if order.objects is None:
         return {}
     name = f"{staging_folder(order, item)}/objects.arrow"
-    spanning: list[Measures] = []
+    spanning = canvas.rows_of(Measures.concatenate([Measures.from_bytes(each.spanning) for each in measured()]))
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with (
-        Store(order.output).writing(name) as out,
-        pa.ipc.new_stream(out, schema(max(canvas.source.bands)), options=options) as rows,
-    ):
-        for each in measured:
-            rows.write_table(unpack_table(each.rows))
-            spanning.append(Measures.from_bytes(each.spanning))
-        rows.write_table(canvas.rows_of(Measures.concatenate(spanning)))
+    with Store(order.output).writing(name) as out, pa.ipc.new_stream(out, spanning.schema, options=options) as stream:
+        tiles = (unpack_table(each.rows) for each in measured())
+        for rows in rows_in_order(tiles, spanning, canvas.grid.counts[1]):
+            stream.write_table(rows)
     return {Objects.table: name}
 
 

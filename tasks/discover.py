@@ -48,7 +48,7 @@ def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> li
             if not uri.startswith(ours):
                 found.setdefault(uri, info)
         if len(found) == before:
-            log.warning("The input %r matches no image that is not listed already.", entry)
+            log.warning("The input %r adds no image: it matches none, or only images that other inputs give too.", entry)
     if not found:
         raise RecipeError(
             f"inputs: {', '.join(map(repr, inputs))} match no image. Give a file, a glob such as 'scenes/**/*.tif', a folder with images "

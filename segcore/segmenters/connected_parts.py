@@ -142,7 +142,8 @@ class ConnectedPartsModel:
 
     def provenance(self) -> Mapping[str, Any]:
         """What the inner segmenter tells, and which of its classes were taken apart."""
-        return {"of": dict(self.inner.provenance()), "parts": list(self.classes[1:])}
+        rule = {"connectivity": self.connectivity, "min_size": self.min_size, "fill_holes": self.fill_holes}
+        return {"of": dict(self.inner.provenance()), "parts": list(self.classes[1:]), **rule}
 
     @property
     def _ids(self) -> NDArray[np.uint16]:

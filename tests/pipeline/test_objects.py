@@ -165,3 +165,24 @@ def test_audit_finds_no_difference(collection, maskloom, kind):
 
     assert result.exit_code == 0, result.output
     assert "differing pixels: 0 of" in result.output
+
+
+def test_rows_come_in_the_order_of_ids(collection, maskloom, monkeypatch):
+    monkeypatch.setattr(bundles, "PART_PIXELS", 2**16)
+
+    assert maskloom("run", collection.recipe(segmenter=PARTS), *QUIET, "--set", "tiling.tile=64").exit_code == 0
+
+    for path in (collection.output / "tables" / "objects").iterdir():
+        table = pq.read_table(path, columns=["image_id", "object_id"]).to_pylist()
+        for image_id in {row["image_id"] for row in table}:
+            ids = [row["object_id"] for row in table if row["image_id"] == image_id]
+            assert ids == sorted(ids)
+
+
+def test_classes_that_the_mask_has_not_are_refused_before_any_work(collection, maskloom):
+    recipe = collection.recipe(segmenter="threshold", statistics=[{"kind": "objects", "classes": ["crop"]}])
+
+    result = maskloom("run", recipe, *QUIET)
+
+    assert result.exit_code == 2
+    assert "background, foreground" in result.output

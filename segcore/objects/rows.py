@@ -1,0 +1,38 @@
+"""Rows of objects in the order of their ids, so that a table does not show the tiling.
+
+Ids count objects by their first pixels, row by row. So the objects that begin in one row of tiles have lower ids than those that begin in the
+next, and a row of tiles is all that must be sorted at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_ID = "object_id"
+
+
+def rows_in_order(tiles: Iterable[pa.Table], spanning: pa.Table, across: int) -> Iterator[pa.Table]:
+    """All rows by ascending id, some at a time.
+
+    `tiles` are the rows of the objects that lie in one tile, in the order of the tiles, `across` of them in a row of tiles; `spanning` are those
+    of objects that lie in several.
+    """
+    rest = spanning.sort_by(_ID)
+    waiting = rest.slice(0, 0)
+    source = iter(tiles)
+    while row := list(islice(source, across)):
+        begun = pa.concat_tables(row)
+        if len(begun):
+            before = _first_from(rest, pc.min(begun[_ID]).as_py())
+            yield pa.concat_tables([waiting, rest.slice(0, before)]).sort_by(_ID)
+            rest, waiting = rest.slice(before), begun
+    yield pa.concat_tables([waiting, rest]).sort_by(_ID)
+
+
+def _first_from(table: pa.Table, least: int) -> int:
+    """How many rows of a sorted table have lower ids."""
+    return int(pc.sum(pc.less(table[_ID], least)).as_py() or 0)
