@@ -296,3 +296,7 @@ def _say_removed(inventory: Inventory) -> None:
 
 def _location(output: str) -> str:
     return output.rstrip("/") if "://" in output else str(Path(output).resolve())
+
+
+if __name__ == "__main__":
+    main()

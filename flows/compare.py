@@ -1,20 +1,22 @@
 """Compare: what several segmenters make of one image, side by side in one picture.
 
-The image (of a very large one its middle) is reduced to at most 480 pixels a side, and each segmenter is fitted to and run on that. Every cell of
-the picture shows twice what one found: the boundaries of its classes or objects over the photo, and below it the mean colour of each.
+Each segmenter is fitted to and run on the pixels of the image itself (of one larger than a megapixel, its middle), so what it finds is what a run
+with the same parameters finds there. Only the drawing is shrunk. Every cell of the picture shows twice what one found: the boundaries of its
+classes or objects over the photo, and below it the mean colour of each. Boundaries are those between the labels of the drawn pixels, so they
+stay one pixel wide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flows.sections import build
 from segcore import segmenters  # noqa: F401  (its import fills the registry)
-from segcore.errors import RunError, StoreError
+from segcore.errors import RecipeError, RunError, StoreError
 from segcore.geometry import Box, Tile
 from segcore.jobs import DescribeJob
 from segcore.manifest import Source
@@ -30,11 +32,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segcore.geometry import Shape
-    from segcore.model import Model
+    from segcore.model import Fitter, Model
     from segcore.raster import RasterSpec
 
-Kind = str | Mapping[str, Any]
-"""A segmenter as in a recipe: a kind, or `kind` and parameters."""
+Kind = str | Mapping[str, Any] | list[Any]
+"""A segmenter as in a recipe: a kind, or `kind` and parameters, or a list of such, which is an ensemble."""
 
 CLASSICAL: tuple[Kind, ...] = (
     {"kind": "threshold", "method": "otsu"},
@@ -48,33 +50,35 @@ CLASSICAL: tuple[Kind, ...] = (
 """All classical segmenters, with parameters that suit a photo."""
 
 _LARGEST_SIDE = 480
-_MOST_PIXELS = 2**26
+_MOST_PIXELS = 10**6
 _CELLS_ACROSS = 4
 _NARROWEST = 240
 _GAP, _TITLE, _TITLE_SIZE, _TEXT_SIZE = 12, 46, 18, 13
 _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 _BOUNDARY, _NO_DATA = (255, 220, 0), 54
+_NOTE = "above: boundaries\nbelow: mean colour of each class or object"
 
 
-@dataclass(frozen=True, slots=True)
-class Reduced:
-    """A region of an image file, shrunk to fit into a cell; one pixel is the mean of those that it covers."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """A region of an image file that is read once for each choice of bands, however many segmenters look at it."""
 
     region: Region
+    read: dict[tuple[int, ...], Block] = field(default_factory=dict)
+    """The whole region by bands."""
 
     @property
     def spec(self) -> RasterSpec:
-        """The region's header with the reduced shape."""
-        shape = self.region.spec.shape
-        scale = min(1.0, _LARGEST_SIDE / max(shape))
-        return replace(self.region.spec, shape=tuple(max(1, round(n * scale)) for n in shape))
+        """The region's header."""
+        return self.region.spec
 
     def block(self, tile: Tile, spec: RasterSpec) -> Block:
-        """A tile of the reduced region. Raises `ReadError`."""
-        whole = Box.whole(self.region.spec.shape)
-        full = self.region.block(Tile((0, 0), whole, whole), replace(spec, shape=whole.shape))
-        pixels, valid = _shrunk(full.pixels, full.valid, self.spec.shape)
-        return Block(tile, pixels[tile.read.slices], valid[tile.read.slices], spec)
+        """A copy of a tile of the region. Raises `ReadError`."""
+        if spec.bands not in self.read:
+            whole = Box.whole(spec.shape)
+            self.read[spec.bands] = self.region.block(Tile((0, 0), whole, whole), spec)
+        kept, place = self.read[spec.bands], tile.read.slices
+        return Block(tile, kept.pixels[place].copy(), kept.valid[place].copy(), spec)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +90,7 @@ class Cell:
     over_photo: NDArray[np.uint8]
     """The photo with boundaries."""
     colours: NDArray[np.uint8] | None
-    """The mean colour of each class or object. None: nothing below."""
+    """The mean colour of each class or object. None: the cell is the photo's own."""
 
 
 def compare(image_path: str, kinds: Sequence[Kind] | None, out_png: Path) -> None:
@@ -97,21 +101,38 @@ def compare(image_path: str, kinds: Sequence[Kind] | None, out_png: Path) -> Non
     """
     if kinds is None:
         kinds = [kind for kind in CLASSICAL if isinstance(kind, Mapping) and kind["kind"] in SEGMENTERS]
-    recipes = [build(SEGMENTERS, kind, f"segmenter {number}") for number, kind in enumerate(kinds, 1)]
-    scene = Reduced(Region.middle(_header(image_path), _MOST_PIXELS))
+    sections = [_section(kind) for kind in kinds]
+    starts = [_start(section, f"segmenter {number}") for number, section in enumerate(sections, 1)]
+    image = _header(image_path)
+    scene = Kept(Region.middle(image, _MOST_PIXELS))
     whole = Box.whole(scene.spec.shape)
-    block = scene.block(Tile((0, 0), whole, whole), scene.spec)
-    photo = _shown(block)
-    note = "above: boundaries · below: mean colour of each class or object"
-    cells = [Cell(image_path.replace("\\", "/").rsplit("/", 1)[-1], note, photo, None)]
-    for kind, recipe in zip(kinds, recipes, strict=True):
-        model = fit_to(recipe.start(), [scene])
-        cells.append(_cell(kind, model, segment_scene(model, scene), photo))
+    photo = _shown(scene.block(Tile((0, 0), whole, whole), scene.spec))
+    part = "" if whole.shape == image.shape else f"middle {_size(whole.shape)} of "
+    name = image_path.replace("\\", "/").rsplit("/", 1)[-1]
+    cells = [Cell(name, f"{part}{_size(image.shape)} pixels", _shrunk(photo), None)]
+    for section, start in zip(sections, starts, strict=True):
+        model = fit_to(start, [scene])
+        cells.append(_cell(section, model, segment_scene(model, scene), photo))
     picture = _draw(cells)
     try:
         picture.save(out_png, "PNG")
     except OSError as error:
         raise StoreError(f"Cannot write {out_png}: {error}. Check that its folder exists and can be written.") from error
+
+
+def _section(kind: Kind) -> Mapping[str, Any]:
+    if isinstance(kind, str):
+        return {"kind": kind}
+    return {"kind": "ensemble", "members": kind} if isinstance(kind, list) else kind
+
+
+def _start(section: Mapping[str, Any], path: str) -> Fitter | Model:
+    recipe = build(SEGMENTERS, section, path)
+    try:
+        started: Fitter | Model = recipe.start()
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    return started
 
 
 def _header(path: str) -> RasterSpec:
@@ -128,20 +149,6 @@ def _header(path: str) -> RasterSpec:
     return item.spec
 
 
-def _shrunk(pixels: NDArray[Any], valid: NDArray[np.bool_], shape: Shape) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Means of the valid pixels that each pixel of the new shape covers, in the pixels' own type."""
-    if valid.shape == shape:
-        return pixels, valid
-    import cv2
-
-    size = shape[::-1]
-    weight = cv2.resize(valid.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    bands = [np.where(valid, pixels[..., band], 0).astype(np.float32) for band in range(pixels.shape[-1])]
-    sums = np.stack([cv2.resize(band, size, interpolation=cv2.INTER_AREA) for band in bands], axis=-1)
-    means = sums / np.maximum(weight, 1e-6)[..., None]
-    return (np.rint(means) if pixels.dtype.kind in "bui" else means).astype(pixels.dtype), weight > 0.5
-
-
 def _shown(block: Block) -> NDArray[np.uint8]:
     """The image as people see it: red, green and blue of 8 bits."""
     pixels = block.pixels[..., :3] if block.pixels.shape[-1] >= 3 else np.repeat(block.pixels[..., :1], 3, axis=2)
@@ -152,9 +159,8 @@ def _shown(block: Block) -> NDArray[np.uint8]:
     return np.where(block.valid[..., None], shown, _NO_DATA).astype(np.uint8)
 
 
-def _cell(kind: Kind, model: Model, mask: Mask, photo: NDArray[np.uint8]) -> Cell:
-    section = {"kind": kind} if isinstance(kind, str) else kind
-    told = [f"{name} {value}" for name, value in section.items() if name != "kind" and not isinstance(value, (list, Mapping))]
+def _cell(section: Mapping[str, Any], model: Model, mask: Mask, photo: NDArray[np.uint8]) -> Cell:
+    told = [f"{name} {_told(value)}" for name, value in section.items() if name != "kind"]
     labels = np.where(mask.valid, mask.values.astype(np.int64), -1)
     count = (
         f"{mask.values[mask.valid].max(initial=0)} objects"
@@ -162,7 +168,35 @@ def _cell(kind: Kind, model: Model, mask: Mask, photo: NDArray[np.uint8]) -> Cel
         else f"{len(model.classes)} classes"
     )
     colours = np.where(mask.valid[..., None], _mean_colours(labels, photo), photo)
-    return Cell(section["kind"], " · ".join([*told, count]), _outlined(labels, photo), colours.astype(np.uint8))
+    return Cell(section["kind"], " · ".join([*told, count]), _outlined(_sampled(labels), _shrunk(photo)), _sampled(colours))
+
+
+def _told(value: Any) -> str:
+    """A parameter in few words: of segmenters inside segmenters their kinds."""
+    if isinstance(value, list):
+        return ", ".join(map(_told, value))
+    return str(value["kind"] if isinstance(value, Mapping) and "kind" in value else value)
+
+
+def _drawn_shape(shape: Shape) -> Shape:
+    """The shape in which a picture of this shape is drawn."""
+    scale = min(1.0, _LARGEST_SIDE / max(shape))
+    return tuple(max(1, round(n * scale)) for n in shape)
+
+
+def _shrunk(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The photo as it is drawn: each pixel the mean of those that it covers."""
+    import cv2
+
+    shrunk: NDArray[np.uint8] = cv2.resize(photo, _drawn_shape(photo.shape[:2])[::-1], interpolation=cv2.INTER_AREA)
+    return shrunk
+
+
+def _sampled(array: NDArray[Any]) -> NDArray[Any]:
+    """Labels or their colours as they are drawn: each pixel as the one in the middle of those that it covers."""
+    shape = array.shape[:2]
+    rows, columns = ((2 * np.arange(n) + 1) * size // (2 * n) for n, size in zip(_drawn_shape(shape), shape, strict=True))
+    return array[np.ix_(rows, columns)]
 
 
 def _outlined(labels: NDArray[np.int64], photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -198,8 +232,11 @@ def _draw(cells: Sequence[Cell]) -> Any:
         draw.text((x, y), _fitting(cell.title, title, column - _GAP), _INK, title)
         draw.text((x, y + _TITLE_SIZE + 6), _fitting(cell.text, text, column - _GAP), _FAINT, text)
         picture.paste(Image.fromarray(cell.over_photo), (x, y + _TITLE))
-        if cell.colours is not None:
-            picture.paste(Image.fromarray(cell.colours), (x, y + _TITLE + height + _GAP // 2))
+        below = (x, y + _TITLE + height + _GAP // 2)
+        if cell.colours is None:
+            draw.text(below, _NOTE, _FAINT, text)
+        else:
+            picture.paste(Image.fromarray(cell.colours), below)
     return picture
 
 
@@ -210,3 +247,7 @@ def _fitting(text: str, font: Any, width: int) -> str:
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
+
+
+def _size(shape: Shape) -> str:
+    return " x ".join(str(n) for n in reversed(shape))

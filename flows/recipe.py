@@ -215,6 +215,8 @@ def described(value: Any) -> Any:
     """A dataclass as JSON values that tell its type too, with those inside it."""
     if is_dataclass(value):
         return {"type": type(value).__name__, **{field.name: described(getattr(value, field.name)) for field in fields(value)}}
+    if isinstance(value, Mapping):
+        return {name: described(item) for name, item in value.items()}
     return [described(item) for item in value] if isinstance(value, tuple) else value
 
 

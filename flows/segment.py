@@ -121,7 +121,6 @@ def _flow(recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fano
     plan = orchestrator.stage("plan", _plan, recipe, inventory, fanout)
     tables = Tables(store, plan, recipe.statistics, recipe.objects)
     order = recipe.order(plan.run_id)
-    require_memory(order, (item for shard in plan.shards for item in shard.items), memory_of(recipe.cluster))
     if recipe.fit == "collection":
         order, plan = orchestrator.stage("fit", _fit, order, plan, inventory, fanout, progress)
     bench = Bench(fanout, order, _class_names(order), progress)
@@ -149,10 +148,13 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
     store, work = Store(recipe.output), recipe.work
     head = inventory.head
     identity = identify(work, head, inventory.sources)
+    order, available = recipe.order(identity), memory_of(recipe.cluster)
     interrupted = read_plan(store, identity)
     if interrupted is not None:
+        require_memory(order, (item for shard in interrupted.shards for item in shard.items), available)
         return interrupted
     items = describe_sources(fanout, inventory.pending, recipe.format)
+    require_memory(order, items, available)
     settings = {**work.settings, "libraries": _versions(), "machine": platform.machine(), "python": platform.python_version()}
     plan = make_plan(replace(work, settings=settings), head, identity, items, inventory.committed)
     write_plan(store, plan)
@@ -210,7 +212,7 @@ def _finish(store: Store, plan: Plan, tables: Tables) -> Outcome:
     store.publish(f"runs/{plan.run_id}/manifest.json", json.dumps(manifest, indent=1).encode())
     store.publish(HEAD, json.dumps({"run_id": plan.run_id, "sequence": plan.sequence}).encode())
     for abandoned in (run_id for run_id, parent in planned_runs(store) if parent == plan.parent):
-        # Nobody will go on with runs that wait behind the former head.
+        # This run's, where it was killed between a commit and clearing up; nobody will go on with others behind the former head.
         store.remove(f"{STAGING}/{abandoned}")
     store.sweep()
     return Outcome(plan.run_id, record.done, record.failed, record.pixels, record.failures)

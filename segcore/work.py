@@ -105,7 +105,7 @@ def segment_images(job: ImagesJob) -> tuple[Receipt, ...]:
 def segment_part(job: PartJob) -> PartReceipt:
     """The first pass over some tiles of a large image. A part that is staged already is left as it is."""
     store = Store(job.order.output)
-    if store.exists(job.name):
+    if store.exists(job.name) and (store.exists(job.sketches) or not job.order.joins):
         return PartReceipt()
     started = time.perf_counter()
     try:

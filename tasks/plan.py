@@ -112,7 +112,7 @@ def read_head(store: Store) -> Head:
 
 def planned_runs(store: Store) -> list[tuple[str, str | None]]:
     """The runs with staged parts that were planned: their ids, and the run that each follows."""
-    waiting = {name.split("/")[1] for name in store.names(STAGING, ".part")}
+    waiting = {name.split("/")[1] for name in store.names(STAGING, "") if name.count("/") > 1}
     plans = ((run_id, f"runs/{run_id}/plan.json") for run_id in sorted(waiting))
     return [(run_id, json.loads(store.read(name))["parent"]) for run_id, name in plans if store.exists(name)]
 

@@ -50,3 +50,13 @@ def assert_same_results(a: Path, b: Path) -> None:
     assert tables == sorted(path.name for path in (b / "tables").iterdir())
     for table in tables:
         assert read_table(a, table) == read_table(b, table), f"the table {table} differs"
+
+
+def write_tiff(path: Path, pixels: np.ndarray, **profile: object) -> None:
+    """Write (height, width, bands) as a tiled, compressed TIFF."""
+    height, width, bands = pixels.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", height=height, width=width, count=bands, dtype=pixels.dtype, tiled=True, blockxsize=256, blockysize=256,
+        compress="deflate", **profile,
+    ) as file:  # fmt: skip
+        file.write(np.moveaxis(pixels, -1, 0))

@@ -42,8 +42,9 @@ _REACH: dict[Kernel, float] = {"flat": 1.0, "epanechnikov": 1.0, "gaussian": 3.0
 """Where the kernel is cut off, in bandwidths."""
 _MOST_STEPS = 300
 _SUBSET = 1024
-_NEAREST_OF_ONE_BAND, _NEAREST_OF_MORE = 0.1, 0.05
-"""Share of the subset within the bandwidth. With these, photographs of half a megapixel get 3 to 20 classes."""
+_NEAREST_OF_ONE, _NEAREST_OF_MORE, _THIN = 0.1, 0.05, 0.1
+"""Shares: of the subset within the bandwidth, where values spread in one direction and in more; and of the bandwidth, the least
+spread along a direction that counts."""
 _MOST_ENDS = 2**12
 
 
@@ -67,8 +68,8 @@ class Lattice:
     def arrays(self) -> tuple[float, Floats, Floats, Keys]:
         """Itself as the kernels want it.
 
-        Where the cells are fewer than 2**64 each has a key of its own; beyond, two occupied ones with one key are as improbable
-        as a collision of hashes (extents are made odd for that, or strides would become 0).
+        Fewer than 2**64 cells have keys of their own; of more, two occupied ones with one key are as improbable as a collision of
+        hashes (extents are made odd for that, or strides would become 0).
         """
         strides = [1]
         for extent in self.extents[:-1]:
@@ -125,22 +126,35 @@ def different_values(dataset: Dataset) -> tuple[NDArray[np.generic], Floats]:
 def auto_bandwidth(values: NDArray[np.generic], weights: Floats, kernel: Kernel, seed: int) -> float:
     """A bandwidth that suits the spread of the values (channels, n).
 
-    The rule is that of `sklearn.cluster.estimate_bandwidth`: the mean distance to the nearest twentieth (tenth, for one band) of a
-    subset of 1,024 pixels, one drawn by `seed` from each 1,024th of the weight. Where that is 0 (few colours, each of them
-    frequent) it is half the mean distance to the nearest other value; 1 where there is but one value.
+    The rule is that of `sklearn.cluster.estimate_bandwidth`: the mean distance to the nearest twentieth (tenth, where the values lie
+    along a line) of a subset of 1,024 pixels, one drawn by `seed` from each 1,024th of the weight. Where that is 0 (few colours, each
+    of them frequent) it is half the mean distance to the nearest other value; 1 where there is but one value.
 
-    That is for the flat kernel. The others get the bandwidth with which their windows have the same standard deviation.
+    That is for the flat kernel. The others get the bandwidth with which their windows have the same standard deviation along the
+    directions that the values spread in, so that grey kept as red, green and blue is clustered as grey.
     """
     mass = np.cumsum(weights)
     lots = (np.arange(_SUBSET) + np.random.default_rng(seed).random(_SUBSET)) / _SUBSET * mass[-1]
     subset = values[:, np.searchsorted(mass, lots, side="right").clip(0, mass.size - 1)].astype(np.float64)
-    nearest = int((_NEAREST_OF_ONE_BAND if len(values) == 1 else _NEAREST_OF_MORE) * _SUBSET) - 1
-    bandwidth = float(np.sqrt(np.partition(_squares(subset), nearest, axis=1)[:, nearest]).mean())
+    bandwidth = _mean_reach(_squares(subset), int(_NEAREST_OF_MORE * _SUBSET))
+    directions = _directions(subset, _THIN * bandwidth)
+    if directions == 1:
+        bandwidth = _mean_reach(_squares(subset), int(_NEAREST_OF_ONE * _SUBSET))
     if bandwidth == 0:
         bandwidth = _half_gap(np.unique(subset, axis=1)) or _half_gap(values[:, :: -(-weights.size // _SUBSET)]) or 1.0
-    channels = len(values)
-    scale = {"flat": 1.0, "epanechnikov": ((channels + 4) / (channels + 2)) ** 0.5, "gaussian": (channels + 2) ** -0.5}
+    scale = {"flat": 1.0, "epanechnikov": ((directions + 4) / (directions + 2)) ** 0.5, "gaussian": (directions + 2) ** -0.5}
     return float(bandwidth * scale[kernel])
+
+
+def _mean_reach(squares: Floats, nearest: int) -> float:
+    """The mean distance of the values to as many as `nearest` of them, themselves among these."""
+    return float(np.sqrt(np.partition(squares, nearest - 1, axis=1)[:, nearest - 1]).mean())
+
+
+def _directions(subset: Floats, thin: float) -> int:
+    """Along how many principal directions, at least 1, the values (channels, n) have a standard deviation above `thin`."""
+    spreads = np.linalg.svd(subset - subset.mean(axis=1, keepdims=True), compute_uv=False) / subset.shape[1] ** 0.5
+    return max(1, int(np.count_nonzero(spreads > max(thin, 1e-9 * spreads[0]))))  # 1e-9: rounding spreads a little
 
 
 def _half_gap(values: NDArray[np.generic]) -> float:
@@ -149,8 +163,7 @@ def _half_gap(values: NDArray[np.generic]) -> float:
         return 0.0
     squares = _squares(values.astype(np.float64))
     np.fill_diagonal(squares, np.inf)
-    half_mean: float = 0.5 * np.sqrt(squares.min(axis=1)).mean()
-    return half_mean
+    return float(0.5 * np.sqrt(squares.min(axis=1)).mean())
 
 
 def _squares(values: Floats) -> Floats:

@@ -10,7 +10,6 @@ the fit has not seen. All other values go where their own path leads, which the 
 from __future__ import annotations
 
 import base64
-import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
 LEAST_SHARE = 1e-3
 """Share of the pixels that a basin needs to become a class."""
+_MANY_CLASSES = 50
 _MEMO_PAYS_FROM = 2**16
 """Pixels of a block below which looking up cells beats a table of colours that is not warm yet."""
 _TABLES_KEPT = 2
@@ -47,9 +47,9 @@ _TABLES_KEPT = 2
 class FeatureMeanShift:
     """Clusters of similar pixels, as many as the density of their values has modes."""
 
-    kernel: basins.Kernel = "flat"
+    kernel: basins.Kernel = "gaussian"
     """Weight of a pixel at distance d from the window's centre, with h the bandwidth: flat (1 up to h), epanechnikov (1 - d²/h² up to
-    h), gaussian (exp(-d²/2h²) up to 3 h)."""
+    h), gaussian (exp(-d²/2h²) up to 3 h). Windows with an edge rest on even slopes of whole numbers: slices of grey values."""
     bandwidth: float | None = None
     """In units of the pixels; modes are farther apart than that. None: chosen by the spread of the values."""
     bands: tuple[int, ...] | None = None
@@ -64,8 +64,8 @@ class FeatureMeanShift:
     def __post_init__(self) -> None:
         if self.kernel not in ("flat", "epanechnikov", "gaussian"):
             raise ValueError(f"kernel: expected flat, epanechnikov or gaussian; got {self.kernel!r}")
-        if self.bandwidth is not None and not 0 < self.bandwidth < math.inf:
-            raise ValueError(f"bandwidth: expected a finite number above 0, or auto; got {self.bandwidth}")
+        if self.bandwidth is not None and not 1e-15 <= self.bandwidth <= 1e15:
+            raise ValueError(f"bandwidth: expected a number from 1e-15 to 1e15, or auto; got {self.bandwidth}")
         if self.classes is not None:
             check_names(tuple(self.classes))
             if not 1 <= len(self.classes) <= MOST_CLASSES:
@@ -140,6 +140,7 @@ class FeatureMeanShift:
             values=int(weights.size),
             points=len(points.values),
             exact=dataset.exact and points.complete,
+            chosen=self.bandwidth is None,
         )
 
 
@@ -175,6 +176,8 @@ class ModesModel:
     """Points that stood for the values: the values themselves, or the occupied cells."""
     exact: bool
     """Whether all pixels took part, none left out by sampling or for the number of bands. If False, `fractions` are estimates."""
+    chosen: bool = False
+    """Whether the spread of the values decided the bandwidth."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
@@ -211,7 +214,9 @@ class ModesModel:
         return out
 
     def provenance(self) -> Mapping[str, Any]:
-        """Modes, shares and how they were found."""
+        """Modes, shares and how they were found; a note where a chosen bandwidth does not suit the pixels."""
+        found, way = ("one class alone", "lower") if len(self.modes) == 1 else (f"{len(self.modes)} classes", "higher")
+        note = f"`bandwidth: auto` chose {self.bandwidth:.6g} and found {found}: start from `bandwidth`, with a {way} number"
         return {
             "clusters": len(self.modes),
             "modes": [list(mode) for mode in self.modes],
@@ -219,6 +224,7 @@ class ModesModel:
             "orphans": self.orphans,
             "kernel": self.kernel,
             "bandwidth": self.bandwidth,
+            **({"note": note} if self.chosen and not 1 < len(self.modes) <= _MANY_CLASSES else {}),
             "pixels": self.pixels,
             "values": self.values,
             "points": self.points,

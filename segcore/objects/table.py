@@ -121,7 +121,9 @@ def _rows(measures: Measures, spec: RasterSpec, names: tuple[str, ...], bands: i
     columns["class_name"] = pa.array(names, pa.string()).take(pa.array(measures.class_id))
     columns["pixel_count"], columns["area"] = measures.pixels, _in_units(measures, spec)
     columns["area_unit"] = pa.repeat(spec.space.area_unit, rows)
-    columns["perimeter"] = measures.border @ np.array([1, np.sqrt(2), (1 + np.sqrt(2)) / 2])
+    # Not as a matrix product, which rounds a row as its neighbours let it.
+    straight, diagonal, bent = measures.border.T
+    columns["perimeter"] = straight + diagonal * np.sqrt(2) + bent * ((1 + np.sqrt(2)) / 2)
     row, column = ((measures.box[:, :2] * measures.pixels[:, None] + measures.first) / measures.pixels[:, None]).T
     columns["centroid_x"], columns["centroid_y"] = column, row
     columns["longitude"], columns["latitude"] = _longitude_latitude(spec, column, row)

@@ -39,7 +39,7 @@ _LARGEST_RADIUS = 100
 _MOST_ITERATIONS = 200
 _LARGEST_VALUE = 1e15
 """Values beyond it take no part: squares of their distances would leave the range of float32."""
-_OF_FEATURE = {"bandwidth": "auto", "kernel": "flat", "seed": 0}
+_OF_FEATURE = {"bandwidth": "auto", "kernel": "gaussian", "seed": 0}
 _OF_JOINT: Mapping[str, float] = {"spatial_radius": 5, "range_radius": 15.0, "min_size": 50, "max_iterations": 20}
 
 
@@ -59,9 +59,11 @@ class MeanShift:
     max_iterations: int = 20
     """joint: most shifts of a pixel. The halo grows with it: max_iterations x spatial_radius + 1 pixels."""
     bandwidth: float | Literal["auto"] = "auto"
-    """feature: radius of the kernel, in units of the pixels' values."""
-    kernel: Literal["flat", "epanechnikov", "gaussian"] = "flat"
-    """feature: the kernel of the density."""
+    """feature: radius of the kernel (gaussian: its standard deviation), in units of the pixels' values. auto: by the spread of the
+    values. Where that gives one class alone or more than 50, provenance says so, and what it chose: start from `bandwidth` then, with a
+    lower or a higher number."""
+    kernel: Literal["flat", "epanechnikov", "gaussian"] = "gaussian"
+    """feature: the kernel of the density. The flat one cuts smooth ramps of grey into slices."""
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from skimage import data, segmentation
 
 from flows import compare as module
 from flows.compare import CLASSICAL, compare
 from segcore.errors import MaskloomError, RecipeError, StoreError
 from segcore.model import SEGMENTERS
+from segcore.scene import Region, segment_scene
 from segcore.segmenters.kmeans import KMeans
+from segcore.segmenters.quickshift import Quickshift
 from segcore.testing.segmenters import Picture, fitted, labelled
 
 GAP, TITLE = 12, 46
@@ -46,7 +49,7 @@ def test_shows_boundaries_and_mean_colours(tmp_path: Path) -> None:
     compare(written(photo, tmp_path), kinds, tmp_path / "out.png")
     (first, nothing), (outlined, colours), _ = cells(tmp_path / "out.png", (120, 160), 3)
     assert np.array_equal(first, photo)
-    assert (nothing == 255).all()
+    assert (nothing[45:] == 255).all()
     picture = Picture(photo, np.ones(photo.shape[:2], bool), "rgb")
     model = fitted(KMeans(clusters=4), [picture])
     labels = labelled(model, picture).astype(int)
@@ -76,24 +79,88 @@ def test_all_classical_segmenters_by_default(tmp_path: Path) -> None:
     assert len(np.unique(found[-1][1].reshape(-1, 3), axis=0)) > len(np.unique(found[3][1].reshape(-1, 3), axis=0)) == 5
 
 
-def test_titles_say_what_was_run_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[module.Cell]:
+    """The cells of the picture, once it is drawn."""
     seen: list[module.Cell] = []
     draw = module._draw
 
-    def spy(drawn: list[module.Cell]) -> Image.Image:
-        seen.extend(drawn)
-        return draw(drawn)
+    def spy(cells: list[module.Cell]) -> Image.Image:
+        seen.extend(cells)
+        return draw(cells)
 
     monkeypatch.setattr(module, "_draw", spy)
+    return seen
+
+
+def test_titles_say_what_was_run_and_found(tmp_path: Path, drawn: list[module.Cell]) -> None:
     blocks = np.kron(np.array([[10, 200], [200, 10]], "uint8"), np.ones((20, 30), "uint8"))
     kinds = [{"kind": "threshold", "method": "multi-otsu", "levels": 2}, {"kind": "mean_shift", "space": "joint", "min_size": 9}]
     compare(written(blocks, tmp_path, "two by two.png"), kinds, tmp_path / "out.png")
-    assert [cell.title for cell in seen] == ["two by two.png", "threshold", "mean_shift"]
-    assert seen[1].text == "method multi-otsu · levels 2 · 2 classes"
-    assert seen[2].text == "space joint · min_size 9 · 4 objects"
+    assert [cell.title for cell in drawn] == ["two by two.png", "threshold", "mean_shift"]
+    assert drawn[0].text == "60 x 40 pixels"
+    assert drawn[1].text == "method multi-otsu · levels 2 · 2 classes"
+    assert drawn[2].text == "space joint · min_size 9 · 4 objects"
 
 
-def test_large_images_are_reduced_by_means(tmp_path: Path) -> None:
+def test_a_shrunk_picture_shows_what_the_whole_image_gives(tmp_path: Path, drawn: list[module.Cell]) -> None:
+    photo = data.coffee()
+    quickshift = {"kind": "quickshift", "kernel_size": 3, "max_dist": 6, "ratio": 0.5}
+    compare(written(photo, tmp_path), [quickshift, {"kind": "kmeans", "clusters": 5}], tmp_path / "out.png")
+    picture = Picture(photo, np.ones(photo.shape[:2], bool), "rgb")
+    recipes = (Quickshift(kernel_size=3, max_dist=6, ratio=0.5), KMeans(clusters=5))
+    masks = [segment_scene(fitted(recipe, [picture]), picture).values.astype(int) for recipe in recipes]
+    assert drawn[0].text == "600 x 400 pixels"
+    assert drawn[1].text.endswith(f" · {len(np.unique(masks[0]))} objects")
+    assert drawn[2].text.endswith(f" · {len(np.unique(masks[1]))} classes")
+    # 600 x 400 is drawn as 480 x 320: five pixels of the image on four of the picture, whose middles lie in pixels 0, 1, 3, 4.
+    kept = [np.flatnonzero(np.isin(np.arange(size) % 5, (0, 1, 3, 4))) for size in (400, 600)]
+    for mask, (outlined, colours) in zip(masks, cells(tmp_path / "out.png", (320, 480), 3)[1:], strict=True):
+        number, labels = np.unique(mask, return_inverse=True)
+        means = np.stack([ndimage.mean(photo[..., band], mask, number) for band in range(3)], axis=1)
+        assert np.abs(colours - means[labels.reshape(mask.shape)[np.ix_(*kept)]]).max() <= 0.5
+        shown = mask[np.ix_(*kept)]
+        edge = np.zeros(shown.shape, bool)
+        edge[:, :-1] |= shown[:, :-1] != shown[:, 1:]
+        edge[:-1] |= shown[:-1] != shown[1:]
+        assert np.array_equal((outlined == (255, 220, 0)).all(axis=2), edge)
+
+
+def test_of_large_images_the_middle_is_segmented(tmp_path: Path, drawn: list[module.Cell]) -> None:
+    # Twelve megapixels of which only the middle one is bright: its own threshold divides it.
+    pixels = np.zeros((3000, 4000, 3), "uint8")
+    pixels[1067:1933, 1423:2577] = np.where(np.arange(1154) < 500, 150, 250)[:, None]
+    compare(written(pixels, tmp_path), ["threshold"], tmp_path / "out.png")
+    assert drawn[0].text == "middle 1154 x 866 of 4000 x 3000 pixels"
+    (photo, _), (outlined, colours) = cells(tmp_path / "out.png", (360, 480), 2)
+    assert set(np.unique(colours)) == {150, 250}
+    (columns,) = np.nonzero((outlined == (255, 220, 0)).all(axis=2).all(axis=0))
+    assert columns.tolist() == [round(500 / 1154 * 480) - 1]
+    assert photo.min() == 150
+
+
+def test_the_image_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    read = Region.block
+    monkeypatch.setattr(Region, "block", lambda region, tile, spec: (reads.append(spec.bands), read(region, tile, spec))[1])
+    kinds = [{"kind": "kmeans", "clusters": 3}, "quickshift", {"kind": "threshold", "band": 2}]
+    compare(written(data.astronaut()[:60, :80].copy(), tmp_path), kinds, tmp_path / "out.png")
+    assert reads == [(1, 2, 3), (2,)]
+
+
+def test_a_list_is_an_ensemble(tmp_path: Path, drawn: list[module.Cell]) -> None:
+    path = written(data.astronaut()[:60, :250].copy(), tmp_path)
+    members = [{"kind": "kmeans", "clusters": 3}, {"kind": "mixture", "components": 3}]
+    compare(path, [members, {"kind": "ensemble", "members": members}], tmp_path / "out.png")
+    assert drawn[1].title == "ensemble"
+    assert drawn[1].text == drawn[2].text == "members kmeans, mixture · 3 classes"
+    _, (_, listed), (_, named) = cells(tmp_path / "out.png", (60, 250), 3)
+    assert np.array_equal(listed, named)
+    with pytest.raises(RecipeError, match=r"segmenter 2: members: .* has 2 classes"):
+        compare(path, ["threshold", [{"kind": "kmeans", "clusters": 3}, {"kind": "kmeans", "clusters": 2}]], tmp_path / "no.png")
+
+
+def test_the_photo_is_shrunk_by_means(tmp_path: Path) -> None:
     small = data.astronaut()[:200, :480] // 2 * 2
     large = np.kron(small, np.ones((3, 3, 1), "uint8"))
     compare(written(large, tmp_path), ["threshold"], tmp_path / "out.png")

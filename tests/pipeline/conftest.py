@@ -7,13 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-import rasterio
 from click.testing import Result
 from PIL import Image
 from rasterio.transform import from_origin
-from tests_support import photograph
+from tests_support import photograph, write_tiff
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -59,16 +57,6 @@ def collection(tmp_path: Path) -> Collection:
     Image.fromarray(scene[200:520, 100:600]).save(images / "photo.jpg", quality=92)
     Image.fromarray(scene[:1, :1]).save(images / "pixel.png")
     return Collection(tmp_path)
-
-
-def write_tiff(path: Path, pixels: np.ndarray, **profile: object) -> None:
-    """Write (height, width, bands) as a tiled, compressed TIFF."""
-    height, width, bands = pixels.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", height=height, width=width, count=bands, dtype=pixels.dtype, tiled=True, blockxsize=256, blockysize=256,
-        compress="deflate", **profile,
-    ) as file:  # fmt: skip
-        file.write(np.moveaxis(pixels, -1, 0))
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ import fsspec
 import pytest
 from tests_support import assert_same_results
 
+from tasks import bundles
+
 LOCAL = ("--no-prefect", "--quiet", "--set", "cluster.kind=local")
 
 
@@ -60,12 +62,14 @@ def s3_server():
         os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
-def test_s3_in_and_out_equals_the_local_disk(collection, maskloom, s3_server):
+def test_s3_in_and_out_equals_the_local_disk(collection, maskloom, s3_server, monkeypatch):
+    # Small parts, so that also what passes leave to one another lies in the store.
+    monkeypatch.setattr(bundles, "PART_PIXELS", 2**16)
     fs = fsspec.filesystem("s3")
     fs.mkdir("scenes")
     fs.mkdir("masks")
     fs.put(str(collection.folder / "images"), "scenes/2026", recursive=True)
-    recipe = collection.recipe(tiling={"tile": 256})
+    recipe = collection.recipe(tiling={"tile": 256}, statistics=["objects"])
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
     arguments = (
         "run",
@@ -97,5 +101,5 @@ def assert_same_results_but_locations(a, b):
     volatile = (*VOLATILE, "uri", "source_version")
     for name, mask in read_masks(a).items():
         np.testing.assert_array_equal(mask, read_masks(b)[name])
-    for table in ("images", "areas"):
+    for table in ("images", "areas", "objects"):
         assert read_table(a, table, volatile) == read_table(b, table, volatile)

@@ -9,10 +9,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from rasterio.transform import from_origin
 from skimage.measure import label, regionprops_table
-from tests_support import assert_same_results, photograph, read_masks, read_table
+from tests_support import assert_same_results, photograph, read_masks, read_table, write_tiff
 
-from tasks import bundles
+from segcore.errors import RunError
+from tasks import bundles, segment
 
 PARTS = {
     "kind": "connected_parts",
@@ -186,3 +188,52 @@ def test_classes_that_the_mask_has_not_are_refused_before_any_work(collection, m
 
     assert result.exit_code == 2
     assert "background, foreground" in result.output
+
+
+@pytest.mark.parametrize("gains", [True, False], ids=["gained", "lost"])
+def test_images_that_gain_or_lose_their_crs(tmp_path, maskloom, gains):
+    (tmp_path / "images").mkdir()
+    crs = {"crs": "EPSG:32633", "transform": from_origin(500_000, 5_300_000, 10, 10)}
+    before, after = ({}, crs) if gains else (crs, {})
+    for name in ("a", "b"):
+        write_tiff(tmp_path / "images" / f"{name}.tif", photograph(60, 90), **before)
+    document = {"inputs": "images", "output": "out", "segmenter": PARTS, "cluster": "serial"}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(document))
+    assert maskloom("run", recipe, *QUIET).exit_code == 0
+    write_tiff(tmp_path / "images" / "a.tif", photograph(61, 90), **after)
+
+    assert maskloom("run", recipe, *QUIET).exit_code == 0
+
+    rows = read_table(tmp_path / "out", "objects")
+    assert {row["image_id"]: row["longitude"] is not None for row in rows} == {"a": gains, "b": not gains}
+    assert all((row["geometry"] is not None) == (row["longitude"] is not None) for row in rows)
+    assert maskloom("verify", tmp_path / "out").exit_code == 0
+
+
+def test_stitching_can_have_a_rule_for_each_class(collection, maskloom):
+    segmenter = {"kind": "watershed", "of": "threshold", "distance": 8, "stitch": {"foreground": {"by": "overlap", "iou": 0.3}}}
+    recipe = collection.recipe(segmenter=segmenter, inputs=["images/photo.png"])
+
+    assert maskloom("run", recipe, *QUIET, "--set", "tiling.tile=128").exit_code == 0
+
+    assert read_table(collection.output, "objects")
+
+
+def test_lost_sketches_are_made_again(collection, maskloom, monkeypatch):
+    monkeypatch.setattr(bundles, "PART_PIXELS", 2**16)
+    recipe = collection.recipe(segmenter=PARTS, inputs=["images/scenes/utm.tif"])
+    arguments = ("run", recipe, *QUIET, "--set", "tiling.tile=256")
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "_join", stop)
+        assert maskloom(*arguments).exit_code == 1
+    lost = sorted((collection.output / "staging").rglob("*.sketches"))
+    lost[0].unlink()
+
+    assert maskloom(*arguments).exit_code == 0
+
+    assert not [path for path in (collection.output / "staging").rglob("*") if path.is_file()]
+
+
+def stop(*_: object) -> None:
+    raise RunError("stopped by the test")

@@ -77,7 +77,7 @@ def test_modes_are_those_of_scikit_learn(name: str) -> None:
     # scikit-learn takes hundredths of a second a pixel.
     pixels = pixels[::2, ::2] if name == "one band" else pixels[1::2]
     rows = pixels.reshape(-1, pixels.shape[-1]).astype(float)
-    model = fit(full(pixels), bandwidth=bandwidth)
+    model = fit(full(pixels), kernel="flat", bandwidth=bandwidth)
     reference = MeanShift(bandwidth=bandwidth).fit(rows)
     classes = matched(model, reference.cluster_centers_)
     # scikit-learn labels by the nearest centre, which is what we do with values that the fit has not seen.
@@ -148,7 +148,7 @@ def test_auto_is_scikit_learns_rule(name: str, quantile: float) -> None:
     photo = {"astronaut": data.astronaut()[::4, ::4], "one band": data.camera()[::4, ::4, None]}[name]
     rows = photo.reshape(-1, photo.shape[-1]).astype(float)
     reference = estimate_bandwidth(rows, quantile=quantile, n_samples=3000, random_state=0)
-    assert fit(full(photo)).bandwidth == pytest.approx(reference, rel=0.1)
+    assert fit(full(photo), kernel="flat").bandwidth == pytest.approx(reference, rel=0.1)
 
 
 def test_kernels_get_windows_of_one_width() -> None:
@@ -160,6 +160,26 @@ def test_kernels_get_windows_of_one_width() -> None:
     ball, squares = ball[squares <= 1], squares[squares <= 1]
     assert bell == pytest.approx(flat * ball[:, 0].std(), rel=0.01)
     assert bell == pytest.approx(bump * np.sqrt(np.average(ball[:, 0] ** 2, weights=1 - squares)), rel=0.01)
+
+
+@pytest.mark.parametrize("kernel", ["flat", "epanechnikov", "gaussian"])
+def test_a_grey_picture_kept_as_colour_is_clustered_as_a_grey_one(kernel: Any) -> None:
+    grey = data.camera()[::3, ::3, None]
+    opaque = np.full_like(grey, 255)
+    alone, constant = fit(full(grey), kernel=kernel), fit(full(np.concatenate([grey, opaque], axis=2)), kernel=kernel)
+    colour = fit(full(np.concatenate([grey] * 3, axis=2)), kernel=kernel)
+    assert constant.bandwidth == pytest.approx(alone.bandwidth)
+    # The diagonal of a cube is sqrt(3) times as long as its side.
+    assert colour.bandwidth == pytest.approx(alone.bandwidth * 3**0.5)
+    assert [mode[0] for mode in constant.modes] == pytest.approx([mode[0] for mode in alone.modes], abs=0.1)
+    assert [mode[0] for mode in colour.modes] == pytest.approx([mode[0] for mode in alone.modes], abs=0.1)
+
+
+def test_bands_that_hardly_vary_change_the_bandwidth_little() -> None:
+    photo = data.astronaut()[::9, ::9].astype("float32")
+    noise = np.random.default_rng(0).normal(0, 0.1, (*photo.shape[:2], 4)).astype("float32")
+    once = fit(full(photo)).bandwidth
+    assert fit(full(np.concatenate([photo, noise], axis=2))).bandwidth == pytest.approx(once, rel=0.02)
 
 
 def test_auto_depends_on_the_shares_of_values_alone() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from skimage import data
 
 from segcore.errors import FitError, ModelMismatch
@@ -208,6 +212,32 @@ def test_every_way_of_labelling_agrees(channels: int, dtype: str) -> None:
     assert np.array_equal(labels, labelled(model, picture, (7, 100)))
 
 
+@pytest.mark.skipif("MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images")
+@pytest.mark.parametrize("name", ["nuc_000_brightfield_grey", "nuc_002_fluo", "nuc_024_fluo", "nuc_051_purple_purple"])
+def test_images_of_nuclei_get_a_useful_number_of_classes(name: str) -> None:
+    path = Path(os.environ["MASKLOOM_TEST_DATA"], "dsb2018", "images", f"{name}.png")
+    model = fit(full(np.asarray(Image.open(path).convert("RGB"))))
+    assert 3 <= len(model.modes) <= 12
+    assert "note" not in model.provenance()
+
+
+def test_a_note_tells_where_auto_does_not_suit() -> None:
+    generator = np.random.default_rng(3)
+    one = full((1000 * generator.gamma(4.0, size=(200, 200, 1))).astype("uint16"), "bands")
+    model = fit(one)
+    assert len(model.modes) == 1
+    assert "auto` chose" in model.provenance()["note"]
+    assert "one class alone" in model.provenance()["note"]
+    assert load_model(dump_model(model)).provenance() == model.provenance()
+    assert "note" not in fit(one, bandwidth=model.bandwidth).provenance()
+    levels = full(np.tile(np.arange(0, 240, 4, dtype="uint8"), (60, 1))[..., None], "bands")
+    many = fit(levels, bandwidth=1.0)
+    assert len(many.modes) == 60
+    assert "note" not in many.provenance()
+    assert "60 classes" in replace(many, chosen=True).provenance()["note"]
+    assert "note" not in fit(blobs(CENTRES)[0]).provenance()
+
+
 # ---- trivial and bad input -----------------------------------------------------------------------------------------
 
 
@@ -240,14 +270,14 @@ def test_any_number_of_stray_values_is_noise() -> None:
     stray = np.random.default_rng(0).permutation(np.stack(np.meshgrid(*[np.arange(0, 255, 12)] * 3), -1).reshape(-1, 3))[:5000]
     pixels = np.full((120, 120, 3), 6, "uint8")
     pixels.reshape(-1, 3)[:5000] = stray
-    model = fit(full(pixels), bandwidth=5.0)
+    model = fit(full(pixels), kernel="flat", bandwidth=5.0)
     assert model.modes == ((6.0, 6.0, 6.0),)
     assert model.orphans == pytest.approx(5000 / 14_400)
 
 
 def test_too_many_modes_say_what_to_do() -> None:
     noise = full(np.random.default_rng(0).integers(0, 256, (160, 160, 3)).astype("uint8"))
-    for bandwidth in (12.0, 0.5):
+    for bandwidth in (6.0, 0.5):
         with pytest.raises(FitError, match=r"bandwidth.*Raise `bandwidth`"):
             fit(noise, bandwidth=bandwidth)
     levels = full(np.tile(np.arange(256, dtype="uint8"), (256, 1))[..., None])

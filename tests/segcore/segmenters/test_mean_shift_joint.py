@@ -289,7 +289,7 @@ def test_space_feature_starts_with_the_fitter_of_modes() -> None:
 
     recipe = MeanShift(bandwidth=12, kernel="gaussian", bands=(1, 2), classes=("a", "b"), seed=4)
     assert recipe.start() == FeatureMeanShift(kernel="gaussian", bandwidth=12.0, bands=(1, 2), classes=("a", "b"), seed=4)
-    assert MeanShift().start() == FeatureMeanShift(kernel="flat", bandwidth=None, bands=None, classes=None, seed=0)
+    assert MeanShift().start() == FeatureMeanShift(kernel="gaussian", bandwidth=None, bands=None, classes=None, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_space_feature_starts_with_the_fitter_of_modes() -> None:
         ({"classes": []}, "classes"),
         ({"bands": [0]}, "bands"),
         ({"bandwidth": 3.0}, "bandwidth: only space feature has it"),
-        ({"kernel": "gaussian"}, "kernel: only space feature has it"),
+        ({"kernel": "flat"}, "kernel: only space feature has it"),
         ({"seed": 1}, "seed: only space feature has it"),
         ({"space": "feature", "spatial_radius": 7}, "spatial_radius: only space joint has it"),
         ({"space": "feature", "range_radius": 7}, "range_radius: only space joint has it"),
