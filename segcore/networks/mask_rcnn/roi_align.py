@@ -1,0 +1,96 @@
+"""RoIAlign (He et al. 2017, "Mask R-CNN", section 3): features of a box, by bilinear interpolation without any rounding of coordinates.
+
+Of a level with stride s, position i stands for the pixels from s i to s (i + 1), its value for their middle. A box is divided into size ** 2
+cells, each is sampled at 2 x 2 regular points, and the cell's value is their mean. Points beyond the middles of the outermost positions
+take the value at the edge.
+
+All levels of the pyramid lie one after the other in one long list of positions, so each box picks its level by where its indices start,
+and one gather serves all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from keras import ops
+
+Tensor = Any
+
+SAMPLES = 2
+"""Sampling points a cell along each axis."""
+# A box as large as an image of ImageNet goes to the third level, as in Lin et al. 2017, equation 1.
+_CANONICAL_SIDE, _CANONICAL_LEVEL = 224.0, 2
+
+
+def level_of(boxes: Tensor, levels: int) -> Tensor:
+    """The level that each box (..., 4) takes its features from: int32 from 0 to `levels` - 1."""
+    area = ops.maximum((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]), 1e-6)
+    level = ops.floor(_CANONICAL_LEVEL + 0.5 * ops.log2(area) - ops.log2(_CANONICAL_SIDE) + 1e-6)
+    return ops.cast(ops.clip(level, 0, levels - 1), "int32")
+
+
+def roi_align(pyramid: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, size: int) -> Tensor:
+    """Features of boxes (image, box, 4) in pixels: (image, box, size, size, channel).
+
+    `pyramid` holds a tensor (image, y, x, channel) for each of `strides`, finest first.
+    """
+    channels = pyramid[0].shape[-1]
+    shapes = [ops.shape(level) for level in pyramid]
+    counts = [shape[1] * shape[2] for shape in shapes]
+    features = ops.concatenate([ops.reshape(x, (-1, n, channels)) for x, n in zip(pyramid, counts, strict=True)], axis=1)
+    # Places between positions need more than the eight bits of a bfloat16.
+    features = ops.cast(features, "float32")
+    starts = [sum(counts[:number], 0 * counts[0]) for number in range(len(counts))]
+    table = ops.stack(
+        [
+            ops.stack([ops.cast(value, "int32") for value in row])
+            for row in zip(starts, (shape[1] for shape in shapes), (shape[2] for shape in shapes), strides, strict=True)
+        ]
+    )
+    start, height, width, stride = ops.unstack(ops.take(table, level_of(boxes, len(pyramid)), axis=0), 4, axis=-1)
+    images = ops.shape(boxes)[0]
+    start = start + ops.expand_dims(ops.arange(images, dtype="int32") * ops.cast(sum(counts), "int32"), 1)
+    rows = _between(boxes[..., 0], boxes[..., 2], stride, height, size * SAMPLES)
+    columns = _between(boxes[..., 1], boxes[..., 3], stride, width, size * SAMPLES)
+    flat = ops.reshape(features, (-1, channels))
+    sampled = _interpolated(flat, start, width, rows, columns)
+    cells = ops.reshape(sampled, (images, -1, size, SAMPLES, size, SAMPLES, channels))
+    return ops.mean(cells, axis=(3, 5))
+
+
+def points(first: Tensor, last: Tensor, count: int) -> Tensor:
+    """The middles of `count` equal parts from `first` to `last`, both (...): (..., count)."""
+    steps = (ops.arange(count, dtype="float32") + 0.5) / count
+    return ops.expand_dims(first, -1) + ops.expand_dims(last - first, -1) * steps
+
+
+def _between(first: Tensor, last: Tensor, stride: Tensor, length: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The positions before and after each sampling point, (image, box, point) int32, and the weight of the one after."""
+    place = points(first, last, count) / ops.expand_dims(ops.cast(stride, "float32"), -1) - 0.5
+    return neighbours(place, ops.expand_dims(length, -1))
+
+
+def neighbours(place: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The two positions about each of `place`, at most `length` - 1, and the weight of the second."""
+    place = ops.clip(place, 0.0, ops.cast(length - 1, "float32"))
+    before = ops.floor(place)
+    low = ops.cast(before, "int32")
+    return low, ops.minimum(low + 1, length - 1), place - before
+
+
+def _interpolated(
+    flat: Tensor, start: Tensor, width: Tensor, rows: tuple[Tensor, Tensor, Tensor], columns: tuple[Tensor, Tensor, Tensor]
+) -> Tensor:
+    """Values between four positions each: (image, box, row, column, channel)."""
+    top, bottom, down = rows
+    left, right, across = columns
+    down, across = down[:, :, :, None, None], across[:, :, None, :, None]
+
+    def at(row: Tensor, column: Tensor) -> Tensor:
+        index = start[:, :, None, None] + row[:, :, :, None] * width[:, :, None, None] + column[:, :, None, :]
+        return ops.take(flat, index, axis=0)
+
+    upper = at(top, left) * (1 - across) + at(top, right) * across
+    lower = at(bottom, left) * (1 - across) + at(bottom, right) * across
+    return upper * (1 - down) + lower * down
