@@ -2,6 +2,7 @@
 
 MaskloomError
 ├── RecipeError            wrong usage or recipe; nothing was started              (exit code 2)
+│   └── WeightsError       a file of weights or its card is missing, broken, hostile or of another network
 ├── RunError               the run cannot go on; the same command resumes it       (exit code 1)
 │   ├── FitError           no model can be fitted to these images
 │   ├── StoreError         a store refused to list, read or keep something
@@ -26,6 +27,10 @@ class MaskloomError(Exception):
 
 class RecipeError(MaskloomError, ValueError):
     """The recipe or the command line is wrong; found before any work."""
+
+
+class WeightsError(RecipeError):
+    """A file of weights, or the card beside it, cannot be used."""
 
 
 class RunError(MaskloomError, RuntimeError):

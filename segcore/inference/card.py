@@ -1,0 +1,134 @@
+"""Cards: what a trained network wants and gives, told without loading it.
+
+A card lies beside the weights it belongs to, under the same name with the suffix `.json`. `maskloom train` writes it; for a file that has none,
+`segcore.inference.examine` finds out what a card would say. Everything that the driver must know of a network (classes, bands, what it asks of
+the tiling) is in the card, so that TensorFlow is loaded on workers only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+import numpy as np
+
+from segcore.errors import WeightsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.geometry import Shape
+
+Output = Literal["scores", "logits", "sigmoid", "labels", "objects"]
+"""What a network gives for a pixel: probabilities, their logarithms up to a constant, one probability of the second class, a class id;
+or objects (Mask R-CNN)."""
+_SUFFIX = ".json"
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How pixels become a network's input: (value - offset) * factor, the same for every pixel of every image.
+
+    Never by the extremes or the mean of a tile or an image: the result would depend on the tiling.
+    """
+
+    offset: tuple[float, ...] = (0.0,)
+    """One a band, or one for all."""
+    factor: tuple[float, ...] = (1 / 255,)
+    """One a band, or one for all."""
+
+    # Read by pydantic, which otherwise ignores unknown keys of a dataclass inside a section.
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        for name, values in (("offset", self.offset), ("factor", self.factor)):
+            if not values or not all(map(math.isfinite, values)):
+                raise ValueError(f"scaling.{name}: expected finite numbers, one for all bands or one a band; got {list(values)}")
+
+    def apply(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Pixels (..., bands) as float32. The array belongs to the caller."""
+        scaled = pixels.astype(np.float32)
+        if any(self.offset):
+            scaled -= np.array(self.offset, np.float32)
+        scaled *= np.array(self.factor, np.float32)
+        return scaled
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far a network looks and on which lattice it works, as measured."""
+
+    halo: int | None
+    """Most pixels to any side on which an output pixel can depend. None: it may depend on the whole image."""
+    stride: int = 1
+    """The output moves with the input only by multiples of this many pixels; heights and widths must be such multiples, or of the
+    form that `margin` asks for."""
+    margin: int = 0
+    """Pixels that the output lacks at each side of the input (convolutions without padding). 0: input and output are of one size."""
+    residue: int = 0
+    """Heights and widths must be this modulo `stride`; other than 0 with a margin only (572 = 12 modulo 16)."""
+    fixed: Shape | None = None
+    """The only (height, width) that the file takes. None: any that suits the stride."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What is known of a file of weights."""
+
+    kind: str
+    """unet, fcn, deeplab, mask_rcnn, or network for any other."""
+    sha256: str
+    """Digest of the weights file that this card belongs to."""
+    channels: int
+    """Bands of the input."""
+    classes: tuple[str, ...]
+    """Names of the classes, by class id; for objects class 0 is the background."""
+    scaling: Scaling
+    reach: Reach
+    output: Output = "scores"
+    parameters: int = 0
+    """Number of weights."""
+    bytes_per_pixel: int = 2048
+    """Peak memory for one pixel of a patch in float32, as measured."""
+    dtype: str = ""
+    """NumPy name of the pixels' type that `scaling` is meant for. Empty: unknown."""
+    about: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Where it comes from: data and their digest, licence, epochs, metrics, versions. For people; nothing depends on it."""
+
+    def dump(self) -> bytes:
+        """The card as a JSON file."""
+        return (json.dumps({"card": 1, **dataclasses.asdict(self)}, indent=1) + "\n").encode()
+
+    @classmethod
+    def load(cls, content: bytes, where: str) -> Card:
+        """The card of a JSON file found at `where`. Raises `WeightsError` where it is not one."""
+        try:
+            record = json.loads(content)
+            if record.pop("card") != 1:
+                raise ValueError("it is of another version")
+            scaling = Scaling(**{name: tuple(map(float, values)) for name, values in record.pop("scaling").items()})
+            reach = dict(record.pop("reach"))
+            if reach.get("fixed") is not None:
+                reach["fixed"] = tuple(reach["fixed"])
+            card = cls(**{**record, "classes": tuple(record["classes"])}, scaling=scaling, reach=Reach(**reach))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(
+                f"{where} is not the card of a network: {error}. Train again, or remove it and name classes in the recipe."
+            ) from error
+        if card.output not in get_args(Output):
+            raise WeightsError(f"{where}: expected one of {', '.join(get_args(Output))} as output; got {card.output!r}.")
+        return card
+
+
+def card_name(weights: str) -> str:
+    """Where the card of a weights file lies.
+
+    >>> card_name("s3://models/nuclei.keras")
+    's3://models/nuclei.json'
+    """
+    stem, dot, suffix = weights.rpartition(".")
+    return (stem if dot and "/" not in suffix else weights) + _SUFFIX

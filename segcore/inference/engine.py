@@ -1,0 +1,35 @@
+"""Engines: what runs a network's arithmetic, and in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+EngineName = Literal["tensorflow", "openvino", "onnxruntime", "litert"]
+Precision = Literal["float32", "bfloat16"]
+
+
+class Engine(Protocol):
+    """A network that is loaded and ready to run in this process."""
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The network's output (patch, y, x, class) for scaled patches (patch, y, x, band).
+
+        The result of a patch does not depend on the others of its batch. The array is read-only, and valid until the next call.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An engine and a precision, chosen once for a whole run so that every worker gives the same labels."""
+
+    engine: EngineName
+    precision: Precision
+    record: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What was tried: pixels a second and agreement with float32 by engine and precision."""

@@ -1,0 +1,168 @@
+"""Files of keras: checked before keras sees them.
+
+A `.keras` file is a ZIP archive of a description (JSON), what wrote it (JSON) and the weights (HDF5). Archive, description and weights are checked
+each, and what keras loads is an archive that is written anew from what was found harmless. So no entry that is read in one way here and in
+another there, no link out of the file and no bomb reaches it. Files of other kinds are loaded only where the user vouches for them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segcore.errors import WeightsError
+from segcore.inference.keras_config import checked_config, import_layers
+from segcore.inference.runtime import import_keras, import_tensorflow
+
+if TYPE_CHECKING:
+    import h5py
+
+    from segcore.inference.weights import Weights
+
+_CONFIG, _METADATA, _VARIABLES = "config.json", "metadata.json", "model.weights.h5"
+_MOST_TEXT = 1 << 26
+_SLACK, _MOST_EXPANSION = 1 << 26, 8
+"""Bytes that any file may unfold to, and how many times its own size beyond that. Weights hardly compress."""
+_MOST_ENTRIES, _MOST_LEVELS = 200_000, 64
+_MAGIC_ZIP, _MAGIC_HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
+
+
+def load_keras(weights: Weights) -> Any:
+    """The `keras.Model` of a file, in float32 and not compiled. Raises `WeightsError` where the file is broken, hostile or of another kind.
+
+    With `weights.trust` nothing is checked, the precision stays as it was saved, and HDF5 files are taken too.
+    """
+    content, where = weights.read(), weights.location
+    if weights.trust:
+        suffix = ".h5" if content.startswith(_MAGIC_HDF5) else ".keras"
+        import_layers()
+        return _loaded(content, suffix, where, safe_mode=False)
+    if weights.suffix != ".keras":
+        raise WeightsError(
+            f"{where}: expected a .keras file; got {weights.suffix or 'no suffix'}. Other kinds of files can run code of their own. "
+            "Save the network again with model.save('name.keras'); or, if you trust whoever made an .h5 file, set trust: true."
+        )
+    if content.startswith(_MAGIC_HDF5):
+        raise WeightsError(f"{where} is an HDF5 file by another name. Save the network again with model.save('name.keras').")
+    if not content.startswith(_MAGIC_ZIP):
+        raise WeightsError(f"{where} is no .keras file: it is not a ZIP archive. Save the network with model.save('name.keras').")
+    return _loaded(_clean_archive(content, where), ".keras", where, safe_mode=True)
+
+
+def _loaded(content: bytes, suffix: str, where: str, safe_mode: bool) -> Any:
+    keras = import_keras()
+    problems: tuple[type[Exception], ...] = (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        OSError,
+        RuntimeError,
+        MemoryError,
+    )
+    if keras.backend.backend() == "tensorflow":
+        problems += (import_tensorflow().errors.OpError,)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"network{suffix}")
+        path.write_bytes(content)
+        try:
+            return keras.saving.load_model(path, compile=False, safe_mode=safe_mode)
+        except problems as error:
+            reason = (str(error) or type(error).__name__).replace(str(path), where).strip().splitlines()[0]
+            raise WeightsError(
+                f"keras cannot load {where}: {reason[:300]} Expected a network that this keras, or an older one, saved."
+            ) from error
+
+
+def _clean_archive(content: bytes, where: str) -> bytes:
+    """A `.keras` archive of the same network that holds nothing else."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            _check_entries(archive, len(content), where)
+            config, metadata, variables = (archive.read(name) for name in (_CONFIG, _METADATA, _VARIABLES))
+        json.loads(metadata)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RecursionError, NotImplementedError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{where} is truncated or damaged: {error}. Copy it again.") from error
+    network = checked_config(config, where)
+    check_variables(variables, where)
+    clean = io.BytesIO()
+    with zipfile.ZipFile(clean, "w") as archive:
+        archive.writestr(_CONFIG, json.dumps(network))
+        archive.writestr(_METADATA, metadata)
+        archive.writestr(_VARIABLES, variables)
+    return clean.getvalue()
+
+
+def _check_entries(archive: zipfile.ZipFile, size: int, where: str) -> None:
+    entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    if sorted(names) != [_CONFIG, _METADATA, _VARIABLES]:
+        listed = ", ".join(names[:5])
+        raise WeightsError(
+            f"{where}: expected an archive of {_CONFIG}, {_METADATA} and {_VARIABLES}, nothing else; got {len(names)} entries ({listed[:200]}). "
+            "Save the network as one .keras file, without assets or shards."
+        )
+    for entry in entries:
+        if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise WeightsError(f"{where}: {entry.filename} is encrypted or compressed in an unusual way. Save the network again.")
+        most = _MOST_TEXT if entry.filename != _VARIABLES else _SLACK + _MOST_EXPANSION * size
+        if entry.file_size > most:
+            raise WeightsError(
+                f"{where}: {entry.filename} would unfold to {entry.file_size} bytes, more than {most}. Save the network again."
+            )
+
+
+def check_variables(content: bytes, where: str) -> None:
+    """Raises `WeightsError` where an HDF5 file holds anything but arrays of numbers of its own, no larger than the file makes likely."""
+    import h5py
+
+    try:
+        with h5py.File(io.BytesIO(content), "r") as file:
+            _check_group(file, _SLACK + _MOST_EXPANSION * len(content), where)
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{where}: its weights are truncated or damaged: {error}. Copy it again.") from error
+
+
+def _check_group(file: h5py.File, most: int, where: str) -> None:
+    import h5py
+
+    unfolded = entries = 0
+    waiting: list[tuple[h5py.Group, int]] = [(file, 0)]
+    while waiting:
+        group, level = waiting.pop()
+        for name in group:
+            entries += 1
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise WeightsError(
+                    f"{where}: {name[:80]!r} in its weights is a link to elsewhere. A network has its weights in its own file."
+                )
+            if entries > _MOST_ENTRIES or level > _MOST_LEVELS:
+                raise WeightsError(f"{where}: its weights are nested without end, or in more than {_MOST_ENTRIES} parts.")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                waiting.append((item, level + 1))
+                continue
+            _check_array(item, where)
+            unfolded += item.nbytes
+            if unfolded > most:
+                raise WeightsError(f"{where}: its weights would unfold to more than {most} bytes. Save the network again.")
+
+
+def _check_array(item: h5py.Dataset | h5py.Datatype, where: str) -> None:
+    import h5py
+
+    if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
+        raise WeightsError(
+            f"{where}: {str(item.name)[:80]!r} in its weights lies in another file. A network has its weights in its own file."
+        )
+    # keras stores bfloat16 as opaque pairs of bytes.
+    if item.dtype.kind not in "fiub" and not (item.dtype.kind == "V" and item.dtype.names is None and item.dtype.itemsize == 2):
+        raise WeightsError(f"{where}: {str(item.name)[:80]!r} in its weights is not an array of numbers. Save the network again.")

@@ -1,0 +1,113 @@
+"""TensorFlow as an engine.
+
+The network becomes one graph whose weights are constants, so that TensorFlow folds normalisation and activation into convolutions; any
+size of patch runs through the same graph. bfloat16 is left to TensorFlow's own rewriting of the folded graph; that is faster than a keras
+policy, which computes normalisations by themselves in float32. The rewriting would round probabilities to eight bits, which makes ties; so
+the last activation is taken off the network and computed with exponentials, which it leaves in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from segcore.errors import WeightsError
+from segcore.inference.keras_files import load_keras
+from segcore.inference.layouts import from_network
+from segcore.inference.runtime import import_keras, import_tensorflow
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from segcore.inference.engine import Precision
+    from segcore.inference.weights import Weights
+
+_MIXED = "auto_mixed_precision_onednn_bfloat16"
+
+
+def tensorflow_runner(weights: Weights, precision: Precision) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """What runs a patch (1, y, x, band) of a keras file to (1, y, x, class)."""
+    tensorflow, where = import_tensorflow(), weights.location
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2  # it is not exported elsewhere
+
+    function = convert_variables_to_constants_v2(traced(weights))
+
+    def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            with _rewriting(tensorflow, precision):
+                output = function(tensorflow.constant(patch))[0].numpy()
+        except (tensorflow.errors.OpError, ValueError, TypeError) as error:
+            raise WeightsError(
+                f"{where} cannot be run on a patch of {patch.shape}: {str(error).strip().splitlines()[0][:300]}"
+            ) from error
+        return from_network(output, "last", where)
+
+    return run
+
+
+def traced(weights: Weights) -> Any:
+    """The TensorFlow function of a keras file: patches (n, y, x, band) float32 to scores float32, of whatever sizes the network takes."""
+    keras = import_keras()
+    if keras.backend.backend() != "tensorflow":
+        raise WeightsError(f"keras runs on {keras.backend.backend()} here; maskloom segments on TensorFlow. Unset KERAS_BACKEND.")
+    tensorflow = import_tensorflow()
+    model = load_keras(weights)
+    # Networks that are classes of their own may have neither.
+    inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or len(outputs) != 1:
+        shapes = [tuple(tensor.shape) for tensor in inputs]
+        raise WeightsError(
+            f"{weights.location}: expected one input (patch, y, x, band) and one output; got inputs {shapes} and {len(outputs)} outputs."
+        )
+    before, finish = _last_activation(keras, model)
+    flat, dtype = keras.Model(inputs[0], before), tensorflow.as_dtype(inputs[0].dtype)
+
+    def scores(patches: Any) -> Any:
+        if dtype.is_integer:
+            patches = tensorflow.clip_by_value(tensorflow.round(patches), float(dtype.min), float(dtype.max))
+        return finish(tensorflow.cast(flat(tensorflow.cast(patches, dtype), training=False), tensorflow.float32))
+
+    return tensorflow.function(
+        scores, input_signature=[tensorflow.TensorSpec(inputs[0].shape, tensorflow.float32)]
+    ).get_concrete_function()
+
+
+def _last_activation(keras: Any, model: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """What a network gives before its last softmax or sigmoid, and what does the same in float32 throughout."""
+    tensorflow, last = import_tensorflow(), model.layers[-1]
+
+    def softmax(logits: Any) -> Any:
+        powers = tensorflow.exp(logits - tensorflow.reduce_max(logits, axis=-1, keepdims=True))
+        return powers / tensorflow.reduce_sum(powers, axis=-1, keepdims=True)
+
+    def sigmoid(logits: Any) -> Any:
+        return 1 / (1 + tensorflow.exp(-logits))
+
+    activation = getattr(last, "activation", None)
+    known = {keras.activations.softmax: softmax, keras.activations.sigmoid: sigmoid}
+    if last.output is not model.outputs[0]:
+        return model.outputs[0], tensorflow.identity
+    if isinstance(last, keras.layers.Softmax) and last.axis == -1:
+        return last.input, softmax
+    if activation not in known:
+        return last.output, tensorflow.identity
+    last.activation = keras.activations.linear
+    return last.output, known[activation]
+
+
+@contextmanager
+def _rewriting(tensorflow: Any, precision: Precision) -> Iterator[None]:
+    """Lets TensorFlow rewrite what runs inside to a precision; other graphs of the process stay as they are."""
+    optimizer = tensorflow.config.optimizer
+    before = optimizer.get_experimental_options().get(_MIXED, False)
+    wanted = precision == "bfloat16"
+    if before == wanted:
+        yield
+        return
+    optimizer.set_experimental_options({_MIXED: wanted})
+    try:
+        yield
+    finally:
+        optimizer.set_experimental_options({_MIXED: before})

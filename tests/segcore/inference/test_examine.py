@@ -1,0 +1,198 @@
+"""Files without a card: what is found out of them, and that none of them harms who asks."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segcore.errors import WeightsError
+from segcore.inference import examine as examination
+from segcore.inference.card import Card, Reach, Scaling
+from segcore.inference.examine import card_of_model, examine, probe_size
+from segcore.inference.weights import Weights
+
+keras = pytest.importorskip("keras")
+
+from keras import layers  # noqa: E402
+
+
+def network(classes: int, activation: str | None, size: int | None = None) -> Any:
+    image = keras.Input((size, size, 3))
+    maps = layers.MaxPooling2D(2)(layers.Conv2D(8, 3, padding="same", activation="relu")(image))
+    return keras.Model(image, layers.Conv2D(classes, 1, activation=activation)(layers.UpSampling2D(2)(maps)))
+
+
+def card(model: Any, classes: tuple[str, ...] = ()) -> Card:
+    return card_of_model(model, "network", classes, Scaling(), "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("classes", "activation", "output", "names"),
+    [
+        (3, "softmax", "scores", ("class_0", "class_1", "class_2")),
+        (3, None, "logits", ("class_0", "class_1", "class_2")),
+        (3, "sigmoid", "logits", ("class_0", "class_1", "class_2")),
+        (1, "sigmoid", "sigmoid", ("class_0", "class_1")),
+        (1, None, "logits", ("class_0", "class_1")),
+    ],
+)
+def test_what_the_output_means(classes: int, activation: str | None, output: str, names: tuple[str, ...]) -> None:
+    found = card(network(classes, activation))
+    assert (found.output, found.classes, found.channels, found.reach) == (output, names, 3, Reach(2, 2))
+
+
+def test_memory_is_that_of_the_maps_alive_at_once() -> None:
+    """The convolution of 8 maps: 3 bands come in, 8 maps go out; up-sampling: 8 / 4 in, 8 out; the input is gone by then."""
+    assert card(network(2, "softmax")).bytes_per_pixel == 1.5 * 4 * (3 + 8)
+    skip = keras.Input((None, None, 1))
+    wide = layers.Conv2D(10, 1)(layers.Conv2D(20, 1)(skip))
+    assert card(keras.Model(skip, layers.Concatenate()([wide, skip]))).bytes_per_pixel == 1.5 * 4 * (1 + 20 + 10)
+
+
+def test_parameters_and_names() -> None:
+    found = card(network(2, "softmax"), ("sea", "land"))
+    assert found.parameters == 3 * 9 * 8 + 8 + 8 * 2 + 2
+    assert found.classes == ("sea", "land")
+    with pytest.raises(WeightsError, match="tells 2 classes apart; got 3 names"):
+        card(network(2, "softmax"), ("sea", "land", "sky"))
+
+
+def test_weights_of_nan_are_refused() -> None:
+    model = network(2, "softmax")
+    model.layers[1].set_weights([np.full(weight.shape, np.nan) for weight in model.layers[1].get_weights()])
+    with pytest.raises(WeightsError, match="NaN"):
+        card(model)
+
+
+def test_more_than_one_image_is_refused() -> None:
+    one, two = keras.Input((None, None, 1)), keras.Input((None, None, 1))
+    with pytest.raises(WeightsError, match="one image"):
+        card(keras.Model([one, two], layers.Add()([one, two])))
+
+
+def test_patches_to_probe_suit_the_network() -> None:
+    assert probe_size(Reach(107, 16, 92, 12)) == (444, 444)
+    assert probe_size(Reach(None, 3)) == (258, 258)
+    assert probe_size(Reach(None, fixed=(32, 40))) == (32, 40)
+
+
+def test_a_file_is_examined_in_another_process(tmp_path: Path) -> None:
+    path = tmp_path / "land.keras"
+    network(3, "softmax").save(path)
+    weights = Weights.of(str(path))
+    found = examine(weights)
+    assert found.sha256 == weights.sha256
+    assert (found.kind, found.reach, found.output, found.channels) == ("network", Reach(2, 2), "scores", 3)
+    assert found.scaling == Scaling()
+
+
+def onnx_file(path: Path, size: int | None, last: str, scales: int = 2) -> Weights:
+    """A network with channels first: 3x3, pooled by 2, 3x3, up-sampled, 1x1."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper, numpy_helper
+
+    generator = np.random.default_rng(1)
+    shapes = {"w1": (4, 3, 3, 3), "b1": (4,), "w2": (4, 4, 3, 3), "w3": (5, 4, 1, 1)}
+    constants = [numpy_helper.from_array(generator.normal(size=shape).astype(np.float32), name) for name, shape in shapes.items()]
+    constants.append(numpy_helper.from_array(np.array([1, 1, scales, scales], np.float32), "scales"))
+    nodes = [
+        helper.make_node("Conv", ["image", "w1", "b1"], ["c1"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("MaxPool", ["r1"], ["p1"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p1", "w2"], ["c2"], pads=[1, 1, 1, 1]),
+        helper.make_node("Sigmoid", ["c2"], ["s2"]),
+        helper.make_node("Mul", ["c2", "s2"], ["m2"]),
+        helper.make_node(
+            "Resize",
+            ["m2", "", "scales"],
+            ["u2"],
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        ),
+        helper.make_node("Conv", ["u2", "w3"], ["c3"]),
+        helper.make_node(last, ["c3"], ["labels"], axis=1),
+    ]
+    image = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 3, size, size])
+    kind = onnx.TensorProto.INT64 if last == "ArgMax" else onnx.TensorProto.FLOAT
+    scores = helper.make_tensor_value_info("labels", kind, [1, 1 if last == "ArgMax" else 5, size, size])
+    graph = helper.make_graph(nodes, "net", [image], [scores], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, path)
+    return Weights.of(str(path))
+
+
+def examined_here(weights: Weights) -> dict[str, Any]:
+    """What the other process would answer."""
+    request = {"location": weights.location, "sha256": weights.sha256, "trust": weights.trust}
+    return examination._answer(json.loads(json.dumps(request)))
+
+
+@pytest.mark.parametrize("size", [None, 64])
+def test_onnx_files_are_measured(tmp_path: Path, size: int | None) -> None:
+    weights = onnx_file(tmp_path / "net.onnx", size, "Softmax")
+    found = Card.load(examined_here(weights)["card"].encode(), "there")
+    # A row is of its cell of 2, so of the cells beside it, one row more around: (1 + 2) + 1.
+    assert found.reach == Reach(4, 2, fixed=None if size is None else (64, 64))
+    assert (found.channels, len(found.classes), found.output) == (3, 5, "scores")
+    assert found.parameters == 4 * 27 + 4 + 4 * 36 + 20 + 4
+    # The first convolution: 3 bands in, 4 maps out; at the end 5 maps in, 5 out.
+    assert found.bytes_per_pixel == 1.5 * 4 * 10
+
+
+def test_onnx_networks_over_the_whole_image_have_no_finite_reach(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    weights = onnx_file(tmp_path / "net.onnx", None, "Softmax")
+    model = onnx.load(weights.location)
+    model.graph.node.insert(8, onnx.helper.make_node("GlobalAveragePool", ["c3"], ["g3"]))
+    model.graph.node.insert(9, onnx.helper.make_node("Sub", ["c3", "g3"], ["d3"]))
+    model.graph.node[-1].input[0] = "d3"
+    onnx.save(model, weights.location)
+    found = Card.load(examined_here(Weights.of(weights.location))["card"].encode(), "there")
+    assert found.reach == Reach(None, 2)
+
+
+@pytest.mark.parametrize(("last", "scales", "message"), [("ArgMax", 2, "without ArgMax"), ("Softmax", 1, "one for each pixel")])
+def test_onnx_networks_of_another_kind_are_refused(tmp_path: Path, last: str, scales: int, message: str) -> None:
+    weights = onnx_file(tmp_path / "net.onnx", None, last, scales)
+    assert message in examined_here(weights)["error"]
+
+
+def test_broken_files_give_an_error_that_names_them(tmp_path: Path) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"\x08\x09not a graph")
+    with pytest.raises(WeightsError, match=r"broken\.onnx"):
+        examine(Weights.of(str(path)))
+
+
+def test_a_process_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"x")
+    weights = Weights.of(str(path))
+    with pytest.raises(WeightsError, match=r"not be examined within 0 s"):
+        examine(weights, seconds=0.01)
+    for stdout in ("", "noise", '{"card": 1'):
+        ended = subprocess.CompletedProcess([], -9, stdout, "Killed")
+        monkeypatch.setattr(subprocess, "run", lambda *_, ended=ended, **__: ended)
+        with pytest.raises(WeightsError, match=r"ended with -9 \(Killed\)"):
+            examine(weights)
+
+
+def test_only_the_answer_goes_to_standard_output(tmp_path: Path) -> None:
+    path = tmp_path / "net.txt"
+    path.write_bytes(b"x")
+    weights = Weights.of(str(path))
+    request = json.dumps({"location": weights.location, "sha256": weights.sha256, "trust": False})
+    import sys
+
+    child = subprocess.run(
+        [sys.executable, "-m", "segcore.inference.examine"], input=request, capture_output=True, text=True, check=True
+    )
+    (line,) = io.StringIO(child.stdout.strip())
+    assert "net.txt" in json.loads(line)["error"]

@@ -1,0 +1,48 @@
+"""Labels from scores equal NumPy's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as stn
+
+from segcore.kernels.scores import add_weighted, likelier, likeliest
+
+shapes = stn.array_shapes(min_dims=3, max_dims=3, max_side=9)
+
+
+@given(stn.arrays(np.float32, shapes, elements=st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 0.25, 0.5, 1.0, np.inf])))
+@settings(max_examples=100, deadline=None)
+def test_the_first_of_the_greatest(scores: np.ndarray) -> None:
+    labels = np.empty(scores.shape[:2], np.uint8)
+    likeliest(scores, labels)
+    assert np.array_equal(labels, np.argmax(scores, -1))
+
+
+@pytest.mark.parametrize("classes", [2, 300])
+def test_views_and_many_classes(classes: int) -> None:
+    scores = np.random.default_rng(1).random((40, 30, classes), np.float32)
+    labels = np.zeros((20, 20), np.uint16)
+    likeliest(scores[3:23, 4:24], labels)
+    assert np.array_equal(labels, np.argmax(scores[3:23, 4:24], -1))
+    labels = np.zeros((50, 60), np.uint8)
+    likelier(scores[..., :1], 0.5, labels[5:45, 7:37])
+    assert np.array_equal(labels[5:45, 7:37], scores[..., 0] > 0.5)
+    assert labels.sum() == labels[5:45, 7:37].sum()
+
+
+def test_a_score_at_the_threshold_does_not_exceed_it() -> None:
+    labels = np.empty((1, 3), np.uint8)
+    likelier(np.array([[[0.5], [np.nextafter(np.float32(0.5), np.float32(1))], [np.nan]]], np.float32), 0.5, labels)
+    assert labels.tolist() == [[0, 1, 0]]
+
+
+def test_weighted_sums() -> None:
+    generator = np.random.default_rng(2)
+    scores, rows, columns = (generator.random(shape, np.float32) for shape in ((9, 7, 3), 9, 7))
+    total = generator.random((9, 7, 3), np.float32)
+    expected = total + (rows[:, None] * columns)[..., None] * scores
+    add_weighted(scores, rows, columns, total)
+    assert np.array_equal(total, expected)
