@@ -19,7 +19,7 @@ from flows.segment import take_inventory
 from segcore.errors import RunError
 from segcore.model import Exactness, ObjectSegmenter
 from segcore.objects.seam_audit import audit_seams
-from segcore.scene import Mask, Region, fit_to, segment_scene
+from segcore.scene import Mask, Region, fit_to, segment_scene, settled
 from segcore.storage import Store, configure
 from segcore.work import prepare_process
 from tasks.fanout import InProcess, memory_of, open_fanout
@@ -60,7 +60,8 @@ def audit(recipe: Recipe, pixels: int, tile: int | None) -> Audit:
     if tile is None and side >= max(shape):
         side = effective_tile(max(16, side // 4))
     require_memory(recipe.order("audit"), [item], memory_of(InProcess()))
-    whole_model, tiled_model = (fit_to(recipe.segmenter, [region], cut) for cut in (None, (side, side)))
+    start = settled(recipe.segmenter, region)
+    whole_model, tiled_model = (fit_to(start, [region], cut) for cut in (None, (side, side)))
     whole, tiled = (segment_scene(whole_model, region, cut) for cut in (None, (side, side)))
     lines = [
         f"{item.source.uri}: {_size(shape)} of {_size(item.spec.shape)} pixels, whole against tiles of {side}",

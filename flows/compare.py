@@ -22,7 +22,7 @@ from segcore.jobs import DescribeJob
 from segcore.manifest import Source
 from segcore.model import SEGMENTERS, ObjectSegmenter
 from segcore.raster import Block
-from segcore.scene import Mask, Region, fit_to, segment_scene
+from segcore.scene import Mask, Region, fit_to, segment_scene, settled
 from segcore.storage import filesystem, store_errors, version_of
 from segcore.work import describe
 
@@ -111,7 +111,7 @@ def compare(image_path: str, kinds: Sequence[Kind] | None, out_png: Path) -> Non
     name = image_path.replace("\\", "/").rsplit("/", 1)[-1]
     cells = [Cell(name, f"{part}{_size(image.shape)} pixels", _shrunk(photo), None)]
     for section, start in zip(sections, starts, strict=True):
-        model = fit_to(start, [scene])
+        model = fit_to(settled(start, scene), [scene])
         cells.append(_cell(section, model, segment_scene(model, scene), photo))
     picture = _draw(cells)
     try:

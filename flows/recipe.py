@@ -19,6 +19,7 @@ import yaml
 from flows.sections import build, explain, schema_of
 from segcore import segmenters, statistics  # noqa: F401  (their import fills the registries)
 from segcore.errors import RecipeError, StoreError
+from segcore.inference.weights import is_packaged
 from segcore.jobs import Order
 from segcore.manifest import digest
 from segcore.methods.composed import Composed
@@ -27,7 +28,7 @@ from segcore.raster import FORMATS
 from segcore.registry import Registry
 from segcore.statistic import STATISTICS, Statistic
 from segcore.statistics.objects import Objects
-from segcore.storage import filesystem
+from segcore.storage import configure, filesystem
 from tasks.fanout import CLUSTERS, Cluster
 from tasks.plan import Work
 
@@ -174,7 +175,9 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         ) from None
     _refuse_secrets(file.storage)
     wanted = {"kind": "ensemble", "members": file.segmenter} if isinstance(file.segmenter, list) else file.segmenter
-    section: SegmenterRecipe = build(SEGMENTERS, wanted, "segmenter")
+    section: SegmenterRecipe = build(SEGMENTERS, _with_weights_below(wanted, folder), "segmenter")
+    # Weights may lie in a store that needs its options.
+    configure(file.storage)
     try:
         segmenter = section.start()
     except RecipeError as error:
@@ -214,7 +217,9 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
 def described(value: Any) -> Any:
     """A dataclass as JSON values that tell its type too, with those inside it."""
     if is_dataclass(value):
-        return {"type": type(value).__name__, **{field.name: described(getattr(value, field.name)) for field in fields(value)}}
+        # What does not count when values are compared (the place of a file whose digest is known) decides nothing.
+        counted = (field.name for field in fields(value) if field.compare)
+        return {"type": type(value).__name__, **{name: described(getattr(value, name)) for name in counted}}
     if isinstance(value, Mapping):
         return {name: described(item) for name, item in value.items()}
     return [described(item) for item in value] if isinstance(value, tuple) else value
@@ -303,6 +308,20 @@ def _below(location: str, folder: Path) -> str:
     if "://" in location:
         return location
     return os.path.normpath(folder / Path(location).expanduser())
+
+
+def _with_weights_below(section: Any, folder: Path) -> Any:
+    """The section with relative paths of weights below `folder`, in whatever segmenter inside it they stand."""
+    if isinstance(section, list):
+        return [_with_weights_below(item, folder) for item in section]
+    if not isinstance(section, Mapping):
+        return section
+    return {
+        key: _below(value, folder)
+        if key == "weights" and isinstance(value, str) and not is_packaged(value)
+        else _with_weights_below(value, folder)
+        for key, value in section.items()
+    }
 
 
 def _refuse_secrets(storage: Mapping[str, Mapping[str, Any]]) -> None:

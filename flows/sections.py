@@ -89,7 +89,14 @@ def model_of(kind: type) -> type[pydantic.BaseModel]:
 
 
 def help_of(kind: type) -> dict[str, str]:
-    """The string literal behind each field of a dataclass, by the field's name."""
+    """The string literal behind each field of a dataclass and of what it is derived from, by the field's name."""
+    described = {}
+    for part in reversed([each for each in kind.__mro__ if dataclasses.is_dataclass(each)]):
+        described.update(_own_help(part))
+    return described
+
+
+def _own_help(kind: type) -> dict[str, str]:
     body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]).body
     described = {}
     for field, text in pairwise(body):

@@ -16,11 +16,13 @@ from typing import Any
 
 from flows.orchestrate import Orchestrator
 from flows.recipe import Recipe
+from segcore.choices import open_choices, with_choices
 from segcore.errors import TooManyFailures
 from segcore.jobs import Order
 from segcore.manifest import Failure, Item, Plan, Shard, Source, dump_model, load_model
 from segcore.model import Fitter
 from segcore.storage import STAGING, Store
+from tasks.choose import choose
 from tasks.discover import discover
 from tasks.fanout import Fanout, memory_of
 from tasks.fit import fit
@@ -54,6 +56,10 @@ _LIBRARIES = (
     "pyarrow",
     "dask",
     "prefect",
+    "tensorflow",
+    "keras",
+    "openvino",
+    "onnxruntime",
 )
 
 
@@ -121,6 +127,8 @@ def _flow(recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fano
     plan = orchestrator.stage("plan", _plan, recipe, inventory, fanout)
     tables = Tables(store, plan, recipe.statistics, recipe.objects)
     order = recipe.order(plan.run_id)
+    if open_choices(order.model):
+        order = orchestrator.stage("choose", _choose, order, plan, inventory, fanout)
     if recipe.fit == "collection":
         order, plan = orchestrator.stage("fit", _fit, order, plan, inventory, fanout, progress)
     bench = Bench(fanout, order, _class_names(order), progress)
@@ -161,21 +169,40 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
     return plan
 
 
+def _choose(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout) -> Order:
+    """The order with what its model leaves to the machine, as an earlier run has chosen it or as suits now."""
+    store, name = Store(order.output), "choices.json"
+    recorded = _recorded(store, plan, inventory, name)
+    if recorded is not None:
+        return replace(order, model=with_choices(order.model, json.loads(recorded)))
+    choices = choose(fanout, order.model, [item for shard in plan.shards for item in shard.items])
+    if choices:
+        store.publish_new(f"runs/{plan.run_id}/{name}", json.dumps(choices, indent=1).encode())
+    return replace(order, model=with_choices(order.model, choices))
+
+
+def _recorded(store: Store, plan: Plan, inventory: Inventory, name: str) -> bytes | None:
+    """What this run or an earlier one of the same recipe recorded under a name; it is this run's from now on. None: nothing."""
+    earlier = [row.run_id for row in inventory.committed.values() if row.fingerprint == plan.fingerprint]
+    for candidate in dict.fromkeys((plan.run_id, *earlier)):
+        if store.exists(f"runs/{candidate}/{name}"):
+            content = store.read(f"runs/{candidate}/{name}")
+            store.publish_new(f"runs/{plan.run_id}/{name}", content)
+            return content
+    return None
+
+
 def _fit(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress) -> tuple[Order, Plan]:
     """The order with its model, and the plan with the images that cannot take part marked as failed."""
     store = Store(order.output)
-    name = f"runs/{plan.run_id}/model.json"
-    earlier = [row.run_id for row in inventory.committed.values() if row.fingerprint == plan.fingerprint]
-    for candidate in dict.fromkeys((plan.run_id, *earlier)):
-        if store.exists(f"runs/{candidate}/model.json"):
-            text = store.read(f"runs/{candidate}/model.json")
-            store.publish_new(name, text)
-            return replace(order, model=load_model(text.decode())), plan
+    recorded = _recorded(store, plan, inventory, "model.json")
+    if recorded is not None:
+        return replace(order, model=load_model(recorded.decode())), plan
     items = [item for shard in plan.shards for item in shard.items]
     if all(item.spec is None for item in items):
         return order, plan
     fitted = fit(fanout, order, items, progress)
-    store.publish_new(name, dump_model(fitted.model).encode())
+    store.publish_new(f"runs/{plan.run_id}/model.json", dump_model(fitted.model).encode())
     return replace(order, model=fitted.model), replace(
         plan, shards=tuple(_with_failures(shard, fitted.failures) for shard in plan.shards)
     )

@@ -143,3 +143,15 @@ class Grid(Sequence[Tile]):
 
     def __iter__(self) -> Iterator[Tile]:
         return (self[i] for i in range(len(self)))
+
+
+def middle(shape: Shape, pixels: int) -> Box:
+    """The middle of a raster, of at most about so many pixels and the raster's proportions; the whole where it is smaller.
+
+    >>> middle((100, 400), 2500)
+    Box(start=(38, 150), stop=(63, 250))
+    """
+    shrink = min(1.0, (pixels / math.prod(shape)) ** (1 / len(shape)))
+    inner = tuple(max(1, int(n * shrink)) for n in shape)
+    start = tuple((n - m) // 2 for n, m in zip(shape, inner, strict=True))
+    return Box(start, tuple(a + m for a, m in zip(start, inner, strict=True)))

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from segcore.geometry import Grid
 from segcore.manifest import Failure, Item, Source, digest
-from segcore.model import Fitter, Model, ObjectSegmenter
+from segcore.model import Chooser, Fitter, Model, ObjectSegmenter
 from segcore.raster import RasterSpec
 from segcore.statistic import Statistic
 from segcore.statistics.objects import Objects
@@ -57,6 +57,18 @@ class DescribeJob:
     def split(self) -> tuple[DescribeJob, ...]:
         """A job for each file."""
         return tuple(replace(self, sources=(source,)) for source in self.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class ChooseJob:
+    """A choice to be made on a worker, tried on the first of these images that can be read."""
+
+    chooser: Chooser
+    items: tuple[Item, ...]
+
+    def split(self) -> tuple[ChooseJob, ...]:
+        """Itself: it is one choice."""
+        return (self,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from segcore.registry import Registry
 
@@ -52,6 +52,8 @@ class Footprint:
     """Peak memory for one pixel of a block, its input included."""
     cost: int = 1
     """Time for one pixel, in times of a threshold. Decides how large an image must be before several workers share it."""
+    process_bytes: int = 0
+    """Peak memory beside that, whatever the block: a network's libraries, its weights and the patch in work."""
 
 
 class Ready(Protocol):
@@ -147,6 +149,27 @@ class Fitter(Protocol):
 
     def finish(self, total: Any, /) -> Fitter | Model:
         """The next round, or the model. Raises `FitError` where the data do not allow one (no valid pixel, say)."""
+        ...
+
+
+@runtime_checkable
+class Chooser(Ready, Protocol):
+    """A model that leaves a choice to the machine that runs it (a network's engine and precision), to be made once for a run.
+
+    Until then it runs in a way that all machines have.
+    """
+
+    @property
+    def open_choice(self) -> str | None:
+        """What is to be chosen: equal for models that would choose alike. None: nothing, or no longer."""
+        ...
+
+    def choose(self, block: Block) -> Mapping[str, Any]:
+        """What suits this machine, tried on a block of the collection: JSON values. Raises `WeightsError` where nothing does."""
+        ...
+
+    def chosen(self, choice: Mapping[str, Any]) -> Self:
+        """The model with its choice made."""
         ...
 
 

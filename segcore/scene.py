@@ -5,15 +5,16 @@ A scene gives the block of any tile: a picture in memory, or a region of an imag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from segcore.choices import PROBE_PIXELS, open_choices, with_choices
 from segcore.fold import observe_all
-from segcore.geometry import Box, Grid, Tile
-from segcore.model import Fitter, Model, ObjectSegmenter
+from segcore.geometry import Box, Grid, Tile, middle
+from segcore.model import Chooser, Fitter, Model, ObjectSegmenter
 from segcore.objects.sketch import place_objects, redraw, sketch_tile
 from segcore.raster import FORMATS, Block, RasterSpec
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segcore.geometry import Shape
+
+
+Started = TypeVar("Started", bound=Fitter | Model)
 
 
 class Scene(Protocol):
@@ -46,10 +50,7 @@ class Region:
     @classmethod
     def middle(cls, image: RasterSpec, pixels: int) -> Region:
         """The middle of an image, of at most about so many pixels and the image's proportions; the whole where it is smaller."""
-        shrink = min(1.0, (pixels / image.pixels) ** 0.5)
-        shape = tuple(max(1, int(n * shrink)) for n in image.shape)
-        start = tuple((n - m) // 2 for n, m in zip(image.shape, shape, strict=True))
-        return cls(image, Box(start, tuple(a + m for a, m in zip(start, shape, strict=True))))
+        return cls(image, middle(image.shape, pixels))
 
     @property
     def spec(self) -> RasterSpec:
@@ -83,6 +84,17 @@ def blocks(scene: Scene, model: Fitter | Model, tile: Shape | None = None) -> It
     """The blocks that a model sees under this tiling. None: one block."""
     spec = model.select(scene.spec)
     return (scene.block(each, spec) for each in Grid(spec.shape, tile or spec.shape, model.footprint.halo))
+
+
+def settled(model: Started, scene: Scene) -> Started:
+    """The model or fitter with its open choices made, tried on the middle of the scene."""
+    return with_choices(model, {key: _choose(chooser, scene) for key, chooser in open_choices(model).items()})
+
+
+def _choose(chooser: Chooser, scene: Scene) -> Mapping[str, Any]:
+    spec = chooser.select(scene.spec)
+    box = middle(spec.shape, PROBE_PIXELS)
+    return chooser.choose(scene.block(Tile((0, 0), box, box), spec))
 
 
 def fit_to(model: Fitter | Model, scenes: Sequence[Scene], tile: Shape | None = None) -> Model:

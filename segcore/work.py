@@ -1,6 +1,7 @@
 """What runs on a worker: plain functions from a job to a small answer.
 
     describe        the headers of some files
+    choose          what a model leaves to the machine that runs it
     observe         one round of fitting over whole images, or over some tiles of one image
     segment_images  small images from reading to published mask
     segment_part    some tiles of a large image, to a staged part
@@ -27,10 +28,12 @@ import pyarrow as pa
 
 from segcore import formats
 from segcore.canvas import Canvas
+from segcore.choices import PROBE_PIXELS
 from segcore.errors import FitError, FormatError, ImageError, ReadError, RunError, Unavailable
 from segcore.fold import observe_all
-from segcore.geometry import Tile
+from segcore.geometry import Box, Tile, middle
 from segcore.jobs import (
+    ChooseJob,
     DescribeJob,
     FinishJob,
     ImagesJob,
@@ -56,12 +59,15 @@ from segcore.statistics.objects import Objects
 from segcore.storage import Store, configure, filesystem, is_local
 
 
-def prepare_process(storage: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-    """Set up a process for work: store options, one thread for OpenCV (it ignores OMP_NUM_THREADS)."""
+def prepare_process(storage: Mapping[str, Mapping[str, Any]] | None = None, threads: int = 1) -> None:
+    """Set up a process for work: store options, threads of a network, one thread for OpenCV (it ignores OMP_NUM_THREADS)."""
     import cv2
+
+    from segcore.inference import engines
 
     cv2.setNumThreads(1)
     configure(storage or {})
+    engines.configure(threads)
 
 
 @singledispatch
@@ -73,6 +79,22 @@ def perform(job: Any) -> Any:
 def describe(job: DescribeJob) -> tuple[Item, ...]:
     """The headers of the job's files, in their order."""
     return tuple(_describe(source, job.format) for source in job.sources)
+
+
+def choose(job: ChooseJob) -> Mapping[str, Any] | None:
+    """What suits this machine, tried on the middle of an image; None where no image can be read."""
+    for item in job.items:
+        try:
+            spec = job.chooser.select(_spec(item))
+            box = middle(spec.shape, PROBE_PIXELS)
+            with _reading(item, spec) as reader:
+                pixels, valid = reader.read(box)
+        except ImageError:
+            # It becomes a failed row when its own turn comes.
+            continue
+        whole = Box.whole(box.shape)
+        return job.chooser.choose(Block(Tile((0, 0), whole, whole), pixels, valid, replace(spec, shape=box.shape)))
+    return None
 
 
 def observe(job: ImagesJob | PartJob) -> Observation:

@@ -135,6 +135,13 @@ def memory_of(cluster: Cluster) -> int | None:
     return _cluster.memory_limit() // (cluster.workers or _cluster.core_count())
 
 
+def threads_of(cluster: Cluster) -> int:
+    """Threads that one worker may use inside a library that shares its work among some."""
+    if isinstance(cluster, Existing):
+        return 1
+    return max(1, _cluster.core_count() // (1 if isinstance(cluster, InProcess) else cluster.workers or _cluster.core_count()))
+
+
 Result = TypeVar("Result")
 
 

@@ -21,20 +21,21 @@ _ID_BYTES = 24
 def peak_bytes(order: Order, items: Iterable[Item]) -> int:
     """Most that a worker holds at once: libraries, a tile with its halo and copies, and a picture that can only be read whole."""
     peaks = (_tile_bytes(order, item.spec) + _whole_bytes(order, item.spec) for item in items if item.spec is not None)
-    return WORKER_BYTES + max(peaks, default=0)
+    return WORKER_BYTES + order.model.footprint.process_bytes + max(peaks, default=0)
 
 
 def require_memory(order: Order, items: Iterable[Item], available: int | None) -> None:
     """Raise `RecipeError` where a tile with its halo is more than a worker may hold. None: nobody knows how much that is."""
     if available is None:
         return
+    always = WORKER_BYTES + order.model.footprint.process_bytes
     for item in items:
-        if item.spec is not None and WORKER_BYTES + _tile_bytes(order, item.spec) > available:
+        if item.spec is not None and always + _tile_bytes(order, item.spec) > available:
             halo = max(order.model.footprint.halo)
             raise RecipeError(
                 f"tiling.tile: a tile of {order.tile} pixels with the segmenter's halo of {halo} needs about "
-                f"{(WORKER_BYTES + _tile_bytes(order, item.spec)) / 1e9:.1f} GB on {item.source.uri}; a worker has {available / 1e9:.1f} GB. "
-                "Use a smaller tile or fewer workers, or a segmenter with a smaller halo (radius, iterations, window)."
+                f"{(always + _tile_bytes(order, item.spec)) / 1e9:.1f} GB on {item.source.uri}; a worker has {available / 1e9:.1f} GB. "
+                "Use a smaller tile or fewer workers, or a segmenter with a smaller halo (radius, iterations, window) or patch."
             )
 
 

@@ -28,13 +28,13 @@ Where tiles contradict each other:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from segcore.fragments import Fragments, Grouping, Seam
-from segcore.model import MODELS, Exactness, Footprint, Segmenter
+from segcore.model import MODELS, Exactness, Segmenter
 from segcore.objects.overlap import Evidence, cut_by, frame_runs, interior_of
 from segcore.objects.seams import Nodes, connected
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segcore.geometry import Grid, Shape
+    from segcore.model import Footprint
     from segcore.raster import Block, Labels, RasterSpec
 
 # Runs, numbers and comparison of a tile's frame: the copy of the labels, their renumbering, and the marks where runs begin.
@@ -102,7 +103,7 @@ class Stitched:
     def footprint(self) -> Footprint:
         """The segmenter's, with what stitching adds."""
         inner = self.segmenter.footprint
-        return Footprint(inner.halo, inner.bytes_per_pixel + _BYTES_PER_PIXEL, inner.cost + 1)
+        return replace(inner, bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL, cost=inner.cost + 1)
 
     @property
     def classes(self) -> tuple[str, ...]:

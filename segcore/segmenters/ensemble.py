@@ -249,7 +249,8 @@ def _names_of(member: Member) -> tuple[str, ...]:
 def _footprint(members: Sequence[Member]) -> Footprint:
     prints = [member.footprint for member in members]
     halo = tuple(max(sides) for sides in zip(*(each.halo for each in prints), strict=True))
-    return Footprint(halo, sum(each.bytes_per_pixel for each in prints), sum(each.cost for each in prints))
+    memory, time = sum(each.bytes_per_pixel for each in prints), sum(each.cost for each in prints)
+    return Footprint(halo, memory, time, sum(each.process_bytes for each in prints))
 
 
 def _select(members: Sequence[Member], spec: RasterSpec) -> RasterSpec:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,7 +24,7 @@ import numpy as np
 from segcore.errors import RecipeError
 from segcore.legend import BACKGROUND_NAMES
 from segcore.methods.composed import start_around
-from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model, Segmenter, SegmenterRecipe
+from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Model, Segmenter, SegmenterRecipe
 from segcore.objects.overlap import cut_by
 from segcore.objects.stitch import SeamRule, Stitched, rules_of
 from segcore.raster import Labels
@@ -32,6 +32,7 @@ from segcore.raster import Labels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from segcore.model import Footprint
     from segcore.raster import Block, RasterSpec
 
 _RULE = SeamRule()
@@ -122,7 +123,7 @@ class WatershedModel:
         """Three times `distance` beside what the other segmenter needs."""
         inner = self.segmenter.footprint
         halo = tuple(margin + 3 * self.distance for margin in inner.halo)
-        return Footprint(halo, inner.bytes_per_pixel + _BYTES_PER_PIXEL, inner.cost + 20)
+        return replace(inner, halo=halo, bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL, cost=inner.cost + 20)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the bands that the other segmenter wants."""

@@ -1,0 +1,227 @@
+"""Mask R-CNN: the objects that a trained network finds.
+
+The network looks at windows of one size on a lattice that starts at the image's first pixel, whatever the tile (`segcore.networks.mask_rcnn.lattice`
+says which, and what becomes of objects at their edges). A tile runs all windows that can have found what touches its core, so every tile that
+sees an object sees the same one, and `stitch` puts its parts together. Where objects claim the same pixel, the one with the higher score has it.
+
+TensorFlow is loaded on workers only; what the driver must know is in the weights' card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from segcore.errors import ModelMismatch, RecipeError, WeightsError
+from segcore.geometry import Box
+from segcore.inference.card import Card
+from segcore.inference.weights import Weights, file_name
+from segcore.methods.naming import check_names
+from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model
+from segcore.networks.mask_rcnn.lattice import Lattice
+from segcore.objects.overlap import cut_by
+from segcore.objects.stitch import SeamRule, Stitched, rules_of
+from segcore.raster import Labels
+
+if TYPE_CHECKING:
+    from segcore.networks.mask_rcnn.detections import Detections
+    from segcore.networks.mask_rcnn.prediction import Finder
+    from segcore.raster import Block, RasterSpec
+
+_KIND = "mask_rcnn"
+_RULE = SeamRule()
+_LARGEST_HALO, _LARGEST_CORE = 512, 2048
+# Labels of the block, their copy with small ones left out, and where they are counted.
+_BYTES_PER_PIXEL = 24
+_COST = 5000
+_LIBRARY_BYTES = 700_000_000
+"""What TensorFlow takes in a process once a network has run (measured)."""
+
+
+@SEGMENTERS.register("mask_rcnn")
+@dataclass(frozen=True, slots=True)
+class MaskRcnnObjects:
+    """Objects found by a Mask R-CNN that `maskloom train` has trained."""
+
+    weights: str
+    """Name of weights that come with maskloom, or a .keras file with its card beside it."""
+    bands: tuple[int, ...] | None = None
+    """Bands that the network sees, counted from 1, in its order; [1, 1, 1] shows a grey image to a network of colours. None: all, if as many."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes, the background first. None: the network's own."""
+    score: float = 0.5
+    """Least score of an object, 0 to 1."""
+    overlap: float = 0.5
+    """How much the boxes of two objects of a class may overlap (intersection over union). Beyond it, the lower score goes."""
+    core: int = 256
+    """Side of the part of a window that counts, in pixels; the network sees `core` + 2 `halo`."""
+    halo: int = 64
+    """Side of the largest object in pixels: objects up to it come out the same under any tiling."""
+    min_size: int = 1
+    """Objects of fewer pixels become background."""
+    stitch: SeamRule | Mapping[str, SeamRule] = _RULE
+    """How objects are joined over tiles: `{by: ownership}`, or `{by: overlap, iou: 0.5}`, or such a rule for each class by name."""
+    trust: bool = False
+    """Whether you vouch for a file that could run code of its own when loaded."""
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
+
+    def __post_init__(self) -> None:
+        if self.bands is not None and (not self.bands or min(self.bands) < 1):
+            raise ValueError(f"bands: expected numbers from 1 on; got {list(self.bands)}")
+        if self.classes is not None:
+            check_names(self.classes)
+        if not 0 < self.score < 1:
+            raise ValueError(f"score: expected a number between 0 and 1; got {self.score}")
+        if not 0 < self.overlap < 1:
+            raise ValueError(f"overlap: expected a number between 0 and 1; got {self.overlap}")
+        for name, least, most in (("core", 32, _LARGEST_CORE), ("halo", 8, _LARGEST_HALO)):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name}: expected {least} to {most} pixels; got {getattr(self, name)}")
+        if self.min_size < 1:
+            raise ValueError(f"min_size: expected a number of pixels from 1 on; got {self.min_size}")
+
+    def start(self) -> Fitter | Model:
+        """The model. Raises `WeightsError` where the weights are no Mask R-CNN's, `RecipeError` where the rest does not suit them."""
+        weights = Weights.of(self.weights, self.trust)
+        card = _card(weights)
+        if self.bands is not None and len(self.bands) != card.channels:
+            raise RecipeError(
+                f"bands: {file_name(self.weights)} wants {card.channels} band(s); got {list(self.bands)}. Name as many."
+            )
+        if self.classes is not None and len(self.classes) != len(card.classes):
+            raise RecipeError(
+                f"classes: {file_name(self.weights)} has {len(card.classes)} classes ({', '.join(card.classes)}); got {len(self.classes)} names. "
+                "Name as many, the background first, or leave `classes` out."
+            )
+        classes = self.classes or card.classes
+        try:
+            rules = rules_of(self.stitch, classes)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        rule = Rule(float(self.score), float(self.overlap), self.min_size, Lattice(self.core, self.halo))
+        return Stitched(MaskRcnnModel(weights, card, classes, rule, self.bands), rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What counts as an object, and where the network looks."""
+
+    score: float
+    overlap: float
+    min_size: int
+    lattice: Lattice
+
+
+@MODELS.register("mask_rcnn")
+@dataclass(frozen=True, slots=True)
+class MaskRcnnModel:
+    """A segmenter of instances: what a Mask R-CNN finds in windows."""
+
+    weights: Weights
+    card: Card
+    classes: tuple[str, ...]
+    """The background, then those of objects."""
+    rule: Rule
+    bands: tuple[int, ...] | None
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
+
+    @property
+    def footprint(self) -> Footprint:
+        """As far as a tile's objects depend on pixels: some three objects and a window's core."""
+        lattice = self.rule.lattice
+        network = _LIBRARY_BYTES + 4 * self.card.parameters + lattice.window**2 * self.card.bytes_per_pixel
+        return Footprint((lattice.reach,) * 2, _BYTES_PER_PIXEL, _COST, network)
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the network's bands. Raises `ModelMismatch` where it has others."""
+        selected = spec.select(self.bands)
+        if selected.channels != self.card.channels:
+            raise ModelMismatch(
+                f"{spec.location} has {selected.channels} band(s); {self.weights.location} takes {self.card.channels}. "
+                "Choose them by `bands` of the segmenter, or leave this image out."
+            )
+        return selected
+
+    def segment(self, block: Block) -> Labels:
+        """The objects of the block in descending order of score, each with its class; complete for those that touch the core."""
+        rule, tile = self.rule, block.tile
+        finder = _finder(self.weights, rule.score, rule.overlap)
+
+        def find(window: Box) -> Detections:
+            return finder.detect(self._window(block, window))
+
+        detections = rule.lattice.detections(tile.core, block.spec.shape, find, rule.overlap)
+        values = detections.paint(tile.read)
+        values[~block.valid] = 0
+        small = np.bincount(values.ravel(), minlength=len(detections) + 1) < rule.min_size
+        # What the read box cuts may be large beyond it.
+        small[cut_by(values, tile.read, block.spec.shape)] = False
+        values[small[values]] = 0
+        return Labels(values, (0, *detections.classes.tolist()))
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Which weights, and what counted as an object."""
+        rule = self.rule
+        return {
+            "weights": self.weights.sha256,
+            "score": rule.score,
+            "overlap": rule.overlap,
+            "min_size": rule.min_size,
+            "core": rule.lattice.core,
+            "halo": rule.lattice.halo,
+        }
+
+    def _window(self, block: Block, window: Box) -> Any:
+        """The scaled pixels of a window (y, x, channel) float32; 0 outside of the image and where there is no data."""
+        inside = window & Box.whole(block.spec.shape)
+        part = inside.relative_to(block.tile.read).slices
+        scaled = np.zeros((*window.shape, self.card.channels), np.float32)
+        scaled[inside.relative_to(window).slices] = np.where(
+            block.valid[part][..., None], self.card.scaling.apply(block.pixels[part]), np.float32(0)
+        )
+        return scaled
+
+
+def _card(weights: Weights) -> Card:
+    card = weights.card()
+    if card is None:
+        raise WeightsError(
+            f"{weights.location}: expected a card (.json) beside the weights of a Mask R-CNN; there is none. "
+            "Put the one there that `maskloom train` wrote with the weights."
+        )
+    if card.kind != _KIND:
+        raise WeightsError(
+            f"{weights.location}: expected the weights of a {_KIND}; its card says {card.kind}. Use `kind: {card.kind}`, or other weights."
+        )
+    return card
+
+
+@lru_cache(maxsize=2)
+def _finder(weights: Weights, score: float, overlap: float) -> Finder:
+    """The network, loaded once a process: weights are equal where their digests are."""
+    network = _network(weights)
+    # After the weights are loaded, and TensorFlow with them in the way that this process wants it.
+    from segcore.networks.mask_rcnn.prediction import Finder
+
+    return Finder(network, score, overlap)
+
+
+@lru_cache(maxsize=1)
+def _network(weights: Weights) -> Any:
+    from segcore.inference.keras_files import load_keras
+
+    network = load_keras(weights)
+    # As in `_finder`, only now.
+    from segcore.networks.mask_rcnn.network import MaskRcnnNetwork
+
+    if not isinstance(network, MaskRcnnNetwork):
+        raise WeightsError(
+            f"{weights.location}: expected a Mask R-CNN; got {type(network).__name__}. Use `kind: network` for it."
+        )
+    return network

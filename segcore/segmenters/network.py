@@ -1,0 +1,307 @@
+"""Networks: any trained network that gives every pixel a class.
+
+`unet`, `fcn` and `deeplab` are those that maskloom trains, `network` is any `.keras`, `.onnx` or `.tflite` file.
+
+A network sees patches of the image that lie on a lattice of the image, not of the tile, so each patch is computed from the same pixels in the same
+shape under any tiling, and the labels are the same to the last pixel (`segcore.inference.patches`). Where the network looks no farther than a
+patch can be grown, the labels are also those of the network on the whole image, and it is EXACT. A network that looks farther (global
+pooling, say) sees overlapping windows that are blended (`segcore.inference.windows`), and is APPROXIMATE.
+
+What is known of the network stands in the card beside its file (`segcore.inference.card`); a file without one is examined in a process of its own.
+Which engine runs it, and in which precision, is chosen once for a run, on a worker and on pixels of the collection (`choose`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from segcore.errors import ModelMismatch, RecipeError, WeightsError
+from segcore.inference import patches, windows
+from segcore.inference.card import Card, Scaling
+from segcore.inference.engine import Choice, EngineName, Precision
+from segcore.inference.patches import Patching
+from segcore.inference.weights import Weights, file_name
+from segcore.inference.windows import Windowing
+from segcore.methods.naming import check_names
+from segcore.model import MODELS, SEGMENTERS, Exactness, Footprint
+from segcore.raster import Labels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.inference.engine import Engine
+    from segcore.raster import Block, RasterSpec
+
+Windows = Literal["auto", "exact", "blended"]
+_FARTHEST_EXACT = 512
+"""Pixels of halo beyond which exact patches cost more than most people want to pay, and `windows: auto` blends."""
+_LIBRARY_BYTES = 700_000_000
+"""What TensorFlow takes in a process once a network has run (measured)."""
+
+
+@SEGMENTERS.register("network")
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Any trained network: a `.keras`, `.onnx` or `.tflite` file that gives every pixel a class."""
+
+    weights: str
+    """The file, or the name of weights that come with maskloom (`nuclei`). Relative to the recipe."""
+    bands: tuple[int, ...] | None = None
+    """Bands that the network sees, counted from 1, in its order; [1, 1, 1] shows a grey image to a network of colours. None: all, if as many."""
+    classes: tuple[str, ...] | None = None
+    """Names by class id. None: those of the card beside the file, else class_0, class_1 ..."""
+    scaling: Scaling | None = None
+    """How pixels become input: {offset: [...], factor: [...]}, (value - offset) * factor. None: as the card says, else factor 1/255."""
+    engine: EngineName | Literal["auto"] = "auto"
+    """What computes: tensorflow, openvino, onnxruntime, litert. auto: the fastest that is installed."""
+    precision: Precision | Literal["auto"] = "auto"
+    """float32, bfloat16. auto: the faster one that keeps at least 99.9 % of the labels of float32 on a probe of the collection."""
+    windows: Windows = "auto"
+    """exact: patches with all that the network looks at. blended: overlapping windows. auto: exact where the network looks at most 512 pixels far."""
+    patch: int = 512
+    """Side of what a patch labels, without what it looks at around, in pixels. More of it is faster up to a point, and takes more memory."""
+    trust: bool = False
+    """Load a file that could run code of its own (Lambda layers, .h5). Only for files whose maker you trust."""
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+    kind: ClassVar[str] = "network"
+
+    def __post_init__(self) -> None:
+        if self.bands is not None and (not self.bands or min(self.bands) < 1):
+            raise ValueError(f"bands: expected numbers from 1 on; got {list(self.bands)}")
+        if not 32 <= self.patch <= 8192:
+            raise ValueError(f"patch: expected 32 to 8192 pixels; got {self.patch}")
+        if self.classes is not None:
+            check_names(self.classes)
+
+    def start(self) -> NetworkModel:
+        """The model, ready to run. Raises `WeightsError` where the file is not such a network, `RecipeError` where the rest does not suit it."""
+        weights = Weights.of(self.weights, self.trust)
+        card = weights.card() or _examined(weights)
+        self._check(card)
+        channels = card.channels
+        scaling = self.scaling or card.scaling
+        for name, values in (("offset", scaling.offset), ("factor", scaling.factor)):
+            if len(values) not in (1, channels):
+                raise RecipeError(
+                    f"scaling.{name}: the network has {channels} bands; expected 1 or {channels} numbers, got {len(values)}."
+                )
+        if self.windows == "exact" and not Patching.suits(card.reach):
+            raise RecipeError(
+                f"windows: {file_name(self.weights)} looks farther than patches can be grown (global pooling, or one small size of input). "
+                "Use auto or blended."
+            )
+        return NetworkModel(
+            weights=weights,
+            card=card if self.scaling is None else replace(card, scaling=self.scaling, dtype=""),
+            classes=self.classes or card.classes,
+            bands=self.bands,
+            engine=self.engine,
+            precision=self.precision,
+            blended=self.windows == "blended" or _looks_too_far(self.windows, card),
+            patch=self.patch,
+        )
+
+    def _check(self, card: Card) -> None:
+        name = file_name(self.weights)
+        if card.output == "objects" or (card.kind not in (self.kind, "network") and self.kind != "network"):
+            raise WeightsError(
+                f"weights: {name} is a {card.kind}, not a {self.kind}. Say `kind: {card.kind}`, or give other weights."
+            )
+        if self.bands is not None and len(self.bands) != card.channels:
+            raise RecipeError(f"bands: {name} wants {card.channels} bands; got {list(self.bands)}.")
+        if self.classes is not None and len(self.classes) != len(card.classes):
+            raise RecipeError(
+                f"classes: {name} has {len(card.classes)} classes ({', '.join(card.classes)}); got {list(self.classes)}."
+            )
+
+
+@SEGMENTERS.register("unet")
+@dataclass(frozen=True, slots=True)
+class Unet(Network):
+    """A U-Net (Ronneberger et al. 2015) trained with `maskloom train`, or one that comes with maskloom."""
+
+    kind: ClassVar[str] = "unet"
+
+
+@SEGMENTERS.register("fcn")
+@dataclass(frozen=True, slots=True)
+class Fcn(Network):
+    """A fully convolutional network (Long et al. 2015) trained with `maskloom train`."""
+
+    kind: ClassVar[str] = "fcn"
+
+
+@SEGMENTERS.register("deeplab")
+@dataclass(frozen=True, slots=True)
+class Deeplab(Network):
+    """A network of dilated convolutions, DeepLab v3+ (Chen et al. 2018), trained with `maskloom train`."""
+
+    kind: ClassVar[str] = "deeplab"
+
+
+@MODELS.register("network")
+@dataclass(frozen=True, slots=True)
+class NetworkModel:
+    """A network that is ready to run; its weights are loaded once in each process that segments."""
+
+    weights: Weights
+    card: Card
+    classes: tuple[str, ...]
+    bands: tuple[int, ...] | None = None
+    engine: EngineName | Literal["auto"] = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    blended: bool = False
+    patch: int = 512
+    choice: Choice | None = None
+    """None: float32 in the engine that reads such files."""
+
+    @property
+    def exactness(self) -> Exactness:
+        """Exact unless windows are blended."""
+        return Exactness.APPROXIMATE if self.blended else Exactness.EXACT
+
+    @property
+    def layout(self) -> Patching | Windowing:
+        """How patches or windows lie over an image."""
+        return Windowing(self.card.reach, self.patch) if self.blended else Patching(self.card.reach, self.patch)
+
+    @property
+    def footprint(self) -> Footprint:
+        """What patches look at around a tile; beside the tile, memory for libraries, weights and one patch."""
+        layout = self.layout
+        # Weights lie in memory as they were read, in the engine, and in a second precision.
+        rows, columns = (side + 2 * layout.halo for side in layout.sides)
+        fixed = _LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * rows * columns
+        return Footprint((layout.halo, layout.halo), 16 + 8 * self.card.channels, 200, fixed)
+
+    @property
+    def open_choice(self) -> str | None:
+        """The weights and what is asked of engine and precision; None once they are chosen."""
+        if self.choice is not None:
+            return None
+        return f"{self.weights.sha256[:16]} {self.engine} {self.precision} {self.layout.sides[0]}"
+
+    def choose(self, block: Block) -> Mapping[str, Any]:
+        """The fastest engine and precision for one patch in the middle of the block, and what was tried."""
+        from segcore.inference.choosing import choose
+
+        card = replace(self.card, classes=self.classes)
+        return asdict(choose(self.weights, card, self._probe(block), self.engine, self.precision))
+
+    def chosen(self, choice: Mapping[str, Any]) -> Self:
+        """The model that runs as was chosen."""
+        return replace(self, choice=Choice(**choice))
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the network's bands. Raises `ModelMismatch` where it has others, or pixels of a type that scaling is not made for."""
+        name = file_name(self.weights.location)
+        if self.bands is None and spec.channels != self.card.channels:
+            hint = "[1, 1, 1]" if spec.channels == 1 else list(range(1, self.card.channels + 1))
+            raise ModelMismatch(
+                f"{spec.location} has {spec.channels} band(s); {name} was trained on {self.card.channels}. Choose them with `bands`, such as {hint}."
+            )
+        if self.card.dtype and spec.dtype != self.card.dtype:
+            raise ModelMismatch(
+                f"{spec.location} has pixels of {spec.dtype}; {name} was trained on {self.card.dtype}. "
+                "If it suits them all the same, say how they are to be scaled: `scaling: {offset: ..., factor: ...}`."
+            )
+        return spec.select(self.bands)
+
+    def segment(self, block: Block) -> Labels:
+        """The class with the greatest score for every pixel of the core."""
+        from segcore.kernels.scores import likelier, likeliest
+
+        labels = np.zeros(block.valid.shape, np.uint8 if len(self.classes) <= 256 else np.uint16)
+        core = labels[block.tile.core.relative_to(block.tile.read).slices]
+        for place, scores in self._pieces(block):
+            if self.card.output == "labels":
+                core[place] = scores[..., 0]
+            elif self.card.output == "sigmoid":
+                likelier(scores, 0.5, core[place])
+            else:
+                likeliest(scores, core[place])
+        return Labels(labels)
+
+    def scores(self, block: Block) -> NDArray[np.float32]:
+        """Probabilities of the classes; 1 for one of them where the network gives labels only."""
+        whole = np.zeros((*block.valid.shape, len(self.classes)), np.float32)
+        whole[..., 0] = 1
+        core = whole[block.tile.core.relative_to(block.tile.read).slices]
+        for place, scores in self._pieces(block):
+            core[place] = self._probabilities(scores)
+        return whole
+
+    def provenance(self) -> Mapping[str, Any]:
+        """The weights, and what runs them."""
+        running = self.running
+        return {
+            "weights": file_name(self.weights.location),
+            "sha256": self.weights.sha256,
+            "engine": running.engine,
+            "precision": running.precision,
+            "windows": "blended" if self.blended else "exact",
+            "halo": self.layout.halo,
+        }
+
+    @property
+    def running(self) -> Choice:
+        """The engine and precision that were chosen, or that all machines have."""
+        if self.choice is not None:
+            return self.choice
+        reference: EngineName = {".onnx": "onnxruntime", ".tflite": "litert"}.get(self.weights.suffix, "tensorflow")  # type: ignore[assignment]
+        return Choice(
+            reference if self.engine == "auto" else self.engine, "float32" if self.precision == "auto" else self.precision
+        )
+
+    def _pieces(self, block: Block) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32]]]:
+        """Pieces of the core, and the network's output for them."""
+        from segcore.inference.engines import open_engine
+
+        engine: Engine = open_engine(self.weights, self.card, self.running)
+        seen, prepare, layout = self._without_gaps(block), self.card.scaling.apply, self.layout
+        if isinstance(layout, Windowing):
+            return windows.core_scores(seen, layout, prepare, engine)
+        return patches.core_scores(seen, layout, prepare, engine)
+
+    def _without_gaps(self, block: Block) -> Block:
+        """The block with its invalid pixels at the value that becomes 0: what lies there (nodata, NaN) must not reach its neighbours."""
+        if block.valid.all():
+            return block
+        neutral = np.array(self.card.scaling.offset).astype(block.pixels.dtype)
+        return replace(block, pixels=np.where(block.valid[..., None], block.pixels, neutral))
+
+    def _probe(self, block: Block) -> NDArray[np.float32]:
+        """The scaled middle of the block, as large as a patch and mirrored where the block is smaller."""
+        pixels = self._without_gaps(block).pixels
+        for axis, side in enumerate(self.layout.sides):
+            size = pixels.shape[axis]
+            start = max(0, (size - side) // 2)
+            wanted = np.arange(start, start + side)
+            mirrored = np.abs((wanted + size - 1) % max(1, 2 * size - 2) - (size - 1)) if size > 1 else np.zeros(side, np.intp)
+            pixels = np.take(pixels, mirrored if size < side else wanted, axis)
+        return self.card.scaling.apply(pixels)
+
+    def _probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.card.output == "labels":
+            return np.asarray(scores == np.arange(len(self.classes)), np.float32)
+        if self.card.output == "sigmoid":
+            return np.concatenate([1 - scores, scores], axis=-1)
+        if self.card.output == "logits":
+            powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
+        return scores
+
+
+def _looks_too_far(wanted: Windows, card: Card) -> bool:
+    return wanted == "auto" and (not Patching.suits(card.reach) or (card.reach.halo or 0) > _FARTHEST_EXACT)
+
+
+def _examined(weights: Weights) -> Card:
+    from segcore.inference.examine import examine
+
+    return examine(weights)

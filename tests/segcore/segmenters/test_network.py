@@ -1,0 +1,203 @@
+"""Networks as segmenters: equal under any tiling, equal to keras on the whole image, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from skimage import data
+
+from segcore.choices import open_choices, with_choices
+from segcore.errors import ModelMismatch, RecipeError, WeightsError
+from segcore.inference.card import Card, Scaling
+from segcore.inference.examine import card_of_model
+from segcore.inference.weights import Weights
+from segcore.networks.recipes import NETWORKS
+from segcore.scene import segment_scene, settled
+from segcore.segmenters.connected_parts import ConnectedParts
+from segcore.segmenters.ensemble import Ensemble
+from segcore.segmenters.mixture import MixtureOfGaussians
+from segcore.segmenters.network import Deeplab, Fcn, Network, Unet
+from segcore.testing import segmenters as check
+
+PHOTO = data.astronaut()[100:233, 150:327]
+"""Sides that no stride divides."""
+PICTURE = check.Picture(PHOTO, np.ones(PHOTO.shape[:2], bool), "rgb")
+CLASSES = ("sky", "land", "water")
+EXACTLY = {"engine": "tensorflow", "precision": "float32", "patch": 64}
+
+
+def save(model: keras.Model, path, kind: str, classes=CLASSES, dtype: str = "uint8") -> str:
+    """Write the model and its card as training does; where they are."""
+    model.save(path)
+    sha256 = Weights.of(str(path)).sha256
+    card = card_of_model(model, kind, classes, Scaling((0.0,), (1 / 255,)), sha256, {"licence": "none"})
+    path.with_suffix(".json").write_bytes(replace(card, dtype=dtype).dump())
+    return str(path)
+
+
+def lively(model: keras.Model) -> keras.Model:
+    """Biases that make all classes appear."""
+    random = np.random.default_rng(5)
+    for weight in model.trainable_weights:
+        if "bias" in weight.name:
+            weight.assign(random.normal(0, 0.05, weight.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory) -> str:
+    keras.utils.set_random_seed(1)
+    model = lively(NETWORKS["unet"](width=4, depth=2, normalisation="batch").build(3, 3))
+    return save(model, tmp_path_factory.mktemp("unet") / "small.keras", "unet")
+
+
+def whole_by_keras(weights: str, picture: np.ndarray, stride: int) -> np.ndarray:
+    """Labels of the network on the whole image, completed to the stride by mirroring."""
+    height, width = picture.shape[:2]
+    padded = np.pad(picture, [(0, -height % stride), (0, -width % stride), (0, 0)], mode="reflect")
+    scores = keras.saving.load_model(weights).predict(padded[None].astype(np.float32) / 255, verbose=0)[0]
+    return scores[:height, :width].argmax(axis=-1)
+
+
+def test_labels_are_those_of_keras_on_the_whole_image(unet):
+    labels = check.labelled(Unet(unet, **EXACTLY).start(), PICTURE, (64, 64))
+    expected = whole_by_keras(unet, PHOTO, 4)
+    assert len(np.unique(expected)) > 1
+    # Patches of other shapes may be summed in another order, so ties of the last bit may differ; more may not.
+    assert np.mean(labels != expected) < 1e-4
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (32, 128), (100, 60)])
+def test_tiling_changes_no_label(unet, tile):
+    check.check_tiling(Unet(unet, **EXACTLY), PICTURE, tile)
+    check.check_labels(Unet(unet, **EXACTLY), PICTURE)
+
+
+def test_blended_windows_do_not_depend_on_tiles_either(unet):
+    model = Unet(unet, windows="blended", **EXACTLY).start()
+    assert model.exactness.value == "approximate"
+    assert np.array_equal(check.labelled(model, PICTURE), check.labelled(model, PICTURE, (32, 32)))
+
+
+def test_models_are_values(unet):
+    check.check_values(Unet(unet, **EXACTLY), PICTURE)
+
+
+def test_what_has_no_data_does_not_reach_its_neighbours(tmp_path):
+    keras.utils.set_random_seed(2)
+    weights = save(lively(NETWORKS["unet"](width=4, depth=1).build(1, 2)), tmp_path / "grey.keras", "unet", ("a", "b"), "")
+    pixels = PHOTO[..., :1].astype(np.float32)
+    valid = np.ones(pixels.shape[:2], bool)
+    valid[40:60, 50:90] = False
+    broken = np.where(valid[..., None], pixels, np.nan).astype(np.float32)
+    model = Unet(weights, **EXACTLY).start()
+    by_nan, by_zero = (
+        check.labelled(model, check.Picture(np.where(valid[..., None], pixels, gap).astype(np.float32), valid), (64, 64))
+        for gap in (np.nan, 0.0)
+    )
+    assert np.isnan(broken).any()
+    assert np.array_equal(by_nan[valid], by_zero[valid])
+
+
+def test_scores_are_probabilities_of_the_labels(unet):
+    model = Unet(unet, **EXACTLY).start()
+    (block,) = PICTURE.blocks(model)
+    scores = model.scores(block)
+    assert np.allclose(scores.sum(axis=-1), 1, atol=1e-5)
+    assert np.array_equal(scores.argmax(axis=-1), model.segment(block).values)
+
+
+def test_networks_stand_inside_other_segmenters(unet):
+    both = check.fitted(
+        Ensemble((Unet(unet, **EXACTLY), MixtureOfGaussians(components=3, classes=CLASSES)), by="scores"), [PICTURE]
+    )
+    assert np.array_equal(check.labelled(both, PICTURE), check.labelled(both, PICTURE, (64, 64)))
+    parts = ConnectedParts(Unet(unet, **EXACTLY), parts=("land",)).start()
+    assert check.labelled(parts, PICTURE, (64, 64)).max() > 0
+
+
+def test_the_choice_is_made_once_wherever_the_network_stands(unet):
+    parts = ConnectedParts(Unet(unet, patch=64), parts=("land",)).start()
+    (key,) = open_choices(parts)
+    decided = settled(parts, PICTURE)
+    assert open_choices(decided) == {}
+    assert pickle.loads(pickle.dumps(decided)) == decided
+    again = with_choices(parts, {key: {"engine": "tensorflow", "precision": "float32", "record": {}}})
+    assert np.array_equal(
+        segment_scene(again, PICTURE).values,
+        check.labelled(ConnectedParts(Unet(unet, **EXACTLY), parts=("land",)).start(), PICTURE),
+    )
+    reference = check.labelled(Unet(unet, **EXACTLY).start(), PICTURE)
+    assert np.mean(check.labelled(settled(Unet(unet, patch=64).start(), PICTURE), PICTURE) == reference) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bands": (1, 2)}, "wants 3 bands"),
+        ({"classes": ("a", "b")}, "has 3 classes"),
+        ({"scaling": Scaling((1.0, 2.0), (1.0,))}, r"scaling\.offset"),
+    ],
+)
+def test_parameters_that_do_not_suit_the_network_are_refused(unet, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        Unet(unet, **changes).start()
+
+
+def test_weights_of_another_network_are_refused(unet, tmp_path):
+    with pytest.raises(WeightsError, match="is a unet, not a fcn"):
+        Fcn(unet).start()
+    assert Network(unet).start().classes == CLASSES
+    with pytest.raises(WeightsError, match="no file"):
+        Deeplab(str(tmp_path / "none.keras")).start()
+
+
+def test_a_card_of_other_weights_is_refused(unet, tmp_path):
+    record = json.loads(Weights.of(unet).card().dump())
+    (tmp_path / "other.keras").write_bytes(b"not these")
+    (tmp_path / "other.json").write_text(json.dumps(record))
+    with pytest.raises(WeightsError, match="belongs to other weights"):
+        Unet(str(tmp_path / "other.keras")).start()
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(WeightsError, match="is not the card"):
+        Unet(str(tmp_path / "other.keras")).start()
+
+
+def test_images_that_do_not_suit_are_refused(unet):
+    model = Unet(unet).start()
+    grey = check.Picture(PHOTO[..., :1], PICTURE.valid)
+    with pytest.raises(ModelMismatch, match=r"has 1 band.*\[1, 1, 1\]"):
+        model.select(grey.spec)
+    with pytest.raises(ModelMismatch, match="pixels of uint16"):
+        model.select(check.Picture(PHOTO.astype(np.uint16), PICTURE.valid, "rgb").spec)
+    shown = Unet(unet, bands=(1, 1, 1), **EXACTLY).start()
+    three = check.Picture(np.repeat(PHOTO[..., :1], 3, axis=2), PICTURE.valid, "rgb")
+    assert np.array_equal(check.labelled(shown, grey, (64, 64)), check.labelled(Unet(unet, **EXACTLY).start(), three))
+
+
+def test_cards_travel(unet):
+    card = Weights.of(unet).card()
+    assert Card.load(card.dump(), "x") == card
+    assert card.reach.halo is not None
+    assert card.reach.stride == 4
+
+
+def test_a_file_that_changes_during_a_run_is_noticed(tmp_path):
+    path = tmp_path / "weights.keras"
+    path.write_bytes(b"one")
+    weights = Weights.of(str(path))
+    path.write_bytes(b"two")
+    with pytest.raises(WeightsError, match="was changed"):
+        weights.read()
+
+
+def test_the_place_of_the_weights_decides_nothing(unet, tmp_path):
+    for suffix in (".keras", ".json"):
+        (tmp_path / f"moved{suffix}").write_bytes(Path(unet).with_suffix(suffix).read_bytes())
+    assert Unet(unet).start() == Unet(str(tmp_path / "moved.keras")).start()
