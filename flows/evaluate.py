@@ -1,0 +1,265 @@
+"""Evaluate: the masks of a run against truth masks.
+
+Truth files are found as inputs are, paired with the run's images by name, and read tile by tile beside the masks. What comes out lies in one folder:
+five tables (`segcore.evaluation.tables`) and a picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import yaml
+
+from flows.progress import SECONDS_BETWEEN_LINES
+from segcore import formats
+from segcore.errors import ImageError, RecipeError, StoreError, Unavailable
+from segcore.evaluation.masks import MaskFile
+from segcore.evaluation.outputs import Mask, Output
+from segcore.evaluation.pairing import Affixes, Pairs, pair
+from segcore.evaluation.picture import Heading, draw, make_strip, photo_of
+from segcore.evaluation.scoring import Score, Subject, Terms, score
+from segcore.evaluation.tables import Result
+from segcore.evaluation.values import VOID, VOID_NAME, Key, Rule, default_rules, parse_table, parse_values
+from segcore.formats._open import Source
+from segcore.legend import Legend
+from segcore.raster import FORMATS
+from segcore.storage import Store
+from tasks.discover import discover
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FOLDER = "evaluation"
+"""Where results go below an output."""
+_WORST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What users say of an evaluation."""
+
+    truth: tuple[str, ...]
+    """Files, globs, folders or lists."""
+    values: tuple[str, ...] = ()
+    """VALUE=CLASS each."""
+    colours: Path | None = None
+    """YAML file of classes with their values or colours."""
+    void: tuple[str, ...] = ()
+    affixes: Affixes = field(default_factory=Affixes)
+    tolerance: float = 2.0
+    """Pixels."""
+    objects: Literal["auto", "yes", "no"] = "auto"
+    """auto: where the run's masks hold ids of objects."""
+    out: str | None = None
+    """Folder for the results. None: `evaluation` below the output."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """What was found, and where it lies."""
+
+    result: Result
+    notes: tuple[str, ...]
+    """What people should know: images left out and the like."""
+    folder: str
+
+    @property
+    def table(self) -> str:
+        """Measures of each class, for people."""
+        confusion, boundary, objects = self.result.total
+        names = self.result.classes.names
+        columns = {"IoU": confusion.iou, "Dice": confusion.dice, "precision": confusion.precision, "recall": confusion.recall}
+        columns["boundary F"] = boundary.f
+        if objects is not None:
+            columns |= {"PQ": objects.pq, "AP (DSB2018) @0.5": objects.ap_dsb2018[:, 0]}
+        wide = max(map(len, (*names, "class")))
+        lines = ["  ".join(["class".ljust(wide), *columns])]
+        for i, name in enumerate(names):
+            cells = ("–" if column[i] != column[i] else f"{column[i]:.3f}" for column in columns.values())
+            lines.append(
+                "  ".join([name.ljust(wide), *(cell.rjust(len(head)) for cell, head in zip(cells, columns, strict=True))])
+            )
+        return "\n".join(lines)
+
+    @property
+    def summary(self) -> str:
+        """The main figures in one line."""
+        (row,) = (row for row in self.result.rows()["images"] if row["image_id"] is None)
+        told = (
+            f"{len(self.result.scores)} images, {row['pixels'] / 1e6:.1f} megapixels: accuracy {row['accuracy']:.3f} "
+            f"(majority {row['majority_baseline']:.3f}), mean IoU {row['mean_iou']:.3f}"
+        )
+        if "pq" in row:
+            told += f", PQ {row['pq']:.3f}, AP (DSB2018) @0.5 {row['ap_dsb2018_50']:.3f}"
+        return told
+
+
+def evaluate(location: str, options: Options, watch: Literal["progress", "quiet"]) -> Evaluation:
+    """Compare the masks of an output with truth masks and write tables and picture.
+
+    Raises `RecipeError` where there is no output or no truth, where truth and images do not match by name or size, or where truth has values that
+    nobody explains; `StoreError` where a store fails.
+    """
+    output = Output.read(Store(location))
+    truths = _truths(options.truth, location)
+    pairs = pair([mask.uri for mask in output.masks], truths, options.affixes)
+    chosen = [mask for mask in output.masks if mask.uri in pairs.truth_of]
+    with _readable():
+        terms = _terms(output, options, MaskFile.describe(output.store.uri(chosen[0].mask_uri)).numbers_objects)
+        subjects = _subjects(output, chosen, pairs, terms)
+        scores = [score(subject, terms) for subject in _watched(subjects, len(chosen), watch)]
+        result = Result(output.classes, scores)
+        if not result.total[0].pixels:
+            raise RecipeError(
+                f"No pixel has a class in the truth and in the mask: {options.truth[0]} is void, or the masks have no data."
+            )
+        store, folder = (Store(location), f"{FOLDER}/") if options.out is None else (Store(options.out), "")
+        evaluation = Evaluation(result, tuple(_notes(output, pairs, result)), store.uri(folder).rstrip("/"))
+        result.publish(store, folder)
+        store.publish(f"{folder}evaluation.png", _picture(evaluation, terms, location))
+    return evaluation
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """A mask that cannot be read is the user's to replace; a store that fails is not."""
+    try:
+        yield
+    except Unavailable as error:
+        raise StoreError(f"{error}. Check the store, then run the same command again.") from error
+    except ImageError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _truths(given: Sequence[str], output: str) -> list[str]:
+    try:
+        found = discover(given, output, {})
+    except RecipeError as error:
+        raise RecipeError(
+            f"--truth: {', '.join(map(repr, given))} names no mask. Give a file, a folder, or a glob in quotes such as 'labels/*.png'."
+        ) from error
+    absent = [source.uri for source in found if not source.size]
+    if absent:
+        raise RecipeError(f"--truth: {absent[0]} does not exist, or is empty. Check its name.")
+    return [source.uri for source in found]
+
+
+def _terms(output: Output, options: Options, numbered: bool) -> Terms:
+    classes = output.classes
+    compared = numbered if options.objects == "auto" else options.objects == "yes"
+    if compared and not classes.foreground:
+        raise RecipeError(
+            f"--objects: the classes of the run ({', '.join(classes.names)}) all mean background, so nothing is an object."
+        )
+    rules = [*parse_values(options.values), *_colours(options.colours)]
+    if not rules:
+        rules = default_rules(classes.names, tuple(classes.names[i] for i in classes.foreground) if numbered else None)
+    rules += [Rule.parse(value, VOID_NAME, "--void") for text in options.void for value in text.split(",")]
+    return Terms(Key.of(rules, classes.names), options.tolerance, classes.foreground if compared else (), numbered)
+
+
+def _colours(path: Path | None) -> list[Rule]:
+    if path is None:
+        return []
+    try:
+        return parse_table(yaml.safe_load(path.read_text(encoding="utf-8")), f"--colours {path}")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"--colours {path} cannot be read: {error}") from error
+
+
+def _subjects(output: Output, masks: Sequence[Mask], pairs: Pairs, terms: Terms) -> Iterator[Subject]:
+    for file, group in itertools.groupby(masks, lambda mask: mask.file):
+        own = list(group)
+        objects = output.object_tables(file, [mask.image_id for mask in own]) if terms.numbered else {}
+        classes = {} if terms.numbered else output.class_tables(file)
+        for mask in own:
+            place = (mask.image_id, mask.uri, output.store.uri(mask.mask_uri), pairs.truth_of[mask.uri])
+            if terms.numbered:
+                known = objects[mask.image_id]
+                yield Subject(*place, known.classes, known.others, known.scores)
+            else:
+                yield Subject(*place, classes[mask.image_id], VOID)
+
+
+def _watched(subjects: Iterable[Subject], count: int, watch: Literal["progress", "quiet"]) -> Iterator[Subject]:
+    """The subjects, with a bar on a terminal and a line every 30 seconds elsewhere."""
+    if watch == "quiet":
+        yield from subjects
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(subjects, "evaluate", count, console=Console(stderr=True), transient=True)
+    else:
+        told = time.monotonic()
+        for done, subject in enumerate(subjects):
+            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                sys.stderr.write(f"evaluate: {done}/{count} images\n")
+            yield subject
+
+
+def _notes(output: Output, pairs: Pairs, result: Result) -> Iterator[str]:
+    if pairs.without_truth:
+        yield f"{len(pairs.without_truth)} images have no truth and are not evaluated ({_few(pairs.without_truth)})."
+    if pairs.without_image:
+        yield f"{len(pairs.without_image)} truth files belong to no image of the run ({_few(pairs.without_image)})."
+    if output.failed:
+        yield f"{output.failed} images of the run failed and have no mask."
+    confusion = result.total[0]
+    if confusion.unpredicted:
+        yield f"{confusion.unpredicted} pixels have a class in the truth and no data in the mask; they are counted apart (unpredicted)."
+    rows = result.rows()["areas"]
+    if "adjusted_area" not in rows[0]:
+        absent = [row["class_name"] for row in rows if row["mapped_area"] and not row["sample_pixels"]]
+        yield f"No error-adjusted areas: {', '.join(absent)} is mapped, and no truth lies there."
+
+
+def _few(uris: Sequence[str]) -> str:
+    names = [uri.rsplit("/", 1)[-1] for uri in uris[:3]]
+    return ", ".join(names) + (", ..." if len(uris) > 3 else "")
+
+
+def _picture(evaluation: Evaluation, terms: Terms, location: str) -> bytes:
+    result = evaluation.result
+    worst = sorted(result.scores, key=_quality)[:_WORST]
+    strips = []
+    for rank, each in enumerate(worst, 1):
+        figures = f"accuracy {each.confusion.accuracy:.3f}"
+        if each.objects is not None:
+            matched, false, missed = each.objects.tallies[:, 0].sum(axis=0).tolist()
+            figures += f", {matched} objects matched, {false} false, {missed} missed"
+        strips.append(make_strip(each, terms, f"{rank}. of the worst: {each.subject.image_id} · {figures}", _photo(each, terms)))
+    confusion, boundary, _ = result.total
+    return draw(
+        Heading(f"Evaluation of {location}", evaluation.summary), Legend.of(result.classes.names), (confusion, boundary), strips
+    )
+
+
+def _quality(each: Score) -> tuple[float, float]:
+    """Low where an image went badly: by its objects, then by its pixels."""
+    accuracy = each.confusion.accuracy if each.confusion.pixels else 1.0
+    if each.objects is None:
+        return accuracy, accuracy
+    matched, false, missed = (int(n) for n in each.objects.tallies[:, 0].sum(axis=0))
+    return matched / max(1, matched + false + missed), accuracy
+
+
+def _photo(each: Score, terms: Terms) -> NDArray[np.uint8] | None:
+    """The pixels of the tile that is shown; None where the image is gone or is read in another way."""
+    uri = each.subject.image_uri
+    try:
+        spec = FORMATS[formats.format_of(uri, Source.of(uri).head())].describe(uri, "")
+        with FORMATS[spec.format].open(spec) as reader:
+            pixels, valid = reader.read(terms.grid(spec.shape)[each.worst].core)
+    except (ImageError, StoreError, IndexError):
+        return None
+    return photo_of(pixels, valid)

@@ -1,0 +1,1 @@
+"""Evaluation: masks against truth."""

@@ -1,0 +1,95 @@
+"""Boundaries: how much of a class's outline lies where the truth has it.
+
+A boundary pixel of a class is one of its pixels with a neighbour (above, below, left, right) of another class. The image's border and void pixels
+make no boundary. Precision is the share of the mask's boundary pixels with one of the truth's within the tolerance (Euclidean distance between
+centres), recall the other way round, F their harmonic mean (Csurka, Larlus and Perronnin 2013; the tolerance there is 0.75 % of the diagonal).
+
+A pixel within the tolerance and its neighbours are all that must be seen, so a tile with that halo (`halo_of`) tells the same as the whole image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segcore.evaluation.confusion import ratio
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from segcore.geometry import Tile
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Boundary:
+    """Boundary pixels of each class. Boundaries add up over tiles and images."""
+
+    counts: NDArray[np.int64]
+    """(n, 4): those of the mask, of these near the truth's; those of the truth, of these near the mask's."""
+
+    @classmethod
+    def none(cls, classes: int) -> Boundary:
+        """No pixel yet."""
+        return cls(np.zeros((classes, 4), np.int64))
+
+    @classmethod
+    def of(cls, truth: NDArray[np.int64], predicted: NDArray[np.int64], tile: Tile, classes: int, tolerance: float) -> Boundary:
+        """Count in a tile's core. The arrays are class ids in its `read` box, negative where there is none."""
+        import cv2
+
+        ignored = (truth < 0) | (predicted < 0)
+        ours, theirs = (np.where(ignored, -1, labels) for labels in (predicted, truth))
+        edges = [np.where(_on_edge(labels), labels, -1) for labels in (ours, theirs)]
+        disk = _disk(tolerance)
+        counts = np.zeros((classes, 4), np.int64)
+        present = np.bincount(np.concatenate(edges).ravel() + 1, minlength=classes + 1)
+        for i in np.flatnonzero(present[1:]):
+            mine, other = ((edge == i).astype(np.uint8) for edge in edges)
+            near = [tile.trim(cv2.dilate(edge, disk)) for edge in (other, mine)]
+            mine, other = tile.trim(mine), tile.trim(other)
+            counts[i] = [mine.sum(), (mine & near[0]).sum(), other.sum(), (other & near[1]).sum()]
+        return cls(counts)
+
+    def __add__(self, other: Boundary) -> Boundary:
+        return Boundary(self.counts + other.counts)
+
+    @property
+    def precision(self) -> NDArray[np.float64]:
+        """Share of the mask's boundary pixels near the truth's; NaN where the mask has none."""
+        return ratio(self.counts[:, 1], self.counts[:, 0])
+
+    @property
+    def recall(self) -> NDArray[np.float64]:
+        """Share of the truth's boundary pixels near the mask's; NaN where the truth has none."""
+        return ratio(self.counts[:, 3], self.counts[:, 2])
+
+    @property
+    def f(self) -> NDArray[np.float64]:
+        """Harmonic mean of both; 0 where one side has no boundary or nothing is near, NaN where neither has one."""
+        precision, recall = np.nan_to_num(self.precision), np.nan_to_num(self.recall)
+        total = precision + recall
+        f = np.where(total > 0, 2 * precision * recall / np.where(total > 0, total, 1), 0)
+        return np.where(self.counts[:, 0] + self.counts[:, 2] > 0, f, np.nan)
+
+
+def halo_of(tolerance: float) -> tuple[int, int]:
+    """Pixels that must be seen around a tile: the tolerance, and one for the neighbours."""
+    return (int(tolerance) + 1,) * 2
+
+
+def _on_edge(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    edge = np.zeros(labels.shape, np.bool_)
+    for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        differs = (labels[one] != labels[other]) & (labels[one] >= 0) & (labels[other] >= 0)
+        edge[one] |= differs
+        edge[other] |= differs
+    return edge
+
+
+def _disk(tolerance: float) -> NDArray[np.uint8]:
+    """All offsets within the tolerance: dilation by it is an exact threshold on the distance."""
+    reach = int(tolerance)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    return np.asarray(y * y + x * x <= tolerance * tolerance, np.uint8)

@@ -1,0 +1,222 @@
+"""The tables of an evaluation: Parquet files whose columns do not depend on what was evaluated.
+
+    classes     measures by image and class; `image_id` null: all images together
+    images      measures by image; `image_id` null: all images together
+    confusion   pixels by class of the truth and of the mask, by image and for all; `predicted_class` null: the mask has no data there
+    objects     objects by image, class and threshold of the intersection over union; `image_id` null: all images together
+    areas       mapped and error-adjusted area of each class
+
+Measures that are not defined (the recall of a class that the truth has not) are null.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segcore.evaluation.confusion import mean_of_known
+from segcore.evaluation.estimate import NORMAL_95, estimate_areas
+from segcore.evaluation.instances import THRESHOLDS
+from segcore.evaluation.scoring import total
+
+if TYPE_CHECKING:
+    from segcore.evaluation.boundary import Boundary
+    from segcore.evaluation.confusion import Confusion
+    from segcore.evaluation.instances import ObjectCounts
+    from segcore.evaluation.outputs import Classes
+    from segcore.evaluation.scoring import Score
+    from segcore.storage import Store
+
+
+def _schema(keys: str, counts: str, measures: str) -> pa.Schema:
+    """Columns by kind, named in one line each."""
+    return pa.schema(
+        [
+            *(pa.field(name, pa.string()) for name in keys.split()),
+            *(pa.field(name, pa.int64(), nullable=False) for name in counts.split()),
+            *(pa.field(name, pa.float64()) for name in measures.split()),
+        ],
+        metadata={"maskloom_schema": "1"},
+    )
+
+
+SCHEMAS = {
+    "classes": _schema(
+        "image_id class_name",
+        "class_id truth_pixels predicted_pixels correct_pixels unpredicted_pixels",
+        "iou dice precision recall boundary_f boundary_precision boundary_recall",
+    ),
+    "images": _schema(
+        "image_id truth_uri",
+        "pixels void_pixels unpredicted_pixels",
+        "accuracy majority_baseline kappa mean_iou mean_dice mean_boundary_f pq ap_dsb2018_50",
+    ),
+    "confusion": _schema("image_id truth_class predicted_class", "pixels", "share_of_truth"),
+    "objects": _schema(
+        "image_id class_name",
+        "class_id matched false missed",
+        "threshold precision recall f1 ap_dsb2018 ap_coco pq sq rq",
+    ),
+    "areas": _schema(
+        "class_name area_unit",
+        "class_id sample_pixels",
+        "mapped_area adjusted_area standard_error low_95 high_95 users_accuracy users_accuracy_error producers_accuracy producers_accuracy_error",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """An evaluation."""
+
+    classes: Classes
+    scores: Sequence[Score]
+
+    @property
+    def total(self) -> tuple[Confusion, Boundary, ObjectCounts | None]:
+        """All images together."""
+        return total(self.scores, len(self.classes.names))
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of each table: those of all images together first."""
+        pooled, names = self.total, self.classes.names
+        parts = [
+            (None, pooled),
+            *((each.subject.image_id, (each.confusion, each.boundary, each.objects)) for each in self.scores),
+        ]
+        of_subject = {each.subject.image_id: {"truth_uri": each.subject.truth} for each in self.scores}
+        return {
+            "classes": [row for image_id, part in parts for row in _class_rows(image_id, part, names)],
+            "images": [
+                _image_row(part) | {"image_id": image_id} | of_subject.get(image_id or "", {}) for image_id, part in parts
+            ],
+            "confusion": [row for image_id, part in parts for row in _confusion_rows(image_id, part[0], names)],
+            "objects": [row for image_id, part in parts for row in _object_rows(image_id, part[2], names)],
+            "areas": list(_area_rows(pooled[0], self.classes)),
+        }
+
+    def publish(self, store: Store, folder: str) -> list[str]:
+        """Write the tables as `<folder><table>.parquet`; their names. Raises `StoreError`."""
+        names = []
+        for table, rows in self.rows().items():
+            schema = SCHEMAS[table]
+            known = [{field.name: _known(row.get(field.name)) for field in schema} for row in rows]
+            names.append(f"{folder}{table}.parquet")
+            with store.writing(names[-1]) as out:
+                pq.write_table(pa.Table.from_pylist(known, schema=schema), out, compression="zstd")
+        return names
+
+
+def _class_rows(
+    image_id: str | None, part: tuple[Confusion, Boundary, ObjectCounts | None], names: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
+    confusion, boundary, _ = part
+    columns = {
+        "truth_pixels": confusion.truth,
+        "predicted_pixels": confusion.predicted,
+        "correct_pixels": confusion.correct,
+        "unpredicted_pixels": confusion.counts[:, -1],
+        "iou": confusion.iou,
+        "dice": confusion.dice,
+        "precision": confusion.precision,
+        "recall": confusion.recall,
+        "boundary_f": boundary.f,
+        "boundary_precision": boundary.precision,
+        "boundary_recall": boundary.recall,
+    }
+    for i, name in enumerate(names):
+        yield {"image_id": image_id, "class_id": i, "class_name": name} | {
+            column: values[i].item() for column, values in columns.items()
+        }
+
+
+def _image_row(part: tuple[Confusion, Boundary, ObjectCounts | None]) -> dict[str, Any]:
+    confusion, boundary, objects = part
+    row = {
+        "pixels": confusion.pixels,
+        "void_pixels": confusion.void,
+        "unpredicted_pixels": confusion.unpredicted,
+        "accuracy": confusion.accuracy,
+        "majority_baseline": confusion.majority_baseline,
+        "kappa": confusion.kappa,
+        "mean_iou": mean_of_known(confusion.iou),
+        "mean_dice": mean_of_known(confusion.dice),
+        "mean_boundary_f": mean_of_known(boundary.f),
+    }
+    if objects is not None:
+        row |= {"pq": mean_of_known(objects.pq), "ap_dsb2018_50": mean_of_known(objects.ap_dsb2018[:, 0])}
+    return row
+
+
+def _confusion_rows(image_id: str | None, confusion: Confusion, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """All pairs for all images together; for one image those that occur."""
+    sums = confusion.truth
+    for i, j in np.ndindex(confusion.counts.shape):
+        count = int(confusion.counts[i, j])
+        if count or image_id is None:
+            predicted = names[j] if j < len(names) else None
+            share = count / sums[i].item() if predicted is not None and sums[i] else None
+            yield {
+                "image_id": image_id,
+                "truth_class": names[i],
+                "predicted_class": predicted,
+                "pixels": count,
+                "share_of_truth": share,
+            }
+
+
+def _object_rows(image_id: str | None, objects: ObjectCounts | None, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    if objects is None:
+        return
+    ranked = objects.ap_coco
+    for i, name in enumerate(names):
+        for t, threshold in enumerate(THRESHOLDS):
+            matched, false, missed = objects.tallies[i, t].tolist()
+            if not matched + false + missed:
+                continue
+            row = {
+                "image_id": image_id,
+                "class_id": i,
+                "class_name": name,
+                "threshold": threshold,
+                "matched": matched,
+                "false": false,
+                "missed": missed,
+                "precision": matched / (matched + false) if matched + false else None,
+                "recall": matched / (matched + missed) if matched + missed else None,
+                "f1": 2 * matched / (2 * matched + false + missed),
+                "ap_dsb2018": objects.ap_dsb2018[i, t].item(),
+                "ap_coco": None if ranked is None else ranked[i, t].item(),
+            }
+            panoptic = {"pq": objects.pq, "sq": objects.sq, "rq": objects.rq}
+            yield row | ({measure: values[i].item() for measure, values in panoptic.items()} if t == 0 else {})
+
+
+def _area_rows(confusion: Confusion, classes: Classes) -> Iterator[dict[str, Any]]:
+    estimate = estimate_areas(confusion.square.T, np.array(classes.areas))
+    for i, name in enumerate(classes.names):
+        row = {"class_id": i, "class_name": name, "area_unit": classes.area_unit, "mapped_area": classes.areas[i]}
+        row["sample_pixels"] = int(confusion.predicted[i])
+        if estimate is not None:
+            adjusted, error = estimate.adjusted[i].item(), estimate.error[i].item()
+            row |= {
+                "adjusted_area": adjusted,
+                "standard_error": error,
+                "low_95": adjusted - NORMAL_95 * error,
+                "high_95": adjusted + NORMAL_95 * error,
+                "users_accuracy": estimate.users[i].item(),
+                "users_accuracy_error": estimate.users_error[i].item(),
+                "producers_accuracy": estimate.producers[i].item(),
+                "producers_accuracy_error": estimate.producers_error[i].item(),
+            }
+        yield row
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value

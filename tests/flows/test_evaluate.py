@@ -1,0 +1,209 @@
+"""`maskloom evaluate` on real runs: tables, picture, words, exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import Result
+from PIL import Image
+from scipy import ndimage
+from sklearn import metrics
+from typer.testing import CliRunner
+
+from flows.cli import app
+from segcore.evaluation.instances import average_precision
+from segcore.evaluation.tables import SCHEMAS
+
+DATA = os.environ.get("MASKLOOM_TEST_DATA")
+real = pytest.mark.skipif(not DATA, reason="MASKLOOM_TEST_DATA is not set")
+
+
+def command(*arguments: object) -> Result:
+    """Run maskloom in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def blobs(seed: int) -> np.ndarray:
+    field = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(90, 120)), 4)
+    return np.clip(128 + 2500 * field, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three images, truth of two of them, and two runs: `out` of classes, `cells` of objects."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    for name in ("images", "truth", "numbers"):
+        (folder / name).mkdir()
+    for i in range(3):
+        photo = blobs(i)
+        Image.fromarray(photo).save(folder / "images" / f"p{i}.png")
+        if i < 2:
+            truth = (photo > 150).astype(np.uint8) * 255
+            truth[:5] = 7
+            Image.fromarray(truth).save(folder / "truth" / f"p{i}_mask.png")
+            Image.fromarray(ndimage.label(photo > 150)[0].astype(np.uint16)).save(folder / "numbers" / f"p{i}.png")
+    common = [*sorted((folder / "images").iterdir()), "--no-prefect", "--set", "cluster=serial", "-q"]
+    threshold = ["-s", "threshold", "-p", "value=140", "-p", "classes=[outside, cell]"]
+    assert command("segment", *common, "-o", folder / "out", *threshold).exit_code == 0
+    inner = "of={kind: threshold, value: 140, classes: [background, cell]}"
+    assert command("segment", *common, "-o", folder / "cells", "-s", "connected_parts", "-p", inner).exit_code == 0
+    return folder
+
+
+def mask_of(folder: Path, name: str) -> np.ndarray:
+    return np.array(Image.open(folder / "masks" / name))
+
+
+def table(folder: Path, name: str) -> list[dict[str, object]]:
+    found = pq.read_table(folder / f"{name}.parquet")
+    assert found.schema.equals(SCHEMAS[name])
+    rows: list[dict[str, object]] = found.to_pylist()
+    return rows
+
+
+SAID = ("--values", "0=outside,255=cell", "--void", "7", "--truth-suffix", "_mask")
+
+
+def test_classes(made: Path) -> None:
+    done = command("evaluate", made / "out", "--truth", made / "truth" / "*.png", *SAID)
+    assert done.exit_code == 0, done.output
+    assert "1 images have no truth and are not evaluated (p2.png)" in done.stderr
+    last = done.stdout.strip().splitlines()[-1]
+    assert "2 images" in last
+    assert str(made / "out" / "evaluation" / "evaluation.png") in last
+    truth = np.concatenate([blobs(i)[5:] > 150 for i in range(2)])
+    predicted = np.concatenate([mask_of(made / "out", f"p{i}.png")[5:] for i in range(2)])
+    (cell,) = (
+        row for row in table(made / "out" / "evaluation", "classes") if row["image_id"] is None and row["class_name"] == "cell"
+    )
+    assert cell["iou"] == pytest.approx(metrics.jaccard_score(truth.ravel(), predicted.ravel()))
+    assert f"{cell['iou']:.3f}" in done.stdout
+    whole, *parts = table(made / "out" / "evaluation", "images")
+    assert whole["accuracy"] == pytest.approx((truth == predicted).mean())
+    assert whole["void_pixels"] == 2 * 5 * 120
+    assert [row["image_id"] for row in parts] == ["p0", "p1"]
+    assert sum(row["pixels"] for row in parts) == whole["pixels"] == truth.size  # type: ignore[misc]
+    pixels = [row for row in table(made / "out" / "evaluation", "confusion") if row["image_id"] is None]
+    assert sum(row["pixels"] for row in pixels) == truth.size  # type: ignore[misc]
+    assert table(made / "out" / "evaluation", "objects") == []
+    with Image.open(made / "out" / "evaluation" / "evaluation.png") as picture:
+        assert picture.width == 1280
+
+
+def test_areas_are_of_all_images_of_the_run(made: Path) -> None:
+    assert command("evaluate", made / "out", "-t", made / "truth", *SAID, "-q").exit_code == 0
+    rows = {row["class_name"]: row for row in table(made / "out" / "evaluation", "areas")}
+    masks = np.stack([mask_of(made / "out", f"p{i}.png") for i in range(3)])
+    sample, truth = masks[:2, 5:], np.stack([blobs(i)[5:] > 150 for i in range(2)])
+    mapped = np.array([(masks == i).sum() for i in range(2)])
+    share = np.array([truth[sample == i].mean() for i in range(2)])
+    assert rows["cell"]["mapped_area"] == mapped[1]
+    assert rows["cell"]["adjusted_area"] == pytest.approx(mapped @ share)
+    spread = np.sqrt(sum((mapped[i] ** 2 * share[i] * (1 - share[i]) / ((sample == i).sum() - 1)) for i in range(2)))
+    assert rows["cell"]["high_95"] == pytest.approx(mapped @ share + 1.96 * spread)
+    assert rows["cell"]["area_unit"] == "px"
+
+
+def test_objects_are_compared_where_the_masks_hold_them(made: Path) -> None:
+    done = command("evaluate", made / "cells", "-t", made / "numbers", "--out", made / "here", "-q")
+    assert done.exit_code == 0, done.output
+    assert "PQ" in done.stdout
+    rows = [row for row in table(made / "here", "objects") if row["image_id"] == "p0"]
+    ids, truth = mask_of(made / "cells", "p0.png"), ndimage.label(blobs(0) > 150)[0]
+    for row in rows:
+        assert row["ap_dsb2018"] == pytest.approx(average_precision(ids, truth, row["threshold"]))  # type: ignore[arg-type]
+        assert row["ap_coco"] is None
+    assert len(rows) == 10
+    assert rows[0]["matched"]
+    # The same objects, found as connected parts of classes.
+    both = command(
+        "evaluate", made / "out", "-t", made / "numbers", "-v", "0=outside,1..=cell", "--objects", "--out", made / "there", "-q"
+    )
+    assert both.exit_code == 0, both.output
+    again = [row for row in table(made / "there", "objects") if row["image_id"] == "p0" and row["class_name"] == "cell"]
+    assert [row["matched"] for row in again] == [row["matched"] for row in rows]
+    plain = command("evaluate", made / "cells", "-t", made / "numbers", "--no-objects", "--out", made / "here", "-q")
+    assert "PQ" not in plain.stdout
+    assert table(made / "here", "objects") == []
+
+
+def test_a_file_of_colours_and_an_output_in_a_store(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "classes.yaml").write_text('cell: "#FF0000"\noutside: [[0, 0, 255], "#00FF00"]\nvoid: "#FFFFFF"\n')
+    for i in range(2):
+        colours = np.where((blobs(i) > 150)[..., None], [255, 0, 0], [0, 0, 255]).astype(np.uint8)
+        colours[:9], colours[9, :50] = 255, [0, 255, 0]
+        Image.fromarray(colours).save(tmp_path / f"p{i}.png")
+    fs = fsspec.filesystem("memory")
+    fs.put(str(made / "out"), "/evaluated-run", recursive=True)
+    done = command("evaluate", "memory://evaluated-run", "-t", f"{tmp_path}/*.png", "--colours", tmp_path / "classes.yaml", "-q")
+    assert done.exit_code == 0, done.output
+    assert fs.exists("/evaluated-run/evaluation/evaluation.png")
+    whole = pq.read_table(fs.open("/evaluated-run/evaluation/images.parquet")).to_pylist()[0]
+    assert whole["void_pixels"] == 2 * 9 * 120
+    # Names that a shell has expanded come as further arguments.
+    files = sorted(tmp_path.glob("*.png"))
+    more = command("evaluate", made / "out", "-t", *files, "--colours", tmp_path / "classes.yaml", "--out", tmp_path / "o", "-q")
+    assert more.stdout.split("Look")[0] == done.stdout.split("Look")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nothing", "-t", "truth"], "no run of maskloom"),
+        (["out", "-t", "none/*.png"], "names no mask"),
+        (["out", "-t", "none.png"], "does not exist"),
+        (["out", "-t", "truth"], "p0_mask.*--truth-suffix"),
+        (["out", "-t", "numbers"], "mean no class"),
+        (
+            ["out", "-t", "truth", "--truth-suffix", "_mask", "-v", "0=outside,255=cell"],
+            r"p0_mask\.png.*7 \(600 pixels\).*--void '7'",
+        ),
+        (["out", "-t", "truth", "--truth-suffix", "_mask", "-v", "0=outside,255=nucleus"], "no class 'nucleus'"),
+        (["out", "-t", "truth", "--truth-suffix", "_mask", "--void", "0..255"], "is void"),
+        (["out", "-t", "truth", "--truth-suffix", "_mask", "--colours", "absent.yaml"], "absent.yaml cannot be read"),
+        (["out", "-t", "small", "-v", "0=outside,255=cell"], r"119 x 90 pixels.*120 x 90"),
+        (["out", "-t", "broken", "-v", "0=outside"], "p0.png"),
+    ],
+)
+def test_wrong_usage_ends_with_2(made: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str) -> None:
+    monkeypatch.chdir(made)
+    for name in ("small", "broken"):
+        (made / name).mkdir(exist_ok=True)
+    Image.fromarray(np.zeros((90, 119), np.uint8)).save(made / "small" / "p0.png")
+    (made / "broken" / "p0.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+    done = command("evaluate", *arguments)
+    assert done.exit_code == 2, done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    assert re.search(told, done.stderr.replace("\n", " ")), done.stderr
+
+
+def test_a_mask_that_is_gone_ends_with_1(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "out", tmp_path / "out")
+    (tmp_path / "out" / "masks" / "p1.png").unlink()
+    done = command("evaluate", tmp_path / "out", "-t", made / "truth", *SAID)
+    assert done.exit_code == 1, done.output
+    assert "p1.png" in done.stderr
+
+
+@real
+def test_membranes(tmp_path: Path) -> None:
+    """A threshold on a real slice: the figures are those of scikit-learn on the files themselves."""
+    assert DATA is not None
+    image, truth = (Path(DATA) / "membrane" / name / "slice_18.png" for name in ("images", "labels"))
+    common = ["--no-prefect", "--set", "cluster=serial", "-q", "-p", "classes=[membrane, inside]"]
+    assert command("segment", image, "-o", tmp_path / "o", "-s", "threshold", *common).exit_code == 0
+    done = command("evaluate", tmp_path / "o", "-t", truth, "-v", "0=membrane,255=inside", "-q")
+    assert done.exit_code == 0, done.output
+    true, mask = np.array(Image.open(truth)) > 0, mask_of(tmp_path / "o", "slice_18.png")
+    rows = [row for row in table(tmp_path / "o" / "evaluation", "classes") if row["image_id"] is None]
+    np.testing.assert_allclose([row["dice"] for row in rows], metrics.f1_score(true.ravel(), mask.ravel(), average=None))
+    # Truth and mask are the whole image here, so the adjusted areas are the true ones.
+    areas = table(tmp_path / "o" / "evaluation", "areas")
+    np.testing.assert_allclose([row["adjusted_area"] for row in areas], [(~true).sum(), true.sum()])

@@ -1,0 +1,158 @@
+"""Matches agree with an assignment by brute force; panoptic quality and both APs with their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+
+from segcore.evaluation.instances import THRESHOLDS, Matching, ObjectCounts, Objects, Overlaps, Ranked, average_precision
+
+
+def cells(seed: int, shape: tuple[int, int] = (60, 70)) -> np.ndarray:
+    """Labels of blobs."""
+    field = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 3)
+    return ndimage.label(field > 0.03)[0].astype(np.int64)
+
+
+def disturbed(labels: np.ndarray, seed: int) -> np.ndarray:
+    """The same cells, some moved, some gone, some merged, with other numbers."""
+    random = np.random.default_rng(seed)
+    out = np.roll(labels, (int(random.integers(0, 4)), int(random.integers(0, 3))), (0, 1))
+    for i in range(1, labels.max() + 1):
+        if random.random() < 0.25:
+            out[out == i] = random.choice([0, max(1, i - 1)])
+    order = random.permutation(labels.max() + 1) + 5
+    return np.where(out > 0, order[out], 0)
+
+
+def objects(labels: np.ndarray, class_of: dict[int, int] | None = None, scores: np.ndarray | None = None) -> Objects:
+    ids = np.unique(labels[labels > 0])
+    return Objects(ids, np.array([(class_of or {}).get(int(i), 0) for i in ids], np.int64), scores)
+
+
+def iou_matrix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    a, b = (np.unique(labels[labels > 0]) for labels in (one, other))
+    shared = np.array([[((one == i) & (other == j)).sum() for j in b] for i in a]).reshape(len(a), len(b))
+    union = np.array([[((one == i) | (other == j)).sum() for j in b] for i in a]).reshape(len(a), len(b))
+    return shared / np.maximum(union, 1)
+
+
+def matches(predicted: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[int, int, int, float]:
+    """Matched, false, missed, and the sum of the matches' overlaps, by assignment."""
+    iou = iou_matrix(predicted, truth)
+    good = np.where(iou > threshold, 1 + iou, 0)
+    rows, columns = linear_sum_assignment(-good)
+    chosen = good[rows, columns] > 0
+    matched = int(chosen.sum())
+    return matched, iou.shape[0] - matched, iou.shape[1] - matched, float(iou[rows, columns][chosen].sum())
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6))
+def test_agrees_with_an_assignment_by_brute_force(seed: int) -> None:
+    truth = cells(seed)
+    predicted = disturbed(truth, seed)
+    matching = Matching.of(Overlaps.of(predicted, truth), objects(predicted), objects(truth))
+    found = matching.counts(1)
+    for t, threshold in enumerate(THRESHOLDS):
+        matched, false, missed, overlap = matches(predicted, truth, threshold)
+        assert found.tallies[0, t].tolist() == [matched, false, missed]
+        assert average_precision(predicted, truth, threshold) == pytest.approx(matched / (matched + false + missed))
+        if t == 0 and matched:
+            assert found.sq[0] == pytest.approx(overlap / matched)
+            assert found.pq[0] == pytest.approx(overlap / (matched + false / 2 + missed / 2))
+    pairs = {(int(a), int(b)) for a, b in zip(matching.predicted.ids, matching.partner, strict=True) if b}
+    assert all(iou_matrix(predicted == a, truth == b)[0, 0] > 0.5 for a, b in pairs)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 59), st.integers(1, 69))
+def test_overlaps_of_parts_add_up(seed: int, row: int, column: int) -> None:
+    truth = cells(seed)
+    predicted = disturbed(truth, seed)
+    truth[3:9, 3:30] = -1
+    whole, parts = Overlaps.of(predicted, truth), Overlaps.none()
+    for y in (slice(0, row), slice(row, None)):
+        for x in (slice(0, column), slice(column, None)):
+            parts += Overlaps.of(predicted[y, x], truth[y, x])
+    for name in ("predicted", "truth", "shared"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    assert whole.shared.sum() == truth.size
+
+
+def test_only_objects_of_one_class_match() -> None:
+    labels = np.zeros((10, 10), int)
+    labels[:5, :5], labels[6:, 6:] = 1, 2
+    ours, theirs = objects(labels, {1: 0, 2: 1}), objects(labels, {1: 0, 2: 0})
+    found = Matching.of(Overlaps.of(labels, labels), ours, theirs).counts(2)
+    assert found.tallies[:, 0].tolist() == [[1, 0, 1], [0, 1, 0]]
+    np.testing.assert_allclose(found.pq, [1 / 1.5, 0])
+
+
+def test_void_pixels_count_for_neither_side() -> None:
+    truth, predicted = np.zeros((10, 20), int), np.zeros((10, 20), int)
+    truth[:, :6], truth[:, 6:10] = 1, -1
+    # Of object 7 six columns are in object 1 and four are void: the rest is a perfect match.
+    predicted[:, :10], predicted[:, 14:] = 7, 8
+    truth[:, 13:18] = -1
+    found = Matching.of(Overlaps.of(predicted, truth), objects(predicted), objects(truth))
+    assert found.iou.tolist() == [1, 0]
+    # Object 8 lies for the greater part in void pixels: it is no error.
+    assert found.in_void.tolist() == [False, True]
+    assert found.counts(1).tallies[0, 0].tolist() == [1, 0, 0]
+
+
+def test_average_precision_of_plain_cases() -> None:
+    truth = cells(3)
+    assert average_precision(truth, truth) == 1
+    assert average_precision(np.zeros_like(truth), truth) == 0
+    assert average_precision(truth.astype(np.uint16), (truth + 3 * (truth > 0)).astype(np.uint32), 0.95) == 1
+    assert np.isnan(average_precision(np.zeros((4, 4), int), np.zeros((4, 4), int)))
+    # Half of an object is not more than half of it.
+    half = np.zeros((4, 4), int)
+    half[:, :2] = 1
+    assert average_precision(half, np.ones((4, 4), int)) == 0
+    with pytest.raises(ValueError, match=r"0\.5"):
+        average_precision(truth, truth, 0.3)
+    with pytest.raises(ValueError, match="one shape"):
+        average_precision(truth, truth[1:])
+
+
+def ranked(scores: list[float], hits: list[int], true: int) -> float:
+    """`ap_coco` of one class at one threshold."""
+    hit = np.repeat(np.array(hits, np.int8)[:, None], len(THRESHOLDS), axis=1)
+    tallies = np.zeros((1, len(THRESHOLDS), 3), np.int64)
+    tallies[..., 0] = hits.count(1)
+    tallies[..., 2] = true - hits.count(1)
+    found = ObjectCounts(tallies, np.zeros(1), Ranked(np.array(scores), np.zeros(len(scores), np.int64), hit)).ap_coco
+    assert found is not None
+    return float(found[0, 0])
+
+
+def test_ap_coco_by_hand() -> None:
+    assert ranked([0.9, 0.8], [1, 1], 2) == 1
+    # The false one comes last: it costs nothing. It comes first: precision is at most 2/3 everywhere.
+    assert ranked([0.9, 0.8, 0.1], [1, 1, 0], 2) == 1
+    assert ranked([0.1, 0.8, 0.9], [1, 1, 0], 2) == pytest.approx(2 / 3)
+    # One of two is found: precision 1 up to recall 0.5 (51 of 101 points), 0 beyond.
+    assert ranked([0.9], [1], 2) == pytest.approx(51 / 101)
+    # What does not count changes nothing.
+    assert ranked([0.9, 0.95], [1, -1], 2) == pytest.approx(51 / 101)
+    assert np.isnan(ranked([0.9], [0], 0))
+
+
+def test_scores_reach_the_ranking_and_are_missing_where_one_image_has_none() -> None:
+    truth = cells(8)
+    count = len(np.unique(truth)) - 1
+    scored = objects(truth, scores=np.linspace(0.2, 0.9, count))
+    found = Matching.of(Overlaps.of(truth, truth), scored, objects(truth)).counts(1)
+    assert found.ap_coco is not None
+    np.testing.assert_allclose(found.ap_coco, 1)
+    both = ObjectCounts.none(1) + found + found
+    assert both.ap_coco is not None
+    assert both.tallies[0, 0, 0] == 2 * count
+    assert (both + Matching.of(Overlaps.of(truth, truth), objects(truth), objects(truth)).counts(1)).ap_coco is None
