@@ -38,6 +38,7 @@ app = typer.Typer(
 )
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe: a YAML file (see `maskloom schema`).")]
+TrainingPath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The training recipe: a YAML file.")]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.SUB=VALUE", help="Change a key of the recipe, e.g. tiling.tile=1024. Repeatable."),
@@ -165,6 +166,98 @@ def compare(
 
 
 @app.command()
+def train(recipe: TrainingPath, changes: Changes = None, quiet: QuietFlag = False) -> None:
+    """Train a network on images and masks. The same command goes on with an interrupted training and does nothing on a finished one."""
+    from flows import train as flow
+
+    with _messages():
+        order = flow.load(recipe, changes or [])
+        learned = flow.run(order, quiet)
+        typer.echo(
+            f"{'Nothing to do: trained before. ' if learned.before else ''}{learned.model}: {learned.score[0]} {learned.score[1]:.4f} "
+            f"after {learned.epochs} epochs, {learned.minutes:.1f} minutes. Use it:\n  {flow.usage(order, learned)}"
+        )
+
+
+@app.command()
+def evaluate(
+    output: Output,
+    truth: Annotated[
+        list[str],
+        typer.Option("--truth", "-t", metavar="GLOB", help="Truth masks: files, globs in quotes, folders or lists. Repeatable."),
+    ],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TRUTH", help="More truth masks: what a shell makes of a glob without quotes.", show_default=False
+        ),
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--values",
+            "-v",
+            metavar="VALUE=CLASS",
+            help="What a value of the truth means: 255=inside, a colour '#3C1098=building', or a range such as 4..6=roof or 1..=nucleus, each "
+            "value of which is an object. Repeatable, or with commas. Default: class ids, and ids of objects if the run has objects.",
+        ),
+    ] = None,
+    colours: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CLASSES.yaml", help='The same as a file: a line `building: "#3C1098"` a class; lists give several.'
+        ),
+    ] = None,
+    void: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VALUE", help="Value, range or colour of the truth to leave out, e.g. 255. Repeatable."),
+    ] = None,
+    truth_suffix: Annotated[str, typer.Option(metavar="END", help="End of the truth's names to leave out, e.g. _mask.")] = "",
+    image_suffix: Annotated[str, typer.Option(metavar="END", help="End of the images' names to leave out, e.g. _sat.")] = "",
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=100, help="Pixels between boundaries that still agree, for boundary F.")
+    ] = 2.0,
+    objects: Annotated[
+        bool | None,
+        typer.Option(
+            "--objects/--no-objects",
+            help="Compare objects too: panoptic quality and AP. Of a class given by a single value, they are its connected parts. "
+            "Default: if the run's masks hold ids of objects.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where to put the results. Default: OUTPUT/evaluation.")
+    ] = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """Compare the masks of a run with truth: IoU, Dice, precision, recall, boundary F, objects, and error-adjusted areas; tables and a picture.
+
+    The 95 % intervals of the areas (Olofsson 2014) hold where the truth's pixels are a random sample of each mapped class, drawn one by one. For
+    fully labelled images, whose pixels resemble their neighbours, they are too narrow.
+    """
+    from flows import evaluate as flow
+    from segcore.evaluation.pairing import Affixes
+
+    with _messages():
+        options = flow.Options(
+            truth=(*truth, *(more or [])),
+            values=tuple(values or ()),
+            colours=colours,
+            void=tuple(void or ()),
+            affixes=Affixes(truth_suffix, image_suffix),
+            tolerance=tolerance,
+            objects="auto" if objects is None else "yes" if objects else "no",
+            out=None if out is None else _location(out),
+        )
+        found = flow.evaluate(_location(output), options, "quiet" if quiet else "progress")
+        for note in found.notes:
+            typer.echo(note, err=True)
+        typer.echo(found.table)
+        typer.echo(f"{found.summary}. Look at {found.folder}/evaluation.png, tables lie beside it.")
+
+
+@app.command()
 def status(output: Output) -> None:
     """Show what is done, failed and left in an output."""
     from tasks.inspect import status as read_status
@@ -239,7 +332,7 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
     from flows.segment import take_inventory
     from segcore.storage import configure
     from segcore.work import prepare_process
-    from tasks.fanout import open_fanout
+    from tasks.fanout import open_fanout, threads_of
 
     started = time.monotonic()
     configure(recipe.storage)
@@ -252,7 +345,9 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
         stack.enter_context(stop_on_signals(stop))
         # The server and the cluster take seconds to start; they do so side by side, and return at once.
         orchestrator = Plain() if no_prefect else stack.enter_context(Prefect())
-        fanout = stack.enter_context(open_fanout(recipe.cluster, partial(prepare_process, recipe.storage), stop))
+        fanout = stack.enter_context(
+            open_fanout(recipe.cluster, partial(prepare_process, recipe.storage, threads_of(recipe.cluster)), stop)
+        )
         progress = stack.enter_context(watcher(quiet))
         outcome = run_recipe(recipe, inventory, orchestrator, fanout, progress)
     _say(recipe, inventory, outcome, time.monotonic() - started)

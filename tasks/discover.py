@@ -39,7 +39,7 @@ def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> li
     where a store cannot be listed.
     """
     found: dict[str, Mapping[str, Any]] = {}
-    ours = tuple(f"{output}/{folder}/" for folder in ("masks", "previews", "tables", "runs", STAGING))
+    ours = tuple(f"{output}/{folder}/" for folder in ("masks", "previews", "tables", "runs", "evaluation", STAGING))
     folders = []
     for entry in inputs:
         before = len(found)
