@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 SECONDS = 900
 """Time that an examination may take."""
 _BYTES = 12 << 30
-_SPARE = 1.5
-"""What engines need beside the maps themselves: other layouts of them, and scratch."""
+_SPARE = 1.75
+"""What engines need beside the maps themselves: other layouts of them, and scratch (TensorFlow: 1.4 to 1.65, measured)."""
 _UNKNOWN_BYTES = 2048
 _ACTIVATIONS: Mapping[str, Output] = {"softmax": "scores", "sigmoid": "sigmoid", "linear": "logits"}
 

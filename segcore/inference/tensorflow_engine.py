@@ -2,8 +2,9 @@
 
 The network becomes one graph whose weights are constants, so that TensorFlow folds normalisation and activation into convolutions; any
 size of patch runs through the same graph. bfloat16 is left to TensorFlow's own rewriting of the folded graph; that is faster than a keras
-policy, which computes normalisations by themselves in float32. The rewriting would round probabilities to eight bits, which makes ties; so
-the last activation is taken off the network and computed with exponentials, which it leaves in float32.
+policy, which computes normalisations by themselves in float32. The rewriting would round the last scores and probabilities to eight bits, which
+makes ties and flips labels where two classes are near; so the last convolution is put beyond its reach, in float64, which costs nothing
+for so few channels, and the last activation is made of exponentials, which it leaves in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +25,55 @@ if TYPE_CHECKING:
     from segcore.inference.engine import Precision
     from segcore.inference.weights import Weights
 
+Ending = Callable[[Any], tuple[Any, Callable[[Any], Any]]]
 _MIXED = "auto_mixed_precision_onednn_bfloat16"
+
+
+def _ending(model: Any) -> tuple[Any, Callable[[Any], Any]]:
+    return model.outputs[0], import_tensorflow().identity
+
+
+def _exact_ending(model: Any) -> tuple[Any, Callable[[Any], Any]]:
+    keras, last = import_keras(), model.layers[-1]
+    if last.output is not model.outputs[0]:
+        return _ending(model)
+    activations = {
+        keras.activations.softmax: _softmax,
+        keras.activations.sigmoid: _sigmoid,
+        keras.activations.linear: import_tensorflow().identity,
+    }
+    if isinstance(last, keras.layers.Softmax) and last.axis == -1:
+        finish, last = _softmax, model.layers[-2]
+        if last.output is not model.layers[-1].input or getattr(last, "activation", None) is not keras.activations.linear:
+            return model.layers[-1].input, finish
+    elif getattr(last, "activation", None) in activations:
+        finish = activations[last.activation]
+    else:
+        return _ending(model)
+    if isinstance(last, keras.layers.Conv2D):
+        return last.input, lambda features: finish(_convolved(last, features))
+    last.activation = keras.activations.linear
+    return last.output, finish
+
+
+def _convolved(layer: Any, features: Any) -> Any:
+    """A convolution in float64, without its activation."""
+    keras, tensorflow = import_keras(), import_tensorflow()
+    kernel, features = tensorflow.cast(layer.kernel, tensorflow.float64), tensorflow.cast(features, tensorflow.float64)
+    scores = keras.ops.conv(features, kernel, list(layer.strides), layer.padding, layer.data_format, layer.dilation_rate)
+    if layer.use_bias:
+        scores += tensorflow.cast(layer.bias, tensorflow.float64)
+    return tensorflow.cast(scores, tensorflow.float32)
+
+
+def _softmax(logits: Any) -> Any:
+    tensorflow = import_tensorflow()
+    powers = tensorflow.exp(logits - tensorflow.reduce_max(logits, axis=-1, keepdims=True))
+    return powers / tensorflow.reduce_sum(powers, axis=-1, keepdims=True)
+
+
+def _sigmoid(logits: Any) -> Any:
+    return 1 / (1 + import_tensorflow().exp(-logits))
 
 
 def tensorflow_runner(weights: Weights, precision: Precision) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
@@ -32,7 +81,8 @@ def tensorflow_runner(weights: Weights, precision: Precision) -> Callable[[NDArr
     tensorflow, where = import_tensorflow(), weights.location
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2  # it is not exported elsewhere
 
-    function = convert_variables_to_constants_v2(traced(weights))
+    ending = _exact_ending if precision == "bfloat16" else _ending
+    function = convert_variables_to_constants_v2(traced(weights, ending))
 
     def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
@@ -47,8 +97,11 @@ def tensorflow_runner(weights: Weights, precision: Precision) -> Callable[[NDArr
     return run
 
 
-def traced(weights: Weights) -> Any:
-    """The TensorFlow function of a keras file: patches (n, y, x, band) float32 to scores float32, of whatever sizes the network takes."""
+def traced(weights: Weights, ending: Ending = _ending) -> Any:
+    """The TensorFlow function of a keras file: patches (n, y, x, band) float32 to scores float32, of whatever sizes the network takes.
+
+    `ending` takes the network and gives the output to stop at and what is to be done from there.
+    """
     keras = import_keras()
     if keras.backend.backend() != "tensorflow":
         raise WeightsError(f"keras runs on {keras.backend.backend()} here; maskloom segments on TensorFlow. Unset KERAS_BACKEND.")
@@ -61,7 +114,7 @@ def traced(weights: Weights) -> Any:
         raise WeightsError(
             f"{weights.location}: expected one input (patch, y, x, band) and one output; got inputs {shapes} and {len(outputs)} outputs."
         )
-    before, finish = _last_activation(keras, model)
+    before, finish = ending(model)
     flat, dtype = keras.Model(inputs[0], before), tensorflow.as_dtype(inputs[0].dtype)
 
     def scores(patches: Any) -> Any:
@@ -70,31 +123,8 @@ def traced(weights: Weights) -> Any:
         return finish(tensorflow.cast(flat(tensorflow.cast(patches, dtype), training=False), tensorflow.float32))
 
     return tensorflow.function(
-        scores, input_signature=[tensorflow.TensorSpec(inputs[0].shape, tensorflow.float32)]
+        scores, input_signature=[tensorflow.TensorSpec(inputs[0].shape, tensorflow.float32)], autograph=False
     ).get_concrete_function()
-
-
-def _last_activation(keras: Any, model: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """What a network gives before its last softmax or sigmoid, and what does the same in float32 throughout."""
-    tensorflow, last = import_tensorflow(), model.layers[-1]
-
-    def softmax(logits: Any) -> Any:
-        powers = tensorflow.exp(logits - tensorflow.reduce_max(logits, axis=-1, keepdims=True))
-        return powers / tensorflow.reduce_sum(powers, axis=-1, keepdims=True)
-
-    def sigmoid(logits: Any) -> Any:
-        return 1 / (1 + tensorflow.exp(-logits))
-
-    activation = getattr(last, "activation", None)
-    known = {keras.activations.softmax: softmax, keras.activations.sigmoid: sigmoid}
-    if last.output is not model.outputs[0]:
-        return model.outputs[0], tensorflow.identity
-    if isinstance(last, keras.layers.Softmax) and last.axis == -1:
-        return last.input, softmax
-    if activation not in known:
-        return last.output, tensorflow.identity
-    last.activation = keras.activations.linear
-    return last.output, known[activation]
 
 
 @contextmanager

@@ -175,7 +175,7 @@ class NetworkModel:
         """What patches look at around a tile; beside the tile, memory for libraries, weights and one patch."""
         layout = self.layout
         # Weights lie in memory as they were read, in the engine, and in a second precision.
-        rows, columns = (side + 2 * layout.halo for side in layout.sides)
+        rows, columns = (_length(layout, axis) for axis in (0, 1))
         fixed = _LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * rows * columns
         return Footprint((layout.halo, layout.halo), 16 + 8 * self.card.channels, 200, fixed)
 
@@ -221,8 +221,9 @@ class NetworkModel:
         for place, scores in self._pieces(block):
             if self.card.output == "labels":
                 core[place] = scores[..., 0]
-            elif self.card.output == "sigmoid":
-                likelier(scores, 0.5, core[place])
+            elif scores.shape[-1] == 1:
+                # One number for the second of two classes: its probability, or the logarithm of its odds.
+                likelier(scores, 0.5 if self.card.output == "sigmoid" else 0.0, core[place])
             else:
                 likeliest(scores, core[place])
         return Labels(labels)
@@ -276,20 +277,20 @@ class NetworkModel:
         return replace(block, pixels=np.where(block.valid[..., None], block.pixels, neutral))
 
     def _probe(self, block: Block) -> NDArray[np.float32]:
-        """The scaled middle of the block, as large as a patch and mirrored where the block is smaller."""
+        """The scaled middle of the block, as large as a patch inside an image and mirrored where the block is smaller."""
         pixels = self._without_gaps(block).pixels
-        for axis, side in enumerate(self.layout.sides):
-            size = pixels.shape[axis]
-            start = max(0, (size - side) // 2)
-            wanted = np.arange(start, start + side)
-            mirrored = np.abs((wanted + size - 1) % max(1, 2 * size - 2) - (size - 1)) if size > 1 else np.zeros(side, np.intp)
-            pixels = np.take(pixels, mirrored if size < side else wanted, axis)
+        for axis in (0, 1):
+            size, length = pixels.shape[axis], _length(self.layout, axis)
+            first = (size - length) // 2
+            pixels = np.take(pixels, patches.mirrored(np.arange(first, first + length), size), axis)
         return self.card.scaling.apply(pixels)
 
     def _probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.card.output == "labels":
             return np.asarray(scores == np.arange(len(self.classes)), np.float32)
-        if self.card.output == "sigmoid":
+        if self.card.output == "logits" and scores.shape[-1] == 1:
+            scores = 1 / (1 + np.exp(-scores))
+        if scores.shape[-1] == 1:
             return np.concatenate([1 - scores, scores], axis=-1)
         if self.card.output == "logits":
             powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -299,6 +300,15 @@ class NetworkModel:
 
 def _looks_too_far(wanted: Windows, card: Card) -> bool:
     return wanted == "auto" and (not Patching.suits(card.reach) or (card.reach.halo or 0) > _FARTHEST_EXACT)
+
+
+def _length(layout: Patching | Windowing, axis: int) -> int:
+    """Pixels of a patch or window that lies inside an image, along an axis."""
+    side = layout.sides[axis]
+    if isinstance(layout, Windowing):
+        return layout.windows(axis, 4 * side)[1].length
+    first = (layout.halo // side + 2) * side
+    return layout.spans(axis, 2 * first + side, (first, first + 1))[0].length
 
 
 def _examined(weights: Weights) -> Card:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,12 @@ def card(classes: int = 2, output: Output = "scores", margin: int = 0) -> Card:
 
 @dataclass
 class House:
-    """Engines that give scores of one pattern, each with a share of pixels changed, after a time."""
+    """Engines that give scores of one pattern, each with some pixels changed, after a time on a clock of their own."""
 
     seconds: dict[tuple[str, str], float]
     changed: dict[tuple[str, str], int] = field(default_factory=dict)
     broken: set[tuple[str, str]] = field(default_factory=set)
+    now: float = 0.0
 
     def open(self, weights: Weights, form: Card, choice: Choice) -> Any:
         key = (choice.engine, choice.precision)
@@ -43,7 +44,7 @@ class House:
         def run(batch: np.ndarray) -> np.ndarray:
             if key in self.broken:
                 raise WeightsError("an operator is missing")
-            time.sleep(self.seconds[key])
+            self.now += self.seconds[key]
             second = batch > 0.5
             second.reshape(-1)[: self.changed.get(key, 0)] ^= True
             return np.concatenate([~second, second], axis=-1).astype(np.float32)
@@ -57,6 +58,7 @@ ALL = [("tensorflow", "float32"), ("tensorflow", "bfloat16"), ("openvino", "floa
 def build(monkeypatch: pytest.MonkeyPatch, seconds: list[float], native: object = True, **others: Any) -> Weights:
     house = House(dict(zip(ALL, seconds, strict=True)), **others)
     monkeypatch.setattr(choosing, "open_engine", house.open)
+    monkeypatch.setattr(choosing, "time", SimpleNamespace(perf_counter=lambda: house.now))
     monkeypatch.setattr(choosing, "is_installed", lambda engine: True)
     monkeypatch.setattr(choosing, "check_engine", lambda weights, engine: None)
     monkeypatch.setattr(choosing, "native_bfloat16", lambda: native)

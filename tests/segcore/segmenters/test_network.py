@@ -137,6 +137,24 @@ def test_the_choice_is_made_once_wherever_the_network_stands(unet):
     assert np.mean(check.labelled(settled(Unet(unet, patch=64).start(), PICTURE), PICTURE) == reference) > 0.99
 
 
+def test_networks_without_padding_see_the_image_mirrored(tmp_path):
+    keras.utils.set_random_seed(4)
+    model = lively(NETWORKS["unet"](width=4, depth=2, padding="valid").build(3, 3))
+    weights = save(model, tmp_path / "valid.keras", "unet")
+    decided = settled(Unet(weights, patch=64, precision="float32").start(), PICTURE)
+    margin = decided.card.reach.margin
+    assert margin > 0
+    labels = check.labelled(decided, PICTURE, (32, 32))
+    assert np.array_equal(labels, check.labelled(decided, PICTURE))
+    # The size that the network takes beyond the image's, all of it mirrored.
+    height, width = (side + (-side - 2 * margin + decided.card.reach.residue) % 4 for side in PHOTO.shape[:2])
+    padded = np.pad(
+        PHOTO, [(margin, margin + height - PHOTO.shape[0]), (margin, margin + width - PHOTO.shape[1]), (0, 0)], mode="reflect"
+    )
+    scores = model.predict(padded[None].astype(np.float32) / 255, verbose=0)[0]
+    assert np.mean(labels != scores[: PHOTO.shape[0], : PHOTO.shape[1]].argmax(axis=-1)) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
