@@ -12,6 +12,7 @@ import signal
 import sys
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segcore.errors import RunError
@@ -65,6 +66,11 @@ def core_count() -> int:
     from dask.system import cpu_count
 
     return int(cpu_count())
+
+
+def gpu_count() -> int:
+    """NVIDIA GPUs of this machine."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def memory_limit() -> int:

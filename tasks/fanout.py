@@ -17,7 +17,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from segcore.errors import RecipeError, RunError, WorkerDied
@@ -133,6 +133,12 @@ def memory_of(cluster: Cluster) -> int | None:
     if cluster.memory is not None:
         return _bytes(cluster.memory)
     return _cluster.memory_limit() // (cluster.workers or _cluster.core_count())
+
+
+def with_gpus(cluster: Cluster) -> Cluster:
+    """The cluster with one worker for each GPU of this machine, where it has some and the recipe leaves the number open."""
+    gpus = _cluster.gpu_count()
+    return replace(cluster, workers=gpus) if isinstance(cluster, LocalCluster) and cluster.workers is None and gpus else cluster
 
 
 def threads_of(cluster: Cluster) -> int:
