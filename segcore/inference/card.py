@@ -96,6 +96,8 @@ class Card:
     """Peak memory for one pixel of a patch in float32, as measured."""
     dtype: str = ""
     """NumPy name of the pixels' type that `scaling` is meant for. Empty: unknown."""
+    interpretation: str = "bands"
+    """`rgb` where its bands are red, green and blue: it then takes these of any colour picture, and grey for all three."""
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Where it comes from: data and their digest, licence, epochs, metrics, versions. For people; nothing depends on it."""
 

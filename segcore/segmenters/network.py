@@ -51,7 +51,7 @@ class Network:
     weights: str
     """The file, or the name of weights that come with maskloom (`nuclei`). Relative to the recipe."""
     bands: tuple[int, ...] | None = None
-    """Bands that the network sees, counted from 1, in its order; [1, 1, 1] shows a grey image to a network of colours. None: all, if as many."""
+    """Bands that the network sees, counted from 1, in its order. None: all, if as many; grey pictures are grey colours to networks of colours."""
     classes: tuple[str, ...] | None = None
     """Names by class id. None: those of the card beside the file, else class_0, class_1 ..."""
     scaling: Scaling | None = None
@@ -199,8 +199,8 @@ class NetworkModel:
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the network's bands. Raises `ModelMismatch` where it has others, or pixels of a type that scaling is not made for."""
-        name = file_name(self.weights.location)
-        if self.bands is None and spec.channels != self.card.channels:
+        name, bands = file_name(self.weights.location), self.bands or self._colours(spec)
+        if bands is None and spec.channels != self.card.channels:
             hint = "[1, 1, 1]" if spec.channels == 1 else list(range(1, self.card.channels + 1))
             raise ModelMismatch(
                 f"{spec.location} has {spec.channels} band(s); {name} was trained on {self.card.channels}. Choose them with `bands`, such as {hint}."
@@ -210,7 +210,7 @@ class NetworkModel:
                 f"{spec.location} has pixels of {spec.dtype}; {name} was trained on {self.card.dtype}. "
                 "If it suits them all the same, say how they are to be scaled: `scaling: {offset: ..., factor: ...}`."
             )
-        return spec.select(self.bands)
+        return spec.select(bands)
 
     def segment(self, block: Block) -> Labels:
         """The class with the greatest score for every pixel of the core."""
@@ -258,6 +258,12 @@ class NetworkModel:
         return Choice(
             reference if self.engine == "auto" else self.engine, "float32" if self.precision == "auto" else self.precision
         )
+
+    def _colours(self, spec: RasterSpec) -> tuple[int, ...] | None:
+        """The bands of a picture that a network of colours sees as red, green and blue; None where either is something else."""
+        if self.card.interpretation != "rgb":
+            return None
+        return (1, 2, 3) if spec.interpretation == "rgb" else (1, 1, 1) if spec.file_bands == 1 else None
 
     def _pieces(self, block: Block) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32]]]:
         """Pieces of the core, and the network's output for them."""

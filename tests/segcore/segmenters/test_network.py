@@ -199,6 +199,18 @@ def test_images_that_do_not_suit_are_refused(unet):
     assert np.array_equal(check.labelled(shown, grey, (64, 64)), check.labelled(Unet(unet, **EXACTLY).start(), three))
 
 
+def test_networks_of_colours_see_grey_pictures_and_leave_further_bands_out(unet):
+    plain = Unet(unet, **EXACTLY).start()
+    model = replace(plain, card=replace(plain.card, interpretation="rgb"))
+    grey, valid = PHOTO[..., :1], PICTURE.valid
+    three = check.Picture(np.repeat(grey, 3, axis=2), valid, "rgb")
+    assert np.array_equal(check.labelled(model, check.Picture(grey, valid)), check.labelled(plain, three))
+    with_infrared = check.Picture(np.concatenate([PHOTO, grey], axis=2), valid, "rgb")
+    assert np.array_equal(check.labelled(model, with_infrared), check.labelled(plain, PICTURE))
+    with pytest.raises(ModelMismatch, match=r"has 4 band"):
+        model.select(replace(with_infrared, interpretation="bands").spec)
+
+
 def test_cards_travel(unet):
     card = Weights.of(unet).card()
     assert Card.load(card.dump(), "x") == card
