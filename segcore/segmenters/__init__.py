@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
-from segcore.segmenters import connected_parts, ensemble, kmeans, mean_shift, mixture, network, quickshift, threshold, watershed
+from segcore.segmenters import (
+    connected_parts,
+    ensemble,
+    kmeans,
+    mask_rcnn,
+    mean_shift,
+    mixture,
+    network,
+    quickshift,
+    threshold,
+    watershed,
+)
 
-__all__ = ["connected_parts", "ensemble", "kmeans", "mean_shift", "mixture", "network", "quickshift", "threshold", "watershed"]
+__all__ = [
+    "connected_parts",
+    "ensemble",
+    "kmeans",
+    "mask_rcnn",
+    "mean_shift",
+    "mixture",
+    "network",
+    "quickshift",
+    "threshold",
+    "watershed",
+]

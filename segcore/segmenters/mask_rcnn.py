@@ -22,12 +22,14 @@ from segcore.inference.card import Card
 from segcore.inference.weights import Weights, file_name
 from segcore.methods.naming import check_names
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model
-from segcore.networks.mask_rcnn.lattice import Lattice
+from segcore.networks.mask_rcnn.lattice import Lattice, mirrored
 from segcore.objects.overlap import cut_by
 from segcore.objects.stitch import SeamRule, Stitched, rules_of
 from segcore.raster import Labels
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from segcore.networks.mask_rcnn.detections import Detections
     from segcore.networks.mask_rcnn.prediction import Finder
     from segcore.raster import Block, RasterSpec
@@ -177,15 +179,13 @@ class MaskRcnnModel:
             "halo": rule.lattice.halo,
         }
 
-    def _window(self, block: Block, window: Box) -> Any:
-        """The scaled pixels of a window (y, x, channel) float32; 0 outside of the image and where there is no data."""
+    def _window(self, block: Block, window: Box) -> NDArray[np.float32]:
+        """The scaled pixels of a window (y, x, channel), 0 where there is no data."""
         inside = window & Box.whole(block.spec.shape)
         part = inside.relative_to(block.tile.read).slices
-        scaled = np.zeros((*window.shape, self.card.channels), np.float32)
-        scaled[inside.relative_to(window).slices] = np.where(
-            block.valid[part][..., None], self.card.scaling.apply(block.pixels[part]), np.float32(0)
-        )
-        return scaled
+        scaled = self.card.scaling.apply(block.pixels[part])
+        scaled[~block.valid[part]] = 0
+        return mirrored(scaled, inside, window)
 
 
 def _card(weights: Weights) -> Card:

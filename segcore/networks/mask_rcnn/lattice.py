@@ -1,7 +1,8 @@
 """Windows for images of any size, so that what is found does not depend on how an image is tiled.
 
 Group normalisation and the proposals look at a whole window, so windows are always the same: their cores lie on a lattice that starts
-at the image's first pixel, each is seen with a halo, and what lies outside of the image is 0.
+at the image's first pixel, and each is seen with a halo. What lies outside of the image is filled by the window's own pixels, mirrored: zeros would
+shift the means of a normalisation that spans the window, and a small image would look like none that the network has learned from.
 
     home        A detection is at home in the window whose core holds the middle of its box, as far as that lies in the image.
     slack       An object in the middle of an edge between cores may be seen just beyond it by both windows. So detections up to `slack` pixels
@@ -17,11 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segcore.geometry import Box, Shape
 from segcore.networks.mask_rcnn.detections import Detections, hit_by_better
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +102,12 @@ class Lattice:
         hit = hit_by_better(together.boxes[order], together.classes[order], number[order], greatest_overlap)
         stays = order[~hit]
         return together[stays[np.lexsort((rank[stays], number[stays], -together.scores[stays]))]]
+
+
+def mirrored(pixels: NDArray[np.float32], inside: Box, window: Box) -> NDArray[np.float32]:
+    """The pixels (y, x, channel) of a whole window from those inside the image, mirrored at the image's edges as often as it takes."""
+    lacking = [
+        (first - start, stop - last)
+        for first, last, start, stop in zip(inside.start, inside.stop, window.start, window.stop, strict=True)
+    ]
+    return np.pad(pixels, (*lacking, (0, 0)), mode="symmetric")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from segcore.geometry import Box
 from segcore.networks.mask_rcnn.detections import Detections, hit_by_better, overlaps
-from segcore.networks.mask_rcnn.lattice import Lattice
+from segcore.networks.mask_rcnn.lattice import Lattice, mirrored
 
 SIZE = 28
 
@@ -133,3 +133,15 @@ def test_boxes_outside_of_the_image_are_dropped_and_centres_are_of_what_is_insid
     assert found.boxes.tolist() == [[-4, 2, 6, 8]]
     assert found.centres((30, 30)).tolist() == [[3, 5]]
     assert found.moved((10, 20)).boxes.tolist() == pytest.approx(np.array([[6, 22, 16, 28]]))
+
+
+def test_windows_are_filled_with_their_own_pixels_mirrored() -> None:
+    pixels = np.arange(6, dtype=np.float32).reshape(2, 3, 1)
+    filled = mirrored(pixels, Box((0, 0), (2, 3)), Box((-1, -2), (4, 4)))
+    assert filled[..., 0].tolist() == [
+        [1, 0, 0, 1, 2, 2],
+        [1, 0, 0, 1, 2, 2],
+        [4, 3, 3, 4, 5, 5],
+        [4, 3, 3, 4, 5, 5],
+        [1, 0, 0, 1, 2, 2],
+    ]

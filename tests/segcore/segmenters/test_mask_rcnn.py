@@ -211,7 +211,7 @@ def test_planning_needs_no_keras(card_of: Callable[..., str]) -> None:
         f"MaskRcnnObjects({card_of()!r}).start()",
         "assert 'keras' not in sys.modules",
     ]
-    subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=Path(__file__).parents[3], check=True)
+    assert subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=Path(__file__).parents[3], check=False).returncode == 0
 
 
 @pytest.mark.timeout(300)
