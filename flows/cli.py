@@ -78,6 +78,7 @@ def segment(
     quiet: QuietFlag = False,
 ) -> None:
     """Segment images without a recipe file: the same run, the recipe made from flags."""
+    from flows import documents
     from flows import recipe as recipes
 
     with _messages():
@@ -86,7 +87,7 @@ def segment(
             key, equals, text = parameter.partition("=")
             if not equals:
                 raise RecipeError(f"-p {parameter!r}: expected KEY=VALUE.")
-            section[key] = recipes.read_value(text, f"-p {parameter!r}")
+            section[key] = documents.read_value(text, f"-p {parameter!r}")
         document = {"name": "segment", "inputs": inputs, "output": output, "segmenter": section, "fit": fit}
         _run(recipes.make(document, Path.cwd(), changes or []), no_prefect, quiet)
 
@@ -156,11 +157,11 @@ def compare(
     ] = None,
 ) -> None:
     """Draw what several segmenters make of one image side by side, with their boundaries."""
-    from flows import recipe as recipes
+    from flows import documents
     from flows.compare import compare as draw
 
     with _messages():
-        sections = [recipes.read_value(text, f"-s {text!r}") for text in segmenters or []]
+        sections = [documents.read_value(text, f"-s {text!r}") for text in segmenters or []]
         draw(image, sections or None, output)
         typer.echo(f"Look at {output}")
 
@@ -330,9 +331,10 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
     from flows.progress import watcher
     from flows.segment import run as run_recipe
     from flows.segment import take_inventory
+    from segcore.choices import open_choices
     from segcore.storage import configure
     from segcore.work import prepare_process
-    from tasks.fanout import open_fanout, threads_of
+    from tasks.fanout import open_fanout, threads_of, with_gpus
 
     started = time.monotonic()
     configure(recipe.storage)
@@ -345,9 +347,9 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
         stack.enter_context(stop_on_signals(stop))
         # The server and the cluster take seconds to start; they do so side by side, and return at once.
         orchestrator = Plain() if no_prefect else stack.enter_context(Prefect())
-        fanout = stack.enter_context(
-            open_fanout(recipe.cluster, partial(prepare_process, recipe.storage, threads_of(recipe.cluster)), stop)
-        )
+        cluster = with_gpus(recipe.cluster) if open_choices(recipe.segmenter) else recipe.cluster
+        prepare = partial(prepare_process, recipe.storage, threads_of(cluster))
+        fanout = stack.enter_context(open_fanout(cluster, prepare, stop))
         progress = stack.enter_context(watcher(quiet))
         outcome = run_recipe(recipe, inventory, orchestrator, fanout, progress)
     _say(recipe, inventory, outcome, time.monotonic() - started)

@@ -1,12 +1,10 @@
 """Recipes: a YAML file, flags and the environment in; checked values out.
 
-This is the only place that reads the environment, and with `sections.py` the only one that knows pydantic.
+With `sections.py` and `train.py` the only place that knows pydantic.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
@@ -14,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-import yaml
 
+from flows.documents import below, completed, load_document, refuse_secrets
 from flows.sections import build, explain, schema_of
 from segcore import segmenters, statistics  # noqa: F401  (their import fills the registries)
 from segcore.errors import RecipeError, StoreError
@@ -32,26 +30,12 @@ from segcore.storage import configure, filesystem
 from tasks.fanout import CLUSTERS, Cluster
 from tasks.plan import Work
 
-_SECRETS = re.compile(r"secret|password|passwd|token|credential|^key$|access_key", re.IGNORECASE)
-_VARIABLE = re.compile(r"\$\{([^}]*)\}")
 TABLES: Registry[Any] = Registry("statistic")
 """What `statistics` may name."""
 for _name, _kind in (*STATISTICS.items(), ("objects", Objects)):
     TABLES.register(_name)(_kind)
 DEFAULT_TILE = 2048
 _SMALLEST_TILE = 16
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which the last would win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys differ."""
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 class Tiling(pydantic.BaseModel):
@@ -146,25 +130,13 @@ class Recipe:
 
 def load(path: Path, changes: Sequence[str] = ()) -> Recipe:
     """The recipe of a YAML file, with `key.sub=value` changes. Raises `RecipeError`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"Cannot read the recipe {path}: {error.strerror}.") from error
-    try:
-        document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  a SafeLoader that is stricter
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise RecipeError(f"{path}: expected keys such as inputs, output and segmenter, got {type(document).__name__}.")
-    document.setdefault("name", re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "recipe")
+    document = load_document(path, "inputs, output and segmenter")
     return make(document, path.resolve().parent, changes)
 
 
 def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> Recipe:
     """A recipe from its document; relative paths are below `folder`. Raises `RecipeError`."""
-    for change in changes:
-        _change(document, change)
-    document = _expand(document, "")
+    document = completed(document, changes)
     if isinstance(document.get("cluster"), dict):
         document["cluster"].setdefault("kind", "local")
     try:
@@ -173,7 +145,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         raise RecipeError(
             explain(error, "", list(_File.model_fields), {"tiling": Tiling.model_fields, "schedule": Schedule.model_fields})
         ) from None
-    _refuse_secrets(file.storage)
+    refuse_secrets(file.storage)
     wanted = {"kind": "ensemble", "members": file.segmenter} if isinstance(file.segmenter, list) else file.segmenter
     section: SegmenterRecipe = build(SEGMENTERS, _with_weights_below(wanted, folder), "segmenter")
     # Weights may lie in a store that needs its options.
@@ -193,8 +165,8 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         raise RecipeError("inputs: expected at least one file, glob, folder or list, got none.")
     recipe = Recipe(
         name=file.name or "recipe",
-        inputs=tuple(_below(entry, folder) for entry in entries),
-        output=_below(file.output, folder).rstrip("/"),
+        inputs=tuple(below(entry, folder) for entry in entries),
+        output=below(file.output, folder).rstrip("/"),
         kind=wanted if isinstance(wanted, str) else str(wanted["kind"]),
         segmenter=segmenter,
         fit=file.fit,
@@ -262,54 +234,6 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
 
 
-def _change(document: dict[str, Any], change: str) -> None:
-    key, equals, text = change.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"--set {change!r}: expected key.sub=value.")
-    place = document
-    *parents, last = key.split(".")
-    for parent in parents:
-        inner = place.setdefault(parent, {})
-        if isinstance(inner, str):
-            inner = {"kind": inner}
-        if not isinstance(inner, dict):
-            raise RecipeError(f"--set {change!r}: {parent} is {inner!r}, which has no key {last!r}.")
-        place[parent] = inner
-        place = inner
-    place[last] = read_value(text, f"--set {change!r}")
-
-
-def read_value(text: str, where: str) -> Any:
-    """A value of the command line, read as YAML."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: the value is not YAML: {error}") from error
-
-
-def _expand(value: Any, path: str) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _expand(item, f"{path}.{key}".strip(".")) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item, f"{path}.{i}") for i, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def lookup(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in os.environ:
-            raise RecipeError(f"{path}: the environment has no variable {name}; {value!r} needs it.")
-        return os.environ[name]
-
-    return _VARIABLE.sub(lookup, value)
-
-
-def _below(location: str, folder: Path) -> str:
-    if "://" in location:
-        return location
-    return os.path.normpath(folder / Path(location).expanduser())
-
-
 def _with_weights_below(section: Any, folder: Path) -> Any:
     """The section with relative paths of weights below `folder`, in whatever segmenter inside it they stand."""
     if isinstance(section, list):
@@ -317,21 +241,11 @@ def _with_weights_below(section: Any, folder: Path) -> Any:
     if not isinstance(section, Mapping):
         return section
     return {
-        key: _below(value, folder)
+        key: below(value, folder)
         if key == "weights" and isinstance(value, str) and not is_packaged(value)
         else _with_weights_below(value, folder)
         for key, value in section.items()
     }
-
-
-def _refuse_secrets(storage: Mapping[str, Mapping[str, Any]]) -> None:
-    for protocol, options in storage.items():
-        for key in options:
-            if _SECRETS.search(key):
-                raise RecipeError(
-                    f"storage.{protocol}.{key}: secrets never stand in a recipe. Put them where the store looks for them "
-                    f"(environment, configuration file) and name a profile: storage: {{{protocol}: {{profile: NAME}}}}."
-                )
 
 
 def _refuse_unknown_stores(recipe: Recipe) -> None:

@@ -295,7 +295,7 @@ class NetworkModel:
         if self.card.output == "labels":
             return np.asarray(scores == np.arange(len(self.classes)), np.float32)
         if self.card.output == "logits" and scores.shape[-1] == 1:
-            scores = 1 / (1 + np.exp(-scores))
+            scores = np.asarray(1 / (1 + np.exp(-scores)), np.float32)
         if scores.shape[-1] == 1:
             return np.concatenate([1 - scores, scores], axis=-1)
         if self.card.output == "logits":

@@ -1,0 +1,173 @@
+"""Train: a training recipe in, a model with its card out.
+
+The recipe's sections are the dataclasses of `segcore.training` and `segcore.networks.recipes`, checked as those of run recipes are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from flows._signals import stop_on_signals
+from flows.documents import below, completed, load_document, refuse_secrets
+from flows.recipe import described
+from flows.sections import build, explain
+from flows.training_progress import Pace, watcher
+from segcore.errors import RecipeError
+from segcore.inference.card import Scaling
+from segcore.networks.mask_rcnn import recipe as _  # noqa: F401  (its import registers mask_rcnn)
+from segcore.networks.recipes import NETWORKS
+from segcore.storage import configure
+from segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation
+from segcore.training.course import Learned, prepare, train
+from segcore.training.labels import LABELS
+from segcore.training.recipe import LOSSES, Recipe, Split, Training
+from tasks.discover import discover
+
+
+class _File(pydantic.BaseModel):
+    """A training recipe as it is written."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True, title="maskloom training recipe")
+
+    name: str = pydantic.Field("", pattern="^[a-z0-9-]*$", max_length=60)
+    """Name of the model: a-z, 0-9 and -. Default: the recipe's file name."""
+    images: str | list[str]
+    """Files, globs, folders, or list files (.csv, .parquet, .txt) with a column `uri`; local or any fsspec URI."""
+    masks: str | list[str]
+    """The same of masks, which have the names of their images."""
+    mask_suffix: str = ""
+    """What the names of masks end in beside those of their images, such as _mask."""
+    output: str
+    """Folder for the model; local or any fsspec URI. Relative to the recipe file."""
+    network: dict[str, Any] | str
+    """What is trained: `kind` and its parameters."""
+    classes: list[str]
+    """Names of the classes by id."""
+    labels: dict[str, Any] | str = "index"
+    """What the values of masks mean: index, values, colours or instances."""
+    bands: list[int] | None = None
+    """Bands to look at, from 1. Default: all."""
+    scaling: dict[str, Any] | None = None
+    """How pixels become the network's input: (value - offset) * factor. Default: 1/255 for 8 bits, 1/65535 for 16."""
+    split: dict[str, Any] = {}
+    """Which images are trained on, and which only measure."""
+    training: dict[str, Any] = {}
+    """How to train."""
+    licence: str = ""
+    """Under which the weights may be used."""
+    storage: dict[str, dict[str, Any]] = {}
+    """fsspec options by protocol. No secrets."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Order:
+    """A checked training recipe and where its data are."""
+
+    recipe: Recipe
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+    settings: Mapping[str, Any]
+    """What decides the weights, as JSON values."""
+    storage: Mapping[str, Mapping[str, Any]]
+
+
+def load(path: Path, changes: Sequence[str] = ()) -> Order:
+    """The training recipe of a YAML file, with `key.sub=value` changes. Raises `RecipeError`."""
+    document = load_document(path, "images, masks and network")
+    return make(document, path.resolve().parent, changes)
+
+
+def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> Order:
+    """A training recipe from its document; relative paths are below `folder`. Raises `RecipeError`."""
+    document = completed(document, changes)
+    try:
+        file = _File.model_validate(document)
+    except pydantic.ValidationError as error:
+        raise RecipeError(explain(error, "", list(_File.model_fields))) from None
+    refuse_secrets(file.storage)
+    training = dict(file.training)
+    loss, augmentation = training.pop("loss", "cross_entropy"), training.pop("augmentation", None)
+    recipe = Recipe(
+        name=file.name or "model",
+        output=below(file.output, folder).rstrip("/"),
+        kind=file.network if isinstance(file.network, str) else str(file.network.get("kind")),
+        network=build(NETWORKS, file.network, "network"),
+        classes=tuple(file.classes),
+        labels=build(LABELS, file.labels, "labels"),
+        loss=build(LOSSES, loss, "training.loss").terms,
+        augmentation=_augmentation(augmentation),
+        training=_section(Training, training, "training", ("loss", "augmentation")),
+        split=_section(Split, file.split, "split"),
+        bands=tuple(file.bands) if file.bands is not None else None,
+        scaling=_scaling(file.scaling),
+        mask_suffix=file.mask_suffix,
+        licence=file.licence,
+    )
+    recipe.labels.table(recipe.classes)
+    if "://" not in recipe.output and Path(recipe.output).exists() and not Path(recipe.output).is_dir():
+        raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
+    settings = described(recipe)
+    # Where the model goes and what its licence is changes no weight.
+    decisive = {key: value for key, value in settings.items() if key not in ("type", "output", "licence", "name")}
+    return Order(recipe, _places(file.images, folder), _places(file.masks, folder), decisive, file.storage)
+
+
+def run(order: Order, quiet: bool) -> Learned:
+    """Train, or go on with it; what came of it. Raises `RecipeError`, `RunError`, `Stopped`."""
+    configure(order.storage)
+    stop = threading.Event()
+    with stop_on_signals(stop):
+        images, masks = _sources(order.images, "images"), _sources(order.masks, "masks")
+        prepared = prepare(order.recipe, (images, masks), order.settings, stop.is_set)
+        lesson = prepared.lesson
+        with watcher(quiet, Pace(order.recipe.training.epochs, lesson.steps, order.recipe.training.batch)) as watch:
+            for warning in prepared.warnings:
+                watch.say(warning)
+            return train(prepared, watch, stop.is_set)
+
+
+def usage(order: Order, learned: Learned) -> str:
+    """How the model is used, as a command line."""
+    bands = f" -p bands='{list(order.recipe.bands)}'" if order.recipe.bands is not None else ""
+    return f"maskloom segment IMAGE... -o OUTPUT -s {order.recipe.kind} -p weights={learned.model}{bands}"
+
+
+def _places(named: str | list[str], folder: Path) -> tuple[str, ...]:
+    return tuple(below(entry, folder) for entry in ([named] if isinstance(named, str) else named))
+
+
+def _sources(entries: Sequence[str], key: str) -> Any:
+    try:
+        return discover(entries, "", {})
+    except RecipeError as error:
+        raise RecipeError(f"{key}: {str(error).removeprefix('inputs: ')}") from error
+
+
+def _section(kind: type, value: Mapping[str, Any], path: str, more: Sequence[str] = ()) -> Any:
+    """The dataclass of a section that is of one kind only."""
+    known = [*(field.name for field in dataclasses.fields(kind)), *more]
+    strange = [key for key in value if key not in known]
+    if strange:
+        raise RecipeError(f"{path}.{strange[0]}: unknown key. Known keys: {', '.join(known)}.")
+    return build({path: kind}, {**value, "kind": path}, path)
+
+
+def _augmentation(wanted: Any) -> tuple[Augmentation, ...]:
+    if wanted is None:
+        return DEFAULT
+    if not isinstance(wanted, list):
+        raise RecipeError(f"training.augmentation: expected a list such as [flip, rotate90]; got {wanted!r}.")
+    return tuple(build(AUGMENTATIONS, each, f"training.augmentation.{i}") for i, each in enumerate(wanted))
+
+
+def _scaling(wanted: Mapping[str, Any] | None) -> Scaling | None:
+    if wanted is None:
+        return None
+    lists = {key: value if isinstance(value, list) else [value] for key, value in wanted.items()}
+    return _section(Scaling, lists, "scaling")  # type: ignore[no-any-return]

@@ -1,0 +1,79 @@
+"""Optimisers: how weights follow gradients, and in which precision.
+
+The arithmetic is that of keras, which runs it on whichever backend there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from segcore.training.recipe import Recipe
+
+_RATE_LEFT = 0.01
+
+
+def optimiser(recipe: Recipe, steps: int) -> Any:
+    """The keras optimiser of a recipe, for epochs of so many steps."""
+    import keras
+
+    wanted = recipe.training
+    rate = _rates(recipe, steps)
+    if wanted.optimiser == "sgd":
+        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
+    if wanted.optimiser == "adam":
+        return keras.optimizers.Adam(rate)
+    return keras.optimizers.AdamW(rate, weight_decay=wanted.decay)
+
+
+def _rates(recipe: Recipe, steps: int) -> Any:
+    import keras
+
+    wanted = recipe.training
+    if wanted.schedule == "constant" and wanted.warmup == 0:
+        return wanted.rate
+    whole = max(1, steps * wanted.epochs - wanted.warmup)
+    left = _RATE_LEFT if wanted.schedule == "cosine" else 1.0
+    if wanted.warmup == 0:
+        return keras.optimizers.schedules.CosineDecay(wanted.rate, whole, alpha=left)
+    return keras.optimizers.schedules.CosineDecay(0.0, whole, alpha=left, warmup_target=wanted.rate, warmup_steps=wanted.warmup)
+
+
+def schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """The learning rate after so many steps, for people."""
+    wanted = recipe.training
+    whole = max(1, steps * wanted.epochs - wanted.warmup)
+    left = _RATE_LEFT if wanted.schedule == "cosine" else 1.0
+
+    def rate(step: int) -> float:
+        if step < wanted.warmup:
+            return wanted.rate * step / wanted.warmup
+        part = min(1.0, (step - wanted.warmup) / whole)
+        return float(wanted.rate * (left + (1 - left) * (1 + np.cos(np.pi * part)) / 2))
+
+    return rate
+
+
+def compiled(model: Any) -> bool | str:
+    """Whether XLA compiles the step: on the CPU TensorFlow's own kernels are faster; else keras knows what suits its backend."""
+    import keras
+
+    on_cpu = keras.backend.backend() == "tensorflow" and not keras.distribution.list_devices("gpu")
+    return False if on_cpu else "auto" if model.supports_jit else False
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Networks built inside compute in this precision; weights are float32 anyway."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if name == "bfloat16" else name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -1,0 +1,196 @@
+"""Pairs: each image with its mask, checked by their headers.
+
+Names are compared without their suffix: first with the folders below the inputs' common one, then without folders called images, masks or labels,
+then by the file's name alone; the first way that pairs everything counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segcore import formats
+from segcore.errors import ImageError, RecipeError
+from segcore.inference.card import Scaling
+from segcore.raster import FORMATS, RasterSpec
+from segcore.storage import filesystem, store_errors
+from segcore.training.recipe import matches
+
+if TYPE_CHECKING:
+    from segcore.manifest import Source
+    from segcore.training.recipe import Recipe
+
+_SHOWN = 5
+_HEAD_BYTES = 512
+_CHUNK_BYTES = 2**22
+_PLAIN_FOLDERS = frozenset(
+    {"image", "images", "img", "imgs", "mask", "masks", "label", "labels", "labels_index", "truth", "annotations"}
+)
+_FACTORS = {"uint8": 1 / 255, "uint16": 1 / 65535}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An image and its mask."""
+
+    name: str
+    image: RasterSpec
+    """With the bands that the network looks at."""
+    mask: RasterSpec
+
+
+def find_pairs(images: Sequence[Source], masks: Sequence[Source], recipe: Recipe) -> list[Pair]:
+    """The pairs in the order of their names, without those that the recipe leaves out.
+
+    Raises `RecipeError` where an image has no mask or a mask no image, where they are of different sizes, or images of different bands.
+    """
+    left_out = recipe.split.leave_out
+    ours = [source for source in images if not matches((source.image_id, source.uri), left_out)]
+    ids = {source.uri: source.image_id for source in masks}
+    if recipe.mask_suffix:
+        strange = [source for source in masks if not source.image_id.endswith(recipe.mask_suffix)]
+        masks = [source for source in masks if source.image_id.endswith(recipe.mask_suffix)]
+        if not masks:
+            raise RecipeError(f"mask_suffix: no mask's name ends in {recipe.mask_suffix!r}; there are such as {strange[0].uri}.")
+        ids = {source.uri: source.image_id.removesuffix(recipe.mask_suffix) for source in masks}
+    # A mask in the folder of the images is found among them too.
+    ours = [source for source in ours if source.uri not in ids]
+    theirs = [source for source in masks if not matches((ids[source.uri], source.uri), left_out)]
+    if not ours or not theirs:
+        raise RecipeError(
+            f"images: {len(ours)} images and {len(theirs)} masks are left to train with. Name others, or leave out fewer."
+        )
+    paired = _paired({source.uri: source.image_id for source in ours}, {source.uri: ids[source.uri] for source in theirs})
+    versions = {source.uri: source.version for source in (*images, *masks)}
+    pairs = [
+        Pair(name, _described(image, versions[image], recipe.bands), _described(mask, versions[mask], None))
+        for name, image, mask in paired
+    ]
+    for pair in pairs:
+        _require_same_shape(pair)
+    _require_same_bands(pairs)
+    return pairs
+
+
+def scaling_of(pairs: Sequence[Pair], wanted: Scaling | None) -> Scaling:
+    """The wanted scaling, checked, or the one that the images' type suggests. Raises `RecipeError`."""
+    channels = pairs[0].image.channels
+    if wanted is not None:
+        for name, numbers in (("offset", wanted.offset), ("factor", wanted.factor)):
+            if len(numbers) not in (1, channels):
+                raise RecipeError(f"scaling.{name}: expected one number, or {channels}, one a band; got {len(numbers)}.")
+        return wanted
+    first = pairs[0].image
+    for pair in pairs:
+        if pair.image.dtype != first.dtype:
+            raise RecipeError(
+                f"scaling: {first.location} is {first.dtype}, {pair.image.location} is {pair.image.dtype}. "
+                "Write them in one type, or set `scaling` so that it suits both."
+            )
+    if first.dtype not in _FACTORS:
+        raise RecipeError(
+            f"scaling: the images are {first.dtype}, such as {first.location}; there is no usual range of that. "
+            "Set scaling: {offset: [...], factor: [...]} so that (value - offset) * factor lies about from 0 to 1 or -1 to 1."
+        )
+    return Scaling((0.0,), (_FACTORS[first.dtype],))
+
+
+def data_digest(pairs: Sequence[Pair]) -> str:
+    """SHA-256 over the names and bytes of all images and masks."""
+    whole = hashlib.sha256()
+    for pair in pairs:
+        whole.update(pair.name.encode())
+        for location in (pair.image.location, pair.mask.location):
+            part = hashlib.sha256()
+            fs, path = filesystem(location)
+            with store_errors(f"read {location}"), fs.open(path, "rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    part.update(chunk)
+            whole.update(part.digest())
+    return whole.hexdigest()
+
+
+def _paired(images: Mapping[str, str], masks: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(name, image, mask), from the ids of both by their locations."""
+    best: tuple[int, dict[str, str], dict[str, str]] | None = None
+    for key in _KEYS:
+        ours, theirs = _by_key(images, key), _by_key(masks, key)
+        if ours is None or theirs is None:
+            continue
+        common = ours.keys() & theirs.keys()
+        if len(common) == len(ours) == len(theirs):
+            return [(name, ours[name], theirs[name]) for name in sorted(ours)]
+        if best is None or len(common) > best[0]:
+            best = len(common), ours, theirs
+    if best is None:
+        raise RecipeError(
+            "images: several files have the same name without its suffix, so it is not clear which mask is whose. Rename them."
+        )
+    _, ours, theirs = best
+    lines = [
+        f"{what}: {len(alone)} without {other}: {_some(alone)}."
+        for what, other, alone in (
+            ("images", "a mask", [ours[name] for name in sorted(ours.keys() - theirs.keys())]),
+            ("masks", "an image", [theirs[name] for name in sorted(theirs.keys() - ours.keys())]),
+        )
+        if alone
+    ]
+    raise RecipeError(
+        "\n".join(lines)
+        + "\nA mask has the name of its image, apart from the suffix and `mask_suffix`. Add what is missing, or name it in "
+        "`split.leave_out`."
+    )
+
+
+def _by_key(ids: Mapping[str, str], key: Callable[[str], str]) -> dict[str, str] | None:
+    """Locations by key; None where two have the same."""
+    found = {key(name): location for location, name in ids.items()}
+    return found if len(found) == len(ids) else None
+
+
+def _without_plain_folders(name: str) -> str:
+    *folders, last = name.split("/")
+    return "/".join([*(folder for folder in folders if folder.lower() not in _PLAIN_FOLDERS), last])
+
+
+_KEYS: tuple[Callable[[str], str], ...] = (str, _without_plain_folders, lambda name: name.rsplit("/", 1)[-1])
+
+
+def _described(location: str, version: str, bands: Sequence[int] | None) -> RasterSpec:
+    fs, path = filesystem(location)
+    try:
+        with store_errors(f"read {location}"):
+            head = bytes(fs.cat_file(path, start=0, end=_HEAD_BYTES))
+        name = formats.format_of(location, head)
+        return FORMATS[name].describe(location, version).select(bands)
+    except FileNotFoundError as error:
+        raise RecipeError(f"{location}: there is no such file.") from error
+    except ImageError as error:
+        raise RecipeError(f"{error} Mend it, or name it in `split.leave_out`.") from error
+
+
+def _require_same_shape(pair: Pair) -> None:
+    if pair.image.shape != pair.mask.shape:
+        ours, theirs = (" x ".join(map(str, reversed(spec.shape))) for spec in (pair.image, pair.mask))
+        raise RecipeError(
+            f"{pair.mask.location} is {theirs} pixels, its image {pair.image.location} is {ours}. "
+            "Write the mask in the size of its image, or name it in `split.leave_out`."
+        )
+
+
+def _require_same_bands(pairs: Sequence[Pair]) -> None:
+    first = pairs[0].image
+    for pair in pairs:
+        if pair.image.channels != first.channels:
+            raise RecipeError(
+                f"{pair.image.location} has {pair.image.channels} band(s), {first.location} has {first.channels}. "
+                "A network takes one number of bands: set `bands`, or convert the images."
+            )
+
+
+def _some(locations: Iterable[str]) -> str:
+    names = list(locations)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

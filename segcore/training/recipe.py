@@ -1,0 +1,287 @@
+"""Recipes of trainings: what is to be learned from which data, and how.
+
+These are the checked values behind the sections of a training recipe. They are kept without keras; `segcore.training.learner` loads it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from segcore.errors import RecipeError
+from segcore.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from segcore.inference.card import Scaling
+    from segcore.training.augment import Augmentation
+    from segcore.training.labels import LabelKind
+
+Weighting = Literal["none", "balanced"]
+LOSSES: Registry[type] = Registry("loss")
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """A loss as a weighted sum of its terms."""
+
+    cross_entropy: float = 0.0
+    dice: float = 0.0
+    focal: float = 0.0
+    gamma: float = 2.0
+    weights: Weighting | tuple[float, ...] = "none"
+
+
+@LOSSES.register("cross_entropy")
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """Cross-entropy of each labelled pixel."""
+
+    weights: Weighting | tuple[float, ...] = "none"
+    """`balanced` counts each class alike, however rare; or one number a class."""
+
+    @property
+    def terms(self) -> LossTerms:
+        """As a sum."""
+        return LossTerms(cross_entropy=1.0, weights=self.weights)
+
+
+@LOSSES.register("dice")
+@dataclass(frozen=True, slots=True)
+class DiceLoss:
+    """One minus the soft Dice coefficient, mean of the classes (Milletari 2016)."""
+
+    weights: Weighting | tuple[float, ...] = "none"
+    """What each class counts in the mean: `none` all alike, `balanced` rare ones more, or one number a class."""
+
+    @property
+    def terms(self) -> LossTerms:
+        """As a sum."""
+        return LossTerms(dice=1.0, weights=self.weights)
+
+
+@LOSSES.register("focal")
+@dataclass(frozen=True, slots=True)
+class FocalLoss:
+    """Cross-entropy that counts pixels less the surer the network is of them (Lin 2017)."""
+
+    gamma: float = 2.0
+    """0 is the cross-entropy; more looks at hard pixels only."""
+    weights: Weighting | tuple[float, ...] = "none"
+    """`balanced` counts each class alike, however rare; or one number a class."""
+
+    def __post_init__(self) -> None:
+        _check("gamma", self.gamma, 0, 10)
+
+    @property
+    def terms(self) -> LossTerms:
+        """As a sum."""
+        return LossTerms(focal=1.0, gamma=self.gamma, weights=self.weights)
+
+
+@LOSSES.register("sum")
+@dataclass(frozen=True, slots=True)
+class SumOfLosses:
+    """A weighted sum of losses; by default cross-entropy and Dice in equal parts."""
+
+    cross_entropy: float = 1.0
+    """Share of the cross-entropy."""
+    dice: float = 1.0
+    """Share of the Dice loss."""
+    focal: float = 0.0
+    """Share of the focal loss."""
+    gamma: float = 2.0
+    """Exponent of the focal loss."""
+    weights: Weighting | tuple[float, ...] = "none"
+    """Weights of the classes, in all terms."""
+
+    def __post_init__(self) -> None:
+        for name, share in (("cross_entropy", self.cross_entropy), ("dice", self.dice), ("focal", self.focal)):
+            _check(name, share, 0, 1000)
+        if self.cross_entropy + self.dice + self.focal == 0:
+            raise ValueError("expected a share above 0 for one of cross_entropy, dice, focal; all are 0")
+        _check("gamma", self.gamma, 0, 10)
+
+    @property
+    def terms(self) -> LossTerms:
+        """As a sum."""
+        return LossTerms(self.cross_entropy, self.dice, self.focal, self.gamma, self.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which images are trained on. A pattern is compared with the name and the location of an image, and may hold * and ?."""
+
+    validation: float | tuple[str, ...] = 0.2
+    """Fraction of the images, or patterns of the images, that only measure. 0: the training images measure themselves."""
+    leave_out: tuple[str, ...] = ()
+    """Patterns of images that are not used at all, kept for a test."""
+    group: str | None = None
+    """Regular expression whose match in an image's name tells what belongs together: parts of one scene are never on both sides."""
+    seed: int = 0
+    """Which images are drawn."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.validation, float | int) and not 0 <= self.validation < 1:
+            raise ValueError(f"validation: expected a fraction from 0 to less than 1, or patterns; got {self.validation}")
+        try:
+            re.compile(self.group or "")
+        except re.error as error:
+            raise ValueError(f"group: {self.group!r} is no regular expression: {error}") from error
+
+    def divide(self, names: Sequence[str], locations: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Numbers of the images to train on and of those to validate on. Raises `RecipeError` where one side has none."""
+        groups = [self._group(name) for name in names]
+        if isinstance(self.validation, tuple):
+            held = {i for i, both in enumerate(zip(names, locations, strict=True)) if matches(both, self.validation)}
+        else:
+            held = self._drawn(groups)
+        training = [i for i in range(len(names)) if i not in held]
+        validation = sorted(held)
+        if self.validation == 0:
+            validation = training
+        if not training or not validation:
+            empty = "training" if not training else "validation"
+            raise RecipeError(
+                f"split: {len(names)} image(s) in {len(set(groups))} group(s) leave none for {empty}. "
+                "Give more images, another `validation`, or 0 to measure on the training images."
+            )
+        return training, validation
+
+    def _drawn(self, groups: Sequence[str]) -> set[int]:
+        """Whole groups in an order drawn by the seed, until their images are as many as wanted."""
+        import numpy as np
+
+        distinct = sorted(set(groups))
+        order = np.random.default_rng([self.seed, len(distinct)]).permutation(len(distinct))
+        wanted = len(groups) * float(self.validation)  # type: ignore[arg-type]
+        held: set[int] = set()
+        for number in order:
+            members = {i for i, group in enumerate(groups) if group == distinct[number]}
+            # The first group always, so that a small fraction of few images is not none.
+            if self.validation == 0 or (held and len(held) + len(members) / 2 > wanted):
+                break
+            held |= members
+        return held
+
+    def _group(self, name: str) -> str:
+        found = re.search(self.group, name) if self.group is not None else None
+        return found.group() if found else name
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How to train."""
+
+    patch: int = 256
+    """Side of the square that the network sees, in pixels; a multiple of its stride."""
+    batch: int = 8
+    """Patches a step."""
+    epochs: int = 40
+    """Passes; after each the network is measured and kept."""
+    steps: int | None = None
+    """Steps of an epoch. None: as many as cover the labelled pixels once, from 20 to 500."""
+    rate: float = 1e-3
+    """Learning rate at its highest."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the rate goes down: to a hundredth along half a cosine, or not at all."""
+    warmup: int = 0
+    """Steps in which the rate grows to its highest."""
+    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    """How weights follow gradients."""
+    decay: float = 1e-4
+    """Weight decay of adamw."""
+    balance: float = 0.5
+    """Fraction of the patches that are drawn around a pixel of a class, all classes alike; the others lie anywhere."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: mixed precision, for processors and GPUs that have it. The file always holds float32."""
+    patience: int | None = None
+    """Epochs without a better mean IoU until training stops. None: never before the last."""
+    seed: int = 0
+    """Decides first weights, patches and augmentation."""
+    threads: int | None = None
+    """Threads of this machine to use. None: all."""
+    memory: int = 1024
+    """Megabytes of decoded images to keep."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "patch": (8, 8192),
+            "batch": (1, 4096),
+            "epochs": (1, 100_000),
+            "steps": (1, 1_000_000),
+            "warmup": (0, 1_000_000),
+        }
+        limits |= {"patience": (1, 100_000), "threads": (1, 1024), "memory": (1, 2**20)}
+        for name, (least, most) in limits.items():
+            value = getattr(self, name)
+            if value is not None:
+                _check(name, value, least, most)
+        _check("rate", self.rate, 1e-12, 100)
+        _check("decay", self.decay, 0, 10)
+        _check("balance", self.balance, 0, 1)
+        _check("seed", self.seed, 0, 2**32 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A checked training recipe."""
+
+    name: str
+    output: str
+    """Folder for the model: an absolute path or fsspec URI."""
+    kind: str
+    """Name of the network in `segcore.networks.recipes.NETWORKS`."""
+    network: Any
+    """The network's recipe."""
+    classes: tuple[str, ...]
+    """Names by class id."""
+    labels: LabelKind
+    loss: LossTerms
+    augmentation: tuple[Augmentation, ...]
+    training: Training = field(default_factory=Training)
+    split: Split = field(default_factory=Split)
+    bands: tuple[int, ...] | None = None
+    """Bands to look at, from 1. None: all."""
+    scaling: Scaling | None = None
+    """None: 1/255 for 8 bits, 1/65535 for 16 bits."""
+    mask_suffix: str = ""
+    """What the names of masks end in beside the names of their images."""
+    licence: str = ""
+    """Under which the weights may be used; stands in the card."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.classes) <= MOST_CLASSES:
+            raise RecipeError(f"classes: expected 2 to {MOST_CLASSES} names; got {len(self.classes)}.")
+        if len(set(self.classes)) < len(self.classes) or not all(self.classes):
+            raise RecipeError(f"classes: expected different names, none of them empty; got {list(self.classes)}.")
+        weights = self.loss.weights
+        if not isinstance(weights, str):
+            if len(weights) != len(self.classes):
+                raise RecipeError(
+                    f"training.loss.weights: expected {len(self.classes)} numbers, one a class; got {len(weights)}."
+                )
+            if min(weights) < 0 or not 0 < sum(weights) < math.inf:
+                raise RecipeError(f"training.loss.weights: expected numbers from 0 on, one above 0; got {list(weights)}.")
+
+
+MOST_CLASSES = 250
+"""Class ids that fit into 8 bits beside the marks of void and unknown pixels."""
+
+
+def matches(texts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether one of the texts, or what follows a / in it, is what one of the patterns describes.
+
+    >>> matches(["s3://scenes/tile5/a.png"], ["tile5/*"])
+    True
+    """
+    return any(fnmatch.fnmatchcase(text, form) for text in texts for pattern in patterns for form in (pattern, f"*/{pattern}"))
+
+
+def _check(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{name}: expected {least} to {most}; got {value}")

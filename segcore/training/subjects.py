@@ -1,0 +1,37 @@
+"""Subjects: which kind of training a network asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from segcore.errors import RecipeError
+from segcore.training import instances, semantic
+from segcore.training.labels import Instances
+
+if TYPE_CHECKING:
+    from segcore.training.lesson import Lesson, Subject
+    from segcore.training.pixels import Beyond
+    from segcore.training.recipe import Recipe
+    from segcore.training.samples import Frame
+
+_OBJECTS = frozenset({"mask_rcnn"})
+"""Networks that find objects."""
+
+
+def frame_of(recipe: Recipe, channels: int) -> Frame:
+    """What the network sees of a patch and answers. Raises `RecipeError` where the patch does not suit it, or the labels do not."""
+    if recipe.kind not in _OBJECTS:
+        return semantic.frame_of(recipe, channels)
+    if not isinstance(recipe.labels, Instances) or recipe.labels.border is not None:
+        raise RecipeError(f"labels: {recipe.kind} learns objects: set labels: {{kind: instances}}, without `border`.")
+    return instances.frame_of(recipe)
+
+
+def subject_of(lesson: Lesson) -> Subject:
+    """How the network is trained."""
+    return instances.InstanceSubject(lesson) if lesson.recipe.kind in _OBJECTS else semantic.Semantic(lesson)
+
+
+def beyond(recipe: Recipe) -> Beyond:
+    """What a network is shown beyond the border of an image, as when it is used: a mirror image, or nothing."""
+    return "nothing" if recipe.kind in _OBJECTS else "mirror"

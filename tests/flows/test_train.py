@@ -1,0 +1,349 @@
+"""Training: recipes that are refused, models that come out, interruptions that leave no trace."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from flows import train as flow
+from flows import training_progress
+from flows.cli import app
+from segcore.errors import RecipeError, Stopped
+from segcore.inference.card import Card
+from segcore.training.course import prepare, train
+from segcore.training.semantic import Semantic
+
+TINY = {
+    "images": "images",
+    "masks": "masks",
+    "output": "out",
+    "network": {"kind": "unet", "width": 2, "depth": 1, "dropout": 0.2},
+    "classes": ["dark", "bright"],
+    "split": {"validation": 0.25},
+    "training": {"patch": 16, "batch": 2, "steps": 4, "epochs": 3, "rate": 0.02},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four pictures of blocks whose bright pixels are to be found."""
+    random = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for i in range(4):
+        mask = np.kron(random.integers(0, 2, (6, 7)), np.ones((8, 8))).astype(np.uint8)
+        pixels = np.clip(60 + 120 * mask + random.normal(0, 10, mask.shape), 0, 255).astype(np.uint8)
+        mask[0, :5] = 255
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{i}.png")
+    return tmp_path
+
+
+def made(folder: Path, *changes: str, **keys):
+    document = yaml.safe_load(yaml.safe_dump({**TINY, **keys}))
+    return flow.make({"name": "tiny", **document}, folder, changes)
+
+
+def prepared(order):
+    sources = (flow._sources(order.images, "images"), flow._sources(order.masks, "masks"))
+    return prepare(order.recipe, sources, order.settings, lambda: False)
+
+
+class Watch(training_progress.Quiet):
+    """Does something after a step: (epoch, step) from 1."""
+
+    def __init__(self, moment=(0, 0), act=lambda: None):
+        self.moment, self.act, self.seen = moment, act, []
+
+    def step(self, epoch, step, loss):
+        self.seen.append((epoch, step))
+        if (epoch, step) == self.moment:
+            self.act()
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill():
+    raise Killed
+
+
+def weights(folder: Path) -> list[np.ndarray]:
+    import keras
+
+    return keras.saving.load_model(folder / "tiny.keras", compile=False).get_weights()
+
+
+def test_a_training_ends_the_same_wherever_it_was_stopped_or_killed(folder):
+    whole = Watch()
+    learned = train(prepared(made(folder, output="whole")), whole, lambda: False)
+    assert whole.seen == [(epoch, step) for epoch in (1, 2, 3) for step in (1, 2, 3, 4)]
+
+    stop = threading.Event()
+    with pytest.raises(Stopped):
+        train(prepared(made(folder, output="cut")), Watch((1, 2), stop.set), stop.is_set)
+    # What a kill leaves behind: nothing written since the last epoch.
+    with pytest.raises(Killed):
+        train(prepared(made(folder, output="cut")), Watch((3, 2), kill), lambda: False)
+    rest = Watch()
+    cut = train(prepared(made(folder, output="cut")), rest, lambda: False)
+    assert rest.seen == [(3, 1), (3, 2), (3, 3), (3, 4)]
+
+    assert learned.score == cut.score
+    for a, b in zip(weights(folder / "whole"), weights(folder / "cut"), strict=True):
+        assert a.tobytes() == b.tobytes()
+    histories = [json.loads((folder / name / "history.json").read_text()) for name in ("whole", "cut")]
+    for history in histories:
+        for epoch in history["epochs"]:
+            del epoch["seconds"], epoch["patches_per_second"]
+    assert histories[0] == histories[1]
+
+
+def test_the_command_trains_once_and_tells_how_to_use_the_model(folder):
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "licence": "CC0"}))
+    run = CliRunner().invoke
+    # bfloat16 inside, float32 in the file; convolutions without padding, whose target is the middle of the patch.
+    flags = ["--set", "training.precision=bfloat16", "--set", "network.padding=valid", "--set", "training.patch=28", "--quiet"]
+    first = run(app, ["train", str(folder / "tiny.yaml"), *flags])
+    assert first.exit_code == 0, first.output
+    assert "-s unet -p weights=" in first.stdout
+    made_files = sorted(path.name for path in (folder / "out").iterdir())
+    assert made_files == ["curves.png", "examples.png", "history.json", "tiny.json", "tiny.keras", "training.json"]
+
+    import keras
+
+    model = keras.saving.load_model(folder / "out" / "tiny.keras", compile=False)
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+    card = Card.load((folder / "out" / "tiny.json").read_bytes(), "tiny.json")
+    assert (card.kind, card.channels, card.classes, card.dtype) == ("unet", 1, ("dark", "bright"), "uint8")
+    assert card.reach.margin == 8
+    assert card.about["licence"] == "CC0"
+    assert card.about["metrics"]["classes"]["bright"]["pixels"] > 0
+    assert model(np.zeros((1, 28, 28, 1), np.float32)).shape == (1, 12, 12, 2)
+
+    before = (folder / "out" / "tiny.keras").stat().st_mtime_ns
+    second = run(app, ["train", str(folder / "tiny.yaml"), *flags])
+    assert second.exit_code == 0
+    assert second.stdout.startswith("Nothing to do")
+    assert (folder / "out" / "tiny.keras").stat().st_mtime_ns == before
+    changed = run(app, ["train", str(folder / "tiny.yaml"), *flags, "--set", "training.rate=0.5"])
+    assert changed.exit_code == 2
+    assert "training.rate was 0.02 and is 0.5" in changed.stderr
+    Image.fromarray(np.zeros((48, 56), np.uint8)).save(folder / "images" / "0.png")
+    other = run(app, ["train", str(folder / "tiny.yaml"), *flags])
+    assert other.exit_code == 2
+    assert "images or masks" in other.stderr
+
+
+def test_what_is_measured_is_what_the_model_says_of_whole_images(folder):
+    """Windows put together equal the whole image, where no window sees less than the network's reach."""
+    from sklearn.metrics import jaccard_score
+
+    valid = {"kind": "unet", "width": 2, "depth": 1, "padding": "valid"}
+    order = made(folder, "training.epochs=2", "split.validation=0", "training.patch=28", network=valid)
+    course = prepared(order)
+    learned = train(course, Watch(), lambda: False)
+    import keras
+
+    model = keras.saving.load_model(folder / "out" / "tiny.keras", compile=False)
+    said, true = [], []
+    for i in range(4):
+        pixels, mask = (np.asarray(Image.open(folder / kind / f"{i}.png")) for kind in ("images", "masks"))
+        padded = np.pad(pixels, 8, mode="reflect").astype(np.float32)[None, ..., None] * np.float32(1 / 255)
+        labels = np.asarray(model(padded))[0].argmax(axis=-1)
+        said.append(labels[mask != 255])
+        true.append(mask[mask != 255])
+    assert isinstance(course.subject, Semantic)
+    assert learned.score[1] == pytest.approx(jaccard_score(np.concatenate(true), np.concatenate(said), average="macro"), abs=1e-6)
+
+
+def save(folder: Path, name: str, array: np.ndarray) -> None:
+    Image.fromarray(array).save(folder / name)
+
+
+def remove_mask(folder):
+    (folder / "masks" / "2.png").unlink()
+
+
+def stray_mask(folder):
+    save(folder, "masks/9.png", np.zeros((48, 56), np.uint8))
+
+
+def other_size(folder):
+    save(folder, "masks/1.png", np.zeros((40, 56), np.uint8))
+
+
+def unknown_value(folder):
+    save(folder, "masks/1.png", np.full((48, 56), 7, np.uint8))
+
+
+def colours(folder):
+    save(folder, "masks/1.png", np.zeros((48, 56, 3), np.uint8))
+
+
+def other_bands(folder):
+    save(folder, "images/1.png", np.zeros((48, 56, 3), np.uint8))
+
+
+def other_type(folder):
+    save(folder, "images/1.png", np.zeros((48, 56), np.uint16))
+
+
+def nothing_labelled(folder):
+    for i in range(4):
+        save(folder, f"masks/{i}.png", np.full((48, 56), 255, np.uint8))
+
+
+def one_class(folder):
+    for i in range(4):
+        save(folder, f"masks/{i}.png", np.ones((48, 56), np.uint8))
+
+
+def broken(folder):
+    path = folder / "images" / "1.png"
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "messages"),
+    [
+        (remove_mask, ["images/2.png", "without a mask", "leave_out"]),
+        (stray_mask, ["masks/9.png", "without an image"]),
+        (other_size, ["masks/1.png is 56 x 40", "56 x 48"]),
+        (unknown_value, ["masks/1.png", "7 (2688 pixels)", "void"]),
+        (colours, ["masks/1.png", "colours"]),
+        (other_bands, ["images/1.png has 3 band", "bands"]),
+        (other_type, ["uint16", "scaling"]),
+        (nothing_labelled, ["no pixel", "labelled"]),
+        (one_class, ["'bright'", "nothing to tell apart"]),
+        (broken, ["images/1.png"]),
+    ],
+)
+def test_bad_data_are_refused_before_any_training(folder, spoil, messages):
+    spoil(folder)
+    with pytest.raises(RecipeError) as found:
+        prepared(made(folder))
+    assert all(message in str(found.value) for message in messages), found.value
+
+
+def test_what_is_left_out_may_lack_a_mask(folder):
+    remove_mask(folder)
+    course = prepared(made(folder, "split.leave_out=['2']"))
+    assert [pair.name for pair in course.lesson.collection.pairs] == ["0", "1", "3"]
+
+
+def test_masks_are_found_by_suffix_and_beside_their_images(folder):
+    for path in (folder / "masks").iterdir():
+        path.rename(folder / "images" / f"{path.stem}_mask.png")
+    course = prepared(made(folder, masks="images/*_mask.png", mask_suffix="_mask"))
+    assert [pair.name for pair in course.lesson.collection.pairs] == ["0", "1", "2", "3"]
+    assert all(pair.mask.location.endswith("_mask.png") for pair in course.lesson.collection.pairs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["network.kind=unett"], r"network\.kind.*unet"),
+        (["network.widht=3"], r"network\.widht.*width"),
+        (["classes=[a]"], "classes: expected 2"),
+        (["classes=[a, a]"], "different names"),
+        (["training.epochs=0"], r"training.*epochs: expected 1"),
+        (["training.epoch=2"], r"training\.epoch: unknown key.*epochs"),
+        (["training.loss=dise"], r"training\.loss\.kind.*dice"),
+        (["training.loss={kind: dice, weights: [1, 2, 3]}"], "expected 2 numbers"),
+        (["training.augmentation=[flip, turn]"], r"training\.augmentation\.1"),
+        (["training.augmentation=flip"], "expected a list"),
+        (["labels={kind: values, values: {0: dark}}"], "bright"),
+        (["split.validation=1.5"], "validation"),
+        (["split.group='('"], "regular expression"),
+        (["scaling={factor: x}"], r"scaling"),
+        (["imags=x"], "imags: unknown key"),
+        (["images=${NO_SUCH_PLACE}/x"], "NO_SUCH_PLACE"),
+        (["storage={s3: {secret: x}}"], "secrets"),
+    ],
+)
+def test_wrong_recipes_are_refused_with_their_place(tmp_path, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        made(tmp_path, *changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["training.patch=15"], "Set it to 14 or 16"),
+        (["images=nothing/*.png"], "images: .*match no image"),
+        (["network.padding=valid"], "18 or more by steps of 2. Set it to 18"),
+        (["split.validation=['none*']"], "leave none for validation"),
+        (["scaling={factor: [1, 2]}"], "one number, or 1"),
+        (["bands=[2]"], "band"),
+        (["network=mask_rcnn"], "instances"),
+    ],
+)
+def test_recipes_that_do_not_suit_the_data_are_refused(folder, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        prepared(made(folder, *changes))
+
+
+def test_groups_are_never_on_both_sides():
+    split = flow.Split(validation=0.3, group=r"^tile\d", seed=5)
+    names = [f"tile{tile}_part{part}" for tile in range(5) for part in range(4)]
+    training, validation = split.divide(names, names)
+    assert sorted(training + validation) == list(range(20))
+    assert not {names[i][:5] for i in training} & {names[i][:5] for i in validation}
+    assert len(validation) in (4, 8)
+    assert split.divide(names, names) == (training, validation)
+
+
+def test_objects_are_learned_end_to_end(folder):
+    random = np.random.default_rng(2)
+    for i in range(4):
+        ids, pixels = np.zeros((48, 56), np.uint16), random.integers(0, 40, (48, 56))
+        for number, (top, left) in enumerate([(4, 6), (28, 10), (10, 34)], 300):
+            ids[top : top + 12, left : left + 10] = number
+        save(folder, f"masks/{i}.png", ids)
+        save(folder, f"images/{i}.png", (pixels + 150 * (ids > 0)).astype(np.uint8))
+    small = {"width": 8, "pyramid": 8, "dense": 8, "proposals": 16, "candidates": 32, "detections": 8, "sampled": 8}
+    order = made(
+        folder,
+        "training.patch=64",
+        "training.epochs=1",
+        "training.steps=1",
+        labels="instances",
+        network={"kind": "mask_rcnn", "anchors": [8, 12, 16, 24], **small},
+    )
+    course = prepared(order)
+    arguments = course.subject.arguments(drawn(course))[0]
+    there = arguments["boxes"][0][arguments["classes"][0] > 0]
+    assert len(there) == 3
+    assert sorted((there[:, 2:] - there[:, :2]).tolist()) == [[12, 10]] * 3
+    learned = train(course, Watch(), lambda: False)
+    assert learned.score[0] == "AP@0.5"
+    card = Card.load((folder / "out" / "tiny.json").read_bytes(), "tiny.json")
+    assert (card.kind, card.output, card.classes) == ("mask_rcnn", "objects", ("dark", "bright"))
+    assert card.about["metrics"]["missed"] + card.about["metrics"]["found"] == 3
+    from segcore.segmenters.mask_rcnn import MaskRcnnObjects
+
+    assert MaskRcnnObjects(weights=learned.model).start().classes == ("dark", "bright")
+
+
+def drawn(course):
+    from segcore.training.samples import Drawing, Sampler
+
+    lesson = course.lesson
+    drawing = Drawing(lesson.frame, 1, 0.0, 0)
+    return Sampler(lesson.collection, lesson.found, lesson.training, lesson.scaling, drawing).batch(0, 0)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "deploy" / "training").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_examples_are_training_recipes(path):
+    assert flow.load(path).recipe.name == path.stem

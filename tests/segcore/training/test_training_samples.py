@@ -1,0 +1,192 @@
+"""Samples: what steps see, what windows cover, what augmentation leaves true."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tests_support import write_tiff
+
+from segcore.geometry import Box
+from segcore.inference.card import Scaling
+from segcore.raster import FORMATS
+from segcore.training.augment import AUGMENTATIONS, Flip, Patch, Rotate90, Scale
+from segcore.training.labels import VOID, Index, Instances
+from segcore.training.pairs import Pair
+from segcore.training.pixels import Collection
+from segcore.training.samples import Drawing, Frame, Sampler, lattice, resized
+from segcore.training.survey import survey
+
+
+def png(path, array):
+    Image.fromarray(array).save(path)
+    return FORMATS["picture"].describe(str(path), "1")
+
+
+@pytest.fixture
+def collection(tmp_path):
+    """Two pictures whose masks are a function of their pixels: 1 where the value is odd, void at 255."""
+    random, pairs = np.random.default_rng(0), []
+    for i, shape in enumerate([(90, 140), (20, 30)]):
+        pixels = random.integers(0, 200, shape).astype(np.uint8)
+        mask = pixels % 2
+        mask[5:9, 3:8] = 255
+        pairs.append(Pair(str(i), png(tmp_path / f"{i}.png", pixels), png(tmp_path / f"{i}_mask.png", mask)))
+    return Collection(pairs, Index().table(("even", "odd")), 64)
+
+
+SQUARE = Frame(32)
+
+
+def sampler(collection, frame=SQUARE, augmentation=(), seed=0, balance=0.5):
+    found = survey(collection, ("even", "odd"), lambda: False)
+    return Sampler(collection, found, [0, 1], Scaling((0.0,), (1.0,)), Drawing(frame, 4, balance, seed, augmentation))
+
+
+@pytest.mark.parametrize("frame", [Frame(32), Frame(48, 10)])
+def test_labels_belong_to_the_middle_of_their_pixels(collection, frame):
+    draw = sampler(collection, frame, (Flip(), Rotate90()))
+    for step in range(10):
+        batch = draw.batch(0, step)
+        inner = slice(frame.margin, frame.patch - frame.margin)
+        pixels = batch.pixels[:, inner, inner, 0]
+        assert pixels.shape == batch.classes.shape == (4, frame.target, frame.target)
+        known = batch.classes != VOID
+        assert known.any()
+        np.testing.assert_array_equal(batch.classes[known], pixels[known] % 2)
+
+
+def test_a_step_depends_on_seed_epoch_and_step_alone(collection):
+    one, other = sampler(collection, augmentation=(Flip(), Scale(0.5))), sampler(collection, augmentation=(Flip(), Scale(0.5)))
+    for step in (3, 0, 1):
+        other.batch(7, step)
+    for name in ("pixels", "classes"):
+        np.testing.assert_array_equal(getattr(one.batch(2, 5), name), getattr(other.batch(2, 5), name))
+    drawn = [
+        sampler(collection, seed=seed).batch(epoch, step).pixels.tobytes()
+        for seed in (0, 1)
+        for epoch in (0, 1)
+        for step in (0, 1)
+    ]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_rare_classes_are_found(tmp_path):
+    mask = np.zeros((600, 600), np.uint8)
+    mask[400:404, 500:504] = 1
+    pair = Pair("a", png(tmp_path / "a.png", mask), png(tmp_path / "m.png", mask))
+    collection = Collection([pair], Index().table(("even", "odd")), 64)
+    found = survey(collection, ("even", "odd"), lambda: False)
+    share = {}
+    for balance in (0.0, 1.0):
+        draw = Sampler(collection, found, [0], Scaling(), Drawing(Frame(96), 8, balance, 0))
+        share[balance] = np.mean([(draw.batch(0, step).classes == 1).any(axis=(1, 2)).mean() for step in range(12)])
+    # Half of the balanced patches are drawn for the rare class, and nearly all of those show it.
+    assert share[1.0] > 0.3 > 0.15 > share[0.0]
+
+
+def test_the_survey_counts_every_pixel_by_class(collection):
+    found = survey(collection, ("even", "odd"), lambda: False)
+    for number, pair in enumerate(collection.pairs):
+        mask = np.asarray(Image.open(pair.mask.location))
+        assert found.classes[number].tolist() == [(mask == 0).sum(), (mask == 1).sum()]
+        for row, column in np.ndindex(found.cells[number].shape[:2]):
+            cell = mask[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64]
+            assert found.cells[number][row, column].tolist() == [(cell == 0).sum(), (cell == 1).sum()]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.tuples(st.integers(1, 150), st.integers(1, 90)),
+    st.integers(24, 64),
+    st.integers(0, 7),
+    st.integers(0, 7),
+    st.sampled_from([1, 2, 8]),
+)
+def test_a_lattice_answers_every_pixel_once(shape, patch, margin, context, stride):
+    frame = Frame(patch, margin, stride)
+    count = np.zeros(shape, int)
+    for seen, counted in lattice(shape, frame, min(context, max(0, (frame.target - stride) // 2))):
+        assert seen.shape == (patch, patch)
+        answered = seen.grow((-margin, -margin))
+        assert all(start % stride == 0 for start in answered.start)
+        count[counted.slices] += 1
+        assert counted & answered == counted
+    assert (count == 1).all()
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_augmentation_keeps_shape_type_and_labels(name):
+    random = np.random.default_rng(3)
+    pixels = random.random((24, 24, 6)).astype(np.float32)
+    ids = np.arange(24 * 24).reshape(24, 24)
+    patch = AUGMENTATIONS[name]().apply(Patch(pixels.copy(), (ids % 200).astype(np.uint8), ids), random)
+    assert patch.pixels.shape == pixels.shape
+    assert patch.pixels.dtype == np.float32
+    # Labels are moved, never made up: each stays with its number.
+    assert sorted(patch.ids.ravel()) == list(range(24 * 24))
+    np.testing.assert_array_equal(patch.classes, patch.ids % 200)
+
+
+@pytest.mark.parametrize("side", [16, 48])
+def test_resizing_keeps_pixels_and_labels_together(side):
+    ramp = np.repeat(np.arange(32)[:, None], 32, axis=1)
+    found = resized(Patch(np.repeat(ramp[..., None], 5, axis=2).astype(np.float32), ramp.astype(np.uint8), ramp), side)
+    assert found.pixels.shape == (side, side, 5)
+    assert np.abs(found.pixels[..., 0] - found.classes).max() <= 1
+    np.testing.assert_array_equal(found.classes, found.ids)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(-40, 60), st.integers(-40, 60), st.integers(1, 80))
+def test_windows_are_mirrored_at_the_border_as_in_inference(top, left, side):
+    pixels = np.arange(23 * 31).reshape(23, 31).astype(np.uint16)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file("/mirror.png", out.getvalue())
+    spec = FORMATS["picture"].describe("memory://mirror.png", "1")
+    box = Box((top, left), (top + side, left + side))
+    if (box & Box.whole(pixels.shape)).size == 0:
+        return
+    collection = Collection([Pair("a", spec, spec)], Instances().table(("background", "cell")), 8)
+    window = collection.window(0, box)
+    padded = np.pad(pixels, 200, mode="reflect")[200 + top : 200 + top + side, 200 + left : 200 + left + side]
+    np.testing.assert_array_equal(window.pixels[..., 0], padded)
+    outside = np.ones(box.shape, bool)
+    outside[(box & Box.whole(pixels.shape)).relative_to(box).slices] = False
+    assert (window.classes[outside] == VOID).all()
+    assert (window.classes[~outside] != VOID).all()
+    empty = Collection(collection.pairs, collection.table, 8, "nothing").window(0, box)
+    assert not empty.valid[outside].any()
+    assert empty.valid[~outside].all()
+    np.testing.assert_array_equal(empty.ids[~outside], padded[~outside])
+    assert not empty.ids[outside].any()
+
+
+def test_large_images_are_read_by_windows_and_palettes_by_index(tmp_path):
+    random = np.random.default_rng(1)
+    pixels = random.integers(0, 255, (700, 900, 3)).astype(np.uint8)
+    classes = random.integers(0, 2, (700, 900)).astype(np.uint8)
+    write_tiff(tmp_path / "a.tif", pixels)
+    mask = Image.fromarray(classes, "L").convert("P")
+    mask.putpalette([200, 0, 0, 0, 0, 90] + [0] * 750)
+    mask.putdata(classes.ravel())
+    mask.save(tmp_path / "m.png")
+    pair = Pair(
+        "a", FORMATS["tiff"].describe(str(tmp_path / "a.tif"), "1"), FORMATS["picture"].describe(str(tmp_path / "m.png"), "1")
+    )
+    assert pair.mask.channels == 3
+    kept, read = (Collection([pair], Index().table(("even", "odd")), megabytes) for megabytes in (1024, 1))
+    box = Box((100, -20), (180, 70))
+    for collection in (kept, read):
+        window = collection.window(0, box)
+        np.testing.assert_array_equal(window.pixels[:, 20:], pixels[100:180, :70])
+        np.testing.assert_array_equal(window.classes[:, 20:], classes[100:180, :70])
+        assert len(collection._whole) == (collection is kept)
+        collection.close()
