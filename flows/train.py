@@ -20,6 +20,7 @@ from flows.sections import build, explain
 from flows.training_progress import Pace, watcher
 from segcore.errors import RecipeError
 from segcore.inference.card import Scaling
+from segcore.inference.runtime import import_keras
 from segcore.networks.mask_rcnn import recipe as _  # noqa: F401  (its import registers mask_rcnn)
 from segcore.networks.recipes import NETWORKS
 from segcore.storage import configure
@@ -121,6 +122,8 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
 def run(order: Order, quiet: bool) -> Learned:
     """Train, or go on with it; what came of it. Raises `RecipeError`, `RunError`, `Stopped`."""
     configure(order.storage)
+    # By the runtime, which keeps TensorFlow's notices from the terminal.
+    import_keras()
     stop = threading.Event()
     with stop_on_signals(stop):
         images, masks = _sources(order.images, "images"), _sources(order.masks, "masks")

@@ -37,6 +37,17 @@ def to_network(patch: NDArray[np.float32], layout: Layout, dtype: np.dtype[Any])
     return np.ascontiguousarray(patch, dtype)
 
 
+def split_pixels(patch: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    """A patch for a network of so many channels: as it is, or in two parts for a network of twice its bands.
+
+    The sum of the parts is the patch; the first is exact in bfloat16, the second to eight more bits.
+    """
+    if channels != 2 * patch.shape[-1]:
+        return patch
+    high = (np.ascontiguousarray(patch).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return np.concatenate([high, patch - high], axis=-1)
+
+
 def from_network(output: NDArray[np.generic], layout: Layout, where: str) -> NDArray[np.float32]:
     """What a network gives for a patch, as (1, y, x, class) float32; maps of class ids (1, y, x) get a last axis. May share memory."""
     if output.ndim == 3:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segcore.errors import WeightsError
-from segcore.inference.layouts import Layout, from_network, layout_of, to_network
+from segcore.inference.layouts import Layout, from_network, layout_of, split_pixels, to_network
 from segcore.inference.onnx_files import load_onnx
 from segcore.inference.runtime import threads
 from segcore.inference.tensorflow_engine import traced
@@ -30,7 +30,7 @@ def openvino_runner(weights: Weights, card: Card, precision: Precision) -> Calla
 
     where = weights.location
     try:
-        model = _converted(weights)
+        model = _converted(weights, precision)
         # One patch at a time, on all threads: several at once take more memory and more time.
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -45,12 +45,15 @@ def openvino_runner(weights: Weights, card: Card, precision: Precision) -> Calla
     if len(compiled.inputs) != 1:
         raise WeightsError(f"{where}: expected a network of one input; got {len(compiled.inputs)}.")
     otherwise: Layout = "first" if weights.suffix == ".onnx" else "last"
-    source = layout_of(_sizes(compiled.inputs[0]), card.channels, otherwise)
+    taken = _sizes(compiled.inputs[0])
+    source = layout_of(taken, card.channels, otherwise)
     target = layout_of(_sizes(compiled.outputs[0]), len(card.classes), source)
     dtype = np.dtype(compiled.inputs[0].element_type.to_dtype())
     request = compiled.create_infer_request()
 
     def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
+        if weights.suffix != ".onnx":
+            patch = split_pixels(patch, taken[-1] or 0)
         try:
             output = request.infer([to_network(patch, source, dtype)], share_inputs=True, share_outputs=True)[0]
         except RuntimeError as error:
@@ -67,12 +70,12 @@ def native_bfloat16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _converted(weights: Weights) -> Any:
+def _converted(weights: Weights, precision: Precision) -> Any:
     import openvino
 
     if weights.suffix == ".onnx":
         return openvino.Core().read_model(io.BytesIO(load_onnx(weights)))
-    return openvino.convert_model(traced(weights))
+    return openvino.convert_model(traced(weights, precision))
 
 
 def _sizes(port: Any) -> list[int | None]:

@@ -5,6 +5,9 @@ size of patch runs through the same graph. bfloat16 is left to TensorFlow's own 
 policy, which computes normalisations by themselves in float32. The rewriting would round the last scores and probabilities to eight bits, which
 makes ties and flips labels where two classes are near; so the last convolution is put beyond its reach, in float64, which costs nothing
 for so few channels, and the last activation is made of exponentials, which it leaves in float32.
+
+What costs most labels in bfloat16 is the rounding of the pixels themselves, to eight bits. They are handed over in two parts of eight bits each
+(`split_pixels`), for OpenVINO too; the first convolution, which is cheap, adds the two up.
 """
 
 from __future__ import annotations
@@ -13,13 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from segcore.errors import WeightsError
 from segcore.inference.keras_files import load_keras
-from segcore.inference.layouts import from_network
+from segcore.inference.layouts import from_network, split_pixels
 from segcore.inference.runtime import import_keras, import_tensorflow
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from segcore.inference.engine import Precision
@@ -56,6 +60,38 @@ def _exact_ending(model: Any) -> tuple[Any, Callable[[Any], Any]]:
     return last.output, finish
 
 
+def _with_split_pixels(network: Any) -> Any:
+    """The network made for `split_pixels`: each convolution of its input as the sum of two.
+
+    Networks that do anything else with their input stay as they are.
+    """
+    keras, pixels = import_keras(), network.inputs[0]
+    users = [
+        layer
+        for layer in network.layers
+        if any(tensor is pixels for tensor in keras.tree.flatten(layer.input)) and layer.output is not pixels
+    ]
+    if not users or not all(
+        isinstance(layer, keras.layers.Conv2D) and layer.groups == 1 and layer.data_format == "channels_last" for layer in users
+    ):
+        return network
+
+    def call(layer: Any, *arguments: Any, **options: Any) -> Any:
+        return _split_convolved(layer, arguments[0]) if any(layer is user for user in users) else layer(*arguments, **options)
+
+    split = keras.Input((*pixels.shape[1:3], 2 * pixels.shape[-1]))
+    return keras.models.clone_model(network, split, clone_function=lambda layer: layer, call_function=call)
+
+
+def _split_convolved(layer: Any, pixels: Any) -> Any:
+    ops = import_keras().ops
+    kernel = np.concatenate([ops.convert_to_numpy(layer.kernel)] * 2, axis=2)
+    scores = ops.conv(pixels, kernel, list(layer.strides), layer.padding, layer.data_format, layer.dilation_rate)
+    if layer.use_bias:
+        scores = scores + ops.convert_to_numpy(layer.bias)
+    return layer.activation(scores)
+
+
 def _convolved(layer: Any, features: Any) -> Any:
     """A convolution in float64, without its activation."""
     keras, tensorflow = import_keras(), import_tensorflow()
@@ -82,9 +118,12 @@ def tensorflow_runner(weights: Weights, precision: Precision) -> Callable[[NDArr
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2  # it is not exported elsewhere
 
     ending = _exact_ending if precision == "bfloat16" else _ending
-    function = convert_variables_to_constants_v2(traced(weights, ending))
+    function = convert_variables_to_constants_v2(traced(weights, precision, ending))
+
+    channels = function.inputs[0].shape[-1]
 
     def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
+        patch = split_pixels(patch, channels)
         try:
             with _rewriting(tensorflow, precision):
                 output = function(tensorflow.constant(patch))[0].numpy()
@@ -97,7 +136,7 @@ def tensorflow_runner(weights: Weights, precision: Precision) -> Callable[[NDArr
     return run
 
 
-def traced(weights: Weights, ending: Ending = _ending) -> Any:
+def traced(weights: Weights, precision: Precision, ending: Ending = _ending) -> Any:
     """The TensorFlow function of a keras file: patches (n, y, x, band) float32 to scores float32, of whatever sizes the network takes.
 
     `ending` takes the network and gives the output to stop at and what is to be done from there.
@@ -116,6 +155,8 @@ def traced(weights: Weights, ending: Ending = _ending) -> Any:
         )
     before, finish = ending(model)
     flat, dtype = keras.Model(inputs[0], before), tensorflow.as_dtype(inputs[0].dtype)
+    if precision == "bfloat16":
+        flat = _with_split_pixels(flat)
 
     def scores(patches: Any) -> Any:
         if dtype.is_integer:
@@ -123,7 +164,7 @@ def traced(weights: Weights, ending: Ending = _ending) -> Any:
         return finish(tensorflow.cast(flat(tensorflow.cast(patches, dtype), training=False), tensorflow.float32))
 
     return tensorflow.function(
-        scores, input_signature=[tensorflow.TensorSpec(inputs[0].shape, tensorflow.float32)], autograph=False
+        scores, input_signature=[tensorflow.TensorSpec(flat.inputs[0].shape, tensorflow.float32)], autograph=False
     ).get_concrete_function()
 
 

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows import recipe as recipes
-from flows.train import load as load_training
 from segcore.errors import RecipeError
 from segcore.model import SEGMENTERS
 
@@ -182,11 +181,3 @@ def test_the_schema_accepts_what_the_recipe_accepts():
     )
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**MINIMAL, "segmenter": {"kind": "kmeans", "cluster": 3}}, schema)
-
-
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "deploy" / "training").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_the_example_trainings_are_accepted(path, monkeypatch):
-    monkeypatch.setenv("DSB2018", "dsb2018")
-    assert load_training(path).recipe.name == path.stem

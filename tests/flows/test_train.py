@@ -345,5 +345,6 @@ def drawn(course):
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parents[2] / "deploy" / "training").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_the_examples_are_training_recipes(path):
+def test_the_examples_are_training_recipes(path, monkeypatch):
+    monkeypatch.setenv("DSB2018", "dsb2018")
     assert flow.load(path).recipe.name == path.stem

@@ -16,7 +16,7 @@ from segcore.errors import WeightsError
 from segcore.inference.card import Card, Output, Reach, Scaling
 from segcore.inference.engine import Choice, Engine
 from segcore.inference.engines import ENGINES_OF, is_installed, open_engine
-from segcore.inference.layouts import from_network, layout_of, to_network
+from segcore.inference.layouts import from_network, layout_of, split_pixels, to_network
 from segcore.inference.runtime import import_keras, set_threads
 from segcore.inference.weights import Weights
 from segcore.networks.recipes import Unet
@@ -117,6 +117,18 @@ def test_sizes_and_bands_that_do_not_suit_are_told(ready: tuple[Engine, Choice])
         engine(patches(1, 16, 16, 3))
     with pytest.raises(WeightsError, match="0 modulo 4"):
         engine(patches(1, 17, 16, 2))
+
+
+@pytest.mark.parametrize("engine", ENGINES_OF[".keras"])
+def test_bfloat16_sees_pixels_of_more_than_eight_bits(tmp_path: Path, engine: Any) -> None:
+    inputs = keras.Input((None, None, 1))
+    centred = keras.layers.Conv2D(1, 1, kernel_initializer="ones", bias_initializer=keras.initializers.Constant(-0.75))(inputs)
+    other = keras.layers.Conv2D(1, 1, kernel_initializer="ones")(keras.layers.Activation("tanh")(centred))
+    keras.Model(inputs, other).save(tmp_path / "it.keras")
+    levels = (0.75 + np.arange(-32, 32) / 1024).astype(np.float32).reshape(1, 8, 8, 1)
+    found = opened(Weights.of(str(tmp_path / "it.keras")), Choice(engine, "bfloat16"), card(1, 1, "logits"))(levels)
+    assert len(np.unique(found)) == 64
+    np.testing.assert_allclose(found, np.tanh(levels - 0.75), atol=2e-4)
 
 
 def test_the_result_cannot_be_written_to(unet: Weights) -> None:
@@ -253,6 +265,17 @@ def test_whole_numbers_are_rounded_and_clipped() -> None:
 def test_layouts_are_undone() -> None:
     patch = patches(1, 4, 5, 3)
     np.testing.assert_array_equal(from_network(to_network(patch, "first", np.dtype("f4")), "first", "it"), patch)
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_the_parts_of_pixels_add_up(bands: int) -> None:
+    patch = patches(1, 8, 8, bands) * 3 - 1
+    parts = split_pixels(patch, 2 * bands)
+    high, low = parts[..., :bands], parts[..., bands:]
+    np.testing.assert_array_equal(high + low, patch)
+    assert not np.any(high.copy().view(np.uint32) & 0xFFFF)
+    assert np.all(np.abs(low) <= np.abs(patch) / 128)
+    assert split_pixels(patch, bands) is patch
 
 
 # LiteRT
