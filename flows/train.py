@@ -21,7 +21,6 @@ from flows.training_progress import Pace, watcher
 from segcore.errors import RecipeError
 from segcore.inference.card import Scaling
 from segcore.inference.runtime import import_keras
-from segcore.networks.mask_rcnn import recipe as _  # noqa: F401  (its import registers mask_rcnn)
 from segcore.networks.recipes import NETWORKS
 from segcore.storage import configure
 from segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation

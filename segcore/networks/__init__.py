@@ -1,0 +1,8 @@
+"""Plain builders of keras models. Importing this package registers the recipes of all networks, without keras."""
+
+from __future__ import annotations
+
+from segcore.networks import recipes
+from segcore.networks.mask_rcnn import recipe as mask_rcnn
+
+__all__ = ["mask_rcnn", "recipes"]
