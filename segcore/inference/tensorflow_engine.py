@@ -66,11 +66,10 @@ def _with_split_pixels(network: Any) -> Any:
     Networks that do anything else with their input stay as they are.
     """
     keras, pixels = import_keras(), network.inputs[0]
-    users = [
-        layer
-        for layer in network.layers
-        if any(tensor is pixels for tensor in keras.tree.flatten(layer.input)) and layer.output is not pixels
-    ]
+    try:
+        users = [layer for layer in network.layers[1:] if any(tensor is pixels for tensor in keras.tree.flatten(layer.input))]
+    except (AttributeError, ValueError):  # a layer that is used in several places has no one input
+        return network
     if not users or not all(
         isinstance(layer, keras.layers.Conv2D) and layer.groups == 1 and layer.data_format == "channels_last" for layer in users
     ):
@@ -119,7 +118,6 @@ def tensorflow_runner(weights: Weights, precision: Precision) -> Callable[[NDArr
 
     ending = _exact_ending if precision == "bfloat16" else _ending
     function = convert_variables_to_constants_v2(traced(weights, precision, ending))
-
     channels = function.inputs[0].shape[-1]
 
     def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -155,7 +153,7 @@ def traced(weights: Weights, precision: Precision, ending: Ending = _ending) -> 
         )
     before, finish = ending(model)
     flat, dtype = keras.Model(inputs[0], before), tensorflow.as_dtype(inputs[0].dtype)
-    if precision == "bfloat16":
+    if precision == "bfloat16" and not dtype.is_integer:
         flat = _with_split_pixels(flat)
 
     def scores(patches: Any) -> Any:

@@ -131,6 +131,41 @@ def test_bfloat16_sees_pixels_of_more_than_eight_bits(tmp_path: Path, engine: An
     np.testing.assert_allclose(found, np.tanh(levels - 0.75), atol=2e-4)
 
 
+def network_of(kind: str) -> Any:
+    dtype = "uint8" if kind == "whole numbers" else "float32"
+    inputs = keras.Input((None, None, 1), dtype=dtype)
+    layer = keras.layers.Conv2D(4, 3, padding="same", activation="relu")
+    if kind == "whole numbers":
+        x = layer(keras.layers.Rescaling(1 / 255)(inputs))
+    elif kind == "shared":
+        x = keras.layers.Concatenate()([layer(inputs), layer(keras.layers.MaxPooling2D(3, 1, padding="same")(inputs))])
+    elif kind == "skip":
+        x = keras.layers.Concatenate()([layer(inputs), inputs])
+    else:
+        x = keras.layers.Dropout(0.5)(layer(inputs))
+    if kind == "one of several":
+        return keras.Sequential([inputs, layer, keras.layers.Conv2D(2, 1), keras.layers.Softmax()])
+    endings = {
+        "sigmoid": [keras.layers.Conv2D(1, 1, activation="sigmoid")],
+        "activation": [keras.layers.Conv2D(2, 3), keras.layers.Activation("softmax")],
+    }
+    for ending in endings.get(kind, [keras.layers.Conv2D(2, 1, activation="relu")]):
+        x = ending(x)
+    return keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize("kind", ["whole numbers", "shared", "skip", "one of several", "sigmoid", "activation", "other"])
+def test_networks_of_every_build_run_in_bfloat16(tmp_path: Path, kind: str) -> None:
+    network = network_of(kind)
+    network.save(tmp_path / "it.keras")
+    batch = patches(1, 24, 24, 1)
+    if kind == "whole numbers":
+        batch = np.round(batch * 255)
+    expected = network(batch.astype("uint8") if kind == "whole numbers" else batch)
+    run = open_engine(Weights.of(str(tmp_path / "it.keras")), card(1, expected.shape[-1]), KERAS[1])
+    np.testing.assert_allclose(run(batch), expected, atol=0.02)
+
+
 def test_the_result_cannot_be_written_to(unet: Weights) -> None:
     scores = open_engine(unet, card(2, 3, stride=4), KERAS[0])(patches(1, 16, 16, 2))
     with pytest.raises(ValueError, match="read-only"):
