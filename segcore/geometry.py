@@ -149,7 +149,7 @@ def middle(shape: Shape, pixels: int) -> Box:
     """The middle of a raster, of at most about so many pixels and the raster's proportions; the whole where it is smaller.
 
     >>> middle((100, 400), 2500)
-    Box(start=(38, 150), stop=(63, 250))
+    Box(start=(37, 150), stop=(62, 250))
     """
     shrink = min(1.0, (pixels / math.prod(shape)) ** (1 / len(shape)))
     inner = tuple(max(1, int(n * shrink)) for n in shape)

@@ -1,13 +1,12 @@
 """Choosing: which engine runs a network fastest here and still gives its labels.
 
-Each engine and precision runs one patch of real pixels, once to warm up and then a few times. It is eligible if its labels are those of the
-reference, the file's own library in float32, on all but one pixel in a thousand. The choice is made once for a run and kept with it, so that
-every worker computes alike; float32 is kept where bfloat16 gains less than a tenth.
+Each engine and precision runs one patch of real pixels, once to warm up and then a few times, all in turns. It is eligible if its labels are
+those of the reference, the file's own library in float32, on all but one pixel in a thousand. The choice is made once for a run and kept
+with it, so that every worker computes alike; float32 is kept where bfloat16 gains less than a tenth.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +19,17 @@ from segcore.inference.engine import Choice
 from segcore.inference.engines import check_engine, engines_of, is_installed, open_engine
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from segcore.inference.card import Card, Output
-    from segcore.inference.engine import EngineName, Precision
+    from segcore.inference.engine import Engine, EngineName, Precision
     from segcore.inference.weights import Weights
 
 _LEAST_AGREEMENT = 0.999
 _LEAST_GAIN = 1.1
-_MOST_RUNS, _MOST_SECONDS = 5, 3.0
+_MOST_RUNS, _MOST_SECONDS = 5, 10.0
 _PRECISIONS: dict[str, tuple[Precision, ...]] = {"tensorflow": ("float32", "bfloat16"), "openvino": ("float32", "bfloat16")}
 
 
@@ -76,12 +77,20 @@ def choose(
         return choices[0]
     reference = Choice(available_engines(weights)[0], "float32")
     expected = labels_of(run_once(weights, card, patch, reference), card.output)
-    trials, failures = [], []
+    agreements: dict[Choice, float] = {}
+    running: dict[Choice, Engine] = {}
+    failures = []
     for choice in sorted(choices, key=lambda choice: choice != reference):
         try:
-            trials.append(_try(weights, card, patch, choice, expected))
+            running[choice] = open_engine(weights, card, choice)
+            labels = labels_of(run_once(weights, card, patch, choice), card.output)
         except WeightsError as error:
             failures.append({"engine": choice.engine, "precision": choice.precision, "error": str(error)})
+        else:
+            agreements[choice] = float((labels == expected).mean())
+    seconds = _timed({choice: running[choice] for choice in agreements}, patch)
+    megapixels = patch.shape[0] * patch.shape[1] / 1e6
+    trials = [_Trial(choice, megapixels / seconds[choice], agreement) for choice, agreement in agreements.items()]
     eligible = [trial for trial in trials if trial.agreement >= _LEAST_AGREEMENT]
     if not eligible:
         told = "; ".join(f"{trial.choice.engine} keeps {trial.agreement:.2%} of the labels" for trial in trials)
@@ -98,11 +107,11 @@ def choose(
 def run_once(weights: Weights, card: Card, patch: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:
     """What a network gives for a patch (y, x, band): (y, x, class). Raises `WeightsError` where that is not what its card says."""
     scores = np.array(open_engine(weights, card, choice)(patch[None])[0])
-    expected = (
-        *(size - 2 * card.reach.margin for size in patch.shape[:2]),
-        1 if card.output in ("sigmoid", "labels") else len(card.classes),
-    )
-    if scores.shape != expected:
+    count = 1 if card.output in ("sigmoid", "labels") else len(card.classes)
+    expected = (*(size - 2 * card.reach.margin for size in patch.shape[:2]), count)
+    # Of two classes one number may do: the logarithm of the second one's odds.
+    single = card.output == "logits" and count == 2 and scores.shape == (*expected[:2], 1)
+    if scores.shape != expected and not single:
         raise WeightsError(
             f"{weights.location}: for a patch of {patch.shape[:2]} and {len(card.classes)} classes ({', '.join(card.classes)[:200]}) an output of "
             f"{expected} was expected; the network gives {scores.shape}. Give as many classes as it has, or other weights."
@@ -124,8 +133,8 @@ def labels_of(scores: NDArray[np.float32], output: Output) -> NDArray[np.integer
     """Class ids (..., y, x) of a network's output (..., y, x, class)."""
     if output == "labels":
         return scores[..., 0].astype(np.intp)
-    if output == "sigmoid":
-        return (scores[..., 0] > 0.5).astype(np.intp)
+    if scores.shape[-1] == 1:
+        return (scores[..., 0] > (0.5 if output == "sigmoid" else 0.0)).astype(np.intp)
     labels: NDArray[np.integer[Any]] = scores.argmax(axis=-1)
     return labels
 
@@ -169,12 +178,15 @@ def _for_objects(weights: Weights, engine: EngineName | Literal["auto"], precisi
     return Choice("tensorflow", "float32")
 
 
-def _try(weights: Weights, card: Card, patch: NDArray[np.float32], choice: Choice, expected: NDArray[np.integer[Any]]) -> _Trial:
-    labels = labels_of(run_once(weights, card, patch, choice), card.output)
-    run = open_engine(weights, card, choice)
-    seconds: list[float] = []
-    while len(seconds) < _MOST_RUNS and sum(seconds) < _MOST_SECONDS:
-        started = time.perf_counter()
-        run(patch[None])
-        seconds.append(time.perf_counter() - started)
-    return _Trial(choice, patch.shape[0] * patch.shape[1] / 1e6 / statistics.median(seconds), float((labels == expected).mean()))
+def _timed(engines: Mapping[Choice, Engine], patch: NDArray[np.float32]) -> dict[Choice, float]:
+    """The shortest time of each engine for the patch, in seconds. They take turns, so that other work on the machine slows all alike."""
+    seconds: dict[Choice, list[float]] = {choice: [] for choice in engines}
+    started = time.perf_counter()
+    for _ in range(_MOST_RUNS):
+        for choice, engine in engines.items():
+            begun = time.perf_counter()
+            engine(patch[None])
+            seconds[choice].append(time.perf_counter() - begun)
+        if time.perf_counter() - started > _MOST_SECONDS:
+            break
+    return {choice: min(times) for choice, times in seconds.items()}

@@ -30,6 +30,8 @@ ENGINES_OF: dict[str, tuple[EngineName, ...]] = {
     ".tflite": ("litert",),
 }
 """What can run a kind of file; the first is the reference for the others."""
+_KEPT = 4
+"""Networks that stay loaded: the members of an ensemble, say."""
 _MODULES = {"tensorflow": "tensorflow", "openvino": "openvino", "onnxruntime": "onnxruntime", "litert": "ai_edge_litert"}
 _INSTALL = {
     "tensorflow": "pip install tensorflow",
@@ -69,7 +71,7 @@ def check_engine(weights: Weights, engine: EngineName) -> None:
 
 
 def open_engine(weights: Weights, card: Card, choice: Choice) -> Engine:
-    """The network, loaded and ready; at most two stay loaded in a process. Raises `WeightsError` where it cannot be run so."""
+    """The network, loaded and ready; a few stay loaded in a process. Raises `WeightsError` where it cannot be run so."""
     form = (card.channels, len(card.classes), card.reach, runtime.threads())
     return _open(_Request(weights, choice, form, card))
 
@@ -111,7 +113,7 @@ class _PatchByPatch:
         return scores
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=_KEPT)
 def _open(request: _Request) -> Engine:
     weights, card, choice = request.weights, request.card, request.choice
     check_engine(weights, choice.engine)

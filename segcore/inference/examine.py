@@ -79,6 +79,7 @@ def card_of_model(
 
     Raises `WeightsError` where the model gives no scores for pixels, or others than the classes say.
     """
+    from segcore.inference.keras_files import check_finite
     from segcore.inference.skeletons import reach_of, runner
 
     shape = getattr(model, "input_shape", None)
@@ -86,6 +87,7 @@ def card_of_model(
         raise WeightsError(
             f"The network takes {shape}; expected one image (n, y, x, bands) of a known number of bands, and one output."
         )
+    check_finite(model, "The network")
     reach = reach_of(model)
     output, scores = _output_of(runner(model), reach, shape[-1], _last_activation(model))
     return Card(

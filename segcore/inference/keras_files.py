@@ -15,6 +15,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from segcore.errors import WeightsError
 from segcore.inference.keras_config import checked_config, import_layers
 from segcore.inference.runtime import import_keras, import_tensorflow
@@ -51,7 +53,19 @@ def load_keras(weights: Weights) -> Any:
         raise WeightsError(f"{where} is an HDF5 file by another name. Save the network again with model.save('name.keras').")
     if not content.startswith(_MAGIC_ZIP):
         raise WeightsError(f"{where} is no .keras file: it is not a ZIP archive. Save the network with model.save('name.keras').")
-    return _loaded(_clean_archive(content, where), ".keras", where, safe_mode=True)
+    model = _loaded(_clean_archive(content, where), ".keras", where, safe_mode=True)
+    check_finite(model, where)
+    return model
+
+
+def check_finite(model: Any, where: str) -> None:
+    """Raises `WeightsError` where a weight is NaN or infinite: a ReLU may swallow it, and the labels would be wrong without a sign."""
+    for variable in model.weights:
+        values = np.asarray(variable)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise WeightsError(
+                f"{where}: {variable.path} holds NaN or infinite numbers. The file is damaged, or its training diverged."
+            )
 
 
 def _loaded(content: bytes, suffix: str, where: str, safe_mode: bool) -> Any:

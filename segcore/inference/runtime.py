@@ -6,6 +6,7 @@ threads only before its first operation. So nobody imports it by himself: `impor
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import importlib.util
 import os
@@ -14,8 +15,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
 
 from segcore.errors import WeightsError
 
@@ -27,6 +29,8 @@ _NOTICE = re.compile(
 @dataclass(slots=True)
 class _Settings:
     threads: int | None = None
+    claims: dict[int, IO[bytes]] = field(default_factory=dict)
+    """Lock files of the GPUs that this process has to itself."""
 
 
 _settings = _Settings()
@@ -97,10 +101,29 @@ def _set_up(tensorflow: Any) -> None:
         if _settings.threads is not None:
             config.threading.set_intra_op_parallelism_threads(_settings.threads)
             config.threading.set_inter_op_parallelism_threads(1)
-        for device in config.list_physical_devices("GPU"):
-            config.experimental.set_memory_growth(device, True)
+        gpus = config.list_physical_devices("GPU")
+        if gpus:
+            own = gpus[_claimed(len(gpus))]
+            config.set_visible_devices([own], "GPU")
+            config.experimental.set_memory_growth(own, True)
             # Without it the same patch may be summed in another order the next time.
             config.experimental.enable_op_determinism()
     except RuntimeError:
         # It has begun to work: its threads and devices stay as they are.
         return
+
+
+def _claimed(count: int) -> int:
+    """The first of so many GPUs that no other process of maskloom has claimed; the first of all where none is left."""
+    for number in range(count):
+        if number not in _settings.claims:
+            file = (Path(tempfile.gettempdir()) / f"maskloom-gpu-{number}").open("ab")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                continue
+            # Held until the process ends.
+            _settings.claims[number] = file
+        return number
+    return 0

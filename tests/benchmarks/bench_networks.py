@@ -1,7 +1,8 @@
-"""Networks end to end: a whole run against its engine alone, on the same patches: python tests/benchmarks/bench_networks.py [SIDE] [WIDTH].
+"""Networks end to end: a whole run against its engine alone: python tests/benchmarks/bench_networks.py [SIDE] [WIDTH] [PRECISION].
 
-The image is a photograph of SIDE x SIDE pixels (default 4,096), the network a U-Net of depth 4 and WIDTH (default 16) channels. The engine that the run has
-chosen then labels the same patches, halos included, in two processes of one thread each, with neither reading nor writing; both were warm.
+The image is a photograph of SIDE x SIDE pixels (default 4,096), the network a U-Net of depth 4 and WIDTH channels (default 16), PRECISION is auto by
+default. The engine that the run has chosen then labels patches of the same sizes, halos included, in two processes of one thread each, with neither
+reading nor writing. Both are warm.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def main() -> None:
     from flows.progress import Quiet
     from flows.segment import run, take_inventory
     from segcore.inference.card import Scaling
-    from segcore.inference.examine import card_of_model
     from segcore.inference.engine import Choice
+    from segcore.inference.examine import card_of_model
     from segcore.inference.weights import Weights
     from segcore.networks.recipes import NETWORKS
     from segcore.work import prepare_process
@@ -98,7 +99,9 @@ def main() -> None:
     megapixels = side * side / 1e6
     running = model.running
     print(f"{running.engine} {running.precision}: {json.dumps(dict(running.record))}")
-    print(f"run    {seconds:6.2f} s  {megapixels / seconds:6.2f} megapixels/s (choosing, reading, mask, preview and tables included)")
+    print(
+        f"run    {seconds:6.2f} s  {megapixels / seconds:6.2f} megapixels/s (choosing, reading, mask, preview and tables included)"
+    )
     print(f"engine {alone:6.2f} s  {megapixels / alone:6.2f} megapixels/s   run/engine {alone / seconds:.2f}")
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-from segcore.inference.examine import card_of_model
 from skimage import draw
 from tests_support import assert_same_results, read_masks, read_table
 
 from segcore.inference.card import Scaling
+from segcore.inference.examine import card_of_model
 from segcore.inference.weights import Weights
 from segcore.networks.recipes import NETWORKS
 
@@ -56,7 +56,7 @@ def test_the_choice_of_a_run_is_recorded_and_kept(collection, maskloom, weights)
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"PK\x03\x04 and then nothing", "broken.keras is truncated"), (b"", "broken.keras is truncated")],
+    [(b"PK\x03\x04 and then nothing", "broken.keras is truncated"), (b"", "broken.keras is no .keras file")],
 )
 def test_a_broken_file_is_refused_before_any_work(collection, maskloom, tmp_path, content, message):
     (tmp_path / "broken.keras").write_bytes(content)
