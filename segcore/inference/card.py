@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -27,6 +26,10 @@ Output = Literal["scores", "logits", "sigmoid", "labels", "objects"]
 """What a network gives for a pixel: probabilities, their logarithms up to a constant, one probability of the second class, a class id;
 or objects (Mask R-CNN)."""
 _SUFFIX = ".json"
+_GREATEST = 1e30
+"""Beyond it the product with a pixel may be infinite in float32."""
+_LARGEST = 2**16
+"""Pixels or bands beyond which a card is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,12 @@ class Scaling:
 
     def __post_init__(self) -> None:
         for name, values in (("offset", self.offset), ("factor", self.factor)):
-            if not values or not all(map(math.isfinite, values)):
+            if not values or not all(abs(value) < _GREATEST for value in values):
                 raise ValueError(f"scaling.{name}: expected finite numbers, one for all bands or one a band; got {list(values)}")
+        if not all(self.factor):
+            raise ValueError(
+                f"scaling.factor: expected numbers other than 0, which would hide the image; got {list(self.factor)}"
+            )
 
     def apply(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
         """Pixels (..., bands) as float32. The array belongs to the caller."""
@@ -73,6 +80,16 @@ class Reach:
     """Heights and widths must be this modulo `stride`; other than 0 with a margin only (572 = 12 modulo 16)."""
     fixed: Shape | None = None
     """The only (height, width) that the file takes. None: any that suits the stride."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("halo", self.halo or 0, 0), ("stride", self.stride, 1), ("margin", self.margin, 0)):
+            _check_count(f"reach.{name}", value, least, _LARGEST)
+        _check_count("reach.residue", self.residue, 0, self.stride - 1)
+        if self.fixed is not None:
+            if len(self.fixed) != 2:
+                raise ValueError(f"reach.fixed: expected a height and a width; got {list(self.fixed)}")
+            for side in self.fixed:
+                _check_count("reach.fixed", side, 1, _LARGEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +118,20 @@ class Card:
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Where it comes from: data and their digest, licence, epochs, metrics, versions. For people; nothing depends on it."""
 
+    def __post_init__(self) -> None:
+        for name in ("kind", "sha256", "output", "dtype", "interpretation"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}: expected a text; got {getattr(self, name)!r}")
+        if self.output not in get_args(Output):
+            raise ValueError(f"output: expected one of {', '.join(get_args(Output))}; got {self.output!r}")
+        if not all(isinstance(name, str) and name for name in self.classes) or not 0 < len(set(self.classes)) == len(
+            self.classes
+        ):
+            raise ValueError(f"classes: expected different names; got {list(self.classes)}")
+        _check_count("channels", self.channels, 1, _LARGEST)
+        _check_count("parameters", self.parameters, 0, 10**12)
+        _check_count("bytes_per_pixel", self.bytes_per_pixel, 1, 10**8)
+
     def dump(self) -> bytes:
         """The card as a JSON file."""
         return (json.dumps({"card": 1, **dataclasses.asdict(self)}, indent=1) + "\n").encode()
@@ -113,16 +144,16 @@ class Card:
             if record.pop("card") != 1:
                 raise ValueError("it is of another version")
             scaling = Scaling(**{name: tuple(map(float, values)) for name, values in record.pop("scaling").items()})
+            if not isinstance(record["classes"], list):
+                raise ValueError("classes: expected a list of names")
             reach = dict(record.pop("reach"))
             if reach.get("fixed") is not None:
                 reach["fixed"] = tuple(reach["fixed"])
             card = cls(**{**record, "classes": tuple(record["classes"])}, scaling=scaling, reach=Reach(**reach))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WeightsError(
                 f"{where} is not the card of a network: {error}. Train again, or remove it and name classes in the recipe."
             ) from error
-        if card.output not in get_args(Output):
-            raise WeightsError(f"{where}: expected one of {', '.join(get_args(Output))} as output; got {card.output!r}.")
         return card
 
 
@@ -134,3 +165,8 @@ def card_name(weights: str) -> str:
     """
     stem, dot, suffix = weights.rpartition(".")
     return (stem if dot and "/" not in suffix else weights) + _SUFFIX
+
+
+def _check_count(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name}: expected a whole number from {least} to {most}; got {value!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import pkgutil
 from typing import Any
 
@@ -33,6 +34,9 @@ _REFUSED = {
 _PLAIN = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
 _HALF_POLICIES = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
 _MOST_LEVELS = 200
+_LARGEST, _MOST_NUMBERS = 2**16, 2**28
+"""Sizes that a description may ask for: a number by itself, and the product of a shape."""
+_NO_SIZES = ("class_name", "seed", "shared_object_id")
 _PACKAGE = "maskloom>"
 
 
@@ -59,9 +63,14 @@ def checked_config(text: bytes, where: str) -> dict[str, Any]:
             if "class_name" in entry:
                 _check(entry, where)
             _in_float32(entry)
-            waiting += [(value, level + 1) for key, value in entry.items() if key != "class_name"]
+            waiting += [(value, level + 1) for key, value in entry.items() if key not in _NO_SIZES]
         elif isinstance(entry, list):
+            sides = [abs(side) for side in entry if isinstance(side, int) and side]
+            if math.prod(sides) > _MOST_NUMBERS:
+                raise WeightsError(f"{where} asks for an array of {entry}: more than any network needs. Save the network again.")
             waiting += [(value, level + 1) for value in entry]
+        elif isinstance(entry, int) and abs(entry) > _LARGEST:
+            raise WeightsError(f"{where} asks for a size of {entry}: more than any network needs. Save the network again.")
     return config
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from segcore.errors import WeightsError
+from segcore.errors import StoreError, WeightsError
 from segcore.inference.card import Card, card_name
 from segcore.storage import filesystem, store_errors
 
@@ -104,13 +104,13 @@ def _read(location: str) -> bytes:
     packaged = _packaged(location)
     if packaged is not None:
         return packaged[0].read_bytes()
-    fs, path = filesystem(location)
     try:
+        fs, path = filesystem(location)
         with store_errors(f"read {location}"):
             return bytes(fs.cat_file(path))
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except (FileNotFoundError, StoreError) as error:
         known = ", ".join(packaged_names())
         raise WeightsError(
-            f"weights: there is no file {location}, and no weights of that name come with maskloom ({known}). "
+            f"weights: {location} cannot be read ({error}), and no weights of that name come with maskloom ({known}). "
             f"Give a file ending in {', '.join(SUFFIXES)}, or one of these names."
         ) from error

@@ -108,6 +108,8 @@ class Network:
 
     def _check(self, card: Card) -> None:
         name = file_name(self.weights)
+        if card.output == "objects" and card.kind != "mask_rcnn":
+            raise WeightsError(f"weights: {name} finds objects; kind {self.kind} wants a network that gives every pixel a class.")
         if card.output == "objects" or (card.kind not in (self.kind, "network") and self.kind != "network"):
             raise WeightsError(
                 f"weights: {name} is a {card.kind}, not a {self.kind}. Say `kind: {card.kind}`, or give other weights."
@@ -191,7 +193,10 @@ class NetworkModel:
         from segcore.inference.choosing import choose
 
         card = replace(self.card, classes=self.classes)
-        return asdict(choose(self.weights, card, self._probe(block), self.engine, self.precision))
+        choice = choose(self.weights, card, self._probe(block), self.engine, self.precision)
+        if not self.blended and self.card.reach.fixed is None:
+            self._confirm_reach(choice)
+        return asdict(choice)
 
     def chosen(self, choice: Mapping[str, Any]) -> Self:
         """The model that runs as was chosen."""
@@ -258,6 +263,21 @@ class NetworkModel:
         return Choice(
             reference if self.engine == "auto" else self.engine, "float32" if self.precision == "auto" else self.precision
         )
+
+    def _confirm_reach(self, choice: Choice) -> None:
+        """Raises `WeightsError` where the network looks farther than its card says: tiles would show."""
+        from segcore.inference.engines import open_engine
+        from segcore.inference.reach import confirmed
+
+        said, engine = self.card.reach, open_engine(self.weights, self.card, choice)
+        # Copies: what an engine gives is valid until the next patch only.
+        found = confirmed(said, lambda pixels: np.array(engine(pixels)), self.card.channels)
+        if found.halo != said.halo:
+            farther = "the whole image" if found.halo is None else f"at least {found.halo} pixels"
+            raise WeightsError(
+                f"{file_name(self.weights.location)} looks {farther} far; its card says {said.halo}. The card was changed, or is another network's: "
+                "remove it, so that the network is measured anew, or set windows: blended."
+            )
 
     def _colours(self, spec: RasterSpec) -> tuple[int, ...] | None:
         """The bands of a picture that a network of colours sees as red, green and blue; None where either is something else."""

@@ -196,7 +196,6 @@ def _publish(store: Store, prepared: Prepared, learner: Learner, watch: Watch) -
     }
     content = saved(model)
     name = f"{recipe.name}.keras"
-    store.publish(name, content)
     card = subject.card(model, hashlib.sha256(content).hexdigest(), about)
     seen = lesson.collection.pairs[0].image
     colours = (
@@ -205,7 +204,9 @@ def _publish(store: Store, prepared: Prepared, learner: Learner, watch: Watch) -
         else "bands"
     )
     card = replace(card, dtype=seen.dtype, interpretation=colours)
+    # The card first: weights without one would be examined as a stranger's.
     store.publish(f"{recipe.name}.json", card.dump())
+    store.publish(name, content)
     store.publish(
         "history.json",
         _json({"classes": list(recipe.classes), "best_epoch": standing.best_epoch, "epochs": list(standing.history)}),

@@ -143,6 +143,8 @@ class Instances:
     def __post_init__(self) -> None:
         if not 1 <= self.reach <= 50:
             raise ValueError(f"reach: expected 1 to 50 pixels; got {self.reach}")
+        if not all(0 <= value < _VALUES for value in _tuple(self.void)):
+            raise ValueError(f"void: expected values from 0 to {_VALUES - 1}; got {self.void}")
 
     def table(self, classes: Sequence[str]) -> Table:
         """The table for these classes."""

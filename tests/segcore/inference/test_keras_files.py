@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from segcore.errors import WeightsError
+from segcore.inference.keras_config import checked_config
 from segcore.inference.keras_files import check_variables, load_keras
 from segcore.inference.runtime import import_keras
 from segcore.inference.weights import Weights
@@ -296,3 +297,15 @@ def test_nothing_of_a_hostile_file_runs(tmp_path: Path, saved: dict[str, bytes])
     entry = layer("Lambda", config={"function": call, "arguments": {"command": f"touch {proof}"}})
     refused(written(tmp_path / "bad.keras", changed(saved, lambda config: config["config"]["layers"].append(entry))))
     assert not proof.exists()
+
+
+@pytest.mark.parametrize("entry", [{"filters": 10**9}, {"batch_shape": [None, 10**5, 10**4, 3]}, {"kernel_size": [9999, 99999]}])
+def test_sizes_beyond_all_networks_are_refused_before_keras_sees_them(entry):
+    config = {
+        "class_name": "Functional",
+        "module": "keras",
+        "registered_name": None,
+        "config": {"layers": [entry], "seed": 2**40},
+    }
+    with pytest.raises(WeightsError, match="more than any network needs"):
+        checked_config(json.dumps(config).encode(), "a.keras")

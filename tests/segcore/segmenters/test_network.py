@@ -172,7 +172,7 @@ def test_weights_of_another_network_are_refused(unet, tmp_path):
     with pytest.raises(WeightsError, match="is a unet, not a fcn"):
         Fcn(unet).start()
     assert Network(unet).start().classes == CLASSES
-    with pytest.raises(WeightsError, match="no file"):
+    with pytest.raises(WeightsError, match="cannot be read"):
         Deeplab(str(tmp_path / "none.keras")).start()
 
 
@@ -185,6 +185,41 @@ def test_a_card_of_other_weights_is_refused(unet, tmp_path):
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(WeightsError, match="is not the card"):
         Unet(str(tmp_path / "other.keras")).start()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reach": {"halo": -5, "stride": 4}},
+        {"reach": {"halo": 16, "stride": 0}},
+        {"reach": {"halo": 16, "stride": 4.0}},
+        {"reach": {"halo": "16", "stride": 4}},
+        {"reach": {"halo": 16, "stride": 4, "fixed": [256]}},
+        {"channels": "3"},
+        {"classes": "abc"},
+        {"classes": ["a", "a", "b"]},
+        {"classes": [1, 2, 3]},
+        {"bytes_per_pixel": -1},
+        {"scaling": {"offset": [0], "factor": [0]}},
+        {"scaling": {"offset": [0], "factor": [1e300]}},
+        {"output": "poetry"},
+    ],
+)
+def test_cards_of_nonsense_are_refused(unet, change):
+    record = json.loads(Weights.of(unet).card().dump())
+    with pytest.raises(WeightsError, match="is not the card"):
+        Card.load(json.dumps({**record, **change}).encode(), "a.json")
+    with pytest.raises(WeightsError, match="is not the card"):
+        Card.load(b"[" * 200_000, "a.json")
+
+
+def test_a_card_that_says_too_short_a_reach_is_found_out(unet):
+    model = Unet(unet, **EXACTLY).start()
+    short = replace(model, card=replace(model.card, reach=replace(model.card.reach, halo=4)))
+    (block,) = PICTURE.blocks(model)
+    assert model.choose(block)["engine"] == "tensorflow"
+    with pytest.raises(WeightsError, match="its card says 4"):
+        short.choose(block)
 
 
 def test_images_that_do_not_suit_are_refused(unet):
