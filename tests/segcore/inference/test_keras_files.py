@@ -301,11 +301,6 @@ def test_nothing_of_a_hostile_file_runs(tmp_path: Path, saved: dict[str, bytes])
 
 @pytest.mark.parametrize("entry", [{"filters": 10**9}, {"batch_shape": [None, 10**5, 10**4, 3]}, {"kernel_size": [9999, 99999]}])
 def test_sizes_beyond_all_networks_are_refused_before_keras_sees_them(entry):
-    config = {
-        "class_name": "Functional",
-        "module": "keras",
-        "registered_name": None,
-        "config": {"layers": [entry], "seed": 2**40},
-    }
+    config = {"class_name": "Conv2D", "module": "keras.layers", "registered_name": None, "config": {**entry, "seed": 2**40}}
     with pytest.raises(WeightsError, match="more than any network needs"):
         checked_config(json.dumps(config).encode(), "a.keras")
