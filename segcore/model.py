@@ -88,7 +88,7 @@ class Segmenter(Ready, Protocol):
     """A model that gives every pixel a class."""
 
     def segment(self, block: Block) -> Labels:
-        """A label for every pixel of the block."""
+        """A label for every pixel of the block's core, in an array of the block's shape."""
         ...
 
 

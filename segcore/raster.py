@@ -137,7 +137,7 @@ class Labels:
     """What a segmenter says of one block."""
 
     values: NDArray[np.integer]
-    """A label a pixel of `tile.read`; the segmenter's word on invalid pixels is ignored."""
+    """A label a pixel of `tile.read`. Only valid pixels of the core count; whoever needs more asks for a block with a larger core."""
     class_of: tuple[int, ...] | None = None
     """Class of each instance, for object masks. None: the labels are classes."""
 

@@ -131,7 +131,9 @@ class WatershedModel:
 
     def segment(self, block: Block) -> Labels:
         """The instances of the block, numbered from 1 in the order of their first pixels, each with its class."""
-        inner = self.segmenter.segment(block).values
+        # Basins need the classes around the core too. Those nearest to the edge of what the tile reads may not be exact, as the other segmenter
+        # looks beyond it; they lie farther off than the landscape of any object that is smaller than the halo.
+        inner = self.segmenter.segment(replace(block, tile=replace(block.tile, core=block.tile.read))).values
         classes = np.array(self.class_of, np.int32)[np.where(block.valid, inner, 0)]
         classes[~block.valid] = 0
         values, class_of = split_touching(classes, self.distance, self.prominence)

@@ -150,6 +150,19 @@ def test_objects_larger_than_the_halo_are_neither_cut_nor_merged(rule: SeamRule,
         assert np.bincount(ids[whole == each]).max() > 0.95 * np.count_nonzero(whole == each)
 
 
+@pytest.mark.parametrize("tile", [(32, 32), (50, 70), (64, 64)])
+def test_what_the_other_segmenter_looks_at_beyond_the_core_shows_no_seams(tile: tuple[int, int]) -> None:
+    generator = np.random.default_rng(3)
+    grid = [(12 + 22 * i + generator.integers(-3, 4), 12 + 22 * j + generator.integers(-3, 4)) for i in range(9) for j in range(8)]
+    blobs = union_of_discs((210, 190), grid, 8)
+    grey = np.clip(60 + 90 * blobs + generator.normal(0, 3, blobs.shape), 0, 255).astype(np.uint8)
+    recipe = Watershed(Threshold(method="local", window=31, offset=-10), distance=12, min_size=20)
+    picture = Picture(grey[..., None], np.ones(grey.shape, bool))
+    whole = objects_of(recipe, picture)
+    assert len(np.unique(whole)) > 60
+    assert np.array_equal(objects_of(recipe, picture, tile), whole)
+
+
 def test_a_road_longer_than_any_tile_stays_one_object() -> None:
     mask = np.zeros((150, 200), bool)
     mask[70:82, :] = True
