@@ -53,6 +53,8 @@ class Counter:
         return self.pixels / 1e6 / max(time.monotonic() - self.started, 1e-3)
 
     def __str__(self) -> str:
+        if not self.all_images:
+            return f"{self.stage}: {time.monotonic() - self.started:.0f} s"
         left = (self.all_pixels - self.pixels) / 1e6 / self.rate if self.pixels else None
         until = "" if left is None else f", {left:.0f} s left"
         return f"{self.stage}: {self.images}/{self.all_images} images, {self.tiles}/{self.all_tiles} tiles, {self.rate:.1f} megapixels/s{until}"

@@ -128,7 +128,7 @@ def _flow(recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fano
     tables = Tables(store, plan, recipe.statistics, recipe.objects)
     order = recipe.order(plan.run_id)
     if open_choices(order.model):
-        order = orchestrator.stage("choose", _choose, order, plan, inventory, fanout)
+        order = orchestrator.stage("choose", _choose, order, plan, inventory, fanout, progress)
     if recipe.fit == "collection":
         order, plan = orchestrator.stage("fit", _fit, order, plan, inventory, fanout, progress)
     bench = Bench(fanout, order, _class_names(order), progress)
@@ -169,12 +169,13 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
     return plan
 
 
-def _choose(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout) -> Order:
+def _choose(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress) -> Order:
     """The order with what its model leaves to the machine, as an earlier run has chosen it or as suits now."""
     store, name = Store(order.output), "choices.json"
     recorded = _recorded(store, plan, inventory, name)
     if recorded is not None:
         return replace(order, model=with_choices(order.model, json.loads(recorded)))
+    progress.start("load the network and try engines", [], order)
     choices = choose(fanout, order.model, [item for shard in plan.shards for item in shard.items])
     if choices:
         store.publish_new(f"runs/{plan.run_id}/{name}", json.dumps(choices, indent=1).encode())

@@ -34,6 +34,8 @@ _SPARE = 1.75
 """What engines need beside the maps themselves: other layouts of them, and scratch (TensorFlow: 1.4 to 1.65, measured)."""
 _UNKNOWN_BYTES = 2048
 _ACTIVATIONS: Mapping[str, Output] = {"softmax": "scores", "sigmoid": "sigmoid", "linear": "logits"}
+MOST_LABELS = 250
+"""Classes of a network that gives class ids and does not say how many there are."""
 
 
 def examine(weights: Weights, seconds: float = SECONDS) -> Card:
@@ -225,19 +227,23 @@ def _examine_litert(weights: Weights) -> Card:
     from segcore.inference.litert_engine import litert_runner
     from segcore.inference.reach import fixed_reach
 
-    run, details = litert_runner(weights), _litert_input(weights)
-    (_, height, width, channels), whole_numbers = details
+    run, (taken, given) = litert_runner(weights), _litert_ends(weights)
+    _, height, width, channels = (int(length) for length in taken["shape"])
     reach = fixed_reach(run, channels, (height, width))
+    scaling = Scaling(factor=(1.0,)) if np.dtype(taken["dtype"]).kind in "iu" else Scaling()
+    if np.dtype(given["dtype"]).kind in "iu" and not given["quantization"][0]:
+        # Class ids; how many there are nobody knows but the user, who names them.
+        return Card("network", weights.sha256, channels, _names((), MOST_LABELS), scaling, reach, "labels")
     output, scores = _output_of(run, reach, channels, None)
-    scaling = Scaling(factor=(1.0,)) if whole_numbers else Scaling()
     return Card("network", weights.sha256, channels, _names((), scores), scaling, reach, output)
 
 
-def _litert_input(weights: Weights) -> tuple[tuple[int, ...], bool]:
+def _litert_ends(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What LiteRT tells of the input and of the first output."""
     from ai_edge_litert.interpreter import Interpreter
 
-    (taken,) = Interpreter(model_content=weights.read()).get_input_details()
-    return tuple(int(length) for length in taken["shape"]), np.dtype(taken["dtype"]).kind in "iu"
+    interpreter = Interpreter(model_content=weights.read())
+    return interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
 
 def _answer(request: Mapping[str, Any]) -> dict[str, str]:

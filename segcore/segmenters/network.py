@@ -116,7 +116,8 @@ class Network:
             )
         if self.bands is not None and len(self.bands) != card.channels:
             raise RecipeError(f"bands: {name} wants {card.channels} bands; got {list(self.bands)}.")
-        if self.classes is not None and len(self.classes) != len(card.classes):
+        counted = card.output != "labels" or "examined" not in card.about
+        if self.classes is not None and len(self.classes) != len(card.classes) and counted:
             raise RecipeError(
                 f"classes: {name} has {len(card.classes)} classes ({', '.join(card.classes)}); got {list(self.classes)}."
             )

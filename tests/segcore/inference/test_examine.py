@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import io
 import json
 import subprocess
@@ -196,3 +197,11 @@ def test_only_the_answer_goes_to_standard_output(tmp_path: Path) -> None:
     )
     (line,) = io.StringIO(child.stdout.strip())
     assert "net.txt" in json.loads(line)["error"]
+
+
+@pytest.mark.skipif("MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images")
+def test_class_maps_of_litert_are_labels_and_not_probabilities() -> None:
+    folder = Path(os.environ["MASKLOOM_TEST_DATA"]) / "models" / "coral_deeplab_tflite"
+    card = examine(Weights.of(str(folder / "deeplabv3_mnv2_pascal_quant.tflite")))
+    assert (card.output, card.channels, card.reach.fixed) == ("labels", 3, (513, 513))
+    assert card.scaling.factor == (1.0,)
