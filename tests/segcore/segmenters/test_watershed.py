@@ -153,7 +153,9 @@ def test_objects_larger_than_the_halo_are_neither_cut_nor_merged(rule: SeamRule,
 @pytest.mark.parametrize("tile", [(32, 32), (50, 70), (64, 64)])
 def test_what_the_other_segmenter_looks_at_beyond_the_core_shows_no_seams(tile: tuple[int, int]) -> None:
     generator = np.random.default_rng(3)
-    grid = [(12 + 22 * i + generator.integers(-3, 4), 12 + 22 * j + generator.integers(-3, 4)) for i in range(9) for j in range(8)]
+    grid = [
+        (12 + 22 * i + generator.integers(-3, 4), 12 + 22 * j + generator.integers(-3, 4)) for i in range(9) for j in range(8)
+    ]
     blobs = union_of_discs((210, 190), grid, 8)
     grey = np.clip(60 + 90 * blobs + generator.normal(0, 3, blobs.shape), 0, 255).astype(np.uint8)
     recipe = Watershed(Threshold(method="local", window=31, offset=-10), distance=12, min_size=20)
