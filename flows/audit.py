@@ -69,7 +69,8 @@ def audit(recipe: Recipe, pixels: int, tile: int | None) -> Audit:
     ]
     if whole_model != tiled_model:
         lines.append("The fitted models differ.")
-    differing = (whole.values != tiled.values) & whole.valid
+    differing = _changed(whole, tiled) if isinstance(whole_model, ObjectSegmenter) else whole.values != tiled.values
+    differing &= whole.valid
     lines += _objects(whole, tiled, side) if isinstance(whole_model, ObjectSegmenter) else _classes(whole_model, whole, tiled)
     count = int(np.count_nonzero(differing))
     if count and whole_model.exactness is Exactness.EXACT_IF_SMALLER_THAN_HALO:
@@ -106,9 +107,20 @@ def _classes(model: Model, whole: Mask, tiled: Mask) -> list[str]:
 
 def _objects(whole: Mask, tiled: Mask, side: int) -> list[str]:
     one, other = (np.where(mask.valid, mask.values, 0) for mask in (whole, tiled))
-    touched = len(np.setdiff1d(one[one != other], [0]))
+    touched = len(np.setdiff1d(one[_changed(whole, tiled)], [0]))
     lines = [f"objects: {int(one.max(initial=0))} whole, {int(other.max(initial=0))} tiled, {touched} differ"]
     return [*lines, *_seams(other, side)]
+
+
+def _changed(whole: Mask, tiled: Mask) -> NDArray[np.bool_]:
+    """Pixels whose object, as a set of pixels, is not in the other mask. Numbers do not count: one object more shifts all behind it."""
+    one, other = (np.where(mask.valid, mask.values, 0).astype(np.uint64) for mask in (whole, tiled))
+    pairs, places, common = np.unique((one << np.uint64(32)) | other, return_inverse=True, return_counts=True)
+    first, second = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    sizes = [np.bincount(ids, common) for ids in (first, second)]
+    equal = (sizes[0][first] == common) & (sizes[1][second] == common) | (first == 0) & (second == 0)
+    changed: NDArray[np.bool_] = ~equal[places].reshape(one.shape)
+    return changed
 
 
 def _seams(ids: NDArray[np.integer], side: int) -> list[str]:
