@@ -30,6 +30,9 @@ SMALL = [
     Deeplab("resnet18", output_stride=8, rates=(1,), image_pooling="whole_image", width=4, normalisation="group"),
 ]
 
+SEMANTIC = ("unet", "fcn", "deeplab")
+"""Networks that give scores of classes for every pixel; Mask R-CNN gives objects and is tested by itself."""
+
 
 def image(height: int, width: int, channels: int = 1, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random((1, height, width, channels), np.float32)
@@ -134,14 +137,14 @@ def test_what_looks_at_the_whole_image_sees_a_far_pixel(recipe: Any) -> None:
     assert np.abs(scores(model, pixels) - scores(model, other))[:, :, 0].max() > 1e-6
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SEMANTIC)
 def test_defaults_build(name: str) -> None:
     model = NETWORKS[name]().build(3, 2)
     assert model.output_shape == (None, None, None, 2)
     assert model.name.startswith(name)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SEMANTIC)
 @pytest.mark.parametrize(
     ("channels", "classes", "message"), [(0, 2, "channels: expected one or more; got 0"), (1, 1, "classes: .*; got 1")]
 )
