@@ -19,6 +19,7 @@ import numpy as np
 from segcore.errors import ModelMismatch, RecipeError, WeightsError
 from segcore.geometry import Box
 from segcore.inference.card import Card
+from segcore.inference.runtime import LIBRARY_BYTES
 from segcore.inference.weights import Weights, file_name
 from segcore.methods.naming import check_names
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model
@@ -40,8 +41,6 @@ _LARGEST_HALO, _LARGEST_CORE = 512, 2048
 # Labels of the block, their copy with small ones left out, and where they are counted.
 _BYTES_PER_PIXEL = 24
 _COST = 5000
-_LIBRARY_BYTES = 700_000_000
-"""What TensorFlow takes in a process once a network has run (measured)."""
 
 
 @SEGMENTERS.register("mask_rcnn")
@@ -137,7 +136,7 @@ class MaskRcnnModel:
     def footprint(self) -> Footprint:
         """As far as a tile's objects depend on pixels: some three objects and a window's core."""
         lattice = self.rule.lattice
-        network = _LIBRARY_BYTES + 4 * self.card.parameters + lattice.window**2 * self.card.bytes_per_pixel
+        network = LIBRARY_BYTES + 4 * self.card.parameters + lattice.window**2 * self.card.bytes_per_pixel
         return Footprint((lattice.reach,) * 2, _BYTES_PER_PIXEL, _COST, network)
 
     def select(self, spec: RasterSpec) -> RasterSpec:

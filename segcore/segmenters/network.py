@@ -24,6 +24,7 @@ from segcore.inference import patches, windows
 from segcore.inference.card import Card, Scaling
 from segcore.inference.engine import Choice, EngineName, Precision
 from segcore.inference.patches import Patching
+from segcore.inference.runtime import LIBRARY_BYTES
 from segcore.inference.weights import Weights, file_name
 from segcore.inference.windows import Windowing
 from segcore.methods.naming import check_names
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 Windows = Literal["auto", "exact", "blended"]
 _FARTHEST_EXACT = 512
 """Pixels of halo beyond which exact patches cost more than most people want to pay, and `windows: auto` blends."""
-_LIBRARY_BYTES = 700_000_000
-"""What TensorFlow takes in a process once a network has run (measured)."""
 
 
 @SEGMENTERS.register("network")
@@ -179,7 +178,7 @@ class NetworkModel:
         layout = self.layout
         # Weights lie in memory as they were read, in the engine, and in a second precision.
         rows, columns = (_length(layout, axis) for axis in (0, 1))
-        fixed = _LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * rows * columns
+        fixed = LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * rows * columns
         return Footprint((layout.halo, layout.halo), 16 + 8 * self.card.channels, 200, fixed)
 
     @property
