@@ -154,7 +154,10 @@ class Flight(Generic[JobType, ResultType]):
             self.suspects.extend(sent.job.split())
 
     def _wind_down(self) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
-        """Withdraws what has not begun, lets the rest end, and raises `Stopped`."""
+        """Withdraws what has not begun, lets the rest end, and raises `Stopped`.
+
+        A job that begins after the look and before its worker hears of the withdrawal is lost, and done again by the next run.
+        """
         if self.sent:
             self._withdraw(set(self.sent) - _cluster.running_keys(self.dask.client, list(self.sent)))
         deadline = time.monotonic() + _GRACE_SECONDS

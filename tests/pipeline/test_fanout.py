@@ -312,24 +312,29 @@ def test_a_stop_ends_the_work_soon(cluster: Dask, tmp_path: Path, serial: bool) 
 
     with pytest.raises(Stopped):
         go_on_until_stopped()
-    assert time.monotonic() - stopped < 3
-    # What had begun was let to its end, and what had not did not begin.
-    assert sorted(done) == sorted(file.name for file in tmp_path.iterdir())
-    assert len(done) <= 3 * fanout.workers
+    assert time.monotonic() - stopped < 6  # All 50 jobs would take 7.5 s.
+    # What had begun was let to its end, and what had not did not begin. Only on a cluster, and only while its workers hear of
+    # the stop, one more job a worker may begin, of which nobody hears.
+    begun = {file.name for file in tmp_path.iterdir()}
+    assert set(done) <= begun
+    assert len(begun) - len(done) <= (0 if serial else fanout.workers)
+    assert len(begun) <= 3 * fanout.workers
+    time.sleep(1)
+    assert begun == {file.name for file in tmp_path.iterdir()}
     cluster.stop = threading.Event()
 
 
 def test_a_stop_does_not_wait_for_ever(cluster: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_flight, "_GRACE_SECONDS", 0.5)
     cluster.stop = threading.Event()
-    work = [Mark(str(tmp_path), "slow", 5.0), Mark(str(tmp_path), "quick", 0.0)]
+    work = [Mark(str(tmp_path), "slow", 8.0), Mark(str(tmp_path), "quick", 0.0)]
     started = time.monotonic()
     results = cluster.map(jobs.mark_and_sleep, work)
     assert next(results)[1] == "quick"
     cluster.stop.set()
     with pytest.raises(Stopped):
         next(results)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 6
     cluster.stop = threading.Event()
 
 
