@@ -178,7 +178,7 @@ def _choose(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, prog
     progress.start("load the network and try engines", [], order)
     choices = choose(fanout, order.model, [item for shard in plan.shards for item in shard.items])
     if choices:
-        store.publish_new(f"runs/{plan.run_id}/{name}", json.dumps(choices, indent=1).encode())
+        choices = json.loads(_first(store, f"runs/{plan.run_id}/{name}", json.dumps(choices, indent=1).encode()))
     return replace(order, model=with_choices(order.model, choices))
 
 
@@ -187,10 +187,13 @@ def _recorded(store: Store, plan: Plan, inventory: Inventory, name: str) -> byte
     earlier = [row.run_id for row in inventory.committed.values() if row.fingerprint == plan.fingerprint]
     for candidate in dict.fromkeys((plan.run_id, *earlier)):
         if store.exists(f"runs/{candidate}/{name}"):
-            content = store.read(f"runs/{candidate}/{name}")
-            store.publish_new(f"runs/{plan.run_id}/{name}", content)
-            return content
+            return _first(store, f"runs/{plan.run_id}/{name}", store.read(f"runs/{candidate}/{name}"))
     return None
+
+
+def _first(store: Store, name: str, content: bytes) -> bytes:
+    """What is recorded under a name: the content, or what another process that does the same run was quicker to record."""
+    return content if store.publish_new(name, content) else store.read(name)
 
 
 def _fit(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress) -> tuple[Order, Plan]:
@@ -203,8 +206,8 @@ def _fit(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progres
     if all(item.spec is None for item in items):
         return order, plan
     fitted = fit(fanout, order, items, progress)
-    store.publish_new(f"runs/{plan.run_id}/model.json", dump_model(fitted.model).encode())
-    return replace(order, model=fitted.model), replace(
+    model = load_model(_first(store, f"runs/{plan.run_id}/model.json", dump_model(fitted.model).encode()).decode())
+    return replace(order, model=model), replace(
         plan, shards=tuple(_with_failures(shard, fitted.failures) for shard in plan.shards)
     )
 

@@ -119,9 +119,9 @@ def _read_list(entry: str, content: bytes) -> list[str]:
         _need_uri_column(entry, rows.fieldnames or [])
         uris = [row["uri"].strip() for row in rows if row["uri"]]
     else:
-        import pyarrow.parquet as pq
+        from segcore.parquet import read_parquet
 
-        table = pq.read_table(io.BytesIO(content))
+        table = read_parquet(content)
         _need_uri_column(entry, table.column_names)
         uris = [str(uri) for uri in table["uri"].to_pylist() if uri]
     if not uris:

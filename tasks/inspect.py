@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from segcore.errors import RecipeError
+from segcore.parquet import read_parquet
 from segcore.storage import Store
 from tasks.plan import IMAGES, read_head, read_plan
 
@@ -85,7 +84,7 @@ def _open_runs(store: Store, names: set[str], head: str | None) -> dict[str, Any
 
 def _tables(store: Store, folder: str) -> Iterator[tuple[str, Any]]:
     for name in store.names(folder, ".parquet"):
-        yield name, pq.read_table(pa.BufferReader(store.read(name)))
+        yield name, read_parquet(store.read(name))
 
 
 def _wrong_files(store: Store) -> Iterator[str]:
@@ -160,11 +159,11 @@ def _wrong_objects(store: Store, images: Mapping[str, Mapping[str, Any]]) -> Ite
     }
     for name in store.names("tables/objects", ".parquet"):
         columns = ["image_id", "class_id", "object_id", "pixel_count"]
-        table = pq.read_table(pa.BufferReader(store.read(name)), columns=columns)
-        ids = table.group_by(["image_id", "object_id"]).aggregate([([], "count_all")])
+        table = read_parquet(store.read(name), columns)
+        ids = table.group_by(["image_id", "object_id"], use_threads=False).aggregate([([], "count_all")])
         for row in ids.filter(pc.greater(ids["count_all"], 1)).slice(0, 5).to_pylist():
             yield f"{name}: object {row['object_id']} of {row['image_id']} is in the table {row['count_all']} times"
-        for row in table.group_by(["image_id", "class_id"]).aggregate([("pixel_count", "sum")]).to_pylist():
+        for row in table.group_by(["image_id", "class_id"], use_threads=False).aggregate([("pixel_count", "sum")]).to_pylist():
             image_id, class_id, pixels = row["image_id"], row["class_id"], row["pixel_count_sum"]
             if image_id not in images:
                 yield f"{name}: {image_id} has objects but is not in tables/images"

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from segcore import errors
 from segcore.jobs import DescribeJob
 from segcore.manifest import Failure, Item, Plan, Shard, Source, canonical, load_spec, run_id
+from segcore.parquet import read_parquet
 from segcore.storage import STAGING, Store
 from segcore.work import describe
 from tasks.fanout import Fanout
@@ -74,7 +75,7 @@ def read_committed(store: Store) -> dict[str, Committed]:
     masks = set(store.names("masks", ""))
     columns = ["uri", "image_id", "source_version", "fingerprint", "run_id", "status", "error_type", "mask_uri"]
     for name in store.names(IMAGES, ".parquet"):
-        for row in pq.read_table(pa.BufferReader(store.read(name)), columns=columns).to_pylist():
+        for row in read_parquet(store.read(name), columns).to_pylist():
             ok = row["status"] == "ok"
             committed[row["uri"]] = Committed(
                 row["uri"],
@@ -186,7 +187,7 @@ def read_plan(store: Store, identity: str) -> Plan | None:
     except FileNotFoundError:
         return None
     shards: dict[str, list[Item]] = {}
-    for row in pq.read_table(pa.BufferReader(store.read(f"runs/{identity}/plan.parquet"))).to_pylist():
+    for row in read_parquet(store.read(f"runs/{identity}/plan.parquet")).to_pylist():
         item = Item(
             Source(row["uri"], row["image_id"], row["version"], row["size"]),
             None if row["spec"] is None else load_spec(json.loads(row["spec"])),

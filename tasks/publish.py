@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.manifest import Failure, Plan, Receipt, Shard
+from segcore.parquet import read_parquet
 from segcore.statistic import Statistic
 from segcore.statistics.objects import Objects
 from segcore.storage import Store
@@ -100,7 +101,7 @@ class Tables:
                 content = self.store.read(f"tables/images/{shard.file}")
             except FileNotFoundError:
                 continue
-            table = pq.read_table(pa.BufferReader(content), columns=["image_id", "run_id", "status"])
+            table = read_parquet(content, ["image_id", "run_id", "status"])
             ours = table.filter(pc.equal(table["run_id"], self.plan.run_id))
             if {item.source.image_id for item in shard.items} <= set(ours["image_id"].to_pylist()):
                 committed[shard.file] = ours["status"].to_pylist().count("failed")
@@ -109,9 +110,10 @@ class Tables:
     def record(self) -> Record:
         """What the run has committed: counts, failures, and the digests of its files."""
         files, done, failures, pixels = {}, 0, [], 0
-        prefix = f"runs/{self.plan.run_id}/"
-        for name in self.store.names(prefix, ""):
-            files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
+        for name in self.store.names(f"runs/{self.plan.run_id}/", ""):
+            # The manifest is there already where two processes did the same run side by side.
+            if not name.endswith("/manifest.json"):
+                files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
         for shard in self.plan.shards:
             for folder in self.folders:
                 name = f"tables/{folder}/{shard.file}"
@@ -120,7 +122,7 @@ class Tables:
                 content = self.store.read(name)
                 files[name] = hashlib.sha256(content).hexdigest()
                 if folder == "images":
-                    table = pq.read_table(pa.BufferReader(content))
+                    table = read_parquet(content)
                     for row in table.filter(pc.equal(table["run_id"], self.plan.run_id)).to_pylist():
                         if row["status"] == "ok":
                             done, pixels = done + 1, pixels + row["total_pixels"]
@@ -130,12 +132,13 @@ class Tables:
 
     def _write(self, name: str, rows: pa.Table, replaced: Sequence[str]) -> None:
         try:
-            old = pq.read_table(pa.BufferReader(self.store.read(name)), schema=rows.schema)
+            old = read_parquet(self.store.read(name))
         except FileNotFoundError:
             table = rows
         else:
             kept = old.filter(pc.invert(pc.is_in(old["image_id"], value_set=pa.array(replaced, pa.string()))))
-            table = pa.concat_tables([kept, rows])
+            # A version of maskloom may have added columns since, or widened their types.
+            table = pa.concat_tables([kept, rows], promote_options="permissive").select(rows.schema.names).cast(rows.schema)
         with self.store.writing(name) as out:
             pq.write_table(table.replace_schema_metadata(rows.schema.metadata), out, compression="zstd", row_group_size=ROW_GROUP)
 

@@ -1,0 +1,62 @@
+"""Committing shards: the rows that a file keeps, and what a run records of itself."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segcore.manifest import Failure, Item, Receipt, Shard, Source
+from segcore.parquet import read_parquet
+from segcore.storage import Store
+from tasks.plan import Head, Work, make_plan, write_plan
+from tasks.publish import IMAGES_SCHEMA, Tables
+
+SOURCES = [Source(f"s3://bucket/{name}.tif", name, "1", 10) for name in "abc"]
+FAILED = Failure("FormatError", "no header", permanent=True)
+
+
+def tables_of(store: Store) -> Tables:
+    plan = make_plan(Work("name", "f1", {}), Head("before", 4), "name-1", [Item(source, None, FAILED) for source in SOURCES], {})
+    write_plan(store, plan)
+    return Tables(store, plan, {})
+
+
+def receipts_of(shard: Shard) -> list[Receipt]:
+    return [Receipt(item.source, item.spec, failure=item.failure) for item in shard.items]
+
+
+def test_a_record_is_the_same_when_the_run_has_a_manifest_already(tmp_path: Path) -> None:
+    """Two processes may do the same run side by side; what the second one records must be true when it has replaced the first manifest."""
+    store = Store(str(tmp_path))
+    tables = tables_of(store)
+    for shard in tables.plan.shards:
+        tables.publish(shard, receipts_of(shard))
+    before = tables.record()
+    store.publish("runs/name-1/manifest.json", b"{}")
+    assert tables.record() == before
+    assert (before.done, before.failed) == (0, 3)
+    assert sorted(before.files) == [
+        "runs/name-1/plan.json",
+        "runs/name-1/plan.parquet",
+        f"tables/images/{tables.plan.shards[0].file}",
+    ]
+
+
+def test_rows_of_other_images_stay_when_a_file_of_fewer_columns_is_rewritten(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    tables = tables_of(store)
+    (shard,) = tables.plan.shards
+    old = pa.Table.from_pylist([{"image_id": "z", "run_id": "older", "status": "ok", "bands": 3}], IMAGES_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(old.select(["bands", "image_id", "run_id", "status"]), buffer)
+    store.publish(f"tables/images/{shard.file}", buffer.getvalue())
+    for _ in range(2):
+        tables.publish(shard, receipts_of(shard))
+        table = read_parquet(store.read(f"tables/images/{shard.file}"))
+        assert table.schema.equals(IMAGES_SCHEMA)
+        rows = {row["image_id"]: row for row in table.to_pylist()}
+        assert sorted(rows) == ["a", "b", "c", "z"] and table.num_rows == 4
+        assert rows["z"] == old.to_pylist()[0]
