@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -48,6 +49,21 @@ NoPrefect = Annotated[
 ]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output of a run: a folder or fsspec URI.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"maskloom {version('maskloom')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before any command."""
 
 
 @app.command()
@@ -168,15 +184,19 @@ def compare(
 
 @app.command()
 def train(recipe: TrainingPath, changes: Changes = None, quiet: QuietFlag = False) -> None:
-    """Train a network on images and masks. The same command goes on with an interrupted training and does nothing on a finished one."""
+    """Train a network on images and masks. The same command goes on with an interrupted training and does nothing on a finished one.
+
+    With more training.epochs, or another training.patience, a finished one goes on too.
+    """
     from flows import train as flow
 
     with _messages():
         order = flow.load(recipe, changes or [])
         learned = flow.run(order, quiet)
         typer.echo(
-            f"{'Nothing to do: trained before. ' if learned.before else ''}{learned.model}: {learned.score[0]} {learned.score[1]:.4f} "
-            f"after {learned.epochs} epochs, {learned.minutes:.1f} minutes. Use it:\n  {flow.usage(order, learned)}"
+            f"{'Nothing to do: trained before. ' if learned.before else ''}{learned.model}: {learned.score[0]} {learned.score[1]:.4f}, "
+            f"of epoch {learned.epoch}, the best of {learned.epochs} trained in {learned.minutes:.1f} minutes. Use it:\n"
+            f"  {flow.usage(order, learned)}"
         )
 
 
@@ -296,11 +316,17 @@ def list_(what: Annotated[Literal["segmenters", "formats", "statistics"], typer.
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    of: Annotated[
+        Literal["run", "train"], typer.Argument(help="Which recipe: of `maskloom run` or of `maskloom train`.")
+    ] = "run",
+) -> None:
     """Print the JSON Schema of the recipe."""
-    from flows import recipe as recipes
-
-    typer.echo(json.dumps(recipes.schema(), indent=2))
+    if of == "train":
+        from flows.train import schema as schema_of
+    else:
+        from flows.recipe import schema as schema_of
+    typer.echo(json.dumps(schema_of(), indent=2))
 
 
 def main() -> NoReturn:

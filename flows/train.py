@@ -6,6 +6,7 @@ The recipe's sections are the dataclasses of `segcore.training` and `segcore.net
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,16 +17,18 @@ import pydantic
 from flows._signals import stop_on_signals
 from flows.documents import below, completed, load_document, refuse_secrets
 from flows.recipe import described
-from flows.sections import build, explain
-from flows.training_progress import Pace, watcher
+from flows.sections import build, explain, model_of, schema_of
+from flows.training_progress import watcher
 from segcore.errors import RecipeError
 from segcore.inference.card import Scaling
 from segcore.inference.runtime import import_keras
+from segcore.manifest import Source
 from segcore.networks.recipes import NETWORKS
 from segcore.storage import configure
 from segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation
 from segcore.training.course import Learned, prepare, train
 from segcore.training.labels import LABELS
+from segcore.training.outcome import PICTURES
 from segcore.training.recipe import LOSSES, Recipe, Split, Training
 from tasks.discover import discover
 
@@ -120,33 +123,65 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     return Order(recipe, _places(file.images, folder), _places(file.masks, folder), decisive, file.storage)
 
 
+def schema() -> dict[str, Any]:
+    """JSON Schema of the training recipe."""
+    document = _File.model_json_schema()
+    properties = document["properties"]
+    for key, kind in (("training", Training), ("split", Split), ("scaling", Scaling)):
+        properties[key] = {**model_of(kind).model_json_schema(), "description": properties[key].get("description", "")}
+    for name, numbers in properties["scaling"]["properties"].items():
+        # One number may stand without brackets.
+        properties["scaling"]["properties"][name] = {"anyOf": [numbers, {"type": "number"}]}
+    for key, registry in (("network", NETWORKS), ("labels", LABELS)):
+        properties[key] = {**_kinds(registry), "description": properties[key].get("description", "")}
+    properties["training"]["properties"] |= {
+        "loss": {**_kinds(LOSSES), "description": "What training makes small. Default: cross_entropy."},
+        "augmentation": {
+            "type": "array",
+            "items": _kinds(AUGMENTATIONS),
+            "description": "Random changes of patches, in this order. Default: flip, rotate90.",
+        },
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
+
+
+def _kinds(registry: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of one of these kinds, or the name of a kind alone."""
+    return {"oneOf": [*schema_of(registry)["oneOf"], {"enum": list(registry)}]}
+
+
 def run(order: Order, quiet: bool) -> Learned:
     """Train, or go on with it; what came of it. Raises `RecipeError`, `RunError`, `Stopped`."""
     configure(order.storage)
     # By the runtime, which keeps TensorFlow's notices from the terminal.
     import_keras()
     stop = threading.Event()
-    with stop_on_signals(stop):
-        images, masks = _sources(order.images, "images"), _sources(order.masks, "masks")
-        prepared = prepare(order.recipe, (images, masks), order.settings, stop.is_set)
-        lesson = prepared.lesson
-        with watcher(quiet, Pace(order.recipe.training.epochs, lesson.steps, order.recipe.training.batch)) as watch:
-            for warning in prepared.warnings:
-                watch.say(warning)
-            return train(prepared, watch, stop.is_set)
+    with stop_on_signals(stop), watcher(quiet) as watch:
+        return train(prepare(order.recipe, sources(order), order.settings, watch, stop.is_set), watch, stop.is_set)
+
+
+def sources(order: Order) -> tuple[list[Source], list[Source]]:
+    """All images and all masks of a recipe. Raises `RecipeError` where there are none, `StoreError` where a store cannot be listed."""
+    # A model that lies below the folder of the images must not add its pictures to them.
+    ours = {f"{order.recipe.output}/{name}" for name in PICTURES}
+    images, masks = (
+        [source for source in _discovered(entries, key) if source.uri not in ours]
+        for entries, key in ((order.images, "images"), (order.masks, "masks"))
+    )
+    return images, masks
 
 
 def usage(order: Order, learned: Learned) -> str:
     """How the model is used, as a command line."""
     bands = f" -p bands='{list(order.recipe.bands)}'" if order.recipe.bands is not None else ""
-    return f"maskloom segment IMAGE... -o OUTPUT -s {order.recipe.kind} -p weights={learned.model}{bands}"
+    return f"maskloom segment IMAGE... -o OUTPUT -s {order.recipe.kind} -p {shlex.quote(f'weights={learned.model}')}{bands}"
 
 
 def _places(named: str | list[str], folder: Path) -> tuple[str, ...]:
     return tuple(below(entry, folder) for entry in ([named] if isinstance(named, str) else named))
 
 
-def _sources(entries: Sequence[str], key: str) -> Any:
+def _discovered(entries: Sequence[str], key: str) -> list[Source]:
     try:
         return discover(entries, "", {})
     except RecipeError as error:

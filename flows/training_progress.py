@@ -1,8 +1,11 @@
-"""Progress of a training for people: a bar on a terminal, a line an epoch elsewhere, nothing when quiet. Everything goes to standard error."""
+"""Progress of a training for people: a bar on a terminal, a line an epoch elsewhere, at most half a minute of silence, or only what they must know.
+
+Everything goes to standard error.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -12,24 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from segcore.training.checkpoint import Standing
     from segcore.training.lesson import Lesson
 
 SECONDS_BETWEEN_LINES = 30.0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Pace:
-    """How much there is to do."""
-
-    epochs: int
-    steps: int
-    batch: int
-
-
 class Quiet:
-    """Shows nothing."""
-
-    _score_name = "score"
+    """Shows no progress."""
 
     def __enter__(self) -> Self:
         return self
@@ -38,16 +31,14 @@ class Quiet:
         return None
 
     def say(self, text: str) -> None:
+        """What people should know, a line."""
+        sys.stderr.write(f"{text}\n")
+
+    def checked(self, what: str, done: int, of: int) -> None:
         """Nothing."""
 
-    def begin(self, lesson: Lesson, score_name: str) -> None:
-        """Tell what is trained."""
-        self._score_name = score_name
-        recipe = lesson.recipe
-        self.say(
-            f"Training {recipe.kind} on {len(lesson.training)} images, measuring on {len(lesson.validation)}: "
-            f"{recipe.training.epochs} epochs of {lesson.steps} steps of {recipe.training.batch} patches"
-        )
+    def begin(self, lesson: Lesson, score_name: str, standing: Standing) -> None:
+        """Nothing."""
 
     def step(self, epoch: int, step: int, loss: float) -> None:
         """Nothing."""
@@ -62,9 +53,11 @@ class Quiet:
 class Lines(Quiet):
     """A line an epoch, and one every half minute within."""
 
-    def __init__(self, stream: TextIO, pace: Pace, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._pace, self._clock = stream, pace, clock
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
         self._last = clock()
+        self._epochs = self._steps = 0
+        self._score_name = ""
 
     def say(self, text: str) -> None:
         """A line."""
@@ -72,24 +65,42 @@ class Lines(Quiet):
         self._stream.flush()
         self._last = self._clock()
 
+    def checked(self, what: str, done: int, of: int) -> None:
+        """A line where there was none for half a minute."""
+        self._say_at_times(f"looking at {what}: {done}/{of}")
+
+    def begin(self, lesson: Lesson, score_name: str, standing: Standing) -> None:
+        """Tell what is trained."""
+        self._epochs, self._steps, self._score_name = lesson.recipe.training.epochs, lesson.steps, score_name
+        self.say(beginning(lesson, standing))
+
     def step(self, epoch: int, step: int, loss: float) -> None:
         """A line where there was none for half a minute."""
-        if self._clock() - self._last >= SECONDS_BETWEEN_LINES:
-            self.say(f"epoch {epoch}/{self._pace.epochs}: step {step}/{self._pace.steps}, loss {loss:.4f}")
+        self._say_at_times(f"epoch {epoch}/{self._epochs}: step {step}/{self._steps}, loss {loss:.4f}")
+
+    def measured(self, windows: int, of: int) -> None:
+        """A line where there was none for half a minute."""
+        self._say_at_times(f"measuring: {windows}/{of} windows")
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """The epoch's line."""
-        self.say(epoch_line(record, self._pace, self._score_name))
+        self.say(epoch_line(record, self._epochs, self._score_name))
+
+    def _say_at_times(self, text: str) -> None:
+        if self._clock() - self._last >= SECONDS_BETWEEN_LINES:
+            self.say(text)
 
 
 class Bar(Quiet):
     """A bar on the terminal; a line an epoch above it."""
 
-    def __init__(self, console: Console, pace: Pace) -> None:
-        self._pace, self._console = pace, console
+    def __init__(self, console: Console) -> None:
+        self._console = console
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, transient=True)
-        self._task = self._bar.add_task("train", total=pace.epochs * pace.steps, detail="")
+        self._task = self._bar.add_task("train", total=None, detail="")
+        self._epochs = self._steps = 0
+        self._score_name = ""
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -102,10 +113,21 @@ class Bar(Quiet):
         """A line above the bar."""
         self._console.print(text, highlight=False, markup=False)
 
+    def checked(self, what: str, done: int, of: int) -> None:
+        """Move the bar of what comes before training."""
+        self._bar.update(self._task, total=of, completed=done, detail=f"looking at {what}: {done}/{of}")
+
+    def begin(self, lesson: Lesson, score_name: str, standing: Standing) -> None:
+        """Tell what is trained, and put the bar where it stands: what was done before says nothing of the speed now."""
+        self._epochs, self._steps, self._score_name = lesson.recipe.training.epochs, lesson.steps, score_name
+        self.say(beginning(lesson, standing))
+        done = standing.epoch * self._steps + standing.step
+        self._bar.reset(self._task, total=self._epochs * self._steps, completed=done, detail="")
+
     def step(self, epoch: int, step: int, loss: float) -> None:
         """Move the bar."""
-        done = (epoch - 1) * self._pace.steps + step
-        detail = f"epoch {epoch}/{self._pace.epochs}  step {step}/{self._pace.steps}  loss {loss:.4f}"
+        done = (epoch - 1) * self._steps + step
+        detail = f"epoch {epoch}/{self._epochs}  step {step}/{self._steps}  loss {loss:.4f}"
         self._bar.update(self._task, completed=done, detail=detail)
 
     def measured(self, windows: int, of: int) -> None:
@@ -114,25 +136,36 @@ class Bar(Quiet):
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """The epoch's line."""
-        self.say(epoch_line(record, self._pace, self._score_name))
+        self.say(epoch_line(record, self._epochs, self._score_name))
 
 
-def epoch_line(record: Mapping[str, Any], pace: Pace, score_name: str) -> str:
+def beginning(lesson: Lesson, standing: Standing) -> str:
+    """What is trained on what, and from where it goes on."""
+    wanted = lesson.recipe.training
+    step = f", step {standing.step}" if standing.step else ""
+    after = f", going on after epoch {standing.epoch}{step}" if standing.epoch or standing.step else ""
+    return (
+        f"Training {lesson.recipe.kind} on {len(lesson.training)} images, measuring on {len(lesson.validation)}: "
+        f"{wanted.epochs} epochs of {lesson.steps} steps of {wanted.batch} patches{after}"
+    )
+
+
+def epoch_line(record: Mapping[str, Any], epochs: int, score_name: str) -> str:
     """What an epoch came to, and how long the others will take."""
-    left = (pace.epochs - record["epoch"]) * record["seconds"]
+    left = (epochs - record["epoch"]) * record["seconds"]
     validation = f", validation loss {record['validation_loss']:.4f}" if "validation_loss" in record else ""
     return (
-        f"epoch {record['epoch']}/{pace.epochs}: loss {record['loss']:.4f}{validation}, {score_name} {record['score']:.4f}, "
+        f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.4f}{validation}, {score_name} {record['score']:.4f}, "
         f"{record['patches_per_second']:.1f} patches/s, {_duration(left)} left"
     )
 
 
-def watcher(quiet: bool, pace: Pace) -> Quiet:
+def watcher(quiet: bool) -> Quiet:
     """The progress that suits the standard error of this process."""
     console = Console(stderr=True)
     if quiet:
         return Quiet()
-    return Bar(console, pace) if console.is_terminal else Lines(console.file, pace)  # type: ignore[arg-type]
+    return Bar(console) if console.is_terminal else Lines(console.file)  # type: ignore[arg-type]
 
 
 def _duration(seconds: float) -> str:

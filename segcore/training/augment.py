@@ -6,7 +6,7 @@ units: with values from 0 to 1, a brightness of 0.1 is a tenth of the range.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -34,14 +34,25 @@ class Patch:
     """(y, x)."""
     ids: NDArray[np.integer] | None = None
     """(y, x): numbers of objects, None where there are none."""
+    valid: NDArray[np.bool_] | None = None
+    """(y, x): where there are data. None: everywhere."""
 
     def turned(self, turn: Callable[[NDArray[Any]], NDArray[Any]]) -> Patch:
         """All of it moved in the same way."""
-        return Patch(turn(self.pixels), turn(self.classes), None if self.ids is None else turn(self.ids))
+        ids, valid = (None if array is None else turn(array) for array in (self.ids, self.valid))
+        return replace(self, pixels=turn(self.pixels), classes=turn(self.classes), ids=ids, valid=valid)
 
     def coloured(self, pixels: Pixels) -> Patch:
-        """The same places with other pixels."""
-        return Patch(pixels, self.classes, self.ids)
+        """The same places with other pixels, an array that is given away. Where there are no data they stay 0, as when the network is used."""
+        if self.valid is not None:
+            pixels[~self.valid] = 0
+        return replace(self, pixels=pixels)
+
+    @property
+    def limits(self) -> tuple[np.float32, np.float32]:
+        """Least and greatest value where there are data."""
+        there = self.pixels if self.valid is None or not self.valid.any() else self.pixels[self.valid]
+        return there.min(), there.max()
 
 
 class Augmentation(Protocol):
@@ -161,11 +172,12 @@ class Gamma:
     def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
         """A changed patch."""
         power = np.float32((1 + self.by) ** random.uniform(-1, 1))
-        least = patch.pixels.min()
-        span = patch.pixels.max() - least
+        least, greatest = patch.limits
+        span = greatest - least
         if span <= 0:
             return patch
-        return patch.coloured(((patch.pixels - least) / span) ** power * span + least)
+        # Where there are no data, 0 may lie outside of the limits.
+        return patch.coloured(np.clip((patch.pixels - least) / span, 0, 1) ** power * span + least)
 
 
 @AUGMENTATIONS.register("invert")
@@ -182,7 +194,8 @@ class Invert:
         """A changed patch."""
         if random.random() >= self.fraction:
             return patch
-        return patch.coloured(patch.pixels.max() + patch.pixels.min() - patch.pixels)
+        least, greatest = patch.limits
+        return patch.coloured(least + greatest - patch.pixels)
 
 
 @AUGMENTATIONS.register("noise")

@@ -1,36 +1,32 @@
 """Course: a whole training, from pairs of files to a model with its card.
 
-    <output>/training.json         what is learned from what, written first, and at the end where the model is
-    <output>/checkpoint/           while it runs
-    <output>/<name>.keras          the network at its best, in float32
-    <output>/<name>.json           its card
-    <output>/history.json  curves.png  examples.png
+    <output>/training_state.json      what is learned from what, and in the end where the model is
+    <output>/checkpoint/              where training stands; when it is finished, what a longer one would go on from
+    <output>/<name>.keras             the network at its best, in float32
+    <output>/<name>.json              its card
+    <output>/training_history.json  curves.png  examples.png
 
-`training.json` names the recipe's settings and the digest of the data. The same command finds it and goes on, or finds it finished and does
-nothing; another recipe, or changed data, is refused.
+The first names the recipe's settings and the digest of the data. The same command finds it and goes on, or finds it finished and does nothing;
+another recipe, or changed data, is refused. How long to train is no part of what is learned: with other `epochs` or `patience` a training goes
+on from its checkpoint, also a finished one. Names of models hold no `_`, so that no card takes the place of a record.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
-import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from segcore.errors import RecipeError, RunError, Stopped, StoreError
-from segcore.manifest import canonical, digest
+from segcore.errors import RecipeError, Stopped, StoreError
+from segcore.inference.runtime import set_threads
+from segcore.manifest import canonical
 from segcore.storage import STAGING, Store
 from segcore.training import checkpoint
-from segcore.training.curves import curves, examples
-from segcore.training.learner import Learner
-from segcore.training.lesson import Lesson, Subject, Watch
+from segcore.training.learner import STOPPED, Learner
+from segcore.training.lesson import Lesson, Subject, Told, Watch
+from segcore.training.outcome import publish
 from segcore.training.pairs import data_digest, find_pairs, scaling_of
 from segcore.training.pixels import Collection
 from segcore.training.subjects import beyond, frame_of, subject_of
@@ -42,9 +38,12 @@ if TYPE_CHECKING:
     from segcore.manifest import Source
     from segcore.training.recipe import Recipe
 
-_STATE = "training.json"
+_STATE = "training_state.json"
+_NOT_BEGUN = "Training was stopped before it began; the same command begins again."
 _UNDECISIVE = frozenset({"threads", "memory"})
 """Keys of `training` that change neither what is learned nor from what."""
+_LENGTH = frozenset({"epochs", "patience"})
+"""Keys of `training` that say how long it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +54,11 @@ class Prepared:
     lesson: Lesson
     subject: Subject
     settings: Mapping[str, Any]
-    """What decides the weights."""
+    """What decides the weights, as plain JSON values."""
     data: str
     """Digest of images and masks."""
-    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What people should know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,179 +69,137 @@ class Learned:
     """Location of the network."""
     score: tuple[str, float]
     """What it is called, and what it is, on the validation images."""
+    epoch: int
+    """The epoch, from 1, whose weights the network has: the best."""
     epochs: int
+    """Finished epochs."""
     minutes: float
     before: bool
     """Whether it had been finished before this command."""
 
 
 def prepare(
-    recipe: Recipe, sources: tuple[Sequence[Source], Sequence[Source]], settings: Mapping[str, Any], stop: Callable[[], bool]
+    recipe: Recipe,
+    sources: tuple[Sequence[Source], Sequence[Source]],
+    settings: Mapping[str, Any],
+    watch: Watch,
+    stop: Callable[[], bool],
 ) -> Prepared:
-    """Check the recipe, and all images and masks (`sources`), before any training. Raises `RecipeError`."""
-    pairs = find_pairs(*sources, recipe)
+    """Check the recipe, and all images and masks (`sources`), before any training. Raises `RecipeError`, and `Stopped` where `stop` says so."""
+
+    def checked(what: str) -> Told:
+        return _told(partial(watch.checked, what), stop, _NOT_BEGUN)
+
+    pairs, notes = find_pairs(*sources, recipe, checked("headers"))
     training, validation = recipe.split.divide([pair.name for pair in pairs], [pair.image.location for pair in pairs])
     scaling = scaling_of(pairs, recipe.scaling)
     table = recipe.labels.table(recipe.classes)
-    use_threads(recipe.training.threads)
+    _use_threads(recipe.training.threads)
     frame = frame_of(recipe, pairs[0].image.channels)
     _require_writable(recipe.output)
     collection = Collection(pairs, table, recipe.training.memory, beyond(recipe))
-    found = survey(collection, recipe.classes, stop)
-    if stop():
-        raise Stopped("Training was stopped before it began; the same command begins again.")
-    warnings = require_labelled(found, training, recipe.classes)
+    found = survey(collection, recipe.classes, checked("pixels"))
+    notes += require_labelled(found, training, recipe.classes)
     lesson = Lesson(recipe, collection, found, scaling, tuple(training), tuple(validation), frame, pairs[0].image.channels)
-    data = data_digest(pairs)
-    return Prepared(recipe, lesson, subject_of(lesson), _decisive(settings), data, tuple(warnings))
+    data = data_digest(pairs, checked("digests"))
+    return Prepared(recipe, lesson, subject_of(lesson), _without(_UNDECISIVE, settings), data, tuple(notes))
 
 
 def train(prepared: Prepared, watch: Watch, stop: Callable[[], bool]) -> Learned:
     """Train to the end, or what is left of it. Raises `Stopped`, `RunError`, and `RecipeError` where the output holds another training."""
     store = Store(prepared.recipe.output)
-    store.sweep()
-    before = _claim(store, prepared)
-    if before is not None:
-        return before
-    lesson = prepared.lesson
     try:
-        learner = Learner(lesson, prepared.subject, store)
-        learner.resume()
-        learner.run(watch, stop)
-        return _publish(store, prepared, learner, watch)
+        with checkpoint.alone(store):
+            store.sweep()
+            before = _finished(store, prepared)
+            if before is not None:
+                return before
+            for note in prepared.notes:
+                watch.say(note)
+            learner = Learner(prepared.lesson, prepared.subject, store)
+            learner.resume(watch)
+            store.publish(_STATE, _state(prepared, None))
+            learner.run(watch, stop)
+            finished = publish(store, prepared, learner, _told(watch.measured, stop, STOPPED))
+            store.publish(_STATE, _state(prepared, finished))
+            store.remove(STAGING)
+            return _learned(store, prepared, finished, False)
     finally:
-        lesson.collection.close()
+        prepared.lesson.collection.close()
 
 
-def use_threads(count: int | None) -> None:
+def _use_threads(count: int | None) -> None:
     """Let the backend of keras use so many threads. None: as many as it likes."""
     import keras
 
     if count is None:
         return
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        if (tf.config.threading.get_intra_op_parallelism_threads(), tf.config.threading.get_inter_op_parallelism_threads()) == (
-            count,
-            1,
-        ):
-            return
-        try:
-            tf.config.threading.set_intra_op_parallelism_threads(count)
-            tf.config.threading.set_inter_op_parallelism_threads(1)
-        except RuntimeError as error:
-            raise RunError(
-                f"training.threads: TensorFlow is at work in this process already ({error}). Start a new one."
-            ) from error
-    elif backend == "torch":
+    set_threads(count)
+    if keras.backend.backend() == "torch":
         import torch
 
         torch.set_num_threads(count)
 
 
-def _claim(store: Store, prepared: Prepared) -> Learned | None:
-    """Take the output for this training; what it came to where it is finished. Raises `RecipeError` where it holds another one."""
-    identity = digest({"settings": prepared.settings, "data": prepared.data})
-    state = {"identity": identity, "settings": prepared.settings, "data": prepared.data, "finished": None}
+def _finished(store: Store, prepared: Prepared) -> Learned | None:
+    """What this training came to; None where it is to be begun or gone on with. Raises `RecipeError` where the output holds another one."""
     if not store.exists(_STATE):
-        store.publish(_STATE, _json(state))
+        _require_no_model(store, f"{prepared.recipe.name}.keras")
         return None
     try:
         found = json.loads(store.read(_STATE))
-        same = found["identity"] == identity
-        finished = found["finished"]
+        settings, data, finished = found["settings"], found["data"], found["finished"]
+        changed = _differences(_without(_LENGTH, settings), _without(_LENGTH, prepared.settings))
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(
             f"output: {store.uri(_STATE)} is not the record of a training ({error}). Name another folder, or remove it."
         ) from error
-    if not same:
-        changed = _differences(found.get("settings"), prepared.settings)
-        if found.get("data") != prepared.data:
-            changed.append("the images or masks")
+    if data != prepared.data:
+        changed.append("the images or masks")
+    if changed:
         raise RecipeError(
-            f"output: {store.root} holds a training of another kind. What differs: {'; '.join(changed) or 'the version of maskloom'}. "
+            f"output: {store.root} holds a training of another kind. What differs: {'; '.join(changed)}. "
             "Name another folder in `output`, or remove this one to start anew."
         )
     if finished is None or not store.exists(finished["model"]):
         return None
-    score = (prepared.subject.score_name, float(finished["score"]))
-    return Learned(store.uri(finished["model"]), score, finished["epochs"], finished["minutes"], True)
+    if settings == prepared.settings:
+        return _learned(store, prepared, finished, True)
+    if not checkpoint.exists(store):
+        raise RecipeError(
+            f"output: the training in {store.root} is finished, and its checkpoint has been removed, so it cannot go on: "
+            f"{'; '.join(_differences(settings, prepared.settings))}. Name another folder in `output`."
+        )
+    return None
 
 
-def _publish(store: Store, prepared: Prepared, learner: Learner, watch: Watch) -> Learned:
-    """Write the model, what belongs to it, and at last that the training is finished."""
-    recipe, lesson, subject, standing = prepared.recipe, prepared.lesson, prepared.subject, learner.standing
-    model, trainer = learner.best()
-    measured = subject.measure(trainer, None, watch.measured)
-    minutes = round(standing.seconds / 60, 2)
-    about = {
-        "name": recipe.name,
-        "licence": recipe.licence or "not stated",
-        "data": {
-            "sha256": prepared.data,
-            "training_images": len(lesson.training),
-            "validation_images": len(lesson.validation),
-            "validation": [lesson.collection.pairs[i].name for i in lesson.validation],
-            "measured_on": "training images" if lesson.validation == lesson.training else "validation images",
-        },
-        "bands": list(lesson.collection.pairs[0].image.bands),
-        "epochs": standing.epoch,
-        "best_epoch": standing.best_epoch,
-        "minutes": minutes,
-        "metrics": measured.summary,
-        "recipe": prepared.settings,
-        "versions": _versions(),
-    }
-    content = saved(model)
-    name = f"{recipe.name}.keras"
-    card = subject.card(model, hashlib.sha256(content).hexdigest(), about)
-    seen = lesson.collection.pairs[0].image
-    colours = (
-        "rgb"
-        if all(pair.image.interpretation == "rgb" for pair in lesson.collection.pairs) and seen.bands == (1, 2, 3)
-        else "bands"
-    )
-    card = replace(card, dtype=seen.dtype, interpretation=colours)
-    # The card first: weights without one would be examined as a stranger's.
-    store.publish(f"{recipe.name}.json", card.dump())
-    store.publish(name, content)
-    store.publish(
-        "history.json",
-        _json({"classes": list(recipe.classes), "best_epoch": standing.best_epoch, "epochs": list(standing.history)}),
-    )
-    store.publish("curves.png", curves(*subject.panels(standing.history), standing.best_epoch, recipe.name))
-    store.publish("examples.png", examples(subject.examples(trainer), recipe.classes))
-    finished = {
-        "model": name,
-        "score": round(measured.score, 6),
-        "metrics": measured.summary,
-        "epochs": standing.epoch,
-        "minutes": minutes,
-    }
-    identity = digest({"settings": prepared.settings, "data": prepared.data})
-    store.publish(
-        _STATE, _json({"identity": identity, "settings": prepared.settings, "data": prepared.data, "finished": finished})
-    )
-    for folder in (checkpoint.FOLDER, STAGING):
-        store.remove(folder)
-    return Learned(store.uri(name), (subject.score_name, measured.score), standing.epoch, minutes, False)
+def _told(tell: Told, stop: Callable[[], bool], message: str) -> Told:
+    """Tells it on, and raises `Stopped` where `stop` says so."""
+
+    def told(done: int, of: int) -> None:
+        tell(done, of)
+        if stop():
+            raise Stopped(message)
+
+    return told
 
 
-def saved(model: Any) -> bytes:
-    """A network as a `.keras` file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        model.save(path)
-        return path.read_bytes()
-
-
-def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without what changes no weight, as plain JSON values."""
+def _without(keys: frozenset[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without some keys of `training`, as plain JSON values."""
     kept = json.loads(canonical(settings))
-    kept["training"] = {key: value for key, value in kept["training"].items() if key not in _UNDECISIVE}
-    return dict(kept)
+    return {**kept, "training": {key: value for key, value in kept["training"].items() if key not in keys}}
+
+
+def _learned(store: Store, prepared: Prepared, finished: Mapping[str, Any], before: bool) -> Learned:
+    score = (prepared.subject.score_name, float(finished["score"]))
+    return Learned(store.uri(finished["model"]), score, finished["epoch"], finished["epochs"], finished["minutes"], before)
+
+
+def _require_no_model(store: Store, name: str) -> None:
+    if store.exists(name):
+        raise RecipeError(
+            f"output: {store.uri(name)} exists, and no training of this folder has written it. Name another folder, or move it away."
+        )
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:
@@ -264,16 +222,8 @@ def _require_writable(output: str) -> None:
         raise RecipeError(f"output: {output} cannot be written to: {error}") from error
 
 
-def _versions() -> dict[str, str]:
-    import keras
-
-    return {
-        "maskloom": version("maskloom"),
-        "keras": str(keras.__version__),
-        "backend": str(keras.backend.backend()),
-        "python": platform.python_version(),
-        "numpy": str(np.__version__),
-    }
+def _state(prepared: Prepared, finished: Mapping[str, Any] | None) -> bytes:
+    return _json({"settings": prepared.settings, "data": prepared.data, "finished": finished})
 
 
 def _json(value: Any) -> bytes:

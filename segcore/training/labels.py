@@ -39,7 +39,7 @@ class Table:
     border: int | None = None
     """Class of the pixels where two objects nearly touch. None: they are as the table says."""
     reach: int = 0
-    """How near, in pixels, both objects must be for a pixel to be border."""
+    """How near, in pixels, both objects must be for a pixel to be border. 0: there is none, and no pixel asks for those around it."""
     numbered: bool = False
     """Whether values number objects."""
 
@@ -156,7 +156,8 @@ class Instances:
             )
         table = _table("value", {0: 0} | dict.fromkeys(range(1, _VALUES), ids[1]), (), _VALUES)
         table.codes[list(_tuple(self.void))] = VOID
-        return Table("value", table.codes, ids[1], ids.get(2), self.reach, numbered=True)
+        reach = self.reach if self.border is not None else 0
+        return Table("value", table.codes, ids[1], ids.get(2), reach, numbered=True)
 
 
 def _table(by: Literal["value", "colour"], ids: Mapping[int, int], void: Void, size: int) -> Table:

@@ -10,25 +10,27 @@ Under mixed precision the network computes in bfloat16 and keeps its weights in 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segcore.errors import RunError, Stopped
+from segcore.errors import RecipeError, RunError, Stopped
 from segcore.training import checkpoint
 from segcore.training.checkpoint import Standing
-from segcore.training.optimisers import compiled, optimiser, precision, schedule
+from segcore.training.optimisers import compiled, optimiser, precision
 from segcore.training.samples import Batch, Drawing, Sampler
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from segcore.storage import Store
     from segcore.training.lesson import Lesson, Subject, Watch
+    from segcore.training.recipe import Training
 
+STOPPED = "Training was stopped; the same command goes on."
+"""What is said where somebody asked it to stop."""
 _AHEAD = 3
 """Batches that are drawn before they are needed."""
 _MOST_WINDOWS = 400
@@ -42,60 +44,56 @@ class Learner:
         import keras
 
         recipe = lesson.recipe
-        self._lesson, self._subject, self._store = lesson, subject, store
+        # Counted once: it is a sum over all images.
+        self._lesson, self._subject, self._store, self._steps = lesson, subject, store, lesson.steps
         with precision(recipe.training.precision):
             keras.utils.set_random_seed(recipe.training.seed)
             self._model = recipe.network.build(lesson.channels, len(recipe.classes))
             self._trainer, loss = subject.trainer(self._model)
-        self._trainer.compile(optimizer=optimiser(recipe, lesson.steps), loss=loss, jit_compile=compiled(self._trainer))
+        self._trainer.compile(optimizer=optimiser(recipe, self._steps), loss=loss, jit_compile=compiled(self._trainer))
         self._trainer.optimizer.build(self._trainer.trainable_variables)
-        self._standing = Standing()
-        self._rates = schedule(recipe, lesson.steps)
+        self._standing = Standing(plans=((0, recipe.training.epochs),))
 
     @property
     def standing(self) -> Standing:
         """How far training is."""
         return self._standing
 
-    def resume(self) -> None:
-        """Go on from the last checkpoint, where there is one. Raises `RunError` where it is of another network."""
+    def resume(self, watch: Watch) -> None:
+        """Go on from the last checkpoint, where there is one.
+
+        Raises `RunError` where it is broken or of another network, `RecipeError` where so short a training would have ended before.
+        """
         found = checkpoint.read(self._store)
         if found is None:
             return
-        self._standing, values = found
+        standing, values = found
         variables = self._variables()
         if [tuple(variable.shape) for variable in variables] != [value.shape for value in values]:
             raise RunError(
                 f"The checkpoint in {self._store.root} is of another version of the network. Remove the folder "
                 f"{self._store.uri(checkpoint.FOLDER)} to start again."
             )
+        self._standing = planned(standing, self._lesson.recipe.training, self._steps)
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+        if len(self._standing.plans) > len(standing.plans):
+            watch.say(
+                f"{self._lesson.recipe.training.epochs} epochs instead of {standing.plans[-1][1]}: the rate follows the longer schedule from "
+                f"here on ({self._rate():.2g} now). The weights will not be those of a training that had as many from the start."
+            )
 
     def run(self, watch: Watch, stop: Callable[[], bool]) -> None:
-        """Train to the end. Raises `Stopped` after a step where `stop` says so, with a checkpoint written."""
-        wanted = self._lesson.recipe.training
-        watch.begin(self._lesson, self._subject.score_name)
-        while not self._standing.over:
-            started = time.monotonic()
-            for batch in self._batches():
-                loss = float(self._trainer.train_on_batch(*self._subject.arguments(batch)))
-                self._advance(loss, started)
-                started = time.monotonic()
-                watch.step(self._standing.epoch + 1, self._standing.step, loss)
-                if stop():
-                    checkpoint.write(self._store, self._standing, self._values())
-                    raise Stopped("Training was stopped; the same command goes on.")
-            self._finish_epoch(watch)
-            best = self._standing.best_epoch or 0
-            tired = wanted.patience is not None and self._standing.epoch - best >= wanted.patience
-            if self._standing.epoch >= wanted.epochs or tired:
-                self._standing = replace(self._standing, over=True)
-            checkpoint.write(self._store, self._standing, self._values())
+        """Train to the end. Raises `Stopped` after a step where `stop` says so, or between windows that are measured, with a checkpoint written."""
+        watch.begin(self._lesson, self._subject.score_name, self._standing)
+        while not self._over:
+            self._finish_steps(watch, stop)
+            self._finish_epoch(watch, stop)
+            self._write()
             checkpoint.forget_all_but(self._store, self._standing.best_epoch)
             watch.epoch(self._standing.history[-1])
-            if stop() and not self._standing.over:
-                raise Stopped("Training was stopped; the same command goes on.")
+            if stop() and not self._over:
+                raise Stopped(STOPPED)
 
     def best(self) -> tuple[Any, Any]:
         """The network at its best, in float32: as it is saved, and as it is measured."""
@@ -104,72 +102,114 @@ class Learner:
             with precision("float32"):
                 model = recipe.network.build(self._lesson.channels, len(recipe.classes))
                 trainer, _ = self._subject.trainer(model)
-        model.set_weights(checkpoint.read_best(self._store, self._standing.best_epoch or 0))
+        model.set_weights(checkpoint.read_best(self._store, self._standing.best_epoch))
         return model, trainer
 
+    @property
+    def _over(self) -> bool:
+        return self._lesson.recipe.training.end(self._standing.scores) is not None
+
+    def _finish_steps(self, watch: Watch, stop: Callable[[], bool]) -> None:
+        started = time.monotonic()
+        # Closed at once where this breaks off: what is drawn ahead reads files that others close then.
+        with closing(self._batches()) as batches:
+            for batch in batches:
+                loss = float(self._trainer.train_on_batch(*self._subject.arguments(batch)))
+                self._advance(loss, started)
+                started = time.monotonic()
+                watch.step(self._standing.epoch + 1, self._standing.step, loss)
+                if stop():
+                    self._write()
+                    raise Stopped(STOPPED)
+
     def _advance(self, loss: float, started: float) -> None:
+        standing = self._standing
         if not np.isfinite(loss):
             raise RunError(
-                f"The loss became {loss} in epoch {self._standing.epoch + 1}, step {self._standing.step + 1}. "
-                "Lower training.rate, and check that `scaling` brings the pixels to about -1 to 1."
+                f"The loss became {loss} in epoch {standing.epoch + 1}, step {standing.step + 1}. Lower training.rate, check that `scaling` "
+                "brings the pixels to about -1 to 1, and name another folder in `output`."
             )
-        standing = self._standing
-        self._standing = replace(
-            standing,
-            step=standing.step + 1,
-            losses=(*standing.losses, loss),
-            seconds=standing.seconds + time.monotonic() - started,
-        )
+        seconds = standing.seconds + time.monotonic() - started
+        self._standing = replace(standing, step=standing.step + 1, losses=(*standing.losses, loss), seconds=seconds)
 
-    def _batches(self) -> Iterator[Batch]:
-        """The rest of the epoch's batches, a few of them drawn ahead by a thread."""
+    def _batches(self) -> Generator[Batch]:
+        """The rest of the epoch's batches, a few of them drawn ahead by a thread that ends with this generator."""
         lesson, wanted = self._lesson, self._lesson.recipe.training
         drawing = Drawing(lesson.frame, wanted.batch, wanted.balance, wanted.seed, lesson.recipe.augmentation)
         sampler = Sampler(lesson.collection, lesson.found, lesson.training, lesson.scaling, drawing)
         epoch, first = self._standing.epoch, self._standing.step
         with ThreadPoolExecutor(1) as pool:
-            waiting = [pool.submit(sampler.batch, epoch, step) for step in range(first, min(first + _AHEAD, lesson.steps))]
-            for step in range(first, lesson.steps):
+            waiting = [pool.submit(sampler.batch, epoch, step) for step in range(first, min(first + _AHEAD, self._steps))]
+            for step in range(first, self._steps):
                 batch = waiting.pop(0).result()
-                if step + _AHEAD < lesson.steps:
+                if step + _AHEAD < self._steps:
                     waiting.append(pool.submit(sampler.batch, epoch, step + _AHEAD))
                 yield batch
 
-    def _finish_epoch(self, watch: Watch) -> None:
-        standing, started, lesson = self._standing, time.monotonic(), self._lesson
-        measured, number = self._subject.measure(self._trainer, _MOST_WINDOWS, watch.measured), standing.epoch + 1
+    def _finish_epoch(self, watch: Watch, stop: Callable[[], bool]) -> None:
+        standing, started = self._standing, time.monotonic()
+
+        def told(windows: int, of: int) -> None:
+            watch.measured(windows, of)
+            if stop():
+                self._write()
+                raise Stopped(STOPPED)
+
+        measured = self._subject.measure(self._trainer, _MOST_WINDOWS, told)
         before = sum(record["seconds"] for record in standing.history)
         spent = standing.seconds - before
         record = {
-            "epoch": number,
+            "epoch": standing.epoch + 1,
             "loss": round(float(np.mean(standing.losses)), 6),
             **measured.record,
             "score": round(measured.score, 6),
-            "rate": float(f"{self._rates(number * lesson.steps):.4g}"),
-            "patches_per_second": round(lesson.steps * lesson.recipe.training.batch / max(spent, 1e-9), 2),
+            "rate": float(f"{self._rate():.4g}"),
+            "patches_per_second": round(self._steps * self._lesson.recipe.training.batch / max(spent, 1e-9), 2),
             "seconds": round(spent + time.monotonic() - started, 3),
         }
-        score = measured.score
-        better = standing.best_epoch is None or score > standing.best_score
-        if better:
-            checkpoint.write_best(self._store, number, [np.asarray(value) for value in self._model.get_weights()])
-        self._standing = replace(
-            standing,
-            epoch=number,
-            step=0,
-            losses=(),
-            best_epoch=number if better else standing.best_epoch,
-            best_score=score if better else standing.best_score,
-            seconds=before + record["seconds"],
-            history=(*standing.history, record),
-        )
+        history = (*standing.history, record)
+        self._standing = Standing(seconds=before + record["seconds"], history=history, plans=standing.plans)
+        if self._standing.best_epoch == len(history):
+            weights = [np.asarray(value) for value in self._model.get_weights()]
+            checkpoint.write_best(self._store, len(history), weights)
+
+    def _write(self) -> None:
+        import keras
+
+        values = [np.array(keras.ops.convert_to_numpy(variable)) for variable in self._variables()]
+        checkpoint.write(self._store, self._standing, values)
+
+    def _rate(self) -> float:
+        """The learning rate now."""
+        import keras
+
+        return float(keras.ops.convert_to_numpy(self._trainer.optimizer.learning_rate))
 
     def _variables(self) -> list[Any]:
         # The state of random layers is among those that are not trained.
         model = self._trainer
         return [*model.trainable_variables, *model.non_trainable_variables, *model.optimizer.variables]
 
-    def _values(self) -> list[NDArray[Any]]:
-        import keras
 
-        return [np.array(keras.ops.convert_to_numpy(variable)) for variable in self._variables()]
+def planned(standing: Standing, wanted: Training, steps: int) -> Standing:
+    """How far a training is, with the plan that it goes on by. Raises `RecipeError` where it cannot go on by this one.
+
+    A rate that does not depend on the number of epochs stays what it would have been with this plan from the start. One that does goes on along
+    the longer schedule; that it once followed another is kept. Nothing leads back from there, so a shorter schedule is refused.
+    """
+    end, done = wanted.end(standing.scores), standing.epoch * steps + standing.step
+    if end is not None and end < standing.epoch:
+        raise RecipeError(
+            f"training: with {wanted.epochs} epochs and a patience of {wanted.patience or 'any number'} this training would have ended with "
+            f"epoch {end}; it has finished {standing.epoch}. Raise `epochs` or `patience`, or name another folder in `output`."
+        )
+    first, before = standing.plans[-1]
+    if wanted.epochs == before or wanted.schedule == "constant" or done <= wanted.warmup:
+        return replace(standing, plans=(*standing.plans[:-1], (first, wanted.epochs)))
+    if wanted.epochs < before:
+        raise RecipeError(
+            f"training.epochs was {before} and is {wanted.epochs}: the rate of schedule {wanted.schedule} follows the number of epochs, so such a "
+            "training can be lengthened, but not shortened. Name another folder in `output`, or let it end as it was."
+        )
+    # Where patience ends it all the same, no step follows the longer schedule.
+    return standing if end is not None else replace(standing, plans=(*standing.plans, (done, wanted.epochs)))

@@ -17,6 +17,7 @@ from segcore.training.curves import Curve, Example
 
 if TYPE_CHECKING:
     from segcore.inference.card import Card, Scaling
+    from segcore.training.checkpoint import Standing
     from segcore.training.pixels import Collection
     from segcore.training.recipe import Recipe
     from segcore.training.samples import Batch, Frame
@@ -72,7 +73,7 @@ class Measured:
 
 
 Told = Callable[[int, int], None]
-"""Told how many windows are measured, of how many."""
+"""Told how many are done, of how many."""
 
 
 class Subject(Protocol):
@@ -111,8 +112,16 @@ class Subject(Protocol):
 class Watch(Protocol):
     """Whoever wants to know how far training is."""
 
-    def begin(self, lesson: Lesson, score_name: str) -> None:
-        """Training begins, or goes on."""
+    def say(self, text: str) -> None:
+        """Something that people should know, in a line."""
+        ...
+
+    def checked(self, what: str, done: int, of: int) -> None:
+        """So many images or masks are looked at before training begins, and for what."""
+        ...
+
+    def begin(self, lesson: Lesson, score_name: str, standing: Standing) -> None:
+        """Training begins, or goes on from where it stands."""
         ...
 
     def step(self, epoch: int, step: int, loss: float) -> None:

@@ -64,7 +64,7 @@ def matched(said: NDArray[np.integer], truth: NDArray[np.integer]) -> NDArray[np
         dict(zip(*(part.tolist() for part in np.unique(ids[ids > 0], return_counts=True)), strict=True)) for ids in (said, truth)
     ]
     found = sum(
-        2 * count * 1.0 > sizes[0][one] + sizes[1][other] - count
+        2 * count > sizes[0][one] + sizes[1][other] - count
         for one, other, count in zip(*pairs.tolist(), shared.tolist(), strict=True)
     )
     return np.array([found, len(sizes[0]) - found, len(sizes[1]) - found], np.int64)

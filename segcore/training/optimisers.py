@@ -5,11 +5,9 @@ The arithmetic is that of keras, which runs it on whichever backend there is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 if TYPE_CHECKING:
     from segcore.training.recipe import Recipe
@@ -41,21 +39,6 @@ def _rates(recipe: Recipe, steps: int) -> Any:
     if wanted.warmup == 0:
         return keras.optimizers.schedules.CosineDecay(wanted.rate, whole, alpha=left)
     return keras.optimizers.schedules.CosineDecay(0.0, whole, alpha=left, warmup_target=wanted.rate, warmup_steps=wanted.warmup)
-
-
-def schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
-    """The learning rate after so many steps, for people."""
-    wanted = recipe.training
-    whole = max(1, steps * wanted.epochs - wanted.warmup)
-    left = _RATE_LEFT if wanted.schedule == "cosine" else 1.0
-
-    def rate(step: int) -> float:
-        if step < wanted.warmup:
-            return wanted.rate * step / wanted.warmup
-        part = min(1.0, (step - wanted.warmup) / whole)
-        return float(wanted.rate * (left + (1 - left) * (1 + np.cos(np.pi * part)) / 2))
-
-    return rate
 
 
 def compiled(model: Any) -> bool | str:

@@ -1,7 +1,8 @@
 """Pairs: each image with its mask, checked by their headers.
 
 Names are compared without their suffix: first with the folders below the inputs' common one, then without folders called images, masks or labels,
-then by the file's name alone; the first way that pairs everything counts.
+then by the file's name alone; the first way that finds a mask for every image counts. Masks may be more than images, so that part of a collection
+can be trained on; how many are not used is told, since a wrong pattern for images looks the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from segcore.training.recipe import matches
 
 if TYPE_CHECKING:
     from segcore.manifest import Source
+    from segcore.training.lesson import Told
     from segcore.training.recipe import Recipe
 
 _SHOWN = 5
@@ -41,10 +43,10 @@ class Pair:
     mask: RasterSpec
 
 
-def find_pairs(images: Sequence[Source], masks: Sequence[Source], recipe: Recipe) -> list[Pair]:
-    """The pairs in the order of their names, without those that the recipe leaves out.
+def find_pairs(images: Sequence[Source], masks: Sequence[Source], recipe: Recipe, told: Told) -> tuple[list[Pair], list[str]]:
+    """The pairs in the order of their names, without those that the recipe leaves out, and what people should know; `told` hears of each pair.
 
-    Raises `RecipeError` where an image has no mask or a mask no image, where they are of different sizes, or images of different bands.
+    Raises `RecipeError` where an image has no mask, where both are of different sizes, or images of different bands.
     """
     left_out = recipe.split.leave_out
     ours = [source for source in images if not matches((source.image_id, source.uri), left_out)]
@@ -62,16 +64,16 @@ def find_pairs(images: Sequence[Source], masks: Sequence[Source], recipe: Recipe
         raise RecipeError(
             f"images: {len(ours)} images and {len(theirs)} masks are left to train with. Name others, or leave out fewer."
         )
-    paired = _paired({source.uri: source.image_id for source in ours}, {source.uri: ids[source.uri] for source in theirs})
+    paired, unused = _paired({source.uri: source.image_id for source in ours}, {source.uri: ids[source.uri] for source in theirs})
     versions = {source.uri: source.version for source in (*images, *masks)}
-    pairs = [
-        Pair(name, _described(image, versions[image], recipe.bands), _described(mask, versions[mask], None))
-        for name, image, mask in paired
-    ]
-    for pair in pairs:
+    pairs: list[Pair] = []
+    for name, image, mask in paired:
+        told(len(pairs), len(paired))
+        pair = Pair(name, _described(image, versions[image], recipe.bands), _described(mask, versions[mask], None))
         _require_same_shape(pair)
+        pairs.append(pair)
     _require_same_bands(pairs)
-    return pairs
+    return pairs, [f"{len(unused)} of {len(theirs)} masks have no image and are not used: {_some(unused)}."] if unused else []
 
 
 def scaling_of(pairs: Sequence[Pair], wanted: Scaling | None) -> Scaling:
@@ -97,10 +99,11 @@ def scaling_of(pairs: Sequence[Pair], wanted: Scaling | None) -> Scaling:
     return Scaling((0.0,), (_FACTORS[first.dtype],))
 
 
-def data_digest(pairs: Sequence[Pair]) -> str:
-    """SHA-256 over the names and bytes of all images and masks."""
+def data_digest(pairs: Sequence[Pair], told: Told) -> str:
+    """SHA-256 over the names and bytes of all images and masks; `told` hears of each pair."""
     whole = hashlib.sha256()
-    for pair in pairs:
+    for number, pair in enumerate(pairs):
+        told(number, len(pairs))
         whole.update(pair.name.encode())
         for location in (pair.image.location, pair.mask.location):
             part = hashlib.sha256()
@@ -112,16 +115,18 @@ def data_digest(pairs: Sequence[Pair]) -> str:
     return whole.hexdigest()
 
 
-def _paired(images: Mapping[str, str], masks: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """(name, image, mask), from the ids of both by their locations."""
+def _paired(images: Mapping[str, str], masks: Mapping[str, str]) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """(name, image, mask) of each image, from the ids of both by their locations; and masks that no image has."""
     best: tuple[int, dict[str, str], dict[str, str]] | None = None
     for key in _KEYS:
         ours, theirs = _by_key(images, key), _by_key(masks, key)
         if ours is None or theirs is None:
             continue
         common = ours.keys() & theirs.keys()
-        if len(common) == len(ours) == len(theirs):
-            return [(name, ours[name], theirs[name]) for name in sorted(ours)]
+        if len(common) == len(ours):
+            return [(name, ours[name], theirs[name]) for name in sorted(ours)], [
+                theirs[name] for name in sorted(theirs.keys() - ours.keys())
+            ]
         if best is None or len(common) > best[0]:
             best = len(common), ours, theirs
     if best is None:
@@ -129,18 +134,11 @@ def _paired(images: Mapping[str, str], masks: Mapping[str, str]) -> list[tuple[s
             "images: several files have the same name without its suffix, so it is not clear which mask is whose. Rename them."
         )
     _, ours, theirs = best
-    lines = [
-        f"{what}: {len(alone)} without {other}: {_some(alone)}."
-        for what, other, alone in (
-            ("images", "a mask", [ours[name] for name in sorted(ours.keys() - theirs.keys())]),
-            ("masks", "an image", [theirs[name] for name in sorted(theirs.keys() - ours.keys())]),
-        )
-        if alone
-    ]
+    alone, unused = [ours[name] for name in sorted(ours.keys() - theirs.keys())], sorted(theirs.keys() - ours.keys())
+    spare = f" Masks without an image: {_some(theirs[name] for name in unused)}." if unused else ""
     raise RecipeError(
-        "\n".join(lines)
-        + "\nA mask has the name of its image, apart from the suffix and `mask_suffix`. Add what is missing, or name it in "
-        "`split.leave_out`."
+        f"images: {len(alone)} of {len(ours)} without a mask: {_some(alone)}.{spare}\n"
+        "A mask has the name of its image, apart from the suffix and `mask_suffix`. Add what is missing, or name it in `split.leave_out`."
     )
 
 

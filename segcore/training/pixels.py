@@ -58,7 +58,7 @@ class Collection:
         self.pairs = list(pairs)
         self.table = table
         self._beyond = beyond
-        self._room = megabytes * 2**20
+        self._room, self._held = megabytes * 2**20, 0
         self._whole: OrderedDict[int, Window] = OrderedDict()
         self._readers: OrderedDict[int, tuple[Reader, Reader]] = OrderedDict()
 
@@ -68,6 +68,7 @@ class Collection:
             _close(both)
         self._readers.clear()
         self._whole.clear()
+        self._held = 0
 
     def shape(self, number: int) -> tuple[int, int]:
         """(height, width) of an image."""
@@ -86,7 +87,7 @@ class Collection:
             kept, whole = self._kept(number), []
             for top in range(0, height, rows):
                 box = Box((top, 0), (min(top + rows, height), width))
-                window, keys = self._decoded(both, box)
+                window, keys = self._decoded(number, both, box)
                 if kept:
                     whole.append(window)
                 yield box, window, keys
@@ -129,7 +130,7 @@ class Collection:
         if self._kept(number):
             both = self._open(number)
             try:
-                whole = self._decoded(both, Box.whole(self.shape(number)))[0]
+                whole = self._decoded(number, both, Box.whole(self.shape(number)))[0]
             finally:
                 _close(both)
             self._keep(number, whole)
@@ -139,13 +140,17 @@ class Collection:
             if len(self._readers) > _OPEN_READERS:
                 _close(self._readers.popitem(last=False)[1])
         self._readers.move_to_end(number)
-        return self._decoded(self._readers[number], box)[0]
+        return self._decoded(number, self._readers[number], box)[0]
 
-    def _decoded(self, both: tuple[Reader, Reader], box: Box) -> tuple[Window, NDArray[Any]]:
+    def _decoded(self, number: int, both: tuple[Reader, Reader], box: Box) -> tuple[Window, NDArray[Any]]:
         image, mask = both
         pixels, valid = image.read(box)
-        raw, labelled = mask.read(box)
-        classes, keys = self.table.decode(raw, valid & labelled), self.table.keys(raw)
+        # What lies around the box too: a border between objects is known by the objects on both sides of it.
+        around = box.grow((self.table.reach, self.table.reach)) & Box.whole(self.shape(number))
+        raw, labelled = mask.read(around)
+        inner = box.relative_to(around).slices
+        classes, keys = self.table.decode(raw, labelled)[inner], self.table.keys(raw)[inner]
+        classes[~valid] = VOID
         ids = np.where((classes == VOID) | (classes == 0), 0, keys) if self.table.numbered else None
         return Window(pixels, valid, classes, ids), keys
 
@@ -156,14 +161,20 @@ class Collection:
     def _kept(self, number: int) -> bool:
         spec = self.pairs[number].image
         # Without random access the whole is decoded anyway, and each window would cost as much.
-        return spec.chunks == spec.shape or _bytes(spec) < self._room // _WHOLE_SHARE
+        return spec.chunks == spec.shape or self._bytes(number) < self._room // _WHOLE_SHARE
+
+    def _bytes(self, number: int) -> int:
+        """What an image takes once it is decoded: pixels, whether they are valid, classes, numbers of objects."""
+        image, mask = self.pairs[number].image, self.pairs[number].mask
+        ids = np.dtype(mask.dtype).itemsize if self.table.numbered else 0
+        return image.pixels * (image.channels * np.dtype(image.dtype).itemsize + 2 + ids)
 
     def _keep(self, number: int, whole: Window) -> None:
+        self._held += 0 if number in self._whole else self._bytes(number)
         self._whole[number] = whole
-        total = sum(_bytes(self.pairs[i].image) for i in self._whole)
-        while total > self._room and len(self._whole) > 1:
+        while self._held > self._room and len(self._whole) > 1:
             oldest, _ = self._whole.popitem(last=False)
-            total -= _bytes(self.pairs[oldest].image)
+            self._held -= self._bytes(oldest)
 
 
 def open_mask(spec: RasterSpec, table: Table) -> Reader:
@@ -270,7 +281,3 @@ def _stacked(strips: Sequence[Window]) -> Window:
     )
     numbered = [strip.ids for strip in strips if strip.ids is not None]
     return Window(pixels, valid, classes, np.concatenate(numbered) if numbered else None)
-
-
-def _bytes(spec: RasterSpec) -> int:
-    return spec.pixels * (spec.channels * np.dtype(spec.dtype).itemsize + 2)

@@ -182,13 +182,13 @@ class Training:
     batch: int = 8
     """Patches a step."""
     epochs: int = 40
-    """Passes; after each the network is measured and kept."""
+    """Passes; after each the network is measured and kept. May be raised later: training then goes on from its last checkpoint."""
     steps: int | None = None
     """Steps of an epoch. None: as many as cover the labelled pixels once, from 20 to 500."""
     rate: float = 1e-3
     """Learning rate at its highest."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """How the rate goes down: to a hundredth along half a cosine, or not at all."""
+    """How the rate goes down: to a hundredth along half a cosine over all epochs, or not at all."""
     warmup: int = 0
     """Steps in which the rate grows to its highest."""
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -200,13 +200,26 @@ class Training:
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: mixed precision, for processors and GPUs that have it. The file always holds float32."""
     patience: int | None = None
-    """Epochs without a better mean IoU until training stops. None: never before the last."""
+    """Epochs without a better score until training stops; may be changed later. None: never before the last."""
     seed: int = 0
     """Decides first weights, patches and augmentation."""
     threads: int | None = None
     """Threads of this machine to use. None: all."""
     memory: int = 1024
     """Megabytes of decoded images to keep."""
+
+    def end(self, scores: Sequence[float]) -> int | None:
+        """The epoch, from 1, that a training with these scores of its epochs ends with. None: it goes on.
+
+        >>> Training(epochs=9, patience=2).end([0.5, 0.6, 0.6, 0.4, 0.9])
+        4
+        """
+        best = 1
+        for number, score in enumerate(scores, 1):
+            best = number if score > scores[best - 1] else best
+            if number >= self.epochs or (self.patience is not None and number - best >= self.patience):
+                return number
+        return None
 
     def __post_init__(self) -> None:
         limits = {

@@ -125,9 +125,10 @@ class Sampler:
 def scaled(window: Window, scaling: Scaling) -> Patch:
     """A window as the network sees it: pixels without data are 0, and `VOID`."""
     pixels = scaling.apply(window.pixels)
-    if not window.valid.all():
-        pixels[~window.valid] = 0
-    return Patch(pixels, window.classes, window.ids)
+    if window.valid.all():
+        return Patch(pixels, window.classes, window.ids)
+    pixels[~window.valid] = 0
+    return Patch(pixels, window.classes, window.ids, window.valid)
 
 
 def resized(patch: Patch, side: int) -> Patch:
@@ -140,8 +141,8 @@ def resized(patch: Patch, side: int) -> Patch:
     )
     rows = (np.arange(side) * 2 + 1) * patch.pixels.shape[0] // (2 * side)
     nearest = np.ix_(rows, rows)
-    ids = None if patch.ids is None else patch.ids[nearest]
-    return Patch(pixels.reshape(side, side, -1), patch.classes[nearest], ids)
+    labels = patch.turned(lambda array: array[nearest])
+    return labels.coloured(pixels.reshape(side, side, -1))
 
 
 def _around(middle: tuple[int, int], side: int, margin: int, shape: tuple[int, int]) -> Box:

@@ -7,7 +7,7 @@ classes in small cells, by which `samples.py` finds rare ones.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from segcore.training.labels import UNKNOWN
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from segcore.training.lesson import Told
     from segcore.training.pixels import Collection
 
 CELL = 64
@@ -40,8 +41,8 @@ class Survey:
         return np.array([cells.sum(axis=(0, 1)) for cells in self.cells])
 
 
-def survey(collection: Collection, classes: Sequence[str], stop: Callable[[], bool]) -> Survey:
-    """Look at all pixels. Raises `RecipeError` where a file is broken, a value is unknown, or no pixel is labelled."""
+def survey(collection: Collection, classes: Sequence[str], told: Told) -> Survey:
+    """Look at all pixels; `told` hears of each strip of an image. Raises `RecipeError` where a file is broken or a value is unknown."""
     cells, faults = [], []
     for number, pair in enumerate(collection.pairs):
         unknown: Counter[int] = Counter()
@@ -49,8 +50,7 @@ def survey(collection: Collection, classes: Sequence[str], stop: Callable[[], bo
         counts = np.zeros((-(-height // CELL), -(-width // CELL), len(classes)), np.int64)
         try:
             for box, window, keys in collection.strips(number, CELL):
-                if stop():
-                    return Survey(())
+                told(number, len(collection.pairs))
                 strange = window.classes == UNKNOWN
                 if strange.any():
                     values, found = np.unique(keys[strange], return_counts=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import threading
 from pathlib import Path
 
@@ -17,8 +19,8 @@ from flows import training_progress
 from flows.cli import app
 from segcore.errors import RecipeError, Stopped
 from segcore.inference.card import Card
-from segcore.training.course import prepare, train
-from segcore.training.semantic import Semantic
+from segcore.training import semantic
+from segcore.training.course import Learned, prepare, train
 
 TINY = {
     "images": "images",
@@ -29,6 +31,19 @@ TINY = {
     "split": {"validation": 0.25},
     "training": {"patch": 16, "batch": 2, "steps": 4, "epochs": 3, "rate": 0.02},
 }
+
+
+@pytest.fixture(autouse=True)
+def measured_once(monkeypatch):
+    """How far a network looks, which takes a second to measure, is measured once for all tests."""
+    monkeypatch.setattr(semantic, "frame_of", frame_of)
+
+
+def frame_of(recipe, channels, *, measure=semantic.frame_of, known={}):  # noqa: B006  what is known is kept on purpose
+    key = (recipe.network, recipe.training.patch, channels, recipe.classes)
+    if key not in known:
+        known[key] = measure(recipe, channels)
+    return known[key]
 
 
 @pytest.fixture
@@ -52,19 +67,25 @@ def made(folder: Path, *changes: str, **keys):
 
 
 def prepared(order):
-    sources = (flow._sources(order.images, "images"), flow._sources(order.masks, "masks"))
-    return prepare(order.recipe, sources, order.settings, lambda: False)
+    return prepare(order.recipe, flow.sources(order), order.settings, Watch(), lambda: False)
 
 
 class Watch(training_progress.Quiet):
-    """Does something after a step: (epoch, step) from 1."""
+    """Does something after a step, (epoch, step) from 1, or when an epoch is measured, (epoch, "measured")."""
 
     def __init__(self, moment=(0, 0), act=lambda: None):
-        self.moment, self.act, self.seen = moment, act, []
+        self.moment, self.act, self.seen, self.said = moment, act, [], []
+
+    def say(self, text):
+        self.said.append(text)
 
     def step(self, epoch, step, loss):
         self.seen.append((epoch, step))
         if (epoch, step) == self.moment:
+            self.act()
+
+    def measured(self, windows, of):
+        if self.seen and self.moment == (self.seen[-1][0], "measured"):
             self.act()
 
 
@@ -82,65 +103,122 @@ def weights(folder: Path) -> list[np.ndarray]:
     return keras.saving.load_model(folder / "tiny.keras", compile=False).get_weights()
 
 
-def test_a_training_ends_the_same_wherever_it_was_stopped_or_killed(folder):
+def test_a_training_ends_the_same_however_often_it_was_stopped_killed_and_lengthened(folder):
+    steady = "training.schedule=constant"
     whole = Watch()
-    learned = train(prepared(made(folder, output="whole")), whole, lambda: False)
+    learned = train(prepared(made(folder, steady, output="whole")), whole, lambda: False)
     assert whole.seen == [(epoch, step) for epoch in (1, 2, 3) for step in (1, 2, 3, 4)]
+
+    def cut(watch, *changes, stop=lambda: False):
+        return train(prepared(made(folder, steady, *changes, output="cut")), watch, stop)
 
     stop = threading.Event()
     with pytest.raises(Stopped):
-        train(prepared(made(folder, output="cut")), Watch((1, 2), stop.set), stop.is_set)
+        cut(Watch((1, 2), stop.set), "training.epochs=1", stop=stop.is_set)
+    first = cut(Watch(), "training.epochs=1")
+    assert (first.epoch, first.epochs) == (1, 1)
+    # The folder may move between two commands.
+    (folder / "cut").rename(folder / "moved")
+    (folder / "moved").rename(folder / "cut")
+    stop.clear()
+    with pytest.raises(Stopped):
+        cut(Watch((2, "measured"), stop.set), "training.epochs=3", "training.patience=9", stop=stop.is_set)
     # What a kill leaves behind: nothing written since the last epoch.
     with pytest.raises(Killed):
-        train(prepared(made(folder, output="cut")), Watch((3, 2), kill), lambda: False)
+        cut(Watch((3, 2), kill), "training.patience=8")
     rest = Watch()
-    cut = train(prepared(made(folder, output="cut")), rest, lambda: False)
+    last = cut(rest)
     assert rest.seen == [(3, 1), (3, 2), (3, 3), (3, 4)]
 
-    assert learned.score == cut.score
+    assert (learned.score, learned.epoch, learned.epochs) == (last.score, last.epoch, last.epochs)
     for a, b in zip(weights(folder / "whole"), weights(folder / "cut"), strict=True):
         assert a.tobytes() == b.tobytes()
-    histories = [json.loads((folder / name / "history.json").read_text()) for name in ("whole", "cut")]
+    histories = [json.loads((folder / name / "training_history.json").read_text()) for name in ("whole", "cut")]
     for history in histories:
         for epoch in history["epochs"]:
             del epoch["seconds"], epoch["patches_per_second"]
     assert histories[0] == histories[1]
+    assert "lengthened" not in Card.load((folder / "cut" / "tiny.json").read_bytes(), "tiny.json").about
 
 
-def test_the_command_trains_once_and_tells_how_to_use_the_model(folder):
-    (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "licence": "CC0"}))
+def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_the_model(folder):
+    # Its records must not take the place of a card, whatever the recipe is called.
+    (folder / "training.yaml").write_text(yaml.safe_dump({**TINY, "licence": "CC0"}))
     run = CliRunner().invoke
     # bfloat16 inside, float32 in the file; convolutions without padding, whose target is the middle of the patch.
     flags = ["--set", "training.precision=bfloat16", "--set", "network.padding=valid", "--set", "training.patch=28", "--quiet"]
-    first = run(app, ["train", str(folder / "tiny.yaml"), *flags])
+    command = ["train", str(folder / "training.yaml"), *flags, "--set"]
+    first = run(app, [*command, "training.epochs=1"])
     assert first.exit_code == 0, first.output
+    assert "of epoch 1, the best of 1" in first.stdout
     assert "-s unet -p weights=" in first.stdout
     made_files = sorted(path.name for path in (folder / "out").iterdir())
-    assert made_files == ["curves.png", "examples.png", "history.json", "tiny.json", "tiny.keras", "training.json"]
+    records = ["training_history.json", "training_state.json"]
+    assert made_files == ["checkpoint", "curves.png", "examples.png", "training.json", "training.keras", *records]
 
     import keras
 
-    model = keras.saving.load_model(folder / "out" / "tiny.keras", compile=False)
+    path = folder / "out" / "training.keras"
+    model = keras.saving.load_model(path, compile=False)
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
-    card = Card.load((folder / "out" / "tiny.json").read_bytes(), "tiny.json")
+    card = Card.load((folder / "out" / "training.json").read_bytes(), "training.json")
     assert (card.kind, card.channels, card.classes, card.dtype) == ("unet", 1, ("dark", "bright"), "uint8")
     assert card.reach.margin == 8
     assert card.about["licence"] == "CC0"
     assert card.about["metrics"]["classes"]["bright"]["pixels"] > 0
     assert model(np.zeros((1, 28, 28, 1), np.float32)).shape == (1, 12, 12, 2)
 
-    before = (folder / "out" / "tiny.keras").stat().st_mtime_ns
-    second = run(app, ["train", str(folder / "tiny.yaml"), *flags])
+    before = path.stat().st_mtime_ns
+    # Neither threads nor memory change what is learned.
+    second = run(app, [*command, "training.epochs=1", "--set", "training.memory=7"])
     assert second.exit_code == 0
     assert second.stdout.startswith("Nothing to do")
-    assert (folder / "out" / "tiny.keras").stat().st_mtime_ns == before
-    changed = run(app, ["train", str(folder / "tiny.yaml"), *flags, "--set", "training.rate=0.5"])
+    assert path.stat().st_mtime_ns == before
+    changed = run(app, [*command, "training.rate=0.5"])
     assert changed.exit_code == 2
     assert "training.rate was 0.02 and is 0.5" in changed.stderr
+
+    # The rate of the default schedule follows the number of epochs: said, and kept in the card.
+    longer = run(app, [*command, "training.epochs=2"])
+    assert longer.exit_code == 0, longer.output
+    assert "2 epochs instead of 1" in longer.stderr
+    assert "the best of 2" in longer.stdout
+    about = Card.load((folder / "out" / "training.json").read_bytes(), "training.json").about
+    assert about["lengthened"] == [{"after_steps": 4, "epochs": 2}]
+    assert about["recipe"]["training"]["epochs"] == 2
+    history = json.loads((folder / "out" / "training_history.json").read_text())["epochs"]
+    # To a hundredth at the end of each plan, in optimiser steps 4 of 4 and 8 of 8.
+    assert [record["rate"] for record in history] == pytest.approx([0.0002, 0.0002])
+    shorter = run(app, [*command, "training.epochs=1"])
+    assert shorter.exit_code == 2
+    assert "it has finished 2" in shorter.stderr
+
+    shutil.rmtree(folder / "out" / "checkpoint")
+    assert run(app, [*command, "training.epochs=2"]).stdout.startswith("Nothing to do")
+    gone = run(app, [*command, "training.epochs=3"])
+    assert gone.exit_code == 2
+    assert "training.epochs was 2 and is 3" in gone.stderr
+    assert "checkpoint has been removed" in gone.stderr
     Image.fromarray(np.zeros((48, 56), np.uint8)).save(folder / "images" / "0.png")
-    other = run(app, ["train", str(folder / "tiny.yaml"), *flags])
+    other = run(app, [*command, "training.epochs=2"])
     assert other.exit_code == 2
     assert "images or masks" in other.stderr
+
+
+def test_a_model_of_unknown_origin_is_not_overwritten(folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "tiny.keras").write_bytes(b"mine")
+    with pytest.raises(RecipeError, match=r"tiny\.keras exists"):
+        train(prepared(made(folder)), Watch(), lambda: False)
+    assert [path.name for path in (folder / "out").iterdir() if path.is_file()] == ["tiny.keras"]
+
+
+def test_checks_before_training_can_be_stopped(folder):
+    stop, order = threading.Event(), made(folder)
+    watch = Watch()
+    watch.checked = lambda what, done, of: stop.set() if (what, done) == ("digests", 2) else None
+    with pytest.raises(Stopped, match="begins again"):
+        prepare(order.recipe, flow.sources(order), order.settings, watch, stop.is_set)
 
 
 def test_what_is_measured_is_what_the_model_says_of_whole_images(folder):
@@ -161,7 +239,7 @@ def test_what_is_measured_is_what_the_model_says_of_whole_images(folder):
         labels = np.asarray(model(padded))[0].argmax(axis=-1)
         said.append(labels[mask != 255])
         true.append(mask[mask != 255])
-    assert isinstance(course.subject, Semantic)
+    assert isinstance(course.subject, semantic.Semantic)
     assert learned.score[1] == pytest.approx(jaccard_score(np.concatenate(true), np.concatenate(said), average="macro"), abs=1e-6)
 
 
@@ -171,10 +249,6 @@ def save(folder: Path, name: str, array: np.ndarray) -> None:
 
 def remove_mask(folder):
     (folder / "masks" / "2.png").unlink()
-
-
-def stray_mask(folder):
-    save(folder, "masks/9.png", np.zeros((48, 56), np.uint8))
 
 
 def other_size(folder):
@@ -215,8 +289,7 @@ def broken(folder):
 @pytest.mark.parametrize(
     ("spoil", "messages"),
     [
-        (remove_mask, ["images/2.png", "without a mask", "leave_out"]),
-        (stray_mask, ["masks/9.png", "without an image"]),
+        (remove_mask, ["1 of 4 without a mask", "images/2.png", "leave_out"]),
         (other_size, ["masks/1.png is 56 x 40", "56 x 48"]),
         (unknown_value, ["masks/1.png", "7 (2688 pixels)", "void"]),
         (colours, ["masks/1.png", "colours"]),
@@ -238,6 +311,20 @@ def test_what_is_left_out_may_lack_a_mask(folder):
     remove_mask(folder)
     course = prepared(made(folder, "split.leave_out=['2']"))
     assert [pair.name for pair in course.lesson.collection.pairs] == ["0", "1", "3"]
+
+
+def test_masks_of_other_images_are_not_used_and_counted(folder):
+    (folder / "images" / "2.png").unlink()
+    # What an earlier training left among the images is none of them.
+    save(folder, "images/curves.png", np.zeros((9, 9), np.uint8))
+    course = prepared(made(folder, output="images"))
+    assert [pair.name for pair in course.lesson.collection.pairs] == ["0", "1", "3"]
+    (note,) = course.notes
+    assert note.startswith("1 of 4 masks have no image")
+    assert "masks/2.png" in note
+    (folder / "masks" / "3.png").unlink()
+    with pytest.raises(RecipeError, match=r"1 of 3 without a mask: \S*images/3\.png\. Masks without an image: \S*masks/2\.png"):
+        prepared(made(folder, output="images"))
 
 
 def test_masks_are_found_by_suffix_and_beside_their_images(folder):
@@ -302,6 +389,17 @@ def test_groups_are_never_on_both_sides():
     assert split.divide(names, names) == (training, validation)
 
 
+@pytest.fixture
+def uncompiled():
+    """No graphs, which take twenty seconds to build of Mask R-CNN and are built in tests of the network."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.usefixtures("uncompiled")
 def test_objects_are_learned_end_to_end(folder):
     random = np.random.default_rng(2)
     for i in range(4):
@@ -348,3 +446,43 @@ def drawn(course):
 def test_the_examples_are_training_recipes(path, monkeypatch):
     monkeypatch.setenv("DSB2018", "dsb2018")
     assert flow.load(path).recipe.name == path.stem
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(yaml.safe_load(path.read_text()), flow.schema())
+
+
+def test_the_schema_takes_what_training_recipes_take_and_refuses_what_they_refuse(tmp_path):
+    jsonschema = pytest.importorskip("jsonschema")
+    printed = CliRunner().invoke(app, ["schema", "train"])
+    schema = json.loads(printed.stdout)
+    assert schema == json.loads(json.dumps(flow.schema()))
+    assert json.loads(CliRunner().invoke(app, ["schema"]).stdout)["title"] == "maskloom recipe"
+    base = {**TINY, "labels": "index", "scaling": {"offset": [3, 4], "factor": 0.5}, "split": {"validation": ["a*"]}}
+    good = [
+        base,
+        {**base, "network": "fcn", "labels": {"kind": "values", "values": {"0": "dark", "255": "bright"}, "void": "rest"}},
+        {**base, "training": {"loss": {"kind": "focal", "gamma": 1}, "augmentation": ["flip", {"kind": "gain", "by": 0.1}]}},
+    ]
+    bad = [
+        {**base, "imags": "x"},
+        {**base, "network": {"kind": "unet", "widht": 3}},
+        {**base, "network": "unett"},
+        {**base, "labels": {"kind": "colours"}},
+        {**base, "training": {"epoch": 3}},
+        {**base, "training": {"loss": "dise"}},
+        {**base, "training": {"augmentation": ["turn"]}},
+        {**base, "split": {"by": 3}},
+    ]
+    for document in good:
+        jsonschema.validate(document, schema)
+        flow.make(document, tmp_path)
+    for document in bad:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(document, schema)
+        with pytest.raises(RecipeError):
+            flow.make(document, tmp_path)
+
+
+def test_how_to_use_a_model_can_be_pasted(folder):
+    order = made(folder, "bands=[1]")
+    learned = Learned("/a b/it's.keras", ("mean IoU", 0.5), 1, 2, 0.1, False)
+    assert shlex.split(flow.usage(order, learned))[-4:] == ["-p", "weights=/a b/it's.keras", "-p", "bands=[1]"]

@@ -43,7 +43,7 @@ SQUARE = Frame(32)
 
 
 def sampler(collection, frame=SQUARE, augmentation=(), seed=0, balance=0.5):
-    found = survey(collection, ("even", "odd"), lambda: False)
+    found = survey(collection, ("even", "odd"), lambda *_: None)
     return Sampler(collection, found, [0, 1], Scaling((0.0,), (1.0,)), Drawing(frame, 4, balance, seed, augmentation))
 
 
@@ -75,12 +75,30 @@ def test_a_step_depends_on_seed_epoch_and_step_alone(collection):
     assert len(set(drawn)) == len(drawn)
 
 
+def test_pixels_without_data_are_0_however_they_are_augmented(tmp_path):
+    """So is what the network is shown in use."""
+    pixels = np.random.default_rng(0).integers(100, 140, (64, 64, 1)).astype(np.uint8)
+    pixels[10:30, 5:50] = 0
+    write_tiff(tmp_path / "a.tif", pixels, nodata=0)
+    pair = Pair("a", FORMATS["tiff"].describe(str(tmp_path / "a.tif"), "1"), png(tmp_path / "m.png", np.eye(64, dtype=np.uint8)))
+    collection = Collection([pair], Index().table(("even", "odd")), 64)
+    found = survey(collection, ("even", "odd"), lambda *_: None)
+    changes = tuple(AUGMENTATIONS[name]() for name in sorted(AUGMENTATIONS) if name != "scale")
+    for augmentation in (changes, (*changes, Scale(0.5))):
+        draw = Sampler(collection, found, [0], Scaling(), Drawing(SQUARE, 8, 0.5, 3, augmentation))
+        batch = draw.batch(0, 0)
+        void = batch.classes == VOID
+        assert void.any()
+        assert not batch.pixels[void].any()
+        assert batch.pixels[~void].all()
+
+
 def test_rare_classes_are_found(tmp_path):
     mask = np.zeros((600, 600), np.uint8)
     mask[400:404, 500:504] = 1
     pair = Pair("a", png(tmp_path / "a.png", mask), png(tmp_path / "m.png", mask))
     collection = Collection([pair], Index().table(("even", "odd")), 64)
-    found = survey(collection, ("even", "odd"), lambda: False)
+    found = survey(collection, ("even", "odd"), lambda *_: None)
     share = {}
     for balance in (0.0, 1.0):
         draw = Sampler(collection, found, [0], Scaling(), Drawing(Frame(96), 8, balance, 0))
@@ -90,7 +108,7 @@ def test_rare_classes_are_found(tmp_path):
 
 
 def test_the_survey_counts_every_pixel_by_class(collection):
-    found = survey(collection, ("even", "odd"), lambda: False)
+    found = survey(collection, ("even", "odd"), lambda *_: None)
     for number, pair in enumerate(collection.pairs):
         mask = np.asarray(Image.open(pair.mask.location))
         assert found.classes[number].tolist() == [(mask == 0).sum(), (mask == 1).sum()]
@@ -167,6 +185,56 @@ def test_windows_are_mirrored_at_the_border_as_in_inference(top, left, side):
     assert empty.valid[~outside].all()
     np.testing.assert_array_equal(empty.ids[~outside], padded[~outside])
     assert not empty.ids[outside].any()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 3), st.integers(0, 90), st.integers(0, 60), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_borders_of_objects_are_the_same_in_every_window(reach, top, left, side, seed):
+    random = np.random.default_rng(seed)
+    ids = np.kron(random.integers(0, 4, (20, 14)), np.ones((5, 5), int)).astype(np.uint16)
+    out = io.BytesIO()
+    Image.fromarray(ids).save(out, "PNG")
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file("/borders.png", out.getvalue())
+    spec = FORMATS["picture"].describe("memory://borders.png", "1")
+    kind, classes = Instances(of="cell", border="gap", reach=reach), ("background", "cell", "gap")
+    table = kind.table(classes)
+    whole = table.decode(ids[..., None], np.ones(ids.shape, bool))
+    box = Box((top, left), (top + side, left + side)) & Box.whole(ids.shape)
+    collection = Collection([Pair("a", spec, spec)], table, 8)
+    strips = []
+    with pytest.MonkeyPatch.context() as patch:
+        # Strips of 64 rows, as those of large images.
+        patch.setattr("segcore.training.pixels._STRIP_PIXELS", 1)
+        found = survey(collection, classes, lambda *_: None)
+        strips = [window.classes for _, window, _ in collection.strips(0, 64)]
+    assert len(strips) == 2
+    np.testing.assert_array_equal(np.concatenate(strips), whole)
+    assert found.classes[0].tolist() == np.bincount(whole.ravel(), minlength=3).tolist()
+    np.testing.assert_array_equal(collection.window(0, box).classes, whole[box.slices])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Collection, "_kept", lambda *_: False)
+        read = Collection([Pair("a", spec, spec)], table, 8)
+        np.testing.assert_array_equal(read.window(0, box).classes, whole[box.slices])
+
+
+def test_images_are_forgotten_where_they_would_take_more_than_the_memory(tmp_path):
+    random, pairs, images = np.random.default_rng(2), [], []
+    for i in range(4):
+        images.append(random.integers(0, 2, (500, 400)).astype(np.uint8))
+        spec = png(tmp_path / f"{i}.png", images[-1])
+        pairs.append(Pair(str(i), spec, spec))
+    # Of 600,000 bytes each: the pixels, whether they are valid, and their classes.
+    collection = Collection(pairs, Index().table(("even", "odd")), 2)
+    survey(collection, ("even", "odd"), lambda *_: None)
+    for number in (0, 1, 0, 2, 3, 0, 0, 1):
+        window = collection.window(number, Box((3, 4), (90, 80)))
+        np.testing.assert_array_equal(window.classes, images[number][3:90, 4:80])
+        assert len(collection._whole) == 3
+        assert collection._held == sum(
+            each.pixels.nbytes + each.valid.nbytes + each.classes.nbytes for each in collection._whole.values()
+        )
 
 
 def test_large_images_are_read_by_windows_and_palettes_by_index(tmp_path):

@@ -1,0 +1,122 @@
+"""Outcome: what a training leaves for its users: the network with its card, the history, and pictures of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import tempfile
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segcore.errors import StoreError
+from segcore.training.curves import curves, examples
+
+if TYPE_CHECKING:
+    from segcore.inference.card import Card
+    from segcore.storage import Store
+    from segcore.training.checkpoint import Standing
+    from segcore.training.course import Prepared
+    from segcore.training.learner import Learner
+    from segcore.training.lesson import Measured, Told
+
+PICTURES = ("curves.png", "examples.png")
+"""Their names below the output."""
+
+
+def publish(store: Store, prepared: Prepared, learner: Learner, told: Told) -> dict[str, Any]:
+    """Measure the network at its best on all validation images and write it, with all that belongs to it; the record of this, as JSON values.
+
+    Raises `StoreError`, and what `told` raises.
+    """
+    recipe, subject, standing = prepared.recipe, prepared.subject, learner.standing
+    model, trainer = learner.best()
+    measured = subject.measure(trainer, None, told)
+    content, name = _saved(model), f"{recipe.name}.keras"
+    card = subject.card(model, hashlib.sha256(content).hexdigest(), _about(prepared, standing, measured))
+    history = {"classes": list(recipe.classes), "best_epoch": standing.best_epoch, "epochs": list(standing.history)}
+    pictures = (
+        curves(*subject.panels(standing.history), standing.best_epoch, recipe.name),
+        examples(subject.examples(trainer), recipe.classes),
+    )
+    # The card first: weights without one would be examined as a stranger's.
+    store.publish(f"{recipe.name}.json", _completed(card, prepared).dump())
+    store.publish(name, content)
+    store.publish("training_history.json", (json.dumps(history, indent=1) + "\n").encode())
+    for picture, pixels in zip(PICTURES, pictures, strict=True):
+        store.publish(picture, pixels)
+    return {
+        "model": name,
+        "score": round(measured.score, 6),
+        "epoch": standing.best_epoch,
+        "epochs": standing.epoch,
+        "minutes": _minutes(standing),
+    }
+
+
+def _completed(card: Card, prepared: Prepared) -> Card:
+    """The card with what the images were."""
+    images = [pair.image for pair in prepared.lesson.collection.pairs]
+    is_rgb = images[0].bands == (1, 2, 3) and all(image.interpretation == "rgb" for image in images)
+    return replace(card, dtype=images[0].dtype, interpretation="rgb" if is_rgb else "bands")
+
+
+def _about(prepared: Prepared, standing: Standing, measured: Measured) -> dict[str, Any]:
+    """What the card tells of the training."""
+    recipe, lesson = prepared.recipe, prepared.lesson
+    about = {
+        "name": recipe.name,
+        "licence": recipe.licence or "not stated",
+        "data": {
+            "sha256": prepared.data,
+            "training_images": len(lesson.training),
+            "validation_images": len(lesson.validation),
+            "validation": [lesson.collection.pairs[i].name for i in lesson.validation],
+            "measured_on": "training images" if lesson.validation == lesson.training else "validation images",
+        },
+        "bands": list(lesson.collection.pairs[0].image.bands),
+        "epochs": standing.epoch,
+        "best_epoch": standing.best_epoch,
+        "minutes": _minutes(standing),
+        "metrics": measured.summary,
+        "recipe": prepared.settings,
+        "versions": _versions(),
+    }
+    if len(standing.plans) > 1:
+        # The rate has followed several plans, so the recipe alone does not give these weights.
+        about["lengthened"] = [{"after_steps": steps, "epochs": epochs} for steps, epochs in standing.plans[1:]]
+    return about
+
+
+def _saved(model: Any) -> bytes:
+    """A network as a `.keras` file. Raises `StoreError` where there is no room for it among the temporary files."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.keras"
+            model.save(path)
+            return path.read_bytes()
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write the network to {tempfile.gettempdir()}: {error}. Make room there, or name another folder by the variable TMPDIR, then "
+            "run the same command."
+        ) from error
+
+
+def _minutes(standing: Standing) -> float:
+    return round(standing.seconds / 60, 2)
+
+
+def _versions() -> dict[str, str]:
+    import keras
+
+    return {
+        "maskloom": version("maskloom"),
+        "keras": str(keras.__version__),
+        "backend": str(keras.backend.backend()),
+        "python": platform.python_version(),
+        "numpy": str(np.__version__),
+    }

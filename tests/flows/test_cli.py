@@ -1,0 +1,31 @@
+"""The command line before any command."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import WRONG_USAGE, app
+
+
+def test_says_its_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"maskloom {version('maskloom')}\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["run"], ["run", "no-such-file.yaml"], ["list", "colours"]])
+def test_wrong_usage_is_told_apart(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == WRONG_USAGE
+    assert "maskloom" in result.output
+
+
+@pytest.mark.parametrize(
+    "command", sorted(command.callback.__name__.rstrip("_") for command in app.registered_commands if command.callback)
+)
+def test_every_command_explains_itself(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"maskloom {command}" in result.output or f" {command} " in result.output
