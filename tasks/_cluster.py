@@ -46,6 +46,8 @@ _ONE_THREAD = (
 _SETTINGS: dict[str, Any] = {
     # A job that loses two workers is taken apart; more restarts would only cost time.
     "distributed.scheduler.allowed-failures": 1,
+    # By default a worker that has not registered anew 15 s after a death is never started again.
+    "distributed.deploy.lost-worker-timeout": "1000 days",
     # Native code may hold the interpreter for minutes; the death of a local process is seen at once without heartbeats.
     "distributed.scheduler.worker-ttl": None,
     # One heap for the one thread that works: with several, their leftovers add up and the peak grows with the image.

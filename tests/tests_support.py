@@ -11,6 +11,8 @@ import rasterio
 
 VOLATILE = ("run_id", "seconds", "mask_sha256", "tiles")
 """Columns that may differ between runs that must agree: times, ids, and what the tiling decides about files."""
+SCENE = (520, 640)
+"""Height and width of the two scenes of a collection: just large enough to be spread over workers where parts are small."""
 
 
 @lru_cache(maxsize=8)

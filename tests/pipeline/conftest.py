@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 from rasterio.transform import from_origin
-from tests_support import photograph, write_tiff
+from tests_support import SCENE, photograph, write_tiff
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -44,10 +44,10 @@ class Collection:
 
 @pytest.fixture
 def collection(tmp_path: Path) -> Collection:
-    """Six images of four kinds: projected, geographic with nodata, plain TIFF, PNG, JPEG."""
+    """Six images of five kinds: projected, geographic with nodata, plain TIFF, PNG, JPEG."""
     images = tmp_path / "images"
     (images / "scenes").mkdir(parents=True)
-    scene = photograph(700, 900)
+    scene = photograph(*SCENE)
     write_tiff(images / "scenes" / "utm.tif", scene, crs="EPSG:32633", transform=from_origin(500_000, 5_300_000, 10, 10))
     hole = scene.copy()
     hole[100:300, 200:420] = 0

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from segcore.errors import StoreError
 
@@ -41,6 +42,8 @@ class Mark:
     folder: str
     name: str
     seconds: float = 0.0
+    until: str = ""
+    """A file of the folder: the job does not end before it is there."""
 
     def split(self) -> tuple[Mark, ...]:
         return (self,)
@@ -69,6 +72,8 @@ def refuse(job: Numbers) -> int:
 def mark_and_sleep(job: Mark) -> str:
     Path(job.folder, job.name).write_text(str(os.getpid()))
     time.sleep(job.seconds)
+    while job.until and not Path(job.folder, job.until).exists():
+        time.sleep(0.02)
     return job.name
 
 
@@ -116,9 +121,9 @@ def talk_and_sum(job: Numbers) -> int:
     return sum(job.items)
 
 
-def hoard(job: Numbers) -> int:
-    """Takes as many MiB as it is told, and keeps them."""
+def hoard(job: Numbers) -> NoReturn:
+    """Takes as many MiB as it is told, and keeps them for ever."""
     memory = bytearray(job.items[0] * 2**20)
     memory[:: os.sysconf("SC_PAGE_SIZE")] = b"\x01" * len(memory[:: os.sysconf("SC_PAGE_SIZE")])
-    time.sleep(60)
-    return len(memory)
+    while True:
+        time.sleep(1)

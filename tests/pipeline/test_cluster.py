@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
+import re
 import subprocess
 import sys
 import time
-import urllib.request
 
 import fsspec
 import pytest
@@ -28,34 +27,26 @@ def test_two_workers_one_worker_and_none_agree(collection, maskloom):
 
 
 @pytest.fixture(scope="module")
-def s3_server():
-    """moto's server process on a free port, with credentials in the environment as users have them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def s3_server(tmp_path_factory):
+    """moto's server process, with credentials in the environment as users have them."""
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with log.open("wb") as stream:
+        # It takes a free port, and says which.
+        server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", "0"], stdout=stream, stderr=stream)
+    deadline = time.monotonic() + 120
+    while (said := re.search(r"Running on (http://127\.0\.0\.1:\d+)\s", log.read_text())) is None:
+        assert server.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, "the S3 server did not start"
+        time.sleep(0.1)
     settings = {
-        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ENDPOINT_URL": said[1],
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     previous = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(endpoint, timeout=1).close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline, "the S3 server did not start"
-            time.sleep(0.2)
-    yield endpoint
+    yield
     server.terminate()
     server.wait()
     for name, value in previous.items():

@@ -32,6 +32,9 @@ from tasks.fanout import CLUSTERS, Dask, Existing, InProcess, LocalCluster, Seri
 
 ROOT = Path(__file__).parents[2]
 PREPARE = pickle.dumps(jobs.prepare)
+HANG = 120.0
+"""Seconds after which something hangs. A loaded machine may be slow, so nothing else here is measured by the clock."""
+pytestmark = pytest.mark.timeout(5 * HANG)
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +47,28 @@ def bundles(count: int, size: int = 3) -> list[Numbers]:
     return [Numbers(tuple(range(first, first + size))) for first in range(0, count * size, size)]
 
 
-def wait_until(true: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
+def comes_true(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + HANG
+    while not (true := condition()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return true()
+    return true
+
+
+def content(path: Path) -> str:
+    """What stands in a file that another process may be writing; empty where there is none yet."""
+    return path.read_text() if path.exists() else ""
 
 
 def known_tasks(dask: Dask) -> int:
     """Jobs that the scheduler knows, without those that prepare the workers."""
     tasks: list[str] = dask.client.run_on_scheduler(lambda dask_scheduler: [str(key) for key in dask_scheduler.tasks])
     return sum(not key.startswith("prepare_process") for key in tasks)
+
+
+def waiting_tasks(dask: Dask) -> int:
+    """Jobs that lie at workers and have not begun."""
+    waiting: dict[str, int] = dask.client.run(lambda dask_worker: len(dask_worker.state.ready))
+    return sum(waiting.values())
 
 
 # Results
@@ -69,8 +83,12 @@ def test_dask_gives_what_serial_gives(cluster: Dask) -> None:
 
 
 def test_results_come_in_order_of_completion(cluster: Dask, tmp_path: Path) -> None:
-    work = [Mark(str(tmp_path), "slow", 1.0), Mark(str(tmp_path), "quick")]
-    assert [job.name for job, _ in cluster.map(jobs.mark_and_sleep, work)] == ["quick", "slow"]
+    work = [Mark(str(tmp_path), "slow", until="the quick one is back"), Mark(str(tmp_path), "quick")]
+    names = []
+    for job, _ in cluster.map(jobs.mark_and_sleep, work):
+        names.append(job.name)
+        (tmp_path / "the quick one is back").touch()
+    assert names == ["quick", "slow"]
 
 
 def test_no_jobs_give_no_results(cluster: Dask) -> None:
@@ -116,9 +134,10 @@ def test_the_scheduler_never_knows_more_than_the_window(cluster: Dask) -> None:
     for done, _ in enumerate(cluster.map(jobs.squares, count(bundles(400))), start=1):
         assert pulled - done <= limit
         if done % 40 == 0:
-            assert known_tasks(cluster) <= limit + 4
+            # What was released is forgotten as soon as the scheduler hears of it.
+            assert comes_true(lambda: known_tasks(cluster) <= limit)
     assert done == pulled == 400
-    assert wait_until(lambda: known_tasks(cluster) == 0, 5)
+    assert comes_true(lambda: known_tasks(cluster) == 0)
 
 
 def test_a_caller_that_leaves_takes_its_jobs_with_it(cluster: Dask) -> None:
@@ -126,7 +145,7 @@ def test_a_caller_that_leaves_takes_its_jobs_with_it(cluster: Dask) -> None:
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert cluster.window._taken == 0
-    assert wait_until(lambda: known_tasks(cluster) == 0, 5)
+    assert comes_true(lambda: known_tasks(cluster) == 0)
 
 
 def test_what_a_function_raises_is_raised_here(cluster: Dask) -> None:
@@ -164,52 +183,6 @@ def test_nothing_listens_beyond_this_machine(cluster: Dask) -> None:
     assert listening == {"127.0.0.1"}
 
 
-# Death
-
-
-def test_a_killed_worker_costs_no_result(cluster: Dask, tmp_path: Path) -> None:
-    work = [Mark(str(tmp_path), "victim"), *(Mark(str(tmp_path), f"{i}") for i in range(8))]
-    with ThreadPoolExecutor(1) as pool:
-        results = pool.submit(lambda: [name for _, name in cluster.map(jobs.wait_the_first_time, work)])
-        assert wait_until((tmp_path / "victim").exists, 10)
-        os.kill(int((tmp_path / "victim").read_text()), signal.SIGKILL)
-        assert sorted(str(name) for name in results.result(30)) == sorted(job.name for job in work)
-
-
-def test_the_job_that_kills_is_named_and_its_neighbours_live(cluster: Dask) -> None:
-    work = [*bundles(6), Numbers((100, -1, 101)), *bundles(3, size=2)]
-    results = list(cluster.map(jobs.squares_or_crash, work))
-    dead = [(job, result) for job, result in results if isinstance(result, WorkerDied)]
-    assert [job for job, _ in dead] == [Numbers((-1,))]
-    assert "SIGSEGV" in str(dead[0][1])
-    alive = sorted(item for job, result in results if not isinstance(result, WorkerDied) for item in job.items)
-    assert alive == sorted(item for job in work for item in job.items if item >= 0)
-    assert all(result == jobs.squares(job) for job, result in results if not isinstance(result, WorkerDied))
-
-
-def test_restarted_workers_are_prepared(cluster: Dask, tmp_path: Path) -> None:
-    before = {found["pid"] for _, found in cluster.map(jobs.surroundings, bundles(8)) if not isinstance(found, WorkerDied)}
-    assert [name for _, name in cluster.map(jobs.die_the_first_time, [Mark(str(tmp_path), "victim")])] == ["victim"]
-    assert wait_until(lambda: _cluster.thread_count(cluster.client) == 2, 10)
-    found = [found for _, found in cluster.map(jobs.surroundings, bundles(8)) if not isinstance(found, WorkerDied)]
-    assert {each["pid"] for each in found} - before
-    assert {each["prepared"] for each in found} == {1}
-
-
-def test_a_cluster_without_workers_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    import distributed
-
-    with distributed.LocalCluster(n_workers=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as other:
-        with Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()) as dask:
-            assert dask.workers > 0
-            monkeypatch.setattr(_cluster, "WORKERS_SECONDS", 1.0)
-            other.scale(0)
-            with pytest.raises(RunError, match="no worker"):
-                list(dask.map(jobs.squares, bundles(5)))
-        with pytest.raises(RunError, match=f"{other.scheduler_address}.*no worker"):
-            assert Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()).client
-
-
 # Alone in a child process
 
 
@@ -223,16 +196,15 @@ def test_a_child_process_gives_what_a_worker_gives(capfd: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("job", "limits", "words"),
     [
-        (Numbers((4000,)), _isolated.Limits(memory_bytes=500 * 2**20), "more memory than a worker has \\(0.488 GiB\\)"),
+        (Numbers((700,)), _isolated.Limits(memory_bytes=500 * 2**20), "more memory than a worker has \\(0.488 GiB\\)"),
         (Numbers((1,)), _isolated.Limits(seconds=1.0), "not done after 1 s"),
     ],
 )
 def test_a_child_process_that_takes_too_much_is_ended(job: Numbers, limits: _isolated.Limits, words: str) -> None:
-    started = time.monotonic()
+    # Left alone, the job would sleep for ever.
     died = _isolated.run_isolated(PREPARE, jobs.hoard, job, limits)
     assert isinstance(died, WorkerDied)
     assert re.search(words, str(died))
-    assert time.monotonic() - started < 10
 
 
 def test_a_child_process_hands_on_what_the_function_raises() -> None:
@@ -270,7 +242,7 @@ def test_serial_prepares_once_and_needs_no_distributed() -> None:
         assert prepared == [1]
         assert not {"distributed", "dask", "prefect"} & set(sys.modules)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True, timeout=HANG)
 
 
 def test_recipes_can_name_clusters() -> None:
@@ -294,48 +266,64 @@ def test_recipes_can_name_clusters() -> None:
 # Stopping
 
 
-@pytest.mark.parametrize("serial", [True, False])
-def test_a_stop_ends_the_work_soon(cluster: Dask, tmp_path: Path, serial: bool) -> None:
+def test_a_stop_ends_work_in_this_process_before_the_next_job(tmp_path: Path) -> None:
     stop = threading.Event()
-    fanout: Serial | Dask = Serial(jobs.prepare, stop) if serial else cluster
-    cluster.stop = stop
-    work = [Mark(str(tmp_path), f"{i}", 0.3) for i in range(50)]
+    results = Serial(jobs.prepare, stop).map(jobs.mark_and_sleep, [Mark(str(tmp_path), f"{i}") for i in range(50)])
+    assert next(results)[1] == "0"
+    stop.set()
+    with pytest.raises(Stopped):
+        next(results)
+    assert [file.name for file in tmp_path.iterdir()] == ["0"]
+
+
+def test_a_stop_lets_jobs_end_that_run_and_no_other_begin(cluster: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_flight, "_GRACE_SECONDS", HANG)
+    monkeypatch.setattr(cluster, "stop", threading.Event())
+    signs = ("all run", "withdrawn")
+    work = [Mark(str(tmp_path), "first", until="all run"), *(Mark(str(tmp_path), f"{i}", until="withdrawn") for i in range(50))]
+
+    def begun() -> set[str]:
+        return {file.name for file in tmp_path.iterdir()} - {*signs}
+
+    def give_signs() -> None:
+        comes_true(lambda: len(begun()) == cluster.workers)
+        (tmp_path / "all run").touch()
+        cluster.stop.wait(HANG)
+        # Where workers are too busy to say what they run, nothing is withdrawn, and all jobs in flight are let to their ends.
+        deadline = time.monotonic() + 10
+        while known_tasks(cluster) + waiting_tasks(cluster) > cluster.workers and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (tmp_path / "withdrawn").touch()
+
     done = []
-    stopped = time.monotonic() + 60
 
     def go_on_until_stopped() -> None:
-        nonlocal stopped
-        for _, name in fanout.map(jobs.mark_and_sleep, work):
+        for _, name in cluster.map(jobs.mark_and_sleep, work):
             done.append(name)
-            stopped = min(stopped, time.monotonic())
-            stop.set()
+            cluster.stop.set()
 
-    with pytest.raises(Stopped):
-        go_on_until_stopped()
-    assert time.monotonic() - stopped < 6  # All 50 jobs would take 7.5 s.
-    # What had begun was let to its end, and what had not did not begin. Only on a cluster, and only while its workers hear of
-    # the stop, one more job a worker may begin, of which nobody hears.
-    begun = {file.name for file in tmp_path.iterdir()}
-    assert set(done) <= begun
-    assert len(begun) - len(done) <= (0 if serial else fanout.workers)
-    assert len(begun) <= 3 * fanout.workers
-    time.sleep(1)
-    assert begun == {file.name for file in tmp_path.iterdir()}
-    cluster.stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        given = pool.submit(give_signs)
+        with pytest.raises(Stopped):
+            go_on_until_stopped()
+        given.result()
+    assert comes_true(lambda: known_tasks(cluster) == 0)
+    assert len(done) >= cluster.workers
+    assert set(done) <= begun()
+    # Only while its workers hear of the stop one more job each may begin, of which nobody hears.
+    assert len(begun()) - len(done) <= cluster.workers
+    assert len(begun()) <= cluster.window.limit
 
 
 def test_a_stop_does_not_wait_for_ever(cluster: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_flight, "_GRACE_SECONDS", 0.5)
-    cluster.stop = threading.Event()
-    work = [Mark(str(tmp_path), "slow", 8.0), Mark(str(tmp_path), "quick", 0.0)]
-    started = time.monotonic()
-    results = cluster.map(jobs.mark_and_sleep, work)
+    monkeypatch.setattr(cluster, "stop", threading.Event())
+    results = cluster.map(jobs.mark_and_sleep, [Mark(str(tmp_path), "slow", until="over"), Mark(str(tmp_path), "quick")])
     assert next(results)[1] == "quick"
     cluster.stop.set()
     with pytest.raises(Stopped):
         next(results)
-    assert time.monotonic() - started < 6
-    cluster.stop = threading.Event()
+    (tmp_path / "over").touch()
 
 
 DRIVER = """
@@ -370,19 +358,19 @@ def test_ctrl_c_leaves_nothing_on_the_terminal_and_no_process(tmp_path: Path) ->
     with driver(
         tmp_path, f"list(dask.map(jobs.mark_and_sleep, [jobs.Mark({str(marks)!r}, str(i), 1.0) for i in range(99)]))"
     ) as process:
-        assert wait_until(lambda: len(list(marks.iterdir())) >= 2, 20)
+        assert comes_true(lambda: len(list(marks.iterdir())) >= 2)
         family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=HANG)
     assert (output, errors, process.returncode) == ("stopped\n", "", 0)
-    assert psutil.wait_procs(family, timeout=30)[1] == []
+    assert psutil.wait_procs(family, timeout=HANG)[1] == []
 
 
 def test_the_death_of_workers_leaves_nothing_on_the_terminal(tmp_path: Path) -> None:
     with driver(
         tmp_path, "print(sorted(len(job.items) for job, _ in dask.map(jobs.squares_or_crash, [jobs.Numbers((1, -1))])))"
     ) as process:
-        assert process.communicate(timeout=120) == ("[1, 1]\n", "")
+        assert process.communicate(timeout=HANG) == ("[1, 1]\n", "")
     assert process.returncode == 0
 
 
@@ -392,9 +380,76 @@ def test_a_killed_driver_leaves_no_orphans(tmp_path: Path) -> None:
     poison = f"dask.map(jobs.sleep_in_a_child, [jobs.Mark({str(marks)!r}, 'poison', 60.0)])"
     with driver(tmp_path, f"list({poison})") as process:
         # The job runs in a grandchild once it has killed two workers.
-        assert wait_until((marks / "child").exists, 30)
+        assert comes_true(lambda: content(marks / "child") != "")
         family = psutil.Process(process.pid).children(recursive=True)
-        assert int((marks / "child").read_text()) in {member.pid for member in family}
+        assert int(content(marks / "child")) in {member.pid for member in family}
         process.kill()
-        process.communicate(timeout=30)
-    assert psutil.wait_procs(family, timeout=30)[1] == []
+        process.communicate(timeout=HANG)
+    assert psutil.wait_procs(family, timeout=HANG)[1] == []
+
+
+# Death: last, because a worker that dies may be slow to come back
+
+
+def test_a_killed_worker_costs_no_result(cluster: Dask, tmp_path: Path) -> None:
+    work = [Mark(str(tmp_path), "victim"), *(Mark(str(tmp_path), f"{i}") for i in range(8))]
+    with ThreadPoolExecutor(1) as pool:
+        results = pool.submit(lambda: [name for _, name in cluster.map(jobs.wait_the_first_time, work)])
+        assert comes_true(lambda: content(tmp_path / "victim") != "")
+        os.kill(int(content(tmp_path / "victim")), signal.SIGKILL)
+        assert sorted(str(name) for name in results.result(HANG)) == sorted(job.name for job in work)
+
+
+def test_restarted_workers_are_prepared(cluster: Dask, tmp_path: Path) -> None:
+    def processes() -> dict[object, object]:
+        """How often each process that does jobs was prepared."""
+        found = [found for _, found in cluster.map(jobs.surroundings, bundles(8)) if not isinstance(found, WorkerDied)]
+        return {each["pid"]: each["prepared"] for each in found}
+
+    def a_new_one_works() -> bool:
+        after.update(processes())
+        return bool(after.keys() - before.keys())
+
+    before, after = processes(), {}
+    assert [name for _, name in cluster.map(jobs.die_the_first_time, [Mark(str(tmp_path), "victim")])] == ["victim"]
+    assert comes_true(a_new_one_works)
+    assert set(after.values()) == {1}
+
+
+def test_the_job_that_kills_is_named_and_its_neighbours_live(cluster: Dask) -> None:
+    work = [*bundles(6), Numbers((100, -1, 101)), *bundles(3, size=2)]
+    results = list(cluster.map(jobs.squares_or_crash, work))
+    dead = [(job, result) for job, result in results if isinstance(result, WorkerDied)]
+    assert [job for job, _ in dead] == [Numbers((-1,))]
+    assert "SIGSEGV" in str(dead[0][1])
+    alive = sorted(item for job, result in results if not isinstance(result, WorkerDied) for item in job.items)
+    assert alive == sorted(item for job in work for item in job.items if item >= 0)
+    assert all(result == jobs.squares(job) for job, result in results if not isinstance(result, WorkerDied))
+
+
+def test_a_cluster_without_workers_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import distributed
+
+    with distributed.LocalCluster(n_workers=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as other:
+        with Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()) as dask:
+            assert dask.workers > 0
+            monkeypatch.setattr(_cluster, "WORKERS_SECONDS", 1.0)
+            other.scale(0)
+            assert comes_true(lambda: _cluster.thread_count(dask.client) == 0)
+            with pytest.raises(RunError, match="no worker"):
+                list(dask.map(jobs.squares, bundles(5)))
+        with pytest.raises(RunError, match=f"{other.scheduler_address}.*no worker"):
+            assert Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()).client
+
+
+def test_a_worker_that_is_slow_to_start_again_is_not_given_up(tmp_path: Path) -> None:
+    import dask
+
+    # distributed gives up for ever a dead worker that is not back within 15 s; a slow machine is made here by a shorter time.
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}),
+        Dask(LocalCluster(workers=2), jobs.prepare, threading.Event()) as dask_of_two,
+    ):
+        assert [name for _, name in dask_of_two.map(jobs.die_the_first_time, [Mark(str(tmp_path), "victim")])] == ["victim"]
+        time.sleep(1)  # Until then the scheduler may still count the dead one.
+        assert comes_true(lambda: _cluster.thread_count(dask_of_two.client) == 2)

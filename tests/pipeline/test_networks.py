@@ -31,10 +31,10 @@ def weights(tmp_path_factory) -> str:
 
 
 def test_tiles_and_workers_change_no_pixel(collection, maskloom, weights):
-    recipe = collection.recipe(
-        segmenter={"kind": "unet", "weights": weights, "patch": 128, "precision": "float32", "engine": "tensorflow"}
-    )
-    for output, changes in {"whole": ["tiling.tile=4096", "cluster.kind=serial"], "tiled": ["tiling.tile=64"]}.items():
+    segmenter = {"kind": "unet", "weights": weights, "patch": 128, "precision": "float32", "engine": "tensorflow"}
+    recipe = collection.recipe(segmenter=segmenter, inputs=["images/p*.*"])
+    workers = ["tiling.tile=64", "cluster.kind=local", "cluster.workers=2"]
+    for output, changes in {"whole": ["tiling.tile=4096"], "tiled": workers}.items():
         result = maskloom(
             "run", recipe, *QUIET, "--set", f"output={output}", *(part for change in changes for part in ("--set", change))
         )
@@ -44,7 +44,7 @@ def test_tiles_and_workers_change_no_pixel(collection, maskloom, weights):
 
 
 def test_the_choice_of_a_run_is_recorded_and_kept(collection, maskloom, weights):
-    recipe = collection.recipe(segmenter={"kind": "unet", "weights": weights, "patch": 128})
+    recipe = collection.recipe(segmenter={"kind": "unet", "weights": weights, "patch": 128}, inputs=["images/p*.png"])
     assert maskloom("run", recipe, *QUIET).exit_code == 0
     (path,) = collection.output.glob("runs/*/choices.json")
     ((_, choice),) = json.loads(path.read_text()).items()
@@ -78,7 +78,8 @@ def test_the_nuclei_weights_find_bright_blobs(maskloom, tmp_path):
         truth[rows, columns] = True
     glow = np.clip(8 + 90 * truth + rng.normal(0, 4, truth.shape), 0, 255).astype(np.uint8)
     Image.fromarray(np.repeat(glow[..., None], 3, axis=2)).save(tmp_path / "cells.png")
-    result = maskloom("segment", tmp_path / "cells.png", "-o", tmp_path / "out", "-s", "unet", "-p", "weights=nuclei", *QUIET)
+    arguments = ("-s", "unet", "-p", "weights=nuclei", "--set", "cluster=serial", *QUIET)
+    result = maskloom("segment", tmp_path / "cells.png", "-o", tmp_path / "out", *arguments)
     assert result.exit_code == 0, result.output
     found = read_masks(tmp_path / "out")["masks/cells.png"] == 1
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.85

@@ -78,7 +78,7 @@ def against_scikit_image(image: ObjectImage, table: object) -> None:
     assert rows["touches_edge"] == [number in edge for number in rows["object_id"]]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     tile=st.tuples(st.integers(1, 24), st.integers(1, 24)),

@@ -80,7 +80,7 @@ def make_edges(generator: np.random.Generator, valid: np.ndarray, levels: int, l
     return Edges(right, down)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.integers(0, 2**32),
     st.tuples(st.integers(1, 14), st.integers(1, 14)),
