@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ from segcore.legend import Legend
 from segcore.raster import FORMATS
 from segcore.storage import Store
 from tasks.discover import discover
+from tasks.inspect import status
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +85,7 @@ class Evaluation:
         wide = max(map(len, (*names, "class")))
         lines = ["  ".join(["class".ljust(wide), *columns])]
         for i, name in enumerate(names):
-            cells = ("–" if column[i] != column[i] else f"{column[i]:.3f}" for column in columns.values())
+            cells = (_figure(column[i]) for column in columns.values())
             lines.append(
                 "  ".join([name.ljust(wide), *(cell.rjust(len(head)) for cell, head in zip(cells, columns, strict=True))])
             )
@@ -94,20 +96,27 @@ class Evaluation:
         """The main figures in one line."""
         (row,) = (row for row in self.result.rows()["images"] if row["image_id"] is None)
         told = (
-            f"{len(self.result.scores)} images, {row['pixels'] / 1e6:.1f} megapixels: accuracy {row['accuracy']:.3f} "
-            f"(majority {row['majority_baseline']:.3f}), mean IoU {row['mean_iou']:.3f}"
+            f"{len(self.result.scores)} images, {row['pixels'] / 1e6:.2f} megapixels: accuracy {_figure(row['accuracy'])} "
+            f"(majority {_figure(row['majority_baseline'])}), mean IoU {_figure(row['mean_iou'])}"
         )
         if "pq" in row:
-            told += f", PQ {row['pq']:.3f}, AP (DSB2018) @0.5 {row['ap_dsb2018_50']:.3f}"
+            told += f", PQ {_figure(row['pq'])}, AP (DSB2018) @0.5 {_figure(row['ap_dsb2018_50'])}"
         return told
 
 
 def evaluate(location: str, options: Options, watch: Literal["progress", "quiet"]) -> Evaluation:
     """Compare the masks of an output with truth masks and write tables and picture.
 
-    Raises `RecipeError` where there is no output or no truth, where truth and images do not match by name or size, or where truth has values that
-    nobody explains; `StoreError` where a store fails.
+    Of a run that is not finished, the masks that it has are compared: each is whole, and measures are of pixels that are there. A note tells.
+
+    Raises `RecipeError` where there is no mask or no truth, where truth and images do not match by name, size or place, or where truth has values
+    that nobody explains; `StoreError` where a store fails.
     """
+    run = status(location)
+    if run.left and not run.done:
+        raise RecipeError(
+            f"The run in {location} is not finished: it has no mask yet, and {run.left} images are left. Run its recipe again to finish it."
+        )
     output = Output.read(Store(location))
     truths = _truths(options.truth, location)
     pairs = pair([mask.uri for mask in output.masks], truths, options.affixes)
@@ -119,12 +128,13 @@ def evaluate(location: str, options: Options, watch: Literal["progress", "quiet"
         result = Result(output.classes, scores)
         if not result.total[0].pixels:
             raise RecipeError(
-                f"No pixel has a class in the truth and in the mask: {options.truth[0]} is void, or the masks have no data."
+                f"No pixel has a class in the truth and in the mask: all of {options.truth[0]} is void, or the masks have no data there."
             )
         store, folder = (Store(location), f"{FOLDER}/") if options.out is None else (Store(options.out), "")
-        evaluation = Evaluation(result, tuple(_notes(output, pairs, result)), store.uri(folder).rstrip("/"))
+        evaluation = Evaluation(result, tuple(_notes(output, run.left, pairs, result)), store.uri(folder).rstrip("/"))
+        picture = _picture(evaluation, terms, location)
         result.publish(store, folder)
-        store.publish(f"{folder}evaluation.png", _picture(evaluation, terms, location))
+        store.publish(f"{folder}evaluation.png", picture)
     return evaluation
 
 
@@ -207,7 +217,12 @@ def _watched(subjects: Iterable[Subject], count: int, watch: Literal["progress",
             yield subject
 
 
-def _notes(output: Output, pairs: Pairs, result: Result) -> Iterator[str]:
+def _notes(output: Output, left: int, pairs: Pairs, result: Result) -> Iterator[str]:
+    if left:
+        yield f"The run is not finished, {left} images are left; the masks that it has are evaluated. Run its recipe again to finish it."
+    recipes = len({mask.fingerprint for mask in output.masks})
+    if recipes > 1:
+        yield f"The masks were made by {recipes} recipes (images that leave the inputs keep theirs); figures and areas are of all."
     if pairs.without_truth:
         yield f"{len(pairs.without_truth)} images have no truth and are not evaluated ({_few(pairs.without_truth)})."
     if pairs.without_image:
@@ -215,12 +230,20 @@ def _notes(output: Output, pairs: Pairs, result: Result) -> Iterator[str]:
     if output.failed:
         yield f"{output.failed} images of the run failed and have no mask."
     confusion = result.total[0]
+    if confusion.void:
+        share = confusion.void / (confusion.void + int(confusion.counts.sum()))
+        yield f"{confusion.void} pixels ({share:.1%}) are void or no data in the truth and count nowhere."
     if confusion.unpredicted:
         yield f"{confusion.unpredicted} pixels have a class in the truth and no data in the mask; they are counted apart (unpredicted)."
     rows = result.rows()["areas"]
     if "adjusted_area" not in rows[0]:
         absent = [row["class_name"] for row in rows if row["mapped_area"] and not row["sample_pixels"]]
-        yield f"No error-adjusted areas: {', '.join(absent)} is mapped, and no truth lies there."
+        yield f"No error-adjusted areas: no truth lies where the masks have {', '.join(absent)}."
+
+
+def _figure(value: float) -> str:
+    """Three digits, or a dash where the measure is not defined."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _few(uris: Sequence[str]) -> str:
@@ -230,7 +253,7 @@ def _few(uris: Sequence[str]) -> str:
 
 def _picture(evaluation: Evaluation, terms: Terms, location: str) -> bytes:
     result = evaluation.result
-    worst = sorted(result.scores, key=_quality)[:_WORST]
+    worst = sorted((each for each in result.scores if each.confusion.pixels), key=_quality)[:_WORST]
     strips = []
     for rank, each in enumerate(worst, 1):
         figures = f"accuracy {each.confusion.accuracy:.3f}"
@@ -246,20 +269,23 @@ def _picture(evaluation: Evaluation, terms: Terms, location: str) -> bytes:
 
 def _quality(each: Score) -> tuple[float, float]:
     """Low where an image went badly: by its objects, then by its pixels."""
-    accuracy = each.confusion.accuracy if each.confusion.pixels else 1.0
+    accuracy = each.confusion.accuracy
     if each.objects is None:
         return accuracy, accuracy
-    matched, false, missed = (int(n) for n in each.objects.tallies[:, 0].sum(axis=0))
-    return matched / max(1, matched + false + missed), accuracy
+    counts = each.objects.tallies[:, 0].sum(axis=0)
+    # Without objects on either side all is as it should be.
+    return float(counts[0] / counts.sum()) if counts.any() else 1.0, accuracy
 
 
 def _photo(each: Score, terms: Terms) -> NDArray[np.uint8] | None:
-    """The pixels of the tile that is shown; None where the image is gone or is read in another way."""
+    """The pixels of the tile that is shown; None where the image is gone, has changed or is read in another way."""
     uri = each.subject.image_uri
     try:
         spec = FORMATS[formats.format_of(uri, Source.of(uri).head())].describe(uri, "")
+        if spec.shape != MaskFile.describe(each.subject.mask).spec.shape:
+            return None
         with FORMATS[spec.format].open(spec) as reader:
             pixels, valid = reader.read(terms.grid(spec.shape)[each.worst].core)
-    except (ImageError, StoreError, IndexError):
+    except (ImageError, StoreError):
         return None
     return photo_of(pixels, valid)

@@ -165,4 +165,7 @@ class Instances:
         if self.parts is not None:
             known = self.parts.objects()
             class_of[~own] = known.class_of[np.searchsorted(known.ids, ids[~own] - _FIRST_PART)]
-        return Objects(ids, class_of, None if scores is None or not own.all() else scores[ids - 1])
+        if scores is None or not own.all():
+            return Objects(ids, class_of)
+        # Objects that the table of the run leaves out are the least certain.
+        return Objects(ids, class_of, np.append(scores, 0)[np.minimum(ids - 1, len(scores))])

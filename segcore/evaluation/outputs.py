@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segcore.errors import RecipeError
+from segcore.errors import RecipeError, StoreError
 from segcore.evaluation.values import UNKNOWN
 from segcore.legend import BACKGROUND_NAMES
+from segcore.parquet import read_parquet
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segcore.storage import Store
 
-_IMAGE_COLUMNS = ["image_id", "uri", "status", "mask_uri"]
+_IMAGE_COLUMNS = ["image_id", "uri", "status", "mask_uri", "fingerprint"]
 _AREA_COLUMNS = ["image_id", "class_id", "class_name", "pixel_count", "area", "area_unit"]
 
 
@@ -34,6 +36,8 @@ class Mask:
     """Below the output."""
     file: str
     """Name of the file that holds its rows in each table."""
+    fingerprint: str
+    """Of the recipe that it was made by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +79,18 @@ class Output:
 
     @classmethod
     def read(cls, store: Store) -> Output:
-        """Read the tables. Raises `RecipeError` where there are none, `StoreError`."""
+        """Read the tables. Raises `RecipeError` where there is no mask, `StoreError` where the table of areas lacks an image that has one."""
         masks, failed = [], 0
         for name in store.names("tables/images", ".parquet"):
             for row in _rows(store, name, _IMAGE_COLUMNS):
                 if row["status"] == "ok":
-                    masks.append(Mask(row["image_id"], row["uri"], row["mask_uri"], name.rpartition("/")[2]))
+                    masks.append(Mask(row["image_id"], row["uri"], row["mask_uri"], name.rpartition("/")[2], row["fingerprint"]))
                 else:
                     failed += 1
         if not masks:
             missing = "no run of maskloom" if not failed else f"no mask: all {failed} images failed"
             raise RecipeError(f"{store.root} holds {missing}. Give the folder that a recipe names as its `output`.")
-        return cls(store, tuple(masks), failed, _classes(store))
+        return cls(store, tuple(masks), failed, _classes(store, {mask.image_id for mask in masks}))
 
     def class_tables(self, file: str) -> dict[str, NDArray[np.int64]]:
         """For each image of a file of the tables, the class (as in `classes`) of each class id of its mask."""
@@ -104,7 +108,7 @@ class Output:
             return {image_id: ObjectTable(np.zeros(1, np.int64), None, only) for image_id in image_ids}
         scored = "score" in pq.read_schema(pa.BufferReader(content)).names
         columns = ["image_id", "object_id", "class_name", *(["score"] if scored else [])]
-        table = pq.read_table(pa.BufferReader(content), columns=columns).sort_by("image_id")
+        table = read_parquet(content, columns).sort_by("image_id")
         owners = table["image_id"].to_numpy().astype(str)
         found = {}
         for image_id in image_ids:
@@ -125,13 +129,23 @@ class Output:
         return ObjectTable(classes, scores, only)
 
 
-def _classes(store: Store) -> Classes:
-    parts = [
-        pq.read_table(pa.BufferReader(store.read(name)), columns=_AREA_COLUMNS)
-        .group_by(["class_id", "class_name", "area_unit"])
-        .aggregate([("pixel_count", "sum"), ("area", "sum")])
-        for name in store.names("tables/areas", ".parquet")
-    ]
+def _classes(store: Store, image_ids: set[str]) -> Classes:
+    """The classes of these images. A run that goes on may have areas of further ones, whose masks are not committed yet."""
+    wanted, seen, parts = pa.array(sorted(image_ids)), set(), []
+    for name in store.names("tables/areas", ".parquet"):
+        table = read_parquet(store.read(name), _AREA_COLUMNS)
+        table = table.filter(pc.is_in(table["image_id"], value_set=wanted))
+        seen |= set(table["image_id"].unique().to_pylist())
+        parts.append(
+            table.group_by(["class_id", "class_name", "area_unit"], use_threads=False).aggregate(
+                [("pixel_count", "sum"), ("area", "sum")]
+            )
+        )
+    if absent := sorted(image_ids - seen):
+        raise StoreError(
+            f"{store.uri('tables/areas')} has no rows of {absent[0]}, which tables/images has. "
+            f"`maskloom verify {store.root}` tells what else is gone."
+        )
     rows = sorted((row for part in parts for row in part.to_pylist()), key=lambda row: (row["class_id"], row["class_name"]))
     names = tuple(dict.fromkeys(row["class_name"] for row in rows))
     units = {row["area_unit"] for row in rows}
@@ -145,4 +159,4 @@ def _filled(table: Mapping[int, int], empty: int) -> NDArray[np.int64]:
 
 
 def _rows(store: Store, name: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    yield from pq.read_table(pa.BufferReader(store.read(name)), columns=columns).to_pylist()
+    yield from read_parquet(store.read(name), columns).to_pylist()

@@ -83,7 +83,8 @@ def _pair_namesakes(images: Sequence[str], truths: Sequence[str]) -> tuple[dict[
 
 def _best(items: Sequence[str], score: Callable[[str], int]) -> list[str]:
     scores = [score(item) for item in items]
-    return [item for item, each in zip(items, scores, strict=True) if each == max(scores)]
+    best = max(scores, default=0)
+    return [item for item, each in zip(items, scores, strict=True) if each == best]
 
 
 def _name(uri: str, end: str) -> str:

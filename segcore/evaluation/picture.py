@@ -25,15 +25,17 @@ if TYPE_CHECKING:
 _PAPER, _INK, _FAINT, _WRONG, _VOID = (255, 255, 255), (20, 20, 20), (110, 110, 110), (220, 30, 30), (150, 150, 150)
 _SURE, _SECOND = (0, 114, 178), (230, 159, 0)
 _OUTLINE = (255, 220, 0)
-_GAP, _WIDTH, _LABEL, _ROW = 16, 1280, 130, 34
-_MATRIX, _WIDEST_CELL, _NARROWEST_CELL = 480, 96, 46
+_GAP, _WIDTH, _LABEL, _SWATCH = 16, 1280, 150, 16
+_MATRIX, _WIDEST_CELL, _NARROWEST_CELL = 640, 96, 32
 _TITLE, _TEXT, _SMALL = 20, 14, 12
-_MOST_CLASSES = 12
+_MOST_CLASSES = 20
 _DARK = 100
 """Brightest value of a picture of 8 bits on which little can be seen."""
 _SIDE = 300
 _CAPTION = "Of the truth's pixels (rows), the share that the mask calls (columns)"
-_COLUMNS = ("image", "truth", "mask", "errors")
+_COLUMNS = ("image", "truth", "mask", "errors (red), not compared (grey)")
+_UNDEFINED = "-"
+"""The font has no longer dash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +60,20 @@ def draw(heading: Heading, legend: Legend, counts: tuple[Confusion, Boundary], s
     from PIL import Image, ImageDraw
 
     confusion, boundary = counts
-    names = legend.names
     classes = np.sort(np.argsort(-(confusion.truth + confusion.predicted), kind="stable")[:_MOST_CLASSES])
-    middle = max(_cell(len(classes)) * len(classes) + 100, 2 * _ROW * len(classes) + 70)
+    shown = Legend(tuple(legend.names[i] for i in classes), tuple(legend.colours[i] for i in classes))
+    middle = _cell(len(classes)) * len(classes) + 100
     heights = [_height(strip) for strip in strips]
     top = 90
     picture = Image.new("RGB", (_WIDTH, top + middle + sum(heights) + _GAP), _PAPER)
     pen = ImageDraw.Draw(picture)
     pen.text((_GAP, _GAP), _fitting(heading.title, _font(_TITLE), _WIDTH - 2 * _GAP), _INK, _font(_TITLE))
     pen.text((_GAP, _GAP + 30), _fitting(heading.text, _font(_TEXT), _WIDTH - 2 * _GAP), _FAINT, _font(_TEXT))
-    left_of_bars = _draw_confusion(pen, (_GAP, top), [names[i] for i in classes], confusion.square[np.ix_(classes, classes)])
-    if len(classes) < len(names):
-        pen.text((_GAP, top + middle - 24), f"The {len(classes)} largest of {len(names)} classes.", _FAINT, _font(_SMALL))
-    _draw_bars(pen, (left_of_bars, top), [names[i] for i in classes], [confusion.iou[classes], boundary.f[classes]])
-    for row, i in enumerate(classes):
-        swatch = (left_of_bars, top + 50 + 2 * _ROW * row)
-        pen.rectangle((*swatch, swatch[0] + 16, swatch[1] + 16), fill=legend.colours[i])
+    left_of_bars = _draw_confusion(pen, (_GAP, top), shown.names, confusion.square[np.ix_(classes, classes)])
+    if len(classes) < len(legend.names):
+        told = f"The {len(classes)} largest of {len(legend.names)} classes."
+        pen.text((_GAP, top + middle - 40), told, _FAINT, _font(_SMALL))
+    _draw_bars(pen, (left_of_bars, top), shown, (confusion.iou[classes], boundary.f[classes]))
     y = top + middle
     for strip, height in zip(strips, heights, strict=True):
         _draw_strip(picture, pen, strip, y)
@@ -116,19 +116,18 @@ def _errors(shown: View, photo: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
 
 
 def _draw_confusion(pen: Any, at: tuple[int, int], names: Sequence[str], counts: NDArray[np.int64]) -> int:
-    """A table of shares, rows of the truth; the first free column to its right."""
+    """A table of shares, rows of the truth; the first free column to its right. Columns have numbers where their names do not fit."""
     x, y = at
     pen.text((x, y), _CAPTION, _INK, _font(_TEXT))
     left, top, side = x + _LABEL, y + 50, _cell(len(names))
     sums = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(sums, 1)
+    fit = all(_font(_SMALL).getlength(name) <= side - 4 for name in names)
+    heads = names if fit else [str(i) for i in range(1, len(names) + 1)]
     for i, name in enumerate(names):
-        pen.text(
-            (left - 8, top + i * side + side // 2), _fitting(name, _font(_SMALL), _LABEL - 12), _INK, _font(_SMALL), anchor="rm"
-        )
-        pen.text(
-            (left + i * side + side // 2, top - 6), _fitting(name, _font(_SMALL), side - 2), _INK, _font(_SMALL), anchor="mb"
-        )
+        label = _fitting(name if fit else f"{heads[i]}  {name}", _font(_SMALL), _LABEL - 12)
+        pen.text((left - 8, top + i * side + side // 2), label, _INK, _font(_SMALL), anchor="rm")
+        pen.text((left + i * side + side // 2, top - 6), heads[i], _INK, _font(_SMALL), anchor="ms")
         for j in range(len(names)):
             share = float(shares[i, j])
             paint = _SURE if i == j else _WRONG
@@ -136,7 +135,7 @@ def _draw_confusion(pen: Any, at: tuple[int, int], names: Sequence[str], counts:
             strength = 0 if not counts[i, j] else 0.06 + 0.94 * share
             box = (left + j * side, top + i * side, left + (j + 1) * side - 2, top + (i + 1) * side - 2)
             pen.rectangle(box, fill=tuple(round(255 + (c - 255) * strength) for c in paint), outline=(225, 225, 225))
-            text = "–" if not sums[i, 0] else _share(share)
+            text = _share(share) if sums[i, 0] else _UNDEFINED
             middle = ((box[0] + box[2]) // 2, (box[1] + box[3]) // 2)
             pen.text(middle, text, _PAPER if strength > 0.55 else _INK, _font(_SMALL), anchor="mm")
     width = int(_font(_TEXT).getlength(_CAPTION))
@@ -148,22 +147,23 @@ def _cell(classes: int) -> int:
     return min(_WIDEST_CELL, max(_NARROWEST_CELL, _MATRIX // classes))
 
 
-def _draw_bars(pen: Any, at: tuple[int, int], names: Sequence[str], values: Sequence[NDArray[np.float64]]) -> None:
-    """For each class a bar of its IoU and a thinner one of its boundary F."""
+def _draw_bars(pen: Any, at: tuple[int, int], legend: Legend, values: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
+    """For each class its colour, a bar of its IoU and a thinner one of its boundary F, in line with its row of the table."""
     x, y = at
     pen.text((x, y), "Intersection over union", _SURE, _font(_TEXT))
     pen.text((x + _font(_TEXT).getlength("Intersection over union") + 2 * _GAP, y), "boundary F", _SECOND, _font(_TEXT))
-    left, full = x + _LABEL, _WIDTH - x - _LABEL - 4 * _GAP
-    for i, name in enumerate(names):
-        top = y + 44 + 2 * _ROW * i
-        pen.text((left - 8, top + _ROW // 2), _fitting(name, _font(_SMALL), _LABEL - 12), _INK, _font(_SMALL), anchor="rm")
-        for value, colour, offset, height in ((values[0][i], _SURE, 0, 22), (values[1][i], _SECOND, 24, 10)):
-            known = not np.isnan(value)
-            pen.rectangle((left, top + offset, left + full, top + offset + height), fill=(240, 240, 240))
-            if known and value > 0:
-                pen.rectangle((left, top + offset, left + round(full * float(value)), top + offset + height), fill=colour)
-            text = _share(float(value)) if known else "–"
-            pen.text((left + full + 6, top + offset + height // 2), text, _INK, _font(_SMALL), anchor="lm")
+    left, full, side = x + _LABEL, _WIDTH - x - _LABEL - 4 * _GAP, _cell(len(legend.names))
+    for i, name in enumerate(legend.names):
+        middle = y + 50 + i * side + side // 2
+        pen.rectangle((x, middle - _SWATCH // 2, x + _SWATCH, middle + _SWATCH // 2), fill=legend.colours[i])
+        label = _fitting(name, _font(_SMALL), _LABEL - _SWATCH - 2 * 8)
+        pen.text((x + _SWATCH + 8, middle), label, _INK, _font(_SMALL), anchor="lm")
+        for value, colour, top, height in ((values[0][i], _SURE, middle - 14, 14), (values[1][i], _SECOND, middle + 3, 9)):
+            pen.rectangle((left, top, left + full, top + height), fill=(240, 240, 240))
+            if value > 0:
+                pen.rectangle((left, top, left + round(full * float(value)), top + height), fill=colour)
+            text = _UNDEFINED if np.isnan(value) else _share(float(value))
+            pen.text((left + full + 6, top + height // 2), text, _INK, _font(_SMALL), anchor="lm")
 
 
 def _draw_strip(picture: Any, pen: Any, strip: Strip, y: int) -> None:

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 
     from segcore.evaluation.layers import Layer
     from segcore.evaluation.values import Key
+    from segcore.raster import RasterSpec
 
 _TILE = 1024
 _STRANGERS_SHOWN = 5
+_MOST_APART = 0.1
+"""Pixels between truth and mask on earth: more is no rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ class View:
 def score(subject: Subject, terms: Terms) -> Score:
     """Compare an image with its truth.
 
-    Raises `RecipeError` where the sizes or the places on earth differ, or the truth has values that the key does not tell; and what reading raises.
+    Raises `RecipeError` where the sizes or the places on earth differ, the mask is not of the kind that the terms say, or the truth has values that
+    the key does not tell; and what reading raises.
     """
     with ExitStack() as stack:
         truth, predicted, grid = _sides(subject, terms, stack)
@@ -148,14 +152,46 @@ def _sides(subject: Subject, terms: Terms, stack: ExitStack) -> tuple[Truth, Pre
             f"{subject.truth} has {sizes[0]} pixels, the mask of {subject.image_id} ({subject.mask}) has {sizes[1]}. "
             "Truth and image must be of one size."
         )
-    places = [mask.spec.space.affine for mask in (theirs, ours)]
-    if places[0] and places[1] and not np.allclose(places[0], places[1], rtol=1e-6, atol=abs(places[1][0]) / 100):
+    apart = _pixels_apart(theirs.spec, ours.spec)
+    if not apart <= _MOST_APART:
         raise RecipeError(
-            f"{subject.truth} lies elsewhere on earth than the mask of {subject.image_id}: {places[0]} and {places[1]}. Warp one."
+            f"{subject.truth} lies elsewhere on earth than the mask of {subject.image_id}: their corners are {apart:.3g} pixels apart. "
+            f"Warp the truth to the grid of {subject.mask}."
+        )
+    if ours.numbers_objects != terms.numbered:
+        kinds = ("ids of objects", "classes") if ours.numbers_objects else ("classes", "ids of objects")
+        raise RecipeError(
+            f"{subject.mask} holds {kinds[0]}, other masks of the run hold {kinds[1]}: they were made by different recipes. Give --truth for the "
+            "images of one recipe only, or run one over all images."
         )
     truth = Truth(stack.enter_context(open_mask(theirs, terms.key.by)), terms.key)
     predicted = Predicted(stack.enter_context(open_mask(ours, "index")), subject.table, subject.beyond)
     return truth, predicted, terms.grid(ours.spec.shape)
+
+
+def _pixels_apart(truth: RasterSpec, mask: RasterSpec) -> float:
+    """How far the corners of two rasters of one size lie from each other, in pixels of the mask; 0 where one does not say where it lies."""
+    there, here = truth.space, mask.space
+    if there.affine is None or here.affine is None:
+        return 0.0
+    rows, columns = mask.shape
+    corners = np.array([[0, columns, 0, columns], [0, 0, rows, rows], [1, 1, 1, 1]], np.float64)
+    world, grid = (np.array([*affine, 0, 0, 1], np.float64).reshape(3, 3) for affine in (there.affine, here.affine))
+    places = world @ corners
+    if there.crs is not None and here.crs is not None and there.crs != here.crs:
+        places[:2] = _carried(places[:2], there.crs, here.crs)
+    return float(np.nan_to_num(np.abs(np.linalg.solve(grid, places) - corners), nan=np.inf, posinf=np.inf).max())
+
+
+def _carried(places: NDArray[np.float64], source: str, target: str) -> NDArray[np.float64]:
+    """Places (x, y) of one reference system in another; infinite where there is no way from one to the other."""
+    from pyproj import Transformer
+    from pyproj.exceptions import ProjError
+
+    try:
+        return np.array(Transformer.from_crs(source, target, always_xy=True).transform(*places))
+    except ProjError:
+        return np.full_like(places, np.inf)
 
 
 def _instances(subject: Subject, terms: Terms, truth: Layer, predicted: Layer, grid: Grid) -> tuple[Instances, Instances]:

@@ -24,7 +24,7 @@ VOID, UNKNOWN = -1, -2
 """In place of a class id: a pixel that does not count, and a value that the key does not tell."""
 VOID_NAME = "void"
 _LAST = 2**40
-_NUMBER = re.compile(r"(\d+)(\.\.(\d*))?")
+_NUMBER = re.compile(r"(-?\d+)(\.\.(-?\d+)?)?")
 _COLOUR = re.compile(r"#([0-9a-fA-F]{6})")
 
 
@@ -55,6 +55,8 @@ class Rule:
         if (number := _NUMBER.fullmatch(text)) and not isinstance(value, bool):
             low = int(number[1])
             high = low if number[2] is None else int(number[3] or _LAST)
+            if low < 0 and low < high and name != VOID_NAME:
+                raise RecipeError(f"{where}: a range numbers objects, and numbers begin at 0. Name negative values one by one.")
             if low <= high:
                 return cls(low, high, name)
         raise RecipeError(
@@ -86,7 +88,7 @@ class Key:
                 raise RecipeError(
                     f"The run has no class {rule.name!r} for the truth's {shown(rule)}. Its classes: {', '.join(classes)}."
                 )
-        lows = np.unique([0, *(end for rule in rules for end in (rule.low, rule.high + 1))])
+        lows = np.unique([-_LAST, *(end for rule in rules for end in (rule.low, rule.high + 1))])
         meaning, strength = np.full(len(lows), UNKNOWN), np.full(len(lows), -1)
         for rule in sorted(rules, key=_strength):
             inside = (lows >= rule.low) & (lows <= rule.high)
@@ -99,8 +101,7 @@ class Key:
 
     def classify(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
         """The class id of each value, `VOID` or `UNKNOWN`."""
-        if (values < 0).any():
-            return np.where(values < 0, UNKNOWN, self.meaning[np.searchsorted(self.lows, values, side="right") - 1])
+        # What lies before the first interval takes the last one, which no rule reaches either.
         return np.asarray(self.meaning[np.searchsorted(self.lows, values, side="right") - 1])
 
 
@@ -114,7 +115,8 @@ def default_rules(classes: tuple[str, ...], foreground: tuple[str, ...] | None) 
     if len(foreground) != 1:
         raise RecipeError(
             f"The run has objects of several classes ({', '.join(foreground)}). Say which ids of the truth are which: "
-            f"--values 0={classes[0]} --values 1..999={foreground[0]} and so on."
+            f"--values 0={classes[0]} --values 1..999={foreground[0]} and so on; or, where the truth has classes, which value is which: "
+            f"--values 0={classes[0]} --values 1={foreground[0]} and so on."
         )
     return [Rule(0, 0, classes[0]), Rule(1, _LAST, foreground[0])]
 
@@ -153,4 +155,5 @@ def _strength(rule: Rule) -> int:
 
 
 def _class_id(name: str, classes: tuple[str, ...]) -> int:
-    return classes.index(name) if name in classes else VOID
+    # Void is left out, even if the run has a class of that name.
+    return VOID if name == VOID_NAME else classes.index(name)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
@@ -18,8 +21,13 @@ from sklearn import metrics
 from typer.testing import CliRunner
 
 from flows.cli import app
-from segcore.evaluation.instances import average_precision
+from flows.evaluate import _photo, _quality
+from segcore.evaluation.boundary import Boundary
+from segcore.evaluation.confusion import Confusion
+from segcore.evaluation.instances import ObjectCounts, average_precision
+from segcore.evaluation.scoring import Score, Subject, Terms
 from segcore.evaluation.tables import SCHEMAS
+from segcore.evaluation.values import Key, default_rules
 
 DATA = os.environ.get("MASKLOOM_TEST_DATA")
 real = pytest.mark.skipif(not DATA, reason="MASKLOOM_TEST_DATA is not set")
@@ -75,6 +83,9 @@ def test_classes(made: Path) -> None:
     done = command("evaluate", made / "out", "--truth", made / "truth" / "*.png", *SAID)
     assert done.exit_code == 0, done.output
     assert "1 images have no truth and are not evaluated (p2.png)" in done.stderr
+    assert "1200 pixels (5.6%) are void or no data in the truth" in done.stderr
+    assert "not finished" not in done.stderr
+    assert "recipes" not in done.stderr
     last = done.stdout.strip().splitlines()[-1]
     assert "2 images" in last
     assert str(made / "out" / "evaluation" / "evaluation.png") in last
@@ -92,6 +103,9 @@ def test_classes(made: Path) -> None:
     assert sum(row["pixels"] for row in parts) == whole["pixels"] == truth.size  # type: ignore[misc]
     pixels = [row for row in table(made / "out" / "evaluation", "confusion") if row["image_id"] is None]
     assert sum(row["pixels"] for row in pixels) == truth.size  # type: ignore[misc]
+    for i, name in enumerate(("outside", "cell")):
+        shares = [row["share_of_truth"] for row in pixels if row["truth_class"] == name]
+        assert shares == [*(pytest.approx((predicted[truth == i] == j).mean()) for j in range(2)), None]
     assert table(made / "out" / "evaluation", "objects") == []
     with Image.open(made / "out" / "evaluation" / "evaluation.png") as picture:
         assert picture.width == 1280
@@ -108,6 +122,7 @@ def test_areas_are_of_all_images_of_the_run(made: Path) -> None:
     assert rows["cell"]["adjusted_area"] == pytest.approx(mapped @ share)
     spread = np.sqrt(sum((mapped[i] ** 2 * share[i] * (1 - share[i]) / ((sample == i).sum() - 1)) for i in range(2)))
     assert rows["cell"]["high_95"] == pytest.approx(mapped @ share + 1.96 * spread)
+    assert rows["cell"]["low_95"] == pytest.approx(mapped @ share - 1.96 * spread)
     assert rows["cell"]["area_unit"] == "px"
 
 
@@ -120,6 +135,13 @@ def test_objects_are_compared_where_the_masks_hold_them(made: Path) -> None:
     for row in rows:
         assert row["ap_dsb2018"] == pytest.approx(average_precision(ids, truth, row["threshold"]))  # type: ignore[arg-type]
         assert row["ap_coco"] is None
+        found = int((np.unique(ids) > 0).sum())
+        assert row["precision"] == row["matched"] / found  # type: ignore[operator]
+        assert row["recall"] == row["matched"] / truth.max()  # type: ignore[operator]
+        assert row["f1"] == pytest.approx(2 * row["matched"] / (found + truth.max()))  # type: ignore[operator]
+        assert (row["pq"] is None) == (row["threshold"] != 0.5)
+    assert found != truth.max()
+    assert rows[0]["pq"] == pytest.approx(rows[0]["sq"] * rows[0]["rq"])  # type: ignore[operator]
     assert len(rows) == 10
     assert rows[0]["matched"]
     # The same objects, found as connected parts of classes.
@@ -190,6 +212,79 @@ def test_a_mask_that_is_gone_ends_with_1(made: Path, tmp_path: Path) -> None:
     done = command("evaluate", tmp_path / "out", "-t", made / "truth", *SAID)
     assert done.exit_code == 1, done.output
     assert "p1.png" in done.stderr
+
+
+def interrupted(made: Path, output: Path, *kept: str) -> None:
+    """The output as a run leaves it that is killed when the rows of these images are committed; areas are written before."""
+    shutil.copytree(made / "out", output)
+    (output / "runs" / "head.json").unlink()
+    for manifest in output.glob("runs/*/manifest.json"):
+        manifest.unlink()
+    (file,) = (output / "tables" / "images").iterdir()
+    rows = pq.read_table(file)
+    file.unlink()
+    if kept:
+        pq.write_table(rows.filter(pc.is_in(rows["image_id"], value_set=pa.array(kept))), file)
+
+
+def test_a_run_that_is_not_finished(made: Path, tmp_path: Path) -> None:
+    interrupted(made, tmp_path / "nothing")
+    done = command("evaluate", tmp_path / "nothing", "-t", made / "truth", *SAID)
+    assert done.exit_code == 2
+    assert re.search("not finished: it has no mask yet, and 3 images are left. Run its recipe again", done.stderr)
+    # What is there is evaluated as it will be when the run is finished.
+    interrupted(made, tmp_path / "some", "p1")
+    done = command("evaluate", tmp_path / "some", "-t", made / "truth", *SAID)
+    assert done.exit_code == 0, done.output
+    assert "not finished, 2 images are left" in done.stderr
+    assert command("evaluate", made / "out", "-t", made / "truth", *SAID, "--out", tmp_path / "whole").exit_code == 0
+    (row,) = (row for row in table(tmp_path / "whole", "images") if row["image_id"] == "p1")
+    assert row in table(tmp_path / "some" / "evaluation", "images")
+    assert sum(row["mapped_area"] for row in table(tmp_path / "some" / "evaluation", "areas")) == 90 * 120  # type: ignore[misc]
+
+
+def test_masks_of_several_recipes_are_told_and_never_confused(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "out", tmp_path / "out")
+    common = ["-o", tmp_path / "out", "--no-prefect", "--set", "cluster=serial", "-q"]
+    inner = "of={kind: threshold, value: 140, classes: [outside, cell]}"
+    assert command("segment", made / "images" / "p1.png", *common, "-s", "connected_parts", "-p", inner).exit_code == 0
+    done = command("evaluate", tmp_path / "out", "-t", made / "truth", *SAID)
+    assert done.exit_code == 2, done.output
+    assert re.search(r"p1\.png holds ids of objects, other masks .* classes", done.stderr)
+    done = command("evaluate", tmp_path / "out", "-t", made / "truth" / "p0_mask.png", *SAID)
+    assert done.exit_code == 0, done.output
+    assert "made by 2 recipes" in done.stderr
+
+
+def test_nothing_to_find_and_an_image_that_has_changed(tmp_path: Path) -> None:
+    black = Image.fromarray(np.zeros((40, 50), np.uint8))
+    black.save(tmp_path / "a.png")
+    (tmp_path / "truth").mkdir()
+    black.save(tmp_path / "truth" / "a.png")
+    common = ["-o", tmp_path / "out", "--no-prefect", "--set", "cluster=serial", "-q", "-s", "threshold", "-p", "value=9"]
+    assert command("segment", tmp_path / "a.png", *common).exit_code == 0
+    # The picture is drawn without an image that has another size than its mask.
+    Image.fromarray(np.zeros((60, 70), np.uint8)).save(tmp_path / "a.png")
+    done = command("evaluate", tmp_path / "out", "-t", tmp_path / "truth", "--objects", "-q")
+    assert done.exit_code == 0, done.output
+    assert "mean IoU 1.000, PQ -, AP (DSB2018) @0.5 -." in done.stdout
+    assert (tmp_path / "out" / "evaluation" / "evaluation.png").exists()
+
+
+def test_the_worst_images_are_those_with_errors() -> None:
+    def made_of(matched: int, false: int, right: int) -> Score:
+        tallies = np.zeros((1, 10, 3), np.int64)
+        tallies[:, :, :2] = matched, false
+        confusion = Confusion(np.array([[right, 100 - right, 0], [0, 0, 0]]))
+        subject = Subject("a", "a", "a", "a", np.zeros(1, np.int64), -1)
+        return Score(subject, confusion, Boundary.none(2), ObjectCounts(tallies, np.zeros(1)), 0)
+
+    nothing, perfect, poor, worse = made_of(0, 0, 100), made_of(5, 0, 99), made_of(1, 1, 100), made_of(1, 1, 50)
+    assert sorted([nothing, perfect, poor, worse], key=_quality) == [worse, poor, perfect, nothing]
+    # Their images may lie in a store that nothing here can read.
+    away = replace(poor, subject=replace(poor.subject, image_uri="nosuch://a/a.png"))
+    names = ("background", "cell")
+    assert _photo(away, Terms(Key.of(default_rules(names, None), names), 2, (), numbered=False)) is None
 
 
 @real

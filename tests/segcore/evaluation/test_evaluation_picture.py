@@ -10,11 +10,25 @@ import pytest
 from PIL import Image
 from tests_support import write_tiff
 
+from segcore.evaluation import picture
 from segcore.evaluation.boundary import Boundary
 from segcore.evaluation.confusion import Confusion
-from segcore.evaluation.picture import Heading, draw, make_strip, photo_of
-from segcore.evaluation.scoring import Subject, Terms, score
+from segcore.evaluation.picture import (
+    _CAPTION,
+    _COLUMNS,
+    _UNDEFINED,
+    Heading,
+    _draw_confusion,
+    _errors,
+    _fitting,
+    _font,
+    draw,
+    make_strip,
+    photo_of,
+)
+from segcore.evaluation.scoring import Subject, Terms, View, score
 from segcore.evaluation.values import VOID, Key, default_rules
+from segcore.geometry import Box, Tile
 from segcore.legend import Legend
 
 
@@ -22,20 +36,72 @@ def drawn(content: bytes) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 5, 40])
+@pytest.mark.parametrize("classes", [1, 2, 5, 20, 40])
 def test_any_number_of_classes_has_a_place(classes: int) -> None:
     names = tuple(f"a class with a rather long name {i}" for i in range(classes))
     random = np.random.default_rng(classes)
     confusion = Confusion(random.integers(0, 1000, (classes, classes + 1)))
     boundary = Boundary(np.tile([10, 5, 8, 4], (classes, 1)))
-    picture = drawn(draw(Heading("title " * 60, "text"), Legend.of(names), (confusion, boundary), []))
+    shown = drawn(draw(Heading("title " * 60, "text"), Legend.of(names), (confusion, boundary), []))
     # Nothing is cut: the border stays paper.
-    assert picture.shape[1] == 1280
-    assert (picture[:, -8:] == 255).all()
-    assert (picture[-8:] == 255).all()
+    assert shown.shape[1] == 1280
+    assert (shown[:, -8:] == 255).all()
+    assert (shown[-8:] == 255).all()
+    # No word lies over the square of a class's colour. Other things are drawn in the first two colours too.
+    for colour in Legend.of(names).colours[2:] if classes <= 20 else ():
+        assert (shown == colour).all(axis=2).sum() >= 17 * 17
     # A class that neither has is drawn without a figure, not as an error.
     nothing = Confusion(np.zeros((classes, classes + 1), np.int64))
     assert drawn(draw(Heading("t", "x"), Legend.of(names), (nothing, Boundary.none(classes)), [])).shape[1] == 1280
+
+
+class Pen:
+    """Keeps the words that are drawn."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def text(self, at: tuple[int, int], text: str, *_: object, **__: object) -> None:
+        self.words.append(text)
+
+    def rectangle(self, *_: object, **__: object) -> None:
+        pass
+
+
+def test_columns_have_numbers_where_one_name_does_not_fit() -> None:
+    pen, counts = Pen(), np.eye(2, dtype=np.int64)
+    _draw_confusion(pen, (0, 0), ["sea", "land"], counts)
+    assert pen.words[1:] == ["sea", "sea", "1.00", "0.00", "land", "land", "0.00", "1.00"]
+    pen = Pen()
+    _draw_confusion(pen, (0, 0), ["sea", "land that is never flooded"], counts)
+    assert pen.words[1:3] == ["1  sea", "1"]
+    assert pen.words[5].startswith("2  land")
+    assert pen.words[6] == "2"
+
+
+def test_of_many_classes_the_largest_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = tuple(f"class {i}" for i in range(30))
+    shown: list[Legend] = []
+    monkeypatch.setattr(picture, "_draw_bars", lambda pen, at, legend, values: shown.append(legend))
+    confusion = Confusion(np.diag(np.arange(1, 31))[:, [*range(30), 0]] * np.array([1] * 30 + [0]))
+    draw(Heading("t", "x"), Legend.of(names), (confusion, Boundary.none(30)), [])
+    assert shown == [Legend(names[10:], Legend.of(names).colours[10:])]
+
+
+def test_objects_without_a_match_are_red_though_their_class_is_right() -> None:
+    labels, unmatched = np.ones((4, 6), np.int64), np.zeros((4, 6), bool)
+    unmatched[1:3, 2:4] = True
+    box = Box.whole((4, 6))
+    seen = View(Tile((0, 0), box, box), labels, labels, unmatched, np.zeros((2, 4, 6), bool))
+    red = _errors(seen, None)
+    np.testing.assert_array_equal((red[..., 0] > 170) & (red[..., 1] < 90), unmatched)
+
+
+def test_all_signs_of_our_own_are_in_the_font() -> None:
+    font = _font(14)
+    missing = bytes(font.getmask("\u0378"))
+    for sign in (*_UNDEFINED, *_fitting("word " * 50, font, 90), *"".join(_COLUMNS), *_CAPTION, "·"):
+        assert sign == " " or bytes(font.getmask(sign)) != missing, sign
 
 
 def test_errors_are_red_and_void_is_grey(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from segcore.errors import FormatError, ReadError
 from segcore.evaluation.masks import By, MaskFile, open_mask
@@ -50,6 +51,31 @@ def test_transparent_entries_are_not_known(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(path, "index")[1], labels() % 2 == 1)
     path = palette_png(f"{tmp_path}/b.png", labels(), transparency=1)
     np.testing.assert_array_equal(read(path, "index")[1], labels() != 1)
+    # What shines through is there.
+    path = palette_png(f"{tmp_path}/c.png", labels(), transparency=bytes([1, 0, 128, 255]))
+    np.testing.assert_array_equal(read(path, "index")[1], labels() != 1)
+
+
+def test_a_palette_is_turned_as_its_image_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = palette_png(f"{tmp_path}/a.png", labels(), exif=exif, transparency=bytes([0, 255, 255, 255]))
+    assert MaskFile.describe(path).spec.shape == labels().T.shape
+    values, known = read(path, "index")
+    np.testing.assert_array_equal(values, np.rot90(labels(), -1))
+    np.testing.assert_array_equal(known, values != 0)
+
+
+def test_ids_of_objects_are_told_from_many_classes(tmp_path: Path) -> None:
+    """Both are grey pictures of 16 bits; masks of classes have their names with them."""
+    values = labels().astype(np.uint16)
+    Image.fromarray(values).save(f"{tmp_path}/ids.png")
+    names = PngInfo()
+    names.add_text("classes", "a, b, c, d")
+    Image.fromarray(values).save(f"{tmp_path}/classes.png", pnginfo=names)
+    assert MaskFile.describe(f"{tmp_path}/ids.png").numbers_objects
+    assert not MaskFile.describe(f"{tmp_path}/classes.png").numbers_objects
+    assert not MaskFile.describe(palette_png(f"{tmp_path}/few.png", labels())).numbers_objects
 
 
 def test_black_and_white_of_one_bit_is_0_and_1(tmp_path: Path) -> None:

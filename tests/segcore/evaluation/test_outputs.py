@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segcore.errors import RecipeError
+from segcore.errors import RecipeError, StoreError
 from segcore.evaluation.outputs import Output
 from segcore.evaluation.values import UNKNOWN
 from segcore.storage import Store
 
-IMAGE = {"uri": "/i/a.png", "mask_uri": "masks/a.png"}
+IMAGE = {"uri": "/i/a.png", "mask_uri": "masks/a.png", "fingerprint": "f"}
 
 
 def write(folder: Path, name: str, rows: list[dict[str, object]], file: str = "0.parquet") -> None:
@@ -77,6 +77,17 @@ def test_without_a_table_of_objects_the_only_class_is_theirs(tmp_path: Path) -> 
     write(tmp_path, "areas", [area("a", 0, "background", 5), area("a", 1, "cell", 7)])
     (found,) = Output.read(Store(str(tmp_path))).object_tables("0.parquet", ["a"]).values()
     assert (found.classes.tolist(), found.others) == ([0], 1)
+
+
+def test_only_images_with_a_mask_count(tmp_path: Path) -> None:
+    """A run that was killed leaves areas of images whose masks are not committed; a table that is gone leaves masks without areas."""
+    images(tmp_path, "a")
+    write(tmp_path, "areas", [area("a", 0, "dark", 5), area("b", 0, "dark", 7), area("b", 1, "light", 9)])
+    found = Output.read(Store(str(tmp_path))).classes
+    assert (found.names, found.areas) == (("dark",), (500,))
+    images(tmp_path, "a", "c")
+    with pytest.raises(StoreError, match=r"no rows of c.*verify"):
+        Output.read(Store(str(tmp_path)))
 
 
 def test_an_output_without_masks_is_refused(tmp_path: Path) -> None:

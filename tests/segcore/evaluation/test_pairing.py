@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from segcore.errors import RecipeError
-from segcore.evaluation.pairing import Affixes, pair
+from segcore.evaluation.pairing import Affixes, _best, pair
 
 NONE = Affixes()
 
@@ -52,6 +52,21 @@ def test_nobody_guesses(images: list[str], truths: list[str]) -> None:
     with pytest.raises(RecipeError, match="several truth masks") as caught:
         pair([*images, "/i/y.jpg"], [*truths, "/l/y.png"], NONE)
     assert "x.png" in str(caught.value)
+
+
+def test_each_of_many_files_of_one_name_is_compared_once_with_the_best() -> None:
+    """Else the work for a thousand folders of one layout would grow with the cube of their number."""
+    compared = 0
+
+    class Counted(int):
+        def __gt__(self, other: int) -> bool:
+            nonlocal compared
+            compared += 1
+            return int(self) > int(other)
+
+    names = [str(i) for i in range(50)]
+    assert _best(names, lambda name: Counted(int(name) // 40)) == names[40:]
+    assert compared < len(names)
 
 
 def test_nothing_matches() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from affine import Affine
 from PIL import Image
 from scipy import ndimage
 from tests_support import write_tiff
@@ -89,6 +90,14 @@ def test_masks_of_objects_are_compared_by_their_ids(tmp_path: Path) -> None:
     assert scored is not None
     assert scored.ap_coco is not None
     assert 0 < scored.ap_coco[1, 0] <= 1
+    # Objects that the table leaves out come last, those beyond its last row too.
+    cut = np.linspace(1, 0.5, 3 * count + 1)
+    cut[3 * (count // 2) + 1 :] = 0
+    zeros = score(replace(one, scores=cut), terms(numbered=True)).objects
+    short = score(replace(one, scores=cut[: 3 * (count // 2) + 1]), terms(numbered=True)).objects
+    assert zeros is not None
+    assert short is not None
+    np.testing.assert_array_equal(short.ap_coco, zeros.ap_coco)
 
 
 def test_a_tile_is_seen_again_for_the_picture(tmp_path: Path) -> None:
@@ -105,6 +114,17 @@ def test_a_tile_is_seen_again_for_the_picture(tmp_path: Path) -> None:
     # What is erased is missed, so all of it is marked; what matches is not.
     assert seen.unmatched[(truth[core] > 0) & (ndimage.maximum_filter(mask, 25)[core] == 0)].all()
     assert not view(one, replace(given, foreground=()), found.worst).unmatched.any()
+
+
+def test_objects_in_void_are_not_marked_as_errors(tmp_path: Path) -> None:
+    truth, mask = np.zeros((40, 50), np.uint16), np.zeros((40, 50), np.uint8)
+    truth[:, 30:], mask[5:9, 28:40], mask[20:30, 5:15] = 9, 1, 1
+    given = terms("0=background", "1..8=cell")
+    given = replace(given, key=Key.of([*parse_values(["0=background", "1..8=cell"]), Rule(9, 9, "void")], NAMES))
+    seen = view(subject(tmp_path, truth, mask), given, 0)
+    expected = np.zeros(truth.shape, bool)
+    expected[20:30, 5:15] = True
+    np.testing.assert_array_equal(seen.unmatched, expected)
 
 
 def test_images_add_up(tmp_path: Path) -> None:
@@ -126,15 +146,60 @@ def test_other_sizes_and_places_and_strange_values_are_refused(tmp_path: Path) -
     strange[5, :7] = 900
     with pytest.raises(RecipeError, match=r"truth\.tif.*900 \(7 pixels\).*--void"):
         score(subject(tmp_path, strange, mask), terms("0=background", "1..899=cell", tile=64))
-    one = subject(tmp_path, truth, mask)
-    for name, east in (("truth.tif", 500_000), ("mask.tif", 500_010)):
-        grid = {"crs": "EPSG:32633", "transform": (10, 0, east, 0, -10, 5_300_000)}
-        import affine
 
-        pixels = truth if name == "truth.tif" else mask
-        write_tiff(tmp_path / name, pixels[..., None], crs=grid["crs"], transform=affine.Affine(*grid["transform"]))
-    with pytest.raises(RecipeError, match="elsewhere"):
-        score(one, terms())
+
+PLACE = (0.5, 0.0, 500_000.0, 0.0, -0.5, 5_300_000.0)
+
+
+def placed(folder: Path, place: tuple[float, ...] | None, crs: str | None) -> Subject:
+    """A mask at `PLACE` in zone 33, and its truth somewhere."""
+    truth, mask = scene()
+    one = subject(folder, truth, mask)
+    write_tiff(folder / "mask.tif", mask[..., None], crs="EPSG:32633", transform=Affine(*PLACE))
+    grid = {} if place is None else {"transform": Affine(*place)}
+    write_tiff(folder / "truth.tif", truth[..., None], crs=crs, **grid)
+    return one
+
+
+@pytest.mark.parametrize(
+    ("place", "crs"),
+    [
+        pytest.param((*PLACE[:5], PLACE[5] + 0.2), "EPSG:32633", id="less than a pixel north"),
+        pytest.param((*PLACE[:5], PLACE[5] + 4), "EPSG:32633", id="little for the coordinates, 8 pixels"),
+        pytest.param((0.505, *PLACE[1:]), "EPSG:32633", id="pixels a little wider"),
+        pytest.param((0, 0.5, PLACE[2], -0.5, 0, PLACE[5]), "EPSG:32633", id="turned"),
+        pytest.param(PLACE, "EPSG:32634", id="the same numbers in another zone"),
+        pytest.param((5e-6, 0, 15, 0, -5e-6, 47.85), "EPSG:4326", id="degrees"),
+        pytest.param(PLACE, "+proj=tmerc +lon_0=15 +k=0.9996 +x_0=500000 +R=1737400", id="on the moon"),
+    ],
+)
+def test_truth_of_another_place_is_refused(tmp_path: Path, place: tuple[float, ...], crs: str) -> None:
+    with pytest.raises(RecipeError, match=r"truth\.tif lies elsewhere.*Warp"):
+        score(placed(tmp_path, place, crs), terms())
+
+
+@pytest.mark.parametrize(
+    ("place", "crs"),
+    [
+        pytest.param((*PLACE[:5], PLACE[5] + 0.001), "EPSG:32633", id="rounded"),
+        pytest.param(PLACE, "EPSG:25833", id="the same place by another name"),
+        pytest.param(PLACE, None, id="no reference system"),
+        pytest.param(None, None, id="no place"),
+    ],
+)
+def test_truth_of_the_same_place_is_compared(tmp_path: Path, place: tuple[float, ...] | None, crs: str | None) -> None:
+    truth, mask = scene()
+    found = score(placed(tmp_path, place, crs), terms()).confusion
+    np.testing.assert_array_equal(found.counts, Confusion.of((truth > 0).astype(int), mask.astype(int), 2).counts)
+
+
+def test_a_mask_of_another_kind_than_the_others_is_refused(tmp_path: Path) -> None:
+    """Else the ids of objects would be read as classes, and most of them as no data."""
+    truth, mask = scene()
+    with pytest.raises(RecipeError, match=r"mask\.tif holds ids of objects, other masks of the run hold classes"):
+        score(subject(tmp_path, truth, mask.astype(np.uint32)), terms())
+    with pytest.raises(RecipeError, match=r"mask\.tif holds classes, other masks of the run hold ids"):
+        score(subject(tmp_path, truth, mask), terms(numbered=True))
 
 
 def test_pictures_too(tmp_path: Path) -> None:

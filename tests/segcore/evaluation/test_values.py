@@ -30,6 +30,20 @@ def test_values_that_nobody_explains_are_unknown() -> None:
     ]  # fmt: skip
 
 
+def test_void_counts_nowhere_even_if_a_class_is_named_so() -> None:
+    names = ("background", "void")
+    key = Key.of([*default_rules(names, None), Rule.parse("255", "void", "--void")], names)
+    assert key.classify(np.array([0, 1, 255])).tolist() == [0, VOID, VOID]
+
+
+def test_values_below_zero_have_a_meaning_too() -> None:
+    """16-bit masks often have -1 or -9999 where nobody knows."""
+    rules = [*parse_values(["0=background", "1..=nucleus", "-5=debris"]), Rule.parse("-9999..-7", "void", "--void")]
+    assert meaning(rules, [-(2**50), -9999, -7, -6, -5, -1, 0, 3]) == [UNKNOWN, VOID, VOID, UNKNOWN, 2, UNKNOWN, 0, 1]
+    with pytest.raises(RecipeError, match="begin at 0"):
+        parse_values(["-3..4=nucleus"])
+
+
 def test_colours() -> None:
     table = {"nucleus": "#3C1098", "debris": [132, 41, 246], "background": ["#000000", [255, 255, 255]], "void": "#9b9b9b"}
     key = Key.of(parse_table(table, "classes.yaml"), NAMES)
