@@ -9,7 +9,7 @@ A semantic mask is final after the first pass; a mask of objects, and their tabl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -91,7 +91,8 @@ class Canvas:
             fragments = self.model.fragment(block)
             # Their final labels come with the second pass.
             preview = observe_preview(block, fragments.values, preview_stride(self.spec.shape))
-            part, extra = Part(), {"preview": np.frombuffer(preview.to_bytes(), np.uint8)}
+            part = Part()
+            extra: dict[str, NDArray[Any]] = {"preview": np.frombuffer(preview.to_bytes(), np.uint8)}
         else:
             classes = _classes(self.model, block, self.legend)
             part, extra = self._classified(block, classes), {}
@@ -101,6 +102,8 @@ class Canvas:
         if self.order.objects is not None:
             sums = observe_bands(fragments.values, tile.trim(pixels), len(fragments.class_of) - 1)
             extra.update((f"bands.{name}", array) for name, array in sums.to_arrays().items())
+            if fragments.score_of is not None:
+                extra["score"] = fragments.score_of
         return part, sketch_tile(fragments, tile.trim(valid), tile, self.spec.shape[1], extra)
 
     def second(self, tile: Tile, body: bytes, placement: Placement, count: int) -> Part:
@@ -151,6 +154,9 @@ class Canvas:
         class_id, whole = np.zeros(len(object_id), np.int32), np.zeros(len(object_id), np.bool_)
         class_id[place] = numbers.class_of
         whole[place[numbers.whole]] = True
+        score = np.full(len(object_id), np.nan, np.float32)
+        if "score" in drawn.extra:
+            np.fmax.at(score, place, drawn.extra["score"])
         core, ring = place.astype(np.uint32)[drawn.fragments], np.searchsorted(object_id, placement.ring)
         sums = {name.removeprefix("bands."): array for name, array in drawn.extra.items() if name.startswith("bands.")}
         assert self.order.objects is not None
@@ -162,6 +168,7 @@ class Canvas:
             bands=BandSums.from_arrays(sums).sum_by(place, len(object_id)),
             tile=tile,
             spec=self.source,
+            score=score,
         )
         measures = measure(tile_objects, self.order.objects.geometry)
         alone, spanning = measures.split(measures.whole)

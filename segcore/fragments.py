@@ -35,6 +35,8 @@ class Fragments:
     """(n + 1,) class id of each fragment; that of 0 is 0."""
     seam: Seam
     """What `join` needs of this tile."""
+    score_of: NDArray[np.float32] | None = None
+    """(n + 1,) how sure the segmenter is of each fragment's object; an object has the highest of its fragments. None: it does not say."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

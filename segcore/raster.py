@@ -140,6 +140,8 @@ class Labels:
     """A label a pixel of `tile.read`. Only valid pixels of the core count; whoever needs more asks for a block with a larger core."""
     class_of: tuple[int, ...] | None = None
     """Class of each instance, for object masks. None: the labels are classes."""
+    score_of: tuple[float, ...] | None = None
+    """How sure each instance is, 0 to 1; that of 0 has no meaning. None: the segmenter does not say."""
 
 
 class Reader(Protocol):

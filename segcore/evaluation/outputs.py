@@ -106,9 +106,11 @@ class Output:
             content = self.store.read(f"tables/objects/{file}")
         except FileNotFoundError:
             return {image_id: ObjectTable(np.zeros(1, np.int64), None, only) for image_id in image_ids}
-        scored = "score" in pq.read_schema(pa.BufferReader(content)).names
-        columns = ["image_id", "object_id", "class_name", *(["score"] if scored else [])]
+        known = pq.read_schema(pa.BufferReader(content)).names
+        columns = [name for name in ("image_id", "object_id", "class_name", "score") if name in known]
         table = read_parquet(content, columns).sort_by("image_id")
+        # Segmenters that are not more or less sure of objects leave the column empty.
+        scored = "score" in columns and table["score"].null_count == 0
         owners = table["image_id"].to_numpy().astype(str)
         found = {}
         for image_id in image_ids:

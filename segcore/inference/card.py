@@ -116,7 +116,8 @@ class Card:
     interpretation: str = "bands"
     """`rgb` where its bands are red, green and blue: it then takes these of any colour picture, and grey for all three."""
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """Where it comes from: data and their digest, licence, epochs, metrics, versions. For people; nothing depends on it."""
+    """Where it comes from: data and their digest, licence, epochs, metrics, versions. For people, but for
+    `largest_object`, from which `mask_rcnn` takes its halo."""
 
     def __post_init__(self) -> None:
         for name in ("kind", "sha256", "output", "dtype", "interpretation"):
@@ -128,9 +129,16 @@ class Card:
             self.classes
         ):
             raise ValueError(f"classes: expected different names; got {list(self.classes)}")
+        if not isinstance(self.about, Mapping):
+            raise ValueError(f"about: expected names and values; got {self.about!r}")
         _check_count("channels", self.channels, 1, _LARGEST)
         _check_count("parameters", self.parameters, 0, 10**12)
         _check_count("bytes_per_pixel", self.bytes_per_pixel, 1, 10**8)
+
+    @property
+    def numbers(self) -> int:
+        """What the network gives for a pixel: as many scores as classes, or one probability or class id."""
+        return 1 if self.output in ("sigmoid", "labels") else len(self.classes)
 
     def dump(self) -> bytes:
         """The card as a JSON file."""

@@ -1,14 +1,15 @@
 """Choosing: which engine runs a network fastest here and still gives its labels.
 
-Each engine and precision runs one patch of real pixels, once to warm up and then a few times, all in turns. It is eligible if its labels are
-those of the reference, the file's own library in float32, on all but one pixel in a thousand. The choice is made once for a run and kept
-with it, so that every worker computes alike; float32 is kept where bfloat16 gains less than a tenth.
+Each engine and precision runs one patch of real pixels. It is eligible if its labels are those of the reference, the file's own library in
+float32, on all but one pixel in a thousand. Those that are eligible then race: they run the patch a few times more, in turns, until they are far
+behind. The choice is made once for a run and kept with it, so that every worker computes alike; float32 is kept where bfloat16 gains less
+than a tenth.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from segcore.errors import WeightsError
 from segcore.inference.engine import Choice
-from segcore.inference.engines import check_engine, engines_of, is_installed, open_engine
+from segcore.inference.engines import check_engine, close_others, engines_of, is_installed, open_engine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,27 +30,11 @@ if TYPE_CHECKING:
 
 _LEAST_AGREEMENT = 0.999
 _LEAST_GAIN = 1.1
-_MOST_RUNS, _MOST_SECONDS = 5, 10.0
-_PRECISIONS: dict[str, tuple[Precision, ...]] = {"tensorflow": ("float32", "bfloat16"), "openvino": ("float32", "bfloat16")}
-
-
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    choice: Choice
-    megapixels_a_second: float
-    agreement: float
-
-    def record(self) -> dict[str, object]:
-        return {
-            "engine": self.choice.engine,
-            "precision": self.choice.precision,
-            "megapixels_a_second": round(self.megapixels_a_second, 4),
-            "agreement": round(self.agreement, 6),
-        }
-
-    @property
-    def merit(self) -> float:
-        return self.megapixels_a_second * (_LEAST_GAIN if self.choice.precision == "float32" else 1)
+_MOST_RUNS, _MOST_SECONDS = 5, 2.0
+_FAR_BEHIND = 2.0
+"""Times the shortest time, beyond which an engine does not run again: no other work on the machine accounts for so much."""
+_PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+_IN_BFLOAT16 = ("tensorflow", "openvino")
 
 
 def available_engines(weights: Weights) -> list[EngineName]:
@@ -75,42 +60,52 @@ def choose(
     if len(choices) == 1:
         run_once(weights, card, patch, choices[0])
         return choices[0]
+    agreements, failures = _agreements(weights, card, patch, choices)
+    eligible = [choice for choice, agreement in agreements.items() if agreement >= _LEAST_AGREEMENT]
+    if not eligible:
+        told = "; ".join(f"{choice.engine} keeps {agreement:.2%} of the labels" for choice, agreement in agreements.items())
+        told = told or "; ".join(str(failure["error"]) for failure in failures)
+        raise WeightsError(
+            f"{weights.location}: no engine gives the labels of float32 in {precision}: {told}. Set precision: auto."
+        )
+    seconds = _raced({choice: open_engine(weights, card, choice) for choice in eligible}, patch)
+    best = min(eligible, key=lambda choice: seconds[choice] * (_LEAST_GAIN if choice.precision == "bfloat16" else 1))
+    close_others(weights, best)
+    megapixels = patch.shape[0] * patch.shape[1] / 1e6
+    tried = [
+        {"engine": choice.engine, "precision": choice.precision, "agreement": round(agreement, 6)}
+        | ({"megapixels_a_second": round(megapixels / seconds[choice], 4)} if choice in seconds else {})
+        for choice, agreement in agreements.items()
+    ]
+    return Choice(best.engine, best.precision, {"patch": list(patch.shape), "tried": [*tried, *failures]})
+
+
+def _agreements(
+    weights: Weights, card: Card, patch: NDArray[np.float32], choices: list[Choice]
+) -> tuple[dict[Choice, float], list[dict[str, str]]]:
+    """The part of the reference's labels that each choice keeps; and what is wrong with those that cannot run."""
     reference = Choice(available_engines(weights)[0], "float32")
     expected = labels_of(run_once(weights, card, patch, reference), card.output)
-    agreements: dict[Choice, float] = {}
-    running: dict[Choice, Engine] = {}
+    agreements = {reference: 1.0} if reference in choices else {}
     failures = []
-    for choice in sorted(choices, key=lambda choice: choice != reference):
+    for choice in choices:
+        if choice == reference:
+            continue
         try:
-            running[choice] = open_engine(weights, card, choice)
             labels = labels_of(run_once(weights, card, patch, choice), card.output)
         except WeightsError as error:
             failures.append({"engine": choice.engine, "precision": choice.precision, "error": str(error)})
         else:
             agreements[choice] = float((labels == expected).mean())
-    seconds = _timed({choice: running[choice] for choice in agreements}, patch)
-    megapixels = patch.shape[0] * patch.shape[1] / 1e6
-    trials = [_Trial(choice, megapixels / seconds[choice], agreement) for choice, agreement in agreements.items()]
-    eligible = [trial for trial in trials if trial.agreement >= _LEAST_AGREEMENT]
-    if not eligible:
-        told = "; ".join(f"{trial.choice.engine} keeps {trial.agreement:.2%} of the labels" for trial in trials)
-        told = told or "; ".join(str(failure["error"]) for failure in failures)
-        raise WeightsError(
-            f"{weights.location}: no engine gives the labels of float32 in {precision}: {told}. Set precision: auto."
-        )
-    best = max(eligible, key=lambda trial: trial.merit).choice
-    return Choice(
-        best.engine, best.precision, {"patch": list(patch.shape), "tried": [*(trial.record() for trial in trials), *failures]}
-    )
+    return agreements, failures
 
 
 def run_once(weights: Weights, card: Card, patch: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:
     """What a network gives for a patch (y, x, band): (y, x, class). Raises `WeightsError` where that is not what its card says."""
     scores = np.array(open_engine(weights, card, choice)(patch[None])[0])
-    count = 1 if card.output in ("sigmoid", "labels") else len(card.classes)
-    expected = (*(size - 2 * card.reach.margin for size in patch.shape[:2]), count)
+    expected = (*(size - 2 * card.reach.margin for size in patch.shape[:2]), card.numbers)
     # Of two classes one number may do: the logarithm of the second one's odds.
-    single = card.output == "logits" and count == 2 and scores.shape == (*expected[:2], 1)
+    single = card.output == "logits" and card.numbers == 2 and scores.shape == (*expected[:2], 1)
     if scores.shape != expected and not single:
         raise WeightsError(
             f"{weights.location}: for a patch of {patch.shape[:2]} and {len(card.classes)} classes ({', '.join(card.classes)[:200]}) an output of "
@@ -155,8 +150,12 @@ def _candidates(weights: Weights, engine: EngineName | Literal["auto"], precisio
     engines = available_engines(weights) if engine == "auto" else [engine]
     if not engines:
         check_engine(weights, engines_of(weights)[0])
+    # By precision, since engines of one precision share the loaded network.
     choices = [
-        Choice(name, each) for name in engines for each in _PRECISIONS.get(name, ("float32",)) if precision in ("auto", each)
+        Choice(name, each)
+        for each in _PRECISIONS
+        for name in engines
+        if precision in ("auto", each) and (each == "float32" or name in _IN_BFLOAT16)
     ]
     if precision == "auto" and not native_bfloat16():
         choices = [choice for choice in choices if choice.precision == "float32"]
@@ -178,15 +177,17 @@ def _for_objects(weights: Weights, engine: EngineName | Literal["auto"], precisi
     return Choice("tensorflow", "float32")
 
 
-def _timed(engines: Mapping[Choice, Engine], patch: NDArray[np.float32]) -> dict[Choice, float]:
+def _raced(engines: Mapping[Choice, Engine], patch: NDArray[np.float32]) -> dict[Choice, float]:
     """The shortest time of each engine for the patch, in seconds. They take turns, so that other work on the machine slows all alike."""
-    seconds: dict[Choice, list[float]] = {choice: [] for choice in engines}
-    started = time.perf_counter()
+    seconds = dict.fromkeys(engines, math.inf)
+    running, started = list(engines), time.perf_counter()
     for _ in range(_MOST_RUNS):
-        for choice, engine in engines.items():
+        for choice in running:
             begun = time.perf_counter()
-            engine(patch[None])
-            seconds[choice].append(time.perf_counter() - begun)
-        if time.perf_counter() - started > _MOST_SECONDS:
+            engines[choice](patch[None])
+            seconds[choice] = min(seconds[choice], time.perf_counter() - begun)
+        fastest = min(seconds.values())
+        running = [choice for choice in running if seconds[choice] <= _FAR_BEHIND * fastest]
+        if len(running) == 1 or time.perf_counter() - started > _MOST_SECONDS:
             break
-    return {choice: min(times) for choice, times in seconds.items()}
+    return seconds

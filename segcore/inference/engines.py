@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,8 +71,20 @@ def check_engine(weights: Weights, engine: EngineName) -> None:
 
 def open_engine(weights: Weights, card: Card, choice: Choice) -> Engine:
     """The network, loaded and ready; a few stay loaded in a process. Raises `WeightsError` where it cannot be run so."""
-    form = (card.channels, len(card.classes), card.reach, runtime.threads())
-    return _open(_Request(weights, choice, form, card))
+    request = _Request(weights, choice, (card.channels, card.numbers, card.reach, runtime.threads()), card)
+    engine = _ready.pop(request, None) or _opened(request)
+    # The last to be used stands last, and stays longest.
+    _ready[request] = engine
+    for oldest in list(_ready)[:-_KEPT]:
+        _ready.pop(oldest, None)
+    return engine
+
+
+def close_others(weights: Weights, choice: Choice) -> None:
+    """Frees the memory of a network in every engine and precision but the chosen one."""
+    for request in list(_ready):
+        if request.weights == weights and request.choice != choice:
+            _ready.pop(request, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +107,18 @@ class _PatchByPatch:
                 f"{self.where} takes patches (patch, y, x, {self.card.channels}); got {batch.shape}. Choose other bands or weights."
             )
         reach = self.card.reach
+        sizes = f"{reach.residue} modulo {reach.stride}" if reach.fixed is None else str(reach.fixed)
         # Not every library notices; some read beyond their maps.
         if any(size % reach.stride != reach.residue for size in batch.shape[1:3]) or reach.fixed not in (None, batch.shape[1:3]):
-            sizes = f"{reach.residue} modulo {reach.stride}" if reach.fixed is None else str(reach.fixed)
             raise WeightsError(f"{self.where} takes heights and widths of {sizes}; got patches of {batch.shape[1:3]}.")
         patches = np.ascontiguousarray(batch, np.float32)
-        scores = self.run(patches[:1])
+        try:
+            scores = self.run(patches[:1])
+        except WeightsError as error:
+            raise WeightsError(
+                f"{error} Its card says that it takes heights and widths of {sizes}; if that is wrong, remove the card, so that the network is "
+                "measured anew."
+            ) from error
         if len(patches) > 1:
             # What a run gives is valid until the next one.
             first, scores = scores, np.empty((len(patches), *scores.shape[1:]), np.float32)
@@ -113,8 +130,11 @@ class _PatchByPatch:
         return scores
 
 
-@lru_cache(maxsize=_KEPT)
-def _open(request: _Request) -> Engine:
+_ready: dict[_Request, Engine] = {}
+"""The networks that are loaded in this process."""
+
+
+def _opened(request: _Request) -> Engine:
     weights, card, choice = request.weights, request.card, request.choice
     check_engine(weights, choice.engine)
     return _PatchByPatch(_runner(weights, card, choice), card, weights.location)

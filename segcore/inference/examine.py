@@ -4,7 +4,8 @@ The file may be anything, so it is loaded and run in a process of its own, with 
 takes a request (JSON) on standard input, and answers on standard output with the card or with what is wrong. Whatever happens there,
 the caller gets a `Card` or a `WeightsError`.
 
-What a file cannot tell is assumed as most networks have it: pixels of 8 bits scaled to 0 ... 1, and classes class_0, class_1 ...
+What a file cannot tell is assumed as most networks have it: pixels of 8 bits, scaled to 0 ... 1 unless the network takes whole numbers, and
+classes class_0, class_1 ...
 """
 
 from __future__ import annotations
@@ -119,6 +120,14 @@ def _bytes_per_pixel(live: int | None, reach: Reach) -> int:
     return _UNKNOWN_BYTES if live is None else int(np.ceil(_SPARE * live / (height * width)))
 
 
+def _scaling_to(dtype: Any) -> Scaling:
+    """How pixels of 8 bits become an input of this NumPy type: from 0 to 1; as they are for whole numbers, from -128 on for signed bytes."""
+    kind = np.dtype(dtype)
+    if kind.kind not in "iu":
+        return Scaling()
+    return Scaling((float(-np.iinfo(kind).min) if kind.itemsize == 1 else 0.0,), (1.0,))
+
+
 def _names(classes: tuple[str, ...], scores: int) -> tuple[str, ...]:
     number = max(2, scores)
     if not classes:
@@ -189,33 +198,41 @@ def _live_bytes(model: Any, size: tuple[int, int]) -> int | None:
 def _examine_keras(weights: Weights) -> Card:
     from segcore.inference.keras_files import load_keras
 
-    return card_of_model(load_keras(weights), "network", (), Scaling(), weights.sha256)
+    model = load_keras(weights)
+    card = card_of_model(model, "network", (), Scaling(), weights.sha256)
+    return dataclasses.replace(card, scaling=_scaling_to(model.inputs[0].dtype))
 
 
 def _examine_onnx(weights: Weights) -> Card:
     from segcore.inference.onnx_files import load_onnx
-    from segcore.inference.onnx_skeletons import count_parameters, form_of, live_bytes, reach_of_onnx, runner
+    from segcore.inference.onnx_skeletons import count_parameters, form_of, live_bytes, reach_of_onnx, runner, scored
 
     content = load_onnx(weights)
     import onnx
 
     model = onnx.load_from_string(content)
     form = form_of(model, weights.location)
+    # Of a network that gives class ids, the scores before them are looked at: they tell how many classes there are, and how far it looks.
+    before = scored(model)
+    if before is not None:
+        model, form = before[0], dataclasses.replace(form, given=before[1])
+    elif onnx.helper.tensor_dtype_to_np_dtype(model.graph.output[0].type.tensor_type.elem_type).kind in "iub":
+        raise WeightsError(
+            f"{weights.location} gives whole numbers that no ArgMax makes, so their meaning is not known. Write a card beside it."
+        )
     reach = reach_of_onnx(model, form, weights.location)
     ends = {node.op_type for node in model.graph.node if model.graph.output[0].name in node.output}
-    if "ArgMax" in ends:
-        raise WeightsError(
-            f"{weights.location} gives class ids (ArgMax), so that the number of its classes is not known. Export it without ArgMax."
-        )
     last: Output | None = "sigmoid" if "Sigmoid" in ends else "logits" if ends & {"Conv", "ConvTranspose", "Add"} else None
     output, scores = _output_of(runner(model, form, weights.location), reach, form.channels, last)
+    if before is not None:
+        output = "labels"
     live = live_bytes(model, form, probe_size(reach))
     return Card(
         kind="network",
         sha256=weights.sha256,
         channels=form.channels,
         classes=_names((), scores),
-        scaling=Scaling(),
+        scaling=_scaling_to(form.dtype),
         reach=reach,
         output=output,
         parameters=count_parameters(model),
@@ -230,7 +247,7 @@ def _examine_litert(weights: Weights) -> Card:
     run, (taken, given) = litert_runner(weights), _litert_ends(weights)
     _, height, width, channels = (int(length) for length in taken["shape"])
     reach = fixed_reach(run, channels, (height, width))
-    scaling = Scaling(factor=(1.0,)) if np.dtype(taken["dtype"]).kind in "iu" else Scaling()
+    scaling = _scaling_to(taken["dtype"])
     if np.dtype(given["dtype"]).kind in "iu" and not given["quantization"][0]:
         # Class ids; how many there are nobody knows but the user, who names them.
         return Card("network", weights.sha256, channels, _names((), MOST_LABELS), scaling, reach, "labels")

@@ -63,6 +63,7 @@ def checked_config(text: bytes, where: str) -> dict[str, Any]:
             if "class_name" in entry:
                 _check(entry, where)
             _in_float32(entry)
+            _check_nodes(entry.get("inbound_nodes"), where)
             waiting += [(value, level + 1) for key, value in entry.items() if key not in _NO_SIZES]
         elif isinstance(entry, list):
             sides = [abs(side) for side in entry if isinstance(side, int) and side]
@@ -93,6 +94,26 @@ def _check(entry: dict[str, Any], where: str) -> None:
             f"{where} asks for {origin[:100]!r}, which is neither a layer of keras that only computes nor one of maskloom. Such a file can run "
             "code of its own. Build the network of other layers; or, if you trust whoever made the file, set trust: true."
         )
+
+
+def _check_nodes(nodes: object, where: str) -> None:
+    """Raises `WeightsError` where an operation of a graph takes no map of another: keras would run it at once, on whatever size it asks for."""
+    for node in nodes if isinstance(nodes, list) else ():
+        if isinstance(node, dict) and not _takes_a_map(node):
+            raise WeightsError(f"{where} holds an operation that works on nothing of the image. Save the network again.")
+
+
+def _takes_a_map(node: object) -> bool:
+    waiting = [node]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            if part.get("class_name") == "__keras_tensor__":
+                return True
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+    return False
 
 
 def _is_ours(name: str, registered: object) -> bool:

@@ -1,17 +1,22 @@
 """Files of keras: checked before keras sees them.
 
 A `.keras` file is a ZIP archive of a description (JSON), what wrote it (JSON) and the weights (HDF5). Archive, description and weights are checked
-each, and what keras loads is an archive that is written anew from what was found harmless. So no entry that is read in one way here and in
-another there, no link out of the file and no bomb reaches it. Files of other kinds are loaded only where the user vouches for them.
+each, and keras gets nothing but the description and the weights that were found harmless. So no entry that is read in one way here and in
+another there, no link out of the file and no bomb reaches it. The network is built without memory for its weights first: a description may ask
+for any amount of it, and gets no more than there are weights in the file. Files of other kinds are loaded only where the user vouches for
+them.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +35,8 @@ _CONFIG, _METADATA, _VARIABLES = "config.json", "metadata.json", "model.weights.
 _MOST_TEXT = 1 << 26
 _SLACK, _MOST_EXPANSION = 1 << 26, 8
 """Bytes that any file may unfold to, and how many times its own size beyond that. Weights hardly compress."""
+_SPARE_NUMBERS = 1 << 22
+"""Numbers that a network may make for itself beside its weights."""
 _MOST_ENTRIES, _MOST_LEVELS = 200_000, 64
 _MAGIC_ZIP, _MAGIC_HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 
@@ -43,7 +50,8 @@ def load_keras(weights: Weights) -> Any:
     if weights.trust:
         suffix = ".h5" if content.startswith(_MAGIC_HDF5) else ".keras"
         import_layers()
-        return _loaded(content, suffix, where, safe_mode=False)
+        with _problems(where):
+            return _trusted(content, suffix)
     if weights.suffix != ".keras":
         raise WeightsError(
             f"{where}: expected a .keras file; got {weights.suffix or 'no suffix'}. Other kinds of files can run code of their own. "
@@ -53,7 +61,12 @@ def load_keras(weights: Weights) -> Any:
         raise WeightsError(f"{where} is an HDF5 file by another name. Save the network again with model.save('name.keras').")
     if not content.startswith(_MAGIC_ZIP):
         raise WeightsError(f"{where} is no .keras file: it is not a ZIP archive. Save the network with model.save('name.keras').")
-    model = _loaded(_clean_archive(content, where), ".keras", where, safe_mode=True)
+    description, variables = _checked_parts(content, where)
+    stored = check_variables(variables, where)
+    with _problems(where):
+        model = _built(description, stored, where)
+        with _file(variables, ".weights.h5") as path:
+            model.load_weights(path)
     check_finite(model, where)
     return model
 
@@ -68,7 +81,45 @@ def check_finite(model: Any, where: str) -> None:
             )
 
 
-def _loaded(content: bytes, suffix: str, where: str, safe_mode: bool) -> Any:
+def _trusted(content: bytes, suffix: str) -> Any:
+    with _file(content, suffix) as path:
+        return import_keras().saving.load_model(path, compile=False, safe_mode=False)
+
+
+def _built(description: dict[str, Any], stored: int, where: str) -> Any:
+    """The network of a checked description, its weights not yet read. Raises `WeightsError` where it has more of them than are stored."""
+    from keras.src.backend.common import global_state
+
+    keras, waiting = import_keras(), "uninitialized_variables"
+    global_state.set_global_attribute(waiting, [])
+    try:
+        # In such a scope variables have a shape only; the end of the next one gives them memory.
+        with keras.StatelessScope(initialize_variables=False):
+            model = keras.saving.deserialize_keras_object(description, safe_mode=True)
+        numbers = sum(math.prod(variable.shape) for variable in global_state.get_global_attribute(waiting))
+        if numbers > stored + _SPARE_NUMBERS:
+            raise WeightsError(
+                f"{where} describes a network of {numbers} weights, but holds {stored} numbers. Save the network again."
+            )
+        with keras.StatelessScope():
+            pass
+    finally:
+        global_state.set_global_attribute(waiting, [])
+    return model
+
+
+@contextmanager
+def _file(content: bytes, suffix: str) -> Iterator[Path]:
+    """A file of this content, gone in the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"network{suffix}")
+        path.write_bytes(content)
+        yield path
+
+
+@contextmanager
+def _problems(where: str) -> Iterator[None]:
+    """Turns whatever keras raises for a network that it cannot make into a `WeightsError`."""
     keras = import_keras()
     problems: tuple[type[Exception], ...] = (
         ValueError,
@@ -82,20 +133,19 @@ def _loaded(content: bytes, suffix: str, where: str, safe_mode: bool) -> Any:
     )
     if keras.backend.backend() == "tensorflow":
         problems += (import_tensorflow().errors.OpError,)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"network{suffix}")
-        path.write_bytes(content)
-        try:
-            return keras.saving.load_model(path, compile=False, safe_mode=safe_mode)
-        except problems as error:
-            reason = (str(error) or type(error).__name__).replace(str(path), where).strip().splitlines()[0]
-            raise WeightsError(
-                f"keras cannot load {where}: {reason[:300]} Expected a network that this keras, or an older one, saved."
-            ) from error
+    try:
+        yield
+    except WeightsError:
+        raise
+    except problems as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise WeightsError(
+            f"keras cannot load {where}: {reason[:300]} Expected a network that this keras, or an older one, saved."
+        ) from error
 
 
-def _clean_archive(content: bytes, where: str) -> bytes:
-    """A `.keras` archive of the same network that holds nothing else."""
+def _checked_parts(content: bytes, where: str) -> tuple[dict[str, Any], bytes]:
+    """The description and the weights (HDF5) in a `.keras` archive that holds nothing else. The weights are not yet checked."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             _check_entries(archive, len(content), where)
@@ -105,14 +155,7 @@ def _clean_archive(content: bytes, where: str) -> bytes:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{where} is truncated or damaged: {error}. Copy it again.") from error
-    network = checked_config(config, where)
-    check_variables(variables, where)
-    clean = io.BytesIO()
-    with zipfile.ZipFile(clean, "w") as archive:
-        archive.writestr(_CONFIG, json.dumps(network))
-        archive.writestr(_METADATA, metadata)
-        archive.writestr(_VARIABLES, variables)
-    return clean.getvalue()
+    return checked_config(config, where), variables
 
 
 def _check_entries(archive: zipfile.ZipFile, size: int, where: str) -> None:
@@ -134,21 +177,24 @@ def _check_entries(archive: zipfile.ZipFile, size: int, where: str) -> None:
             )
 
 
-def check_variables(content: bytes, where: str) -> None:
-    """Raises `WeightsError` where an HDF5 file holds anything but arrays of numbers of its own, no larger than the file makes likely."""
+def check_variables(content: bytes, where: str) -> int:
+    """How many numbers an HDF5 file holds.
+
+    Raises `WeightsError` where it holds anything but arrays of numbers of its own, no larger than the file makes likely.
+    """
     import h5py
 
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
-            _check_group(file, _SLACK + _MOST_EXPANSION * len(content), where)
+            return _check_group(file, _SLACK + _MOST_EXPANSION * len(content), where)
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{where}: its weights are truncated or damaged: {error}. Copy it again.") from error
 
 
-def _check_group(file: h5py.File, most: int, where: str) -> None:
+def _check_group(file: h5py.File, most: int, where: str) -> int:
     import h5py
 
-    unfolded = entries = 0
+    numbers = unfolded = entries = 0
     waiting: list[tuple[h5py.Group, int]] = [(file, 0)]
     while waiting:
         group, level = waiting.pop()
@@ -165,9 +211,11 @@ def _check_group(file: h5py.File, most: int, where: str) -> None:
                 waiting.append((item, level + 1))
                 continue
             _check_array(item, where)
+            numbers += item.size
             unfolded += item.nbytes
             if unfolded > most:
                 raise WeightsError(f"{where}: its weights would unfold to more than {most} bytes. Save the network again.")
+    return numbers
 
 
 def _check_array(item: h5py.Dataset | h5py.Datatype, where: str) -> None:

@@ -56,7 +56,7 @@ def onnx_runner(weights: Weights, card: Card) -> Callable[[NDArray[np.float32]],
         raise WeightsError(f"{where}: expected a network of one input of four axes; got {kinds}.")
     taken, given = session.get_inputs()[0], session.get_outputs()[0]
     source = layout_of(_sizes(taken.shape), card.channels, "first")
-    target = layout_of(_sizes(given.shape), len(card.classes), source) if len(given.shape) == 4 else source
+    target = layout_of(_sizes(given.shape), card.numbers, source) if len(given.shape) == 4 else source
     dtype = np.dtype(_DTYPES[taken.type])
 
     def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from segcore.inference.reach import Network
 
 _PASS = frozenset(
-    "Abs ArgMax BatchNormalization Clip Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity LayerNormalization LeakyRelu Log "  # noqa: SIM905  as a list it would take a line for each name
+    "Abs BatchNormalization Clip Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity LayerNormalization LeakyRelu Log "  # noqa: SIM905  as a list it would take a line for each name
     "LogSoftmax Mish Neg PRelu Relu Selu Sigmoid Softmax Softplus Softsign Sqrt Swish Tanh".split()
 )
 _SUMS = frozenset("Add Div Max Mean Min Mul Pow Sub Sum".split())  # noqa: SIM905
+_RENAMING = frozenset("Cast Identity Squeeze Unsqueeze".split())  # noqa: SIM905
+"""What may stand between the class ids that a network finds and those that it gives."""
 _WEIGHED = frozenset("Conv ConvTranspose Gemm MatMul".split())  # noqa: SIM905
 _WHOLE = frozenset(
     "GlobalAveragePool GlobalMaxPool GroupNormalization InstanceNormalization ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum".split()  # noqa: SIM905  as a list it would take a line for each name
@@ -44,8 +46,6 @@ class Form:
     channels: int
     taken: Layout
     given: Layout
-    scores: int
-    """Numbers that it gives for a pixel."""
     fixed: tuple[int, int] | None
     dtype: str
 
@@ -71,10 +71,32 @@ def form_of(model: Any, where: str) -> Form:
     size = (shape[2], shape[3]) if taken == "first" else (shape[1], shape[2])
     output = _dimensions(model.graph.output[0])
     given = _layout(output) if len(output) == 4 and {output[1], output[3]} != {None} else taken
-    scores = 1 if len(output) == 3 else (output[1] if given == "first" else output[-1]) if len(output) == 4 else 0
     fixed = None if None in size else size
     kind = onnx.helper.tensor_dtype_to_np_dtype(inputs[0].type.tensor_type.elem_type).name
-    return Form(channels, taken, given, scores or 0, fixed, kind)  # type: ignore[arg-type]
+    return Form(channels, taken, given, fixed, kind)  # type: ignore[arg-type]
+
+
+def scored(model: Any) -> tuple[Any, Layout] | None:
+    """For a model that gives class ids: the same up to the scores whose greatest it takes, and where these have classes. None for others."""
+    import onnx
+
+    makers = {name: node for node in model.graph.node for name in node.output}
+    node, ends = makers.get(model.graph.output[0].name), set()
+    while node is not None and node.op_type in _RENAMING:
+        ends.add(node.output[0])
+        node = makers.get(node.input[0])
+    if node is None or node.op_type != "ArgMax":
+        return None
+    ends.add(node.output[0])
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+    known = {each.name: each for each in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    scores = onnx.helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, [None] * 4)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.node[:], copy.graph.output[:]
+    copy.graph.node.extend(each for each in model.graph.node if ends.isdisjoint(each.output))
+    copy.graph.output.append(known.get(node.input[0], scores))
+    return copy, "first" if axis in (1, -3) else "last"
 
 
 def _dimensions(value: Any) -> list[int | None]:
@@ -154,7 +176,7 @@ def _skeleton(model: Any) -> tuple[Any, bool] | None:
     weights = _constants(graph)
     generator, nodes, bounded = np.random.default_rng(0), [], True
     for node in graph.node:
-        numbers = kinds.get(node.output[0]) == onnx.TensorProto.FLOAT or node.op_type == "ArgMax"
+        numbers = kinds.get(node.output[0]) == onnx.TensorProto.FLOAT
         moving = [name for name in node.input if name and name not in weights]
         if (
             node.op_type in _FAITHFUL

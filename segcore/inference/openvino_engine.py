@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from segcore.errors import WeightsError
 from segcore.inference.layouts import Layout, from_network, layout_of, split_pixels, to_network
 from segcore.inference.onnx_files import load_onnx
 from segcore.inference.runtime import threads
-from segcore.inference.tensorflow_engine import traced
+from segcore.inference.tensorflow_engine import frozen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,7 +49,7 @@ def openvino_runner(weights: Weights, card: Card, precision: Precision) -> Calla
     otherwise: Layout = "first" if weights.suffix == ".onnx" else "last"
     taken = _sizes(compiled.inputs[0])
     source = layout_of(taken, card.channels, otherwise)
-    target = layout_of(_sizes(compiled.outputs[0]), len(card.classes), source)
+    target = layout_of(_sizes(compiled.outputs[0]), card.numbers, source)
     dtype = np.dtype(compiled.inputs[0].element_type.to_dtype())
     request = compiled.create_infer_request()
 
@@ -75,7 +77,14 @@ def _converted(weights: Weights, precision: Precision) -> Any:
 
     if weights.suffix == ".onnx":
         return openvino.Core().read_model(io.BytesIO(load_onnx(weights)))
-    return openvino.convert_model(traced(weights, precision))
+    function = frozen(weights, precision)
+    # `openvino.convert_model` would read the same graph node by node in Python, which takes seconds, and tell its makers of it.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.pb")
+        path.write_bytes(function.graph.as_graph_def().SerializeToString())
+        model = openvino.Core().read_model(path)
+    # Whatever else the graph ends in, a shape that nobody takes, is no output.
+    return openvino.Model([model.output(function.outputs[0].name)], model.get_parameters())
 
 
 def _sizes(port: Any) -> list[int | None]:

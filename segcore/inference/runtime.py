@@ -116,10 +116,11 @@ def _set_up(tensorflow: Any) -> None:
 
 
 def _claimed(count: int) -> int:
-    """The first of so many GPUs that no other process of maskloom has claimed; the first of all where none is left."""
+    """The first of so many GPUs that no other process of this user has claimed; the first of all where none is left."""
     for number in range(count):
         if number not in _settings.claims:
-            file = (Path(tempfile.gettempdir()) / f"maskloom-gpu-{number}").open("ab")
+            # By user: nobody may open another's file there.
+            file = (Path(tempfile.gettempdir()) / f"maskloom-{os.getuid()}-gpu-{number}").open("ab")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from segcore.inference.engine import Precision
     from segcore.inference.weights import Weights
 
-Ending = Callable[[Any], tuple[Any, Callable[[Any], Any]]]
 _MIXED = "auto_mixed_precision_onednn_bfloat16"
 
 
@@ -114,10 +114,7 @@ def _sigmoid(logits: Any) -> Any:
 def tensorflow_runner(weights: Weights, precision: Precision) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     """What runs a patch (1, y, x, band) of a keras file to (1, y, x, class)."""
     tensorflow, where = import_tensorflow(), weights.location
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2  # it is not exported elsewhere
-
-    ending = _exact_ending if precision == "bfloat16" else _ending
-    function = convert_variables_to_constants_v2(traced(weights, precision, ending))
+    function = frozen(weights, precision)
     channels = function.inputs[0].shape[-1]
 
     def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -134,11 +131,18 @@ def tensorflow_runner(weights: Weights, precision: Precision) -> Callable[[NDArr
     return run
 
 
-def traced(weights: Weights, precision: Precision, ending: Ending = _ending) -> Any:
-    """The TensorFlow function of a keras file: patches (n, y, x, band) float32 to scores float32, of whatever sizes the network takes.
-
-    `ending` takes the network and gives the output to stop at and what is to be done from there.
+@lru_cache(maxsize=1)
+def frozen(weights: Weights, precision: Precision) -> Any:
+    """The TensorFlow function of a keras file, its weights as constants: patches (n, y, x, band) float32 to scores float32, of whatever sizes
+    the network takes. The last one is kept, for the next engine of the same precision: to load a network takes longer than to run it.
     """
+    import_tensorflow()
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2  # it is not exported elsewhere
+
+    return convert_variables_to_constants_v2(_traced(weights, precision))
+
+
+def _traced(weights: Weights, precision: Precision) -> Any:
     keras = import_keras()
     if keras.backend.backend() != "tensorflow":
         raise WeightsError(f"keras runs on {keras.backend.backend()} here; maskloom segments on TensorFlow. Unset KERAS_BACKEND.")
@@ -151,7 +155,7 @@ def traced(weights: Weights, precision: Precision, ending: Ending = _ending) -> 
         raise WeightsError(
             f"{weights.location}: expected one input (patch, y, x, band) and one output; got inputs {shapes} and {len(outputs)} outputs."
         )
-    before, finish = ending(model)
+    before, finish = _ending(model) if precision == "float32" else _exact_ending(model)
     flat, dtype = keras.Model(inputs[0], before), tensorflow.as_dtype(inputs[0].dtype)
     if precision == "bfloat16" and not dtype.is_integer:
         flat = _with_split_pixels(flat)

@@ -4,6 +4,8 @@ Windows of one size lie over the image on a lattice that starts at its origin, e
 back so that it ends with the image. A pixel's scores are the mean of those of the windows that it lies in, each weighted by its place there: from
 a window to the next the weight passes over smoothly (a squared sine).
 
+Class ids cannot be averaged: for networks that give nothing else, a pixel has the id of the window that it lies deepest in (`seams`).
+
 Weights are whole multiples of 2**-12 along each axis, so that their products are exact in float32 and add up to exactly 1 at every pixel; nothing
 is ever normalised. Windows, weights and the order of the sum depend on the image alone, so every tiling gives the same bits. That
 equals no run of the network on the whole image, for which there may be no memory at all: the result is one of these windows.
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from segcore.inference.patches import Piece, Prepare
     from segcore.raster import Block
 
+Seams = Literal["blended", "cut"]
 _UNIT = 1 << 12
 """Parts of a weight. The product of two weights has 24 bits, as many as float32."""
 
@@ -55,6 +58,8 @@ class Windowing:
     reach: Reach
     side: int = 512
     """Side of a window; rounded up to twice the stride. A network of one fixed size has its own."""
+    seams: Seams = "blended"
+    """How a pixel passes from a window to the next: by weights, or in one step. Class ids must be cut, their mean is another class."""
 
     def __post_init__(self) -> None:
         if self.side < 1:
@@ -88,7 +93,7 @@ class Windowing:
         length = side + 2 * reach.margin
         if reach.fixed is None:
             length += (reach.residue - length) % reach.stride
-        rises = [_rise(before + side - start, step) for before, start in pairwise(starts)]
+        rises = [_rise(before + side - start, step, self.seams) for before, start in pairwise(starts)]
         windows = []
         for i, start in enumerate(starts):
             weights = np.full(side, _UNIT, np.int32)
@@ -140,11 +145,13 @@ def core_scores(block: Block, windowing: Windowing, prepare: Prepare, engine: En
         band = band[done - top :]
 
 
-def _rise(overlap: int, step: int) -> NDArray[np.int32]:
-    """Weights of a window over its overlap with the one before: 0, then a squared sine over at most `step` pixels, then all."""
+def _rise(overlap: int, step: int, seams: Seams) -> NDArray[np.int32]:
+    """Weights of a window over its overlap with the one before: 0, then a squared sine over at most `step` pixels or one step, then all."""
     length = min(step, overlap)
     before = (overlap - length) // 2
     places = np.clip((np.arange(overlap) - before + 0.5) / length, 0, 1)
+    if seams == "cut":
+        places = np.rint(places)
     return np.asarray(np.rint(_UNIT * np.sin(np.pi / 2 * places) ** 2), np.int32)
 
 

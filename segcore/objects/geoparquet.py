@@ -19,6 +19,7 @@ def schema(bands: int) -> pa.Schema:
             pa.field("object_id", pa.int64(), nullable=False),
             pa.field("class_id", pa.int32(), nullable=False),
             pa.field("class_name", pa.string(), nullable=False),
+            pa.field("score", pa.float32()),
             pa.field("pixel_count", pa.int64(), nullable=False),
             pa.field("area", pa.float64(), nullable=False),
             pa.field("area_unit", pa.string(), nullable=False),

@@ -47,6 +47,8 @@ class Measures:
     """(n, 2) quanta of area; wide. 0 where all pixels are equally large."""
     border: Integers
     """(n, 3) border pixels that count 1, sqrt(2) and (1 + sqrt(2)) / 2 for the perimeter."""
+    score: NDArray[np.float32]
+    """(n,) how sure the segmenter is, NaN where it does not say."""
     bands: BandSums
     """n rows."""
     outlines: Outlines
@@ -114,6 +116,7 @@ def _added(rows: Measures, new: NDArray[np.bool_]) -> Measures:
         carried(np.add.reduceat(second, starts)),
         carried(np.add.reduceat(rows.area, starts)),
         np.add.reduceat(rows.border, starts),
+        np.fmax.reduceat(rows.score, starts),
         rows.bands.sum_by(group, len(starts)),
         rows.outlines.grouped(starts),
     )

@@ -173,6 +173,7 @@ def cut_fragments(labels: Labels, block: Block, halo: Shape) -> Fragments:
             "anchor_row": row[chosen] + tile.read.start[0],
             "anchor_column": column[chosen] + tile.read.start[1],
         },
+        None if labels.score_of is None else np.array(labels.score_of, np.float32)[order[: count + 1]],
     )
 
 

@@ -61,6 +61,8 @@ class TileObjects:
     """m + 1 rows: band values of the pixels in this tile's core."""
     tile: Tile
     spec: RasterSpec
+    score: NDArray[np.float32] | None = None
+    """(m + 1,) how sure the segmenter is of each, NaN where it does not say. None: it never does."""
 
 
 def measure(objects: TileObjects, geometry: bool = True) -> Measures:
@@ -92,6 +94,7 @@ def measure(objects: TileObjects, geometry: bool = True) -> Measures:
         second,
         _areas(objects, labels)[present],
         border[present],
+        _scores(objects)[present],
         objects.bands.take(present),
         outlines,
     )
@@ -119,6 +122,7 @@ def _rows(measures: Measures, spec: RasterSpec, names: tuple[str, ...], bands: i
     columns: dict[str, Any] = {}
     columns["object_id"], columns["class_id"] = measures.object_id, measures.class_id
     columns["class_name"] = pa.array(names, pa.string()).take(pa.array(measures.class_id))
+    columns["score"] = _known(measures.score)
     columns["pixel_count"], columns["area"] = measures.pixels, _in_units(measures, spec)
     columns["area_unit"] = pa.repeat(spec.space.area_unit, rows)
     # Not as a matrix product, which rounds a row as its neighbours let it.
@@ -164,7 +168,19 @@ def _numbered_once(objects: TileObjects) -> TileObjects:
         # Fragments of one object that share a tile are whole if each of them is: none has a pixel elsewhere.
         whole=np.bincount(number, ~objects.whole) == 0,
         bands=objects.bands.sum_by(number, len(ids)),
+        score=_highest(_scores(objects), number, len(ids)),
     )
+
+
+def _scores(objects: TileObjects) -> NDArray[np.float32]:
+    return np.full(len(objects.object_id), np.nan, np.float32) if objects.score is None else objects.score
+
+
+def _highest(scores: NDArray[np.float32], number: NDArray[np.intp], count: int) -> NDArray[np.float32]:
+    """The highest score of each number."""
+    highest = np.full(count, np.nan, np.float32)
+    np.fmax.at(highest, number, scores)
+    return highest
 
 
 def _from_own_corner(sums: Integers, boxes: Integers) -> tuple[Integers, Integers]:
@@ -259,6 +275,6 @@ def _longitude_latitude(spec: RasterSpec, column: Floats, row: Floats) -> tuple[
     return _known(longitude - 360 * np.ceil((longitude - 180) / 360)), _known(latitude)
 
 
-def _known(numbers: Floats) -> pa.Array:
+def _known(numbers: NDArray[np.floating[Any]]) -> pa.Array:
     """Numbers, NaN as null."""
     return pa.array(numbers, mask=np.isnan(numbers))

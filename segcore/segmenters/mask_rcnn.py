@@ -4,6 +4,9 @@ The network looks at windows of one size on a lattice that starts at the image's
 says which, and what becomes of objects at their edges). A tile runs all windows that can have found what touches its core, so every tile that
 sees an object sees the same one, and `stitch` puts its parts together. Where objects claim the same pixel, the one with the higher score has it.
 
+Objects larger than the halo may be cut at the edges of windows: at the same places under any tiling, but cut. So the halo follows from the largest
+object that the network was trained with, which its card tells.
+
 TensorFlow is loaded on workers only; what the driver must know is in the weights' card.
 """
 
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 _KIND = "mask_rcnn"
 _RULE = SeamRule()
 _LARGEST_HALO, _LARGEST_CORE = 512, 2048
+_LEAST_OWN_HALO = 64
+"""What small objects get too: the network should see something of what lies around them."""
 # Labels of the block, their copy with small ones left out, and where they are counted.
 _BYTES_PER_PIXEL = 24
 _COST = 5000
@@ -60,8 +65,9 @@ class MaskRcnnObjects:
     """How much the boxes of two objects of a class may overlap (intersection over union). Beyond it, the lower score goes."""
     core: int = 256
     """Side of the part of a window that counts, in pixels; the network sees `core` + 2 `halo`."""
-    halo: int = 64
-    """Side of the largest object in pixels: objects up to it come out the same under any tiling."""
+    halo: int | None = None
+    """Side of the largest object in pixels: objects up to it come out whole, and the same under any tiling; larger ones may be cut where windows
+    end. None: that of the largest object that the network was trained with, at least 64 and at most 512."""
     min_size: int = 1
     """Objects of fewer pixels become background."""
     stitch: SeamRule | Mapping[str, SeamRule] = _RULE
@@ -80,9 +86,10 @@ class MaskRcnnObjects:
             raise ValueError(f"score: expected a number between 0 and 1; got {self.score}")
         if not 0 < self.overlap < 1:
             raise ValueError(f"overlap: expected a number between 0 and 1; got {self.overlap}")
-        for name, least, most in (("core", 32, _LARGEST_CORE), ("halo", 8, _LARGEST_HALO)):
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name}: expected {least} to {most} pixels; got {getattr(self, name)}")
+        if not 32 <= self.core <= _LARGEST_CORE:
+            raise ValueError(f"core: expected 32 to {_LARGEST_CORE} pixels; got {self.core}")
+        if self.halo is not None and not 8 <= self.halo <= _LARGEST_HALO:
+            raise ValueError(f"halo: expected 8 to {_LARGEST_HALO} pixels; got {self.halo}")
         if self.min_size < 1:
             raise ValueError(f"min_size: expected a number of pixels from 1 on; got {self.min_size}")
 
@@ -104,7 +111,8 @@ class MaskRcnnObjects:
             rules = rules_of(self.stitch, classes)
         except ValueError as error:
             raise RecipeError(str(error)) from error
-        rule = Rule(float(self.score), float(self.overlap), self.min_size, Lattice(self.core, self.halo))
+        lattice = Lattice(self.core, _halo_of(card) if self.halo is None else self.halo)
+        rule = Rule(float(self.score), float(self.overlap), self.min_size, lattice)
         return Stitched(MaskRcnnModel(weights, card, classes, rule, self.bands), rules)
 
 
@@ -164,7 +172,7 @@ class MaskRcnnModel:
         # What the read box cuts may be large beyond it.
         small[cut_by(values, tile.read, block.spec.shape)] = False
         values[small[values]] = 0
-        return Labels(values, (0, *detections.classes.tolist()))
+        return Labels(values, (0, *detections.classes.tolist()), (0.0, *detections.scores.tolist()))
 
     def provenance(self) -> Mapping[str, Any]:
         """Which weights, and what counted as an object."""
@@ -199,6 +207,16 @@ def _card(weights: Weights) -> Card:
             f"{weights.location}: expected the weights of a {_KIND}; its card says {card.kind}. Use `kind: {card.kind}`, or other weights."
         )
     return card
+
+
+def _halo_of(card: Card) -> int:
+    """The halo for objects as large as those that a network was trained with."""
+    side = card.about.get("largest_object", 0)
+    if not isinstance(side, int) or side < 0:
+        raise WeightsError(f"about.largest_object of the weights' card: expected a number of pixels; got {side!r}. Set `halo`.")
+    # On multiples of the stride, or the network would fill windows with zeros.
+    stride = card.reach.stride
+    return min(-(-max(side, _LEAST_OWN_HALO) // stride) * stride, _LARGEST_HALO)
 
 
 @lru_cache(maxsize=2)

@@ -106,6 +106,8 @@ class Network:
         )
 
     def _check(self, card: Card) -> None:
+        from segcore.inference.examine import MOST_LABELS
+
         name = file_name(self.weights)
         if card.output == "objects" and card.kind != "mask_rcnn":
             raise WeightsError(f"weights: {name} finds objects; kind {self.kind} wants a network that gives every pixel a class.")
@@ -115,8 +117,8 @@ class Network:
             )
         if self.bands is not None and len(self.bands) != card.channels:
             raise RecipeError(f"bands: {name} wants {card.channels} bands; got {list(self.bands)}.")
-        counted = card.output != "labels" or "examined" not in card.about
-        if self.classes is not None and len(self.classes) != len(card.classes) and counted:
+        uncounted = card.output == "labels" and len(card.classes) == MOST_LABELS
+        if self.classes is not None and len(self.classes) != len(card.classes) and not uncounted:
             raise RecipeError(
                 f"classes: {name} has {len(card.classes)} classes ({', '.join(card.classes)}); got {list(self.classes)}."
             )
@@ -170,7 +172,9 @@ class NetworkModel:
     @property
     def layout(self) -> Patching | Windowing:
         """How patches or windows lie over an image."""
-        return Windowing(self.card.reach, self.patch) if self.blended else Patching(self.card.reach, self.patch)
+        if self.blended:
+            return Windowing(self.card.reach, self.patch, "cut" if self.card.output == "labels" else "blended")
+        return Patching(self.card.reach, self.patch)
 
     @property
     def footprint(self) -> Footprint:
@@ -183,10 +187,10 @@ class NetworkModel:
 
     @property
     def open_choice(self) -> str | None:
-        """The weights and what is asked of engine and precision; None once they are chosen."""
+        """The weights, what is asked of engine and precision, and how patches lie; None once they are chosen."""
         if self.choice is not None:
             return None
-        return f"{self.weights.sha256[:16]} {self.engine} {self.precision} {self.layout.sides[0]}"
+        return f"{self.weights.sha256[:16]} {self.engine} {self.precision} {self.layout}"
 
     def choose(self, block: Block) -> Mapping[str, Any]:
         """The fastest engine and precision for one patch in the middle of the block, and what was tried."""
@@ -225,7 +229,7 @@ class NetworkModel:
         core = labels[block.tile.core.relative_to(block.tile.read).slices]
         for place, scores in self._pieces(block):
             if self.card.output == "labels":
-                core[place] = scores[..., 0]
+                core[place] = self._ids(scores)
             elif scores.shape[-1] == 1:
                 # One number for the second of two classes: its probability, or the logarithm of its odds.
                 likelier(scores, 0.5 if self.card.output == "sigmoid" else 0.0, core[place])
@@ -299,8 +303,10 @@ class NetworkModel:
         """The block with its invalid pixels at the value that becomes 0: what lies there (nodata, NaN) must not reach its neighbours."""
         if block.valid.all():
             return block
-        neutral = np.array(self.card.scaling.offset).astype(block.pixels.dtype)
-        return replace(block, pixels=np.where(block.valid[..., None], block.pixels, neutral))
+        # As float32, as scaling takes them: an offset of 103.9 is no value of eight bits.
+        pixels = block.pixels.astype(np.float32)
+        pixels[~block.valid] = np.array(self.card.scaling.offset, np.float32)
+        return replace(block, pixels=pixels)
 
     def _probe(self, block: Block) -> NDArray[np.float32]:
         """The scaled middle of the block, as large as a patch inside an image and mirrored where the block is smaller."""
@@ -311,9 +317,19 @@ class NetworkModel:
             pixels = np.take(pixels, patches.mirrored(np.arange(first, first + length), size), axis)
         return self.card.scaling.apply(pixels)
 
+    def _ids(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Class ids (y, x) that a network gives by itself. Raises `WeightsError` where there are no such classes."""
+        if not 0 <= scores.min() <= scores.max() < len(self.classes):
+            raise WeightsError(
+                f"{file_name(self.weights.location)} gives class ids {scores.min():g} to {scores.max():g}, but has {len(self.classes)} classes. "
+                "Name all of them with `classes`."
+            )
+        ids: NDArray[np.float32] = scores[..., 0]
+        return ids
+
     def _probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.card.output == "labels":
-            return np.asarray(scores == np.arange(len(self.classes)), np.float32)
+            return np.asarray(self._ids(scores)[..., None] == np.arange(len(self.classes)), np.float32)
         if self.card.output == "logits" and scores.shape[-1] == 1:
             scores = np.asarray(1 / (1 + np.exp(-scores)), np.float32)
         if scores.shape[-1] == 1:

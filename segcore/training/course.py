@@ -29,7 +29,7 @@ from segcore.training.lesson import Lesson, Subject, Told, Watch
 from segcore.training.outcome import publish
 from segcore.training.pairs import data_digest, find_pairs, scaling_of
 from segcore.training.pixels import Collection
-from segcore.training.subjects import beyond, frame_of, subject_of
+from segcore.training.subjects import frame_of, subject_of
 from segcore.training.survey import require_labelled, survey
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def prepare(
     _use_threads(recipe.training.threads)
     frame = frame_of(recipe, pairs[0].image.channels)
     _require_writable(recipe.output)
-    collection = Collection(pairs, table, recipe.training.memory, beyond(recipe))
+    collection = Collection(pairs, table, recipe.training.memory)
     found = survey(collection, recipe.classes, checked("pixels"))
     notes += require_labelled(found, training, recipe.classes)
     lesson = Lesson(recipe, collection, found, scaling, tuple(training), tuple(validation), frame, pairs[0].image.channels)

@@ -1,7 +1,8 @@
 """Networks of objects in training: a patch has objects, each with its pixels, and the score is how many of them are found.
 
 An object is found where an object of its class shares more than half of the pixels of both (intersection over union above 0.5). The
-score is found / (found + invented + missed), the average precision of the Data Science Bowl 2018 at one threshold.
+score is found / (found + invented + missed), the average precision of the Data Science Bowl 2018 at one threshold. Void pixels count for nobody, and
+what is found mostly in them is no error (as in `segcore.evaluation.instances`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from segcore.geometry import Box
 from segcore.inference.card import Card, Reach
 from segcore.legend import Legend
 from segcore.training.curves import Curve, Example, shown
+from segcore.training.labels import VOID
 from segcore.training.lesson import Lesson, Measured, Told
 from segcore.training.metrics import matched
 from segcore.training.samples import Batch, Frame, lattice, scaled
+from segcore.training.survey import CELL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from segcore.training.pixels import Collection
     from segcore.training.recipe import Recipe
 
 _LEAST_SCORE, _GREATEST_OVERLAP = 0.5, 0.5
@@ -53,13 +57,14 @@ class InstanceSubject:
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         """What `train_on_batch` takes."""
-        from segcore.networks.mask_rcnn.targets import training_batch
+        from segcore.networks.mask_rcnn.targets import UNLABELLED, training_batch
 
         if batch.ids is None:
             raise ValueError("a batch for objects has their ids")
         numbers, classes_of = np.zeros(batch.ids.shape, np.int32), []
         for i, (ids, classes) in enumerate(zip(batch.ids, batch.classes, strict=True)):
             numbers[i], class_of = _numbered(ids, classes)
+            numbers[i, classes == VOID] = UNLABELLED
             classes_of.append(class_of)
         return training_batch(batch.pixels, numbers, classes_of)
 
@@ -89,8 +94,10 @@ class InstanceSubject:
         return Measured(score, record, {**record, "classes": by_class})
 
     def card(self, model: Any, sha256: str, about: Mapping[str, Any]) -> Card:
-        """The card of the network. Its boxes depend on the whole of what it sees, so it has no reach."""
+        """The card of the network. Its boxes depend on the whole of what it sees, so it has no reach, but it tells how large objects are."""
         lesson, recipe = self.lesson, self.lesson.recipe
+        # Of what is larger than a patch, training has seen parts alone.
+        largest = min(largest_side(lesson.collection, lesson.training), lesson.frame.patch)
         return Card(
             kind=recipe.kind,
             sha256=sha256,
@@ -100,7 +107,7 @@ class InstanceSubject:
             reach=Reach(halo=None, stride=recipe.network.strides[-1]),
             output="objects",
             parameters=int(model.count_params()),
-            about=about,
+            about={**about, "largest_object": largest},
         )
 
     def examples(self, trainer: Any) -> list[Example]:
@@ -126,9 +133,28 @@ class InstanceSubject:
         if window.ids is None:
             raise ValueError("a collection for objects has their ids")
         detections = finder.detect(scaled(window, self.lesson.scaling).pixels)
-        said = detections.paint(Box.whole(window.classes.shape))
-        said[~window.valid] = 0
+        said = without_void(detections.paint(Box.whole(window.classes.shape)), window.ids, window.classes == VOID)
         return _numbered(window.ids, window.classes), (said, np.concatenate([[0], detections.classes]))
+
+
+def largest_side(collection: Collection, numbers: Sequence[int]) -> int:
+    """The greatest height or width of an object of these images, in pixels; 0 where there is none. Raises `ReadError`."""
+    from scipy import ndimage
+
+    largest = 0
+    for number in numbers:
+        boxes: dict[int, tuple[int, ...]] = {}
+        for strip, window, _ in collection.strips(number, CELL):
+            if window.ids is None:
+                raise ValueError("a collection for objects has their ids")
+            ids, ranks = np.unique(window.ids, return_inverse=True)
+            for each, place in zip(ids.tolist(), ndimage.find_objects(ranks.reshape(strip.shape) + 1), strict=True):
+                top, bottom = (strip.start[0] + row for row in (place[0].start, place[0].stop))
+                box = (-top, -place[1].start, bottom, place[1].stop)
+                boxes[each] = tuple(map(max, box, boxes.get(each, box)))
+        boxes.pop(0, None)
+        largest = max([largest, *(max(bottom + top, right + left) for top, left, bottom, right in boxes.values())])
+    return largest
 
 
 Numbered = tuple["NDArray[np.int32]", "NDArray[np.int64]"]
@@ -143,6 +169,17 @@ def _numbered(ids: NDArray[np.integer], classes: NDArray[np.uint8]) -> Numbered:
     if values[0] != 0:
         return numbers + 1, np.concatenate([[0], class_of])
     return numbers, class_of
+
+
+def without_void(said: NDArray[np.int32], true: NDArray[np.integer], void: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Found objects (y, x) without void pixels, and without those that lie for more than half in them.
+
+    Those stay whose rest lies for more than half on `true` objects, since they may be one of these.
+    """
+    count = int(said.max(initial=0)) + 1
+    size, in_void, on_true = (np.bincount(said[place].ravel(), minlength=count) for place in (np.s_[:], void, ~void & (true > 0)))
+    left_out = (2 * in_void > size) & (2 * on_true <= size - in_void)
+    return np.where(void | left_out[said], 0, said).astype(np.int32)
 
 
 def _outlined(ids: NDArray[np.integer], classes: NDArray[np.integer]) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ import io
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from segcore.training.labels import Table
     from segcore.training.pairs import Pair
 
-Beyond = Literal["mirror", "nothing"]
-"""What there is beyond the border of an image."""
 _WHOLE_SHARE = 8
 """An image is kept whole where it takes less than this part of the memory."""
 _OPEN_READERS = 8
@@ -54,10 +52,9 @@ class Window:
 class Collection:
     """All pairs of a training. For one thread at a time."""
 
-    def __init__(self, pairs: Sequence[Pair], table: Table, megabytes: int, beyond: Beyond = "mirror") -> None:
+    def __init__(self, pairs: Sequence[Pair], table: Table, megabytes: int) -> None:
         self.pairs = list(pairs)
         self.table = table
-        self._beyond = beyond
         self._room, self._held = megabytes * 2**20, 0
         self._whole: OrderedDict[int, Window] = OrderedDict()
         self._readers: OrderedDict[int, tuple[Reader, Reader]] = OrderedDict()
@@ -97,7 +94,7 @@ class Collection:
             _close(both)
 
     def window(self, number: int, box: Box) -> Window:
-        """A box of an image; what lies beyond its border is mirrored, or without data, and `VOID`. Raises `ReadError`.
+        """A box of an image; what lies beyond its border is mirrored, as when the network is used, and `VOID`. Raises `ReadError`.
 
         The arrays may be views of what others get too.
         """
@@ -106,8 +103,6 @@ class Collection:
         found = self._inside(number, inside)
         if inside == box:
             return found
-        if self._beyond == "nothing":
-            return _framed(found, inside.relative_to(box), box)
         rows, columns = (
             mirrored(np.arange(box.start[axis], box.stop[axis]), shape[axis]) - inside.start[axis] for axis in (0, 1)
         )
@@ -120,7 +115,11 @@ class Collection:
         within = inside.relative_to(box).slices
         classes = np.full(box.shape, VOID, np.uint8)
         classes[within] = found.classes[place][within]
-        return Window(found.pixels[place], found.valid[place], classes)
+        if found.ids is None:
+            return Window(found.pixels[place], found.valid[place], classes)
+        ids = np.zeros(box.shape, found.ids.dtype)
+        ids[within] = found.ids[place][within]
+        return Window(found.pixels[place], found.valid[place], classes, ids)
 
     def _inside(self, number: int, box: Box) -> Window:
         whole = self._whole.get(number)
@@ -259,18 +258,6 @@ def _close(both: tuple[Reader, Reader]) -> None:
 def _cut(whole: Window, box: Box) -> Window:
     ids = None if whole.ids is None else whole.ids[box.slices]
     return Window(whole.pixels[box.slices], whole.valid[box.slices], whole.classes[box.slices], ids)
-
-
-def _framed(part: Window, place: Box, box: Box) -> Window:
-    """A window whose part at `place` is inside the image, and the rest without data."""
-    pixels = np.zeros((*box.shape, part.pixels.shape[-1]), part.pixels.dtype)
-    valid, classes = np.zeros(box.shape, np.bool_), np.full(box.shape, VOID, np.uint8)
-    pixels[place.slices], valid[place.slices], classes[place.slices] = part.pixels, part.valid, part.classes
-    if part.ids is None:
-        return Window(pixels, valid, classes)
-    ids = np.zeros(box.shape, part.ids.dtype)
-    ids[place.slices] = part.ids
-    return Window(pixels, valid, classes, ids)
 
 
 def _stacked(strips: Sequence[Window]) -> Window:

@@ -10,7 +10,6 @@ from segcore.training.labels import Instances
 
 if TYPE_CHECKING:
     from segcore.training.lesson import Lesson, Subject
-    from segcore.training.pixels import Beyond
     from segcore.training.recipe import Recipe
     from segcore.training.samples import Frame
 
@@ -30,8 +29,3 @@ def frame_of(recipe: Recipe, channels: int) -> Frame:
 def subject_of(lesson: Lesson) -> Subject:
     """How the network is trained."""
     return instances.InstanceSubject(lesson) if lesson.recipe.kind in _OBJECTS else semantic.Semantic(lesson)
-
-
-def beyond(recipe: Recipe) -> Beyond:
-    """What a network is shown beyond the border of an image, as when it is used: a mirror image, or nothing."""
-    return "nothing" if recipe.kind in _OBJECTS else "mirror"

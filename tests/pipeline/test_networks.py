@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import cv2
 import keras
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from detections_support import BlobFinder, write_weights
 from skimage import draw
 from tests_support import assert_same_results, read_masks, read_table
 
@@ -15,6 +18,7 @@ from segcore.inference.card import Scaling
 from segcore.inference.examine import card_of_model
 from segcore.inference.weights import Weights
 from segcore.networks.recipes import NETWORKS
+from segcore.segmenters import mask_rcnn
 
 QUIET = ("--no-prefect", "--quiet")
 
@@ -83,3 +87,44 @@ def test_the_nuclei_weights_find_bright_blobs(maskloom, tmp_path):
     assert result.exit_code == 0, result.output
     found = read_masks(tmp_path / "out")["masks/cells.png"] == 1
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.85
+
+
+def test_scores_of_instances_reach_the_table_and_the_evaluation(maskloom, tmp_path, monkeypatch):
+    """Spots of growing size, the larger the surer; the truth has all but the largest, so that the surest object is a false one."""
+    monkeypatch.setattr(mask_rcnn, "_finder", lambda *arguments: BlobFinder())
+    weights, image, truth = write_weights(tmp_path), np.zeros((200, 260), np.uint8), np.zeros((200, 260), np.uint16)
+    for i in range(6):
+        place = draw.disk((40 + 100 * (i % 2), 30 + 40 * i), 5 + 2 * i)
+        image[place], truth[place] = 120, i + 1 if i < 5 else 0
+    (tmp_path / "truth").mkdir()
+    cv2.imwrite(str(tmp_path / "spots.png"), image)
+    cv2.imwrite(str(tmp_path / "truth" / "spots.png"), truth)
+    segmenter = {"kind": "mask_rcnn", "weights": weights, "core": 64, "halo": 32, "classes": ["background", "spot", "other"]}
+    recipe = {"inputs": [str(tmp_path / "spots.png")], "segmenter": segmenter, "cluster": {"kind": "serial"}}
+    scores = {}
+    for tile in (64, 4096):
+        path = tmp_path / f"{tile}.yaml"
+        path.write_text(json.dumps({**recipe, "output": f"out{tile}", "tiling": {"tile": tile}}))
+        result = maskloom("run", path, *QUIET)
+        assert result.exit_code == 0, result.output
+        scores[tile] = [(row["pixel_count"], row["score"]) for row in read_table(tmp_path / f"out{tile}", "objects")]
+    assert scores[64] == scores[4096]
+    assert len(scores[64]) == 6
+    pixels, sure = np.array(sorted(scores[64])).T
+    np.testing.assert_allclose(sure, 0.5 + np.minimum(0.49, pixels / 2000), atol=0.01)
+    result = maskloom(
+        "evaluate",
+        tmp_path / "out64",
+        "--truth",
+        tmp_path / "truth" / "*.png",
+        "--values",
+        "1..=spot",
+        "--values",
+        "0=background",
+        "-q",
+    )
+    assert result.exit_code == 0, result.output
+    rows = pq.read_table(tmp_path / "out64" / "evaluation" / "objects.parquet").to_pylist()
+    (row,) = [row for row in rows if row["image_id"] is None and row["class_name"] == "spot" and row["threshold"] == 0.5]
+    # The false one comes first: precision i / (i + 1) after i of 5 true ones, at its best from there on 5 / 6.
+    assert row["ap_coco"] == pytest.approx(5 / 6)

@@ -2,6 +2,9 @@
 
 Numbers are fixed so that shapes are static: a sample is a list of places, with a flag each that says whether the place is taken. Which ones are
 taken is drawn from the network's own generator, so equal seeds give equal training.
+
+What nobody has labelled teaches nothing, as COCO's crowds: an anchor or box that lies for more than half in it and matches no object takes no part,
+nor do cells of masks there. One that matches an object does: the object is known, whatever surrounds it.
 """
 
 from __future__ import annotations
@@ -12,13 +15,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from segcore.networks.mask_rcnn.boxes import overlap
-from segcore.networks.mask_rcnn.roi_align import neighbours, points
+from segcore.networks.mask_rcnn.boxes import clip, overlap
+from segcore.networks.mask_rcnn.roi_align import interpolated, neighbours, points
+from segcore.networks.mask_rcnn.targets import UNLABELLED
 
 Tensor = Any
 
 _POSITIVE_ANCHOR, _NEGATIVE_ANCHOR = 0.7, 0.3
 _POSITIVE_BOX = 0.5
+_MOST_UNLABELLED = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +101,25 @@ def mask_targets(instances: Tensor, boxes: Tensor, numbers: Tensor, size: int) -
     upper = at(top, left) * (1 - across) + at(top, right) * across
     lower = at(bottom, left) * (1 - across) + at(bottom, right) * across
     return ops.cast(upper * (1 - down) + lower * down >= 0.5, "float32")
+
+
+def is_labelled(instances: Tensor, boxes: Tensor) -> Tensor:
+    """Which of `boxes` (image or 1, box, 4) are labelled in at least half of their part inside the image: (image, box) bool.
+
+    `instances` (image, y, x) as in `mask_targets`, `UNLABELLED` where nobody has said what is there. Boxes beside the image are labelled.
+    """
+    shape = ops.shape(instances)
+    height, width = (ops.cast(side, "int32") for side in shape[1:])
+    boxes = clip(boxes, height, width)
+    # Sums of all pixels above and to the left of a corner, which are linear between corners: exact for any fraction of a pixel.
+    sums = ops.cumsum(ops.cumsum(ops.cast(instances == UNLABELLED, "float32"), axis=1), axis=2)
+    flat = ops.reshape(ops.pad(sums, ((0, 0), (1, 0), (1, 0))), (-1, 1))
+    start = ops.arange(shape[0], dtype="int32")[:, None] * ((height + 1) * (width + 1))
+    rows, columns = neighbours(boxes[..., 0::2], height + 1), neighbours(boxes[..., 1::2], width + 1)
+    corners = interpolated(flat, start, ops.reshape(width + 1, (1, 1)), rows, columns)[..., 0]
+    unlabelled = corners[..., 1, 1] - corners[..., 0, 1] - corners[..., 1, 0] + corners[..., 0, 0]
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    return unlabelled <= _MOST_UNLABELLED * area + 1e-3
 
 
 def is_object(overlaps: Tensor) -> Tensor:

@@ -18,13 +18,14 @@ from keras import ops
 
 from segcore.networks.mask_rcnn import losses
 from segcore.networks.mask_rcnn.anchors import level_anchors
-from segcore.networks.mask_rcnn.assignment import best_anchors, best_boxes, is_object, limited, mask_targets, sample
+from segcore.networks.mask_rcnn.assignment import best_anchors, best_boxes, is_labelled, is_object, limited, mask_targets, sample
 from segcore.networks.mask_rcnn.boxes import clip, decode, encode, take
 from segcore.networks.mask_rcnn.heads import BOX_SIZE, MASK_SIZE, box_head, mask_head, proposal_head
 from segcore.networks.mask_rcnn.proposals import ANCHOR_WEIGHTS, BOX_WEIGHTS, Ranked, detect_boxes, propose
 from segcore.networks.mask_rcnn.pyramid import feature_pyramid
 from segcore.networks.mask_rcnn.recipe import MaskRcnn
 from segcore.networks.mask_rcnn.roi_align import roi_align
+from segcore.networks.mask_rcnn.targets import UNLABELLED
 
 Tensor = Any
 
@@ -122,15 +123,18 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
 
     def _learn(self, inputs: Mapping[str, Tensor], training: bool | None) -> dict[str, Tensor]:
         boxes, classes = ops.cast(inputs["boxes"], "float32"), ops.cast(inputs["classes"], "int32")
+        instances = inputs["instances"]
         levels, proposals, logits, shifts, anchors = self._first_stage(inputs["image"], training)
-        learned = self._anchors_to_learn(logits, shifts, anchors, boxes)
+        learned = self._anchors_to_learn((logits, shifts, anchors), boxes, instances)
         # True boxes are proposals too, so that the heads have something to learn before proposals are good.
         candidates = ops.concatenate([proposals.boxes, boxes], axis=1)
         whose, overlaps = best_boxes(candidates, boxes)
         there = ops.any(candidates > 0, axis=-1)
-        positive = sample(ops.logical_and(there, is_object(overlaps)), self.recipe.sampled // 4, self.generator)
+        objects = is_object(overlaps)
+        positive = sample(ops.logical_and(there, objects), self.recipe.sampled // 4, self.generator)
         rest = self.recipe.sampled - self.recipe.sampled // 4
-        negative = sample(ops.logical_and(there, ops.logical_not(is_object(overlaps))), rest, self.generator)
+        nothing = ops.logical_and(ops.logical_not(objects), is_labelled(instances, candidates))
+        negative = sample(ops.logical_and(there, nothing), rest, self.generator)
         # At most three without an object for each with one, but some where there is no object at all.
         negative = limited(negative, ops.maximum(3 * ops.sum(positive.taken, axis=1), rest // 4))
         held = take(whose, positive.indices)
@@ -144,15 +148,15 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
                 (positive.taken, negative.taken),
                 training,
             ),
-            **self._masks_to_learn(
-                levels, (chosen, take(classes, held), held + 1), positive.taken, inputs["instances"], training
-            ),
+            **self._masks_to_learn(levels, (chosen, take(classes, held), held + 1), positive.taken, instances, training),
         }
 
-    def _anchors_to_learn(self, logits: Tensor, shifts: Tensor, anchors: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+    def _anchors_to_learn(self, first: tuple[Tensor, Tensor, Tensor], boxes: Tensor, instances: Tensor) -> dict[str, Tensor]:
+        """What the `first` stage (logits, shifts, anchors) learns from true `boxes`."""
+        logits, shifts, anchors = first
         whose, objects, nothing = best_anchors(anchors, boxes)
         positive = sample(objects, _SAMPLED_ANCHORS // 2, self.generator)
-        negative = sample(nothing, _SAMPLED_ANCHORS, self.generator)
+        negative = sample(ops.logical_and(nothing, is_labelled(instances, anchors[None])), _SAMPLED_ANCHORS, self.generator)
         negative = limited(negative, _SAMPLED_ANCHORS - ops.sum(positive.taken, axis=1))
         indices = ops.concatenate([positive.indices, negative.indices], axis=1)
         true = take(boxes, take(whose, indices))
@@ -198,11 +202,11 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
         """Masks of boxes that hold an object of a class and a number in `instances`."""
         boxes, classes, numbers = objects
         logits = self._masks(levels, boxes, classes, training)
-        targets = mask_targets(instances, boxes, numbers, 2 * MASK_SIZE)
+        unlabelled = mask_targets(instances, boxes, ops.full_like(numbers, UNLABELLED), 2 * MASK_SIZE)
         return {
             "mask_logits": logits,
-            "mask_targets": targets,
-            "mask_taken": ops.broadcast_to(taken[..., None, None], ops.shape(targets)),
+            "mask_targets": mask_targets(instances, boxes, numbers, 2 * MASK_SIZE),
+            "mask_taken": taken[..., None, None] * (1 - unlabelled),
         }
 
     def _box_head(self, levels: list[Tensor], boxes: Tensor, training: bool | None) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ def roi_align(pyramid: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, 
     rows = _between(boxes[..., 0], boxes[..., 2], stride, height, size * SAMPLES)
     columns = _between(boxes[..., 1], boxes[..., 3], stride, width, size * SAMPLES)
     flat = ops.reshape(features, (-1, channels))
-    sampled = _interpolated(flat, start, width, rows, columns)
+    sampled = interpolated(flat, start, width, rows, columns)
     cells = ops.reshape(sampled, (images, -1, size, SAMPLES, size, SAMPLES, channels))
     return ops.mean(cells, axis=(3, 5))
 
@@ -79,10 +79,14 @@ def neighbours(place: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return low, ops.minimum(low + 1, length - 1), place - before
 
 
-def _interpolated(
+def interpolated(
     flat: Tensor, start: Tensor, width: Tensor, rows: tuple[Tensor, Tensor, Tensor], columns: tuple[Tensor, Tensor, Tensor]
 ) -> Tensor:
-    """Values between four positions each: (image, box, row, column, channel)."""
+    """Values between four positions each: (image, box, row, column, channel).
+
+    `flat` (position, channel) holds maps one after the other, row by row; that of a box starts at `start` and has rows of `width` positions, both
+    (image, box). `rows` and `columns` are what `neighbours` gives, (image, box, point).
+    """
     top, bottom, down = rows
     left, right, across = columns
     down, across = down[:, :, :, None, None], across[:, :, None, :, None]

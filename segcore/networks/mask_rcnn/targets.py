@@ -11,6 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+UNLABELLED = -1
+"""In place of an instance's id: nobody has said what is there."""
 _LEAST_PLACES = 8
 
 
@@ -23,22 +25,24 @@ class Objects:
     classes: NDArray[np.int32]
     """(object,), from 1 on."""
     numbers: NDArray[np.int32]
-    """(y, x): 0, or 1 + the position of the object among the others."""
+    """(y, x): 0, 1 + the position of the object among the others, or `UNLABELLED`."""
 
 
 def objects_of(instances: NDArray[np.integer[Any]], class_of: NDArray[np.integer[Any]]) -> Objects:
     """The objects of a mask (y, x) of instance ids, 0 for background, where `class_of[id]` is the class of an instance.
 
-    Instances of class 0 are background. An instance is one object, in however many pieces. Raises `ValueError` where ids have no class.
+    Instances of class 0 are background. An instance is one object, in however many pieces. Pixels that nobody labelled are `UNLABELLED`. Raises
+    `ValueError` where ids have no class.
     """
     from scipy import ndimage
 
-    if instances.ndim != 2 or (instances.size and (instances.min() < 0 or instances.max() >= len(class_of))):
+    if instances.ndim != 2 or (instances.size and (instances.min() < UNLABELLED or instances.max() >= len(class_of))):
         raise ValueError(
             f"instances: expected an array (y, x) of ids from 0 to {len(class_of) - 1}, each with a class; "
             f"got shape {instances.shape} with ids up to {instances.max(initial=0)}"
         )
-    ids = np.where(np.asarray(class_of)[instances] > 0, instances, 0).astype(np.int32)
+    labelled = np.maximum(instances, 0)
+    ids = np.where(np.asarray(class_of)[labelled] > 0, labelled, 0).astype(np.int32)
     found = [(number + 1, place) for number, place in enumerate(ndimage.find_objects(ids)) if place is not None]
     number_of = np.zeros(len(class_of), np.int32)
     number_of[[old for old, _ in found]] = np.arange(1, len(found) + 1)
@@ -46,7 +50,7 @@ def objects_of(instances: NDArray[np.integer[Any]], class_of: NDArray[np.integer
     return Objects(
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array([class_of[old] for old, _ in found], np.int32),
-        number_of[ids],
+        np.where(instances == UNLABELLED, np.int32(UNLABELLED), number_of[ids]),
     )
 
 
@@ -60,7 +64,7 @@ def training_batch(
     images
         (image, y, x, channel) float32, scaled.
     instances
-        (image, y, x) ids of instances, 0 for background.
+        (image, y, x) ids of instances, 0 for background, `UNLABELLED` where nobody has said what is there: nothing is learned from it.
     class_of
         For each image the class of each id, from id 0 on. Class 0: not an object.
 

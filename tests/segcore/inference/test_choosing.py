@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from segcore.errors import WeightsError
-from segcore.inference import choosing
+from segcore.inference import choosing, engines
 from segcore.inference.card import Card, Output, Reach, Scaling
 from segcore.inference.choosing import available_engines, choose, labels_of
 from segcore.inference.engine import Choice
@@ -37,6 +37,7 @@ class House:
     changed: dict[tuple[str, str], int] = field(default_factory=dict)
     broken: set[tuple[str, str]] = field(default_factory=set)
     now: float = 0.0
+    runs: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def open(self, weights: Weights, form: Card, choice: Choice) -> Any:
         key = (choice.engine, choice.precision)
@@ -45,6 +46,7 @@ class House:
             if key in self.broken:
                 raise WeightsError("an operator is missing")
             self.now += self.seconds[key]
+            self.runs[key] = self.runs.get(key, 0) + 1
             second = batch > 0.5
             second.reshape(-1)[: self.changed.get(key, 0)] ^= True
             return np.concatenate([~second, second], axis=-1).astype(np.float32)
@@ -56,7 +58,10 @@ ALL = [("tensorflow", "float32"), ("tensorflow", "bfloat16"), ("openvino", "floa
 
 
 def build(monkeypatch: pytest.MonkeyPatch, seconds: list[float], native: object = True, **others: Any) -> Weights:
-    house = House(dict(zip(ALL, seconds, strict=True)), **others)
+    return furnish(monkeypatch, House(dict(zip(ALL, seconds, strict=True)), **others), native)
+
+
+def furnish(monkeypatch: pytest.MonkeyPatch, house: House, native: object = True) -> Weights:
     monkeypatch.setattr(choosing, "open_engine", house.open)
     monkeypatch.setattr(choosing, "time", SimpleNamespace(perf_counter=lambda: house.now))
     monkeypatch.setattr(choosing, "is_installed", lambda engine: True)
@@ -69,6 +74,10 @@ def chosen(choice: Choice) -> tuple[str, str]:
     return choice.engine, choice.precision
 
 
+def tried_of(choice: Choice) -> dict[tuple[str, str], Any]:
+    return {(trial["engine"], trial["precision"]): trial for trial in choice.record["tried"]}
+
+
 SLOW, FAST, FASTEST = 0.02, 0.01, 0.002
 
 
@@ -76,7 +85,7 @@ def test_the_fastest_that_keeps_the_labels_wins(monkeypatch: pytest.MonkeyPatch)
     weights = build(monkeypatch, [SLOW, SLOW, SLOW, FASTEST], changed={ALL[3]: 2})
     choice = choose(weights, card(), PATCH)
     assert chosen(choice) == ALL[3]
-    tried = {(trial["engine"], trial["precision"]): trial for trial in choice.record["tried"]}
+    tried = tried_of(choice)
     assert set(tried) == set(ALL)
     assert tried[ALL[3]]["agreement"] == 1 - 2 / 2000
     assert tried[ALL[3]]["megapixels_a_second"] > tried[ALL[0]]["megapixels_a_second"]
@@ -85,6 +94,23 @@ def test_the_fastest_that_keeps_the_labels_wins(monkeypatch: pytest.MonkeyPatch)
 def test_one_label_too_many_and_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = build(monkeypatch, [SLOW, FAST, SLOW, FASTEST], changed={ALL[3]: 3})
     assert chosen(choose(weights, card(), PATCH)) == ALL[1]
+
+
+def test_only_those_in_the_race_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(dict(zip(ALL, [SLOW, FAST, FASTEST * 5, FASTEST], strict=True)), changed={ALL[3]: 3})
+    choice = choose(furnish(monkeypatch, house), card(), PATCH)
+    assert house.runs[ALL[3]] == 1  # it loses labels
+    assert house.runs[ALL[0]] <= house.runs[ALL[1]] == house.runs[ALL[2]] > 2
+    assert "megapixels_a_second" not in tried_of(choice)[ALL[3]]
+    behind = House(dict(zip(ALL, [SLOW, SLOW, FAST, FASTEST], strict=True)))
+    assert chosen(choose(furnish(monkeypatch, behind), card(), PATCH)) == ALL[3]
+    assert [behind.runs[key] for key in ALL] == [2, 2, 2, 2]  # after one lap nobody else is near
+
+
+def test_large_networks_run_no_more_than_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(dict(zip(ALL, [9.0, 8.0, 7.0, 6.0], strict=True)))
+    choose(furnish(monkeypatch, house), card(), PATCH)
+    assert set(house.runs.values()) == {2}
 
 
 def test_float32_stays_where_bfloat16_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +167,8 @@ def test_a_real_network_is_tried_in_all_that_is_installed(tmp_path: Path) -> Non
     assert available_engines(weights)[0] == "tensorflow"
     assert {trial["engine"] for trial in choice.record["tried"]} == set(available_engines(weights))
     assert all(trial["agreement"] >= 0.99 for trial in choice.record["tried"])
+    # The others would take memory on the worker that chose, for as long as it lives.
+    assert [request.choice for request in engines._ready if request.weights == weights] == [choice]
 
 
 GIVEN: dict[str, Any] = {"engine": "tensorflow", "precision": "float32"}

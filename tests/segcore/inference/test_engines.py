@@ -119,6 +119,12 @@ def test_sizes_and_bands_that_do_not_suit_are_told(ready: tuple[Engine, Choice])
         engine(patches(1, 17, 16, 2))
 
 
+def test_a_card_of_another_stride_is_told(unet: Weights) -> None:
+    engine = open_engine(unet, card(2, 3, stride=2), KERAS[0])
+    with pytest.raises(WeightsError, match=r"Its card says .* 0 modulo 2; if that is wrong, remove the card"):
+        engine(patches(1, 18, 16, 2))
+
+
 @pytest.mark.parametrize("engine", ENGINES_OF[".keras"])
 def test_bfloat16_sees_pixels_of_more_than_eight_bits(tmp_path: Path, engine: Any) -> None:
     inputs = keras.Input((None, None, 1))
@@ -365,8 +371,16 @@ def test_threads_are_at_least_one() -> None:
 
 
 def in_a_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # This process has silenced TensorFlow for those that it starts.
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
 
 
@@ -381,7 +395,9 @@ assert not {"tensorflow", "keras", "onnxruntime", "openvino"} & set(sys.modules)
 engines.configure(1)
 weights = Weights.of(sys.argv[1])
 card = Card("network", weights.sha256, 2, ("a", "b", "c"), Scaling(), Reach(64, 4))
-engines.open_engine(weights, card, Choice("tensorflow", "bfloat16"))(np.ones((1, 32, 32, 2), np.float32))
+for engine in ("openvino", "tensorflow"):
+    if engines.is_installed(engine):
+        engines.open_engine(weights, card, Choice(engine, "bfloat16"))(np.ones((1, 32, 32, 2), np.float32))
 import tensorflow
 print(tensorflow.config.threading.get_intra_op_parallelism_threads())
 print("mine", file=sys.stderr)

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segcore.errors import WeightsError
+from segcore.errors import RecipeError, WeightsError
 from segcore.inference import examine as examination
 from segcore.inference.card import Card, Reach, Scaling
 from segcore.inference.examine import card_of_model, examine, probe_size
 from segcore.inference.weights import Weights
+from segcore.segmenters.network import Network
+from segcore.testing import segmenters as check
 
 keras = pytest.importorskip("keras")
 
@@ -159,10 +161,70 @@ def test_onnx_networks_over_the_whole_image_have_no_finite_reach(tmp_path: Path)
     assert found.reach == Reach(None, 2)
 
 
-@pytest.mark.parametrize(("last", "scales", "message"), [("ArgMax", 2, "without ArgMax"), ("Softmax", 1, "one for each pixel")])
-def test_onnx_networks_of_another_kind_are_refused(tmp_path: Path, last: str, scales: int, message: str) -> None:
-    weights = onnx_file(tmp_path / "net.onnx", None, last, scales)
-    assert message in examined_here(weights)["error"]
+def renamed(weights: Weights, operator: str, **attributes: Any) -> Weights:
+    """The network with one more operator behind what it gives."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(weights.location)
+    model.graph.node[-1].output[0] = "found"
+    model.graph.node.append(onnx.helper.make_node(operator, ["found"], ["labels"], **attributes))
+    model.graph.output[0].type.tensor_type.elem_type = attributes.get("to", onnx.TensorProto.INT64)
+    onnx.save(model, weights.location)
+    return Weights.of(weights.location)
+
+
+@pytest.mark.parametrize("size", [None, 64])
+@pytest.mark.parametrize("cast", [None, "UINT8", "FLOAT"])
+def test_onnx_networks_of_class_ids_are_measured_by_their_scores(tmp_path: Path, size: int | None, cast: str | None) -> None:
+    onnx = pytest.importorskip("onnx")
+    weights = onnx_file(tmp_path / "net.onnx", size, "ArgMax")
+    if cast is not None:
+        weights = renamed(weights, "Cast", to=getattr(onnx.TensorProto, cast))
+    found = Card.load(examined_here(weights)["card"].encode(), "there")
+    assert (found.output, len(found.classes), found.reach.halo, found.reach.stride) == ("labels", 5, 4, 2)
+    # The last convolution: 4 maps in, 5 out.
+    assert found.bytes_per_pixel == 1.75 * 4 * 9
+
+
+def test_onnx_networks_of_class_ids_tile_exactly_and_give_what_their_scores_give(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 37, 3), np.uint8)
+    picture = check.Picture(pixels, np.ones((50, 37), bool), "rgb")
+    labels = {}
+    for last in ("ArgMax", "Softmax"):
+        weights = onnx_file(tmp_path / f"{last}.onnx", None, last)
+        (tmp_path / f"{last}.json").write_text(examined_here(weights)["card"])
+        model = Network(weights.location, patch=32, classes=tuple("abcde")).start()
+        labels[last] = check.labelled(model, picture)
+        assert np.array_equal(labels[last], check.labelled(model, picture, (16, 20)))
+        with pytest.raises(RecipeError, match="has 5 classes"):
+            Network(weights.location, classes=("a", "b")).start()
+    assert len(np.unique(labels["ArgMax"])) > 2
+    assert np.array_equal(labels["ArgMax"], labels["Softmax"])
+
+
+def test_onnx_networks_of_another_kind_are_refused(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    small = onnx_file(tmp_path / "small.onnx", None, "Softmax", 1)
+    assert "one for each pixel" in examined_here(small)["error"]
+    whole = renamed(onnx_file(tmp_path / "whole.onnx", None, "Softmax"), "Cast", to=onnx.TensorProto.INT32)
+    assert "no ArgMax" in examined_here(whole)["error"]
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [("uint8", 0), ("int8", 128), ("int32", 0)])
+def test_networks_of_whole_numbers_get_pixels_and_not_fractions(tmp_path: Path, dtype: str, offset: int) -> None:
+    """Scaled to 0 ... 1, they would be rounded to black and white."""
+    onnx = pytest.importorskip("onnx")
+    weights = onnx_file(tmp_path / "net.onnx", None, "Softmax")
+    model = onnx.load(weights.location)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    model.graph.node.insert(0, onnx.helper.make_node("Cast", ["image"], ["cast"], to=onnx.TensorProto.FLOAT))
+    model.graph.node[1].input[0] = "cast"
+    onnx.save(model, weights.location)
+    image = keras.Input((None, None, 3), dtype=dtype)
+    keras.Model(image, layers.Conv2D(2, 1)(layers.Rescaling(1 / 255)(image))).save(tmp_path / "net.keras")
+    for path in (tmp_path / "net.onnx", tmp_path / "net.keras"):
+        found = Card.load(examined_here(Weights.of(str(path)))["card"].encode(), "there")
+        limits = found.scaling.apply(np.array([[0], [255]], np.uint8))
+        assert limits.ravel().tolist() == [-offset, 255 - offset]
 
 
 def test_broken_files_give_an_error_that_names_them(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -233,6 +234,37 @@ def test_renamed_files_are_told(tmp_path: Path, content: bytes) -> None:
 def test_weights_of_another_network_are_told(tmp_path: Path, saved: dict[str, bytes]) -> None:
     config = changed(saved, lambda config: config["config"]["layers"][1]["config"].update(filters=5))
     refused(written(tmp_path / "mixed.keras", config), "keras cannot load")
+
+
+def test_a_network_of_more_weights_than_its_file_gets_no_memory(tmp_path: Path, saved: dict[str, bytes]) -> None:
+    def widen(config: dict[str, Any]) -> None:
+        # Each size by itself is that of some network; together they ask for eight gigabytes.
+        for entry, filters in zip(config["config"]["layers"][1:4:2], (50_000, 40_000), strict=True):
+            entry["config"]["filters"] = filters
+            entry.pop("build_config")
+        config["config"]["layers"][2].pop("build_config")
+
+    limit = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + (2 << 30), limit[1]))
+    try:
+        refused(written(tmp_path / "wide.keras", changed(saved, widen)), "2000740000 weights")
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limit)
+    # Nothing of it waits to be made by whatever keras builds next.
+    assert small().count_params() == load_keras(written(tmp_path / "it.keras", saved)).count_params()
+
+
+def _data_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData"))
+
+
+def test_operations_on_nothing_of_the_image_are_not_run(tmp_path: Path, saved: dict[str, bytes]) -> None:
+    def fill(config: dict[str, Any]) -> None:
+        entry = layer("BroadcastTo", "keras.src.ops.numpy", {"name": "x", "shape": [1 << 14, 1 << 14]}, "BroadcastTo")
+        config["config"]["layers"].append({**entry, "name": "x", "inbound_nodes": [{"args": [1.0], "kwargs": {}}]})
+
+    refused(written(tmp_path / "full.keras", changed(saved, fill)), "works on nothing of the image")
 
 
 def hdf5(fill: Callable[[Any], object]) -> bytes:

@@ -58,13 +58,14 @@ def whole_window(margin: int) -> Network:
     return run
 
 
-@given(reaches, st.integers(1, 300), st.sampled_from([1, 8, 32, 50, 256]))
+@given(reaches, st.integers(1, 300), st.sampled_from([1, 8, 32, 50, 256]), st.sampled_from(["blended", "cut"]))
 @settings(max_examples=200, deadline=None)
-def test_weights_add_up_to_exactly_one(reach: Reach, size: int, side: int) -> None:
+def test_weights_add_up_to_exactly_one(reach: Reach, size: int, side: int, seams: Any) -> None:
     for axis in (0, 1):
         total, products = np.zeros(size, np.float32), []
-        for window in Windowing(reach, side).windows(axis, size):
+        for window in Windowing(reach, side, seams).windows(axis, size):
             assert window.weights.min() >= 0
+            assert seams == "blended" or set(window.weights) <= {0, 1}
             assert window.start == 0 or window.stop <= size + reach.stride - 1
             assert window.start % reach.stride == 0
             assert window.length % reach.stride == reach.residue or reach.fixed
@@ -79,6 +80,19 @@ def test_any_tiling_gives_the_same_bits(reach: Reach, height: int, width: int, t
     image, network = picture(height, width), whole_window(reach.margin)
     windowing = Windowing(reach, side)
     assert np.array_equal(scored(image, tile, windowing, network), scored(image, (1000, 1000), windowing, network))
+
+
+@given(reaches, sizes, sizes, tilings, st.sampled_from([8, 32, 50]))
+@settings(max_examples=40, deadline=None)
+def test_class_ids_are_cut_and_never_averaged(reach: Reach, height: int, width: int, tile: Any, side: int) -> None:
+    image, windowing, inner = picture(height, width), Windowing(reach, side, "cut"), whole_window(reach.margin)
+
+    def ids(batch: np.ndarray) -> np.ndarray:
+        return np.where(batch.sum() % 2 < 1, 3, 250) * np.ones_like(inner(batch))
+
+    found = scored(image, tile, windowing, ids)
+    assert set(np.unique(found)) <= {3, 250}
+    assert np.array_equal(found, scored(image, (1000, 1000), windowing, ids))
 
 
 @given(reaches, sizes, sizes, st.sampled_from([8, 32, 50]))

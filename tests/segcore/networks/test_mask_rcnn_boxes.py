@@ -59,6 +59,14 @@ def test_decoding_undoes_encoding(seed: int) -> None:
     assert np.allclose(to_numpy(decode(shifts, references, (10.0, 5.0))), boxes, atol=1e-3)
 
 
+def test_shifts_of_a_network_that_knows_nothing_give_finite_boxes() -> None:
+    references = np.array([[10.0, 10, 20, 20]] * 2, np.float32)
+    boxes = to_numpy(decode(np.array([[0, 0, 1e3, 1e4], [50, -50, -1e4, 0]], np.float32), references, (10.0, 5.0)))
+    # Sides grow 62.5 times at most.
+    assert np.allclose(boxes[0], [15 - 312.5, 15 - 312.5, 15 + 312.5, 15 + 312.5], rtol=1e-4)
+    assert np.allclose(boxes[1], [65, -40, 65, -30], atol=1e-3)
+
+
 def test_encoding_of_a_known_box() -> None:
     # The centre moves from (5, 10) by half a height and a quarter of a width; the height doubles.
     shifts = to_numpy(encode(np.array([[0.0, 10, 20, 20]], np.float32), np.array([[0.0, 0, 10, 20]], np.float32), (10.0, 5.0)))

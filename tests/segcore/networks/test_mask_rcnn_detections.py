@@ -122,6 +122,25 @@ def test_windows_find_every_object_once_and_every_region_sees_the_same(seed: int
         assert np.array_equal(*touching)
 
 
+def test_of_two_windows_the_one_at_home_is_believed() -> None:
+    """Its core holds the middle of the box, so it sees most around it. Of what is nobody's, the surer stays."""
+    lattice = Lattice(32, 16)
+
+    def seen(home: list[float], other: list[float], column: float) -> list[float]:
+        parts = [
+            detections_of([(4, column - 5 + moved, 14, column + 5 + moved)], None, scores)
+            for moved, scores in ((0, home), (0.2, other))
+        ]
+        return lattice.merged({(0, 0): parts[0], (0, 1): parts[1]}, (64, 64), 0.5).scores.tolist()
+
+    assert seen([0.25], [0.75], 31) == [0.25]
+    assert seen([0.75], [0.25], 31) == [0.75]
+    assert seen([0.75], [0.25], 32.5) == [0.25]
+    # Beyond the slack of two pixels nobody but the one at home is asked.
+    assert seen([0.75], [0.25], 36) == [0.25]
+    assert seen([0.25], [0.75], 27) == [0.25]
+
+
 def test_nothing_found_is_no_detections() -> None:
     found = Lattice(32, 8).detections(Box.whole((40, 40)), (40, 40), lambda window: detections_of([]), 0.5)
     assert len(found) == 0

@@ -71,6 +71,15 @@ def test_an_anchor_goes_to_the_object_that_has_no_better() -> None:
     assert whose.tolist() == [0]
 
 
+def test_an_anchor_chosen_by_a_small_object_is_not_lost_to_a_larger_one() -> None:
+    anchors = np.array([[0, 0, 20, 20], [0, 0, 20, 16]], np.float32)
+    # The second anchor is the best for the small object (0.3125 against 0.25), though it overlaps the large one by 0.8.
+    boxes = np.array([[[0, 0, 20, 20], [0, 0, 10, 10]]], np.float32)
+    whose, positive, _ = (to_numpy(each)[0] for each in best_anchors(anchors, boxes))
+    assert positive.all()
+    assert whose.tolist() == [0, 1]
+
+
 def test_images_without_objects_have_only_negatives() -> None:
     anchors = np.array([[0, 0, 10, 10], [5, 5, 9, 9]], np.float32)
     _, positive, negative = (to_numpy(each)[0] for each in best_anchors(anchors, np.zeros((1, 8, 4), np.float32)))
@@ -110,6 +119,16 @@ def test_a_box_on_its_object_is_full_and_the_cells_of_a_half_are_half() -> None:
     # A cell is a pixel here: columns 20 to 33 are the object's.
     assert np.array_equal(found[1], np.tile(np.arange(28) < 14, (28, 1)))
     assert not found[2].any()
+
+
+def test_cells_are_the_objects_from_a_half_on() -> None:
+    instances = np.zeros((1, 40, 40), np.int32)
+    instances[0, 5:33, 6:34] = 1
+    # Cells of a pixel, moved by a fraction: the last column is interpolated to 0.7, and to 0.3.
+    boxes = np.array([[[5, 6.3, 33, 34.3], [5, 6.7, 33, 34.7]]], np.float32)
+    found = to_numpy(mask_targets(instances, boxes, np.array([[1, 1]], np.int32), 28))[0]
+    assert found[0].all()
+    assert np.array_equal(found[1], np.tile(np.arange(28) < 27, (28, 1)))
 
 
 @settings(max_examples=20, deadline=None)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
-from scipy import ndimage
+from scipy import ndimage, signal
 from skimage.transform import resize
 
 from segcore.networks.transposed import BilinearKernel, transposed_size
@@ -59,7 +59,9 @@ def test_bilinear_by_hand() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 3))
-def test_bilinear_equals_scipy_opencv_and_scikit_image(height: int, width: int, factor: int, channels: int) -> None:
+def test_bilinear_equals_scipy_opencv_and_scikit_image_and_nearest_numpy(
+    height: int, width: int, factor: int, channels: int
+) -> None:
     image = picture(height, width, channels)
     got = plain(bilinear(image, factor))
     for one, larger in zip(image, got, strict=True):
@@ -69,6 +71,8 @@ def test_bilinear_equals_scipy_opencv_and_scikit_image(height: int, width: int, 
         by_scikit_image = resize(one, (*size, channels), order=1, mode="edge", anti_aliasing=False)
         for other in (by_opencv, by_scipy, by_scikit_image):
             np.testing.assert_allclose(larger, other, atol=2e-5)
+    repeated = np.kron(image, np.ones((1, factor, factor, 1), np.float32))
+    assert np.array_equal(plain(nearest(image, factor)), repeated)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
@@ -152,6 +156,24 @@ def test_transposed_convolution_by_hand() -> None:
     assert np.array_equal(plain(layer(maps([1, 10])))[0, 0, :, 0], [1, 2, 3 + 10, 20, 30])
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 5), st.integers(1, 4))
+def test_transposed_convolution_is_a_bed_of_nails_convolved(height: int, width: int, kernel: int, stride: int) -> None:
+    image, random = picture(height, width, 2), np.random.default_rng(4)
+    layer = layers.Conv2DTranspose(3, kernel, stride, "valid")
+    layer.build(image.shape)
+    weights, bias = random.normal(size=(kernel, kernel, 3, 2)).astype(np.float32), random.normal(size=3).astype(np.float32)
+    layer.set_weights([weights, bias])
+    got, nails = plain(layer(image)), plain(bed_of_nails(image, stride))
+    size = tuple(transposed_size(side, kernel, stride) for side in (height, width))
+    assert got.shape == (2, *size, 3)
+    for number in range(2):
+        for channel in range(3):
+            parts = [signal.convolve2d(nails[number, ..., i], weights[:, :, channel, i]) for i in range(2)]
+            expected = np.sum(parts, axis=0)[: size[0], : size[1]] + bias[channel]
+            np.testing.assert_allclose(got[number, ..., channel], expected, atol=1e-4)
+
+
 def test_kernel_smaller_than_the_stride_leaves_gaps() -> None:
     for padding in ("valid", "same"):
         layer = layers.Conv2DTranspose(
@@ -206,8 +228,11 @@ def test_dilated_convolution_is_one_by_a_kernel_with_zeros_between(rate: int, ke
     spread = np.zeros((side, side, 2, 3), np.float32)
     spread[::rate, ::rate] = weights
     image = picture(15, 13, 2)
-    dilated = ops.conv(image, weights, 1, padding, dilation_rate=rate)
-    np.testing.assert_allclose(plain(dilated), plain(ops.conv(image, spread, 1, padding)), atol=1e-4)
+    dilated = plain(ops.conv(image, weights, 1, padding, dilation_rate=rate))
+    for number in range(2):
+        for channel in range(3):
+            parts = [signal.correlate2d(image[number, ..., i], spread[..., i, channel], padding) for i in range(2)]
+            np.testing.assert_allclose(dilated[number, ..., channel], np.sum(parts, axis=0), atol=1e-4)
 
 
 def test_layers_keep_mixed_precision() -> None:

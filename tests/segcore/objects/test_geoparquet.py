@@ -81,7 +81,7 @@ def test_metadata_says_what_the_standard_asks_for() -> None:
 def test_columns_of_many_bands_stand_in_order() -> None:
     names = schema(11).names
     assert names[names.index("mean_1") :][:22] == [f"{kind}_{band}" for kind in ("mean", "std") for band in range(1, 12)]
-    assert schema(0).names[:5] == ["object_id", "class_id", "class_name", "pixel_count", "area"]
+    assert schema(0).names[:6] == ["object_id", "class_id", "class_name", "score", "pixel_count", "area"]
 
 
 def test_duckdb_reads_the_table(tmp_path: Path) -> None:

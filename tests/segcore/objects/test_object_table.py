@@ -360,3 +360,22 @@ def test_wrong_parameters_are_refused_by_name(parameters: dict, field: str) -> N
 def test_parameters_have_a_table() -> None:
     assert TypeAdapter(Objects).validate_python({"classes": ["a"], "connectivity": 4}) == Objects(("a",), 4)
     assert Objects().table == "objects"
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_an_object_is_as_sure_as_the_surest_of_its_parts(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    ids = random_ids((30, 40), 8, 4, generator)
+    image = ObjectImage(ids, pixels_for(ids, "uint8", generator))
+    parts, expected = [], dict.fromkeys(np.unique(ids[ids > 0]).tolist(), np.nan)
+    for tile in Grid(ids.shape, (11, 13)):
+        known = image.tile_objects(tile)
+        scores = generator.random(len(known.object_id)).astype(np.float32)
+        scores[generator.random(len(scores)) < 0.3] = np.nan
+        parts.append(Measures.from_bytes(measure(replace(known, score=scores), geometry=False).to_bytes()))
+        for number in np.unique(ids[tile.core.slices]):
+            if number:
+                expected[int(number)] = np.fmax(expected[int(number)], scores[known.object_id == number][0])
+    table = finish(Measures.concatenate(parts), image.spec, ("zero", "one", "two"), 2)
+    found = {row["object_id"]: row["score"] for row in table.to_pylist()}
+    assert found == {number: None if np.isnan(score) else score for number, score in expected.items()}

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from detections_support import BlobFinder, write_weights
 from pydantic import TypeAdapter
 from scipy import ndimage
 
 from segcore.errors import ModelMismatch, RecipeError, WeightsError
-from segcore.inference.card import Card, Reach, Scaling
 from segcore.manifest import dump_model, load_model
 from segcore.model import Exactness
 from segcore.networks.mask_rcnn.detections import Detections
@@ -30,44 +29,10 @@ from segcore.testing.segmenters import Picture, check_labels, check_values, fitt
 CORE, HALO = 64, 24
 
 
-class BlobFinder:
-    """Stands for a network: finds the bright spots of a window, those brighter than 0.8 with class 2, and the larger the surer."""
-
-    def detect(self, image: np.ndarray) -> Detections:
-        parts = ndimage.label(image[..., 0] > 0.3)[0]
-        boxes, classes, scores, masks = [], [], [], []
-        for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
-            box = np.array([rows.start, columns.start, rows.stop, columns.stop], float)
-            inside = (parts[rows, columns] == number).astype(np.float32)
-            places = [(np.arange(28) + 0.5) * side // 28 for side in inside.shape]
-            masks.append(inside[np.ix_(*(place.astype(int) for place in places))])
-            boxes.append(box)
-            classes.append(2 if image[rows, columns].max() > 0.8 else 1)
-            scores.append(0.5 + min(0.49, inside.sum() / 2000))
-        order = np.argsort(-np.array(scores), kind="stable")
-        return Detections(
-            np.array(boxes).reshape(-1, 4),
-            np.array(classes, np.int64),
-            np.array(scores, np.float32),
-            np.array(masks, np.float32).reshape(-1, 28, 28),
-        )[order]
-
-
 @pytest.fixture
 def card_of(tmp_path: Path) -> Callable[..., str]:
     """Writes a file of weights and its card; gives where."""
-
-    def write(content: bytes = b"weights", **changes: Any) -> str:
-        path = tmp_path / "net.keras"
-        path.write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        card = Card(
-            "mask_rcnn", digest, 1, ("background", "dim", "bright"), Scaling(), Reach(halo=None, stride=32), output="objects"
-        )
-        path.with_suffix(".json").write_bytes(replace(card, **changes).dump())
-        return str(path)
-
-    return write
+    return partial(write_weights, tmp_path)
 
 
 @pytest.fixture
@@ -92,16 +57,67 @@ def recipe_of(weights: str, **fields: Any) -> MaskRcnnObjects:
     return MaskRcnnObjects(weights, core=CORE, halo=HALO, **fields)
 
 
+def scattered(seed: int, largest: int, shape: tuple[int, int] = (300, 280)) -> Picture:
+    """Ellipses of up to `largest` pixels, some of them of just so many, anywhere, apart from one another."""
+    generator = np.random.default_rng(seed)
+    y, x = np.indices(shape) + 0.5
+    image, taken = np.zeros(shape, np.uint8), np.zeros(shape, bool)
+    for _ in range(150):
+        sides = generator.integers(largest // 2, largest + 1, 2)
+        sides[generator.integers(2)] = largest
+        top, left = (int(generator.integers(0, length - side)) for length, side in zip(shape, sides, strict=True))
+        around = np.s_[max(0, top - 2) : top + sides[0] + 2, max(0, left - 2) : left + sides[1] + 2]
+        if not taken[around].any():
+            radii = sides / 2
+            inside = ((y - top - radii[0]) / radii[0]) ** 2 + ((x - left - radii[1]) / radii[1]) ** 2 <= 1
+            taken[around], image[inside] = True, generator.choice([120, 250])
+    return Picture(image[..., None], np.ones(shape, bool))
+
+
+def pieces(ids: np.ndarray, picture: Picture) -> list[tuple[int, float]]:
+    """For each object of the picture how many ids it has, and which part of it has one."""
+    parts, count = ndimage.label(picture.pixels[..., 0])
+    inside = [ids[parts == number] for number in range(1, count + 1)]
+    return [(len(np.unique(each[each > 0])), float(np.mean(each > 0))) for each in inside]
+
+
 @pytest.mark.usefixtures("blobs")
-@pytest.mark.parametrize("tile", [(64, 64), (96, 50), (100, 190), (33, 41)])
-def test_every_tiling_gives_the_objects_of_the_whole(card_of: Callable[..., str], tile: tuple[int, int]) -> None:
-    picture = spots(1)
+def test_objects_up_to_the_halo_are_whole_and_the_same_under_every_tiling(card_of: Callable[..., str]) -> None:
+    picture = scattered(1, HALO)
     model = fitted(recipe_of(card_of()), [picture])
     whole, classes = object_mask(model, picture)
-    assert whole.max() == ndimage.label(picture.pixels[..., 0])[1]
-    tiled, tiled_classes = object_mask(model, picture, tile)
-    assert np.array_equal(whole, tiled)
-    assert np.array_equal(classes, tiled_classes)
+    assert whole.max() == ndimage.label(picture.pixels[..., 0])[1] > 40
+    # What the rim of a mask of 28 cells may lack.
+    assert all(count == 1 and part > 0.9 for count, part in pieces(whole, picture))
+    for tile in ((96, 96), (128, 128), (256, 256), (120, 67)):
+        tiled, tiled_classes = object_mask(model, picture, tile)
+        assert np.array_equal(whole, tiled)
+        assert np.array_equal(classes, tiled_classes)
+
+
+@pytest.mark.usefixtures("blobs")
+def test_large_objects_are_whole_where_the_card_tells_of_them(card_of: Callable[..., str]) -> None:
+    picture = scattered(0, 90)
+    cut, _ = object_mask(fitted(recipe_of(card_of()), [picture]), picture)
+    assert min(part for _, part in pieces(cut, picture)) < 0.8
+    known = MaskRcnnObjects(card_of(about={"largest_object": 90}), core=CORE)
+    for tile in (None, (128, 128)):
+        ids, _ = object_mask(fitted(known, [picture]), picture, tile)
+        assert all(count == 1 and part > 0.9 for count, part in pieces(ids, picture))
+
+
+@pytest.mark.parametrize(
+    ("told", "halo"), [({}, 64), ({"largest_object": 20}, 64), ({"largest_object": 97}, 128), ({"largest_object": 999}, 512)]
+)
+def test_the_halo_follows_from_the_objects_of_the_training(card_of: Callable[..., str], told: dict[str, Any], halo: int) -> None:
+    weights = card_of(about=told)
+    assert MaskRcnnObjects(weights).start().provenance()["halo"] == halo
+    assert MaskRcnnObjects(weights, halo=40).start().provenance()["halo"] == 40
+
+
+def test_a_card_with_a_strange_size_of_objects_is_refused(card_of: Callable[..., str]) -> None:
+    with pytest.raises(WeightsError, match="largest_object"):
+        MaskRcnnObjects(card_of(about={"largest_object": "huge"})).start()
 
 
 @pytest.mark.usefixtures("blobs")
@@ -214,8 +230,24 @@ def test_planning_needs_no_keras(card_of: Callable[..., str]) -> None:
     assert subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=Path(__file__).parents[3], check=False).returncode == 0
 
 
+class OnceFinder:
+    """A finder that remembers what it found in windows of the same pixels, to the last bit; tiles share most of their windows."""
+
+    def __init__(self, finder: Any) -> None:
+        self.finder = finder
+        self.found: dict[bytes, Detections] = {}
+
+    def detect(self, image: np.ndarray) -> Detections:
+        key = image.tobytes()
+        if key not in self.found:
+            self.found[key] = self.finder.detect(image)
+        return self.found[key]
+
+
 @pytest.mark.timeout(300)
-def test_a_network_with_random_weights_gives_the_same_under_any_tiling(card_of: Callable[..., str], tmp_path: Path) -> None:
+def test_a_network_with_random_weights_gives_the_same_under_any_tiling(
+    card_of: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every proposal is an object of a random shape here, so boxes overlap in all ways and everything is decided by ranks."""
     import keras
 
@@ -238,12 +270,22 @@ def test_a_network_with_random_weights_gives_the_same_under_any_tiling(card_of: 
     weights = card_of((tmp_path / "random.keras").read_bytes())
     picture = Picture(np.random.default_rng(0).integers(0, 256, (150, 140, 1)).astype(np.uint8), np.ones((150, 140), bool))
     model = fitted(MaskRcnnObjects(weights, core=48, halo=24, score=0.05, overlap=0.3), [picture])
+    finder = OnceFinder(mask_rcnn._finder(model.segmenter.weights, 0.05, 0.3))
+    monkeypatch.setattr(mask_rcnn, "_finder", lambda *arguments: finder)
     whole, classes = object_mask(model, picture)
     assert whole.max() > 20
+    # The lattice alone decides what the network is shown: 4 x 3 windows, whatever the tile.
+    assert len(finder.found) == 12
     for tile in ((64, 64), (90, 47)):
         tiled, tiled_classes = object_mask(model, picture, tile)
         assert np.array_equal(whole, tiled)
         assert np.array_equal(classes, tiled_classes)
+    assert len(finder.found) == 12
+    # And the network says the same of the same pixels.
+    key, found = next(iter(finder.found.items()))
+    again = finder.finder.detect(np.frombuffer(key, np.float32).reshape(96, 96, 1))
+    assert np.array_equal(again.boxes, found.boxes)
+    assert np.array_equal(again.masks, found.masks)
 
 
 def test_another_network_in_the_file_is_refused(card_of: Callable[..., str], tmp_path: Path) -> None:

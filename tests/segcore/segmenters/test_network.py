@@ -14,7 +14,7 @@ from skimage import data
 
 from segcore.choices import open_choices, with_choices
 from segcore.errors import ModelMismatch, RecipeError, WeightsError
-from segcore.inference.card import Card, Scaling
+from segcore.inference.card import Card, Reach, Scaling
 from segcore.inference.examine import card_of_model
 from segcore.inference.weights import Weights
 from segcore.networks.recipes import NETWORKS
@@ -103,6 +103,52 @@ def test_what_has_no_data_does_not_reach_its_neighbours(tmp_path):
     )
     assert np.isnan(broken).any()
     assert np.array_equal(by_nan[valid], by_zero[valid])
+
+
+def test_what_has_no_data_is_0_after_scaling_whatever_the_type_of_the_pixels(unet):
+    valid = np.ones(PHOTO.shape[:2], bool)
+    valid[40:60, 50:90] = False
+    plain = Unet(unet, scaling=Scaling((103.9, -20.5, 300.25), (1 / 255,)), **EXACTLY).start()
+    (whole,) = check.Picture(PHOTO, valid).blocks(plain)
+    (exact,) = check.Picture(PHOTO.astype(np.float32), valid).blocks(plain)
+    exact.pixels[~valid] = plain.card.scaling.offset
+    assert np.array_equal(plain.scores(whole), plain.scores(replace(exact, valid=np.ones_like(valid))))
+
+
+def ids_of_brightness(path) -> str:
+    """A network of one fixed size that looks at all of it: 2 where its input is bright in all, 7 where it is dark."""
+    image = keras.Input((32, 32, 1))
+    bright = keras.ops.relu(keras.ops.sign(keras.ops.mean(image, axis=(1, 2, 3), keepdims=True) - 0.5))
+    keras.Model(image, image * 0.0 + 7.0 - 5.0 * bright).save(path)
+    weights = Weights.of(str(path))
+    card = Card("network", weights.sha256, 1, tuple("abcdefgh"), Scaling(), Reach(None, fixed=(32, 32)), "labels")
+    path.with_suffix(".json").write_bytes(card.dump())
+    return str(path)
+
+
+def test_class_ids_of_windows_are_not_averaged(tmp_path):
+    model = Network(ids_of_brightness(tmp_path / "ids.keras"), engine="tensorflow", precision="float32").start()
+    pixels = np.zeros((70, 90, 1), np.uint8)
+    pixels[:, 45:] = 255
+    picture = check.Picture(pixels, np.ones((70, 90), bool))
+    labels = check.labelled(model, picture)
+    assert set(np.unique(labels)) == {2, 7}
+    assert np.array_equal(labels, check.labelled(model, picture, (16, 32)))
+    (block,) = picture.blocks(model)
+    assert np.array_equal(model.scores(block).argmax(axis=-1), labels)
+
+
+def test_class_ids_without_a_class_are_refused(tmp_path):
+    model = replace(
+        Network(ids_of_brightness(tmp_path / "ids.keras"), engine="tensorflow", precision="float32").start(), classes=tuple("abc")
+    )
+    (bright,), (dark,) = (
+        check.Picture(np.full((32, 32, 1), value, np.uint8), np.ones((32, 32), bool)).blocks(model) for value in (255, 0)
+    )
+    assert (model.segment(bright).values == 2).all()
+    for ask in (model.segment, model.scores):
+        with pytest.raises(WeightsError, match="class ids 7 to 7, but has 3 classes"):
+            ask(dark)
 
 
 def test_scores_are_probabilities_of_the_labels(unet):
