@@ -21,8 +21,8 @@ from typing import IO, Any
 
 from segcore.errors import WeightsError
 
-LIBRARY_BYTES = 700_000_000
-"""What TensorFlow takes in a process once a network has run (measured)."""
+LIBRARY_BYTES = 800_000_000
+"""What TensorFlow and OpenVINO take in a process that has tried a network with both (measured)."""
 _NOTICE = re.compile(
     rb"[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] |WARNING: All log messages before absl|To enable the following|INFO: |WARNING: "
 )

@@ -190,7 +190,8 @@ class NetworkModel:
         """The weights, what is asked of engine and precision, and how patches lie; None once they are chosen."""
         if self.choice is not None:
             return None
-        return f"{self.weights.sha256[:16]} {self.engine} {self.precision} {self.layout}"
+        windows, (height, width) = "blended" if self.blended else "exact", self.layout.sides
+        return f"{self.weights.sha256[:16]} {self.engine} {self.precision} {windows} {height} x {width}"
 
     def choose(self, block: Block) -> Mapping[str, Any]:
         """The fastest engine and precision for one patch in the middle of the block, and what was tried."""
