@@ -136,6 +136,14 @@ class Card:
         _check_count("bytes_per_pixel", self.bytes_per_pixel, 1, 10**8)
 
     @property
+    def bands(self) -> tuple[int, ...] | None:
+        """The bands of files that it was trained on, counted from 1. None: all of them in their order, or nobody knows."""
+        told = self.about.get("bands")
+        if not isinstance(told, list | tuple) or len(told) != self.channels or not all(isinstance(band, int) for band in told):
+            return None
+        return None if list(told) == list(range(1, self.channels + 1)) or min(told) < 1 else tuple(told)
+
+    @property
     def numbers(self) -> int:
         """What the network gives for a pixel: as many scores as classes, or one probability or class id."""
         return 1 if self.output in ("sigmoid", "labels") else len(self.classes)

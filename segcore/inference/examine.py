@@ -153,17 +153,23 @@ def _output_of(network: Network, reach: Reach, channels: int, last: Output | Non
         # Several sigmoids do not add up to 1, so they are scores to compare, no probabilities of classes that exclude one another.
         sums = np.abs(scores.sum(-1) - 1).max()
         return ("scores" if likely and sums < 1e-3 else "logits"), number
+    if scores.max() > 1 and np.array_equal(scores, np.rint(scores)):
+        raise WeightsError(
+            "The network gives one whole number for each pixel: class ids, it seems, of which nobody knows how many. Let it give the scores "
+            "before them, or write a card beside it that says `output: labels`."
+        )
     if last in ("sigmoid", "logits"):
         return last, number
     return ("sigmoid" if likely else "logits"), number
 
 
 def _last_activation(model: Any) -> Output | None:
-    layer = model.layers[-1]
-    while getattr(layer, "layers", None):
-        layer = layer.layers[-1]
-    name = getattr(getattr(layer, "activation", None), "__name__", None)
-    return _ACTIVATIONS.get(name or "")
+    """What the operation says that makes the output; None where it is no layer with an activation."""
+    maker = model.outputs[0]._keras_history.operation  # noqa: SLF001 - keras tells it nowhere else
+    if getattr(maker, "outputs", None) and getattr(maker, "layers", None):
+        return _last_activation(maker)
+    name = getattr(getattr(maker, "activation", None), "__name__", None) or getattr(maker, "name", "").rstrip("_0123456789")
+    return _ACTIVATIONS.get(name)
 
 
 def _live_bytes(model: Any, size: tuple[int, int]) -> int | None:

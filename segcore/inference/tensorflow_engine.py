@@ -165,9 +165,15 @@ def _traced(weights: Weights, precision: Precision) -> Any:
             patches = tensorflow.clip_by_value(tensorflow.round(patches), float(dtype.min), float(dtype.max))
         return finish(tensorflow.cast(flat(tensorflow.cast(patches, dtype), training=False), tensorflow.float32))
 
-    return tensorflow.function(
-        scores, input_signature=[tensorflow.TensorSpec(flat.inputs[0].shape, tensorflow.float32)], autograph=False
-    ).get_concrete_function()
+    try:
+        return tensorflow.function(
+            scores, input_signature=[tensorflow.TensorSpec(flat.inputs[0].shape, tensorflow.float32)], autograph=False
+        ).get_concrete_function()
+    except (tensorflow.errors.OpError, ValueError, TypeError) as error:
+        raise WeightsError(
+            f"{weights.location} cannot be run on images of any size: {str(error).strip().splitlines()[0][:300]} "
+            "Give its input a fixed height and width."
+        ) from error
 
 
 @contextmanager

@@ -149,7 +149,9 @@ class MaskRcnnModel:
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the network's bands. Raises `ModelMismatch` where it has others."""
-        selected = spec.select(self.bands)
+        trained = self.card.bands
+        known = trained is not None and max(trained) <= spec.file_bands
+        selected = spec.select(self.bands or (trained if known else None))
         if selected.channels != self.card.channels:
             raise ModelMismatch(
                 f"{spec.location} has {selected.channels} band(s); {self.weights.location} takes {self.card.channels}. "

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from segcore.raster import Block, RasterSpec
 
 Windows = Literal["auto", "exact", "blended"]
+_LARGEST_PROBE = 1024
+"""Side of the largest patch that engines are tried on, in pixels."""
 _FARTHEST_EXACT = 512
 """Pixels of halo beyond which exact patches cost more than most people want to pay, and `windows: auto` blends."""
 
@@ -50,7 +52,7 @@ class Network:
     weights: str
     """The file, or the name of weights that come with maskloom (`nuclei`). Relative to the recipe."""
     bands: tuple[int, ...] | None = None
-    """Bands that the network sees, counted from 1, in its order. None: all, if as many; grey pictures are grey colours to networks of colours."""
+    """Bands that the network sees, counted from 1, in its order. None: those of its training; grey pictures are grey colours to those of colours."""
     classes: tuple[str, ...] | None = None
     """Names by class id. None: those of the card beside the file, else class_0, class_1 ..."""
     scaling: Scaling | None = None
@@ -209,11 +211,11 @@ class NetworkModel:
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the network's bands. Raises `ModelMismatch` where it has others, or pixels of a type that scaling is not made for."""
-        name, bands = file_name(self.weights.location), self.bands or self._colours(spec)
-        if bands is None and spec.channels != self.card.channels:
-            hint = "[1, 1, 1]" if spec.channels == 1 else list(range(1, self.card.channels + 1))
+        name, bands = file_name(self.weights.location), self.bands or self._trained_bands(spec) or self._colours(spec)
+        if bands is None and (spec.channels != self.card.channels or self.card.bands is not None):
+            hint = [1] * self.card.channels if spec.channels == 1 else list(range(1, self.card.channels + 1))
             raise ModelMismatch(
-                f"{spec.location} has {spec.channels} band(s); {name} was trained on {self.card.channels}. Choose them with `bands`, such as {hint}."
+                f"{spec.location} has {spec.channels} band(s); {name} was trained on {self._told_bands}. Choose them with `bands`, such as {hint}."
             )
         if self.card.dtype and spec.dtype != self.card.dtype:
             raise ModelMismatch(
@@ -284,6 +286,15 @@ class NetworkModel:
                 "remove it, so that the network is measured anew, or set windows: blended."
             )
 
+    @property
+    def _told_bands(self) -> str:
+        return str(self.card.channels) if self.card.bands is None else f"the bands {list(self.card.bands)}"
+
+    def _trained_bands(self, spec: RasterSpec) -> tuple[int, ...] | None:
+        """The bands that the network was trained on, where the file has them."""
+        bands = self.card.bands
+        return bands if bands is not None and max(bands) <= spec.file_bands else None
+
     def _colours(self, spec: RasterSpec) -> tuple[int, ...] | None:
         """The bands of a picture that a network of colours sees as red, green and blue; None where either is something else."""
         if self.card.interpretation != "rgb":
@@ -312,8 +323,10 @@ class NetworkModel:
     def _probe(self, block: Block) -> NDArray[np.float32]:
         """The scaled middle of the block, as large as a patch inside an image and mirrored where the block is smaller."""
         pixels = self._without_gaps(block).pixels
+        # What is fastest there is so on larger patches too.
+        layout = replace(self, patch=min(self.patch, _LARGEST_PROBE)).layout
         for axis in (0, 1):
-            size, length = pixels.shape[axis], _length(self.layout, axis)
+            size, length = pixels.shape[axis], _length(layout, axis)
             first = (size - length) // 2
             pixels = np.take(pixels, patches.mirrored(np.arange(first, first + length), size), axis)
         return self.card.scaling.apply(pixels)

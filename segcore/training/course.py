@@ -26,7 +26,7 @@ from segcore.storage import STAGING, Store
 from segcore.training import checkpoint
 from segcore.training.learner import STOPPED, Learner
 from segcore.training.lesson import Lesson, Subject, Told, Watch
-from segcore.training.outcome import publish
+from segcore.training.outcome import is_whole, publish
 from segcore.training.pairs import data_digest, find_pairs, scaling_of
 from segcore.training.pixels import Collection
 from segcore.training.subjects import frame_of, subject_of
@@ -99,7 +99,7 @@ def prepare(
     _require_writable(recipe.output)
     collection = Collection(pairs, table, recipe.training.memory)
     found = survey(collection, recipe.classes, checked("pixels"))
-    notes += require_labelled(found, training, recipe.classes)
+    notes += require_labelled(found, training, validation, recipe.classes)
     lesson = Lesson(recipe, collection, found, scaling, tuple(training), tuple(validation), frame, pairs[0].image.channels)
     data = data_digest(pairs, checked("digests"))
     return Prepared(recipe, lesson, subject_of(lesson), _without(_UNDECISIVE, settings), data, tuple(notes))
@@ -161,7 +161,7 @@ def _finished(store: Store, prepared: Prepared) -> Learned | None:
             f"output: {store.root} holds a training of another kind. What differs: {'; '.join(changed)}. "
             "Name another folder in `output`, or remove this one to start anew."
         )
-    if finished is None or not store.exists(finished["model"]):
+    if finished is None or not is_whole(store, finished):
         return None
     if settings == prepared.settings:
         return _learned(store, prepared, finished, True)

@@ -58,7 +58,8 @@ class Table:
         else:
             inside = (keys >= 0) & (keys < len(self.codes))
             classes = self.codes[np.where(inside, keys, 0)]
-            classes[~inside] = np.where(keys[~inside] < 0, UNKNOWN, self.beyond)
+            # A negative number is no object, but it may be among the rest that nobody labelled.
+            classes[~inside] = np.where(keys[~inside] < 0, VOID if self.beyond == VOID else UNKNOWN, self.beyond)
         if self.border is not None:
             classes[_near_two(keys, classes == self.beyond, self.reach) & (classes != VOID)] = self.border
         classes[~valid] = VOID

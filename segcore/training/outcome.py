@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segcore.errors import StoreError
+from segcore.training import checkpoint
 from segcore.training.curves import curves, examples
 
 if TYPE_CHECKING:
@@ -44,18 +46,33 @@ def publish(store: Store, prepared: Prepared, learner: Learner, told: Told) -> d
         examples(subject.examples(trainer), recipe.classes),
     )
     # The card first: weights without one would be examined as a stranger's.
-    store.publish(f"{recipe.name}.json", _completed(card, prepared).dump())
-    store.publish(name, content)
-    store.publish("training_history.json", (json.dumps(history, indent=1) + "\n").encode())
-    for picture, pixels in zip(PICTURES, pictures, strict=True):
-        store.publish(picture, pixels)
+    files = {
+        f"{recipe.name}.json": _completed(card, prepared).dump(),
+        name: content,
+        "training_history.json": (json.dumps(history, indent=1) + "\n").encode(),
+        **dict(zip(PICTURES, pictures, strict=True)),
+    }
+    for file, written in files.items():
+        store.publish(file, written)
     return {
         "model": name,
+        "sha256": card.sha256,
+        "files": sorted(files),
         "score": round(measured.score, 6),
         "epoch": standing.best_epoch,
         "epochs": standing.epoch,
         "minutes": _minutes(standing),
     }
+
+
+def is_whole(store: Store, record: Mapping[str, Any]) -> bool:
+    """Whether what `publish` wrote is still there, and the network as it was written.
+
+    Other files than the network count only where they can be made again from a checkpoint.
+    """
+    if not store.exists(record["model"]) or hashlib.sha256(store.read(record["model"])).hexdigest() != record["sha256"]:
+        return False
+    return not checkpoint.exists(store) or all(store.exists(file) for file in record["files"])
 
 
 def _completed(card: Card, prepared: Prepared) -> Card:

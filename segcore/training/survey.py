@@ -78,8 +78,11 @@ def survey(collection: Collection, classes: Sequence[str], told: Told) -> Survey
     return Survey(tuple(cells))
 
 
-def require_labelled(found: Survey, training: Sequence[int], classes: Sequence[str]) -> list[str]:
-    """What to warn of. Raises `RecipeError` where the images to train on have no labelled pixel, or one class alone."""
+def require_labelled(found: Survey, training: Sequence[int], validation: Sequence[int], classes: Sequence[str]) -> list[str]:
+    """What to warn of.
+
+    Raises `RecipeError` where the images to train on have no labelled pixel, or one class alone, or those to validate on no labelled pixel.
+    """
     totals = found.classes[list(training)].sum(axis=0)
     present = np.flatnonzero(totals)
     if len(present) == 0:
@@ -89,6 +92,10 @@ def require_labelled(found: Survey, training: Sequence[int], classes: Sequence[s
     if len(present) == 1:
         raise RecipeError(
             f"labels: all labelled pixels of the training images are {classes[present[0]]!r}; there is nothing to tell apart. Check `labels`."
+        )
+    if not found.classes[list(validation)].any():
+        raise RecipeError(
+            "labels: no pixel of the validation images is labelled, so no epoch would be the best. Name others under `split.validation`."
         )
     return [
         f"No training image has the class {classes[i]!r}; the network will not learn it."

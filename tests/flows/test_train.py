@@ -193,7 +193,17 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
     assert shorter.exit_code == 2
     assert "it has finished 2" in shorter.stderr
 
+    # What was lost is made again from the checkpoint.
+    content, curves = path.read_bytes(), folder / "out" / "curves.png"
+    path.write_bytes(content[:1000])
+    curves.unlink()
+    mended = run(app, [*command, "training.epochs=2"])
+    assert mended.exit_code == 0, mended.output
+    assert curves.exists()
+    assert keras.saving.load_model(path, compile=False).count_params() == model.count_params()
+
     shutil.rmtree(folder / "out" / "checkpoint")
+    curves.unlink()
     assert run(app, [*command, "training.epochs=2"]).stdout.startswith("Nothing to do")
     gone = run(app, [*command, "training.epochs=3"])
     assert gone.exit_code == 2
@@ -276,6 +286,13 @@ def nothing_labelled(folder):
         save(folder, f"masks/{i}.png", np.full((48, 56), 255, np.uint8))
 
 
+def nothing_to_validate_on(folder):
+    for i in range(4):
+        if i != 1:
+            save(folder, f"masks/{i}.png", np.full((48, 56), 255, np.uint8))
+    save(folder, "masks/1.png", (np.arange(48 * 56).reshape(48, 56) % 2).astype(np.uint8))
+
+
 def one_class(folder):
     for i in range(4):
         save(folder, f"masks/{i}.png", np.ones((48, 56), np.uint8))
@@ -296,6 +313,7 @@ def broken(folder):
         (other_bands, ["images/1.png has 3 band", "bands"]),
         (other_type, ["uint16", "scaling"]),
         (nothing_labelled, ["no pixel", "labelled"]),
+        (nothing_to_validate_on, ["no pixel of the validation images", "split.validation"]),
         (one_class, ["'bright'", "nothing to tell apart"]),
         (broken, ["images/1.png"]),
     ],

@@ -50,6 +50,24 @@ def test_what_the_output_means(classes: int, activation: str | None, output: str
     assert (found.output, found.classes, found.channels, found.reach) == (output, names, 3, Reach(2, 2))
 
 
+def test_what_an_operation_at_the_end_means() -> None:
+    image = keras.Input((None, None, 3))
+    scores = layers.Conv2D(1, 1)(image)
+    assert card(keras.Model(image, keras.ops.sigmoid(scores))).output == "sigmoid"
+    assert card(keras.Model(image, layers.Activation("sigmoid")(scores))).output == "sigmoid"
+    assert (
+        card(keras.Model(image, keras.Sequential([layers.Conv2D(1, 1), layers.Activation("sigmoid")])(image))).output == "sigmoid"
+    )
+    assert card(keras.Model(image, keras.ops.multiply(scores, 30.0))).output == "logits"
+
+
+def test_class_ids_of_an_unknown_number_of_classes_are_refused() -> None:
+    image = keras.Input((None, None, 3))
+    ids = keras.ops.expand_dims(keras.ops.argmax(layers.Conv2D(4, 1)(image), axis=-1), -1)
+    with pytest.raises(WeightsError, match="class ids, it seems"):
+        card(keras.Model(image, ids))
+
+
 def test_memory_is_that_of_the_maps_alive_at_once() -> None:
     """The convolution of 8 maps: 3 bands come in, 8 maps go out; up-sampling: 8 / 4 in, 8 out; the input is gone by then."""
     assert card(network(2, "softmax")).bytes_per_pixel == 1.75 * 4 * (3 + 8)

@@ -292,6 +292,16 @@ def test_networks_of_colours_see_grey_pictures_and_leave_further_bands_out(unet)
         model.select(replace(with_infrared, interpretation="bands").spec)
 
 
+def test_bands_are_those_of_the_training_unless_said_otherwise(unet):
+    plain = Unet(unet, **EXACTLY).start()
+    model = replace(plain, card=replace(plain.card, about={"bands": [3, 2, 1]}))
+    backwards = check.Picture(PHOTO[..., ::-1].copy(), PICTURE.valid)
+    assert np.array_equal(check.labelled(model, check.Picture(PHOTO, PICTURE.valid)), check.labelled(plain, backwards))
+    assert np.array_equal(check.labelled(replace(model, bands=(1, 2, 3)), PICTURE), check.labelled(plain, PICTURE))
+    with pytest.raises(ModelMismatch, match=r"trained on the bands \[4, 3, 2\]"):
+        replace(plain, card=replace(plain.card, about={"bands": [4, 3, 2]})).select(PICTURE.spec)
+
+
 def test_cards_travel(unet):
     card = Weights.of(unet).card()
     assert Card.load(card.dump(), "x") == card

@@ -41,7 +41,7 @@ def test_values_of_any_type(dtype):
 def test_values_beyond_the_table_and_negative_ones_are_unknown():
     raw = np.array([[-1, 70_000, 0]], np.int32)
     assert decode(Index(), raw).tolist() == [[UNKNOWN, UNKNOWN, 0]]
-    assert decode(Index(void="rest"), raw).tolist() == [[UNKNOWN, VOID, 0]]
+    assert decode(Index(void="rest"), raw).tolist() == [[VOID, VOID, 0]]
 
 
 def test_colours():
