@@ -234,12 +234,12 @@ class _Strangers:
 
     def _example(self, names: Sequence[str], key: Key) -> str:
         """How such values might be named."""
-        first, least = f"0={key.classes[0]}", min((value for value in self._counts if value), default=0)
+        first, last = key.classes[0], key.classes[-1]
         if key.by == "index" and set(self._counts) == {0}:
-            return first
+            return f"0={first}"
         if key.by == "index" and len(self._counts) > _STRANGERS_SHOWN:
-            numbered = f"{least}..={key.classes[-1]}"
-            return f"{first},{numbered}" if 0 in self._counts else numbered
+            # Numbers of objects, it seems.
+            return f"0={first},1..={last}"
         return f"{names[0]}=CLASS"
 
     def refuse(self, location: str, key: Key) -> None:
@@ -251,7 +251,7 @@ class _Strangers:
         told = ", ".join(f"{name} ({count} pixels)" for name, (_, count) in zip(names[:_STRANGERS_SHOWN], most, strict=False))
         more = f" and {len(most) - _STRANGERS_SHOWN} more" if len(most) > _STRANGERS_SHOWN else ""
         raise RecipeError(
-            f"{location} has values that mean no class: {told}{more}. Say what they mean, such as --values '{self._example(names, key)}', "
+            f"{location} has values that mean no class: {told}{more}. Say what they mean too, such as --values '{self._example(names, key)}', "
             f"or leave them out by --void '{names[0]}'. Classes: {', '.join(key.classes)}."
         )
 

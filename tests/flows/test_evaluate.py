@@ -182,7 +182,8 @@ def test_a_file_of_colours_and_an_output_in_a_store(made: Path, tmp_path: Path) 
         (["out", "-t", "none/*.png"], "names no mask"),
         (["out", "-t", "none.png"], "does not exist"),
         (["out", "-t", "truth"], "p0_mask.*--truth-suffix"),
-        (["out", "-t", "numbers"], "mean no class"),
+        (["out", "-t", "numbers"], r"mean no class.*'0=outside,1\.\.=cell'"),
+        (["out", "-t", "numbers", "-v", "1..=cell"], r"0 \(.*'0=outside'"),
         (
             ["out", "-t", "truth", "--truth-suffix", "_mask", "-v", "0=outside,255=cell"],
             r"p0_mask\.png.*7 \(600 pixels\).*--void '7'",
