@@ -321,7 +321,7 @@ def schema(
         Literal["run", "train"], typer.Argument(help="Which recipe: of `maskloom run` or of `maskloom train`.")
     ] = "run",
 ) -> None:
-    """Print the JSON Schema of the recipe."""
+    """Print the JSON Schema of recipes, of runs or of trainings."""
     if of == "train":
         from flows.train import schema as schema_of
     else:
