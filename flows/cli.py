@@ -47,6 +47,16 @@ Changes = Annotated[
 NoPrefect = Annotated[
     bool, typer.Option("--no-prefect", help="Run without Prefect: the same work, nothing recorded, a quicker start.")
 ]
+KeepOthers = Annotated[
+    bool,
+    typer.Option(
+        "--keep-other-recipes", help="Write beside images of other recipes in the same output. Group the tables by `fingerprint`."
+    ),
+]
+SoleWriter = Annotated[
+    bool,
+    typer.Option("--sole-writer", help="No other run works on the output. For stores without conditional writes, after a kill."),
+]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output of a run: a folder or fsspec URI.")]
 
@@ -67,12 +77,19 @@ def main_options(
 
 
 @app.command()
-def run(recipe: RecipePath, changes: Changes = None, no_prefect: NoPrefect = False, quiet: QuietFlag = False) -> None:
+def run(
+    recipe: RecipePath,
+    changes: Changes = None,
+    no_prefect: NoPrefect = False,
+    quiet: QuietFlag = False,
+    keep_other_recipes: KeepOthers = False,
+    sole_writer: SoleWriter = False,
+) -> None:
     """Run a recipe: the whole batch, or what is left of it. The same command resumes an interrupted run and does nothing on unchanged inputs."""
     from flows import recipe as recipes
 
     with _messages():
-        _run(recipes.load(recipe, changes or []), no_prefect, quiet)
+        _run(recipes.load(recipe, changes or []), no_prefect, quiet, keep_other_recipes, sole_writer)
 
 
 @app.command()
@@ -92,6 +109,8 @@ def segment(
     changes: Changes = None,
     no_prefect: NoPrefect = False,
     quiet: QuietFlag = False,
+    keep_other_recipes: KeepOthers = False,
+    sole_writer: SoleWriter = False,
 ) -> None:
     """Segment images without a recipe file: the same run, the recipe made from flags."""
     from flows import documents
@@ -105,7 +124,7 @@ def segment(
                 raise RecipeError(f"-p {parameter!r}: expected KEY=VALUE.")
             section[key] = documents.read_value(text, f"-p {parameter!r}")
         document = {"name": "segment", "inputs": inputs, "output": output, "segmenter": section, "fit": fit}
-        _run(recipes.make(document, Path.cwd(), changes or []), no_prefect, quiet)
+        _run(recipes.make(document, Path.cwd(), changes or []), no_prefect, quiet, keep_other_recipes, sole_writer)
 
 
 @app.command()
@@ -352,11 +371,11 @@ def _messages() -> Iterator[None]:
         raise typer.Exit(CANNOT_GO_ON) from None
 
 
-def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
+def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool = False, sole_writer: bool = False) -> None:
     from flows.orchestrate import Plain, Prefect, stop_on_signals
     from flows.progress import watcher
+    from flows.segment import Sharing, refuse_other_recipes, take_inventory
     from flows.segment import run as run_recipe
-    from flows.segment import take_inventory
     from segcore.choices import open_choices
     from segcore.storage import configure
     from segcore.work import prepare_process
@@ -364,7 +383,9 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
 
     started = time.monotonic()
     configure(recipe.storage)
-    inventory = take_inventory(recipe)
+    inventory = take_inventory(recipe, to_write=True)
+    if not keep_other_recipes:
+        refuse_other_recipes(recipe, inventory)
     if inventory.nothing_to_do:
         _say_nothing_to_do(recipe, inventory)
         return
@@ -377,7 +398,8 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
         prepare = partial(prepare_process, recipe.storage, threads_of(cluster))
         fanout = stack.enter_context(open_fanout(cluster, prepare, stop))
         progress = stack.enter_context(watcher(quiet))
-        outcome = run_recipe(recipe, inventory, orchestrator, fanout, progress)
+        sharing = Sharing(keep_other_recipes, sole_writer)
+        outcome = run_recipe(recipe, inventory, orchestrator, fanout, progress, sharing)
     _say(recipe, inventory, outcome, time.monotonic() - started)
 
 

@@ -1,12 +1,14 @@
 """The segmentation flow: discover, plan, fit, shards, publish. One line a stage.
 
 Everything here is small values; pixels stay on the workers and in the stores. The same flow resumes an interrupted run: the plan is found
-by its id, the model by its file, and a shard is done when the `images` table has it.
+by its id, the model by its file, and an image is done when the `images` table has it. Several runs may work on one output: `tasks/commits.py`
+says how they do not get into each other's way.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ from typing import Any
 from flows.orchestrate import Orchestrator
 from flows.recipe import Recipe
 from segcore.choices import open_choices, with_choices
-from segcore.errors import TooManyFailures
+from segcore.errors import RecipeError, RunError, StoreError, TooManyFailures
 from segcore.jobs import Order
 from segcore.manifest import Failure, Item, Plan, Shard, Source, dump_model, load_model
 from segcore.model import Fitter
@@ -26,24 +28,26 @@ from tasks.choose import choose
 from tasks.discover import discover
 from tasks.fanout import Fanout, memory_of
 from tasks.fit import fit
+from tasks.ledger import Committed, Ledger
 from tasks.memory import require_memory
 from tasks.plan import (
-    HEAD,
-    Committed,
     Head,
     describe_sources,
     identify,
     make_plan,
     pending,
     planned_runs,
-    read_committed,
     read_head,
     read_plan,
+    write_head,
     write_plan,
 )
+from tasks.presence import is_at_work, present, sweep
 from tasks.progress import Progress
-from tasks.publish import Tables
+from tasks.publish import Tables, heal
 from tasks.segment import Bench, clear_staging, segment_shard
+
+log = logging.getLogger(__name__)
 
 SHARDS_AT_ONCE = 8
 _LIBRARIES = (
@@ -68,7 +72,9 @@ class Inventory:
     """The inputs as they are now, and what the output has of them."""
 
     sources: list[Source]
+    ledger: Ledger
     committed: dict[str, Committed]
+    """The rows of the tables at this moment, by URI."""
     head: Head
     pending: list[Source]
     interrupted: bool
@@ -76,8 +82,8 @@ class Inventory:
 
     @property
     def nothing_to_do(self) -> bool:
-        """Whether all inputs are done, and the run that did them finished."""
-        return not self.pending and not self.interrupted
+        """Whether all inputs are done, the run that did them finished, and the tables hold each image once."""
+        return not self.pending and not self.interrupted and not self.ledger.superseded
 
     @property
     def failed_before(self) -> int:
@@ -93,6 +99,16 @@ class Inventory:
 
 
 @dataclass(frozen=True, slots=True)
+class Sharing:
+    """How a run shares its output with others."""
+
+    keep_other_recipes: bool = False
+    """Leave rows of other recipes where they are."""
+    sole_writer: bool = False
+    """No other run works on the output, whatever its store shows."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended."""
 
@@ -105,43 +121,88 @@ class Outcome:
     """URI and reason of the first failures."""
 
 
-def take_inventory(recipe: Recipe) -> Inventory:
-    """List the inputs and read what is committed."""
+def take_inventory(recipe: Recipe, *, to_write: bool = False) -> Inventory:
+    """List the inputs and read what is committed. `to_write`: carry out a commit that a dead run has left half done."""
     store = Store(recipe.output)
-    committed = read_committed(store)
+    ledger = Ledger.open(store) if to_write else Ledger.read(store)
+    committed = dict(ledger.rows)
     known = {row.uri: row.image_id for row in committed.values()}
     sources = discover(recipe.inputs, recipe.output, known)
     work, head = recipe.work, read_head(store)
     interrupted = store.exists(f"runs/{identify(work, head, sources)}/plan.json")
-    return Inventory(sources, committed, head, pending(sources, committed, work.fingerprint), interrupted)
+    return Inventory(sources, ledger, committed, head, pending(sources, committed, work.fingerprint), interrupted)
 
 
-def run(recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fanout: Fanout, progress: Progress) -> Outcome:
+def refuse_other_recipes(recipe: Recipe, inventory: Inventory) -> None:
+    """Raise `RecipeError` where images of another recipe would stay in the tables beside those of this one."""
+    work, inputs = recipe.work, {source.uri for source in inventory.sources}
+    staying: dict[str, list[Committed]] = {}
+    for row in inventory.committed.values():
+        if row.ok and row.fingerprint != work.fingerprint and row.uri not in inputs:
+            staying.setdefault(row.run_id, []).append(row)
+    for run_id, rows in staying.items():
+        plan = read_plan(Store(recipe.output), run_id)
+        if plan is None or _without_versions(plan.settings) != _without_versions(work.settings):
+            kind = "another recipe" if plan is None else f"another recipe ({plan.settings['segmenter']['kind']})"
+            raise RecipeError(
+                f"output: {recipe.output} holds {len(rows)} {'image' if len(rows) == 1 else 'images'} of run {run_id}, of {kind}, that "
+                f"this run would leave there, such as {rows[0].image_id}: its classes would add up with those of this recipe. Give this "
+                "recipe an output of its own, or say --keep-other-recipes and group by the column `fingerprint`."
+            )
+
+
+def run(
+    recipe: Recipe,
+    inventory: Inventory,
+    orchestrator: Orchestrator,
+    fanout: Fanout,
+    progress: Progress,
+    sharing: Sharing | None = None,
+) -> Outcome:
     """Bring the output up to date with the inputs. Raises `RunError` where it cannot go on; the same call resumes it."""
     parameters = {"recipe": recipe.name, "output": recipe.output, "segmenter": recipe.kind, "images": len(inventory.pending)}
-    return orchestrator.flow(recipe.name, parameters, partial(_flow, recipe, inventory, orchestrator, fanout, progress))
+    return orchestrator.flow(
+        recipe.name, parameters, partial(_flow, recipe, inventory, orchestrator, fanout, progress, sharing or Sharing())
+    )
 
 
-def _flow(recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fanout: Fanout, progress: Progress) -> Outcome:
+def _flow(
+    recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fanout: Fanout, progress: Progress, sharing: Sharing
+) -> Outcome:
     store = Store(recipe.output)
-    plan = orchestrator.stage("plan", _plan, recipe, inventory, fanout)
-    tables = Tables(store, plan, recipe.statistics, recipe.objects)
-    order = recipe.order(plan.run_id)
-    if open_choices(order.model):
-        order = orchestrator.stage("choose", _choose, order, plan, inventory, fanout, progress)
-    if recipe.fit == "collection":
-        order, plan = orchestrator.stage("fit", _fit, order, plan, inventory, fanout, progress)
-    bench = Bench(fanout, order, _class_names(order), progress)
-    done = orchestrator.stage("resume", tables.done)
-    left = [shard for shard in plan.shards if shard.file not in done]
-    progress.start("segment", [item for shard in left for item in shard.items], order)
-    failed = sum(done.values())
-    images = sum(len(shard.items) for shard in plan.shards)
-    _check_failures(failed, images, recipe)
-    for failures in orchestrator.each(partial(_do_shard, tables, bench), left, lambda shard: shard.file, SHARDS_AT_ONCE):
-        failed += failures
+    identity = identify(recipe.work, inventory.head, inventory.sources)
+    with present(store, identity, sole_writer=sharing.sole_writer) as folder:
+        healed = heal(inventory.ledger, folder)
+        if healed:
+            log.warning(
+                "%d images stood in the tables twice, left by an earlier version of maskloom; one row of each is kept.", healed
+            )
+        plan = orchestrator.stage("plan", _plan, recipe, inventory, fanout)
+        tables = Tables(
+            inventory.ledger,
+            folder,
+            plan,
+            recipe.statistics,
+            recipe.objects,
+            sharing.keep_other_recipes,
+            inventory.committed,
+        )
+        order = replace(recipe.order(plan.run_id), results=f"{folder}/results")
+        if open_choices(order.model):
+            order = orchestrator.stage("choose", _choose, order, plan, inventory, fanout, progress)
+        if recipe.fit == "collection":
+            order, plan = orchestrator.stage("fit", _fit, order, plan, inventory, fanout, progress)
+        bench = Bench(fanout, order, _class_names(order), progress)
+        tables.refresh()
+        left = orchestrator.stage("resume", lambda: [shard for shard in plan.shards if tables.left(shard).items])
+        progress.start("segment", [item for shard in left for item in tables.left(shard).items], order)
+        failed = sum(tables.failed(shard) for shard in plan.shards if shard not in left)
+        images = sum(len(shard.items) for shard in plan.shards)
         _check_failures(failed, images, recipe)
-    return orchestrator.stage("publish", _finish, store, plan, tables)
+        for failures in orchestrator.each(partial(_do_shard, tables, bench), left, lambda shard: shard.file, SHARDS_AT_ONCE):
+            failed += failures
+            _check_failures(failed, images, recipe)
+        return orchestrator.stage("publish", _finish, store, plan, tables, inventory.head)
 
 
 def _check_failures(failed: int, images: int, recipe: Recipe) -> None:
@@ -178,17 +239,28 @@ def _choose(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, prog
     progress.start("load the network and try engines", [], order)
     choices = choose(fanout, order.model, [item for shard in plan.shards for item in shard.items])
     if choices:
-        choices = json.loads(_first(store, f"runs/{plan.run_id}/{name}", json.dumps(choices, indent=1).encode()))
+        choices = json.loads(_record(store, plan, name, json.dumps(choices, indent=1).encode()))
     return replace(order, model=with_choices(order.model, choices))
 
 
 def _recorded(store: Store, plan: Plan, inventory: Inventory, name: str) -> bytes | None:
     """What this run or an earlier one of the same recipe recorded under a name; it is this run's from now on. None: nothing."""
     earlier = [row.run_id for row in inventory.committed.values() if row.fingerprint == plan.fingerprint]
-    for candidate in dict.fromkeys((plan.run_id, *earlier)):
-        if store.exists(f"runs/{candidate}/{name}"):
-            return _first(store, f"runs/{plan.run_id}/{name}", store.read(f"runs/{candidate}/{name}"))
+    shared = _shared(plan, name)
+    for candidate in (f"runs/{plan.run_id}/{name}", shared, *dict.fromkeys(f"runs/{run_id}/{name}" for run_id in earlier)):
+        if store.exists(candidate):
+            return _first(store, f"runs/{plan.run_id}/{name}", _first(store, shared, store.read(candidate)))
     return None
+
+
+def _record(store: Store, plan: Plan, name: str, content: bytes) -> bytes:
+    """Record what was fitted or chosen for this run and for all of its recipe; what another run was quicker to record takes its place."""
+    return _first(store, f"runs/{plan.run_id}/{name}", _first(store, _shared(plan, name), content))
+
+
+def _shared(plan: Plan, name: str) -> str:
+    # Of the recipe, not of the run: of two runs that overlap, neither finds rows of the other, and classes must mean the same in both.
+    return f"runs/recipes/{plan.fingerprint}/{name}"
 
 
 def _first(store: Store, name: str, content: bytes) -> bytes:
@@ -206,7 +278,7 @@ def _fit(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progres
     if all(item.spec is None for item in items):
         return order, plan
     fitted = fit(fanout, order, items, progress)
-    model = load_model(_first(store, f"runs/{plan.run_id}/model.json", dump_model(fitted.model).encode()).decode())
+    model = load_model(_record(store, plan, "model.json", dump_model(fitted.model).encode()).decode())
     return replace(order, model=model), replace(
         plan, shards=tuple(_with_failures(shard, fitted.failures) for shard in plan.shards)
     )
@@ -220,14 +292,23 @@ def _with_failures(shard: Shard, failures: Mapping[str, Failure]) -> Shard:
 
 
 def _do_shard(tables: Tables, bench: Bench, shard: Shard) -> int:
-    """Segment and commit a shard; how many of its images failed."""
-    receipts = segment_shard(shard, bench)
-    tables.publish(shard, receipts)
-    clear_staging(receipts, bench)
-    return sum(1 for receipt in receipts if receipt.failure is not None)
+    """Segment and commit what is left of a shard; how many of its images failed."""
+    tables.refresh()
+    left = tables.left(shard)
+    try:
+        receipts = segment_shard(left, bench)
+        tables.publish(left, receipts)
+    except (RunError, StoreError, FileNotFoundError):
+        # Another process that does the same run may have finished these images, and cleared up behind us.
+        tables.refresh()
+        if tables.left(shard).items:
+            raise
+    else:
+        clear_staging(receipts, bench)
+    return tables.failed(shard)
 
 
-def _finish(store: Store, plan: Plan, tables: Tables) -> Outcome:
+def _finish(store: Store, plan: Plan, tables: Tables, before: Head) -> Outcome:
     record = tables.record()
     manifest = {
         "run_id": plan.run_id,
@@ -241,12 +322,19 @@ def _finish(store: Store, plan: Plan, tables: Tables) -> Outcome:
         "files": record.files,
     }
     store.publish(f"runs/{plan.run_id}/manifest.json", json.dumps(manifest, indent=1).encode())
-    store.publish(HEAD, json.dumps({"run_id": plan.run_id, "sequence": plan.sequence}).encode())
-    for abandoned in (run_id for run_id, parent in planned_runs(store) if parent == plan.parent):
-        # This run's, where it was killed between a commit and clearing up; nobody will go on with others behind the former head.
-        store.remove(f"{STAGING}/{abandoned}")
+    write_head(store, before, plan)
+    for run_id, parent in planned_runs(store):
+        # Nobody goes on with a run that follows a former head, but one that is at work beside this one still needs its parts.
+        if run_id == plan.run_id or (parent != plan.run_id and not is_at_work(store, run_id)):
+            store.remove(f"{STAGING}/{run_id}")
+    sweep(store)
     store.sweep()
     return Outcome(plan.run_id, record.done, record.failed, record.pixels, record.failures)
+
+
+def _without_versions(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe says, without what the code and the machine add to it."""
+    return {key: value for key, value in settings.items() if key not in {"maskloom", "libraries", "machine", "python"}}
 
 
 def _class_names(order: Order) -> tuple[str, ...]:

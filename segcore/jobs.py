@@ -6,6 +6,7 @@ can be found.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -35,6 +36,8 @@ class Order:
     """Name of the segmenter in the tables."""
     objects: Objects | None = None
     """The table of objects. None: none is asked for."""
+    results: str = f"{STAGING}/results"
+    """Folder below the output where masks and rows wait for their commit. Each driver has its own, since two may do the same run."""
 
     @property
     def joins(self) -> bool:
@@ -202,3 +205,8 @@ def staging_folder(order: Order, item: Item) -> str:
     """Where the parts of a large image wait to be joined."""
     # By digest: the folder of image `a` must not hold that of image `a/b`.
     return f"{STAGING}/{order.run_id}/{digest(item.source.image_id)[:16]}"
+
+
+def result_name(order: Order) -> str:
+    """A new name below the folder where results wait for their commit."""
+    return f"{order.results}/{uuid.uuid4().hex}"

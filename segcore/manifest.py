@@ -103,7 +103,9 @@ class Receipt:
     tables: Mapping[str, str] = field(default_factory=dict)
     """Staged rows of tables too large to travel: the name of the file below the output, by the table's."""
     mask: str | None = None
-    """Name of the mask below the output."""
+    """Name that the mask will have below the output."""
+    staged: Mapping[str, str] = field(default_factory=dict)
+    """Where mask, preview and side-cars wait for their commit, by the names that they will have."""
     mask_sha256: str | None = None
     tiles: int = 0
     seconds: float = 0.0

@@ -245,7 +245,7 @@ def _temporary(folder: Path) -> Path:
 def _rename(temporary: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary.replace(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _link_new(staging: Path, target: Path, content: bytes) -> None:
@@ -257,13 +257,13 @@ def _link_new(staging: Path, target: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         target.parent.mkdir(parents=True, exist_ok=True)
         target.hardlink_to(temporary)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    # A rename is on the disk only when the folder that holds the name is.
+def sync_folder(folder: Path) -> None:
+    """Flush a local folder to the disk: a rename is there only when the folder that holds the name is."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

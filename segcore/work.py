@@ -43,7 +43,7 @@ from segcore.jobs import (
     PartJob,
     PartReceipt,
     RedrawJob,
-    staging_folder,
+    result_name,
 )
 from segcore.legend import Legend
 from segcore.manifest import Failure, Item, Receipt, Source, canonical
@@ -205,8 +205,8 @@ def finish_image(job: FinishJob) -> Receipt:
     previews = [preview for part in staged for preview in part.previews]
     states = reduce(lambda a, b: merge_states(a, b, order.statistics), (part.states for part in staged))
     seconds = sum(part.seconds for part in staged)
-    receipt = _publish(canvas, job.item, pieces, previews, job.objects)
-    tables = _stage_objects(canvas, job.item, lambda: (each for part in staged for each in part.measures(store)))
+    receipt = _stage_results(canvas, job.item, pieces, previews, job.objects)
+    tables = _stage_objects(canvas, lambda: (each for part in staged for each in part.measures(store)))
     seconds += time.perf_counter() - started
     return replace(receipt, rows=_rows(canvas, states), tables=tables, seconds=seconds)
 
@@ -248,11 +248,11 @@ def _segment_image(order: Order, item: Item) -> Receipt:
         count = max((int(placement.numbers.ids.max(initial=0)) for placement in placements), default=0)
         parts += _redraw(canvas, sketches, placements, count)
         whole = merge_parts(parts, order.statistics)
-        receipt = _publish(canvas, item, iter(whole.pieces), whole.previews, count)
+        receipt = _stage_results(canvas, item, iter(whole.pieces), whole.previews, count)
     except (ImageError, FitError) as error:
         classes = order.model.expected_classes if isinstance(order.model, Fitter) else order.model.classes
         return replace(failed(order, item, Failure.of(error), classes), seconds=time.perf_counter() - started)
-    tables = _stage_objects(canvas, item, lambda: iter(whole.measured))
+    tables = _stage_objects(canvas, lambda: iter(whole.measured))
     return replace(receipt, rows=_rows(canvas, whole.states), tables=tables, seconds=time.perf_counter() - started)
 
 
@@ -284,30 +284,34 @@ def _redraw(canvas: Canvas, sketches: Sequence[Sketch], placements: Sequence[Pla
     ]
 
 
-def _publish(canvas: Canvas, item: Item, pieces: Iterator[Piece], previews: list[PreviewPart], count: int) -> Receipt:
-    """Publish mask and preview of an image; `count` is the number of its objects."""
+def _stage_results(canvas: Canvas, item: Item, pieces: Iterator[Piece], previews: list[PreviewPart], count: int) -> Receipt:
+    """Stage mask and preview of an image for the commit; `count` is the number of its objects."""
     order, model, spec, legend = canvas.order, canvas.model, canvas.spec, canvas.legend
     store, image_format = Store(order.output), canvas.mask_format(count)
     name = f"masks/{item.source.image_id}{image_format.mask_suffix}"
-    # A side-car names classes; the values of a mask of objects are ids.
-    for suffix, content in ({} if canvas.draws_objects else image_format.sidecars(legend)).items():
-        store.publish(name + suffix, content)
-    with store.writing(name) as out:
+    staged = {name: result_name(order)}
+    with store.writing(staged[name]) as out:
         image_format.assemble(pieces, spec, legend, out, order.tile)
+    # A side-car names classes; the values of a mask of objects are ids.
+    sidecars = {} if canvas.draws_objects else image_format.sidecars(legend)
     picture = render_preview(previews, spec.shape, spec.interpretation, legend, preview_stride(spec.shape))
-    store.publish(f"previews/{item.source.image_id}.png", picture)
+    others = {**{name + suffix: content for suffix, content in sidecars.items()}, f"previews/{item.source.image_id}.png": picture}
+    for other, content in others.items():
+        staged[other] = result_name(order)
+        store.publish(staged[other], content)
     return Receipt(
         item.source,
         item.spec,
         None,
         mask=name,
+        staged=staged,
         mask_sha256=out.artefact.sha256,
         tiles=len(canvas.grid),
         segmenter=canonical({"kind": order.kind, **model.provenance()}),
     )
 
 
-def _stage_objects(canvas: Canvas, item: Item, measured: Callable[[], Iterator[Measured]]) -> dict[str, str]:
+def _stage_objects(canvas: Canvas, measured: Callable[[], Iterator[Measured]]) -> dict[str, str]:
     """Stage the rows of the image's objects; the name of the file by that of the table. Nothing where no table is asked for.
 
     `measured` gives what each tile has measured, in the order of the tiles; it is asked twice.
@@ -315,7 +319,7 @@ def _stage_objects(canvas: Canvas, item: Item, measured: Callable[[], Iterator[M
     order = canvas.order
     if order.objects is None:
         return {}
-    name = f"{staging_folder(order, item)}/objects.arrow"
+    name = result_name(order)
     spanning = canvas.rows_of(Measures.concatenate([Measures.from_bytes(each.spanning) for each in measured()]))
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with Store(order.output).writing(name) as out, pa.ipc.new_stream(out, spanning.schema, options=options) as stream:

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from segcore.errors import RecipeError
 from segcore.parquet import read_parquet
 from segcore.storage import Store
-from tasks.plan import IMAGES, read_head, read_plan
+from tasks.commits import IMAGES
+from tasks.plan import read_head, read_plan
 
 CHUNK = 2**22
 

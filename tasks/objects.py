@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from segcore.manifest import Receipt
 from segcore.objects.table import geo_metadata, schema
 from segcore.storage import Store
+from tasks.commits import Draft
 
-KEYS = (pa.field("run_id", pa.string()), pa.field("image_id", pa.string()))
+KEYS = (pa.field("run_id", pa.string()), pa.field("image_id", pa.string()), pa.field("fingerprint", pa.string()))
 """Columns that every table begins with."""
 ROW_GROUP = 100_000
 _GEOMETRY = ("geometry", "bbox")
@@ -34,9 +35,10 @@ class ObjectFile:
     store: Store
     name: str
     run_id: str
+    fingerprint: str
 
-    def write(self, staged: Mapping[str, str], receipts: Sequence[Receipt], bands: int) -> None:
-        """Write the staged rows (files by image id), and keep those of images without a receipt. `bands`: most of any image of the run."""
+    def write(self, draft: Draft, staged: Mapping[str, str], receipts: Sequence[Receipt], bands: int) -> None:
+        """Draft the file: the staged rows (files by image id), and those of images without a receipt. `bands`: most of any image of the run."""
         try:
             old = pq.ParquetFile(pa.BufferReader(self.store.read(self.name)))
         except FileNotFoundError:
@@ -56,7 +58,7 @@ class ObjectFile:
                 for batch in self._staged(image_id, file)
             ),
         )
-        with self.store.writing(self.name) as out, pq.ParquetWriter(out, wanted, compression="zstd") as writer:
+        with draft.table(self.name) as out, pq.ParquetWriter(out, wanted, compression="zstd") as writer:
             for group in _row_groups(rows):
                 writer.write_table(group, row_group_size=ROW_GROUP)
 

@@ -24,30 +24,14 @@ from segcore.parquet import read_parquet
 from segcore.storage import STAGING, Store
 from segcore.work import describe
 from tasks.fanout import Fanout
+from tasks.ledger import Committed
 
 HEAD = "runs/head.json"
 """The last finished run, so that nobody must read all manifests."""
 
-IMAGES = "tables/images"
 SHARD_PIXELS = 2**29
 SHARD_IMAGES = 500
 DESCRIBE_BUNDLE = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """What the `images` table says of one image."""
-
-    uri: str
-    image_id: str
-    version: str
-    fingerprint: str
-    run_id: str
-    ok: bool
-    settled: bool
-    """Done, or failed in a way that the same bytes would repeat."""
-    file: str
-    """Name of the table file that holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +40,8 @@ class Head:
 
     run_id: str | None = None
     sequence: int = 0
+    finished: int = 0
+    """Number of runs that have finished. More than `sequence` where some ran side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +55,6 @@ class Work:
     """Whether images with and without a CRS go into shards of their own: geometries in degrees and in pixels do not share a file."""
 
 
-def read_committed(store: Store) -> dict[str, Committed]:
-    """The images in the tables, by URI."""
-    committed = {}
-    masks = set(store.names("masks", ""))
-    columns = ["uri", "image_id", "source_version", "fingerprint", "run_id", "status", "error_type", "mask_uri"]
-    for name in store.names(IMAGES, ".parquet"):
-        for row in read_parquet(store.read(name), columns).to_pylist():
-            ok = row["status"] == "ok"
-            committed[row["uri"]] = Committed(
-                row["uri"],
-                row["image_id"],
-                row["source_version"],
-                row["fingerprint"],
-                row["run_id"],
-                ok,
-                # A mask that somebody removed is made again.
-                row["mask_uri"] in masks
-                if ok
-                else bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),
-                name.rpartition("/")[2],
-            )
-    return committed
-
-
 def read_head(store: Store) -> Head:
     """The last finished run; an empty head where there is none."""
     manifests = store.names("runs", "/manifest.json")
@@ -100,15 +62,23 @@ def read_head(store: Store) -> Head:
         head = Head(**json.loads(store.read(HEAD)))
     except FileNotFoundError:
         head = Head()
-    if len(manifests) == head.sequence:
+    if len(manifests) == head.finished:
         return head
-    # A run was killed between its manifest and the head, or two ran side by side: ask all of them.
+    # A run was killed between its manifest and the head, or two ended at once: ask all of them.
     finished = (json.loads(store.read(name)) for name in manifests)
     return max(
-        (Head(run["run_id"], run["sequence"]) for run in finished),
+        (Head(run["run_id"], run["sequence"], len(manifests)) for run in finished),
         key=lambda run: (run.sequence, run.run_id or ""),
         default=Head(),
     )
+
+
+def write_head(store: Store, before: Head, plan: Plan) -> None:
+    """Note that the plan's run, which has its manifest, has finished. `before`: the head when it was planned."""
+    count = len(store.names("runs", "/manifest.json"))
+    # Where others finished meanwhile, their manifests say who was last.
+    head = Head(plan.run_id, plan.sequence, count) if count == before.finished + 1 else read_head(store)
+    store.publish(HEAD, json.dumps(dataclasses.asdict(head)).encode())
 
 
 def planned_runs(store: Store) -> list[tuple[str, str | None]]:

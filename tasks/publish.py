@@ -1,14 +1,16 @@
-"""Publish: the receipts of a shard as rows of the tables.
+"""Publish: the receipts of a shard as rows of the tables, committed with their masks.
 
-A shard has one file of the same name in the folder of each table. The `images` table comes last: a shard is done when it is there. A file that exists
-keeps the rows of its other images, so each image has one version, the newest, in every table at any moment.
+Images that have no rows yet go into the shard's own file, which has the same name in the folder of each table. Images that
+have rows go where these are: the file is rewritten and keeps its other rows. So each image has one version, the newest, in
+every table at any moment. `tasks/commits.py` says what happens where several runs do so at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,11 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segcore.manifest import Failure, Plan, Receipt, Shard
+from segcore.errors import RunError
+from segcore.manifest import Failure, Item, Plan, Receipt, Shard
 from segcore.parquet import read_parquet
 from segcore.statistic import Statistic
 from segcore.statistics.objects import Objects
-from segcore.storage import Store
+from segcore.storage import Store, filesystem, store_errors, version_of
+from tasks.commits import IMAGES, Draft
+from tasks.ledger import Committed, Ledger
 from tasks.objects import KEYS, ROW_GROUP, ObjectFile
 
 IMAGES_SCHEMA = pa.schema(
@@ -71,89 +76,148 @@ class Record:
 class Tables:
     """Where rows go, and which run they are of."""
 
-    store: Store
+    ledger: Ledger
+    folder: str
+    """Folder of this process below the output, where commits are drafted."""
     plan: Plan
     statistics: Mapping[str, Statistic]
     objects: Objects | None = None
     """The table of objects. None: none is asked for."""
+    keeps_other_recipes: bool = False
+    """Whether images of other recipes may stay in the output."""
+    before: Mapping[str, Committed] = field(default_factory=dict)
+    """The rows that the plan was made from, by URI."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    """One commit at a time in this process; it is for order, not for correctness."""
 
     @property
-    def folders(self) -> tuple[str, ...]:
-        """Names of the tables; `images` comes last."""
-        return (*(statistic.table for statistic in self.statistics.values()), Objects.table, "images")
+    def store(self) -> Store:
+        """The output."""
+        return self.ledger.store
 
     def publish(self, shard: Shard, receipts: Sequence[Receipt]) -> None:
-        """Commit a shard. Publishing the same receipts again changes nothing."""
-        ids = [receipt.source.image_id for receipt in receipts]
-        for name, statistic in self.statistics.items():
-            schema = table_schema(statistic)
-            rows = [self._keyed(receipt, row) for receipt in receipts for row in receipt.rows.get(name, [])]
-            self._write(f"tables/{statistic.table}/{shard.file}", pa.Table.from_pylist(rows, schema=schema), ids)
-        self._publish_objects(shard, receipts)
-        images = pa.Table.from_pylist([self._image(receipt) for receipt in receipts], schema=IMAGES_SCHEMA)
-        self._write(f"tables/images/{shard.file}", images, ids)
+        """Commit a shard. Publishing the same receipts again changes nothing.
 
-    def done(self) -> dict[str, int]:
-        """The committed shards of this run: their files, and how many of their images failed."""
-        committed = {}
-        for shard in self.plan.shards:
-            try:
-                content = self.store.read(f"tables/images/{shard.file}")
-            except FileNotFoundError:
-                continue
-            table = read_parquet(content, ["image_id", "run_id", "status"])
-            ours = table.filter(pc.equal(table["run_id"], self.plan.run_id))
-            if {item.source.image_id for item in shard.items} <= set(ours["image_id"].to_pylist()):
-                committed[shard.file] = ours["status"].to_pylist().count("failed")
-        return committed
+        Raises `RunError` where a run of another recipe has written into the output meanwhile.
+        """
+        with self._lock:
+            while True:
+                self._refresh()
+                ours = [receipt for receipt in receipts if self._is_wanted(receipt)]
+                if not ours:
+                    return
+                with self.ledger.log.draft(self.plan.run_id, self.folder) as draft:
+                    self._fill(draft, shard, ours)
+                    self.ledger.log.claim(draft)
+
+    def refresh(self) -> None:
+        """Take in what other runs have committed. Raises as `publish`."""
+        with self._lock:
+            self._refresh()
+
+    def left(self, shard: Shard) -> Shard:
+        """The shard without the images that are committed already, by this run or by one beside it."""
+        return replace(shard, items=tuple(item for item in shard.items if not self._is_settled(item)))
+
+    def failed(self, shard: Shard) -> int:
+        """How many of a shard's committed images failed."""
+        rows = (self.ledger.rows.get(item.source.uri) for item in shard.items)
+        return sum(1 for row in rows if row is not None and not row.ok)
 
     def record(self) -> Record:
-        """What the run has committed: counts, failures, and the digests of its files."""
-        files, done, failures, pixels = {}, 0, [], 0
+        """What became of the plan's images, and the digests of the run's records."""
+        files = {}
         for name in self.store.names(f"runs/{self.plan.run_id}/", ""):
             # The manifest is there already where two processes did the same run side by side.
             if not name.endswith("/manifest.json"):
                 files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
-        for shard in self.plan.shards:
-            for folder in self.folders:
-                name = f"tables/{folder}/{shard.file}"
-                if folder == Objects.table and self.objects is None and not self.store.exists(name):
+        uris = {item.source.uri for shard in self.plan.shards for item in shard.items}
+        done, pixels, failures = 0, 0, []
+        for file in sorted({row.file for uri in uris if (row := self.ledger.rows.get(uri)) is not None}):
+            for row in read_parquet(self.store.read(f"{IMAGES}/{file}")).to_pylist():
+                if row["uri"] not in uris:
                     continue
-                content = self.store.read(name)
-                files[name] = hashlib.sha256(content).hexdigest()
-                if folder == "images":
-                    table = read_parquet(content)
-                    for row in table.filter(pc.equal(table["run_id"], self.plan.run_id)).to_pylist():
-                        if row["status"] == "ok":
-                            done, pixels = done + 1, pixels + row["total_pixels"]
-                        else:
-                            failures.append((row["uri"], Failure(row["error_type"], row["error"], permanent=True)))
+                if row["status"] == "ok":
+                    done, pixels = done + 1, pixels + row["total_pixels"]
+                else:
+                    failures.append((row["uri"], Failure(row["error_type"], row["error"], permanent=True)))
         return Record(done, len(failures), pixels, tuple(failures[:_FAILURES_NAMED]), files)
 
-    def _write(self, name: str, rows: pa.Table, replaced: Sequence[str]) -> None:
-        try:
-            old = read_parquet(self.store.read(name))
-        except FileNotFoundError:
-            table = rows
-        else:
-            kept = old.filter(pc.invert(pc.is_in(old["image_id"], value_set=pa.array(replaced, pa.string()))))
-            # A version of maskloom may have added columns since, or widened their types.
-            table = pa.concat_tables([kept, rows], promote_options="permissive").select(rows.schema.names).cast(rows.schema)
-        with self.store.writing(name) as out:
-            pq.write_table(table.replace_schema_metadata(rows.schema.metadata), out, compression="zstd", row_group_size=ROW_GROUP)
+    def _refresh(self) -> None:
+        for row in self.ledger.refresh():
+            if row.fingerprint != self.plan.fingerprint and not self.keeps_other_recipes:
+                raise RunError(
+                    f"Run {row.run_id} of another recipe has committed {row.image_id} to {self.store.root} while this one worked. "
+                    "Give each recipe an output of its own, or say --keep-other-recipes, then run the same command again."
+                )
 
-    def _publish_objects(self, shard: Shard, receipts: Sequence[Receipt]) -> None:
-        name = f"tables/{Objects.table}/{shard.file}"
+    def _is_new(self, row: Committed) -> bool:
+        """Whether the row has come since the plan was made."""
+        before = self.before.get(row.uri)
+        return before is None or (before.run_id, before.version, before.ok) != (row.run_id, row.version, row.ok)
+
+    def _is_settled(self, item: Item) -> bool:
+        row = self.ledger.rows.get(item.source.uri)
+        if row is None:
+            return False
+        same = (row.version, row.fingerprint) == (item.source.version, self.plan.fingerprint)
+        return row.run_id == self.plan.run_id or (same and row.settled)
+
+    def _is_wanted(self, receipt: Receipt) -> bool:
+        """Whether the image is still to be committed, seen from what the tables hold now."""
+        source, ok = receipt.source, receipt.failure is None
+        row = self.ledger.rows.get(source.uri)
+        if row is None:
+            other = self.ledger.uris.get(source.image_id, source.uri)
+            if other != source.uri and other in self.ledger.rows:
+                raise RunError(
+                    f"Another run has given the name {source.image_id} to {other} while this one worked; it was meant for "
+                    f"{source.uri}. Run the same command again: it will find another name."
+                )
+            return True
+        if not self._is_new(row):
+            return True
+        if row.run_id == self.plan.run_id or (row.version, row.fingerprint) == (source.version, self.plan.fingerprint):
+            # A failure may have been one of the moment.
+            return ok and not row.ok
+        if row.fingerprint != self.plan.fingerprint:
+            return True
+        # The file has changed between the listings of two runs. What is right is what it is now.
+        return _version_now(source.uri) == source.version
+
+    def _fill(self, draft: Draft, shard: Shard, receipts: Sequence[Receipt]) -> None:
+        groups: dict[str, list[Receipt]] = {}
+        for receipt in receipts:
+            row = self.ledger.rows.get(receipt.source.uri)
+            groups.setdefault(shard.file if row is None else row.file, []).append(receipt)
+        for file, members in groups.items():
+            ids = {receipt.source.image_id for receipt in members}
+            for name, statistic in self.statistics.items():
+                schema = table_schema(statistic)
+                rows = [self._keyed(receipt, row) for receipt in members for row in receipt.rows.get(name, [])]
+                _write(self.store, draft, f"tables/{statistic.table}/{file}", pa.Table.from_pylist(rows, schema=schema), ids)
+            self._write_objects(draft, file, members)
+            images = pa.Table.from_pylist([self._image(receipt) for receipt in members], schema=IMAGES_SCHEMA)
+            _write(self.store, draft, f"{IMAGES}/{file}", images, ids)
+        draft.files = {name: staged for receipt in receipts for name, staged in receipt.staged.items()}
+
+    def _write_objects(self, draft: Draft, file: str, receipts: Sequence[Receipt]) -> None:
+        name = f"tables/{Objects.table}/{file}"
         if self.objects is None and not self.store.exists(name):
             return
         # Where no objects are asked for now, those of an earlier recipe go: an image has one version in all tables.
         staged = {receipt.source.image_id: receipt.tables[Objects.table] for receipt in receipts if receipt.tables}
         specs = [item.spec for other in self.plan.shards for item in other.items if item.spec is not None]
         most_bands = max((spec.file_bands for spec in specs), default=0)
-        ObjectFile(self.store, name, self.plan.run_id).write(staged, receipts, most_bands)
+        ObjectFile(self.store, name, self.plan.run_id, self.plan.fingerprint).write(draft, staged, receipts, most_bands)
 
     def _keyed(self, receipt: Receipt, row: Mapping[str, Any]) -> dict[str, Any]:
-        return {"run_id": self.plan.run_id, "image_id": receipt.source.image_id, **row}
+        return {
+            "run_id": self.plan.run_id,
+            "image_id": receipt.source.image_id,
+            "fingerprint": self.plan.fingerprint,
+            **row,
+        }
 
     def _image(self, receipt: Receipt) -> dict[str, Any]:
         spec, failure = receipt.spec, receipt.failure
@@ -184,6 +248,50 @@ class Tables:
             "segmenter": receipt.segmenter,
             "fingerprint": self.plan.fingerprint,
         }
+
+
+def heal(ledger: Ledger, folder: str) -> int:
+    """Drop the rows of images that another file holds too, in one commit; how many there were. `folder`: of this process.
+
+    Versions before commits were numbered could leave such rows where two runs overlapped.
+    """
+    store = ledger.store
+    while superseded := ledger.superseded:
+        with ledger.log.draft("heal", folder) as draft:
+            for file, image_ids in superseded.items():
+                names = [name for name in store.names("tables", f"/{file}") if not name.startswith(f"{IMAGES}/")]
+                for name in (*names, f"{IMAGES}/{file}"):
+                    _write(store, draft, name, read_parquet(store.read(name)).slice(0, 0), image_ids)
+            claimed = ledger.log.claim(draft)
+        ledger.refresh()
+        ledger.find_superseded()
+        if claimed:
+            return sum(map(len, superseded.values()))
+    return 0
+
+
+def _write(store: Store, draft: Draft, name: str, rows: pa.Table, replaced: Set[str]) -> None:
+    """Draft a table file: the rows that it has, those of the images in `replaced` aside, and these."""
+    try:
+        old = read_parquet(store.read(name))
+    except FileNotFoundError:
+        table = rows
+    else:
+        kept = old.filter(pc.invert(pc.is_in(old["image_id"], value_set=pa.array(sorted(replaced), pa.string()))))
+        # A version of maskloom may have added columns since, or widened their types.
+        table = pa.concat_tables([kept, rows], promote_options="permissive").select(rows.schema.names).cast(rows.schema)
+    with draft.table(name) as out:
+        pq.write_table(table.replace_schema_metadata(rows.schema.metadata), out, compression="zstd", row_group_size=ROW_GROUP)
+
+
+def _version_now(uri: str) -> str | None:
+    fs, path = filesystem(uri)
+    with store_errors(f"look for {uri}"):
+        try:
+            fs.invalidate_cache()
+            return version_of(fs.info(path))
+        except FileNotFoundError:
+            return None
 
 
 def table_schema(statistic: Statistic) -> pa.Schema:

@@ -95,9 +95,10 @@ def clear_staging(receipts: Sequence[Receipt], bench: Bench) -> None:
     """Remove what was staged for these images, which is in their masks and tables now."""
     store = Store(bench.order.output)
     for receipt in receipts:
-        item = Item(receipt.source, receipt.spec)
-        if receipt.tables or (receipt.spec is not None and bundles.is_spread(receipt.spec, bench.order)):
-            store.remove(staging_folder(bench.order, item))
+        for name in receipt.tables.values():
+            store.remove(name)
+        if receipt.spec is not None and bundles.is_spread(receipt.spec, bench.order):
+            store.remove(staging_folder(bench.order, Item(receipt.source, receipt.spec)))
 
 
 def _order_for(item: Item, bench: Bench) -> Order:

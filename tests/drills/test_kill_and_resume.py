@@ -27,8 +27,9 @@ MOMENTS = {
     "a part is staged": "staging/*/*/*.part",
     "objects are joined": "staging/*/*/*.placements",
     "a part is redrawn": "staging/*/*/*.redrawn",
-    "a mask is written": "masks/*",
-    "a shard is committed": "tables/images/*.parquet",
+    "a mask waits for its commit": "staging/processes/*/results/*",
+    "a commit is drafted": "staging/processes/*/commits/*/tables/areas/*",
+    "a commit is claimed": "runs/commits/*.json",
 }
 """What each leaves behind, in the order in which they come."""
 HANG = 240

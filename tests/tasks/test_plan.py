@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from segcore.manifest import Failure, Item, Source
 from segcore.raster import RasterSpec, Space
 from segcore.storage import Store
-from tasks.plan import HEAD, Committed, Head, Work, identify, make_plan, pending, read_head, read_plan, write_plan
+from tasks.ledger import Committed
+from tasks.plan import HEAD, Head, Work, identify, make_plan, pending, read_head, read_plan, write_head, write_plan
 
 WORK = Work("name", "f1", {"segmenter": {"kind": "kmeans"}})
 
@@ -77,7 +78,7 @@ def test_a_run_is_named_after_inputs_work_and_the_run_before():
     assert len({base, *others}) == 5
 
 
-@pytest.mark.parametrize("head", [None, {"run_id": "r1", "sequence": 1}])
+@pytest.mark.parametrize("head", [None, {"run_id": "r1", "sequence": 1}, {"run_id": "r1", "sequence": 1, "finished": 1}])
 def test_a_head_that_is_behind_its_manifests_is_put_right(tmp_path, head):
     store = Store(str(tmp_path))
     assert read_head(store) == Head()
@@ -85,4 +86,15 @@ def test_a_head_that_is_behind_its_manifests_is_put_right(tmp_path, head):
         store.publish(f"runs/r{sequence}/manifest.json", json.dumps({"run_id": f"r{sequence}", "sequence": sequence}).encode())
     if head is not None:
         store.publish(HEAD, json.dumps(head).encode())
-    assert read_head(store) == Head("r2", 2)
+    assert read_head(store) == Head("r2", 2, 2)
+
+
+def test_runs_that_end_side_by_side_leave_the_last_of_them_as_head(tmp_path):
+    store = Store(str(tmp_path))
+    plans = [make_plan(WORK, Head(), identity, [item(1)], {}) for identity in ("r-a", "r-b")]
+    for plan in plans:
+        record = {"run_id": plan.run_id, "sequence": plan.sequence}
+        store.publish(f"runs/{plan.run_id}/manifest.json", json.dumps(record).encode())
+    for plan in reversed(plans):
+        write_head(store, Head(), plan)
+    assert read_head(store) == Head("r-b", 1, 2)

@@ -1,0 +1,143 @@
+"""The ledger: what the tables of an output hold, one row an image, kept up to date with the commits of all runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from segcore import errors
+from segcore.parquet import read_parquet
+from segcore.storage import Store
+from tasks.commits import IMAGES, CommitLog
+
+_COLUMNS = ["uri", "image_id", "source_version", "fingerprint", "run_id", "status", "error_type", "mask_uri", "mask_sha256"]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What the `images` table says of one image."""
+
+    uri: str
+    image_id: str
+    version: str
+    fingerprint: str
+    run_id: str
+    ok: bool
+    settled: bool
+    """Done, or failed in a way that the same bytes would repeat."""
+    file: str
+    """Name of the table file that holds it."""
+    mask: str | None = None
+    """SHA-256 of its mask."""
+
+
+class Ledger:
+    """The images in the tables.
+
+    Raises `StoreError` where a table cannot be read.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.log = CommitLog(store)
+        self._of_file: dict[str, tuple[Committed, ...]] = {}
+        self.rows: dict[str, Committed] = {}
+        """By URI."""
+        self.uris: dict[str, str] = {}
+        """URI of each image id."""
+        self.superseded: dict[str, set[str]] = {}
+        """Rows of images that another file holds too, as earlier versions could leave them: image ids by the file that is to lose them."""
+
+    @classmethod
+    def read(cls, store: Store) -> Ledger:
+        """The ledger of an output as it is; nothing is written."""
+        ledger = cls(store)
+        masks = set(store.names("masks", ""))
+        for name in store.names(IMAGES, ".parquet"):
+            ledger._take(name, masks)
+        ledger.find_superseded()
+        return ledger
+
+    @classmethod
+    def open(cls, store: Store) -> Ledger:
+        """The ledger for a run that is going to commit; a commit that a dead run has left half done is carried out first."""
+        log = CommitLog(store)
+        log.skip()
+        ledger = cls.read(store)
+        ledger.log = log
+        return ledger
+
+    def refresh(self) -> list[Committed]:
+        """Take in the commits since the last call; the rows that they have brought."""
+        by = {name: commit.run_id for commit in self.log.news() for name in commit.changed}
+        return [row for name, run_id in by.items() for row in self._take(name, None) if row.run_id == run_id]
+
+    def _take(self, name: str, masks: set[str] | None) -> tuple[Committed, ...]:
+        """Read one file of the table anew. `masks`: names of those that are there; None: all are."""
+        file = name.rpartition("/")[2]
+        for row in self._of_file.get(file, ()):
+            if self.rows.get(row.uri) == row:
+                del self.rows[row.uri]
+        try:
+            content = self.store.read(name)
+        except FileNotFoundError:
+            found: tuple[Committed, ...] = ()
+        else:
+            table = read_parquet(content)
+            columns = [name for name in _COLUMNS if name in table.column_names]
+            found = tuple(_committed(row, file, masks) for row in table.select(columns).to_pylist())
+        self._of_file[file] = found
+        for row in found:
+            self.rows[row.uri] = row
+            self.uris[row.image_id] = row.uri
+        return found
+
+    def find_superseded(self) -> None:
+        """Look for images in more than one file, and keep the row of each that its mask bears out, else the newest."""
+        held = defaultdict(list)
+        for of_file in self._of_file.values():
+            for row in of_file:
+                held[row.image_id].append(row)
+        self.superseded = {}
+        for same in held.values():
+            if len(same) > 1:
+                kept = _best(self.store, same)
+                self.rows[kept.uri] = kept
+                for row in same:
+                    if row.file != kept.file:
+                        self.superseded.setdefault(row.file, set()).add(row.image_id)
+
+
+def _committed(row: Mapping[str, Any], file: str, masks: set[str] | None) -> Committed:
+    ok = row["status"] == "ok"
+    return Committed(
+        row["uri"],
+        row["image_id"],
+        row["source_version"],
+        row["fingerprint"],
+        row["run_id"],
+        ok,
+        # A mask that somebody removed is made again.
+        masks is None or row["mask_uri"] in masks
+        if ok
+        else bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),
+        file,
+        row.get("mask_sha256"),
+    )
+
+
+def _best(store: Store, rows: list[Committed]) -> Committed:
+    ranked = sorted(rows, key=lambda row: (row.ok, row.run_id, row.file))
+    if len({row.mask for row in rows}) == 1:
+        return ranked[-1]
+    fitting = [row for row in ranked if row.mask in set(_digests(store, row.image_id))]
+    return (fitting or ranked)[-1]
+
+
+def _digests(store: Store, image_id: str) -> Iterator[str]:
+    for name in store.names(f"masks/{image_id}".rpartition("/")[0], ""):
+        if name.startswith(f"masks/{image_id}."):
+            yield hashlib.sha256(store.read(name)).hexdigest()
