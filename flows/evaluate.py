@@ -30,6 +30,7 @@ from segcore.evaluation.tables import Result
 from segcore.evaluation.values import VOID, VOID_NAME, Key, Rule, default_rules, parse_table, parse_values
 from segcore.formats._open import Source
 from segcore.legend import Legend
+from segcore.manifest import ABSENT
 from segcore.raster import FORMATS
 from segcore.storage import Store
 from tasks.discover import discover
@@ -151,14 +152,12 @@ def _readable() -> Iterator[None]:
 
 def _truths(given: Sequence[str], output: str) -> list[str]:
     try:
-        found = discover(given, output, {})
+        found = discover(given, output, {}).sources
     except RecipeError as error:
-        raise RecipeError(
-            f"--truth: {', '.join(map(repr, given))} names no mask. Give a file, a folder, or a glob in quotes such as 'labels/*.png'."
-        ) from error
-    absent = [source.uri for source in found if not source.size]
+        raise RecipeError(f"--truth: {str(error).removeprefix('inputs: ')}") from error
+    absent = [source.uri for source in found if source.version == ABSENT]
     if absent:
-        raise RecipeError(f"--truth: {absent[0]} does not exist, or is empty. Check its name.")
+        raise RecipeError(f"--truth: {absent[0]!r} does not exist. Check its name.")
     return [source.uri for source in found]
 
 

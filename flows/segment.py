@@ -39,6 +39,7 @@ from tasks.plan import (
     read_committed,
     read_head,
     read_plan,
+    with_addresses,
     write_plan,
 )
 from tasks.progress import Progress
@@ -68,6 +69,8 @@ class Inventory:
     """The inputs as they are now, and what the output has of them."""
 
     sources: list[Source]
+    passed_over: Mapping[str, int]
+    """How many files of folders no format claims, by suffix."""
     committed: dict[str, Committed]
     head: Head
     pending: list[Source]
@@ -110,10 +113,11 @@ def take_inventory(recipe: Recipe) -> Inventory:
     store = Store(recipe.output)
     committed = read_committed(store)
     known = {row.uri: row.image_id for row in committed.values()}
-    sources = discover(recipe.inputs, recipe.output, known)
+    found = discover(recipe.inputs, recipe.output, known)
+    sources = found.sources
     work, head = recipe.work, read_head(store)
     interrupted = store.exists(f"runs/{identify(work, head, sources)}/plan.json")
-    return Inventory(sources, committed, head, pending(sources, committed, work.fingerprint), interrupted)
+    return Inventory(sources, found.passed_over, committed, head, pending(sources, committed, work.fingerprint), interrupted)
 
 
 def run(recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fanout: Fanout, progress: Progress) -> Outcome:
@@ -160,10 +164,11 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
     interrupted = read_plan(store, identity)
     if interrupted is not None:
         require_memory(order, (item for shard in interrupted.shards for item in shard.items), available)
-        return interrupted
+        return with_addresses(interrupted, inventory.sources)
     items = describe_sources(fanout, inventory.pending, recipe.format)
     require_memory(order, items, available)
-    settings = {**work.settings, "libraries": _versions(), "machine": platform.machine(), "python": platform.python_version()}
+    passed_over = {"passed_over": dict(inventory.passed_over)} if inventory.passed_over else {}
+    settings = {**work.settings, **passed_over, "libraries": _versions(), "machine": platform.machine(), "python": platform.python_version()}
     plan = make_plan(replace(work, settings=settings), head, identity, items, inventory.committed)
     write_plan(store, plan)
     return plan

@@ -183,7 +183,7 @@ def _places(named: str | list[str], folder: Path) -> tuple[str, ...]:
 
 def _discovered(entries: Sequence[str], key: str) -> list[Source]:
     try:
-        return discover(entries, "", {})
+        return discover(entries, "", {}).sources
     except RecipeError as error:
         raise RecipeError(f"{key}: {str(error).removeprefix('inputs: ')}") from error
 

@@ -13,6 +13,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from segcore.addresses import written
 from segcore.errors import FormatError, MaskloomError, Unavailable
 from segcore.storage import filesystem
 
@@ -124,7 +125,9 @@ def _store_errors(location: str) -> Iterator[None]:
         raise
     # Stores raise what their client libraries raise (botocore, aiohttp, google ...), which has no common base.
     except Exception as error:
-        raise Unavailable(f"{location} could not be read from its store: {error or type(error).__name__}") from error
+        raise Unavailable(
+            f"{location} could not be read from its store: {written(str(error)) or type(error).__name__}"
+        ) from error
 
 
 @dataclass(slots=True, eq=False)

@@ -179,7 +179,7 @@ def test_a_file_of_colours_and_an_output_in_a_store(made: Path, tmp_path: Path) 
     ("arguments", "told"),
     [
         (["nothing", "-t", "truth"], "no run of maskloom"),
-        (["out", "-t", "none/*.png"], "names no mask"),
+        (["out", "-t", "none/*.png"], "matches no image"),
         (["out", "-t", "none.png"], "does not exist"),
         (["out", "-t", "truth"], "p0_mask.*--truth-suffix"),
         (["out", "-t", "numbers"], r"mean no class.*'0=outside,1\.\.=cell'"),

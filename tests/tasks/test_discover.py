@@ -23,8 +23,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def ids(sources):
-    return [source.image_id for source in sources]
+def ids(found):
+    return [source.image_id for source in found.sources]
 
 
 def test_a_folder_gives_all_files_below_it_that_a_format_claims(folder):
@@ -37,23 +37,23 @@ def test_a_glob_gives_its_matches_with_ids_below_its_fixed_part(folder):
 
 
 def test_ids_do_not_change_when_other_images_arrive(folder):
-    before = {source.uri: source.image_id for source in discover([str(folder / "a")], "/out", {})}
+    before = {source.uri: source.image_id for source in discover([str(folder / "a")], "/out", {}).sources}
     (folder / "a" / "more").mkdir()
     (folder / "a" / "more" / "0.tif").write_bytes(b"x")
-    after = {source.uri: source.image_id for source in discover([str(folder / "a")], "/out", before)}
+    after = {source.uri: source.image_id for source in discover([str(folder / "a")], "/out", before).sources}
     assert before.items() <= after.items()
 
 
 def test_two_inputs_that_collide_get_distinct_ids_and_the_first_keeps_its_own(folder):
     (folder / "b" / "1.png").write_bytes(b"x")
     known = {str(folder / "b" / "1.tif"): "1"}
-    found = {source.uri: source.image_id for source in discover([str(folder / "b")], "/out", known)}
+    found = {source.uri: source.image_id for source in discover([str(folder / "b")], "/out", known).sources}
     assert found[str(folder / "b" / "1.tif")] == "1"
     assert len(set(found.values())) == 3
 
 
 def test_an_input_named_twice_counts_once(folder):
-    assert len(discover([str(folder), f"{folder}/a/*.tif", str(folder / "a" / "1.tif")], "/out", {})) == 4
+    assert len(discover([str(folder), f"{folder}/a/*.tif", str(folder / "a" / "1.tif")], "/out", {}).sources) == 4
 
 
 @pytest.mark.parametrize("suffix", ["csv", "txt", "parquet"])
@@ -75,9 +75,9 @@ def test_a_list_without_the_column_is_refused(folder):
 
 
 def test_nothing_found_is_an_error_and_a_named_absent_file_is_a_source(folder):
-    with pytest.raises(RecipeError, match="match no image"):
+    with pytest.raises(RecipeError, match="matches no image"):
         discover([f"{folder}/nothing/*.tif"], "/out", {})
-    assert ids(discover([f"{folder}/absent.tif"], "/out", {})) == ["absent"]
+    assert ids(discover([f"{folder}/absent.tif", f"{folder}/a/1.tif"], "/out", {})) == ["a/1", "absent"]
 
 
 def test_what_a_run_writes_is_no_input_and_what_lies_beside_it_is(folder):
@@ -95,7 +95,7 @@ def test_a_folder_named_like_an_image_does_not_take_its_name(folder):
 
 def test_a_name_that_is_not_utf8_is_spelled_out(folder):
     (folder / os.fsdecode(b"bad\xff.tif")).write_bytes(b"x")
-    (found,) = [source for source in discover([str(folder)], "/out", {}) if "bad" in source.uri]
+    (found,) = [source for source in discover([str(folder)], "/out", {}).sources if "bad" in source.uri]
     assert found.uri.encode().endswith(b"bad\\udcff.tif")
 
 
