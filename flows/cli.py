@@ -103,7 +103,7 @@ def segment(
             key, equals, text = parameter.partition("=")
             if not equals:
                 raise RecipeError(f"-p {parameter!r}: expected KEY=VALUE.")
-            section[key] = documents.read_value(text, f"-p {parameter!r}")
+            section[key] = documents.read_value(text, f"-p {documents.shown(parameter)}")
         document = {"name": "segment", "inputs": inputs, "output": output, "segmenter": section, "fit": fit}
         _run(recipes.make(document, Path.cwd(), changes or []), no_prefect, quiet)
 
@@ -177,7 +177,7 @@ def compare(
     from flows.compare import compare as draw
 
     with _messages():
-        sections = [documents.read_value(text, f"-s {text!r}") for text in segmenters or []]
+        sections = [documents.read_value(text, f"-s {documents.shown(text)}") for text in segmenters or []]
         draw(image, sections or None, output)
         typer.echo(f"Look at {output}")
 

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import yaml
-
+from flows.documents import read_yaml
 from flows.progress import SECONDS_BETWEEN_LINES
 from segcore import formats
 from segcore.errors import ImageError, RecipeError, StoreError, Unavailable
@@ -178,10 +177,7 @@ def _terms(output: Output, options: Options, numbered: bool) -> Terms:
 def _colours(path: Path | None) -> list[Rule]:
     if path is None:
         return []
-    try:
-        return parse_table(yaml.safe_load(path.read_text(encoding="utf-8")), f"--colours {path}")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"--colours {path} cannot be read: {error}") from error
+    return parse_table(read_yaml(path, "the file of --colours"), f"--colours {path}")
 
 
 def _subjects(output: Output, masks: Sequence[Mask], pairs: Pairs, terms: Terms) -> Iterator[Subject]:

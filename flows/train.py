@@ -17,7 +17,7 @@ import pydantic
 from flows._signals import stop_on_signals
 from flows.documents import below, completed, load_document, refuse_secrets
 from flows.recipe import described
-from flows.sections import build, explain, model_of, schema_of
+from flows.sections import build, explain, model_of, schema_of, unknown_key
 from flows.training_progress import watcher
 from segcore.errors import RecipeError
 from segcore.inference.card import Scaling
@@ -88,7 +88,7 @@ def load(path: Path, changes: Sequence[str] = ()) -> Order:
 
 def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> Order:
     """A training recipe from its document; relative paths are below `folder`. Raises `RecipeError`."""
-    document = completed(document, changes)
+    document = completed(document, changes, ("images", "masks"))
     try:
         file = _File.model_validate(document)
     except pydantic.ValidationError as error:
@@ -193,7 +193,7 @@ def _section(kind: type, value: Mapping[str, Any], path: str, more: Sequence[str
     known = [*(field.name for field in dataclasses.fields(kind)), *more]
     strange = [key for key in value if key not in known]
     if strange:
-        raise RecipeError(f"{path}.{strange[0]}: unknown key. Known keys: {', '.join(known)}.")
+        raise RecipeError(f"{path}.{strange[0]}: {unknown_key(str(strange[0]), known)}")
     return build({path: kind}, {**value, "kind": path}, path)
 
 

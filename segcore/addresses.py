@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 
+from segcore.errors import RecipeError
+
 _USER = re.compile(r"([A-Za-z][\w+.-]*)://([^/\s?#'\"]+)@")
 _SECRET = (
     r"x-(?:amz|goog|oss|cos|ms)-[\w-]*|awsaccesskeyid|googleaccessid|ossaccesskeyid|signature|sig|sas|key|jwt|code|pat|auth|authorization|"
@@ -37,6 +39,15 @@ def has_password(address: str) -> bool:
     (True, False, False)
     """
     return any(_is_secret(found) for found in _USER.finditer(address))
+
+
+def require_no_password(address: str, where: str) -> None:
+    """Raise `RecipeError` where a password stands in an address; `where` says whose it is."""
+    if has_password(address):
+        raise RecipeError(
+            f"{where}: an address must not hold a password or token, since addresses are written into tables and names. Put it where the store looks "
+            "for it: the environment, a profile, or for https:// the file ~/.netrc with storage: {https: {client_kwargs: {trust_env: true}}}."
+        )
 
 
 def is_signed(address: str) -> bool:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segcore import formats  # noqa: F401  (fills FORMATS)
-from segcore.addresses import has_password, is_signed, is_web, learn, path_of, unsigned, written
+from segcore.addresses import is_signed, is_web, learn, path_of, require_no_password, unsigned, written
 from segcore.errors import RecipeError, StoreError
 from segcore.manifest import ABSENT, Source
 from segcore.raster import FORMATS
@@ -215,11 +215,7 @@ def _sources(search: _Search, known: Mapping[str, str]) -> list[Source]:
 
 def _refuse_secrets(entry: str, chain: tuple[str, ...]) -> None:
     where = f"inputs: {written(entry)!r}" + (f" in the list {chain[-1]!r}" if chain else "")
-    if has_password(entry):
-        raise RecipeError(
-            f"{where}: an address must not hold a password or token, since addresses are written into tables and names. Put it where the store looks "
-            "for it: the environment, a profile, or for https:// the file ~/.netrc with storage: {https: {client_kwargs: {trust_env: true}}}."
-        )
+    require_no_password(entry, where)
     if is_signed(entry) and not is_web(entry):
         raise RecipeError(f"{where}: only addresses that begin with https:// may be signed; leave the secret parameter out.")
 
