@@ -7,6 +7,7 @@ make of it, are bounded before anything is built from them, so that whatever is 
 from __future__ import annotations
 
 import codecs
+import datetime
 import os
 import re
 from collections import Counter
@@ -94,8 +95,10 @@ def shown(value: Any) -> str:
     """A value in a message, cut where it is long.
 
     >>> shown("a" * 1000)[-12:]
-    "aaaaaaaaa..."
+    'aaaaaaaaa...'
     """
+    if isinstance(value, datetime.date):
+        return value.isoformat()
     text = repr(value[:_LONGEST_SHOWN] if isinstance(value, str | list) else value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from flows.documents import read_yaml
 from flows.progress import SECONDS_BETWEEN_LINES
+from flows.terminal import count
 from segcore import formats
 from segcore.errors import ImageError, RecipeError, StoreError, Unavailable
 from segcore.evaluation.masks import MaskFile
@@ -83,20 +84,17 @@ class Evaluation:
         if objects is not None:
             columns |= {"PQ": objects.pq, "AP (DSB2018) @0.5": objects.ap_dsb2018[:, 0]}
         wide = max(map(len, (*names, "class")))
-        lines = ["  ".join(["class".ljust(wide), *columns])]
-        for i, name in enumerate(names):
-            cells = (_figure(column[i]) for column in columns.values())
-            lines.append(
-                "  ".join([name.ljust(wide), *(cell.rjust(len(head)) for cell, head in zip(cells, columns, strict=True))])
-            )
-        return "\n".join(lines)
+        # A head stands over its numbers: both end where the wider of them does.
+        cells = [[head, *map(_figure, column)] for head, column in columns.items()]
+        padded = [[cell.rjust(max(map(len, column))) for cell in column] for column in cells]
+        return "\n".join("  ".join([first.ljust(wide), *row]) for first, *row in zip(("class", *names), *padded, strict=True))
 
     @property
     def summary(self) -> str:
         """The main figures in one line."""
         (row,) = (row for row in self.result.rows()["images"] if row["image_id"] is None)
         told = (
-            f"{len(self.result.scores)} images, {row['pixels'] / 1e6:.2f} megapixels: accuracy {_figure(row['accuracy'])} "
+            f"{count(len(self.result.scores), 'image')}, {row['pixels'] / 1e6:.2f} megapixels: accuracy {_figure(row['accuracy'])} "
             f"(majority {_figure(row['majority_baseline'])}), mean IoU {_figure(row['mean_iou'])}"
         )
         if "pq" in row:
@@ -115,7 +113,7 @@ def evaluate(location: str, options: Options, watch: Literal["progress", "quiet"
     run = status(location)
     if run.left and not run.done:
         raise RecipeError(
-            f"The run in {location} is not finished: it has no mask yet, and {run.left} images are left. Run its recipe again to finish it."
+            f"The run in {location} is not finished: it has no mask yet, and {count(run.left, 'image is', 'images are')} left. Run its recipe again to finish it."
         )
     output = Output.read(Store(location))
     truths = _truths(options.truth, location)
@@ -214,16 +212,16 @@ def _watched(subjects: Iterable[Subject], count: int, watch: Literal["progress",
 
 def _notes(output: Output, left: int, pairs: Pairs, result: Result) -> Iterator[str]:
     if left:
-        yield f"The run is not finished, {left} images are left; the masks that it has are evaluated. Run its recipe again to finish it."
+        yield f"The run is not finished, {count(left, 'image is', 'images are')} left; the masks that it has are evaluated. Run its recipe again to finish it."
     recipes = len({mask.fingerprint for mask in output.masks})
     if recipes > 1:
         yield f"The masks were made by {recipes} recipes (images that leave the inputs keep theirs); figures and areas are of all."
     if pairs.without_truth:
-        yield f"{len(pairs.without_truth)} images have no truth and are not evaluated ({_few(pairs.without_truth)})."
+        yield f"{count(len(pairs.without_truth), 'image')} without truth not evaluated ({_few(pairs.without_truth)})."
     if pairs.without_image:
-        yield f"{len(pairs.without_image)} truth files belong to no image of the run ({_few(pairs.without_image)})."
+        yield f"{count(len(pairs.without_image), 'truth file belongs', 'truth files belong')} to no image of the run ({_few(pairs.without_image)})."
     if output.failed:
-        yield f"{output.failed} images of the run failed and have no mask."
+        yield f"{count(output.failed, 'image of the run has', 'images of the run have')} failed, without a mask."
     confusion = result.total[0]
     if confusion.void:
         share = confusion.void / (confusion.void + int(confusion.counts.sum()))

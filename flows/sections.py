@@ -210,16 +210,18 @@ def _finding(problem: Any, key: str, known: list[str], nested: Mapping[str, Iter
     if kind == "missing":
         return _Finding(sentence="this key is needed.")
     if kind == "value_error":
-        return _Finding(sentence=f"{limits['error']}.".replace("..", "."))
+        return _Finding(sentence=f"{str(limits['error']).rstrip('.')}.".replace("?.", "?"))
     if kind == "literal_error":
         words = re.findall(r"'([^']*)'", limits["expected"])
         return _Finding(limits["expected"].replace("'", ""), came, did_you_mean(str(came), words))
     if kind in ("model_type", "model_attributes_type"):
         return _Finding(f"a mapping with {_keys(nested.get(key, ()))}", came)
+    if kind == "invalid_key":
+        return _Finding("a key that is text", came, quotes_hint(came))
     if kind in _LIMITS:
         return _Finding(f"{_LIMITS[kind]} {next(iter(limits.values()))}", came)
     if kind == "string_pattern_mismatch":
-        return _Finding(f"text of the form {limits['pattern'].strip('^$')}", came)
+        return _Finding(f"text of the characters {limits['pattern'].strip('^$*[]')} only", came)
     expected = next((words for begin, words in _EXPECTED.items() if kind.startswith(begin)), None)
     if expected is None:
         return _Finding(sentence=f"{problem['msg']}, got {shown(came)}.")

@@ -47,6 +47,10 @@ _NAMED_SUFFIXES = 8
 _NAMES_COMPARED = 10_000
 
 
+LOOK_CLOSER = "A file or glob that names them, such as 'slides/*.svs', tries them as what they are."
+"""What to do about files that were passed over."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What inputs give."""
@@ -72,7 +76,8 @@ def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> Fo
             idle.append(entry)
     if not search.found:
         raise RecipeError(
-            f"inputs: {_some(inputs)} {'matches' if len(inputs) == 1 else 'match'} no image. {told(search.passed_over)}Give a file, a glob such as "
+            f"inputs: {_some(inputs)} {'matches' if len(inputs) == 1 else 'match'} no image. {told(search.passed_over)}"
+            f"{'maskloom does not read Zarr yet. ' if '.zarr' in search.passed_over else ''}Give a file, a glob such as "
             f"'scenes/**/*.tif', a folder with images ({' '.join(image_suffixes())}), or a list file with a column `{lists.COLUMN}`."
         )
     sources = _sources(search, known)
@@ -127,7 +132,10 @@ class _Search:
     def add(self, entry: str, chain: tuple[str, ...] = ()) -> None:
         """Take in what an input gives; `chain` are the lists that led to it."""
         _refuse_secrets(entry, chain)
-        fs, path = filesystem(entry)
+        try:
+            fs, path = filesystem(entry)
+        except StoreError as error:
+            raise RecipeError(f"inputs: {error}") from error
         if "file" in fs.protocol:
             # One file has one name, however it is reached.
             path = os.path.normpath(path)

@@ -384,7 +384,7 @@ def test_wrong_recipes_are_refused_with_their_place(tmp_path, changes, message):
     ("changes", "message"),
     [
         (["training.patch=15"], "Set it to 14 or 16"),
-        (["images=nothing/*.png"], "images: .*match no image"),
+        (["images=nothing/*.png"], "images: .*matches no image"),
         (["network.padding=valid"], "18 or more by steps of 2. Set it to 18"),
         (["split.validation=['none*']"], "leave none for validation"),
         (["scaling={factor: [1, 2]}"], "one number, or 1"),
