@@ -374,7 +374,9 @@ def _failures_of(uri: str) -> Iterator[None]:
     except (ImageError, RunError):
         raise
     except FileNotFoundError as error:
-        raise Unavailable(f"{uri} does not exist any longer, or its store does not give it. Run the same command again.") from error
+        # Of a web server fsspec says so whatever it answered, and keeps the answer as the cause.
+        reason = f"its store did not give it ({error.__cause__})" if error.__cause__ else "it does not exist any longer"
+        raise Unavailable(f"{uri} could not be read: {reason}. Run the same command again.") from error
     except MemoryError as error:
         raise Unavailable(f"Not enough memory for {uri}: {error}. Use smaller tiles or fewer workers.") from error
     except OSError as error:
