@@ -341,7 +341,7 @@ def main() -> NoReturn:
 def _messages() -> Iterator[None]:
     """Turn our own errors into a line on standard error and an exit code; let bugs show their traceback."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(EscapingFormatter("%(message)s"))
+    handler.setFormatter(EscapingFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         yield

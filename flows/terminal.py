@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from segcore.addresses import written
+
 
 def escaped(text: str, kept: str = "\n") -> str:
     """Text without what moves a cursor, turns writing round or forges a line: such characters, of names of files, are spelled out.
@@ -40,8 +42,8 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 class EscapingFormatter(logging.Formatter):
-    """Log records without control characters."""
+    """Log records, of libraries too, without control characters, secrets of addresses and tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's text."""
-        return escaped(super().format(record))
+        """The record's message."""
+        return escaped(written(record.getMessage()))

@@ -33,7 +33,7 @@ _EXTRAS = {
     "s3": ("s3", "s3a"),
     "http": ("http", "https"),
     "gcs": ("gs", "gcs"),
-    "azure": ("az", "abfs", "abfss", "adl"),
+    "azure": ("az", "abfs", "abfss"),
 }
 """Extras of this package, and the protocols whose packages they install."""
 _PROTOCOLS = [protocols[0] for protocols in _EXTRAS.values()]
@@ -58,7 +58,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return LocalFileSystem(), str(Path(address_of(uri)).absolute())
     try:
         fs, path = fsspec.core.url_to_fs(address_of(uri))
-    except (ValueError, ImportError) as error:
+    # Some packages tell by an AttributeError that they no longer know a protocol.
+    except (ValueError, ImportError, AttributeError) as error:
         raise StoreError(f"Cannot use the location {written(uri)!r}: {_remedy(uri, error)}") from error
     return fs, str(path)
 
