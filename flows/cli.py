@@ -371,7 +371,9 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
     configure(recipe.storage)
     inventory = take_inventory(recipe)
     if recipe.scheduled:
-        typer.echo("schedule: checked, but nothing starts this recipe by itself yet: let cron or a timer run this command.", err=True)
+        typer.echo(
+            "schedule: checked, but nothing starts this recipe by itself yet: let cron or a timer run this command.", err=True
+        )
     if inventory.passed_over:
         typer.echo(told(inventory.passed_over) + LOOK_CLOSER, err=True)
     if inventory.nothing_to_do:

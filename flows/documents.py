@@ -7,7 +7,7 @@ make of it, are bounded before anything is built from them, so that whatever is 
 from __future__ import annotations
 
 import codecs
-import datetime
+import datetime as dt
 import os
 import re
 from collections import Counter
@@ -77,11 +77,17 @@ def read_yaml(path: Path, what: str) -> Any:
     except OSError as error:
         raise RecipeError(f"Cannot read {what} {path}: {error.strerror}.") from error
     if len(content) > MOST_BYTES:
-        raise RecipeError(f"{path} is larger than {MOST_BYTES >> 20} MiB, too large for {what}. Put long lists of inputs into a list file.")
+        raise RecipeError(
+            f"{path} is larger than {MOST_BYTES >> 20} MiB, too large for {what}. Put long lists of inputs into a list file."
+        )
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        found = "UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else f"not UTF-8 ({error.reason} at byte {error.start})"
+        found = (
+            "UTF-16"
+            if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            else f"not UTF-8 ({error.reason} at byte {error.start})"
+        )
         raise RecipeError(f"{path} is {found}; {what} must be. Save it as UTF-8.") from error
     return _parsed(text, str(path))
 
@@ -97,7 +103,7 @@ def shown(value: Any) -> str:
     >>> shown("a" * 1000)[-12:]
     'aaaaaaaaa...'
     """
-    if isinstance(value, datetime.date):
+    if isinstance(value, dt.date):
         return value.isoformat()
     text = repr(value[:_LONGEST_SHOWN] if isinstance(value, str | list) else value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
@@ -151,7 +157,9 @@ def _refuse_secret_addresses(value: Any, path: str, inputs: Sequence[str]) -> No
     elif isinstance(value, str):
         require_no_password(value, path)
         if is_signed(value) and path.partition(".")[0] not in inputs:
-            raise RecipeError(f"{path}: only inputs may have a signed address, whose signature is kept out of what is written. Leave it out.")
+            raise RecipeError(
+                f"{path}: only inputs may have a signed address, whose signature is kept out of what is written. Leave it out."
+            )
 
 
 def _parsed(text: str, what: str) -> Any:
@@ -163,7 +171,9 @@ def _parsed(text: str, what: str) -> Any:
             return None
         values, _ = _measure(node, {}, _DEEPEST)
         if values > MOST_VALUES:
-            raise RecipeError(f"{what} holds more than {MOST_VALUES} values, with those that its anchors repeat. Put long lists into a list file.")
+            raise RecipeError(
+                f"{what} holds more than {MOST_VALUES} values, with those that its anchors repeat. Put long lists into a list file."
+            )
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise RecipeError(f"{what} is not YAML: {_place(error)}") from error

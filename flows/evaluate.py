@@ -113,7 +113,8 @@ def evaluate(location: str, options: Options, watch: Literal["progress", "quiet"
     run = status(location)
     if run.left and not run.done:
         raise RecipeError(
-            f"The run in {location} is not finished: it has no mask yet, and {count(run.left, 'image is', 'images are')} left. Run its recipe again to finish it."
+            f"The run in {location} is not finished: it has no mask yet, and {count(run.left, 'image is', 'images are')} left. "
+            "Run its recipe again to finish it."
         )
     output = Output.read(Store(location))
     truths = _truths(options.truth, location)
@@ -212,7 +213,8 @@ def _watched(subjects: Iterable[Subject], count: int, watch: Literal["progress",
 
 def _notes(output: Output, left: int, pairs: Pairs, result: Result) -> Iterator[str]:
     if left:
-        yield f"The run is not finished, {count(left, 'image is', 'images are')} left; the masks that it has are evaluated. Run its recipe again to finish it."
+        unfinished = count(left, "image is", "images are")
+        yield f"The run is not finished, {unfinished} left; the masks that it has are evaluated. Run its recipe again to finish it."
     recipes = len({mask.fingerprint for mask in output.masks})
     if recipes > 1:
         yield f"The masks were made by {recipes} recipes (images that leave the inputs keep theirs); figures and areas are of all."

@@ -50,9 +50,8 @@ def explain(recipe: Recipe) -> str:
         f"bytes to read {_passes(recipe) * sum(item.source.size for item in good)} ({_passes(recipe)} times the files)",
         f"peak memory a worker {peak_bytes(order, good) / 1e6:.0f} MB",
     ]
-    for item in items:
-        if item.failure is not None:
-            lines.append(f"unreadable: {failure(item.source.uri, item.failure.error_type, item.failure.error)}")
+    failed = ((item.source.uri, item.failure) for item in items if item.failure is not None)
+    lines += [f"unreadable: {failure(uri, reason.error_type, reason.error)}" for uri, reason in failed]
     return "\n".join([*lines, *passed_over])
 
 

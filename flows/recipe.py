@@ -190,7 +190,9 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         kind = entry if isinstance(entry, str) else str(entry.get("kind"))
         tables[kind] = build(TABLES, entry, f"statistics.{i}")
     if file.format is not None and file.format not in FORMATS:
-        raise RecipeError(f"format: there is no format {file.format!r}.{did_you_mean(file.format, FORMATS)} Known: {', '.join(FORMATS)}.")
+        raise RecipeError(
+            f"format: there is no format {file.format!r}.{did_you_mean(file.format, FORMATS)} Known: {', '.join(FORMATS)}."
+        )
     entries = [file.inputs] if isinstance(file.inputs, str) else file.inputs
     if not entries:
         raise RecipeError("inputs: expected at least one file, glob, folder or list, got none.")

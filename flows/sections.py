@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import datetime
+import datetime as dt
 import difflib
 import inspect
 import re
@@ -28,6 +28,7 @@ from segcore.model import SEGMENTERS, SegmenterRecipe
 
 _MOST_LINES = 20
 _EXPECTED = {
+    "invalid_key": "a key that is text",
     "string": "text",
     "int": "a whole number",
     "float": "a number",
@@ -205,34 +206,42 @@ def _sentence(findings: list[_Finding]) -> str:
 
 def _finding(problem: Any, key: str, known: list[str], nested: Mapping[str, Iterable[str]]) -> _Finding:
     kind, came, limits = problem["type"], problem["input"], problem.get("ctx", {})
-    if kind == "extra_forbidden":
-        return _Finding(sentence=unknown_key(key, known))
-    if kind == "missing":
-        return _Finding(sentence="this key is needed.")
-    if kind == "value_error":
-        return _Finding(sentence=f"{str(limits['error']).rstrip('.')}.".replace("?.", "?"))
+    said = _said(kind, limits, key, known)
+    expected = "" if said else _expected(kind, limits, nested.get(key, ()))
+    if not expected:
+        return _Finding(sentence=said or f"{problem['msg']}, got {shown(came)}.")
     if kind == "literal_error":
-        words = re.findall(r"'([^']*)'", limits["expected"])
-        return _Finding(limits["expected"].replace("'", ""), came, did_you_mean(str(came), words))
+        return _Finding(expected, came, did_you_mean(str(came), re.findall(r"'([^']*)'", limits["expected"])))
+    return _Finding(expected, came, quotes_hint(came) if "text" in expected else "")
+
+
+def _said(kind: str, limits: Mapping[str, Any], key: str, known: list[str]) -> str:
+    """The whole sentence about a problem that is no matter of what was expected in place of what; empty for others."""
+    if kind == "extra_forbidden":
+        return unknown_key(key, known)
+    if kind == "value_error":
+        return f"{str(limits['error']).rstrip('.')}.".replace("?.", "?")
+    return "this key is needed." if kind == "missing" else ""
+
+
+def _expected(kind: str, limits: Mapping[str, Any], inner: Iterable[str]) -> str:
+    """What was expected, in words; `inner` are the keys of the section. Empty where there are none for this kind of problem."""
+    if kind == "literal_error":
+        return str(limits["expected"]).replace("'", "")
     if kind in ("model_type", "model_attributes_type"):
-        return _Finding(f"a mapping with {_keys(nested.get(key, ()))}", came)
-    if kind == "invalid_key":
-        return _Finding("a key that is text", came, quotes_hint(came))
+        return f"a mapping with {_keys(inner)}"
     if kind in _LIMITS:
-        return _Finding(f"{_LIMITS[kind]} {next(iter(limits.values()))}", came)
+        return f"{_LIMITS[kind]} {next(iter(limits.values()))}"
     if kind == "string_pattern_mismatch":
-        return _Finding(f"text of the characters {limits['pattern'].strip('^$*[]')} only", came)
-    expected = next((words for begin, words in _EXPECTED.items() if kind.startswith(begin)), None)
-    if expected is None:
-        return _Finding(sentence=f"{problem['msg']}, got {shown(came)}.")
-    return _Finding(expected, came, quotes_hint(came) if expected == "text" else "")
+        return f"text of the characters {limits['pattern'].strip('^$*[]')} only"
+    return next((words for begin, words in _EXPECTED.items() if kind.startswith(begin)), "")
 
 
 def quotes_hint(came: Any) -> str:
     """Why YAML gave this where there was to be text, with a space before it; empty where it did not."""
     if isinstance(came, bool):
         return " YAML reads no, off and false (yes, on and true) as a truth value. If a name is meant, put quotes around it."
-    if isinstance(came, datetime.date):
+    if isinstance(came, dt.date):
         return " YAML reads this as a date. If it is text, put quotes around it."
     if isinstance(came, int | float):
         return " YAML reads this as a number. If it is text, put quotes around it."

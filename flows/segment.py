@@ -168,7 +168,13 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
     items = describe_sources(fanout, inventory.pending, recipe.format)
     require_memory(order, items, available)
     passed_over = {"passed_over": dict(inventory.passed_over)} if inventory.passed_over else {}
-    settings = {**work.settings, **passed_over, "libraries": _versions(), "machine": platform.machine(), "python": platform.python_version()}
+    settings = {
+        **work.settings,
+        **passed_over,
+        "libraries": _versions(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
     plan = make_plan(replace(work, settings=settings), head, identity, items, inventory.committed)
     write_plan(store, plan)
     return plan

@@ -8,10 +8,10 @@ from segcore.addresses import written
 
 
 def escaped(text: str, kept: str = "\n") -> str:
-    """Text without what moves a cursor, turns writing round or forges a line: such characters, of names of files, are spelled out.
+    r"""Text without what moves a cursor, turns writing round or forges a line: such characters, of names of files, are spelled out.
 
-    >>> escaped("evil\\x1b[2J.png")
-    'evil\\\\x1b[2J.png'
+    >>> escaped("evil\x1b[2J.png")
+    'evil\\x1b[2J.png'
     """
     if text.isprintable():
         return text

@@ -14,12 +14,12 @@ import re
 from segcore.errors import RecipeError
 
 _USER = re.compile(r"([A-Za-z][\w+.-]*)://([^/\s?#'\"]+)@")
-_SECRET = (
+_NAMES_OF_SECRETS = (
     r"x-(?:amz|goog|oss|cos|ms)-[\w-]*|awsaccesskeyid|googleaccessid|ossaccesskeyid|signature|sig|sas|key|jwt|code|pat|auth|authorization|"
     r"[\w.-]*(?:token|secret|passw|passphrase|pwd|credential|api[_-]?key|access[_-]?key|subscription[_-]?key)[\w.-]*"
 )
-_SECRET_NAME = re.compile(_SECRET, re.IGNORECASE)
-_SECRET_PARAMETER = re.compile(rf"([?&;](?:{_SECRET})=)[^&;\s'\"<>)]+", re.IGNORECASE)
+_SECRET_NAME = re.compile(_NAMES_OF_SECRETS, re.IGNORECASE)
+_SECRET_PARAMETER = re.compile(rf"([?&;](?:{_NAMES_OF_SECRETS})=)[^&;\s'\"<>)]+", re.IGNORECASE)
 _COMPANION_NAME = re.compile(r"expires|policy|key-pair-id|s[eprstv]|srt|sip|spr|sk[estv]|sk[ot]id", re.IGNORECASE)
 """Parameters that belong to a signature (CloudFront's, Azure's), and mean something else without one."""
 _WEB = ("http://", "https://")

@@ -97,8 +97,9 @@ def store_errors(what: str) -> Iterator[None]:
         raise
     # Clients raise errors of their own (botocore, aiohttp, google ...), which have no common base.
     except Exception as error:
+        reason = written(str(error)).rstrip(".") or type(error).__name__
         raise StoreError(
-            f"Cannot {written(what)}: {written(str(error)).rstrip('.') or type(error).__name__}. Check the location, your access to it and the room in it, "
+            f"Cannot {written(what)}: {reason}. Check the location, your access to it and the room in it, "
             "then run the same command again."
         ) from error
 

@@ -132,40 +132,41 @@ class _Search:
     def add(self, entry: str, chain: tuple[str, ...] = ()) -> None:
         """Take in what an input gives; `chain` are the lists that led to it."""
         _refuse_secrets(entry, chain)
-        try:
-            fs, path = filesystem(entry)
-        except StoreError as error:
-            raise RecipeError(f"inputs: {error}") from error
-        if "file" in fs.protocol:
-            # One file has one name, however it is reached.
-            path = os.path.normpath(path)
+        fs, path = _place(entry)
         if path in chain:
-            raise RecipeError(f"inputs: the list {entry!r} names itself ({' -> '.join((*chain, path))}). Take it out of its list.")
+            raise RecipeError(
+                f"inputs: the list {entry!r} names itself ({' -> '.join((*chain, path))}). Take it out of its list."
+            )
         key = str(fs.unstrip_protocol(path))
         if key in self._seen:
             return
         self._seen.add(key)
         fs.invalidate_cache()
-        what = f"list the input {written(entry)!r}"
-        pattern = (_WEB_GLOB if is_web(path) else _GLOB).search(path_of(path))
+        with store_errors(f"list the input {entry!r}"):
+            named = self._list(fs, path)
+        if named is not None and lists.is_list(path):
+            self._read_list(fs, path, entry, named, chain)
+        elif named is not None:
+            self._take(fs, posixpath.dirname(path_of(path)), path, named)
+
+    def _list(self, fs: Any, path: str) -> Mapping[str, Any] | None:
+        """Take in what a glob or a folder holds; what the store says of any other path."""
         # An existing file wins over a glob: real names do contain brackets.
-        with store_errors(what):
-            if pattern and not fs.exists(path):
-                folder = posixpath.dirname(path[: pattern.start()])
-                for name, info in fs.glob(path, detail=True).items():
-                    if info["type"] == "file":
-                        self._take(fs, folder, name, info)
-                return
-            info = _info(fs, path)
-            if info.get("type") == "directory" or (is_web(path) and path.endswith("/")):
-                self._search_folder(fs, path.rstrip("/"))
-                return
-        if lists.is_list(path):
-            if not info:
-                raise RecipeError(f"inputs: the list {entry!r} does not exist. Check its name.")
-            self._read_list(fs, path, entry, int(info.get("size") or 0), chain)
-        else:
-            self._take(fs, posixpath.dirname(path_of(path)), path, info)
+        pattern = (_WEB_GLOB if is_web(path) else _GLOB).search(path_of(path))
+        if pattern and not fs.exists(path):
+            self._match(fs, path, pattern.start())
+            return None
+        info = _info(fs, path)
+        if info.get("type") == "directory" or (is_web(path) and path.endswith("/")):
+            self._search_folder(fs, path.rstrip("/"))
+            return None
+        return info
+
+    def _match(self, fs: Any, path: str, wild: int) -> None:
+        folder = posixpath.dirname(path[:wild])
+        for name, info in fs.glob(path, detail=True).items():
+            if info["type"] == "file":
+                self._take(fs, folder, name, info)
 
     def _search_folder(self, fs: Any, folder: str) -> None:
         suffixes = image_suffixes()
@@ -188,12 +189,14 @@ class _Search:
             suffix = _SUFFIX.search(posixpath.basename(lower))
             self.passed_over[suffix[0] if suffix else _WITHOUT_SUFFIX] += 1
 
-    def _read_list(self, fs: Any, path: str, entry: str, size: int, chain: tuple[str, ...]) -> None:
+    def _read_list(self, fs: Any, path: str, entry: str, info: Mapping[str, Any], chain: tuple[str, ...]) -> None:
+        if not info:
+            raise RecipeError(f"inputs: the list {entry!r} does not exist. Check its name.")
         if len(chain) == _DEEPEST_LIST:
             raise RecipeError(f"inputs: lists name one another more than {_DEEPEST_LIST} deep: {' -> '.join((*chain, path))}.")
-        if size > lists.LARGEST:
+        if int(info.get("size") or 0) > lists.LARGEST:
             raise RecipeError(f"inputs: the list {entry!r} is larger than {lists.LARGEST >> 20} MiB. Cut it into several.")
-        with store_errors(f"read the list {written(entry)!r}"):
+        with store_errors(f"read the list {entry!r}"):
             content = fs.cat_file(path)
         for name in lists.read_list(written(entry), content):
             self.add(_existing(lists.absolute(name, entry)), (*chain, path))
@@ -219,6 +222,15 @@ def _sources(search: _Search, known: Mapping[str, str]) -> list[Source]:
         learn(uri, file.address)
         sources.append(Source(uri, ids[uri], file.version, file.size, file.address))
     return sources
+
+
+def _place(entry: str) -> tuple[Any, str]:
+    """The file system of an input and the path in it. One local file has one path, however it is reached."""
+    try:
+        fs, path = filesystem(entry)
+    except StoreError as error:
+        raise RecipeError(f"inputs: {error}") from error
+    return fs, os.path.normpath(path) if "file" in fs.protocol else path
 
 
 def _refuse_secrets(entry: str, chain: tuple[str, ...]) -> None:

@@ -1,7 +1,7 @@
 """Lists: files that name inputs, as people and spreadsheets write them.
 
-A `.txt` has one input a line; a `.csv` and a `.parquet` have a column `uri`. Text is UTF-8, UTF-16, or else what older spreadsheets write, Windows-1252
-(which Latin-1 is a part of); values are separated by commas, semicolons, tabs or bars. A relative name is below the list's folder.
+A `.txt` has one input a line; a `.csv` and a `.parquet` have a column `uri`. Text is UTF-8, UTF-16, or else what older spreadsheets write,
+Windows-1252 (which Latin-1 is a part of); values are separated by commas, semicolons, tabs or bars. A relative name is below the list's folder.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def read_list(entry: str, content: bytes) -> list[str]:
 
 
 def spelled(name: str) -> str:
-    """A name of a list that is not UTF-8, read as Windows-1252; other names as they are.
+    r"""A name of a list that is not UTF-8, read as Windows-1252; other names as they are.
 
-    >>> spelled("caf\\udce9.tif")
+    >>> spelled("caf\udce9.tif")
     'café.tif'
     """
     raw = name.encode("utf-8", "surrogateescape")
@@ -127,10 +127,11 @@ def _from_parquet(entry: str, content: bytes) -> list[str]:
     import pyarrow.parquet as pq
 
     try:
+        names = pq.read_schema(pa.BufferReader(content)).names
+        if COLUMN not in names:
+            _refuse_columns(entry, "", names)
         # As a dictionary, so that one long name in a million rows is held once.
         with pq.ParquetFile(pa.BufferReader(content), read_dictionary=[COLUMN], pre_buffer=False) as file:
-            if COLUMN not in file.schema_arrow.names:
-                _refuse_columns(entry, "", file.schema_arrow.names)
             if file.metadata.num_rows > MOST_ROWS:
                 raise RecipeError(f"inputs: the list {entry!r} has more than {MOST_ROWS} rows. Cut it into several.")
             column = file.read(columns=[COLUMN], use_threads=False)[COLUMN]

@@ -17,8 +17,8 @@ __all__ = ["format_of", "geotiff", "mask_format", "picture"]
 def format_of(location: str, head: bytes, explicit: str | None = None) -> str:
     """The name of the format of a file whose content begins with `head` (512 bytes of it).
 
-    `explicit` is the format that the user named; then the suffix does not matter. Raises `FormatError` where the content is not what the suffix or the
-    named format says, or nothing that a format reads.
+    `explicit` is the format that the user named; then the suffix does not matter. Raises `FormatError` where the content is
+    not what the suffix or the named format says, or nothing that a format reads.
     """
     if explicit is not None:
         if explicit not in FORMATS:

@@ -89,7 +89,18 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"<!doctype html", "a web page (HTML)"),
 )
 """Where content begins with which bytes (letters of text in any case), and what it is then."""
-_RASTERS = ("JPEG 2000", "ERDAS Imagine", "NetCDF", "HDF4", "GRIB", "FITS", "MRC", "Netpbm", "a GDAL VRT", "a GDAL WMS description")
+_RASTERS = (
+    "JPEG 2000",
+    "ERDAS Imagine",
+    "NetCDF",
+    "HDF4",
+    "GRIB",
+    "FITS",
+    "MRC",
+    "Netpbm",
+    "a GDAL VRT",
+    "a GDAL WMS description",
+)
 _VOLUMES = ("NIfTI", "NIfTI in gzip", "NRRD", "NRRD in gzip", "MetaImage", "DICOM", "HDF5")
 _PICTURES = ("GIF", "PDF", "Photoshop", "JPEG XL", "HEIF", "AVIF", "OpenEXR", "SVG")
 _REMEDIES = {

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segcore.errors import RecipeError
-from tasks.discover import discover, safe_name
+from segcore.manifest import ABSENT
+from segcore.storage import filesystem
+from tasks.discover import discover, safe_name, told
 
 
 @pytest.fixture
@@ -109,3 +111,82 @@ def test_safe_names_are_relative_and_stay_below(path):
     parts = safe_name(path).split("/")
     assert all(part and not part.startswith(".") and len(part.encode()) <= 255 for part in parts)
     assert safe_name(safe_name(path)) == safe_name(path)
+
+
+def test_files_that_no_format_claims_are_counted_by_suffix(folder):
+    for name in (
+        "b/x.svs",
+        "b/y.SVS",
+        "c/v.nii.gz",
+        "c/IM0001",
+        "b/1.tif.aux.xml",
+        "b/1.tfw",
+        "z.zarr/.zgroup",
+        "z.zarr/0/0/0",
+        "z.zarr/0/0/1",
+        ".DS_Store",
+    ):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+    found = discover([str(folder), str(folder / "a")], "/out", {})
+
+    assert ids(found) == ["a/1", "b/1", "b/2", "c/deep/4"]
+    assert found.passed_over == {".svs": 2, ".nii.gz": 1, "without a suffix": 1, ".zarr": 1, ".md": 1}
+    assert told(found.passed_over).startswith("Passed over in folders, since no format claims such files: 2 .svs, 1 .md,")
+    assert told({}) == ""
+
+
+def test_what_a_run_writes_is_not_counted_either(folder):
+    (folder / "tables" / "images").mkdir(parents=True)
+    (folder / "tables" / "images" / "x.parquet").write_bytes(b"x")
+    assert discover([str(folder)], str(folder), {}).passed_over == {".md": 1}
+
+
+def test_a_folder_of_other_files_tells_what_they_are(folder):
+    (folder / "v.zarr").mkdir()
+    (folder / "v.zarr" / "zarr.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"1 \.zarr\. maskloom does not read Zarr yet"):
+        discover([str(folder / "v.zarr")], "/out", {})
+
+
+def test_inputs_that_are_all_absent_are_refused_with_what_may_be_meant(folder):
+    with pytest.raises(RecipeError, match=r"a/l\.tif' does not exist\. Did you mean '1\.tif'\?"):
+        discover([str(folder / "a" / "l.tif")], "/out", {})
+    (folder / "l.txt").write_text("x/1.tif\nx/2.tif\n")
+    with pytest.raises(RecipeError, match="none of the 2 files exists"):
+        discover([str(folder / "l.txt")], "/out", {})
+    with pytest.raises(RecipeError, match=r"the list '.*none\.csv' does not exist"):
+        discover([str(folder), str(folder / "none.csv")], "/out", {})
+
+
+def test_an_absent_file_has_a_version_of_its_own_until_it_is_there(folder):
+    inputs = [str(folder / "a"), str(folder / "new.tif"), f"{folder}/{'n' * 300}.tif"]
+    before = {source.uri: source.version for source in discover(inputs, "/out", {}).sources}
+    assert [before[str(folder / "new.tif")], before[inputs[2]]] == [ABSENT, ABSENT]
+    (folder / "new.tif").write_bytes(b"x")
+    after = {source.uri: source.version for source in discover(inputs, "/out", {}).sources}
+    assert after[str(folder / "new.tif")] != ABSENT
+
+
+def test_one_file_is_one_image_however_it_is_named(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    names = [str(folder / "a" / "1.tif"), f"{folder}/b/../a/1.tif", f"file://{folder}/a/1.tif", f"{folder}//a/./1.tif", "a/1.tif"]
+    (folder / "l.txt").write_text("a/1.tif\n./a/1.tif\nb/../a/1.tif\n")
+    assert ids(discover([*names, str(folder / "l.txt")], "/out", {})) == ["1"]
+
+
+def test_a_name_that_is_not_utf8_is_read_by_its_bytes(folder):
+    (folder / os.fsdecode(b"bad\xff.tif")).write_bytes(b"four")
+    (found,) = [source for source in discover([str(folder)], "/out", {}).sources if "bad" in source.uri]
+    fs, path = filesystem(found.uri)
+    assert (fs.cat_file(path), found.size) == (b"four", 4)
+
+
+def test_passwords_in_lists_are_refused_without_being_told(folder):
+    for address in ("https://me:c0ffee@host/a.tif", "simplecache::https://host/a.tif?sig=c0ffee"):
+        (folder / "l.txt").write_text(f"{address}\n")
+        with pytest.raises(RecipeError, match=r"in the list '.*l\.txt'") as refusal:
+            discover([str(folder / "l.txt")], "/out", {})
+        assert "c0ffee" not in str(refusal.value)

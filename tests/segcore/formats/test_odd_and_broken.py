@@ -48,11 +48,21 @@ def test_suffix_and_content_agree_on_the_format() -> None:
             r"a\.jpg is JPEG by its suffix \.jpg, but its content is PNG\. Rename it to end in \.png, or set",
         ),
         ("a.tif", JPEG_HEAD, None, r"but its content is JPEG\. Rename it to end in \.jpg, or set `format: picture`"),
-        ("a.tif", b"latitude,longitude\n", None, r"a\.tif is TIFF by its suffix \.tif, but its content is text\. Put the image itself"),
+        (
+            "a.tif",
+            b"latitude,longitude\n",
+            None,
+            r"a\.tif is TIFF by its suffix \.tif, but its content is text\. Put the image itself",
+        ),
         ("a.png", b"", None, r"a\.png is PNG by its suffix \.png, but it is empty \(0 bytes\)"),
         ("a.tif", b"\x89HDF\r\n\x1a\n", None, "its content is HDF5"),
         ("a.bmp", b"\0\1\2\3", None, "its content is unknown data"),
-        ("a.xyz", b"GIF89a", None, r"no format claims the suffix \.xyz, and its content is GIF\. maskloom does not read this format"),
+        (
+            "a.xyz",
+            b"GIF89a",
+            None,
+            r"no format claims the suffix \.xyz, and its content is GIF\. maskloom does not read this format",
+        ),
         ("folder.d/name", b"x", None, "its name has no suffix, and its content is text"),
         ("a.dat", b"", None, r"no format claims the suffix \.dat, and it is empty \(0 bytes\)"),
         ("a.tif", TIFF_HEAD, "picture", "should be PNG or JPEG or BMP or WebP for the format 'picture', but its content is TIFF"),
@@ -98,7 +108,11 @@ def foreign_files() -> dict[str, tuple[bytes, str]]:
     nifti = (348).to_bytes(4, "little") + bytes(340) + b"n+1\0" + bytes(200)
     made |= {"NIfTI": nifti, "NIfTI in gzip": gzip.compress(nifti), "gzip": gzip.compress(b"plain")}
     # DICOM PS3.10, 7.1: 128 bytes of anything, then the prefix.
-    made |= {"DICOM": bytes(128) + b"DICM" + bytes(100), "NRRD": b"NRRD0004\ntype: short\n", "a web page (HTML)": b"\n<!DOCTYPE HTML><title>Sign in"}
+    made |= {
+        "DICOM": bytes(128) + b"DICM" + bytes(100),
+        "NRRD": b"NRRD0004\ntype: short\n",
+        "a web page (HTML)": b"\n<!DOCTYPE HTML><title>Sign in",
+    }
     made["a pointer of Git LFS"] = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
     return {name: (content, ".xyz") for name, content in made.items()}
 
