@@ -75,7 +75,7 @@ def read_yaml(path: Path, what: str) -> Any:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise RecipeError(f"Cannot read {what} {path}: {error.strerror}.") from error
+        raise RecipeError(f"Cannot read {what} {str(path)!r}: {error.strerror}.") from error
     if len(content) > MOST_BYTES:
         raise RecipeError(
             f"{path} is larger than {MOST_BYTES >> 20} MiB, too large for {what}. Put long lists of inputs into a list file."

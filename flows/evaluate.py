@@ -219,11 +219,14 @@ def _notes(output: Output, left: int, pairs: Pairs, result: Result) -> Iterator[
     if recipes > 1:
         yield f"The masks were made by {recipes} recipes (images that leave the inputs keep theirs); figures and areas are of all."
     if pairs.without_truth:
-        yield f"{count(len(pairs.without_truth), 'image')} without truth not evaluated ({_few(pairs.without_truth)})."
+        without = count(
+            len(pairs.without_truth), "image has no truth and is not evaluated", "images have no truth and are not evaluated"
+        )
+        yield f"{without} ({_few(pairs.without_truth)})."
     if pairs.without_image:
         yield f"{count(len(pairs.without_image), 'truth file belongs', 'truth files belong')} to no image of the run ({_few(pairs.without_image)})."
     if output.failed:
-        yield f"{count(output.failed, 'image of the run has', 'images of the run have')} failed, without a mask."
+        yield f"{count(output.failed, 'image of the run failed and has', 'images of the run failed and have')} no mask."
     confusion = result.total[0]
     if confusion.void:
         share = confusion.void / (confusion.void + int(confusion.counts.sum()))
