@@ -6,6 +6,7 @@ The recipe's sections are the dataclasses of `segcore.training` and `segcore.net
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shlex
 import threading
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,9 @@ from segcore.training.course import Learned, prepare, train
 from segcore.training.labels import LABELS
 from segcore.training.outcome import PICTURES
 from segcore.training.recipe import LOSSES, Recipe, Split, Training
-from tasks.discover import discover
+from tasks.discover import discover, told
+
+log = logging.getLogger(__name__)
 
 
 class _File(pydantic.BaseModel):
@@ -183,9 +186,12 @@ def _places(named: str | list[str], folder: Path) -> tuple[str, ...]:
 
 def _discovered(entries: Sequence[str], key: str) -> list[Source]:
     try:
-        return discover(entries, "", {}).sources
+        found = discover(entries, "", {})
     except RecipeError as error:
         raise RecipeError(f"{key}: {str(error).removeprefix('inputs: ')}") from error
+    if found.passed_over:
+        log.warning("%s: %s", key, told(found.passed_over).strip())
+    return found.sources
 
 
 def _section(kind: type, value: Mapping[str, Any], path: str, more: Sequence[str] = ()) -> Any:

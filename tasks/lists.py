@@ -71,7 +71,9 @@ def absolute(uri: str, entry: str) -> str:
     protocol, mark, folder = posixpath.dirname(path_of(entry)).rpartition("://")
     joined = posixpath.join(folder, uri)
     if mark and {".", ".."} & set(joined.split("/")):
-        joined = posixpath.normpath(f"/{joined}")[1:]
+        # No way leads out of a bucket or a host.
+        host, _, path = joined.partition("/")
+        joined = host + posixpath.normpath(f"/{path}")
     return f"{protocol}{mark}{joined}"
 
 

@@ -70,6 +70,16 @@ def prepared(order):
     return prepare(order.recipe, flow.sources(order), order.settings, Watch(), lambda: False)
 
 
+def test_inputs_of_a_training_are_looked_at_as_those_of_a_run(folder, caplog):
+    (folder / "images" / "scan.dcm").write_bytes(b"x")
+    assert [len(found) for found in flow.sources(made(folder))] == [4, 4]
+    assert "images: Passed over in folders, since no format claims such files: 1 .dcm." in caplog.text
+    with pytest.raises(RecipeError, match=r"masks: '.*/nomasks' does not exist\. Did you mean 'masks'\?"):
+        flow.sources(made(folder, "masks=nomasks"))
+    with pytest.raises(RecipeError, match=r"training\.epoch: unknown key\. Did you mean `epochs`\?"):
+        made(folder, "training.epoch=3")
+
+
 class Watch(training_progress.Quiet):
     """Does something after a step, (epoch, step) from 1, or when an epoch is measured, (epoch, "measured")."""
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from segcore import addresses
 from segcore.addresses import has_password, is_signed, require_no_password, unsigned, written
 from segcore.errors import RecipeError
+from segcore.geometry import Box
+from segcore.jobs import DescribeJob
+from segcore.manifest import Source
+from segcore.work import _reading, describe
 
 SECRET = "c0ffeeC0FFEE42"
 
@@ -76,3 +84,17 @@ def test_what_is_written_is_utf8_and_stays_what_it_is(text: str) -> None:
 
 def test_bytes_of_a_name_that_are_not_utf8_are_spelled_out() -> None:
     assert written("caf\udce9.tif") == "caf\\udce9.tif"
+
+
+def test_jobs_tell_workers_where_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "_learnt", {})
+    Image.new("RGB", (3, 2)).save(tmp_path / "real.png")
+    source = Source("https://host/a.png", "a", "1", 1, address=str(tmp_path / "real.png"))
+
+    (item,) = describe(DescribeJob((source,)))
+
+    assert item.spec is not None
+    assert (item.spec.location, item.spec.shape) == ("https://host/a.png", (2, 3))
+    monkeypatch.setattr(addresses, "_learnt", {})
+    with _reading(item, item.spec) as reader:
+        assert reader.read(Box((0, 0), (2, 3)))[0].shape == (2, 3, 3)

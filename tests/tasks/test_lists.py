@@ -79,6 +79,7 @@ def test_a_column_of_numbers_and_gaps_in_parquet(tmp_path: Path) -> None:
 def test_names_are_below_the_list_wherever_it_lies() -> None:
     assert absolute("a.tif", "/data/lists/l.csv") == "/data/lists/a.tif"
     assert absolute("../in/./a.tif", "s3://bucket/lists/l.csv") == "s3://bucket/in/a.tif"
+    assert absolute("../../in/a.tif", "https://host/l.csv") == "https://host/in/a.tif"
     assert absolute("a.tif", "https://host/x/l.csv?sig=1/2") == "https://host/x/a.tif"
     assert absolute("s3://other/a..b/../c.tif", "s3://bucket/l.csv") == "s3://other/a..b/../c.tif"
 
