@@ -277,7 +277,7 @@ def _close_to(uri: str) -> str | None:
     folder, name = posixpath.split(uri)
     try:
         fs, path = filesystem(folder)
-        if is_web(uri) or not fs.isdir(path):
+        if not is_local(uri) or not fs.isdir(path):
             return None
         names = [posixpath.basename(each.rstrip("/")) for each in fs.ls(path, detail=False)[:_NAMES_COMPARED]]
     except (OSError, StoreError):

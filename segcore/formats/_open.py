@@ -14,7 +14,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from segcore.addresses import written
+from segcore.addresses import path_of, written
 from segcore.errors import FormatError, MaskloomError, Unavailable
 from segcore.storage import filesystem
 
@@ -181,6 +181,9 @@ class Source:
 
     def beside(self, path: str) -> Source | None:
         """Another file of the same store, if it exists. Raises `Unavailable`."""
+        if path_of(self.path) != self.path:
+            # The query of a URL belongs to one file; a server that passes over it would give the image itself.
+            return None
         with _store_errors(self.location):
             return Source(path, self.store, path) if self.store.isfile(path) else None
 

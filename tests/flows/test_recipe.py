@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -193,6 +194,15 @@ def test_prefect_takes_every_schedule_that_is_accepted():
             CronSchedule(cron=cron, timezone=zone)
     assert not make().scheduled
     assert make(schedule={"cron": "0 3 * * *"}).work == make().work
+
+
+def test_a_schedule_is_checked_without_prefect():
+    code = (
+        "import sys; from pathlib import Path; from flows import recipe;"
+        "recipe.make({'inputs': 'a', 'output': 'b', 'segmenter': 'threshold', 'schedule': {'cron': '0 3 * * *'}}, Path('/'));"
+        "sys.exit('prefect' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from skimage import data
 
 from segcore.errors import FormatError, ImageError, ReadError
 from segcore.formats import format_of
+from segcore.formats._open import Source
 from segcore.geometry import Box
 from segcore.raster import FORMATS
 
@@ -135,6 +136,11 @@ def test_headers_check_the_content_themselves(tmp_path: Path, name: str, content
     path.write_bytes(content)
     with pytest.raises(FormatError, match=r"a\.tif"):
         FORMATS[name].describe(str(path), "")
+
+
+def test_nothing_lies_beside_a_url_with_a_query() -> None:
+    source = Source("https://host/a.tif", None, "https://host/a.tif?sig=1")  # type: ignore[arg-type]  # a store would fail if asked
+    assert source.beside(f"{source.path}.msk") is None
 
 
 @pytest.mark.parametrize("name", ["tiff", "picture"])
