@@ -33,6 +33,17 @@ _SECRETS = re.compile(
 )
 _NO_SECRETS = ("anon", "anonymous", "cloud", "google_default", "cache", "browser", None, True, False, "")
 """Values of such options that name a way to sign in."""
+_PLACES = {
+    "s3": "the environment or ~/.aws, and name a profile: storage: {s3: {profile: NAME}}",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
+    "gcs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
+    "az": "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY and the like",
+    "abfs": "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY and the like",
+    "http": "~/.netrc, with storage: {http: {client_kwargs: {trust_env: true}}}",
+    "https": "~/.netrc, with storage: {https: {client_kwargs: {trust_env: true}}}",
+    "sftp": "~/.ssh and its agent",
+}
+"""Where stores look for secrets."""
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
@@ -125,18 +136,6 @@ def refuse_secrets(storage: Mapping[str, Mapping[str, Any]]) -> None:
                 f"storage.{protocol}.{secret}: secrets never stand in a recipe. Put them where the store looks for them: "
                 f"{_PLACES.get(protocol, 'the environment or its configuration file')}."
             )
-
-
-_PLACES = {
-    "s3": "the environment or ~/.aws, and name a profile: storage: {s3: {profile: NAME}}",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
-    "gcs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
-    "az": "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY and the like",
-    "abfs": "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY and the like",
-    "http": "~/.netrc, with storage: {http: {client_kwargs: {trust_env: true}}}",
-    "https": "~/.netrc, with storage: {https: {client_kwargs: {trust_env: true}}}",
-    "sftp": "~/.ssh and its agent",
-}
 
 
 def _secret_option(options: Any) -> str | None:
