@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.documents import MOST_VALUES, completed, load_document, read_value, read_yaml, refuse_secrets, shown
+from flows import documents
+from flows.documents import completed, load_document, read_value, read_yaml, refuse_secrets, shown
 from segcore.errors import RecipeError
 
 BASE = "inputs: in\noutput: out\nsegmenter: threshold\n"
@@ -70,13 +71,17 @@ def test_anchors_end_in_exit_2_in_bounded_memory(tmp_path: Path) -> None:
     assert ended.stderr.count("\n") == 1
 
 
-def test_anchors_that_stay_small_are_welcome(tmp_path: Path) -> None:
+def test_anchors_that_stay_small_are_welcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("a: &a {kind: threshold, band: 1}\nsegmenter: [*a, {<<: *a, band: 2}]\n")
     document = load_document(path, "inputs")
     assert document["segmenter"] == [{"kind": "threshold", "band": 1}, {"kind": "threshold", "band": 2}]
-    path.write_text(yaml.safe_dump({"inputs": [f"{i}.tif" for i in range(MOST_VALUES - 10)]})[: 2**22])
-    assert len(load_document(path, "inputs")["inputs"]) == MOST_VALUES - 10
+    monkeypatch.setattr(documents, "MOST_VALUES", 1000)
+    path.write_text(yaml.safe_dump({"inputs": [f"{i}.tif" for i in range(990)]}))
+    assert len(load_document(path, "inputs")["inputs"]) == 990
+    path.write_text(yaml.safe_dump({"inputs": [f"{i}.tif" for i in range(1000)]}))
+    with pytest.raises(RecipeError, match="more than 1000 values"):
+        load_document(path, "inputs")
 
 
 @pytest.mark.parametrize(
