@@ -16,6 +16,7 @@ import numpy as np
 
 from flows.recipe import Recipe, effective_tile
 from flows.segment import take_inventory
+from flows.terminal import count
 from segcore.errors import RunError
 from segcore.model import Exactness, ObjectSegmenter
 from segcore.objects.seam_audit import audit_seams
@@ -93,7 +94,7 @@ def _first_readable(recipe: Recipe) -> Item:
             if item.spec is not None:
                 return item
             reason = reason or (item.failure.error if item.failure else "")
-    raise RunError(f"None of {len(inventory.sources)} inputs can be read. {reason}")
+    raise RunError(f"None of {count(len(inventory.sources), 'input')} can be read. {reason}")
 
 
 def _classes(model: Model, whole: Mask, tiled: Mask) -> list[str]:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from flows.terminal import EscapingFormatter, count, escaped, failure, line
+from segcore.addresses import written
 from segcore.errors import MaskloomError, RecipeError
 
 if TYPE_CHECKING:
@@ -122,7 +124,7 @@ def segment(
             key, equals, text = parameter.partition("=")
             if not equals:
                 raise RecipeError(f"-p {parameter!r}: expected KEY=VALUE.")
-            section[key] = documents.read_value(text, f"-p {parameter!r}")
+            section[key] = documents.read_value(text, f"-p {documents.shown(parameter)}")
         document = {"name": "segment", "inputs": inputs, "output": output, "segmenter": section, "fit": fit}
         _run(recipes.make(document, Path.cwd(), changes or []), no_prefect, quiet, keep_other_recipes, sole_writer)
 
@@ -171,8 +173,8 @@ def audit(
 
     with _messages():
         found = run_audit(recipes.load(recipe, changes or []), pixels, tile)
-        for line in found.lines:
-            typer.echo(line)
+        for said in found.lines:
+            typer.echo(line(said))
         if found.broken:
             typer.echo("The segmenter says that it is exact, and is not. Please report this.", err=True)
             raise typer.Exit(CANNOT_GO_ON)
@@ -196,7 +198,7 @@ def compare(
     from flows.compare import compare as draw
 
     with _messages():
-        sections = [documents.read_value(text, f"-s {text!r}") for text in segmenters or []]
+        sections = [documents.read_value(text, f"-s {documents.shown(text)}") for text in segmenters or []]
         draw(image, sections or None, output)
         typer.echo(f"Look at {output}")
 
@@ -292,8 +294,8 @@ def evaluate(
         )
         found = flow.evaluate(_location(output), options, "quiet" if quiet else "progress")
         for note in found.notes:
-            typer.echo(note, err=True)
-        typer.echo(found.table)
+            typer.echo(line(note), err=True)
+        typer.echo(escaped(found.table))
         typer.echo(f"{found.summary}. Look at {found.folder}/evaluation.png, tables lie beside it.")
 
 
@@ -306,7 +308,7 @@ def status(output: Output) -> None:
         found = read_status(_location(output))
         typer.echo(f"done {found.done}\nfailed {found.failed}\nleft {found.left}")
         for uri, error_type, error in found.failures:
-            typer.echo(f"failed: {uri}: {error_type}: {error}")
+            typer.echo(f"failed: {failure(uri, error_type, error)}")
         if found.open_runs:
             typer.echo(f"Not finished: {', '.join(found.open_runs)}. Run its recipe again to go on.", err=True)
 
@@ -319,7 +321,7 @@ def verify(output: Output) -> None:
     with _messages():
         faults = list(find_faults(_location(output)))
         for fault in faults:
-            typer.echo(fault)
+            typer.echo(line(fault))
         if faults:
             typer.echo("A mask that is damaged is made again by the next run once you have removed it.", err=True)
             raise typer.Exit(CANNOT_GO_ON)
@@ -357,14 +359,16 @@ def main() -> NoReturn:
 @contextmanager
 def _messages() -> Iterator[None]:
     """Turn our own errors into a line on standard error and an exit code; let bugs show their traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(EscapingFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         yield
     except RecipeError as error:
-        typer.echo(f"maskloom: {error}", err=True)
+        typer.echo(escaped(written(f"maskloom: {error}")), err=True)
         raise typer.Exit(WRONG_USAGE) from None
     except MaskloomError as error:
-        typer.echo(f"maskloom: {error}", err=True)
+        typer.echo(escaped(written(f"maskloom: {error}")), err=True)
         raise typer.Exit(CANNOT_GO_ON) from None
     except KeyboardInterrupt:
         typer.echo("maskloom: stopped. The same command goes on.", err=True)
@@ -379,6 +383,7 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool
     from segcore.choices import open_choices
     from segcore.storage import configure
     from segcore.work import prepare_process
+    from tasks.discover import LOOK_CLOSER, told
     from tasks.fanout import open_fanout, threads_of, with_gpus
 
     started = time.monotonic()
@@ -386,6 +391,12 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool
     inventory = take_inventory(recipe, to_write=True)
     if not keep_other_recipes:
         refuse_other_recipes(recipe, inventory)
+    if recipe.scheduled:
+        typer.echo(
+            "schedule: checked, but nothing starts this recipe by itself yet: let cron or a timer run this command.", err=True
+        )
+    if inventory.passed_over:
+        typer.echo(told(inventory.passed_over) + LOOK_CLOSER, err=True)
     if inventory.nothing_to_do:
         _say_nothing_to_do(recipe, inventory)
         return
@@ -407,21 +418,22 @@ def _say_nothing_to_do(recipe: Recipe, inventory: Inventory) -> None:
     _say_removed(inventory)
     failed = inventory.failed_before
     note = f", {failed} of them failed before (maskloom status tells why)" if failed else ""
-    typer.echo(f"Nothing to do: {len(inventory.sources)} images are unchanged{note}. Results: {recipe.output}")
+    images = count(len(inventory.sources), "image is", "images are")
+    typer.echo(f"Nothing to do: {images} unchanged{note}. Results: {recipe.output}")
     if failed:
         raise typer.Exit(SOME_FAILED)
 
 
 def _say(recipe: Recipe, inventory: Inventory, outcome: Outcome, seconds: float) -> None:
-    for uri, failure in outcome.failures[:_FAILURES_SHOWN]:
-        typer.echo(f"failed: {uri}: {failure.error_type}: {failure.error}", err=True)
+    for uri, reason in outcome.failures[:_FAILURES_SHOWN]:
+        typer.echo(f"failed: {failure(uri, reason.error_type, reason.error)}", err=True)
     if outcome.failed > _FAILURES_SHOWN:
         typer.echo(f"... and {outcome.failed - _FAILURES_SHOWN} more: maskloom status {recipe.output}", err=True)
     _say_removed(inventory)
     kept = len(inventory.sources) - len(inventory.pending)
     unchanged = f", {kept} unchanged" if kept else ""
     typer.echo(
-        f"{outcome.done} images done, {outcome.failed} failed{unchanged}, {outcome.pixels / 1e6:.1f} megapixels in {seconds:.1f} s. "
+        f"{count(outcome.done, 'image')} done, {outcome.failed} failed{unchanged}, {outcome.pixels / 1e6:.1f} megapixels in {seconds:.1f} s. "
         + (
             f"Look at {recipe.output}/previews, masks and tables lie beside it."
             if outcome.done
@@ -435,7 +447,9 @@ def _say(recipe: Recipe, inventory: Inventory, outcome: Outcome, seconds: float)
 def _say_removed(inventory: Inventory) -> None:
     if inventory.removed:
         typer.echo(
-            f"{inventory.removed} images of earlier runs are no longer among the inputs; their masks and rows stay.", err=True
+            f"{count(inventory.removed, 'image of earlier runs is', 'images of earlier runs are')} no longer among the inputs; "
+            "masks and rows stay.",
+            err=True,
         )
 
 

@@ -142,7 +142,7 @@ def _header(path: str) -> RasterSpec:
         with store_errors(uri):
             info = fs.info(inner)
     except FileNotFoundError as error:
-        raise RunError(f"{uri} does not exist. Check its name.") from error
+        raise RecipeError(f"{path!r} does not exist. Check its name.") from error
     (item,) = describe(DescribeJob((Source(uri, "image", version_of(info), int(info.get("size") or 0)),)))
     if item.spec is None:
         raise RunError(item.failure.error if item.failure else f"{uri} cannot be read.")

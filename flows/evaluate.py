@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import yaml
-
+from flows.documents import read_yaml
 from flows.progress import SECONDS_BETWEEN_LINES
+from flows.terminal import count
 from segcore import formats
 from segcore.errors import ImageError, RecipeError, StoreError, Unavailable
 from segcore.evaluation.masks import MaskFile
@@ -30,6 +30,7 @@ from segcore.evaluation.tables import Result
 from segcore.evaluation.values import VOID, VOID_NAME, Key, Rule, default_rules, parse_table, parse_values
 from segcore.formats._open import Source
 from segcore.legend import Legend
+from segcore.manifest import ABSENT
 from segcore.raster import FORMATS
 from segcore.storage import Store
 from tasks.discover import discover
@@ -83,20 +84,17 @@ class Evaluation:
         if objects is not None:
             columns |= {"PQ": objects.pq, "AP (DSB2018) @0.5": objects.ap_dsb2018[:, 0]}
         wide = max(map(len, (*names, "class")))
-        lines = ["  ".join(["class".ljust(wide), *columns])]
-        for i, name in enumerate(names):
-            cells = (_figure(column[i]) for column in columns.values())
-            lines.append(
-                "  ".join([name.ljust(wide), *(cell.rjust(len(head)) for cell, head in zip(cells, columns, strict=True))])
-            )
-        return "\n".join(lines)
+        # A head stands over its numbers: both end where the wider of them does.
+        cells = [[head, *map(_figure, column)] for head, column in columns.items()]
+        padded = [[cell.rjust(max(map(len, column))) for cell in column] for column in cells]
+        return "\n".join("  ".join([first.ljust(wide), *row]) for first, *row in zip(("class", *names), *padded, strict=True))
 
     @property
     def summary(self) -> str:
         """The main figures in one line."""
         (row,) = (row for row in self.result.rows()["images"] if row["image_id"] is None)
         told = (
-            f"{len(self.result.scores)} images, {row['pixels'] / 1e6:.2f} megapixels: accuracy {_figure(row['accuracy'])} "
+            f"{count(len(self.result.scores), 'image')}, {row['pixels'] / 1e6:.2f} megapixels: accuracy {_figure(row['accuracy'])} "
             f"(majority {_figure(row['majority_baseline'])}), mean IoU {_figure(row['mean_iou'])}"
         )
         if "pq" in row:
@@ -115,7 +113,8 @@ def evaluate(location: str, options: Options, watch: Literal["progress", "quiet"
     run = status(location)
     if run.left and not run.done:
         raise RecipeError(
-            f"The run in {location} is not finished: it has no mask yet, and {run.left} images are left. Run its recipe again to finish it."
+            f"The run in {location} is not finished: it has no mask yet, and {count(run.left, 'image is', 'images are')} left. "
+            "Run its recipe again to finish it."
         )
     output = Output.read(Store(location))
     truths = _truths(options.truth, location)
@@ -151,14 +150,12 @@ def _readable() -> Iterator[None]:
 
 def _truths(given: Sequence[str], output: str) -> list[str]:
     try:
-        found = discover(given, output, {})
+        found = discover(given, output, {}).sources
     except RecipeError as error:
-        raise RecipeError(
-            f"--truth: {', '.join(map(repr, given))} names no mask. Give a file, a folder, or a glob in quotes such as 'labels/*.png'."
-        ) from error
-    absent = [source.uri for source in found if not source.size]
+        raise RecipeError(f"--truth: {str(error).removeprefix('inputs: ')}") from error
+    absent = [source.uri for source in found if source.version == ABSENT]
     if absent:
-        raise RecipeError(f"--truth: {absent[0]} does not exist, or is empty. Check its name.")
+        raise RecipeError(f"--truth: {absent[0]!r} does not exist. Check its name.")
     return [source.uri for source in found]
 
 
@@ -179,10 +176,7 @@ def _terms(output: Output, options: Options, numbered: bool) -> Terms:
 def _colours(path: Path | None) -> list[Rule]:
     if path is None:
         return []
-    try:
-        return parse_table(yaml.safe_load(path.read_text(encoding="utf-8")), f"--colours {path}")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"--colours {path} cannot be read: {error}") from error
+    return parse_table(read_yaml(path, "the file of --colours"), f"--colours {path}")
 
 
 def _subjects(output: Output, masks: Sequence[Mask], pairs: Pairs, terms: Terms) -> Iterator[Subject]:
@@ -219,16 +213,20 @@ def _watched(subjects: Iterable[Subject], count: int, watch: Literal["progress",
 
 def _notes(output: Output, left: int, pairs: Pairs, result: Result) -> Iterator[str]:
     if left:
-        yield f"The run is not finished, {left} images are left; the masks that it has are evaluated. Run its recipe again to finish it."
+        unfinished = count(left, "image is", "images are")
+        yield f"The run is not finished, {unfinished} left; the masks that it has are evaluated. Run its recipe again to finish it."
     recipes = len({mask.fingerprint for mask in output.masks})
     if recipes > 1:
         yield f"The masks were made by {recipes} recipes (images that leave the inputs keep theirs); figures and areas are of all."
     if pairs.without_truth:
-        yield f"{len(pairs.without_truth)} images have no truth and are not evaluated ({_few(pairs.without_truth)})."
+        without = count(
+            len(pairs.without_truth), "image has no truth and is not evaluated", "images have no truth and are not evaluated"
+        )
+        yield f"{without} ({_few(pairs.without_truth)})."
     if pairs.without_image:
-        yield f"{len(pairs.without_image)} truth files belong to no image of the run ({_few(pairs.without_image)})."
+        yield f"{count(len(pairs.without_image), 'truth file belongs', 'truth files belong')} to no image of the run ({_few(pairs.without_image)})."
     if output.failed:
-        yield f"{output.failed} images of the run failed and have no mask."
+        yield f"{count(output.failed, 'image of the run failed and has', 'images of the run failed and have')} no mask."
     confusion = result.total[0]
     if confusion.void:
         share = confusion.void / (confusion.void + int(confusion.counts.sum()))

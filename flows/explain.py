@@ -13,11 +13,13 @@ from typing import Any, Literal
 from flows.recipe import TABLES, Recipe
 from flows.sections import help_of
 from flows.segment import take_inventory
+from flows.terminal import count, failure
 from segcore.geometry import Grid
 from segcore.model import SEGMENTERS, Fitter
 from segcore.raster import FORMATS
 from segcore.storage import configure
 from segcore.work import prepare_process
+from tasks.discover import LOOK_CLOSER, told
 from tasks.fanout import InProcess, memory_of, open_fanout
 from tasks.memory import peak_bytes, require_memory
 from tasks.plan import describe_sources, identify, make_plan
@@ -27,8 +29,10 @@ def explain(recipe: Recipe) -> str:
     """What a run of this recipe would do now."""
     configure(recipe.storage)
     inventory = take_inventory(recipe)
+    passed_over = [told(inventory.passed_over) + LOOK_CLOSER] if inventory.passed_over else []
     if inventory.nothing_to_do:
-        return f"Nothing to do: all {len(inventory.sources)} images are done and unchanged."
+        images = count(len(inventory.sources), "image is", "images are")
+        return "\n".join([f"Nothing to do: {images} done and unchanged.", *passed_over])
     with open_fanout(InProcess(), partial(prepare_process, recipe.storage), threading.Event()) as fanout:
         items = describe_sources(fanout, inventory.pending, recipe.format)
     work = recipe.work
@@ -46,8 +50,9 @@ def explain(recipe: Recipe) -> str:
         f"bytes to read {_passes(recipe) * sum(item.source.size for item in good)} ({_passes(recipe)} times the files)",
         f"peak memory a worker {peak_bytes(order, good) / 1e6:.0f} MB",
     ]
-    lines += [f"unreadable: {item.source.uri}: {item.failure.error}" for item in items if item.failure is not None]
-    return "\n".join(lines)
+    failed = ((item.source.uri, item.failure) for item in items if item.failure is not None)
+    lines += [f"unreadable: {failure(uri, reason.error_type, reason.error)}" for uri, reason in failed]
+    return "\n".join([*lines, *passed_over])
 
 
 def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
+from zoneinfo import available_timezones
 
 import pydantic
 
-from flows.documents import below, completed, load_document, refuse_secrets
-from flows.sections import build, explain, schema_of
+from flows.documents import below, completed, load_document, refuse_secrets, shown
+from flows.sections import build, did_you_mean, explain, schema_of
 from segcore import segmenters, statistics  # noqa: F401  (their import fills the registries)
 from segcore.errors import RecipeError, StoreError
 from segcore.inference.weights import is_packaged
@@ -36,6 +38,8 @@ for _name, _kind in (*STATISTICS.items(), ("objects", Objects)):
     TABLES.register(_name)(_kind)
 DEFAULT_TILE = 2048
 _SMALLEST_TILE = 16
+_CRON_FIELDS = 5
+_ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Tiling(pydantic.BaseModel):
@@ -49,7 +53,7 @@ class Tiling(pydantic.BaseModel):
 
 
 class Schedule(pydantic.BaseModel):
-    """When a server is to run the recipe. `maskloom run` runs it now and does not look at this."""
+    """When a server is to run the recipe. `maskloom run` checks this, and runs the recipe now."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -57,6 +61,31 @@ class Schedule(pydantic.BaseModel):
     """Five fields: minute, hour, day of the month, month, day of the week."""
     timezone: str = "UTC"
     """Name in the IANA database, such as Europe/Vienna."""
+
+    @pydantic.field_validator("cron")
+    @classmethod
+    def _happens(cls, value: str) -> str:
+        from cronsim import CronSim, CronSimError
+
+        wanted = "expected five fields (minute, hour, day of the month, month, day of the week) such as '0 3 * * *'"
+        # It would read a sixth as seconds.
+        if len(value.split()) != _CRON_FIELDS:
+            raise ValueError(f"{wanted}, got {shown(value)}")
+        try:
+            next(CronSim(value, _ANY_TIME))
+        except CronSimError as error:
+            raise ValueError(f"{wanted}, got {shown(value)}: {str(error).lower()}") from error
+        except StopIteration:
+            raise ValueError(f"{shown(value)} never happens") from None
+        return value
+
+    @pydantic.field_validator("timezone")
+    @classmethod
+    def _exists(cls, value: str) -> str:
+        zones = available_timezones()
+        if value not in zones:
+            raise ValueError(f"expected a time zone such as Europe/Vienna, got {shown(value)}.{did_you_mean(value, zones)}")
+        return value
 
 
 class _File(pydantic.BaseModel):
@@ -110,6 +139,8 @@ class Recipe:
     format: str | None
     storage: dict[str, dict[str, Any]]
     max_failed_fraction: float
+    scheduled: bool = False
+    """Whether it says when a server is to run it."""
 
     @property
     def work(self) -> Work:
@@ -159,7 +190,9 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         kind = entry if isinstance(entry, str) else str(entry.get("kind"))
         tables[kind] = build(TABLES, entry, f"statistics.{i}")
     if file.format is not None and file.format not in FORMATS:
-        raise RecipeError(f"format: there is no format {file.format!r}. Known: {', '.join(FORMATS)}.")
+        raise RecipeError(
+            f"format: there is no format {file.format!r}.{did_you_mean(file.format, FORMATS)} Known: {', '.join(FORMATS)}."
+        )
     entries = [file.inputs] if isinstance(file.inputs, str) else file.inputs
     if not entries:
         raise RecipeError("inputs: expected at least one file, glob, folder or list, got none.")
@@ -177,6 +210,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         format=file.format,
         storage=file.storage,
         max_failed_fraction=file.max_failed_fraction,
+        scheduled=file.schedule is not None,
     )
     if "://" not in recipe.output and Path(recipe.output).exists() and not Path(recipe.output).is_dir():
         raise RecipeError(f"output: {recipe.output} is a file; name a folder.")

@@ -39,6 +39,7 @@ from tasks.plan import (
     planned_runs,
     read_head,
     read_plan,
+    with_addresses,
     write_head,
     write_plan,
 )
@@ -72,6 +73,8 @@ class Inventory:
     """The inputs as they are now, and what the output has of them."""
 
     sources: list[Source]
+    passed_over: Mapping[str, int]
+    """How many files of folders no format claims, by suffix."""
     ledger: Ledger
     committed: dict[str, Committed]
     """The rows of the tables at this moment, by URI."""
@@ -127,10 +130,13 @@ def take_inventory(recipe: Recipe, *, to_write: bool = False) -> Inventory:
     ledger = Ledger.open(store) if to_write else Ledger.read(store)
     committed = dict(ledger.rows)
     known = {row.uri: row.image_id for row in committed.values()}
-    sources = discover(recipe.inputs, recipe.output, known)
+    found = discover(recipe.inputs, recipe.output, known)
+    sources = found.sources
     work, head = recipe.work, read_head(store)
     interrupted = store.exists(f"runs/{identify(work, head, sources)}/plan.json")
-    return Inventory(sources, ledger, committed, head, pending(sources, committed, work.fingerprint), interrupted)
+    return Inventory(
+        sources, found.passed_over, ledger, committed, head, pending(sources, committed, work.fingerprint), interrupted
+    )
 
 
 def refuse_other_recipes(recipe: Recipe, inventory: Inventory) -> None:
@@ -221,10 +227,17 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
     interrupted = read_plan(store, identity)
     if interrupted is not None:
         require_memory(order, (item for shard in interrupted.shards for item in shard.items), available)
-        return interrupted
+        return with_addresses(interrupted, inventory.sources)
     items = describe_sources(fanout, inventory.pending, recipe.format)
     require_memory(order, items, available)
-    settings = {**work.settings, "libraries": _versions(), "machine": platform.machine(), "python": platform.python_version()}
+    passed_over = {"passed_over": dict(inventory.passed_over)} if inventory.passed_over else {}
+    settings = {
+        **work.settings,
+        **passed_over,
+        "libraries": _versions(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
     plan = make_plan(replace(work, settings=settings), head, identity, items, inventory.committed)
     write_plan(store, plan)
     return plan
@@ -334,7 +347,9 @@ def _finish(store: Store, plan: Plan, tables: Tables, before: Head) -> Outcome:
 
 def _without_versions(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a recipe says, without what the code and the machine add to it."""
-    return {key: value for key, value in settings.items() if key not in {"maskloom", "libraries", "machine", "python"}}
+    return {
+        key: value for key, value in settings.items() if key not in {"maskloom", "libraries", "machine", "python", "passed_over"}
+    }
 
 
 def _class_names(order: Order) -> tuple[str, ...]:

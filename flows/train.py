@@ -6,6 +6,7 @@ The recipe's sections are the dataclasses of `segcore.training` and `segcore.net
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shlex
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import pydantic
 from flows._signals import stop_on_signals
 from flows.documents import below, completed, load_document, refuse_secrets
 from flows.recipe import described
-from flows.sections import build, explain, model_of, schema_of
+from flows.sections import build, explain, model_of, schema_of, unknown_key
 from flows.training_progress import watcher
 from segcore.errors import RecipeError
 from segcore.inference.card import Scaling
@@ -30,7 +31,9 @@ from segcore.training.course import Learned, prepare, train
 from segcore.training.labels import LABELS
 from segcore.training.outcome import PICTURES
 from segcore.training.recipe import LOSSES, Recipe, Split, Training
-from tasks.discover import discover
+from tasks.discover import discover, told
+
+log = logging.getLogger(__name__)
 
 
 class _File(pydantic.BaseModel):
@@ -88,7 +91,7 @@ def load(path: Path, changes: Sequence[str] = ()) -> Order:
 
 def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> Order:
     """A training recipe from its document; relative paths are below `folder`. Raises `RecipeError`."""
-    document = completed(document, changes)
+    document = completed(document, changes, ("images", "masks"))
     try:
         file = _File.model_validate(document)
     except pydantic.ValidationError as error:
@@ -183,9 +186,12 @@ def _places(named: str | list[str], folder: Path) -> tuple[str, ...]:
 
 def _discovered(entries: Sequence[str], key: str) -> list[Source]:
     try:
-        return discover(entries, "", {})
+        found = discover(entries, "", {})
     except RecipeError as error:
         raise RecipeError(f"{key}: {str(error).removeprefix('inputs: ')}") from error
+    if found.passed_over:
+        log.warning("%s: %s", key, told(found.passed_over).strip())
+    return found.sources
 
 
 def _section(kind: type, value: Mapping[str, Any], path: str, more: Sequence[str] = ()) -> Any:
@@ -193,7 +199,7 @@ def _section(kind: type, value: Mapping[str, Any], path: str, more: Sequence[str
     known = [*(field.name for field in dataclasses.fields(kind)), *more]
     strange = [key for key in value if key not in known]
     if strange:
-        raise RecipeError(f"{path}.{strange[0]}: unknown key. Known keys: {', '.join(known)}.")
+        raise RecipeError(f"{path}.{strange[0]}: {unknown_key(str(strange[0]), known)}")
     return build({path: kind}, {**value, "kind": path}, path)
 
 

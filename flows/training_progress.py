@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flows.terminal import count, escaped
+
 if TYPE_CHECKING:
     from segcore.training.checkpoint import Standing
     from segcore.training.lesson import Lesson
@@ -32,7 +34,7 @@ class Quiet:
 
     def say(self, text: str) -> None:
         """What people should know, a line."""
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{escaped(text)}\n")
 
     def checked(self, what: str, done: int, of: int) -> None:
         """Nothing."""
@@ -61,7 +63,7 @@ class Lines(Quiet):
 
     def say(self, text: str) -> None:
         """A line."""
-        self._stream.write(f"{text}\n")
+        self._stream.write(f"{escaped(text)}\n")
         self._stream.flush()
         self._last = self._clock()
 
@@ -111,7 +113,7 @@ class Bar(Quiet):
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(escaped(text), highlight=False, markup=False)
 
     def checked(self, what: str, done: int, of: int) -> None:
         """Move the bar of what comes before training."""
@@ -145,8 +147,8 @@ def beginning(lesson: Lesson, standing: Standing) -> str:
     step = f", step {standing.step}" if standing.step else ""
     after = f", going on after epoch {standing.epoch}{step}" if standing.epoch or standing.step else ""
     return (
-        f"Training {lesson.recipe.kind} on {len(lesson.training)} images, measuring on {len(lesson.validation)}: "
-        f"{wanted.epochs} epochs of {lesson.steps} steps of {wanted.batch} patches{after}"
+        f"Training {lesson.recipe.kind} on {count(len(lesson.training), 'image')}, measuring on {len(lesson.validation)}: "
+        f"{count(wanted.epochs, 'epoch')} of {count(lesson.steps, 'step')} of {count(wanted.batch, 'patch', 'patches')}{after}"
     )
 
 

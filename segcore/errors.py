@@ -12,6 +12,7 @@ MaskloomError
     ├── FormatError        the file is not what its name or header says, or is beyond our limits
     ├── ReadError          the header is fine, the pixels are not
     ├── ModelMismatch      the image does not suit the segmenter (bands, dtype)
+    ├── Missing            a file that the inputs name does not exist
     ├── Unavailable        a store or the memory failed this image; the next run tries again
     └── WorkerDied         a process died while it worked on this image alone
 
@@ -73,6 +74,10 @@ class ReadError(ImageError, OSError):
 
 class ModelMismatch(ImageError, ValueError):
     """The image does not suit the segmenter."""
+
+
+class Missing(ImageError, OSError):
+    """A file that the inputs name does not exist. It is tried again once it is there, since its version is another then."""
 
 
 class Unavailable(ImageError, OSError):

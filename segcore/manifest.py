@@ -19,11 +19,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
+from segcore.addresses import written
 from segcore.errors import FitError, ImageError
 from segcore.model import MODELS, Model
 from segcore.raster import RasterSpec, Space
 
 T = TypeVar("T")
+ABSENT = "absent"
+"""Version of a file that is named and does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Source:
     """Changes when its bytes change."""
     size: int
     """Bytes."""
+    address: str | None = field(default=None, repr=False, compare=False)
+    """Where its bytes are read, if not at `uri` (see `segcore.addresses`). It goes with jobs, and is never written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +55,8 @@ class Failure:
     @classmethod
     def of(cls, error: Exception) -> Failure:
         """The failure that this error means."""
-        return cls(
-            type(error).__name__, str(error) or type(error).__name__, isinstance(error, ImageError | FitError) and error.permanent
-        )
+        permanent = isinstance(error, ImageError | FitError) and error.permanent
+        return cls(type(error).__name__, written(str(error)) or type(error).__name__, permanent)
 
 
 @dataclass(frozen=True, slots=True)

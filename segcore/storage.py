@@ -8,6 +8,7 @@ whole. On a local disk the bytes go to a file under `staging/`, are flushed to t
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import os
 import platform
@@ -22,11 +23,20 @@ from typing import IO, Any, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from segcore.addresses import address_of, written
 from segcore.errors import MaskloomError, StoreError
 
 STAGING = "staging"
 """Folder below a store's root for what is not yet, or no longer, a result."""
 _HOST = platform.node() or "host"
+_EXTRAS = {
+    "s3": ("s3", "s3a"),
+    "http": ("http", "https"),
+    "gcs": ("gs", "gcs"),
+    "azure": ("az", "abfs", "abfss"),
+}
+"""Extras of this package, and the protocols whose packages they install."""
+_PROTOCOLS = [protocols[0] for protocols in _EXTRAS.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +55,26 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URI or local path, and the path inside it. Raises `StoreError` for an unknown protocol."""
     if "://" not in uri:
         # Not by fsspec's own rules, which read "::" in a file name as a chain of stores.
-        return LocalFileSystem(), str(Path(uri).absolute())
+        return LocalFileSystem(), str(Path(address_of(uri)).absolute())
     try:
-        fs, path = fsspec.core.url_to_fs(uri)
-    except (ValueError, ImportError) as error:
-        raise StoreError(
-            f"Cannot use the location {uri!r}: {error}. Check its protocol; a store may need its fsspec package."
-        ) from error
+        fs, path = fsspec.core.url_to_fs(address_of(uri))
+    # Some packages tell by an AttributeError that they no longer know a protocol.
+    except (ValueError, ImportError, AttributeError) as error:
+        raise StoreError(f"Cannot use the location {written(uri)!r}: {_remedy(uri, error)}") from error
     return fs, str(path)
+
+
+def _remedy(uri: str, error: Exception) -> str:
+    """What to do where fsspec has no file system for a URI."""
+    protocol = uri.partition("://")[0].rpartition("::")[2]
+    extra = next((extra for extra, protocols in _EXTRAS.items() if protocol in protocols), None)
+    if extra is not None and isinstance(error, ImportError):
+        return f"{protocol}:// needs the extra {extra!r}: pip install 'maskloom[{extra}]'."
+    if isinstance(error, ImportError):
+        return f"{written(str(error)).rstrip('.')}."
+    close = difflib.get_close_matches(protocol, fsspec.available_protocols(), n=1)
+    hint = f" Did you mean {close[0]}://?" if close else ""
+    return f"{written(str(error)).rstrip('.')}.{hint} Known are a path, {', '.join(f'{name}://' for name in _PROTOCOLS)} and others of fsspec."
 
 
 def is_local(uri: str) -> bool:
@@ -75,8 +97,9 @@ def store_errors(what: str) -> Iterator[None]:
         raise
     # Clients raise errors of their own (botocore, aiohttp, google ...), which have no common base.
     except Exception as error:
+        reason = written(str(error)).rstrip(".") or type(error).__name__
         raise StoreError(
-            f"Cannot {what}: {error or type(error).__name__}. Check the location, your access to it and the room in it, "
+            f"Cannot {written(what)}: {reason}. Check the location, your access to it and the room in it, "
             "then run the same command again."
         ) from error
 

@@ -27,9 +27,10 @@ from typing import Any
 import pyarrow as pa
 
 from segcore import formats
+from segcore.addresses import learn
 from segcore.canvas import Canvas
 from segcore.choices import PROBE_PIXELS
-from segcore.errors import FitError, FormatError, ImageError, ReadError, RunError, Unavailable
+from segcore.errors import FitError, FormatError, ImageError, Missing, ReadError, RunError, Unavailable
 from segcore.fold import observe_all
 from segcore.geometry import Box, Tile, middle
 from segcore.jobs import (
@@ -46,7 +47,7 @@ from segcore.jobs import (
     result_name,
 )
 from segcore.legend import Legend
-from segcore.manifest import Failure, Item, Receipt, Source, canonical
+from segcore.manifest import ABSENT, Failure, Item, Receipt, Source, canonical
 from segcore.model import Fitter, Model
 from segcore.objects.rows import rows_in_order
 from segcore.objects.sketch import Placement, Sketch, place_objects
@@ -221,7 +222,10 @@ def failed(order: Order, item: Item, failure: Failure, classes: tuple[str, ...])
 
 
 def _describe(source: Source, format_name: str | None) -> Item:
+    learn(source.uri, source.address)
     try:
+        if source.version == ABSENT:
+            raise Missing(f"{source.uri} does not exist. Check its name in `inputs`.")
         fs, path = filesystem(source.uri)
         with _failures_of(source.uri):
             if is_local(source.uri) and not fs.isfile(path) and fs.exists(path):
@@ -349,6 +353,7 @@ def _spec(item: Item) -> RasterSpec:
 @contextlib.contextmanager
 def _reading(item: Item, spec: RasterSpec) -> Iterator[Reader]:
     """The image opened with the bands of `spec`."""
+    learn(item.source.uri, item.source.address)
     with _failures_of(item.source.uri), FORMATS[spec.format].open(spec) as reader:
         yield reader
 
@@ -373,7 +378,9 @@ def _failures_of(uri: str) -> Iterator[None]:
     except (ImageError, RunError):
         raise
     except FileNotFoundError as error:
-        raise Unavailable(f"{uri} does not exist, or no longer. Check its name in `inputs`.") from error
+        # Of a web server fsspec says so whatever it answered, and keeps the answer as the cause.
+        reason = f"its store did not give it ({error.__cause__})" if error.__cause__ else "it does not exist any longer"
+        raise Unavailable(f"{uri} could not be read: {reason}. Run the same command again.") from error
     except MemoryError as error:
         raise Unavailable(f"Not enough memory for {uri}: {error}. Use smaller tiles or fewer workers.") from error
     except OSError as error:

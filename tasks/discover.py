@@ -1,62 +1,106 @@
 """Discover: the recipe's inputs as a list of sources, each with its version and a name of its own.
 
-Inputs are files, globs, folders (every file below whose suffix a format claims) and lists (.csv, .parquet, .txt with a column
-`uri`) on any fsspec store. `image_id` is the path of a source below the inputs' common folder, without its suffix and made safe for file names.
-The common folder is that of the inputs as the recipe states them, so an id does not change when other images arrive.
+Inputs are files, globs, folders (every file below whose suffix a format claims) and lists (`tasks.lists`) on any fsspec store. `image_id` is the path
+of a source below the inputs' common folder, without its suffix and made safe for file names. The common folder is that of the inputs as the
+recipe states them, so an id does not change when other images arrive.
 """
 
 from __future__ import annotations
 
-import csv
+import difflib
+import errno
 import hashlib
-import io
 import logging
+import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from segcore import formats  # noqa: F401  (fills FORMATS)
-from segcore.errors import RecipeError
-from segcore.manifest import Source
+from segcore.addresses import is_signed, is_web, learn, path_of, require_no_password, unsigned, written
+from segcore.errors import RecipeError, StoreError
+from segcore.manifest import ABSENT, Source
 from segcore.raster import FORMATS
-from segcore.storage import STAGING, filesystem, store_errors, version_of
+from segcore.storage import STAGING, filesystem, is_local, store_errors, version_of
+from tasks import lists
 
 log = logging.getLogger(__name__)
 
-LISTS = (".csv", ".parquet", ".txt")
 _GLOB = re.compile(r"[*?\[]")
+_WEB_GLOB = re.compile(r"[*\[]")
 _SUFFIXED = re.compile(r"\.(\w+)/")
+_SUFFIX = re.compile(r"\.\w{1,10}(?:\.(?:gz|bz2|xz|zst))?$")
+_STORED_FOLDER = re.compile(r"[^/]\.(zarr|n5)(?:/|$)", re.IGNORECASE)
+"""Folders that are one image."""
 _UNSAFE = re.compile(r"[^\w.\-]")
+_SIDECARS = (".aux.xml", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".bpw", ".wld", ".prj")
+"""Files that belong to an image beside them."""
+_WITHOUT_SUFFIX = "without a suffix"
 _LONGEST_NAME = 150
+_DEEPEST_LIST = 10
+_NAMED = 3
+_NAMED_SUFFIXES = 8
+_NAMES_COMPARED = 10_000
 
 
-def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> list[Source]:
-    """All sources of these inputs, sorted by URI, each once; nothing that a run writes below `output`.
+LOOK_CLOSER = "A file or glob that names them, such as 'slides/*.svs', tries them as what they are."
+"""What to do about files that were passed over."""
 
-    `known` maps the URIs of earlier runs to their image ids, which stay. Raises `RecipeError` where an input names nothing at all, `StoreError`
-    where a store cannot be listed.
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What inputs give."""
+
+    sources: list[Source]
+    """Sorted by URI, each once."""
+    passed_over: Mapping[str, int]
+    """How many files of folders no format claims, by suffix."""
+
+
+def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> Found:
+    """All sources of these inputs; nothing that a run writes below `output`.
+
+    `known` maps the URIs of earlier runs to their image ids, which stay. Raises `RecipeError` where the inputs give nothing that exists, where a list
+    cannot be read or names itself, and where an address holds a password; `StoreError` where a store cannot be listed.
     """
-    found: dict[str, Mapping[str, Any]] = {}
-    ours = tuple(f"{output}/{folder}/" for folder in ("masks", "previews", "tables", "runs", "evaluation", STAGING))
-    folders = []
+    search = _Search(tuple(f"{output}/{folder}/" for folder in ("masks", "previews", "tables", "runs", "evaluation", STAGING)))
+    idle = []
     for entry in inputs:
-        before = len(found)
-        for folder, uri, info in _expand(entry):
-            folders.append(folder)
-            if not uri.startswith(ours):
-                found.setdefault(uri, info)
-        if len(found) == before:
-            log.warning("The input %r adds no image: it matches none, or only images that other inputs give too.", entry)
-    if not found:
+        before = len(search.found)
+        search.add(entry)
+        if len(search.found) == before:
+            idle.append(entry)
+    if not search.found:
         raise RecipeError(
-            f"inputs: {', '.join(map(repr, inputs))} match no image. Give a file, a glob such as 'scenes/**/*.tif', a folder with images "
-            f"({' '.join(image_suffixes())}), or a list file with a column `uri`."
+            f"inputs: {_some(inputs)} {'matches' if len(inputs) == 1 else 'match'} no image. {told(search.passed_over)}"
+            f"{'maskloom does not read Zarr yet. ' if '.zarr' in search.passed_over else ''}Give a file, a glob such as "
+            f"'scenes/**/*.tif', a folder with images ({' '.join(image_suffixes())}), or a list file with a column `{lists.COLUMN}`."
         )
-    root = _common(folders)
-    ids = _image_ids(sorted(found), root, known)
-    return [Source(uri, ids[uri], version_of(found[uri]), int(found[uri].get("size") or 0)) for uri in sorted(found)]
+    sources = _sources(search, known)
+    if all(source.version == ABSENT for source in sources):
+        raise RecipeError(f"inputs: {_absent([source.uri for source in sources])}")
+    for entry in idle:
+        log.warning("The input %r adds no image: it matches none, or only images that other inputs give too.", written(entry))
+    if search.alike:
+        log.warning("Inputs that differ only in the signature of their URL are one image each: %d left out.", search.alike)
+    return Found(sources, search.passed_over)
+
+
+def told(passed_over: Mapping[str, int]) -> str:
+    """The files that were passed over, in a sentence with a space behind it; empty where there are none.
+
+    >>> told({".nii.gz": 12, ".dcm": 1})
+    'Passed over in folders, since no format claims such files: 12 .nii.gz, 1 .dcm. '
+    """
+    counts = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{count} {suffix}" for suffix, count in counts[:_NAMED_SUFFIXES]]
+    if others := sum(count for _, count in counts[_NAMED_SUFFIXES:]):
+        named.append(f"{others} others")
+    return f"Passed over in folders, since no format claims such files: {', '.join(named)}. " if named else ""
 
 
 def image_suffixes() -> tuple[str, ...]:
@@ -64,78 +108,189 @@ def image_suffixes() -> tuple[str, ...]:
     return tuple(suffix for image_format in FORMATS.values() for suffix in image_format.suffixes)
 
 
-def _expand(entry: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(folder that the entry names, URI, file info) of each file of one entry."""
-    fs, path = filesystem(entry)
-    fs.invalidate_cache()
-    with store_errors(f"list the input {entry!r}"):
-        # An existing file wins over a glob: real names do contain brackets.
-        if _GLOB.search(path) and not fs.exists(path):
-            folder = posixpath.dirname(path[: _GLOB.search(path).start()])  # type: ignore[union-attr]
-            files = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
-        elif fs.isdir(path):
-            folder = path.rstrip("/")
-            files = {name: info for name, info in fs.find(path, detail=True).items() if _claimed(name, folder)}
-        elif path.lower().endswith(LISTS):
-            for uri in _read_list(entry, fs.cat_file(path)):
-                yield from _expand(_absolute(uri, posixpath.dirname(entry)))
+@dataclass(frozen=True, slots=True)
+class _File:
+    address: str | None
+    """Where it is read, if not at its URI."""
+    version: str
+    size: int
+
+
+class _Search:
+    """One walk over inputs. Each is looked at once, however many lists name it, so lists of lists end."""
+
+    def __init__(self, ours: tuple[str, ...]) -> None:
+        self.found: dict[str, _File] = {}
+        self.folders: set[str] = set()
+        """Folders that the inputs name."""
+        self.passed_over: Counter[str] = Counter()
+        self.alike = 0
+        """Files whose URI another file has that is read elsewhere."""
+        self._ours, self._seen = ours, set[str]()
+        self._stored: set[str] = set()
+
+    def add(self, entry: str, chain: tuple[str, ...] = ()) -> None:
+        """Take in what an input gives; `chain` are the lists that led to it."""
+        _refuse_secrets(entry, chain)
+        fs, path = _place(entry)
+        if path in chain:
+            raise RecipeError(
+                f"inputs: the list {entry!r} names itself ({' -> '.join((*chain, path))}). Take it out of its list."
+            )
+        key = str(fs.unstrip_protocol(path))
+        if key in self._seen:
             return
-        else:
-            folder = posixpath.dirname(path)
-            files = {path: _info(fs, path)}
-    for name, info in files.items():
-        yield fs.unstrip_protocol(folder), _printable(_uri(fs, name)), info
+        self._seen.add(key)
+        fs.invalidate_cache()
+        with store_errors(f"list the input {entry!r}"):
+            named = self._list(fs, path)
+        if named is not None and lists.is_list(path):
+            self._read_list(fs, path, entry, named, chain)
+        elif named is not None:
+            self._take(fs, posixpath.dirname(path_of(path)), path, named)
+
+    def _list(self, fs: Any, path: str) -> Mapping[str, Any] | None:
+        """Take in what a glob or a folder holds; what the store says of any other path."""
+        # An existing file wins over a glob: real names do contain brackets.
+        pattern = (_WEB_GLOB if is_web(path) else _GLOB).search(path_of(path))
+        if pattern and not fs.exists(path):
+            self._match(fs, path, pattern.start())
+            return None
+        info = _info(fs, path)
+        if info.get("type") == "directory" or (is_web(path) and path.endswith("/")):
+            self._search_folder(fs, path.rstrip("/"))
+            return None
+        return info
+
+    def _match(self, fs: Any, path: str, wild: int) -> None:
+        folder = posixpath.dirname(path[:wild])
+        for name, info in fs.glob(path, detail=True).items():
+            if info["type"] == "file":
+                self._take(fs, folder, name, info)
+
+    def _search_folder(self, fs: Any, folder: str) -> None:
+        suffixes = image_suffixes()
+        for name, info in fs.find(folder, detail=True).items():
+            below = name[len(folder) :]
+            if any(part.startswith(".") for part in below.split("/")) and not _STORED_FOLDER.search(name):
+                continue
+            if below.lower().endswith(suffixes):
+                self._take(fs, folder, name, info)
+            elif not _uri(fs, name).startswith(self._ours):
+                self._pass_over(name)
+
+    def _pass_over(self, name: str) -> None:
+        lower = name.lower()
+        if stored := _STORED_FOLDER.search(name):
+            if name[: stored.end()].rstrip("/") not in self._stored:
+                self._stored.add(name[: stored.end()].rstrip("/"))
+                self.passed_over[f".{stored[1].lower()}"] += 1
+        elif not lower.endswith(_SIDECARS):
+            suffix = _SUFFIX.search(posixpath.basename(lower))
+            self.passed_over[suffix[0] if suffix else _WITHOUT_SUFFIX] += 1
+
+    def _read_list(self, fs: Any, path: str, entry: str, info: Mapping[str, Any], chain: tuple[str, ...]) -> None:
+        if not info:
+            raise RecipeError(f"inputs: the list {entry!r} does not exist. Check its name.")
+        if len(chain) == _DEEPEST_LIST:
+            raise RecipeError(f"inputs: lists name one another more than {_DEEPEST_LIST} deep: {' -> '.join((*chain, path))}.")
+        if int(info.get("size") or 0) > lists.LARGEST:
+            raise RecipeError(f"inputs: the list {entry!r} is larger than {lists.LARGEST >> 20} MiB. Cut it into several.")
+        with store_errors(f"read the list {entry!r}"):
+            content = fs.cat_file(path)
+        for name in lists.read_list(written(entry), content):
+            self.add(_existing(lists.absolute(name, entry)), (*chain, path))
+
+    def _take(self, fs: Any, folder: str, name: str, info: Mapping[str, Any]) -> None:
+        address = _uri(fs, name)
+        uri = unsigned(address).encode("utf-8", "backslashreplace").decode()
+        self.folders.add(written(unsigned(str(fs.unstrip_protocol(folder)))))
+        if uri.startswith(self._ours):
+            return
+        version = version_of(info) if info else ABSENT
+        file = _File(None if address == uri else address, version, int(info.get("size") or 0))
+        if self.found.setdefault(uri, file).address != file.address:
+            self.alike += 1
 
 
-def _printable(uri: str) -> str:
-    """A file name that is not UTF-8 with its strange bytes spelled out: such a file fails alone, by a name that tables can hold."""
-    return uri.encode("utf-8", "backslashreplace").decode("utf-8")
+def _sources(search: _Search, known: Mapping[str, str]) -> list[Source]:
+    uris = sorted(search.found)
+    ids = _image_ids(uris, _common(sorted(search.folders)), known)
+    sources = []
+    for uri in uris:
+        file = search.found[uri]
+        learn(uri, file.address)
+        sources.append(Source(uri, ids[uri], file.version, file.size, file.address))
+    return sources
+
+
+def _place(entry: str) -> tuple[Any, str]:
+    """The file system of an input and the path in it. One local file has one path, however it is reached."""
+    try:
+        fs, path = filesystem(entry)
+    except StoreError as error:
+        raise RecipeError(f"inputs: {error}") from error
+    return fs, os.path.normpath(path) if "file" in fs.protocol else path
+
+
+def _refuse_secrets(entry: str, chain: tuple[str, ...]) -> None:
+    where = f"inputs: {written(entry)!r}" + (f" in the list {chain[-1]!r}" if chain else "")
+    require_no_password(entry, where)
+    if is_signed(entry) and not is_web(entry):
+        raise RecipeError(f"{where}: only addresses that begin with https:// may be signed; leave the secret parameter out.")
 
 
 def _info(fs: Any, path: str) -> Mapping[str, Any]:
+    """What a store says of a file; nothing of one that is named but absent, which becomes a failed row with a clear reason."""
     try:
         info: Mapping[str, Any] = fs.info(path)
-    except FileNotFoundError:
-        # Named but absent: one failed row with a clear reason, as for any image that cannot be read.
-        return {"size": 0}
+    except FileNotFoundError as error:
+        # A web server that does not answer, or not to us, is said to have no such file. When the file is read, the reason will show.
+        answer = getattr(error.__cause__, "status", None)
+        return {} if error.__cause__ is None or answer in (404, 410) else {"size": 0, "type": "file"}
+    except (NotADirectoryError, ValueError):
+        return {}
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return {}
+        raise
     return info
+
+
+def _existing(name: str) -> str:
+    """A name of a list whose bytes are not UTF-8: as it is where such a file is there, else as a spreadsheet means it."""
+    plain = lists.spelled(name)
+    return name if plain == name or (is_local(name) and filesystem(name)[0].exists(filesystem(name)[1])) else plain
+
+
+def _absent(uris: Sequence[str]) -> str:
+    """That no input exists, and what may have been meant."""
+    close = _close_to(uris[0])
+    hint = f" Did you mean {close!r}?" if close else ""
+    if len(uris) == 1:
+        return f"{uris[0]!r} does not exist.{hint} Check its name."
+    return f"none of the {len(uris)} files exists, such as {_some(uris)}.{hint} Check their names and the folder that they are below."
+
+
+def _close_to(uri: str) -> str | None:
+    """A name in the same folder that resembles an absent one."""
+    folder, name = posixpath.split(uri)
+    try:
+        fs, path = filesystem(folder)
+        if not is_local(uri) or not fs.isdir(path):
+            return None
+        names = [posixpath.basename(each.rstrip("/")) for each in fs.ls(path, detail=False)[:_NAMES_COMPARED]]
+    except (OSError, StoreError):
+        return None
+    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
+
+
+def _some(entries: Sequence[str]) -> str:
+    return ", ".join(repr(written(entry)) for entry in entries[:_NAMED]) + (", ..." if len(entries) > _NAMED else "")
 
 
 def _uri(fs: Any, path: str) -> str:
     return path if "file" in fs.protocol else str(fs.unstrip_protocol(path))
-
-
-def _claimed(path: str, folder: str) -> bool:
-    hidden = any(part.startswith(".") for part in path[len(folder) :].split("/"))
-    return not hidden and path.lower().endswith(image_suffixes())
-
-
-def _read_list(entry: str, content: bytes) -> list[str]:
-    if entry.lower().endswith(".txt"):
-        lines = (line.strip() for line in content.decode("utf-8-sig").splitlines())
-        uris = [line for line in lines if line and not line.startswith("#") and line != "uri"]
-    elif entry.lower().endswith(".csv"):
-        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
-        _need_uri_column(entry, rows.fieldnames or [])
-        uris = [row["uri"].strip() for row in rows if row["uri"]]
-    else:
-        from segcore.parquet import read_parquet
-
-        table = read_parquet(content)
-        _need_uri_column(entry, table.column_names)
-        uris = [str(uri) for uri in table["uri"].to_pylist() if uri]
-    if not uris:
-        raise RecipeError(f"inputs: the list {entry!r} names no image.")
-    return uris
-
-
-def _need_uri_column(entry: str, columns: Iterable[str]) -> None:
-    if "uri" not in columns:
-        raise RecipeError(f"inputs: the list {entry!r} needs a column `uri`; it has {', '.join(columns) or 'none'}.")
-
-
-def _absolute(uri: str, folder: str) -> str:
-    return uri if "://" in uri or uri.startswith("/") else posixpath.join(folder, uri)
 
 
 def _common(folders: Sequence[str]) -> str:

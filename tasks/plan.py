@@ -168,6 +168,20 @@ def read_plan(store: Store, identity: str) -> Plan | None:
     return Plan(**header, shards=tuple(Shard(file, tuple(items)) for file, items in shards.items()))
 
 
+def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
+    """A plan that was read, with the addresses of its sources, which plans do not hold."""
+    addresses = {source.uri: source.address for source in sources if source.address is not None}
+    if not addresses:
+        return plan
+
+    def addressed(item: Item) -> Item:
+        source = item.source
+        return dataclasses.replace(item, source=dataclasses.replace(source, address=addresses.get(source.uri)))
+
+    shards = (dataclasses.replace(shard, items=tuple(map(addressed, shard.items))) for shard in plan.shards)
+    return dataclasses.replace(plan, shards=tuple(shards))
+
+
 def _shards(identity: str, items: Sequence[Item], committed: Mapping[str, Committed], apart_by_crs: bool) -> Iterator[Shard]:
     rewritten: dict[str, list[Item]] = {}
     new: list[Item] = []

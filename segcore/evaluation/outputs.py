@@ -88,7 +88,11 @@ class Output:
                 else:
                     failed += 1
         if not masks:
-            missing = "no run of maskloom" if not failed else f"no mask: all {failed} images failed"
+            missing = (
+                "no run of maskloom"
+                if not failed
+                else f"no mask: {f'all {failed} images' if failed > 1 else 'its only image'} failed"
+            )
             raise RecipeError(f"{store.root} holds {missing}. Give the folder that a recipe names as its `output`.")
         return cls(store, tuple(masks), failed, _classes(store, {mask.image_id for mask in masks}))
 

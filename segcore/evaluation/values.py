@@ -138,6 +138,10 @@ def parse_table(table: Any, where: str) -> list[Rule]:
         raise RecipeError(f"{where}: expected class names with their values, such as 'building: \"#3C1098\"', a line each.")
     rules = []
     for name, given in table.items():
+        if isinstance(name, bool):
+            raise RecipeError(
+                f"{where}: YAML reads no, off and false (yes, on and true) as a truth value. Put quotes around such names of classes."
+            )
         several = isinstance(given, list) and not (len(given) == 3 and all(isinstance(n, int) for n in given))
         rules += [Rule.parse(value, str(name), f"{where}: {name}") for value in (given if several else [given])]
     return rules

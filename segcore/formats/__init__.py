@@ -1,23 +1,24 @@
 """One file a format. Importing this package registers all formats.
 
-The format of a file is chosen by its suffix and the signature of its content, or named by the user; never by trying.
+The format of a file is chosen by its suffix and the signature of its content, by the signature alone where no format claims the suffix (slides
+such as .svs are TIFF inside), or named by the user; never by trying.
 """
 
 from __future__ import annotations
 
 from segcore.errors import FormatError
 from segcore.formats import geotiff, picture
-from segcore.formats._open import require_claim, require_kind, suffix_of
+from segcore.formats._open import format_by_content, require_claim, require_kind, suffix_of
 from segcore.raster import FORMATS, Format
 
 __all__ = ["format_of", "geotiff", "mask_format", "picture"]
 
 
 def format_of(location: str, head: bytes, explicit: str | None = None) -> str:
-    """The name of the format of a file whose content begins with `head` (64 bytes or more of it).
+    """The name of the format of a file whose content begins with `head` (512 bytes of it).
 
-    `explicit` is the format that the user named; then the suffix does not matter. Raises `FormatError` where the suffix is
-    unknown, or the content is not what the suffix or the named format says.
+    `explicit` is the format that the user named; then the suffix does not matter. Raises `FormatError` where the content is
+    not what the suffix or the named format says, or nothing that a format reads.
     """
     if explicit is not None:
         if explicit not in FORMATS:
@@ -29,10 +30,7 @@ def format_of(location: str, head: bytes, explicit: str | None = None) -> str:
         if suffix in image_format.suffixes:
             require_claim(location, head)
             return name
-    known = " ".join(suffix for image_format in FORMATS.values() for suffix in image_format.suffixes)
-    raise FormatError(
-        f"{location} has the suffix {suffix!r}, which no format claims. Known: {known}. Rename it, or set `format:`."
-    )
+    return format_by_content(location, head)
 
 
 def mask_format(name: str, objects: int) -> Format:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from segcore.addresses import path_of, written
 from segcore.errors import FormatError, MaskloomError, Unavailable
 from segcore.storage import filesystem
 
@@ -21,30 +23,97 @@ if TYPE_CHECKING:
 
     from fsspec import AbstractFileSystem
 
-HEAD_BYTES = 64
+HEAD_BYTES = 512
 """First bytes of a file that tell its kind."""
 MAX_PICTURE_PIXELS = 2**28
 """Pixels that are decoded at once at most: of a picture, or of one block of a TIFF."""
 _BLOCK_BYTES = 2**18
 _CACHED_BLOCKS = 32
 
-_SIGNATURES: tuple[tuple[bytes, str], ...] = (
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"BM", "BMP"),
-    (b"GIF8", "GIF"),
-    (b"%PDF", "PDF"),
-    (b"8BPS", "Photoshop"),
-    (b"PK\x03\x04", "ZIP"),
-    (b"\x1f\x8b", "gzip"),
-    (b"\x89HDF", "HDF5"),
-    (b"\0\0\0\x0cjP", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"II+\0", "TIFF"),
+    (0, b"MM\0+", "TIFF"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"BM", "BMP"),
+    (8, b"WEBP", "WebP"),
+    (0, b"GIF8", "GIF"),
+    (0, b"%PDF", "PDF"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"ftypheic", "HEIF"),
+    (4, b"ftypmif1", "HEIF"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftyp", "a video (MP4)"),
+    (8, b"AVI ", "a video (AVI)"),
+    (0, b"v/1\x01", "OpenEXR"),
+    (0, b"EHFA_HEADER_TAG", "ERDAS Imagine"),
+    (0, b"CDF\x01", "NetCDF"),
+    (0, b"CDF\x02", "NetCDF"),
+    (0, b"\x89HDF\r\n\x1a\n", "HDF5"),
+    (0, b"\x0e\x03\x13\x01", "HDF4"),
+    (0, b"GRIB", "GRIB"),
+    (0, b"SIMPLE  =", "FITS"),
+    (128, b"DICM", "DICOM"),
+    (344, b"n+1\0", "NIfTI"),
+    (344, b"ni1\0", "NIfTI"),
+    (4, b"n+2\0\r\n\x1a\n", "NIfTI"),
+    (4, b"ni2\0\r\n\x1a\n", "NIfTI"),
+    (0, b"NRRD0", "NRRD"),
+    (0, b"ObjectType = Image", "MetaImage"),
+    (208, b"MAP ", "MRC"),
+    (0, b"\x93NUMPY", "NumPy"),
+    (0, b"ZISRAWFILE", "Zeiss CZI"),
+    (0, b"\xda\xce\xbe\x0a", "Nikon ND2"),
+    (0, b"\x28\x00\x00\x00\x01\x00\x00\x00", "an icon or other picture of Windows"),
+    (0, b"P4\n", "Netpbm"),
+    (0, b"P5\n", "Netpbm"),
+    (0, b"P6\n", "Netpbm"),
+    (0, b"PAR1", "Parquet"),
+    (0, b"SQLite format 3\0", "SQLite or GeoPackage"),
+    (0, b"PK\x03\x04", "ZIP"),
+    (0, b"7z\xbc\xaf\x27\x1c", "7-Zip"),
+    (0, b"\x28\xb5\x2f\xfd", "Zstandard"),
+    (0, b"\xfd7zXZ\0", "XZ"),
+    (0, b"\x1f\x8b", "gzip"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS"),
+    (0, b"<VRTDataset", "a GDAL VRT"),
+    (0, b"<GDAL_WMS", "a GDAL WMS description"),
+    (0, b"<svg", "SVG"),
+    (0, b"<html", "a web page (HTML)"),
+    (0, b"<!doctype html", "a web page (HTML)"),
 )
+"""Where content begins with which bytes (letters of text in any case), and what it is then."""
+_RASTERS = (
+    "JPEG 2000",
+    "ERDAS Imagine",
+    "NetCDF",
+    "HDF4",
+    "GRIB",
+    "FITS",
+    "MRC",
+    "Netpbm",
+    "a GDAL VRT",
+    "a GDAL WMS description",
+)
+_VOLUMES = ("NIfTI", "NIfTI in gzip", "NRRD", "NRRD in gzip", "MetaImage", "DICOM", "HDF5")
+_PICTURES = ("GIF", "PDF", "Photoshop", "JPEG XL", "HEIF", "AVIF", "OpenEXR", "SVG")
+_REMEDIES = {
+    **dict.fromkeys(_RASTERS, "maskloom does not read this format. Convert it, for example with `gdal_translate FILE FILE.tif`."),
+    **dict.fromkeys(_VOLUMES, "maskloom does not read this format yet. Write its slices as TIFF or PNG."),
+    **dict.fromkeys(_PICTURES, "maskloom does not read this format. Convert it to PNG or TIFF."),
+    "NumPy": "maskloom does not read arrays. Write it as TIFF.",
+    "Zeiss CZI": "maskloom does not read this format. Export it as TIFF or OME-TIFF.",
+    "Nikon ND2": "maskloom does not read this format. Export it as TIFF or OME-TIFF.",
+    "a pointer of Git LFS": "The image itself is not here. Get it with `git lfs pull`.",
+    "a web page (HTML)": "A server may have sent a page for signing in, or an error, in its place. Download it again.",
+    **dict.fromkeys(("ZIP", "7-Zip", "gzip", "Zstandard", "XZ"), "Unpack it first."),
+}
 _KINDS = {"tiff": ("TIFF",), "picture": ("PNG", "JPEG", "BMP", "WebP")}
 """Kinds of content that a format reads."""
 _CLAIMS = {
@@ -112,6 +181,9 @@ class Source:
 
     def beside(self, path: str) -> Source | None:
         """Another file of the same store, if it exists. Raises `Unavailable`."""
+        if path_of(self.path) != self.path:
+            # The query of a URL belongs to one file; a server that passes over it would give the image itself.
+            return None
         with _store_errors(self.location):
             return Source(path, self.store, path) if self.store.isfile(path) else None
 
@@ -124,7 +196,9 @@ def _store_errors(location: str) -> Iterator[None]:
         raise
     # Stores raise what their client libraries raise (botocore, aiohttp, google ...), which has no common base.
     except Exception as error:
-        raise Unavailable(f"{location} could not be read from its store: {error or type(error).__name__}") from error
+        raise Unavailable(
+            f"{location} could not be read from its store: {written(str(error)) or type(error).__name__}"
+        ) from error
 
 
 @dataclass(slots=True, eq=False)
@@ -200,16 +274,24 @@ class Ranges:
 
 
 def kind_of(head: bytes) -> str:
-    """What the first bytes of a file say it is, in a word for people."""
+    """What the first bytes of a file (`HEAD_BYTES` of them) say it is, in a word for people."""
     if not head:
         return "empty"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    for signature, kind in _SIGNATURES:
-        if head.startswith(signature):
-            return kind
+    begin = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower()
+    for offset, signature, kind in _SIGNATURES:
+        if head.startswith(signature, offset) or (signature[:1] == b"<" and begin.startswith(signature.lower())):
+            # What is packed may be known too.
+            packed = _packed_kind(head) if kind == "gzip" else ""
+            return f"{packed} in gzip" if packed in _VOLUMES else kind
     printable = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
     return "text" if printable == len(head) else "unknown data"
+
+
+def _packed_kind(head: bytes) -> str:
+    try:
+        return kind_of(zlib.decompressobj(31).decompress(head, HEAD_BYTES))
+    except zlib.error:
+        return ""
 
 
 def suffix_of(location: str) -> str:
@@ -237,6 +319,16 @@ def require_claim(location: str, head: bytes) -> None:
         raise FormatError(f"{location} is {claim} by its suffix {suffix}, but {_is(kind)}. {_remedy(kind)}")
 
 
+def format_by_content(location: str, head: bytes) -> str:
+    """The format that reads such content, for a file whose suffix says nothing. Raises `FormatError` where none does."""
+    kind, suffix = kind_of(head), suffix_of(location)
+    image_format = next((name for name, kinds in _KINDS.items() if kind in kinds), None)
+    if image_format is None:
+        named = f"no format claims the suffix {suffix}" if suffix else "its name has no suffix"
+        raise FormatError(f"{location} is no image that can be read: {named}, and {_is(kind)}. {_remedy(kind)}")
+    return image_format
+
+
 def _is(kind: str) -> str:
     return "it is empty (0 bytes)" if kind == "empty" else f"its content is {kind}"
 
@@ -244,7 +336,7 @@ def _is(kind: str) -> str:
 def _remedy(kind: str) -> str:
     image_format = next((name for name, kinds in _KINDS.items() if kind in kinds), None)
     if image_format is None:
-        return "Convert it to GeoTIFF or PNG, or leave it out of `inputs`."
+        return _REMEDIES.get(kind, "Put the image itself in its place, or leave it out of `inputs`.")
     suffix = next(suffix for suffix, claim in _CLAIMS.items() if claim == kind)
     return f"Rename it to end in {suffix}, or set `format: {image_format}`."
 

@@ -62,7 +62,7 @@ def find_pairs(images: Sequence[Source], masks: Sequence[Source], recipe: Recipe
     theirs = [source for source in masks if not matches((ids[source.uri], source.uri), left_out)]
     if not ours or not theirs:
         raise RecipeError(
-            f"images: {len(ours)} images and {len(theirs)} masks are left to train with. Name others, or leave out fewer."
+            f"images: there is nothing left to train with (images: {len(ours)}, masks: {len(theirs)}). Name others, or leave out fewer."
         )
     paired, unused = _paired({source.uri: source.image_id for source in ours}, {source.uri: ids[source.uri] for source in theirs})
     versions = {source.uri: source.version for source in (*images, *masks)}

@@ -194,6 +194,8 @@ def test_what_cannot_be_compared_says_why(tmp_path: Path) -> None:
     for name in ("broken.png", "absent.png", "notes.txt"):
         with pytest.raises(MaskloomError, match=name):
             compare(str(tmp_path / name), ["threshold"], tmp_path / "out.png")
+    with pytest.raises(RecipeError, match="does not exist"):
+        compare(str(tmp_path / "absent.png"), ["threshold"], tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
     with pytest.raises(StoreError, match="Check that its folder exists"):
         compare(path, ["threshold"], tmp_path / "nowhere" / "out.png")

@@ -82,11 +82,14 @@ SAID = ("--values", "0=outside,255=cell", "--void", "7", "--truth-suffix", "_mas
 def test_classes(made: Path) -> None:
     done = command("evaluate", made / "out", "--truth", made / "truth" / "*.png", *SAID)
     assert done.exit_code == 0, done.output
-    assert "1 images have no truth and are not evaluated (p2.png)" in done.stderr
+    assert "1 image has no truth and is not evaluated (p2.png)" in done.stderr
     assert "1200 pixels (5.6%) are void or no data in the truth" in done.stderr
     assert "not finished" not in done.stderr
     assert "recipes" not in done.stderr
-    last = done.stdout.strip().splitlines()[-1]
+    *rows, last = done.stdout.strip().splitlines()
+    ends = [[found.end() for found in re.finditer(r"\S+( F)?(?=  |$)", row)][1:] for row in rows]
+    assert len({tuple(each) for each in ends}) == 1, "heads end where their numbers do"
+    assert len(ends[0]) == 5
     assert "2 images" in last
     assert str(made / "out" / "evaluation" / "evaluation.png") in last
     truth = np.concatenate([blobs(i)[5:] > 150 for i in range(2)])
@@ -179,7 +182,7 @@ def test_a_file_of_colours_and_an_output_in_a_store(made: Path, tmp_path: Path) 
     ("arguments", "told"),
     [
         (["nothing", "-t", "truth"], "no run of maskloom"),
-        (["out", "-t", "none/*.png"], "names no mask"),
+        (["out", "-t", "none/*.png"], "matches no image"),
         (["out", "-t", "none.png"], "does not exist"),
         (["out", "-t", "truth"], "p0_mask.*--truth-suffix"),
         (["out", "-t", "numbers"], r"mean no class.*'0=outside,1\.\.=cell'"),
@@ -190,7 +193,10 @@ def test_a_file_of_colours_and_an_output_in_a_store(made: Path, tmp_path: Path) 
         ),
         (["out", "-t", "truth", "--truth-suffix", "_mask", "-v", "0=outside,255=nucleus"], "no class 'nucleus'"),
         (["out", "-t", "truth", "--truth-suffix", "_mask", "--void", "0..255"], "is void"),
-        (["out", "-t", "truth", "--truth-suffix", "_mask", "--colours", "absent.yaml"], "absent.yaml cannot be read"),
+        (
+            ["out", "-t", "truth", "--truth-suffix", "_mask", "--colours", "absent.yaml"],
+            "Cannot read the file of --colours 'absent.yaml'",
+        ),
         (["out", "-t", "small", "-v", "0=outside,255=cell"], r"119 x 90 pixels.*120 x 90"),
         (["out", "-t", "broken", "-v", "0=outside"], "p0.png"),
     ],

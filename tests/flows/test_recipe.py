@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,93 @@ def test_the_schema_accepts_what_the_recipe_accepts():
     )
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**MINIMAL, "segmenter": {"kind": "kmeans", "cluster": 3}}, schema)
+
+
+def test_prefect_takes_every_schedule_that_is_accepted():
+    from prefect.client.schemas.schedules import CronSchedule
+
+    for cron in ("0 3 * * *", "*/5 0-6 1,15 * mon-fri", "0 0 29 2 *", "0 12 * JAN,dec 7", "0 0 L * *", "0 9 * * 5#2"):
+        for zone in ("UTC", "Asia/Ho_Chi_Minh", "America/New_York"):
+            assert make(schedule={"cron": cron, "timezone": zone}).scheduled
+            CronSchedule(cron=cron, timezone=zone)
+    assert not make().scheduled
+    assert make(schedule={"cron": "0 3 * * *"}).work == make().work
+
+
+def test_a_schedule_is_checked_without_prefect():
+    code = (
+        "import sys; from pathlib import Path; from flows import recipe;"
+        "recipe.make({'inputs': 'a', 'output': 'b', 'segmenter': 'threshold', 'schedule': {'cron': '0 3 * * *'}}, Path('/'));"
+        "sys.exit('prefect' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"cron": "61 * * * *"}, "got '61 .*bad minute"),
+        ({"cron": "0 25 * * *"}, "bad hour"),
+        ({"cron": "0 3 * *"}, r"expected five fields \(minute"),
+        ({"cron": "0 0 3 * * *"}, "expected five fields"),
+        ({"cron": "every day"}, "expected five fields"),
+        ({"cron": "0 0 31 2 *"}, "bad day-of-month"),
+        ({"cron": "0 3 * * *", "timezone": "Europe/Viena"}, r"schedule.timezone: .*Did you mean `Europe/Vienna`\?$"),
+        ({"cron": "0 3 * * *", "timezone": ""}, "expected a time zone"),
+        ({"cron": "0 3 * * *", "interval": 3600}, r"schedule.interval: unknown key\. Known keys: cron, timezone"),
+        ({"timezone": "UTC"}, "schedule.cron: this key is needed"),
+        ("0 3 * * *", "schedule: expected a mapping with the keys `cron`, `timezone`, got '0 3"),
+    ],
+)
+def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
+    with pytest.raises(RecipeError, match=message):
+        make(schedule=schedule)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"tiling": 2048}, r"^tiling: expected a mapping with the key `tile`, got 2048\.$"),
+        ({"tiling": {"tile": "big"}}, r"^tiling\.tile: expected a whole number, got 'big'\.$"),
+        ({"tiling": {"tile": 3}}, r"^tiling\.tile: expected at least 16, got 3\.$"),
+        ({"fit": "collecton"}, r"^fit: expected collection or image, got 'collecton'\. Did you mean `collection`\?$"),
+        ({"outptu": "x"}, r"^outptu: unknown key\. Did you mean `output`\? Known keys: "),
+        ({"format": "tif"}, r"^format: there is no format 'tif'\. Did you mean `tiff`\?"),
+        ({"segmenter": 5}, r"^segmenter: expected a mapping, text or a list, got 5\."),
+        ({"segmenter": {"kind": ["a"]}}, r"^segmenter\.kind: expected a name, got \['a'\]"),
+        ({"cluster": {"workers": "two"}}, r"^cluster\.workers: expected a whole number, got 'two'\.$"),
+        ({"name": "A b"}, r"^name: expected text of the characters a-z0-9- only, got 'A b'\.$"),
+        ({"inputs": [[1]] * 10_000}, r"^inputs\.0: .*\n(.*\n)*\.\.\. and 9980 more\.$"),
+        ({"name": int("9" * 4000)}, r"^name: expected text, got 9{100}\.\.\."),
+    ],
+)
+def test_messages_say_what_was_expected_and_what_came(keys, message):
+    with pytest.raises(RecipeError, match=message):
+        make(**keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("segmenter: {kind: kmeans, classes: [no, yes, maybe]}", "segmenter.classes.0: expected text, got False. YAML reads no, off .* put quotes"),
+        ("segmenter: {kind: kmeans, classes: [2026-01-01, b]}", "got 2026-01-01. YAML reads this as a date. If it is text, put quotes"),
+        ("name: 2026", "name: expected text, got 2026. YAML reads this as a number. If it is text, put quotes"),
+        ("segmenter: {kind: off}", "segmenter.kind: expected a name, got False. YAML reads no, off"),
+        ("on: push", "expected a key that is text, got True. YAML reads no, off"),
+    ],
+)  # fmt: skip
+def test_what_yaml_reads_as_something_else_needs_quotes(text, message):
+    with pytest.raises(RecipeError, match=message):
+        recipes.make({**MINIMAL, **yaml.safe_load(text)}, Path("/data"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "extra"), [("gs://b/a.tif", "gcs"), ("gcs://b/a", "gcs"), ("az://c/a.tif", "azure"), ("abfs://c@a/x", "azure")]
+)
+def test_a_store_without_its_package_names_the_extra(uri, extra, monkeypatch):
+    for package in ("gcsfs", "adlfs"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(RecipeError, match=rf"needs the extra '{extra}': pip install 'maskloom\[{extra}\]'"):
+        make(inputs=uri)
+    with pytest.raises(RecipeError, match=r"Did you mean https://\?"):
+        make(inputs="htps://h/a.tif")

@@ -70,6 +70,16 @@ def prepared(order):
     return prepare(order.recipe, flow.sources(order), order.settings, Watch(), lambda: False)
 
 
+def test_inputs_of_a_training_are_looked_at_as_those_of_a_run(folder, caplog):
+    (folder / "images" / "scan.dcm").write_bytes(b"x")
+    assert [len(found) for found in flow.sources(made(folder))] == [4, 4]
+    assert "images: Passed over in folders, since no format claims such files: 1 .dcm." in caplog.text
+    with pytest.raises(RecipeError, match=r"masks: '.*/nomasks' does not exist\. Did you mean 'masks'\?"):
+        flow.sources(made(folder, "masks=nomasks"))
+    with pytest.raises(RecipeError, match=r"training\.epoch: unknown key\. Did you mean `epochs`\?"):
+        made(folder, "training.epoch=3")
+
+
 class Watch(training_progress.Quiet):
     """Does something after a step, (epoch, step) from 1, or when an epoch is measured, (epoch, "measured")."""
 
@@ -384,7 +394,7 @@ def test_wrong_recipes_are_refused_with_their_place(tmp_path, changes, message):
     ("changes", "message"),
     [
         (["training.patch=15"], "Set it to 14 or 16"),
-        (["images=nothing/*.png"], "images: .*match no image"),
+        (["images=nothing/*.png"], "images: .*matches no image"),
         (["network.padding=valid"], "18 or more by steps of 2. Set it to 18"),
         (["split.validation=['none*']"], "leave none for validation"),
         (["scaling={factor: [1, 2]}"], "one number, or 1"),

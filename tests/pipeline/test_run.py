@@ -267,7 +267,7 @@ def test_status_and_verify_tell_what_happened(collection, recipe, maskloom):
     assert broken.exit_code == 1
     assert "masks/scenes/utm.tif" in broken.output
     mask.unlink()
-    assert "1 images done" in maskloom("run", recipe, "--no-prefect", "--quiet").output
+    assert "1 image done" in maskloom("run", recipe, "--no-prefect", "--quiet").output
     assert maskloom("verify", collection.output).exit_code == 0
     assert len(read_table(collection.output, "areas")) == 4 * ALL
 

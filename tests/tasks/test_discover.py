@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segcore.errors import RecipeError
-from tasks.discover import discover, safe_name
+from segcore.manifest import ABSENT
+from segcore.storage import filesystem
+from tasks.discover import discover, safe_name, told
 
 
 @pytest.fixture
@@ -23,8 +25,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def ids(sources):
-    return [source.image_id for source in sources]
+def ids(found):
+    return [source.image_id for source in found.sources]
 
 
 def test_a_folder_gives_all_files_below_it_that_a_format_claims(folder):
@@ -37,23 +39,23 @@ def test_a_glob_gives_its_matches_with_ids_below_its_fixed_part(folder):
 
 
 def test_ids_do_not_change_when_other_images_arrive(folder):
-    before = {source.uri: source.image_id for source in discover([str(folder / "a")], "/out", {})}
+    before = {source.uri: source.image_id for source in discover([str(folder / "a")], "/out", {}).sources}
     (folder / "a" / "more").mkdir()
     (folder / "a" / "more" / "0.tif").write_bytes(b"x")
-    after = {source.uri: source.image_id for source in discover([str(folder / "a")], "/out", before)}
+    after = {source.uri: source.image_id for source in discover([str(folder / "a")], "/out", before).sources}
     assert before.items() <= after.items()
 
 
 def test_two_inputs_that_collide_get_distinct_ids_and_the_first_keeps_its_own(folder):
     (folder / "b" / "1.png").write_bytes(b"x")
     known = {str(folder / "b" / "1.tif"): "1"}
-    found = {source.uri: source.image_id for source in discover([str(folder / "b")], "/out", known)}
+    found = {source.uri: source.image_id for source in discover([str(folder / "b")], "/out", known).sources}
     assert found[str(folder / "b" / "1.tif")] == "1"
     assert len(set(found.values())) == 3
 
 
 def test_an_input_named_twice_counts_once(folder):
-    assert len(discover([str(folder), f"{folder}/a/*.tif", str(folder / "a" / "1.tif")], "/out", {})) == 4
+    assert len(discover([str(folder), f"{folder}/a/*.tif", str(folder / "a" / "1.tif")], "/out", {}).sources) == 4
 
 
 @pytest.mark.parametrize("suffix", ["csv", "txt", "parquet"])
@@ -75,9 +77,9 @@ def test_a_list_without_the_column_is_refused(folder):
 
 
 def test_nothing_found_is_an_error_and_a_named_absent_file_is_a_source(folder):
-    with pytest.raises(RecipeError, match="match no image"):
+    with pytest.raises(RecipeError, match="matches no image"):
         discover([f"{folder}/nothing/*.tif"], "/out", {})
-    assert ids(discover([f"{folder}/absent.tif"], "/out", {})) == ["absent"]
+    assert ids(discover([f"{folder}/absent.tif", f"{folder}/a/1.tif"], "/out", {})) == ["a/1", "absent"]
 
 
 def test_what_a_run_writes_is_no_input_and_what_lies_beside_it_is(folder):
@@ -95,7 +97,7 @@ def test_a_folder_named_like_an_image_does_not_take_its_name(folder):
 
 def test_a_name_that_is_not_utf8_is_spelled_out(folder):
     (folder / os.fsdecode(b"bad\xff.tif")).write_bytes(b"x")
-    (found,) = [source for source in discover([str(folder)], "/out", {}) if "bad" in source.uri]
+    (found,) = [source for source in discover([str(folder)], "/out", {}).sources if "bad" in source.uri]
     assert found.uri.encode().endswith(b"bad\\udcff.tif")
 
 
@@ -109,3 +111,82 @@ def test_safe_names_are_relative_and_stay_below(path):
     parts = safe_name(path).split("/")
     assert all(part and not part.startswith(".") and len(part.encode()) <= 255 for part in parts)
     assert safe_name(safe_name(path)) == safe_name(path)
+
+
+def test_files_that_no_format_claims_are_counted_by_suffix(folder):
+    for name in (
+        "b/x.svs",
+        "b/y.SVS",
+        "c/v.nii.gz",
+        "c/IM0001",
+        "b/1.tif.aux.xml",
+        "b/1.tfw",
+        "z.zarr/.zgroup",
+        "z.zarr/0/0/0",
+        "z.zarr/0/0/1",
+        ".DS_Store",
+    ):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+    found = discover([str(folder), str(folder / "a")], "/out", {})
+
+    assert ids(found) == ["a/1", "b/1", "b/2", "c/deep/4"]
+    assert found.passed_over == {".svs": 2, ".nii.gz": 1, "without a suffix": 1, ".zarr": 1, ".md": 1}
+    assert told(found.passed_over).startswith("Passed over in folders, since no format claims such files: 2 .svs, 1 .md,")
+    assert told({}) == ""
+
+
+def test_what_a_run_writes_is_not_counted_either(folder):
+    (folder / "tables" / "images").mkdir(parents=True)
+    (folder / "tables" / "images" / "x.parquet").write_bytes(b"x")
+    assert discover([str(folder)], str(folder), {}).passed_over == {".md": 1}
+
+
+def test_a_folder_of_other_files_tells_what_they_are(folder):
+    (folder / "v.zarr").mkdir()
+    (folder / "v.zarr" / "zarr.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"1 \.zarr\. maskloom does not read Zarr yet"):
+        discover([str(folder / "v.zarr")], "/out", {})
+
+
+def test_inputs_that_are_all_absent_are_refused_with_what_may_be_meant(folder):
+    with pytest.raises(RecipeError, match=r"a/l\.tif' does not exist\. Did you mean '1\.tif'\?"):
+        discover([str(folder / "a" / "l.tif")], "/out", {})
+    (folder / "l.txt").write_text("x/1.tif\nx/2.tif\n")
+    with pytest.raises(RecipeError, match="none of the 2 files exists"):
+        discover([str(folder / "l.txt")], "/out", {})
+    with pytest.raises(RecipeError, match=r"the list '.*none\.csv' does not exist"):
+        discover([str(folder), str(folder / "none.csv")], "/out", {})
+
+
+def test_an_absent_file_has_a_version_of_its_own_until_it_is_there(folder):
+    inputs = [str(folder / "a"), str(folder / "new.tif"), f"{folder}/{'n' * 300}.tif"]
+    before = {source.uri: source.version for source in discover(inputs, "/out", {}).sources}
+    assert [before[str(folder / "new.tif")], before[inputs[2]]] == [ABSENT, ABSENT]
+    (folder / "new.tif").write_bytes(b"x")
+    after = {source.uri: source.version for source in discover(inputs, "/out", {}).sources}
+    assert after[str(folder / "new.tif")] != ABSENT
+
+
+def test_one_file_is_one_image_however_it_is_named(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    names = [str(folder / "a" / "1.tif"), f"{folder}/b/../a/1.tif", f"file://{folder}/a/1.tif", f"{folder}//a/./1.tif", "a/1.tif"]
+    (folder / "l.txt").write_text("a/1.tif\n./a/1.tif\nb/../a/1.tif\n")
+    assert ids(discover([*names, str(folder / "l.txt")], "/out", {})) == ["1"]
+
+
+def test_a_name_that_is_not_utf8_is_read_by_its_bytes(folder):
+    (folder / os.fsdecode(b"bad\xff.tif")).write_bytes(b"four")
+    (found,) = [source for source in discover([str(folder)], "/out", {}).sources if "bad" in source.uri]
+    fs, path = filesystem(found.uri)
+    assert (fs.cat_file(path), found.size) == (b"four", 4)
+
+
+def test_passwords_in_lists_are_refused_without_being_told(folder):
+    for address in ("https://me:c0ffee@host/a.tif", "simplecache::https://host/a.tif?sig=c0ffee"):
+        (folder / "l.txt").write_text(f"{address}\n")
+        with pytest.raises(RecipeError, match=r"in the list '.*l\.txt'") as refusal:
+            discover([str(folder / "l.txt")], "/out", {})
+        assert "c0ffee" not in str(refusal.value)

@@ -13,7 +13,19 @@ from segcore.manifest import Failure, Item, Source
 from segcore.raster import RasterSpec, Space
 from segcore.storage import Store
 from tasks.ledger import Committed
-from tasks.plan import HEAD, Head, Work, identify, make_plan, pending, read_head, read_plan, write_head, write_plan
+from tasks.plan import (
+    HEAD,
+    Head,
+    Work,
+    identify,
+    make_plan,
+    pending,
+    read_head,
+    read_plan,
+    with_addresses,
+    write_head,
+    write_plan,
+)
 
 WORK = Work("name", "f1", {"segmenter": {"kind": "kmeans"}})
 
@@ -48,6 +60,19 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path):
     assert read_plan(store, "name-1") == plan
     assert (plan.parent, plan.sequence) == ("before", 5)
     assert read_plan(store, "name-2") is None
+
+
+def test_addresses_are_not_in_plans_and_come_back_from_the_inputs(tmp_path):
+    store = Store(str(tmp_path))
+    items = [replace(item(i), source=replace(source(i), address=f"https://host/{i}?sig=c0ffee")) for i in range(2)]
+    write_plan(store, make_plan(WORK, Head(), "r", items, {}))
+
+    assert not any(b"c0ffee" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    plan = read_plan(store, "r")
+    assert plan is not None
+    addressed = with_addresses(plan, [each.source for each in items])
+    assert [each.source.address for shard in addressed.shards for each in shard.items] == [each.source.address for each in items]
+    assert "c0ffee" not in repr(addressed)
 
 
 def test_images_that_replace_rows_go_where_these_rows_are():

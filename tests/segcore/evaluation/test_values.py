@@ -80,7 +80,9 @@ def test_contradictions_are_refused(rules: list[str], told: str) -> None:
         Key.of(parse_values(rules), NAMES)
 
 
-@pytest.mark.parametrize("table", [None, [], "nucleus", {"nucleus": None}, {"nucleus": [1, 2, 300]}, {"nucleus": True}])
+@pytest.mark.parametrize(
+    "table", [None, [], "nucleus", {"nucleus": None}, {"nucleus": [1, 2, 300]}, {"nucleus": True}, {False: 1}]
+)
 def test_odd_tables_are_refused_or_read_as_lists(table: object) -> None:
     if table == {"nucleus": [1, 2, 300]}:
         table = {"nucleus": [1.5]}

@@ -1,0 +1,150 @@
+"""Lists: files that name inputs, as people and spreadsheets write them.
+
+A `.txt` has one input a line; a `.csv` and a `.parquet` have a column `uri`. Text is UTF-8, UTF-16, or else what older spreadsheets write,
+Windows-1252 (which Latin-1 is a part of); values are separated by commas, semicolons, tabs or bars. A relative name is below the list's folder.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import logging
+import posixpath
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from segcore.addresses import path_of
+from segcore.errors import RecipeError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".csv", ".parquet", ".txt")
+LARGEST = 2**30
+"""Bytes of a list."""
+MOST_ROWS = 10_000_000
+COLUMN = "uri"
+_SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+_BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def is_list(address: str) -> bool:
+    """Whether an input is a list by its suffix."""
+    return path_of(address).lower().endswith(SUFFIXES)
+
+
+def read_list(entry: str, content: bytes) -> list[str]:
+    """What a list names. Raises `RecipeError` where it names nothing or cannot be read as a list.
+
+    Bytes that are not UTF-8 come as surrogates where the name may also be one of raw bytes, see `spelled`.
+    """
+    try:
+        uris = _from_parquet(entry, content) if path_of(entry).lower().endswith(".parquet") else _from_text(entry, content)
+    except csv.Error as error:
+        raise RecipeError(f"inputs: the list {entry!r} cannot be read as CSV: {error}. Write it again.") from error
+    if not uris:
+        raise RecipeError(f"inputs: the list {entry!r} names no image.")
+    return uris
+
+
+def spelled(name: str) -> str:
+    r"""A name of a list that is not UTF-8, read as Windows-1252; other names as they are.
+
+    >>> spelled("caf\udce9.tif")
+    'café.tif'
+    """
+    raw = name.encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", "replace")
+
+
+def absolute(uri: str, entry: str) -> str:
+    """What a list `entry` means by a name: relative ones are below its folder, with `..` resolved.
+
+    >>> absolute("../in/a.tif", "s3://bucket/lists/today.csv")
+    's3://bucket/in/a.tif'
+    """
+    if "://" in uri or uri.startswith("/"):
+        return uri
+    protocol, mark, folder = posixpath.dirname(path_of(entry)).rpartition("://")
+    joined = posixpath.join(folder, uri)
+    if mark and {".", ".."} & set(joined.split("/")):
+        # No way leads out of a bucket or a host.
+        host, _, path = joined.partition("/")
+        joined = host + posixpath.normpath(f"/{path}")
+    return f"{protocol}{mark}{joined}"
+
+
+def _from_text(entry: str, content: bytes) -> list[str]:
+    text = _decoded(entry, content)
+    if not path_of(entry).lower().endswith(".csv"):
+        lines = (line.strip() for line in text.splitlines())
+        return [line for line in lines if line and not line.startswith("#") and line != COLUMN]
+    return list(_from_csv(entry, text))
+
+
+def _decoded(entry: str, content: bytes) -> str:
+    if content.startswith(_BYTE_ORDER_MARKS):
+        try:
+            return content.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"inputs: the list {entry!r} begins as UTF-16 and is not: {error}. Save it as UTF-8.") from error
+    if b"\0" in content:
+        raise RecipeError(
+            f"inputs: the list {entry!r} is no text that can be read (it has zero bytes). Save it as text in UTF-8, or give it its own suffix."
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        log.warning("The list %r is not UTF-8; names with other letters are read as Windows-1252 (Latin-1).", entry)
+        return content.decode("utf-8", "surrogateescape")
+
+
+def _from_csv(entry: str, text: str) -> Iterator[str]:
+    # Excel writes its separator into a line of its own.
+    declared, _, rest = text.partition("\n")
+    if declared.strip().lower().startswith("sep=") and len(declared.strip()) <= len("sep=x"):
+        text = rest
+    header = next(iter(text.splitlines()), "")
+    columns = {separator: _fields(next(csv.reader([header], delimiter=separator), [])) for separator in _SEPARATORS}
+    separator = next((separator for separator, names in columns.items() if COLUMN in names), None)
+    if separator is None:
+        _refuse_columns(entry, *max(columns.items(), key=lambda item: len(item[1])))
+    place = columns[separator].index(COLUMN)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    next(rows)
+    for row in rows:
+        if len(row) > place and row[place].strip():
+            yield row[place].strip()
+
+
+def _fields(header: Sequence[str]) -> list[str]:
+    return [name.strip().casefold() for name in header]
+
+
+def _from_parquet(entry: str, content: bytes) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = pq.read_schema(pa.BufferReader(content)).names
+        if COLUMN not in names:
+            _refuse_columns(entry, "", names)
+        # As a dictionary, so that one long name in a million rows is held once.
+        with pq.ParquetFile(pa.BufferReader(content), read_dictionary=[COLUMN], pre_buffer=False) as file:
+            if file.metadata.num_rows > MOST_ROWS:
+                raise RecipeError(f"inputs: the list {entry!r} has more than {MOST_ROWS} rows. Cut it into several.")
+            column = file.read(columns=[COLUMN], use_threads=False)[COLUMN]
+            return [str(uri) for uri in column.unique().to_pylist() if uri]
+    except (pa.ArrowException, OSError) as error:
+        raise RecipeError(f"inputs: the list {entry!r} cannot be read as Parquet: {error}. Write it again.") from error
+
+
+def _refuse_columns(entry: str, separator: str, columns: Sequence[str]) -> NoReturn:
+    apart = f" (separated by {_SEPARATORS[separator]})" if len(columns) > 1 and separator else ""
+    found = ", ".join(columns[:20]) or "none"
+    raise RecipeError(
+        f"inputs: the list {entry!r} needs a column `{COLUMN}`; it has {found[:200]}{apart}. Rename the column that names the images."
+    )
