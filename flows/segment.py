@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 
 from flows.orchestrate import Orchestrator
 from flows.recipe import Recipe
 from segcore.choices import open_choices, with_choices
 from segcore.errors import TooManyFailures
 from segcore.jobs import Order
-from segcore.manifest import Failure, Item, Plan, Shard, Source, dump_model, load_model
+from segcore.manifest import Failure, Item, Plan, Shard, Source, dump_model, model_of
 from segcore.model import Fitter
+from segcore.records import parse_json
 from segcore.storage import STAGING, Store
 from tasks.choose import choose
 from tasks.discover import discover
@@ -44,6 +45,8 @@ from tasks.plan import (
 from tasks.progress import Progress
 from tasks.publish import Tables
 from tasks.segment import Bench, clear_staging, segment_shard
+
+T = TypeVar("T")
 
 SHARDS_AT_ONCE = 8
 _LIBRARIES = (
@@ -172,41 +175,47 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
 def _choose(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress) -> Order:
     """The order with what its model leaves to the machine, as an earlier run has chosen it or as suits now."""
     store, name = Store(order.output), "choices.json"
-    recorded = _recorded(store, plan, inventory, name)
+    with_recorded = partial(with_choices, order.model)
+    recorded = _recorded(store, plan, inventory, name, with_recorded)
     if recorded is not None:
-        return replace(order, model=with_choices(order.model, json.loads(recorded)))
+        return replace(order, model=recorded)
     progress.start("load the network and try engines", [], order)
     choices = choose(fanout, order.model, [item for shard in plan.shards for item in shard.items])
-    if choices:
-        choices = json.loads(_first(store, f"runs/{plan.run_id}/{name}", json.dumps(choices, indent=1).encode()))
-    return replace(order, model=with_choices(order.model, choices))
+    if not choices:
+        return replace(order, model=with_recorded(choices))
+    content = json.dumps(choices, indent=1).encode()
+    return replace(order, model=_first(store, f"runs/{plan.run_id}/{name}", content, with_recorded))
 
 
-def _recorded(store: Store, plan: Plan, inventory: Inventory, name: str) -> bytes | None:
+def _recorded(store: Store, plan: Plan, inventory: Inventory, name: str, load: Callable[[Any], T]) -> T | None:
     """What this run or an earlier one of the same recipe recorded under a name; it is this run's from now on. None: nothing."""
     earlier = [row.run_id for row in inventory.committed.values() if row.fingerprint == plan.fingerprint]
     for candidate in dict.fromkeys((plan.run_id, *earlier)):
-        if store.exists(f"runs/{candidate}/{name}"):
-            return _first(store, f"runs/{plan.run_id}/{name}", store.read(f"runs/{candidate}/{name}"))
+        found = f"runs/{candidate}/{name}"
+        if store.exists(found):
+            content = store.read(found)
+            # Before it is handed on: what is damaged must not become this run's.
+            parse_json(store, found, content, load)
+            return _first(store, f"runs/{plan.run_id}/{name}", content, load)
     return None
 
 
-def _first(store: Store, name: str, content: bytes) -> bytes:
+def _first(store: Store, name: str, content: bytes, load: Callable[[Any], T]) -> T:
     """What is recorded under a name: the content, or what another process that does the same run was quicker to record."""
-    return content if store.publish_new(name, content) else store.read(name)
+    return parse_json(store, name, content if store.publish_new(name, content) else store.read(name), load)
 
 
 def _fit(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress) -> tuple[Order, Plan]:
     """The order with its model, and the plan with the images that cannot take part marked as failed."""
     store = Store(order.output)
-    recorded = _recorded(store, plan, inventory, "model.json")
+    recorded = _recorded(store, plan, inventory, "model.json", model_of)
     if recorded is not None:
-        return replace(order, model=load_model(recorded.decode())), plan
+        return replace(order, model=recorded), plan
     items = [item for shard in plan.shards for item in shard.items]
     if all(item.spec is None for item in items):
         return order, plan
     fitted = fit(fanout, order, items, progress)
-    model = load_model(_first(store, f"runs/{plan.run_id}/model.json", dump_model(fitted.model).encode()).decode())
+    model = _first(store, f"runs/{plan.run_id}/model.json", dump_model(fitted.model).encode(), model_of)
     return replace(order, model=model), replace(
         plan, shards=tuple(_with_failures(shard, fitted.failures) for shard in plan.shards)
     )

@@ -6,6 +6,7 @@ MaskloomError
 ├── RunError               the run cannot go on; the same command resumes it       (exit code 1)
 │   ├── FitError           no model can be fitted to these images
 │   ├── StoreError         a store refused to list, read or keep something
+│   ├── DamagedRecord      a record or table of the output cannot be read back
 │   ├── TooManyFailures    more images failed than `max_failed_fraction` allows
 │   └── Stopped            somebody asked the run to stop
 └── ImageError             one image cannot be processed; it becomes a failed row  (exit code 3)
@@ -46,6 +47,10 @@ class FitError(RunError):
 
 class StoreError(RunError, OSError):
     """A store refused to list, read or keep something."""
+
+
+class DamagedRecord(RunError):
+    """A record or table of an output is cut, empty or of another program."""
 
 
 class TooManyFailures(RunError):

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segcore.manifest import Failure, Plan, Receipt, Shard
-from segcore.parquet import read_parquet
+from segcore.records import parse_table, read_table
 from segcore.statistic import Statistic
 from segcore.statistics.objects import Objects
 from segcore.storage import Store
@@ -98,10 +98,9 @@ class Tables:
         committed = {}
         for shard in self.plan.shards:
             try:
-                content = self.store.read(f"tables/images/{shard.file}")
+                table = read_table(self.store, f"tables/images/{shard.file}", ["image_id", "run_id", "status"])
             except FileNotFoundError:
                 continue
-            table = read_parquet(content, ["image_id", "run_id", "status"])
             ours = table.filter(pc.equal(table["run_id"], self.plan.run_id))
             if {item.source.image_id for item in shard.items} <= set(ours["image_id"].to_pylist()):
                 committed[shard.file] = ours["status"].to_pylist().count("failed")
@@ -122,7 +121,7 @@ class Tables:
                 content = self.store.read(name)
                 files[name] = hashlib.sha256(content).hexdigest()
                 if folder == "images":
-                    table = read_parquet(content)
+                    table = parse_table(self.store, name, content, IMAGES_SCHEMA.names)
                     for row in table.filter(pc.equal(table["run_id"], self.plan.run_id)).to_pylist():
                         if row["status"] == "ok":
                             done, pixels = done + 1, pixels + row["total_pixels"]
@@ -132,7 +131,7 @@ class Tables:
 
     def _write(self, name: str, rows: pa.Table, replaced: Sequence[str]) -> None:
         try:
-            old = read_parquet(self.store.read(name))
+            old = read_table(self.store, name)
         except FileNotFoundError:
             table = rows
         else:
