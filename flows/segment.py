@@ -7,6 +7,7 @@ by its id, the model by its file, and a shard is done when the `images` table ha
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,8 +21,8 @@ from segcore.choices import open_choices, with_choices
 from segcore.errors import TooManyFailures
 from segcore.jobs import Order
 from segcore.manifest import Failure, Item, Plan, Shard, Source, dump_model, model_of
-from segcore.model import Fitter
-from segcore.records import parse_json
+from segcore.model import Fitter, is_blank
+from segcore.records import damaged, parse_json, read_json
 from segcore.storage import STAGING, Store
 from tasks.choose import choose
 from tasks.discover import discover
@@ -47,6 +48,7 @@ from tasks.publish import Tables
 from tasks.segment import Bench, clear_staging, segment_shard
 
 T = TypeVar("T")
+log = logging.getLogger("maskloom.run")
 
 SHARDS_AT_ONCE = 8
 _LIBRARIES = (
@@ -187,6 +189,15 @@ def _choose(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, prog
     return replace(order, model=_first(store, f"runs/{plan.run_id}/{name}", content, with_recorded))
 
 
+def _require_not_lost(store: Store, plan: Plan, inventory: Inventory) -> None:
+    """Raise `DamagedRecord` where images were done with a model that is gone: another one would give classes another meaning."""
+    earlier = {row.run_id for row in inventory.committed.values() if row.ok and row.fingerprint == plan.fingerprint}
+    for run in sorted(earlier - {plan.run_id}):
+        name, manifest = f"runs/{run}/model.json", f"runs/{run}/manifest.json"
+        if store.exists(manifest) and name in read_json(store, manifest, lambda found: dict(found["files"])):
+            raise damaged(store, name, "it is missing, and images were done with it")
+
+
 def _recorded(store: Store, plan: Plan, inventory: Inventory, name: str, load: Callable[[Any], T]) -> T | None:
     """What this run or an earlier one of the same recipe recorded under a name; it is this run's from now on. None: nothing."""
     earlier = [row.run_id for row in inventory.committed.values() if row.fingerprint == plan.fingerprint]
@@ -211,11 +222,17 @@ def _fit(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progres
     recorded = _recorded(store, plan, inventory, "model.json", model_of)
     if recorded is not None:
         return replace(order, model=recorded), plan
+    _require_not_lost(store, plan, inventory)
     items = [item for shard in plan.shards for item in shard.items]
     if all(item.spec is None for item in items):
         return order, plan
     fitted = fit(fanout, order, items, progress)
-    model = _first(store, f"runs/{plan.run_id}/model.json", dump_model(fitted.model).encode(), model_of)
+    model = fitted.model
+    if is_blank(model):
+        # Not recorded: the next run, whose images may have valid pixels, fits a model of them.
+        log.warning("No image has a valid pixel: there is nothing to fit, and all masks are nodata.")
+    else:
+        model = _first(store, f"runs/{plan.run_id}/model.json", dump_model(model).encode(), model_of)
     return replace(order, model=model), replace(
         plan, shards=tuple(_with_failures(shard, fitted.failures) for shard in plan.shards)
     )

@@ -5,6 +5,7 @@ MaskloomError
 │   └── WeightsError       a file of weights or its card is missing, broken, hostile or of another network
 ├── RunError               the run cannot go on; the same command resumes it       (exit code 1)
 │   ├── FitError           no model can be fitted to these images
+│   │   └── NothingToFit   they have no valid pixel: nothing is there to be classified either
 │   ├── StoreError         a store refused to list, read or keep something
 │   ├── DamagedRecord      a record or table of the output cannot be read back
 │   ├── TooManyFailures    more images failed than `max_failed_fraction` allows
@@ -43,6 +44,10 @@ class FitError(RunError):
 
     permanent = True
     """As in `ImageError`, where a model is fitted to one image by itself."""
+
+
+class NothingToFit(FitError):
+    """The images have no valid pixel. What has none needs no model: `segcore.model.concluded`."""
 
 
 class StoreError(RunError, OSError):

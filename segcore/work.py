@@ -47,7 +47,7 @@ from segcore.jobs import (
 )
 from segcore.legend import Legend
 from segcore.manifest import Failure, Item, Receipt, Source, canonical
-from segcore.model import Fitter, Model
+from segcore.model import FIRST_CLASSES, Fitter, Model, concluded
 from segcore.objects.rows import rows_in_order
 from segcore.objects.sketch import Placement, Sketch, place_objects
 from segcore.objects.table import Measures
@@ -212,10 +212,13 @@ def finish_image(job: FinishJob) -> Receipt:
 
 
 def failed(order: Order, item: Item, failure: Failure, classes: tuple[str, ...]) -> Receipt:
-    """The receipt of an image that could not be processed: all its pixels, where their number is known, are unprocessed."""
+    """The receipt of an image that could not be processed: all its pixels, where their number is known, are unprocessed.
+
+    Where the names of the classes are not known (`auto`), one stands for them, so that the tables account for these pixels too.
+    """
     rows = {}
     if item.spec is not None:
-        legend = Legend.of(classes)
+        legend = Legend.of(classes or FIRST_CLASSES)
         rows = {name: statistic.finish(None, item.spec, legend) for name, statistic in order.statistics.items()}
     return Receipt(item.source, item.spec, failure, rows, segmenter=order.kind)
 
@@ -263,7 +266,8 @@ def _fitted(order: Order, item: Item) -> Model:
         with _reading(item, spec) as reader:
             while isinstance(model, Fitter):
                 fitter = model
-                model = fitter.finish(observe_all(fitter, (_block(reader, tile, spec) for tile in order.grid(spec))))
+                seen = observe_all(fitter, (_block(reader, tile, spec) for tile in order.grid(spec)))
+                model = concluded(fitter, seen, order.named)
     return model
 
 
