@@ -288,6 +288,10 @@ def status(output: Output) -> None:
         typer.echo(f"done {found.done}\nfailed {found.failed}\nleft {found.left}")
         for uri, error_type, error in found.failures:
             typer.echo(f"failed: {uri}: {error_type}: {error}")
+        for mask in found.lost:
+            typer.echo(f"lost: {mask}: missing or empty")
+        if found.lost:
+            typer.echo("Run the recipe again: it makes the masks anew that are lost.", err=True)
         if found.open_runs:
             typer.echo(f"Not finished: {', '.join(found.open_runs)}. Run its recipe again to go on.", err=True)
 
@@ -302,9 +306,41 @@ def verify(output: Output) -> None:
         for fault in faults:
             typer.echo(fault)
         if faults:
-            typer.echo("A mask that is damaged is made again by the next run once you have removed it.", err=True)
             raise typer.Exit(CANNOT_GO_ON)
         typer.echo("All masks, tables and sums are as they were written.")
+
+
+@app.command()
+def clean(
+    output: Output,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed, and remove nothing.")] = False,
+    idle: Annotated[
+        float,
+        typer.Option(
+            metavar="HOURS",
+            min=0,
+            help="What another machine may still be writing counts as left when nothing was written for so long.",
+        ),
+    ] = 24.0,
+) -> None:
+    """Remove what dead runs left: temporary files, staged parts, and masks and previews that no image in the tables has.
+
+    Whatever a living run may still write stays, on any machine, and is named with the reason.
+    """
+    from tasks.clean import leftovers, remove
+
+    with _messages():
+        location = _location(output)
+        found = leftovers(location, idle)
+        for each in found:
+            if each.kept is not None:
+                typer.echo(f"kept: {each.name}: {each.kept}", err=True)
+            elif dry_run:
+                typer.echo(f"would remove: {each.name}: {each.why}")
+            elif remove(location, each):
+                typer.echo(f"removed: {each.name}: {each.why}")
+        if not found:
+            typer.echo("Nothing to clean.", err=True)
 
 
 @app.command(name="list")
@@ -360,12 +396,14 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
     from segcore.choices import open_choices
     from segcore.storage import configure
     from segcore.work import prepare_process
+    from tasks.clean import tidy
     from tasks.fanout import open_fanout, threads_of, with_gpus
 
     started = time.monotonic()
     configure(recipe.storage)
     inventory = take_inventory(recipe)
     if inventory.nothing_to_do:
+        tidy(recipe.output)
         _say_nothing_to_do(recipe, inventory)
         return
     stop = threading.Event()

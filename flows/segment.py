@@ -190,12 +190,12 @@ def _choose(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, prog
 
 
 def _require_not_lost(store: Store, plan: Plan, inventory: Inventory) -> None:
-    """Raise `DamagedRecord` where images were done with a model that is gone: another one would give classes another meaning."""
+    """Raise `DamagedRecord` where images were done with a model that is missing: another one would give classes another meaning."""
     earlier = {row.run_id for row in inventory.committed.values() if row.ok and row.fingerprint == plan.fingerprint}
     for run in sorted(earlier - {plan.run_id}):
         name, manifest = f"runs/{run}/model.json", f"runs/{run}/manifest.json"
         if store.exists(manifest) and name in read_json(store, manifest, lambda found: dict(found["files"])):
-            raise damaged(store, name, "it is missing, and images were done with it")
+            raise damaged(store, name)
 
 
 def _recorded(store: Store, plan: Plan, inventory: Inventory, name: str, load: Callable[[Any], T]) -> T | None:

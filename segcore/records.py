@@ -57,15 +57,19 @@ def parse_table(store: Store, name: str, content: bytes, columns: Sequence[str] 
         return read_parquet(content, columns)
 
 
-def damaged(store: Store, name: str, reason: object) -> DamagedRecord:
-    """The error that says of a record what is wrong with it, and what to do."""
+def damaged(store: Store, name: str, reason: object = None) -> DamagedRecord:
+    """The error that says of a record what is wrong with it, and what to do. No reason: it is missing."""
+    text = " ".join(str(reason).split()).rstrip(".")[:_LONGEST_REASON]
+    fault = "is missing" if reason is None else f"is damaged, or no file of maskloom: {text}"
+    return DamagedRecord(f"{store.uri(name)} {fault}. {remedy(store, name)}")
+
+
+def remedy(store: Store, name: str) -> str:
+    """What to do where a record or table is damaged or missing."""
     folder, _, file = name.rpartition("/")
     if folder.startswith("tables"):
-        remedy = f"Remove {file} from all folders of {store.uri('tables')}, {_AGAIN}: it does the images of this file anew."
-    else:
-        remedy = _REMEDIES.get(file, f"Remove it, {_AGAIN}.")
-    text = " ".join(str(reason).split())
-    return DamagedRecord(f"{store.uri(name)} is damaged or not of maskloom: {text[:_LONGEST_REASON]}. {remedy}")
+        return f"Remove {file} from all folders of {store.uri('tables')}, {_AGAIN}: it does the images of this file anew."
+    return _REMEDIES.get(file, f"Remove it, {_AGAIN}.")
 
 
 @contextlib.contextmanager
@@ -76,9 +80,11 @@ def reading(store: Store, name: str) -> Iterator[None]:
     except MaskloomError:
         raise
     except FileNotFoundError as error:
-        raise damaged(store, name, "it is missing") from error
+        raise damaged(store, name) from error
     except KeyError as error:
-        raise damaged(store, name, f"it has no {error.args[0] if error.args else error}") from error
+        # That of a mapping says the key alone, that of Arrow a sentence.
+        said = str(error.args[0])
+        raise damaged(store, name, said if " " in said else f"it has no {said!r}") from error
     # Parsers meet damage with nearly any error: wrong values and types, Arrow's own, a zstd stream that breaks off, nesting without end.
     except Exception as error:
         raise damaged(store, name, error or type(error).__name__) from error

@@ -190,10 +190,18 @@ class Store:
                 return Path(path).read_bytes() == content
         return True
 
+    def now(self) -> float:
+        """The time by the store's clock, in seconds: that of a file which is written for this and removed. By our own where it does not say."""
+        name = f"{STAGING}/clock-{uuid.uuid4().hex}"
+        self.publish(name, b"now")
+        changed = self.listed(name)[name].changed
+        self.remove(name)
+        return time.time() if changed is None else changed
+
     def sweep(self) -> None:
         """Remove the temporary files that processes of this machine left behind when they were killed."""
         for path in self.temporaries():
-            if died(path):
+            if lives(path) is False:
                 remove_temporary(path)
 
     def temporaries(self) -> list[Path]:
@@ -268,18 +276,19 @@ class Publication:
         return Artefact(self._name, self._size, self._digest.hexdigest())
 
 
-def died(temporary: Path) -> bool:
-    """Whether a temporary file is of a process of this machine that is no more. False where that cannot be known."""
+def lives(temporary: Path) -> bool | None:
+    """Whether the process that writes a temporary file lives. None where that cannot be known: it is one of another machine."""
     name = _TEMPORARY.fullmatch(temporary.name)
     if name is None or name["machine"] != _machine():
-        return False
+        return None
     try:
         os.kill(int(name["process"]), 0)
     except (ProcessLookupError, OverflowError):
-        return True
+        return False
     except PermissionError:
+        # Another user's.
         pass
-    return False
+    return True
 
 
 def remove_temporary(path: Path) -> None:

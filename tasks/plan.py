@@ -74,7 +74,7 @@ class Work:
 def read_committed(store: Store) -> dict[str, Committed]:
     """The images in the tables, by URI."""
     committed = {}
-    masks = set(store.names("masks", ""))
+    masks = {name for name, found in store.listed("masks").items() if found.size}
     columns = ["uri", "image_id", "source_version", "fingerprint", "run_id", "status", "error_type", "mask_uri"]
     for name in store.names(IMAGES, ".parquet"):
         for row in read_table(store, name, columns).to_pylist():
@@ -86,7 +86,7 @@ def read_committed(store: Store) -> dict[str, Committed]:
                 row["fingerprint"],
                 row["run_id"],
                 ok,
-                # A mask that somebody removed is made again.
+                # A mask that somebody removed or emptied is made again.
                 row["mask_uri"] in masks
                 if ok
                 else bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),

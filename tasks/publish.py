@@ -121,7 +121,9 @@ class Tables:
                 content = self.store.read(name)
                 files[name] = hashlib.sha256(content).hexdigest()
                 if folder == "images":
-                    table = parse_table(self.store, name, content, IMAGES_SCHEMA.names)
+                    table = parse_table(
+                        self.store, name, content, ("run_id", "uri", "status", "error", "error_type", "total_pixels")
+                    )
                     for row in table.filter(pc.equal(table["run_id"], self.plan.run_id)).to_pylist():
                         if row["status"] == "ok":
                             done, pixels = done + 1, pixels + row["total_pixels"]
