@@ -416,6 +416,7 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool) -> None:
         fanout = stack.enter_context(open_fanout(cluster, prepare, stop))
         progress = stack.enter_context(watcher(quiet))
         outcome = run_recipe(recipe, inventory, orchestrator, fanout, progress)
+    tidy(recipe.output)
     _say(recipe, inventory, outcome, time.monotonic() - started)
 
 

@@ -17,6 +17,7 @@ only what stops the whole run is raised.
 from __future__ import annotations
 
 import contextlib
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -355,13 +356,18 @@ def _reading(item: Item, spec: RasterSpec) -> Iterator[Reader]:
 
 @contextlib.contextmanager
 def _staged(item: Item, order: Order) -> Iterator[None]:
-    """Whoever misses a staged file here has been overtaken."""
+    """Whoever misses a staged file here has been overtaken; what cannot be read is damaged."""
     try:
         yield
     except FileNotFoundError as error:
         raise RunError(
             f"A staged part of {item.source.uri} is gone ({error}): another run on {order.output} has finished it. "
             "Run the same command again."
+        ) from error
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise RunError(
+            f"A staged part of {item.source.uri} is damaged ({error}). Remove {Store(order.output).uri(staging_folder(order, item))} and "
+            "run the same command again."
         ) from error
 
 

@@ -136,6 +136,19 @@ def test_one_valid_pixel_is_a_threshold_by_itself(collection, maskloom):
     assert [row["pixel_count"] for row in read_table(collection.output, "areas")] == [1, 0]
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@pytest.mark.parametrize(
+    "segmenter", [{"kind": "kmeans", "clusters": "auto"}, {"kind": "mixture", "components": "auto"}, {"kind": "mean_shift"}]
+)
+def test_pixels_of_one_value_are_one_class_where_the_number_is_found(collection, maskloom, segmenter, kind):
+    shutil.rmtree(collection.folder / "images")
+    write_tiff(collection.folder / "one.tif", np.full((40, 50, 2), 77, kind))
+
+    assert maskloom("run", collection.recipe(inputs=["one.tif"], segmenter=segmenter, fit="image"), "--no-prefect").exit_code == 0
+
+    assert [(row["class_name"], row["pixel_count"]) for row in read_table(collection.output, "areas")] == [("cluster_0", 2000)]
+
+
 @pytest.mark.skipif("MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images")
 def test_the_reported_scene_is_done(collection, maskloom):
     path = Path(os.environ["MASKLOOM_TEST_DATA"], "reports", "all_nodata.tif")
