@@ -309,6 +309,10 @@ def status(output: Output) -> None:
         typer.echo(f"done {found.done}\nfailed {found.failed}\nleft {found.left}")
         for uri, error_type, error in found.failures:
             typer.echo(f"failed: {failure(uri, error_type, error)}")
+        for mask in found.lost:
+            typer.echo(f"lost: {line(mask)}: missing or empty")
+        if found.lost:
+            typer.echo("Run the recipe again: it makes the masks anew that are lost.", err=True)
         if found.open_runs:
             typer.echo(f"Not finished: {', '.join(found.open_runs)}. Run its recipe again to go on.", err=True)
 
@@ -323,9 +327,41 @@ def verify(output: Output) -> None:
         for fault in faults:
             typer.echo(line(fault))
         if faults:
-            typer.echo("A mask that is damaged is made again by the next run once you have removed it.", err=True)
             raise typer.Exit(CANNOT_GO_ON)
         typer.echo("All masks, tables and sums are as they were written.")
+
+
+@app.command()
+def clean(
+    output: Output,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed, and remove nothing.")] = False,
+    idle: Annotated[
+        float,
+        typer.Option(
+            metavar="HOURS",
+            min=0,
+            help="What another machine may still be writing counts as left when nothing was written for so long.",
+        ),
+    ] = 24.0,
+) -> None:
+    """Remove what dead runs left: temporary files, staged parts, and masks and previews that no image in the tables has.
+
+    Whatever a living run may still write stays, on any machine, and is named with the reason.
+    """
+    from tasks.clean import leftovers, remove
+
+    with _messages():
+        location = _location(output)
+        found = leftovers(location, idle)
+        for each in found:
+            if each.kept is not None:
+                typer.echo(f"kept: {each.name}: {each.kept}", err=True)
+            elif dry_run:
+                typer.echo(f"would remove: {each.name}: {each.why}")
+            elif remove(location, each):
+                typer.echo(f"removed: {each.name}: {each.why}")
+        if not found:
+            typer.echo("Nothing to clean.", err=True)
 
 
 @app.command(name="list")
@@ -383,6 +419,7 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool
     from segcore.choices import open_choices
     from segcore.storage import configure
     from segcore.work import prepare_process
+    from tasks.clean import tidy
     from tasks.discover import LOOK_CLOSER, told
     from tasks.fanout import open_fanout, threads_of, with_gpus
 
@@ -398,6 +435,7 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool
     if inventory.passed_over:
         typer.echo(told(inventory.passed_over) + LOOK_CLOSER, err=True)
     if inventory.nothing_to_do:
+        tidy(recipe.output)
         _say_nothing_to_do(recipe, inventory)
         return
     stop = threading.Event()
@@ -411,6 +449,7 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool
         progress = stack.enter_context(watcher(quiet))
         sharing = Sharing(keep_other_recipes, sole_writer)
         outcome = run_recipe(recipe, inventory, orchestrator, fanout, progress, sharing)
+    tidy(recipe.output)
     _say(recipe, inventory, outcome, time.monotonic() - started)
 
 

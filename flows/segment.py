@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 
 from flows.orchestrate import Orchestrator
 from flows.recipe import Recipe
 from segcore.choices import open_choices, with_choices
 from segcore.errors import RecipeError, RunError, StoreError, TooManyFailures
 from segcore.jobs import Order
-from segcore.manifest import Failure, Item, Plan, Shard, Source, dump_model, load_model
-from segcore.model import Fitter
+from segcore.manifest import Failure, Item, Plan, Shard, Source, dump_model, model_of
+from segcore.model import Fitter, is_blank
+from segcore.records import damaged, parse_json, read_json
 from segcore.storage import STAGING, Store
 from tasks.choose import choose
 from tasks.discover import discover
@@ -48,7 +49,8 @@ from tasks.progress import Progress
 from tasks.publish import Tables, heal
 from tasks.segment import Bench, clear_staging, segment_shard
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
+log = logging.getLogger("maskloom.run")
 
 SHARDS_AT_ONCE = 8
 _LIBRARIES = (
@@ -246,29 +248,47 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
 def _choose(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress) -> Order:
     """The order with what its model leaves to the machine, as an earlier run has chosen it or as suits now."""
     store, name = Store(order.output), "choices.json"
-    recorded = _recorded(store, plan, inventory, name)
+    with_recorded = partial(with_choices, order.model)
+    recorded = _recorded(store, plan, inventory, name, with_recorded)
     if recorded is not None:
-        return replace(order, model=with_choices(order.model, json.loads(recorded)))
+        return replace(order, model=recorded)
     progress.start("load the network and try engines", [], order)
     choices = choose(fanout, order.model, [item for shard in plan.shards for item in shard.items])
-    if choices:
-        choices = json.loads(_record(store, plan, name, json.dumps(choices, indent=1).encode()))
-    return replace(order, model=with_choices(order.model, choices))
+    if not choices:
+        return replace(order, model=with_recorded(choices))
+    content = json.dumps(choices, indent=1).encode()
+    return replace(order, model=_record(store, plan, name, content, with_recorded))
 
 
-def _recorded(store: Store, plan: Plan, inventory: Inventory, name: str) -> bytes | None:
+def _require_not_lost(store: Store, plan: Plan, inventory: Inventory) -> None:
+    """Raise `DamagedRecord` where images were done with a model that is missing: another one would give classes another meaning."""
+    earlier = {row.run_id for row in inventory.committed.values() if row.ok and row.fingerprint == plan.fingerprint}
+    for run in sorted(earlier - {plan.run_id}):
+        name, manifest = f"runs/{run}/model.json", f"runs/{run}/manifest.json"
+        if store.exists(manifest) and name in read_json(store, manifest, lambda found: dict(found["files"])):
+            raise damaged(store, name)
+
+
+def _recorded(store: Store, plan: Plan, inventory: Inventory, name: str, load: Callable[[Any], T]) -> T | None:
     """What this run or an earlier one of the same recipe recorded under a name; it is this run's from now on. None: nothing."""
     earlier = [row.run_id for row in inventory.committed.values() if row.fingerprint == plan.fingerprint]
-    shared = _shared(plan, name)
-    for candidate in (f"runs/{plan.run_id}/{name}", shared, *dict.fromkeys(f"runs/{run_id}/{name}" for run_id in earlier)):
+    for candidate in (
+        f"runs/{plan.run_id}/{name}",
+        _shared(plan, name),
+        *dict.fromkeys(f"runs/{run_id}/{name}" for run_id in earlier),
+    ):
         if store.exists(candidate):
-            return _first(store, f"runs/{plan.run_id}/{name}", _first(store, shared, store.read(candidate)))
+            content = store.read(candidate)
+            # Before it is handed on: what is damaged must not become this run's.
+            parse_json(store, candidate, content, load)
+            return _record(store, plan, name, content, load)
     return None
 
 
-def _record(store: Store, plan: Plan, name: str, content: bytes) -> bytes:
-    """Record what was fitted or chosen for this run and for all of its recipe; what another run was quicker to record takes its place."""
-    return _first(store, f"runs/{plan.run_id}/{name}", _first(store, _shared(plan, name), content))
+def _record(store: Store, plan: Plan, name: str, content: bytes, load: Callable[[Any], T]) -> T:
+    """Record what was fitted or chosen for the recipe and for this run; what another run was quicker to record takes its place."""
+    own = f"runs/{plan.run_id}/{name}"
+    return parse_json(store, own, _agreed(store, own, _agreed(store, _shared(plan, name), content)), load)
 
 
 def _shared(plan: Plan, name: str) -> str:
@@ -276,22 +296,28 @@ def _shared(plan: Plan, name: str) -> str:
     return f"runs/recipes/{plan.fingerprint}/{name}"
 
 
-def _first(store: Store, name: str, content: bytes) -> bytes:
-    """What is recorded under a name: the content, or what another process that does the same run was quicker to record."""
+def _agreed(store: Store, name: str, content: bytes) -> bytes:
+    """What is recorded under a name: the content, or what another process was quicker to record."""
     return content if store.publish_new(name, content) else store.read(name)
 
 
 def _fit(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress) -> tuple[Order, Plan]:
     """The order with its model, and the plan with the images that cannot take part marked as failed."""
     store = Store(order.output)
-    recorded = _recorded(store, plan, inventory, "model.json")
+    recorded = _recorded(store, plan, inventory, "model.json", model_of)
     if recorded is not None:
-        return replace(order, model=load_model(recorded.decode())), plan
+        return replace(order, model=recorded), plan
+    _require_not_lost(store, plan, inventory)
     items = [item for shard in plan.shards for item in shard.items]
     if all(item.spec is None for item in items):
         return order, plan
     fitted = fit(fanout, order, items, progress)
-    model = load_model(_record(store, plan, "model.json", dump_model(fitted.model).encode()).decode())
+    model = fitted.model
+    if is_blank(model):
+        # Not recorded: the next run, whose images may have valid pixels, fits a model of them.
+        log.warning("No image has a valid pixel: there is nothing to fit, and all masks are nodata.")
+    else:
+        model = _record(store, plan, "model.json", dump_model(model).encode(), model_of)
     return replace(order, model=model), replace(
         plan, shards=tuple(_with_failures(shard, fitted.failures) for shard in plan.shards)
     )

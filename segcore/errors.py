@@ -5,7 +5,9 @@ MaskloomError
 │   └── WeightsError       a file of weights or its card is missing, broken, hostile or of another network
 ├── RunError               the run cannot go on; the same command resumes it       (exit code 1)
 │   ├── FitError           no model can be fitted to these images
+│   │   └── NothingToFit   they have no valid pixel: nothing is there to be classified either
 │   ├── StoreError         a store refused to list, read or keep something
+│   ├── DamagedRecord      a record or table of the output cannot be read back
 │   ├── TooManyFailures    more images failed than `max_failed_fraction` allows
 │   └── Stopped            somebody asked the run to stop
 └── ImageError             one image cannot be processed; it becomes a failed row  (exit code 3)
@@ -45,8 +47,16 @@ class FitError(RunError):
     """As in `ImageError`, where a model is fitted to one image by itself."""
 
 
+class NothingToFit(FitError):
+    """The images have no valid pixel. What has none needs no model: `segcore.model.concluded`."""
+
+
 class StoreError(RunError, OSError):
     """A store refused to list, read or keep something."""
+
+
+class DamagedRecord(RunError):
+    """A record or table of an output is cut, empty or of another program."""
 
 
 class TooManyFailures(RunError):

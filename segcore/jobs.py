@@ -44,6 +44,11 @@ class Order:
         """Whether objects must be joined over tiles: the mask is one of objects, or their table is asked for."""
         return self.objects is not None or isinstance(self.model, ObjectSegmenter)
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Classes that the statistics ask for by name."""
+        return tuple(self.objects.classes or ()) if self.objects is not None else ()
+
     def grid(self, spec: RasterSpec) -> Grid:
         """The tiles of an image."""
         return Grid(spec.shape, (self.tile, self.tile), self.model.footprint.halo)

@@ -145,7 +145,14 @@ def dump_model(model: Model) -> str:
 
 def load_model(text: str) -> Model:
     """The model that `dump_model` wrote."""
-    return cast("Model", _revived(json.loads(text), None))
+    return model_of(json.loads(text))
+
+
+def model_of(record: Any) -> Model:
+    """The model in what `dump_model` wrote, read as JSON. Raises `ValueError`, `KeyError` or `TypeError` where it is no model."""
+    if not isinstance(record, dict) or record.keys() != {"model", "fields"}:
+        raise ValueError("it holds no model")
+    return cast("Model", _revived(record, None))
 
 
 def load_spec(record: Mapping[str, Any]) -> RasterSpec:

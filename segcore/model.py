@@ -14,10 +14,11 @@ Fitters and segmenters are frozen values: they pickle, they compare, and their f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
+from segcore.errors import ModelMismatch, NothingToFit
 from segcore.registry import Registry
 
 if TYPE_CHECKING:
@@ -175,6 +176,60 @@ class Chooser(Ready, Protocol):
 
 Model = Segmenter | ObjectSegmenter
 """A model that is ready to run."""
+
+FIRST_CLASSES = ("cluster_0",)
+"""The class that every clustering has, however many it finds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blank:
+    """What a fitter comes to that has seen no valid pixel: a segmenter for images without one, whose masks are all nodata."""
+
+    fitter: Fitter
+    classes: tuple[str, ...]
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    @property
+    def footprint(self) -> Footprint:
+        """The fitter's."""
+        return self.fitter.footprint
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the bands that the fitter wants."""
+        return self.fitter.select(spec)
+
+    def segment(self, block: Block) -> Labels:
+        """Labels without a meaning. Raises `ModelMismatch` where the block has a valid pixel (of infinite values, say)."""
+        import numpy as np
+
+        from segcore.raster import Labels
+
+        if block.tile.trim(block.valid).any():
+            raise ModelMismatch(f"{block.spec.location} has valid pixels, but none that a model could be fitted to.")
+        return Labels(np.zeros(block.valid.shape, np.uint8))
+
+    def provenance(self) -> Mapping[str, Any]:
+        """That there was nothing to see."""
+        return {"pixels": 0}
+
+
+def concluded(fitter: Fitter, total: Any, names: Sequence[str] = ()) -> Fitter | Model:
+    """The fitter's next round or its model; a `Blank` where there was no valid pixel in all that it has seen.
+
+    Where the fitter does not know how many classes it would have found, a blank has the first, and those of `names`. Raises `FitError`.
+    """
+    try:
+        return fitter.finish(total)
+    except NothingToFit:
+        return Blank(fitter, fitter.expected_classes or tuple(dict.fromkeys((*FIRST_CLASSES, *names))))
+
+
+def is_blank(model: Any) -> bool:
+    """Whether a model is a `Blank`, or built around one: then it says nothing of images that have a valid pixel."""
+    if isinstance(model, Blank):
+        return True
+    return is_dataclass(model) and any(is_blank(getattr(model, field.name)) for field in fields(model))
 
 
 @runtime_checkable

@@ -3,22 +3,31 @@
 Everything that maskloom writes goes through `Store.publish` or `Store.writing`, so that whatever is found under a name is
 whole. On a local disk the bytes go to a file under `staging/`, are flushed to the disk and then take their name in one atomic step
 (rename, or link where the name must be new). On an object store one put is that step, conditional where the name must be new.
+
+Temporary files say who writes them: `maskloom-HOST-PROCESS-MACHINE-….tmp`, where MACHINE stands for one boot of one machine (or container). So
+`sweep` knows those of dead processes of this machine, and no others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import difflib
+import errno
 import hashlib
 import os
 import platform
 import posixpath
+import re
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -37,6 +46,24 @@ _EXTRAS = {
 }
 """Extras of this package, and the protocols whose packages they install."""
 _PROTOCOLS = [protocols[0] for protocols in _EXTRAS.values()]
+_TEMPORARY = re.compile(r"(?:maskloom-)?(?P<host>.+)-(?P<process>\d+)-(?:(?P<machine>[0-9a-f]{12})-)?[0-9a-f]{32}\.tmp")
+_CONFLICTS = (409, 412)
+"""HTTP: another request about the same object was under way, or a condition did not hold."""
+_TRIES, _PAUSE = 4, 0.2
+"""How often a put is tried that meets a conflict, and seconds before the second time, twice as many before the third, and so on."""
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A file as its store lists it."""
+
+    size: int
+    """Bytes."""
+    changed: float | None
+    """When it was last written, in seconds, by the store's own clock. None: the store does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,21 +175,25 @@ class Store:
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """Names of all files below a folder that end with `suffix`, sorted. An absent folder is empty."""
+        return sorted(name for name in self.listed(folder) if name.endswith(suffix))
+
+    def listed(self, folder: str) -> dict[str, Listed]:
+        """All files below a folder by name, as the store lists them: none is opened. An absent folder is empty."""
         fs, path = filesystem(self.uri(folder))
         root = filesystem(self.root)[1].rstrip("/")
         try:
             with store_errors(f"list {self.uri(folder)}"):
                 fs.invalidate_cache()
-                found = fs.find(path)
+                found = fs.find(path, detail=True)
         except FileNotFoundError:
-            return []
-        return sorted(name[len(root) + 1 :] for name in found if name.endswith(suffix))
+            return {}
+        return {name[len(root) + 1 :]: Listed(int(info.get("size") or 0), _changed(info)) for name, info in found.items()}
 
     def remove(self, folder: str) -> None:
         """Remove a folder and all below it; nothing happens where it is absent."""
         fs, path = filesystem(self.uri(folder))
         with contextlib.suppress(FileNotFoundError), store_errors(f"remove {self.uri(folder)}"):
-            fs.rm(path, recursive=True)
+            _again(lambda: fs.rm(path, recursive=True))
 
     def publish(self, name: str, content: bytes) -> Artefact:
         """Put bytes under a name in one step, in place of what was there."""
@@ -173,27 +204,35 @@ class Store:
     def publish_new(self, name: str, content: bytes) -> bool:
         """Put bytes under a name that must be free. False where other bytes have the name already."""
         fs, path = filesystem(self.uri(name))
-        try:
-            with store_errors(f"write {self.uri(name)}"):
-                if isinstance(fs, LocalFileSystem):
-                    _link_new(self._staging(), Path(path), content)
-                elif fs.exists(path):
-                    return bool(fs.cat_file(path) == content)
-                else:
-                    fs.pipe_file(path, content, mode="create")
-        except FileExistsError:
-            # A conditional put whose reply was lost is sent again by the client and then meets its own bytes.
-            return bool(fs.cat_file(path) == content)
+        with store_errors(f"write {self.uri(name)}"):
+            if not isinstance(fs, LocalFileSystem):
+                return _again(lambda: _put_new(fs, path, content))
+            try:
+                _link_new(self._staging(), Path(path), content)
+            except FileExistsError:
+                return Path(path).read_bytes() == content
         return True
 
+    def now(self) -> float:
+        """The time by the store's clock, in seconds: that of a file which is written for this and removed. By our own where it does not say."""
+        name = f"{STAGING}/clock-{uuid.uuid4().hex}"
+        self.publish(name, b"now")
+        changed = self.listed(name)[name].changed
+        self.remove(name)
+        return time.time() if changed is None else changed
+
     def sweep(self) -> None:
-        """Remove temporary files that processes of this machine left behind when they were killed."""
-        if is_local(self.root):
-            for path in self._staging().glob(f"{_HOST}-*.tmp"):
-                # The name of another machine may begin with ours.
-                process = path.name.removeprefix(f"{_HOST}-").split("-")[0]
-                if process.isdecimal() and not Path(f"/proc/{process}").exists():
-                    path.unlink(missing_ok=True)
+        """Remove the temporary files that processes of this machine left behind when they were killed."""
+        for path in self.temporaries():
+            if lives(path) is False:
+                remove_temporary(path)
+
+    def temporaries(self) -> list[Path]:
+        """The temporary files of writers to this store that lie on this machine, or on a disk that it shares: of living ones and of dead ones.
+
+        Those of writers to object stores lie in the machine's own folder for temporary files, whichever store they write to.
+        """
+        return sorted(path for path in self._staging().glob("*.tmp") if _TEMPORARY.fullmatch(path.name))
 
     def _staging(self) -> Path:
         # On a disk the temporary file must lie on the target's file system, or the last step would not be atomic.
@@ -218,7 +257,7 @@ class Store:
                     _rename(temporary, Path(path))
                 else:
                     with store_errors(f"write {self.uri(name)}"):
-                        fs.put_file(str(temporary), path)
+                        _again(lambda: fs.put_file(str(temporary), path))
         except StoreError:
             raise
         except OSError as error:
@@ -260,9 +299,101 @@ class Publication:
         return Artefact(self._name, self._size, self._digest.hexdigest())
 
 
+def lives(temporary: Path) -> bool | None:
+    """Whether the process that uses a name of `temporary_name` lives. None where that cannot be known: it is one of another machine."""
+    name = _TEMPORARY.fullmatch(temporary.name)
+    if name is None or name["machine"] != _machine():
+        return None
+    try:
+        os.kill(int(name["process"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        # Another user's.
+        pass
+    return True
+
+
+def remove_temporary(path: Path) -> None:
+    """Remove a temporary file, unless it is gone already or another user's."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        path.unlink()
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """One boot of one machine, and what numbers processes on it: containers on a machine number them anew."""
+    boot = space = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return hashlib.sha256(f"{_HOST}\n{boot}\n{space}".encode()).hexdigest()[:12]
+
+
+def temporary_name() -> str:
+    """A new name that says which process of which machine uses it, for `lives`."""
+    return f"maskloom-{_HOST}-{os.getpid()}-{_machine()}-{uuid.uuid4().hex}.tmp"
+
+
 def _temporary(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{_HOST}-{os.getpid()}-{uuid.uuid4().hex}.tmp"
+    return folder / temporary_name()
+
+
+def _changed(info: Mapping[str, Any]) -> float | None:
+    """When a listed file was last written, in seconds, by the store's clock."""
+    found = next((info[key] for key in ("mtime", "LastModified", "last_modified", "updated", "created") if info.get(key)), None)
+    if isinstance(found, str):
+        with contextlib.suppress(ValueError):
+            found = datetime.fromisoformat(found)
+    if isinstance(found, datetime):
+        return found.timestamp()
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _again(put: Callable[[], T]) -> T:
+    """What a request to a store gives, which is made again where it met another one about the same object (and by the client where it was busy)."""
+    for number in range(1, _TRIES):
+        try:
+            return put()
+        # Clients have no common base for what they raise.
+        except Exception as error:
+            if _status(error) not in _CONFLICTS:
+                raise
+            time.sleep(_PAUSE * 2 ** (number - 1))
+    return put()
+
+
+def _put_new(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
+    """Put bytes under a name that must be free; False where other bytes have it. Raises what the client raises."""
+    if fs.exists(path):
+        return bool(fs.cat_file(path) == content)
+    try:
+        fs.pipe_file(path, content, mode="create")
+    except Exception as error:
+        # A put whose reply was lost is sent again by the client and then meets its own bytes.
+        if not isinstance(error, FileExistsError) and _status(error) not in _CONFLICTS:
+            raise
+        fs.invalidate_cache()
+        if not fs.exists(path):
+            raise OSError(f"{error}, but there is no such object") from error
+        return bool(fs.cat_file(path) == content)
+    return True
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that a store's client met, wherever it keeps it (botocore, gcsfs, Azure, aiohttp)."""
+    met: BaseException | None = error
+    while met is not None:
+        response = getattr(met, "response", None)
+        if isinstance(response, Mapping):
+            return cast("int | None", response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+        for name in ("status_code", "status", "code"):
+            found = getattr(met, name, None)
+            if isinstance(found, int) or (isinstance(found, str) and found.isdecimal()):
+                return int(found)
+        met = met.__cause__
+    return None
 
 
 def _rename(temporary: Path, target: Path) -> None:
@@ -279,10 +410,35 @@ def _link_new(staging: Path, target: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.hardlink_to(temporary)
+        try:
+            target.hardlink_to(temporary)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _rename_new(temporary, target)
         sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _rename_new(temporary: Path, target: Path) -> None:
+    """Rename to a name that must be free, where the file system has no hard links.
+
+    Raises `FileExistsError`, and `StoreError` where it has no such rename either: two runs would not know of one another.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        number = errno.ENOSYS
+    elif rename(_AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
+        return
+    else:
+        number = ctypes.get_errno()
+    if number == errno.EEXIST:
+        raise FileExistsError(number, os.strerror(number), str(target))
+    raise StoreError(
+        f"Cannot write {target}: its file system has neither hard links nor renames that replace nothing ({os.strerror(number)}), so runs "
+        "could not be kept from doing the same work at once. Choose an `output` on another file system, or in an object store."
+    )
 
 
 def sync_folder(folder: Path) -> None:

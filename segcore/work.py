@@ -17,6 +17,7 @@ only what stops the whole run is raised.
 from __future__ import annotations
 
 import contextlib
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -45,10 +46,11 @@ from segcore.jobs import (
     PartReceipt,
     RedrawJob,
     result_name,
+    staging_folder,
 )
 from segcore.legend import Legend
 from segcore.manifest import ABSENT, Failure, Item, Receipt, Source, canonical
-from segcore.model import Fitter, Model
+from segcore.model import FIRST_CLASSES, Fitter, Model, concluded
 from segcore.objects.rows import rows_in_order
 from segcore.objects.sketch import Placement, Sketch, place_objects
 from segcore.objects.table import Measures
@@ -213,10 +215,13 @@ def finish_image(job: FinishJob) -> Receipt:
 
 
 def failed(order: Order, item: Item, failure: Failure, classes: tuple[str, ...]) -> Receipt:
-    """The receipt of an image that could not be processed: all its pixels, where their number is known, are unprocessed."""
+    """The receipt of an image that could not be processed: all its pixels, where their number is known, are unprocessed.
+
+    Where the names of the classes are not known (`auto`), one stands for them, so that the tables account for these pixels too.
+    """
     rows = {}
     if item.spec is not None:
-        legend = Legend.of(classes)
+        legend = Legend.of(classes or FIRST_CLASSES)
         rows = {name: statistic.finish(None, item.spec, legend) for name, statistic in order.statistics.items()}
     return Receipt(item.source, item.spec, failure, rows, segmenter=order.kind)
 
@@ -267,7 +272,8 @@ def _fitted(order: Order, item: Item) -> Model:
         with _reading(item, spec) as reader:
             while isinstance(model, Fitter):
                 fitter = model
-                model = fitter.finish(observe_all(fitter, (_block(reader, tile, spec) for tile in order.grid(spec))))
+                seen = observe_all(fitter, (_block(reader, tile, spec) for tile in order.grid(spec)))
+                model = concluded(fitter, seen, order.named)
     return model
 
 
@@ -360,13 +366,18 @@ def _reading(item: Item, spec: RasterSpec) -> Iterator[Reader]:
 
 @contextlib.contextmanager
 def _staged(item: Item, order: Order) -> Iterator[None]:
-    """Whoever misses a staged file here has been overtaken."""
+    """Whoever misses a staged file here has been overtaken; what cannot be read is damaged."""
     try:
         yield
     except FileNotFoundError as error:
         raise RunError(
             f"A staged part of {item.source.uri} is gone ({error}): another run on {order.output} has finished it. "
             "Run the same command again."
+        ) from error
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise RunError(
+            f"A staged part of {item.source.uri} is damaged ({error}). Remove {Store(order.output).uri(staging_folder(order, item))} and "
+            "run the same command again."
         ) from error
 
 

@@ -23,9 +23,10 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from segcore.conditional import Move, bases_of, move
+from segcore.records import read_json
 from segcore.storage import Artefact, Store
 
 COMMITS = "runs/commits"
@@ -63,9 +64,8 @@ class Commit:
         ).encode()
 
     @classmethod
-    def from_json(cls, content: bytes) -> Commit:
+    def from_record(cls, record: Mapping[str, Any]) -> Commit:
         """The commit that `to_json` wrote."""
-        record = json.loads(content)
         return cls(record["number"], record["run_id"], record["folder"], tuple(tuple(entry) for entry in record["tables"]))
 
 
@@ -81,7 +81,7 @@ class CommitLog:
         """Go to the end without reading every record, for a caller who then reads the tables themselves."""
         names = self.store.names(COMMITS, ".json")
         if names:
-            self.number = int(names[-1].rpartition("/")[2].partition(".")[0]) - 1
+            self.number = _number(names[-1]) - 1
             self.news()
 
     def news(self) -> list[Commit]:
@@ -126,7 +126,7 @@ class CommitLog:
         """Move what the commit has staged. `moves` of masks and previews: None to read them from the draft."""
         if moves is None:
             try:
-                moves = [Move(*entry) for entry in json.loads(self.store.read(f"{commit.folder}/{_FILES}"))]
+                moves = read_json(self.store, f"{commit.folder}/{_FILES}", lambda found: [Move(*entry) for entry in found])
             except FileNotFoundError:
                 # Whoever else carries it out has come to its end just now.
                 return
@@ -163,7 +163,7 @@ class Draft:
 def read_commit(store: Store, number: int) -> Commit | None:
     """The record of a commit; None where there is none."""
     try:
-        return Commit.from_json(store.read(_record(number)))
+        return read_json(store, _record(number), Commit.from_record)
     except FileNotFoundError:
         return None
 
@@ -173,5 +173,16 @@ def is_under_way(store: Store, commit: Commit) -> bool:
     return store.exists(commit.moves[-1].staged)
 
 
+def folder_under_way(store: Store) -> str | None:
+    """Where the last commit is staged, if it is not carried out. Nothing of its process may be removed."""
+    names = store.names(COMMITS, ".json")
+    commit = read_commit(store, _number(names[-1])) if names else None
+    return commit.folder if commit is not None and is_under_way(store, commit) else None
+
+
 def _record(number: int) -> str:
     return f"{COMMITS}/{number:08d}.json"
+
+
+def _number(record: str) -> int:
+    return int(record.rpartition("/")[2].partition(".")[0])

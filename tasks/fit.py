@@ -14,7 +14,7 @@ from typing import Any
 from segcore.errors import FitError, ModelMismatch, RunError, WorkerDied
 from segcore.jobs import ImagesJob, Order
 from segcore.manifest import Failure, Item
-from segcore.model import Fitter, Model
+from segcore.model import Fitter, Model, concluded
 from segcore.work import observe
 from tasks.bundles import fitting_jobs
 from tasks.fanout import Fanout
@@ -31,7 +31,7 @@ class Fit:
 
 
 def fit(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress) -> Fit:
-    """Fit the order's model to all images together. Raises `FitError` where they allow no model."""
+    """Fit the order's model to all images together; a blank one where none has a valid pixel. Raises `FitError` where they allow none."""
     model = order.model
     failures: dict[str, Failure] = {}
     if isinstance(model, Fitter):
@@ -45,7 +45,7 @@ def fit(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress)
         failures.update(failed)
         if total is None:
             raise FitError(f"No image could be read to fit the model. {next(iter(failed.values())).error}")
-        model = model.finish(total)
+        model = concluded(model, total, order.named)
     return Fit(model, failures)
 
 

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from segcore.errors import RecipeError
-from segcore.parquet import read_parquet
-from segcore.storage import Store
-from tasks.commits import IMAGES
-from tasks.plan import read_head, read_plan
+from segcore.errors import DamagedRecord
+from segcore.records import read_json, read_table, remedy
+from segcore.storage import Listed, Store
+from tasks.clean import Unfinished, orphans, read_unfinished, require_output, runs_without_manifest
+from tasks.commits import COMMITS, IMAGES, Commit, folder_under_way
+from tasks.plan import HEAD, read_head
 
+T = TypeVar("T")
 CHUNK = 2**22
+_AREAS, _OBJECTS = "tables/areas", "tables/objects"
+_ROW = ("uri", "image_id", "status", "error", "error_type", "mask_uri", "source_version", "fingerprint")
+_CHECKED = {
+    IMAGES: ("image_id", "status", "mask_uri", "mask_sha256", "total_pixels"),
+    _AREAS: ("image_id", "class_id", "pixel_count", "nodata_pixels", "unprocessed_pixels"),
+    _OBJECTS: ("image_id", "class_id", "object_id", "pixel_count"),
+}
+"""The columns of each table that are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,97 +38,197 @@ class Status:
     done: int
     failed: int
     left: int
-    """Images that an interrupted or running run has still to do."""
+    """Images that the next run of the recipe has to do: those of an interrupted or running run, and those whose mask is lost."""
     finished_run: str | None
     """The last finished run."""
     open_runs: tuple[str, ...]
     """Runs that were planned and not finished."""
     failures: tuple[tuple[str, str, str], ...]
     """URI, kind and text of each failure."""
+    lost: tuple[str, ...]
+    """Masks that were written and are missing or empty now."""
 
 
 def status(output: str) -> Status:
-    """Read an output's tables and plans. Raises `RecipeError` where there is no output."""
+    """Read an output's tables and plans, and list its masks; no mask is opened.
+
+    Raises `RecipeError` where there is no output, and `DamagedRecord`.
+    """
     store = Store(output)
-    head = read_head(store)
-    rows = [row for _, table in _tables(store, IMAGES) for row in table.to_pylist()]
-    plans = {name.split("/")[1] for name in store.names("runs", "/plan.json")}
-    finished = {name.split("/")[1] for name in store.names("runs", "/manifest.json")}
-    if not rows and not plans:
-        raise RecipeError(f"{output} holds no run of maskloom. Give the folder that a recipe names as its `output`.")
-    open_runs = _open_runs(store, plans - finished, head.run_id)
+    require_output(store)
+    # Before the masks: those of rows that a run commits meanwhile are there by then.
+    rows = [row for name in store.names(IMAGES, ".parquet") for row in read_table(store, name, _ROW).to_pylist()]
+    masks, head = store.listed("masks"), read_head(store)
+    open_runs = [
+        run for run in (read_unfinished(store, name) for name in runs_without_manifest(store)) if run.parent == head.run_id
+    ]
     committed = {(row["uri"], row["source_version"], row["fingerprint"]) for row in rows}
-    waiting = {
-        item.source.uri
-        for plan in open_runs.values()
-        for shard in plan.shards
-        for item in shard.items
-        if (item.source.uri, item.source.version, plan.fingerprint) not in committed
-    }
+    waiting = {uri for run in open_runs for _, uri, version in run.images if (uri, version, run.fingerprint) not in committed}
+    lost = {row["mask_uri"]: row["uri"] for row in rows if row["status"] == "ok" and not _holds(masks, row["mask_uri"])}
     failures = tuple((row["uri"], row["error_type"], row["error"]) for row in rows if row["status"] == "failed")
-    return Status(len(rows) - len(failures), len(failures), len(waiting), head.run_id, tuple(open_runs), failures)
+    return Status(
+        done=len(rows) - len(failures) - len(lost),
+        failed=len(failures),
+        left=len(waiting.union(lost.values())),
+        finished_run=head.run_id,
+        open_runs=tuple(run.run_id for run in open_runs),
+        failures=failures,
+        lost=tuple(sorted(lost)),
+    )
 
 
 def verify(output: str) -> Iterator[str]:
-    """What is wrong with an output, a line each; nothing where all is well.
+    """What is wrong with an output, a line each; nothing where all is well. Raises `RecipeError` where there is no output.
 
-    Compares every mask with its digest in the `images` table, every file of the last run that wrote it with its digest in the manifest, and checks
-    that the pixels of every image add up, and that no object is there twice or has pixels that its class has not.
+    Reads every record and table; says of those that are damaged what to do, and goes on with the rest. Compares every mask with its digest in
+    the `images` table, every file of the last run that wrote it with its digest in the manifest, and checks that the pixels of every image add up,
+    that no object is there twice or has pixels that its class has not, and that masks of runs are in the tables.
     """
     store = Store(output)
-    status(output)
-    yield from _wrong_files(store)
-    images = {}
-    for name, table in _tables(store, IMAGES):
+    require_output(store)
+    # What is written is listed before what is committed, or masks of a run at work would seem to be in no table.
+    written = store.listed("masks") | store.listed("previews")
+    reading = _Reading(store)
+    reading.records()
+    unfinished = reading.unfinished()
+    tables = {folder: reading.tables(folder) for folder in _CHECKED}
+    images, twice = _images(tables[IMAGES])
+    wrong_files = list(_wrong_files(reading, unfinished, images.keys()))
+    yield from dict.fromkeys(reading.damage.values())
+    yield from wrong_files
+    yield from twice
+    for row in images.values():
+        yield from _wrong_mask(store, row)
+    if any(name.startswith("tables/") for name in reading.damage):
+        # What cannot be read says nothing of what can.
+        return
+    yield from _wrong_sums(tables[_AREAS], images)
+    yield from _wrong_objects(tables, images)
+    at_work = {image_id for run in unfinished for image_id, *_ in run.images}
+    for name, image_id in orphans(store, written, {image_id: row["mask_uri"] for image_id, row in images.items()}).items():
+        if image_id not in at_work:
+            yield f"{name}: no image in the tables has it; a run left it that was stopped. `maskloom clean {output}` removes it."
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Reads what can be read of an output, and notes what cannot."""
+
+    store: Store
+    damage: dict[str, str] = field(default_factory=dict)
+    """What is wrong with a record or table, and what to do, by its name."""
+
+    def json(self, name: str, load: Callable[[Any], T]) -> T | None:
+        """A record; None where it is damaged."""
+        return self._noted(name, partial(read_json, self.store, name, load))
+
+    def tables(self, folder: str) -> dict[str, pa.Table]:
+        """The files of a table, without damaged ones."""
+        names = self.store.names(folder, ".parquet")
+        found = ((name, self._noted(name, partial(read_table, self.store, name, _CHECKED[folder]))) for name in names)
+        return {name: table for name, table in found if table is not None}
+
+    def unfinished(self) -> list[Unfinished]:
+        """The runs that the next one may go on with, without those whose plan is damaged; all where it is not known which run was the last."""
+        head = self._noted(HEAD, partial(read_head, self.store))
+        names = runs_without_manifest(self.store)
+        found = (self.plan(name) for name in names)
+        return [run for run in found if run is not None and (head is None or run.parent == head.run_id)]
+
+    def plan(self, run: str) -> Unfinished | None:
+        """A run as its plan has it; None where that is damaged or gone."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._noted(f"runs/{run}/plan.json", partial(read_unfinished, self.store, run))
+        return None
+
+    def records(self) -> None:
+        """Read all records of runs."""
+        for name in self.store.names("runs", ".json"):
+            self.json(name, dict)
+        for name in self.store.names("runs", "/plan.parquet"):
+            self._noted(name, partial(read_table, self.store, name, ("image_id", "uri", "version", "shard")))
+
+    def _noted(self, name: str, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except DamagedRecord as error:
+            self.damage[name] = str(error)
+            return None
+
+
+def _holds(files: Mapping[str, Listed], name: str) -> bool:
+    return name in files and files[name].size > 0
+
+
+def _images(tables: Mapping[str, pa.Table]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The rows by image id, and what is said of ids that are there twice."""
+    images: dict[str, dict[str, Any]] = {}
+    twice = []
+    for name, table in tables.items():
         for row in table.to_pylist():
             if row["image_id"] in images:
-                yield f"{name}: the image {row['image_id']} is in the table twice"
+                twice.append(f"{name}: the image {row['image_id']} is in the table twice")
             images[row["image_id"]] = row
-            yield from _wrong_mask(store, row)
-    yield from _wrong_sums(store, images)
-    yield from _wrong_objects(store, images)
+    return images, twice
 
 
-def _open_runs(store: Store, names: set[str], head: str | None) -> dict[str, Any]:
-    """Plans that a next run would go on with: those that follow the last finished run."""
-    plans = {name: read_plan(store, name) for name in sorted(names)}
-    return {name: plan for name, plan in plans.items() if plan is not None and plan.parent == head}
-
-
-def _tables(store: Store, folder: str) -> Iterator[tuple[str, Any]]:
-    for name in store.names(folder, ".parquet"):
-        yield name, read_parquet(store.read(name))
-
-
-def _wrong_files(store: Store) -> Iterator[str]:
-    manifests = [json.loads(store.read(name)) for name in store.names("runs", "/manifest.json")]
-    newest: dict[str, tuple[str, str]] = {}
-    for manifest in sorted(manifests, key=lambda manifest: int(manifest["sequence"])):
-        newest.update((name, (digest, manifest["run_id"])) for name, digest in manifest["files"].items())
-    rewritten = {
-        f"{folder}/{shard.file}" for run in _unfinished(store) for shard in run.shards for folder in _table_folders(store)
-    }
+def _wrong_files(reading: _Reading, unfinished: Sequence[Unfinished], committed: Collection[str]) -> Iterator[str]:
+    """Files that are not what the last run wrote that wrote them, by the manifests; `committed` are the ids of the images in the tables."""
+    store, newest = reading.store, dict[str, tuple[str, str]]()
+    names = store.names("runs", "/manifest.json")
+    manifests = [found for found in (reading.json(name, _manifest) for name in names) if found is not None]
+    for _, run, files in sorted(manifests, key=lambda manifest: manifest[0]):
+        newest.update((name, (digest, run)) for name, digest in files.items())
+    committed_files = _committed_files(store, reading)
+    newest.update(committed_files)
+    # An unfinished run may have rewritten them; its manifest will say what they should be. One whose manifest is damaged cannot say it.
+    mute = [reading.plan(name.split("/")[1]) for name in names if name in reading.damage]
+    rewritten = {file for run in (*unfinished, *mute) if run is not None for file in run.files}
     for name, (digest, run) in sorted(newest.items()):
-        if name in rewritten:
-            # An unfinished run may have rewritten it; its manifest will say what it should be.
+        by_commit = name in committed_files
+        if name in reading.damage or (not by_commit and name.startswith("tables/") and name.rpartition("/")[2] in rewritten):
             continue
         try:
             found = hashlib.sha256(store.read(name)).hexdigest()
         except FileNotFoundError:
-            yield f"{name}: written by run {run}, and now missing"
+            if _is_missed(store, name, committed):
+                yield f"{name}: written by run {run}, and now missing. {remedy(store, name)}"
         else:
-            if found != digest:
-                yield f"{name}: is not what run {run} wrote (sha256 {found[:12]}…, expected {digest[:12]}…)"
+            if found != digest and not (by_commit and _is_being_changed(store, reading, name, digest)):
+                yield f"{name}: is not what run {run} wrote ({_differing(found, digest)}). {remedy(store, name)}"
 
 
-def _unfinished(store: Store) -> list[Any]:
-    plans = {name.split("/")[1] for name in store.names("runs", "/plan.json")}
-    finished = {name.split("/")[1] for name in store.names("runs", "/manifest.json")}
-    return list(_open_runs(store, plans - finished, read_head(store).run_id).values())
+def _committed_files(store: Store, reading: _Reading) -> dict[str, tuple[str, str]]:
+    """The digest that each table file should have, and the run that wrote it, by the records of commits."""
+    files: dict[str, tuple[str, str]] = {}
+    for record in store.names(COMMITS, ".json"):
+        commit = reading.json(record, Commit.from_record)
+        if commit is not None:
+            files.update((name, (digest, commit.run_id)) for name, _, digest in commit.tables)
+    return files
 
 
-def _table_folders(store: Store) -> set[str]:
-    return {name.rpartition("/")[0] for name in store.names("tables", ".parquet")}
+def _is_being_changed(store: Store, reading: _Reading, name: str, digest: str) -> bool:
+    """Whether a run has committed the file since the records were read, or is about to."""
+    folder = folder_under_way(store)
+    return _committed_files(store, reading)[name][0] != digest or (folder is not None and store.exists(f"{folder}/{name}"))
+
+
+def _manifest(found: Mapping[str, Any]) -> tuple[int, str, dict[str, str]]:
+    return int(found["sequence"]), str(found["run_id"]), dict(found["files"])
+
+
+def _is_missed(store: Store, name: str, committed: Collection[str]) -> bool:
+    """Whether a file is needed that is not there: a model, and a table some of whose images are in no other file by now."""
+    folder, _, file = name.rpartition("/")
+    if not folder.startswith("tables"):
+        return file == "model.json"
+    ids: set[str] = set()
+    for plan in store.names("runs", "/plan.parquet"):
+        with contextlib.suppress(DamagedRecord):
+            rows = read_table(store, plan, ("image_id", "shard"))
+            ids.update(rows.filter(pc.equal(rows["shard"], file))["image_id"].to_pylist())
+    return not ids or not ids <= set(committed)
 
 
 def _wrong_mask(store: Store, row: Mapping[str, Any]) -> Iterator[str]:
@@ -128,16 +240,21 @@ def _wrong_mask(store: Store, row: Mapping[str, Any]) -> Iterator[str]:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
     except FileNotFoundError:
-        yield f"{row['mask_uri']}: the mask of {row['image_id']} is missing"
+        yield f"{row['mask_uri']}: the mask of {row['image_id']} is missing. Run the recipe again: it makes the mask anew."
         return
     if digest.hexdigest() != row["mask_sha256"]:
-        yield f"{row['mask_uri']}: is not what was written (sha256 {digest.hexdigest()[:12]}…, expected {row['mask_sha256'][:12]}…)"
+        differing = _differing(digest.hexdigest(), row["mask_sha256"])
+        yield f"{row['mask_uri']}: is not what was written ({differing}). Remove it, then run the recipe again: it makes the mask anew."
 
 
-def _wrong_sums(store: Store, images: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _differing(found: str, expected: str) -> str:
+    return f"sha256 {found[:12]}…, expected {expected[:12]}…"
+
+
+def _wrong_sums(areas: Mapping[str, pa.Table], images: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     counted: dict[str, int] = {}
     rest: dict[str, int] = {}
-    for _, table in _tables(store, "tables/areas"):
+    for table in areas.values():
         for row in table.to_pylist():
             counted[row["image_id"]] = counted.get(row["image_id"], 0) + row["pixel_count"]
             rest[row["image_id"]] = row["nodata_pixels"] + row["unprocessed_pixels"]
@@ -149,18 +266,18 @@ def _wrong_sums(store: Store, images: Mapping[str, Mapping[str, Any]]) -> Iterat
                 f"tables/areas: the pixels of {image_id} add up to {counted[image_id] + rest[image_id]}, "
                 f"the image has {row['total_pixels']}"
             )
-    yield from (f"tables/areas: {image_id} has rows but is not in tables/images" for image_id in counted.keys() - images.keys())
+    yield from (
+        f"tables/areas: {image_id} has rows but is not in tables/images" for image_id in sorted(counted.keys() - images.keys())
+    )
 
 
-def _wrong_objects(store: Store, images: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _wrong_objects(tables: Mapping[str, Mapping[str, pa.Table]], images: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     of_class = {
         (row["image_id"], row["class_id"]): row["pixel_count"]
-        for _, table in _tables(store, "tables/areas")
+        for table in tables[_AREAS].values()
         for row in table.select(["image_id", "class_id", "pixel_count"]).to_pylist()
     }
-    for name in store.names("tables/objects", ".parquet"):
-        columns = ["image_id", "class_id", "object_id", "pixel_count"]
-        table = read_parquet(store.read(name), columns)
+    for name, table in tables[_OBJECTS].items():
         ids = table.group_by(["image_id", "object_id"], use_threads=False).aggregate([([], "count_all")])
         for row in ids.filter(pc.greater(ids["count_all"], 1)).slice(0, 5).to_pylist():
             yield f"{name}: object {row['object_id']} of {row['image_id']} is in the table {row['count_all']} times"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segcore import errors
-from segcore.parquet import read_parquet
+from segcore.records import read_table
 from segcore.storage import Store
 from tasks.commits import IMAGES, CommitLog
 
@@ -37,7 +37,7 @@ class Committed:
 class Ledger:
     """The images in the tables.
 
-    Raises `StoreError` where a table cannot be read.
+    Raises `StoreError` where a table cannot be read, and `DamagedRecord` where it is none.
     """
 
     def __init__(self, store: Store) -> None:
@@ -55,7 +55,8 @@ class Ledger:
     def read(cls, store: Store) -> Ledger:
         """The ledger of an output as it is; nothing is written."""
         ledger = cls(store)
-        masks = set(store.names("masks", ""))
+        # A mask that somebody has emptied is as good as removed.
+        masks = {name for name, found in store.listed("masks").items() if found.size}
         for name in store.names(IMAGES, ".parquet"):
             ledger._take(name, masks)
         ledger.find_superseded()
@@ -82,13 +83,9 @@ class Ledger:
             if self.rows.get(row.uri) == row:
                 del self.rows[row.uri]
         try:
-            content = self.store.read(name)
+            found = tuple(_committed(row, file, masks) for row in read_table(self.store, name, _COLUMNS).to_pylist())
         except FileNotFoundError:
-            found: tuple[Committed, ...] = ()
-        else:
-            table = read_parquet(content)
-            columns = [name for name in _COLUMNS if name in table.column_names]
-            found = tuple(_committed(row, file, masks) for row in table.select(columns).to_pylist())
+            found = ()
         self._of_file[file] = found
         for row in found:
             self.rows[row.uri] = row
@@ -125,7 +122,7 @@ def _committed(row: Mapping[str, Any], file: str, masks: set[str] | None) -> Com
         if ok
         else bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),
         file,
-        row.get("mask_sha256"),
+        row["mask_sha256"],
     )
 
 

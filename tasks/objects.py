@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from segcore.manifest import Receipt
 from segcore.objects.table import geo_metadata, schema
+from segcore.records import reading
 from segcore.storage import Store
 from tasks.commits import Draft
 
@@ -40,9 +41,12 @@ class ObjectFile:
     def write(self, draft: Draft, staged: Mapping[str, str], receipts: Sequence[Receipt], bands: int) -> None:
         """Draft the file: the staged rows (files by image id), and those of images without a receipt. `bands`: most of any image of the run."""
         try:
-            old = pq.ParquetFile(pa.BufferReader(self.store.read(self.name)))
+            content = self.store.read(self.name)
         except FileNotFoundError:
             old = None
+        else:
+            with reading(self.store, self.name):
+                old = pq.ParquetFile(pa.BufferReader(content))
         located = {
             receipt.source.image_id for receipt in receipts if receipt.spec is not None and receipt.spec.space.crs is not None
         }
@@ -64,8 +68,10 @@ class ObjectFile:
 
     def _kept(self, old: pq.ParquetFile, replaced: Sequence[str]) -> Iterator[pa.Table]:
         for i in range(old.num_row_groups):
-            group = old.read_row_group(i)
-            yield group.filter(pc.invert(pc.is_in(group["image_id"], value_set=pa.array(replaced, pa.string()))))
+            with reading(self.store, self.name):
+                group = old.read_row_group(i)
+                kept = group.filter(pc.invert(pc.is_in(group["image_id"], value_set=pa.array(replaced, pa.string()))))
+            yield kept
 
     def _staged(self, image_id: str, file_name: str) -> Iterator[pa.Table]:
         with self.store.open(file_name) as file, pa.ipc.open_stream(file) as stream:

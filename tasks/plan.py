@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from segcore import errors
 from segcore.jobs import DescribeJob
 from segcore.manifest import Failure, Item, Plan, Shard, Source, canonical, load_spec, run_id
-from segcore.parquet import read_parquet
+from segcore.records import read_json, read_table, reading
 from segcore.storage import STAGING, Store
 from segcore.work import describe
 from tasks.fanout import Fanout
@@ -32,6 +32,8 @@ HEAD = "runs/head.json"
 SHARD_PIXELS = 2**29
 SHARD_IMAGES = 500
 DESCRIBE_BUNDLE = 32
+_HEADER = tuple(field.name for field in dataclasses.fields(Plan) if field.name != "shards")
+"""The fields of a plan that its JSON file holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +61,16 @@ def read_head(store: Store) -> Head:
     """The last finished run; an empty head where there is none."""
     manifests = store.names("runs", "/manifest.json")
     try:
-        head = Head(**json.loads(store.read(HEAD)))
+        head = read_json(store, HEAD, _head)
     except FileNotFoundError:
         head = Head()
     if len(manifests) == head.finished:
         return head
     # A run was killed between its manifest and the head, or two ended at once: ask all of them.
-    finished = (json.loads(store.read(name)) for name in manifests)
-    return max(
-        (Head(run["run_id"], run["sequence"], len(manifests)) for run in finished),
-        key=lambda run: (run.sequence, run.run_id or ""),
-        default=Head(),
+    last = max(
+        (read_json(store, name, _head) for name in manifests), key=lambda run: (run.sequence, run.run_id or ""), default=Head()
     )
+    return dataclasses.replace(last, finished=len(manifests))
 
 
 def write_head(store: Store, before: Head, plan: Plan) -> None:
@@ -85,7 +85,7 @@ def planned_runs(store: Store) -> list[tuple[str, str | None]]:
     """The runs with staged parts that were planned: their ids, and the run that each follows."""
     waiting = {name.split("/")[1] for name in store.names(STAGING, "") if name.count("/") > 1}
     plans = ((run_id, f"runs/{run_id}/plan.json") for run_id in sorted(waiting))
-    return [(run_id, json.loads(store.read(name))["parent"]) for run_id, name in plans if store.exists(name)]
+    return [(run_id, read_json(store, name, _parent)) for run_id, name in plans if store.exists(name)]
 
 
 def pending(sources: Iterable[Source], committed: Mapping[str, Committed], fingerprint: str) -> list[Source]:
@@ -146,25 +146,26 @@ def write_plan(store: Store, plan: Plan) -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
     store.publish(f"runs/{plan.run_id}/plan.parquet", buffer.getvalue())
-    header = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan) if field.name != "shards"}
+    header = {name: getattr(plan, name) for name in _HEADER}
     store.publish_new(f"runs/{plan.run_id}/plan.json", json.dumps({**header, "images": len(rows)}, indent=1).encode())
 
 
 def read_plan(store: Store, identity: str) -> Plan | None:
     """The plan of a run; None where there is none."""
     try:
-        header = json.loads(store.read(f"runs/{identity}/plan.json"))
+        header = read_json(store, f"runs/{identity}/plan.json", lambda found: {name: found[name] for name in _HEADER})
     except FileNotFoundError:
         return None
+    name = f"runs/{identity}/plan.parquet"
     shards: dict[str, list[Item]] = {}
-    for row in read_parquet(store.read(f"runs/{identity}/plan.parquet")).to_pylist():
-        item = Item(
-            Source(row["uri"], row["image_id"], row["version"], row["size"]),
-            None if row["spec"] is None else load_spec(json.loads(row["spec"])),
-            None if row["failure"] is None else Failure(**json.loads(row["failure"])),
-        )
-        shards.setdefault(row["shard"], []).append(item)
-    header.pop("images")
+    with reading(store, name):
+        for row in read_table(store, name).to_pylist():
+            item = Item(
+                Source(row["uri"], row["image_id"], row["version"], row["size"]),
+                None if row["spec"] is None else load_spec(json.loads(row["spec"])),
+                None if row["failure"] is None else Failure(**json.loads(row["failure"])),
+            )
+            shards.setdefault(row["shard"], []).append(item)
     return Plan(**header, shards=tuple(Shard(file, tuple(items)) for file, items in shards.items()))
 
 
@@ -180,6 +181,14 @@ def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
 
     shards = (dataclasses.replace(shard, items=tuple(map(addressed, shard.items))) for shard in plan.shards)
     return dataclasses.replace(plan, shards=tuple(shards))
+
+
+def _head(record: Mapping[str, Any]) -> Head:
+    return Head(record["run_id"], int(record["sequence"]), int(record.get("finished", 0)))
+
+
+def _parent(plan: Mapping[str, Any]) -> str | None:
+    return cast("str | None", plan["parent"])
 
 
 def _shards(identity: str, items: Sequence[Item], committed: Mapping[str, Committed], apart_by_crs: bool) -> Iterator[Shard]:

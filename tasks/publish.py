@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from segcore.errors import RunError
 from segcore.manifest import Failure, Item, Plan, Receipt, Shard
-from segcore.parquet import read_parquet
+from segcore.records import read_table
 from segcore.statistic import Statistic
 from segcore.statistics.objects import Objects
 from segcore.storage import Store, filesystem, store_errors, version_of
@@ -134,7 +134,8 @@ class Tables:
         uris = {item.source.uri for shard in self.plan.shards for item in shard.items}
         done, pixels, failures = 0, 0, []
         for file in sorted({row.file for uri in uris if (row := self.ledger.rows.get(uri)) is not None}):
-            for row in read_parquet(self.store.read(f"{IMAGES}/{file}")).to_pylist():
+            columns = ["uri", "status", "error", "error_type", "total_pixels"]
+            for row in read_table(self.store, f"{IMAGES}/{file}", columns).to_pylist():
                 if row["uri"] not in uris:
                     continue
                 if row["status"] == "ok":
@@ -261,7 +262,7 @@ def heal(ledger: Ledger, folder: str) -> int:
             for file, image_ids in superseded.items():
                 names = [name for name in store.names("tables", f"/{file}") if not name.startswith(f"{IMAGES}/")]
                 for name in (*names, f"{IMAGES}/{file}"):
-                    _write(store, draft, name, read_parquet(store.read(name)).slice(0, 0), image_ids)
+                    _write(store, draft, name, read_table(store, name).slice(0, 0), image_ids)
             claimed = ledger.log.claim(draft)
         ledger.refresh()
         ledger.find_superseded()
@@ -273,7 +274,7 @@ def heal(ledger: Ledger, folder: str) -> int:
 def _write(store: Store, draft: Draft, name: str, rows: pa.Table, replaced: Set[str]) -> None:
     """Draft a table file: the rows that it has, those of the images in `replaced` aside, and these."""
     try:
-        old = read_parquet(store.read(name))
+        old = read_table(store, name)
     except FileNotFoundError:
         table = rows
     else:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from segcore.errors import RecipeError, StoreError
 from segcore.evaluation.values import UNKNOWN
 from segcore.legend import BACKGROUND_NAMES
-from segcore.parquet import read_parquet
+from segcore.records import parse_table, read_table, reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,9 +110,11 @@ class Output:
             content = self.store.read(f"tables/objects/{file}")
         except FileNotFoundError:
             return {image_id: ObjectTable(np.zeros(1, np.int64), None, only) for image_id in image_ids}
-        known = pq.read_schema(pa.BufferReader(content)).names
-        columns = [name for name in ("image_id", "object_id", "class_name", "score") if name in known]
-        table = read_parquet(content, columns).sort_by("image_id")
+        name = f"tables/objects/{file}"
+        with reading(self.store, name):
+            known = pq.read_schema(pa.BufferReader(content)).names
+        columns = ["image_id", "object_id", "class_name", *(["score"] if "score" in known else [])]
+        table = parse_table(self.store, name, content, columns).sort_by("image_id")
         # Segmenters that are not more or less sure of objects leave the column empty.
         scored = "score" in columns and table["score"].null_count == 0
         owners = table["image_id"].to_numpy().astype(str)
@@ -139,7 +141,7 @@ def _classes(store: Store, image_ids: set[str]) -> Classes:
     """The classes of these images. A run that goes on may have areas of further ones, whose masks are not committed yet."""
     wanted, seen, parts = pa.array(sorted(image_ids)), set(), []
     for name in store.names("tables/areas", ".parquet"):
-        table = read_parquet(store.read(name), _AREA_COLUMNS)
+        table = read_table(store, name, _AREA_COLUMNS)
         table = table.filter(pc.is_in(table["image_id"], value_set=wanted))
         seen |= set(table["image_id"].unique().to_pylist())
         parts.append(
@@ -165,4 +167,4 @@ def _filled(table: Mapping[int, int], empty: int) -> NDArray[np.int64]:
 
 
 def _rows(store: Store, name: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    yield from read_parquet(store.read(name), columns).to_pylist()
+    yield from read_table(store, name, columns).to_pylist()

@@ -9,9 +9,10 @@ from __future__ import annotations
 from segcore.errors import FormatError
 from segcore.formats import geotiff, picture
 from segcore.formats._open import format_by_content, require_claim, require_kind, suffix_of
+from segcore.legend import Legend
 from segcore.raster import FORMATS, Format
 
-__all__ = ["format_of", "geotiff", "mask_format", "picture"]
+__all__ = ["format_of", "geotiff", "mask_endings", "mask_format", "picture", "sidecar_endings"]
 
 
 def format_of(location: str, head: bytes, explicit: str | None = None) -> str:
@@ -37,3 +38,14 @@ def mask_format(name: str, objects: int) -> Format:
     """The format of the mask of an image of the named format: its own, or TIFF where its own cannot number so many objects."""
     own = FORMATS[name]
     return own if objects <= own.most_objects else FORMATS["tiff"]
+
+
+def mask_endings() -> set[str]:
+    """What the names of masks of all formats, and of what lies beside them, add to the id of an image."""
+    suffixes = {each.mask_suffix for each in FORMATS.values()}
+    return suffixes | {suffix + ending for suffix in suffixes for ending in sidecar_endings()}
+
+
+def sidecar_endings() -> set[str]:
+    """What the names of files beside masks add to the mask's name."""
+    return {ending for each in FORMATS.values() for ending in each.sidecars(Legend.of(("any",)))}

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from segcore.errors import RecipeError
-from segcore.model import Fitter, Footprint, Model, ObjectSegmenter, SegmenterRecipe
+from segcore.errors import FitError, RecipeError
+from segcore.model import Fitter, Footprint, Model, ObjectSegmenter, SegmenterRecipe, concluded
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 class Outer(Protocol):
     """What builds a model around a semantic segmenter: a frozen value that pickles."""
+
+    @property
+    def parts(self) -> tuple[str, ...] | None:
+        """Names of the classes that it takes from the inner model. None: it takes what there is."""
+        ...
 
     def around(self, segmenter: Segmenter) -> Model:
         """The model around a segmenter that is ready. Raises `RecipeError` where the two do not suit."""
@@ -67,8 +72,12 @@ class Composed:
         return self.inner.merge(a, b)
 
     def finish(self, total: Any, /) -> Fitter | Model:
-        """The inner fitter's next round, or the model around its result."""
-        return _around(self.inner.finish(total), self.outer)
+        """The inner fitter's next round, or the model around its result. Raises `FitError` where what was found does not suit `outer`."""
+        try:
+            return _around(concluded(self.inner, total, self.outer.parts or ()), self.outer)
+        except RecipeError as error:
+            # How many classes `auto` finds is a matter of the images, not of the recipe.
+            raise FitError(str(error)) from error
 
 
 def start_around(recipe: SegmenterRecipe, outer: Outer) -> Fitter | Model:
@@ -84,9 +93,10 @@ def start_around(recipe: SegmenterRecipe, outer: Outer) -> Fitter | Model:
 
 
 def _around(inner: Fitter | Model, outer: Outer) -> Fitter | Model:
-    if isinstance(inner, ObjectSegmenter):
+    if isinstance(inner, ObjectSegmenter | Composed):
+        name = type(inner.outer if isinstance(inner, Composed) else inner).__name__
         raise RecipeError(
-            f"{type(outer).__name__} works on a segmenter that gives every pixel a class; {type(inner).__name__} finds objects by "
+            f"{type(outer).__name__} works on a segmenter that gives every pixel a class; {name} finds objects by "
             "itself. Give a semantic segmenter (threshold, kmeans, mixture ...) as `of`, or run the inner one alone."
         )
     return Composed(inner, outer) if isinstance(inner, Fitter) else outer.around(inner)

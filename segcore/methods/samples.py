@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from segcore.errors import FitError
+from segcore.errors import NothingToFit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,12 +131,12 @@ class Samples:
         return merged
 
     def finish(self, total: State) -> Dataset:
-        """The weighted values. Raises `FitError` where there is no valid pixel."""
+        """The weighted values. Raises `NothingToFit` where there is no valid pixel."""
         pixels: dict[int, int] = {}
         for (channels, _), (_, content) in total.items():
             pixels[channels] = pixels.get(channels, 0) + content.pixels
         if not pixels:
-            raise FitError(
+            raise NothingToFit(
                 "Clustering needs valid pixels; the images have none. Check nodata and masks, or leave the images out."
             )
         channels = max(pixels, key=lambda number: (pixels[number], number))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from segcore.errors import FitError, ModelMismatch, RecipeError
+from segcore.methods.composed import Composed
 from segcore.methods.naming import check_names
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, ObjectSegmenter, Scorer, Segmenter, SegmenterRecipe
 from segcore.raster import Block, Labels
@@ -226,7 +227,7 @@ def majority(said: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
 
 
 def _semantic(member: Fitter | Model, who: str, error: type[FitError | RecipeError]) -> Member:
-    if isinstance(member, ObjectSegmenter):
+    if isinstance(member, ObjectSegmenter | Composed):
         raise error(
             f"members: {who} finds objects; an ensemble needs segmenters that give every pixel a class. Leave that member out, "
             "or run it alone."

@@ -32,7 +32,8 @@ class KMeans:
     """Clusters of similar pixels, each around its mean."""
 
     clusters: int | Literal["auto"] | None = None
-    """Number of clusters, or `auto`: the best of 2 to `max_clusters` (Calinski-Harabasz). None: as many as `classes`, or 5."""
+    """Number of clusters, or `auto`: the best of 2 to `max_clusters` (Calinski-Harabasz), or 1 where all pixels are
+    of one value. None: as many as `classes`, or 5."""
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
     """Names by class id (ascending luminance), or names with a reference each: a number a band, or `#rrggbb`."""
     bands: tuple[int, ...] | None = None
@@ -104,6 +105,8 @@ class KMeans:
 
     def _best(self, dataset: Dataset) -> Clustering:
         """The clustering with the greatest index of Calinski and Harabasz (1974), judged on few points."""
+        if (dataset.values == dataset.values[:, :1]).all():
+            return fit_kmeans(dataset, 1, self.seed)
         points = startable(dataset, 2)
         total = points.weights.sum()
         mean = (points.values * points.weights).sum(axis=1) / total

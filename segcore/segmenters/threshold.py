@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from segcore.errors import FitError
+from segcore.errors import NothingToFit
 from segcore.methods.histogram import Bins, Values
 from segcore.methods.intensity import Band, Source, core_intensity, exceeds, intensity, select_source
 from segcore.methods.naming import check_names
@@ -156,11 +156,11 @@ class Threshold:
         return a.merge(b)
 
     def finish(self, total: Values) -> Fitter | Segmenter:
-        """The model, or the round of equal bins. Raises `FitError` where there is no valid pixel."""
+        """The model, or the round of equal bins. Raises `NothingToFit` where there is no valid pixel."""
         if self.value is not None or self.method == "local":
             return self.start()
         if total.pixels == 0:
-            raise FitError(
+            raise NothingToFit(
                 "A threshold can only be found in valid, finite pixels; the images have none. "
                 "Check nodata and masks, or leave these images out."
             )

@@ -318,3 +318,23 @@ def test_the_demo_ends_by_naming_the_files_to_open(tmp_path, maskloom):
     assert result.exit_code == 0, result.output
     assert "9 images done, 0 failed" in result.output
     assert str(tmp_path / "demo" / "previews" / "coffee.png") in result.output
+
+
+def test_a_model_that_is_gone_is_not_fitted_again_to_new_images_alone(collection, recipe, maskloom):
+    """Their classes would mean something else than those of the images before."""
+    last = collection.folder / "images" / "photo.png"
+    late = last.read_bytes()
+    last.unlink()
+    assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
+    (model,) = collection.output.glob("runs/*/model.json")
+    content = model.read_bytes()
+    model.unlink()
+    last.write_bytes(late)
+
+    refused = maskloom("run", recipe, "--no-prefect", "--quiet")
+    assert refused.exit_code == 1
+    assert str(model) in refused.output
+    assert "new output" in refused.output
+    model.write_bytes(content)
+    assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
+    assert len({path.read_bytes() for path in collection.output.glob("runs/*/model.json")}) == 1

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
+from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from segcore.errors import StoreError
 from segcore.storage import STAGING, Store, filesystem, version_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -84,19 +96,139 @@ def test_a_disk_that_refuses_is_a_store_error_that_names_the_place(tmp_path):
         Store(str(tmp_path / "file")).publish("a", b"x")
 
 
-def test_sweep_removes_what_dead_processes_left_and_nothing_else(tmp_path):
-    import platform
+def killed_while_writing(root: str, folder: Path) -> None:
+    """A process of this machine dies in the middle of a file, as by kill -9."""
+    program = """
+        import os, signal, sys, tempfile
+        from segcore.storage import Store
+        tempfile.tempdir = sys.argv[2]
+        with Store(sys.argv[1]).writing("masks/a.tif") as out:
+            out.write(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    code = "\n".join(line.strip() if not line.startswith(" " * 12) else line[8:] for line in program.splitlines())
+    ended = subprocess.run([sys.executable, "-c", code, root, str(folder)], cwd=ROOT, check=False, timeout=120)
+    assert ended.returncode == -signal.SIGKILL
 
-    staging = tmp_path / STAGING
-    staging.mkdir()
-    dead, living, foreign = (staging / f"{host}-{process}-0.tmp" for host, process in
-                             ((platform.node(), 2**22 + 1), (platform.node(), os.getpid()), ("elsewhere", 1)))  # fmt: skip
-    for path in (dead, living, foreign):
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_sweep_removes_what_dead_processes_left_and_nothing_else(tmp_path, monkeypatch, kind):
+    root = str(tmp_path / "out") if kind == "disk" else f"memory://{tmp_path.name}"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
+    folder = tmp_path / "out" / STAGING if kind == "disk" else tmp_path / "temp"
+    killed_while_writing(root, tmp_path / "temp")
+    (left,) = folder.iterdir()
+    # The same process number on another machine (or in another container, or before this boot) may be at work.
+    elsewhere = left.with_name(re.sub(r"-[0-9a-f]{12}-", "-0123456789ab-", left.name))
+    foreign = left.with_name("notes-of-somebody-1.tmp")
+    for path in (elsewhere, foreign):
         path.write_text("x")
+    store = Store(root)
+    assert store.temporaries() == sorted([left, elsewhere])
 
-    Store(str(tmp_path)).sweep()
+    with store.writing("masks/b.tif") as out:
+        out.write(b"half")
+        (living,) = set(folder.iterdir()) - {left, elsewhere, foreign}
+        store.sweep()
+        assert sorted(folder.iterdir()) == sorted([elsewhere, foreign, living])
 
-    assert sorted(staging.iterdir()) == sorted([living, foreign])
+    assert store.read("masks/b.tif") == b"half"
+    assert not store.exists("masks/a.tif")
+
+
+class Conflict(OSError):
+    """What clients of object stores raise, with the HTTP status where botocore keeps it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(22, "the store says no")
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+class Flaky(MemoryFileSystem):
+    """A store that refuses some puts; with `after`, it does so once the bytes are there, as if its reply was lost."""
+
+    protocol = "flaky"
+    refusals: ClassVar[list[int]] = []
+    after = False
+
+    def pipe_file(self, path, value, mode="overwrite", **_):
+        self._refuse(lambda: super(Flaky, self).pipe_file(path, value, mode=mode))
+
+    def put_file(self, lpath, rpath, **_):
+        self._refuse(lambda: super(Flaky, self).put_file(lpath, rpath))
+
+    def _refuse(self, put):
+        if not self.refusals:
+            put()
+            return
+        if self.after:
+            put()
+        # As s3fs does it: an error of Python's caused by the client's.
+        raise OSError(22, "refused") from Conflict(self.refusals.pop())
+
+
+@pytest.fixture
+def flaky(tmp_path, monkeypatch):
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr("segcore.storage._PAUSE", 0.001)
+    monkeypatch.setattr(Flaky, "after", False)
+    Flaky.refusals.clear()
+    return Store(f"flaky://{tmp_path.name}")
+
+
+@pytest.mark.parametrize("status", [409, 412])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_put_that_meets_a_conflict_is_made_again(flaky, monkeypatch, status, after):
+    monkeypatch.setattr(Flaky, "after", after)
+    for put in (flaky.publish, flaky.publish_new):
+        Flaky.refusals[:] = [status]
+        assert put(f"runs/{put.__name__}", b"x")
+        assert flaky.read(f"runs/{put.__name__}") == b"x"
+
+
+def test_a_conflict_over_bytes_of_another_is_lost(flaky, monkeypatch):
+    flaky.publish("runs/plan", b"theirs")
+    monkeypatch.setattr(Flaky, "exists", lambda self, path, **_: bool(Flaky.refusals) is False)
+    Flaky.refusals[:] = [412]
+    assert not flaky.publish_new("runs/plan", b"mine")
+    assert flaky.read("runs/plan") == b"theirs"
+
+
+@pytest.mark.parametrize(("refusals", "left"), [([403], 0), ([409] * 9, 5)])
+def test_what_does_not_pass_is_an_error_and_other_refusals_are_at_once(flaky, refusals, left):
+    for put in (flaky.publish, flaky.publish_new):
+        Flaky.refusals[:] = refusals
+        with pytest.raises(StoreError, match="runs/plan"):
+            put("runs/plan", b"x")
+        assert len(Flaky.refusals) == left
+        assert not flaky.exists("runs/plan")
+
+
+def test_a_listing_says_sizes_without_reading(store):
+    store.publish("masks/a/b.tif", b"four")
+    store.publish("masks/empty.png", b"")
+    assert {name: each.size for name, each in store.listed("masks").items()} == {"masks/a/b.tif": 4, "masks/empty.png": 0}
+    assert all(each.changed is not None and each.changed > 1e9 for each in store.listed("masks").values())
+    assert store.listed("nowhere") == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has renames that replace nothing")
+def test_without_hard_links_a_new_name_is_still_taken_once(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise PermissionError(errno.EPERM, "no hard links here", str(self), None, str(target))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    store = Store(str(tmp_path))
+    assert store.publish_new("plan", b"x")
+    assert store.publish_new("plan", b"x")
+    assert not store.publish_new("plan", b"y")
+    assert store.read("plan") == b"x"
+    assert not list((tmp_path / STAGING).iterdir())
+
+    monkeypatch.setattr("segcore.storage.ctypes.CDLL", lambda *_, **__: object())
+    with pytest.raises(StoreError, match="neither hard links"):
+        store.publish_new("other", b"x")
+    assert not store.exists("other")
 
 
 def test_an_unknown_protocol_is_a_clear_error():

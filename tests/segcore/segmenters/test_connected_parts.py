@@ -138,8 +138,17 @@ def test_no_valid_pixel_gives_no_object() -> None:
     empty = check.Picture(PHOTO.pixels, np.zeros(PHOTO.valid.shape, bool), "rgb")
     model = model_of(ConnectedParts(Threshold(value=3), fill_holes=True), PHOTO)
     assert not check.object_mask(model, empty, (32, 32))[0].any()
-    with pytest.raises(FitError, match="valid"):
-        model_of(ConnectedParts(Threshold()), empty)
+    fitted = model_of(ConnectedParts(Threshold()), empty)
+    assert fitted.classes == ("background", "foreground")
+    assert not check.object_mask(fitted, empty, (32, 32))[0].any()
+    with pytest.raises(ModelMismatch, match="has valid pixels"):
+        check.object_mask(fitted, PHOTO)
+
+
+def test_a_class_that_auto_did_not_find_is_a_fault_of_the_image() -> None:
+    recipe = ConnectedParts(KMeans(clusters="auto", max_clusters=3), parts=("cluster_2", "cluster_7"))
+    with pytest.raises(FitError, match="no class 'cluster_7'"):
+        model_of(recipe, PHOTO)
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -176,7 +185,7 @@ def test_objects_are_not_taken_apart_again() -> None:
     for of in (Threshold(), Threshold(value=3)):
         inner = ConnectedParts(of)
         with pytest.raises(RecipeError, match="finds objects by itself"):
-            model_of(ConnectedParts(inner), PHOTO)
+            ConnectedParts(inner).start()
 
 
 def test_an_image_that_does_not_suit_the_inner_segmenter_is_refused() -> None:

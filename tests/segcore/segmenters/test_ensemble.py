@@ -22,6 +22,7 @@ from segcore.methods.expectation import posteriors
 from segcore.methods.samples import SAMPLE_SIZE
 from segcore.model import SEGMENTERS, Exactness, Fitter, Footprint, Scorer, Segmenter, SegmenterRecipe
 from segcore.raster import Block, Labels, RasterSpec
+from segcore.segmenters.connected_parts import ConnectedParts
 from segcore.segmenters.ensemble import Ensemble, EnsembleModel, majority
 from segcore.segmenters.kmeans import KMeans
 from segcore.segmenters.mixture import MixtureModel, MixtureOfGaussians
@@ -311,6 +312,7 @@ class Finder(Rough):
         ((Threshold(), Threshold(classes=("b", "a"))), {"classes": ("a", "b")}, r"member 2 .*the ensemble \['a', 'b'\]"),
         ((Threshold(value=1), Threshold(value=2)), {"by": "scores"}, r"member 1 \(threshold\) has no scores"),
         ((Rough(), Finder()), {}, r"member 2 \(Finder\) finds objects"),
+        ((Threshold(), ConnectedParts(Threshold())), {}, r"member 2 \(connected_parts\) finds objects"),
     ],
 )
 def test_members_that_do_not_suit_are_named(members: tuple[SegmenterRecipe, ...], more: dict[str, Any], message: str) -> None:

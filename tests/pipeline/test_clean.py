@@ -1,0 +1,156 @@
+"""What dead runs leave is removed, and nothing that a living one may still write."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests_support import assert_same_results, photograph
+
+from segcore.storage import Store
+from tasks.publish import Tables
+
+WELL = "All masks, tables and sums are as they were written."
+DAYS = 2 * 86400
+
+
+@pytest.fixture
+def recipe(collection):
+    """Two small pictures in place of the collection's own."""
+    images = collection.folder / "images"
+    for path in [path for path in images.rglob("*") if path.is_file()]:
+        path.unlink()
+    for name in "ab":
+        Image.fromarray(photograph(60, 70)).save(images / f"{name}.png")
+    return collection.recipe(segmenter={"kind": "threshold", "value": 90})
+
+
+def killed_before_its_rows(maskloom, recipe, monkeypatch) -> None:
+    """A run that is stopped when its masks are there and its rows are not."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tables, "publish", stop)
+        assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 1
+
+
+def age(folder: Path) -> None:
+    """Make all files look as if they were written two days ago."""
+    then = time.time() - DAYS
+    for path in folder.rglob("*"):
+        os.utime(path, (then, then))
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_masks_of_an_image_that_went_after_a_kill(collection, recipe, maskloom, monkeypatch):
+    output = collection.output
+    killed_before_its_rows(maskloom, recipe, monkeypatch)
+    # The next run may go on with it: nothing is left over, however old.
+    age(output)
+    assert maskloom("clean", output).stdout == ""
+    assert maskloom("verify", output).stdout.strip() == WELL
+
+    (collection.folder / "images" / "b.png").unlink()
+    (output / "masks" / "notes.txt").write_text("mine")
+    assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
+    told = maskloom("verify", output)
+    assert told.exit_code == 1
+    assert [line.partition(":")[0] for line in told.stdout.splitlines()] == ["masks/b.png", "previews/b.png"]
+    assert f"maskloom clean {output}" in told.stdout
+
+    # The stopped run might be at work on another machine, and something of it was just written.
+    os.utime(output / "masks" / "b.png")
+    kept = maskloom("clean", output)
+    assert (kept.exit_code, kept.stdout) == (0, "")
+    assert [line.split(":")[1].strip() for line in kept.stderr.splitlines()] == ["masks/b.png", "previews/b.png"]
+    assert "0.0 hours ago" in kept.stderr
+
+    age(output)
+    before = names(output)
+    assert maskloom("clean", output, "--dry-run").stdout.count("would remove: ") == 2
+    assert names(output) == before
+    assert maskloom("clean", output).stdout.count("removed: ") == 2
+    assert before - names(output) == {"masks/b.png", "previews/b.png"}
+    assert maskloom("verify", output).stdout.strip() == WELL
+    (output / "masks" / "notes.txt").unlink()
+    assert maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "output=undisturbed").exit_code == 0
+    assert_same_results(output, collection.folder / "undisturbed")
+
+
+def test_the_mask_of_an_image_that_has_failed_since(collection, recipe, maskloom):
+    assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
+    (collection.folder / "images" / "b.png").write_bytes(b"no picture any more")
+    assert maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "max_failed_fraction=1").exit_code == 3
+    assert "masks/b.png: no image in the tables has it" in maskloom("verify", collection.output).stdout
+
+    # No run that could write it is unfinished, so it may go at once.
+    assert maskloom("clean", collection.output).stdout.count("removed: ") == 2
+    assert names(collection.output / "masks") == {"a.png"}
+    assert maskloom("verify", collection.output).exit_code == 0
+
+
+def test_a_mask_that_is_written_anew_meanwhile_stays(collection, recipe, maskloom):
+    from tasks.clean import leftovers, remove
+
+    assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
+    (collection.folder / "images" / "b.png").write_bytes(b"no picture any more")
+    assert maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "max_failed_fraction=1").exit_code == 3
+    found = leftovers(str(collection.output))
+    (collection.output / "masks" / "b.png").write_bytes(b"new")
+    assert [remove(str(collection.output), each) for each in found] == [False, True]
+    assert names(collection.output / "masks") == {"a.png", "b.png"}
+
+
+def test_what_a_finished_run_staged_goes_when_there_is_nothing_to_do(collection, recipe, maskloom):
+    """As after kill -9 between the manifest and the head."""
+    assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
+    output = collection.output
+    (run,) = [path.parent.name for path in output.glob("runs/*/manifest.json")]
+    (output / "runs" / "head.json").unlink()
+    Store(str(output)).publish(f"staging/{run}/a-1/0.part", b"part")
+    Store(str(output)).publish("staging/another-run/a-1/0.part", b"part")
+
+    assert "Nothing to do" in maskloom("run", recipe, "--no-prefect").output
+
+    assert names(output / "staging") == {"another-run/a-1/0.part"}
+
+
+@pytest.mark.parametrize("store", ["disk", "memory"])
+def test_temporary_files_of_other_machines_must_be_idle(collection, recipe, maskloom, monkeypatch, store):
+    monkeypatch.setattr(tempfile, "tempdir", str(collection.folder / "temp"))
+    (collection.folder / "temp").mkdir()
+    output = str(collection.output) if store == "disk" else f"memory://{collection.folder.name}"
+    assert maskloom("run", recipe, "--no-prefect", "--quiet", "--set", f"output={output}").exit_code == 0
+    folder = collection.output / "staging" if store == "disk" else collection.folder / "temp"
+    with Store(output).writing("masks/x") as out:
+        out.write(b"x")
+        (mine,) = folder.glob("*.tmp")
+        host, process, _, unique = mine.name.rsplit("-", 3)
+        for path in (
+            folder / f"{host}-{process}-0123456789ab-{unique}",
+            folder / "elsewhere-7-0123456789abcdef0123456789abcdef.tmp",  # of an earlier version
+            folder / "some other.tmp",
+        ):
+            path.write_text("x")
+        assert maskloom("clean", output).stderr.count("kept: ") == 2
+        age(folder)
+        assert maskloom("clean", output).stdout.count("removed: ") == 2
+        assert {path.name for path in folder.glob("*.tmp")} == {mine.name, "some other.tmp"}
+
+
+def test_a_folder_that_is_no_output_is_left_alone(tmp_path, maskloom):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").write_text("mine")
+    result = maskloom("clean", tmp_path)
+    assert result.exit_code == 2
+    assert "holds no run of maskloom" in result.output
+    assert names(tmp_path) == {"masks/a.png"}
