@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from segcore.parquet import read_parquet
 from segcore.storage import STAGING, Store
 from segcore.work import describe
 from tasks.fanout import Fanout
+
+log = logging.getLogger(__name__)
 
 HEAD = "runs/head.json"
 """The last finished run, so that nobody must read all manifests."""
@@ -137,7 +140,19 @@ def describe_sources(fanout: Fanout, sources: Sequence[Source], format_name: str
             items.update((source.uri, Item(source, None, Failure.of(answer))) for source in job.sources)
         else:
             items.update((item.source.uri, item) for item in answer)
-    return [items[source.uri] for source in sources]
+    described = [items[source.uri] for source in sources]
+    _say_notes(described)
+    return described
+
+
+def _say_notes(items: Sequence[Item]) -> None:
+    """Say what readers note of files: a line each kind of note, however many files it is about."""
+    about: dict[str, list[str]] = {}
+    for item in items:
+        for note in item.spec.notes if item.spec is not None else ():
+            about.setdefault(note, []).append(item.source.uri)
+    for note, uris in about.items():
+        log.warning("%s%s: %s.", uris[0], f" and {len(uris) - 1} more" if len(uris) > 1 else "", note)
 
 
 def make_plan(work: Work, head: Head, identity: str, items: Sequence[Item], committed: Mapping[str, Committed]) -> Plan:

@@ -10,23 +10,21 @@ PIL decodes; 16-bit colour, which PIL would cut to 8 bits, is decoded by OpenCV.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from segcore.errors import FormatError, ReadError
-from segcore.formats._open import MAX_PICTURE_PIXELS, Ranges, Source, require_kind, silence
+from segcore.formats._open import MAX_PICTURE_PIXELS, Source, require_kind, silence
 from segcore.formats._orientation import picture_orientation, turn, turn_shape
 from segcore.raster import FORMATS, RasterSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -73,7 +71,7 @@ class Picture:
         source = Source.of(location)
         head = source.head()
         kind = require_kind(location, head, "picture")
-        with _stream(source) as stream:
+        with source.stream() as stream:
             image = _opened(location, stream, kind)
         header = _header(image, head)
         shape, bands = turn_shape(header.shape, header.orientation), tuple(range(1, header.bands + 1))
@@ -144,21 +142,6 @@ class PictureReader:
         """Pixels and `valid` of a box; see `segcore.raster.Reader.read`."""
         valid = np.ones(box.shape, np.bool_) if self.valid is None else self.valid[box.slices].copy()
         return self.pixels[box.slices].copy(), valid
-
-
-@contextlib.contextmanager
-def _stream(source: Source) -> Iterator[Any]:
-    if source.local_path is not None:
-        with Path(source.local_path).open("rb") as file:
-            yield file
-        return
-    with Ranges(source) as ranges:
-        try:
-            yield ranges
-        finally:
-            # A store's failure looks like a broken file to PIL.
-            if ranges.failures:
-                raise ranges.failures[0]
 
 
 def _broken() -> tuple[type[Exception], ...]:
