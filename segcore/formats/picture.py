@@ -1,7 +1,7 @@
 """Photos and other plain pictures: PNG, JPEG, BMP and WebP, as people see them.
 
 Grey pictures have one band, all others red, green and blue: palettes are read as colours, CMYK is turned into RGB, EXIF
-orientation is applied, and of an animation the first frame counts. Grey of 1, 2 and 4 bits is spread over 0 to 255; 16 bits stay
+orientation is applied. Files of several pictures (animations, MPO) are refused. Grey of 1, 2 and 4 bits is spread over 0 to 255; 16 bits stay
 16 bits. A pixel is no data (`valid` False) where its alpha is 0 or where it has the PNG's transparent colour.
 
 These formats know no random access: a reader decodes the picture once and cuts boxes from it, so `chunks` is the whole shape.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from segcore.errors import FormatError, ReadError
+from segcore.formats._frames import notes_on_frames
 from segcore.formats._open import MAX_PICTURE_PIXELS, Source, require_kind, silence
 from segcore.formats._orientation import picture_orientation, turn, turn_shape
 from segcore.raster import FORMATS, RasterSpec
@@ -73,6 +74,7 @@ class Picture:
         kind = require_kind(location, head, "picture")
         with source.stream() as stream:
             image = _opened(location, stream, kind)
+        notes = notes_on_frames(location, source, image)
         header = _header(image, head)
         shape, bands = turn_shape(header.shape, header.orientation), tuple(range(1, header.bands + 1))
         return RasterSpec(
@@ -85,6 +87,7 @@ class Picture:
             version=version,
             file_bands=len(bands),
             interpretation="rgb" if len(bands) == 3 else "bands",
+            notes=notes,
         )
 
     def open(self, spec: RasterSpec) -> PictureReader:

@@ -152,7 +152,7 @@ def test_scenes_are_refused_by_name(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
         for name in ("left eye", "right eye"):
             file.write(PHOTO, metadata={"axes": "YX", "Name": name})
-    with pytest.raises(FormatError, match="2 pictures .'left eye', 'right eye'."):
+    with pytest.raises(FormatError, match=r"2 pictures \('left eye', 'right eye'\)"):
         describe(tmp_path / "a.ome.tif")
 
 
