@@ -13,7 +13,7 @@ from segcore.errors import FormatError
 from segcore.formats._dataset import Dataset
 from segcore.formats._open import MAX_PICTURE_PIXELS, Source
 from segcore.formats._orientation import UPRIGHT, turn_shape
-from segcore.formats._tiff_beside import header_files
+from segcore.formats._tiff_beside import metadata_file, place_beside
 from segcore.raster import Space
 
 if TYPE_CHECKING:
@@ -82,31 +82,46 @@ class Layout:
         return turn_shape(self.shape, self.orientation)
 
 
-def read_layout(dataset: Dataset, source: Source, page: Page) -> Layout:
-    """The layout of a page that is open. Raises `FormatError` for what we do not read, and what `_dataset.errors` names."""
-    beside = header_files(source, dataset.run(lambda: not dataset.raw.transform.is_identity))
-    if not beside:
-        return _layout_of(dataset, dataset, source.location, page)
-    with contextlib.closing(Dataset.open(source, beside, dataset.directory)) as header:
-        return _layout_of(dataset, header, source.location, page)
+def read_layout(dataset: Dataset, source: Source, page: Page, space: Space | None = None) -> Layout:
+    """The layout of a page that is open. `space` says where it lies; None: ask the file, and then what lies beside it.
 
-
-def _layout_of(dataset: Dataset, header: Dataset, location: str, page: Page) -> Layout:
-    """The layout, of an image whose header is told by another dataset, which knows what lies beside it."""
-    space = header.run(_space, header.raw)
-    layout = header.run(_layout, header.raw, location, space, page)
+    Raises `FormatError` for what we do not read, and what `_dataset.errors` names.
+    """
+    beside = metadata_file(source)
+    with contextlib.ExitStack() as stack:
+        header = dataset
+        if beside:
+            header = stack.enter_context(contextlib.closing(Dataset.open(source, beside, dataset.directory)))
+        layout = header.run(_layout, header.raw, source.location, page)
+        if space is None:
+            space, notes = header.run(_space, header.raw), layout.notes
+            if not space.placed:
+                space, more = place_beside(source, header.run(lambda: header.raw.crs.to_wkt() if header.raw.crs else None))
+                notes += more
+            layout = replace(layout, notes=(*notes, *_unplaced(space)))
     own = dataset.run(lambda: _palette(dataset.raw, layout.data, layout.dtype))
     if layout.palette is not None and own is not None and not page.coloured and np.array_equal(layout.palette, own):
         # GDAL invents colours of 8 bits where 0 is white, for one bit, and for masks.
         layout = replace(layout, palette=None)
     elif layout.palette is not None:
         layout = replace(layout, white=None)
-    layout = replace(layout, masks=dataset.run(lambda: _masks(dataset.raw.mask_flag_enums, layout.data)))
+    masks = dataset.run(lambda: _masks(dataset.raw.mask_flag_enums, layout.data))
     # A georeference is of the pixels as stored, and whoever georeferences an image ignores the tag, as GDAL does.
-    return layout if space.placed else replace(layout, orientation=page.orientation)
+    return replace(layout, masks=masks, space=space, orientation=UPRIGHT if space.placed else page.orientation)
 
 
-def _layout(raw: Any, location: str, space: Space, page: Page) -> Layout:
+def _unplaced(space: Space) -> Iterator[str]:
+    """Why areas of an image are in pixels that is not unplaced."""
+    if space.affine is None and space.gcps:
+        yield (
+            f"it is placed by {len(space.gcps)} ground control points, which the mask keeps; areas are in px, since they say nothing of "
+            "single pixels. Set ground_control: affine for the transform that fits them best, or warp it first (gdalwarp)"
+        )
+    elif space.affine is None and space.rpcs:
+        yield "it is placed by the rational polynomials (RPC) of its camera, which the mask keeps; areas are in px. Rectify it first (gdalwarp -rpc)"
+
+
+def _layout(raw: Any, location: str, page: Page) -> Layout:
     if raw.count > MAX_BANDS:
         raise FormatError(f"{location} has {raw.count} bands; the limit is {MAX_BANDS}. Leave it out of `inputs`.")
     uses = [use.name for use in raw.colorinterp]
@@ -128,7 +143,7 @@ def _layout(raw: Any, location: str, space: Space, page: Page) -> Layout:
         white=_white(raw, page, dtype),
         palette=_palette(raw, data, dtype),
         rgb=[uses[band - 1] for band in data[:3]] == ["red", "green", "blue"],
-        space=space,
+        space=Space(),
         notes=tuple(_notes(raw, page, data, dtype)),
     )
     _refuse_giants(location, layout, raw)
@@ -158,8 +173,14 @@ def _notes(raw: Any, page: Page, data: Sequence[int], dtype: str) -> Iterator[st
 def _space(raw: Any) -> Space:
     # Without a geotransform rasterio gives the identity, which no map has.
     affine: Affine = tuple(raw.transform)[:6]
-    known = not raw.transform.is_identity and all(map(math.isfinite, affine)) and raw.transform.determinant != 0
-    return Space(affine, raw.crs.to_wkt() if raw.crs else None) if known else Space()
+    rpcs = tuple(sorted(raw.tags(ns="RPC").items()))
+    if not raw.transform.is_identity and all(map(math.isfinite, affine)) and raw.transform.determinant != 0:
+        return Space(affine, raw.crs.to_wkt() if raw.crs else None, rpcs=rpcs)
+    points, crs = raw.gcps
+    gcps = tuple((point.col, point.row, point.x, point.y, point.z or 0.0) for point in points)
+    if not all(math.isfinite(number) for point in gcps for number in point):
+        gcps = ()
+    return Space(gcps=gcps, gcp_crs=crs.to_wkt() if gcps and crs else None, rpcs=rpcs)
 
 
 def _palette(raw: Any, data: Sequence[int], dtype: str) -> NDArray[np.uint8] | None:

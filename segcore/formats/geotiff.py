@@ -253,7 +253,7 @@ def _page_reader(source: Source, contents: Contents, number: int, spec: RasterSp
     page = contents.pages[number - 1]
     with contextlib.ExitStack() as stack:
         dataset = stack.enter_context(contextlib.closing(_opened(source, contents, page)))
-        layout = read_layout(dataset, source, page)
+        layout = read_layout(dataset, source, page, spec.space)
         mask = None
         # As in GDAL, a mask in the file goes before one beside it.
         if not layout.masks:
