@@ -161,7 +161,7 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
     if interrupted is not None:
         require_memory(order, (item for shard in interrupted.shards for item in shard.items), available)
         return interrupted
-    items = describe_sources(fanout, inventory.pending, recipe.format)
+    items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
     require_memory(order, items, available)
     settings = {**work.settings, "libraries": _versions(), "machine": platform.machine(), "python": platform.python_version()}
     plan = make_plan(replace(work, settings=settings), head, identity, items, inventory.committed)

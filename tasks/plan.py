@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore import errors
-from segcore.jobs import DescribeJob
+from segcore.jobs import DescribeJob, GroundControl
 from segcore.manifest import Failure, Item, Plan, Shard, Source, canonical, load_spec, run_id
 from segcore.parquet import read_parquet
 from segcore.storage import STAGING, Store
@@ -131,9 +131,12 @@ def pending(sources: Iterable[Source], committed: Mapping[str, Committed], finge
     return [source for source in sources if not settled(source)]
 
 
-def describe_sources(fanout: Fanout, sources: Sequence[Source], format_name: str | None) -> list[Item]:
+def describe_sources(
+    fanout: Fanout, sources: Sequence[Source], format_name: str | None, ground_control: GroundControl = "keep"
+) -> list[Item]:
     """The headers of all sources, read by the workers, in the order of the sources."""
-    jobs = [DescribeJob(tuple(sources[i : i + DESCRIBE_BUNDLE]), format_name) for i in range(0, len(sources), DESCRIBE_BUNDLE)]
+    starts = range(0, len(sources), DESCRIBE_BUNDLE)
+    jobs = [DescribeJob(tuple(sources[i : i + DESCRIBE_BUNDLE]), format_name, ground_control) for i in starts]
     items: dict[str, Item] = {}
     for job, answer in fanout.map(describe, jobs):
         if isinstance(answer, errors.WorkerDied):

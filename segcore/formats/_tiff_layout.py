@@ -87,17 +87,17 @@ def read_layout(dataset: Dataset, source: Source, page: Page, space: Space | Non
 
     Raises `FormatError` for what we do not read, and what `_dataset.errors` names.
     """
-    beside = metadata_file(source)
+    metadata = metadata_file(source)
     with contextlib.ExitStack() as stack:
         header = dataset
-        if beside:
-            header = stack.enter_context(contextlib.closing(Dataset.open(source, beside, dataset.directory)))
+        if metadata:
+            header = stack.enter_context(contextlib.closing(Dataset.open(source, metadata, dataset.directory)))
         layout = header.run(_layout, header.raw, source.location, page)
         if space is None:
             space, notes = header.run(_space, header.raw), layout.notes
-            if not space.placed:
-                space, more = place_beside(source, header.run(lambda: header.raw.crs.to_wkt() if header.raw.crs else None))
-                notes += more
+            if space.affine is None and not space.gcps:
+                beside, said = place_beside(source, header.run(lambda: header.raw.crs.to_wkt() if header.raw.crs else None))
+                space, notes = replace(beside, rpcs=space.rpcs or beside.rpcs), (*notes, *said)
             layout = replace(layout, notes=(*notes, *_unplaced(space)))
     own = dataset.run(lambda: _palette(dataset.raw, layout.data, layout.dtype))
     if layout.palette is not None and own is not None and not page.coloured and np.array_equal(layout.palette, own):
