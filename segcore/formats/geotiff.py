@@ -3,13 +3,15 @@
 Which pixels are data (`valid`), among the bands that are read:
 
 - a float pixel with NaN or infinity in any band is not; it comes out as 0, so that nobody computes with NaN;
-- a pixel that has the file's nodata value is not: in all bands for RGB pictures (black is rare, one channel at 0
-  is not), in any band otherwise. Nodata that the type cannot hold means nothing. In a palette file it is an index;
+- a pixel that has the nodata value is not: in all bands of the file for RGB pictures (black is rare, one channel at 0 is not), in any
+  band that is read otherwise (a number that the file disowns must not be computed with). Nodata that the type cannot hold means
+  nothing. In a palette file it is an index, and where 0 is white a stored number;
 - a pixel of alpha 0, of a palette colour with alpha 0, or of an index without a colour, is not;
 - a pixel that an internal or side-car (.msk) mask hides is not.
 
-A palette becomes the three bands of its colours. An alpha band is no data band: band 4 of (red, green, blue, alpha, infrared)
-is infrared. Other values come as GDAL gives them, without scale and offset.
+Whole numbers of a file whose 0 is white (MinIsWhite) are turned round, so that larger is brighter. Pages that the file calls
+channels are bands; see `_tiff_contents`. A palette becomes the three bands of its colours. An alpha band is no data band: band 4
+of (red, green, blue, alpha, infrared) is infrared. Other values come as GDAL gives them, without scale and offset.
 """
 
 from __future__ import annotations
@@ -170,8 +172,9 @@ class TiffReader:
         stored = (1,) if layout.palette is not None else spec.bands
         bands = [layout.data[band - 1] for band in stored]
         pixels, alpha = self._interleaved(box, bands)
-        together = spec.interpretation == "rgb" and layout.palette is None
-        _drop_nodata(pixels, [layout.nodata[band - 1] for band in stored], valid, together)
+        absent = self._nodata(box, bands, pixels)
+        if absent is not None:
+            valid &= ~absent
         if alpha is not None:
             valid &= alpha != 0
         for band in layout.masks if len(layout.masks) == 1 else [band for band in bands if band in layout.masks]:
@@ -189,6 +192,19 @@ class TiffReader:
                 valid &= ~hidden[index]
             pixels = np.take(layout.palette[:, [band - 1 for band in spec.bands]], index, axis=0)
         return pixels, valid
+
+    def _nodata(self, box: Box, bands: Sequence[int], pixels: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """Where pixels have the nodata value: in all bands of the file for a picture in colours, else in any that is read. None: nowhere."""
+        layout = self.layout
+        of_band = dict(zip(layout.data, layout.nodata, strict=True))
+        if layout.rgb and set(bands) != set(layout.data) and all(map(_comparable, layout.nodata)):
+            bands, pixels = layout.data, self._interleaved(box, layout.data)[0]
+        same = [pixels[..., i] == pixels.dtype.type(of_band[band]) for i, band in enumerate(bands) if _comparable(of_band[band])]
+        if not same or (layout.rgb and len(same) < len(bands)):
+            return None
+        combine = np.logical_and if layout.rgb else np.logical_or
+        found: NDArray[np.bool_] = combine.reduce(same)
+        return found
 
     def _interleaved(self, box: Box, bands: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Pixels, channel-last, and alpha. GDAL gives bands one after the other; strips of few rows are interleaved in turn."""
@@ -292,16 +308,8 @@ def _merge(planes: NDArray[Any], out: NDArray[Any]) -> None:
         out[..., channel] = plane
 
 
-def _drop_nodata(pixels: NDArray[Any], values: Sequence[float | None], valid: NDArray[np.bool_], together: bool) -> None:
-    """Take pixels out of `valid` that have the nodata value of their band: in any band, or in all of them together."""
-    known = [(channel, value) for channel, value in enumerate(values) if value is not None and not math.isnan(value)]
-    if not known or (together and len(known) < len(values)):
-        return
-    found = [pixels[..., channel] == pixels.dtype.type(value) for channel, value in known]
-    absent = found[0]
-    for same in found[1:]:
-        absent = absent & same if together else absent | same
-    valid &= ~absent
+def _comparable(nodata: float | None) -> bool:
+    return nodata is not None and not math.isnan(nodata)
 
 
 def _drop_not_finite(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> None:
