@@ -130,6 +130,9 @@ class Source:
 
     def beside(self, path: str) -> Source | None:
         """Another regular file of the same store, if it exists. Raises `Unavailable`."""
+        if "?" in self.path and self.location.startswith(("http://", "https://")):
+            # A name made of an address with a query may be answered with the image itself.
+            return None
         with _store_errors(self.location):
             return Source(path, self.store, path) if self.store.isfile(path) else None
 

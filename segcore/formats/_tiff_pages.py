@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 FIRST_DIRECTORY = {42: (4, "I"), 43: (8, "Q")}
 """Where the header says where the first directory lies, and as what, by the version of the file."""
-MAX_PAGES = 2**16
-MAX_DESCRIPTION_BYTES = 64 << 20
+MAX_PAGES = 2**13
+MAX_DESCRIPTION_BYTES = 16 << 20
 _MAX_ENTRIES = 4096
+_MAX_CHILDREN = 64
 _MAX_VALUES = 2**16
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
 _LETTERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
@@ -222,7 +223,7 @@ def _page_of(directory: _Directory, offset: int, described: bool) -> Page:
         tiled=tiled,
         compressed=directory.number(259, 1) != 1,
         data_offset=directory.number(324 if tiled else 273, 0),
-        children=directory.numbers(330),
+        children=directory.numbers(330, most=_MAX_CHILDREN),
         depth=max(directory.number(32997, 1), directory.tags.get(33629, (0, 1))[1]),
         orientation=orientation if 1 <= orientation <= 8 else UPRIGHT,
         description=directory.text(270) if described else "",

@@ -166,21 +166,12 @@ class TiffReader:
 
     def _read(self, box: Box) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         layout, spec = self.layout, self.spec
-        valid = np.ones(box.shape, np.bool_)
         if box.size == 0:
-            return np.empty((*box.shape, spec.channels), spec.dtype), valid
+            return np.empty((*box.shape, spec.channels), spec.dtype), np.ones(box.shape, np.bool_)
         stored = (1,) if layout.palette is not None else spec.bands
         bands = [layout.data[band - 1] for band in stored]
         pixels, alpha = self._interleaved(box, bands)
-        absent = self._nodata(box, bands, pixels)
-        if absent is not None:
-            valid &= ~absent
-        if alpha is not None:
-            valid &= alpha != 0
-        for band in layout.masks if len(layout.masks) == 1 else [band for band in bands if band in layout.masks]:
-            valid &= self.dataset.raw.read_masks(band, window=_window(box)) != 0
-        if self.mask is not None:
-            valid &= self.mask.valid(bands, _window(box))
+        valid = self._valid(box, bands, pixels, alpha)
         if pixels.dtype.kind == "f":
             _drop_not_finite(pixels, valid)
         if layout.white is not None:
@@ -192,6 +183,20 @@ class TiffReader:
                 valid &= ~hidden[index]
             pixels = np.take(layout.palette[:, [band - 1 for band in spec.bands]], index, axis=0)
         return pixels, valid
+
+    def _valid(self, box: Box, bands: Sequence[int], pixels: NDArray[Any], alpha: NDArray[Any] | None) -> NDArray[np.bool_]:
+        """Where nodata, alpha and masks leave pixels that are data; `pixels` are as stored."""
+        layout, valid = self.layout, np.ones(box.shape, np.bool_)
+        absent = self._nodata(box, bands, pixels)
+        if absent is not None:
+            valid &= ~absent
+        if alpha is not None:
+            valid &= alpha != 0
+        for band in layout.masks if len(layout.masks) == 1 else [band for band in bands if band in layout.masks]:
+            valid &= self.dataset.raw.read_masks(band, window=_window(box)) != 0
+        if self.mask is not None:
+            valid &= self.mask.valid(bands, _window(box))
+        return valid
 
     def _nodata(self, box: Box, bands: Sequence[int], pixels: NDArray[Any]) -> NDArray[np.bool_] | None:
         """Where pixels have the nodata value: in all bands of the file for a picture in colours, else in any that is read. None: nowhere."""

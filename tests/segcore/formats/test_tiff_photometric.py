@@ -91,6 +91,18 @@ def test_alpha_of_a_white_as_0_file_is_not_inverted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(valid, PHOTO > 40)
 
 
+@pytest.mark.parametrize(
+    ("extra", "bands"), [("unspecified", (1, 2, 3, 4)), ("assocalpha", (1, 2, 3)), ("unassalpha", (1, 2, 3))]
+)
+def test_an_extra_sample_is_alpha_only_where_the_file_says_so(tmp_path: Path, extra: str, bands: tuple[int, ...]) -> None:
+    stored = np.random.default_rng(0).integers(0, 4, (20, 30, 4), np.uint8) * 80
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=[extra])
+    pixels, valid, spec = read(tmp_path / "a.tif")
+    assert (spec.bands, spec.interpretation) == (bands, "rgb")
+    np.testing.assert_array_equal(pixels, stored[..., : len(bands)])
+    np.testing.assert_array_equal(valid, True if len(bands) == 4 else stored[..., 3] != 0)
+
+
 @pytest.mark.parametrize("nodata", [0, 700, 65535])
 def test_nodata_of_a_white_as_0_file_is_a_stored_number(tmp_path: Path, nodata: int) -> None:
     stored = PHOTO.astype(np.uint16) * 200 + 1
