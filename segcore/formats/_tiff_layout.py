@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -166,8 +167,11 @@ def _notes(raw: Any, page: Page, data: Sequence[int], dtype: str) -> Iterator[st
     system = _COLOUR_SYSTEMS.get(page.photometric or 0)
     if system is not None and not any(use.name == "red" for use in raw.colorinterp):
         yield f"its bands are {system}, and are taken as they are stored; convert it to RGB if colours are meant"
-    if any(raw.scales[band - 1] != 1 or raw.offsets[band - 1] != 0 for band in data):
-        yield "its header names a scale or an offset: values are taken as stored, and so are thresholds and radii"
+    scaled = dict.fromkeys((raw.scales[band - 1], raw.offsets[band - 1]) for band in data)
+    if any(pair != (1, 0) for pair in scaled):
+        # With the numbers: files of one collection that differ in them get a line each.
+        named = ", ".join(f"scale {scale:g} and offset {offset:g}" for scale, offset in itertools.islice(scaled, 3))
+        yield f"its header names {named}: values are taken as stored, and so are thresholds and radii"
 
 
 def _space(raw: Any) -> Space:

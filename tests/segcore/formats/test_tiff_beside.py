@@ -160,12 +160,14 @@ def test_a_mask_beside_an_image_means_what_it_means_to_gdal(tmp_path: Path, flag
 def test_a_world_file_places_an_image_that_does_not_say_where_it_lies(
     tmp_path: Path, image: str, world: str, remote: bool
 ) -> None:
-    write(tmp_path / image)
+    write(tmp_path / image, crs="EPSG:32633")
     (tmp_path / world).write_text("10\n1\n2\n-10\n500005\n5299995\n")
     with rasterio.open(tmp_path / image) as file:
         expected = file.transform
     assert not expected.is_identity
-    assert everything(f"{stored(tmp_path, remote)}/{image}")[2].space.affine == pytest.approx(tuple(expected)[:6])
+    space = everything(f"{stored(tmp_path, remote)}/{image}")[2].space
+    assert space.affine == pytest.approx(tuple(expected)[:6])
+    assert rasterio.crs.CRS.from_wkt(space.crs).to_epsg() == 32633
 
 
 def test_the_place_in_the_image_goes_before_a_world_file(tmp_path: Path) -> None:

@@ -228,6 +228,17 @@ def test_levels_of_a_pyramid_and_masks_belong_to_the_picture(tmp_path: Path, cha
     np.testing.assert_array_equal(valid, PHOTO > 50)
 
 
+@pytest.mark.parametrize(
+    "options", [{"ome": True}, {"imagej": True}, {}, {"metadata": None, "planarconfig": "separate"}], ids=str
+)
+def test_one_page_with_all_colours_is_one_picture(tmp_path: Path, options: dict[str, Any]) -> None:
+    colours = data.astronaut()[:80, :112]
+    planes = np.moveaxis(colours, -1, 0) if "planarconfig" in options else colours
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", **options)
+    np.testing.assert_array_equal(read(tmp_path / "a.tif")[0], colours)
+    assert (describe(tmp_path / "a.tif").interpretation, describe(tmp_path / "a.tif").notes) == ("rgb", ())
+
+
 def test_overviews_that_gdal_builds_belong_to_the_picture(tmp_path: Path) -> None:
     with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", width=112, height=80, count=1, dtype="uint8") as file:
         file.write(PHOTO, 1)

@@ -197,4 +197,4 @@ def test_scale_and_offset_are_not_applied_and_that_is_said(tmp_path: Path) -> No
         file.scales, file.offsets = (0.0001,), (-0.1,)
     pixels, _, spec = read(path)
     np.testing.assert_array_equal(pixels[..., 0], PHOTO)
-    assert "scale" in spec.notes[0]
+    assert "scale 0.0001 and offset -0.1" in spec.notes[0]
