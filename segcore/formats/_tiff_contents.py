@@ -10,6 +10,7 @@ description that speaks of other sizes than the page has was left over by a prog
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _MOST_COUNTED = 20
 """Pages that are counted for a message; of a file in a far store each may be a request."""
 _MOST_CHANNELS = 4096
-_ATTACHMENTS = re.compile(r"label|macro|thumbnail|overview", re.IGNORECASE)
+_ATTACHMENTS = re.compile(r"(label|macro|thumbnail|overview)( image)?", re.IGNORECASE)
 """Names of the pictures that slide scanners put beside the slide."""
 _CHANNELS_HELP = "If they are channels of one picture, save them as OME-TIFF or as an ImageJ hyperstack, which say so."
 _SPLIT_HELP = "Write each into a file of its own (with Fiji, bfconvert, tiffsplit, or gdal_translate GTIFF_DIR:2:FILE)"
@@ -83,25 +84,33 @@ def _contents(pages: Pages, source: Source) -> Contents:
         raise _stacked(source.location, _Axes("a TIFF", unnamed=first.depth))
     ome = _ome_root(source.location, first) if "<OME" in first.description else None
     if ome is not None:
-        return _ome(pages, ome, [first, *_until(chain, _MOST_CHANNELS)])
+        return _ome(pages, source, ome, [first, *_until(chain, _MOST_CHANNELS)])
     axes = _imagej(first) or _tifffile(first) or _Axes("a TIFF")
-    if axes.slices > 1 or axes.times > 1:
-        raise _stacked(source.location, axes)
     most = max(axes.channels, _MOST_COUNTED)
     found = [first, *_until(chain, most)]
     slide = first.description.startswith("Aperio") and first.tiled
     further = [page for page in found[1:] if page.content and not (slide and (not page.tiled or page.shrinks(first)))]
-    if not further and axes.planes > 1 and _hides(first, source.size()):
-        raise FormatError(
-            f"{source.location} is {axes.writer} of {axes.planes} pictures behind one directory, where only the program that wrote it finds "
-            f"them. Save it as OME-TIFF. {_CHANNELS_HELP}"
-        )
     _refuse_hidden_originals(pages, first, further)
+    if not further and axes.planes > 1:
+        return _alone(source, first, axes)
+    if axes.slices > 1 or axes.times > 1:
+        raise _stacked(source.location, axes)
     if axes.channels > 1 and further:
         return Contents(first, _channels(source.location, axes, [first, *further]))
     if further:
         raise _unexplained(source.location, 1 + len(further), most)
     return Contents(first, (first,), (SLIDE_NOTE,) if slide and any(not page.tiled for page in found) else ())
+
+
+def _alone(source: Source, page: Page, axes: _Axes) -> Contents:
+    """The only page of a file whose description speaks of more. Raises `FormatError` where more lies behind that page."""
+    if not page.compressed and page.data_offset + 2 * page.plane_bytes <= source.size():
+        raise FormatError(
+            f"{source.location} is {axes.writer} of {axes.planes} pictures behind one directory, where only the program that wrote it finds "
+            f"them. Save it as OME-TIFF. {_CHANNELS_HELP}"
+        )
+    # Whoever takes a page out of a stack often leaves the description as it was.
+    return Contents(page, (page,), (f"its description speaks of {axes.planes} pictures; the file holds one, which is read",))
 
 
 def _until(chain: Iterator[Page], most: int) -> Iterator[Page]:
@@ -174,14 +183,9 @@ def _tifffile(page: Page) -> _Axes | None:
     return _Axes("a stack of tifffile", channels, slices, times, max(1, planes // (channels * slices * times)))
 
 
-def _hides(page: Page, size: int) -> bool:
-    """Whether a file of so many bytes has room for a second picture right behind the pixels of its page."""
-    return not page.compressed and page.data_offset + 2 * page.plane_bytes <= size
-
-
-def _ome(pages: Pages, root: Element, found: Sequence[Page]) -> Contents:
+def _ome(pages: Pages, source: Source, root: Element, found: Sequence[Page]) -> Contents:
     """The channels of an OME-TIFF."""
-    location, first = pages.location, found[0]
+    location, first = source.location, found[0]
     images = [(image.get("Name") or image.get("ID") or "", image.find("{*}Pixels")) for image in root.findall("{*}Image")]
     pixels = images[0][1] if images else None
     if pixels is None:
@@ -189,7 +193,7 @@ def _ome(pages: Pages, root: Element, found: Sequence[Page]) -> Contents:
             f"{location} is OME-TIFF, but what it holds is told in another file ({_companion(root)}). "
             "Save it as one OME-TIFF with its metadata."
         )
-    attached = [_ATTACHMENTS.search(name) is not None for name, _ in images]
+    attached = [_ATTACHMENTS.fullmatch(name.strip()) is not None for name, _ in images]
     if attached[0] or attached.count(False) > 1:
         named = ", ".join(repr(name) for name, _ in images[:5]) + (", ..." if len(images) > 5 else "")
         raise FormatError(
@@ -197,14 +201,17 @@ def _ome(pages: Pages, root: Element, found: Sequence[Page]) -> Contents:
         )
     channels, slices, times = (max(1, _whole(pixels.get(f"Size{axis}"), 1)) for axis in "CZT")
     axes = _Axes("an OME-TIFF", channels, slices, times)
+    _refuse_other_files(location, root, pixels)
+    if axes.planes > first.samples and not any(page.content for page in found[1:]):
+        return _alone(source, first, axes)
     if slices > 1 or times > 1:
         raise _stacked(location, axes)
-    if channels % first.samples:
+    if channels % first.samples or channels // first.samples > _MOST_CHANNELS:
         raise FormatError(
             f"{location} has {first.samples} samples a pixel, which {channels} channels, as its OME metadata has it, cannot be made of. "
             "Write the file again."
         )
-    numbers = _ome_pages(location, root, pixels, channels // first.samples)
+    numbers = _ome_pages(pixels, channels // first.samples)
     beyond = [number for number in numbers if number >= len(found)]
     if beyond:
         raise FormatError(
@@ -242,24 +249,27 @@ def _companion(root: Element) -> str:
     return (binary.get("MetadataFile") if binary is not None else None) or "not named"
 
 
-def _ome_pages(location: str, root: Element, pixels: Element, count: int) -> list[int]:
-    """The number of the page of each channel. Raises `FormatError` where one lies in another file."""
-    where: dict[int, int] = {}
-    following = 0
-    for data in pixels.findall("{*}TiffData"):
-        uuid = data.find("{*}UUID")
-        if uuid is not None and (uuid.text or "").strip() != (root.get("UUID") or "").strip():
+def _refuse_other_files(location: str, root: Element, pixels: Element) -> None:
+    own = (root.get("UUID") or "").strip()
+    for uuid in pixels.iterfind("{*}TiffData/{*}UUID"):
+        if (uuid.text or "").strip() != own:
             raise FormatError(
                 f"{location} is one of several files of an OME-TIFF; a part lies in {uuid.get('FileName') or uuid.text}. "
                 "Save the channels in one file."
             )
+
+
+def _ome_pages(pixels: Element, count: int) -> list[int]:
+    """The number of the page of each of so many channels, of one slice and one time."""
+    where: dict[int, int] = {}
+    following = 0
+    for data in itertools.islice(pixels.iterfind("{*}TiffData"), count):
         start, channel = _whole(data.get("IFD"), following), _whole(data.get("FirstC"), 0)
         # Without a number of planes it is one where the place is named, else all.
         planes = _whole(data.get("PlaneCount"), 1 if data.get("IFD") is not None else count)
-        for i in range(min(planes, count)):
-            where.setdefault(channel + i, start + i)
+        where.update((channel + i, start + i) for i in range(min(planes, count - channel)) if channel + i not in where)
         following = start + planes
-    return [where.get(channel, channel) for channel in range(count)] if where else list(range(count))
+    return [where.get(channel, channel) for channel in range(count)]
 
 
 def _stacked(location: str, axes: _Axes) -> FormatError:

@@ -203,7 +203,15 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize("placed", [{"gcps": POINTS, "crs": "EPSG:4326"}, {"gcps": POINTS, "crs": "EPSG:32633"}, {}])
+PLACES = [
+    {"gcps": POINTS, "crs": "EPSG:4326"},
+    {"gcps": POINTS, "crs": "EPSG:32633"},
+    {"transform": rasterio.Affine(10, 1, 5e5, 1, -10, 5e6), "crs": "EPSG:32633"},
+    {},
+]
+
+
+@pytest.mark.parametrize("placed", PLACES)
 @pytest.mark.parametrize("rpcs", [{}, RPCS])
 def test_control_points_and_polynomials_are_kept_as_gdal_translate_keeps_them(tmp_path, placed, rpcs):
     source, translated = tmp_path / "a.tif", tmp_path / "b.tif"
@@ -217,7 +225,7 @@ def test_control_points_and_polynomials_are_kept_as_gdal_translate_keeps_them(tm
         rasterio.open(translated) as theirs,
     ):
         assert [point.asdict() | {"id": 0} for point in ours.gcps[0]] == [point.asdict() | {"id": 0} for point in theirs.gcps[0]]
-        assert len(ours.gcps[0]) == (len(POINTS) if placed else 0)
+        assert len(ours.gcps[0]) == (len(POINTS) if "gcps" in placed else 0)
         assert ours.gcps[1] == theirs.gcps[1]
         assert ours.rpcs == theirs.rpcs
         assert (ours.rpcs is not None) == bool(rpcs)

@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
@@ -296,6 +297,36 @@ def test_a_description_that_was_left_over_by_a_crop_counts_for_nothing(tmp_path:
         file.write(part)
         file.update_tags(TIFFTAG_IMAGEDESCRIPTION=tags["TIFFTAG_IMAGEDESCRIPTION"])
     np.testing.assert_array_equal(read(tmp_path / "b.tif")[0][..., 0], PHOTO[8:40, :60])
+
+
+@pytest.mark.parametrize(
+    "options", [says({"axes": "ZYX"}, imagej=True), CHANNELS["imagej"], CHANNELS["ome"], says({"axes": "TYX"}, ome=True)], ids=str
+)
+def test_a_page_that_was_taken_out_of_a_stack_is_read_and_its_description_spoken_of(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", STACK, **options)
+    rasterio.shutil.copy(f"GTIFF_DIR:1:{tmp_path / 'a.tif'}", tmp_path / "b.tif", driver="GTiff")
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert len(file.pages) == 1
+        assert file.pages[0].description
+    np.testing.assert_array_equal(read(tmp_path / "b.tif")[0][..., 0], PHOTO)
+    assert "speaks of 3 pictures; the file holds one" in describe(tmp_path / "b.tif").notes[0]
+
+
+def test_the_advice_for_pages_of_which_nothing_is_said_leads_to_files_that_are_read(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", STACK, photometric="minisblack")
+    for number, plane in enumerate(STACK, 1):
+        rasterio.shutil.copy(f"GTIFF_DIR:{number}:{tmp_path / 'a.tif'}", tmp_path / f"{number}.tif", driver="GTiff")
+        np.testing.assert_array_equal(read(tmp_path / f"{number}.tif")[0][..., 0], plane)
+
+
+def test_numbers_of_ome_metadata_that_nobody_can_have_cost_nothing(tmp_path: Path) -> None:
+    write_ome(tmp_path / "a.tif", STACK, [(0, 0), (1, 1)], 'SizeC="3"', 'SizeC="999999999"')
+    with pytest.raises(FormatError, match="999999999 channels"):
+        describe(tmp_path / "a.tif")
+    write_ome(tmp_path / "b.tif", STACK, [(999999999, 999999999)])
+    np.testing.assert_array_equal(read(tmp_path / "b.tif")[0], np.moveaxis(STACK, 0, -1))
 
 
 # --- broken structure ---
