@@ -90,7 +90,7 @@ def _first_readable(recipe: Recipe) -> Item:
     with open_fanout(InProcess(), partial(prepare_process, recipe.storage), threading.Event()) as fanout:
         reason = ""
         for source in inventory.sources:
-            (item,) = describe_sources(fanout, [source], recipe.format)
+            (item,) = describe_sources(fanout, [source], recipe.format, recipe.ground_control)
             if item.spec is not None:
                 return item
             reason = reason or (item.failure.error if item.failure else "")

@@ -20,7 +20,7 @@ from flows.sections import build, did_you_mean, explain, schema_of
 from segcore import segmenters, statistics  # noqa: F401  (their import fills the registries)
 from segcore.errors import RecipeError, StoreError
 from segcore.inference.weights import is_packaged
-from segcore.jobs import Order
+from segcore.jobs import GroundControl, Order
 from segcore.manifest import digest
 from segcore.methods.composed import Composed
 from segcore.model import SEGMENTERS, Fitter, Model, ObjectSegmenter, SegmenterRecipe
@@ -111,6 +111,9 @@ class _File(pydantic.BaseModel):
     """Where the work is done: local (processes of this machine), serial (this process), address (an existing Dask scheduler)."""
     format: str | None = None
     """Format of all inputs, whatever their names say. See `maskloom list formats`."""
+    ground_control: GroundControl = "keep"
+    """Images placed by ground control points only. keep: their masks keep the points, and areas are in px. affine: the transform that fits the
+    points best takes their place, in masks and areas."""
     storage: dict[str, dict[str, Any]] = {}
     """fsspec options by protocol, such as {s3: {profile: lab, endpoint_url: ...}}. No secrets."""
     max_failed_fraction: float = pydantic.Field(1.0, ge=0, le=1)
@@ -137,6 +140,7 @@ class Recipe:
     """The table of objects. None: none is asked for."""
     cluster: Cluster
     format: str | None
+    ground_control: GroundControl
     storage: dict[str, dict[str, Any]]
     max_failed_fraction: float
     scheduled: bool = False
@@ -152,6 +156,8 @@ class Recipe:
             "objects": described(self.objects),
             "maskloom": version("maskloom"),
         }
+        if self.ground_control != "keep":
+            settings["ground_control"] = self.ground_control
         return Work(self.name, digest(settings)[:16], settings, apart_by_crs=self.objects is not None)
 
     def order(self, run_id: str) -> Order:
@@ -208,6 +214,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         statistics=tables,
         cluster=build(CLUSTERS, file.cluster, "cluster"),
         format=file.format,
+        ground_control=file.ground_control,
         storage=file.storage,
         max_failed_fraction=file.max_failed_fraction,
         scheduled=file.schedule is not None,

@@ -230,7 +230,7 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
     if interrupted is not None:
         require_memory(order, (item for shard in interrupted.shards for item in shard.items), available)
         return with_addresses(interrupted, inventory.sources)
-    items = describe_sources(fanout, inventory.pending, recipe.format)
+    items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
     require_memory(order, items, available)
     passed_over = {"passed_over": dict(inventory.passed_over)} if inventory.passed_over else {}
     settings = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from segcore.geometry import Grid
 from segcore.manifest import Failure, Item, Source, digest
@@ -18,6 +18,9 @@ from segcore.raster import RasterSpec
 from segcore.statistic import Statistic
 from segcore.statistics.objects import Objects
 from segcore.storage import STAGING
+
+GroundControl = Literal["keep", "affine"]
+"""Ground control points are kept as they are, or replaced by the affine transform that fits them best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ class DescribeJob:
     sources: tuple[Source, ...]
     format: str | None = None
     """Name of their format. None: by suffix and content."""
+    ground_control: GroundControl = "keep"
+    """What to make of ground control points, where nothing else places an image."""
 
     def split(self) -> tuple[DescribeJob, ...]:
         """A job for each file."""

@@ -40,6 +40,18 @@ class Space:
     """(a, b, c, d, e, f) with x = a·column + b·row + c and y = d·column + e·row + f at pixel corners. None: unknown."""
     crs: str | None = None
     """Coordinate reference system as WKT. None: unknown."""
+    gcps: tuple[tuple[float, ...], ...] = ()
+    """Ground control points, where there is no `affine`: (column, row, x, y, z) each, columns and rows counted from the corner of the
+    first pixel."""
+    gcp_crs: str | None = None
+    """Coordinate reference system of their x and y as WKT. None: unknown."""
+    rpcs: tuple[tuple[str, str], ...] = ()
+    """Rational polynomials of the camera, as GDAL names and writes them."""
+
+    @property
+    def placed(self) -> bool:
+        """Whether anything says where the pixels lie."""
+        return self.affine is not None or bool(self.gcps or self.rpcs)
 
     @property
     def area_unit(self) -> str:
@@ -85,6 +97,8 @@ class RasterSpec:
     interpretation: Interpretation = "bands"
     """`rgb` where bands 1, 2, 3 are red, green, blue."""
     space: Space = field(default_factory=Space)
+    notes: tuple[str, ...] = ()
+    """What users should know of how this file is read, without its name."""
 
     @property
     def channels(self) -> int:

@@ -34,6 +34,7 @@ from segcore.choices import PROBE_PIXELS
 from segcore.errors import FitError, FormatError, ImageError, Missing, ReadError, RunError, Unavailable
 from segcore.fold import observe_all
 from segcore.geometry import Box, Tile, middle
+from segcore.ground.control import placed_by_fit
 from segcore.jobs import (
     ChooseJob,
     DescribeJob,
@@ -81,7 +82,7 @@ def perform(job: Any) -> Any:
 
 def describe(job: DescribeJob) -> tuple[Item, ...]:
     """The headers of the job's files, in their order."""
-    return tuple(_describe(source, job.format) for source in job.sources)
+    return tuple(_describe(source, job) for source in job.sources)
 
 
 def choose(job: ChooseJob) -> Mapping[str, Any] | None:
@@ -226,7 +227,7 @@ def failed(order: Order, item: Item, failure: Failure, classes: tuple[str, ...])
     return Receipt(item.source, item.spec, failure, rows, segmenter=order.kind)
 
 
-def _describe(source: Source, format_name: str | None) -> Item:
+def _describe(source: Source, job: DescribeJob) -> Item:
     learn(source.uri, source.address)
     try:
         if source.version == ABSENT:
@@ -238,10 +239,19 @@ def _describe(source: Source, format_name: str | None) -> Item:
                 raise FormatError(f"{source.uri} is not a regular file. Leave it out of `inputs`.")
             with fs.open(path, "rb", block_size=4096, cache_type="none") as file:
                 head = file.read(512)
-            chosen = formats.format_of(source.uri, head, format_name)
-            return Item(source, FORMATS[chosen].describe(source.uri, source.version))
+            chosen = formats.format_of(source.uri, head, job.format)
+            spec = FORMATS[chosen].describe(source.uri, source.version)
+            return Item(source, _fitted_to_ground(spec) if job.ground_control == "affine" else spec)
     except ImageError as error:
         return Item(source, None, Failure.of(error))
+
+
+def _fitted_to_ground(spec: RasterSpec) -> RasterSpec:
+    space, note = placed_by_fit(spec.space, spec.shape)
+    if not note:
+        return spec
+    # What the reader says of points that are kept does not hold any more.
+    return replace(spec, space=space, notes=(*(kept for kept in spec.notes if "ground control points" not in kept), note))
 
 
 def _segment_image(order: Order, item: Item) -> Receipt:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,13 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore import errors
-from segcore.jobs import DescribeJob
+from segcore.jobs import DescribeJob, GroundControl
 from segcore.manifest import Failure, Item, Plan, Shard, Source, canonical, load_spec, run_id
 from segcore.records import read_json, read_table, reading
 from segcore.storage import STAGING, Store
 from segcore.work import describe
 from tasks.fanout import Fanout
 from tasks.ledger import Committed
+
+log = logging.getLogger(__name__)
 
 HEAD = "runs/head.json"
 """The last finished run, so that nobody must read all manifests."""
@@ -98,16 +101,31 @@ def pending(sources: Iterable[Source], committed: Mapping[str, Committed], finge
     return [source for source in sources if not settled(source)]
 
 
-def describe_sources(fanout: Fanout, sources: Sequence[Source], format_name: str | None) -> list[Item]:
+def describe_sources(
+    fanout: Fanout, sources: Sequence[Source], format_name: str | None, ground_control: GroundControl = "keep"
+) -> list[Item]:
     """The headers of all sources, read by the workers, in the order of the sources."""
-    jobs = [DescribeJob(tuple(sources[i : i + DESCRIBE_BUNDLE]), format_name) for i in range(0, len(sources), DESCRIBE_BUNDLE)]
+    starts = range(0, len(sources), DESCRIBE_BUNDLE)
+    jobs = [DescribeJob(tuple(sources[i : i + DESCRIBE_BUNDLE]), format_name, ground_control) for i in starts]
     items: dict[str, Item] = {}
     for job, answer in fanout.map(describe, jobs):
         if isinstance(answer, errors.WorkerDied):
             items.update((source.uri, Item(source, None, Failure.of(answer))) for source in job.sources)
         else:
             items.update((item.source.uri, item) for item in answer)
-    return [items[source.uri] for source in sources]
+    described = [items[source.uri] for source in sources]
+    _say_notes(described)
+    return described
+
+
+def _say_notes(items: Sequence[Item]) -> None:
+    """Say what readers note of files: a line each kind of note, however many files it is about."""
+    about: dict[str, list[str]] = {}
+    for item in items:
+        for note in item.spec.notes if item.spec is not None else ():
+            about.setdefault(note, []).append(item.source.uri)
+    for note, uris in about.items():
+        log.warning("%s%s: %s.", uris[0], f" and {len(uris) - 1} more" if len(uris) > 1 else "", note)
 
 
 def make_plan(work: Work, head: Head, identity: str, items: Sequence[Item], committed: Mapping[str, Committed]) -> Plan:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -114,11 +114,8 @@ def open_mask(mask: MaskFile, by: By) -> Iterator[MaskReader]:
 
 
 def _without_palette(reader: Reader) -> Reader:
-    """The reader, of a TIFF with a palette the one that gives its indices."""
-    if not isinstance(reader, TiffReader) or reader.layout.palette is None:
-        return reader
-    stored = replace(reader.layout, palette=None, rgb=False)
-    return TiffReader(reader.dataset, stored, replace(reader.spec, bands=(1,), dtype=stored.dtype, interpretation="bands"))
+    """The reader, of a TIFF with a palette, or whose 0 is white, the one that gives the numbers in the file."""
+    return reader.as_stored() if isinstance(reader, TiffReader) and reader.stores_otherwise else reader
 
 
 def _indices(location: str) -> PictureReader:

@@ -8,46 +8,60 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 from segcore.formats._open import Ranges, Source, silence
+from segcore.formats._tiff_pages import FIRST_DIRECTORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from segcore.errors import Unavailable
 
 CACHE_BYTES = 64 << 20
 """Memory for decoded blocks, shared by all datasets of a process."""
-_NAME = "image.tif"
+NAME = "image.tif"
+"""What GDAL is told that a stored image is called."""
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class _Redirected(Ranges):
+    """A TIFF that begins with another of its directories: a few bytes of its header are exchanged as they are read."""
+
+    at: int = 0
+    pointer: bytes = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes; see `Ranges.read`."""
+        start = self._position
+        data = Ranges.read(self, size)
+        first, last = max(start, self.at), min(start + len(data), self.at + len(self.pointer))
+        if first >= last:
+            return data
+        return data[: first - start] + self.pointer[first - self.at : last - self.at] + data[last - start :]
 
 
 @dataclass(slots=True, eq=False)
 class _StoredFiles:
     """What rasterio asks of a Python store: the image and the files beside it, under names without surprises."""
 
-    files: dict[str, Source]
+    files: Mapping[str, Source]
+    directory: int | None = None
+    """Where the image's first directory lies. None: where its header says."""
     failures: list[Unavailable] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, source: Source) -> _StoredFiles:
-        """The image with its masks (.msk), side-car metadata (.aux.xml) and world file (.tfw), where they exist."""
-        stem = source.path.rsplit(".", 1)[0]
-        beside = {
-            f"{_NAME}.msk": source.beside(f"{source.path}.msk"),
-            f"{_NAME}.aux.xml": source.beside(f"{source.path}.aux.xml"),
-            "image.tfw": source.beside(f"{stem}.tfw"),
-        }
-        return cls({_NAME: source} | {name: file for name, file in beside.items() if file is not None})
 
     def open(self, path: str, mode: str = "rb", **_: object) -> Ranges:
         if not self.isfile(path) or mode not in ("r", "rb"):
             raise FileNotFoundError(path)
-        return Ranges(self.files[_name(path)], self.failures)
+        source = self.files[_name(path)]
+        if self.directory is None or _name(path) != NAME:
+            return Ranges(source, self.failures)
+        return _Redirected(source, self.failures, *_pointer(source.read(0, 4), self.directory))
 
     def isfile(self, path: str) -> bool:
         return _name(path) in self.files
@@ -74,37 +88,54 @@ def _name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
+def _pointer(head: bytes, directory: int) -> tuple[int, bytes]:
+    """Where a TIFF's header tells the place of its first directory, and how it would tell this one."""
+    order = "<" if head[:2] == b"II" else ">"
+    at, letter = FIRST_DIRECTORY[struct.unpack(order + "H", head[2:])[0]]
+    return at, struct.pack(order + letter, directory)
+
+
 @dataclass(slots=True)
 class Dataset:
     """An open GDAL dataset; for one thread at a time."""
 
     raw: Any
     """The rasterio dataset. Touch it only inside `run`."""
+    directory: int | None
+    """Offset of the page. None: the first."""
+    _siblings: str
+    """Whether GDAL may look for files beside the image, in GDAL's words."""
     _context: contextvars.Context
     _failures: list[Unavailable]
 
     @classmethod
-    def open(cls, source: Source) -> Dataset:
-        """Open a TIFF. Raises what `errors` names, and `Unavailable`."""
+    def open(cls, source: Source, beside: Mapping[str, Source] | None = None, directory: int | None = None) -> Dataset:
+        """Open a TIFF. Raises what `errors` names, and `Unavailable`.
+
+        GDAL opens whatever lies beside an image under the right name, with any of its drivers and wherever that leads. So it sees the
+        image alone, or the image under the name `NAME` with the files that are given by names like it. `directory` is the
+        offset of the page to open; None: the first.
+        """
         import rasterio
         from rasterio.errors import NotGeoreferencedWarning
 
         silence(NotGeoreferencedWarning)
         _quieten("rasterio")
+        siblings = "TRUE" if beside else "EMPTY_DIR"
         context, failures = contextvars.Context(), []
         path, options = source.local_path, {}
-        if path is None:
-            files = _StoredFiles.of(source)
+        if path is None or beside or directory is not None:
+            files = _StoredFiles({NAME: source, **(beside or {})}, directory)
             _adopt(_StoredFiles)
-            path, options, failures = f"maskloom-{uuid4().hex}/{_NAME}", {"opener": files}, files.failures
-        dataset = cls(None, context, failures)
+            path, options, failures = f"maskloom-{uuid4().hex}/{NAME}", {"opener": files}, files.failures
+        dataset = cls(None, directory, siblings, context, failures)
         dataset.raw = dataset.run(rasterio.open, path, driver="GTiff", **options)
         return dataset
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that touches the dataset. Raises what `errors` names, and `Unavailable` where the store failed."""
         try:
-            with _environment():
+            with _environment(self._siblings):
                 result = self._context.run(function, *args, **kwargs)
         except errors():
             # A store's failure looks like a broken file to GDAL.
@@ -117,16 +148,16 @@ class Dataset:
 
     def close(self) -> None:
         """Let the file go."""
-        with _environment():
+        with _environment(self._siblings):
             self._context.run(self.raw.close)
 
 
-def _environment() -> Any:
+def _environment(siblings: str) -> Any:
     import rasterio
     from rasterio.session import DummySession
 
     # rasterio takes the cache's size in bytes, where GDAL itself takes small numbers as megabytes.
-    settings = {"GDAL_CACHEMAX": CACHE_BYTES, "GDAL_NUM_THREADS": "1", "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
+    settings = {"GDAL_CACHEMAX": CACHE_BYTES, "GDAL_NUM_THREADS": "1", "GDAL_DISABLE_READDIR_ON_OPEN": siblings}
     return rasterio.Env(session=DummySession(), **settings)
 
 

@@ -12,7 +12,8 @@ import re
 import warnings
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from segcore.addresses import path_of, written
 from segcore.errors import FormatError, MaskloomError, Unavailable
@@ -140,6 +141,8 @@ class Source:
     store: AbstractFileSystem
     path: str
     """Its path in the store."""
+    blocks: dict[int, bytes] = field(default_factory=dict, repr=False)
+    """Cached bytes, for all `Ranges` of this file."""
     _size: int | None = field(default=None, repr=False)
 
     @classmethod
@@ -179,8 +182,23 @@ class Source:
         size = min(self.size(), HEAD_BYTES)
         return self.read(0, size) if size else b""
 
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[Any]:
+        """Its bytes as a file for libraries that read here and there. Raises `Unavailable` at the end where the store failed."""
+        if self.local_path is not None:
+            with Path(self.local_path).open("rb") as file:
+                yield file
+            return
+        ranges = Ranges(self)
+        try:
+            yield ranges
+        finally:
+            # A store's failure looks like a broken file to whoever reads.
+            if ranges.failures:
+                raise ranges.failures[0]
+
     def beside(self, path: str) -> Source | None:
-        """Another file of the same store, if it exists. Raises `Unavailable`."""
+        """Another regular file of the same store, if it exists. Raises `Unavailable`."""
         if path_of(self.path) != self.path:
             # The query of a URL belongs to one file; a server that passes over it would give the image itself.
             return None
@@ -209,7 +227,6 @@ class Ranges:
     failures: list[Unavailable] = field(default_factory=list)
     size: int = field(init=False)
     _position: int = field(init=False, default=0)
-    _blocks: dict[int, bytes] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.size = self.source.size()
@@ -222,7 +239,7 @@ class Ranges:
 
     def close(self) -> None:
         """Let the cached bytes go."""
-        self._blocks.clear()
+        self.source.blocks.clear()
 
     def tell(self) -> int:
         """Place of the next byte that `read` gives."""
@@ -263,13 +280,14 @@ class Ranges:
         return joined[start - first * _BLOCK_BYTES : stop - first * _BLOCK_BYTES]
 
     def _block(self, number: int) -> bytes:
-        block = self._blocks.pop(number, None)
+        blocks = self.source.blocks
+        block = blocks.pop(number, None)
         if block is None:
             block = self.source.read(number * _BLOCK_BYTES, min((number + 1) * _BLOCK_BYTES, self.size))
         # The dictionary's order is the order of use: the oldest goes.
-        self._blocks[number] = block
-        if len(self._blocks) > _CACHED_BLOCKS:
-            del self._blocks[next(iter(self._blocks))]
+        blocks[number] = block
+        if len(blocks) > _CACHED_BLOCKS:
+            del blocks[next(iter(blocks))]
         return block
 
 

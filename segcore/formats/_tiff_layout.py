@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from segcore.errors import FormatError
-from segcore.formats._open import MAX_PICTURE_PIXELS, Ranges, Source
-from segcore.formats._orientation import UPRIGHT, tiff_orientation, turn_shape
+from segcore.formats._dataset import Dataset
+from segcore.formats._open import MAX_PICTURE_PIXELS, Source
+from segcore.formats._orientation import UPRIGHT, turn_shape
+from segcore.formats._tiff_beside import metadata_file, place_beside
 from segcore.raster import Space
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from segcore.formats._dataset import Dataset
+    from segcore.formats._tiff_pages import Page
     from segcore.geometry import Shape
     from segcore.raster import Affine
 
 MAX_PIXELS = 2**40
 """Pixels of one image; a header alone can claim more than anybody can read."""
 MAX_BANDS = 4096
+_MIN_IS_WHITE = 0
+_COLOUR_SYSTEMS = {
+    5: "inks (CMYK)",
+    6: "YCbCr",
+    8: "CIE L*a*b*",
+    9: "ICC L*a*b*",
+    10: "ITU L*a*b*",
+    32803: "a mosaic of colour filters",
+    32844: "logarithms (LogL)",
+    32845: "logarithms (LogLuv)",
+    34892: "raw values of a camera",
+}
+"""Photometric interpretations that GDAL turns into RGB for some depths only."""
 _MAX_BLOCK_BYTES = 4 * MAX_PICTURE_PIXELS
 
 
@@ -43,14 +59,18 @@ class Layout:
     alpha: int | None
     masks: tuple[int, ...]
     """GDAL's numbers of the bands with a mask of their own; one stands for all where they share it."""
-    nodata: float | None
-    """None also where the type cannot hold the file's value."""
+    nodata: tuple[float | None, ...]
+    """By data band; None also where the type cannot hold the file's value."""
+    white: int | None
+    """The number that stands for black in the first data band, whose 0 is white. None: its 0 is not white."""
     palette: NDArray[np.uint8] | None
     """Red, green, blue and alpha by index."""
     rgb: bool
     """Whether the first three data bands are red, green and blue."""
     space: Space
     orientation: int = UPRIGHT
+    notes: tuple[str, ...] = ()
+    """What users should know of how the pixels are taken."""
 
     @property
     def bands(self) -> int:
@@ -63,15 +83,46 @@ class Layout:
         return turn_shape(self.shape, self.orientation)
 
 
-def read_layout(dataset: Dataset, source: Source) -> Layout:
-    """The layout of an open TIFF. Raises `FormatError` for what we do not read, and what `_dataset.errors` names."""
-    space = dataset.run(_space, dataset.raw)
-    layout = dataset.run(_layout, dataset.raw, source.location, space)
+def read_layout(dataset: Dataset, source: Source, page: Page, space: Space | None = None) -> Layout:
+    """The layout of a page that is open. `space` says where it lies; None: ask the file, and then what lies beside it.
+
+    Raises `FormatError` for what we do not read, and what `_dataset.errors` names.
+    """
+    metadata = metadata_file(source)
+    with contextlib.ExitStack() as stack:
+        header = dataset
+        if metadata:
+            header = stack.enter_context(contextlib.closing(Dataset.open(source, metadata, dataset.directory)))
+        layout = header.run(_layout, header.raw, source.location, page)
+        if space is None:
+            space, notes = header.run(_space, header.raw), layout.notes
+            if space.affine is None and not space.gcps:
+                beside, said = place_beside(source, header.run(lambda: header.raw.crs.to_wkt() if header.raw.crs else None))
+                space, notes = replace(beside, rpcs=space.rpcs or beside.rpcs), (*notes, *said)
+            layout = replace(layout, notes=(*notes, *_unplaced(space)))
+    own = dataset.run(lambda: _palette(dataset.raw, layout.data, layout.dtype))
+    if layout.palette is not None and own is not None and not page.coloured and np.array_equal(layout.palette, own):
+        # GDAL invents colours of 8 bits where 0 is white, for one bit, and for masks.
+        layout = replace(layout, palette=None)
+    elif layout.palette is not None:
+        layout = replace(layout, white=None)
+    masks = dataset.run(lambda: _masks(dataset.raw.mask_flag_enums, layout.data))
     # A georeference is of the pixels as stored, and whoever georeferences an image ignores the tag, as GDAL does.
-    return layout if space.affine is not None else replace(layout, orientation=_orientation(source))
+    return replace(layout, masks=masks, space=space, orientation=UPRIGHT if space.placed else page.orientation)
 
 
-def _layout(raw: Any, location: str, space: Space) -> Layout:
+def _unplaced(space: Space) -> Iterator[str]:
+    """Why areas of an image are in pixels that is not unplaced."""
+    if space.affine is None and space.gcps:
+        yield (
+            f"it is placed by {len(space.gcps)} ground control points, which the mask keeps; areas are in px, since they say nothing of "
+            "single pixels. Set ground_control: affine for the transform that fits them best, or warp it first (gdalwarp)"
+        )
+    elif space.affine is None and space.rpcs:
+        yield "it is placed by the rational polynomials (RPC) of its camera, which the mask keeps; areas are in px. Rectify it first (gdalwarp -rpc)"
+
+
+def _layout(raw: Any, location: str, page: Page) -> Layout:
     if raw.count > MAX_BANDS:
         raise FormatError(f"{location} has {raw.count} bands; the limit is {MAX_BANDS}. Leave it out of `inputs`.")
     uses = [use.name for use in raw.colorinterp]
@@ -88,29 +139,52 @@ def _layout(raw: Any, location: str, space: Space) -> Layout:
         chunks=raw.shape,
         data=data,
         alpha=next((band for band in raw.indexes if band not in data), None),
-        masks=_masks(raw.mask_flag_enums, data),
-        nodata=_nodata(raw.nodata, np.dtype(dtype)),
+        masks=(),
+        nodata=tuple(_nodata(raw.nodatavals[band - 1], np.dtype(dtype)) for band in data),
+        white=_white(raw, page, dtype),
         palette=_palette(raw, data, dtype),
         rgb=[uses[band - 1] for band in data[:3]] == ["red", "green", "blue"],
-        space=space,
+        space=Space(),
+        notes=tuple(_notes(raw, page, data, dtype)),
     )
     _refuse_giants(location, layout, raw)
     return replace(layout, chunks=_chunks(raw, layout))
 
 
-def _orientation(source: Source) -> int:
-    if source.local_path is None:
-        with Ranges(source) as stream:
-            return tiff_orientation(stream)
-    with Path(source.local_path).open("rb") as file:
-        return tiff_orientation(file)
+def _white(raw: Any, page: Page, dtype: str) -> int | None:
+    """What is black where 0 is white: the largest number of so many bits. None where 0 is not white, or signed or a fraction."""
+    if page.photometric != _MIN_IS_WHITE or np.dtype(dtype).kind != "u":
+        return None
+    bits = raw.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
+    return int((1 << int(bits)) - 1 if bits else np.iinfo(dtype).max)
+
+
+def _notes(raw: Any, page: Page, data: Sequence[int], dtype: str) -> Iterator[str]:
+    if page.photometric == _MIN_IS_WHITE and np.dtype(dtype).kind != "u":
+        yield f"0 means white by its header (MinIsWhite), which has no meaning for {dtype}: the stored numbers are taken as they are"
+    elif page.photometric == _MIN_IS_WHITE and len(data) > 1:
+        yield "0 means white by its header (MinIsWhite), which holds for the first band: it is inverted, the others are not"
+    system = _COLOUR_SYSTEMS.get(page.photometric or 0)
+    if system is not None and not any(use.name == "red" for use in raw.colorinterp):
+        yield f"its bands are {system}, and are taken as they are stored; convert it to RGB if colours are meant"
+    scaled = dict.fromkeys((raw.scales[band - 1], raw.offsets[band - 1]) for band in data)
+    if any(pair != (1, 0) for pair in scaled):
+        # With the numbers: files of one collection that differ in them get a line each.
+        named = ", ".join(f"scale {scale:g} and offset {offset:g}" for scale, offset in itertools.islice(scaled, 3))
+        yield f"its header names {named}: values are taken as stored, and so are thresholds and radii"
 
 
 def _space(raw: Any) -> Space:
     # Without a geotransform rasterio gives the identity, which no map has.
     affine: Affine = tuple(raw.transform)[:6]
-    known = not raw.transform.is_identity and all(map(math.isfinite, affine)) and raw.transform.determinant != 0
-    return Space(affine, raw.crs.to_wkt() if raw.crs else None) if known else Space()
+    rpcs = tuple(sorted(raw.tags(ns="RPC").items()))
+    if not raw.transform.is_identity and all(map(math.isfinite, affine)) and raw.transform.determinant != 0:
+        return Space(affine, raw.crs.to_wkt() if raw.crs else None, rpcs=rpcs)
+    points, crs = raw.gcps
+    gcps = tuple((point.col, point.row, point.x, point.y, point.z or 0.0) for point in points)
+    if not all(math.isfinite(number) for point in gcps for number in point):
+        gcps = ()
+    return Space(gcps=gcps, gcp_crs=crs.to_wkt() if gcps and crs else None, rpcs=rpcs)
 
 
 def _palette(raw: Any, data: Sequence[int], dtype: str) -> NDArray[np.uint8] | None:

@@ -16,7 +16,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -37,7 +37,7 @@ LARGEST_CLASSIC_FILE = 2**31
 
 _SPOOL_MEMORY = 8 << 20
 _DEFLATE = 8
-_GEO_TAGS = frozenset({33550, 33922, 34264, 34735, 34736, 34737})
+_GEO_TAGS = frozenset({33550, 33922, 34264, 34735, 34736, 34737, 50844})
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,15 +252,20 @@ def _tags(spec: RasterSpec, legend: Legend, dtype: str) -> list[Tag]:
 def _geo_tags(space: Space) -> list[Tag]:
     """The tags that place the raster in the world, as GDAL writes them for any system that it knows."""
     import rasterio
+    from rasterio.control import GroundControlPoint
 
-    if space.affine is None and space.crs is None:
+    if not space.placed and space.crs is None:
         return []
-    profile = {"driver": "GTiff", "width": 1, "height": 1, "count": 1, "dtype": "uint8"}
+    profile: dict[str, Any] = {"driver": "GTiff", "width": 1, "height": 1, "count": 1, "dtype": "uint8", "crs": space.crs}
     if space.affine is not None:
         profile["transform"] = rasterio.Affine(*space.affine)
+    elif space.gcps:
+        profile["gcps"] = [GroundControlPoint(row=row, col=column, x=x, y=y, z=z) for column, row, x, y, z in space.gcps]
+        profile["crs"] = space.gcp_crs
     with rasterio.MemoryFile() as memory:
-        with memory.open(**profile, crs=space.crs):
-            pass
+        with memory.open(**profile) as file:
+            if space.rpcs:
+                file.update_tags(ns="RPC", **dict(space.rpcs))
         memory.seek(0)
         return [tag for tag in read_first_directory(memory.read()) if tag.code in _GEO_TAGS]
 

@@ -3,13 +3,15 @@
 Which pixels are data (`valid`), among the bands that are read:
 
 - a float pixel with NaN or infinity in any band is not; it comes out as 0, so that nobody computes with NaN;
-- a pixel that has the file's nodata value is not: in all bands for RGB pictures (black is rare, one channel at 0
-  is not), in any band otherwise. Nodata that the type cannot hold means nothing. In a palette file it is an index;
+- a pixel that has the nodata value is not: in all bands of the file for RGB pictures (black is rare, one channel at 0 is not), in any
+  band that is read otherwise (a number that the file disowns must not be computed with). Nodata that the type cannot hold means
+  nothing. In a palette file it is an index, and where 0 is white a stored number;
 - a pixel of alpha 0, of a palette colour with alpha 0, or of an index without a colour, is not;
 - a pixel that an internal or side-car (.msk) mask hides is not.
 
-A palette becomes the three bands of its colours. An alpha band is no data band: band 4 of (red, green, blue, alpha, infrared)
-is infrared. Other values come as GDAL gives them, without scale and offset.
+Whole numbers of a file whose 0 is white (MinIsWhite) are turned round, so that larger is brighter. Pages that the file calls
+channels are bands; see `_tiff_contents`. A palette becomes the three bands of its colours. An alpha band is no data band: band 4
+of (red, green, blue, alpha, infrared) is infrared. Other values come as GDAL gives them, without scale and offset.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +28,8 @@ from segcore.errors import FormatError, ReadError
 from segcore.formats._dataset import Dataset, errors, reason
 from segcore.formats._open import Source, require_kind
 from segcore.formats._orientation import UPRIGHT, stored_box, turn, turn_shape
+from segcore.formats._tiff_beside import SideMask
+from segcore.formats._tiff_contents import Contents, read_contents
 from segcore.formats._tiff_layout import Layout, read_layout
 from segcore.geometry import Box
 from segcore.raster import FORMATS, RasterSpec
@@ -36,9 +40,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from segcore.formats._tiff_pages import Page
     from segcore.geometry import Tile
     from segcore.legend import Legend
-    from segcore.raster import Piece, Sink
+    from segcore.raster import Piece, Reader, Sink
 
 _STRIP_BYTES = 4 << 20
 """Bands on their way to be interleaved; small enough to stay in a processor's cache."""
@@ -57,39 +62,47 @@ class GeoTiff:
         """Read the header; see `segcore.raster.Format.describe`."""
         try:
             source = _checked(location)
-            with contextlib.closing(Dataset.open(source)) as dataset:
-                layout = read_layout(dataset, source)
+            contents = read_contents(source)
+            with contextlib.closing(_opened(source, contents, contents.page)) as dataset:
+                layout = read_layout(dataset, source, contents.page)
         except errors() as error:
             raise FormatError(
                 f"The header of {location} cannot be read as TIFF: {reason(error)}. Write the file again."
             ) from error
+        bands = _bands(contents, layout)
+        painted = layout.palette is not None and len(contents.pages) == 1
         return RasterSpec(
             location=location,
             format="tiff",
             shape=layout.delivered_shape,
-            bands=tuple(range(1, layout.bands + 1)),
-            dtype="uint8" if layout.palette is not None else layout.dtype,
+            bands=tuple(range(1, bands + 1)),
+            dtype="uint8" if painted else layout.dtype,
             chunks=turn_shape(layout.chunks, layout.orientation),
             version=version,
-            file_bands=layout.bands,
-            nodata=layout.nodata,
-            interpretation="rgb" if layout.rgb or layout.palette is not None else "bands",
+            file_bands=bands,
+            nodata=layout.nodata[0],
+            interpretation="rgb" if layout.rgb or painted else "bands",
             space=layout.space,
+            notes=(*contents.notes, *layout.notes),
         )
 
-    def open(self, spec: RasterSpec) -> TiffReader:
+    def open(self, spec: RasterSpec) -> Reader:
         """Open the file; see `segcore.raster.Format.open`. A reader is for one thread at a time."""
         with contextlib.ExitStack() as stack:
             try:
                 source = _checked(spec.location)
-                dataset = stack.enter_context(contextlib.closing(Dataset.open(source)))
-                layout = read_layout(dataset, source)
+                contents = read_contents(source)
+                apart = len(contents.pages) > 1
+                # Channels that are not asked for stay closed.
+                wanted = [band for band in dict.fromkeys(spec.bands if apart else (1,)) if band <= len(contents.pages)]
+                pages = {band: stack.enter_context(_page_reader(source, contents, band, spec)) for band in wanted}
             except errors() as error:
                 raise ReadError(f"{spec.location} cannot be opened: {reason(error)}. Write the file again.") from error
-            if (layout.delivered_shape, layout.bands) != (spec.shape, spec.file_bands):
+            known = {(page.layout.delivered_shape, _bands(contents, page.layout)) for page in pages.values()}
+            if known != {(spec.shape, spec.file_bands)}:
                 raise ReadError(f"{spec.location} has changed since its header was read. Run the same command again.")
             stack.pop_all()
-        return TiffReader(dataset, layout, spec)
+        return ChannelReader(pages, spec) if apart else pages[1]
 
     def encode(self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int) -> list[Piece]:
         """See `segcore.formats.cog.CogMasks.encode`."""
@@ -112,17 +125,32 @@ class GeoTiff:
 
 @dataclass(slots=True)
 class TiffReader:
-    """An open TIFF."""
+    """An open page of a TIFF."""
 
     dataset: Dataset
     layout: Layout
     spec: RasterSpec
+    mask: SideMask | None = None
+    """The mask beside the file."""
 
     def __enter__(self) -> TiffReader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.dataset.close()
+        if self.mask is not None:
+            self.mask.close()
+
+    @property
+    def stores_otherwise(self) -> bool:
+        """Whether the numbers in the file are not those that are delivered: indices of a palette, or 0 for white."""
+        return self.layout.palette is not None or self.layout.white is not None
+
+    def as_stored(self) -> TiffReader:
+        """A reader of the numbers in the file, which takes the place of this one."""
+        layout = replace(self.layout, palette=None, white=None, rgb=self.layout.rgb and self.layout.palette is None)
+        bands = (1,) if self.layout.palette is not None else self.spec.bands
+        return replace(self, layout=layout, spec=replace(self.spec, bands=bands, dtype=layout.dtype, interpretation="bands"))
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.Reader.read`."""
@@ -138,26 +166,50 @@ class TiffReader:
 
     def _read(self, box: Box) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         layout, spec = self.layout, self.spec
-        valid = np.ones(box.shape, np.bool_)
         if box.size == 0:
-            return np.empty((*box.shape, spec.channels), spec.dtype), valid
+            return np.empty((*box.shape, spec.channels), spec.dtype), np.ones(box.shape, np.bool_)
         stored = (1,) if layout.palette is not None else spec.bands
         bands = [layout.data[band - 1] for band in stored]
         pixels, alpha = self._interleaved(box, bands)
-        if layout.nodata is not None and not math.isnan(layout.nodata):
-            valid &= ~_equal(pixels, layout.nodata, spec.interpretation == "rgb" and layout.palette is None)
-        if alpha is not None:
-            valid &= alpha != 0
-        for band in layout.masks if len(layout.masks) == 1 else [band for band in bands if band in layout.masks]:
-            valid &= self.dataset.raw.read_masks(band, window=_window(box)) != 0
+        valid = self._valid(box, bands, pixels, alpha)
         if pixels.dtype.kind == "f":
             _drop_not_finite(pixels, valid)
+        if layout.white is not None:
+            for channel in (i for i, band in enumerate(bands) if band == layout.data[0]):
+                np.subtract(pixels.dtype.type(layout.white), pixels[..., channel], out=pixels[..., channel])
         if layout.palette is not None:
             index, hidden = pixels[..., 0], layout.palette[:, 3] == 0
             if hidden.any():
                 valid &= ~hidden[index]
             pixels = np.take(layout.palette[:, [band - 1 for band in spec.bands]], index, axis=0)
         return pixels, valid
+
+    def _valid(self, box: Box, bands: Sequence[int], pixels: NDArray[Any], alpha: NDArray[Any] | None) -> NDArray[np.bool_]:
+        """Where nodata, alpha and masks leave pixels that are data; `pixels` are as stored."""
+        layout, valid = self.layout, np.ones(box.shape, np.bool_)
+        absent = self._nodata(box, bands, pixels)
+        if absent is not None:
+            valid &= ~absent
+        if alpha is not None:
+            valid &= alpha != 0
+        for band in layout.masks if len(layout.masks) == 1 else [band for band in bands if band in layout.masks]:
+            valid &= self.dataset.raw.read_masks(band, window=_window(box)) != 0
+        if self.mask is not None:
+            valid &= self.mask.valid(bands, _window(box))
+        return valid
+
+    def _nodata(self, box: Box, bands: Sequence[int], pixels: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """Where pixels have the nodata value: in all bands of the file for a picture in colours, else in any that is read. None: nowhere."""
+        layout = self.layout
+        of_band = dict(zip(layout.data, layout.nodata, strict=True))
+        if layout.rgb and set(bands) != set(layout.data) and all(map(_comparable, layout.nodata)):
+            bands, pixels = layout.data, self._interleaved(box, layout.data)[0]
+        same = [pixels[..., i] == pixels.dtype.type(of_band[band]) for i, band in enumerate(bands) if _comparable(of_band[band])]
+        if not same or (layout.rgb and len(same) < len(bands)):
+            return None
+        combine = np.logical_and if layout.rgb else np.logical_or
+        found: NDArray[np.bool_] = combine.reduce(same)
+        return found
 
     def _interleaved(self, box: Box, bands: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Pixels, channel-last, and alpha. GDAL gives bands one after the other; strips of few rows are interleaved in turn."""
@@ -178,10 +230,60 @@ class TiffReader:
         return pixels, alpha
 
 
+@dataclass(slots=True)
+class ChannelReader:
+    """An open TIFF whose bands are pages."""
+
+    pages: Mapping[int, TiffReader]
+    """By band."""
+    spec: RasterSpec
+
+    def __enter__(self) -> ChannelReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for page in self.pages.values():
+            page.__exit__(kind, error, trace)
+
+    def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels and `valid` of a box; see `segcore.raster.Reader.read`."""
+        pixels, valid = np.empty((*box.shape, self.spec.channels), self.spec.dtype), np.ones(box.shape, np.bool_)
+        for band, page in self.pages.items():
+            plane, known = page.read(box)
+            valid &= known
+            for channel in (i for i, wanted in enumerate(self.spec.bands) if wanted == band):
+                pixels[..., channel] = plane[..., 0]
+        return pixels, valid
+
+
 def _checked(location: str) -> Source:
     source = Source.of(location)
     require_kind(location, source.head(), "tiff")
     return source
+
+
+def _opened(source: Source, contents: Contents, page: Page) -> Dataset:
+    return Dataset.open(source, directory=None if page is contents.first else page.offset)
+
+
+def _bands(contents: Contents, layout: Layout) -> int:
+    return layout.bands if len(contents.pages) == 1 else len(contents.pages)
+
+
+def _page_reader(source: Source, contents: Contents, number: int, spec: RasterSpec) -> TiffReader:
+    page = contents.pages[number - 1]
+    with contextlib.ExitStack() as stack:
+        dataset = stack.enter_context(contextlib.closing(_opened(source, contents, page)))
+        layout = read_layout(dataset, source, page, spec.space)
+        mask = None
+        # As in GDAL, a mask in the file goes before one beside it.
+        if not layout.masks:
+            mask = SideMask.open(source, layout.shape, dataset.run(lambda: dataset.raw.count))
+        if len(contents.pages) > 1:
+            # Colours of a channel are for showing it; its numbers are what was measured.
+            layout, spec = replace(layout, palette=None), replace(spec, bands=(1,), file_bands=1)
+        stack.pop_all()
+    return TiffReader(dataset, layout, spec, mask)
 
 
 def _window(box: Box) -> Any:
@@ -211,13 +313,8 @@ def _merge(planes: NDArray[Any], out: NDArray[Any]) -> None:
         out[..., channel] = plane
 
 
-def _equal(pixels: NDArray[Any], nodata: float, every: bool) -> NDArray[np.bool_]:
-    value = pixels.dtype.type(nodata)
-    found: NDArray[np.bool_] = pixels[..., 0] == value
-    for channel in range(1, pixels.shape[-1]):
-        same = pixels[..., channel] == value
-        found = found & same if every else found | same
-    return found
+def _comparable(nodata: float | None) -> bool:
+    return nodata is not None and not math.isnan(nodata)
 
 
 def _drop_not_finite(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> None:

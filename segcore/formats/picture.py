@@ -1,7 +1,7 @@
 """Photos and other plain pictures: PNG, JPEG, BMP and WebP, as people see them.
 
 Grey pictures have one band, all others red, green and blue: palettes are read as colours, CMYK is turned into RGB, EXIF
-orientation is applied, and of an animation the first frame counts. Grey of 1, 2 and 4 bits is spread over 0 to 255; 16 bits stay
+orientation is applied. Files of several pictures (animations, MPO) are refused. Grey of 1, 2 and 4 bits is spread over 0 to 255; 16 bits stay
 16 bits. A pixel is no data (`valid` False) where its alpha is 0 or where it has the PNG's transparent colour.
 
 These formats know no random access: a reader decodes the picture once and cuts boxes from it, so `chunks` is the whole shape.
@@ -10,23 +10,22 @@ PIL decodes; 16-bit colour, which PIL would cut to 8 bits, is decoded by OpenCV.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from segcore.errors import FormatError, ReadError
-from segcore.formats._open import MAX_PICTURE_PIXELS, Ranges, Source, require_kind, silence
+from segcore.formats._frames import notes_on_frames
+from segcore.formats._open import MAX_PICTURE_PIXELS, Source, require_kind, silence
 from segcore.formats._orientation import picture_orientation, turn, turn_shape
 from segcore.raster import FORMATS, RasterSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -73,8 +72,9 @@ class Picture:
         source = Source.of(location)
         head = source.head()
         kind = require_kind(location, head, "picture")
-        with _stream(source) as stream:
+        with source.stream() as stream:
             image = _opened(location, stream, kind)
+        notes = notes_on_frames(location, source, image)
         header = _header(image, head)
         shape, bands = turn_shape(header.shape, header.orientation), tuple(range(1, header.bands + 1))
         return RasterSpec(
@@ -87,6 +87,7 @@ class Picture:
             version=version,
             file_bands=len(bands),
             interpretation="rgb" if len(bands) == 3 else "bands",
+            notes=notes,
         )
 
     def open(self, spec: RasterSpec) -> PictureReader:
@@ -144,21 +145,6 @@ class PictureReader:
         """Pixels and `valid` of a box; see `segcore.raster.Reader.read`."""
         valid = np.ones(box.shape, np.bool_) if self.valid is None else self.valid[box.slices].copy()
         return self.pixels[box.slices].copy(), valid
-
-
-@contextlib.contextmanager
-def _stream(source: Source) -> Iterator[Any]:
-    if source.local_path is not None:
-        with Path(source.local_path).open("rb") as file:
-            yield file
-        return
-    with Ranges(source) as ranges:
-        try:
-            yield ranges
-        finally:
-            # A store's failure looks like a broken file to PIL.
-            if ranges.failures:
-                raise ranges.failures[0]
 
 
 def _broken() -> tuple[type[Exception], ...]:

@@ -238,14 +238,12 @@ def _stored_picture(spec: RasterSpec) -> Reader | None:
 
 
 def _stored_tiff(spec: RasterSpec) -> Reader | None:
-    """The indices of a palette TIFF; None for others."""
+    """The numbers in a TIFF that has a palette, or whose 0 is white; None for others."""
     from segcore.formats.geotiff import TiffReader
 
     reader = FORMATS[spec.format].open(spec)
-    if isinstance(reader, TiffReader) and reader.layout.palette is not None:
-        return TiffReader(
-            reader.dataset, replace(reader.layout, palette=None), replace(spec, bands=(1,), dtype=reader.layout.dtype)
-        )
+    if isinstance(reader, TiffReader) and reader.stores_otherwise:
+        return reader.as_stored()
     reader.__exit__(None, None, None)
     return None
 

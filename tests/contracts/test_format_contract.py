@@ -9,6 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -85,6 +86,11 @@ TIFFS: dict[str, Callable[[Path], None]] = {
     "alpha.tif": lambda p: tiff(p, ALPHA, colorinterp=RGBA, photometric="RGB", compress="lzw", **TILED),
     "grey_alpha.tif": lambda p: tiff(p, ALPHA[2:], colorinterp=[ColorInterp.gray, ColorInterp.alpha]),
     "palette.tif": lambda p: tiff(p, planes(count=1), palette=PALETTE, photometric="palette", nodata=3, **TILED),
+    "channels.tif": lambda p: tifffile.imwrite(
+        p, planes("uint16", 4), ome=True, metadata={"axes": "CYX"}, tile=(32, 48), compression="zlib"
+    ),
+    "stack.tif": lambda p: tifffile.imwrite(p, planes("float32", 2), imagej=True, metadata={"axes": "CYX"}),
+    "white.tif": lambda p: tiff(p, planes("uint16", 1), photometric="MINISWHITE", nodata=200, **TILED),
     "bits.tif": lambda p: tiff(p, planes(count=1) // 128, nbits=1, compress="CCITTFAX4"),
 }
 

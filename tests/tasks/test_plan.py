@@ -55,7 +55,13 @@ def test_pending_are_the_new_the_changed_and_those_that_may_succeed_now():
 def test_a_plan_is_read_back_as_it_was_written(tmp_path):
     store = Store(str(tmp_path))
     broken = Item(source(9), None, Failure("FormatError", "no header", permanent=True))
-    plan = make_plan(WORK, Head("before", 4), "name-1", [item(1), item(2), broken], {})
+    points = Space(
+        gcps=((0.0, 0.5, 10.0, 60.0, 5.0), (9.0, 0.0, 11.0, 60.0, 0.1)), gcp_crs="EPSG:4326", rpcs=(("LINE_OFF", "5"),)
+    )
+    spec = item(3).spec
+    assert spec is not None
+    placed = replace(item(3), spec=replace(spec, space=points, notes=("it is placed by points",)))
+    plan = make_plan(WORK, Head("before", 4), "name-1", [item(1), item(2), placed, broken], {})
     write_plan(store, plan)
     assert read_plan(store, "name-1") == plan
     assert (plan.parent, plan.sequence) == ("before", 5)

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 
 from segcore.errors import RunError
@@ -24,7 +26,7 @@ from segcore.formats import cog
 from segcore.formats.cog import CogMasks, block_size, category_sidecar
 from segcore.geometry import Grid
 from segcore.legend import Legend
-from segcore.raster import Piece, RasterSpec, Space
+from segcore.raster import FORMATS, Piece, RasterSpec, Space
 
 TILE_SIZES = [16, 32, 64, 128, 256, 512, 768, 1024]
 LEGEND = Legend.of(("water", "forest & meadow", "<soil>", 'the "city"', "đất trồng"))
@@ -186,6 +188,49 @@ def test_the_grid_of_the_source_is_kept(space):
     with rasterio.MemoryFile(write(np.zeros((40, 50), np.uint8), 32, space)) as memory, memory.open() as source:
         assert source.transform == (rasterio.Affine.identity() if space.affine is None else rasterio.Affine(*space.affine))
         assert source.crs == (None if space.crs is None else CRS.from_wkt(space.crs))
+
+
+RPCS = {
+    **{
+        f"{axis}_{what}": str(i + 1.5)
+        for i, axis in enumerate(("LINE", "SAMP", "LAT", "LONG", "HEIGHT"))
+        for what in ("OFF", "SCALE")
+    },
+    **{f"{axis}_{part}_COEFF": " ".join(str(i / 64) for i in range(20)) for axis in ("LINE", "SAMP") for part in ("NUM", "DEN")},
+}
+POINTS = [
+    GroundControlPoint(row=r + 0.5, col=c, x=12 + c / 100 + r / 700, y=47 - r / 90, z=r) for r in (0, 20, 40) for c in (0, 25, 50)
+]
+
+
+PLACES = [
+    {"gcps": POINTS, "crs": "EPSG:4326"},
+    {"gcps": POINTS, "crs": "EPSG:32633"},
+    {"transform": rasterio.Affine(10, 1, 5e5, 1, -10, 5e6), "crs": "EPSG:32633"},
+    {},
+]
+
+
+@pytest.mark.parametrize("placed", PLACES)
+@pytest.mark.parametrize("rpcs", [{}, RPCS])
+def test_control_points_and_polynomials_are_kept_as_gdal_translate_keeps_them(tmp_path, placed, rpcs):
+    source, translated = tmp_path / "a.tif", tmp_path / "b.tif"
+    with rasterio.open(source, "w", driver="GTiff", width=50, height=40, count=1, dtype="uint8", **placed) as file:
+        file.update_tags(ns="RPC", **rpcs)
+    rasterio.shutil.copy(source, translated, driver="COG")
+    space = FORMATS["tiff"].describe(str(source), "").space
+    with (
+        rasterio.MemoryFile(write(np.zeros((40, 50), np.uint8), 32, space)) as memory,
+        memory.open() as ours,
+        rasterio.open(translated) as theirs,
+    ):
+        assert [point.asdict() | {"id": 0} for point in ours.gcps[0]] == [point.asdict() | {"id": 0} for point in theirs.gcps[0]]
+        assert len(ours.gcps[0]) == (len(POINTS) if "gcps" in placed else 0)
+        assert ours.gcps[1] == theirs.gcps[1]
+        assert ours.rpcs == theirs.rpcs
+        assert (ours.rpcs is not None) == bool(rpcs)
+        assert ours.transform == theirs.transform
+        assert ours.crs == theirs.crs
 
 
 def test_palette_nodata_and_names_come_back():

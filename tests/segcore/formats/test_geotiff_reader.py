@@ -13,6 +13,8 @@ import pytest
 import rasterio
 import tifffile
 from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from skimage import data
@@ -66,6 +68,33 @@ def test_nodata_hides_a_colour_pixel_only_where_all_bands_have_it(tmp_path: Path
     assert np.argwhere(~valid).tolist() == [[5, 5]]
     with rasterio.open(path) as file:
         np.testing.assert_array_equal(valid, file.dataset_mask() != 0)
+
+
+@given(
+    count=st.integers(1, 5),
+    colours=st.booleans(),
+    nodata=st.sampled_from([0, 3, 255, None]),
+    chosen=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+)
+def test_nodata_is_the_dataset_mask_of_a_colour_picture_and_any_band_that_is_read_of_others(
+    tmp_path_factory: pytest.TempPathFactory, count: int, colours: bool, nodata: int | None, chosen: list[int]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "nodata.tif"
+    colours = colours and count >= 3
+    bands = np.random.default_rng(count).choice(np.array([0, 3, 7, 255], np.uint8), (count, 24, 30))
+    write(path, bands, nodata=nodata, photometric="RGB" if colours else "MINISBLACK")
+    if colours and count > 3:
+        with rasterio.open(path, "r+") as file:
+            file.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, *[ColorInterp.undefined] * (count - 3)]
+    wanted = tuple(band for band in chosen if band <= count) or (1,)
+    _, valid, spec = read(path, wanted)
+    assert spec.file_bands == count
+    with rasterio.open(path) as file:
+        expected = (file.read_masks() != 0).any(axis=0) if colours else (file.read_masks(wanted) != 0).all(axis=0)
+        if colours and count != 4:
+            # Of four bands that begin with red, rasterio takes the last for alpha, whatever it is.
+            np.testing.assert_array_equal(expected, file.dataset_mask() != 0)
+    np.testing.assert_array_equal(valid, expected)
 
 
 def test_nodata_hides_a_pixel_of_other_bands_where_any_that_is_read_has_it(tmp_path: Path) -> None:
@@ -179,8 +208,11 @@ def test_space_is_what_the_file_says_and_nothing_else(tmp_path: Path) -> None:
     assert space.affine == pytest.approx(rotated[:6])
     assert rasterio.crs.CRS.from_wkt(space.crs) == rasterio.crs.CRS.from_epsg(32633)
     assert read(write(tmp_path / "b.tif", rgb()))[2].space == type(space)()
-    points = [GroundControlPoint(row=r, col=c, x=c, y=-r) for r, c in [(0, 0), (0, 90), (90, 0)]]
-    assert read(write(tmp_path / "c.tif", rgb(), gcps=points, crs="EPSG:4326"))[2].space == type(space)()
+    points = [GroundControlPoint(row=r, col=c, x=c, y=-r, z=5) for r, c in [(0, 0), (0, 90), (90.5, 0)]]
+    held = read(write(tmp_path / "c.tif", rgb(), gcps=points, crs="EPSG:4326"))[2].space
+    assert (held.affine, held.crs, held.area_unit) == (None, None, "px")
+    assert held.gcps == tuple((point.col, point.row, point.x, point.y, point.z) for point in points)
+    assert rasterio.crs.CRS.from_wkt(held.gcp_crs) == rasterio.crs.CRS.from_epsg(4326)
     assert read(write(tmp_path / "d.tif", rgb(), transform=rotated))[2].space.crs is None
 
 

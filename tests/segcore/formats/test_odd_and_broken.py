@@ -256,7 +256,9 @@ def test_real_odd_and_broken_files_in_a_process_with_little_memory() -> None:
     for path, (outcome, message) in outcomes.items():
         assert outcome == "ok" or (outcome in ("FormatError", "ReadError") and Path(path).name in message)
         if "odd_valid" in path:
-            assert outcome == "ok", f"{path}: {message}"
+            # Pages of which nothing is said and animations are refused; see test_tiff_pages.py and test_picture_reader.py.
+            several = ("multipage" in path and " pages, and does not say" in message) or " frames (an animation)" in message
+            assert outcome == "ok" or several, f"{path}: {message}"
     refused = [path for path, (outcome, _) in outcomes.items() if outcome != "ok"]
     assert {"truncated_jpeg.jpg", "corrupt.tif", "libtiff_segfault.tif", "reallybig.bmp", "broken.png"} <= {
         Path(p).name for p in refused

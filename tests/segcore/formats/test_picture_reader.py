@@ -135,10 +135,58 @@ def test_jpeg_colour_models(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.webp", "a.png"])
-def test_the_first_frame_of_an_animation_counts(tmp_path: Path, name: str) -> None:
+def test_animations_are_refused_and_one_frame_is_a_picture(tmp_path: Path, name: str) -> None:
     frames = [Image.fromarray(PHOTO), Image.fromarray(255 - PHOTO)]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True, duration=100)
+    with pytest.raises(FormatError, match=r"holds 2 frames \(an animation\).*Write each into a file of its own"):
+        PICTURE.describe(str(tmp_path / name), "")
+    frames[0].save(tmp_path / name, save_all=True, lossless=True)
     np.testing.assert_array_equal(read(tmp_path / name)[0], PHOTO)
+
+
+def write_mpo(path: Path, kind: int, head: bytes = b"") -> None:
+    """A JPEG with a second picture of this kind, which Pillow leaves undefined; `head` stands in a segment of the second."""
+    second = io.BytesIO()
+    Image.fromarray(255 - PHOTO).save(second, "JPEG", comment=head)
+    Image.fromarray(PHOTO).save(path, "MPO", save_all=True, append_images=[Image.open(second)], quality=95)
+    content = path.read_bytes()
+    # Pillow's entries of 16 bytes begin at byte 50 of the index, with the kind.
+    at = content.index(b"MPF\0") + 4 + 50 + 16
+    path.write_bytes(content[:at] + struct.pack("<I", kind) + content[at + 4 :])
+
+
+@pytest.mark.parametrize("kind", [0x020001, 0x020002, 0x020003, 0])
+def test_a_jpeg_of_several_views_is_refused(tmp_path: Path, kind: int) -> None:
+    write_mpo(tmp_path / "a.jpg", kind)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert (image.format, image.n_frames) == ("MPO", 2)
+    with pytest.raises(FormatError, match=r"holds 2 pictures \(MPO\)"):
+        PICTURE.describe(str(tmp_path / "a.jpg"), "")
+
+
+@pytest.mark.parametrize("kind", [0x010001, 0x010002])
+def test_the_previews_of_a_camera_are_no_pictures_of_their_own(tmp_path: Path, kind: int) -> None:
+    write_mpo(tmp_path / "a.jpg", kind)
+    pixels, _, spec = read(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as image:
+        np.testing.assert_array_equal(pixels, np.asarray(image))
+    assert spec.notes == ()
+
+
+def test_a_gain_map_is_no_picture_of_its_own_and_that_is_said(tmp_path: Path) -> None:
+    write_mpo(tmp_path / "a.jpg", 0, b"http://ns.adobe.com/hdr-gain-map/1.0/ hdrgm:Version")
+    pixels, _, spec = read(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as image:
+        np.testing.assert_array_equal(pixels, np.asarray(image))
+    assert "gain map" in spec.notes[0]
+
+
+def test_a_broken_index_of_further_pictures_is_said(tmp_path: Path) -> None:
+    write_mpo(tmp_path / "a.jpg", 0)
+    content = tmp_path.joinpath("a.jpg").read_bytes()
+    at = content.index(b"MPF\0II*\0") + 8
+    (tmp_path / "a.jpg").write_bytes(content[:at] + b"\xff\xff\xff\x7f" + content[at + 4 :])
+    assert "index of further pictures is broken" in read(tmp_path / "a.jpg")[2].notes[0]
 
 
 def test_headers_are_read_without_decoding(tmp_path: Path) -> None:
