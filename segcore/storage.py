@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -193,7 +193,14 @@ class Store:
         """Remove a folder and all below it; nothing happens where it is absent."""
         fs, path = filesystem(self.uri(folder))
         with contextlib.suppress(FileNotFoundError), store_errors(f"remove {self.uri(folder)}"):
-            _again(lambda: fs.rm(path, recursive=True))
+            # A listing of before may not have all that is there by now.
+            fs.invalidate_cache()
+            if isinstance(fs, LocalFileSystem) or not fsspec.core.has_magic(path):
+                _again(lambda: fs.rm(path, recursive=True))
+            else:
+                # fsspec would take brackets in the name of a folder for a pattern, and remove others.
+                for found in fs.find(path):
+                    _again(partial(fs.rm_file, found))
 
     def publish(self, name: str, content: bytes) -> Artefact:
         """Put bytes under a name in one step, in place of what was there."""

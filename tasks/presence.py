@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from segcore.conditional import conditions_of
-from segcore.errors import RunError
+from segcore.errors import MaskloomError, RunError
 from segcore.storage import STAGING, Store, lives, temporary_name
 from tasks.commits import folder_under_way
 
@@ -25,7 +25,7 @@ _MARK = "process.json"
 
 @contextlib.contextmanager
 def present(store: Store, run_id: str, *, sole_writer: bool = False) -> Iterator[str]:
-    """The folder of this process below the output, removed when the block ends without an error.
+    """The folder of this process below the output, removed when the block ends.
 
     Raises `RunError` where the store has no conditional writes and another process may be at work, unless `sole_writer` says that none is.
     """
@@ -34,8 +34,14 @@ def present(store: Store, run_id: str, *, sole_writer: bool = False) -> Iterator
     if not sole_writer and not conditions_of(store).several_writers:
         # Each process writes its mark before it looks for those of others: of two that start at once, at least one sees the other.
         _refuse_others(store, folder)
-    yield folder
-    store.remove(folder)
+    try:
+        yield folder
+    except BaseException:
+        # A store that has just failed may fail again; the next run sweeps what stays.
+        with contextlib.suppress(MaskloomError):
+            _leave(store, folder)
+        raise
+    _leave(store, folder)
 
 
 def is_at_work(store: Store, run_id: str) -> bool:
@@ -62,6 +68,12 @@ def others(store: Store, own: str) -> list[str]:
 def is_dead(folder: str) -> bool:
     """Whether the process of a folder was one of this machine and has ended."""
     return lives(Path(folder)) is False
+
+
+def _leave(store: Store, folder: str) -> None:
+    """Remove the folder, unless a commit is staged there that somebody has to carry out."""
+    if not (folder_under_way(store) or "").startswith(f"{folder}/"):
+        store.remove(folder)
 
 
 def _refuse_others(store: Store, own: str) -> None:

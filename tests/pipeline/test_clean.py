@@ -30,7 +30,7 @@ def recipe(collection):
 
 
 def killed_before_its_rows(maskloom, recipe, monkeypatch) -> None:
-    """A run that is stopped when its masks are there and its rows are not."""
+    """A run that is stopped before its commit; masks are there all the same, as versions before commits were numbered left them."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -38,6 +38,10 @@ def killed_before_its_rows(maskloom, recipe, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Tables, "publish", stop)
         assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 1
+    store = Store(str(recipe.parent / "out"))
+    for name in "ab":
+        store.publish(f"masks/{name}.png", b"a mask")
+        store.publish(f"previews/{name}.png", b"a preview")
 
 
 def age(folder: Path) -> None:

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-import time
-
 import fsspec
-import pytest
 from tests_support import assert_same_results
 
 from tasks import bundles
@@ -24,33 +17,6 @@ def test_two_workers_one_worker_and_none_agree(collection, maskloom):
         result = maskloom("run", recipe, *LOCAL, "--set", f"cluster.workers={workers}", "--set", f"output=local{workers}")
         assert result.exit_code == 0, result.output
         assert_same_results(collection.output, collection.folder / f"local{workers}")
-
-
-@pytest.fixture(scope="module")
-def s3_server(tmp_path_factory):
-    """moto's server process, with credentials in the environment as users have them."""
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with log.open("wb") as stream:
-        # It takes a free port, and says which.
-        server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", "0"], stdout=stream, stderr=stream)
-    deadline = time.monotonic() + 120
-    while (said := re.search(r"Running on (http://127\.0\.0\.1:\d+)\s", log.read_text())) is None:
-        assert server.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, "the S3 server did not start"
-        time.sleep(0.1)
-    settings = {
-        "AWS_ENDPOINT_URL": said[1],
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    previous = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    yield
-    server.terminate()
-    server.wait()
-    for name, value in previous.items():
-        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
 def test_s3_in_and_out_equals_the_local_disk(collection, maskloom, s3_server, monkeypatch):

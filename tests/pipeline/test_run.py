@@ -326,9 +326,12 @@ def test_a_model_that_is_gone_is_not_fitted_again_to_new_images_alone(collection
     late = last.read_bytes()
     last.unlink()
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
-    (model,) = collection.output.glob("runs/*/model.json")
+    (model,) = collection.output.glob("runs/recipe-*/model.json")
+    (shared,) = collection.output.glob("runs/recipes/*/model.json")
     content = model.read_bytes()
+    assert shared.read_bytes() == content
     model.unlink()
+    shared.unlink()
     last.write_bytes(late)
 
     refused = maskloom("run", recipe, "--no-prefect", "--quiet")
@@ -337,4 +340,4 @@ def test_a_model_that_is_gone_is_not_fitted_again_to_new_images_alone(collection
     assert "new output" in refused.output
     model.write_bytes(content)
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
-    assert len({path.read_bytes() for path in collection.output.glob("runs/*/model.json")}) == 1
+    assert len({path.read_bytes() for path in collection.output.glob("runs/**/model.json")}) == 1
