@@ -414,7 +414,7 @@ def _messages() -> Iterator[None]:
 def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool = False, sole_writer: bool = False) -> None:
     from flows.orchestrate import Plain, Prefect, stop_on_signals
     from flows.progress import watcher
-    from flows.segment import Sharing, refuse_other_recipes, take_inventory
+    from flows.segment import Sharing, healed, refuse_other_recipes, take_inventory
     from flows.segment import run as run_recipe
     from segcore.choices import open_choices
     from segcore.storage import configure
@@ -425,7 +425,10 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool
 
     started = time.monotonic()
     configure(recipe.storage)
+    sharing = Sharing(keep_other_recipes, sole_writer)
     inventory = take_inventory(recipe, to_write=True)
+    if inventory.ledger.superseded:
+        inventory = healed(recipe, inventory, sharing)
     if not keep_other_recipes:
         refuse_other_recipes(recipe, inventory)
     if recipe.scheduled:
@@ -447,7 +450,6 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool
         prepare = partial(prepare_process, recipe.storage, threads_of(cluster))
         fanout = stack.enter_context(open_fanout(cluster, prepare, stop))
         progress = stack.enter_context(watcher(quiet))
-        sharing = Sharing(keep_other_recipes, sole_writer)
         outcome = run_recipe(recipe, inventory, orchestrator, fanout, progress, sharing)
     tidy(recipe.output)
     _say(recipe, inventory, outcome, time.monotonic() - started)

@@ -71,6 +71,16 @@ _LIBRARIES = (
 
 
 @dataclass(frozen=True, slots=True)
+class Sharing:
+    """How a run shares its output with others."""
+
+    keep_other_recipes: bool = False
+    """Leave rows of other recipes where they are."""
+    sole_writer: bool = False
+    """No other run works on the output, whatever its store shows."""
+
+
+@dataclass(frozen=True, slots=True)
 class Inventory:
     """The inputs as they are now, and what the output has of them."""
 
@@ -87,8 +97,8 @@ class Inventory:
 
     @property
     def nothing_to_do(self) -> bool:
-        """Whether all inputs are done, the run that did them finished, and the tables hold each image once."""
-        return not self.pending and not self.interrupted and not self.ledger.superseded
+        """Whether all inputs are done, and the run that did them finished."""
+        return not self.pending and not self.interrupted
 
     @property
     def failed_before(self) -> int:
@@ -101,16 +111,6 @@ class Inventory:
     def removed(self) -> int:
         """Images in the tables that are no longer among the inputs; their rows and masks stay."""
         return len(self.committed.keys() - {source.uri for source in self.sources})
-
-
-@dataclass(frozen=True, slots=True)
-class Sharing:
-    """How a run shares its output with others."""
-
-    keep_other_recipes: bool = False
-    """Leave rows of other recipes where they are."""
-    sole_writer: bool = False
-    """No other run works on the output, whatever its store shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,15 @@ def take_inventory(recipe: Recipe, *, to_write: bool = False) -> Inventory:
     return Inventory(
         sources, found.passed_over, ledger, committed, head, pending(sources, committed, work.fingerprint), interrupted
     )
+
+
+def healed(recipe: Recipe, inventory: Inventory, sharing: Sharing) -> Inventory:
+    """The inventory after rows have gone that an earlier version left beside another row of their image."""
+    store = Store(recipe.output)
+    with present(store, "heal", sole_writer=sharing.sole_writer) as folder:
+        count = heal(inventory.ledger, folder)
+    log.warning("%d rows of images that stood in the tables twice are gone; an earlier version of maskloom left them.", count)
+    return take_inventory(recipe, to_write=True)
 
 
 def refuse_other_recipes(recipe: Recipe, inventory: Inventory) -> None:
@@ -180,11 +189,6 @@ def _flow(
     store = Store(recipe.output)
     identity = identify(recipe.work, inventory.head, inventory.sources)
     with present(store, identity, sole_writer=sharing.sole_writer) as folder:
-        healed = heal(inventory.ledger, folder)
-        if healed:
-            log.warning(
-                "%d images stood in the tables twice, left by an earlier version of maskloom; one row of each is kept.", healed
-            )
         plan = orchestrator.stage("plan", _plan, recipe, inventory, fanout)
         tables = Tables(
             inventory.ledger,

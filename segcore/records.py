@@ -27,10 +27,13 @@ _REMEDIES = {
     "plan.parquet": f"Remove it and plan.json beside it, {_AGAIN}: an unfinished run is planned anew, a finished one needs its plan no longer.",
     "manifest.json": f"Remove it, {_AGAIN}.",
     "head.json": f"Remove it, {_AGAIN}: it is made anew from the manifests of the runs.",
-    "choices.json": f"Restore it from a copy (`runs/recipes` and other runs of the recipe hold the same file), or remove it, {_AGAIN}: engines are chosen anew.",
+    "choices.json": (
+        "Restore it from a copy (`runs/recipes` and other runs of the recipe hold the same file), or remove it, "
+        f"{_AGAIN}: engines are chosen anew."
+    ),
     "model.json": (
-        "Restore it from a copy (`runs/recipes` and other runs of the recipe hold the same file). Where there is none, run the recipe with a new output: "
-        "a model that is fitted anew may give its classes another meaning."
+        "Restore it from a copy (`runs/recipes` and other runs of the recipe hold the same file). Where there is none, run the recipe "
+        "with a new output: a model that is fitted anew may give its classes another meaning."
     ),
 }
 

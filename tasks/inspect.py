@@ -167,7 +167,9 @@ def _images(tables: Mapping[str, pa.Table]) -> tuple[dict[str, dict[str, Any]], 
     for name, table in tables.items():
         for row in table.to_pylist():
             if row["image_id"] in images:
-                twice.append(f"{name}: the image {row['image_id']} is in the table twice")
+                twice.append(
+                    f"{name}: the image {row['image_id']} is in the table twice. Run the recipe again: it keeps one row of each image."
+                )
             images[row["image_id"]] = row
     return images, twice
 
