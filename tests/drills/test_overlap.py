@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import duckdb
+import fsspec
 import pytest
 from PIL import Image
 from tests_support import assert_same_results, photograph
@@ -98,6 +99,18 @@ def test_a_run_that_starts_again_while_the_first_works_and_an_image_has_come(fol
     assert "Nothing to do" in ended(start(folder))[1]
     models = {path.read_text() for path in (folder / "out" / "runs").glob("*/model.json")}
     assert len(models) == 1, "both runs use the model that was fitted first"
+
+
+def test_the_same_on_s3(folder, s3_bucket):
+    output = f"{s3_bucket}/overlap"
+    first = start(folder, wait_at="claim", output=output)
+    wait_for(folder / "at-claim", first)
+    shutil.copy(folder / "images" / "a0.png", folder / "images" / "new.png")
+    assert ended(start(folder, output=output))[0] == 0
+    (folder / "go-claim").touch()
+    assert ended(first)[0] == 0
+    fsspec.filesystem("s3").get(output, str(folder / "fetched"), recursive=True)
+    assert_once(folder / "fetched", 6)
 
 
 def test_a_run_that_sleeps_in_the_midst_of_its_commit_is_helped_and_does_no_harm_when_it_wakes(folder):

@@ -252,7 +252,7 @@ def test_a_run_that_is_not_finished(made: Path, tmp_path: Path) -> None:
 
 def test_masks_of_several_recipes_are_told_and_never_confused(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "out", tmp_path / "out")
-    common = ["-o", tmp_path / "out", "--no-prefect", "--set", "cluster=serial", "-q"]
+    common = ["-o", tmp_path / "out", "--no-prefect", "--set", "cluster=serial", "-q", "--keep-other-recipes"]
     inner = "of={kind: threshold, value: 140, classes: [outside, cell]}"
     assert command("segment", made / "images" / "p1.png", *common, "-s", "connected_parts", "-p", inner).exit_code == 0
     done = command("evaluate", tmp_path / "out", "-t", made / "truth", *SAID)

@@ -91,7 +91,7 @@ def test_a_mask_that_leads_elsewhere_is_refused_unread(
     write(tmp_path / "x.tif")
     (tmp_path / "x.tif.msk").write_text(vrt(target.format(host=host[0], folder=tmp_path)))
     with pytest.raises(
-        FormatError, match=r"x\.tif\.msk, the mask beside .*x\.tif, should be TIFF, but its content is text\. Remove it"
+        FormatError, match=r"x\.tif\.msk, the mask beside .*x\.tif, should be TIFF, but its content is a GDAL VRT\. Remove it"
     ):
         everything(f"{stored(tmp_path, remote)}/x.tif")
     assert host[1] == []
