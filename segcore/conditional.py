@@ -31,6 +31,8 @@ _Target = dict[str, str]
 
 _AT_ONCE = 16
 """Requests to an object store at a time."""
+LARGEST_OBJECT = 5 * 2**30
+"""Bytes that S3 takes in one conditional request."""
 _CONFLICTS = 5
 """How often a write is repeated that met another one under way (HTTP 409)."""
 _PROBED: dict[str, Conditions] = {}
@@ -85,6 +87,18 @@ def bases_of(store: Store, names: Sequence[str]) -> list[str | None]:
     if not _is_s3(fs):
         return [None] * len(names)
     return _at_once(lambda name: _version(fs, store, name), names)
+
+
+def require_movable(store: Store, folders: Sequence[str]) -> None:
+    """Raise `StoreError` where something staged in these folders is too large to be moved; a commit of it could never be carried out."""
+    if not _is_s3(filesystem(store.root)[0]):
+        return
+    for name, found in (each for folder in folders for each in store.listed(folder).items()):
+        if found.size > LARGEST_OBJECT:
+            raise StoreError(
+                f"{store.uri(name)} has {found.size / 2**30:.1f} GiB, more than S3 takes in one conditional write "
+                f"({LARGEST_OBJECT / 2**30:g} GiB). Leave the image out, or write to a local disk."
+            )
 
 
 def move(store: Store, moves: Iterable[Move]) -> None:

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
-from segcore.conditional import Move, bases_of, move
+from segcore.conditional import Move, bases_of, move, require_movable
 from segcore.records import read_json
 from segcore.storage import Artefact, Store
 
@@ -106,6 +106,7 @@ class CommitLog:
 
     def claim(self, draft: Draft) -> bool:
         """Make the draft the next commit and carry it out. False where another run's commit is the next one: read `news`, and draft again."""
+        require_movable(self.store, [draft.folder, *{staged.rpartition("/")[0] for staged in draft.files.values()}])
         # The table `images` says what is done, so it comes last.
         names = sorted(draft.tables, key=lambda name: name.startswith(f"{IMAGES}/"))
         bases = zip(names, bases_of(self.store, names), strict=True)

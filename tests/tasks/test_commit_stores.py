@@ -8,7 +8,7 @@ import pytest
 
 from segcore import conditional
 from segcore.conditional import Conditions, Move, bases_of, conditions_of, move
-from segcore.errors import RunError
+from segcore.errors import RunError, StoreError
 from segcore.storage import Store, temporary_name
 from tasks.commits import Commit, CommitLog, folder_under_way
 from tasks.presence import PROCESSES, is_at_work, others, present, sweep
@@ -80,6 +80,17 @@ def test_of_two_claims_one_wins_and_the_other_leaves_nothing(store):
     assert [found.run_id for found in second.news()] == ["first"]
     assert commit(second, "second", b"2", b"2")
     assert state(store) == {"tables/areas/a.parquet": b"2", "tables/images/a.parquet": b"2", "masks/x.png": b"2"}
+
+
+def test_what_is_too_large_to_be_moved_is_not_claimed(s3_bucket, monkeypatch):
+    """Once claimed, it would keep all later commits from being carried out."""
+    store = Store(f"{s3_bucket}/large")
+    monkeypatch.setattr(conditional, "LARGEST_OBJECT", 10)
+    log = CommitLog(store)
+    with pytest.raises(StoreError, match=r"staging/first/mask has .* more than S3 takes"):
+        commit(log, "first", b"rows", b"more than ten bytes")
+    assert log.news() == []
+    assert commit(log, "second", b"rows", b"mask")
 
 
 def test_a_store_says_which_conditions_it_honours(store, s3_bucket):
