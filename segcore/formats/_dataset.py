@@ -6,8 +6,11 @@ a reader may be opened in one thread and used or closed in another.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
+import re
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
@@ -15,13 +18,18 @@ from uuid import uuid4
 from segcore.formats._open import Ranges, Source, silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from segcore.errors import Unavailable
 
 CACHE_BYTES = 64 << 20
 """Memory for decoded blocks, shared by all datasets of a process."""
 _NAME = "image.tif"
+_DAMAGE = re.compile(
+    r"Corrupt JPEG data: (?!bad ICC|\d extraneous bytes before marker 0xd9)|Premature end of JPEG file"
+    r"|PackBitsDecode|Fax\w+:(?:Premature|Line length|Bad code)"
+)
+"""Warnings of decoders that gave pixels which are not in the file. Up to 9 bytes behind the last pixel are padding that some write."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -82,15 +90,14 @@ class Dataset:
     """The rasterio dataset. Touch it only inside `run`."""
     _context: contextvars.Context
     _failures: list[Unavailable]
+    _damage: list[str] = field(default_factory=list)
+    """What decoders complained about. GDAL keeps the blocks that they gave, and does not complain twice."""
 
     @classmethod
     def open(cls, source: Source) -> Dataset:
         """Open a TIFF. Raises what `errors` names, and `Unavailable`."""
         import rasterio
-        from rasterio.errors import NotGeoreferencedWarning
 
-        silence(NotGeoreferencedWarning)
-        _quieten("rasterio")
         context, failures = contextvars.Context(), []
         path, options = source.local_path, {}
         if path is None:
@@ -103,9 +110,13 @@ class Dataset:
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that touches the dataset. Raises what `errors` names, and `Unavailable` where the store failed."""
+        from rasterio.errors import RasterioIOError
+
         try:
-            with _environment():
+            with environment(), _LISTENER.keeping(self._damage):
                 result = self._context.run(function, *args, **kwargs)
+            if self._damage:
+                raise RasterioIOError(self._damage[0])
         except errors():
             # A store's failure looks like a broken file to GDAL.
             if self._failures:
@@ -117,17 +128,22 @@ class Dataset:
 
     def close(self) -> None:
         """Let the file go."""
-        with _environment():
+        with environment():
             self._context.run(self.raw.close)
 
 
-def _environment() -> Any:
+def environment(more: Mapping[str, str] | None = None) -> Any:
+    """GDAL's settings for reading in this thread, and more of them."""
     import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
     from rasterio.session import DummySession
+
+    silence(NotGeoreferencedWarning)
+    _quieten("rasterio")
 
     # rasterio takes the cache's size in bytes, where GDAL itself takes small numbers as megabytes.
     settings = {"GDAL_CACHEMAX": CACHE_BYTES, "GDAL_NUM_THREADS": "1", "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
-    return rasterio.Env(session=DummySession(), **settings)
+    return rasterio.Env(session=DummySession(), **settings, **(more or {}))
 
 
 def errors() -> tuple[type[Exception], ...]:
@@ -151,8 +167,39 @@ def _adopt(container: type) -> None:
     MultiByteRangeResourceContainer.register(container)
 
 
+class _Listener(logging.Filter):
+    """Hears of damage that decoders fill with pixels of their own and only warn of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._local = threading.local()
+
+    @contextlib.contextmanager
+    def keeping(self, heard: list[str]) -> Iterator[None]:
+        """Adds what decoders complain about in this thread while the block runs."""
+        self._local.heard = heard
+        try:
+            yield
+        finally:
+            self._local.heard = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the library's loggers would have let the record pass without us."""
+        heard, message = getattr(self._local, "heard", None), record.getMessage()
+        if heard is not None and _DAMAGE.search(message):
+            heard.append(message.removeprefix("CPLE_AppDefined:"))
+        return logging.getLogger("rasterio").isEnabledFor(record.levelno)
+
+
+_LISTENER = _Listener()
+
+
 def _quieten(name: str) -> None:
     logger = logging.getLogger(name)
     # One broken file makes thousands of lines; a level that somebody set on purpose stays.
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL)
+    for speaker in (logging.getLogger(f"{name}.{module}") for module in ("_err", "_env")):
+        if _LISTENER not in speaker.filters:
+            speaker.setLevel(logging.WARNING)
+            speaker.addFilter(_LISTENER)
