@@ -29,7 +29,9 @@ def explain(recipe: Recipe) -> str:
     inventory = take_inventory(recipe)
     if inventory.nothing_to_do:
         return f"Nothing to do: all {len(inventory.sources)} images are done and unchanged."
-    with open_fanout(InProcess(), partial(prepare_process, recipe.storage), threading.Event()) as fanout:
+    with open_fanout(
+        InProcess(), partial(prepare_process, recipe.storage, time_limits=recipe.limits), threading.Event()
+    ) as fanout:
         items = describe_sources(fanout, inventory.pending, recipe.format)
     work = recipe.work
     plan = make_plan(work, inventory.head, identify(work, inventory.head, inventory.sources), items, inventory.committed)

@@ -14,11 +14,12 @@ from typing import Any, Literal
 import pydantic
 
 from flows.documents import below, completed, load_document, refuse_secrets
-from flows.sections import build, explain, schema_of
-from segcore import segmenters, statistics  # noqa: F401  (their import fills the registries)
+from flows.sections import build, explain, model_of, schema_of
+from segcore import limits, segmenters, statistics  # noqa: F401  (their import fills the registries)
 from segcore.errors import RecipeError, StoreError
 from segcore.inference.weights import is_packaged
 from segcore.jobs import Order
+from segcore.limits import Limits
 from segcore.manifest import digest
 from segcore.methods.composed import Composed
 from segcore.model import SEGMENTERS, Fitter, Model, ObjectSegmenter, SegmenterRecipe
@@ -88,6 +89,8 @@ class _File(pydantic.BaseModel):
     """Above this fraction of failed images the run fails (exit 1). Below it failed images give exit 3."""
     schedule: Schedule | None = None
     """When a server is to run the recipe."""
+    limits: dict[str, Any] = {}
+    """Seconds after which something that does not end is given up: read, work, examine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Recipe:
     format: str | None
     storage: dict[str, dict[str, Any]]
     max_failed_fraction: float
+    limits: Limits
 
     @property
     def work(self) -> Work:
@@ -148,8 +152,10 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     refuse_secrets(file.storage)
     wanted = {"kind": "ensemble", "members": file.segmenter} if isinstance(file.segmenter, list) else file.segmenter
     section: SegmenterRecipe = build(SEGMENTERS, _with_weights_below(wanted, folder), "segmenter")
-    # Weights may lie in a store that needs its options.
+    time_limits: Limits = build({"limits": Limits}, {**file.limits, "kind": "limits"}, "limits")
+    # Weights may lie in a store that needs its options, and take their time.
     configure(file.storage)
+    limits.configure(time_limits)
     try:
         segmenter = section.start()
     except RecipeError as error:
@@ -177,6 +183,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         format=file.format,
         storage=file.storage,
         max_failed_fraction=file.max_failed_fraction,
+        limits=time_limits,
     )
     if "://" not in recipe.output and Path(recipe.output).exists() and not Path(recipe.output).is_dir():
         raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
@@ -230,6 +237,7 @@ def schema() -> dict[str, Any]:
     for name in ("segmenter", "cluster"):
         text = {"enum": [alternative["properties"]["kind"]["const"] for alternative in sections[name]["oneOf"]]}
         properties[name] = {"description": properties[name].get("description", ""), "oneOf": [*sections[name]["oneOf"], text]}
+    properties["limits"] = model_of(Limits).model_json_schema()
     properties["statistics"]["items"] = {"oneOf": [*sections["statistics"]["oneOf"], {"enum": list(TABLES)}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
 

@@ -13,7 +13,9 @@ MaskloomError
     ├── ReadError          the header is fine, the pixels are not
     ├── ModelMismatch      the image does not suit the segmenter (bands, dtype)
     ├── Unavailable        a store or the memory failed this image; the next run tries again
+    ├── SourceChanged      the file is no longer the one that was planned; the next run takes the new one
     └── WorkerDied         a process died while it worked on this image alone
+        └── TimedOut       it was given up because a step of the work did not end
 
 Messages say what was expected, what came, where, and what to do.
 """
@@ -81,7 +83,17 @@ class Unavailable(ImageError, OSError):
     permanent = False
 
 
+class SourceChanged(ImageError, OSError):
+    """The file was changed or replaced while the run was under way."""
+
+    permanent = False
+
+
 class WorkerDied(ImageError, RuntimeError):
     """A process died while it worked on this image alone."""
 
     permanent = False
+
+
+class TimedOut(WorkerDied):
+    """A read, or the work on what was read, did not end in time (`segcore.limits`)."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from segcore.errors import FormatError, ReadError
+from segcore.errors import FormatError, ReadError, SourceChanged
 from segcore.formats._jpeg import require_whole_jpeg
 from segcore.formats._open import MAX_PICTURE_PIXELS, Ranges, Source, require_kind, silence
 from segcore.formats._orientation import picture_orientation, turn, turn_shape
@@ -108,7 +108,7 @@ class Picture:
         image = _opened(spec.location, io.BytesIO(content), kind)
         header = _header(image, head)
         if (turn_shape(header.shape, header.orientation), header.bands) != (spec.shape, spec.file_bands):
-            raise ReadError(f"{spec.location} has changed since its header was read. Run the same command again.")
+            raise SourceChanged(f"{spec.location} has changed since its header was read. Run the same command again.")
         if kind == "JPEG":
             require_whole_jpeg(spec.location, content)
         essential = _essential_chunks(spec.location, content) if kind == "PNG" else []
