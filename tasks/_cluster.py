@@ -133,8 +133,7 @@ def joined(address: str) -> Iterator[Client]:
 
 
 def _introduced(client: Client, address: str) -> None:
-    """Raises `RunError` unless a worker answers that runs the versions that the driver runs."""
-    here = _isolated.introduce()
+    """Raises `RunError` unless a worker answers that runs the code that the driver runs. Others are asked when they get their first job."""
     # A task, not a look at the list of workers: an adaptive cluster starts workers only for tasks.
     future = client.submit(_isolated.introduce, pure=False)
     try:
@@ -149,11 +148,7 @@ def _introduced(client: Client, address: str) -> None:
         ) from error
     finally:
         future.release()
-    if here != there:
-        raise RunError(
-            f"Workers of the Dask cluster at {address} run Python {there[0]} with distributed {there[1]}, this process Python "
-            f"{here[0]} with distributed {here[1]}. Install the same versions on both sides."
-        )
+    _isolated.require_same(tuple(there), _isolated.introduce())
 
 
 def thread_count(client: Client) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import hashlib
 import os
 import pickle
 import re
@@ -24,8 +25,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+import segcore
 from segcore import lifeline, limits
-from segcore.errors import TimedOut, WorkerDied
+from segcore.errors import RunError, TimedOut, WorkerDied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -153,9 +155,37 @@ def _result(prepare: bytes, function: Callable[[JobType], ResultType], job: JobT
         return Raised.of(error)
 
 
-def introduce() -> tuple[str, str]:
-    """Versions of Python and distributed on this worker. That it answers at all shows that maskloom is installed there."""
-    return f"{sys.version_info.major}.{sys.version_info.minor}", version("distributed")
+@cache
+def introduce() -> tuple[str, ...]:
+    """What this process runs: the version of maskloom, a digest of its code, the versions of Python and distributed."""
+    code = hashlib.sha256()
+    for package in (Path(__file__).parent, Path(segcore.__file__).parent):
+        for path in sorted(package.rglob("*.py")):
+            code.update(f"{package.name}/{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return version("maskloom"), code.hexdigest()[:12], python, version("distributed")
+
+
+def require_same(worker: tuple[str, ...], driver: tuple[str, ...]) -> None:
+    """Raise `RunError` where two processes introduced themselves differently: their results might differ too."""
+    if worker != driver:
+        raise RunError(
+            f"A worker runs {_in_words(worker)}, the driver {_in_words(driver)}. Install the same versions on all workers, and start "
+            "them again."
+        )
+
+
+def _in_words(versions: tuple[str, ...]) -> str:
+    if len(versions) != len(introduce()):
+        return f"another maskloom ({', '.join(versions)})"
+    maskloom, code, python, distributed = versions
+    return f"maskloom {maskloom} (code {code}) with Python {python} and distributed {distributed}"
+
+
+def prepare_alike(driver: tuple[str, ...], prepare: Callable[[], None]) -> None:
+    """Prepare this process, unless it runs other code than the driver: workers may join, or start again, while a run is under way."""
+    require_same(introduce(), driver)
+    prepare()
 
 
 def run_isolated(

@@ -278,7 +278,7 @@ class Dask:
     """Runs jobs on the workers of a Dask cluster. The driver's threads share one connection and one window."""
 
     def __init__(self, cluster: LocalCluster | Existing, prepare: Callable[[], None], stop: threading.Event) -> None:
-        self.prepare = pickle.dumps(prepare)
+        self.prepare = pickle.dumps(partial(_isolated.prepare_alike, _isolated.introduce(), prepare))
         self.stop = stop
         self.window = Window()
         self._cluster = cluster

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,6 +300,48 @@ def test_a_joined_cluster_gives_the_same_and_goes_on(cluster: Dask) -> None:
         assert joined.workers == cluster.workers == 2
         assert dict(joined.map(jobs.squares, bundles(9))) == dict(cluster.map(jobs.squares, bundles(9)))
     assert len(list(cluster.map(jobs.squares, bundles(3)))) == 3
+
+
+def worker_of(code: Path, scheduler: str) -> subprocess.Popen[bytes]:
+    """A worker whose maskloom lies in another folder."""
+    command = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_worker",
+        scheduler,
+        "--no-dashboard",
+        "--nthreads",
+        "1",
+        "--host",
+        "127.0.0.1",
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), str(Path(__file__).parent)])}
+    return subprocess.Popen(command, env=environment, cwd=code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_workers_with_other_code_are_refused_whenever_they_come(tmp_path: Path) -> None:
+    import distributed
+
+    for package in ("segcore", "tasks"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("*.keras", "__pycache__"))
+    (tmp_path / "segcore" / "preview.py").write_text((ROOT / "segcore" / "preview.py").read_text() + "# edited\n")
+    both = r"A worker runs maskloom (\S+) \(code \w{12}\) .*, the driver maskloom \1 \(code \w{12}\)"
+    with (
+        distributed.LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as other,
+        worker_of(tmp_path, other.scheduler_address) as worker,
+    ):
+        try:
+            with pytest.raises(RunError, match=both):
+                assert Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()).client
+            # One that joins when the run has begun is refused at its first job.
+            with Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()) as late:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(_cluster, "_introduced", lambda *_: None)
+                    assert late.client
+                with pytest.raises(RunError, match=both):
+                    list(late.map(jobs.squares, bundles(1)))
+        finally:
+            worker.terminate()
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
