@@ -26,7 +26,7 @@ from tasks.choose import choose
 from tasks.discover import discover
 from tasks.fanout import Fanout, memory_of
 from tasks.fit import fit
-from tasks.memory import require_memory
+from tasks.memory import WORKER_MEMORY, require_memory, retried, without_room
 from tasks.plan import (
     HEAD,
     Committed,
@@ -108,7 +108,7 @@ class Outcome:
 def take_inventory(recipe: Recipe) -> Inventory:
     """List the inputs and read what is committed."""
     store = Store(recipe.output)
-    committed = read_committed(store)
+    committed = retried(store, read_committed(store), memory_of(recipe.cluster))
     known = {row.uri: row.image_id for row in committed.values()}
     sources = discover(recipe.inputs, recipe.output, known)
     work, head = recipe.work, read_head(store)
@@ -162,8 +162,15 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
         require_memory(order, (item for shard in interrupted.shards for item in shard.items), available)
         return interrupted
     items = describe_sources(fanout, inventory.pending, recipe.format)
-    require_memory(order, items, available)
-    settings = {**work.settings, "libraries": _versions(), "machine": platform.machine(), "python": platform.python_version()}
+    items = without_room(items, available)
+    require_memory(order, (item for item in items if item.failure is None), available)
+    settings = {
+        **work.settings,
+        "libraries": _versions(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        WORKER_MEMORY: available,
+    }
     plan = make_plan(replace(work, settings=settings), head, identity, items, inventory.committed)
     write_plan(store, plan)
     return plan

@@ -15,7 +15,8 @@ MaskloomError
     ├── Unavailable        a store or the memory failed this image; the next run tries again
     ├── SourceChanged      the file is no longer the one that was planned; the next run takes the new one
     └── WorkerDied         a process died while it worked on this image alone
-        └── TimedOut       it was given up because a step of the work did not end
+        ├── TimedOut       it was given up because a step of the work did not end
+        └── OutOfMemory    the image needs more memory than a worker has
 
 Messages say what was expected, what came, where, and what to do.
 """
@@ -97,3 +98,9 @@ class WorkerDied(ImageError, RuntimeError):
 
 class TimedOut(WorkerDied):
     """A read, or the work on what was read, did not end in time (`segcore.limits`)."""
+
+
+class OutOfMemory(WorkerDied):
+    """The image needs more memory than a worker has. A run whose workers have more tries it again (`tasks.memory`)."""
+
+    permanent = True

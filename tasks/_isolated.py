@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import segcore
 from segcore import lifeline, limits
-from segcore.errors import RunError, TimedOut, WorkerDied
+from segcore.errors import OutOfMemory, RunError, TimedOut, WorkerDied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -212,7 +212,7 @@ def run_isolated(
             finally:
                 child.kill()
     if excess:
-        return WorkerDied(excess)
+        return OutOfMemory(excess)
     given_up = _GIVEN_UP.search(complaint)
     if child.returncode == 1 and given_up is not None:
         hours, minutes, seconds = map(float, given_up.groups())

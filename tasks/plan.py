@@ -48,6 +48,8 @@ class Committed:
     """Done, or failed in a way that the same bytes would repeat."""
     file: str
     """Name of the table file that holds it."""
+    error_type: str | None = None
+    """Kind of its failure. None: it has not failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ def read_committed(store: Store) -> dict[str, Committed]:
                 if ok
                 else bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),
                 name.rpartition("/")[2],
+                row["error_type"],
             )
     return committed
 

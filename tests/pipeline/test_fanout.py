@@ -27,7 +27,7 @@ import fanout_jobs as jobs
 from fanout_jobs import Mark, Numbers
 from pydantic import TypeAdapter, ValidationError
 
-from segcore.errors import RunError, Stopped, StoreError, TimedOut, WorkerDied
+from segcore.errors import OutOfMemory, RunError, Stopped, StoreError, TimedOut, WorkerDied
 from tasks import _cluster, _flight, _isolated, fanout
 from tasks.fanout import CLUSTERS, Dask, Existing, InProcess, LocalCluster, Serial, open_fanout, threads_left_behind
 
@@ -197,7 +197,7 @@ def test_a_child_process_gives_what_a_worker_gives(capfd: pytest.CaptureFixture[
 def test_a_child_process_that_takes_too_much_memory_is_ended() -> None:
     # Left alone, the job would sleep for ever.
     died = _isolated.run_isolated(PREPARE, jobs.hoard, Numbers((700,)), 500 * 2**20)
-    assert isinstance(died, WorkerDied)
+    assert isinstance(died, OutOfMemory)
     assert re.search(r"more memory than a worker has \(0.488 GiB\)", str(died))
 
 
