@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ _PNG_INTERLACED = 28
 _PNG_PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 """First row and column of each pass of an interlaced PNG, and the steps to the next (PNG specification, 8.2)."""
 _INFLATED_BYTES = 1 << 20
+_LIMIT = threading.Lock()
 _GREY_MODES = frozenset({"1", "L", "LA", "I;16"})
 
 
@@ -198,7 +200,8 @@ def _opened(location: str, stream: Any, kind: str) -> ImageFile:
         "WebP": WebPImagePlugin.WebPImageFile,
     }
     try:
-        image = plugins[kind](stream)
+        with _own_limit() if kind == "WebP" else contextlib.nullcontext():
+            image = plugins[kind](stream)
     except _broken() as error:
         raise FormatError(f"The header of {location} cannot be read as {kind}: {error}. Save the picture again.") from error
     width, height = image.size
@@ -210,6 +213,21 @@ def _opened(location: str, stream: Any, kind: str) -> ImageFile:
     if width < 1 or height < 1:
         raise FormatError(f"{location} has {width} x {height} pixels. Save the picture again.")
     return image
+
+
+@contextlib.contextmanager
+def _own_limit() -> Iterator[None]:
+    """PIL checks the size of a WebP picture by a limit of its own as soon as it opens one, and has one limit for the whole process."""
+    from PIL import Image
+
+    with _LIMIT:
+        before = Image.MAX_IMAGE_PIXELS
+        # It refuses what has more than twice as many.
+        Image.MAX_IMAGE_PIXELS = MAX_PICTURE_PIXELS // 2
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _header(image: ImageFile, head: bytes) -> _Header:
