@@ -133,7 +133,16 @@ def joined(address: str) -> Iterator[Client]:
 
 
 def _introduced(client: Client, address: str) -> None:
-    """Raises `RunError` unless a worker answers that runs the code that the driver runs. Others are asked when they get their first job."""
+    """Raises `RunError` unless the scheduler and a worker run the code that the driver runs. Others are asked when they get a job."""
+    here = _isolated.introduce()
+    try:
+        # It unpickles jobs on their way.
+        scheduler = client.run_on_scheduler(_isolated.introduce)
+    except Exception as error:
+        raise RunError(
+            f"The Dask scheduler at {address} cannot load maskloom: {error}. Install the same maskloom there."
+        ) from error
+    _isolated.require_same(f"The Dask scheduler at {address}", tuple(scheduler), here)
     # A task, not a look at the list of workers: an adaptive cluster starts workers only for tasks.
     future = client.submit(_isolated.introduce, pure=False)
     try:
@@ -148,7 +157,7 @@ def _introduced(client: Client, address: str) -> None:
         ) from error
     finally:
         future.release()
-    _isolated.require_same(tuple(there), _isolated.introduce())
+    _isolated.require_same(f"A worker of the Dask cluster at {address}", tuple(there), here)
 
 
 def thread_count(client: Client) -> int:

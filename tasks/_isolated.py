@@ -166,12 +166,12 @@ def introduce() -> tuple[str, ...]:
     return version("maskloom"), code.hexdigest()[:12], python, version("distributed")
 
 
-def require_same(worker: tuple[str, ...], driver: tuple[str, ...]) -> None:
-    """Raise `RunError` where two processes introduced themselves differently: their results might differ too."""
-    if worker != driver:
+def require_same(name: str, versions: tuple[str, ...], driver: tuple[str, ...]) -> None:
+    """Raise `RunError` where a process introduced itself otherwise than the driver: its results might be others too."""
+    if versions != driver:
         raise RunError(
-            f"A worker runs {_in_words(worker)}, the driver {_in_words(driver)}. Install the same versions on all workers, and start "
-            "them again."
+            f"{name} runs {_in_words(versions)}, the driver {_in_words(driver)}. Install the same versions on the scheduler and on all "
+            "workers, and start them again."
         )
 
 
@@ -184,7 +184,7 @@ def _in_words(versions: tuple[str, ...]) -> str:
 
 def prepare_alike(driver: tuple[str, ...], prepare: Callable[[], None]) -> None:
     """Prepare this process, unless it runs other code than the driver: workers may join, or start again, while a run is under way."""
-    require_same(introduce(), driver)
+    require_same("A worker", introduce(), driver)
     prepare()
 
 

@@ -325,7 +325,7 @@ def test_workers_with_other_code_are_refused_whenever_they_come(tmp_path: Path) 
     for package in ("segcore", "tasks"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("*.keras", "__pycache__"))
     (tmp_path / "segcore" / "preview.py").write_text((ROOT / "segcore" / "preview.py").read_text() + "# edited\n")
-    both = r"A worker runs maskloom (\S+) \(code \w{12}\) .*, the driver maskloom \1 \(code \w{12}\)"
+    both = r"A worker .*runs maskloom (\S+) \(code \w{12}\) .*, the driver maskloom \1 \(code \w{12}\)"
     with (
         distributed.LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as other,
         worker_of(tmp_path, other.scheduler_address) as worker,
@@ -342,6 +342,29 @@ def test_workers_with_other_code_are_refused_whenever_they_come(tmp_path: Path) 
                     list(late.map(jobs.squares, bundles(1)))
         finally:
             worker.terminate()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (("3.11", "2026.1.0"), r"scheduler at tcp://there:1 runs another maskloom \(3\.11, 2026\.1\.0\), the driver maskloom"),
+        (
+            ModuleNotFoundError("No module named 'tasks'"),
+            r"scheduler at tcp://there:1 cannot load maskloom: No module named 'tasks'",
+        ),
+    ],
+)
+def test_a_scheduler_with_other_code_is_refused(answer: object, words: str) -> None:
+    """It would break the connections with its workers, which then seem to have died."""
+
+    class Client:
+        def run_on_scheduler(self, _: object) -> object:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    with pytest.raises(RunError, match=words):
+        _cluster._introduced(Client(), "tcp://there:1")
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
