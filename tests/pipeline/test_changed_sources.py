@@ -10,10 +10,11 @@ import fsspec
 import numpy as np
 import pytest
 from PIL import Image
-from tests_support import photograph, read_masks, read_table
+from tests_support import photograph, read_masks, read_table, write_tiff
 
 import flows.segment
 from segcore.raster import FORMATS
+from tasks import bundles
 
 PICTURE = photograph(60, 80)
 NEGATIVE = 255 - PICTURE
@@ -93,6 +94,23 @@ def test_a_source_that_changes_while_a_model_is_fitted_to_all_ends_the_run_and_t
     result = maskloom(*command)
     assert result.exit_code == 1
     assert "changes.png was changed or replaced" in result.output
+    assert maskloom(*command).exit_code == 0
+
+
+def test_a_large_source_that_changes_while_its_own_model_is_fitted_hurts_no_other(tmp_path, maskloom, monkeypatch):
+    monkeypatch.setattr(bundles, "PART_PIXELS", 2**16)
+    images, output = tmp_path / "in", tmp_path / "out"
+    images.mkdir()
+    write_tiff(images / "changes.tif", photograph(600, 600))
+    Image.fromarray(PICTURE).save(images / "stays.png")
+    at("planned", monkeypatch, lambda: write_tiff(images / "changes.tif", 255 - photograph(600, 600)))
+    command = ("segment", images, "-o", output, "-s", "threshold", "--fit", "image", "--set", "tiling.tile=256", *QUIET)
+
+    assert maskloom(*command).exit_code == 3
+    assert {row["image_id"]: row["error_type"] for row in read_table(output, "images")} == {
+        "changes": "SourceChanged",
+        "stays": None,
+    }
     assert maskloom(*command).exit_code == 0
 
 
