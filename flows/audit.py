@@ -87,7 +87,9 @@ def audit(recipe: Recipe, pixels: int, tile: int | None) -> Audit:
 
 def _first_readable(recipe: Recipe) -> Item:
     inventory = take_inventory(recipe)
-    with open_fanout(InProcess(), partial(prepare_process, recipe.storage), threading.Event()) as fanout:
+    with open_fanout(
+        InProcess(), partial(prepare_process, recipe.storage, time_limits=recipe.limits), threading.Event()
+    ) as fanout:
         reason = ""
         for source in inventory.sources:
             (item,) = describe_sources(fanout, [source], recipe.format, recipe.ground_control)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -388,7 +389,17 @@ def schema(
 
 def main() -> NoReturn:
     """Entry point of the console script."""
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        from tasks.fanout import threads_left_behind
+
+        if threads_left_behind():
+            # Native code that still runs in them would abort the process on its way out.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended.code if isinstance(ended.code, int) else DONE)
+        raise
     sys.exit(DONE)
 
 
@@ -447,7 +458,7 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool
         # The server and the cluster take seconds to start; they do so side by side, and return at once.
         orchestrator = Plain() if no_prefect else stack.enter_context(Prefect())
         cluster = with_gpus(recipe.cluster) if open_choices(recipe.segmenter) else recipe.cluster
-        prepare = partial(prepare_process, recipe.storage, threads_of(cluster))
+        prepare = partial(prepare_process, recipe.storage, threads_of(cluster), recipe.limits)
         fanout = stack.enter_context(open_fanout(cluster, prepare, stop))
         progress = stack.enter_context(watcher(quiet))
         outcome = run_recipe(recipe, inventory, orchestrator, fanout, progress, sharing)

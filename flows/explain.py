@@ -33,7 +33,9 @@ def explain(recipe: Recipe) -> str:
     if inventory.nothing_to_do:
         images = count(len(inventory.sources), "image is", "images are")
         return "\n".join([f"Nothing to do: {images} done and unchanged.", *passed_over])
-    with open_fanout(InProcess(), partial(prepare_process, recipe.storage), threading.Event()) as fanout:
+    with open_fanout(
+        InProcess(), partial(prepare_process, recipe.storage, time_limits=recipe.limits), threading.Event()
+    ) as fanout:
         items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
     work = recipe.work
     plan = make_plan(work, inventory.head, identify(work, inventory.head, inventory.sources), items, inventory.committed)

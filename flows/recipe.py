@@ -16,11 +16,12 @@ from zoneinfo import available_timezones
 import pydantic
 
 from flows.documents import below, completed, load_document, refuse_secrets, shown
-from flows.sections import build, did_you_mean, explain, schema_of
-from segcore import segmenters, statistics  # noqa: F401  (their import fills the registries)
+from flows.sections import build, did_you_mean, explain, model_of, schema_of
+from segcore import limits, segmenters, statistics  # noqa: F401  (their import fills the registries)
 from segcore.errors import RecipeError, StoreError
 from segcore.inference.weights import is_packaged
 from segcore.jobs import GroundControl, Order
+from segcore.limits import Limits
 from segcore.manifest import digest
 from segcore.methods.composed import Composed
 from segcore.model import SEGMENTERS, Fitter, Model, ObjectSegmenter, SegmenterRecipe
@@ -120,6 +121,8 @@ class _File(pydantic.BaseModel):
     """Above this fraction of failed images the run fails (exit 1). Below it failed images give exit 3."""
     schedule: Schedule | None = None
     """When a server is to run the recipe."""
+    limits: dict[str, Any] = {}
+    """Seconds after which something that does not end is given up: read, work, examine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,7 @@ class Recipe:
     ground_control: GroundControl
     storage: dict[str, dict[str, Any]]
     max_failed_fraction: float
+    limits: Limits
     scheduled: bool = False
     """Whether it says when a server is to run it."""
 
@@ -185,8 +189,10 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     refuse_secrets(file.storage)
     wanted = {"kind": "ensemble", "members": file.segmenter} if isinstance(file.segmenter, list) else file.segmenter
     section: SegmenterRecipe = build(SEGMENTERS, _with_weights_below(wanted, folder), "segmenter")
-    # Weights may lie in a store that needs its options.
+    time_limits: Limits = build({"limits": Limits}, {**file.limits, "kind": "limits"}, "limits")
+    # Weights may lie in a store that needs its options, and take their time.
     configure(file.storage)
+    limits.configure(time_limits)
     try:
         segmenter = section.start()
     except RecipeError as error:
@@ -217,6 +223,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         ground_control=file.ground_control,
         storage=file.storage,
         max_failed_fraction=file.max_failed_fraction,
+        limits=time_limits,
         scheduled=file.schedule is not None,
     )
     if "://" not in recipe.output and Path(recipe.output).exists() and not Path(recipe.output).is_dir():
@@ -271,6 +278,7 @@ def schema() -> dict[str, Any]:
     for name in ("segmenter", "cluster"):
         text = {"enum": [alternative["properties"]["kind"]["const"] for alternative in sections[name]["oneOf"]]}
         properties[name] = {"description": properties[name].get("description", ""), "oneOf": [*sections[name]["oneOf"], text]}
+    properties["limits"] = model_of(Limits).model_json_schema()
     properties["statistics"]["items"] = {"oneOf": [*sections["statistics"]["oneOf"], {"enum": list(TABLES)}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
 

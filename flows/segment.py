@@ -30,7 +30,7 @@ from tasks.discover import discover
 from tasks.fanout import Fanout, memory_of
 from tasks.fit import fit
 from tasks.ledger import Committed, Ledger
-from tasks.memory import require_memory
+from tasks.memory import WORKER_MEMORY, require_memory, retried, without_room
 from tasks.plan import (
     Head,
     describe_sources,
@@ -130,7 +130,7 @@ def take_inventory(recipe: Recipe, *, to_write: bool = False) -> Inventory:
     """List the inputs and read what is committed. `to_write`: carry out a commit that a dead run has left half done."""
     store = Store(recipe.output)
     ledger = Ledger.open(store) if to_write else Ledger.read(store)
-    committed = dict(ledger.rows)
+    committed = retried(store, ledger.rows, memory_of(recipe.cluster))
     known = {row.uri: row.image_id for row in committed.values()}
     found = discover(recipe.inputs, recipe.output, known)
     sources = found.sources
@@ -235,7 +235,8 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
         require_memory(order, (item for shard in interrupted.shards for item in shard.items), available)
         return with_addresses(interrupted, inventory.sources)
     items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
-    require_memory(order, items, available)
+    items = without_room(items, available)
+    require_memory(order, (item for item in items if item.failure is None), available)
     passed_over = {"passed_over": dict(inventory.passed_over)} if inventory.passed_over else {}
     settings = {
         **work.settings,
@@ -243,6 +244,7 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
         "libraries": _versions(),
         "machine": platform.machine(),
         "python": platform.python_version(),
+        WORKER_MEMORY: available,
     }
     plan = make_plan(replace(work, settings=settings), head, identity, items, inventory.committed)
     write_plan(store, plan)
@@ -378,7 +380,9 @@ def _finish(store: Store, plan: Plan, tables: Tables, before: Head) -> Outcome:
 def _without_versions(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a recipe says, without what the code and the machine add to it."""
     return {
-        key: value for key, value in settings.items() if key not in {"maskloom", "libraries", "machine", "python", "passed_over"}
+        key: value
+        for key, value in settings.items()
+        if key not in {"maskloom", "libraries", "machine", "python", "passed_over", WORKER_MEMORY}
     }
 
 

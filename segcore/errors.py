@@ -16,7 +16,10 @@ MaskloomError
     ├── ModelMismatch      the image does not suit the segmenter (bands, dtype)
     ├── Missing            a file that the inputs name does not exist
     ├── Unavailable        a store or the memory failed this image; the next run tries again
+    ├── SourceChanged      the file is no longer the one that was planned; the next run takes the new one
     └── WorkerDied         a process died while it worked on this image alone
+        ├── TimedOut       it was given up because a step of the work did not end
+        └── OutOfMemory    the image needs more memory than a worker has
 
 Messages say what was expected, what came, where, and what to do.
 """
@@ -96,7 +99,23 @@ class Unavailable(ImageError, OSError):
     permanent = False
 
 
+class SourceChanged(ImageError, OSError):
+    """The file was changed or replaced while the run was under way."""
+
+    permanent = False
+
+
 class WorkerDied(ImageError, RuntimeError):
     """A process died while it worked on this image alone."""
 
     permanent = False
+
+
+class TimedOut(WorkerDied):
+    """A read, or the work on what was read, did not end in time (`segcore.limits`)."""
+
+
+class OutOfMemory(WorkerDied):
+    """The image needs more memory than a worker has. A run whose workers have more tries it again (`tasks.memory`)."""
+
+    permanent = True

@@ -80,8 +80,8 @@ class ChooseJob:
     items: tuple[Item, ...]
 
     def split(self) -> tuple[ChooseJob, ...]:
-        """Itself: it is one choice."""
-        return (self,)
+        """The same choice on each image: what kills may be an image, or the model."""
+        return tuple(replace(self, items=(item,)) for item in self.items) or (self,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,15 @@ def version_of(info: Mapping[str, Any]) -> str:
     return f"{info.get('size', 0) or 0:x}-{stamp}"
 
 
+def current_version(uri: str) -> str:
+    """The version of a file as its store tells it now. Raises `FileNotFoundError`, or `StoreError` where the store does not answer."""
+    fs, path = filesystem(uri)
+    with store_errors(f"look at {uri}"):
+        # What a listing of the folder said earlier is not asked again otherwise.
+        fs.invalidate_cache(path)
+        return version_of(fs.info(path))
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """A folder on some file system that results are written to."""

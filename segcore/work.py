@@ -20,18 +20,29 @@ import contextlib
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce, singledispatch
 from itertools import islice
-from typing import Any
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from segcore import formats
+from segcore import formats, limits
 from segcore.addresses import learn
 from segcore.canvas import Canvas
 from segcore.choices import PROBE_PIXELS
-from segcore.errors import FitError, FormatError, ImageError, Missing, ReadError, RunError, Unavailable
+from segcore.errors import (
+    FitError,
+    FormatError,
+    ImageError,
+    Missing,
+    ReadError,
+    RunError,
+    SourceChanged,
+    StoreError,
+    Unavailable,
+)
 from segcore.fold import observe_all
 from segcore.geometry import Box, Tile, middle
 from segcore.ground.control import placed_by_fit
@@ -60,17 +71,26 @@ from segcore.parts import Measured, Part, StagedPart, States, merge_parts, merge
 from segcore.preview import PreviewPart, preview_stride, render_preview
 from segcore.raster import FORMATS, Block, Piece, RasterSpec, Reader
 from segcore.statistics.objects import Objects
-from segcore.storage import Store, configure, filesystem, is_local
+from segcore.storage import Store, configure, current_version, filesystem, is_local
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 
-def prepare_process(storage: Mapping[str, Mapping[str, Any]] | None = None, threads: int = 1) -> None:
-    """Set up a process for work: store options, threads of a network, one thread for OpenCV (it ignores OMP_NUM_THREADS)."""
+def prepare_process(
+    storage: Mapping[str, Mapping[str, Any]] | None = None, threads: int = 1, time_limits: limits.Limits | None = None
+) -> None:
+    """Set up a process for work: store options, threads of a network, limits, one thread for OpenCV (it ignores OMP_NUM_THREADS)."""
     import cv2
 
     from segcore.inference import engines
 
     cv2.setNumThreads(1)
     configure(storage or {})
+    limits.configure(time_limits or limits.Limits())
     engines.configure(threads)
 
 
@@ -153,6 +173,7 @@ def segment_part(job: PartJob) -> PartReceipt:
 @perform.register
 def join_image(job: JoinJob) -> PartReceipt:
     """Join the objects of a large image and stage what each part must know of them."""
+    limits.working(_spec(job.item).pixels)
     store = Store(job.order.output)
     canvas = Canvas.of(job.order, job.order.model, _spec(job.item))
     with _staged(job.item, job.order):
@@ -180,6 +201,7 @@ def join_image(job: JoinJob) -> PartReceipt:
 @perform.register
 def redraw_part(job: RedrawJob) -> PartReceipt:
     """The second pass over some tiles of a large image."""
+    limits.working(_spec(job.item).pixels)
     part, store = job.part, Store(job.order.output)
     if store.exists(part.redrawn):
         return PartReceipt()
@@ -199,6 +221,7 @@ def redraw_part(job: RedrawJob) -> PartReceipt:
 @perform.register
 def finish_image(job: FinishJob) -> Receipt:
     """Put the staged parts of a large image together: its mask, its preview, its rows."""
+    limits.working(_spec(job.item).pixels)
     started = time.perf_counter()
     store, order = Store(job.order.output), job.order
     canvas = Canvas.of(order, order.model, _spec(job.item))
@@ -229,6 +252,7 @@ def failed(order: Order, item: Item, failure: Failure, classes: tuple[str, ...])
 
 def _describe(source: Source, job: DescribeJob) -> Item:
     learn(source.uri, source.address)
+    limits.reading()
     try:
         if source.version == ABSENT:
             raise Missing(f"{source.uri} does not exist. Check its name in `inputs`.")
@@ -239,8 +263,12 @@ def _describe(source: Source, job: DescribeJob) -> Item:
                 raise FormatError(f"{source.uri} is not a regular file. Leave it out of `inputs`.")
             with fs.open(path, "rb", block_size=4096, cache_type="none") as file:
                 head = file.read(512)
+            version = _version(source.uri)
+            if is_local(source.uri) and version != source.version:
+                raise _changed(source.uri)
             chosen = formats.format_of(source.uri, head, job.format)
-            spec = FORMATS[chosen].describe(source.uri, source.version)
+            # Some stores tell another version of a file when they list a folder: later looks are compared with this one.
+            spec = FORMATS[chosen].describe(source.uri, version)
             return Item(source, _fitted_to_ground(spec) if job.ground_control == "affine" else spec)
     except ImageError as error:
         return Item(source, None, Failure.of(error))
@@ -368,10 +396,60 @@ def _spec(item: Item) -> RasterSpec:
 
 @contextlib.contextmanager
 def _reading(item: Item, spec: RasterSpec) -> Iterator[Reader]:
-    """The image opened with the bands of `spec`."""
+    """The image opened with the bands of `spec`. Raises `SourceChanged` unless it is the planned one before and after it is read."""
     learn(item.source.uri, item.source.address)
-    with _failures_of(item.source.uri), FORMATS[spec.format].open(spec) as reader:
-        yield reader
+    planned = _spec(item)
+    with _failures_of(planned.location):
+        limits.reading(prod(planned.chunks))
+        _require_unchanged(planned)
+        try:
+            with FORMATS[spec.format].open(spec) as reader:
+                yield _Steps(reader, prod(planned.chunks))
+        except ImageError:
+            # What made no sense may have been parts of two files.
+            _require_unchanged(planned)
+            raise
+        limits.reading()
+        _require_unchanged(planned)
+    limits.working(planned.pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """A reader that says when a read begins, and when the work on what was read does."""
+
+    reader: Reader
+    least: int
+    """Pixels that are decoded for any one of them."""
+
+    def __enter__(self) -> _Steps:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """The reader is closed by whoever opened it."""
+
+    def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels and `valid` of a box; see `segcore.raster.Reader.read`."""
+        limits.reading(max(box.size, self.least))
+        block = self.reader.read(box)
+        limits.working(box.size)
+        return block
+
+
+def _require_unchanged(planned: RasterSpec) -> None:
+    if _version(planned.location) != planned.version:
+        raise _changed(planned.location)
+
+
+def _version(uri: str) -> str:
+    try:
+        return current_version(uri)
+    except StoreError as error:
+        raise Unavailable(str(error)) from error
+
+
+def _changed(uri: str) -> SourceChanged:
+    return SourceChanged(f"{uri} was changed or replaced since the run was planned. The next run takes it as it is then.")
 
 
 @contextlib.contextmanager

@@ -133,8 +133,16 @@ def joined(address: str) -> Iterator[Client]:
 
 
 def _introduced(client: Client, address: str) -> None:
-    """Raises `RunError` unless a worker answers that runs the versions that the driver runs."""
+    """Raises `RunError` unless the scheduler and a worker run the code that the driver runs. Others are asked when they get a job."""
     here = _isolated.introduce()
+    try:
+        # It unpickles jobs on their way.
+        scheduler = client.run_on_scheduler(_isolated.introduce)
+    except Exception as error:
+        raise RunError(
+            f"The Dask scheduler at {address} cannot load maskloom: {error}. Install the same maskloom there."
+        ) from error
+    _isolated.require_same(f"The Dask scheduler at {address}", tuple(scheduler), here)
     # A task, not a look at the list of workers: an adaptive cluster starts workers only for tasks.
     future = client.submit(_isolated.introduce, pure=False)
     try:
@@ -149,11 +157,7 @@ def _introduced(client: Client, address: str) -> None:
         ) from error
     finally:
         future.release()
-    if here != there:
-        raise RunError(
-            f"Workers of the Dask cluster at {address} run Python {there[0]} with distributed {there[1]}, this process Python "
-            f"{here[0]} with distributed {here[1]}. Install the same versions on both sides."
-        )
+    _isolated.require_same(f"A worker of the Dask cluster at {address}", tuple(there), here)
 
 
 def thread_count(client: Client) -> int:

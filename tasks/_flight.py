@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 JobType = TypeVar("JobType", bound="Job")
 ResultType = TypeVar("ResultType")
 
-_GRACE_SECONDS = 20.0
+GRACE_SECONDS = 20.0
 """How long running jobs may go on after the run was asked to stop."""
 _POLL_SECONDS = 0.2
 """How often a caller that waits for results looks at the stop event and at the window."""
@@ -113,7 +113,7 @@ class Flight(Generic[JobType, ResultType]):
         client, prepare = self.dask.client, self.dask.prepare
         if self.suspects:
             part = self.suspects.popleft()
-            future = client.submit(_isolated.run_isolated, prepare, self.function, part, _isolated.Limits(), pure=False)
+            future = client.submit(_isolated.run_isolated, prepare, self.function, part, pure=False)
             return _Sent(part, True, future)
         job = next(self.jobs, None)
         if job is None:
@@ -160,7 +160,7 @@ class Flight(Generic[JobType, ResultType]):
         """
         if self.sent:
             self._withdraw(set(self.sent) - _cluster.running_keys(self.dask.client, list(self.sent)))
-        deadline = time.monotonic() + _GRACE_SECONDS
+        deadline = time.monotonic() + GRACE_SECONDS
         while self.waiting_for and time.monotonic() < deadline:
             yield from self._receive()
         raise stopped()

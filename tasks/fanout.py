@@ -5,25 +5,29 @@ starves. A result is fetched and its future released as soon as it is there: the
 whatever the number of jobs.
 
 A worker that dies gives its jobs back. A job that loses two workers is taken apart, and each part runs alone in a
-disposable child process, until the part that kills is named by a `WorkerDied` and its neighbours have their results.
-`distributed` is imported when a `Dask` starts.
+disposable child process, until the part that kills is named by a `WorkerDied` and its neighbours have their results. A worker with a
+step that is not over in time (`segcore.limits`) ends itself, so that this holds for what hangs too. `distributed` is imported when
+a `Dask` starts.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from segcore.errors import RecipeError, RunError, WorkerDied
+from segcore import limits
+from segcore.errors import RecipeError, RunError, TimedOut, WorkerDied
 from segcore.registry import Registry
 from tasks import _cluster, _isolated
-from tasks._flight import Flight, Window, stopped
+from tasks._flight import GRACE_SECONDS, Flight, Window, stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +36,9 @@ _WINDOW = 3
 """Jobs in flight for each worker thread: one runs, one waits at the worker, one is on its way."""
 _LOOK_SECONDS = 2.0
 """How often the workers are counted while nothing comes back."""
+_ATTEMPT = "maskloom-job"
+_WAIT_SECONDS = 0.5
+"""How often the stop event and the time are looked at while a job runs in this process."""
 
 
 class Job(Protocol):
@@ -178,6 +185,50 @@ class _Background(Generic[Result]):
             self._future.exception()
 
 
+def threads_left_behind() -> bool:
+    """Whether a job that was given up still runs in this process."""
+    return any(thread.name == _ATTEMPT for thread in threading.enumerate())
+
+
+class _Attempt(Generic[ResultType]):
+    """A call in a thread of its own, which is left behind where a step of it never ends: no thread can be ended."""
+
+    def __init__(self, call: Callable[[], ResultType], stop: threading.Event) -> None:
+        self._call = call
+        self._stop = stop
+        self._future: Future[ResultType] = Future()
+        self._seconds = self._deadline = math.inf
+        self._left_behind = False
+
+    def result(self) -> ResultType | TimedOut:
+        """What the call gives, or raises. Raises `Stopped` where it is not over soon after the run was asked to stop."""
+        threading.Thread(target=self._run, name=_ATTEMPT, daemon=True).start()
+        while not wait((self._future,), timeout=_WAIT_SECONDS).done:
+            if self._stop.is_set():
+                self._deadline = min(self._deadline, time.monotonic() + GRACE_SECONDS)
+            if time.monotonic() > self._deadline:
+                self._left_behind = True
+                if self._stop.is_set():
+                    raise stopped()
+                return _isolated.too_late(self._seconds)
+        return self._future.result()
+
+    def _run(self) -> None:
+        try:
+            with limits.watched_by(self._begin):
+                limits.working()
+                self._future.set_result(self._call())
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller's thread
+            self._future.set_exception(error)
+
+    def _begin(self, seconds: float) -> None:
+        """A step begins. Raises `TimedOut` where nobody waits for its result any more."""
+        if self._left_behind:
+            raise _isolated.too_late(self._seconds)
+        if not self._stop.is_set():
+            self._seconds, self._deadline = seconds, time.monotonic() + seconds
+
+
 class Serial:
     """Runs one job after the other in this process, whatever the number of callers."""
 
@@ -195,14 +246,21 @@ class Serial:
     def map(
         self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]
     ) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
-        """Jobs and their results, in the order of the jobs."""
+        """Jobs and their results, in the order of the jobs; a job that was taken apart because it hangs comes as its parts."""
         self._prepared.result()
         for job in jobs:
-            with self._turn:
-                if self._stop.is_set():
-                    raise stopped()
-                result = function(job)
-            yield job, result
+            result = self._attempt(function, job)
+            parts = job.split() if isinstance(result, TimedOut) else ()
+            if len(parts) < 2:
+                yield job, result
+            else:
+                yield from ((part, self._attempt(function, part)) for part in parts)
+
+    def _attempt(self, function: Callable[[JobType], ResultType], job: JobType) -> ResultType | TimedOut:
+        with self._turn:
+            if self._stop.is_set():
+                raise stopped()
+            return _Attempt(partial(function, job), self._stop).result()
 
     def close(self) -> None:
         """Waits for a preparation under way."""
@@ -220,7 +278,7 @@ class Dask:
     """Runs jobs on the workers of a Dask cluster. The driver's threads share one connection and one window."""
 
     def __init__(self, cluster: LocalCluster | Existing, prepare: Callable[[], None], stop: threading.Event) -> None:
-        self.prepare = pickle.dumps(prepare)
+        self.prepare = pickle.dumps(partial(_isolated.prepare_alike, _isolated.introduce(), prepare))
         self.stop = stop
         self.window = Window()
         self._cluster = cluster

@@ -18,7 +18,7 @@ from segcore.model import Fitter, Model, concluded
 from segcore.work import observe
 from tasks.bundles import fitting_jobs
 from tasks.fanout import Fanout
-from tasks.progress import Progress
+from tasks.progress import Progress, Silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,33 @@ class Fit:
     model: Model
     failures: dict[str, Failure]
     """By URI."""
+
+
+class _NoImage(FitError):
+    """No image is left to fit a model to."""
+
+    def __init__(self, text: str, failure: Failure | None) -> None:
+        super().__init__(text)
+        self.failure = failure
+        """Why the first of them is not."""
+
+
+class _Passing(RunError):
+    """An image failed for a reason that may go."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"The model cannot be fitted now: {failure.error} Run the same command again.")
+        self.failure = failure
+
+
+def fit_alone(fanout: Fanout, order: Order, item: Item) -> Model | Failure:
+    """The order's model fitted to one image by itself, or why this image has none."""
+    try:
+        return fit(fanout, order, [item], Silent()).model
+    except _Passing as error:
+        return error.failure
+    except FitError as error:
+        return getattr(error, "failure", None) or Failure.of(error)
 
 
 def fit(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress) -> Fit:
@@ -40,11 +67,12 @@ def fit(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress)
         usable = [item for item in items if item.spec is not None and item.source.uri not in failures]
         if not usable:
             reason = next(iter(failures.values()), None)
-            raise FitError(f"No image is left to fit the model to. {reason.error if reason else ''}".strip())
+            raise _NoImage(f"No image is left to fit the model to. {reason.error if reason else ''}".strip(), reason)
         total, failed = _round(fanout, replace(order, model=model), usable, progress)
         failures.update(failed)
         if total is None:
-            raise FitError(f"No image could be read to fit the model. {next(iter(failed.values())).error}")
+            first = next(iter(failed.values()))
+            raise _NoImage(f"No image could be read to fit the model. {first.error}", first)
         model = concluded(model, total, order.named)
     return Fit(model, failures)
 
@@ -86,7 +114,7 @@ def _round(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progre
         for item, failure in answer.failures:
             if not failure.permanent:
                 # A model without this image would stay, though the image is there: no result may depend on a passing fault.
-                raise RunError(f"The model cannot be fitted now: {failure.error} Run the same command again.")
+                raise _Passing(failure)
             failures[item.source.uri] = failure
         progress.advance(job)
         if answer.state is None:

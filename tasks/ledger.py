@@ -32,6 +32,8 @@ class Committed:
     """Name of the table file that holds it."""
     mask: str | None = None
     """SHA-256 of its mask."""
+    error_type: str | None = None
+    """Kind of its failure. None: it has not failed."""
 
 
 class Ledger:
@@ -123,6 +125,7 @@ def _committed(row: Mapping[str, Any], file: str, masks: set[str] | None) -> Com
         else bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),
         file,
         row["mask_sha256"],
+        row["error_type"],
     )
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from segcore.errors import RecipeError
+from segcore.errors import OutOfMemory, RecipeError
 from segcore.jobs import Order
-from segcore.manifest import Item
+from segcore.manifest import Failure, Item
 from segcore.raster import RasterSpec
+from segcore.records import read_json
+from segcore.storage import Store
 from tasks import bundles
+from tasks.ledger import Committed
 
 WORKER_BYTES = 350_000_000
 """What a worker takes before its first pixel, libraries and tables of labels included (measured, see README)."""
+WORKER_MEMORY = "worker_memory"
+"""Where a plan's settings say how many bytes a worker had."""
 _ID_BYTES = 24
 """Bytes a pixel for the fragments of a tile, while they are numbered, packed and measured."""
 
@@ -37,6 +43,50 @@ def require_memory(order: Order, items: Iterable[Item], available: int | None) -
                 f"{(always + _tile_bytes(order, item.spec)) / 1e9:.1f} GB on {item.source.uri}; a worker has {available / 1e9:.1f} GB. "
                 "Use a smaller tile or fewer workers, or a segmenter with a smaller halo (radius, iterations, window) or patch."
             )
+
+
+def without_room(items: Iterable[Item], available: int | None) -> list[Item]:
+    """The items, those failed whose pixels alone, decoded as a whole, are more than a worker may hold. None: nobody knows how much that is."""
+    return [item if available is None or _fits(item, available) else _refused(item, available) for item in items]
+
+
+def retried(store: Store, committed: Mapping[str, Committed], available: int | None) -> dict[str, Committed]:
+    """What is committed, where failures for want of memory are settled only while workers have no more of it than they had then."""
+    starved = [row for row in committed.values() if row.error_type == OutOfMemory.__name__]
+    memory = {run_id: _memory_in(store, run_id) for run_id in {row.run_id for row in starved}}
+
+    def settled(row: Committed) -> bool:
+        before = memory[row.run_id]
+        return available is not None and before is not None and available <= before
+
+    return {**committed, **{row.uri: replace(row, settled=settled(row)) for row in starved}}
+
+
+def _memory_in(store: Store, run_id: str) -> int | None:
+    try:
+        recorded = read_json(store, f"runs/{run_id}/plan.json", lambda plan: plan["settings"].get(WORKER_MEMORY))
+    except FileNotFoundError:
+        return None
+    return None if recorded is None else int(recorded)
+
+
+def _fits(item: Item, available: int) -> bool:
+    return item.spec is None or item.spec.chunks != item.spec.shape or WORKER_BYTES + _pixel_bytes(item.spec) <= available
+
+
+def _refused(item: Item, available: int) -> Item:
+    assert item.spec is not None
+    height, width = item.spec.shape
+    error = OutOfMemory(
+        f"{item.source.uri} can only be decoded as a whole, and its {width} x {height} pixels alone take "
+        f"{_pixel_bytes(item.spec) / 1e9:.2f} GB; a worker has {available / 1e9:.2f} GB. Raise cluster.memory, lower cluster.workers, "
+        "or convert the image to a tiled TIFF (gdal_translate -of COG)."
+    )
+    return replace(item, failure=item.failure or Failure.of(error))
+
+
+def _pixel_bytes(spec: RasterSpec) -> int:
+    return spec.pixels * spec.file_bands * np.dtype(spec.dtype).itemsize
 
 
 def _tile_bytes(order: Order, spec: RasterSpec) -> int:

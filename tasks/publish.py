@@ -23,7 +23,7 @@ from segcore.manifest import Failure, Item, Plan, Receipt, Shard
 from segcore.records import read_table
 from segcore.statistic import Statistic
 from segcore.statistics.objects import Objects
-from segcore.storage import Store, filesystem, store_errors, version_of
+from segcore.storage import Store, current_version
 from tasks.commits import IMAGES, Draft
 from tasks.ledger import Committed, Ledger
 from tasks.objects import KEYS, ROW_GROUP, ObjectFile
@@ -286,13 +286,10 @@ def _write(store: Store, draft: Draft, name: str, rows: pa.Table, replaced: Set[
 
 
 def _version_now(uri: str) -> str | None:
-    fs, path = filesystem(uri)
-    with store_errors(f"look for {uri}"):
-        try:
-            fs.invalidate_cache()
-            return version_of(fs.info(path))
-        except FileNotFoundError:
-            return None
+    try:
+        return current_version(uri)
+    except FileNotFoundError:
+        return None
 
 
 def table_schema(statistic: Statistic) -> pa.Schema:

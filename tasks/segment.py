@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from segcore.errors import FitError, WorkerDied
+from segcore.errors import WorkerDied
 from segcore.jobs import FinishJob, ImagesJob, Job, JoinJob, Order, PartJob, PartReceipt, RedrawJob, staging_folder
 from segcore.manifest import Failure, Item, Receipt, Shard
 from segcore.model import Fitter
@@ -17,8 +17,8 @@ from segcore.storage import Store
 from segcore.work import failed, perform
 from tasks import bundles
 from tasks.fanout import Fanout
-from tasks.fit import fit
-from tasks.progress import Progress, Silent
+from tasks.fit import fit_alone
+from tasks.progress import Progress
 
 _Staging = PartJob | JoinJob | RedrawJob
 """Jobs that leave something for a later pass."""
@@ -76,10 +76,11 @@ def _orders_of_large(items: Sequence[Item], bench: Bench, receipts: dict[str, Re
     orders = {}
     for item in items:
         if item.spec is not None and bundles.is_spread(item.spec, bench.order):
-            try:
-                orders[item.source.uri] = _order_for(item, bench)
-            except FitError as error:
-                receipts[item.source.uri] = _failed(bench, item, Failure.of(error))
+            order = _order_for(item, bench)
+            if isinstance(order, Failure):
+                receipts[item.source.uri] = _failed(bench, item, order)
+            else:
+                orders[item.source.uri] = order
     return orders
 
 
@@ -101,12 +102,12 @@ def clear_staging(receipts: Sequence[Receipt], bench: Bench) -> None:
             store.remove(staging_folder(bench.order, Item(receipt.source, receipt.spec)))
 
 
-def _order_for(item: Item, bench: Bench) -> Order:
-    """The order for one large image, its model fitted to it where each image has its own."""
+def _order_for(item: Item, bench: Bench) -> Order | Failure:
+    """The order for one large image, its model fitted to it where each image has its own; or why it has none."""
     if not isinstance(bench.order.model, Fitter):
         return bench.order
-    fitted = fit(bench.fanout, bench.order, [item], Silent())
-    return replace(bench.order, model=fitted.model)
+    fitted = fit_alone(bench.fanout, bench.order, item)
+    return fitted if isinstance(fitted, Failure) else replace(bench.order, model=fitted)
 
 
 def _do(bench: Bench, jobs: Iterable[Job], receipts: dict[str, Receipt]) -> list[tuple[_Staging, PartReceipt]]:

@@ -6,9 +6,12 @@ a reader may be opened in one thread and used or closed in another.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
+import re
 import struct
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import uuid4
@@ -17,7 +20,7 @@ from segcore.formats._open import Ranges, Source, silence
 from segcore.formats._tiff_pages import FIRST_DIRECTORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from segcore.errors import Unavailable
 
@@ -25,6 +28,12 @@ CACHE_BYTES = 64 << 20
 """Memory for decoded blocks, shared by all datasets of a process."""
 NAME = "image.tif"
 """What GDAL is told that a stored image is called."""
+_DAMAGE = re.compile(
+    r"Corrupt JPEG data: (?!bad ICC|\d extraneous bytes before marker 0xd9)|Premature end of JPEG file"
+    r"|PackBitsDecode|Fax\w+:(?:Premature|Line length|Bad code)"
+)
+"""Warnings of decoders that gave pixels which are not in the file. Up to 9 bytes behind the last pixel are padding that some write."""
+_SIBLINGS = "GDAL_DISABLE_READDIR_ON_OPEN"
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -107,6 +116,8 @@ class Dataset:
     """Whether GDAL may look for files beside the image, in GDAL's words."""
     _context: contextvars.Context
     _failures: list[Unavailable]
+    _damage: list[str] = field(default_factory=list)
+    """What decoders complained about. GDAL keeps the blocks that they gave, and does not complain twice."""
 
     @classmethod
     def open(cls, source: Source, beside: Mapping[str, Source] | None = None, directory: int | None = None) -> Dataset:
@@ -117,10 +128,7 @@ class Dataset:
         offset of the page to open; None: the first.
         """
         import rasterio
-        from rasterio.errors import NotGeoreferencedWarning
 
-        silence(NotGeoreferencedWarning)
-        _quieten("rasterio")
         siblings = "TRUE" if beside else "EMPTY_DIR"
         context, failures = contextvars.Context(), []
         path, options = source.local_path, {}
@@ -134,9 +142,13 @@ class Dataset:
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that touches the dataset. Raises what `errors` names, and `Unavailable` where the store failed."""
+        from rasterio.errors import RasterioIOError
+
         try:
-            with _environment(self._siblings):
+            with environment({_SIBLINGS: self._siblings}), _LISTENER.keeping(self._damage):
                 result = self._context.run(function, *args, **kwargs)
+            if self._damage:
+                raise RasterioIOError(self._damage[0])
         except errors():
             # A store's failure looks like a broken file to GDAL.
             if self._failures:
@@ -148,16 +160,21 @@ class Dataset:
 
     def close(self) -> None:
         """Let the file go."""
-        with _environment(self._siblings):
+        with environment({_SIBLINGS: self._siblings}):
             self._context.run(self.raw.close)
 
 
-def _environment(siblings: str) -> Any:
+def environment(more: Mapping[str, str] | None = None) -> Any:
+    """GDAL's settings for reading in this thread, and more of them."""
     import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
     from rasterio.session import DummySession
 
+    silence(NotGeoreferencedWarning)
+    _quieten("rasterio")
+
     # rasterio takes the cache's size in bytes, where GDAL itself takes small numbers as megabytes.
-    settings = {"GDAL_CACHEMAX": CACHE_BYTES, "GDAL_NUM_THREADS": "1", "GDAL_DISABLE_READDIR_ON_OPEN": siblings}
+    settings = {"GDAL_CACHEMAX": CACHE_BYTES, "GDAL_NUM_THREADS": "1", _SIBLINGS: "EMPTY_DIR", **(more or {})}
     return rasterio.Env(session=DummySession(), **settings)
 
 
@@ -182,8 +199,39 @@ def _adopt(container: type) -> None:
     MultiByteRangeResourceContainer.register(container)
 
 
+class _Listener(logging.Filter):
+    """Hears of damage that decoders fill with pixels of their own and only warn of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._local = threading.local()
+
+    @contextlib.contextmanager
+    def keeping(self, heard: list[str]) -> Iterator[None]:
+        """Adds what decoders complain about in this thread while the block runs."""
+        self._local.heard = heard
+        try:
+            yield
+        finally:
+            self._local.heard = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the library's loggers would have let the record pass without us."""
+        heard, message = getattr(self._local, "heard", None), record.getMessage()
+        if heard is not None and _DAMAGE.search(message):
+            heard.append(message.removeprefix("CPLE_AppDefined:"))
+        return logging.getLogger("rasterio").isEnabledFor(record.levelno)
+
+
+_LISTENER = _Listener()
+
+
 def _quieten(name: str) -> None:
     logger = logging.getLogger(name)
     # One broken file makes thousands of lines; a level that somebody set on purpose stays.
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL)
+    for speaker in (logging.getLogger(f"{name}.{module}") for module in ("_err", "_env")):
+        if _LISTENER not in speaker.filters:
+            speaker.setLevel(logging.WARNING)
+            speaker.addFilter(_LISTENER)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segcore.errors import FormatError, ReadError
+from segcore.errors import FormatError, ReadError, SourceChanged
 from segcore.formats._dataset import Dataset, errors, reason
 from segcore.formats._open import Source, require_kind
 from segcore.formats._orientation import UPRIGHT, stored_box, turn, turn_shape
@@ -100,7 +100,7 @@ class GeoTiff:
                 raise ReadError(f"{spec.location} cannot be opened: {reason(error)}. Write the file again.") from error
             known = {(page.layout.delivered_shape, _bands(contents, page.layout)) for page in pages.values()}
             if known != {(spec.shape, spec.file_bands)}:
-                raise ReadError(f"{spec.location} has changed since its header was read. Run the same command again.")
+                raise SourceChanged(f"{spec.location} has changed since its header was read. Run the same command again.")
             stack.pop_all()
         return ChannelReader(pages, spec) if apart else pages[1]
 

@@ -5,27 +5,32 @@ orientation is applied. Files of several pictures (animations, MPO) are refused.
 16 bits. A pixel is no data (`valid` False) where its alpha is 0 or where it has the PNG's transparent colour.
 
 These formats know no random access: a reader decodes the picture once and cuts boxes from it, so `chunks` is the whole shape.
-PIL decodes; 16-bit colour, which PIL would cut to 8 bits, is decoded by OpenCV.
+PIL decodes; 16-bit colour, which PIL would cut to 8 bits, is decoded by OpenCV. PIL forgives damage that it can decode around and
+gives grey or black in its place. What a file says against itself is therefore looked for: the checksums of a PNG and the length of its
+pixels, and the warnings of libjpeg, which GDAL reports.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import threading
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from segcore.errors import FormatError, ReadError
+from segcore.errors import FormatError, ReadError, SourceChanged
 from segcore.formats._frames import notes_on_frames
+from segcore.formats._jpeg import require_whole_jpeg
 from segcore.formats._open import MAX_PICTURE_PIXELS, Source, require_kind, silence
 from segcore.formats._orientation import picture_orientation, turn, turn_shape
 from segcore.raster import FORMATS, RasterSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -39,6 +44,14 @@ _PNG_SIGNATURE_SIZE = 8
 _PNG_CHUNK_FRAME = 12
 """Length, name and checksum of a chunk, in bytes."""
 _PNG_GREY = (0, 4)
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Numbers for a pixel, by type of colour."""
+_PNG_INTERLACED = 28
+"""Place of the byte that tells whether a PNG is interlaced."""
+_PNG_PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+"""First row and column of each pass of an interlaced PNG, and the steps to the next (PNG specification, 8.2)."""
+_INFLATED_BYTES = 1 << 20
+_LIMIT = threading.Lock()
 _GREY_MODES = frozenset({"1", "L", "LA", "I;16"})
 
 
@@ -99,12 +112,18 @@ class Picture:
         image = _opened(spec.location, io.BytesIO(content), kind)
         header = _header(image, head)
         if (turn_shape(header.shape, header.orientation), header.bands) != (spec.shape, spec.file_bands):
-            raise ReadError(f"{spec.location} has changed since its header was read. Run the same command again.")
+            raise SourceChanged(f"{spec.location} has changed since its header was read. Run the same command again.")
+        if kind == "JPEG":
+            require_whole_jpeg(spec.location, content)
         essential = _essential_chunks(spec.location, content) if kind == "PNG" else []
         if header.by_opencv:
             pixels, valid = _sixteen_bit_colour(spec.location, b"".join(essential), header)
         else:
             pixels, valid = _decode(spec.location, image, header)
+            last_row = image.crop((0, image.height - 1, image.width, image.height))
+            if kind == "PNG" and (head[_PNG_INTERLACED] or not np.asarray(last_row).any()):
+                # Where a stream ends early, PIL leaves rows 0: the last ones, or some between others in a picture with several passes.
+                _require_all_rows(spec.location, head, essential)
         chosen = tuple(band - 1 for band in spec.bands)
         if chosen != tuple(range(header.bands)):
             pixels = pixels[..., list(chosen)]
@@ -168,7 +187,8 @@ def _opened(location: str, stream: Any, kind: str) -> ImageFile:
         "WebP": WebPImagePlugin.WebPImageFile,
     }
     try:
-        image = plugins[kind](stream)
+        with _own_limit() if kind == "WebP" else contextlib.nullcontext():
+            image = plugins[kind](stream)
     except _broken() as error:
         raise FormatError(f"The header of {location} cannot be read as {kind}: {error}. Save the picture again.") from error
     width, height = image.size
@@ -180,6 +200,21 @@ def _opened(location: str, stream: Any, kind: str) -> ImageFile:
     if width < 1 or height < 1:
         raise FormatError(f"{location} has {width} x {height} pixels. Save the picture again.")
     return image
+
+
+@contextlib.contextmanager
+def _own_limit() -> Iterator[None]:
+    """PIL checks the size of a WebP picture by a limit of its own as soon as it opens one, and has one limit for the whole process."""
+    from PIL import Image
+
+    with _LIMIT:
+        before = Image.MAX_IMAGE_PIXELS
+        # It refuses what has more than twice as many.
+        Image.MAX_IMAGE_PIXELS = MAX_PICTURE_PIXELS // 2
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _header(image: ImageFile, head: bytes) -> _Header:
@@ -267,6 +302,25 @@ def _essential_chunks(location: str, png: bytes) -> list[memoryview]:
             return found
         at = end
     raise ReadError(f"{location} ends within its pixels, at byte {len(content)}. The file is incomplete; copy it again.")
+
+
+def _require_all_rows(location: str, head: bytes, essential: Sequence[memoryview]) -> None:
+    """Raise `ReadError` where the pixels of a PNG are fewer than its header says, though all its checksums are right."""
+    width, height, depth, colour = struct.unpack_from(">IIBB", head, 16)
+    passes = _PNG_PASSES if head[_PNG_INTERLACED] else ((0, 0, 1, 1),)
+    sizes = ((len(range(top, height, down)), len(range(left, width, right))) for top, left, down, right in passes)
+    # Each row begins with a byte that names its filter.
+    expected = sum(rows * (1 + -(-columns * depth * _PNG_CHANNELS[colour] // 8)) for rows, columns in sizes if columns)
+    stream, found = zlib.decompressobj(), 0
+    for data in (chunk[8:-4] for chunk in essential if bytes(chunk[4:8]) == b"IDAT"):
+        rest: bytes | memoryview = data
+        while rest and not stream.eof:
+            found += len(stream.decompress(rest, _INFLATED_BYTES))
+            rest = stream.unconsumed_tail
+    if found + len(stream.flush()) < expected:
+        raise ReadError(
+            f"{location} holds {found} of the {expected} bytes of pixels that its header promises. It is damaged; copy or save it again."
+        )
 
 
 # The protocol asks for attributes that can be set; those of a frozen value cannot, and nobody sets them.

@@ -2,7 +2,7 @@
 
 The file may be anything, so it is loaded and run in a process of its own, with limits on time and memory: `python -m segcore.inference.examine`
 takes a request (JSON) on standard input, and answers on standard output with the card or with what is wrong. Whatever happens there,
-the caller gets a `Card` or a `WeightsError`.
+the caller gets a `Card` or a `WeightsError`, and the process does not outlive the caller's (`segcore.lifeline`).
 
 What a file cannot tell is assumed as most networks have it: pixels of 8 bits, scaled to 0 ... 1 unless the network takes whole numbers, and
 classes class_0, class_1 ...
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from segcore import lifeline, limits
 from segcore.errors import WeightsError
 from segcore.inference.card import Card, Output, Reach, Scaling
 from segcore.inference.weights import Weights
@@ -28,8 +29,6 @@ from segcore.inference.weights import Weights
 if TYPE_CHECKING:
     from segcore.inference.reach import Network
 
-SECONDS = 900
-"""Time that an examination may take."""
 _BYTES = 12 << 30
 _SPARE = 1.75
 """What engines need beside the maps themselves: other layouts of them, and scratch (TensorFlow: 1.4 to 1.65, measured)."""
@@ -39,25 +38,30 @@ MOST_LABELS = 250
 """Classes of a network that gives class ids and does not say how many there are."""
 
 
-def examine(weights: Weights, seconds: float = SECONDS) -> Card:
+def examine(weights: Weights, seconds: float | None = None) -> Card:
     """What a card of this file would say, found out by running it in another process.
 
-    Raises `WeightsError` where the file is broken or hostile, gives no scores for pixels, or takes more than `seconds` or the memory.
+    `seconds` is the time that it may take. None: what the limits of this process say. Raises `WeightsError` where the file is broken or
+    hostile, gives no scores for pixels, or takes more than that or the memory.
     """
+    seconds = limits.configured().examine if seconds is None else seconds
     request = json.dumps({"location": weights.location, "sha256": weights.sha256, "trust": weights.trust})
     try:
-        child = subprocess.run(
-            [sys.executable, "-m", __name__],
-            input=request,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-        )
+        with lifeline.tied() as line:
+            child = subprocess.run(
+                [sys.executable, "-m", __name__, str(line)],
+                input=request,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+                check=False,
+                pass_fds=(line,),
+            )
     except subprocess.TimeoutExpired as error:
         raise WeightsError(
-            f"{weights.location} could not be examined within {seconds:.0f} s. Write a card beside it, or use a smaller network."
+            f"{weights.location} could not be examined within {seconds:.4g} s. Write a card beside it, use a smaller network, or raise "
+            "limits.examine if it is only slow."
         ) from error
     lines = child.stdout.strip().splitlines()
     try:
@@ -284,6 +288,8 @@ def main() -> None:
     # Only the answer goes to standard output: libraries write there too.
     answers = os.dup(1)
     os.dup2(2, 1)
+    for line in sys.argv[1:]:
+        lifeline.hold(int(line))
     resource.setrlimit(resource.RLIMIT_DATA, (_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     answer = _answer(json.load(sys.stdin))
     with os.fdopen(answers, "w") as stream:

@@ -6,14 +6,21 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from segcore.errors import StoreError
+from segcore import limits
+from segcore.errors import StoreError, TimedOut
+
+SHORT = 1.0
+"""Seconds that a step may take where a test waits for one that never ends."""
 
 times_prepared = 0
+over = threading.Event()
+"""Ends what waits for ever in this process."""
 
 
 def prepare() -> None:
@@ -127,3 +134,49 @@ def hoard(job: Numbers) -> NoReturn:
     memory[:: os.sysconf("SC_PAGE_SIZE")] = b"\x01" * len(memory[:: os.sysconf("SC_PAGE_SIZE")])
     while True:
         time.sleep(1)
+
+
+def never_end(job: Numbers) -> tuple[int, ...]:
+    """Work on a negative number never ends, and nothing can interrupt it: the interpreter's lock is held."""
+    for item in job.items:
+        limits.reading()
+        if item < 0:
+            ctypes.PyDLL(None).pause()
+    return squares(job)
+
+
+def wait_for_ever(job: Numbers) -> tuple[int, ...]:
+    """As `never_end`, in a way that lets other threads work."""
+    for item in job.items:
+        limits.reading()
+        while item < 0 and not over.wait(1):
+            pass
+    return squares(job)
+
+
+def prepare_with_short_limits() -> None:
+    prepare()
+    limits.configure(limits.Limits(read=SHORT, work=60.0))
+
+
+def steps(job: Mark) -> str:
+    """Many steps that take longer than any one of them may."""
+    deadline = time.monotonic() + 2 * SHORT
+    while time.monotonic() < deadline:
+        limits.reading()
+        time.sleep(SHORT / 20)
+    return job.name
+
+
+def go_on_when_left_behind(job: Mark) -> str:
+    """A step that ends too late, and then another one."""
+    limits.reading()
+    while not Path(job.folder, job.until).exists():
+        time.sleep(0.02)
+    try:
+        limits.working()
+    except TimedOut:
+        Path(job.folder, "gave up").touch()
+        raise
+    Path(job.folder, "went on").touch()
+    return job.name

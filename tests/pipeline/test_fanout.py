@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,9 +27,9 @@ import fanout_jobs as jobs
 from fanout_jobs import Mark, Numbers
 from pydantic import TypeAdapter, ValidationError
 
-from segcore.errors import RunError, Stopped, StoreError, WorkerDied
-from tasks import _cluster, _flight, _isolated
-from tasks.fanout import CLUSTERS, Dask, Existing, InProcess, LocalCluster, Serial, open_fanout
+from segcore.errors import OutOfMemory, RunError, Stopped, StoreError, TimedOut, WorkerDied
+from tasks import _cluster, _flight, _isolated, fanout
+from tasks.fanout import CLUSTERS, Dask, Existing, InProcess, LocalCluster, Serial, open_fanout, threads_left_behind
 
 ROOT = Path(__file__).parents[2]
 PREPARE = pickle.dumps(jobs.prepare)
@@ -187,32 +188,107 @@ def test_nothing_listens_beyond_this_machine(cluster: Dask) -> None:
 
 
 def test_a_child_process_gives_what_a_worker_gives(capfd: pytest.CaptureFixture[str]) -> None:
-    assert _isolated.run_isolated(PREPARE, jobs.talk_and_sum, Numbers((1, 2, 3)), _isolated.Limits()) == 6
-    found = _isolated.run_isolated(PREPARE, jobs.surroundings, Numbers((1,)), _isolated.Limits())
+    assert _isolated.run_isolated(PREPARE, jobs.talk_and_sum, Numbers((1, 2, 3))) == 6
+    found = _isolated.run_isolated(PREPARE, jobs.surroundings, Numbers((1,)))
     assert isinstance(found, dict)
     assert found["prepared"] == found["cv2"] == 1
 
 
-@pytest.mark.parametrize(
-    ("job", "limits", "words"),
-    [
-        (Numbers((700,)), _isolated.Limits(memory_bytes=500 * 2**20), "more memory than a worker has \\(0.488 GiB\\)"),
-        (Numbers((1,)), _isolated.Limits(seconds=1.0), "not done after 1 s"),
-    ],
-)
-def test_a_child_process_that_takes_too_much_is_ended(job: Numbers, limits: _isolated.Limits, words: str) -> None:
+def test_a_child_process_that_takes_too_much_memory_is_ended() -> None:
     # Left alone, the job would sleep for ever.
-    died = _isolated.run_isolated(PREPARE, jobs.hoard, job, limits)
-    assert isinstance(died, WorkerDied)
-    assert re.search(words, str(died))
+    died = _isolated.run_isolated(PREPARE, jobs.hoard, Numbers((700,)), 500 * 2**20)
+    assert isinstance(died, OutOfMemory)
+    assert re.search(r"more memory than a worker has \(0.488 GiB\)", str(died))
+
+
+@pytest.mark.parametrize("function", [jobs.never_end, jobs.wait_for_ever])
+def test_a_child_process_with_a_step_that_never_ends_is_ended(function: Callable[[Numbers], object]) -> None:
+    died = _isolated.run_isolated(pickle.dumps(jobs.prepare_with_short_limits), function, Numbers((-1,)))
+    assert isinstance(died, TimedOut)
+    assert "did not end within 1 s" in str(died)
+    assert not died.permanent
 
 
 def test_a_child_process_hands_on_what_the_function_raises() -> None:
-    raised = _isolated.run_isolated(PREPARE, jobs.refuse, Numbers((7,)), _isolated.Limits())
+    raised = _isolated.run_isolated(PREPARE, jobs.refuse, Numbers((7,)))
     assert isinstance(raised, _isolated.Raised)
     error = raised.revived()
     assert isinstance(error, StoreError)
     assert "refuse" in "".join(traceback.format_tb(error.__traceback__))
+
+
+# What never ends
+
+
+@pytest.fixture
+def nothing_left_behind() -> Iterator[None]:
+    """Ends the threads that hang when the test is over."""
+    yield
+    jobs.over.set()
+    assert comes_true(lambda: not threads_left_behind())
+    jobs.over.clear()
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_job_that_hangs_in_this_process_is_left_behind_and_its_neighbours_live() -> None:
+    work = [Numbers((1,)), Numbers((2, -1, 3)), Numbers((4,)), Numbers((-2,))]
+    with Serial(jobs.prepare_with_short_limits, threading.Event()) as serial:
+        results = dict(serial.map(jobs.wait_for_ever, work))
+    hung = {job for job, result in results.items() if isinstance(result, TimedOut)}
+    assert hung == {Numbers((-1,)), Numbers((-2,))}
+    assert {job: result for job, result in results.items() if job not in hung} == {Numbers((i,)): (i**2,) for i in (1, 2, 3, 4)}
+
+
+def test_a_job_that_was_left_behind_does_not_go_on_when_its_step_ends_after_all(tmp_path: Path) -> None:
+    with Serial(jobs.prepare_with_short_limits, threading.Event()) as serial:
+        ((_, result),) = serial.map(jobs.go_on_when_left_behind, [Mark(str(tmp_path), "late", until="over")])
+        assert isinstance(result, TimedOut)
+        assert threads_left_behind()
+        (tmp_path / "over").touch()
+        assert comes_true(lambda: not threads_left_behind())
+    assert {file.name for file in tmp_path.iterdir()} == {"over", "gave up"}
+
+
+def test_a_job_may_take_any_time_while_it_gets_on(tmp_path: Path) -> None:
+    prepare = pickle.dumps(jobs.prepare_with_short_limits)
+    assert _isolated.run_isolated(prepare, jobs.steps, Mark(str(tmp_path), "slow")) == "slow"
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_stop_does_not_wait_for_ever_for_a_job_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "GRACE_SECONDS", 0.1)
+    stop = threading.Event()
+    results = Serial(jobs.prepare, stop).map(jobs.wait_for_ever, [Numbers((1,)), Numbers((-1,))])
+    assert next(results)[1] == (1,)
+    threading.Timer(0.2, stop.set).start()
+    with pytest.raises(Stopped):
+        next(results)
+
+
+def test_a_child_process_leaves_with_its_parent_even_if_it_holds_the_interpreter(tmp_path: Path) -> None:
+    program = """
+        import pickle, sys
+        sys.path[:0] = [{tests!r}, {root!r}]
+        import fanout_jobs as jobs
+        from tasks import _isolated
+        _isolated.run_isolated(pickle.dumps(jobs.prepare), jobs.never_end, jobs.Numbers((-1,)))
+    """
+    script = tmp_path / "parent.py"
+    script.write_text(textwrap.dedent(program).format(tests=str(Path(__file__).parent), root=str(ROOT)))
+    with subprocess.Popen([sys.executable, str(script)]) as parent:
+
+        def hangs() -> list[psutil.Process]:
+            return [
+                child
+                for child in psutil.Process(parent.pid).children()
+                if child.num_threads() > 1 and child.status() == "sleeping"
+            ]
+
+        assert comes_true(lambda: len(hangs()) == 1)
+        time.sleep(0.5)
+        (child,) = hangs()
+        parent.kill()
+    assert psutil.wait_procs([child], timeout=HANG)[1] == []
 
 
 # Other clusters
@@ -224,6 +300,71 @@ def test_a_joined_cluster_gives_the_same_and_goes_on(cluster: Dask) -> None:
         assert joined.workers == cluster.workers == 2
         assert dict(joined.map(jobs.squares, bundles(9))) == dict(cluster.map(jobs.squares, bundles(9)))
     assert len(list(cluster.map(jobs.squares, bundles(3)))) == 3
+
+
+def worker_of(code: Path, scheduler: str) -> subprocess.Popen[bytes]:
+    """A worker whose maskloom lies in another folder."""
+    command = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_worker",
+        scheduler,
+        "--no-dashboard",
+        "--nthreads",
+        "1",
+        "--host",
+        "127.0.0.1",
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), str(Path(__file__).parent)])}
+    return subprocess.Popen(command, env=environment, cwd=code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_workers_with_other_code_are_refused_whenever_they_come(tmp_path: Path) -> None:
+    import distributed
+
+    for package in ("segcore", "tasks"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("*.keras", "__pycache__"))
+    (tmp_path / "segcore" / "preview.py").write_text((ROOT / "segcore" / "preview.py").read_text() + "# edited\n")
+    both = r"A worker .*runs maskloom (\S+) \(code \w{12}\) .*, the driver maskloom \1 \(code \w{12}\)"
+    with (
+        distributed.LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as other,
+        worker_of(tmp_path, other.scheduler_address) as worker,
+    ):
+        try:
+            with pytest.raises(RunError, match=both):
+                assert Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()).client
+            # One that joins when the run has begun is refused at its first job.
+            with Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()) as late:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(_cluster, "_introduced", lambda *_: None)
+                    assert late.client
+                with pytest.raises(RunError, match=both):
+                    list(late.map(jobs.squares, bundles(1)))
+        finally:
+            worker.terminate()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (("3.11", "2026.1.0"), r"scheduler at tcp://there:1 runs another maskloom \(3\.11, 2026\.1\.0\), the driver maskloom"),
+        (
+            ModuleNotFoundError("No module named 'tasks'"),
+            r"scheduler at tcp://there:1 cannot load maskloom: No module named 'tasks'",
+        ),
+    ],
+)
+def test_a_scheduler_with_other_code_is_refused(answer: object, words: str) -> None:
+    """It would break the connections with its workers, which then seem to have died."""
+
+    class Client:
+        def run_on_scheduler(self, _: object) -> object:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    with pytest.raises(RunError, match=words):
+        _cluster._introduced(Client(), "tcp://there:1")
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +418,7 @@ def test_a_stop_ends_work_in_this_process_before_the_next_job(tmp_path: Path) ->
 
 
 def test_a_stop_lets_jobs_end_that_run_and_no_other_begin(cluster: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_flight, "_GRACE_SECONDS", HANG)
+    monkeypatch.setattr(_flight, "GRACE_SECONDS", HANG)
     monkeypatch.setattr(cluster, "stop", threading.Event())
     signs = ("all run", "withdrawn")
     work = [Mark(str(tmp_path), "first", until="all run"), *(Mark(str(tmp_path), f"{i}", until="withdrawn") for i in range(50))]
@@ -316,7 +457,7 @@ def test_a_stop_lets_jobs_end_that_run_and_no_other_begin(cluster: Dask, tmp_pat
 
 
 def test_a_stop_does_not_wait_for_ever(cluster: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_flight, "_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(_flight, "GRACE_SECONDS", 0.5)
     monkeypatch.setattr(cluster, "stop", threading.Event())
     results = cluster.map(jobs.mark_and_sleep, [Mark(str(tmp_path), "slow", until="over"), Mark(str(tmp_path), "quick")])
     assert next(results)[1] == "quick"
@@ -425,6 +566,15 @@ def test_the_job_that_kills_is_named_and_its_neighbours_live(cluster: Dask) -> N
     alive = sorted(item for job, result in results if not isinstance(result, WorkerDied) for item in job.items)
     assert alive == sorted(item for job in work for item in job.items if item >= 0)
     assert all(result == jobs.squares(job) for job, result in results if not isinstance(result, WorkerDied))
+
+
+def test_the_job_that_hangs_is_named_and_its_neighbours_live() -> None:
+    work = [*bundles(4), Numbers((100, -1, 101))]
+    with Dask(LocalCluster(workers=2), jobs.prepare_with_short_limits, threading.Event()) as dask:
+        results = list(dask.map(jobs.never_end, work))
+    assert [(job, type(result)) for job, result in results if isinstance(result, WorkerDied)] == [(Numbers((-1,)), TimedOut)]
+    alive = sorted(item for job, result in results if not isinstance(result, WorkerDied) for item in job.items)
+    assert alive == sorted(item for job in work for item in job.items if item >= 0)
 
 
 def test_a_cluster_without_workers_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

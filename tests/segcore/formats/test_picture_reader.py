@@ -242,7 +242,24 @@ def test_bombs_are_refused_by_the_header_and_only_by_our_own_limit(tmp_path: Pat
     path.write_bytes(header_only(2**14, 2**14 + 1))
     with pytest.raises(FormatError, match=r"the limit is 268435456 pixels\. Convert it to a tiled TIFF"):
         PICTURE.describe(str(path), "")
-    assert Image.MAX_IMAGE_PIXELS is not None, "PIL's own limit is left as it was"
+
+
+def test_webp_has_the_same_limit(tmp_path: Path) -> None:
+    """By the header of a lossless picture: 14 bits each for width and height, less one. Whether its pixels are there is not looked at."""
+    before, path = Image.MAX_IMAGE_PIXELS, tmp_path / "a.webp"
+
+    def write(chunk: bytes) -> None:
+        path.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk)
+
+    Image.fromarray(PHOTO).save(path, lossless=True)
+    content = path.read_bytes()[12:]
+    write(content[:9] + struct.pack("<I", 16381 | 11999 << 14) + content[13:])
+    assert PICTURE.describe(str(path), "").shape == (12000, 16382)
+    # A canvas of 20,000 x 20,000, which only the extended header can say.
+    write(b"VP8X" + struct.pack("<II", 10, 2) + struct.pack("<I", 19999)[:3] + struct.pack("<I", 19999)[:3] + content)
+    with pytest.raises(FormatError, match=r"a\.webp .*limit of 268435456 pixels"):
+        PICTURE.describe(str(path), "")
+    assert before == Image.MAX_IMAGE_PIXELS, "PIL's own limit is left as it was"
 
 
 def test_nothing_is_printed_about_odd_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from skimage import data
 
 import segcore.formats  # noqa: F401  registers all formats
-from segcore.errors import FormatError, ImageError, ReadError
+from segcore.errors import FormatError, ImageError, SourceChanged
 from segcore.geometry import Box
 from segcore.raster import FORMATS, RasterSpec
 from segcore.testing import formats as check
@@ -372,5 +372,5 @@ def test_a_stack_that_changed_after_planning_is_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", STACK, **CHANNELS["imagej"])
     spec = describe(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "a.tif", STACK[:2], **CHANNELS["imagej"])
-    with pytest.raises(ReadError, match="changed since"):
+    with pytest.raises(SourceChanged, match="changed since"):
         TIFF.open(spec)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from segcore import limits
 from segcore.errors import RecipeError, WeightsError
 from segcore.inference import examine as examination
 from segcore.inference.card import Card, Reach, Scaling
@@ -256,7 +261,7 @@ def test_a_process_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeypatch: p
     path = tmp_path / "net.onnx"
     path.write_bytes(b"x")
     weights = Weights.of(str(path))
-    with pytest.raises(WeightsError, match=r"not be examined within 0 s"):
+    with pytest.raises(WeightsError, match=r"not be examined within 0.01 s"):
         examine(weights, seconds=0.01)
     for stdout in ("", "noise", '{"card": 1'):
         ended = subprocess.CompletedProcess([], -9, stdout, "Killed")
@@ -270,8 +275,6 @@ def test_only_the_answer_goes_to_standard_output(tmp_path: Path) -> None:
     path.write_bytes(b"x")
     weights = Weights.of(str(path))
     request = json.dumps({"location": weights.location, "sha256": weights.sha256, "trust": False})
-    import sys
-
     child = subprocess.run(
         [sys.executable, "-m", "segcore.inference.examine"], input=request, capture_output=True, text=True, check=True
     )
@@ -285,3 +288,70 @@ def test_class_maps_of_litert_are_labels_and_not_probabilities() -> None:
     card = examine(Weights.of(str(folder / "deeplabv3_mnv2_pascal_quant.tflite")))
     assert (card.output, card.channels, card.reach.fixed) == ("labels", 3, (513, 513))
     assert card.scaling.factor == (1.0,)
+
+
+def endless_onnx(path: Path) -> Path:
+    """A network with a loop of 2^62 rounds."""
+    onnx = pytest.importorskip("onnx")
+    helper, kinds = onnx.helper, onnx.TensorProto
+    pixels, flag = [1, 2, None, None], []
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["still_on"]), helper.make_node("Sin", ["x"], ["sine"])],
+        "body",
+        [
+            helper.make_tensor_value_info("round", kinds.INT64, flag),
+            helper.make_tensor_value_info("on", kinds.BOOL, flag),
+            helper.make_tensor_value_info("x", kinds.FLOAT, pixels),
+        ],
+        [helper.make_tensor_value_info("still_on", kinds.BOOL, flag), helper.make_tensor_value_info("sine", kinds.FLOAT, pixels)],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["image", "w"], ["y"]), helper.make_node("Loop", ["rounds", "go", "y"], ["scores"], body=body)],
+        "endless",
+        [helper.make_tensor_value_info("image", kinds.FLOAT, [1, 3, None, None])],
+        [helper.make_tensor_value_info("scores", kinds.FLOAT, pixels)],
+        [
+            helper.make_tensor("w", kinds.FLOAT, [2, 3, 1, 1], [0.1] * 6),
+            helper.make_tensor("rounds", kinds.INT64, flag, [2**62]),
+            helper.make_tensor("go", kinds.BOOL, flag, [True]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, path)
+    return path
+
+
+def comes_true(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 120
+    while not (true := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return true
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_network_that_never_ends_does_not_outlive_whoever_examines_it(tmp_path: Path, end: signal.Signals) -> None:
+    psutil = pytest.importorskip("psutil")
+    path = endless_onnx(tmp_path / "net.onnx")
+    program = f"from segcore.inference import examine, weights; examine.examine(weights.Weights.of({str(path)!r}))"
+    with subprocess.Popen([sys.executable, "-c", program]) as driver:
+        children: list[Any] = []
+
+        def computes() -> bool:
+            children[:] = psutil.Process(driver.pid).children()
+            return any("onnxruntime" in library.path for child in children for library in child.memory_maps())
+
+        assert comes_true(computes)
+        driver.send_signal(end)
+    assert psutil.wait_procs(children, timeout=120)[1] == []
+
+
+def test_the_time_for_an_examination_is_set_in_the_recipe(tmp_path: Path) -> None:
+    weights = Weights.of(str(endless_onnx(tmp_path / "net.onnx")))
+    before = limits.configured()
+    limits.configure(limits.Limits(examine=0.5))
+    try:
+        with pytest.raises(WeightsError, match=r"net\.onnx could not be examined within 0\.5 s.*raise limits\.examine"):
+            examine(weights)
+    finally:
+        limits.configure(before)
