@@ -18,7 +18,7 @@ from rasterio.enums import ColorInterp
 from skimage import data
 
 import segcore.formats  # noqa: F401  registers all formats
-from segcore.errors import FormatError, ReadError
+from segcore.errors import FormatError, ReadError, SourceChanged
 from segcore.geometry import Box
 from segcore.raster import FORMATS, RasterSpec
 
@@ -259,7 +259,7 @@ def test_a_file_that_changed_after_planning_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", rgb())
     spec = TIFF.describe(str(path), "")
     write(path, rgb()[:, :50])
-    with pytest.raises(ReadError, match="changed since"):
+    with pytest.raises(SourceChanged, match="changed since"):
         TIFF.open(spec)
 
 
