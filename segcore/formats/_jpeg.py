@@ -7,6 +7,7 @@ third of the first decoding. What libjpeg does not notice nobody can: JPEG has n
 
 from __future__ import annotations
 
+import os
 import re
 
 from segcore.errors import ReadError
@@ -14,7 +15,12 @@ from segcore.formats._dataset import environment, errors, reason
 
 _SCALE = 8
 _DAMAGE = re.compile(r"Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG file")
-_SETTINGS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES", "GDAL_ALLOW_LARGE_LIBJPEG_MEM_ALLOC": "YES"}
+_SETTINGS = {
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": "YES",
+    # Limits of GDAL's own, which PIL does not have: what is refused by them would go unchecked.
+    "GDAL_ALLOW_LARGE_LIBJPEG_MEM_ALLOC": "YES",
+    "GDAL_JPEG_MAX_ALLOWED_SCAN_NUMBER": "1000000",
+}
 _SCAN, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE
 _APPLICATIONS = range(0xE0, 0xF0)
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
@@ -25,6 +31,8 @@ def require_whole_jpeg(location: str, content: bytes) -> None:
     """Raise `ReadError` where libjpeg has to guess pixels of a JPEG file."""
     from rasterio.io import MemoryFile
 
+    # Read by libjpeg itself: a progressive picture is held as a whole, which takes more than the 500 MB that GDAL gives it.
+    os.environ.setdefault("JPEGMEM", "100000M")
     complaint = ""
     with environment(_SETTINGS):
         try:

@@ -58,11 +58,13 @@ def test_jpegs_with_guessed_pixels_are_refused(tmp_path: Path, kind: str) -> Non
             read(path, "picture")
 
 
+@pytest.mark.parametrize(("progressive", "frame"), [(False, b"\xff\xc0"), (True, b"\xff\xc2")])
 def test_a_jpeg_of_few_bytes_that_promises_many_pixels_is_refused_before_it_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progressive: bool, frame: bytes
 ) -> None:
-    content = bytearray(jpeg(PHOTO[:64, :64]))
-    struct.pack_into(">HH", content, content.index(b"\xff\xc0") + 5, 16000, 16000)
+    content = bytearray(jpeg(PHOTO[:64, :64, 0], progressive=progressive))
+    # More than the 500 MB that GDAL allows for a progressive picture, of which it would then say nothing.
+    struct.pack_into(">HH", content, content.index(frame) + 5, 16300, 16400)
     (tmp_path / "a.jpg").write_bytes(content)
     monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", lambda _: pytest.fail("decoded"))
     with pytest.raises(ReadError, match="damaged"):
