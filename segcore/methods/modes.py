@@ -256,7 +256,7 @@ class ModesModel:
 
 def _counted_in(values: NDArray[np.generic], spread: Floats) -> NDArray[np.generic]:
     """These values (channels, n), each channel counted in its spread."""
-    return values if (spread == 1).all() else values * (1 / spread)[:, None]
+    return values if (spread == 1).all() else values.astype(np.float64) * (1 / spread)[:, None]
 
 
 def _settled(points: basins.Points, found: basins.Basins, bandwidth: float) -> tuple[Floats, NDArray[np.int64], float]:

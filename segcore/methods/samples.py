@@ -356,14 +356,14 @@ def _gather(pixels: NDArray[np.generic], places: NDArray[np.int64]) -> NDArray[n
 
 def _moments(values: NDArray[np.generic], weights: NDArray[np.float64]) -> tuple[float, float]:
     """Mean and standard deviation of weighted values."""
+    floats = values.astype(np.float64)
     if values.dtype == np.uint8:
-        # Whole numbers, so that sums are exact.
-        weights = np.bincount(values, weights, 256)
-        values = np.arange(256)
-    occupied = values[weights > 0].astype(np.float64)
-    weights, low, total = weights[weights > 0], float(occupied.min()), float(weights.sum())
+        # Of many colours few levels stay, and their counts are exact.
+        weights = np.asarray(np.bincount(values, weights), np.float64)
+        floats, weights = np.flatnonzero(weights).astype(np.float64), weights[weights > 0]
+    low, total = float(floats.min()), float(weights.sum())
     # Counted from the lowest, a value that all share has mean and deviation 0 without rounding.
-    shifted = occupied - low
+    shifted = floats - low
     mean = float((shifted * weights).sum()) / total
     variance = float((weights * (shifted - mean) ** 2).sum()) / total
     return low + mean, variance**0.5

@@ -166,17 +166,26 @@ class Threshold:
             )
         if total.counts is None and total.low < total.high:
             number = _MANY_BINS if self.method == "li" else _FEW_BINS
+            _require_bins(float(total.low), float(total.high), number)
             return BinnedThreshold(self, Bins(float(total.low), float(total.high), number, total.dtype))
-        low = int(total.low) if total.counts is not None else total.low
-        levels = np.array([low]) if total.counts is None else np.arange(low, low + total.counts.size)
-        counts = np.array([total.pixels]) if total.counts is None else total.counts
-        return self.model_of(Histogram(counts, levels))
+        if total.counts is not None:
+            return self.model_of(Histogram.of_values(total.counts, int(total.low)))
+        return self.model_of(Histogram(np.array([total.pixels]), np.array([total.low])))
 
     def model_of(self, histogram: Histogram) -> ThresholdModel:
         """The model that follows from a histogram. Raises `FitError` where it has too few different values."""
         method = self.method or "otsu"
         thresholds = find_thresholds(histogram, method, self.levels)
         return ThresholdModel(thresholds, self.expected_classes, self.source, self.above, method, int(histogram.counts.sum()))
+
+
+def _require_bins(low: float, high: float, number: int) -> None:
+    """Raise `FitError` where floats cannot hold so many equal bins from `low` to `high`."""
+    if not 1e-290 < (high - low) / number < math.inf:
+        raise FitError(
+            f"A threshold cannot be found between values from {low:g} to {high:g}: floats cannot hold {number} steps of that range. "
+            "Check nodata, give the threshold as `value`, or bring the values into another unit."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +225,7 @@ class BinnedThreshold:
 
     def finish(self, total: NDArray[np.int64]) -> Segmenter:
         """The model."""
-        centres = self.bins.centres
-        return self.recipe.model_of(Histogram(total, centres, float(centres[1] - centres[0]) / 2))
+        return self.recipe.model_of(Histogram(total, self.bins.centres))
 
 
 @MODELS.register("threshold")

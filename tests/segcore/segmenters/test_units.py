@@ -12,10 +12,13 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import data
+from skimage.filters import threshold_li, threshold_multiotsu, threshold_otsu, threshold_triangle
 from sklearn.cluster import KMeans as Reference
 from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import StandardScaler
 
+from segcore.errors import FitError
+from segcore.manifest import dump_model, load_model
 from segcore.segmenters.kmeans import KMeans, KMeansModel
 from segcore.segmenters.mean_shift import MeanShift
 from segcore.segmenters.mixture import MixtureOfGaussians
@@ -166,7 +169,8 @@ def test_one_factor_for_all_bands_changes_no_label(recipe: Any, pixels: np.ndarr
     assert np.array_equal(labels_of(recipe, changed), labels_of(recipe, pixels))
 
 
-THRESHOLDS = [Threshold(method=method) for method in ("otsu", "multi-otsu", "li", "triangle")] + [  # type: ignore[arg-type]
+METHODS = ["otsu", "multi-otsu", "li", "triangle"]
+THRESHOLDS = [Threshold(method=method) for method in METHODS] + [  # type: ignore[arg-type]
     Threshold(method="local", window=9, window_statistic=statistic)  # type: ignore[arg-type]
     for statistic in ("gaussian", "mean", "median")
 ]
@@ -188,6 +192,54 @@ def test_the_type_of_the_pixels_decides_nothing(recipe: Any, interpretation: Any
     eight = labels_of(recipe, photo, interpretation)
     for changed in (photo.astype("uint16") * 200 + 7, photo.astype("float32") / 255, photo.astype("float64") * 0.3 - 40):
         assert np.array_equal(labels_of(recipe, changed, interpretation, (33, 50)), eight)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("factor", [1e-36, 1e-20, 1e20, 1e36])
+def test_thresholds_of_very_small_and_very_large_floats(method: Any, factor: float) -> None:
+    # Squares of such values, which Otsu's method takes, leave the range of float32.
+    photo = data.camera()[::4, ::4, None].astype("float32")
+    model = fitted(Threshold(method=method), [full(photo * np.float32(factor))])
+    find = {"otsu": threshold_otsu, "multi-otsu": threshold_multiotsu, "li": threshold_li, "triangle": threshold_triangle}[method]
+    expected = np.ravel(find(photo[..., 0].astype("float64")))
+    assert np.array(model.thresholds) / factor == pytest.approx(expected, rel=1e-4 if method == "li" else 1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("dtype", "shift"), [("uint16", 9), ("int32", -(2**31)), ("int64", 2**60 + 1), ("int64", -(2**62))])
+def test_thresholds_of_large_whole_numbers_move_along(method: Any, dtype: str, shift: int) -> None:
+    photo = data.camera()[::4, ::4, None].astype("int64")
+    near, far = (
+        fitted(Threshold(method=method), [full(pixels)]) for pixels in (photo.astype("uint8"), (photo + shift).astype(dtype))
+    )
+    assert np.array_equal(labelled(near, full(photo)), labelled(far, full((photo + shift).astype(dtype))))
+    find = {"otsu": threshold_otsu, "multi-otsu": threshold_multiotsu, "li": threshold_li, "triangle": threshold_triangle}[method]
+    assert near.provenance()["thresholds"] == pytest.approx(np.ravel(find(photo[..., 0].astype("uint8"))).tolist(), abs=1e-9)
+    assert load_model(dump_model(far)) == far
+
+
+def test_li_ends_where_scikit_image_does_whatever_the_gaps_of_whole_numbers() -> None:
+    for step in (1, 4, 257):
+        photo = data.camera()[::4, ::4].astype("uint16") * np.uint16(step)
+        model = fitted(Threshold(method="li"), [full(photo[..., None])])
+        assert model.provenance()["thresholds"] == pytest.approx([threshold_li(photo)], rel=1e-12)
+
+
+@pytest.mark.parametrize("method", ["otsu", "li", "triangle"])
+def test_values_that_float32_can_hardly_tell_apart_or_add(method: Any) -> None:
+    random = np.random.default_rng(0).random((50, 60, 1))
+    lowest = np.finfo("float32").min
+    undeclared = np.where(random < 0.3, lowest, random).astype("float32")
+    opposite = np.where(random < 0.3, lowest, -lowest).astype("float32")
+    neighbours = np.where(random < 0.3, np.float32(1), np.nextafter(np.float32(1), np.float32(2)))
+    for pixels in (undeclared, opposite, neighbours):
+        assert np.array_equal(labels_of(Threshold(method=method), pixels), random[..., 0] >= 0.3)
+
+
+def test_a_range_beyond_floats_is_refused_in_words() -> None:
+    for extremes in ((-1.7e308, 1.7e308), (0.0, 1e-310)):
+        with pytest.raises(FitError, match=r"Check nodata.*another unit"):
+            fitted(Threshold(), [full(np.array(extremes).reshape(1, 2, 1))])
 
 
 def test_numbering_and_references_do_not_depend_on_units() -> None:
