@@ -7,8 +7,9 @@ by its id, the model by its file, and a shard is done when the `images` table ha
 from __future__ import annotations
 
 import json
+import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ from flows.recipe import Recipe
 from segcore.choices import open_choices, with_choices
 from segcore.errors import TooManyFailures
 from segcore.jobs import Order
-from segcore.manifest import Failure, Item, Plan, Shard, Source, dump_model, load_model
+from segcore.manifest import Failure, Item, Plan, Receipt, Shard, Source, dump_model, load_model
 from segcore.model import Fitter
 from segcore.storage import STAGING, Store
 from tasks.choose import choose
@@ -45,7 +46,10 @@ from tasks.progress import Progress
 from tasks.publish import Tables
 from tasks.segment import Bench, clear_staging, segment_shard
 
+log = logging.getLogger("maskloom.run")
+
 SHARDS_AT_ONCE = 8
+_WARNINGS_SHOWN = 5
 _LIBRARIES = (
     "numpy",
     "scipy",
@@ -224,7 +228,22 @@ def _do_shard(tables: Tables, bench: Bench, shard: Shard) -> int:
     receipts = segment_shard(shard, bench)
     tables.publish(shard, receipts)
     clear_staging(receipts, bench)
+    _warn(receipts)
     return sum(1 for receipt in receipts if receipt.failure is not None)
+
+
+def _warn(receipts: Sequence[Receipt]) -> None:
+    """Say what is known against results that were committed, each thing once."""
+    images: dict[str, list[str]] = {}
+    for receipt in receipts:
+        if receipt.warning is not None:
+            images.setdefault(receipt.warning, []).append(receipt.source.image_id)
+    for warning, ids in list(images.items())[:_WARNINGS_SHOWN]:
+        more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+        log.warning("%s%s: %s.", ids[0], more, warning)
+    if len(images) > _WARNINGS_SHOWN:
+        left = sum(len(ids) for ids in list(images.values())[_WARNINGS_SHOWN:])
+        log.warning("%d more images have warnings: see the column `warning` of the table `images`.", left)
 
 
 def _finish(store: Store, plan: Plan, tables: Tables) -> Outcome:

@@ -84,9 +84,9 @@ def coarsen(dataset: Dataset) -> Points:
     values, weights = dataset.values, dataset.weights
     nothing = np.zeros(values.shape[0])
     if weights.size <= FEW_POINTS:
-        # In one order, whatever type the values come in, so that the same lots draw the same seeds.
-        order = np.lexsort(values[::-1])
-        return Points(values[:, order].astype(np.float64, order="C"), weights[order], nothing, whole=True)
+        # In one order for all types, so that the same lots draw the same seeds.
+        values, weights = dataset.ascending()
+        return Points(values.astype(np.float64), weights, nothing, whole=True)
     if dataset.codes is None:
         mass = np.cumsum(weights)
         every = mass[-1] / _SEED_POINTS

@@ -116,7 +116,8 @@ class FeatureMeanShift:
         dataset = Samples(self.seed).finish(total)
         units = Units.of(dataset)
         spread = units.spread if self.standardise else np.ones_like(units.spread)
-        values, weights = _counted_in(dataset.values, spread), dataset.weights
+        values, weights = dataset.ascending()
+        values = _counted_in(values, spread)
         bandwidth = self.bandwidth or basins.auto_bandwidth(values, weights, self.kernel, self.seed)
         points = basins.gather(values, weights, self.kernel, bandwidth)
         modes, members, orphans = _settled(points, basins.find_basins(points, self.kernel, bandwidth), bandwidth)
@@ -228,9 +229,7 @@ class ModesModel:
 
     def provenance(self) -> Mapping[str, Any]:
         """Modes, shares and how they were found; a note where a chosen bandwidth does not suit the pixels, or a band had next to no say."""
-        note = "; ".join(
-            filter(None, [self._note_of_bandwidth(), None if self.standardised else note_of_units(self.deviations, self.bands)])
-        )
+        note = self._note
         return {
             "clusters": len(self.modes),
             "modes": [list(mode) for mode in self.modes],
@@ -240,18 +239,28 @@ class ModesModel:
             "bandwidth": self.bandwidth,
             "standardised": self.standardised,
             "deviations": list(self.deviations),
-            **({"note": note} if note else {}),
+            **({} if note is None else {"note": note}),
             "pixels": self.pixels,
             "values": self.values,
             "points": self.points,
             "exact": self.exact,
         }
 
-    def _note_of_bandwidth(self) -> str | None:
-        if not self.chosen or 1 < len(self.modes) <= _MANY_CLASSES:
-            return None
-        found, way = ("one class alone", "lower") if len(self.modes) == 1 else (f"{len(self.modes)} classes", "higher")
-        return f"`bandwidth: auto` chose {self.bandwidth:.6g} and found {found}: start from `bandwidth`, with a {way} number"
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the fit says it all
+        """The note."""
+        return self._note
+
+    @property
+    def _note(self) -> str | None:
+        notes: list[str | None] = []
+        if self.chosen and not 1 < len(self.modes) <= _MANY_CLASSES:
+            found, way = ("one class alone", "lower") if len(self.modes) == 1 else (f"{len(self.modes)} classes", "higher")
+            notes.append(
+                f"`bandwidth: auto` chose {self.bandwidth:.6g} and found {found}: start from `bandwidth`, with a {way} number"
+            )
+        if not self.standardised:
+            notes.append(note_of_units(self.deviations, self.bands))
+        return "; ".join(filter(None, notes)) or None
 
 
 def _counted_in(values: NDArray[np.generic], spread: Floats) -> NDArray[np.generic]:

@@ -99,6 +99,14 @@ class Dataset:
     codes: NDArray[np.uint32] | None = None
     """Morton codes of the colours, ascending. None: the values are not 8-bit colours."""
 
+    def ascending(self) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
+        """The values by the first channel, then the second and so on, and their weights: one order, whatever type the values came in."""
+        if self.codes is None:
+            return self.values, self.weights
+        red, green, blue = self.values.astype(np.uint32)
+        order = np.argsort(red << 16 | green << 8 | blue, kind="stable")
+        return np.ascontiguousarray(self.values[:, order]), self.weights[order]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:

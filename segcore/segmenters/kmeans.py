@@ -51,6 +51,9 @@ class KMeans:
     """Most clusters that `auto` tries."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    units: ClassVar[str] = (
+        "one factor for all bands, and an offset of each, changes no label; with `standardise` no factors at all do"
+    )
 
     def __post_init__(self) -> None:
         count_of(self.clusters, self.classes, "clusters")
@@ -184,7 +187,7 @@ class KMeansModel:
 
     def provenance(self) -> Mapping[str, Any]:
         """Centres, shares and how they were found; a note where a band had next to no say."""
-        note = None if self.standardised else note_of_units(self.deviations, self.bands)
+        note = self._note
         return {
             "clusters": len(self.centres),
             "centres": [list(centre) for centre in self.centres],
@@ -198,3 +201,11 @@ class KMeansModel:
             "values": self.values,
             "exact": self.exact,
         }
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the fit says it all
+        """The note."""
+        return self._note
+
+    @property
+    def _note(self) -> str | None:
+        return None if self.standardised else note_of_units(self.deviations, self.bands)

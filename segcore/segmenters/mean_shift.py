@@ -75,6 +75,10 @@ class MeanShift:
     """feature: decides the sample where pixels must be sampled."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    units: ClassVar[str] = (
+        "feature with `bandwidth: auto`: as kmeans; a given `bandwidth` and `range_radius` are in the units of the pixels, a bandwidth with "
+        "`standardise` in standard deviations"
+    )
 
     def __post_init__(self) -> None:
         if self.space not in ("feature", "joint"):
@@ -208,3 +212,9 @@ class JointMeanShift:
             "min_size": self.min_size,
             "max_iterations": self.max_iterations,
         }
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the type says it all
+        """What to look at where the default radius meets pixels that are not of 8 bits."""
+        if self.range_radius != _OF_JOINT["range_radius"] or np.dtype(spec.dtype).itemsize == 1:
+            return None
+        return f"`range_radius` is {self.range_radius:g}, which suits 8-bit pictures; these pixels are {spec.dtype}: set it in their units"

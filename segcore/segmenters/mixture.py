@@ -49,6 +49,7 @@ class MixtureOfGaussians:
     """Most components that `auto` tries."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    units: ClassVar[str] = "no factor or offset of any band changes a label: the fit is in standard deviations of each"
 
     def __post_init__(self) -> None:
         count_of(self.components, self.classes, "components")

@@ -73,6 +73,10 @@ class Threshold:
     """Names by class id. None: background, foreground; for multi-otsu class_0, class_1 …"""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    units: ClassVar[str] = (
+        "a found threshold moves along, and no label changes (triangle and multi-otsu on whole numbers: unless gaps arise between these); "
+        "`value` and `offset` are in the units of the pixels"
+    )
 
     def __post_init__(self) -> None:
         if self.value is not None and self.method is not None:
