@@ -10,6 +10,7 @@ import pytest
 from skimage import data
 
 import segcore.segmenters  # noqa: F401  registers all segmenters
+from flows.explain import catalogue
 from segcore.methods.samples import SAMPLE_SIZE
 from segcore.model import SEGMENTERS, Exactness, Fitter, ObjectSegmenter, Segmenter
 from segcore.segmenters.connected_parts import ConnectedParts
@@ -76,6 +77,11 @@ def test_a_recipe_starts_as_fitter_or_segmenter(recipe: Any) -> None:
     model = recipe.start()
     assert isinstance(model, Fitter | Segmenter | ObjectSegmenter)
     assert isinstance(model, Fitter) or isinstance(model.exactness, Exactness)
+
+
+@pytest.mark.parametrize("kind", SEGMENTERS)
+def test_every_segmenter_says_what_units_change(kind: str) -> None:
+    assert f"{SEGMENTERS[kind].units}." in catalogue("segmenters")
 
 
 @named

@@ -185,7 +185,13 @@ def test_units_change_no_threshold(recipe: Any, pixels: np.ndarray, a: float, b:
 
 @pytest.mark.parametrize(
     "recipe",
-    [MixtureOfGaussians(components=3), KMeans(clusters=4), KMeans(clusters=4, standardise=True), MeanShift(), MeanShift(standardise=True)],
+    [
+        MixtureOfGaussians(components=3),
+        KMeans(clusters=4),
+        KMeans(clusters=4, standardise=True),
+        MeanShift(),
+        MeanShift(standardise=True),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("interpretation", ["rgb", "bands"])
