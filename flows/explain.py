@@ -73,6 +73,8 @@ def _member(name: str, kind: Any) -> str:
     exactness = f" [{kind.exactness.value}]" if hasattr(kind, "exactness") else ""
     described = help_of(kind)
     lines = [f"{name}: {_first_line(kind)}{exactness}"]
+    if hasattr(kind, "units"):
+        lines.append(f"  Change of units, x -> a x + b with a > 0: {kind.units}.")
     for field in dataclasses.fields(kind):
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
         shown = "needed" if default is dataclasses.MISSING else repr(default)

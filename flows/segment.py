@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +21,7 @@ from flows.recipe import Recipe
 from segcore.choices import open_choices, with_choices
 from segcore.errors import RecipeError, RunError, StoreError, TooManyFailures
 from segcore.jobs import Order
-from segcore.manifest import Failure, Item, Plan, Shard, Source, dump_model, model_of
+from segcore.manifest import Failure, Item, Plan, Receipt, Shard, Source, dump_model, model_of
 from segcore.model import Fitter, is_blank
 from segcore.records import damaged, parse_json, read_json
 from segcore.storage import STAGING, Store
@@ -53,6 +53,7 @@ T = TypeVar("T")
 log = logging.getLogger("maskloom.run")
 
 SHARDS_AT_ONCE = 8
+_WARNINGS_SHOWN = 5
 _LIBRARIES = (
     "numpy",
     "scipy",
@@ -350,7 +351,22 @@ def _do_shard(tables: Tables, bench: Bench, shard: Shard) -> int:
             raise
     else:
         clear_staging(receipts, bench)
+        _warn(receipts)
     return tables.failed(shard)
+
+
+def _warn(receipts: Sequence[Receipt]) -> None:
+    """Say what is known against results that were committed, each thing once."""
+    images: dict[str, list[str]] = {}
+    for receipt in receipts:
+        if receipt.warning is not None:
+            images.setdefault(receipt.warning, []).append(receipt.source.image_id)
+    for warning, ids in list(images.items())[:_WARNINGS_SHOWN]:
+        more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+        log.warning("%s%s: %s.", ids[0], more, warning)
+    if len(images) > _WARNINGS_SHOWN:
+        left = sum(len(ids) for ids in list(images.values())[_WARNINGS_SHOWN:])
+        log.warning("%d more images have warnings: see the column `warning` of the table `images`.", left)
 
 
 def _finish(store: Store, plan: Plan, tables: Tables, before: Head) -> Outcome:

@@ -67,6 +67,8 @@ class _File(pydantic.BaseModel):
     """How to train."""
     licence: str = ""
     """Under which the weights may be used."""
+    purpose: str = ""
+    """What the weights are for, and what not, for those who will use them."""
     storage: dict[str, dict[str, Any]] = {}
     """fsspec options by protocol. No secrets."""
 
@@ -114,6 +116,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         scaling=_scaling(file.scaling),
         mask_suffix=file.mask_suffix,
         licence=file.licence,
+        purpose=file.purpose,
     )
     recipe.labels.table(recipe.classes)
     if recipe.bands is not None and (not recipe.bands or min(recipe.bands) < 1):
@@ -121,8 +124,8 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     if "://" not in recipe.output and Path(recipe.output).exists() and not Path(recipe.output).is_dir():
         raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
     settings = described(recipe)
-    # Where the model goes and what its licence is changes no weight.
-    decisive = {key: value for key, value in settings.items() if key not in ("type", "output", "licence", "name")}
+    # Where the model goes, what it is for and under which licence changes no weight.
+    decisive = {key: value for key, value in settings.items() if key not in ("type", "output", "licence", "purpose", "name")}
     return Order(recipe, _places(file.images, folder), _places(file.masks, folder), decisive, file.storage)
 
 

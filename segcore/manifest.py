@@ -116,6 +116,8 @@ class Receipt:
     """Time spent on it by all workers together."""
     segmenter: str = ""
     """Kind and what was fitted or chosen, as JSON."""
+    warning: str | None = None
+    """Why its result needs a second look. None: nothing is known against it."""
 
 
 def digest(value: Any) -> str:

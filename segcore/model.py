@@ -22,7 +22,7 @@ from segcore.errors import ModelMismatch, NothingToFit
 from segcore.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -174,6 +174,15 @@ class Chooser(Ready, Protocol):
         ...
 
 
+@runtime_checkable
+class Cautious(Ready, Protocol):
+    """A model that knows when its result needs a second look."""
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
+        """What to look at in the result on this image, whose classes have these shares of its valid pixels. None: nothing is known against it."""
+        ...
+
+
 Model = Segmenter | ObjectSegmenter
 """A model that is ready to run."""
 
@@ -232,6 +241,12 @@ def is_blank(model: Any) -> bool:
     return is_dataclass(model) and any(is_blank(getattr(model, field.name)) for field in fields(model))
 
 
+def caution_of(models: Iterable[Ready], spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
+    """What these models know against the result on an image, each thing once. None: nothing."""
+    cautions = (model.caution(spec, shares) for model in models if isinstance(model, Cautious))
+    return "; ".join(dict.fromkeys(filter(None, cautions))) or None
+
+
 @runtime_checkable
 class SegmenterRecipe(Protocol):
     """The parameters of a segmenter, as users set them: a frozen dataclass. A field of this type holds another segmenter."""
@@ -242,7 +257,8 @@ class SegmenterRecipe(Protocol):
 
 
 SEGMENTERS: Registry[type[SegmenterRecipe]] = Registry("segmenter")
-"""Recipes of segmenters by kind: frozen dataclasses whose fields are the parameters that users set."""
+"""Recipes of segmenters by kind: frozen dataclasses whose fields are the parameters that users set. A class variable `units` says what a change
+of the bands' units may change, for people."""
 
 MODELS: Registry[type[Model]] = Registry("fitted model")
 """Fitted segmenters by kind, so that a model file can be read back (`manifest.dump_model`, `manifest.load_model`)."""

@@ -62,7 +62,7 @@ from segcore.jobs import (
 )
 from segcore.legend import Legend
 from segcore.manifest import ABSENT, Failure, Item, Receipt, Source, canonical
-from segcore.model import FIRST_CLASSES, Fitter, Model, concluded
+from segcore.model import FIRST_CLASSES, Fitter, Model, caution_of, concluded
 from segcore.objects.rows import rows_in_order
 from segcore.objects.sketch import Placement, Sketch, place_objects
 from segcore.objects.table import Measures
@@ -235,7 +235,7 @@ def finish_image(job: FinishJob) -> Receipt:
     receipt = _stage_results(canvas, job.item, pieces, previews, job.objects)
     tables = _stage_objects(canvas, lambda: (each for part in staged for each in part.measures(store)))
     seconds += time.perf_counter() - started
-    return replace(receipt, rows=_rows(canvas, states), tables=tables, seconds=seconds)
+    return replace(_counted(receipt, canvas, states), tables=tables, seconds=seconds)
 
 
 def failed(order: Order, item: Item, failure: Failure, classes: tuple[str, ...]) -> Receipt:
@@ -300,7 +300,7 @@ def _segment_image(order: Order, item: Item) -> Receipt:
         classes = order.model.expected_classes if isinstance(order.model, Fitter) else order.model.classes
         return replace(failed(order, item, Failure.of(error), classes), seconds=time.perf_counter() - started)
     tables = _stage_objects(canvas, lambda: iter(whole.measured))
-    return replace(receipt, rows=_rows(canvas, whole.states), tables=tables, seconds=time.perf_counter() - started)
+    return replace(_counted(receipt, canvas, whole.states), tables=tables, seconds=time.perf_counter() - started)
 
 
 def _fitted(order: Order, item: Item) -> Model:
@@ -377,10 +377,13 @@ def _stage_objects(canvas: Canvas, measured: Callable[[], Iterator[Measured]]) -
     return {Objects.table: name}
 
 
-def _rows(canvas: Canvas, states: States) -> dict[str, list[dict[str, Any]]]:
-    return {
+def _counted(receipt: Receipt, canvas: Canvas, states: States) -> Receipt:
+    """The receipt with its rows, and with what the model knows against them."""
+    rows = {
         name: statistic.finish(states[name], canvas.spec, canvas.legend) for name, statistic in canvas.order.statistics.items()
     }
+    shares = {row["class_name"]: row["fraction"] for row in rows["area"] if row["fraction"] is not None}
+    return replace(receipt, rows=rows, warning=caution_of([canvas.model], canvas.spec, shares))
 
 
 def _block(reader: Reader, tile: Tile, spec: RasterSpec) -> Block:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
 from segcore.errors import WeightsError
+from segcore.legend import BACKGROUND_NAMES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,8 +117,8 @@ class Card:
     interpretation: str = "bands"
     """`rgb` where its bands are red, green and blue: it then takes these of any colour picture, and grey for all three."""
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """Where it comes from: data and their digest, licence, epochs, metrics, versions. For people, but for
-    `largest_object`, from which `mask_rcnn` takes its halo."""
+    """Where it comes from: data and their digest, licence, epochs, metrics, versions. For people, but for `bands`, for
+    `largest_object`, from which `mask_rcnn` takes its halo, and for `shares`."""
 
     def __post_init__(self) -> None:
         for name in ("kind", "sha256", "output", "dtype", "interpretation"):
@@ -142,6 +143,32 @@ class Card:
         if not isinstance(told, list | tuple) or len(told) != self.channels or not all(isinstance(band, int) for band in told):
             return None
         return None if list(told) == list(range(1, self.channels + 1)) or min(told) < 1 else tuple(told)
+
+    @property
+    def shares(self) -> tuple[tuple[float, float] | None, ...]:
+        """By class id the least and the greatest share of the labelled pixels of an image that the class had in training. None: nobody knows."""
+        told = self.about.get("shares")
+        known = told if isinstance(told, Mapping) else {}
+        return tuple(_range(known.get(name)) for name in self.classes)
+
+    def caution(self, weights: str, classes: Sequence[str], shares: Mapping[str, float]) -> str | None:
+        """What to know of an image whose classes, of these names, have these shares of its pixels. None: training saw the like.
+
+        Background is what is left, and is passed over.
+        """
+        strange = []
+        for name, seen in zip(classes, self.shares, strict=False):
+            share = shares.get(name)
+            if (
+                share is not None
+                and seen is not None
+                and name.lower() not in BACKGROUND_NAMES
+                and not seen[0] <= share <= seen[1]
+            ):
+                strange.append(f"{name} {share:.2%} (in training {seen[0]:.2%} to {seen[1]:.2%} of an image)")
+        if not strange:
+            return None
+        return f"{weights} may not suit this kind of image: {', '.join(strange)}. Look at the preview"
 
     @property
     def numbers(self) -> int:
@@ -181,6 +208,13 @@ def card_name(weights: str) -> str:
     """
     stem, dot, suffix = weights.rpartition(".")
     return (stem if dot and "/" not in suffix else weights) + _SUFFIX
+
+
+def _range(told: object) -> tuple[float, float] | None:
+    """Two ascending shares; None where it is anything else."""
+    if not isinstance(told, list | tuple) or len(told) != 2 or not all(isinstance(share, int | float) for share in told):
+        return None
+    return (float(told[0]), float(told[1])) if 0 <= told[0] <= told[1] <= 1 else None
 
 
 def _check_count(name: str, value: object, least: int, most: int) -> None:

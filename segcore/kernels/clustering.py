@@ -85,13 +85,16 @@ def cell_sums(starts, colours, weights, sums):  # type: ignore[no-untyped-def]
 
 
 @exactly
-def _candidates(corner, centres, found):  # type: ignore[no-untyped-def]
-    """Centres that own a colour of the cell at `corner`, in order; returns their number (Kanungo et al. 2002)."""
+def _candidates(corner, centres, scale, found):  # type: ignore[no-untyped-def]
+    """Centres that own a colour of the cell at `corner`, in order; returns their number (Kanungo et al. 2002).
+
+    `scale` is what differences along each channel are multiplied by.
+    """
     nearest, least = 0, np.inf
     for k in range(centres.shape[0]):
         square = 0.0
         for channel in range(3):
-            square += (corner[channel] + 0.5 * (_CELL_SIDE - 1) - centres[k, channel]) ** 2
+            square += ((corner[channel] + 0.5 * (_CELL_SIDE - 1) - centres[k, channel]) * scale[channel]) ** 2
         if square < least:
             nearest, least = k, square
     n = 0
@@ -100,25 +103,27 @@ def _candidates(corner, centres, found):  # type: ignore[no-untyped-def]
         for channel in range(3):
             # The corner of the cell that lies farthest towards centre k.
             far = _CELL_SIDE - 1 if centres[k, channel] > centres[nearest, channel] else 0
-            mine += (corner[channel] + far - centres[k, channel]) ** 2
-            theirs += (corner[channel] + far - centres[nearest, channel]) ** 2
-        # The margin covers rounding, so that no colour is labelled otherwise than by itself.
-        if k == nearest or mine <= theirs + 1e-6:
+            mine += ((corner[channel] + far - centres[k, channel]) * scale[channel]) ** 2
+            theirs += ((corner[channel] + far - centres[nearest, channel]) * scale[channel]) ** 2
+        # The margins cover rounding, so that no colour is labelled otherwise than by itself.
+        if k == nearest or mine <= theirs + 1e-6 + 1e-9 * theirs:
             found[n] = k
             n += 1
     return n
 
 
 @exactly
-def lloyd_cells(chunk, cells, colours, weights, centres, sums):  # type: ignore[no-untyped-def]
+def lloyd_cells(chunk, cells, colours, weights, measure, sums):  # type: ignore[no-untyped-def]
     """One step of k-means over the cells of `chunk`: (w, r, g, b) of the colours nearest to each centre, exact.
 
-    `cells` is (starts, corners, sums of each cell). Cells that one centre owns are added whole.
+    `cells` is (starts, corners, sums of each cell). Cells that one centre owns are added whole. `measure` is (centres, scale): what
+    differences along each channel are multiplied by.
     """
     starts, corners, cell_totals = cells
+    centres, scale = measure
     found = np.empty(centres.shape[0], np.int64)
     for cell in range(chunk[0], chunk[1]):
-        n = _candidates(corners[cell], centres, found)
+        n = _candidates(corners[cell], centres, scale, found)
         if n == 1:
             for j in range(4):
                 sums[found[0], j] += cell_totals[cell, j]
@@ -128,7 +133,9 @@ def lloyd_cells(chunk, cells, colours, weights, centres, sums):  # type: ignore[
             least, label = np.inf, 0
             for at in range(n):
                 k = found[at]
-                square = (r - centres[k, 0]) ** 2 + (g - centres[k, 1]) ** 2 + (b - centres[k, 2]) ** 2
+                square = ((r - centres[k, 0]) * scale[0]) ** 2
+                square += ((g - centres[k, 1]) * scale[1]) ** 2
+                square += ((b - centres[k, 2]) * scale[2]) ** 2
                 if square < least:
                     least, label = square, k
             w = weights[i]
@@ -139,8 +146,12 @@ def lloyd_cells(chunk, cells, colours, weights, centres, sums):  # type: ignore[
 
 
 @exactly
-def lloyd_points(chunk, x, weights, centres, sums):  # type: ignore[no-untyped-def]
-    """One step of k-means over the values of `chunk`, x (channels, n): weight, sums by channel and inertia of each centre."""
+def lloyd_points(chunk, x, weights, measure, sums):  # type: ignore[no-untyped-def]
+    """One step of k-means over the values of `chunk`, x (channels, n): weight, sums by channel and inertia of each centre.
+
+    `measure` is (centres, scale): what differences along each channel are multiplied by.
+    """
+    centres, scale = measure
     channels = x.shape[0]
     square, least, label = np.empty(BATCH), np.empty(BATCH), np.empty(BATCH, np.int64)
     for start in range(chunk[0], chunk[1], BATCH):
@@ -149,9 +160,9 @@ def lloyd_points(chunk, x, weights, centres, sums):  # type: ignore[no-untyped-d
             for p in range(n):
                 square[p] = 0.0
             for j in range(channels):
-                centre = centres[k, j]
+                centre, factor = centres[k, j], scale[j]
                 for p in range(n):
-                    difference = x[j, start + p] - centre
+                    difference = factor * (x[j, start + p] - centre)
                     square[p] += difference * difference
             for p in range(n):
                 nearer = k == 0 or square[p] < least[p]
@@ -203,9 +214,11 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 
 @exactly
-def _load_batch(x, weights, part, weight, rows):  # type: ignore[no-untyped-def]
-    """The weights, and below the first row the values and their products i <= j, of the (start, number) `part` of x."""
+def _load_batch(x, weights, units, part, batch):  # type: ignore[no-untyped-def]
+    """The (start, number) `part` of x, `batch` being weights and rows: below the first row the values in `units` and their products i <= j."""
     start, n = part
+    origin, scale = units
+    weight, rows = batch
     channels = x.shape[0]
     for p in range(n):
         weight[p] = weights[start + p]
@@ -213,8 +226,9 @@ def _load_batch(x, weights, part, weight, rows):  # type: ignore[no-untyped-def]
         weight[p] = 0.0
     at = 1 + channels
     for j in range(channels):
+        low, factor = origin[j], scale[j]
         for p in range(n):
-            rows[1 + j, p] = x[j, start + p]
+            rows[1 + j, p] = (x[j, start + p] - low) * factor
         for i in range(j + 1):
             for p in range(BATCH):
                 rows[at, p] = rows[1 + i, p] * rows[1 + j, p]
@@ -244,12 +258,14 @@ def _responsibilities(weight, score, top, total):  # type: ignore[no-untyped-def
 
 
 @exactly
-def expect(chunk, x, weights, mixture, sums):  # type: ignore[no-untyped-def]
+def expect(chunk, data, units, mixture, sums):  # type: ignore[no-untyped-def]
     """The expectation step over the values of `chunk`: returns the sum of weighted log-likelihoods.
 
-    `mixture` is (constants, means, factors). Adds to `sums` (components, 1 + c + c (c + 1) / 2) what each component is
-    responsible for: weight, weighted values, and weighted products of values i <= j.
+    `data` is (values, weights), `mixture` (constants, means, factors) in `units`: values less an origin, times a scale by channel. Adds to
+    `sums` (components, 1 + c + c (c + 1) / 2) what each component is responsible for: weight, weighted values, and weighted products of values
+    i <= j, in these units too.
     """
+    x, weights = data
     constants, means, factors = mixture
     components = constants.size
     # Rows: one, the values, and their products. Columns beyond the last value of a chunk have no weight.
@@ -258,7 +274,7 @@ def expect(chunk, x, weights, mixture, sums):  # type: ignore[no-untyped-def]
     weight, top, total = np.empty(BATCH), np.empty(BATCH), np.empty(BATCH)
     likelihood = 0.0
     for start in range(chunk[0], chunk[1], BATCH):
-        _load_batch(x, weights, (start, min(BATCH, chunk[1] - start)), weight, rows)
+        _load_batch(x, weights, units, (start, min(BATCH, chunk[1] - start)), (weight, rows))
         for k in range(components):
             _log_probabilities(rows[1:], (constants[k], means[k], factors[k]), score[k])
         _responsibilities(weight, score, top, total)

@@ -38,7 +38,7 @@ def _cell_of(value, lattice):  # type: ignore[no-untyped-def]
     side, lows, extents, strides = lattice
     key, inside = np.uint64(0), True
     for j in range(value.size):
-        place = np.floor(value[j] / side) - lows[j]
+        place = np.floor((value[j] - lows[j]) / side)
         inside = inside and 0 <= place < extents[j]
         key += np.uint64(place if inside else 0.0) * strides[j]
     return key, inside

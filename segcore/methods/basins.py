@@ -25,8 +25,6 @@ from segcore.methods.clustering import cuts, threads
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.methods.samples import Dataset
-
     Floats = NDArray[np.float64]
     Keys = NDArray[np.uint64]
     Table = tuple[Keys, NDArray[np.int64]]
@@ -50,19 +48,19 @@ _MOST_ENDS = 2**12
 
 @dataclass(frozen=True, slots=True)
 class Lattice:
-    """Cubic cells, cell 0 beginning at value 0. Finite: it covers the values that it is made for."""
+    """Cubic cells. Finite: it covers the values that it is made for, so that a shift of all values moves the cells along."""
 
     side: float
     lows: tuple[float, ...]
-    """First cell along each channel."""
+    """Where the first cell begins along each channel."""
     extents: tuple[float, ...]
     """Number of cells along each channel."""
 
     @classmethod
     def over(cls, values: NDArray[np.generic], side: float) -> Lattice:
         """The lattice that covers these values (channels, n)."""
-        lows = np.floor(values.min(axis=1) / side)
-        return cls(side, tuple(lows.tolist()), tuple((np.floor(values.max(axis=1) / side) - lows + 1).tolist()))
+        lows = values.min(axis=1).astype(np.float64)
+        return cls(side, tuple(lows.tolist()), tuple((np.floor((values.max(axis=1) - lows) / side) + 1).tolist()))
 
     @property
     def arrays(self) -> tuple[float, Floats, Floats, Keys]:
@@ -108,16 +106,6 @@ class Basins:
     """Shape (modes, channels)."""
     members: NDArray[np.int64]
     """The mode of each point; -1: one weaker than the 4,096 that are kept."""
-
-
-def different_values(dataset: Dataset) -> tuple[NDArray[np.generic], Floats]:
-    """The different values (channels, n) in an order of their own, and their weights."""
-    if dataset.codes is not None:
-        return dataset.values, dataset.weights
-    order = np.lexsort(dataset.values[::-1])
-    values = dataset.values[:, order]
-    first = np.flatnonzero(np.concatenate([[True], (values[:, 1:] != values[:, :-1]).any(axis=0)]))
-    return np.ascontiguousarray(values[:, first]), np.add.reduceat(dataset.weights[order], first)
 
 
 # ---- bandwidth -----------------------------------------------------------------------------------------------------
@@ -209,7 +197,7 @@ def _by_value(values: NDArray[np.generic], weights: Floats, lattice: Lattice) ->
     """One point a value."""
     floats = values.astype(np.float64)
     side, lows, _, strides = lattice.arrays
-    cells = (np.floor(floats.T / side) - lows).astype(np.uint64)
+    cells = np.floor((floats.T - lows) / side).astype(np.uint64)
     return Points(np.ascontiguousarray(floats.T), weights, lattice, (cells * strides).sum(axis=1, dtype=np.uint64), whole=True)
 
 

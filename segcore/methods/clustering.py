@@ -1,7 +1,9 @@
 """K-means on weighted values: the centres for `kmeans`, the first guess for `mixture`.
 
+Distances are measured in the units of the values, or in spreads: lengths along each channel that count as 1.
+
 Seeds (greedy k-means++, several restarts) are sought on few points: the data itself where there are at most 2**16 values,
-the means of 8 x 8 x 8 cells of colours, or every nth value of a sample. The best start is then iterated on all values.
+the means of 8 x 8 x 8 cells of colours, or every nth pixel of a sample. The best start is then iterated on all values.
 
 Steps on millions of colours skip whole cells that belong to one centre (the filtering algorithm: Kanungo et al., IEEE TPAMI
 24, 2002). All sums of colours are whole numbers below 2**53, so no order of adding changes them.
@@ -13,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,7 +49,7 @@ class Clustering:
     weights: Floats
     """Pixels nearest to each centre."""
     inertia: float
-    """Sum of squared distances of all pixels to their centres."""
+    """Sum of squared distances of all pixels to their centres, in the units that distances are measured in."""
     steps: int
     """Steps taken on all values."""
 
@@ -64,6 +66,10 @@ class Points:
     whole: bool
     """Whether these are the values themselves."""
 
+    def scaled(self, scale: Floats) -> Points:
+        """These points, all lengths along each channel multiplied by `scale`."""
+        return replace(self, values=self.values * scale[:, None], scatter=self.scatter * scale**2)
+
 
 class Step(Protocol):
     """One step of k-means: sums by centre (weight, values), shape (clusters, 1 + channels)."""
@@ -78,11 +84,15 @@ def coarsen(dataset: Dataset) -> Points:
     values, weights = dataset.values, dataset.weights
     nothing = np.zeros(values.shape[0])
     if weights.size <= FEW_POINTS:
+        # In one order for all types, so that the same lots draw the same seeds.
+        values, weights = dataset.ascending()
         return Points(values.astype(np.float64), weights, nothing, whole=True)
     if dataset.codes is None:
-        stride = -(-weights.size // _SEED_POINTS)
-        share = weights[::stride].sum() / weights.sum()
-        return Points(values[:, ::stride].astype(np.float64, order="C"), weights[::stride] / share, nothing, whole=False)
+        mass = np.cumsum(weights)
+        every = mass[-1] / _SEED_POINTS
+        places = np.searchsorted(mass, (np.arange(_SEED_POINTS) + 0.5) * every).clip(0, mass.size - 1)
+        chosen, times = np.unique(places, return_counts=True)
+        return Points(values[:, chosen].astype(np.float64, order="C"), times * every, nothing, whole=False)
     cells = Cells.of(dataset)
     means = cells.sums[:, 1:4] / cells.sums[:, :1]
     squares = cells.sums[:, 4].sum() - float((cells.sums[:, :1] * means**2).sum())
@@ -118,13 +128,13 @@ class Cells:
         return cls(starts, np.ascontiguousarray(corners), sums)
 
 
-def fit_kmeans(dataset: Dataset, clusters: int, seed: int) -> Clustering:
+def fit_kmeans(dataset: Dataset, clusters: int, spread: Floats, seed: int) -> Clustering:
     """The best of several k-means on all values, run until no centre moves (or 300 steps).
 
-    Raises `FitError` where there are fewer different values than clusters.
+    Distances along each channel are counted in `spread`. Raises `FitError` where there are fewer different values than clusters.
     """
-    points = startable(dataset, clusters)
-    return refine(dataset, search(points, clusters, seed)[0][0])
+    points = startable(dataset, clusters).scaled(1 / spread)
+    return refine(dataset, search(points, clusters, seed)[0][0] * spread, spread)
 
 
 def startable(dataset: Dataset, clusters: int) -> Points:
@@ -149,7 +159,7 @@ def search(points: Points, clusters: int, seed: int) -> list[tuple[Floats, float
     """The different resting places of several restarts on the points, each with its inertia, the best first."""
     found: list[tuple[Floats, float]] = []
     with threads() as run:
-        step = _points_step(points.values, points.weights, run)
+        step = _points_step(points.values, points.weights, np.ones(len(points.values)), run)
         for restart in range(_RESTARTS):
             generator = np.random.default_rng([seed, clusters, restart])
             centres, _ = _iterate(step, _plus_plus(points, clusters, generator))
@@ -159,13 +169,13 @@ def search(points: Points, clusters: int, seed: int) -> list[tuple[Floats, float
     return sorted(found, key=lambda rest: rest[1])
 
 
-def refine(dataset: Dataset, centres: Floats) -> Clustering:
-    """K-means on all values from these centres until none moves."""
+def refine(dataset: Dataset, centres: Floats, spread: Floats) -> Clustering:
+    """K-means on all values from these centres until none moves, distances along each channel counted in `spread`."""
     from segcore.kernels import clustering as kernels
 
-    channels = dataset.values.shape[0]
+    channels, scale = dataset.values.shape[0], 1 / spread
     with threads() as run:
-        points_step = _points_step(dataset.values, dataset.weights, run)
+        points_step = _points_step(dataset.values, dataset.weights, scale, run)
         step = points_step
         if dataset.codes is not None and dataset.weights.size > FEW_POINTS:
             cells = Cells.of(dataset)
@@ -175,7 +185,7 @@ def refine(dataset: Dataset, centres: Floats) -> Clustering:
             def step(centres: Floats) -> Floats:
                 sums = np.zeros((len(chunks), len(centres), 4))
                 colours, weights = dataset.values, dataset.weights
-                run(lambda i: kernels.lloyd_cells(chunks[i], arrays, colours, weights, centres, sums[i]), len(chunks))
+                run(lambda i: kernels.lloyd_cells(chunks[i], arrays, colours, weights, (centres, scale), sums[i]), len(chunks))
                 return np.asarray(sums.sum(axis=0))
 
         centres, steps = _iterate(step, centres)
@@ -197,14 +207,14 @@ def _iterate(step: Step, centres: Floats) -> tuple[Floats, int]:
     return centres, _MOST_STEPS
 
 
-def _points_step(values: NDArray[np.generic], weights: Floats, run: Run) -> Step:
+def _points_step(values: NDArray[np.generic], weights: Floats, scale: Floats, run: Run) -> Step:
     from segcore.kernels import clustering as kernels
 
     chunks = list(cuts(weights.size))
 
     def step(centres: Floats) -> Floats:
         sums = np.zeros((len(chunks), len(centres), 2 + centres.shape[1]))
-        run(lambda i: kernels.lloyd_points(chunks[i], values, weights, centres, sums[i]), len(chunks))
+        run(lambda i: kernels.lloyd_points(chunks[i], values, weights, (centres, scale), sums[i]), len(chunks))
         return np.asarray(sums.sum(axis=0))
 
     return step

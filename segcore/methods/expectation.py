@@ -1,5 +1,8 @@
 """Expectation maximisation: Gaussian mixtures on weighted values (Dempster, Laird, Rubin 1977).
 
+All is done in standardised units (`segcore.methods.samples.Units`): each band counted from its mean, in standard deviations. So what keeps
+components from shrinking, `reg_covar`, means the same for reflectances as for kelvins, and neither a start nor a sphere depends on units.
+
 A step costs a pass over all values, so most steps run on few points (cells of colours, or part of a sample, see
 `segcore.methods.clustering`) and only the last ones on all values. The end is scikit-learn's: the mean log-likelihood of all values
 rises by less than 1e-3.
@@ -8,7 +11,7 @@ rises by less than 1e-3.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segcore.methods.clustering import Run
-    from segcore.methods.samples import Dataset
+    from segcore.methods.samples import Dataset, Units
 
     Floats = NDArray[np.float64]
 
@@ -35,7 +38,7 @@ _STARTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What covariances may look like."""
+    """What covariances may look like, in standardised units."""
 
     covariance: Covariance
     reg_covar: float
@@ -49,7 +52,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mixture:
-    """Parameters of a Gaussian mixture."""
+    """Parameters of a Gaussian mixture, in standardised units."""
 
     weights: Floats
     means: Floats
@@ -97,21 +100,21 @@ def posteriors(pixels: NDArray[Any], scorer: tuple[Floats, Floats, Floats]) -> N
     return found.reshape(*pixels.shape[:-1], -1)
 
 
-def fit_mixture(dataset: Dataset, components: int, shape: Shape, seed: int) -> Mixture:
-    """The mixture that k-means starts and EM finishes.
+def fit_mixture(dataset: Dataset, units: Units, components: int, shape: Shape, seed: int) -> Mixture:
+    """The mixture that k-means starts and EM finishes, in these units of the dataset's.
 
     Raises `FitError` where there are fewer different values than components, or a covariance cannot be inverted.
     """
-    points = startable(dataset, components)
-    return _finish(dataset, _coarse(points, components, shape, seed), shape)
+    points = _standardised(startable(dataset, components), units)
+    return _finish(dataset, units, _coarse(points, components, shape, seed), shape)
 
 
-def choose_mixture(dataset: Dataset, most: int, shape: Shape, seed: int) -> Mixture:
-    """The mixture of 1 to `most` components with the least Bayesian information criterion (Schwarz 1978).
+def choose_mixture(dataset: Dataset, units: Units, most: int, shape: Shape, seed: int) -> Mixture:
+    """The mixture of 1 to `most` components with the least Bayesian information criterion (Schwarz 1978), in these units.
 
     The criterion is judged on few points.
     """
-    points = startable(dataset, 1)
+    points = _standardised(startable(dataset, 1), units)
     channels = points.values.shape[0]
     best: tuple[float, Mixture] | None = None
     for components in range(1, min(most, different(points)) + 1):
@@ -128,42 +131,32 @@ def choose_mixture(dataset: Dataset, most: int, shape: Shape, seed: int) -> Mixt
             best = criterion, mixture
     if best is None:
         raise RuntimeError("no number of components was tried")
-    return _finish(dataset, best[1], shape)
+    return _finish(dataset, units, best[1], shape)
 
 
-def _finish(dataset: Dataset, start: Mixture, shape: Shape) -> Mixture:
+def _finish(dataset: Dataset, units: Units, start: Mixture, shape: Shape) -> Mixture:
     """EM on all values."""
-    values: NDArray[Any] = dataset.values
-    origin = np.zeros(values.shape[0])
-    if values.dtype != np.uint8:
-        # Squares of values far from zero would swallow the variance.
-        origin = _mean(values, dataset.weights)
-        values = values - origin[:, None]
+    data = _Data(dataset.values, dataset.weights, np.zeros(len(dataset.values)), (units.origin, 1 / units.spread))
     with threads() as run:
-        moved = Mixture(start.weights, start.means - origin, start.covariances)
-        ended = _iterate(_Data(values, dataset.weights, np.zeros(len(origin))), moved, shape, run)
-    return Mixture(ended.weights, ended.means + origin, ended.covariances, ended.log_likelihood, ended.steps, ended.converged)
+        return _iterate(data, start, shape, run)
+
+
+def _standardised(points: Points, units: Units) -> Points:
+    return replace(points, values=units.standardised(points.values), scatter=points.scatter / units.spread**2)
 
 
 def _coarse(points: Points, components: int, shape: Shape, seed: int) -> Mixture:
-    """The most likely end of EM on few points, from the best few resting places of k-means."""
-    origin = _mean(points.values, points.weights)
-    values = points.values - origin[:, None]
-    data = _Data(values, points.weights, points.scatter)
+    """The most likely end of EM on few points in standardised units, from the best few resting places of k-means."""
+    channels = len(points.values)
+    data = _Data(points.values, points.weights, points.scatter, (np.zeros(channels), np.ones(channels)))
     tolerance = TOLERANCE if points.whole else _COARSE_TOLERANCE
     ends = []
     with threads() as run:
         for centres, _ in search(points, components, seed)[:_STARTS]:
-            labels = np.argmin([((values - centre[:, None]) ** 2).sum(axis=0) for centre in centres - origin], axis=0)
+            labels = np.argmin([((points.values - centre[:, None]) ** 2).sum(axis=0) for centre in centres], axis=0)
             started = _maximise(_sums_by_label(data, labels, components), shape, data.scatter)
             ends.append(_iterate(data, started, shape, run, _MOST_COARSE_STEPS, tolerance))
-    ended = max(ends, key=lambda mixture: mixture.log_likelihood)
-    return Mixture(ended.weights, ended.means + origin, ended.covariances, ended.log_likelihood)
-
-
-def _mean(values: NDArray[Any], weights: Floats) -> Floats:
-    # NumPy's own sum: BLAS may add in another order for another number of threads.
-    return np.asarray((values * weights).sum(axis=1) / weights.sum())
+    return max(ends, key=lambda mixture: mixture.log_likelihood)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,6 +164,9 @@ class _Data:
     values: NDArray[Any]
     weights: Floats
     scatter: Floats
+    """In standardised units."""
+    units: tuple[Floats, Floats]
+    """What to subtract from the values, and to multiply them by, for standardised ones."""
 
 
 def _iterate(
@@ -196,7 +192,7 @@ def _expect(data: _Data, mixture: Mixture, run: Run) -> tuple[Floats, float]:
     chunks = list(cuts(data.weights.size))
     channels = data.values.shape[0]
     sums = np.zeros((len(chunks), len(mixture.weights), 1 + channels + channels * (channels + 1) // 2))
-    likelihoods = run(lambda i: kernels.expect(chunks[i], data.values, data.weights, scorer, sums[i]), len(chunks))
+    likelihoods = run(lambda i: kernels.expect(chunks[i], (data.values, data.weights), data.units, scorer, sums[i]), len(chunks))
     return np.asarray(sums.sum(axis=0)), math.fsum(likelihoods) / float(data.weights.sum())
 
 

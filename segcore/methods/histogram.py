@@ -82,9 +82,13 @@ class Bins:
 
     @property
     def working_type(self) -> np.dtype[np.floating]:
-        """The float type that values and edges are compared in."""
+        """The float type that values and edges are compared in: for float32 its own, as in NumPy, unless it cannot hold so many edges."""
         kind = np.dtype(self.dtype)
-        return np.dtype(np.float64) if kind.kind != "f" or kind.itemsize > 4 else np.dtype(np.float32)
+        if kind.kind != "f" or kind.itemsize > 4:
+            return np.dtype(np.float64)
+        limits, spread = np.finfo(np.float32), self.high - self.low
+        gap = max(float(limits.eps) * max(abs(self.low), abs(self.high)), float(limits.tiny))
+        return np.dtype(np.float32) if self.number * gap <= spread <= float(limits.max) else np.dtype(np.float64)
 
     @property
     def edges(self) -> NDArray[np.floating]:
@@ -96,7 +100,8 @@ class Bins:
     def centres(self) -> NDArray[np.floating]:
         """The middle of each bin."""
         edges = self.edges
-        centres: NDArray[np.floating] = (edges[:-1] + edges[1:]) / 2
+        # Halves first: a sum of the largest floats is infinite.
+        centres: NDArray[np.floating] = edges[:-1] / 2 + edges[1:] / 2
         return centres
 
     def count(self, values: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.int64]:

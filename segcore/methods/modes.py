@@ -22,7 +22,7 @@ from segcore.errors import FitError
 from segcore.methods import basins
 from segcore.methods.naming import MOST_CLASSES, check_bands, check_names, check_references, class_names, class_order
 from segcore.methods.pointwise import select_fitted
-from segcore.methods.samples import Samples, State
+from segcore.methods.samples import Samples, State, Units, note_of_units, spread_of
 from segcore.model import MODELS, Exactness, Fitter, Footprint, Segmenter
 from segcore.raster import Labels
 
@@ -51,11 +51,13 @@ class FeatureMeanShift:
     """Weight of a pixel at distance d from the window's centre, with h the bandwidth: flat (1 up to h), epanechnikov (1 - d²/h² up to
     h), gaussian (exp(-d²/2h²) up to 3 h). Windows with an edge rest on even slopes of whole numbers: slices of grey values."""
     bandwidth: float | None = None
-    """In units of the pixels; modes are farther apart than that. None: chosen by the spread of the values."""
+    """In units of the pixels, or in standard deviations; modes are farther apart than that. None: chosen by the spread of the values."""
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
     """Names by class id (ascending luminance), or names with a reference each: a number a band, or `#rrggbb`."""
+    standardise: bool = False
+    """Whether each band counts in its standard deviations over all pixels, and the bandwidth too."""
     seed: int = 0
     """Decides the sample, where pixels must be sampled, and the pixels that the bandwidth is chosen by."""
 
@@ -112,7 +114,10 @@ class FeatureMeanShift:
         pixels lie in basins that are none, and where the number of classes is not that of the names.
         """
         dataset = Samples(self.seed).finish(total)
-        values, weights = basins.different_values(dataset)
+        units = Units.of(dataset)
+        spread = units.spread if self.standardise else np.ones_like(units.spread)
+        values, weights = dataset.ascending()
+        values = _counted_in(values, spread)
         bandwidth = self.bandwidth or basins.auto_bandwidth(values, weights, self.kernel, self.seed)
         points = basins.gather(values, weights, self.kernel, bandwidth)
         modes, members, orphans = _settled(points, basins.find_basins(points, self.kernel, bandwidth), bandwidth)
@@ -121,7 +126,8 @@ class FeatureMeanShift:
                 f"classes: {len(self.classes)} names, but mean shift found {len(modes)} modes with bandwidth {bandwidth:.6g}. Give as "
                 f"many names, leave them out, or {'raise' if len(self.classes) < len(modes) else 'lower'} `bandwidth`."
             )
-        order = class_order(modes, self.classes, rgb=dataset.rgb)
+        modes = modes * spread
+        order = class_order(modes, self.classes, units.spread, rgb=dataset.rgb)
         keys, kinds, shares = _table(points, np.argsort(order)[members])
         return ModesModel(
             modes=tuple(map(tuple, modes[order].tolist())),
@@ -141,6 +147,8 @@ class FeatureMeanShift:
             points=len(points.values),
             exact=dataset.exact and points.complete,
             chosen=self.bandwidth is None,
+            deviations=tuple(units.deviation.tolist()),
+            standardised=self.standardise,
         )
 
 
@@ -160,10 +168,10 @@ class ModesModel:
     orphans: float
     """Share of the fitted pixels whose own basin was too small to be a class."""
     side: float
-    """Side of the cells by which basins are known, in units of the pixels."""
+    """Side of the cells by which basins are known, in the units of the bandwidth."""
     lows: tuple[float, ...]
     extents: tuple[float, ...]
-    """First cell along each channel, and number of cells."""
+    """Where the first cell begins along each channel, in the units of the bandwidth, and number of cells."""
     cells: str
     """Keys of the occupied cells in ascending order, each less the one before: uint64, zlib, base64. At most 2**17."""
     cell_classes: str
@@ -176,6 +184,10 @@ class ModesModel:
     """Points that stood for the values: the values themselves, or the occupied cells."""
     exact: bool
     """Whether all pixels took part, none left out by sampling or for the number of bands. If False, `fractions` are estimates."""
+    deviations: tuple[float, ...]
+    """Standard deviation of each band over the fitted pixels."""
+    standardised: bool = False
+    """Whether bandwidth and distances are counted in `deviations`, else in the units of the pixels."""
     chosen: bool = False
     """Whether the spread of the values decided the bandwidth."""
 
@@ -196,7 +208,7 @@ class ModesModel:
 
         pixels = block.pixels.view(np.uint8) if block.pixels.dtype == np.bool_ else block.pixels
         shape, channels, kind = pixels.shape[:-1], pixels.shape[-1], pixels.dtype
-        if kind == np.uint8 and channels == 3 and block.valid.size >= _MEMO_PAYS_FROM:
+        if kind == np.uint8 and channels == 3 and not self.standardised and block.valid.size >= _MEMO_PAYS_FROM:
             out = np.empty(shape, np.uint8)
             kernels.label_colours(pixels, _labeller(self), _colours(self), out)
             return Labels(out)
@@ -210,13 +222,14 @@ class ModesModel:
         from segcore.kernels import modes as kernels
 
         out = np.empty(len(values), np.uint8)
+        if self.standardised:
+            values = _counted_in(values.T, spread_of(self.deviations)).T
         kernels.label_values(values.astype(np.float32) if values.dtype == np.float16 else values, *_labeller(self), out)
         return out
 
     def provenance(self) -> Mapping[str, Any]:
-        """Modes, shares and how they were found; a note where a chosen bandwidth does not suit the pixels."""
-        found, way = ("one class alone", "lower") if len(self.modes) == 1 else (f"{len(self.modes)} classes", "higher")
-        note = f"`bandwidth: auto` chose {self.bandwidth:.6g} and found {found}: start from `bandwidth`, with a {way} number"
+        """Modes, shares and how they were found; a note where a chosen bandwidth does not suit the pixels, or a band had next to no say."""
+        note = self._note
         return {
             "clusters": len(self.modes),
             "modes": [list(mode) for mode in self.modes],
@@ -224,12 +237,35 @@ class ModesModel:
             "orphans": self.orphans,
             "kernel": self.kernel,
             "bandwidth": self.bandwidth,
-            **({"note": note} if self.chosen and not 1 < len(self.modes) <= _MANY_CLASSES else {}),
+            "standardised": self.standardised,
+            "deviations": list(self.deviations),
+            **({} if note is None else {"note": note}),
             "pixels": self.pixels,
             "values": self.values,
             "points": self.points,
             "exact": self.exact,
         }
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the fit says it all
+        """The note."""
+        return self._note
+
+    @property
+    def _note(self) -> str | None:
+        notes: list[str | None] = []
+        if self.chosen and not 1 < len(self.modes) <= _MANY_CLASSES:
+            found, way = ("one class alone", "lower") if len(self.modes) == 1 else (f"{len(self.modes)} classes", "higher")
+            notes.append(
+                f"`bandwidth: auto` chose {self.bandwidth:.6g} and found {found}: start from `bandwidth`, with a {way} number"
+            )
+        if not self.standardised:
+            notes.append(note_of_units(self.deviations, self.bands))
+        return "; ".join(filter(None, notes)) or None
+
+
+def _counted_in(values: NDArray[np.generic], spread: Floats) -> NDArray[np.generic]:
+    """These values (channels, n), each channel counted in its spread."""
+    return values if (spread == 1).all() else values.astype(np.float64) * (1 / spread)[:, None]
 
 
 def _settled(points: basins.Points, found: basins.Basins, bandwidth: float) -> tuple[Floats, NDArray[np.int64], float]:
@@ -281,7 +317,10 @@ def _labeller(model: ModesModel) -> tuple[Any, Any, Floats]:
     keys = np.cumsum(_unpacked(model.cells, "<u8").astype(np.uint64), dtype=np.uint64)
     table = basins.table_for(keys.size)
     kernels.fill(*table, keys, _unpacked(model.cell_classes, "u1"))
-    return basins.Lattice(model.side, model.lows, model.extents).arrays, table, np.array(model.modes)
+    modes = np.array(model.modes)
+    if model.standardised:
+        modes *= 1 / spread_of(model.deviations)
+    return basins.Lattice(model.side, model.lows, model.extents).arrays, table, modes
 
 
 # Threads that fill one table at once write the same values into it.

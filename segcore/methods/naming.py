@@ -1,8 +1,9 @@
 """Names of clusters, and the order in which clusters become classes.
 
-Without references the clusters come by ascending luminance of their centres, so that equal runs agree on what class 1 is.
+Without references the clusters come by ascending luminance of their centres, so that equal runs agree on what class 1 is. Bands that are no
+colours have no luminance: their mean stands for it, each counted in its standard deviations, so that no unit decides.
 With references (a colour or a value a band for each name) every name goes to the centre that suits it in the cheapest
-assignment overall, and classes keep the order in which the names were given.
+assignment overall, distances counted likewise, and classes keep the order in which the names were given.
 """
 
 from __future__ import annotations
@@ -73,11 +74,12 @@ def check_references(classes: Classes) -> None:
             raise ValueError(f"classes: every class needs as many numbers as there are bands; got {sorted(lengths)}")
 
 
-def class_order(centres: NDArray[np.float64], classes: Classes, *, rgb: bool) -> list[int]:
-    """Which centre (row of `centres`) becomes each class, by class id.
+def class_order(centres: NDArray[np.float64], classes: Classes, spread: NDArray[np.float64], *, rgb: bool) -> list[int]:
+    """Which centre (row of `centres`) becomes each class, by class id; `spread` is the standard deviation of each band.
 
     Raises `FitError` where references have another number of bands than the centres.
     """
+    unit = np.full_like(spread, spread.max()) if rgb else spread
     if isinstance(classes, Mapping):
         from scipy.optimize import linear_sum_assignment
 
@@ -87,10 +89,13 @@ def class_order(centres: NDArray[np.float64], classes: Classes, *, rgb: bool) ->
                 f"classes: the references have {references.shape[1]} numbers each, the images {centres.shape[1]} band(s). "
                 "Give one number a band, or choose `bands`."
             )
-        distances = np.linalg.norm(references[:, None] - centres[None], axis=2)
+        distances = np.linalg.norm((references[:, None] - centres[None]) / unit, axis=2)
         return [int(centre) for centre in linear_sum_assignment(distances)[1]]
-    luminance = centres[:, :3] @ np.array([0.299, 0.587, 0.114]) if rgb and centres.shape[1] >= 3 else centres.mean(axis=1)
-    return sorted(range(len(centres)), key=lambda row: (float(luminance[row]), *centres[row].tolist()))
+    # Rounding must not decide where bands run against each other, so that all centres have one mean.
+    places = np.round((centres - centres.min(axis=0)) / unit, 9) + 0.0
+    luminance = places[:, :3] @ np.array([0.299, 0.587, 0.114]) if rgb and centres.shape[1] >= 3 else places.mean(axis=1)
+    keys = [(round(float(luminance[row]), 8), *places[row].tolist()) for row in range(len(centres))]
+    return sorted(range(len(centres)), key=keys.__getitem__)
 
 
 def class_names(count: int, classes: Classes) -> tuple[str, ...]:

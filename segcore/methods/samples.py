@@ -8,6 +8,8 @@ hashed from the seed, its image (file name and version, so that a folder may mov
 the smallest lots are the sample. The smallest of two parts are found among the smallest of each, hence neither tiling nor
 order nor number of workers changes the sample. Where there are no more pixels than `size`, it is all of them.
 
+Either way the result is every different value once, in an order that the values decide: not their type, nor where they came from.
+
 Images with different numbers of channels are kept apart, and the number of channels that most pixels have is taken; the
 model then refuses the other images one by one.
 """
@@ -24,7 +26,7 @@ import numpy as np
 from segcore.errors import NothingToFit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 SAMPLE_SIZE = 2**18
 _TABLE_ENTRIES = 2**24
+_LEAST_SAY = 0.01
 _TABLE_PAYS_FROM = 2**15
 """Blocks with fewer pixels are sorted: that takes less than looking through the table's pages."""
 
@@ -81,7 +84,7 @@ State = dict[tuple[int, str], tuple[bool, Content]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Weighted values, in an order that depends on the values or lots alone."""
+    """Different values with weights, in an order of their own: that of `codes`, else by the first channel, then the second and so on."""
 
     values: NDArray[np.generic]
     """Shape (channels, n): uint8 for counted 3 x 8 bit colours, otherwise float64."""
@@ -95,6 +98,42 @@ class Dataset:
     """Whether the values are those of all pixels, none left out."""
     codes: NDArray[np.uint32] | None = None
     """Morton codes of the colours, ascending. None: the values are not 8-bit colours."""
+
+    def ascending(self) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
+        """The values by the first channel, then the second and so on, and their weights: one order, whatever type the values came in."""
+        if self.codes is None:
+            return self.values, self.weights
+        red, green, blue = self.values.astype(np.uint32)
+        order = np.argsort(red << 16 | green << 8 | blue, kind="stable")
+        return np.ascontiguousarray(self.values[:, order]), self.weights[order]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Units:
+    """Standardised units: each channel counted from its mean, in standard deviations of all pixels."""
+
+    origin: NDArray[np.float64]
+    """Mean of each channel."""
+    deviation: NDArray[np.float64]
+    """Standard deviation of each channel."""
+
+    @property
+    def spread(self) -> NDArray[np.float64]:
+        """What is counted as 1 in each channel: its standard deviation, or 1 where all values are equal."""
+        return spread_of(self.deviation)
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Units:
+        """The units in which the values of the dataset have mean 0 and standard deviation 1."""
+        moments = [_moments(row, dataset.weights) for row in dataset.values]
+        origin, deviation = (np.array(numbers) for numbers in zip(*moments, strict=True))
+        return cls(origin, deviation)
+
+    def standardised(self, values: NDArray[np.generic]) -> NDArray[np.float64]:
+        """These values (channels, n) in standardised units."""
+        floats = values.astype(np.float64) - self.origin[:, None]
+        floats *= (1 / self.spread)[:, None]
+        return floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +188,7 @@ class Samples:
             return Dataset(colours, counted.counts.astype(np.float64), pixels[channels], rgb, exact, counted.keys)
         values = np.concatenate([_values(content, encoding, channels) for encoding, _, content in parts], axis=1)
         weights = np.concatenate([_weights(content) for _, _, content in parts])
-        return Dataset(values, weights, pixels[channels], rgb, exact)
+        return Dataset(*_different(values, weights), pixels[channels], rgb, exact)
 
     def _draw(self, block: Block, pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Drawn:
         from segcore.kernels import pixels as kernels
@@ -174,6 +213,27 @@ class Samples:
         chosen = _gather(pixels, places[:found][order])
         exact = np.float32 if np.can_cast(pixels.dtype, np.float32) else np.float64
         return Drawn(n, lots[:found][order], chosen.astype(exact, copy=False))
+
+
+def spread_of(deviation: NDArray[np.float64] | Sequence[float]) -> NDArray[np.float64]:
+    """What is counted as 1 in channels of these standard deviations: the deviation, or 1 where it is 0."""
+    deviations = np.array(deviation, np.float64)
+    return np.where(deviations > 0, deviations, 1.0)
+
+
+def note_of_units(deviation: Sequence[float], bands: Sequence[int] | None) -> str | None:
+    """What to know where distances in the units of the pixels leave bands next to no say: they vary by less than a hundredth of another."""
+    varying = [i for i, each in enumerate(deviation) if each > 0]
+    widest = max(varying, key=lambda i: deviation[i], default=0)
+    silent = [i for i in varying if deviation[i] < _LEAST_SAY * deviation[widest]]
+    if not silent:
+        return None
+    numbers = bands or range(1, len(deviation) + 1)
+    hardly = [f"{numbers[i]} ({deviation[i]:.3g})" for i in silent]
+    return (
+        f"by standard deviation, band {', '.join(hardly)} hardly counts beside band {numbers[widest]} ({deviation[widest]:.3g}): set "
+        "`standardise: true` where their units differ"
+    )
 
 
 def decode(keys: NDArray[np.uint32], encoding: str, channels: int) -> NDArray[np.generic]:
@@ -273,6 +333,14 @@ def _weights(content: Content) -> NDArray[np.float64]:
     return np.full(content.lots.size, content.pixels / content.lots.size)
 
 
+def _different(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The different ones of these values (channels, n) in ascending order, and what each weighs in all."""
+    order = np.lexsort(values[::-1])
+    values = values[:, order]
+    first = np.flatnonzero(np.concatenate([[True], (values[:, 1:] != values[:, :-1]).any(axis=0)]))
+    return np.ascontiguousarray(values[:, first]), np.add.reduceat(weights[order], first)
+
+
 def _smallest(lots: NDArray[np.uint64], values: NDArray[np.generic], size: int) -> tuple[NDArray[np.uint64], NDArray[np.generic]]:
     """The `size` smallest lots and their values, in order; equal lots (one picture listed twice) in the order of values."""
     if lots.size > size:
@@ -292,6 +360,21 @@ def _gather(pixels: NDArray[np.generic], places: NDArray[np.int64]) -> NDArray[n
         return pixels.reshape(-1, pixels.shape[-1])[places]
     y, x = np.divmod(places, pixels.shape[1])
     return pixels[y, x]
+
+
+def _moments(values: NDArray[np.generic], weights: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and standard deviation of weighted values."""
+    floats = values.astype(np.float64)
+    if values.dtype == np.uint8:
+        # Of many colours few levels stay, and their counts are exact.
+        weights = np.asarray(np.bincount(values, weights), np.float64)
+        floats, weights = np.flatnonzero(weights).astype(np.float64), weights[weights > 0]
+    low, total = float(floats.min()), float(weights.sum())
+    # Counted from the lowest, a value that all share has mean and deviation 0 without rounding.
+    shifted = floats - low
+    mean = float((shifted * weights).sum()) / total
+    variance = float((weights * (shifted - mean) ** 2).sum()) / total
+    return low + mean, variance**0.5
 
 
 def _image_salt(block: Block, seed: int) -> int:

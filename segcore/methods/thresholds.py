@@ -1,5 +1,8 @@
 """Methods that find thresholds in a histogram: Otsu's, Otsu's for several classes, Li's minimum cross entropy, the triangle.
 
+All work on the places of levels (0, 1, 2 …) and tell the level at the place that they find: squares of very small or very large values,
+and large whole numbers, would leave the range of floats or their exactness.
+
 scikit-image does the work where it takes a histogram. Its `threshold_li` and `threshold_triangle` take images only, so these two
 are written for histograms here and give the same thresholds.
 """
@@ -29,7 +32,22 @@ class Histogram:
     levels: NDArray[Any]
     """Ascending, equally spaced, the first and the last one occupied."""
     tolerance: float = 0.5
-    """Change of the threshold that ends Li's iteration."""
+    """Change of the threshold that ends Li's iteration, in steps from level to level."""
+
+    @classmethod
+    def of_values(cls, counts: NDArray[np.int64], low: int) -> Histogram:
+        """How often the whole numbers from `low` on occur. As in scikit-image, Li's tolerance is half the smallest gap between two."""
+        gaps = np.diff(np.flatnonzero(counts))
+        return cls(counts, np.arange(low, low + counts.size), gaps.min(initial=counts.size) / 2)
+
+    def level(self, place: float) -> float:
+        """The level at a place, or between two. A whole number where a float would round it: whole numbers exceed what it floors to."""
+        if self.levels.dtype.kind == "f":
+            first, last = float(self.levels[0]), float(self.levels[-1])
+            whole = round(place)
+            return float(self.levels[whole]) if whole == place else first + place * ((last - first) / (self.levels.size - 1))
+        low = int(self.levels[0])
+        return low + place if abs(low) + self.levels.size < 2**53 else low + math.floor(place)
 
 
 def find_thresholds(histogram: Histogram, method: str, classes: int) -> tuple[float, ...]:
@@ -37,26 +55,29 @@ def find_thresholds(histogram: Histogram, method: str, classes: int) -> tuple[fl
 
     Raises `FitError` where multi-otsu finds fewer different values than classes. One value alone is its own threshold.
     """
-    counts, levels = histogram.counts, histogram.levels
+    counts = histogram.counts
     if method == "multi-otsu":
-        return _multi_otsu(counts, levels, classes)
-    if levels.size == 1:
-        return (float(levels[0]),)
-    if method == "li":
-        return (_li(counts, levels, histogram.tolerance),)
-    if method == "triangle":
-        return (_triangle(counts, levels),)
-    from skimage.filters import threshold_otsu
+        places = _multi_otsu(counts, classes)
+    elif counts.size == 1:
+        places = (0.0,)
+    elif method == "li":
+        places = (_li(counts, histogram.tolerance),)
+    elif method == "triangle":
+        places = (_triangle(counts),)
+    else:
+        from skimage.filters import threshold_otsu
 
-    return (float(threshold_otsu(hist=(counts, levels))),)
+        places = (float(threshold_otsu(hist=(counts, np.arange(counts.size)))),)
+    return tuple(histogram.level(place) for place in places)
 
 
-def _multi_otsu(counts: NDArray[np.int64], levels: NDArray[Any], classes: int) -> tuple[float, ...]:
+def _multi_otsu(counts: NDArray[np.int64], classes: int) -> tuple[float, ...]:
     from skimage.filters import threshold_multiotsu
 
-    if levels.size > _BINS:
-        counts, edges = np.histogram(levels, _BINS, weights=counts)
-        levels = (edges[:-1] + edges[1:]) / 2
+    places = np.arange(counts.size, dtype=np.float64)
+    if counts.size > _BINS:
+        counts, edges = np.histogram(places, _BINS, weights=counts)
+        places = (edges[:-1] + edges[1:]) / 2
     occupied = int(np.count_nonzero(counts))
     if occupied < classes:
         raise FitError(
@@ -64,28 +85,27 @@ def _multi_otsu(counts: NDArray[np.int64], levels: NDArray[Any], classes: int) -
             "Lower `levels`, or leave these images out."
         )
     # scikit-image normalises the histogram of an image, but not one that it is given.
-    return tuple(float(value) for value in threshold_multiotsu(hist=(counts / counts.sum(), levels), classes=classes))
+    return tuple(float(place) for place in threshold_multiotsu(hist=(counts / counts.sum(), places), classes=classes))
 
 
-def _li(counts: NDArray[np.int64], levels: NDArray[Any], tolerance: float) -> float:
+def _li(counts: NDArray[np.int64], tolerance: float) -> float:
     """Minimum cross entropy (Li and Tam 1998), iterated from the mean."""
-    low = levels[0]
-    shifted = (levels - low).astype(np.float64)
-    following = float(np.average(shifted, weights=counts))
+    places = np.arange(counts.size, dtype=np.float64)
+    following = float(np.average(places, weights=counts))
     current = -2 * tolerance
     while abs(following - current) > tolerance:
         current = following
-        brighter = shifted > current
-        bright = float(np.average(shifted[brighter], weights=counts[brighter]))
-        dark = float(np.average(shifted[~brighter], weights=counts[~brighter]))
+        brighter = places > current
+        bright = float(np.average(places[brighter], weights=counts[brighter]))
+        dark = float(np.average(places[~brighter], weights=counts[~brighter]))
         if dark == 0:
             break
         following = (dark - bright) / (math.log(dark) - math.log(bright))
-    return float(following + low)
+    return following
 
 
-def _triangle(counts: NDArray[np.int64], levels: NDArray[Any]) -> float:
-    """The level farthest below the line from the peak to the far end of the longer tail (Zack, Rogers, Latt 1977)."""
+def _triangle(counts: NDArray[np.int64]) -> float:
+    """The place farthest below the line from the peak to the far end of the longer tail (Zack, Rogers, Latt 1977)."""
     occupied = np.flatnonzero(counts)
     peak, first, last = int(np.argmax(counts)), int(occupied[0]), int(occupied[-1])
     # The line runs over the longer tail, from its far end up to the peak.
@@ -95,4 +115,4 @@ def _triangle(counts: NDArray[np.int64], levels: NDArray[Any]) -> float:
     width, height = float(abs(peak - end)), float(counts[peak])
     length = math.hypot(width, height)
     distance = (height / length) * np.arange(tail.size) - (width / length) * tail
-    return float(levels[end + step * int(np.argmax(distance))])
+    return float(end + step * int(np.argmax(distance)))

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from segcore.fragments import Fragments, Grouping, Seam
-from segcore.model import MODELS, Exactness, Segmenter
+from segcore.model import MODELS, Exactness, Segmenter, caution_of
 from segcore.objects.overlap import Evidence, cut_by, frame_runs, interior_of
 from segcore.objects.seams import Nodes, connected
 
@@ -132,6 +132,10 @@ class Stitched:
         """The segmenter's, and the rule of each class."""
         rules = zip(self.classes[1:], self.rules[1:], strict=True)
         return {**self.segmenter.provenance(), "stitch": {name: {"by": rule.by, "iou": rule.iou} for name, rule in rules}}
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
+        """What the segmenter knows."""
+        return caution_of([self.segmenter], spec, shares)
 
 
 def cut_fragments(labels: Labels, block: Block, halo: Shape) -> Fragments:

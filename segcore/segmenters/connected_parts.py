@@ -18,7 +18,7 @@ from segcore.fragments import Fragments, Grouping, Seam
 from segcore.legend import BACKGROUND_NAMES, Legend
 from segcore.methods.composed import start_around
 from segcore.methods.naming import check_names
-from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model, Segmenter, SegmenterRecipe
+from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model, Segmenter, SegmenterRecipe, caution_of
 from segcore.objects.connected import Parts
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class ConnectedParts:
     """Whether what one class alone surrounds belongs to it, unless it touches nodata or the image's border."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    units: ClassVar[str] = "as the segmenter inside; sizes are in pixels of the image"
 
     def __post_init__(self) -> None:
         _rule((0,), self)
@@ -144,6 +145,10 @@ class ConnectedPartsModel:
         """What the inner segmenter tells, and which of its classes were taken apart."""
         rule = {"connectivity": self.connectivity, "min_size": self.min_size, "fill_holes": self.fill_holes}
         return {"of": dict(self.inner.provenance()), "parts": list(self.classes[1:]), **rule}
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
+        """What the inner segmenter knows."""
+        return caution_of([self.inner], spec, shares)
 
     @property
     def _ids(self) -> NDArray[np.uint16]:

@@ -13,14 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from segcore.errors import FitError, ModelMismatch, RecipeError
 from segcore.methods.composed import Composed
 from segcore.methods.naming import check_names
-from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, ObjectSegmenter, Scorer, Segmenter, SegmenterRecipe
+from segcore.model import (
+    MODELS,
+    SEGMENTERS,
+    Exactness,
+    Fitter,
+    Footprint,
+    ObjectSegmenter,
+    Scorer,
+    Segmenter,
+    SegmenterRecipe,
+    caution_of,
+)
 from segcore.raster import Block, Labels
 
 if TYPE_CHECKING:
@@ -45,6 +56,8 @@ class Ensemble:
     """vote: the class that most members say. scores: the greatest mean probability. auto: scores where every member has them."""
     classes: tuple[str, ...] | None = None
     """Names by class id. None: those of the first member that names its classes."""
+
+    units: ClassVar[str] = "what every member promises"
 
     def __post_init__(self) -> None:
         if len(self.members) < 2:
@@ -211,6 +224,10 @@ class EnsembleModel:
         kinds = {registered: name for name, registered in MODELS.items()}
         members = [{"kind": kinds.get(type(member), ""), **member.provenance()} for member in self.members]
         return {"by": self.by, "members": members}
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
+        """What the members know."""
+        return caution_of(self.members, spec, shares)
 
 
 def majority(said: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:

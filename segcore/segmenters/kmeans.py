@@ -2,6 +2,9 @@
 
 The centres are fitted to all pixels where these have at most 24 bits, else to a uniform sample of 2**18 (`segcore.methods.samples`).
 Which of the local optima is found depends on `seed` alone: neither on tiling nor on the number of workers.
+
+Distances are counted in the units of the pixels, as in scikit-learn and most programs for images: bands of one unit (colours, reflectances)
+weigh as much as they vary. Bands of different units need `standardise`, and a note tells where a band has next to no say without.
 """
 
 from __future__ import annotations
@@ -10,20 +13,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
+
 from segcore.methods.clustering import Clustering, different, fit_kmeans, refine, search, startable
 from segcore.methods.naming import MOST_CLASSES, check_bands, check_references, class_names, class_order, count_of
 from segcore.methods.pointwise import Scores, select_fitted
-from segcore.methods.samples import Dataset, Samples, State
+from segcore.methods.samples import Dataset, Samples, State, Units, note_of_units, spread_of
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
 from segcore.raster import Labels
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from segcore.raster import Block, RasterSpec
+
+    Floats = NDArray[np.float64]
 
 
 @SEGMENTERS.register("kmeans")
@@ -38,12 +44,17 @@ class KMeans:
     """Names by class id (ascending luminance), or names with a reference each: a number a band, or `#rrggbb`."""
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
+    standardise: bool = False
+    """Whether each band counts in its standard deviations over all pixels, so that bands of different units weigh alike."""
     seed: int = 0
     """Decides the starts and, where pixels must be sampled, the sample."""
     max_clusters: int = 8
     """Most clusters that `auto` tries."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    units: ClassVar[str] = (
+        "one factor for all bands, and an offset of each, changes no label; with `standardise` no factors at all do"
+    )
 
     def __post_init__(self) -> None:
         count_of(self.clusters, self.classes, "clusters")
@@ -88,9 +99,11 @@ class KMeans:
     def finish(self, total: State) -> Segmenter:
         """The model. Raises `FitError` where there are fewer different values than clusters."""
         dataset = Samples(self.seed).finish(total)
+        units = Units.of(dataset)
+        spread = units.spread if self.standardise else np.ones_like(units.spread)
         count = count_of(self.clusters, self.classes, "clusters")
-        fitted = fit_kmeans(dataset, count, self.seed) if count is not None else self._best(dataset)
-        order = class_order(fitted.centres, self.classes, rgb=dataset.rgb)
+        fitted = fit_kmeans(dataset, count, spread, self.seed) if count is not None else self._best(dataset, spread)
+        order = class_order(fitted.centres, self.classes, units.spread, rgb=dataset.rgb)
         return KMeansModel(
             centres=tuple(tuple(row) for row in fitted.centres[order].tolist()),
             classes=class_names(len(order), self.classes),
@@ -101,13 +114,15 @@ class KMeans:
             pixels=dataset.pixels,
             values=int(dataset.weights.size),
             exact=dataset.exact,
+            deviations=tuple(units.deviation.tolist()),
+            standardised=self.standardise,
         )
 
-    def _best(self, dataset: Dataset) -> Clustering:
+    def _best(self, dataset: Dataset, spread: Floats) -> Clustering:
         """The clustering with the greatest index of Calinski and Harabasz (1974), judged on few points."""
         if (dataset.values == dataset.values[:, :1]).all():
-            return fit_kmeans(dataset, 1, self.seed)
-        points = startable(dataset, 2)
+            return fit_kmeans(dataset, 1, spread, self.seed)
+        points = startable(dataset, 2).scaled(1 / spread)
         total = points.weights.sum()
         mean = (points.values * points.weights).sum(axis=1) / total
         within = total * points.scatter.sum()
@@ -121,7 +136,7 @@ class KMeans:
                 best = index, centres
         if best is None:
             raise RuntimeError("no number of clusters was tried")
-        return refine(dataset, best[1])
+        return refine(dataset, best[1] * spread, spread)
 
 
 @MODELS.register("kmeans")
@@ -136,7 +151,8 @@ class KMeansModel:
     fractions: tuple[float, ...]
     """Share of the fitted pixels in each class."""
     inertia: float
-    """Sum of squared distances of the fitted values to their centres, each counted as many pixels as it stands for."""
+    """Sum of squared distances of the fitted values to their centres, each counted as many pixels as it stands for. In squared `deviations`
+    if `standardised`."""
     steps: int
     """Steps of k-means on all values until no centre moved."""
     pixels: int
@@ -145,6 +161,10 @@ class KMeansModel:
     """Distinct or sampled values that stood for them."""
     exact: bool
     """Whether all pixels took part, none left out by sampling."""
+    deviations: tuple[float, ...]
+    """Standard deviation of each band over the fitted pixels."""
+    standardised: bool = False
+    """Whether distances are counted in `deviations`, else in the units of the pixels."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
@@ -159,17 +179,36 @@ class KMeansModel:
 
     def segment(self, block: Block) -> Labels:
         """The class of the nearest centre of each pixel."""
-        return Labels(Scores((0.0,) * len(self.centres), self.centres).label(block.pixels))
+        return Labels(self._scores.label(block.pixels))
+
+    @property
+    def _scores(self) -> Scores:
+        factors = None
+        if self.standardised:
+            factors = (tuple(map(tuple, np.diag(1 / spread_of(self.deviations)).tolist())),) * len(self.centres)
+        return Scores((0.0,) * len(self.centres), self.centres, factors)
 
     def provenance(self) -> Mapping[str, Any]:
-        """Centres, shares and how they were found."""
+        """Centres, shares and how they were found; a note where a band had next to no say."""
+        note = self._note
         return {
             "clusters": len(self.centres),
             "centres": [list(centre) for centre in self.centres],
             "fractions": list(self.fractions),
             "inertia": self.inertia,
             "steps": self.steps,
+            "standardised": self.standardised,
+            "deviations": list(self.deviations),
+            **({} if note is None else {"note": note}),
             "pixels": self.pixels,
             "values": self.values,
             "exact": self.exact,
         }
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the fit says it all
+        """The note."""
+        return self._note
+
+    @property
+    def _note(self) -> str | None:
+        return None if self.standardised else note_of_units(self.deviations, self.bands)

@@ -76,6 +76,7 @@ class MaskRcnnObjects:
     """Whether you vouch for a file that could run code of its own when loaded."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
+    units: ClassVar[str] = "pixels must come in the units of training"
 
     def __post_init__(self) -> None:
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
@@ -187,6 +188,10 @@ class MaskRcnnModel:
             "core": rule.lattice.core,
             "halo": rule.lattice.halo,
         }
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  shares say it all
+        """What to look at where a class has a share of the image that training never saw."""
+        return self.card.caution(file_name(self.weights.location), self.classes, shares)
 
     def _window(self, block: Block, window: Box) -> NDArray[np.float32]:
         """The scaled pixels of a window (y, x, channel), 0 where there is no data."""

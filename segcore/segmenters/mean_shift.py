@@ -39,7 +39,7 @@ _LARGEST_RADIUS = 100
 _MOST_ITERATIONS = 200
 _LARGEST_VALUE = 1e15
 """Values beyond it take no part: squares of their distances would leave the range of float32."""
-_OF_FEATURE = {"bandwidth": "auto", "kernel": "gaussian", "seed": 0}
+_OF_FEATURE = {"bandwidth": "auto", "kernel": "gaussian", "standardise": False, "seed": 0}
 _OF_JOINT: Mapping[str, float] = {"spatial_radius": 5, "range_radius": 15.0, "min_size": 50, "max_iterations": 20}
 
 
@@ -59,11 +59,14 @@ class MeanShift:
     max_iterations: int = 20
     """joint: most shifts of a pixel. The halo grows with it: max_iterations x spatial_radius + 1 pixels."""
     bandwidth: float | Literal["auto"] = "auto"
-    """feature: radius of the kernel (gaussian: its standard deviation), in units of the pixels' values. auto: by the spread of the
+    """feature: radius of the kernel (gaussian: its standard deviation), in units of the pixels' values, or in standard deviations of each band
+    with `standardise`. auto: by the spread of the
     values. Where that gives one class alone or more than 50, provenance says so, and what it chose: start from `bandwidth` then, with a
     lower or a higher number."""
     kernel: Literal["flat", "epanechnikov", "gaussian"] = "gaussian"
     """feature: the kernel of the density. The flat one cuts smooth ramps of grey into slices."""
+    standardise: bool = False
+    """feature: whether each band counts in its standard deviations over all pixels, so that bands of different units weigh alike."""
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
@@ -72,6 +75,10 @@ class MeanShift:
     """feature: decides the sample where pixels must be sampled."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    units: ClassVar[str] = (
+        "feature with `bandwidth: auto`: as kmeans; a given `bandwidth` and `range_radius` are in the units of the pixels, a bandwidth with "
+        "`standardise` in standard deviations"
+    )
 
     def __post_init__(self) -> None:
         if self.space not in ("feature", "joint"):
@@ -113,7 +120,7 @@ class MeanShift:
         if isinstance(self.bandwidth, str) and self.bandwidth != "auto":
             raise ValueError(f"bandwidth: expected 'auto' or a positive, finite number; got {self.bandwidth!r}")
         bandwidth = None if self.bandwidth == "auto" else float(self.bandwidth)
-        return FeatureMeanShift(self.kernel, bandwidth, self.bands, self.classes, self.seed)
+        return FeatureMeanShift(self.kernel, bandwidth, self.bands, self.classes, self.standardise, self.seed)
 
 
 def _check_whole(field: str, value: int, most: int, unit: str) -> None:
@@ -205,3 +212,9 @@ class JointMeanShift:
             "min_size": self.min_size,
             "max_iterations": self.max_iterations,
         }
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the type says it all
+        """What to look at where the default radius meets pixels that are not of 8 bits."""
+        if self.range_radius != _OF_JOINT["range_radius"] or np.dtype(spec.dtype).itemsize == 1:
+            return None
+        return f"`range_radius` is {self.range_radius:g}, which suits 8-bit pictures; these pixels are {spec.dtype}: set it in their units"

@@ -1,7 +1,8 @@
 """Gaussian mixture by expectation maximisation: each pixel belongs to its most probable component.
 
 The mixture is fitted to all pixels where these have at most 24 bits, else to a uniform sample of 2**18 (`segcore.methods.samples`). The
-optimum that is found depends on `seed` alone: neither on tiling nor on the number of workers.
+optimum that is found depends on `seed` alone: neither on tiling nor on the number of workers. Nor does it depend on the units of the
+bands: it is sought in standard deviations of each (`segcore.methods.expectation`), and told in the units of the pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from segcore.methods.expectation import Covariance, Shape, choose_mixture, fit_mixture, posteriors
 from segcore.methods.naming import MOST_CLASSES, check_bands, check_references, class_names, class_order, count_of
 from segcore.methods.pointwise import Scores, select_fitted
-from segcore.methods.samples import Samples, State
+from segcore.methods.samples import Samples, State, Units
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
 from segcore.raster import Labels
 
@@ -35,9 +36,9 @@ class MixtureOfGaussians:
     components: int | Literal["auto"] | None = None
     """Number of components, or `auto`: the best of 1 to `max_components` by BIC. None: as many as `classes`, or 5."""
     covariance: Covariance = "full"
-    """Shape of the components: full, tied (full, one for all), diag (along the bands), spherical."""
-    reg_covar: float = 1e-6
-    """Added to each variance, so that no component shrinks to a point. In squared units of the pixels."""
+    """Shape of the components: full, tied (full, one for all), diag (along the bands), spherical (in standardised units)."""
+    reg_covar: float = 1e-9
+    """Added to each variance, so that no component shrinks to a point. A share of the band's variance over all pixels: what the fit calls 1."""
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
     """Names by class id (ascending luminance), or names with a reference each: a number a band, or `#rrggbb`."""
     bands: tuple[int, ...] | None = None
@@ -48,6 +49,7 @@ class MixtureOfGaussians:
     """Most components that `auto` tries."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    units: ClassVar[str] = "no factor or offset of any band changes a label: the fit is in standard deviations of each"
 
     def __post_init__(self) -> None:
         count_of(self.components, self.classes, "components")
@@ -96,23 +98,27 @@ class MixtureOfGaussians:
     def finish(self, total: State) -> Segmenter:
         """The model. Raises `FitError` where there are fewer different values than components, or a component degenerates."""
         dataset = Samples(self.seed).finish(total)
+        units = Units.of(dataset)
         shape = Shape(self.covariance, self.reg_covar)
         count = count_of(self.components, self.classes, "components")
         if count is None:
-            fitted = choose_mixture(dataset, self.max_components, shape, self.seed)
+            fitted = choose_mixture(dataset, units, self.max_components, shape, self.seed)
         else:
-            fitted = fit_mixture(dataset, count, shape, self.seed)
-        order = class_order(fitted.means, self.classes, rgb=dataset.rgb)
-        constants, means, factors = (part[order].tolist() for part in fitted.scorer())
+            fitted = fit_mixture(dataset, units, count, shape, self.seed)
+        constants, means, factors = fitted.scorer()
+        means = units.origin + means * units.spread
+        order = class_order(means, self.classes, units.spread, rgb=dataset.rgb)
+        # A density is the lower, the wider the unit that it is counted in.
+        widths = float(np.log(units.spread).sum())
         return MixtureModel(
             weights=tuple(fitted.weights[order].tolist()),
-            means=tuple(map(tuple, means)),
-            factors=tuple(tuple(map(tuple, factor)) for factor in factors),
-            constants=tuple(constants),
+            means=tuple(map(tuple, means[order].tolist())),
+            factors=tuple(tuple(map(tuple, factor)) for factor in (factors / units.spread)[order].tolist()),
+            constants=tuple((constants - widths)[order].tolist()),
             classes=class_names(len(order), self.classes),
             bands=self.bands,
             covariance=self.covariance,
-            log_likelihood=fitted.log_likelihood,
+            log_likelihood=fitted.log_likelihood - widths,
             steps=fitted.steps,
             converged=fitted.converged,
             pixels=dataset.pixels,
@@ -137,7 +143,7 @@ class MixtureModel:
     bands: tuple[int, ...] | None
     covariance: str
     log_likelihood: float
-    """Mean over the fitted pixels."""
+    """Mean over the fitted pixels, of densities in the units of the pixels."""
     steps: int
     """Steps of EM on all values, the last of which changed the mean log-likelihood by less than 1e-3 if `converged`."""
     converged: bool

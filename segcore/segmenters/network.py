@@ -50,7 +50,8 @@ class Network:
     """Any trained network: a `.keras`, `.onnx` or `.tflite` file that gives every pixel a class."""
 
     weights: str
-    """The file, or the name of weights that come with maskloom (`nuclei`). Relative to the recipe."""
+    """The file, relative to the recipe, or the name of weights that come with maskloom: `nuclei`, for fluorescence micrographs; on stained tissue
+    (H&E and the like) it finds tissue, not nuclei."""
     bands: tuple[int, ...] | None = None
     """Bands that the network sees, counted from 1, in its order. None: those of its training; grey pictures are grey colours to those of colours."""
     classes: tuple[str, ...] | None = None
@@ -69,6 +70,7 @@ class Network:
     """Load a file that could run code of its own (Lambda layers, .h5). Only for files whose maker you trust."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    units: ClassVar[str] = "pixels must come in the units of training; `scaling` brings others to these"
     kind: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
@@ -260,6 +262,10 @@ class NetworkModel:
             "windows": "blended" if self.blended else "exact",
             "halo": self.layout.halo,
         }
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  shares say it all
+        """What to look at where a class has a share of the image that training never saw."""
+        return self.card.caution(file_name(self.weights.location), self.classes, shares)
 
     @property
     def running(self) -> Choice:

@@ -69,6 +69,7 @@ class Quickshift:
     """Decides the noise."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    units: ClassVar[str] = "colour is weighed against place: `scale` must change along with the units"
 
     def __post_init__(self) -> None:
         _check("kernel_size", self.kernel_size, 1.0, _WIDEST)
@@ -196,6 +197,12 @@ class QuickshiftModel:
             "scale": self.scale,
             "seed": self.seed,
         }
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the type says it all
+        """What to look at where floats are compared with distances in pixels as they are."""
+        if self.scale is not None or self.convert_to_lab or np.dtype(spec.dtype).kind != "f":
+            return None
+        return f"these pixels are {spec.dtype}, and a difference of 1 counts as one pixel of place: set `scale` (100 for values from 0 to 1)"
 
     def _colours(self, block: Block, seen: Box) -> NDArray[np.float64]:
         """Colours of the pixels of `seen`, (band, y, x) and ready to be compared; infinite where there is no data."""

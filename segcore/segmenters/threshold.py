@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from segcore.errors import NothingToFit
+from segcore.errors import FitError, NothingToFit
 from segcore.methods.histogram import Bins, Values
 from segcore.methods.intensity import Band, Source, core_intensity, exceeds, intensity, select_source
 from segcore.methods.naming import check_names
@@ -73,6 +73,10 @@ class Threshold:
     """Names by class id. None: background, foreground; for multi-otsu class_0, class_1 …"""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    units: ClassVar[str] = (
+        "a found threshold moves along, and no label changes (triangle and multi-otsu on whole numbers: unless gaps arise between these); "
+        "`value` and `offset` are in the units of the pixels"
+    )
 
     def __post_init__(self) -> None:
         if self.value is not None and self.method is not None:
@@ -166,17 +170,26 @@ class Threshold:
             )
         if total.counts is None and total.low < total.high:
             number = _MANY_BINS if self.method == "li" else _FEW_BINS
+            _require_bins(float(total.low), float(total.high), number)
             return BinnedThreshold(self, Bins(float(total.low), float(total.high), number, total.dtype))
-        low = int(total.low) if total.counts is not None else total.low
-        levels = np.array([low]) if total.counts is None else np.arange(low, low + total.counts.size)
-        counts = np.array([total.pixels]) if total.counts is None else total.counts
-        return self.model_of(Histogram(counts, levels))
+        if total.counts is not None:
+            return self.model_of(Histogram.of_values(total.counts, int(total.low)))
+        return self.model_of(Histogram(np.array([total.pixels]), np.array([total.low])))
 
     def model_of(self, histogram: Histogram) -> ThresholdModel:
         """The model that follows from a histogram. Raises `FitError` where it has too few different values."""
         method = self.method or "otsu"
         thresholds = find_thresholds(histogram, method, self.levels)
         return ThresholdModel(thresholds, self.expected_classes, self.source, self.above, method, int(histogram.counts.sum()))
+
+
+def _require_bins(low: float, high: float, number: int) -> None:
+    """Raise `FitError` where floats cannot hold so many equal bins from `low` to `high`."""
+    if not 1e-290 < (high - low) / number < math.inf:
+        raise FitError(
+            f"A threshold cannot be found between values from {low:g} to {high:g}: floats cannot hold {number} steps of that range. "
+            "Check nodata, give the threshold as `value`, or bring the values into another unit."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +229,7 @@ class BinnedThreshold:
 
     def finish(self, total: NDArray[np.int64]) -> Segmenter:
         """The model."""
-        centres = self.bins.centres
-        return self.recipe.model_of(Histogram(total, centres, float(centres[1] - centres[0]) / 2))
+        return self.recipe.model_of(Histogram(total, self.bins.centres))
 
 
 @MODELS.register("threshold")

@@ -24,7 +24,7 @@ import numpy as np
 from segcore.errors import RecipeError
 from segcore.legend import BACKGROUND_NAMES
 from segcore.methods.composed import start_around
-from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Model, Segmenter, SegmenterRecipe
+from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Model, Segmenter, SegmenterRecipe, caution_of
 from segcore.objects.overlap import cut_by
 from segcore.objects.stitch import SeamRule, Stitched, rules_of
 from segcore.raster import Labels
@@ -60,6 +60,7 @@ class Watershed:
     """How objects are joined over tiles: `{by: ownership}`, or `{by: overlap, iou: 0.5}`, or such a rule for each class by name."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
+    units: ClassVar[str] = "as the segmenter inside; sizes and distances are in pixels of the image"
 
     def __post_init__(self) -> None:
         if self.parts is not None and (not self.parts or len(set(self.parts)) < len(self.parts)):
@@ -148,6 +149,10 @@ class WatershedModel:
         """The other segmenter's, and how its classes are split."""
         own = {"distance": self.distance, "prominence": self.prominence, "min_size": self.min_size}
         return {"watershed": own, "of": dict(self.segmenter.provenance())}
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
+        """What the other segmenter knows."""
+        return caution_of([self.segmenter], spec, shares)
 
 
 def split_touching(classes: NDArray[np.int32], distance: int, prominence: float) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,8 @@ from segcore.training import checkpoint
 from segcore.training.curves import curves, examples
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from segcore.inference.card import Card
     from segcore.storage import Store
     from segcore.training.checkpoint import Standing
@@ -88,6 +90,7 @@ def _about(prepared: Prepared, standing: Standing, measured: Measured) -> dict[s
     about = {
         "name": recipe.name,
         "licence": recipe.licence or "not stated",
+        "purpose": recipe.purpose or "not stated",
         "data": {
             "sha256": prepared.data,
             "training_images": len(lesson.training),
@@ -96,6 +99,7 @@ def _about(prepared: Prepared, standing: Standing, measured: Measured) -> dict[s
             "measured_on": "training images" if lesson.validation == lesson.training else "validation images",
         },
         "bands": list(lesson.collection.pairs[0].image.bands),
+        "shares": _shares(recipe.classes, lesson.found.shares(lesson.training)),
         "epochs": standing.epoch,
         "best_epoch": standing.best_epoch,
         "minutes": _minutes(standing),
@@ -107,6 +111,12 @@ def _about(prepared: Prepared, standing: Standing, measured: Measured) -> dict[s
         # The rate has followed several plans, so the recipe alone does not give these weights.
         about["lengthened"] = [{"after_steps": steps, "epochs": epochs} for steps, epochs in standing.plans[1:]]
     return about
+
+
+def _shares(classes: Sequence[str], found: NDArray[np.float64]) -> dict[str, list[float]]:
+    """The range of each class's share in a training image, rounded outwards so that no such image lies outside."""
+    ranges = zip(np.floor(found[:, 0] * 1e6) / 1e6, np.ceil(found[:, 1] * 1e6) / 1e6, strict=True)
+    return {name: [float(least), float(greatest)] for name, (least, greatest) in zip(classes, ranges, strict=True)}
 
 
 def _saved(model: Any) -> bytes:

@@ -266,6 +266,8 @@ class Recipe:
     """What the names of masks end in beside the names of their images."""
     licence: str = ""
     """Under which the weights may be used; stands in the card."""
+    purpose: str = ""
+    """What the weights are for, and what not; stands in the card."""
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.classes) <= MOST_CLASSES:

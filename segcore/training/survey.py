@@ -40,6 +40,13 @@ class Survey:
         """Labelled pixels (image, class)."""
         return np.array([cells.sum(axis=(0, 1)) for cells in self.cells])
 
+    def shares(self, numbers: Sequence[int]) -> NDArray[np.float64]:
+        """The least and the greatest share of each class in the labelled pixels of these images: (class, 2). Images without any are left out."""
+        counts = self.classes[list(numbers)]
+        totals = counts.sum(axis=1, keepdims=True)
+        found = counts[totals[:, 0] > 0] / totals[totals[:, 0] > 0]
+        return np.stack([found.min(axis=0), found.max(axis=0)], axis=1)
+
 
 def survey(collection: Collection, classes: Sequence[str], told: Told) -> Survey:
     """Look at all pixels; `told` hears of each strip of an image. Raises `RecipeError` where a file is broken or a value is unknown."""

@@ -10,6 +10,7 @@ import pytest
 from skimage import data
 
 import segcore.segmenters  # noqa: F401  registers all segmenters
+from flows.explain import catalogue
 from segcore.methods.samples import SAMPLE_SIZE
 from segcore.model import SEGMENTERS, Exactness, Fitter, ObjectSegmenter, Segmenter
 from segcore.segmenters.connected_parts import ConnectedParts
@@ -54,10 +55,12 @@ VARIANTS = [
     Threshold(method="triangle", above=False),
     KMeans(clusters=3, bands=(1, 2)),
     KMeans(clusters="auto", max_clusters=4),
+    KMeans(clusters=3, standardise=True),
     KMeans(classes={"dark": "#000000", "light": (255.0, 255.0, 255.0)}),
     MixtureOfGaussians(components=2, covariance="diag"),
     MixtureOfGaussians(components="auto", max_components=3, covariance="tied"),
     Threshold(method="local", window=15),
+    MeanShift(standardise=True),
     MeanShift(space="joint", spatial_radius=3, max_iterations=5, min_size=12),
     Quickshift(kernel_size=2, max_dist=5),
     ConnectedParts(Threshold()),
@@ -74,6 +77,11 @@ def test_a_recipe_starts_as_fitter_or_segmenter(recipe: Any) -> None:
     model = recipe.start()
     assert isinstance(model, Fitter | Segmenter | ObjectSegmenter)
     assert isinstance(model, Fitter) or isinstance(model.exactness, Exactness)
+
+
+@pytest.mark.parametrize("kind", SEGMENTERS)
+def test_every_segmenter_says_what_units_change(kind: str) -> None:
+    assert f"{SEGMENTERS[kind].units}." in catalogue("segmenters")
 
 
 @named
@@ -97,7 +105,13 @@ def test_labels_are_classes(recipe: Any) -> None:
     check.check_labels(recipe, RGB)
 
 
-CLASSICAL = [Threshold(), Threshold(method="li"), KMeans(clusters=3), MixtureOfGaussians(components=2, reg_covar=1e-9)]
+CLASSICAL = [
+    Threshold(),
+    Threshold(method="li"),
+    KMeans(clusters=3),
+    KMeans(clusters=3, standardise=True),
+    MixtureOfGaussians(components=2),
+]
 
 
 @pytest.mark.parametrize("recipe", CLASSICAL, ids=str)

@@ -153,7 +153,7 @@ def test_a_training_ends_the_same_however_often_it_was_stopped_killed_and_length
 
 def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_the_model(folder):
     # Its records must not take the place of a card, whatever the recipe is called.
-    (folder / "training.yaml").write_text(yaml.safe_dump({**TINY, "licence": "CC0"}))
+    (folder / "training.yaml").write_text(yaml.safe_dump({**TINY, "licence": "CC0", "purpose": "Blocks."}))
     run = CliRunner().invoke
     # bfloat16 inside, float32 in the file; convolutions without padding, whose target is the middle of the patch.
     flags = ["--set", "training.precision=bfloat16", "--set", "network.padding=valid", "--set", "training.patch=28", "--quiet"]
@@ -174,13 +174,19 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
     card = Card.load((folder / "out" / "training.json").read_bytes(), "training.json")
     assert (card.kind, card.channels, card.classes, card.dtype) == ("unet", 1, ("dark", "bright"), "uint8")
     assert card.reach.margin == 8
-    assert card.about["licence"] == "CC0"
+    assert (card.about["licence"], card.about["purpose"]) == ("CC0", "Blocks.")
+    masks = {path.stem: np.asarray(Image.open(path)) for path in (folder / "masks").iterdir()}
+    trained = [mask for name, mask in masks.items() if name not in card.about["data"]["validation"]]
+    shares = [float((mask == 1).sum() / (mask <= 1).sum()) for mask in trained]
+    assert len(shares) == 3
+    assert card.shares[1] == pytest.approx((min(shares), max(shares)), abs=1e-6)
+    assert card.shares[1][0] <= min(shares) < max(shares) <= card.shares[1][1]
     assert card.about["metrics"]["classes"]["bright"]["pixels"] > 0
     assert model(np.zeros((1, 28, 28, 1), np.float32)).shape == (1, 12, 12, 2)
 
     before = path.stat().st_mtime_ns
-    # Neither threads nor memory change what is learned.
-    second = run(app, [*command, "training.epochs=1", "--set", "training.memory=7"])
+    # Neither threads nor memory change what is learned, nor does what it is for.
+    second = run(app, [*command, "training.epochs=1", "--set", "training.memory=7", "--set", "purpose=Bricks."])
     assert second.exit_code == 0
     assert second.stdout.startswith("Nothing to do")
     assert path.stat().st_mtime_ns == before

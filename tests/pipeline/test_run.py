@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
-from tests_support import SCENE, assert_same_results, photograph, read_masks, read_table
+from tests_support import SCENE, assert_same_results, photograph, read_masks, read_table, write_tiff
 
 ALL = 6
 
@@ -59,6 +59,24 @@ def test_the_query_of_the_contract_is_right_without_maskloom(collection, recipe,
 
     counted = np.sum([np.bincount(mask.ravel(), minlength=256) for mask in read_masks(collection.output).values()], axis=0)
     assert found == {f"cluster_{i}": int(counted[i]) for i in range(4)}
+
+
+def test_a_band_without_a_say_is_told_in_the_log_and_the_table(tmp_path, maskloom, caplog):
+    heights = 3000 + 300 * np.random.default_rng(0).standard_normal((40, 60))
+    indices = np.where(np.arange(60) < 20, 0.2, 0.8) + 0.001 * heights / 3000
+    for name in ("a", "b"):
+        write_tiff(tmp_path / f"{name}.tif", np.stack([heights, np.broadcast_to(indices, (40, 60))], -1).astype("float32"))
+    for parameters, warned in (((), True), (("-p", "standardise=true"), False)):
+        output = tmp_path / f"out{warned}"
+        command = ("segment", tmp_path / "*.tif", "-o", output, "-s", "kmeans", "-p", "clusters=2", *parameters)
+        result = maskloom(*command, "--no-prefect", "--quiet", "--set", "cluster=serial")
+        assert result.exit_code == 0, result.output
+        assert ("a and 1 more: by standard deviation, band 2 (0.2" in caplog.text) == warned
+        caplog.clear()
+        warnings = [row["warning"] for row in read_table(output, "images")]
+        assert [str(warning).startswith("by standard deviation, band 2") for warning in warnings] == [warned, warned]
+        counted = [row["pixel_count"] for row in read_table(output, "areas")]
+        assert (counted == [800, 1600, 800, 1600]) == (not warned)
 
 
 def test_mask_of_a_scene_opens_on_the_same_grid(collection, recipe, maskloom):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,6 +42,15 @@ def test_a_record_is_the_same_when_the_run_has_a_manifest_already(tmp_path: Path
     assert tables.record() == before
     assert (before.done, before.failed) == (0, 3)
     assert sorted(before.files) == ["runs/name-1/plan.json", "runs/name-1/plan.parquet"]
+
+
+def test_a_warning_of_a_receipt_stands_in_its_row(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    tables = tables_of(store)
+    (shard,) = tables.plan.shards
+    first, *others = receipts_of(shard)
+    tables.publish(shard, [replace(first, warning="look twice"), *others])
+    assert read_parquet(store.read(f"tables/images/{shard.file}"))["warning"].to_pylist() == ["look twice", None, None]
 
 
 def test_rows_of_other_images_stay_when_a_file_of_fewer_columns_is_rewritten(tmp_path: Path) -> None:

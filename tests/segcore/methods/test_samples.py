@@ -120,7 +120,9 @@ def test_few_pixels_are_all_drawn(kind: str, channels: int) -> None:
     pixels = random_pixels(kind, channels)
     dataset = gathered(full(pixels), (13, 17))
     assert dataset.exact
-    assert np.array_equal(np.sort(dataset.values.T, axis=0), np.sort(pixels.reshape(-1, channels), axis=0))
+    expected, counts = np.unique(pixels.reshape(-1, channels), axis=0, return_counts=True)
+    assert np.array_equal(dataset.values.T, expected)
+    assert np.array_equal(dataset.weights, counts)
 
 
 def test_a_sample_is_uniform_without_replacement() -> None:
