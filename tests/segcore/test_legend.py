@@ -29,7 +29,7 @@ def test_the_nodata_label_fits_the_type_and_is_no_class(count: int) -> None:
     assert legend.dtype == ("uint8" if count <= 255 else "uint16")
 
 
-@pytest.mark.parametrize("name", [*BACKGROUND_NAMES, "Background", "VOID"])
+@pytest.mark.parametrize("name", [*sorted(BACKGROUND_NAMES), "Background", "VOID"])
 def test_background_is_dark_grey_and_takes_no_hue(name: str) -> None:
     with_background, without = Legend.of((name, "water", "forest")), Legend.of(("water", "forest"))
 
