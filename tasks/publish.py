@@ -162,6 +162,8 @@ class Tables:
         row = self.ledger.rows.get(item.source.uri)
         if row is None:
             return False
+        # What stood there when the run began may have to be done again, for a mask that is lost or memory that has grown.
+        row = row if self._is_new(row) else self.before[row.uri]
         same = (row.version, row.fingerprint) == (item.source.version, self.plan.fingerprint)
         return row.run_id == self.plan.run_id or (same and row.settled)
 

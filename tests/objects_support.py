@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import shapely
 
 from segcore.geometry import Box, Grid, Tile
 from segcore.objects.table import BandSums, Measures, TileObjects, finish, measure, observe_bands
@@ -78,6 +79,25 @@ def random_ids(shape: tuple[int, int], objects: int, coarse: int, generator: np.
     """Objects of random pixels, in blocks of `coarse`: torn, with holes, with corners that touch, and nested in one another."""
     blocks = generator.integers(0, objects + 1, [-(-n // coarse) for n in shape])
     return np.kron(blocks, np.ones((coarse, coarse), int))[: shape[0], : shape[1]]
+
+
+def image_of(ids: np.ndarray, space: Space | None = None) -> ObjectImage:
+    return ObjectImage(np.asarray(ids), np.zeros((*np.shape(ids), 0), np.uint8), space or Space())
+
+
+def geometries(table: object) -> np.ndarray:
+    return shapely.from_wkb(np.array(table.column("geometry").to_pylist(), object))
+
+
+def parts(geometry: shapely.Geometry) -> list[shapely.Polygon]:
+    return list(shapely.get_parts(geometry))
+
+
+def check_rings(geometry: shapely.Geometry) -> None:
+    assert shapely.is_valid(geometry), shapely.is_valid_reason(geometry)
+    for polygon in parts(geometry):
+        assert polygon.exterior.is_ccw
+        assert not any(hole.is_ccw for hole in polygon.interiors)
 
 
 def _split(measures: Measures) -> tuple[Measures, Measures]:

@@ -25,6 +25,8 @@ NO_SPACING = 2**30
 _LEAST_SPACING = 16
 _TOLERANCE = 0.1
 """Pixels that a straight edge may be off between two vertices."""
+_ONE_PLACE = 1e-3
+"""Pixels within which all longitudes of a pole must lie for it to be a point."""
 _WIDEST = 90.0
 """Degrees of longitude that an edge may span: more, and no one could tell which way around it goes."""
 
@@ -49,6 +51,27 @@ def world(space: Space, column: Floats, row: Floats) -> tuple[Floats, Floats]:
     found = np.isfinite(longitude) & np.isfinite(latitude)
     # Outermost pixels of global grids often reach a little beyond the poles.
     return np.where(found, longitude, np.nan), np.where(found, np.clip(latitude, -90, 90), np.nan)
+
+
+@lru_cache(maxsize=256)
+def poles(space: Space) -> dict[int, tuple[float, float]]:
+    """Where the poles are points of the raster's plane: column and row by 1 (north) and -1 (south).
+
+    In grids of longitude and latitude, Mercator and the like a pole is a line or lies infinitely far away.
+    """
+    transformer = None if space.affine is None or space.crs is None else _transformer(space.crs)
+    if transformer is None or space.affine is None:
+        return {}
+    a, b, c, d, e, f = space.affine
+    found = {}
+    for sign in (1, -1):
+        longitude = np.array([-180.0, -101.0, 7.0, 93.0])
+        x, y = transformer.transform(longitude, np.full(4, 90.0 * sign), direction="INVERSE")
+        column, row = np.linalg.solve([[a, b], [d, e]], np.stack([x - c, y - f])) if np.isfinite([x, y]).all() else (x, y)
+        if np.isfinite([column, row]).all() and max(np.ptp(column), np.ptp(row)) < _ONE_PLACE:
+            # Exact where the pole is a corner or the middle of a pixel, as it mostly is.
+            found[sign] = float(np.round(column[0] * 2**20) / 2**20), float(np.round(row[0] * 2**20) / 2**20)
+    return found
 
 
 @lru_cache(maxsize=256)

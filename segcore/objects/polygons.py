@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from segcore.errors import MaskloomError
-from segcore.ground.lonlat import is_located, world
+from segcore.ground.lonlat import is_located, poles, world
+from segcore.objects.antimeridian import CLOSE, polygon_of
 from segcore.objects.geoparquet import BOUNDS
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from segcore.raster import Space
 
     Integers = NDArray[np.int64]
+    Floats = NDArray[np.float64]
 
 _LONGEST = 2**26
 """Vertices of an object beyond which it gets no geometry: a GiB of it."""
@@ -216,9 +218,9 @@ def _followers(ends: Integers) -> Integers:
 def polygons(outlines: Outlines, space: Space) -> tuple[pa.Array, pa.StructArray]:
     """Geometry of whole objects as well-known binary, and its bounds (xmin, ymin, xmax, ymax).
 
-    Coordinates are those of `lonlat.world`. Exteriors go counter-clockwise for x to the right and y upwards. Where an object crosses the
-    antimeridian its longitudes go on beyond 180. Null where there is no outline, where part of it has no coordinates, where
-    it goes around a pole, and where it has more than 2**26 vertices.
+    Coordinates are those of `lonlat.world`. Exteriors go counter-clockwise for x to the right and y upwards. Longitudes are within -180 to 180:
+    objects that meet the antimeridian or a pole are cut (`antimeridian.polygon_of`, which tells their bounds too). Null where there is
+    no outline, where part of it has no coordinates, and where it has more than 2**26 vertices.
     """
     from segcore.kernels.polygons import PLACE
     from segcore.kernels.wkb import orient, write_wkb
@@ -236,19 +238,61 @@ def polygons(outlines: Outlines, space: Space) -> tuple[pa.Array, pa.StructArray
     column, row = (rings.places & ((1 << PLACE) - 1)).astype(np.float64), (rings.places >> PLACE).astype(np.float64)
     points = np.stack(world(space, column, row), axis=-1)
     missing = np.bincount(np.repeat(rings.owner, rings.lengths)[~np.isfinite(points).all(axis=1)], minlength=objects) > 0
-    if is_located(space):
-        missing |= _unwound(points, rings, objects)
     missing |= outlines.chains == 0
+    special = np.zeros(objects, np.bool_)
+    around = _unwound(points, rings, objects) if is_located(space) else special
+    bounds = _bounds(points, rings, objects)
+    if is_located(space):
+        special = ~missing & (
+            around | _beyond(bounds) | _at_poles(column, row, rings, space, objects)
+        )
     exterior = rings.exterior
     orient(points, rings.offsets, exterior)
-    starts = _starts(rings, missing)
+    cut = {int(index): _cut_at_antimeridian(rings, int(index), space) for index in np.flatnonzero(special)}
+    missing[[index for index, found in cut.items() if found is None]] = True
+    starts = _starts(rings, missing | special)
     data = np.empty(starts[-1], np.uint8)
     firsts = np.searchsorted(rings.owner, np.arange(objects + 1))
     write_wkb(data, starts, firsts, exterior, rings.offsets, points.view(np.uint8).ravel())
-    valid = pa.array(~missing).buffers()[1]
+    valid = pa.array(~(missing | special)).buffers()[1]
     offsets = pa.py_buffer(starts.astype(np.int32))
     geometry = pa.BinaryArray.from_buffers(pa.binary(), objects, [valid, offsets, pa.py_buffer(data)])
-    return geometry, _bounds(points, rings, missing)
+    if cut:
+        found = {index: each for index, each in cut.items() if each is not None}
+        geometry = pa.array([found[i][0] if i in found else each for i, each in enumerate(geometry.to_pylist())], pa.binary())
+        for index, (_, box) in found.items():
+            bounds[index] = box
+    columns = [pa.array(np.where(missing, 0, bound)) for bound in bounds.T]
+    return geometry, pa.StructArray.from_arrays(columns, fields=list(BOUNDS), mask=pa.array(missing))
+
+
+def _beyond(bounds: Floats) -> NDArray[np.bool_]:
+    """Which objects have longitudes beyond 180, or parts that lie on both sides of the antimeridian."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray((bounds[:, 0] < -180) | (bounds[:, 2] > 180) | (bounds[:, 2] - bounds[:, 0] > 180))
+
+
+def _at_poles(column: Floats, row: Floats, rings: Rings, space: Space, objects: int) -> NDArray[np.bool_]:
+    """Which objects come so near to a pole that their edges bend."""
+    near = np.zeros(objects, np.bool_)
+    for x, y in poles(space).values():
+        if len(column) and column.min() - CLOSE < x < column.max() + CLOSE and row.min() - CLOSE < y < row.max() + CLOSE:
+            close = np.repeat(rings.owner, rings.lengths)[(abs(column - x) < CLOSE) & (abs(row - y) < CLOSE)]
+            near[close] = True
+    return near
+
+
+def _cut_at_antimeridian(rings: Rings, index: int, space: Space) -> tuple[bytes, tuple[float, float, float, float]] | None:
+    """Geometry and bounds of one object."""
+    first, last = np.searchsorted(rings.owner, [index, index + 1])
+    from segcore.kernels.polygons import PLACE
+
+    places = [rings.places[rings.offsets[ring] : rings.offsets[ring + 1]] for ring in range(first, last)]
+    corners = [np.stack([each & ((1 << PLACE) - 1), each >> PLACE], axis=-1) for each in places]
+    polygons: dict[int, list[Integers]] = {}
+    for ring in range(first, last):
+        polygons.setdefault(int(rings.shell[ring]), []).append(corners[ring - first])
+    return polygon_of(list(polygons.values()), space)
 
 
 def _unwound(points: NDArray[np.float64], rings: Rings, objects: int) -> NDArray[np.bool_]:
@@ -278,14 +322,13 @@ def _starts(rings: Rings, missing: NDArray[np.bool_]) -> Integers:
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
-def _bounds(points: NDArray[np.float64], rings: Rings, missing: NDArray[np.bool_]) -> pa.StructArray:
-    counts = np.bincount(rings.owner, rings.lengths, minlength=len(missing)).astype(np.int64)
+def _bounds(points: Floats, rings: Rings, objects: int) -> Floats:
+    """(objects, 4) least and greatest x and y: xmin, ymin, xmax, ymax. 0 for objects without rings."""
+    counts = np.bincount(rings.owner, rings.lengths, minlength=objects).astype(np.int64)
     some = np.flatnonzero(counts)
     starts = (np.cumsum(counts) - counts)[some]
-    columns = []
-    for reduce, axis in ((np.minimum, 0), (np.minimum, 1), (np.maximum, 0), (np.maximum, 1)):
-        bound = np.zeros(len(missing))
+    bounds = np.zeros((objects, 4))
+    for i, (reduce, axis) in enumerate(((np.minimum, 0), (np.minimum, 1), (np.maximum, 0), (np.maximum, 1))):
         if len(some):
-            bound[some] = reduce.reduceat(points[:, axis], starts)
-        columns.append(pa.array(bound))
-    return pa.StructArray.from_arrays(columns, fields=list(BOUNDS), mask=pa.array(missing))
+            bounds[some, i] = reduce.reduceat(points[:, axis], starts)
+    return bounds

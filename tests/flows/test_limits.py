@@ -56,7 +56,7 @@ def test_they_decide_no_result(tmp_path) -> None:
         ("limits.work=.nan", r"limits: work must be a number of seconds above 0"),
         ("limits.work=soon", r"limits\.work: .*number.*'soon'"),
         ("limits.works=9", r"limits\.works: unknown key\. Did you mean `work`\?"),
-        ("limits=9", r"limits: .*dictionary"),
+        ("limits=9", r"limits: expected a mapping, got 9"),
     ],
 )
 def test_wrong_ones_are_refused(tmp_path, change: str, words: str) -> None:

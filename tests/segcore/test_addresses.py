@@ -15,6 +15,7 @@ from segcore.errors import RecipeError
 from segcore.geometry import Box
 from segcore.jobs import DescribeJob
 from segcore.manifest import Source
+from segcore.storage import current_version
 from segcore.work import _reading, describe
 
 SECRET = "c0ffeeC0FFEE42"
@@ -89,7 +90,8 @@ def test_bytes_of_a_name_that_are_not_utf8_are_spelled_out() -> None:
 def test_jobs_tell_workers_where_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "_learnt", {})
     Image.new("RGB", (3, 2)).save(tmp_path / "real.png")
-    source = Source("https://host/a.png", "a", "1", 1, address=str(tmp_path / "real.png"))
+    real = str(tmp_path / "real.png")
+    source = Source("https://host/a.png", "a", current_version(real), 1, address=real)
 
     (item,) = describe(DescribeJob((source,)))
 

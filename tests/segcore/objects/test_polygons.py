@@ -11,7 +11,7 @@ import rasterio.features
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objects_support import ObjectImage, random_ids
+from objects_support import check_rings, geometries, image_of, parts, random_ids
 from pyproj import Geod, Transformer
 from shapely.geometry import shape as shape_of
 from skimage.measure import label
@@ -23,25 +23,6 @@ from segcore.objects.polygons import find_rings
 from segcore.objects.table import finish, measure
 from segcore.raster import Space
 from segcore.testing.statistics import wkt
-
-
-def image_of(ids: np.ndarray, space: Space | None = None) -> ObjectImage:
-    return ObjectImage(np.asarray(ids), np.zeros((*np.shape(ids), 0), np.uint8), space or Space())
-
-
-def geometries(table: object) -> np.ndarray:
-    return shapely.from_wkb(np.array(table.column("geometry").to_pylist(), object))
-
-
-def parts(geometry: shapely.Geometry) -> list[shapely.Polygon]:
-    return list(shapely.get_parts(geometry))
-
-
-def check_rings(geometry: shapely.Geometry) -> None:
-    assert shapely.is_valid(geometry), shapely.is_valid_reason(geometry)
-    for polygon in parts(geometry):
-        assert polygon.exterior.is_ccw
-        assert not any(hole.is_ccw for hole in polygon.interiors)
 
 
 def against_rasterio(ids: np.ndarray, table: object) -> None:
@@ -189,30 +170,6 @@ def test_spacing_is_free_where_maps_are_straight() -> None:
     assert vertex_spacing(Space((1e-3, 0, 10.0, 0, -1e-3, 50.0), wkt("EPSG:4326")), (5000, 5000)) >= 5000
 
 
-@pytest.mark.parametrize("geographic", [True, False])
-def test_objects_over_the_antimeridian_stay_in_one_piece(geographic: bool) -> None:
-    ids = np.zeros((40, 60), int)
-    ids[5:35, 5:55] = 1
-    ids[15:25, 20:40] = 0
-    ids[0:3, 0:10] = 2
-    ids[0:3, 50:60] = 3
-    # In the middle of UTM zone 60's east edge, or a geographic grid that goes on to 181 degrees.
-    affine = (0.05, 0.0, 178.5, 0.0, -0.05, 10.0) if geographic else (2000.0, 0.0, 790000.0, 0.0, -2000.0, 1100000.0)
-    image = image_of(ids, Space(affine, wkt("EPSG:4326" if geographic else "EPSG:32660")))
-    table = image.table((16, 16), seed=3)
-    assert table.equals(image.table())
-
-    middle, west, east = geometries(table)
-    for geometry in (middle, west, east):
-        check_rings(geometry)
-        assert geometry.bounds[2] - geometry.bounds[0] < 3
-    assert middle.bounds[0] < 180 < middle.bounds[2] or middle.bounds[0] < -180 < middle.bounds[2]
-    assert len(middle.interiors) == 1
-    assert 178 < west.bounds[0] < 180
-    assert -180 <= east.bounds[0] < -178
-    assert all(-180 <= longitude <= 180 for longitude in table.column("longitude").to_pylist())
-
-
 def test_global_grids_are_left_as_they_are() -> None:
     ids = np.ones((180, 360), int)
     ids[60:120, 100:200] = 2
@@ -223,16 +180,6 @@ def test_global_grids_are_left_as_they_are() -> None:
     assert ocean.area == 360 * 180 - 6000
     (shifted,) = geometries(image_of(np.ones((10, 10), int), Space((1.0, 0, 300.0, 0, -1.0, 10.0), wkt("EPSG:4326"))).table())
     assert shifted.bounds == (-60, 0, -50, 10)
-
-
-def test_what_goes_around_a_pole_has_no_polygon() -> None:
-    ids = np.ones((40, 40), int)
-    ids[:5, :5] = 2
-    table = image_of(ids, Space((1000.0, 0, -20000.0, 0, -1000.0, 20000.0), wkt("EPSG:3413"))).table((16, 16))
-
-    around, beside = table.column("geometry").to_pylist()
-    assert around is table.column("bbox").to_pylist()[0] is None
-    check_rings(shapely.from_wkb(beside))
 
 
 def test_what_lies_outside_the_domain_has_no_polygon() -> None:
