@@ -313,7 +313,7 @@ def status(output: Output) -> None:
         for mask in found.lost:
             typer.echo(f"lost: {line(mask)}: missing or empty")
         if found.lost:
-            typer.echo("Run the recipe again: it makes the masks anew that are lost.", err=True)
+            typer.echo("Run the recipe again: it makes anew what is lost.", err=True)
         if found.open_runs:
             typer.echo(f"Not finished: {', '.join(found.open_runs)}. Run its recipe again to go on.", err=True)
 

@@ -24,6 +24,7 @@ from segcore.jobs import Order
 from segcore.manifest import Failure, Item, Plan, Receipt, Shard, Source, dump_model, model_of
 from segcore.model import Fitter, is_blank
 from segcore.records import damaged, parse_json, read_json
+from segcore.statistics.objects import Objects
 from segcore.storage import STAGING, Store
 from tasks.choose import choose
 from tasks.discover import discover
@@ -130,7 +131,8 @@ class Outcome:
 def take_inventory(recipe: Recipe, *, to_write: bool = False) -> Inventory:
     """List the inputs and read what is committed. `to_write`: carry out a commit that a dead run has left half done."""
     store = Store(recipe.output)
-    ledger = Ledger.open(store) if to_write else Ledger.read(store)
+    tables = [statistic.table for statistic in recipe.statistics.values()] + [Objects.table] * (recipe.objects is not None)
+    ledger = (Ledger.open if to_write else Ledger.read)(store, tables)
     committed = retried(store, ledger.rows, memory_of(recipe.cluster))
     known = {row.uri: row.image_id for row in committed.values()}
     found = discover(recipe.inputs, recipe.output, known)
@@ -147,7 +149,11 @@ def healed(recipe: Recipe, inventory: Inventory, sharing: Sharing) -> Inventory:
     store = Store(recipe.output)
     with present(store, "heal", sole_writer=sharing.sole_writer) as folder:
         count = heal(inventory.ledger, folder)
-    log.warning("%d rows of images that stood in the tables twice are gone; an earlier version of maskloom left them.", count)
+    log.warning(
+        "%d table files held rows of images that another file has too, or that the table `images` has not (a file was lost or copied, or "
+        "an earlier version of maskloom left them). These rows are gone.",
+        count,
+    )
     return take_inventory(recipe, to_write=True)
 
 

@@ -46,28 +46,33 @@ class Status:
     failures: tuple[tuple[str, str, str], ...]
     """URI, kind and text of each failure."""
     lost: tuple[str, ...]
-    """Masks that were written and are missing or empty now."""
+    """Masks, and files of the table `areas` with the images in them, that were written and are missing or empty now."""
 
 
 def status(output: str) -> Status:
-    """Read an output's tables and plans, and list its masks; no mask is opened.
+    """Read an output's tables and plans, and list its masks and the table of areas; neither is opened.
 
     Raises `RecipeError` where there is no output, and `DamagedRecord`.
     """
     store = Store(output)
     require_output(store)
     # Before the masks: those of rows that a run commits meanwhile are there by then.
-    rows = [row for name in store.names(IMAGES, ".parquet") for row in read_table(store, name, _ROW).to_pylist()]
-    masks, head = store.listed("masks"), read_head(store)
+    of_file = {name: read_table(store, name, _ROW).to_pylist() for name in store.names(IMAGES, ".parquet")}
+    rows = [row for found in of_file.values() for row in found]
+    masks, tables, head = store.listed("masks"), store.listed(_AREAS), read_head(store)
     open_runs = [
         run for run in (read_unfinished(store, name) for name in runs_without_manifest(store)) if run.parent == head.run_id
     ]
     committed = {(row["uri"], row["source_version"], row["fingerprint"]) for row in rows}
     waiting = {uri for run in open_runs for _, uri, version in run.images if (uri, version, run.fingerprint) not in committed}
     lost = {row["mask_uri"]: row["uri"] for row in rows if row["status"] == "ok" and not _holds(masks, row["mask_uri"])}
+    for name, found in of_file.items():
+        areas = f"{_AREAS}/{name.rpartition('/')[2]}"
+        if found and not _holds(tables, areas):
+            lost.update((f"{areas} ({row['image_id']})", row["uri"]) for row in found if row["status"] == "ok")
     failures = tuple((row["uri"], row["error_type"], row["error"]) for row in rows if row["status"] == "failed")
     return Status(
-        done=len(rows) - len(failures) - len(lost),
+        done=len(rows) - len(failures) - len(set(lost.values())),
         failed=len(failures),
         left=len(waiting.union(lost.values())),
         finished_run=head.run_id,
@@ -193,7 +198,7 @@ def _wrong_files(reading: _Reading, unfinished: Sequence[Unfinished], committed:
         try:
             found = hashlib.sha256(store.read(name)).hexdigest()
         except FileNotFoundError:
-            if _is_missed(store, name, committed):
+            if _is_missed(store, name, committed) and not (by_commit and _is_being_changed(store, reading, name, digest)):
                 yield f"{name}: written by run {run}, and now missing. {remedy(store, name)}"
         else:
             if found != digest and not (by_commit and _is_being_changed(store, reading, name, digest)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,26 +50,33 @@ class Ledger:
         """By URI."""
         self.uris: dict[str, str] = {}
         """URI of each image id."""
-        self.superseded: dict[str, set[str]] = {}
-        """Rows of images that another file holds too, as earlier versions could leave them: image ids by the file that is to lose them."""
+        self.superseded: dict[str, set[str] | None] = {}
+        """Rows that do not count, as earlier versions or a lost file leave them: image ids by the file that is to lose them; None:
+        all, since the table `images` has no such file."""
 
     @classmethod
-    def read(cls, store: Store) -> Ledger:
-        """The ledger of an output as it is; nothing is written."""
+    def read(cls, store: Store, tables: Sequence[str] = ()) -> Ledger:
+        """The ledger of an output as it is; nothing is written.
+
+        `tables` are the names of those that every image has rows in. Images whose rows are missing there are not settled.
+        """
         ledger = cls(store)
         # A mask that somebody has emptied is as good as removed.
         masks = {name for name, found in store.listed("masks").items() if found.size}
+        whole = {name for name, found in store.listed("tables").items() if found.size}
         for name in store.names(IMAGES, ".parquet"):
-            ledger._take(name, masks)
+            file = name.rpartition("/")[2]
+            lacking = any(f"tables/{table}/{file}" not in whole for table in tables)
+            ledger._take(name, set() if lacking else masks)
         ledger.find_superseded()
         return ledger
 
     @classmethod
-    def open(cls, store: Store) -> Ledger:
+    def open(cls, store: Store, tables: Sequence[str] = ()) -> Ledger:
         """The ledger for a run that is going to commit; a commit that a dead run has left half done is carried out first."""
         log = CommitLog(store)
         log.skip()
-        ledger = cls.read(store)
+        ledger = cls.read(store, tables)
         ledger.log = log
         return ledger
 
@@ -95,19 +102,22 @@ class Ledger:
         return found
 
     def find_superseded(self) -> None:
-        """Look for images in more than one file, and keep the row of each that its mask bears out, else the newest."""
+        """Look for rows that belong to no image, and for images in several files: the row stays that the mask bears out, else the newest."""
         held = defaultdict(list)
         for of_file in self._of_file.values():
             for row in of_file:
                 held[row.image_id].append(row)
-        self.superseded = {}
+        superseded: dict[str, set[str]] = {}
         for same in held.values():
             if len(same) > 1:
                 kept = _best(self.store, same)
                 self.rows[kept.uri] = kept
                 for row in same:
                     if row.file != kept.file:
-                        self.superseded.setdefault(row.file, set()).add(row.image_id)
+                        superseded.setdefault(row.file, set()).add(row.image_id)
+        # What somebody has copied, or what is left of a file that `images` has lost, belongs to no image.
+        stray = {name.rpartition("/")[2] for name in self.store.names("tables", ".parquet")} - self._of_file.keys()
+        self.superseded = {**superseded, **dict.fromkeys(sorted(stray))}
 
 
 def _committed(row: Mapping[str, Any], file: str, masks: set[str] | None) -> Committed:

@@ -256,33 +256,32 @@ class Tables:
 
 
 def heal(ledger: Ledger, folder: str) -> int:
-    """Drop the rows of images that another file holds too, in one commit; how many there were. `folder`: of this process.
-
-    Versions before commits were numbered could leave such rows where two runs overlapped.
-    """
+    """Drop the rows that do not count (`Ledger.superseded`), in one commit; in how many files there were some. `folder`: of this process."""
     store = ledger.store
     while superseded := ledger.superseded:
         with ledger.log.draft("heal", folder) as draft:
             for file, image_ids in superseded.items():
-                names = [name for name in store.names("tables", f"/{file}") if not name.startswith(f"{IMAGES}/")]
-                for name in (*names, f"{IMAGES}/{file}"):
-                    _write(store, draft, name, read_table(store, name).slice(0, 0), image_ids)
+                for name in store.names("tables", f"/{file}"):
+                    if not name.startswith(f"{IMAGES}/"):
+                        _write(store, draft, name, read_table(store, name).slice(0, 0), image_ids)
+                _write(store, draft, f"{IMAGES}/{file}", IMAGES_SCHEMA.empty_table(), image_ids)
             claimed = ledger.log.claim(draft)
         ledger.refresh()
         ledger.find_superseded()
         if claimed:
-            return sum(map(len, superseded.values()))
+            return len(superseded)
     return 0
 
 
-def _write(store: Store, draft: Draft, name: str, rows: pa.Table, replaced: Set[str]) -> None:
-    """Draft a table file: the rows that it has, those of the images in `replaced` aside, and these."""
+def _write(store: Store, draft: Draft, name: str, rows: pa.Table, replaced: Set[str] | None) -> None:
+    """Draft a table file: the rows that it has, those of the images in `replaced` aside (None: all), and these."""
     try:
         old = read_table(store, name)
     except FileNotFoundError:
         table = rows
     else:
-        kept = old.filter(pc.invert(pc.is_in(old["image_id"], value_set=pa.array(sorted(replaced), pa.string()))))
+        gone = old["image_id"].unique() if replaced is None else pa.array(sorted(replaced), pa.string())
+        kept = old.filter(pc.invert(pc.is_in(old["image_id"], value_set=gone)))
         # A version of maskloom may have added columns since, or widened their types.
         table = pa.concat_tables([kept, rows], promote_options="permissive").select(rows.schema.names).cast(rows.schema)
     with draft.table(name) as out:

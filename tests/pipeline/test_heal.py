@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pyarrow.dataset as ds
+import pytest
 from PIL import Image
 from tests_support import assert_same_results, photograph, read_table
 
@@ -31,7 +32,7 @@ def test_images_that_are_twice_in_the_tables_are_there_once_after_the_next_run(c
     healed = maskloom("run", recipe, *QUIET)
 
     assert healed.exit_code == 0
-    assert "3 rows of images that stood in the tables twice are gone" in caplog.text
+    assert "1 table files held rows of images" in caplog.text
     assert_same_results(collection.output, collection.folder / "before")
     assert "Nothing to do" in maskloom("run", recipe, *QUIET).stdout
     assert maskloom("verify", collection.output).exit_code == 0
@@ -57,4 +58,33 @@ def test_of_two_rows_the_one_stays_whose_mask_is_there(collection, maskloom):
     assert_same_results(collection.output, other)
     images = ds.dataset(collection.output / "tables" / "images").to_table()
     assert len(images) == 1
+    assert maskloom("verify", collection.output).exit_code == 0
+
+
+@pytest.mark.parametrize("lost", ["images", "areas"])
+def test_a_table_that_is_lost_is_made_again_and_nothing_counts_twice(collection, maskloom, lost):
+    recipe = collection.recipe(inputs=["images/*.png", "images/*.jpg"])
+    assert maskloom("run", recipe, *QUIET).exit_code == 0
+    shutil.copytree(collection.output, collection.folder / "before")
+    (file,) = (collection.output / "tables" / lost).glob("*.parquet")
+    file.unlink()
+    if lost == "areas":
+        told = maskloom("status", collection.output).stdout
+        assert (told.count("lost: tables/areas/"), "done 0" in told, "left 3" in told) == (3, True, True)
+
+    assert maskloom("run", recipe, *QUIET).exit_code == 0
+
+    assert_same_results(collection.output, collection.folder / "before")
+    assert maskloom("verify", collection.output).exit_code == 0
+    assert "Nothing to do" in maskloom("run", recipe, *QUIET).stdout
+
+
+def test_a_copy_of_a_table_file_does_not_count(collection, maskloom):
+    recipe = collection.recipe(inputs=["images/*.png"])
+    assert maskloom("run", recipe, *QUIET).exit_code == 0
+    shutil.copytree(collection.output, collection.folder / "before")
+    (file,) = (collection.output / "tables" / "areas").glob("*.parquet")
+    shutil.copy(file, file.with_name("copy.parquet"))
+    assert maskloom("run", recipe, *QUIET).exit_code == 0
+    assert_same_results(collection.output, collection.folder / "before")
     assert maskloom("verify", collection.output).exit_code == 0
