@@ -110,6 +110,14 @@ class RasterSpec:
         """Number of pixels."""
         return int(np.prod(self.shape))
 
+    def cell_area(self, box: Box) -> float | NDArray[np.float64]:
+        """True area of the pixels of `box` as `Space.cell_area` has it, and 0 where the raster reaches beyond the edge of an equal-area map."""
+        if self.space.affine is None or self.space.crs is None:
+            return 1.0
+        from segcore.ground.cells import ground_area
+
+        return ground_area(self.space.affine, self.space.crs, box, self.shape)
+
     def select(self, bands: Sequence[int] | None) -> RasterSpec:
         """This raster, read by these bands only (None: as it is).
 

@@ -10,8 +10,11 @@ There are three kinds of rasters, and each has a frozen value that knows the are
 
 The polynomials stand on square cells of 2048 pixels, counted from the raster's corner. A cell whose polynomial has not died
 out at degree 6, or that leaves the projection's domain, is cut into four, down to 8 pixels; what is left is measured
-pixel by pixel. A polynomial is averaged over each pixel, so that coarse pixels are right too. Cells depend on the raster
-alone, and all arithmetic is elementwise, so a pixel has the same area, bit for bit, whichever box asks for it.
+pixel by pixel, along the outlines of the pixels (`segcore.ground.outlines`). A polynomial is averaged over each pixel, so that coarse
+pixels are right too. Cells depend on the raster alone, and all arithmetic is elementwise, so a pixel has the same area, bit for bit,
+whichever box asks for it.
+
+An equal-area map whose raster reaches beyond the edge of the world is a `Surface` as well: its density is known, its domain is not.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segcore.errors import FormatError
+from segcore.ground.outlines import pixel_areas, row_areas
 from segcore.ground.projection import Floats, Projection, projection_of, survey
 
 if TYPE_CHECKING:
@@ -38,6 +42,10 @@ Cells = tuple[int, Integers, Floats]
 _LARGEST, _SMALLEST = 2048, 8
 _EMPTY = 32
 """Cells without any ground are believed from this size down: a larger one could hold a small image of a planet."""
+_WIDEST, _COARSE, _GAP = 1.0, 0.05, 0.0125
+"""Sides of cells in radii of the planet, if the map were true to scale: up to which polynomials stand for a cell at all, and from which
+its sides are looked at closely, at points this far from one another, because the edge of the map could pass between nodes."""
+_EDGE_POINTS = 257
 _SETTLED = 1e-8
 """A polynomial is good when its terms of degree 6 are below this part of its value. The terms left out are smaller still."""
 _LEAST_PIXEL = 1e-60
@@ -46,25 +54,26 @@ _CHUNK = 256
 """Rows of a zone that are computed together: vectorised sines need not have the same bits in arrays of other lengths."""
 
 
-def ground_area(affine: Affine, crs_wkt: str, box: Box) -> float | Floats:
+def ground_area(affine: Affine, crs_wkt: str, box: Box, shape: Shape | None = None) -> float | Floats:
     """Area of the pixels of `box` in square metres of ground.
 
     A number where all pixels of the raster are equally large, an array of shape (rows, 1) where the area depends on the row
-    alone, else of shape (rows, columns). Pixels beyond the poles or outside the projection's domain have the area 0;
-    only in equal-area projections they count like all others.
+    alone, else of shape (rows, columns). Pixels beyond the poles or outside the projection's domain have the area 0, and those that its edge
+    cuts have the area of what lies inside. `shape` is that of the whole raster: without it, an equal-area map is taken to be ground everywhere.
+    Maps with straight, evenly divided parallels go on beyond their longitude of 180 degrees, as rasters of longitude and latitude do.
 
     `affine` maps (column, row) to x = longitude or easting, y = latitude or northing in the units of the CRS, as GDAL has it.
     The area is measured on the CRS's own ellipsoid. Raises `FormatError` for a CRS or a transform that means nothing.
     """
-    return _ground(affine, crs_wkt).area(box)
+    return _ground(affine, crs_wkt, shape).area(box)
 
 
-def ground_cells(affine: Affine, crs_wkt: str, box: Box) -> tuple[Cells, ...] | None:
+def ground_cells(affine: Affine, crs_wkt: str, box: Box, shape: Shape | None = None) -> tuple[Cells, ...] | None:
     """The polynomials behind `ground_area` where it varies along the rows, else None; much smaller than the array.
 
     Each pixel of `box` lies in one cell. Single pixels that no polynomial covers are cells of size 1 with arrays (n, 1, 1).
     """
-    ground = _ground(affine, crs_wkt)
+    ground = _ground(affine, crs_wkt, shape)
     return _cells(ground, box.start, box.stop) if isinstance(ground, Surface) and not ground.equal_columns else None
 
 
@@ -143,6 +152,8 @@ class Surface:
     """Where to measure; all columns in one place where the size depends on the row alone."""
     determinant: float
     """Area of a pixel in square units of the map."""
+    constant: float | None = None
+    """The density inside the domain, where it is the same everywhere."""
 
     def area(self, box: Box) -> Floats:
         """Area of the pixels in square metres, shape (rows, columns), or (rows, 1) where all columns are equal."""
@@ -171,9 +182,17 @@ class Surface:
             size //= 2
             quarters = (corners[~settled][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])).reshape(-1, 2)
             corners = _meeting(quarters, size, window)
+        # What is left are the quarters of cells of the smallest size.
         inside = _corners(np.zeros(2, int), np.full(2, _SMALLEST // 2), 1)
         pixels = _meeting((corners[:, None] + inside).reshape(-1, 2), 1, window)
-        return (*cells, (1, pixels, self._at(*(pixels + 0.5).T)[:, None, None]))
+        return (*cells, (1, pixels, self._single(pixels)[:, None, None]))
+
+    def _single(self, pixels: Integers) -> Floats:
+        """Areas of pixels (row, column) one by one."""
+        if not self.equal_columns:
+            return pixel_areas(self.projection, self.affine, pixels)
+        _, _, x, _, e, f = self.affine
+        return row_areas(self.projection, x, self.determinant / abs(e), e * (pixels[:, :1] + np.array([0, 1])) + f)
 
     def _fit(self, corners: Integers, size: int) -> tuple[Floats, NDArray[np.bool_]]:
         """Polynomials for cells (n, 7, 7) by powers of (v, u) from -1 to 1, and whether each stands for its cell."""
@@ -185,14 +204,36 @@ class Surface:
         # The Chebyshev polynomial of degree 6 starts with 2**5 times t**6.
         settled = last / 32 <= _SETTLED * np.abs(terms[:, 0, 0])
         ground = (values > 0).reshape(len(values), -1)
-        settled &= ground.all(axis=1) | (~ground.any(axis=1) & (size <= _EMPTY))
+        side = size * self.projection.side(self.affine)
+        settled &= ground.all(axis=1) | (~ground.any(axis=1) & (size <= _EMPTY) & (side <= _WIDEST))
+        if side > _COARSE and not self.equal_columns:
+            settled &= (side <= _WIDEST) & self._uncut(corners, size, math.ceil(min(side, _WIDEST) / _GAP))
         return _apply(average, _apply(average, terms, 1), 2), settled
+
+    def _uncut(self, corners: Integers, size: int, steps: int) -> NDArray[np.bool_]:
+        """Whether the sides of cells lie wholly inside the map or wholly outside."""
+        row, column = _sides((size, size), steps)
+        shown = self.projection.shows(*_on_map(self.affine, corners[:, :1] + row, corners[:, 1:] + column))
+        return np.asarray(shown.all(axis=1) | ~shown.any(axis=1))
 
     def _at(self, row: Floats, column: Floats) -> Floats:
         """Square metres a pixel at points of the raster, in the shape of `row`."""
-        a, b, c, d, e, f = self.affine
-        x, y = a * column + b * row + c, d * column + e * row + f
+        x, y = _on_map(self.affine, row, column)
+        if self.constant is not None:
+            return np.where(self.projection.shows(x, y), self.determinant * self.constant, 0.0)
         return self.determinant * self.projection.density(x.ravel(), y.ravel()).reshape(row.shape)
+
+
+def _sides(shape: Shape, steps: int) -> tuple[Floats, Floats]:
+    """Row and column of points around a rectangle, `steps` a side."""
+    t, zero = np.arange(steps) / steps, np.zeros(steps)
+    around = np.concatenate([zero, t, zero + 1, 1 - t]), np.concatenate([t, zero + 1, 1 - t, zero])
+    return shape[0] * around[0], shape[1] * around[1]
+
+
+def _on_map(affine: Affine, row: Floats, column: Floats) -> tuple[Floats, Floats]:
+    a, b, c, d, e, f = affine
+    return a * column + b * row + c, d * column + e * row + f
 
 
 @lru_cache(maxsize=16)
@@ -235,7 +276,7 @@ def _scheme(size: int) -> tuple[Floats, Floats, Floats]:
 
 
 @lru_cache(maxsize=1024)
-def _ground(affine: Affine, crs_wkt: str) -> Plane | Zones | Surface:
+def _ground(affine: Affine, crs_wkt: str, shape: Shape | None) -> Plane | Zones | Surface:
     determinant, projection = _determinant(affine), projection_of(crs_wkt)
     if isinstance(projection, float):
         return Plane(determinant * projection)
@@ -246,9 +287,17 @@ def _ground(affine: Affine, crs_wkt: str) -> Plane | Zones | Surface:
         zones = Zones(radians * f, radians * e, radians * abs(a), projection.semi_major, projection.semi_minor)
         return zones if upright else Surface(projection, affine, determinant)
     density, column = survey(crs_wkt)
-    if density is not None:
+    if upright and column is not None:
+        affine = (0, 0, column, 0, e, f)
+    if density is not None and (shape is None or _covered(projection, affine, shape, column)):
         return Plane(determinant * density)
-    return Surface(projection, (0, 0, column, 0, e, f) if upright and column is not None else affine, determinant)
+    return Surface(projection, affine, determinant, density)
+
+
+def _covered(projection: Projection, affine: Affine, shape: Shape, column: float | None) -> bool:
+    """Whether a raster lies wholly inside the map. What lies outside is one piece, so a raster that reaches there has sides that do."""
+    x, y = _on_map(affine, *_sides(shape, _EDGE_POINTS))
+    return bool(projection.shows(x if column is None else np.full_like(x, column), y).all())
 
 
 def _determinant(affine: Affine) -> float:

@@ -24,10 +24,14 @@ from segcore.errors import FormatError
 if TYPE_CHECKING:
     from pyproj import CRS, Transformer
 
+    from segcore.raster import Affine
+
 Floats = NDArray[np.float64]
 
 _STEPS = (1e-4, 1e-6, 1e-8)
 """Lengths of the steps along the tangents, in radii. The short ones are for points next to a cut of the map."""
+_RETURN = 1e-6
+"""Radii by which the way to the ellipsoid and back may miss a point of the map."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +53,40 @@ class Projection:
     """Length of a turn where x is an angle in the units of the map; infinite where it is not."""
     plain: bool
     """Whether x and y are longitude and latitude."""
+
+    @property
+    def squared_eccentricity(self) -> float:
+        """Of the ellipsoid."""
+        return (self.semi_major - self.semi_minor) * (self.semi_major + self.semi_minor) / self.semi_major**2
+
+    @property
+    def squared_radius(self) -> float:
+        """Square metres of the ellipsoid in a steradian of its authalic sphere."""
+        e = math.sqrt(self.squared_eccentricity)
+        return self.semi_major**2 / 2 + self.semi_minor**2 / 2 * (math.atanh(e) / e if e > 0 else 1.0)
+
+    def side(self, affine: Affine) -> float:
+        """Side of a pixel in radii of the planet, if the map were true to scale."""
+        a, b, _, d, e, _ = affine
+        return max(math.hypot(a, d), math.hypot(b, e)) * self.unit / self.semi_major
+
+    def locate(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        """Longitude and latitude of points of the map in radians on its own datum, in their shape. Not finite outside its domain."""
+        longitude, latitude = self.to_base.transform(x, y)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(longitude) * math.radians(self.degrees), np.asarray(latitude) * math.radians(self.degrees)
+
+    def shows(self, x: Floats, y: Floats) -> NDArray[np.bool_]:
+        """Whether points of the map lie in its domain: whether the way to the ellipsoid leads back to them."""
+        longitude, latitude = self.to_base.transform(x, y)
+        back = self.to_base.transform(longitude, latitude, direction="INVERSE")
+        with np.errstate(invalid="ignore"):
+            across, down = back[0] - x, back[1] - y
+            if math.isfinite(self.period):
+                across = across - self.period * np.rint(across / self.period)
+            near = np.maximum(np.abs(across), np.abs(down)) <= _RETURN * self.semi_major / self.unit
+            shown: NDArray[np.bool_] = near & (np.abs(latitude) * self.degrees <= 90 + 1e-12)
+            return shown
 
     def density(self, x: Floats, y: Floats) -> Floats:
         """Square metres of ground a square unit of the map at points of it; 0 outside its domain. Shape (n,)."""
@@ -151,10 +189,11 @@ def survey(crs_wkt: str) -> tuple[float | None, float | None]:
     if known.sum() < len(latitudes):
         return None, None
     x, y, density = x[known], y[known], density[known]
-    if np.ptp(density) <= 1e-8 * density.min():
-        exact = projection.unit**2
-        return (exact if abs(density[0] / exact - 1) <= 1e-8 else float(np.median(density))), None
     across, down = (np.sort(ends)[np.linspace(0, len(ends) - 1, len(latitudes)).astype(int)] for ends in (x, y))
     lines = projection.density(np.tile(across, len(down)), np.repeat(down, len(across))).reshape(len(down), len(across))
     same = (lines > 0).all() and (np.ptp(lines, axis=1) <= 1e-9 * lines.min(axis=1)).all()
-    return None, float(across[len(across) // 2]) if same else None
+    column = float(across[len(across) // 2]) if same else None
+    if np.ptp(density) <= 1e-8 * density.min():
+        exact = projection.unit**2
+        return (exact if abs(density[0] / exact - 1) <= 1e-8 else float(np.median(density))), column
+    return None, column

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segcore.geometry import Box
-    from segcore.raster import Space
+    from segcore.raster import RasterSpec, Space
 
 _GREATEST = 2.0**62
 """Quanta that a pixel may have."""
 
 
 def add_areas(
-    values: NDArray[np.integer], place: NDArray[np.uint32], space: Space, box: Box, sums: NDArray[np.int64]
+    values: NDArray[np.integer], place: NDArray[np.uint32], spec: RasterSpec, box: Box, sums: NDArray[np.int64]
 ) -> float | None:
     """Count the labels of the pixels of `box` and add up their areas in quanta.
 
@@ -37,12 +37,13 @@ def add_areas(
     from segcore.ground.cells import ground_cells
     from segcore.kernels.areas import sum_cells, sum_rows
 
+    space = spec.space
     if space.affine is not None and space.crs is not None:
-        several = ground_cells(space.affine, space.crs, box)
+        several = ground_cells(space.affine, space.crs, box, spec.shape)
         if several is not None:
             scale = quanta_in_unit(space)
             return max(float(sum_cells(values, place, box.start, cells, scale, sums)) for cells in several)
-    areas = space.cell_area(box)
+    areas = spec.cell_area(box)
     if isinstance(areas, float):
         sum_rows(values.reshape(1, -1), place, np.zeros(1, np.int64), sums)
         return None

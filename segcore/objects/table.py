@@ -206,14 +206,14 @@ def _areas(objects: TileObjects, labels: NDArray[np.uint32]) -> Integers:
     rows = len(objects.object_id)
     sums = np.zeros((3, rows), np.int64)
     core, place = np.ascontiguousarray(labels[2:-2, 2:-2]), np.arange(rows, dtype=np.uint32)
-    greatest = add_areas(core, place, objects.spec.space, objects.tile.core, sums)
+    greatest = add_areas(core, place, objects.spec, objects.tile.core, sums)
     check_areas(greatest, objects.spec.location)
     return carried(sums[:0:-1].T)
 
 
 def _in_units(measures: Measures, spec: RasterSpec) -> Floats:
     """Areas in the unit of the space."""
-    cell = spec.space.cell_area(Box((0, 0), (1, 1)))
+    cell = spec.cell_area(Box((0, 0), (1, 1)))
     if isinstance(cell, float):
         return np.asarray(measures.pixels * cell, np.float64)
     return as_floats(measures.area) / quanta_in_unit(spec.space)

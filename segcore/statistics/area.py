@@ -22,7 +22,7 @@ from segcore.statistic import STATISTICS, Labelled
 
 if TYPE_CHECKING:
     from segcore.legend import Legend
-    from segcore.raster import RasterSpec, Space
+    from segcore.raster import RasterSpec
 
 _SCHEMA = pa.schema(
     [
@@ -59,11 +59,11 @@ class Area:
         Raises `MaskloomError` where a label is neither a class of the legend nor its nodata label, `FormatError` where the
         image's CRS makes no sense.
         """
-        values, space = _compact_labels(item), item.spec.space
+        values = _compact_labels(item)
         place = _places(values.dtype, item.legend)
         classes = len(item.legend.names)
         sums = np.zeros((3, classes + 2), np.int64)
-        greatest = add_areas(values, place, space, item.tile.core, sums)
+        greatest = add_areas(values, place, item.spec, item.tile.core, sums)
         if sums[0, -1]:
             raise _stranger(item)
         check_areas(greatest, item.spec.location)
@@ -104,7 +104,7 @@ class Area:
                 "nodata_pixels": nodata,
                 "unprocessed_pixels": unprocessed,
             }
-            for i, (name, area) in enumerate(zip(names, _in_units(total, spec.space), strict=True))
+            for i, (name, area) in enumerate(zip(names, _in_units(total, spec), strict=True))
         ]
 
 
@@ -137,9 +137,9 @@ def _stranger(item: Labelled) -> MaskloomError:
     )
 
 
-def _in_units(total: dict[str, Any], space: Space) -> list[float]:
+def _in_units(total: dict[str, Any], spec: RasterSpec) -> list[float]:
     """Areas of the classes in the unit of the space."""
     if total["areas"]:
-        return [quanta / quanta_in_unit(space) for quanta in total["areas"]]
-    cell = space.cell_area(Box((0, 0), (1, 1))) if any(total["counts"]) else 0.0
+        return [quanta / quanta_in_unit(spec.space) for quanta in total["areas"]]
+    cell = spec.cell_area(Box((0, 0), (1, 1))) if any(total["counts"]) else 0.0
     return [float(count * cell) for count in total["counts"]]

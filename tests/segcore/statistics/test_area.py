@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -140,6 +141,22 @@ def test_tiles_that_are_counted_twice_are_an_error() -> None:
 
     with pytest.raises(MaskloomError, match="at most the 400 pixels of memory://image"):
         rows_of(Area(), image, image.cut((20, 20)) * 2)
+
+
+def test_ground_ends_where_an_equal_area_map_ends() -> None:
+    """A third of the pixels of a sinusoidal world map lies beside the world, as MODIS has it, and has no area; whatever the tiling."""
+    sphere = 6371007.181
+    half = math.pi * sphere
+    space = Space(
+        (2.2 * half / 44, 0.0, -1.1 * half, 0.0, -1.1 * half / 22, 0.55 * half), wkt(f"+proj=sinu +R={sphere} +type=crs")
+    )
+    image = make_image((22, 44), space, 2, 0.0, 7)
+    rows = whole(image)
+
+    assert sum(row["area"] for row in rows) == pytest.approx(4 * math.pi * sphere**2, rel=1e-6)
+    assert sum(row["pixel_count"] for row in rows) == 22 * 44
+    for tile in [(7, 5), (22, 13), (1, 44)]:
+        assert rows_of(Area(), image, image.cut(tile)) == rows
 
 
 def test_the_quantum_belongs_to_the_raster_not_to_the_tile() -> None:
