@@ -22,7 +22,7 @@ from segcore.errors import FitError
 from segcore.methods import basins
 from segcore.methods.naming import MOST_CLASSES, check_bands, check_names, check_references, class_names, class_order
 from segcore.methods.pointwise import select_fitted
-from segcore.methods.samples import Samples, State, Units, note_of_units, spread_of
+from segcore.methods.samples import Samples, State, Units, note_of_nodata, note_of_units, spread_of
 from segcore.model import MODELS, Exactness, Fitter, Footprint, Segmenter
 from segcore.raster import Labels
 
@@ -111,9 +111,9 @@ class FeatureMeanShift:
         """The model.
 
         Raises `FitError` where there is no valid pixel, where the bandwidth is so small that there are more than 250 classes or most
-        pixels lie in basins that are none, and where the number of classes is not that of the names.
+        pixels lie in basins that are none, where the number of classes is not that of the names, and where the values lie too far apart.
         """
-        dataset = Samples(self.seed).finish(total)
+        dataset = Samples(self.seed).finish(total, self.bands)
         units = Units.of(dataset)
         spread = units.spread if self.standardise else np.ones_like(units.spread)
         values, weights = dataset.ascending()
@@ -149,6 +149,7 @@ class FeatureMeanShift:
             chosen=self.bandwidth is None,
             deviations=tuple(units.deviation.tolist()),
             standardised=self.standardise,
+            suspect=note_of_nodata(dataset, self.bands),
         )
 
 
@@ -190,6 +191,8 @@ class ModesModel:
     """Whether bandwidth and distances are counted in `deviations`, else in the units of the pixels."""
     chosen: bool = False
     """Whether the spread of the values decided the bandwidth."""
+    suspect: str | None = None
+    """What among the fitted pixels looks like undeclared nodata."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
@@ -228,7 +231,7 @@ class ModesModel:
         return out
 
     def provenance(self) -> Mapping[str, Any]:
-        """Modes, shares and how they were found; a note where a chosen bandwidth does not suit the pixels, or a band had next to no say."""
+        """Modes, shares and how they were found; a note on what to look at: bandwidth, units or nodata."""
         note = self._note
         return {
             "clusters": len(self.modes),
@@ -252,7 +255,7 @@ class ModesModel:
 
     @property
     def _note(self) -> str | None:
-        notes: list[str | None] = []
+        notes = [self.suspect]
         if self.chosen and not 1 < len(self.modes) <= _MANY_CLASSES:
             found, way = ("one class alone", "lower") if len(self.modes) == 1 else (f"{len(self.modes)} classes", "higher")
             notes.append(
