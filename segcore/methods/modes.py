@@ -116,7 +116,8 @@ class FeatureMeanShift:
         dataset = Samples(self.seed).finish(total, self.bands)
         units = Units.of(dataset)
         spread = units.spread if self.standardise else np.ones_like(units.spread)
-        values, weights = dataset.ascending()
+        centred, origin = dataset.centred()
+        values, weights = centred.ascending()
         values = _counted_in(values, spread)
         bandwidth = self.bandwidth or basins.auto_bandwidth(values, weights, self.kernel, self.seed)
         points = basins.gather(values, weights, self.kernel, bandwidth)
@@ -126,7 +127,7 @@ class FeatureMeanShift:
                 f"classes: {len(self.classes)} names, but mean shift found {len(modes)} modes with bandwidth {bandwidth:.6g}. Give as "
                 f"many names, leave them out, or {'raise' if len(self.classes) < len(modes) else 'lower'} `bandwidth`."
             )
-        modes = modes * spread
+        modes = modes * spread + origin
         order = class_order(modes, self.classes, units.spread, rgb=dataset.rgb)
         keys, kinds, shares = _table(points, np.argsort(order)[members])
         return ModesModel(
@@ -138,7 +139,7 @@ class FeatureMeanShift:
             fractions=tuple((np.bincount(kinds, shares, len(order)) / shares.sum()).tolist()),
             orphans=orphans,
             side=points.lattice.side,
-            lows=points.lattice.lows,
+            lows=tuple((np.array(points.lattice.lows) + origin / spread).tolist()),
             extents=points.lattice.extents,
             cells=_packed(np.diff(keys, prepend=np.uint64(0))),
             cell_classes=_packed(kinds.astype(np.uint8)),

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -39,6 +39,8 @@ _TABLE_PAYS_FROM = 2**15
 """Blocks with fewer pixels are sorted: that takes less than looking through the table's pages."""
 _LARGEST, _LEAST_RANGE = 1e100, 1e-100
 """Values within these have squares, and sums of them over any number of pixels, that floats hold with full precision."""
+_NEXT_TO_NOTHING = 1e-8
+"""Range of values beside their size. float32 holds no such values but equal ones."""
 _UNLIKELY = 1e30
 _APART = 1e-6
 """Values of `_UNLIKELY` or more look like nodata where all others are below this share of them."""
@@ -111,6 +113,17 @@ class Dataset:
         red, green, blue = self.values.astype(np.uint32)
         order = np.argsort(red << 16 | green << 8 | blue, kind="stable")
         return np.ascontiguousarray(self.values[:, order]), self.weights[order]
+
+    def centred(self) -> tuple[Dataset, NDArray[np.float64]]:
+        """The same values counted from an origin near them, and that origin: 0 but in channels whose values differ by next to nothing
+        beside their size (a band of nodata alone, say). There sums would round away what tells values apart.
+        """
+        origin = np.zeros(len(self.values))
+        if self.codes is not None:
+            return self, origin
+        low, high = self.values.min(axis=1).astype(np.float64), self.values.max(axis=1).astype(np.float64)
+        origin = np.where(np.abs(low) * _NEXT_TO_NOTHING > high - low, low, 0.0)
+        return (replace(self, values=self.values - origin[:, None]) if origin.any() else self), origin
 
 
 @dataclass(frozen=True, slots=True, eq=False)

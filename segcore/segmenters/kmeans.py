@@ -102,10 +102,12 @@ class KMeans:
         units = Units.of(dataset)
         spread = units.spread if self.standardise else np.ones_like(units.spread)
         count = count_of(self.clusters, self.classes, "clusters")
-        fitted = fit_kmeans(dataset, count, spread, self.seed) if count is not None else self._best(dataset, spread)
-        order = class_order(fitted.centres, self.classes, units.spread, rgb=dataset.rgb)
+        centred, origin = dataset.centred()
+        fitted = fit_kmeans(centred, count, spread, self.seed) if count is not None else self._best(centred, spread)
+        centres = fitted.centres + origin
+        order = class_order(centres, self.classes, units.spread, rgb=dataset.rgb)
         return KMeansModel(
-            centres=tuple(tuple(row) for row in fitted.centres[order].tolist()),
+            centres=tuple(tuple(row) for row in centres[order].tolist()),
             classes=class_names(len(order), self.classes),
             bands=self.bands,
             fractions=tuple((fitted.weights[order] / fitted.weights.sum()).tolist()),
