@@ -41,9 +41,10 @@ _LARGEST, _LEAST_RANGE = 1e100, 1e-100
 """Values within these have squares, and sums of them over any number of pixels, that floats hold with full precision."""
 _NEXT_TO_NOTHING = 1e-8
 """Range of values beside their size. float32 holds no such values but equal ones."""
-_UNLIKELY = 1e30
+UNLIKELY = 1e30
+"""Values of this size or more are most likely nodata where all others are small."""
 _APART = 1e-6
-"""Values of `_UNLIKELY` or more look like nodata where all others are below this share of them."""
+"""Values of `UNLIKELY` or more look like nodata where all others are below this share of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -265,7 +266,7 @@ def note_of_nodata(dataset: Dataset, bands: Sequence[int] | None) -> str | None:
     notes = []
     for number, row in zip(bands or range(1, len(dataset.values) + 1), dataset.values, strict=True):
         sizes = np.abs(row)
-        far = sizes >= _UNLIKELY
+        far = sizes >= UNLIKELY
         if far.any() and not far.all() and sizes[~far].max() < _APART * sizes[far].min():
             notes.append(told_as_nodata(f"band {number}", float(row.min()), float(row.max())))
     return "; ".join(notes) or None
@@ -273,7 +274,7 @@ def note_of_nodata(dataset: Dataset, bands: Sequence[int] | None) -> str | None:
 
 def told_as_nodata(what: str, low: float, high: float) -> str:
     """The note on values whose extremes, or one of them, look like nodata."""
-    ends = [f"down to {low:.3g}"] * (low <= -_UNLIKELY) + [f"up to {high:.3g}"] * (high >= _UNLIKELY)
+    ends = [f"down to {low:.3g}"] * (low <= -UNLIKELY) + [f"up to {high:.3g}"] * (high >= UNLIKELY)
     return f"{what} has values {' and '.join(ends)}, which look like undeclared nodata"
 
 
