@@ -124,7 +124,7 @@ class Dataset:
             return self, origin
         low, high = self.values.min(axis=1).astype(np.float64), self.values.max(axis=1).astype(np.float64)
         origin = np.where(np.abs(low) * _NEXT_TO_NOTHING > high - low, low, 0.0)
-        return (replace(self, values=self.values - origin[:, None]) if origin.any() else self), origin
+        return (replace(self, values=self.values.astype(np.float64) - origin[:, None]) if origin.any() else self), origin
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -282,7 +282,7 @@ def _require_squares(values: NDArray[np.float64], bands: Sequence[int] | None) -
     """Raise `FitError` where squares of these values (channels, n), or of their differences, would overflow or vanish."""
     for number, row in zip(bands or range(1, len(values) + 1), values, strict=True):
         low, high = float(row.min()), float(row.max())
-        if -_LARGEST <= low and high <= _LARGEST and (low == high or high - low >= _LEAST_RANGE):
+        if low >= -_LARGEST and high <= _LARGEST and (low == high or high - low >= _LEAST_RANGE):
             continue
         raise FitError(
             f"Clusters cannot be found in values from {low:g} to {high:g} (band {number}): squares need values within {_LARGEST:g} of 0 "

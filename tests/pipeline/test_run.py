@@ -93,7 +93,12 @@ def test_extreme_values_fail_their_image_alone_and_likely_nodata_is_told(tmp_pat
 
     assert result.exit_code == 3, result.output
     rows = {row["image_id"]: row for row in read_table(tmp_path / "out", "images")}
-    assert {name: row["status"] for name, row in rows.items()} == {"good": "ok", "huge": "failed", "largest": "failed", "odd": "ok"}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "good": "ok",
+        "huge": "failed",
+        "largest": "failed",
+        "odd": "ok",
+    }
     assert all("Clusters cannot be found in values" in rows[name]["error"] for name in ("huge", "largest"))
     assert "band 1 has values down to -3.4e+38, which look like undeclared nodata" in rows["odd"]["warning"]
     assert "nodata" not in (rows["good"]["warning"] or "")
