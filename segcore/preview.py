@@ -195,6 +195,8 @@ def _stretch(shown: NDArray[np.float32], valid: NDArray[np.bool_], axis: int | N
     """Spread the 2nd to 98th percentile of the valid pixels over 0 to 255, in place."""
     values = shown[valid & np.isfinite(shown).all(axis=2)]
     if not len(values):
+        # Not one of them is within float32: infinite ones are white or black.
+        shown[...] = np.clip(np.nan_to_num(shown), 0, 255)
         return
     # What leaves float32 here is clipped, and NaN shown as black: undeclared nodata of -3.4e38, say.
     with np.errstate(over="ignore", invalid="ignore"):
