@@ -133,7 +133,9 @@ def _means(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> tuple[NDArr
     else:
         pixels = np.where(valid[..., None], pixels, pixels.dtype.type(0))
         counts = _sums(valid[..., None], "uint16")[..., 0]
-    return (_sums(pixels, kind) / np.maximum(counts, 1)[..., None]).astype(np.float32), counts > 0
+    # Infinite and NaN pixels, and sums and means beyond float32, come out as such; what is not finite takes no part in the stretch.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (_sums(pixels, kind) / np.maximum(counts, 1)[..., None]).astype(np.float32), counts > 0
 
 
 def _sums(windows: NDArray[np.generic], kind: str) -> NDArray[Any]:
@@ -193,10 +195,14 @@ def _stretch(shown: NDArray[np.float32], valid: NDArray[np.bool_], axis: int | N
     """Spread the 2nd to 98th percentile of the valid pixels over 0 to 255, in place."""
     values = shown[valid & np.isfinite(shown).all(axis=2)]
     if not len(values):
+        # Not one of them is within float32: infinite ones are white or black.
+        shown[...] = np.clip(np.nan_to_num(shown), 0, 255)
         return
-    low, high = np.percentile(values, [2, 98], axis=axis)
-    scale = np.where(high > low, 255 / np.where(high > low, high - low, 1), 1)
-    shown[...] = np.clip(np.nan_to_num((shown - low) * scale + np.where(high > low, 0, 128)), 0, 255)
+    # What leaves float32 here is clipped, and NaN shown as black: undeclared nodata of -3.4e38, say.
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = np.percentile(values, [2, 98], axis=axis)
+        scale = np.where(high > low, 255 / np.where(high > low, high - low, 1), 1)
+        shown[...] = np.clip(np.nan_to_num((shown - low) * scale + np.where(high > low, 0, 128)), 0, 255)
 
 
 def _overlay(

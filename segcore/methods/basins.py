@@ -38,6 +38,8 @@ _CELLS: dict[Kernel, tuple[float, float]] = {"flat": (1 / 8, 1 / 2), "epanechnik
 """Sides of the finest and the coarsest cells in bandwidths. A gaussian is smooth, and its bandwidth a standard deviation."""
 _REACH: dict[Kernel, float] = {"flat": 1.0, "epanechnikov": 1.0, "gaussian": 3.0}
 """Where the kernel is cut off, in bandwidths."""
+_MOST_CELLS = 2**53
+"""Most cells along a channel: floats hold the number of each."""
 _MOST_STEPS = 300
 _SUBSET = 1024
 _NEAREST_OF_ONE, _NEAREST_OF_MORE, _THIN = 0.1, 0.05, 0.1
@@ -58,9 +60,15 @@ class Lattice:
 
     @classmethod
     def over(cls, values: NDArray[np.generic], side: float) -> Lattice:
-        """The lattice that covers these values (channels, n)."""
-        lows = values.min(axis=1).astype(np.float64)
-        return cls(side, tuple(lows.tolist()), tuple((np.floor((values.max(axis=1) - lows) / side) + 1).tolist()))
+        """The lattice that covers these values (channels, n). Raises `FitError` where floats do not tell so many cells apart."""
+        lows, highs = (ends.astype(np.float64) for ends in (values.min(axis=1), values.max(axis=1)))
+        widest = int(np.argmax(highs - lows))
+        if not highs[widest] - lows[widest] < _MOST_CELLS * side:
+            raise FitError(
+                f"Mean shift cannot tell cells of width {side:.6g} apart between values from {lows[widest]:g} to {highs[widest]:g}. "
+                "Check nodata, or raise `bandwidth`."
+            )
+        return cls(side, tuple(lows.tolist()), tuple((np.floor((highs - lows) / side) + 1).tolist()))
 
     @property
     def arrays(self) -> tuple[float, Floats, Floats, Keys]:
@@ -169,7 +177,7 @@ def gather(values: NDArray[np.generic], weights: Floats, kernel: Kernel, bandwid
     """Points that stand for these different values (channels, n). Raises `FitError` where the bandwidth is far too small."""
     if weights.size <= FEW_VALUES:
         # Whole numbers lie in cells of their own; other values that share a basin's cell are next to equal.
-        side = 1.0 if np.array_equal(values, np.floor(values)) else bandwidth / 64
+        side = 1.0 if np.array_equal(values, np.floor(values)) and np.ptp(values, axis=1).max() < _MOST_CELLS else bandwidth / 64
         return _by_value(values, weights, Lattice.over(values, side))
     finest, coarsest = (bandwidth * side for side in _CELLS[kernel])
     side = finest / 8 if len(values) == 1 else finest
@@ -249,8 +257,10 @@ def _climb(points: Points, kernel: Kernel, bandwidth: float) -> tuple[Floats, Fl
     axes = np.argsort(-points.values.std(axis=0), kind="stable")
     values = points.values[:, axes]
     order, starts, rows = _rows(values, reach)
-    micro = Lattice.over(values.T, bandwidth / 64).arrays
-    if points.whole and len(values) <= FEW_VALUES:
+    # Few points have paths of their own (a side of 0), so that any lattice will do.
+    alone = points.whole and len(values) <= FEW_VALUES
+    micro = (points.lattice if alone else Lattice.over(values.T, bandwidth / 64)).arrays
+    if alone:
         micro = (0.0, *micro[1:])
     codes = {"flat": kernels.FLAT, "epanechnikov": kernels.EPANECHNIKOV, "gaussian": kernels.GAUSSIAN}
     window = (codes[kernel], bandwidth, reach)

@@ -22,7 +22,7 @@ from segcore.errors import FitError
 from segcore.methods import basins
 from segcore.methods.naming import MOST_CLASSES, check_bands, check_names, check_references, class_names, class_order
 from segcore.methods.pointwise import select_fitted
-from segcore.methods.samples import Samples, State, Units, note_of_units, spread_of
+from segcore.methods.samples import Samples, State, Units, note_of_nodata, note_of_units, spread_of
 from segcore.model import MODELS, Exactness, Fitter, Footprint, Segmenter
 from segcore.raster import Labels
 
@@ -111,12 +111,13 @@ class FeatureMeanShift:
         """The model.
 
         Raises `FitError` where there is no valid pixel, where the bandwidth is so small that there are more than 250 classes or most
-        pixels lie in basins that are none, and where the number of classes is not that of the names.
+        pixels lie in basins that are none, where the number of classes is not that of the names, and where the values lie too far apart.
         """
-        dataset = Samples(self.seed).finish(total)
+        dataset = Samples(self.seed).finish(total, self.bands)
         units = Units.of(dataset)
         spread = units.spread if self.standardise else np.ones_like(units.spread)
-        values, weights = dataset.ascending()
+        centred, origin = dataset.centred()
+        values, weights = centred.ascending()
         values = _counted_in(values, spread)
         bandwidth = self.bandwidth or basins.auto_bandwidth(values, weights, self.kernel, self.seed)
         points = basins.gather(values, weights, self.kernel, bandwidth)
@@ -126,7 +127,7 @@ class FeatureMeanShift:
                 f"classes: {len(self.classes)} names, but mean shift found {len(modes)} modes with bandwidth {bandwidth:.6g}. Give as "
                 f"many names, leave them out, or {'raise' if len(self.classes) < len(modes) else 'lower'} `bandwidth`."
             )
-        modes = modes * spread
+        modes = modes * spread + origin
         order = class_order(modes, self.classes, units.spread, rgb=dataset.rgb)
         keys, kinds, shares = _table(points, np.argsort(order)[members])
         return ModesModel(
@@ -138,7 +139,7 @@ class FeatureMeanShift:
             fractions=tuple((np.bincount(kinds, shares, len(order)) / shares.sum()).tolist()),
             orphans=orphans,
             side=points.lattice.side,
-            lows=points.lattice.lows,
+            lows=tuple((np.array(points.lattice.lows) + origin / spread).tolist()),
             extents=points.lattice.extents,
             cells=_packed(np.diff(keys, prepend=np.uint64(0))),
             cell_classes=_packed(kinds.astype(np.uint8)),
@@ -149,6 +150,7 @@ class FeatureMeanShift:
             chosen=self.bandwidth is None,
             deviations=tuple(units.deviation.tolist()),
             standardised=self.standardise,
+            suspect=note_of_nodata(dataset, self.bands),
         )
 
 
@@ -190,6 +192,8 @@ class ModesModel:
     """Whether bandwidth and distances are counted in `deviations`, else in the units of the pixels."""
     chosen: bool = False
     """Whether the spread of the values decided the bandwidth."""
+    suspect: str | None = None
+    """What among the fitted pixels looks like undeclared nodata."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
@@ -228,7 +232,7 @@ class ModesModel:
         return out
 
     def provenance(self) -> Mapping[str, Any]:
-        """Modes, shares and how they were found; a note where a chosen bandwidth does not suit the pixels, or a band had next to no say."""
+        """Modes, shares and how they were found; a note on what to look at: bandwidth, units or nodata."""
         note = self._note
         return {
             "clusters": len(self.modes),
@@ -252,7 +256,7 @@ class ModesModel:
 
     @property
     def _note(self) -> str | None:
-        notes: list[str | None] = []
+        notes = [self.suspect]
         if self.chosen and not 1 < len(self.modes) <= _MANY_CLASSES:
             found, way = ("one class alone", "lower") if len(self.modes) == 1 else (f"{len(self.modes)} classes", "higher")
             notes.append(

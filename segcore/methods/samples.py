@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from segcore.errors import NothingToFit
+from segcore.errors import FitError, NothingToFit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +37,14 @@ _TABLE_ENTRIES = 2**24
 _LEAST_SAY = 0.01
 _TABLE_PAYS_FROM = 2**15
 """Blocks with fewer pixels are sorted: that takes less than looking through the table's pages."""
+_LARGEST, _LEAST_RANGE = 1e100, 1e-100
+"""Values within these have squares, and sums of them over any number of pixels, that floats hold with full precision."""
+_NEXT_TO_NOTHING = 1e-8
+"""Range of values beside their size. float32 holds no such values but equal ones."""
+UNLIKELY = 1e30
+"""Values of this size or more are most likely nodata where all others are small."""
+_APART = 1e-6
+"""Values of `UNLIKELY` or more look like nodata where all others are below this share of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +115,17 @@ class Dataset:
         order = np.argsort(red << 16 | green << 8 | blue, kind="stable")
         return np.ascontiguousarray(self.values[:, order]), self.weights[order]
 
+    def centred(self) -> tuple[Dataset, NDArray[np.float64]]:
+        """The same values counted from an origin near them, and that origin: 0 but in channels whose values differ by next to nothing
+        beside their size (a band of nodata alone, say). There sums would round away what tells values apart.
+        """
+        origin = np.zeros(len(self.values))
+        if self.codes is not None:
+            return self, origin
+        low, high = self.values.min(axis=1).astype(np.float64), self.values.max(axis=1).astype(np.float64)
+        origin = np.where(np.abs(low) * _NEXT_TO_NOTHING > high - low, low, 0.0)
+        return (replace(self, values=self.values.astype(np.float64) - origin[:, None]) if origin.any() else self), origin
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
@@ -169,8 +188,11 @@ class Samples:
                 merged[place] = (rgb and also_rgb, mine.merge(content))
         return merged
 
-    def finish(self, total: State) -> Dataset:
-        """The weighted values. Raises `NothingToFit` where there is no valid pixel."""
+    def finish(self, total: State, bands: Sequence[int] | None = None) -> Dataset:
+        """The weighted values of these bands (None: of all).
+
+        Raises `NothingToFit` where there is no valid pixel, `FitError` where floats cannot hold the squares of the values.
+        """
         pixels: dict[int, int] = {}
         for (channels, _), (_, content) in total.items():
             pixels[channels] = pixels.get(channels, 0) + content.pixels
@@ -188,6 +210,7 @@ class Samples:
             return Dataset(colours, counted.counts.astype(np.float64), pixels[channels], rgb, exact, counted.keys)
         values = np.concatenate([_values(content, encoding, channels) for encoding, _, content in parts], axis=1)
         weights = np.concatenate([_weights(content) for _, _, content in parts])
+        _require_squares(values, bands)
         return Dataset(*_different(values, weights), pixels[channels], rgb, exact)
 
     def _draw(self, block: Block, pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Drawn:
@@ -234,6 +257,37 @@ def note_of_units(deviation: Sequence[float], bands: Sequence[int] | None) -> st
         f"by standard deviation, band {', '.join(hardly)} hardly counts beside band {numbers[widest]} ({deviation[widest]:.3g}): set "
         "`standardise: true` where their units differ"
     )
+
+
+def note_of_nodata(dataset: Dataset, bands: Sequence[int] | None) -> str | None:
+    """What to know where a band has values of 1e30 or more, far from all others: most likely nodata that the file does not declare."""
+    if dataset.values.dtype.kind != "f":
+        return None
+    notes = []
+    for number, row in zip(bands or range(1, len(dataset.values) + 1), dataset.values, strict=True):
+        sizes = np.abs(row)
+        far = sizes >= UNLIKELY
+        if far.any() and not far.all() and sizes[~far].max() < _APART * sizes[far].min():
+            notes.append(told_as_nodata(f"band {number}", float(row.min()), float(row.max())))
+    return "; ".join(notes) or None
+
+
+def told_as_nodata(what: str, low: float, high: float) -> str:
+    """The note on values whose extremes, or one of them, look like nodata."""
+    ends = [f"down to {low:.3g}"] * (low <= -UNLIKELY) + [f"up to {high:.3g}"] * (high >= UNLIKELY)
+    return f"{what} has values {' and '.join(ends)}, which look like undeclared nodata"
+
+
+def _require_squares(values: NDArray[np.float64], bands: Sequence[int] | None) -> None:
+    """Raise `FitError` where squares of these values (channels, n), or of their differences, would overflow or vanish."""
+    for number, row in zip(bands or range(1, len(values) + 1), values, strict=True):
+        low, high = float(row.min()), float(row.max())
+        if low >= -_LARGEST and high <= _LARGEST and (low == high or high - low >= _LEAST_RANGE):
+            continue
+        raise FitError(
+            f"Clusters cannot be found in values from {low:g} to {high:g} (band {number}): squares need values within {_LARGEST:g} of 0 "
+            f"that are all equal or spread over {_LEAST_RANGE:g} or more. Check nodata, or bring the values into another unit."
+        )
 
 
 def decode(keys: NDArray[np.uint32], encoding: str, channels: int) -> NDArray[np.generic]:

@@ -18,7 +18,7 @@ import numpy as np
 from segcore.methods.clustering import Clustering, different, fit_kmeans, refine, search, startable
 from segcore.methods.naming import MOST_CLASSES, check_bands, check_references, class_names, class_order, count_of
 from segcore.methods.pointwise import Scores, select_fitted
-from segcore.methods.samples import Dataset, Samples, State, Units, note_of_units, spread_of
+from segcore.methods.samples import Dataset, Samples, State, Units, note_of_nodata, note_of_units, spread_of
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
 from segcore.raster import Labels
 
@@ -97,15 +97,17 @@ class KMeans:
         return Samples(self.seed).merge(a, b)
 
     def finish(self, total: State) -> Segmenter:
-        """The model. Raises `FitError` where there are fewer different values than clusters."""
-        dataset = Samples(self.seed).finish(total)
+        """The model. Raises `FitError` where there are fewer different values than clusters, or floats cannot hold their squares."""
+        dataset = Samples(self.seed).finish(total, self.bands)
         units = Units.of(dataset)
         spread = units.spread if self.standardise else np.ones_like(units.spread)
         count = count_of(self.clusters, self.classes, "clusters")
-        fitted = fit_kmeans(dataset, count, spread, self.seed) if count is not None else self._best(dataset, spread)
-        order = class_order(fitted.centres, self.classes, units.spread, rgb=dataset.rgb)
+        centred, origin = dataset.centred()
+        fitted = fit_kmeans(centred, count, spread, self.seed) if count is not None else self._best(centred, spread)
+        centres = fitted.centres + origin
+        order = class_order(centres, self.classes, units.spread, rgb=dataset.rgb)
         return KMeansModel(
-            centres=tuple(tuple(row) for row in fitted.centres[order].tolist()),
+            centres=tuple(tuple(row) for row in centres[order].tolist()),
             classes=class_names(len(order), self.classes),
             bands=self.bands,
             fractions=tuple((fitted.weights[order] / fitted.weights.sum()).tolist()),
@@ -116,6 +118,7 @@ class KMeans:
             exact=dataset.exact,
             deviations=tuple(units.deviation.tolist()),
             standardised=self.standardise,
+            suspect=note_of_nodata(dataset, self.bands),
         )
 
     def _best(self, dataset: Dataset, spread: Floats) -> Clustering:
@@ -165,6 +168,8 @@ class KMeansModel:
     """Standard deviation of each band over the fitted pixels."""
     standardised: bool = False
     """Whether distances are counted in `deviations`, else in the units of the pixels."""
+    suspect: str | None = None
+    """What among the fitted pixels looks like undeclared nodata."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
@@ -189,7 +194,7 @@ class KMeansModel:
         return Scores((0.0,) * len(self.centres), self.centres, factors)
 
     def provenance(self) -> Mapping[str, Any]:
-        """Centres, shares and how they were found; a note where a band had next to no say."""
+        """Centres, shares and how they were found; a note where a band had next to no say, or what looks like nodata took part."""
         note = self._note
         return {
             "clusters": len(self.centres),
@@ -211,4 +216,5 @@ class KMeansModel:
 
     @property
     def _note(self) -> str | None:
-        return None if self.standardised else note_of_units(self.deviations, self.bands)
+        units = None if self.standardised else note_of_units(self.deviations, self.bands)
+        return "; ".join(filter(None, [self.suspect, units])) or None

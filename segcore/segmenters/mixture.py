@@ -16,7 +16,7 @@ import numpy as np
 from segcore.methods.expectation import Covariance, Shape, choose_mixture, fit_mixture, posteriors
 from segcore.methods.naming import MOST_CLASSES, check_bands, check_references, class_names, class_order, count_of
 from segcore.methods.pointwise import Scores, select_fitted
-from segcore.methods.samples import Samples, State, Units
+from segcore.methods.samples import Samples, State, Units, note_of_nodata
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
 from segcore.raster import Labels
 
@@ -96,8 +96,12 @@ class MixtureOfGaussians:
         return Samples(self.seed).merge(a, b)
 
     def finish(self, total: State) -> Segmenter:
-        """The model. Raises `FitError` where there are fewer different values than components, or a component degenerates."""
-        dataset = Samples(self.seed).finish(total)
+        """The model.
+
+        Raises `FitError` where there are fewer different values than components, a component degenerates, or floats cannot hold the
+        squares of the values.
+        """
+        dataset = Samples(self.seed).finish(total, self.bands)
         units = Units.of(dataset)
         shape = Shape(self.covariance, self.reg_covar)
         count = count_of(self.components, self.classes, "components")
@@ -124,6 +128,7 @@ class MixtureOfGaussians:
             pixels=dataset.pixels,
             values=int(dataset.weights.size),
             exact=dataset.exact,
+            suspect=note_of_nodata(dataset, self.bands),
         )
 
 
@@ -153,6 +158,8 @@ class MixtureModel:
     """Distinct or sampled values that stood for them."""
     exact: bool
     """Whether all pixels took part, none left out by sampling."""
+    suspect: str | None = None
+    """What among the fitted pixels looks like undeclared nodata."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
@@ -181,7 +188,7 @@ class MixtureModel:
         return posteriors(block.pixels, (np.array(self.constants), np.array(self.means), np.array(self.factors)))
 
     def provenance(self) -> Mapping[str, Any]:
-        """Components and how they were found."""
+        """Components and how they were found; a note where what looks like nodata took part."""
         return {
             "components": len(self.means),
             "means": [list(mean) for mean in self.means],
@@ -191,7 +198,12 @@ class MixtureModel:
             "log_likelihood": self.log_likelihood,
             "steps": self.steps,
             "converged": self.converged,
+            **({} if self.suspect is None else {"note": self.suspect}),
             "pixels": self.pixels,
             "values": self.values,
             "exact": self.exact,
         }
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the fit says it all
+        """The note."""
+        return self.suspect

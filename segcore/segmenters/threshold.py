@@ -28,6 +28,7 @@ from segcore.errors import FitError, NothingToFit
 from segcore.methods.histogram import Bins, Values
 from segcore.methods.intensity import Band, Source, core_intensity, exceeds, intensity, select_source
 from segcore.methods.naming import check_names
+from segcore.methods.samples import UNLIKELY, told_as_nodata
 from segcore.methods.thresholds import Histogram, find_thresholds
 from segcore.methods.windows import LARGEST_WINDOW, Window, WindowStatistic
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
@@ -176,11 +177,12 @@ class Threshold:
             return self.model_of(Histogram.of_values(total.counts, int(total.low)))
         return self.model_of(Histogram(np.array([total.pixels]), np.array([total.low])))
 
-    def model_of(self, histogram: Histogram) -> ThresholdModel:
-        """The model that follows from a histogram. Raises `FitError` where it has too few different values."""
+    def model_of(self, histogram: Histogram, suspect: str | None = None) -> ThresholdModel:
+        """The model that follows from a histogram, and from what in it looks like nodata. Raises `FitError` where it has too few different values."""
         method = self.method or "otsu"
         thresholds = find_thresholds(histogram, method, self.levels)
-        return ThresholdModel(thresholds, self.expected_classes, self.source, self.above, method, int(histogram.counts.sum()))
+        pixels = int(histogram.counts.sum())
+        return ThresholdModel(thresholds, self.expected_classes, self.source, self.above, method, pixels, suspect)
 
 
 def _require_bins(low: float, high: float, number: int) -> None:
@@ -229,7 +231,19 @@ class BinnedThreshold:
 
     def finish(self, total: NDArray[np.int64]) -> Segmenter:
         """The model."""
-        return self.recipe.model_of(Histogram(total, self.bins.centres))
+        return self.recipe.model_of(Histogram(total, self.bins.centres), self._suspect(total))
+
+    def _suspect(self, total: NDArray[np.int64]) -> str | None:
+        """The note where values of 1e30 or more lie far from all others, which are then within a bin's width of 0."""
+        low, high = self.bins.low, self.bins.high
+        largest = max(abs(low), abs(high))
+        places = np.abs(self.bins.centres[total > 0].astype(np.float64))
+        near = places <= (high / self.bins.number - low / self.bins.number)
+        if largest < UNLIKELY or not near.any() or not (near | (places > largest / 2)).all():
+            return None
+        bands = self.recipe.bands if self.recipe.band is None else (self.recipe.band,)
+        named = bands is not None and len(bands) == 1 and bands[0] != "luminance"
+        return told_as_nodata(f"band {bands[0]}" if bands and named else "the image", low, high)
 
 
 @MODELS.register("threshold")
@@ -245,6 +259,8 @@ class ThresholdModel:
     """`value` where the threshold was given, else how it was found."""
     pixels: int = 0
     """Pixels that it was found in."""
+    suspect: str | None = None
+    """What among them looks like undeclared nodata."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
@@ -269,8 +285,13 @@ class ThresholdModel:
         return Labels(labels)
 
     def provenance(self) -> Mapping[str, Any]:
-        """Thresholds, and how and in how many pixels they were found."""
-        return {"thresholds": list(self.thresholds), "method": self.method, "pixels": self.pixels}
+        """Thresholds, and how and in how many pixels they were found; a note where what looks like nodata is among these."""
+        note = {} if self.suspect is None else {"note": self.suspect}
+        return {"thresholds": list(self.thresholds), "method": self.method, **note, "pixels": self.pixels}
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the fit says it all
+        """The note."""
+        return self.suspect
 
 
 @MODELS.register("threshold_local")

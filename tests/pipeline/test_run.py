@@ -79,6 +79,33 @@ def test_a_band_without_a_say_is_told_in_the_log_and_the_table(tmp_path, maskloo
         assert (counted == [800, 1600, 800, 1600]) == (not warned)
 
 
+@pytest.mark.parametrize("segmenter", ["mixture", "mean_shift"])
+def test_extreme_values_fail_their_image_alone_and_likely_nodata_is_told(tmp_path, maskloom, caplog, recwarn, segmenter):
+    steps = np.random.default_rng(1).integers(0, 3, (40, 60, 1)) + 0.05 * np.random.default_rng(0).standard_normal((40, 60, 2))
+    for name, value in (("good", 0), ("huge", 1e160), ("largest", -np.finfo(float).max), ("odd", -3.4e38)):
+        pixels = steps.astype("float32" if name in ("good", "odd") else "float64")
+        pixels[:, :8, 0] = value
+        write_tiff(tmp_path / f"{name}.tif", pixels)
+    parameters = ("-p", "components=3") if segmenter == "mixture" else ("-p", "bandwidth=1e15", "-p", "standardise=true")
+    command = ("segment", tmp_path / "*.tif", "-o", tmp_path / "out", "-s", segmenter, *parameters, "--fit", "image")
+
+    result = maskloom(*command, "--no-prefect", "--quiet", "--set", "cluster=serial")
+
+    assert result.exit_code == 3, result.output
+    rows = {row["image_id"]: row for row in read_table(tmp_path / "out", "images")}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "good": "ok",
+        "huge": "failed",
+        "largest": "failed",
+        "odd": "ok",
+    }
+    assert all("Clusters cannot be found in values" in rows[name]["error"] for name in ("huge", "largest"))
+    assert "band 1 has values down to -3.4e+38, which look like undeclared nodata" in rows["odd"]["warning"]
+    assert "nodata" not in (rows["good"]["warning"] or "")
+    assert "band 1 has values down to -3.4e+38" in caplog.text
+    assert not [each for each in recwarn if issubclass(each.category, RuntimeWarning)]
+
+
 def test_mask_of_a_scene_opens_on_the_same_grid(collection, recipe, maskloom):
     maskloom("run", recipe, "--no-prefect", "--quiet")
 

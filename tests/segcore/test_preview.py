@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -254,3 +255,28 @@ def test_parts_that_never_came_look_like_nodata():
     part = observe(pixels, valid, labels, 32, 1)[3]
     png = render_preview([replace(part)], (64, 64), "rgb", LEGEND, 1)
     assert np.array(Image.open(io.BytesIO(png)))[:32].max() <= 60
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("dtype", "factor", "odd"),
+    [
+        ("float32", 1, [np.inf, -np.inf, np.nan]),
+        ("float32", 1, [-3.4e38, 3.4e38]),
+        ("float64", 1, [-np.finfo(float).max, np.finfo(float).max]),
+        ("float64", 1e160, [-1e160]),
+    ],
+)
+def test_extreme_values_are_shown_without_warnings(dtype: str, factor: float, odd: list[float], stride: int) -> None:
+    pixels = (np.linspace(1, 2, 400).reshape(20, 20, 1) * factor).astype(dtype)
+    for row, value in enumerate(odd):
+        pixels[3 * row : 3 * row + 3] = value
+    labels = np.zeros((20, 20), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parts = observe(pixels, np.ones((20, 20), bool), labels, 20, stride, "bands")
+        rendered = render_preview(parts, (20, 20), "bands", LEGEND, stride)
+    shown = np.array(Image.open(io.BytesIO(rendered)))[: 20 // stride, : 20 // stride].astype(int)
+    # The background stays as it is: grey that does not fall where the values rise.
+    assert (shown[..., 0] == shown[..., 2]).all()
+    assert (np.diff(shown[10 // stride :, 0, 0]) >= 0).all()
