@@ -121,6 +121,8 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     recipe.labels.table(recipe.classes)
     if recipe.bands is not None and (not recipe.bands or min(recipe.bands) < 1):
         raise RecipeError(f"bands: expected numbers from 1 on; got {list(recipe.bands)}.")
+    if is_web(recipe.output):
+        raise RecipeError(f"output: {written(recipe.output)} is a web address, where nothing can be written. Name a folder or a store.")
     if "://" not in recipe.output and Path(recipe.output).exists() and not Path(recipe.output).is_dir():
         raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
     settings = described(recipe)

@@ -22,13 +22,27 @@ _SETTINGS = {
     "GDAL_JPEG_MAX_ALLOWED_SCAN_NUMBER": "1000000",
 }
 _SCAN, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE
+_END = b"\xff\xd9"
 _APPLICATIONS = range(0xE0, 0xF0)
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
 """What follows the byte 0xFF without being a segment: stuffing, fill, and markers that stand alone."""
 
 
 def require_whole_jpeg(location: str, content: bytes) -> None:
-    """Raise `ReadError` where libjpeg has to guess pixels of a JPEG file."""
+    """Raise `ReadError` where libjpeg has to guess pixels of a JPEG file, or where its end is missing."""
+    complaint = _complaint(content)
+    if not complaint:
+        return
+    # A file that was cut in its last bytes may have all pixels.
+    if content[-2:] != _END and not _complaint(content + _END):
+        raise ReadError(f"{location} ends before its end marker (the bytes FF D9), so it is not whole. Copy or save it again.")
+    raise ReadError(
+        f"{location} is damaged or incomplete ({complaint}), so some of its pixels would be guessed. Copy or save it again."
+    )
+
+
+def _complaint(content: bytes) -> str:
+    """What libjpeg says of damage; empty where there is none that it notices."""
     from rasterio.io import MemoryFile
 
     # Read by libjpeg itself: a progressive picture is held as a whole, which takes more than the 500 MB that GDAL gives it.
@@ -42,10 +56,7 @@ def require_whole_jpeg(location: str, content: bytes) -> None:
         except errors() as error:
             # What GDAL cannot read for other reasons is left to PIL.
             complaint = reason(error)
-    if _DAMAGE.search(complaint):
-        raise ReadError(
-            f"{location} is damaged or incomplete ({complaint}), so some of its pixels would be guessed. Copy or save it again."
-        )
+    return complaint if _DAMAGE.search(complaint) else ""
 
 
 def _without_metadata(content: bytes) -> bytes:
