@@ -232,7 +232,9 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     if "://" not in recipe.output and Path(recipe.output).exists() and not Path(recipe.output).is_dir():
         raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
     if is_web(recipe.output):
-        raise RecipeError(f"output: {written(recipe.output)} is a web address, where nothing can be written. Name a folder or a store.")
+        raise RecipeError(
+            f"output: {written(recipe.output)} is a web address, where nothing can be written. Name a folder or a store."
+        )
     _refuse_unknown_classes(recipe)
     _refuse_unknown_stores(recipe)
     _refuse_memory_on_processes(recipe)

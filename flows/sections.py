@@ -95,7 +95,9 @@ def _checked_type(hint: Any) -> Any:
     if SegmenterRecipe in typing.get_args(hint):
         return list[section]
     members = {hint, *typing.get_args(hint)}
-    return hint if bool in members or not members & {int, float} else Annotated[hint, NUMBER if float in members else WHOLE_NUMBER]
+    return (
+        hint if bool in members or not members & {int, float} else Annotated[hint, NUMBER if float in members else WHOLE_NUMBER]
+    )
 
 
 def _no_truth_value(expected: Literal["int_type", "float_type"], value: Any) -> Any:

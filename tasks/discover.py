@@ -86,7 +86,9 @@ def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> Fo
     for entry in idle:
         log.warning("The input %r adds no image: it matches none, or only images that other inputs give too.", written(entry))
     if search.alike:
-        log.warning("Inputs that differ only in the signature of their URL are one image each: %d left out.", search.alike)
+        log.warning(
+            "Inputs that differ only in the signature or the fragment of their URL are one image each: %d left out.", search.alike
+        )
     return Found(sources, search.passed_over)
 
 

@@ -94,7 +94,9 @@ def _decoded(entry: str, content: bytes) -> str:
         try:
             return content.decode(encoding)
         except UnicodeDecodeError as error:
-            raise RecipeError(f"inputs: the list {entry!r} begins as {encoding} and is not: {error}. Save it as UTF-8.") from error
+            raise RecipeError(
+                f"inputs: the list {entry!r} begins as {encoding} and is not: {error}. Save it as UTF-8."
+            ) from error
     if b"\0" in content:
         raise RecipeError(
             f"inputs: the list {entry!r} is no text that can be read (it has zero bytes). Save it as text in UTF-8, or give it its own suffix."
@@ -174,12 +176,13 @@ def _from_parquet(entry: str, content: bytes) -> list[str]:
             if file.metadata.num_rows > MOST_ROWS:
                 raise RecipeError(f"inputs: the list {entry!r} has more than {MOST_ROWS} rows. Cut it into several.")
             column = file.read(columns=[COLUMN], use_threads=False)[COLUMN]
-            counts = {each["values"]: each["counts"] for each in column.value_counts().to_pylist()}
+            values, counts = column.value_counts().flatten()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).rstrip(".")
         raise RecipeError(f"inputs: the list {entry!r} cannot be read as Parquet: {reason}. Write it again.") from error
-    _warn_of_empty(entry, sum(count for uri, count in counts.items() if not uri))
-    return [str(uri) for uri in counts if uri]
+    uris = values.to_pylist()
+    _warn_of_empty(entry, sum(count.as_py() for uri, count in zip(uris, counts, strict=True) if not uri))
+    return [str(uri) for uri in uris if uri]
 
 
 def _refuse_columns(entry: str, separator: str, columns: Sequence[str]) -> NoReturn:

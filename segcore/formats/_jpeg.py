@@ -29,16 +29,18 @@ _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
 
 
 def require_whole_jpeg(location: str, content: bytes) -> None:
-    """Raise `ReadError` where libjpeg has to guess pixels of a JPEG file, or where its end is missing."""
-    complaint = _complaint(content)
-    if not complaint:
-        return
+    """Raise `ReadError` where libjpeg has to guess pixels of a JPEG file, or where its end marker is missing."""
+    essential = _without_metadata(content)
+    # Among pixels these two bytes never follow one another.
+    ended = _END in essential
     # A file that was cut in its last bytes may have all pixels.
-    if content[-2:] != _END and not _complaint(content + _END):
+    complaint = _complaint(essential if ended else essential + _END)
+    if complaint:
+        raise ReadError(
+            f"{location} is damaged or incomplete ({complaint}), so some of its pixels would be guessed. Copy or save it again."
+        )
+    if not ended:
         raise ReadError(f"{location} ends before its end marker (the bytes FF D9), so it is not whole. Copy or save it again.")
-    raise ReadError(
-        f"{location} is damaged or incomplete ({complaint}), so some of its pixels would be guessed. Copy or save it again."
-    )
 
 
 def _complaint(content: bytes) -> str:
@@ -50,7 +52,7 @@ def _complaint(content: bytes) -> str:
     complaint = ""
     with environment(_SETTINGS):
         try:
-            with MemoryFile(_without_metadata(content)) as file, file.open(driver="JPEG") as picture:
+            with MemoryFile(content) as file, file.open(driver="JPEG") as picture:
                 shape = (max(1, picture.height // _SCALE), max(1, picture.width // _SCALE))
                 picture.read(1, out_shape=shape)
         except errors() as error:

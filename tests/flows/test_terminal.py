@@ -63,8 +63,12 @@ def test_logs_of_libraries_hold_no_escapes_tracebacks_or_secrets() -> None:
     assert EscapingFormatter().format(record) == "no https://h/a?sig=*** \\x1b"
 
 
-@pytest.mark.parametrize(("done", "failed", "words"), [(30, 0, "30 images done, 0 failed, "), (20, 1, "20 images done, 1 failed, 9 unchanged, ")])
-def test_unchanged_is_what_a_run_neither_did_nor_failed(done: int, failed: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("done", "failed", "words"), [(30, 0, "30 images done, 0 failed, "), (20, 1, "20 images done, 1 failed, 9 unchanged, ")]
+)
+def test_unchanged_is_what_a_run_neither_did_nor_failed(
+    done: int, failed: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     inventory = SimpleNamespace(sources=[None] * 30, pending=[], removed=0, failed_before=0)
     outcome = SimpleNamespace(done=done, failed=failed, failures=(), pixels=1e6)
     with contextlib.suppress(typer.Exit):

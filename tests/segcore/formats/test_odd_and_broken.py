@@ -135,13 +135,17 @@ def test_other_formats_are_named_and_nobody_is_told_to_rename_them(name: str) ->
         assert "ename it" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("head", [b"P4\t8 8\n", b"P5\n# by a camera\n8 8\n", b"P1\n8 8\n", b"P7\nWIDTH 8\n", b"Pf\n8 8\n-1.0\n", b"PF\n8 8\n"])
+@pytest.mark.parametrize(
+    "head", [b"P4\t8 8\n", b"P5\n# by a camera\n8 8\n", b"P1\n8 8\n", b"P7\nWIDTH 8\n", b"Pf\n8 8\n-1.0\n", b"PF\n8 8\n"]
+)
 def test_netpbm_is_known_by_its_first_letters(head: bytes) -> None:
     assert kind_of(head) == "Netpbm"
     assert kind_of(b"P6 is text, and Plain") == "text"
 
 
-@pytest.mark.parametrize(("code", "name"), [(34712, "JPEG 2000"), (33005, "JPEG 2000 (of Aperio slides)"), (60001, "compression 60001")])
+@pytest.mark.parametrize(
+    ("code", "name"), [(34712, "JPEG 2000"), (33005, "JPEG 2000 (of Aperio slides)"), (60001, "compression 60001")]
+)
 def test_a_compression_without_a_decoder_is_named(tmp_path: Path, code: int, name: str) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((32, 32), np.uint8))
