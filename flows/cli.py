@@ -423,6 +423,7 @@ def _messages() -> Iterator[None]:
 
 
 def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool = False, sole_writer: bool = False) -> None:
+    from flows import recipe as recipes
     from flows.orchestrate import Plain, Prefect, stop_on_signals
     from flows.progress import watcher
     from flows.segment import Sharing, healed, refuse_other_recipes, take_inventory
@@ -431,7 +432,7 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool
     from segcore.storage import configure
     from segcore.work import prepare_process
     from tasks.clean import tidy
-    from tasks.discover import LOOK_CLOSER, told
+    from tasks.discover import advice, told
     from tasks.fanout import open_fanout, threads_of, with_gpus
 
     started = time.monotonic()
@@ -443,11 +444,9 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool
     if not keep_other_recipes:
         refuse_other_recipes(recipe, inventory)
     if recipe.scheduled:
-        typer.echo(
-            "schedule: checked, but nothing starts this recipe by itself yet: let cron or a timer run this command.", err=True
-        )
+        typer.echo(recipes.SCHEDULE_NOTE, err=True)
     if inventory.passed_over:
-        typer.echo(told(inventory.passed_over) + LOOK_CLOSER, err=True)
+        typer.echo((told(inventory.passed_over) + advice(inventory.passed_over)).strip(), err=True)
     if inventory.nothing_to_do:
         tidy(recipe.output)
         _say_nothing_to_do(recipe, inventory)
@@ -482,7 +481,8 @@ def _say(recipe: Recipe, inventory: Inventory, outcome: Outcome, seconds: float)
     if outcome.failed > _FAILURES_SHOWN:
         typer.echo(f"... and {outcome.failed - _FAILURES_SHOWN} more: maskloom status {recipe.output}", err=True)
     _say_removed(inventory)
-    kept = len(inventory.sources) - len(inventory.pending)
+    # Not those that were not pending: a resumed run counts what it did before it was interrupted.
+    kept = max(0, len(inventory.sources) - outcome.done - outcome.failed)
     unchanged = f", {kept} unchanged" if kept else ""
     typer.echo(
         f"{count(outcome.done, 'image')} done, {outcome.failed} failed{unchanged}, {outcome.pixels / 1e6:.1f} megapixels in {seconds:.1f} s. "

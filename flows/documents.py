@@ -28,7 +28,7 @@ _DEEPEST = 40
 _LONGEST_SHOWN = 100
 _SECRETS = re.compile(
     r"secret|passw|passphrase|passcode|pwd|token|credential|^key$|access_?key|account_?key|private_?key$|api_?-?key|subscription_?-?key|"
-    r"connection_?string|authorization|cookie|^pat$|^auth$|^sas",
+    r"connection_?string|authorization|oauth|hmac|cookie|^pat$|^auth$|^sas",
     re.IGNORECASE,
 )
 _NO_SECRETS = ("anon", "anonymous", "cloud", "google_default", "cache", "browser", None, True, False, "")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
-from flows.recipe import TABLES, Recipe
+from flows.recipe import SCHEDULE_NOTE, TABLES, Recipe
 from flows.sections import help_of
 from flows.segment import take_inventory
 from flows.terminal import count, failure
@@ -19,7 +19,7 @@ from segcore.model import SEGMENTERS, Fitter
 from segcore.raster import FORMATS
 from segcore.storage import configure
 from segcore.work import prepare_process
-from tasks.discover import LOOK_CLOSER, told
+from tasks.discover import advice, told
 from tasks.fanout import InProcess, memory_of, open_fanout
 from tasks.memory import peak_bytes, require_memory
 from tasks.plan import describe_sources, identify, make_plan
@@ -29,10 +29,12 @@ def explain(recipe: Recipe) -> str:
     """What a run of this recipe would do now."""
     configure(recipe.storage)
     inventory = take_inventory(recipe)
-    passed_over = [told(inventory.passed_over) + LOOK_CLOSER] if inventory.passed_over else []
+    notes = [SCHEDULE_NOTE] if recipe.scheduled else []
+    if inventory.passed_over:
+        notes.append((told(inventory.passed_over) + advice(inventory.passed_over)).strip())
     if inventory.nothing_to_do:
         images = count(len(inventory.sources), "image is", "images are")
-        return "\n".join([f"Nothing to do: {images} done and unchanged.", *passed_over])
+        return "\n".join([f"Nothing to do: {images} done and unchanged.", *notes])
     with open_fanout(
         InProcess(), partial(prepare_process, recipe.storage, time_limits=recipe.limits), threading.Event()
     ) as fanout:
@@ -54,7 +56,7 @@ def explain(recipe: Recipe) -> str:
     ]
     failed = ((item.source.uri, item.failure) for item in items if item.failure is not None)
     lines += [f"unreadable: {failure(uri, reason.error_type, reason.error)}" for uri, reason in failed]
-    return "\n".join([*lines, *passed_over])
+    return "\n".join([*lines, *notes])
 
 
 def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:

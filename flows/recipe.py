@@ -10,14 +10,15 @@ from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
 import pydantic
 
 from flows.documents import below, completed, load_document, refuse_secrets, shown
-from flows.sections import build, did_you_mean, explain, model_of, schema_of
+from flows.sections import NUMBER, build, did_you_mean, explain, model_of, schema_of
 from segcore import limits, segmenters, statistics  # noqa: F401  (their import fills the registries)
+from segcore.addresses import is_web, written
 from segcore.errors import RecipeError, StoreError
 from segcore.inference.weights import is_packaged
 from segcore.jobs import GroundControl, Order
@@ -38,6 +39,8 @@ TABLES: Registry[Any] = Registry("statistic")
 for _name, _kind in (*STATISTICS.items(), ("objects", Objects)):
     TABLES.register(_name)(_kind)
 DEFAULT_TILE = 2048
+SCHEDULE_NOTE = "schedule: checked, but nothing starts this recipe by itself yet: let cron or a timer run `maskloom run`."
+"""What is said of a recipe with a schedule."""
 _SMALLEST_TILE = 16
 _CRON_FIELDS = 5
 _ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
@@ -117,7 +120,7 @@ class _File(pydantic.BaseModel):
     points best takes their place, in masks and areas."""
     storage: dict[str, dict[str, Any]] = {}
     """fsspec options by protocol, such as {s3: {profile: lab, endpoint_url: ...}}. No secrets."""
-    max_failed_fraction: float = pydantic.Field(1.0, ge=0, le=1)
+    max_failed_fraction: Annotated[float, NUMBER] = pydantic.Field(1.0, ge=0, le=1, allow_inf_nan=False)
     """Above this fraction of failed images the run fails (exit 1). Below it failed images give exit 3."""
     schedule: Schedule | None = None
     """When a server is to run the recipe."""
@@ -228,6 +231,10 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     )
     if "://" not in recipe.output and Path(recipe.output).exists() and not Path(recipe.output).is_dir():
         raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
+    if is_web(recipe.output):
+        raise RecipeError(
+            f"output: {written(recipe.output)} is a web address, where nothing can be written. Name a folder or a store."
+        )
     _refuse_unknown_classes(recipe)
     _refuse_unknown_stores(recipe)
     _refuse_memory_on_processes(recipe)

@@ -15,12 +15,13 @@ import re
 import textwrap
 import typing
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pydantic
+from pydantic_core import PydanticKnownError
 
 from flows.documents import shown
 from segcore.errors import RecipeError
@@ -32,7 +33,7 @@ _EXPECTED = {
     "string": "text",
     "int": "a whole number",
     "float": "a number",
-    "finite_number": "a number",
+    "finite_number": "a finite number",
     "bool": "true or false",
     "dict": "a mapping",
     "mapping": "a mapping",
@@ -71,7 +72,9 @@ def build(registry: Mapping[str, Any], value: Any, path: str) -> Any:
     try:
         return kind(**{name: _inner(kind, name, getattr(checked, name), f"{path}.{name}") for name in checked.model_fields_set})
     except ValueError as error:
-        raise RecipeError(f"{path}: {error}") from error
+        # Most begin with the key that they are about.
+        of_a_key = str(error).partition(":")[0] in model_of(kind).model_fields
+        raise RecipeError(f"{path}{'.' if of_a_key else ': '}{error}") from error
 
 
 def _inner(kind: type, name: str, value: Any, path: str) -> Any:
@@ -89,7 +92,23 @@ def _checked_type(hint: Any) -> Any:
     section = dict[str, Any] | str
     if hint is SegmenterRecipe:
         return section
-    return list[section] if SegmenterRecipe in typing.get_args(hint) else hint
+    if SegmenterRecipe in typing.get_args(hint):
+        return list[section]
+    members = {hint, *typing.get_args(hint)}
+    return (
+        hint if bool in members or not members & {int, float} else Annotated[hint, NUMBER if float in members else WHOLE_NUMBER]
+    )
+
+
+def _no_truth_value(expected: Literal["int_type", "float_type"], value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticKnownError(expected)
+    return value
+
+
+NUMBER = pydantic.BeforeValidator(partial(_no_truth_value, "float_type"))
+WHOLE_NUMBER = pydantic.BeforeValidator(partial(_no_truth_value, "int_type"))
+"""For fields that are numbers: pydantic would take true for 1."""
 
 
 @cache

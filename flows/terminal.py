@@ -28,7 +28,10 @@ def line(text: str) -> str:
 
 def failure(uri: str, error_type: str, error: str) -> str:
     """What became of an image, in one line that names it once."""
-    said = error.removeprefix(uri).lstrip(" ,:") if error.startswith(uri) else error
+    # Names of other files, such as that of its mask, may begin with the image's.
+    rest = error[len(uri) :]
+    whole = error.startswith(uri) and rest[:1] in ("", " ", ",", ":")
+    said = rest.lstrip(" ,:") if whole else error
     return line(f"{uri}: {error_type}: {said}")
 
 

@@ -20,6 +20,7 @@ from flows.documents import below, completed, load_document, refuse_secrets
 from flows.recipe import described
 from flows.sections import build, explain, model_of, schema_of, unknown_key
 from flows.training_progress import watcher
+from segcore.addresses import is_web, written
 from segcore.errors import RecipeError
 from segcore.inference.card import Scaling
 from segcore.inference.runtime import import_keras
@@ -121,6 +122,10 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     recipe.labels.table(recipe.classes)
     if recipe.bands is not None and (not recipe.bands or min(recipe.bands) < 1):
         raise RecipeError(f"bands: expected numbers from 1 on; got {list(recipe.bands)}.")
+    if is_web(recipe.output):
+        raise RecipeError(
+            f"output: {written(recipe.output)} is a web address, where nothing can be written. Name a folder or a store."
+        )
     if "://" not in recipe.output and Path(recipe.output).exists() and not Path(recipe.output).is_dir():
         raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
     settings = described(recipe)

@@ -16,10 +16,11 @@ from segcore.errors import RecipeError
 _USER = re.compile(r"([A-Za-z][\w+.-]*)://([^/\s?#'\"]+)@")
 _NAMES_OF_SECRETS = (
     r"x-(?:amz|goog|oss|cos|ms)-[\w-]*|awsaccesskeyid|googleaccessid|ossaccesskeyid|signature|sig|sas|key|jwt|code|pat|auth|authorization|"
+    r"mac|hdn(?:ts|tl|ea)|(?:[\w.-]*[_.-])?(?:hmac|oauth)[\w.-]*|"
     r"[\w.-]*(?:token|secret|passw|passphrase|pwd|credential|api[_-]?key|access[_-]?key|subscription[_-]?key)[\w.-]*"
 )
 _SECRET_NAME = re.compile(_NAMES_OF_SECRETS, re.IGNORECASE)
-_SECRET_PARAMETER = re.compile(rf"([?&;](?:{_NAMES_OF_SECRETS})=)[^&;\s'\"<>)]+", re.IGNORECASE)
+_SECRET_PARAMETER = re.compile(rf"([?&;#](?:{_NAMES_OF_SECRETS})=)[^&;\s'\"<>)]+", re.IGNORECASE)
 _COMPANION_NAME = re.compile(r"expires|policy|key-pair-id|s[eprstv]|srt|sip|spr|sk[estv]|sk[ot]id", re.IGNORECASE)
 """Parameters that belong to a signature (CloudFront's, Azure's), and mean something else without one."""
 _WEB = ("http://", "https://")
@@ -51,16 +52,19 @@ def require_no_password(address: str, where: str) -> None:
 
 
 def is_signed(address: str) -> bool:
-    """Whether the query of an address has a secret parameter. A path has no query."""
-    return "://" in address and any(_SECRET_NAME.fullmatch(name) for name in _names(_query(address)))
+    """Whether the query of an address, or the fragment of a URL, has a secret parameter. A path has no query."""
+    said = [*_names(_query(address)), *_names(_fragment(address))] if "://" in address else []
+    return any(_SECRET_NAME.fullmatch(name) for name in said)
 
 
 def unsigned(address: str) -> str:
-    """The address without the secret parameters of its query, and those that go with them.
+    """The address without the secret parameters of its query, and those that go with them. A URL loses its fragment, which no server sees.
 
     >>> unsigned("https://host/a.tif?item=3&X-Amz-Expires=60&X-Amz-Signature=c0ffee")
     'https://host/a.tif?item=3'
     """
+    if is_web(address):
+        address = address.partition("#")[0]
     if not is_signed(address):
         return address
     path, _, query = address.partition("?")
@@ -102,6 +106,10 @@ def _is_secret(found: re.Match[str]) -> bool:
 
 def _query(address: str) -> str:
     return address.partition("?")[2].partition("#")[0]
+
+
+def _fragment(address: str) -> str:
+    return address.partition("#")[2] if is_web(address) else ""
 
 
 def _parts(query: str) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from segcore.errors import StoreError
-from segcore.storage import STAGING, Store, filesystem, store_errors, sync_folder
+from segcore.storage import STAGING, Store, filesystem, remedy, store_errors, sync_folder
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -127,9 +127,7 @@ def _rename(root: Path, moves: Sequence[Move]) -> None:
         for folder in folders:
             sync_folder(folder)
     except OSError as error:
-        raise StoreError(
-            f"Cannot move results into {root}: {error}. Free space or repair the store, then run the same command."
-        ) from error
+        raise StoreError(f"Cannot move results into {root}: {error}. {remedy(error)}") from error
 
 
 def _is_s3(fs: Any) -> bool:

@@ -31,7 +31,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             if not 0 < getattr(self, field.name) < float("inf"):
-                raise ValueError(f"{field.name} must be a number of seconds above 0, not {getattr(self, field.name)}.")
+                raise ValueError(f"{field.name}: expected a number of seconds above 0; got {getattr(self, field.name)}")
 
 
 Watch = Callable[[float], None]

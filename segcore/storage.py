@@ -52,6 +52,8 @@ _CONFLICTS = (409, 412)
 _TRIES, _PAUSE = 4, 0.2
 """How often a put is tried that meets a conflict, and seconds before the second time, twice as many before the third, and so on."""
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 T = TypeVar("T")
 
@@ -129,6 +131,19 @@ def store_errors(what: str) -> Iterator[None]:
             f"Cannot {written(what)}: {reason}. Check the location, your access to it and the room in it, "
             "then run the same command again."
         ) from error
+
+
+def remedy(error: OSError) -> str:
+    """What to do where a local disk does not take a file.
+
+    >>> remedy(OSError(errno.ENOSPC, "No space left on device"))
+    'Free space there, then run the same command.'
+    """
+    if error.errno in _FULL:
+        return "Free space there, then run the same command."
+    if error.errno in _NOT_WRITABLE:
+        return "Check that the folder is there and that you may write there, then run the same command."
+    return "Repair the store, then run the same command."
 
 
 def version_of(info: Mapping[str, Any]) -> str:
@@ -277,9 +292,7 @@ class Store:
         except StoreError:
             raise
         except OSError as error:
-            raise StoreError(
-                f"Cannot write {self.uri(name)}: {error}. Free space or repair the store, then run the same command."
-            ) from error
+            raise StoreError(f"Cannot write {self.uri(name)}: {error}. {remedy(error)}") from error
 
 
 class Publication:

@@ -43,12 +43,12 @@ _WITHOUT_SUFFIX = "without a suffix"
 _LONGEST_NAME = 150
 _DEEPEST_LIST = 10
 _NAMED = 3
-_NAMED_SUFFIXES = 8
+_NAMED_SUFFIXES = 20
 _NAMES_COMPARED = 10_000
 
 
-LOOK_CLOSER = "A file or glob that names them, such as 'slides/*.svs', tries them as what they are."
-"""What to do about files that were passed over."""
+_TIFF_INSIDE = (".svs", ".ndpi", ".scn", ".bif", ".qptiff", ".lsm", ".stk", ".tf8", ".tif8", ".geotiff")
+"""Suffixes, claimed by no format, of files that are TIFF by their content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,13 @@ def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> Fo
         )
     sources = _sources(search, known)
     if all(source.version == ABSENT for source in sources):
-        raise RecipeError(f"inputs: {_absent([source.uri for source in sources])}")
+        raise RecipeError(f"inputs: {_absent([source.uri for source in sources], idle)}")
     for entry in idle:
         log.warning("The input %r adds no image: it matches none, or only images that other inputs give too.", written(entry))
     if search.alike:
-        log.warning("Inputs that differ only in the signature of their URL are one image each: %d left out.", search.alike)
+        log.warning(
+            "Inputs that differ only in the signature or the fragment of their URL are one image each: %d left out.", search.alike
+        )
     return Found(sources, search.passed_over)
 
 
@@ -98,9 +100,19 @@ def told(passed_over: Mapping[str, int]) -> str:
     """
     counts = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
     named = [f"{count} {suffix}" for suffix, count in counts[:_NAMED_SUFFIXES]]
-    if others := sum(count for _, count in counts[_NAMED_SUFFIXES:]):
-        named.append(f"{others} others")
+    if kinds := len(counts[_NAMED_SUFFIXES:]):
+        named.append(f"{sum(count for _, count in counts[_NAMED_SUFFIXES:])} of {kinds} more kinds")
     return f"Passed over in folders, since no format claims such files: {', '.join(named)}. " if named else ""
+
+
+def advice(passed_over: Mapping[str, int]) -> str:
+    """What to do about files that were passed over and may be images all the same; empty where there are none of them.
+
+    >>> advice({".svs": 2}), advice({".dcm": 2})
+    ("A file or glob that names them, such as '*.svs', is tried as what its content is.", '')
+    """
+    suffix = next((suffix for suffix in _TIFF_INSIDE if suffix in passed_over), None)
+    return f"A file or glob that names them, such as '*{suffix}', is tried as what its content is." if suffix else ""
 
 
 def image_suffixes() -> tuple[str, ...]:
@@ -263,13 +275,16 @@ def _existing(name: str) -> str:
     return name if plain == name or (is_local(name) and filesystem(name)[0].exists(filesystem(name)[1])) else plain
 
 
-def _absent(uris: Sequence[str]) -> str:
-    """That no input exists, and what may have been meant."""
+def _absent(uris: Sequence[str], idle: Sequence[str]) -> str:
+    """That no input exists, and what may have been meant; `idle` are inputs that give no image."""
     close = _close_to(uris[0])
     hint = f" Did you mean {close!r}?" if close else ""
+    also = f", and {_some(idle)} {'matches' if len(idle) == 1 else 'match'} no image" if idle else ""
     if len(uris) == 1:
-        return f"{uris[0]!r} does not exist.{hint} Check its name."
-    return f"none of the {len(uris)} files exists, such as {_some(uris)}.{hint} Check their names and the folder that they are below."
+        return f"{uris[0]!r} does not exist{also}.{hint} Check {'the names' if idle else 'its name'}."
+    return (
+        f"none of the {len(uris)} files {_some(uris)} exists{also}.{hint} Check their names and the folder that they are below."
+    )
 
 
 def _close_to(uri: str) -> str | None:

@@ -1,6 +1,6 @@
 """Lists: files that name inputs, as people and spreadsheets write them.
 
-A `.txt` has one input a line; a `.csv` and a `.parquet` have a column `uri`. Text is UTF-8, UTF-16, or else what older spreadsheets write,
+A `.txt` has one input a line; a `.csv` and a `.parquet` have a column `uri`. Text is UTF-8, UTF-16, UTF-32, or else what older spreadsheets write,
 Windows-1252 (which Latin-1 is a part of); values are separated by commas, semicolons, tabs or bars. A relative name is below the list's folder.
 """
 
@@ -25,7 +25,13 @@ LARGEST = 2**30
 MOST_ROWS = 10_000_000
 COLUMN = "uri"
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
-_BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""In this order: one of UTF-32 begins as one of UTF-16."""
 
 
 def is_list(address: str) -> bool:
@@ -38,10 +44,7 @@ def read_list(entry: str, content: bytes) -> list[str]:
 
     Bytes that are not UTF-8 come as surrogates where the name may also be one of raw bytes, see `spelled`.
     """
-    try:
-        uris = _from_parquet(entry, content) if path_of(entry).lower().endswith(".parquet") else _from_text(entry, content)
-    except csv.Error as error:
-        raise RecipeError(f"inputs: the list {entry!r} cannot be read as CSV: {error}. Write it again.") from error
+    uris = _from_parquet(entry, content) if path_of(entry).lower().endswith(".parquet") else _from_text(entry, content)
     if not uris:
         raise RecipeError(f"inputs: the list {entry!r} names no image.")
     return uris
@@ -86,11 +89,14 @@ def _from_text(entry: str, content: bytes) -> list[str]:
 
 
 def _decoded(entry: str, content: bytes) -> str:
-    if content.startswith(_BYTE_ORDER_MARKS):
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), None)
+    if encoding is not None:
         try:
-            return content.decode("utf-16")
+            return content.decode(encoding)
         except UnicodeDecodeError as error:
-            raise RecipeError(f"inputs: the list {entry!r} begins as UTF-16 and is not: {error}. Save it as UTF-8.") from error
+            raise RecipeError(
+                f"inputs: the list {entry!r} begins as {encoding} and is not: {error}. Save it as UTF-8."
+            ) from error
     if b"\0" in content:
         raise RecipeError(
             f"inputs: the list {entry!r} is no text that can be read (it has zero bytes). Save it as text in UTF-8, or give it its own suffix."
@@ -112,12 +118,44 @@ def _from_csv(entry: str, text: str) -> Iterator[str]:
     separator = next((separator for separator, names in columns.items() if COLUMN in names), None)
     if separator is None:
         _refuse_columns(entry, *max(columns.items(), key=lambda item: len(item[1])))
-    place = columns[separator].index(COLUMN)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    next(rows)
-    for row in rows:
+    _require_one(entry, columns[separator])
+    place, empty = columns[separator].index(COLUMN), 0
+    for row in _rows(entry, text, separator):
         if len(row) > place and row[place].strip():
             yield row[place].strip()
+        else:
+            empty += any(field.strip() for field in row)
+    _warn_of_empty(entry, empty)
+
+
+def _rows(entry: str, text: str, separator: str) -> Iterator[list[str]]:
+    """The rows below the header. Raises `RecipeError` where quotes are not in pairs, which would join rows."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    line = 1
+    try:
+        next(reader)
+        while True:
+            line = reader.line_num + 1
+            yield next(reader)
+    except StopIteration:
+        return
+    except csv.Error as error:
+        unclosed = "a quote is not closed" if "unexpected end" in str(error) or "field larger" in str(error) else str(error)
+        raise RecipeError(
+            f"inputs: the list {entry!r} cannot be read as CSV: {unclosed}, in the row that begins in line {line}. Correct the quotes there."
+        ) from error
+
+
+def _warn_of_empty(entry: str, rows: int) -> None:
+    if rows:
+        log.warning("The list %r has %d %s without a `%s`, left out.", entry, rows, "row" if rows == 1 else "rows", COLUMN)
+
+
+def _require_one(entry: str, columns: Sequence[str]) -> None:
+    if columns.count(COLUMN) > 1:
+        raise RecipeError(
+            f"inputs: the list {entry!r} has {columns.count(COLUMN)} columns `{COLUMN}`. Keep the one that names the images."
+        )
 
 
 def _fields(header: Sequence[str]) -> list[str]:
@@ -132,14 +170,19 @@ def _from_parquet(entry: str, content: bytes) -> list[str]:
         names = pq.read_schema(pa.BufferReader(content)).names
         if COLUMN not in names:
             _refuse_columns(entry, "", names)
+        _require_one(entry, names)
         # As a dictionary, so that one long name in a million rows is held once.
         with pq.ParquetFile(pa.BufferReader(content), read_dictionary=[COLUMN], pre_buffer=False) as file:
             if file.metadata.num_rows > MOST_ROWS:
                 raise RecipeError(f"inputs: the list {entry!r} has more than {MOST_ROWS} rows. Cut it into several.")
             column = file.read(columns=[COLUMN], use_threads=False)[COLUMN]
-            return [str(uri) for uri in column.unique().to_pylist() if uri]
+            values, counts = column.value_counts().flatten()
     except (pa.ArrowException, OSError) as error:
-        raise RecipeError(f"inputs: the list {entry!r} cannot be read as Parquet: {error}. Write it again.") from error
+        reason = str(error).rstrip(".")
+        raise RecipeError(f"inputs: the list {entry!r} cannot be read as Parquet: {reason}. Write it again.") from error
+    uris = values.to_pylist()
+    _warn_of_empty(entry, sum(count.as_py() for uri, count in zip(uris, counts, strict=True) if not uri))
+    return [str(uri) for uri in uris if uri]
 
 
 def _refuse_columns(entry: str, separator: str, columns: Sequence[str]) -> NoReturn:

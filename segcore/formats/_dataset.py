@@ -33,6 +33,23 @@ _DAMAGE = re.compile(
     r"|PackBitsDecode|Fax\w+:(?:Premature|Line length|Bad code)"
 )
 """Warnings of decoders that gave pixels which are not in the file. Up to 9 bytes behind the last pixel are padding that some write."""
+_MISSING_CODEC = re.compile(r"missing codec (?:of code )?([\w ]+)")
+_COMPRESSIONS = {
+    "JP2000": "JPEG 2000",
+    "JXL": "JPEG XL",
+    "ISO JBIG": "JBIG",
+    "33003": "JPEG 2000 (of Aperio slides)",
+    "33004": "JPEG 2000",
+    "33005": "JPEG 2000 (of Aperio slides)",
+    "22610": "JPEG XR (of Hamamatsu slides)",
+    "34934": "JPEG XR",
+    "34892": "lossy JPEG (of DNG)",
+    "50000": "Zstandard",
+    "50001": "WebP",
+    "50002": "JPEG XL",
+    "52546": "JPEG XL (of DNG)",
+}
+"""Names of what libtiff calls by its own name or by number: the TIFF registry, and DNG."""
 _SIBLINGS = "GDAL_DISABLE_READDIR_ON_OPEN"
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -191,6 +208,19 @@ def reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(getattr(error, "errmsg", error)).strip().rstrip(".")
+
+
+def fault(location: str, what: str, error: BaseException) -> str:
+    """A sentence on a TIFF that GDAL does not open, and what to do; `what` of it cannot be read."""
+    said = reason(error)
+    missing = _MISSING_CODEC.search(said)
+    if missing is None:
+        return f"{what} {location} cannot be read as TIFF: {said}. Write the file again."
+    compression = _COMPRESSIONS.get(missing[1], f"compression {missing[1]}")
+    return (
+        f"{location} is a TIFF whose pixels are compressed with {compression}, for which there is no decoder here. Convert it where there is one, "
+        "for example with `gdal_translate -co COMPRESS=DEFLATE`."
+    )
 
 
 def _adopt(container: type) -> None:

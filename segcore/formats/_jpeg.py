@@ -22,13 +22,29 @@ _SETTINGS = {
     "GDAL_JPEG_MAX_ALLOWED_SCAN_NUMBER": "1000000",
 }
 _SCAN, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE
+_END = b"\xff\xd9"
 _APPLICATIONS = range(0xE0, 0xF0)
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
 """What follows the byte 0xFF without being a segment: stuffing, fill, and markers that stand alone."""
 
 
 def require_whole_jpeg(location: str, content: bytes) -> None:
-    """Raise `ReadError` where libjpeg has to guess pixels of a JPEG file."""
+    """Raise `ReadError` where libjpeg has to guess pixels of a JPEG file, or where its end marker is missing."""
+    essential = _without_metadata(content)
+    # Among pixels these two bytes never follow one another.
+    ended = _END in essential
+    # A file that was cut in its last bytes may have all pixels.
+    complaint = _complaint(essential if ended else essential + _END)
+    if complaint:
+        raise ReadError(
+            f"{location} is damaged or incomplete ({complaint}), so some of its pixels would be guessed. Copy or save it again."
+        )
+    if not ended:
+        raise ReadError(f"{location} ends before its end marker (the bytes FF D9), so it is not whole. Copy or save it again.")
+
+
+def _complaint(content: bytes) -> str:
+    """What libjpeg says of damage; empty where there is none that it notices."""
     from rasterio.io import MemoryFile
 
     # Read by libjpeg itself: a progressive picture is held as a whole, which takes more than the 500 MB that GDAL gives it.
@@ -36,16 +52,13 @@ def require_whole_jpeg(location: str, content: bytes) -> None:
     complaint = ""
     with environment(_SETTINGS):
         try:
-            with MemoryFile(_without_metadata(content)) as file, file.open(driver="JPEG") as picture:
+            with MemoryFile(content) as file, file.open(driver="JPEG") as picture:
                 shape = (max(1, picture.height // _SCALE), max(1, picture.width // _SCALE))
                 picture.read(1, out_shape=shape)
         except errors() as error:
             # What GDAL cannot read for other reasons is left to PIL.
             complaint = reason(error)
-    if _DAMAGE.search(complaint):
-        raise ReadError(
-            f"{location} is damaged or incomplete ({complaint}), so some of its pixels would be guessed. Copy or save it again."
-        )
+    return complaint if _DAMAGE.search(complaint) else ""
 
 
 def _without_metadata(content: bytes) -> bytes:

@@ -72,9 +72,6 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"ZISRAWFILE", "Zeiss CZI"),
     (0, b"\xda\xce\xbe\x0a", "Nikon ND2"),
     (0, b"\x28\x00\x00\x00\x01\x00\x00\x00", "an icon or other picture of Windows"),
-    (0, b"P4\n", "Netpbm"),
-    (0, b"P5\n", "Netpbm"),
-    (0, b"P6\n", "Netpbm"),
     (0, b"PAR1", "Parquet"),
     (0, b"SQLite format 3\0", "SQLite or GeoPackage"),
     (0, b"PK\x03\x04", "ZIP"),
@@ -90,6 +87,10 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"<!doctype html", "a web page (HTML)"),
 )
 """Where content begins with which bytes (letters of text in any case), and what it is then."""
+_NETPBM = re.compile(rb"P(?:[1-6]\s+(?:\d|#)|7\s+(?:#|[A-Z]+\s)|[Ff]4?\s+(?:\d|#))")
+"""PBM, PGM, PPM, PAM and PFM: any white space may follow the first letters, and comments."""
+_ARCHIVE_NAME = 30
+"""Where the name of the first file of a ZIP begins."""
 _RASTERS = (
     "JPEG 2000",
     "ERDAS Imagine",
@@ -108,13 +109,14 @@ _REMEDIES = {
     **dict.fromkeys(_RASTERS, "maskloom does not read this format. Convert it, for example with `gdal_translate FILE FILE.tif`."),
     **dict.fromkeys(_VOLUMES, "maskloom does not read this format yet. Write its slices as TIFF or PNG."),
     **dict.fromkeys(_PICTURES, "maskloom does not read this format. Convert it to PNG or TIFF."),
-    "NumPy": "maskloom does not read arrays. Write it as TIFF.",
+    **dict.fromkeys(("NumPy", "a NumPy archive (.npz)"), "maskloom does not read arrays. Write each as TIFF."),
     "Zeiss CZI": "maskloom does not read this format. Export it as TIFF or OME-TIFF.",
     "Nikon ND2": "maskloom does not read this format. Export it as TIFF or OME-TIFF.",
     "a pointer of Git LFS": "The image itself is not here. Get it with `git lfs pull`.",
     "a web page (HTML)": "A server may have sent a page for signing in, or an error, in its place. Download it again.",
     **dict.fromkeys(("ZIP", "7-Zip", "gzip", "Zstandard", "XZ"), "Unpack it first."),
 }
+_PACKERS = (".gz", ".bz2", ".xz", ".zst")
 _KINDS = {"tiff": ("TIFF",), "picture": ("PNG", "JPEG", "BMP", "WebP")}
 """Kinds of content that a format reads."""
 _CLAIMS = {
@@ -300,9 +302,18 @@ def kind_of(head: bytes) -> str:
         if head.startswith(signature, offset) or (signature[:1] == b"<" and begin.startswith(signature.lower())):
             # What is packed may be known too.
             packed = _packed_kind(head) if kind == "gzip" else ""
+            if kind == "ZIP" and _first_packed(head).endswith(b".npy"):
+                return "a NumPy archive (.npz)"
             return f"{packed} in gzip" if packed in _VOLUMES else kind
+    if _NETPBM.match(head):
+        return "Netpbm"
     printable = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in head)
     return "text" if printable == len(head) else "unknown data"
+
+
+def _first_packed(head: bytes) -> bytes:
+    """The name of the first file of a ZIP."""
+    return head[_ARCHIVE_NAME : _ARCHIVE_NAME + int.from_bytes(head[26:28], "little")]
 
 
 def _packed_kind(head: bytes) -> str:
@@ -317,6 +328,13 @@ def suffix_of(location: str) -> str:
     path = re.split("[?#]", location, maxsplit=1)[0] if location.startswith(("http://", "https://")) else location
     _, dot, suffix = path.rsplit("/", 1)[-1].rpartition(".")
     return dot + suffix.lower() if dot else ""
+
+
+def _whole_suffix(location: str) -> str:
+    """The suffix, with the one before it where the last is that of a packer: `.nii.gz`."""
+    suffix = suffix_of(location)
+    inner = suffix_of(path_of(location)[: -len(suffix)]) if suffix in _PACKERS else ""
+    return inner + suffix if inner[1:].isalnum() and not inner[1:].isdecimal() else suffix
 
 
 def require_kind(location: str, head: bytes, image_format: str) -> str:
@@ -339,7 +357,7 @@ def require_claim(location: str, head: bytes) -> None:
 
 def format_by_content(location: str, head: bytes) -> str:
     """The format that reads such content, for a file whose suffix says nothing. Raises `FormatError` where none does."""
-    kind, suffix = kind_of(head), suffix_of(location)
+    kind, suffix = kind_of(head), _whole_suffix(location)
     image_format = next((name for name, kinds in _KINDS.items() if kind in kinds), None)
     if image_format is None:
         named = f"no format claims the suffix {suffix}" if suffix else "its name has no suffix"

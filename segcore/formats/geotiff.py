@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segcore.errors import FormatError, ReadError, SourceChanged
-from segcore.formats._dataset import Dataset, errors, reason
+from segcore.formats._dataset import Dataset, errors, fault, reason
 from segcore.formats._open import Source, require_kind
 from segcore.formats._orientation import UPRIGHT, stored_box, turn, turn_shape
 from segcore.formats._tiff_beside import SideMask
@@ -66,9 +66,7 @@ class GeoTiff:
             with contextlib.closing(_opened(source, contents, contents.page)) as dataset:
                 layout = read_layout(dataset, source, contents.page)
         except errors() as error:
-            raise FormatError(
-                f"The header of {location} cannot be read as TIFF: {reason(error)}. Write the file again."
-            ) from error
+            raise FormatError(fault(location, "The header of", error)) from error
         bands = _bands(contents, layout)
         painted = layout.palette is not None and len(contents.pages) == 1
         return RasterSpec(

@@ -243,9 +243,7 @@ def polygons(outlines: Outlines, space: Space) -> tuple[pa.Array, pa.StructArray
     around = _unwound(points, rings, objects) if is_located(space) else special
     bounds = _bounds(points, rings, objects)
     if is_located(space):
-        special = ~missing & (
-            around | _beyond(bounds) | _at_poles(column, row, rings, space, objects)
-        )
+        special = ~missing & (around | _beyond(bounds) | _at_poles(column, row, rings, space, objects))
     exterior = rings.exterior
     orient(points, rings.offsets, exterior)
     cut = {int(index): _cut_at_antimeridian(rings, int(index), space) for index in np.flatnonzero(special)}

@@ -51,9 +51,9 @@ def test_they_decide_no_result(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("limits.read=0", r"limits: read must be a number of seconds above 0"),
-        ("limits.work=.inf", r"limits: work must be a number of seconds above 0"),
-        ("limits.work=.nan", r"limits: work must be a number of seconds above 0"),
+        ("limits.read=0", r"^limits\.read: expected a number of seconds above 0; got 0.0"),
+        ("limits.work=.inf", r"^limits\.work: expected a number of seconds above 0; got inf"),
+        ("limits.work=.nan", r"^limits\.work: expected a number of seconds above 0; got nan"),
         ("limits.work=soon", r"limits\.work: .*number.*'soon'"),
         ("limits.works=9", r"limits\.works: unknown key\. Did you mean `work`\?"),
         ("limits=9", r"limits: expected a mapping, got 9"),

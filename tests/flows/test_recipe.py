@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -237,6 +238,13 @@ def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
         ({"format": "tif"}, r"^format: there is no format 'tif'\. Did you mean `tiff`\?"),
         ({"segmenter": 5}, r"^segmenter: expected a mapping, text or a list, got 5\."),
         ({"segmenter": {"kind": ["a"]}}, r"^segmenter\.kind: expected a name, got \['a'\]"),
+        ({"cluster": {"workers": True}}, r"^cluster\.workers: expected a whole number, got True\.$"),
+        ({"limits": {"read": True}}, r"^limits\.read: expected a number, got True\.$"),
+        ({"max_failed_fraction": math.nan}, r"^max_failed_fraction: expected a finite number, got nan\.$"),
+        ({"max_failed_fraction": True}, r"^max_failed_fraction: expected a number, got True\.$"),
+        ({"output": "https://h/out"}, r"^output: https://h/out is a web address, where nothing can be written\."),
+        ({"storage": {"s3": {"oauth": "x"}}}, r"^storage\.s3\.oauth: secrets never stand in a recipe\."),
+        ({"output": "https://h/out#token=x"}, r"^output: only inputs may have a signed address"),
         ({"cluster": {"workers": "two"}}, r"^cluster\.workers: expected a whole number, got 'two'\.$"),
         ({"name": "A b"}, r"^name: expected text of the characters a-z0-9- only, got 'A b'\.$"),
         ({"inputs": [[1]] * 10_000}, r"^inputs\.0: .*\n(.*\n)*\.\.\. and 9980 more\.$"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from types import SimpleNamespace
 
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flows.cli import _say
 from flows.terminal import EscapingFormatter, count, escaped, failure, line
 
 HOSTILE = [
@@ -43,6 +47,9 @@ def test_plain_names_stay_as_they_are() -> None:
 
 def test_a_failure_names_its_image_once() -> None:
     assert failure("/a.png", "FormatError", "/a.png is JPEG.") == "/a.png: FormatError: is JPEG."
+    mask = "/a.tif.msk, the mask beside /a.tif, should be TIFF."
+    assert failure("/a.tif", "FormatError", mask) == f"/a.tif: FormatError: {mask}"
+    assert failure("/a", "Missing", "/a b/c is gone.") == "/a: Missing: b/c is gone."
     assert failure("/a.png", "ReadError", "The header of /a.png is cut.") == "/a.png: ReadError: The header of /a.png is cut."
 
 
@@ -54,6 +61,19 @@ def test_logs_of_libraries_hold_no_escapes_tracebacks_or_secrets() -> None:
             "lib", logging.ERROR, "", 0, "no %s", ("https://h/a?sig=c0ffee \x1b",), (ValueError, error, None)
         )
     assert EscapingFormatter().format(record) == "no https://h/a?sig=*** \\x1b"
+
+
+@pytest.mark.parametrize(
+    ("done", "failed", "words"), [(30, 0, "30 images done, 0 failed, "), (20, 1, "20 images done, 1 failed, 9 unchanged, ")]
+)
+def test_unchanged_is_what_a_run_neither_did_nor_failed(
+    done: int, failed: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inventory = SimpleNamespace(sources=[None] * 30, pending=[], removed=0, failed_before=0)
+    outcome = SimpleNamespace(done=done, failed=failed, failures=(), pixels=1e6)
+    with contextlib.suppress(typer.Exit):
+        _say(SimpleNamespace(output="out"), inventory, outcome, 1.0)  # type: ignore[arg-type]  # what is told of a run
+    assert capsys.readouterr().out.startswith(f"{words}1.0 megapixels")
 
 
 def test_one_is_no_plural() -> None:

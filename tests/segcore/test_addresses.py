@@ -34,6 +34,9 @@ SECRET = "c0ffeeC0FFEE42"
         (f"https://d.cloudfront.net/a.tif?Policy=p&Signature={SECRET}&Key-Pair-Id=K", "https://d.cloudfront.net/a.tif"),
         (f"https://h/get?scene=3&access_token={SECRET}", "https://h/get?scene=3"),
         (f"https://h/a.tif?apikey={SECRET}", "https://h/a.tif"),
+        (f"https://h/a.tif?n=1&hmac={SECRET}", "https://h/a.tif?n=1"),
+        (f"https://h/a.tif?x_hmac_sha256={SECRET}&hdnts={SECRET}&mac={SECRET}", "https://h/a.tif"),
+        (f"https://h/a.tif?n=1#token={SECRET}", "https://h/a.tif?n=1"),
     ],
 )  # fmt: skip
 def test_signatures_are_left_out_and_the_rest_of_the_address_stays(signed: str, plain: str) -> None:
@@ -42,8 +45,15 @@ def test_signatures_are_left_out_and_the_rest_of_the_address_stays(signed: str, 
     assert SECRET not in written(f"403 Forbidden, url=URL('{signed}')")
 
 
+def test_a_url_loses_its_fragment_and_other_names_keep_theirs() -> None:
+    assert unsigned("https://h/a.tif?n=1#page") == "https://h/a.tif?n=1"
+    assert unsigned("s3://b/a#token=1.tif") == "s3://b/a#token=1.tif"
+    assert not is_signed("s3://b/a#token=1.tif")
+
+
 @pytest.mark.parametrize(
-    "address", ["https://h/a.tif?item=3&se=4", "https://h/a.tif?author=me&expires=1", "/data/a?token=x.png", "s3://b/a.tif", "https://h/a?b"]
+    "address", ["https://h/a.tif?item=3&se=4", "https://h/a.tif?author=me&expires=1", "/data/a?token=x.png", "s3://b/a.tif", "https://h/a?b",
+     "https://h/a.tif?machine=3&smack=4"]
 )  # fmt: skip
 def test_an_address_without_a_signature_is_as_it_was(address: str) -> None:
     assert unsigned(address) == address

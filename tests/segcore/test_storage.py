@@ -247,3 +247,21 @@ def test_the_version_follows_the_bytes(tmp_path):
     assert version_of({"ETag": '"abc"', "size": 3, "LastModified": "x"}) == version_of(
         {"ETag": "abc", "size": 3, "LastModified": "y"}
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "Free space there,"),
+        (errno.EDQUOT, "Free space there,"),
+        (errno.EROFS, "Check that the folder is there and that you may write there,"),
+        (errno.EACCES, "Check that the folder is there and that you may write there,"),
+        (errno.EIO, "Repair the store,"),
+    ],
+)
+def test_what_to_do_follows_from_why_a_disk_does_not_take_a_file(tmp_path: Path, number: int, words: str) -> None:
+    with (
+        pytest.raises(StoreError, match=rf"Cannot write .*/a: .*{os.strerror(number)}.*\. {words} then run the same command\.$"),
+        Store(str(tmp_path)).writing("a"),
+    ):
+        raise OSError(number, os.strerror(number))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from segcore.errors import RecipeError
 from segcore.manifest import ABSENT
 from segcore.storage import filesystem
-from tasks.discover import discover, safe_name, told
+from tasks.discover import advice, discover, safe_name, told
 
 
 @pytest.fixture
@@ -136,6 +136,10 @@ def test_files_that_no_format_claims_are_counted_by_suffix(folder):
     assert found.passed_over == {".svs": 2, ".nii.gz": 1, "without a suffix": 1, ".zarr": 1, ".md": 1}
     assert told(found.passed_over).startswith("Passed over in folders, since no format claims such files: 2 .svs, 1 .md,")
     assert told({}) == ""
+    assert told({f".k{i:02}": 1 for i in range(20)}).endswith("1 .k18, 1 .k19. ")
+    assert told({f".k{i:02}": 2 for i in range(23)}).endswith("2 .k19, 6 of 3 more kinds. ")
+    assert "'*.svs'" in advice(found.passed_over)
+    assert advice({".dcm": 3, ".nii.gz": 1}) == ""
 
 
 def test_what_a_run_writes_is_not_counted_either(folder):
@@ -155,8 +159,10 @@ def test_inputs_that_are_all_absent_are_refused_with_what_may_be_meant(folder):
     with pytest.raises(RecipeError, match=r"a/l\.tif' does not exist\. Did you mean '1\.tif'\?"):
         discover([str(folder / "a" / "l.tif")], "/out", {})
     (folder / "l.txt").write_text("x/1.tif\nx/2.tif\n")
-    with pytest.raises(RecipeError, match="none of the 2 files exists"):
+    with pytest.raises(RecipeError, match=r"none of the 2 files '.*1\.tif', '.*2\.tif' exists\. Check"):
         discover([str(folder / "l.txt")], "/out", {})
+    with pytest.raises(RecipeError, match=r"none of the 2 files '.*/nix', '.*/nix2' exists, and 'no/\*\.png' matches no image\."):
+        discover(["nix", "nix2", "no/*.png"], "/out", {})
     with pytest.raises(RecipeError, match=r"the list '.*none\.csv' does not exist"):
         discover([str(folder), str(folder / "none.csv")], "/out", {})
 

@@ -17,7 +17,7 @@ from tasks.lists import absolute, read_list
 NAMES = ["a/été.tif", "b/2.tif"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "cp1252"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_encodings_and_separators_of_spreadsheets_are_read(tmp_path: Path, encoding: str, separator: str) -> None:
     for name in NAMES:
@@ -56,10 +56,13 @@ def test_a_name_in_raw_bytes_is_the_file_of_these_bytes(tmp_path: Path, caplog: 
         ("l.csv", b"path\na.tif\n", "needs a column `uri`; it has path\\. Rename"),
         ("l.csv", b"", "needs a column `uri`; it has none"),
         ("l.csv", b"uri\n" + b'"' + b"x" * 200_000 + b'"\n', "cannot be read as CSV"),
+        ("l.csv", b'uri,n\na.tif,1\n"b.tif,2\nc.tif,3\n', "a quote is not closed, in the row that begins in line 3"),
+        ("l.csv", b"uri,n,URI\na.tif,1,b.tif\n", "has 2 columns `uri`\\. Keep"),
+        ("l.txt", b"\xff\xfe\0\0a\0\0", "begins as UTF-32 and is not"),
         ("l.txt", b"a\0b", "zero bytes"),
         ("l.txt", b"\xff\xfea\0\0", "begins as UTF-16 and is not"),
         ("l.txt", b"# nothing\n\n", "names no image"),
-        ("l.parquet", b"PAR1 and no more", "cannot be read as Parquet"),
+        ("l.parquet", b"PAR1 and no more", r"cannot be read as Parquet: [^\n]*[^.]\. Write it again\.$"),
     ],
 )
 def test_what_is_no_list_is_refused_with_what_it_is(name: str, content: bytes, message: str) -> None:
@@ -74,6 +77,14 @@ def test_a_column_of_numbers_and_gaps_in_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"site": [1]}), path)
     with pytest.raises(RecipeError, match="it has site"):
         read_list(str(path), path.read_bytes())
+
+
+def test_rows_without_a_uri_are_counted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert read_list("l.csv", b"uri;site\na.tif;1\n;2\n;\n\n ;3\n") == ["a.tif"]
+    path = tmp_path / "l.parquet"
+    pq.write_table(pa.table({"uri": ["a.tif", None, "a.tif", ""]}), path)
+    assert read_list("l.parquet", path.read_bytes()) == ["a.tif"]
+    assert caplog.messages == [f"The list '{name}' has 2 rows without a `uri`, left out." for name in ("l.csv", "l.parquet")]
 
 
 def test_names_are_below_the_list_wherever_it_lies() -> None:

@@ -52,10 +52,13 @@ def noise(content: bytes, count: int) -> bytes:
 @pytest.mark.parametrize("kind", KINDS)
 def test_jpegs_with_guessed_pixels_are_refused(tmp_path: Path, kind: str) -> None:
     whole, path = jpeg(**KINDS[kind]), tmp_path / "a.jpg"
-    for content in (noise(whole, 400), whole[: len(whole) // 2] + b"\xff\xd9", whole[: len(whole) // 2], whole[:-2]):
+    for content in (noise(whole, 400), whole[: len(whole) // 2] + b"\xff\xd9", whole[: len(whole) // 2]):
         path.write_bytes(content)
         with pytest.raises(ReadError, match=r"a\.jpg is damaged or incomplete \(libjpeg: .*Copy or save it again"):
             read(path, "picture")
+    path.write_bytes(whole[:-2])
+    with pytest.raises(ReadError, match=r"a\.jpg ends before its end marker \(the bytes FF D9\)"):
+        read(path, "picture")
 
 
 @pytest.mark.parametrize(("progressive", "frame"), [(False, b"\xff\xc0"), (True, b"\xff\xc2")])

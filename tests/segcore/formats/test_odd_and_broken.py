@@ -20,7 +20,7 @@ from skimage import data
 
 from segcore.errors import FormatError, ImageError, ReadError
 from segcore.formats import format_of
-from segcore.formats._open import Source
+from segcore.formats._open import Source, kind_of
 from segcore.geometry import Box
 from segcore.raster import FORMATS
 
@@ -64,6 +64,8 @@ def test_suffix_and_content_agree_on_the_format() -> None:
             None,
             r"no format claims the suffix \.xyz, and its content is GIF\. maskloom does not read this format",
         ),
+        ("v.nii.gz", b"\x1f\x8b" + bytes(20), None, r"no format claims the suffix \.nii\.gz, and its content is gzip"),
+        ("a.2024.gz", b"\x1f\x8b" + bytes(20), None, r"no format claims the suffix \.gz, and"),
         ("folder.d/name", b"x", None, "its name has no suffix, and its content is text"),
         ("a.dat", b"", None, r"no format claims the suffix \.dat, and it is empty \(0 bytes\)"),
         ("a.tif", TIFF_HEAD, "picture", "should be PNG or JPEG or BMP or WebP for the format 'picture', but its content is TIFF"),
@@ -92,6 +94,10 @@ def foreign_files() -> dict[str, tuple[bytes, str]]:
     out = io.BytesIO()
     np.save(out, np.zeros((4, 4)))
     made["NumPy"] = out.getvalue()
+    out = io.BytesIO()
+    np.savez_compressed(out, pixels=np.zeros((4, 4)))
+    made["a NumPy archive (.npz)"] = out.getvalue()
+    made["Netpbm"] = b"P6 32 32 255\n" + b"A" * 3072
     out = io.BytesIO()
     with h5py.File(out, "w") as file:
         file["x"] = np.zeros(3)
@@ -127,6 +133,35 @@ def test_other_formats_are_named_and_nobody_is_told_to_rename_them(name: str) ->
 
         assert f"its content is {name}." in str(refusal.value)
         assert "ename it" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "head", [b"P4\t8 8\n", b"P5\n# by a camera\n8 8\n", b"P1\n8 8\n", b"P7\nWIDTH 8\n", b"Pf\n8 8\n-1.0\n", b"PF\n8 8\n"]
+)
+def test_netpbm_is_known_by_its_first_letters(head: bytes) -> None:
+    assert kind_of(head) == "Netpbm"
+    assert kind_of(b"P6 is text, and Plain") == "text"
+
+
+@pytest.mark.parametrize(
+    ("code", "name"), [(34712, "JPEG 2000"), (33005, "JPEG 2000 (of Aperio slides)"), (60001, "compression 60001")]
+)
+def test_a_compression_without_a_decoder_is_named(tmp_path: Path, code: int, name: str) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((32, 32), np.uint8))
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages.first.tags["Compression"].overwrite(code)
+    with pytest.raises(FormatError) as refusal:
+        FORMATS["tiff"].describe(str(path), "")
+    assert f"compressed with {name}, for which there is no decoder here. Convert it" in str(refusal.value)
+
+
+def test_a_jpeg_that_lacks_only_its_end_marker_is_refused_for_that(tmp_path: Path) -> None:
+    content, path = SAMPLES["a.jpg"], tmp_path / "a.jpg"
+    for cut, words in ((1, "ends before its end marker"), (2, "ends before its end marker"), (40, "pixels would be guessed")):
+        path.write_bytes(content[:-cut])
+        with pytest.raises(ReadError, match=words):
+            read_all(path)
 
 
 @pytest.mark.parametrize("name", ["tiff", "picture"])
