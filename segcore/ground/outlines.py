@@ -152,7 +152,7 @@ def _polygons(
     places = (stops[:, :-1, None] + np.diff(stops)[:, :, None] * parts).reshape(len(begin), -1)
     places = np.concatenate([places, end[:, None]], axis=1)
     longitudes, latitudes = projection.locate(*_on_map(affine, *_along(corners[:, None], step, steps, places)))
-    known = (np.isfinite(longitudes) & np.isfinite(latitudes)).all(axis=1)
+    known: Flags = np.isfinite(longitudes + latitudes).min(axis=1)
     angles, gaps = np.zeros((len(begin), 3)), np.zeros((len(begin), 3))
     patches(
         np.where(known[:, None], longitudes, 0.0),
