@@ -149,11 +149,13 @@ def healed(recipe: Recipe, inventory: Inventory, sharing: Sharing) -> Inventory:
     store = Store(recipe.output)
     with present(store, "heal", sole_writer=sharing.sole_writer) as folder:
         count = heal(inventory.ledger, folder)
-    log.warning(
-        "%d table files held rows of images that another file has too, or that the table `images` has not (a file was lost or copied, or "
-        "an earlier version of maskloom left them). These rows are gone.",
-        count,
-    )
+    # None where what seemed to be left over was the commit of another run, under way.
+    if count:
+        log.warning(
+            "%d table files held rows of images that another file has too, or that the table `images` has not (a file was lost or "
+            "copied, or an earlier version of maskloom left them). These rows are gone.",
+            count,
+        )
     return take_inventory(recipe, to_write=True)
 
 

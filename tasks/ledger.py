@@ -102,7 +102,7 @@ class Ledger:
         return found
 
     def find_superseded(self) -> None:
-        """Look for rows that belong to no image, and for images in several files: the row stays that the mask bears out, else the newest."""
+        """Look for rows that belong to no image, and for images in several files: the row stays that the mask bears out, else any."""
         held = defaultdict(list)
         for of_file in self._of_file.values():
             for row in of_file:
