@@ -81,7 +81,18 @@ def _region(ring: NDArray[np.int64], space: Space) -> Any:
     for strip in range(first, last):
         inside = shapely.intersection(region, shapely.box(360.0 * strip - 180, -90, 360.0 * strip + 180, 90))
         strips.append(shapely.transform(inside, lambda points, by=360.0 * strip: _shifted(points, by)))
-    return _polygons(shapely.union_all(strips))
+    region = shapely.union_all(strips)
+    if _holds_both_poles(ring, space):
+        # Its turns to the east and to the west cancel out, and what the path encloses is the rest of the planet.
+        region = shapely.difference(shapely.box(-180, -90, 180, 90), region)
+    return _polygons(region)
+
+
+def _holds_both_poles(ring: NDArray[np.int64], space: Space) -> bool:
+    import shapely
+
+    ends = poles(space)
+    return len(ends) > 1 and bool(shapely.contains_xy(shapely.make_valid(shapely.polygons(ring)), list(ends.values())).all())
 
 
 def _shifted(points: Floats, by: float) -> Floats:

@@ -271,10 +271,14 @@ def _beyond(bounds: Floats) -> NDArray[np.bool_]:
 
 
 def _at_poles(column: Floats, row: Floats, rings: Rings, space: Space, objects: int) -> NDArray[np.bool_]:
-    """Which objects come so near to a pole that their edges bend."""
+    """Which objects come so near to a pole that their edges bend, or may hold one."""
     near = np.zeros(objects, np.bool_)
+    if not poles(space) or not len(column):
+        return near
+    left, top, right, bottom = _bounds(np.stack([column, row], axis=-1), rings, objects).T
     for x, y in poles(space).values():
-        if len(column) and column.min() - CLOSE < x < column.max() + CLOSE and row.min() - CLOSE < y < row.max() + CLOSE:
+        near |= (left < x) & (x < right) & (top < y) & (y < bottom)
+        if column.min() - CLOSE < x < column.max() + CLOSE and row.min() - CLOSE < y < row.max() + CLOSE:
             close = np.repeat(rings.owner, rings.lengths)[(abs(column - x) < CLOSE) & (abs(row - y) < CLOSE)]
             near[close] = True
     return near

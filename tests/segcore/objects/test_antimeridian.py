@@ -47,7 +47,8 @@ def middles(image: ObjectImage) -> tuple[np.ndarray, np.ndarray]:
     a, b, c, d, e, f = image.space.affine  # type: ignore[misc]
     to_degrees = Transformer.from_crs(CRS.from_wkt(image.space.crs), "OGC:CRS84", always_xy=True)
     longitude, latitude = to_degrees.transform(a * columns + b * rows + c, d * columns + e * rows + f)
-    return (longitude + 180) % 360 - 180, latitude
+    known = np.isfinite(longitude)
+    return np.where(known, (np.where(known, longitude, 0) + 180) % 360 - 180, np.nan), np.where(known, latitude, np.nan)
 
 
 def check(image: ObjectImage, tile: tuple[int, int] = (7, 9)) -> object:
@@ -161,6 +162,21 @@ def test_a_ring_around_a_pole_is_open_there_and_corners_at_it_meet(case: str) ->
 )
 def test_torn_objects_hold_their_pixels(case: tuple[str, tuple[float, ...]], objects: int, coarse: int, seed: int) -> None:
     check(image_of(random_ids((40, 60), objects, coarse, np.random.default_rng(seed)), space_of(case)), (16, 16))
+
+
+def test_an_object_around_both_poles_is_the_planet_without_the_rest() -> None:
+    """A map of the whole planet about a place on the equator: the outline turns around neither pole in the end."""
+    ids = np.zeros((64, 64), int)
+    ids[7:57, 18:46] = 1
+    ids[20:30, 25:35] = 2
+    space = Space((4e5, 0.0, -12.8e6, 0.0, -4e5, 12.8e6), wkt("+proj=laea +lat_0=0 +lon_0=20 +datum=WGS84 +type=crs"))
+    table = check(image_of(ids, space))
+    around, inside = geometries(table)
+
+    assert around.bounds == (-180, -90, 180, 90)
+    assert inside.geom_type == "Polygon"
+    # In an equal-area map, squares of pixels are areas of ground.
+    assert np.allclose([geodesic_area(around), geodesic_area(inside)], [1300 * 1.6e11, 100 * 1.6e11], rtol=5e-3)
 
 
 def test_a_world_map_reaches_the_poles_and_both_sides() -> None:
