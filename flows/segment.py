@@ -45,7 +45,7 @@ from tasks.plan import (
     write_head,
     write_plan,
 )
-from tasks.presence import is_at_work, present, sweep
+from tasks.presence import is_at_work, present
 from tasks.progress import Progress
 from tasks.publish import Tables, heal
 from tasks.segment import Bench, clear_staging, segment_shard
@@ -396,8 +396,6 @@ def _finish(store: Store, plan: Plan, tables: Tables, before: Head) -> Outcome:
         # Nobody goes on with a run that follows a former head, but one that is at work beside this one still needs its parts.
         if run_id == plan.run_id or (parent != plan.run_id and not is_at_work(store, run_id)):
             store.remove(f"{STAGING}/{run_id}")
-    sweep(store)
-    store.sweep()
     return Outcome(plan.run_id, record.done, record.failed, record.pixels, record.failures)
 
 

@@ -25,7 +25,7 @@ from segcore.records import damaged, read_json, read_table
 from segcore.storage import STAGING, Listed, Store, is_local, lives, remove_temporary
 from tasks.commits import IMAGES, folder_under_way
 from tasks.plan import read_head
-from tasks.presence import PROCESSES
+from tasks.presence import PROCESSES, sweep
 
 IDLE_HOURS = 24.0
 
@@ -155,11 +155,12 @@ def remove(output: str, leftover: Leftover) -> bool:
 
 
 def tidy(output: str) -> None:
-    """Remove what is certainly left: staged parts of finished runs, and temporary files of dead processes of this machine."""
+    """Remove what is certainly left: staged parts of finished runs, and folders and temporary files of dead processes of this machine."""
     store = Store(output)
     finished = {name.split("/")[1] for name in store.names("runs", "/manifest.json")}
     for run in {name.split("/")[1] for name in store.names(STAGING, "") if name.count("/") > 1} & finished:
         store.remove(f"{STAGING}/{run}")
+    sweep(store)
     store.sweep()
 
 
