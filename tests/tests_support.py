@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.dataset as ds
 import rasterio
+
+if TYPE_CHECKING:
+    from segcore.segmenters.kmeans import KMeansModel
 
 VOLATILE = ("run_id", "seconds", "mask_sha256", "tiles")
 """Columns that may differ between runs that must agree: times, ids, and what the tiling decides about files."""
@@ -62,3 +66,17 @@ def write_tiff(path: Path, pixels: np.ndarray, **profile: object) -> None:
         compress="deflate", **profile,
     ) as file:  # fmt: skip
         file.write(np.moveaxis(pixels, -1, 0))
+
+
+def assert_at_rest_in_scikit_learn(model: KMeansModel, centres: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> None:
+    """scikit-learn does not move the centres (5, bands), finds none that are much better, and gives the rows (n, bands) the same labels."""
+    from sklearn.cluster import KMeans
+
+    again = KMeans(5, init=centres, n_init=1).fit(rows)
+    assert again.n_iter_ <= 2
+    assert np.allclose(again.cluster_centers_, centres, rtol=1e-4, atol=1e-4)
+    assert np.isclose(model.inertia, again.inertia_, rtol=1e-6)
+    best = KMeans(5, n_init=10, random_state=0).fit(rows[:: max(1, len(rows) // 6_000)])
+    assert model.inertia <= 1.01 * KMeans(5, init=best.cluster_centers_, n_init=1).fit(rows).inertia_
+    assert np.mean(labels == again.predict(rows)) > 0.9999
+    assert np.allclose(model.fractions, np.bincount(labels, minlength=5) / labels.size, rtol=0, atol=1e-9)

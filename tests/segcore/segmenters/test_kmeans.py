@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 from skimage import data
-from sklearn.cluster import KMeans as Reference
 from sklearn.metrics import adjusted_rand_score
+from tests_support import assert_at_rest_in_scikit_learn
 
 from segcore.errors import FitError, ModelMismatch
 from segcore.methods.pointwise import Scores
@@ -55,16 +55,7 @@ def test_scikit_learn_does_not_move_our_centres_nor_beat_them(name: str) -> None
     rows = picture.pixels.reshape(-1, picture.pixels.shape[-1]).astype(float)
     model = fit(KMeans(clusters=5), picture, (200, 300))
     centres = np.array(model.centres)
-    again = Reference(5, init=centres, n_init=1).fit(rows)
-    assert again.n_iter_ <= 2
-    assert np.allclose(again.cluster_centers_, centres, rtol=1e-4)
-    assert model.inertia == pytest.approx(again.inertia_, rel=1e-6)
-    part = rows[:: max(1, len(rows) // 6_000)]
-    best = Reference(5, n_init=10, random_state=0).fit(part)
-    assert model.inertia <= 1.01 * Reference(5, init=best.cluster_centers_, n_init=1).fit(rows).inertia_
-    labels = labelled(model, picture, (77, 300)).ravel()
-    assert np.mean(labels == again.predict(rows)) > 0.9999
-    assert model.fractions == pytest.approx(np.bincount(labels, minlength=5) / labels.size, abs=1e-9)
+    assert_at_rest_in_scikit_learn(model, centres, rows, labelled(model, picture, (77, 300)).ravel())
 
 
 def test_many_colours_use_cells_and_still_come_to_rest() -> None:

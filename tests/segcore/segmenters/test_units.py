@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import data
 from skimage.filters import threshold_li, threshold_multiotsu, threshold_otsu, threshold_triangle
-from sklearn.cluster import KMeans as Reference
 from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import StandardScaler
+from tests_support import assert_at_rest_in_scikit_learn
 
 from segcore.errors import FitError
 from segcore.manifest import dump_model, load_model
@@ -113,16 +113,7 @@ def test_standardised_kmeans_is_scikit_learn_on_standardised_bands(name: str) ->
     model = fitted(KMeans(clusters=5, standardise=True), [picture], (200, 300))
     assert isinstance(model, KMeansModel)
     centres = scaler.transform(np.array(model.centres))
-    again = Reference(5, init=centres, n_init=1).fit(rows)
-    assert again.n_iter_ <= 2
-    assert np.allclose(again.cluster_centers_, centres, rtol=1e-4, atol=1e-4)
-    assert model.inertia == pytest.approx(again.inertia_, rel=1e-6)
-    part = rows[:: max(1, len(rows) // 6_000)]
-    best = Reference(5, n_init=10, random_state=0).fit(part)
-    assert model.inertia <= 1.01 * Reference(5, init=best.cluster_centers_, n_init=1).fit(rows).inertia_
-    labels = labelled(model, picture, (77, 300)).ravel()
-    assert np.mean(labels == again.predict(rows)) > 0.9999
-    assert model.fractions == pytest.approx(np.bincount(labels, minlength=5) / labels.size, abs=1e-9)
+    assert_at_rest_in_scikit_learn(model, centres, rows, labelled(model, picture, (77, 300)).ravel())
     assert model.deviations == pytest.approx(scaler.scale_, rel=1e-12)
 
 
