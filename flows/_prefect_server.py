@@ -1,11 +1,13 @@
 """The embedded Prefect server: both ends, the run that wants one and the child process that is one.
 
-The child (`python -m flows._prefect_server DESCRIPTOR`) inherits a listening socket, so that no other process can take its
-port, and says on standard output how far it is: `configured URL` (the environment or the profile names a server, this one
-is not needed) or `serving URL`. Its standard input is a pipe whose other end only the run holds: when that closes, for
-whatever reason, the server writes out what it has and ends. It is in a session of its own, so Ctrl-C does not reach it.
+The child (`python -m flows._prefect_server DESCRIPTOR`) inherits a listening socket, so that no
+other process can take its port, and says on standard output how far it is: `configured URL` (the
+environment or the profile names a server, this one is not needed) or `serving URL`. Its standard
+input is a pipe whose other end only the run holds: when that closes, for whatever reason, the
+server writes out what it has and ends. It is in a session of its own, so Ctrl-C does not reach it.
 
-It serves one run from Prefect's usual database. Scheduling, triggers, the user interface and usage statistics are off.
+It serves one run from Prefect's usual database. Scheduling, triggers, the user interface and usage
+statistics are off.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ _SETTINGS = {
 _SECONDS_TO_START = 120.0
 """How long the server may take to serve; the first start ever creates the database."""
 _SECONDS_TO_END = 30.0
-"""How long the server may take to end. It takes a quarter of a second, unless it is creating the database."""
+"""How long the server may take to end. It takes a quarter of a second, unless it is creating the
+database.
+"""
 
 
 class EmbeddedServer:
@@ -78,7 +82,9 @@ class EmbeddedServer:
             )
 
     def import_prefect(self) -> str:
-        """Import Prefect, which takes a second or two, while the server starts; its address as `url` gives it."""
+        """Import Prefect, which takes a second or two, while the server starts; its address as
+        `url` gives it.
+        """
         # Read at import, and nowhere else: no statistics for Prefect's makers.
         os.environ.setdefault("DO_NOT_TRACK", "1")
         root = logging.getLogger()
@@ -90,7 +96,9 @@ class EmbeddedServer:
         console = logging.StreamHandler()
         console.setLevel(logging.WARNING)
         # What fails in a flow or a task reaches our caller as an exception.
-        console.addFilter(lambda record: not record.name.startswith(("prefect.flow_runs", "prefect.task_runs")))
+        console.addFilter(
+            lambda record: not record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
+        )
         prefect_logger = logging.getLogger("prefect")
         prefect_logger.handlers, prefect_logger.propagate = [console], False
         for worker in ("EventsWorker", "APILogWorker"):
@@ -100,17 +108,26 @@ class EmbeddedServer:
         return self.url()
 
     def url(self) -> str:
-        """Wait for the address of the API, this server's or the configured one's. Raises `RunError` if there will be none."""
+        """Wait for the address of the API, this server's or the configured one's. Raises `RunError`
+        if there will be none.
+        """
         with self._reading:
             assert self._child.stdout is not None
-            ready, _, _ = select.select([self._child.stdout], [], [], max(0.0, self._deadline - time.monotonic()))
+            ready, _, _ = select.select(
+                [self._child.stdout], [], [], max(0.0, self._deadline - time.monotonic())
+            )
             words = self._child.stdout.readline().decode().split() if ready else []
         if not words:
             self._complaints.seek(0)
-            last_words = "".join(self._complaints.read().decode(errors="replace").strip().splitlines()[-1:]) or "no message"
+            last_words = (
+                "".join(self._complaints.read().decode(errors="replace").strip().splitlines()[-1:])
+                or "no message"
+            )
             raise RunError(
-                f"The embedded Prefect server did not start within {_SECONDS_TO_START:.0f} s ({last_words}). "
-                "Run with --no-prefect, or start a server with `prefect server start` and set PREFECT_API_URL."
+                f"The embedded Prefect server did not start within {_SECONDS_TO_START:.0f} s "
+                f"({last_words}). "
+                "Run with --no-prefect, or start a server with `prefect server start` and set "
+                "PREFECT_API_URL."
             )
         self.serves = words[0] == "serving"
         return words[1]
@@ -149,11 +166,16 @@ def main(descriptor: int) -> None:
 
     listening = socket.socket(fileno=descriptor)
     host, port = listening.getsockname()
-    ending.server = uvicorn.Server(uvicorn.Config(create_app(ephemeral=True), log_level="error", lifespan="on"))
-    announcing = threading.Thread(target=_announce, args=(ending.server, f"serving http://{host}:{port}/api"), daemon=True)
+    ending.server = uvicorn.Server(
+        uvicorn.Config(create_app(ephemeral=True), log_level="error", lifespan="on")
+    )
+    announcing = threading.Thread(
+        target=_announce, args=(ending.server, f"serving http://{host}:{port}/api"), daemon=True
+    )
     announcing.start()
     ending.server.run(sockets=[listening])
-    # All is written; the interpreter's own end would take another second, for which the run would wait.
+    # All is written; the interpreter's own end would take another second, for which the run would
+    # wait.
     os._exit(0)
 
 
@@ -163,7 +185,9 @@ class _Ending:
     def __init__(self) -> None:
         self.server: uvicorn.Server | None = None
         self.postponed = threading.Lock()
-        """Held while the process must not end: a database left half migrated would be of no use to any later run."""
+        """Held while the process must not end: a database left half migrated would be of no use to
+        any later run.
+        """
 
     def follow_parent(self) -> None:
         """Waits for the end of standard input."""
@@ -178,7 +202,9 @@ class _Ending:
 
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
-    """Keeps other maskloom processes with the same Prefect home from migrating the database at the same time."""
+    """Keeps other maskloom processes with the same Prefect home from migrating the database at the
+    same time.
+    """
     import fcntl
 
     home.mkdir(parents=True, exist_ok=True)

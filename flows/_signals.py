@@ -20,10 +20,14 @@ class Handlers:
 
     @classmethod
     def now(cls) -> Handlers:
-        """Those of SIGINT and SIGTERM now; none outside of the main thread, which alone may set them."""
+        """Those of SIGINT and SIGTERM now; none outside of the main thread, which alone may set
+        them.
+        """
         if threading.current_thread() is not threading.main_thread():
             return cls(())
-        return cls(tuple((number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)))
+        return cls(
+            tuple((number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM))
+        )
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -38,7 +42,9 @@ class Handlers:
 
 @contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set the event instead of ending the process; a second SIGINT raises `KeyboardInterrupt`."""
+    """SIGINT and SIGTERM set the event instead of ending the process; a second SIGINT raises
+    `KeyboardInterrupt`.
+    """
 
     def note(number: int, _: object) -> None:
         if number == signal.SIGINT and stop.is_set():

@@ -1,7 +1,7 @@
 """Audit: proves that tiled equals untiled, on the user's own recipe and image.
 
-A region is fitted and segmented twice, as one tile and in tiles, with the very functions that runs use. What differs is counted by class or by
-object and drawn.
+A region is fitted and segmented twice, as one tile and in tiles, with the very functions that runs
+use. What differs is counted by class or by object and drawn.
 """
 
 from __future__ import annotations
@@ -50,13 +50,16 @@ class Audit:
 
 
 def audit(recipe: Recipe, pixels: int, tile: int | None) -> Audit:
-    """Audit the first readable image of a recipe. Raises `RunError` where there is none, `FitError` where it allows no model."""
+    """Audit the first readable image of a recipe. Raises `RunError` where there is none, `FitError`
+    where it allows no model.
+    """
     configure(recipe.storage)
     item = _first_readable(recipe)
     assert item.spec is not None
     region = Region.middle(item.spec, pixels)
     shape = region.spec.shape
-    # Smaller than the region even where the recipe's tile is not: without seams there would be nothing to audit.
+    # Smaller than the region even where the recipe's tile is not: without seams there would be
+    # nothing to audit.
     side = effective_tile(tile or min(recipe.tile, max(16, -(-max(shape) // _TILES_ACROSS))))
     if tile is None and side >= max(shape):
         side = effective_tile(max(16, side // 4))
@@ -65,14 +68,28 @@ def audit(recipe: Recipe, pixels: int, tile: int | None) -> Audit:
     whole_model, tiled_model = (fit_to(start, [region], cut) for cut in (None, (side, side)))
     whole, tiled = (segment_scene(whole_model, region, cut) for cut in (None, (side, side)))
     lines = [
-        f"{item.source.uri}: {_size(shape)} of {_size(item.spec.shape)} pixels, whole against tiles of {side}",
-        f"segmenter {recipe.kind}: {whole_model.exactness.value}, halo {max(whole_model.footprint.halo)}",
+        (
+            f"{item.source.uri}: {_size(shape)} of {_size(item.spec.shape)} pixels, whole against "
+            f"tiles of {side}"
+        ),
+        (
+            f"segmenter {recipe.kind}: {whole_model.exactness.value}, halo "
+            f"{max(whole_model.footprint.halo)}"
+        ),
     ]
     if whole_model != tiled_model:
         lines.append("The fitted models differ.")
-    differing = _changed(whole, tiled) if isinstance(whole_model, ObjectSegmenter) else whole.values != tiled.values
+    differing = (
+        _changed(whole, tiled)
+        if isinstance(whole_model, ObjectSegmenter)
+        else whole.values != tiled.values
+    )
     differing &= whole.valid
-    lines += _objects(whole, tiled, side) if isinstance(whole_model, ObjectSegmenter) else _classes(whole_model, whole, tiled)
+    lines += (
+        _objects(whole, tiled, side)
+        if isinstance(whole_model, ObjectSegmenter)
+        else _classes(whole_model, whole, tiled)
+    )
     count = int(np.count_nonzero(differing))
     if count and whole_model.exactness is Exactness.EXACT_IF_SMALLER_THAN_HALO:
         lines.append("Objects larger than the halo may differ; a larger halo makes them equal.")
@@ -88,7 +105,9 @@ def audit(recipe: Recipe, pixels: int, tile: int | None) -> Audit:
 def _first_readable(recipe: Recipe) -> Item:
     inventory = take_inventory(recipe)
     with open_fanout(
-        InProcess(), partial(prepare_process, recipe.storage, time_limits=recipe.limits), threading.Event()
+        InProcess(),
+        partial(prepare_process, recipe.storage, time_limits=recipe.limits),
+        threading.Event(),
     ) as fanout:
         reason = ""
         for source in inventory.sources:
@@ -104,24 +123,42 @@ def _classes(model: Model, whole: Mask, tiled: Mask) -> list[str]:
     for number, name in enumerate(model.classes):
         one, other = (whole.values == number) & whole.valid, (tiled.values == number) & whole.valid
         changed = int(np.count_nonzero(one != other))
-        lines.append(f"class {name}: {np.count_nonzero(one)} pixels whole, {np.count_nonzero(other)} tiled, {changed} differ")
+        lines.append(
+            f"class {name}: {np.count_nonzero(one)} pixels whole, {np.count_nonzero(other)} tiled, "
+            f"{changed} differ"
+        )
     return lines
 
 
 def _objects(whole: Mask, tiled: Mask, side: int) -> list[str]:
     one, other = (np.where(mask.valid, mask.values, 0) for mask in (whole, tiled))
     touched = len(np.setdiff1d(one[_changed(whole, tiled)], [0]))
-    lines = [f"objects: {int(one.max(initial=0))} whole, {int(other.max(initial=0))} tiled, {touched} differ"]
+    lines = [
+        (
+            f"objects: {int(one.max(initial=0))} whole, {int(other.max(initial=0))} tiled, "
+            f"{touched} "
+            "differ"
+        )
+    ]
     return [*lines, *_seams(other, side)]
 
 
 def _changed(whole: Mask, tiled: Mask) -> NDArray[np.bool_]:
-    """Pixels whose object, as a set of pixels, is not in the other mask. Numbers do not count: one object more shifts all behind it."""
+    """Pixels whose object, as a set of pixels, is not in the other mask. Numbers do not count: one
+    object more shifts all behind it.
+    """
     one, other = (np.where(mask.valid, mask.values, 0).astype(np.uint64) for mask in (whole, tiled))
-    pairs, places, common = np.unique((one << np.uint64(32)) | other, return_inverse=True, return_counts=True)
-    first, second = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    pairs, places, common = np.unique(
+        (one << np.uint64(32)) | other, return_inverse=True, return_counts=True
+    )
+    first, second = (
+        (pairs >> np.uint64(32)).astype(np.int64),
+        (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64),
+    )
     sizes = [np.bincount(ids, common) for ids in (first, second)]
-    equal = (sizes[0][first] == common) & (sizes[1][second] == common) | (first == 0) & (second == 0)
+    equal = (sizes[0][first] == common) & (sizes[1][second] == common) | (first == 0) & (
+        second == 0
+    )
     changed: NDArray[np.bool_] = ~equal[places].reshape(one.shape)
     return changed
 
@@ -137,11 +174,24 @@ def _seams(ids: NDArray[np.integer], side: int) -> list[str]:
     names |= {f"bbox-{i}": f"bbox_{name}" for i, name in enumerate(("y0", "x0", "y1", "x1"))}
     radius = float(np.sqrt(np.median(table["area"]) / np.pi))
     band = int(np.clip(radius, 1, (side - 1) // 2))
-    found = audit_seams({names[key]: column for key, column in table.items() if key in names}, ids.shape, (side, side), band)
+    found = audit_seams(
+        {names[key]: column for key, column in table.items() if key in names},
+        ids.shape,
+        (side, side),
+        band,
+    )
     return [
-        f"centroids along the seams: {found.ratio:.2f} times as dense as elsewhere ({found.centroid_score:+.1f} standard deviations)",
-        f"object sides on a seam: {found.cut_at_seams:.2f} a line, {found.cut_inside:.2f} elsewhere ({found.cut_score:+.1f} standard deviations)",
-        "The seams do not show." if found.clean else "The seams show: objects are cut or merged there.",
+        (
+            f"centroids along the seams: {found.ratio:.2f} times as dense as elsewhere "
+            f"({found.centroid_score:+.1f} standard deviations)"
+        ),
+        (
+            f"object sides on a seam: {found.cut_at_seams:.2f} a line, {found.cut_inside:.2f} "
+            f"elsewhere ({found.cut_score:+.1f} standard deviations)"
+        ),
+        "The seams do not show."
+        if found.clean
+        else "The seams show: objects are cut or merged there.",
     ]
 
 

@@ -1,7 +1,7 @@
 """The `maskloom` command.
 
-Messages for people go to standard error, results to standard output. Exit codes: 0 all images done, 1 the run could not go on, 2 wrong usage or
-recipe, 3 finished but some images failed.
+Messages for people go to standard error, results to standard output. Exit codes: 0 all images done,
+1 the run could not go on, 2 wrong usage or recipe, 3 finished but some images failed.
 """
 
 from __future__ import annotations
@@ -34,34 +34,60 @@ _FAILURES_SHOWN = 5
 
 app = typer.Typer(
     name="maskloom",
-    help="Segment large image collections in batch: masks, previews and tables of true areas, resumable at any moment.",
+    help=(
+        "Segment large image collections in batch: masks, previews and tables of true areas, "
+        "resumable at any moment."
+    ),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe: a YAML file (see `maskloom schema`).")]
-TrainingPath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The training recipe: a YAML file.")]
+RecipePath = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE.yaml", help="The recipe: a YAML file (see `maskloom schema`)."),
+]
+TrainingPath = Annotated[
+    Path, typer.Argument(metavar="RECIPE.yaml", help="The training recipe: a YAML file.")
+]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY.SUB=VALUE", help="Change a key of the recipe, e.g. tiling.tile=1024. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY.SUB=VALUE",
+        help="Change a key of the recipe, e.g. tiling.tile=1024. Repeatable.",
+    ),
 ]
 NoPrefect = Annotated[
-    bool, typer.Option("--no-prefect", help="Run without Prefect: the same work, nothing recorded, a quicker start.")
+    bool,
+    typer.Option(
+        "--no-prefect",
+        help="Run without Prefect: the same work, nothing recorded, a quicker start.",
+    ),
 ]
 KeepOthers = Annotated[
     bool,
     typer.Option(
-        "--keep-other-recipes", help="Write beside images of other recipes in the same output. Group the tables by `fingerprint`."
+        "--keep-other-recipes",
+        help=(
+            "Write beside images of other recipes in the same output. Group the tables by "
+            "`fingerprint`."
+        ),
     ),
 ]
 SoleWriter = Annotated[
     bool,
-    typer.Option("--sole-writer", help="No other run works on the output. For stores without conditional writes, after a kill."),
+    typer.Option(
+        "--sole-writer",
+        help="No other run works on the output. "
+        "For stores without conditional writes, after a kill.",
+    ),
 ]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output of a run: a folder or fsspec URI.")]
+Output = Annotated[
+    str, typer.Argument(metavar="OUTPUT", help="The output of a run: a folder or fsspec URI.")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,7 +99,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def main_options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Options before any command."""
@@ -88,26 +117,49 @@ def run(
     keep_other_recipes: KeepOthers = False,
     sole_writer: SoleWriter = False,
 ) -> None:
-    """Run a recipe: the whole batch, or what is left of it. The same command resumes an interrupted run and does nothing on unchanged inputs."""
+    """Run a recipe: the whole batch, or what is left of it. The same command resumes an interrupted
+    run and does nothing on unchanged inputs.
+    """
     from flows import recipe as recipes
 
     with _messages():
-        _run(recipes.load(recipe, changes or []), no_prefect, quiet, keep_other_recipes, sole_writer)
+        _run(
+            recipes.load(recipe, changes or []), no_prefect, quiet, keep_other_recipes, sole_writer
+        )
 
 
 @app.command()
 def segment(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Files, globs, folders or lists, local or fsspec URIs.")
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="Files, globs, folders or lists, local or fsspec URIs."
+        ),
     ],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="OUTPUT", help="Folder or fsspec URI for the results.")],
-    kind: Annotated[str, typer.Option("--segmenter", "-s", metavar="KIND", help="Segmenter: see `maskloom list segmenters`.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", metavar="OUTPUT", help="Folder or fsspec URI for the results."
+        ),
+    ],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--segmenter", "-s", metavar="KIND", help="Segmenter: see `maskloom list segmenters`."
+        ),
+    ],
     parameters: Annotated[
         list[str] | None,
-        typer.Option("--parameter", "-p", metavar="KEY=VALUE", help="Parameter of the segmenter, e.g. clusters=4. Repeatable."),
+        typer.Option(
+            "--parameter",
+            "-p",
+            metavar="KEY=VALUE",
+            help="Parameter of the segmenter, e.g. clusters=4. Repeatable.",
+        ),
     ] = None,
     fit: Annotated[
-        Literal["image", "collection"], typer.Option(help="One model for each image, or one for all of them.")
+        Literal["image", "collection"],
+        typer.Option(help="One model for each image, or one for all of them."),
     ] = "collection",
     changes: Changes = None,
     no_prefect: NoPrefect = False,
@@ -126,13 +178,27 @@ def segment(
             if not equals:
                 raise RecipeError(f"-p {parameter!r}: expected KEY=VALUE.")
             section[key] = documents.read_value(text, f"-p {documents.shown(parameter)}")
-        document = {"name": "segment", "inputs": inputs, "output": output, "segmenter": section, "fit": fit}
-        _run(recipes.make(document, Path.cwd(), changes or []), no_prefect, quiet, keep_other_recipes, sole_writer)
+        document = {
+            "name": "segment",
+            "inputs": inputs,
+            "output": output,
+            "segmenter": section,
+            "fit": fit,
+        }
+        _run(
+            recipes.make(document, Path.cwd(), changes or []),
+            no_prefect,
+            quiet,
+            keep_other_recipes,
+            sole_writer,
+        )
 
 
 @app.command()
 def plan(recipe: RecipePath, changes: Changes = None) -> None:
-    """Show what a run would do, reading headers only: images, tiles, shards, bytes to read, projected peak memory of a worker."""
+    """Show what a run would do, reading headers only: images, tiles, shards, bytes to read,
+    projected peak memory of a worker.
+    """
     from flows import recipe as recipes
     from flows.explain import explain
 
@@ -142,11 +208,15 @@ def plan(recipe: RecipePath, changes: Changes = None) -> None:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the demo.")] = Path("maskloom-demo"),
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the demo.")] = Path(
+        "maskloom-demo"
+    ),
     no_prefect: NoPrefect = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Run k-means on nine photographs that come with the installed packages, and name the files to look at."""
+    """Run k-means on nine photographs that come with the installed packages, and name the files to
+    look at.
+    """
     from flows import recipe as recipes
     from flows.demo import prepare
 
@@ -162,13 +232,18 @@ def demo(
 @app.command()
 def audit(
     recipe: RecipePath,
-    pixels: Annotated[int, typer.Option(min=1, help="Largest region to audit: the middle of the first image.")] = 2_000_000,
+    pixels: Annotated[
+        int, typer.Option(min=1, help="Largest region to audit: the middle of the first image.")
+    ] = 2_000_000,
     tile: Annotated[
-        int | None, typer.Option(min=16, help="Side of the tiles. Default: at least three across the region.")
+        int | None,
+        typer.Option(min=16, help="Side of the tiles. Default: at least three across the region."),
     ] = None,
     changes: Changes = None,
 ) -> None:
-    """Prove that tiled equals untiled: segment a region whole and in tiles, and compare. Exit code 1 where an exact segmenter differs."""
+    """Prove that tiled equals untiled: segment a region whole and in tiles, and compare. Exit code
+    1 where an exact segmenter differs.
+    """
     from flows import recipe as recipes
     from flows.audit import audit as run_audit
 
@@ -177,20 +252,28 @@ def audit(
         for said in found.lines:
             typer.echo(line(said))
         if found.broken:
-            typer.echo("The segmenter says that it is exact, and is not. Please report this.", err=True)
+            typer.echo(
+                "The segmenter says that it is exact, and is not. Please report this.", err=True
+            )
             raise typer.Exit(CANNOT_GO_ON)
 
 
 @app.command()
 def compare(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image: a file or fsspec URI.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="PICTURE.png", help="Where to put the picture.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="PICTURE.png", help="Where to put the picture."),
+    ],
     segmenters: Annotated[
         list[str] | None,
         typer.Option(
             "--segmenter",
             "-s",
-            help="A kind, or a section such as '{kind: kmeans, clusters: 3}'. Repeatable. Default: all classical ones.",
+            help=(
+                "A kind, or a section such as '{kind: kmeans, clusters: 3}'. Repeatable. Default: "
+                "all classical ones."
+            ),
         ),
     ] = None,
 ) -> None:
@@ -199,14 +282,17 @@ def compare(
     from flows.compare import compare as draw
 
     with _messages():
-        sections = [documents.read_value(text, f"-s {documents.shown(text)}") for text in segmenters or []]
+        sections = [
+            documents.read_value(text, f"-s {documents.shown(text)}") for text in segmenters or []
+        ]
         draw(image, sections or None, output)
         typer.echo(f"Look at {output}")
 
 
 @app.command()
 def train(recipe: TrainingPath, changes: Changes = None, quiet: QuietFlag = False) -> None:
-    """Train a network on images and masks. The same command goes on with an interrupted training and does nothing on a finished one.
+    """Train a network on images and masks. The same command goes on with an interrupted training
+    and does nothing on a finished one.
 
     With more training.epochs, or another training.patience, a finished one goes on too.
     """
@@ -216,8 +302,10 @@ def train(recipe: TrainingPath, changes: Changes = None, quiet: QuietFlag = Fals
         order = flow.load(recipe, changes or [])
         learned = flow.run(order, quiet)
         typer.echo(
-            f"{'Nothing to do: trained before. ' if learned.before else ''}{learned.model}: {learned.score[0]} {learned.score[1]:.4f}, "
-            f"of epoch {learned.epoch}, the best of {learned.epochs} trained in {learned.minutes:.1f} minutes. Use it:\n"
+            f"{'Nothing to do: trained before. ' if learned.before else ''}{learned.model}: "
+            f"{learned.score[0]} {learned.score[1]:.4f}, "
+            f"of epoch {learned.epoch}, the best of {learned.epochs} trained in "
+            f"{learned.minutes:.1f} minutes. Use it:\n"
             f"  {flow.usage(order, learned)}"
         )
 
@@ -227,12 +315,19 @@ def evaluate(
     output: Output,
     truth: Annotated[
         list[str],
-        typer.Option("--truth", "-t", metavar="GLOB", help="Truth masks: files, globs in quotes, folders or lists. Repeatable."),
+        typer.Option(
+            "--truth",
+            "-t",
+            metavar="GLOB",
+            help="Truth masks: files, globs in quotes, folders or lists. Repeatable.",
+        ),
     ],
     more: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="TRUTH", help="More truth masks: what a shell makes of a glob without quotes.", show_default=False
+            metavar="TRUTH",
+            help="More truth masks: what a shell makes of a glob without quotes.",
+            show_default=False,
         ),
     ] = None,
     values: Annotated[
@@ -241,43 +336,62 @@ def evaluate(
             "--values",
             "-v",
             metavar="VALUE=CLASS",
-            help="What a value of the truth means: 255=inside, a colour '#3C1098=building', or a range such as 4..6=roof or 1..=nucleus, each "
-            "value of which is an object. Repeatable, or with commas. Default: class ids, and ids of objects if the run has objects.",
+            help="What a value of the truth means: 255=inside, a colour '#3C1098=building', or a "
+            "range such as 4..6=roof or 1..=nucleus, each "
+            "value of which is an object. Repeatable, or with commas. Default: class ids, and ids "
+            "of objects if the run has objects.",
         ),
     ] = None,
     colours: Annotated[
         Path | None,
         typer.Option(
-            metavar="CLASSES.yaml", help='The same as a file: a line `building: "#3C1098"` a class; lists give several.'
+            metavar="CLASSES.yaml",
+            help='The same as a file: a line `building: "#3C1098"` a class; lists give several.',
         ),
     ] = None,
     void: Annotated[
         list[str] | None,
-        typer.Option(metavar="VALUE", help="Value, range or colour of the truth to leave out, e.g. 255. Repeatable."),
+        typer.Option(
+            metavar="VALUE",
+            help="Value, range or colour of the truth to leave out, e.g. 255. Repeatable.",
+        ),
     ] = None,
-    truth_suffix: Annotated[str, typer.Option(metavar="END", help="End of the truth's names to leave out, e.g. _mask.")] = "",
-    image_suffix: Annotated[str, typer.Option(metavar="END", help="End of the images' names to leave out, e.g. _sat.")] = "",
+    truth_suffix: Annotated[
+        str, typer.Option(metavar="END", help="End of the truth's names to leave out, e.g. _mask.")
+    ] = "",
+    image_suffix: Annotated[
+        str, typer.Option(metavar="END", help="End of the images' names to leave out, e.g. _sat.")
+    ] = "",
     tolerance: Annotated[
-        float, typer.Option(min=0, max=100, help="Pixels between boundaries that still agree, for boundary F.")
+        float,
+        typer.Option(
+            min=0, max=100, help="Pixels between boundaries that still agree, for boundary F."
+        ),
     ] = 2.0,
     objects: Annotated[
         bool | None,
         typer.Option(
             "--objects/--no-objects",
-            help="Compare objects too: panoptic quality and AP. Of a class given by a single value, they are its connected parts. "
+            help="Compare objects too: panoptic quality and AP. Of a class given by a single value, "
+            "they are its connected parts. "
             "Default: if the run's masks hold ids of objects.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where to put the results. Default: OUTPUT/evaluation.")
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Where to put the results. Default: OUTPUT/evaluation."
+        ),
     ] = None,
     quiet: QuietFlag = False,
 ) -> None:
-    """Compare the masks of a run with truth: IoU, Dice, precision, recall, boundary F, objects, and error-adjusted areas; tables and a picture.
+    """Compare the masks of a run with truth: IoU, Dice, precision, recall, boundary F, objects, and
+    error-adjusted areas; tables and a picture.
 
-    The 95 % intervals of the areas (Olofsson 2014) hold where the truth's pixels are a random sample of each mapped class, drawn one by one. For
-    fully labelled images, whose pixels resemble their neighbours, they are too narrow.
+    The 95 % intervals of the areas (Olofsson 2014) hold where the truth's pixels are a random
+    sample of each mapped class, drawn one by one. For fully labelled images, whose pixels resemble
+    their neighbours, they are too narrow.
     """
     from flows import evaluate as flow
     from segcore.evaluation.pairing import Affixes
@@ -315,12 +429,17 @@ def status(output: Output) -> None:
         if found.lost:
             typer.echo("Run the recipe again: it makes anew what is lost.", err=True)
         if found.open_runs:
-            typer.echo(f"Not finished: {', '.join(found.open_runs)}. Run its recipe again to go on.", err=True)
+            typer.echo(
+                f"Not finished: {', '.join(found.open_runs)}. Run its recipe again to go on.",
+                err=True,
+            )
 
 
 @app.command()
 def verify(output: Output) -> None:
-    """Check an output again: digests of masks, tables and records, and the sums of the tables. Exit code 1 where something is wrong."""
+    """Check an output again: digests of masks, tables and records, and the sums of the tables. Exit
+    code 1 where something is wrong.
+    """
     from tasks.inspect import verify as find_faults
 
     with _messages():
@@ -335,17 +454,23 @@ def verify(output: Output) -> None:
 @app.command()
 def clean(
     output: Output,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed, and remove nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be removed, and remove nothing.")
+    ] = False,
     idle: Annotated[
         float,
         typer.Option(
             metavar="HOURS",
             min=0,
-            help="What another machine may still be writing counts as left when nothing was written for so long.",
+            help=(
+                "What another machine may still be writing counts as left when nothing was written "
+                "for so long."
+            ),
         ),
     ] = 24.0,
 ) -> None:
-    """Remove what dead runs left: temporary files, staged parts, and masks and previews that no image in the tables has.
+    """Remove what dead runs left: temporary files, staged parts, and masks and previews that no
+    image in the tables has.
 
     Whatever a living run may still write stays, on any machine, and is named with the reason.
     """
@@ -366,7 +491,11 @@ def clean(
 
 
 @app.command(name="list")
-def list_(what: Annotated[Literal["segmenters", "formats", "statistics"], typer.Argument(help="What to list.")]) -> None:
+def list_(
+    what: Annotated[
+        Literal["segmenters", "formats", "statistics"], typer.Argument(help="What to list.")
+    ],
+) -> None:
     """List segmenters, formats or statistics with their parameters, defaults and exactness."""
     from flows.explain import catalogue
 
@@ -376,7 +505,8 @@ def list_(what: Annotated[Literal["segmenters", "formats", "statistics"], typer.
 @app.command()
 def schema(
     of: Annotated[
-        Literal["run", "train"], typer.Argument(help="Which recipe: of `maskloom run` or of `maskloom train`.")
+        Literal["run", "train"],
+        typer.Argument(help="Which recipe: of `maskloom run` or of `maskloom train`."),
     ] = "run",
 ) -> None:
     """Print the JSON Schema of recipes, of runs or of trainings."""
@@ -405,7 +535,9 @@ def main() -> NoReturn:
 
 @contextmanager
 def _messages() -> Iterator[None]:
-    """Turn our own errors into a line on standard error and an exit code; let bugs show their traceback."""
+    """Turn our own errors into a line on standard error and an exit code; let bugs show their
+    traceback.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(EscapingFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -422,7 +554,13 @@ def _messages() -> Iterator[None]:
         raise typer.Exit(CANNOT_GO_ON) from None
 
 
-def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool = False, sole_writer: bool = False) -> None:
+def _run(
+    recipe: Recipe,
+    no_prefect: bool,
+    quiet: bool,
+    keep_other_recipes: bool = False,
+    sole_writer: bool = False,
+) -> None:
     from flows import recipe as recipes
     from flows.orchestrate import Plain, Prefect, stop_on_signals
     from flows.progress import watcher
@@ -454,7 +592,8 @@ def _run(recipe: Recipe, no_prefect: bool, quiet: bool, keep_other_recipes: bool
     stop = threading.Event()
     with ExitStack() as stack:
         stack.enter_context(stop_on_signals(stop))
-        # The server and the cluster take seconds to start; they do so side by side, and return at once.
+        # The server and the cluster take seconds to start; they do so side by side, and return at
+        # once.
         orchestrator = Plain() if no_prefect else stack.enter_context(Prefect())
         cluster = with_gpus(recipe.cluster) if open_choices(recipe.segmenter) else recipe.cluster
         prepare = partial(prepare_process, recipe.storage, threads_of(cluster), recipe.limits)
@@ -479,13 +618,17 @@ def _say(recipe: Recipe, inventory: Inventory, outcome: Outcome, seconds: float)
     for uri, reason in outcome.failures[:_FAILURES_SHOWN]:
         typer.echo(f"failed: {failure(uri, reason.error_type, reason.error)}", err=True)
     if outcome.failed > _FAILURES_SHOWN:
-        typer.echo(f"... and {outcome.failed - _FAILURES_SHOWN} more: maskloom status {recipe.output}", err=True)
+        typer.echo(
+            f"... and {outcome.failed - _FAILURES_SHOWN} more: maskloom status {recipe.output}",
+            err=True,
+        )
     _say_removed(inventory)
     # Not those that were not pending: a resumed run counts what it did before it was interrupted.
     kept = max(0, len(inventory.sources) - outcome.done - outcome.failed)
     unchanged = f", {kept} unchanged" if kept else ""
     typer.echo(
-        f"{count(outcome.done, 'image')} done, {outcome.failed} failed{unchanged}, {outcome.pixels / 1e6:.1f} megapixels in {seconds:.1f} s. "
+        f"{count(outcome.done, 'image')} done, {outcome.failed} failed{unchanged}, "
+        f"{outcome.pixels / 1e6:.1f} megapixels in {seconds:.1f} s. "
         + (
             f"Look at {recipe.output}/previews, masks and tables lie beside it."
             if outcome.done
@@ -499,7 +642,8 @@ def _say(recipe: Recipe, inventory: Inventory, outcome: Outcome, seconds: float)
 def _say_removed(inventory: Inventory) -> None:
     if inventory.removed:
         typer.echo(
-            f"{count(inventory.removed, 'image of earlier runs is', 'images of earlier runs are')} no longer among the inputs; "
+            f"{count(inventory.removed, 'image of earlier runs is', 'images of earlier runs are')} "
+            "no longer among the inputs; "
             "masks and rows stay.",
             err=True,
         )

@@ -1,9 +1,10 @@
 """Compare: what several segmenters make of one image, side by side in one picture.
 
-Each segmenter is fitted to and run on the pixels of the image itself (of one larger than a megapixel, its middle), so what it finds is what a run
-with the same parameters finds there. Only the drawing is shrunk. Every cell of the picture shows twice what one found: the boundaries of its
-classes or objects over the photo, and below it the mean colour of each. Boundaries are those between the labels of the drawn pixels, so they
-stay one pixel wide.
+Each segmenter is fitted to and run on the pixels of the image itself (of one larger than a
+megapixel, its middle), so what it finds is what a run with the same parameters finds there. Only
+the drawing is shrunk. Every cell of the picture shows twice what one found: the boundaries of its
+classes or objects over the photo, and below it the mean colour of each. Boundaries are those
+between the labels of the drawn pixels, so they stay one pixel wide.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from segcore.raster import RasterSpec
 
 Kind = str | Mapping[str, Any] | list[Any]
-"""A segmenter as in a recipe: a kind, or `kind` and parameters, or a list of such, which is an ensemble."""
+"""A segmenter as in a recipe: a kind, or `kind` and parameters, or a list of such, which is an
+ensemble.
+"""
 
 CLASSICAL: tuple[Kind, ...] = (
     {"kind": "threshold", "method": "otsu"},
@@ -44,7 +47,13 @@ CLASSICAL: tuple[Kind, ...] = (
     {"kind": "kmeans", "clusters": 5},
     {"kind": "mixture", "components": 5},
     {"kind": "mean_shift", "space": "feature"},
-    {"kind": "mean_shift", "space": "joint", "spatial_radius": 7, "range_radius": 20, "min_size": 50},
+    {
+        "kind": "mean_shift",
+        "space": "joint",
+        "spatial_radius": 7,
+        "range_radius": 20,
+        "min_size": 50,
+    },
     {"kind": "quickshift", "kernel_size": 3, "max_dist": 6, "ratio": 0.5},
 )
 """All classical segmenters, with parameters that suit a photo."""
@@ -61,7 +70,9 @@ _NOTE = "above: boundaries\nbelow: mean colour of each class or object"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept:
-    """A region of an image file that is read once for each choice of bands, however many segmenters look at it."""
+    """A region of an image file that is read once for each choice of bands, however many segmenters
+    look at it.
+    """
 
     region: Region
     read: dict[tuple[int, ...], Block] = field(default_factory=dict)
@@ -96,11 +107,14 @@ class Cell:
 def compare(image_path: str, kinds: Sequence[Kind] | None, out_png: Path) -> None:
     """Write the picture of what these segmenters (None: all classical ones) make of an image.
 
-    Raises `RecipeError` for kinds or parameters that there are not, `RunError` or `ImageError` where the image cannot be read, `FitError`
-    where it allows no model, `ModelMismatch` where it does not suit a segmenter, and `StoreError` where the picture cannot be written.
+    Raises `RecipeError` for kinds or parameters that there are not, `RunError` or `ImageError`
+    where the image cannot be read, `FitError` where it allows no model, `ModelMismatch` where it
+    does not suit a segmenter, and `StoreError` where the picture cannot be written.
     """
     if kinds is None:
-        kinds = [kind for kind in CLASSICAL if isinstance(kind, Mapping) and kind["kind"] in SEGMENTERS]
+        kinds = [
+            kind for kind in CLASSICAL if isinstance(kind, Mapping) and kind["kind"] in SEGMENTERS
+        ]
     sections = [_section(kind) for kind in kinds]
     starts = [_start(section, f"segmenter {number}") for number, section in enumerate(sections, 1)]
     image = _header(image_path)
@@ -117,7 +131,9 @@ def compare(image_path: str, kinds: Sequence[Kind] | None, out_png: Path) -> Non
     try:
         picture.save(out_png, "PNG")
     except OSError as error:
-        raise StoreError(f"Cannot write {out_png}: {error}. Check that its folder exists and can be written.") from error
+        raise StoreError(
+            f"Cannot write {out_png}: {error}. Check that its folder exists and can be written."
+        ) from error
 
 
 def _section(kind: Kind) -> Mapping[str, Any]:
@@ -143,7 +159,9 @@ def _header(path: str) -> RasterSpec:
             info = fs.info(inner)
     except FileNotFoundError as error:
         raise RecipeError(f"{path!r} does not exist. Check its name.") from error
-    (item,) = describe(DescribeJob((Source(uri, "image", version_of(info), int(info.get("size") or 0)),)))
+    (item,) = describe(
+        DescribeJob((Source(uri, "image", version_of(info), int(info.get("size") or 0)),))
+    )
     if item.spec is None:
         raise RunError(item.failure.error if item.failure else f"{uri} cannot be read.")
     return item.spec
@@ -151,7 +169,11 @@ def _header(path: str) -> RasterSpec:
 
 def _shown(block: Block) -> NDArray[np.uint8]:
     """The image as people see it: red, green and blue of 8 bits."""
-    pixels = block.pixels[..., :3] if block.pixels.shape[-1] >= 3 else np.repeat(block.pixels[..., :1], 3, axis=2)
+    pixels = (
+        block.pixels[..., :3]
+        if block.pixels.shape[-1] >= 3
+        else np.repeat(block.pixels[..., :1], 3, axis=2)
+    )
     shown = np.nan_to_num(pixels.astype(np.float32))
     if block.valid.any() and not (pixels.dtype == np.uint8 and block.spec.interpretation == "rgb"):
         low, high = np.percentile(shown[block.valid], [2, 98])
@@ -168,7 +190,12 @@ def _cell(section: Mapping[str, Any], model: Model, mask: Mask, photo: NDArray[n
         else f"{len(model.classes)} classes"
     )
     colours = np.where(mask.valid[..., None], _mean_colours(labels, photo), photo)
-    return Cell(section["kind"], " · ".join([*told, count]), _outlined(_sampled(labels), _shrunk(photo)), _sampled(colours))
+    return Cell(
+        section["kind"],
+        " · ".join([*told, count]),
+        _outlined(_sampled(labels), _shrunk(photo)),
+        _sampled(colours),
+    )
 
 
 def _told(value: Any) -> str:
@@ -188,14 +215,21 @@ def _shrunk(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The photo as it is drawn: each pixel the mean of those that it covers."""
     import cv2
 
-    shrunk: NDArray[np.uint8] = cv2.resize(photo, _drawn_shape(photo.shape[:2])[::-1], interpolation=cv2.INTER_AREA)
+    shrunk: NDArray[np.uint8] = cv2.resize(
+        photo, _drawn_shape(photo.shape[:2])[::-1], interpolation=cv2.INTER_AREA
+    )
     return shrunk
 
 
 def _sampled(array: NDArray[Any]) -> NDArray[Any]:
-    """Labels or their colours as they are drawn: each pixel as the one in the middle of those that it covers."""
+    """Labels or their colours as they are drawn: each pixel as the one in the middle of those that
+    it covers.
+    """
     shape = array.shape[:2]
-    rows, columns = ((2 * np.arange(n) + 1) * size // (2 * n) for n, size in zip(_drawn_shape(shape), shape, strict=True))
+    rows, columns = (
+        (2 * np.arange(n) + 1) * size // (2 * n)
+        for n, size in zip(_drawn_shape(shape), shape, strict=True)
+    )
     return array[np.ix_(rows, columns)]
 
 
@@ -224,7 +258,9 @@ def _draw(cells: Sequence[Cell]) -> Any:
     height, width = cells[0].over_photo.shape[:2]
     column, row = max(width, _NARROWEST) + _GAP, _TITLE + 2 * height + 2 * _GAP
     across = min(_CELLS_ACROSS, len(cells))
-    picture = Image.new("RGB", (across * column + _GAP, -(-len(cells) // across) * row + _GAP), _PAPER)
+    picture = Image.new(
+        "RGB", (across * column + _GAP, -(-len(cells) // across) * row + _GAP), _PAPER
+    )
     draw = ImageDraw.Draw(picture)
     title, text = (ImageFont.load_default(size=size) for size in (_TITLE_SIZE, _TEXT_SIZE))
     for number, cell in enumerate(cells):

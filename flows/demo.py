@@ -1,4 +1,6 @@
-"""The demo: real photographs that come with scikit-image and scikit-learn, and a recipe beside them to play with."""
+"""The demo: real photographs that come with scikit-image and scikit-learn, and a recipe beside them
+to play with.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def prepare(output: Path) -> Path:
         # Found without importing the package, which would take a second.
         spec = find_spec(package)
         if spec is None or spec.origin is None:
-            raise RunError(f"The demo needs the photographs of the package {package}, which is not installed.")
+            raise RunError(
+                f"The demo needs the photographs of the package {package}, which is not installed."
+            )
         for name in names:
             target = photographs / name
             # Untouched where it is there, so that a second demo finds nothing to do.

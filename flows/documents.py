@@ -1,7 +1,9 @@
-"""Documents: recipes as they are written, in YAML, with changes from the command line and variables of the environment filled in.
+"""Documents: recipes as they are written, in YAML, with changes from the command line and variables
+of the environment filled in.
 
-What the keys mean is the business of `recipe.py` and `train.py`. Nobody else reads the environment. A document is small: text, and what its anchors
-make of it, are bounded before anything is built from them, so that whatever is handed over as a recipe is read or refused at once.
+What the keys mean is the business of `recipe.py` and `train.py`. Nobody else reads the environment.
+A document is small: text, and what its anchors make of it, are bounded before anything is built
+from them, so that whatever is handed over as a recipe is read or refused at once.
 """
 
 from __future__ import annotations
@@ -31,7 +33,18 @@ _SECRETS = re.compile(
     r"connection_?string|authorization|oauth|hmac|cookie|^pat$|^auth$|^sas",
     re.IGNORECASE,
 )
-_NO_SECRETS = ("anon", "anonymous", "cloud", "google_default", "cache", "browser", None, True, False, "")
+_NO_SECRETS = (
+    "anon",
+    "anonymous",
+    "cloud",
+    "google_default",
+    "cache",
+    "browser",
+    None,
+    True,
+    False,
+    "",
+)
 """Values of such options that name a way to sign in."""
 _PLACES = {
     "s3": "the environment or ~/.aws, and name a profile: storage: {s3: {profile: NAME}}",
@@ -55,23 +68,35 @@ class _StrictLoader(yaml.SafeLoader):
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         twice = sorted(key for key, count in keys.items() if count > 1)
         if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is given twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]!r} is given twice", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
 def load_document(path: Path, expected: str) -> dict[str, Any]:
-    """The mapping that a YAML file holds, named after the file where it has no name. Raises `RecipeError`; `expected` are keys for its message."""
+    """The mapping that a YAML file holds, named after the file where it has no name. Raises
+    `RecipeError`; `expected` are keys for its message.
+    """
     document = read_yaml(path, "the recipe")
     if not isinstance(document, dict):
-        raise RecipeError(f"{path}: expected keys such as {expected}, got {'nothing' if document is None else shown(document)}.")
-    document.setdefault("name", re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "recipe")
+        raise RecipeError(
+            f"{path}: expected keys such as {expected}, got "
+            f"{'nothing' if document is None else shown(document)}."
+        )
+    document.setdefault(
+        "name", re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "recipe"
+    )
     return document
 
 
-def completed(document: dict[str, Any], changes: Sequence[str], inputs: Sequence[str] = ("inputs",)) -> dict[str, Any]:
+def completed(
+    document: dict[str, Any], changes: Sequence[str], inputs: Sequence[str] = ("inputs",)
+) -> dict[str, Any]:
     """The document with `key.sub=value` changes made and variables filled in.
 
-    Raises `RecipeError`, also where an address holds a password, or a signature that is not one of `inputs`.
+    Raises `RecipeError`, also where an address holds a password, or a signature that is not one of
+    `inputs`.
     """
     for change in changes:
         _change(document, change)
@@ -89,7 +114,8 @@ def read_yaml(path: Path, what: str) -> Any:
         raise RecipeError(f"Cannot read {what} {str(path)!r}: {error.strerror}.") from error
     if len(content) > MOST_BYTES:
         raise RecipeError(
-            f"{path} is larger than {MOST_BYTES >> 20} MiB, too large for {what}. Put long lists of inputs into a list file."
+            f"{path} is larger than {MOST_BYTES >> 20} MiB, too large for {what}. Put long lists "
+            "of inputs into a list file."
         )
     try:
         text = content.decode("utf-8-sig")
@@ -133,15 +159,20 @@ def refuse_secrets(storage: Mapping[str, Mapping[str, Any]]) -> None:
         secret = _secret_option(options)
         if secret is not None:
             raise RecipeError(
-                f"storage.{protocol}.{secret}: secrets never stand in a recipe. Put them where the store looks for them: "
+                f"storage.{protocol}.{secret}: secrets never stand in a recipe. Put them where the "
+                "store looks for them: "
                 f"{_PLACES.get(protocol, 'the environment or its configuration file')}."
             )
 
 
 def _secret_option(options: Any) -> str | None:
-    """The key of the first option that holds a secret, below whatever other options it stands. None: there is none."""
+    """The key of the first option that holds a secret, below whatever other options it stands.
+    None: there is none.
+    """
     for key, value in options.items() if isinstance(options, Mapping) else enumerate(options):
-        if _SECRETS.search(str(key)) and not (isinstance(value, str | bool | None) and value in _NO_SECRETS):
+        if _SECRETS.search(str(key)) and not (
+            isinstance(value, str | bool | None) and value in _NO_SECRETS
+        ):
             return str(key)
         inner = _secret_option(value) if isinstance(value, Mapping | list) else None
         if inner is not None:
@@ -157,12 +188,15 @@ def _refuse_secret_addresses(value: Any, path: str, inputs: Sequence[str]) -> No
         require_no_password(value, path)
         if is_signed(value) and path.partition(".")[0] not in inputs:
             raise RecipeError(
-                f"{path}: only inputs may have a signed address, whose signature is kept out of what is written. Leave it out."
+                f"{path}: only inputs may have a signed address, whose signature is kept out of "
+                "what is written. Leave it out."
             )
 
 
 def _parsed(text: str, what: str) -> Any:
-    """What YAML text holds. Raises `RecipeError` where it is none, or more than a document may hold."""
+    """What YAML text holds. Raises `RecipeError` where it is none, or more than a document may
+    hold.
+    """
     try:
         loader = _StrictLoader(text)
         node = loader.get_single_node()
@@ -171,18 +205,25 @@ def _parsed(text: str, what: str) -> Any:
         values, _ = _measure(node, {}, _DEEPEST)
         if values > MOST_VALUES:
             raise RecipeError(
-                f"{what} holds more than {MOST_VALUES} values, with those that its anchors repeat. Put long lists into a list file."
+                f"{what} holds more than {MOST_VALUES} values, with those that its anchors repeat. "
+                "Put long lists into a list file."
             )
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise RecipeError(f"{what} is not YAML: {_place(error)}") from error
     except RecursionError:
-        raise RecipeError(f"{what} is nested too deeply: more than {_DEEPEST} levels, or an anchor that holds itself.") from None
+        raise RecipeError(
+            f"{what} is nested too deeply: more than {_DEEPEST} levels, or an anchor that holds "
+            "itself."
+        ) from None
     # YAML's own dates and numbers, such as 2026-02-31 or a number of 5,000 digits.
     except (ValueError, OverflowError, TypeError) as error:
         if isinstance(error, RecipeError):
             raise
-        raise RecipeError(f"{what} has a date or a number that cannot be read: {error}. If it is text, put quotes.") from error
+        raise RecipeError(
+            f"{what} has a date or a number that cannot be read: {error}. If it is text, put "
+            "quotes."
+        ) from error
 
 
 def _place(error: yaml.YAMLError) -> str:
@@ -208,7 +249,10 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], room: int) -> t
         elif isinstance(node, yaml.SequenceNode):
             inner = node.value
         parts = [_measure(part, known, room - 1) for part in inner]
-        known[id(node)] = 1 + sum(values for values, _ in parts), 1 + max((levels for _, levels in parts), default=0)
+        known[id(node)] = (
+            1 + sum(values for values, _ in parts),
+            1 + max((levels for _, levels in parts), default=0),
+        )
     if known[id(node)][1] > room + 1:
         raise RecursionError
     return known[id(node)]
@@ -227,7 +271,9 @@ def _change(document: dict[str, Any], change: str) -> None:
         if isinstance(inner, str):
             inner = {"kind": inner}
         if not isinstance(inner, dict):
-            raise RecipeError(f"--set {shown(change)}: {parent} is {inner!r}, which has no key {last!r}.")
+            raise RecipeError(
+                f"--set {shown(change)}: {parent} is {inner!r}, which has no key {last!r}."
+            )
         place[parent] = inner
         place = inner
     place[last] = read_value(text, f"--set {shown(change)}")
@@ -244,7 +290,9 @@ def _expand(value: Any, path: str) -> Any:
     def lookup(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in os.environ:
-            raise RecipeError(f"{path}: the environment has no variable {name}; {value!r} needs it.")
+            raise RecipeError(
+                f"{path}: the environment has no variable {name}; {value!r} needs it."
+            )
         return os.environ[name]
 
     return _VARIABLE.sub(lookup, value)

@@ -1,7 +1,8 @@
 """Evaluate: the masks of a run against truth masks.
 
-Truth files are found as inputs are, paired with the run's images by name, and read tile by tile beside the masks. What comes out lies in one folder:
-five tables (`segcore.evaluation.tables`) and a picture.
+Truth files are found as inputs are, paired with the run's images by name, and read tile by tile
+beside the masks. What comes out lies in one folder: five tables (`segcore.evaluation.tables`) and a
+picture.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ from segcore.evaluation.pairing import Affixes, Pairs, pair
 from segcore.evaluation.picture import Heading, draw, make_strip, photo_of
 from segcore.evaluation.scoring import Score, Subject, Terms, score
 from segcore.evaluation.tables import Result
-from segcore.evaluation.values import VOID, VOID_NAME, Key, Rule, default_rules, parse_table, parse_values
+from segcore.evaluation.values import (
+    VOID,
+    VOID_NAME,
+    Key,
+    Rule,
+    default_rules,
+    parse_table,
+    parse_values,
+)
 from segcore.formats._open import Source
 from segcore.legend import Legend
 from segcore.manifest import ABSENT
@@ -79,7 +88,12 @@ class Evaluation:
         """Measures of each class, for people."""
         confusion, boundary, objects = self.result.total
         names = self.result.classes.names
-        columns = {"IoU": confusion.iou, "Dice": confusion.dice, "precision": confusion.precision, "recall": confusion.recall}
+        columns = {
+            "IoU": confusion.iou,
+            "Dice": confusion.dice,
+            "precision": confusion.precision,
+            "recall": confusion.recall,
+        }
         columns["boundary F"] = boundary.f
         if objects is not None:
             columns |= {"PQ": objects.pq, "AP (DSB2018) @0.5": objects.ap_dsb2018[:, 0]}
@@ -87,14 +101,18 @@ class Evaluation:
         # A head stands over its numbers: both end where the wider of them does.
         cells = [[head, *map(_figure, column)] for head, column in columns.items()]
         padded = [[cell.rjust(max(map(len, column))) for cell in column] for column in cells]
-        return "\n".join("  ".join([first.ljust(wide), *row]) for first, *row in zip(("class", *names), *padded, strict=True))
+        return "\n".join(
+            "  ".join([first.ljust(wide), *row])
+            for first, *row in zip(("class", *names), *padded, strict=True)
+        )
 
     @property
     def summary(self) -> str:
         """The main figures in one line."""
         (row,) = (row for row in self.result.rows()["images"] if row["image_id"] is None)
         told = (
-            f"{count(len(self.result.scores), 'image')}, {row['pixels'] / 1e6:.2f} megapixels: accuracy {_figure(row['accuracy'])} "
+            f"{count(len(self.result.scores), 'image')}, {row['pixels'] / 1e6:.2f} megapixels: "
+            f"accuracy {_figure(row['accuracy'])} "
             f"(majority {_figure(row['majority_baseline'])}), mean IoU {_figure(row['mean_iou'])}"
         )
         if "pq" in row:
@@ -105,15 +123,18 @@ class Evaluation:
 def evaluate(location: str, options: Options, watch: Literal["progress", "quiet"]) -> Evaluation:
     """Compare the masks of an output with truth masks and write tables and picture.
 
-    Of a run that is not finished, the masks that it has are compared: each is whole, and measures are of pixels that are there. A note tells.
+    Of a run that is not finished, the masks that it has are compared: each is whole, and measures
+    are of pixels that are there. A note tells.
 
-    Raises `RecipeError` where there is no mask or no truth, where truth and images do not match by name, size or place, or where truth has values
-    that nobody explains; `StoreError` where a store fails.
+    Raises `RecipeError` where there is no mask or no truth, where truth and images do not match by
+    name, size or place, or where truth has values that nobody explains; `StoreError` where a store
+    fails.
     """
     run = status(location)
     if run.left and not run.done:
         raise RecipeError(
-            f"The run in {location} is not finished: it has no mask yet, and {count(run.left, 'image is', 'images are')} left. "
+            f"The run in {location} is not finished: it has no mask yet, and "
+            f"{count(run.left, 'image is', 'images are')} left. "
             "Run its recipe again to finish it."
         )
     output = Output.read(Store(location))
@@ -121,16 +142,23 @@ def evaluate(location: str, options: Options, watch: Literal["progress", "quiet"
     pairs = pair([mask.uri for mask in output.masks], truths, options.affixes)
     chosen = [mask for mask in output.masks if mask.uri in pairs.truth_of]
     with _readable():
-        terms = _terms(output, options, MaskFile.describe(output.store.uri(chosen[0].mask_uri)).numbers_objects)
+        terms = _terms(
+            output, options, MaskFile.describe(output.store.uri(chosen[0].mask_uri)).numbers_objects
+        )
         subjects = _subjects(output, chosen, pairs, terms)
         scores = [score(subject, terms) for subject in _watched(subjects, len(chosen), watch)]
         result = Result(output.classes, scores)
         if not result.total[0].pixels:
             raise RecipeError(
-                f"No pixel has a class in the truth and in the mask: all of {options.truth[0]} is void, or the masks have no data there."
+                f"No pixel has a class in the truth and in the mask: all of {options.truth[0]} is "
+                "void, or the masks have no data there."
             )
-        store, folder = (Store(location), f"{FOLDER}/") if options.out is None else (Store(options.out), "")
-        evaluation = Evaluation(result, tuple(_notes(output, run.left, pairs, result)), store.uri(folder).rstrip("/"))
+        store, folder = (
+            (Store(location), f"{FOLDER}/") if options.out is None else (Store(options.out), "")
+        )
+        evaluation = Evaluation(
+            result, tuple(_notes(output, run.left, pairs, result)), store.uri(folder).rstrip("/")
+        )
         picture = _picture(evaluation, terms, location)
         result.publish(store, folder)
         store.publish(f"{folder}evaluation.png", picture)
@@ -164,13 +192,23 @@ def _terms(output: Output, options: Options, numbered: bool) -> Terms:
     compared = numbered if options.objects == "auto" else options.objects == "yes"
     if compared and not classes.foreground:
         raise RecipeError(
-            f"--objects: the classes of the run ({', '.join(classes.names)}) all mean background, so nothing is an object."
+            f"--objects: the classes of the run ({', '.join(classes.names)}) all mean background, "
+            "so nothing is an object."
         )
     rules = [*parse_values(options.values), *_colours(options.colours)]
     if not rules:
-        rules = default_rules(classes.names, tuple(classes.names[i] for i in classes.foreground) if numbered else None)
-    rules += [Rule.parse(value, VOID_NAME, "--void") for text in options.void for value in text.split(",")]
-    return Terms(Key.of(rules, classes.names), options.tolerance, classes.foreground if compared else (), numbered)
+        rules = default_rules(
+            classes.names, tuple(classes.names[i] for i in classes.foreground) if numbered else None
+        )
+    rules += [
+        Rule.parse(value, VOID_NAME, "--void") for text in options.void for value in text.split(",")
+    ]
+    return Terms(
+        Key.of(rules, classes.names),
+        options.tolerance,
+        classes.foreground if compared else (),
+        numbered,
+    )
 
 
 def _colours(path: Path | None) -> list[Rule]:
@@ -179,13 +217,22 @@ def _colours(path: Path | None) -> list[Rule]:
     return parse_table(read_yaml(path, "the file of --colours"), f"--colours {path}")
 
 
-def _subjects(output: Output, masks: Sequence[Mask], pairs: Pairs, terms: Terms) -> Iterator[Subject]:
+def _subjects(
+    output: Output, masks: Sequence[Mask], pairs: Pairs, terms: Terms
+) -> Iterator[Subject]:
     for file, group in itertools.groupby(masks, lambda mask: mask.file):
         own = list(group)
-        objects = output.object_tables(file, [mask.image_id for mask in own]) if terms.numbered else {}
+        objects = (
+            output.object_tables(file, [mask.image_id for mask in own]) if terms.numbered else {}
+        )
         classes = {} if terms.numbered else output.class_tables(file)
         for mask in own:
-            place = (mask.image_id, mask.uri, output.store.uri(mask.mask_uri), pairs.truth_of[mask.uri])
+            place = (
+                mask.image_id,
+                mask.uri,
+                output.store.uri(mask.mask_uri),
+                pairs.truth_of[mask.uri],
+            )
             if terms.numbered:
                 known = objects[mask.image_id]
                 yield Subject(*place, known.classes, known.others, known.scores)
@@ -193,7 +240,9 @@ def _subjects(output: Output, masks: Sequence[Mask], pairs: Pairs, terms: Terms)
                 yield Subject(*place, classes[mask.image_id], VOID)
 
 
-def _watched(subjects: Iterable[Subject], count: int, watch: Literal["progress", "quiet"]) -> Iterator[Subject]:
+def _watched(
+    subjects: Iterable[Subject], count: int, watch: Literal["progress", "quiet"]
+) -> Iterator[Subject]:
     """The subjects, with a bar on a terminal and a line every 30 seconds elsewhere."""
     if watch == "quiet":
         yield from subjects
@@ -214,28 +263,50 @@ def _watched(subjects: Iterable[Subject], count: int, watch: Literal["progress",
 def _notes(output: Output, left: int, pairs: Pairs, result: Result) -> Iterator[str]:
     if left:
         unfinished = count(left, "image is", "images are")
-        yield f"The run is not finished, {unfinished} left; the masks that it has are evaluated. Run its recipe again to finish it."
+        yield (
+            f"The run is not finished, {unfinished} left; the masks that it has are evaluated. Run "
+            "its recipe again to finish it."
+        )
     recipes = len({mask.fingerprint for mask in output.masks})
     if recipes > 1:
-        yield f"The masks were made by {recipes} recipes (images that leave the inputs keep theirs); figures and areas are of all."
+        yield (
+            f"The masks were made by {recipes} recipes (images that leave the inputs keep theirs); "
+            "figures and areas are of all."
+        )
     if pairs.without_truth:
         without = count(
-            len(pairs.without_truth), "image has no truth and is not evaluated", "images have no truth and are not evaluated"
+            len(pairs.without_truth),
+            "image has no truth and is not evaluated",
+            "images have no truth and are not evaluated",
         )
         yield f"{without} ({_few(pairs.without_truth)})."
     if pairs.without_image:
-        yield f"{count(len(pairs.without_image), 'truth file belongs', 'truth files belong')} to no image of the run ({_few(pairs.without_image)})."
+        yield (
+            f"{count(len(pairs.without_image), 'truth file belongs', 'truth files belong')} to no "
+            f"image of the run ({_few(pairs.without_image)})."
+        )
     if output.failed:
-        yield f"{count(output.failed, 'image of the run failed and has', 'images of the run failed and have')} no mask."
+        failed = count(
+            output.failed, "image of the run failed and has", "images of the run failed and have"
+        )
+        yield f"{failed} no mask."
     confusion = result.total[0]
     if confusion.void:
         share = confusion.void / (confusion.void + int(confusion.counts.sum()))
-        yield f"{confusion.void} pixels ({share:.1%}) are void or no data in the truth and count nowhere."
+        yield (
+            f"{confusion.void} pixels ({share:.1%}) are void or no data in the truth and count "
+            "nowhere."
+        )
     if confusion.unpredicted:
-        yield f"{confusion.unpredicted} pixels have a class in the truth and no data in the mask; they are counted apart (unpredicted)."
+        yield (
+            f"{confusion.unpredicted} pixels have a class in the truth and no data in the mask; "
+            "they are counted apart (unpredicted)."
+        )
     rows = result.rows()["areas"]
     if "adjusted_area" not in rows[0]:
-        absent = [row["class_name"] for row in rows if row["mapped_area"] and not row["sample_pixels"]]
+        absent = [
+            row["class_name"] for row in rows if row["mapped_area"] and not row["sample_pixels"]
+        ]
         yield f"No error-adjusted areas: no truth lies where the masks have {', '.join(absent)}."
 
 
@@ -258,10 +329,20 @@ def _picture(evaluation: Evaluation, terms: Terms, location: str) -> bytes:
         if each.objects is not None:
             matched, false, missed = each.objects.tallies[:, 0].sum(axis=0).tolist()
             figures += f", {matched} objects matched, {false} false, {missed} missed"
-        strips.append(make_strip(each, terms, f"{rank}. of the worst: {each.subject.image_id} · {figures}", _photo(each, terms)))
+        strips.append(
+            make_strip(
+                each,
+                terms,
+                f"{rank}. of the worst: {each.subject.image_id} · {figures}",
+                _photo(each, terms),
+            )
+        )
     confusion, boundary, _ = result.total
     return draw(
-        Heading(f"Evaluation of {location}", evaluation.summary), Legend.of(result.classes.names), (confusion, boundary), strips
+        Heading(f"Evaluation of {location}", evaluation.summary),
+        Legend.of(result.classes.names),
+        (confusion, boundary),
+        strips,
     )
 
 
@@ -276,7 +357,9 @@ def _quality(each: Score) -> tuple[float, float]:
 
 
 def _photo(each: Score, terms: Terms) -> NDArray[np.uint8] | None:
-    """The pixels of the tile that is shown; None where the image is gone, has changed or is read in another way."""
+    """The pixels of the tile that is shown; None where the image is gone, has changed or is read in
+    another way.
+    """
     uri = each.subject.image_uri
     try:
         spec = FORMATS[formats.format_of(uri, Source.of(uri).head())].describe(uri, "")

@@ -36,26 +36,41 @@ def explain(recipe: Recipe) -> str:
         images = count(len(inventory.sources), "image is", "images are")
         return "\n".join([f"Nothing to do: {images} done and unchanged.", *notes])
     with open_fanout(
-        InProcess(), partial(prepare_process, recipe.storage, time_limits=recipe.limits), threading.Event()
+        InProcess(),
+        partial(prepare_process, recipe.storage, time_limits=recipe.limits),
+        threading.Event(),
     ) as fanout:
         items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
     work = recipe.work
-    plan = make_plan(work, inventory.head, identify(work, inventory.head, inventory.sources), items, inventory.committed)
+    plan = make_plan(
+        work,
+        inventory.head,
+        identify(work, inventory.head, inventory.sources),
+        items,
+        inventory.committed,
+    )
     good = [item for item in items if item.spec is not None]
     order = recipe.order(plan.run_id)
     require_memory(order, good, memory_of(recipe.cluster))
-    tiles = sum(len(Grid(item.spec.shape, (recipe.tile, recipe.tile))) for item in good if item.spec)
+    tiles = sum(
+        len(Grid(item.spec.shape, (recipe.tile, recipe.tile))) for item in good if item.spec
+    )
     lines = [
         f"run {plan.run_id}",
         f"images {len(items)} of {len(inventory.sources)} ({len(items) - len(good)} unreadable)",
         f"pixels {sum(item.spec.pixels for item in good if item.spec)}",
         f"tiles {tiles} of {recipe.tile} x {recipe.tile}",
         f"shards {len(plan.shards)}",
-        f"bytes to read {_passes(recipe) * sum(item.source.size for item in good)} ({_passes(recipe)} times the files)",
+        (
+            f"bytes to read {_passes(recipe) * sum(item.source.size for item in good)} "
+            f"({_passes(recipe)} times the files)"
+        ),
         f"peak memory a worker {peak_bytes(order, good) / 1e6:.0f} MB",
     ]
     failed = ((item.source.uri, item.failure) for item in items if item.failure is not None)
-    lines += [f"unreadable: {failure(uri, reason.error_type, reason.error)}" for uri, reason in failed]
+    lines += [
+        f"unreadable: {failure(uri, reason.error_type, reason.error)}" for uri, reason in failed
+    ]
     return "\n".join([*lines, *notes])
 
 
@@ -63,7 +78,8 @@ def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:
     """The members of a registry with their parameters."""
     if what == "formats":
         lines = (
-            f"{name}: {_first_line(item)} Suffixes {' '.join(item.suffixes)}; masks {item.mask_suffix}"
+            f"{name}: {_first_line(item)} Suffixes {' '.join(item.suffixes)}; masks "
+            f"{item.mask_suffix}"
             for name, item in FORMATS.items()
         )
         return "\n".join(lines)
@@ -78,9 +94,15 @@ def _member(name: str, kind: Any) -> str:
     if hasattr(kind, "units"):
         lines.append(f"  Change of units, x -> a x + b with a > 0: {kind.units}.")
     for field in dataclasses.fields(kind):
-        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        default = (
+            field.default_factory()
+            if field.default_factory is not dataclasses.MISSING
+            else field.default
+        )
         shown = "needed" if default is dataclasses.MISSING else repr(default)
-        lines.append(f"  {field.name} = {shown}: {described.get(field.name, typing.cast(str, field.type))}")
+        lines.append(
+            f"  {field.name} = {shown}: {described.get(field.name, typing.cast(str, field.type))}"
+        )
     return "\n".join(lines)
 
 

@@ -1,11 +1,12 @@
-"""Who watches a run: nobody (`Plain`), or Prefect with one flow run, one task run a stage and one a shard (`Prefect`).
+"""Who watches a run: nobody (`Plain`), or Prefect with one flow run, one task run a stage and one a
+shard (`Prefect`).
 
-The work is the same in both. Prefect never sees what stages take and give: a task run is a closure without arguments, whose
-outcome comes back beside it. So nothing of ours is hashed, copied, stored or cached, and where Prefect fails to write
-something down, finished work still counts.
+The work is the same in both. Prefect never sees what stages take and give: a task run is a closure
+without arguments, whose outcome comes back beside it. So nothing of ours is hashed, copied, stored
+or cached, and where Prefect fails to write something down, finished work still counts.
 
-Prefect's server hears of task runs by events that are sent late and lost at exit, so a flow ends only when the server knows
-all of them.
+Prefect's server hears of task runs by events that are sent late and lost at exit, so a flow ends
+only when the server knows all of them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ log = logging.getLogger("maskloom.run")
 _SECONDS_TO_RECORD = 60.0
 """How long the server may take to know what has run."""
 _RETRIES = 4
-"""How often a call to the embedded server is repeated, after 2, 4, 8 and 16 s: runs that share its database may hold it up."""
+"""How often a call to the embedded server is repeated, after 2, 4, 8 and 16 s: runs that share its
+database may hold it up.
+"""
 _FINAL_STATES = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 
 
@@ -52,8 +55,15 @@ class Orchestrator(Protocol):
         """What the function returns or raises. Only inside of `flow`."""
         ...
 
-    def each(self, function: Callable[[Item], T], items: Sequence[Item], name: Callable[[Item], str], width: int) -> Iterator[T]:
-        """What the function returns for each item, in order of completion, at most `width` of them at once.
+    def each(
+        self,
+        function: Callable[[Item], T],
+        items: Sequence[Item],
+        name: Callable[[Item], str],
+        width: int,
+    ) -> Iterator[T]:
+        """What the function returns for each item, in order of completion, at most `width` of them
+        at once.
 
         After the first error no item begins any more; it is raised when those that run have ended.
         """
@@ -86,8 +96,8 @@ class Plain:
 class Prefect:
     """Runs the stages, and records each as a task run of one flow run.
 
-    The server is the one that the environment or Prefect's profile names. Where neither does, it is an embedded server that
-    ends with this object.
+    The server is the one that the environment or Prefect's profile names. Where neither does, it is
+    an embedded server that ends with this object.
     """
 
     def __init__(self) -> None:
@@ -101,7 +111,9 @@ class Prefect:
         """Names of the task runs that have ended, in the order in which they did."""
 
     def start(self) -> None:
-        """Begins to start what is needed, and returns at once. What goes wrong meanwhile is raised by `flow`."""
+        """Begins to start what is needed, and returns at once. What goes wrong meanwhile is raised
+        by `flow`.
+        """
         if self._api is not None:
             return
         from flows._prefect_server import EmbeddedServer
@@ -123,11 +135,17 @@ class Prefect:
         handlers = Handlers.now()
         outcome = _Outcome(body)
 
-        @prefect.flow(name="maskloom", flow_run_name=lambda: name, persist_result=False, validate_parameters=False)
+        @prefect.flow(
+            name="maskloom",
+            flow_run_name=lambda: name,
+            persist_result=False,
+            validate_parameters=False,
+        )
         def maskloom(parameters: dict[str, Any]) -> Any:  # noqa: ARG001 - Prefect shows them
             self._note_run()
             try:
-                # Prefect has put its own handler of SIGTERM in place, which would break off what ours lets end.
+                # Prefect has put its own handler of SIGTERM in place, which would break off what
+                # ours lets end.
                 with handlers.installed():
                     outcome.run()
             except Stopped as stopped:
@@ -152,11 +170,20 @@ class Prefect:
         finally:
             self._ended.append(name)
 
-    def each(self, function: Callable[[Item], T], items: Sequence[Item], name: Callable[[Item], str], width: int) -> Iterator[T]:
-        """What the function returns for each item, in order of completion, each from a task run of its own."""
+    def each(
+        self,
+        function: Callable[[Item], T],
+        items: Sequence[Item],
+        name: Callable[[Item], str],
+        width: int,
+    ) -> Iterator[T]:
+        """What the function returns for each item, in order of completion, each from a task run of
+        its own.
+        """
 
         def submit(item: Item) -> Future[T]:
-            # The flow run that a task run belongs to is a context variable, which threads do not inherit.
+            # The flow run that a task run belongs to is a context variable, which threads do not
+            # inherit.
             return pool.submit(copy_context().run, self.stage, name(item), function, item)
 
         with ThreadPoolExecutor(width, "shard") as pool:
@@ -192,7 +219,9 @@ class Prefect:
 
     @contextmanager
     def _recording(self, url: str) -> Iterator[None]:
-        """Lets Prefect record the block at the server, and ends when the server knows the end of every task run."""
+        """Lets Prefect record the block at the server, and ends when the server knows the end of
+        every task run.
+        """
         import httpx
         from prefect.events.clients import PrefectEventsClient
         from prefect.events.worker import EventsWorker
@@ -200,11 +229,15 @@ class Prefect:
 
         settings: dict[str, Any] = {"api.url": url, "logging.to_api.when_missing_flow": "ignore"}
         if self._embedded:
-            # Nobody listens for signs of life on a server that lives and dies with the run, and they delay its end by a second.
+            # Nobody listens for signs of life on a server that lives and dies with the run, and
+            # they delay its end by a second.
             settings["flows.heartbeat_frequency"] = None
-            # A server of our own that does not answer is dead; the usual patience would hold up the end for minutes.
+            # A server of our own that does not answer is dead; the usual patience would hold up the
+            # end for minutes.
             settings["client.max_retries"] = _RETRIES
-            EventsWorker.set_client_override(PrefectEventsClient, api_url=url, reconnection_attempts=1)
+            EventsWorker.set_client_override(
+                PrefectEventsClient, api_url=url, reconnection_attempts=1
+            )
         with temporary_settings(settings):
             try:
                 yield
@@ -216,7 +249,9 @@ class Prefect:
                 EventsWorker.set_client_override(None)
 
     def _wait_until_recorded(self) -> None:
-        """Sends what is still to be sent, and waits until the server knows the end of every task run."""
+        """Sends what is still to be sent, and waits until the server knows the end of every task
+        run.
+        """
         from prefect.client.orchestration import get_client
         from prefect.events.worker import EventsWorker
         from prefect.logging.handlers import APILogWorker
@@ -233,13 +268,19 @@ class Prefect:
         with get_client(sync_client=True) as client:
             while client.request("POST", "/task_runs/count", json=ended).json() < len(self._ended):
                 if time.monotonic() > deadline:
-                    log.warning("Prefect has not recorded all stages within %.0f s.", _SECONDS_TO_RECORD)
+                    log.warning(
+                        "Prefect has not recorded all stages within %.0f s.", _SECONDS_TO_RECORD
+                    )
                     return
                 time.sleep(0.1)
 
 
-def _as_completed(submit: Callable[[Item], Future[T]], items: Sequence[Item], width: int) -> Iterator[T]:
-    """Keeps `width` items running and yields their results; the first error stops that, and is raised when the rest has ended."""
+def _as_completed(
+    submit: Callable[[Item], Future[T]], items: Sequence[Item], width: int
+) -> Iterator[T]:
+    """Keeps `width` items running and yields their results; the first error stops that, and is
+    raised when the rest has ended.
+    """
     waiting = deque(items)
     running: set[Future[T]] = set()
     failure: BaseException | None = None
@@ -272,7 +313,9 @@ class _Outcome(Generic[T]):
             raise
 
     def after(self, record: Callable[[], object]) -> T:
-        """What the function did while `record` ran it. Raises `RunError` if Prefect failed before it could do anything."""
+        """What the function did while `record` ran it. Raises `RunError` if Prefect failed before
+        it could do anything.
+        """
         complaint: object = None
         try:
             complaint = record()
@@ -284,6 +327,7 @@ class _Outcome(Generic[T]):
             raise self._error
         if not self._result:
             raise RunError(
-                f"Prefect did not let the run begin: {complaint}. Look at its server and PREFECT_API_URL, or use --no-prefect."
+                f"Prefect did not let the run begin: {complaint}. Look at its server and "
+                "PREFECT_API_URL, or use --no-prefect."
             )
         return self._result[0]

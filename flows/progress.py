@@ -1,6 +1,7 @@
 """Progress for people: a bar on a terminal, a line every 30 seconds elsewhere, nothing when quiet.
 
-It counts what is done of the pass at hand (fitting, segmenting): images, tiles, pixels a second, time left. Everything goes to standard error.
+It counts what is done of the pass at hand (fitting, segmenting): images, tiles, pixels a second,
+time left. Everything goes to standard error.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ class Counter:
             return f"{self.stage}: {time.monotonic() - self.started:.0f} s"
         left = (self.all_pixels - self.pixels) / 1e6 / self.rate if self.pixels else None
         until = "" if left is None else f", {left:.0f} s left"
-        return f"{self.stage}: {self.images}/{self.all_images} images, {self.tiles}/{self.all_tiles} tiles, {self.rate:.1f} megapixels/s{until}"
+        return (
+            f"{self.stage}: {self.images}/{self.all_images} images, {self.tiles}/{self.all_tiles} "
+            f"tiles, {self.rate:.1f} megapixels/s{until}"
+        )
 
 
 class Quiet:
@@ -72,7 +76,12 @@ class Quiet:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         return None
 
 
@@ -89,7 +98,12 @@ class Lines(Quiet):
         self._writer.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._over.set()
         self._writer.join()
 
@@ -120,14 +134,24 @@ class Bar(Quiet):
         self._lock = threading.Lock()
         self._counter: Counter | None = None
         self._task: TaskID | None = None
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, console=console, transient=True)
 
     def __enter__(self) -> Self:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._bar.stop()
 
     def start(self, stage: str, items: Sequence[Item], order: Order) -> None:
@@ -136,7 +160,9 @@ class Bar(Quiet):
             if self._task is not None:
                 self._bar.remove_task(self._task)
             self._counter = Counter(stage, items, order)
-            self._task = self._bar.add_task(f"{stage:8}", total=max(self._counter.all_pixels, 1), detail="")
+            self._task = self._bar.add_task(
+                f"{stage:8}", total=max(self._counter.all_pixels, 1), detail=""
+            )
 
     def advance(self, job: Job) -> None:
         """Count a job and move the bar."""
@@ -145,7 +171,10 @@ class Bar(Quiet):
                 return
             self._counter.add(job)
             counter = self._counter
-            detail = f"{counter.images}/{counter.all_images} images  {counter.tiles}/{counter.all_tiles} tiles  {counter.rate:.1f} megapixels/s"
+            detail = (
+                f"{counter.images}/{counter.all_images} images  "
+                f"{counter.tiles}/{counter.all_tiles} tiles  {counter.rate:.1f} megapixels/s"
+            )
             self._bar.update(self._task, completed=counter.pixels, detail=detail)
 
 

@@ -39,7 +39,10 @@ TABLES: Registry[Any] = Registry("statistic")
 for _name, _kind in (*STATISTICS.items(), ("objects", Objects)):
     TABLES.register(_name)(_kind)
 DEFAULT_TILE = 2048
-SCHEDULE_NOTE = "schedule: checked, but nothing starts this recipe by itself yet: let cron or a timer run `maskloom run`."
+SCHEDULE_NOTE = (
+    "schedule: checked, but nothing starts this recipe by itself yet: let cron or a timer run "
+    "`maskloom run`."
+)
 """What is said of a recipe with a schedule."""
 _SMALLEST_TILE = 16
 _CRON_FIELDS = 5
@@ -52,8 +55,10 @@ class Tiling(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
     tile: int = pydantic.Field(DEFAULT_TILE, ge=_SMALLEST_TILE, le=16384)
-    """Side of a tile in pixels. It never changes a result, only memory and speed. Rounded up to a power of two below 256, to a
-    multiple of 256 above, so that no two tiles share a block of the mask."""
+    """Side of a tile in pixels. It never changes a result, only memory and speed. Rounded up to a
+    power of two below 256, to a multiple of 256 above, so that no two tiles share a block of the
+    mask.
+    """
 
 
 class Schedule(pydantic.BaseModel):
@@ -71,7 +76,10 @@ class Schedule(pydantic.BaseModel):
     def _happens(cls, value: str) -> str:
         from cronsim import CronSim, CronSimError
 
-        wanted = "expected five fields (minute, hour, day of the month, month, day of the week) such as '0 3 * * *'"
+        wanted = (
+            "expected five fields (minute, hour, day of the month, month, day of the week) such as "
+            "'0 3 * * *'"
+        )
         # It would read a sixth as seconds.
         if len(value.split()) != _CRON_FIELDS:
             raise ValueError(f"{wanted}, got {shown(value)}")
@@ -88,40 +96,62 @@ class Schedule(pydantic.BaseModel):
     def _exists(cls, value: str) -> str:
         zones = available_timezones()
         if value not in zones:
-            raise ValueError(f"expected a time zone such as Europe/Vienna, got {shown(value)}.{did_you_mean(value, zones)}")
+            raise ValueError(
+                "expected a time zone such as Europe/Vienna, got "
+                f"{shown(value)}.{did_you_mean(value, zones)}"
+            )
         return value
 
 
 class _File(pydantic.BaseModel):
     """A recipe as it is written."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True, title="maskloom recipe")
+    model_config = pydantic.ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, title="maskloom recipe"
+    )
 
     name: str = pydantic.Field("", pattern="^[a-z0-9-]*$", max_length=60)
     """Name of the runs: a-z, 0-9 and -. Default: the recipe's file name."""
     inputs: str | list[str]
-    """Files, globs, folders, or list files (.csv, .parquet, .txt) with a column `uri`; local or any fsspec URI."""
+    """Files, globs, folders, or list files (.csv, .parquet, .txt) with a column `uri`; local or any
+    fsspec URI.
+    """
     output: str
-    """Folder for masks, tables, previews and runs; local or any fsspec URI. Relative to the recipe file."""
+    """Folder for masks, tables, previews and runs; local or any fsspec URI. Relative to the recipe
+    file.
+    """
     segmenter: dict[str, Any] | str | list[dict[str, Any] | str]
-    """What to run on every tile: `kind` and its parameters. A list makes an ensemble. See `maskloom list segmenters`."""
+    """What to run on every tile: `kind` and its parameters. A list makes an ensemble. See `maskloom
+    list segmenters`.
+    """
     fit: Literal["collection", "image"] = "collection"
-    """collection: one model for all images, so that class 1 means the same everywhere. image: each image has its own."""
+    """collection: one model for all images, so that class 1 means the same everywhere. image: each
+    image has its own.
+    """
     tiling: Tiling = pydantic.Field(default_factory=lambda: Tiling(tile=DEFAULT_TILE))
     """How images are cut."""
     statistics: list[str | dict[str, Any]] | str | dict[str, Any] | None = None
-    """Tables beside `images`. `area` always runs; `objects` does, unless this is set, where masks are of objects. See `maskloom list statistics`."""
+    """Tables beside `images`. `area` always runs; `objects` does, unless this is set, where masks
+    are of objects. See `maskloom list statistics`.
+    """
     cluster: dict[str, Any] | str = "local"
-    """Where the work is done: local (processes of this machine), serial (this process), address (an existing Dask scheduler)."""
+    """Where the work is done: local (processes of this machine), serial (this process), address (an
+    existing Dask scheduler).
+    """
     format: str | None = None
     """Format of all inputs, whatever their names say. See `maskloom list formats`."""
     ground_control: GroundControl = "keep"
-    """Images placed by ground control points only. keep: their masks keep the points, and areas are in px. affine: the transform that fits the
-    points best takes their place, in masks and areas."""
+    """Images placed by ground control points only. keep: their masks keep the points, and areas are
+    in px. affine: the transform that fits the points best takes their place, in masks and areas.
+    """
     storage: dict[str, dict[str, Any]] = {}
     """fsspec options by protocol, such as {s3: {profile: lab, endpoint_url: ...}}. No secrets."""
-    max_failed_fraction: Annotated[float, NUMBER] = pydantic.Field(1.0, ge=0, le=1, allow_inf_nan=False)
-    """Above this fraction of failed images the run fails (exit 1). Below it failed images give exit 3."""
+    max_failed_fraction: Annotated[float, NUMBER] = pydantic.Field(
+        1.0, ge=0, le=1, allow_inf_nan=False
+    )
+    """Above this fraction of failed images the run fails (exit 1). Below it failed images give exit
+    3.
+    """
     schedule: Schedule | None = None
     """When a server is to run the recipe."""
     limits: dict[str, Any] = {}
@@ -155,21 +185,29 @@ class Recipe:
 
     @property
     def work(self) -> Work:
-        """What decides pixels and rows: the segmenter, what it is fitted to, the statistics, and the code."""
+        """What decides pixels and rows: the segmenter, what it is fitted to, the statistics, and
+        the code.
+        """
         settings = {
             "segmenter": {"kind": self.kind, **described(self.segmenter)},
             "fit": self.fit,
-            "statistics": {name: described(statistic) for name, statistic in self.statistics.items()},
+            "statistics": {
+                name: described(statistic) for name, statistic in self.statistics.items()
+            },
             "objects": described(self.objects),
             "maskloom": version("maskloom"),
         }
         if self.ground_control != "keep":
             settings["ground_control"] = self.ground_control
-        return Work(self.name, digest(settings)[:16], settings, apart_by_crs=self.objects is not None)
+        return Work(
+            self.name, digest(settings)[:16], settings, apart_by_crs=self.objects is not None
+        )
 
     def order(self, run_id: str) -> Order:
         """What all jobs of a run have in common."""
-        return Order(self.output, run_id, self.segmenter, self.statistics, self.tile, self.kind, self.objects)
+        return Order(
+            self.output, run_id, self.segmenter, self.statistics, self.tile, self.kind, self.objects
+        )
 
 
 def load(path: Path, changes: Sequence[str] = ()) -> Recipe:
@@ -187,10 +225,19 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         file = _File.model_validate(document)
     except pydantic.ValidationError as error:
         raise RecipeError(
-            explain(error, "", list(_File.model_fields), {"tiling": Tiling.model_fields, "schedule": Schedule.model_fields})
+            explain(
+                error,
+                "",
+                list(_File.model_fields),
+                {"tiling": Tiling.model_fields, "schedule": Schedule.model_fields},
+            )
         ) from None
     refuse_secrets(file.storage)
-    wanted = {"kind": "ensemble", "members": file.segmenter} if isinstance(file.segmenter, list) else file.segmenter
+    wanted = (
+        {"kind": "ensemble", "members": file.segmenter}
+        if isinstance(file.segmenter, list)
+        else file.segmenter
+    )
     section: SegmenterRecipe = build(SEGMENTERS, _with_weights_below(wanted, folder), "segmenter")
     time_limits: Limits = build({"limits": Limits}, {**file.limits, "kind": "limits"}, "limits")
     # Weights may lie in a store that needs its options, and take their time.
@@ -206,7 +253,8 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         tables[kind] = build(TABLES, entry, f"statistics.{i}")
     if file.format is not None and file.format not in FORMATS:
         raise RecipeError(
-            f"format: there is no format {file.format!r}.{did_you_mean(file.format, FORMATS)} Known: {', '.join(FORMATS)}."
+            f"format: there is no format {file.format!r}.{did_you_mean(file.format, FORMATS)} "
+            f"Known: {', '.join(FORMATS)}."
         )
     entries = [file.inputs] if isinstance(file.inputs, str) else file.inputs
     if not entries:
@@ -229,11 +277,16 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         limits=time_limits,
         scheduled=file.schedule is not None,
     )
-    if "://" not in recipe.output and Path(recipe.output).exists() and not Path(recipe.output).is_dir():
+    if (
+        "://" not in recipe.output
+        and Path(recipe.output).exists()
+        and not Path(recipe.output).is_dir()
+    ):
         raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
     if is_web(recipe.output):
         raise RecipeError(
-            f"output: {written(recipe.output)} is a web address, where nothing can be written. Name a folder or a store."
+            f"output: {written(recipe.output)} is a web address, where nothing can be written. "
+            "Name a folder or a store."
         )
     _refuse_unknown_classes(recipe)
     _refuse_unknown_stores(recipe)
@@ -244,9 +297,13 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
 def described(value: Any) -> Any:
     """A dataclass as JSON values that tell its type too, with those inside it."""
     if is_dataclass(value):
-        # What does not count when values are compared (the place of a file whose digest is known) decides nothing.
+        # What does not count when values are compared (the place of a file whose digest is known)
+        # decides nothing.
         counted = (field.name for field in fields(value) if field.compare)
-        return {"type": type(value).__name__, **{name: described(getattr(value, name)) for name in counted}}
+        return {
+            "type": type(value).__name__,
+            **{name: described(getattr(value, name)) for name in counted},
+        }
     if isinstance(value, Mapping):
         return {name: described(item) for name, item in value.items()}
     return [described(item) for item in value] if isinstance(value, tuple) else value
@@ -265,7 +322,10 @@ def _refuse_unknown_classes(recipe: Recipe) -> None:
     known = model.expected_classes if isinstance(model, Fitter) else model.classes
     for name in (recipe.objects.classes or ()) if recipe.objects is not None and known else ():
         if name not in known:
-            raise RecipeError(f"statistics.objects.classes: the mask has no class {name!r}. Its classes are {', '.join(known)}.")
+            raise RecipeError(
+                f"statistics.objects.classes: the mask has no class {name!r}. Its classes are "
+                f"{', '.join(known)}."
+            )
 
 
 def effective_tile(tile: int) -> int:
@@ -280,18 +340,34 @@ def effective_tile(tile: int) -> int:
 def schema() -> dict[str, Any]:
     """JSON Schema of the recipe."""
     document = _File.model_json_schema()
-    sections = {"segmenter": schema_of(SEGMENTERS), "cluster": schema_of(CLUSTERS), "statistics": schema_of(TABLES)}
+    sections = {
+        "segmenter": schema_of(SEGMENTERS),
+        "cluster": schema_of(CLUSTERS),
+        "statistics": schema_of(TABLES),
+    }
     properties = document["properties"]
     for name in ("segmenter", "cluster"):
-        text = {"enum": [alternative["properties"]["kind"]["const"] for alternative in sections[name]["oneOf"]]}
-        properties[name] = {"description": properties[name].get("description", ""), "oneOf": [*sections[name]["oneOf"], text]}
+        text = {
+            "enum": [
+                alternative["properties"]["kind"]["const"]
+                for alternative in sections[name]["oneOf"]
+            ]
+        }
+        properties[name] = {
+            "description": properties[name].get("description", ""),
+            "oneOf": [*sections[name]["oneOf"], text],
+        }
     properties["limits"] = model_of(Limits).model_json_schema()
-    properties["statistics"]["items"] = {"oneOf": [*sections["statistics"]["oneOf"], {"enum": list(TABLES)}]}
+    properties["statistics"]["items"] = {
+        "oneOf": [*sections["statistics"]["oneOf"], {"enum": list(TABLES)}]
+    }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
 
 
 def _with_weights_below(section: Any, folder: Path) -> Any:
-    """The section with relative paths of weights below `folder`, in whatever segmenter inside it they stand."""
+    """The section with relative paths of weights below `folder`, in whatever segmenter inside it
+    they stand.
+    """
     if isinstance(section, list):
         return [_with_weights_below(item, folder) for item in section]
     if not isinstance(section, Mapping):
@@ -313,8 +389,11 @@ def _refuse_unknown_stores(recipe: Recipe) -> None:
 
 
 def _refuse_memory_on_processes(recipe: Recipe) -> None:
-    in_memory = [location for location in (*recipe.inputs, recipe.output) if location.startswith("memory:")]
+    in_memory = [
+        location for location in (*recipe.inputs, recipe.output) if location.startswith("memory:")
+    ]
     if in_memory and type(recipe.cluster) is not CLUSTERS["serial"]:
         raise RecipeError(
-            f"{in_memory[0]} lives in the memory of one process, which workers cannot see. Set cluster: {{kind: serial}}."
+            f"{in_memory[0]} lives in the memory of one process, which workers cannot see. Set "
+            f"cluster: {{kind: serial}}."
         )

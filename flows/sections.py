@@ -1,7 +1,8 @@
 """Sections: frozen dataclasses of the registries as checked sections of a recipe.
 
-A section of a recipe is the dataclass of the thing it configures, chosen by `kind`; there is no second class beside it. Its annotations are the
-types that pydantic checks, the strings behind its fields are the help that users see.
+A section of a recipe is the dataclass of the thing it configures, chosen by `kind`; there is no
+second class beside it. Its annotations are the types that pydantic checks, the strings behind its
+fields are the help that users see.
 """
 
 from __future__ import annotations
@@ -53,13 +54,20 @@ _UNION_MEMBER = re.compile(r"^(str|int|float|bool|none|constrained-.*|function-.
 
 
 def build(registry: Mapping[str, Any], value: Any, path: str) -> Any:
-    """The section's value: an instance of the class that its `kind` names. Raises `RecipeError` with the path in the recipe."""
+    """The section's value: an instance of the class that its `kind` names. Raises `RecipeError`
+    with the path in the recipe.
+    """
     if isinstance(value, str):
         value = {"kind": value}
     if not isinstance(value, Mapping) or "kind" not in value:
-        raise RecipeError(f"{path}: expected a mapping with the key `kind` ({', '.join(registry)}), got {shown(value)}.")
+        raise RecipeError(
+            f"{path}: expected a mapping with the key `kind` ({', '.join(registry)}), got "
+            f"{shown(value)}."
+        )
     if not isinstance(value["kind"], str):
-        raise RecipeError(f"{path}.kind: expected a name, got {shown(value['kind'])}.{quotes_hint(value['kind'])}")
+        raise RecipeError(
+            f"{path}.kind: expected a name, got {shown(value['kind'])}.{quotes_hint(value['kind'])}"
+        )
     try:
         kind = registry[value["kind"]]
     except KeyError as error:
@@ -68,9 +76,16 @@ def build(registry: Mapping[str, Any], value: Any, path: str) -> Any:
     try:
         checked = model_of(kind).model_validate(fields)
     except pydantic.ValidationError as error:
-        raise RecipeError(explain(error, path, [field.name for field in dataclasses.fields(kind)])) from None
+        raise RecipeError(
+            explain(error, path, [field.name for field in dataclasses.fields(kind)])
+        ) from None
     try:
-        return kind(**{name: _inner(kind, name, getattr(checked, name), f"{path}.{name}") for name in checked.model_fields_set})
+        return kind(
+            **{
+                name: _inner(kind, name, getattr(checked, name), f"{path}.{name}")
+                for name in checked.model_fields_set
+            }
+        )
     except ValueError as error:
         # Most begin with the key that they are about.
         of_a_key = str(error).partition(":")[0] in model_of(kind).model_fields
@@ -78,7 +93,9 @@ def build(registry: Mapping[str, Any], value: Any, path: str) -> Any:
 
 
 def _inner(kind: type, name: str, value: Any, path: str) -> Any:
-    """The value of a field; where the field holds other segmenters, these are built from their own sections."""
+    """The value of a field; where the field holds other segmenters, these are built from their own
+    sections.
+    """
     hint = typing.get_type_hints(kind)[name]
     if hint is SegmenterRecipe:
         return build(SEGMENTERS, value, path)
@@ -88,7 +105,9 @@ def _inner(kind: type, name: str, value: Any, path: str) -> Any:
 
 
 def _checked_type(hint: Any) -> Any:
-    """What pydantic checks of a field: sections of other segmenters are checked when they are built."""
+    """What pydantic checks of a field: sections of other segmenters are checked when they are
+    built.
+    """
     section = dict[str, Any] | str
     if hint is SegmenterRecipe:
         return section
@@ -96,7 +115,9 @@ def _checked_type(hint: Any) -> Any:
         return list[section]
     members = {hint, *typing.get_args(hint)}
     return (
-        hint if bool in members or not members & {int, float} else Annotated[hint, NUMBER if float in members else WHOLE_NUMBER]
+        hint
+        if bool in members or not members & {int, float}
+        else Annotated[hint, NUMBER if float in members else WHOLE_NUMBER]
     )
 
 
@@ -124,7 +145,10 @@ def model_of(kind: type) -> type[pydantic.BaseModel]:
             default = field.default_factory()
         else:
             default = ...
-        fields[field.name] = (_checked_type(hints[field.name]), pydantic.Field(default, description=described.get(field.name)))
+        fields[field.name] = (
+            _checked_type(hints[field.name]),
+            pydantic.Field(default, description=described.get(field.name)),
+        )
     return pydantic.create_model(
         kind.__name__,
         __config__=pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True),
@@ -134,7 +158,9 @@ def model_of(kind: type) -> type[pydantic.BaseModel]:
 
 
 def help_of(kind: type) -> dict[str, str]:
-    """The string literal behind each field of a dataclass and of what it is derived from, by the field's name."""
+    """The string literal behind each field of a dataclass and of what it is derived from, by the
+    field's name.
+    """
     described = {}
     for part in reversed([each for each in kind.__mro__ if dataclasses.is_dataclass(each)]):
         described.update(_own_help(part))
@@ -142,7 +168,9 @@ def help_of(kind: type) -> dict[str, str]:
 
 
 def _own_help(kind: type) -> dict[str, str]:
-    body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]).body
+    body = typing.cast(
+        ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    ).body
     described = {}
     for field, text in pairwise(body):
         if (
@@ -168,20 +196,28 @@ def schema_of(registry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explain(
-    error: pydantic.ValidationError, path: str, known: list[str], nested: Mapping[str, Iterable[str]] = MappingProxyType({})
+    error: pydantic.ValidationError,
+    path: str,
+    known: list[str],
+    nested: Mapping[str, Iterable[str]] = MappingProxyType({}),
 ) -> str:
-    """A line for each thing that pydantic found: where, what was expected, what came, and what to do.
+    """A line for each thing that pydantic found: where, what was expected, what came, and what to
+    do.
 
     `known` are the keys at `path`, `nested` those of the sections below it.
     """
     found: dict[str, list[_Finding]] = {}
     for problem in error.errors(include_url=False):
         keys = [str(key) for key in problem["loc"]]
-        # Of a union pydantic names the member that it tried, which users do not write in their recipe.
+        # Of a union pydantic names the member that it tried, which users do not write in their
+        # recipe.
         plain = [key for key in keys if not _UNION_MEMBER.search(key)]
         here = known if len(keys) == 1 else list(nested.get(keys[0], ()))
-        found.setdefault(".".join(filter(None, [path, *plain])), []).append(_finding(problem, keys[-1], here, nested))
-    # Where one member of a union was right but for what stands inside, the others are of no interest.
+        found.setdefault(".".join(filter(None, [path, *plain])), []).append(
+            _finding(problem, keys[-1], here, nested)
+        )
+    # Where one member of a union was right but for what stands inside, the others are of no
+    # interest.
     lines = [
         f"{where}: {_sentence(findings)}"
         for where, findings in found.items()
@@ -197,14 +233,18 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The known word that resembles this one, as a question with a space before it; empty where none does."""
+    """The known word that resembles this one, as a question with a space before it; empty where
+    none does.
+    """
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean `{close[0]}`?" if close else ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Finding:
-    """What is wrong in one place: what was expected there in place of what came, or a sentence that says it."""
+    """What is wrong in one place: what was expected there in place of what came, or a sentence that
+    says it.
+    """
 
     expected: str = ""
     came: Any = None
@@ -223,19 +263,25 @@ def _sentence(findings: list[_Finding]) -> str:
     return " Or: ".join(dict.fromkeys(sentences))
 
 
-def _finding(problem: Any, key: str, known: list[str], nested: Mapping[str, Iterable[str]]) -> _Finding:
+def _finding(
+    problem: Any, key: str, known: list[str], nested: Mapping[str, Iterable[str]]
+) -> _Finding:
     kind, came, limits = problem["type"], problem["input"], problem.get("ctx", {})
     said = _said(kind, limits, key, known)
     expected = "" if said else _expected(kind, limits, nested.get(key, ()))
     if not expected:
         return _Finding(sentence=said or f"{problem['msg']}, got {shown(came)}.")
     if kind == "literal_error":
-        return _Finding(expected, came, did_you_mean(str(came), re.findall(r"'([^']*)'", limits["expected"])))
+        return _Finding(
+            expected, came, did_you_mean(str(came), re.findall(r"'([^']*)'", limits["expected"]))
+        )
     return _Finding(expected, came, quotes_hint(came) if "text" in expected else "")
 
 
 def _said(kind: str, limits: Mapping[str, Any], key: str, known: list[str]) -> str:
-    """The whole sentence about a problem that is no matter of what was expected in place of what; empty for others."""
+    """The whole sentence about a problem that is no matter of what was expected in place of what;
+    empty for others.
+    """
     if kind == "extra_forbidden":
         return unknown_key(key, known)
     if kind == "value_error":
@@ -244,7 +290,9 @@ def _said(kind: str, limits: Mapping[str, Any], key: str, known: list[str]) -> s
 
 
 def _expected(kind: str, limits: Mapping[str, Any], inner: Iterable[str]) -> str:
-    """What was expected, in words; `inner` are the keys of the section. Empty where there are none for this kind of problem."""
+    """What was expected, in words; `inner` are the keys of the section. Empty where there are none
+    for this kind of problem.
+    """
     if kind == "literal_error":
         return str(limits["expected"]).replace("'", "")
     if kind in ("model_type", "model_attributes_type"):
@@ -257,9 +305,14 @@ def _expected(kind: str, limits: Mapping[str, Any], inner: Iterable[str]) -> str
 
 
 def quotes_hint(came: Any) -> str:
-    """Why YAML gave this where there was to be text, with a space before it; empty where it did not."""
+    """Why YAML gave this where there was to be text, with a space before it; empty where it did
+    not.
+    """
     if isinstance(came, bool):
-        return " YAML reads no, off and false (yes, on and true) as a truth value. If a name is meant, put quotes around it."
+        return (
+            " YAML reads no, off and false (yes, on and true) as a truth value. If a name is "
+            "meant, put quotes around it."
+        )
     if isinstance(came, dt.date):
         return " YAML reads this as a date. If it is text, put quotes around it."
     if isinstance(came, int | float):

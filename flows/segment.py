@@ -1,8 +1,9 @@
 """The segmentation flow: discover, plan, fit, shards, publish. One line a stage.
 
-Everything here is small values; pixels stay on the workers and in the stores. The same flow resumes an interrupted run: the plan is found
-by its id, the model by its file, and an image is done when the `images` table has it. Several runs may work on one output: `tasks/commits.py`
-says how they do not get into each other's way.
+Everything here is small values; pixels stay on the workers and in the stores. The same flow resumes
+an interrupted run: the plan is found by its id, the model by its file, and an image is done when
+the `images` table has it. Several runs may work on one output: `tasks/commits.py` says how they do
+not get into each other's way.
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ class Inventory:
     def failed_before(self) -> int:
         """Inputs that failed in an earlier run for a reason that is still there."""
         waiting = {source.uri for source in self.pending}
-        rows = (self.committed.get(source.uri) for source in self.sources if source.uri not in waiting)
+        rows = (
+            self.committed.get(source.uri) for source in self.sources if source.uri not in waiting
+        )
         return sum(1 for row in rows if row is not None and not row.ok)
 
     @property
@@ -129,9 +132,13 @@ class Outcome:
 
 
 def take_inventory(recipe: Recipe, *, to_write: bool = False) -> Inventory:
-    """List the inputs and read what is committed. `to_write`: carry out a commit that a dead run has left half done."""
+    """List the inputs and read what is committed. `to_write`: carry out a commit that a dead run
+    has left half done.
+    """
     store = Store(recipe.output)
-    tables = [statistic.table for statistic in recipe.statistics.values()] + [Objects.table] * (recipe.objects is not None)
+    tables = [statistic.table for statistic in recipe.statistics.values()] + [Objects.table] * (
+        recipe.objects is not None
+    )
     ledger = (Ledger.open if to_write else Ledger.read)(store, tables)
     committed = retried(store, ledger.rows, memory_of(recipe.cluster))
     known = {row.uri: row.image_id for row in committed.values()}
@@ -140,19 +147,28 @@ def take_inventory(recipe: Recipe, *, to_write: bool = False) -> Inventory:
     work, head = recipe.work, read_head(store)
     interrupted = store.exists(f"runs/{identify(work, head, sources)}/plan.json")
     return Inventory(
-        sources, found.passed_over, ledger, committed, head, pending(sources, committed, work.fingerprint), interrupted
+        sources,
+        found.passed_over,
+        ledger,
+        committed,
+        head,
+        pending(sources, committed, work.fingerprint),
+        interrupted,
     )
 
 
 def healed(recipe: Recipe, inventory: Inventory, sharing: Sharing) -> Inventory:
-    """The inventory after rows have gone that an earlier version left beside another row of their image."""
+    """The inventory after rows have gone that an earlier version left beside another row of their
+    image.
+    """
     store = Store(recipe.output)
     with present(store, "heal", sole_writer=sharing.sole_writer) as folder:
         count = heal(inventory.ledger, folder)
     # None where what seemed to be left over was the commit of another run, under way.
     if count:
         log.warning(
-            "%d table files held rows of images that another file has too, or that the table `images` has not (a file was lost or "
+            "%d table files held rows of images that another file has too, or that the table "
+            "`images` has not (a file was lost or "
             "copied, or an earlier version of maskloom left them). These rows are gone.",
             count,
         )
@@ -160,7 +176,9 @@ def healed(recipe: Recipe, inventory: Inventory, sharing: Sharing) -> Inventory:
 
 
 def refuse_other_recipes(recipe: Recipe, inventory: Inventory) -> None:
-    """Raise `RecipeError` where images of another recipe would stay in the tables beside those of this one."""
+    """Raise `RecipeError` where images of another recipe would stay in the tables beside those of
+    this one.
+    """
     work, inputs = recipe.work, {source.uri for source in inventory.sources}
     staying: dict[str, list[Committed]] = {}
     for row in inventory.committed.values():
@@ -169,11 +187,18 @@ def refuse_other_recipes(recipe: Recipe, inventory: Inventory) -> None:
     for run_id, rows in staying.items():
         plan = read_plan(Store(recipe.output), run_id)
         if plan is None or _without_versions(plan.settings) != _without_versions(work.settings):
-            kind = "another recipe" if plan is None else f"another recipe ({plan.settings['segmenter']['kind']})"
+            kind = (
+                "another recipe"
+                if plan is None
+                else f"another recipe ({plan.settings['segmenter']['kind']})"
+            )
             raise RecipeError(
-                f"output: {recipe.output} holds {len(rows)} {'image' if len(rows) == 1 else 'images'} of run {run_id}, of {kind}, that "
-                f"this run would leave there, such as {rows[0].image_id}: its classes would add up with those of this recipe. Give this "
-                "recipe an output of its own, or say --keep-other-recipes and group by the column `fingerprint`."
+                f"output: {recipe.output} holds {len(rows)} "
+                f"{'image' if len(rows) == 1 else 'images'} of run {run_id}, of {kind}, that "
+                f"this run would leave there, such as {rows[0].image_id}: its classes would add up "
+                "with those of this recipe. Give this "
+                "recipe an output of its own, or say --keep-other-recipes and group by the column "
+                "`fingerprint`."
             )
 
 
@@ -185,15 +210,29 @@ def run(
     progress: Progress,
     sharing: Sharing | None = None,
 ) -> Outcome:
-    """Bring the output up to date with the inputs. Raises `RunError` where it cannot go on; the same call resumes it."""
-    parameters = {"recipe": recipe.name, "output": recipe.output, "segmenter": recipe.kind, "images": len(inventory.pending)}
+    """Bring the output up to date with the inputs. Raises `RunError` where it cannot go on; the
+    same call resumes it.
+    """
+    parameters = {
+        "recipe": recipe.name,
+        "output": recipe.output,
+        "segmenter": recipe.kind,
+        "images": len(inventory.pending),
+    }
     return orchestrator.flow(
-        recipe.name, parameters, partial(_flow, recipe, inventory, orchestrator, fanout, progress, sharing or Sharing())
+        recipe.name,
+        parameters,
+        partial(_flow, recipe, inventory, orchestrator, fanout, progress, sharing or Sharing()),
     )
 
 
 def _flow(
-    recipe: Recipe, inventory: Inventory, orchestrator: Orchestrator, fanout: Fanout, progress: Progress, sharing: Sharing
+    recipe: Recipe,
+    inventory: Inventory,
+    orchestrator: Orchestrator,
+    fanout: Fanout,
+    progress: Progress,
+    sharing: Sharing,
 ) -> Outcome:
     store = Store(recipe.output)
     identity = identify(recipe.work, inventory.head, inventory.sources)
@@ -215,12 +254,18 @@ def _flow(
             order, plan = orchestrator.stage("fit", _fit, order, plan, inventory, fanout, progress)
         bench = Bench(fanout, order, _class_names(order), progress)
         tables.refresh()
-        left = orchestrator.stage("resume", lambda: [shard for shard in plan.shards if tables.left(shard).items])
-        progress.start("segment", [item for shard in left for item in tables.left(shard).items], order)
+        left = orchestrator.stage(
+            "resume", lambda: [shard for shard in plan.shards if tables.left(shard).items]
+        )
+        progress.start(
+            "segment", [item for shard in left for item in tables.left(shard).items], order
+        )
         failed = sum(tables.failed(shard) for shard in plan.shards if shard not in left)
         images = sum(len(shard.items) for shard in plan.shards)
         _check_failures(failed, images, recipe)
-        for failures in orchestrator.each(partial(_do_shard, tables, bench), left, lambda shard: shard.file, SHARDS_AT_ONCE):
+        for failures in orchestrator.each(
+            partial(_do_shard, tables, bench), left, lambda shard: shard.file, SHARDS_AT_ONCE
+        ):
             failed += failures
             _check_failures(failed, images, recipe)
         return orchestrator.stage("publish", _finish, store, plan, tables, inventory.head)
@@ -229,8 +274,10 @@ def _flow(
 def _check_failures(failed: int, images: int, recipe: Recipe) -> None:
     if failed > recipe.max_failed_fraction * images:
         raise TooManyFailures(
-            f"{failed} of {images} images failed, more than max_failed_fraction = {recipe.max_failed_fraction:g} allows. "
-            f"See `maskloom status {recipe.output}`. Repair the inputs or raise max_failed_fraction; the same command goes on."
+            f"{failed} of {images} images failed, more than max_failed_fraction = "
+            f"{recipe.max_failed_fraction:g} allows. "
+            f"See `maskloom status {recipe.output}`. Repair the inputs or raise "
+            "max_failed_fraction; the same command goes on."
         )
 
 
@@ -241,7 +288,9 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
     order, available = recipe.order(identity), memory_of(recipe.cluster)
     interrupted = read_plan(store, identity)
     if interrupted is not None:
-        require_memory(order, (item for shard in interrupted.shards for item in shard.items), available)
+        require_memory(
+            order, (item for shard in interrupted.shards for item in shard.items), available
+        )
         return with_addresses(interrupted, inventory.sources)
     items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
     items = without_room(items, available)
@@ -260,8 +309,12 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
     return plan
 
 
-def _choose(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress) -> Order:
-    """The order with what its model leaves to the machine, as an earlier run has chosen it or as suits now."""
+def _choose(
+    order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress
+) -> Order:
+    """The order with what its model leaves to the machine, as an earlier run has chosen it or as
+    suits now.
+    """
     store, name = Store(order.output), "choices.json"
     with_recorded = partial(with_choices, order.model)
     recorded = _recorded(store, plan, inventory, name, with_recorded)
@@ -276,17 +329,31 @@ def _choose(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, prog
 
 
 def _require_not_lost(store: Store, plan: Plan, inventory: Inventory) -> None:
-    """Raise `DamagedRecord` where images were done with a model that is missing: another one would give classes another meaning."""
-    earlier = {row.run_id for row in inventory.committed.values() if row.ok and row.fingerprint == plan.fingerprint}
+    """Raise `DamagedRecord` where images were done with a model that is missing: another one would
+    give classes another meaning.
+    """
+    earlier = {
+        row.run_id
+        for row in inventory.committed.values()
+        if row.ok and row.fingerprint == plan.fingerprint
+    }
     for run in sorted(earlier - {plan.run_id}):
         name, manifest = f"runs/{run}/model.json", f"runs/{run}/manifest.json"
-        if store.exists(manifest) and name in read_json(store, manifest, lambda found: dict(found["files"])):
+        if store.exists(manifest) and name in read_json(
+            store, manifest, lambda found: dict(found["files"])
+        ):
             raise damaged(store, name)
 
 
-def _recorded(store: Store, plan: Plan, inventory: Inventory, name: str, load: Callable[[Any], T]) -> T | None:
-    """What this run or an earlier one of the same recipe recorded under a name; it is this run's from now on. None: nothing."""
-    earlier = [row.run_id for row in inventory.committed.values() if row.fingerprint == plan.fingerprint]
+def _recorded(
+    store: Store, plan: Plan, inventory: Inventory, name: str, load: Callable[[Any], T]
+) -> T | None:
+    """What this run or an earlier one of the same recipe recorded under a name; it is this run's
+    from now on. None: nothing.
+    """
+    earlier = [
+        row.run_id for row in inventory.committed.values() if row.fingerprint == plan.fingerprint
+    ]
     for candidate in (
         f"runs/{plan.run_id}/{name}",
         _shared(plan, name),
@@ -301,13 +368,18 @@ def _recorded(store: Store, plan: Plan, inventory: Inventory, name: str, load: C
 
 
 def _record(store: Store, plan: Plan, name: str, content: bytes, load: Callable[[Any], T]) -> T:
-    """Record what was fitted or chosen for the recipe and for this run; what another run was quicker to record takes its place."""
+    """Record what was fitted or chosen for the recipe and for this run; what another run was
+    quicker to record takes its place.
+    """
     own = f"runs/{plan.run_id}/{name}"
-    return parse_json(store, own, _agreed(store, own, _agreed(store, _shared(plan, name), content)), load)
+    return parse_json(
+        store, own, _agreed(store, own, _agreed(store, _shared(plan, name), content)), load
+    )
 
 
 def _shared(plan: Plan, name: str) -> str:
-    # Of the recipe, not of the run: of two runs that overlap, neither finds rows of the other, and classes must mean the same in both.
+    # Of the recipe, not of the run: of two runs that overlap, neither finds rows of the other, and
+    # classes must mean the same in both.
     return f"runs/recipes/{plan.fingerprint}/{name}"
 
 
@@ -316,8 +388,12 @@ def _agreed(store: Store, name: str, content: bytes) -> bytes:
     return content if store.publish_new(name, content) else store.read(name)
 
 
-def _fit(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress) -> tuple[Order, Plan]:
-    """The order with its model, and the plan with the images that cannot take part marked as failed."""
+def _fit(
+    order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress
+) -> tuple[Order, Plan]:
+    """The order with its model, and the plan with the images that cannot take part marked as
+    failed.
+    """
     store = Store(order.output)
     recorded = _recorded(store, plan, inventory, "model.json", model_of)
     if recorded is not None:
@@ -330,7 +406,9 @@ def _fit(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progres
     model = fitted.model
     if is_blank(model):
         # Not recorded: the next run, whose images may have valid pixels, fits a model of them.
-        log.warning("No image has a valid pixel: there is nothing to fit, and all masks are nodata.")
+        log.warning(
+            "No image has a valid pixel: there is nothing to fit, and all masks are nodata."
+        )
     else:
         model = _record(store, plan, "model.json", dump_model(model).encode(), model_of)
     return replace(order, model=model), replace(
@@ -340,7 +418,11 @@ def _fit(order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progres
 
 def _with_failures(shard: Shard, failures: Mapping[str, Failure]) -> Shard:
     def marked(item: Item) -> Item:
-        return replace(item, failure=failures[item.source.uri]) if item.source.uri in failures and item.failure is None else item
+        return (
+            replace(item, failure=failures[item.source.uri])
+            if item.source.uri in failures and item.failure is None
+            else item
+        )
 
     return replace(shard, items=tuple(map(marked, shard.items)))
 
@@ -353,7 +435,8 @@ def _do_shard(tables: Tables, bench: Bench, shard: Shard) -> int:
         receipts = segment_shard(left, bench)
         tables.publish(left, receipts)
     except (RunError, StoreError, FileNotFoundError):
-        # Another process that does the same run may have finished these images, and cleared up behind us.
+        # Another process that does the same run may have finished these images, and cleared up
+        # behind us.
         tables.refresh()
         if tables.left(shard).items:
             raise
@@ -374,7 +457,9 @@ def _warn(receipts: Sequence[Receipt]) -> None:
         log.warning("%s%s: %s.", ids[0], more, warning)
     if len(images) > _WARNINGS_SHOWN:
         left = sum(len(ids) for ids in list(images.values())[_WARNINGS_SHOWN:])
-        log.warning("%d more images have warnings: see the column `warning` of the table `images`.", left)
+        log.warning(
+            "%d more images have warnings: see the column `warning` of the table `images`.", left
+        )
 
 
 def _finish(store: Store, plan: Plan, tables: Tables, before: Head) -> Outcome:
@@ -393,7 +478,8 @@ def _finish(store: Store, plan: Plan, tables: Tables, before: Head) -> Outcome:
     store.publish(f"runs/{plan.run_id}/manifest.json", json.dumps(manifest, indent=1).encode())
     write_head(store, before, plan)
     for run_id, parent in planned_runs(store):
-        # Nobody goes on with a run that follows a former head, but one that is at work beside this one still needs its parts.
+        # Nobody goes on with a run that follows a former head, but one that is at work beside this
+        # one still needs its parts.
         if run_id == plan.run_id or (parent != plan.run_id and not is_at_work(store, run_id)):
             store.remove(f"{STAGING}/{run_id}")
     return Outcome(plan.run_id, record.done, record.failed, record.pixels, record.failures)

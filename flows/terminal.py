@@ -8,7 +8,8 @@ from segcore.addresses import written
 
 
 def escaped(text: str, kept: str = "\n") -> str:
-    r"""Text without what moves a cursor, turns writing round or forges a line: such characters, of names of files, are spelled out.
+    r"""Text without what moves a cursor, turns writing round or forges a line: such characters, of
+     names of files, are spelled out.
 
     >>> escaped("evil\x1b[2J.png")
     'evil\\x1b[2J.png'
@@ -16,7 +17,9 @@ def escaped(text: str, kept: str = "\n") -> str:
     if text.isprintable():
         return text
     return "".join(
-        character if character.isprintable() or character in kept else character.encode("unicode_escape").decode()
+        character
+        if character.isprintable() or character in kept
+        else character.encode("unicode_escape").decode()
         for character in text
     )
 
@@ -45,7 +48,9 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 class EscapingFormatter(logging.Formatter):
-    """Log records, of libraries too, without control characters, secrets of addresses and tracebacks."""
+    """Log records, of libraries too, without control characters, secrets of addresses and
+    tracebacks.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's message."""

@@ -1,6 +1,7 @@
 """Train: a training recipe in, a model with its card out.
 
-The recipe's sections are the dataclasses of `segcore.training` and `segcore.networks.recipes`, checked as those of run recipes are.
+The recipe's sections are the dataclasses of `segcore.training` and `segcore.networks.recipes`,
+checked as those of run recipes are.
 """
 
 from __future__ import annotations
@@ -40,12 +41,16 @@ log = logging.getLogger(__name__)
 class _File(pydantic.BaseModel):
     """A training recipe as it is written."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True, title="maskloom training recipe")
+    model_config = pydantic.ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, title="maskloom training recipe"
+    )
 
     name: str = pydantic.Field("", pattern="^[a-z0-9-]*$", max_length=60)
     """Name of the model: a-z, 0-9 and -. Default: the recipe's file name."""
     images: str | list[str]
-    """Files, globs, folders, or list files (.csv, .parquet, .txt) with a column `uri`; local or any fsspec URI."""
+    """Files, globs, folders, or list files (.csv, .parquet, .txt) with a column `uri`; local or any
+    fsspec URI.
+    """
     masks: str | list[str]
     """The same of masks, which have the names of their images."""
     mask_suffix: str = ""
@@ -61,7 +66,9 @@ class _File(pydantic.BaseModel):
     bands: list[int] | None = None
     """Bands to look at, from 1. Default: all."""
     scaling: dict[str, Any] | None = None
-    """How pixels become the network's input: (value - offset) * factor. Default: 1/255 for 8 bits, 1/65535 for 16."""
+    """How pixels become the network's input: (value - offset) * factor. Default: 1/255 for 8 bits,
+    1/65535 for 16.
+    """
     split: dict[str, Any] = {}
     """Which images are trained on, and which only measure."""
     training: dict[str, Any] = {}
@@ -93,7 +100,9 @@ def load(path: Path, changes: Sequence[str] = ()) -> Order:
 
 
 def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> Order:
-    """A training recipe from its document; relative paths are below `folder`. Raises `RecipeError`."""
+    """A training recipe from its document; relative paths are below `folder`. Raises
+    `RecipeError`.
+    """
     document = completed(document, changes, ("images", "masks"))
     try:
         file = _File.model_validate(document)
@@ -124,14 +133,25 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         raise RecipeError(f"bands: expected numbers from 1 on; got {list(recipe.bands)}.")
     if is_web(recipe.output):
         raise RecipeError(
-            f"output: {written(recipe.output)} is a web address, where nothing can be written. Name a folder or a store."
+            f"output: {written(recipe.output)} is a web address, where nothing can be written. "
+            "Name a folder or a store."
         )
-    if "://" not in recipe.output and Path(recipe.output).exists() and not Path(recipe.output).is_dir():
+    if (
+        "://" not in recipe.output
+        and Path(recipe.output).exists()
+        and not Path(recipe.output).is_dir()
+    ):
         raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
     settings = described(recipe)
     # Where the model goes, what it is for and under which licence changes no weight.
-    decisive = {key: value for key, value in settings.items() if key not in ("type", "output", "licence", "purpose", "name")}
-    return Order(recipe, _places(file.images, folder), _places(file.masks, folder), decisive, file.storage)
+    decisive = {
+        key: value
+        for key, value in settings.items()
+        if key not in ("type", "output", "licence", "purpose", "name")
+    }
+    return Order(
+        recipe, _places(file.images, folder), _places(file.masks, folder), decisive, file.storage
+    )
 
 
 def schema() -> dict[str, Any]:
@@ -139,14 +159,23 @@ def schema() -> dict[str, Any]:
     document = _File.model_json_schema()
     properties = document["properties"]
     for key, kind in (("training", Training), ("split", Split), ("scaling", Scaling)):
-        properties[key] = {**model_of(kind).model_json_schema(), "description": properties[key].get("description", "")}
+        properties[key] = {
+            **model_of(kind).model_json_schema(),
+            "description": properties[key].get("description", ""),
+        }
     for name, numbers in properties["scaling"]["properties"].items():
         # One number may stand without brackets.
         properties["scaling"]["properties"][name] = {"anyOf": [numbers, {"type": "number"}]}
     for key, registry in (("network", NETWORKS), ("labels", LABELS)):
-        properties[key] = {**_kinds(registry), "description": properties[key].get("description", "")}
+        properties[key] = {
+            **_kinds(registry),
+            "description": properties[key].get("description", ""),
+        }
     properties["training"]["properties"] |= {
-        "loss": {**_kinds(LOSSES), "description": "What training makes small. Default: cross_entropy."},
+        "loss": {
+            **_kinds(LOSSES),
+            "description": "What training makes small. Default: cross_entropy.",
+        },
         "augmentation": {
             "type": "array",
             "items": _kinds(AUGMENTATIONS),
@@ -168,11 +197,17 @@ def run(order: Order, quiet: bool) -> Learned:
     import_keras()
     stop = threading.Event()
     with stop_on_signals(stop), watcher(quiet) as watch:
-        return train(prepare(order.recipe, sources(order), order.settings, watch, stop.is_set), watch, stop.is_set)
+        return train(
+            prepare(order.recipe, sources(order), order.settings, watch, stop.is_set),
+            watch,
+            stop.is_set,
+        )
 
 
 def sources(order: Order) -> tuple[list[Source], list[Source]]:
-    """All images and all masks of a recipe. Raises `RecipeError` where there are none, `StoreError` where a store cannot be listed."""
+    """All images and all masks of a recipe. Raises `RecipeError` where there are none, `StoreError`
+    where a store cannot be listed.
+    """
     # A model that lies below the folder of the images must not add its pictures to them.
     ours = {f"{order.recipe.output}/{name}" for name in PICTURES}
     images, masks = (
@@ -185,7 +220,10 @@ def sources(order: Order) -> tuple[list[Source], list[Source]]:
 def usage(order: Order, learned: Learned) -> str:
     """How the model is used, as a command line."""
     bands = f" -p bands='{list(order.recipe.bands)}'" if order.recipe.bands is not None else ""
-    return f"maskloom segment IMAGE... -o OUTPUT -s {order.recipe.kind} -p {shlex.quote(f'weights={learned.model}')}{bands}"
+    return (
+        f"maskloom segment IMAGE... -o OUTPUT -s {order.recipe.kind} -p "
+        f"{shlex.quote(f'weights={learned.model}')}{bands}"
+    )
 
 
 def _places(named: str | list[str], folder: Path) -> tuple[str, ...]:
@@ -215,8 +253,12 @@ def _augmentation(wanted: Any) -> tuple[Augmentation, ...]:
     if wanted is None:
         return DEFAULT
     if not isinstance(wanted, list):
-        raise RecipeError(f"training.augmentation: expected a list such as [flip, rotate90]; got {wanted!r}.")
-    return tuple(build(AUGMENTATIONS, each, f"training.augmentation.{i}") for i, each in enumerate(wanted))
+        raise RecipeError(
+            f"training.augmentation: expected a list such as [flip, rotate90]; got {wanted!r}."
+        )
+    return tuple(
+        build(AUGMENTATIONS, each, f"training.augmentation.{i}") for i, each in enumerate(wanted)
+    )
 
 
 def _scaling(wanted: Mapping[str, Any] | None) -> Scaling | None:

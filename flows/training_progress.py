@@ -1,4 +1,5 @@
-"""Progress of a training for people: a bar on a terminal, a line an epoch elsewhere, at most half a minute of silence, or only what they must know.
+"""Progress of a training for people: a bar on a terminal, a line an epoch elsewhere, at most half a
+minute of silence, or only what they must know.
 
 Everything goes to standard error.
 """
@@ -29,7 +30,12 @@ class Quiet:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         return None
 
     def say(self, text: str) -> None:
@@ -73,12 +79,18 @@ class Lines(Quiet):
 
     def begin(self, lesson: Lesson, score_name: str, standing: Standing) -> None:
         """Tell what is trained."""
-        self._epochs, self._steps, self._score_name = lesson.recipe.training.epochs, lesson.steps, score_name
+        self._epochs, self._steps, self._score_name = (
+            lesson.recipe.training.epochs,
+            lesson.steps,
+            score_name,
+        )
         self.say(beginning(lesson, standing))
 
     def step(self, epoch: int, step: int, loss: float) -> None:
         """A line where there was none for half a minute."""
-        self._say_at_times(f"epoch {epoch}/{self._epochs}: step {step}/{self._steps}, loss {loss:.4f}")
+        self._say_at_times(
+            f"epoch {epoch}/{self._epochs}: step {step}/{self._steps}, loss {loss:.4f}"
+        )
 
     def measured(self, windows: int, of: int) -> None:
         """A line where there was none for half a minute."""
@@ -98,7 +110,12 @@ class Bar(Quiet):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, console=console, transient=True)
         self._task = self._bar.add_task("train", total=None, detail="")
         self._epochs = self._steps = 0
@@ -108,7 +125,12 @@ class Bar(Quiet):
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._bar.stop()
 
     def say(self, text: str) -> None:
@@ -117,11 +139,19 @@ class Bar(Quiet):
 
     def checked(self, what: str, done: int, of: int) -> None:
         """Move the bar of what comes before training."""
-        self._bar.update(self._task, total=of, completed=done, detail=f"looking at {what}: {done}/{of}")
+        self._bar.update(
+            self._task, total=of, completed=done, detail=f"looking at {what}: {done}/{of}"
+        )
 
     def begin(self, lesson: Lesson, score_name: str, standing: Standing) -> None:
-        """Tell what is trained, and put the bar where it stands: what was done before says nothing of the speed now."""
-        self._epochs, self._steps, self._score_name = lesson.recipe.training.epochs, lesson.steps, score_name
+        """Tell what is trained, and put the bar where it stands: what was done before says nothing
+        of the speed now.
+        """
+        self._epochs, self._steps, self._score_name = (
+            lesson.recipe.training.epochs,
+            lesson.steps,
+            score_name,
+        )
         self.say(beginning(lesson, standing))
         done = standing.epoch * self._steps + standing.step
         self._bar.reset(self._task, total=self._epochs * self._steps, completed=done, detail="")
@@ -145,19 +175,26 @@ def beginning(lesson: Lesson, standing: Standing) -> str:
     """What is trained on what, and from where it goes on."""
     wanted = lesson.recipe.training
     step = f", step {standing.step}" if standing.step else ""
-    after = f", going on after epoch {standing.epoch}{step}" if standing.epoch or standing.step else ""
+    after = (
+        f", going on after epoch {standing.epoch}{step}" if standing.epoch or standing.step else ""
+    )
     return (
-        f"Training {lesson.recipe.kind} on {count(len(lesson.training), 'image')}, measuring on {len(lesson.validation)}: "
-        f"{count(wanted.epochs, 'epoch')} of {count(lesson.steps, 'step')} of {count(wanted.batch, 'patch', 'patches')}{after}"
+        f"Training {lesson.recipe.kind} on {count(len(lesson.training), 'image')}, measuring on "
+        f"{len(lesson.validation)}: "
+        f"{count(wanted.epochs, 'epoch')} of {count(lesson.steps, 'step')} of "
+        f"{count(wanted.batch, 'patch', 'patches')}{after}"
     )
 
 
 def epoch_line(record: Mapping[str, Any], epochs: int, score_name: str) -> str:
     """What an epoch came to, and how long the others will take."""
     left = (epochs - record["epoch"]) * record["seconds"]
-    validation = f", validation loss {record['validation_loss']:.4f}" if "validation_loss" in record else ""
+    validation = (
+        f", validation loss {record['validation_loss']:.4f}" if "validation_loss" in record else ""
+    )
     return (
-        f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.4f}{validation}, {score_name} {record['score']:.4f}, "
+        f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.4f}{validation}, {score_name} "
+        f"{record['score']:.4f}, "
         f"{record['patches_per_second']:.1f} patches/s, {_duration(left)} left"
     )
 

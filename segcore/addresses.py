@@ -1,10 +1,13 @@
 """Addresses: where a file is read, and what of that may be written down.
 
-A URI in a table, a plan, a name or a message holds no secret and is text that UTF-8 can hold. Two kinds of address are not like that: URLs that are
-signed for a while (`?X-Amz-Signature=...`, `?sig=...`, `?token=...`), and names of files that are not UTF-8. Such a file goes by its URI everywhere;
-the address itself stays in the memory of the processes that read it, which `learn` it from the jobs that they do.
+A URI in a table, a plan, a name or a message holds no secret and is text that UTF-8 can hold. Two
+kinds of address are not like that: URLs that are signed for a while (`?X-Amz-Signature=...`,
+`?sig=...`, `?token=...`), and names of files that are not UTF-8. Such a file goes by its URI
+everywhere; the address itself stays in the memory of the processes that read it, which `learn` it
+from the jobs that they do.
 
-A password in an address (`https://user:password@host`) is refused: unlike a signature it opens more than one file, and does not run out.
+A password in an address (`https://user:password@host`) is refused: unlike a signature it opens more
+than one file, and does not run out.
 """
 
 from __future__ import annotations
@@ -21,8 +24,12 @@ _NAMES_OF_SECRETS = (
 )
 _SECRET_NAME = re.compile(_NAMES_OF_SECRETS, re.IGNORECASE)
 _SECRET_PARAMETER = re.compile(rf"([?&;#](?:{_NAMES_OF_SECRETS})=)[^&;\s'\"<>)]+", re.IGNORECASE)
-_COMPANION_NAME = re.compile(r"expires|policy|key-pair-id|s[eprstv]|srt|sip|spr|sk[estv]|sk[ot]id", re.IGNORECASE)
-"""Parameters that belong to a signature (CloudFront's, Azure's), and mean something else without one."""
+_COMPANION_NAME = re.compile(
+    r"expires|policy|key-pair-id|s[eprstv]|srt|sip|spr|sk[estv]|sk[ot]id", re.IGNORECASE
+)
+"""Parameters that belong to a signature (CloudFront's, Azure's), and mean something else without
+one.
+"""
 _WEB = ("http://", "https://")
 
 _learnt: dict[str, str] = {}
@@ -46,19 +53,24 @@ def require_no_password(address: str, where: str) -> None:
     """Raise `RecipeError` where a password stands in an address; `where` says whose it is."""
     if has_password(address):
         raise RecipeError(
-            f"{where}: an address must not hold a password or token, since addresses are written into tables and names. Put it where the store looks "
-            "for it: the environment, a profile, or for https:// the file ~/.netrc with storage: {https: {client_kwargs: {trust_env: true}}}."
+            f"{where}: an address must not hold a password or token, since addresses are written "
+            "into tables and names. Put it where the store looks "
+            "for it: the environment, a profile, or for https:// the file ~/.netrc with storage: "
+            "{https: {client_kwargs: {trust_env: true}}}."
         )
 
 
 def is_signed(address: str) -> bool:
-    """Whether the query of an address, or the fragment of a URL, has a secret parameter. A path has no query."""
+    """Whether the query of an address, or the fragment of a URL, has a secret parameter. A path has
+    no query.
+    """
     said = [*_names(_query(address)), *_names(_fragment(address))] if "://" in address else []
     return any(_SECRET_NAME.fullmatch(name) for name in said)
 
 
 def unsigned(address: str) -> str:
-    """The address without the secret parameters of its query, and those that go with them. A URL loses its fragment, which no server sees.
+    """The address without the secret parameters of its query, and those that go with them. A URL
+    loses its fragment, which no server sees.
 
     >>> unsigned("https://host/a.tif?item=3&X-Amz-Expires=60&X-Amz-Signature=c0ffee")
     'https://host/a.tif?item=3'
@@ -68,17 +80,24 @@ def unsigned(address: str) -> str:
     if not is_signed(address):
         return address
     path, _, query = address.partition("?")
-    kept = [part for part, name in zip(_parts(query), _names(query), strict=True) if not _belongs_to_signature(name)]
+    kept = [
+        part
+        for part, name in zip(_parts(query), _names(query), strict=True)
+        if not _belongs_to_signature(name)
+    ]
     return f"{path}?{'&'.join(kept)}" if kept else path
 
 
 def path_of(address: str) -> str:
-    """The address without the query and fragment that a URL may have; other addresses as they are."""
+    """The address without the query and fragment that a URL may have; other addresses as they
+    are.
+    """
     return re.split("[?#]", address, maxsplit=1)[0] if is_web(address) else address
 
 
 def written(text: str) -> str:
-    """Text as it may be written down: passwords and signatures of addresses left out, and what is not UTF-8 spelled out.
+    """Text as it may be written down: passwords and signatures of addresses left out, and what is
+    not UTF-8 spelled out.
 
     >>> written("403 for https://me:word@host/a.tif?item=3&sig=c0ffee")
     '403 for https://***@host/a.tif?item=3&sig=***'

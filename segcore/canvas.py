@@ -20,7 +20,15 @@ from segcore.jobs import Order
 from segcore.legend import BACKGROUND_NAMES, Legend
 from segcore.model import Fitter, Model, ObjectSegmenter, Segmenter
 from segcore.objects.connected import Parts
-from segcore.objects.sketch import Joiner, Placement, Redrawn, Sketch, redraw, sketch_tile, surrounded
+from segcore.objects.sketch import (
+    Joiner,
+    Placement,
+    Redrawn,
+    Sketch,
+    redraw,
+    sketch_tile,
+    surrounded,
+)
 from segcore.objects.table import BandSums, Measures, TileObjects, finish, measure, observe_bands
 from segcore.packing import pack_table
 from segcore.parts import Measured, Part, States
@@ -49,12 +57,18 @@ class Canvas:
 
     @classmethod
     def of(cls, order: Order, model: Fitter | Model, spec: RasterSpec) -> Canvas:
-        """The canvas of an image. Raises `ModelMismatch` where the image does not suit the model."""
+        """The canvas of an image. Raises `ModelMismatch` where the image does not suit the
+        model.
+        """
         if isinstance(model, Fitter):
             raise TypeError(f"{type(model).__name__} must be fitted first")
         chosen = model.select(spec)
         # Band means of objects are of all bands, whatever the model looks at.
-        read = spec.select(tuple(dict.fromkeys((*spec.bands, *chosen.bands)))) if order.objects is not None else chosen
+        read = (
+            spec.select(tuple(dict.fromkeys((*spec.bands, *chosen.bands))))
+            if order.objects is not None
+            else chosen
+        )
         return cls(order, model, read, chosen)
 
     @property
@@ -72,7 +86,9 @@ class Canvas:
         """Who joins the objects of tiles; None where there are none."""
         if isinstance(self.model, ObjectSegmenter):
             return self.model
-        return None if self.order.objects is None else parts_of(self.order.objects, self.model.classes)
+        return (
+            None if self.order.objects is None else parts_of(self.order.objects, self.model.classes)
+        )
 
     @property
     def draws_objects(self) -> bool:
@@ -92,13 +108,17 @@ class Canvas:
             # Their final labels come with the second pass.
             preview = observe_preview(block, fragments.values, preview_stride(self.spec.shape))
             part = Part()
-            extra: dict[str, NDArray[Any]] = {"preview": np.frombuffer(preview.to_bytes(), np.uint8)}
+            extra: dict[str, NDArray[Any]] = {
+                "preview": np.frombuffer(preview.to_bytes(), np.uint8)
+            }
         else:
             classes = _classes(self.model, block, self.legend)
             part, extra = self._classified(block, classes), {}
             if self.order.objects is None:
                 return part, None
-            fragments = parts_of(self.order.objects, self.model.classes).fragment(classes, tile, self.spec.shape)
+            fragments = parts_of(self.order.objects, self.model.classes).fragment(
+                classes, tile, self.spec.shape
+            )
         if self.order.objects is not None:
             sums = observe_bands(fragments.values, tile.trim(pixels), len(fragments.class_of) - 1)
             extra.update((f"bands.{name}", array) for name, array in sums.to_arrays().items())
@@ -107,7 +127,9 @@ class Canvas:
         return part, sketch_tile(fragments, tile.trim(valid), tile, self.spec.shape[1], extra)
 
     def second(self, tile: Tile, body: bytes, placement: Placement, count: int) -> Part:
-        """The second pass over a tile of an image with `count` objects: `body` is that of the tile's sketch."""
+        """The second pass over a tile of an image with `count` objects: `body` is that of the
+        tile's sketch.
+        """
         drawn = redraw(body, placement)
         measured = [] if self.order.objects is None else [self._measured(tile, drawn, placement)]
         if not isinstance(self.model, ObjectSegmenter):
@@ -126,14 +148,24 @@ class Canvas:
         assert wanted is not None
         chosen = measures.pixels >= wanted.min_size
         if wanted.classes is not None:
-            chosen &= np.isin(measures.class_id, [i for i, name in enumerate(self.model.classes) if name in wanted.classes])
-        return finish(measures.take(np.flatnonzero(chosen)), self.source, self.model.classes, max(self.source.bands))
+            chosen &= np.isin(
+                measures.class_id,
+                [i for i, name in enumerate(self.model.classes) if name in wanted.classes],
+            )
+        return finish(
+            measures.take(np.flatnonzero(chosen)),
+            self.source,
+            self.model.classes,
+            max(self.source.bands),
+        )
 
     def _channels(self, pixels: NDArray[np.generic]) -> NDArray[np.generic]:
         """The bands that the model sees among those that were read."""
         if self.spec.bands == self.source.bands:
             return pixels
-        return np.ascontiguousarray(pixels[..., [self.source.bands.index(band) for band in self.spec.bands]])
+        return np.ascontiguousarray(
+            pixels[..., [self.source.bands.index(band) for band in self.spec.bands]]
+        )
 
     def _classified(self, block: Block, classes: NDArray[np.integer]) -> Part:
         tile = block.tile
@@ -145,7 +177,9 @@ class Canvas:
 
     def _count(self, classes: NDArray[np.integer], tile: Tile) -> States:
         labelled = Labelled(classes, tile, self.spec, self.legend)
-        return {name: statistic.observe(labelled) for name, statistic in self.order.statistics.items()}
+        return {
+            name: statistic.observe(labelled) for name, statistic in self.order.statistics.items()
+        }
 
     def _measured(self, tile: Tile, drawn: Redrawn, placement: Placement) -> Measured:
         numbers = placement.numbers
@@ -157,8 +191,15 @@ class Canvas:
         score = np.full(len(object_id), np.nan, np.float32)
         if "score" in drawn.extra:
             np.fmax.at(score, place, drawn.extra["score"])
-        core, ring = place.astype(np.uint32)[drawn.fragments], np.searchsorted(object_id, placement.ring)
-        sums = {name.removeprefix("bands."): array for name, array in drawn.extra.items() if name.startswith("bands.")}
+        core, ring = (
+            place.astype(np.uint32)[drawn.fragments],
+            np.searchsorted(object_id, placement.ring),
+        )
+        sums = {
+            name.removeprefix("bands."): array
+            for name, array in drawn.extra.items()
+            if name.startswith("bands.")
+        }
         assert self.order.objects is not None
         tile_objects = TileObjects(
             labels=surrounded(core, ring.astype(np.uint32), tile, self.spec.shape),
@@ -183,7 +224,8 @@ def parts_of(wanted: Objects, names: tuple[str, ...]) -> Parts:
     strangers = sorted(set(wanted.classes or ()) - set(names))
     if strangers:
         raise ModelMismatch(
-            f"statistics.objects.classes: the mask has no class {strangers[0]!r}. Its classes are {', '.join(names)}."
+            f"statistics.objects.classes: the mask has no class {strangers[0]!r}. Its classes are "
+            f"{', '.join(names)}."
         )
     chosen = wanted.classes or tuple(name for name in names if name.lower() not in BACKGROUND_NAMES)
     return Parts(tuple(names.index(name) for name in chosen), wanted.connectivity, wanted.min_size)
@@ -195,5 +237,7 @@ def _classes(model: Segmenter, block: Block, legend: Legend) -> NDArray[np.unsig
     valid = tile.trim(block.valid)
     if not valid.any():
         return np.full(tile.core.shape, legend.nodata, legend.dtype)
-    values: NDArray[np.unsignedinteger] = tile.trim(model.segment(block).values).astype(legend.dtype, copy=False)
+    values: NDArray[np.unsignedinteger] = tile.trim(model.segment(block).values).astype(
+        legend.dtype, copy=False
+    )
     return values if valid.all() else np.where(valid, values, np.array(legend.nodata, legend.dtype))

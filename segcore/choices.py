@@ -1,7 +1,9 @@
-"""Choices: what models leave to the machine that runs them, found and filled in wherever they are inside a model.
+"""Choices: what models leave to the machine that runs them, found and filled in wherever they are
+inside a model.
 
-A model may hold others (an ensemble its members, a watershed the segmenter whose masks it splits). All are frozen dataclasses whose
-fields are their whole state, so a chooser inside is found by walking through fields.
+A model may hold others (an ensemble its members, a watershed the segmenter whose masks it splits).
+All are frozen dataclasses whose fields are their whole state, so a chooser inside is found by
+walking through fields.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ Choices = Mapping[str, Mapping[str, Any]]
 
 def open_choices(model: Any) -> dict[str, Chooser]:
     """One model for each choice that is open inside a model or fitter."""
-    return {chooser.open_choice: chooser for chooser in _choosers(model) if chooser.open_choice is not None}
+    return {
+        chooser.open_choice: chooser
+        for chooser in _choosers(model)
+        if chooser.open_choice is not None
+    }
 
 
 def with_choices(model: T, choices: Choices) -> T:
@@ -31,7 +37,9 @@ def with_choices(model: T, choices: Choices) -> T:
 
     def made(chooser: Chooser) -> Chooser:
         wanted = chooser.open_choice
-        return chooser.chosen(choices[wanted]) if wanted is not None and wanted in choices else chooser
+        return (
+            chooser.chosen(choices[wanted]) if wanted is not None and wanted in choices else chooser
+        )
 
     return cast("T", _replaced(model, made))
 
@@ -51,7 +59,11 @@ def _replaced(value: Any, made: Callable[[Chooser], Chooser]) -> Any:
     if isinstance(value, Chooser):
         return made(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        before = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        before = {
+            field.name: getattr(value, field.name)
+            for field in dataclasses.fields(value)
+            if field.init
+        }
         after = {name: _replaced(item, made) for name, item in before.items()}
         changed = {name: item for name, item in after.items() if item is not before[name]}
         return dataclasses.replace(value, **changed) if changed else value

@@ -1,12 +1,16 @@
 """Staged files take their names: each at most once, whoever moves it and however late.
 
-A commit moves staged files over the names that users read (`tasks/commits.py`). Two processes may carry out the same commit: the one that claimed
-it and one that found it unfinished. The slower must not put back a file that a later commit has replaced:
+A commit moves staged files over the names that users read (`tasks/commits.py`). Two processes may
+carry out the same commit: the one that claimed it and one that found it unfinished. The slower must
+not put back a file that a later commit has replaced:
 
-- On a local disk a move is a rename. It uses its source up, so that a second one finds nothing to move.
-- On S3 a move writes the target on condition that it still is what it was when the commit was drafted (`If-Match`, `If-None-Match`), then removes the
-  source. Servers that apply the condition to copies copy by themselves; for others the bytes pass through this process.
-- Other stores, and S3 servers that ignore conditions, offer neither. `conditions_of` finds out by trying.
+- On a local disk a move is a rename. It uses its source up, so that a second one finds nothing to
+  move.
+- On S3 a move writes the target on condition that it still is what it was when the commit was
+  drafted (`If-Match`, `If-None-Match`), then removes the source. Servers that apply the condition
+  to copies copy by themselves; for others the bytes pass through this process.
+- Other stores, and S3 servers that ignore conditions, offer neither. `conditions_of` finds out by
+  trying.
 """
 
 from __future__ import annotations
@@ -47,7 +51,9 @@ class Move:
     name: str
     """What it will be called; a file of this name is replaced."""
     base: str | None = None
-    """The version of the file to be replaced, of `bases_of`. None: there is none, or the store has no versions."""
+    """The version of the file to be replaced, of `bases_of`. None: there is none, or the store has
+    no versions.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +74,16 @@ class Conditions:
 
 
 def conditions_of(store: Store) -> Conditions:
-    """What the store honours, found out by trying on a file under `staging/`. Asked once a process and root."""
+    """What the store honours, found out by trying on a file under `staging/`. Asked once a process
+    and root.
+    """
     if store.root not in _PROBED:
         fs, _ = filesystem(store.root)
         if isinstance(fs, LocalFileSystem):
             _PROBED[store.root] = Conditions(create=True, replace=True)
         elif not _is_s3(fs):
-            # The clients of other stores can ask for a free name; none can ask for the version that is replaced.
+            # The clients of other stores can ask for a free name; none can ask for the version that
+            # is replaced.
             _PROBED[store.root] = Conditions(create=True, replace=False)
         else:
             _PROBED[store.root] = _probe(fs, store)
@@ -82,7 +91,9 @@ def conditions_of(store: Store) -> Conditions:
 
 
 def bases_of(store: Store, names: Sequence[str]) -> list[str | None]:
-    """The version of each file that `move` asks for, None for absent ones and on stores that have no use for it."""
+    """The version of each file that `move` asks for, None for absent ones and on stores that have
+    no use for it.
+    """
     fs, _ = filesystem(store.root)
     if not _is_s3(fs):
         return [None] * len(names)
@@ -90,19 +101,24 @@ def bases_of(store: Store, names: Sequence[str]) -> list[str | None]:
 
 
 def require_movable(store: Store, folders: Sequence[str]) -> None:
-    """Raise `StoreError` where something staged in these folders is too large to be moved; a commit of it could never be carried out."""
+    """Raise `StoreError` where something staged in these folders is too large to be moved; a commit
+    of it could never be carried out.
+    """
     if not _is_s3(filesystem(store.root)[0]):
         return
     for name, found in (each for folder in folders for each in store.listed(folder).items()):
         if found.size > LARGEST_OBJECT:
             raise StoreError(
-                f"{store.uri(name)} has {found.size / 2**30:.1f} GiB, more than S3 takes in one conditional write "
+                f"{store.uri(name)} has {found.size / 2**30:.1f} GiB, more than S3 takes in one "
+                "conditional write "
                 f"({LARGEST_OBJECT / 2**30:g} GiB). Leave the image out, or write to a local disk."
             )
 
 
 def move(store: Store, moves: Iterable[Move]) -> None:
-    """Carry out the moves, in any order; those that are done already, by whomever, are left as they are."""
+    """Carry out the moves, in any order; those that are done already, by whomever, are left as they
+    are.
+    """
     moves = list(moves)
     fs, root = filesystem(store.root)
     if isinstance(fs, LocalFileSystem):
@@ -144,22 +160,33 @@ def _version(fs: Any, store: Store, name: str) -> str | None:
 
 
 def _swap(fs: Any, store: Store, each: Move) -> None:
-    """Write the target where it is still its base. Whatever else it is was put there by this commit, or by a later one."""
+    """Write the target where it is still its base. Whatever else it is was put there by this
+    commit, or by a later one.
+    """
     source = filesystem(store.uri(each.staged))[1]
     with store_errors(f"write {store.uri(each.name)}"):
         try:
             if conditions_of(store).copy:
-                _conditional(fs, store, each, lambda condition, key: _copy(fs, source, key, condition))
+                _conditional(
+                    fs, store, each, lambda condition, key: _copy(fs, source, key, condition)
+                )
             else:
                 with tempfile.NamedTemporaryFile() as content:
                     fs.get_file(source, content.name)
-                    _conditional(fs, store, each, lambda condition, key: _put(fs, content.name, key, condition))
+                    _conditional(
+                        fs,
+                        store,
+                        each,
+                        lambda condition, key: _put(fs, content.name, key, condition),
+                    )
         except FileNotFoundError:
             return
         fs.rm_file(source)
 
 
-def _conditional(fs: Any, store: Store, each: Move, write: Callable[[_Target, _Target], None]) -> None:
+def _conditional(
+    fs: Any, store: Store, each: Move, write: Callable[[_Target, _Target], None]
+) -> None:
     bucket, key, _ = fs.split_path(filesystem(store.uri(each.name))[1])
     base = each.base
     for attempt in range(_CONFLICTS):
@@ -167,12 +194,17 @@ def _conditional(fs: Any, store: Store, each: Move, write: Callable[[_Target, _T
         try:
             write(condition, {"Bucket": bucket, "Key": key})
             break
-        # s3fs turns a 412 into FileExistsError or OSError, depending on the condition; the code of the reply is what counts.
+        # s3fs turns a 412 into FileExistsError or OSError, depending on the condition; the code of
+        # the reply is what counts.
         except OSError as error:
             code = _code(error)
             if code == "PreconditionFailed":
                 break
-            if code in {"NoSuchKey", "404"} and base is not None and _version(fs, store, each.name) is None:
+            if (
+                code in {"NoSuchKey", "404"}
+                and base is not None
+                and _version(fs, store, each.name) is None
+            ):
                 # Somebody has removed the file since; nothing is there that could be lost.
                 base = None
             elif code not in {"ConditionalRequestConflict", "409"} or attempt == _CONFLICTS - 1:
@@ -212,7 +244,9 @@ def _overwrite(fs: Any, store: Store, each: Move) -> None:
 
 
 def _probe(fs: Any, store: Store) -> Conditions:
-    """Try each kind of condition where it must fail. A server that ignores it lets the write pass."""
+    """Try each kind of condition where it must fail. A server that ignores it lets the write
+    pass.
+    """
     name = f"{STAGING}/probe-{uuid.uuid4().hex}"
     path = filesystem(store.uri(name))[1]
     bucket, key, _ = fs.split_path(path)
@@ -222,10 +256,20 @@ def _probe(fs: Any, store: Store) -> Conditions:
         fs.pipe_file(path, b"probe")
         try:
             return Conditions(
-                create=_refused(lambda: fs.call_s3("put_object", Body=b"again", IfNoneMatch="*", **target)),
-                replace=_refused(lambda: fs.call_s3("put_object", Body=b"again", **other, **target)),
+                create=_refused(
+                    lambda: fs.call_s3("put_object", Body=b"again", IfNoneMatch="*", **target)
+                ),
+                replace=_refused(
+                    lambda: fs.call_s3("put_object", Body=b"again", **other, **target)
+                ),
                 copy=_refused(
-                    lambda: fs.call_s3("copy_object", CopySource=dict(target), MetadataDirective="REPLACE", **other, **target)
+                    lambda: fs.call_s3(
+                        "copy_object",
+                        CopySource=dict(target),
+                        MetadataDirective="REPLACE",
+                        **other,
+                        **target,
+                    )
                 ),
             )
         finally:
@@ -233,7 +277,9 @@ def _probe(fs: Any, store: Store) -> Conditions:
 
 
 def _refused(write: Callable[[], object]) -> bool:
-    """Whether the server applied a condition that does not hold. Servers without conditions write, or do not know the header."""
+    """Whether the server applied a condition that does not hold. Servers without conditions write,
+    or do not know the header.
+    """
     try:
         write()
     except OSError as error:

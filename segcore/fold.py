@@ -1,8 +1,8 @@
 """Folds: the one algebra of fitting and of statistics.
 
-Observe one item, merge two observations, finish the total. An observation must hold exact, order-free state (integer
-counts, extremes, the smallest hashes of a sample): then any cut of the items into parts gives the same total, and one
-worker equals a hundred.
+Observe one item, merge two observations, finish the total. An observation must hold exact,
+order-free state (integer counts, extremes, the smallest hashes of a sample): then any cut of the
+items into parts gives the same total, and one worker equals a hundred.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class Fold(Protocol[Item, State, Result]):
         ...
 
     def merge(self, a: State, b: State, /) -> State:
-        """What two observations say together. Associative; neither argument may be used afterwards."""
+        """What two observations say together. Associative; neither argument may be used
+        afterwards.
+        """
         ...
 
     def finish(self, total: State, /) -> Result:

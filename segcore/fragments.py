@@ -1,13 +1,15 @@
 """Objects over tiles: fragments, seams, groupings.
 
-A tile alone knows only fragments: the parts of objects that lie in its core. A segmenter of objects works in two steps so that the
-result does not depend on the tiling:
+A tile alone knows only fragments: the parts of objects that lie in its core. A segmenter of objects
+works in two steps so that the result does not depend on the tiling:
 
-    fragment    one tile, on a worker: numbers the fragments of its core and says what joining must know (`Seam`)
-    join        one image: looks at the seams of all tiles and says which fragments are one object (`Grouping`)
+    fragment    one tile, on a worker: numbers the fragments of its core and says what joining must
+    know (`Seam`) join        one image: looks at the seams of all tiles and says which fragments
+    are one object (`Grouping`)
 
-Only fragments that touch another tile take part in joining, so seams are as small as the borders of tiles. Whatever is
-decided inside a tile must be certain there, whatever its neighbours hold. `numbering.py` then gives objects their ids.
+Only fragments that touch another tile take part in joining, so seams are as small as the borders of
+tiles. Whatever is decided inside a tile must be certain there, whatever its neighbours hold.
+`numbering.py` then gives objects their ids.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Seam = Mapping[str, "NDArray[Any]"]
-"""What one tile tells the others: arrays by name, of a size that grows with the border of the tile, not with its area."""
+"""What one tile tells the others: arrays by name, of a size that grows with the border of the tile,
+not with its area.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,18 +34,24 @@ class Fragments:
     """The objects of one tile's core, as far as the tile alone can tell."""
 
     values: NDArray[np.uint32]
-    """Shape of the core. 0: background or no data; 1 ... n: fragments, in any order, each with at least one pixel."""
+    """Shape of the core. 0: background or no data; 1 ... n: fragments, in any order, each with at
+    least one pixel.
+    """
     class_of: NDArray[np.uint16]
     """(n + 1,) class id of each fragment; that of 0 is 0."""
     seam: Seam
     """What `join` needs of this tile."""
     score_of: NDArray[np.float32] | None = None
-    """(n + 1,) how sure the segmenter is of each fragment's object; an object has the highest of its fragments. None: it does not say."""
+    """(n + 1,) how sure the segmenter is of each fragment's object; an object has the highest of
+    its fragments. None: it does not say.
+    """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grouping:
-    """What joining says of one tile. Fragments that it does not name stand alone and keep their class."""
+    """What joining says of one tile. Fragments that it does not name stand alone and keep their
+    class.
+    """
 
     fragments: NDArray[np.uint32]
     """Fragments of the tile, ascending, each once."""

@@ -1,8 +1,9 @@
 """Boxes, tiles and the grid that cuts a raster into tiles.
 
-A `Box` is a half-open range of pixels along each axis. A `Tile` owns the pixels of its `core` and may look at those of its
-`read` box, which is the core grown by a halo and cut at the raster's border. A `Grid` is the sequence of tiles of a raster:
-the cores partition it, so whatever is counted per core is counted exactly once.
+A `Box` is a half-open range of pixels along each axis. A `Tile` owns the pixels of its `core` and
+may look at those of its `read` box, which is the core grown by a halo and cut at the raster's
+border. A `Grid` is the sequence of tiles of a raster: the cores partition it, so whatever is
+counted per core is counted exactly once.
 
 Axes are always in array order: (y, x), or (z, y, x) for volumes.
 """
@@ -32,7 +33,9 @@ class Box:
 
     def __post_init__(self) -> None:
         if len(self.start) != len(self.stop):
-            raise ValueError(f"start {self.start} and stop {self.stop} have different numbers of axes")
+            raise ValueError(
+                f"start {self.start} and stop {self.stop} have different numbers of axes"
+            )
         if any(a > b for a, b in zip(self.start, self.stop, strict=True)):
             raise ValueError(f"start {self.start} lies beyond stop {self.stop}")
 
@@ -59,7 +62,9 @@ class Box:
     def __and__(self, other: Box) -> Box:
         """The common part; empty (at the nearer corner) where there is none."""
         start = tuple(max(a, b) for a, b in zip(self.start, other.start, strict=True))
-        stop = tuple(max(s, min(a, b)) for s, a, b in zip(start, self.stop, other.stop, strict=True))
+        stop = tuple(
+            max(s, min(a, b)) for s, a, b in zip(start, self.stop, other.stop, strict=True)
+        )
         return Box(start, stop)
 
     def grow(self, margin: Shape) -> Box:
@@ -89,7 +94,9 @@ class Tile:
     """The pixels that this tile may look at: the core and its halo, cut at the border."""
 
     def trim(self, array: Any) -> Any:
-        """The core's part of an array that covers `read` (further axes, such as channels, are kept)."""
+        """The core's part of an array that covers `read` (further axes, such as channels, are
+        kept).
+        """
         return array[self.core.relative_to(self.read).slices]
 
 
@@ -110,9 +117,15 @@ class Grid(Sequence[Tile]):
 
     def __post_init__(self) -> None:
         if not len(self.shape) == len(self.tile) == len(self.halo):
-            raise ValueError(f"shape {self.shape}, tile {self.tile} and halo {self.halo} have different numbers of axes")
+            raise ValueError(
+                f"shape {self.shape}, tile {self.tile} and halo {self.halo} have different numbers "
+                "of axes"
+            )
         if min(self.tile) < 1 or min(self.halo) < 0 or min(self.shape) < 1:
-            raise ValueError(f"shape {self.shape} and tile {self.tile} must be positive and halo {self.halo} not negative")
+            raise ValueError(
+                f"shape {self.shape} and tile {self.tile} must be positive and halo {self.halo} "
+                "not negative"
+            )
 
     @property
     def counts(self) -> Shape:
@@ -146,7 +159,8 @@ class Grid(Sequence[Tile]):
 
 
 def middle(shape: Shape, pixels: int) -> Box:
-    """The middle of a raster, of at most about so many pixels and the raster's proportions; the whole where it is smaller.
+    """The middle of a raster, of at most about so many pixels and the raster's proportions; the
+    whole where it is smaller.
 
     >>> middle((100, 400), 2500)
     Box(start=(37, 150), stop=(62, 250))

@@ -1,7 +1,7 @@
 """Jobs: what is sent to workers, and the small answers that come back.
 
-All are frozen values of a few hundred bytes that pickle. A job can be split into its smallest parts, so that the one item that kills a worker
-can be found.
+All are frozen values of a few hundred bytes that pickle. A job can be split into its smallest
+parts, so that the one item that kills a worker can be found.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from segcore.statistics.objects import Objects
 from segcore.storage import STAGING
 
 GroundControl = Literal["keep", "affine"]
-"""Ground control points are kept as they are, or replaced by the affine transform that fits them best."""
+"""Ground control points are kept as they are, or replaced by the affine transform that fits them
+best.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,15 @@ class Order:
     objects: Objects | None = None
     """The table of objects. None: none is asked for."""
     results: str = f"{STAGING}/results"
-    """Folder below the output where masks and rows wait for their commit. Each driver has its own, since two may do the same run."""
+    """Folder below the output where masks and rows wait for their commit. Each driver has its own,
+    since two may do the same run.
+    """
 
     @property
     def joins(self) -> bool:
-        """Whether objects must be joined over tiles: the mask is one of objects, or their table is asked for."""
+        """Whether objects must be joined over tiles: the mask is one of objects, or their table is
+        asked for.
+        """
         return self.objects is not None or isinstance(self.model, ObjectSegmenter)
 
     @property
@@ -131,7 +137,8 @@ class PartJob:
 
     @property
     def _stem(self) -> str:
-        return f"{staging_folder(self.order, self.item)}/{self.order.tile}-{self.first:08d}-{self.stop:08d}"
+        folder = staging_folder(self.order, self.item)
+        return f"{folder}/{self.order.tile}-{self.first:08d}-{self.stop:08d}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,6 @@
-"""Legends: the names and colours of classes, and the label that means "not processed or no data"."""
+"""Legends: the names and colours of classes, and the label that means "not processed or no
+data".
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ Colour = tuple[int, int, int]
 
 BACKGROUND_NAMES = frozenset({"background", "unlabelled", "unlabeled", "other", "void"})
 
-# Twelve hues that stay apart on screen and in print, also for most colour-blind readers (after Okabe and Ito, extended).
+# Twelve hues that stay apart on screen and in print, also for most colour-blind readers (after
+# Okabe and Ito, extended).
 _HUES: tuple[Colour, ...] = (
     (0, 114, 178),
     (230, 159, 0),
@@ -35,9 +38,17 @@ class Legend:
 
     @classmethod
     def of(cls, names: tuple[str, ...]) -> Legend:
-        """A legend with a colour of its own for each name; a class named background is dark grey."""
+        """A legend with a colour of its own for each name; a class named background is dark
+        grey.
+        """
         hues = iter(range(len(names)))
-        return cls(names, tuple((40, 40, 40) if name.lower() in BACKGROUND_NAMES else _hue(next(hues)) for name in names))
+        return cls(
+            names,
+            tuple(
+                (40, 40, 40) if name.lower() in BACKGROUND_NAMES else _hue(next(hues))
+                for name in names
+            ),
+        )
 
     @property
     def dtype(self) -> str:
@@ -54,5 +65,7 @@ def _hue(i: int) -> Colour:
     if i < len(_HUES):
         return _HUES[i]
     # The golden ratio spreads any number of further hues evenly.
-    red, green, blue = colorsys.hsv_to_rgb((i * 0.618033988749895) % 1, 0.55 + 0.4 * (i % 2), 0.95 - 0.1 * (i % 4))
+    red, green, blue = colorsys.hsv_to_rgb(
+        (i * 0.618033988749895) % 1, 0.55 + 0.4 * (i % 2), 0.95 - 0.1 * (i % 4)
+    )
     return round(red * 255), round(green * 255), round(blue * 255)

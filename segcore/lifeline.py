@@ -1,7 +1,8 @@
 """Lifelines: child processes that do not outlive whoever started them, even by kill -9.
 
-The child holds the reading end of a pipe whose writing end only the parent has. When the parent dies, the pipe closes and the child leaves. Linux
-can also be asked to end the child, which works where native code holds the interpreter's lock for ever.
+The child holds the reading end of a pipe whose writing end only the parent has. When the parent
+dies, the pipe closes and the child leaves. Linux can also be asked to end the child, which works
+where native code holds the interpreter's lock for ever.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _PR_SET_PDEATHSIG = 1
 
 @contextlib.contextmanager
 def tied() -> Iterator[int]:
-    """A file descriptor for a child of this thread (`pass_fds`) to `hold`. The child ends with the block at the latest."""
+    """A file descriptor for a child of this thread (`pass_fds`) to `hold`. The child ends with the
+    block at the latest.
+    """
     line, held = os.pipe()
     try:
         yield line

@@ -1,9 +1,11 @@
 """Limits on time: how long one step of the work may take before it counts as one that never ends.
 
-A store that hangs, a decoder or a network that loops would hold up a run for ever. A step is one read (a header, the pixels of a tile, a picture
-as a whole) or the work on what was read. Whoever begins one says so by `reading` or `working`; whoever runs the job has asked to be
-told (`watched_by`), and decides what becomes of a step that is not over in time. Since a step is at most a tile, or a picture that can
-only be read as a whole, a job may go on for as long as it gets on, however slow its segmenter is.
+A store that hangs, a decoder or a network that loops would hold up a run for ever. A step is one
+read (a header, the pixels of a tile, a picture as a whole) or the work on what was read. Whoever
+begins one says so by `reading` or `working`; whoever runs the job has asked to be told
+(`watched_by`), and decides what becomes of a step that is not over in time. Since a step is at most
+a tile, or a picture that can only be read as a whole, a job may go on for as long as it gets on,
+however slow its segmenter is.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ class Limits:
     """Seconds after which a step is given up."""
 
     read: float = 600.0
-    """Seconds for one read of up to 16 megapixels (a tile, or a picture that can only be read as a whole), and in proportion for a larger one."""
+    """Seconds for one read of up to 16 megapixels (a tile, or a picture that can only be read as a
+    whole), and in proportion for a larger one.
+    """
     work: float = 3600.0
     """Seconds for the work on one tile of up to a megapixel, and in proportion for a larger one."""
     examine: float = 900.0
@@ -31,7 +35,10 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             if not 0 < getattr(self, field.name) < float("inf"):
-                raise ValueError(f"{field.name}: expected a number of seconds above 0; got {getattr(self, field.name)}")
+                raise ValueError(
+                    f"{field.name}: expected a number of seconds above 0; got "
+                    f"{getattr(self, field.name)}"
+                )
 
 
 Watch = Callable[[float], None]

@@ -5,8 +5,9 @@
     runs/<run_id>/model.json       what was fitted to the collection
     runs/<run_id>/manifest.json    what was done, written last
 
-A run is found by what it is about: its id hashes the segmenter, the versions of the inputs, the version of the code and the run
-before it. So the same command finds its own run and goes on, and nothing needs a lock or a clock.
+A run is found by what it is about: its id hashes the segmenter, the versions of the inputs, the
+version of the code and the run before it. So the same command finds its own run and goes on, and
+nothing needs a lock or a clock.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Source:
     size: int
     """Bytes."""
     address: str | None = field(default=None, repr=False, compare=False)
-    """Where its bytes are read, if not at `uri` (see `segcore.addresses`). It goes with jobs, and is never written."""
+    """Where its bytes are read, if not at `uri` (see `segcore.addresses`). It goes with jobs, and
+    is never written.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,9 @@ class Shard:
     """A group of images that is committed together: one Parquet file in each table."""
 
     file: str
-    """Name of its files in the tables' folders. An existing name is rewritten, its other rows are kept."""
+    """Name of its files in the tables' folders. An existing name is rewritten, its other rows are
+    kept.
+    """
     items: tuple[Item, ...]
 
 
@@ -105,7 +110,9 @@ class Receipt:
     rows: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Rows of each statistic's table, by its name."""
     tables: Mapping[str, str] = field(default_factory=dict)
-    """Staged rows of tables too large to travel: the name of the file below the output, by the table's."""
+    """Staged rows of tables too large to travel: the name of the file below the output, by the
+    table's.
+    """
     mask: str | None = None
     """Name that the mask will have below the output."""
     staged: Mapping[str, str] = field(default_factory=dict)
@@ -131,7 +138,9 @@ def digest(value: Any) -> str:
 
 def canonical(value: Any) -> str:
     """One line of JSON, with sorted keys. Dataclasses become objects, tuples become arrays."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain, ensure_ascii=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), default=_plain, ensure_ascii=False
+    )
 
 
 def run_id(name: str, fingerprint: str, inputs: Sequence[Source], parent: str | None) -> str:
@@ -151,7 +160,9 @@ def load_model(text: str) -> Model:
 
 
 def model_of(record: Any) -> Model:
-    """The model in what `dump_model` wrote, read as JSON. Raises `ValueError`, `KeyError` or `TypeError` where it is no model."""
+    """The model in what `dump_model` wrote, read as JSON. Raises `ValueError`, `KeyError` or
+    `TypeError` where it is no model.
+    """
     if not isinstance(record, dict) or record.keys() != {"model", "fields"}:
         raise ValueError("it holds no model")
     return cast("Model", _revived(record, None))
@@ -160,7 +171,9 @@ def model_of(record: Any) -> Model:
 def load_spec(record: Mapping[str, Any]) -> RasterSpec:
     """A raster spec from the fields that `dataclasses.asdict` gave."""
     fields = {name: frozen(value) for name, value in record.items() if name != "space"}
-    return RasterSpec(**fields, space=Space(**{name: frozen(value) for name, value in record["space"].items()}))
+    return RasterSpec(
+        **fields, space=Space(**{name: frozen(value) for name, value in record["space"].items()})
+    )
 
 
 def frozen(value: Any) -> Any:
@@ -171,7 +184,9 @@ def frozen(value: Any) -> Any:
 
 
 def _record(value: Any) -> Any:
-    """A model as its kind and fields; other dataclasses as their fields, whose type the field's annotation tells."""
+    """A model as its kind and fields; other dataclasses as their fields, whose type the field's
+    annotation tells.
+    """
     kind = next((name for name, registered in MODELS.items() if registered is type(value)), None)
     if kind is not None:
         return {"model": kind, "fields": _fields(value)}
@@ -192,20 +207,31 @@ def _revived(value: Any, hint: Any) -> Any:
     if isinstance(value, dict) and value.keys() == {"model", "fields"}:
         return _constructed(MODELS[value["model"]], value["fields"])
     if isinstance(value, dict):
-        plain = next((option for option in (hint, *options) if dataclasses.is_dataclass(option)), None)
+        plain = next(
+            (option for option in (hint, *options) if dataclasses.is_dataclass(option)), None
+        )
         if plain is not None and typing.get_origin(hint) is not Mapping:
             return _constructed(plain, value)
-        return {name: _revived(item, options[1] if len(options) > 1 else None) for name, item in value.items()}
+        return {
+            name: _revived(item, options[1] if len(options) > 1 else None)
+            for name, item in value.items()
+        }
     if isinstance(value, list):
         inner = options if options and Ellipsis not in options else options[:1] * len(value)
-        return tuple(_revived(item, inner[i] if i < len(inner) else None) for i, item in enumerate(value))
+        return tuple(
+            _revived(item, inner[i] if i < len(inner) else None) for i, item in enumerate(value)
+        )
     return value
 
 
 def _constructed(kind: Any, fields: dict[str, Any]) -> Any:
-    # Annotations are only asked where a field holds more than plain values: most models import theirs for type checkers alone.
-    nested = any(isinstance(value, dict) and "model" not in value for value in fields.values()) or any(
-        isinstance(value, list) and any(isinstance(item, dict) for item in value) for value in fields.values()
+    # Annotations are only asked where a field holds more than plain values: most models import
+    # theirs for type checkers alone.
+    nested = any(
+        isinstance(value, dict) and "model" not in value for value in fields.values()
+    ) or any(
+        isinstance(value, list) and any(isinstance(item, dict) for item in value)
+        for value in fields.values()
     )
     hints = typing.get_type_hints(kind) if nested else {}
     return kind(**{name: _revived(value, hints.get(name)) for name, value in fields.items()})

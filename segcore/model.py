@@ -1,15 +1,16 @@
 """Models: segmenters that are ready, and fitters that must see data first.
 
-A `Segmenter` gives every pixel a class. An `ObjectSegmenter` finds objects, which may reach over tiles: it works on each tile, then joins
-what the tiles found (`fragments.py`).
+A `Segmenter` gives every pixel a class. An `ObjectSegmenter` finds objects, which may reach over
+tiles: it works on each tile, then joins what the tiles found (`fragments.py`).
 
 A `Fitter` is a fold whose result is the next fitter or the segmenter, so all of fitting is
 
     while isinstance(model, Fitter):
         model = model.finish(observe_all(model, blocks))
 
-A fixed threshold takes no round, Otsu one, Otsu on floats two (the range first, then the histogram).
-Fitters and segmenters are frozen values: they pickle, they compare, and their fields are their whole state.
+A fixed threshold takes no round, Otsu one, Otsu on floats two (the range first, then the
+histogram). Fitters and segmenters are frozen values: they pickle, they compare, and their fields
+are their whole state.
 """
 
 from __future__ import annotations
@@ -52,9 +53,13 @@ class Footprint:
     bytes_per_pixel: int = 16
     """Peak memory for one pixel of a block, its input included."""
     cost: int = 1
-    """Time for one pixel, in times of a threshold. Decides how large an image must be before several workers share it."""
+    """Time for one pixel, in times of a threshold. Decides how large an image must be before
+    several workers share it.
+    """
     process_bytes: int = 0
-    """Peak memory beside that, whatever the block: a network's libraries, its weights and the patch in work."""
+    """Peak memory beside that, whatever the block: a network's libraries, its weights and the patch
+    in work.
+    """
 
 
 class Ready(Protocol):
@@ -76,11 +81,15 @@ class Ready(Protocol):
         ...
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the bands that the model wants. Raises `ModelMismatch` where the image does not suit."""
+        """The image with the bands that the model wants. Raises `ModelMismatch` where the image
+        does not suit.
+        """
         ...
 
     def provenance(self) -> Mapping[str, Any]:
-        """What was fitted or chosen (thresholds, centres, number of clusters), as JSON values for the tables."""
+        """What was fitted or chosen (thresholds, centres, number of clusters), as JSON values for
+        the tables.
+        """
         ...
 
 
@@ -98,7 +107,8 @@ class Scorer(Segmenter, Protocol):
     """A segmenter that can also say how sure it is."""
 
     def scores(self, block: Block) -> NDArray[np.float32]:
-        """Probability of each class for every pixel of the block: shape of `block.valid` plus classes, sums of 1.
+        """Probability of each class for every pixel of the block: shape of `block.valid` plus
+        classes, sums of 1.
 
         The array belongs to the caller.
         """
@@ -114,7 +124,9 @@ class ObjectSegmenter(Ready, Protocol):
         ...
 
     def join(self, grid: Grid, seams: Sequence[Seam]) -> Sequence[Grouping]:
-        """Which fragments of all tiles are one object, from the seams of all tiles in the order of the grid; one grouping a tile."""
+        """Which fragments of all tiles are one object, from the seams of all tiles in the order of
+        the grid; one grouping a tile.
+        """
         ...
 
 
@@ -128,7 +140,9 @@ class Fitter(Protocol):
         ...
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the bands that the model wants. Raises `ModelMismatch` where the image does not suit."""
+        """The image with the bands that the model wants. Raises `ModelMismatch` where the image
+        does not suit.
+        """
         ...
 
     @property
@@ -137,7 +151,9 @@ class Fitter(Protocol):
         ...
 
     def kind_of(self, spec: RasterSpec) -> Hashable:
-        """What images must have in common to be fitted together (number of bands, say). Constant where nothing."""
+        """What images must have in common to be fitted together (number of bands, say). Constant
+        where nothing.
+        """
         ...
 
     def observe(self, block: Block, /) -> Any:
@@ -149,24 +165,31 @@ class Fitter(Protocol):
         ...
 
     def finish(self, total: Any, /) -> Fitter | Model:
-        """The next round, or the model. Raises `FitError` where the data do not allow one (no valid pixel, say)."""
+        """The next round, or the model. Raises `FitError` where the data do not allow one (no valid
+        pixel, say).
+        """
         ...
 
 
 @runtime_checkable
 class Chooser(Ready, Protocol):
-    """A model that leaves a choice to the machine that runs it (a network's engine and precision), to be made once for a run.
+    """A model that leaves a choice to the machine that runs it (a network's engine and precision),
+    to be made once for a run.
 
     Until then it runs in a way that all machines have.
     """
 
     @property
     def open_choice(self) -> str | None:
-        """What is to be chosen: equal for models that would choose alike. None: nothing, or no longer."""
+        """What is to be chosen: equal for models that would choose alike. None: nothing, or no
+        longer.
+        """
         ...
 
     def choose(self, block: Block) -> Mapping[str, Any]:
-        """What suits this machine, tried on a block of the collection: JSON values. Raises `WeightsError` where nothing does."""
+        """What suits this machine, tried on a block of the collection: JSON values. Raises
+        `WeightsError` where nothing does.
+        """
         ...
 
     def chosen(self, choice: Mapping[str, Any]) -> Self:
@@ -179,7 +202,9 @@ class Cautious(Ready, Protocol):
     """A model that knows when its result needs a second look."""
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
-        """What to look at in the result on this image, whose classes have these shares of its valid pixels. None: nothing is known against it."""
+        """What to look at in the result on this image, whose classes have these shares of its valid
+        pixels. None: nothing is known against it.
+        """
         ...
 
 
@@ -192,7 +217,9 @@ FIRST_CLASSES = ("cluster_0",)
 
 @dataclass(frozen=True, slots=True)
 class Blank:
-    """What a fitter comes to that has seen no valid pixel: a segmenter for images without one, whose masks are all nodata."""
+    """What a fitter comes to that has seen no valid pixel: a segmenter for images without one,
+    whose masks are all nodata.
+    """
 
     fitter: Fitter
     classes: tuple[str, ...]
@@ -209,13 +236,17 @@ class Blank:
         return self.fitter.select(spec)
 
     def segment(self, block: Block) -> Labels:
-        """Labels without a meaning. Raises `ModelMismatch` where the block has a valid pixel (of infinite values, say)."""
+        """Labels without a meaning. Raises `ModelMismatch` where the block has a valid pixel (of
+        infinite values, say).
+        """
         import numpy as np
 
         from segcore.raster import Labels
 
         if block.tile.trim(block.valid).any():
-            raise ModelMismatch(f"{block.spec.location} has valid pixels, but none that a model could be fitted to.")
+            raise ModelMismatch(
+                f"{block.spec.location} has valid pixels, but none that a model could be fitted to."
+            )
         return Labels(np.zeros(block.valid.shape, np.uint8))
 
     def provenance(self) -> Mapping[str, Any]:
@@ -224,24 +255,34 @@ class Blank:
 
 
 def concluded(fitter: Fitter, total: Any, names: Sequence[str] = ()) -> Fitter | Model:
-    """The fitter's next round or its model; a `Blank` where there was no valid pixel in all that it has seen.
+    """The fitter's next round or its model; a `Blank` where there was no valid pixel in all that it
+    has seen.
 
-    Where the fitter does not know how many classes it would have found, a blank has the first, and those of `names`. Raises `FitError`.
+    Where the fitter does not know how many classes it would have found, a blank has the first, and
+    those of `names`. Raises `FitError`.
     """
     try:
         return fitter.finish(total)
     except NothingToFit:
-        return Blank(fitter, fitter.expected_classes or tuple(dict.fromkeys((*FIRST_CLASSES, *names))))
+        return Blank(
+            fitter, fitter.expected_classes or tuple(dict.fromkeys((*FIRST_CLASSES, *names)))
+        )
 
 
 def is_blank(model: Any) -> bool:
-    """Whether a model is a `Blank`, or built around one: then it says nothing of images that have a valid pixel."""
+    """Whether a model is a `Blank`, or built around one: then it says nothing of images that have a
+    valid pixel.
+    """
     if isinstance(model, Blank):
         return True
-    return is_dataclass(model) and any(is_blank(getattr(model, field.name)) for field in fields(model))
+    return is_dataclass(model) and any(
+        is_blank(getattr(model, field.name)) for field in fields(model)
+    )
 
 
-def caution_of(models: Iterable[Ready], spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
+def caution_of(
+    models: Iterable[Ready], spec: RasterSpec, shares: Mapping[str, float]
+) -> str | None:
     """What these models know against the result on an image, each thing once. None: nothing."""
     cautions = (model.caution(spec, shares) for model in models if isinstance(model, Cautious))
     return "; ".join(dict.fromkeys(filter(None, cautions))) or None
@@ -249,7 +290,9 @@ def caution_of(models: Iterable[Ready], spec: RasterSpec, shares: Mapping[str, f
 
 @runtime_checkable
 class SegmenterRecipe(Protocol):
-    """The parameters of a segmenter, as users set them: a frozen dataclass. A field of this type holds another segmenter."""
+    """The parameters of a segmenter, as users set them: a frozen dataclass. A field of this type
+    holds another segmenter.
+    """
 
     def start(self) -> Fitter | Model:
         """What the recipe starts with: a model, or a fitter where data must be seen first."""
@@ -257,8 +300,11 @@ class SegmenterRecipe(Protocol):
 
 
 SEGMENTERS: Registry[type[SegmenterRecipe]] = Registry("segmenter")
-"""Recipes of segmenters by kind: frozen dataclasses whose fields are the parameters that users set. A class variable `units` says what a change
-of the bands' units may change, for people."""
+"""Recipes of segmenters by kind: frozen dataclasses whose fields are the parameters that users set.
+A class variable `units` says what a change of the bands' units may change, for people.
+"""
 
 MODELS: Registry[type[Model]] = Registry("fitted model")
-"""Fitted segmenters by kind, so that a model file can be read back (`manifest.dump_model`, `manifest.load_model`)."""
+"""Fitted segmenters by kind, so that a model file can be read back (`manifest.dump_model`,
+`manifest.load_model`).
+"""

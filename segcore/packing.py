@@ -1,4 +1,6 @@
-"""Packing: what one job leaves to the next. Named arrays as one compressed string of bytes, and many such strings in one staged file."""
+"""Packing: what one job leaves to the next. Named arrays as one compressed string of bytes, and
+many such strings in one staged file.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,15 @@ def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
     plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     sizes = [array.nbytes for array in plain.values()]
-    head = json.dumps([(name, array.dtype.str, array.shape) for name, array in plain.items()]).encode()
+    head = json.dumps(
+        [(name, array.dtype.str, array.shape) for name, array in plain.items()]
+    ).encode()
     content = b"".join(array.tobytes() for array in plain.values())
-    return struct.pack("<IQ", len(head), sum(sizes)) + head + bytes(imagecodecs.zstd_encode(content, level=_LEVEL))
+    return (
+        struct.pack("<IQ", len(head), sum(sizes))
+        + head
+        + bytes(imagecodecs.zstd_encode(content, level=_LEVEL))
+    )
 
 
 def unpack(data: bytes) -> dict[str, NDArray[Any]]:
@@ -52,7 +60,9 @@ def unpack(data: bytes) -> dict[str, NDArray[Any]]:
 def pack_table(table: pa.Table) -> bytes:
     """A table as `unpack_table` reads it back."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+    with pa.ipc.new_stream(
+        sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
+    ) as stream:
         stream.write_table(table)
     return bytes(sink.getvalue())
 
@@ -74,7 +84,9 @@ class Blobs:
     @staticmethod
     def dump(groups: Mapping[str, Sequence[bytes]], out: Sink) -> None:
         """Write groups of strings, one group after the other, behind an index."""
-        index = json.dumps({group: [len(blob) for blob in blobs] for group, blobs in groups.items()}).encode()
+        index = json.dumps(
+            {group: [len(blob) for blob in blobs] for group, blobs in groups.items()}
+        ).encode()
         out.write(struct.pack("<Q", len(index)) + index)
         for blobs in groups.values():
             for blob in blobs:

@@ -1,7 +1,8 @@
 """Parts: what some tiles of one image give, in memory and staged in a file between two jobs.
 
-A staged part is a header (states of the statistics, index of the pieces, lengths of previews and measures) as JSON behind its length, then previews
-and measures, then the pieces' payloads as they go into the mask file: putting parts together copies bytes and decodes nothing.
+A staged part is a header (states of the statistics, index of the pieces, lengths of previews and
+measures) as JSON behind its length, then previews and measures, then the pieces' payloads as they
+go into the mask file: putting parts together copies bytes and decodes nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class Part:
         header = json.dumps(
             {
                 "states": self.states,
-                "pieces": [(piece.level, piece.row, piece.column, len(piece.payload)) for piece in self.pieces],
+                "pieces": [
+                    (piece.level, piece.row, piece.column, len(piece.payload))
+                    for piece in self.pieces
+                ],
                 "previews": [len(preview) for preview in previews],
                 "measured": [len(blob) for blob in measured],
                 "seconds": seconds,
@@ -82,7 +86,15 @@ class StagedPart:
             (size,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(size))
             previews = [PreviewPart.from_bytes(file.read(length)) for length in header["previews"]]
-            return cls(name, header["states"], header["pieces"], previews, header["measured"], header["seconds"], file.tell())
+            return cls(
+                name,
+                header["states"],
+                header["pieces"],
+                previews,
+                header["measured"],
+                header["seconds"],
+                file.tell(),
+            )
 
     def pieces(self, store: Store) -> Iterator[Piece]:
         """Read its pieces one after the other."""

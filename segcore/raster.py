@@ -1,12 +1,14 @@
-"""Rasters: what their headers tell, what a segmenter sees of them, and how formats are read and written.
+"""Rasters: what their headers tell, what a segmenter sees of them, and how formats are read and
+written.
 
-A `Format` turns a location into a `RasterSpec` (header only), a spec into a `Reader` (pixels of any box), and the labels of
-tiles into a mask file. Readers convert at the edge and nobody else does: pixels come channel-last, `valid` is True where
-there is data (NumPy's masked arrays have it the other way round).
+A `Format` turns a location into a `RasterSpec` (header only), a spec into a `Reader` (pixels of any
+box), and the labels of tiles into a mask file. Readers convert at the edge and nobody else does:
+pixels come channel-last, `valid` is True where there is data (NumPy's masked arrays have it the
+other way round).
 
-A mask is written in two steps so that many processes can work on one file. `Format.encode` turns the labels of one tile
-into finished, compressed `Piece`s, wherever the tile was segmented; `Format.assemble` puts the pieces of all tiles into
-one file without seeing a whole image.
+A mask is written in two steps so that many processes can work on one file. `Format.encode` turns
+the labels of one tile into finished, compressed `Piece`s, wherever the tile was segmented;
+`Format.assemble` puts the pieces of all tiles into one file without seeing a whole image.
 """
 
 from __future__ import annotations
@@ -37,12 +39,15 @@ class Space:
     """Where the pixels of a raster lie in the world, and how large they are."""
 
     affine: Affine | None = None
-    """(a, b, c, d, e, f) with x = a·column + b·row + c and y = d·column + e·row + f at pixel corners. None: unknown."""
+    """(a, b, c, d, e, f) with x = a·column + b·row + c and y = d·column + e·row + f at pixel
+    corners. None: unknown.
+    """
     crs: str | None = None
     """Coordinate reference system as WKT. None: unknown."""
     gcps: tuple[tuple[float, ...], ...] = ()
-    """Ground control points, where there is no `affine`: (column, row, x, y, z) each, columns and rows counted from the corner of the
-    first pixel."""
+    """Ground control points, where there is no `affine`: (column, row, x, y, z) each, columns and
+    rows counted from the corner of the first pixel.
+    """
     gcp_crs: str | None = None
     """Coordinate reference system of their x and y as WKT. None: unknown."""
     rpcs: tuple[tuple[str, str], ...] = ()
@@ -61,9 +66,9 @@ class Space:
     def cell_area(self, box: Box) -> float | NDArray[np.float64]:
         """True area of the pixels of `box` in `area_unit`.
 
-        A number where all pixels of the raster are equally large, an array of shape (rows, 1) where the area depends on
-        the row alone, else of shape (rows, columns). The value of a pixel depends on its place in the raster only, never
-        on the box that asks.
+        A number where all pixels of the raster are equally large, an array of shape (rows, 1) where
+        the area depends on the row alone, else of shape (rows, columns). The value of a pixel
+        depends on its place in the raster only, never on the box that asks.
         """
         if self.affine is None or self.crs is None:
             return 1.0
@@ -83,7 +88,9 @@ class RasterSpec:
     shape: Shape
     """(height, width)."""
     bands: tuple[int, ...]
-    """The bands that a reader delivers, counted from 1 in the order of the file; alpha is never among them unless asked for."""
+    """The bands that a reader delivers, counted from 1 in the order of the file; alpha is never
+    among them unless asked for.
+    """
     dtype: str
     """NumPy name of the pixels' type as delivered."""
     chunks: Shape
@@ -93,7 +100,9 @@ class RasterSpec:
     file_bands: int
     """Number of data bands in the file."""
     nodata: float | None = None
-    """Value that means "no data". None: every pixel is data, unless a mask or alpha says otherwise."""
+    """Value that means "no data". None: every pixel is data, unless a mask or alpha says
+    otherwise.
+    """
     interpretation: Interpretation = "bands"
     """`rgb` where bands 1, 2, 3 are red, green, blue."""
     space: Space = field(default_factory=Space)
@@ -111,7 +120,9 @@ class RasterSpec:
         return int(np.prod(self.shape))
 
     def cell_area(self, box: Box) -> float | NDArray[np.float64]:
-        """True area of the pixels of `box` as `Space.cell_area` has it, and 0 where the raster reaches beyond the edge of an equal-area map."""
+        """True area of the pixels of `box` as `Space.cell_area` has it, and 0 where the raster
+        reaches beyond the edge of an equal-area map.
+        """
         if self.space.affine is None or self.space.crs is None:
             return 1.0
         from segcore.ground.cells import ground_area
@@ -128,8 +139,10 @@ class RasterSpec:
         absent = [band for band in bands if not 1 <= band <= self.file_bands]
         if absent:
             raise ModelMismatch(
-                f"{self.location} has {self.file_bands} band(s); the segmenter asks for band {absent[0]}. "
-                "Bands count from 1. Change `bands` (or `band`) of the segmenter, or leave this image out."
+                f"{self.location} has {self.file_bands} band(s); the segmenter asks for band "
+                f"{absent[0]}. "
+                "Bands count from 1. Change `bands` (or `band`) of the segmenter, or leave this "
+                "image out."
             )
         rgb = self.interpretation == "rgb" and tuple(bands[:3]) == (1, 2, 3)
         return replace(self, bands=tuple(bands), interpretation="rgb" if rgb else "bands")
@@ -159,11 +172,15 @@ class Labels:
     """What a segmenter says of one block."""
 
     values: NDArray[np.integer]
-    """A label a pixel of `tile.read`. Only valid pixels of the core count; whoever needs more asks for a block with a larger core."""
+    """A label a pixel of `tile.read`. Only valid pixels of the core count; whoever needs more asks
+    for a block with a larger core.
+    """
     class_of: tuple[int, ...] | None = None
     """Class of each instance, for object masks. None: the labels are classes."""
     score_of: tuple[float, ...] | None = None
-    """How sure each instance is, 0 to 1; that of 0 has no meaning. None: the segmenter does not say."""
+    """How sure each instance is, 0 to 1; that of 0 has no meaning. None: the segmenter does not
+    say.
+    """
 
 
 class Reader(Protocol):
@@ -177,7 +194,12 @@ class Reader(Protocol):
         ...
 
     def __enter__(self) -> Reader: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,23 +242,31 @@ class Format(Protocol):
         ...
 
     def describe(self, location: str, version: str) -> RasterSpec:
-        """Read the header. Raises `FormatError` where the file is not what its name says or is beyond our limits."""
+        """Read the header. Raises `FormatError` where the file is not what its name says or is
+        beyond our limits.
+        """
         ...
 
     def open(self, spec: RasterSpec) -> Reader:
         """Open the image for reading; use as a context manager. Raises `ReadError`."""
         ...
 
-    def encode(self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int) -> list[Piece]:
+    def encode(
+        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
+    ) -> list[Piece]:
         """The finished pieces of the mask that lie in the core of one tile.
 
-        `labels` covers the core. Cores start at multiples of `tile_size`, which is a power of two below 256 or a multiple
-        of 256, so no piece ever belongs to two tiles.
+        `labels` covers the core. Cores start at multiples of `tile_size`, which is a power of two
+        below 256 or a multiple of 256, so no piece ever belongs to two tiles.
         """
         ...
 
-    def assemble(self, pieces: Iterable[Piece], spec: RasterSpec, legend: Legend, out: Sink, tile_size: int) -> None:
-        """Write the mask file of the whole image from the pieces of all its tiles, given in any order."""
+    def assemble(
+        self, pieces: Iterable[Piece], spec: RasterSpec, legend: Legend, out: Sink, tile_size: int
+    ) -> None:
+        """Write the mask file of the whole image from the pieces of all its tiles, given in any
+        order.
+        """
         ...
 
     def sidecars(self, legend: Legend) -> Mapping[str, bytes]:

@@ -1,4 +1,6 @@
-"""Registries: names to the things that can be added by one file and one decorator (segmenters, formats, statistics)."""
+"""Registries: names to the things that can be added by one file and one decorator (segmenters,
+formats, statistics).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Registry(Mapping[str, T], Generic[T]):
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that files its argument under `name`. A name taken twice is a `ValueError`."""
+        """A decorator that files its argument under `name`. A name taken twice is a
+        `ValueError`.
+        """
 
         def file_under_name(item: T) -> T:
             if name in self._items:
@@ -41,7 +45,9 @@ class Registry(Mapping[str, T], Generic[T]):
         except KeyError:
             close = difflib.get_close_matches(str(name), self._items, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise KeyError(f"There is no {self.noun} {name!r}.{hint} Known: {', '.join(self._items)}.") from None
+            raise KeyError(
+                f"There is no {self.noun} {name!r}.{hint} Known: {', '.join(self._items)}."
+            ) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)

@@ -1,4 +1,5 @@
-"""Scenes: fitting and segmenting in memory, under any tiling. For audits, comparisons and tests; runs go through `work.py`.
+"""Scenes: fitting and segmenting in memory, under any tiling. For audits, comparisons and tests;
+runs go through `work.py`.
 
 A scene gives the block of any tile: a picture in memory, or a region of an image file.
 """
@@ -49,7 +50,9 @@ class Region:
 
     @classmethod
     def middle(cls, image: RasterSpec, pixels: int) -> Region:
-        """The middle of an image, of at most about so many pixels and the image's proportions; the whole where it is smaller."""
+        """The middle of an image, of at most about so many pixels and the image's proportions; the
+        whole where it is smaller.
+        """
         return cls(image, middle(image.shape, pixels))
 
     @property
@@ -83,12 +86,17 @@ class Mask:
 def blocks(scene: Scene, model: Fitter | Model, tile: Shape | None = None) -> Iterator[Block]:
     """The blocks that a model sees under this tiling. None: one block."""
     spec = model.select(scene.spec)
-    return (scene.block(each, spec) for each in Grid(spec.shape, tile or spec.shape, model.footprint.halo))
+    return (
+        scene.block(each, spec)
+        for each in Grid(spec.shape, tile or spec.shape, model.footprint.halo)
+    )
 
 
 def settled(model: Started, scene: Scene) -> Started:
     """The model or fitter with its open choices made, tried on the middle of the scene."""
-    return with_choices(model, {key: _choose(chooser, scene) for key, chooser in open_choices(model).items()})
+    return with_choices(
+        model, {key: _choose(chooser, scene) for key, chooser in open_choices(model).items()}
+    )
 
 
 def _choose(chooser: Chooser, scene: Scene) -> Mapping[str, Any]:
@@ -101,7 +109,11 @@ def fit_to(model: Fitter | Model, scenes: Sequence[Scene], tile: Shape | None = 
     """The model fitted to all scenes together. Raises `FitError`."""
     while isinstance(model, Fitter):
         fitter = model
-        model = fitter.finish(observe_all(fitter, (block for scene in scenes for block in blocks(scene, fitter, tile))))
+        model = fitter.finish(
+            observe_all(
+                fitter, (block for scene in scenes for block in blocks(scene, fitter, tile))
+            )
+        )
     return model
 
 
@@ -119,7 +131,9 @@ def segment_scene(model: Model, scene: Scene, tile: Shape | None = None) -> Mask
     return Mask(values, values, valid)
 
 
-def _segment_objects(model: ObjectSegmenter, scene: Scene, tile: Shape | None, valid: NDArray[np.bool_]) -> Mask:
+def _segment_objects(
+    model: ObjectSegmenter, scene: Scene, tile: Shape | None, valid: NDArray[np.bool_]
+) -> Mask:
     shape = scene.spec.shape
     grid = Grid(shape, tile or shape, model.footprint.halo)
     sketches = []
@@ -128,7 +142,11 @@ def _segment_objects(model: ObjectSegmenter, scene: Scene, tile: Shape | None, v
         valid[block.tile.core.slices] = core_valid
         sketches.append(sketch_tile(model.fragment(block), core_valid, block.tile, shape[1], {}))
     placements = place_objects(
-        model, grid, [sketch.seam for sketch in sketches], lambda number: sketches[number].firsts, scene.spec.location
+        model,
+        grid,
+        [sketch.seam for sketch in sketches],
+        lambda number: sketches[number].firsts,
+        scene.spec.location,
     )
     values, classes = np.zeros(shape, np.uint32), np.zeros(shape, np.uint16)
     for each, sketch, placement in zip(grid, sketches, placements, strict=True):

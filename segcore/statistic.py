@@ -1,7 +1,7 @@
 """Statistics: folds over labelled blocks that end as rows of a table.
 
-A statistic observes the classes of a tile's core while they are in memory. Its state must be exact and order-free
-(whole numbers): then the table is the same for any tiling.
+A statistic observes the classes of a tile's core while they are in memory. Its state must be exact
+and order-free (whole numbers): then the table is the same for any tiling.
 """
 
 from __future__ import annotations
@@ -55,9 +55,13 @@ class Statistic(Protocol):
         ...
 
     def finish(self, total: Any, /, spec: RasterSpec, legend: Legend) -> list[dict[str, Any]]:
-        """The rows of one image. `total` is None for an image that failed: its pixels count as unprocessed."""
+        """The rows of one image. `total` is None for an image that failed: its pixels count as
+        unprocessed.
+        """
         ...
 
 
 STATISTICS: Registry[type[Statistic]] = Registry("statistic")
-"""Statistics by the name of their table's kind: frozen dataclasses whose fields are the parameters that users set."""
+"""Statistics by the name of their table's kind: frozen dataclasses whose fields are the parameters
+that users set.
+"""

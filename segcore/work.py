@@ -9,9 +9,9 @@
     redraw_part     some tiles of a large image again, now that its objects are known
     finish_image    the staged parts of a large image, to its published mask
 
-Jobs and answers are values of a few hundred bytes; pixels go from store to store. Every function can be run again at any time, by
-another worker or after a crash, with the same result. An image that cannot be processed is part of the answer (`Failure`);
-only what stops the whole run is raised.
+Jobs and answers are values of a few hundred bytes; pixels go from store to store. Every function
+can be run again at any time, by another worker or after a crash, with the same result. An image
+that cannot be processed is part of the answer (`Failure`); only what stops the whole run is raised.
 """
 
 from __future__ import annotations
@@ -81,9 +81,13 @@ if TYPE_CHECKING:
 
 
 def prepare_process(
-    storage: Mapping[str, Mapping[str, Any]] | None = None, threads: int = 1, time_limits: limits.Limits | None = None
+    storage: Mapping[str, Mapping[str, Any]] | None = None,
+    threads: int = 1,
+    time_limits: limits.Limits | None = None,
 ) -> None:
-    """Set up a process for work: store options, threads of a network, limits, one thread for OpenCV (it ignores OMP_NUM_THREADS)."""
+    """Set up a process for work: store options, threads of a network, limits, one thread for OpenCV
+    (it ignores OMP_NUM_THREADS).
+    """
     import cv2
 
     from segcore.inference import engines
@@ -117,7 +121,9 @@ def choose(job: ChooseJob) -> Mapping[str, Any] | None:
             # It becomes a failed row when its own turn comes.
             continue
         whole = Box.whole(box.shape)
-        return job.chooser.choose(Block(Tile((0, 0), whole, whole), pixels, valid, replace(spec, shape=box.shape)))
+        return job.chooser.choose(
+            Block(Tile((0, 0), whole, whole), pixels, valid, replace(spec, shape=box.shape))
+        )
     return None
 
 
@@ -132,7 +138,9 @@ def observe(job: ImagesJob | PartJob) -> Observation:
             spec = fitter.select(_spec(item))
             with _reading(item, spec) as reader:
                 grid = job.order.grid(spec)
-                tiles: Sequence[Tile] = grid if isinstance(job, ImagesJob) else grid[job.first : job.stop]
+                tiles: Sequence[Tile] = (
+                    grid if isinstance(job, ImagesJob) else grid[job.first : job.stop]
+                )
                 seen = observe_all(fitter, (_block(reader, tile, spec) for tile in tiles))
         except ImageError as error:
             failures.append((item, Failure.of(error)))
@@ -149,7 +157,9 @@ def segment_images(job: ImagesJob) -> tuple[Receipt, ...]:
 
 @perform.register
 def segment_part(job: PartJob) -> PartReceipt:
-    """The first pass over some tiles of a large image. A part that is staged already is left as it is."""
+    """The first pass over some tiles of a large image. A part that is staged already is left as it
+    is.
+    """
     store = Store(job.order.output)
     if store.exists(job.name) and (store.exists(job.sketches) or not job.order.joins):
         return PartReceipt()
@@ -162,11 +172,16 @@ def segment_part(job: PartJob) -> PartReceipt:
         return PartReceipt(Failure.of(error))
     sketches = [sketch for _, sketch in drawn if sketch is not None]
     if sketches:
-        groups = {name: [getattr(sketch, name) for sketch in sketches] for name in ("seam", "firsts", "body")}
+        groups = {
+            name: [getattr(sketch, name) for sketch in sketches]
+            for name in ("seam", "firsts", "body")
+        }
         with store.writing(job.sketches) as out:
             Blobs.dump(groups, out)
     with store.writing(job.name) as out:
-        merge_parts([part for part, _ in drawn], job.order.statistics).dump(out, time.perf_counter() - started)
+        merge_parts([part for part, _ in drawn], job.order.statistics).dump(
+            out, time.perf_counter() - started
+        )
     return PartReceipt()
 
 
@@ -178,7 +193,11 @@ def join_image(job: JoinJob) -> PartReceipt:
     canvas = Canvas.of(job.order, job.order.model, _spec(job.item))
     with _staged(job.item, job.order):
         sketches = [Blobs.load(store, part.sketches) for part in job.parts]
-    of_tile = [(part, i) for part, (first, stop) in zip(sketches, job.ranges, strict=True) for i in range(stop - first)]
+    of_tile = [
+        (part, i)
+        for part, (first, stop) in zip(sketches, job.ranges, strict=True)
+        for i in range(stop - first)
+    ]
     seams = [seam for part in sketches for seam in part.group(store, "seam")]
 
     def firsts(number: int) -> bytes:
@@ -190,7 +209,9 @@ def join_image(job: JoinJob) -> PartReceipt:
         placements = _placements(canvas, seams, firsts)
         for part in job.parts:
             placed = list(islice(placements, part.stop - part.first))
-            count = max([count, *(int(placement.numbers.ids.max(initial=0)) for placement in placed)])
+            count = max(
+                [count, *(int(placement.numbers.ids.max(initial=0)) for placement in placed)]
+            )
             with store.writing(part.placements) as out:
                 Blobs.dump({"placement": [placement.to_bytes() for placement in placed]}, out)
     except ImageError as error:
@@ -230,23 +251,32 @@ def finish_image(job: FinishJob) -> Receipt:
         staged = [StagedPart.load(store, name) for name in names]
     pieces = (piece for part in staged for piece in part.pieces(store))
     previews = [preview for part in staged for preview in part.previews]
-    states = reduce(lambda a, b: merge_states(a, b, order.statistics), (part.states for part in staged))
+    states = reduce(
+        lambda a, b: merge_states(a, b, order.statistics), (part.states for part in staged)
+    )
     seconds = sum(part.seconds for part in staged)
     receipt = _stage_results(canvas, job.item, pieces, previews, job.objects)
-    tables = _stage_objects(canvas, lambda: (each for part in staged for each in part.measures(store)))
+    tables = _stage_objects(
+        canvas, lambda: (each for part in staged for each in part.measures(store))
+    )
     seconds += time.perf_counter() - started
     return replace(_counted(receipt, canvas, states), tables=tables, seconds=seconds)
 
 
 def failed(order: Order, item: Item, failure: Failure, classes: tuple[str, ...]) -> Receipt:
-    """The receipt of an image that could not be processed: all its pixels, where their number is known, are unprocessed.
+    """The receipt of an image that could not be processed: all its pixels, where their number is
+    known, are unprocessed.
 
-    Where the names of the classes are not known (`auto`), one stands for them, so that the tables account for these pixels too.
+    Where the names of the classes are not known (`auto`), one stands for them, so that the tables
+    account for these pixels too.
     """
     rows = {}
     if item.spec is not None:
         legend = Legend.of(classes or FIRST_CLASSES)
-        rows = {name: statistic.finish(None, item.spec, legend) for name, statistic in order.statistics.items()}
+        rows = {
+            name: statistic.finish(None, item.spec, legend)
+            for name, statistic in order.statistics.items()
+        }
     return Receipt(item.source, item.spec, failure, rows, segmenter=order.kind)
 
 
@@ -267,7 +297,8 @@ def _describe(source: Source, job: DescribeJob) -> Item:
             if is_local(source.uri) and version != source.version:
                 raise _changed(source.uri)
             chosen = formats.format_of(source.uri, head, job.format)
-            # Some stores tell another version of a file when they list a folder: later looks are compared with this one.
+            # Some stores tell another version of a file when they list a folder: later looks are
+            # compared with this one.
             spec = FORMATS[chosen].describe(source.uri, version)
             return Item(source, _fitted_to_ground(spec) if job.ground_control == "affine" else spec)
     except ImageError as error:
@@ -279,7 +310,11 @@ def _fitted_to_ground(spec: RasterSpec) -> RasterSpec:
     if not note:
         return spec
     # What the reader says of points that are kept does not hold any more.
-    return replace(spec, space=space, notes=(*(kept for kept in spec.notes if "ground control points" not in kept), note))
+    return replace(
+        spec,
+        space=space,
+        notes=(*(kept for kept in spec.notes if "ground control points" not in kept), note),
+    )
 
 
 def _segment_image(order: Order, item: Item) -> Receipt:
@@ -291,16 +326,28 @@ def _segment_image(order: Order, item: Item) -> Receipt:
             drawn = [canvas.first(reader, tile) for tile in canvas.grid]
         parts = [part for part, _ in drawn]
         sketches = [sketch for _, sketch in drawn if sketch is not None]
-        placements = list(_placements(canvas, [sketch.seam for sketch in sketches], lambda i: sketches[i].firsts))
-        count = max((int(placement.numbers.ids.max(initial=0)) for placement in placements), default=0)
+        placements = list(
+            _placements(canvas, [sketch.seam for sketch in sketches], lambda i: sketches[i].firsts)
+        )
+        count = max(
+            (int(placement.numbers.ids.max(initial=0)) for placement in placements), default=0
+        )
         parts += _redraw(canvas, sketches, placements, count)
         whole = merge_parts(parts, order.statistics)
         receipt = _stage_results(canvas, item, iter(whole.pieces), whole.previews, count)
     except (ImageError, FitError) as error:
-        classes = order.model.expected_classes if isinstance(order.model, Fitter) else order.model.classes
-        return replace(failed(order, item, Failure.of(error), classes), seconds=time.perf_counter() - started)
+        classes = (
+            order.model.expected_classes if isinstance(order.model, Fitter) else order.model.classes
+        )
+        return replace(
+            failed(order, item, Failure.of(error), classes), seconds=time.perf_counter() - started
+        )
     tables = _stage_objects(canvas, lambda: iter(whole.measured))
-    return replace(_counted(receipt, canvas, whole.states), tables=tables, seconds=time.perf_counter() - started)
+    return replace(
+        _counted(receipt, canvas, whole.states),
+        tables=tables,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _fitted(order: Order, item: Item) -> Model:
@@ -310,12 +357,16 @@ def _fitted(order: Order, item: Item) -> Model:
         with _reading(item, spec) as reader:
             while isinstance(model, Fitter):
                 fitter = model
-                seen = observe_all(fitter, (_block(reader, tile, spec) for tile in order.grid(spec)))
+                seen = observe_all(
+                    fitter, (_block(reader, tile, spec) for tile in order.grid(spec))
+                )
                 model = concluded(fitter, seen, order.named)
     return model
 
 
-def _placements(canvas: Canvas, seams: Sequence[bytes], firsts: Callable[[int], bytes]) -> Iterator[Placement]:
+def _placements(
+    canvas: Canvas, seams: Sequence[bytes], firsts: Callable[[int], bytes]
+) -> Iterator[Placement]:
     """The placement of each tile's objects; none where the image has no objects."""
     joiner = canvas.joiner
     if joiner is None:
@@ -323,7 +374,9 @@ def _placements(canvas: Canvas, seams: Sequence[bytes], firsts: Callable[[int], 
     return place_objects(joiner, canvas.grid, seams, firsts, canvas.spec.location)
 
 
-def _redraw(canvas: Canvas, sketches: Sequence[Sketch], placements: Sequence[Placement], count: int) -> list[Part]:
+def _redraw(
+    canvas: Canvas, sketches: Sequence[Sketch], placements: Sequence[Placement], count: int
+) -> list[Part]:
     if not sketches:
         return []
     return [
@@ -332,7 +385,9 @@ def _redraw(canvas: Canvas, sketches: Sequence[Sketch], placements: Sequence[Pla
     ]
 
 
-def _stage_results(canvas: Canvas, item: Item, pieces: Iterator[Piece], previews: list[PreviewPart], count: int) -> Receipt:
+def _stage_results(
+    canvas: Canvas, item: Item, pieces: Iterator[Piece], previews: list[PreviewPart], count: int
+) -> Receipt:
     """Stage mask and preview of an image for the commit; `count` is the number of its objects."""
     order, model, spec, legend = canvas.order, canvas.model, canvas.spec, canvas.legend
     store, image_format = Store(order.output), canvas.mask_format(count)
@@ -342,8 +397,13 @@ def _stage_results(canvas: Canvas, item: Item, pieces: Iterator[Piece], previews
         image_format.assemble(pieces, spec, legend, out, order.tile)
     # A side-car names classes; the values of a mask of objects are ids.
     sidecars = {} if canvas.draws_objects else image_format.sidecars(legend)
-    picture = render_preview(previews, spec.shape, spec.interpretation, legend, preview_stride(spec.shape))
-    others = {**{name + suffix: content for suffix, content in sidecars.items()}, f"previews/{item.source.image_id}.png": picture}
+    picture = render_preview(
+        previews, spec.shape, spec.interpretation, legend, preview_stride(spec.shape)
+    )
+    others = {
+        **{name + suffix: content for suffix, content in sidecars.items()},
+        f"previews/{item.source.image_id}.png": picture,
+    }
     for other, content in others.items():
         staged[other] = result_name(order)
         store.publish(staged[other], content)
@@ -360,7 +420,8 @@ def _stage_results(canvas: Canvas, item: Item, pieces: Iterator[Piece], previews
 
 
 def _stage_objects(canvas: Canvas, measured: Callable[[], Iterator[Measured]]) -> dict[str, str]:
-    """Stage the rows of the image's objects; the name of the file by that of the table. Nothing where no table is asked for.
+    """Stage the rows of the image's objects; the name of the file by that of the table. Nothing
+    where no table is asked for.
 
     `measured` gives what each tile has measured, in the order of the tiles; it is asked twice.
     """
@@ -368,9 +429,14 @@ def _stage_objects(canvas: Canvas, measured: Callable[[], Iterator[Measured]]) -
     if order.objects is None:
         return {}
     name = result_name(order)
-    spanning = canvas.rows_of(Measures.concatenate([Measures.from_bytes(each.spanning) for each in measured()]))
+    spanning = canvas.rows_of(
+        Measures.concatenate([Measures.from_bytes(each.spanning) for each in measured()])
+    )
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with Store(order.output).writing(name) as out, pa.ipc.new_stream(out, spanning.schema, options=options) as stream:
+    with (
+        Store(order.output).writing(name) as out,
+        pa.ipc.new_stream(out, spanning.schema, options=options) as stream,
+    ):
         tiles = (unpack_table(each.rows) for each in measured())
         for rows in rows_in_order(tiles, spanning, canvas.grid.counts[1]):
             stream.write_table(rows)
@@ -380,9 +446,12 @@ def _stage_objects(canvas: Canvas, measured: Callable[[], Iterator[Measured]]) -
 def _counted(receipt: Receipt, canvas: Canvas, states: States) -> Receipt:
     """The receipt with its rows, and with what the model knows against them."""
     rows = {
-        name: statistic.finish(states[name], canvas.spec, canvas.legend) for name, statistic in canvas.order.statistics.items()
+        name: statistic.finish(states[name], canvas.spec, canvas.legend)
+        for name, statistic in canvas.order.statistics.items()
     }
-    shares = {row["class_name"]: row["fraction"] for row in rows["area"] if row["fraction"] is not None}
+    shares = {
+        row["class_name"]: row["fraction"] for row in rows["area"] if row["fraction"] is not None
+    }
     return replace(receipt, rows=rows, warning=caution_of([canvas.model], canvas.spec, shares))
 
 
@@ -399,7 +468,9 @@ def _spec(item: Item) -> RasterSpec:
 
 @contextlib.contextmanager
 def _reading(item: Item, spec: RasterSpec) -> Iterator[Reader]:
-    """The image opened with the bands of `spec`. Raises `SourceChanged` unless it is the planned one before and after it is read."""
+    """The image opened with the bands of `spec`. Raises `SourceChanged` unless it is the planned
+    one before and after it is read.
+    """
     learn(item.source.uri, item.source.address)
     planned = _spec(item)
     with _failures_of(planned.location):
@@ -428,7 +499,12 @@ class _Steps:
     def __enter__(self) -> _Steps:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """The reader is closed by whoever opened it."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
@@ -452,7 +528,10 @@ def _version(uri: str) -> str:
 
 
 def _changed(uri: str) -> SourceChanged:
-    return SourceChanged(f"{uri} was changed or replaced since the run was planned. The next run takes it as it is then.")
+    return SourceChanged(
+        f"{uri} was changed or replaced since the run was planned. The next run takes it as it is "
+        "then."
+    )
 
 
 @contextlib.contextmanager
@@ -462,28 +541,40 @@ def _staged(item: Item, order: Order) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise RunError(
-            f"A staged part of {item.source.uri} is gone ({error}): another run on {order.output} has finished it. "
+            f"A staged part of {item.source.uri} is gone ({error}): another run on {order.output} "
+            "has finished it. "
             "Run the same command again."
         ) from error
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise RunError(
-            f"A staged part of {item.source.uri} is damaged ({error}). Remove {Store(order.output).uri(staging_folder(order, item))} and "
+            f"A staged part of {item.source.uri} is damaged ({error}). Remove "
+            f"{Store(order.output).uri(staging_folder(order, item))} and "
             "run the same command again."
         ) from error
 
 
 @contextlib.contextmanager
 def _failures_of(uri: str) -> Iterator[None]:
-    """Turn what stores and memory do to one image into a failure of that image, to be tried again by the next run."""
+    """Turn what stores and memory do to one image into a failure of that image, to be tried again
+    by the next run.
+    """
     try:
         yield
     except (ImageError, RunError):
         raise
     except FileNotFoundError as error:
         # Of a web server fsspec says so whatever it answered, and keeps the answer as the cause.
-        reason = f"its store did not give it ({error.__cause__})" if error.__cause__ else "it does not exist any longer"
-        raise Unavailable(f"{uri} could not be read: {reason}. Run the same command again.") from error
+        reason = (
+            f"its store did not give it ({error.__cause__})"
+            if error.__cause__
+            else "it does not exist any longer"
+        )
+        raise Unavailable(
+            f"{uri} could not be read: {reason}. Run the same command again."
+        ) from error
     except MemoryError as error:
-        raise Unavailable(f"Not enough memory for {uri}: {error}. Use smaller tiles or fewer workers.") from error
+        raise Unavailable(
+            f"Not enough memory for {uri}: {error}. Use smaller tiles or fewer workers."
+        ) from error
     except OSError as error:
         raise Unavailable(f"{uri} could not be read: {error}") from error

@@ -1,8 +1,9 @@
 """Clusters: starts worker processes on this machine, or joins a scheduler that runs elsewhere.
 
-Local workers are spawned, not forked (numba, GDAL and OpenCV do not survive a fork), with one thread each and one thread in
-every library. They never see Ctrl-C: it is blocked in the thread that spawns them, and blocked signals are inherited, so
-the driver alone decides how a run ends. Messages of distributed go to the logger `maskloom.cluster` at level debug.
+Local workers are spawned, not forked (numba, GDAL and OpenCV do not survive a fork), with one
+thread each and one thread in every library. They never see Ctrl-C: it is blocked in the thread that
+spawns them, and blocked signals are inherited, so the driver alone decides how a run ends. Messages
+of distributed go to the logger `maskloom.cluster` at level debug.
 """
 
 from __future__ import annotations
@@ -48,10 +49,15 @@ _SETTINGS: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 1,
     # By default a worker that has not registered anew 15 s after a death is never started again.
     "distributed.deploy.lost-worker-timeout": "1000 days",
-    # Native code may hold the interpreter for minutes; the death of a local process is seen at once without heartbeats.
+    # Native code may hold the interpreter for minutes; the death of a local process is seen at once
+    # without heartbeats.
     "distributed.scheduler.worker-ttl": None,
-    # One heap for the one thread that works: with several, their leftovers add up and the peak grows with the image.
-    "distributed.nanny.pre-spawn-environ": {**dict.fromkeys(_ONE_THREAD, "1"), "MALLOC_ARENA_MAX": "1"},
+    # One heap for the one thread that works: with several, their leftovers add up and the peak
+    # grows with the image.
+    "distributed.nanny.pre-spawn-environ": {
+        **dict.fromkeys(_ONE_THREAD, "1"),
+        "MALLOC_ARENA_MAX": "1",
+    },
     # Results are tiny, so there is nothing to spill, and a paused worker might never wake.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -82,10 +88,13 @@ def memory_limit() -> int:
 
 @contextmanager
 def local(workers: int, memory_bytes: int | None) -> Iterator[Client]:
-    """A client of worker processes on this machine that end with the block. Raises `RunError` if they cannot be started."""
+    """A client of worker processes on this machine that end with the block. Raises `RunError` if
+    they cannot be started.
+    """
     import dask
 
-    # Imported before the settings are set: leaving them would take back the defaults that its import brings.
+    # Imported before the settings are set: leaving them would take back the defaults that its
+    # import brings.
     distributed = _distributed()
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(_SETTINGS))
@@ -106,25 +115,31 @@ def local(workers: int, memory_bytes: int | None) -> Iterator[Client]:
                 )
         except (OSError, RuntimeError) as error:
             raise RunError(
-                f"{workers} worker processes did not start within {START_SECONDS:.0f} s: {error}. Lower cluster.workers, or use "
+                f"{workers} worker processes did not start within {START_SECONDS:.0f} s: {error}. "
+                "Lower cluster.workers, or use "
                 "cluster: {kind: serial}."
             ) from error
         stack.enter_context(cluster)
-        yield stack.enter_context(distributed.Client(cluster, set_as_default=False, direct_to_workers=True))
+        yield stack.enter_context(
+            distributed.Client(cluster, set_as_default=False, direct_to_workers=True)
+        )
 
 
 @contextmanager
 def joined(address: str) -> Iterator[Client]:
-    """A client of the scheduler at `address`, whose workers are ready and run the same maskloom; they go on after the block.
+    """A client of the scheduler at `address`, whose workers are ready and run the same maskloom;
+    they go on after the block.
 
-    Raises `RunError` where the scheduler does not answer, has no workers, or workers of another version.
+    Raises `RunError` where the scheduler does not answer, has no workers, or workers of another
+    version.
     """
     distributed = _distributed()
     try:
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise RunError(
-            f"No Dask scheduler answered at {address} within {CONNECT_SECONDS:.0f} s ({error}). Start it, correct "
+            f"No Dask scheduler answered at {address} within {CONNECT_SECONDS:.0f} s ({error}). "
+            "Start it, correct "
             "cluster.address, or use cluster: {kind: local}."
         ) from error
     with client:
@@ -133,14 +148,17 @@ def joined(address: str) -> Iterator[Client]:
 
 
 def _introduced(client: Client, address: str) -> None:
-    """Raises `RunError` unless the scheduler and a worker run the code that the driver runs. Others are asked when they get a job."""
+    """Raises `RunError` unless the scheduler and a worker run the code that the driver runs. Others
+    are asked when they get a job.
+    """
     here = _isolated.introduce()
     try:
         # It unpickles jobs on their way.
         scheduler = client.run_on_scheduler(_isolated.introduce)
     except Exception as error:
         raise RunError(
-            f"The Dask scheduler at {address} cannot load maskloom: {error}. Install the same maskloom there."
+            f"The Dask scheduler at {address} cannot load maskloom: {error}. Install the same "
+            "maskloom there."
         ) from error
     _isolated.require_same(f"The Dask scheduler at {address}", tuple(scheduler), here)
     # A task, not a look at the list of workers: an adaptive cluster starts workers only for tasks.
@@ -149,11 +167,13 @@ def _introduced(client: Client, address: str) -> None:
         there = future.result(timeout=WORKERS_SECONDS)
     except TimeoutError as error:
         raise RunError(
-            f"The Dask scheduler at {address} had no worker free within {WORKERS_SECONDS:.0f} s. Start workers, then run again."
+            f"The Dask scheduler at {address} had no worker free within {WORKERS_SECONDS:.0f} s. "
+            "Start workers, then run again."
         ) from error
     except (ImportError, RuntimeError) as error:
         raise RunError(
-            f"A worker of the Dask cluster at {address} cannot run maskloom: {error}. Install the same maskloom on all workers."
+            f"A worker of the Dask cluster at {address} cannot run maskloom: {error}. Install the "
+            "same maskloom on all workers."
         ) from error
     finally:
         future.release()
@@ -163,7 +183,9 @@ def _introduced(client: Client, address: str) -> None:
 def thread_count(client: Client) -> int:
     """Threads of all workers that the scheduler knows now; 0 where it does not answer."""
     try:
-        identity = client.sync(client.scheduler.identity, n_workers=0, callback_timeout=CONNECT_SECONDS)
+        identity = client.sync(
+            client.scheduler.identity, n_workers=0, callback_timeout=CONNECT_SECONDS
+        )
     except OSError:
         return 0
     return int(identity["total_threads"])
@@ -172,7 +194,9 @@ def thread_count(client: Client) -> int:
 def running_keys(client: Client, keys: list[Any]) -> set[Any]:
     """Those of `keys` that a worker is computing now; all of them where workers do not answer."""
     try:
-        stacks: dict[str, dict[Any, object]] = client.sync(client.scheduler.call_stack, keys=keys, callback_timeout=2.0)
+        stacks: dict[str, dict[Any, object]] = client.sync(
+            client.scheduler.call_stack, keys=keys, callback_timeout=2.0
+        )
     except OSError:
         return set(keys)
     return {key for on_worker in stacks.values() for key in on_worker}
@@ -209,10 +233,19 @@ class _Demoted(logging.Handler):
 
 @cache
 def _distributed() -> Any:
-    """The library, imported on first use, its messages kept off the terminal: what matters reaches the user as our own errors."""
+    """The library, imported on first use, its messages kept off the terminal: what matters reaches
+    the user as our own errors.
+    """
     import distributed
 
-    for name in ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application", "bokeh"):
+    for name in (
+        "distributed",
+        "distributed.client",
+        "distributed.gc",
+        "tornado",
+        "tornado.application",
+        "bokeh",
+    ):
         logger = logging.getLogger(name)
         logger.handlers = [_Demoted()]
         logger.propagate = False

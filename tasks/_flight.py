@@ -1,7 +1,7 @@
 """One call of `Dask.map`, from the first job sent to the last result fetched.
 
-Callers wait in their own threads; one thread of distributed's (`Flight._land`) fetches every result as soon as it is there and
-releases its future.
+Callers wait in their own threads; one thread of distributed's (`Flight._land`) fetches every result
+as soon as it is there and releases its future.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class _Sent(Generic[JobType]):
 
 @dataclass(slots=True)
 class Flight(Generic[JobType, ResultType]):
-    """One call of `Dask.map`: what it still has to send, what is under way, and what has come back."""
+    """One call of `Dask.map`: what it still has to send, what is under way, and what has come
+    back.
+    """
 
     dask: Dask
     function: Callable[[JobType], ResultType]
@@ -73,8 +75,12 @@ class Flight(Generic[JobType, ResultType]):
     suspects: deque[JobType] = field(default_factory=deque)
     """Parts of jobs that lost their workers: they run alone."""
     sent: dict[Any, _Sent[JobType]] = field(default_factory=dict)
-    """By key. Whoever takes an entry out, the thread of callbacks or the caller's, gives its place in the window back."""
-    landed: queue.SimpleQueue[tuple[_Sent[JobType], Any, BaseException | None]] = field(default_factory=queue.SimpleQueue)
+    """By key. Whoever takes an entry out, the thread of callbacks or the caller's, gives its place
+    in the window back.
+    """
+    landed: queue.SimpleQueue[tuple[_Sent[JobType], Any, BaseException | None]] = field(
+        default_factory=queue.SimpleQueue
+    )
     """Jobs that are done, with a result or an error."""
     waiting_for: int = 0
     """Jobs sent and not yet taken from `landed`."""
@@ -94,7 +100,8 @@ class Flight(Generic[JobType, ResultType]):
     def _send(self) -> None:
         """Fills the window."""
         window = self.dask.window
-        # Results that nobody has taken yet count too: a caller that is busy with one must not pile up others.
+        # Results that nobody has taken yet count too: a caller that is busy with one must not pile
+        # up others.
         while self.waiting_for < max(1, window.limit) and window.take(at_any_rate=not self.sent):
             try:
                 sent = self._send_next()
@@ -118,10 +125,14 @@ class Flight(Generic[JobType, ResultType]):
         job = next(self.jobs, None)
         if job is None:
             return None
-        return _Sent(job, False, client.submit(_isolated.run_job, prepare, self.function, job, pure=False))
+        return _Sent(
+            job, False, client.submit(_isolated.run_job, prepare, self.function, job, pure=False)
+        )
 
     def _land(self, future: Any) -> None:
-        """Fetches what a future has become, in the thread of callbacks, and makes the scheduler forget it."""
+        """Fetches what a future has become, in the thread of callbacks, and makes the scheduler
+        forget it.
+        """
         sent = self.sent.pop(future.key, None)
         if sent is None:
             return
@@ -149,17 +160,25 @@ class Flight(Generic[JobType, ResultType]):
         elif not _cluster.is_death(error):
             raise error
         elif sent.alone:
-            yield sent.job, WorkerDied("The worker that watched over the process that worked on it alone died twice.")
+            yield (
+                sent.job,
+                WorkerDied(
+                    "The worker that watched over the process that worked on it alone died twice."
+                ),
+            )
         else:
             self.suspects.extend(sent.job.split())
 
     def _wind_down(self) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
         """Withdraws what has not begun, lets the rest end, and raises `Stopped`.
 
-        A job that begins after the look and before its worker hears of the withdrawal is lost, and done again by the next run.
+        A job that begins after the look and before its worker hears of the withdrawal is lost, and
+        done again by the next run.
         """
         if self.sent:
-            self._withdraw(set(self.sent) - _cluster.running_keys(self.dask.client, list(self.sent)))
+            self._withdraw(
+                set(self.sent) - _cluster.running_keys(self.dask.client, list(self.sent))
+            )
         deadline = time.monotonic() + GRACE_SECONDS
         while self.waiting_for and time.monotonic() < deadline:
             yield from self._receive()
@@ -178,6 +197,9 @@ def stopped() -> Stopped:
 
 
 def _connection_lost(error: BaseException) -> RunError:
-    lost = RunError(f"The connection with the Dask scheduler was lost ({error}). The same command goes on where it stopped.")
+    lost = RunError(
+        f"The connection with the Dask scheduler was lost ({error}). The same command goes on "
+        "where it stopped."
+    )
     lost.__cause__ = error
     return lost

@@ -1,9 +1,12 @@
-"""What surrounds a function on a worker: the preparation of the process, and a process of its own for a job under suspicion.
+"""What surrounds a function on a worker: the preparation of the process, and a process of its own
+for a job under suspicion.
 
-A segmentation fault or a lack of memory ends the whole process it happens in, and a step that never ends (`segcore.limits`) can only be
-ended with its process. A part whose bundle lost its worker therefore runs alone in a child of the worker (a plain subprocess: workers are
-daemonic, multiprocessing is closed to them). The child gets the worker's module path, then the pickled job on its standard input, and
-answers on its standard output. It does not outlive the worker (`segcore.lifeline`).
+A segmentation fault or a lack of memory ends the whole process it happens in, and a step that never
+ends (`segcore.limits`) can only be ended with its process. A part whose bundle lost its worker
+therefore runs alone in a child of the worker (a plain subprocess: workers are daemonic,
+multiprocessing is closed to them). The child gets the worker's module path, then the pickled job on
+its standard input, and answers on its standard output. It does not outlive the worker
+(`segcore.lifeline`).
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ JobType = TypeVar("JobType")
 ResultType = TypeVar("ResultType")
 
 _BOOT = (
-    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); import tasks._isolated as it; it.answer(int(sys.argv[1]))"
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); import tasks._isolated as "
+    "it; it.answer(int(sys.argv[1]))"
 )
 _LOOK_SECONDS = 0.25
 """How often the memory of a child is looked at."""
@@ -45,7 +49,9 @@ _GIVEN_UP = re.compile(rb"^Timeout \((\d+):(\d+):([\d.]+)\)!", re.MULTILINE)
 
 
 class _Preparation:
-    """Remembers what this process was last prepared with. Workers of a shared cluster may serve one run after the other."""
+    """Remembers what this process was last prepared with. Workers of a shared cluster may serve one
+    run after the other.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -71,8 +77,9 @@ def prepare_process(prepare: bytes) -> None:
 class Raised:
     """What a function raised, on its way to the driver as a value.
 
-    distributed cannot carry it: it rebuilds errors by way of tblib, which fails for classes with two built-in bases
-    (`StoreError` is both a `RuntimeError` and an `OSError`) and leaves a bare `Exception` in their place.
+    distributed cannot carry it: it rebuilds errors by way of tblib, which fails for classes with
+    two built-in bases (`StoreError` is both a `RuntimeError` and an `OSError`) and leaves a bare
+    `Exception` in their place.
     """
 
     error: Exception
@@ -81,7 +88,9 @@ class Raised:
 
     @classmethod
     def of(cls, error: Exception) -> Raised:
-        """The error just caught. One that does not pickle is replaced by a `RuntimeError` with its text."""
+        """The error just caught. One that does not pickle is replaced by a `RuntimeError` with its
+        text.
+        """
         import tblib  # type: ignore[import-untyped]
 
         trace = tblib.Traceback(error.__traceback__).to_dict()
@@ -101,7 +110,8 @@ class Raised:
 class _Watchdog:
     """Ends this process when a step of any of its jobs is not over in time.
 
-    A thread that hangs in a library cannot be ended, and may hold the interpreter's lock: `faulthandler` needs neither.
+    A thread that hangs in a library cannot be ended, and may hold the interpreter's lock:
+    `faulthandler` needs neither.
     """
 
     def __init__(self, complaints: IO[str]) -> None:
@@ -114,7 +124,9 @@ class _Watchdog:
         """Watches the steps that begin in this thread; the block itself is one."""
         thread = threading.get_ident()
         try:
-            with limits.watched_by(lambda seconds: self._expect(thread, time.monotonic() + seconds)):
+            with limits.watched_by(
+                lambda seconds: self._expect(thread, time.monotonic() + seconds)
+            ):
                 limits.working()
                 yield
         finally:
@@ -127,7 +139,9 @@ class _Watchdog:
                 self._deadlines[thread] = deadline
             if self._deadlines:
                 left = min(self._deadlines.values()) - time.monotonic()
-                faulthandler.dump_traceback_later(max(left, 0.001), exit=True, file=self._complaints)
+                faulthandler.dump_traceback_later(
+                    max(left, 0.001), exit=True, file=self._complaints
+                )
             else:
                 faulthandler.cancel_dump_traceback_later()
 
@@ -138,8 +152,11 @@ def _watchdog() -> _Watchdog:
     return _Watchdog(Path(os.devnull).open("w"))
 
 
-def run_job(prepare: bytes, function: Callable[[JobType], ResultType], job: JobType) -> ResultType | Raised:
-    """Give the function's result for the job, in this worker, which ends where a step of the job never does.
+def run_job(
+    prepare: bytes, function: Callable[[JobType], ResultType], job: JobType
+) -> ResultType | Raised:
+    """Give the function's result for the job, in this worker, which ends where a step of the job
+    never does.
 
     A restarted worker is prepared by its first job.
     """
@@ -147,7 +164,9 @@ def run_job(prepare: bytes, function: Callable[[JobType], ResultType], job: JobT
         return _result(prepare, function, job)
 
 
-def _result(prepare: bytes, function: Callable[[JobType], ResultType], job: JobType) -> ResultType | Raised:
+def _result(
+    prepare: bytes, function: Callable[[JobType], ResultType], job: JobType
+) -> ResultType | Raised:
     try:
         prepare_process(prepare)
         return function(job)
@@ -157,20 +176,28 @@ def _result(prepare: bytes, function: Callable[[JobType], ResultType], job: JobT
 
 @cache
 def introduce() -> tuple[str, ...]:
-    """What this process runs: the version of maskloom, a digest of its code, the versions of Python and distributed."""
+    """What this process runs: the version of maskloom, a digest of its code, the versions of Python
+    and distributed.
+    """
     code = hashlib.sha256()
     for package in (Path(__file__).parent, Path(segcore.__file__).parent):
         for path in sorted(package.rglob("*.py")):
-            code.update(f"{package.name}/{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
+            code.update(
+                f"{package.name}/{path.relative_to(package).as_posix()}\0".encode()
+                + path.read_bytes()
+            )
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return version("maskloom"), code.hexdigest()[:12], python, version("distributed")
 
 
 def require_same(name: str, versions: tuple[str, ...], driver: tuple[str, ...]) -> None:
-    """Raise `RunError` where a process introduced itself otherwise than the driver: its results might be others too."""
+    """Raise `RunError` where a process introduced itself otherwise than the driver: its results
+    might be others too.
+    """
     if versions != driver:
         raise RunError(
-            f"{name} runs {_in_words(versions)}, the driver {_in_words(driver)}. Install the same versions on the scheduler and on all "
+            f"{name} runs {_in_words(versions)}, the driver {_in_words(driver)}. Install the same "
+            "versions on the scheduler and on all "
             "workers, and start them again."
         )
 
@@ -183,17 +210,24 @@ def _in_words(versions: tuple[str, ...]) -> str:
 
 
 def prepare_alike(driver: tuple[str, ...], prepare: Callable[[], None]) -> None:
-    """Prepare this process, unless it runs other code than the driver: workers may join, or start again, while a run is under way."""
+    """Prepare this process, unless it runs other code than the driver: workers may join, or start
+    again, while a run is under way.
+    """
     require_same("A worker", introduce(), driver)
     prepare()
 
 
 def run_isolated(
-    prepare: bytes, function: Callable[[JobType], ResultType], job: JobType, memory_bytes: int | None = None
+    prepare: bytes,
+    function: Callable[[JobType], ResultType],
+    job: JobType,
+    memory_bytes: int | None = None,
 ) -> ResultType | Raised | WorkerDied:
-    """Give the function's result, from a child process of its own; `WorkerDied` if the child dies or takes too much.
+    """Give the function's result, from a child process of its own; `WorkerDied` if the child dies
+    or takes too much.
 
-    `memory_bytes` is the resident memory that it may use. None: what the worker that starts it may use.
+    `memory_bytes` is the resident memory that it may use. None: what the worker that starts it may
+    use.
     """
     import cloudpickle  # type: ignore[import-untyped]
 
@@ -208,7 +242,9 @@ def run_isolated(
         )
         with child:
             try:
-                answer_bytes, complaint, excess = _wait(child, payload, memory_bytes or _own_memory_limit())
+                answer_bytes, complaint, excess = _wait(
+                    child, payload, memory_bytes or _own_memory_limit()
+                )
             finally:
                 child.kill()
     if excess:
@@ -218,7 +254,9 @@ def run_isolated(
         hours, minutes, seconds = map(float, given_up.groups())
         return too_late(3600 * hours + 60 * minutes + seconds)
     if child.returncode != 0:
-        return WorkerDied(f"The process that worked on it alone {_ending(child.returncode, complaint)}")
+        return WorkerDied(
+            f"The process that worked on it alone {_ending(child.returncode, complaint)}"
+        )
     result: ResultType | Raised = pickle.loads(answer_bytes)
     return result
 
@@ -226,13 +264,18 @@ def run_isolated(
 def too_late(seconds: float) -> TimedOut:
     """That a step did not end within its time."""
     return TimedOut(
-        f"A read, or the work on what was read, did not end within {seconds:.4g} s. Look at the store, the file and the model; where they are "
+        f"A read, or the work on what was read, did not end within {seconds:.4g} s. Look at the "
+        "store, the file and the model; where they are "
         "only slow, raise limits.read or limits.work."
     )
 
 
-def _wait(child: subprocess.Popen[bytes], payload: bytes, memory: int | None) -> tuple[bytes, bytes, str]:
-    """What the child wrote on standard output and standard error, and why it had to be ended ("" if it ended by itself)."""
+def _wait(
+    child: subprocess.Popen[bytes], payload: bytes, memory: int | None
+) -> tuple[bytes, bytes, str]:
+    """What the child wrote on standard output and standard error, and why it had to be ended ("" if
+    it ended by itself).
+    """
     import psutil
 
     excess = ""
@@ -249,13 +292,16 @@ def _wait(child: subprocess.Popen[bytes], payload: bytes, memory: int | None) ->
             continue
         if memory and resident > memory:
             excess = (
-                f"It needed more memory than a worker has ({memory / 2**30:.3g} GiB). Lower tiling.tile or raise cluster.memory."
+                f"It needed more memory than a worker has ({memory / 2**30:.3g} GiB). Lower "
+                "tiling.tile or raise cluster.memory."
             )
             child.kill()
 
 
 def _own_memory_limit() -> int | None:
-    """Memory in bytes that the Dask worker around this call may use; None outside of one, or without a limit."""
+    """Memory in bytes that the Dask worker around this call may use; None outside of one, or
+    without a limit.
+    """
     import distributed
 
     try:
@@ -276,7 +322,9 @@ def _ending(code: int, complaint: bytes) -> str:
 
 
 def answer(line: int) -> None:
-    """The child's whole life: read one job from standard input, run it, write the result to standard output."""
+    """The child's whole life: read one job from standard input, run it, write the result to
+    standard output.
+    """
     import cloudpickle
 
     lifeline.hold(line)

@@ -1,8 +1,9 @@
 """Bundles: images and tiles put together into jobs of a useful size.
 
-Small images travel many to a job and are done from reading to mask by one worker. An image larger than two parts whose file allows random
-access is spread over all workers in parts of consecutive tiles. Parts do not depend on the number of workers, so that a resumed run
-finds the parts of the interrupted one.
+Small images travel many to a job and are done from reading to mask by one worker. An image larger
+than two parts whose file allows random access is spread over all workers in parts of consecutive
+tiles. Parts do not depend on the number of workers, so that a resumed run finds the parts of the
+interrupted one.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def whole_images(order: Order, items: Iterable[Item], workers: int) -> Iterator[
 
 
 def parts(order: Order, item: Item, pixels: int | None = None) -> Iterator[PartJob]:
-    """Jobs of consecutive tiles of one large image, of about so many pixels. None: what suits the segmenter."""
+    """Jobs of consecutive tiles of one large image, of about so many pixels. None: what suits the
+    segmenter.
+    """
     if item.spec is None:
         return
     grid = order.grid(item.spec)
@@ -59,13 +62,19 @@ def parts(order: Order, item: Item, pixels: int | None = None) -> Iterator[PartJ
         yield PartJob(order, item, first, min(first + step, len(grid)))
 
 
-def fitting_jobs(order: Order, items: Iterable[Item], workers: int) -> Iterator[ImagesJob | PartJob]:
-    """All jobs of one round of fitting, the large images first so that the last worker does not wait for one.
+def fitting_jobs(
+    order: Order, items: Iterable[Item], workers: int
+) -> Iterator[ImagesJob | PartJob]:
+    """All jobs of one round of fitting, the large images first so that the last worker does not
+    wait for one.
 
-    Their parts are larger than those that are segmented: each part's state travels, and nothing of it is kept for a restart.
+    Their parts are larger than those that are segmented: each part's state travels, and nothing of
+    it is kept for a restart.
     """
     items = list(items)
     for item in items:
         if item.spec is not None and is_spread(item.spec, order):
-            yield from parts(order, item, min(FIT_PIXELS, max(PART_PIXELS, item.spec.pixels // (3 * workers))))
+            yield from parts(
+                order, item, min(FIT_PIXELS, max(PART_PIXELS, item.spec.pixels // (3 * workers)))
+            )
     yield from whole_images(order, items, workers)

@@ -1,19 +1,22 @@
-"""Commits: the steps by which results take their place, one after the other, whichever run they are of.
+"""Commits: the steps by which results take their place, one after the other, whichever run they are
+of.
 
-Several runs may work on one output at a time, on several machines. Each commits its images a shard at a time:
+Several runs may work on one output at a time, on several machines. Each commits its images a shard
+at a time:
 
-1. Read the numbered records below `runs/commits/` up to the last, N. If commit N is not carried out, carry it out (step 5).
-   No other can be open, since everybody does so.
+1. Read the numbered records below `runs/commits/` up to the last, N. If commit N is not carried
+   out, carry it out (step 5). No other can be open, since everybody does so.
 2. Read what the tables hold now. Images that another run has committed meanwhile leave the shard.
-3. Draft: stage the new content of each table file that changes. An image that has rows keeps its file, and a new one goes
-   into the shard's own, so no two files ever hold one image.
-4. Claim: write record N+1, which must not exist. If it does, another run was faster: drop the draft, begin again at 1.
-5. Carry out: move masks and previews, then the tables, `images` last, over their names, each at most once
-   (`segcore/conditional.py`).
+3. Draft: stage the new content of each table file that changes. An image that has rows keeps its
+   file, and a new one goes into the shard's own, so no two files ever hold one image.
+4. Claim: write record N+1, which must not exist. If it does, another run was faster: drop the
+   draft, begin again at 1.
+5. Carry out: move masks and previews, then the tables, `images` last, over their names, each at
+   most once (`segcore/conditional.py`).
 
-A process that dies before 4 has changed nothing. One that dies after it is helped by whoever comes next: all that it was
-about to move is staged, and its record says where. A commit is done when nothing is staged for it any more. No lock is
-held and no clock is read.
+A process that dies before 4 has changed nothing. One that dies after it is helped by whoever comes
+next: all that it was about to move is staged, and its record says where. A commit is done when
+nothing is staged for it any more. No lock is held and no clock is read.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ class Commit:
     folder: str
     """Where its files are staged, or were."""
     tables: tuple[tuple[str, str | None, str], ...]
-    """Name, version of the file that it replaces, and SHA-256, of each table file; those of `images` come last."""
+    """Name, version of the file that it replaces, and SHA-256, of each table file; those of
+    `images` come last.
+    """
 
     @property
     def moves(self) -> tuple[Move, ...]:
@@ -60,13 +65,24 @@ class Commit:
     def to_json(self) -> bytes:
         """The record's bytes."""
         return json.dumps(
-            {"number": self.number, "run_id": self.run_id, "folder": self.folder, "tables": self.tables}, indent=1
+            {
+                "number": self.number,
+                "run_id": self.run_id,
+                "folder": self.folder,
+                "tables": self.tables,
+            },
+            indent=1,
         ).encode()
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Commit:
         """The commit that `to_json` wrote."""
-        return cls(record["number"], record["run_id"], record["folder"], tuple(tuple(entry) for entry in record["tables"]))
+        return cls(
+            record["number"],
+            record["run_id"],
+            record["folder"],
+            tuple(tuple(entry) for entry in record["tables"]),
+        )
 
 
 class CommitLog:
@@ -78,7 +94,9 @@ class CommitLog:
         """The last commit that was read."""
 
     def skip(self) -> None:
-        """Go to the end without reading every record, for a caller who then reads the tables themselves."""
+        """Go to the end without reading every record, for a caller who then reads the tables
+        themselves.
+        """
         names = self.store.names(COMMITS, ".json")
         if names:
             self.number = _number(names[-1]) - 1
@@ -96,7 +114,9 @@ class CommitLog:
 
     @contextlib.contextmanager
     def draft(self, run_id: str, folder: str) -> Iterator[Draft]:
-        """A commit to fill and to claim, staged below the folder of this process. What it staged is removed if it is not claimed."""
+        """A commit to fill and to claim, staged below the folder of this process. What it staged is
+        removed if it is not claimed.
+        """
         draft = Draft(self.store, run_id, f"{folder}/commits/{uuid.uuid4().hex}")
         try:
             yield draft
@@ -105,18 +125,27 @@ class CommitLog:
                 self.store.remove(draft.folder)
 
     def claim(self, draft: Draft) -> bool:
-        """Make the draft the next commit and carry it out. False where another run's commit is the next one: read `news`, and draft again."""
-        require_movable(self.store, [draft.folder, *{staged.rpartition("/")[0] for staged in draft.files.values()}])
+        """Make the draft the next commit and carry it out. False where another run's commit is the
+        next one: read `news`, and draft again.
+        """
+        require_movable(
+            self.store,
+            [draft.folder, *{staged.rpartition("/")[0] for staged in draft.files.values()}],
+        )
         # The table `images` says what is done, so it comes last.
         names = sorted(draft.tables, key=lambda name: name.startswith(f"{IMAGES}/"))
         bases = zip(names, bases_of(self.store, names), strict=True)
         tables = tuple((name, base, draft.tables[name].sha256) for name, base in bases)
         commit = Commit(self.number + 1, draft.run_id, draft.folder, tables)
         finals = list(draft.files)
-        moves = [Move(draft.files[name], name, base) for name, base in zip(finals, bases_of(self.store, finals), strict=True)]
+        moves = [
+            Move(draft.files[name], name, base)
+            for name, base in zip(finals, bases_of(self.store, finals), strict=True)
+        ]
         listed = [[each.staged, each.name, each.base] for each in moves]
         self.store.publish(f"{draft.folder}/{_FILES}", json.dumps(listed).encode())
-        # Where the reply is lost the record may be there, and whoever finds it needs what is staged.
+        # Where the reply is lost the record may be there, and whoever finds it needs what is
+        # staged.
         draft.claimed = True
         draft.claimed = self.store.publish_new(_record(commit.number), commit.to_json())
         if draft.claimed:
@@ -124,10 +153,16 @@ class CommitLog:
         return draft.claimed
 
     def _carry_out(self, commit: Commit, moves: list[Move] | None) -> None:
-        """Move what the commit has staged. `moves` of masks and previews: None to read them from the draft."""
+        """Move what the commit has staged. `moves` of masks and previews: None to read them from
+        the draft.
+        """
         if moves is None:
             try:
-                moves = read_json(self.store, f"{commit.folder}/{_FILES}", lambda found: [Move(*entry) for entry in found])
+                moves = read_json(
+                    self.store,
+                    f"{commit.folder}/{_FILES}",
+                    lambda found: [Move(*entry) for entry in found],
+                )
             except FileNotFoundError:
                 # Whoever else carries it out has come to its end just now.
                 return
@@ -149,7 +184,9 @@ class Draft:
     tables: dict[str, Artefact] = field(default_factory=dict)
     """Table files, by the name that they will have."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Staged masks, previews and side-cars: their place below the output, by the name that they will have."""
+    """Staged masks, previews and side-cars: their place below the output, by the name that they
+    will have.
+    """
     claimed: bool = False
     """Whether a record may name what it staged."""
 
@@ -175,7 +212,9 @@ def is_under_way(store: Store, commit: Commit) -> bool:
 
 
 def folder_under_way(store: Store) -> str | None:
-    """Where the last commit is staged, if it is not carried out. Nothing of its process may be removed."""
+    """Where the last commit is staged, if it is not carried out. Nothing of its process may be
+    removed.
+    """
     names = store.names(COMMITS, ".json")
     commit = read_commit(store, _number(names[-1])) if names else None
     return commit.folder if commit is not None and is_under_way(store, commit) else None

@@ -1,8 +1,9 @@
 """Discover: the recipe's inputs as a list of sources, each with its version and a name of its own.
 
-Inputs are files, globs, folders (every file below whose suffix a format claims) and lists (`tasks.lists`) on any fsspec store. `image_id` is the path
-of a source below the inputs' common folder, without its suffix and made safe for file names. The common folder is that of the inputs as the
-recipe states them, so an id does not change when other images arrive.
+Inputs are files, globs, folders (every file below whose suffix a format claims) and lists
+(`tasks.lists`) on any fsspec store. `image_id` is the path of a source below the inputs' common
+folder, without its suffix and made safe for file names. The common folder is that of the inputs as
+the recipe states them, so an id does not change when other images arrive.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from segcore import formats  # noqa: F401  (fills FORMATS)
-from segcore.addresses import is_signed, is_web, learn, path_of, require_no_password, unsigned, written
+from segcore.addresses import (
+    is_signed,
+    is_web,
+    learn,
+    path_of,
+    require_no_password,
+    unsigned,
+    written,
+)
 from segcore.errors import RecipeError, StoreError
 from segcore.manifest import ABSENT, Source
 from segcore.raster import FORMATS
@@ -47,7 +56,18 @@ _NAMED_SUFFIXES = 20
 _NAMES_COMPARED = 10_000
 
 
-_TIFF_INSIDE = (".svs", ".ndpi", ".scn", ".bif", ".qptiff", ".lsm", ".stk", ".tf8", ".tif8", ".geotiff")
+_TIFF_INSIDE = (
+    ".svs",
+    ".ndpi",
+    ".scn",
+    ".bif",
+    ".qptiff",
+    ".lsm",
+    ".stk",
+    ".tf8",
+    ".tif8",
+    ".geotiff",
+)
 """Suffixes, claimed by no format, of files that are TIFF by their content."""
 
 
@@ -64,10 +84,16 @@ class Found:
 def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> Found:
     """All sources of these inputs; nothing that a run writes below `output`.
 
-    `known` maps the URIs of earlier runs to their image ids, which stay. Raises `RecipeError` where the inputs give nothing that exists, where a list
-    cannot be read or names itself, and where an address holds a password; `StoreError` where a store cannot be listed.
+    `known` maps the URIs of earlier runs to their image ids, which stay. Raises `RecipeError` where
+    the inputs give nothing that exists, where a list cannot be read or names itself, and where an
+    address holds a password; `StoreError` where a store cannot be listed.
     """
-    search = _Search(tuple(f"{output}/{folder}/" for folder in ("masks", "previews", "tables", "runs", "evaluation", STAGING)))
+    search = _Search(
+        tuple(
+            f"{output}/{folder}/"
+            for folder in ("masks", "previews", "tables", "runs", "evaluation", STAGING)
+        )
+    )
     idle = []
     for entry in inputs:
         before = len(search.found)
@@ -76,24 +102,34 @@ def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> Fo
             idle.append(entry)
     if not search.found:
         raise RecipeError(
-            f"inputs: {_some(inputs)} {'matches' if len(inputs) == 1 else 'match'} no image. {told(search.passed_over)}"
-            f"{'maskloom does not read Zarr yet. ' if '.zarr' in search.passed_over else ''}Give a file, a glob such as "
-            f"'scenes/**/*.tif', a folder with images ({' '.join(image_suffixes())}), or a list file with a column `{lists.COLUMN}`."
+            f"inputs: {_some(inputs)} {'matches' if len(inputs) == 1 else 'match'} no image. "
+            f"{told(search.passed_over)}"
+            f"{'maskloom does not read Zarr yet. ' if '.zarr' in search.passed_over else ''}Give a "
+            "file, a glob such as "
+            f"'scenes/**/*.tif', a folder with images ({' '.join(image_suffixes())}), or a list "
+            f"file with a column `{lists.COLUMN}`."
         )
     sources = _sources(search, known)
     if all(source.version == ABSENT for source in sources):
         raise RecipeError(f"inputs: {_absent([source.uri for source in sources], idle)}")
     for entry in idle:
-        log.warning("The input %r adds no image: it matches none, or only images that other inputs give too.", written(entry))
+        log.warning(
+            "The input %r adds no image: it matches none, or only images that other inputs give "
+            "too.",
+            written(entry),
+        )
     if search.alike:
         log.warning(
-            "Inputs that differ only in the signature or the fragment of their URL are one image each: %d left out.", search.alike
+            "Inputs that differ only in the signature or the fragment of their URL are one image "
+            "each: %d left out.",
+            search.alike,
         )
     return Found(sources, search.passed_over)
 
 
 def told(passed_over: Mapping[str, int]) -> str:
-    """The files that were passed over, in a sentence with a space behind it; empty where there are none.
+    """The files that were passed over, in a sentence with a space behind it; empty where there are
+    none.
 
     >>> told({".nii.gz": 12, ".dcm": 1})
     'Passed over in folders, since no format claims such files: 12 .nii.gz, 1 .dcm. '
@@ -102,17 +138,26 @@ def told(passed_over: Mapping[str, int]) -> str:
     named = [f"{count} {suffix}" for suffix, count in counts[:_NAMED_SUFFIXES]]
     if kinds := len(counts[_NAMED_SUFFIXES:]):
         named.append(f"{sum(count for _, count in counts[_NAMED_SUFFIXES:])} of {kinds} more kinds")
-    return f"Passed over in folders, since no format claims such files: {', '.join(named)}. " if named else ""
+    return (
+        f"Passed over in folders, since no format claims such files: {', '.join(named)}. "
+        if named
+        else ""
+    )
 
 
 def advice(passed_over: Mapping[str, int]) -> str:
-    """What to do about files that were passed over and may be images all the same; empty where there are none of them.
+    """What to do about files that were passed over and may be images all the same; empty where
+    there are none of them.
 
     >>> advice({".svs": 2}), advice({".dcm": 2})
     ("A file or glob that names them, such as '*.svs', is tried as what its content is.", '')
     """
     suffix = next((suffix for suffix in _TIFF_INSIDE if suffix in passed_over), None)
-    return f"A file or glob that names them, such as '*{suffix}', is tried as what its content is." if suffix else ""
+    return (
+        f"A file or glob that names them, such as '*{suffix}', is tried as what its content is."
+        if suffix
+        else ""
+    )
 
 
 def image_suffixes() -> tuple[str, ...]:
@@ -129,7 +174,9 @@ class _File:
 
 
 class _Search:
-    """One walk over inputs. Each is looked at once, however many lists name it, so lists of lists end."""
+    """One walk over inputs. Each is looked at once, however many lists name it, so lists of lists
+    end.
+    """
 
     def __init__(self, ours: tuple[str, ...]) -> None:
         self.found: dict[str, _File] = {}
@@ -147,7 +194,8 @@ class _Search:
         fs, path = _place(entry)
         if path in chain:
             raise RecipeError(
-                f"inputs: the list {entry!r} names itself ({' -> '.join((*chain, path))}). Take it out of its list."
+                f"inputs: the list {entry!r} names itself ({' -> '.join((*chain, path))}). Take it "
+                "out of its list."
             )
         key = str(fs.unstrip_protocol(path))
         if key in self._seen:
@@ -184,7 +232,9 @@ class _Search:
         suffixes = image_suffixes()
         for name, info in fs.find(folder, detail=True).items():
             below = name[len(folder) :]
-            if any(part.startswith(".") for part in below.split("/")) and not _STORED_FOLDER.search(name):
+            if any(part.startswith(".") for part in below.split("/")) and not _STORED_FOLDER.search(
+                name
+            ):
                 continue
             if below.lower().endswith(suffixes):
                 self._take(fs, folder, name, info)
@@ -201,13 +251,21 @@ class _Search:
             suffix = _SUFFIX.search(posixpath.basename(lower))
             self.passed_over[suffix[0] if suffix else _WITHOUT_SUFFIX] += 1
 
-    def _read_list(self, fs: Any, path: str, entry: str, info: Mapping[str, Any], chain: tuple[str, ...]) -> None:
+    def _read_list(
+        self, fs: Any, path: str, entry: str, info: Mapping[str, Any], chain: tuple[str, ...]
+    ) -> None:
         if not info:
             raise RecipeError(f"inputs: the list {entry!r} does not exist. Check its name.")
         if len(chain) == _DEEPEST_LIST:
-            raise RecipeError(f"inputs: lists name one another more than {_DEEPEST_LIST} deep: {' -> '.join((*chain, path))}.")
+            raise RecipeError(
+                f"inputs: lists name one another more than {_DEEPEST_LIST} deep: "
+                f"{' -> '.join((*chain, path))}."
+            )
         if int(info.get("size") or 0) > lists.LARGEST:
-            raise RecipeError(f"inputs: the list {entry!r} is larger than {lists.LARGEST >> 20} MiB. Cut it into several.")
+            raise RecipeError(
+                f"inputs: the list {entry!r} is larger than {lists.LARGEST >> 20} MiB. Cut it into "
+                "several."
+            )
         with store_errors(f"read the list {entry!r}"):
             content = fs.cat_file(path)
         for name in lists.read_list(written(entry), content):
@@ -237,7 +295,9 @@ def _sources(search: _Search, known: Mapping[str, str]) -> list[Source]:
 
 
 def _place(entry: str) -> tuple[Any, str]:
-    """The file system of an input and the path in it. One local file has one path, however it is reached."""
+    """The file system of an input and the path in it. One local file has one path, however it is
+    reached.
+    """
     try:
         fs, path = filesystem(entry)
     except StoreError as error:
@@ -249,17 +309,25 @@ def _refuse_secrets(entry: str, chain: tuple[str, ...]) -> None:
     where = f"inputs: {written(entry)!r}" + (f" in the list {chain[-1]!r}" if chain else "")
     require_no_password(entry, where)
     if is_signed(entry) and not is_web(entry):
-        raise RecipeError(f"{where}: only addresses that begin with https:// may be signed; leave the secret parameter out.")
+        raise RecipeError(
+            f"{where}: only addresses that begin with https:// may be signed; leave the secret "
+            "parameter out."
+        )
 
 
 def _info(fs: Any, path: str) -> Mapping[str, Any]:
-    """What a store says of a file; nothing of one that is named but absent, which becomes a failed row with a clear reason."""
+    """What a store says of a file; nothing of one that is named but absent, which becomes a failed
+    row with a clear reason.
+    """
     try:
         info: Mapping[str, Any] = fs.info(path)
     except FileNotFoundError as error:
-        # A web server that does not answer, or not to us, is said to have no such file. When the file is read, the reason will show.
+        # A web server that does not answer, or not to us, is said to have no such file. When the
+        # file is read, the reason will show.
         answer = getattr(error.__cause__, "status", None)
-        return {} if error.__cause__ is None or answer in (404, 410) else {"size": 0, "type": "file"}
+        return (
+            {} if error.__cause__ is None or answer in (404, 410) else {"size": 0, "type": "file"}
+        )
     except (NotADirectoryError, ValueError):
         return {}
     except OSError as error:
@@ -270,20 +338,31 @@ def _info(fs: Any, path: str) -> Mapping[str, Any]:
 
 
 def _existing(name: str) -> str:
-    """A name of a list whose bytes are not UTF-8: as it is where such a file is there, else as a spreadsheet means it."""
+    """A name of a list whose bytes are not UTF-8: as it is where such a file is there, else as a
+    spreadsheet means it.
+    """
     plain = lists.spelled(name)
-    return name if plain == name or (is_local(name) and filesystem(name)[0].exists(filesystem(name)[1])) else plain
+    return (
+        name
+        if plain == name or (is_local(name) and filesystem(name)[0].exists(filesystem(name)[1]))
+        else plain
+    )
 
 
 def _absent(uris: Sequence[str], idle: Sequence[str]) -> str:
     """That no input exists, and what may have been meant; `idle` are inputs that give no image."""
     close = _close_to(uris[0])
     hint = f" Did you mean {close!r}?" if close else ""
-    also = f", and {_some(idle)} {'matches' if len(idle) == 1 else 'match'} no image" if idle else ""
+    also = (
+        f", and {_some(idle)} {'matches' if len(idle) == 1 else 'match'} no image" if idle else ""
+    )
     if len(uris) == 1:
-        return f"{uris[0]!r} does not exist{also}.{hint} Check {'the names' if idle else 'its name'}."
+        return (
+            f"{uris[0]!r} does not exist{also}.{hint} Check {'the names' if idle else 'its name'}."
+        )
     return (
-        f"none of the {len(uris)} files {_some(uris)} exists{also}.{hint} Check their names and the folder that they are below."
+        f"none of the {len(uris)} files {_some(uris)} exists{also}.{hint} Check their names and "
+        "the folder that they are below."
     )
 
 
@@ -294,14 +373,19 @@ def _close_to(uri: str) -> str | None:
         fs, path = filesystem(folder)
         if not is_local(uri) or not fs.isdir(path):
             return None
-        names = [posixpath.basename(each.rstrip("/")) for each in fs.ls(path, detail=False)[:_NAMES_COMPARED]]
+        names = [
+            posixpath.basename(each.rstrip("/"))
+            for each in fs.ls(path, detail=False)[:_NAMES_COMPARED]
+        ]
     except (OSError, StoreError):
         return None
     return next(iter(difflib.get_close_matches(name, names, n=1)), None)
 
 
 def _some(entries: Sequence[str]) -> str:
-    return ", ".join(repr(written(entry)) for entry in entries[:_NAMED]) + (", ..." if len(entries) > _NAMED else "")
+    return ", ".join(repr(written(entry)) for entry in entries[:_NAMED]) + (
+        ", ..." if len(entries) > _NAMED else ""
+    )
 
 
 def _uri(fs: Any, path: str) -> str:
@@ -310,7 +394,11 @@ def _uri(fs: Any, path: str) -> str:
 
 def _common(folders: Sequence[str]) -> str:
     protocols = {folder.partition("://")[0] for folder in folders}
-    return posixpath.commonpath([folder.partition("://")[2] for folder in folders]) if len(protocols) == 1 else ""
+    return (
+        posixpath.commonpath([folder.partition("://")[2] for folder in folders])
+        if len(protocols) == 1
+        else ""
+    )
 
 
 def _image_ids(uris: Sequence[str], root: str, known: Mapping[str, str]) -> dict[str, str]:
@@ -335,18 +423,27 @@ def _image_ids(uris: Sequence[str], root: str, known: Mapping[str, str]) -> dict
 
 
 def _below(path: str, root: str) -> str:
-    return path[len(root) :].lstrip("/") if root and path.startswith(root.rstrip("/") + "/") else path.lstrip("/")
+    return (
+        path[len(root) :].lstrip("/")
+        if root and path.startswith(root.rstrip("/") + "/")
+        else path.lstrip("/")
+    )
 
 
 def safe_name(path: str) -> str:
-    """A path made safe for every file system: letters, digits, `_`, `-`, `.` and `/`, no hidden or relative parts.
+    """A path made safe for every file system: letters, digits, `_`, `-`, `.` and `/`, no hidden or
+    relative parts.
 
     >>> safe_name("a b/../ü:x")
     'a_b/_./ü_x'
     """
-    parts = [_UNSAFE.sub("_", unicodedata.normalize("NFC", part)) for part in path.split("/") if part]
+    parts = [
+        _UNSAFE.sub("_", unicodedata.normalize("NFC", part)) for part in path.split("/") if part
+    ]
     parts = ["_" + part[1:] if part.startswith(".") else part for part in parts] or ["_"]
     return "/".join(
-        part if len(part.encode()) <= _LONGEST_NAME else f"{part[:60]}_{hashlib.sha256(part.encode()).hexdigest()[:10]}"
+        part
+        if len(part.encode()) <= _LONGEST_NAME
+        else f"{part[:60]}_{hashlib.sha256(part.encode()).hexdigest()[:10]}"
         for part in parts
     )

@@ -1,13 +1,14 @@
-"""Fanning out: maps a function over many jobs, here or on the workers of a Dask cluster. Nothing else knows where jobs run.
+"""Fanning out: maps a function over many jobs, here or on the workers of a Dask cluster. Nothing
+else knows where jobs run.
 
-All callers (one thread a shard) share one bounded window of jobs in flight, and every caller may always have one, so nobody
-starves. A result is fetched and its future released as soon as it is there: the scheduler never knows more than the window,
-whatever the number of jobs.
+All callers (one thread a shard) share one bounded window of jobs in flight, and every caller may
+always have one, so nobody starves. A result is fetched and its future released as soon as it is
+there: the scheduler never knows more than the window, whatever the number of jobs.
 
-A worker that dies gives its jobs back. A job that loses two workers is taken apart, and each part runs alone in a
-disposable child process, until the part that kills is named by a `WorkerDied` and its neighbours have their results. A worker with a
-step that is not over in time (`segcore.limits`) ends itself, so that this holds for what hangs too. `distributed` is imported when
-a `Dask` starts.
+A worker that dies gives its jobs back. A job that loses two workers is taken apart, and each part
+runs alone in a disposable child process, until the part that kills is named by a `WorkerDied` and
+its neighbours have their results. A worker with a step that is not over in time (`segcore.limits`)
+ends itself, so that this holds for what hangs too. `distributed` is imported when a `Dask` starts.
 """
 
 from __future__ import annotations
@@ -62,16 +63,19 @@ class Fanout(Protocol):
         ...
 
     def start(self) -> None:
-        """Begins to get ready, and returns at once. What goes wrong meanwhile is raised by `map`."""
+        """Begins to get ready, and returns at once. What goes wrong meanwhile is raised by
+        `map`.
+        """
         ...
 
     def map(
         self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]
     ) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
-        """Jobs and their results in order of completion; a job that was taken apart comes as its parts.
+        """Jobs and their results in order of completion; a job that was taken apart comes as its
+        parts.
 
-        `jobs` is read as far as the window allows. What the function raises is raised here. Raises `Stopped` when the run
-        was asked to stop, and `RunError` when the workers are gone.
+        `jobs` is read as far as the window allows. What the function raises is raised here. Raises
+        `Stopped` when the run was asked to stop, and `RunError` when the workers are gone.
         """
         ...
 
@@ -96,7 +100,9 @@ class LocalCluster:
     workers: int | None = None
     """Number of worker processes. None: one for each processor core that this process may use."""
     memory: str | None = None
-    """Memory of one worker ("4 GiB"); a worker above it is restarted. None: an equal share of what this process may use."""
+    """Memory of one worker ("4 GiB"); a worker above it is restarted. None: an equal share of what
+    this process may use.
+    """
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -126,7 +132,8 @@ Cluster = LocalCluster | Existing | InProcess
 def open_fanout(cluster: Cluster, prepare: Callable[[], None], stop: threading.Event) -> Fanout:
     """Choose the fanout for a cluster.
 
-    `prepare` runs once in every process that runs jobs, so it must pickle; `stop` ends the work when it is set.
+    `prepare` runs once in every process that runs jobs, so it must pickle; `stop` ends the work
+    when it is set.
     """
     return Serial(prepare, stop) if isinstance(cluster, InProcess) else Dask(cluster, prepare, stop)
 
@@ -143,16 +150,26 @@ def memory_of(cluster: Cluster) -> int | None:
 
 
 def with_gpus(cluster: Cluster) -> Cluster:
-    """The cluster with one worker for each GPU of this machine, where it has some and the recipe leaves the number open."""
+    """The cluster with one worker for each GPU of this machine, where it has some and the recipe
+    leaves the number open.
+    """
     gpus = _cluster.gpu_count()
-    return replace(cluster, workers=gpus) if isinstance(cluster, LocalCluster) and cluster.workers is None and gpus else cluster
+    return (
+        replace(cluster, workers=gpus)
+        if isinstance(cluster, LocalCluster) and cluster.workers is None and gpus
+        else cluster
+    )
 
 
 def threads_of(cluster: Cluster) -> int:
     """Threads that one worker may use inside a library that shares its work among some."""
     if isinstance(cluster, Existing):
         return 1
-    return max(1, _cluster.core_count() // (1 if isinstance(cluster, InProcess) else cluster.workers or _cluster.core_count()))
+    return max(
+        1,
+        _cluster.core_count()
+        // (1 if isinstance(cluster, InProcess) else cluster.workers or _cluster.core_count()),
+    )
 
 
 Result = TypeVar("Result")
@@ -191,7 +208,9 @@ def threads_left_behind() -> bool:
 
 
 class _Attempt(Generic[ResultType]):
-    """A call in a thread of its own, which is left behind where a step of it never ends: no thread can be ended."""
+    """A call in a thread of its own, which is left behind where a step of it never ends: no thread
+    can be ended.
+    """
 
     def __init__(self, call: Callable[[], ResultType], stop: threading.Event) -> None:
         self._call = call
@@ -201,7 +220,9 @@ class _Attempt(Generic[ResultType]):
         self._left_behind = False
 
     def result(self) -> ResultType | TimedOut:
-        """What the call gives, or raises. Raises `Stopped` where it is not over soon after the run was asked to stop."""
+        """What the call gives, or raises. Raises `Stopped` where it is not over soon after the run
+        was asked to stop.
+        """
         threading.Thread(target=self._run, name=_ATTEMPT, daemon=True).start()
         while not wait((self._future,), timeout=_WAIT_SECONDS).done:
             if self._stop.is_set():
@@ -246,7 +267,9 @@ class Serial:
     def map(
         self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]
     ) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
-        """Jobs and their results, in the order of the jobs; a job that was taken apart because it hangs comes as its parts."""
+        """Jobs and their results, in the order of the jobs; a job that was taken apart because it
+        hangs comes as its parts.
+        """
         self._prepared.result()
         for job in jobs:
             result = self._attempt(function, job)
@@ -256,7 +279,9 @@ class Serial:
             else:
                 yield from ((part, self._attempt(function, part)) for part in parts)
 
-    def _attempt(self, function: Callable[[JobType], ResultType], job: JobType) -> ResultType | TimedOut:
+    def _attempt(
+        self, function: Callable[[JobType], ResultType], job: JobType
+    ) -> ResultType | TimedOut:
         with self._turn:
             if self._stop.is_set():
                 raise stopped()
@@ -275,10 +300,16 @@ class Serial:
 
 
 class Dask:
-    """Runs jobs on the workers of a Dask cluster. The driver's threads share one connection and one window."""
+    """Runs jobs on the workers of a Dask cluster. The driver's threads share one connection and one
+    window.
+    """
 
-    def __init__(self, cluster: LocalCluster | Existing, prepare: Callable[[], None], stop: threading.Event) -> None:
-        self.prepare = pickle.dumps(partial(_isolated.prepare_alike, _isolated.introduce(), prepare))
+    def __init__(
+        self, cluster: LocalCluster | Existing, prepare: Callable[[], None], stop: threading.Event
+    ) -> None:
+        self.prepare = pickle.dumps(
+            partial(_isolated.prepare_alike, _isolated.introduce(), prepare)
+        )
         self.stop = stop
         self.window = Window()
         self._cluster = cluster
@@ -312,7 +343,9 @@ class Dask:
             client = self._open.enter_context(_cluster.local(self.workers, memory))
             for address in client.nthreads():
                 # The imports of the first jobs happen while the driver still plans.
-                future = client.submit(_isolated.prepare_process, self.prepare, workers=[address], pure=False)
+                future = client.submit(
+                    _isolated.prepare_process, self.prepare, workers=[address], pure=False
+                )
                 self._open.callback(future.release)
         else:
             client = self._open.enter_context(_cluster.joined(self._cluster.address))
@@ -322,11 +355,15 @@ class Dask:
     def map(
         self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]
     ) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
-        """Jobs and their results in order of completion; a job that was taken apart comes as its parts."""
+        """Jobs and their results in order of completion; a job that was taken apart comes as its
+        parts.
+        """
         return Flight(self, function, iter(jobs)).results()
 
     def look(self) -> None:
-        """Raise `RunError` if the cluster has been without workers for too long. Asks the scheduler now and then."""
+        """Raise `RunError` if the cluster has been without workers for too long. Asks the scheduler
+        now and then.
+        """
         with self._looking:
             if time.monotonic() - self._looked < _LOOK_SECONDS:
                 return
@@ -334,8 +371,10 @@ class Dask:
             missing = time.monotonic() - self._seen
             if missing > _cluster.WORKERS_SECONDS:
                 raise RunError(
-                    f"The Dask cluster has had no worker for {missing:.0f} s: all died and none came back. Look for a lack of "
-                    "memory (cluster.memory, tiling.tile), then run the same command again: it goes on where it stopped."
+                    f"The Dask cluster has had no worker for {missing:.0f} s: all died and none "
+                    "came back. Look for a lack of "
+                    "memory (cluster.memory, tiling.tile), then run the same command again: it "
+                    "goes on where it stopped."
                 )
 
     def _see(self, threads: int) -> None:
@@ -363,6 +402,9 @@ def _bytes(text: str) -> int:
     """Bytes from a number and a unit. Raises `RecipeError` for anything else."""
     match = re.fullmatch(r"([0-9.]+)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if match is None:
-        raise RecipeError(f"cluster.memory must be a number and a unit, such as '4 GiB' or '800 MB', not {text!r}.")
+        raise RecipeError(
+            "cluster.memory must be a number and a unit, such as '4 GiB' or '800 MB', not "
+            f"{text!r}."
+        )
     number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))

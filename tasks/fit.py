@@ -1,7 +1,8 @@
 """Fit: one model from the pixels of many images, in as many rounds as the fitter asks for.
 
-All of it is `while not a segmenter: observe everything, merge, finish`. States are exact and order-free, so they are merged as they
-come. An image that cannot be read contributes nothing, not even the tiles that could be read, since which those are depends on the tiling.
+All of it is `while not a segmenter: observe everything, merge, finish`. States are exact and
+order-free, so they are merged as they come. An image that cannot be read contributes nothing, not
+even the tiles that could be read, since which those are depends on the tiling.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class _Passing(RunError):
     """An image failed for a reason that may go."""
 
     def __init__(self, failure: Failure) -> None:
-        super().__init__(f"The model cannot be fitted now: {failure.error} Run the same command again.")
+        super().__init__(
+            f"The model cannot be fitted now: {failure.error} Run the same command again."
+        )
         self.failure = failure
 
 
@@ -58,16 +61,23 @@ def fit_alone(fanout: Fanout, order: Order, item: Item) -> Model | Failure:
 
 
 def fit(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress) -> Fit:
-    """Fit the order's model to all images together; a blank one where none has a valid pixel. Raises `FitError` where they allow none."""
+    """Fit the order's model to all images together; a blank one where none has a valid pixel.
+    Raises `FitError` where they allow none.
+    """
     model = order.model
     failures: dict[str, Failure] = {}
     if isinstance(model, Fitter):
         failures = unsuitable(model, items)
     while isinstance(model, Fitter):
-        usable = [item for item in items if item.spec is not None and item.source.uri not in failures]
+        usable = [
+            item for item in items if item.spec is not None and item.source.uri not in failures
+        ]
         if not usable:
             reason = next(iter(failures.values()), None)
-            raise _NoImage(f"No image is left to fit the model to. {reason.error if reason else ''}".strip(), reason)
+            raise _NoImage(
+                f"No image is left to fit the model to. {reason.error if reason else ''}".strip(),
+                reason,
+            )
         total, failed = _round(fanout, replace(order, model=model), usable, progress)
         failures.update(failed)
         if total is None:
@@ -78,7 +88,9 @@ def fit(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress)
 
 
 def unsuitable(fitter: Fitter, items: Sequence[Item]) -> dict[str, Failure]:
-    """Images that lack the bands, or that are of another kind than most (k-means on colours cannot take a grey image)."""
+    """Images that lack the bands, or that are of another kind than most (k-means on colours cannot
+    take a grey image).
+    """
     failures: dict[str, Failure] = {}
     kinds: dict[str, Hashable] = {}
     for item in items:
@@ -91,14 +103,17 @@ def unsuitable(fitter: Fitter, items: Sequence[Item]) -> dict[str, Failure]:
     for uri, kind in kinds.items():
         if kind != usual[0][0]:
             mismatch = ModelMismatch(
-                f"{uri} has {kind} band(s), most images of the collection have {usual[0][0]}; one model cannot be fitted to both. "
+                f"{uri} has {kind} band(s), most images of the collection have {usual[0][0]}; one "
+                "model cannot be fitted to both. "
                 "Choose `bands` that all have, set `fit: image`, or run them apart."
             )
             failures[uri] = Failure.of(mismatch)
     return failures
 
 
-def _round(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress) -> tuple[Any, dict[str, Failure]]:
+def _round(
+    fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress
+) -> tuple[Any, dict[str, Failure]]:
     fitter = order.model
     if not isinstance(fitter, Fitter):
         raise TypeError(f"{type(fitter).__name__} has nothing left to fit")
@@ -113,7 +128,8 @@ def _round(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progre
             continue
         for item, failure in answer.failures:
             if not failure.permanent:
-                # A model without this image would stay, though the image is there: no result may depend on a passing fault.
+                # A model without this image would stay, though the image is there: no result may
+                # depend on a passing fault.
                 raise _Passing(failure)
             failures[item.source.uri] = failure
         progress.advance(job)
@@ -123,7 +139,9 @@ def _round(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progre
             total = answer.state if total is None else fitter.merge(total, answer.state)
         else:
             uri = job.item.source.uri
-            of_image[uri] = answer.state if uri not in of_image else fitter.merge(of_image[uri], answer.state)
+            of_image[uri] = (
+                answer.state if uri not in of_image else fitter.merge(of_image[uri], answer.state)
+            )
     for uri, state in of_image.items():
         if uri not in failures:
             total = state if total is None else fitter.merge(total, state)

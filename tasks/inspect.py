@@ -22,7 +22,16 @@ from tasks.plan import HEAD, read_head
 T = TypeVar("T")
 CHUNK = 2**22
 _AREAS, _OBJECTS = "tables/areas", "tables/objects"
-_ROW = ("uri", "image_id", "status", "error", "error_type", "mask_uri", "source_version", "fingerprint")
+_ROW = (
+    "uri",
+    "image_id",
+    "status",
+    "error",
+    "error_type",
+    "mask_uri",
+    "source_version",
+    "fingerprint",
+)
 _CHECKED = {
     IMAGES: ("image_id", "status", "mask_uri", "mask_sha256", "total_pixels"),
     _AREAS: ("image_id", "class_id", "pixel_count", "nodata_pixels", "unprocessed_pixels"),
@@ -38,7 +47,9 @@ class Status:
     done: int
     failed: int
     left: int
-    """Images that the next run of the recipe has to do: those of an interrupted or running run, and those whose mask is lost."""
+    """Images that the next run of the recipe has to do: those of an interrupted or running run, and
+    those whose mask is lost.
+    """
     finished_run: str | None
     """The last finished run."""
     open_runs: tuple[str, ...]
@@ -46,31 +57,53 @@ class Status:
     failures: tuple[tuple[str, str, str], ...]
     """URI, kind and text of each failure."""
     lost: tuple[str, ...]
-    """Masks, and files of the table `areas` with the images in them, that were written and are missing or empty now."""
+    """Masks, and files of the table `areas` with the images in them, that were written and are
+    missing or empty now.
+    """
 
 
 def status(output: str) -> Status:
-    """Read an output's tables and plans, and list its masks and the table of areas; neither is opened.
+    """Read an output's tables and plans, and list its masks and the table of areas; neither is
+    opened.
 
     Raises `RecipeError` where there is no output, and `DamagedRecord`.
     """
     store = Store(output)
     require_output(store)
     # Before the masks: those of rows that a run commits meanwhile are there by then.
-    of_file = {name: read_table(store, name, _ROW).to_pylist() for name in store.names(IMAGES, ".parquet")}
+    of_file = {
+        name: read_table(store, name, _ROW).to_pylist() for name in store.names(IMAGES, ".parquet")
+    }
     rows = [row for found in of_file.values() for row in found]
     masks, tables, head = store.listed("masks"), store.listed(_AREAS), read_head(store)
     open_runs = [
-        run for run in (read_unfinished(store, name) for name in runs_without_manifest(store)) if run.parent == head.run_id
+        run
+        for run in (read_unfinished(store, name) for name in runs_without_manifest(store))
+        if run.parent == head.run_id
     ]
     committed = {(row["uri"], row["source_version"], row["fingerprint"]) for row in rows}
-    waiting = {uri for run in open_runs for _, uri, version in run.images if (uri, version, run.fingerprint) not in committed}
-    lost = {row["mask_uri"]: row["uri"] for row in rows if row["status"] == "ok" and not _holds(masks, row["mask_uri"])}
+    waiting = {
+        uri
+        for run in open_runs
+        for _, uri, version in run.images
+        if (uri, version, run.fingerprint) not in committed
+    }
+    lost = {
+        row["mask_uri"]: row["uri"]
+        for row in rows
+        if row["status"] == "ok" and not _holds(masks, row["mask_uri"])
+    }
     for name, found in of_file.items():
         areas = f"{_AREAS}/{name.rpartition('/')[2]}"
         if found and not _holds(tables, areas):
-            lost.update((f"{areas} ({row['image_id']})", row["uri"]) for row in found if row["status"] == "ok")
-    failures = tuple((row["uri"], row["error_type"], row["error"]) for row in rows if row["status"] == "failed")
+            lost.update(
+                (f"{areas} ({row['image_id']})", row["uri"])
+                for row in found
+                if row["status"] == "ok"
+            )
+    failures = tuple(
+        (row["uri"], row["error_type"], row["error"]) for row in rows if row["status"] == "failed"
+    )
     return Status(
         done=len(rows) - len(failures) - len(set(lost.values())),
         failed=len(failures),
@@ -83,15 +116,19 @@ def status(output: str) -> Status:
 
 
 def verify(output: str) -> Iterator[str]:
-    """What is wrong with an output, a line each; nothing where all is well. Raises `RecipeError` where there is no output.
+    """What is wrong with an output, a line each; nothing where all is well. Raises `RecipeError`
+    where there is no output.
 
-    Reads every record and table; says of those that are damaged what to do, and goes on with the rest. Compares every mask with its digest in
-    the `images` table, every file of the last run that wrote it with its digest in the manifest, and checks that the pixels of every image add up,
-    that no object is there twice or has pixels that its class has not, and that masks of runs are in the tables.
+    Reads every record and table; says of those that are damaged what to do, and goes on with the
+    rest. Compares every mask with its digest in the `images` table, every file of the last run that
+    wrote it with its digest in the manifest, and checks that the pixels of every image add up, that
+    no object is there twice or has pixels that its class has not, and that masks of runs are in the
+    tables.
     """
     store = Store(output)
     require_output(store)
-    # What is written is listed before what is committed, or masks of a run at work would seem to be in no table.
+    # What is written is listed before what is committed, or masks of a run at work would seem to be
+    # in no table.
     written = store.listed("masks") | store.listed("previews")
     reading = _Reading(store)
     reading.records()
@@ -110,9 +147,14 @@ def verify(output: str) -> Iterator[str]:
     yield from _wrong_sums(tables[_AREAS], images)
     yield from _wrong_objects(tables, images)
     at_work = {image_id for run in unfinished for image_id, *_ in run.images}
-    for name, image_id in orphans(store, written, {image_id: row["mask_uri"] for image_id, row in images.items()}).items():
+    for name, image_id in orphans(
+        store, written, {image_id: row["mask_uri"] for image_id, row in images.items()}
+    ).items():
         if image_id not in at_work:
-            yield f"{name}: no image in the tables has it; a run left it that was stopped. `maskloom clean {output}` removes it."
+            yield (
+                f"{name}: no image in the tables has it; a run left it that was stopped. `maskloom "
+                f"clean {output}` removes it."
+            )
 
 
 @dataclass(slots=True)
@@ -130,15 +172,22 @@ class _Reading:
     def tables(self, folder: str) -> dict[str, pa.Table]:
         """The files of a table, without damaged ones."""
         names = self.store.names(folder, ".parquet")
-        found = ((name, self._noted(name, partial(read_table, self.store, name, _CHECKED[folder]))) for name in names)
+        found = (
+            (name, self._noted(name, partial(read_table, self.store, name, _CHECKED[folder])))
+            for name in names
+        )
         return {name: table for name, table in found if table is not None}
 
     def unfinished(self) -> list[Unfinished]:
-        """The runs that the next one may go on with, without those whose plan is damaged; all where it is not known which run was the last."""
+        """The runs that the next one may go on with, without those whose plan is damaged; all where
+        it is not known which run was the last.
+        """
         head = self._noted(HEAD, partial(read_head, self.store))
         names = runs_without_manifest(self.store)
         found = (self.plan(name) for name in names)
-        return [run for run in found if run is not None and (head is None or run.parent == head.run_id)]
+        return [
+            run for run in found if run is not None and (head is None or run.parent == head.run_id)
+        ]
 
     def plan(self, run: str) -> Unfinished | None:
         """A run as its plan has it; None where that is damaged or gone."""
@@ -151,7 +200,9 @@ class _Reading:
         for name in self.store.names("runs", ".json"):
             self.json(name, dict)
         for name in self.store.names("runs", "/plan.parquet"):
-            self._noted(name, partial(read_table, self.store, name, ("image_id", "uri", "version", "shard")))
+            self._noted(
+                name, partial(read_table, self.store, name, ("image_id", "uri", "version", "shard"))
+            )
 
     def _noted(self, name: str, read: Callable[[], T]) -> T | None:
         try:
@@ -173,40 +224,59 @@ def _images(tables: Mapping[str, pa.Table]) -> tuple[dict[str, dict[str, Any]], 
         for row in table.to_pylist():
             if row["image_id"] in images:
                 twice.append(
-                    f"{name}: the image {row['image_id']} is in the table twice. Run the recipe again: it keeps one row of each image."
+                    f"{name}: the image {row['image_id']} is in the table twice. Run the recipe "
+                    "again: it keeps one row of each image."
                 )
             images[row["image_id"]] = row
     return images, twice
 
 
-def _wrong_files(reading: _Reading, unfinished: Sequence[Unfinished], committed: Collection[str]) -> Iterator[str]:
-    """Files that are not what the last run wrote that wrote them, by the manifests; `committed` are the ids of the images in the tables."""
+def _wrong_files(
+    reading: _Reading, unfinished: Sequence[Unfinished], committed: Collection[str]
+) -> Iterator[str]:
+    """Files that are not what the last run wrote that wrote them, by the manifests; `committed` are
+    the ids of the images in the tables.
+    """
     store, newest = reading.store, dict[str, tuple[str, str]]()
     names = store.names("runs", "/manifest.json")
-    manifests = [found for found in (reading.json(name, _manifest) for name in names) if found is not None]
+    manifests = [
+        found for found in (reading.json(name, _manifest) for name in names) if found is not None
+    ]
     for _, run, files in sorted(manifests, key=lambda manifest: manifest[0]):
         newest.update((name, (digest, run)) for name, digest in files.items())
     committed_files = _committed_files(store, reading)
     newest.update(committed_files)
-    # An unfinished run may have rewritten them; its manifest will say what they should be. One whose manifest is damaged cannot say it.
+    # An unfinished run may have rewritten them; its manifest will say what they should be. One
+    # whose manifest is damaged cannot say it.
     mute = [reading.plan(name.split("/")[1]) for name in names if name in reading.damage]
     rewritten = {file for run in (*unfinished, *mute) if run is not None for file in run.files}
     for name, (digest, run) in sorted(newest.items()):
         by_commit = name in committed_files
-        if name in reading.damage or (not by_commit and name.startswith("tables/") and name.rpartition("/")[2] in rewritten):
+        if name in reading.damage or (
+            not by_commit and name.startswith("tables/") and name.rpartition("/")[2] in rewritten
+        ):
             continue
         try:
             found = hashlib.sha256(store.read(name)).hexdigest()
         except FileNotFoundError:
-            if _is_missed(store, name, committed) and not (by_commit and _is_being_changed(store, reading, name, digest)):
+            if _is_missed(store, name, committed) and not (
+                by_commit and _is_being_changed(store, reading, name, digest)
+            ):
                 yield f"{name}: written by run {run}, and now missing. {remedy(store, name)}"
         else:
-            if found != digest and not (by_commit and _is_being_changed(store, reading, name, digest)):
-                yield f"{name}: is not what run {run} wrote ({_differing(found, digest)}). {remedy(store, name)}"
+            if found != digest and not (
+                by_commit and _is_being_changed(store, reading, name, digest)
+            ):
+                yield (
+                    f"{name}: is not what run {run} wrote ({_differing(found, digest)}). "
+                    f"{remedy(store, name)}"
+                )
 
 
 def _committed_files(store: Store, reading: _Reading) -> dict[str, tuple[str, str]]:
-    """The digest that each table file should have, and the run that wrote it, by the records of commits."""
+    """The digest that each table file should have, and the run that wrote it, by the records of
+    commits.
+    """
     files: dict[str, tuple[str, str]] = {}
     for record in store.names(COMMITS, ".json"):
         commit = reading.json(record, Commit.from_record)
@@ -218,7 +288,9 @@ def _committed_files(store: Store, reading: _Reading) -> dict[str, tuple[str, st
 def _is_being_changed(store: Store, reading: _Reading, name: str, digest: str) -> bool:
     """Whether a run has committed the file since the records were read, or is about to."""
     folder = folder_under_way(store)
-    return _committed_files(store, reading)[name][0] != digest or (folder is not None and store.exists(f"{folder}/{name}"))
+    return _committed_files(store, reading)[name][0] != digest or (
+        folder is not None and store.exists(f"{folder}/{name}")
+    )
 
 
 def _manifest(found: Mapping[str, Any]) -> tuple[int, str, dict[str, str]]:
@@ -226,7 +298,9 @@ def _manifest(found: Mapping[str, Any]) -> tuple[int, str, dict[str, str]]:
 
 
 def _is_missed(store: Store, name: str, committed: Collection[str]) -> bool:
-    """Whether a file is needed that is not there: a model, and a table some of whose images are in no other file by now."""
+    """Whether a file is needed that is not there: a model, and a table some of whose images are in
+    no other file by now.
+    """
     folder, _, file = name.rpartition("/")
     if not folder.startswith("tables"):
         return file == "model.json"
@@ -247,18 +321,26 @@ def _wrong_mask(store: Store, row: Mapping[str, Any]) -> Iterator[str]:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
     except FileNotFoundError:
-        yield f"{row['mask_uri']}: the mask of {row['image_id']} is missing. Run the recipe again: it makes the mask anew."
+        yield (
+            f"{row['mask_uri']}: the mask of {row['image_id']} is missing. Run the recipe again: "
+            "it makes the mask anew."
+        )
         return
     if digest.hexdigest() != row["mask_sha256"]:
         differing = _differing(digest.hexdigest(), row["mask_sha256"])
-        yield f"{row['mask_uri']}: is not what was written ({differing}). Remove it, then run the recipe again: it makes the mask anew."
+        yield (
+            f"{row['mask_uri']}: is not what was written ({differing}). Remove it, then run the "
+            "recipe again: it makes the mask anew."
+        )
 
 
 def _differing(found: str, expected: str) -> str:
     return f"sha256 {found[:12]}…, expected {expected[:12]}…"
 
 
-def _wrong_sums(areas: Mapping[str, pa.Table], images: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _wrong_sums(
+    areas: Mapping[str, pa.Table], images: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
     counted: dict[str, int] = {}
     rest: dict[str, int] = {}
     for table in areas.values():
@@ -270,30 +352,44 @@ def _wrong_sums(areas: Mapping[str, pa.Table], images: Mapping[str, Mapping[str,
             yield f"tables/areas: the image {image_id} has no rows"
         elif image_id in counted and counted[image_id] + rest[image_id] != row["total_pixels"]:
             yield (
-                f"tables/areas: the pixels of {image_id} add up to {counted[image_id] + rest[image_id]}, "
+                f"tables/areas: the pixels of {image_id} add up to "
+                f"{counted[image_id] + rest[image_id]}, "
                 f"the image has {row['total_pixels']}"
             )
     yield from (
-        f"tables/areas: {image_id} has rows but is not in tables/images" for image_id in sorted(counted.keys() - images.keys())
+        f"tables/areas: {image_id} has rows but is not in tables/images"
+        for image_id in sorted(counted.keys() - images.keys())
     )
 
 
-def _wrong_objects(tables: Mapping[str, Mapping[str, pa.Table]], images: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _wrong_objects(
+    tables: Mapping[str, Mapping[str, pa.Table]], images: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
     of_class = {
         (row["image_id"], row["class_id"]): row["pixel_count"]
         for table in tables[_AREAS].values()
         for row in table.select(["image_id", "class_id", "pixel_count"]).to_pylist()
     }
     for name, table in tables[_OBJECTS].items():
-        ids = table.group_by(["image_id", "object_id"], use_threads=False).aggregate([([], "count_all")])
+        ids = table.group_by(["image_id", "object_id"], use_threads=False).aggregate(
+            [([], "count_all")]
+        )
         for row in ids.filter(pc.greater(ids["count_all"], 1)).slice(0, 5).to_pylist():
-            yield f"{name}: object {row['object_id']} of {row['image_id']} is in the table {row['count_all']} times"
-        for row in table.group_by(["image_id", "class_id"], use_threads=False).aggregate([("pixel_count", "sum")]).to_pylist():
+            yield (
+                f"{name}: object {row['object_id']} of {row['image_id']} is in the table "
+                f"{row['count_all']} times"
+            )
+        for row in (
+            table.group_by(["image_id", "class_id"], use_threads=False)
+            .aggregate([("pixel_count", "sum")])
+            .to_pylist()
+        ):
             image_id, class_id, pixels = row["image_id"], row["class_id"], row["pixel_count_sum"]
             if image_id not in images:
                 yield f"{name}: {image_id} has objects but is not in tables/images"
             elif pixels > of_class.get((image_id, class_id), 0):
                 yield (
-                    f"{name}: the objects of class {class_id} of {image_id} have {pixels} pixels, the class has "
+                    f"{name}: the objects of class {class_id} of {image_id} have {pixels} pixels, "
+                    "the class has "
                     f"{of_class.get((image_id, class_id), 0)}"
                 )

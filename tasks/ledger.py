@@ -1,4 +1,6 @@
-"""The ledger: what the tables of an output hold, one row an image, kept up to date with the commits of all runs."""
+"""The ledger: what the tables of an output hold, one row an image, kept up to date with the commits
+of all runs.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,17 @@ from segcore.records import read_table
 from segcore.storage import Store
 from tasks.commits import IMAGES, CommitLog
 
-_COLUMNS = ["uri", "image_id", "source_version", "fingerprint", "run_id", "status", "error_type", "mask_uri", "mask_sha256"]
+_COLUMNS = [
+    "uri",
+    "image_id",
+    "source_version",
+    "fingerprint",
+    "run_id",
+    "status",
+    "error_type",
+    "mask_uri",
+    "mask_sha256",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +63,16 @@ class Ledger:
         self.uris: dict[str, str] = {}
         """URI of each image id."""
         self.superseded: dict[str, set[str] | None] = {}
-        """Rows that do not count, as earlier versions or a lost file leave them: image ids by the file that is to lose them; None:
-        all, since the table `images` has no such file."""
+        """Rows that do not count, as earlier versions or a lost file leave them: image ids by the
+        file that is to lose them; None: all, since the table `images` has no such file.
+        """
 
     @classmethod
     def read(cls, store: Store, tables: Sequence[str] = ()) -> Ledger:
         """The ledger of an output as it is; nothing is written.
 
-        `tables` are the names of those that every image has rows in. Images whose rows are missing there are not settled.
+        `tables` are the names of those that every image has rows in. Images whose rows are missing
+        there are not settled.
         """
         ledger = cls(store)
         # A mask that somebody has emptied is as good as removed.
@@ -73,7 +87,9 @@ class Ledger:
 
     @classmethod
     def open(cls, store: Store, tables: Sequence[str] = ()) -> Ledger:
-        """The ledger for a run that is going to commit; a commit that a dead run has left half done is carried out first."""
+        """The ledger for a run that is going to commit; a commit that a dead run has left half done
+        is carried out first.
+        """
         log = CommitLog(store)
         log.skip()
         ledger = cls.read(store, tables)
@@ -83,16 +99,26 @@ class Ledger:
     def refresh(self) -> list[Committed]:
         """Take in the commits since the last call; the rows that they have brought."""
         by = {name: commit.run_id for commit in self.log.news() for name in commit.changed}
-        return [row for name, run_id in by.items() for row in self._take(name, None) if row.run_id == run_id]
+        return [
+            row
+            for name, run_id in by.items()
+            for row in self._take(name, None)
+            if row.run_id == run_id
+        ]
 
     def _take(self, name: str, masks: set[str] | None) -> tuple[Committed, ...]:
-        """Read one file of the table anew. `masks`: names of those that are there; None: all are."""
+        """Read one file of the table anew. `masks`: names of those that are there; None: all
+        are.
+        """
         file = name.rpartition("/")[2]
         for row in self._of_file.get(file, ()):
             if self.rows.get(row.uri) == row:
                 del self.rows[row.uri]
         try:
-            found = tuple(_committed(row, file, masks) for row in read_table(self.store, name, _COLUMNS).to_pylist())
+            found = tuple(
+                _committed(row, file, masks)
+                for row in read_table(self.store, name, _COLUMNS).to_pylist()
+            )
         except FileNotFoundError:
             found = ()
         self._of_file[file] = found
@@ -102,7 +128,9 @@ class Ledger:
         return found
 
     def find_superseded(self) -> None:
-        """Look for rows that belong to no image, and for images in several files: the row stays that the mask bears out, else any."""
+        """Look for rows that belong to no image, and for images in several files: the row stays
+        that the mask bears out, else any.
+        """
         held = defaultdict(list)
         for of_file in self._of_file.values():
             for row in of_file:
@@ -115,8 +143,11 @@ class Ledger:
                 for row in same:
                     if row.file != kept.file:
                         superseded.setdefault(row.file, set()).add(row.image_id)
-        # What somebody has copied, or what is left of a file that `images` has lost, belongs to no image.
-        stray = {name.rpartition("/")[2] for name in self.store.names("tables", ".parquet")} - self._of_file.keys()
+        # What somebody has copied, or what is left of a file that `images` has lost, belongs to no
+        # image.
+        stray = {
+            name.rpartition("/")[2] for name in self.store.names("tables", ".parquet")
+        } - self._of_file.keys()
         self.superseded = {**superseded, **dict.fromkeys(sorted(stray))}
 
 

@@ -1,7 +1,8 @@
 """Lists: files that name inputs, as people and spreadsheets write them.
 
-A `.txt` has one input a line; a `.csv` and a `.parquet` have a column `uri`. Text is UTF-8, UTF-16, UTF-32, or else what older spreadsheets write,
-Windows-1252 (which Latin-1 is a part of); values are separated by commas, semicolons, tabs or bars. A relative name is below the list's folder.
+A `.txt` has one input a line; a `.csv` and a `.parquet` have a column `uri`. Text is UTF-8, UTF-16,
+UTF-32, or else what older spreadsheets write, Windows-1252 (which Latin-1 is a part of); values are
+separated by commas, semicolons, tabs or bars. A relative name is below the list's folder.
 """
 
 from __future__ import annotations
@@ -42,9 +43,14 @@ def is_list(address: str) -> bool:
 def read_list(entry: str, content: bytes) -> list[str]:
     """What a list names. Raises `RecipeError` where it names nothing or cannot be read as a list.
 
-    Bytes that are not UTF-8 come as surrogates where the name may also be one of raw bytes, see `spelled`.
+    Bytes that are not UTF-8 come as surrogates where the name may also be one of raw bytes, see
+    `spelled`.
     """
-    uris = _from_parquet(entry, content) if path_of(entry).lower().endswith(".parquet") else _from_text(entry, content)
+    uris = (
+        _from_parquet(entry, content)
+        if path_of(entry).lower().endswith(".parquet")
+        else _from_text(entry, content)
+    )
     if not uris:
         raise RecipeError(f"inputs: the list {entry!r} names no image.")
     return uris
@@ -89,22 +95,30 @@ def _from_text(entry: str, content: bytes) -> list[str]:
 
 
 def _decoded(entry: str, content: bytes) -> str:
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), None)
+    encoding = next(
+        (name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), None
+    )
     if encoding is not None:
         try:
             return content.decode(encoding)
         except UnicodeDecodeError as error:
             raise RecipeError(
-                f"inputs: the list {entry!r} begins as {encoding} and is not: {error}. Save it as UTF-8."
+                f"inputs: the list {entry!r} begins as {encoding} and is not: {error}. Save it as "
+                "UTF-8."
             ) from error
     if b"\0" in content:
         raise RecipeError(
-            f"inputs: the list {entry!r} is no text that can be read (it has zero bytes). Save it as text in UTF-8, or give it its own suffix."
+            f"inputs: the list {entry!r} is no text that can be read (it has zero bytes). Save it "
+            "as text in UTF-8, or give it its own suffix."
         )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        log.warning("The list %r is not UTF-8; names with other letters are read as Windows-1252 (Latin-1).", entry)
+        log.warning(
+            "The list %r is not UTF-8; names with other letters are read as Windows-1252 "
+            "(Latin-1).",
+            entry,
+        )
         return content.decode("utf-8", "surrogateescape")
 
 
@@ -114,7 +128,10 @@ def _from_csv(entry: str, text: str) -> Iterator[str]:
     if declared.strip().lower().startswith("sep=") and len(declared.strip()) <= len("sep=x"):
         text = rest
     header = next(iter(text.splitlines()), "")
-    columns = {separator: _fields(next(csv.reader([header], delimiter=separator), [])) for separator in _SEPARATORS}
+    columns = {
+        separator: _fields(next(csv.reader([header], delimiter=separator), []))
+        for separator in _SEPARATORS
+    }
     separator = next((separator for separator, names in columns.items() if COLUMN in names), None)
     if separator is None:
         _refuse_columns(entry, *max(columns.items(), key=lambda item: len(item[1])))
@@ -129,7 +146,9 @@ def _from_csv(entry: str, text: str) -> Iterator[str]:
 
 
 def _rows(entry: str, text: str, separator: str) -> Iterator[list[str]]:
-    """The rows below the header. Raises `RecipeError` where quotes are not in pairs, which would join rows."""
+    """The rows below the header. Raises `RecipeError` where quotes are not in pairs, which would
+    join rows.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     line = 1
     try:
@@ -140,21 +159,33 @@ def _rows(entry: str, text: str, separator: str) -> Iterator[list[str]]:
     except StopIteration:
         return
     except csv.Error as error:
-        unclosed = "a quote is not closed" if "unexpected end" in str(error) or "field larger" in str(error) else str(error)
+        unclosed = (
+            "a quote is not closed"
+            if "unexpected end" in str(error) or "field larger" in str(error)
+            else str(error)
+        )
         raise RecipeError(
-            f"inputs: the list {entry!r} cannot be read as CSV: {unclosed}, in the row that begins in line {line}. Correct the quotes there."
+            f"inputs: the list {entry!r} cannot be read as CSV: {unclosed}, in the row that begins "
+            f"in line {line}. Correct the quotes there."
         ) from error
 
 
 def _warn_of_empty(entry: str, rows: int) -> None:
     if rows:
-        log.warning("The list %r has %d %s without a `%s`, left out.", entry, rows, "row" if rows == 1 else "rows", COLUMN)
+        log.warning(
+            "The list %r has %d %s without a `%s`, left out.",
+            entry,
+            rows,
+            "row" if rows == 1 else "rows",
+            COLUMN,
+        )
 
 
 def _require_one(entry: str, columns: Sequence[str]) -> None:
     if columns.count(COLUMN) > 1:
         raise RecipeError(
-            f"inputs: the list {entry!r} has {columns.count(COLUMN)} columns `{COLUMN}`. Keep the one that names the images."
+            f"inputs: the list {entry!r} has {columns.count(COLUMN)} columns `{COLUMN}`. Keep the "
+            "one that names the images."
         )
 
 
@@ -172,16 +203,25 @@ def _from_parquet(entry: str, content: bytes) -> list[str]:
             _refuse_columns(entry, "", names)
         _require_one(entry, names)
         # As a dictionary, so that one long name in a million rows is held once.
-        with pq.ParquetFile(pa.BufferReader(content), read_dictionary=[COLUMN], pre_buffer=False) as file:
+        with pq.ParquetFile(
+            pa.BufferReader(content), read_dictionary=[COLUMN], pre_buffer=False
+        ) as file:
             if file.metadata.num_rows > MOST_ROWS:
-                raise RecipeError(f"inputs: the list {entry!r} has more than {MOST_ROWS} rows. Cut it into several.")
+                raise RecipeError(
+                    f"inputs: the list {entry!r} has more than {MOST_ROWS} rows. Cut it into "
+                    "several."
+                )
             column = file.read(columns=[COLUMN], use_threads=False)[COLUMN]
             values, counts = column.value_counts().flatten()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).rstrip(".")
-        raise RecipeError(f"inputs: the list {entry!r} cannot be read as Parquet: {reason}. Write it again.") from error
+        raise RecipeError(
+            f"inputs: the list {entry!r} cannot be read as Parquet: {reason}. Write it again."
+        ) from error
     uris = values.to_pylist()
-    _warn_of_empty(entry, sum(count.as_py() for uri, count in zip(uris, counts, strict=True) if not uri))
+    _warn_of_empty(
+        entry, sum(count.as_py() for uri, count in zip(uris, counts, strict=True) if not uri)
+    )
     return [str(uri) for uri in uris if uri]
 
 
@@ -189,5 +229,6 @@ def _refuse_columns(entry: str, separator: str, columns: Sequence[str]) -> NoRet
     apart = f" (separated by {_SEPARATORS[separator]})" if len(columns) > 1 and separator else ""
     found = ", ".join(columns[:20]) or "none"
     raise RecipeError(
-        f"inputs: the list {entry!r} needs a column `{COLUMN}`; it has {found[:200]}{apart}. Rename the column that names the images."
+        f"inputs: the list {entry!r} needs a column `{COLUMN}`; it has {found[:200]}{apart}. "
+        "Rename the column that names the images."
     )

@@ -17,7 +17,9 @@ from tasks import bundles
 from tasks.ledger import Committed
 
 WORKER_BYTES = 350_000_000
-"""What a worker takes before its first pixel, libraries and tables of labels included (measured, see README)."""
+"""What a worker takes before its first pixel, libraries and tables of labels included (measured,
+see README).
+"""
 WORKER_MEMORY = "worker_memory"
 """Where a plan's settings say how many bytes a worker had."""
 _ID_BYTES = 24
@@ -25,13 +27,21 @@ _ID_BYTES = 24
 
 
 def peak_bytes(order: Order, items: Iterable[Item]) -> int:
-    """Most that a worker holds at once: libraries, a tile with its halo and copies, and a picture that can only be read whole."""
-    peaks = (_tile_bytes(order, item.spec) + _whole_bytes(order, item.spec) for item in items if item.spec is not None)
+    """Most that a worker holds at once: libraries, a tile with its halo and copies, and a picture
+    that can only be read whole.
+    """
+    peaks = (
+        _tile_bytes(order, item.spec) + _whole_bytes(order, item.spec)
+        for item in items
+        if item.spec is not None
+    )
     return WORKER_BYTES + order.model.footprint.process_bytes + max(peaks, default=0)
 
 
 def require_memory(order: Order, items: Iterable[Item], available: int | None) -> None:
-    """Raise `RecipeError` where a tile with its halo is more than a worker may hold. None: nobody knows how much that is."""
+    """Raise `RecipeError` where a tile with its halo is more than a worker may hold. None: nobody
+    knows how much that is.
+    """
     if available is None:
         return
     always = WORKER_BYTES + order.model.footprint.process_bytes
@@ -39,19 +49,31 @@ def require_memory(order: Order, items: Iterable[Item], available: int | None) -
         if item.spec is not None and always + _tile_bytes(order, item.spec) > available:
             halo = max(order.model.footprint.halo)
             raise RecipeError(
-                f"tiling.tile: a tile of {order.tile} pixels with the segmenter's halo of {halo} needs about "
-                f"{(always + _tile_bytes(order, item.spec)) / 1e9:.1f} GB on {item.source.uri}; a worker has {available / 1e9:.1f} GB. "
-                "Use a smaller tile or fewer workers, or a segmenter with a smaller halo (radius, iterations, window) or patch."
+                f"tiling.tile: a tile of {order.tile} pixels with the segmenter's halo of {halo} "
+                "needs about "
+                f"{(always + _tile_bytes(order, item.spec)) / 1e9:.1f} GB on {item.source.uri}; a "
+                f"worker has {available / 1e9:.1f} GB. "
+                "Use a smaller tile or fewer workers, or a segmenter with a smaller halo (radius, "
+                "iterations, window) or patch."
             )
 
 
 def without_room(items: Iterable[Item], available: int | None) -> list[Item]:
-    """The items, those failed whose pixels alone, decoded as a whole, are more than a worker may hold. None: nobody knows how much that is."""
-    return [item if available is None or _fits(item, available) else _refused(item, available) for item in items]
+    """The items, those failed whose pixels alone, decoded as a whole, are more than a worker may
+    hold. None: nobody knows how much that is.
+    """
+    return [
+        item if available is None or _fits(item, available) else _refused(item, available)
+        for item in items
+    ]
 
 
-def retried(store: Store, committed: Mapping[str, Committed], available: int | None) -> dict[str, Committed]:
-    """What is committed, where failures for want of memory are settled only while workers have no more of it than they had then."""
+def retried(
+    store: Store, committed: Mapping[str, Committed], available: int | None
+) -> dict[str, Committed]:
+    """What is committed, where failures for want of memory are settled only while workers have no
+    more of it than they had then.
+    """
     starved = [row for row in committed.values() if row.error_type == OutOfMemory.__name__]
     memory = {run_id: _memory_in(store, run_id) for run_id in {row.run_id for row in starved}}
 
@@ -64,22 +86,30 @@ def retried(store: Store, committed: Mapping[str, Committed], available: int | N
 
 def _memory_in(store: Store, run_id: str) -> int | None:
     try:
-        recorded = read_json(store, f"runs/{run_id}/plan.json", lambda plan: plan["settings"].get(WORKER_MEMORY))
+        recorded = read_json(
+            store, f"runs/{run_id}/plan.json", lambda plan: plan["settings"].get(WORKER_MEMORY)
+        )
     except FileNotFoundError:
         return None
     return None if recorded is None else int(recorded)
 
 
 def _fits(item: Item, available: int) -> bool:
-    return item.spec is None or item.spec.chunks != item.spec.shape or WORKER_BYTES + _pixel_bytes(item.spec) <= available
+    return (
+        item.spec is None
+        or item.spec.chunks != item.spec.shape
+        or WORKER_BYTES + _pixel_bytes(item.spec) <= available
+    )
 
 
 def _refused(item: Item, available: int) -> Item:
     assert item.spec is not None
     height, width = item.spec.shape
     error = OutOfMemory(
-        f"{item.source.uri} can only be decoded as a whole, and its {width} x {height} pixels alone take "
-        f"{_pixel_bytes(item.spec) / 1e9:.2f} GB; a worker has {available / 1e9:.2f} GB. Raise cluster.memory, lower cluster.workers, "
+        f"{item.source.uri} can only be decoded as a whole, and its {width} x {height} pixels "
+        "alone take "
+        f"{_pixel_bytes(item.spec) / 1e9:.2f} GB; a worker has {available / 1e9:.2f} GB. Raise "
+        "cluster.memory, lower cluster.workers, "
         "or convert the image to a tiled TIFF (gdal_translate -of COG)."
     )
     return replace(item, failure=item.failure or Failure.of(error))
@@ -93,7 +123,10 @@ def _tile_bytes(order: Order, spec: RasterSpec) -> int:
     footprint = order.model.footprint
     read = np.minimum(spec.shape, order.tile + 2 * np.array(footprint.halo))
     core = np.minimum(spec.shape, order.tile)
-    return int(np.prod(read)) * footprint.bytes_per_pixel + int(np.prod(core)) * _ID_BYTES * order.joins
+    return (
+        int(np.prod(read)) * footprint.bytes_per_pixel
+        + int(np.prod(core)) * _ID_BYTES * order.joins
+    )
 
 
 def _whole_bytes(order: Order, spec: RasterSpec) -> int:

@@ -1,7 +1,9 @@
-"""Files of the table of objects: rows that workers staged, and rows of earlier runs, copied some row groups at a time.
+"""Files of the table of objects: rows that workers staged, and rows of earlier runs, copied some
+row groups at a time.
 
-The geometries of images with a CRS are in degrees, those of others in pixels. Plans keep the two apart; where an image has since gained
-or lost its CRS, a file of degrees leaves out geometries in pixels.
+The geometries of images with a CRS are in degrees, those of others in pixels. Plans keep the two
+apart; where an image has since gained or lost its CRS, a file of degrees leaves out geometries in
+pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ from segcore.records import reading
 from segcore.storage import Store
 from tasks.commits import Draft
 
-KEYS = (pa.field("run_id", pa.string()), pa.field("image_id", pa.string()), pa.field("fingerprint", pa.string()))
+KEYS = (
+    pa.field("run_id", pa.string()),
+    pa.field("image_id", pa.string()),
+    pa.field("fingerprint", pa.string()),
+)
 """Columns that every table begins with."""
 ROW_GROUP = 100_000
 _GEOMETRY = ("geometry", "bbox")
@@ -38,8 +44,12 @@ class ObjectFile:
     run_id: str
     fingerprint: str
 
-    def write(self, draft: Draft, staged: Mapping[str, str], receipts: Sequence[Receipt], bands: int) -> None:
-        """Draft the file: the staged rows (files by image id), and those of images without a receipt. `bands`: most of any image of the run."""
+    def write(
+        self, draft: Draft, staged: Mapping[str, str], receipts: Sequence[Receipt], bands: int
+    ) -> None:
+        """Draft the file: the staged rows (files by image id), and those of images without a
+        receipt. `bands`: most of any image of the run.
+        """
         try:
             content = self.store.read(self.name)
         except FileNotFoundError:
@@ -48,11 +58,20 @@ class ObjectFile:
             with reading(self.store, self.name):
                 old = pq.ParquetFile(pa.BufferReader(content))
         located = {
-            receipt.source.image_id for receipt in receipts if receipt.spec is not None and receipt.spec.space.crs is not None
+            receipt.source.image_id
+            for receipt in receipts
+            if receipt.spec is not None and receipt.spec.space.crs is not None
         }
         was_located = old is not None and _is_located(old.schema_arrow)
-        kept = [] if old is None else self._kept(old, [receipt.source.image_id for receipt in receipts])
-        bands = max(bands, 0 if old is None else sum(name.startswith("mean_") for name in old.schema_arrow.names))
+        kept = (
+            []
+            if old is None
+            else self._kept(old, [receipt.source.image_id for receipt in receipts])
+        )
+        bands = max(
+            bands,
+            0 if old is None else sum(name.startswith("mean_") for name in old.schema_arrow.names),
+        )
         wanted = objects_schema(bands, bool(located) or was_located)
         rows = chain(
             (_conformed(group, wanted, was_located) for group in kept),
@@ -62,7 +81,10 @@ class ObjectFile:
                 for batch in self._staged(image_id, file)
             ),
         )
-        with draft.table(self.name) as out, pq.ParquetWriter(out, wanted, compression="zstd") as writer:
+        with (
+            draft.table(self.name) as out,
+            pq.ParquetWriter(out, wanted, compression="zstd") as writer,
+        ):
             for group in _row_groups(rows):
                 writer.write_table(group, row_group_size=ROW_GROUP)
 
@@ -70,7 +92,11 @@ class ObjectFile:
         for i in range(old.num_row_groups):
             with reading(self.store, self.name):
                 group = old.read_row_group(i)
-                kept = group.filter(pc.invert(pc.is_in(group["image_id"], value_set=pa.array(replaced, pa.string()))))
+                kept = group.filter(
+                    pc.invert(
+                        pc.is_in(group["image_id"], value_set=pa.array(replaced, pa.string()))
+                    )
+                )
             yield kept
 
     def _staged(self, image_id: str, file_name: str) -> Iterator[pa.Table]:
@@ -78,13 +104,19 @@ class ObjectFile:
             for batch in stream:
                 columns = dict(zip(batch.schema.names, batch.columns, strict=True))
                 yield pa.table(
-                    {"run_id": pa.repeat(self.run_id, len(batch)), "image_id": pa.repeat(image_id, len(batch)), **columns}
+                    {
+                        "run_id": pa.repeat(self.run_id, len(batch)),
+                        "image_id": pa.repeat(image_id, len(batch)),
+                        **columns,
+                    }
                 )
 
 
 def objects_schema(bands: int, located: bool) -> pa.Schema:
     """The full schema of the table, for images of up to so many bands, in degrees or in pixels."""
-    return pa.schema([*KEYS, *schema(bands)], metadata={b"maskloom_schema": b"1", **geo_metadata(located)})
+    return pa.schema(
+        [*KEYS, *schema(bands)], metadata={b"maskloom_schema": b"1", **geo_metadata(located)}
+    )
 
 
 def _is_located(found: pa.Schema) -> bool:
@@ -93,11 +125,15 @@ def _is_located(found: pa.Schema) -> bool:
 
 
 def _conformed(table: pa.Table, wanted: pa.Schema, located: bool) -> pa.Table:
-    """The table with all columns of a schema; geometries in pixels are left out of a file of degrees."""
+    """The table with all columns of a schema; geometries in pixels are left out of a file of
+    degrees.
+    """
     keeps_geometry = located == _is_located(wanted)
 
     def column(field: pa.Field) -> Any:
-        absent = field.name not in table.column_names or (field.name in _GEOMETRY and not keeps_geometry)
+        absent = field.name not in table.column_names or (
+            field.name in _GEOMETRY and not keeps_geometry
+        )
         return _nothing(field.type, len(table)) if absent else table[field.name]
 
     return pa.table([column(field) for field in wanted], schema=wanted)

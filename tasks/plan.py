@@ -1,8 +1,9 @@
 """Plan: what is new or changed among the sources, cut into shards, and the plan's file.
 
-What is done is what the tables say. An image is pending unless the `images` table has it with the same version and fingerprint; a failure
-that the same bytes would repeat counts as done. Images that replace rows of an existing table file go into a shard that rewrites this file, so
-that a reader never sees an image twice; new ones go into new files.
+What is done is what the tables say. An image is pending unless the `images` table has it with the
+same version and fingerprint; a failure that the same bytes would repeat counts as done. Images that
+replace rows of an existing table file go into a shard that rewrites this file, so that a reader
+never sees an image twice; new ones go into new files.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class Work:
     fingerprint: str
     settings: Mapping[str, Any]
     apart_by_crs: bool = False
-    """Whether images with and without a CRS go into shards of their own: geometries in degrees and in pixels do not share a file."""
+    """Whether images with and without a CRS go into shards of their own: geometries in degrees and
+    in pixels do not share a file.
+    """
 
 
 def read_head(store: Store) -> Head:
@@ -71,16 +74,24 @@ def read_head(store: Store) -> Head:
         return head
     # A run was killed between its manifest and the head, or two ended at once: ask all of them.
     last = max(
-        (read_json(store, name, _head) for name in manifests), key=lambda run: (run.sequence, run.run_id or ""), default=Head()
+        (read_json(store, name, _head) for name in manifests),
+        key=lambda run: (run.sequence, run.run_id or ""),
+        default=Head(),
     )
     return dataclasses.replace(last, finished=len(manifests))
 
 
 def write_head(store: Store, before: Head, plan: Plan) -> None:
-    """Note that the plan's run, which has its manifest, has finished. `before`: the head when it was planned."""
+    """Note that the plan's run, which has its manifest, has finished. `before`: the head when it
+    was planned.
+    """
     count = len(store.names("runs", "/manifest.json"))
     # Where others finished meanwhile, their manifests say who was last.
-    head = Head(plan.run_id, plan.sequence, count) if count == before.finished + 1 else read_head(store)
+    head = (
+        Head(plan.run_id, plan.sequence, count)
+        if count == before.finished + 1
+        else read_head(store)
+    )
     store.publish(HEAD, json.dumps(dataclasses.asdict(head)).encode())
 
 
@@ -88,29 +99,45 @@ def planned_runs(store: Store) -> list[tuple[str, str | None]]:
     """The runs with staged parts that were planned: their ids, and the run that each follows."""
     waiting = {name.split("/")[1] for name in store.names(STAGING, "") if name.count("/") > 1}
     plans = ((run_id, f"runs/{run_id}/plan.json") for run_id in sorted(waiting))
-    return [(run_id, read_json(store, name, _parent)) for run_id, name in plans if store.exists(name)]
+    return [
+        (run_id, read_json(store, name, _parent)) for run_id, name in plans if store.exists(name)
+    ]
 
 
-def pending(sources: Iterable[Source], committed: Mapping[str, Committed], fingerprint: str) -> list[Source]:
+def pending(
+    sources: Iterable[Source], committed: Mapping[str, Committed], fingerprint: str
+) -> list[Source]:
     """The sources that are new or changed, or failed for a reason that may have gone."""
 
     def settled(source: Source) -> bool:
         row = committed.get(source.uri)
-        return row is not None and row.settled and (row.version, row.fingerprint) == (source.version, fingerprint)
+        return (
+            row is not None
+            and row.settled
+            and (row.version, row.fingerprint) == (source.version, fingerprint)
+        )
 
     return [source for source in sources if not settled(source)]
 
 
 def describe_sources(
-    fanout: Fanout, sources: Sequence[Source], format_name: str | None, ground_control: GroundControl = "keep"
+    fanout: Fanout,
+    sources: Sequence[Source],
+    format_name: str | None,
+    ground_control: GroundControl = "keep",
 ) -> list[Item]:
     """The headers of all sources, read by the workers, in the order of the sources."""
     starts = range(0, len(sources), DESCRIBE_BUNDLE)
-    jobs = [DescribeJob(tuple(sources[i : i + DESCRIBE_BUNDLE]), format_name, ground_control) for i in starts]
+    jobs = [
+        DescribeJob(tuple(sources[i : i + DESCRIBE_BUNDLE]), format_name, ground_control)
+        for i in starts
+    ]
     items: dict[str, Item] = {}
     for job, answer in fanout.map(describe, jobs):
         if isinstance(answer, errors.WorkerDied):
-            items.update((source.uri, Item(source, None, Failure.of(answer))) for source in job.sources)
+            items.update(
+                (source.uri, Item(source, None, Failure.of(answer))) for source in job.sources
+            )
         else:
             items.update((item.source.uri, item) for item in answer)
     described = [items[source.uri] for source in sources]
@@ -125,10 +152,14 @@ def _say_notes(items: Sequence[Item]) -> None:
         for note in item.spec.notes if item.spec is not None else ():
             about.setdefault(note, []).append(item.source.uri)
     for note, uris in about.items():
-        log.warning("%s%s: %s.", uris[0], f" and {len(uris) - 1} more" if len(uris) > 1 else "", note)
+        log.warning(
+            "%s%s: %s.", uris[0], f" and {len(uris) - 1} more" if len(uris) > 1 else "", note
+        )
 
 
-def make_plan(work: Work, head: Head, identity: str, items: Sequence[Item], committed: Mapping[str, Committed]) -> Plan:
+def make_plan(
+    work: Work, head: Head, identity: str, items: Sequence[Item], committed: Mapping[str, Committed]
+) -> Plan:
     """The plan of a new run over these items."""
     return Plan(
         run_id=identity,
@@ -165,13 +196,20 @@ def write_plan(store: Store, plan: Plan) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
     store.publish(f"runs/{plan.run_id}/plan.parquet", buffer.getvalue())
     header = {name: getattr(plan, name) for name in _HEADER}
-    store.publish_new(f"runs/{plan.run_id}/plan.json", json.dumps({**header, "images": len(rows)}, indent=1).encode())
+    store.publish_new(
+        f"runs/{plan.run_id}/plan.json",
+        json.dumps({**header, "images": len(rows)}, indent=1).encode(),
+    )
 
 
 def read_plan(store: Store, identity: str) -> Plan | None:
     """The plan of a run; None where there is none."""
     try:
-        header = read_json(store, f"runs/{identity}/plan.json", lambda found: {name: found[name] for name in _HEADER})
+        header = read_json(
+            store,
+            f"runs/{identity}/plan.json",
+            lambda found: {name: found[name] for name in _HEADER},
+        )
     except FileNotFoundError:
         return None
     name = f"runs/{identity}/plan.parquet"
@@ -195,9 +233,14 @@ def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
 
     def addressed(item: Item) -> Item:
         source = item.source
-        return dataclasses.replace(item, source=dataclasses.replace(source, address=addresses.get(source.uri)))
+        return dataclasses.replace(
+            item, source=dataclasses.replace(source, address=addresses.get(source.uri))
+        )
 
-    shards = (dataclasses.replace(shard, items=tuple(map(addressed, shard.items))) for shard in plan.shards)
+    shards = (
+        dataclasses.replace(shard, items=tuple(map(addressed, shard.items)))
+        for shard in plan.shards
+    )
     return dataclasses.replace(plan, shards=tuple(shards))
 
 
@@ -209,7 +252,9 @@ def _parent(plan: Mapping[str, Any]) -> str | None:
     return cast("str | None", plan["parent"])
 
 
-def _shards(identity: str, items: Sequence[Item], committed: Mapping[str, Committed], apart_by_crs: bool) -> Iterator[Shard]:
+def _shards(
+    identity: str, items: Sequence[Item], committed: Mapping[str, Committed], apart_by_crs: bool
+) -> Iterator[Shard]:
     rewritten: dict[str, list[Item]] = {}
     new: list[Item] = []
     for item in items:
@@ -217,8 +262,14 @@ def _shards(identity: str, items: Sequence[Item], committed: Mapping[str, Commit
         (new if row is None else rewritten.setdefault(row.file, [])).append(item)
     for file, members in sorted(rewritten.items()):
         yield Shard(file, tuple(members))
-    placed = [item for item in new if apart_by_crs and item.spec is not None and item.spec.space.crs is not None]
-    others = [item for item in new if not apart_by_crs or item.spec is None or item.spec.space.crs is None]
+    placed = [
+        item
+        for item in new
+        if apart_by_crs and item.spec is not None and item.spec.space.crs is not None
+    ]
+    others = [
+        item for item in new if not apart_by_crs or item.spec is None or item.spec.space.crs is None
+    ]
     for number, group in enumerate((*_groups(placed), *_groups(others))):
         yield Shard(f"{identity}-{number:05d}.parquet", tuple(group))
 

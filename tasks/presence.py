@@ -1,7 +1,8 @@
 """Presence: the folder below `staging/` in which one process of a run keeps what only it needs.
 
-Its name tells machine and process, so that the next run on that machine can remove what a killed process left. A process of another
-machine may be alive, whatever its folder looks like: those folders are left to `maskloom clean`.
+Its name tells machine and process, so that the next run on that machine can remove what a killed
+process left. A process of another machine may be alive, whatever its folder looks like: those
+folders are left to `maskloom clean`.
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ _MARK = "process.json"
 def present(store: Store, run_id: str, *, sole_writer: bool = False) -> Iterator[str]:
     """The folder of this process below the output, removed when the block ends.
 
-    Raises `RunError` where the store has no conditional writes and another process may be at work, unless `sole_writer` says that none is.
+    Raises `RunError` where the store has no conditional writes and another process may be at work,
+    unless `sole_writer` says that none is.
     """
     folder = f"{PROCESSES}/{temporary_name()}"
-    store.publish(f"{folder}/{_MARK}", json.dumps({"run_id": run_id, "host": platform.node(), "process": os.getpid()}).encode())
+    store.publish(
+        f"{folder}/{_MARK}",
+        json.dumps({"run_id": run_id, "host": platform.node(), "process": os.getpid()}).encode(),
+    )
     if not sole_writer and not conditions_of(store).several_writers:
-        # Each process writes its mark before it looks for those of others: of two that start at once, at least one sees the other.
+        # Each process writes its mark before it looks for those of others: of two that start at
+        # once, at least one sees the other.
         _refuse_others(store, folder)
     try:
         yield folder
@@ -46,11 +52,16 @@ def present(store: Store, run_id: str, *, sole_writer: bool = False) -> Iterator
 
 def is_at_work(store: Store, run_id: str) -> bool:
     """Whether a process of this run may be at work: one of another machine may."""
-    return any(not is_dead(folder) and (_mark(store, folder) or {}).get("run_id") == run_id for folder in others(store, ""))
+    return any(
+        not is_dead(folder) and (_mark(store, folder) or {}).get("run_id") == run_id
+        for folder in others(store, "")
+    )
 
 
 def sweep(store: Store) -> None:
-    """Remove the folders of processes of this machine that have ended, but for one whose commit is not carried out yet."""
+    """Remove the folders of processes of this machine that have ended, but for one whose commit is
+    not carried out yet.
+    """
     dead = [folder for folder in others(store, "") if is_dead(folder)]
     # Asked after: what a process has claimed, it has claimed before it died.
     under_way = folder_under_way(store) if dead else None
@@ -85,8 +96,10 @@ def _refuse_others(store: Store, own: str) -> None:
             continue
         store.remove(own)
         raise RunError(
-            f"The store of {store.root} has no conditional writes, so only one run may write into it at a time. Run {mark['run_id']} on "
-            f"{mark['host']} (process {mark['process']}) is at work, or was killed. Wait for it; if it is dead, add --sole-writer."
+            f"The store of {store.root} has no conditional writes, so only one run may write into "
+            f"it at a time. Run {mark['run_id']} on "
+            f"{mark['host']} (process {mark['process']}) is at work, or was killed. Wait for it; "
+            "if it is dead, add --sole-writer."
         )
 
 

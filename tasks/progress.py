@@ -1,4 +1,6 @@
-"""Progress: what the stages tell about how far they are. Who shows it, and how, is not their concern."""
+"""Progress: what the stages tell about how far they are. Who shows it, and how, is not their
+concern.
+"""
 
 from __future__ import annotations
 

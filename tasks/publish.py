@@ -1,8 +1,9 @@
 """Publish: the receipts of a shard as rows of the tables, committed with their masks.
 
-Images that have no rows yet go into the shard's own file, which has the same name in the folder of each table. Images that
-have rows go where these are: the file is rewritten and keeps its other rows. So each image has one version, the newest, in
-every table at any moment. `tasks/commits.py` says what happens where several runs do so at a time.
+Images that have no rows yet go into the shard's own file, which has the same name in the folder of
+each table. Images that have rows go where these are: the file is rewritten and keeps its other
+rows. So each image has one version, the newest, in every table at any moment. `tasks/commits.py`
+says what happens where several runs do so at a time.
 """
 
 from __future__ import annotations
@@ -117,8 +118,12 @@ class Tables:
             self._refresh()
 
     def left(self, shard: Shard) -> Shard:
-        """The shard without the images that are committed already, by this run or by one beside it."""
-        return replace(shard, items=tuple(item for item in shard.items if not self._is_settled(item)))
+        """The shard without the images that are committed already, by this run or by one beside
+        it.
+        """
+        return replace(
+            shard, items=tuple(item for item in shard.items if not self._is_settled(item))
+        )
 
     def failed(self, shard: Shard) -> int:
         """How many of a shard's committed images failed."""
@@ -134,7 +139,9 @@ class Tables:
                 files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
         uris = {item.source.uri for shard in self.plan.shards for item in shard.items}
         done, pixels, failures = 0, 0, []
-        for file in sorted({row.file for uri in uris if (row := self.ledger.rows.get(uri)) is not None}):
+        for file in sorted(
+            {row.file for uri in uris if (row := self.ledger.rows.get(uri)) is not None}
+        ):
             columns = ["uri", "status", "error", "error_type", "total_pixels"]
             for row in read_table(self.store, f"{IMAGES}/{file}", columns).to_pylist():
                 if row["uri"] not in uris:
@@ -142,27 +149,36 @@ class Tables:
                 if row["status"] == "ok":
                     done, pixels = done + 1, pixels + row["total_pixels"]
                 else:
-                    failures.append((row["uri"], Failure(row["error_type"], row["error"], permanent=True)))
+                    failures.append(
+                        (row["uri"], Failure(row["error_type"], row["error"], permanent=True))
+                    )
         return Record(done, len(failures), pixels, tuple(failures[:_FAILURES_NAMED]), files)
 
     def _refresh(self) -> None:
         for row in self.ledger.refresh():
             if row.fingerprint != self.plan.fingerprint and not self.keeps_other_recipes:
                 raise RunError(
-                    f"Run {row.run_id} of another recipe has committed {row.image_id} to {self.store.root} while this one worked. "
-                    "Give each recipe an output of its own, or say --keep-other-recipes, then run the same command again."
+                    f"Run {row.run_id} of another recipe has committed {row.image_id} to "
+                    f"{self.store.root} while this one worked. "
+                    "Give each recipe an output of its own, or say --keep-other-recipes, then run "
+                    "the same command again."
                 )
 
     def _is_new(self, row: Committed) -> bool:
         """Whether the row has come since the plan was made."""
         before = self.before.get(row.uri)
-        return before is None or (before.run_id, before.version, before.ok) != (row.run_id, row.version, row.ok)
+        return before is None or (before.run_id, before.version, before.ok) != (
+            row.run_id,
+            row.version,
+            row.ok,
+        )
 
     def _is_settled(self, item: Item) -> bool:
         row = self.ledger.rows.get(item.source.uri)
         if row is None:
             return False
-        # What stood there when the run began may have to be done again, for a mask that is lost or memory that has grown.
+        # What stood there when the run began may have to be done again, for a mask that is lost or
+        # memory that has grown.
         row = row if self._is_new(row) else self.before[row.uri]
         same = (row.version, row.fingerprint) == (item.source.version, self.plan.fingerprint)
         return row.run_id == self.plan.run_id or (same and row.settled)
@@ -175,13 +191,17 @@ class Tables:
             other = self.ledger.uris.get(source.image_id, source.uri)
             if other != source.uri and other in self.ledger.rows:
                 raise RunError(
-                    f"Another run has given the name {source.image_id} to {other} while this one worked; it was meant for "
+                    f"Another run has given the name {source.image_id} to {other} while this one "
+                    "worked; it was meant for "
                     f"{source.uri}. Run the same command again: it will find another name."
                 )
             return True
         if not self._is_new(row):
             return True
-        if row.run_id == self.plan.run_id or (row.version, row.fingerprint) == (source.version, self.plan.fingerprint):
+        if row.run_id == self.plan.run_id or (row.version, row.fingerprint) == (
+            source.version,
+            self.plan.fingerprint,
+        ):
             # A failure may have been one of the moment.
             return ok and not row.ok
         if row.fingerprint != self.plan.fingerprint:
@@ -198,22 +218,45 @@ class Tables:
             ids = {receipt.source.image_id for receipt in members}
             for name, statistic in self.statistics.items():
                 schema = table_schema(statistic)
-                rows = [self._keyed(receipt, row) for receipt in members for row in receipt.rows.get(name, [])]
-                _write(self.store, draft, f"tables/{statistic.table}/{file}", pa.Table.from_pylist(rows, schema=schema), ids)
+                rows = [
+                    self._keyed(receipt, row)
+                    for receipt in members
+                    for row in receipt.rows.get(name, [])
+                ]
+                _write(
+                    self.store,
+                    draft,
+                    f"tables/{statistic.table}/{file}",
+                    pa.Table.from_pylist(rows, schema=schema),
+                    ids,
+                )
             self._write_objects(draft, file, members)
-            images = pa.Table.from_pylist([self._image(receipt) for receipt in members], schema=IMAGES_SCHEMA)
+            images = pa.Table.from_pylist(
+                [self._image(receipt) for receipt in members], schema=IMAGES_SCHEMA
+            )
             _write(self.store, draft, f"{IMAGES}/{file}", images, ids)
-        draft.files = {name: staged for receipt in receipts for name, staged in receipt.staged.items()}
+        draft.files = {
+            name: staged for receipt in receipts for name, staged in receipt.staged.items()
+        }
 
     def _write_objects(self, draft: Draft, file: str, receipts: Sequence[Receipt]) -> None:
         name = f"tables/{Objects.table}/{file}"
         if self.objects is None and not self.store.exists(name):
             return
-        # Where no objects are asked for now, those of an earlier recipe go: an image has one version in all tables.
-        staged = {receipt.source.image_id: receipt.tables[Objects.table] for receipt in receipts if receipt.tables}
-        specs = [item.spec for other in self.plan.shards for item in other.items if item.spec is not None]
+        # Where no objects are asked for now, those of an earlier recipe go: an image has one
+        # version in all tables.
+        staged = {
+            receipt.source.image_id: receipt.tables[Objects.table]
+            for receipt in receipts
+            if receipt.tables
+        }
+        specs = [
+            item.spec for other in self.plan.shards for item in other.items if item.spec is not None
+        ]
         most_bands = max((spec.file_bands for spec in specs), default=0)
-        ObjectFile(self.store, name, self.plan.run_id, self.plan.fingerprint).write(draft, staged, receipts, most_bands)
+        ObjectFile(self.store, name, self.plan.run_id, self.plan.fingerprint).write(
+            draft, staged, receipts, most_bands
+        )
 
     def _keyed(self, receipt: Receipt, row: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -256,7 +299,9 @@ class Tables:
 
 
 def heal(ledger: Ledger, folder: str) -> int:
-    """Drop the rows that do not count (`Ledger.superseded`), in one commit; in how many files there were some. `folder`: of this process."""
+    """Drop the rows that do not count (`Ledger.superseded`), in one commit; in how many files there
+    were some. `folder`: of this process.
+    """
     store = ledger.store
     while superseded := ledger.superseded:
         with ledger.log.draft("heal", folder) as draft:
@@ -273,19 +318,36 @@ def heal(ledger: Ledger, folder: str) -> int:
     return 0
 
 
-def _write(store: Store, draft: Draft, name: str, rows: pa.Table, replaced: Set[str] | None) -> None:
-    """Draft a table file: the rows that it has, those of the images in `replaced` aside (None: all), and these."""
+def _write(
+    store: Store, draft: Draft, name: str, rows: pa.Table, replaced: Set[str] | None
+) -> None:
+    """Draft a table file: the rows that it has, those of the images in `replaced` aside (None:
+    all), and these.
+    """
     try:
         old = read_table(store, name)
     except FileNotFoundError:
         table = rows
     else:
-        gone = old["image_id"].unique() if replaced is None else pa.array(sorted(replaced), pa.string())
+        gone = (
+            old["image_id"].unique()
+            if replaced is None
+            else pa.array(sorted(replaced), pa.string())
+        )
         kept = old.filter(pc.invert(pc.is_in(old["image_id"], value_set=gone)))
         # A version of maskloom may have added columns since, or widened their types.
-        table = pa.concat_tables([kept, rows], promote_options="permissive").select(rows.schema.names).cast(rows.schema)
+        table = (
+            pa.concat_tables([kept, rows], promote_options="permissive")
+            .select(rows.schema.names)
+            .cast(rows.schema)
+        )
     with draft.table(name) as out:
-        pq.write_table(table.replace_schema_metadata(rows.schema.metadata), out, compression="zstd", row_group_size=ROW_GROUP)
+        pq.write_table(
+            table.replace_schema_metadata(rows.schema.metadata),
+            out,
+            compression="zstd",
+            row_group_size=ROW_GROUP,
+        )
 
 
 def _version_now(uri: str) -> str | None:
@@ -302,7 +364,9 @@ def table_schema(statistic: Statistic) -> pa.Schema:
 
 @lru_cache(maxsize=256)
 def crs_name(wkt: str | None) -> str | None:
-    """A short name of a coordinate reference system (`EPSG:32633`) where it has one, else its WKT."""
+    """A short name of a coordinate reference system (`EPSG:32633`) where it has one, else its
+    WKT.
+    """
     if wkt is None:
         return None
     from pyproj import CRS

@@ -1,7 +1,8 @@
 """Segment: one shard of images, from pixels to published masks and receipts.
 
-Small images are done by one job each. Large ones go through passes: their parts are segmented; where there are objects these are
-joined, once an image, and the parts drawn again; last the parts are put together. An image that fails drops out of the passes that follow.
+Small images are done by one job each. Large ones go through passes: their parts are segmented;
+where there are objects these are joined, once an image, and the parts drawn again; last the parts
+are put together. An image that fails drops out of the passes that follow.
 """
 
 from __future__ import annotations
@@ -10,7 +11,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from segcore.errors import WorkerDied
-from segcore.jobs import FinishJob, ImagesJob, Job, JoinJob, Order, PartJob, PartReceipt, RedrawJob, staging_folder
+from segcore.jobs import (
+    FinishJob,
+    ImagesJob,
+    Job,
+    JoinJob,
+    Order,
+    PartJob,
+    PartReceipt,
+    RedrawJob,
+    staging_folder,
+)
 from segcore.manifest import Failure, Item, Receipt, Shard
 from segcore.model import Fitter
 from segcore.storage import Store
@@ -31,7 +42,9 @@ class Bench:
     fanout: Fanout
     order: Order
     classes: tuple[str, ...]
-    """Names of the classes for images that fail. Empty where each image has a model of its own that names them."""
+    """Names of the classes for images that fail. Empty where each image has a model of its own that
+    names them.
+    """
     progress: Progress
 
 
@@ -47,10 +60,19 @@ class _Large:
 
 def segment_shard(shard: Shard, bench: Bench) -> list[Receipt]:
     """A receipt for every image of the shard, in the shard's order."""
-    receipts = {item.source.uri: _failed(bench, item, item.failure) for item in shard.items if item.failure is not None}
+    receipts = {
+        item.source.uri: _failed(bench, item, item.failure)
+        for item in shard.items
+        if item.failure is not None
+    }
     usable = [item for item in shard.items if item.failure is None]
     orders = _orders_of_large(usable, bench, receipts)
-    parts = (part for item in usable if item.source.uri in orders for part in bundles.parts(orders[item.source.uri], item))
+    parts = (
+        part
+        for item in usable
+        if item.source.uri in orders
+        for part in bundles.parts(orders[item.source.uri], item)
+    )
     whole = bundles.whole_images(bench.order, usable, bench.fanout.workers)
     ranges: dict[str, list[tuple[int, int]]] = {}
     for job, _ in _do(bench, (*parts, *whole), receipts):
@@ -71,8 +93,12 @@ def segment_shard(shard: Shard, bench: Bench) -> list[Receipt]:
     return [receipts[item.source.uri] for item in shard.items]
 
 
-def _orders_of_large(items: Sequence[Item], bench: Bench, receipts: dict[str, Receipt]) -> dict[str, Order]:
-    """The orders for the large images, by URI. An image that no model can be fitted to gets its receipt."""
+def _orders_of_large(
+    items: Sequence[Item], bench: Bench, receipts: dict[str, Receipt]
+) -> dict[str, Order]:
+    """The orders for the large images, by URI. An image that no model can be fitted to gets its
+    receipt.
+    """
     orders = {}
     for item in items:
         if item.spec is not None and bundles.is_spread(item.spec, bench.order):
@@ -85,9 +111,18 @@ def _orders_of_large(items: Sequence[Item], bench: Bench, receipts: dict[str, Re
 
 
 def _join(images: Sequence[_Large], bench: Bench, receipts: dict[str, Receipt]) -> dict[str, int]:
-    """Join the objects of large images and draw their parts again; the number of objects of each, by URI."""
-    joined = _do(bench, (JoinJob(image.order, image.item, image.ranges) for image in images), receipts)
-    redraw = (RedrawJob(part, answer.objects) for job, answer in joined if isinstance(job, JoinJob) for part in job.parts)
+    """Join the objects of large images and draw their parts again; the number of objects of each,
+    by URI.
+    """
+    joined = _do(
+        bench, (JoinJob(image.order, image.item, image.ranges) for image in images), receipts
+    )
+    redraw = (
+        RedrawJob(part, answer.objects)
+        for job, answer in joined
+        if isinstance(job, JoinJob)
+        for part in job.parts
+    )
     _do(bench, redraw, receipts)
     return {job.item.source.uri: answer.objects for job, answer in joined}
 
@@ -103,20 +138,28 @@ def clear_staging(receipts: Sequence[Receipt], bench: Bench) -> None:
 
 
 def _order_for(item: Item, bench: Bench) -> Order | Failure:
-    """The order for one large image, its model fitted to it where each image has its own; or why it has none."""
+    """The order for one large image, its model fitted to it where each image has its own; or why it
+    has none.
+    """
     if not isinstance(bench.order.model, Fitter):
         return bench.order
     fitted = fit_alone(bench.fanout, bench.order, item)
     return fitted if isinstance(fitted, Failure) else replace(bench.order, model=fitted)
 
 
-def _do(bench: Bench, jobs: Iterable[Job], receipts: dict[str, Receipt]) -> list[tuple[_Staging, PartReceipt]]:
-    """Perform the jobs and file the receipts of images that are through; the other jobs that were done, with their answers."""
+def _do(
+    bench: Bench, jobs: Iterable[Job], receipts: dict[str, Receipt]
+) -> list[tuple[_Staging, PartReceipt]]:
+    """Perform the jobs and file the receipts of images that are through; the other jobs that were
+    done, with their answers.
+    """
     staged: list[tuple[_Staging, PartReceipt]] = []
     for job, answer in bench.fanout.map(perform, jobs):
         items: Sequence[Item] = job.items if isinstance(job, ImagesJob) else (job.item,)
         if isinstance(answer, WorkerDied):
-            receipts.update((item.source.uri, _failed(bench, item, Failure.of(answer))) for item in items)
+            receipts.update(
+                (item.source.uri, _failed(bench, item, Failure.of(answer))) for item in items
+            )
         elif isinstance(job, ImagesJob):
             receipts.update((receipt.source.uri, receipt) for receipt in answer)
         elif isinstance(job, FinishJob):

@@ -1,4 +1,6 @@
-"""The one check: style, types, direction of imports, tests. `python tests/check.py`, from the root of the checkout."""
+"""The one check: style, types, direction of imports, tests. `python tests/check.py`, from the root
+of the checkout.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ def main() -> int:
     """Run all steps, also after one has failed; 1 where any failed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     failed = [
-        step for step in STEPS if subprocess.run([str(part) for part in step], cwd=ROOT, env=environment, check=False).returncode
+        step
+        for step in STEPS
+        if subprocess.run(
+            [str(part) for part in step], cwd=ROOT, env=environment, check=False
+        ).returncode
     ]
     for step in failed:
         sys.stderr.write(f"check: failed: {' '.join(str(part) for part in step)}\n")

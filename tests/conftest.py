@@ -11,10 +11,13 @@ import time
 import hypothesis
 import pytest
 
-# A busy machine is no defect: pytest-timeout watches over what hangs. And a run that fails, fails again: the examples are the
-# same every time; `--hypothesis-profile=default` draws others.
+# A busy machine is no defect: pytest-timeout watches over what hangs. And a run that fails, fails
+# again: the examples are the same every time; `--hypothesis-profile=default` draws others.
 hypothesis.settings.register_profile(
-    "maskloom", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=True
+    "maskloom",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=True,
 )
 hypothesis.settings.load_profile("maskloom")
 
@@ -25,7 +28,9 @@ def s3_server(tmp_path_factory):
     log = tmp_path_factory.mktemp("s3") / "log"
     with log.open("wb") as stream:
         # It takes a free port, and says which.
-        server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", "0"], stdout=stream, stderr=stream)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-p", "0"], stdout=stream, stderr=stream
+        )
     deadline = time.monotonic() + 120
     while (said := re.search(r"Running on (http://127\.0\.0\.1:\d+)\s", log.read_text())) is None:
         assert server.poll() is None, log.read_text()

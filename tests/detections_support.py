@@ -1,4 +1,6 @@
-"""A stand-in for a trained Mask R-CNN: a finder that knows the truth, and weights that are never opened."""
+"""A stand-in for a trained Mask R-CNN: a finder that knows the truth, and weights that are never
+opened.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from segcore.networks.mask_rcnn.detections import Detections
 
 
 class BlobFinder:
-    """Stands for a network: finds the bright spots of a window, those brighter than 0.8 with class 2, and the larger the surer."""
+    """Stands for a network: finds the bright spots of a window, those brighter than 0.8 with class
+    2, and the larger the surer.
+    """
 
     def detect(self, image: np.ndarray) -> Detections:
         parts = ndimage.label(image[..., 0] > 0.3)[0]
@@ -42,6 +46,14 @@ def write_weights(folder: Path, content: bytes = b"weights", **changes: Any) -> 
     path = folder / "net.keras"
     path.write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
-    card = Card("mask_rcnn", digest, 1, ("background", "dim", "bright"), Scaling(), Reach(halo=None, stride=32), output="objects")
+    card = Card(
+        "mask_rcnn",
+        digest,
+        1,
+        ("background", "dim", "bright"),
+        Scaling(),
+        Reach(halo=None, stride=32),
+        output="objects",
+    )
     path.with_suffix(".json").write_bytes(replace(card, **changes).dump())
     return str(path)

@@ -38,9 +38,13 @@ class ObjectImage:
         )
 
     def tile_objects(self, tile: Tile, numbers: np.random.Generator | None = None) -> TileObjects:
-        """What is known of a tile in the end; bands come by way of fragments, of which an object may have several."""
+        """What is known of a tile in the end; bands come by way of fragments, of which an object
+        may have several.
+        """
         core = self.ids[tile.core.slices]
-        ring = np.pad(self.ids, 2)[Box(tile.core.start, tuple(n + 4 for n in tile.core.stop)).slices]
+        ring = np.pad(self.ids, 2)[
+            Box(tile.core.start, tuple(n + 4 for n in tile.core.stop)).slices
+        ]
         present = np.unique(ring[ring > 0])
         if numbers is not None:
             present = numbers.permutation(present)
@@ -48,17 +52,25 @@ class ObjectImage:
         local = np.zeros(int(self.ids.max(initial=0)) + 1, np.uint32)
         local[object_id] = np.arange(len(object_id))
         # Fragments: an object's pixels of even and odd rows, to have several of one object.
-        fragments = np.where(core > 0, local[core] * 2 - (np.arange(core.shape[0])[:, None] % 2), 0).astype(np.uint32)
+        fragments = np.where(
+            core > 0, local[core] * 2 - (np.arange(core.shape[0])[:, None] % 2), 0
+        ).astype(np.uint32)
         sums = observe_bands(fragments, self.pixels[tile.core.slices], 2 * len(present))
         of_fragment = np.concatenate([[0], np.repeat(np.arange(1, len(object_id)), 2)])
         sums = BandSums.from_arrays(dict(sums.to_arrays())).sum_by(of_fragment, len(object_id))
         here = np.bincount(core.ravel(), minlength=len(local))
         everywhere = np.bincount(self.ids.ravel(), minlength=len(local))
         whole = (here == everywhere)[object_id]
-        return TileObjects(local[ring], object_id, (object_id % 3).astype(np.int32), whole, sums, tile, self.spec)
+        return TileObjects(
+            local[ring], object_id, (object_id % 3).astype(np.int32), whole, sums, tile, self.spec
+        )
 
-    def table(self, tile: tuple[int, int] | None = None, geometry: bool = True, seed: int | None = None) -> pa.Table:
-        """The table under a tiling: whole objects finished tile by tile, the others merged, through bytes and in any order."""
+    def table(
+        self, tile: tuple[int, int] | None = None, geometry: bool = True, seed: int | None = None
+    ) -> pa.Table:
+        """The table under a tiling: whole objects finished tile by tile, the others merged, through
+        bytes and in any order.
+        """
         names, bands = ("zero", "one", "two"), self.pixels.shape[-1]
         numbers = None if seed is None else np.random.default_rng(seed)
         finished, rest = [], []
@@ -72,11 +84,19 @@ class ObjectImage:
         merged = Measures.concatenate(rest[half:])
         if half:
             merged = Measures.concatenate(rest[:half]).merge(merged)
-        return pa.concat_tables([*finished, finish(merged, self.spec, names, bands)]).sort_by("object_id").combine_chunks()
+        return (
+            pa.concat_tables([*finished, finish(merged, self.spec, names, bands)])
+            .sort_by("object_id")
+            .combine_chunks()
+        )
 
 
-def random_ids(shape: tuple[int, int], objects: int, coarse: int, generator: np.random.Generator) -> np.ndarray:
-    """Objects of random pixels, in blocks of `coarse`: torn, with holes, with corners that touch, and nested in one another."""
+def random_ids(
+    shape: tuple[int, int], objects: int, coarse: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Objects of random pixels, in blocks of `coarse`: torn, with holes, with corners that touch,
+    and nested in one another.
+    """
     blocks = generator.integers(0, objects + 1, [-(-n // coarse) for n in shape])
     return np.kron(blocks, np.ones((coarse, coarse), int))[: shape[0], : shape[1]]
 

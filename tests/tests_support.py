@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from segcore.segmenters.kmeans import KMeansModel
 
 VOLATILE = ("run_id", "seconds", "mask_sha256", "tiles")
-"""Columns that may differ between runs that must agree: times, ids, and what the tiling decides about files."""
+"""Columns that may differ between runs that must agree: times, ids, and what the tiling decides
+about files.
+"""
 SCENE = (520, 640)
-"""Height and width of the two scenes of a collection: just large enough to be spread over workers where parts are small."""
+"""Height and width of the two scenes of a collection: just large enough to be spread over workers
+where parts are small.
+"""
 
 
 @lru_cache(maxsize=8)
@@ -25,14 +29,21 @@ def photograph(height: int, width: int) -> np.ndarray:
     from skimage import data
 
     source = data.astronaut()
-    return np.pad(source, ((0, max(0, height - 512)), (0, max(0, width - 512)), (0, 0)), mode="symmetric")[:height, :width]
+    return np.pad(
+        source, ((0, max(0, height - 512)), (0, max(0, width - 512)), (0, 0)), mode="symmetric"
+    )[:height, :width]
 
 
-def read_table(output: Path, name: str, volatile: tuple[str, ...] = VOLATILE) -> list[dict[str, object]]:
+def read_table(
+    output: Path, name: str, volatile: tuple[str, ...] = VOLATILE
+) -> list[dict[str, object]]:
     """The rows of a table in a fixed order, without the columns that may differ."""
     table = ds.dataset(output / "tables" / name, format="parquet").to_table()
     kept = table.select([column for column in table.column_names if column not in volatile])
-    return sorted(kept.to_pylist(), key=lambda row: (row["image_id"], row.get("object_id", row.get("class_id", 0))))
+    return sorted(
+        kept.to_pylist(),
+        key=lambda row: (row["image_id"], row.get("object_id", row.get("class_id", 0))),
+    )
 
 
 def read_masks(output: Path) -> dict[str, np.ndarray]:
@@ -68,8 +79,12 @@ def write_tiff(path: Path, pixels: np.ndarray, **profile: object) -> None:
         file.write(np.moveaxis(pixels, -1, 0))
 
 
-def assert_at_rest_in_scikit_learn(model: KMeansModel, centres: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> None:
-    """scikit-learn does not move the centres (5, bands), finds none that are much better, and gives the rows (n, bands) the same labels."""
+def assert_at_rest_in_scikit_learn(
+    model: KMeansModel, centres: np.ndarray, rows: np.ndarray, labels: np.ndarray
+) -> None:
+    """scikit-learn does not move the centres (5, bands), finds none that are much better, and gives
+    the rows (n, bands) the same labels.
+    """
     from sklearn.cluster import KMeans
 
     again = KMeans(5, init=centres, n_init=1).fit(rows)
@@ -77,6 +92,10 @@ def assert_at_rest_in_scikit_learn(model: KMeansModel, centres: np.ndarray, rows
     assert np.allclose(again.cluster_centers_, centres, rtol=1e-4, atol=1e-4)
     assert np.isclose(model.inertia, again.inertia_, rtol=1e-6)
     best = KMeans(5, n_init=10, random_state=0).fit(rows[:: max(1, len(rows) // 6_000)])
-    assert model.inertia <= 1.01 * KMeans(5, init=best.cluster_centers_, n_init=1).fit(rows).inertia_
+    assert (
+        model.inertia <= 1.01 * KMeans(5, init=best.cluster_centers_, n_init=1).fit(rows).inertia_
+    )
     assert np.mean(labels == again.predict(rows)) > 0.9999
-    assert np.allclose(model.fractions, np.bincount(labels, minlength=5) / labels.size, rtol=0, atol=1e-9)
+    assert np.allclose(
+        model.fractions, np.bincount(labels, minlength=5) / labels.size, rtol=0, atol=1e-9
+    )

@@ -1,10 +1,13 @@
 """Boundaries: how much of a class's outline lies where the truth has it.
 
-A boundary pixel of a class is one of its pixels with a neighbour (above, below, left, right) of another class. The image's border and void pixels
-make no boundary. Precision is the share of the mask's boundary pixels with one of the truth's within the tolerance (Euclidean distance between
-centres), recall the other way round, F their harmonic mean (Csurka, Larlus and Perronnin 2013; the tolerance there is 0.75 % of the diagonal).
+A boundary pixel of a class is one of its pixels with a neighbour (above, below, left, right) of
+another class. The image's border and void pixels make no boundary. Precision is the share of the
+mask's boundary pixels with one of the truth's within the tolerance (Euclidean distance between
+centres), recall the other way round, F their harmonic mean (Csurka, Larlus and Perronnin 2013; the
+tolerance there is 0.75 % of the diagonal).
 
-A pixel within the tolerance and its neighbours are all that must be seen, so a tile with that halo (`halo_of`) tells the same as the whole image.
+A pixel within the tolerance and its neighbours are all that must be seen, so a tile with that halo
+(`halo_of`) tells the same as the whole image.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ class Boundary:
     """Boundary pixels of each class. Boundaries add up over tiles and images."""
 
     counts: NDArray[np.int64]
-    """(n, 4): those of the mask, of these near the truth's; those of the truth, of these near the mask's."""
+    """(n, 4): those of the mask, of these near the truth's; those of the truth, of these near the
+    mask's.
+    """
 
     @classmethod
     def none(cls, classes: int) -> Boundary:
@@ -35,8 +40,17 @@ class Boundary:
         return cls(np.zeros((classes, 4), np.int64))
 
     @classmethod
-    def of(cls, truth: NDArray[np.int64], predicted: NDArray[np.int64], tile: Tile, classes: int, tolerance: float) -> Boundary:
-        """Count in a tile's core. The arrays are class ids in its `read` box, negative where there is none."""
+    def of(
+        cls,
+        truth: NDArray[np.int64],
+        predicted: NDArray[np.int64],
+        tile: Tile,
+        classes: int,
+        tolerance: float,
+    ) -> Boundary:
+        """Count in a tile's core. The arrays are class ids in its `read` box, negative where there
+        is none.
+        """
         import cv2
 
         ignored = (truth < 0) | (predicted < 0)
@@ -67,7 +81,9 @@ class Boundary:
 
     @property
     def f(self) -> NDArray[np.float64]:
-        """Harmonic mean of both; 0 where one side has no boundary or nothing is near, NaN where neither has one."""
+        """Harmonic mean of both; 0 where one side has no boundary or nothing is near, NaN where
+        neither has one.
+        """
         precision, recall = np.nan_to_num(self.precision), np.nan_to_num(self.recall)
         total = precision + recall
         f = np.where(total > 0, 2 * precision * recall / np.where(total > 0, total, 1), 0)

@@ -1,7 +1,8 @@
 """Confusion matrices and what follows from them.
 
-Pixels are counted by their class in the truth and in the mask. Void pixels of the truth count nowhere. Pixels that have a class in the truth and
-none in the mask (nodata) are `unpredicted`: they stand in a column of their own and enter no measure.
+Pixels are counted by their class in the truth and in the mask. Void pixels of the truth count
+nowhere. Pixels that have a class in the truth and none in the mask (nodata) are `unpredicted`: they
+stand in a column of their own and enter no measure.
 """
 
 from __future__ import annotations
@@ -31,11 +32,18 @@ class Confusion:
 
     @classmethod
     def of(cls, truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> Confusion:
-        """The confusion of two arrays of class ids; negative is void in the truth, unpredicted in the mask."""
+        """The confusion of two arrays of class ids; negative is void in the truth, unpredicted in
+        the mask.
+        """
         known = truth >= 0
         column = np.where(predicted >= 0, predicted, classes)
-        counts = np.bincount((truth * (classes + 1) + column)[known], minlength=classes * (classes + 1))
-        return cls(counts.reshape(classes, classes + 1).astype(np.int64), int(known.size - np.count_nonzero(known)))
+        counts = np.bincount(
+            (truth * (classes + 1) + column)[known], minlength=classes * (classes + 1)
+        )
+        return cls(
+            counts.reshape(classes, classes + 1).astype(np.int64),
+            int(known.size - np.count_nonzero(known)),
+        )
 
     def __add__(self, other: Confusion) -> Confusion:
         return Confusion(self.counts + other.counts, self.void + other.void)
@@ -82,17 +90,23 @@ class Confusion:
 
     @property
     def dice(self) -> NDArray[np.float64]:
-        """Twice the intersection over the sum of both (Dice 1945, F1) of each class; NaN for one that neither has."""
+        """Twice the intersection over the sum of both (Dice 1945, F1) of each class; NaN for one
+        that neither has.
+        """
         return ratio(2 * self.correct, self.truth + self.predicted)
 
     @property
     def precision(self) -> NDArray[np.float64]:
-        """Share of a class's pixels in the mask that are right (user's accuracy); NaN where the mask has none."""
+        """Share of a class's pixels in the mask that are right (user's accuracy); NaN where the
+        mask has none.
+        """
         return ratio(self.correct, self.predicted)
 
     @property
     def recall(self) -> NDArray[np.float64]:
-        """Share of a class's pixels in the truth that the mask finds (producer's accuracy); NaN where the truth has none."""
+        """Share of a class's pixels in the truth that the mask finds (producer's accuracy); NaN
+        where the truth has none.
+        """
         return ratio(self.correct, self.truth)
 
     @property
@@ -109,11 +123,17 @@ class Confusion:
     def kappa(self) -> float:
         """Agreement beyond chance (Cohen 1960); NaN where chance alone agrees."""
         total = float(self.square.sum())
-        chance = float((self.truth.astype(float) * self.predicted.astype(float)).sum()) / total**2 if total else 1.0
+        chance = (
+            float((self.truth.astype(float) * self.predicted.astype(float)).sum()) / total**2
+            if total
+            else 1.0
+        )
         return (self.accuracy - chance) / (1 - chance) if chance < 1 else float("nan")
 
 
-def ratio(part: NDArray[np.int64] | np.int64, whole: NDArray[np.int64] | np.int64) -> NDArray[np.float64]:
+def ratio(
+    part: NDArray[np.int64] | np.int64, whole: NDArray[np.int64] | np.int64
+) -> NDArray[np.float64]:
     """Part over whole; NaN where the whole is 0."""
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 

@@ -1,7 +1,9 @@
-"""Areas corrected for the errors of the map, with confidence intervals (Olofsson et al. 2014, Remote Sensing of Environment 148).
+"""Areas corrected for the errors of the map, with confidence intervals (Olofsson et al. 2014,
+Remote Sensing of Environment 148).
 
-The map's classes are the strata. A sample of pixels in each, whose true class is known, tells what share of the stratum is truly of which class;
-weighted by the mapped areas that gives the area of each class without the map's bias, and its standard error.
+The map's classes are the strata. A sample of pixels in each, whose true class is known, tells what
+share of the stratum is truly of which class; weighted by the mapped areas that gives the area of
+each class without the map's bias, and its standard error.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ NORMAL_95 = 1.96
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AreaEstimate:
-    """Areas and accuracies by class, in the unit of the mapped areas. Standard errors are NaN where a stratum has a sample of one."""
+    """Areas and accuracies by class, in the unit of the mapped areas. Standard errors are NaN where
+    a stratum has a sample of one.
+    """
 
     mapped: NDArray[np.float64]
     adjusted: NDArray[np.float64]
@@ -80,7 +84,10 @@ def estimate_areas(sample: NDArray[np.int64], mapped: NDArray[np.float64]) -> Ar
 
 
 def _producers_error(
-    area: NDArray[np.float64], variance: NDArray[np.float64], producers: NDArray[np.float64], adjusted: NDArray[np.float64]
+    area: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    producers: NDArray[np.float64],
+    adjusted: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Standard errors of the producer's accuracies (equation 7)."""
     squared = area[:, None] ** 2 * variance

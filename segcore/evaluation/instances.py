@@ -1,17 +1,21 @@
 """Objects against objects: which match, and what that is worth.
 
-Two objects of one class match where their intersection over union exceeds a threshold of 0.5 or more; objects of one side do not overlap, so each
-has at most one match and nobody need be assigned (Kirillov et al. 2019). Void pixels of the truth count for neither side, and a predicted object
+Two objects of one class match where their intersection over union exceeds a threshold of 0.5 or
+more; objects of one side do not overlap, so each has at most one match and nobody need be assigned
+(Kirillov et al. 2019). Void pixels of the truth count for neither side, and a predicted object
 without a match that lies for more than half in them is no error.
 
 Three numbers are called AP or look like it; here they have names of their own:
 
-    panoptic quality (pq)   sum of the matches' intersection over union / (matches + half the misses + half the false ones), at 0.5 (Kirillov)
-    ap_dsb2018              matches / (matches + misses + false ones), at a threshold (Data Science Bowl 2018; StarDist and Cellpose say AP)
-    ap_coco                 area under precision and recall by falling score, at 101 recalls (COCO); only where objects have scores
+    panoptic quality (pq)   sum of the matches' intersection over union / (matches + half the misses
+    + half the false ones), at 0.5 (Kirillov) ap_dsb2018              matches / (matches + misses +
+    false ones), at a threshold (Data Science Bowl 2018; StarDist and Cellpose say AP) ap_coco
+    area under precision and recall by falling score, at 101 recalls (COCO); only where objects have
+    scores
 
-The last is what pycocotools says, but for three things: all objects of an image count, not 100; an overlap of exactly the threshold is no match,
-here as in the other two; and what is void is void for every class, while COCO's crowds are of one.
+The last is what pycocotools says, but for three things: all objects of an image count, not 100; an
+overlap of exactly the threshold is no match, here as in the other two; and what is void is void for
+every class, while COCO's crowds are of one.
 """
 
 from __future__ import annotations
@@ -34,7 +38,9 @@ _RECALLS = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overlaps:
-    """Pixels by id in the mask and id in the truth, each pair once, 0 (no object) included. Overlaps add up over tiles."""
+    """Pixels by id in the mask and id in the truth, each pair once, 0 (no object) included.
+    Overlaps add up over tiles.
+    """
 
     predicted: NDArray[np.int64]
     truth: NDArray[np.int64]
@@ -52,14 +58,21 @@ class Overlaps:
         one, other = predicted.ravel().astype(np.int64), truth.ravel().astype(np.int64)
         if not one.size:
             return cls.none()
-        starts = np.flatnonzero(np.concatenate([[True], (one[1:] != one[:-1]) | (other[1:] != other[:-1])]))
+        starts = np.flatnonzero(
+            np.concatenate([[True], (one[1:] != one[:-1]) | (other[1:] != other[:-1])])
+        )
         return _summed(one[starts], other[starts], np.diff(starts, append=one.size))
 
     @classmethod
     def total(cls, parts: Sequence[Overlaps]) -> Overlaps:
         """What the parts of an image say together, in whatever order."""
         parts = [cls.none(), *parts]
-        return _summed(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("predicted", "truth", "shared")))
+        return _summed(
+            *(
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in ("predicted", "truth", "shared")
+            )
+        )
 
     def __add__(self, other: Overlaps) -> Overlaps:
         return Overlaps.total([self, other])
@@ -82,7 +95,9 @@ class Matching:
     predicted: Objects
     truth: Objects
     iou: NDArray[np.float64]
-    """Of each predicted object with the true object of its class that it matches; 0 where none exceeds 0.5."""
+    """Of each predicted object with the true object of its class that it matches; 0 where none
+    exceeds 0.5.
+    """
     partner: NDArray[np.int64]
     """Id of that true object, 0 for none."""
     in_void: NDArray[np.bool_]
@@ -96,7 +111,10 @@ class Matching:
         voids = _sizes(overlaps.predicted[void], overlaps.shared[void], predicted.ids)
         true_sizes = _sizes(overlaps.truth, overlaps.shared, truth.ids)
         pair = (overlaps.predicted > 0) & (overlaps.truth > 0)
-        row, column = np.searchsorted(predicted.ids, overlaps.predicted[pair]), np.searchsorted(truth.ids, overlaps.truth[pair])
+        row, column = (
+            np.searchsorted(predicted.ids, overlaps.predicted[pair]),
+            np.searchsorted(truth.ids, overlaps.truth[pair]),
+        )
         shared = overlaps.shared[pair]
         iou = shared / (sizes[row] - voids[row] + true_sizes[column] - shared)
         match = (iou > THRESHOLDS[0]) & (predicted.class_of[row] == truth.class_of[column])
@@ -111,11 +129,19 @@ class Matching:
         tallies = np.zeros((classes, len(THRESHOLDS), 3), np.int64)
         np.add.at(tallies[..., 0], self.predicted.class_of, hit)
         np.add.at(tallies[..., 1], self.predicted.class_of, ~hit & ~ignored)
-        tallies[..., 2] = np.bincount(self.truth.class_of, minlength=classes)[:, None] - tallies[..., 0]
-        iou = np.bincount(self.predicted.class_of, self.iou, classes).astype(np.float64)  # an empty bincount is of integers
+        tallies[..., 2] = (
+            np.bincount(self.truth.class_of, minlength=classes)[:, None] - tallies[..., 0]
+        )
+        iou = np.bincount(self.predicted.class_of, self.iou, classes).astype(
+            np.float64
+        )  # an empty bincount is of integers
         ranked = None
         if self.predicted.scores is not None:
-            ranked = Ranked(self.predicted.scores, self.predicted.class_of, np.where(ignored, -1, hit).astype(np.int8))
+            ranked = Ranked(
+                self.predicted.scores,
+                self.predicted.class_of,
+                np.where(ignored, -1, hit).astype(np.int8),
+            )
         return ObjectCounts(tallies, iou, ranked)
 
 
@@ -143,13 +169,18 @@ class ObjectCounts:
     @classmethod
     def none(cls, classes: int) -> ObjectCounts:
         """No object yet."""
-        nothing = Ranked(np.zeros(0), np.zeros(0, np.int64), np.zeros((0, len(THRESHOLDS)), np.int8))
+        nothing = Ranked(
+            np.zeros(0), np.zeros(0, np.int64), np.zeros((0, len(THRESHOLDS)), np.int8)
+        )
         return cls(np.zeros((classes, len(THRESHOLDS), 3), np.int64), np.zeros(classes), nothing)
 
     def __add__(self, other: ObjectCounts) -> ObjectCounts:
         ranked = None
         if self.ranked is not None and other.ranked is not None:
-            pairs = ((getattr(self.ranked, name), getattr(other.ranked, name)) for name in ("score", "class_of", "hit"))
+            pairs = (
+                (getattr(self.ranked, name), getattr(other.ranked, name))
+                for name in ("score", "class_of", "hit")
+            )
             ranked = Ranked(*(np.concatenate(pair) for pair in pairs))
         return ObjectCounts(self.tallies + other.tallies, self.iou + other.iou, ranked)
 
@@ -160,12 +191,16 @@ class ObjectCounts:
 
     @property
     def sq(self) -> NDArray[np.float64]:
-        """(n,): segmentation quality, the matches' mean intersection over union; NaN without matches."""
+        """(n,): segmentation quality, the matches' mean intersection over union; NaN without
+        matches.
+        """
         return ratio(self.iou, self.tallies[:, 0, 0])  # type: ignore[arg-type]
 
     @property
     def rq(self) -> NDArray[np.float64]:
-        """(n,): recognition quality, F1 of the objects at 0.5; NaN for a class without objects on either side."""
+        """(n,): recognition quality, F1 of the objects at 0.5; NaN for a class without objects on
+        either side.
+        """
         matched, false, missed = np.moveaxis(self.tallies[:, 0], -1, 0)
         return ratio(2 * matched, 2 * matched + false + missed)
 
@@ -183,13 +218,18 @@ class ObjectCounts:
         true = self.tallies[..., 0] + self.tallies[..., 2]
         return np.array(
             [
-                [_area_under(ranked.score[own], ranked.hit[own, t], int(true[i, t])) for t in range(len(THRESHOLDS))]
+                [
+                    _area_under(ranked.score[own], ranked.hit[own, t], int(true[i, t]))
+                    for t in range(len(THRESHOLDS))
+                ]
                 for i, own in enumerate(ranked.class_of == i for i in range(len(true)))
             ]
         )
 
 
-def average_precision(predicted: NDArray[np.integer], truth: NDArray[np.integer], threshold: float = 0.5) -> float:
+def average_precision(
+    predicted: NDArray[np.integer], truth: NDArray[np.integer], threshold: float = 0.5
+) -> float:
     """`ap_dsb2018` of two label images: matches / (matches + false ones + misses) at one threshold.
 
     Parameters
@@ -205,9 +245,14 @@ def average_precision(predicted: NDArray[np.integer], truth: NDArray[np.integer]
         From 0 to 1; NaN where neither has an object.
     """
     if not THRESHOLDS[0] <= threshold < 1:
-        raise ValueError(f"threshold: expected 0.5 or more and less than 1; got {threshold}. Below 0.5 matches are not unique.")
+        raise ValueError(
+            f"threshold: expected 0.5 or more and less than 1; got {threshold}. Below 0.5 matches "
+            "are not unique."
+        )
     if predicted.shape != truth.shape:
-        raise ValueError(f"predicted and truth must have one shape; got {predicted.shape} and {truth.shape}")
+        raise ValueError(
+            f"predicted and truth must have one shape; got {predicted.shape} and {truth.shape}"
+        )
     ours, theirs = (
         Objects(ids, np.zeros(len(ids), np.int64))
         for ids in (np.unique(labels[labels > 0]).astype(np.int64) for labels in (predicted, truth))
@@ -218,7 +263,9 @@ def average_precision(predicted: NDArray[np.integer], truth: NDArray[np.integer]
     return matched / whole if whole else float("nan")
 
 
-def _summed(predicted: NDArray[np.int64], truth: NDArray[np.int64], shared: NDArray[np.int64]) -> Overlaps:
+def _summed(
+    predicted: NDArray[np.int64], truth: NDArray[np.int64], shared: NDArray[np.int64]
+) -> Overlaps:
     """Overlaps with each pair once."""
     rows, row = np.unique(predicted, return_inverse=True)
     columns, column = np.unique(truth, return_inverse=True)
@@ -229,7 +276,9 @@ def _summed(predicted: NDArray[np.int64], truth: NDArray[np.int64], shared: NDAr
     return Overlaps(rows[row], columns[column], sums)
 
 
-def _sizes(ids: NDArray[np.int64], shared: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+def _sizes(
+    ids: NDArray[np.int64], shared: NDArray[np.int64], wanted: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Pixels of each wanted id."""
     sizes = np.zeros(len(wanted), np.int64)
     found = np.isin(ids, wanted)

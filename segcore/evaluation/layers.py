@@ -1,7 +1,9 @@
-"""The two sides of a comparison, a tile at a time: the class of each pixel, and the id of each pixel's object.
+"""The two sides of a comparison, a tile at a time: the class of each pixel, and the id of each
+pixel's object.
 
-The truth is a mask with a `Key`; a prediction is a mask of classes or of objects. Ids of objects are the mask's own values, or connected parts of a
-class (8 neighbours), which are found over tiles as in a run: sketched tile by tile, joined, then numbered (`segcore.objects`).
+The truth is a mask with a `Key`; a prediction is a mask of classes or of objects. Ids of objects
+are the mask's own values, or connected parts of a class (8 neighbours), which are found over tiles
+as in a run: sketched tile by tile, joined, then numbered (`segcore.objects`).
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ class Predicted:
     """Class id of values beyond the table."""
 
     def classes(self, box: Box) -> NDArray[np.int64]:
-        """Class ids; `VOID` where the mask has no data. Raises `RecipeError` where an object's class is not known."""
+        """Class ids; `VOID` where the mask has no data. Raises `RecipeError` where an object's
+        class is not known.
+        """
         values, known = self.reader.read(box)
         return np.where(known, self.class_of(values), VOID)
 
@@ -92,7 +96,8 @@ class Predicted:
         found = np.where(inside, self.table[np.where(inside, values, 0)], self.beyond)
         if (found == UNKNOWN).any():
             raise RecipeError(
-                f"{self.reader.location} has objects that tables/objects does not name ({values[found == UNKNOWN][0]}, say), and the run has "
+                f"{self.reader.location} has objects that tables/objects does not name "
+                f"({values[found == UNKNOWN][0]}, say), and the run has "
                 "several classes. Run it with statistics: [area, {kind: objects, min_size: 1}]."
             )
         return np.asarray(found)
@@ -106,15 +111,25 @@ class ConnectedParts:
     placements: Sequence[Placement]
 
     @classmethod
-    def find(cls, layer: Layer, classes: Sequence[int], grid: Grid, location: str) -> ConnectedParts:
-        """Label the parts of these classes over all tiles. Keeps the compressed labels of the image in memory."""
+    def find(
+        cls, layer: Layer, classes: Sequence[int], grid: Grid, location: str
+    ) -> ConnectedParts:
+        """Label the parts of these classes over all tiles. Keeps the compressed labels of the image
+        in memory.
+        """
         rule, sketches = Parts(tuple(sorted(classes))), []
         for tile in grid:
             labels = layer.classes(tile.core)
             drawn = np.where(labels >= 0, labels, _NO_DATA).astype(np.uint16)
             fragments = rule.fragment(drawn, tile, grid.shape)
             sketches.append(sketch_tile(fragments, labels >= 0, tile, grid.shape[1], {}))
-        placed = place_objects(rule, grid, [sketch.seam for sketch in sketches], lambda number: sketches[number].firsts, location)
+        placed = place_objects(
+            rule,
+            grid,
+            [sketch.seam for sketch in sketches],
+            lambda number: sketches[number].firsts,
+            location,
+        )
         return cls(sketches, list(placed))
 
     def ids(self, number: int) -> NDArray[np.int64]:
@@ -123,8 +138,12 @@ class ConnectedParts:
 
     def objects(self) -> Objects:
         """All parts, by ascending id."""
-        ids = np.concatenate([placement.numbers.ids for placement in self.placements]).astype(np.int64)
-        class_of = np.concatenate([placement.numbers.class_of for placement in self.placements]).astype(np.int64)
+        ids = np.concatenate([placement.numbers.ids for placement in self.placements]).astype(
+            np.int64
+        )
+        class_of = np.concatenate(
+            [placement.numbers.class_of for placement in self.placements]
+        ).astype(np.int64)
         unique, first = np.unique(ids, return_index=True)
         kept = unique > 0
         return Objects(unique[kept], class_of[first[kept]])
@@ -141,16 +160,31 @@ class Instances:
     """The objects of the other classes. None: there are no others."""
 
     @classmethod
-    def of(cls, layer: Layer, foreground: Sequence[int], numbered: frozenset[int], grid: Grid, location: str) -> Instances:
-        """The objects of the foreground's classes; those of `numbered` classes are told by values, others are connected parts."""
+    def of(
+        cls,
+        layer: Layer,
+        foreground: Sequence[int],
+        numbered: frozenset[int],
+        grid: Grid,
+        location: str,
+    ) -> Instances:
+        """The objects of the foreground's classes; those of `numbered` classes are told by values,
+        others are connected parts.
+        """
         rest = [i for i in foreground if i not in numbered]
         parts = ConnectedParts.find(layer, rest, grid, location) if rest else None
         return cls(layer, tuple(i for i in foreground if i in numbered), parts)
 
     def ids(self, number: int, tile: Tile) -> NDArray[np.int64]:
-        """The id of each pixel's object in a tile's core: the value of the mask and one, so that 0 is none. Negative: void."""
+        """The id of each pixel's object in a tile's core: the value of the mask and one, so that 0
+        is none. Negative: void.
+        """
         classes = self.layer.classes(tile.core)
-        ids = np.where(np.isin(classes, self.numbered), self.layer.values(tile.core) + 1, np.where(classes < 0, -1, 0))
+        ids = np.where(
+            np.isin(classes, self.numbered),
+            self.layer.values(tile.core) + 1,
+            np.where(classes < 0, -1, 0),
+        )
         if self.parts is not None:
             found = self.parts.ids(number)
             ids = np.where(found > 0, found + _FIRST_PART, ids)

@@ -1,8 +1,9 @@
 """Masks as they are compared: one whole number a pixel, from any box of a file in any store.
 
-The readers of images show a palette as colours, as people see it; in a mask its index is what counts. So a mask is read in one of two ways:
-by `index` (the value of a single band, or the index into a palette) or by `colour` (red, green and blue packed into one number). Pixels that the
-file itself calls no data (nodata of a GeoTIFF, alpha 0) are not known.
+The readers of images show a palette as colours, as people see it; in a mask its index is what
+counts. So a mask is read in one of two ways: by `index` (the value of a single band, or the index
+into a palette) or by `colour` (red, green and blue packed into one number). Pixels that the file
+itself calls no data (nodata of a GeoTIFF, alpha 0) are not known.
 """
 
 from __future__ import annotations
@@ -45,18 +46,28 @@ class MaskFile:
     indexed_png: bool
     """Whether it is a PNG whose pixels are indices: a palette, or black and white of one bit."""
     numbers_objects: bool
-    """Whether the values of a mask that maskloom wrote are ids of objects: a TIFF of 32 bits, or a grey PNG of 16 bits without class names."""
+    """Whether the values of a mask that maskloom wrote are ids of objects: a TIFF of 32 bits, or a
+    grey PNG of 16 bits without class names.
+    """
 
     @classmethod
     def describe(cls, location: str) -> MaskFile:
-        """Read the header. Raises `FormatError` where the file is no mask that we read, `Unavailable` where its store fails."""
+        """Read the header. Raises `FormatError` where the file is no mask that we read,
+        `Unavailable` where its store fails.
+        """
         source = Source.of(location)
         head = source.head()
         spec = FORMATS[formats.format_of(location, head)].describe(location, "")
         png = head.startswith(b"\x89PNG")
         depth, colour = (head[24], head[25]) if png else (0, 0)
-        unnamed = (depth, colour) == (16, _GREY) and b"tEXtclasses\0" not in source.read(0, min(source.size(), 2**20))
-        return cls(spec, png and (colour == _PALETTE or (depth, colour) == (1, _GREY)), spec.dtype == "uint32" or unnamed)
+        unnamed = (depth, colour) == (16, _GREY) and b"tEXtclasses\0" not in source.read(
+            0, min(source.size(), 2**20)
+        )
+        return cls(
+            spec,
+            png and (colour == _PALETTE or (depth, colour) == (1, _GREY)),
+            spec.dtype == "uint32" or unnamed,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +81,15 @@ class MaskReader:
     def read(self, box: Box) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The numbers of a box, and where they are known.
 
-        Raises `FormatError` where the pixels are no whole numbers, or colours where indices were expected, and `ReadError`.
+        Raises `FormatError` where the pixels are no whole numbers, or colours where indices were
+        expected, and `ReadError`.
         """
         pixels, known = self.reader.read(box)
         if pixels.dtype.kind == "f":
             if not (pixels[known] == np.rint(pixels[known])).all():
                 raise FormatError(
-                    f"{self.location} has fractions among its values; a mask has whole numbers. Round it, or give another file."
+                    f"{self.location} has fractions among its values; a mask has whole numbers. "
+                    "Round it, or give another file."
                 )
             pixels = np.where(known[..., None], pixels, 0)
         if self.by == "colour":
@@ -86,7 +99,8 @@ class MaskReader:
             found = np.unique(self._packed(pixels[known]))
             shown = ", ".join(f"#{value:06X}" for value in found[:_COLOURS_SHOWN])
             raise FormatError(
-                f"{self.location} has {pixels.shape[-1]} bands that differ, such as colours ({shown}). Say which colour is which class: "
+                f"{self.location} has {pixels.shape[-1]} bands that differ, such as colours "
+                f"({shown}). Say which colour is which class: "
                 "--colours classes.yaml, or --values '#3C1098=building'."
             )
         return first, known
@@ -94,7 +108,8 @@ class MaskReader:
     def _packed(self, pixels: NDArray[np.generic]) -> NDArray[np.int64]:
         if pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3):
             raise FormatError(
-                f"{self.location} has {pixels.shape[-1]} band(s) of {pixels.dtype}; a mask in colours has one or three of uint8. "
+                f"{self.location} has {pixels.shape[-1]} band(s) of {pixels.dtype}; a mask in "
+                "colours has one or three of uint8. "
                 "Give values in place of colours, or another file."
             )
         parts = np.broadcast_to(pixels, (*pixels.shape[:-1], 3)).astype(np.int64)
@@ -114,8 +129,12 @@ def open_mask(mask: MaskFile, by: By) -> Iterator[MaskReader]:
 
 
 def _without_palette(reader: Reader) -> Reader:
-    """The reader, of a TIFF with a palette, or whose 0 is white, the one that gives the numbers in the file."""
-    return reader.as_stored() if isinstance(reader, TiffReader) and reader.stores_otherwise else reader
+    """The reader, of a TIFF with a palette, or whose 0 is white, the one that gives the numbers in
+    the file.
+    """
+    return (
+        reader.as_stored() if isinstance(reader, TiffReader) and reader.stores_otherwise else reader
+    )
 
 
 def _indices(location: str) -> PictureReader:
@@ -126,7 +145,9 @@ def _indices(location: str) -> PictureReader:
         image = PngImageFile(io.BytesIO(Source.of(location).read()))
         index = np.asarray(image).astype(np.uint8)
     except (OSError, SyntaxError, ValueError) as error:
-        raise ReadError(f"The pixels of {location} cannot be decoded: {error}. Copy the file again.") from error
+        raise ReadError(
+            f"The pixels of {location} cannot be decoded: {error}. Copy the file again."
+        ) from error
     transparent = image.info.get("transparency")
     hidden = np.zeros(256, np.bool_)
     if isinstance(transparent, bytes):

@@ -79,12 +79,22 @@ class Output:
 
     @classmethod
     def read(cls, store: Store) -> Output:
-        """Read the tables. Raises `RecipeError` where there is no mask, `StoreError` where the table of areas lacks an image that has one."""
+        """Read the tables. Raises `RecipeError` where there is no mask, `StoreError` where the
+        table of areas lacks an image that has one.
+        """
         masks, failed = [], 0
         for name in store.names("tables/images", ".parquet"):
             for row in _rows(store, name, _IMAGE_COLUMNS):
                 if row["status"] == "ok":
-                    masks.append(Mask(row["image_id"], row["uri"], row["mask_uri"], name.rpartition("/")[2], row["fingerprint"]))
+                    masks.append(
+                        Mask(
+                            row["image_id"],
+                            row["uri"],
+                            row["mask_uri"],
+                            name.rpartition("/")[2],
+                            row["fingerprint"],
+                        )
+                    )
                 else:
                     failed += 1
         if not masks:
@@ -93,14 +103,23 @@ class Output:
                 if not failed
                 else f"no mask: {f'all {failed} images' if failed > 1 else 'its only image'} failed"
             )
-            raise RecipeError(f"{store.root} holds {missing}. Give the folder that a recipe names as its `output`.")
+            raise RecipeError(
+                f"{store.root} holds {missing}. Give the folder that a recipe names as its "
+                "`output`."
+            )
         return cls(store, tuple(masks), failed, _classes(store, {mask.image_id for mask in masks}))
 
     def class_tables(self, file: str) -> dict[str, NDArray[np.int64]]:
-        """For each image of a file of the tables, the class (as in `classes`) of each class id of its mask."""
+        """For each image of a file of the tables, the class (as in `classes`) of each class id of
+        its mask.
+        """
         tables: dict[str, dict[int, int]] = {}
-        for row in _rows(self.store, f"tables/areas/{file}", ["image_id", "class_id", "class_name"]):
-            tables.setdefault(row["image_id"], {})[row["class_id"]] = self.classes.names.index(row["class_name"])
+        for row in _rows(
+            self.store, f"tables/areas/{file}", ["image_id", "class_id", "class_name"]
+        ):
+            tables.setdefault(row["image_id"], {})[row["class_id"]] = self.classes.names.index(
+                row["class_name"]
+            )
         return {image_id: _filled(table, UNKNOWN) for image_id, table in tables.items()}
 
     def object_tables(self, file: str, image_ids: Sequence[str]) -> dict[str, ObjectTable]:
@@ -109,7 +128,9 @@ class Output:
         try:
             content = self.store.read(f"tables/objects/{file}")
         except FileNotFoundError:
-            return {image_id: ObjectTable(np.zeros(1, np.int64), None, only) for image_id in image_ids}
+            return {
+                image_id: ObjectTable(np.zeros(1, np.int64), None, only) for image_id in image_ids
+            }
         name = f"tables/objects/{file}"
         with reading(self.store, name):
             known = pq.read_schema(pa.BufferReader(content)).names
@@ -120,7 +141,10 @@ class Output:
         owners = table["image_id"].to_numpy().astype(str)
         found = {}
         for image_id in image_ids:
-            first, stop = np.searchsorted(owners, image_id), np.searchsorted(owners, image_id, side="right")
+            first, stop = (
+                np.searchsorted(owners, image_id),
+                np.searchsorted(owners, image_id, side="right"),
+            )
             found[image_id] = self._objects(table.slice(first, stop - first), only, scored=scored)
         return found
 
@@ -138,7 +162,9 @@ class Output:
 
 
 def _classes(store: Store, image_ids: set[str]) -> Classes:
-    """The classes of these images. A run that goes on may have areas of further ones, whose masks are not committed yet."""
+    """The classes of these images. A run that goes on may have areas of further ones, whose masks
+    are not committed yet.
+    """
     wanted, seen, parts = pa.array(sorted(image_ids)), set(), []
     for name in store.names("tables/areas", ".parquet"):
         table = read_table(store, name, _AREA_COLUMNS)
@@ -154,11 +180,16 @@ def _classes(store: Store, image_ids: set[str]) -> Classes:
             f"{store.uri('tables/areas')} has no rows of {absent[0]}, which tables/images has. "
             f"`maskloom verify {store.root}` tells what else is gone."
         )
-    rows = sorted((row for part in parts for row in part.to_pylist()), key=lambda row: (row["class_id"], row["class_name"]))
+    rows = sorted(
+        (row for part in parts for row in part.to_pylist()),
+        key=lambda row: (row["class_id"], row["class_name"]),
+    )
     names = tuple(dict.fromkeys(row["class_name"] for row in rows))
     units = {row["area_unit"] for row in rows}
     column = "area_sum" if len(units) == 1 else "pixel_count_sum"
-    areas = tuple(float(sum(row[column] for row in rows if row["class_name"] == name)) for name in names)
+    areas = tuple(
+        float(sum(row[column] for row in rows if row["class_name"] == name)) for name in names
+    )
     return Classes(names, areas, units.pop() if len(units) == 1 else "px")
 
 

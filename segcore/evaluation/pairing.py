@@ -1,7 +1,9 @@
-"""Which truth mask belongs to which image: by the name without suffix, and by the folders above where several have one name.
+"""Which truth mask belongs to which image: by the name without suffix, and by the folders above
+where several have one name.
 
-An image and a truth are a pair where each is the other's best: of all with its name, the one that shares most parts of its path in the same order
-(so `Tile 3/images/part_1.jpg` goes with `Tile 3/masks/part_1.png`). Nobody guesses between equals.
+An image and a truth are a pair where each is the other's best: of all with its name, the one that
+shares most parts of its path in the same order (so `Tile 3/images/part_1.jpg` goes with `Tile
+3/masks/part_1.png`). Nobody guesses between equals.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Pairs:
 
 
 def pair(images: Sequence[str], truths: Sequence[str], affixes: Affixes) -> Pairs:
-    """Pair images with truth files, both given by URI. Raises `RecipeError` where nothing matches or something matches twice."""
+    """Pair images with truth files, both given by URI. Raises `RecipeError` where nothing matches
+    or something matches twice.
+    """
     by_name: dict[str, list[str]] = {}
     for truth in truths:
         by_name.setdefault(_name(truth, affixes.truth), []).append(truth)
@@ -51,21 +55,28 @@ def pair(images: Sequence[str], truths: Sequence[str], affixes: Affixes) -> Pair
         doubts += doubtful
     if doubts:
         raise RecipeError(
-            f"{len(doubts)} images have several truth masks, or several images have one, between which paths do not decide: "
-            f"{'; '.join(doubts[:_SHOWN])}{'; ...' if len(doubts) > _SHOWN else ''}. Give fewer by --truth, or rename them."
+            f"{len(doubts)} images have several truth masks, or several images have one, between "
+            "which paths do not decide: "
+            f"{'; '.join(doubts[:_SHOWN])}{'; ...' if len(doubts) > _SHOWN else ''}. Give fewer by "
+            "--truth, or rename them."
         )
     if not truth_of:
         raise RecipeError(
-            f"No truth mask has the name of an image. Images: {_few(list(names.values()))}. Truth: {_few(list(by_name))}. "
+            f"No truth mask has the name of an image. Images: {_few(list(names.values()))}. Truth: "
+            f"{_few(list(by_name))}. "
             "If the names end differently, say so: --truth-suffix _mask, --image-suffix _image."
         )
     used = set(truth_of.values())
     return Pairs(
-        truth_of, tuple(image for image in images if image not in truth_of), tuple(truth for truth in truths if truth not in used)
+        truth_of,
+        tuple(image for image in images if image not in truth_of),
+        tuple(truth for truth in truths if truth not in used),
     )
 
 
-def _pair_namesakes(images: Sequence[str], truths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _pair_namesakes(
+    images: Sequence[str], truths: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
     """Pairs among files of one name, and the doubtful ones in words."""
     if len(images) == len(truths) == 1:
         return {images[0]: truths[0]}, []
@@ -75,7 +86,9 @@ def _pair_namesakes(images: Sequence[str], truths: Sequence[str]) -> tuple[dict[
         best = _best(truths, lambda truth: common[image, truth])  # noqa: B023  called at once
         rivals = _best(images, lambda other: common[other, best[0]]) if best else []  # noqa: B023
         if len(best) > 1 or (image in rivals and len(rivals) > 1):
-            doubts.append(f"{', '.join(rivals if len(best) == 1 else [image])} with {', '.join(best)}")
+            doubts.append(
+                f"{', '.join(rivals if len(best) == 1 else [image])} with {', '.join(best)}"
+            )
         elif rivals == [image]:
             found[image] = best[0]
     return found, list(dict.fromkeys(doubts))

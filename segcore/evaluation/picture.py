@@ -1,6 +1,8 @@
-"""The picture of an evaluation: which classes are taken for which, how good each is, and the images that went worst.
+"""The picture of an evaluation: which classes are taken for which, how good each is, and the images
+that went worst.
 
-Of an image that is larger than a tile of the evaluation, the tile with the most wrong pixels is shown.
+Of an image that is larger than a tile of the evaluation, the tile with the most wrong pixels is
+shown.
 """
 
 from __future__ import annotations
@@ -22,7 +24,13 @@ if TYPE_CHECKING:
     from segcore.evaluation.confusion import Confusion
     from segcore.evaluation.scoring import Score, Terms, View
 
-_PAPER, _INK, _FAINT, _WRONG, _VOID = (255, 255, 255), (20, 20, 20), (110, 110, 110), (220, 30, 30), (150, 150, 150)
+_PAPER, _INK, _FAINT, _WRONG, _VOID = (
+    (255, 255, 255),
+    (20, 20, 20),
+    (110, 110, 110),
+    (220, 30, 30),
+    (150, 150, 150),
+)
 _SURE, _SECOND = (0, 114, 178), (230, 159, 0)
 _OUTLINE = (255, 220, 0)
 _GAP, _WIDTH, _LABEL, _SWATCH = 16, 1280, 150, 16
@@ -55,21 +63,36 @@ class Strip:
     """Image (None: it cannot be read), truth, mask, errors."""
 
 
-def draw(heading: Heading, legend: Legend, counts: tuple[Confusion, Boundary], strips: Sequence[Strip]) -> bytes:
+def draw(
+    heading: Heading, legend: Legend, counts: tuple[Confusion, Boundary], strips: Sequence[Strip]
+) -> bytes:
     """The picture as PNG."""
     from PIL import Image, ImageDraw
 
     confusion, boundary = counts
-    classes = np.sort(np.argsort(-(confusion.truth + confusion.predicted), kind="stable")[:_MOST_CLASSES])
-    shown = Legend(tuple(legend.names[i] for i in classes), tuple(legend.colours[i] for i in classes))
+    classes = np.sort(
+        np.argsort(-(confusion.truth + confusion.predicted), kind="stable")[:_MOST_CLASSES]
+    )
+    shown = Legend(
+        tuple(legend.names[i] for i in classes), tuple(legend.colours[i] for i in classes)
+    )
     middle = _cell(len(classes)) * len(classes) + 100
     heights = [_height(strip) for strip in strips]
     top = 90
     picture = Image.new("RGB", (_WIDTH, top + middle + sum(heights) + _GAP), _PAPER)
     pen = ImageDraw.Draw(picture)
-    pen.text((_GAP, _GAP), _fitting(heading.title, _font(_TITLE), _WIDTH - 2 * _GAP), _INK, _font(_TITLE))
-    pen.text((_GAP, _GAP + 30), _fitting(heading.text, _font(_TEXT), _WIDTH - 2 * _GAP), _FAINT, _font(_TEXT))
-    left_of_bars = _draw_confusion(pen, (_GAP, top), shown.names, confusion.square[np.ix_(classes, classes)])
+    pen.text(
+        (_GAP, _GAP), _fitting(heading.title, _font(_TITLE), _WIDTH - 2 * _GAP), _INK, _font(_TITLE)
+    )
+    pen.text(
+        (_GAP, _GAP + 30),
+        _fitting(heading.text, _font(_TEXT), _WIDTH - 2 * _GAP),
+        _FAINT,
+        _font(_TEXT),
+    )
+    left_of_bars = _draw_confusion(
+        pen, (_GAP, top), shown.names, confusion.square[np.ix_(classes, classes)]
+    )
     if len(classes) < len(legend.names):
         told = f"The {len(classes)} largest of {len(legend.names)} classes."
         pen.text((_GAP, top + middle - 40), told, _FAINT, _font(_SMALL))
@@ -84,10 +107,15 @@ def draw(heading: Heading, legend: Legend, counts: tuple[Confusion, Boundary], s
 
 
 def make_strip(score: Score, terms: Terms, title: str, photo: NDArray[np.uint8] | None) -> Strip:
-    """The strip of an image; `photo` is red, green and blue of the tile `score.worst`, if it could be read. Raises as `scoring.score`."""
+    """The strip of an image; `photo` is red, green and blue of the tile `score.worst`, if it could
+    be read. Raises as `scoring.score`.
+    """
     shown = view(score.subject, terms, score.worst)
     colours = np.array([*Legend.of(terms.key.classes).colours, _VOID], np.uint8)
-    both = [colours[np.where(side >= 0, side, len(colours) - 1)] for side in (shown.truth, shown.predicted)]
+    both = [
+        colours[np.where(side >= 0, side, len(colours) - 1)]
+        for side in (shown.truth, shown.predicted)
+    ]
     for side, outline in zip(both, shown.outlines, strict=True):
         side[outline] = _OUTLINE
     cells = (photo, *both, _errors(shown, photo))
@@ -95,7 +123,9 @@ def make_strip(score: Score, terms: Terms, title: str, photo: NDArray[np.uint8] 
 
 
 def photo_of(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Pixels (rows, columns, bands) as people see them: the first three bands or the first one, stretched where they are dark or not of 8 bits."""
+    """Pixels (rows, columns, bands) as people see them: the first three bands or the first one,
+    stretched where they are dark or not of 8 bits.
+    """
     three = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
     shown = np.nan_to_num(three.astype(np.float32))
     low, high = np.percentile(shown[valid], [1, 99]) if valid.any() else (0, 255)
@@ -106,7 +136,11 @@ def photo_of(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[n
 
 def _errors(shown: View, photo: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
     """The image in grey, red where truth and mask differ or an object has no match."""
-    grey = np.full(shown.truth.shape, 200, np.uint8) if photo is None else (photo.mean(axis=2) * 0.6 + 80).astype(np.uint8)
+    grey = (
+        np.full(shown.truth.shape, 200, np.uint8)
+        if photo is None
+        else (photo.mean(axis=2) * 0.6 + 80).astype(np.uint8)
+    )
     errors = np.repeat(grey[..., None], 3, axis=2)
     compared = (shown.truth >= 0) & (shown.predicted >= 0)
     wrong = compared & ((shown.truth != shown.predicted) | shown.unmatched)
@@ -115,8 +149,12 @@ def _errors(shown: View, photo: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
     return errors
 
 
-def _draw_confusion(pen: Any, at: tuple[int, int], names: Sequence[str], counts: NDArray[np.int64]) -> int:
-    """A table of shares, rows of the truth; the first free column to its right. Columns have numbers where their names do not fit."""
+def _draw_confusion(
+    pen: Any, at: tuple[int, int], names: Sequence[str], counts: NDArray[np.int64]
+) -> int:
+    """A table of shares, rows of the truth; the first free column to its right. Columns have
+    numbers where their names do not fit.
+    """
     x, y = at
     pen.text((x, y), _CAPTION, _INK, _font(_TEXT))
     left, top, side = x + _LABEL, y + 50, _cell(len(names))
@@ -133,8 +171,17 @@ def _draw_confusion(pen: Any, at: tuple[int, int], names: Sequence[str], counts:
             paint = _SURE if i == j else _WRONG
             # Small shares are still told from none.
             strength = 0 if not counts[i, j] else 0.06 + 0.94 * share
-            box = (left + j * side, top + i * side, left + (j + 1) * side - 2, top + (i + 1) * side - 2)
-            pen.rectangle(box, fill=tuple(round(255 + (c - 255) * strength) for c in paint), outline=(225, 225, 225))
+            box = (
+                left + j * side,
+                top + i * side,
+                left + (j + 1) * side - 2,
+                top + (i + 1) * side - 2,
+            )
+            pen.rectangle(
+                box,
+                fill=tuple(round(255 + (c - 255) * strength) for c in paint),
+                outline=(225, 225, 225),
+            )
             text = _share(share) if sums[i, 0] else _UNDEFINED
             middle = ((box[0] + box[2]) // 2, (box[1] + box[3]) // 2)
             pen.text(middle, text, _PAPER if strength > 0.55 else _INK, _font(_SMALL), anchor="mm")
@@ -147,21 +194,40 @@ def _cell(classes: int) -> int:
     return min(_WIDEST_CELL, max(_NARROWEST_CELL, _MATRIX // classes))
 
 
-def _draw_bars(pen: Any, at: tuple[int, int], legend: Legend, values: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
-    """For each class its colour, a bar of its IoU and a thinner one of its boundary F, in line with its row of the table."""
+def _draw_bars(
+    pen: Any,
+    at: tuple[int, int],
+    legend: Legend,
+    values: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> None:
+    """For each class its colour, a bar of its IoU and a thinner one of its boundary F, in line with
+    its row of the table.
+    """
     x, y = at
     pen.text((x, y), "Intersection over union", _SURE, _font(_TEXT))
-    pen.text((x + _font(_TEXT).getlength("Intersection over union") + 2 * _GAP, y), "boundary F", _SECOND, _font(_TEXT))
+    pen.text(
+        (x + _font(_TEXT).getlength("Intersection over union") + 2 * _GAP, y),
+        "boundary F",
+        _SECOND,
+        _font(_TEXT),
+    )
     left, full, side = x + _LABEL, _WIDTH - x - _LABEL - 4 * _GAP, _cell(len(legend.names))
     for i, name in enumerate(legend.names):
         middle = y + 50 + i * side + side // 2
-        pen.rectangle((x, middle - _SWATCH // 2, x + _SWATCH, middle + _SWATCH // 2), fill=legend.colours[i])
+        pen.rectangle(
+            (x, middle - _SWATCH // 2, x + _SWATCH, middle + _SWATCH // 2), fill=legend.colours[i]
+        )
         label = _fitting(name, _font(_SMALL), _LABEL - _SWATCH - 2 * 8)
         pen.text((x + _SWATCH + 8, middle), label, _INK, _font(_SMALL), anchor="lm")
-        for value, colour, top, height in ((values[0][i], _SURE, middle - 14, 14), (values[1][i], _SECOND, middle + 3, 9)):
+        for value, colour, top, height in (
+            (values[0][i], _SURE, middle - 14, 14),
+            (values[1][i], _SECOND, middle + 3, 9),
+        ):
             pen.rectangle((left, top, left + full, top + height), fill=(240, 240, 240))
             if value > 0:
-                pen.rectangle((left, top, left + round(full * float(value)), top + height), fill=colour)
+                pen.rectangle(
+                    (left, top, left + round(full * float(value)), top + height), fill=colour
+                )
             text = _UNDEFINED if np.isnan(value) else _share(float(value))
             pen.text((left + full + 6, top + height // 2), text, _INK, _font(_SMALL), anchor="lm")
 
@@ -169,7 +235,9 @@ def _draw_bars(pen: Any, at: tuple[int, int], legend: Legend, values: tuple[NDAr
 def _draw_strip(picture: Any, pen: Any, strip: Strip, y: int) -> None:
     from PIL import Image
 
-    pen.text((_GAP, y + 4), _fitting(strip.title, _font(_TEXT), _WIDTH - 2 * _GAP), _INK, _font(_TEXT))
+    pen.text(
+        (_GAP, y + 4), _fitting(strip.title, _font(_TEXT), _WIDTH - 2 * _GAP), _INK, _font(_TEXT)
+    )
     for i, (name, cell) in enumerate(zip(_COLUMNS, strip.cells, strict=True)):
         x = _GAP + i * (_SIDE + _GAP)
         note = name if cell is not None else "image: cannot be read"
@@ -193,7 +261,11 @@ def _shrunk(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _share(value: float) -> str:
-    return f"{value:.2f}" if 0.005 <= value <= 0.995 or value in (0, 1) else ("<.01" if value < 0.5 else ">.99")
+    return (
+        f"{value:.2f}"
+        if 0.005 <= value <= 0.995 or value in (0, 1)
+        else ("<.01" if value < 0.5 else ">.99")
+    )
 
 
 def _font(size: int) -> Any:

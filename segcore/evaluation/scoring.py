@@ -1,4 +1,6 @@
-"""The comparison of one image with its truth: a fold over the tiles of both, so images may be larger than memory."""
+"""The comparison of one image with its truth: a fold over the tiles of both, so images may be
+larger than memory.
+"""
 
 from __future__ import annotations
 
@@ -102,12 +104,16 @@ class View:
 def score(subject: Subject, terms: Terms) -> Score:
     """Compare an image with its truth.
 
-    Raises `RecipeError` where the sizes or the places on earth differ, the mask is not of the kind that the terms say, or the truth has values that
-    the key does not tell; and what reading raises.
+    Raises `RecipeError` where the sizes or the places on earth differ, the mask is not of the kind
+    that the terms say, or the truth has values that the key does not tell; and what reading raises.
     """
     with ExitStack() as stack:
         truth, predicted, grid = _sides(subject, terms, stack)
-        confusion, boundary, strangers = Confusion.none(terms.classes), Boundary.none(terms.classes), _Strangers()
+        confusion, boundary, strangers = (
+            Confusion.none(terms.classes),
+            Boundary.none(terms.classes),
+            _Strangers(),
+        )
         worst, most_wrong = 0, 0
         for number, tile in enumerate(grid):
             theirs, ours = truth.classes(tile.read), predicted.classes(tile.read)
@@ -132,7 +138,10 @@ def view(subject: Subject, terms: Terms, number: int) -> View:
     with ExitStack() as stack:
         truth, predicted, grid = _sides(subject, terms, stack)
         tile = grid[number]
-        unmatched, outlines = np.zeros(tile.core.shape, np.bool_), np.zeros((2, *tile.core.shape), np.bool_)
+        unmatched, outlines = (
+            np.zeros(tile.core.shape, np.bool_),
+            np.zeros((2, *tile.core.shape), np.bool_),
+        )
         if terms.foreground:
             ours, theirs = _instances(subject, terms, truth, predicted, grid)
             matching = _match(subject, (ours, theirs), grid)
@@ -141,7 +150,9 @@ def view(subject: Subject, terms: Terms, number: int) -> View:
             own, true = ours.ids(number, tile), theirs.ids(number, tile)
             unmatched = np.isin(own, lonely) | np.isin(true, missed)
             outlines = np.stack([_outlines(true), _outlines(own)])
-        return View(tile, truth.classes(tile.core), predicted.classes(tile.core), unmatched, outlines)
+        return View(
+            tile, truth.classes(tile.core), predicted.classes(tile.core), unmatched, outlines
+        )
 
 
 def _sides(subject: Subject, terms: Terms, stack: ExitStack) -> tuple[Truth, Predicted, Grid]:
@@ -149,42 +160,60 @@ def _sides(subject: Subject, terms: Terms, stack: ExitStack) -> tuple[Truth, Pre
     if theirs.spec.shape != ours.spec.shape:
         sizes = [" x ".join(str(n) for n in reversed(mask.spec.shape)) for mask in (theirs, ours)]
         raise RecipeError(
-            f"{subject.truth} has {sizes[0]} pixels, the mask of {subject.image_id} ({subject.mask}) has {sizes[1]}. "
+            f"{subject.truth} has {sizes[0]} pixels, the mask of {subject.image_id} "
+            f"({subject.mask}) has {sizes[1]}. "
             "Truth and image must be of one size."
         )
     apart = _pixels_apart(theirs.spec, ours.spec)
     if not apart <= _MOST_APART:
         raise RecipeError(
-            f"{subject.truth} lies elsewhere on earth than the mask of {subject.image_id}: their corners are {apart:.3g} pixels apart. "
+            f"{subject.truth} lies elsewhere on earth than the mask of {subject.image_id}: their "
+            f"corners are {apart:.3g} pixels apart. "
             f"Warp the truth to the grid of {subject.mask}."
         )
     if ours.numbers_objects != terms.numbered:
-        kinds = ("ids of objects", "classes") if ours.numbers_objects else ("classes", "ids of objects")
+        kinds = (
+            ("ids of objects", "classes") if ours.numbers_objects else ("classes", "ids of objects")
+        )
         raise RecipeError(
-            f"{subject.mask} holds {kinds[0]}, other masks of the run hold {kinds[1]}: they were made by different recipes. Give --truth for the "
+            f"{subject.mask} holds {kinds[0]}, other masks of the run hold {kinds[1]}: they were "
+            "made by different recipes. Give --truth for the "
             "images of one recipe only, or run one over all images."
         )
     truth = Truth(stack.enter_context(open_mask(theirs, terms.key.by)), terms.key)
-    predicted = Predicted(stack.enter_context(open_mask(ours, "index")), subject.table, subject.beyond)
+    predicted = Predicted(
+        stack.enter_context(open_mask(ours, "index")), subject.table, subject.beyond
+    )
     return truth, predicted, terms.grid(ours.spec.shape)
 
 
 def _pixels_apart(truth: RasterSpec, mask: RasterSpec) -> float:
-    """How far the corners of two rasters of one size lie from each other, in pixels of the mask; 0 where one does not say where it lies."""
+    """How far the corners of two rasters of one size lie from each other, in pixels of the mask; 0
+    where one does not say where it lies.
+    """
     there, here = truth.space, mask.space
     if there.affine is None or here.affine is None:
         return 0.0
     rows, columns = mask.shape
     corners = np.array([[0, columns, 0, columns], [0, 0, rows, rows], [1, 1, 1, 1]], np.float64)
-    world, grid = (np.array([*affine, 0, 0, 1], np.float64).reshape(3, 3) for affine in (there.affine, here.affine))
+    world, grid = (
+        np.array([*affine, 0, 0, 1], np.float64).reshape(3, 3)
+        for affine in (there.affine, here.affine)
+    )
     places = world @ corners
     if there.crs is not None and here.crs is not None and there.crs != here.crs:
         places[:2] = _carried(places[:2], there.crs, here.crs)
-    return float(np.nan_to_num(np.abs(np.linalg.solve(grid, places) - corners), nan=np.inf, posinf=np.inf).max())
+    return float(
+        np.nan_to_num(
+            np.abs(np.linalg.solve(grid, places) - corners), nan=np.inf, posinf=np.inf
+        ).max()
+    )
 
 
 def _carried(places: NDArray[np.float64], source: str, target: str) -> NDArray[np.float64]:
-    """Places (x, y) of one reference system in another; infinite where there is no way from one to the other."""
+    """Places (x, y) of one reference system in another; infinite where there is no way from one to
+    the other.
+    """
     from pyproj import Transformer
     from pyproj.exceptions import ProjError
 
@@ -194,7 +223,9 @@ def _carried(places: NDArray[np.float64], source: str, target: str) -> NDArray[n
         return np.full_like(places, np.inf)
 
 
-def _instances(subject: Subject, terms: Terms, truth: Layer, predicted: Layer, grid: Grid) -> tuple[Instances, Instances]:
+def _instances(
+    subject: Subject, terms: Terms, truth: Layer, predicted: Layer, grid: Grid
+) -> tuple[Instances, Instances]:
     """The objects of the mask and of the truth."""
     ids = frozenset(terms.foreground) if terms.numbered else frozenset[int]()
     return (
@@ -207,9 +238,16 @@ def _match(subject: Subject, sides: tuple[Instances, Instances], grid: Grid) -> 
     ours, theirs = sides
     # A pixel without data in the mask is of no object, and void means something in the truth alone.
     overlaps = Overlaps.total(
-        [Overlaps.of(np.maximum(ours.ids(number, tile), 0), theirs.ids(number, tile)) for number, tile in enumerate(grid)]
+        [
+            Overlaps.of(np.maximum(ours.ids(number, tile), 0), theirs.ids(number, tile))
+            for number, tile in enumerate(grid)
+        ]
     )
-    return Matching.of(overlaps, ours.objects(overlaps.predicted, subject.scores), theirs.objects(overlaps.truth, None))
+    return Matching.of(
+        overlaps,
+        ours.objects(overlaps.predicted, subject.scores),
+        theirs.objects(overlaps.truth, None),
+    )
 
 
 def _outlines(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -248,10 +286,14 @@ class _Strangers:
             return
         most = sorted(self._counts.items(), key=lambda item: -item[1])
         names = [f"#{value:06X}" if key.by == "colour" else str(value) for value, _ in most]
-        told = ", ".join(f"{name} ({count} pixels)" for name, (_, count) in zip(names[:_STRANGERS_SHOWN], most, strict=False))
+        told = ", ".join(
+            f"{name} ({count} pixels)"
+            for name, (_, count) in zip(names[:_STRANGERS_SHOWN], most, strict=False)
+        )
         more = f" and {len(most) - _STRANGERS_SHOWN} more" if len(most) > _STRANGERS_SHOWN else ""
         raise RecipeError(
-            f"{location} has values that mean no class: {told}{more}. Say what they mean too, such as --values '{self._example(names, key)}', "
+            f"{location} has values that mean no class: {told}{more}. Say what they mean too, such "
+            f"as --values '{self._example(names, key)}', "
             f"or leave them out by --void '{names[0]}'. Classes: {', '.join(key.classes)}."
         )
 

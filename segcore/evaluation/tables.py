@@ -1,10 +1,10 @@
 """The tables of an evaluation: Parquet files whose columns do not depend on what was evaluated.
 
-    classes     measures by image and class; `image_id` null: all images together
-    images      measures by image; `image_id` null: all images together
-    confusion   pixels by class of the truth and of the mask, by image and for all; `predicted_class` null: the mask has no data there
-    objects     objects by image, class and threshold of the intersection over union; `image_id` null: all images together
-    areas       mapped and error-adjusted area of each class
+    classes     measures by image and class; `image_id` null: all images together images
+    measures by image; `image_id` null: all images together confusion   pixels by class of the truth
+    and of the mask, by image and for all; `predicted_class` null: the mask has no data there
+    objects     objects by image, class and threshold of the intersection over union; `image_id`
+    null: all images together areas       mapped and error-adjusted area of each class
 
 Measures that are not defined (the recall of a class that the truth has not) are null.
 """
@@ -66,7 +66,8 @@ SCHEMAS = {
     "areas": _schema(
         "class_name area_unit",
         "class_id sample_pixels",
-        "mapped_area adjusted_area standard_error low_95 high_95 users_accuracy users_accuracy_error producers_accuracy producers_accuracy_error",
+        "mapped_area adjusted_area standard_error low_95 high_95 users_accuracy "
+        "users_accuracy_error producers_accuracy producers_accuracy_error",
     ),
 }
 
@@ -88,16 +89,28 @@ class Result:
         pooled, names = self.total, self.classes.names
         parts = [
             (None, pooled),
-            *((each.subject.image_id, (each.confusion, each.boundary, each.objects)) for each in self.scores),
+            *(
+                (each.subject.image_id, (each.confusion, each.boundary, each.objects))
+                for each in self.scores
+            ),
         ]
-        of_subject = {each.subject.image_id: {"truth_uri": each.subject.truth} for each in self.scores}
+        of_subject = {
+            each.subject.image_id: {"truth_uri": each.subject.truth} for each in self.scores
+        }
         return {
-            "classes": [row for image_id, part in parts for row in _class_rows(image_id, part, names)],
-            "images": [
-                _image_row(part) | {"image_id": image_id} | of_subject.get(image_id or "", {}) for image_id, part in parts
+            "classes": [
+                row for image_id, part in parts for row in _class_rows(image_id, part, names)
             ],
-            "confusion": [row for image_id, part in parts for row in _confusion_rows(image_id, part[0], names)],
-            "objects": [row for image_id, part in parts for row in _object_rows(image_id, part[2], names)],
+            "images": [
+                _image_row(part) | {"image_id": image_id} | of_subject.get(image_id or "", {})
+                for image_id, part in parts
+            ],
+            "confusion": [
+                row for image_id, part in parts for row in _confusion_rows(image_id, part[0], names)
+            ],
+            "objects": [
+                row for image_id, part in parts for row in _object_rows(image_id, part[2], names)
+            ],
             "areas": list(_area_rows(pooled[0], self.classes)),
         }
 
@@ -114,7 +127,9 @@ class Result:
 
 
 def _class_rows(
-    image_id: str | None, part: tuple[Confusion, Boundary, ObjectCounts | None], names: tuple[str, ...]
+    image_id: str | None,
+    part: tuple[Confusion, Boundary, ObjectCounts | None],
+    names: tuple[str, ...],
 ) -> Iterator[dict[str, Any]]:
     confusion, boundary, _ = part
     columns = {
@@ -150,11 +165,16 @@ def _image_row(part: tuple[Confusion, Boundary, ObjectCounts | None]) -> dict[st
         "mean_boundary_f": mean_of_known(boundary.f),
     }
     if objects is not None:
-        row |= {"pq": mean_of_known(objects.pq), "ap_dsb2018_50": mean_of_known(objects.ap_dsb2018[:, 0])}
+        row |= {
+            "pq": mean_of_known(objects.pq),
+            "ap_dsb2018_50": mean_of_known(objects.ap_dsb2018[:, 0]),
+        }
     return row
 
 
-def _confusion_rows(image_id: str | None, confusion: Confusion, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _confusion_rows(
+    image_id: str | None, confusion: Confusion, names: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
     """All pairs for all images together; for one image those that occur."""
     sums = confusion.truth
     for i, j in np.ndindex(confusion.counts.shape):
@@ -171,7 +191,9 @@ def _confusion_rows(image_id: str | None, confusion: Confusion, names: tuple[str
             }
 
 
-def _object_rows(image_id: str | None, objects: ObjectCounts | None, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _object_rows(
+    image_id: str | None, objects: ObjectCounts | None, names: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
     if objects is None:
         return
     ranked = objects.ap_coco
@@ -195,13 +217,22 @@ def _object_rows(image_id: str | None, objects: ObjectCounts | None, names: tupl
                 "ap_coco": None if ranked is None else ranked[i, t].item(),
             }
             panoptic = {"pq": objects.pq, "sq": objects.sq, "rq": objects.rq}
-            yield row | ({measure: values[i].item() for measure, values in panoptic.items()} if t == 0 else {})
+            yield row | (
+                {measure: values[i].item() for measure, values in panoptic.items()}
+                if t == 0
+                else {}
+            )
 
 
 def _area_rows(confusion: Confusion, classes: Classes) -> Iterator[dict[str, Any]]:
     estimate = estimate_areas(confusion.square.T, np.array(classes.areas))
     for i, name in enumerate(classes.names):
-        row = {"class_id": i, "class_name": name, "area_unit": classes.area_unit, "mapped_area": classes.areas[i]}
+        row = {
+            "class_id": i,
+            "class_name": name,
+            "area_unit": classes.area_unit,
+            "mapped_area": classes.areas[i],
+        }
         row["sample_pixels"] = int(confusion.predicted[i])
         if estimate is not None:
             adjusted, error = estimate.adjusted[i].item(), estimate.error[i].item()

@@ -1,7 +1,8 @@
 """What the values of truth masks mean.
 
-A `Key` cuts all whole numbers into intervals, each of one class or void. A rule for a single value comes before one for a range, and void before
-both, so that `1..=nucleus` and void 255 go together. A class that is given by a range has objects that are numbered by the values.
+A `Key` cuts all whole numbers into intervals, each of one class or void. A rule for a single value
+comes before one for a range, and void before both, so that `1..=nucleus` and void 255 go together.
+A class that is given by a range has objects that are numbered by the values.
 """
 
 from __future__ import annotations
@@ -41,12 +42,17 @@ class Rule:
 
     @classmethod
     def parse(cls, value: Any, name: str, where: str) -> Rule:
-        """From a value (7), a range (7..9, 7..) or a colour (#3C1098, or three numbers). Raises `RecipeError`.
+        """From a value (7), a range (7..9, 7..) or a colour (#3C1098, or three numbers). Raises
+        `RecipeError`.
 
         >>> Rule.parse("1..", "nucleus", "--values").low
         1
         """
-        if isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(n, int) and 0 <= n <= 255 for n in value):
+        if (
+            isinstance(value, list | tuple)
+            and len(value) == 3
+            and all(isinstance(n, int) and 0 <= n <= 255 for n in value)
+        ):
             packed = value[0] << 16 | value[1] << 8 | value[2]
             return cls(packed, packed, name, "colour")
         text = str(value).strip()
@@ -56,11 +62,15 @@ class Rule:
             low = int(number[1])
             high = low if number[2] is None else int(number[3] or _LAST)
             if low < 0 and low < high and name != VOID_NAME:
-                raise RecipeError(f"{where}: a range numbers objects, and numbers begin at 0. Name negative values one by one.")
+                raise RecipeError(
+                    f"{where}: a range numbers objects, and numbers begin at 0. Name negative "
+                    "values one by one."
+                )
             if low <= high:
                 return cls(low, high, name)
         raise RecipeError(
-            f"{where}: {value!r} is no value of a mask. Expected one such as 7, 7..9, 7.. (7 and above) or #3C1098."
+            f"{where}: {value!r} is no value of a mask. Expected one such as 7, 7..9, 7.. (7 and "
+            "above) or #3C1098."
         )
 
 
@@ -79,14 +89,19 @@ class Key:
 
     @classmethod
     def of(cls, rules: Sequence[Rule], classes: tuple[str, ...]) -> Key:
-        """The key of these rules. Raises `RecipeError` for a class that there is not and for rules that contradict one another."""
+        """The key of these rules. Raises `RecipeError` for a class that there is not and for rules
+        that contradict one another.
+        """
         kinds = {rule.by for rule in rules}
         if len(kinds) > 1:
-            raise RecipeError("The truth is told by values and by colours. Use one of both, for --void as well.")
+            raise RecipeError(
+                "The truth is told by values and by colours. Use one of both, for --void as well."
+            )
         for rule in rules:
             if rule.name not in (*classes, VOID_NAME):
                 raise RecipeError(
-                    f"The run has no class {rule.name!r} for the truth's {shown(rule)}. Its classes: {', '.join(classes)}."
+                    f"The run has no class {rule.name!r} for the truth's {shown(rule)}. Its "
+                    f"classes: {', '.join(classes)}."
                 )
         lows = np.unique([-_LAST, *(end for rule in rules for end in (rule.low, rule.high + 1))])
         meaning, strength = np.full(len(lows), UNKNOWN), np.full(len(lows), -1)
@@ -94,9 +109,13 @@ class Key:
             inside = (lows >= rule.low) & (lows <= rule.high)
             wanted = _class_id(rule.name, classes)
             if ((strength[inside] == _strength(rule)) & (meaning[inside] != wanted)).any():
-                raise RecipeError(f"The truth's {shown(rule)} is given to two classes, one of them {rule.name!r}.")
+                raise RecipeError(
+                    f"The truth's {shown(rule)} is given to two classes, one of them {rule.name!r}."
+                )
             meaning[inside], strength[inside] = wanted, _strength(rule)
-        numbered = frozenset(_class_id(rule.name, classes) for rule in rules if rule.high > rule.low) - {VOID}
+        numbered = frozenset(
+            _class_id(rule.name, classes) for rule in rules if rule.high > rule.low
+        ) - {VOID}
         return cls(classes, lows, meaning, numbered, kinds.pop() if kinds else "index")
 
     def classify(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -106,7 +125,8 @@ class Key:
 
 
 def default_rules(classes: tuple[str, ...], foreground: tuple[str, ...] | None) -> list[Rule]:
-    """What values mean where nobody says: class ids, or ids of objects where a run has objects (`foreground`: their classes).
+    """What values mean where nobody says: class ids, or ids of objects where a run has objects
+    (`foreground`: their classes).
 
     Raises `RecipeError` where objects may be of several classes.
     """
@@ -114,8 +134,10 @@ def default_rules(classes: tuple[str, ...], foreground: tuple[str, ...] | None) 
         return [Rule(i, i, name) for i, name in enumerate(classes)]
     if len(foreground) != 1:
         raise RecipeError(
-            f"The run has objects of several classes ({', '.join(foreground)}). Say which ids of the truth are which: "
-            f"--values 0={classes[0]} --values 1..999={foreground[0]} and so on; or, where the truth has classes, which value is which: "
+            f"The run has objects of several classes ({', '.join(foreground)}). Say which ids of "
+            "the truth are which: "
+            f"--values 0={classes[0]} --values 1..999={foreground[0]} and so on; or, where the "
+            "truth has classes, which value is which: "
             f"--values 0={classes[0]} --values 1={foreground[0]} and so on."
         )
     return [Rule(0, 0, classes[0]), Rule(1, _LAST, foreground[0])]
@@ -127,23 +149,36 @@ def parse_values(texts: Iterable[str]) -> list[Rule]:
     for part in (part for text in texts for part in text.split(",")):
         value, equals, name = (piece.strip() for piece in part.partition("="))
         if not equals or not name:
-            raise RecipeError(f"--values {part!r}: expected VALUE=CLASS, such as 255=inside or 1..=nucleus.")
+            raise RecipeError(
+                f"--values {part!r}: expected VALUE=CLASS, such as 255=inside or 1..=nucleus."
+            )
         rules.append(Rule.parse(value, name, f"--values {part!r}"))
     return rules
 
 
 def parse_table(table: Any, where: str) -> list[Rule]:
-    """Rules from a mapping of class names to a value, a range or a colour, or to a list of such. Raises `RecipeError`."""
+    """Rules from a mapping of class names to a value, a range or a colour, or to a list of such.
+    Raises `RecipeError`.
+    """
     if not isinstance(table, Mapping) or not table:
-        raise RecipeError(f"{where}: expected class names with their values, such as 'building: \"#3C1098\"', a line each.")
+        raise RecipeError(
+            f"{where}: expected class names with their values, such as 'building: \"#3C1098\"', a "
+            "line each."
+        )
     rules = []
     for name, given in table.items():
         if isinstance(name, bool):
             raise RecipeError(
-                f"{where}: YAML reads no, off and false (yes, on and true) as a truth value. Put quotes around such names of classes."
+                f"{where}: YAML reads no, off and false (yes, on and true) as a truth value. Put "
+                "quotes around such names of classes."
             )
-        several = isinstance(given, list) and not (len(given) == 3 and all(isinstance(n, int) for n in given))
-        rules += [Rule.parse(value, str(name), f"{where}: {name}") for value in (given if several else [given])]
+        several = isinstance(given, list) and not (
+            len(given) == 3 and all(isinstance(n, int) for n in given)
+        )
+        rules += [
+            Rule.parse(value, str(name), f"{where}: {name}")
+            for value in (given if several else [given])
+        ]
     return rules
 
 
@@ -151,7 +186,11 @@ def shown(rule: Rule) -> str:
     """A rule's values in words."""
     if rule.by == "colour":
         return f"colour #{rule.low:06X}"
-    return f"value {rule.low}" if rule.low == rule.high else f"values {rule.low}..{'' if rule.high == _LAST else rule.high}"
+    return (
+        f"value {rule.low}"
+        if rule.low == rule.high
+        else f"values {rule.low}..{'' if rule.high == _LAST else rule.high}"
+    )
 
 
 def _strength(rule: Rule) -> int:

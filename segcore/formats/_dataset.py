@@ -1,7 +1,8 @@
-"""GDAL datasets: opened by path or through fsspec, with bounded memory, one thread a dataset, and quiet.
+"""GDAL datasets: opened by path or through fsspec, with bounded memory, one thread a dataset, and
+quiet.
 
-rasterio keeps its Python openers in context variables, so every call on a dataset runs in the context that opened it; then
-a reader may be opened in one thread and used or closed in another.
+rasterio keeps its Python openers in context variables, so every call on a dataset runs in the
+context that opened it; then a reader may be opened in one thread and used or closed in another.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ CACHE_BYTES = 64 << 20
 NAME = "image.tif"
 """What GDAL is told that a stored image is called."""
 _DAMAGE = re.compile(
-    r"Corrupt JPEG data: (?!bad ICC|\d extraneous bytes before marker 0xd9)|Premature end of JPEG file"
+    r"Corrupt JPEG data: (?!bad ICC|\d extraneous bytes before marker 0xd9)"
+    r"|Premature end of JPEG file"
     r"|PackBitsDecode|Fax\w+:(?:Premature|Line length|Bad code)"
 )
-"""Warnings of decoders that gave pixels which are not in the file. Up to 9 bytes behind the last pixel are padding that some write."""
+"""Warnings of decoders that gave pixels which are not in the file. Up to 9 bytes behind the last
+pixel are padding that some write.
+"""
 _MISSING_CODEC = re.compile(r"missing codec (?:of code )?([\w ]+)")
 _COMPRESSIONS = {
     "JP2000": "JPEG 2000",
@@ -57,7 +61,9 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class _Redirected(Ranges):
-    """A TIFF that begins with another of its directories: a few bytes of its header are exchanged as they are read."""
+    """A TIFF that begins with another of its directories: a few bytes of its header are exchanged
+    as they are read.
+    """
 
     at: int = 0
     pointer: bytes = b""
@@ -69,12 +75,18 @@ class _Redirected(Ranges):
         first, last = max(start, self.at), min(start + len(data), self.at + len(self.pointer))
         if first >= last:
             return data
-        return data[: first - start] + self.pointer[first - self.at : last - self.at] + data[last - start :]
+        return (
+            data[: first - start]
+            + self.pointer[first - self.at : last - self.at]
+            + data[last - start :]
+        )
 
 
 @dataclass(slots=True, eq=False)
 class _StoredFiles:
-    """What rasterio asks of a Python store: the image and the files beside it, under names without surprises."""
+    """What rasterio asks of a Python store: the image and the files beside it, under names without
+    surprises.
+    """
 
     files: Mapping[str, Source]
     directory: int | None = None
@@ -115,7 +127,9 @@ def _name(path: str) -> str:
 
 
 def _pointer(head: bytes, directory: int) -> tuple[int, bytes]:
-    """Where a TIFF's header tells the place of its first directory, and how it would tell this one."""
+    """Where a TIFF's header tells the place of its first directory, and how it would tell this
+    one.
+    """
     order = "<" if head[:2] == b"II" else ">"
     at, letter = FIRST_DIRECTORY[struct.unpack(order + "H", head[2:])[0]]
     return at, struct.pack(order + letter, directory)
@@ -134,15 +148,23 @@ class Dataset:
     _context: contextvars.Context
     _failures: list[Unavailable]
     _damage: list[str] = field(default_factory=list)
-    """What decoders complained about. GDAL keeps the blocks that they gave, and does not complain twice."""
+    """What decoders complained about. GDAL keeps the blocks that they gave, and does not complain
+    twice.
+    """
 
     @classmethod
-    def open(cls, source: Source, beside: Mapping[str, Source] | None = None, directory: int | None = None) -> Dataset:
+    def open(
+        cls,
+        source: Source,
+        beside: Mapping[str, Source] | None = None,
+        directory: int | None = None,
+    ) -> Dataset:
         """Open a TIFF. Raises what `errors` names, and `Unavailable`.
 
-        GDAL opens whatever lies beside an image under the right name, with any of its drivers and wherever that leads. So it sees the
-        image alone, or the image under the name `NAME` with the files that are given by names like it. `directory` is the
-        offset of the page to open; None: the first.
+        GDAL opens whatever lies beside an image under the right name, with any of its drivers and
+        wherever that leads. So it sees the image alone, or the image under the name `NAME` with the
+        files that are given by names like it. `directory` is the offset of the page to open; None:
+        the first.
         """
         import rasterio
 
@@ -152,13 +174,19 @@ class Dataset:
         if path is None or beside or directory is not None:
             files = _StoredFiles({NAME: source, **(beside or {})}, directory)
             _adopt(_StoredFiles)
-            path, options, failures = f"maskloom-{uuid4().hex}/{NAME}", {"opener": files}, files.failures
+            path, options, failures = (
+                f"maskloom-{uuid4().hex}/{NAME}",
+                {"opener": files},
+                files.failures,
+            )
         dataset = cls(None, directory, siblings, context, failures)
         dataset.raw = dataset.run(rasterio.open, path, driver="GTiff", **options)
         return dataset
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that touches the dataset. Raises what `errors` names, and `Unavailable` where the store failed."""
+        """Call a function that touches the dataset. Raises what `errors` names, and `Unavailable`
+        where the store failed.
+        """
         from rasterio.errors import RasterioIOError
 
         try:
@@ -191,7 +219,12 @@ def environment(more: Mapping[str, str] | None = None) -> Any:
     _quieten("rasterio")
 
     # rasterio takes the cache's size in bytes, where GDAL itself takes small numbers as megabytes.
-    settings = {"GDAL_CACHEMAX": CACHE_BYTES, "GDAL_NUM_THREADS": "1", _SIBLINGS: "EMPTY_DIR", **(more or {})}
+    settings = {
+        "GDAL_CACHEMAX": CACHE_BYTES,
+        "GDAL_NUM_THREADS": "1",
+        _SIBLINGS: "EMPTY_DIR",
+        **(more or {}),
+    }
     return rasterio.Env(session=DummySession(), **settings)
 
 
@@ -218,7 +251,8 @@ def fault(location: str, what: str, error: BaseException) -> str:
         return f"{what} {location} cannot be read as TIFF: {said}. Write the file again."
     compression = _COMPRESSIONS.get(missing[1], f"compression {missing[1]}")
     return (
-        f"{location} is a TIFF whose pixels are compressed with {compression}, for which there is no decoder here. Convert it where there is one, "
+        f"{location} is a TIFF whose pixels are compressed with {compression}, for which there is "
+        "no decoder here. Convert it where there is one, "
         "for example with `gdal_translate -co COMPRESS=DEFLATE`."
     )
 

@@ -1,7 +1,9 @@
-"""Pictures with more than one picture in their file: animated PNG and WebP, and JPEG with further pictures (MPO).
+"""Pictures with more than one picture in their file: animated PNG and WebP, and JPEG with further
+pictures (MPO).
 
-One file is read as one picture, so frames and views are refused. What a camera puts beside its photo to show that same photo (previews,
-gain maps, depth) is no picture of its own. After: CIPA DC-007 (Multi-Picture Format).
+One file is read as one picture, so frames and views are refused. What a camera puts beside its
+photo to show that same photo (previews, gain maps, depth) is no picture of its own. After: CIPA
+DC-007 (Multi-Picture Format).
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ if TYPE_CHECKING:
 _ENTRIES, _ENTRY_SIZE = 0xB002, 16
 _UNDEFINED, _PRIMARY = 0x000000, 0x030000
 _PREVIEWS = (0x010001, 0x010002)
-_BESIDE = re.compile(rb"hdrgm|HDRGainMap|GainMap|GDepth|DepthMap|iso:std:iso:ts:21496", re.IGNORECASE)
-"""Words in the head of a further picture, or in that of the photo, that say that it is a gain map or a map of depth."""
+_BESIDE = re.compile(
+    rb"hdrgm|HDRGainMap|GainMap|GDepth|DepthMap|iso:std:iso:ts:21496", re.IGNORECASE
+)
+"""Words in the head of a further picture, or in that of the photo, that say that it is a gain map
+or a map of depth.
+"""
 _HEAD_BYTES = 2**16
 
 
@@ -36,16 +42,22 @@ class _Further:
 
 
 def notes_on_frames(location: str, source: Source, image: ImageFile) -> tuple[str, ...]:
-    """What users should know of further pictures in the file. Raises `FormatError` where they are pictures of their own."""
+    """What users should know of further pictures in the file. Raises `FormatError` where they are
+    pictures of their own.
+    """
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise _several(location, f"{frames} frames (an animation)")
     try:
         further = list(_further_pictures(image))
     except struct.error:
-        return ("its index of further pictures is broken: the first picture is read, whatever follows",)
+        return (
+            "its index of further pictures is broken: the first picture is read, whatever follows",
+        )
     unknown = [picture for picture in further if picture.kind == _UNDEFINED]
-    views = [picture for picture in further if picture.kind not in (_UNDEFINED, _PRIMARY, *_PREVIEWS)]
+    views = [
+        picture for picture in further if picture.kind not in (_UNDEFINED, _PRIMARY, *_PREVIEWS)
+    ]
     if unknown and not views and all(_shows_the_same(source, picture) for picture in unknown):
         return ("the photo alone is read; the gain map or map of depth in the file is not",)
     if views or unknown:
@@ -55,18 +67,25 @@ def notes_on_frames(location: str, source: Source, image: ImageFile) -> tuple[st
 
 def _several(location: str, what: str) -> FormatError:
     return FormatError(
-        f"{location} holds {what}; one file is read as one picture. Write each into a file of its own, such as with ffmpeg, ImageMagick or Pillow."
+        f"{location} holds {what}; one file is read as one picture. Write each into a file of its "
+        "own, such as with ffmpeg, ImageMagick or Pillow."
     )
 
 
 def _shows_the_same(source: Source, picture: _Further) -> bool:
     start = min(picture.offset, source.size())
-    heads = [source.read(at, min(at + _HEAD_BYTES, source.size())) for at in (0, start) if at < source.size()]
+    heads = [
+        source.read(at, min(at + _HEAD_BYTES, source.size()))
+        for at in (0, start)
+        if at < source.size()
+    ]
     return any(_BESIDE.search(head) for head in heads)
 
 
 def _further_pictures(image: ImageFile) -> Iterator[_Further]:
-    """The pictures behind the first that the index of a JPEG names. Raises `struct.error` where the index is broken."""
+    """The pictures behind the first that the index of a JPEG names. Raises `struct.error` where the
+    index is broken.
+    """
     index, start = image.info.get("mp"), image.info.get("mpoffset")
     if not isinstance(index, bytes) or not isinstance(start, int):
         return
@@ -77,5 +96,7 @@ def _further_pictures(image: ImageFile) -> Iterator[_Further]:
         tag, _, size, at = struct.unpack_from(order + "HHII", index, directory + 2 + 12 * i)
         if tag == _ENTRIES:
             for entry in range(1, size // _ENTRY_SIZE):
-                attribute, _, offset = struct.unpack_from(order + "III", index, at + _ENTRY_SIZE * entry)
+                attribute, _, offset = struct.unpack_from(
+                    order + "III", index, at + _ENTRY_SIZE * entry
+                )
                 yield _Further(attribute & 0xFFFFFF, start + offset)

@@ -1,4 +1,6 @@
-"""Label kernels: compiled loops over label images, kept apart so that only those who run them import numba."""
+"""Label kernels: compiled loops over label images, kept apart so that only those who run them
+import numba.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,10 @@ Integer = TypeVar("Integer", bound=np.integer)
 def halve(labels: NDArray[Integer]) -> NDArray[Integer]:
     """The labels at half the resolution, shape (ceil(height / 2), ceil(width / 2)).
 
-    Each pixel takes the most frequent label of its 2 x 2 pixels, and the first of them in row order where several are
-    equally frequent. The greatest value of the dtype (nodata) counts only where there is nothing else. At an odd border the
-    pixels inside the image decide alone. As a mode never invents a label, the result is safe for classes and for object ids.
+    Each pixel takes the most frequent label of its 2 x 2 pixels, and the first of them in row order
+    where several are equally frequent. The greatest value of the dtype (nodata) counts only where
+    there is nothing else. At an odd border the pixels inside the image decide alone. As a mode
+    never invents a label, the result is safe for classes and for object ids.
     """
     height, width = labels.shape
     if height % 2 or width % 2:

@@ -1,8 +1,9 @@
 """Opening: how readers get at the bytes of a file in any store, and what its first bytes say it is.
 
-`Source` is a file in a store. C libraries that must see a file object get `Ranges`, which reads only the parts they ask for,
-through a bounded cache. An exception cannot pass through a C library, so `Ranges` keeps it and answers with nothing; whoever
-called the library looks at `failures` afterwards.
+`Source` is a file in a store. C libraries that must see a file object get `Ranges`, which reads
+only the parts they ask for, through a bounded cache. An exception cannot pass through a C library,
+so `Ranges` keeps it and answers with nothing; whoever called the library looks at `failures`
+afterwards.
 """
 
 from __future__ import annotations
@@ -106,14 +107,25 @@ _RASTERS = (
 _VOLUMES = ("NIfTI", "NIfTI in gzip", "NRRD", "NRRD in gzip", "MetaImage", "DICOM", "HDF5")
 _PICTURES = ("GIF", "PDF", "Photoshop", "JPEG XL", "HEIF", "AVIF", "OpenEXR", "SVG")
 _REMEDIES = {
-    **dict.fromkeys(_RASTERS, "maskloom does not read this format. Convert it, for example with `gdal_translate FILE FILE.tif`."),
-    **dict.fromkeys(_VOLUMES, "maskloom does not read this format yet. Write its slices as TIFF or PNG."),
+    **dict.fromkeys(
+        _RASTERS,
+        "maskloom does not read this format. Convert it, for example with `gdal_translate FILE "
+        "FILE.tif`.",
+    ),
+    **dict.fromkeys(
+        _VOLUMES, "maskloom does not read this format yet. Write its slices as TIFF or PNG."
+    ),
     **dict.fromkeys(_PICTURES, "maskloom does not read this format. Convert it to PNG or TIFF."),
-    **dict.fromkeys(("NumPy", "a NumPy archive (.npz)"), "maskloom does not read arrays. Write each as TIFF."),
+    **dict.fromkeys(
+        ("NumPy", "a NumPy archive (.npz)"), "maskloom does not read arrays. Write each as TIFF."
+    ),
     "Zeiss CZI": "maskloom does not read this format. Export it as TIFF or OME-TIFF.",
     "Nikon ND2": "maskloom does not read this format. Export it as TIFF or OME-TIFF.",
     "a pointer of Git LFS": "The image itself is not here. Get it with `git lfs pull`.",
-    "a web page (HTML)": "A server may have sent a page for signing in, or an error, in its place. Download it again.",
+    "a web page (HTML)": (
+        "A server may have sent a page for signing in, or an error, in its place. Download it "
+        "again."
+    ),
     **dict.fromkeys(("ZIP", "7-Zip", "gzip", "Zstandard", "XZ"), "Unpack it first."),
 }
 _PACKERS = (".gz", ".bz2", ".xz", ".zst")
@@ -154,21 +166,30 @@ class Source:
 
     @property
     def local_path(self) -> str | None:
-        """The path that C libraries can open by themselves; None where the bytes must come through fsspec."""
+        """The path that C libraries can open by themselves; None where the bytes must come through
+        fsspec.
+        """
         from fsspec.implementations.local import LocalFileSystem
 
         # Names that are no UTF-8 have surrogates, which GDAL cannot be told.
-        return self.path if isinstance(self.store, LocalFileSystem) and self.path.isprintable() else None
+        return (
+            self.path
+            if isinstance(self.store, LocalFileSystem) and self.path.isprintable()
+            else None
+        )
 
     def size(self) -> int:
-        """Bytes; the store is asked once. Raises `FormatError` where this is no file, and `Unavailable`."""
+        """Bytes; the store is asked once. Raises `FormatError` where this is no file, and
+        `Unavailable`.
+        """
         if self._size is not None:
             return self._size
         with _store_errors(self.location):
             info = self.store.info(self.path)
         if info.get("type", "file") != "file" or info.get("size") is None:
             raise FormatError(
-                f"{self.location} is no regular file of known size but a {info.get('type')}. Leave it out of `inputs`."
+                f"{self.location} is no regular file of known size but a {info.get('type')}. Leave "
+                "it out of `inputs`."
             )
         self._size = int(info["size"])
         return self._size
@@ -179,14 +200,18 @@ class Source:
             return bytes(self.store.cat_file(self.path, start=start, end=stop))
 
     def head(self) -> bytes:
-        """Its first bytes, for `kind_of`. Raises `FormatError` where this is no file, and `Unavailable`."""
+        """Its first bytes, for `kind_of`. Raises `FormatError` where this is no file, and
+        `Unavailable`.
+        """
         # Some stores refuse a range of an empty file.
         size = min(self.size(), HEAD_BYTES)
         return self.read(0, size) if size else b""
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[Any]:
-        """Its bytes as a file for libraries that read here and there. Raises `Unavailable` at the end where the store failed."""
+        """Its bytes as a file for libraries that read here and there. Raises `Unavailable` at the
+        end where the store failed.
+        """
         if self.local_path is not None:
             with Path(self.local_path).open("rb") as file:
                 yield file
@@ -202,7 +227,8 @@ class Source:
     def beside(self, path: str) -> Source | None:
         """Another regular file of the same store, if it exists. Raises `Unavailable`."""
         if path_of(self.path) != self.path:
-            # The query of a URL belongs to one file; a server that passes over it would give the image itself.
+            # The query of a URL belongs to one file; a server that passes over it would give the
+            # image itself.
             return None
         with _store_errors(self.location):
             return Source(path, self.store, path) if self.store.isfile(path) else None
@@ -214,16 +240,20 @@ def _store_errors(location: str) -> Iterator[None]:
         yield
     except MaskloomError:
         raise
-    # Stores raise what their client libraries raise (botocore, aiohttp, google ...), which has no common base.
+    # Stores raise what their client libraries raise (botocore, aiohttp, google ...), which has no
+    # common base.
     except Exception as error:
         raise Unavailable(
-            f"{location} could not be read from its store: {written(str(error)) or type(error).__name__}"
+            f"{location} could not be read from its store: "
+            f"{written(str(error)) or type(error).__name__}"
         ) from error
 
 
 @dataclass(slots=True, eq=False)
 class Ranges:
-    """A stored file as a file object for C libraries. Memory is bounded; failures are kept, not raised."""
+    """A stored file as a file object for C libraries. Memory is bounded; failures are kept, not
+    raised.
+    """
 
     source: Source
     failures: list[Unavailable] = field(default_factory=list)
@@ -257,7 +287,11 @@ class Ranges:
         start = min(self._position, self.size)
         stop = self.size if size < 0 else min(start + size, self.size)
         try:
-            data = self._cached(start, stop) if stop - start <= _BLOCK_BYTES else self.source.read(start, stop)
+            data = (
+                self._cached(start, stop)
+                if stop - start <= _BLOCK_BYTES
+                else self.source.read(start, stop)
+            )
         except Unavailable as error:
             self.failures.append(error)
             return b""
@@ -265,7 +299,9 @@ class Ranges:
         return data
 
     def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-        """Several ranges at once, which object stores fetch in parallel. GDAL asks so for the blocks of a window."""
+        """Several ranges at once, which object stores fetch in parallel. GDAL asks so for the
+        blocks of a window.
+        """
         stops = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
         try:
             with _store_errors(self.source.location):
@@ -278,14 +314,20 @@ class Ranges:
 
     def _cached(self, start: int, stop: int) -> bytes:
         first, last = start // _BLOCK_BYTES, max(start, stop - 1) // _BLOCK_BYTES
-        joined = b"".join(self._block(number) for number in range(first, last + 1)) if stop > start else b""
+        joined = (
+            b"".join(self._block(number) for number in range(first, last + 1))
+            if stop > start
+            else b""
+        )
         return joined[start - first * _BLOCK_BYTES : stop - first * _BLOCK_BYTES]
 
     def _block(self, number: int) -> bytes:
         blocks = self.source.blocks
         block = blocks.pop(number, None)
         if block is None:
-            block = self.source.read(number * _BLOCK_BYTES, min((number + 1) * _BLOCK_BYTES, self.size))
+            block = self.source.read(
+                number * _BLOCK_BYTES, min((number + 1) * _BLOCK_BYTES, self.size)
+            )
         # The dictionary's order is the order of use: the oldest goes.
         blocks[number] = block
         if len(blocks) > _CACHED_BLOCKS:
@@ -299,7 +341,9 @@ def kind_of(head: bytes) -> str:
         return "empty"
     begin = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower()
     for offset, signature, kind in _SIGNATURES:
-        if head.startswith(signature, offset) or (signature[:1] == b"<" and begin.startswith(signature.lower())):
+        if head.startswith(signature, offset) or (
+            signature[:1] == b"<" and begin.startswith(signature.lower())
+        ):
             # What is packed may be known too.
             packed = _packed_kind(head) if kind == "gzip" else ""
             if kind == "ZIP" and _first_packed(head).endswith(b".npy"):
@@ -325,7 +369,11 @@ def _packed_kind(head: bytes) -> str:
 
 def suffix_of(location: str) -> str:
     """The suffix of a location's name in lower case, with its dot; empty where there is none."""
-    path = re.split("[?#]", location, maxsplit=1)[0] if location.startswith(("http://", "https://")) else location
+    path = (
+        re.split("[?#]", location, maxsplit=1)[0]
+        if location.startswith(("http://", "https://"))
+        else location
+    )
     _, dot, suffix = path.rsplit("/", 1)[-1].rpartition(".")
     return dot + suffix.lower() if dot else ""
 
@@ -343,7 +391,8 @@ def require_kind(location: str, head: bytes, image_format: str) -> str:
     if wanted is None or kind in wanted:
         return kind
     raise FormatError(
-        f"{location} should be {' or '.join(wanted)} for the format {image_format!r}, but {_is(kind)}. {_remedy(kind)}"
+        f"{location} should be {' or '.join(wanted)} for the format {image_format!r}, but "
+        f"{_is(kind)}. {_remedy(kind)}"
     )
 
 
@@ -352,16 +401,22 @@ def require_claim(location: str, head: bytes) -> None:
     suffix, kind = suffix_of(location), kind_of(head)
     claim = _CLAIMS.get(suffix, kind)
     if claim != kind:
-        raise FormatError(f"{location} is {claim} by its suffix {suffix}, but {_is(kind)}. {_remedy(kind)}")
+        raise FormatError(
+            f"{location} is {claim} by its suffix {suffix}, but {_is(kind)}. {_remedy(kind)}"
+        )
 
 
 def format_by_content(location: str, head: bytes) -> str:
-    """The format that reads such content, for a file whose suffix says nothing. Raises `FormatError` where none does."""
+    """The format that reads such content, for a file whose suffix says nothing. Raises
+    `FormatError` where none does.
+    """
     kind, suffix = kind_of(head), _whole_suffix(location)
     image_format = next((name for name, kinds in _KINDS.items() if kind in kinds), None)
     if image_format is None:
         named = f"no format claims the suffix {suffix}" if suffix else "its name has no suffix"
-        raise FormatError(f"{location} is no image that can be read: {named}, and {_is(kind)}. {_remedy(kind)}")
+        raise FormatError(
+            f"{location} is no image that can be read: {named}, and {_is(kind)}. {_remedy(kind)}"
+        )
     return image_format
 
 
@@ -372,7 +427,9 @@ def _is(kind: str) -> str:
 def _remedy(kind: str) -> str:
     image_format = next((name for name, kinds in _KINDS.items() if kind in kinds), None)
     if image_format is None:
-        return _REMEDIES.get(kind, "Put the image itself in its place, or leave it out of `inputs`.")
+        return _REMEDIES.get(
+            kind, "Put the image itself in its place, or leave it out of `inputs`."
+        )
     suffix = next(suffix for suffix, claim in _CLAIMS.items() if claim == kind)
     return f"Rename it to end in {suffix}, or set `format: {image_format}`."
 
@@ -380,7 +437,8 @@ def _remedy(kind: str) -> str:
 def silence(category: type[Warning], module: str = "") -> None:
     """Ignore a library's warnings about odd files, whose faults we report ourselves.
 
-    The filter is of the whole process and stays: `warnings.catch_warnings` would race with other threads.
+    The filter is of the whole process and stays: `warnings.catch_warnings` would race with other
+    threads.
     """
     for action, _, known, known_module, _ in warnings.filters:
         if action != "ignore":

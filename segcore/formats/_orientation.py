@@ -1,6 +1,8 @@
-"""Orientation: the EXIF and TIFF tag that says how to turn stored pixels so that people see them upright.
+"""Orientation: the EXIF and TIFF tag that says how to turn stored pixels so that people see them
+upright.
 
-Values 1 to 8 after EXIF 2.32 and TIFF 6.0: 5 to 8 exchange rows and columns, then some flip one axis or both.
+Values 1 to 8 after EXIF 2.32 and TIFF 6.0: 5 to 8 exchange rows and columns, then some flip one
+axis or both.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def stored_box(box: Box, shape: Shape, orientation: int) -> Box:
 
 
 def tiff_orientation(stream: _Stream) -> int:
-    """The orientation tag in the first directory of a TIFF (or EXIF) stream; upright where it is absent or broken."""
+    """The orientation tag in the first directory of a TIFF (or EXIF) stream; upright where it is
+    absent or broken.
+    """
     stream.seek(0)
     head = stream.read(16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
@@ -72,7 +76,9 @@ def tiff_orientation(stream: _Stream) -> int:
     big = head[2:4] in (b"+\0", b"\0+")
     if big and len(head) < 16:
         return UPRIGHT
-    (offset,) = struct.unpack(order + "Q", head[8:16]) if big else struct.unpack(order + "I", head[4:8])
+    (offset,) = (
+        struct.unpack(order + "Q", head[8:16]) if big else struct.unpack(order + "I", head[4:8])
+    )
     if offset >= 2**63:
         return UPRIGHT
     stream.seek(offset)

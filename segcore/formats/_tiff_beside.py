@@ -5,8 +5,8 @@
     x.tfw, x.tifw, x.wld   where an image lies that does not say so itself
     x_RPC.TXT, x.RPB       rational polynomials of its camera, likewise
 
-Nothing else is looked at, and none of them can name a further file: GDAL is never asked for overviews, sees no file but
-`.aux.xml`, and opens `.msk` as TIFF only.
+Nothing else is looked at, and none of them can name a further file: GDAL is never asked for
+overviews, sees no file but `.aux.xml`, and opens `.msk` as TIFF only.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ _OF_ALL_BANDS = 2
 
 
 def metadata_file(source: Source) -> dict[str, Source]:
-    """GDAL's metadata beside an image, by the name under which GDAL looks for it; empty where there is none.
+    """GDAL's metadata beside an image, by the name under which GDAL looks for it; empty where there
+    is none.
 
     Raises `FormatError` where it is larger than any such text, and `Unavailable`.
     """
@@ -73,7 +74,8 @@ def metadata_file(source: Source) -> dict[str, Source]:
 
 
 def place_beside(source: Source, crs: str | None) -> tuple[Space, tuple[str, ...]]:
-    """Where the files beside an image place it, and what users should know of that; `crs` is what the image itself says.
+    """Where the files beside an image place it, and what users should know of that; `crs` is what
+    the image itself says.
 
     Raises `FormatError` where one is larger than any such text, and `Unavailable`.
     """
@@ -82,22 +84,30 @@ def place_beside(source: Source, crs: str | None) -> tuple[Space, tuple[str, ...
     # x.TIF has its x.TFW.
     endings = [ending.upper() if suffix.isupper() else ending for ending in _WORLD_ENDINGS]
     world = next(filter(None, (_text_beside(source, stem + ending) for ending in endings)), None)
-    camera = next(filter(None, (_text_beside(source, stem + ending) for ending in _CAMERA_ENDINGS)), None)
+    camera = next(
+        filter(None, (_text_beside(source, stem + ending) for ending in _CAMERA_ENDINGS)), None
+    )
     rpcs = {} if camera is None else _rational_polynomials(camera.read().decode("utf-8", "replace"))
     affine = None if world is None else _affine(world.read().decode("utf-8", "replace"))
     notes = []
     if world is not None and affine is None:
-        notes.append("the world file beside it does not hold six numbers, so it does not say where the image lies")
+        notes.append(
+            "the world file beside it does not hold six numbers, so it does not say where the "
+            "image lies"
+        )
     if camera is not None and not rpcs:
         notes.append("the rational polynomials (RPC) beside it are incomplete, and are not kept")
-    return Space(affine, crs if affine is not None else None, rpcs=tuple(sorted(rpcs.items()))), tuple(notes)
+    return Space(
+        affine, crs if affine is not None else None, rpcs=tuple(sorted(rpcs.items()))
+    ), tuple(notes)
 
 
 def _text_beside(source: Source, path: str) -> Source | None:
     file = source.beside(path)
     if file is not None and file.size() > MAX_TEXT_BYTES:
         raise FormatError(
-            f"{file.location} beside {source.location} has {file.size()} bytes; the limit is {MAX_TEXT_BYTES}. Remove it."
+            f"{file.location} beside {source.location} has {file.size()} bytes; the limit is "
+            f"{MAX_TEXT_BYTES}. Remove it."
         )
     return file
 
@@ -113,17 +123,23 @@ def _affine(text: str) -> Affine | None:
 
 
 def _rational_polynomials(text: str) -> dict[str, str]:
-    """RPCs by GDAL's names, from lines of `NAME: value unit` or `name = value;`; empty where one is missing."""
+    """RPCs by GDAL's names, from lines of `NAME: value unit` or `name = value;`; empty where one is
+    missing.
+    """
     found = dict(_CAMERA_LINE.findall(text))
     lists = {name: re.findall(_NUMBER, values) for name, values in _CAMERA_LIST.findall(text)}
     rpcs = {}
     for name, written in _RPC_NUMBERS.items():
         rpcs[name] = found.get(name) or found.get(written, "")
     for name, written in _RPC_LISTS.items():
-        rpcs[name] = " ".join(lists.get(written) or [found.get(f"{name}_{i}", "") for i in range(1, 21)])
+        rpcs[name] = " ".join(
+            lists.get(written) or [found.get(f"{name}_{i}", "") for i in range(1, 21)]
+        )
     if not all(rpcs.values()) or not all(len(rpcs[name].split()) == 20 for name in _RPC_LISTS):
         return {}
-    errors_known = {name: found.get(name) or found.get(written, "") for name, written in _RPC_ERRORS.items()}
+    errors_known = {
+        name: found.get(name) or found.get(written, "") for name, written in _RPC_ERRORS.items()
+    }
     return rpcs | {name: value for name, value in errors_known.items() if value}
 
 
@@ -138,7 +154,8 @@ class SideMask:
 
     @classmethod
     def open(cls, source: Source, shape: Shape, bands: int) -> SideMask | None:
-        """The mask beside an image of this shape; None where there is none, or a TIFF that is not GDAL's mask.
+        """The mask beside an image of this shape; None where there is none, or a TIFF that is not
+        GDAL's mask.
 
         Raises `FormatError` where it is no TIFF or of another size, and `Unavailable`.
         """
@@ -148,7 +165,8 @@ class SideMask:
         kind = kind_of(file.head())
         if kind != "TIFF":
             raise FormatError(
-                f"{file.location}, the mask beside {source.location}, should be TIFF, but its content is {kind}. Remove it, or write it again."
+                f"{file.location}, the mask beside {source.location}, should be TIFF, but its "
+                f"content is {kind}. Remove it, or write it again."
             )
         with contextlib.ExitStack() as stack:
             try:
@@ -157,14 +175,16 @@ class SideMask:
                 found, count, tags = dataset.run(lambda: (raw.shape, raw.count, raw.tags()))
             except errors() as error:
                 raise FormatError(
-                    f"{file.location}, the mask beside {source.location}, cannot be read: {reason(error)}. Remove it, or write it again."
+                    f"{file.location}, the mask beside {source.location}, cannot be read: "
+                    f"{reason(error)}. Remove it, or write it again."
                 ) from error
             planes = tuple(_plane(tags, band) for band in range(1, bands + 1))
             if not any(planes):
                 return None
             if found != shape or max(planes) > count:
                 raise FormatError(
-                    f"{file.location} has {found[1]} x {found[0]} pixels and {count} band(s), {source.location}, whose mask it is, "
+                    f"{file.location} has {found[1]} x {found[0]} pixels and {count} band(s), "
+                    f"{source.location}, whose mask it is, "
                     f"{shape[1]} x {shape[0]} and {bands}. Remove it, or write it again."
                 )
             stack.pop_all()
@@ -174,9 +194,15 @@ class SideMask:
         """Where the mask shows these bands of the image. Raises `ReadError`."""
         planes = sorted({self.planes[band - 1] for band in bands} - {0})
         try:
-            values = self.dataset.run(self.dataset.raw.read, planes, window=window) if planes else np.ones((1, 1, 1))
+            values = (
+                self.dataset.run(self.dataset.raw.read, planes, window=window)
+                if planes
+                else np.ones((1, 1, 1))
+            )
         except errors() as error:
-            raise ReadError(f"{self.location} cannot be read: {reason(error)}. Remove it, or write it again.") from error
+            raise ReadError(
+                f"{self.location} cannot be read: {reason(error)}. Remove it, or write it again."
+            ) from error
         return np.asarray((values != 0).all(axis=0), np.bool_)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """The pages of a TIFF: a walk over its directories, bounded whatever the file claims.
 
-GDAL opens one directory of a file and passes over the others. Here we read what all of them are, so that
-`_tiff_contents` can say which are the image. After: TIFF 6.0 (Adobe 1992), its Technical Note 1 (trees of directories), and the
-BigTIFF design (2004).
+GDAL opens one directory of a file and passes over the others. Here we read what all of them are, so
+that `_tiff_contents` can say which are the image. After: TIFF 6.0 (Adobe 1992), its Technical Note
+1 (trees of directories), and the BigTIFF design (2004).
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Page:
     children: tuple[int, ...]
     """Offsets of its sub-directories."""
     depth: int
-    """Planes that lie behind this one directory: those of a volume (ImageDepth), or of a stack of MetaMorph (UIC2)."""
+    """Planes that lie behind this one directory: those of a volume (ImageDepth), or of a stack of
+    MetaMorph (UIC2).
+    """
     orientation: int
     description: str
     """Of the first page; others are not asked for theirs."""
@@ -95,13 +97,21 @@ class Page:
     def like(self, other: Page) -> bool:
         """Whether its pixels are of the same number and kind as those of another page."""
         return all(
-            getattr(self, name) == getattr(other, name) for name in ("shape", "samples", "bits", "sample_format", "photometric")
+            getattr(self, name) == getattr(other, name)
+            for name in ("shape", "samples", "bits", "sample_format", "photometric")
         )
 
     def shrinks(self, other: Page) -> bool:
-        """Whether it could be the other page at a lower resolution: smaller, and of its proportions up to rounding."""
+        """Whether it could be the other page at a lower resolution: smaller, and of its proportions
+        up to rounding.
+        """
         (height, width), (tall, wide) = self.shape, other.shape
-        if height > tall or width > wide or self.shape == other.shape or self.samples != other.samples:
+        if (
+            height > tall
+            or width > wide
+            or self.shape == other.shape
+            or self.samples != other.samples
+        ):
             return False
         # Sides are rounded up or down, level by level.
         return abs(height * wide - width * tall) <= tall + wide
@@ -115,14 +125,18 @@ class Pages:
     location: str
 
     def chain(self) -> Iterator[Page]:
-        """The pages in their order; a chain that runs in a circle ends there. Raises `FormatError` where it is broken."""
+        """The pages in their order; a chain that runs in a circle ends there. Raises `FormatError`
+        where it is broken.
+        """
         order, version = self._head()
         at, letter = FIRST_DIRECTORY[version]
         (offset,) = struct.unpack(order + letter, self._bytes(at, struct.calcsize(letter)))
         seen: set[int] = set()
         while offset and offset not in seen:
             if len(seen) == MAX_PAGES:
-                raise FormatError(f"{self.location} has more than {MAX_PAGES} pages. Cut it into several files.")
+                raise FormatError(
+                    f"{self.location} has more than {MAX_PAGES} pages. Cut it into several files."
+                )
             first = not seen
             seen.add(offset)
             page, offset = self._page(offset, order, version, first)
@@ -141,12 +155,16 @@ class Pages:
             raise self._damaged(f"its version is {version}, not 42 or 43")
         return order, version
 
-    def _page(self, offset: int, order: str, version: int, described: bool = False) -> tuple[Page, int]:
+    def _page(
+        self, offset: int, order: str, version: int, described: bool = False
+    ) -> tuple[Page, int]:
         """A directory, and the offset of the next one; 0 at the end."""
         big = version == 43
         count_letter, word = ("Q", "Q") if big else ("H", "I")
         width = struct.calcsize(word)
-        (count,) = struct.unpack(order + count_letter, self._bytes(offset, struct.calcsize(count_letter)))
+        (count,) = struct.unpack(
+            order + count_letter, self._bytes(offset, struct.calcsize(count_letter))
+        )
         if not 0 < count <= _MAX_ENTRIES:
             raise self._damaged(f"the directory at byte {offset} claims {count} entries")
         size = 4 + 2 * width
@@ -164,10 +182,14 @@ class Pages:
             data = self.stream.read(size)
             if len(data) == size:
                 return data
-        raise self._damaged(f"{size} bytes of its structure should lie at byte {offset}, beyond its end")
+        raise self._damaged(
+            f"{size} bytes of its structure should lie at byte {offset}, beyond its end"
+        )
 
     def _damaged(self, what: str) -> FormatError:
-        return FormatError(f"{self.location} is damaged or incomplete: {what}. Copy or write the file again.")
+        return FormatError(
+            f"{self.location} is damaged or incomplete: {what}. Copy or write the file again."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +201,12 @@ class _Directory:
     order: str
     word: str
 
-    def numbers(self, tag: int, default: tuple[int, ...] = (), most: int = _MAX_VALUES) -> tuple[int, ...]:
-        """The whole numbers of a tag, at most so many; the default where it is absent or no number."""
+    def numbers(
+        self, tag: int, default: tuple[int, ...] = (), most: int = _MAX_VALUES
+    ) -> tuple[int, ...]:
+        """The whole numbers of a tag, at most so many; the default where it is absent or no
+        number.
+        """
         kind, count, _ = self.tags.get(tag, (0, 0, b""))
         letter, count = _LETTERS.get(kind), min(count, most)
         if letter is None or not count:
@@ -196,7 +222,11 @@ class _Directory:
         kind, count, _ = self.tags.get(tag, (0, 0, b""))
         if _SIZES.get(kind) != 1:
             return ""
-        return self._data(tag, min(count, MAX_DESCRIPTION_BYTES)).partition(b"\0")[0].decode("utf-8", "replace")
+        return (
+            self._data(tag, min(count, MAX_DESCRIPTION_BYTES))
+            .partition(b"\0")[0]
+            .decode("utf-8", "replace")
+        )
 
     def _data(self, tag: int, count: int) -> bytes:
         kind, full, field = self.tags[tag]

@@ -1,8 +1,8 @@
 """The bytes of a TIFF's structure: tags, directories, and the offsets that tie them together.
 
-The directories of a Cloud Optimized GeoTIFF are laid out twice: once to learn how long they are, once more when the offsets
-of the data that follow them are known. After: TIFF 6.0 (Adobe 1992), the BigTIFF design (2004), and the description of
-GDAL's COG driver.
+The directories of a Cloud Optimized GeoTIFF are laid out twice: once to learn how long they are,
+once more when the offsets of the data that follow them are known. After: TIFF 6.0 (Adobe 1992), the
+BigTIFF design (2004), and the description of GDAL's COG driver.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class Flavour:
     def header(self, first_directory: int) -> bytes:
         """The first bytes of the file."""
         size = (8, 0) if self.version == 43 else ()
-        return struct.pack("<2sH" + "H" * len(size) + self.pointer, b"II", self.version, *size, first_directory)
+        return struct.pack(
+            "<2sH" + "H" * len(size) + self.pointer, b"II", self.version, *size, first_directory
+        )
 
     @property
     def header_size(self) -> int:
@@ -89,7 +91,8 @@ BIG = Flavour(version=43, pointer="Q", number="Q", offset_type=LONG8)
 
 
 def pack_directories(directories: Sequence[Sequence[Tag]], start: int, flavour: Flavour) -> bytes:
-    """The directories one after the other, each followed by those of its values that do not fit into its entries.
+    """The directories one after the other, each followed by those of its values that do not fit
+    into its entries.
 
     `start` is where the first one lies in the file, a multiple of 8.
     """
@@ -118,12 +121,15 @@ def _pack_directory(tags: Sequence[Tag], start: int, flavour: Flavour, last: boo
     return head.ljust(values_start - start, b"\0") + bytes(values)
 
 
-def pack_cog_head(directories: Sequence[Sequence[Tag]], sizes: Sequence[NDArray[np.int64]], largest_classic: int) -> bytes:
+def pack_cog_head(
+    directories: Sequence[Sequence[Tag]], sizes: Sequence[NDArray[np.int64]], largest_classic: int
+) -> bytes:
     """All bytes of a Cloud Optimized GeoTIFF before the data of its blocks.
 
-    `directories` (full resolution first) lack the places of their blocks; `sizes` has the bytes of each block as (rows,
-    columns) for each directory. The data must follow at once: the smallest level first, the blocks of a level in row order,
-    each as `framed`. Files beyond `largest_classic` bytes become BigTIFF.
+    `directories` (full resolution first) lack the places of their blocks; `sizes` has the bytes of
+    each block as (rows, columns) for each directory. The data must follow at once: the smallest
+    level first, the blocks of a level in row order, each as `framed`. Files beyond
+    `largest_classic` bytes become BigTIFF.
     """
     head, end = _pack_head(directories, sizes, CLASSIC)
     return head if end <= largest_classic else _pack_head(directories, sizes, BIG)[0]
@@ -134,20 +140,26 @@ def framed(payload: bytes) -> bytes:
     return struct.pack("<I", len(payload)) + payload + payload[-_TRAILER_SIZE:]
 
 
-def _pack_head(directories: Sequence[Sequence[Tag]], sizes: Sequence[NDArray[np.int64]], flavour: Flavour) -> tuple[bytes, int]:
+def _pack_head(
+    directories: Sequence[Sequence[Tag]], sizes: Sequence[NDArray[np.int64]], flavour: Flavour
+) -> tuple[bytes, int]:
     """All bytes before the data, and the length of the whole file."""
     ghost = b"GDAL_STRUCTURAL_METADATA_SIZE=%06d bytes\n" % len(_STRUCTURE) + _STRUCTURE
     first = flavour.header_size + len(ghost)
     first += -first % 8
     front = (flavour.header(first) + ghost).ljust(first, b"\0")
     nowhere = [np.zeros(counts.size, np.int64) for counts in sizes]
-    end = first + len(pack_directories(_placed(directories, sizes, nowhere, flavour), first, flavour))
+    end = first + len(
+        pack_directories(_placed(directories, sizes, nowhere, flavour), first, flavour)
+    )
     offsets = list(nowhere)
     for level in reversed(range(len(sizes))):
         ends = end + np.cumsum(sizes[level] + _LEADER_SIZE + _TRAILER_SIZE)
         offsets[level] = ends - sizes[level].ravel() - _TRAILER_SIZE
         end = int(ends[-1])
-    return front + pack_directories(_placed(directories, sizes, offsets, flavour), first, flavour), end
+    return front + pack_directories(
+        _placed(directories, sizes, offsets, flavour), first, flavour
+    ), end
 
 
 def _placed(
@@ -157,13 +169,19 @@ def _placed(
     flavour: Flavour,
 ) -> list[list[Tag]]:
     return [
-        [*tags, Tag.of(TILE_OFFSETS, flavour.offset_type, places), Tag.of(TILE_BYTE_COUNTS, LONG, counts.ravel())]
+        [
+            *tags,
+            Tag.of(TILE_OFFSETS, flavour.offset_type, places),
+            Tag.of(TILE_BYTE_COUNTS, LONG, counts.ravel()),
+        ]
         for tags, places, counts in zip(directories, offsets, sizes, strict=True)
     ]
 
 
 def read_first_directory(file: bytes) -> list[Tag]:
-    """The tags of the first directory of a small little-endian classic TIFF, those of unknown types left out."""
+    """The tags of the first directory of a small little-endian classic TIFF, those of unknown types
+    left out.
+    """
     (start,) = struct.unpack_from("<I", file, 4)
     (number,) = struct.unpack_from("<H", file, start)
     tags = []

@@ -2,16 +2,19 @@
 
 Which pixels are data (`valid`), among the bands that are read:
 
-- a float pixel with NaN or infinity in any band is not; it comes out as 0, so that nobody computes with NaN;
-- a pixel that has the nodata value is not: in all bands of the file for RGB pictures (black is rare, one channel at 0 is not), in any
-  band that is read otherwise (a number that the file disowns must not be computed with). Nodata that the type cannot hold means
-  nothing. In a palette file it is an index, and where 0 is white a stored number;
+- a float pixel with NaN or infinity in any band is not; it comes out as 0, so that nobody computes
+  with NaN;
+- a pixel that has the nodata value is not: in all bands of the file for RGB pictures (black is
+  rare, one channel at 0 is not), in any band that is read otherwise (a number that the file disowns
+  must not be computed with). Nodata that the type cannot hold means nothing. In a palette file it
+  is an index, and where 0 is white a stored number;
 - a pixel of alpha 0, of a palette colour with alpha 0, or of an index without a colour, is not;
 - a pixel that an internal or side-car (.msk) mask hides is not.
 
-Whole numbers of a file whose 0 is white (MinIsWhite) are turned round, so that larger is brighter. Pages that the file calls
-channels are bands; see `_tiff_contents`. A palette becomes the three bands of its colours. An alpha band is no data band: band 4
-of (red, green, blue, alpha, infrared) is infrared. Other values come as GDAL gives them, without scale and offset.
+Whole numbers of a file whose 0 is white (MinIsWhite) are turned round, so that larger is brighter.
+Pages that the file calls channels are bands; see `_tiff_contents`. A palette becomes the three
+bands of its colours. An alpha band is no data band: band 4 of (red, green, blue, alpha, infrared)
+is infrared. Other values come as GDAL gives them, without scale and offset.
 """
 
 from __future__ import annotations
@@ -92,23 +95,42 @@ class GeoTiff:
                 contents = read_contents(source)
                 apart = len(contents.pages) > 1
                 # Channels that are not asked for stay closed.
-                wanted = [band for band in dict.fromkeys(spec.bands if apart else (1,)) if band <= len(contents.pages)]
-                pages = {band: stack.enter_context(_page_reader(source, contents, band, spec)) for band in wanted}
+                wanted = [
+                    band
+                    for band in dict.fromkeys(spec.bands if apart else (1,))
+                    if band <= len(contents.pages)
+                ]
+                pages = {
+                    band: stack.enter_context(_page_reader(source, contents, band, spec))
+                    for band in wanted
+                }
             except errors() as error:
-                raise ReadError(f"{spec.location} cannot be opened: {reason(error)}. Write the file again.") from error
-            known = {(page.layout.delivered_shape, _bands(contents, page.layout)) for page in pages.values()}
+                raise ReadError(
+                    f"{spec.location} cannot be opened: {reason(error)}. Write the file again."
+                ) from error
+            known = {
+                (page.layout.delivered_shape, _bands(contents, page.layout))
+                for page in pages.values()
+            }
             if known != {(spec.shape, spec.file_bands)}:
-                raise SourceChanged(f"{spec.location} has changed since its header was read. Run the same command again.")
+                raise SourceChanged(
+                    f"{spec.location} has changed since its header was read. Run the same command "
+                    "again."
+                )
             stack.pop_all()
         return ChannelReader(pages, spec) if apart else pages[1]
 
-    def encode(self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int) -> list[Piece]:
+    def encode(
+        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
+    ) -> list[Piece]:
         """See `segcore.formats.cog.CogMasks.encode`."""
         from segcore.formats.cog import CogMasks
 
         return CogMasks().encode(labels, tile, spec, tile_size)
 
-    def assemble(self, pieces: Iterable[Piece], spec: RasterSpec, legend: Legend, out: Sink, tile_size: int) -> None:
+    def assemble(
+        self, pieces: Iterable[Piece], spec: RasterSpec, legend: Legend, out: Sink, tile_size: int
+    ) -> None:
         """See `segcore.formats.cog.CogMasks.assemble`."""
         from segcore.formats.cog import CogMasks
 
@@ -134,33 +156,56 @@ class TiffReader:
     def __enter__(self) -> TiffReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.dataset.close()
         if self.mask is not None:
             self.mask.close()
 
     @property
     def stores_otherwise(self) -> bool:
-        """Whether the numbers in the file are not those that are delivered: indices of a palette, or 0 for white."""
+        """Whether the numbers in the file are not those that are delivered: indices of a palette,
+        or 0 for white.
+        """
         return self.layout.palette is not None or self.layout.white is not None
 
     def as_stored(self) -> TiffReader:
         """A reader of the numbers in the file, which takes the place of this one."""
-        layout = replace(self.layout, palette=None, white=None, rgb=self.layout.rgb and self.layout.palette is None)
+        layout = replace(
+            self.layout,
+            palette=None,
+            white=None,
+            rgb=self.layout.rgb and self.layout.palette is None,
+        )
         bands = (1,) if self.layout.palette is not None else self.spec.bands
-        return replace(self, layout=layout, spec=replace(self.spec, bands=bands, dtype=layout.dtype, interpretation="bands"))
+        return replace(
+            self,
+            layout=layout,
+            spec=replace(self.spec, bands=bands, dtype=layout.dtype, interpretation="bands"),
+        )
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.Reader.read`."""
         orientation = self.layout.orientation
         try:
-            pixels, valid = self.dataset.run(self._read, stored_box(box, self.spec.shape, orientation))
+            pixels, valid = self.dataset.run(
+                self._read, stored_box(box, self.spec.shape, orientation)
+            )
         except errors() as error:
             raise ReadError(
-                f"{self.spec.location}: rows {box.start[0]} to {box.stop[0]}, columns {box.start[1]} to {box.stop[1]} cannot be "
+                f"{self.spec.location}: rows {box.start[0]} to {box.stop[0]}, columns "
+                f"{box.start[1]} to {box.stop[1]} cannot be "
                 f"read: {reason(error)}. The file is damaged or incomplete; copy or write it again."
             ) from error
-        return (pixels, valid) if orientation == UPRIGHT else (turn(pixels, orientation), turn(valid, orientation))
+        return (
+            (pixels, valid)
+            if orientation == UPRIGHT
+            else (turn(pixels, orientation), turn(valid, orientation))
+        )
 
     def _read(self, box: Box) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         layout, spec = self.layout, self.spec
@@ -174,7 +219,9 @@ class TiffReader:
             _drop_not_finite(pixels, valid)
         if layout.white is not None:
             for channel in (i for i, band in enumerate(bands) if band == layout.data[0]):
-                np.subtract(pixels.dtype.type(layout.white), pixels[..., channel], out=pixels[..., channel])
+                np.subtract(
+                    pixels.dtype.type(layout.white), pixels[..., channel], out=pixels[..., channel]
+                )
         if layout.palette is not None:
             index, hidden = pixels[..., 0], layout.palette[:, 3] == 0
             if hidden.any():
@@ -182,7 +229,9 @@ class TiffReader:
             pixels = np.take(layout.palette[:, [band - 1 for band in spec.bands]], index, axis=0)
         return pixels, valid
 
-    def _valid(self, box: Box, bands: Sequence[int], pixels: NDArray[Any], alpha: NDArray[Any] | None) -> NDArray[np.bool_]:
+    def _valid(
+        self, box: Box, bands: Sequence[int], pixels: NDArray[Any], alpha: NDArray[Any] | None
+    ) -> NDArray[np.bool_]:
         """Where nodata, alpha and masks leave pixels that are data; `pixels` are as stored."""
         layout, valid = self.layout, np.ones(box.shape, np.bool_)
         absent = self._nodata(box, bands, pixels)
@@ -190,27 +239,43 @@ class TiffReader:
             valid &= ~absent
         if alpha is not None:
             valid &= alpha != 0
-        for band in layout.masks if len(layout.masks) == 1 else [band for band in bands if band in layout.masks]:
+        for band in (
+            layout.masks
+            if len(layout.masks) == 1
+            else [band for band in bands if band in layout.masks]
+        ):
             valid &= self.dataset.raw.read_masks(band, window=_window(box)) != 0
         if self.mask is not None:
             valid &= self.mask.valid(bands, _window(box))
         return valid
 
-    def _nodata(self, box: Box, bands: Sequence[int], pixels: NDArray[Any]) -> NDArray[np.bool_] | None:
-        """Where pixels have the nodata value: in all bands of the file for a picture in colours, else in any that is read. None: nowhere."""
+    def _nodata(
+        self, box: Box, bands: Sequence[int], pixels: NDArray[Any]
+    ) -> NDArray[np.bool_] | None:
+        """Where pixels have the nodata value: in all bands of the file for a picture in colours,
+        else in any that is read. None: nowhere.
+        """
         layout = self.layout
         of_band = dict(zip(layout.data, layout.nodata, strict=True))
         if layout.rgb and set(bands) != set(layout.data) and all(map(_comparable, layout.nodata)):
             bands, pixels = layout.data, self._interleaved(box, layout.data)[0]
-        same = [pixels[..., i] == pixels.dtype.type(of_band[band]) for i, band in enumerate(bands) if _comparable(of_band[band])]
+        same = [
+            pixels[..., i] == pixels.dtype.type(of_band[band])
+            for i, band in enumerate(bands)
+            if _comparable(of_band[band])
+        ]
         if not same or (layout.rgb and len(same) < len(bands)):
             return None
         combine = np.logical_and if layout.rgb else np.logical_or
         found: NDArray[np.bool_] = combine.reduce(same)
         return found
 
-    def _interleaved(self, box: Box, bands: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """Pixels, channel-last, and alpha. GDAL gives bands one after the other; strips of few rows are interleaved in turn."""
+    def _interleaved(
+        self, box: Box, bands: Sequence[int]
+    ) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Pixels, channel-last, and alpha. GDAL gives bands one after the other; strips of few rows
+        are interleaved in turn.
+        """
         layout, raw = self.layout, self.dataset.raw
         pixels = np.empty((*box.shape, len(bands)), layout.dtype)
         if layout.alpha is None and len(bands) == 1:
@@ -239,13 +304,21 @@ class ChannelReader:
     def __enter__(self) -> ChannelReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for page in self.pages.values():
             page.__exit__(kind, error, trace)
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.Reader.read`."""
-        pixels, valid = np.empty((*box.shape, self.spec.channels), self.spec.dtype), np.ones(box.shape, np.bool_)
+        pixels, valid = (
+            np.empty((*box.shape, self.spec.channels), self.spec.dtype),
+            np.ones(box.shape, np.bool_),
+        )
         for band, page in self.pages.items():
             plane, known = page.read(box)
             valid &= known
@@ -291,10 +364,14 @@ def _window(box: Box) -> Any:
 
 
 def _strips(box: Box, block_rows: int, rows: int) -> Iterable[Box]:
-    """The box in strips of about `rows` rows that end where rows of blocks end, so that no block is decoded twice."""
+    """The box in strips of about `rows` rows that end where rows of blocks end, so that no block is
+    decoded twice.
+    """
     step = block_rows * max(1, rows // block_rows)
     cuts = [box.start[0], *range((box.start[0] // step + 1) * step, box.stop[0], step), box.stop[0]]
-    return [Box((top, box.start[1]), (bottom, box.stop[1])) for top, bottom in itertools.pairwise(cuts)]
+    return [
+        Box((top, box.start[1]), (bottom, box.stop[1])) for top, bottom in itertools.pairwise(cuts)
+    ]
 
 
 def _merge(planes: NDArray[Any], out: NDArray[Any]) -> None:
@@ -322,5 +399,6 @@ def _drop_not_finite(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> None:
         valid &= finite.all(axis=-1)
 
 
-# The protocol asks for attributes that can be set; those of a frozen value cannot, and nobody sets them.
+# The protocol asks for attributes that can be set; those of a frozen value cannot, and nobody sets
+# them.
 TIFF = FORMATS.register("tiff")(GeoTiff())

@@ -1,12 +1,14 @@
 """Photos and other plain pictures: PNG, JPEG, BMP and WebP, as people see them.
 
-Grey pictures have one band, all others red, green and blue: palettes are read as colours, CMYK is turned into RGB, EXIF
-orientation is applied. Files of several pictures (animations, MPO) are refused. Grey of 1, 2 and 4 bits is spread over 0 to 255; 16 bits stay
-16 bits. A pixel is no data (`valid` False) where its alpha is 0 or where it has the PNG's transparent colour.
+Grey pictures have one band, all others red, green and blue: palettes are read as colours, CMYK is
+turned into RGB, EXIF orientation is applied. Files of several pictures (animations, MPO) are
+refused. Grey of 1, 2 and 4 bits is spread over 0 to 255; 16 bits stay 16 bits. A pixel is no data
+(`valid` False) where its alpha is 0 or where it has the PNG's transparent colour.
 
-These formats know no random access: a reader decodes the picture once and cuts boxes from it, so `chunks` is the whole shape.
-PIL decodes; 16-bit colour, which PIL would cut to 8 bits, is decoded by OpenCV. PIL forgives damage that it can decode around and
-gives grey or black in its place. What a file says against itself is therefore looked for: the checksums of a PNG and the length of its
+These formats know no random access: a reader decodes the picture once and cuts boxes from it, so
+`chunks` is the whole shape. PIL decodes; 16-bit colour, which PIL would cut to 8 bits, is decoded
+by OpenCV. PIL forgives damage that it can decode around and gives grey or black in its place. What
+a file says against itself is therefore looked for: the checksums of a PNG and the length of its
 pixels, and the warnings of libjpeg, which GDAL reports.
 """
 
@@ -48,8 +50,18 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Numbers for a pixel, by type of colour."""
 _PNG_INTERLACED = 28
 """Place of the byte that tells whether a PNG is interlaced."""
-_PNG_PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
-"""First row and column of each pass of an interlaced PNG, and the steps to the next (PNG specification, 8.2)."""
+_PNG_PASSES = (
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+)
+"""First row and column of each pass of an interlaced PNG, and the steps to the next (PNG
+specification, 8.2).
+"""
 _INFLATED_BYTES = 1 << 20
 _LIMIT = threading.Lock()
 _GREY_MODES = frozenset({"1", "L", "LA", "I;16"})
@@ -89,7 +101,10 @@ class Picture:
             image = _opened(location, stream, kind)
         notes = notes_on_frames(location, source, image)
         header = _header(image, head)
-        shape, bands = turn_shape(header.shape, header.orientation), tuple(range(1, header.bands + 1))
+        shape, bands = (
+            turn_shape(header.shape, header.orientation),
+            tuple(range(1, header.bands + 1)),
+        )
         return RasterSpec(
             location=location,
             format="picture",
@@ -111,8 +126,14 @@ class Picture:
         content = source.read()
         image = _opened(spec.location, io.BytesIO(content), kind)
         header = _header(image, head)
-        if (turn_shape(header.shape, header.orientation), header.bands) != (spec.shape, spec.file_bands):
-            raise SourceChanged(f"{spec.location} has changed since its header was read. Run the same command again.")
+        if (turn_shape(header.shape, header.orientation), header.bands) != (
+            spec.shape,
+            spec.file_bands,
+        ):
+            raise SourceChanged(
+                f"{spec.location} has changed since its header was read. Run the same command "
+                "again."
+            )
         if kind == "JPEG":
             require_whole_jpeg(spec.location, content)
         essential = _essential_chunks(spec.location, content) if kind == "PNG" else []
@@ -122,20 +143,28 @@ class Picture:
             pixels, valid = _decode(spec.location, image, header)
             last_row = image.crop((0, image.height - 1, image.width, image.height))
             if kind == "PNG" and (head[_PNG_INTERLACED] or not np.asarray(last_row).any()):
-                # Where a stream ends early, PIL leaves rows 0: the last ones, or some between others in a picture with several passes.
+                # Where a stream ends early, PIL leaves rows 0: the last ones, or some between
+                # others in a picture with several passes.
                 _require_all_rows(spec.location, head, essential)
         chosen = tuple(band - 1 for band in spec.bands)
         if chosen != tuple(range(header.bands)):
             pixels = pixels[..., list(chosen)]
-        return PictureReader(turn(pixels, header.orientation), None if valid is None else turn(valid, header.orientation))
+        return PictureReader(
+            turn(pixels, header.orientation),
+            None if valid is None else turn(valid, header.orientation),
+        )
 
-    def encode(self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int) -> list[Piece]:
+    def encode(
+        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
+    ) -> list[Piece]:
         """See `segcore.formats.palette_png.PalettePngMasks.encode`."""
         from segcore.formats.palette_png import PalettePngMasks
 
         return PalettePngMasks().encode(labels, tile, spec, tile_size)
 
-    def assemble(self, pieces: Iterable[Piece], spec: RasterSpec, legend: Legend, out: Sink, tile_size: int) -> None:
+    def assemble(
+        self, pieces: Iterable[Piece], spec: RasterSpec, legend: Legend, out: Sink, tile_size: int
+    ) -> None:
         """See `segcore.formats.palette_png.PalettePngMasks.assemble`."""
         from segcore.formats.palette_png import PalettePngMasks
 
@@ -157,12 +186,19 @@ class PictureReader:
     def __enter__(self) -> PictureReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Nothing is held open."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.Reader.read`."""
-        valid = np.ones(box.shape, np.bool_) if self.valid is None else self.valid[box.slices].copy()
+        valid = (
+            np.ones(box.shape, np.bool_) if self.valid is None else self.valid[box.slices].copy()
+        )
         return self.pixels[box.slices].copy(), valid
 
 
@@ -190,11 +226,14 @@ def _opened(location: str, stream: Any, kind: str) -> ImageFile:
         with _own_limit() if kind == "WebP" else contextlib.nullcontext():
             image = plugins[kind](stream)
     except _broken() as error:
-        raise FormatError(f"The header of {location} cannot be read as {kind}: {error}. Save the picture again.") from error
+        raise FormatError(
+            f"The header of {location} cannot be read as {kind}: {error}. Save the picture again."
+        ) from error
     width, height = image.size
     if width * height > MAX_PICTURE_PIXELS:
         raise FormatError(
-            f"{location} has {width} x {height} pixels, which must be decoded at once; the limit is {MAX_PICTURE_PIXELS} pixels. "
+            f"{location} has {width} x {height} pixels, which must be decoded at once; the limit "
+            f"is {MAX_PICTURE_PIXELS} pixels. "
             "Convert it to a tiled TIFF (gdal_translate -of COG)."
         )
     if width < 1 or height < 1:
@@ -204,7 +243,9 @@ def _opened(location: str, stream: Any, kind: str) -> ImageFile:
 
 @contextlib.contextmanager
 def _own_limit() -> Iterator[None]:
-    """PIL checks the size of a WebP picture by a limit of its own as soon as it opens one, and has one limit for the whole process."""
+    """PIL checks the size of a WebP picture by a limit of its own as soon as it opens one, and has
+    one limit for the whole process.
+    """
     from PIL import Image
 
     with _LIMIT:
@@ -232,11 +273,15 @@ def _header(image: ImageFile, head: bytes) -> _Header:
     )
 
 
-def _decode(location: str, image: ImageFile, header: _Header) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+def _decode(
+    location: str, image: ImageFile, header: _Header
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     try:
         array = np.asarray(_convert(image))
     except _broken() as error:
-        raise ReadError(f"The pixels of {location} cannot be decoded: {error}. Copy the file again.") from error
+        raise ReadError(
+            f"The pixels of {location} cannot be decoded: {error}. Copy the file again."
+        ) from error
     array = array[..., np.newaxis] if array.ndim == 2 else array
     pixels = array[..., : header.bands]
     if array.shape[-1] > header.bands:
@@ -267,13 +312,18 @@ def _is_transparent(pixels: NDArray[Any], header: _Header) -> NDArray[np.bool_]:
     return cast("NDArray[np.bool_]", (pixels == key).all(axis=-1))
 
 
-def _sixteen_bit_colour(location: str, png: bytes, header: _Header) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+def _sixteen_bit_colour(
+    location: str, png: bytes, header: _Header
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     import cv2
 
     # OpenCV gives blue, green, red, and grey with alpha as blue = green = red.
     array = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.dtype != np.uint16 or array.ndim != 3:
-        raise ReadError(f"The pixels of {location} cannot be decoded as 16-bit PNG. The file is damaged; copy it again.")
+        raise ReadError(
+            f"The pixels of {location} cannot be decoded as 16-bit PNG. The file is damaged; copy "
+            "it again."
+        )
     pixels = array[..., 2::-1][..., : header.bands]
     if array.shape[-1] == 4:
         return pixels, array[..., 3] != 0
@@ -281,9 +331,11 @@ def _sixteen_bit_colour(location: str, png: bytes, header: _Header) -> tuple[NDA
 
 
 def _essential_chunks(location: str, png: bytes) -> list[memoryview]:
-    """The signature and the chunks of a PNG that hold pixels, without optional ones, which OpenCV would act on.
+    """The signature and the chunks of a PNG that hold pixels, without optional ones, which OpenCV
+    would act on.
 
-    Raises `ReadError` where one is damaged or missing; decoders give half a picture then, or what the damage made of it.
+    Raises `ReadError` where one is damaged or missing; decoders give half a picture then, or what
+    the damage made of it.
     """
     content = memoryview(png)
     found, at = [content[:_PNG_SIGNATURE_SIZE]], _PNG_SIGNATURE_SIZE
@@ -293,24 +345,40 @@ def _essential_chunks(location: str, png: bytes) -> list[memoryview]:
         if end > len(content):
             break
         if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
-            if zlib.crc32(content[at + 4 : end - 4]) != struct.unpack_from(">I", content, end - 4)[0]:
+            if (
+                zlib.crc32(content[at + 4 : end - 4])
+                != struct.unpack_from(">I", content, end - 4)[0]
+            ):
                 raise ReadError(
-                    f"{location} is damaged: the checksum of the chunk {name.decode()} at byte {at} is wrong. Copy it again."
+                    f"{location} is damaged: the checksum of the chunk {name.decode()} at byte "
+                    f"{at} is wrong. Copy it again."
                 )
             found.append(content[at:end])
         if name == b"IEND":
             return found
         at = end
-    raise ReadError(f"{location} ends within its pixels, at byte {len(content)}. The file is incomplete; copy it again.")
+    raise ReadError(
+        f"{location} ends within its pixels, at byte {len(content)}. The file is incomplete; copy "
+        "it again."
+    )
 
 
 def _require_all_rows(location: str, head: bytes, essential: Sequence[memoryview]) -> None:
-    """Raise `ReadError` where the pixels of a PNG are fewer than its header says, though all its checksums are right."""
+    """Raise `ReadError` where the pixels of a PNG are fewer than its header says, though all its
+    checksums are right.
+    """
     width, height, depth, colour = struct.unpack_from(">IIBB", head, 16)
     passes = _PNG_PASSES if head[_PNG_INTERLACED] else ((0, 0, 1, 1),)
-    sizes = ((len(range(top, height, down)), len(range(left, width, right))) for top, left, down, right in passes)
+    sizes = (
+        (len(range(top, height, down)), len(range(left, width, right)))
+        for top, left, down, right in passes
+    )
     # Each row begins with a byte that names its filter.
-    expected = sum(rows * (1 + -(-columns * depth * _PNG_CHANNELS[colour] // 8)) for rows, columns in sizes if columns)
+    expected = sum(
+        rows * (1 + -(-columns * depth * _PNG_CHANNELS[colour] // 8))
+        for rows, columns in sizes
+        if columns
+    )
     stream, found = zlib.decompressobj(), 0
     for data in (chunk[8:-4] for chunk in essential if bytes(chunk[4:8]) == b"IDAT"):
         rest: bytes | memoryview = data
@@ -319,9 +387,11 @@ def _require_all_rows(location: str, head: bytes, essential: Sequence[memoryview
             rest = stream.unconsumed_tail
     if found + len(stream.flush()) < expected:
         raise ReadError(
-            f"{location} holds {found} of the {expected} bytes of pixels that its header promises. It is damaged; copy or save it again."
+            f"{location} holds {found} of the {expected} bytes of pixels that its header promises. "
+            "It is damaged; copy or save it again."
         )
 
 
-# The protocol asks for attributes that can be set; those of a frozen value cannot, and nobody sets them.
+# The protocol asks for attributes that can be set; those of a frozen value cannot, and nobody sets
+# them.
 PICTURE = FORMATS.register("picture")(Picture())

@@ -1,20 +1,26 @@
-"""True ground area of pixels: how many square metres of the Earth (or of another planet) each pixel covers.
+"""True ground area of pixels: how many square metres of the Earth (or of another planet) each pixel
+covers.
 
 There are three kinds of rasters, and each has a frozen value that knows the area of its pixels:
 
-1. `Plane`: every pixel is equally large. Equal-area projections, and coordinates without a geodetic datum.
-2. `Zones`: longitude and latitude, not rotated. A cell is a part of the zone between two parallels, whose area on the
-   ellipsoid has a closed form (the same integral that defines the authalic latitude).
-3. `Surface`: all others. The ground density (square metres a square unit of the map) is measured at a few nodes
-   (`segcore.ground.projection`), and polynomials of degree 6 lead from there to all pixels.
+1. `Plane`: every pixel is equally large. Equal-area projections, and coordinates without a geodetic
+   datum.
+2. `Zones`: longitude and latitude, not rotated. A cell is a part of the zone between two parallels,
+   whose area on the ellipsoid has a closed form (the same integral that defines the authalic
+   latitude).
+3. `Surface`: all others. The ground density (square metres a square unit of the map) is measured at
+   a few nodes (`segcore.ground.projection`), and polynomials of degree 6 lead from there to all
+   pixels.
 
-The polynomials stand on square cells of 2048 pixels, counted from the raster's corner. A cell whose polynomial has not died
-out at degree 6, or that leaves the projection's domain, is cut into four, down to 8 pixels; what is left is measured
-pixel by pixel, along the outlines of the pixels (`segcore.ground.outlines`). A polynomial is averaged over each pixel, so that coarse
-pixels are right too. Cells depend on the raster alone, and all arithmetic is elementwise, so a pixel has the same area, bit for bit,
-whichever box asks for it.
+The polynomials stand on square cells of 2048 pixels, counted from the raster's corner. A cell whose
+polynomial has not died out at degree 6, or that leaves the projection's domain, is cut into four,
+down to 8 pixels; what is left is measured pixel by pixel, along the outlines of the pixels
+(`segcore.ground.outlines`). A polynomial is averaged over each pixel, so that coarse pixels are
+right too. Cells depend on the raster alone, and all arithmetic is elementwise, so a pixel has the
+same area, bit for bit, whichever box asks for it.
 
-An equal-area map whose raster reaches beyond the edge of the world is a `Surface` as well: its density is known, its domain is not.
+An equal-area map whose raster reaches beyond the edge of the world is a `Surface` as well: its
+density is known, its domain is not.
 """
 
 from __future__ import annotations
@@ -37,50 +43,77 @@ if TYPE_CHECKING:
 
 Integers = NDArray[np.int64]
 Cells = tuple[int, Integers, Floats]
-"""Cells of one size: its pixels a side, the corners (n, 2) in the raster, the polynomials (n, 7, 7) by powers of (v, u)."""
+"""Cells of one size: its pixels a side, the corners (n, 2) in the raster, the polynomials (n, 7, 7)
+by powers of (v, u).
+"""
 
 _LARGEST, _SMALLEST = 2048, 8
 _EMPTY = 32
-"""Cells without any ground are believed from this size down: a larger one could hold a small image of a planet."""
+"""Cells without any ground are believed from this size down: a larger one could hold a small image
+of a planet.
+"""
 _WIDEST, _COARSE, _GAP = 1.0, 0.05, 0.0125
-"""Sides of cells in radii of the planet, if the map were true to scale: up to which polynomials stand for a cell at all, and from which
-its sides are looked at closely, at points this far from one another, because the edge of the map could pass between nodes."""
+"""Sides of cells in radii of the planet, if the map were true to scale: up to which polynomials
+stand for a cell at all, and from which its sides are looked at closely, at points this far from one
+another, because the edge of the map could pass between nodes.
+"""
 _EDGE_POINTS = 257
 _SETTLED = 1e-8
-"""A polynomial is good when its terms of degree 6 are below this part of its value. The terms left out are smaller still."""
+"""A polynomial is good when its terms of degree 6 are below this part of its value. The terms left
+out are smaller still.
+"""
 _LEAST_PIXEL = 1e-60
 """Pixels of smaller area, in any unit, are a broken header."""
 _CHUNK = 256
-"""Rows of a zone that are computed together: vectorised sines need not have the same bits in arrays of other lengths."""
+"""Rows of a zone that are computed together: vectorised sines need not have the same bits in arrays
+of other lengths.
+"""
 
 
-def ground_area(affine: Affine, crs_wkt: str, box: Box, shape: Shape | None = None) -> float | Floats:
+def ground_area(
+    affine: Affine, crs_wkt: str, box: Box, shape: Shape | None = None
+) -> float | Floats:
     """Area of the pixels of `box` in square metres of ground.
 
-    A number where all pixels of the raster are equally large, an array of shape (rows, 1) where the area depends on the row
-    alone, else of shape (rows, columns). Pixels beyond the poles or outside the projection's domain have the area 0, and those that its edge
-    cuts have the area of what lies inside. `shape` is that of the whole raster: without it, an equal-area map is taken to be ground everywhere.
-    Maps with straight, evenly divided parallels go on beyond their longitude of 180 degrees, as rasters of longitude and latitude do.
+    A number where all pixels of the raster are equally large, an array of shape (rows, 1) where the
+    area depends on the row alone, else of shape (rows, columns). Pixels beyond the poles or outside
+    the projection's domain have the area 0, and those that its edge cuts have the area of what lies
+    inside. `shape` is that of the whole raster: without it, an equal-area map is taken to be ground
+    everywhere. Maps with straight, evenly divided parallels go on beyond their longitude of 180
+    degrees, as rasters of longitude and latitude do.
 
-    `affine` maps (column, row) to x = longitude or easting, y = latitude or northing in the units of the CRS, as GDAL has it.
-    The area is measured on the CRS's own ellipsoid. Raises `FormatError` for a CRS or a transform that means nothing.
+    `affine` maps (column, row) to x = longitude or easting, y = latitude or northing in the units
+    of the CRS, as GDAL has it. The area is measured on the CRS's own ellipsoid. Raises
+    `FormatError` for a CRS or a transform that means nothing.
     """
     return _ground(affine, crs_wkt, shape).area(box)
 
 
-def ground_cells(affine: Affine, crs_wkt: str, box: Box, shape: Shape | None = None) -> tuple[Cells, ...] | None:
-    """The polynomials behind `ground_area` where it varies along the rows, else None; much smaller than the array.
+def ground_cells(
+    affine: Affine, crs_wkt: str, box: Box, shape: Shape | None = None
+) -> tuple[Cells, ...] | None:
+    """The polynomials behind `ground_area` where it varies along the rows, else None; much smaller
+    than the array.
 
-    Each pixel of `box` lies in one cell. Single pixels that no polynomial covers are cells of size 1 with arrays (n, 1, 1).
+    Each pixel of `box` lies in one cell. Single pixels that no polynomial covers are cells of size
+    1 with arrays (n, 1, 1).
     """
     ground = _ground(affine, crs_wkt, shape)
-    return _cells(ground, box.start, box.stop) if isinstance(ground, Surface) and not ground.equal_columns else None
+    return (
+        _cells(ground, box.start, box.stop)
+        if isinstance(ground, Surface) and not ground.equal_columns
+        else None
+    )
 
 
 def nominal_area(affine: Affine, crs_wkt: str) -> float:
-    """Area of a pixel in square metres if the map were true to scale: positive, and of the right magnitude."""
+    """Area of a pixel in square metres if the map were true to scale: positive, and of the right
+    magnitude.
+    """
     projection = projection_of(crs_wkt)
-    return _determinant(affine) * (projection if isinstance(projection, float) else projection.unit**2)
+    return _determinant(affine) * (
+        projection if isinstance(projection, float) else projection.unit**2
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +149,23 @@ class Zones:
     def chunk(self, index: int) -> Floats:
         """Area of the cells in the rows from `_CHUNK * index`.
 
-        The zone between the equator and the latitude with the sine s has the area b²/2 · (s/(1-e²s²) + atanh(e·s)/e) for each
-        radian of longitude (Snyder, Map Projections, 1987, equation 3-12). Differences of both terms are taken in closed form,
-        because the terms of the two edges of a small cell are nearly equal.
+        The zone between the equator and the latitude with the sine s has the area b²/2 ·
+        (s/(1-e²s²) + atanh(e·s)/e) for each radian of longitude (Snyder, Map Projections, 1987,
+        equation 3-12). Differences of both terms are taken in closed form, because the terms of the
+        two edges of a small cell are nearly equal.
         """
-        edges = np.clip(self.latitude + self.height * np.arange(_CHUNK * index, _CHUNK * (index + 1) + 1), -np.pi / 2, np.pi / 2)
+        edges = np.clip(
+            self.latitude + self.height * np.arange(_CHUNK * index, _CHUNK * (index + 1) + 1),
+            -np.pi / 2,
+            np.pi / 2,
+        )
         s, t = np.sin(edges[:-1]), np.sin(edges[1:])
         step = 2 * np.cos((edges[:-1] + edges[1:]) / 2) * np.sin((edges[1:] - edges[:-1]) / 2)
-        squared = (self.semi_major - self.semi_minor) * (self.semi_major + self.semi_minor) / self.semi_major**2
+        squared = (
+            (self.semi_major - self.semi_minor)
+            * (self.semi_major + self.semi_minor)
+            / self.semi_major**2
+        )
         first = step * (1 + squared * s * t) / ((1 - squared * s * s) * (1 - squared * t * t))
         e = math.sqrt(squared)
         second = np.arctanh(e * step / (1 - squared * s * t)) / e if e > 0 else step
@@ -156,7 +198,9 @@ class Surface:
     """The density inside the domain, where it is the same everywhere."""
 
     def area(self, box: Box) -> Floats:
-        """Area of the pixels in square metres, shape (rows, columns), or (rows, 1) where all columns are equal."""
+        """Area of the pixels in square metres, shape (rows, columns), or (rows, 1) where all
+        columns are equal.
+        """
         from segcore.kernels.areas import fill_cells
 
         (top, left), (bottom, right) = box.start, box.stop
@@ -180,7 +224,9 @@ class Surface:
             polynomials, settled = self._fit(corners, size)
             cells.append((size, corners[settled], np.ascontiguousarray(polynomials[settled])))
             size //= 2
-            quarters = (corners[~settled][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])).reshape(-1, 2)
+            quarters = (
+                corners[~settled][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+            ).reshape(-1, 2)
             corners = _meeting(quarters, size, window)
         # What is left are the quarters of cells of the smallest size.
         inside = _corners(np.zeros(2, int), np.full(2, _SMALLEST // 2), 1)
@@ -192,10 +238,17 @@ class Surface:
         if not self.equal_columns:
             return pixel_areas(self.projection, self.affine, pixels)
         _, _, x, _, e, f = self.affine
-        return row_areas(self.projection, x, self.determinant / abs(e), e * (pixels[:, :1] + np.array([0, 1])) + f)
+        return row_areas(
+            self.projection,
+            x,
+            self.determinant / abs(e),
+            e * (pixels[:, :1] + np.array([0, 1])) + f,
+        )
 
     def _fit(self, corners: Integers, size: int) -> tuple[Floats, NDArray[np.bool_]]:
-        """Polynomials for cells (n, 7, 7) by powers of (v, u) from -1 to 1, and whether each stands for its cell."""
+        """Polynomials for cells (n, 7, 7) by powers of (v, u) from -1 to 1, and whether each stands
+        for its cell.
+        """
         nodes, interpolate, average = _scheme(size)
         rows, columns = corners[:, :1] + size * nodes, corners[:, 1:] + size * nodes
         values = self._at(*np.broadcast_arrays(rows[:, :, None], columns[:, None, :]))
@@ -207,13 +260,17 @@ class Surface:
         side = size * self.projection.side(self.affine)
         settled &= ground.all(axis=1) | (~ground.any(axis=1) & (size <= _EMPTY) & (side <= _WIDEST))
         if side > _COARSE and not self.equal_columns:
-            settled &= (side <= _WIDEST) & self._uncut(corners, size, math.ceil(min(side, _WIDEST) / _GAP))
+            settled &= (side <= _WIDEST) & self._uncut(
+                corners, size, math.ceil(min(side, _WIDEST) / _GAP)
+            )
         return _apply(average, _apply(average, terms, 1), 2), settled
 
     def _uncut(self, corners: Integers, size: int, steps: int) -> NDArray[np.bool_]:
         """Whether the sides of cells lie wholly inside the map or wholly outside."""
         row, column = _sides((size, size), steps)
-        shown = self.projection.shows(*_on_map(self.affine, corners[:, :1] + row, corners[:, 1:] + column))
+        shown = self.projection.shows(
+            *_on_map(self.affine, corners[:, :1] + row, corners[:, 1:] + column)
+        )
         return np.asarray(shown.all(axis=1) | ~shown.any(axis=1))
 
     def _at(self, row: Floats, column: Floats) -> Floats:
@@ -238,7 +295,8 @@ def _on_map(affine: Affine, row: Floats, column: Floats) -> tuple[Floats, Floats
 
 @lru_cache(maxsize=16)
 def _cells(surface: Surface, start: Shape, stop: Shape) -> tuple[Cells, ...]:
-    # Kept, because the images of a sensor often share one grid. Mostly some kB, at the limb of a planet some MB.
+    # Kept, because the images of a sensor often share one grid. Mostly some kB, at the limb of a
+    # planet some MB.
     return surface.cut(np.array([start, stop]))
 
 
@@ -255,7 +313,9 @@ def _meeting(corners: Integers, size: int, window: Integers) -> Integers:
 
 
 def _apply(matrix: Floats, values: Floats, axis: int) -> Floats:
-    """The matrix times `values` along an axis; summed in one order, which a library's product does not promise."""
+    """The matrix times `values` along an axis; summed in one order, which a library's product does
+    not promise.
+    """
     moved = np.moveaxis(values, axis, -1)
     total = moved[..., :1] * matrix[:, 0]
     for k in range(1, matrix.shape[1]):
@@ -265,7 +325,9 @@ def _apply(matrix: Floats, values: Floats, axis: int) -> Floats:
 
 @lru_cache(maxsize=16)
 def _scheme(size: int) -> tuple[Floats, Floats, Floats]:
-    """Nodes of a cell as parts of its side, values to powers, and powers to powers of the means over pixels."""
+    """Nodes of a cell as parts of its side, values to powers, and powers to powers of the means
+    over pixels.
+    """
     nodes = -np.cos(np.pi * np.arange(7) / 6)
     average = np.eye(7)
     for power in range(7):
@@ -284,7 +346,9 @@ def _ground(affine: Affine, crs_wkt: str, shape: Shape | None) -> Plane | Zones 
     upright = b == 0 and d == 0
     if projection.plain:
         radians = math.radians(projection.degrees)
-        zones = Zones(radians * f, radians * e, radians * abs(a), projection.semi_major, projection.semi_minor)
+        zones = Zones(
+            radians * f, radians * e, radians * abs(a), projection.semi_major, projection.semi_minor
+        )
         return zones if upright else Surface(projection, affine, determinant)
     density, column = survey(crs_wkt)
     if upright and column is not None:
@@ -295,7 +359,9 @@ def _ground(affine: Affine, crs_wkt: str, shape: Shape | None) -> Plane | Zones 
 
 
 def _covered(projection: Projection, affine: Affine, shape: Shape, column: float | None) -> bool:
-    """Whether a raster lies wholly inside the map. What lies outside is one piece, so a raster that reaches there has sides that do."""
+    """Whether a raster lies wholly inside the map. What lies outside is one piece, so a raster that
+    reaches there has sides that do.
+    """
     x, y = _on_map(affine, *_sides(shape, _EDGE_POINTS))
     return bool(projection.shows(x if column is None else np.full_like(x, column), y).all())
 
@@ -305,7 +371,8 @@ def _determinant(affine: Affine) -> float:
     determinant = abs(a * e - b * d)
     if not all(map(math.isfinite, affine)) or not _LEAST_PIXEL < determinant < 1 / _LEAST_PIXEL:
         raise FormatError(
-            f"Expected a transform of finite numbers with a*e - b*d other than 0, got {affine}. Correct the image, "
+            f"Expected a transform of finite numbers with a*e - b*d other than 0, got {affine}. "
+            "Correct the image, "
             "or remove its CRS to count in pixels."
         )
     return determinant

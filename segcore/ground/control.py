@@ -1,7 +1,8 @@
 """Ground control points: the affine transform that fits them best, and how far it misses them.
 
-Points say where some pixels lie and nothing of those between, so an area of a pixel needs a model. An affine one suits scans of maps and
-small satellite scenes that are nearly flat; where it misses a point by more than a hundredth of the image it is not believed.
+Points say where some pixels lie and nothing of those between, so an area of a pixel needs a model.
+An affine one suits scans of maps and small satellite scenes that are nearly flat; where it misses a
+point by more than a hundredth of the image it is not believed.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ _STEPS = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 
 def fit_affine(gcps: Sequence[tuple[float, ...]], *, degrees: bool) -> tuple[Affine, float] | None:
-    """The affine transform that fits ground control points best, by least squares, and by how many pixels it misses the worst.
+    """The affine transform that fits ground control points best, by least squares, and by how many
+    pixels it misses the worst.
 
-    `gcps` are (column, row, x, y, ...). Where x are `degrees` of longitude they may lie on both sides of 180. None where fewer than
-    three points differ, or all lie on a line.
+    `gcps` are (column, row, x, y, ...). Where x are `degrees` of longitude they may lie on both
+    sides of 180. None where fewer than three points differ, or all lie on a line.
     """
     points = np.asarray([point[:4] for point in gcps], np.float64).reshape(-1, 4)
     pixels, ground = points[:, :2], points[:, 2:].copy()
     if degrees and len(ground):
         ground[:, 0] = ground[0, 0] + (ground[:, 0] - ground[0, 0] + 180) % 360 - 180
     # About their centres, so that coordinates of millions lose no digits.
-    centre, middle = (array.mean(axis=0) if len(points) else np.zeros(2) for array in (pixels, ground))
+    centre, middle = (
+        array.mean(axis=0) if len(points) else np.zeros(2) for array in (pixels, ground)
+    )
     linear, _, rank, _ = np.linalg.lstsq(pixels - centre, ground - middle, rcond=_SPREAD)
     if rank < 2 or abs(np.linalg.det(linear)) <= np.finfo(float).tiny:
         return None
@@ -51,7 +55,9 @@ def fit_affine(gcps: Sequence[tuple[float, ...]], *, degrees: bool) -> tuple[Aff
 
 
 def placed_by_fit(space: Space, shape: Shape) -> tuple[Space, str]:
-    """A space with the transform that fits its control points, and what to say of it; the space as it is where none is believed."""
+    """A space with the transform that fits its control points, and what to say of it; the space as
+    it is where none is believed.
+    """
     if space.affine is not None or not space.gcps:
         return space, ""
     count, reason = len(space.gcps), "do not say in which coordinate system they are"
@@ -62,10 +68,17 @@ def placed_by_fit(space: Space, shape: Shape) -> tuple[Space, str]:
         if fit is not None and fit[1] <= max(1.0, _BELIEVED * max(shape)):
             bound = next((step for step in _STEPS if fit[1] <= step), None)
             said = f"at most {bound:g} px" if bound is not None else f"{fit[1]:.0f} px at most"
-            note = f"it is placed by the transform that fits its ground control points best, and misses them by {said}"
+            note = (
+                "it is placed by the transform that fits its ground control points best, and "
+                f"misses them by {said}"
+            )
             return replace(space, affine=fit[0], crs=space.gcp_crs, gcps=(), gcp_crs=None), note
         reason = "lie on a line" if fit is None else "do not lie on an affine grid"
     return (
         space,
-        f"its {count} ground control points {reason}, so it gets no transform: the mask keeps the points, and areas are in px",
+        (
+            f"its {count} ground control points {reason}, so it gets no transform: "
+            "the mask keeps the "
+            "points, and areas are in px"
+        ),
     )

@@ -1,7 +1,8 @@
 """Longitude and latitude of places in a raster, as tables give them.
 
-Places with a coordinate reference system are given in WGS84 as longitude and latitude (OGC:CRS84), so that images of different zones share a
-table. Places without one stay what they are: columns and rows.
+Places with a coordinate reference system are given in WGS84 as longitude and latitude (OGC:CRS84),
+so that images of different zones share a table. Places without one stay what they are: columns and
+rows.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _TOLERANCE = 0.1
 _ONE_PLACE = 1e-3
 """Pixels within which all longitudes of a pole must lie for it to be a point."""
 _WIDEST = 90.0
-"""Degrees of longitude that an edge may span: more, and no one could tell which way around it goes."""
+"""Degrees of longitude that an edge may span: more, and no one could tell which way around it
+goes.
+"""
 
 
 def is_located(space: Space) -> bool:
@@ -37,9 +40,11 @@ def is_located(space: Space) -> bool:
 
 
 def world(space: Space, column: Floats, row: Floats) -> tuple[Floats, Floats]:
-    """Where places (corners of pixels are whole numbers) lie: longitude and latitude in degrees, or column and row without a CRS.
+    """Where places (corners of pixels are whole numbers) lie: longitude and latitude in degrees, or
+    column and row without a CRS.
 
-    NaN where the CRS has no longitude and latitude, or the place lies outside its domain. Longitudes may go beyond 180 where those of the image do.
+    NaN where the CRS has no longitude and latitude, or the place lies outside its domain.
+    Longitudes may go beyond 180 where those of the image do.
     """
     if space.affine is None or space.crs is None:
         return column, row
@@ -57,7 +62,8 @@ def world(space: Space, column: Floats, row: Floats) -> tuple[Floats, Floats]:
 def poles(space: Space) -> dict[int, tuple[float, float]]:
     """Where the poles are points of the raster's plane: column and row by 1 (north) and -1 (south).
 
-    In grids of longitude and latitude, Mercator and the like a pole is a line or lies infinitely far away.
+    In grids of longitude and latitude, Mercator and the like a pole is a line or lies infinitely
+    far away.
     """
     transformer = None if space.affine is None or space.crs is None else _transformer(space.crs)
     if transformer is None or space.affine is None:
@@ -67,10 +73,17 @@ def poles(space: Space) -> dict[int, tuple[float, float]]:
     for sign in (1, -1):
         longitude = np.array([-180.0, -101.0, 7.0, 93.0])
         x, y = transformer.transform(longitude, np.full(4, 90.0 * sign), direction="INVERSE")
-        column, row = np.linalg.solve([[a, b], [d, e]], np.stack([x - c, y - f])) if np.isfinite([x, y]).all() else (x, y)
+        column, row = (
+            np.linalg.solve([[a, b], [d, e]], np.stack([x - c, y - f]))
+            if np.isfinite([x, y]).all()
+            else (x, y)
+        )
         if np.isfinite([column, row]).all() and max(np.ptp(column), np.ptp(row)) < _ONE_PLACE:
             # Exact where the pole is a corner or the middle of a pixel, as it mostly is.
-            found[sign] = float(np.round(column[0] * 2**20) / 2**20), float(np.round(row[0] * 2**20) / 2**20)
+            found[sign] = (
+                float(np.round(column[0] * 2**20) / 2**20),
+                float(np.round(row[0] * 2**20) / 2**20),
+            )
     return found
 
 
@@ -78,29 +91,43 @@ def poles(space: Space) -> dict[int, tuple[float, float]]:
 def vertex_spacing(space: Space, shape: Shape) -> int:
     """How many pixels may lie between two vertices of a straight edge, a power of two.
 
-    A straight line of the map is curved in longitude and latitude. Vertices at this spacing, which stand at the same places for
-    neighbouring objects, keep common edges common and each edge within a tenth of a pixel, as far as probes all over the raster tell.
+    A straight line of the map is curved in longitude and latitude. Vertices at this spacing, which
+    stand at the same places for neighbouring objects, keep common edges common and each edge within
+    a tenth of a pixel, as far as probes all over the raster tell.
     """
     if space.affine is None or space.crs is None or _transformer(space.crs) is None:
         return NO_SPACING
-    rows, columns = (part.ravel() for part in np.meshgrid(*(np.linspace(0, size, 9) for size in shape), indexing="ij"))
+    rows, columns = (
+        part.ravel()
+        for part in np.meshgrid(*(np.linspace(0, size, 9) for size in shape), indexing="ij")
+    )
     spacing = 1 << max(max(shape) - 1, _LEAST_SPACING).bit_length()
-    while spacing > _LEAST_SPACING and not all(_is_straight(space, rows, columns, step) for step in ((spacing, 0), (0, spacing))):
+    while spacing > _LEAST_SPACING and not all(
+        _is_straight(space, rows, columns, step) for step in ((spacing, 0), (0, spacing))
+    ):
         spacing //= 2
     return spacing
 
 
 def _is_straight(space: Space, rows: Floats, columns: Floats, step: tuple[int, int]) -> bool:
-    """Whether edges that start at these places and lead `step` (down, right) are straight enough."""
+    """Whether edges that start at these places and lead `step` (down, right) are straight
+    enough.
+    """
     down, right = step
-    begin, middle, end = (np.stack(world(space, columns + part * right, rows + part * down)) for part in (0.0, 0.5, 1.0))
+    begin, middle, end = (
+        np.stack(world(space, columns + part * right, rows + part * down))
+        for part in (0.0, 0.5, 1.0)
+    )
     known = np.isfinite(begin + middle + end).all(axis=0) & (np.abs(end[0] - begin[0]) < 180)
     if not known.any():
         return True
     across = np.stack([np.cos(np.radians(middle[1])), np.ones_like(middle[1])])
     length = np.hypot(*((end - begin) * across)) / max(step)
     off = np.hypot(*((middle - (begin + end) / 2) * across))
-    return bool((off[known] <= _TOLERANCE * length[known] + 1e-12).all() and (np.abs(end - begin)[0, known] <= _WIDEST).all())
+    return bool(
+        (off[known] <= _TOLERANCE * length[known] + 1e-12).all()
+        and (np.abs(end - begin)[0, known] <= _WIDEST).all()
+    )
 
 
 @lru_cache(maxsize=64)

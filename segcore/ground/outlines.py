@@ -1,12 +1,14 @@
-"""Areas of single pixels by their outlines, for pixels that no polynomial describes: those of whole-world maps of few pixels, and
-those that the edge of the map or a pole of the projection cuts.
+"""Areas of single pixels by their outlines, for pixels that no polynomial describes: those of
+whole-world maps of few pixels, and those that the edge of the map or a pole of the projection cuts.
 
-A pixel's outline is followed on the ellipsoid, and the area inside it is that of a polygon on the authalic sphere, whose areas are those of
-the ellipsoid. Polygons of 2, 4 and 8 steps a side are extrapolated (Romberg), and a pixel whose polygons do not agree is cut into four.
+A pixel's outline is followed on the ellipsoid, and the area inside it is that of a polygon on the
+authalic sphere, whose areas are those of the ellipsoid. Polygons of 2, 4 and 8 steps a side are
+extrapolated (Romberg), and a pixel whose polygons do not agree is cut into four.
 
-Where the map ends inside a pixel, the outline is followed from edge to edge of the map, each found by bisection, and closed along a great
-circle. World maps are cut along meridians and end in poles: on the sphere both sides of a cut are one great circle and a pole is a
-point, so that nothing is lost however coarse the pixel. Other edges, such as the limb of a planet, are cut into short chords.
+Where the map ends inside a pixel, the outline is followed from edge to edge of the map, each found
+by bisection, and closed along a great circle. World maps are cut along meridians and end in poles:
+on the sphere both sides of a cut are one great circle and a pole is a point, so that nothing is
+lost however coarse the pixel. Other edges, such as the limb of a planet, are cut into short chords.
 """
 
 from __future__ import annotations
@@ -27,16 +29,24 @@ Flags = NDArray[np.bool_]
 _DEEPEST = 14
 """Times that a pixel is cut into four at most."""
 _WIDEST = 0.125
-"""Side of a patch in radii of the planet, as the map has it, up to which its area can be trusted."""
+"""Side of a patch in radii of the planet, as the map has it, up to which its area can be
+trusted.
+"""
 _COARSE = 0.02
-"""Side from which a patch is looked at by many points, so that no edge of the map passes between them."""
+"""Side from which a patch is looked at by many points, so that no edge of the map passes between
+them.
+"""
 _LONGEST_STEP = 0.3
 """Radii between two points of an outline beyond which it is not believed."""
 _LONGEST_CHORD, _ON_MERIDIAN = 2e-3, 1e-8
-"""Radii by which an edge of the map is cut into chords, and by which a longer chord may miss a meridian."""
+"""Radii by which an edge of the map is cut into chords, and by which a longer chord may miss a
+meridian.
+"""
 _SETTLED, _SETTLED_ALL = 1e-6, 1e-7
-"""Parts of an area that the last step of the extrapolation may change; what is left is some hundred times less. Pixels of fine
-rasters may be less exact, because so few of them meet the edge: the second bound is for them all together."""
+"""Parts of an area that the last step of the extrapolation may change; what is left is some hundred
+times less. Pixels of fine rasters may be less exact, because so few of them meet the edge: the
+second bound is for them all together.
+"""
 _BISECTIONS = 44
 """Halvings of a step that find the edge of a map."""
 
@@ -58,14 +68,18 @@ def pixel_areas(projection: Projection, affine: Affine, pixels: Integers) -> Flo
         np.add.at(areas, owner[settled], angles[settled])
         size /= 2
         owner = np.repeat(owner[~settled], 4)
-        corners = (corners[~settled][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])).reshape(-1, 2)
+        corners = (
+            corners[~settled][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+        ).reshape(-1, 2)
     return areas * projection.squared_radius
 
 
 def row_areas(projection: Projection, x: float, width: float, edges: Floats) -> Floats:
-    """Square metres of pixels in rows of a map whose parallels are straight and evenly divided, shape (n,).
+    """Square metres of pixels in rows of a map whose parallels are straight and evenly divided,
+    shape (n,).
 
-    `edges` (n, 2) are the y of the rows; pixels are `width` wide in x, and `x` is any place on the map.
+    `edges` (n, 2) are the y of the rows; pixels are `width` wide in x, and `x` is any place on the
+    map.
     """
     from segcore.kernels.outlines import zones
 
@@ -79,26 +93,44 @@ def row_areas(projection: Projection, x: float, width: float, edges: Floats) -> 
     every, at = np.arange(len(steps)), np.full(len(steps), x)
     ends = []
     for index, outward in ((first, -1), (last, 1)):
-        ends.append(_edge(projection, at, at, steps[every, index], steps[every, np.clip(index + outward, 0, 32)]))
+        ends.append(
+            _edge(
+                projection,
+                at,
+                at,
+                steps[every, index],
+                steps[every, np.clip(index + outward, 0, 32)],
+            )
+        )
     (_, low), (_, high) = (projection.locate(at, end) for _, end in ends)
     middle = steps[every, (first + last) // 2]
     reach = 1e-3 * projection.semi_major / projection.unit
     west, east = (projection.locate(at + sign * reach, middle)[0] for sign in (-1, 1))
     turn = np.abs(east - west) % (2 * np.pi)
     areas = np.zeros(len(steps))
-    zones(np.where(some, low, 0.0), np.where(some, high, 0.0), projection.squared_eccentricity, areas)
-    found: Floats = areas * np.where(some, turn, 0.0) * (width / (2 * reach) * projection.semi_minor**2 / 2)
+    zones(
+        np.where(some, low, 0.0), np.where(some, high, 0.0), projection.squared_eccentricity, areas
+    )
+    found: Floats = (
+        areas * np.where(some, turn, 0.0) * (width / (2 * reach) * projection.semi_minor**2 / 2)
+    )
     return found
 
 
-def _patches(projection: Projection, affine: Affine, corners: Floats, size: float, side: float) -> tuple[Floats, Flags]:
-    """Solid angles of square parts of the raster on the authalic sphere, and which of them can be trusted."""
+def _patches(
+    projection: Projection, affine: Affine, corners: Floats, size: float, side: float
+) -> tuple[Floats, Flags]:
+    """Solid angles of square parts of the raster on the authalic sphere, and which of them can be
+    trusted.
+    """
     steps = 32 if side > _COARSE else 2
     angles, settled = np.zeros(len(corners)), np.zeros(len(corners), np.bool_)
     accuracy = max(_SETTLED, _SETTLED_ALL * size / side)
     if side > _WIDEST:
         return angles, settled
-    around = projection.shows(*_on_map(affine, *_along(corners[:, None], size / steps, steps, np.arange(4.0 * steps))))
+    around = projection.shows(
+        *_on_map(affine, *_along(corners[:, None], size / steps, steps, np.arange(4.0 * steps)))
+    )
     middle = projection.shows(*_on_map(affine, *(corners.T + size / 2)))
     changes = around ^ np.roll(around, 1, axis=1)
     everywhere, nowhere = around.all(axis=1) & middle, ~(around.any(axis=1) | middle)
@@ -110,14 +142,21 @@ def _patches(projection: Projection, affine: Affine, corners: Floats, size: floa
     whole = np.zeros(len(full)), np.full(len(full), 4.0 * steps)
     for chosen, (begin, end) in ((full, whole), (cut, ends)):
         if len(chosen):
-            found, changed, followed = _polygons(projection, affine, corners[chosen], step, (begin, end), steps, chosen is cut)
+            found, changed, followed = _polygons(
+                projection, affine, corners[chosen], step, (begin, end), steps, chosen is cut
+            )
             angles[chosen] = found
             settled[chosen] = followed & (changed <= accuracy * np.maximum(found, side**2 / size))
     return angles, settled
 
 
 def _ends(
-    projection: Projection, affine: Affine, corners: Floats, step: float, around: Flags, changes: Flags
+    projection: Projection,
+    affine: Affine,
+    corners: Floats,
+    step: float,
+    around: Flags,
+    changes: Flags,
 ) -> tuple[Floats, Floats]:
     """Where outlines that leave the map once come in and go out."""
     count = around.shape[1]
@@ -137,9 +176,17 @@ def _ends(
 
 
 def _polygons(
-    projection: Projection, affine: Affine, corners: Floats, step: float, ends: tuple[Floats, Floats], steps: int, cut: bool
+    projection: Projection,
+    affine: Affine,
+    corners: Floats,
+    step: float,
+    ends: tuple[Floats, Floats],
+    steps: int,
+    cut: bool,
 ) -> tuple[Floats, Floats, Flags]:
-    """Extrapolated solid angles, what the last step of the extrapolation changed, and whether the outlines are closely followed."""
+    """Extrapolated solid angles, what the last step of the extrapolation changed, and whether the
+    outlines are closely followed.
+    """
     from segcore.kernels.outlines import patches
 
     (begin, end), points = ends, 16
@@ -151,7 +198,9 @@ def _polygons(
         parts = (1 - np.cos(np.pi * parts)) / 2
     places = (stops[:, :-1, None] + np.diff(stops)[:, :, None] * parts).reshape(len(begin), -1)
     places = np.concatenate([places, end[:, None]], axis=1)
-    longitudes, latitudes = projection.locate(*_on_map(affine, *_along(corners[:, None], step, steps, places)))
+    longitudes, latitudes = projection.locate(
+        *_on_map(affine, *_along(corners[:, None], step, steps, places))
+    )
     known: Flags = np.isfinite(longitudes + latitudes).min(axis=1)
     angles, gaps = np.zeros((len(begin), 3)), np.zeros((len(begin), 3))
     patches(
@@ -164,7 +213,11 @@ def _polygons(
     once, twice = (4 * angles[:, 1] - angles[:, 0]) / 3, (4 * angles[:, 2] - angles[:, 1]) / 3
     best = (16 * twice - once) / 15
     longest, closing, aside = gaps.T
-    followed = known & (longest <= _LONGEST_STEP) & ((closing <= _LONGEST_CHORD) | (aside <= _ON_MERIDIAN) & (closing <= 1))
+    followed = (
+        known
+        & (longest <= _LONGEST_STEP)
+        & ((closing <= _LONGEST_CHORD) | (aside <= _ON_MERIDIAN) & (closing <= 1))
+    )
     return np.abs(best), np.maximum(np.abs(best - twice), np.abs(best - once) / 100), followed
 
 
@@ -181,13 +234,17 @@ def _on_map(affine: Affine, row: Floats, column: Floats) -> tuple[Floats, Floats
     return a * column + b * row + c, d * column + e * row + f
 
 
-def _edge(projection: Projection, inner_x: Floats, outer_x: Floats, inner: Floats, outer: Floats) -> tuple[Floats, Floats]:
+def _edge(
+    projection: Projection, inner_x: Floats, outer_x: Floats, inner: Floats, outer: Floats
+) -> tuple[Floats, Floats]:
     """Where lines from places on the map lead off it; their ends where they do not."""
     whole = projection.shows(outer_x, outer)
     low, high = np.zeros(len(inner)), np.ones(len(inner))
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        here = projection.shows(inner_x + (outer_x - inner_x) * middle, inner + (outer - inner) * middle)
+        here = projection.shows(
+            inner_x + (outer_x - inner_x) * middle, inner + (outer - inner) * middle
+        )
         low, high = np.where(here, middle, low), np.where(here, high, middle)
     part = np.where(whole, 1.0, low)
     return inner_x + (outer_x - inner_x) * part, inner + (outer - inner) * part

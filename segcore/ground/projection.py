@@ -1,12 +1,13 @@
 """Projections: how much ground a unit of a map covers, measured rather than looked up.
 
-The ground density (square metres a square unit of the map) at a point: PROJ takes the point to the ellipsoid in space, the
-point is moved by a few hundred metres along two tangents of the ellipsoid, and PROJ takes the moved points back to the map.
-The parallelogram that they span is the Jacobian of the projection, whatever the projection is: no formula of a single
-projection, no pole and no axis unit is a special case. Its relative error is about 1e-11.
+The ground density (square metres a square unit of the map) at a point: PROJ takes the point to the
+ellipsoid in space, the point is moved by a few hundred metres along two tangents of the ellipsoid,
+and PROJ takes the moved points back to the map. The parallelogram that they span is the Jacobian of
+the projection, whatever the projection is: no formula of a single projection, no pole and no axis
+unit is a special case. Its relative error is about 1e-11.
 
-All trigonometry is PROJ's, point by point, and all else is exactly rounded, so the density at a point has the same bits
-whatever other points are asked for with it.
+All trigonometry is PROJ's, point by point, and all else is exactly rounded, so the density at a
+point has the same bits whatever other points are asked for with it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 _STEPS = (1e-4, 1e-6, 1e-8)
-"""Lengths of the steps along the tangents, in radii. The short ones are for points next to a cut of the map."""
+"""Lengths of the steps along the tangents, in radii. The short ones are for points next to a cut of
+the map.
+"""
 _RETURN = 1e-6
 """Radii by which the way to the ellipsoid and back may miss a point of the map."""
 
@@ -57,13 +60,19 @@ class Projection:
     @property
     def squared_eccentricity(self) -> float:
         """Of the ellipsoid."""
-        return (self.semi_major - self.semi_minor) * (self.semi_major + self.semi_minor) / self.semi_major**2
+        return (
+            (self.semi_major - self.semi_minor)
+            * (self.semi_major + self.semi_minor)
+            / self.semi_major**2
+        )
 
     @property
     def squared_radius(self) -> float:
         """Square metres of the ellipsoid in a steradian of its authalic sphere."""
         e = math.sqrt(self.squared_eccentricity)
-        return self.semi_major**2 / 2 + self.semi_minor**2 / 2 * (math.atanh(e) / e if e > 0 else 1.0)
+        return self.semi_major**2 / 2 + self.semi_minor**2 / 2 * (
+            math.atanh(e) / e if e > 0 else 1.0
+        )
 
     def side(self, affine: Affine) -> float:
         """Side of a pixel in radii of the planet, if the map were true to scale."""
@@ -71,13 +80,19 @@ class Projection:
         return max(math.hypot(a, d), math.hypot(b, e)) * self.unit / self.semi_major
 
     def locate(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """Longitude and latitude of points of the map in radians on its own datum, in their shape. Not finite outside its domain."""
+        """Longitude and latitude of points of the map in radians on its own datum, in their shape.
+        Not finite outside its domain.
+        """
         longitude, latitude = self.to_base.transform(x, y)
         with np.errstate(invalid="ignore"):
-            return np.asarray(longitude) * math.radians(self.degrees), np.asarray(latitude) * math.radians(self.degrees)
+            return np.asarray(longitude) * math.radians(self.degrees), np.asarray(
+                latitude
+            ) * math.radians(self.degrees)
 
     def shows(self, x: Floats, y: Floats) -> NDArray[np.bool_]:
-        """Whether points of the map lie in its domain: whether the way to the ellipsoid leads back to them."""
+        """Whether points of the map lie in its domain: whether the way to the ellipsoid leads back
+        to them.
+        """
         longitude, latitude = self.to_base.transform(x, y)
         back = self.to_base.transform(longitude, latitude, direction="INVERSE")
         with np.errstate(invalid="ignore"):
@@ -89,28 +104,42 @@ class Projection:
             return shown
 
     def density(self, x: Floats, y: Floats) -> Floats:
-        """Square metres of ground a square unit of the map at points of it; 0 outside its domain. Shape (n,)."""
+        """Square metres of ground a square unit of the map at points of it; 0 outside its domain.
+        Shape (n,).
+        """
         density = np.zeros(len(x))
         longitude, latitude = self.to_base.transform(x, y)
-        space = self.to_space.transform(longitude * self.degrees, latitude * self.degrees, np.zeros(len(x)))
+        space = self.to_space.transform(
+            longitude * self.degrees, latitude * self.degrees, np.zeros(len(x))
+        )
         place = np.stack(space, axis=-1)
         pending = np.flatnonzero(np.isfinite(place).all(axis=-1))
         for step in _STEPS:
             if not len(pending):
                 break
-            found, good = self._measure(place[pending], np.stack((x[pending], y[pending])), step * self.semi_major)
+            found, good = self._measure(
+                place[pending], np.stack((x[pending], y[pending])), step * self.semi_major
+            )
             density[pending[good]] = found[good]
             pending = pending[~good]
         return density
 
-    def _measure(self, place: Floats, home: Floats, step: float) -> tuple[Floats, NDArray[np.bool_]]:
-        """Density at points in space, shape (n, 3), which lie at `home` on the map, and whether it can be trusted."""
-        u, v = _tangents(place / np.array([self.semi_major**2, self.semi_major**2, self.semi_minor**2]))
+    def _measure(
+        self, place: Floats, home: Floats, step: float
+    ) -> tuple[Floats, NDArray[np.bool_]]:
+        """Density at points in space, shape (n, 3), which lie at `home` on the map, and whether it
+        can be trusted.
+        """
+        u, v = _tangents(
+            place / np.array([self.semi_major**2, self.semi_major**2, self.semi_minor**2])
+        )
         offsets = step * np.stack((0 * u, u, -u, 2 * u, -2 * u, v, -v, 2 * v, -2 * v))
         moved = (place + offsets).reshape(-1, 3)
         east, middle, north = np.ascontiguousarray(moved.T)
         longitude, latitude, _ = self.to_space.transform(east, middle, north, direction="INVERSE")
-        maps = self.to_base.transform(longitude / self.degrees, latitude / self.degrees, direction="INVERSE")
+        maps = self.to_base.transform(
+            longitude / self.degrees, latitude / self.degrees, direction="INVERSE"
+        )
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             away = np.stack(maps).reshape(2, 9, -1) - home[:, None, :]
             if math.isfinite(self.period):
@@ -118,7 +147,8 @@ class Projection:
             near, far = away[:, 1::4] - away[:, 2::4], away[:, 3::4] - away[:, 4::4]
             slope = (8 * near - far) / (12 * step)
             size = np.abs(slope).max(axis=(0, 1))
-            # A cut of the map between the points makes the two estimates differ; outside the domain the way back ends elsewhere.
+            # A cut of the map between the points makes the two estimates differ; outside the domain
+            # the way back ends elsewhere.
             smooth = (np.abs(near / (2 * step) - far / (4 * step)) <= 1e-3 * size).all(axis=(0, 1))
             back = (np.abs(away[:, 0]) <= 1e-2 * step * size + 1e-9 * np.abs(home)).all(axis=0)
             found: Floats = 1 / np.abs(slope[0, 0] * slope[1, 1] - slope[0, 1] * slope[1, 0])
@@ -128,18 +158,22 @@ class Projection:
 def _tangents(normal: Floats) -> tuple[Floats, Floats]:
     """Two unit vectors at right angles to each normal and to one another, shape (n, 3).
 
-    Duff et al., Building an Orthonormal Basis, Revisited, JCGT 6(1), 2017. Only exactly rounded operations are used.
+    Duff et al., Building an Orthonormal Basis, Revisited, JCGT 6(1), 2017. Only exactly rounded
+    operations are used.
     """
     x, y, z = normal.T / np.sqrt(normal[:, 0] ** 2 + normal[:, 1] ** 2 + normal[:, 2] ** 2)
     sign = np.copysign(1.0, z)
     a = -1.0 / (sign + z)
     b = x * y * a
-    return np.stack((1.0 + sign * x * x * a, sign * b, -sign * x), -1), np.stack((b, sign + y * y * a, -y), -1)
+    return np.stack((1.0 + sign * x * x * a, sign * b, -sign * x), -1), np.stack(
+        (b, sign + y * y * a, -y), -1
+    )
 
 
 @lru_cache(maxsize=128)
 def projection_of(crs_wkt: str) -> Projection | float:
-    """The map that a CRS makes; square metres in a square unit where no geodetic datum ties it to the ground.
+    """The map that a CRS makes; square metres in a square unit where no geodetic datum ties it to
+    the ground.
 
     Raises `FormatError` where PROJ does not understand the CRS.
     """
@@ -157,12 +191,20 @@ def projection_of(crs_wkt: str) -> Projection | float:
         to_space = Transformer.from_pipeline(f"+proj=cart +a={axes[0]!r} +b={axes[1]!r}")
     except ProjError as error:
         raise FormatError(
-            f"Expected a coordinate reference system that PROJ understands, got {crs_wkt[:200]!r} ({error}). "
+            f"Expected a coordinate reference system that PROJ understands, got {crs_wkt[:200]!r} "
+            f"({error}). "
             "Correct the CRS of the image, or remove it to count in pixels."
         ) from error
-    factor, degrees = crs.axis_info[0].unit_conversion_factor, math.degrees(base.axis_info[0].unit_conversion_factor)
-    unit, period = (factor * axes[0], 2 * math.pi / factor) if crs.is_geographic else (factor, math.inf)
-    return Projection(to_base, to_space, degrees, *axes, unit, period, crs.is_geographic and not crs.is_derived)
+    factor, degrees = (
+        crs.axis_info[0].unit_conversion_factor,
+        math.degrees(base.axis_info[0].unit_conversion_factor),
+    )
+    unit, period = (
+        (factor * axes[0], 2 * math.pi / factor) if crs.is_geographic else (factor, math.inf)
+    )
+    return Projection(
+        to_base, to_space, degrees, *axes, unit, period, crs.is_geographic and not crs.is_derived
+    )
 
 
 def _horizontal(crs: CRS) -> CRS:
@@ -176,21 +218,31 @@ def _horizontal(crs: CRS) -> CRS:
 def survey(crs_wkt: str) -> tuple[float | None, float | None]:
     """The density of a map where it is the same everywhere, and any x where it depends on y alone.
 
-    Measured rather than looked up: whether a projection is equal-area also depends on its parameters and on the ellipsoid
-    (PROJ's Mollweide is so on a sphere only). A probe all over the globe cannot take another projection for one.
+    Measured rather than looked up: whether a projection is equal-area also depends on its
+    parameters and on the ellipsoid (PROJ's Mollweide is so on a sphere only). A probe all over the
+    globe cannot take another projection for one.
     """
     projection = projection_of(crs_wkt)
     assert isinstance(projection, Projection)
-    latitudes, longitudes = np.array([-79.0, -66, -51, -36, -21, -6, 5, 20, 35, 52, 67, 78]), np.arange(-174.0, 180, 29)
-    east, north = (probes.ravel() / projection.degrees for probes in np.meshgrid(longitudes, latitudes))
+    latitudes, longitudes = (
+        np.array([-79.0, -66, -51, -36, -21, -6, 5, 20, 35, 52, 67, 78]),
+        np.arange(-174.0, 180, 29),
+    )
+    east, north = (
+        probes.ravel() / projection.degrees for probes in np.meshgrid(longitudes, latitudes)
+    )
     x, y = projection.to_base.transform(east, north, direction="INVERSE")
     density = projection.density(x, y)
     known = density > 0
     if known.sum() < len(latitudes):
         return None, None
     x, y, density = x[known], y[known], density[known]
-    across, down = (np.sort(ends)[np.linspace(0, len(ends) - 1, len(latitudes)).astype(int)] for ends in (x, y))
-    lines = projection.density(np.tile(across, len(down)), np.repeat(down, len(across))).reshape(len(down), len(across))
+    across, down = (
+        np.sort(ends)[np.linspace(0, len(ends) - 1, len(latitudes)).astype(int)] for ends in (x, y)
+    )
+    lines = projection.density(np.tile(across, len(down)), np.repeat(down, len(across))).reshape(
+        len(down), len(across)
+    )
     same = (lines > 0).all() and (np.ptp(lines, axis=1) <= 1e-9 * lines.min(axis=1)).all()
     column = float(across[len(across) // 2]) if same else None
     if np.ptp(density) <= 1e-8 * density.min():

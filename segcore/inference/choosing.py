@@ -1,9 +1,10 @@
 """Choosing: which engine runs a network fastest here and still gives its labels.
 
-Each engine and precision runs one patch of real pixels. It is eligible if its labels are those of the reference, the file's own library in
-float32, on all but one pixel in a thousand. Those that are eligible then race: they run the patch a few times more, in turns, until they are far
-behind. The choice is made once for a run and kept with it, so that every worker computes alike; float32 is kept where bfloat16 gains less
-than a tenth.
+Each engine and precision runs one patch of real pixels. It is eligible if its labels are those of
+the reference, the file's own library in float32, on all but one pixel in a thousand. Those that are
+eligible then race: they run the patch a few times more, in turns, until they are far behind. The
+choice is made once for a run and kept with it, so that every worker computes alike; float32 is kept
+where bfloat16 gains less than a tenth.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ import numpy as np
 
 from segcore.errors import WeightsError
 from segcore.inference.engine import Choice
-from segcore.inference.engines import check_engine, close_others, engines_of, is_installed, open_engine
+from segcore.inference.engines import (
+    check_engine,
+    close_others,
+    engines_of,
+    is_installed,
+    open_engine,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,13 +39,17 @@ _LEAST_AGREEMENT = 0.999
 _LEAST_GAIN = 1.1
 _MOST_RUNS, _MOST_SECONDS = 5, 2.0
 _FAR_BEHIND = 2.0
-"""Times the shortest time, beyond which an engine does not run again: no other work on the machine accounts for so much."""
+"""Times the shortest time, beyond which an engine does not run again: no other work on the machine
+accounts for so much.
+"""
 _PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 _IN_BFLOAT16 = ("tensorflow", "openvino")
 
 
 def available_engines(weights: Weights) -> list[EngineName]:
-    """The engines that are installed and can run a file, the reference first. Raises `WeightsError` where nothing can run it."""
+    """The engines that are installed and can run a file, the reference first. Raises `WeightsError`
+    where nothing can run it.
+    """
     return [engine for engine in engines_of(weights) if is_installed(engine)]
 
 
@@ -51,8 +62,9 @@ def choose(
 ) -> Choice:
     """How to run a network, tried on a scaled patch (y, x, band) that suits its sizes.
 
-    Where only one way is left, it is tried too, so that a network that cannot be run is found before any image. Raises `WeightsError` where the
-    network cannot be run so, or gives anything but what its card says.
+    Where only one way is left, it is tried too, so that a network that cannot be run is found
+    before any image. Raises `WeightsError` where the network cannot be run so, or gives anything
+    but what its card says.
     """
     if card.output == "objects":
         return _for_objects(weights, engine, precision)
@@ -63,27 +75,42 @@ def choose(
     agreements, failures = _agreements(weights, card, patch, choices)
     eligible = [choice for choice, agreement in agreements.items() if agreement >= _LEAST_AGREEMENT]
     if not eligible:
-        told = "; ".join(f"{choice.engine} keeps {agreement:.2%} of the labels" for choice, agreement in agreements.items())
+        told = "; ".join(
+            f"{choice.engine} keeps {agreement:.2%} of the labels"
+            for choice, agreement in agreements.items()
+        )
         told = told or "; ".join(str(failure["error"]) for failure in failures)
         raise WeightsError(
-            f"{weights.location}: no engine gives the labels of float32 in {precision}: {told}. Set precision: auto."
+            f"{weights.location}: no engine gives the labels of float32 in {precision}: {told}. "
+            "Set precision: auto."
         )
     seconds = _raced({choice: open_engine(weights, card, choice) for choice in eligible}, patch)
-    best = min(eligible, key=lambda choice: seconds[choice] * (_LEAST_GAIN if choice.precision == "bfloat16" else 1))
+    best = min(
+        eligible,
+        key=lambda choice: seconds[choice] * (_LEAST_GAIN if choice.precision == "bfloat16" else 1),
+    )
     close_others(weights, best)
     megapixels = patch.shape[0] * patch.shape[1] / 1e6
     tried = [
         {"engine": choice.engine, "precision": choice.precision, "agreement": round(agreement, 6)}
-        | ({"megapixels_a_second": round(megapixels / seconds[choice], 4)} if choice in seconds else {})
+        | (
+            {"megapixels_a_second": round(megapixels / seconds[choice], 4)}
+            if choice in seconds
+            else {}
+        )
         for choice, agreement in agreements.items()
     ]
-    return Choice(best.engine, best.precision, {"patch": list(patch.shape), "tried": [*tried, *failures]})
+    return Choice(
+        best.engine, best.precision, {"patch": list(patch.shape), "tried": [*tried, *failures]}
+    )
 
 
 def _agreements(
     weights: Weights, card: Card, patch: NDArray[np.float32], choices: list[Choice]
 ) -> tuple[dict[Choice, float], list[dict[str, str]]]:
-    """The part of the reference's labels that each choice keeps; and what is wrong with those that cannot run."""
+    """The part of the reference's labels that each choice keeps; and what is wrong with those that
+    cannot run.
+    """
     reference = Choice(available_engines(weights)[0], "float32")
     expected = labels_of(run_once(weights, card, patch, reference), card.output)
     agreements = {reference: 1.0} if reference in choices else {}
@@ -94,32 +121,45 @@ def _agreements(
         try:
             labels = labels_of(run_once(weights, card, patch, choice), card.output)
         except WeightsError as error:
-            failures.append({"engine": choice.engine, "precision": choice.precision, "error": str(error)})
+            failures.append(
+                {"engine": choice.engine, "precision": choice.precision, "error": str(error)}
+            )
         else:
             agreements[choice] = float((labels == expected).mean())
     return agreements, failures
 
 
-def run_once(weights: Weights, card: Card, patch: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:
-    """What a network gives for a patch (y, x, band): (y, x, class). Raises `WeightsError` where that is not what its card says."""
+def run_once(
+    weights: Weights, card: Card, patch: NDArray[np.float32], choice: Choice
+) -> NDArray[np.float32]:
+    """What a network gives for a patch (y, x, band): (y, x, class). Raises `WeightsError` where
+    that is not what its card says.
+    """
     scores = np.array(open_engine(weights, card, choice)(patch[None])[0])
     expected = (*(size - 2 * card.reach.margin for size in patch.shape[:2]), card.numbers)
     # Of two classes one number may do: the logarithm of the second one's odds.
     single = card.output == "logits" and card.numbers == 2 and scores.shape == (*expected[:2], 1)
     if scores.shape != expected and not single:
         raise WeightsError(
-            f"{weights.location}: for a patch of {patch.shape[:2]} and {len(card.classes)} classes ({', '.join(card.classes)[:200]}) an output of "
-            f"{expected} was expected; the network gives {scores.shape}. Give as many classes as it has, or other weights."
+            f"{weights.location}: for a patch of {patch.shape[:2]} and {len(card.classes)} classes "
+            f"({', '.join(card.classes)[:200]}) an output of "
+            f"{expected} was expected; the network gives {scores.shape}. Give as many classes as "
+            "it has, or other weights."
         )
     if card.output == "sigmoid" and len(card.classes) != 2:
-        raise WeightsError(f"{weights.location} gives one probability, for two classes; {len(card.classes)} were given.")
+        raise WeightsError(
+            f"{weights.location} gives one probability, for two classes; {len(card.classes)} were "
+            "given."
+        )
     if not np.isfinite(scores).all():
         raise WeightsError(
-            f"{weights.location} gives NaN or infinite scores ({choice.engine}, {choice.precision}): its weights or the scaling are wrong."
+            f"{weights.location} gives NaN or infinite scores ({choice.engine}, "
+            f"{choice.precision}): its weights or the scaling are wrong."
         )
     if card.output == "labels" and not 0 <= scores.min() <= scores.max() < len(card.classes):
         raise WeightsError(
-            f"{weights.location} gives class ids {scores.min():g} to {scores.max():g}, but has {len(card.classes)} classes."
+            f"{weights.location} gives class ids {scores.min():g} to {scores.max():g}, but has "
+            f"{len(card.classes)} classes."
         )
     return scores
 
@@ -141,10 +181,14 @@ def native_bfloat16() -> bool:
 
         return native_bfloat16()
     flags = Path("/proc/cpuinfo")
-    return not flags.exists() or any(flag in flags.read_text() for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+    return not flags.exists() or any(
+        flag in flags.read_text() for flag in ("avx512_bf16", "amx_bf16", " bf16")
+    )
 
 
-def _candidates(weights: Weights, engine: EngineName | Literal["auto"], precision: Precision | Literal["auto"]) -> list[Choice]:
+def _candidates(
+    weights: Weights, engine: EngineName | Literal["auto"], precision: Precision | Literal["auto"]
+) -> list[Choice]:
     if engine != "auto":
         check_engine(weights, engine)
     engines = available_engines(weights) if engine == "auto" else [engine]
@@ -161,24 +205,30 @@ def _candidates(weights: Weights, engine: EngineName | Literal["auto"], precisio
         choices = [choice for choice in choices if choice.precision == "float32"]
     if not choices:
         raise WeightsError(
-            f"precision: {' and '.join(engines)} cannot run {weights.location} in {precision}. Set precision: float32 or auto."
+            f"precision: {' and '.join(engines)} cannot run {weights.location} in {precision}. Set "
+            "precision: float32 or auto."
         )
     return choices
 
 
-def _for_objects(weights: Weights, engine: EngineName | Literal["auto"], precision: Precision | Literal["auto"]) -> Choice:
+def _for_objects(
+    weights: Weights, engine: EngineName | Literal["auto"], precision: Precision | Literal["auto"]
+) -> Choice:
     from segcore.inference.keras_files import load_keras
 
     if engine not in ("auto", "tensorflow") or precision not in ("auto", "float32"):
         raise WeightsError(
-            f"{weights.location} finds objects, on TensorFlow in float32 only; got {engine}, {precision}. Set both to auto."
+            f"{weights.location} finds objects, on TensorFlow in float32 only; got {engine}, "
+            f"{precision}. Set both to auto."
         )
     load_keras(weights)
     return Choice("tensorflow", "float32")
 
 
 def _raced(engines: Mapping[Choice, Engine], patch: NDArray[np.float32]) -> dict[Choice, float]:
-    """The shortest time of each engine for the patch, in seconds. They take turns, so that other work on the machine slows all alike."""
+    """The shortest time of each engine for the patch, in seconds. They take turns, so that other
+    work on the machine slows all alike.
+    """
     seconds = dict.fromkeys(engines, math.inf)
     running, started = list(engines), time.perf_counter()
     for _ in range(_MOST_RUNS):

@@ -1,7 +1,8 @@
 """Engines: opens a network with the library that was chosen to run it.
 
-Every engine runs one patch at a time, whatever it is given: libraries pick other ways to sum for other numbers of patches, and the result of
-a patch must not depend on its company. It costs nothing, since a patch alone fills the processor and stays nearer to its caches.
+Every engine runs one patch at a time, whatever it is given: libraries pick other ways to sum for
+other numbers of patches, and the result of a patch must not depend on its company. It costs
+nothing, since a patch alone fills the processor and stays nearer to its caches.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ ENGINES_OF: dict[str, tuple[EngineName, ...]] = {
 """What can run a kind of file; the first is the reference for the others."""
 _KEPT = 4
 """Networks that stay loaded: the members of an ensemble, say."""
-_MODULES = {"tensorflow": "tensorflow", "openvino": "openvino", "onnxruntime": "onnxruntime", "litert": "ai_edge_litert"}
+_MODULES = {
+    "tensorflow": "tensorflow",
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+    "litert": "ai_edge_litert",
+}
 _INSTALL = {
     "tensorflow": "pip install tensorflow",
     "openvino": "pip install 'maskloom[openvino]'",
@@ -41,7 +47,9 @@ _INSTALL = {
 
 
 def configure(threads: int) -> None:
-    """Says how many threads the engines of this process use. To be called before the first is opened."""
+    """Says how many threads the engines of this process use. To be called before the first is
+    opened.
+    """
     runtime.set_threads(threads)
 
 
@@ -55,7 +63,8 @@ def engines_of(weights: Weights) -> tuple[EngineName, ...]:
     suffix = ".keras" if weights.trust and weights.suffix in (".h5", ".hdf5") else weights.suffix
     if suffix not in ENGINES_OF:
         raise WeightsError(
-            f"{weights.location}: expected a file ending in {', '.join(ENGINES_OF)}; got {weights.suffix or 'no suffix'}."
+            f"{weights.location}: expected a file ending in {', '.join(ENGINES_OF)}; got "
+            f"{weights.suffix or 'no suffix'}."
         )
     return ENGINES_OF[suffix]
 
@@ -64,14 +73,21 @@ def check_engine(weights: Weights, engine: EngineName) -> None:
     """Raises `WeightsError` where an engine cannot run a file, or is not installed."""
     able = engines_of(weights)
     if engine not in able:
-        raise WeightsError(f"engine: {engine} cannot run {weights.location}; expected {' or '.join(able)}, or auto.")
+        raise WeightsError(
+            f"engine: {engine} cannot run {weights.location}; expected {' or '.join(able)}, or "
+            "auto."
+        )
     if not is_installed(engine):
         raise WeightsError(f"engine: {engine} is not installed here: {_INSTALL[engine]}.")
 
 
 def open_engine(weights: Weights, card: Card, choice: Choice) -> Engine:
-    """The network, loaded and ready; a few stay loaded in a process. Raises `WeightsError` where it cannot be run so."""
-    request = _Request(weights, choice, (card.channels, card.numbers, card.reach, runtime.threads()), card)
+    """The network, loaded and ready; a few stay loaded in a process. Raises `WeightsError` where it
+    cannot be run so.
+    """
+    request = _Request(
+        weights, choice, (card.channels, card.numbers, card.reach, runtime.threads()), card
+    )
     engine = _ready.pop(request, None) or _opened(request)
     # The last to be used stands last, and stays longest.
     _ready[request] = engine
@@ -104,19 +120,28 @@ class _PatchByPatch:
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         if batch.ndim != 4 or len(batch) == 0 or batch.shape[-1] != self.card.channels:
             raise WeightsError(
-                f"{self.where} takes patches (patch, y, x, {self.card.channels}); got {batch.shape}. Choose other bands or weights."
+                f"{self.where} takes patches (patch, y, x, {self.card.channels}); got "
+                f"{batch.shape}. Choose other bands or weights."
             )
         reach = self.card.reach
-        sizes = f"{reach.residue} modulo {reach.stride}" if reach.fixed is None else str(reach.fixed)
+        sizes = (
+            f"{reach.residue} modulo {reach.stride}" if reach.fixed is None else str(reach.fixed)
+        )
         # Not every library notices; some read beyond their maps.
-        if any(size % reach.stride != reach.residue for size in batch.shape[1:3]) or reach.fixed not in (None, batch.shape[1:3]):
-            raise WeightsError(f"{self.where} takes heights and widths of {sizes}; got patches of {batch.shape[1:3]}.")
+        if any(
+            size % reach.stride != reach.residue for size in batch.shape[1:3]
+        ) or reach.fixed not in (None, batch.shape[1:3]):
+            raise WeightsError(
+                f"{self.where} takes heights and widths of {sizes}; got patches of "
+                f"{batch.shape[1:3]}."
+            )
         patches = np.ascontiguousarray(batch, np.float32)
         try:
             scores = self.run(patches[:1])
         except WeightsError as error:
             raise WeightsError(
-                f"{error} Its card says that it takes heights and widths of {sizes}; if that is wrong, remove the card, so that the network is "
+                f"{error} Its card says that it takes heights and widths of {sizes}; if that is "
+                "wrong, remove the card, so that the network is "
                 "measured anew."
             ) from error
         if len(patches) > 1:
@@ -140,7 +165,9 @@ def _opened(request: _Request) -> Engine:
     return _PatchByPatch(_runner(weights, card, choice), card, weights.location)
 
 
-def _runner(weights: Weights, card: Card, choice: Choice) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+def _runner(
+    weights: Weights, card: Card, choice: Choice
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     if choice.engine == "openvino":
         from segcore.inference.openvino_engine import openvino_runner
 
@@ -151,7 +178,8 @@ def _runner(weights: Weights, card: Card, choice: Choice) -> Callable[[NDArray[n
         return tensorflow_runner(weights, choice.precision)
     if choice.precision != "float32":
         raise WeightsError(
-            f"precision: {choice.engine} runs in float32 only; got {choice.precision}. Choose auto, or another engine."
+            f"precision: {choice.engine} runs in float32 only; got {choice.precision}. Choose "
+            "auto, or another engine."
         )
     if choice.engine == "onnxruntime":
         from segcore.inference.onnx_engine import onnx_runner

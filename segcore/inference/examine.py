@@ -1,11 +1,12 @@
 """Examination: the card of a file of weights that has none.
 
-The file may be anything, so it is loaded and run in a process of its own, with limits on time and memory: `python -m segcore.inference.examine`
-takes a request (JSON) on standard input, and answers on standard output with the card or with what is wrong. Whatever happens there,
-the caller gets a `Card` or a `WeightsError`, and the process does not outlive the caller's (`segcore.lifeline`).
+The file may be anything, so it is loaded and run in a process of its own, with limits on time and
+memory: `python -m segcore.inference.examine` takes a request (JSON) on standard input, and answers
+on standard output with the card or with what is wrong. Whatever happens there, the caller gets a
+`Card` or a `WeightsError`, and the process does not outlive the caller's (`segcore.lifeline`).
 
-What a file cannot tell is assumed as most networks have it: pixels of 8 bits, scaled to 0 ... 1 unless the network takes whole numbers, and
-classes class_0, class_1 ...
+What a file cannot tell is assumed as most networks have it: pixels of 8 bits, scaled to 0 ... 1
+unless the network takes whole numbers, and classes class_0, class_1 ...
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 _BYTES = 12 << 30
 _SPARE = 1.75
-"""What engines need beside the maps themselves: other layouts of them, and scratch (TensorFlow: 1.4 to 1.65, measured)."""
+"""What engines need beside the maps themselves: other layouts of them, and scratch (TensorFlow: 1.4
+to 1.65, measured).
+"""
 _UNKNOWN_BYTES = 2048
 _ACTIVATIONS: Mapping[str, Output] = {"softmax": "scores", "sigmoid": "sigmoid", "linear": "logits"}
 MOST_LABELS = 250
@@ -41,11 +44,14 @@ MOST_LABELS = 250
 def examine(weights: Weights, seconds: float | None = None) -> Card:
     """What a card of this file would say, found out by running it in another process.
 
-    `seconds` is the time that it may take. None: what the limits of this process say. Raises `WeightsError` where the file is broken or
-    hostile, gives no scores for pixels, or takes more than that or the memory.
+    `seconds` is the time that it may take. None: what the limits of this process say. Raises
+    `WeightsError` where the file is broken or hostile, gives no scores for pixels, or takes more
+    than that or the memory.
     """
     seconds = limits.configured().examine if seconds is None else seconds
-    request = json.dumps({"location": weights.location, "sha256": weights.sha256, "trust": weights.trust})
+    request = json.dumps(
+        {"location": weights.location, "sha256": weights.sha256, "trust": weights.trust}
+    )
     try:
         with lifeline.tied() as line:
             child = subprocess.run(
@@ -60,7 +66,8 @@ def examine(weights: Weights, seconds: float | None = None) -> Card:
             )
     except subprocess.TimeoutExpired as error:
         raise WeightsError(
-            f"{weights.location} could not be examined within {seconds:.4g} s. Write a card beside it, use a smaller network, or raise "
+            f"{weights.location} could not be examined within {seconds:.4g} s. Write a card beside "
+            "it, use a smaller network, or raise "
             "limits.examine if it is only slow."
         ) from error
     lines = child.stdout.strip().splitlines()
@@ -73,26 +80,40 @@ def examine(weights: Weights, seconds: float | None = None) -> Card:
     if child.returncode != 0 or "card" not in answer:
         last = " ".join(child.stderr.strip().splitlines()[-1:])
         raise WeightsError(
-            f"{weights.location} could not be examined: the process that loaded it ended with {child.returncode} ({last[-300:]}). "
+            f"{weights.location} could not be examined: the process that loaded it ended with "
+            f"{child.returncode} ({last[-300:]}). "
             "The file is damaged, needs too much memory, or is not what its suffix says."
         )
     return Card.load(answer["card"].encode(), weights.location)
 
 
 def card_of_model(
-    model: Any, kind: str, classes: tuple[str, ...], scaling: Scaling, sha256: str, about: Mapping[str, Any] | None = None
+    model: Any,
+    kind: str,
+    classes: tuple[str, ...],
+    scaling: Scaling,
+    sha256: str,
+    about: Mapping[str, Any] | None = None,
 ) -> Card:
-    """The card of a keras model in this process. Without `classes` they are named after their number.
+    """The card of a keras model in this process. Without `classes` they are named after their
+    number.
 
-    Raises `WeightsError` where the model gives no scores for pixels, or others than the classes say.
+    Raises `WeightsError` where the model gives no scores for pixels, or others than the classes
+    say.
     """
     from segcore.inference.keras_files import check_finite
     from segcore.inference.skeletons import reach_of, runner
 
     shape = getattr(model, "input_shape", None)
-    if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] is None or len(model.outputs) != 1:
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) != 4
+        or shape[-1] is None
+        or len(model.outputs) != 1
+    ):
         raise WeightsError(
-            f"The network takes {shape}; expected one image (n, y, x, bands) of a known number of bands, and one output."
+            f"The network takes {shape}; expected one image (n, y, x, bands) of a known number of "
+            "bands, and one output."
         )
     check_finite(model, "The network")
     reach = reach_of(model)
@@ -112,7 +133,9 @@ def card_of_model(
 
 
 def probe_size(reach: Reach) -> tuple[int, int]:
-    """The (height, width) of a patch that the network takes: the fixed one, or one of 256 pixels and a little."""
+    """The (height, width) of a patch that the network takes: the fixed one, or one of 256 pixels
+    and a little.
+    """
     if reach.fixed is not None:
         return reach.fixed[0], reach.fixed[1]
     size = 256 + 2 * reach.margin
@@ -125,7 +148,9 @@ def _bytes_per_pixel(live: int | None, reach: Reach) -> int:
 
 
 def _scaling_to(dtype: Any) -> Scaling:
-    """How pixels of 8 bits become an input of this NumPy type: from 0 to 1; as they are for whole numbers, from -128 on for signed bytes."""
+    """How pixels of 8 bits become an input of this NumPy type: from 0 to 1; as they are for whole
+    numbers, from -128 on for signed bytes.
+    """
     kind = np.dtype(dtype)
     if kind.kind not in "iu":
         return Scaling()
@@ -138,28 +163,36 @@ def _names(classes: tuple[str, ...], scores: int) -> tuple[str, ...]:
         return tuple(f"class_{i}" for i in range(number))
     if len(classes) != number:
         raise WeightsError(
-            f"classes: the network tells {number} classes apart; got {len(classes)} names: {', '.join(classes)[:200]}."
+            f"classes: the network tells {number} classes apart; got {len(classes)} names: "
+            f"{', '.join(classes)[:200]}."
         )
     return classes
 
 
-def _output_of(network: Network, reach: Reach, channels: int, last: Output | None) -> tuple[Output, int]:
-    """What the output means, and how many numbers there are for a pixel. `last` is what the last layer says, if it says anything."""
+def _output_of(
+    network: Network, reach: Reach, channels: int, last: Output | None
+) -> tuple[Output, int]:
+    """What the output means, and how many numbers there are for a pixel. `last` is what the last
+    layer says, if it says anything.
+    """
     pixels = np.random.default_rng(0).random((1, *probe_size(reach), channels), np.float32)
     scores = network(pixels)
     if not np.isfinite(scores).all():
         raise WeightsError(
-            "The network gives NaN or infinite scores for ordinary pixels. Its weights are damaged, or its training diverged."
+            "The network gives NaN or infinite scores for ordinary pixels. Its weights are "
+            "damaged, or its training diverged."
         )
     number = scores.shape[-1]
     likely = scores.min() >= 0 and scores.max() <= 1
     if number > 1:
-        # Several sigmoids do not add up to 1, so they are scores to compare, no probabilities of classes that exclude one another.
+        # Several sigmoids do not add up to 1, so they are scores to compare, no probabilities of
+        # classes that exclude one another.
         sums = np.abs(scores.sum(-1) - 1).max()
         return ("scores" if likely and sums < 1e-3 else "logits"), number
     if scores.max() > 1 and np.array_equal(scores, np.rint(scores)):
         raise WeightsError(
-            "The network gives one whole number for each pixel: class ids, it seems, of which nobody knows how many. Let it give the scores "
+            "The network gives one whole number for each pixel: class ids, it seems, of which "
+            "nobody knows how many. Let it give the scores "
             "before them, or write a card beside it that says `output: labels`."
         )
     if last in ("sigmoid", "logits"):
@@ -168,16 +201,22 @@ def _output_of(network: Network, reach: Reach, channels: int, last: Output | Non
 
 
 def _last_activation(model: Any) -> Output | None:
-    """What the operation says that makes the output; None where it is no layer with an activation."""
+    """What the operation says that makes the output; None where it is no layer with an
+    activation.
+    """
     maker = model.outputs[0]._keras_history.operation  # noqa: SLF001 - keras tells it nowhere else
     if getattr(maker, "outputs", None) and getattr(maker, "layers", None):
         return _last_activation(maker)
-    name = getattr(getattr(maker, "activation", None), "__name__", None) or getattr(maker, "name", "").rstrip("_0123456789")
+    name = getattr(getattr(maker, "activation", None), "__name__", None) or getattr(
+        maker, "name", ""
+    ).rstrip("_0123456789")
     return _ACTIVATIONS.get(name)
 
 
 def _live_bytes(model: Any, size: tuple[int, int]) -> int | None:
-    """Bytes of all maps that are alive at once, at most, in float32 for one image. None where the model has no graph."""
+    """Bytes of all maps that are alive at once, at most, in float32 for one image. None where the
+    model has no graph.
+    """
     import keras
 
     from segcore.inference.onnx_skeletons import peak
@@ -189,17 +228,25 @@ def _live_bytes(model: Any, size: tuple[int, int]) -> int | None:
     def call(layer: Any, *arguments: Any, **options: Any) -> Any:
         output = layer(*arguments, **options)
         taken, given = (
-            [each for each in keras.tree.flatten(part) if isinstance(each, keras.KerasTensor)] for part in (arguments, output)
+            [each for each in keras.tree.flatten(part) if isinstance(each, keras.KerasTensor)]
+            for part in (arguments, output)
         )
         kept.extend((*taken, *given))
-        bytes_of.update({id(each): 4 * int(np.prod([length or 1 for length in each.shape])) for each in (*taken, *given)})
+        bytes_of.update(
+            {
+                id(each): 4 * int(np.prod([length or 1 for length in each.shape]))
+                for each in (*taken, *given)
+            }
+        )
         steps.append(([id(each) for each in taken], [id(each) for each in given]))
         return output
 
     try:
         entry = keras.Input((*size, model.input_shape[-1]), batch_size=1)
         graph = keras.Model(model.inputs[0], model.outputs[0])
-        keras.models.clone_model(graph, entry, clone_function=lambda layer: layer, call_function=call)
+        keras.models.clone_model(
+            graph, entry, clone_function=lambda layer: layer, call_function=call
+        )
     except (ValueError, TypeError, AttributeError, NotImplementedError):
         return None
     return peak(steps, bytes_of)
@@ -215,24 +262,42 @@ def _examine_keras(weights: Weights) -> Card:
 
 def _examine_onnx(weights: Weights) -> Card:
     from segcore.inference.onnx_files import load_onnx
-    from segcore.inference.onnx_skeletons import count_parameters, form_of, live_bytes, reach_of_onnx, runner, scored
+    from segcore.inference.onnx_skeletons import (
+        count_parameters,
+        form_of,
+        live_bytes,
+        reach_of_onnx,
+        runner,
+        scored,
+    )
 
     content = load_onnx(weights)
     import onnx
 
     model = onnx.load_from_string(content)
     form = form_of(model, weights.location)
-    # Of a network that gives class ids, the scores before them are looked at: they tell how many classes there are, and how far it looks.
+    # Of a network that gives class ids, the scores before them are looked at: they tell how many
+    # classes there are, and how far it looks.
     before = scored(model)
     if before is not None:
         model, form = before[0], dataclasses.replace(form, given=before[1])
-    elif onnx.helper.tensor_dtype_to_np_dtype(model.graph.output[0].type.tensor_type.elem_type).kind in "iub":
+    elif (
+        onnx.helper.tensor_dtype_to_np_dtype(model.graph.output[0].type.tensor_type.elem_type).kind
+        in "iub"
+    ):
         raise WeightsError(
-            f"{weights.location} gives whole numbers that no ArgMax makes, so their meaning is not known. Write a card beside it."
+            f"{weights.location} gives whole numbers that no ArgMax makes, so their meaning is not "
+            "known. Write a card beside it."
         )
     reach = reach_of_onnx(model, form, weights.location)
     ends = {node.op_type for node in model.graph.node if model.graph.output[0].name in node.output}
-    last: Output | None = "sigmoid" if "Sigmoid" in ends else "logits" if ends & {"Conv", "ConvTranspose", "Add"} else None
+    last: Output | None = (
+        "sigmoid"
+        if "Sigmoid" in ends
+        else "logits"
+        if ends & {"Conv", "ConvTranspose", "Add"}
+        else None
+    )
     output, scores = _output_of(runner(model, form, weights.location), reach, form.channels, last)
     if before is not None:
         output = "labels"
@@ -260,7 +325,9 @@ def _examine_litert(weights: Weights) -> Card:
     scaling = _scaling_to(taken["dtype"])
     if np.dtype(given["dtype"]).kind in "iu" and not given["quantization"][0]:
         # Class ids; how many there are nobody knows but the user, who names them.
-        return Card("network", weights.sha256, channels, _names((), MOST_LABELS), scaling, reach, "labels")
+        return Card(
+            "network", weights.sha256, channels, _names((), MOST_LABELS), scaling, reach, "labels"
+        )
     output, scores = _output_of(run, reach, channels, None)
     return Card("network", weights.sha256, channels, _names((), scores), scaling, reach, output)
 
@@ -279,8 +346,16 @@ def _answer(request: Mapping[str, Any]) -> dict[str, str]:
     try:
         card = ways.get(weights.suffix, _examine_keras)(weights)
     except WeightsError as error:
-        return {"error": str(error) if weights.location in str(error) else f"{weights.location}: {error}"}
-    return {"card": dataclasses.replace(card, about={"examined": "no card beside the file"}).dump().decode()}
+        return {
+            "error": str(error)
+            if weights.location in str(error)
+            else f"{weights.location}: {error}"
+        }
+    return {
+        "card": dataclasses.replace(card, about={"examined": "no card beside the file"})
+        .dump()
+        .decode()
+    }
 
 
 def main() -> None:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def litert_runner(weights: Weights) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What runs a patch (1, y, x, band) of a .tflite file to (1, y, x, class). Quantised scores are turned back to numbers."""
+    """What runs a patch (1, y, x, band) of a .tflite file to (1, y, x, class). Quantised scores are
+    turned back to numbers.
+    """
     from ai_edge_litert.interpreter import Interpreter
 
     where = weights.location
@@ -30,11 +32,14 @@ def litert_runner(weights: Weights) -> Callable[[NDArray[np.float32]], NDArray[n
             interpreter = Interpreter(model_content=weights.read(), num_threads=threads())
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        raise WeightsError(f"LiteRT cannot load {where}: {str(error).strip()[:300]} Copy it again.") from error
+        raise WeightsError(
+            f"LiteRT cannot load {where}: {str(error).strip()[:300]} Copy it again."
+        ) from error
     taken, given = interpreter.get_input_details(), interpreter.get_output_details()
     if len(taken) != 1 or len(taken[0]["shape"]) != 4:
         raise WeightsError(
-            f"{where}: expected a network of one input of four axes; got {[tuple(item['shape']) for item in taken]}."
+            f"{where}: expected a network of one input of four axes; got "
+            f"{[tuple(item['shape']) for item in taken]}."
         )
     place, result = taken[0]["index"], given[0]["index"]
     dtype, (scale, zero) = np.dtype(taken[0]["dtype"]), given[0]["quantization"]

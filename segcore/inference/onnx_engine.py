@@ -1,4 +1,6 @@
-"""ONNX Runtime as an engine: the reference for ONNX files. float32 only; it has no bfloat16 on processors."""
+"""ONNX Runtime as an engine: the reference for ONNX files. float32 only; it has no bfloat16 on
+processors.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,12 @@ _DTYPES = {
 }
 
 
-def onnx_runner(weights: Weights, card: Card) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What runs a patch (1, y, x, band) of an ONNX file to (1, y, x, class): of several outputs the first."""
+def onnx_runner(
+    weights: Weights, card: Card
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """What runs a patch (1, y, x, band) of an ONNX file to (1, y, x, class): of several outputs the
+    first.
+    """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -48,22 +54,34 @@ def onnx_runner(weights: Weights, card: Card) -> Callable[[NDArray[np.float32]],
     if threads() is not None:
         options.intra_op_num_threads = threads()
     try:
-        session = onnxruntime.InferenceSession(load_onnx(weights), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            load_onnx(weights), options, providers=["CPUExecutionProvider"]
+        )
     except problems as error:
-        raise WeightsError(f"ONNX Runtime cannot load {where}: {str(error).strip()[:300]}") from error
-    if len(session.get_inputs()) != 1 or session.get_inputs()[0].type not in _DTYPES or len(session.get_inputs()[0].shape) != 4:
+        raise WeightsError(
+            f"ONNX Runtime cannot load {where}: {str(error).strip()[:300]}"
+        ) from error
+    if (
+        len(session.get_inputs()) != 1
+        or session.get_inputs()[0].type not in _DTYPES
+        or len(session.get_inputs()[0].shape) != 4
+    ):
         kinds = [(item.shape, item.type) for item in session.get_inputs()]
         raise WeightsError(f"{where}: expected a network of one input of four axes; got {kinds}.")
     taken, given = session.get_inputs()[0], session.get_outputs()[0]
     source = layout_of(_sizes(taken.shape), card.channels, "first")
-    target = layout_of(_sizes(given.shape), card.numbers, source) if len(given.shape) == 4 else source
+    target = (
+        layout_of(_sizes(given.shape), card.numbers, source) if len(given.shape) == 4 else source
+    )
     dtype = np.dtype(_DTYPES[taken.type])
 
     def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
             output = session.run([given.name], {taken.name: to_network(patch, source, dtype)})[0]
         except problems as error:
-            raise WeightsError(f"{where} cannot be run on a patch of {patch.shape}: {str(error).strip()[:300]}") from error
+            raise WeightsError(
+                f"{where} cannot be run on a patch of {patch.shape}: {str(error).strip()[:300]}"
+            ) from error
         return from_network(np.asarray(output), target, where)
 
     return run

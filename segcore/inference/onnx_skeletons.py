@@ -1,7 +1,7 @@
 """Skeletons of ONNX graphs (see `skeletons.py`), and what else a card wants to know of one.
 
-Only graphs of operators whose part in the flow from pixel to pixel is known get a skeleton; others have no finite halo, and are run in
-blended windows.
+Only graphs of operators whose part in the flow from pixel to pixel is known get a skeleton; others
+have no finite halo, and are run in blended windows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from segcore.inference.reach import Network
 
 _PASS = frozenset(
-    "Abs BatchNormalization Clip Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity LayerNormalization LeakyRelu Log "  # noqa: SIM905  as a list it would take a line for each name
+    "Abs BatchNormalization Clip Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity "  # noqa: SIM905
+    "LayerNormalization LeakyRelu Log "
     "LogSoftmax Mish Neg PRelu Relu Selu Sigmoid Softmax Softplus Softsign Sqrt Swish Tanh".split()
 )
 _SUMS = frozenset("Add Div Max Mean Min Mul Pow Sub Sum".split())  # noqa: SIM905
@@ -31,10 +32,12 @@ _RENAMING = frozenset("Cast Identity Squeeze Unsqueeze".split())  # noqa: SIM905
 """What may stand between the class ids that a network finds and those that it gives."""
 _WEIGHED = frozenset("Conv ConvTranspose Gemm MatMul".split())  # noqa: SIM905
 _WHOLE = frozenset(
-    "GlobalAveragePool GlobalMaxPool GroupNormalization InstanceNormalization ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum".split()  # noqa: SIM905  as a list it would take a line for each name
+    "GlobalAveragePool GlobalMaxPool GroupNormalization InstanceNormalization ReduceL2 "  # noqa: SIM905
+    "ReduceMax ReduceMean ReduceMin ReduceSum".split()
 )
 _FAITHFUL = frozenset(
-    "AveragePool Cast Ceil Concat Constant ConstantOfShape DepthToSpace Expand Flatten Floor Gather MaxPool Pad Range Reshape Resize Shape Slice "  # noqa: SIM905  as a list it would take a line for each name
+    "AveragePool Cast Ceil Concat Constant ConstantOfShape DepthToSpace Expand Flatten Floor "  # noqa: SIM905
+    "Gather MaxPool Pad Range Reshape Resize Shape Slice "
     "SpaceToDepth Split Squeeze Tile Transpose Unsqueeze Upsample".split()
 )
 
@@ -60,13 +63,15 @@ def form_of(model: Any, where: str) -> Form:
     if len(shape) != 4:
         shapes = [_dimensions(each) for each in inputs]
         raise WeightsError(
-            f"{where}: expected a network of one image (n, bands, y, x) or (n, y, x, bands); got inputs of {shapes}."
+            f"{where}: expected a network of one image (n, bands, y, x) or (n, y, x, bands); got "
+            f"inputs of {shapes}."
         )
     taken = _layout(shape)
     channels = shape[1] if taken == "first" else shape[3]
     if channels is None:
         raise WeightsError(
-            f"{where}: the number of bands is open in its input {shape}; expected a number. Export it again with fixed channels."
+            f"{where}: the number of bands is open in its input {shape}; expected a number. Export "
+            "it again with fixed channels."
         )
     size = (shape[2], shape[3]) if taken == "first" else (shape[1], shape[2])
     output = _dimensions(model.graph.output[0])
@@ -77,7 +82,9 @@ def form_of(model: Any, where: str) -> Form:
 
 
 def scored(model: Any) -> tuple[Any, Layout] | None:
-    """For a model that gives class ids: the same up to the scores whose greatest it takes, and where these have classes. None for others."""
+    """For a model that gives class ids: the same up to the scores whose greatest it takes, and
+    where these have classes. None for others.
+    """
     import onnx
 
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -101,7 +108,8 @@ def scored(model: Any) -> tuple[Any, Layout] | None:
 
 def _dimensions(value: Any) -> list[int | None]:
     return [
-        each.dim_value if each.HasField("dim_value") and each.dim_value > 0 else None for each in value.type.tensor_type.shape.dim
+        each.dim_value if each.HasField("dim_value") and each.dim_value > 0 else None
+        for each in value.type.tensor_type.shape.dim
     ]
 
 
@@ -134,17 +142,29 @@ def reach_of_onnx(model: Any, form: Form, where: str) -> Reach:
 
 
 def runner(model: Any, form: Form, where: str) -> Network:
-    """A model as a function of arrays with channels last, that raises `ValueError` for sizes that it does not take."""
+    """A model as a function of arrays with channels last, that raises `ValueError` for sizes that
+    it does not take.
+    """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    problems = (state.Fail, state.InvalidGraph, state.InvalidArgument, state.NotImplemented, state.RuntimeException)
+    problems = (
+        state.Fail,
+        state.InvalidGraph,
+        state.InvalidArgument,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
     except problems as error:
-        raise WeightsError(f"ONNX Runtime cannot load {where}: {str(error).strip()[:300]}") from error
+        raise WeightsError(
+            f"ONNX Runtime cannot load {where}: {str(error).strip()[:300]}"
+        ) from error
     taken, given = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -152,7 +172,9 @@ def runner(model: Any, form: Form, where: str) -> Network:
         # One by one: the number of images may be written into the graph.
         for image in batch:
             try:
-                (output,) = session.run([given], {taken: to_network(image[None], form.taken, np.dtype(form.dtype))})
+                (output,) = session.run(
+                    [given], {taken: to_network(image[None], form.taken, np.dtype(form.dtype))}
+                )
             except problems as error:
                 raise ValueError(str(error)) from error
             outputs.append(from_network(np.asarray(output), form.given, where))
@@ -162,7 +184,9 @@ def runner(model: Any, form: Form, where: str) -> Network:
 
 
 def _skeleton(model: Any) -> tuple[Any, bool] | None:
-    """The skeleton, and whether no operator looks at the whole image. None where an operator is unknown."""
+    """The skeleton, and whether no operator looks at the whole image. None where an operator is
+    unknown.
+    """
     import onnx
 
     copy = onnx.ModelProto()
@@ -172,7 +196,10 @@ def _skeleton(model: Any) -> tuple[Any, bool] | None:
     except (onnx.shape_inference.InferenceError, ValueError):
         return None
     graph = copy.graph
-    kinds = {each.name: each.type.tensor_type.elem_type for each in (*inferred, *graph.input, *graph.output)}
+    kinds = {
+        each.name: each.type.tensor_type.elem_type
+        for each in (*inferred, *graph.input, *graph.output)
+    }
     weights = _constants(graph)
     generator, nodes, bounded = np.random.default_rng(0), [], True
     for node in graph.node:
@@ -187,7 +214,9 @@ def _skeleton(model: Any) -> tuple[Any, bool] | None:
         elif node.op_type in _WEIGHED and len(moving) == 1 and node.input[1] in weights:
             name = f"skeleton_{len(nodes)}"
             graph.initializer.append(
-                onnx.numpy_helper.from_array(_positive(node.op_type, weights[node.input[1]].shape, generator), name)
+                onnx.numpy_helper.from_array(
+                    _positive(node.op_type, weights[node.input[1]].shape, generator), name
+                )
             )
             node.input[:] = [node.input[0], name]
             nodes.append(node)
@@ -216,9 +245,15 @@ def _constants(graph: Any) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _positive(operator: str, shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float32]:
-    """A kernel as in `skeletons.py`; its layout is (out, in, y, x), for transposed convolutions (in, out, y, x), (in, out) for products."""
-    fan = (shape[1] if operator == "Conv" else shape[0]) * max(1.0, float(np.prod(shape[2:]))) ** 0.75
+def _positive(
+    operator: str, shape: tuple[int, ...], generator: np.random.Generator
+) -> NDArray[np.float32]:
+    """A kernel as in `skeletons.py`; its layout is (out, in, y, x), for transposed convolutions
+    (in, out, y, x), (in, out) for products.
+    """
+    fan = (shape[1] if operator == "Conv" else shape[0]) * max(
+        1.0, float(np.prod(shape[2:]))
+    ) ** 0.75
     return np.asarray(generator.uniform(0.5, 1.5, shape) / fan, np.float32)
 
 
@@ -251,7 +286,9 @@ def count_parameters(model: Any) -> int:
 
 
 def live_bytes(model: Any, form: Form, size: tuple[int, int]) -> int | None:
-    """Bytes of all maps that are alive at once, at most, for one image of this size. None where sizes cannot be inferred."""
+    """Bytes of all maps that are alive at once, at most, for one image of this size. None where
+    sizes cannot be inferred.
+    """
     import onnx
 
     copy = onnx.ModelProto()
@@ -268,14 +305,24 @@ def live_bytes(model: Any, form: Form, size: tuple[int, int]) -> int | None:
     except (onnx.shape_inference.InferenceError, ValueError):
         return None
     values = (*graph.input, *graph.output, *graph.value_info)
-    bytes_of = {each.name: 4 * int(np.prod([length or 0 for length in _dimensions(each)])) for each in values}
-    if any(name not in bytes_of for node in graph.node if node.op_type in _WEIGHED for name in node.output):
+    bytes_of = {
+        each.name: 4 * int(np.prod([length or 0 for length in _dimensions(each)]))
+        for each in values
+    }
+    if any(
+        name not in bytes_of
+        for node in graph.node
+        if node.op_type in _WEIGHED
+        for name in node.output
+    ):
         return None
     return peak([(list(node.input), list(node.output)) for node in graph.node], bytes_of)
 
 
 def peak(steps: list[tuple[list[Any], list[Any]]], bytes_of: dict[Any, int]) -> int:
-    """The most bytes alive at once, where each step (what it takes, what it gives) frees what nobody takes any more."""
+    """The most bytes alive at once, where each step (what it takes, what it gives) frees what
+    nobody takes any more.
+    """
     last = {name: i for i, (taken, _) in enumerate(steps) for name in taken}
     alive: dict[Any, int] = {}
     most = 0

@@ -1,4 +1,6 @@
-"""OpenVINO as an engine: the fastest on processors of Intel and AMD, above all in bfloat16. Runs keras and ONNX files of any size of patch."""
+"""OpenVINO as an engine: the fastest on processors of Intel and AMD, above all in bfloat16. Runs
+keras and ONNX files of any size of patch.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,12 @@ if TYPE_CHECKING:
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def openvino_runner(weights: Weights, card: Card, precision: Precision) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What runs a patch (1, y, x, band) of a keras or ONNX file to (1, y, x, class). Its result is valid until the next call."""
+def openvino_runner(
+    weights: Weights, card: Card, precision: Precision
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """What runs a patch (1, y, x, band) of a keras or ONNX file to (1, y, x, class). Its result is
+    valid until the next call.
+    """
     import openvino
 
     where = weights.location
@@ -43,7 +49,9 @@ def openvino_runner(weights: Weights, card: Card, precision: Precision) -> Calla
             properties["INFERENCE_NUM_THREADS"] = threads()
         compiled = openvino.Core().compile_model(model, "CPU", properties)
     except RuntimeError as error:
-        raise WeightsError(f"OpenVINO cannot load {where}: {_reason(error)} Choose another engine.") from error
+        raise WeightsError(
+            f"OpenVINO cannot load {where}: {_reason(error)} Choose another engine."
+        ) from error
     if len(compiled.inputs) != 1:
         raise WeightsError(f"{where}: expected a network of one input; got {len(compiled.inputs)}.")
     otherwise: Layout = "first" if weights.suffix == ".onnx" else "last"
@@ -57,9 +65,13 @@ def openvino_runner(weights: Weights, card: Card, precision: Precision) -> Calla
         if weights.suffix != ".onnx":
             patch = split_pixels(patch, taken[-1] or 0)
         try:
-            output = request.infer([to_network(patch, source, dtype)], share_inputs=True, share_outputs=True)[0]
+            output = request.infer(
+                [to_network(patch, source, dtype)], share_inputs=True, share_outputs=True
+            )[0]
         except RuntimeError as error:
-            raise WeightsError(f"{where} cannot be run on a patch of {patch.shape}: {_reason(error)}") from error
+            raise WeightsError(
+                f"{where} cannot be run on a patch of {patch.shape}: {_reason(error)}"
+            ) from error
         return from_network(output, target, where)
 
     return run
@@ -78,7 +90,8 @@ def _converted(weights: Weights, precision: Precision) -> Any:
     if weights.suffix == ".onnx":
         return openvino.Core().read_model(io.BytesIO(load_onnx(weights)))
     function = frozen(weights, precision)
-    # `openvino.convert_model` would read the same graph node by node in Python, which takes seconds, and tell its makers of it.
+    # `openvino.convert_model` would read the same graph node by node in Python, which takes
+    # seconds, and tell its makers of it.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.pb")
         path.write_bytes(function.graph.as_graph_def().SerializeToString())

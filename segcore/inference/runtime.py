@@ -1,7 +1,9 @@
-"""The runtime of networks: TensorFlow and keras as this process wants them, quiet and with a set number of threads.
+"""The runtime of networks: TensorFlow and keras as this process wants them, quiet and with a set
+number of threads.
 
-TensorFlow writes notices to standard error while it is imported, below Python and before any of its switches for that works; and it takes its
-threads only before its first operation. So nobody imports it by himself: `import_tensorflow` and `import_keras` see to both.
+TensorFlow writes notices to standard error while it is imported, below Python and before any of its
+switches for that works; and it takes its threads only before its first operation. So nobody imports
+it by himself: `import_tensorflow` and `import_keras` see to both.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from segcore.errors import WeightsError
 LIBRARY_BYTES = 800_000_000
 """What TensorFlow and OpenVINO take in a process that has tried a network with both (measured)."""
 _NOTICE = re.compile(
-    rb"[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] |WARNING: All log messages before absl|To enable the following|INFO: |WARNING: "
+    rb"[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] |WARNING: All log messages before absl"
+    rb"|To enable the following|INFO: |WARNING: "
 )
 
 
@@ -41,7 +44,8 @@ _settings = _Settings()
 def set_threads(threads: int) -> None:
     """Lets every engine that this process opens from now on use so many threads.
 
-    TensorFlow takes the number only before its first operation in a process; what it has then stays.
+    TensorFlow takes the number only before its first operation in a process; what it has then
+    stays.
     """
     if threads < 1:
         raise ValueError(f"threads: expected at least one; got {threads}")
@@ -60,7 +64,9 @@ def import_tensorflow() -> Any:
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
     if importlib.util.find_spec("tensorflow") is None:
-        raise WeightsError("This file of weights needs TensorFlow, which is not installed: pip install tensorflow.")
+        raise WeightsError(
+            "This file of weights needs TensorFlow, which is not installed: pip install tensorflow."
+        )
     # For what it would write later, in this process and in those that it starts.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     with quiet():
@@ -74,13 +80,18 @@ def import_keras() -> Any:
     if importlib.util.find_spec("tensorflow") is not None:
         import_tensorflow()
     if importlib.util.find_spec("keras") is None:
-        raise WeightsError("This file of weights needs keras, which is not installed: pip install keras tensorflow.")
+        raise WeightsError(
+            "This file of weights needs keras, which is not installed: pip install keras "
+            "tensorflow."
+        )
     return importlib.import_module("keras")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps notices of TensorFlow and LiteRT off standard error; whatever else is written there follows at the end."""
+    """Keeps notices of TensorFlow and LiteRT off standard error; whatever else is written there
+    follows at the end.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as written:
@@ -116,7 +127,9 @@ def _set_up(tensorflow: Any) -> None:
 
 
 def _claimed(count: int) -> int:
-    """The first of so many GPUs that no other process of this user has claimed; the first of all where none is left."""
+    """The first of so many GPUs that no other process of this user has claimed; the first of all
+    where none is left.
+    """
     for number in range(count):
         if number not in _settings.claims:
             # By user: nobody may open another's file there.

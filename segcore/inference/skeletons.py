@@ -1,10 +1,12 @@
-"""Skeletons of Keras models: the same graph, in which what depends on a pixel, and nothing else, is greater than zero where the pixel is.
+"""Skeletons of Keras models: the same graph, in which what depends on a pixel, and nothing else, is
+greater than zero where the pixel is.
 
-Kernels become positive numbers, biases go, norms and non-linearities pass their input on, products become sums. Where it can be, each layer has one
-channel only: what a layer does across channels does not matter here, and a skeleton of one channel costs next to nothing.
+Kernels become positive numbers, biases go, norms and non-linearities pass their input on, products
+become sums. Where it can be, each layer has one channel only: what a layer does across channels
+does not matter here, and a skeleton of one channel costs next to nothing.
 
-Layers that look at the whole image (global pooling, norms over space, attention) leave their sign in `Skeleton.bounded`, and give zeros, so that the
-stride of the rest can be measured.
+Layers that look at the whole image (global pooling, norms over space, attention) leave their sign
+in `Skeleton.bounded`, and give zeros, so that the stride of the rest can be measured.
 """
 
 from __future__ import annotations
@@ -26,17 +28,24 @@ if TYPE_CHECKING:
 
 _CONVOLUTIONS = ("Conv2D", "Conv2DTranspose", "SeparableConv2D", "DepthwiseConv2D")
 _PASS = frozenset(
-    "Activation ActivityRegularization AlphaDropout BatchNormalization Dropout ELU GaussianDropout GaussianNoise Identity LeakyReLU "  # noqa: SIM905  as a list it would take a line for each name
+    # A list would take a line for each name.
+    "Activation ActivityRegularization AlphaDropout BatchNormalization Dropout ELU "  # noqa: SIM905
+    "GaussianDropout GaussianNoise Identity LeakyReLU "
     "Normalization PReLU ReLU Rescaling Softmax SpatialDropout2D "
     # Operations of keras.ops in a functional model.
-    "Absolute BatchNorm Cast Celu Clip Elu Exp Gelu GeluTanh HardSigmoid HardSilu HardTanh LeakyRelu LogSigmoid LogSoftmax "
+    "Absolute BatchNorm Cast Celu Clip Elu Exp Gelu GeluTanh HardSigmoid HardSilu HardTanh "
+    "LeakyRelu LogSigmoid LogSoftmax "
     "Negative Relu Relu6 Selu Sigmoid Silu Softplus Softsign Square Sqrt Tanh".split()
 )
 _SUMS = frozenset("Add Average Divide Maximum Minimum Multiply Subtract TrueDivide".split())  # noqa: SIM905
 _REDUCTIONS = frozenset("Amax Amin Max Mean Min Prod Std Sum Var".split())  # noqa: SIM905
-_NORMS = frozenset("GroupNormalization LayerNormalization RMSNormalization UnitNormalization".split())  # noqa: SIM905
+_NORMS = frozenset(
+    ["GroupNormalization", "LayerNormalization", "RMSNormalization", "UnitNormalization"]
+)
 _GLOBAL = frozenset("GlobalAveragePooling2D GlobalMaxPooling2D".split())  # noqa: SIM905
-_ATTENTION = frozenset("AdditiveAttention Attention GroupedQueryAttention MultiHeadAttention".split())  # noqa: SIM905
+_ATTENTION = frozenset(
+    ["AdditiveAttention", "Attention", "GroupedQueryAttention", "MultiHeadAttention"]
+)
 _SPACE = frozenset((1, 2))
 
 
@@ -50,7 +59,8 @@ class Skeleton:
 
 
 def reach_of(model: Any) -> Reach:
-    """The reach of a keras model (n, y, x, channels) to (n, y, x, scores). Raises `WeightsError` where it gives no scores for pixels.
+    """The reach of a keras model (n, y, x, channels) to (n, y, x, scores). Raises `WeightsError`
+    where it gives no scores for pixels.
 
     A model that cannot be taken apart (subclassed, or dense layers over space) has no finite halo.
     """
@@ -73,7 +83,9 @@ def reach_of(model: Any) -> Reach:
 
 
 def runner(model: Any) -> Network:
-    """A keras model as a function of arrays that raises `ValueError` for sizes that it does not take."""
+    """A keras model as a function of arrays that raises `ValueError` for sizes that it does not
+    take.
+    """
     import keras
 
     refusals = _refusals()
@@ -109,7 +121,13 @@ def _refusals() -> tuple[type[Exception], ...]:
         from tensorflow import errors
 
         # Aborted: what oneDNN says of maps without any pixel.
-        return (ValueError, TypeError, errors.InvalidArgumentError, errors.AbortedError, errors.UnimplementedError)
+        return (
+            ValueError,
+            TypeError,
+            errors.InvalidArgumentError,
+            errors.AbortedError,
+            errors.UnimplementedError,
+        )
     return (ValueError, TypeError, RuntimeError)
 
 
@@ -126,10 +144,16 @@ class _Builder:
         import keras
 
         if len(model.inputs) != 1 or len(model.outputs) != 1:
-            raise ValueError(f"expected one input and one output; got {len(model.inputs)} and {len(model.outputs)}")
+            raise ValueError(
+                f"expected one input and one output; got {len(model.inputs)} and "
+                f"{len(model.outputs)}"
+            )
         functional = keras.Model(model.inputs[0], model.outputs[0])
         return keras.models.clone_model(
-            functional, keras.Input(shape), clone_function=lambda layer: layer, call_function=self.call
+            functional,
+            keras.Input(shape),
+            clone_function=lambda layer: layer,
+            call_function=self.call,
         )
 
     def call(self, layer: Any, *arguments: Any, **options: Any) -> Any:
@@ -164,9 +188,17 @@ class _Builder:
         ]
 
     def _convolution(self, layer: Any, arguments: tuple[Any, ...]) -> Any:
-        config = {name: value for name, value in layer.get_config().items() if not name.endswith(("_regularizer", "_constraint"))}
+        config = {
+            name: value
+            for name, value in layer.get_config().items()
+            if not name.endswith(("_regularizer", "_constraint"))
+        }
         config |= {"activation": None, "use_bias": False, "dtype": "float32", "name": None}
-        if "dilation_rate" in config and type(layer).__name__ == "Conv2DTranspose" and config["dilation_rate"] == (1, 1):
+        if (
+            "dilation_rate" in config
+            and type(layer).__name__ == "Conv2DTranspose"
+            and config["dilation_rate"] == (1, 1)
+        ):
             config["dilation_rate"] = 1
         if self.thin:
             config |= {key: 1 for key in ("filters", "groups", "depth_multiplier") if key in config}
@@ -187,7 +219,9 @@ class _Builder:
         axes = getattr(layer, "axis", None)
         rank = len(arguments[0].shape)
         across = (
-            {axis % rank for axis in (axes if isinstance(axes, list | tuple) else [axes])} if axes is not None else set(_SPACE)
+            {axis % rank for axis in (axes if isinstance(axes, list | tuple) else [axes])}
+            if axes is not None
+            else set(_SPACE)
         )
         if type(layer).__name__ == "GroupNormalization" or across & _SPACE:
             self.unbounded = True
@@ -201,7 +235,11 @@ class _Builder:
             if axes is None
             else tuple(axis % rank for axis in (axes if isinstance(axes, list | tuple) else [axes]))
         )
-        return self._nothing(arguments[0], over, layer.keepdims) if _SPACE & set(over) else layer(*arguments)
+        return (
+            self._nothing(arguments[0], over, layer.keepdims)
+            if _SPACE & set(over)
+            else layer(*arguments)
+        )
 
     def _nothing(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
         import keras
@@ -224,7 +262,9 @@ class _Builder:
         return total
 
     def _fill(self, layer: Any) -> None:
-        """Positive kernels, so scaled that neither the middle of a deep network's field overflows nor its end underflows; no biases."""
+        """Positive kernels, so scaled that neither the middle of a deep network's field overflows
+        nor its end underflows; no biases.
+        """
         for weight in layer.weights:
             shape = tuple(weight.shape)
             if len(shape) < 2:

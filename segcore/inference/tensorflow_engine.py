@@ -1,13 +1,16 @@
 """TensorFlow as an engine.
 
-The network becomes one graph whose weights are constants, so that TensorFlow folds normalisation and activation into convolutions; any
-size of patch runs through the same graph. bfloat16 is left to TensorFlow's own rewriting of the folded graph; that is faster than a keras
-policy, which computes normalisations by themselves in float32. The rewriting would round the last scores and probabilities to eight bits, which
-makes ties and flips labels where two classes are near; so the last convolution is put beyond its reach, in float64, which costs nothing
-for so few channels, and the last activation is made of exponentials, which it leaves in float32.
+The network becomes one graph whose weights are constants, so that TensorFlow folds normalisation
+and activation into convolutions; any size of patch runs through the same graph. bfloat16 is left to
+TensorFlow's own rewriting of the folded graph; that is faster than a keras policy, which computes
+normalisations by themselves in float32. The rewriting would round the last scores and probabilities
+to eight bits, which makes ties and flips labels where two classes are near; so the last convolution
+is put beyond its reach, in float64, which costs nothing for so few channels, and the last
+activation is made of exponentials, which it leaves in float32.
 
-What costs most labels in bfloat16 is the rounding of the pixels themselves, to eight bits. They are handed over in two parts of eight bits each
-(`split_pixels`), for OpenVINO too; the first convolution, which is cheap, adds the two up.
+What costs most labels in bfloat16 is the rounding of the pixels themselves, to eight bits. They are
+handed over in two parts of eight bits each (`split_pixels`), for OpenVINO too; the first
+convolution, which is cheap, adds the two up.
 """
 
 from __future__ import annotations
@@ -48,7 +51,10 @@ def _exact_ending(model: Any) -> tuple[Any, Callable[[Any], Any]]:
     }
     if isinstance(last, keras.layers.Softmax) and last.axis == -1:
         finish, last = _softmax, model.layers[-2]
-        if last.output is not model.layers[-1].input or getattr(last, "activation", None) is not keras.activations.linear:
+        if (
+            last.output is not model.layers[-1].input
+            or getattr(last, "activation", None) is not keras.activations.linear
+        ):
             return model.layers[-1].input, finish
     elif getattr(last, "activation", None) in activations:
         finish = activations[last.activation]
@@ -67,25 +73,40 @@ def _with_split_pixels(network: Any) -> Any:
     """
     keras, pixels = import_keras(), network.inputs[0]
     try:
-        users = [layer for layer in network.layers[1:] if any(tensor is pixels for tensor in keras.tree.flatten(layer.input))]
+        users = [
+            layer
+            for layer in network.layers[1:]
+            if any(tensor is pixels for tensor in keras.tree.flatten(layer.input))
+        ]
     except (AttributeError, ValueError):  # a layer that is used in several places has no one input
         return network
     if not users or not all(
-        isinstance(layer, keras.layers.Conv2D) and layer.groups == 1 and layer.data_format == "channels_last" for layer in users
+        isinstance(layer, keras.layers.Conv2D)
+        and layer.groups == 1
+        and layer.data_format == "channels_last"
+        for layer in users
     ):
         return network
 
     def call(layer: Any, *arguments: Any, **options: Any) -> Any:
-        return _split_convolved(layer, arguments[0]) if any(layer is user for user in users) else layer(*arguments, **options)
+        return (
+            _split_convolved(layer, arguments[0])
+            if any(layer is user for user in users)
+            else layer(*arguments, **options)
+        )
 
     split = keras.Input((*pixels.shape[1:3], 2 * pixels.shape[-1]))
-    return keras.models.clone_model(network, split, clone_function=lambda layer: layer, call_function=call)
+    return keras.models.clone_model(
+        network, split, clone_function=lambda layer: layer, call_function=call
+    )
 
 
 def _split_convolved(layer: Any, pixels: Any) -> Any:
     ops = import_keras().ops
     kernel = np.concatenate([ops.convert_to_numpy(layer.kernel)] * 2, axis=2)
-    scores = ops.conv(pixels, kernel, list(layer.strides), layer.padding, layer.data_format, layer.dilation_rate)
+    scores = ops.conv(
+        pixels, kernel, list(layer.strides), layer.padding, layer.data_format, layer.dilation_rate
+    )
     if layer.use_bias:
         scores = scores + ops.convert_to_numpy(layer.bias)
     return layer.activation(scores)
@@ -94,8 +115,13 @@ def _split_convolved(layer: Any, pixels: Any) -> Any:
 def _convolved(layer: Any, features: Any) -> Any:
     """A convolution in float64, without its activation."""
     keras, tensorflow = import_keras(), import_tensorflow()
-    kernel, features = tensorflow.cast(layer.kernel, tensorflow.float64), tensorflow.cast(features, tensorflow.float64)
-    scores = keras.ops.conv(features, kernel, list(layer.strides), layer.padding, layer.data_format, layer.dilation_rate)
+    kernel, features = (
+        tensorflow.cast(layer.kernel, tensorflow.float64),
+        tensorflow.cast(features, tensorflow.float64),
+    )
+    scores = keras.ops.conv(
+        features, kernel, list(layer.strides), layer.padding, layer.data_format, layer.dilation_rate
+    )
     if layer.use_bias:
         scores += tensorflow.cast(layer.bias, tensorflow.float64)
     return tensorflow.cast(scores, tensorflow.float32)
@@ -111,7 +137,9 @@ def _sigmoid(logits: Any) -> Any:
     return 1 / (1 + import_tensorflow().exp(-logits))
 
 
-def tensorflow_runner(weights: Weights, precision: Precision) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+def tensorflow_runner(
+    weights: Weights, precision: Precision
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     """What runs a patch (1, y, x, band) of a keras file to (1, y, x, class)."""
     tensorflow, where = import_tensorflow(), weights.location
     function = frozen(weights, precision)
@@ -124,7 +152,8 @@ def tensorflow_runner(weights: Weights, precision: Precision) -> Callable[[NDArr
                 output = function(tensorflow.constant(patch))[0].numpy()
         except (tensorflow.errors.OpError, ValueError, TypeError) as error:
             raise WeightsError(
-                f"{where} cannot be run on a patch of {patch.shape}: {str(error).strip().splitlines()[0][:300]}"
+                f"{where} cannot be run on a patch of {patch.shape}: "
+                f"{str(error).strip().splitlines()[0][:300]}"
             ) from error
         return from_network(output, "last", where)
 
@@ -133,11 +162,14 @@ def tensorflow_runner(weights: Weights, precision: Precision) -> Callable[[NDArr
 
 @lru_cache(maxsize=1)
 def frozen(weights: Weights, precision: Precision) -> Any:
-    """The TensorFlow function of a keras file, its weights as constants: patches (n, y, x, band) float32 to scores float32, of whatever sizes
-    the network takes. The last one is kept, for the next engine of the same precision: to load a network takes longer than to run it.
+    """The TensorFlow function of a keras file, its weights as constants: patches (n, y, x, band)
+    float32 to scores float32, of whatever sizes the network takes. The last one is kept, for the
+    next engine of the same precision: to load a network takes longer than to run it.
     """
     import_tensorflow()
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2  # it is not exported elsewhere
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )  # it is not exported elsewhere
 
     return convert_variables_to_constants_v2(_traced(weights, precision))
 
@@ -145,7 +177,10 @@ def frozen(weights: Weights, precision: Precision) -> Any:
 def _traced(weights: Weights, precision: Precision) -> Any:
     keras = import_keras()
     if keras.backend.backend() != "tensorflow":
-        raise WeightsError(f"keras runs on {keras.backend.backend()} here; maskloom segments on TensorFlow. Unset KERAS_BACKEND.")
+        raise WeightsError(
+            f"keras runs on {keras.backend.backend()} here; maskloom segments on TensorFlow. Unset "
+            "KERAS_BACKEND."
+        )
     tensorflow = import_tensorflow()
     model = load_keras(weights)
     # Networks that are classes of their own may have neither.
@@ -153,7 +188,8 @@ def _traced(weights: Weights, precision: Precision) -> Any:
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or len(outputs) != 1:
         shapes = [tuple(tensor.shape) for tensor in inputs]
         raise WeightsError(
-            f"{weights.location}: expected one input (patch, y, x, band) and one output; got inputs {shapes} and {len(outputs)} outputs."
+            f"{weights.location}: expected one input (patch, y, x, band) and one output; got "
+            f"inputs {shapes} and {len(outputs)} outputs."
         )
     before, finish = _ending(model) if precision == "float32" else _exact_ending(model)
     flat, dtype = keras.Model(inputs[0], before), tensorflow.as_dtype(inputs[0].dtype)
@@ -162,23 +198,34 @@ def _traced(weights: Weights, precision: Precision) -> Any:
 
     def scores(patches: Any) -> Any:
         if dtype.is_integer:
-            patches = tensorflow.clip_by_value(tensorflow.round(patches), float(dtype.min), float(dtype.max))
-        return finish(tensorflow.cast(flat(tensorflow.cast(patches, dtype), training=False), tensorflow.float32))
+            patches = tensorflow.clip_by_value(
+                tensorflow.round(patches), float(dtype.min), float(dtype.max)
+            )
+        return finish(
+            tensorflow.cast(
+                flat(tensorflow.cast(patches, dtype), training=False), tensorflow.float32
+            )
+        )
 
     try:
         return tensorflow.function(
-            scores, input_signature=[tensorflow.TensorSpec(flat.inputs[0].shape, tensorflow.float32)], autograph=False
+            scores,
+            input_signature=[tensorflow.TensorSpec(flat.inputs[0].shape, tensorflow.float32)],
+            autograph=False,
         ).get_concrete_function()
     except (tensorflow.errors.OpError, ValueError, TypeError) as error:
         raise WeightsError(
-            f"{weights.location} cannot be run on images of any size: {str(error).strip().splitlines()[0][:300]} "
+            f"{weights.location} cannot be run on images of any size: "
+            f"{str(error).strip().splitlines()[0][:300]} "
             "Give its input a fixed height and width."
         ) from error
 
 
 @contextmanager
 def _rewriting(tensorflow: Any, precision: Precision) -> Iterator[None]:
-    """Lets TensorFlow rewrite what runs inside to a precision; other graphs of the process stay as they are."""
+    """Lets TensorFlow rewrite what runs inside to a precision; other graphs of the process stay as
+    they are.
+    """
     optimizer = tensorflow.config.optimizer
     before = optimizer.get_experimental_options().get(_MIXED, False)
     wanted = precision == "bfloat16"

@@ -1,7 +1,8 @@
 """Weights: a file of a trained network, known by its digest.
 
-The digest is taken when the recipe is read and checked whenever the file is loaded, so that all workers run the same network and nobody can
-exchange it behind a run's back. Weights that come with the package are called by name.
+The digest is taken when the recipe is read and checked whenever the file is loaded, so that all
+workers run the same network and nobody can exchange it behind a run's back. Weights that come with
+the package are called by name.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Weights:
     """A file of weights, and the digest that it must have."""
 
     location: str = field(compare=False)
-    """Name of packaged weights, a path or an fsspec URI. Another place of the same bytes changes nothing."""
+    """Name of packaged weights, a path or an fsspec URI. Another place of the same bytes changes
+    nothing.
+    """
     sha256: str
     trust: bool = False
     """Whether the user vouches for a file that can run code of its own when loaded."""
@@ -45,17 +48,22 @@ class Weights:
         return name[name.rfind(".") :].lower() if "." in name else ""
 
     def read(self) -> bytes:
-        """The bytes of the file. Raises `WeightsError` where they are gone or others than when the run began."""
+        """The bytes of the file. Raises `WeightsError` where they are gone or others than when the
+        run began.
+        """
         content = _read(self.location)
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise WeightsError(
-                f"{self.location} was changed: expected the digest {self.sha256[:12]}..., got {hashlib.sha256(content).hexdigest()[:12]}.... "
+                f"{self.location} was changed: expected the digest {self.sha256[:12]}..., got "
+                f"{hashlib.sha256(content).hexdigest()[:12]}.... "
                 "Put the file back, or start again with the new one."
             )
         return content
 
     def card(self) -> Card | None:
-        """The card beside the file; None where there is none. Raises `WeightsError` where it is broken or belongs to another file."""
+        """The card beside the file; None where there is none. Raises `WeightsError` where it is
+        broken or belongs to another file.
+        """
         packaged = _packaged(self.location)
         if packaged is not None:
             where = str(packaged[1])
@@ -70,7 +78,8 @@ class Weights:
         card = Card.load(content, where)
         if card.sha256 != self.sha256:
             raise WeightsError(
-                f"{where} belongs to other weights than {self.location}: it says {card.sha256[:12]}..., the file is {self.sha256[:12]}.... "
+                f"{where} belongs to other weights than {self.location}: it says "
+                f"{card.sha256[:12]}..., the file is {self.sha256[:12]}.... "
                 "Put the two files of one training side by side, or remove the card."
             )
         return card
@@ -79,7 +88,9 @@ class Weights:
 def packaged_names() -> list[str]:
     """Names of the weights that come with the package."""
     return sorted(
-        entry.name.removesuffix(".keras") for entry in resources.files(_PACKAGE).iterdir() if entry.name.endswith(".keras")
+        entry.name.removesuffix(".keras")
+        for entry in resources.files(_PACKAGE).iterdir()
+        if entry.name.endswith(".keras")
     )
 
 
@@ -90,7 +101,11 @@ def is_packaged(location: str) -> bool:
 
 def file_name(location: str) -> str:
     """The name of the file at a location, without its folders."""
-    return f"{location}.keras" if is_packaged(location) else location.replace("\\", "/").rsplit("/", 1)[-1]
+    return (
+        f"{location}.keras"
+        if is_packaged(location)
+        else location.replace("\\", "/").rsplit("/", 1)[-1]
+    )
 
 
 def _packaged(location: str) -> tuple[Traversable, Traversable] | None:
@@ -111,6 +126,7 @@ def _read(location: str) -> bytes:
     except (FileNotFoundError, StoreError) as error:
         known = ", ".join(packaged_names())
         raise WeightsError(
-            f"weights: {location} cannot be read ({error}), and no weights of that name come with maskloom ({known}). "
+            f"weights: {location} cannot be read ({error}), and no weights of that name come with "
+            f"maskloom ({known}). "
             f"Give a file ending in {', '.join(SUFFIXES)}, or one of these names."
         ) from error

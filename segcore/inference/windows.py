@@ -1,14 +1,19 @@
-"""Blended windows: for networks whose pixels may depend on the whole image (global pooling, norms over space), or reach too far.
+"""Blended windows: for networks whose pixels may depend on the whole image (global pooling, norms
+over space), or reach too far.
 
-Windows of one size lie over the image on a lattice that starts at its origin, each half a window after the one before; the last one is moved
-back so that it ends with the image. A pixel's scores are the mean of those of the windows that it lies in, each weighted by its place there: from
-a window to the next the weight passes over smoothly (a squared sine).
+Windows of one size lie over the image on a lattice that starts at its origin, each half a window
+after the one before; the last one is moved back so that it ends with the image. A pixel's scores
+are the mean of those of the windows that it lies in, each weighted by its place there: from a
+window to the next the weight passes over smoothly (a squared sine).
 
-Class ids cannot be averaged: for networks that give nothing else, a pixel has the id of the window that it lies deepest in (`seams`).
+Class ids cannot be averaged: for networks that give nothing else, a pixel has the id of the window
+that it lies deepest in (`seams`).
 
-Weights are whole multiples of 2**-12 along each axis, so that their products are exact in float32 and add up to exactly 1 at every pixel; nothing
-is ever normalised. Windows, weights and the order of the sum depend on the image alone, so every tiling gives the same bits. That
-equals no run of the network on the whole image, for which there may be no memory at all: the result is one of these windows.
+Weights are whole multiples of 2**-12 along each axis, so that their products are exact in float32
+and add up to exactly 1 at every pixel; nothing is ever normalised. Windows, weights and the order
+of the sum depend on the image alone, so every tiling gives the same bits. That equals no run of the
+network on the whole image, for which there may be no memory at all: the result is one of these
+windows.
 """
 
 from __future__ import annotations
@@ -59,14 +64,17 @@ class Windowing:
     side: int = 512
     """Side of a window; rounded up to twice the stride. A network of one fixed size has its own."""
     seams: Seams = "blended"
-    """How a pixel passes from a window to the next: by weights, or in one step. Class ids must be cut, their mean is another class."""
+    """How a pixel passes from a window to the next: by weights, or in one step. Class ids must be
+    cut, their mean is another class.
+    """
 
     def __post_init__(self) -> None:
         if self.side < 1:
             raise ValueError(f"side: expected at least one pixel; got {self.side}")
         if min(self.sides) < 1:
             raise ValueError(
-                f"A network that takes {self.reach.fixed} pixels and cuts off {self.reach.margin} at each side gives none."
+                f"A network that takes {self.reach.fixed} pixels and cuts off {self.reach.margin} "
+                "at each side gives none."
             )
 
     @property
@@ -79,12 +87,16 @@ class Windowing:
 
     @property
     def halo(self) -> int:
-        """Pixels that a tile must see around its core, whatever the tile's size, so that the windows of all its pixels are whole."""
+        """Pixels that a tile must see around its core, whatever the tile's size, so that the
+        windows of all its pixels are whole.
+        """
         slack = 0 if self.reach.fixed is not None else self.reach.stride - 1
         return max(self.sides) - 1 + self.reach.margin + slack
 
     def windows(self, axis: int, size: int) -> list[Window]:
-        """All windows along an axis of an image of `size` pixels. Their weights add up to 1 at each of its pixels."""
+        """All windows along an axis of an image of `size` pixels. Their weights add up to 1 at each
+        of its pixels.
+        """
         reach = self.reach
         end = round_up(size, reach.stride)
         side = self.sides[axis] if reach.fixed is not None else min(self.sides[axis], end)
@@ -93,23 +105,38 @@ class Windowing:
         length = side + 2 * reach.margin
         if reach.fixed is None:
             length += (reach.residue - length) % reach.stride
-        rises = [_rise(before + side - start, step, self.seams) for before, start in pairwise(starts)]
+        rises = [
+            _rise(before + side - start, step, self.seams) for before, start in pairwise(starts)
+        ]
         windows = []
         for i, start in enumerate(starts):
             weights = np.full(side, _UNIT, np.int32)
             if i > 0:
                 weights[: len(rises[i - 1])] = rises[i - 1]
             if i < len(rises):
-                # What the next window takes is what this one gives up: the sum is whole, whatever the rounding.
+                # What the next window takes is what this one gives up: the sum is whole, whatever
+                # the rounding.
                 weights[starts[i + 1] - start :] -= rises[i]
-            windows.append(Window(start, start + side, start - reach.margin, length, (weights / _UNIT).astype(np.float32)))
+            windows.append(
+                Window(
+                    start,
+                    start + side,
+                    start - reach.margin,
+                    length,
+                    (weights / _UNIT).astype(np.float32),
+                )
+            )
         return windows
 
 
-def core_scores(block: Block, windowing: Windowing, prepare: Prepare, engine: Engine) -> Iterator[Piece]:
-    """Blended scores of a tile's core, band by band from above: where in the core, and scores (y, x, k) that are valid until the next.
+def core_scores(
+    block: Block, windowing: Windowing, prepare: Prepare, engine: Engine
+) -> Iterator[Piece]:
+    """Blended scores of a tile's core, band by band from above: where in the core, and scores (y,
+    x, k) that are valid until the next.
 
-    Bands without any valid pixel may be left out; scores of invalid pixels mean nothing. Raises `WeightsError` as `patches.core_scores`.
+    Bands without any valid pixel may be left out; scores of invalid pixels mean nothing. Raises
+    `WeightsError` as `patches.core_scores`.
     """
     from segcore.kernels.scores import add_weighted
 
@@ -129,24 +156,40 @@ def core_scores(block: Block, windowing: Windowing, prepare: Prepare, engine: En
         top, bottom = max(row.start, core.start[0]), min(row.stop, core.stop[0])
         for column in columns:
             left, right = max(column.start, core.start[1]), min(column.stop, core.stop[1])
-            if not valid[top - core.start[0] : bottom - core.start[0], left - core.start[1] : right - core.start[1]].any():
+            if not valid[
+                top - core.start[0] : bottom - core.start[0],
+                left - core.start[1] : right - core.start[1],
+            ].any():
                 continue
             scores = scores_of(
-                block, (row.first, column.first), (row.length, column.length), windowing.reach.margin, prepare, engine
+                block,
+                (row.first, column.first),
+                (row.length, column.length),
+                windowing.reach.margin,
+                prepare,
+                engine,
             )
             band = _grown(band, bottom - top, scores.shape[-1])
-            inner = slice(top - row.start, bottom - row.start), slice(left - column.start, right - column.start)
+            inner = (
+                slice(top - row.start, bottom - row.start),
+                slice(left - column.start, right - column.start),
+            )
             part = band[:, left - core.start[1] : right - core.start[1]]
             add_weighted(scores[inner], row.weights[inner[0]], column.weights[inner[1]], part)
         band = _grown(band, bottom - top, band.shape[-1])
         done = max(top, min(rows[i + 1].start, bottom)) if i + 1 < len(rows) else bottom
         if band.shape[-1] and done > top:
-            yield (slice(top - core.start[0], done - core.start[0]), slice(0, width)), band[: done - top]
+            yield (
+                (slice(top - core.start[0], done - core.start[0]), slice(0, width)),
+                band[: done - top],
+            )
         band = band[done - top :]
 
 
 def _rise(overlap: int, step: int, seams: Seams) -> NDArray[np.int32]:
-    """Weights of a window over its overlap with the one before: 0, then a squared sine over at most `step` pixels or one step, then all."""
+    """Weights of a window over its overlap with the one before: 0, then a squared sine over at most
+    `step` pixels or one step, then all.
+    """
     length = min(step, overlap)
     before = (overlap - length) // 2
     places = np.clip((np.arange(overlap) - before + 0.5) / length, 0, 1)
@@ -156,7 +199,9 @@ def _rise(overlap: int, step: int, seams: Seams) -> NDArray[np.int32]:
 
 
 def _grown(band: NDArray[np.float32], height: int, classes: int) -> NDArray[np.float32]:
-    """The band with rows of zeros added below up to a height. One of no classes yet is zeros altogether."""
+    """The band with rows of zeros added below up to a height. One of no classes yet is zeros
+    altogether.
+    """
     if band.shape == (height, band.shape[1], classes):
         return band
     grown = np.zeros((height, band.shape[1], classes), np.float32)

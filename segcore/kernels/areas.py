@@ -1,4 +1,6 @@
-"""Loops over the pixels of a tile for their areas. In strict arithmetic or whole numbers, so every cut into tiles gives the same bits."""
+"""Loops over the pixels of a tile for their areas. In strict arithmetic or whole numbers, so every
+cut into tiles gives the same bits.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,9 @@ def _value(line, u):  # type: ignore[no-untyped-def]
 def fill_cells(out, origin, cells):  # type: ignore[no-untyped-def]
     """Write the values of polynomials into the part of `out` that their cells cover.
 
-    `out` starts at the pixel `origin` of the raster; `cells` are (size, corners, polynomials). Cell i covers `size` x `size`
-    pixels from `corners[i]`; its value at the centre of a pixel is the sum of `polynomials[i, j, k] * v**j * u**k`, where v
-    and u run from -1 to 1 across the cell.
+    `out` starts at the pixel `origin` of the raster; `cells` are (size, corners, polynomials). Cell
+    i covers `size` x `size` pixels from `corners[i]`; its value at the centre of a pixel is the sum
+    of `polynomials[i, j, k] * v**j * u**k`, where v and u run from -1 to 1 across the cell.
     """
     (top, left), (size, corners, polynomials) = origin, cells
     line, step = np.zeros(7), 1.0 / size
@@ -54,13 +56,16 @@ def fill_cells(out, origin, cells):  # type: ignore[no-untyped-def]
 
 @exactly
 def _length(polynomial, size):  # type: ignore[no-untyped-def]
-    """Pixels of a row, a power of two, over which a parabola through three points is as good as the polynomial."""
+    """Pixels of a row, a power of two, over which a parabola through three points is as good as the
+    polynomial.
+    """
     third = 0.0
     for j in range(len(polynomial)):
         for k in range(3, len(polynomial)):
             third += k * (k - 1) * (k - 2) * abs(polynomial[j, k])
     length = min(size, _LONGEST)
-    # A parabola through three points, each h from the next, is off by at most h**3 / (9 * sqrt(3)) of the third derivative.
+    # A parabola through three points, each h from the next, is off by at most h**3 / (9 * sqrt(3))
+    # of the third derivative.
     while length > 1 and third * (length / size) ** 3 > 15.5 * _NEGLIGIBLE * abs(polynomial[0, 0]):
         length //= 2
     return length if length >= _SHORTEST else 1
@@ -68,19 +73,27 @@ def _length(polynomial, size):  # type: ignore[no-untyped-def]
 
 @exactly
 def _parabola(line, first, length, size):  # type: ignore[no-untyped-def]
-    """Whole numbers q with about q[0] + q[1] * x + q[2] * x**2 for pixel first + x of a cell's row, and the greater end."""
+    """Whole numbers q with about q[0] + q[1] * x + q[2] * x**2 for pixel first + x of a cell's row,
+    and the greater end.
+    """
     last, step = length - 1, 1.0 / size
     u = (2 * first + 1) * step - 1.0
-    begin, middle, end = _value(line, u), _value(line, u + last * step), _value(line, u + 2 * last * step)
+    begin, middle, end = (
+        _value(line, u),
+        _value(line, u + last * step),
+        _value(line, u + 2 * last * step),
+    )
     second = np.rint(2.0 * (begin - 2.0 * middle + end) / (last * last))
-    # The slope makes up for what the rounding took, so that the error is next to nothing at both ends.
+    # The slope makes up for what the rounding took, so that the error is next to nothing at both
+    # ends.
     slope = np.rint((end - begin) / last - second * last)
     return (np.int64(np.rint(begin)), np.int64(slope), np.int64(second)), max(begin, end)
 
 
 @exactly
 def _add_long(row, place, q, first, sums):  # type: ignore[no-untyped-def]
-    """Add the pixels of `row`, whose first is pixel `first` of the parabola `q`: a single addition for each.
+    """Add the pixels of `row`, whose first is pixel `first` of the parabola `q`: a single addition
+    for each.
 
     It adds 1, x and x**2 at once, in bits of their own.
     """
@@ -101,12 +114,16 @@ def _add_long(row, place, q, first, sums):  # type: ignore[no-untyped-def]
             rest = n * (q[0] & _LOW) + linear * (q[1] & _LOW) + squares * (q[2] & _LOW)
             sums[0, i] += n
             sums[1, i] += rest & _LOW
-            sums[2, i] += n * (q[0] >> 32) + linear * (q[1] >> 32) + squares * (q[2] >> 32) + (rest >> 32)
+            sums[2, i] += (
+                n * (q[0] >> 32) + linear * (q[1] >> 32) + squares * (q[2] >> 32) + (rest >> 32)
+            )
 
 
 @exactly
 def _add_short(row, place, q, first, sums):  # type: ignore[no-untyped-def]
-    """What `_add_long` does, pixel by pixel: for so few pixels, or so many classes, that its tables do not pay."""
+    """What `_add_long` does, pixel by pixel: for so few pixels, or so many classes, that its tables
+    do not pay.
+    """
     for t in range(len(row)):
         i, x = place[row[t]], first + t
         amount = q[0] + x * (q[1] + x * q[2])
@@ -126,7 +143,9 @@ def _add(row, place, q, first, sums):  # type: ignore[no-untyped-def]
 
 @exactly
 def _add_parabolas(row, place, line, part, sums):  # type: ignore[no-untyped-def]
-    """Add the pixels of `row`, a part of a row of a cell, by a parabola for each `length` pixels of the cell."""
+    """Add the pixels of `row`, a part of a row of a cell, by a parabola for each `length` pixels of
+    the cell.
+    """
     first, length, size = part
     greatest, stop = 0.0, first + len(row)
     for origin in range(first // length * length, stop, length):
@@ -153,12 +172,14 @@ def _add_pixels(row, place, line, part, sums):  # type: ignore[no-untyped-def]
 
 @exactly
 def sum_cells(values, place, origin, cells, scale, sums):  # type: ignore[no-untyped-def]
-    """Count labels, and add up the areas of their pixels in whole quanta; returns the greatest area in quanta.
+    """Count labels, and add up the areas of their pixels in whole quanta; returns the greatest area
+    in quanta.
 
-    `values` starts at the pixel `origin` of the raster; `cells` as for `fill_cells`, `place` and `sums` as for `sum_rows`;
-    `scale` is the number of quanta in a unit. The rows of a cell are cut into parts of one length, over which parabolas with
-    whole coefficients stand for the polynomial; where it varies too fast, each pixel is rounded for itself. Parts and
-    coefficients depend on the cell alone, never on `values`. Sums are void if the greatest area is above 2**62.
+    `values` starts at the pixel `origin` of the raster; `cells` as for `fill_cells`, `place` and
+    `sums` as for `sum_rows`; `scale` is the number of quanta in a unit. The rows of a cell are cut
+    into parts of one length, over which parabolas with whole coefficients stand for the polynomial;
+    where it varies too fast, each pixel is rounded for itself. Parts and coefficients depend on the
+    cell alone, never on `values`. Sums are void if the greatest area is above 2**62.
     """
     (top, left), (size, corners, polynomials) = origin, cells
     greatest, line = 0.0, np.zeros(7)
@@ -169,7 +190,10 @@ def sum_cells(values, place, origin, cells, scale, sums):  # type: ignore[no-unt
         for y in range(max(first_row, top), min(first_row + size, top + values.shape[0])):
             _line(polynomials[i], (2 * (y - first_row) + 1) / size - 1.0, line)
             line *= scale
-            row, part = values[y - top, begin - left : end - left], (begin - first_column, length, size)
+            row, part = (
+                values[y - top, begin - left : end - left],
+                (begin - first_column, length, size),
+            )
             if length > 1:
                 area = _add_parabolas(row, place, line, part, sums)
             else:
@@ -182,8 +206,8 @@ def sum_cells(values, place, origin, cells, scale, sums):  # type: ignore[no-unt
 def sum_rows(values, place, amounts, sums):  # type: ignore[no-untyped-def]
     """Count labels, and add up an amount that is the same for all pixels of a row.
 
-    `place[label]` is the label's place in the sums; `amounts` holds a whole number a row. `sums` has the counts in its first
-    row; a sum of amounts is `sums[2] * 2**32 + sums[1]`.
+    `place[label]` is the label's place in the sums; `amounts` holds a whole number a row. `sums`
+    has the counts in its first row; a sum of amounts is `sums[2] * 2**32 + sums[1]`.
     """
     for y in range(values.shape[0]):
         for start in range(0, values.shape[1], _LONGEST):

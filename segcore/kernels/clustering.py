@@ -1,7 +1,8 @@
 """Compiled loops that fit clusters.
 
-Each call handles one chunk of the values and writes sums of its own. The caller cuts the values into chunks by their number
-alone and adds the sums in order, so that results do not depend on the number of threads.
+Each call handles one chunk of the values and writes sums of its own. The caller cuts the values
+into chunks by their number alone and adds the sums in order, so that results do not depend on the
+number of threads.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def _log(y):  # type: ignore[no-untyped-def]
 
 @exactly
 def cell_sums(starts, colours, weights, sums):  # type: ignore[no-untyped-def]
-    """Sums (w, r, g, b, rr + gg + bb) of the colours from each start to the next: whole numbers, exact."""
+    """Sums (w, r, g, b, rr + gg + bb) of the colours from each start to the next: whole numbers,
+    exact.
+    """
     for cell in range(starts.size - 1):
         for i in range(starts[cell], starts[cell + 1]):
             w = weights[i]
@@ -86,7 +89,8 @@ def cell_sums(starts, colours, weights, sums):  # type: ignore[no-untyped-def]
 
 @exactly
 def _candidates(corner, centres, scale, found):  # type: ignore[no-untyped-def]
-    """Centres that own a colour of the cell at `corner`, in order; returns their number (Kanungo et al. 2002).
+    """Centres that own a colour of the cell at `corner`, in order; returns their number (Kanungo et
+    al. 2002).
 
     `scale` is what differences along each channel are multiplied by.
     """
@@ -94,7 +98,9 @@ def _candidates(corner, centres, scale, found):  # type: ignore[no-untyped-def]
     for k in range(centres.shape[0]):
         square = 0.0
         for channel in range(3):
-            square += ((corner[channel] + 0.5 * (_CELL_SIDE - 1) - centres[k, channel]) * scale[channel]) ** 2
+            square += (
+                (corner[channel] + 0.5 * (_CELL_SIDE - 1) - centres[k, channel]) * scale[channel]
+            ) ** 2
         if square < least:
             nearest, least = k, square
     n = 0
@@ -114,10 +120,11 @@ def _candidates(corner, centres, scale, found):  # type: ignore[no-untyped-def]
 
 @exactly
 def lloyd_cells(chunk, cells, colours, weights, measure, sums):  # type: ignore[no-untyped-def]
-    """One step of k-means over the cells of `chunk`: (w, r, g, b) of the colours nearest to each centre, exact.
+    """One step of k-means over the cells of `chunk`: (w, r, g, b) of the colours nearest to each
+    centre, exact.
 
-    `cells` is (starts, corners, sums of each cell). Cells that one centre owns are added whole. `measure` is (centres, scale): what
-    differences along each channel are multiplied by.
+    `cells` is (starts, corners, sums of each cell). Cells that one centre owns are added whole.
+    `measure` is (centres, scale): what differences along each channel are multiplied by.
     """
     starts, corners, cell_totals = cells
     centres, scale = measure
@@ -147,7 +154,8 @@ def lloyd_cells(chunk, cells, colours, weights, measure, sums):  # type: ignore[
 
 @exactly
 def lloyd_points(chunk, x, weights, measure, sums):  # type: ignore[no-untyped-def]
-    """One step of k-means over the values of `chunk`, x (channels, n): weight, sums by channel and inertia of each centre.
+    """One step of k-means over the values of `chunk`, x (channels, n): weight, sums by channel and
+    inertia of each centre.
 
     `measure` is (centres, scale): what differences along each channel are multiplied by.
     """
@@ -199,7 +207,9 @@ def _log_probabilities(x, component, out):  # type: ignore[no-untyped-def]
 
 @exactly
 def _dot(a, b):  # type: ignore[no-untyped-def]
-    """Sum of a * b over a batch, in eight fixed parts: the processor adds them at once and no compiler may reorder them."""
+    """Sum of a * b over a batch, in eight fixed parts: the processor adds them at once and no
+    compiler may reorder them.
+    """
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
     for p in range(0, BATCH, 8):
         s0 += a[p] * b[p]
@@ -215,7 +225,9 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 @exactly
 def _load_batch(x, weights, units, part, batch):  # type: ignore[no-untyped-def]
-    """The (start, number) `part` of x, `batch` being weights and rows: below the first row the values in `units` and their products i <= j."""
+    """The (start, number) `part` of x, `batch` being weights and rows: below the first row the
+    values in `units` and their products i <= j.
+    """
     start, n = part
     origin, scale = units
     weight, rows = batch
@@ -237,7 +249,9 @@ def _load_batch(x, weights, units, part, batch):  # type: ignore[no-untyped-def]
 
 @exactly
 def _responsibilities(weight, score, top, total):  # type: ignore[no-untyped-def]
-    """Turn log-probabilities (components, batch) into weighted responsibilities; `top` becomes the log-likelihoods."""
+    """Turn log-probabilities (components, batch) into weighted responsibilities; `top` becomes the
+    log-likelihoods.
+    """
     components = score.shape[0]
     for p in range(BATCH):
         top[p] = score[0, p]
@@ -261,14 +275,16 @@ def _responsibilities(weight, score, top, total):  # type: ignore[no-untyped-def
 def expect(chunk, data, units, mixture, sums):  # type: ignore[no-untyped-def]
     """The expectation step over the values of `chunk`: returns the sum of weighted log-likelihoods.
 
-    `data` is (values, weights), `mixture` (constants, means, factors) in `units`: values less an origin, times a scale by channel. Adds to
-    `sums` (components, 1 + c + c (c + 1) / 2) what each component is responsible for: weight, weighted values, and weighted products of values
-    i <= j, in these units too.
+    `data` is (values, weights), `mixture` (constants, means, factors) in `units`: values less an
+    origin, times a scale by channel. Adds to `sums` (components, 1 + c + c (c + 1) / 2) what each
+    component is responsible for: weight, weighted values, and weighted products of values i <= j,
+    in these units too.
     """
     x, weights = data
     constants, means, factors = mixture
     components = constants.size
-    # Rows: one, the values, and their products. Columns beyond the last value of a chunk have no weight.
+    # Rows: one, the values, and their products. Columns beyond the last value of a chunk have no
+    # weight.
     rows = np.ones((sums.shape[1], BATCH))
     score = np.empty((components, BATCH))
     weight, top, total = np.empty(BATCH), np.empty(BATCH), np.empty(BATCH)
@@ -287,7 +303,8 @@ def expect(chunk, data, units, mixture, sums):  # type: ignore[no-untyped-def]
 
 @exactly
 def posteriors(pixels, scorer, diagonal, out):  # type: ignore[no-untyped-def]
-    """Probability of each component (columns of `out`) for each row of `pixels` (n, channels), scored as by `label_pixels`.
+    """Probability of each component (columns of `out`) for each row of `pixels` (n, channels),
+    scored as by `label_pixels`.
 
     Where a pixel is not finite all are equally probable.
     """

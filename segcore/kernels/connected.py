@@ -1,8 +1,9 @@
 """Compiled loops of connected parts.
 
-A raster is taken as lines of runs of equal code; code 0 is left out. Runs are joined by disjoint sets whose root is always the smallest
-member, so parts come out in the order of their first pixels (two passes with union-find on runs: He, Chao, Suzuki 2008; Wu, Otoo, Suzuki
-2009). Images are volumes of one layer. Codes and `full` are those of `_joining_kernels`.
+A raster is taken as lines of runs of equal code; code 0 is left out. Runs are joined by disjoint
+sets whose root is always the smallest member, so parts come out in the order of their first pixels
+(two passes with union-find on runs: He, Chao, Suzuki 2008; Wu, Otoo, Suzuki 2009). Images are
+volumes of one layer. Codes and `full` are those of `_joining_kernels`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from segcore.kernels.disjoint import unite
 from segcore.kernels.joining import HOLE, NO_DATA, both
 
 _SHORT = 8
-"""Pixels that are painted at once, most runs of noise being shorter: what is too much is painted over by the next run."""
+"""Pixels that are painted at once, most runs of noise being shorter: what is too much is painted
+over by the next run.
+"""
 
 
-# ---- runs ----------------------------------------------------------------------------------------------------------
+# ---- runs
+# --------------------------------------------------------------------------------------------------
 
 
 @exactly
@@ -35,14 +39,17 @@ def count_changes(lines):  # type: ignore[no-untyped-def]
 
 @exactly
 def _find_starts(line, changed, words, starts, n):  # type: ignore[no-untyped-def]
-    """Write where values change to `starts`, from place n on; returns the place behind the last. `words` are `changed`, 8 at a time."""
+    """Write where values change to `starts`, from place n on; returns the place behind the last.
+    `words` are `changed`, 8 at a time.
+    """
     for x in range(1, line.size):
         changed[x] = line[x] != line[x - 1]
     place = np.uint64(n)
     for at in range(words.size):
         if words[at] != 0:
             for x in range(8 * at, 8 * at + 8):
-                # Written always, kept where there is a change: quicker than a jump that cannot be foreseen.
+                # Written always, kept where there is a change: quicker than a jump that cannot be
+                # foreseen.
                 starts[place] = x
                 place += np.uint64(changed[x])
     return np.int64(place)
@@ -50,7 +57,8 @@ def _find_starts(line, changed, words, starts, n):  # type: ignore[no-untyped-de
 
 @exactly
 def find_runs(lines, table, starts, stops, codes):  # type: ignore[no-untyped-def]
-    """Runs of equal `table[value]` but 0, into the three arrays; returns the first run of each line, and their number.
+    """Runs of equal `table[value]` but 0, into the three arrays; returns the first run of each
+    line, and their number.
 
     The arrays have room for as many runs as there are changes and lines, and 9 more.
     """
@@ -82,7 +90,8 @@ def find_runs(lines, table, starts, stops, codes):  # type: ignore[no-untyped-de
 
 @exactly
 def _tie(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
-    """Join the runs of two lines, from one to before another each. Runs of holes, of classes join below a `limit` of their distance.
+    """Join the runs of two lines, from one to before another each. Runs of holes, of classes join
+    below a `limit` of their distance.
 
     The distance is 0 at a corner, negative where they overlap.
     """
@@ -95,11 +104,23 @@ def _tie(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
         if codes[i] == codes[j] and distance < (of_holes if codes[i] == HOLE else of_classes):
             unite(parent, i, j)
         if mixed and i_stop == j_stop:
-            # Only where both stop together, runs of other codes behind them, do runs meet that are not compared otherwise.
-            next_i, next_j = i + 1 < i_end and starts[i + 1] == i_stop, j + 1 < j_end and starts[j + 1] == j_stop
-            if next_j and codes[j + 1] == codes[i] and (of_holes if codes[i] == HOLE else of_classes) > 0:
+            # Only where both stop together, runs of other codes behind them, do runs meet that are
+            # not compared otherwise.
+            next_i, next_j = (
+                i + 1 < i_end and starts[i + 1] == i_stop,
+                j + 1 < j_end and starts[j + 1] == j_stop,
+            )
+            if (
+                next_j
+                and codes[j + 1] == codes[i]
+                and (of_holes if codes[i] == HOLE else of_classes) > 0
+            ):
                 unite(parent, i, j + 1)
-            if next_i and codes[i + 1] == codes[j] and (of_holes if codes[j] == HOLE else of_classes) > 0:
+            if (
+                next_i
+                and codes[i + 1] == codes[j]
+                and (of_holes if codes[j] == HOLE else of_classes) > 0
+            ):
                 unite(parent, i + 1, j)
         i += i_stop <= j_stop
         j += j_stop <= i_stop
@@ -107,7 +128,8 @@ def _tie(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
 
 @exactly
 def tie_runs(runs, first, shape, full, mixed):  # type: ignore[no-untyped-def]
-    """Disjoint sets of the runs (starts, stops, codes) of a volume (layers, rows, columns): the parent of each run.
+    """Disjoint sets of the runs (starts, stops, codes) of a volume (layers, rows, columns): the
+    parent of each run.
 
     `mixed` says that there may be runs of several codes.
     """
@@ -133,7 +155,9 @@ def tie_runs(runs, first, shape, full, mixed):  # type: ignore[no-untyped-def]
 
 @exactly
 def number_sets(parent, codes):  # type: ignore[no-untyped-def]
-    """Put labels 1, 2 ... in place of parents, in the order of the roots, and 0 where there is no data; returns how many."""
+    """Put labels 1, 2 ... in place of parents, in the order of the roots, and 0 where there is no
+    data; returns how many.
+    """
     count = 0
     for i in range(parent.size):
         if codes[i] == NO_DATA:
@@ -148,7 +172,9 @@ def number_sets(parent, codes):  # type: ignore[no-untyped-def]
 
 @exactly
 def measure_runs(runs, labels, first, shape, sides, measures):  # type: ignore[no-untyped-def]
-    """Fill in `measures` of each label: pixels, the bits of the `sides` (axis, end) that it touches, code."""
+    """Fill in `measures` of each label: pixels, the bits of the `sides` (axis, end) that it
+    touches, code.
+    """
     starts, stops, codes = runs
     layers, rows, width = shape
     sizes, touched, code_of = measures
@@ -160,7 +186,11 @@ def measure_runs(runs, labels, first, shape, sides, measures):  # type: ignore[n
             label = labels[i]
             sizes[label] += stops[i] - starts[i]
             code_of[label] = codes[i]
-            touched[label] |= line | (sides[2, 0] if starts[i] == 0 else 0) | (sides[2, 1] if stops[i] == width else 0)
+            touched[label] |= (
+                line
+                | (sides[2, 0] if starts[i] == 0 else 0)
+                | (sides[2, 1] if stops[i] == width else 0)
+            )
 
 
 @exactly
@@ -197,12 +227,15 @@ def paint_runs(runs, labels, first, number, lines):  # type: ignore[no-untyped-d
             lines[y, starts[i] : stops[i]] = number[labels[i]]
 
 
-# ---- holes ---------------------------------------------------------------------------------------------------------
+# ---- holes
+# --------------------------------------------------------------------------------------------------
 
 
 @exactly
 def _note(one, other, runs, seen, pairs, n):  # type: ignore[no-untyped-def]
-    """Note that two runs meet, where one is of a hole; returns how many pairs there are. `runs` are codes and labels."""
+    """Note that two runs meet, where one is of a hole; returns how many pairs there are. `runs` are
+    codes and labels.
+    """
     codes, labels = runs
     if (codes[one] == HOLE) == (codes[other] == HOLE):
         return n
@@ -220,7 +253,9 @@ def _note(one, other, runs, seen, pairs, n):  # type: ignore[no-untyped-def]
 
 @exactly
 def _meet(runs, lines, limit, seen, pairs, n):  # type: ignore[no-untyped-def]
-    """Note where the runs of two lines meet, as `_tie` walks along them; `limit` is that of holes."""
+    """Note where the runs of two lines meet, as `_tie` walks along them; `limit` is that of
+    holes.
+    """
     starts, stops, met = runs
     i, i_end, j, j_end = lines
     while i < i_end and j < j_end:
@@ -239,10 +274,11 @@ def _meet(runs, lines, limit, seen, pairs, n):  # type: ignore[no-untyped-def]
 
 @exactly
 def meet_runs(runs, first, shape, full, known):  # type: ignore[no-untyped-def]
-    """Pairs of labels of holes and of the classes' parts that they meet; notes in `known` what each hole sees.
+    """Pairs of labels of holes and of the classes' parts that they meet; notes in `known` what each
+    hole sees.
 
-    `runs` are starts, stops and (codes, labels), `full` says how holes are connected. Pairs of holes that are found to be none may be
-    left out, others may come more than once.
+    `runs` are starts, stops and (codes, labels), `full` says how holes are connected. Pairs of
+    holes that are found to be none may be left out, others may come more than once.
     """
     starts, stops, met = runs
     layers, rows, _ = shape
@@ -262,9 +298,15 @@ def meet_runs(runs, first, shape, full, known):  # type: ignore[no-untyped-def]
                 n = _meet(runs, (start, stop, first[here - 1], start), faces, seen, pairs, n)
             if z > 0:
                 below = here - rows
-                n = _meet(runs, (start, stop, first[below], first[below + 1]), faces, seen, pairs, n)
+                n = _meet(
+                    runs, (start, stop, first[below], first[below + 1]), faces, seen, pairs, n
+                )
                 if full and y > 0:
-                    n = _meet(runs, (start, stop, first[below - 1], first[below]), 1, seen, pairs, n)
+                    n = _meet(
+                        runs, (start, stop, first[below - 1], first[below]), 1, seen, pairs, n
+                    )
                 if full and y + 1 < rows:
-                    n = _meet(runs, (start, stop, first[below + 1], first[below + 2]), 1, seen, pairs, n)
+                    n = _meet(
+                        runs, (start, stop, first[below + 1], first[below + 2]), 1, seen, pairs, n
+                    )
     return pairs[:n].copy()

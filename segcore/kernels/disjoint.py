@@ -1,4 +1,5 @@
-"""Disjoint sets, as arrays that hold the parent of each member (Galler and Fischer 1964; paths are halved on the way).
+"""Disjoint sets, as arrays that hold the parent of each member (Galler and Fischer 1964; paths are
+halved on the way).
 
 The root of a set is always its smallest member.
 """

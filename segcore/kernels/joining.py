@@ -1,7 +1,8 @@
 """Compiled loops of joining: disjoint sets, and what meets over the seams of a grid.
 
-The root of a set is always its smallest member. Members have codes: `HOLE`, or numbers from `FIRST_CLASS` on. A code is connected either
-through faces alone or `full`y, over edges and corners too; `full` is a pair: that of holes, that of classes.
+The root of a set is always its smallest member. Members have codes: `HOLE`, or numbers from
+`FIRST_CLASS` on. A code is connected either through faces alone or `full`y, over edges and corners
+too; `full` is a pair: that of holes, that of classes.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from segcore.kernels.compiling import exactly
 from segcore.kernels.disjoint import unite
 
 HOLE, NO_DATA, FIRST_CLASS = 1, 2, 3
-"""Codes of what may be part of a hole (and what is `seen` by holes that are none), of pixels without data, of the first class."""
+"""Codes of what may be part of a hole (and what is `seen` by holes that are none), of pixels
+without data, of the first class.
+"""
 
 
 @exactly
 def both(seen, other):  # type: ignore[no-untyped-def]
-    """What two parts of a hole see around them: nothing yet (0), one class (its code), or anything else (`HOLE`: no hole)."""
+    """What two parts of a hole see around them: nothing yet (0), one class (its code), or anything
+    else (`HOLE`: no hole).
+    """
     if seen == 0:
         return other
     return seen if other == 0 or other == seen else np.uint16(HOLE)  # noqa: PLR1714  numba compares no mixed tuples
@@ -30,7 +35,8 @@ def tie_pairs(parent, pairs):  # type: ignore[no-untyped-def]
         unite(parent, pairs[i, 0], pairs[i, 1])
 
 
-# ---- edges of tiles ------------------------------------------------------------------------------------------------
+# ---- edges of tiles
+# ------------------------------------------------------------------------------------------------
 
 
 @exactly
@@ -58,7 +64,9 @@ def _contact(one, other, corner, nodes, full, decided):  # type: ignore[no-untyp
 
 @exactly
 def _edge(edges, lines, nodes, full, decided):  # type: ignore[no-untyped-def]
-    """Two edges meet: `lines` are the place and the node before the first of each, and their length."""
+    """Two edges meet: `lines` are the place and the node before the first of each, and their
+    length.
+    """
     one_place, other_place, one_offset, other_offset, length = lines
     last_here, last_there = one_offset, other_offset
     for i in range(length):
@@ -77,9 +85,10 @@ def _edge(edges, lines, nodes, full, decided):  # type: ignore[no-untyped-def]
 def meet_edges(edges, layout, nodes, full, decided):  # type: ignore[no-untyped-def]
     """Join what meets over the seams of a grid.
 
-    `edges` holds the fragments of each tile's top, bottom, left and right line, tile after tile. `layout` is (rows of each row of tiles,
-    columns of each column of tiles, node before the first of each tile). `nodes` are (parents, codes, what holes have seen);
-    with `decided`, what a hole has seen is what fills it, and it is joined with the classes' parts that it meets.
+    `edges` holds the fragments of each tile's top, bottom, left and right line, tile after tile.
+    `layout` is (rows of each row of tiles, columns of each column of tiles, node before the first
+    of each tile). `nodes` are (parents, codes, what holes have seen); with `decided`, what a hole
+    has seen is what fills it, and it is joined with the classes' parts that it meets.
     """
     rows, columns, offsets = layout
     down, across = rows.size, columns.size
@@ -96,11 +105,23 @@ def meet_edges(edges, layout, nodes, full, decided):  # type: ignore[no-untyped-
             bottom, right = places[here] + wide, places[here] + 2 * wide + height
             if x + 1 < across:
                 left = places[here + 1] + 2 * columns[x + 1]
-                _edge(edges, (right, left, offsets[here], offsets[here + 1], height), nodes, full, decided)
+                _edge(
+                    edges,
+                    (right, left, offsets[here], offsets[here + 1], height),
+                    nodes,
+                    full,
+                    decided,
+                )
             if y + 1 == down:
                 continue
             below = here + across
-            _edge(edges, (bottom, places[below], offsets[here], offsets[below], wide), nodes, full, decided)
+            _edge(
+                edges,
+                (bottom, places[below], offsets[here], offsets[below], wide),
+                nodes,
+                full,
+                decided,
+            )
             for step, corner in ((-1, bottom), (1, bottom + wide - 1)):
                 if 0 <= x + step < across:
                     beside = below + step

@@ -1,9 +1,11 @@
-"""Sixteen float32 numbers at a time, for compiled loops whose inner part is too short for the compiler to find vectors in it.
+"""Sixteen float32 numbers at a time, for compiled loops whose inner part is too short for the
+compiler to find vectors in it.
 
-A `Lanes` value holds sixteen neighbours of each of some channels. It lives in vector registers, whatever their width on the processor at
-hand. How many channels there are is part of the type, so loops over them are unrolled: functions that cannot tell take `like`, a
-tuple with a float32 for each channel. All operations act on each lane by itself in strict IEEE arithmetic and sums over lanes or
-channels have one fixed order, so results are the same on every processor.
+A `Lanes` value holds sixteen neighbours of each of some channels. It lives in vector registers,
+whatever their width on the processor at hand. How many channels there are is part of the type, so
+loops over them are unrolled: functions that cannot tell take `like`, a tuple with a float32 for
+each channel. All operations act on each lane by itself in strict IEEE arithmetic and sums over
+lanes or channels have one fixed order, so results are the same on every processor.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def _unpack(builder: Any, whole: Any) -> list[Any]:
 def _spread(builder: Any, number: Any) -> Any:
     nothing = ir.Constant(_VECTOR, ir.Undefined)
     single = builder.insert_element(nothing, number, ir.Constant(_INT, 0))
-    return builder.shuffle_vector(single, nothing, ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES))
+    return builder.shuffle_vector(
+        single, nothing, ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES)
+    )
 
 
 def _total(builder: Any, vector: Any) -> Any:
@@ -70,7 +74,10 @@ def _total(builder: Any, vector: Any) -> Any:
     rest, count = builder.fpext(vector, ir.VectorType(_DOUBLE, LANES)), LANES
     while count > 1:
         count //= 2
-        places = [ir.Constant(ir.VectorType(_INT, count), list(range(first, first + count))) for first in (0, count)]
+        places = [
+            ir.Constant(ir.VectorType(_INT, count), list(range(first, first + count)))
+            for first in (0, count)
+        ]
         rest = builder.fadd(*(builder.shuffle_vector(rest, rest, half) for half in places))
     return builder.extract_element(rest, ir.Constant(_INT, 0))
 
@@ -84,7 +91,9 @@ def _sum_of_squares(builder: Any, differences: list[Any]) -> Any:
 
 
 def _places(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
-    """Pointers to `arguments` = (array, place, numbers from a channel to the next, like) in each channel."""
+    """Pointers to `arguments` = (array, place, numbers from a channel to the next, like) in each
+    channel.
+    """
     array = context.make_array(signature.args[0])(context, builder, arguments[0])
     place, pointers = arguments[1], []
     for _ in range(signature.args[3].count):
@@ -104,17 +113,24 @@ def _generator(build: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def pick(_typing: Any, values: Any, place: Any, step: Any, like: Any) -> Any:
-    """A tuple of the float32 `values` at `place` in each channel; `step` is the distance from channel to channel."""
+    """A tuple of the float32 `values` at `place` in each channel; `step` is the distance from
+    channel to channel.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _pack(builder, [builder.load(each) for each in _places(context, builder, signature, arguments)])
+        return _pack(
+            builder,
+            [builder.load(each) for each in _places(context, builder, signature, arguments)],
+        )
 
     return like(values, place, step, like), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def load(_typing: Any, values: Any, place: Any, step: Any, like: Any) -> Any:
-    """The float32 `values` from `place` on in each channel; the array is flat, contiguous and reaches far enough."""
+    """The float32 `values` from `place` on in each channel; the array is flat, contiguous and
+    reaches far enough.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         parts = []
@@ -131,13 +147,17 @@ def load(_typing: Any, values: Any, place: Any, step: Any, like: Any) -> Any:
 def none(_typing: Any, like: Any) -> Any:
     """Zeros."""
     kind = _LanesType(like.count)
-    return kind(like), _generator(lambda _builder, _arguments: ir.Constant(ir.ArrayType(_VECTOR, kind.channels), None))
+    return kind(like), _generator(
+        lambda _builder, _arguments: ir.Constant(ir.ArrayType(_VECTOR, kind.channels), None)
+    )
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def spread(_typing: Any, number: Any) -> Any:
     """The float32 `number` in every lane of one channel."""
-    return _LanesType(1)(number), _generator(lambda builder, arguments: _pack(builder, [_spread(builder, arguments[0])]))
+    return _LanesType(1)(number), _generator(
+        lambda builder, arguments: _pack(builder, [_spread(builder, arguments[0])])
+    )
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -153,11 +173,20 @@ def count_from(_typing: Any, number: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def far(_typing: Any, lanes: Any, point: Any) -> Any:
-    """The squared distance of each lane from the tuple `point`, over all channels in their order."""
+    """The squared distance of each lane from the tuple `point`, over all channels in their
+    order.
+    """
 
     def build(builder: Any, arguments: Any) -> Any:
         pairs = zip(*(_unpack(builder, each) for each in arguments), strict=True)
-        return _pack(builder, [_sum_of_squares(builder, [builder.fsub(one, _spread(builder, other)) for one, other in pairs])])
+        return _pack(
+            builder,
+            [
+                _sum_of_squares(
+                    builder, [builder.fsub(one, _spread(builder, other)) for one, other in pairs]
+                )
+            ],
+        )
 
     return _LanesType(1)(lanes, point), _generator(build)
 
@@ -175,10 +204,14 @@ def apart(_typing: Any, one: Any, other: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def at_most(_typing: Any, lanes: Any, limit: Any) -> Any:
-    """In which lanes of one channel the float32 `limit` is not exceeded; nowhere where there is NaN."""
+    """In which lanes of one channel the float32 `limit` is not exceeded; nowhere where there is
+    NaN.
+    """
 
     def build(builder: Any, arguments: Any) -> Any:
-        return builder.fcmp_ordered("<=", _unpack(builder, arguments[0])[0], _spread(builder, arguments[1]))
+        return builder.fcmp_ordered(
+            "<=", _unpack(builder, arguments[0])[0], _spread(builder, arguments[1])
+        )
 
     return _choice(lanes, limit), _generator(build)
 
@@ -195,7 +228,9 @@ def plus_where(_typing: Any, lanes: Any, chosen: Any, more: Any) -> Any:
 
     def build(builder: Any, arguments: Any) -> Any:
         pairs = zip(_unpack(builder, arguments[0]), _unpack(builder, arguments[2]), strict=True)
-        return _pack(builder, [builder.select(arguments[1], builder.fadd(a, b), a) for a, b in pairs])
+        return _pack(
+            builder, [builder.select(arguments[1], builder.fadd(a, b), a) for a, b in pairs]
+        )
 
     return lanes(lanes, chosen, more), _generator(build)
 
@@ -203,15 +238,21 @@ def plus_where(_typing: Any, lanes: Any, chosen: Any, more: Any) -> Any:
 @intrinsic  # type: ignore[untyped-decorator]
 def total(_typing: Any, lanes: Any) -> Any:
     """The sum of the lanes of one channel, a float64."""
-    return types.float64(lanes), _generator(lambda builder, arguments: _total(builder, _unpack(builder, arguments[0])[0]))
+    return types.float64(lanes), _generator(
+        lambda builder, arguments: _total(builder, _unpack(builder, arguments[0])[0])
+    )
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def means(_typing: Any, lanes: Any, count: Any) -> Any:
-    """A tuple of the sums of all lanes divided by the float64 `count`: worked out as float64, given as float32."""
+    """A tuple of the sums of all lanes divided by the float64 `count`: worked out as float64, given
+    as float32.
+    """
 
     def build(builder: Any, arguments: Any) -> Any:
         sums = [_total(builder, each) for each in _unpack(builder, arguments[0])]
-        return _pack(builder, [builder.fptrunc(builder.fdiv(each, arguments[1]), _FLOAT) for each in sums])
+        return _pack(
+            builder, [builder.fptrunc(builder.fdiv(each, arguments[1]), _FLOAT) for each in sums]
+        )
 
     return types.UniTuple(types.float32, lanes.channels)(lanes, count), _generator(build)

@@ -1,8 +1,9 @@
 """Compiled loops of the joint mean shift. Import only inside functions.
 
-Places are counted from the pixel that shifts, never from the edge of an array, and sums begin anew for every window, each lane by itself.
-So a result is a function of what lies around its pixel, bit for bit, whatever tile it is worked out in. Sums of 8-bit numbers are exact for
-any radius that is allowed, of 16-bit numbers up to a radius of 31.
+Places are counted from the pixel that shifts, never from the edge of an array, and sums begin anew
+for every window, each lane by itself. So a result is a function of what lies around its pixel, bit
+for bit, whatever tile it is worked out in. Sums of 8-bit numbers are exact for any radius that is
+allowed, of 16-bit numbers up to a radius of 31.
 """
 
 from __future__ import annotations
@@ -12,7 +13,21 @@ import math
 import numpy as np
 
 from segcore.kernels.compiling import exactly
-from segcore.kernels.lanes import LANES, apart, at_most, both, count_from, far, load, means, none, pick, plus_where, spread, total
+from segcore.kernels.lanes import (
+    LANES,
+    apart,
+    at_most,
+    both,
+    count_from,
+    far,
+    load,
+    means,
+    none,
+    pick,
+    plus_where,
+    spread,
+    total,
+)
 
 REST = 0.01
 """A pixel has come to rest when it shifts by at most this part of either radius."""
@@ -21,13 +36,18 @@ _LARGEST = np.float32(3e38)
 
 @exactly
 def _mean(planes, layout, place, values, radii):  # type: ignore[no-untyped-def]
-    """(how many, mean place, mean values) of the pixels within both radii of a place (y, x) and values.
+    """(how many, mean place, mean values) of the pixels within both radii of a place (y, x) and
+    values.
 
     `layout` is (where the pixel lies that places are relative to, numbers a plane, numbers a row).
     """
     at, plane, stride = layout
     near, alike, radius = radii
-    top, bottom, left = math.ceil(place[0] - radius), math.floor(place[0] + radius), math.ceil(place[1] - radius)
+    top, bottom, left = (
+        math.ceil(place[0] - radius),
+        math.floor(place[0] + radius),
+        math.ceil(place[1] - radius),
+    )
     count = down = right = spread(np.float32(0))
     held = none(values)
     for first in range(left, left + 2 * int(radius) + 1, LANES):
@@ -42,17 +62,24 @@ def _mean(planes, layout, place, values, radii):  # type: ignore[no-untyped-def]
             right = plus_where(right, chosen, columns)
             held = plus_where(held, chosen, here)
     number = total(count)
-    return number, (np.float32(total(down) / number), np.float32(total(right) / number)), means(held, number)
+    return (
+        number,
+        (np.float32(total(down) / number), np.float32(total(right) / number)),
+        means(held, number),
+    )
 
 
 @exactly
 def _shift(planes, layout, values, radii, most_steps):  # type: ignore[no-untyped-def]
-    """(place, values) where a pixel of these values comes to rest, the place relative to the pixel."""
+    """(place, values) where a pixel of these values comes to rest, the place relative to the
+    pixel.
+    """
     place = (np.float32(0), np.float32(0))
     near, alike = np.float32(REST * REST) * radii[0], np.float32(REST * REST) * radii[1]
     for _ in range(most_steps):
         number, new_place, new_values = _mean(planes, layout, place, values, radii)
-        # The window round a mean can be empty: its points may lie near in place or in value, but none in both.
+        # The window round a mean can be empty: its points may lie near in place or in value, but
+        # none in both.
         if number == 0:
             break
         rests = apart(new_place, place) <= near and apart(new_values, values) <= alike
@@ -64,11 +91,13 @@ def _shift(planes, layout, values, radii, most_steps):  # type: ignore[no-untype
 
 @exactly
 def shift_pixels(planes, layout, radii, most_steps, like, modes):  # type: ignore[no-untyped-def]
-    """Set `modes` (2 + channels, rows, columns) to (y, x, values) where each pixel comes to rest, y and x relative to the pixel.
+    """Set `modes` (2 + channels, rows, columns) to (y, x, values) where each pixel comes to rest, y
+    and x relative to the pixel.
 
-    `planes` are float32, flat, NaN in all channels where a pixel takes no part, with such a margin all round that every window lies inside.
-    `layout` is (place of the first pixel, numbers a plane, numbers a row); `radii` are float32: spatial squared, range squared,
-    spatial; `like` holds a float32 for each channel.
+    `planes` are float32, flat, NaN in all channels where a pixel takes no part, with such a margin
+    all round that every window lies inside. `layout` is (place of the first pixel, numbers a plane,
+    numbers a row); `radii` are float32: spatial squared, range squared, spatial; `like` holds a
+    float32 for each channel.
     """
     origin, plane, stride = layout
     for row in range(modes.shape[1]):
@@ -84,7 +113,9 @@ def shift_pixels(planes, layout, radii, most_steps, like, modes):  # type: ignor
 
 @exactly
 def _weight(modes, one, other, radii):  # type: ignore[no-untyped-def]
-    """The larger of the squared distances in space and in values, in squared radii; infinite where a pixel takes no part."""
+    """The larger of the squared distances in space and in values, in squared radii; infinite where
+    a pixel takes no part.
+    """
     (row, column), (next_row, next_column) = one, other
     if math.isnan(modes[2, row, column]) or math.isnan(modes[2, next_row, next_column]):
         return np.float32(np.inf)
@@ -99,7 +130,9 @@ def _weight(modes, one, other, radii):  # type: ignore[no-untyped-def]
 
 @exactly
 def weigh_edges(modes, radii, right, down):  # type: ignore[no-untyped-def]
-    """Set the weights of the edges from each pixel to the right and down; infinite where `modes` ends."""
+    """Set the weights of the edges from each pixel to the right and down; infinite where `modes`
+    ends.
+    """
     for row in range(right.shape[0]):
         for column in range(right.shape[1]):
             here = row, column

@@ -1,7 +1,7 @@
 """Compiled loops that measure objects.
 
-Whole numbers are exact. Sums of floating-point numbers are kept as pairs (double-double, after Dekker 1971 and Knuth), where each
-addition keeps what rounding would take away.
+Whole numbers are exact. Sums of floating-point numbers are kept as pairs (double-double, after
+Dekker 1971 and Knuth), where each addition keeps what rounding would take away.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ _SPLITTER = 134217729.0
 
 @exactly
 def add_shapes(labels: Any, sums: Any, boxes: Any) -> None:
-    """Add up the pixels of each label in the core of `labels`, which has a ring of 2 pixels around it.
+    """Add up the pixels of each label in the core of `labels`, which has a ring of 2 pixels around
+    it.
 
-    Columns of `sums`: pixels, then the sums of row, column, row**2, column**2 and row * column, counted from the corner of the
-    core. Columns of `boxes`: first row, first column, and one past the last row and column.
+    Columns of `sums`: pixels, then the sums of row, column, row**2, column**2 and row * column,
+    counted from the corner of the core. Columns of `boxes`: first row, first column, and one past
+    the last row and column.
     """
     rows, columns = labels.shape[0] - 4, labels.shape[1] - 4
     for y in range(rows):
@@ -51,13 +53,18 @@ def add_shapes(labels: Any, sums: Any, boxes: Any) -> None:
 
 @exactly
 def mark_borders(labels: Any, marks: Any) -> None:
-    """Mark the pixels that have a neighbour of another label at one of their sides. `marks` leaves out the outermost pixels of `labels`."""
+    """Mark the pixels that have a neighbour of another label at one of their sides. `marks` leaves
+    out the outermost pixels of `labels`.
+    """
     for y in range(marks.shape[0]):
         above, here, below = labels[y], labels[y + 1], labels[y + 2]
         for x in range(marks.shape[1]):
             label = here[x + 1]
             marks[y, x] = (label != 0) & (
-                (above[x + 1] != label) | (below[x + 1] != label) | (here[x] != label) | (here[x + 2] != label)
+                (above[x + 1] != label)
+                | (below[x + 1] != label)
+                | (here[x] != label)
+                | (here[x + 2] != label)
             )
 
 
@@ -65,7 +72,8 @@ def mark_borders(labels: Any, marks: Any) -> None:
 def count_borders(labels: Any, marks: Any, kinds: Any, counts: Any) -> None:
     """Count the border pixels of each label in the core by the kind of their surroundings.
 
-    `kinds[2 * s + 10 * d]` is the kind of a pixel with s border pixels of its label at its sides and d at its corners; kind 0 is not counted.
+    `kinds[2 * s + 10 * d]` is the kind of a pixel with s border pixels of its label at its sides
+    and d at its corners; kind 0 is not counted.
     """
     for y in range(labels.shape[0] - 4):
         for x in range(labels.shape[1] - 4):
@@ -74,7 +82,11 @@ def count_borders(labels: Any, marks: Any, kinds: Any, counts: Any) -> None:
             label, code = labels[y + 2, x + 2], 0
             for i in range(-1, 2):
                 for j in range(-1, 2):
-                    if marks[y + 1 + i, x + 1 + j] and labels[y + 2 + i, x + 2 + j] == label and (i != 0 or j != 0):
+                    if (
+                        marks[y + 1 + i, x + 1 + j]
+                        and labels[y + 2 + i, x + 2 + j] == label
+                        and (i != 0 or j != 0)
+                    ):
                         code += 2 if i == 0 or j == 0 else 10
             kind = kinds[code]
             if kind:
@@ -83,7 +95,9 @@ def count_borders(labels: Any, marks: Any, kinds: Any, counts: Any) -> None:
 
 @exactly
 def add_integers(values: Any, pixels: Any, counts: Any, sums: Any, squares: Any) -> None:
-    """Add the band values of each label's pixels, integers of up to 32 bits; `squares[..., 0] * 2**32 + squares[..., 1]` is a sum of squares."""
+    """Add the band values of each label's pixels, integers of up to 32 bits; `squares[..., 0] *
+    2**32 + squares[..., 1]` is a sum of squares.
+    """
     for y in range(values.shape[0]):
         for x in range(values.shape[1]):
             label = values[y, x]
@@ -139,7 +153,9 @@ def _multiply_pair(a: Any, b: Any) -> Any:
 
 @exactly
 def add_floats(values: Any, pixels: Any, counts: Any, sums: Any, squares: Any) -> None:
-    """Add the band values of each label's pixels, floating-point numbers; sums of values and of squares are pairs along the last axis."""
+    """Add the band values of each label's pixels, floating-point numbers; sums of values and of
+    squares are pairs along the last axis.
+    """
     for y in range(values.shape[0]):
         for x in range(values.shape[1]):
             label = values[y, x]
@@ -165,12 +181,19 @@ def add_pairs(target: Any, index: Any, source: Any) -> None:
 
 @exactly
 def spread_of_pairs(counts: Any, sums: Any, squares: Any, out: Any) -> None:
-    """Standard deviations from counts and from sums of values and squares as pairs: sqrt(n * squares - sum**2) / n."""
+    """Standard deviations from counts and from sums of values and squares as pairs: sqrt(n *
+    squares - sum**2) / n.
+    """
     for i in range(len(counts)):
         count = (np.float64(counts[i]), 0.0)
         for band in range(sums.shape[1]):
-            total, square = (sums[i, band, 0], sums[i, band, 1]), (squares[i, band, 0], squares[i, band, 1])
+            total, square = (
+                (sums[i, band, 0], sums[i, band, 1]),
+                (squares[i, band, 0], squares[i, band, 1]),
+            )
             scaled, product = _multiply_pair(count, square), _multiply_pair(total, total)
             difference, _ = _add_pair(scaled, (-product[0], -product[1]))
             # max() might hide what is no number.
-            out[i, band] = np.nan if np.isnan(difference) else np.sqrt(max(difference, 0.0)) / count[0]
+            out[i, band] = (
+                np.nan if np.isnan(difference) else np.sqrt(max(difference, 0.0)) / count[0]
+            )

@@ -1,8 +1,9 @@
 """Compiled loops of mean shift in the space of values.
 
-Cells of a lattice go by keys: the cell's place along each channel times that channel's stride, modulo 2**64. A lattice travels as
-(side, lows, extents, strides). Whatever is remembered by cell stands in an open-addressed table (keys, held), whose size is a
-power of two and where held < 0 marks a free slot.
+Cells of a lattice go by keys: the cell's place along each channel times that channel's stride,
+modulo 2**64. A lattice travels as (side, lows, extents, strides). Whatever is remembered by cell
+stands in an open-addressed table (keys, held), whose size is a power of two and where held < 0
+marks a free slot.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _MEMO_SLOTS = 2**17
 _BATCH = 128
 
 
-# ---- cells ---------------------------------------------------------------------------------------------------------
+# ---- cells
+# --------------------------------------------------------------------------------------------------
 
 
 @exactly
@@ -34,7 +36,9 @@ def _slot(keys, held, key):  # type: ignore[no-untyped-def]
 
 @exactly
 def _cell_of(value, lattice):  # type: ignore[no-untyped-def]
-    """The key of the value's cell, and whether it is one of the lattice's: values outside and NaN have none."""
+    """The key of the value's cell, and whether it is one of the lattice's: values outside and NaN
+    have none.
+    """
     side, lows, extents, strides = lattice
     key, inside = np.uint64(0), True
     for j in range(value.size):
@@ -55,10 +59,11 @@ def fill(keys, held, new_keys, values):  # type: ignore[no-untyped-def]
 
 @exactly
 def gather(values, weights, lattice, table, cells):  # type: ignore[no-untyped-def]
-    """Gather values (channels, n), none outside of the lattice, by cell in the order of first occurrence.
+    """Gather values (channels, n), none outside of the lattice, by cell in the order of first
+    occurrence.
 
-    Fills `cells`: sums (most, 1 + channels) of weights and weighted values, and keys (most,). Returns the number of cells, or -1
-    where they are more than `most`.
+    Fills `cells`: sums (most, 1 + channels) of weights and weighted values, and keys (most,).
+    Returns the number of cells, or -1 where they are more than `most`.
     """
     keys, held = table
     sums, cell_keys = cells
@@ -80,7 +85,8 @@ def gather(values, weights, lattice, table, cells):  # type: ignore[no-untyped-d
     return n
 
 
-# ---- climbing ------------------------------------------------------------------------------------------------------
+# ---- climbing
+# --------------------------------------------------------------------------------------------------
 
 
 @exactly
@@ -115,7 +121,9 @@ def _count(squares, weights, window, counted):  # type: ignore[no-untyped-def]
 
 @exactly
 def _add_run(at, window, density, run, scratch, total):  # type: ignore[no-untyped-def]
-    """Add the points of a (begin, end) `run` to `total`, in loops that the processor takes several points at a time."""
+    """Add the points of a (begin, end) `run` to `total`, in loops that the processor takes several
+    points at a time.
+    """
     points, weights = density[0], density[1]
     channels = points.shape[0]
     squares, counted = scratch
@@ -138,15 +146,21 @@ def _add_run(at, window, density, run, scratch, total):  # type: ignore[no-untyp
 def _rows_within(value, low, number, side, reach):  # type: ignore[no-untyped-def]
     """The value counted from where rows begin, and the first and last row within reach."""
     place = value - low
-    return place, max(0, int(np.floor((place - reach) / side))), min(number - 1, int(np.floor((place + reach) / side)))
+    return (
+        place,
+        max(0, int(np.floor((place - reach) / side))),
+        min(number - 1, int(np.floor((place + reach) / side))),
+    )
 
 
 @exactly
 def _weighted_sums(at, window, density, scratch, total):  # type: ignore[no-untyped-def]
-    """Weight and weighted sums (1 + channels) of the points around `at`, each counted by the kernel.
+    """Weight and weighted sums (1 + channels) of the points around `at`, each counted by the
+    kernel.
 
-    `window` is (kernel, bandwidth, reach). `density` is (points (channels, n), weights, starts, rows): points by row, and in a row
-    by their third channel (the last one, where there are fewer). `rows` is (side, low and number of rows along two channels).
+    `window` is (kernel, bandwidth, reach). `density` is (points (channels, n), weights, starts,
+    rows): points by row, and in a row by their third channel (the last one, where there are fewer).
+    `rows` is (side, low and number of rows along two channels).
     """
     points, _, starts, rows = density
     side, low_a, number_a, low_b, number_b = rows
@@ -155,8 +169,12 @@ def _weighted_sums(at, window, density, scratch, total):  # type: ignore[no-unty
     total[:] = 0.0
     # The margin covers rounding: which points count is decided by their distances alone.
     reach = window[2] * (1 + 1e-9)
-    a, first_a, last_a = _rows_within(at[0], low_a, number_a, side, reach) if channels > 1 else (0.0, 0, 0)
-    b, first_b, last_b = _rows_within(at[1], low_b, number_b, side, reach) if channels > 2 else (0.0, 0, 0)
+    a, first_a, last_a = (
+        _rows_within(at[0], low_a, number_a, side, reach) if channels > 1 else (0.0, 0, 0)
+    )
+    b, first_b, last_b = (
+        _rows_within(at[1], low_b, number_b, side, reach) if channels > 2 else (0.0, 0, 0)
+    )
     for row_a in range(first_a, last_a + 1):
         gap_a = max(0.0, row_a * side - a, a - (row_a + 1) * side) if channels > 1 else 0.0
         for row_b in range(first_b, last_b + 1):
@@ -184,11 +202,12 @@ def _step(at, total):  # type: ignore[no-untyped-def]
 
 @exactly
 def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyped-def]
-    """Follow mean shift from the points of `chunk` until a step is at most a thousandth of the bandwidth.
+    """Follow mean shift from the points of `chunk` until a step is at most a thousandth of the
+    bandwidth.
 
-    `steps` is the most steps of a path; `found` takes the ends (n, channels) and their strengths (n,): the kernel's weight there.
-    Where the lattice `micro` has a side above 0, a path that enters a cell of it that an earlier path of the chunk crossed ends
-    where that one did.
+    `steps` is the most steps of a path; `found` takes the ends (n, channels) and their strengths
+    (n,): the kernel's weight there. Where the lattice `micro` has a side above 0, a path that
+    enters a cell of it that an earlier path of the chunk crossed ends where that one did.
     """
     points, ends, strengths = density[0], found[0], found[1]
     channels = points.shape[0]
@@ -229,7 +248,8 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
 
 @exactly
 def keep_strongest(ends, bandwidth, most, kept):  # type: ignore[no-untyped-def]
-    """Keep each of the `ends` (n, channels), strongest first, that is farther than the bandwidth from all kept before.
+    """Keep each of the `ends` (n, channels), strongest first, that is farther than the bandwidth
+    from all kept before.
 
     Writes their rows into `kept`; returns how many, at most `most`.
     """
@@ -251,12 +271,15 @@ def keep_strongest(ends, bandwidth, most, kept):  # type: ignore[no-untyped-def]
     return n
 
 
-# ---- labelling -----------------------------------------------------------------------------------------------------
+# ---- labelling
+# --------------------------------------------------------------------------------------------------
 
 
 @exactly
 def _class_of(value, lattice, table, modes):  # type: ignore[no-untyped-def]
-    """The class that is held for the value's cell; that of the nearest mode, the first of equals, where none is."""
+    """The class that is held for the value's cell; that of the nearest mode, the first of equals,
+    where none is.
+    """
     keys, held = table
     key, inside = _cell_of(value, lattice)
     if inside:
@@ -285,7 +308,9 @@ def label_values(values, lattice, table, modes, out):  # type: ignore[no-untyped
 
 @exactly
 def label_colours(pixels, labeller, memo, out):  # type: ignore[no-untyped-def]
-    """Classes of a (y, x, 3) uint8 block from `memo` (class + 1 by Morton code, 0: not known yet, found out when met)."""
+    """Classes of a (y, x, 3) uint8 block from `memo` (class + 1 by Morton code, 0: not known yet,
+    found out when met).
+    """
     lattice, table, modes = labeller
     value = np.empty(3)
     for y in range(pixels.shape[0]):

@@ -1,4 +1,6 @@
-"""Areas on the ellipsoid: of zones, and of patches whose outline is given by points. In strict arithmetic, point by point."""
+"""Areas on the ellipsoid: of zones, and of patches whose outline is given by points. In strict
+arithmetic, point by point.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ from segcore.kernels.compiling import exactly
 
 @exactly
 def _between(low: Any, high: Any, squared: Any) -> Any:
-    """Area between two latitudes in radians for each radian of longitude, in units of half the squared semi-minor axis.
+    """Area between two latitudes in radians for each radian of longitude, in units of half the
+    squared semi-minor axis.
 
-    Snyder, Map Projections, 1987, equation 3-12: the area from the equator to the latitude with the sine s is s/(1-e²s²) + atanh(e·s)/e.
-    Differences of both terms are taken in closed form, because they are nearly equal at the two edges of a narrow zone.
+    Snyder, Map Projections, 1987, equation 3-12: the area from the equator to the latitude with the
+    sine s is s/(1-e²s²) + atanh(e·s)/e. Differences of both terms are taken in closed form, because
+    they are nearly equal at the two edges of a narrow zone.
     """
     s, t = math.sin(low), math.sin(high)
     step = 2.0 * math.cos((low + high) / 2) * math.sin((high - low) / 2)
@@ -35,36 +39,59 @@ def zones(low: Any, high: Any, squared: Any, out: Any) -> None:
 
 @exactly
 def _triangle(points: Any, a: Any, b: Any, c: Any) -> Any:
-    """Solid angle of a spherical triangle, positive where it goes counter-clockwise as seen from outside.
+    """Solid angle of a spherical triangle, positive where it goes counter-clockwise as seen from
+    outside.
 
-    Van Oosterom and Strackee, The Solid Angle of a Plane Triangle, 1983; by differences, so that small triangles keep their digits.
+    Van Oosterom and Strackee, The Solid Angle of a Plane Triangle, 1983; by differences, so that
+    small triangles keep their digits.
     """
-    ux, uy, uz = points[b, 0] - points[a, 0], points[b, 1] - points[a, 1], points[b, 2] - points[a, 2]
-    vx, vy, vz = points[c, 0] - points[a, 0], points[c, 1] - points[a, 1], points[c, 2] - points[a, 2]
-    volume = points[a, 0] * (uy * vz - uz * vy) + points[a, 1] * (uz * vx - ux * vz) + points[a, 2] * (ux * vy - uy * vx)
+    ux, uy, uz = (
+        points[b, 0] - points[a, 0],
+        points[b, 1] - points[a, 1],
+        points[b, 2] - points[a, 2],
+    )
+    vx, vy, vz = (
+        points[c, 0] - points[a, 0],
+        points[c, 1] - points[a, 1],
+        points[c, 2] - points[a, 2],
+    )
+    volume = (
+        points[a, 0] * (uy * vz - uz * vy)
+        + points[a, 1] * (uz * vx - ux * vz)
+        + points[a, 2] * (ux * vy - uy * vx)
+    )
     near = 1.0
     for i, j in ((a, b), (b, c), (c, a)):
-        near += points[i, 0] * points[j, 0] + points[i, 1] * points[j, 1] + points[i, 2] * points[j, 2]
+        near += (
+            points[i, 0] * points[j, 0] + points[i, 1] * points[j, 1] + points[i, 2] * points[j, 2]
+        )
     return 2.0 * math.atan2(volume, near)
 
 
 @exactly
 def patches(longitudes: Any, latitudes: Any, squared: Any, angles: Any, gaps: Any) -> None:
-    """Measure patches of the ellipsoid on its authalic sphere, where areas are those of the ellipsoid.
+    """Measure patches of the ellipsoid on its authalic sphere, where areas are those of the
+    ellipsoid.
 
-    Row i of `longitudes` and `latitudes` (radians) goes along an outline, which the great circle from its last point to its first closes.
-    Writes the solid angles of the polygons through every fourth, every second and every point to `angles` (n, 3); to `gaps` (n, 3) the
-    longest step between two points, the step that closes the outline, and how far that one is from a meridian, all in radii.
+    Row i of `longitudes` and `latitudes` (radians) goes along an outline, which the great circle
+    from its last point to its first closes. Writes the solid angles of the polygons through every
+    fourth, every second and every point to `angles` (n, 3); to `gaps` (n, 3) the longest step
+    between two points, the step that closes the outline, and how far that one is from a meridian,
+    all in radii.
     """
     count = longitudes.shape[1]
     whole = _between(0.0, math.pi / 2, squared)
     points = np.empty((count, 3))
     for i in range(len(angles)):
         for k in range(count):
-            # 1 - sin of the authalic latitude, without the cancellation that the sine has at the poles.
+            # 1 - sin of the authalic latitude, without the cancellation that the sine has at the
+            # poles.
             cap = _between(abs(latitudes[i, k]), math.pi / 2, squared) / whole
             radius = math.sqrt(max(cap * (2.0 - cap), 0.0))
-            points[k, 0], points[k, 1] = radius * math.cos(longitudes[i, k]), radius * math.sin(longitudes[i, k])
+            points[k, 0], points[k, 1] = (
+                radius * math.cos(longitudes[i, k]),
+                radius * math.sin(longitudes[i, k]),
+            )
             points[k, 2] = math.copysign(1.0 - cap, latitudes[i, k])
         for level in range(3):
             stride, total = 4 >> level, 0.0
@@ -81,4 +108,8 @@ def patches(longitudes: Any, latitudes: Any, squared: Any, angles: Any, gaps: An
 
 @exactly
 def _distance(points: Any, a: Any, b: Any) -> Any:
-    return math.sqrt((points[a, 0] - points[b, 0]) ** 2 + (points[a, 1] - points[b, 1]) ** 2 + (points[a, 2] - points[b, 2]) ** 2)
+    return math.sqrt(
+        (points[a, 0] - points[b, 0]) ** 2
+        + (points[a, 1] - points[b, 1]) ** 2
+        + (points[a, 2] - points[b, 2]) ** 2
+    )

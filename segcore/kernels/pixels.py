@@ -1,8 +1,9 @@
 """Loops over pixels and their values: counting, sampling, scoring.
 
-Colours of 3 x 8 bits are counted and labelled through tables with one entry a colour. The entry's place is the colour's
-Morton code (the bits of red, green and blue interleaved): near colours are near in memory, and every cube of the colour
-space whose side is a power of two is one run of the table.
+Colours of 3 x 8 bits are counted and labelled through tables with one entry a colour. The entry's
+place is the colour's Morton code (the bits of red, green and blue interleaved): near colours are
+near in memory, and every cube of the colour space whose side is a power of two is one run of the
+table.
 """
 
 from __future__ import annotations
@@ -14,17 +15,24 @@ from segcore.kernels.compiling import exactly
 PAGE_BITS = 12
 """Colours are counted in pages of 2**12 table entries: cubes of 16 x 16 x 16 colours."""
 BATCH = 512
-"""Pixels that are scored together, so that the inner loops run over the processor's vectors and stay in its first cache."""
-_SPREAD = np.array([sum(((value >> bit) & 1) << (3 * bit) for bit in range(8)) for value in range(256)], np.uint32)
+"""Pixels that are scored together, so that the inner loops run over the processor's vectors and
+stay in its first cache.
+"""
+_SPREAD = np.array(
+    [sum(((value >> bit) & 1) << (3 * bit) for bit in range(8)) for value in range(256)], np.uint32
+)
 RED, GREEN, BLUE = _SPREAD << np.uint32(2), _SPREAD << np.uint32(1), _SPREAD
 
 
-# ---- counting ------------------------------------------------------------------------------------------------------
+# ---- counting
+# --------------------------------------------------------------------------------------------------
 
 
 @exactly
 def colour_keys(pixels, valid, keys):  # type: ignore[no-untyped-def]
-    """Morton codes of the valid pixels of a (y, x, 3) uint8 block; returns how many were written to `keys`."""
+    """Morton codes of the valid pixels of a (y, x, 3) uint8 block; returns how many were written to
+    `keys`.
+    """
     n = 0
     for y in range(pixels.shape[0]):
         for x in range(pixels.shape[1]):
@@ -35,7 +43,9 @@ def colour_keys(pixels, valid, keys):  # type: ignore[no-untyped-def]
 
 @exactly
 def count_colours(pixels, valid, table, touched):  # type: ignore[no-untyped-def]
-    """Count the valid pixels of a (y, x, 3) uint8 block into a table of 2**24; mark the pages that were touched."""
+    """Count the valid pixels of a (y, x, 3) uint8 block into a table of 2**24; mark the pages that
+    were touched.
+    """
     for y in range(pixels.shape[0]):
         for x in range(pixels.shape[1]):
             if valid[y, x]:
@@ -54,7 +64,9 @@ def count_keys(keys, table, touched):  # type: ignore[no-untyped-def]
 
 @exactly
 def drain(table, touched, keys, counts):  # type: ignore[no-untyped-def]
-    """Move the touched pages' counts to sorted (keys, counts), and leave table and marks all zero; returns their number."""
+    """Move the touched pages' counts to sorted (keys, counts), and leave table and marks all zero;
+    returns their number.
+    """
     n = 0
     for page in range(touched.size):
         if touched[page]:
@@ -89,7 +101,8 @@ def merge_counts(keys_a, counts_a, keys_b, counts_b, keys, counts):  # type: ign
         a, b = keys_a[i], keys_b[j]
         from_a, from_b = a <= b, b <= a
         keys[n] = a if from_a else b
-        # Products instead of choices: which key comes next cannot be guessed, and a wrong guess costs more than all else.
+        # Products instead of choices: which key comes next cannot be guessed, and a wrong guess
+        # costs more than all else.
         counts[n] = counts_a[i] * from_a + counts_b[j] * from_b
         i += from_a
         j += from_b
@@ -135,7 +148,9 @@ def count_values(values, valid, low, tables):  # type: ignore[no-untyped-def]
 
 @exactly
 def count_bins(values, valid, edges, counts):  # type: ignore[no-untyped-def]
-    """Count the valid finite `values` into equal bins, closed on the left, the last one on both sides."""
+    """Count the valid finite `values` into equal bins, closed on the left, the last one on both
+    sides.
+    """
     last = counts.size - 1
     scale = counts.size / (float(edges[-1]) - float(edges[0]))
     for i in range(values.size):
@@ -150,7 +165,8 @@ def count_bins(values, valid, edges, counts):  # type: ignore[no-untyped-def]
             counts[at] += 1
 
 
-# ---- drawing -------------------------------------------------------------------------------------------------------
+# ---- drawing
+# --------------------------------------------------------------------------------------------------
 
 
 @exactly
@@ -164,7 +180,9 @@ def splitmix(state):  # type: ignore[no-untyped-def]
 
 @exactly
 def draw(valid, corner, salt, limit, lots):  # type: ignore[no-untyped-def]
-    """Lots of the valid pixels that are at most `limit`: (hashes, flat positions) into `lots`; returns how many."""
+    """Lots of the valid pixels that are at most `limit`: (hashes, flat positions) into `lots`;
+    returns how many.
+    """
     hashes, places = lots
     n = 0
     for y in range(valid.shape[0]):
@@ -180,12 +198,15 @@ def draw(valid, corner, salt, limit, lots):  # type: ignore[no-untyped-def]
     return n
 
 
-# ---- scoring -------------------------------------------------------------------------------------------------------
+# ---- scoring
+# --------------------------------------------------------------------------------------------------
 
 
 @exactly
 def score_batch(x, n, constant, mean, factor, diagonal, out):  # type: ignore[no-untyped-def]
-    """Set `out` to constant - |factor (x - mean)|**2 / 2 for n columns of x; factor is lower triangular."""
+    """Set `out` to constant - |factor (x - mean)|**2 / 2 for n columns of x; factor is lower
+    triangular.
+    """
     difference = np.empty(BATCH)
     for p in range(n):
         out[p] = 0.0
@@ -204,7 +225,9 @@ def score_batch(x, n, constant, mean, factor, diagonal, out):  # type: ignore[no
 
 @exactly
 def label_pixels(pixels, scorer, diagonal, out):  # type: ignore[no-untyped-def]
-    """The best class of each row of `pixels` (n, channels), the first of equals; `scorer` is (constants, means, factors)."""
+    """The best class of each row of `pixels` (n, channels), the first of equals; `scorer` is
+    (constants, means, factors).
+    """
     constants, means, factors = scorer
     channels = pixels.shape[1]
     x = np.empty((channels, BATCH))
@@ -251,13 +274,17 @@ def _best_class(colour, scorer, diagonal):  # type: ignore[no-untyped-def]
 
 @exactly
 def label_colours(pixels, scorer, diagonal, memo, out):  # type: ignore[no-untyped-def]
-    """Classes of a (y, x, 3) uint8 block from `memo` (class + 1 by Morton code, 0: not known yet, found out when met)."""
+    """Classes of a (y, x, 3) uint8 block from `memo` (class + 1 by Morton code, 0: not known yet,
+    found out when met).
+    """
     for y in range(pixels.shape[0]):
         for x in range(pixels.shape[1]):
             red, green, blue = pixels[y, x, 0], pixels[y, x, 1], pixels[y, x, 2]
             key = RED[red] | GREEN[green] | BLUE[blue]
             known = memo[key]
             if known == 0:
-                known = np.uint8(_best_class((float(red), float(green), float(blue)), scorer, diagonal) + 1)
+                known = np.uint8(
+                    _best_class((float(red), float(green), float(blue)), scorer, diagonal) + 1
+                )
                 memo[key] = known
             out[y, x] = known - 1

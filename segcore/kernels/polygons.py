@@ -1,8 +1,10 @@
 """Compiled loops that trace the outlines of objects along the edges of pixels.
 
-A crack is a side of a pixel whose neighbour there has another label. Cracks have the direction in which their pixel lies to the right on a
-screen (rows downwards): 0 along the top of the pixel to the right, 1 down its right side, 2 along its bottom to the left, 3 up its left
-side. A place is row * 2**30 + column of a corner between pixels; a vertex is 2 * place, plus 1 where the outline may touch itself there.
+A crack is a side of a pixel whose neighbour there has another label. Cracks have the direction in
+which their pixel lies to the right on a screen (rows downwards): 0 along the top of the pixel to
+the right, 1 down its right side, 2 along its bottom to the left, 3 up its left side. A place is row
+* 2**30 + column of a corner between pixels; a vertex is 2 * place, plus 1 where the outline may
+touch itself there.
 """
 
 from __future__ import annotations
@@ -34,9 +36,11 @@ def _doubled(array: Any) -> Any:
 
 @exactly
 def _next(labels: Any, y: Any, x: Any, direction: Any) -> Any:
-    """The crack that follows that of pixel (y, x), and whether another part of the object touches the corner between them.
+    """The crack that follows that of pixel (y, x), and whether another part of the object touches
+    the corner between them.
 
-    Parts of an object hold together by the sides of pixels, so an outline never goes over to a pixel that is met at a corner only.
+    Parts of an object hold together by the sides of pixels, so an outline never goes over to a
+    pixel that is met at a corner only.
     """
     label, outward = labels[y, x], (direction + 3) & 3
     ahead_y, ahead_x = y + _DOWN[direction], x + _ACROSS[direction]
@@ -51,7 +55,12 @@ def _next(labels: Any, y: Any, x: Any, direction: Any) -> Any:
 @exactly
 def _enters(labels: Any, y: Any, x: Any, direction: Any) -> Any:
     """Whether the crack before that of pixel (y, x) belongs to a pixel outside the core."""
-    rows, columns, label, outward = labels.shape[0] - 4, labels.shape[1] - 4, labels[y, x], (direction + 3) & 3
+    rows, columns, label, outward = (
+        labels.shape[0] - 4,
+        labels.shape[1] - 4,
+        labels[y, x],
+        (direction + 3) & 3,
+    )
     before_y, before_x = y - _DOWN[direction], x - _ACROSS[direction]
     if labels[before_y, before_x] != label:
         return False
@@ -62,7 +71,9 @@ def _enters(labels: Any, y: Any, x: Any, direction: Any) -> Any:
 
 @exactly
 def _walk(labels: Any, crack: Any, frame: Any, seen: Any, vertices: Any, used: Any) -> Any:
-    """Follow an outline from a crack until it leaves the core or closes; returns the vertices, how many, and the key of the crack after the last."""
+    """Follow an outline from a crack until it leaves the core or closes; returns the vertices, how
+    many, and the key of the crack after the last.
+    """
     top, left, spacing = frame
     rows, columns = seen.shape
     y, x, direction = crack
@@ -84,20 +95,26 @@ def _walk(labels: Any, crack: Any, frame: Any, seen: Any, vertices: Any, used: A
 
 @exactly
 def trace(labels: Any, top: Any, left: Any, spacing: Any) -> Any:
-    """Chains of cracks of the core's pixels; `labels` has a ring of 2 pixels around the core, whose first pixel is (top, left).
+    """Chains of cracks of the core's pixels; `labels` has a ring of 2 pixels around the core, whose
+    first pixel is (top, left).
 
-    Returns the vertices of all chains, and one after another of each chain its label, the keys of its first crack and of the crack
-    after its last, and its number of vertices. A key is 4 times the place where a crack starts, plus its direction. In a closed chain
-    both are equal.
+    Returns the vertices of all chains, and one after another of each chain its label, the keys of
+    its first crack and of the crack after its last, and its number of vertices. A key is 4 times
+    the place where a crack starts, plus its direction. In a closed chain both are equal.
     """
     rows, columns = labels.shape[0] - 4, labels.shape[1] - 4
     seen, frame = np.zeros((rows, columns), np.bool_), (top, left, spacing)
     vertices, used, chains, found = np.empty(1024, np.int64), 0, np.empty(1024, np.int64), 0
-    # First the outlines that come in over the edge of the core, then those that are closed within it: each of these has a top.
+    # First the outlines that come in over the edge of the core, then those that are closed within
+    # it: each of these has a top.
     for closed in range(2):
         for y in range(2, rows + 2):
             edge = y in (2, rows + 1)
-            for x in range(2, columns + 2) if closed or edge or columns == 1 else range(2, columns + 2, columns - 1):
+            for x in (
+                range(2, columns + 2)
+                if closed or edge or columns == 1
+                else range(2, columns + 2, columns - 1)
+            ):
                 label = labels[y, x]
                 if label == 0:
                     continue
@@ -108,20 +125,30 @@ def trace(labels: Any, top: Any, left: Any, spacing: Any) -> Any:
                     if seen[y - 2, x - 2] if closed else not _enters(labels, y, x, direction):
                         continue
                     # A crack starts where the one before it around the same pixel ends.
-                    row, column = top + y - 2 + _END_DOWN[outward], left + x - 2 + _END_ACROSS[outward]
+                    row, column = (
+                        top + y - 2 + _END_DOWN[outward],
+                        left + x - 2 + _END_ACROSS[outward],
+                    )
                     before = used
-                    vertices, used, end = _walk(labels, (y, x, direction), frame, seen, vertices, used)
+                    vertices, used, end = _walk(
+                        labels, (y, x, direction), frame, seen, vertices, used
+                    )
                     if found + 4 > len(chains):
                         chains = _doubled(chains)
                     chains[found], chains[found + 3] = label, used - before
-                    chains[found + 1], chains[found + 2] = (row << PLACE | column) << 2 | direction, end
+                    chains[found + 1], chains[found + 2] = (
+                        (row << PLACE | column) << 2 | direction,
+                        end,
+                    )
                     found += 4
     return vertices[:used], chains[:found]
 
 
 @exactly
 def join(follower: Any, offsets: Any, vertices: Any, owner: Any) -> Any:
-    """Rings from chains, each of which is followed by chain `follower`; returns vertices, stop of each ring, and its owner."""
+    """Rings from chains, each of which is followed by chain `follower`; returns vertices, stop of
+    each ring, and its owner.
+    """
     out, used, rings = np.empty_like(vertices), 0, 0
     stops, owners = np.empty(len(follower), np.int64), np.empty(len(follower), np.int64)
     done = np.zeros(len(follower), np.bool_)
@@ -141,12 +168,18 @@ def join(follower: Any, offsets: Any, vertices: Any, owner: Any) -> Any:
 
 @exactly
 def split(places: Any, following: Any, stops: Any, most: Any) -> Any:
-    """Simple rings from rings that may touch themselves, `most` at most, by the vertex that follows each once they are cut there.
+    """Simple rings from rings that may touch themselves, `most` at most, by the vertex that follows
+    each once they are cut there.
 
-    Returns places, stop, ring and area of each; the area is negative for holes. Each starts at its least place.
+    Returns places, stop, ring and area of each; the area is negative for holes. Each starts at its
+    least place.
     """
     out, used, loops, start = np.empty_like(places), 0, 0, 0
-    cuts, rings, areas = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
+    cuts, rings, areas = (
+        np.empty(most, np.int64),
+        np.empty(most, np.int64),
+        np.empty(most, np.int64),
+    )
     done = np.zeros(len(places), np.bool_)
     for ring in range(len(stops)):
         for first in range(start, stops[ring]):
@@ -171,7 +204,9 @@ def split(places: Any, following: Any, stops: Any, most: Any) -> Any:
 
 @exactly
 def _area(places: Any) -> Any:
-    """Pixels inside a ring, by the shoelace formula; positive where the pixels of the object lie inside."""
+    """Pixels inside a ring, by the shoelace formula; positive where the pixels of the object lie
+    inside.
+    """
     mask, total = (1 << PLACE) - 1, 0
     row, column = places[0] >> PLACE, places[0] & mask
     for i in range(1, len(places) - 1):
@@ -183,7 +218,8 @@ def _area(places: Any) -> Any:
 
 @exactly
 def sweep(lows: Any, highs: Any, rings: Any, shells: Any) -> None:
-    """Find the exteriors of holes (-1 in `shells`) from the upright edges of rings, object by object and from left to right.
+    """Find the exteriors of holes (-1 in `shells`) from the upright edges of rings, object by
+    object and from left to right.
 
     To the left of a hole lie pixels of the object; the next ring to their left is of the same part.
     """

@@ -1,9 +1,10 @@
 """Compiled loops of quick shift.
 
-Densities are sums over a window about each pixel. The weight of a pair of pixels is the same seen from either, so it is worked out once,
-for whole rows of pairs at a time so that the loops run over the processor's vectors, and added to both. A pixel's terms
-still come in an order that depends on their offsets alone: the rows above from the farthest to the nearest, its own, the rows
-below from the nearest to the farthest. So its density has the same bits in every tile that sees its window.
+Densities are sums over a window about each pixel. The weight of a pair of pixels is the same seen
+from either, so it is worked out once, for whole rows of pairs at a time so that the loops run over
+the processor's vectors, and added to both. A pixel's terms still come in an order that depends on
+their offsets alone: the rows above from the farthest to the nearest, its own, the rows below from
+the nearest to the farthest. So its density has the same bits in every tile that sees its window.
 
 Invalid pixels have infinite colours: their weight in any sum is e**-700, which no density notices.
 """
@@ -32,12 +33,16 @@ _ROUND = 1.5 * 2.0**52
 @intrinsic  # type: ignore[untyped-decorator]  # numba has no types
 def _fused(context: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ARG001  numba hands over the types
     """a·b + c, rounded once on every processor, and one instruction on most."""
-    return types.float64(types.float64, types.float64, types.float64), lambda _, builder, __, values: builder.fma(*values)
+    return types.float64(
+        types.float64, types.float64, types.float64
+    ), lambda _, builder, __, values: builder.fma(*values)
 
 
 @exactly
 def _exp(x):  # type: ignore[no-untyped-def]
-    """e**x for x <= 700, and e**-700 below -700, to the last bit but one; without branches so that loops over it run on vectors."""
+    """e**x for x <= 700, and e**-700 below -700, to the last bit but one; without branches so that
+    loops over it run on vectors.
+    """
     x = max(x, -700.0)
     shifted = _fused(x, _LOG2_E, _ROUND)
     whole = shifted - _ROUND
@@ -58,7 +63,8 @@ def _exp(x):  # type: ignore[no-untyped-def]
     return p * np.int64(power).view(np.float64)
 
 
-# ---- colours and noise ---------------------------------------------------------------------------------------------
+# ---- colours and noise
+# ---------------------------------------------------------------------------------------------
 
 
 @exactly
@@ -72,7 +78,9 @@ def _linearise(values):  # type: ignore[no-untyped-def]
 
 @exactly
 def _adapt(values, white):  # type: ignore[no-untyped-def]
-    """Set values of CIE XYZ to their cube roots relative to white, with the straight part of CIE Lab near black."""
+    """Set values of CIE XYZ to their cube roots relative to white, with the straight part of CIE
+    Lab near black.
+    """
     for x in range(values.size):
         light = values[x] / white
         root = _exp(_log(max(light, 0.008)) / 3.0)
@@ -81,7 +89,9 @@ def _adapt(values, white):  # type: ignore[no-untyped-def]
 
 @exactly
 def convert_to_lab(planes):  # type: ignore[no-untyped-def]
-    """Set (3, y, x) planes of sRGB from 0 to 1 to CIE Lab (D65, 2 degrees), with the constants of scikit-image."""
+    """Set (3, y, x) planes of sRGB from 0 to 1 to CIE Lab (D65, 2 degrees), with the constants of
+    scikit-image.
+    """
     for y in range(planes.shape[1]):
         red, green, blue = planes[0, y], planes[1, y], planes[2, y]
         _linearise(red)
@@ -104,9 +114,11 @@ def convert_to_lab(planes):  # type: ignore[no-untyped-def]
 
 @exactly
 def fill_noise(corner, seed, noise):  # type: ignore[no-untyped-def]
-    """Noise of the pixels from `corner` (row, column of the raster) on: normal to the eye, its place and `seed` decide it.
+    """Noise of the pixels from `corner` (row, column of the raster) on: normal to the eye, its
+    place and `seed` decide it.
 
-    The sum of twelve even draws has variance 1 (Irwin and Hall); whole numbers keep it free of rounding.
+    The sum of twelve even draws has variance 1 (Irwin and Hall); whole numbers keep it free of
+    rounding.
     """
     low = np.uint64(0xFFFFFFFF)
     salt = splitmix(np.uint64(seed))
@@ -121,16 +133,28 @@ def fill_noise(corner, seed, noise):  # type: ignore[no-untyped-def]
             noise[y, x] = _NOISE * (float(total - np.int64(6 * 0xFFFFFFFF)) / 4294967296.0)
 
 
-# ---- densities and trees -------------------------------------------------------------------------------------------
+# ---- densities and trees
+# -------------------------------------------------------------------------------------------
 
 
 @exactly
 def _weigh_colours(planes, here, there, space, factor, weights):  # type: ignore[no-untyped-def]
-    """Weights of the pairs of pixels from `here` and from `there` (row, column) on, `space` being their squared distance in space."""
+    """Weights of the pairs of pixels from `here` and from `there` (row, column) on, `space` being
+    their squared distance in space.
+    """
     n = weights.size
-    # Rows that the compiler knows to be contiguous, counted from 0: else it makes no use of vectors.
-    a, b, c = planes[0, here[0]][here[1] :], planes[1, here[0]][here[1] :], planes[2, here[0]][here[1] :]
-    d, e, f = planes[0, there[0]][there[1] :], planes[1, there[0]][there[1] :], planes[2, there[0]][there[1] :]
+    # Rows that the compiler knows to be contiguous, counted from 0: else it makes no use of
+    # vectors.
+    a, b, c = (
+        planes[0, here[0]][here[1] :],
+        planes[1, here[0]][here[1] :],
+        planes[2, here[0]][here[1] :],
+    )
+    d, e, f = (
+        planes[0, there[0]][there[1] :],
+        planes[1, there[0]][there[1] :],
+        planes[2, there[0]][there[1] :],
+    )
     for x in range(n):
         first, second, third = a[x] - d[x], b[x] - e[x], c[x] - f[x]
         weights[x] = _exp((first * first + second * second + third * third + space) * factor)
@@ -159,10 +183,11 @@ def _add(terms, sums):  # type: ignore[no-untyped-def]
 
 @exactly
 def add_densities(planes, densities, inner, width, factor):  # type: ignore[no-untyped-def]
-    """Add to the densities of the pixels of `inner` (top, left, bottom, right) the weights exp(factor · distance²) of their windows.
+    """Add to the densities of the pixels of `inner` (top, left, bottom, right) the weights
+    exp(factor · distance²) of their windows.
 
-    `planes` (band, y, x) and `densities` (y, x) cover `inner` and `width` pixels around it where there are any. Outside `inner`
-    the densities come out incomplete.
+    `planes` (band, y, x) and `densities` (y, x) cover `inner` and `width` pixels around it where
+    there are any. Outside `inner` the densities come out incomplete.
     """
     top, left, bottom, right = inner
     bands, height, across = planes.shape
@@ -173,7 +198,10 @@ def add_densities(planes, densities, inner, width, factor):  # type: ignore[no-u
                 for x in range(left, right):
                     densities[y, x] += 1.0
             for dx in range(-width if dy > 0 else 1, width + 1):
-                first, last = max(left - max(dx, 0), -dx, 0), min(right - min(dx, 0), across - dx, across)
+                first, last = (
+                    max(left - max(dx, 0), -dx, 0),
+                    min(right - min(dx, 0), across - dx, across),
+                )
                 if first >= last:
                     continue
                 weights, space = row[: last - first], float(dy * dy + dx * dx)
@@ -187,11 +215,13 @@ def add_densities(planes, densities, inner, width, factor):  # type: ignore[no-u
 
 @exactly
 def find_parents(planes, densities, core, offsets, max_dist, parents):  # type: ignore[no-untyped-def]
-    """Set `parents` (flat places) of the pixels of `core` (top, left, bottom, right); roots are their own.
+    """Set `parents` (flat places) of the pixels of `core` (top, left, bottom, right); roots are
+    their own.
 
-    Pixels of density -inf are invalid: they get no parent and are nobody's. `offsets` are rows (dy² + dx², dy, dx) by ascending
-    distance. As in scikit-image the nearest denser pixel is the parent, the first of equally near ones in row order. No farther
-    offset can win once the distance in space alone is greater than the nearest found.
+    Pixels of density -inf are invalid: they get no parent and are nobody's. `offsets` are rows (dy²
+    + dx², dy, dx) by ascending distance. As in scikit-image the nearest denser pixel is the parent,
+    the first of equally near ones in row order. No farther offset can win once the distance in
+    space alone is greater than the nearest found.
     """
     top, left, bottom, right = core
     bands, height, across = planes.shape
@@ -205,7 +235,10 @@ def find_parents(planes, densities, core, offsets, max_dist, parents):  # type: 
                 if offsets[i, 0] > nearest:
                     break
                 dy, dx = offsets[i, 1], offsets[i, 2]
-                if not (0 <= y + dy < height and 0 <= x + dx < across) or densities[y + dy, x + dx] <= density:
+                if (
+                    not (0 <= y + dy < height and 0 <= x + dx < across)
+                    or densities[y + dy, x + dx] <= density
+                ):
                     continue
                 distance = 0.0
                 for band in range(bands):
@@ -220,10 +253,11 @@ def find_parents(planes, densities, core, offsets, max_dist, parents):  # type: 
 
 @exactly
 def number_trees(parents, values):  # type: ignore[no-untyped-def]
-    """Write to `values`, which holds zeros, the number of each pixel's tree, from 1 on in the row order of their first pixels.
+    """Write to `values`, which holds zeros, the number of each pixel's tree, from 1 on in the row
+    order of their first pixels.
 
-    A tree ends in a pixel that is its own parent, or in one whose parent is unknown (-1). Pixels of unknown parent are numbered only
-    where a chain ends in them.
+    A tree ends in a pixel that is its own parent, or in one whose parent is unknown (-1). Pixels of
+    unknown parent are numbered only where a chain ends in them.
     """
     flat, numbers = parents.ravel(), values.ravel()
     count = 0

@@ -12,7 +12,9 @@ _NO_EDGE = np.uint32(np.float32(np.inf).view(np.uint32))
 
 @exactly
 def label_joined(right, down, valid, labels):  # type: ignore[no-untyped-def]
-    """Number the sets of valid pixels that edges below 1 join, from 1 in the order of their first pixels; their sizes ([0] is 0)."""
+    """Number the sets of valid pixels that edges below 1 join, from 1 in the order of their first
+    pixels; their sizes ([0] is 0).
+    """
     rows, columns = labels.shape
     parents = np.empty(rows * columns, np.int32)
     for row in range(rows):
@@ -49,10 +51,12 @@ def _may_merge(bits, one, other, sizes, least):  # type: ignore[no-untyped-def]
 
 @exactly
 def merging_edges(right, down, labels, sizes, least):  # type: ignore[no-untyped-def]
-    """Keys of the edges inside the tile between two sets of which one is smaller than `least`, in the order of their places.
+    """Keys of the edges inside the tile between two sets of which one is smaller than `least`, in
+    the order of their places.
 
-    `right` and `down` are the weights' bits as uint32, which are ordered as the weights are. A key is the bits in the upper half and the
-    edge's place in the lower: twice the pixel, one more for the edge down.
+    `right` and `down` are the weights' bits as uint32, which are ordered as the weights are. A key
+    is the bits in the upper half and the edge's place in the lower: twice the pixel, one more for
+    the edge down.
     """
     rows, columns = labels.shape
     keys = np.empty(0, np.uint64)
@@ -62,13 +66,19 @@ def merging_edges(right, down, labels, sizes, least):  # type: ignore[no-untyped
             for column in range(columns):
                 here = labels[row, column]
                 place = np.uint64(2 * (row * columns + column))
-                if column + 1 < columns and _may_merge(right[row, column], here, labels[row, column + 1], sizes, least):
+                if column + 1 < columns and _may_merge(
+                    right[row, column], here, labels[row, column + 1], sizes, least
+                ):
                     if filling:
                         keys[n] = np.uint64(right[row, column]) << np.uint64(32) | place
                     n += 1
-                if row + 1 < rows and _may_merge(down[row, column], here, labels[row + 1, column], sizes, least):
+                if row + 1 < rows and _may_merge(
+                    down[row, column], here, labels[row + 1, column], sizes, least
+                ):
                     if filling:
-                        keys[n] = np.uint64(down[row, column]) << np.uint64(32) | place | np.uint64(1)
+                        keys[n] = (
+                            np.uint64(down[row, column]) << np.uint64(32) | place | np.uint64(1)
+                        )
                     n += 1
         if not filling:
             keys = np.empty(n, np.uint64)
@@ -79,8 +89,9 @@ def merging_edges(right, down, labels, sizes, least):  # type: ignore[no-untyped
 def merge_small(keys, labels, least, sets, events, members):  # type: ignore[no-untyped-def]
     """Merge what is certain along the sorted `keys`, and note the events that joining must replay.
 
-    `sets` is (parents, sizes, leaves) by label; leaves is 0 for closed sets and becomes the leaf of sets that events touch. `events` is
-    (keys, leaf, other leaf), `members` (labels, sizes) of each leaf, all long enough. Gives the numbers of events and of leaves.
+    `sets` is (parents, sizes, leaves) by label; leaves is 0 for closed sets and becomes the leaf of
+    sets that events touch. `events` is (keys, leaf, other leaf), `members` (labels, sizes) of each
+    leaf, all long enough. Gives the numbers of events and of leaves.
     """
     parents, sizes, leaves = sets
     event_keys, ones, others = events
@@ -115,7 +126,9 @@ def merge_small(keys, labels, least, sets, events, members):  # type: ignore[no-
 
 @exactly
 def number_sets(parents):  # type: ignore[no-untyped-def]
-    """The fragment of each label, numbered from 1 on in the order of their first labels; that of 0 is 0."""
+    """The fragment of each label, numbered from 1 on in the order of their first labels; that of 0
+    is 0.
+    """
     fragments = np.zeros(parents.size, np.uint32)
     count = 0
     for label in range(1, parents.size):
@@ -130,7 +143,9 @@ def number_sets(parents):  # type: ignore[no-untyped-def]
 
 @exactly
 def replay(ones, others, sure, sizes, least):  # type: ignore[no-untyped-def]
-    """Merge leaves along sorted edges: always where `sure`, else where one side is smaller than `least`; the set of each leaf."""
+    """Merge leaves along sorted edges: always where `sure`, else where one side is smaller than
+    `least`; the set of each leaf.
+    """
     parents = np.arange(sizes.size)
     for i in range(ones.size):
         one, other = root_of(parents, ones[i]), root_of(parents, others[i])

@@ -1,7 +1,7 @@
 """Compiled loops of the watershed.
 
-All comparisons are between whole squares, their roots and places relative to one another, so an object comes out the same wherever the
-block that holds it begins.
+All comparisons are between whole squares, their roots and places relative to one another, so an
+object comes out the same wherever the block that holds it begins.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ _DIAGONAL = 2.0**0.5
 
 @exactly
 def squared_distances(classes: Any, reach: Any, out: Any) -> None:
-    """Squared Euclidean distance of each pixel to the nearest of another class, at most reach**2; 0 where the class is 0.
+    """Squared Euclidean distance of each pixel to the nearest of another class, at most reach**2; 0
+    where the class is 0.
 
-    `classes` and `out` are (y, x) arrays. What lies outside the array is unknown and no bound. Columns first, then along the rows outwards
-    until nothing nearer can come (after Saito and Toriwaki 1994, bounded).
+    `classes` and `out` are (y, x) arrays. What lies outside the array is unknown and no bound.
+    Columns first, then along the rows outwards until nothing nearer can come (after Saito and
+    Toriwaki 1994, bounded).
     """
     height, width = classes.shape
     column = np.empty((height, width), np.int32)
     for y in range(height):
         for x in range(width):
-            above = reach if y == 0 else (column[y - 1, x] if classes[y, x] == classes[y - 1, x] else 0)
+            above = (
+                reach if y == 0 else (column[y - 1, x] if classes[y, x] == classes[y - 1, x] else 0)
+            )
             column[y, x] = min(above + 1, reach) if classes[y, x] else 0
     for y in range(height - 2, -1, -1):
         for x in range(width):
@@ -48,7 +52,9 @@ def squared_distances(classes: Any, reach: Any, out: Any) -> None:
 
 @exactly
 def descending(squares: Any, highest: Any) -> Any:
-    """Flat places of the pixels above 0, the highest first, equals in the order of the rows. No pixel exceeds `highest`."""
+    """Flat places of the pixels above 0, the highest first, equals in the order of the rows. No
+    pixel exceeds `highest`.
+    """
     flat = squares.ravel()
     starts = np.zeros(highest + 2, np.int64)
     for value in flat:
@@ -66,7 +72,9 @@ def descending(squares: Any, highest: Any) -> Any:
 
 @exactly
 def _reached(classes: Any, basins: Any, place: Any, near: Any) -> Any:
-    """How many neighbours of a pixel have its class and a basin already; their flat places, row by row, in `near`."""
+    """How many neighbours of a pixel have its class and a basin already; their flat places, row by
+    row, in `near`.
+    """
     height, width = classes.shape
     y, x = place // width, place % width
     count = 0
@@ -80,7 +88,9 @@ def _reached(classes: Any, basins: Any, place: Any, near: Any) -> Any:
 
 @exactly
 def _united(squares: Any, basins: Any, roots: Any, pass_height: Any, prominence: Any) -> Any:
-    """Unite two basins that meet at a pass unless both rise enough above it; the root that the first has now."""
+    """Unite two basins that meet at a pass unless both rise enough above it; the root that the
+    first has now.
+    """
     one, other = roots
     if min(squares[one], squares[other]) ** 0.5 - pass_height >= prominence:
         return one
@@ -92,11 +102,13 @@ def _united(squares: Any, basins: Any, roots: Any, pass_height: Any, prominence:
 
 @exactly
 def flood(classes: Any, squares: Any, order: Any, prominence: Any) -> Any:
-    """(labels, count): the basins of each class as 1 ... count in the order of their first pixels, 0 where the class is 0.
+    """(labels, count): the basins of each class as 1 ... count in the order of their first pixels,
+    0 where the class is 0.
 
-    Pixels come in `order`. One with no neighbour before it is a maximum and begins a basin, which keeps the place of that maximum as its
-    root; any other goes with its steepest neighbour. Where basins meet, the one with the lower maximum is taken in by the other if it
-    rises less than `prominence` above this meeting point.
+    Pixels come in `order`. One with no neighbour before it is a maximum and begins a basin, which
+    keeps the place of that maximum as its root; any other goes with its steepest neighbour. Where
+    basins meet, the one with the lower maximum is taken in by the other if it rises less than
+    `prominence` above this meeting point.
     """
     height, width = classes.shape
     basins = np.full(height * width, -1, np.int32)

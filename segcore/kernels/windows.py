@@ -1,8 +1,10 @@
 """Compiled loops of window statistics.
 
-All take the rows and columns of the array that each row and column of the padded array repeats, so that borders are reflected without a
-copy; the padded array reaches one radius beyond the output on all sides. What they find for a pixel depends on its window alone, to the
-last bit: sums of whole numbers are exact, sums of floats run in an order that is fixed relative to the pixel, and medians are values.
+All take the rows and columns of the array that each row and column of the padded array repeats, so
+that borders are reflected without a copy; the padded array reaches one radius beyond the output on
+all sides. What they find for a pixel depends on its window alone, to the last bit: sums of whole
+numbers are exact, sums of floats run in an order that is fixed relative to the pixel, and medians
+are values.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import numpy as np
 from segcore.kernels.compiling import exactly
 
 _STRIP = 512
-"""Columns that are worked on together, so that their sums and histograms stay in the processor's cache."""
+"""Columns that are worked on together, so that their sums and histograms stay in the processor's
+cache.
+"""
 _PATCH = 64
 """Side of the squares whose values are sorted at once for medians of values that are not 8 bit."""
 _WORD = 64
@@ -43,7 +47,9 @@ def box_sums(values, rows, columns, out):  # type: ignore[no-untyped-def]
 
 @exactly
 def _weigh_line(line, weights, out):  # type: ignore[no-untyped-def]
-    """Weighted sums along a line; `line` is twice the radius longer than `out`, `weights` are those of distance 0, 1 and so on."""
+    """Weighted sums along a line; `line` is twice the radius longer than `out`, `weights` are those
+    of distance 0, 1 and so on.
+    """
     radius, n = weights.size - 1, out.size
     for x in range(n):
         out[x] = weights[0] * line[x + radius]
@@ -72,7 +78,11 @@ def weighted_sums(values, rows, columns, weights, out):  # type: ignore[no-untyp
                 for x in range(n):
                     into[x] = weights[0] * middle[x]
                 for k in range(1, radius + 1):
-                    above, below, weight = ring[(y + radius - k) % side], ring[(y + radius + k) % side], weights[k]
+                    above, below, weight = (
+                        ring[(y + radius - k) % side],
+                        ring[(y + radius + k) % side],
+                        weights[k],
+                    )
                     for x in range(n):
                         into[x] += weight * (above[x] + below[x])
 
@@ -97,7 +107,9 @@ def _catch_up(group, columns_fine, state, x):  # type: ignore[no-untyped-def]
 
 @exactly
 def _level_at(position, coarse, columns_fine, state, x):  # type: ignore[no-untyped-def]
-    """The level that holds the value at this position in the order of the window that begins at column x of the strip."""
+    """The level that holds the value at this position in the order of the window that begins at
+    column x of the strip.
+    """
     passed, group = 0, 0
     while passed + coarse[group] <= position:
         passed += coarse[group]
@@ -125,11 +137,14 @@ def _count_row(values, usable, columns, step, histograms):  # type: ignore[no-un
 def medians_of_bytes(values, usable, rows, columns, out):  # type: ignore[no-untyped-def]
     """Medians of the usable uint8 values of square windows, 0 where there are none.
 
-    A histogram for each column, and one for the window that is their running sum; of that only the 16 levels about the median are kept up
-    to date (Perreault and Hébert 2007).
+    A histogram for each column, and one for the window that is their running sum; of that only the
+    16 levels about the median are kept up to date (Perreault and Hébert 2007).
     """
     span = rows.size - out.shape[0]
-    columns_fine, columns_coarse = np.empty((_STRIP + span, 256), np.int16), np.empty((_STRIP + span, 16), np.int16)
+    columns_fine, columns_coarse = (
+        np.empty((_STRIP + span, 256), np.int16),
+        np.empty((_STRIP + span, 16), np.int16),
+    )
     fine, coarse, seen = np.empty(256, np.int32), np.empty(16, np.int32), np.empty(16, np.int64)
     state = fine, seen, span
     histograms = columns_fine, columns_coarse
@@ -155,7 +170,9 @@ def medians_of_bytes(values, usable, rows, columns, out):  # type: ignore[no-unt
                 out[y, left + x] = 0.0
                 if count > 0:
                     low = _level_at((count - 1) // 2, coarse, columns_fine, state, x)
-                    high = low if count % 2 else _level_at(count // 2, coarse, columns_fine, state, x)
+                    high = (
+                        low if count % 2 else _level_at(count // 2, coarse, columns_fine, state, x)
+                    )
                     out[y, left + x] = 0.5 * (low + high)
                 for group in range(16):
                     coarse[group] -= columns_coarse[x, group]
@@ -164,7 +181,9 @@ def medians_of_bytes(values, usable, rows, columns, out):  # type: ignore[no-unt
 
 @exactly
 def _rank_at(members, counts, word, before, position):  # type: ignore[no-untyped-def]
-    """The rank of the member at this position in order; there are `before` members below `word`, where the search begins."""
+    """The rank of the member at this position in order; there are `before` members below `word`,
+    where the search begins.
+    """
     while before > position:
         word -= 1
         before -= counts[word]
@@ -182,9 +201,11 @@ def _rank_at(members, counts, word, before, position):  # type: ignore[no-untype
 
 @exactly
 def _medians_of_ranks(ranks, ordered, span, out):  # type: ignore[no-untyped-def]
-    """Medians of the windows of a patch from the ranks of its values (-1: not usable) and its values in order.
+    """Medians of the windows of a patch from the ranks of its values (-1: not usable) and its
+    values in order.
 
-    The ranks in the window are bits of a set, and the last median is where the search for the next one begins (after Huang 1979).
+    The ranks in the window are bits of a set, and the last median is where the search for the next
+    one begins (after Huang 1979).
     """
     words = ordered.size // _WORD + 1
     members, counts = np.empty(words, np.uint64), np.empty(words, np.int64)
@@ -236,4 +257,6 @@ def medians(values, usable, rows, columns, out):  # type: ignore[no-untyped-def]
             order = np.argsort(found[:n])
             for rank in range(n):
                 flat[places[order[rank]]] = rank
-            _medians_of_ranks(ranks, found[:n][order], span, out[top : top + height, left : left + width])
+            _medians_of_ranks(
+                ranks, found[:n][order], span, out[top : top + height, left : left + width]
+            )

@@ -9,13 +9,18 @@ from segcore.kernels.compiling import exactly
 
 @exactly
 def orient(points: Any, offsets: Any, exterior: Any) -> None:
-    """Turn rings around so that exteriors go counter-clockwise (x to the right, y upwards) and holes clockwise; first points stay."""
+    """Turn rings around so that exteriors go counter-clockwise (x to the right, y upwards) and
+    holes clockwise; first points stay.
+    """
     for ring in range(len(exterior)):
         first, last = offsets[ring], offsets[ring + 1]
         total = 0.0
         for i in range(first + 1, last - 1):
             x, y = points[i, 0] - points[first, 0], points[i, 1] - points[first, 1]
-            total += x * (points[i + 1, 1] - points[first, 1]) - (points[i + 1, 0] - points[first, 0]) * y
+            total += (
+                x * (points[i + 1, 1] - points[first, 1])
+                - (points[i + 1, 0] - points[first, 0]) * y
+            )
         if (total > 0) != exterior[ring]:
             i, j = first + 1, last - 1
             while i < j:
@@ -26,7 +31,9 @@ def orient(points: Any, offsets: Any, exterior: Any) -> None:
 
 @exactly
 def unwind(longitudes: Any, offsets: Any, broken: Any) -> None:
-    """Make longitudes continuous along rings that cross the antimeridian; those that go around a pole are `broken`."""
+    """Make longitudes continuous along rings that cross the antimeridian; those that go around a
+    pole are `broken`.
+    """
     for ring in range(len(broken)):
         first, last = offsets[ring], offsets[ring + 1]
         before, turn = longitudes[first], 0.0
@@ -51,7 +58,8 @@ def _write_number(out: Any, at: Any, number: Any) -> Any:
 
 @exactly
 def write_wkb(out: Any, starts: Any, rings: Any, exterior: Any, offsets: Any, points: Any) -> None:
-    """Write the polygons of each object. Its rings are `rings[i]` to `rings[i + 1]`, each polygon's exterior first; no bytes, nothing written.
+    """Write the polygons of each object. Its rings are `rings[i]` to `rings[i + 1]`, each polygon's
+    exterior first; no bytes, nothing written.
 
     `points` holds the bytes of the coordinates, 16 a point.
     """

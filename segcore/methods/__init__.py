@@ -1,1 +1,3 @@
-"""The mathematics behind segmenters: histograms and thresholds, samples and clusters, modes, windows."""
+"""The mathematics behind segmenters: histograms and thresholds, samples and clusters, modes,
+windows.
+"""

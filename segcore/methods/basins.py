@@ -1,15 +1,19 @@
-"""Mean shift on weighted values: the modes of their density, and the basin of attraction of every value.
+"""Mean shift on weighted values: the modes of their density, and the basin of attraction of every
+value.
 
-The method is that of Fukunaga and Hostetler (1975), Cheng (IEEE TPAMI 17, 1995) and Comaniciu and Meer (IEEE TPAMI 24, 2002): from
-every point a path steps to the kernel-weighted mean of the points around it until it rests; where paths end are the modes. Of
-ends nearer to each other than the bandwidth the stronger stays, as in `sklearn.cluster.MeanShift`.
+The method is that of Fukunaga and Hostetler (1975), Cheng (IEEE TPAMI 17, 1995) and Comaniciu and
+Meer (IEEE TPAMI 24, 2002): from every point a path steps to the kernel-weighted mean of the points
+around it until it rests; where paths end are the modes. Of ends nearer to each other than the
+bandwidth the stronger stays, as in `sklearn.cluster.MeanShift`.
 
-Up to 2**12 different values are points by themselves, and every path is followed to its end: nothing is approximated but the
-gaussian, which is cut off at three bandwidths. More values are gathered in the cells of a lattice (an eighth of the bandwidth wide,
-half for the gaussian, an eighth of that for one band; but so wide, at most half and the whole of the bandwidth, that no more than
-2**15 are occupied), each a point at the exact mean of its values with their whole weight; and a path ends early where it crosses a
-cell of a sixty-fourth of the bandwidth that an earlier path crossed. Where even the widest cells are too many, up to 2**17 of
-them are taken for up to three bands; for more bands every nth value stands for all.
+Up to 2**12 different values are points by themselves, and every path is followed to its end:
+nothing is approximated but the gaussian, which is cut off at three bandwidths. More values are
+gathered in the cells of a lattice (an eighth of the bandwidth wide, half for the gaussian, an
+eighth of that for one band; but so wide, at most half and the whole of the bandwidth, that no more
+than 2**15 are occupied), each a point at the exact mean of its values with their whole weight; and
+a path ends early where it crosses a cell of a sixty-fourth of the bandwidth that an earlier path
+crossed. Where even the widest cells are too many, up to 2**17 of them are taken for up to three
+bands; for more bands every nth value stands for all.
 """
 
 from __future__ import annotations
@@ -34,8 +38,14 @@ Kernel = Literal["flat", "epanechnikov", "gaussian"]
 FEW_VALUES = 2**12
 _MOST_POINTS, _LEAST_POINTS = 2**15, 2**10
 _MOST_SMALL = 2**17
-_CELLS: dict[Kernel, tuple[float, float]] = {"flat": (1 / 8, 1 / 2), "epanechnikov": (1 / 8, 1 / 2), "gaussian": (1 / 2, 1.0)}
-"""Sides of the finest and the coarsest cells in bandwidths. A gaussian is smooth, and its bandwidth a standard deviation."""
+_CELLS: dict[Kernel, tuple[float, float]] = {
+    "flat": (1 / 8, 1 / 2),
+    "epanechnikov": (1 / 8, 1 / 2),
+    "gaussian": (1 / 2, 1.0),
+}
+"""Sides of the finest and the coarsest cells in bandwidths. A gaussian is smooth, and its bandwidth
+a standard deviation.
+"""
 _REACH: dict[Kernel, float] = {"flat": 1.0, "epanechnikov": 1.0, "gaussian": 3.0}
 """Where the kernel is cut off, in bandwidths."""
 _MOST_CELLS = 2**53
@@ -43,14 +53,17 @@ _MOST_CELLS = 2**53
 _MOST_STEPS = 300
 _SUBSET = 1024
 _NEAREST_OF_ONE, _NEAREST_OF_MORE, _THIN = 0.1, 0.05, 0.1
-"""Shares: of the subset within the bandwidth, where values spread in one direction and in more; and of the bandwidth, the least
-spread along a direction that counts."""
+"""Shares: of the subset within the bandwidth, where values spread in one direction and in more; and
+of the bandwidth, the least spread along a direction that counts.
+"""
 _MOST_ENDS = 2**12
 
 
 @dataclass(frozen=True, slots=True)
 class Lattice:
-    """Cubic cells. Finite: it covers the values that it is made for, so that a shift of all values moves the cells along."""
+    """Cubic cells. Finite: it covers the values that it is made for, so that a shift of all values
+    moves the cells along.
+    """
 
     side: float
     lows: tuple[float, ...]
@@ -60,22 +73,28 @@ class Lattice:
 
     @classmethod
     def over(cls, values: NDArray[np.generic], side: float) -> Lattice:
-        """The lattice that covers these values (channels, n). Raises `FitError` where floats do not tell so many cells apart."""
+        """The lattice that covers these values (channels, n). Raises `FitError` where floats do not
+        tell so many cells apart.
+        """
         lows, highs = (ends.astype(np.float64) for ends in (values.min(axis=1), values.max(axis=1)))
         widest = int(np.argmax(highs - lows))
         if not highs[widest] - lows[widest] < _MOST_CELLS * side:
             raise FitError(
-                f"Mean shift cannot tell cells of width {side:.6g} apart between values from {lows[widest]:g} to {highs[widest]:g}. "
+                f"Mean shift cannot tell cells of width {side:.6g} apart between values from "
+                f"{lows[widest]:g} to {highs[widest]:g}. "
                 "Check nodata, or raise `bandwidth`."
             )
-        return cls(side, tuple(lows.tolist()), tuple((np.floor((highs - lows) / side) + 1).tolist()))
+        return cls(
+            side, tuple(lows.tolist()), tuple((np.floor((highs - lows) / side) + 1).tolist())
+        )
 
     @property
     def arrays(self) -> tuple[float, Floats, Floats, Keys]:
         """Itself as the kernels want it.
 
-        Fewer than 2**64 cells have keys of their own; of more, two occupied ones with one key are as improbable as a collision of
-        hashes (extents are made odd for that, or strides would become 0).
+        Fewer than 2**64 cells have keys of their own; of more, two occupied ones with one key are
+        as improbable as a collision of hashes (extents are made odd for that, or strides would
+        become 0).
         """
         strides = [1]
         for extent in self.extents[:-1]:
@@ -116,29 +135,44 @@ class Basins:
     """The mode of each point; -1: one weaker than the 4,096 that are kept."""
 
 
-# ---- bandwidth -----------------------------------------------------------------------------------------------------
+# ---- bandwidth
+# --------------------------------------------------------------------------------------------------
 
 
-def auto_bandwidth(values: NDArray[np.generic], weights: Floats, kernel: Kernel, seed: int) -> float:
+def auto_bandwidth(
+    values: NDArray[np.generic], weights: Floats, kernel: Kernel, seed: int
+) -> float:
     """A bandwidth that suits the spread of the values (channels, n).
 
-    The rule is that of `sklearn.cluster.estimate_bandwidth`: the mean distance to the nearest twentieth (tenth, where the values lie
-    along a line) of a subset of 1,024 pixels, one drawn by `seed` from each 1,024th of the weight. Where that is 0 (few colours, each
-    of them frequent) it is half the mean distance to the nearest other value; 1 where there is but one value.
+    The rule is that of `sklearn.cluster.estimate_bandwidth`: the mean distance to the nearest
+    twentieth (tenth, where the values lie along a line) of a subset of 1,024 pixels, one drawn by
+    `seed` from each 1,024th of the weight. Where that is 0 (few colours, each of them frequent) it
+    is half the mean distance to the nearest other value; 1 where there is but one value.
 
-    That is for the flat kernel. The others get the bandwidth with which their windows have the same standard deviation along the
-    directions that the values spread in, so that grey kept as red, green and blue is clustered as grey.
+    That is for the flat kernel. The others get the bandwidth with which their windows have the same
+    standard deviation along the directions that the values spread in, so that grey kept as red,
+    green and blue is clustered as grey.
     """
     mass = np.cumsum(weights)
     lots = (np.arange(_SUBSET) + np.random.default_rng(seed).random(_SUBSET)) / _SUBSET * mass[-1]
-    subset = values[:, np.searchsorted(mass, lots, side="right").clip(0, mass.size - 1)].astype(np.float64)
+    subset = values[:, np.searchsorted(mass, lots, side="right").clip(0, mass.size - 1)].astype(
+        np.float64
+    )
     bandwidth = _mean_reach(_squares(subset), int(_NEAREST_OF_MORE * _SUBSET))
     directions = _directions(subset, _THIN * bandwidth)
     if directions == 1:
         bandwidth = _mean_reach(_squares(subset), int(_NEAREST_OF_ONE * _SUBSET))
     if bandwidth == 0:
-        bandwidth = _half_gap(np.unique(subset, axis=1)) or _half_gap(values[:, :: -(-weights.size // _SUBSET)]) or 1.0
-    scale = {"flat": 1.0, "epanechnikov": ((directions + 4) / (directions + 2)) ** 0.5, "gaussian": (directions + 2) ** -0.5}
+        bandwidth = (
+            _half_gap(np.unique(subset, axis=1))
+            or _half_gap(values[:, :: -(-weights.size // _SUBSET)])
+            or 1.0
+        )
+    scale = {
+        "flat": 1.0,
+        "epanechnikov": ((directions + 4) / (directions + 2)) ** 0.5,
+        "gaussian": (directions + 2) ** -0.5,
+    }
     return float(bandwidth * scale[kernel])
 
 
@@ -148,13 +182,22 @@ def _mean_reach(squares: Floats, nearest: int) -> float:
 
 
 def _directions(subset: Floats, thin: float) -> int:
-    """Along how many principal directions, at least 1, the values (channels, n) have a standard deviation above `thin`."""
-    spreads = np.linalg.svd(subset - subset.mean(axis=1, keepdims=True), compute_uv=False) / subset.shape[1] ** 0.5
-    return max(1, int(np.count_nonzero(spreads > max(thin, 1e-9 * spreads[0]))))  # 1e-9: rounding spreads a little
+    """Along how many principal directions, at least 1, the values (channels, n) have a standard
+    deviation above `thin`.
+    """
+    spreads = (
+        np.linalg.svd(subset - subset.mean(axis=1, keepdims=True), compute_uv=False)
+        / subset.shape[1] ** 0.5
+    )
+    return max(
+        1, int(np.count_nonzero(spreads > max(thin, 1e-9 * spreads[0])))
+    )  # 1e-9: rounding spreads a little
 
 
 def _half_gap(values: NDArray[np.generic]) -> float:
-    """Half the mean distance from each of these different values to the nearest other; 0 where there is no other."""
+    """Half the mean distance from each of these different values to the nearest other; 0 where
+    there is no other.
+    """
     if values.shape[1] < 2:
         return 0.0
     squares = _squares(values.astype(np.float64))
@@ -170,14 +213,25 @@ def _squares(values: Floats) -> Floats:
     return squares
 
 
-# ---- points --------------------------------------------------------------------------------------------------------
+# ---- points
+# --------------------------------------------------------------------------------------------------
 
 
-def gather(values: NDArray[np.generic], weights: Floats, kernel: Kernel, bandwidth: float) -> Points:
-    """Points that stand for these different values (channels, n). Raises `FitError` where the bandwidth is far too small."""
+def gather(
+    values: NDArray[np.generic], weights: Floats, kernel: Kernel, bandwidth: float
+) -> Points:
+    """Points that stand for these different values (channels, n). Raises `FitError` where the
+    bandwidth is far too small.
+    """
     if weights.size <= FEW_VALUES:
-        # Whole numbers lie in cells of their own; other values that share a basin's cell are next to equal.
-        side = 1.0 if np.array_equal(values, np.floor(values)) and np.ptp(values, axis=1).max() < _MOST_CELLS else bandwidth / 64
+        # Whole numbers lie in cells of their own; other values that share a basin's cell are next
+        # to equal.
+        side = (
+            1.0
+            if np.array_equal(values, np.floor(values))
+            and np.ptp(values, axis=1).max() < _MOST_CELLS
+            else bandwidth / 64
+        )
         return _by_value(values, weights, Lattice.over(values, side))
     finest, coarsest = (bandwidth * side for side in _CELLS[kernel])
     side = finest / 8 if len(values) == 1 else finest
@@ -191,14 +245,18 @@ def gather(values: NDArray[np.generic], weights: Floats, kernel: Kernel, bandwid
         points = _by_cell(values, weights, Lattice.over(values, coarsest), _MOST_SMALL)
         if points is None:
             raise FitError(
-                f"Mean shift with bandwidth {bandwidth:.6g}: the values of the pixels lie too far apart for that; they occupy more than "
+                f"Mean shift with bandwidth {bandwidth:.6g}: the values of the pixels lie too far "
+                "apart for that; they occupy more than "
                 f"{_MOST_SMALL} cells of width {coarsest:.6g}. Raise `bandwidth`."
             )
         return points
-    # With many bands the windows cannot be looked up, so that the work grows with the square of the points.
+    # With many bands the windows cannot be looked up, so that the work grows with the square of the
+    # points.
     stride = -(-weights.size // max(_LEAST_POINTS, _MOST_POINTS // len(values)))
     few, share = values[:, ::stride], weights[::stride].sum() / weights.sum()
-    return replace(_by_value(few, weights[::stride] / share, Lattice.over(few, finest)), complete=False)
+    return replace(
+        _by_value(few, weights[::stride] / share, Lattice.over(few, finest)), complete=False
+    )
 
 
 def _by_value(values: NDArray[np.generic], weights: Floats, lattice: Lattice) -> Points:
@@ -206,10 +264,18 @@ def _by_value(values: NDArray[np.generic], weights: Floats, lattice: Lattice) ->
     floats = values.astype(np.float64)
     side, lows, _, strides = lattice.arrays
     cells = np.floor((floats.T - lows) / side).astype(np.uint64)
-    return Points(np.ascontiguousarray(floats.T), weights, lattice, (cells * strides).sum(axis=1, dtype=np.uint64), whole=True)
+    return Points(
+        np.ascontiguousarray(floats.T),
+        weights,
+        lattice,
+        (cells * strides).sum(axis=1, dtype=np.uint64),
+        whole=True,
+    )
 
 
-def _by_cell(values: NDArray[np.generic], weights: Floats, lattice: Lattice, most: int) -> Points | None:
+def _by_cell(
+    values: NDArray[np.generic], weights: Floats, lattice: Lattice, most: int
+) -> Points | None:
     """One point a cell; None where cells are too many."""
     from segcore.kernels import modes as kernels
 
@@ -220,11 +286,14 @@ def _by_cell(values: NDArray[np.generic], weights: Floats, lattice: Lattice, mos
     return Points(sums[:n, 1:] / sums[:n, :1], sums[:n, 0].copy(), lattice, keys[:n], whole=False)
 
 
-# ---- modes ---------------------------------------------------------------------------------------------------------
+# ---- modes
+# --------------------------------------------------------------------------------------------------
 
 
 def find_basins(points: Points, kernel: Kernel, bandwidth: float) -> Basins:
-    """Modes by falling strength (ties: by falling values), and the mode that the path of each point leads to."""
+    """Modes by falling strength (ties: by falling values), and the mode that the path of each point
+    leads to.
+    """
     from segcore.kernels import modes as kernels
 
     ends, strengths = _climb(points, kernel, bandwidth)
@@ -233,7 +302,8 @@ def find_basins(points: Points, kernel: Kernel, bandwidth: float) -> Basins:
     kept = order[kept[: kernels.keep_strongest(ends[order], bandwidth, _MOST_ENDS, kept)]]
     modes = ends[kept]
     members = nearest_mode(ends, modes)
-    # Ends lie within the bandwidth of a mode, unless theirs was not kept. The margin covers rounding.
+    # Ends lie within the bandwidth of a mode, unless theirs was not kept. The margin covers
+    # rounding.
     members[((ends - modes[members]) ** 2).sum(axis=1) > (1 + 1e-9) * bandwidth**2] = -1
     return Basins(modes, members)
 
@@ -262,13 +332,20 @@ def _climb(points: Points, kernel: Kernel, bandwidth: float) -> tuple[Floats, Fl
     micro = (points.lattice if alone else Lattice.over(values.T, bandwidth / 64)).arrays
     if alone:
         micro = (0.0, *micro[1:])
-    codes = {"flat": kernels.FLAT, "epanechnikov": kernels.EPANECHNIKOV, "gaussian": kernels.GAUSSIAN}
+    codes = {
+        "flat": kernels.FLAT,
+        "epanechnikov": kernels.EPANECHNIKOV,
+        "gaussian": kernels.GAUSSIAN,
+    }
     window = (codes[kernel], bandwidth, reach)
     density = (np.ascontiguousarray(values[order].T), points.weights[order], starts, rows)
     found = np.empty_like(values), np.zeros(len(values))
     chunks = list(cuts(len(values), 256))
     with threads() as run:
-        run(lambda i: kernels.climb(chunks[i], window, density, micro, _MOST_STEPS, found), len(chunks))
+        run(
+            lambda i: kernels.climb(chunks[i], window, density, micro, _MOST_STEPS, found),
+            len(chunks),
+        )
     ends, strengths = np.empty_like(values), np.empty(len(values))
     ends[np.ix_(order, axes)] = found[0]
     strengths[order] = found[1]
@@ -279,7 +356,9 @@ _Rows = tuple[float, float, int, float, int]
 
 
 def _rows(values: Floats, reach: float) -> tuple[NDArray[np.int64], NDArray[np.int64], _Rows]:
-    """Order of the points by rows, where each row starts, and (side, low, number, low, number) of the rows' channels."""
+    """Order of the points by rows, where each row starts, and (side, low, number, low, number) of
+    the rows' channels.
+    """
     channels = values.shape[1]
     crossed = values[:, : min(2, channels - 1)]
     lows = np.zeros(2)

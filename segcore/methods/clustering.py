@@ -1,12 +1,15 @@
 """K-means on weighted values: the centres for `kmeans`, the first guess for `mixture`.
 
-Distances are measured in the units of the values, or in spreads: lengths along each channel that count as 1.
+Distances are measured in the units of the values, or in spreads: lengths along each channel that
+count as 1.
 
-Seeds (greedy k-means++, several restarts) are sought on few points: the data itself where there are at most 2**16 values,
-the means of 8 x 8 x 8 cells of colours, or every nth pixel of a sample. The best start is then iterated on all values.
+Seeds (greedy k-means++, several restarts) are sought on few points: the data itself where there are
+at most 2**16 values, the means of 8 x 8 x 8 cells of colours, or every nth pixel of a sample. The
+best start is then iterated on all values.
 
-Steps on millions of colours skip whole cells that belong to one centre (the filtering algorithm: Kanungo et al., IEEE TPAMI
-24, 2002). All sums of colours are whole numbers below 2**53, so no order of adding changes them.
+Steps on millions of colours skip whole cells that belong to one centre (the filtering algorithm:
+Kanungo et al., IEEE TPAMI 24, 2002). All sums of colours are whole numbers below 2**53, so no order
+of adding changes them.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ class Clustering:
     weights: Floats
     """Pixels nearest to each centre."""
     inertia: float
-    """Sum of squared distances of all pixels to their centres, in the units that distances are measured in."""
+    """Sum of squared distances of all pixels to their centres, in the units that distances are
+    measured in.
+    """
     steps: int
     """Steps taken on all values."""
 
@@ -90,9 +95,13 @@ def coarsen(dataset: Dataset) -> Points:
     if dataset.codes is None:
         mass = np.cumsum(weights)
         every = mass[-1] / _SEED_POINTS
-        places = np.searchsorted(mass, (np.arange(_SEED_POINTS) + 0.5) * every).clip(0, mass.size - 1)
+        places = np.searchsorted(mass, (np.arange(_SEED_POINTS) + 0.5) * every).clip(
+            0, mass.size - 1
+        )
         chosen, times = np.unique(places, return_counts=True)
-        return Points(values[:, chosen].astype(np.float64, order="C"), times * every, nothing, whole=False)
+        return Points(
+            values[:, chosen].astype(np.float64, order="C"), times * every, nothing, whole=False
+        )
     cells = Cells.of(dataset)
     means = cells.sums[:, 1:4] / cells.sums[:, :1]
     squares = cells.sums[:, 4].sum() - float((cells.sums[:, :1] * means**2).sum())
@@ -121,7 +130,9 @@ class Cells:
             raise TypeError("cells are made of counted 8-bit colours; these values are none")
         numbers = dataset.codes >> np.uint32(kernels.CELL_BITS)
         first = np.flatnonzero(np.concatenate([[True], numbers[1:] != numbers[:-1]]))
-        corners = decode(numbers[first] << np.uint32(kernels.CELL_BITS), "uint8", 3).T.astype(np.float64)
+        corners = decode(numbers[first] << np.uint32(kernels.CELL_BITS), "uint8", 3).T.astype(
+            np.float64
+        )
         starts = np.append(first, numbers.size)
         sums = np.zeros((first.size, 5))
         kernels.cell_sums(starts, dataset.values, dataset.weights, sums)
@@ -131,20 +142,29 @@ class Cells:
 def fit_kmeans(dataset: Dataset, clusters: int, spread: Floats, seed: int) -> Clustering:
     """The best of several k-means on all values, run until no centre moves (or 300 steps).
 
-    Distances along each channel are counted in `spread`. Raises `FitError` where there are fewer different values than clusters.
+    Distances along each channel are counted in `spread`. Raises `FitError` where there are fewer
+    different values than clusters.
     """
     points = startable(dataset, clusters).scaled(1 / spread)
     return refine(dataset, search(points, clusters, seed)[0][0] * spread, spread)
 
 
 def startable(dataset: Dataset, clusters: int) -> Points:
-    """Points with at least as many different values as clusters. Raises `FitError` where there are none."""
+    """Points with at least as many different values as clusters. Raises `FitError` where there are
+    none.
+    """
     points = coarsen(dataset)
     if different(points) < clusters and not points.whole:
-        points = Points(dataset.values.astype(np.float64), dataset.weights, np.zeros(dataset.values.shape[0]), whole=True)
+        points = Points(
+            dataset.values.astype(np.float64),
+            dataset.weights,
+            np.zeros(dataset.values.shape[0]),
+            whole=True,
+        )
     if different(points) < clusters:
         raise FitError(
-            f"{clusters} clusters need as many different values; the {dataset.pixels} valid pixels have {different(points)}. "
+            f"{clusters} clusters need as many different values; the {dataset.pixels} valid pixels "
+            f"have {different(points)}. "
             "Ask for fewer, or leave these images out."
         )
     return points
@@ -156,7 +176,9 @@ def different(points: Points) -> int:
 
 
 def search(points: Points, clusters: int, seed: int) -> list[tuple[Floats, float]]:
-    """The different resting places of several restarts on the points, each with its inertia, the best first."""
+    """The different resting places of several restarts on the points, each with its inertia, the
+    best first.
+    """
     found: list[tuple[Floats, float]] = []
     with threads() as run:
         step = _points_step(points.values, points.weights, np.ones(len(points.values)), run)
@@ -170,7 +192,9 @@ def search(points: Points, clusters: int, seed: int) -> list[tuple[Floats, float
 
 
 def refine(dataset: Dataset, centres: Floats, spread: Floats) -> Clustering:
-    """K-means on all values from these centres until none moves, distances along each channel counted in `spread`."""
+    """K-means on all values from these centres until none moves, distances along each channel
+    counted in `spread`.
+    """
     from segcore.kernels import clustering as kernels
 
     channels, scale = dataset.values.shape[0], 1 / spread
@@ -185,7 +209,12 @@ def refine(dataset: Dataset, centres: Floats, spread: Floats) -> Clustering:
             def step(centres: Floats) -> Floats:
                 sums = np.zeros((len(chunks), len(centres), 4))
                 colours, weights = dataset.values, dataset.weights
-                run(lambda i: kernels.lloyd_cells(chunks[i], arrays, colours, weights, (centres, scale), sums[i]), len(chunks))
+                run(
+                    lambda i: kernels.lloyd_cells(
+                        chunks[i], arrays, colours, weights, (centres, scale), sums[i]
+                    ),
+                    len(chunks),
+                )
                 return np.asarray(sums.sum(axis=0))
 
         centres, steps = _iterate(step, centres)
@@ -214,14 +243,19 @@ def _points_step(values: NDArray[np.generic], weights: Floats, scale: Floats, ru
 
     def step(centres: Floats) -> Floats:
         sums = np.zeros((len(chunks), len(centres), 2 + centres.shape[1]))
-        run(lambda i: kernels.lloyd_points(chunks[i], values, weights, (centres, scale), sums[i]), len(chunks))
+        run(
+            lambda i: kernels.lloyd_points(chunks[i], values, weights, (centres, scale), sums[i]),
+            len(chunks),
+        )
         return np.asarray(sums.sum(axis=0))
 
     return step
 
 
 def _plus_plus(points: Points, clusters: int, generator: np.random.Generator) -> Floats:
-    """Greedy k-means++ (Arthur and Vassilvitskii 2007): each seed is the best of some drawn by squared distance."""
+    """Greedy k-means++ (Arthur and Vassilvitskii 2007): each seed is the best of some drawn by
+    squared distance.
+    """
     values, weights = points.values, points.weights
     trials = 2 + int(np.log(clusters))
     chosen = [_drawn(np.cumsum(weights), generator.random(1))[0]]
@@ -238,21 +272,27 @@ def _plus_plus(points: Points, clusters: int, generator: np.random.Generator) ->
 
 def _drawn(mass: Floats, lots: Floats) -> list[int]:
     """Points by cumulated mass."""
-    return [int(at) for at in np.searchsorted(mass, lots * mass[-1], side="right").clip(0, mass.size - 1)]
+    return [
+        int(at)
+        for at in np.searchsorted(mass, lots * mass[-1], side="right").clip(0, mass.size - 1)
+    ]
 
 
 def _squares(values: Floats, at: int) -> Floats:
     return np.asarray(((values - values[:, at : at + 1]) ** 2).sum(axis=0))
 
 
-# ---- threads -------------------------------------------------------------------------------------------------------
+# ---- threads
+# --------------------------------------------------------------------------------------------------
 
 Run = Callable[[Callable[[int], Any], int], list[Any]]
 """run(work, n) gives [work(0), … work(n - 1)], several at a time."""
 
 
 def cuts(size: int, least: int = _LEAST_CHUNK) -> Iterator[tuple[int, int]]:
-    """Chunks of `size` things, `least` or more in each: their bounds depend on `size` alone, never on the number of threads."""
+    """Chunks of `size` things, `least` or more in each: their bounds depend on `size` alone, never
+    on the number of threads.
+    """
     number = min(_CHUNKS, max(1, size // least))
     bounds = [size * i // number for i in range(number + 1)]
     return pairwise(bounds)
@@ -261,7 +301,9 @@ def cuts(size: int, least: int = _LEAST_CHUNK) -> Iterator[tuple[int, int]]:
 @contextmanager
 def threads() -> Iterator[Run]:
     """A way to run chunks on the processors that this process may use (four at most)."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processors = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     with ThreadPoolExecutor(min(_MOST_THREADS, processors)) as pool:
 
         def run(work: Callable[[int], Any], number: int) -> list[Any]:

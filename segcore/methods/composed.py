@@ -1,8 +1,10 @@
-"""Models around models: a semantic segmenter is fitted as if it were alone, and another model is built around the result.
+"""Models around models: a semantic segmenter is fitted as if it were alone, and another model is
+built around the result.
 
-A recipe that holds the recipe of another segmenter (connected parts, watershed) is an `Outer`. `start_around` gives what it starts
-with: the model itself where nothing is to be fitted, else a `Composed` fitter, which hands every step on to the inner one and
-builds the model when the last round is finished.
+A recipe that holds the recipe of another segmenter (connected parts, watershed) is an `Outer`.
+`start_around` gives what it starts with: the model itself where nothing is to be fitted, else a
+`Composed` fitter, which hands every step on to the inner one and builds the model when the last
+round is finished.
 """
 
 from __future__ import annotations
@@ -29,11 +31,15 @@ class Outer(Protocol):
         ...
 
     def around(self, segmenter: Segmenter) -> Model:
-        """The model around a segmenter that is ready. Raises `RecipeError` where the two do not suit."""
+        """The model around a segmenter that is ready. Raises `RecipeError` where the two do not
+        suit.
+        """
         ...
 
     def classes_around(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the outer model's classes, by class id, for an inner model of these classes. Raises `RecipeError` likewise."""
+        """Names of the outer model's classes, by class id, for an inner model of these classes.
+        Raises `RecipeError` likewise.
+        """
         ...
 
 
@@ -72,7 +78,9 @@ class Composed:
         return self.inner.merge(a, b)
 
     def finish(self, total: Any, /) -> Fitter | Model:
-        """The inner fitter's next round, or the model around its result. Raises `FitError` where what was found does not suit `outer`."""
+        """The inner fitter's next round, or the model around its result. Raises `FitError` where
+        what was found does not suit `outer`.
+        """
         try:
             return _around(concluded(self.inner, total, self.outer.parts or ()), self.outer)
         except RecipeError as error:
@@ -83,7 +91,8 @@ class Composed:
 def start_around(recipe: SegmenterRecipe, outer: Outer) -> Fitter | Model:
     """What `outer` around the segmenter of `recipe` starts with.
 
-    Raises `RecipeError` where that segmenter finds objects rather than classes, or where its classes do not suit.
+    Raises `RecipeError` where that segmenter finds objects rather than classes, or where its
+    classes do not suit.
     """
     started = _around(recipe.start(), outer)
     if isinstance(started, Composed):
@@ -96,7 +105,9 @@ def _around(inner: Fitter | Model, outer: Outer) -> Fitter | Model:
     if isinstance(inner, ObjectSegmenter | Composed):
         name = type(inner.outer if isinstance(inner, Composed) else inner).__name__
         raise RecipeError(
-            f"{type(outer).__name__} works on a segmenter that gives every pixel a class; {name} finds objects by "
-            "itself. Give a semantic segmenter (threshold, kmeans, mixture ...) as `of`, or run the inner one alone."
+            f"{type(outer).__name__} works on a segmenter that gives every pixel a class; {name} "
+            "finds objects by "
+            "itself. Give a semantic segmenter (threshold, kmeans, mixture ...) as `of`, or run "
+            "the inner one alone."
         )
     return Composed(inner, outer) if isinstance(inner, Fitter) else outer.around(inner)

@@ -1,11 +1,12 @@
 """Expectation maximisation: Gaussian mixtures on weighted values (Dempster, Laird, Rubin 1977).
 
-All is done in standardised units (`segcore.methods.samples.Units`): each band counted from its mean, in standard deviations. So what keeps
-components from shrinking, `reg_covar`, means the same for reflectances as for kelvins, and neither a start nor a sphere depends on units.
+All is done in standardised units (`segcore.methods.samples.Units`): each band counted from its
+mean, in standard deviations. So what keeps components from shrinking, `reg_covar`, means the same
+for reflectances as for kelvins, and neither a start nor a sphere depends on units.
 
-A step costs a pass over all values, so most steps run on few points (cells of colours, or part of a sample, see
-`segcore.methods.clustering`) and only the last ones on all values. The end is scikit-learn's: the mean log-likelihood of all values
-rises by less than 1e-3.
+A step costs a pass over all values, so most steps run on few points (cells of colours, or part of a
+sample, see `segcore.methods.clustering`) and only the last ones on all values. The end is
+scikit-learn's: the mean log-likelihood of all values rises by less than 1e-3.
 """
 
 from __future__ import annotations
@@ -46,7 +47,12 @@ class Shape:
     def parameters(self, components: int, channels: int) -> int:
         """Free parameters of a mixture."""
         triangle = channels * (channels + 1) // 2
-        covariances = {"full": components * triangle, "tied": triangle, "diag": components * channels, "spherical": components}
+        covariances = {
+            "full": components * triangle,
+            "tied": triangle,
+            "diag": components * channels,
+            "spherical": components,
+        }
         return covariances[self.covariance] + components * channels + components - 1
 
 
@@ -66,7 +72,8 @@ class Mixture:
     converged: bool = False
 
     def scorer(self) -> tuple[Floats, Floats, Floats]:
-        """(constants, means, factors): log(weight x density) is constant - |factor (x - mean)|² / 2.
+        """(constants, means, factors): log(weight x density) is constant - |factor (x - mean)|² /
+        2.
 
         Raises `FitError` where a covariance cannot be inverted.
         """
@@ -76,7 +83,8 @@ class Mixture:
             factors = np.tril(np.linalg.inv(roots))
         except np.linalg.LinAlgError as error:
             raise FitError(
-                "mixture: a component has shrunk to a point or a plane. Raise `reg_covar`, ask for fewer `components`, or use "
+                "mixture: a component has shrunk to a point or a plane. Raise `reg_covar`, ask for "
+                "fewer `components`, or use "
                 "`covariance: diag`."
             ) from error
         determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
@@ -86,9 +94,11 @@ class Mixture:
 
 
 def posteriors(pixels: NDArray[Any], scorer: tuple[Floats, Floats, Floats]) -> NDArray[np.float32]:
-    """Probability of each component for each pixel of a (..., channels) array; components come last. `scorer` as by `Mixture.scorer`.
+    """Probability of each component for each pixel of a (..., channels) array; components come
+    last. `scorer` as by `Mixture.scorer`.
 
-    The greatest is that of the component which `pointwise.Scores` labels, up to the rounding of float32.
+    The greatest is that of the component which `pointwise.Scores` labels, up to the rounding of
+    float32.
     """
     from segcore.kernels import clustering as kernels
 
@@ -100,17 +110,21 @@ def posteriors(pixels: NDArray[Any], scorer: tuple[Floats, Floats, Floats]) -> N
     return found.reshape(*pixels.shape[:-1], -1)
 
 
-def fit_mixture(dataset: Dataset, units: Units, components: int, shape: Shape, seed: int) -> Mixture:
+def fit_mixture(
+    dataset: Dataset, units: Units, components: int, shape: Shape, seed: int
+) -> Mixture:
     """The mixture that k-means starts and EM finishes, in these units of the dataset's.
 
-    Raises `FitError` where there are fewer different values than components, or a covariance cannot be inverted.
+    Raises `FitError` where there are fewer different values than components, or a covariance cannot
+    be inverted.
     """
     points = _standardised(startable(dataset, components), units)
     return _finish(dataset, units, _coarse(points, components, shape, seed), shape)
 
 
 def choose_mixture(dataset: Dataset, units: Units, most: int, shape: Shape, seed: int) -> Mixture:
-    """The mixture of 1 to `most` components with the least Bayesian information criterion (Schwarz 1978), in these units.
+    """The mixture of 1 to `most` components with the least Bayesian information criterion (Schwarz
+    1978), in these units.
 
     The criterion is judged on few points.
     """
@@ -136,24 +150,37 @@ def choose_mixture(dataset: Dataset, units: Units, most: int, shape: Shape, seed
 
 def _finish(dataset: Dataset, units: Units, start: Mixture, shape: Shape) -> Mixture:
     """EM on all values."""
-    data = _Data(dataset.values, dataset.weights, np.zeros(len(dataset.values)), (units.origin, 1 / units.spread))
+    data = _Data(
+        dataset.values,
+        dataset.weights,
+        np.zeros(len(dataset.values)),
+        (units.origin, 1 / units.spread),
+    )
     with threads() as run:
         return _iterate(data, start, shape, run)
 
 
 def _standardised(points: Points, units: Units) -> Points:
-    return replace(points, values=units.standardised(points.values), scatter=points.scatter / units.spread**2)
+    return replace(
+        points, values=units.standardised(points.values), scatter=points.scatter / units.spread**2
+    )
 
 
 def _coarse(points: Points, components: int, shape: Shape, seed: int) -> Mixture:
-    """The most likely end of EM on few points in standardised units, from the best few resting places of k-means."""
+    """The most likely end of EM on few points in standardised units, from the best few resting
+    places of k-means.
+    """
     channels = len(points.values)
-    data = _Data(points.values, points.weights, points.scatter, (np.zeros(channels), np.ones(channels)))
+    data = _Data(
+        points.values, points.weights, points.scatter, (np.zeros(channels), np.ones(channels))
+    )
     tolerance = TOLERANCE if points.whole else _COARSE_TOLERANCE
     ends = []
     with threads() as run:
         for centres, _ in search(points, components, seed)[:_STARTS]:
-            labels = np.argmin([((points.values - centre[:, None]) ** 2).sum(axis=0) for centre in centres], axis=0)
+            labels = np.argmin(
+                [((points.values - centre[:, None]) ** 2).sum(axis=0) for centre in centres], axis=0
+            )
             started = _maximise(_sums_by_label(data, labels, components), shape, data.scatter)
             ends.append(_iterate(data, started, shape, run, _MOST_COARSE_STEPS, tolerance))
     return max(ends, key=lambda mixture: mixture.log_likelihood)
@@ -170,14 +197,21 @@ class _Data:
 
 
 def _iterate(
-    data: _Data, mixture: Mixture, shape: Shape, run: Run, most: int = _MOST_STEPS, tolerance: float = TOLERANCE
+    data: _Data,
+    mixture: Mixture,
+    shape: Shape,
+    run: Run,
+    most: int = _MOST_STEPS,
+    tolerance: float = TOLERANCE,
 ) -> Mixture:
     previous = -math.inf
     for number in range(1, most + 1):
         sums, likelihood = _expect(data, mixture, run)
         mixture = _maximise(sums, shape, data.scatter)
         converged = abs(likelihood - previous) < tolerance
-        mixture = Mixture(mixture.weights, mixture.means, mixture.covariances, likelihood, number, converged)
+        mixture = Mixture(
+            mixture.weights, mixture.means, mixture.covariances, likelihood, number, converged
+        )
         if converged:
             return mixture
         previous = likelihood
@@ -191,8 +225,15 @@ def _expect(data: _Data, mixture: Mixture, run: Run) -> tuple[Floats, float]:
     scorer = mixture.scorer()
     chunks = list(cuts(data.weights.size))
     channels = data.values.shape[0]
-    sums = np.zeros((len(chunks), len(mixture.weights), 1 + channels + channels * (channels + 1) // 2))
-    likelihoods = run(lambda i: kernels.expect(chunks[i], (data.values, data.weights), data.units, scorer, sums[i]), len(chunks))
+    sums = np.zeros(
+        (len(chunks), len(mixture.weights), 1 + channels + channels * (channels + 1) // 2)
+    )
+    likelihoods = run(
+        lambda i: kernels.expect(
+            chunks[i], (data.values, data.weights), data.units, scorer, sums[i]
+        ),
+        len(chunks),
+    )
     return np.asarray(sums.sum(axis=0)), math.fsum(likelihoods) / float(data.weights.sum())
 
 
@@ -204,7 +245,9 @@ def _sums_by_label(data: _Data, labels: NDArray[np.int64], components: int) -> F
 
 
 def _maximise(sums: Floats, shape: Shape, scatter: Floats) -> Mixture:
-    """The mixture that suits these sums best, its variances widened by `scatter` and `reg_covar`."""
+    """The mixture that suits these sums best, its variances widened by `scatter` and
+    `reg_covar`.
+    """
     components, channels = sums.shape[0], scatter.size
     # As in scikit-learn: a component that no value belongs to stays finite.
     weight = sums[:, 0] + 10 * np.finfo(float).eps
@@ -213,7 +256,9 @@ def _maximise(sums: Floats, shape: Shape, scatter: Floats) -> Mixture:
     at = 1 + channels
     for j in range(channels):
         for i in range(j + 1):
-            covariances[:, i, j] = covariances[:, j, i] = sums[:, at] / weight - means[:, i] * means[:, j]
+            covariances[:, i, j] = covariances[:, j, i] = (
+                sums[:, at] / weight - means[:, i] * means[:, j]
+            )
             at += 1
     widened = np.einsum("kii->ki", covariances)
     widened += scatter
@@ -225,7 +270,8 @@ def _maximise(sums: Floats, shape: Shape, scatter: Floats) -> Mixture:
             variances[:] = variances.mean(axis=1, keepdims=True)
         covariances = np.einsum("ki,ij->kij", variances, np.eye(channels))
     squares = [1 + channels + j * (j + 1) // 2 + j for j in range(channels)]
-    # The difference of squares is known to a few units in the last place of its terms, and must stay positive beyond that.
+    # The difference of squares is known to a few units in the last place of its terms, and must
+    # stay positive beyond that.
     unsure = 64 * np.finfo(float).eps * np.abs(sums[:, squares] / weight[:, None]).max()
     covariances += (max(shape.reg_covar, unsure) if shape.reg_covar else 0.0) * np.eye(channels)
     return Mixture(weight / weight.sum(), means, covariances)

@@ -1,8 +1,9 @@
 """Histograms of one value a pixel, as two exact folds.
 
-`Values` is the first round: extremes, and for whole numbers within a range of 2**20 the count of every value. That is all
-that a threshold needs for 8- and 16-bit images. `Bins` is the second round, for floats and for whole numbers that spread
-wider: equal bins over the range that the first round found, by the rule of `numpy.histogram`.
+`Values` is the first round: extremes, and for whole numbers within a range of 2**20 the count of
+every value. That is all that a threshold needs for 8- and 16-bit images. `Bins` is the second
+round, for floats and for whole numbers that spread wider: equal bins over the range that the first
+round found, by the rule of `numpy.histogram`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Values:
         if values.dtype == np.bool_:
             values = values.view(np.uint8)
         if values.dtype == np.uint64:
-            # No signed type holds them; beyond 2**53 neighbours share a float, far finer than any histogram.
+            # No signed type holds them; beyond 2**53 neighbours share a float, far finer than any
+            # histogram.
             values = values.astype(np.float64)
         usable = valid & np.isfinite(values) if values.dtype.kind == "f" else valid
         pixels = int(np.count_nonzero(usable))
@@ -60,7 +62,9 @@ class Values:
         if not self.pixels or not other.pixels:
             return self if self.pixels else other
         low, high = min(self.low, other.low), max(self.high, other.high)
-        merged = Values(self.pixels + other.pixels, low, high, np.promote_types(self.dtype, other.dtype).name)
+        merged = Values(
+            self.pixels + other.pixels, low, high, np.promote_types(self.dtype, other.dtype).name
+        )
         if self.counts is None or other.counts is None or high - low >= COUNTED_RANGE:
             return merged
         counts = np.zeros(int(high - low) + 1, np.int64)
@@ -73,7 +77,9 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class Bins:
-    """Equal bins from `low` to `high`, as `numpy.histogram(values, number, (low, high))` has them for values of `dtype`."""
+    """Equal bins from `low` to `high`, as `numpy.histogram(values, number, (low, high))` has them
+    for values of `dtype`.
+    """
 
     low: float
     high: float
@@ -82,13 +88,19 @@ class Bins:
 
     @property
     def working_type(self) -> np.dtype[np.floating]:
-        """The float type that values and edges are compared in: for float32 its own, as in NumPy, unless it cannot hold so many edges."""
+        """The float type that values and edges are compared in: for float32 its own, as in NumPy,
+        unless it cannot hold so many edges.
+        """
         kind = np.dtype(self.dtype)
         if kind.kind != "f" or kind.itemsize > 4:
             return np.dtype(np.float64)
         limits, spread = np.finfo(np.float32), self.high - self.low
         gap = max(float(limits.eps) * max(abs(self.low), abs(self.high)), float(limits.tiny))
-        return np.dtype(np.float32) if self.number * gap <= spread <= float(limits.max) else np.dtype(np.float64)
+        return (
+            np.dtype(np.float32)
+            if self.number * gap <= spread <= float(limits.max)
+            else np.dtype(np.float64)
+        )
 
     @property
     def edges(self) -> NDArray[np.floating]:
@@ -109,11 +121,15 @@ class Bins:
         from segcore.kernels import pixels as kernels
 
         counts = np.zeros(self.number, np.int64)
-        kernels.count_bins(values.astype(self.working_type, copy=False).ravel(), valid.ravel(), self.edges, counts)
+        kernels.count_bins(
+            values.astype(self.working_type, copy=False).ravel(), valid.ravel(), self.edges, counts
+        )
         return counts
 
 
-def _count(values: NDArray[np.generic], valid: NDArray[np.bool_], low: int, high: int) -> NDArray[np.int64]:
+def _count(
+    values: NDArray[np.generic], valid: NDArray[np.bool_], low: int, high: int
+) -> NDArray[np.int64]:
     from segcore.kernels import pixels as kernels
 
     tables = np.zeros((4, high - low + 1), np.int64)

@@ -1,7 +1,7 @@
 """Intensity: the one value of a pixel that a threshold looks at, a band or the luminance.
 
-The luminance of colours is Rec. 601 in the picture's own type: the very integers of `cv2.cvtColor` for 8 and 16 bit,
-float32 otherwise. A picture with one band is its own luminance.
+The luminance of colours is Rec. 601 in the picture's own type: the very integers of `cv2.cvtColor`
+for 8 and 16 bit, float32 otherwise. A picture with one band is its own luminance.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ Source = Band | tuple[int, ...]
 
 
 def select_source(spec: RasterSpec, band: Source) -> RasterSpec:
-    """The image with the band, or the bands of the luminance. Raises `ModelMismatch` where it has no such band."""
+    """The image with the band, or the bands of the luminance. Raises `ModelMismatch` where it has
+    no such band.
+    """
     if isinstance(band, tuple):
         return spec.select(band)
     if band is None:
@@ -35,21 +37,26 @@ def select_source(spec: RasterSpec, band: Source) -> RasterSpec:
 
 
 def intensity(pixels: NDArray[np.generic], where: str) -> NDArray[np.generic]:
-    """One value a pixel of a (y, x, channels) array: the only channel, or the Rec. 601 luminance of three.
+    """One value a pixel of a (y, x, channels) array: the only channel, or the Rec. 601 luminance of
+    three.
 
-    8- and 16-bit luminance are those of `cv2.cvtColor(RGB2GRAY)`; other types give float32. Raises `ModelMismatch` for other
-    numbers of channels.
+    8- and 16-bit luminance are those of `cv2.cvtColor(RGB2GRAY)`; other types give float32. Raises
+    `ModelMismatch` for other numbers of channels.
     """
     if pixels.shape[-1] == 1:
         return pixels[..., 0]
     if pixels.shape[-1] != 3:
-        raise ModelMismatch(f"{where}: a threshold needs 1 band, or 3 for luminance; it got {pixels.shape[-1]}. Set `band`.")
+        raise ModelMismatch(
+            f"{where}: a threshold needs 1 band, or 3 for luminance; it got {pixels.shape[-1]}. "
+            "Set `band`."
+        )
     if pixels.dtype in (np.uint8, np.uint16):
         import cv2
 
         gray: NDArray[np.generic] = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
         return gray
-    # cv2 rounds floats by the pixel's place in its vectors, so that tiles would differ from the whole in the last bit.
+    # cv2 rounds floats by the pixel's place in its vectors, so that tiles would differ from the
+    # whole in the last bit.
     red, green, blue = (pixels[..., channel].astype(np.float32) for channel in range(3))
     red *= np.float32(0.299)
     green *= np.float32(0.587)

@@ -1,10 +1,13 @@
-"""Mean shift in the space of values: classes are the basins of attraction of the modes of the density of all pixels' values.
+"""Mean shift in the space of values: classes are the basins of attraction of the modes of the
+density of all pixels' values.
 
-The density is that of all pixels where these have at most 24 bits, else of a uniform sample of 2**18 (`segcore.methods.samples`), so neither
-tiling nor the number of workers changes it; `segcore.methods.basins` finds its modes and says what is exact and what is approximated.
+The density is that of all pixels where these have at most 24 bits, else of a uniform sample of
+2**18 (`segcore.methods.samples`), so neither tiling nor the number of workers changes it;
+`segcore.methods.basins` finds its modes and says what is exact and what is approximated.
 
-A basin with less than a thousandth of the pixels is noise, not a class: its values go to the mode nearest to them, as do values that
-the fit has not seen. All other values go where their own path leads, which the model keeps as a table of cells.
+A basin with less than a thousandth of the pixels is noise, not a class: its values go to the mode
+nearest to them, as do values that the fit has not seen. All other values go where their own path
+leads, which the model keeps as a table of cells.
 """
 
 from __future__ import annotations
@@ -20,7 +23,14 @@ import numpy as np
 
 from segcore.errors import FitError
 from segcore.methods import basins
-from segcore.methods.naming import MOST_CLASSES, check_bands, check_names, check_references, class_names, class_order
+from segcore.methods.naming import (
+    MOST_CLASSES,
+    check_bands,
+    check_names,
+    check_references,
+    class_names,
+    class_order,
+)
 from segcore.methods.pointwise import select_fitted
 from segcore.methods.samples import Samples, State, Units, note_of_nodata, note_of_units, spread_of
 from segcore.model import MODELS, Exactness, Fitter, Footprint, Segmenter
@@ -48,30 +58,46 @@ class FeatureMeanShift:
     """Clusters of similar pixels, as many as the density of their values has modes."""
 
     kernel: basins.Kernel = "gaussian"
-    """Weight of a pixel at distance d from the window's centre, with h the bandwidth: flat (1 up to h), epanechnikov (1 - d²/h² up to
-    h), gaussian (exp(-d²/2h²) up to 3 h). Windows with an edge rest on even slopes of whole numbers: slices of grey values."""
+    """Weight of a pixel at distance d from the window's centre, with h the bandwidth: flat (1 up to
+    h), epanechnikov (1 - d²/h² up to h), gaussian (exp(-d²/2h²) up to 3 h). Windows with an edge
+    rest on even slopes of whole numbers: slices of grey values.
+    """
     bandwidth: float | None = None
-    """In units of the pixels, or in standard deviations; modes are farther apart than that. None: chosen by the spread of the values."""
+    """In units of the pixels, or in standard deviations; modes are farther apart than that. None:
+    chosen by the spread of the values.
+    """
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
-    """Names by class id (ascending luminance), or names with a reference each: a number a band, or `#rrggbb`."""
+    """Names by class id (ascending luminance), or names with a reference each: a number a band, or
+    `#rrggbb`.
+    """
     standardise: bool = False
-    """Whether each band counts in its standard deviations over all pixels, and the bandwidth too."""
+    """Whether each band counts in its standard deviations over all pixels, and the bandwidth
+    too.
+    """
     seed: int = 0
-    """Decides the sample, where pixels must be sampled, and the pixels that the bandwidth is chosen by."""
+    """Decides the sample, where pixels must be sampled, and the pixels that the bandwidth is chosen
+    by.
+    """
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     def __post_init__(self) -> None:
         if self.kernel not in ("flat", "epanechnikov", "gaussian"):
-            raise ValueError(f"kernel: expected flat, epanechnikov or gaussian; got {self.kernel!r}")
+            raise ValueError(
+                f"kernel: expected flat, epanechnikov or gaussian; got {self.kernel!r}"
+            )
         if self.bandwidth is not None and not 1e-15 <= self.bandwidth <= 1e15:
-            raise ValueError(f"bandwidth: expected a number from 1e-15 to 1e15, or auto; got {self.bandwidth}")
+            raise ValueError(
+                f"bandwidth: expected a number from 1e-15 to 1e15, or auto; got {self.bandwidth}"
+            )
         if self.classes is not None:
             check_names(tuple(self.classes))
             if not 1 <= len(self.classes) <= MOST_CLASSES:
-                raise ValueError(f"classes: expected 1 to {MOST_CLASSES} names; got {len(self.classes)}")
+                raise ValueError(
+                    f"classes: expected 1 to {MOST_CLASSES} names; got {len(self.classes)}"
+                )
         check_references(self.classes)
         check_bands(self.bands)
         if self.seed < 0:
@@ -79,7 +105,9 @@ class FeatureMeanShift:
 
     @property
     def footprint(self) -> Footprint:
-        """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a thread."""
+        """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a
+        thread.
+        """
         return Footprint(bytes_per_pixel=48)
 
     def start(self) -> Fitter | Segmenter:
@@ -110,8 +138,9 @@ class FeatureMeanShift:
     def finish(self, total: State) -> Segmenter:
         """The model.
 
-        Raises `FitError` where there is no valid pixel, where the bandwidth is so small that there are more than 250 classes or most
-        pixels lie in basins that are none, where the number of classes is not that of the names, and where the values lie too far apart.
+        Raises `FitError` where there is no valid pixel, where the bandwidth is so small that there
+        are more than 250 classes or most pixels lie in basins that are none, where the number of
+        classes is not that of the names, and where the values lie too far apart.
         """
         dataset = Samples(self.seed).finish(total, self.bands)
         units = Units.of(dataset)
@@ -121,11 +150,15 @@ class FeatureMeanShift:
         values = _counted_in(values, spread)
         bandwidth = self.bandwidth or basins.auto_bandwidth(values, weights, self.kernel, self.seed)
         points = basins.gather(values, weights, self.kernel, bandwidth)
-        modes, members, orphans = _settled(points, basins.find_basins(points, self.kernel, bandwidth), bandwidth)
+        modes, members, orphans = _settled(
+            points, basins.find_basins(points, self.kernel, bandwidth), bandwidth
+        )
         if self.classes is not None and len(self.classes) != len(modes):
             raise FitError(
-                f"classes: {len(self.classes)} names, but mean shift found {len(modes)} modes with bandwidth {bandwidth:.6g}. Give as "
-                f"many names, leave them out, or {'raise' if len(self.classes) < len(modes) else 'lower'} `bandwidth`."
+                f"classes: {len(self.classes)} names, but mean shift found {len(modes)} modes with "
+                f"bandwidth {bandwidth:.6g}. Give as "
+                "many names, leave them out, or "
+                f"{'raise' if len(self.classes) < len(modes) else 'lower'} `bandwidth`."
             )
         modes = modes * spread + origin
         order = class_order(modes, self.classes, units.spread, rgb=dataset.rgb)
@@ -173,9 +206,13 @@ class ModesModel:
     """Side of the cells by which basins are known, in the units of the bandwidth."""
     lows: tuple[float, ...]
     extents: tuple[float, ...]
-    """Where the first cell begins along each channel, in the units of the bandwidth, and number of cells."""
+    """Where the first cell begins along each channel, in the units of the bandwidth, and number of
+    cells.
+    """
     cells: str
-    """Keys of the occupied cells in ascending order, each less the one before: uint64, zlib, base64. At most 2**17."""
+    """Keys of the occupied cells in ascending order, each less the one before: uint64, zlib,
+    base64. At most 2**17.
+    """
     cell_classes: str
     """Their classes: uint8, zlib, base64."""
     pixels: int
@@ -185,11 +222,15 @@ class ModesModel:
     points: int
     """Points that stood for the values: the values themselves, or the occupied cells."""
     exact: bool
-    """Whether all pixels took part, none left out by sampling or for the number of bands. If False, `fractions` are estimates."""
+    """Whether all pixels took part, none left out by sampling or for the number of bands. If False,
+    `fractions` are estimates.
+    """
     deviations: tuple[float, ...]
     """Standard deviation of each band over the fitted pixels."""
     standardised: bool = False
-    """Whether bandwidth and distances are counted in `deviations`, else in the units of the pixels."""
+    """Whether bandwidth and distances are counted in `deviations`, else in the units of the
+    pixels.
+    """
     chosen: bool = False
     """Whether the spread of the values decided the bandwidth."""
     suspect: str | None = None
@@ -203,7 +244,9 @@ class ModesModel:
         return Footprint(bytes_per_pixel=8 * len(self.modes[0]) + 8)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the wanted bands. Raises `ModelMismatch` where it has another number of bands than the modes."""
+        """The image with the wanted bands. Raises `ModelMismatch` where it has another number of
+        bands than the modes.
+        """
         return select_fitted(spec, self.bands, len(self.modes[0]))
 
     def segment(self, block: Block) -> Labels:
@@ -212,7 +255,12 @@ class ModesModel:
 
         pixels = block.pixels.view(np.uint8) if block.pixels.dtype == np.bool_ else block.pixels
         shape, channels, kind = pixels.shape[:-1], pixels.shape[-1], pixels.dtype
-        if kind == np.uint8 and channels == 3 and not self.standardised and block.valid.size >= _MEMO_PAYS_FROM:
+        if (
+            kind == np.uint8
+            and channels == 3
+            and not self.standardised
+            and block.valid.size >= _MEMO_PAYS_FROM
+        ):
             out = np.empty(shape, np.uint8)
             kernels.label_colours(pixels, _labeller(self), _colours(self), out)
             return Labels(out)
@@ -228,11 +276,17 @@ class ModesModel:
         out = np.empty(len(values), np.uint8)
         if self.standardised:
             values = _counted_in(values.T, spread_of(self.deviations)).T
-        kernels.label_values(values.astype(np.float32) if values.dtype == np.float16 else values, *_labeller(self), out)
+        kernels.label_values(
+            values.astype(np.float32) if values.dtype == np.float16 else values,
+            *_labeller(self),
+            out,
+        )
         return out
 
     def provenance(self) -> Mapping[str, Any]:
-        """Modes, shares and how they were found; a note on what to look at: bandwidth, units or nodata."""
+        """Modes, shares and how they were found; a note on what to look at: bandwidth, units or
+        nodata.
+        """
         note = self._note
         return {
             "clusters": len(self.modes),
@@ -258,9 +312,14 @@ class ModesModel:
     def _note(self) -> str | None:
         notes = [self.suspect]
         if self.chosen and not 1 < len(self.modes) <= _MANY_CLASSES:
-            found, way = ("one class alone", "lower") if len(self.modes) == 1 else (f"{len(self.modes)} classes", "higher")
+            found, way = (
+                ("one class alone", "lower")
+                if len(self.modes) == 1
+                else (f"{len(self.modes)} classes", "higher")
+            )
             notes.append(
-                f"`bandwidth: auto` chose {self.bandwidth:.6g} and found {found}: start from `bandwidth`, with a {way} number"
+                f"`bandwidth: auto` chose {self.bandwidth:.6g} and found {found}: start from "
+                f"`bandwidth`, with a {way} number"
             )
         if not self.standardised:
             notes.append(note_of_units(self.deviations, self.bands))
@@ -272,18 +331,28 @@ def _counted_in(values: NDArray[np.generic], spread: Floats) -> NDArray[np.gener
     return values if (spread == 1).all() else values.astype(np.float64) * (1 / spread)[:, None]
 
 
-def _settled(points: basins.Points, found: basins.Basins, bandwidth: float) -> tuple[Floats, NDArray[np.int64], float]:
-    """Modes that are classes, the one of each point, and the share of the pixels that come from basins too small to be one."""
-    # The last share is that of the points whose mode, -1, was not kept: orphans, however many they are.
-    shares = np.bincount(found.members % (len(found.modes) + 1), points.weights, len(found.modes) + 1) / points.weights.sum()
+def _settled(
+    points: basins.Points, found: basins.Basins, bandwidth: float
+) -> tuple[Floats, NDArray[np.int64], float]:
+    """Modes that are classes, the one of each point, and the share of the pixels that come from
+    basins too small to be one.
+    """
+    # The last share is that of the points whose mode, -1, was not kept: orphans, however many they
+    # are.
+    shares = (
+        np.bincount(found.members % (len(found.modes) + 1), points.weights, len(found.modes) + 1)
+        / points.weights.sum()
+    )
     large = shares >= LEAST_SHARE
     large[-1] = False
     orphans = float(shares[~large].sum())
     count = int(np.count_nonzero(large))
     if count > MOST_CLASSES or orphans > 0.5:
         raise FitError(
-            f"Mean shift with bandwidth {bandwidth:.6g} finds {len(found.modes)} modes, {count} of them with a thousandth of the pixels "
-            f"or more; expected at most {MOST_CLASSES}, holding at least half of the pixels. Raise `bandwidth`."
+            f"Mean shift with bandwidth {bandwidth:.6g} finds {len(found.modes)} modes, {count} of "
+            "them with a thousandth of the pixels "
+            f"or more; expected at most {MOST_CLASSES}, holding at least half of the pixels. Raise "
+            "`bandwidth`."
         )
     members = (np.cumsum(large) - 1)[found.members]
     modes = found.modes[large[:-1]]
@@ -292,11 +361,17 @@ def _settled(points: basins.Points, found: basins.Basins, bandwidth: float) -> t
     return modes, members, orphans
 
 
-def _table(points: basins.Points, kinds: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64], Floats]:
-    """Occupied cells by ascending key, the class that most of their pixels have (the first of equals), and their pixels."""
+def _table(
+    points: basins.Points, kinds: NDArray[np.int64]
+) -> tuple[NDArray[np.uint64], NDArray[np.int64], Floats]:
+    """Occupied cells by ascending key, the class that most of their pixels have (the first of
+    equals), and their pixels.
+    """
     order = np.lexsort((kinds, points.keys))
     keys, sorted_kinds = points.keys[order], kinds[order]
-    first = np.flatnonzero(np.concatenate([[True], (keys[1:] != keys[:-1]) | (sorted_kinds[1:] != sorted_kinds[:-1])]))
+    first = np.flatnonzero(
+        np.concatenate([[True], (keys[1:] != keys[:-1]) | (sorted_kinds[1:] != sorted_kinds[:-1])])
+    )
     weights = np.add.reduceat(points.weights[order], first)
     keys, sorted_kinds = keys[first], sorted_kinds[first]
     heaviest = np.lexsort((sorted_kinds, -weights, keys))
@@ -306,7 +381,9 @@ def _table(points: basins.Points, kinds: NDArray[np.int64]) -> tuple[NDArray[np.
 
 
 def _packed(numbers: NDArray[np.unsignedinteger]) -> str:
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(numbers, numbers.dtype.newbyteorder("<")).tobytes(), 9)).decode()
+    return base64.b64encode(
+        zlib.compress(np.ascontiguousarray(numbers, numbers.dtype.newbyteorder("<")).tobytes(), 9)
+    ).decode()
 
 
 def _unpacked(text: str, kind: str) -> NDArray[np.unsignedinteger]:
@@ -336,7 +413,11 @@ def _colours(model: ModesModel) -> NDArray[np.uint8]:  # noqa: ARG001  the cache
 
 @lru_cache(maxsize=_TABLES_KEPT)
 def _bits(model: ModesModel, dtype: str) -> NDArray[np.uint8]:
-    """The class of every possible pixel of one 16-bit or one or two 8-bit bands, by the pixel's bits."""
+    """The class of every possible pixel of one 16-bit or one or two 8-bit bands, by the pixel's
+    bits.
+    """
     kind = np.dtype(dtype)
     bytes_per_pixel = kind.itemsize * len(model.modes[0])
-    return model.label(np.arange(2 ** (8 * bytes_per_pixel), dtype=f"u{bytes_per_pixel}")[:, None].view(kind))
+    return model.label(
+        np.arange(2 ** (8 * bytes_per_pixel), dtype=f"u{bytes_per_pixel}")[:, None].view(kind)
+    )

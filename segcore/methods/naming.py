@@ -1,9 +1,10 @@
 """Names of clusters, and the order in which clusters become classes.
 
-Without references the clusters come by ascending luminance of their centres, so that equal runs agree on what class 1 is. Bands that are no
-colours have no luminance: their mean stands for it, each counted in its standard deviations, so that no unit decides.
-With references (a colour or a value a band for each name) every name goes to the centre that suits it in the cheapest
-assignment overall, distances counted likewise, and classes keep the order in which the names were given.
+Without references the clusters come by ascending luminance of their centres, so that equal runs
+agree on what class 1 is. Bands that are no colours have no luminance: their mean stands for it,
+each counted in its standard deviations, so that no unit decides. With references (a colour or a
+value a band for each name) every name goes to the centre that suits it in the cheapest assignment
+overall, distances counted likewise, and classes keep the order in which the names were given.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Classes = tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None
-"""Names, or names with a reference each: a number a band, or `#rrggbb`. None: cluster_0, cluster_1 …"""
+"""Names, or names with a reference each: a number a band, or `#rrggbb`. None: cluster_0, cluster_1
+…
+"""
 MOST_CLASSES = 250
 """A mask of clusters is uint8, with 255 for nodata."""
 
@@ -34,7 +37,8 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def count_of(number: int | str | None, classes: Classes, field: str) -> int | None:
-    """How many clusters are asked for: None for `auto`, the number of classes (or 5) where no number is given.
+    """How many clusters are asked for: None for `auto`, the number of classes (or 5) where no
+    number is given.
 
     Raises `ValueError` naming `field` where the number is out of range or does not fit `classes`.
     """
@@ -42,20 +46,30 @@ def count_of(number: int | str | None, classes: Classes, field: str) -> int | No
         check_names(tuple(classes))
     if number == "auto":
         if classes is not None:
-            raise ValueError(f"{field}: 'auto' finds how many classes there are, so `classes` cannot name them; leave one out")
+            raise ValueError(
+                f"{field}: 'auto' finds how many classes there are, so `classes` cannot name them; "
+                "leave one out"
+            )
         return None
     if number is None:
         number = 5 if classes is None else len(classes)
     least = 1 if field == "components" else 2
     if not isinstance(number, int) or not least <= number <= MOST_CLASSES:
-        raise ValueError(f"{field}: expected 'auto' or a number from {least} to {MOST_CLASSES}; got {number!r}")
+        raise ValueError(
+            f"{field}: expected 'auto' or a number from {least} to {MOST_CLASSES}; got {number!r}"
+        )
     if classes is not None and len(classes) != number:
-        raise ValueError(f"classes: {len(classes)} names for {field} = {number}; give as many names as {field}, or leave one out")
+        raise ValueError(
+            f"classes: {len(classes)} names for {field} = {number}; give as many names as {field}, "
+            "or leave one out"
+        )
     return number
 
 
 def reference(name: str, given: Sequence[float] | str) -> tuple[float, ...]:
-    """The reference of a class as numbers; `#rrggbb` means red, green, blue from 0 to 255. Raises `ValueError`."""
+    """The reference of a class as numbers; `#rrggbb` means red, green, blue from 0 to 255. Raises
+    `ValueError`.
+    """
     if not isinstance(given, str):
         if not given or not all(np.isfinite(value) for value in given):
             raise ValueError(f"classes: {name!r} needs one finite number a band; got {list(given)}")
@@ -71,11 +85,17 @@ def check_references(classes: Classes) -> None:
     if isinstance(classes, Mapping):
         lengths = {len(reference(name, given)) for name, given in classes.items()}
         if len(lengths) > 1:
-            raise ValueError(f"classes: every class needs as many numbers as there are bands; got {sorted(lengths)}")
+            raise ValueError(
+                "classes: every class needs as many numbers as there are bands; got "
+                f"{sorted(lengths)}"
+            )
 
 
-def class_order(centres: NDArray[np.float64], classes: Classes, spread: NDArray[np.float64], *, rgb: bool) -> list[int]:
-    """Which centre (row of `centres`) becomes each class, by class id; `spread` is the standard deviation of each band.
+def class_order(
+    centres: NDArray[np.float64], classes: Classes, spread: NDArray[np.float64], *, rgb: bool
+) -> list[int]:
+    """Which centre (row of `centres`) becomes each class, by class id; `spread` is the standard
+    deviation of each band.
 
     Raises `FitError` where references have another number of bands than the centres.
     """
@@ -86,21 +106,31 @@ def class_order(centres: NDArray[np.float64], classes: Classes, spread: NDArray[
         references = np.array([reference(name, given) for name, given in classes.items()])
         if references.shape[1] != centres.shape[1]:
             raise FitError(
-                f"classes: the references have {references.shape[1]} numbers each, the images {centres.shape[1]} band(s). "
+                f"classes: the references have {references.shape[1]} numbers each, the images "
+                f"{centres.shape[1]} band(s). "
                 "Give one number a band, or choose `bands`."
             )
         distances = np.linalg.norm((references[:, None] - centres[None]) / unit, axis=2)
         return [int(centre) for centre in linear_sum_assignment(distances)[1]]
-    # Rounding must not decide where bands run against each other, so that all centres have one mean.
+    # Rounding must not decide where bands run against each other, so that all centres have one
+    # mean.
     places = np.round((centres - centres.min(axis=0)) / unit, 9) + 0.0
-    luminance = places[:, :3] @ np.array([0.299, 0.587, 0.114]) if rgb and centres.shape[1] >= 3 else places.mean(axis=1)
+    luminance = (
+        places[:, :3] @ np.array([0.299, 0.587, 0.114])
+        if rgb and centres.shape[1] >= 3
+        else places.mean(axis=1)
+    )
     keys = [(round(float(luminance[row]), 8), *places[row].tolist()) for row in range(len(centres))]
     return sorted(range(len(centres)), key=keys.__getitem__)
 
 
 def class_names(count: int, classes: Classes) -> tuple[str, ...]:
     """The given names, or cluster_0, cluster_1 and so on."""
-    return tuple(classes) if classes is not None else tuple(f"cluster_{number}" for number in range(count))
+    return (
+        tuple(classes)
+        if classes is not None
+        else tuple(f"cluster_{number}" for number in range(count))
+    )
 
 
 def check_bands(bands: tuple[int, ...] | None) -> None:

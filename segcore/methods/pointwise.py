@@ -1,8 +1,10 @@
-"""Labels from values alone: each pixel goes to the class with the greatest score, a quadratic function of its bands.
+"""Labels from values alone: each pixel goes to the class with the greatest score, a quadratic
+function of its bands.
 
-Whatever the score costs, it is paid once a value where values are few: all values of one or two 8-bit bands or one 16-bit
-band stand in a table; colours of 3 x 8 bits are looked up in a table that fills as colours are met. Tables belong to the
-process, a few at a time, and are no part of a model. Other pixels are scored one by one. Every way gives the same labels.
+Whatever the score costs, it is paid once a value where values are few: all values of one or two
+8-bit bands or one 16-bit band stand in a table; colours of 3 x 8 bits are looked up in a table that
+fills as colours are met. Tables belong to the process, a few at a time, and are no part of a model.
+Other pixels are scored one by one. Every way gives the same labels.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ Rows = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Score k of x is constants[k] - |factors[k] (x - means[k])|² / 2, with lower triangular factors. Tables are kept by it."""
+    """Score k of x is constants[k] - |factors[k] (x - means[k])|² / 2, with lower triangular
+    factors. Tables are kept by it.
+    """
 
     constants: tuple[float, ...]
     means: Rows
@@ -69,7 +73,9 @@ class Scores:
 
 
 @lru_cache(maxsize=16)
-def _arrays(scores: Scores) -> tuple[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]], bool]:
+def _arrays(
+    scores: Scores,
+) -> tuple[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]], bool]:
     means = np.array(scores.means, np.float64)
     classes, channels = means.shape
     if scores.factors is None:
@@ -89,25 +95,34 @@ def _memo(scores: Scores) -> NDArray[np.uint8]:  # noqa: ARG001  the cache's key
 
 @lru_cache(maxsize=_TABLES_KEPT)
 def _table(scores: Scores, dtype: str) -> NDArray[np.uint8]:
-    """The class of every possible pixel of one 16-bit or one or two 8-bit bands, by the pixel's bits."""
+    """The class of every possible pixel of one 16-bit or one or two 8-bit bands, by the pixel's
+    bits.
+    """
     kind = np.dtype(dtype)
-    bits = np.arange(2 ** (8 * kind.itemsize * scores.channels), dtype=f"u{kind.itemsize * scores.channels}")
+    bits = np.arange(
+        2 ** (8 * kind.itemsize * scores.channels), dtype=f"u{kind.itemsize * scores.channels}"
+    )
     return scores.evaluate(bits[:, None].view(kind))
 
 
 def _index(pixels: NDArray[np.generic]) -> NDArray[np.unsignedinteger]:
     """The bits of each pixel as one number."""
     contiguous = np.ascontiguousarray(pixels)
-    bits: NDArray[np.unsignedinteger] = contiguous.view(f"u{contiguous.itemsize * contiguous.shape[-1]}")[..., 0]
+    bits: NDArray[np.unsignedinteger] = contiguous.view(
+        f"u{contiguous.itemsize * contiguous.shape[-1]}"
+    )[..., 0]
     return bits
 
 
 def select_fitted(spec: RasterSpec, bands: tuple[int, ...] | None, channels: int) -> RasterSpec:
-    """The image with these bands. Raises `ModelMismatch` where that gives another number of bands than was fitted."""
+    """The image with these bands. Raises `ModelMismatch` where that gives another number of bands
+    than was fitted.
+    """
     selected = spec.select(bands)
     if selected.channels != channels:
         raise ModelMismatch(
-            f"{spec.location}: the clusters were fitted on {channels} band(s); this image has {selected.channels}. "
+            f"{spec.location}: the clusters were fitted on {channels} band(s); this image has "
+            f"{selected.channels}. "
             "Choose `bands` that all images have, or fit them apart."
         )
     return selected

@@ -1,17 +1,20 @@
 """Samples: what clustering sees of a collection, gathered by an exact fold.
 
-Pixels of at most 24 bits (one to three channels of 8 bits, one of 16) are counted: the result is every distinct value and
-how often it occurs, which says all that clustering asks about any number of pixels.
+Pixels of at most 24 bits (one to three channels of 8 bits, one of 16) are counted: the result is
+every distinct value and how often it occurs, which says all that clustering asks about any number
+of pixels.
 
-Other pixels are drawn: a uniform sample without replacement of `size` (2**18) valid, finite pixels. Each pixel has a lot, 64 bits
-hashed from the seed, its image (file name and version, so that a folder may move) and its row and column; the pixels with
-the smallest lots are the sample. The smallest of two parts are found among the smallest of each, hence neither tiling nor
-order nor number of workers changes the sample. Where there are no more pixels than `size`, it is all of them.
+Other pixels are drawn: a uniform sample without replacement of `size` (2**18) valid, finite pixels.
+Each pixel has a lot, 64 bits hashed from the seed, its image (file name and version, so that a
+folder may move) and its row and column; the pixels with the smallest lots are the sample. The
+smallest of two parts are found among the smallest of each, hence neither tiling nor order nor
+number of workers changes the sample. Where there are no more pixels than `size`, it is all of them.
 
-Either way the result is every different value once, in an order that the values decide: not their type, nor where they came from.
+Either way the result is every different value once, in an order that the values decide: not their
+type, nor where they came from.
 
-Images with different numbers of channels are kept apart, and the number of channels that most pixels have is taken; the
-model then refuses the other images one by one.
+Images with different numbers of channels are kept apart, and the number of channels that most
+pixels have is taken; the model then refuses the other images one by one.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ _LEAST_SAY = 0.01
 _TABLE_PAYS_FROM = 2**15
 """Blocks with fewer pixels are sorted: that takes less than looking through the table's pages."""
 _LARGEST, _LEAST_RANGE = 1e100, 1e-100
-"""Values within these have squares, and sums of them over any number of pixels, that floats hold with full precision."""
+"""Values within these have squares, and sums of them over any number of pixels, that floats hold
+with full precision.
+"""
 _NEXT_TO_NOTHING = 1e-8
 """Range of values beside their size. float32 holds no such values but equal ones."""
 UNLIKELY = 1e30
@@ -87,12 +92,16 @@ class Drawn:
 
 Content = Counted | Drawn
 State = dict[tuple[int, str], tuple[bool, Content]]
-"""By number of channels and encoding (the dtype of counted values, or `drawn`): whether all are RGB, and the values."""
+"""By number of channels and encoding (the dtype of counted values, or `drawn`): whether all are
+RGB, and the values.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Different values with weights, in an order of their own: that of `codes`, else by the first channel, then the second and so on."""
+    """Different values with weights, in an order of their own: that of `codes`, else by the first
+    channel, then the second and so on.
+    """
 
     values: NDArray[np.generic]
     """Shape (channels, n): uint8 for counted 3 x 8 bit colours, otherwise float64."""
@@ -108,7 +117,9 @@ class Dataset:
     """Morton codes of the colours, ascending. None: the values are not 8-bit colours."""
 
     def ascending(self) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
-        """The values by the first channel, then the second and so on, and their weights: one order, whatever type the values came in."""
+        """The values by the first channel, then the second and so on, and their weights: one order,
+        whatever type the values came in.
+        """
         if self.codes is None:
             return self.values, self.weights
         red, green, blue = self.values.astype(np.uint32)
@@ -116,20 +127,30 @@ class Dataset:
         return np.ascontiguousarray(self.values[:, order]), self.weights[order]
 
     def centred(self) -> tuple[Dataset, NDArray[np.float64]]:
-        """The same values counted from an origin near them, and that origin: 0 but in channels whose values differ by next to nothing
-        beside their size (a band of nodata alone, say). There sums would round away what tells values apart.
+        """The same values counted from an origin near them, and that origin: 0 but in channels
+        whose values differ by next to nothing beside their size (a band of nodata alone, say).
+        There sums would round away what tells values apart.
         """
         origin = np.zeros(len(self.values))
         if self.codes is not None:
             return self, origin
-        low, high = self.values.min(axis=1).astype(np.float64), self.values.max(axis=1).astype(np.float64)
+        low, high = (
+            self.values.min(axis=1).astype(np.float64),
+            self.values.max(axis=1).astype(np.float64),
+        )
         origin = np.where(np.abs(low) * _NEXT_TO_NOTHING > high - low, low, 0.0)
-        return (replace(self, values=self.values.astype(np.float64) - origin[:, None]) if origin.any() else self), origin
+        return (
+            replace(self, values=self.values.astype(np.float64) - origin[:, None])
+            if origin.any()
+            else self
+        ), origin
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
-    """Standardised units: each channel counted from its mean, in standard deviations of all pixels."""
+    """Standardised units: each channel counted from its mean, in standard deviations of all
+    pixels.
+    """
 
     origin: NDArray[np.float64]
     """Mean of each channel."""
@@ -138,7 +159,9 @@ class Units:
 
     @property
     def spread(self) -> NDArray[np.float64]:
-        """What is counted as 1 in each channel: its standard deviation, or 1 where all values are equal."""
+        """What is counted as 1 in each channel: its standard deviation, or 1 where all values are
+        equal.
+        """
         return spread_of(self.deviation)
 
     @classmethod
@@ -157,7 +180,9 @@ class Units:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The fold over blocks that gathers weighted values. Its state is exact, order-free and pickles."""
+    """The fold over blocks that gathers weighted values. Its state is exact, order-free and
+    pickles.
+    """
 
     seed: int = 0
     size: int = SAMPLE_SIZE
@@ -191,24 +216,46 @@ class Samples:
     def finish(self, total: State, bands: Sequence[int] | None = None) -> Dataset:
         """The weighted values of these bands (None: of all).
 
-        Raises `NothingToFit` where there is no valid pixel, `FitError` where floats cannot hold the squares of the values.
+        Raises `NothingToFit` where there is no valid pixel, `FitError` where floats cannot hold the
+        squares of the values.
         """
         pixels: dict[int, int] = {}
         for (channels, _), (_, content) in total.items():
             pixels[channels] = pixels.get(channels, 0) + content.pixels
         if not pixels:
             raise NothingToFit(
-                "Clustering needs valid pixels; the images have none. Check nodata and masks, or leave the images out."
+                "Clustering needs valid pixels; the images have none. Check nodata and masks, or "
+                "leave the images out."
             )
         channels = max(pixels, key=lambda number: (pixels[number], number))
-        parts = [(encoding, *total[count, encoding]) for count, encoding in sorted(total) if count == channels]
+        parts = [
+            (encoding, *total[count, encoding])
+            for count, encoding in sorted(total)
+            if count == channels
+        ]
         rgb = all(is_rgb for _, is_rgb, _ in parts)
-        exact = all(isinstance(content, Counted) or content.lots.size == content.pixels for _, _, content in parts)
-        if len(parts) == 1 and (channels, parts[0][0]) == (3, "uint8") and isinstance(parts[0][2], Counted):
+        exact = all(
+            isinstance(content, Counted) or content.lots.size == content.pixels
+            for _, _, content in parts
+        )
+        if (
+            len(parts) == 1
+            and (channels, parts[0][0]) == (3, "uint8")
+            and isinstance(parts[0][2], Counted)
+        ):
             counted = parts[0][2]
             colours = decode(counted.keys, "uint8", 3)
-            return Dataset(colours, counted.counts.astype(np.float64), pixels[channels], rgb, exact, counted.keys)
-        values = np.concatenate([_values(content, encoding, channels) for encoding, _, content in parts], axis=1)
+            return Dataset(
+                colours,
+                counted.counts.astype(np.float64),
+                pixels[channels],
+                rgb,
+                exact,
+                counted.keys,
+            )
+        values = np.concatenate(
+            [_values(content, encoding, channels) for encoding, _, content in parts], axis=1
+        )
         weights = np.concatenate([_weights(content) for _, _, content in parts])
         _require_squares(values, bands)
         return Dataset(*_different(values, weights), pixels[channels], rgb, exact)
@@ -221,8 +268,11 @@ class Samples:
             usable = usable & np.isfinite(pixels).all(axis=-1)
         n = int(np.count_nonzero(usable))
         wanted = min(n, self.size)
-        # Lots are uniform: a bound 8 standard deviations above the expected one holds `wanted` lots as good as always.
-        share = 1.0 if n <= self.size else min(1.0, self.size / n * (1 + 8 / self.size**0.5) + 64 / n)
+        # Lots are uniform: a bound 8 standard deviations above the expected one holds `wanted` lots
+        # as good as always.
+        share = (
+            1.0 if n <= self.size else min(1.0, self.size / n * (1 + 8 / self.size**0.5) + 64 / n)
+        )
         corner = np.array(block.tile.core.start, np.int64)
         salt = np.uint64(_image_salt(block, self.seed))
         found = -1
@@ -239,13 +289,17 @@ class Samples:
 
 
 def spread_of(deviation: NDArray[np.float64] | Sequence[float]) -> NDArray[np.float64]:
-    """What is counted as 1 in channels of these standard deviations: the deviation, or 1 where it is 0."""
+    """What is counted as 1 in channels of these standard deviations: the deviation, or 1 where it
+    is 0.
+    """
     deviations = np.array(deviation, np.float64)
     return np.where(deviations > 0, deviations, 1.0)
 
 
 def note_of_units(deviation: Sequence[float], bands: Sequence[int] | None) -> str | None:
-    """What to know where distances in the units of the pixels leave bands next to no say: they vary by less than a hundredth of another."""
+    """What to know where distances in the units of the pixels leave bands next to no say: they vary
+    by less than a hundredth of another.
+    """
     varying = [i for i, each in enumerate(deviation) if each > 0]
     widest = max(varying, key=lambda i: deviation[i], default=0)
     silent = [i for i in varying if deviation[i] < _LEAST_SAY * deviation[widest]]
@@ -254,13 +308,16 @@ def note_of_units(deviation: Sequence[float], bands: Sequence[int] | None) -> st
     numbers = bands or range(1, len(deviation) + 1)
     hardly = [f"{numbers[i]} ({deviation[i]:.3g})" for i in silent]
     return (
-        f"by standard deviation, band {', '.join(hardly)} hardly counts beside band {numbers[widest]} ({deviation[widest]:.3g}): set "
+        f"by standard deviation, band {', '.join(hardly)} hardly counts beside band "
+        f"{numbers[widest]} ({deviation[widest]:.3g}): set "
         "`standardise: true` where their units differ"
     )
 
 
 def note_of_nodata(dataset: Dataset, bands: Sequence[int] | None) -> str | None:
-    """What to know where a band has values of 1e30 or more, far from all others: most likely nodata that the file does not declare."""
+    """What to know where a band has values of 1e30 or more, far from all others: most likely nodata
+    that the file does not declare.
+    """
     if dataset.values.dtype.kind != "f":
         return None
     notes = []
@@ -279,14 +336,18 @@ def told_as_nodata(what: str, low: float, high: float) -> str:
 
 
 def _require_squares(values: NDArray[np.float64], bands: Sequence[int] | None) -> None:
-    """Raise `FitError` where squares of these values (channels, n), or of their differences, would overflow or vanish."""
+    """Raise `FitError` where squares of these values (channels, n), or of their differences, would
+    overflow or vanish.
+    """
     for number, row in zip(bands or range(1, len(values) + 1), values, strict=True):
         low, high = float(row.min()), float(row.max())
         if low >= -_LARGEST and high <= _LARGEST and (low == high or high - low >= _LEAST_RANGE):
             continue
         raise FitError(
-            f"Clusters cannot be found in values from {low:g} to {high:g} (band {number}): squares need values within {_LARGEST:g} of 0 "
-            f"that are all equal or spread over {_LEAST_RANGE:g} or more. Check nodata, or bring the values into another unit."
+            f"Clusters cannot be found in values from {low:g} to {high:g} (band {number}): squares "
+            f"need values within {_LARGEST:g} of 0 "
+            f"that are all equal or spread over {_LEAST_RANGE:g} or more. Check nodata, or bring "
+            "the values into another unit."
         )
 
 
@@ -347,7 +408,9 @@ def _drained(table: NDArray[np.uint32], touched: NDArray[np.uint8], pixels: int)
 
 
 class _Table:
-    """A counting table of this process, all zero, lent to one thread at a time: making one costs more than counting."""
+    """A counting table of this process, all zero, lent to one thread at a time: making one costs
+    more than counting.
+    """
 
     _free: ClassVar[list[tuple[NDArray[np.uint32], NDArray[np.uint8]]]] = []
     _lock = threading.Lock()
@@ -355,7 +418,10 @@ class _Table:
     def __enter__(self) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
         with self._lock:
             lent = self._free.pop() if self._free else None
-        self._lent = lent or (np.zeros(_TABLE_ENTRIES, np.uint32), np.zeros(_TABLE_ENTRIES >> 12, np.uint8))
+        self._lent = lent or (
+            np.zeros(_TABLE_ENTRIES, np.uint32),
+            np.zeros(_TABLE_ENTRIES >> 12, np.uint8),
+        )
         return self._lent
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -372,7 +438,9 @@ def _unsigned(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
     if pixels.dtype.kind == "u":
         return pixels
     unsigned = np.dtype(f"u{pixels.dtype.itemsize}")
-    return np.asarray(np.bitwise_xor(pixels.view(unsigned), unsigned.type(1 << (8 * unsigned.itemsize - 1))))
+    return np.asarray(
+        np.bitwise_xor(pixels.view(unsigned), unsigned.type(1 << (8 * unsigned.itemsize - 1)))
+    )
 
 
 def _values(content: Content, encoding: str, channels: int) -> NDArray[np.float64]:
@@ -387,18 +455,27 @@ def _weights(content: Content) -> NDArray[np.float64]:
     return np.full(content.lots.size, content.pixels / content.lots.size)
 
 
-def _different(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The different ones of these values (channels, n) in ascending order, and what each weighs in all."""
+def _different(
+    values: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The different ones of these values (channels, n) in ascending order, and what each weighs in
+    all.
+    """
     order = np.lexsort(values[::-1])
     values = values[:, order]
     first = np.flatnonzero(np.concatenate([[True], (values[:, 1:] != values[:, :-1]).any(axis=0)]))
     return np.ascontiguousarray(values[:, first]), np.add.reduceat(weights[order], first)
 
 
-def _smallest(lots: NDArray[np.uint64], values: NDArray[np.generic], size: int) -> tuple[NDArray[np.uint64], NDArray[np.generic]]:
-    """The `size` smallest lots and their values, in order; equal lots (one picture listed twice) in the order of values."""
+def _smallest(
+    lots: NDArray[np.uint64], values: NDArray[np.generic], size: int
+) -> tuple[NDArray[np.uint64], NDArray[np.generic]]:
+    """The `size` smallest lots and their values, in order; equal lots (one picture listed twice) in
+    the order of values.
+    """
     if lots.size > size:
-        # All lots up to the last one's are kept so that ties are broken by values below, not by position.
+        # All lots up to the last one's are kept so that ties are broken by values below, not by
+        # position.
         kept = lots <= np.partition(lots, size - 1)[size - 1]
         lots, values = lots[kept], values[kept]
     order = np.argsort(lots, kind="stable")
@@ -438,5 +515,7 @@ def _image_salt(block: Block, seed: int) -> int:
 
 
 def describe(dataset: Dataset) -> Mapping[str, int | bool]:
-    """What a fitted model tells about its data: pixels, distinct or sampled values, exact or sampled."""
+    """What a fitted model tells about its data: pixels, distinct or sampled values, exact or
+    sampled.
+    """
     return {"pixels": dataset.pixels, "values": int(dataset.weights.size), "exact": dataset.exact}

@@ -1,10 +1,12 @@
-"""Methods that find thresholds in a histogram: Otsu's, Otsu's for several classes, Li's minimum cross entropy, the triangle.
+"""Methods that find thresholds in a histogram: Otsu's, Otsu's for several classes, Li's minimum
+cross entropy, the triangle.
 
-All work on the places of levels (0, 1, 2 …) and tell the level at the place that they find: squares of very small or very large values,
-and large whole numbers, would leave the range of floats or their exactness.
+All work on the places of levels (0, 1, 2 …) and tell the level at the place that they find: squares
+of very small or very large values, and large whole numbers, would leave the range of floats or
+their exactness.
 
-scikit-image does the work where it takes a histogram. Its `threshold_li` and `threshold_triangle` take images only, so these two
-are written for histograms here and give the same thresholds.
+scikit-image does the work where it takes a histogram. Its `threshold_li` and `threshold_triangle`
+take images only, so these two are written for histograms here and give the same thresholds.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BINS = 256
-"""multi-otsu's cost grows with a power of the number of levels: more than these are gathered into equal bins."""
+"""multi-otsu's cost grows with a power of the number of levels: more than these are gathered into
+equal bins.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,16 +40,24 @@ class Histogram:
 
     @classmethod
     def of_values(cls, counts: NDArray[np.int64], low: int) -> Histogram:
-        """How often the whole numbers from `low` on occur. As in scikit-image, Li's tolerance is half the smallest gap between two."""
+        """How often the whole numbers from `low` on occur. As in scikit-image, Li's tolerance is
+        half the smallest gap between two.
+        """
         gaps = np.diff(np.flatnonzero(counts))
         return cls(counts, np.arange(low, low + counts.size), gaps.min(initial=counts.size) / 2)
 
     def level(self, place: float) -> float:
-        """The level at a place, or between two. A whole number where a float would round it: whole numbers exceed what it floors to."""
+        """The level at a place, or between two. A whole number where a float would round it: whole
+        numbers exceed what it floors to.
+        """
         if self.levels.dtype.kind == "f":
             first, last = float(self.levels[0]), float(self.levels[-1])
             whole = round(place)
-            return float(self.levels[whole]) if whole == place else first + place * ((last - first) / (self.levels.size - 1))
+            return (
+                float(self.levels[whole])
+                if whole == place
+                else first + place * ((last - first) / (self.levels.size - 1))
+            )
         low = int(self.levels[0])
         return low + place if abs(low) + self.levels.size < 2**53 else low + math.floor(place)
 
@@ -53,7 +65,8 @@ class Histogram:
 def find_thresholds(histogram: Histogram, method: str, classes: int) -> tuple[float, ...]:
     """Thresholds by one of the methods otsu, multi-otsu (of so many classes), li, triangle.
 
-    Raises `FitError` where multi-otsu finds fewer different values than classes. One value alone is its own threshold.
+    Raises `FitError` where multi-otsu finds fewer different values than classes. One value alone is
+    its own threshold.
     """
     counts = histogram.counts
     if method == "multi-otsu":
@@ -85,7 +98,10 @@ def _multi_otsu(counts: NDArray[np.int64], classes: int) -> tuple[float, ...]:
             "Lower `levels`, or leave these images out."
         )
     # scikit-image normalises the histogram of an image, but not one that it is given.
-    return tuple(float(place) for place in threshold_multiotsu(hist=(counts / counts.sum(), places), classes=classes))
+    return tuple(
+        float(place)
+        for place in threshold_multiotsu(hist=(counts / counts.sum(), places), classes=classes)
+    )
 
 
 def _li(counts: NDArray[np.int64], tolerance: float) -> float:
@@ -105,7 +121,9 @@ def _li(counts: NDArray[np.int64], tolerance: float) -> float:
 
 
 def _triangle(counts: NDArray[np.int64]) -> float:
-    """The place farthest below the line from the peak to the far end of the longer tail (Zack, Rogers, Latt 1977)."""
+    """The place farthest below the line from the peak to the far end of the longer tail (Zack,
+    Rogers, Latt 1977).
+    """
     occupied = np.flatnonzero(counts)
     peak, first, last = int(np.argmax(counts)), int(occupied[0]), int(occupied[-1])
     # The line runs over the longer tail, from its far end up to the peak.

@@ -1,13 +1,17 @@
-"""Window statistics: the mean, Gaussian mean or median around each pixel, the same to the last bit for any tiling.
+"""Window statistics: the mean, Gaussian mean or median around each pixel, the same to the last bit
+for any tiling.
 
-As in scikit-image's `threshold_local`, a window is a square with an odd side, the Gaussian has sigma (side - 1) / 6 and is cut at 4 sigma, and
-the image is reflected at its border, edge pixels included. Pixels that are not usable take no part: means are weighted over the others,
-and the median of an even number of values is the middle of the two.
+As in scikit-image's `threshold_local`, a window is a square with an odd side, the Gaussian has
+sigma (side - 1) / 6 and is cut at 4 sigma, and the image is reflected at its border, edge pixels
+included. Pixels that are not usable take no part: means are weighted over the others, and the
+median of an even number of values is the middle of the two.
 
 - Mean of 8- and 16-bit whole numbers: exact running sums. Other types: sums in a fixed order.
-- Gaussian: weighted sums along rows, then columns, in a fixed order. The weights are correctly rounded on every processor.
-- Median of uint8: OpenCV's or, where pixels are missing, our histograms, at a cost that hardly depends on the window. Other types: sorted
-  patches, at a cost that grows with the window's side. A median is a value of the image or the middle of two, so no rounding depends on tiles.
+- Gaussian: weighted sums along rows, then columns, in a fixed order. The weights are correctly
+  rounded on every processor.
+- Median of uint8: OpenCV's or, where pixels are missing, our histograms, at a cost that hardly
+  depends on the window. Other types: sorted patches, at a cost that grows with the window's side. A
+  median is a value of the image or the middle of two, so no rounding depends on tiles.
 """
 
 from __future__ import annotations
@@ -44,13 +48,18 @@ class Window:
     @property
     def radius(self) -> int:
         """How far the statistic looks along each axis."""
-        return int(4 * ((self.side - 1) / 6) + 0.5) if self.statistic == "gaussian" else self.side // 2
+        return (
+            int(4 * ((self.side - 1) / 6) + 0.5) if self.statistic == "gaussian" else self.side // 2
+        )
 
-    def exceeded(self, values: NDArray[np.generic], usable: NDArray[np.bool_], core: Box, offset: float) -> NDArray[np.bool_]:
+    def exceeded(
+        self, values: NDArray[np.generic], usable: NDArray[np.bool_], core: Box, offset: float
+    ) -> NDArray[np.bool_]:
         """Where the values of `core` are greater than the local value less `offset`.
 
-        `values` and `usable` (y, x) reach one radius beyond `core`, or to the border of the image. A difference within the
-        rounding of weighted sums counts as none, so that flat areas exceed nothing.
+        `values` and `usable` (y, x) reach one radius beyond `core`, or to the border of the image.
+        A difference within the rounding of weighted sums counts as none, so that flat areas exceed
+        nothing.
         """
         local = self.local_values(values, usable, core)
         own = values[core.slices].astype(np.float64)
@@ -59,21 +68,28 @@ class Window:
         with np.errstate(invalid="ignore", over="ignore"):
             return np.asarray(own - (local - offset) > _ROUNDING * np.abs(local))
 
-    def local_values(self, values: NDArray[np.generic], usable: NDArray[np.bool_], core: Box) -> NDArray[np.float64]:
-        """The statistic of the window around each pixel of `core`; 0 where no pixel of the window is usable."""
+    def local_values(
+        self, values: NDArray[np.generic], usable: NDArray[np.bool_], core: Box
+    ) -> NDArray[np.float64]:
+        """The statistic of the window around each pixel of `core`; 0 where no pixel of the window
+        is usable.
+        """
         plain = _plain(values)
         whole = bool(usable.all())
         if self.statistic == "median":
             return self._medians(plain, usable, core)
         sums = self._sums(plain if whole else np.where(usable, plain, plain.dtype.type(0)), core)
-        # The same sum over ones is what weights add up to, in the same order: a window that lacks no pixel gives the same in every tile.
+        # The same sum over ones is what weights add up to, in the same order: a window that lacks
+        # no pixel gives the same in every tile.
         ones = np.ones((1, 1), np.uint8) if whole else usable.view(np.uint8)
         weights = self._sums(ones, _whole(ones) if whole else core)
         return np.divide(sums, weights, out=np.zeros_like(sums), where=weights > 0)
 
     def _runs(self, values: NDArray[np.generic]) -> bool:
         """Whether sums of these values are exact running sums."""
-        return self.statistic == "mean" and values.dtype.kind in "bui" and values.dtype.itemsize <= 2
+        return (
+            self.statistic == "mean" and values.dtype.kind in "bui" and values.dtype.itemsize <= 2
+        )
 
     def _sums(self, values: NDArray[Any], core: Box) -> NDArray[np.float64]:
         from segcore.kernels import windows as kernels
@@ -83,11 +99,17 @@ class Window:
         if self._runs(values):
             kernels.box_sums(values, rows, columns, out)
         else:
-            weights = np.array(_gaussian(self.side)) if self.statistic == "gaussian" else np.ones(self.radius + 1)
+            weights = (
+                np.array(_gaussian(self.side))
+                if self.statistic == "gaussian"
+                else np.ones(self.radius + 1)
+            )
             kernels.weighted_sums(values, rows, columns, weights, out)
         return out
 
-    def _medians(self, values: NDArray[Any], usable: NDArray[np.bool_], core: Box) -> NDArray[np.float64]:
+    def _medians(
+        self, values: NDArray[Any], usable: NDArray[np.bool_], core: Box
+    ) -> NDArray[np.float64]:
         from segcore.kernels import windows as kernels
 
         rows, columns = self._reflected(values, core)
@@ -96,14 +118,22 @@ class Window:
 
             padded = values[rows][:, columns]
             found = cv2.medianBlur(padded, self.side)
-            return np.asarray(found[self.radius :, self.radius :][: core.shape[0], : core.shape[1]].astype(np.float64))
+            return np.asarray(
+                found[self.radius :, self.radius :][: core.shape[0], : core.shape[1]].astype(
+                    np.float64
+                )
+            )
         out = np.empty(core.shape, np.float64)
         kernel = kernels.medians_of_bytes if values.dtype == np.uint8 else kernels.medians
         kernel(values, usable, rows, columns, out)
         return out
 
-    def _reflected(self, values: NDArray[Any], core: Box) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows and columns of `values` that stand in the windows around `core`, repeated as mirrors would beyond the edges."""
+    def _reflected(
+        self, values: NDArray[Any], core: Box
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows and columns of `values` that stand in the windows around `core`, repeated as
+        mirrors would beyond the edges.
+        """
         rows, columns = (
             _mirrored(np.arange(start - self.radius, stop + self.radius), size)
             for start, stop, size in zip(core.start, core.stop, values.shape, strict=True)
@@ -123,7 +153,9 @@ def _whole(values: NDArray[Any]) -> Box:
 
 
 def _plain(values: NDArray[np.generic]) -> NDArray[Any]:
-    """The values in a type that the kernels add without loss (64-bit whole numbers as floats), side by side in memory."""
+    """The values in a type that the kernels add without loss (64-bit whole numbers as floats), side
+    by side in memory.
+    """
     if values.dtype == np.bool_:
         return np.ascontiguousarray(values).view(np.uint8)
     if values.dtype.itemsize == 8 or values.dtype == np.float16:

@@ -1,4 +1,6 @@
-"""Plain builders of keras models. Importing this package registers the recipes of all networks, without keras."""
+"""Plain builders of keras models. Importing this package registers the recipes of all networks,
+without keras.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,16 @@
-"""Backbones: what turns an image into feature maps of ever fewer and deeper pixels, for FCN and DeepLab.
+"""Backbones: what turns an image into feature maps of ever fewer and deeper pixels, for FCN and
+DeepLab.
 
-VGG (Simonyan and Zisserman 2015) without its dense layers, and residual networks (He et al. 2016) without their last pooling and dense layer.
-Weights start at random; `width` 64 gives the sizes of the papers, less of it networks for two cores.
+VGG (Simonyan and Zisserman 2015) without its dense layers, and residual networks (He et al. 2016)
+without their last pooling and dense layer. Weights start at random; `width` 64 gives the sizes of
+the papers, less of it networks for two cores.
 
-Two details of the residual networks differ from the paper, and keep maps in place. A convolution of stride 2 has a centre pixel, but the two
-pixels that become one have none; padded alike in every stage, a map of stride 16 lies 7.5 pixels beside where up-sampling takes it to be. Here the
-side that is padded more alternates from stage to stage: maps lie within a fifth of one of their own pixels. And shortcuts of stride 2 average
-2x2 pixels instead of taking one of four (He et al. 2019, "Bag of Tricks", ResNet-D).
+Two details of the residual networks differ from the paper, and keep maps in place. A convolution of
+stride 2 has a centre pixel, but the two pixels that become one have none; padded alike in every
+stage, a map of stride 16 lies 7.5 pixels beside where up-sampling takes it to be. Here the side
+that is padded more alternates from stage to stage: maps lie within a fifth of one of their own
+pixels. And shortcuts of stride 2 average 2x2 pixels instead of taking one of four (He et al. 2019,
+"Bag of Tricks", ResNet-D).
 """
 
 from __future__ import annotations
@@ -37,7 +41,9 @@ class Unit:
     rate: int = 1
     """Distance of the kernel's taps in pixels (dilated convolution)."""
     side: int = 0
-    """With a stride of 2: 1 centres each output on the second of the two pixels that it replaces, 0 on the first."""
+    """With a stride of 2: 1 centres each output on the second of the two pixels that it replaces, 0
+    on the first.
+    """
     normalisation: Normalisation = "batch"
     activation: Literal["relu", "none"] = "relu"
 
@@ -69,8 +75,11 @@ def normalised(x: Tensor, normalisation: Normalisation, name: str) -> Tensor:
     return x
 
 
-def vgg(x: Tensor, kind: str, width: int = 64, normalisation: Normalisation = "none") -> list[Tensor]:
-    """Maps of `vgg16` or `vgg19` after each of the five poolings, at strides 2, 4, 8, 16 and 32; `width` to 8 `width` channels.
+def vgg(
+    x: Tensor, kind: str, width: int = 64, normalisation: Normalisation = "none"
+) -> list[Tensor]:
+    """Maps of `vgg16` or `vgg19` after each of the five poolings, at strides 2, 4, 8, 16 and 32;
+    `width` to 8 `width` channels.
 
     With width 64, three channels and no normalisation: 14,714,688 and 20,024,384 parameters.
     """
@@ -84,11 +93,15 @@ def vgg(x: Tensor, kind: str, width: int = 64, normalisation: Normalisation = "n
     return maps
 
 
-def resnet(x: Tensor, kind: str, width: int, normalisation: Normalisation, output_stride: int = 32) -> list[Tensor]:
-    """Maps of `resnet18` or `resnet50` after each of the four stages, at strides 4, 8, 16 and 32, none above `output_stride`.
+def resnet(
+    x: Tensor, kind: str, width: int, normalisation: Normalisation, output_stride: int = 32
+) -> list[Tensor]:
+    """Maps of `resnet18` or `resnet50` after each of the four stages, at strides 4, 8, 16 and 32,
+    none above `output_stride`.
 
-    Stages that would go beyond `output_stride` keep their size and dilate their convolutions instead: 2 where the first such stage would
-    have halved, 4 in the next. The last stage of a dilated network multiplies its blocks' rates by 1, 2 and 4 (DeepLab v3's multi-grid).
+    Stages that would go beyond `output_stride` keep their size and dilate their convolutions
+    instead: 2 where the first such stage would have halved, 4 in the next. The last stage of a
+    dilated network multiplies its blocks' rates by 1, 2 and 4 (DeepLab v3's multi-grid).
     """
     blocks = _RESNET_BLOCKS[kind]
     block = _bottleneck if kind == "resnet50" else _basic
@@ -102,7 +115,14 @@ def resnet(x: Tensor, kind: str, width: int, normalisation: Normalisation, outpu
         for number in range(count):
             grid = 1 << min(number, 2) if rate > 1 and stage == len(blocks) - 1 else 1
             # The stem has used both sides, the second pixel first.
-            unit = Unit(width << stage, 3, stride if number == 0 else 1, rate * grid, stage % 2, normalisation)
+            unit = Unit(
+                width << stage,
+                3,
+                stride if number == 0 else 1,
+                rate * grid,
+                stage % 2,
+                normalisation,
+            )
             x = block(x, unit, f"stage{stage + 1}_{number + 1}")
         maps.append(x)
     return maps
@@ -110,7 +130,9 @@ def resnet(x: Tensor, kind: str, width: int, normalisation: Normalisation, outpu
 
 def _basic(x: Tensor, unit: Unit, name: str) -> Tensor:
     """Two 3x3 convolutions beside a shortcut."""
-    closing = Unit(unit.filters, rate=unit.rate, normalisation=unit.normalisation, activation="none")
+    closing = Unit(
+        unit.filters, rate=unit.rate, normalisation=unit.normalisation, activation="none"
+    )
     way = closing(unit(x, f"{name}_a"), f"{name}_b")
     return _joined(x, way, unit, name)
 
@@ -118,7 +140,9 @@ def _basic(x: Tensor, unit: Unit, name: str) -> Tensor:
 def _bottleneck(x: Tensor, unit: Unit, name: str) -> Tensor:
     """A 1x1, a 3x3 and a 1x1 convolution to four times the channels, beside a shortcut."""
     opening = Unit(unit.filters, 1, normalisation=unit.normalisation)
-    closing = Unit(unit.filters * _BOTTLENECK, 1, normalisation=unit.normalisation, activation="none")
+    closing = Unit(
+        unit.filters * _BOTTLENECK, 1, normalisation=unit.normalisation, activation="none"
+    )
     way = closing(unit(opening(x, f"{name}_a"), f"{name}_b"), f"{name}_c")
     return _joined(x, way, unit, name)
 
@@ -128,11 +152,15 @@ def _joined(x: Tensor, way: Tensor, unit: Unit, name: str) -> Tensor:
     if unit.stride == 2:
         x = layers.AveragePooling2D(2, name=f"{name}_shortcut_pool")(x)
     if unit.stride == 2 or x.shape[-1] != filters:
-        x = Unit(filters, 1, normalisation=unit.normalisation, activation="none")(x, f"{name}_shortcut")
+        x = Unit(filters, 1, normalisation=unit.normalisation, activation="none")(
+            x, f"{name}_shortcut"
+        )
     return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, way]))
 
 
 def _padded(x: Tensor, kernel: int, side: int, name: str) -> Tensor:
-    """Zeros around maps for an odd kernel of stride 2 that is centred on the first (`side` 0) or second pixel of each two."""
+    """Zeros around maps for an odd kernel of stride 2 that is centred on the first (`side` 0) or
+    second pixel of each two.
+    """
     before, after = kernel // 2 - side, kernel // 2 - 1 + side
     return layers.ZeroPadding2D(((before, after), (before, after)), name=name)(x)

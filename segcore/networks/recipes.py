@@ -1,6 +1,7 @@
 """Recipes of networks: what the section `network` of a training recipe may hold.
 
-A recipe is checked and kept without keras; `build` loads it. Adding a network takes a recipe here and a builder in a file of its own.
+A recipe is checked and kept without keras; `build` loads it. Adding a network takes a recipe here
+and a builder in a file of its own.
 """
 
 from __future__ import annotations
@@ -29,18 +30,30 @@ NETWORKS: Registry[type] = Registry("network")
 @NETWORKS.register("unet")
 @dataclass(frozen=True, slots=True)
 class Unet:
-    """U-Net (Ronneberger 2015). Width 64, depth 4, padding valid and no normalisation are the paper's."""
+    """U-Net (Ronneberger 2015). Width 64, depth 4, padding valid and no normalisation are the
+    paper's.
+    """
 
     width: int = 32
-    """Channels of the first level; each level has twice those of the one above. 8 trains in minutes on two cores."""
+    """Channels of the first level; each level has twice those of the one above. 8 trains in minutes
+    on two cores.
+    """
     depth: int = 4
-    """Number of poolings. Heights and widths are multiples of 2 ** depth; each level doubles how far the network looks."""
+    """Number of poolings. Heights and widths are multiples of 2 ** depth; each level doubles how
+    far the network looks.
+    """
     padding: Padding = "same"
-    """`same`: the output is as large as the input. `valid`: no made-up pixels; the output lacks a margin (572 gives 388 at depth 4)."""
+    """`same`: the output is as large as the input. `valid`: no made-up pixels; the output lacks a
+    margin (572 gives 388 at depth 4).
+    """
     normalisation: Normalisation = "none"
-    """`batch` trains faster, `group` with small batches too, but its means span the whole image: tiles then change the result."""
+    """`batch` trains faster, `group` with small batches too, but its means span the whole image:
+    tiles then change the result.
+    """
     upsampling: UnetUpsampling = "transposed"
-    """How the expanding path grows: the paper's transposed convolution, or a fixed way around a 1x1 convolution."""
+    """How the expanding path grows: the paper's transposed convolution, or a fixed way around a 1x1
+    convolution.
+    """
     output_kernel: int = 1
     """Side of the last convolution in pixels, odd."""
     dropout: float = 0.0
@@ -54,12 +67,19 @@ class Unet:
         _check_choice("normalisation", self.normalisation, get_args(Normalisation))
         _check_choice("upsampling", self.upsampling, get_args(UnetUpsampling))
         if not 1 <= self.output_kernel <= 15 or self.output_kernel % 2 == 0:
-            raise ValueError(f"output_kernel: expected an odd number of pixels from 1 to 15; got {self.output_kernel}")
+            raise ValueError(
+                "output_kernel: expected an odd number of pixels from 1 to 15; got "
+                f"{self.output_kernel}"
+            )
         if not (math.isfinite(self.dropout) and 0 <= self.dropout < 1):
-            raise ValueError(f"dropout: expected a fraction from 0 to less than 1; got {self.dropout}")
+            raise ValueError(
+                f"dropout: expected a fraction from 0 to less than 1; got {self.dropout}"
+            )
 
     def build(self, channels: int, classes: int) -> keras.Model:
-        """(image, y, x, `channels`) float32 to class probabilities (image, y, x, `classes`) float32."""
+        """(image, y, x, `channels`) float32 to class probabilities (image, y, x, `classes`)
+        float32.
+        """
         from segcore.networks.unet import unet
 
         _check_counts(channels, classes)
@@ -72,13 +92,19 @@ class Fcn:
     """Fully convolutional network (Long 2015). Heights and widths are multiples of 32."""
 
     variant: FcnVariant = "8s"
-    """The finest maps whose scores are used: of stride 8, 16 or 32. Outlines get the coarser the larger the number."""
+    """The finest maps whose scores are used: of stride 8, 16 or 32. Outlines get the coarser the
+    larger the number.
+    """
     backbone: FcnBackbone = "vgg16"
     """What makes the maps; weights start at random."""
     width: int = 64
-    """Channels of the backbone's first stage, 64 in the papers. 8 trains in minutes on two cores."""
+    """Channels of the backbone's first stage, 64 in the papers. 8 trains in minutes on two
+    cores.
+    """
     normalisation: Normalisation = "batch"
-    """`none` is VGG as published, hard to train from random weights; `group` spans the whole image: tiles then change the result."""
+    """`none` is VGG as published, hard to train from random weights; `group` spans the whole image:
+    tiles then change the result.
+    """
 
     def __post_init__(self) -> None:
         _check_choice("variant", self.variant, get_args(FcnVariant))
@@ -86,10 +112,14 @@ class Fcn:
         _check_width(self.width)
         _check_choice("normalisation", self.normalisation, get_args(Normalisation))
         if self.normalisation == "none" and self.backbone.startswith("resnet"):
-            raise ValueError("normalisation: residual backbones need `batch` or `group`; got 'none'")
+            raise ValueError(
+                "normalisation: residual backbones need `batch` or `group`; got 'none'"
+            )
 
     def build(self, channels: int, classes: int) -> keras.Model:
-        """(image, y, x, `channels`) float32 to class probabilities (image, y, x, `classes`) float32."""
+        """(image, y, x, `channels`) float32 to class probabilities (image, y, x, `classes`)
+        float32.
+        """
         from segcore.networks.fcn import fcn
 
         _check_counts(channels, classes)
@@ -104,28 +134,47 @@ class Deeplab:
     backbone: DeeplabBackbone = "resnet50"
     """What makes the maps; weights start at random."""
     output_stride: Literal[8, 16] = 16
-    """Pixels of the image for one pixel of the deepest maps. 8 sees finer and takes about three times the work."""
+    """Pixels of the image for one pixel of the deepest maps. 8 sees finer and takes about three
+    times the work.
+    """
     rates: tuple[int, ...] = (6, 12, 18)
-    """Dilations of the pyramid's convolutions at output stride 16 (twice as much at 8): the last one looks rate * 16 pixels far."""
+    """Dilations of the pyramid's convolutions at output stride 16 (twice as much at 8): the last
+    one looks rate * 16 pixels far.
+    """
     image_pooling: ImagePooling = "none"
-    """`whole_image`, as published, adds the mean over the whole image: the result then depends on the tiling."""
+    """`whole_image`, as published, adds the mean over the whole image: the result then depends on
+    the tiling.
+    """
     width: int = 64
-    """Channels of the backbone's first stage, 64 in the papers; the pyramid has four times as many. 8 trains in minutes on two cores."""
+    """Channels of the backbone's first stage, 64 in the papers; the pyramid has four times as many.
+    8 trains in minutes on two cores.
+    """
     normalisation: ScaleNormalisation = "batch"
-    """`group` suits small batches, but its means span the whole image: tiles then change the result."""
+    """`group` suits small batches, but its means span the whole image: tiles then change the
+    result.
+    """
 
     def __post_init__(self) -> None:
         _check_choice("backbone", self.backbone, get_args(DeeplabBackbone))
         if self.output_stride not in (8, 16):
             raise ValueError(f"output_stride: expected 8 or 16; got {self.output_stride}")
-        if not self.rates or len(set(self.rates)) < len(self.rates) or not all(1 <= rate <= 64 for rate in self.rates):
-            raise ValueError(f"rates: expected different numbers from 1 to 64, at least one; got {list(self.rates)}")
+        if (
+            not self.rates
+            or len(set(self.rates)) < len(self.rates)
+            or not all(1 <= rate <= 64 for rate in self.rates)
+        ):
+            raise ValueError(
+                "rates: expected different numbers from 1 to 64, at least one; got "
+                f"{list(self.rates)}"
+            )
         _check_choice("image_pooling", self.image_pooling, get_args(ImagePooling))
         _check_width(self.width)
         _check_choice("normalisation", self.normalisation, get_args(ScaleNormalisation))
 
     def build(self, channels: int, classes: int) -> keras.Model:
-        """(image, y, x, `channels`) float32 to class probabilities (image, y, x, `classes`) float32."""
+        """(image, y, x, `channels`) float32 to class probabilities (image, y, x, `classes`)
+        float32.
+        """
         from segcore.networks.deeplab import deeplab
 
         _check_counts(channels, classes)

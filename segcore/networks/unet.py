@@ -1,13 +1,17 @@
-"""U-Net (Ronneberger, Fischer and Brox 2015, "U-Net: Convolutional Networks for Biomedical Image Segmentation").
+"""U-Net (Ronneberger, Fischer and Brox 2015, "U-Net: Convolutional Networks for Biomedical Image
+Segmentation").
 
-A contracting path of `depth` levels, each of two 3x3 convolutions and a 2x2 max-pooling, with twice the channels from level to level; an
-expanding path that doubles height and width, sets the map of the same level beside it, and convolves twice again.
+A contracting path of `depth` levels, each of two 3x3 convolutions and a 2x2 max-pooling, with twice
+the channels from level to level; an expanding path that doubles height and width, sets the map of
+the same level beside it, and convolves twice again.
 
-With `padding="valid"` every 3x3 convolution takes one pixel off each side. The maps of the contracting path are then cropped at their
-centre by what the levels below have taken off, which follows from the depth alone: the network is built without knowing the image's size.
-Heights and widths that work: those where every pooling meets an even size (572 gives 388 at depth 4). Only bilinear up-sampling then still
-depends on where an image is cut: in the outermost 2 ** depth - 1 pixels of the output, for want of neighbours. With `padding="same"`
-output and input are of one size, a multiple of 2 ** depth.
+With `padding="valid"` every 3x3 convolution takes one pixel off each side. The maps of the
+contracting path are then cropped at their centre by what the levels below have taken off, which
+follows from the depth alone: the network is built without knowing the image's size. Heights and
+widths that work: those where every pooling meets an even size (572 gives 388 at depth 4). Only
+bilinear up-sampling then still depends on where an image is cut: in the outermost 2 ** depth - 1
+pixels of the output, for want of neighbours. With `padding="same"` output and input are of one
+size, a multiple of 2 ** depth.
 """
 
 from __future__ import annotations
@@ -26,8 +30,11 @@ if TYPE_CHECKING:
 Tensor = Any
 
 
-def unet(form: Unet, channels: int, classes: int, size: tuple[int | None, int | None] = (None, None)) -> keras.Model:
-    """The network: (image, y, x, `channels`) float32 to class probabilities (image, y, x, `classes`) float32.
+def unet(
+    form: Unet, channels: int, classes: int, size: tuple[int | None, int | None] = (None, None)
+) -> keras.Model:
+    """The network: (image, y, x, `channels`) float32 to class probabilities (image, y, x,
+    `classes`) float32.
 
     `size` is the height and width of images, where it is to be fixed.
     """
@@ -48,7 +55,9 @@ def unet(form: Unet, channels: int, classes: int, size: tuple[int | None, int | 
         x = layers.Dropout(form.dropout, name="bottom_dropout")(x)
     for level in reversed(range(form.depth)):
         x = _larger(x, form, level, positions)
-        x = layers.Concatenate(name=f"up{level}_join")([_cropped(skips[level], _crop(form, level), f"up{level}_crop"), x])
+        x = layers.Concatenate(name=f"up{level}_join")(
+            [_cropped(skips[level], _crop(form, level), f"up{level}_crop"), x]
+        )
         x = _block(x, form, level, f"up{level}")
     x = layers.Conv2D(classes, form.output_kernel, padding=form.padding, name="logits")(x)
     # Probabilities stay in float32 under mixed precision: losses need their small differences.
@@ -56,19 +65,23 @@ def unet(form: Unet, channels: int, classes: int, size: tuple[int | None, int | 
 
 
 def unet_tutorial() -> keras.Model:
-    """The form that tutorials build: 572x572x1 to 386x386x2 by an output layer of 3x3 pixels; 31,031,682 parameters."""
+    """The form that tutorials build: 572x572x1 to 386x386x2 by an output layer of 3x3 pixels;
+    31,031,682 parameters.
+    """
     from segcore.networks.recipes import Unet
 
     return unet(Unet(width=64, padding="valid", output_kernel=3), 1, 2, (572, 572))
 
 
 def skip_crop(level: int, depth: int) -> int:
-    """Pixels that the skip connection of a level, 0 being the uppermost, loses at each side where convolutions are not padded.
+    """Pixels that the skip connection of a level, 0 being the uppermost, loses at each side where
+    convolutions are not padded.
 
     >>> [skip_crop(level, 4) for level in range(4)]  # 568 to 392, 280 to 200, 136 to 104, 64 to 56
     [88, 40, 16, 4]
     """
-    # In pixels of the level: two convolutions below take 2 off each side there; in the upper half of a longer way, 2 more each time.
+    # In pixels of the level: two convolutions below take 2 off each side there; in the upper half
+    # of a longer way, 2 more each time.
     crop = 4
     for _ in range(depth - 1 - level):
         crop = 2 * (2 + crop + 2)
@@ -81,7 +94,12 @@ def _block(x: Tensor, form: Unet, level: int, name: str) -> Tensor:
     for number in (1, 2):
         plain = form.normalisation == "none"
         x = layers.Conv2D(
-            filters, 3, padding=form.padding, use_bias=plain, kernel_initializer="he_normal", name=f"{name}_conv{number}"
+            filters,
+            3,
+            padding=form.padding,
+            use_bias=plain,
+            kernel_initializer="he_normal",
+            name=f"{name}_conv{number}",
         )(x)
         if form.normalisation == "batch":
             x = layers.BatchNormalization(name=f"{name}_norm{number}")(x)
@@ -92,10 +110,14 @@ def _block(x: Tensor, form: Unet, level: int, name: str) -> Tensor:
 
 
 def _larger(x: Tensor, form: Unet, level: int, positions: list[Tensor]) -> Tensor:
-    """Twice the height and width, and the level's channels. `positions` are those of each level's pooling, for unpooling."""
+    """Twice the height and width, and the level's channels. `positions` are those of each level's
+    pooling, for unpooling.
+    """
     filters = form.width << level
     if form.upsampling == "transposed":
-        return layers.Conv2DTranspose(filters, 2, strides=2, kernel_initializer="he_normal", name=f"up{level}_transposed")(x)
+        return layers.Conv2DTranspose(
+            filters, 2, strides=2, kernel_initializer="he_normal", name=f"up{level}_transposed"
+        )(x)
     # The 1x1 convolution comes first because it costs a quarter on the smaller map.
     x = layers.Conv2D(filters, 1, kernel_initializer="he_normal", name=f"up{level}_halve")(x)
     if form.upsampling == "unpooling":

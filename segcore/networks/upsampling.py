@@ -1,9 +1,12 @@
-"""Ways to make feature maps larger: nearest, bilinear, bed of nails, max-unpooling, and the sizes and kernels of transposed convolutions.
+"""Ways to make feature maps larger: nearest, bilinear, bed of nails, max-unpooling, and the sizes
+and kernels of transposed convolutions.
 
-All of them work on tensors (image, y, x, channel) of any height and width, known or not, and treat a pixel by its place within a window of
-`factor` pixels only, never by its place in the image: moving the input by a pixel moves the output by exactly `factor` pixels. That is
-why bilinear up-sampling is written out here as fixed weights for each of the `factor` phases; an image resizer works in coordinates of
-the whole image, which it rounds, and keras' own does not trace where height and width are unknown.
+All of them work on tensors (image, y, x, channel) of any height and width, known or not, and treat
+a pixel by its place within a window of `factor` pixels only, never by its place in the image:
+moving the input by a pixel moves the output by exactly `factor` pixels. That is why bilinear
+up-sampling is written out here as fixed weights for each of the `factor` phases; an image resizer
+works in coordinates of the whole image, which it rounds, and keras' own does not trace where height
+and width are unknown.
 """
 
 from __future__ import annotations
@@ -20,34 +23,46 @@ _Y, _X = 1, 2
 
 
 def nearest(x: Tensor, factor: int) -> Tensor:
-    """Each pixel `factor` x `factor` times: (image, y, x, channel) to (image, factor y, factor x, channel)."""
+    """Each pixel `factor` x `factor` times: (image, y, x, channel) to (image, factor y, factor x,
+    channel).
+    """
     return ops.repeat(ops.repeat(x, factor, axis=_Y), factor, axis=_X)
 
 
 def bed_of_nails(x: Tensor, factor: int) -> Tensor:
-    """Each pixel at the upper left of `factor` x `factor` zeros: (image, y, x, channel) to (image, factor y, factor x, channel)."""
+    """Each pixel at the upper left of `factor` x `factor` zeros: (image, y, x, channel) to (image,
+    factor y, factor x, channel).
+    """
     zeros = [ops.zeros_like(x)] * (factor - 1)
     rows = _interleave([x, *zeros], _Y)
     return _interleave([rows, *[ops.zeros_like(rows)] * (factor - 1)], _X)
 
 
 def bilinear(x: Tensor, factor: int) -> Tensor:
-    """Linear between the centres of pixels: (image, y, x, channel) to (image, factor y, factor x, channel).
+    """Linear between the centres of pixels: (image, y, x, channel) to (image, factor y, factor x,
+    channel).
 
-    Half-pixel centres, as of TensorFlow's and OpenCV's resizing, PyTorch's with `align_corners=False` and SciPy's `grid_mode`: the centre of
-    output pixel i lies at (i + 0.5) / factor - 0.5 of the input. Beyond the outermost centres the outermost pixels go on.
+    Half-pixel centres, as of TensorFlow's and OpenCV's resizing, PyTorch's with
+    `align_corners=False` and SciPy's `grid_mode`: the centre of output pixel i lies at (i + 0.5) /
+    factor - 0.5 of the input. Beyond the outermost centres the outermost pixels go on.
     """
     return _bilinear_along(_bilinear_along(x, factor, _Y), factor, _X)
 
 
 def _bilinear_along(x: Tensor, factor: int, axis: int) -> Tensor:
     first, but_last, but_first, last = (
-        _part(x, axis, part) for part in (slice(None, 1), slice(None, -1), slice(1, None), slice(-1, None))
+        _part(x, axis, part)
+        for part in (slice(None, 1), slice(None, -1), slice(1, None), slice(-1, None))
     )
     # Differences, so that even areas stay even to the last bit.
-    before, after = ops.concatenate([first, but_last], axis=axis) - x, ops.concatenate([but_first, last], axis=axis) - x
+    before, after = (
+        ops.concatenate([first, but_last], axis=axis) - x,
+        ops.concatenate([but_first, last], axis=axis) - x,
+    )
     offsets = [(phase + 0.5) / factor - 0.5 for phase in range(factor)]
-    return _interleave([x + (after if offset > 0 else before) * abs(offset) for offset in offsets], axis)
+    return _interleave(
+        [x + (after if offset > 0 else before) * abs(offset) for offset in offsets], axis
+    )
 
 
 def _part(x: Tensor, axis: int, part: slice) -> Tensor:
@@ -69,10 +84,12 @@ _METHODS: Mapping[Method, Callable[[Tensor, int], Tensor]] = {
 
 
 def max_pool(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The greatest value of each window of `size` x `size` pixels, and where it stood in the window.
+    """The greatest value of each window of `size` x `size` pixels, and where it stood in the
+    window.
 
-    Both are (image, y / size, x / size, channel). Positions are int32 and count through the window row by row from 0; of equal values the
-    first counts. They are places in the window, not in the image, so that they may be cropped. Height and width of `x` must be multiples of `size`.
+    Both are (image, y / size, x / size, channel). Positions are int32 and count through the window
+    row by row from 0; of equal values the first counts. They are places in the window, not in the
+    image, so that they may be cropped. Height and width of `x` must be multiples of `size`.
     """
     # Comparisons instead of argmax, which keras spells in a way that OpenVINO cannot read.
     values = x[:, ::size, ::size]
@@ -86,22 +103,31 @@ def max_pool(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def max_unpool(x: Tensor, positions: Tensor, size: int) -> Tensor:
-    """Each value at its position in a window of `size` x `size` pixels, zeros elsewhere: (image, size y, size x, channel).
+    """Each value at its position in a window of `size` x `size` pixels, zeros elsewhere: (image,
+    size y, size x, channel).
 
-    `positions` are those of `max_pool`, of the shape of `x`. Noh, Hong and Han 2015 (DeconvNet), Badrinarayanan et al. 2017 (SegNet).
+    `positions` are those of `max_pool`, of the shape of `x`. Noh, Hong and Han 2015 (DeconvNet),
+    Badrinarayanan et al. 2017 (SegNet).
     """
     rows = []
     for row in range(size):
-        columns = [ops.where(positions == row * size + column, x, ops.zeros_like(x)) for column in range(size)]
+        columns = [
+            ops.where(positions == row * size + column, x, ops.zeros_like(x))
+            for column in range(size)
+        ]
         rows.append(_interleave(columns, _X))
     return _interleave(rows, _Y)
 
 
 @keras.saving.register_keras_serializable(package="maskloom")
 class Upsampling(keras.layers.Layer):  # type: ignore[misc]  # keras is untyped
-    """`nearest`, `bilinear` or `bed_of_nails` as a layer: (image, y, x, channel) to (image, factor y, factor x, channel)."""
+    """`nearest`, `bilinear` or `bed_of_nails` as a layer: (image, y, x, channel) to (image, factor
+    y, factor x, channel).
+    """
 
-    def __init__(self, factor: int, method: Method, name: str | None = None, dtype: Any = None) -> None:
+    def __init__(
+        self, factor: int, method: Method, name: str | None = None, dtype: Any = None
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
         if factor < 1:
             raise ValueError(f"factor: expected a whole number from 1 on; got {factor}")
@@ -125,7 +151,9 @@ class Upsampling(keras.layers.Layer):  # type: ignore[misc]  # keras is untyped
 
 @keras.saving.register_keras_serializable(package="maskloom")
 class MaxPoolingWithPositions(keras.layers.Layer):  # type: ignore[misc]
-    """`max_pool` as a layer: gives the greatest values and their positions (int32), both (image, y / size, x / size, channel)."""
+    """`max_pool` as a layer: gives the greatest values and their positions (int32), both (image, y
+    / size, x / size, channel).
+    """
 
     def __init__(self, size: int = 2, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
@@ -150,7 +178,9 @@ class MaxPoolingWithPositions(keras.layers.Layer):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable(package="maskloom")
 class MaxUnpooling(keras.layers.Layer):  # type: ignore[misc]
-    """`max_unpool` as a layer, called with values and positions: (image, y, x, channel) to (image, size y, size x, channel)."""
+    """`max_unpool` as a layer, called with values and positions: (image, y, x, channel) to (image,
+    size y, size x, channel).
+    """
 
     def __init__(self, size: int = 2, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)

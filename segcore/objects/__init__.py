@@ -1,1 +1,3 @@
-"""Objects over tiles: found as fragments, joined over seams, numbered, measured, written as rows."""
+"""Objects over tiles: found as fragments, joined over seams, numbered, measured, written as
+rows.
+"""

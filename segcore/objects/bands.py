@@ -1,9 +1,11 @@
 """Band values of objects: sums that give mean and standard deviation, the same for any tiling.
 
-Integers of up to 32 bits are summed exactly. Floating-point numbers (and integers of 64 bits, read as float64) are summed in pairs of
-float64, some 106 bits: exact as long as the values of an object span less than about 2**20 to one in float32, and off by 2**-100 of the
-sum of their magnitudes otherwise, so that a mean or deviation that is rounded to 53 bits depends on the tiling about once in 2**40.
-Where a valid pixel is infinite the mean is infinite too and there is no deviation; where it is NaN there is neither.
+Integers of up to 32 bits are summed exactly. Floating-point numbers (and integers of 64 bits, read
+as float64) are summed in pairs of float64, some 106 bits: exact as long as the values of an object
+span less than about 2**20 to one in float32, and off by 2**-100 of the sum of their magnitudes
+otherwise, so that a mean or deviation that is rounded to 53 bits depends on the tiling about once
+in 2**40. Where a valid pixel is infinite the mean is infinite too and there is no deviation; where
+it is NaN there is neither.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class BandSums:
     pixels: NDArray[np.int64]
     """(n,) pixels that were added up."""
     sums: NDArray[Any]
-    """(n, channels, 2): wide integers (`segcore.objects.wide`) in int64, or pairs of float64 whose sum is meant."""
+    """(n, channels, 2): wide integers (`segcore.objects.wide`) in int64, or pairs of float64 whose
+    sum is meant.
+    """
     squares: NDArray[Any]
     """Sums of squared values, like `sums`."""
 
@@ -44,12 +48,18 @@ class BandSums:
     @classmethod
     def none(cls, rows: int, channels: int = 0) -> BandSums:
         """Nothing added up yet: integers, for objects whose bands nobody asks for."""
-        return cls(np.zeros(rows, np.int64), np.zeros((rows, channels, 2), np.int64), np.zeros((rows, channels, 2), np.int64))
+        return cls(
+            np.zeros(rows, np.int64),
+            np.zeros((rows, channels, 2), np.int64),
+            np.zeros((rows, channels, 2), np.int64),
+        )
 
     @classmethod
     def concatenate(cls, parts: Sequence[BandSums]) -> BandSums:
         """The rows of all parts, which have the same bands of the same kind."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
+        return cls(
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__)
+        )
 
     def take(self, index: NDArray[np.integer] | slice) -> BandSums:
         """Rows by index."""
@@ -62,7 +72,9 @@ class BandSums:
         return BandSums(pixels, _added(self.sums, index, n), _added(self.squares, index, n))
 
     def __add__(self, other: BandSums) -> BandSums:
-        return BandSums.concatenate([self, other]).sum_by(np.tile(np.arange(len(self)), 2), len(self))
+        return BandSums.concatenate([self, other]).sum_by(
+            np.tile(np.arange(len(self)), 2), len(self)
+        )
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Its arrays by name, for storage."""
@@ -77,8 +89,12 @@ class BandSums:
         """(n, channels) means; NaN where there is no pixel."""
         with np.errstate(invalid="ignore", divide="ignore"):
             if self.sums.dtype.kind == "f":
-                return np.asarray((self.sums[..., 0] + self.sums[..., 1]) / self.pixels[:, None], np.float64)
-            return np.asarray((self.sums[..., 0] * 2.0**32 + self.sums[..., 1]) / self.pixels[:, None], np.float64)
+                return np.asarray(
+                    (self.sums[..., 0] + self.sums[..., 1]) / self.pixels[:, None], np.float64
+                )
+            return np.asarray(
+                (self.sums[..., 0] * 2.0**32 + self.sums[..., 1]) / self.pixels[:, None], np.float64
+            )
 
     def deviation(self) -> NDArray[np.float64]:
         """(n, channels) population standard deviations; NaN where there is no pixel."""
@@ -97,16 +113,23 @@ class BandSums:
         sums, squares = self.sums[small], self.squares[small]
         total = (sums[:, 0] << 32) + sums[:, 1]
         number[small] = count[small] * ((squares[:, 0] << 32) + squares[:, 1]) - total * total
-        large = zip(count[~small].tolist(), as_integers(self.squares[~small]), as_integers(self.sums[~small]), strict=True)
+        large = zip(
+            count[~small].tolist(),
+            as_integers(self.squares[~small]),
+            as_integers(self.sums[~small]),
+            strict=True,
+        )
         number[~small] = [float(n * square - total**2) for n, square, total in large]
         np.divide(np.sqrt(number), count, out=out, where=count > 0)
         return out
 
 
 def observe_bands(values: NDArray[np.uint32], pixels: NDArray[Any], count: int) -> BandSums:
-    """Sums of the band values of a tile's fragments, `count` + 1 rows of which the first, background, stays empty.
+    """Sums of the band values of a tile's fragments, `count` + 1 rows of which the first,
+    background, stays empty.
 
-    `values` (rows, columns) numbers the fragments of the tile's core from 1 to `count`; `pixels` (rows, columns, channels) covers the core.
+    `values` (rows, columns) numbers the fragments of the tile's core from 1 to `count`; `pixels`
+    (rows, columns, channels) covers the core.
     """
     from segcore.kernels.measures import add_floats, add_integers
 

@@ -1,17 +1,20 @@
 """Connected parts: the objects of a semantic mask, for any tiling.
 
-A part is a set of pixels of one class that hang together: by faces (connectivity 4, in volumes 6), or over corners and edges as well
-(8, 26). Parts of different classes never join. `Parts.fragment` finds the parts of a tile's core, `Parts.join` ties those that meet
-over seams, the corners of tiles included.
+A part is a set of pixels of one class that hang together: by faces (connectivity 4, in volumes 6),
+or over corners and edges as well (8, 26). Parts of different classes never join. `Parts.fragment`
+finds the parts of a tile's core, `Parts.join` ties those that meet over seams, the corners of tiles
+included.
 
-With `fill_holes`, a hole is a set of valid pixels of no chosen class that hang together by the complementary connectivity (4 for 8, 8 for
-4), where every neighbour of any of them, by that same connectivity, is of the set or of one chosen class, the same for all; so it
-touches neither nodata nor the border of the image. It becomes part of that class before parts are found. For a single class this is
-`scipy.ndimage.binary_fill_holes`. Parts smaller than `min_size` are dropped last.
+With `fill_holes`, a hole is a set of valid pixels of no chosen class that hang together by the
+complementary connectivity (4 for 8, 8 for 4), where every neighbour of any of them, by that same
+connectivity, is of the set or of one chosen class, the same for all; so it touches neither nodata
+nor the border of the image. It becomes part of that class before parts are found. For a single
+class this is `scipy.ndimage.binary_fill_holes`. Parts smaller than `min_size` are dropped last.
 
-What a tile cannot decide alone goes to its seam: parts that touch another tile, and holes that do. A part that lies within an undecided
-hole is only one if the hole stays open. If it is too small to be an object then, it is made a piece of the hole and so has its fate;
-else it gets a number in the series of such parts of that hole, so that the seam need only say how many there are.
+What a tile cannot decide alone goes to its seam: parts that touch another tile, and holes that do.
+A part that lies within an undecided hole is only one if the hole stays open. If it is too small to
+be an object then, it is made a piece of the hole and so has its fate; else it gets a number in the
+series of such parts of that hole, so that the seam need only say how many there are.
 """
 
 from __future__ import annotations
@@ -51,11 +54,18 @@ class Parts:
 
     def __post_init__(self) -> None:
         if not self.classes or min(self.classes) < 0 or len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"classes: expected one or more different class ids from 0 on; got {list(self.classes)}")
+            raise ValueError(
+                "classes: expected one or more different class ids from 0 on; got "
+                f"{list(self.classes)}"
+            )
         if self.connectivity not in (4, 8, 6, 26):
-            raise ValueError(f"connectivity: expected 4 or 8 (6 or 26 for volumes); got {self.connectivity!r}")
+            raise ValueError(
+                f"connectivity: expected 4 or 8 (6 or 26 for volumes); got {self.connectivity!r}"
+            )
         if self.min_size < 1:
-            raise ValueError(f"min_size: expected a number of pixels from 1 on; got {self.min_size}")
+            raise ValueError(
+                f"min_size: expected a number of pixels from 1 on; got {self.min_size}"
+            )
 
     @property
     def full(self) -> tuple[bool, bool]:
@@ -63,8 +73,11 @@ class Parts:
         full = self.connectivity in (8, 26)
         return self.fill_holes and not full, full
 
-    def label(self, values: NDArray[np.unsignedinteger[Any]]) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
-        """The parts of a whole image or volume in memory, numbered in the order of their first pixels, and the class of each number.
+    def label(
+        self, values: NDArray[np.unsignedinteger[Any]]
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+        """The parts of a whole image or volume in memory, numbered in the order of their first
+        pixels, and the class of each number.
 
         `values` as in `fragment`. Class 0 stands for number 0, the background.
         """
@@ -72,11 +85,14 @@ class Parts:
         fragments = self.fragment(values, Tile((0,) * values.ndim, box, box), values.shape)
         return fragments.values, fragments.class_of
 
-    def fragment(self, values: NDArray[np.unsignedinteger[Any]], tile: Tile, shape: Shape) -> Fragments:
+    def fragment(
+        self, values: NDArray[np.unsignedinteger[Any]], tile: Tile, shape: Shape
+    ) -> Fragments:
         """The parts of a tile's core, as far as the tile alone can tell.
 
-        `values` are the class ids of the core, uint8 or uint16, whose greatest number means no data; `shape` is that of the raster.
-        Raises `ValueError` where `values` or the connectivity do not suit, and for a part of a volume: volumes are labelled whole.
+        `values` are the class ids of the core, uint8 or uint16, whose greatest number means no
+        data; `shape` is that of the raster. Raises `ValueError` where `values` or the connectivity
+        do not suit, and for a part of a volume: volumes are labelled whole.
         """
         self._check(values, tile, shape)
         found = _label(values, self, _sides(tile, shape))
@@ -87,11 +103,17 @@ class Parts:
         painted = _paint(found, number).reshape(values.shape)
         class_of = np.zeros(len(order) + 1, np.uint16)
         codes = found.codes[order]
-        class_of[1:] = np.where(codes == _HOLE, 0, np.array([0, 0, 0, *self.classes], np.uint16)[codes])
-        return Fragments(painted, class_of, {"edges": _edges(painted), **seam} if values.ndim == 2 else {})
+        class_of[1:] = np.where(
+            codes == _HOLE, 0, np.array([0, 0, 0, *self.classes], np.uint16)[codes]
+        )
+        return Fragments(
+            painted, class_of, {"edges": _edges(painted), **seam} if values.ndim == 2 else {}
+        )
 
     def join(self, grid: Grid, seams: Sequence[Seam]) -> list[Grouping]:
-        """Which fragments of all tiles are one part, from the seams that `fragment` made, in the order of the grid."""
+        """Which fragments of all tiles are one part, from the seams that `fragment` made, in the
+        order of the grid.
+        """
         if len(grid) == 1:
             return [Grouping.none()]
         from segcore.kernels.disjoint import flatten
@@ -99,7 +121,9 @@ class Parts:
 
         counts = np.array([len(seam["codes"]) for seam in seams])
         offsets = np.cumsum([0, *counts])[:-1]
-        codes, seen, sizes = (np.concatenate([seam[name] for seam in seams]) for name in ("codes", "seen", "sizes"))
+        codes, seen, sizes = (
+            np.concatenate([seam[name] for seam in seams]) for name in ("codes", "seen", "sizes")
+        )
         parent = np.arange(len(codes))
         edges = np.concatenate([seam["edges"] for seam in seams])
         layout = (*(_sides_of_tiles(grid, axis) for axis in (0, 1)), offsets)
@@ -117,23 +141,39 @@ class Parts:
         kept = (codes >= _FIRST_CLASS) & (total[parent] >= self.min_size)
         numbers = np.cumsum(parent == np.arange(len(parent)))
         groups = np.where(kept, numbers[parent], 0)
-        class_of = np.where(kept, np.array([0, 0, 0, *self.classes], np.uint16)[codes], 0).astype(np.uint16)
+        class_of = np.where(kept, np.array([0, 0, 0, *self.classes], np.uint16)[codes], 0).astype(
+            np.uint16
+        )
         return [
-            _grouping(seam, groups[a : a + n], class_of[a : a + n]) for seam, a, n in zip(seams, offsets, counts, strict=True)
+            _grouping(seam, groups[a : a + n], class_of[a : a + n])
+            for seam, a, n in zip(seams, offsets, counts, strict=True)
         ]
 
     def _check(self, values: NDArray[Any], tile: Tile, shape: Shape) -> None:
         if values.dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"expected class ids as uint8 or uint16, with the greatest number for no data; got {values.dtype}")
+            raise ValueError(
+                "expected class ids as uint8 or uint16, with the greatest number for no data; got "
+                f"{values.dtype}"
+            )
         if max(self.classes) >= np.iinfo(values.dtype).max:
-            raise ValueError(f"classes: {max(self.classes)} is no class id of a mask of {values.dtype}")
+            raise ValueError(
+                f"classes: {max(self.classes)} is no class id of a mask of {values.dtype}"
+            )
         expected = {2: (4, 8), 3: (6, 26)}.get(values.ndim, ())
         if self.connectivity not in expected:
-            raise ValueError(f"connectivity: {self.connectivity} does not suit {values.ndim} axes; expected one of {expected}")
+            raise ValueError(
+                f"connectivity: {self.connectivity} does not suit {values.ndim} axes; expected one "
+                f"of {expected}"
+            )
         if values.shape != tile.core.shape:
-            raise ValueError(f"expected the class ids of the core, {tile.core.shape}; got shape {values.shape}")
+            raise ValueError(
+                f"expected the class ids of the core, {tile.core.shape}; got shape {values.shape}"
+            )
         if values.ndim == 3 and tile.core.shape != tuple(shape):
-            raise ValueError(f"volumes are labelled whole; got a tile of {tile.core.shape} of a volume of {tuple(shape)}")
+            raise ValueError(
+                f"volumes are labelled whole; got a tile of {tile.core.shape} of a volume of "
+                f"{tuple(shape)}"
+            )
 
     def code_of(self, dtype: np.dtype[Any]) -> NDArray[np.uint16]:
         """The code of each class id."""
@@ -145,7 +185,9 @@ class Parts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """Connected runs of equal code, of parts and of what may be holes: labels 1 ... n in the order of their first pixels."""
+    """Connected runs of equal code, of parts and of what may be holes: labels 1 ... n in the order
+    of their first pixels.
+    """
 
     shape: tuple[int, int, int]
     """(layers, rows, columns)."""
@@ -164,7 +206,13 @@ class _Found:
 
 
 def _label(values: NDArray[Any], parts: Parts, sides: NDArray[np.uint8]) -> _Found:
-    from segcore.kernels.connected import count_changes, find_runs, measure_runs, number_sets, tie_runs
+    from segcore.kernels.connected import (
+        count_changes,
+        find_runs,
+        measure_runs,
+        number_sets,
+        tie_runs,
+    )
 
     shape = (1, *values.shape) if values.ndim == 2 else values.shape
     lines = np.ascontiguousarray(values).reshape(-1, shape[2])
@@ -192,7 +240,9 @@ def _paint(found: _Found, number: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 
 def _keep(found: _Found, min_size: int) -> tuple[NDArray[np.int64], NDArray[np.uint32], Seam]:
-    """Labels by fragment, fragment (or 0) by label, and the seam but for its edges: parts at seams first, then those large enough."""
+    """Labels by fragment, fragment (or 0) by label, and the seam but for its edges: parts at seams
+    first, then those large enough.
+    """
     at_seam = (found.touched & _OTHER_TILE) > 0
     alone = ~at_seam & (found.sizes >= min_size)
     at_seam[0] = alone[0] = False
@@ -200,12 +250,20 @@ def _keep(found: _Found, min_size: int) -> tuple[NDArray[np.int64], NDArray[np.u
     order = np.concatenate([chosen, np.flatnonzero(alone)])
     number = np.zeros(len(found.sizes), np.uint32)
     number[order] = np.arange(1, len(order) + 1)
-    seam: Seam = {"codes": found.codes[chosen], "seen": np.zeros(len(chosen), np.uint16), "sizes": found.sizes[chosen]}
+    seam: Seam = {
+        "codes": found.codes[chosen],
+        "seen": np.zeros(len(chosen), np.uint16),
+        "sizes": found.sizes[chosen],
+    }
     return order, number, seam
 
 
-def _fill(found: _Found, full: bool, min_size: int) -> tuple[NDArray[np.int64], NDArray[np.uint32], Seam]:
-    """As `_keep`, after holes that lie inside the core were filled. `full` says how holes are connected."""
+def _fill(
+    found: _Found, full: bool, min_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint32], Seam]:
+    """As `_keep`, after holes that lie inside the core were filled. `full` says how holes are
+    connected.
+    """
     from segcore.kernels.connected import meet_runs
     from segcore.kernels.disjoint import flatten
     from segcore.kernels.joining import tie_pairs
@@ -213,14 +271,17 @@ def _fill(found: _Found, full: bool, min_size: int) -> tuple[NDArray[np.int64], 
     n = len(found.sizes)
     seen = np.zeros(n, np.uint16)
     starts, stops, run_codes = found.runs
-    pairs = meet_runs((starts, stops, (run_codes, found.labels)), found.first, found.shape, full, seen)
+    pairs = meet_runs(
+        (starts, stops, (run_codes, found.labels)), found.first, found.shape, full, seen
+    )
     at_seam = (found.touched & _OTHER_TILE) > 0
     hole = found.codes == _HOLE
     seen[hole & ((found.touched & _BORDER) > 0)] = _HOLE
     filled = hole & ~at_seam & (seen > _HOLE)
     undecided = hole & at_seam & (seen != _HOLE)
 
-    # A filled hole and all that is inside it go to the part around it, which has the first pixel and alone may touch another tile.
+    # A filled hole and all that is inside it go to the part around it, which has the first pixel
+    # and alone may touch another tile.
     root = np.arange(n)
     tie_pairs(root, pairs[filled[pairs[:, 0]]])
     flatten(root)
@@ -232,7 +293,8 @@ def _fill(found: _Found, full: bool, min_size: int) -> tuple[NDArray[np.int64], 
     around[:, 1] = root[around[:, 1]]
     # Pairs as single numbers sort ten times as fast.
     links = np.unique(around[at_seam[around[:, 1]]].astype(np.int64) @ np.array([n, 1]))
-    # A part that touches no other tile lies within one hole at most: whatever else surrounds it would have closed the case of that hole.
+    # A part that touches no other tile lies within one hole at most: whatever else surrounds it
+    # would have closed the case of that hole.
     host = np.zeros(n, np.int64)
     host[around[:, 1]] = around[:, 0]
 
@@ -259,10 +321,17 @@ def _fill(found: _Found, full: bool, min_size: int) -> tuple[NDArray[np.int64], 
 
 
 def _sides(tile: Tile, shape: Shape) -> NDArray[np.uint8]:
-    """What the core faces at both ends of the axes (layers, rows, columns): the image's border or another tile. Images have no layers."""
+    """What the core faces at both ends of the axes (layers, rows, columns): the image's border or
+    another tile. Images have no layers.
+    """
     sides = np.zeros((3, 2), np.uint8)
-    for axis, (start, stop, length) in enumerate(zip(tile.core.start, tile.core.stop, shape, strict=True), 3 - len(shape)):
-        sides[axis] = (_OTHER_TILE if start > 0 else _BORDER, _OTHER_TILE if stop < length else _BORDER)
+    for axis, (start, stop, length) in enumerate(
+        zip(tile.core.start, tile.core.stop, shape, strict=True), 3 - len(shape)
+    ):
+        sides[axis] = (
+            _OTHER_TILE if start > 0 else _BORDER,
+            _OTHER_TILE if stop < length else _BORDER,
+        )
     return sides
 
 
@@ -278,7 +347,9 @@ def _sides_of_tiles(grid: Grid, axis: int) -> NDArray[np.int64]:
 
 
 def _grouping(seam: Seam, groups: NDArray[np.int64], class_of: NDArray[np.uint16]) -> Grouping:
-    """The grouping of a tile from the groups and classes of the fragments of its seam: filled holes take their islands with them."""
+    """The grouping of a tile from the groups and classes of the fragments of its seam: filled holes
+    take their islands with them.
+    """
     count = len(groups)
     fragments = np.arange(1, count + 1, dtype=np.uint32)
     if "islands" not in seam or not seam["islands"].any():

@@ -1,4 +1,6 @@
-"""The `objects` table as a file: its columns, and the metadata that makes it GeoParquet 1.1 (geoparquet.org)."""
+"""The `objects` table as a file: its columns, and the metadata that makes it GeoParquet 1.1
+(geoparquet.org).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 
-BOUNDS = pa.struct([pa.field(name, pa.float64(), nullable=False) for name in ("xmin", "ymin", "xmax", "ymax")])
+BOUNDS = pa.struct(
+    [pa.field(name, pa.float64(), nullable=False) for name in ("xmin", "ymin", "xmax", "ymax")]
+)
 """Type of the column `bbox`, by which readers skip what lies elsewhere."""
 
 
 def schema(bands: int) -> pa.Schema:
-    """Columns after `run_id` and `image_id`, with mean and deviation of the bands 1 to `bands` of the files."""
+    """Columns after `run_id` and `image_id`, with mean and deviation of the bands 1 to `bands` of
+    the files.
+    """
     numbers = [f"{name}_{band}" for name in ("mean", "std") for band in range(1, bands + 1)]
     return pa.schema(
         [
@@ -45,7 +51,9 @@ def schema(bands: int) -> pa.Schema:
 
 
 def geo_metadata(with_crs: bool) -> dict[bytes, bytes]:
-    """Metadata of a Parquet file whose rows are longitude and latitude (OGC:CRS84, the default) or, without a CRS, pixels."""
+    """Metadata of a Parquet file whose rows are longitude and latitude (OGC:CRS84, the default) or,
+    without a CRS, pixels.
+    """
     column: dict[str, Any] = {
         "encoding": "WKB",
         "geometry_types": ["Polygon", "MultiPolygon"],
@@ -55,4 +63,8 @@ def geo_metadata(with_crs: bool) -> dict[bytes, bytes]:
     }
     if not with_crs:
         column["crs"] = None
-    return {b"geo": json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}).encode()}
+    return {
+        b"geo": json.dumps(
+            {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+        ).encode()
+    }

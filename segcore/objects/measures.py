@@ -1,7 +1,8 @@
-"""Measures of objects that add up over tiles: whole numbers, so that the finished table is the same for any tiling.
+"""Measures of objects that add up over tiles: whole numbers, so that the finished table is the same
+for any tiling.
 
-Moments count from the corner of the object's own bounding box. They are moved exactly when parts with other corners come together, and
-are kept as wide integers where 64 bits may not hold them.
+Moments count from the corner of the object's own bounding box. They are moved exactly when parts
+with other corners come together, and are kept as wide integers where 64 bits may not hold them.
 """
 
 from __future__ import annotations
@@ -72,9 +73,13 @@ class Measures:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Measures]) -> Measures:
-        """The objects of all parts, of which there is at least one; parts of one object are added. The images' bands must be of one kind."""
+        """The objects of all parts, of which there is at least one; parts of one object are added.
+        The images' bands must be of one kind.
+        """
         rows = cls(
-            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _columns()},
+            **{
+                name: np.concatenate([getattr(part, name) for part in parts]) for name in _columns()
+            },
             bands=BandSums.concatenate([part.bands for part in parts]),
             outlines=Outlines.concatenate([part.outlines for part in parts]),
         )
@@ -89,7 +94,9 @@ class Measures:
         """A compact form for storage."""
         arrays = {name: getattr(self, name) for name in _columns()}
         for part in _PARTS:
-            arrays |= {f"{part}.{name}": array for name, array in getattr(self, part).to_arrays().items()}
+            arrays |= {
+                f"{part}.{name}": array for name, array in getattr(self, part).to_arrays().items()
+            }
         return pack(arrays)
 
     @classmethod
@@ -97,14 +104,23 @@ class Measures:
         """What `to_bytes` gave."""
         arrays = unpack(data)
         columns = {name: arrays[name] for name in _columns()}
-        bands, outlines = BandSums.from_arrays(_below("bands", arrays)), Outlines.from_arrays(_below("outlines", arrays))
+        bands, outlines = (
+            BandSums.from_arrays(_below("bands", arrays)),
+            Outlines.from_arrays(_below("outlines", arrays)),
+        )
         return cls(**columns, bands=bands, outlines=outlines)
 
 
 def _added(rows: Measures, new: NDArray[np.bool_]) -> Measures:
     """Rows added to the last `new` row before them."""
     starts, group = np.flatnonzero(new), np.cumsum(new) - 1
-    box = np.concatenate([np.minimum.reduceat(rows.box[:, :2], starts), np.maximum.reduceat(rows.box[:, 2:], starts)], axis=1)
+    box = np.concatenate(
+        [
+            np.minimum.reduceat(rows.box[:, :2], starts),
+            np.maximum.reduceat(rows.box[:, 2:], starts),
+        ],
+        axis=1,
+    )
     first, second = _from_corner(rows, box[group, :2])
     return Measures(
         rows.object_id[starts],
@@ -131,7 +147,9 @@ def _from_corner(measures: Measures, corner: Integers) -> tuple[Integers, Intege
         product(right, 2 * columns + right * measures.pixels),
         product(down, columns + right * measures.pixels) + product(right, rows),
     )
-    first = measures.first + np.asarray(np.stack([down, right], axis=1) * measures.pixels[:, None], np.int64)
+    first = measures.first + np.asarray(
+        np.stack([down, right], axis=1) * measures.pixels[:, None], np.int64
+    )
     return first, carried(measures.second + np.stack(moved, axis=1))
 
 
@@ -141,4 +159,8 @@ def _columns() -> list[str]:
 
 
 def _below(part: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(f"{part}."): array for name, array in arrays.items() if name.startswith(f"{part}.")}
+    return {
+        name.removeprefix(f"{part}."): array
+        for name, array in arrays.items()
+        if name.startswith(f"{part}.")
+    }

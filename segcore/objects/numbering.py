@@ -1,7 +1,8 @@
 """Numbering: the ids of the objects of an image.
 
-Objects are numbered from 1 in the order of their first pixels, row by row, so the ids are the same whatever the tiling. A tile
-row of tiles is numbered at a time: what is held is a number for each object of that row, never for all of the image.
+Objects are numbered from 1 in the order of their first pixels, row by row, so the ids are the same
+whatever the tiling. A tile row of tiles is numbered at a time: what is held is a number for each
+object of that row, never for all of the image.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Numbers:
 
 
 def first_pixels(values: NDArray[np.uint32], tile: Tile, width: int) -> NDArray[np.int64]:
-    """(n + 1,) the number of each fragment's first pixel in an image of `width` columns, counted row by row; [0] is 0.
+    """(n + 1,) the number of each fragment's first pixel in an image of `width` columns, counted
+    row by row; [0] is 0.
 
     `values` covers the tile's core.
     """
@@ -57,8 +59,9 @@ def number_objects(
 ) -> Iterator[Numbers]:
     """The objects of each tile in the order of the grid.
 
-    `read` gives the `first_pixels` and the classes of the fragments of a tile by its number; it is asked twice for each tile, row by row.
-    Raises `FormatError` where there are more objects than 32 bits number.
+    `read` gives the `first_pixels` and the classes of the fragments of a tile by its number; it is
+    asked twice for each tile, row by row. Raises `FormatError` where there are more objects than 32
+    bits number.
     """
     first_of_group = _first_of_groups(groupings, read)
     members = np.zeros(len(first_of_group), np.int64)
@@ -71,18 +74,29 @@ def number_objects(
     for start in range(0, len(grid), across):
         numbers = range(start, start + across)
         fragments = [read(number) for number in numbers]
-        alone = [_alone(len(firsts), groupings[number]) for number, (firsts, _) in zip(numbers, fragments, strict=True)]
+        alone = [
+            _alone(len(firsts), groupings[number])
+            for number, (firsts, _) in zip(numbers, fragments, strict=True)
+        ]
         rows = grid[start].core
-        begun = np.flatnonzero((first_of_group >= rows.start[0] * width) & (first_of_group < rows.stop[0] * width))
+        begun = np.flatnonzero(
+            (first_of_group >= rows.start[0] * width) & (first_of_group < rows.stop[0] * width)
+        )
         begun = begun[begun > 0]
         firsts = np.concatenate(
-            [*(first[chosen] for (first, _), chosen in zip(fragments, alone, strict=True)), first_of_group[begun]]
+            [
+                *(first[chosen] for (first, _), chosen in zip(fragments, alone, strict=True)),
+                first_of_group[begun],
+            ]
         )
         ids = np.empty(len(firsts), np.int64)
         ids[np.argsort(firsts)] = np.arange(done + 1, done + 1 + len(firsts))
         done += len(firsts)
         if done > _MOST_OBJECTS:
-            raise FormatError(f"{location} has more objects than 32 bits can number. Raise `min_size`, or cut the image up.")
+            raise FormatError(
+                f"{location} has more objects than 32 bits can number. Raise `min_size`, or cut "
+                "the image up."
+            )
         ids_of_group[begun] = ids[len(ids) - len(begun) :]
         at = 0
         for number, (first, classes), chosen in zip(numbers, fragments, alone, strict=True):
@@ -108,7 +122,8 @@ def _alone(count: int, grouping: Grouping) -> NDArray[np.bool_]:
 
 
 def _first_of_groups(
-    groupings: Sequence[Grouping], read: Callable[[int], tuple[NDArray[np.int64], NDArray[np.uint16]]]
+    groupings: Sequence[Grouping],
+    read: Callable[[int], tuple[NDArray[np.int64], NDArray[np.uint16]]],
 ) -> NDArray[np.int64]:
     """The first pixel of each group; that of the background, 0, is of no meaning."""
     most = max((int(grouping.groups.max(initial=0)) for grouping in groupings), default=0)

@@ -1,8 +1,9 @@
 """What two tiles saw of the same pixels: its way there, and how it compares.
 
-A tile tells what it saw about the edge of its core as runs of labels, row by row (`frame_runs`, `expand`). `Pairs` are the labels of two arrays
-of one place that share pixels, with their intersection over union; `pieces_of` are the connected pieces of labels. `Evidence` is what all pairs of
-tiles tell of one another's fragments; `stitch.py` draws the conclusions.
+A tile tells what it saw about the edge of its core as runs of labels, row by row (`frame_runs`,
+`expand`). `Pairs` are the labels of two arrays of one place that share pixels, with their
+intersection over union; `pieces_of` are the connected pieces of labels. `Evidence` is what all
+pairs of tiles tell of one another's fragments; `stitch.py` draws the conclusions.
 """
 
 from __future__ import annotations
@@ -22,16 +23,22 @@ if TYPE_CHECKING:
 
 
 def interior_of(tile: Tile, halo: Shape, shape: Shape) -> tuple[slice, ...]:
-    """The part of a read-sized array that no other tile reads: the core, but for a halo along its seams."""
+    """The part of a read-sized array that no other tile reads: the core, but for a halo along its
+    seams.
+    """
     parts = []
     for axis, margin in enumerate(halo):
         start, stop, origin = tile.core.start[axis], tile.core.stop[axis], tile.read.start[axis]
         first = start - origin + (margin if start > 0 else 0)
-        parts.append(slice(first, max(first, stop - origin - (margin if stop < shape[axis] else 0))))
+        parts.append(
+            slice(first, max(first, stop - origin - (margin if stop < shape[axis] else 0)))
+        )
     return tuple(parts)
 
 
-def frame_runs(numbers: NDArray[np.uint32], interior: tuple[slice, ...]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+def frame_runs(
+    numbers: NDArray[np.uint32], interior: tuple[slice, ...]
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Lengths and values of the runs of a read-sized array, row by row, with 0 in the interior."""
     frame = numbers.copy()
     frame[interior] = 0
@@ -40,13 +47,18 @@ def frame_runs(numbers: NDArray[np.uint32], interior: tuple[slice, ...]) -> tupl
     return np.diff(starts, append=flat.size).astype(np.uint32), flat[starts]
 
 
-def expand(lengths: NDArray[np.uint32], values: NDArray[np.uint32], read: Box, box: Box) -> NDArray[np.uint32]:
+def expand(
+    lengths: NDArray[np.uint32], values: NDArray[np.uint32], read: Box, box: Box
+) -> NDArray[np.uint32]:
     """What the runs of a tile's `read` box tell of a box inside it and outside of its interior."""
     across = read.shape[1]
     rows, columns = box.relative_to(read).slices
     ends = np.cumsum(lengths, dtype=np.int64)
     begin, end = rows.start * across, rows.stop * across
-    first, last = np.searchsorted(ends, begin, side="right"), np.searchsorted(ends, end, side="left")
+    first, last = (
+        np.searchsorted(ends, begin, side="right"),
+        np.searchsorted(ends, end, side="left"),
+    )
     stops = np.clip(ends[first : last + 1], begin, end)
     counts = stops - np.concatenate([[begin], stops[:-1]])
     return np.repeat(values[first : last + 1], counts).reshape(-1, across)[:, columns]
@@ -60,7 +72,9 @@ def cut_by(numbers: NDArray[Any], read: Box, shape: Shape) -> NDArray[Any]:
         (read.start[1] > 0, numbers[:, 0]),
         (read.stop[1] < shape[1], numbers[:, -1]),
     ]
-    return np.unique(np.concatenate([np.zeros(0, numbers.dtype), *(edge for cuts, edge in edges if cuts)]))
+    return np.unique(
+        np.concatenate([np.zeros(0, numbers.dtype), *(edge for cuts, edge in edges if cuts)])
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,14 +91,19 @@ class Pairs:
 
     @classmethod
     def of(cls, one: NDArray[Any], other: NDArray[Any]) -> Pairs:
-        """The pairs of two arrays, background (0) left out. Counted by runs, which are fewer than pixels."""
+        """The pairs of two arrays, background (0) left out. Counted by runs, which are fewer than
+        pixels.
+        """
         keys = one.astype(np.int64).ravel() << 32 | other.ravel().astype(np.int64)
         starts = np.flatnonzero(np.diff(keys, prepend=-1))
         found, run = np.unique(keys[starts], return_inverse=True)
         shared = np.zeros(len(found), np.int64)
         np.add.at(shared, run, np.diff(starts, append=keys.size))
         a, b = found >> 32, found & 0xFFFFFFFF
-        size_a, size_b = np.zeros(int(a.max(initial=0)) + 1, np.int64), np.zeros(int(b.max(initial=0)) + 1, np.int64)
+        size_a, size_b = (
+            np.zeros(int(a.max(initial=0)) + 1, np.int64),
+            np.zeros(int(b.max(initial=0)) + 1, np.int64),
+        )
         np.add.at(size_a, a, shared)
         np.add.at(size_b, b, shared)
         both = (a > 0) & (b > 0)
@@ -101,7 +120,9 @@ class Pairs:
         return Pairs(self.other, self.one, self.shared, self.size_other, self.size_one)
 
     def mutual_best(self) -> NDArray[np.bool_]:
-        """Which pairs are the best of both their labels: the greatest intersection over union, of equals the lowest partner."""
+        """Which pairs are the best of both their labels: the greatest intersection over union, of
+        equals the lowest partner.
+        """
         mutual = np.ones(len(self.one), np.bool_)
         for label, partner in ((self.one, self.other), (self.other, self.one)):
             order = np.lexsort((partner, -self.iou, label))
@@ -112,7 +133,9 @@ class Pairs:
 
 
 def pieces_of(values: NDArray[np.uint32]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The connected pieces (diagonals too) of the instances, numbered from 1, and the instance of each piece by number."""
+    """The connected pieces (diagonals too) of the instances, numbered from 1, and the instance of
+    each piece by number.
+    """
     from skimage.measure import label
 
     pieces = label(values.astype(np.int64), background=0, connectivity=2)
@@ -142,12 +165,19 @@ class Evidence:
     """Fragments whose instance another tile sees for more than half as background."""
 
     @classmethod
-    def gather(cls, grid: Grid, seams: Sequence[Seam], nodes: Nodes, by_ownership: NDArray[np.bool_]) -> Evidence:
-        """All that the tiles of an image tell; `by_ownership` tells of each node whether anchors count."""
+    def gather(
+        cls, grid: Grid, seams: Sequence[Seam], nodes: Nodes, by_ownership: NDArray[np.bool_]
+    ) -> Evidence:
+        """All that the tiles of an image tell; `by_ownership` tells of each node whether anchors
+        count.
+        """
         none: Any = np.zeros(0, np.int64)
         parts = [_compare(nodes, meeting, by_ownership) for meeting in _meetings(grid, seams)]
         return cls(
-            **{field.name: np.concatenate([none, *(getattr(part, field.name) for part in parts)]) for field in fields(cls)}
+            **{
+                field.name: np.concatenate([none, *(getattr(part, field.name) for part in parts)])
+                for field in fields(cls)
+            }
         )
 
 
@@ -167,9 +197,16 @@ class _View:
 
 
 def _meetings(grid: Grid, seams: Sequence[Seam]) -> Iterator[tuple[_View, _View]]:
-    """All pairs of tiles, each once, where one reads pixels of the other's core: neighbours, and more where tiles are smaller than the halo."""
+    """All pairs of tiles, each once, where one reads pixels of the other's core: neighbours, and
+    more where tiles are smaller than the halo.
+    """
     reach = [-(-halo // side) for halo, side in zip(grid.halo, grid.tile, strict=True)]
-    steps = [(y, x) for y in range(reach[0] + 1) for x in range(-reach[1], reach[1] + 1) if (y, x) > (0, 0)]
+    steps = [
+        (y, x)
+        for y in range(reach[0] + 1)
+        for x in range(-reach[1], reach[1] + 1)
+        if (y, x) > (0, 0)
+    ]
     for number, tile in enumerate(grid):
         for step in steps:
             index = [at + by for at, by in zip(tile.index, step, strict=True)]
@@ -178,15 +215,32 @@ def _meetings(grid: Grid, seams: Sequence[Seam]) -> Iterator[tuple[_View, _View]
                 other = grid[second]
                 overlap = tile.read & other.read
                 yield (
-                    _View(number, seams[number], tile.core, overlap, _seen(seams[number], tile.read, overlap)),
-                    _View(second, seams[second], other.core, overlap, _seen(seams[second], other.read, overlap)),
+                    _View(
+                        number,
+                        seams[number],
+                        tile.core,
+                        overlap,
+                        _seen(seams[number], tile.read, overlap),
+                    ),
+                    _View(
+                        second,
+                        seams[second],
+                        other.core,
+                        overlap,
+                        _seen(seams[second], other.read, overlap),
+                    ),
                 )
 
 
-def _compare(nodes: Nodes, meeting: tuple[_View, _View], by_ownership: NDArray[np.bool_]) -> Evidence:
+def _compare(
+    nodes: Nodes, meeting: tuple[_View, _View], by_ownership: NDArray[np.bool_]
+) -> Evidence:
     """What two tiles tell of one another's fragments."""
     one, other = meeting
-    (pieces_one, whose_one), (pieces_other, whose_other) = pieces_of(one.values), pieces_of(other.values)
+    (pieces_one, whose_one), (pieces_other, whose_other) = (
+        pieces_of(one.values),
+        pieces_of(other.values),
+    )
     pieces = Pairs.of(pieces_one, pieces_other)
     best = pieces.mutual_best()
     a, b = whose_one[pieces.one[best]], whose_other[pieces.other[best]]
@@ -215,15 +269,26 @@ def _compare(nodes: Nodes, meeting: tuple[_View, _View], by_ownership: NDArray[n
 def _seen_one_way(
     nodes: Nodes, meeting: tuple[_View, _View], instances: Pairs, by_ownership: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], ...]:
-    """The links from the one tile to the other, what their fragments have in common, and which of the one's the other denies."""
+    """The links from the one tile to the other, what their fragments have in common, and which of
+    the one's the other denies.
+    """
     view, owner = meeting
     known = view.are_fragments(instances.one) & owner.are_fragments(instances.other)
-    common_one, common_other = nodes.of(view.number, instances.one[known]), nodes.of(owner.number, instances.other[known])
+    common_one, common_other = (
+        nodes.of(view.number, instances.one[known]),
+        nodes.of(owner.number, instances.other[known]),
+    )
     mostly = (2 * instances.shared >= instances.size_one)[known]
 
     row, column = view.seam["anchor_row"], view.seam["anchor_column"]
     (top, left), (bottom, right) = owner.core.start, owner.core.stop
-    there = (row >= top) & (row < bottom) & (column >= left) & (column < right) & view.seam["complete"].astype(np.bool_)
+    there = (
+        (row >= top)
+        & (row < bottom)
+        & (column >= left)
+        & (column < right)
+        & view.seam["complete"].astype(np.bool_)
+    )
     fragments = view.seam["fragments"]
     pointing = nodes.of(view.number, fragments)[there]
     found = owner.values[row[there] - view.overlap.start[0], column[there] - view.overlap.start[1]]
@@ -233,9 +298,18 @@ def _seen_one_way(
     agreed = np.isin(pointing * count + target, (common_one * count + common_other)[mostly])
 
     seen = np.bincount(view.values.ravel(), minlength=int(fragments.max(initial=0)) + 1)[fragments]
-    objects = np.bincount(view.values[owner.values > 0], minlength=int(fragments.max(initial=0)) + 1)[fragments]
+    objects = np.bincount(
+        view.values[owner.values > 0], minlength=int(fragments.max(initial=0)) + 1
+    )[fragments]
     denied = nodes.of(view.number, fragments[2 * objects < seen])
-    return pointing[agreed], target[agreed], common_one, common_other, instances.shared[known], denied
+    return (
+        pointing[agreed],
+        target[agreed],
+        common_one,
+        common_other,
+        instances.shared[known],
+        denied,
+    )
 
 
 def _seen(seam: Seam, read: Box, overlap: Box) -> NDArray[np.uint32]:

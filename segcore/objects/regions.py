@@ -1,22 +1,26 @@
 """Regions from the weights of edges between neighbouring pixels, the same whatever the tiling.
 
-What regions are is said by one order of all edges of the image, ascending by (weight, row, column, right before down), as in Kruskal's
-algorithm: an edge below 1 joins the sets of its two pixels; one from 1 on joins them if one of the two is, at that moment, smaller than
-`min_size` (the last step of Felzenszwalb and Huttenlocher, "Efficient graph-based image segmentation", 2004). A region without any
-neighbour stays, however small.
+What regions are is said by one order of all edges of the image, ascending by (weight, row, column,
+right before down), as in Kruskal's algorithm: an edge below 1 joins the sets of its two pixels; one
+from 1 on joins them if one of the two is, at that moment, smaller than `min_size` (the last step of
+Felzenszwalb and Huttenlocher, "Efficient graph-based image segmentation", 2004). A region without
+any neighbour stays, however small.
 
-A tile follows the order as far as it is certain. A set of pixels is *closed* while it touches no other tile and no doubtful edge has met it:
-then all its edges and its true size are known. Other sets are *open*: what is known of their size is a lower bound. When an edge from 1 on
-comes up between two sets,
+A tile follows the order as far as it is certain. A set of pixels is *closed* while it touches no
+other tile and no doubtful edge has met it: then all its edges and its true size are known. Other
+sets are *open*: what is known of their size is a lower bound. When an edge from 1 on comes up
+between two sets,
 
-    one is closed and small       they merge, whatever the other one is
-    both are known to be large    nothing happens, now or later
-    else                          an open set that may be small meets an open or a large one: doubtful; both are open from now on
+    one is closed and small       they merge, whatever the other one is both are known to be large
+    nothing happens, now or later else                          an open set that may be small meets
+    an open or a large one: doubtful; both are open from now on
 
-so a merger that is certain never waits for a doubtful one. Doubtful edges, and the certain ones that make an open small set larger, are the
-tile's *events*. `join_regions` replays the events of all tiles and the edges over the seams in the one order with the true sizes. What it
-merges are *leaves*: sets as they were when an event first met them. Sets too large to need any more pixels are left out, so seams hold
-the tile's border and at most some `min_size` events for each small set at it.
+so a merger that is certain never waits for a doubtful one. Doubtful edges, and the certain ones
+that make an open small set larger, are the tile's *events*. `join_regions` replays the events of
+all tiles and the edges over the seams in the one order with the true sizes. What it merges are
+*leaves*: sets as they were when an event first met them. Sets too large to need any more pixels are
+left out, so seams hold the tile's border and at most some `min_size` events for each small set at
+it.
 """
 
 from __future__ import annotations
@@ -38,9 +42,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edges:
-    """The edges of a tile's core: float32 arrays of its shape with weights from 0 on, infinite where there is no edge.
+    """The edges of a tile's core: float32 arrays of its shape with weights from 0 on, infinite
+    where there is no edge.
 
-    Pixels without data have no edges. The last column's edges to the right and the last row's down lead to other tiles.
+    Pixels without data have no edges. The last column's edges to the right and the last row's down
+    lead to other tiles.
     """
 
     right: NDArray[np.float32]
@@ -62,8 +68,12 @@ class _Merged:
     """Keys, one leaf, the other leaf."""
 
 
-def find_regions(edges: Edges, valid: NDArray[np.bool_], core: Box, shape: Shape, min_size: int) -> Fragments:
-    """The fragments of a tile whose `core` lies in an image of this `shape`; `valid` covers the core. All have class 1."""
+def find_regions(
+    edges: Edges, valid: NDArray[np.bool_], core: Box, shape: Shape, min_size: int
+) -> Fragments:
+    """The fragments of a tile whose `core` lies in an image of this `shape`; `valid` covers the
+    core. All have class 1.
+    """
     from segcore.kernels.regions import label_joined
 
     labels = np.empty(core.shape, np.int32)
@@ -90,7 +100,9 @@ def find_regions(edges: Edges, valid: NDArray[np.bool_], core: Box, shape: Shape
 
 
 def _open(labels: NDArray[np.int32], count: int, core: Box, shape: Shape) -> NDArray[np.int32]:
-    """The labels other than 0, ascending, that have a pixel at a side of the core where the image goes on."""
+    """The labels other than 0, ascending, that have a pixel at a side of the core where the image
+    goes on.
+    """
     found = np.zeros(count, np.bool_)
     sides = labels[0], labels[-1], labels[:, 0], labels[:, -1]
     goes_on = core.start[0] > 0, core.stop[0] < shape[0], core.start[1] > 0, core.stop[1] < shape[1]
@@ -102,12 +114,20 @@ def _open(labels: NDArray[np.int32], count: int, core: Box, shape: Shape) -> NDA
 
 
 def _merge(
-    edges: Edges, labels: NDArray[np.int32], sizes: NDArray[np.int64], opened: NDArray[np.int32], min_size: int
+    edges: Edges,
+    labels: NDArray[np.int32],
+    sizes: NDArray[np.int64],
+    opened: NDArray[np.int32],
+    min_size: int,
 ) -> _Merged:
-    """Follow the edges from 1 on in their order; `opened` are the labels that are open at first: leaves 1, 2 ..."""
+    """Follow the edges from 1 on in their order; `opened` are the labels that are open at first:
+    leaves 1, 2 ...
+    """
     from segcore.kernels.regions import merge_small, merging_edges, number_sets
 
-    keys = merging_edges(edges.right.view(np.uint32), edges.down.view(np.uint32), labels, sizes, min_size)
+    keys = merging_edges(
+        edges.right.view(np.uint32), edges.down.view(np.uint32), labels, sizes, min_size
+    )
     keys.sort()
     parents, leaves = np.arange(len(sizes), dtype=np.int32), np.zeros(len(sizes), np.uint32)
     leaves[opened] = np.arange(1, len(opened) + 1)
@@ -115,7 +135,8 @@ def _merge(
     members[0][1 : len(opened) + 1], members[1][1 : len(opened) + 1] = opened, sizes[opened]
     events = np.empty_like(keys), np.empty(len(keys), np.uint32), np.empty(len(keys), np.uint32)
     found, known = merge_small(keys, labels, min_size, (parents, sizes, leaves), events, members)
-    # If the first edge between two leaves did not join them, both were large, and no further one will.
+    # If the first edge between two leaves did not join them, both were large, and no further one
+    # will.
     one, other = (events[i][:found].astype(np.uint64) for i in (1, 2))
     pairs = np.minimum(one, other) << np.uint64(32) | np.maximum(one, other)
     first = np.sort(np.unique(pairs, return_index=True)[1])
@@ -128,14 +149,20 @@ def _merge(
 
 
 def join_regions(grid: Grid, seams: Sequence[Seam], min_size: int) -> list[Grouping]:
-    """Which fragments of `find_regions` over a grid are one region: all events and seam edges, replayed in their order."""
+    """Which fragments of `find_regions` over a grid are one region: all events and seam edges,
+    replayed in their order.
+    """
     from segcore.kernels.regions import replay
 
-    # Leaf 0 of each tile stands for no leaf; it takes a number so that leaves of tiles are numbered by adding.
+    # Leaf 0 of each tile stands for no leaf; it takes a number so that leaves of tiles are numbered
+    # by adding.
     starts = np.cumsum([0, *(len(seam["leaf_size"]) for seam in seams)], dtype=np.int64)
     sizes = np.concatenate([seam["leaf_size"] for seam in seams]).astype(np.int64)
     weight, place, one, other = (
-        np.concatenate(parts) for parts in zip(*_seam_edges(grid, seams, starts), *_events(grid, seams, starts), strict=True)
+        np.concatenate(parts)
+        for parts in zip(
+            *_seam_edges(grid, seams, starts), *_events(grid, seams, starts), strict=True
+        )
     )
     sure = weight < 1
     useful = np.isfinite(weight) & (sure | (sizes[one] < min_size) | (sizes[other] < min_size))
@@ -150,8 +177,12 @@ def join_regions(grid: Grid, seams: Sequence[Seam], min_size: int) -> list[Group
     return groupings
 
 
-_Listed = tuple["NDArray[np.float32]", "NDArray[np.int64]", "NDArray[np.int64]", "NDArray[np.int64]"]
-"""Weights, places in the image (twice the pixel's number, one more for the edge down), one leaf, the other leaf."""
+_Listed = tuple[
+    "NDArray[np.float32]", "NDArray[np.int64]", "NDArray[np.int64]", "NDArray[np.int64]"
+]
+"""Weights, places in the image (twice the pixel's number, one more for the edge down), one leaf,
+the other leaf.
+"""
 
 
 def _events(grid: Grid, seams: Sequence[Seam], starts: NDArray[np.int64]) -> list[_Listed]:
@@ -162,7 +193,9 @@ def _events(grid: Grid, seams: Sequence[Seam], starts: NDArray[np.int64]) -> lis
         pixel, step = np.divmod(seam["event_place"].astype(np.int64), 2)
         row, column = np.divmod(pixel, core.shape[1])
         place = 2 * ((row + core.start[0]) * grid.shape[1] + column + core.start[1]) + step
-        one, other = (starts[number] + seam[name].astype(np.int64) for name in ("event_one", "event_other"))
+        one, other = (
+            starts[number] + seam[name].astype(np.int64) for name in ("event_one", "event_other")
+        )
         listed.append((seam["event_weight"], place, one, other))
     return listed
 

@@ -1,12 +1,17 @@
 """Seam audit: whether a table of objects betrays the tiling that they were found under.
 
-Cut objects    An object that was cut has a side on a seam: an edge of its bounding box lies on the line between two tiles. By chance that
-               happens on any line, so edges on seams are compared with edges on all other lines of the image.
-Centroids      Cutting an object gives two centroids beside the seam in place of one; dropping or merging objects there gives fewer. The number
-               of centroids in a band along the seams is compared with those in the bands of grids shifted away from the seams. Objects
-               gather in heaps, so the spread among the shifted grids is what counts, or that of chance if it is greater.
+Cut objects    An object that was cut has a side on a seam: an edge of its bounding box lies on the
+line between two tiles. By chance that
+               happens on any line, so edges on seams are compared with edges on all other lines of
+               the image.
+Centroids      Cutting an object gives two centroids beside the seam in place of one; dropping or
+merging objects there gives fewer. The number
+               of centroids in a band along the seams is compared with those in the bands of grids
+               shifted away from the seams. Objects gather in heaps, so the spread among the shifted
+               grids is what counts, or that of chance if it is greater.
 
-Both give a z-score: how many standard deviations the seams differ from the interior. A tiling that leaves no trace gives scores of about 1.
+Both give a z-score: how many standard deviations the seams differ from the interior. A tiling that
+leaves no trace gives scores of about 1.
 """
 
 from __future__ import annotations
@@ -41,13 +46,17 @@ class SeamAudit:
     cut_inside: float
     """Edges of bounding boxes any other line."""
     centroid_score: float
-    """Standard deviations by which centroids at seams differ from those of shifted grids; above 0 where they are more."""
+    """Standard deviations by which centroids at seams differ from those of shifted grids; above 0
+    where they are more.
+    """
     cut_score: float
     """Standard deviations by which edges on seams exceed those on other lines."""
 
     @property
     def ratio(self) -> float:
-        """Density of centroids at seams in times of that inside; 1 where there is nothing to compare."""
+        """Density of centroids at seams in times of that inside; 1 where there is nothing to
+        compare.
+        """
         return self.centroids_at_seams / self.centroids_inside if self.centroids_inside > 0 else 1.0
 
     @property
@@ -57,15 +66,20 @@ class SeamAudit:
 
 
 def audit_seams(objects: Mapping[str, Any], shape: Shape, tile: Shape, band: int) -> SeamAudit:
-    """Compare the objects of an image of `shape` at the seams of tiles of size `tile` with those elsewhere.
+    """Compare the objects of an image of `shape` at the seams of tiles of size `tile` with those
+    elsewhere.
 
-    `objects` holds the columns `centroid_x`, `centroid_y` and `bbox_x0`, `bbox_y0`, `bbox_x1`, `bbox_y1` (one past the last pixel) of the
-    objects table as arrays, in pixels. `band` is how far the band reaches from a seam to either side, in pixels; about the radius of an
-    object shows most. Raises `ValueError` where the band leaves no interior.
+    `objects` holds the columns `centroid_x`, `centroid_y` and `bbox_x0`, `bbox_y0`, `bbox_x1`,
+    `bbox_y1` (one past the last pixel) of the objects table as arrays, in pixels. `band` is how far
+    the band reaches from a seam to either side, in pixels; about the radius of an object shows
+    most. Raises `ValueError` where the band leaves no interior.
     """
-    if band < 1 or any(2 * band >= side for side, whole in zip(tile, shape, strict=True) if side < whole):
+    if band < 1 or any(
+        2 * band >= side for side, whole in zip(tile, shape, strict=True) if side < whole
+    ):
         raise ValueError(
-            f"band: expected at least 1 and less than half of a tile {tile}; got {band}. Audit larger tiles or a narrower band."
+            f"band: expected at least 1 and less than half of a tile {tile}; got {band}. Audit "
+            "larger tiles or a narrower band."
         )
     columns = {name: np.asarray(values) for name, values in objects.items()}
     centroids = np.stack([columns["centroid_y"], columns["centroid_x"]]).astype(np.float64)
@@ -88,12 +102,17 @@ def audit_seams(objects: Mapping[str, Any], shape: Shape, tile: Shape, band: int
 
 
 def _centroid_score(centroids: NDArray[np.float64], shape: Shape, tile: Shape, band: int) -> float:
-    """How the density in the seams' band differs from the densities in the bands of shifted grids."""
+    """How the density in the seams' band differs from the densities in the bands of shifted
+    grids.
+    """
     near, area = _in_band(centroids, shape, tile, (0, 0), band)
     counts = []
     for step in range(1, _SHIFTS + 1):
         # From twice the band on the bands of seams and of shifted seams do not overlap.
-        shift = tuple(2 * band + (side - 4 * band) * step // (_SHIFTS + 1) if side > 4 * band else side // 2 for side in tile)
+        shift = tuple(
+            2 * band + (side - 4 * band) * step // (_SHIFTS + 1) if side > 4 * band else side // 2
+            for side in tile
+        )
         count, shifted_area = _in_band(centroids, shape, tile, shift, band)
         counts.append(count * area / shifted_area if shifted_area else 0.0)
     expected = float(np.mean(counts))
@@ -101,8 +120,12 @@ def _centroid_score(centroids: NDArray[np.float64], shape: Shape, tile: Shape, b
     return float((near - expected) / np.sqrt(max(chance, float(np.var(counts, ddof=1)))))
 
 
-def _in_band(centroids: NDArray[np.float64], shape: Shape, tile: Shape, shift: Shape, band: int) -> tuple[int, int]:
-    """How many centroids lie in the band along the lines of a grid shifted by `shift`, and the pixels of that band."""
+def _in_band(
+    centroids: NDArray[np.float64], shape: Shape, tile: Shape, shift: Shape, band: int
+) -> tuple[int, int]:
+    """How many centroids lie in the band along the lines of a grid shifted by `shift`, and the
+    pixels of that band.
+    """
     inside = np.zeros(centroids.shape[1], np.bool_)
     outside_pixels = 1
     for axis, (whole, side, by) in enumerate(zip(shape, tile, shift, strict=True)):
@@ -114,11 +137,17 @@ def _in_band(centroids: NDArray[np.float64], shape: Shape, tile: Shape, shift: S
     return int(np.count_nonzero(inside)), shape[0] * shape[1] - outside_pixels
 
 
-def _edges(columns: Mapping[str, NDArray[Any]], shape: Shape, tile: Shape) -> tuple[int, int, int, int]:
-    """Edges of boxes on seams, the number of seams, edges on other lines, and the number of these; the image's edges left out."""
+def _edges(
+    columns: Mapping[str, NDArray[Any]], shape: Shape, tile: Shape
+) -> tuple[int, int, int, int]:
+    """Edges of boxes on seams, the number of seams, edges on other lines, and the number of these;
+    the image's edges left out.
+    """
     found = np.zeros(4, np.int64)
     for axis, (whole, side) in zip("yx", zip(shape, tile, strict=True), strict=True):
-        edges = np.concatenate([columns[f"bbox_{axis}0"], columns[f"bbox_{axis}1"]]).astype(np.int64)
+        edges = np.concatenate([columns[f"bbox_{axis}0"], columns[f"bbox_{axis}1"]]).astype(
+            np.int64
+        )
         edges = edges[(edges > 0) & (edges < whole)]
         seams = (whole - 1) // side
         at_seams = int(np.count_nonzero(edges % side == 0))

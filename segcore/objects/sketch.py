@@ -1,10 +1,12 @@
-"""Sketches: what the first pass over a tile leaves for the second, where masks of objects or their table are made.
+"""Sketches: what the first pass over a tile leaves for the second, where masks of objects or their
+table are made.
 
-    sketch_tile     first pass, with the pixels at hand: fragments, seam, band sums
-    place_objects   once an image: joins the seams, numbers the objects, and tells each tile what surrounds it
+    sketch_tile     first pass, with the pixels at hand: fragments, seam, band sums place_objects
+    once an image: joins the seams, numbers the objects, and tells each tile what surrounds it
     second pass     the tile's final ids, from its sketch and its `Placement`
 
-All three hand over packed bytes, kept in memory for a small image and in a staged file for a large one.
+All three hand over packed bytes, kept in memory for a small image and in a staged file for a large
+one.
 """
 
 from __future__ import annotations
@@ -57,12 +59,21 @@ class Placement:
 
     numbers: Numbers
     ring: NDArray[np.uint32]
-    """Final ids in the frame of `RING` pixels around the core, as `ring_boxes` cut it, flat; 0 beyond the image."""
+    """Final ids in the frame of `RING` pixels around the core, as `ring_boxes` cut it, flat; 0
+    beyond the image.
+    """
 
     def to_bytes(self) -> bytes:
         """A compact form that `from_bytes` reads back."""
         numbers = self.numbers
-        return pack({"ids": numbers.ids, "class_of": numbers.class_of, "whole": numbers.whole, "ring": self.ring})
+        return pack(
+            {
+                "ids": numbers.ids,
+                "class_of": numbers.class_of,
+                "whole": numbers.whole,
+                "ring": self.ring,
+            }
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Placement:
@@ -95,14 +106,23 @@ class Redrawn:
 
 
 def sketch_tile(
-    fragments: Fragments, valid: NDArray[np.bool_], tile: Tile, width: int, extra: Mapping[str, NDArray[Any]]
+    fragments: Fragments,
+    valid: NDArray[np.bool_],
+    tile: Tile,
+    width: int,
+    extra: Mapping[str, NDArray[Any]],
 ) -> Sketch:
-    """The sketch of a tile of an image with `width` columns. `valid` has the shape of the core; `extra` comes back as it is."""
+    """The sketch of a tile of an image with `width` columns. `valid` has the shape of the core;
+    `extra` comes back as it is.
+    """
     values = fragments.values
     frame = border(values, RING)
     firsts = first_pixels(values, tile, width)
     if len(firsts) != len(fragments.class_of):
-        raise ValueError(f"tile {tile.index} has fragments up to {len(firsts) - 1}, and classes of {len(fragments.class_of) - 1}")
+        raise ValueError(
+            f"tile {tile.index} has fragments up to {len(firsts) - 1}, and classes of "
+            f"{len(fragments.class_of) - 1}"
+        )
     drawn = values if valid.all() else np.where(valid, values, _NO_DATA)
     return Sketch(
         pack({**{f"seam.{name}": array for name, array in fragments.seam.items()}, "frame": frame}),
@@ -120,9 +140,14 @@ def redraw(body: bytes, placement: Placement) -> Redrawn:
 
 
 def place_objects(
-    joiner: Joiner, grid: Grid, seams: Sequence[bytes], firsts: Callable[[int], bytes], location: str
+    joiner: Joiner,
+    grid: Grid,
+    seams: Sequence[bytes],
+    firsts: Callable[[int], bytes],
+    location: str,
 ) -> Iterator[Placement]:
-    """The placement of each tile in the order of the grid, from the packed seams of all tiles and the packed firsts of any tile.
+    """The placement of each tile in the order of the grid, from the packed seams of all tiles and
+    the packed firsts of any tile.
 
     Raises `FormatError` where there are more objects than 32 bits number.
     """
@@ -142,12 +167,21 @@ def place_objects(
         # A row of tiles is surrounded once the row below it is numbered.
         if (number + 1) % across == 0 and len(waiting) > across:
             start = number + 1 - 2 * across
-            yield from (Placement(waiting.pop(0), _ring(borders, grid[start + i])) for i in range(across))
-    yield from (Placement(numbers, _ring(borders, grid[len(grid) - len(waiting) + i])) for i, numbers in enumerate(list(waiting)))
+            yield from (
+                Placement(waiting.pop(0), _ring(borders, grid[start + i])) for i in range(across)
+            )
+    yield from (
+        Placement(numbers, _ring(borders, grid[len(grid) - len(waiting) + i]))
+        for i, numbers in enumerate(list(waiting))
+    )
 
 
-def surrounded(core: NDArray[np.uint32], ring: NDArray[np.uint32], tile: Tile, shape: tuple[int, ...]) -> NDArray[np.uint32]:
-    """The core's ids with the ring around it, (rows + 2 RING, columns + 2 RING); 0 beyond the image of this shape."""
+def surrounded(
+    core: NDArray[np.uint32], ring: NDArray[np.uint32], tile: Tile, shape: tuple[int, ...]
+) -> NDArray[np.uint32]:
+    """The core's ids with the ring around it, (rows + 2 RING, columns + 2 RING); 0 beyond the image
+    of this shape.
+    """
     out = np.zeros(tuple(n + 2 * RING for n in tile.core.shape), np.uint32)
     out[RING:-RING, RING:-RING] = core
     outer, at = tile.core.grow((RING, RING)), 0
@@ -179,4 +213,8 @@ def _ring(borders: Borders, tile: Tile) -> NDArray[np.uint32]:
 
 
 def _below(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }

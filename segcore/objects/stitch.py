@@ -1,28 +1,38 @@
 """Stitching: instances that were found tile by tile, with overlap, become the objects of the image.
 
-`Stitched` makes an `ObjectSegmenter` of any segmenter of instances. A tile sees the instances of its read box but writes its core alone. What
-an instance has of the core is a fragment; one without any is only a witness. Tiles whose read boxes overlap have both looked at the same
-pixels, so each tile sends what it saw up to a halo inside and outside its core's edge (as runs). `join` compares two tiles at a time:
+`Stitched` makes an `ObjectSegmenter` of any segmenter of instances. A tile sees the instances of
+its read box but writes its core alone. What an instance has of the core is a fragment; one without
+any is only a witness. Tiles whose read boxes overlap have both looked at the same pixels, so each
+tile sends what it saw up to a halo inside and outside its core's edge (as runs). `join` compares
+two tiles at a time:
 
-    ownership   An instance that is not cut by its read box has an anchor, its first pixel in the order of rows. Where this lies in the core
-                of another tile, that tile owns the object: the fragment goes with the instance that the owner sees at the anchor, if most
-                of it (within the overlap) lies in that instance. Exact where the segmenter finds an object the same in every tile that
-                sees it whole. The rule of overlap is applied as well, for instances that their read box cuts (the object is larger than
-                the halo) and for those on whose anchor two tiles do not agree; to exact instances it adds nothing, as what is not
-                the same object has no pixel in common.
-    overlap     Instances are the same object where they are each other's best match within the overlap, by intersection over union of at
-                least `iou`. What is matched are their connected pieces there, so a bent object that shows as two arms in one tile is still
-                joined to both. Pairs are chained by connected components. Touching alone never joins.
+    ownership   An instance that is not cut by its read box has an anchor, its first pixel in the
+    order of rows. Where this lies in the core
+                of another tile, that tile owns the object: the fragment goes with the instance that
+                the owner sees at the anchor, if most of it (within the overlap) lies in that
+                instance. Exact where the segmenter finds an object the same in every tile that sees
+                it whole. The rule of overlap is applied as well, for instances that their read box
+                cuts (the object is larger than the halo) and for those on whose anchor two tiles do
+                not agree; to exact instances it adds nothing, as what is not the same object has no
+                pixel in common.
+    overlap     Instances are the same object where they are each other's best match within the
+    overlap, by intersection over union of at
+                least `iou`. What is matched are their connected pieces there, so a bent object that
+                shows as two arms in one tile is still joined to both. Pairs are chained by
+                connected components. Touching alone never joins.
 
-The two tiles saw the same pixels, so what matches so well is one object whatever they call it: matches do not ask for the class. The class of an
-object is that of its fragment with most pixels in a core, the lowest of equals.
+The two tiles saw the same pixels, so what matches so well is one object whatever they call it:
+matches do not ask for the class. The class of an object is that of its fragment with most pixels in
+a core, the lowest of equals.
 
 Where tiles contradict each other:
-- A tile sees an instance in another's core that the owner of this core does not see. Nothing is written there: a core is its tile's.
-- What then remains in the first tile's core may be a sliver: an object (all its fragments) of which less than half of what a tile saw would be
-  written. If a neighbour sees mostly background in its place, so it becomes. If the neighbour sees objects there, the sliver goes to the one that
-  shares most pixels with it. With half or more an object stays: its own tile is its best witness, and a true object at a seam
-  is not lost because one tile missed it.
+- A tile sees an instance in another's core that the owner of this core does not see. Nothing is
+  written there: a core is its tile's.
+- What then remains in the first tile's core may be a sliver: an object (all its fragments) of which
+  less than half of what a tile saw would be written. If a neighbour sees mostly background in its
+  place, so it becomes. If the neighbour sees objects there, the sliver goes to the one that shares
+  most pixels with it. With half or more an object stays: its own tile is its best witness, and a
+  true object at a seam is not lost because one tile missed it.
 """
 
 from __future__ import annotations
@@ -45,7 +55,8 @@ if TYPE_CHECKING:
     from segcore.model import Footprint
     from segcore.raster import Block, Labels, RasterSpec
 
-# Runs, numbers and comparison of a tile's frame: the copy of the labels, their renumbering, and the marks where runs begin.
+# Runs, numbers and comparison of a tile's frame: the copy of the labels, their renumbering, and the
+# marks where runs begin.
 _BYTES_PER_PIXEL = 24
 
 
@@ -56,9 +67,12 @@ class SeamRule:
     by: Literal["ownership", "overlap"] = "ownership"
     """`ownership` for objects smaller than the halo, `overlap` for larger ones."""
     iou: float = 0.5
-    """Least intersection over union, within the overlap of two tiles, of what is one object. Above 0, at most 1."""
+    """Least intersection over union, within the overlap of two tiles, of what is one object. Above
+    0, at most 1.
+    """
 
-    # Read by pydantic: without it a mapping of classes with rules would pass for a rule whose unknown keys are ignored.
+    # Read by pydantic: without it a mapping of classes with rules would pass for a rule whose
+    # unknown keys are ignored.
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -69,23 +83,31 @@ class SeamRule:
 
 
 Stitch = SeamRule | Mapping[str, SeamRule]
-"""One rule for all classes, or rules by the names of classes; classes that are not named go by ownership."""
+"""One rule for all classes, or rules by the names of classes; classes that are not named go by
+ownership.
+"""
 
 
 def rules_of(stitch: Stitch, classes: Sequence[str]) -> tuple[SeamRule, ...]:
-    """The rule of each class, by class id. Raises `ValueError` where a rule is given for a class that does not exist."""
+    """The rule of each class, by class id. Raises `ValueError` where a rule is given for a class
+    that does not exist.
+    """
     if isinstance(stitch, SeamRule):
         return (stitch,) * len(classes)
     unknown = [name for name in stitch if name not in classes]
     if unknown:
-        raise ValueError(f"stitch: there is no class {unknown[0]!r}; the classes are {', '.join(classes)}")
+        raise ValueError(
+            f"stitch: there is no class {unknown[0]!r}; the classes are {', '.join(classes)}"
+        )
     return tuple(stitch.get(name, SeamRule()) for name in classes)
 
 
 @MODELS.register("stitched")
 @dataclass(frozen=True, slots=True)
 class Stitched:
-    """A segmenter of instances, its instances joined over tiles. Its class 0 is the background, and `Labels.class_of` is never None."""
+    """A segmenter of instances, its instances joined over tiles. Its class 0 is the background, and
+    `Labels.class_of` is never None.
+    """
 
     segmenter: Segmenter
     rules: tuple[SeamRule, ...]
@@ -93,17 +115,23 @@ class Stitched:
 
     def __post_init__(self) -> None:
         if len(self.rules) != len(self.segmenter.classes):
-            raise ValueError(f"rules: {len(self.segmenter.classes)} classes need a rule each; got {len(self.rules)}")
+            raise ValueError(
+                f"rules: {len(self.segmenter.classes)} classes need a rule each; got "
+                f"{len(self.rules)}"
+            )
         if min(self.segmenter.footprint.halo) < 1:
             raise ValueError(
-                f"stitching needs tiles that overlap; the halo of {type(self.segmenter).__name__} is {self.footprint.halo}"
+                f"stitching needs tiles that overlap; the halo of {type(self.segmenter).__name__} "
+                f"is {self.footprint.halo}"
             )
 
     @property
     def footprint(self) -> Footprint:
         """The segmenter's, with what stitching adds."""
         inner = self.segmenter.footprint
-        return replace(inner, bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL, cost=inner.cost + 1)
+        return replace(
+            inner, bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL, cost=inner.cost + 1
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -131,7 +159,10 @@ class Stitched:
     def provenance(self) -> Mapping[str, Any]:
         """The segmenter's, and the rule of each class."""
         rules = zip(self.classes[1:], self.rules[1:], strict=True)
-        return {**self.segmenter.provenance(), "stitch": {name: {"by": rule.by, "iou": rule.iou} for name, rule in rules}}
+        return {
+            **self.segmenter.provenance(),
+            "stitch": {name: {"by": rule.by, "iou": rule.iou} for name, rule in rules},
+        }
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
         """What the segmenter knows."""
@@ -139,17 +170,23 @@ class Stitched:
 
 
 def cut_fragments(labels: Labels, block: Block, halo: Shape) -> Fragments:
-    """The instances of one tile: its core's fragments, and a seam with what it saw at most `halo` away from its core's edge.
+    """The instances of one tile: its core's fragments, and a seam with what it saw at most `halo`
+    away from its core's edge.
 
-    Numbers 1 ... n are fragments, those above are witnesses. Raises `ValueError` for labels that are no instances.
+    Numbers 1 ... n are fragments, those above are witnesses. Raises `ValueError` for labels that
+    are no instances.
     """
     from segcore.kernels.fragments import first_positions
 
     if labels.class_of is None:
-        raise ValueError("stitching needs instances with their classes; the segmenter gave classes only")
+        raise ValueError(
+            "stitching needs instances with their classes; the segmenter gave classes only"
+        )
     tile, classes = block.tile, np.array(labels.class_of, np.uint16)
     values = np.where(block.valid & (classes[labels.values] > 0), labels.values, 0)
-    seen, owned = (np.bincount(part.ravel(), minlength=len(classes)) for part in (values, tile.trim(values)))
+    seen, owned = (
+        np.bincount(part.ravel(), minlength=len(classes)) for part in (values, tile.trim(values))
+    )
     seen[0] = owned[0] = 0
     order = np.concatenate([[0], np.flatnonzero(owned), np.flatnonzero((seen > 0) & (owned == 0))])
     number_of = np.zeros(len(classes), np.uint32)
@@ -177,27 +214,37 @@ def cut_fragments(labels: Labels, block: Block, halo: Shape) -> Fragments:
             "anchor_row": row[chosen] + tile.read.start[0],
             "anchor_column": column[chosen] + tile.read.start[1],
         },
-        None if labels.score_of is None else np.array(labels.score_of, np.float32)[order[: count + 1]],
+        None
+        if labels.score_of is None
+        else np.array(labels.score_of, np.float32)[order[: count + 1]],
     )
 
 
 def join_instances(grid: Grid, seams: Sequence[Seam], rules: Sequence[SeamRule]) -> list[Grouping]:
-    """Join the fragments of all tiles (seams of `cut_fragments`, in the order of the grid) by the rules of their classes."""
+    """Join the fragments of all tiles (seams of `cut_fragments`, in the order of the grid) by the
+    rules of their classes.
+    """
     nodes = Nodes([seam["fragments"] for seam in seams])
-    classes, owned, seen = (np.concatenate([seam[name] for seam in seams]) for name in ("class_of", "owned", "seen"))
+    classes, owned, seen = (
+        np.concatenate([seam[name] for seam in seams]) for name in ("class_of", "owned", "seen")
+    )
     by_ownership = np.array([rule.by == "ownership" for rule in rules])[classes]
     least = np.array([rule.iou for rule in rules])[classes]
     evidence = Evidence.gather(grid, seams, nodes, by_ownership)
     one, other = evidence.match_one, evidence.match_other
     good = evidence.match_iou >= np.maximum(least[one], least[other])
     groups = connected(
-        len(classes), np.concatenate([evidence.link_one, one[good]]), np.concatenate([evidence.link_other, other[good]])
+        len(classes),
+        np.concatenate([evidence.link_one, one[good]]),
+        np.concatenate([evidence.link_other, other[good]]),
     )
     groups = _without_slivers(groups, owned, seen, evidence)
     # Of each group the node comes first that decides its class.
     order = np.lexsort((classes, -owned, groups))
     present, firsts = np.unique(groups[order], return_index=True)
-    class_of = np.where(groups > 0, classes[order][firsts][np.searchsorted(present, groups)], 0).astype(np.uint16)
+    class_of = np.where(
+        groups > 0, classes[order][firsts][np.searchsorted(present, groups)], 0
+    ).astype(np.uint16)
     return nodes.groupings(groups, class_of)
 
 
@@ -212,9 +259,18 @@ def _without_slivers(
     sliver = (2 * written < most)[groups]
     numbers = groups + 1
     numbers[evidence.denied[sliver[evidence.denied]]] = 0
-    moving = sliver[evidence.common_one] & (numbers[evidence.common_one] > 0) & ~sliver[evidence.common_other]
-    one, other, shared = evidence.common_one[moving], evidence.common_other[moving], evidence.common_pixels[moving]
-    # The last to be written is the object that shares most with the sliver, of equals the one of the first tile.
+    moving = (
+        sliver[evidence.common_one]
+        & (numbers[evidence.common_one] > 0)
+        & ~sliver[evidence.common_other]
+    )
+    one, other, shared = (
+        evidence.common_one[moving],
+        evidence.common_other[moving],
+        evidence.common_pixels[moving],
+    )
+    # The last to be written is the object that shares most with the sliver, of equals the one of
+    # the first tile.
     order = np.lexsort((-other, shared))
     numbers[one[order]] = groups[other[order]] + 1
     return numbers

@@ -1,8 +1,9 @@
 """Connected parts: the objects of another segmenter's classes.
 
-The inner segmenter is fitted and run as if it were alone; what hangs together in one of the chosen classes is an object
-(`segcore.objects.connected` says what that means, at seams and with holes). The mask holds ids of objects; its class 0 is background, which
-stands for all classes that were not chosen.
+The inner segmenter is fitted and run as if it were alone; what hangs together in one of the chosen
+classes is an object (`segcore.objects.connected` says what that means, at seams and with holes).
+The mask holds ids of objects; its class 0 is background, which stands for all classes that were not
+chosen.
 """
 
 from __future__ import annotations
@@ -18,7 +19,17 @@ from segcore.fragments import Fragments, Grouping, Seam
 from segcore.legend import BACKGROUND_NAMES, Legend
 from segcore.methods.composed import start_around
 from segcore.methods.naming import check_names
-from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model, Segmenter, SegmenterRecipe, caution_of
+from segcore.model import (
+    MODELS,
+    SEGMENTERS,
+    Exactness,
+    Fitter,
+    Footprint,
+    Model,
+    Segmenter,
+    SegmenterRecipe,
+    caution_of,
+)
 from segcore.objects.connected import Parts
 
 if TYPE_CHECKING:
@@ -27,8 +38,8 @@ if TYPE_CHECKING:
     from segcore.geometry import Grid
     from segcore.raster import Block, RasterSpec
 
-# Ids, class ids as the mask has them, and what runs and labels take at worst, when every pixel is a part: 48 bytes were measured, with holes
-# 76 (on smooth masks 4, on noise 8 and 12).
+# Ids, class ids as the mask has them, and what runs and labels take at worst, when every pixel is a
+# part: 48 bytes were measured, with holes 76 (on smooth masks 4, on noise 8 and 12).
 _BYTES_PER_PIXEL, _BYTES_FOR_HOLES = 52, 36
 
 
@@ -46,7 +57,9 @@ class ConnectedParts:
     min_size: int = 1
     """Fewest pixels of an object; what is smaller is background."""
     fill_holes: bool = False
-    """Whether what one class alone surrounds belongs to it, unless it touches nodata or the image's border."""
+    """Whether what one class alone surrounds belongs to it, unless it touches nodata or the image's
+    border.
+    """
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = "as the segmenter inside; sizes are in pixels of the image"
@@ -55,17 +68,28 @@ class ConnectedParts:
         _rule((0,), self)
         if self.parts is not None:
             if not self.parts:
-                raise ValueError("parts: expected at least one class name; leave `parts` out for every class but background")
+                raise ValueError(
+                    "parts: expected at least one class name; leave `parts` out for every class "
+                    "but background"
+                )
             check_names(self.parts)
 
     def start(self) -> Fitter | Model:
-        """The inner segmenter's fitter, or the model where it needs none. Raises `RecipeError` where `of` does not suit."""
+        """The inner segmenter's fitter, or the model where it needs none. Raises `RecipeError`
+        where `of` does not suit.
+        """
         return start_around(self.of, self)
 
     def around(self, segmenter: Segmenter) -> Model:
-        """The model around a segmenter that is ready. Raises `RecipeError` where it has no class of a name in `parts`."""
+        """The model around a segmenter that is ready. Raises `RecipeError` where it has no class of
+        a name in `parts`.
+        """
         return ConnectedPartsModel(
-            segmenter, self._chosen(segmenter.classes), self.connectivity, self.min_size, fill_holes=self.fill_holes
+            segmenter,
+            self._chosen(segmenter.classes),
+            self.connectivity,
+            self.min_size,
+            fill_holes=self.fill_holes,
         )
 
     def classes_around(self, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -74,15 +98,21 @@ class ConnectedParts:
 
     def _chosen(self, classes: tuple[str, ...]) -> tuple[int, ...]:
         if self.parts is None:
-            chosen = tuple(i for i, name in enumerate(classes) if name.lower() not in BACKGROUND_NAMES)
+            chosen = tuple(
+                i for i, name in enumerate(classes) if name.lower() not in BACKGROUND_NAMES
+            )
             if not chosen:
                 raise RecipeError(
-                    f"parts: the segmenter has no class but {list(classes)}, which mean background. Name one in `parts`."
+                    f"parts: the segmenter has no class but {list(classes)}, which mean "
+                    "background. Name one in `parts`."
                 )
             return chosen
         absent = [name for name in self.parts if name not in classes]
         if absent:
-            raise RecipeError(f"parts: the segmenter has no class {absent[0]!r}. Its classes: {', '.join(classes)}.")
+            raise RecipeError(
+                f"parts: the segmenter has no class {absent[0]!r}. Its classes: "
+                f"{', '.join(classes)}."
+            )
         return tuple(sorted(classes.index(name) for name in self.parts))
 
 
@@ -105,7 +135,9 @@ class ConnectedPartsModel:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The background, then the classes that have objects, in the order of the inner segmenter."""
+        """The background, then the classes that have objects, in the order of the inner
+        segmenter.
+        """
         return _names(self.inner.classes, self.part_classes)
 
     @property
@@ -128,7 +160,9 @@ class ConnectedPartsModel:
         """The parts in the block's core."""
         legend = Legend.of(self.inner.classes)
         values = block.tile.trim(self.inner.segment(block).values)
-        core = np.where(block.tile.trim(block.valid), values, legend.nodata).astype(legend.dtype, copy=False)
+        core = np.where(block.tile.trim(block.valid), values, legend.nodata).astype(
+            legend.dtype, copy=False
+        )
         fragments = self.rule.fragment(core, block.tile, block.spec.shape)
         class_of = self._ids[fragments.class_of]
         class_of[0] = 0
@@ -138,12 +172,20 @@ class ConnectedPartsModel:
         """Parts that meet over seams are one."""
         groupings = self.rule.join(grid, seams)
         return [
-            replace(each, class_of=np.where(each.groups > 0, self._ids[each.class_of], 0).astype(np.uint16)) for each in groupings
+            replace(
+                each,
+                class_of=np.where(each.groups > 0, self._ids[each.class_of], 0).astype(np.uint16),
+            )
+            for each in groupings
         ]
 
     def provenance(self) -> Mapping[str, Any]:
         """What the inner segmenter tells, and which of its classes were taken apart."""
-        rule = {"connectivity": self.connectivity, "min_size": self.min_size, "fill_holes": self.fill_holes}
+        rule = {
+            "connectivity": self.connectivity,
+            "min_size": self.min_size,
+            "fill_holes": self.fill_holes,
+        }
         return {"of": dict(self.inner.provenance()), "parts": list(self.classes[1:]), **rule}
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
@@ -165,8 +207,12 @@ def _rule(classes: tuple[int, ...], of: ConnectedParts | ConnectedPartsModel) ->
 
 
 def _names(classes: tuple[str, ...], chosen: tuple[int, ...]) -> tuple[str, ...]:
-    """A name for the background (the segmenter's own where it has one that was not chosen), then those of the chosen classes."""
+    """A name for the background (the segmenter's own where it has one that was not chosen), then
+    those of the chosen classes.
+    """
     names = tuple(classes[i] for i in chosen)
     own = [name for name in classes if name.lower() in BACKGROUND_NAMES and name not in names]
     taken = {name.lower() for name in names}
-    return (*own, *(name for name in ("background", "other", "void") if name not in taken))[:1] + names
+    return (*own, *(name for name in ("background", "other", "void") if name not in taken))[
+        :1
+    ] + names

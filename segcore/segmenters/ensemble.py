@@ -1,9 +1,12 @@
-"""Ensembles: several segmenters look at the same pixels and decide together, by vote or by the mean of their scores.
+"""Ensembles: several segmenters look at the same pixels and decide together, by vote or by the mean
+of their scores.
 
-All members are fitted together, in as many rounds as the slowest needs; whoever is ready waits. Class k of the ensemble is class k
-of every member, so the members must have equally many classes, and where they name them, the same names in the same order.
+All members are fitted together, in as many rounds as the slowest needs; whoever is ready waits.
+Class k of the ensemble is class k of every member, so the members must have equally many classes,
+and where they name them, the same names in the same order.
 
-- vote: the class that most members say; of classes with equally many votes, the one that the earliest member says.
+- vote: the class that most members say; of classes with equally many votes, the one that the
+  earliest member says.
 - scores: the class with the greatest mean probability; of equals, the first.
 
 The image is read once with all bands that a member wants, and each member sees its own.
@@ -53,7 +56,9 @@ class Ensemble:
     members: tuple[SegmenterRecipe, ...]
     """The segmenters, at least two, with equally many classes each."""
     by: Literal["auto", "vote", "scores"] = "auto"
-    """vote: the class that most members say. scores: the greatest mean probability. auto: scores where every member has them."""
+    """vote: the class that most members say. scores: the greatest mean probability. auto: scores
+    where every member has them.
+    """
     classes: tuple[str, ...] | None = None
     """Names by class id. None: those of the first member that names its classes."""
 
@@ -61,7 +66,9 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         if len(self.members) < 2:
-            raise ValueError(f"members: an ensemble needs at least 2 segmenters; got {len(self.members)}")
+            raise ValueError(
+                f"members: an ensemble needs at least 2 segmenters; got {len(self.members)}"
+            )
         if self.by not in ("auto", "vote", "scores"):
             raise ValueError(f"by: expected auto, vote or scores; got {self.by!r}")
         if self.classes is not None:
@@ -73,19 +80,30 @@ class Ensemble:
         Raises `RecipeError` where members find objects, or their classes differ.
         """
         started = [recipe.start() for recipe in self.members]
-        members = tuple(_semantic(member, who, RecipeError) for member, who in zip(started, self._who, strict=True))
+        members = tuple(
+            _semantic(member, who, RecipeError)
+            for member, who in zip(started, self._who, strict=True)
+        )
         known = [_names_of(member) for member in members]
         self._check_counts(known, RecipeError)
         names = self._given() or next(filter(None, known), ())
         return self.go_on(EnsembleFitter(self, members, names), RecipeError)
 
-    def go_on(self, fitter: EnsembleFitter, error: type[FitError | RecipeError]) -> Fitter | Segmenter:
-        """The fitter itself, or the model where all members are ready. Raises `error` where these do not suit one another."""
+    def go_on(
+        self, fitter: EnsembleFitter, error: type[FitError | RecipeError]
+    ) -> Fitter | Segmenter:
+        """The fitter itself, or the model where all members are ready. Raises `error` where these
+        do not suit one another.
+        """
         ready = tuple(member for member in fitter.members if isinstance(member, Segmenter))
         self._check_counts([_names_of(member) for member in fitter.members], error)
         if len(ready) < len(fitter.members):
             return fitter
-        silent = [who for who, member in zip(self._who, ready, strict=True) if not isinstance(member, Scorer)]
+        silent = [
+            who
+            for who, member in zip(self._who, ready, strict=True)
+            if not isinstance(member, Scorer)
+        ]
         if self.by == "scores" and silent:
             raise error(f"by: {silent[0]} has no scores. Use `by: vote`, or leave that member out.")
         by: Literal["vote", "scores"] = "vote" if self.by == "vote" or silent else "scores"
@@ -94,10 +112,15 @@ class Ensemble:
     @property
     def _who(self) -> list[str]:
         kinds = {registered: name for name, registered in SEGMENTERS.items()}
-        return [f"member {i} ({kinds.get(type(recipe), type(recipe).__name__)})" for i, recipe in enumerate(self.members, 1)]
+        return [
+            f"member {i} ({kinds.get(type(recipe), type(recipe).__name__)})"
+            for i, recipe in enumerate(self.members, 1)
+        ]
 
     def _given(self) -> tuple[str, ...]:
-        """The names that the recipe or a member gives; none: (). Raises `RecipeError` where two disagree."""
+        """The names that the recipe or a member gives; none: (). Raises `RecipeError` where two
+        disagree.
+        """
         named = [("the ensemble", self.classes)] if self.classes is not None else []
         for recipe, who in zip(self.members, self._who, strict=True):
             names = getattr(recipe, "classes", None)
@@ -106,19 +129,24 @@ class Ensemble:
         for who, names in named[1:]:
             if names != named[0][1]:
                 raise RecipeError(
-                    f"classes: {who} names its classes {list(names)}, {named[0][0]} {list(named[0][1])}. Class k must mean the same "
-                    "to all: give the same names in the same order, or name them for the ensemble alone."
+                    f"classes: {who} names its classes {list(names)}, {named[0][0]} "
+                    f"{list(named[0][1])}. Class k must mean the same "
+                    "to all: give the same names in the same order, or name them for the ensemble "
+                    "alone."
                 )
         return named[0][1] if named else ()
 
-    def _check_counts(self, known: Sequence[tuple[str, ...]], error: type[FitError | RecipeError]) -> None:
+    def _check_counts(
+        self, known: Sequence[tuple[str, ...]], error: type[FitError | RecipeError]
+    ) -> None:
         counts = [(who, len(names)) for who, names in zip(self._who, known, strict=True) if names]
         if self.classes is not None:
             counts.insert(0, ("the ensemble", len(self.classes)))
         for who, count in counts[1:]:
             if count != counts[0][1]:
                 raise error(
-                    f"members: {who} has {count} classes, {counts[0][0]} has {counts[0][1]}. All need equally many: set their number "
+                    f"members: {who} has {count} classes, {counts[0][0]} has {counts[0][1]}. All "
+                    "need equally many: set their number "
                     "(`clusters`, `components`, `levels`), or leave that member out."
                 )
 
@@ -148,14 +176,21 @@ class EnsembleFitter:
 
     def kind_of(self, spec: RasterSpec) -> Hashable:
         """What the members that are not ready ask images to have in common."""
-        kinds = tuple(member.kind_of(member.select(spec)) for member in self.members if isinstance(member, Fitter))
+        kinds = tuple(
+            member.kind_of(member.select(spec))
+            for member in self.members
+            if isinstance(member, Fitter)
+        )
         particular = {kind for kind in kinds if kind != ()}
         # One kind alone is said as it is, so that messages about it read well.
         return particular.pop() if len(particular) == 1 else kinds
 
     def observe(self, block: Block) -> tuple[Any, ...]:
         """What the block says to each member; None to those that are ready."""
-        return tuple(member.observe(_seen_by(member, block)) if isinstance(member, Fitter) else None for member in self.members)
+        return tuple(
+            member.observe(_seen_by(member, block)) if isinstance(member, Fitter) else None
+            for member in self.members
+        )
 
     def merge(self, a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
         """What both say to each member."""
@@ -165,9 +200,13 @@ class EnsembleFitter:
         )
 
     def finish(self, total: tuple[Any, ...]) -> Fitter | Segmenter:
-        """The next round, or the model. Raises `FitError` where a member cannot be fitted or its classes differ in number."""
+        """The next round, or the model. Raises `FitError` where a member cannot be fitted or its
+        classes differ in number.
+        """
         following = tuple(
-            _semantic(member.finish(state), f"member {i}", FitError) if isinstance(member, Fitter) else member
+            _semantic(member.finish(state), f"member {i}", FitError)
+            if isinstance(member, Fitter)
+            else member
             for i, (member, state) in enumerate(zip(self.members, total, strict=True), 1)
         )
         return self.recipe.go_on(replace(self, members=following), FitError)
@@ -205,7 +244,10 @@ class EnsembleModel:
 
         dtype: type[np.integer] = np.uint8 if len(self.classes) <= 256 else np.uint16
         if self.by == "vote":
-            said = [member.segment(_seen_by(member, block)).values.astype(dtype, copy=False) for member in self.members]
+            said = [
+                member.segment(_seen_by(member, block)).values.astype(dtype, copy=False)
+                for member in self.members
+            ]
             return Labels(majority(said))
         total: NDArray[np.float32] | None = None
         for member in self.members:
@@ -222,7 +264,9 @@ class EnsembleModel:
     def provenance(self) -> Mapping[str, Any]:
         """How they decide, and what each member is."""
         kinds = {registered: name for name, registered in MODELS.items()}
-        members = [{"kind": kinds.get(type(member), ""), **member.provenance()} for member in self.members]
+        members = [
+            {"kind": kinds.get(type(member), ""), **member.provenance()} for member in self.members
+        ]
         return {"by": self.by, "members": members}
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
@@ -231,7 +275,9 @@ class EnsembleModel:
 
 
 def majority(said: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
-    """The most frequent label at each place of equally shaped arrays; of equally frequent ones, that of the earliest array."""
+    """The most frequent label at each place of equally shaped arrays; of equally frequent ones,
+    that of the earliest array.
+    """
     winner, most = said[0].copy(), np.zeros(said[0].shape, np.uint8)
     for labels in said:
         votes = np.zeros(labels.shape, np.uint8)
@@ -246,7 +292,8 @@ def majority(said: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
 def _semantic(member: Fitter | Model, who: str, error: type[FitError | RecipeError]) -> Member:
     if isinstance(member, ObjectSegmenter | Composed):
         raise error(
-            f"members: {who} finds objects; an ensemble needs segmenters that give every pixel a class. Leave that member out, "
+            f"members: {who} finds objects; an ensemble needs segmenters that give every pixel a "
+            "class. Leave that member out, "
             "or run it alone."
         )
     return member
@@ -272,7 +319,8 @@ def _select(members: Sequence[Member], spec: RasterSpec) -> RasterSpec:
     for number, (member, alone) in enumerate(zip(members, wanted, strict=True), 1):
         if member.select(chosen).bands != alone.bands:
             raise ModelMismatch(
-                f"{spec.location}: member {number} of the ensemble takes the image's bands {list(alone.bands)} by itself, but not "
+                f"{spec.location}: member {number} of the ensemble takes the image's bands "
+                f"{list(alone.bands)} by itself, but not "
                 f"beside members that want {list(chosen.bands)}. Set `bands` for every member."
             )
     return chosen

@@ -1,10 +1,13 @@
-"""K-means: classes are the regions nearest to centres that minimise the squared distance of all pixels to their centre.
+"""K-means: classes are the regions nearest to centres that minimise the squared distance of all
+pixels to their centre.
 
-The centres are fitted to all pixels where these have at most 24 bits, else to a uniform sample of 2**18 (`segcore.methods.samples`).
-Which of the local optima is found depends on `seed` alone: neither on tiling nor on the number of workers.
+The centres are fitted to all pixels where these have at most 24 bits, else to a uniform sample of
+2**18 (`segcore.methods.samples`). Which of the local optima is found depends on `seed` alone:
+neither on tiling nor on the number of workers.
 
-Distances are counted in the units of the pixels, as in scikit-learn and most programs for images: bands of one unit (colours, reflectances)
-weigh as much as they vary. Bands of different units need `standardise`, and a note tells where a band has next to no say without.
+Distances are counted in the units of the pixels, as in scikit-learn and most programs for images:
+bands of one unit (colours, reflectances) weigh as much as they vary. Bands of different units need
+`standardise`, and a note tells where a band has next to no say without.
 """
 
 from __future__ import annotations
@@ -16,9 +19,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from segcore.methods.clustering import Clustering, different, fit_kmeans, refine, search, startable
-from segcore.methods.naming import MOST_CLASSES, check_bands, check_references, class_names, class_order, count_of
+from segcore.methods.naming import (
+    MOST_CLASSES,
+    check_bands,
+    check_references,
+    class_names,
+    class_order,
+    count_of,
+)
 from segcore.methods.pointwise import Scores, select_fitted
-from segcore.methods.samples import Dataset, Samples, State, Units, note_of_nodata, note_of_units, spread_of
+from segcore.methods.samples import (
+    Dataset,
+    Samples,
+    State,
+    Units,
+    note_of_nodata,
+    note_of_units,
+    spread_of,
+)
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
 from segcore.raster import Labels
 
@@ -38,14 +56,19 @@ class KMeans:
     """Clusters of similar pixels, each around its mean."""
 
     clusters: int | Literal["auto"] | None = None
-    """Number of clusters, or `auto`: the best of 2 to `max_clusters` (Calinski-Harabasz), or 1 where all pixels are
-    of one value. None: as many as `classes`, or 5."""
+    """Number of clusters, or `auto`: the best of 2 to `max_clusters` (Calinski-Harabasz), or 1
+    where all pixels are of one value. None: as many as `classes`, or 5.
+    """
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
-    """Names by class id (ascending luminance), or names with a reference each: a number a band, or `#rrggbb`."""
+    """Names by class id (ascending luminance), or names with a reference each: a number a band, or
+    `#rrggbb`.
+    """
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
     standardise: bool = False
-    """Whether each band counts in its standard deviations over all pixels, so that bands of different units weigh alike."""
+    """Whether each band counts in its standard deviations over all pixels, so that bands of
+    different units weigh alike.
+    """
     seed: int = 0
     """Decides the starts and, where pixels must be sampled, the sample."""
     max_clusters: int = 8
@@ -53,7 +76,8 @@ class KMeans:
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
-        "one factor for all bands, and an offset of each, changes no label; with `standardise` no factors at all do"
+        "one factor for all bands, and an offset of each, changes no label; with `standardise` no "
+        "factors at all do"
     )
 
     def __post_init__(self) -> None:
@@ -67,7 +91,9 @@ class KMeans:
 
     @property
     def footprint(self) -> Footprint:
-        """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a thread."""
+        """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a
+        thread.
+        """
         return Footprint(bytes_per_pixel=48)
 
     def start(self) -> Fitter | Segmenter:
@@ -97,13 +123,19 @@ class KMeans:
         return Samples(self.seed).merge(a, b)
 
     def finish(self, total: State) -> Segmenter:
-        """The model. Raises `FitError` where there are fewer different values than clusters, or floats cannot hold their squares."""
+        """The model. Raises `FitError` where there are fewer different values than clusters, or
+        floats cannot hold their squares.
+        """
         dataset = Samples(self.seed).finish(total, self.bands)
         units = Units.of(dataset)
         spread = units.spread if self.standardise else np.ones_like(units.spread)
         count = count_of(self.clusters, self.classes, "clusters")
         centred, origin = dataset.centred()
-        fitted = fit_kmeans(centred, count, spread, self.seed) if count is not None else self._best(centred, spread)
+        fitted = (
+            fit_kmeans(centred, count, spread, self.seed)
+            if count is not None
+            else self._best(centred, spread)
+        )
         centres = fitted.centres + origin
         order = class_order(centres, self.classes, units.spread, rgb=dataset.rgb)
         return KMeansModel(
@@ -122,7 +154,9 @@ class KMeans:
         )
 
     def _best(self, dataset: Dataset, spread: Floats) -> Clustering:
-        """The clustering with the greatest index of Calinski and Harabasz (1974), judged on few points."""
+        """The clustering with the greatest index of Calinski and Harabasz (1974), judged on few
+        points.
+        """
         if (dataset.values == dataset.values[:, :1]).all():
             return fit_kmeans(dataset, 1, spread, self.seed)
         points = startable(dataset, 2).scaled(1 / spread)
@@ -134,7 +168,12 @@ class KMeans:
         for clusters in range(2, min(self.max_clusters, different(points)) + 1):
             centres, inertia = search(points, clusters, self.seed)[0]
             scatter = inertia + within
-            index = (around - scatter) / (clusters - 1) / max(scatter, 1e-300) * max(total - clusters, 1)
+            index = (
+                (around - scatter)
+                / (clusters - 1)
+                / max(scatter, 1e-300)
+                * max(total - clusters, 1)
+            )
             if best is None or index > best[0]:
                 best = index, centres
         if best is None:
@@ -154,8 +193,9 @@ class KMeansModel:
     fractions: tuple[float, ...]
     """Share of the fitted pixels in each class."""
     inertia: float
-    """Sum of squared distances of the fitted values to their centres, each counted as many pixels as it stands for. In squared `deviations`
-    if `standardised`."""
+    """Sum of squared distances of the fitted values to their centres, each counted as many pixels
+    as it stands for. In squared `deviations` if `standardised`.
+    """
     steps: int
     """Steps of k-means on all values until no centre moved."""
     pixels: int
@@ -179,7 +219,9 @@ class KMeansModel:
         return Footprint(bytes_per_pixel=8 * len(self.centres[0]) + 8)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the wanted bands. Raises `ModelMismatch` where it has another number of bands than the centres."""
+        """The image with the wanted bands. Raises `ModelMismatch` where it has another number of
+        bands than the centres.
+        """
         return select_fitted(spec, self.bands, len(self.centres[0]))
 
     def segment(self, block: Block) -> Labels:
@@ -190,11 +232,15 @@ class KMeansModel:
     def _scores(self) -> Scores:
         factors = None
         if self.standardised:
-            factors = (tuple(map(tuple, np.diag(1 / spread_of(self.deviations)).tolist())),) * len(self.centres)
+            factors = (tuple(map(tuple, np.diag(1 / spread_of(self.deviations)).tolist())),) * len(
+                self.centres
+            )
         return Scores((0.0,) * len(self.centres), self.centres, factors)
 
     def provenance(self) -> Mapping[str, Any]:
-        """Centres, shares and how they were found; a note where a band had next to no say, or what looks like nodata took part."""
+        """Centres, shares and how they were found; a note where a band had next to no say, or what
+        looks like nodata took part.
+        """
         note = self._note
         return {
             "clusters": len(self.centres),

@@ -1,11 +1,14 @@
 """Mask R-CNN: the objects that a trained network finds.
 
-The network looks at windows of one size on a lattice that starts at the image's first pixel, whatever the tile (`segcore.networks.mask_rcnn.lattice`
-says which, and what becomes of objects at their edges). A tile runs all windows that can have found what touches its core, so every tile that
-sees an object sees the same one, and `stitch` puts its parts together. Where objects claim the same pixel, the one with the higher score has it.
+The network looks at windows of one size on a lattice that starts at the image's first pixel,
+whatever the tile (`segcore.networks.mask_rcnn.lattice` says which, and what becomes of objects at
+their edges). A tile runs all windows that can have found what touches its core, so every tile that
+sees an object sees the same one, and `stitch` puts its parts together. Where objects claim the same
+pixel, the one with the higher score has it.
 
-Objects larger than the halo may be cut at the edges of windows: at the same places under any tiling, but cut. So the halo follows from the largest
-object that the network was trained with, which its card tells.
+Objects larger than the halo may be cut at the edges of windows: at the same places under any
+tiling, but cut. So the halo follows from the largest object that the network was trained with,
+which its card tells.
 
 TensorFlow is loaded on workers only; what the driver must know is in the weights' card.
 """
@@ -56,22 +59,30 @@ class MaskRcnnObjects:
     weights: str
     """Name of weights that come with maskloom, or a .keras file with its card beside it."""
     bands: tuple[int, ...] | None = None
-    """Bands that the network sees, counted from 1, in its order; [1, 1, 1] shows a grey image to a network of colours. None: all, if as many."""
+    """Bands that the network sees, counted from 1, in its order; [1, 1, 1] shows a grey image to a
+    network of colours. None: all, if as many.
+    """
     classes: tuple[str, ...] | None = None
     """Names of the classes, the background first. None: the network's own."""
     score: float = 0.5
     """Least score of an object, 0 to 1."""
     overlap: float = 0.5
-    """How much the boxes of two objects of a class may overlap (intersection over union). Beyond it, the lower score goes."""
+    """How much the boxes of two objects of a class may overlap (intersection over union). Beyond
+    it, the lower score goes.
+    """
     core: int = 256
     """Side of the part of a window that counts, in pixels; the network sees `core` + 2 `halo`."""
     halo: int | None = None
-    """Side of the largest object in pixels: objects up to it come out whole, and the same under any tiling; larger ones may be cut where windows
-    end. None: that of the largest object that the network was trained with, at least 64 and at most 512."""
+    """Side of the largest object in pixels: objects up to it come out whole, and the same under any
+    tiling; larger ones may be cut where windows end. None: that of the largest object that the
+    network was trained with, at least 64 and at most 512.
+    """
     min_size: int = 1
     """Objects of fewer pixels become background."""
     stitch: SeamRule | Mapping[str, SeamRule] = _RULE
-    """How objects are joined over tiles: `{by: ownership}`, or `{by: overlap, iou: 0.5}`, or such a rule for each class by name."""
+    """How objects are joined over tiles: `{by: ownership}`, or `{by: overlap, iou: 0.5}`, or such a
+    rule for each class by name.
+    """
     trust: bool = False
     """Whether you vouch for a file that could run code of its own when loaded."""
 
@@ -92,19 +103,25 @@ class MaskRcnnObjects:
         if self.halo is not None and not 8 <= self.halo <= _LARGEST_HALO:
             raise ValueError(f"halo: expected 8 to {_LARGEST_HALO} pixels; got {self.halo}")
         if self.min_size < 1:
-            raise ValueError(f"min_size: expected a number of pixels from 1 on; got {self.min_size}")
+            raise ValueError(
+                f"min_size: expected a number of pixels from 1 on; got {self.min_size}"
+            )
 
     def start(self) -> Fitter | Model:
-        """The model. Raises `WeightsError` where the weights are no Mask R-CNN's, `RecipeError` where the rest does not suit them."""
+        """The model. Raises `WeightsError` where the weights are no Mask R-CNN's, `RecipeError`
+        where the rest does not suit them.
+        """
         weights = Weights.of(self.weights, self.trust)
         card = _card(weights)
         if self.bands is not None and len(self.bands) != card.channels:
             raise RecipeError(
-                f"bands: {file_name(self.weights)} wants {card.channels} band(s); got {list(self.bands)}. Name as many."
+                f"bands: {file_name(self.weights)} wants {card.channels} band(s); got "
+                f"{list(self.bands)}. Name as many."
             )
         if self.classes is not None and len(self.classes) != len(card.classes):
             raise RecipeError(
-                f"classes: {file_name(self.weights)} has {len(card.classes)} classes ({', '.join(card.classes)}); got {len(self.classes)} names. "
+                f"classes: {file_name(self.weights)} has {len(card.classes)} classes "
+                f"({', '.join(card.classes)}); got {len(self.classes)} names. "
                 "Name as many, the background first, or leave `classes` out."
             )
         classes = self.classes or card.classes
@@ -145,7 +162,9 @@ class MaskRcnnModel:
     def footprint(self) -> Footprint:
         """As far as a tile's objects depend on pixels: some three objects and a window's core."""
         lattice = self.rule.lattice
-        network = LIBRARY_BYTES + 4 * self.card.parameters + lattice.window**2 * self.card.bytes_per_pixel
+        network = (
+            LIBRARY_BYTES + 4 * self.card.parameters + lattice.window**2 * self.card.bytes_per_pixel
+        )
         return Footprint((lattice.reach,) * 2, _BYTES_PER_PIXEL, _COST, network)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
@@ -155,13 +174,16 @@ class MaskRcnnModel:
         selected = spec.select(self.bands or (trained if known else None))
         if selected.channels != self.card.channels:
             raise ModelMismatch(
-                f"{spec.location} has {selected.channels} band(s); {self.weights.location} takes {self.card.channels}. "
+                f"{spec.location} has {selected.channels} band(s); {self.weights.location} takes "
+                f"{self.card.channels}. "
                 "Choose them by `bands` of the segmenter, or leave this image out."
             )
         return selected
 
     def segment(self, block: Block) -> Labels:
-        """The objects of the block in descending order of score, each with its class; complete for those that touch the core."""
+        """The objects of the block in descending order of score, each with its class; complete for
+        those that touch the core.
+        """
         rule, tile = self.rule, block.tile
         finder = _finder(self.weights, rule.score, rule.overlap)
 
@@ -206,12 +228,14 @@ def _card(weights: Weights) -> Card:
     card = weights.card()
     if card is None:
         raise WeightsError(
-            f"{weights.location}: expected a card (.json) beside the weights of a Mask R-CNN; there is none. "
+            f"{weights.location}: expected a card (.json) beside the weights of a Mask R-CNN; "
+            "there is none. "
             "Put the one there that `maskloom train` wrote with the weights."
         )
     if card.kind != _KIND:
         raise WeightsError(
-            f"{weights.location}: expected the weights of a {_KIND}; its card says {card.kind}. Use `kind: {card.kind}`, or other weights."
+            f"{weights.location}: expected the weights of a {_KIND}; its card says {card.kind}. "
+            f"Use `kind: {card.kind}`, or other weights."
         )
     return card
 
@@ -220,7 +244,10 @@ def _halo_of(card: Card) -> int:
     """The halo for objects as large as those that a network was trained with."""
     side = card.about.get("largest_object", 0)
     if not isinstance(side, int) or side < 0:
-        raise WeightsError(f"about.largest_object of the weights' card: expected a number of pixels; got {side!r}. Set `halo`.")
+        raise WeightsError(
+            "about.largest_object of the weights' card: expected a number of pixels; got "
+            f"{side!r}. Set `halo`."
+        )
     # On multiples of the stride, or the network would fill windows with zeros.
     stride = card.reach.stride
     return min(-(-max(side, _LEAST_OWN_HALO) // stride) * stride, _LARGEST_HALO)
@@ -246,6 +273,7 @@ def _network(weights: Weights) -> Any:
 
     if not isinstance(network, MaskRcnnNetwork):
         raise WeightsError(
-            f"{weights.location}: expected a Mask R-CNN; got {type(network).__name__}. Use `kind: network` for it."
+            f"{weights.location}: expected a Mask R-CNN; got {type(network).__name__}. Use `kind: "
+            "network` for it."
         )
     return network

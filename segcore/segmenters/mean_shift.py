@@ -1,16 +1,22 @@
-"""Mean shift (Comaniciu and Meer, 2002): every pixel climbs to the place where pixels are densest, in one of two spaces.
+"""Mean shift (Comaniciu and Meer, 2002): every pixel climbs to the place where pixels are densest,
+in one of two spaces.
 
-`feature`: the values alone. Modes of their density are classes, the same in all images (`segcore.methods.modes`).
+`feature`: the values alone. Modes of their density are classes, the same in all images
+(`segcore.methods.modes`).
 
-`joint`: place and value together. The regions of an image come out the same whatever the tiling, after Michel, Youssefi and Grizonnet,
-"Stable mean-shift algorithm and its application to the segmentation of arbitrarily large remote sensing images" (2015):
+`joint`: place and value together. The regions of an image come out the same whatever the tiling,
+after Michel, Youssefi and Grizonnet, "Stable mean-shift algorithm and its application to the
+segmentation of arbitrarily large remote sensing images" (2015):
 
-1. Every pixel starts at its own place and value and moves to the mean of all pixels within `spatial_radius` (a disc) of the place and
-   within `range_radius` (a ball) of the value, until it shifts by at most a hundredth of either radius or `max_iterations` are done. It
-   cannot have seen pixels further away than `max_iterations` x `spatial_radius`: that is the halo.
-2. Neighbours join where their modes are nearer than both radii. The edge between two pixels weighs the larger of the squared distances of their
-   modes in place and in value, each in squared radii, so 1 is the limit.
-3. Regions smaller than `min_size` are merged along the lightest edges (`segcore.objects.regions`, where the tiles are joined too).
+1. Every pixel starts at its own place and value and moves to the mean of all pixels within
+   `spatial_radius` (a disc) of the place and within `range_radius` (a ball) of the value, until it
+   shifts by at most a hundredth of either radius or `max_iterations` are done. It cannot have seen
+   pixels further away than `max_iterations` x `spatial_radius`: that is the halo.
+2. Neighbours join where their modes are nearer than both radii. The edge between two pixels weighs
+   the larger of the squared distances of their modes in place and in value, each in squared radii,
+   so 1 is the limit.
+3. Regions smaller than `min_size` are merged along the lightest edges (`segcore.objects.regions`,
+   where the tiles are joined too).
 """
 
 from __future__ import annotations
@@ -35,21 +41,32 @@ if TYPE_CHECKING:
     from segcore.raster import Block, RasterSpec
 
 _LARGEST_RADIUS = 100
-"""Pixels. Up to here no sum over a window of 16-bit numbers is rounded; a filter as wide would take hours anyway."""
+"""Pixels. Up to here no sum over a window of 16-bit numbers is rounded; a filter as wide would take
+hours anyway.
+"""
 _MOST_ITERATIONS = 200
 _LARGEST_VALUE = 1e15
 """Values beyond it take no part: squares of their distances would leave the range of float32."""
 _OF_FEATURE = {"bandwidth": "auto", "kernel": "gaussian", "standardise": False, "seed": 0}
-_OF_JOINT: Mapping[str, float] = {"spatial_radius": 5, "range_radius": 15.0, "min_size": 50, "max_iterations": 20}
+_OF_JOINT: Mapping[str, float] = {
+    "spatial_radius": 5,
+    "range_radius": 15.0,
+    "min_size": 50,
+    "max_iterations": 20,
+}
 
 
 @SEGMENTERS.register("mean_shift")
 @dataclass(frozen=True, slots=True)
 class MeanShift:
-    """Modes of the density of values as classes (space: feature), or of places and values as regions (space: joint)."""
+    """Modes of the density of values as classes (space: feature), or of places and values as
+    regions (space: joint).
+    """
 
     space: Literal["feature", "joint"] = "feature"
-    """feature: classes of similar values, the same in all images. joint: connected regions of similar values, one object each."""
+    """feature: classes of similar values, the same in all images. joint: connected regions of
+    similar values, one object each.
+    """
     spatial_radius: int = 5
     """joint: radius of the disc around a place, in pixels, 1 to 100."""
     range_radius: float = 15.0
@@ -57,26 +74,34 @@ class MeanShift:
     min_size: int = 50
     """joint: regions of fewer pixels are merged with the neighbour that is most alike."""
     max_iterations: int = 20
-    """joint: most shifts of a pixel. The halo grows with it: max_iterations x spatial_radius + 1 pixels."""
+    """joint: most shifts of a pixel. The halo grows with it: max_iterations x spatial_radius + 1
+    pixels.
+    """
     bandwidth: float | Literal["auto"] = "auto"
-    """feature: radius of the kernel (gaussian: its standard deviation), in units of the pixels' values, or in standard deviations of each band
-    with `standardise`. auto: by the spread of the
-    values. Where that gives one class alone or more than 50, provenance says so, and what it chose: start from `bandwidth` then, with a
-    lower or a higher number."""
+    """feature: radius of the kernel (gaussian: its standard deviation), in units of the pixels'
+    values, or in standard deviations of each band with `standardise`. auto: by the spread of the
+    values. Where that gives one class alone or more than 50, provenance says so, and what it chose:
+    start from `bandwidth` then, with a lower or a higher number.
+    """
     kernel: Literal["flat", "epanechnikov", "gaussian"] = "gaussian"
     """feature: the kernel of the density. The flat one cuts smooth ramps of grey into slices."""
     standardise: bool = False
-    """feature: whether each band counts in its standard deviations over all pixels, so that bands of different units weigh alike."""
+    """feature: whether each band counts in its standard deviations over all pixels, so that bands
+    of different units weigh alike.
+    """
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
-    """feature: names by class id, or names with a reference each, as for kmeans. joint: one name for the regions (None: region)."""
+    """feature: names by class id, or names with a reference each, as for kmeans. joint: one name
+    for the regions (None: region).
+    """
     seed: int = 0
     """feature: decides the sample where pixels must be sampled."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
-        "feature with `bandwidth: auto`: as kmeans; a given `bandwidth` and `range_radius` are in the units of the pixels, a bandwidth with "
+        "feature with `bandwidth: auto`: as kmeans; a given `bandwidth` and `range_radius` are in "
+        "the units of the pixels, a bandwidth with "
         "`standardise` in standard deviations"
     )
 
@@ -87,7 +112,9 @@ class MeanShift:
         for name, default in foreign.items():
             if getattr(self, name) != default:
                 other = "feature" if self.space == "joint" else "joint"
-                raise ValueError(f"{name}: only space {other} has it; leave it out, or set space: {other}")
+                raise ValueError(
+                    f"{name}: only space {other} has it; leave it out, or set space: {other}"
+                )
         check_bands(self.bands)
         if self.space == "joint":
             self._check_joint()
@@ -100,27 +127,44 @@ class MeanShift:
         _check_whole("max_iterations", self.max_iterations, _MOST_ITERATIONS, "shifts")
         if not 1 / _LARGEST_VALUE <= self.range_radius <= _LARGEST_VALUE:
             raise ValueError(
-                f"range_radius: expected a positive, finite number in units of the pixels' values; got {self.range_radius}"
+                "range_radius: expected a positive, finite number in units of the pixels' values; "
+                f"got {self.range_radius}"
             )
         if self.classes is not None:
             check_names(tuple(self.classes))
-            if isinstance(self.classes, Mapping) or len(self.classes) != 1 or self.classes[0] == "background":
-                raise ValueError(f"classes: space joint takes one name, that of its regions; got {list(self.classes)}")
+            if (
+                isinstance(self.classes, Mapping)
+                or len(self.classes) != 1
+                or self.classes[0] == "background"
+            ):
+                raise ValueError(
+                    "classes: space joint takes one name, that of its regions; got "
+                    f"{list(self.classes)}"
+                )
 
     def start(self) -> Fitter | Model:
         """The fitter of modes, or the segmenter of regions, which needs no fitting."""
         if self.space == "joint":
             region = "region" if self.classes is None else next(iter(self.classes))
-            sizes = self.spatial_radius, float(self.range_radius), self.min_size, self.max_iterations
+            sizes = (
+                self.spatial_radius,
+                float(self.range_radius),
+                self.min_size,
+                self.max_iterations,
+            )
             return JointMeanShift(*sizes, self.bands, ("background", region))
         return self._fitter()
 
     def _fitter(self) -> FeatureMeanShift:
         """The fitter of modes, which checks its parameters itself."""
         if isinstance(self.bandwidth, str) and self.bandwidth != "auto":
-            raise ValueError(f"bandwidth: expected 'auto' or a positive, finite number; got {self.bandwidth!r}")
+            raise ValueError(
+                f"bandwidth: expected 'auto' or a positive, finite number; got {self.bandwidth!r}"
+            )
         bandwidth = None if self.bandwidth == "auto" else float(self.bandwidth)
-        return FeatureMeanShift(self.kernel, bandwidth, self.bands, self.classes, self.standardise, self.seed)
+        return FeatureMeanShift(
+            self.kernel, bandwidth, self.bands, self.classes, self.standardise, self.seed
+        )
 
 
 def _check_whole(field: str, value: int, most: int, unit: str) -> None:
@@ -154,11 +198,14 @@ class JointMeanShift:
         return spec.select(self.bands)
 
     def fragment(self, block: Block) -> Fragments:
-        """The regions of the core, as far as the tile can tell. Pixels without data or with values beyond 1e15 are background."""
+        """The regions of the core, as far as the tile can tell. Pixels without data or with values
+        beyond 1e15 are background.
+        """
         from segcore.kernels.mean_shift import weigh_edges
 
         core = block.tile.core
-        # Edges over the seams below and to the right belong to this tile, so it needs the modes on their other side.
+        # Edges over the seams below and to the right belong to this tile, so it needs the modes on
+        # their other side.
         beyond = Box(core.start, tuple(stop + 1 for stop in core.stop)) & block.tile.read
         modes = self.modes(block, beyond)
         right, down = np.empty(core.shape, np.float32), np.empty(core.shape, np.float32)
@@ -168,9 +215,11 @@ class JointMeanShift:
         return find_regions(Edges(right, down), valid, core, block.spec.shape, self.min_size)
 
     def modes(self, block: Block, part: Box) -> NDArray[np.float32]:
-        """Where the pixels of `part` come to rest: (y, x, values), y and x relative to the pixel; NaN where a pixel takes no part.
+        """Where the pixels of `part` come to rest: (y, x, values), y and x relative to the pixel;
+        NaN where a pixel takes no part.
 
-        Shape (2 + channels, rows, columns). `part` lies within `block.tile.read`, by the halo inside wherever the image goes on.
+        Shape (2 + channels, rows, columns). `part` lies within `block.tile.read`, by the halo
+        inside wherever the image goes on.
         """
         from segcore.kernels.lanes import LANES
         from segcore.kernels.mean_shift import shift_pixels
@@ -197,7 +246,11 @@ class JointMeanShift:
     @property
     def _radii(self) -> tuple[np.float32, np.float32, np.float32]:
         """Squared spatial radius, squared range radius, spatial radius."""
-        return np.float32(self.spatial_radius**2), np.float32(self.range_radius**2), np.float32(self.spatial_radius)
+        return (
+            np.float32(self.spatial_radius**2),
+            np.float32(self.range_radius**2),
+            np.float32(self.spatial_radius),
+        )
 
     def join(self, grid: Grid, seams: Sequence[Seam]) -> Sequence[Grouping]:
         """Which fragments are one region."""
@@ -217,4 +270,7 @@ class JointMeanShift:
         """What to look at where the default radius meets pixels that are not of 8 bits."""
         if self.range_radius != _OF_JOINT["range_radius"] or np.dtype(spec.dtype).itemsize == 1:
             return None
-        return f"`range_radius` is {self.range_radius:g}, which suits 8-bit pictures; these pixels are {spec.dtype}: set it in their units"
+        return (
+            f"`range_radius` is {self.range_radius:g}, which suits 8-bit pictures; these pixels "
+            f"are {spec.dtype}: set it in their units"
+        )

@@ -1,8 +1,9 @@
 """Gaussian mixture by expectation maximisation: each pixel belongs to its most probable component.
 
-The mixture is fitted to all pixels where these have at most 24 bits, else to a uniform sample of 2**18 (`segcore.methods.samples`). The
-optimum that is found depends on `seed` alone: neither on tiling nor on the number of workers. Nor does it depend on the units of the
-bands: it is sought in standard deviations of each (`segcore.methods.expectation`), and told in the units of the pixels.
+The mixture is fitted to all pixels where these have at most 24 bits, else to a uniform sample of
+2**18 (`segcore.methods.samples`). The optimum that is found depends on `seed` alone: neither on
+tiling nor on the number of workers. Nor does it depend on the units of the bands: it is sought in
+standard deviations of each (`segcore.methods.expectation`), and told in the units of the pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from segcore.methods.expectation import Covariance, Shape, choose_mixture, fit_mixture, posteriors
-from segcore.methods.naming import MOST_CLASSES, check_bands, check_references, class_names, class_order, count_of
+from segcore.methods.naming import (
+    MOST_CLASSES,
+    check_bands,
+    check_references,
+    class_names,
+    class_order,
+    count_of,
+)
 from segcore.methods.pointwise import Scores, select_fitted
 from segcore.methods.samples import Samples, State, Units, note_of_nodata
 from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
@@ -34,13 +42,21 @@ class MixtureOfGaussians:
     """Clusters of pixels with a size, shape and direction of their own."""
 
     components: int | Literal["auto"] | None = None
-    """Number of components, or `auto`: the best of 1 to `max_components` by BIC. None: as many as `classes`, or 5."""
+    """Number of components, or `auto`: the best of 1 to `max_components` by BIC. None: as many as
+    `classes`, or 5.
+    """
     covariance: Covariance = "full"
-    """Shape of the components: full, tied (full, one for all), diag (along the bands), spherical (in standardised units)."""
+    """Shape of the components: full, tied (full, one for all), diag (along the bands), spherical
+    (in standardised units).
+    """
     reg_covar: float = 1e-9
-    """Added to each variance, so that no component shrinks to a point. A share of the band's variance over all pixels: what the fit calls 1."""
+    """Added to each variance, so that no component shrinks to a point. A share of the band's
+    variance over all pixels: what the fit calls 1.
+    """
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
-    """Names by class id (ascending luminance), or names with a reference each: a number a band, or `#rrggbb`."""
+    """Names by class id (ascending luminance), or names with a reference each: a number a band, or
+    `#rrggbb`.
+    """
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
     seed: int = 0
@@ -49,24 +65,32 @@ class MixtureOfGaussians:
     """Most components that `auto` tries."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
-    units: ClassVar[str] = "no factor or offset of any band changes a label: the fit is in standard deviations of each"
+    units: ClassVar[str] = (
+        "no factor or offset of any band changes a label: the fit is in standard deviations of each"
+    )
 
     def __post_init__(self) -> None:
         count_of(self.components, self.classes, "components")
         check_references(self.classes)
         check_bands(self.bands)
         if self.covariance not in ("full", "tied", "diag", "spherical"):
-            raise ValueError(f"covariance: expected full, tied, diag or spherical; got {self.covariance!r}")
+            raise ValueError(
+                f"covariance: expected full, tied, diag or spherical; got {self.covariance!r}"
+            )
         if not 0 <= self.reg_covar < float("inf"):
             raise ValueError(f"reg_covar: expected a finite number from 0 on; got {self.reg_covar}")
         if self.seed < 0:
             raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
         if not 1 <= self.max_components <= MOST_CLASSES:
-            raise ValueError(f"max_components: expected 1 to {MOST_CLASSES}; got {self.max_components}")
+            raise ValueError(
+                f"max_components: expected 1 to {MOST_CLASSES}; got {self.max_components}"
+            )
 
     @property
     def footprint(self) -> Footprint:
-        """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a thread."""
+        """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a
+        thread.
+        """
         return Footprint(bytes_per_pixel=48)
 
     def start(self) -> Fitter | Segmenter:
@@ -98,8 +122,8 @@ class MixtureOfGaussians:
     def finish(self, total: State) -> Segmenter:
         """The model.
 
-        Raises `FitError` where there are fewer different values than components, a component degenerates, or floats cannot hold the
-        squares of the values.
+        Raises `FitError` where there are fewer different values than components, a component
+        degenerates, or floats cannot hold the squares of the values.
         """
         dataset = Samples(self.seed).finish(total, self.bands)
         units = Units.of(dataset)
@@ -117,7 +141,9 @@ class MixtureOfGaussians:
         return MixtureModel(
             weights=tuple(fitted.weights[order].tolist()),
             means=tuple(map(tuple, means[order].tolist())),
-            factors=tuple(tuple(map(tuple, factor)) for factor in (factors / units.spread)[order].tolist()),
+            factors=tuple(
+                tuple(map(tuple, factor)) for factor in (factors / units.spread)[order].tolist()
+            ),
             constants=tuple((constants - widths)[order].tolist()),
             classes=class_names(len(order), self.classes),
             bands=self.bands,
@@ -150,7 +176,9 @@ class MixtureModel:
     log_likelihood: float
     """Mean over the fitted pixels, of densities in the units of the pixels."""
     steps: int
-    """Steps of EM on all values, the last of which changed the mean log-likelihood by less than 1e-3 if `converged`."""
+    """Steps of EM on all values, the last of which changed the mean log-likelihood by less than
+    1e-3 if `converged`.
+    """
     converged: bool
     pixels: int
     """Valid pixels seen."""
@@ -172,11 +200,15 @@ class MixtureModel:
     def covariances(self) -> list[list[list[float]]]:
         """Covariance matrix of each component."""
         factors = np.array(self.factors)
-        covariances: list[list[list[float]]] = np.linalg.inv(np.swapaxes(factors, 1, 2) @ factors).tolist()
+        covariances: list[list[list[float]]] = np.linalg.inv(
+            np.swapaxes(factors, 1, 2) @ factors
+        ).tolist()
         return covariances
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the wanted bands. Raises `ModelMismatch` where it has another number of bands than the means."""
+        """The image with the wanted bands. Raises `ModelMismatch` where it has another number of
+        bands than the means.
+        """
         return select_fitted(spec, self.bands, len(self.means[0]))
 
     def segment(self, block: Block) -> Labels:
@@ -185,7 +217,9 @@ class MixtureModel:
 
     def scores(self, block: Block) -> NDArray[np.float32]:
         """Posterior probability of each component for each pixel."""
-        return posteriors(block.pixels, (np.array(self.constants), np.array(self.means), np.array(self.factors)))
+        return posteriors(
+            block.pixels, (np.array(self.constants), np.array(self.means), np.array(self.factors))
+        )
 
     def provenance(self) -> Mapping[str, Any]:
         """Components and how they were found; a note where what looks like nodata took part."""

@@ -1,14 +1,18 @@
 """Networks: any trained network that gives every pixel a class.
 
-`unet`, `fcn` and `deeplab` are those that maskloom trains, `network` is any `.keras`, `.onnx` or `.tflite` file.
+`unet`, `fcn` and `deeplab` are those that maskloom trains, `network` is any `.keras`, `.onnx` or
+`.tflite` file.
 
-A network sees patches of the image that lie on a lattice of the image, not of the tile, so each patch is computed from the same pixels in the same
-shape under any tiling, and the labels are the same to the last pixel (`segcore.inference.patches`). Where the network looks no farther than a
-patch can be grown, the labels are also those of the network on the whole image, and it is EXACT. A network that looks farther (global
-pooling, say) sees overlapping windows that are blended (`segcore.inference.windows`), and is APPROXIMATE.
+A network sees patches of the image that lie on a lattice of the image, not of the tile, so each
+patch is computed from the same pixels in the same shape under any tiling, and the labels are the
+same to the last pixel (`segcore.inference.patches`). Where the network looks no farther than a
+patch can be grown, the labels are also those of the network on the whole image, and it is EXACT. A
+network that looks farther (global pooling, say) sees overlapping windows that are blended
+(`segcore.inference.windows`), and is APPROXIMATE.
 
-What is known of the network stands in the card beside its file (`segcore.inference.card`); a file without one is examined in a process of its own.
-Which engine runs it, and in which precision, is chosen once for a run, on a worker and on pixels of the collection (`choose`).
+What is known of the network stands in the card beside its file (`segcore.inference.card`); a file
+without one is examined in a process of its own. Which engine runs it, and in which precision, is
+chosen once for a run, on a worker and on pixels of the collection (`choose`).
 """
 
 from __future__ import annotations
@@ -41,7 +45,9 @@ Windows = Literal["auto", "exact", "blended"]
 _LARGEST_PROBE = 1024
 """Side of the largest patch that engines are tried on, in pixels."""
 _FARTHEST_EXACT = 512
-"""Pixels of halo beyond which exact patches cost more than most people want to pay, and `windows: auto` blends."""
+"""Pixels of halo beyond which exact patches cost more than most people want to pay, and `windows:
+auto` blends.
+"""
 
 
 @SEGMENTERS.register("network")
@@ -50,27 +56,44 @@ class Network:
     """Any trained network: a `.keras`, `.onnx` or `.tflite` file that gives every pixel a class."""
 
     weights: str
-    """The file, relative to the recipe, or the name of weights that come with maskloom: `nuclei`, for fluorescence micrographs; on stained tissue
-    (H&E and the like) it finds tissue, not nuclei."""
+    """The file, relative to the recipe, or the name of weights that come with maskloom: `nuclei`,
+    for fluorescence micrographs; on stained tissue (H&E and the like) it finds tissue, not nuclei.
+    """
     bands: tuple[int, ...] | None = None
-    """Bands that the network sees, counted from 1, in its order. None: those of its training; grey pictures are grey colours to those of colours."""
+    """Bands that the network sees, counted from 1, in its order. None: those of its training; grey
+    pictures are grey colours to those of colours.
+    """
     classes: tuple[str, ...] | None = None
     """Names by class id. None: those of the card beside the file, else class_0, class_1 ..."""
     scaling: Scaling | None = None
-    """How pixels become input: {offset: [...], factor: [...]}, (value - offset) * factor. None: as the card says, else factor 1/255."""
+    """How pixels become input: {offset: [...], factor: [...]}, (value - offset) * factor. None: as
+    the card says, else factor 1/255.
+    """
     engine: EngineName | Literal["auto"] = "auto"
-    """What computes: tensorflow, openvino, onnxruntime, litert. auto: the fastest that is installed."""
+    """What computes: tensorflow, openvino, onnxruntime, litert. auto: the fastest that is
+    installed.
+    """
     precision: Precision | Literal["auto"] = "auto"
-    """float32, bfloat16. auto: the faster one that keeps at least 99.9 % of the labels of float32 on a probe of the collection."""
+    """float32, bfloat16. auto: the faster one that keeps at least 99.9 % of the labels of float32
+    on a probe of the collection.
+    """
     windows: Windows = "auto"
-    """exact: patches with all that the network looks at. blended: overlapping windows. auto: exact where the network looks at most 512 pixels far."""
+    """exact: patches with all that the network looks at. blended: overlapping windows. auto: exact
+    where the network looks at most 512 pixels far.
+    """
     patch: int = 512
-    """Side of what a patch labels, without what it looks at around, in pixels. More of it is faster up to a point, and takes more memory."""
+    """Side of what a patch labels, without what it looks at around, in pixels. More of it is faster
+    up to a point, and takes more memory.
+    """
     trust: bool = False
-    """Load a file that could run code of its own (Lambda layers, .h5). Only for files whose maker you trust."""
+    """Load a file that could run code of its own (Lambda layers, .h5). Only for files whose maker
+    you trust.
+    """
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
-    units: ClassVar[str] = "pixels must come in the units of training; `scaling` brings others to these"
+    units: ClassVar[str] = (
+        "pixels must come in the units of training; `scaling` brings others to these"
+    )
     kind: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
@@ -82,7 +105,9 @@ class Network:
             check_names(self.classes)
 
     def start(self) -> NetworkModel:
-        """The model, ready to run. Raises `WeightsError` where the file is not such a network, `RecipeError` where the rest does not suit it."""
+        """The model, ready to run. Raises `WeightsError` where the file is not such a network,
+        `RecipeError` where the rest does not suit it.
+        """
         weights = Weights.of(self.weights, self.trust)
         card = weights.card() or _examined(weights)
         self._check(card)
@@ -91,11 +116,13 @@ class Network:
         for name, values in (("offset", scaling.offset), ("factor", scaling.factor)):
             if len(values) not in (1, channels):
                 raise RecipeError(
-                    f"scaling.{name}: the network has {channels} bands; expected 1 or {channels} numbers, got {len(values)}."
+                    f"scaling.{name}: the network has {channels} bands; expected 1 or {channels} "
+                    f"numbers, got {len(values)}."
                 )
         if self.windows == "exact" and not Patching.suits(card.reach):
             raise RecipeError(
-                f"windows: {file_name(self.weights)} looks farther than patches can be grown (global pooling, or one small size of input). "
+                f"windows: {file_name(self.weights)} looks farther than patches can be grown "
+                "(global pooling, or one small size of input). "
                 "Use auto or blended."
             )
         return NetworkModel(
@@ -114,24 +141,33 @@ class Network:
 
         name = file_name(self.weights)
         if card.output == "objects" and card.kind != "mask_rcnn":
-            raise WeightsError(f"weights: {name} finds objects; kind {self.kind} wants a network that gives every pixel a class.")
-        if card.output == "objects" or (card.kind not in (self.kind, "network") and self.kind != "network"):
             raise WeightsError(
-                f"weights: {name} is a {card.kind}, not a {self.kind}. Say `kind: {card.kind}`, or give other weights."
+                f"weights: {name} finds objects; kind {self.kind} wants a network that gives every "
+                "pixel a class."
+            )
+        if card.output == "objects" or (
+            card.kind not in (self.kind, "network") and self.kind != "network"
+        ):
+            raise WeightsError(
+                f"weights: {name} is a {card.kind}, not a {self.kind}. Say `kind: {card.kind}`, or "
+                "give other weights."
             )
         if self.bands is not None and len(self.bands) != card.channels:
             raise RecipeError(f"bands: {name} wants {card.channels} bands; got {list(self.bands)}.")
         uncounted = card.output == "labels" and len(card.classes) == MOST_LABELS
         if self.classes is not None and len(self.classes) != len(card.classes) and not uncounted:
             raise RecipeError(
-                f"classes: {name} has {len(card.classes)} classes ({', '.join(card.classes)}); got {list(self.classes)}."
+                f"classes: {name} has {len(card.classes)} classes ({', '.join(card.classes)}); got "
+                f"{list(self.classes)}."
             )
 
 
 @SEGMENTERS.register("unet")
 @dataclass(frozen=True, slots=True)
 class Unet(Network):
-    """A U-Net (Ronneberger et al. 2015) trained with `maskloom train`, or one that comes with maskloom."""
+    """A U-Net (Ronneberger et al. 2015) trained with `maskloom train`, or one that comes with
+    maskloom.
+    """
 
     kind: ClassVar[str] = "unet"
 
@@ -147,7 +183,9 @@ class Fcn(Network):
 @SEGMENTERS.register("deeplab")
 @dataclass(frozen=True, slots=True)
 class Deeplab(Network):
-    """A network of dilated convolutions, DeepLab v3+ (Chen et al. 2018), trained with `maskloom train`."""
+    """A network of dilated convolutions, DeepLab v3+ (Chen et al. 2018), trained with `maskloom
+    train`.
+    """
 
     kind: ClassVar[str] = "deeplab"
 
@@ -177,28 +215,41 @@ class NetworkModel:
     def layout(self) -> Patching | Windowing:
         """How patches or windows lie over an image."""
         if self.blended:
-            return Windowing(self.card.reach, self.patch, "cut" if self.card.output == "labels" else "blended")
+            return Windowing(
+                self.card.reach, self.patch, "cut" if self.card.output == "labels" else "blended"
+            )
         return Patching(self.card.reach, self.patch)
 
     @property
     def footprint(self) -> Footprint:
-        """What patches look at around a tile; beside the tile, memory for libraries, weights and one patch."""
+        """What patches look at around a tile; beside the tile, memory for libraries, weights and
+        one patch.
+        """
         layout = self.layout
         # Weights lie in memory as they were read, in the engine, and in a second precision.
         rows, columns = (_length(layout, axis) for axis in (0, 1))
-        fixed = LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * rows * columns
+        fixed = (
+            LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * rows * columns
+        )
         return Footprint((layout.halo, layout.halo), 16 + 8 * self.card.channels, 200, fixed)
 
     @property
     def open_choice(self) -> str | None:
-        """The weights, what is asked of engine and precision, and how patches lie; None once they are chosen."""
+        """The weights, what is asked of engine and precision, and how patches lie; None once they
+        are chosen.
+        """
         if self.choice is not None:
             return None
         windows, (height, width) = "blended" if self.blended else "exact", self.layout.sides
-        return f"{self.weights.sha256[:16]} {self.engine} {self.precision} {windows} {height} x {width}"
+        return (
+            f"{self.weights.sha256[:16]} {self.engine} {self.precision} {windows} {height} x "
+            f"{width}"
+        )
 
     def choose(self, block: Block) -> Mapping[str, Any]:
-        """The fastest engine and precision for one patch in the middle of the block, and what was tried."""
+        """The fastest engine and precision for one patch in the middle of the block, and what was
+        tried.
+        """
         from segcore.inference.choosing import choose
 
         card = replace(self.card, classes=self.classes)
@@ -212,17 +263,29 @@ class NetworkModel:
         return replace(self, choice=Choice(**choice))
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the network's bands. Raises `ModelMismatch` where it has others, or pixels of a type that scaling is not made for."""
-        name, bands = file_name(self.weights.location), self.bands or self._trained_bands(spec) or self._colours(spec)
+        """The image with the network's bands. Raises `ModelMismatch` where it has others, or pixels
+        of a type that scaling is not made for.
+        """
+        name, bands = (
+            file_name(self.weights.location),
+            self.bands or self._trained_bands(spec) or self._colours(spec),
+        )
         if bands is None and (spec.channels != self.card.channels or self.card.bands is not None):
-            hint = [1] * self.card.channels if spec.channels == 1 else list(range(1, self.card.channels + 1))
+            hint = (
+                [1] * self.card.channels
+                if spec.channels == 1
+                else list(range(1, self.card.channels + 1))
+            )
             raise ModelMismatch(
-                f"{spec.location} has {spec.channels} band(s); {name} was trained on {self._told_bands}. Choose them with `bands`, such as {hint}."
+                f"{spec.location} has {spec.channels} band(s); {name} was trained on "
+                f"{self._told_bands}. Choose them with `bands`, such as {hint}."
             )
         if self.card.dtype and spec.dtype != self.card.dtype:
             raise ModelMismatch(
-                f"{spec.location} has pixels of {spec.dtype}; {name} was trained on {self.card.dtype}. "
-                "If it suits them all the same, say how they are to be scaled: `scaling: {offset: ..., factor: ...}`."
+                f"{spec.location} has pixels of {spec.dtype}; {name} was trained on "
+                f"{self.card.dtype}. "
+                "If it suits them all the same, say how they are to be scaled: `scaling: {offset: "
+                "..., factor: ...}`."
             )
         return spec.select(bands)
 
@@ -236,7 +299,8 @@ class NetworkModel:
             if self.card.output == "labels":
                 core[place] = self._ids(scores)
             elif scores.shape[-1] == 1:
-                # One number for the second of two classes: its probability, or the logarithm of its odds.
+                # One number for the second of two classes: its probability, or the logarithm of its
+                # odds.
                 likelier(scores, 0.5 if self.card.output == "sigmoid" else 0.0, core[place])
             else:
                 likeliest(scores, core[place])
@@ -272,13 +336,18 @@ class NetworkModel:
         """The engine and precision that were chosen, or that all machines have."""
         if self.choice is not None:
             return self.choice
-        reference: EngineName = {".onnx": "onnxruntime", ".tflite": "litert"}.get(self.weights.suffix, "tensorflow")  # type: ignore[assignment]
+        reference: EngineName = {".onnx": "onnxruntime", ".tflite": "litert"}.get(
+            self.weights.suffix, "tensorflow"
+        )  # type: ignore[assignment]
         return Choice(
-            reference if self.engine == "auto" else self.engine, "float32" if self.precision == "auto" else self.precision
+            reference if self.engine == "auto" else self.engine,
+            "float32" if self.precision == "auto" else self.precision,
         )
 
     def _confirm_reach(self, choice: Choice) -> None:
-        """Raises `WeightsError` where the network looks farther than its card says: tiles would show."""
+        """Raises `WeightsError` where the network looks farther than its card says: tiles would
+        show.
+        """
         from segcore.inference.engines import open_engine
         from segcore.inference.reach import confirmed
 
@@ -288,13 +357,18 @@ class NetworkModel:
         if found.halo != said.halo:
             farther = "the whole image" if found.halo is None else f"at least {found.halo} pixels"
             raise WeightsError(
-                f"{file_name(self.weights.location)} looks {farther} far; its card says {said.halo}. The card was changed, or is another network's: "
+                f"{file_name(self.weights.location)} looks {farther} far; its card says "
+                f"{said.halo}. The card was changed, or is another network's: "
                 "remove it, so that the network is measured anew, or set windows: blended."
             )
 
     @property
     def _told_bands(self) -> str:
-        return str(self.card.channels) if self.card.bands is None else f"the bands {list(self.card.bands)}"
+        return (
+            str(self.card.channels)
+            if self.card.bands is None
+            else f"the bands {list(self.card.bands)}"
+        )
 
     def _trained_bands(self, spec: RasterSpec) -> tuple[int, ...] | None:
         """The bands that the network was trained on, where the file has them."""
@@ -302,10 +376,18 @@ class NetworkModel:
         return bands if bands is not None and max(bands) <= spec.file_bands else None
 
     def _colours(self, spec: RasterSpec) -> tuple[int, ...] | None:
-        """The bands of a picture that a network of colours sees as red, green and blue; None where either is something else."""
+        """The bands of a picture that a network of colours sees as red, green and blue; None where
+        either is something else.
+        """
         if self.card.interpretation != "rgb":
             return None
-        return (1, 2, 3) if spec.interpretation == "rgb" else (1, 1, 1) if spec.file_bands == 1 else None
+        return (
+            (1, 2, 3)
+            if spec.interpretation == "rgb"
+            else (1, 1, 1)
+            if spec.file_bands == 1
+            else None
+        )
 
     def _pieces(self, block: Block) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32]]]:
         """Pieces of the core, and the network's output for them."""
@@ -318,7 +400,9 @@ class NetworkModel:
         return patches.core_scores(seen, layout, prepare, engine)
 
     def _without_gaps(self, block: Block) -> Block:
-        """The block with its invalid pixels at the value that becomes 0: what lies there (nodata, NaN) must not reach its neighbours."""
+        """The block with its invalid pixels at the value that becomes 0: what lies there (nodata,
+        NaN) must not reach its neighbours.
+        """
         if block.valid.all():
             return block
         # As float32, as scaling takes them: an offset of 103.9 is no value of eight bits.
@@ -327,7 +411,9 @@ class NetworkModel:
         return replace(block, pixels=pixels)
 
     def _probe(self, block: Block) -> NDArray[np.float32]:
-        """The scaled middle of the block, as large as a patch inside an image and mirrored where the block is smaller."""
+        """The scaled middle of the block, as large as a patch inside an image and mirrored where
+        the block is smaller.
+        """
         pixels = self._without_gaps(block).pixels
         # What is fastest there is so on larger patches too.
         layout = replace(self, patch=min(self.patch, _LARGEST_PROBE)).layout
@@ -338,10 +424,13 @@ class NetworkModel:
         return self.card.scaling.apply(pixels)
 
     def _ids(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Class ids (y, x) that a network gives by itself. Raises `WeightsError` where there are no such classes."""
+        """Class ids (y, x) that a network gives by itself. Raises `WeightsError` where there are no
+        such classes.
+        """
         if not 0 <= scores.min() <= scores.max() < len(self.classes):
             raise WeightsError(
-                f"{file_name(self.weights.location)} gives class ids {scores.min():g} to {scores.max():g}, but has {len(self.classes)} classes. "
+                f"{file_name(self.weights.location)} gives class ids {scores.min():g} to "
+                f"{scores.max():g}, but has {len(self.classes)} classes. "
                 "Name all of them with `classes`."
             )
         ids: NDArray[np.float32] = scores[..., 0]
@@ -349,7 +438,9 @@ class NetworkModel:
 
     def _probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.card.output == "labels":
-            return np.asarray(self._ids(scores)[..., None] == np.arange(len(self.classes)), np.float32)
+            return np.asarray(
+                self._ids(scores)[..., None] == np.arange(len(self.classes)), np.float32
+            )
         if self.card.output == "logits" and scores.shape[-1] == 1:
             scores = np.asarray(1 / (1 + np.exp(-scores)), np.float32)
         if scores.shape[-1] == 1:
@@ -361,7 +452,9 @@ class NetworkModel:
 
 
 def _looks_too_far(wanted: Windows, card: Card) -> bool:
-    return wanted == "auto" and (not Patching.suits(card.reach) or (card.reach.halo or 0) > _FARTHEST_EXACT)
+    return wanted == "auto" and (
+        not Patching.suits(card.reach) or (card.reach.halo or 0) > _FARTHEST_EXACT
+    )
 
 
 def _length(layout: Patching | Windowing, axis: int) -> int:

@@ -1,18 +1,23 @@
-"""Quick shift: every pixel is tied to the nearest denser one, and the trees that come of it are the regions.
+"""Quick shift: every pixel is tied to the nearest denser one, and the trees that come of it are the
+regions.
 
-After Vedaldi and Soatto, "Quick shift and kernel methods for mode seeking" (ECCV 2008), as `skimage.segmentation.quickshift` defines it:
+After Vedaldi and Soatto, "Quick shift and kernel methods for mode seeking" (ECCV 2008), as
+`skimage.segmentation.quickshift` defines it:
 
-1. A pixel is a point of its colour, times `ratio`, and its place in pixels. Its density is the sum of exp(-d² / (2 kernel_size²)) over
-   all pixels within ceil(3 · kernel_size) rows and columns, d being the distance of the points.
+1. A pixel is a point of its colour, times `ratio`, and its place in pixels. Its density is the sum
+   of exp(-d² / (2 kernel_size²)) over all pixels within ceil(3 · kernel_size) rows and columns, d
+   being the distance of the points.
 2. Noise of standard deviation 1e-5 is added, so that even areas have slopes too.
-3. Its parent is the nearest denser pixel of that window, unless farther than `max_dist`; then it is the root of a tree.
+3. Its parent is the nearest denser pixel of that window, unless farther than `max_dist`; then it is
+   the root of a tree.
 
-Only two things differ from scikit-image. The noise of a pixel follows from its row, its column and `seed`, not from the shape of
-the array, and all is done in double precision, whatever the type of the image.
+Only two things differ from scikit-image. The noise of a pixel follows from its row, its column and
+`seed`, not from the shape of the array, and all is done in double precision, whatever the type of
+the image.
 
-A tile needs the densities of all pixels within `max_dist` of its core, and these their windows. A chain of parents that
-leaves the core ends, for this tile, in a pixel of another: joining follows it from there. Pixels without data have no
-density, no parent and no children.
+A tile needs the densities of all pixels within `max_dist` of its core, and these their windows. A
+chain of parents that leaves the core ends, for this tile, in a pixel of another: joining follows it
+from there. Pixels without data have no density, no parent and no children.
 """
 
 from __future__ import annotations
@@ -49,7 +54,9 @@ class Quickshift:
     """Regions of similar colour around the densest points of colour and space."""
 
     kernel_size: float = 5.0
-    """Width of the Gaussian that densities are summed with, from 1 on; greater means fewer regions. Time grows with its square."""
+    """Width of the Gaussian that densities are summed with, from 1 on; greater means fewer regions.
+    Time grows with its square.
+    """
     max_dist: float = 10.0
     """Greatest distance to a parent, in colour and space; greater means fewer regions."""
     ratio: float = 1.0
@@ -57,10 +64,14 @@ class Quickshift:
     sigma: float = 0.0
     """Standard deviation of a Gaussian that smooths the picture first, in pixels. 0: none."""
     convert_to_lab: bool | None = None
-    """Whether colours become CIE Lab, which takes three bands. None: for RGB pictures of 8 or 16 bits."""
+    """Whether colours become CIE Lab, which takes three bands. None: for RGB pictures of 8 or 16
+    bits.
+    """
     scale: float | None = None
-    """What the bands are multiplied by first. None: floats stay as they are; the greatest whole number of a type becomes 1 for Lab, else
-    100, the range of lightness (scikit-image has 1, next to which places in pixels decide alone)."""
+    """What the bands are multiplied by first. None: floats stay as they are; the greatest whole
+    number of a type becomes 1 for Lab, else 100, the range of lightness (scikit-image has 1, next
+    to which places in pixels decide alone).
+    """
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
     classes: tuple[str, ...] | None = None
@@ -69,7 +80,9 @@ class Quickshift:
     """Decides the noise."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
-    units: ClassVar[str] = "colour is weighed against place: `scale` must change along with the units"
+    units: ClassVar[str] = (
+        "colour is weighed against place: `scale` must change along with the units"
+    )
 
     def __post_init__(self) -> None:
         _check("kernel_size", self.kernel_size, 1.0, _WIDEST)
@@ -80,9 +93,14 @@ class Quickshift:
             raise ValueError(f"scale: expected a finite number above 0; got {self.scale}")
         check_bands(self.bands)
         if self.convert_to_lab and self.bands is not None and len(self.bands) != 3:
-            raise ValueError(f"convert_to_lab: Lab takes three bands, red, green and blue; got bands {list(self.bands)}")
+            raise ValueError(
+                "convert_to_lab: Lab takes three bands, red, green and blue; got bands "
+                f"{list(self.bands)}"
+            )
         if self.classes is not None and len(self.classes) != 1:
-            raise ValueError(f"classes: all regions are of one class, so give one name; got {list(self.classes)}")
+            raise ValueError(
+                f"classes: all regions are of one class, so give one name; got {list(self.classes)}"
+            )
         check_names(self.class_names)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: expected a number from 0 on and below 2**63; got {self.seed}")
@@ -136,23 +154,34 @@ class QuickshiftModel:
 
     @property
     def footprint(self) -> Footprint:
-        """A halo for parents, for their densities, and for smoothing. Bands are taken for doubles, four unless `bands` says otherwise."""
+        """A halo for parents, for their densities, and for smoothing. Bands are taken for doubles,
+        four unless `bands` says otherwise.
+        """
         margin = self.width + self.reach + int(_TRUNCATE * self.sigma + 0.5)
         numbers = (4 if self.bands is None else len(self.bands)) * (3 if self.sigma > 0 else 2)
-        return Footprint(halo=(margin, margin), bytes_per_pixel=8 * numbers + 32, cost=1 + (2 * self.width + 1) ** 2 // 3)
+        return Footprint(
+            halo=(margin, margin),
+            bytes_per_pixel=8 * numbers + 32,
+            cost=1 + (2 * self.width + 1) ** 2 // 3,
+        )
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the wanted bands. Raises `ModelMismatch` where Lab is asked for and there are not three."""
+        """The image with the wanted bands. Raises `ModelMismatch` where Lab is asked for and there
+        are not three.
+        """
         selected = spec.select(self.bands)
         if self.convert_to_lab and selected.channels != 3:
             raise ModelMismatch(
-                f"{spec.location}: Lab takes three bands, red, green and blue; it got {selected.channels}. "
+                f"{spec.location}: Lab takes three bands, red, green and blue; it got "
+                f"{selected.channels}. "
                 "Choose three `bands`, or leave `convert_to_lab` out."
             )
         return selected
 
     def fragment(self, block: Block) -> Fragments:
-        """The trees of the core's pixels, cut where they leave the core, and the pixels that they lead to outside."""
+        """The trees of the core's pixels, cut where they leave the core, and the pixels that they
+        lead to outside.
+        """
         core, read = block.tile.core, block.tile.read
         inner = core.grow((self.reach,) * 2) & read
         seen = inner.grow((self.width,) * 2) & read
@@ -202,10 +231,15 @@ class QuickshiftModel:
         """What to look at where floats are compared with distances in pixels as they are."""
         if self.scale is not None or self.convert_to_lab or np.dtype(spec.dtype).kind != "f":
             return None
-        return f"these pixels are {spec.dtype}, and a difference of 1 counts as one pixel of place: set `scale` (100 for values from 0 to 1)"
+        return (
+            f"these pixels are {spec.dtype}, and a difference of 1 counts as one pixel of place: "
+            "set `scale` (100 for values from 0 to 1)"
+        )
 
     def _colours(self, block: Block, seen: Box) -> NDArray[np.float64]:
-        """Colours of the pixels of `seen`, (band, y, x) and ready to be compared; infinite where there is no data."""
+        """Colours of the pixels of `seen`, (band, y, x) and ready to be compared; infinite where
+        there is no data.
+        """
         margin = int(_TRUNCATE * self.sigma + 0.5)
         wide = seen.grow((margin,) * 2) & block.tile.read
         part = wide.relative_to(block.tile.read).slices
@@ -220,23 +254,32 @@ class QuickshiftModel:
         planes[:, ~valid] = np.inf
         return np.ascontiguousarray(planes[:, *seen.relative_to(wide).slices])
 
-    def _parents(self, planes: NDArray[np.float64], seen: Box, inner: Box, core: Box) -> NDArray[np.int64]:
-        """The flat place in `seen` of the parent of each pixel of `core`; -1 for all other pixels and those without data."""
+    def _parents(
+        self, planes: NDArray[np.float64], seen: Box, inner: Box, core: Box
+    ) -> NDArray[np.int64]:
+        """The flat place in `seen` of the parent of each pixel of `core`; -1 for all other pixels
+        and those without data.
+        """
         from segcore.kernels.quickshift import fill_noise
 
         noise = np.empty(seen.shape)
         fill_noise(seen.start, self.seed, noise)
         return self.parents_of(planes, noise, inner.relative_to(seen), core.relative_to(seen))
 
-    def parents_of(self, planes: NDArray[np.float64], noise: NDArray[np.float64], inner: Box, core: Box) -> NDArray[np.int64]:
-        """The flat place of the parent of each pixel of `core`; roots are their own, and -1 stands for all other pixels and those without data.
+    def parents_of(
+        self, planes: NDArray[np.float64], noise: NDArray[np.float64], inner: Box, core: Box
+    ) -> NDArray[np.int64]:
+        """The flat place of the parent of each pixel of `core`; roots are their own, and -1 stands
+        for all other pixels and those without data.
 
-        `planes` (band, y, x) and `noise` (y, x) cover both boxes. `inner` is `core` with all pixels within `reach`; its
-        densities take the place of its noise.
+        `planes` (band, y, x) and `noise` (y, x) cover both boxes. `inner` is `core` with all pixels
+        within `reach`; its densities take the place of its noise.
         """
         from segcore.kernels.quickshift import add_densities, find_parents
 
-        add_densities(planes, noise, (*inner.start, *inner.stop), self.width, -0.5 / self.kernel_size**2)
+        add_densities(
+            planes, noise, (*inner.start, *inner.stop), self.width, -0.5 / self.kernel_size**2
+        )
         noise[np.isinf(planes[0])] = -np.inf
         parents = np.full(noise.shape, -1, np.int64)
         offsets = _offsets(self.reach, self.max_dist, noise.shape)
@@ -245,7 +288,9 @@ class QuickshiftModel:
 
 
 def scaled_planes(pixels: NDArray[np.generic], scale: float, lab: bool) -> NDArray[np.float64]:
-    """The bands of (y, x, band) pixels times `scale`, as (band, y, x); with `lab` as lightness, a and b of CIE Lab."""
+    """The bands of (y, x, band) pixels times `scale`, as (band, y, x); with `lab` as lightness, a
+    and b of CIE Lab.
+    """
     planes = np.empty((pixels.shape[-1], *pixels.shape[:-1]))
     with np.errstate(over="ignore", invalid="ignore"):
         for band, plane in enumerate(planes):
@@ -258,7 +303,8 @@ def scaled_planes(pixels: NDArray[np.generic], scale: float, lab: bool) -> NDArr
 
 
 def smooth(planes: NDArray[np.float64], valid: NDArray[np.bool_], sigma: float) -> None:
-    """Smooth each of the planes in place by a Gaussian over the valid pixels, mirrored at the edges of the array as in scikit-image.
+    """Smooth each of the planes in place by a Gaussian over the valid pixels, mirrored at the edges
+    of the array as in scikit-image.
 
     Where the Gaussian meets invalid pixels the mean of the others counts.
     """
@@ -268,9 +314,11 @@ def smooth(planes: NDArray[np.float64], valid: NDArray[np.bool_], sigma: float) 
     for plane in planes:
         gaussian_filter(plane, sigma, output=plane, mode="reflect", truncate=_TRUNCATE)
     if not valid.all():
-        weight = gaussian_filter(valid.astype(np.float64), sigma, mode="reflect", truncate=_TRUNCATE)
-        # Weights of undisturbed pixels are off 1 by rounding; set against each other they are 1, so that a tile with holes elsewhere
-        # gives these pixels the same bits as a tile without.
+        weight = gaussian_filter(
+            valid.astype(np.float64), sigma, mode="reflect", truncate=_TRUNCATE
+        )
+        # Weights of undisturbed pixels are off 1 by rounding; set against each other they are 1, so
+        # that a tile with holes elsewhere gives these pixels the same bits as a tile without.
         weight /= gaussian_filter(np.ones((1, 1)), sigma, mode="reflect", truncate=_TRUNCATE)
         np.divide(planes, weight, out=planes, where=valid)
 
@@ -284,12 +332,16 @@ def _default_scale(dtype: np.dtype[Any], lab: bool) -> float:
 
 
 def _offsets(reach: int, max_dist: float, shape: Shape) -> NDArray[np.int64]:
-    """Rows (dy² + dx², dy, dx) of the places that a parent may have in an array of this shape, by ascending distance."""
+    """Rows (dy² + dx², dy, dx) of the places that a parent may have in an array of this shape, by
+    ascending distance.
+    """
     down, across = (min(reach, side - 1) for side in shape)
     dy, dx = (each.ravel() for each in np.mgrid[-down : down + 1, -across : across + 1])
     space = dy**2 + dx**2
     chosen = np.flatnonzero((space > 0) & (np.sqrt(space) <= max_dist))
-    return np.stack([space, dy, dx], axis=1)[chosen[np.argsort(space[chosen], kind="stable")]].astype(np.int64)
+    return np.stack([space, dy, dx], axis=1)[
+        chosen[np.argsort(space[chosen], kind="stable")]
+    ].astype(np.int64)
 
 
 def _check(field: str, value: float, low: float, high: float) -> None:

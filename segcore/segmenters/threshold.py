@@ -1,18 +1,22 @@
 """Thresholds: a pixel is in class 1 where its value is greater than the threshold.
 
-A threshold is given, or found by Otsu's method, Otsu's method for several classes, Li's minimum cross entropy or the triangle
-method. What they need of any number of pixels is the histogram, and histograms of tiles add up exactly: the threshold is
-the one that scikit-image finds on all valid pixels at once.
+A threshold is given, or found by Otsu's method, Otsu's method for several classes, Li's minimum
+cross entropy or the triangle method. What they need of any number of pixels is the histogram, and
+histograms of tiles add up exactly: the threshold is the one that scikit-image finds on all valid
+pixels at once.
 
 - Whole numbers: the count of every value (the range must be below 2**20, else as floats).
-- Floats: one round for the range, one for 256 equal bins over it, as in scikit-image. Li's method, which scikit-image runs
-  on every single pixel, takes 65,536 bins: its threshold is right to about one bin's width.
-- multi-otsu on whole numbers of more than 256 different levels gathers them into 256 equal bins: its cost grows with a power
-  of the number of bins.
-Collections that mix whole numbers and floats are treated as floats. Infinite values are ignored when fitting.
+- Floats: one round for the range, one for 256 equal bins over it, as in scikit-image. Li's method,
+  which scikit-image runs on every single pixel, takes 65,536 bins: its threshold is right to about
+  one bin's width.
+- multi-otsu on whole numbers of more than 256 different levels gathers them into 256 equal bins:
+  its cost grows with a power of the number of bins.
+Collections that mix whole numbers and floats are treated as floats. Infinite values are ignored
+when fitting.
 
-The method `local` needs no histogram: each pixel is compared with the Gaussian mean, mean or median of the window around it, as by
-`skimage.filters.threshold_local` (`segcore.methods.windows`), but a pixel that equals its local value is never greater by rounding.
+The method `local` needs no histogram: each pixel is compared with the Gaussian mean, mean or median
+of the window around it, as by `skimage.filters.threshold_local` (`segcore.methods.windows`), but a
+pixel that equals its local value is never greater by rounding.
 """
 
 from __future__ import annotations
@@ -26,7 +30,14 @@ import numpy as np
 
 from segcore.errors import FitError, NothingToFit
 from segcore.methods.histogram import Bins, Values
-from segcore.methods.intensity import Band, Source, core_intensity, exceeds, intensity, select_source
+from segcore.methods.intensity import (
+    Band,
+    Source,
+    core_intensity,
+    exceeds,
+    intensity,
+    select_source,
+)
 from segcore.methods.naming import check_names
 from segcore.methods.samples import UNLIKELY, told_as_nodata
 from segcore.methods.thresholds import Histogram, find_thresholds
@@ -55,13 +66,19 @@ class Threshold:
     value: float | None = None
     """The threshold itself. None: it is found by `method`."""
     method: Method | None = None
-    """How to find the threshold: otsu (the default), multi-otsu, li, triangle, or local (for each pixel). Not together with `value`."""
+    """How to find the threshold: otsu (the default), multi-otsu, li, triangle, or local (for each
+    pixel). Not together with `value`.
+    """
     band: Band = None
-    """Band, counted from 1, or `luminance`. None: luminance for RGB pictures, the first band otherwise."""
+    """Band, counted from 1, or `luminance`. None: luminance for RGB pictures, the first band
+    otherwise.
+    """
     bands: tuple[int, ...] | None = None
     """The same as a list: one band, or three whose luminance is taken. Not together with `band`."""
     above: bool = True
-    """True: class 1 where the value is greater than the threshold. False: class 1 where it is not."""
+    """True: class 1 where the value is greater than the threshold. False: class 1 where it is
+    not.
+    """
     levels: int = 3
     """Number of classes for multi-otsu, 2 to 5."""
     window: int = 51
@@ -69,27 +86,44 @@ class Threshold:
     window_statistic: WindowStatistic = "gaussian"
     """What local takes of the window: gaussian (mean with sigma (window - 1) / 6), mean, median."""
     offset: float = 0.0
-    """Subtracted from the local value: above 0, pixels a little darker than their surroundings are class 1 too."""
+    """Subtracted from the local value: above 0, pixels a little darker than their surroundings are
+    class 1 too.
+    """
     classes: tuple[str, ...] | None = None
     """Names by class id. None: background, foreground; for multi-otsu class_0, class_1 …"""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
-        "a found threshold moves along, and no label changes (triangle and multi-otsu on whole numbers: unless gaps arise between these); "
+        "a found threshold moves along, and no label changes (triangle and multi-otsu on whole "
+        "numbers: unless gaps arise between these); "
         "`value` and `offset` are in the units of the pixels"
     )
 
     def __post_init__(self) -> None:
         if self.value is not None and self.method is not None:
-            raise ValueError(f"value and method: a threshold is given or found, not both; got {self.value} and {self.method!r}")
+            raise ValueError(
+                f"value and method: a threshold is given or found, not both; got {self.value} and "
+                f"{self.method!r}"
+            )
         if self.value is not None and not math.isfinite(self.value):
             raise ValueError(f"value: expected a finite number; got {self.value}")
         if self.method not in (None, "otsu", "multi-otsu", "li", "triangle", "local"):
-            raise ValueError(f"method: expected otsu, multi-otsu, li, triangle or local; got {self.method!r}")
-        if self.band not in (None, "luminance") and (not isinstance(self.band, int) or self.band < 1):
-            raise ValueError(f"band: expected a number from 1 on, or 'luminance'; got {self.band!r}")
-        if self.bands is not None and (self.band is not None or len(self.bands) not in (1, 3) or min(self.bands) < 1):
-            raise ValueError(f"bands: expected one band or three, from 1 on, and no `band` beside them; got {list(self.bands)}")
+            raise ValueError(
+                f"method: expected otsu, multi-otsu, li, triangle or local; got {self.method!r}"
+            )
+        if self.band not in (None, "luminance") and (
+            not isinstance(self.band, int) or self.band < 1
+        ):
+            raise ValueError(
+                f"band: expected a number from 1 on, or 'luminance'; got {self.band!r}"
+            )
+        if self.bands is not None and (
+            self.band is not None or len(self.bands) not in (1, 3) or min(self.bands) < 1
+        ):
+            raise ValueError(
+                "bands: expected one band or three, from 1 on, and no `band` beside them; got "
+                f"{list(self.bands)}"
+            )
         if not 2 <= self.levels <= 5:
             raise ValueError(f"levels: expected 2 to 5 classes; got {self.levels}")
         if self.method == "multi-otsu" and not self.above:
@@ -98,20 +132,32 @@ class Threshold:
         if self.classes is not None:
             check_names(self.classes)
             if len(self.classes) != self._count:
-                raise ValueError(f"classes: {self._count} classes need {self._count} names; got {list(self.classes)}")
+                raise ValueError(
+                    f"classes: {self._count} classes need {self._count} names; got "
+                    f"{list(self.classes)}"
+                )
 
     def _check_window(self) -> None:
         if not 3 <= self.window <= LARGEST_WINDOW or self.window % 2 == 0:
-            raise ValueError(f"window: expected an odd number of pixels from 3 to {LARGEST_WINDOW:,}; got {self.window}")
+            raise ValueError(
+                f"window: expected an odd number of pixels from 3 to {LARGEST_WINDOW:,}; got "
+                f"{self.window}"
+            )
         if self.window_statistic not in ("gaussian", "mean", "median"):
-            raise ValueError(f"window_statistic: expected gaussian, mean or median; got {self.window_statistic!r}")
+            raise ValueError(
+                "window_statistic: expected gaussian, mean or median; got "
+                f"{self.window_statistic!r}"
+            )
         if not math.isfinite(self.offset):
             raise ValueError(f"offset: expected a finite number; got {self.offset}")
         others = ("levels",) if self.method == "local" else ("window", "window_statistic", "offset")
         for field in fields(self):
             if field.name in others and getattr(self, field.name) != field.default:
                 owner = "multi-otsu" if field.name == "levels" else "local"
-                raise ValueError(f"{field.name}: belongs to `method: {owner}`; leave it out, or choose that method")
+                raise ValueError(
+                    f"{field.name}: belongs to `method: {owner}`; leave it out, or choose that "
+                    "method"
+                )
 
     @property
     def _count(self) -> int:
@@ -127,7 +173,11 @@ class Threshold:
         """Class names by class id."""
         if self.classes is not None:
             return self.classes
-        return tuple(f"class_{i}" for i in range(self.levels)) if self.method == "multi-otsu" else ("background", "foreground")
+        return (
+            tuple(f"class_{i}" for i in range(self.levels))
+            if self.method == "multi-otsu"
+            else ("background", "foreground")
+        )
 
     @property
     def footprint(self) -> Footprint:
@@ -140,9 +190,18 @@ class Threshold:
         """The segmenter itself where the threshold is given or local, else this fitter."""
         if self.method == "local":
             return LocalThresholdModel(
-                self.window, self.window_statistic, self.offset, self.expected_classes, self.source, self.above
+                self.window,
+                self.window_statistic,
+                self.offset,
+                self.expected_classes,
+                self.source,
+                self.above,
             )
-        return self if self.value is None else ThresholdModel((self.value,), self.expected_classes, self.source, self.above)
+        return (
+            self
+            if self.value is None
+            else ThresholdModel((self.value,), self.expected_classes, self.source, self.above)
+        )
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the band, or the bands of the luminance."""
@@ -161,7 +220,9 @@ class Threshold:
         return a.merge(b)
 
     def finish(self, total: Values) -> Fitter | Segmenter:
-        """The model, or the round of equal bins. Raises `NothingToFit` where there is no valid pixel."""
+        """The model, or the round of equal bins. Raises `NothingToFit` where there is no valid
+        pixel.
+        """
         if self.value is not None or self.method == "local":
             return self.start()
         if total.pixels == 0:
@@ -172,24 +233,31 @@ class Threshold:
         if total.counts is None and total.low < total.high:
             number = _MANY_BINS if self.method == "li" else _FEW_BINS
             _require_bins(float(total.low), float(total.high), number)
-            return BinnedThreshold(self, Bins(float(total.low), float(total.high), number, total.dtype))
+            return BinnedThreshold(
+                self, Bins(float(total.low), float(total.high), number, total.dtype)
+            )
         if total.counts is not None:
             return self.model_of(Histogram.of_values(total.counts, int(total.low)))
         return self.model_of(Histogram(np.array([total.pixels]), np.array([total.low])))
 
     def model_of(self, histogram: Histogram, suspect: str | None = None) -> ThresholdModel:
-        """The model that follows from a histogram, and from what in it looks like nodata. Raises `FitError` where it has too few different values."""
+        """The model that follows from a histogram, and from what in it looks like nodata. Raises
+        `FitError` where it has too few different values.
+        """
         method = self.method or "otsu"
         thresholds = find_thresholds(histogram, method, self.levels)
         pixels = int(histogram.counts.sum())
-        return ThresholdModel(thresholds, self.expected_classes, self.source, self.above, method, pixels, suspect)
+        return ThresholdModel(
+            thresholds, self.expected_classes, self.source, self.above, method, pixels, suspect
+        )
 
 
 def _require_bins(low: float, high: float, number: int) -> None:
     """Raise `FitError` where floats cannot hold so many equal bins from `low` to `high`."""
     if not 1e-290 < (high - low) / number < math.inf:
         raise FitError(
-            f"A threshold cannot be found between values from {low:g} to {high:g}: floats cannot hold {number} steps of that range. "
+            f"A threshold cannot be found between values from {low:g} to {high:g}: floats cannot "
+            f"hold {number} steps of that range. "
             "Check nodata, give the threshold as `value`, or bring the values into another unit."
         )
 
@@ -234,7 +302,9 @@ class BinnedThreshold:
         return self.recipe.model_of(Histogram(total, self.bins.centres), self._suspect(total))
 
     def _suspect(self, total: NDArray[np.int64]) -> str | None:
-        """The note where values of 1e30 or more lie far from all others, which are then within a bin's width of 0."""
+        """The note where values of 1e30 or more lie far from all others, which are then within a
+        bin's width of 0.
+        """
         low, high = self.bins.low, self.bins.high
         largest = max(abs(low), abs(high))
         places = np.abs(self.bins.centres[total > 0].astype(np.float64))
@@ -274,7 +344,9 @@ class ThresholdModel:
         return select_source(spec, self.band)
 
     def segment(self, block: Block) -> Labels:
-        """The number of thresholds that each value exceeds (with `above` False: 1 where it does not exceed the one)."""
+        """The number of thresholds that each value exceeds (with `above` False: 1 where it does not
+        exceed the one).
+        """
         values = intensity(block.pixels, block.spec.location)
         first = exceeds(values, self.thresholds[0])
         if not self.above:
@@ -285,9 +357,16 @@ class ThresholdModel:
         return Labels(labels)
 
     def provenance(self) -> Mapping[str, Any]:
-        """Thresholds, and how and in how many pixels they were found; a note where what looks like nodata is among these."""
+        """Thresholds, and how and in how many pixels they were found; a note where what looks like
+        nodata is among these.
+        """
         note = {} if self.suspect is None else {"note": self.suspect}
-        return {"thresholds": list(self.thresholds), "method": self.method, **note, "pixels": self.pixels}
+        return {
+            "thresholds": list(self.thresholds),
+            "method": self.method,
+            **note,
+            "pixels": self.pixels,
+        }
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the fit says it all
         """The note."""
@@ -319,15 +398,24 @@ class LocalThresholdModel:
         return select_source(spec, self.band)
 
     def segment(self, block: Block) -> Labels:
-        """1 where a pixel of the core exceeds its local value less the offset (with `above` False: where it does not)."""
+        """1 where a pixel of the core exceeds its local value less the offset (with `above` False:
+        where it does not).
+        """
         values = intensity(block.pixels, block.spec.location)
         usable = block.valid & np.isfinite(values) if values.dtype.kind == "f" else block.valid
         core = block.tile.core.relative_to(block.tile.read)
         labels = np.zeros(block.valid.shape, np.uint8)
-        exceeded = Window(self.window, self.window_statistic).exceeded(values, usable, core, self.offset)
+        exceeded = Window(self.window, self.window_statistic).exceeded(
+            values, usable, core, self.offset
+        )
         labels[core.slices] = exceeded if self.above else ~exceeded
         return Labels(labels)
 
     def provenance(self) -> Mapping[str, Any]:
         """The window and the offset."""
-        return {"method": "local", "window": self.window, "window_statistic": self.window_statistic, "offset": self.offset}
+        return {
+            "method": "local",
+            "window": self.window,
+            "window_statistic": self.window_statistic,
+            "offset": self.offset,
+        }

@@ -1,14 +1,17 @@
 """Watershed: touching objects of a semantic mask, split at their necks.
 
-The landscape is the distance of each pixel to the nearest of another class (Euclidean, exact, clipped at `distance`): its peaks are the middles of
-objects, its passes the necks between them. From the highest pixel down, each goes with its steepest neighbour of the same class (diagonals
-too), so the basin of a peak is what flows to it (watershed by topographic distance: Meyer 1994). Where two basins meet, the lower peak
-is an object of its own only if it rises at least `prominence` above the pass, else it is taken in by the higher: the peaks that stay are those
-of the h-maxima transform, the dynamics of Grimaud (1992).
+The landscape is the distance of each pixel to the nearest of another class (Euclidean, exact,
+clipped at `distance`): its peaks are the middles of objects, its passes the necks between them.
+From the highest pixel down, each goes with its steepest neighbour of the same class (diagonals
+too), so the basin of a peak is what flows to it (watershed by topographic distance: Meyer 1994).
+Where two basins meet, the lower peak is an object of its own only if it rises at least `prominence`
+above the pass, else it is taken in by the higher: the peaks that stay are those of the h-maxima
+transform, the dynamics of Grimaud (1992).
 
-Distances are compared as whole squares and equals go by place, row by row, never by where a tile begins. A connected region that a tile sees whole
-is split the same in every tile, and `stitch` puts the parts together. The halo is three times `distance`: an object of
-the largest radius (two times), and what its pixels' distances depend on (once). Objects, or clumps of them, larger than the halo
+Distances are compared as whole squares and equals go by place, row by row, never by where a tile
+begins. A connected region that a tile sees whole is split the same in every tile, and `stitch` puts
+the parts together. The halo is three times `distance`: an object of the largest radius (two times),
+and what its pixels' distances depend on (once). Objects, or clumps of them, larger than the halo
 are cut at the edge of what a tile sees; they are joined by what neighbours saw of them.
 """
 
@@ -24,7 +27,16 @@ import numpy as np
 from segcore.errors import RecipeError
 from segcore.legend import BACKGROUND_NAMES
 from segcore.methods.composed import start_around
-from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Model, Segmenter, SegmenterRecipe, caution_of
+from segcore.model import (
+    MODELS,
+    SEGMENTERS,
+    Exactness,
+    Fitter,
+    Model,
+    Segmenter,
+    SegmenterRecipe,
+    caution_of,
+)
 from segcore.objects.overlap import cut_by
 from segcore.objects.stitch import SeamRule, Stitched, rules_of
 from segcore.raster import Labels
@@ -37,7 +49,8 @@ if TYPE_CHECKING:
 
 _RULE = SeamRule()
 _GREATEST_DISTANCE = 1024
-# Beside the inner segmenter's: classes, columns, squares, order, basins, numbers and labels of four bytes each.
+# Beside the inner segmenter's: classes, columns, squares, order, basins, numbers and labels of four
+# bytes each.
 _BYTES_PER_PIXEL = 32
 
 
@@ -51,56 +64,100 @@ class Watershed:
     parts: tuple[str, ...] | None = None
     """Names of the classes whose objects are wanted. None: all but the background."""
     distance: int = 32
-    """Largest radius that matters, in pixels: necks twice as wide are not cut. The halo is three times this."""
+    """Largest radius that matters, in pixels: necks twice as wide are not cut. The halo is three
+    times this.
+    """
     prominence: float = 1.0
-    """How much narrower a neck must be than the smaller object that it ties, in pixels of the radius. More of it splits less."""
+    """How much narrower a neck must be than the smaller object that it ties, in pixels of the
+    radius. More of it splits less.
+    """
     min_size: int = 1
     """Objects of fewer pixels become background."""
     stitch: SeamRule | Mapping[str, SeamRule] = _RULE
-    """How objects are joined over tiles: `{by: ownership}`, or `{by: overlap, iou: 0.5}`, or such a rule for each class by name."""
+    """How objects are joined over tiles: `{by: ownership}`, or `{by: overlap, iou: 0.5}`, or such a
+    rule for each class by name.
+    """
 
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
     units: ClassVar[str] = "as the segmenter inside; sizes and distances are in pixels of the image"
 
     def __post_init__(self) -> None:
         if self.parts is not None and (not self.parts or len(set(self.parts)) < len(self.parts)):
-            raise ValueError(f"parts: expected different class names, at least one; got {list(self.parts)}")
+            raise ValueError(
+                f"parts: expected different class names, at least one; got {list(self.parts)}"
+            )
         if not 1 <= self.distance <= _GREATEST_DISTANCE:
-            raise ValueError(f"distance: expected 1 to {_GREATEST_DISTANCE} pixels; got {self.distance}")
+            raise ValueError(
+                f"distance: expected 1 to {_GREATEST_DISTANCE} pixels; got {self.distance}"
+            )
         if not 0 < self.prominence < math.inf:
-            raise ValueError(f"prominence: expected a finite number of pixels above 0; got {self.prominence}")
+            raise ValueError(
+                f"prominence: expected a finite number of pixels above 0; got {self.prominence}"
+            )
         if self.min_size < 1:
-            raise ValueError(f"min_size: expected a number of pixels from 1 on; got {self.min_size}")
+            raise ValueError(
+                f"min_size: expected a number of pixels from 1 on; got {self.min_size}"
+            )
 
     def start(self) -> Fitter | Model:
-        """The watershed around the other segmenter, or that one's fitter. Raises `RecipeError` where they do not suit."""
+        """The watershed around the other segmenter, or that one's fitter. Raises `RecipeError`
+        where they do not suit.
+        """
         return start_around(self.of, self)
 
     def around(self, segmenter: Segmenter) -> Stitched:
-        """The model around a segmenter that is ready. Raises `RecipeError` where a class is named that it does not have."""
+        """The model around a segmenter that is ready. Raises `RecipeError` where a class is named
+        that it does not have.
+        """
         classes, class_of = self._classes(segmenter.classes)
         try:
             rules = rules_of(self.stitch, classes)
         except ValueError as error:
             raise RecipeError(str(error)) from error
-        return Stitched(WatershedModel(segmenter, classes, class_of, self.distance, float(self.prominence), self.min_size), rules)
+        return Stitched(
+            WatershedModel(
+                segmenter, classes, class_of, self.distance, float(self.prominence), self.min_size
+            ),
+            rules,
+        )
 
     def classes_around(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """The background, then the classes whose objects are wanted. Raises `RecipeError` where one is named that there is not."""
+        """The background, then the classes whose objects are wanted. Raises `RecipeError` where one
+        is named that there is not.
+        """
         return self._classes(classes)[0]
 
     def _classes(self, classes: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """The background and the wanted classes, and which of them (0: the background) each of the inner classes becomes."""
+        """The background and the wanted classes, and which of them (0: the background) each of the
+        inner classes becomes.
+        """
         unknown = [name for name in self.parts or () if name not in classes]
         if unknown:
-            raise RecipeError(f"parts: there is no class {unknown[0]!r} to split; the classes are {', '.join(classes)}.")
-        wanted = [name for name in classes if (name in self.parts if self.parts else name.lower() not in BACKGROUND_NAMES)]
+            raise RecipeError(
+                f"parts: there is no class {unknown[0]!r} to split; the classes are "
+                f"{', '.join(classes)}."
+            )
+        wanted = [
+            name
+            for name in classes
+            if (name in self.parts if self.parts else name.lower() not in BACKGROUND_NAMES)
+        ]
         if not wanted:
-            raise RecipeError(f"parts: there is nothing to split; {', '.join(classes)} mean background. Name one in `parts`.")
+            raise RecipeError(
+                f"parts: there is nothing to split; {', '.join(classes)} mean background. Name one "
+                "in `parts`."
+            )
         # The segmenter's own name for background where it has one to spare.
-        names = (*(name for name in classes if name.lower() in BACKGROUND_NAMES), "background", "other", "void")
+        names = (
+            *(name for name in classes if name.lower() in BACKGROUND_NAMES),
+            "background",
+            "other",
+            "void",
+        )
         background = next(name for name in names if name not in wanted)
-        return (background, *wanted), tuple(1 + wanted.index(name) if name in wanted else 0 for name in classes)
+        return (background, *wanted), tuple(
+            1 + wanted.index(name) if name in wanted else 0 for name in classes
+        )
 
 
 @MODELS.register("watershed")
@@ -124,17 +181,27 @@ class WatershedModel:
         """Three times `distance` beside what the other segmenter needs."""
         inner = self.segmenter.footprint
         halo = tuple(margin + 3 * self.distance for margin in inner.halo)
-        return replace(inner, halo=halo, bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL, cost=inner.cost + 20)
+        return replace(
+            inner,
+            halo=halo,
+            bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL,
+            cost=inner.cost + 20,
+        )
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the bands that the other segmenter wants."""
         return self.segmenter.select(spec)
 
     def segment(self, block: Block) -> Labels:
-        """The instances of the block, numbered from 1 in the order of their first pixels, each with its class."""
-        # Basins need the classes around the core too. Those nearest to the edge of what the tile reads may not be exact, as the other segmenter
-        # looks beyond it; they lie farther off than the landscape of any object that is smaller than the halo.
-        inner = self.segmenter.segment(replace(block, tile=replace(block.tile, core=block.tile.read))).values
+        """The instances of the block, numbered from 1 in the order of their first pixels, each with
+        its class.
+        """
+        # Basins need the classes around the core too. Those nearest to the edge of what the tile
+        # reads may not be exact, as the other segmenter looks beyond it; they lie farther off than
+        # the landscape of any object that is smaller than the halo.
+        inner = self.segmenter.segment(
+            replace(block, tile=replace(block.tile, core=block.tile.read))
+        ).values
         classes = np.array(self.class_of, np.int32)[np.where(block.valid, inner, 0)]
         classes[~block.valid] = 0
         values, class_of = split_touching(classes, self.distance, self.prominence)
@@ -155,10 +222,14 @@ class WatershedModel:
         return caution_of([self.segmenter], spec, shares)
 
 
-def split_touching(classes: NDArray[np.int32], distance: int, prominence: float) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Instances of a (y, x) array of classes, 0 for background: labels from 1 on, and the class of each label, 0 included.
+def split_touching(
+    classes: NDArray[np.int32], distance: int, prominence: float
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Instances of a (y, x) array of classes, 0 for background: labels from 1 on, and the class of
+    each label, 0 included.
 
-    `distance` clips the landscape, in pixels; a peak must rise by `prominence` pixels above its passes.
+    `distance` clips the landscape, in pixels; a peak must rise by `prominence` pixels above its
+    passes.
     """
     from segcore.kernels.watershed import descending, flood, squared_distances
 

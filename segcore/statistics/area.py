@@ -1,9 +1,11 @@
 """Areas: how much of an image each class covers, in pixels and on the ground.
 
-A tile's pixels are counted by class, and their areas added up as whole numbers of quanta (`segcore.ground.quanta`).
+A tile's pixels are counted by class, and their areas added up as whole numbers of quanta
+(`segcore.ground.quanta`).
 
-The state is a dict that JSON can hold: `counts` (pixels of each class), `nodata` (pixels without data) and `areas` (quanta of
-each class; empty where all pixels are equal), all of them whole numbers of any size.
+The state is a dict that JSON can hold: `counts` (pixels of each class), `nodata` (pixels without
+data) and `areas` (quanta of each class; empty where all pixels are equal), all of them whole
+numbers of any size.
 """
 
 from __future__ import annotations
@@ -50,14 +52,16 @@ class Area:
 
     @property
     def schema(self) -> pa.Schema:
-        """Columns after `run_id` and `image_id`; `fraction` is null where an image has no valid pixel."""
+        """Columns after `run_id` and `image_id`; `fraction` is null where an image has no valid
+        pixel.
+        """
         return _SCHEMA
 
     def observe(self, item: Labelled, /) -> dict[str, Any]:
         """Counts and areas in one tile.
 
-        Raises `MaskloomError` where a label is neither a class of the legend nor its nodata label, `FormatError` where the
-        image's CRS makes no sense.
+        Raises `MaskloomError` where a label is neither a class of the legend nor its nodata label,
+        `FormatError` where the image's CRS makes no sense.
         """
         values = _compact_labels(item)
         place = _places(values.dtype, item.legend)
@@ -71,7 +75,9 @@ class Area:
         return {
             "counts": count,
             "nodata": int(sums[0, classes]),
-            "areas": [] if greatest is None else [h * 2**32 + n for h, n in zip(high, low, strict=True)],
+            "areas": []
+            if greatest is None
+            else [h * 2**32 + n for h, n in zip(high, low, strict=True)],
         }
 
     def merge(self, a: dict[str, Any], b: dict[str, Any], /) -> dict[str, Any]:
@@ -82,7 +88,9 @@ class Area:
             "areas": [m + n for m, n in zip(a["areas"], b["areas"], strict=True)],
         }
 
-    def finish(self, total: dict[str, Any] | None, /, spec: RasterSpec, legend: Legend) -> list[dict[str, Any]]:
+    def finish(
+        self, total: dict[str, Any] | None, /, spec: RasterSpec, legend: Legend
+    ) -> list[dict[str, Any]]:
         """A row for each class of the legend, also for those without a pixel."""
         names = legend.names
         total = total or {"counts": [0] * len(names), "nodata": 0, "areas": []}
@@ -90,7 +98,8 @@ class Area:
         unprocessed = spec.pixels - valid - nodata
         if unprocessed < 0:
             raise MaskloomError(
-                f"Expected at most the {spec.pixels} pixels of {spec.location}, counted {valid + nodata}: some tiles were "
+                f"Expected at most the {spec.pixels} pixels of {spec.location}, counted "
+                f"{valid + nodata}: some tiles were "
                 "counted twice. This is an error in maskloom; please report it."
             )
         return [
@@ -119,7 +128,9 @@ def _compact_labels(item: Labelled) -> NDArray[np.integer]:
 
 
 def _places(dtype: np.dtype[Any], legend: Legend) -> NDArray[np.uint32]:
-    """Where each label is summed: classes in their order, then nodata, then all that does not belong."""
+    """Where each label is summed: classes in their order, then nodata, then all that does not
+    belong.
+    """
     classes = len(legend.names)
     place = np.full(np.iinfo(dtype).max + 1, classes + 1, np.uint32)
     place[:classes] = np.arange(min(classes, len(place)))
@@ -132,8 +143,10 @@ def _stranger(item: Labelled) -> MaskloomError:
     classes, nodata, labels = len(item.legend.names), item.legend.nodata, np.unique(item.values)
     strangers = labels[((labels < 0) | (labels >= classes)) & (labels != nodata)]
     return MaskloomError(
-        f"Expected class ids below {classes} or {nodata} for no data, got {strangers[:5].tolist()} among the labels of tile "
-        f"{item.tile.index} of {item.spec.location}. This is an error in the segmenter; please report it."
+        f"Expected class ids below {classes} or {nodata} for no data, got {strangers[:5].tolist()} "
+        "among the labels of tile "
+        f"{item.tile.index} of {item.spec.location}. This is an error in the segmenter; please "
+        "report it."
     )
 
 

@@ -1,4 +1,6 @@
-"""Objects: which connected parts of a semantic mask get a row each, and whether with their outlines. `segcore.objects.table` measures them."""
+"""Objects: which connected parts of a semantic mask get a row each, and whether with their
+outlines. `segcore.objects.table` measures them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ class Objects:
     """Size, place, shape, band values and outline of every object, one row an object."""
 
     classes: tuple[str, ...] | None = None
-    """Classes whose connected parts are objects. None: all but one named background. Object masks bring their own objects."""
+    """Classes whose connected parts are objects. None: all but one named background. Object masks
+    bring their own objects.
+    """
     connectivity: Literal[4, 8] = 8
     """8 also connects pixels that touch at a corner, 4 does not."""
     min_size: int = 1
@@ -23,9 +27,15 @@ class Objects:
     """Name of its table."""
 
     def __post_init__(self) -> None:
-        if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
-            raise ValueError(f"classes: expected at least one name and none twice; got {list(self.classes)}")
+        if self.classes is not None and (
+            not self.classes or len(set(self.classes)) < len(self.classes)
+        ):
+            raise ValueError(
+                f"classes: expected at least one name and none twice; got {list(self.classes)}"
+            )
         if self.connectivity not in (4, 8):
             raise ValueError(f"connectivity: expected 4 or 8; got {self.connectivity}")
         if self.min_size < 1:
-            raise ValueError(f"min_size: expected a number of pixels from 1 on; got {self.min_size}")
+            raise ValueError(
+                f"min_size: expected a number of pixels from 1 on; got {self.min_size}"
+            )

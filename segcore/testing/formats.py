@@ -29,9 +29,13 @@ def boxes(shape: Shape) -> SearchStrategy[Box]:
     """Boxes inside a raster of this shape, single pixels and the whole included."""
     from hypothesis import strategies
 
-    ends = [strategies.tuples(strategies.integers(0, n - 1), strategies.integers(1, n)) for n in shape]
+    ends = [
+        strategies.tuples(strategies.integers(0, n - 1), strategies.integers(1, n)) for n in shape
+    ]
     return strategies.tuples(*ends).map(
-        lambda ranges: Box(tuple(min(a, b - 1) for a, b in ranges), tuple(max(a + 1, b) for a, b in ranges))
+        lambda ranges: Box(
+            tuple(min(a, b - 1) for a, b in ranges), tuple(max(a + 1, b) for a, b in ranges)
+        )
     )
 
 
@@ -45,17 +49,23 @@ def check_spec(spec: RasterSpec) -> None:
     import pickle
 
     assert len(spec.chunks) == len(spec.shape)
-    assert all(1 <= chunk <= n for chunk, n in zip(spec.chunks, spec.shape, strict=True)), "a chunk lies within the raster"
+    assert all(1 <= chunk <= n for chunk, n in zip(spec.chunks, spec.shape, strict=True)), (
+        "a chunk lies within the raster"
+    )
     assert spec.bands == tuple(range(1, spec.file_bands + 1)), "by default all data bands are read"
     assert np.dtype(spec.dtype).name == spec.dtype
     assert np.dtype(spec.dtype).kind in "uif"
     assert spec.interpretation == "bands" or spec.file_bands >= 3
-    assert spec.space.crs is None or spec.space.affine is not None, "a coordinate system without a transform is of no use"
+    assert spec.space.crs is None or spec.space.affine is not None, (
+        "a coordinate system without a transform is of no use"
+    )
     assert repr(pickle.loads(pickle.dumps(spec))) == repr(spec)
 
 
 def check_box(reader: Reader, spec: RasterSpec, image: Image, box: Box) -> None:
-    """A box equals its part of the whole, in type, pixels and `valid`, and belongs to the caller."""
+    """A box equals its part of the whole, in type, pixels and `valid`, and belongs to the
+    caller.
+    """
     for _ in range(2):
         pixels, valid = reader.read(box)
         assert pixels.shape == (*box.shape, spec.channels)
@@ -82,7 +92,8 @@ def check_bands(image_format: Format, spec: RasterSpec, image: Image) -> None:
         with image_format.open(spec.select(bands)) as reader:
             pixels, valid = whole(reader, spec)
         expected = image[0][..., [band - 1 for band in bands]]
-        # Which pixels are data may depend on the bands that are read; where all bands say so, each does.
+        # Which pixels are data may depend on the bands that are read; where all bands say so, each
+        # does.
         both = valid & image[1]
         assert pixels.shape == expected.shape
         np.testing.assert_array_equal(pixels[both], expected[both])

@@ -1,8 +1,9 @@
 """What every segmenter must hold. Plug-in authors can run these checks on their own.
 
-A check takes a recipe (any member of `SEGMENTERS`, made with its parameters) and a picture, and raises `AssertionError` where
-the contract is broken: tiling must not matter, merging must not depend on order, values must pickle, memory must stay within
-the footprint, and a fitted model must be made of JSON values.
+A check takes a recipe (any member of `SEGMENTERS`, made with its parameters) and a picture, and
+raises `AssertionError` where the contract is broken: tiling must not matter, merging must not
+depend on order, values must pickle, memory must stay within the footprint, and a fitted model must
+be made of JSON values.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Picture:
     def block(self, tile: Tile, spec: RasterSpec) -> Block:
         """What a reader of the bands of `spec` delivers for a tile."""
         channels = [band - 1 for band in spec.bands]
-        # Picking channels by a list leaves them apart in memory; readers deliver the bands of a pixel side by side.
+        # Picking channels by a list leaves them apart in memory; readers deliver the bands of a
+        # pixel side by side.
         pixels = np.ascontiguousarray(self.pixels[tile.read.slices][..., channels])
         return Block(tile, pixels, np.ascontiguousarray(self.valid[tile.read.slices]), spec)
 
@@ -92,7 +94,9 @@ def object_mask(
 
 
 def check_tiling(recipe: Any, picture: Picture, tile: Shape) -> None:
-    """The model is the same for any tiling, and where it says EXACT so is every valid pixel's label."""
+    """The model is the same for any tiling, and where it says EXACT so is every valid pixel's
+    label.
+    """
     whole, tiled = fitted(recipe, [picture]), fitted(recipe, [picture], tile)
     assert whole == tiled, f"{recipe}: fitted on tiles of {tile} the model differs"
     if whole.exactness is Exactness.EXACT:
@@ -102,7 +106,9 @@ def check_tiling(recipe: Any, picture: Picture, tile: Shape) -> None:
 
 
 def check_merging(recipe: Any, picture: Picture, tile: Shape) -> None:
-    """Merging in another order, another grouping, or after a journey by pickle gives the same model."""
+    """Merging in another order, another grouping, or after a journey by pickle gives the same
+    model.
+    """
     fitter = started(recipe)
     while isinstance(fitter, Fitter):
         blocks = picture.blocks(fitter, tile)
@@ -124,7 +130,9 @@ def check_values(recipe: Any, picture: Picture) -> None:
     assert pickle.loads(pickle.dumps(model)) == model
     assert type(model) in MODELS.values(), f"{type(model).__name__} is not registered in MODELS"
     json.dumps(dict(model.provenance()), allow_nan=False)
-    assert load_model(dump_model(model)) == model, f"{recipe}: the model read back from its file differs"
+    assert load_model(dump_model(model)) == model, (
+        f"{recipe}: the model read back from its file differs"
+    )
 
 
 def check_labels(recipe: Any, picture: Picture) -> None:
@@ -135,19 +143,31 @@ def check_labels(recipe: Any, picture: Picture) -> None:
         fragments = model.fragment(block)
         assert fragments.values.shape == block.tile.core.shape
         assert fragments.values.dtype == np.uint32
-        assert not fragments.values[~block.tile.trim(block.valid)].any(), f"{recipe}: objects where there is no data"
-        assert np.array_equal(np.unique(np.append(fragments.values, 0)), np.arange(len(fragments.class_of)))
+        assert not fragments.values[~block.tile.trim(block.valid)].any(), (
+            f"{recipe}: objects where there is no data"
+        )
+        assert np.array_equal(
+            np.unique(np.append(fragments.values, 0)), np.arange(len(fragments.class_of))
+        )
         ids = fragments.class_of
     else:
         labels = model.segment(block)
         assert labels.values.shape == block.valid.shape
         assert labels.values.dtype.kind in "iu"
-        ids = np.unique(labels.values[block.valid]) if labels.class_of is None else np.array(labels.class_of)
-    assert ids.size == 0 or (ids.min() >= 0 and ids.max() < len(model.classes)), f"{recipe}: labels without a class name"
+        ids = (
+            np.unique(labels.values[block.valid])
+            if labels.class_of is None
+            else np.array(labels.class_of)
+        )
+    assert ids.size == 0 or (ids.min() >= 0 and ids.max() < len(model.classes)), (
+        f"{recipe}: labels without a class name"
+    )
 
 
 def check_footprint(recipe: Any, picture: Picture, slack: int = 2**21) -> None:
-    """Neither fitting nor labelling takes more memory than the footprint says, once the process is warm."""
+    """Neither fitting nor labelling takes more memory than the footprint says, once the process is
+    warm.
+    """
     model = started(recipe)
     while isinstance(model, Fitter):
         fitter = model
@@ -171,4 +191,7 @@ def _measure(work: Any, model: Fitter | Model, block: Block, slack: int) -> None
     used = peak + block.pixels.nbytes + block.valid.nbytes
     allowed = model.footprint.bytes_per_pixel * block.valid.size + slack
     per_pixel = used / block.valid.size
-    assert used <= allowed, f"{model}: {per_pixel:.1f} bytes a pixel; its footprint says {model.footprint.bytes_per_pixel}"
+    assert used <= allowed, (
+        f"{model}: {per_pixel:.1f} bytes a pixel; its footprint says "
+        f"{model.footprint.bytes_per_pixel}"
+    )

@@ -1,7 +1,9 @@
-"""Contract of statistics: checks that every member of `STATISTICS` passes, and images to check them on.
+"""Contract of statistics: checks that every member of `STATISTICS` passes, and images to check them
+on.
 
-A `LabelledImage` is a whole image in memory with its mask. It can be cut by any grid, so that a test can ask what the
-contract asks: does the table stay the same for any tiling and any order of merging, and is every pixel counted once?
+A `LabelledImage` is a whole image in memory with its mask. It can be cut by any grid, so that a
+test can ask what the contract asks: does the table stay the same for any tiling and any order of
+merging, and is every pixel counted once?
 
 The checks raise `AssertionError`. Authors of a statistic can call them from their own tests.
 """
@@ -32,7 +34,10 @@ _PLACES: dict[str | None, tuple[Affine, ...]] = {
     "EPSG:3035": ((10.0, 0.0, 4e6, 0.0, -10.0, 3e6),),
     "EPSG:4326": ((0.5, 0.0, 10.0, 0.0, -0.5, 60.0), (0.4, 0.3, 10.0, 0.3, -0.4, 60.0)),
     "EPSG:3857": ((1000.0, 0.0, 1e6, 0.0, -1000.0, 8e6), (600.0, 800.0, 1e6, 800.0, -600.0, 8e6)),
-    "EPSG:32633": ((30.0, 0.0, 199980.0, 0.0, -30.0, 5300040.0), (8.0, 6.0, 499980.0, 6.0, -8.0, 5300040.0)),
+    "EPSG:32633": (
+        (30.0, 0.0, 199980.0, 0.0, -30.0, 5300040.0),
+        (8.0, 6.0, 499980.0, 6.0, -8.0, 5300040.0),
+    ),
 }
 
 
@@ -51,12 +56,15 @@ class LabelledImage:
     def cut(self, tile: Shape, halo: Shape = (0, 0)) -> list[Labelled]:
         """The labelled tiles of a grid, in row order."""
         return [
-            Labelled(self.labels[tile.core.slices], tile, self.spec, self.legend) for tile in Grid(self.spec.shape, tile, halo)
+            Labelled(self.labels[tile.core.slices], tile, self.spec, self.legend)
+            for tile in Grid(self.spec.shape, tile, halo)
         ]
 
 
 def labelled_images(max_side: int = 40) -> SearchStrategy[LabelledImage]:
-    """Hypothesis strategy: images of all sizes up to `max_side`, of all kinds of space, with and without nodata."""
+    """Hypothesis strategy: images of all sizes up to `max_side`, of all kinds of space, with and
+    without nodata.
+    """
     from hypothesis import strategies as st
 
     @st.composite
@@ -65,14 +73,22 @@ def labelled_images(max_side: int = 40) -> SearchStrategy[LabelledImage]:
         crs = draw(st.sampled_from(list(_PLACES)))
         classes, invalid = draw(st.integers(1, 6)), draw(st.sampled_from([0.0, 0.3, 1.0]))
         return make_image(
-            shape, Space(draw(st.sampled_from(_PLACES[crs])), crs and wkt(crs)), classes, invalid, draw(st.integers(0, 99))
+            shape,
+            Space(draw(st.sampled_from(_PLACES[crs])), crs and wkt(crs)),
+            classes,
+            invalid,
+            draw(st.integers(0, 99)),
         )
 
     return images()
 
 
-def make_image(shape: Shape, space: Space, classes: int, invalid: float, seed: int) -> LabelledImage:
-    """A random image in patches of a few pixels; `invalid` is the part of its pixels without data."""
+def make_image(
+    shape: Shape, space: Space, classes: int, invalid: float, seed: int
+) -> LabelledImage:
+    """A random image in patches of a few pixels; `invalid` is the part of its pixels without
+    data.
+    """
     generator = np.random.default_rng(seed)
     legend = Legend.of(tuple(f"class_{i}" for i in range(classes)))
     patches = generator.integers(0, classes, [-(-n // 3) for n in shape])
@@ -80,7 +96,18 @@ def make_image(shape: Shape, space: Space, classes: int, invalid: float, seed: i
     valid = generator.random(shape) >= invalid
     labels[~valid] = legend.nodata
     pixels = generator.integers(0, 256, (*shape, 3)).astype(np.uint8)
-    spec = RasterSpec("memory://image", "memory", shape, (1, 2, 3), "uint8", shape, "1", 3, interpretation="rgb", space=space)
+    spec = RasterSpec(
+        "memory://image",
+        "memory",
+        shape,
+        (1, 2, 3),
+        "uint8",
+        shape,
+        "1",
+        3,
+        interpretation="rgb",
+        space=space,
+    )
     return LabelledImage(spec, legend, labels, pixels, valid)
 
 
@@ -97,7 +124,9 @@ def rows_of(statistic: Statistic, image: LabelledImage, items: Sequence[Labelled
     return statistic.finish(total, spec=image.spec, legend=image.legend)
 
 
-def check_any_tiling(statistic: Statistic, image: LabelledImage, tile: Shape, halo: Shape = (0, 0)) -> None:
+def check_any_tiling(
+    statistic: Statistic, image: LabelledImage, tile: Shape, halo: Shape = (0, 0)
+) -> None:
     """The table is the same, to the last bit, for the whole image and for its tiles."""
     _same(
         rows_of(statistic, image, image.cut(tile, halo)),
@@ -107,16 +136,26 @@ def check_any_tiling(statistic: Statistic, image: LabelledImage, tile: Shape, ha
 
 
 def check_merge(statistic: Statistic, image: LabelledImage, tile: Shape) -> None:
-    """Merging is associative and commutative: any order and any grouping of the tiles give the same table."""
+    """Merging is associative and commutative: any order and any grouping of the tiles give the same
+    table.
+    """
     items = image.cut(tile)
     expected = rows_of(statistic, image, items)
     _same(rows_of(statistic, image, items[::-1]), expected, "the reverse order")
-    _same(rows_of(statistic, image, items[1::2] + items[::2]), expected, "tiles that are not neighbours first")
+    _same(
+        rows_of(statistic, image, items[1::2] + items[::2]),
+        expected,
+        "tiles that are not neighbours first",
+    )
     states = [statistic.observe(item) for item in items]
     while len(states) > 1:
         pairs = [statistic.merge(*states[i : i + 2]) for i in range(0, len(states) - 1, 2)]
         states = pairs + states[2 * len(pairs) :]
-    _same(statistic.finish(states[0], spec=image.spec, legend=image.legend), expected, "merging in pairs")
+    _same(
+        statistic.finish(states[0], spec=image.spec, legend=image.legend),
+        expected,
+        "merging in pairs",
+    )
 
 
 def check_json(statistic: Statistic, image: LabelledImage, tile: Shape) -> None:
@@ -125,7 +164,9 @@ def check_json(statistic: Statistic, image: LabelledImage, tile: Shape) -> None:
     states = [json.loads(json.dumps(statistic.observe(item), allow_nan=False)) for item in items]
     total = json.loads(json.dumps(reduce(statistic.merge, states), allow_nan=False))
     _same(
-        statistic.finish(total, spec=image.spec, legend=image.legend), rows_of(statistic, image, items), "states read from JSON"
+        statistic.finish(total, spec=image.spec, legend=image.legend),
+        rows_of(statistic, image, items),
+        "states read from JSON",
     )
 
 
@@ -139,20 +180,32 @@ def check_sums(statistic: Statistic, image: LabelledImage, tile: Shape) -> None:
         assert counted <= seen, f"{counted} pixels are counted, but only {seen} have a class"
         for row in rows:
             if "unprocessed_pixels" in row:
-                assert counted + row["nodata_pixels"] + row["unprocessed_pixels"] == image.spec.pixels
+                assert (
+                    counted + row["nodata_pixels"] + row["unprocessed_pixels"] == image.spec.pixels
+                )
                 assert counted == seen
-                assert row["unprocessed_pixels"] == image.spec.pixels - sum(item.values.size for item in some)
+                assert row["unprocessed_pixels"] == image.spec.pixels - sum(
+                    item.values.size for item in some
+                )
 
 
 def check_schema(statistic: Statistic, image: LabelledImage, tile: Shape) -> None:
-    """Rows have the columns of the schema, in types that Arrow takes, and nulls only where it allows them."""
+    """Rows have the columns of the schema, in types that Arrow takes, and nulls only where it
+    allows them.
+    """
     import pyarrow as pa
 
     for items in (image.cut(tile), []):
         rows = rows_of(statistic, image, items)
         for row in rows:
-            assert list(row) == statistic.schema.names, f"expected the columns {statistic.schema.names}, got {list(row)}"
-            empty = [field.name for field in statistic.schema if row[field.name] is None and not field.nullable]
+            assert list(row) == statistic.schema.names, (
+                f"expected the columns {statistic.schema.names}, got {list(row)}"
+            )
+            empty = [
+                field.name
+                for field in statistic.schema
+                if row[field.name] is None and not field.nullable
+            ]
             assert not empty, f"null in {empty}, which the schema does not allow"
         pa.Table.from_pylist(rows, schema=statistic.schema).validate(full=True)
 

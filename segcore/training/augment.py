@@ -1,7 +1,8 @@
 """Augmentation: changes of patches that leave their labels true.
 
-Geometric ones turn pixels and labels together, the others change pixels only. Pixels are float32 after scaling, so amounts are in the network's
-units: with values from 0 to 1, a brightness of 0.1 is a tenth of the range.
+Geometric ones turn pixels and labels together, the others change pixels only. Pixels are float32
+after scaling, so amounts are in the network's units: with values from 0 to 1, a brightness of 0.1
+is a tenth of the range.
 """
 
 from __future__ import annotations
@@ -40,10 +41,14 @@ class Patch:
     def turned(self, turn: Callable[[NDArray[Any]], NDArray[Any]]) -> Patch:
         """All of it moved in the same way."""
         ids, valid = (None if array is None else turn(array) for array in (self.ids, self.valid))
-        return replace(self, pixels=turn(self.pixels), classes=turn(self.classes), ids=ids, valid=valid)
+        return replace(
+            self, pixels=turn(self.pixels), classes=turn(self.classes), ids=ids, valid=valid
+        )
 
     def coloured(self, pixels: Pixels) -> Patch:
-        """The same places with other pixels, an array that is given away. Where there are no data they stay 0, as when the network is used."""
+        """The same places with other pixels, an array that is given away. Where there are no data
+        they stay 0, as when the network is used.
+        """
         if self.valid is not None:
             pixels[~self.valid] = 0
         return replace(self, pixels=pixels)
@@ -51,7 +56,9 @@ class Patch:
     @property
     def limits(self) -> tuple[np.float32, np.float32]:
         """Least and greatest value where there are data."""
-        there = self.pixels if self.valid is None or not self.valid.any() else self.pixels[self.valid]
+        there = (
+            self.pixels if self.valid is None or not self.valid.any() else self.pixels[self.valid]
+        )
         return there.min(), there.max()
 
 
@@ -65,7 +72,9 @@ class Augmentation(Protocol):
 
 @runtime_checkable
 class Zoom(Protocol):
-    """An augmentation that asks for a larger or smaller window, which is then brought to the size of the patch."""
+    """An augmentation that asks for a larger or smaller window, which is then brought to the size
+    of the patch.
+    """
 
     def factor(self, random: np.random.Generator) -> float:
         """Side of the window in times of the patch."""
@@ -183,7 +192,9 @@ class Gamma:
 @AUGMENTATIONS.register("invert")
 @dataclass(frozen=True, slots=True)
 class Invert:
-    """Bright becomes dark between the patch's least and greatest value, in a fraction of the patches: objects of either polarity are learned."""
+    """Bright becomes dark between the patch's least and greatest value, in a fraction of the
+    patches: objects of either polarity are learned.
+    """
 
     fraction: float = 0.5
 
@@ -211,7 +222,9 @@ class Noise:
     def apply(self, patch: Patch, random: np.random.Generator) -> Patch:
         """A changed patch."""
         deviation = np.float32(random.uniform(0, self.by))
-        return patch.coloured(patch.pixels + deviation * random.standard_normal(patch.pixels.shape, np.float32))
+        return patch.coloured(
+            patch.pixels + deviation * random.standard_normal(patch.pixels.shape, np.float32)
+        )
 
 
 @AUGMENTATIONS.register("blur")

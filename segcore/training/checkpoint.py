@@ -1,8 +1,9 @@
 """Checkpoints: all that a training needs to go on as if nothing had happened.
 
-A checkpoint is one file that is put in place in one step, so whoever is killed finds the last one whole. The best weights lie in a file of
-their own, named by their epoch, which is written before the checkpoint that speaks of it and removed after one that speaks of another. So that
-this holds, one process at a time has the folder.
+A checkpoint is one file that is put in place in one step, so whoever is killed finds the last one
+whole. The best weights lie in a file of their own, named by their epoch, which is written before
+the checkpoint that speaks of it and removed after one that speaks of another. So that this holds,
+one process at a time has the folder.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class Standing:
     history: tuple[dict[str, Any], ...] = ()
     """A record for each finished epoch."""
     plans: tuple[tuple[int, int], ...] = ()
-    """(steps done before, epochs wanted from there on): more than one where it was lengthened and its rates are not those of one plan."""
+    """(steps done before, epochs wanted from there on): more than one where it was lengthened and
+    its rates are not those of one plan.
+    """
 
     @property
     def epoch(self) -> int:
@@ -67,7 +70,8 @@ class Standing:
 
 @contextmanager
 def alone(store: Store) -> Iterator[None]:
-    """Keeps other processes from training into the same folder. Raises `RunError` where one does already.
+    """Keeps other processes from training into the same folder. Raises `RunError` where one does
+    already.
 
     On an object store nobody can be kept out.
     """
@@ -76,7 +80,8 @@ def alone(store: Store) -> Iterator[None]:
         return
     folder = Path(filesystem(store.root)[1])
     folder.mkdir(parents=True, exist_ok=True)
-    # The folder itself is locked, so that nothing is left behind; the lock ends with the process, however that ends.
+    # The folder itself is locked, so that nothing is left behind; the lock ends with the process,
+    # however that ends.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, store)
@@ -97,7 +102,9 @@ def exists(store: Store) -> bool:
 
 
 def read(store: Store) -> tuple[Standing, list[NDArray[Any]]] | None:
-    """The last checkpoint; None where there is none. Raises `RunError` where it is broken, or the best weights beside it are."""
+    """The last checkpoint; None where there is none. Raises `RunError` where it is broken, or the
+    best weights beside it are.
+    """
     if not exists(store):
         return None
     content, *variables = _unpacked(store, _LAST)
@@ -148,7 +155,8 @@ def _unpacked(store: Store, name: str) -> list[NDArray[Any]]:
 
 def _broken(store: Store, name: str, error: Exception) -> RunError:
     return RunError(
-        f"The checkpoint {store.uri(name)} is broken or of another version: {error}. Put back a copy of it, or remove the folder "
+        f"The checkpoint {store.uri(name)} is broken or of another version: {error}. Put back a "
+        "copy of it, or remove the folder "
         f"{store.uri(FOLDER)} to start again."
     )
 
@@ -158,7 +166,8 @@ def _lock(descriptor: int, store: Store) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise RunError(
-            f"Another process is training into {store.root}. Wait until it has ended, or name another folder in `output`."
+            f"Another process is training into {store.root}. Wait until it has ended, or name "
+            "another folder in `output`."
         ) from error
     except OSError:
         # A file system without locks, such as some network drives: as on an object store.

@@ -1,14 +1,16 @@
 """Course: a whole training, from pairs of files to a model with its card.
 
     <output>/training_state.json      what is learned from what, and in the end where the model is
-    <output>/checkpoint/              where training stands; when it is finished, what a longer one would go on from
-    <output>/<name>.keras             the network at its best, in float32
-    <output>/<name>.json              its card
-    <output>/training_history.json  curves.png  examples.png
+    <output>/checkpoint/              where training stands; when it is finished, what a longer one
+    would go on from <output>/<name>.keras             the network at its best, in float32
+    <output>/<name>.json              its card <output>/training_history.json  curves.png
+    examples.png
 
-The first names the recipe's settings and the digest of the data. The same command finds it and goes on, or finds it finished and does nothing;
-another recipe, or changed data, is refused. How long to train is no part of what is learned: with other `epochs` or `patience` a training goes
-on from its checkpoint, also a finished one. Names of models hold no `_`, so that no card takes the place of a record.
+The first names the recipe's settings and the digest of the data. The same command finds it and goes
+on, or finds it finished and does nothing; another recipe, or changed data, is refused. How long to
+train is no part of what is learned: with other `epochs` or `patience` a training goes on from its
+checkpoint, also a finished one. Names of models hold no `_`, so that no card takes the place of a
+record.
 """
 
 from __future__ import annotations
@@ -85,13 +87,17 @@ def prepare(
     watch: Watch,
     stop: Callable[[], bool],
 ) -> Prepared:
-    """Check the recipe, and all images and masks (`sources`), before any training. Raises `RecipeError`, and `Stopped` where `stop` says so."""
+    """Check the recipe, and all images and masks (`sources`), before any training. Raises
+    `RecipeError`, and `Stopped` where `stop` says so.
+    """
 
     def checked(what: str) -> Told:
         return _told(partial(watch.checked, what), stop, _NOT_BEGUN)
 
     pairs, notes = find_pairs(*sources, recipe, checked("headers"))
-    training, validation = recipe.split.divide([pair.name for pair in pairs], [pair.image.location for pair in pairs])
+    training, validation = recipe.split.divide(
+        [pair.name for pair in pairs], [pair.image.location for pair in pairs]
+    )
     scaling = scaling_of(pairs, recipe.scaling)
     table = recipe.labels.table(recipe.classes)
     _use_threads(recipe.training.threads)
@@ -100,13 +106,26 @@ def prepare(
     collection = Collection(pairs, table, recipe.training.memory)
     found = survey(collection, recipe.classes, checked("pixels"))
     notes += require_labelled(found, training, validation, recipe.classes)
-    lesson = Lesson(recipe, collection, found, scaling, tuple(training), tuple(validation), frame, pairs[0].image.channels)
+    lesson = Lesson(
+        recipe,
+        collection,
+        found,
+        scaling,
+        tuple(training),
+        tuple(validation),
+        frame,
+        pairs[0].image.channels,
+    )
     data = data_digest(pairs, checked("digests"))
-    return Prepared(recipe, lesson, subject_of(lesson), _without(_UNDECISIVE, settings), data, tuple(notes))
+    return Prepared(
+        recipe, lesson, subject_of(lesson), _without(_UNDECISIVE, settings), data, tuple(notes)
+    )
 
 
 def train(prepared: Prepared, watch: Watch, stop: Callable[[], bool]) -> Learned:
-    """Train to the end, or what is left of it. Raises `Stopped`, `RunError`, and `RecipeError` where the output holds another training."""
+    """Train to the end, or what is left of it. Raises `Stopped`, `RunError`, and `RecipeError`
+    where the output holds another training.
+    """
     store = Store(prepared.recipe.output)
     try:
         with checkpoint.alone(store):
@@ -142,7 +161,9 @@ def _use_threads(count: int | None) -> None:
 
 
 def _finished(store: Store, prepared: Prepared) -> Learned | None:
-    """What this training came to; None where it is to be begun or gone on with. Raises `RecipeError` where the output holds another one."""
+    """What this training came to; None where it is to be begun or gone on with. Raises
+    `RecipeError` where the output holds another one.
+    """
     if not store.exists(_STATE):
         _require_no_model(store, f"{prepared.recipe.name}.keras")
         return None
@@ -152,13 +173,15 @@ def _finished(store: Store, prepared: Prepared) -> Learned | None:
         changed = _differences(_without(_LENGTH, settings), _without(_LENGTH, prepared.settings))
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(
-            f"output: {store.uri(_STATE)} is not the record of a training ({error}). Name another folder, or remove it."
+            f"output: {store.uri(_STATE)} is not the record of a training ({error}). Name another "
+            "folder, or remove it."
         ) from error
     if data != prepared.data:
         changed.append("the images or masks")
     if changed:
         raise RecipeError(
-            f"output: {store.root} holds a training of another kind. What differs: {'; '.join(changed)}. "
+            f"output: {store.root} holds a training of another kind. What differs: "
+            f"{'; '.join(changed)}. "
             "Name another folder in `output`, or remove this one to start anew."
         )
     if finished is None or not is_whole(store, finished):
@@ -167,8 +190,10 @@ def _finished(store: Store, prepared: Prepared) -> Learned | None:
         return _learned(store, prepared, finished, True)
     if not checkpoint.exists(store):
         raise RecipeError(
-            f"output: the training in {store.root} is finished, and its checkpoint has been removed, so it cannot go on: "
-            f"{'; '.join(_differences(settings, prepared.settings))}. Name another folder in `output`."
+            f"output: the training in {store.root} is finished, and its checkpoint has been "
+            "removed, so it cannot go on: "
+            f"{'; '.join(_differences(settings, prepared.settings))}. Name another folder in "
+            "`output`."
         )
     return None
 
@@ -187,18 +212,31 @@ def _told(tell: Told, stop: Callable[[], bool], message: str) -> Told:
 def _without(keys: frozenset[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without some keys of `training`, as plain JSON values."""
     kept = json.loads(canonical(settings))
-    return {**kept, "training": {key: value for key, value in kept["training"].items() if key not in keys}}
+    return {
+        **kept,
+        "training": {key: value for key, value in kept["training"].items() if key not in keys},
+    }
 
 
-def _learned(store: Store, prepared: Prepared, finished: Mapping[str, Any], before: bool) -> Learned:
+def _learned(
+    store: Store, prepared: Prepared, finished: Mapping[str, Any], before: bool
+) -> Learned:
     score = (prepared.subject.score_name, float(finished["score"]))
-    return Learned(store.uri(finished["model"]), score, finished["epoch"], finished["epochs"], finished["minutes"], before)
+    return Learned(
+        store.uri(finished["model"]),
+        score,
+        finished["epoch"],
+        finished["epochs"],
+        finished["minutes"],
+        before,
+    )
 
 
 def _require_no_model(store: Store, name: str) -> None:
     if store.exists(name):
         raise RecipeError(
-            f"output: {store.uri(name)} exists, and no training of this folder has written it. Name another folder, or move it away."
+            f"output: {store.uri(name)} exists, and no training of this folder has written it. "
+            "Name another folder, or move it away."
         )
 
 

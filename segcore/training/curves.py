@@ -47,7 +47,9 @@ class Example:
 
 
 def curves(losses: Sequence[Curve], scores: Sequence[Curve], best: int | None, title: str) -> bytes:
-    """A PNG with losses above, and scores from 0 to 1 below, over epochs; a vertical line marks the best."""
+    """A PNG with losses above, and scores from 0 to 1 below, over epochs; a vertical line marks the
+    best.
+    """
     from PIL import Image
 
     image = Image.new("RGB", (_WIDTH, 2 * _HEIGHT), _PAPER)
@@ -57,7 +59,9 @@ def curves(losses: Sequence[Curve], scores: Sequence[Curve], best: int | None, t
 
 
 def examples(parts: Sequence[Example], classes: tuple[str, ...]) -> bytes:
-    """A PNG with a row for each example: image, truth, prediction, in the colours that masks have; the legend below."""
+    """A PNG with a row for each example: image, truth, prediction, in the colours that masks have;
+    the legend below.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     legend = Legend.of(classes)
@@ -77,24 +81,34 @@ def examples(parts: Sequence[Example], classes: tuple[str, ...]) -> bytes:
         for i, picture in enumerate((part.picture, table[part.truth], table[part.said])):
             image.paste(Image.fromarray(picture), (_GAP + i * column, top))
         top += part.truth.shape[0] + _GAP
-    for (x, y), name, colour in zip(places, (*classes, "not labelled"), (*legend.colours, _VOID_COLOUR), strict=True):
+    for (x, y), name, colour in zip(
+        places, (*classes, "not labelled"), (*legend.colours, _VOID_COLOUR), strict=True
+    ):
         draw.rectangle((x, top + y, x + 13, top + y + 13), fill=colour, outline=_INK)
         draw.text((x + 19, top + y + 7), name, _INK, font, anchor="lm")
     return _png(image)
 
 
 def shown(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Pixels (y, x, band) as a picture: the first three bands, or the first, between their 1st and 99th percentile unless they are of 8 bits."""
-    chosen: NDArray[Any] = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
+    """Pixels (y, x, band) as a picture: the first three bands, or the first, between their 1st and
+    99th percentile unless they are of 8 bits.
+    """
+    chosen: NDArray[Any] = (
+        pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
+    )
     if chosen.dtype == np.uint8:
         return np.ascontiguousarray(chosen)
     values = chosen.astype(np.float64)
     low, high = np.percentile(values, [1, 99])
-    stretched: NDArray[np.uint8] = (np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255).astype(np.uint8)
+    stretched: NDArray[np.uint8] = (
+        np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255
+    ).astype(np.uint8)
     return stretched
 
 
-def _panel(lines: Sequence[Curve], title: str, best: int | None, limits: tuple[float, float] | None) -> Any:
+def _panel(
+    lines: Sequence[Curve], title: str, best: int | None, limits: tuple[float, float] | None
+) -> Any:
     """Curves over epochs with their axes and names."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -114,20 +128,32 @@ def _panel(lines: Sequence[Curve], title: str, best: int | None, limits: tuple[f
     for tick in ticks:
         draw.line([at(1, tick), (_WIDTH - _RIGHT, at(1, tick)[1])], _GRID)
         draw.text((_LEFT - 8, at(1, tick)[1]), f"{tick:g}", _INK, small, anchor="rm")
-    for epoch in sorted({1, *(round(value) for value in _ticks(1, max(epochs, 2)) if 1 <= value <= epochs)}):
+    for epoch in sorted(
+        {1, *(round(value) for value in _ticks(1, max(epochs, 2)) if 1 <= value <= epochs)}
+    ):
         draw.text((at(epoch, low)[0], _HEIGHT - _BOTTOM + 6), str(epoch), _INK, small, anchor="ma")
     draw.text(((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 18), "epoch", _INK, small, anchor="ma")
     if best is not None:
         draw.line([at(best, low), at(best, high)], (170, 170, 170), 1)
-        draw.text((at(best, high)[0], _TOP - 14), f"best: {best}", (110, 110, 110), small, anchor="ma")
+        draw.text(
+            (at(best, high)[0], _TOP - 14), f"best: {best}", (110, 110, 110), small, anchor="ma"
+        )
     for i, line in enumerate(lines):
-        points = [at(epoch, min(value, high)) for epoch, value in enumerate(line.values, 1) if value is not None]
+        points = [
+            at(epoch, min(value, high))
+            for epoch, value in enumerate(line.values, 1)
+            if value is not None
+        ]
         draw.line(points, line.colour, line.width, joint="curve") if len(points) > 1 else None
         for x, y in points if len(points) < 3 else ():
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=line.colour)
         y = _TOP + 18 * i
-        draw.line([(_WIDTH - _RIGHT + 12, y + 8), (_WIDTH - _RIGHT + 32, y + 8)], line.colour, line.width)
-        draw.text((_WIDTH - _RIGHT + 38, y + 8), _shortened(line.name, small), _INK, small, anchor="lm")
+        draw.line(
+            [(_WIDTH - _RIGHT + 12, y + 8), (_WIDTH - _RIGHT + 32, y + 8)], line.colour, line.width
+        )
+        draw.text(
+            (_WIDTH - _RIGHT + 38, y + 8), _shortened(line.name, small), _INK, small, anchor="lm"
+        )
     return image
 
 
@@ -153,7 +179,9 @@ def _shortened(name: str, font: Any) -> str:
     return name + "..."
 
 
-def _legend_places(classes: Sequence[str], width: int, font: Any) -> tuple[list[tuple[int, int]], int]:
+def _legend_places(
+    classes: Sequence[str], width: int, font: Any
+) -> tuple[list[tuple[int, int]], int]:
     places, x, y = [], _GAP, _GAP
     for name in (*classes, "not labelled"):
         advance = 19 + int(font.getlength(name)) + 2 * _GAP

@@ -1,8 +1,10 @@
-"""Networks of objects in training: a patch has objects, each with its pixels, and the score is how many of them are found.
+"""Networks of objects in training: a patch has objects, each with its pixels, and the score is how
+many of them are found.
 
-An object is found where an object of its class shares more than half of the pixels of both (intersection over union above 0.5). The
-score is found / (found + invented + missed), the average precision of the Data Science Bowl 2018 at one threshold. Void pixels count for nobody, and
-what is found mostly in them is no error (as in `segcore.evaluation.instances`).
+An object is found where an object of its class shares more than half of the pixels of both
+(intersection over union above 0.5). The score is found / (found + invented + missed), the average
+precision of the Data Science Bowl 2018 at one threshold. Void pixels count for nobody, and what is
+found mostly in them is no error (as in `segcore.evaluation.instances`).
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ class InstanceSubject:
         windows = [
             (number, box)
             for number in lesson.validation
-            for box, _ in lattice(lesson.collection.shape(number), lesson.frame, lesson.frame.patch // 8)
+            for box, _ in lattice(
+                lesson.collection.shape(number), lesson.frame, lesson.frame.patch // 8
+            )
         ]
         if most is not None and len(windows) > most:
             windows = [windows[i * len(windows) // most] for i in range(most)]
@@ -82,7 +86,9 @@ class InstanceSubject:
         for done, (number, box) in enumerate(windows, 1):
             true, said = self._objects(finder, number, box)
             for name in range(1, len(counts)):
-                counts[name] += matched(*(np.where(classes[ids] == name, ids, 0) for ids, classes in (said, true)))
+                counts[name] += matched(
+                    *(np.where(classes[ids] == name, ids, 0) for ids, classes in (said, true))
+                )
             told(done, len(windows))
         found, invented, missed = (int(value) for value in counts.sum(axis=0))
         score = found / max(found + invented + missed, 1)
@@ -94,7 +100,9 @@ class InstanceSubject:
         return Measured(score, record, {**record, "classes": by_class})
 
     def card(self, model: Any, sha256: str, about: Mapping[str, Any]) -> Card:
-        """The card of the network. Its boxes depend on the whole of what it sees, so it has no reach, but it tells how large objects are."""
+        """The card of the network. Its boxes depend on the whole of what it sees, so it has no
+        reach, but it tells how large objects are.
+        """
         lesson, recipe = self.lesson, self.lesson.recipe
         # Of what is larger than a patch, training has seen parts alone.
         largest = min(largest_side(lesson.collection, lesson.training), lesson.frame.patch)
@@ -117,7 +125,9 @@ class InstanceSubject:
             box = self.lesson.middle(number, self.lesson.frame.patch)
             (ids, classes), (said, said_classes) = self._objects(finder, number, box)
             pixels = self.lesson.collection.window(number, box).pixels
-            found.append(Example(shown(pixels), _outlined(ids, classes), _outlined(said, said_classes)))
+            found.append(
+                Example(shown(pixels), _outlined(ids, classes), _outlined(said, said_classes))
+            )
         return found
 
     def panels(self, history: Sequence[Mapping[str, Any]]) -> tuple[list[Curve], list[Curve]]:
@@ -133,12 +143,19 @@ class InstanceSubject:
         if window.ids is None:
             raise ValueError("a collection for objects has their ids")
         detections = finder.detect(scaled(window, self.lesson.scaling).pixels)
-        said = without_void(detections.paint(Box.whole(window.classes.shape)), window.ids, window.classes == VOID)
-        return _numbered(window.ids, window.classes), (said, np.concatenate([[0], detections.classes]))
+        said = without_void(
+            detections.paint(Box.whole(window.classes.shape)), window.ids, window.classes == VOID
+        )
+        return _numbered(window.ids, window.classes), (
+            said,
+            np.concatenate([[0], detections.classes]),
+        )
 
 
 def largest_side(collection: Collection, numbers: Sequence[int]) -> int:
-    """The greatest height or width of an object of these images, in pixels; 0 where there is none. Raises `ReadError`."""
+    """The greatest height or width of an object of these images, in pixels; 0 where there is none.
+    Raises `ReadError`.
+    """
     from scipy import ndimage
 
     largest = 0
@@ -148,12 +165,19 @@ def largest_side(collection: Collection, numbers: Sequence[int]) -> int:
             if window.ids is None:
                 raise ValueError("a collection for objects has their ids")
             ids, ranks = np.unique(window.ids, return_inverse=True)
-            for each, place in zip(ids.tolist(), ndimage.find_objects(ranks.reshape(strip.shape) + 1), strict=True):
+            for each, place in zip(
+                ids.tolist(), ndimage.find_objects(ranks.reshape(strip.shape) + 1), strict=True
+            ):
                 top, bottom = (strip.start[0] + row for row in (place[0].start, place[0].stop))
                 box = (-top, -place[1].start, bottom, place[1].stop)
                 boxes[each] = tuple(map(max, box, boxes.get(each, box)))
         boxes.pop(0, None)
-        largest = max([largest, *(max(bottom + top, right + left) for top, left, bottom, right in boxes.values())])
+        largest = max(
+            [
+                largest,
+                *(max(bottom + top, right + left) for top, left, bottom, right in boxes.values()),
+            ]
+        )
     return largest
 
 
@@ -171,13 +195,19 @@ def _numbered(ids: NDArray[np.integer], classes: NDArray[np.uint8]) -> Numbered:
     return numbers, class_of
 
 
-def without_void(said: NDArray[np.int32], true: NDArray[np.integer], void: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Found objects (y, x) without void pixels, and without those that lie for more than half in them.
+def without_void(
+    said: NDArray[np.int32], true: NDArray[np.integer], void: NDArray[np.bool_]
+) -> NDArray[np.int32]:
+    """Found objects (y, x) without void pixels, and without those that lie for more than half in
+    them.
 
     Those stay whose rest lies for more than half on `true` objects, since they may be one of these.
     """
     count = int(said.max(initial=0)) + 1
-    size, in_void, on_true = (np.bincount(said[place].ravel(), minlength=count) for place in (np.s_[:], void, ~void & (true > 0)))
+    size, in_void, on_true = (
+        np.bincount(said[place].ravel(), minlength=count)
+        for place in (np.s_[:], void, ~void & (true > 0))
+    )
     left_out = (2 * in_void > size) & (2 * on_true <= size - in_void)
     return np.where(void | left_out[said], 0, said).astype(np.int32)
 

@@ -1,7 +1,8 @@
 """Labels: what the values of a mask mean.
 
-Masks hold class ids, other values or colours that stand for classes, or one number for each object. All become class ids in 8 bits, by a table;
-`VOID` marks pixels that nobody labelled, which training and measuring pass over, and `UNKNOWN` values that the recipe does not name.
+Masks hold class ids, other values or colours that stand for classes, or one number for each object.
+All become class ids in 8 bits, by a table; `VOID` marks pixels that nobody labelled, which training
+and measuring pass over, and `UNKNOWN` values that the recipe does not name.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Table:
     """Class ids by the values of a mask."""
 
     by: Literal["value", "colour"]
-    """Whether the stored value of a pixel is looked up (of palette pictures its index), or its colour as 24 bits."""
+    """Whether the stored value of a pixel is looked up (of palette pictures its index), or its
+    colour as 24 bits.
+    """
     codes: NDArray[np.uint8]
     """Class id, `VOID` or `UNKNOWN` by value."""
     beyond: int = UNKNOWN
@@ -39,7 +42,9 @@ class Table:
     border: int | None = None
     """Class of the pixels where two objects nearly touch. None: they are as the table says."""
     reach: int = 0
-    """How near, in pixels, both objects must be for a pixel to be border. 0: there is none, and no pixel asks for those around it."""
+    """How near, in pixels, both objects must be for a pixel to be border. 0: there is none, and no
+    pixel asks for those around it.
+    """
     numbered: bool = False
     """Whether values number objects."""
 
@@ -59,9 +64,13 @@ class Table:
             inside = (keys >= 0) & (keys < len(self.codes))
             classes = self.codes[np.where(inside, keys, 0)]
             # A negative number is no object, but it may be among the rest that nobody labelled.
-            classes[~inside] = np.where(keys[~inside] < 0, VOID if self.beyond == VOID else UNKNOWN, self.beyond)
+            classes[~inside] = np.where(
+                keys[~inside] < 0, VOID if self.beyond == VOID else UNKNOWN, self.beyond
+            )
         if self.border is not None:
-            classes[_near_two(keys, classes == self.beyond, self.reach) & (classes != VOID)] = self.border
+            classes[_near_two(keys, classes == self.beyond, self.reach) & (classes != VOID)] = (
+                self.border
+            )
         classes[~valid] = VOID
         return classes
 
@@ -81,7 +90,9 @@ class LabelKind(Protocol):
 @LABELS.register("index")
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Values are class ids from 0 in the order of `classes`; of palette pictures, the index in the palette."""
+    """Values are class ids from 0 in the order of `classes`; of palette pictures, the index in the
+    palette.
+    """
 
     void: Void = (255,)
     """Values that mean "not labelled", or `rest`: all that are no class id."""
@@ -124,7 +135,9 @@ class Colours:
         if self.void == "rest":
             return _table("colour", _ids(names, classes, "colours"), "rest", _COLOURS)
         void = (self.void,) if isinstance(self.void, str) else self.void
-        return _table("colour", _ids(names, classes, "colours"), tuple(map(_colour, void)), _COLOURS)
+        return _table(
+            "colour", _ids(names, classes, "colours"), tuple(map(_colour, void)), _COLOURS
+        )
 
 
 @LABELS.register("instances")
@@ -135,7 +148,9 @@ class Instances:
     of: str = ""
     """Class of the objects. Empty: the second class."""
     border: str | None = None
-    """Class for the pixels where two objects nearly touch, so that a semantic network can keep them apart. None: there is none."""
+    """Class for the pixels where two objects nearly touch, so that a semantic network can keep them
+    apart. None: there is none.
+    """
     reach: int = 2
     """How near, in pixels, both objects must be for a pixel to be border."""
     void: tuple[int, ...] | int = ()
@@ -150,10 +165,13 @@ class Instances:
     def table(self, classes: Sequence[str]) -> Table:
         """The table for these classes."""
         named = {1: self.of or classes[1]} | ({2: self.border} if self.border is not None else {})
-        ids = _ids(named, classes, "of", [name for name in classes[1:] if name not in named.values()])
+        ids = _ids(
+            named, classes, "of", [name for name in classes[1:] if name not in named.values()]
+        )
         if classes[0] in named.values():
             raise RecipeError(
-                f"labels: {classes[0]!r} is the first class, which is the background of objects. Put another first."
+                f"labels: {classes[0]!r} is the first class, which is the background of objects. "
+                "Put another first."
             )
         table = _table("value", {0: 0} | dict.fromkeys(range(1, _VALUES), ids[1]), (), _VALUES)
         table.codes[list(_tuple(self.void))] = VOID
@@ -167,7 +185,9 @@ def _table(by: Literal["value", "colour"], ids: Mapping[int, int], void: Void, s
         if not 0 <= value < size:
             raise RecipeError(f"labels.void: expected values from 0 to {size - 1}; got {value}.")
         if value in ids:
-            raise RecipeError(f"labels.void: the value {value} stands for a class too. Leave it out in one place.")
+            raise RecipeError(
+                f"labels.void: the value {value} stands for a class too. Leave it out in one place."
+            )
         codes[value] = VOID
     for value, number in ids.items():
         if not 0 <= value < size:
@@ -176,19 +196,28 @@ def _table(by: Literal["value", "colour"], ids: Mapping[int, int], void: Void, s
     return Table(by, codes, VOID if void == "rest" else UNKNOWN)
 
 
-def _ids(names: Mapping[int, str], classes: Sequence[str], key: str, missing: Sequence[str] | None = None) -> dict[int, int]:
+def _ids(
+    names: Mapping[int, str], classes: Sequence[str], key: str, missing: Sequence[str] | None = None
+) -> dict[int, int]:
     unknown = sorted(set(names.values()) - set(classes))
     if unknown:
-        raise RecipeError(f"labels.{key}: there is no class {unknown[0]!r}; `classes` are {', '.join(classes)}.")
+        raise RecipeError(
+            f"labels.{key}: there is no class {unknown[0]!r}; `classes` are {', '.join(classes)}."
+        )
     left = [name for name in classes if name not in names.values()] if missing is None else missing
     if left:
-        raise RecipeError(f"labels.{key}: nothing stands for the class {left[0]!r}. Add it, or take it out of `classes`.")
+        raise RecipeError(
+            f"labels.{key}: nothing stands for the class {left[0]!r}. Add it, or take it out of "
+            "`classes`."
+        )
     return {value: list(classes).index(name) for value, name in names.items()}
 
 
 def _colour(text: str) -> int:
     if not _HEXADECIMAL.fullmatch(text):
-        raise RecipeError(f'labels: expected a colour of six hexadecimal digits such as "#3C1098"; got {text!r}.')
+        raise RecipeError(
+            f'labels: expected a colour of six hexadecimal digits such as "#3C1098"; got {text!r}.'
+        )
     return int(text.removeprefix("#"), 16)
 
 

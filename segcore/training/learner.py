@@ -1,10 +1,13 @@
 """Learner: the loop that trains a network.
 
-Steps go through `keras.Model.train_on_batch`, so any backend of keras does the arithmetic; the next batches are drawn by a thread meanwhile. After
-each epoch the network is measured on the validation images, and a checkpoint written: weights, optimiser, and how far it is. With what a step
-sees drawn by (seed, epoch, step), a training that is stopped anywhere and started again ends with the same weights as one that never was.
+Steps go through `keras.Model.train_on_batch`, so any backend of keras does the arithmetic; the next
+batches are drawn by a thread meanwhile. After each epoch the network is measured on the validation
+images, and a checkpoint written: weights, optimiser, and how far it is. With what a step sees drawn
+by (seed, epoch, step), a training that is stopped anywhere and started again ends with the same
+weights as one that never was.
 
-Under mixed precision the network computes in bfloat16 and keeps its weights in float32; what is saved is the same network in float32.
+Under mixed precision the network computes in bfloat16 and keeps its weights in float32; what is
+saved is the same network in float32.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ class Learner:
             keras.utils.set_random_seed(recipe.training.seed)
             self._model = recipe.network.build(lesson.channels, len(recipe.classes))
             self._trainer, loss = subject.trainer(self._model)
-        self._trainer.compile(optimizer=optimiser(recipe, self._steps), loss=loss, jit_compile=compiled(self._trainer))
+        self._trainer.compile(
+            optimizer=optimiser(recipe, self._steps), loss=loss, jit_compile=compiled(self._trainer)
+        )
         self._trainer.optimizer.build(self._trainer.trainable_variables)
         self._standing = Standing(plans=((0, recipe.training.epochs),))
 
@@ -62,7 +67,8 @@ class Learner:
     def resume(self, watch: Watch) -> None:
         """Go on from the last checkpoint, where there is one.
 
-        Raises `RunError` where it is broken or of another network, `RecipeError` where so short a training would have ended before.
+        Raises `RunError` where it is broken or of another network, `RecipeError` where so short a
+        training would have ended before.
         """
         found = checkpoint.read(self._store)
         if found is None:
@@ -71,7 +77,8 @@ class Learner:
         variables = self._variables()
         if [tuple(variable.shape) for variable in variables] != [value.shape for value in values]:
             raise RunError(
-                f"The checkpoint in {self._store.root} is of another version of the network. Remove the folder "
+                f"The checkpoint in {self._store.root} is of another version of the network. "
+                "Remove the folder "
                 f"{self._store.uri(checkpoint.FOLDER)} to start again."
             )
         self._standing = planned(standing, self._lesson.recipe.training, self._steps)
@@ -79,12 +86,16 @@ class Learner:
             variable.assign(value)
         if len(self._standing.plans) > len(standing.plans):
             watch.say(
-                f"{self._lesson.recipe.training.epochs} epochs instead of {standing.plans[-1][1]}: the rate follows the longer schedule from "
-                f"here on ({self._rate():.2g} now). The weights will not be those of a training that had as many from the start."
+                f"{self._lesson.recipe.training.epochs} epochs instead of {standing.plans[-1][1]}: "
+                "the rate follows the longer schedule from "
+                f"here on ({self._rate():.2g} now). The weights will not be those of a training "
+                "that had as many from the start."
             )
 
     def run(self, watch: Watch, stop: Callable[[], bool]) -> None:
-        """Train to the end. Raises `Stopped` after a step where `stop` says so, or between windows that are measured, with a checkpoint written."""
+        """Train to the end. Raises `Stopped` after a step where `stop` says so, or between windows
+        that are measured, with a checkpoint written.
+        """
         watch.begin(self._lesson, self._subject.score_name, self._standing)
         while not self._over:
             self._finish_steps(watch, stop)
@@ -111,7 +122,8 @@ class Learner:
 
     def _finish_steps(self, watch: Watch, stop: Callable[[], bool]) -> None:
         started = time.monotonic()
-        # Closed at once where this breaks off: what is drawn ahead reads files that others close then.
+        # Closed at once where this breaks off: what is drawn ahead reads files that others close
+        # then.
         with closing(self._batches()) as batches:
             for batch in batches:
                 loss = float(self._trainer.train_on_batch(*self._subject.arguments(batch)))
@@ -126,20 +138,30 @@ class Learner:
         standing = self._standing
         if not np.isfinite(loss):
             raise RunError(
-                f"The loss became {loss} in epoch {standing.epoch + 1}, step {standing.step + 1}. Lower training.rate, check that `scaling` "
+                f"The loss became {loss} in epoch {standing.epoch + 1}, step {standing.step + 1}. "
+                "Lower training.rate, check that `scaling` "
                 "brings the pixels to about -1 to 1, and name another folder in `output`."
             )
         seconds = standing.seconds + time.monotonic() - started
-        self._standing = replace(standing, step=standing.step + 1, losses=(*standing.losses, loss), seconds=seconds)
+        self._standing = replace(
+            standing, step=standing.step + 1, losses=(*standing.losses, loss), seconds=seconds
+        )
 
     def _batches(self) -> Generator[Batch]:
-        """The rest of the epoch's batches, a few of them drawn ahead by a thread that ends with this generator."""
+        """The rest of the epoch's batches, a few of them drawn ahead by a thread that ends with
+        this generator.
+        """
         lesson, wanted = self._lesson, self._lesson.recipe.training
-        drawing = Drawing(lesson.frame, wanted.batch, wanted.balance, wanted.seed, lesson.recipe.augmentation)
+        drawing = Drawing(
+            lesson.frame, wanted.batch, wanted.balance, wanted.seed, lesson.recipe.augmentation
+        )
         sampler = Sampler(lesson.collection, lesson.found, lesson.training, lesson.scaling, drawing)
         epoch, first = self._standing.epoch, self._standing.step
         with ThreadPoolExecutor(1) as pool:
-            waiting = [pool.submit(sampler.batch, epoch, step) for step in range(first, min(first + _AHEAD, self._steps))]
+            waiting = [
+                pool.submit(sampler.batch, epoch, step)
+                for step in range(first, min(first + _AHEAD, self._steps))
+            ]
             for step in range(first, self._steps):
                 batch = waiting.pop(0).result()
                 if step + _AHEAD < self._steps:
@@ -164,11 +186,15 @@ class Learner:
             **measured.record,
             "score": round(measured.score, 6),
             "rate": float(f"{self._rate():.4g}"),
-            "patches_per_second": round(self._steps * self._lesson.recipe.training.batch / max(spent, 1e-9), 2),
+            "patches_per_second": round(
+                self._steps * self._lesson.recipe.training.batch / max(spent, 1e-9), 2
+            ),
             "seconds": round(spent + time.monotonic() - started, 3),
         }
         history = (*standing.history, record)
-        self._standing = Standing(seconds=before + record["seconds"], history=history, plans=standing.plans)
+        self._standing = Standing(
+            seconds=before + record["seconds"], history=history, plans=standing.plans
+        )
         if self._standing.best_epoch == len(history):
             weights = [np.asarray(value) for value in self._model.get_weights()]
             checkpoint.write_best(self._store, len(history), weights)
@@ -188,28 +214,42 @@ class Learner:
     def _variables(self) -> list[Any]:
         # The state of random layers is among those that are not trained.
         model = self._trainer
-        return [*model.trainable_variables, *model.non_trainable_variables, *model.optimizer.variables]
+        return [
+            *model.trainable_variables,
+            *model.non_trainable_variables,
+            *model.optimizer.variables,
+        ]
 
 
 def planned(standing: Standing, wanted: Training, steps: int) -> Standing:
-    """How far a training is, with the plan that it goes on by. Raises `RecipeError` where it cannot go on by this one.
+    """How far a training is, with the plan that it goes on by. Raises `RecipeError` where it cannot
+    go on by this one.
 
-    A rate that does not depend on the number of epochs stays what it would have been with this plan from the start. One that does goes on along
-    the longer schedule; that it once followed another is kept. Nothing leads back from there, so a shorter schedule is refused.
+    A rate that does not depend on the number of epochs stays what it would have been with this plan
+    from the start. One that does goes on along the longer schedule; that it once followed another
+    is kept. Nothing leads back from there, so a shorter schedule is refused.
     """
     end, done = wanted.end(standing.scores), standing.epoch * steps + standing.step
     if end is not None and end < standing.epoch:
         raise RecipeError(
-            f"training: with {wanted.epochs} epochs and a patience of {wanted.patience or 'any number'} this training would have ended with "
-            f"epoch {end}; it has finished {standing.epoch}. Raise `epochs` or `patience`, or name another folder in `output`."
+            f"training: with {wanted.epochs} epochs and a patience of "
+            f"{wanted.patience or 'any number'} this training would have ended with "
+            f"epoch {end}; it has finished {standing.epoch}. Raise `epochs` or `patience`, or name "
+            "another folder in `output`."
         )
     first, before = standing.plans[-1]
     if wanted.epochs == before or wanted.schedule == "constant" or done <= wanted.warmup:
         return replace(standing, plans=(*standing.plans[:-1], (first, wanted.epochs)))
     if wanted.epochs < before:
         raise RecipeError(
-            f"training.epochs was {before} and is {wanted.epochs}: the rate of schedule {wanted.schedule} follows the number of epochs, so such a "
-            "training can be lengthened, but not shortened. Name another folder in `output`, or let it end as it was."
+            f"training.epochs was {before} and is {wanted.epochs}: the rate of schedule "
+            f"{wanted.schedule} follows the number of epochs, so such a "
+            "training can be lengthened, but not shortened. Name another folder in `output`, or "
+            "let it end as it was."
         )
     # Where patience ends it all the same, no step follows the longer schedule.
-    return standing if end is not None else replace(standing, plans=(*standing.plans, (done, wanted.epochs)))
+    return (
+        standing
+        if end is not None
+        else replace(standing, plans=(*standing.plans, (done, wanted.epochs)))
+    )

@@ -1,7 +1,7 @@
 """Lessons: what is to be learned, and by what kind of network.
 
-A subject is a kind of network in training: how a step looks to it, how it is measured, what a picture of it shows. There are two, `semantic` and
-`instances`; the loop in `learner` knows neither.
+A subject is a kind of network in training: how a step looks to it, how it is measured, what a
+picture of it shows. There are two, `semantic` and `instances`; the loop in `learner` knows neither.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Lesson:
         if wanted.steps is not None:
             return wanted.steps
         pixels = int(self.found.classes[list(self.training)].sum())
-        return int(np.clip(-(-pixels // (self.frame.target**2 * wanted.batch)), _FEWEST_STEPS, _MOST_STEPS))
+        return int(
+            np.clip(-(-pixels // (self.frame.target**2 * wanted.batch)), _FEWEST_STEPS, _MOST_STEPS)
+        )
 
     def shown_images(self, most: int) -> list[int]:
         """Numbers of some validation images, spread over their order."""
@@ -85,7 +87,9 @@ class Subject(Protocol):
         ...
 
     def trainer(self, model: Any) -> Any:
-        """The keras model that is trained, of the same weights as `model`, and its loss: (model, loss or None)."""
+        """The keras model that is trained, of the same weights as `model`, and its loss: (model,
+        loss or None).
+        """
         ...
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
@@ -93,7 +97,9 @@ class Subject(Protocol):
         ...
 
     def measure(self, trainer: Any, most: int | None, told: Told) -> Measured:
-        """How good the network is on at most so many windows of the validation images. None: all."""
+        """How good the network is on at most so many windows of the validation images. None:
+        all.
+        """
         ...
 
     def card(self, model: Any, sha256: str, about: Mapping[str, Any]) -> Card:

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 Tensor = Any
 _SMOOTH = 1.0
-"""Pixels added to both sides of a Dice coefficient, so that a class that is absent and not predicted costs nothing."""
+"""Pixels added to both sides of a Dice coefficient, so that a class that is absent and not
+predicted costs nothing.
+"""
 
 
 def class_weights(terms: LossTerms, counts: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Weight of each class, given the labelled pixels of each. Balanced ones let all classes that occur weigh alike, with a mean of 1 a pixel."""
+    """Weight of each class, given the labelled pixels of each. Balanced ones let all classes that
+    occur weigh alike, with a mean of 1 a pixel.
+    """
     if terms.weights == "none":
         return np.ones(len(counts), np.float32)
     if not isinstance(terms.weights, str):
@@ -33,10 +37,11 @@ def class_weights(terms: LossTerms, counts: NDArray[np.integer]) -> NDArray[np.f
 
 
 def loss_of(terms: LossTerms, weights: NDArray[np.float32]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of labels (image, y, x), where what is no class id is void, and logits (image, y, x, class): one number.
+    """The loss of labels (image, y, x), where what is no class id is void, and logits (image, y, x,
+    class): one number.
 
-    Cross-entropy and focal loss (Lin 2017) are weighted means of the labelled pixels; Dice (Milletari 2016) is that of the whole batch by
-    class, then the weighted mean of the classes.
+    Cross-entropy and focal loss (Lin 2017) are weighted means of the labelled pixels; Dice
+    (Milletari 2016) is that of the whole batch by class, then the weighted mean of the classes.
     """
     import keras
     from keras import ops
@@ -46,7 +51,9 @@ def loss_of(terms: LossTerms, weights: NDArray[np.float32]) -> Callable[[Tensor,
     def loss(truth: Tensor, logits: Tensor) -> Tensor:
         ids = ops.cast(truth, "int32")
         known = ops.cast(ids < classes, "float32")
-        actual = ops.one_hot(ops.minimum(ids, classes - 1), classes, dtype="float32") * known[..., None]
+        actual = (
+            ops.one_hot(ops.minimum(ids, classes - 1), classes, dtype="float32") * known[..., None]
+        )
         # Kept out of bfloat16, in which small differences are lost.
         likely = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
         by_class = ops.convert_to_tensor(weights)

@@ -1,4 +1,6 @@
-"""Metrics of a training: how well labels agree with the truth, by class, from a confusion matrix."""
+"""Metrics of a training: how well labels agree with the truth, by class, from a confusion
+matrix.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def confusion(truth: NDArray[np.uint8], said: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
+def confusion(
+    truth: NDArray[np.uint8], said: NDArray[np.integer], classes: int
+) -> NDArray[np.int64]:
     """Pixels by (true class, said class). Pixels whose truth is no class id are left out."""
     known = truth < classes
     keys = truth[known].astype(np.int64) * classes + said[known]
@@ -22,7 +26,9 @@ def confusion(truth: NDArray[np.uint8], said: NDArray[np.integer], classes: int)
 def overlap(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
     """Intersection over union of each class; NaN of a class that is neither there nor said."""
     union = matrix.sum(axis=0) + matrix.sum(axis=1) - np.diag(matrix)
-    values: NDArray[np.float64] = np.divide(np.diag(matrix), union, out=np.full(len(matrix), np.nan), where=union > 0)
+    values: NDArray[np.float64] = np.divide(
+        np.diag(matrix), union, out=np.full(len(matrix), np.nan), where=union > 0
+    )
     return values
 
 
@@ -56,12 +62,19 @@ def summary(matrix: NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]
 def matched(said: NDArray[np.integer], truth: NDArray[np.integer]) -> NDArray[np.int64]:
     """Objects (found, invented, missed) between two arrays of ids, 0 for none.
 
-    Found is one whose intersection over union with another is above 0.5, which no third can have then.
+    Found is one whose intersection over union with another is above 0.5, which no third can have
+    then.
     """
     both = (said > 0) & (truth > 0)
     pairs, shared = np.unique(np.stack([said[both], truth[both]]), axis=1, return_counts=True)
     sizes = [
-        dict(zip(*(part.tolist() for part in np.unique(ids[ids > 0], return_counts=True)), strict=True)) for ids in (said, truth)
+        dict(
+            zip(
+                *(part.tolist() for part in np.unique(ids[ids > 0], return_counts=True)),
+                strict=True,
+            )
+        )
+        for ids in (said, truth)
     ]
     found = sum(
         2 * count > sizes[0][one] + sizes[1][other] - count

@@ -38,11 +38,15 @@ def _rates(recipe: Recipe, steps: int) -> Any:
     left = _RATE_LEFT if wanted.schedule == "cosine" else 1.0
     if wanted.warmup == 0:
         return keras.optimizers.schedules.CosineDecay(wanted.rate, whole, alpha=left)
-    return keras.optimizers.schedules.CosineDecay(0.0, whole, alpha=left, warmup_target=wanted.rate, warmup_steps=wanted.warmup)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, whole, alpha=left, warmup_target=wanted.rate, warmup_steps=wanted.warmup
+    )
 
 
 def compiled(model: Any) -> bool | str:
-    """Whether XLA compiles the step: on the CPU TensorFlow's own kernels are faster; else keras knows what suits its backend."""
+    """Whether XLA compiles the step: on the CPU TensorFlow's own kernels are faster; else keras
+    knows what suits its backend.
+    """
     import keras
 
     on_cpu = keras.backend.backend() == "tensorflow" and not keras.distribution.list_devices("gpu")

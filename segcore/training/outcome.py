@@ -1,4 +1,6 @@
-"""Outcome: what a training leaves for its users: the network with its card, the history, and pictures of both."""
+"""Outcome: what a training leaves for its users: the network with its card, the history, and
+pictures of both.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ PICTURES = ("curves.png", "examples.png")
 
 
 def publish(store: Store, prepared: Prepared, learner: Learner, told: Told) -> dict[str, Any]:
-    """Measure the network at its best on all validation images and write it, with all that belongs to it; the record of this, as JSON values.
+    """Measure the network at its best on all validation images and write it, with all that belongs
+    to it; the record of this, as JSON values.
 
     Raises `StoreError`, and what `told` raises.
     """
@@ -41,8 +44,14 @@ def publish(store: Store, prepared: Prepared, learner: Learner, told: Told) -> d
     model, trainer = learner.best()
     measured = subject.measure(trainer, None, told)
     content, name = _saved(model), f"{recipe.name}.keras"
-    card = subject.card(model, hashlib.sha256(content).hexdigest(), _about(prepared, standing, measured))
-    history = {"classes": list(recipe.classes), "best_epoch": standing.best_epoch, "epochs": list(standing.history)}
+    card = subject.card(
+        model, hashlib.sha256(content).hexdigest(), _about(prepared, standing, measured)
+    )
+    history = {
+        "classes": list(recipe.classes),
+        "best_epoch": standing.best_epoch,
+        "epochs": list(standing.history),
+    }
     pictures = (
         curves(*subject.panels(standing.history), standing.best_epoch, recipe.name),
         examples(subject.examples(trainer), recipe.classes),
@@ -72,7 +81,10 @@ def is_whole(store: Store, record: Mapping[str, Any]) -> bool:
 
     Other files than the network count only where they can be made again from a checkpoint.
     """
-    if not store.exists(record["model"]) or hashlib.sha256(store.read(record["model"])).hexdigest() != record["sha256"]:
+    if (
+        not store.exists(record["model"])
+        or hashlib.sha256(store.read(record["model"])).hexdigest() != record["sha256"]
+    ):
         return False
     return not checkpoint.exists(store) or all(store.exists(file) for file in record["files"])
 
@@ -96,7 +108,9 @@ def _about(prepared: Prepared, standing: Standing, measured: Measured) -> dict[s
             "training_images": len(lesson.training),
             "validation_images": len(lesson.validation),
             "validation": [lesson.collection.pairs[i].name for i in lesson.validation],
-            "measured_on": "training images" if lesson.validation == lesson.training else "validation images",
+            "measured_on": "training images"
+            if lesson.validation == lesson.training
+            else "validation images",
         },
         "bands": list(lesson.collection.pairs[0].image.bands),
         "shares": _shares(recipe.classes, lesson.found.shares(lesson.training)),
@@ -109,18 +123,27 @@ def _about(prepared: Prepared, standing: Standing, measured: Measured) -> dict[s
     }
     if len(standing.plans) > 1:
         # The rate has followed several plans, so the recipe alone does not give these weights.
-        about["lengthened"] = [{"after_steps": steps, "epochs": epochs} for steps, epochs in standing.plans[1:]]
+        about["lengthened"] = [
+            {"after_steps": steps, "epochs": epochs} for steps, epochs in standing.plans[1:]
+        ]
     return about
 
 
 def _shares(classes: Sequence[str], found: NDArray[np.float64]) -> dict[str, list[float]]:
-    """The range of each class's share in a training image, rounded outwards so that no such image lies outside."""
+    """The range of each class's share in a training image, rounded outwards so that no such image
+    lies outside.
+    """
     ranges = zip(np.floor(found[:, 0] * 1e6) / 1e6, np.ceil(found[:, 1] * 1e6) / 1e6, strict=True)
-    return {name: [float(least), float(greatest)] for name, (least, greatest) in zip(classes, ranges, strict=True)}
+    return {
+        name: [float(least), float(greatest)]
+        for name, (least, greatest) in zip(classes, ranges, strict=True)
+    }
 
 
 def _saved(model: Any) -> bytes:
-    """A network as a `.keras` file. Raises `StoreError` where there is no room for it among the temporary files."""
+    """A network as a `.keras` file. Raises `StoreError` where there is no room for it among the
+    temporary files.
+    """
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.keras"
@@ -128,7 +151,8 @@ def _saved(model: Any) -> bytes:
             return path.read_bytes()
     except OSError as error:
         raise StoreError(
-            f"Cannot write the network to {tempfile.gettempdir()}: {error}. Make room there, or name another folder by the variable TMPDIR, then "
+            f"Cannot write the network to {tempfile.gettempdir()}: {error}. Make room there, or "
+            "name another folder by the variable TMPDIR, then "
             "run the same command."
         ) from error
 

@@ -1,8 +1,9 @@
 """Pairs: each image with its mask, checked by their headers.
 
-Names are compared without their suffix: first with the folders below the inputs' common one, then without folders called images, masks or labels,
-then by the file's name alone; the first way that finds a mask for every image counts. Masks may be more than images, so that part of a collection
-can be trained on; how many are not used is told, since a wrong pattern for images looks the same.
+Names are compared without their suffix: first with the folders below the inputs' common one, then
+without folders called images, masks or labels, then by the file's name alone; the first way that
+finds a mask for every image counts. Masks may be more than images, so that part of a collection can
+be trained on; how many are not used is told, since a wrong pattern for images looks the same.
 """
 
 from __future__ import annotations
@@ -28,7 +29,19 @@ _SHOWN = 5
 _HEAD_BYTES = 512
 _CHUNK_BYTES = 2**22
 _PLAIN_FOLDERS = frozenset(
-    {"image", "images", "img", "imgs", "mask", "masks", "label", "labels", "labels_index", "truth", "annotations"}
+    {
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "mask",
+        "masks",
+        "label",
+        "labels",
+        "labels_index",
+        "truth",
+        "annotations",
+    }
 )
 _FACTORS = {"uint8": 1 / 255, "uint16": 1 / 65535}
 
@@ -43,10 +56,14 @@ class Pair:
     mask: RasterSpec
 
 
-def find_pairs(images: Sequence[Source], masks: Sequence[Source], recipe: Recipe, told: Told) -> tuple[list[Pair], list[str]]:
-    """The pairs in the order of their names, without those that the recipe leaves out, and what people should know; `told` hears of each pair.
+def find_pairs(
+    images: Sequence[Source], masks: Sequence[Source], recipe: Recipe, told: Told
+) -> tuple[list[Pair], list[str]]:
+    """The pairs in the order of their names, without those that the recipe leaves out, and what
+    people should know; `told` hears of each pair.
 
-    Raises `RecipeError` where an image has no mask, where both are of different sizes, or images of different bands.
+    Raises `RecipeError` where an image has no mask, where both are of different sizes, or images of
+    different bands.
     """
     left_out = recipe.split.leave_out
     ours = [source for source in images if not matches((source.image_id, source.uri), left_out)]
@@ -55,46 +72,67 @@ def find_pairs(images: Sequence[Source], masks: Sequence[Source], recipe: Recipe
         strange = [source for source in masks if not source.image_id.endswith(recipe.mask_suffix)]
         masks = [source for source in masks if source.image_id.endswith(recipe.mask_suffix)]
         if not masks:
-            raise RecipeError(f"mask_suffix: no mask's name ends in {recipe.mask_suffix!r}; there are such as {strange[0].uri}.")
+            raise RecipeError(
+                f"mask_suffix: no mask's name ends in {recipe.mask_suffix!r}; there are such as "
+                f"{strange[0].uri}."
+            )
         ids = {source.uri: source.image_id.removesuffix(recipe.mask_suffix) for source in masks}
     # A mask in the folder of the images is found among them too.
     ours = [source for source in ours if source.uri not in ids]
     theirs = [source for source in masks if not matches((ids[source.uri], source.uri), left_out)]
     if not ours or not theirs:
         raise RecipeError(
-            f"images: there is nothing left to train with (images: {len(ours)}, masks: {len(theirs)}). Name others, or leave out fewer."
+            f"images: there is nothing left to train with (images: {len(ours)}, masks: "
+            f"{len(theirs)}). Name others, or leave out fewer."
         )
-    paired, unused = _paired({source.uri: source.image_id for source in ours}, {source.uri: ids[source.uri] for source in theirs})
+    paired, unused = _paired(
+        {source.uri: source.image_id for source in ours},
+        {source.uri: ids[source.uri] for source in theirs},
+    )
     versions = {source.uri: source.version for source in (*images, *masks)}
     pairs: list[Pair] = []
     for name, image, mask in paired:
         told(len(pairs), len(paired))
-        pair = Pair(name, _described(image, versions[image], recipe.bands), _described(mask, versions[mask], None))
+        pair = Pair(
+            name,
+            _described(image, versions[image], recipe.bands),
+            _described(mask, versions[mask], None),
+        )
         _require_same_shape(pair)
         pairs.append(pair)
     _require_same_bands(pairs)
-    return pairs, [f"{len(unused)} of {len(theirs)} masks have no image and are not used: {_some(unused)}."] if unused else []
+    return pairs, [
+        f"{len(unused)} of {len(theirs)} masks have no image and are not used: {_some(unused)}."
+    ] if unused else []
 
 
 def scaling_of(pairs: Sequence[Pair], wanted: Scaling | None) -> Scaling:
-    """The wanted scaling, checked, or the one that the images' type suggests. Raises `RecipeError`."""
+    """The wanted scaling, checked, or the one that the images' type suggests. Raises
+    `RecipeError`.
+    """
     channels = pairs[0].image.channels
     if wanted is not None:
         for name, numbers in (("offset", wanted.offset), ("factor", wanted.factor)):
             if len(numbers) not in (1, channels):
-                raise RecipeError(f"scaling.{name}: expected one number, or {channels}, one a band; got {len(numbers)}.")
+                raise RecipeError(
+                    f"scaling.{name}: expected one number, or {channels}, one a band; got "
+                    f"{len(numbers)}."
+                )
         return wanted
     first = pairs[0].image
     for pair in pairs:
         if pair.image.dtype != first.dtype:
             raise RecipeError(
-                f"scaling: {first.location} is {first.dtype}, {pair.image.location} is {pair.image.dtype}. "
+                f"scaling: {first.location} is {first.dtype}, {pair.image.location} is "
+                f"{pair.image.dtype}. "
                 "Write them in one type, or set `scaling` so that it suits both."
             )
     if first.dtype not in _FACTORS:
         raise RecipeError(
-            f"scaling: the images are {first.dtype}, such as {first.location}; there is no usual range of that. "
-            "Set scaling: {offset: [...], factor: [...]} so that (value - offset) * factor lies about from 0 to 1 or -1 to 1."
+            f"scaling: the images are {first.dtype}, such as {first.location}; there is no usual "
+            "range of that. "
+            "Set scaling: {offset: [...], factor: [...]} so that (value - offset) * factor lies "
+            "about from 0 to 1 or -1 to 1."
         )
     return Scaling((0.0,), (_FACTORS[first.dtype],))
 
@@ -115,8 +153,12 @@ def data_digest(pairs: Sequence[Pair], told: Told) -> str:
     return whole.hexdigest()
 
 
-def _paired(images: Mapping[str, str], masks: Mapping[str, str]) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """(name, image, mask) of each image, from the ids of both by their locations; and masks that no image has."""
+def _paired(
+    images: Mapping[str, str], masks: Mapping[str, str]
+) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """(name, image, mask) of each image, from the ids of both by their locations; and masks that no
+    image has.
+    """
     best: tuple[int, dict[str, str], dict[str, str]] | None = None
     for key in _KEYS:
         ours, theirs = _by_key(images, key), _by_key(masks, key)
@@ -131,14 +173,19 @@ def _paired(images: Mapping[str, str], masks: Mapping[str, str]) -> tuple[list[t
             best = len(common), ours, theirs
     if best is None:
         raise RecipeError(
-            "images: several files have the same name without its suffix, so it is not clear which mask is whose. Rename them."
+            "images: several files have the same name without its suffix, so it is not clear which "
+            "mask is whose. Rename them."
         )
     _, ours, theirs = best
-    alone, unused = [ours[name] for name in sorted(ours.keys() - theirs.keys())], sorted(theirs.keys() - ours.keys())
+    alone, unused = (
+        [ours[name] for name in sorted(ours.keys() - theirs.keys())],
+        sorted(theirs.keys() - ours.keys()),
+    )
     spare = f" Masks without an image: {_some(theirs[name] for name in unused)}." if unused else ""
     raise RecipeError(
         f"images: {len(alone)} of {len(ours)} without a mask: {_some(alone)}.{spare}\n"
-        "A mask has the name of its image, apart from the suffix and `mask_suffix`. Add what is missing, or name it in `split.leave_out`."
+        "A mask has the name of its image, apart from the suffix and `mask_suffix`. Add what is "
+        "missing, or name it in `split.leave_out`."
     )
 
 
@@ -153,7 +200,11 @@ def _without_plain_folders(name: str) -> str:
     return "/".join([*(folder for folder in folders if folder.lower() not in _PLAIN_FOLDERS), last])
 
 
-_KEYS: tuple[Callable[[str], str], ...] = (str, _without_plain_folders, lambda name: name.rsplit("/", 1)[-1])
+_KEYS: tuple[Callable[[str], str], ...] = (
+    str,
+    _without_plain_folders,
+    lambda name: name.rsplit("/", 1)[-1],
+)
 
 
 def _described(location: str, version: str, bands: Sequence[int] | None) -> RasterSpec:
@@ -171,7 +222,9 @@ def _described(location: str, version: str, bands: Sequence[int] | None) -> Rast
 
 def _require_same_shape(pair: Pair) -> None:
     if pair.image.shape != pair.mask.shape:
-        ours, theirs = (" x ".join(map(str, reversed(spec.shape))) for spec in (pair.image, pair.mask))
+        ours, theirs = (
+            " x ".join(map(str, reversed(spec.shape))) for spec in (pair.image, pair.mask)
+        )
         raise RecipeError(
             f"{pair.mask.location} is {theirs} pixels, its image {pair.image.location} is {ours}. "
             "Write the mask in the size of its image, or name it in `split.leave_out`."
@@ -183,7 +236,8 @@ def _require_same_bands(pairs: Sequence[Pair]) -> None:
     for pair in pairs:
         if pair.image.channels != first.channels:
             raise RecipeError(
-                f"{pair.image.location} has {pair.image.channels} band(s), {first.location} has {first.channels}. "
+                f"{pair.image.location} has {pair.image.channels} band(s), {first.location} has "
+                f"{first.channels}. "
                 "A network takes one number of bands: set `bands`, or convert the images."
             )
 

@@ -1,7 +1,8 @@
 """Pixels: windows of images and their masks as training wants them, read through a bounded cache.
 
-Small images, and those of formats without random access, are decoded once and kept as long as there is room; of large ones each window is read.
-A mask is read by its stored values where these matter: a palette picture then gives indices, not colours.
+Small images, and those of formats without random access, are decoded once and kept as long as there
+is room; of large ones each window is read. A mask is read by its stored values where these matter:
+a palette picture then gives indices, not colours.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Collection:
         return height, width
 
     def strips(self, number: int, multiple: int) -> Iterator[tuple[Box, Window, NDArray[Any]]]:
-        """An image from top to bottom: the box of each strip, its window, and what its mask's values are looked up by.
+        """An image from top to bottom: the box of each strip, its window, and what its mask's
+        values are looked up by.
 
         Strips start at multiples of `multiple` rows.
         """
@@ -94,7 +96,8 @@ class Collection:
             _close(both)
 
     def window(self, number: int, box: Box) -> Window:
-        """A box of an image; what lies beyond its border is mirrored, as when the network is used, and `VOID`. Raises `ReadError`.
+        """A box of an image; what lies beyond its border is mirrored, as when the network is used,
+        and `VOID`. Raises `ReadError`.
 
         The arrays may be views of what others get too.
         """
@@ -104,12 +107,20 @@ class Collection:
         if inside == box:
             return found
         rows, columns = (
-            mirrored(np.arange(box.start[axis], box.stop[axis]), shape[axis]) - inside.start[axis] for axis in (0, 1)
+            mirrored(np.arange(box.start[axis], box.stop[axis]), shape[axis]) - inside.start[axis]
+            for axis in (0, 1)
         )
-        if min(rows.min(), columns.min()) < 0 or rows.max() >= inside.shape[0] or columns.max() >= inside.shape[1]:
+        if (
+            min(rows.min(), columns.min()) < 0
+            or rows.max() >= inside.shape[0]
+            or columns.max() >= inside.shape[1]
+        ):
             # The mirror shows more than the box itself.
             first = (inside.start[0] + int(rows.min()), inside.start[1] + int(columns.min()))
-            found = self._inside(number, Box(first, (first[0] + int(np.ptp(rows)) + 1, first[1] + int(np.ptp(columns)) + 1)))
+            found = self._inside(
+                number,
+                Box(first, (first[0] + int(np.ptp(rows)) + 1, first[1] + int(np.ptp(columns)) + 1)),
+            )
             rows, columns = rows - rows.min(), columns - columns.min()
         place = np.ix_(rows, columns)
         within = inside.relative_to(box).slices
@@ -141,10 +152,13 @@ class Collection:
         self._readers.move_to_end(number)
         return self._decoded(number, self._readers[number], box)[0]
 
-    def _decoded(self, number: int, both: tuple[Reader, Reader], box: Box) -> tuple[Window, NDArray[Any]]:
+    def _decoded(
+        self, number: int, both: tuple[Reader, Reader], box: Box
+    ) -> tuple[Window, NDArray[Any]]:
         image, mask = both
         pixels, valid = image.read(box)
-        # What lies around the box too: a border between objects is known by the objects on both sides of it.
+        # What lies around the box too: a border between objects is known by the objects on both
+        # sides of it.
         around = box.grow((self.table.reach, self.table.reach)) & Box.whole(self.shape(number))
         raw, labelled = mask.read(around)
         inner = box.relative_to(around).slices
@@ -163,7 +177,9 @@ class Collection:
         return spec.chunks == spec.shape or self._bytes(number) < self._room // _WHOLE_SHARE
 
     def _bytes(self, number: int) -> int:
-        """What an image takes once it is decoded: pixels, whether they are valid, classes, numbers of objects."""
+        """What an image takes once it is decoded: pixels, whether they are valid, classes, numbers
+        of objects.
+        """
         image, mask = self.pairs[number].image, self.pairs[number].mask
         ids = np.dtype(mask.dtype).itemsize if self.table.numbered else 0
         return image.pixels * (image.channels * np.dtype(image.dtype).itemsize + 2 + ids)
@@ -181,7 +197,8 @@ def open_mask(spec: RasterSpec, table: Table) -> Reader:
     if table.by == "colour":
         if spec.channels < 3 or spec.dtype != "uint8":
             raise RecipeError(
-                f"{spec.location} has {spec.channels} band(s) of {spec.dtype}, but `labels` name colours, which need 3 of uint8. "
+                f"{spec.location} has {spec.channels} band(s) of {spec.dtype}, but `labels` name "
+                "colours, which need 3 of uint8. "
                 "Use labels: {kind: index} or {kind: values} for such masks."
             )
         return FORMATS[spec.format].open(replace(spec, bands=spec.bands[:3]))
@@ -190,7 +207,8 @@ def open_mask(spec: RasterSpec, table: Table) -> Reader:
         return reader
     if spec.channels != 1 or np.dtype(spec.dtype).kind not in "ui":
         raise RecipeError(
-            f"{spec.location} has {spec.channels} band(s) of {spec.dtype}, but `labels` name whole numbers of one band. "
+            f"{spec.location} has {spec.channels} band(s) of {spec.dtype}, but `labels` name whole "
+            "numbers of one band. "
             "For RGB masks use labels: {kind: colours, colours: {name: '#RRGGBB', ...}}."
         )
     return FORMATS[spec.format].open(spec)
@@ -214,7 +232,9 @@ class _Stored:
 
 
 def _stored_picture(spec: RasterSpec) -> Reader | None:
-    """The indices of a palette picture, or grey values of 1 to 4 bits before they are spread; None for other pictures."""
+    """The indices of a palette picture, or grey values of 1 to 4 bits before they are spread; None
+    for other pictures.
+    """
     from PIL import Image
 
     fs, path = filesystem(spec.location)
@@ -231,7 +251,9 @@ def _stored_picture(spec: RasterSpec) -> Reader | None:
         if image.format == "PNG" and image.mode == "L" and content[_PNG_DEPTH] < 8:
             return _Stored(np.asarray(image) // (255 // (2 ** content[_PNG_DEPTH] - 1)))
     except (OSError, SyntaxError, ValueError) as error:
-        raise RecipeError(f"The mask {spec.location} cannot be decoded: {error}. Write it again.") from error
+        raise RecipeError(
+            f"The mask {spec.location} cannot be decoded: {error}. Write it again."
+        ) from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     return None
@@ -262,7 +284,8 @@ def _stacked(strips: Sequence[Window]) -> Window:
     if len(strips) == 1:
         return strips[0]
     pixels, valid, classes = (
-        np.concatenate([getattr(strip, name) for strip in strips]) for name in ("pixels", "valid", "classes")
+        np.concatenate([getattr(strip, name) for strip in strips])
+        for name in ("pixels", "valid", "classes")
     )
     numbered = [strip.ids for strip in strips if strip.ids is not None]
     return Window(pixels, valid, classes, np.concatenate(numbered) if numbered else None)

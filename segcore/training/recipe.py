@@ -1,6 +1,7 @@
 """Recipes of trainings: what is to be learned from which data, and how.
 
-These are the checked values behind the sections of a training recipe. They are kept without keras; `segcore.training.learner` loads it.
+These are the checked values behind the sections of a training recipe. They are kept without keras;
+`segcore.training.learner` loads it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class DiceLoss:
     """One minus the soft Dice coefficient, mean of the classes (Milletari 2016)."""
 
     weights: Weighting | tuple[float, ...] = "none"
-    """What each class counts in the mean: `none` all alike, `balanced` rare ones more, or one number a class."""
+    """What each class counts in the mean: `none` all alike, `balanced` rare ones more, or one
+    number a class.
+    """
 
     @property
     def terms(self) -> LossTerms:
@@ -100,10 +103,16 @@ class SumOfLosses:
     """Weights of the classes, in all terms."""
 
     def __post_init__(self) -> None:
-        for name, share in (("cross_entropy", self.cross_entropy), ("dice", self.dice), ("focal", self.focal)):
+        for name, share in (
+            ("cross_entropy", self.cross_entropy),
+            ("dice", self.dice),
+            ("focal", self.focal),
+        ):
             _check(name, share, 0, 1000)
         if self.cross_entropy + self.dice + self.focal == 0:
-            raise ValueError("expected a share above 0 for one of cross_entropy, dice, focal; all are 0")
+            raise ValueError(
+                "expected a share above 0 for one of cross_entropy, dice, focal; all are 0"
+            )
         _check("gamma", self.gamma, 0, 10)
 
     @property
@@ -114,30 +123,45 @@ class SumOfLosses:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Which images are trained on. A pattern is compared with the name and the location of an image, and may hold * and ?."""
+    """Which images are trained on. A pattern is compared with the name and the location of an
+    image, and may hold * and ?.
+    """
 
     validation: float | tuple[str, ...] = 0.2
-    """Fraction of the images, or patterns of the images, that only measure. 0: the training images measure themselves."""
+    """Fraction of the images, or patterns of the images, that only measure. 0: the training images
+    measure themselves.
+    """
     leave_out: tuple[str, ...] = ()
     """Patterns of images that are not used at all, kept for a test."""
     group: str | None = None
-    """Regular expression whose match in an image's name tells what belongs together: parts of one scene are never on both sides."""
+    """Regular expression whose match in an image's name tells what belongs together: parts of one
+    scene are never on both sides.
+    """
     seed: int = 0
     """Which images are drawn."""
 
     def __post_init__(self) -> None:
         if isinstance(self.validation, float | int) and not 0 <= self.validation < 1:
-            raise ValueError(f"validation: expected a fraction from 0 to less than 1, or patterns; got {self.validation}")
+            raise ValueError(
+                "validation: expected a fraction from 0 to less than 1, or patterns; got "
+                f"{self.validation}"
+            )
         try:
             re.compile(self.group or "")
         except re.error as error:
             raise ValueError(f"group: {self.group!r} is no regular expression: {error}") from error
 
     def divide(self, names: Sequence[str], locations: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Numbers of the images to train on and of those to validate on. Raises `RecipeError` where one side has none."""
+        """Numbers of the images to train on and of those to validate on. Raises `RecipeError` where
+        one side has none.
+        """
         groups = [self._group(name) for name in names]
         if isinstance(self.validation, tuple):
-            held = {i for i, both in enumerate(zip(names, locations, strict=True)) if matches(both, self.validation)}
+            held = {
+                i
+                for i, both in enumerate(zip(names, locations, strict=True))
+                if matches(both, self.validation)
+            }
         else:
             held = self._drawn(groups)
         training = [i for i in range(len(names)) if i not in held]
@@ -147,7 +171,8 @@ class Split:
         if not training or not validation:
             empty = "training" if not training else "validation"
             raise RecipeError(
-                f"split: {len(names)} image(s) in {len(set(groups))} group(s) leave none for {empty}. "
+                f"split: {len(names)} image(s) in {len(set(groups))} group(s) leave none for "
+                f"{empty}. "
                 "Give more images, another `validation`, or 0 to measure on the training images."
             )
         return training, validation
@@ -182,7 +207,9 @@ class Training:
     batch: int = 8
     """Patches a step."""
     epochs: int = 40
-    """Passes; after each the network is measured and kept. May be raised later: training then goes on from its last checkpoint."""
+    """Passes; after each the network is measured and kept. May be raised later: training then goes
+    on from its last checkpoint.
+    """
     steps: int | None = None
     """Steps of an epoch. None: as many as cover the labelled pixels once, from 20 to 500."""
     rate: float = 1e-3
@@ -196,11 +223,17 @@ class Training:
     decay: float = 1e-4
     """Weight decay of adamw."""
     balance: float = 0.5
-    """Fraction of the patches that are drawn around a pixel of a class, all classes alike; the others lie anywhere."""
+    """Fraction of the patches that are drawn around a pixel of a class, all classes alike; the
+    others lie anywhere.
+    """
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: mixed precision, for processors and GPUs that have it. The file always holds float32."""
+    """bfloat16: mixed precision, for processors and GPUs that have it. The file always holds
+    float32.
+    """
     patience: int | None = None
-    """Epochs without a better score until training stops; may be changed later. None: never before the last."""
+    """Epochs without a better score until training stops; may be changed later. None: never before
+    the last.
+    """
     seed: int = 0
     """Decides first weights, patches and augmentation."""
     threads: int | None = None
@@ -209,7 +242,8 @@ class Training:
     """Megabytes of decoded images to keep."""
 
     def end(self, scores: Sequence[float]) -> int | None:
-        """The epoch, from 1, that a training with these scores of its epochs ends with. None: it goes on.
+        """The epoch, from 1, that a training with these scores of its epochs ends with. None: it
+        goes on.
 
         >>> Training(epochs=9, patience=2).end([0.5, 0.6, 0.6, 0.4, 0.9])
         4
@@ -217,7 +251,9 @@ class Training:
         best = 1
         for number, score in enumerate(scores, 1):
             best = number if score > scores[best - 1] else best
-            if number >= self.epochs or (self.patience is not None and number - best >= self.patience):
+            if number >= self.epochs or (
+                self.patience is not None and number - best >= self.patience
+            ):
                 return number
         return None
 
@@ -271,17 +307,25 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.classes) <= MOST_CLASSES:
-            raise RecipeError(f"classes: expected 2 to {MOST_CLASSES} names; got {len(self.classes)}.")
+            raise RecipeError(
+                f"classes: expected 2 to {MOST_CLASSES} names; got {len(self.classes)}."
+            )
         if len(set(self.classes)) < len(self.classes) or not all(self.classes):
-            raise RecipeError(f"classes: expected different names, none of them empty; got {list(self.classes)}.")
+            raise RecipeError(
+                f"classes: expected different names, none of them empty; got {list(self.classes)}."
+            )
         weights = self.loss.weights
         if not isinstance(weights, str):
             if len(weights) != len(self.classes):
                 raise RecipeError(
-                    f"training.loss.weights: expected {len(self.classes)} numbers, one a class; got {len(weights)}."
+                    f"training.loss.weights: expected {len(self.classes)} numbers, one a class; "
+                    f"got {len(weights)}."
                 )
             if min(weights) < 0 or not 0 < sum(weights) < math.inf:
-                raise RecipeError(f"training.loss.weights: expected numbers from 0 on, one above 0; got {list(weights)}.")
+                raise RecipeError(
+                    "training.loss.weights: expected numbers from 0 on, one above 0; got "
+                    f"{list(weights)}."
+                )
 
 
 MOST_CLASSES = 250
@@ -294,7 +338,12 @@ def matches(texts: Sequence[str], patterns: Sequence[str]) -> bool:
     >>> matches(["s3://scenes/tile5/a.png"], ["tile5/*"])
     True
     """
-    return any(fnmatch.fnmatchcase(text, form) for text in texts for pattern in patterns for form in (pattern, f"*/{pattern}"))
+    return any(
+        fnmatch.fnmatchcase(text, form)
+        for text in texts
+        for pattern in patterns
+        for form in (pattern, f"*/{pattern}")
+    )
 
 
 def _check(name: str, value: float, least: float, most: float) -> None:

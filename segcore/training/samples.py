@@ -1,7 +1,8 @@
 """Samples: the patches of a step.
 
-What a step sees is drawn by (seed, epoch, step) alone, so an interrupted training goes on with the same patches. A fraction of the patches lies
-around a pixel of a class, all present classes alike, so that rare ones are found; the others lie around any labelled pixel.
+What a step sees is drawn by (seed, epoch, step) alone, so an interrupted training goes on with the
+same patches. A fraction of the patches lies around a pixel of a class, all present classes alike,
+so that rare ones are found; the others lie around any labelled pixel.
 """
 
 from __future__ import annotations
@@ -69,13 +70,22 @@ class Drawing:
 class Sampler:
     """Draws the batches of a training."""
 
-    def __init__(self, collection: Collection, found: Survey, numbers: Sequence[int], scaling: Scaling, drawing: Drawing) -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        found: Survey,
+        numbers: Sequence[int],
+        scaling: Scaling,
+        drawing: Drawing,
+    ) -> None:
         self._collection, self._scaling, self._drawing = collection, scaling, drawing
         places, counts = [], []
         for number in numbers:
             cells = found.cells[number]
             rows, columns = np.nonzero(cells.any(axis=2))
-            places.append(np.stack([np.full(len(rows), number), rows * CELL, columns * CELL], axis=1))
+            places.append(
+                np.stack([np.full(len(rows), number), rows * CELL, columns * CELL], axis=1)
+            )
             counts.append(cells[rows, columns])
         self._places = np.concatenate(places)
         by_cell = np.concatenate(counts)
@@ -106,7 +116,11 @@ class Sampler:
         for each in drawing.augmentation:
             patch = each.apply(patch, random)
         inner = slice(frame.margin, frame.patch - frame.margin)
-        return Patch(patch.pixels, patch.classes[inner, inner], None if patch.ids is None else patch.ids[inner, inner])
+        return Patch(
+            patch.pixels,
+            patch.classes[inner, inner],
+            None if patch.ids is None else patch.ids[inner, inner],
+        )
 
     def _place(self, random: np.random.Generator) -> tuple[int, tuple[int, int]]:
         """An image, and a pixel of it to draw a patch around."""
@@ -116,9 +130,13 @@ class Sampler:
         cell = int(np.searchsorted(sums, random.integers(int(sums[-1])), side="right"))
         number, top, left = (int(value) for value in self._places[cell])
         height, width = self._collection.shape(number)
-        # The middle lies anywhere in half a patch about the cell: what is wanted is in the patch, but not always at its centre.
+        # The middle lies anywhere in half a patch about the cell: what is wanted is in the patch,
+        # but not always at its centre.
         spread = max(CELL, self._drawing.frame.target // 2)
-        y, x = (int(start + CELL // 2 + random.integers(-spread // 2, spread // 2 + 1)) for start in (top, left))
+        y, x = (
+            int(start + CELL // 2 + random.integers(-spread // 2, spread // 2 + 1))
+            for start in (top, left)
+        )
         return number, (min(max(y, 0), height - 1), min(max(x, 0), width - 1))
 
 
@@ -132,12 +150,16 @@ def scaled(window: Window, scaling: Scaling) -> Patch:
 
 
 def resized(patch: Patch, side: int) -> Patch:
-    """A square patch in another size: pixels interpolated (averaged where it shrinks), labels by the nearest."""
+    """A square patch in another size: pixels interpolated (averaged where it shrinks), labels by
+    the nearest.
+    """
     import cv2
 
     shrinks = patch.pixels.shape[0] > side
     pixels = cv2.resize(
-        np.ascontiguousarray(patch.pixels), (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        np.ascontiguousarray(patch.pixels),
+        (side, side),
+        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
     )
     rows = (np.arange(side) * 2 + 1) * patch.pixels.shape[0] // (2 * side)
     nearest = np.ix_(rows, rows)
@@ -146,20 +168,27 @@ def resized(patch: Patch, side: int) -> Patch:
 
 
 def _around(middle: tuple[int, int], side: int, margin: int, shape: tuple[int, int]) -> Box:
-    """A square window whose part that is answered lies around a pixel, and inside the image where that is large enough."""
+    """A square window whose part that is answered lies around a pixel, and inside the image where
+    that is large enough.
+    """
     target = side - 2 * margin
     start = []
     for centre, size in zip(middle, shape, strict=True):
-        first = min(max(centre - target // 2, 0), size - target) if size >= target else (size - target) // 2
+        first = (
+            min(max(centre - target // 2, 0), size - target)
+            if size >= target
+            else (size - target) // 2
+        )
         start.append(first - margin)
     return Box((start[0], start[1]), (start[0] + side, start[1] + side))
 
 
 def lattice(shape: tuple[int, int], frame: Frame, context: int) -> list[tuple[Box, Box]]:
-    """Windows that together answer each pixel of an image once: (what the network sees, what of its answer counts).
+    """Windows that together answer each pixel of an image once: (what the network sees, what of its
+    answer counts).
 
-    What counts keeps `context` pixels away from the window's edge, except at the border of the image. Answers start at multiples of the
-    stride, as they do when the network is used.
+    What counts keeps `context` pixels away from the window's edge, except at the border of the
+    image. Answers start at multiples of the stride, as they do when the network is used.
     """
     rows, columns = (_steps(size, frame, context) for size in shape)
     margin, found = frame.margin, []

@@ -1,4 +1,6 @@
-"""Semantic networks in training: every pixel of a patch has a class, and the score is the mean IoU of the classes."""
+"""Semantic networks in training: every pixel of a patch has a class, and the score is the mean IoU
+of the classes.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ Seen = tuple[int, Box, Box]
 
 
 def frame_of(recipe: Recipe, channels: int) -> Frame:
-    """What the network sees of a patch and answers, as measured. Raises `RecipeError` where the patch does not suit it."""
+    """What the network sees of a patch and answers, as measured. Raises `RecipeError` where the
+    patch does not suit it.
+    """
     from segcore.inference.skeletons import reach_of
 
     reach = reach_of(recipe.network.build(channels, len(recipe.classes)))
@@ -44,7 +48,8 @@ def frame_of(recipe: Recipe, channels: int) -> Frame:
     if below != patch or patch < least:
         fits = sorted({max(below, least), max(below + stride, least)})
         raise RecipeError(
-            f"training.patch: {recipe.kind} does not take {patch} x {patch} pixels; heights and widths are {least} or more by steps of {stride}. "
+            f"training.patch: {recipe.kind} does not take {patch} x {patch} pixels; heights and "
+            f"widths are {least} or more by steps of {stride}. "
             f"Set it to {' or '.join(map(str, fits))}."
         )
     return Frame(patch, reach.margin, stride)
@@ -68,7 +73,9 @@ class Semantic:
         lesson = self.lesson
         counts = lesson.found.classes[list(lesson.training)].sum(axis=0)
         wanted = lesson.recipe.loss
-        return keras.Model(model.inputs, _logits_of(model)), loss_of(wanted, class_weights(wanted, counts))
+        return keras.Model(model.inputs, _logits_of(model)), loss_of(
+            wanted, class_weights(wanted, counts)
+        )
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         """What `train_on_batch` takes."""
@@ -77,14 +84,18 @@ class Semantic:
     def measure(self, trainer: Any, most: int | None, told: Told) -> Measured:
         """IoU of all classes, and the mean cross-entropy of labelled pixels."""
         lesson = self.lesson
-        windows = [(number, *both) for number in lesson.validation for both in self._lattice(number)]
+        windows = [
+            (number, *both) for number in lesson.validation for both in self._lattice(number)
+        ]
         if most is not None and len(windows) > most:
             windows = [windows[i * len(windows) // most] for i in range(most)]
         classes, size = len(lesson.recipe.classes), lesson.recipe.training.batch
         matrix, missed = np.zeros((classes, classes), np.int64), 0.0
         for start in range(0, len(windows), size):
             some = windows[start : start + size]
-            for (_, box, counted), labels, logits in zip(some, *self._predict(trainer, some), strict=True):
+            for (_, box, counted), labels, logits in zip(
+                some, *self._predict(trainer, some), strict=True
+            ):
                 cut = counted.relative_to(_answered(box, lesson.frame)).slices
                 matrix += confusion(labels[cut], logits[cut].argmax(axis=-1), classes)
                 there = labels[cut] < classes
@@ -93,7 +104,9 @@ class Semantic:
         record = {
             "validation_loss": round(missed / max(int(matrix.sum()), 1), 6),
             "mean_iou": round(mean_overlap(matrix), 6),
-            "iou": [None if np.isnan(value) else round(float(value), 6) for value in overlap(matrix)],
+            "iou": [
+                None if np.isnan(value) else round(float(value), 6) for value in overlap(matrix)
+            ],
         }
         return Measured(mean_overlap(matrix), record, summary(matrix, lesson.recipe.classes))
 
@@ -114,11 +127,18 @@ class Semantic:
         colours = Legend.of(tuple(f"curve {i}" for i in range(max(len(classes), 2)))).colours
         losses = [
             Curve("training", [record["loss"] for record in history], colours[0]),
-            Curve("validation, cross-entropy", [record["validation_loss"] for record in history], colours[1]),
+            Curve(
+                "validation, cross-entropy",
+                [record["validation_loss"] for record in history],
+                colours[1],
+            ),
         ]
         overlaps = [Curve("mean IoU", [record["mean_iou"] for record in history], width=3)]
         if len(classes) <= _MOST_CURVES:
-            overlaps += [Curve(name, [record["iou"][i] for record in history], colours[i]) for i, name in enumerate(classes)]
+            overlaps += [
+                Curve(name, [record["iou"][i] for record in history], colours[i])
+                for i, name in enumerate(classes)
+            ]
         return losses, overlaps
 
     def _lattice(self, number: int) -> list[tuple[Box, Box]]:
@@ -127,14 +147,23 @@ class Semantic:
         context = 0 if frame.margin else frame.patch // _CONTEXT
         return lattice(self.lesson.collection.shape(number), frame, context)
 
-    def _predict(self, trainer: Any, windows: Sequence[Seen]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def _predict(
+        self, trainer: Any, windows: Sequence[Seen]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Labels and logits of windows, of the part that the network answers."""
         lesson, frame = self.lesson, self.lesson.frame
-        patches = [scaled(lesson.collection.window(number, box), lesson.scaling) for number, box, _ in windows]
+        patches = [
+            scaled(lesson.collection.window(number, box), lesson.scaling)
+            for number, box, _ in windows
+        ]
         pixels = np.stack([patch.pixels for patch in patches])
         # Always the same shape, which compiling backends ask for.
         short = lesson.recipe.training.batch - len(pixels)
-        padded = np.concatenate([pixels, np.zeros((short, *pixels.shape[1:]), np.float32)]) if short > 0 else pixels
+        padded = (
+            np.concatenate([pixels, np.zeros((short, *pixels.shape[1:]), np.float32)])
+            if short > 0
+            else pixels
+        )
         said = np.asarray(trainer.predict_on_batch(padded), np.float32)[: len(pixels)]
         inner = slice(frame.margin, frame.patch - frame.margin)
         return np.stack([patch.classes[inner, inner] for patch in patches]), said
@@ -147,7 +176,10 @@ class Semantic:
             if common.size == 0:
                 continue
             labels, logits = self._predict(trainer, [(number, box, counted)])
-            cut, place = common.relative_to(_answered(box, self.lesson.frame)).slices, common.relative_to(whole).slices
+            cut, place = (
+                common.relative_to(_answered(box, self.lesson.frame)).slices,
+                common.relative_to(whole).slices,
+            )
             truth[place], said[place] = labels[0][cut], logits[0][cut].argmax(axis=-1)
         return Example(shown(self.lesson.collection.window(number, whole).pixels), truth, said)
 
@@ -156,7 +188,9 @@ def _cross_entropy(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> fl
     """Sum over pixels, of labels (n,) and logits (n, class)."""
     values = logits.astype(np.float64)
     values -= values.max(axis=-1, keepdims=True)
-    return float((np.log(np.exp(values).sum(axis=-1)) - values[np.arange(len(labels)), labels]).sum())
+    return float(
+        (np.log(np.exp(values).sum(axis=-1)) - values[np.arange(len(labels)), labels]).sum()
+    )
 
 
 def _answered(box: Box, frame: Frame) -> Box:
@@ -164,10 +198,14 @@ def _answered(box: Box, frame: Frame) -> Box:
 
 
 def _logits_of(model: Any) -> Any:
-    """What the last softmax of a network is taken of; else the logarithm of its probabilities, which has the same softmax."""
+    """What the last softmax of a network is taken of; else the logarithm of its probabilities,
+    which has the same softmax.
+    """
     import keras
 
     last = model.layers[-1]
     if isinstance(last, keras.layers.Softmax):
         return last.input
-    return keras.ops.log(keras.ops.maximum(keras.ops.cast(model.outputs[0], "float32"), keras.backend.epsilon()))
+    return keras.ops.log(
+        keras.ops.maximum(keras.ops.cast(model.outputs[0], "float32"), keras.backend.epsilon())
+    )

@@ -18,14 +18,23 @@ _OBJECTS = frozenset({"mask_rcnn"})
 
 
 def frame_of(recipe: Recipe, channels: int) -> Frame:
-    """What the network sees of a patch and answers. Raises `RecipeError` where the patch does not suit it, or the labels do not."""
+    """What the network sees of a patch and answers. Raises `RecipeError` where the patch does not
+    suit it, or the labels do not.
+    """
     if recipe.kind not in _OBJECTS:
         return semantic.frame_of(recipe, channels)
     if not isinstance(recipe.labels, Instances) or recipe.labels.border is not None:
-        raise RecipeError(f"labels: {recipe.kind} learns objects: set labels: {{kind: instances}}, without `border`.")
+        raise RecipeError(
+            f"labels: {recipe.kind} learns objects: set labels: {{kind: instances}}, without "
+            "`border`."
+        )
     return instances.frame_of(recipe)
 
 
 def subject_of(lesson: Lesson) -> Subject:
     """How the network is trained."""
-    return instances.InstanceSubject(lesson) if lesson.recipe.kind in _OBJECTS else semantic.Semantic(lesson)
+    return (
+        instances.InstanceSubject(lesson)
+        if lesson.recipe.kind in _OBJECTS
+        else semantic.Semantic(lesson)
+    )

@@ -1,10 +1,12 @@
-"""How fast connected parts are found over tiles, against SciPy on a piece in memory and dask-image over chunks.
+"""How fast connected parts are found over tiles, against SciPy on a piece in memory and dask-image
+over chunks.
 
     python tests/benchmarks/bench_connected.py [megapixels] [megapixels for dask-image]
 
-One process and thread for ours and SciPy; dask-image gets two threads. Masks are made tile by tile and not timed: fields of
-correlated noise that never repeat, at half their area; and for what it takes at worst, noise without correlation. What is timed of ours is
-all that labels take: fragments, first pixels, joining, numbering, and writing ids to pixels.
+One process and thread for ours and SciPy; dask-image gets two threads. Masks are made tile by tile
+and not timed: fields of correlated noise that never repeat, at half their area; and for what it
+takes at worst, noise without correlation. What is timed of ours is all that labels take: fragments,
+first pixels, joining, numbering, and writing ids to pixels.
 """
 
 from __future__ import annotations
@@ -40,13 +42,17 @@ class Field:
         generator = np.random.default_rng(0)
         for period in self.periods:
             wave = generator.standard_normal((period, period), dtype=np.float32)
-            self.waves.append(ndimage.gaussian_filter(wave, self.sigma, mode="wrap") if self.sigma else wave)
+            self.waves.append(
+                ndimage.gaussian_filter(wave, self.sigma, mode="wrap") if self.sigma else wave
+            )
 
     def mask(self, box: Box) -> np.ndarray:
         """Class ids 0 and 1 of a box."""
         total = np.zeros(box.shape, np.float32)
         for wave, period in zip(self.waves, self.periods, strict=True):
-            rows, columns = (np.arange(a, b) % period for a, b in zip(box.start, box.stop, strict=True))
+            rows, columns = (
+                np.arange(a, b) % period for a, b in zip(box.start, box.stop, strict=True)
+            )
             total += wave[np.ix_(rows, columns)]
         return (total > 0).astype(np.uint8)
 
@@ -65,7 +71,9 @@ class Clock:
 
 
 def ours(source: Field, side: int, parts: Parts, clock: Clock) -> int:
-    """Label a square of the field; the number of parts. Labels of tiles are made again for the second pass, which is not timed."""
+    """Label a square of the field; the number of parts. Labels of tiles are made again for the
+    second pass, which is not timed.
+    """
     grid = Grid((side, side), (TILE, TILE))
     seams, known = [], []
 
@@ -74,8 +82,12 @@ def ours(source: Field, side: int, parts: Parts, clock: Clock) -> int:
 
     for tile in grid:
         mask = source.mask(tile.core)
-        found = clock.time("fragments", lambda mask=mask, tile=tile: parts.fragment(mask, tile, grid.shape))
-        firsts = clock.time("first pixels", lambda found=found, tile=tile: first_pixels(found.values, tile, side))
+        found = clock.time(
+            "fragments", lambda mask=mask, tile=tile: parts.fragment(mask, tile, grid.shape)
+        )
+        firsts = clock.time(
+            "first pixels", lambda found=found, tile=tile: first_pixels(found.values, tile, side)
+        )
         seams.append(found.seam)
         known.append((firsts, found.class_of))
     groupings = clock.time("joining", lambda: parts.join(grid, seams))
@@ -129,7 +141,8 @@ def main(megapixels: float, for_dask: float) -> None:
         piece = source.mask(Box((0, 0), (PIECE, PIECE)))
         scipy = best_of(5, lambda piece=piece: ndimage.label(piece, FULL)) / piece.size * 1e9
         print(
-            f"{name}: scipy.ndimage.label on {piece.size / 1e6:.1f} MP in memory: {scipy:.2f} ns a pixel, {1e3 / scipy:.0f} MP/s"
+            f"{name}: scipy.ndimage.label on {piece.size / 1e6:.1f} MP in memory: {scipy:.2f} ns a "
+            f"pixel, {1e3 / scipy:.0f} MP/s"
         )
         for fill in (False, True):
             clock = Clock()
@@ -137,12 +150,17 @@ def main(megapixels: float, for_dask: float) -> None:
             each = clock.seconds.total() / side**2 * 1e9
             spent = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in clock.seconds.items())
             print(
-                f"{name}{', holes filled' if fill else ''}: {side**2 / 1e6:.0f} MP, {count} parts: {each:.2f} ns a pixel, "
-                f"{1e3 / each:.0f} MP/s ({spent}); {each / scipy:.2f} times SciPy; peak {peak():.2f} GB so far"
+                f"{name}{', holes filled' if fill else ''}: {side**2 / 1e6:.0f} MP, {count} parts: "
+                f"{each:.2f} ns a pixel, "
+                f"{1e3 / each:.0f} MP/s ({spent}); {each / scipy:.2f} times SciPy; peak "
+                f"{peak():.2f} GB so far"
             )
         if name != "noise":
             theirs = by_dask_image(source, for_dask)
-            print(f"{name}: dask-image: " + ("not installed" if theirs is None else f"{theirs:.1f} ns a pixel, two threads"))
+            print(
+                f"{name}: dask-image: "
+                + ("not installed" if theirs is None else f"{theirs:.1f} ns a pixel, two threads")
+            )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""How fast networks run: `keras.Model.predict` against every engine and precision, and against what `choose` takes.
+"""How fast networks run: `keras.Model.predict` against every engine and precision, and against what
+`choose` takes.
 
     python tests/benchmarks/bench_inference.py small|large|valid [threads] [seconds a round]
 
-small: U-Net of 1.9 million weights; large: 31 million; valid: small without padding, on patches of 572. Patches are fields of 512 pixels of
-blobs, rims and background under noise. The network is trained on such fields first, so that labels are no coin tosses. predict and the engines
-take turns, so that other work on the machine slows all alike; the median of each is printed with its ratio to predict, and the labels
-that equal those of predict, on patches that it was not trained on.
+small: U-Net of 1.9 million weights; large: 31 million; valid: small without padding, on patches of
+572. Patches are fields of 512 pixels of blobs, rims and background under noise. The network is
+trained on such fields first, so that labels are no coin tosses. predict and the engines take turns,
+so that other work on the machine slows all alike; the median of each is printed with its ratio to
+predict, and the labels that equal those of predict, on patches that it was not trained on.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ def fields(count: int, side: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         blob = smooth > smooth.std() / 2
         labels[:] = blob + (blob & ~ndimage.binary_erosion(blob, iterations=3))
     level = np.array([0.3, 0.55, 0.8], np.float32)[truth]
-    return np.clip(level + generator.normal(0, 0.1, level.shape), 0, 1).astype(np.float32)[..., None], truth
+    return np.clip(level + generator.normal(0, 0.1, level.shape), 0, 1).astype(np.float32)[
+        ..., None
+    ], truth
 
 
 def trained(keras: Any, name: str) -> Any:
@@ -59,9 +63,16 @@ def trained(keras: Any, name: str) -> Any:
     side = 128 if not margin else 236
     images, truth = fields(64, side, 1)
     truth = truth[:, margin : side - margin, margin : side - margin]
-    network.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    history = network.fit(images, truth, batch_size=4, epochs=max(1, STEPS[name] // 16), verbose=0).history
-    print(f"{network.count_params():,} weights; accuracy in training {history['accuracy'][-1]:.4f}", flush=True)
+    network.compile(
+        keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+    history = network.fit(
+        images, truth, batch_size=4, epochs=max(1, STEPS[name] // 16), verbose=0
+    ).history
+    print(
+        f"{network.count_params():,} weights; accuracy in training {history['accuracy'][-1]:.4f}",
+        flush=True,
+    )
     return network
 
 
@@ -96,7 +107,10 @@ def main(name: str, threads: int, seconds: float) -> None:
         card = Card("unet", weights.sha256, 1, CLASSES, Scaling(), reach)
         begin = time.perf_counter()
         choice = choose(weights, card, images[0])
-        print(f"choose: {time.perf_counter() - begin:.1f} s, {choice.engine} {choice.precision}", flush=True)
+        print(
+            f"choose: {time.perf_counter() - begin:.1f} s, {choice.engine} {choice.precision}",
+            flush=True,
+        )
         expected = network.predict(images, verbose=0, batch_size=PATCHES).argmax(axis=-1)
         for engine in available_engines(weights):
             for precision in ("float32", "bfloat16"):
@@ -115,12 +129,18 @@ def main(name: str, threads: int, seconds: float) -> None:
                 speeds = {key: expected.size / 1e6 / value for key, value in median.items()}
                 mark = " <- chosen" if Choice(engine, precision) == choice else ""
                 print(
-                    f"{engine:10} {precision:8} {speeds['engine']:7.3f} megapixels/s, predict {speeds['predict']:7.3f}, "
-                    f"ratio {speeds['engine'] / speeds['predict']:5.2f}, equal labels {same:.5f}{mark}",
+                    f"{engine:10} {precision:8} {speeds['engine']:7.3f} megapixels/s, predict "
+                    f"{speeds['predict']:7.3f}, "
+                    f"ratio {speeds['engine'] / speeds['predict']:5.2f}, equal labels "
+                    f"{same:.5f}{mark}",
                     flush=True,
                 )
 
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    main(arguments[0], int(arguments[1]) if len(arguments) > 1 else 2, float(arguments[2]) if len(arguments) > 2 else 60.0)
+    main(
+        arguments[0],
+        int(arguments[1]) if len(arguments) > 1 else 2,
+        float(arguments[2]) if len(arguments) > 2 else 60.0,
+    )

@@ -1,8 +1,10 @@
-"""How fast the classical segmenters count, fit and label, against scikit-learn where it does the same.
+"""How fast the classical segmenters count, fit and label, against scikit-learn where it does the
+same.
 
     python tests/benchmarks/bench_labelling.py [megapixels]
 
-One thread for counting and labelling; fitting uses the processors it finds. Prints one line a measurement.
+One thread for counting and labelling; fitting uses the processors it finds. Prints one line a
+measurement.
 """
 
 from __future__ import annotations
@@ -30,18 +32,32 @@ RUNS = 5
 
 
 def natural_picture(megapixels: float) -> Picture:
-    """Photographs scaled up side by side, with correlated grain that gives them millions of different colours."""
+    """Photographs scaled up side by side, with correlated grain that gives them millions of
+    different colours.
+    """
     side = round((megapixels * 1e6) ** 0.5)
     third = -(-side // 3)
-    photos = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.immunohistochemistry(), data.retina()]
+    photos = [
+        data.astronaut(),
+        data.coffee(),
+        data.chelsea(),
+        data.rocket(),
+        data.immunohistochemistry(),
+        data.retina(),
+    ]
     photos += [np.ascontiguousarray(photo[::-1, ::-1][..., [1, 2, 0]]) for photo in photos[:3]]
     scaled = [cv2.resize(photo, (third, third), interpolation=cv2.INTER_CUBIC) for photo in photos]
-    whole = np.concatenate([np.concatenate(scaled[row : row + 3], axis=1) for row in (0, 3, 6)])[:side, :side]
+    whole = np.concatenate([np.concatenate(scaled[row : row + 3], axis=1) for row in (0, 3, 6)])[
+        :side, :side
+    ]
     generator = np.random.default_rng(0)
     pixels = np.empty_like(whole)
     for y in range(0, side, 1000):
         rows = whole[y : y + 1000]
-        grain = cv2.GaussianBlur(generator.standard_normal(rows.shape, dtype=np.float32), (0, 0), 0.8) * 7
+        grain = (
+            cv2.GaussianBlur(generator.standard_normal(rows.shape, dtype=np.float32), (0, 0), 0.8)
+            * 7
+        )
         pixels[y : y + 1000] = np.clip(rows + grain, 0, 255).astype(np.uint8)
     return Picture(pixels, np.ones(pixels.shape[:2], bool), "rgb")
 
@@ -82,8 +98,15 @@ def main(megapixels: float) -> None:
     one_size = one.valid.size / 1e6
 
     for name, recipe in (("counting", KMeans(clusters=5)), ("histogram of luminance", Threshold())):
-        report(f"{name}: first call of the process", best_of(1, lambda recipe=recipe: recipe.observe(one))[0])
-        report(f"{name}: one tile, warm", best_of(5, lambda recipe=recipe: recipe.observe(one))[0], one_size)
+        report(
+            f"{name}: first call of the process",
+            best_of(1, lambda recipe=recipe: recipe.observe(one))[0],
+        )
+        report(
+            f"{name}: one tile, warm",
+            best_of(5, lambda recipe=recipe: recipe.observe(one))[0],
+            one_size,
+        )
     seconds, states = best_of(1, lambda: [samples.observe(tile) for tile in tiles])
     report("counting: all tiles", seconds, size)
     seconds, total = best_of(1, lambda: reduce(samples.merge, states))
@@ -91,14 +114,24 @@ def main(megapixels: float) -> None:
     print(f"{samples.finish(total).weights.size} different colours in {size:.0f} megapixels")
 
     models = {}
-    for name, recipe in (("k-means", KMeans(clusters=5)), ("mixture", MixtureOfGaussians(components=5))):
-        report(f"{name}: fit, first call", best_of(1, lambda recipe=recipe: recipe.finish(total))[0])
+    for name, recipe in (
+        ("k-means", KMeans(clusters=5)),
+        ("mixture", MixtureOfGaussians(components=5)),
+    ):
+        report(
+            f"{name}: fit, first call", best_of(1, lambda recipe=recipe: recipe.finish(total))[0]
+        )
         seconds, models[name] = best_of(3, lambda recipe=recipe: recipe.finish(total))
         report(f"{name}: fit, warm", seconds)
-    models["threshold"] = fitted(Threshold(band=1), [Picture(picture.pixels[:TILE, :TILE], picture.valid[:TILE, :TILE])])
+    models["threshold"] = fitted(
+        Threshold(band=1), [Picture(picture.pixels[:TILE, :TILE], picture.valid[:TILE, :TILE])]
+    )
     for name, model in models.items():
         block = one if name != "threshold" else picture.block(one.tile, spec.select((1,)))
-        report(f"{name}: labelling, first call", best_of(1, lambda model=model, block=block: model.segment(block))[0])
+        report(
+            f"{name}: labelling, first call",
+            best_of(1, lambda model=model, block=block: model.segment(block))[0],
+        )
         seconds, _ = best_of(5, lambda model=model, block=block: model.segment(block))
         report(f"{name}: labelling one tile, warm", seconds, one_size)
         if name != "threshold":
@@ -108,16 +141,20 @@ def main(megapixels: float) -> None:
 
 
 def compare(pixels: np.ndarray, kmeans: Any, mixture: Any, block: Any) -> None:
-    """The same labels by scikit-learn: equal numbers of runs, each side given its pixels in the layout that it likes.
+    """The same labels by scikit-learn: equal numbers of runs, each side given its pixels in the
+    layout that it likes.
 
-    Ours is timed with an empty table of colours too, since a batch pays for that once a model and process.
+    Ours is timed with an empty table of colours too, since a batch pays for that once a model and
+    process.
     """
     from sklearn.cluster import KMeans as ReferenceMeans
     from sklearn.mixture import GaussianMixture
 
     rows = np.ascontiguousarray(pixels.reshape(-1, 3), dtype=np.float64)
     size = len(rows) / 1e6
-    means = ReferenceMeans(5, init=np.array(kmeans.centres), n_init=1, max_iter=1).fit(np.array(kmeans.centres))
+    means = ReferenceMeans(5, init=np.array(kmeans.centres), n_init=1, max_iter=1).fit(
+        np.array(kmeans.centres)
+    )
     gaussians = GaussianMixture(5)
     gaussians.weights_, gaussians.means_ = np.array(mixture.weights), np.array(mixture.means)
     gaussians.precisions_cholesky_ = np.swapaxes(np.array(mixture.factors), 1, 2)
@@ -135,9 +172,15 @@ def compare(pixels: np.ndarray, kmeans: Any, mixture: Any, block: Any) -> None:
         report(f"{name}: ours, warm table", warm, size)
         agreement = np.mean(labels.values.ravel() == expected)
         print(
-            f"{name}: {theirs / cold:.1f} (empty table) to {theirs / warm:.1f} (warm) times scikit-learn on the clock, ", end=""
+            f"{name}: {theirs / cold:.1f} (empty table) to {theirs / warm:.1f} (warm) times "
+            "scikit-learn on the clock, ",
+            end="",
         )
-        print(f"{theirs.processor / cold.processor:.1f} to {theirs.processor / warm.processor:.1f} by processor time, ", end="")
+        print(
+            f"{theirs.processor / cold.processor:.1f} to {theirs.processor / warm.processor:.1f} "
+            "by processor time, ",
+            end="",
+        )
         print(f"{100 * agreement:.4f} % of labels equal")
 
 

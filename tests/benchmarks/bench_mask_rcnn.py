@@ -1,12 +1,15 @@
-"""How well the small Mask R-CNN learns nuclei: trains on crops, prints AP at an overlap of 0.5 of masks.
+"""How well the small Mask R-CNN learns nuclei: trains on crops, prints AP at an overlap of 0.5 of
+masks.
 
-    MASKLOOM_TEST_DATA=... python tests/benchmarks/bench_mask_rcnn.py overfit|held-back STEPS [WEIGHTS.keras]
+    MASKLOOM_TEST_DATA=... python tests/benchmarks/bench_mask_rcnn.py overfit|held-back STEPS
+    [WEIGHTS.keras]
 
-`overfit` trains on six crops of 128 pixels and measures on the same. `held-back` holds back every fourth image of dsb2018 by name, trains on
-crops of 256 pixels of the others, turned and mirrored, and measures on the whole images held back, found by windows as in a run. AP is the mean
-precision over recall 0, 0.01 ... 1 of detections by descending score (COCO, all images together); beside it the share TP / (TP + FP + FN) of a
-mask at score 0.5 (Data Science Bowl 2018). With a third argument the network is saved with its card;
-with 0 steps the one that is there is measured.
+`overfit` trains on six crops of 128 pixels and measures on the same. `held-back` holds back every
+fourth image of dsb2018 by name, trains on crops of 256 pixels of the others, turned and mirrored,
+and measures on the whole images held back, found by windows as in a run. AP is the mean precision
+over recall 0, 0.01 ... 1 of detections by descending score (COCO, all images together); beside it
+the share TP / (TP + FP + FN) of a mask at score 0.5 (Data Science Bowl 2018). With a third argument
+the network is saved with its card; with 0 steps the one that is there is measured.
 """
 
 from __future__ import annotations
@@ -46,7 +49,13 @@ def nuclei() -> list[tuple[str, np.ndarray, np.ndarray]]:
     found = []
     for path in sorted((folder / "images").iterdir()):
         image = np.asarray(Image.open(path).convert("RGB"), np.float32) / 255
-        found.append((path.stem, image, np.asarray(Image.open(folder / "labels" / path.name)).astype(np.int32)))
+        found.append(
+            (
+                path.stem,
+                image,
+                np.asarray(Image.open(folder / "labels" / path.name)).astype(np.int32),
+            )
+        )
     return found
 
 
@@ -72,16 +81,25 @@ def batch_of(pairs: list[Pair]) -> tuple[dict[str, Any]]:
 
 def train(network: Any, batches: Any, steps: int) -> None:
     """Train for so many steps; the learning rate falls to nothing with them, by a cosine."""
-    rate = keras.optimizers.schedules.CosineDecay(1e-4, steps - 50, alpha=0.01, warmup_target=2e-3, warmup_steps=50)
+    rate = keras.optimizers.schedules.CosineDecay(
+        1e-4, steps - 50, alpha=0.01, warmup_target=2e-3, warmup_steps=50
+    )
     network.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=1e-4, global_clipnorm=5.0))
     network.optimizer.build(network.trainable_variables)
     started, used, recent = time.perf_counter(), time.process_time(), []
     for step in range(1, steps + 1):
         recent.append(float(network.train_on_batch(*next(batches))))
         if step % 50 == 0:
-            print(f"{time.perf_counter() - started:6.0f} s  step {step:5d}  loss {np.mean(recent[-50:]):.3f}", flush=True)
+            print(
+                f"{time.perf_counter() - started:6.0f} s  step {step:5d}  loss "
+                f"{np.mean(recent[-50:]):.3f}",
+                flush=True,
+            )
     minutes, processor = (time.perf_counter() - started) / 60, (time.process_time() - used) / 60
-    print(f"{steps} steps, {network.count_params():,} parameters, {minutes:.1f} minutes, {processor:.1f} minutes of processors")
+    print(
+        f"{steps} steps, {network.count_params():,} parameters, {minutes:.1f} minutes, "
+        f"{processor:.1f} minutes of processors"
+    )
 
 
 def found_in(finder: Finder, image: np.ndarray) -> Detections:
@@ -118,20 +136,28 @@ def average_precision(scores: np.ndarray, hits: np.ndarray, objects: int) -> flo
     order = np.argsort(-scores, kind="stable")
     right = np.cumsum(hits[order])
     recall, precision = right / objects, right / np.arange(1, len(right) + 1)
-    return float(np.mean([precision[recall >= least].max(initial=0.0) for least in np.linspace(0, 1, 101)]))
+    return float(
+        np.mean([precision[recall >= least].max(initial=0.0) for least in np.linspace(0, 1, 101)])
+    )
 
 
 def painted_share(detections: Detections, truth: np.ndarray) -> tuple[int, int, int]:
-    """True positives, false positives and false negatives of the mask of detections with a score of at least 0.5."""
+    """True positives, false positives and false negatives of the mask of detections with a score of
+    at least 0.5.
+    """
     mask = detections[detections.scores >= 0.5].paint(Box.whole(truth.shape))
-    table = np.histogram2d(mask.ravel(), truth.ravel(), bins=[np.arange(mask.max() + 2), np.arange(truth.max() + 2)])[0]
+    table = np.histogram2d(
+        mask.ravel(), truth.ravel(), bins=[np.arange(mask.max() + 2), np.arange(truth.max() + 2)]
+    )[0]
     union = table.sum(1, keepdims=True) + table.sum(0, keepdims=True) - table
     right = int(np.count_nonzero((table / np.maximum(union, 1))[1:, 1:] > 0.5))
     return right, len(np.unique(mask[mask > 0])) - right, len(np.unique(truth[truth > 0])) - right
 
 
 def measure(
-    network: Any, images: list[tuple[str, np.ndarray, np.ndarray]], found: Callable[[Finder, np.ndarray], Detections]
+    network: Any,
+    images: list[tuple[str, np.ndarray, np.ndarray]],
+    found: Callable[[Finder, np.ndarray], Detections],
 ) -> None:
     finder = Finder(network, 0.05, 0.5)
     scores, hits, counts = [], [], []
@@ -142,12 +168,16 @@ def measure(
         counts.append((len(np.unique(truth[truth > 0])), *painted_share(detections, truth)))
         alone = average_precision(scores[-1], hits[-1], counts[-1][0])
         print(
-            f"{name:36s} {counts[-1][0]:4d} objects  AP@0.5 {alone:.3f}  share {counts[-1][1] / max(1, sum(counts[-1][1:])):.3f}",
+            f"{name:36s} {counts[-1][0]:4d} objects  AP@0.5 {alone:.3f}  share "
+            f"{counts[-1][1] / max(1, sum(counts[-1][1:])):.3f}",
             flush=True,
         )
     objects, right, wrong, missed = np.sum(counts, axis=0)
     every = average_precision(np.concatenate(scores), np.concatenate(hits), int(objects))
-    print(f"all: {objects} objects, AP@0.5 {every:.3f}, share at score 0.5 {right / (right + wrong + missed):.3f}")
+    print(
+        f"all: {objects} objects, AP@0.5 {every:.3f}, share at score 0.5 "
+        f"{right / (right + wrong + missed):.3f}"
+    )
 
 
 def save(network: Any, path: Path) -> None:
@@ -172,11 +202,16 @@ def main() -> None:
     images = nuclei()
     network = RECIPE.build(3, 2) if steps else load_keras(Weights.of(sys.argv[3]))
     if mode == "overfit":
-        learned = [(name, *crop((image, mask), generator, SMALL_SIDE)) for name, image, mask in images[3:33:5]]
+        learned = [
+            (name, *crop((image, mask), generator, SMALL_SIDE))
+            for name, image, mask in images[3:33:5]
+        ]
         tested = learned
 
         def pick() -> list[Pair]:
-            return [learned[number][1:] for number in generator.permutation(len(learned))[:SMALL_BATCH]]
+            return [
+                learned[number][1:] for number in generator.permutation(len(learned))[:SMALL_BATCH]
+            ]
     else:
         learned = [each for number, each in enumerate(images) if number % 4 != 3]
         tested = [each for number, each in enumerate(images) if number % 4 == 3]

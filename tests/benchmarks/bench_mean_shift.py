@@ -1,9 +1,11 @@
-"""Joint mean shift against Orfeo ToolBox: python tests/benchmarks/bench_mean_shift.py [MEGAPIXELS] [FOLDER].
+"""Joint mean shift against Orfeo ToolBox: python tests/benchmarks/bench_mean_shift.py [MEGAPIXELS]
+[FOLDER].
 
-Both read one RGB GeoTIFF of photographs and write ids of regions with equal radii, on two processes or threads: ours over tiles of 512,
-`otbcli_LargeScaleMeanShift` (Debian's otb-bin) over tiles of 500, as its users run it. Rounds alternate; medians and the ratio are printed. Our
-workers have compiled before; theirs are compiled. Then both cut the image into tiles of 512 and into one tile: pixels whose
-region is not the same are counted.
+Both read one RGB GeoTIFF of photographs and write ids of regions with equal radii, on two processes
+or threads: ours over tiles of 512, `otbcli_LargeScaleMeanShift` (Debian's otb-bin) over tiles of
+500, as its users run it. Rounds alternate; medians and the ratio are printed. Our workers have
+compiled before; theirs are compiled. Then both cut the image into tiles of 512 and into one tile:
+pixels whose region is not the same are counted.
 """
 
 from __future__ import annotations
@@ -35,15 +37,24 @@ def make_image(path: Path, side: int) -> None:
     from skimage import data
 
     rng = np.random.default_rng(7)
-    sources = [data.astronaut(), data.coffee()[:400, :400], data.chelsea()[:300, :300], data.rocket()[:400, :400]]
+    sources = [
+        data.astronaut(),
+        data.coffee()[:400, :400],
+        data.chelsea()[:300, :300],
+        data.rocket()[:400, :400],
+    ]
     pixels = np.empty((side, side, 3), np.uint8)
     step = 800
     for n, (y, x) in enumerate((y, x) for y in range(0, side, step) for x in range(0, side, step)):
         height, width = min(step, side - y), min(step, side - x)
-        enlarged = cv2.resize(sources[n % len(sources)], (step, step), interpolation=cv2.INTER_CUBIC)[:height, :width]
+        enlarged = cv2.resize(
+            sources[n % len(sources)], (step, step), interpolation=cv2.INTER_CUBIC
+        )[:height, :width]
         noise = rng.integers(-4, 5, enlarged.shape, dtype=np.int16)
         pixels[y : y + height, x : x + width] = np.clip(enlarged + noise, 0, 255).astype(np.uint8)
-    with rasterio.open(path, "w", driver="GTiff", height=side, width=side, count=3, dtype="uint8", tiled=True) as file:
+    with rasterio.open(
+        path, "w", driver="GTiff", height=side, width=side, count=3, dtype="uint8", tiled=True
+    ) as file:
         file.write(np.moveaxis(pixels, -1, 0))
 
 
@@ -52,7 +63,9 @@ def spec_of(image: Path):
     from segcore.formats.geotiff import GeoTiff
     from segcore.segmenters.mean_shift import MeanShift
 
-    recipe = MeanShift(space="joint", spatial_radius=SPATIAL_RADIUS, range_radius=RANGE_RADIUS, min_size=MIN_SIZE)
+    recipe = MeanShift(
+        space="joint", spatial_radius=SPATIAL_RADIUS, range_radius=RANGE_RADIUS, min_size=MIN_SIZE
+    )
     return GeoTiff().describe(image.as_uri(), "1"), recipe.start()
 
 
@@ -83,9 +96,17 @@ def ours(image: Path, mask: Path, tile_size: int, pool: ProcessPoolExecutor) -> 
     grid = Grid(spec.shape, (tile_size, tile_size), model.footprint.halo)
     count = len(grid)
     sketches = list(pool.map(work, [image] * count, [tile_size] * count, range(count)))
-    placements = place_objects(model, grid, [sketch.seam for sketch in sketches], lambda number: sketches[number].firsts, "")
+    placements = place_objects(
+        model,
+        grid,
+        [sketch.seam for sketch in sketches],
+        lambda number: sketches[number].firsts,
+        "",
+    )
     height, width = spec.shape
-    with rasterio.open(mask, "w", driver="GTiff", height=height, width=width, count=1, dtype="uint32") as file:
+    with rasterio.open(
+        mask, "w", driver="GTiff", height=height, width=width, count=1, dtype="uint32"
+    ) as file:
         for tile, sketch, placement in zip(grid, sketches, placements, strict=True):
             (y, x), (rows, columns) = tile.core.start, tile.core.shape
             file.write(redraw(sketch.body, placement).ids, 1, window=Window(x, y, columns, rows))
@@ -96,15 +117,30 @@ def orfeo(image: Path, mask: Path, tile_size: int) -> float:
     """Seconds of Orfeo ToolBox."""
     options = f"-spatialr {SPATIAL_RADIUS} -ranger {RANGE_RADIUS} -minsize {MIN_SIZE} -mode raster".split()
     tiles = f"-tilesizex {tile_size} -tilesizey {tile_size}".split()
-    environment = {**os.environ, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "2", "OTB_MAX_RAM_HINT": "2048"}
-    command = ["otbcli_LargeScaleMeanShift", "-in", str(image), *options, "-mode.raster.out", str(mask), "uint32", *tiles]
+    environment = {
+        **os.environ,
+        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "2",
+        "OTB_MAX_RAM_HINT": "2048",
+    }
+    command = [
+        "otbcli_LargeScaleMeanShift",
+        "-in",
+        str(image),
+        *options,
+        "-mode.raster.out",
+        str(mask),
+        "uint32",
+        *tiles,
+    ]
     started = time.perf_counter()
     subprocess.run(command, check=True, env=environment, cwd=mask.parent, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
 def differing(one: Path, other: Path) -> tuple[int, int, int]:
-    """Pixels outside the common part of each region and its best match, whatever the ids; and how many regions there are."""
+    """Pixels outside the common part of each region and its best match, whatever the ids; and how
+    many regions there are.
+    """
     import rasterio
 
     flat = []
@@ -126,8 +162,14 @@ def main() -> None:
     side = round((megapixels * 1e6) ** 0.5)
     there = shutil.which("otbcli_LargeScaleMeanShift") is not None
     if not there:
-        print("otbcli_LargeScaleMeanShift is not installed (Debian: otb-bin); only our own times follow")
-    with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        print(
+            "otbcli_LargeScaleMeanShift is not installed (Debian: otb-bin); only our own times "
+            "follow"
+        )
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool,
+    ):
         folder = Path(sys.argv[2] if len(sys.argv) > 2 else temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         image, small, mask = folder / "image.tif", folder / "small.tif", folder / "ours.tif"
@@ -142,18 +184,23 @@ def main() -> None:
         middle = {name: statistics.median(seconds) for name, seconds in times.items() if seconds}
         for name, seconds in middle.items():
             ratio = f"  {seconds / middle['ours']:5.1f} x ours"
-            print(f"{name:14} {seconds:7.2f} s  {seconds / side**2 * 1e6:6.2f} s/megapixel{ratio}", times[name])
+            print(
+                f"{name:14} {seconds:7.2f} s  {seconds / side**2 * 1e6:6.2f} s/megapixel{ratio}",
+                times[name],
+            )
         ours(image, folder / "ours_whole.tif", side, pool)
         lost, whole, tiled = differing(folder / "ours_whole.tif", mask)
         print(
-            f"ours           tiles of 512 against the whole: {lost} of {side * side} pixels differ; {tiled} and {whole} regions"
+            f"ours           tiles of 512 against the whole: {lost} of {side * side} pixels "
+            f"differ; {tiled} and {whole} regions"
         )
         if there:
             orfeo(image, folder / "orfeo.tif", 512)
             orfeo(image, folder / "orfeo_whole.tif", side)
             lost, whole, tiled = differing(folder / "orfeo_whole.tif", folder / "orfeo.tif")
             print(
-                f"Orfeo ToolBox  tiles of 512 against the whole: {lost} of {side * side} pixels differ; {tiled} and {whole} regions"
+                f"Orfeo ToolBox  tiles of 512 against the whole: {lost} of {side * side} pixels "
+                f"differ; {tiled} and {whole} regions"
             )
 
 

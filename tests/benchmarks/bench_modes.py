@@ -1,8 +1,10 @@
-"""How fast mean shift finds the modes of a picture's colours and labels its pixels, against scikit-learn.
+"""How fast mean shift finds the modes of a picture's colours and labels its pixels, against
+scikit-learn.
 
     python tests/benchmarks/bench_modes.py [megapixels]
 
-Labelling uses one thread, fitting up to four of the processors it finds. Prints one line a measurement.
+Labelling uses one thread, fitting up to four of the processors it finds. Prints one line a
+measurement.
 """
 
 from __future__ import annotations
@@ -48,15 +50,25 @@ def main(megapixels: float) -> None:
         fitter = FeatureMeanShift(kernel=kernel)
         cold, _ = best_of(1, lambda fitter=fitter: fitter.finish(total))
         warm, model = best_of(2, lambda fitter=fitter: fitter.finish(total))
-        print(f"fit, {kernel}: {cold:.2f} s, warm {warm:.2f} s; {model.values} colours, {model.points} points, ", end="")
-        print(f"bandwidth {model.bandwidth:.1f}, {len(model.modes)} classes, model file {len(dump_model(model))} bytes")
+        print(
+            f"fit, {kernel}: {cold:.2f} s, warm {warm:.2f} s; {model.values} colours, "
+            f"{model.points} points, ",
+            end="",
+        )
+        print(
+            f"bandwidth {model.bandwidth:.1f}, {len(model.modes)} classes, model file "
+            f"{len(dump_model(model))} bytes"
+        )
     one = tiles[0]
     size = one.valid.size / 1e6
     cold, _ = best_of(1, lambda: model.segment(one))
     warm, _ = best_of(5, lambda: model.segment(one))
     module._colours.cache_clear()
     empty, _ = best_of(1, lambda: model.segment(one))
-    print(f"label a tile of 8-bit RGB: first {cold:.3f} s, empty table {size / empty:.0f} MP/s, warm {size / warm:.0f} MP/s")
+    print(
+        f"label a tile of 8-bit RGB: first {cold:.3f} s, empty table {size / empty:.0f} MP/s, warm "
+        f"{size / warm:.0f} MP/s"
+    )
     floats = Picture(one.pixels.astype(np.float32), one.valid, "rgb")
     (block,) = floats.blocks(model)
     model.segment(block)
@@ -66,15 +78,27 @@ def main(megapixels: float) -> None:
 
 
 def compare() -> None:
-    """The same modes by scikit-learn, which starts from bins of the bandwidth's size, on a small photograph."""
+    """The same modes by scikit-learn, which starts from bins of the bandwidth's size, on a small
+    photograph.
+    """
     from sklearn.cluster import MeanShift
 
     photo = np.ascontiguousarray(data.coffee()[::4, ::4])
     picture = Picture(photo, np.ones(photo.shape[:2], bool), "rgb")
     ours, model = best_of(2, lambda: fitted(FeatureMeanShift(bandwidth=30.0), [picture]))
-    theirs, found = best_of(1, lambda: MeanShift(bandwidth=30.0, bin_seeding=True).fit(photo.reshape(-1, 3).astype(float)))
-    print(f"{photo.shape[0]} x {photo.shape[1]} pixels: ours {ours:.2f} s, {len(model.modes)} classes; ", end="")
-    print(f"scikit-learn {theirs:.2f} s, {len(found.cluster_centers_)} clusters; {theirs / ours:.0f} times")
+    theirs, found = best_of(
+        1,
+        lambda: MeanShift(bandwidth=30.0, bin_seeding=True).fit(photo.reshape(-1, 3).astype(float)),
+    )
+    print(
+        f"{photo.shape[0]} x {photo.shape[1]} pixels: ours {ours:.2f} s, {len(model.modes)} "
+        "classes; ",
+        end="",
+    )
+    print(
+        f"scikit-learn {theirs:.2f} s, {len(found.cluster_centers_)} clusters; {theirs / ours:.0f} "
+        "times"
+    )
 
 
 if __name__ == "__main__":

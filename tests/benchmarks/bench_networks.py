@@ -1,7 +1,9 @@
-"""Networks end to end: a whole run against its engine alone: python tests/benchmarks/bench_networks.py [SIDE] [WIDTH] [PRECISION].
+"""Networks end to end: a whole run against its engine alone: python
+tests/benchmarks/bench_networks.py [SIDE] [WIDTH] [PRECISION].
 
-The image is a photograph of SIDE x SIDE pixels (default 4,096), the network a U-Net of depth 4 and WIDTH channels (default 16), PRECISION is auto by
-default. The engine that the run has chosen then labels patches of the same sizes, halos included, in two processes of one thread each, with neither
+The image is a photograph of SIDE x SIDE pixels (default 4,096), the network a U-Net of depth 4 and
+WIDTH channels (default 16), PRECISION is auto by default. The engine that the run has chosen then
+labels patches of the same sizes, halos included, in two processes of one thread each, with neither
 reading nor writing. Both are warm.
 """
 
@@ -29,7 +31,9 @@ PARTS = 2
 
 
 def label_part(model: NetworkModel, side: int, part: int) -> float:
-    """Seconds of every second patch of an image, or of one patch to warm up where `part` is negative."""
+    """Seconds of every second patch of an image, or of one patch to warm up where `part` is
+    negative.
+    """
     from segcore.inference.engines import configure, open_engine
 
     configure(1)
@@ -45,7 +49,9 @@ def label_part(model: NetworkModel, side: int, part: int) -> float:
 
 
 def main() -> None:
-    """Train nothing: random weights cost the same. Run, then time the engine alone, then print both."""
+    """Train nothing: random weights cost the same. Run, then time the engine alone, then print
+    both.
+    """
     import keras
 
     from flows import recipe as recipes
@@ -60,7 +66,10 @@ def main() -> None:
     from segcore.work import prepare_process
     from tasks.fanout import LocalCluster, open_fanout
 
-    side, width = (int(sys.argv[1]) if len(sys.argv) > 1 else 4096), (int(sys.argv[2]) if len(sys.argv) > 2 else 16)
+    side, width = (
+        (int(sys.argv[1]) if len(sys.argv) > 1 else 4096),
+        (int(sys.argv[2]) if len(sys.argv) > 2 else 16),
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_image(folder / "image.tif", side)
@@ -70,21 +79,37 @@ def main() -> None:
         model = NETWORKS["unet"](width=width, depth=4, normalisation="batch").build(3, 4)
         path = folder / "bench.keras"
         model.save(path)
-        card = card_of_model(model, "unet", ("a", "b", "c", "d"), Scaling(), Weights.of(str(path)).sha256, {})
+        card = card_of_model(
+            model, "unet", ("a", "b", "c", "d"), Scaling(), Weights.of(str(path)).sha256, {}
+        )
         path.with_suffix(".json").write_bytes(replace(card, dtype="uint8").dump())
-        section = {"kind": "unet", "weights": str(path), "precision": sys.argv[3] if len(sys.argv) > 3 else "auto"}
-        with open_fanout(LocalCluster(workers=PARTS), partial(prepare_process, {}), threading.Event()) as fanout:
+        section = {
+            "kind": "unet",
+            "weights": str(path),
+            "precision": sys.argv[3] if len(sys.argv) > 3 else "auto",
+        }
+        with open_fanout(
+            LocalCluster(workers=PARTS), partial(prepare_process, {}), threading.Event()
+        ) as fanout:
 
             def once(source: Path) -> tuple[float, NetworkModel]:
                 output = folder / "out"
-                document = {"inputs": str(source), "output": str(output), "segmenter": section, "tiling": {"tile": 1024}}
+                document = {
+                    "inputs": str(source),
+                    "output": str(output),
+                    "segmenter": section,
+                    "tiling": {"tile": 1024},
+                }
                 recipe = recipes.make(document, folder)
                 inventory = take_inventory(recipe)
-                # The choice is made with the first image and kept for later ones, as in a scheduled run.
+                # The choice is made with the first image and kept for later ones, as in a scheduled
+                # run.
                 started = time.perf_counter()
                 run(recipe, inventory, Plain(), fanout, Quiet())
                 seconds = time.perf_counter() - started
-                choice = next(iter(json.loads(next(output.glob("runs/*/choices.json")).read_text()).values()))
+                choice = next(
+                    iter(json.loads(next(output.glob("runs/*/choices.json")).read_text()).values())
+                )
                 return seconds, replace(recipe.segmenter, choice=Choice(**choice))
 
             for number in range(PARTS):
@@ -98,8 +123,14 @@ def main() -> None:
     megapixels = side * side / 1e6
     running = model.running
     print(f"{running.engine} {running.precision}: {json.dumps(dict(running.record))}")
-    print(f"run    {seconds:6.2f} s  {megapixels / seconds:6.2f} megapixels/s (reading, mask, preview and tables included)")
-    print(f"engine {alone:6.2f} s  {megapixels / alone:6.2f} megapixels/s   run/engine {alone / seconds:.2f}")
+    print(
+        f"run    {seconds:6.2f} s  {megapixels / seconds:6.2f} megapixels/s (reading, mask, "
+        "preview and tables included)"
+    )
+    print(
+        f"engine {alone:6.2f} s  {megapixels / alone:6.2f} megapixels/s   run/engine "
+        f"{alone / seconds:.2f}"
+    )
 
 
 if __name__ == "__main__":

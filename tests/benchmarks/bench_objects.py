@@ -1,8 +1,10 @@
-"""What the objects table costs: a million blobs of some 50 pixels, measured tile by tile, in one process and one thread.
+"""What the objects table costs: a million blobs of some 50 pixels, measured tile by tile, in one
+process and one thread.
 
     python tests/benchmarks/bench_objects.py [objects] [EPSG code, or 0 for none]
 
-The image is computed as it is asked for and never stands in memory. Prints one line a step and the peak memory.
+The image is computed as it is asked for and never stands in memory. Prints one line a step and the
+peak memory.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ import pyarrow.parquet as pq
 from pyproj import CRS
 
 from segcore.geometry import Box, Grid, Tile
-from segcore.objects.table import BandSums, Measures, TileObjects, finish, geo_metadata, measure, observe_bands
+from segcore.objects.table import (
+    BandSums,
+    Measures,
+    TileObjects,
+    finish,
+    geo_metadata,
+    measure,
+    observe_bands,
+)
 from segcore.raster import RasterSpec, Space
 
 TILE, BLOCK = 2048, 12
@@ -28,10 +38,16 @@ def blob_templates() -> np.ndarray:
     """Random ellipses with ragged edges and some holes, in blocks of 12 pixels."""
     generator = np.random.default_rng(1)
     y, x = np.mgrid[:BLOCK, :BLOCK] - (BLOCK - 1) / 2
-    angles, long, short = generator.uniform(0, np.pi, 256), generator.uniform(3.5, 5.5, 256), generator.uniform(2, 4, 256)
+    angles, long, short = (
+        generator.uniform(0, np.pi, 256),
+        generator.uniform(3.5, 5.5, 256),
+        generator.uniform(2, 4, 256),
+    )
     u = np.cos(angles)[:, None, None] * x + np.sin(angles)[:, None, None] * y
     v = np.cos(angles)[:, None, None] * y - np.sin(angles)[:, None, None] * x
-    inside = (u / long[:, None, None]) ** 2 + (v / short[:, None, None]) ** 2 + generator.normal(0, 0.15, u.shape) < 1
+    inside = (u / long[:, None, None]) ** 2 + (v / short[:, None, None]) ** 2 + generator.normal(
+        0, 0.15, u.shape
+    ) < 1
     inside[:, 0, :] = inside[:, :, 0] = False
     inside[:, 6, 6] = True
     return inside
@@ -43,14 +59,32 @@ class Blobs:
     def __init__(self, objects: int, epsg: int) -> None:
         self.across = round(objects**0.5)
         side = self.across * BLOCK
-        place = Space((10.0, 0.0, 399960.0, 0.0, -10.0, 5600040.0), CRS.from_epsg(epsg).to_wkt()) if epsg else Space()
-        self.spec = RasterSpec("memory://blobs", "memory", (side, side), (1, 2, 3), "uint8", (512, 512), "1", 3, space=place)
+        place = (
+            Space((10.0, 0.0, 399960.0, 0.0, -10.0, 5600040.0), CRS.from_epsg(epsg).to_wkt())
+            if epsg
+            else Space()
+        )
+        self.spec = RasterSpec(
+            "memory://blobs",
+            "memory",
+            (side, side),
+            (1, 2, 3),
+            "uint8",
+            (512, 512),
+            "1",
+            3,
+            space=place,
+        )
         self.templates = blob_templates()
 
     def ids(self, box: Box) -> np.ndarray:
         rows, columns = (np.arange(a, b) for a, b in zip(box.start, box.stop, strict=True))
         block = (rows // BLOCK)[:, None] * self.across + columns // BLOCK
-        inside = self.templates[(block * 2654435761 >> 7) % len(self.templates), (rows % BLOCK)[:, None], columns % BLOCK]
+        inside = self.templates[
+            (block * 2654435761 >> 7) % len(self.templates),
+            (rows % BLOCK)[:, None],
+            columns % BLOCK,
+        ]
         return np.where(inside, block + 1, 0).astype(np.int64)
 
     def tile(self, tile: Tile, seconds: Counter[str]) -> TileObjects:
@@ -67,19 +101,27 @@ class Blobs:
         started = time.process_time()
         bands: BandSums = observe_bands(labels[2:-2, 2:-2], pixels, len(object_id) - 1)
         seconds["bands"] += time.process_time() - started
-        return TileObjects(labels, object_id, (object_id > 0).astype(np.int32), whole, bands, tile, self.spec)
+        return TileObjects(
+            labels, object_id, (object_id > 0).astype(np.int32), whole, bands, tile, self.spec
+        )
 
 
 def main(objects: int, epsg: int) -> None:
     blobs, seconds = Blobs(objects, epsg), Counter[str]()
     # Once before the clock runs: numba compiles, or reads what it compiled before.
     small = Blobs(400, epsg)
-    finish(measure(small.tile(next(iter(Grid(small.spec.shape, small.spec.shape))), seconds)), small.spec, NAMES, 3)
+    finish(
+        measure(small.tile(next(iter(Grid(small.spec.shape, small.spec.shape))), seconds)),
+        small.spec,
+        NAMES,
+        3,
+    )
     seconds.clear()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows, staged, rest = 0, 0, []
     with pq.ParquetWriter(
-        "/dev/null", finish(_empty(small), small.spec, NAMES, 3).schema.with_metadata(geo_metadata(epsg > 0))
+        "/dev/null",
+        finish(_empty(small), small.spec, NAMES, 3).schema.with_metadata(geo_metadata(epsg > 0)),
     ) as out:
 
         def write(table: object) -> None:
@@ -106,12 +148,21 @@ def main(objects: int, epsg: int) -> None:
         write(table)
     rows += len(table)
     pixels = blobs.spec.pixels
-    print(f"{rows} objects, {len(table)} of them over several tiles, {pixels / 1e6:.0f} megapixels, EPSG {epsg}")
+    print(
+        f"{rows} objects, {len(table)} of them over several tiles, {pixels / 1e6:.0f} megapixels, "
+        f"EPSG {epsg}"
+    )
     for step, spent in seconds.items():
-        print(f"{step:10s}{spent:8.2f} s {1e9 * spent / pixels:8.1f} ns a pixel {1e6 * spent / rows:8.2f} us an object")
+        print(
+            f"{step:10s}{spent:8.2f} s {1e9 * spent / pixels:8.1f} ns a pixel "
+            f"{1e6 * spent / rows:8.2f} us an object"
+        )
     print(f"{'all':10s}{sum(seconds.values()):8.2f} s; parts that travel {staged / 1e6:.1f} MB")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"peak memory {peak / 1024:.0f} MiB, {(peak - before) / 1024:.0f} MiB above that of the warm process")
+    print(
+        f"peak memory {peak / 1024:.0f} MiB, {(peak - before) / 1024:.0f} MiB above that of the "
+        "warm process"
+    )
 
 
 def _empty(blobs: Blobs) -> Measures:
@@ -120,4 +171,7 @@ def _empty(blobs: Blobs) -> Measures:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000, int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    main(
+        int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000,
+        int(sys.argv[2]) if len(sys.argv) > 2 else 0,
+    )

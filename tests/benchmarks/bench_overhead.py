@@ -1,7 +1,9 @@
 """What the pipeline costs beside the work: python tests/benchmarks/bench_overhead.py [FOLDER].
 
-- start-up: seconds from the command to the first mask of one small photograph, with Prefect (embedded) and without, and to the end;
-- images: 2,000 pictures of 64 x 64, minus what the same functions take on them one after the other in one process;
+- start-up: seconds from the command to the first mask of one small photograph, with Prefect
+  (embedded) and without, and to the end;
+- images: 2,000 pictures of 64 x 64, minus what the same functions take on them one after the other
+  in one process;
 - tiles: one image of 4,096 x 4,096 in 4,096 tiles of 64, minus the same in 4 tiles of 2,048;
 - memory: peak of a worker on an image of 4,096 x 4,096 and on one of 32,768 x 32,768.
 """
@@ -40,14 +42,27 @@ def start_up(folder: Path) -> None:
         for attempt in ("first", "again"):
             output = folder / "start"
             shutil.rmtree(output, ignore_errors=True)
-            command = [*COMMAND, "segment", str(folder / "photo.png"), "-o", str(output), "-s", "kmeans", "--quiet", *flags]
+            command = [
+                *COMMAND,
+                "segment",
+                str(folder / "photo.png"),
+                "-o",
+                str(output),
+                "-s",
+                "kmeans",
+                "--quiet",
+                *flags,
+            ]
             started = time.perf_counter()
             run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             while run.poll() is None and not list(output.glob("masks/*.png")):
                 time.sleep(0.01)
             mask = time.perf_counter() - started
             run.wait()
-            print(f"start-up {name}, {attempt}: first mask {mask:.1f} s, end {time.perf_counter() - started:.1f} s")
+            print(
+                f"start-up {name}, {attempt}: first mask {mask:.1f} s, end "
+                f"{time.perf_counter() - started:.1f} s"
+            )
 
 
 def timed_run(fanout: object, inputs: Path, output: Path, **keys: object) -> float:
@@ -58,7 +73,9 @@ def timed_run(fanout: object, inputs: Path, output: Path, **keys: object) -> flo
     from flows.segment import run, take_inventory
 
     shutil.rmtree(output, ignore_errors=True)
-    recipe = recipes.make({"inputs": str(inputs), "output": str(output), "segmenter": KMEANS, **keys}, inputs.parent)
+    recipe = recipes.make(
+        {"inputs": str(inputs), "output": str(output), "segmenter": KMEANS, **keys}, inputs.parent
+    )
     started = time.perf_counter()
     run(recipe, take_inventory(recipe), Plain(), fanout, Quiet())  # type: ignore[arg-type]
     return time.perf_counter() - started
@@ -81,9 +98,17 @@ def per_image(folder: Path, fanout: object) -> None:
         Image.fromarray(photograph[y : y + 64, x : x + 64]).save(tiny / f"{i:05d}.png")
     seconds = min(timed_run(fanout, tiny, folder / "tiny-out", fit="image") for _ in range(3))
     recipe = recipes.make(
-        {"inputs": str(tiny), "output": str(folder / "tiny-direct"), "segmenter": KMEANS, "fit": "image"}, folder
+        {
+            "inputs": str(tiny),
+            "output": str(folder / "tiny-direct"),
+            "segmenter": KMEANS,
+            "fit": "image",
+        },
+        folder,
     )
-    order = Order(recipe.output, "direct", recipe.segmenter, recipe.statistics, recipe.tile, recipe.kind)
+    order = Order(
+        recipe.output, "direct", recipe.segmenter, recipe.statistics, recipe.tile, recipe.kind
+    )
     sources = tuple(Source(str(path), path.stem, "1", 1) for path in sorted(tiny.iterdir()))
     started = time.perf_counter()
     segment_images(ImagesJob(order, describe(DescribeJob(sources))))
@@ -112,13 +137,22 @@ def large_image(path: Path, side: int) -> Path:
         "blockysize": 512,
     }
     with rasterio.open(
-        path, "w", compress="deflate", zlevel=1, interleave="pixel", num_threads=2, bigtiff="if_safer", **profile
+        path,
+        "w",
+        compress="deflate",
+        zlevel=1,
+        interleave="pixel",
+        num_threads=2,
+        bigtiff="if_safer",
+        **profile,
     ) as file:
         for y in range(0, side, 2048):
             for x in range(0, side, 2048):
-                # Four variants, all of which the smallest image has too: peaks are compared over the same colours.
+                # Four variants, all of which the smallest image has too: peaks are compared over
+                # the same colours.
                 file.write(
-                    block ^ np.uint8(x // 2048 % 2 + 2 * (y // 2048 % 2)), window=rasterio.windows.Window(x, y, 2048, 2048)
+                    block ^ np.uint8(x // 2048 % 2 + 2 * (y // 2048 % 2)),
+                    window=rasterio.windows.Window(x, y, 2048, 2048),
                 )
     return path
 
@@ -126,18 +160,29 @@ def large_image(path: Path, side: int) -> Path:
 def per_tile(folder: Path, fanout: object) -> None:
     """Overhead of a tile."""
     image = large_image(folder / "image-4096.tif", 4096)
-    many = min(timed_run(fanout, image, folder / "tiles-out", tiling={"tile": 64}) for _ in range(2))
+    many = min(
+        timed_run(fanout, image, folder / "tiles-out", tiling={"tile": 64}) for _ in range(2)
+    )
     few = min(timed_run(fanout, image, folder / "tiles-out") for _ in range(2))
-    print(f"tiles: 4096 in {many:.2f} s, 4 in {few:.2f} s: overhead {(many - few) / 4092 * 1e3:.2f} ms a tile")
+    print(
+        f"tiles: 4096 in {many:.2f} s, 4 in {few:.2f} s: overhead {(many - few) / 4092 * 1e3:.2f} "
+        "ms a tile"
+    )
 
 
 def worker_peaks() -> list[float]:
     """Peak resident memory of each worker process, in MB."""
-    workers = [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    workers = [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
     peaks = []
     for worker in workers:
         status = Path(f"/proc/{worker.pid}/status").read_text()
-        peaks += [int(line.split()[1]) / 1e3 for line in status.splitlines() if line.startswith("VmHWM")]
+        peaks += [
+            int(line.split()[1]) / 1e3 for line in status.splitlines() if line.startswith("VmHWM")
+        ]
     return peaks
 
 

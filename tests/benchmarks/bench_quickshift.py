@@ -1,9 +1,11 @@
-"""How fast quick shift is against scikit-image, one thread each, and whether both find the same regions.
+"""How fast quick shift is against scikit-image, one thread each, and whether both find the same
+regions.
 
     python tests/benchmarks/bench_quickshift.py [runs]
 
-Same parameters (the defaults) and, for the comparison of regions, the same noise. Prints a line a picture, in processor seconds;
-where regions differ, also what is left of the difference when both start from the colours of scikit-image.
+Same parameters (the defaults) and, for the comparison of regions, the same noise. Prints a line a
+picture, in processor seconds; where regions differ, also what is left of the difference when both
+start from the colours of scikit-image.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from segcore.testing.segmenters import Picture
 
 
 def timed(work: Callable[[], Any], runs: int) -> tuple[float, Any]:
-    """Least processor seconds of several runs, and the last result. Both sides have one thread, so other work on the machine counts little."""
+    """Least processor seconds of several runs, and the last result. Both sides have one thread, so
+    other work on the machine counts little.
+    """
     seconds = []
     result = None
     for _ in range(runs):
@@ -42,7 +46,9 @@ def regions(model: QuickshiftModel, planes: np.ndarray, noise: np.ndarray) -> np
 
 
 def different(one: np.ndarray, other: np.ndarray) -> int:
-    """Pixels that lie in another region, once each region of the one is matched with that of the other which it shares most pixels with."""
+    """Pixels that lie in another region, once each region of the one is matched with that of the
+    other which it shares most pixels with.
+    """
     table = np.zeros((int(one.max()) + 1, int(other.max()) + 1), np.int64)
     np.add.at(table, (one.ravel(), other.ravel()), 1)
     return one.size - min(int(table.max(axis=axis).sum()) for axis in (0, 1))
@@ -62,17 +68,24 @@ def main(runs: int) -> None:
         (block,) = picture.blocks(model)
         model.fragment(block)
         ours, _ = timed(lambda block=block: model.fragment(block), runs)
-        theirs, reference = timed(lambda photo=photo: segmentation.quickshift(photo, kernel_size=5, max_dist=10), runs)
+        theirs, reference = timed(
+            lambda photo=photo: segmentation.quickshift(photo, kernel_size=5, max_dist=10), runs
+        )
         noise = np.random.default_rng(42).normal(scale=1e-5, size=photo.shape[:2])
-        differing = different(regions(model, scaled_planes(photo, 1 / 255, lab=True), noise), reference)
+        differing = different(
+            regions(model, scaled_planes(photo, 1 / 255, lab=True), noise), reference
+        )
         print(
-            f"{name:26s}ours {ours:7.3f} s, {1e9 * ours / noise.size:6.0f} ns a pixel   scikit-image {theirs:7.3f} s"
-            f"   {theirs / ours:5.1f} times   {reference.max() + 1:5d} regions, {differing} pixels differ"
+            f"{name:26s}ours {ours:7.3f} s, {1e9 * ours / noise.size:6.0f} ns a pixel   "
+            f"scikit-image {theirs:7.3f} s"
+            f"   {theirs / ours:5.1f} times   {reference.max() + 1:5d} regions, {differing} pixels "
+            "differ"
         )
         if differing:
             lab = np.ascontiguousarray(np.moveaxis(color.rgb2lab(photo), -1, 0))
             print(
-                f"{'':26s}from the Lab colours of scikit-image: {different(regions(model, lab, noise), reference)} pixels differ"
+                f"{'':26s}from the Lab colours of scikit-image: "
+                f"{different(regions(model, lab, noise), reference)} pixels differ"
             )
 
 

@@ -1,7 +1,9 @@
-"""Whole runs against `gdal_translate`, on one 10,000 x 10,000 RGB COG: python tests/benchmarks/bench_run.py [FOLDER].
+"""Whole runs against `gdal_translate`, on one 10,000 x 10,000 RGB COG: python
+tests/benchmarks/bench_run.py [FOLDER].
 
-The baseline copies one band of the same file to a COG (ZSTD level 1, two threads, nearest overviews; Debian's gdal-bin): read all, write one band.
-Each segmenter runs on a local cluster of two workers that has started and compiled before. Rounds alternate; medians and ratios are printed.
+The baseline copies one band of the same file to a COG (ZSTD level 1, two threads, nearest
+overviews; Debian's gdal-bin): read all, write one band. Each segmenter runs on a local cluster of
+two workers that has started and compiled before. Rounds alternate; medians and ratios are printed.
 """
 
 from __future__ import annotations
@@ -34,17 +36,27 @@ SEGMENTERS = {
 
 
 def make_image(path: Path, side: int) -> None:
-    """Photographs side by side, each enlarged and with noise of its own, as a DEFLATE COG without georeference."""
+    """Photographs side by side, each enlarged and with noise of its own, as a DEFLATE COG without
+    georeference.
+    """
     import cv2
     from skimage import data
 
     rng = np.random.default_rng(7)
-    sources = [data.astronaut(), data.coffee()[:, :400], data.chelsea(), data.rocket()[:400, :400], data.retina()[:1000, :1000]]
+    sources = [
+        data.astronaut(),
+        data.coffee()[:, :400],
+        data.chelsea(),
+        data.rocket()[:400, :400],
+        data.retina()[:1000, :1000],
+    ]
     pixels = np.empty((side, side, 3), np.uint8)
     step = 2_000
     for n, (y, x) in enumerate((y, x) for y in range(0, side, step) for x in range(0, side, step)):
         height, width = min(step, side - y), min(step, side - x)
-        enlarged = cv2.resize(sources[n % len(sources)], (step, step), interpolation=cv2.INTER_CUBIC)[:height, :width]
+        enlarged = cv2.resize(
+            sources[n % len(sources)], (step, step), interpolation=cv2.INTER_CUBIC
+        )[:height, :width]
         noise = rng.integers(-4, 5, enlarged.shape, dtype=np.int16)
         pixels[y : y + height, x : x + width] = np.clip(enlarged + noise, 0, 255).astype(np.uint8)
     profile = {
@@ -56,7 +68,9 @@ def make_image(path: Path, side: int) -> None:
         "compress": "deflate",
         "num_threads": 2,
     }
-    with rasterio.open(path, "w", crs="EPSG:32633", transform=from_origin(400_000, 5_400_000, 0.5, 0.5), **profile) as file:
+    with rasterio.open(
+        path, "w", crs="EPSG:32633", transform=from_origin(400_000, 5_400_000, 0.5, 0.5), **profile
+    ) as file:
         file.write(np.moveaxis(pixels, -1, 0))
 
 
@@ -78,7 +92,9 @@ def baseline(image: Path, folder: Path) -> float:
         "OVERVIEW_RESAMPLING=NEAREST",
     ]
     started = time.perf_counter()
-    subprocess.run(["gdal_translate", *options, str(image), str(folder / "baseline.tif")], check=True)
+    subprocess.run(
+        ["gdal_translate", *options, str(image), str(folder / "baseline.tif")], check=True
+    )
     return time.perf_counter() - started
 
 
@@ -99,12 +115,16 @@ def main() -> None:
         for path, side in ((image, SIDE), (small, 3_000)):
             if not path.exists():
                 make_image(path, side)
-        with open_fanout(LocalCluster(workers=2), partial(prepare_process, {}), threading.Event()) as fanout:
+        with open_fanout(
+            LocalCluster(workers=2), partial(prepare_process, {}), threading.Event()
+        ) as fanout:
 
             def once(source: Path, segmenter: dict[str, object]) -> float:
                 output = folder / "out"
                 shutil.rmtree(output, ignore_errors=True)
-                recipe = recipes.make({"inputs": str(source), "output": str(output), "segmenter": segmenter}, folder)
+                recipe = recipes.make(
+                    {"inputs": str(source), "output": str(output), "segmenter": segmenter}, folder
+                )
                 started = time.perf_counter()
                 run(recipe, take_inventory(recipe), Plain(), fanout, Quiet())
                 return time.perf_counter() - started
@@ -121,7 +141,8 @@ def main() -> None:
         for name, seconds in times.items():
             middle = statistics.median(seconds)
             print(
-                f"{name:15} {middle:6.2f} s  {SIDE * SIDE / 1e6 / middle:6.1f} megapixels/s  {middle / reference:5.2f} x gdal_translate"
+                f"{name:15} {middle:6.2f} s  {SIDE * SIDE / 1e6 / middle:6.1f} megapixels/s  "
+                f"{middle / reference:5.2f} x gdal_translate"
             )
 
 

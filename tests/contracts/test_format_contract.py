@@ -1,4 +1,6 @@
-"""The contract of formats over the whole registry: any box equals its part of the whole, for every sample of every format."""
+"""The contract of formats over the whole registry: any box equals its part of the whole, for every
+sample of every format.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,16 @@ def tiff(path: Path, bands: np.ndarray, **profile: object) -> None:
     palette = profile.pop("palette", None)
     with (
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-        rasterio.open(path, "w", driver="GTiff", width=width, height=height, count=count, dtype=bands.dtype, **profile) as file,
+        rasterio.open(
+            path,
+            "w",
+            driver="GTiff",
+            width=width,
+            height=height,
+            count=count,
+            dtype=bands.dtype,
+            **profile,
+        ) as file,
     ):
         if colours is not None:
             file.colorinterp = colours
@@ -51,7 +62,9 @@ def tiff(path: Path, bands: np.ndarray, **profile: object) -> None:
 def planes(dtype: str = "uint8", count: int = 3) -> np.ndarray:
     bands = np.moveaxis(np.concatenate([PHOTO, PHOTO[::-1]], axis=-1)[..., :count], -1, 0)
     return (
-        bands.astype(dtype) * 200 if np.dtype(dtype).itemsize > 1 else (bands.astype(int) - 128 * (dtype == "int8")).astype(dtype)
+        bands.astype(dtype) * 200
+        if np.dtype(dtype).itemsize > 1
+        else (bands.astype(int) - 128 * (dtype == "int8")).astype(dtype)
     )
 
 
@@ -71,9 +84,13 @@ def with_gaps(dtype: str) -> np.ndarray:
 RGBA = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
 ALPHA = np.concatenate([planes(), holes()[None] * np.uint8(200)])
 TILED = {"tiled": True, "blockxsize": 32, "blockysize": 16}
-PALETTE = {value: (value, 255 - value, value // 2, 0 if value == 7 else 255) for value in range(256)}
+PALETTE = {
+    value: (value, 255 - value, value // 2, 0 if value == 7 else 255) for value in range(256)
+}
 TIFFS: dict[str, Callable[[Path], None]] = {
-    "tiled.tif": lambda p: tiff(p, planes(), compress="deflate", interleave="pixel", photometric="RGB", **TILED),
+    "tiled.tif": lambda p: tiff(
+        p, planes(), compress="deflate", interleave="pixel", photometric="RGB", **TILED
+    ),
     "planar.tif": lambda p: tiff(p, planes("uint16"), compress="lzw", interleave="band", **TILED),
     "strips.tif": lambda p: tiff(p, planes("int16"), blockysize=7, nodata=0),
     "one_strip.tif": lambda p: tiff(p, planes("float64", 1), compress="zstd", blockysize=97),
@@ -83,14 +100,29 @@ TIFFS: dict[str, Callable[[Path], None]] = {
     "nan.tif": lambda p: tiff(p, with_gaps("float32"), nodata=float("nan"), **TILED),
     "infinite.tif": lambda p: tiff(p, with_gaps("float64")),
     "mask.tif": lambda p: tiff(p, planes(), mask=holes(), photometric="RGB", **TILED),
-    "alpha.tif": lambda p: tiff(p, ALPHA, colorinterp=RGBA, photometric="RGB", compress="lzw", **TILED),
-    "grey_alpha.tif": lambda p: tiff(p, ALPHA[2:], colorinterp=[ColorInterp.gray, ColorInterp.alpha]),
-    "palette.tif": lambda p: tiff(p, planes(count=1), palette=PALETTE, photometric="palette", nodata=3, **TILED),
-    "channels.tif": lambda p: tifffile.imwrite(
-        p, planes("uint16", 4), ome=True, metadata={"axes": "CYX"}, tile=(32, 48), compression="zlib"
+    "alpha.tif": lambda p: tiff(
+        p, ALPHA, colorinterp=RGBA, photometric="RGB", compress="lzw", **TILED
     ),
-    "stack.tif": lambda p: tifffile.imwrite(p, planes("float32", 2), imagej=True, metadata={"axes": "CYX"}),
-    "white.tif": lambda p: tiff(p, planes("uint16", 1), photometric="MINISWHITE", nodata=200, **TILED),
+    "grey_alpha.tif": lambda p: tiff(
+        p, ALPHA[2:], colorinterp=[ColorInterp.gray, ColorInterp.alpha]
+    ),
+    "palette.tif": lambda p: tiff(
+        p, planes(count=1), palette=PALETTE, photometric="palette", nodata=3, **TILED
+    ),
+    "channels.tif": lambda p: tifffile.imwrite(
+        p,
+        planes("uint16", 4),
+        ome=True,
+        metadata={"axes": "CYX"},
+        tile=(32, 48),
+        compression="zlib",
+    ),
+    "stack.tif": lambda p: tifffile.imwrite(
+        p, planes("float32", 2), imagej=True, metadata={"axes": "CYX"}
+    ),
+    "white.tif": lambda p: tiff(
+        p, planes("uint16", 1), photometric="MINISWHITE", nodata=200, **TILED
+    ),
     "bits.tif": lambda p: tiff(p, planes(count=1) // 128, nbits=1, compress="CCITTFAX4"),
 }
 
@@ -118,7 +150,9 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "rgba.png": picture("RGBA"),
     "grey_alpha.png": picture("LA"),
     "palette.png": picture("P", transparency=9),
-    "deep.png": lambda p: p.write_bytes(cv2.imencode(".png", PHOTO.astype(np.uint16) * 257)[1].tobytes()),
+    "deep.png": lambda p: p.write_bytes(
+        cv2.imencode(".png", PHOTO.astype(np.uint16) * 257)[1].tobytes()
+    ),
     "deep_grey.png": lambda p: Image.fromarray(PHOTO[..., 0].astype(np.uint16) * 257).save(p),
     "photo.jpg": picture("RGB"),
     "grey.jpeg": picture("L"),
@@ -176,7 +210,9 @@ def test_any_box_equals_its_part_of_the_whole(opened: tuple[Format, RasterSpec, 
 
 
 @each
-def test_any_store_gives_the_same_image(opened: tuple[Format, RasterSpec, Reader], name: str, sample: str, folder: Path) -> None:
+def test_any_store_gives_the_same_image(
+    opened: tuple[Format, RasterSpec, Reader], name: str, sample: str, folder: Path
+) -> None:
     image_format, local, reader = opened
     pixels, valid = check.whole(reader, local)
     location = f"memory://contract/{name}/{sample}"

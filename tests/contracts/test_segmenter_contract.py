@@ -30,17 +30,24 @@ def without_arguments() -> list[Any]:
     return [
         kind()
         for kind in SEGMENTERS.values()
-        if all(field.default is not absent or field.default_factory is not absent for field in dataclasses.fields(kind))
+        if all(
+            field.default is not absent or field.default_factory is not absent
+            for field in dataclasses.fields(kind)
+        )
     ]
 
 
 def picture(dtype: str, channels: int) -> check.Picture:
-    """A real photograph in another type and with another number of channels, a fifth of it without data."""
+    """A real photograph in another type and with another number of channels, a fifth of it without
+    data.
+    """
     photo = data.astronaut()[60:140, 190:290]
     bands = np.concatenate([photo, photo[::-1]], axis=-1)[..., :channels]
     pixels = bands.astype(dtype) * (257 if dtype == "uint16" else 1)
     if np.dtype(dtype).kind == "f":
-        pixels = (pixels / 255 + 1e-4 * np.random.default_rng(0).standard_normal(pixels.shape)).astype(dtype)
+        pixels = (
+            pixels / 255 + 1e-4 * np.random.default_rng(0).standard_normal(pixels.shape)
+        ).astype(dtype)
     valid = np.ones(photo.shape[:2], bool)
     valid[20:60, 30:80] = False
     return check.Picture(pixels, valid, "rgb" if channels == 3 else "bands")
@@ -116,7 +123,8 @@ CLASSICAL = [
 
 @pytest.mark.parametrize("recipe", CLASSICAL, ids=str)
 @pytest.mark.parametrize(
-    ("dtype", "channels"), [("uint8", 1), ("int16", 1), ("uint16", 3), ("int32", 1), ("float32", 1), ("float64", 4)]
+    ("dtype", "channels"),
+    [("uint8", 1), ("int16", 1), ("uint16", 3), ("int32", 1), ("float32", 1), ("float64", 4)],
 )
 def test_any_type_of_pixel(recipe: Any, dtype: str, channels: int) -> None:
     image = picture(dtype, channels)
@@ -129,8 +137,12 @@ SAMPLE_BYTES = SAMPLE_SIZE * (3 * 8 + 3 * 8)
 
 
 @pytest.mark.parametrize("recipe", CLASSICAL, ids=str)
-@pytest.mark.parametrize(("dtype", "channels"), [("uint8", 3), ("uint8", 1), ("uint16", 3), ("float64", 3)])
+@pytest.mark.parametrize(
+    ("dtype", "channels"), [("uint8", 3), ("uint8", 1), ("uint16", 3), ("float64", 3)]
+)
 def test_memory_stays_within_the_footprint(recipe: Any, dtype: str, channels: int) -> None:
     small = picture(dtype, channels)
-    large = check.Picture(np.tile(small.pixels, (12, 10, 1)), np.tile(small.valid, (12, 10)), small.interpretation)
+    large = check.Picture(
+        np.tile(small.pixels, (12, 10, 1)), np.tile(small.valid, (12, 10)), small.interpretation
+    )
     check.check_footprint(recipe, large, slack=SAMPLE_BYTES)

@@ -1,4 +1,6 @@
-"""Every statistic of the registry keeps the contract of `segcore.statistic`: exact, order-free, every pixel once."""
+"""Every statistic of the registry keeps the contract of `segcore.statistic`: exact, order-free,
+every pixel once.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def test_the_contract_is_checked_on_something() -> None:
 @pytest.mark.parametrize("name", STATISTICS)
 @settings(deadline=None, max_examples=40)
 @given(image=contract.labelled_images(24), tile=TILES, halo=st.integers(0, 5))
-def test_any_tiling_gives_the_same_table(name: str, image: contract.LabelledImage, tile: tuple[int, int], halo: int) -> None:
+def test_any_tiling_gives_the_same_table(
+    name: str, image: contract.LabelledImage, tile: tuple[int, int], halo: int
+) -> None:
     contract.check_any_tiling(STATISTICS[name](), image, tile, (halo, halo))
 
 

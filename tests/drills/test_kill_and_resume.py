@@ -1,4 +1,5 @@
-"""Drills: kill -9 of the driver or of a worker at several moments, then the same command, then the same results.
+"""Drills: kill -9 of the driver or of a worker at several moments, then the same command, then the
+same results.
 
 Parts are small, so that an image of a few megapixels takes the way of a large one.
 """
@@ -20,7 +21,11 @@ import pytest
 from PIL import Image
 from tests_support import assert_same_results, photograph, write_tiff
 
-COMMAND = [sys.executable, "-c", "from tasks import bundles; bundles.PART_PIXELS = 2**19; from flows.cli import main; main()"]
+COMMAND = [
+    sys.executable,
+    "-c",
+    "from tasks import bundles; bundles.PART_PIXELS = 2**19; from flows.cli import main; main()",
+]
 MOMENTS = {
     "planned": "runs/*/plan.json",
     "fitted": "runs/*/model.json",
@@ -44,7 +49,10 @@ def folder(tmp_path_factory):
     images = folder / "images"
     images.mkdir()
     rng = np.random.default_rng(1)
-    write_tiff(images / "big.tif", photograph(2304, 2304) ^ rng.integers(0, 8, (2304, 2304, 1), dtype=np.uint8))
+    write_tiff(
+        images / "big.tif",
+        photograph(2304, 2304) ^ rng.integers(0, 8, (2304, 2304, 1), dtype=np.uint8),
+    )
     for i in range(12):
         Image.fromarray(photograph(200, 150 + 7 * i)).save(images / f"small{i:02d}.png")
     return folder
@@ -73,7 +81,8 @@ def start(folder: Path, output: str) -> subprocess.Popen[bytes]:
     )
     with messages_of(folder, output).open("wb") as log:
         return subprocess.Popen(
-            [*COMMAND, "run", str(recipe), "--no-prefect", "--quiet", "--set", f"output={output}"], stderr=log
+            [*COMMAND, "run", str(recipe), "--no-prefect", "--quiet", "--set", f"output={output}"],
+            stderr=log,
         )
 
 
@@ -81,8 +90,12 @@ def messages_of(folder: Path, output: str) -> Path:
     return folder / f"{output}.log"
 
 
-def came(output: Path, moment: str, before: set[tuple[str, int]], run: subprocess.Popen[bytes]) -> bool:
-    """Waits for what a moment leaves behind and was not there before; False where the run ends without it."""
+def came(
+    output: Path, moment: str, before: set[tuple[str, int]], run: subprocess.Popen[bytes]
+) -> bool:
+    """Waits for what a moment leaves behind and was not there before; False where the run ends
+    without it.
+    """
     deadline = time.monotonic() + HANG
     going_on = True
     while going_on and time.monotonic() < deadline:
@@ -103,7 +116,11 @@ def left_behind(output: Path, moment: str) -> set[tuple[str, int]]:
 
 
 def workers_of(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return [child for child in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    return [
+        child
+        for child in psutil.Process(run.pid).children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
 
 
 def test_the_driver_is_killed_again_and_again_and_the_same_command_goes_on(folder, undisturbed):
@@ -111,11 +128,15 @@ def test_the_driver_is_killed_again_and_again_and_the_same_command_goes_on(folde
     for moment in MOMENTS:
         before = left_behind(output, moment)
         run = start(folder, "killed")
-        assert came(output, moment, before, run), f"{moment}? {messages_of(folder, 'killed').read_text()}"
+        assert came(output, moment, before, run), (
+            f"{moment}? {messages_of(folder, 'killed').read_text()}"
+        )
         children = psutil.Process(run.pid).children(recursive=True)
         run.kill()
         run.wait()
-        assert psutil.wait_procs(children, timeout=HANG)[1] == [], f"orphans after kill -9 of the driver when {moment}"
+        assert psutil.wait_procs(children, timeout=HANG)[1] == [], (
+            f"orphans after kill -9 of the driver when {moment}"
+        )
 
     assert start(folder, "killed").wait(HANG) == 0, messages_of(folder, "killed").read_text()
     assert_same_results(output, undisturbed)

@@ -1,6 +1,8 @@
-"""Drills: runs that overlap on one output, as processes that wait for one another at chosen steps. Every image ends in the tables once.
+"""Drills: runs that overlap on one output, as processes that wait for one another at chosen steps.
+Every image ends in the tables once.
 
-A process that is told to wait writes `at-<step>` and goes on when `go-<step>` is there; nothing depends on how quick the machine is.
+A process that is told to wait writes `at-<step>` and goes on when `go-<step>` is there; nothing
+depends on how quick the machine is.
 """
 
 from __future__ import annotations
@@ -46,9 +48,22 @@ def folder(tmp_path):
     return tmp_path
 
 
-def start(folder: Path, *arguments: str, wait_at: str = "", kind: str = "kmeans", output: str = "out") -> subprocess.Popen[str]:
+def start(
+    folder: Path, *arguments: str, wait_at: str = "", kind: str = "kmeans", output: str = "out"
+) -> subprocess.Popen[str]:
     program = PROGRAM.format(step=wait_at, method=STEPS[wait_at] if wait_at else "")
-    command = ["segment", "images", "-o", output, "-s", kind, "--no-prefect", "--quiet", "--set", "cluster.kind=serial"]
+    command = [
+        "segment",
+        "images",
+        "-o",
+        output,
+        "-s",
+        kind,
+        "--no-prefect",
+        "--quiet",
+        "--set",
+        "cluster.kind=serial",
+    ]
     return subprocess.Popen(
         [sys.executable, "-c", program, *command, *arguments],
         cwd=folder,
@@ -73,22 +88,29 @@ def wait_for(path: Path, run: subprocess.Popen[str]) -> None:
 
 
 def assert_once(output: Path, images: int) -> None:
-    rows, distinct = duckdb.sql(f"select count(*), count(distinct image_id) from '{output}/tables/images/*.parquet'").fetchall()[
-        0
-    ]
+    rows, distinct = duckdb.sql(
+        f"select count(*), count(distinct image_id) from '{output}/tables/images/*.parquet'"
+    ).fetchall()[0]
     assert (rows, distinct) == (images, images)
     twice = duckdb.sql(
-        f"select image_id, class_id, count(*) n from '{output}/tables/areas/*.parquet' group by all having n > 1"
+        f"select image_id, class_id, count(*) n from '{output}/tables/areas/*.parquet' group by "
+        "all having n > 1"
     ).fetchall()
     assert twice == []
     check = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "verify", str(output)], check=False, capture_output=True, text=True, timeout=HANG
+        [sys.executable, "-m", "flows.cli", "verify", str(output)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=HANG,
     )
     assert check.returncode == 0, check.stdout
 
 
 def test_a_run_that_starts_again_while_the_first_works_and_an_image_has_come(folder):
-    """The first run has drafted its commit when the second, which knows one image more, begins and ends."""
+    """The first run has drafted its commit when the second, which knows one image more, begins and
+    ends.
+    """
     first = start(folder, wait_at="claim")
     wait_for(folder / "at-claim", first)
     shutil.copy(folder / "images" / "a0.png", folder / "images" / "new.png")
@@ -113,18 +135,24 @@ def test_the_same_on_s3(folder, s3_bucket):
     assert_once(folder / "fetched", 6)
 
 
-def test_a_run_that_sleeps_in_the_midst_of_its_commit_is_helped_and_does_no_harm_when_it_wakes(folder):
+def test_a_run_that_sleeps_in_the_midst_of_its_commit_is_helped_and_does_no_harm_when_it_wakes(
+    folder,
+):
     first = start(folder, wait_at="moves")
     wait_for(folder / "at-moves", first)
     assert not (folder / "out" / "masks").exists()
-    assert "Nothing to do" not in ended(start(folder))[1], "the second finishes what the first has claimed"
+    assert "Nothing to do" not in ended(start(folder))[1], (
+        "the second finishes what the first has claimed"
+    )
     assert_once(folder / "out", 5)
     Image.fromarray(photograph(140, 140)).save(folder / "images" / "a0.png")
     assert ended(start(folder))[0] == 0
     (folder / "go-moves").touch()
     assert ended(first)[0] == 0
     assert_once(folder / "out", 5)
-    sizes = duckdb.sql(f"select height from '{folder}/out/tables/images/*.parquet' where image_id = 'a0'").fetchall()
+    sizes = duckdb.sql(
+        f"select height from '{folder}/out/tables/images/*.parquet' where image_id = 'a0'"
+    ).fetchall()
     assert sizes == [(140,)], "the newer image stays"
 
 
@@ -160,7 +188,8 @@ def test_a_run_of_another_recipe_ends_with_a_message_where_it_finds_the_first_on
     assert "--keep-other-recipes" in said
     assert ended(start(folder, "--keep-other-recipes", kind="threshold"))[0] == 0
     groups = duckdb.sql(
-        f"select fingerprint, count(distinct image_id) from '{folder}/out/tables/areas/*.parquet' group by 1 order by 2"
+        f"select fingerprint, count(distinct image_id) from '{folder}/out/tables/areas/*.parquet' "
+        "group by 1 order by 2"
     ).fetchall()
     assert [images for _, images in groups] == [1, 5]
 

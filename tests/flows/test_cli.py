@@ -15,7 +15,10 @@ def test_says_its_version() -> None:
     assert (result.exit_code, result.stdout) == (0, f"maskloom {version('maskloom')}\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["run"], ["run", "no-such-file.yaml"], ["list", "colours"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["no-such-command"], ["run"], ["run", "no-such-file.yaml"], ["list", "colours"]],
+)
 def test_wrong_usage_is_told_apart(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == WRONG_USAGE
@@ -23,7 +26,12 @@ def test_wrong_usage_is_told_apart(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", sorted(command.callback.__name__.rstrip("_") for command in app.registered_commands if command.callback)
+    "command",
+    sorted(
+        command.callback.__name__.rstrip("_")
+        for command in app.registered_commands
+        if command.callback
+    ),
 )
 def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])

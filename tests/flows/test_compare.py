@@ -38,7 +38,9 @@ def cells(path: Path, shape: tuple[int, int], number: int) -> list[tuple[np.ndar
     found = []
     for i in range(number):
         y, x = GAP + i // across * row + TITLE, GAP + i % across * column
-        upper, lower = (picture[top : top + height, x : x + width] for top in (y, y + height + GAP // 2))
+        upper, lower = (
+            picture[top : top + height, x : x + width] for top in (y, y + height + GAP // 2)
+        )
         found.append((upper, lower))
     return found
 
@@ -76,7 +78,11 @@ def test_all_classical_segmenters_by_default(tmp_path: Path) -> None:
         assert (outlined == (255, 220, 0)).all(axis=2).any()
         assert not (colours == 255).all()
     # Objects: many more colours than classes.
-    assert len(np.unique(found[-1][1].reshape(-1, 3), axis=0)) > len(np.unique(found[3][1].reshape(-1, 3), axis=0)) == 5
+    assert (
+        len(np.unique(found[-1][1].reshape(-1, 3), axis=0))
+        > len(np.unique(found[3][1].reshape(-1, 3), axis=0))
+        == 5
+    )
 
 
 @pytest.fixture
@@ -95,7 +101,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[module.Cell]:
 
 def test_titles_say_what_was_run_and_found(tmp_path: Path, drawn: list[module.Cell]) -> None:
     blocks = np.kron(np.array([[10, 200], [200, 10]], "uint8"), np.ones((20, 30), "uint8"))
-    kinds = [{"kind": "threshold", "method": "multi-otsu", "levels": 2}, {"kind": "mean_shift", "space": "joint", "min_size": 9}]
+    kinds = [
+        {"kind": "threshold", "method": "multi-otsu", "levels": 2},
+        {"kind": "mean_shift", "space": "joint", "min_size": 9},
+    ]
     compare(written(blocks, tmp_path, "two by two.png"), kinds, tmp_path / "out.png")
     assert [cell.title for cell in drawn] == ["two by two.png", "threshold", "mean_shift"]
     assert drawn[0].text == "60 x 40 pixels"
@@ -103,21 +112,34 @@ def test_titles_say_what_was_run_and_found(tmp_path: Path, drawn: list[module.Ce
     assert drawn[2].text == "space joint · min_size 9 · 4 objects"
 
 
-def test_a_shrunk_picture_shows_what_the_whole_image_gives(tmp_path: Path, drawn: list[module.Cell]) -> None:
+def test_a_shrunk_picture_shows_what_the_whole_image_gives(
+    tmp_path: Path, drawn: list[module.Cell]
+) -> None:
     photo = data.coffee()
     quickshift = {"kind": "quickshift", "kernel_size": 3, "max_dist": 6, "ratio": 0.5}
-    compare(written(photo, tmp_path), [quickshift, {"kind": "kmeans", "clusters": 5}], tmp_path / "out.png")
+    compare(
+        written(photo, tmp_path),
+        [quickshift, {"kind": "kmeans", "clusters": 5}],
+        tmp_path / "out.png",
+    )
     picture = Picture(photo, np.ones(photo.shape[:2], bool), "rgb")
     recipes = (Quickshift(kernel_size=3, max_dist=6, ratio=0.5), KMeans(clusters=5))
-    masks = [segment_scene(fitted(recipe, [picture]), picture).values.astype(int) for recipe in recipes]
+    masks = [
+        segment_scene(fitted(recipe, [picture]), picture).values.astype(int) for recipe in recipes
+    ]
     assert drawn[0].text == "600 x 400 pixels"
     assert drawn[1].text.endswith(f" · {len(np.unique(masks[0]))} objects")
     assert drawn[2].text.endswith(f" · {len(np.unique(masks[1]))} classes")
-    # 600 x 400 is drawn as 480 x 320: five pixels of the image on four of the picture, whose middles lie in pixels 0, 1, 3, 4.
+    # 600 x 400 is drawn as 480 x 320: five pixels of the image on four of the picture, whose
+    # middles lie in pixels 0, 1, 3, 4.
     kept = [np.flatnonzero(np.isin(np.arange(size) % 5, (0, 1, 3, 4))) for size in (400, 600)]
-    for mask, (outlined, colours) in zip(masks, cells(tmp_path / "out.png", (320, 480), 3)[1:], strict=True):
+    for mask, (outlined, colours) in zip(
+        masks, cells(tmp_path / "out.png", (320, 480), 3)[1:], strict=True
+    ):
         number, labels = np.unique(mask, return_inverse=True)
-        means = np.stack([ndimage.mean(photo[..., band], mask, number) for band in range(3)], axis=1)
+        means = np.stack(
+            [ndimage.mean(photo[..., band], mask, number) for band in range(3)], axis=1
+        )
         assert np.abs(colours - means[labels.reshape(mask.shape)[np.ix_(*kept)]]).max() <= 0.5
         shown = mask[np.ix_(*kept)]
         edge = np.zeros(shown.shape, bool)
@@ -142,7 +164,11 @@ def test_of_large_images_the_middle_is_segmented(tmp_path: Path, drawn: list[mod
 def test_the_image_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     read = Region.block
-    monkeypatch.setattr(Region, "block", lambda region, tile, spec: (reads.append(spec.bands), read(region, tile, spec))[1])
+    monkeypatch.setattr(
+        Region,
+        "block",
+        lambda region, tile, spec: (reads.append(spec.bands), read(region, tile, spec))[1],
+    )
     kinds = [{"kind": "kmeans", "clusters": 3}, "quickshift", {"kind": "threshold", "band": 2}]
     compare(written(data.astronaut()[:60, :80].copy(), tmp_path), kinds, tmp_path / "out.png")
     assert reads == [(1, 2, 3), (2,)]
@@ -157,7 +183,11 @@ def test_a_list_is_an_ensemble(tmp_path: Path, drawn: list[module.Cell]) -> None
     _, (_, listed), (_, named) = cells(tmp_path / "out.png", (60, 250), 3)
     assert np.array_equal(listed, named)
     with pytest.raises(RecipeError, match=r"segmenter 2: members: .* has 2 classes"):
-        compare(path, ["threshold", [{"kind": "kmeans", "clusters": 3}, {"kind": "kmeans", "clusters": 2}]], tmp_path / "no.png")
+        compare(
+            path,
+            ["threshold", [{"kind": "kmeans", "clusters": 3}, {"kind": "kmeans", "clusters": 2}]],
+            tmp_path / "no.png",
+        )
 
 
 def test_the_photo_is_shrunk_by_means(tmp_path: Path) -> None:
@@ -177,10 +207,19 @@ def test_pixels_without_data_are_grey_and_have_no_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "pixels", [np.zeros((1, 1), "uint8"), np.full((40, 500), 7, "uint16"), np.arange(900, dtype="uint16").reshape(30, 30) * 70]
+    "pixels",
+    [
+        np.zeros((1, 1), "uint8"),
+        np.full((40, 500), 7, "uint16"),
+        np.arange(900, dtype="uint16").reshape(30, 30) * 70,
+    ],
 )
 def test_odd_images(pixels: np.ndarray, tmp_path: Path) -> None:
-    compare(written(pixels, tmp_path), ["threshold", {"kind": "threshold", "method": "local"}], tmp_path / "out.png")
+    compare(
+        written(pixels, tmp_path),
+        ["threshold", {"kind": "threshold", "method": "local"}],
+        tmp_path / "out.png",
+    )
     assert (tmp_path / "out.png").stat().st_size > 0
 
 
@@ -201,7 +240,9 @@ def test_what_cannot_be_compared_says_why(tmp_path: Path) -> None:
         compare(path, ["threshold"], tmp_path / "nowhere" / "out.png")
 
 
-@pytest.mark.skipif("MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images")
+@pytest.mark.skipif(
+    "MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images"
+)
 def test_a_real_scene_of_16_bits_with_nodata(tmp_path: Path) -> None:
     (path,) = Path(os.environ["MASKLOOM_TEST_DATA"], "satseg_spacenet", "images").glob("*.tif")
     compare(str(path), ["threshold", {"kind": "kmeans", "clusters": 3}], tmp_path / "out.png")

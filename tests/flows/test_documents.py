@@ -17,19 +17,27 @@ from segcore.errors import RecipeError
 BASE = "inputs: in\noutput: out\nsegmenter: threshold\n"
 LEVELS = "bcdefghijk"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefghij", LEVELS, strict=True)
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdefghij", LEVELS, strict=True)
 )
 MERGED = "a: &a {x: 1}\n" + "".join(
-    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 10)}]}}\n" for before, name in zip("abcdefghij", LEVELS, strict=True)
+    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 10)}]}}\n"
+    for before, name in zip("abcdefghij", LEVELS, strict=True)
 )
 HOSTILE = {
     "anchors": (BOMB, "values"),
     "merge keys": (MERGED, "values"),
-    "a chain of anchors": ("a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in range(2000)), "nested too deeply"),
+    "a chain of anchors": (
+        "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in range(2000)),
+        "nested too deeply",
+    ),
     "nesting": (f"{BASE}x: {'[' * 3000}{']' * 3000}", "nested too deeply"),
     "an anchor in itself": (f"{BASE}x: &x [*x]", "nested too deeply"),
     "a whole in itself": ("&x {inputs: *x}", "nested too deeply"),
-    "a number of 5,000 digits": (f"{BASE}tiling: {{tile: {'9' * 5000}}}", "number that cannot be read"),
+    "a number of 5,000 digits": (
+        f"{BASE}tiling: {{tile: {'9' * 5000}}}",
+        "number that cannot be read",
+    ),
     "a day that is none": (f"{BASE}name: 2026-02-31", "put quotes"),
     "UTF-16": (BASE.encode("utf-16"), "is UTF-16"),
     "bad UTF-8": (BASE.encode() + b"name: \xe9", "not UTF-8"),
@@ -65,17 +73,24 @@ def test_anchors_end_in_exit_2_in_bounded_memory(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31))
 
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, preexec_fn=limit)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, preexec_fn=limit
+    )
 
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.count("\n") == 1
 
 
-def test_anchors_that_stay_small_are_welcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_anchors_that_stay_small_are_welcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("a: &a {kind: threshold, band: 1}\nsegmenter: [*a, {<<: *a, band: 2}]\n")
     document = load_document(path, "inputs")
-    assert document["segmenter"] == [{"kind": "threshold", "band": 1}, {"kind": "threshold", "band": 2}]
+    assert document["segmenter"] == [
+        {"kind": "threshold", "band": 1},
+        {"kind": "threshold", "band": 2},
+    ]
     monkeypatch.setattr(documents, "MOST_VALUES", 1000)
     path.write_text(yaml.safe_dump({"inputs": [f"{i}.tif" for i in range(990)]}))
     assert len(load_document(path, "inputs")["inputs"]) == 990
@@ -117,7 +132,9 @@ def test_values_of_the_command_line_are_as_strict(text: str, message: str) -> No
         {"s3": {"a": [{"b": {"secret": "c0ffee"}}]}},
     ],
 )
-def test_secrets_of_stores_are_refused_wherever_they_stand(options: dict[str, dict[str, object]]) -> None:
+def test_secrets_of_stores_are_refused_wherever_they_stand(
+    options: dict[str, dict[str, object]],
+) -> None:
     with pytest.raises(RecipeError, match="secrets never stand in a recipe") as refusal:
         refuse_secrets(options)
     assert "c0ffee" not in str(refusal.value)
@@ -140,7 +157,9 @@ def test_options_that_are_no_secrets_are_accepted() -> None:
 
 
 @pytest.mark.parametrize("key", ["inputs", "output", "segmenter", "storage"])
-def test_passwords_in_addresses_are_refused_wherever_they_stand(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passwords_in_addresses_are_refused_wherever_they_stand(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("S", "c0ffee")
     for value in ("https://me:${S}@host/a.tif", ["a.tif", {"proxy": "http://me:${S}@host:3128"}]):
         with pytest.raises(RecipeError, match=rf"{key}.*must not hold a password") as refusal:
@@ -149,7 +168,9 @@ def test_passwords_in_addresses_are_refused_wherever_they_stand(key: str, monkey
 
 
 def test_only_inputs_may_be_signed() -> None:
-    assert completed({"inputs": ["https://h/a.tif?sig=c0ffee"]}, []) == {"inputs": ["https://h/a.tif?sig=c0ffee"]}
+    assert completed({"inputs": ["https://h/a.tif?sig=c0ffee"]}, []) == {
+        "inputs": ["https://h/a.tif?sig=c0ffee"]
+    }
     for key in ("output", "segmenter"):
         with pytest.raises(RecipeError, match=f"{key}: only inputs") as refusal:
             completed({key: "https://h/a.onnx?sig=c0ffee"}, [])

@@ -45,7 +45,9 @@ def blobs(seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three images, truth of two of them, and two runs: `out` of classes, `cells` of objects."""
+    """A folder with three images, truth of two of them, and two runs: `out` of classes, `cells` of
+    objects.
+    """
     folder = tmp_path_factory.mktemp("evaluated")
     for name in ("images", "truth", "numbers"):
         (folder / name).mkdir()
@@ -56,12 +58,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             truth = (photo > 150).astype(np.uint8) * 255
             truth[:5] = 7
             Image.fromarray(truth).save(folder / "truth" / f"p{i}_mask.png")
-            Image.fromarray(ndimage.label(photo > 150)[0].astype(np.uint16)).save(folder / "numbers" / f"p{i}.png")
-    common = [*sorted((folder / "images").iterdir()), "--no-prefect", "--set", "cluster=serial", "-q"]
+            Image.fromarray(ndimage.label(photo > 150)[0].astype(np.uint16)).save(
+                folder / "numbers" / f"p{i}.png"
+            )
+    common = [
+        *sorted((folder / "images").iterdir()),
+        "--no-prefect",
+        "--set",
+        "cluster=serial",
+        "-q",
+    ]
     threshold = ["-s", "threshold", "-p", "value=140", "-p", "classes=[outside, cell]"]
     assert command("segment", *common, "-o", folder / "out", *threshold).exit_code == 0
     inner = "of={kind: threshold, value: 140, classes: [background, cell]}"
-    assert command("segment", *common, "-o", folder / "cells", "-s", "connected_parts", "-p", inner).exit_code == 0
+    assert (
+        command(
+            "segment", *common, "-o", folder / "cells", "-s", "connected_parts", "-p", inner
+        ).exit_code
+        == 0
+    )
     return folder
 
 
@@ -95,7 +110,9 @@ def test_classes(made: Path) -> None:
     truth = np.concatenate([blobs(i)[5:] > 150 for i in range(2)])
     predicted = np.concatenate([mask_of(made / "out", f"p{i}.png")[5:] for i in range(2)])
     (cell,) = (
-        row for row in table(made / "out" / "evaluation", "classes") if row["image_id"] is None and row["class_name"] == "cell"
+        row
+        for row in table(made / "out" / "evaluation", "classes")
+        if row["image_id"] is None and row["class_name"] == "cell"
     )
     assert cell["iou"] == pytest.approx(metrics.jaccard_score(truth.ravel(), predicted.ravel()))
     assert f"{cell['iou']:.3f}" in done.stdout
@@ -104,11 +121,16 @@ def test_classes(made: Path) -> None:
     assert whole["void_pixels"] == 2 * 5 * 120
     assert [row["image_id"] for row in parts] == ["p0", "p1"]
     assert sum(row["pixels"] for row in parts) == whole["pixels"] == truth.size  # type: ignore[misc]
-    pixels = [row for row in table(made / "out" / "evaluation", "confusion") if row["image_id"] is None]
+    pixels = [
+        row for row in table(made / "out" / "evaluation", "confusion") if row["image_id"] is None
+    ]
     assert sum(row["pixels"] for row in pixels) == truth.size  # type: ignore[misc]
     for i, name in enumerate(("outside", "cell")):
         shares = [row["share_of_truth"] for row in pixels if row["truth_class"] == name]
-        assert shares == [*(pytest.approx((predicted[truth == i] == j).mean()) for j in range(2)), None]
+        assert shares == [
+            *(pytest.approx((predicted[truth == i] == j).mean()) for j in range(2)),
+            None,
+        ]
     assert table(made / "out" / "evaluation", "objects") == []
     with Image.open(made / "out" / "evaluation" / "evaluation.png") as picture:
         assert picture.width == 1280
@@ -123,7 +145,12 @@ def test_areas_are_of_all_images_of_the_run(made: Path) -> None:
     share = np.array([truth[sample == i].mean() for i in range(2)])
     assert rows["cell"]["mapped_area"] == mapped[1]
     assert rows["cell"]["adjusted_area"] == pytest.approx(mapped @ share)
-    spread = np.sqrt(sum((mapped[i] ** 2 * share[i] * (1 - share[i]) / ((sample == i).sum() - 1)) for i in range(2)))
+    spread = np.sqrt(
+        sum(
+            (mapped[i] ** 2 * share[i] * (1 - share[i]) / ((sample == i).sum() - 1))
+            for i in range(2)
+        )
+    )
     assert rows["cell"]["high_95"] == pytest.approx(mapped @ share + 1.96 * spread)
     assert rows["cell"]["low_95"] == pytest.approx(mapped @ share - 1.96 * spread)
     assert rows["cell"]["area_unit"] == "px"
@@ -149,32 +176,74 @@ def test_objects_are_compared_where_the_masks_hold_them(made: Path) -> None:
     assert rows[0]["matched"]
     # The same objects, found as connected parts of classes.
     both = command(
-        "evaluate", made / "out", "-t", made / "numbers", "-v", "0=outside,1..=cell", "--objects", "--out", made / "there", "-q"
+        "evaluate",
+        made / "out",
+        "-t",
+        made / "numbers",
+        "-v",
+        "0=outside,1..=cell",
+        "--objects",
+        "--out",
+        made / "there",
+        "-q",
     )
     assert both.exit_code == 0, both.output
-    again = [row for row in table(made / "there", "objects") if row["image_id"] == "p0" and row["class_name"] == "cell"]
+    again = [
+        row
+        for row in table(made / "there", "objects")
+        if row["image_id"] == "p0" and row["class_name"] == "cell"
+    ]
     assert [row["matched"] for row in again] == [row["matched"] for row in rows]
-    plain = command("evaluate", made / "cells", "-t", made / "numbers", "--no-objects", "--out", made / "here", "-q")
+    plain = command(
+        "evaluate",
+        made / "cells",
+        "-t",
+        made / "numbers",
+        "--no-objects",
+        "--out",
+        made / "here",
+        "-q",
+    )
     assert "PQ" not in plain.stdout
     assert table(made / "here", "objects") == []
 
 
 def test_a_file_of_colours_and_an_output_in_a_store(made: Path, tmp_path: Path) -> None:
-    (tmp_path / "classes.yaml").write_text('cell: "#FF0000"\noutside: [[0, 0, 255], "#00FF00"]\nvoid: "#FFFFFF"\n')
+    (tmp_path / "classes.yaml").write_text(
+        'cell: "#FF0000"\noutside: [[0, 0, 255], "#00FF00"]\nvoid: "#FFFFFF"\n'
+    )
     for i in range(2):
         colours = np.where((blobs(i) > 150)[..., None], [255, 0, 0], [0, 0, 255]).astype(np.uint8)
         colours[:9], colours[9, :50] = 255, [0, 255, 0]
         Image.fromarray(colours).save(tmp_path / f"p{i}.png")
     fs = fsspec.filesystem("memory")
     fs.put(str(made / "out"), "/evaluated-run", recursive=True)
-    done = command("evaluate", "memory://evaluated-run", "-t", f"{tmp_path}/*.png", "--colours", tmp_path / "classes.yaml", "-q")
+    done = command(
+        "evaluate",
+        "memory://evaluated-run",
+        "-t",
+        f"{tmp_path}/*.png",
+        "--colours",
+        tmp_path / "classes.yaml",
+        "-q",
+    )
     assert done.exit_code == 0, done.output
     assert fs.exists("/evaluated-run/evaluation/evaluation.png")
     whole = pq.read_table(fs.open("/evaluated-run/evaluation/images.parquet")).to_pylist()[0]
     assert whole["void_pixels"] == 2 * 9 * 120
     # Names that a shell has expanded come as further arguments.
     files = sorted(tmp_path.glob("*.png"))
-    more = command("evaluate", made / "out", "-t", *files, "--colours", tmp_path / "classes.yaml", "--out", tmp_path / "o", "-q")
+    more = command(
+        "evaluate",
+        made / "out",
+        "-t",
+        *files,
+        "--colours",
+        tmp_path / "classes.yaml",
+        "--out",
+        tmp_path / "o",
+        "-q",
+    )
     assert more.stdout.split("Look")[0] == done.stdout.split("Look")[0]
 
 
@@ -191,7 +260,10 @@ def test_a_file_of_colours_and_an_output_in_a_store(made: Path, tmp_path: Path) 
             ["out", "-t", "truth", "--truth-suffix", "_mask", "-v", "0=outside,255=cell"],
             r"p0_mask\.png.*7 \(600 pixels\).*--void '7'",
         ),
-        (["out", "-t", "truth", "--truth-suffix", "_mask", "-v", "0=outside,255=nucleus"], "no class 'nucleus'"),
+        (
+            ["out", "-t", "truth", "--truth-suffix", "_mask", "-v", "0=outside,255=nucleus"],
+            "no class 'nucleus'",
+        ),
         (["out", "-t", "truth", "--truth-suffix", "_mask", "--void", "0..255"], "is void"),
         (
             ["out", "-t", "truth", "--truth-suffix", "_mask", "--colours", "absent.yaml"],
@@ -201,7 +273,9 @@ def test_a_file_of_colours_and_an_output_in_a_store(made: Path, tmp_path: Path) 
         (["out", "-t", "broken", "-v", "0=outside"], "p0.png"),
     ],
 )
-def test_wrong_usage_ends_with_2(made: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str) -> None:
+def test_wrong_usage_ends_with_2(
+    made: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
     monkeypatch.chdir(made)
     for name in ("small", "broken"):
         (made / name).mkdir(exist_ok=True)
@@ -222,7 +296,9 @@ def test_a_mask_that_is_gone_ends_with_1(made: Path, tmp_path: Path) -> None:
 
 
 def interrupted(made: Path, output: Path, *kept: str) -> None:
-    """The output as a run leaves it that is killed when the rows of these images are committed; areas are written before."""
+    """The output as a run leaves it that is killed when the rows of these images are committed;
+    areas are written before.
+    """
     shutil.copytree(made / "out", output)
     (output / "runs" / "head.json").unlink()
     for manifest in output.glob("runs/*/manifest.json"):
@@ -238,23 +314,46 @@ def test_a_run_that_is_not_finished(made: Path, tmp_path: Path) -> None:
     interrupted(made, tmp_path / "nothing")
     done = command("evaluate", tmp_path / "nothing", "-t", made / "truth", *SAID)
     assert done.exit_code == 2
-    assert re.search("not finished: it has no mask yet, and 3 images are left. Run its recipe again", done.stderr)
+    assert re.search(
+        "not finished: it has no mask yet, and 3 images are left. Run its recipe again", done.stderr
+    )
     # What is there is evaluated as it will be when the run is finished.
     interrupted(made, tmp_path / "some", "p1")
     done = command("evaluate", tmp_path / "some", "-t", made / "truth", *SAID)
     assert done.exit_code == 0, done.output
     assert "not finished, 2 images are left" in done.stderr
-    assert command("evaluate", made / "out", "-t", made / "truth", *SAID, "--out", tmp_path / "whole").exit_code == 0
+    assert (
+        command(
+            "evaluate", made / "out", "-t", made / "truth", *SAID, "--out", tmp_path / "whole"
+        ).exit_code
+        == 0
+    )
     (row,) = (row for row in table(tmp_path / "whole", "images") if row["image_id"] == "p1")
     assert row in table(tmp_path / "some" / "evaluation", "images")
-    assert sum(row["mapped_area"] for row in table(tmp_path / "some" / "evaluation", "areas")) == 90 * 120  # type: ignore[misc]
+    assert (
+        sum(row["mapped_area"] for row in table(tmp_path / "some" / "evaluation", "areas"))
+        == 90 * 120
+    )  # type: ignore[misc]
 
 
 def test_masks_of_several_recipes_are_told_and_never_confused(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "out", tmp_path / "out")
-    common = ["-o", tmp_path / "out", "--no-prefect", "--set", "cluster=serial", "-q", "--keep-other-recipes"]
+    common = [
+        "-o",
+        tmp_path / "out",
+        "--no-prefect",
+        "--set",
+        "cluster=serial",
+        "-q",
+        "--keep-other-recipes",
+    ]
     inner = "of={kind: threshold, value: 140, classes: [outside, cell]}"
-    assert command("segment", made / "images" / "p1.png", *common, "-s", "connected_parts", "-p", inner).exit_code == 0
+    assert (
+        command(
+            "segment", made / "images" / "p1.png", *common, "-s", "connected_parts", "-p", inner
+        ).exit_code
+        == 0
+    )
     done = command("evaluate", tmp_path / "out", "-t", made / "truth", *SAID)
     assert done.exit_code == 2, done.output
     assert re.search(r"p1\.png holds ids of objects, other masks .* classes", done.stderr)
@@ -268,7 +367,18 @@ def test_nothing_to_find_and_an_image_that_has_changed(tmp_path: Path) -> None:
     black.save(tmp_path / "a.png")
     (tmp_path / "truth").mkdir()
     black.save(tmp_path / "truth" / "a.png")
-    common = ["-o", tmp_path / "out", "--no-prefect", "--set", "cluster=serial", "-q", "-s", "threshold", "-p", "value=9"]
+    common = [
+        "-o",
+        tmp_path / "out",
+        "--no-prefect",
+        "--set",
+        "cluster=serial",
+        "-q",
+        "-s",
+        "threshold",
+        "-p",
+        "value=9",
+    ]
     assert command("segment", tmp_path / "a.png", *common).exit_code == 0
     # The picture is drawn without an image that has another size than its mask.
     Image.fromarray(np.zeros((60, 70), np.uint8)).save(tmp_path / "a.png")
@@ -286,26 +396,44 @@ def test_the_worst_images_are_those_with_errors() -> None:
         subject = Subject("a", "a", "a", "a", np.zeros(1, np.int64), -1)
         return Score(subject, confusion, Boundary.none(2), ObjectCounts(tallies, np.zeros(1)), 0)
 
-    nothing, perfect, poor, worse = made_of(0, 0, 100), made_of(5, 0, 99), made_of(1, 1, 100), made_of(1, 1, 50)
+    nothing, perfect, poor, worse = (
+        made_of(0, 0, 100),
+        made_of(5, 0, 99),
+        made_of(1, 1, 100),
+        made_of(1, 1, 50),
+    )
     assert sorted([nothing, perfect, poor, worse], key=_quality) == [worse, poor, perfect, nothing]
     # Their images may lie in a store that nothing here can read.
     away = replace(poor, subject=replace(poor.subject, image_uri="nosuch://a/a.png"))
     names = ("background", "cell")
-    assert _photo(away, Terms(Key.of(default_rules(names, None), names), 2, (), numbered=False)) is None
+    assert (
+        _photo(away, Terms(Key.of(default_rules(names, None), names), 2, (), numbered=False))
+        is None
+    )
 
 
 @real
 def test_membranes(tmp_path: Path) -> None:
-    """A threshold on a real slice: the figures are those of scikit-learn on the files themselves."""
+    """A threshold on a real slice: the figures are those of scikit-learn on the files
+    themselves.
+    """
     assert DATA is not None
-    image, truth = (Path(DATA) / "membrane" / name / "slice_18.png" for name in ("images", "labels"))
+    image, truth = (
+        Path(DATA) / "membrane" / name / "slice_18.png" for name in ("images", "labels")
+    )
     common = ["--no-prefect", "--set", "cluster=serial", "-q", "-p", "classes=[membrane, inside]"]
-    assert command("segment", image, "-o", tmp_path / "o", "-s", "threshold", *common).exit_code == 0
+    assert (
+        command("segment", image, "-o", tmp_path / "o", "-s", "threshold", *common).exit_code == 0
+    )
     done = command("evaluate", tmp_path / "o", "-t", truth, "-v", "0=membrane,255=inside", "-q")
     assert done.exit_code == 0, done.output
     true, mask = np.array(Image.open(truth)) > 0, mask_of(tmp_path / "o", "slice_18.png")
-    rows = [row for row in table(tmp_path / "o" / "evaluation", "classes") if row["image_id"] is None]
-    np.testing.assert_allclose([row["dice"] for row in rows], metrics.f1_score(true.ravel(), mask.ravel(), average=None))
+    rows = [
+        row for row in table(tmp_path / "o" / "evaluation", "classes") if row["image_id"] is None
+    ]
+    np.testing.assert_allclose(
+        [row["dice"] for row in rows], metrics.f1_score(true.ravel(), mask.ravel(), average=None)
+    )
     # Truth and mask are the whole image here, so the adjusted areas are the true ones.
     areas = table(tmp_path / "o" / "evaluation", "areas")
     np.testing.assert_allclose([row["adjusted_area"] for row in areas], [(~true).sum(), true.sum()])

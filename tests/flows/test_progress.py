@@ -20,7 +20,9 @@ def image(name: str, side: int) -> Item:
 def test_a_pass_ends_with_all_images_tiles_and_pixels_counted():
     order = Order("out", "run", Threshold(), {}, tile=64)
     small, large = image("small", 60), image("large", 200)
-    counter = Counter("segment", [small, large, Item(Source("broken", "broken", "1", 1), None)], order)
+    counter = Counter(
+        "segment", [small, large, Item(Source("broken", "broken", "1", 1), None)], order
+    )
 
     counter.add(ImagesJob(order, (small,)))
     for first in range(0, 16, 4):

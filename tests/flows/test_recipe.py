@@ -44,7 +44,12 @@ def test_the_fingerprint_depends_on_what_decides_results_and_on_nothing_else():
         make(name="other"),
         make("max_failed_fraction=0.5"),
     ]
-    other = [make("segmenter.clusters=3"), make("segmenter.seed=1"), make(fit="image"), make(segmenter="mixture")]
+    other = [
+        make("segmenter.clusters=3"),
+        make("segmenter.seed=1"),
+        make(fit="image"),
+        make(segmenter="mixture"),
+    ]
     assert {recipe.work.fingerprint for recipe in same} == {base}
     assert len({recipe.work.fingerprint for recipe in other} | {base}) == len(other) + 1
 
@@ -71,7 +76,10 @@ def test_every_segmenter_runs_by_its_name_alone(kind):
 
 @pytest.mark.parametrize("kind", ["connected_parts", "watershed"])
 def test_segmenters_hold_others(kind):
-    wanted = {"kind": kind, "of": {"kind": "threshold", "value": 100, "classes": ["background", "cell"]}}
+    wanted = {
+        "kind": kind,
+        "of": {"kind": "threshold", "value": 100, "classes": ["background", "cell"]},
+    }
     assert make(segmenter=wanted).segmenter.classes == ("background", "cell")
     assert make(segmenter=wanted).objects is not None
     assert (
@@ -108,7 +116,15 @@ def test_the_fingerprint_tells_recipes_apart_by_what_they_hold():
         return make(segmenter={"kind": "connected_parts", "of": of}).work.fingerprint
 
     assert fingerprint("kmeans") == fingerprint({"kind": "kmeans", "clusters": None})
-    assert len({fingerprint(of) for of in ("kmeans", "mixture", "threshold", {"kind": "kmeans", "seed": 1})}) == 4
+    assert (
+        len(
+            {
+                fingerprint(of)
+                for of in ("kmeans", "mixture", "threshold", {"kind": "kmeans", "seed": 1})
+            }
+        )
+        == 4
+    )
     objects = [
         make(statistics=statistics).work.fingerprint
         for statistics in (["area"], ["objects"], [{"kind": "objects", "min_size": 2}])
@@ -117,7 +133,9 @@ def test_the_fingerprint_tells_recipes_apart_by_what_they_hold():
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "deploy" / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+    "path",
+    sorted((Path(__file__).parents[2] / "deploy" / "recipes").glob("*.yaml")),
+    ids=lambda path: path.stem,
 )
 def test_the_example_recipes_are_accepted(path, monkeypatch):
     monkeypatch.setenv("SCENES_BUCKET", "scenes")
@@ -134,7 +152,12 @@ def test_unknown_and_missing_keys_name_their_place():
 
 def test_a_recipe_that_is_no_mapping_or_no_yaml_is_refused(tmp_path):
     path = tmp_path / "r.yaml"
-    for text in ("- a\n", "a: [", "just text", "inputs: a\noutput: a\noutput: b\nsegmenter: kmeans\n"):
+    for text in (
+        "- a\n",
+        "a: [",
+        "just text",
+        "inputs: a\noutput: a\noutput: b\nsegmenter: kmeans\n",
+    ):
         path.write_text(text)
         with pytest.raises(RecipeError):
             recipes.load(path)
@@ -158,12 +181,17 @@ def test_tiles_are_large_enough_and_align_with_blocks(tile):
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
-@given(ANYTHING, st.sampled_from(["segmenter", "tiling", "cluster", "inputs", "statistics", "fit", "storage"]))
+@given(
+    ANYTHING,
+    st.sampled_from(["segmenter", "tiling", "cluster", "inputs", "statistics", "fit", "storage"]),
+)
 def test_any_document_is_accepted_or_refused_with_a_recipe_error(value, key):
     try:
         recipe = make(**{key: value})
@@ -175,12 +203,19 @@ def test_any_document_is_accepted_or_refused_with_a_recipe_error(value, key):
 
 def test_the_schema_accepts_what_the_recipe_accepts():
     schema = recipes.schema()
-    assert {alternative["properties"]["kind"]["const"] for alternative in schema["properties"]["segmenter"]["oneOf"][:-1]} == set(
-        SEGMENTERS
-    )
+    assert {
+        alternative["properties"]["kind"]["const"]
+        for alternative in schema["properties"]["segmenter"]["oneOf"][:-1]
+    } == set(SEGMENTERS)
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(
-        {**MINIMAL, "tiling": {"tile": 512}, "statistics": ["area"], "cluster": {"kind": "local", "workers": 2}}, schema
+        {
+            **MINIMAL,
+            "tiling": {"tile": 512},
+            "statistics": ["area"],
+            "cluster": {"kind": "local", "workers": 2},
+        },
+        schema,
     )
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**MINIMAL, "segmenter": {"kind": "kmeans", "cluster": 3}}, schema)
@@ -189,7 +224,14 @@ def test_the_schema_accepts_what_the_recipe_accepts():
 def test_prefect_takes_every_schedule_that_is_accepted():
     from prefect.client.schemas.schedules import CronSchedule
 
-    for cron in ("0 3 * * *", "*/5 0-6 1,15 * mon-fri", "0 0 29 2 *", "0 12 * JAN,dec 7", "0 0 L * *", "0 9 * * 5#2"):
+    for cron in (
+        "0 3 * * *",
+        "*/5 0-6 1,15 * mon-fri",
+        "0 0 29 2 *",
+        "0 12 * JAN,dec 7",
+        "0 0 L * *",
+        "0 9 * * 5#2",
+    ):
         for zone in ("UTC", "Asia/Ho_Chi_Minh", "America/New_York"):
             assert make(schedule={"cron": cron, "timezone": zone}).scheduled
             CronSchedule(cron=cron, timezone=zone)
@@ -200,7 +242,8 @@ def test_prefect_takes_every_schedule_that_is_accepted():
 def test_a_schedule_is_checked_without_prefect():
     code = (
         "import sys; from pathlib import Path; from flows import recipe;"
-        "recipe.make({'inputs': 'a', 'output': 'b', 'segmenter': 'threshold', 'schedule': {'cron': '0 3 * * *'}}, Path('/'));"
+        "recipe.make({'inputs': 'a', 'output': 'b', 'segmenter': 'threshold', 'schedule': {'cron': "
+        "'0 3 * * *'}}, Path('/'));"
         "sys.exit('prefect' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -215,9 +258,15 @@ def test_a_schedule_is_checked_without_prefect():
         ({"cron": "0 0 3 * * *"}, "expected five fields"),
         ({"cron": "every day"}, "expected five fields"),
         ({"cron": "0 0 31 2 *"}, "bad day-of-month"),
-        ({"cron": "0 3 * * *", "timezone": "Europe/Viena"}, r"schedule.timezone: .*Did you mean `Europe/Vienna`\?$"),
+        (
+            {"cron": "0 3 * * *", "timezone": "Europe/Viena"},
+            r"schedule.timezone: .*Did you mean `Europe/Vienna`\?$",
+        ),
         ({"cron": "0 3 * * *", "timezone": ""}, "expected a time zone"),
-        ({"cron": "0 3 * * *", "interval": 3600}, r"schedule.interval: unknown key\. Known keys: cron, timezone"),
+        (
+            {"cron": "0 3 * * *", "interval": 3600},
+            r"schedule.interval: unknown key\. Known keys: cron, timezone",
+        ),
         ({"timezone": "UTC"}, "schedule.cron: this key is needed"),
         ("0 3 * * *", "schedule: expected a mapping with the keys `cron`, `timezone`, got '0 3"),
     ],
@@ -233,19 +282,37 @@ def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
         ({"tiling": 2048}, r"^tiling: expected a mapping with the key `tile`, got 2048\.$"),
         ({"tiling": {"tile": "big"}}, r"^tiling\.tile: expected a whole number, got 'big'\.$"),
         ({"tiling": {"tile": 3}}, r"^tiling\.tile: expected at least 16, got 3\.$"),
-        ({"fit": "collecton"}, r"^fit: expected collection or image, got 'collecton'\. Did you mean `collection`\?$"),
+        (
+            {"fit": "collecton"},
+            r"^fit: expected collection or image, got 'collecton'\. Did you mean `collection`\?$",
+        ),
         ({"outptu": "x"}, r"^outptu: unknown key\. Did you mean `output`\? Known keys: "),
         ({"format": "tif"}, r"^format: there is no format 'tif'\. Did you mean `tiff`\?"),
         ({"segmenter": 5}, r"^segmenter: expected a mapping, text or a list, got 5\."),
         ({"segmenter": {"kind": ["a"]}}, r"^segmenter\.kind: expected a name, got \['a'\]"),
-        ({"cluster": {"workers": True}}, r"^cluster\.workers: expected a whole number, got True\.$"),
+        (
+            {"cluster": {"workers": True}},
+            r"^cluster\.workers: expected a whole number, got True\.$",
+        ),
         ({"limits": {"read": True}}, r"^limits\.read: expected a number, got True\.$"),
-        ({"max_failed_fraction": math.nan}, r"^max_failed_fraction: expected a finite number, got nan\.$"),
+        (
+            {"max_failed_fraction": math.nan},
+            r"^max_failed_fraction: expected a finite number, got nan\.$",
+        ),
         ({"max_failed_fraction": True}, r"^max_failed_fraction: expected a number, got True\.$"),
-        ({"output": "https://h/out"}, r"^output: https://h/out is a web address, where nothing can be written\."),
-        ({"storage": {"s3": {"oauth": "x"}}}, r"^storage\.s3\.oauth: secrets never stand in a recipe\."),
+        (
+            {"output": "https://h/out"},
+            r"^output: https://h/out is a web address, where nothing can be written\.",
+        ),
+        (
+            {"storage": {"s3": {"oauth": "x"}}},
+            r"^storage\.s3\.oauth: secrets never stand in a recipe\.",
+        ),
         ({"output": "https://h/out#token=x"}, r"^output: only inputs may have a signed address"),
-        ({"cluster": {"workers": "two"}}, r"^cluster\.workers: expected a whole number, got 'two'\.$"),
+        (
+            {"cluster": {"workers": "two"}},
+            r"^cluster\.workers: expected a whole number, got 'two'\.$",
+        ),
         ({"name": "A b"}, r"^name: expected text of the characters a-z0-9- only, got 'A b'\.$"),
         ({"inputs": [[1]] * 10_000}, r"^inputs\.0: .*\n(.*\n)*\.\.\. and 9980 more\.$"),
         ({"name": int("9" * 4000)}, r"^name: expected text, got 9{100}\.\.\."),
@@ -272,12 +339,20 @@ def test_what_yaml_reads_as_something_else_needs_quotes(text, message):
 
 
 @pytest.mark.parametrize(
-    ("uri", "extra"), [("gs://b/a.tif", "gcs"), ("gcs://b/a", "gcs"), ("az://c/a.tif", "azure"), ("abfs://c@a/x", "azure")]
+    ("uri", "extra"),
+    [
+        ("gs://b/a.tif", "gcs"),
+        ("gcs://b/a", "gcs"),
+        ("az://c/a.tif", "azure"),
+        ("abfs://c@a/x", "azure"),
+    ],
 )
 def test_a_store_without_its_package_names_the_extra(uri, extra, monkeypatch):
     for package in ("gcsfs", "adlfs"):
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(RecipeError, match=rf"needs the extra '{extra}': pip install 'maskloom\[{extra}\]'"):
+    with pytest.raises(
+        RecipeError, match=rf"needs the extra '{extra}': pip install 'maskloom\[{extra}\]'"
+    ):
         make(inputs=uri)
     with pytest.raises(RecipeError, match=r"Did you mean https://\?"):
         make(inputs="htps://h/a.tif")

@@ -50,7 +50,10 @@ def test_a_failure_names_its_image_once() -> None:
     mask = "/a.tif.msk, the mask beside /a.tif, should be TIFF."
     assert failure("/a.tif", "FormatError", mask) == f"/a.tif: FormatError: {mask}"
     assert failure("/a", "Missing", "/a b/c is gone.") == "/a: Missing: b/c is gone."
-    assert failure("/a.png", "ReadError", "The header of /a.png is cut.") == "/a.png: ReadError: The header of /a.png is cut."
+    assert (
+        failure("/a.png", "ReadError", "The header of /a.png is cut.")
+        == "/a.png: ReadError: The header of /a.png is cut."
+    )
 
 
 def test_logs_of_libraries_hold_no_escapes_tracebacks_or_secrets() -> None:
@@ -58,13 +61,20 @@ def test_logs_of_libraries_hold_no_escapes_tracebacks_or_secrets() -> None:
         raise ValueError("inside")
     except ValueError as error:
         record = logging.LogRecord(
-            "lib", logging.ERROR, "", 0, "no %s", ("https://h/a?sig=c0ffee \x1b",), (ValueError, error, None)
+            "lib",
+            logging.ERROR,
+            "",
+            0,
+            "no %s",
+            ("https://h/a?sig=c0ffee \x1b",),
+            (ValueError, error, None),
         )
     assert EscapingFormatter().format(record) == "no https://h/a?sig=*** \\x1b"
 
 
 @pytest.mark.parametrize(
-    ("done", "failed", "words"), [(30, 0, "30 images done, 0 failed, "), (20, 1, "20 images done, 1 failed, 9 unchanged, ")]
+    ("done", "failed", "words"),
+    [(30, 0, "30 images done, 0 failed, "), (20, 1, "20 images done, 1 failed, 9 unchanged, ")],
 )
 def test_unchanged_is_what_a_run_neither_did_nor_failed(
     done: int, failed: int, words: str, capsys: pytest.CaptureFixture[str]
@@ -77,4 +87,8 @@ def test_unchanged_is_what_a_run_neither_did_nor_failed(
 
 
 def test_one_is_no_plural() -> None:
-    assert [count(n, "patch", "patches") for n in (0, 1, 2)] == ["0 patches", "1 patch", "2 patches"]
+    assert [count(n, "patch", "patches") for n in (0, 1, 2)] == [
+        "0 patches",
+        "1 patch",
+        "2 patches",
+    ]

@@ -54,7 +54,9 @@ def folder(tmp_path):
         (tmp_path / kind).mkdir()
     for i in range(4):
         mask = np.kron(random.integers(0, 2, (6, 7)), np.ones((8, 8))).astype(np.uint8)
-        pixels = np.clip(60 + 120 * mask + random.normal(0, 10, mask.shape), 0, 255).astype(np.uint8)
+        pixels = np.clip(60 + 120 * mask + random.normal(0, 10, mask.shape), 0, 255).astype(
+            np.uint8
+        )
         mask[0, :5] = 255
         Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
         Image.fromarray(mask).save(tmp_path / "masks" / f"{i}.png")
@@ -73,15 +75,23 @@ def prepared(order):
 def test_inputs_of_a_training_are_looked_at_as_those_of_a_run(folder, caplog):
     (folder / "images" / "scan.dcm").write_bytes(b"x")
     assert [len(found) for found in flow.sources(made(folder))] == [4, 4]
-    assert "images: Passed over in folders, since no format claims such files: 1 .dcm." in caplog.text
-    with pytest.raises(RecipeError, match=r"masks: '.*/nomasks' does not exist\. Did you mean 'masks'\?"):
+    assert (
+        "images: Passed over in folders, since no format claims such files: 1 .dcm." in caplog.text
+    )
+    with pytest.raises(
+        RecipeError, match=r"masks: '.*/nomasks' does not exist\. Did you mean 'masks'\?"
+    ):
         flow.sources(made(folder, "masks=nomasks"))
-    with pytest.raises(RecipeError, match=r"training\.epoch: unknown key\. Did you mean `epochs`\?"):
+    with pytest.raises(
+        RecipeError, match=r"training\.epoch: unknown key\. Did you mean `epochs`\?"
+    ):
         made(folder, "training.epoch=3")
 
 
 class Watch(training_progress.Quiet):
-    """Does something after a step, (epoch, step) from 1, or when an epoch is measured, (epoch, "measured")."""
+    """Does something after a step, (epoch, step) from 1, or when an epoch is measured, (epoch,
+    "measured").
+    """
 
     def __init__(self, moment=(0, 0), act=lambda: None):
         self.moment, self.act, self.seen, self.said = moment, act, [], []
@@ -132,7 +142,12 @@ def test_a_training_ends_the_same_however_often_it_was_stopped_killed_and_length
     (folder / "moved").rename(folder / "cut")
     stop.clear()
     with pytest.raises(Stopped):
-        cut(Watch((2, "measured"), stop.set), "training.epochs=3", "training.patience=9", stop=stop.is_set)
+        cut(
+            Watch((2, "measured"), stop.set),
+            "training.epochs=3",
+            "training.patience=9",
+            stop=stop.is_set,
+        )
     # What a kill leaves behind: nothing written since the last epoch.
     with pytest.raises(Killed):
         cut(Watch((3, 2), kill), "training.patience=8")
@@ -143,20 +158,37 @@ def test_a_training_ends_the_same_however_often_it_was_stopped_killed_and_length
     assert (learned.score, learned.epoch, learned.epochs) == (last.score, last.epoch, last.epochs)
     for a, b in zip(weights(folder / "whole"), weights(folder / "cut"), strict=True):
         assert a.tobytes() == b.tobytes()
-    histories = [json.loads((folder / name / "training_history.json").read_text()) for name in ("whole", "cut")]
+    histories = [
+        json.loads((folder / name / "training_history.json").read_text())
+        for name in ("whole", "cut")
+    ]
     for history in histories:
         for epoch in history["epochs"]:
             del epoch["seconds"], epoch["patches_per_second"]
     assert histories[0] == histories[1]
-    assert "lengthened" not in Card.load((folder / "cut" / "tiny.json").read_bytes(), "tiny.json").about
+    assert (
+        "lengthened"
+        not in Card.load((folder / "cut" / "tiny.json").read_bytes(), "tiny.json").about
+    )
 
 
 def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_the_model(folder):
     # Its records must not take the place of a card, whatever the recipe is called.
-    (folder / "training.yaml").write_text(yaml.safe_dump({**TINY, "licence": "CC0", "purpose": "Blocks."}))
+    (folder / "training.yaml").write_text(
+        yaml.safe_dump({**TINY, "licence": "CC0", "purpose": "Blocks."})
+    )
     run = CliRunner().invoke
-    # bfloat16 inside, float32 in the file; convolutions without padding, whose target is the middle of the patch.
-    flags = ["--set", "training.precision=bfloat16", "--set", "network.padding=valid", "--set", "training.patch=28", "--quiet"]
+    # bfloat16 inside, float32 in the file; convolutions without padding, whose target is the middle
+    # of the patch.
+    flags = [
+        "--set",
+        "training.precision=bfloat16",
+        "--set",
+        "network.padding=valid",
+        "--set",
+        "training.patch=28",
+        "--quiet",
+    ]
     command = ["train", str(folder / "training.yaml"), *flags, "--set"]
     first = run(app, [*command, "training.epochs=1"])
     assert first.exit_code == 0, first.output
@@ -164,7 +196,14 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
     assert "-s unet -p weights=" in first.stdout
     made_files = sorted(path.name for path in (folder / "out").iterdir())
     records = ["training_history.json", "training_state.json"]
-    assert made_files == ["checkpoint", "curves.png", "examples.png", "training.json", "training.keras", *records]
+    assert made_files == [
+        "checkpoint",
+        "curves.png",
+        "examples.png",
+        "training.json",
+        "training.keras",
+        *records,
+    ]
 
     import keras
 
@@ -172,7 +211,12 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
     model = keras.saving.load_model(path, compile=False)
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
     card = Card.load((folder / "out" / "training.json").read_bytes(), "training.json")
-    assert (card.kind, card.channels, card.classes, card.dtype) == ("unet", 1, ("dark", "bright"), "uint8")
+    assert (card.kind, card.channels, card.classes, card.dtype) == (
+        "unet",
+        1,
+        ("dark", "bright"),
+        "uint8",
+    )
     assert card.reach.margin == 8
     assert (card.about["licence"], card.about["purpose"]) == ("CC0", "Blocks.")
     masks = {path.stem: np.asarray(Image.open(path)) for path in (folder / "masks").iterdir()}
@@ -186,7 +230,10 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
 
     before = path.stat().st_mtime_ns
     # Neither threads nor memory change what is learned, nor does what it is for.
-    second = run(app, [*command, "training.epochs=1", "--set", "training.memory=7", "--set", "purpose=Bricks."])
+    second = run(
+        app,
+        [*command, "training.epochs=1", "--set", "training.memory=7", "--set", "purpose=Bricks."],
+    )
     assert second.exit_code == 0
     assert second.stdout.startswith("Nothing to do")
     assert path.stat().st_mtime_ns == before
@@ -248,11 +295,15 @@ def test_checks_before_training_can_be_stopped(folder):
 
 
 def test_what_is_measured_is_what_the_model_says_of_whole_images(folder):
-    """Windows put together equal the whole image, where no window sees less than the network's reach."""
+    """Windows put together equal the whole image, where no window sees less than the network's
+    reach.
+    """
     from sklearn.metrics import jaccard_score
 
     valid = {"kind": "unet", "width": 2, "depth": 1, "padding": "valid"}
-    order = made(folder, "training.epochs=2", "split.validation=0", "training.patch=28", network=valid)
+    order = made(
+        folder, "training.epochs=2", "split.validation=0", "training.patch=28", network=valid
+    )
     course = prepared(order)
     learned = train(course, Watch(), lambda: False)
     import keras
@@ -260,13 +311,19 @@ def test_what_is_measured_is_what_the_model_says_of_whole_images(folder):
     model = keras.saving.load_model(folder / "out" / "tiny.keras", compile=False)
     said, true = [], []
     for i in range(4):
-        pixels, mask = (np.asarray(Image.open(folder / kind / f"{i}.png")) for kind in ("images", "masks"))
-        padded = np.pad(pixels, 8, mode="reflect").astype(np.float32)[None, ..., None] * np.float32(1 / 255)
+        pixels, mask = (
+            np.asarray(Image.open(folder / kind / f"{i}.png")) for kind in ("images", "masks")
+        )
+        padded = np.pad(pixels, 8, mode="reflect").astype(np.float32)[None, ..., None] * np.float32(
+            1 / 255
+        )
         labels = np.asarray(model(padded))[0].argmax(axis=-1)
         said.append(labels[mask != 255])
         true.append(mask[mask != 255])
     assert isinstance(course.subject, semantic.Semantic)
-    assert learned.score[1] == pytest.approx(jaccard_score(np.concatenate(true), np.concatenate(said), average="macro"), abs=1e-6)
+    assert learned.score[1] == pytest.approx(
+        jaccard_score(np.concatenate(true), np.concatenate(said), average="macro"), abs=1e-6
+    )
 
 
 def save(folder: Path, name: str, array: np.ndarray) -> None:
@@ -357,7 +414,10 @@ def test_masks_of_other_images_are_not_used_and_counted(folder):
     assert note.startswith("1 of 4 masks have no image")
     assert "masks/2.png" in note
     (folder / "masks" / "3.png").unlink()
-    with pytest.raises(RecipeError, match=r"1 of 3 without a mask: \S*images/3\.png\. Masks without an image: \S*masks/2\.png"):
+    with pytest.raises(
+        RecipeError,
+        match=r"1 of 3 without a mask: \S*images/3\.png\. Masks without an image: \S*masks/2\.png",
+    ):
         prepared(made(folder, output="images"))
 
 
@@ -425,7 +485,9 @@ def test_groups_are_never_on_both_sides():
 
 @pytest.fixture
 def uncompiled():
-    """No graphs, which take twenty seconds to build of Mask R-CNN and are built in tests of the network."""
+    """No graphs, which take twenty seconds to build of Mask R-CNN and are built in tests of the
+    network.
+    """
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(True)
@@ -442,7 +504,15 @@ def test_objects_are_learned_end_to_end(folder):
             ids[top : top + 12, left : left + 10] = number
         save(folder, f"masks/{i}.png", ids)
         save(folder, f"images/{i}.png", (pixels + 150 * (ids > 0)).astype(np.uint8))
-    small = {"width": 8, "pyramid": 8, "dense": 8, "proposals": 16, "candidates": 32, "detections": 8, "sampled": 8}
+    small = {
+        "width": 8,
+        "pyramid": 8,
+        "dense": 8,
+        "proposals": 16,
+        "candidates": 32,
+        "detections": 8,
+        "sampled": 8,
+    }
     order = made(
         folder,
         "training.patch=64",
@@ -471,11 +541,15 @@ def drawn(course):
 
     lesson = course.lesson
     drawing = Drawing(lesson.frame, 1, 0.0, 0)
-    return Sampler(lesson.collection, lesson.found, lesson.training, lesson.scaling, drawing).batch(0, 0)
+    return Sampler(lesson.collection, lesson.found, lesson.training, lesson.scaling, drawing).batch(
+        0, 0
+    )
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "deploy" / "training").glob("*.yaml")), ids=lambda path: path.stem
+    "path",
+    sorted((Path(__file__).parents[2] / "deploy" / "training").glob("*.yaml")),
+    ids=lambda path: path.stem,
 )
 def test_the_examples_are_training_recipes(path, monkeypatch):
     monkeypatch.setenv("DSB2018", "dsb2018")
@@ -490,11 +564,26 @@ def test_the_schema_takes_what_training_recipes_take_and_refuses_what_they_refus
     schema = json.loads(printed.stdout)
     assert schema == json.loads(json.dumps(flow.schema()))
     assert json.loads(CliRunner().invoke(app, ["schema"]).stdout)["title"] == "maskloom recipe"
-    base = {**TINY, "labels": "index", "scaling": {"offset": [3, 4], "factor": 0.5}, "split": {"validation": ["a*"]}}
+    base = {
+        **TINY,
+        "labels": "index",
+        "scaling": {"offset": [3, 4], "factor": 0.5},
+        "split": {"validation": ["a*"]},
+    }
     good = [
         base,
-        {**base, "network": "fcn", "labels": {"kind": "values", "values": {"0": "dark", "255": "bright"}, "void": "rest"}},
-        {**base, "training": {"loss": {"kind": "focal", "gamma": 1}, "augmentation": ["flip", {"kind": "gain", "by": 0.1}]}},
+        {
+            **base,
+            "network": "fcn",
+            "labels": {"kind": "values", "values": {"0": "dark", "255": "bright"}, "void": "rest"},
+        },
+        {
+            **base,
+            "training": {
+                "loss": {"kind": "focal", "gamma": 1},
+                "augmentation": ["flip", {"kind": "gain", "by": 0.1}],
+            },
+        },
     ]
     bad = [
         {**base, "imags": "x"},
@@ -519,4 +608,9 @@ def test_the_schema_takes_what_training_recipes_take_and_refuses_what_they_refus
 def test_how_to_use_a_model_can_be_pasted(folder):
     order = made(folder, "bands=[1]")
     learned = Learned("/a b/it's.keras", ("mean IoU", 0.5), 1, 2, 0.1, False)
-    assert shlex.split(flow.usage(order, learned))[-4:] == ["-p", "weights=/a b/it's.keras", "-p", "bands=[1]"]
+    assert shlex.split(flow.usage(order, learned))[-4:] == [
+        "-p",
+        "weights=/a b/it's.keras",
+        "-p",
+        "bands=[1]",
+    ]

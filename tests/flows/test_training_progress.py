@@ -24,12 +24,21 @@ def test_half_a_minute_is_the_longest_silence():
         now[0] += 2
         act()
         act()
-    assert [line.split(":")[0] for line in out.getvalue().splitlines()] == ["looking at digests", "epoch 2/0", "measuring"]
+    assert [line.split(":")[0] for line in out.getvalue().splitlines()] == [
+        "looking at digests",
+        "epoch 2/0",
+        "measuring",
+    ]
 
 
 def test_a_bar_starts_where_training_stands():
     training = SimpleNamespace(epochs=3, batch=2)
-    lesson = SimpleNamespace(recipe=SimpleNamespace(kind="unet", training=training), training=(0, 1, 2), validation=(3,), steps=4)
+    lesson = SimpleNamespace(
+        recipe=SimpleNamespace(kind="unet", training=training),
+        training=(0, 1, 2),
+        validation=(3,),
+        steps=4,
+    )
     console = Console(file=io.StringIO(), width=200)
     standing = Standing(step=1, history=({"epoch": 1, "score": 0.5},), plans=((0, 3),))
     with training_progress.Bar(console) as bar:

@@ -48,10 +48,21 @@ def collection(tmp_path: Path) -> Collection:
     images = tmp_path / "images"
     (images / "scenes").mkdir(parents=True)
     scene = photograph(*SCENE)
-    write_tiff(images / "scenes" / "utm.tif", scene, crs="EPSG:32633", transform=from_origin(500_000, 5_300_000, 10, 10))
+    write_tiff(
+        images / "scenes" / "utm.tif",
+        scene,
+        crs="EPSG:32633",
+        transform=from_origin(500_000, 5_300_000, 10, 10),
+    )
     hole = scene.copy()
     hole[100:300, 200:420] = 0
-    write_tiff(images / "scenes" / "lonlat.tif", hole, crs="EPSG:4326", transform=from_origin(11.0, 48.5, 0.001, 0.001), nodata=0)
+    write_tiff(
+        images / "scenes" / "lonlat.tif",
+        hole,
+        crs="EPSG:4326",
+        transform=from_origin(11.0, 48.5, 0.001, 0.001),
+        nodata=0,
+    )
     write_tiff(images / "plain.tiff", scene[:333, :257])
     Image.fromarray(scene[:300, :500]).save(images / "photo.png")
     Image.fromarray(scene[200:520, 100:600]).save(images / "photo.jpg", quality=92)

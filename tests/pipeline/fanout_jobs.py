@@ -1,4 +1,6 @@
-"""Jobs for test_fanout.py, in a module of their own because worker processes must be able to import them."""
+"""Jobs for test_fanout.py, in a module of their own because worker processes must be able to import
+them.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ def mark_and_sleep(job: Mark) -> str:
 
 
 def wait_the_first_time(job: Mark) -> str:
-    """The victim waits long the first time, so that its worker can be killed, and returns at once when it is run again."""
+    """The victim waits long the first time, so that its worker can be killed, and returns at once
+    when it is run again.
+    """
     first = job.name == "victim" and not Path(job.folder, job.name).exists()
     return mark_and_sleep(replace(job, seconds=60.0 if first else 0.0))
 
@@ -107,12 +111,20 @@ def sleep_in_a_child(job: Mark) -> str:
 
 
 def surroundings(job: Numbers) -> dict[str, object]:
-    """What libraries see in this process. It takes its time, so that all workers get some of these jobs."""
+    """What libraries see in this process. It takes its time, so that all workers get some of these
+    jobs.
+    """
     import cv2
 
     time.sleep(0.05)
 
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "GDAL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+    names = (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+        "GDAL_NUM_THREADS",
+        "TF_NUM_INTRAOP_THREADS",
+    )
     return {name: os.environ.get(name) for name in names} | {
         "cv2": cv2.getNumThreads(),
         "prepared": times_prepared,
@@ -137,7 +149,9 @@ def hoard(job: Numbers) -> NoReturn:
 
 
 def never_end(job: Numbers) -> tuple[int, ...]:
-    """Work on a negative number never ends, and nothing can interrupt it: the interpreter's lock is held."""
+    """Work on a negative number never ends, and nothing can interrupt it: the interpreter's lock is
+    held.
+    """
     for item in job.items:
         limits.reading()
         if item < 0:

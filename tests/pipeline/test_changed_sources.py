@@ -1,4 +1,6 @@
-"""Sources that change while a run is under way: never a row that says one version and a mask of another."""
+"""Sources that change while a run is under way: never a row that says one version and a mask of
+another.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def at(moment: str, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) ->
 
 
 @pytest.mark.parametrize("moment", ["planned", "opened"])
-def test_a_source_that_changes_is_a_failed_row_and_done_by_the_next_run(folder, tmp_path, maskloom, monkeypatch, moment):
+def test_a_source_that_changes_is_a_failed_row_and_done_by_the_next_run(
+    folder, tmp_path, maskloom, monkeypatch, moment
+):
     output = tmp_path / "out"
     command = ("segment", folder, "-o", output, *THRESHOLD, *QUIET)
     at(moment, monkeypatch, lambda: put(f"{folder}/changes.png", NEGATIVE))
@@ -97,14 +101,32 @@ def test_a_source_that_changes_while_a_model_is_fitted_to_all_ends_the_run_and_t
     assert maskloom(*command).exit_code == 0
 
 
-def test_a_large_source_that_changes_while_its_own_model_is_fitted_hurts_no_other(tmp_path, maskloom, monkeypatch):
+def test_a_large_source_that_changes_while_its_own_model_is_fitted_hurts_no_other(
+    tmp_path, maskloom, monkeypatch
+):
     monkeypatch.setattr(bundles, "PART_PIXELS", 2**16)
     images, output = tmp_path / "in", tmp_path / "out"
     images.mkdir()
     write_tiff(images / "changes.tif", photograph(600, 600))
     Image.fromarray(PICTURE).save(images / "stays.png")
-    at("planned", monkeypatch, lambda: write_tiff(images / "changes.tif", 255 - photograph(600, 600)))
-    command = ("segment", images, "-o", output, "-s", "threshold", "--fit", "image", "--set", "tiling.tile=256", *QUIET)
+    at(
+        "planned",
+        monkeypatch,
+        lambda: write_tiff(images / "changes.tif", 255 - photograph(600, 600)),
+    )
+    command = (
+        "segment",
+        images,
+        "-o",
+        output,
+        "-s",
+        "threshold",
+        "--fit",
+        "image",
+        "--set",
+        "tiling.tile=256",
+        *QUIET,
+    )
 
     assert maskloom(*command).exit_code == 3
     assert {row["image_id"]: row["error_type"] for row in read_table(output, "images")} == {

@@ -30,7 +30,9 @@ def recipe(collection):
 
 
 def killed_before_its_rows(maskloom, recipe, monkeypatch) -> None:
-    """A run that is stopped before its commit; masks are there all the same, as versions before commits were numbered left them."""
+    """A run that is stopped before its commit; masks are there all the same, as versions before
+    commits were numbered left them.
+    """
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -68,14 +70,20 @@ def test_masks_of_an_image_that_went_after_a_kill(collection, recipe, maskloom, 
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
     told = maskloom("verify", output)
     assert told.exit_code == 1
-    assert [line.partition(":")[0] for line in told.stdout.splitlines()] == ["masks/b.png", "previews/b.png"]
+    assert [line.partition(":")[0] for line in told.stdout.splitlines()] == [
+        "masks/b.png",
+        "previews/b.png",
+    ]
     assert f"maskloom clean {output}" in told.stdout
 
     # The stopped run might be at work on another machine, and something of it was just written.
     os.utime(output / "masks" / "b.png")
     kept = maskloom("clean", output)
     assert (kept.exit_code, kept.stdout) == (0, "")
-    assert [line.split(":")[1].strip() for line in kept.stderr.splitlines()] == ["masks/b.png", "previews/b.png"]
+    assert [line.split(":")[1].strip() for line in kept.stderr.splitlines()] == [
+        "masks/b.png",
+        "previews/b.png",
+    ]
     assert "0.0 hours ago" in kept.stderr
 
     age(output)
@@ -86,15 +94,25 @@ def test_masks_of_an_image_that_went_after_a_kill(collection, recipe, maskloom, 
     assert before - names(output) == {"masks/b.png", "previews/b.png"}
     assert maskloom("verify", output).stdout.strip() == WELL
     (output / "masks" / "notes.txt").unlink()
-    assert maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "output=undisturbed").exit_code == 0
+    assert (
+        maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "output=undisturbed").exit_code
+        == 0
+    )
     assert_same_results(output, collection.folder / "undisturbed")
 
 
 def test_the_mask_of_an_image_that_has_failed_since(collection, recipe, maskloom):
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
     (collection.folder / "images" / "b.png").write_bytes(b"no picture any more")
-    assert maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "max_failed_fraction=1").exit_code == 3
-    assert "masks/b.png: no image in the tables has it" in maskloom("verify", collection.output).stdout
+    assert (
+        maskloom(
+            "run", recipe, "--no-prefect", "--quiet", "--set", "max_failed_fraction=1"
+        ).exit_code
+        == 3
+    )
+    assert (
+        "masks/b.png: no image in the tables has it" in maskloom("verify", collection.output).stdout
+    )
 
     # No run that could write it is unfinished, so it may go at once.
     assert maskloom("clean", collection.output).stdout.count("removed: ") == 2
@@ -107,7 +125,12 @@ def test_a_mask_that_is_written_anew_meanwhile_stays(collection, recipe, maskloo
 
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
     (collection.folder / "images" / "b.png").write_bytes(b"no picture any more")
-    assert maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "max_failed_fraction=1").exit_code == 3
+    assert (
+        maskloom(
+            "run", recipe, "--no-prefect", "--quiet", "--set", "max_failed_fraction=1"
+        ).exit_code
+        == 3
+    )
     found = leftovers(str(collection.output))
     (collection.output / "masks" / "b.png").write_bytes(b"new")
     assert [remove(str(collection.output), each) for each in found] == [False, True]
@@ -129,11 +152,16 @@ def test_what_a_finished_run_staged_goes_when_there_is_nothing_to_do(collection,
 
 
 @pytest.mark.parametrize("store", ["disk", "memory"])
-def test_temporary_files_of_other_machines_must_be_idle(collection, recipe, maskloom, monkeypatch, store):
+def test_temporary_files_of_other_machines_must_be_idle(
+    collection, recipe, maskloom, monkeypatch, store
+):
     monkeypatch.setattr(tempfile, "tempdir", str(collection.folder / "temp"))
     (collection.folder / "temp").mkdir()
     output = str(collection.output) if store == "disk" else f"memory://{collection.folder.name}"
-    assert maskloom("run", recipe, "--no-prefect", "--quiet", "--set", f"output={output}").exit_code == 0
+    assert (
+        maskloom("run", recipe, "--no-prefect", "--quiet", "--set", f"output={output}").exit_code
+        == 0
+    )
     folder = collection.output / "staging" if store == "disk" else collection.folder / "temp"
     with Store(output).writing("masks/x") as out:
         out.write(b"x")

@@ -1,4 +1,6 @@
-"""Runs on a local cluster of two worker processes: 1 worker = 2 workers = this process, on disk and on an S3 server."""
+"""Runs on a local cluster of two worker processes: 1 worker = 2 workers = this process, on disk and
+on an S3 server.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ def test_two_workers_one_worker_and_none_agree(collection, maskloom):
     recipe = collection.recipe(tiling={"tile": 256})
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
     for workers in (1, 2):
-        result = maskloom("run", recipe, *LOCAL, "--set", f"cluster.workers={workers}", "--set", f"output=local{workers}")
+        result = maskloom(
+            "run",
+            recipe,
+            *LOCAL,
+            "--set",
+            f"cluster.workers={workers}",
+            "--set",
+            f"output=local{workers}",
+        )
         assert result.exit_code == 0, result.output
         assert_same_results(collection.output, collection.folder / f"local{workers}")
 

@@ -1,4 +1,6 @@
-"""Damaged and lost files of an output: named with what to do, by every command, and whole again once that is done."""
+"""Damaged and lost files of an output: named with what to do, by every command, and whole again
+once that is done.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def nonsense(path: Path) -> None:
 
 def follow(line: str, path: Path) -> None:
     """Do what a line of verify says."""
-    if everywhere := re.search(r"Remove (\S+) from all folders of (\S+), then run the recipe again", line):
+    if everywhere := re.search(
+        r"Remove (\S+) from all folders of (\S+), then run the recipe again", line
+    ):
         for file in Path(everywhere[2]).glob(f"*/{everywhere[1]}"):
             file.unlink()
         return
@@ -84,10 +88,15 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("pattern", "damage"), DAMAGES)
-def test_verify_names_what_is_damaged_and_its_advice_heals_it(collection, recipe, maskloom, pattern, damage):
+def test_verify_names_what_is_damaged_and_its_advice_heals_it(
+    collection, recipe, maskloom, pattern, damage
+):
     output = collection.output
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
-    assert maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "output=undisturbed").exit_code == 0
+    assert (
+        maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "output=undisturbed").exit_code
+        == 0
+    )
     (path,) = files_of(output, pattern)
     damage(path)
     (output / "masks" / "a.png").write_bytes(b"also this")
@@ -96,12 +105,14 @@ def test_verify_names_what_is_damaged_and_its_advice_heals_it(collection, recipe
 
     assert found.exit_code == 1
     lines = found.stdout.splitlines()
-    # The rest is still looked at, and what the damage hides is not held against it: here no table says which masks there should be.
+    # The rest is still looked at, and what the damage hides is not held against it: here no table
+    # says which masks there should be.
     named = [str(path)] if pattern.startswith("tables/images") else [str(path), "masks/a.png"]
     assert [line.split()[0].rstrip(":") for line in lines] == named, found.stdout
     follow(lines[0], path)
     (output / "masks" / "a.png").unlink()
-    # A run without a manifest is finished first; what is lost of its masks is for the next one, as `status` tells.
+    # A run without a manifest is finished first; what is lost of its masks is for the next one, as
+    # `status` tells.
     for _ in range(2):
         assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
     assert maskloom("verify", output).stdout.strip() == WELL
@@ -112,13 +123,19 @@ def test_verify_names_what_is_damaged_and_its_advice_heals_it(collection, recipe
     ("pattern", "damage"),
     [damage for damage in DAMAGES if damage[0] in ("tables/images/*.parquet", "runs/head.json")],
 )
-def test_status_and_run_name_it_too_without_a_traceback(collection, recipe, maskloom, pattern, damage):
+def test_status_and_run_name_it_too_without_a_traceback(
+    collection, recipe, maskloom, pattern, damage
+):
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
     (path,) = files_of(collection.output, pattern)
     damage(path)
     (collection.folder / "images" / "a.png").unlink()
 
-    for command in (("status", collection.output), ("run", recipe, "--no-prefect", "--quiet"), ("clean", collection.output)):
+    for command in (
+        ("status", collection.output),
+        ("run", recipe, "--no-prefect", "--quiet"),
+        ("clean", collection.output),
+    ):
         result = maskloom(*command)
         assert result.exit_code == 1, command
         assert result.stderr.startswith(f"maskloom: {path} is damaged"), result.stderr
@@ -137,13 +154,20 @@ def test_status_and_run_name_it_too_without_a_traceback(collection, recipe, mask
         ("tables/objects/*.parquet", empty),
     ],
 )
-def test_a_run_that_needs_a_damaged_record_names_it(collection, recipe, maskloom, pictures, monkeypatch, pattern, damage):
-    """A run that was stopped in its first shard needs its plan and its model again, and rewrites the shard's tables."""
+def test_a_run_that_needs_a_damaged_record_names_it(
+    collection, recipe, maskloom, pictures, monkeypatch, pattern, damage
+):
+    """A run that was stopped in its first shard needs its plan and its model again, and rewrites
+    the shard's tables.
+    """
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
     if pattern.startswith("tables"):
         Image.fromarray(photograph(64, 64)).save(pictures / "b.png")
     else:
-        for path in (*files_of(collection.output, "runs/*/manifest.json"), collection.output / "runs" / "head.json"):
+        for path in (
+            *files_of(collection.output, "runs/*/manifest.json"),
+            collection.output / "runs" / "head.json",
+        ):
             path.unlink()
     (path,) = files_of(collection.output, pattern)
     damage(path)
@@ -155,7 +179,9 @@ def test_a_run_that_needs_a_damaged_record_names_it(collection, recipe, maskloom
     assert isinstance(result.exception, SystemExit), "a traceback"
 
 
-def test_status_tells_lost_and_empty_masks_and_the_run_makes_them_anew(collection, recipe, maskloom):
+def test_status_tells_lost_and_empty_masks_and_the_run_makes_them_anew(
+    collection, recipe, maskloom
+):
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
     before = read_table(collection.output, "areas")
     (collection.output / "masks" / "a.png").unlink()
@@ -175,7 +201,11 @@ def test_status_tells_lost_and_empty_masks_and_the_run_makes_them_anew(collectio
     ]
     assert "Run the recipe again" in told.stderr
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
-    assert maskloom("status", collection.output).stdout.splitlines() == ["done 3", "failed 0", "left 0"]
+    assert maskloom("status", collection.output).stdout.splitlines() == [
+        "done 3",
+        "failed 0",
+        "left 0",
+    ]
     assert maskloom("verify", collection.output).stdout.strip() == WELL
     assert read_table(collection.output, "areas") == before
 
@@ -191,7 +221,11 @@ def test_status_opens_no_mask(collection, recipe, maskloom, monkeypatch):
 
     monkeypatch.setattr(Store, "read", reading)
     monkeypatch.delattr(Store, "open")
-    assert maskloom("status", collection.output).stdout.splitlines() == ["done 3", "failed 0", "left 0"]
+    assert maskloom("status", collection.output).stdout.splitlines() == [
+        "done 3",
+        "failed 0",
+        "left 0",
+    ]
 
 
 def test_a_foreign_manifest_of_another_kind_of_json(collection, recipe, maskloom):

@@ -1,4 +1,6 @@
-"""Fanning out: every job gives its result once, whatever dies, and nothing of it outlives the driver."""
+"""Fanning out: every job gives its result once, whatever dies, and nothing of it outlives the
+driver.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,23 @@ from pydantic import TypeAdapter, ValidationError
 
 from segcore.errors import OutOfMemory, RunError, Stopped, StoreError, TimedOut, WorkerDied
 from tasks import _cluster, _flight, _isolated, fanout
-from tasks.fanout import CLUSTERS, Dask, Existing, InProcess, LocalCluster, Serial, open_fanout, threads_left_behind
+from tasks.fanout import (
+    CLUSTERS,
+    Dask,
+    Existing,
+    InProcess,
+    LocalCluster,
+    Serial,
+    open_fanout,
+    threads_left_behind,
+)
 
 ROOT = Path(__file__).parents[2]
 PREPARE = pickle.dumps(jobs.prepare)
 HANG = 120.0
-"""Seconds after which something hangs. A loaded machine may be slow, so nothing else here is measured by the clock."""
+"""Seconds after which something hangs. A loaded machine may be slow, so nothing else here is
+measured by the clock.
+"""
 pytestmark = pytest.mark.timeout(5 * HANG)
 
 
@@ -62,7 +75,9 @@ def content(path: Path) -> str:
 
 def known_tasks(dask: Dask) -> int:
     """Jobs that the scheduler knows, without those that prepare the workers."""
-    tasks: list[str] = dask.client.run_on_scheduler(lambda dask_scheduler: [str(key) for key in dask_scheduler.tasks])
+    tasks: list[str] = dask.client.run_on_scheduler(
+        lambda dask_scheduler: [str(key) for key in dask_scheduler.tasks]
+    )
     return sum(not key.startswith("prepare_process") for key in tasks)
 
 
@@ -84,7 +99,10 @@ def test_dask_gives_what_serial_gives(cluster: Dask) -> None:
 
 
 def test_results_come_in_order_of_completion(cluster: Dask, tmp_path: Path) -> None:
-    work = [Mark(str(tmp_path), "slow", until="the quick one is back"), Mark(str(tmp_path), "quick")]
+    work = [
+        Mark(str(tmp_path), "slow", until="the quick one is back"),
+        Mark(str(tmp_path), "quick"),
+    ]
     names = []
     for job, _ in cluster.map(jobs.mark_and_sleep, work):
         names.append(job.name)
@@ -168,9 +186,19 @@ def test_what_the_source_of_jobs_raises_is_raised_here(cluster: Dask) -> None:
 
 
 def test_workers_are_prepared_and_use_one_thread(cluster: Dask) -> None:
-    seen = [found for _, found in cluster.map(jobs.surroundings, bundles(8)) if not isinstance(found, WorkerDied)]
+    seen = [
+        found
+        for _, found in cluster.map(jobs.surroundings, bundles(8))
+        if not isinstance(found, WorkerDied)
+    ]
     assert os.getpid() not in {found.pop("pid") for found in seen}
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "GDAL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+    names = (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+        "GDAL_NUM_THREADS",
+        "TF_NUM_INTRAOP_THREADS",
+    )
     expected = dict.fromkeys(names, "1") | {"cv2": 1, "prepared": 1}
     assert all({name: found[name] for name in expected} == expected for found in seen)
 
@@ -179,7 +207,10 @@ def test_nothing_listens_beyond_this_machine(cluster: Dask) -> None:
     process = psutil.Process()
     family = [process, *process.children(recursive=True)]
     listening = {
-        each.laddr.ip for member in family for each in member.net_connections("tcp") if each.status == psutil.CONN_LISTEN
+        each.laddr.ip
+        for member in family
+        for each in member.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN
     }
     assert listening == {"127.0.0.1"}
 
@@ -202,8 +233,12 @@ def test_a_child_process_that_takes_too_much_memory_is_ended() -> None:
 
 
 @pytest.mark.parametrize("function", [jobs.never_end, jobs.wait_for_ever])
-def test_a_child_process_with_a_step_that_never_ends_is_ended(function: Callable[[Numbers], object]) -> None:
-    died = _isolated.run_isolated(pickle.dumps(jobs.prepare_with_short_limits), function, Numbers((-1,)))
+def test_a_child_process_with_a_step_that_never_ends_is_ended(
+    function: Callable[[Numbers], object],
+) -> None:
+    died = _isolated.run_isolated(
+        pickle.dumps(jobs.prepare_with_short_limits), function, Numbers((-1,))
+    )
     assert isinstance(died, TimedOut)
     assert "did not end within 1 s" in str(died)
     assert not died.permanent
@@ -236,12 +271,18 @@ def test_a_job_that_hangs_in_this_process_is_left_behind_and_its_neighbours_live
         results = dict(serial.map(jobs.wait_for_ever, work))
     hung = {job for job, result in results.items() if isinstance(result, TimedOut)}
     assert hung == {Numbers((-1,)), Numbers((-2,))}
-    assert {job: result for job, result in results.items() if job not in hung} == {Numbers((i,)): (i**2,) for i in (1, 2, 3, 4)}
+    assert {job: result for job, result in results.items() if job not in hung} == {
+        Numbers((i,)): (i**2,) for i in (1, 2, 3, 4)
+    }
 
 
-def test_a_job_that_was_left_behind_does_not_go_on_when_its_step_ends_after_all(tmp_path: Path) -> None:
+def test_a_job_that_was_left_behind_does_not_go_on_when_its_step_ends_after_all(
+    tmp_path: Path,
+) -> None:
     with Serial(jobs.prepare_with_short_limits, threading.Event()) as serial:
-        ((_, result),) = serial.map(jobs.go_on_when_left_behind, [Mark(str(tmp_path), "late", until="over")])
+        ((_, result),) = serial.map(
+            jobs.go_on_when_left_behind, [Mark(str(tmp_path), "late", until="over")]
+        )
         assert isinstance(result, TimedOut)
         assert threads_left_behind()
         (tmp_path / "over").touch()
@@ -255,7 +296,9 @@ def test_a_job_may_take_any_time_while_it_gets_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left_behind")
-def test_a_stop_does_not_wait_for_ever_for_a_job_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_does_not_wait_for_ever_for_a_job_in_this_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(fanout, "GRACE_SECONDS", 0.1)
     stop = threading.Event()
     results = Serial(jobs.prepare, stop).map(jobs.wait_for_ever, [Numbers((1,)), Numbers((-1,))])
@@ -265,7 +308,9 @@ def test_a_stop_does_not_wait_for_ever_for_a_job_in_this_process(monkeypatch: py
         next(results)
 
 
-def test_a_child_process_leaves_with_its_parent_even_if_it_holds_the_interpreter(tmp_path: Path) -> None:
+def test_a_child_process_leaves_with_its_parent_even_if_it_holds_the_interpreter(
+    tmp_path: Path,
+) -> None:
     program = """
         import pickle, sys
         sys.path[:0] = [{tests!r}, {root!r}]
@@ -274,7 +319,9 @@ def test_a_child_process_leaves_with_its_parent_even_if_it_holds_the_interpreter
         _isolated.run_isolated(pickle.dumps(jobs.prepare), jobs.never_end, jobs.Numbers((-1,)))
     """
     script = tmp_path / "parent.py"
-    script.write_text(textwrap.dedent(program).format(tests=str(Path(__file__).parent), root=str(ROOT)))
+    script.write_text(
+        textwrap.dedent(program).format(tests=str(Path(__file__).parent), root=str(ROOT))
+    )
     with subprocess.Popen([sys.executable, str(script)]) as parent:
 
         def hangs() -> list[psutil.Process]:
@@ -298,7 +345,9 @@ def test_a_joined_cluster_gives_the_same_and_goes_on(cluster: Dask) -> None:
     address = cluster.client.scheduler.address
     with open_fanout(Existing(address), jobs.prepare, threading.Event()) as joined:
         assert joined.workers == cluster.workers == 2
-        assert dict(joined.map(jobs.squares, bundles(9))) == dict(cluster.map(jobs.squares, bundles(9)))
+        assert dict(joined.map(jobs.squares, bundles(9))) == dict(
+            cluster.map(jobs.squares, bundles(9))
+        )
     assert len(list(cluster.map(jobs.squares, bundles(3)))) == 3
 
 
@@ -315,24 +364,41 @@ def worker_of(code: Path, scheduler: str) -> subprocess.Popen[bytes]:
         "--host",
         "127.0.0.1",
     ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), str(Path(__file__).parent)])}
-    return subprocess.Popen(command, env=environment, cwd=code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(code), str(Path(__file__).parent)]),
+    }
+    return subprocess.Popen(
+        command, env=environment, cwd=code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def test_workers_with_other_code_are_refused_whenever_they_come(tmp_path: Path) -> None:
     import distributed
 
     for package in ("segcore", "tasks"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("*.keras", "__pycache__"))
-    (tmp_path / "segcore" / "preview.py").write_text((ROOT / "segcore" / "preview.py").read_text() + "# edited\n")
-    both = r"A worker .*runs maskloom (\S+) \(code \w{12}\) .*, the driver maskloom \1 \(code \w{12}\)"
+        shutil.copytree(
+            ROOT / package,
+            tmp_path / package,
+            ignore=shutil.ignore_patterns("*.keras", "__pycache__"),
+        )
+    (tmp_path / "segcore" / "preview.py").write_text(
+        (ROOT / "segcore" / "preview.py").read_text() + "# edited\n"
+    )
+    both = (
+        r"A worker .*runs maskloom (\S+) \(code \w{12}\) .*, the driver maskloom \1 \(code \w{12}\)"
+    )
     with (
-        distributed.LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as other,
+        distributed.LocalCluster(
+            n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+        ) as other,
         worker_of(tmp_path, other.scheduler_address) as worker,
     ):
         try:
             with pytest.raises(RunError, match=both):
-                assert Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()).client
+                assert Dask(
+                    Existing(other.scheduler_address), jobs.prepare, threading.Event()
+                ).client
             # One that joins when the run has begun is refused at its first job.
             with Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()) as late:
                 with pytest.MonkeyPatch.context() as patch:
@@ -347,7 +413,10 @@ def test_workers_with_other_code_are_refused_whenever_they_come(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (("3.11", "2026.1.0"), r"scheduler at tcp://there:1 runs another maskloom \(3\.11, 2026\.1\.0\), the driver maskloom"),
+        (
+            ("3.11", "2026.1.0"),
+            r"scheduler at tcp://there:1 runs another maskloom \(3\.11, 2026\.1\.0\), the driver maskloom",
+        ),
         (
             ModuleNotFoundError("No module named 'tasks'"),
             r"scheduler at tcp://there:1 cannot load maskloom: No module named 'tasks'",
@@ -383,7 +452,9 @@ def test_serial_prepares_once_and_needs_no_distributed() -> None:
         assert prepared == [1]
         assert not {"distributed", "dask", "prefect"} & set(sys.modules)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True, timeout=HANG)
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True, timeout=HANG
+    )
 
 
 def test_recipes_can_name_clusters() -> None:
@@ -409,7 +480,9 @@ def test_recipes_can_name_clusters() -> None:
 
 def test_a_stop_ends_work_in_this_process_before_the_next_job(tmp_path: Path) -> None:
     stop = threading.Event()
-    results = Serial(jobs.prepare, stop).map(jobs.mark_and_sleep, [Mark(str(tmp_path), f"{i}") for i in range(50)])
+    results = Serial(jobs.prepare, stop).map(
+        jobs.mark_and_sleep, [Mark(str(tmp_path), f"{i}") for i in range(50)]
+    )
     assert next(results)[1] == "0"
     stop.set()
     with pytest.raises(Stopped):
@@ -417,11 +490,16 @@ def test_a_stop_ends_work_in_this_process_before_the_next_job(tmp_path: Path) ->
     assert [file.name for file in tmp_path.iterdir()] == ["0"]
 
 
-def test_a_stop_lets_jobs_end_that_run_and_no_other_begin(cluster: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_lets_jobs_end_that_run_and_no_other_begin(
+    cluster: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_flight, "GRACE_SECONDS", HANG)
     monkeypatch.setattr(cluster, "stop", threading.Event())
     signs = ("all run", "withdrawn")
-    work = [Mark(str(tmp_path), "first", until="all run"), *(Mark(str(tmp_path), f"{i}", until="withdrawn") for i in range(50))]
+    work = [
+        Mark(str(tmp_path), "first", until="all run"),
+        *(Mark(str(tmp_path), f"{i}", until="withdrawn") for i in range(50)),
+    ]
 
     def begun() -> set[str]:
         return {file.name for file in tmp_path.iterdir()} - {*signs}
@@ -430,9 +508,13 @@ def test_a_stop_lets_jobs_end_that_run_and_no_other_begin(cluster: Dask, tmp_pat
         comes_true(lambda: len(begun()) == cluster.workers)
         (tmp_path / "all run").touch()
         cluster.stop.wait(HANG)
-        # Where workers are too busy to say what they run, nothing is withdrawn, and all jobs in flight are let to their ends.
+        # Where workers are too busy to say what they run, nothing is withdrawn, and all jobs in
+        # flight are let to their ends.
         deadline = time.monotonic() + 10
-        while known_tasks(cluster) + waiting_tasks(cluster) > cluster.workers and time.monotonic() < deadline:
+        while (
+            known_tasks(cluster) + waiting_tasks(cluster) > cluster.workers
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         (tmp_path / "withdrawn").touch()
 
@@ -456,10 +538,15 @@ def test_a_stop_lets_jobs_end_that_run_and_no_other_begin(cluster: Dask, tmp_pat
     assert len(begun()) <= cluster.window.limit
 
 
-def test_a_stop_does_not_wait_for_ever(cluster: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_does_not_wait_for_ever(
+    cluster: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_flight, "GRACE_SECONDS", 0.5)
     monkeypatch.setattr(cluster, "stop", threading.Event())
-    results = cluster.map(jobs.mark_and_sleep, [Mark(str(tmp_path), "slow", until="over"), Mark(str(tmp_path), "quick")])
+    results = cluster.map(
+        jobs.mark_and_sleep,
+        [Mark(str(tmp_path), "slow", until="over"), Mark(str(tmp_path), "quick")],
+    )
     assert next(results)[1] == "quick"
     cluster.stop.set()
     with pytest.raises(Stopped):
@@ -488,16 +575,22 @@ DRIVER = """
 def driver(tmp_path: Path, body: str) -> subprocess.Popen[str]:
     """A driver in a process group of its own, as a shell would start it."""
     script = tmp_path / "driver.py"
-    script.write_text(textwrap.dedent(DRIVER).format(tests=str(Path(__file__).parent), root=str(ROOT), body=body))
+    script.write_text(
+        textwrap.dedent(DRIVER).format(tests=str(Path(__file__).parent), root=str(ROOT), body=body)
+    )
     command = [sys.executable, str(script)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def test_ctrl_c_leaves_nothing_on_the_terminal_and_no_process(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
     with driver(
-        tmp_path, f"list(dask.map(jobs.mark_and_sleep, [jobs.Mark({str(marks)!r}, str(i), 1.0) for i in range(99)]))"
+        tmp_path,
+        f"list(dask.map(jobs.mark_and_sleep, [jobs.Mark({str(marks)!r}, str(i), 1.0) for i in "
+        "range(99)]))",
     ) as process:
         assert comes_true(lambda: len(list(marks.iterdir())) >= 2)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -509,7 +602,9 @@ def test_ctrl_c_leaves_nothing_on_the_terminal_and_no_process(tmp_path: Path) ->
 
 def test_the_death_of_workers_leaves_nothing_on_the_terminal(tmp_path: Path) -> None:
     with driver(
-        tmp_path, "print(sorted(len(job.items) for job, _ in dask.map(jobs.squares_or_crash, [jobs.Numbers((1, -1))])))"
+        tmp_path,
+        "print(sorted(len(job.items) for job, _ in dask.map(jobs.squares_or_crash, "
+        "[jobs.Numbers((1, -1))])))",
     ) as process:
         assert process.communicate(timeout=HANG) == ("[1, 1]\n", "")
     assert process.returncode == 0
@@ -535,16 +630,24 @@ def test_a_killed_driver_leaves_no_orphans(tmp_path: Path) -> None:
 def test_a_killed_worker_costs_no_result(cluster: Dask, tmp_path: Path) -> None:
     work = [Mark(str(tmp_path), "victim"), *(Mark(str(tmp_path), f"{i}") for i in range(8))]
     with ThreadPoolExecutor(1) as pool:
-        results = pool.submit(lambda: [name for _, name in cluster.map(jobs.wait_the_first_time, work)])
+        results = pool.submit(
+            lambda: [name for _, name in cluster.map(jobs.wait_the_first_time, work)]
+        )
         assert comes_true(lambda: content(tmp_path / "victim") != "")
         os.kill(int(content(tmp_path / "victim")), signal.SIGKILL)
-        assert sorted(str(name) for name in results.result(HANG)) == sorted(job.name for job in work)
+        assert sorted(str(name) for name in results.result(HANG)) == sorted(
+            job.name for job in work
+        )
 
 
 def test_restarted_workers_are_prepared(cluster: Dask, tmp_path: Path) -> None:
     def processes() -> dict[object, object]:
         """How often each process that does jobs was prepared."""
-        found = [found for _, found in cluster.map(jobs.surroundings, bundles(8)) if not isinstance(found, WorkerDied)]
+        found = [
+            found
+            for _, found in cluster.map(jobs.surroundings, bundles(8))
+            if not isinstance(found, WorkerDied)
+        ]
         return {each["pid"]: each["prepared"] for each in found}
 
     def a_new_one_works() -> bool:
@@ -552,7 +655,9 @@ def test_restarted_workers_are_prepared(cluster: Dask, tmp_path: Path) -> None:
         return bool(after.keys() - before.keys())
 
     before, after = processes(), {}
-    assert [name for _, name in cluster.map(jobs.die_the_first_time, [Mark(str(tmp_path), "victim")])] == ["victim"]
+    assert [
+        name for _, name in cluster.map(jobs.die_the_first_time, [Mark(str(tmp_path), "victim")])
+    ] == ["victim"]
     assert comes_true(a_new_one_works)
     assert set(after.values()) == {1}
 
@@ -563,24 +668,34 @@ def test_the_job_that_kills_is_named_and_its_neighbours_live(cluster: Dask) -> N
     dead = [(job, result) for job, result in results if isinstance(result, WorkerDied)]
     assert [job for job, _ in dead] == [Numbers((-1,))]
     assert "SIGSEGV" in str(dead[0][1])
-    alive = sorted(item for job, result in results if not isinstance(result, WorkerDied) for item in job.items)
+    alive = sorted(
+        item for job, result in results if not isinstance(result, WorkerDied) for item in job.items
+    )
     assert alive == sorted(item for job in work for item in job.items if item >= 0)
-    assert all(result == jobs.squares(job) for job, result in results if not isinstance(result, WorkerDied))
+    assert all(
+        result == jobs.squares(job) for job, result in results if not isinstance(result, WorkerDied)
+    )
 
 
 def test_the_job_that_hangs_is_named_and_its_neighbours_live() -> None:
     work = [*bundles(4), Numbers((100, -1, 101))]
     with Dask(LocalCluster(workers=2), jobs.prepare_with_short_limits, threading.Event()) as dask:
         results = list(dask.map(jobs.never_end, work))
-    assert [(job, type(result)) for job, result in results if isinstance(result, WorkerDied)] == [(Numbers((-1,)), TimedOut)]
-    alive = sorted(item for job, result in results if not isinstance(result, WorkerDied) for item in job.items)
+    assert [(job, type(result)) for job, result in results if isinstance(result, WorkerDied)] == [
+        (Numbers((-1,)), TimedOut)
+    ]
+    alive = sorted(
+        item for job, result in results if not isinstance(result, WorkerDied) for item in job.items
+    )
     assert alive == sorted(item for job in work for item in job.items if item >= 0)
 
 
 def test_a_cluster_without_workers_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     import distributed
 
-    with distributed.LocalCluster(n_workers=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as other:
+    with distributed.LocalCluster(
+        n_workers=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    ) as other:
         with Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()) as dask:
             assert dask.workers > 0
             monkeypatch.setattr(_cluster, "WORKERS_SECONDS", 1.0)
@@ -595,11 +710,15 @@ def test_a_cluster_without_workers_ends_the_run(monkeypatch: pytest.MonkeyPatch)
 def test_a_worker_that_is_slow_to_start_again_is_not_given_up(tmp_path: Path) -> None:
     import dask
 
-    # distributed gives up for ever a dead worker that is not back within 15 s; a slow machine is made here by a shorter time.
+    # distributed gives up for ever a dead worker that is not back within 15 s; a slow machine is
+    # made here by a shorter time.
     with (
         dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}),
         Dask(LocalCluster(workers=2), jobs.prepare, threading.Event()) as dask_of_two,
     ):
-        assert [name for _, name in dask_of_two.map(jobs.die_the_first_time, [Mark(str(tmp_path), "victim")])] == ["victim"]
+        assert [
+            name
+            for _, name in dask_of_two.map(jobs.die_the_first_time, [Mark(str(tmp_path), "victim")])
+        ] == ["victim"]
         time.sleep(1)  # Until then the scheduler may still count the dead one.
         assert comes_true(lambda: _cluster.thread_count(dask_of_two.client) == 2)

@@ -1,4 +1,6 @@
-"""A read that never ends is one failed row, wherever it hangs; what hangs here is let go when the test is over."""
+"""A read that never ends is one failed row, wherever it hangs; what hangs here is let go when the
+test is over.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ QUIET = ("--no-prefect", "--quiet", "--set", "cluster.kind=serial", "--set", "li
 
 @pytest.fixture
 def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever is done with a file whose name begins with the name of a method ends when the test does."""
+    """Whatever is done with a file whose name begins with the name of a method ends when the test
+    does.
+    """
     over = threading.Event()
     for image_format in (FORMATS["picture"], FORMATS["tiff"]):
         for method in ("describe", "open"):
@@ -45,7 +49,9 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("hang")
 @pytest.mark.parametrize("fit", ["collection", "image"])
-def test_an_image_that_hangs_is_one_failed_row_and_its_neighbours_are_done(tmp_path, maskloom, monkeypatch, fit):
+def test_an_image_that_hangs_is_one_failed_row_and_its_neighbours_are_done(
+    tmp_path, maskloom, monkeypatch, fit
+):
     monkeypatch.setattr(bundles, "PART_PIXELS", 2**16)
     monkeypatch.setattr(fanout, "_WAIT_SECONDS", 0.05)
     images, output = tmp_path / "in", tmp_path / "out"
@@ -54,7 +60,19 @@ def test_an_image_that_hangs_is_one_failed_row_and_its_neighbours_are_done(tmp_p
         Image.fromarray(photograph(40, 50)).save(images / f"{name}.png")
     write_tiff(images / "open_large.tif", photograph(512, 512))
 
-    result = maskloom("segment", images, "-o", output, "-s", "threshold", "--fit", fit, "--set", "tiling.tile=256", *QUIET)
+    result = maskloom(
+        "segment",
+        images,
+        "-o",
+        output,
+        "-s",
+        "threshold",
+        "--fit",
+        fit,
+        "--set",
+        "tiling.tile=256",
+        *QUIET,
+    )
 
     assert result.exit_code == 3, result.output
     rows = {row["image_id"]: row for row in read_table(output, "images")}
@@ -77,15 +95,24 @@ class Answers:
         self.answers = answers
 
     def map(self, _: object, jobs: list[object]) -> Iterator[tuple[object, object]]:
-        return ((job, answer) for job, answer in zip(jobs * len(self.answers), self.answers, strict=True))
+        return (
+            (job, answer)
+            for job, answer in zip(jobs * len(self.answers), self.answers, strict=True)
+        )
 
 
 @pytest.mark.parametrize("death", [TimedOut("it hung"), WorkerDied("it died")])
 def test_one_image_that_kills_does_not_keep_a_model_from_being_tried_on_others(monkeypatch, death):
-    monkeypatch.setattr(choosing, "open_choices", lambda _: {"engine": SimpleNamespace(open_choice="engine")})
+    monkeypatch.setattr(
+        choosing, "open_choices", lambda _: {"engine": SimpleNamespace(open_choice="engine")}
+    )
     items = [SimpleNamespace(spec=1, failure=None)] * 3
-    assert choosing.choose(Answers(death, {"engine": "fast"}), None, items) == {"engine": {"engine": "fast"}}
-    with pytest.raises(WeightsError if isinstance(death, TimedOut) else RunError, match=f"cannot be tried: {death}"):
+    assert choosing.choose(Answers(death, {"engine": "fast"}), None, items) == {
+        "engine": {"engine": "fast"}
+    }
+    with pytest.raises(
+        WeightsError if isinstance(death, TimedOut) else RunError, match=f"cannot be tried: {death}"
+    ):
         choosing.choose(Answers(death, death, {"engine": "fast"}), None, items)
     with pytest.raises(WeightsError if isinstance(death, TimedOut) else RunError):
         choosing.choose(Answers(death), None, items[:1])

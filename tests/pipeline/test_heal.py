@@ -1,4 +1,6 @@
-"""Outputs in which overlapping runs of earlier versions have put images twice are healed by the next run."""
+"""Outputs in which overlapping runs of earlier versions have put images twice are healed by the
+next run.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,28 @@ QUIET = ("--no-prefect", "--quiet")
 
 
 def double(output) -> None:
-    """As an earlier version left it: rows of one image in a second file of each table, and no records of commits."""
+    """As an earlier version left it: rows of one image in a second file of each table, and no
+    records of commits.
+    """
     for table in ("areas", "objects", "images"):
         (file,) = (output / "tables" / table).glob("*.parquet")
         shutil.copy(file, file.with_name("other-00000.parquet"))
     shutil.rmtree(output / "runs" / "commits")
 
 
-def test_images_that_are_twice_in_the_tables_are_there_once_after_the_next_run(collection, maskloom, caplog):
+def test_images_that_are_twice_in_the_tables_are_there_once_after_the_next_run(
+    collection, maskloom, caplog
+):
     recipe = collection.recipe(statistics=["objects"], inputs=["images/*.png", "images/*.jpg"])
     assert maskloom("run", recipe, *QUIET).exit_code == 0
     shutil.copytree(collection.output, collection.folder / "before")
     double(collection.output)
     assert len(read_table(collection.output, "images")) == 6
     told = maskloom("verify", collection.output)
-    assert (told.exit_code, told.stdout.count("is in the table twice. Run the recipe again")) == (1, 3)
+    assert (told.exit_code, told.stdout.count("is in the table twice. Run the recipe again")) == (
+        1,
+        3,
+    )
 
     healed = maskloom("run", recipe, *QUIET)
 
@@ -46,7 +55,12 @@ def test_of_two_rows_the_one_stays_whose_mask_is_there(collection, maskloom):
     recipe = collection.recipe(inputs=["images/x.png"], segmenter="threshold")
     assert maskloom("run", recipe, *QUIET, "--set", "segmenter.value=10").exit_code == 0
     other = collection.folder / "other"
-    assert maskloom("run", recipe, *QUIET, "--set", "segmenter.value=200", "--set", "output=other").exit_code == 0
+    assert (
+        maskloom(
+            "run", recipe, *QUIET, "--set", "segmenter.value=200", "--set", "output=other"
+        ).exit_code
+        == 0
+    )
     for table in ("areas", "images"):
         (file,) = (other / "tables" / table).glob("*.parquet")
         shutil.copy(file, collection.output / "tables" / table / "0-of-another.parquet")
@@ -70,7 +84,11 @@ def test_a_table_that_is_lost_is_made_again_and_nothing_counts_twice(collection,
     file.unlink()
     if lost == "areas":
         told = maskloom("status", collection.output).stdout
-        assert (told.count("lost: tables/areas/"), "done 0" in told, "left 3" in told) == (3, True, True)
+        assert (told.count("lost: tables/areas/"), "done 0" in told, "left 3" in told) == (
+            3,
+            True,
+            True,
+        )
 
     assert maskloom("run", recipe, *QUIET).exit_code == 0
 

@@ -39,13 +39,19 @@ def test_what_a_folder_holds_besides_is_counted_in_run_plan_and_record(tmp_path,
     for name in ("a.svs", "b.svs", "v.nii.gz"):
         (photo.parent / name).write_bytes(b"x")
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(json.dumps({"inputs": "in", "output": "out", "segmenter": "threshold", "cluster": "serial"}))
+    recipe.write_text(
+        json.dumps({"inputs": "in", "output": "out", "segmenter": "threshold", "cluster": "serial"})
+    )
     said = "Passed over in folders, since no format claims such files: 2 .svs, 1 .nii.gz."
 
     assert said in maskloom("plan", recipe).stdout
     for expected in ("1 image done, 0 failed", "Nothing to do: 1 image is unchanged"):
         result = maskloom("run", recipe, "--no-prefect", "--quiet")
-        assert (result.exit_code, expected in result.stdout, said in result.stderr) == (0, True, True)
+        assert (result.exit_code, expected in result.stdout, said in result.stderr) == (
+            0,
+            True,
+            True,
+        )
     assert said in maskloom("plan", recipe).stdout
     (manifest,) = (tmp_path / "out" / "runs").glob("*/manifest.json")
     assert json.loads(manifest.read_text())["settings"]["passed_over"] == {".svs": 2, ".nii.gz": 1}
@@ -78,13 +84,18 @@ def test_a_missing_file_is_settled_until_it_is_there(tmp_path, photo, maskloom):
     assert maskloom("verify", tmp_path / "out").exit_code == 0
 
 
-def test_names_that_are_not_utf8_are_done_and_those_with_escapes_are_shown_harmless(tmp_path, photo, maskloom):
+def test_names_that_are_not_utf8_are_done_and_those_with_escapes_are_shown_harmless(
+    tmp_path, photo, maskloom
+):
     for name in (b"latin\xe9.png", b"\x1b]0;pwned\x07.png"):
         (photo.parent / os.fsdecode(name)).write_bytes(photo.read_bytes())
     (photo.parent / "fake\nfailed: other.png").write_bytes(b"broken")
 
     results = [maskloom("segment", photo.parent, "-o", tmp_path / "out", *RUN) for _ in range(2)]
-    results += [maskloom("status", tmp_path / "out"), maskloom("evaluate", tmp_path / "out", "-t", photo.parent)]
+    results += [
+        maskloom("status", tmp_path / "out"),
+        maskloom("evaluate", tmp_path / "out", "-t", photo.parent),
+    ]
 
     assert [result.exit_code for result in results[:3]] == [3, 3, 0]
     rows = image_rows(tmp_path / "out")
@@ -97,16 +108,22 @@ def test_names_that_are_not_utf8_are_done_and_those_with_escapes_are_shown_harml
 
 @pytest.fixture
 def server(photo: Path) -> Iterator[str]:
-    """A web server that gives the photograph to those who sign. As signed URLs of stores do, it answers no HEAD."""
+    """A web server that gives the photograph to those who sign. As signed URLs of stores do, it
+    answers no HEAD.
+    """
     content = photo.read_bytes()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            start, _, stop = (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")
+            start, _, stop = (
+                (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")
+            )
             part = content[int(start) : int(stop) + 1 if stop else None]
             self.send_response(206 if SECRET in self.path else 403)
             self.send_header("Content-Length", str(len(part) if SECRET in self.path else 0))
-            self.send_header("Content-Range", f"bytes {start}-{int(start) + len(part) - 1}/{len(content)}")
+            self.send_header(
+                "Content-Range", f"bytes {start}-{int(start) + len(part) - 1}/{len(content)}"
+            )
             self.send_header("ETag", '"one"')
             self.end_headers()
             if SECRET in self.path:
@@ -138,7 +155,10 @@ def test_signed_addresses_are_read_and_their_signatures_written_nowhere(tmp_path
     assert "Nothing to do" in results[2].stdout or "0 failed" in results[2].stdout
     rows = {row["uri"]: row for row in image_rows(tmp_path / "out").values()}
     assert rows[f"{server}/a.png"]["status"] == "ok"
-    assert (rows[f"{server}/b.png"]["error_type"], "403" in str(rows[f"{server}/b.png"]["error"])) == ("Unavailable", True)
+    assert (
+        rows[f"{server}/b.png"]["error_type"],
+        "403" in str(rows[f"{server}/b.png"]["error"]),
+    ) == ("Unavailable", True)
     for result in results:
         assert SECRET[:6] not in result.output
     for path in (tmp_path / "out").rglob("*"):
@@ -146,7 +166,9 @@ def test_signed_addresses_are_read_and_their_signatures_written_nowhere(tmp_path
         assert path.is_dir() or b"c0ffee" not in path.read_bytes()
 
 
-def test_a_signed_image_is_resumed_with_the_signature_of_now(tmp_path, server, maskloom, monkeypatch):
+def test_a_signed_image_is_resumed_with_the_signature_of_now(
+    tmp_path, server, maskloom, monkeypatch
+):
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -164,15 +186,28 @@ def test_a_signed_image_is_resumed_with_the_signature_of_now(tmp_path, server, m
 def test_one_dead_host_is_one_failed_row(tmp_path, photo, maskloom):
     result = maskloom("segment", photo, "http://127.0.0.1:1/a.png", "-o", tmp_path / "out", *RUN)
     assert result.exit_code == 3
-    assert "127.0.0.1:1/a.png: Unavailable: could not be read: its store did not give it (Cannot connect" in result.stderr
+    assert (
+        "127.0.0.1:1/a.png: Unavailable: could not be read: its store did not give it (Cannot "
+        "connect" in result.stderr
+    )
 
 
 def test_a_scheduled_recipe_says_that_nothing_starts_it(tmp_path, photo, maskloom):
-    result = maskloom("segment", photo, "-o", tmp_path / "out", *RUN, "--set", "schedule={cron: '0 3 * * *'}")
+    result = maskloom(
+        "segment", photo, "-o", tmp_path / "out", *RUN, "--set", "schedule={cron: '0 3 * * *'}"
+    )
     assert (result.exit_code, result.stderr.count("nothing starts this recipe by itself")) == (0, 1)
     recipe = tmp_path / "r.yaml"
-    document = {"inputs": str(photo), "output": "new", "segmenter": "threshold", "schedule": {"cron": "0 3 * * *"}}
+    document = {
+        "inputs": str(photo),
+        "output": "new",
+        "segmenter": "threshold",
+        "schedule": {"cron": "0 3 * * *"},
+    }
     recipe.write_text(json.dumps(document))
     for output in ("new", "out"):
         result = maskloom("plan", recipe, "--set", f"output={tmp_path / output}")
-        assert (result.exit_code, result.stdout.count("nothing starts this recipe by itself")) == (0, 1)
+        assert (result.exit_code, result.stdout.count("nothing starts this recipe by itself")) == (
+            0,
+            1,
+        )

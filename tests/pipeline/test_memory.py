@@ -1,4 +1,6 @@
-"""Pictures that need more memory than a worker has: refused by their header, and tried again only when there is more."""
+"""Pictures that need more memory than a worker has: refused by their header, and tried again only
+when there is more.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,25 @@ def available(monkeypatch: pytest.MonkeyPatch, memory: int | None) -> None:
     monkeypatch.setattr(flows.segment, "memory_of", lambda _: memory)
 
 
-def test_a_picture_that_cannot_fit_is_a_failed_row_until_workers_have_more_memory(tmp_path, maskloom, monkeypatch):
+def test_a_picture_that_cannot_fit_is_a_failed_row_until_workers_have_more_memory(
+    tmp_path, maskloom, monkeypatch
+):
     images, output = tmp_path / "in", tmp_path / "out"
     images.mkdir()
     Image.fromarray(np.zeros((*LARGE, 3), np.uint8)).save(images / "large.png")
     Image.fromarray(photograph(30, 40)).save(images / "small.png")
-    command = ("segment", images, "-o", output, "-s", "threshold", "-p", "value=9", "--no-prefect", "--quiet")
+    command = (
+        "segment",
+        images,
+        "-o",
+        output,
+        "-s",
+        "threshold",
+        "-p",
+        "value=9",
+        "--no-prefect",
+        "--quiet",
+    )
     command = (*command, "--set", "cluster.kind=serial", "--set", "tiling.tile=256")
 
     for memory, again in (

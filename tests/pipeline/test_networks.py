@@ -1,4 +1,6 @@
-"""Networks from the command line: the same masks for any tiling and number of workers, one choice of an engine a run, refusals before any work."""
+"""Networks from the command line: the same masks for any tiling and number of workers, one choice
+of an engine a run, refusals before any work.
+"""
 
 from __future__ import annotations
 
@@ -29,26 +31,55 @@ def weights(tmp_path_factory) -> str:
     model = NETWORKS["unet"](width=4, depth=2).build(3, 3)
     path = tmp_path_factory.mktemp("weights") / "tiny.keras"
     model.save(path)
-    card = card_of_model(model, "unet", ("sky", "land", "water"), Scaling((100.0,), (1 / 60,)), Weights.of(str(path)).sha256, {})
+    card = card_of_model(
+        model,
+        "unet",
+        ("sky", "land", "water"),
+        Scaling((100.0,), (1 / 60,)),
+        Weights.of(str(path)).sha256,
+        {},
+    )
     path.with_suffix(".json").write_bytes(replace(card, dtype="uint8").dump())
     return str(path)
 
 
 def test_tiles_and_workers_change_no_pixel(collection, maskloom, weights):
-    segmenter = {"kind": "unet", "weights": weights, "patch": 128, "precision": "float32", "engine": "tensorflow"}
+    segmenter = {
+        "kind": "unet",
+        "weights": weights,
+        "patch": 128,
+        "precision": "float32",
+        "engine": "tensorflow",
+    }
     recipe = collection.recipe(segmenter=segmenter, inputs=["images/p*.*"])
     workers = ["tiling.tile=64", "cluster.kind=local", "cluster.workers=2"]
     for output, changes in {"whole": ["tiling.tile=4096"], "tiled": workers}.items():
         result = maskloom(
-            "run", recipe, *QUIET, "--set", f"output={output}", *(part for change in changes for part in ("--set", change))
+            "run",
+            recipe,
+            *QUIET,
+            "--set",
+            f"output={output}",
+            *(part for change in changes for part in ("--set", change)),
         )
         assert result.exit_code == 0, result.output
     assert_same_results(collection.folder / "whole", collection.folder / "tiled")
-    assert len({value for mask in read_masks(collection.folder / "whole").values() for value in np.unique(mask)}) > 1
+    assert (
+        len(
+            {
+                value
+                for mask in read_masks(collection.folder / "whole").values()
+                for value in np.unique(mask)
+            }
+        )
+        > 1
+    )
 
 
 def test_the_choice_of_a_run_is_recorded_and_kept(collection, maskloom, weights):
-    recipe = collection.recipe(segmenter={"kind": "unet", "weights": weights, "patch": 128}, inputs=["images/p*.png"])
+    recipe = collection.recipe(
+        segmenter={"kind": "unet", "weights": weights, "patch": 128}, inputs=["images/p*.png"]
+    )
     assert maskloom("run", recipe, *QUIET).exit_code == 0
     (path,) = collection.output.glob("runs/*/choices.json")
     ((_, choice),) = json.loads(path.read_text()).items()
@@ -60,11 +91,16 @@ def test_the_choice_of_a_run_is_recorded_and_kept(collection, maskloom, weights)
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"PK\x03\x04 and then nothing", "broken.keras is truncated"), (b"", "broken.keras is no .keras file")],
+    [
+        (b"PK\x03\x04 and then nothing", "broken.keras is truncated"),
+        (b"", "broken.keras is no .keras file"),
+    ],
 )
 def test_a_broken_file_is_refused_before_any_work(collection, maskloom, tmp_path, content, message):
     (tmp_path / "broken.keras").write_bytes(content)
-    recipe = collection.recipe(segmenter={"kind": "network", "weights": str(tmp_path / "broken.keras")})
+    recipe = collection.recipe(
+        segmenter={"kind": "network", "weights": str(tmp_path / "broken.keras")}
+    )
     result = maskloom("run", recipe, *QUIET)
     assert result.exit_code == 2, result.output
     assert message in result.output
@@ -78,7 +114,9 @@ def test_the_nuclei_weights_find_bright_blobs(maskloom, tmp_path):
     rng = np.random.default_rng(0)
     truth = np.zeros((256, 300), bool)
     for _ in range(18):
-        rows, columns = draw.disk(rng.uniform(15, (240, 285)), rng.uniform(8, 14), shape=truth.shape)
+        rows, columns = draw.disk(
+            rng.uniform(15, (240, 285)), rng.uniform(8, 14), shape=truth.shape
+        )
         truth[rows, columns] = True
     glow = np.clip(8 + 90 * truth + rng.normal(0, 4, truth.shape), 0, 255).astype(np.uint8)
     Image.fromarray(np.repeat(glow[..., None], 3, axis=2)).save(tmp_path / "cells.png")
@@ -91,44 +129,83 @@ def test_the_nuclei_weights_find_bright_blobs(maskloom, tmp_path):
 
 
 def test_the_nuclei_weights_warn_of_stained_tissue(maskloom, tmp_path, caplog):
-    """Purple clouds in the manner of stained tissue, in which these weights find more nuclei than any image of their training has."""
+    """Purple clouds in the manner of stained tissue, in which these weights find more nuclei than
+    any image of their training has.
+    """
     from PIL import Image
     from scipy.ndimage import gaussian_filter
 
     clouds = gaussian_filter(np.random.default_rng(0).normal(size=(256, 300)), 4)[..., None]
     pixels = np.array([140, 70, 140]) + np.array([25, 35, 20]) * clouds / clouds.std()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / "tissue.png")
-    for kind in (("unet", "-p", "weights=nuclei"), ("watershed", "-p", "of={kind: unet, weights: nuclei}")):
+    for kind in (
+        ("unet", "-p", "weights=nuclei"),
+        ("watershed", "-p", "of={kind: unet, weights: nuclei}"),
+    ):
         output = tmp_path / kind[0]
-        result = maskloom("segment", tmp_path / "tissue.png", "-o", output, "-s", *kind, "--set", "cluster=serial", *QUIET)
+        result = maskloom(
+            "segment",
+            tmp_path / "tissue.png",
+            "-o",
+            output,
+            "-s",
+            *kind,
+            "--set",
+            "cluster=serial",
+            *QUIET,
+        )
         assert result.exit_code == 0, result.output
-        (share,) = [row["fraction"] for row in read_table(output, "areas") if row["class_name"] == "nucleus"]
+        (share,) = [
+            row["fraction"] for row in read_table(output, "areas") if row["class_name"] == "nucleus"
+        ]
         assert share > 0.6
-        told = f"nuclei.keras may not suit this kind of image: nucleus {share:.2%} (in training 0.26% to 59.20% of an image)"
+        told = (
+            f"nuclei.keras may not suit this kind of image: nucleus {share:.2%} (in training 0.26% "
+            "to 59.20% of an image)"
+        )
         (row,) = read_table(output, "images")
         assert row["warning"].startswith(told)
         assert f"tissue: {told}" in caplog.text
 
 
 def test_scores_of_instances_reach_the_table_and_the_evaluation(maskloom, tmp_path, monkeypatch):
-    """Spots of growing size, the larger the surer; the truth has all but the largest, so that the surest object is a false one."""
+    """Spots of growing size, the larger the surer; the truth has all but the largest, so that the
+    surest object is a false one.
+    """
     monkeypatch.setattr(mask_rcnn, "_finder", lambda *arguments: BlobFinder())
-    weights, image, truth = write_weights(tmp_path), np.zeros((200, 260), np.uint8), np.zeros((200, 260), np.uint16)
+    weights, image, truth = (
+        write_weights(tmp_path),
+        np.zeros((200, 260), np.uint8),
+        np.zeros((200, 260), np.uint16),
+    )
     for i in range(6):
         place = draw.disk((40 + 100 * (i % 2), 30 + 40 * i), 5 + 2 * i)
         image[place], truth[place] = 120, i + 1 if i < 5 else 0
     (tmp_path / "truth").mkdir()
     cv2.imwrite(str(tmp_path / "spots.png"), image)
     cv2.imwrite(str(tmp_path / "truth" / "spots.png"), truth)
-    segmenter = {"kind": "mask_rcnn", "weights": weights, "core": 64, "halo": 32, "classes": ["background", "spot", "other"]}
-    recipe = {"inputs": [str(tmp_path / "spots.png")], "segmenter": segmenter, "cluster": {"kind": "serial"}}
+    segmenter = {
+        "kind": "mask_rcnn",
+        "weights": weights,
+        "core": 64,
+        "halo": 32,
+        "classes": ["background", "spot", "other"],
+    }
+    recipe = {
+        "inputs": [str(tmp_path / "spots.png")],
+        "segmenter": segmenter,
+        "cluster": {"kind": "serial"},
+    }
     scores = {}
     for tile in (64, 4096):
         path = tmp_path / f"{tile}.yaml"
         path.write_text(json.dumps({**recipe, "output": f"out{tile}", "tiling": {"tile": tile}}))
         result = maskloom("run", path, *QUIET)
         assert result.exit_code == 0, result.output
-        scores[tile] = [(row["pixel_count"], row["score"]) for row in read_table(tmp_path / f"out{tile}", "objects")]
+        scores[tile] = [
+            (row["pixel_count"], row["score"])
+            for row in read_table(tmp_path / f"out{tile}", "objects")
+        ]
     assert scores[64] == scores[4096]
     assert len(scores[64]) == 6
     pixels, sure = np.array(sorted(scores[64])).T
@@ -146,6 +223,11 @@ def test_scores_of_instances_reach_the_table_and_the_evaluation(maskloom, tmp_pa
     )
     assert result.exit_code == 0, result.output
     rows = pq.read_table(tmp_path / "out64" / "evaluation" / "objects.parquet").to_pylist()
-    (row,) = [row for row in rows if row["image_id"] is None and row["class_name"] == "spot" and row["threshold"] == 0.5]
-    # The false one comes first: precision i / (i + 1) after i of 5 true ones, at its best from there on 5 / 6.
+    (row,) = [
+        row
+        for row in rows
+        if row["image_id"] is None and row["class_name"] == "spot" and row["threshold"] == 0.5
+    ]
+    # The false one comes first: precision i / (i + 1) after i of 5 true ones, at its best from
+    # there on 5 / 6.
     assert row["ap_coco"] == pytest.approx(5 / 6)

@@ -1,4 +1,6 @@
-"""Objects from the command line: masks and tables are the same for any tiling, and agree with scikit-image on the whole image."""
+"""Objects from the command line: masks and tables are the same for any tiling, and agree with
+scikit-image on the whole image.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ PARTS = {
     "fill_holes": True,
 }
 SEGMENTERS = [
-    {"kind": "mean_shift", "space": "joint", "spatial_radius": 3, "max_iterations": 6, "min_size": 20},
+    {
+        "kind": "mean_shift",
+        "space": "joint",
+        "spatial_radius": 3,
+        "max_iterations": 6,
+        "min_size": 20,
+    },
     {"kind": "quickshift", "kernel_size": 2, "max_dist": 6},
     PARTS,
 ]
@@ -36,7 +44,9 @@ def test_the_tiling_changes_no_object(collection, maskloom, segmenter, monkeypat
     for tile, part_pixels in ((4096, bundles.PART_PIXELS), (64, 2**16)):
         # Small parts make the scenes take the way of large images: staged, joined, redrawn.
         monkeypatch.setattr(bundles, "PART_PIXELS", part_pixels)
-        result = maskloom("run", recipe, *QUIET, "--set", f"tiling.tile={tile}", "--set", f"output=out{tile}")
+        result = maskloom(
+            "run", recipe, *QUIET, "--set", f"tiling.tile={tile}", "--set", f"output=out{tile}"
+        )
         assert result.exit_code == 0, result.output
 
     assert_same_results(collection.folder / "out64", collection.folder / "out4096")
@@ -45,7 +55,9 @@ def test_the_tiling_changes_no_object(collection, maskloom, segmenter, monkeypat
 
 
 def test_objects_of_a_semantic_mask_are_its_connected_parts(collection, maskloom):
-    recipe = collection.recipe(statistics=["area", {"kind": "objects", "connectivity": 4, "min_size": 9}])
+    recipe = collection.recipe(
+        statistics=["area", {"kind": "objects", "connectivity": 4, "min_size": 9}]
+    )
     assert maskloom("run", recipe, *QUIET, "--set", "tiling.tile=128").exit_code == 0
 
     masks = {row["image_id"]: row["mask_uri"] for row in read_table(collection.output, "images")}
@@ -57,7 +69,9 @@ def test_objects_of_a_semantic_mask_are_its_connected_parts(collection, maskloom
             parts = label(mask == class_id, connectivity=1)
             sizes = np.bincount(parts.ravel())[1:]
             expected += [(class_id, int(size)) for size in sizes if size >= 9]
-        rows = [(row["class_id"], row["pixel_count"]) for row in found if row["image_id"] == image_id]
+        rows = [
+            (row["class_id"], row["pixel_count"]) for row in found if row["image_id"] == image_id
+        ]
         assert sorted(rows) == sorted(expected), image_id
 
 
@@ -72,7 +86,9 @@ def test_the_table_describes_the_mask(collection, maskloom):
         photograph(*SCENE),
         properties=("label", "area", "centroid", "perimeter", "bbox", "mean_intensity"),
     )
-    rows = [row for row in read_table(collection.output, "objects") if row["image_id"] == "scenes/utm"]
+    rows = [
+        row for row in read_table(collection.output, "objects") if row["image_id"] == "scenes/utm"
+    ]
     assert [row["object_id"] for row in rows] == measured["label"].tolist()
     assert [row["pixel_count"] for row in rows] == measured["area"].astype(int).tolist()
     for ours, theirs in (
@@ -87,9 +103,15 @@ def test_the_table_describes_the_mask(collection, maskloom):
     areas = read_table(collection.output, "areas")
     for image in images:
         objects = sum(
-            row["pixel_count"] for row in read_table(collection.output, "objects") if row["image_id"] == image["image_id"]
+            row["pixel_count"]
+            for row in read_table(collection.output, "objects")
+            if row["image_id"] == image["image_id"]
         )
-        assert objects == sum(row["pixel_count"] for row in areas if row["image_id"] == image["image_id"] and row["class_id"] > 0)
+        assert objects == sum(
+            row["pixel_count"]
+            for row in areas
+            if row["image_id"] == image["image_id"] and row["class_id"] > 0
+        )
 
 
 def test_tables_of_objects_are_geoparquet(collection, maskloom):
@@ -135,9 +157,19 @@ def test_changed_images_alone_get_new_objects(collection, maskloom):
 def test_a_picture_with_more_objects_than_png_can_number_gets_a_tiff_mask(tmp_path, maskloom):
     checks = (np.indices((400, 400)).sum(axis=0) % 2 * 255).astype(np.uint8)
     Image.fromarray(checks).save(tmp_path / "checks.png")
-    segmenter = {**PARTS, "of": {"kind": "threshold", "value": 100}, "connectivity": 4, "min_size": 1, "fill_holes": False}
+    segmenter = {
+        **PARTS,
+        "of": {"kind": "threshold", "value": 100},
+        "connectivity": 4,
+        "min_size": 1,
+        "fill_holes": False,
+    }
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps({"inputs": "checks.png", "output": "out", "segmenter": segmenter, "cluster": "serial"}))
+    recipe.write_text(
+        json.dumps(
+            {"inputs": "checks.png", "output": "out", "segmenter": segmenter, "cluster": "serial"}
+        )
+    )
 
     assert maskloom("run", recipe, *QUIET, "--set", "tiling.tile=128").exit_code == 0
 
@@ -148,9 +180,16 @@ def test_a_picture_with_more_objects_than_png_can_number_gets_a_tiff_mask(tmp_pa
 
 
 def test_a_halo_beyond_memory_is_refused_before_any_work(collection, maskloom):
-    segmenter = {"kind": "mean_shift", "space": "joint", "spatial_radius": 100, "max_iterations": 50}
+    segmenter = {
+        "kind": "mean_shift",
+        "space": "joint",
+        "spatial_radius": 100,
+        "max_iterations": 50,
+    }
 
-    recipe = collection.recipe(segmenter=segmenter, cluster={"kind": "local", "workers": 1, "memory": "352 MB"})
+    recipe = collection.recipe(
+        segmenter=segmenter, cluster={"kind": "local", "workers": 1, "memory": "352 MB"}
+    )
     result = maskloom("run", recipe, *QUIET)
 
     assert result.exit_code == 2
@@ -158,7 +197,11 @@ def test_a_halo_beyond_memory_is_refused_before_any_work(collection, maskloom):
     assert not (collection.output / "masks").exists()
 
 
-@pytest.mark.parametrize("kind", [{"kind": "quickshift"}, PARTS, {"kind": "mean_shift"}], ids=lambda segmenter: segmenter["kind"])
+@pytest.mark.parametrize(
+    "kind",
+    [{"kind": "quickshift"}, PARTS, {"kind": "mean_shift"}],
+    ids=lambda segmenter: segmenter["kind"],
+)
 def test_audit_finds_no_difference(collection, maskloom, kind):
     recipe = collection.recipe(segmenter=kind)
 
@@ -171,7 +214,12 @@ def test_audit_finds_no_difference(collection, maskloom, kind):
 def test_rows_come_in_the_order_of_ids(collection, maskloom, monkeypatch):
     monkeypatch.setattr(bundles, "PART_PIXELS", 2**16)
 
-    assert maskloom("run", collection.recipe(segmenter=PARTS), *QUIET, "--set", "tiling.tile=64").exit_code == 0
+    assert (
+        maskloom(
+            "run", collection.recipe(segmenter=PARTS), *QUIET, "--set", "tiling.tile=64"
+        ).exit_code
+        == 0
+    )
 
     for path in (collection.output / "tables" / "objects").iterdir():
         table = pq.read_table(path, columns=["image_id", "object_id"]).to_pylist()
@@ -181,7 +229,9 @@ def test_rows_come_in_the_order_of_ids(collection, maskloom, monkeypatch):
 
 
 def test_classes_that_the_mask_has_not_are_refused_before_any_work(collection, maskloom):
-    recipe = collection.recipe(segmenter="threshold", statistics=[{"kind": "objects", "classes": ["crop"]}])
+    recipe = collection.recipe(
+        segmenter="threshold", statistics=[{"kind": "objects", "classes": ["crop"]}]
+    )
 
     result = maskloom("run", recipe, *QUIET)
 
@@ -205,13 +255,21 @@ def test_images_that_gain_or_lose_their_crs(tmp_path, maskloom, gains):
     assert maskloom("run", recipe, *QUIET).exit_code == 0
 
     rows = read_table(tmp_path / "out", "objects")
-    assert {row["image_id"]: row["longitude"] is not None for row in rows} == {"a": gains, "b": not gains}
+    assert {row["image_id"]: row["longitude"] is not None for row in rows} == {
+        "a": gains,
+        "b": not gains,
+    }
     assert all((row["geometry"] is not None) == (row["longitude"] is not None) for row in rows)
     assert maskloom("verify", tmp_path / "out").exit_code == 0
 
 
 def test_stitching_can_have_a_rule_for_each_class(collection, maskloom):
-    segmenter = {"kind": "watershed", "of": "threshold", "distance": 8, "stitch": {"foreground": {"by": "overlap", "iou": 0.3}}}
+    segmenter = {
+        "kind": "watershed",
+        "of": "threshold",
+        "distance": 8,
+        "stitch": {"foreground": {"by": "overlap", "iou": 0.3}},
+    }
     recipe = collection.recipe(segmenter=segmenter, inputs=["images/photo.png"])
 
     assert maskloom("run", recipe, *QUIET, "--set", "tiling.tile=128").exit_code == 0

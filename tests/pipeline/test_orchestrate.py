@@ -1,4 +1,6 @@
-"""Watching a run: the work is the same with Prefect and without; with it, all of it is on record when the flow ends."""
+"""Watching a run: the work is the same with Prefect and without; with it, all of it is on record
+when the flow ends.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from segcore.errors import FitError, RunError, Stopped
 
 ROOT = Path(__file__).parents[2]
 HANG = 200.0
-"""Seconds after which something hangs. A loaded machine may be slow, so nothing here is measured by the clock."""
+"""Seconds after which something hangs. A loaded machine may be slow, so nothing here is measured by
+the clock.
+"""
 pytestmark = pytest.mark.timeout(3 * HANG)
 
 
@@ -53,7 +57,9 @@ def first_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FirstRuns]:
         recorded = {}
         with closing(sqlite3.connect(home / "prefect.db")) as database:
             for table in ("task_run", "flow_run"):
-                recorded[table] = database.execute(f"select state_type, count(*) from {table} group by state_type").fetchall()
+                recorded[table] = database.execute(
+                    f"select state_type, count(*) from {table} group by state_type"
+                ).fetchall()
         yield FirstRuns(home, said, recorded)
 
 
@@ -90,13 +96,19 @@ def ask(prefect: Prefect, path: str, **filters: Any) -> Any:
 def task_runs(prefect: Prefect) -> Counter[tuple[str, str]]:
     """Names and states of the task runs of the last flow run."""
     flow_run = {"id": {"any_": [str(prefect.flow_run_id)]}}
-    runs = [run for offset in (0, 200) for run in ask(prefect, "task_runs/filter", flow_runs=flow_run, offset=offset)]
+    runs = [
+        run
+        for offset in (0, 200)
+        for run in ask(prefect, "task_runs/filter", flow_runs=flow_run, offset=offset)
+    ]
     return Counter((run["name"], run["state_type"]) for run in runs)
 
 
 def flow_run(prefect: Prefect) -> dict[str, Any]:
     """The last flow run."""
-    (run,) = ask(prefect, "flow_runs/filter", flow_runs={"id": {"any_": [str(prefect.flow_run_id)]}})
+    (run,) = ask(
+        prefect, "flow_runs/filter", flow_runs={"id": {"any_": [str(prefect.flow_run_id)]}}
+    )
     return dict(run)
 
 
@@ -105,7 +117,13 @@ def flow_run(prefect: Prefect) -> dict[str, Any]:
 
 def test_a_flow_gives_what_its_body_gives(orchestrator: Orchestrator) -> None:
     assert (
-        orchestrator.flow("sums", {}, lambda: orchestrator.stage("add", sum, (1, 2, 3)) + orchestrator.stage("add", sum, (4,)))
+        orchestrator.flow(
+            "sums",
+            {},
+            lambda: (
+                orchestrator.stage("add", sum, (1, 2, 3)) + orchestrator.stage("add", sum, (4,))
+            ),
+        )
         == 10
     )
 
@@ -143,7 +161,9 @@ def test_each_gives_results_as_they_come_and_keeps_to_its_width(orchestrator: Or
     assert orchestrator.flow("nothing", {}, lambda: list(orchestrator.each(work, [], str, 3))) == []
 
 
-def test_the_first_error_stops_feeding_and_is_raised_when_the_rest_has_ended(orchestrator: Orchestrator) -> None:
+def test_the_first_error_stops_feeding_and_is_raised_when_the_rest_has_ended(
+    orchestrator: Orchestrator,
+) -> None:
     begun, ended = set(), set()
     error = FitError("no valid pixel")
     failing = threading.Event()
@@ -166,7 +186,9 @@ def test_the_first_error_stops_feeding_and_is_raised_when_the_rest_has_ended(orc
     assert 4 <= len(begun) < 200
 
 
-@pytest.mark.parametrize("error", [FitError("too few pixels"), Stopped("asked to"), ValueError("a bug")])
+@pytest.mark.parametrize(
+    "error", [FitError("too few pixels"), Stopped("asked to"), ValueError("a bug")]
+)
 def test_errors_pass_unchanged(orchestrator: Orchestrator, error: Exception) -> None:
     def fail() -> NoReturn:
         raise error
@@ -186,9 +208,15 @@ def test_every_stage_and_shard_is_on_record_when_the_flow_ends(prefect: Prefect)
         return len(list(prefect.each(abs, range(60), lambda item: f"shard-{item}", 8)))
 
     assert prefect.flow("delta-landcover", {"images": 60}, body) == 60
-    assert task_runs(prefect) == Counter({("plan", "COMPLETED"): 1} | {(f"shard-{item}", "COMPLETED"): 1 for item in range(60)})
+    assert task_runs(prefect) == Counter(
+        {("plan", "COMPLETED"): 1} | {(f"shard-{item}", "COMPLETED"): 1 for item in range(60)}
+    )
     run = flow_run(prefect)
-    assert (run["name"], run["state_type"], run["parameters"]) == ("delta-landcover", "COMPLETED", {"parameters": {"images": 60}})
+    assert (run["name"], run["state_type"], run["parameters"]) == (
+        "delta-landcover",
+        "COMPLETED",
+        {"parameters": {"images": 60}},
+    )
 
 
 def test_failures_are_on_record(prefect: Prefect) -> None:
@@ -222,12 +250,17 @@ class Private:
     __repr__ = __hash__ = __eq__ = __reduce_ex__ = __deepcopy__ = __iter__ = __getstate__ = _refuse  # type: ignore[assignment]
 
 
-def test_prefect_neither_looks_at_nor_keeps_what_stages_take_and_give(prefect: Prefect, home: Path) -> None:
+def test_prefect_neither_looks_at_nor_keeps_what_stages_take_and_give(
+    prefect: Prefect, home: Path
+) -> None:
     value = Private()
     given = prefect.flow(
         "private",
         {},
-        lambda: [*prefect.each(lambda item: item, [value], lambda _: "shard", 1), prefect.stage("keep", lambda x: x, value)],
+        lambda: [
+            *prefect.each(lambda item: item, [value], lambda _: "shard", 1),
+            prefect.stage("keep", lambda x: x, value),
+        ],
     )
     assert [each is value for each in given] == [True, True]
     kept = b"".join(file.read_bytes() for file in home.rglob("*") if file.is_file())
@@ -238,7 +271,9 @@ def test_prefect_neither_looks_at_nor_keeps_what_stages_take_and_give(prefect: P
 # The server
 
 
-def test_a_configured_server_is_used(prefect: Prefect, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configured_server_is_used(
+    prefect: Prefect, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PREFECT_API_URL", url(prefect))
     with Prefect() as other:
         assert other.flow("elsewhere", {}, lambda: other.stage("add", sum, (1, 2))) == 3
@@ -249,13 +284,17 @@ def test_a_configured_server_is_used(prefect: Prefect, home: Path, monkeypatch: 
     assert ask(prefect, "flow_runs/count") > 0
 
 
-def test_a_configured_server_that_does_not_answer_ends_the_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configured_server_that_does_not_answer_ends_the_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     with Prefect() as orchestrator, pytest.raises(RunError, match=r"PREFECT_API_URL.*--no-prefect"):
         orchestrator.flow("nowhere", {}, lambda: pytest.fail("the work began without a record"))
 
 
-def test_what_is_done_counts_where_the_server_dies(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_done_counts_where_the_server_dies(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(orchestrate, "_RETRIES", 1)
     with Prefect() as orchestrator:
 
@@ -295,10 +334,21 @@ DRIVER = """
 
 
 def driver(tmp_path: Path, orchestrator: str, seconds: float) -> subprocess.Popen[str]:
-    """A run in a process group of its own, as a shell would start it; `tmp_path / "ready"` says that its flow runs."""
-    program = textwrap.dedent(DRIVER).format(ready=str(tmp_path / "ready"), orchestrator=orchestrator, seconds=seconds)
+    """A run in a process group of its own, as a shell would start it; `tmp_path / "ready"` says
+    that its flow runs.
+    """
+    program = textwrap.dedent(DRIVER).format(
+        ready=str(tmp_path / "ready"), orchestrator=orchestrator, seconds=seconds
+    )
     command = [sys.executable, "-c", program]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=ROOT,
+    )
 
 
 def wait_for(path: Path) -> None:
@@ -308,7 +358,9 @@ def wait_for(path: Path) -> None:
     assert path.exists()
 
 
-@pytest.mark.parametrize("orchestrator", ["__import__('contextlib').nullcontext(Plain())", "Prefect()"])
+@pytest.mark.parametrize(
+    "orchestrator", ["__import__('contextlib').nullcontext(Plain())", "Prefect()"]
+)
 def test_ctrl_c_stops_the_run_in_order(home: Path, tmp_path: Path, orchestrator: str) -> None:
     with driver(tmp_path, orchestrator, 60.0) as process:
         wait_for(tmp_path / "ready")
@@ -355,7 +407,9 @@ def test_plain_runs_need_no_prefect() -> None:
         assert Plain().flow("plain", {}, lambda: sorted(Plain().each(abs, [-1, -2], str, 2))) == [1, 2]
         assert not {"prefect", "distributed", "dask"} & set(sys.modules)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True, timeout=HANG)
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True, timeout=HANG
+    )
 
 
 def test_a_second_interrupt_breaks_off() -> None:

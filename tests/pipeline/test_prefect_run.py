@@ -1,4 +1,6 @@
-"""The default way to run: with Prefect embedded, as a command of its own, recorded, and gone without a trace."""
+"""The default way to run: with Prefect embedded, as a command of its own, recorded, and gone
+without a trace.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,29 @@ def test_a_run_with_prefect_is_recorded_and_equals_one_without(collection, maskl
     home = tmp_path / "prefect"
     environment = {**os.environ, "PREFECT_HOME": str(home)}
     environment.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "run", str(recipe), "--set", "output=recorded"]
+    command = [
+        sys.executable,
+        "-c",
+        "from flows.cli import main; main()",
+        "run",
+        str(recipe),
+        "--set",
+        "output=recorded",
+    ]
 
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
 
     assert result.returncode == 0, result.stderr
     assert "6 images done, 0 failed" in result.stdout
     assert "Traceback" not in result.stderr
     assert "Warning" not in result.stderr
-    left = [each for each in psutil.process_iter(["environ"]) if (each.info["environ"] or {}).get("PREFECT_HOME") == str(home)]
+    left = [
+        each
+        for each in psutil.process_iter(["environ"])
+        if (each.info["environ"] or {}).get("PREFECT_HOME") == str(home)
+    ]
     assert psutil.wait_procs(left, timeout=60)[1] == []
     with sqlite3.connect(home / "prefect.db") as database:
         flows = database.execute("SELECT name, state_type FROM flow_run").fetchall()

@@ -33,14 +33,23 @@ def test_a_run_gives_masks_previews_and_tables_that_add_up(collection, recipe, m
     masks = read_masks(collection.output)
     for image_id, image in images.items():
         rows = [row for row in areas if row["image_id"] == image_id]
-        assert [row["class_name"] for row in rows] == ["cluster_0", "cluster_1", "cluster_2", "cluster_3"]
+        assert [row["class_name"] for row in rows] == [
+            "cluster_0",
+            "cluster_1",
+            "cluster_2",
+            "cluster_3",
+        ]
         assert (
-            sum(row["pixel_count"] for row in rows) + image["nodata_pixels"] + image["unprocessed_pixels"]
+            sum(row["pixel_count"] for row in rows)
+            + image["nodata_pixels"]
+            + image["unprocessed_pixels"]
             == image["total_pixels"]
         )
         mask = masks[image["mask_uri"]]
         assert mask.shape == (image["height"], image["width"])
-        assert [int((mask == row["class_id"]).sum()) for row in rows] == [row["pixel_count"] for row in rows]
+        assert [int((mask == row["class_id"]).sum()) for row in rows] == [
+            row["pixel_count"] for row in rows
+        ]
         assert int((mask == 255).sum()) == image["nodata_pixels"]
         assert (collection.output / "previews" / f"{image_id}.png").exists()
     assert images["scenes/lonlat"]["nodata_pixels"] >= 200 * 220
@@ -54,10 +63,19 @@ def test_a_run_gives_masks_previews_and_tables_that_add_up(collection, recipe, m
 def test_the_query_of_the_contract_is_right_without_maskloom(collection, recipe, maskloom):
     maskloom("run", recipe, "--no-prefect", "--quiet")
 
-    query = f"SELECT class_name, sum(pixel_count) FROM '{collection.output}/tables/areas/*.parquet' GROUP BY 1"
+    query = (
+        f"SELECT class_name, sum(pixel_count) FROM '{collection.output}/tables/areas/*.parquet' "
+        "GROUP BY 1"
+    )
     found = dict(duckdb.sql(query).fetchall())
 
-    counted = np.sum([np.bincount(mask.ravel(), minlength=256) for mask in read_masks(collection.output).values()], axis=0)
+    counted = np.sum(
+        [
+            np.bincount(mask.ravel(), minlength=256)
+            for mask in read_masks(collection.output).values()
+        ],
+        axis=0,
+    )
     assert found == {f"cluster_{i}": int(counted[i]) for i in range(4)}
 
 
@@ -65,29 +83,67 @@ def test_a_band_without_a_say_is_told_in_the_log_and_the_table(tmp_path, maskloo
     heights = 3000 + 300 * np.random.default_rng(0).standard_normal((40, 60))
     indices = np.where(np.arange(60) < 20, 0.2, 0.8) + 0.001 * heights / 3000
     for name in ("a", "b"):
-        write_tiff(tmp_path / f"{name}.tif", np.stack([heights, np.broadcast_to(indices, (40, 60))], -1).astype("float32"))
+        write_tiff(
+            tmp_path / f"{name}.tif",
+            np.stack([heights, np.broadcast_to(indices, (40, 60))], -1).astype("float32"),
+        )
     for parameters, warned in (((), True), (("-p", "standardise=true"), False)):
         output = tmp_path / f"out{warned}"
-        command = ("segment", tmp_path / "*.tif", "-o", output, "-s", "kmeans", "-p", "clusters=2", *parameters)
+        command = (
+            "segment",
+            tmp_path / "*.tif",
+            "-o",
+            output,
+            "-s",
+            "kmeans",
+            "-p",
+            "clusters=2",
+            *parameters,
+        )
         result = maskloom(*command, "--no-prefect", "--quiet", "--set", "cluster=serial")
         assert result.exit_code == 0, result.output
         assert ("a and 1 more: by standard deviation, band 2 (0.2" in caplog.text) == warned
         caplog.clear()
         warnings = [row["warning"] for row in read_table(output, "images")]
-        assert [str(warning).startswith("by standard deviation, band 2") for warning in warnings] == [warned, warned]
+        assert [
+            str(warning).startswith("by standard deviation, band 2") for warning in warnings
+        ] == [warned, warned]
         counted = [row["pixel_count"] for row in read_table(output, "areas")]
         assert (counted == [800, 1600, 800, 1600]) == (not warned)
 
 
 @pytest.mark.parametrize("segmenter", ["mixture", "mean_shift"])
-def test_extreme_values_fail_their_image_alone_and_likely_nodata_is_told(tmp_path, maskloom, caplog, recwarn, segmenter):
-    steps = np.random.default_rng(1).integers(0, 3, (40, 60, 1)) + 0.05 * np.random.default_rng(0).standard_normal((40, 60, 2))
-    for name, value in (("good", 0), ("huge", 1e160), ("largest", -np.finfo(float).max), ("odd", -3.4e38)):
+def test_extreme_values_fail_their_image_alone_and_likely_nodata_is_told(
+    tmp_path, maskloom, caplog, recwarn, segmenter
+):
+    steps = np.random.default_rng(1).integers(0, 3, (40, 60, 1)) + 0.05 * np.random.default_rng(
+        0
+    ).standard_normal((40, 60, 2))
+    for name, value in (
+        ("good", 0),
+        ("huge", 1e160),
+        ("largest", -np.finfo(float).max),
+        ("odd", -3.4e38),
+    ):
         pixels = steps.astype("float32" if name in ("good", "odd") else "float64")
         pixels[:, :8, 0] = value
         write_tiff(tmp_path / f"{name}.tif", pixels)
-    parameters = ("-p", "components=3") if segmenter == "mixture" else ("-p", "bandwidth=1e15", "-p", "standardise=true")
-    command = ("segment", tmp_path / "*.tif", "-o", tmp_path / "out", "-s", segmenter, *parameters, "--fit", "image")
+    parameters = (
+        ("-p", "components=3")
+        if segmenter == "mixture"
+        else ("-p", "bandwidth=1e15", "-p", "standardise=true")
+    )
+    command = (
+        "segment",
+        tmp_path / "*.tif",
+        "-o",
+        tmp_path / "out",
+        "-s",
+        segmenter,
+        *parameters,
+        "--fit",
+        "image",
+    )
 
     result = maskloom(*command, "--no-prefect", "--quiet", "--set", "cluster=serial")
 
@@ -99,8 +155,13 @@ def test_extreme_values_fail_their_image_alone_and_likely_nodata_is_told(tmp_pat
         "largest": "failed",
         "odd": "ok",
     }
-    assert all("Clusters cannot be found in values" in rows[name]["error"] for name in ("huge", "largest"))
-    assert "band 1 has values down to -3.4e+38, which look like undeclared nodata" in rows["odd"]["warning"]
+    assert all(
+        "Clusters cannot be found in values" in rows[name]["error"] for name in ("huge", "largest")
+    )
+    assert (
+        "band 1 has values down to -3.4e+38, which look like undeclared nodata"
+        in rows["odd"]["warning"]
+    )
     assert "nodata" not in (rows["good"]["warning"] or "")
     assert "band 1 has values down to -3.4e+38" in caplog.text
     assert not [each for each in recwarn if issubclass(each.category, RuntimeWarning)]
@@ -113,7 +174,11 @@ def test_mask_of_a_scene_opens_on_the_same_grid(collection, recipe, maskloom):
         rasterio.open(collection.folder / "images/scenes/utm.tif") as source,
         rasterio.open(collection.output / "masks/scenes/utm.tif") as mask,
     ):
-        assert (mask.crs, mask.transform, mask.shape) == (source.crs, source.transform, source.shape)
+        assert (mask.crs, mask.transform, mask.shape) == (
+            source.crs,
+            source.transform,
+            source.shape,
+        )
         assert mask.nodata == 255
         assert mask.colormap(1)[0][:3] != mask.colormap(1)[1][:3]
     with Image.open(collection.output / "masks/pixel.png") as mask:
@@ -125,7 +190,14 @@ def test_mask_of_a_scene_opens_on_the_same_grid(collection, recipe, maskloom):
 def test_the_tiling_changes_nothing(collection, maskloom, segmenter, fit):
     recipe = collection.recipe(segmenter={"kind": segmenter}, fit=fit)
     for tile in (64, 4096):
-        arguments = ("--no-prefect", "--quiet", "--set", f"tiling.tile={tile}", "--set", f"output=out{tile}")
+        arguments = (
+            "--no-prefect",
+            "--quiet",
+            "--set",
+            f"tiling.tile={tile}",
+            "--set",
+            f"output=out{tile}",
+        )
         assert maskloom("run", recipe, *arguments).exit_code in {0, 3}
 
     assert_same_results(collection.folder / "out64", collection.folder / "out4096")
@@ -142,9 +214,14 @@ def test_a_second_run_does_nothing(collection, recipe, maskloom):
     assert {path: path.stat().st_mtime_ns for path in collection.output.rglob("*")} == before
 
 
-def test_only_new_and_changed_images_are_processed_and_tables_hold_the_newest(collection, recipe, maskloom):
+def test_only_new_and_changed_images_are_processed_and_tables_hold_the_newest(
+    collection, recipe, maskloom
+):
     maskloom("run", recipe, "--no-prefect", "--quiet")
-    first = {row["image_id"]: row["run_id"] for row in read_table(collection.output, "images", volatile=())}
+    first = {
+        row["image_id"]: row["run_id"]
+        for row in read_table(collection.output, "images", volatile=())
+    }
     images = collection.folder / "images"
     Image.fromarray(photograph(90, 80)[::-1]).save(images / "pixel.png")
     Image.fromarray(photograph(60, 70)).save(images / "new.png")
@@ -157,7 +234,10 @@ def test_only_new_and_changed_images_are_processed_and_tables_hold_the_newest(co
     assert "no longer among the inputs" in result.output
     rows = {row["image_id"]: row for row in read_table(collection.output, "images", volatile=())}
     assert len(rows) == ALL + 1
-    assert {name for name, row in rows.items() if row["run_id"] != first.get(name)} == {"pixel", "new"}
+    assert {name for name, row in rows.items() if row["run_id"] != first.get(name)} == {
+        "pixel",
+        "new",
+    }
     assert rows["pixel"]["total_pixels"] == 90 * 80
     areas = read_table(collection.output, "areas")
     assert len(areas) == 4 * (ALL + 1)
@@ -168,7 +248,12 @@ def test_only_new_and_changed_images_are_processed_and_tables_hold_the_newest(co
 def test_another_recipe_in_the_same_output_replaces_every_row(collection, recipe, maskloom):
     maskloom("run", recipe, "--no-prefect", "--quiet")
 
-    assert maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "segmenter.clusters=3").exit_code == 0
+    assert (
+        maskloom(
+            "run", recipe, "--no-prefect", "--quiet", "--set", "segmenter.clusters=3"
+        ).exit_code
+        == 0
+    )
 
     assert len(read_table(collection.output, "areas")) == 3 * ALL
     assert maskloom("verify", collection.output).exit_code == 0
@@ -190,7 +275,9 @@ def test_broken_images_become_failed_rows_and_nothing_else_suffers(collection, r
     rows = {row["image_id"]: row for row in read_table(collection.output, "images")}
     failed = {name: row for name, row in rows.items() if row["status"] == "failed"}
     assert sorted(failed) == ["cut", "empty", "text", "wrong"]
-    assert all(row["error"] and row["error_type"] and row["mask_uri"] is None for row in failed.values())
+    assert all(
+        row["error"] and row["error_type"] and row["mask_uri"] is None for row in failed.values()
+    )
     areas = read_table(collection.output, "areas")
     cut = [row for row in areas if row["image_id"] == "cut"]
     assert {row["unprocessed_pixels"] for row in cut} == {SCENE[0] * SCENE[1]}
@@ -203,7 +290,9 @@ def test_broken_images_become_failed_rows_and_nothing_else_suffers(collection, r
     assert "Nothing to do" in again.output
 
 
-def test_an_image_that_fails_has_its_rows_also_where_each_image_has_its_own_fit(collection, recipe, maskloom):
+def test_an_image_that_fails_has_its_rows_also_where_each_image_has_its_own_fit(
+    collection, recipe, maskloom
+):
     content = (collection.folder / "images/scenes/utm.tif").read_bytes()
     (collection.folder / "images/cut.tif").write_bytes(content[: len(content) * 2 // 3])
 
@@ -213,7 +302,9 @@ def test_an_image_that_fails_has_its_rows_also_where_each_image_has_its_own_fit(
     assert [row["unprocessed_pixels"] for row in rows] == [SCENE[0] * SCENE[1]] * 4
 
 
-def test_a_passing_fault_stops_the_fit_and_leaves_no_trace_in_the_model(collection, recipe, maskloom, monkeypatch):
+def test_a_passing_fault_stops_the_fit_and_leaves_no_trace_in_the_model(
+    collection, recipe, maskloom, monkeypatch
+):
     maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "output=undisturbed")
     hidden, images = collection.folder / "hidden.png", collection.folder / "images"
     from tasks import fit
@@ -248,7 +339,12 @@ def test_too_many_failures_end_the_run_and_raising_the_limit_goes_on(collection,
 
     assert result.exit_code == 1
     assert "max_failed_fraction" in result.output
-    assert maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "max_failed_fraction=0.05").exit_code == 1
+    assert (
+        maskloom(
+            "run", recipe, "--no-prefect", "--quiet", "--set", "max_failed_fraction=0.05"
+        ).exit_code
+        == 1
+    )
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 3
 
 
@@ -289,7 +385,10 @@ def test_segment_makes_the_recipe_from_flags(collection, maskloom, monkeypatch):
     )  # fmt: skip
 
     assert result.exit_code == 0, result.output
-    assert {row["class_name"] for row in read_table(collection.output, "areas")} == {"background", "foreground"}
+    assert {row["class_name"] for row in read_table(collection.output, "areas")} == {
+        "background",
+        "foreground",
+    }
 
 
 def test_plan_counts_without_work(collection, recipe, maskloom):
@@ -324,7 +423,14 @@ def test_memory_store_runs_in_this_process(collection, recipe, maskloom):
     fs.put(str(collection.folder / "images") + "/", "/memory-images", recursive=True)
 
     result = maskloom(
-        "run", recipe, "--no-prefect", "--quiet", "--set", "inputs=memory://memory-images", "--set", "output=memory://memory-out"
+        "run",
+        recipe,
+        "--no-prefect",
+        "--quiet",
+        "--set",
+        "inputs=memory://memory-images",
+        "--set",
+        "output=memory://memory-out",
     )
 
     assert result.exit_code == 0, result.output
@@ -340,9 +446,15 @@ def test_a_list_file_names_the_inputs(collection, recipe, maskloom):
     listing = collection.folder / "list.csv"
     listing.write_text("uri,note\nimages/photo.png,a\nimages/plain.tiff,b\n")
 
-    assert maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "inputs=list.csv").exit_code == 0
+    assert (
+        maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "inputs=list.csv").exit_code
+        == 0
+    )
 
-    assert [row["image_id"] for row in read_table(collection.output, "images")] == ["photo", "plain"]
+    assert [row["image_id"] for row in read_table(collection.output, "images")] == [
+        "photo",
+        "plain",
+    ]
 
 
 def test_hostile_names_stay_below_the_output(collection, recipe, maskloom):
@@ -351,7 +463,11 @@ def test_hostile_names_stay_below_the_output(collection, recipe, maskloom):
 
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
 
-    outside = [path for path in collection.folder.rglob("*.png") if not path.is_relative_to(collection.output)]
+    outside = [
+        path
+        for path in collection.folder.rglob("*.png")
+        if not path.is_relative_to(collection.output)
+    ]
     assert Path(hostile) in outside
     assert len(outside) == 3
     assert len(read_masks(collection.output)) == ALL + 1

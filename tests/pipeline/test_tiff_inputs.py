@@ -1,4 +1,6 @@
-"""TIFFs of all kinds through whole runs: what is counted, what is refused, what is said, what the mask keeps."""
+"""TIFFs of all kinds through whole runs: what is counted, what is refused, what is said, what the
+mask keeps.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +47,23 @@ def test_files_are_counted_refused_and_spoken_of_as_they_should(tmp_path, masklo
     for name, pixels, options in [
         ("black", picture(), {}),
         ("white", 65535 - picture(), {"photometric": "miniswhite"}),
-        ("white_tiles", 65535 - picture(), {"photometric": "miniswhite", "tile": (16, 16), "compression": "zlib"}),
+        (
+            "white_tiles",
+            65535 - picture(),
+            {"photometric": "miniswhite", "tile": (16, 16), "compression": "zlib"},
+        ),
         ("signed", picture().astype(np.int16), {"photometric": "miniswhite"}),
         ("signed_too", picture().astype(np.int16), {"photometric": "miniswhite"}),
-        ("channels", np.stack([picture(), picture()[::-1]]), {"imagej": True, "metadata": {"axes": "CYX"}}),
-        ("slices", np.stack([picture(), picture()[::-1]]), {"imagej": True, "metadata": {"axes": "ZYX"}}),
+        (
+            "channels",
+            np.stack([picture(), picture()[::-1]]),
+            {"imagej": True, "metadata": {"axes": "CYX"}},
+        ),
+        (
+            "slices",
+            np.stack([picture(), picture()[::-1]]),
+            {"imagej": True, "metadata": {"axes": "ZYX"}},
+        ),
         ("pages", np.stack([picture(), picture()[::-1]]), {"photometric": "minisblack"}),
     ]:
         tifffile.imwrite(tmp_path / "images" / f"{name}.tif", pixels, **options)
@@ -62,9 +76,19 @@ def test_files_are_counted_refused_and_spoken_of_as_they_should(tmp_path, masklo
     assert failed.keys() == {"slices", "pages"}
     assert "2 slices (z)" in failed["slices"]
     assert "holds 2 pages" in failed["pages"]
-    counted = {row["image_id"]: row["pixel_count"] for row in read_table(tmp_path / "out", "areas") if row["class_id"] == 1}
-    assert {name: count for name, count in counted.items() if name not in failed} == dict.fromkeys(images.keys() - failed, bright)
-    assert {name: (row["bands"], row["dtype"]) for name, row in images.items() if name in ("white", "channels")} == {
+    counted = {
+        row["image_id"]: row["pixel_count"]
+        for row in read_table(tmp_path / "out", "areas")
+        if row["class_id"] == 1
+    }
+    assert {name: count for name, count in counted.items() if name not in failed} == dict.fromkeys(
+        images.keys() - failed, bright
+    )
+    assert {
+        name: (row["bands"], row["dtype"])
+        for name, row in images.items()
+        if name in ("white", "channels")
+    } == {
         "white": (1, "uint16"),
         "channels": (2, "uint16"),
     }
@@ -74,9 +98,21 @@ def test_files_are_counted_refused_and_spoken_of_as_they_should(tmp_path, masklo
 
 
 def gcp_scene(path: Path) -> list[GroundControlPoint]:
-    points = [GroundControlPoint(row=r, col=c, x=12 + c / 1000, y=60 - r / 1000) for r in (0, 40) for c in (0, 60)]
+    points = [
+        GroundControlPoint(row=r, col=c, x=12 + c / 1000, y=60 - r / 1000)
+        for r in (0, 40)
+        for c in (0, 60)
+    ]
     with rasterio.open(
-        path, "w", driver="GTiff", width=60, height=40, count=1, dtype="uint16", gcps=points, crs="EPSG:4326"
+        path,
+        "w",
+        driver="GTiff",
+        width=60,
+        height=40,
+        count=1,
+        dtype="uint16",
+        gcps=points,
+        crs="EPSG:4326",
     ) as file:
         file.write(picture(), 1)
     return points
@@ -87,7 +123,11 @@ def test_ground_control_points_are_kept_or_fitted(tmp_path, maskloom, caplog, ch
     (tmp_path / "images").mkdir()
     points = gcp_scene(tmp_path / "images" / "a.tif")
 
-    path = recipe(tmp_path, statistics=["area", "objects"], **({} if choice == "keep" else {"ground_control": choice}))
+    path = recipe(
+        tmp_path,
+        statistics=["area", "objects"],
+        **({} if choice == "keep" else {"ground_control": choice}),
+    )
     assert maskloom("run", path, "--no-prefect", "--quiet").exit_code == 0
 
     areas, objects = read_table(tmp_path / "out", "areas"), read_table(tmp_path / "out", "objects")
@@ -95,26 +135,35 @@ def test_ground_control_points_are_kept_or_fitted(tmp_path, maskloom, caplog, ch
         kept, crs = mask.gcps
         transform = mask.transform
     if choice == "keep":
-        assert [(p.col, p.row, p.x, p.y) for p in kept] == [(p.col, p.row, p.x, p.y) for p in points]
+        assert [(p.col, p.row, p.x, p.y) for p in kept] == [
+            (p.col, p.row, p.x, p.y) for p in points
+        ]
         assert crs.to_epsg() == 4326
-        assert [(row["area"], row["area_unit"]) for row in areas] == [(row["pixel_count"], "px") for row in areas]
+        assert [(row["area"], row["area_unit"]) for row in areas] == [
+            (row["pixel_count"], "px") for row in areas
+        ]
         assert "4 ground control points" in caplog.text
     else:
         assert kept == []
         np.testing.assert_allclose(tuple(transform)[:6], (0.001, 0, 12, 0, -0.001, 60), atol=1e-9)
         from pyproj import Geod
 
-        whole, _ = Geod(ellps="WGS84").polygon_area_perimeter([12, 12.06, 12.06, 12], [59.96, 59.96, 60, 60])
+        whole, _ = Geod(ellps="WGS84").polygon_area_perimeter(
+            [12, 12.06, 12.06, 12], [59.96, 59.96, 60, 60]
+        )
         # Sides along a parallel are geodesics to the oracle.
         assert sum(row["area"] for row in areas) == pytest.approx(whole, rel=1e-5)
-        assert all(12 <= row["longitude"] <= 12.06 and 59.96 <= row["latitude"] <= 60 for row in objects)
+        assert all(
+            12 <= row["longitude"] <= 12.06 and 59.96 <= row["latitude"] <= 60 for row in objects
+        )
         assert "misses them by at most 0.01 px" in caplog.text
 
 
 def test_the_choice_decides_results_and_so_the_fingerprint(tmp_path):
     document = {"inputs": "images", "output": "out", "segmenter": "threshold"}
     kept, fitted, said = (
-        make({**document, **keys}, tmp_path) for keys in ({}, {"ground_control": "affine"}, {"ground_control": "keep"})
+        make({**document, **keys}, tmp_path)
+        for keys in ({}, {"ground_control": "affine"}, {"ground_control": "keep"})
     )
     assert kept.work.fingerprint == said.work.fingerprint != fitted.work.fingerprint
 
@@ -123,9 +172,7 @@ def test_a_mask_beside_an_image_that_leads_elsewhere_is_a_failed_row(tmp_path, m
     (tmp_path / "images").mkdir()
     for name in ("a", "b", "other"):
         tifffile.imwrite(tmp_path / "images" / f"{name}.tif", picture())
-    source = (
-        f"<SimpleSource><SourceFilename>{tmp_path}/images/other.tif</SourceFilename><SourceBand>1</SourceBand></SimpleSource>"
-    )
+    source = f"<SimpleSource><SourceFilename>{tmp_path}/images/other.tif</SourceFilename><SourceBand>1</SourceBand></SimpleSource>"
     (tmp_path / "images" / "a.tif.msk").write_text(
         '<VRTDataset rasterXSize="60" rasterYSize="40"><Metadata><MDI key="INTERNAL_MASK_FLAGS_1">2</MDI></Metadata>'
         f'<VRTRasterBand dataType="Byte" band="1">{source}</VRTRasterBand></VRTDataset>'
@@ -134,5 +181,9 @@ def test_a_mask_beside_an_image_that_leads_elsewhere_is_a_failed_row(tmp_path, m
     assert maskloom("run", recipe(tmp_path), "--no-prefect", "--quiet").exit_code == 3
 
     rows = {row["image_id"]: row for row in read_table(tmp_path / "out", "images")}
-    assert {name: row["status"] for name, row in rows.items()} == {"a": "failed", "b": "ok", "other": "ok"}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "a": "failed",
+        "b": "ok",
+        "other": "ok",
+    }
     assert "a.tif.msk" in rows["a"]["error"]

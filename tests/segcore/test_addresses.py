@@ -97,7 +97,9 @@ def test_bytes_of_a_name_that_are_not_utf8_are_spelled_out() -> None:
     assert written("caf\udce9.tif") == "caf\\udce9.tif"
 
 
-def test_jobs_tell_workers_where_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_tell_workers_where_a_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(addresses, "_learnt", {})
     Image.new("RGB", (3, 2)).save(tmp_path / "real.png")
     real = str(tmp_path / "real.png")

@@ -1,4 +1,6 @@
-"""Folds: observations are made one at a time, in order, and any cut of the items gives the same total."""
+"""Folds: observations are made one at a time, in order, and any cut of the items gives the same
+total.
+"""
 
 from __future__ import annotations
 
@@ -89,4 +91,13 @@ def test_items_are_drawn_only_when_the_one_before_was_merged() -> None:
 
     observe_all(Watched(), items())
 
-    assert events == ["draw a", "observe a", "draw b", "observe b", "merge b", "draw c", "observe c", "merge c"]
+    assert events == [
+        "draw a",
+        "observe a",
+        "draw b",
+        "observe b",
+        "merge b",
+        "draw c",
+        "observe c",
+        "merge c",
+    ]

@@ -25,17 +25,22 @@ def grids(draw: st.DrawFn) -> Grid:
     axes = draw(st.integers(1, 3))
     longest = (40, 15, 7)[axes - 1]
     sides = [
-        st.lists(st.integers(low, high), min_size=axes, max_size=axes).map(tuple) for low, high in ((1, longest), (1, 9), (0, 6))
+        st.lists(st.integers(low, high), min_size=axes, max_size=axes).map(tuple)
+        for low, high in ((1, longest), (1, 9), (0, 6))
     ]
     return Grid(*(draw(side) for side in sides))
 
 
 def pixels(box: Box) -> set[tuple[int, ...]]:
     """The pixels of a box, one by one."""
-    return {tuple(int(i) + a for i, a in zip(index, box.start, strict=True)) for index in np.ndindex(*box.shape)}
+    return {
+        tuple(int(i) + a for i, a in zip(index, box.start, strict=True))
+        for index in np.ndindex(*box.shape)
+    }
 
 
-# ---- boxes ---------------------------------------------------------------------------------------------------------
+# ---- boxes
+# --------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
@@ -66,8 +71,14 @@ def test_size_and_shape_count_the_pixels(a: Box) -> None:
 
 
 @settings(deadline=None)
-@given(boxes(), st.tuples(st.integers(0, 5), st.integers(0, 5)), st.tuples(st.integers(0, 5), st.integers(0, 5)))
-def test_growing_twice_is_growing_by_the_sum(a: Box, m: tuple[int, int], n: tuple[int, int]) -> None:
+@given(
+    boxes(),
+    st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    st.tuples(st.integers(0, 5), st.integers(0, 5)),
+)
+def test_growing_twice_is_growing_by_the_sum(
+    a: Box, m: tuple[int, int], n: tuple[int, int]
+) -> None:
     assert a.grow(m).grow(n) == a.grow((m[0] + n[0], m[1] + n[1]))
     assert a.grow(m).shape == (a.shape[0] + 2 * m[0], a.shape[1] + 2 * m[1])
     assert a.grow((0, 0)) == a
@@ -89,7 +100,9 @@ def test_slices_cut_the_pixels_of_the_box(grid: Grid, data: st.DataObject) -> No
     tile = grid[data.draw(st.integers(0, len(grid) - 1))]
     indices = np.stack(np.indices(grid.shape), axis=-1)
 
-    assert {tuple(index) for index in indices[tile.core.slices].reshape(-1, len(grid.shape))} == pixels(tile.core)
+    assert {
+        tuple(index) for index in indices[tile.core.slices].reshape(-1, len(grid.shape))
+    } == pixels(tile.core)
 
 
 @pytest.mark.parametrize(("start", "stop"), [((0, 0), (1,)), ((0, 5), (3, 4)), ((1,), (0,))])
@@ -98,7 +111,8 @@ def test_a_box_that_is_none_is_refused(start: tuple[int, ...], stop: tuple[int, 
         Box(start, stop)
 
 
-# ---- grids ---------------------------------------------------------------------------------------------------------
+# ---- grids
+# --------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
@@ -161,14 +175,24 @@ def test_a_grid_is_a_sequence_in_row_order(grid: Grid) -> None:
 def test_cores_have_the_tile_s_shape_except_at_the_far_border(grid: Grid) -> None:
     for tile in grid:
         for axis, (side, last) in enumerate(zip(tile.core.shape, grid.counts, strict=True)):
-            assert side == grid.tile[axis] or (tile.index[axis] == last - 1 and 0 < side < grid.tile[axis])
+            assert side == grid.tile[axis] or (
+                tile.index[axis] == last - 1 and 0 < side < grid.tile[axis]
+            )
 
 
 @pytest.mark.parametrize(
     ("shape", "tile", "halo"),
-    [((5, 5), (4,), (0, 0)), ((5, 5), (0, 4), (0, 0)), ((5, 0), (4, 4), (0, 0)), ((5, 5), (4, 4), (-1, 0)), ((5,), (4,), (0, 0))],
+    [
+        ((5, 5), (4,), (0, 0)),
+        ((5, 5), (0, 4), (0, 0)),
+        ((5, 0), (4, 4), (0, 0)),
+        ((5, 5), (4, 4), (-1, 0)),
+        ((5,), (4,), (0, 0)),
+    ],
 )
-def test_a_grid_that_is_none_is_refused(shape: tuple[int, ...], tile: tuple[int, ...], halo: tuple[int, ...]) -> None:
+def test_a_grid_that_is_none_is_refused(
+    shape: tuple[int, ...], tile: tuple[int, ...], halo: tuple[int, ...]
+) -> None:
     with pytest.raises(ValueError, match="tile"):
         Grid(shape, tile, halo)
 

@@ -17,7 +17,11 @@ def test_every_class_has_a_colour_of_its_own(count: int) -> None:
 
     assert len(legend.colours) == count
     assert len(set(legend.colours)) == count
-    assert all(0 <= value <= 255 and isinstance(value, int) for colour in legend.colours for value in colour)
+    assert all(
+        0 <= value <= 255 and isinstance(value, int)
+        for colour in legend.colours
+        for value in colour
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 254, 255, 256, 300, 65535])

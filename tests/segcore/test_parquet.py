@@ -37,7 +37,9 @@ def test_says_what_is_missing() -> None:
         read_parquet(content[:-5])
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux shows them")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="threads are counted as Linux shows them"
+)
 def test_leaves_no_thread_behind(tmp_path: Path) -> None:
     """A thread of Arrow's that outlives the interpreter aborts the process (apache/arrow#34314)."""
     path = tmp_path / "table.parquet"

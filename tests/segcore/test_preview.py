@@ -15,7 +15,13 @@ from PIL import Image
 
 from segcore.geometry import Box, Grid, Tile
 from segcore.legend import Legend
-from segcore.preview import LARGEST_SIDE, PreviewPart, observe_preview, preview_stride, render_preview
+from segcore.preview import (
+    LARGEST_SIDE,
+    PreviewPart,
+    observe_preview,
+    preview_stride,
+    render_preview,
+)
 from segcore.raster import Block, RasterSpec
 
 LEGEND = Legend.of(("background", "field", "town"))
@@ -24,7 +30,17 @@ LEGEND = Legend.of(("background", "field", "town"))
 def spec_of(pixels: np.ndarray, interpretation: str) -> RasterSpec:
     bands = tuple(range(1, pixels.shape[2] + 1))
     shape = pixels.shape[:2]
-    return RasterSpec("image", "test", shape, bands, pixels.dtype.name, shape, "v1", len(bands), interpretation=interpretation)
+    return RasterSpec(
+        "image",
+        "test",
+        shape,
+        bands,
+        pixels.dtype.name,
+        shape,
+        "v1",
+        len(bands),
+        interpretation=interpretation,
+    )
 
 
 def observe(pixels, valid, labels, tile_size, stride, interpretation="rgb") -> list[PreviewPart]:
@@ -36,10 +52,16 @@ def observe(pixels, valid, labels, tile_size, stride, interpretation="rgb") -> l
     return parts
 
 
-def join(parts: list[PreviewPart], shape: tuple[int, int], stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def join(
+    parts: list[PreviewPart], shape: tuple[int, int], stride: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     cells = tuple(-(-n // stride) for n in shape)
     pixels = np.zeros((*cells, parts[0].pixels.shape[2]), parts[0].pixels.dtype)
-    seen, valid, labels = np.zeros(cells, int), np.zeros(cells, bool), np.zeros(cells, parts[0].labels.dtype)
+    seen, valid, labels = (
+        np.zeros(cells, int),
+        np.zeros(cells, bool),
+        np.zeros(cells, parts[0].labels.dtype),
+    )
     for part in parts:
         place = tuple(slice(a, a + n) for a, n in zip(part.start, part.labels.shape, strict=True))
         pixels[place], valid[place], labels[place] = part.pixels, part.valid, part.labels
@@ -50,7 +72,9 @@ def join(parts: list[PreviewPart], shape: tuple[int, int], stride: int) -> tuple
 
 def scene(shape, dtype, bands, seed):
     draw = np.random.default_rng(seed)
-    pixels = (draw.normal(100, 30, (*shape, bands)).clip(0, 255) * (1 if dtype == "uint8" else 3.7)).astype(dtype)
+    pixels = (
+        draw.normal(100, 30, (*shape, bands)).clip(0, 255) * (1 if dtype == "uint8" else 3.7)
+    ).astype(dtype)
     valid = draw.random(shape) < 0.8
     valid[: shape[0] // 3, : shape[1] // 2] = False
     if dtype == "float32":
@@ -60,7 +84,17 @@ def scene(shape, dtype, bands, seed):
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 1), (1024, 5), (1025, 5), (3, 2048), (2049, 2049), (10980, 10980), (70000, 1), (10**6, 10)]
+    "shape",
+    [
+        (1, 1),
+        (1024, 5),
+        (1025, 5),
+        (3, 2048),
+        (2049, 2049),
+        (10980, 10980),
+        (70000, 1),
+        (10**6, 10),
+    ],
 )
 def test_the_stride_is_the_smallest_power_of_two_that_fits(shape):
     stride = preview_stride(shape)
@@ -97,13 +131,17 @@ def test_any_tiling_gives_the_same_preview(height, width, dtype, stride, tile_si
 )
 def test_a_cell_is_the_mean_of_the_valid_pixels_of_its_window(height, width, dtype, stride, seed):
     pixels, valid, labels = scene((height, width), dtype, 2, seed)
-    means, any_valid, modes = join(observe(pixels, valid, labels, 32, stride, "bands"), labels.shape, stride)
+    means, any_valid, modes = join(
+        observe(pixels, valid, labels, 32, stride, "bands"), labels.shape, stride
+    )
     side = min(stride, 16)
     for y, x in np.ndindex(any_valid.shape):
         window = np.s_[y * stride : y * stride + side, x * stride : x * stride + side]
         data = pixels[window][valid[window]]
         assert any_valid[y, x] == bool(len(data))
-        np.testing.assert_allclose(means[y, x], data.astype(float).mean(0) if len(data) else 0, rtol=1e-6)
+        np.testing.assert_allclose(
+            means[y, x], data.astype(float).mean(0) if len(data) else 0, rtol=1e-6
+        )
         assert modes[y, x] in (labels[window][labels[window] != 255] if len(data) else [255])
 
 
@@ -118,7 +156,9 @@ def test_labels_of_a_cell_are_those_of_the_masks_overview():
 def test_a_tile_smaller_than_the_stride_may_hold_no_cell():
     tile = Tile((1, 1), Box((16, 16), (32, 32)), Box((16, 16), (32, 32)))
     pixels = np.zeros((16, 16, 3), np.uint8)
-    part = observe_preview(Block(tile, pixels, pixels[..., 0] == 0, spec_of(pixels, "rgb")), pixels[..., 0], 64)
+    part = observe_preview(
+        Block(tile, pixels, pixels[..., 0] == 0, spec_of(pixels, "rgb")), pixels[..., 0], 64
+    )
     assert part.labels.size == 0
     assert PreviewPart.from_bytes(part.to_bytes()).start == part.start == (1, 1)
 
@@ -129,7 +169,11 @@ def test_parts_survive_bytes_and_pickle(dtype):
     part = observe(pixels, valid, labels, 64, 2)[1]
     for copy in (PreviewPart.from_bytes(part.to_bytes()), pickle.loads(pickle.dumps(part))):
         assert copy.start == part.start
-        for a, b in ((copy.pixels, part.pixels), (copy.valid, part.valid), (copy.labels, part.labels)):
+        for a, b in (
+            (copy.pixels, part.pixels),
+            (copy.valid, part.valid),
+            (copy.labels, part.labels),
+        ):
             assert (a.dtype, a.shape) == (b.dtype, b.shape)
             np.testing.assert_array_equal(a, b)
 
@@ -187,7 +231,9 @@ def test_other_pictures_are_stretched_from_the_2nd_to_the_98th_percentile(dtype,
     for i in range(3):
         band = pixels[..., i if bands >= 3 else 0].astype(float)
         low, high = np.percentile(band, [2, 98])
-        np.testing.assert_allclose(picture[:100, :, i], rescale_intensity(band, (low, high), (0, 255)), atol=1)
+        np.testing.assert_allclose(
+            picture[:100, :, i], rescale_intensity(band, (low, high), (0, 255)), atol=1
+        )
 
 
 def test_a_deep_rgb_picture_keeps_its_hues():
@@ -203,7 +249,12 @@ def test_flat_and_empty_pictures_are_no_error(filling):
     pixels = np.full((40, 40, 1), filling, np.uint16)
     assert render(pixels, np.zeros((40, 40), np.uint8), interpretation="bands").shape == (40, 40, 3)
     nothing = np.zeros((40, 40), bool)
-    assert render(pixels, np.full((40, 40), 255, np.uint8), interpretation="bands", valid=nothing).max() <= 60
+    assert (
+        render(
+            pixels, np.full((40, 40), 255, np.uint8), interpretation="bands", valid=nothing
+        ).max()
+        <= 60
+    )
 
 
 def test_infinite_values_do_not_spoil_the_stretch():
@@ -219,7 +270,12 @@ def test_objects_get_colours_of_their_own():
     picture = render(pixels, labels, Legend.of(("cell",)))
     assert picture.shape == (64, 64, 3)
     assert (picture[0] == 100).all()
-    inside = {tuple(picture[15, 15]), tuple(picture[15, 25]), tuple(picture[45, 45]), (100, 100, 100)}
+    inside = {
+        tuple(picture[15, 15]),
+        tuple(picture[15, 25]),
+        tuple(picture[45, 45]),
+        (100, 100, 100),
+    }
     assert len(inside) == 4
 
 
@@ -239,7 +295,12 @@ def test_a_long_legend_wraps_and_names_only_what_is_there():
     labels[:, 100:], labels[:, 200:] = 1, 5
     strip = render(pixels, labels, legend)[100:]
     colours = strip.reshape(-1, 3).tolist()
-    assert [colours.count(list(legend.colours[i])) >= 100 for i in (0, 1, 5, 2)] == [True, True, True, False]
+    assert [colours.count(list(legend.colours[i])) >= 100 for i in (0, 1, 5, 2)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert 40 < len(strip) < 100
 
 
@@ -267,7 +328,9 @@ def test_parts_that_never_came_look_like_nodata():
         ("float64", 1e160, [-1e160]),
     ],
 )
-def test_extreme_values_are_shown_without_warnings(dtype: str, factor: float, odd: list[float], stride: int) -> None:
+def test_extreme_values_are_shown_without_warnings(
+    dtype: str, factor: float, odd: list[float], stride: int
+) -> None:
     pixels = (np.linspace(1, 2, 400).reshape(20, 20, 1) * factor).astype(dtype)
     for row, value in enumerate(odd):
         pixels[3 * row : 3 * row + 3] = value

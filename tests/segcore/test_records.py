@@ -36,13 +36,17 @@ CONTENT = parquet(TABLE)
 
 def test_what_is_whole_is_read_back() -> None:
     assert parse_json(STORE, "runs/r/model.json", RECORD, model_of) == MODEL
-    assert parse_table(STORE, "tables/images/x.parquet", CONTENT, ["pixels"]).equals(TABLE.select(["pixels"]))
+    assert parse_table(STORE, "tables/images/x.parquet", CONTENT, ["pixels"]).equals(
+        TABLE.select(["pixels"])
+    )
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, len(RECORD) - 2))
 def test_a_cut_record_names_itself(stop: int) -> None:
-    with pytest.raises(DamagedRecord, match=r"^/data/out/runs/r/model\.json is damaged.*Restore it"):
+    with pytest.raises(
+        DamagedRecord, match=r"^/data/out/runs/r/model\.json is damaged.*Restore it"
+    ):
         parse_json(STORE, "runs/r/model.json", RECORD[:stop], model_of)
 
 
@@ -77,7 +81,9 @@ def test_json_of_another_kind_is_no_model(value: object) -> None:
 
 def test_nesting_without_end_is_damage_too() -> None:
     with pytest.raises(DamagedRecord, match=r"choices\.json is damaged.*or remove it"):
-        parse_json(STORE, "runs/r/choices.json", b"[" * 100_000, lambda found: with_choices(MODEL, found))
+        parse_json(
+            STORE, "runs/r/choices.json", b"[" * 100_000, lambda found: with_choices(MODEL, found)
+        )
 
 
 def test_absence_is_told_apart_from_damage(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Registries: names are found, kept in order and unique, and a wrong name is answered with the right one."""
+"""Registries: names are found, kept in order and unique, and a wrong name is answered with the
+right one.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,10 @@ def test_a_name_is_taken_once() -> None:
 
 
 def test_a_name_that_is_nearly_right_is_corrected() -> None:
-    with pytest.raises(KeyError, match=r"There is no colour 'gren'\. Did you mean 'green'\? Known: red, green, blue\."):
+    with pytest.raises(
+        KeyError,
+        match=r"There is no colour 'gren'\. Did you mean 'green'\? Known: red, green, blue\.",
+    ):
         filled()["gren"]
 
 

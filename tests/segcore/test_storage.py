@@ -1,4 +1,6 @@
-"""Publishing: whole or not at all, new or not at all, on a disk and in an object store's likeness."""
+"""Publishing: whole or not at all, new or not at all, on a disk and in an object store's
+likeness.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ def test_what_is_published_is_read_back_with_its_digest(store):
     artefact = store.publish("a/b.bin", b"one")
 
     assert store.read("a/b.bin") == b"one"
-    assert (artefact.name, artefact.size, artefact.sha256) == ("a/b.bin", 3, hashlib.sha256(b"one").hexdigest())
+    assert (artefact.name, artefact.size, artefact.sha256) == (
+        "a/b.bin",
+        3,
+        hashlib.sha256(b"one").hexdigest(),
+    )
     assert store.names("a", ".bin") == ["a/b.bin"]
     assert store.names("nowhere", ".bin") == []
 
@@ -106,8 +112,12 @@ def killed_while_writing(root: str, folder: Path) -> None:
             out.write(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
     """
-    code = "\n".join(line.strip() if not line.startswith(" " * 12) else line[8:] for line in program.splitlines())
-    ended = subprocess.run([sys.executable, "-c", code, root, str(folder)], cwd=ROOT, check=False, timeout=120)
+    code = "\n".join(
+        line.strip() if not line.startswith(" " * 12) else line[8:] for line in program.splitlines()
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, root, str(folder)], cwd=ROOT, check=False, timeout=120
+    )
     assert ended.returncode == -signal.SIGKILL
 
 
@@ -118,7 +128,8 @@ def test_sweep_removes_what_dead_processes_left_and_nothing_else(tmp_path, monke
     folder = tmp_path / "out" / STAGING if kind == "disk" else tmp_path / "temp"
     killed_while_writing(root, tmp_path / "temp")
     (left,) = folder.iterdir()
-    # The same process number on another machine (or in another container, or before this boot) may be at work.
+    # The same process number on another machine (or in another container, or before this boot) may
+    # be at work.
     elsewhere = left.with_name(re.sub(r"-[0-9a-f]{12}-", "-0123456789ab-", left.name))
     foreign = left.with_name("notes-of-somebody-1.tmp")
     for path in (elsewhere, foreign):
@@ -145,7 +156,9 @@ class Conflict(OSError):
 
 
 class Flaky(MemoryFileSystem):
-    """A store that refuses some puts; with `after`, it does so once the bytes are there, as if its reply was lost."""
+    """A store that refuses some puts; with `after`, it does so once the bytes are there, as if its
+    reply was lost.
+    """
 
     protocol = "flaky"
     refusals: ClassVar[list[int]] = []
@@ -207,8 +220,13 @@ def test_what_does_not_pass_is_an_error_and_other_refusals_are_at_once(flaky, re
 def test_a_listing_says_sizes_without_reading(store):
     store.publish("masks/a/b.tif", b"four")
     store.publish("masks/empty.png", b"")
-    assert {name: each.size for name, each in store.listed("masks").items()} == {"masks/a/b.tif": 4, "masks/empty.png": 0}
-    assert all(each.changed is not None and each.changed > 1e9 for each in store.listed("masks").values())
+    assert {name: each.size for name, each in store.listed("masks").items()} == {
+        "masks/a/b.tif": 4,
+        "masks/empty.png": 0,
+    }
+    assert all(
+        each.changed is not None and each.changed > 1e9 for each in store.listed("masks").values()
+    )
     assert store.listed("nowhere") == {}
 
 
@@ -259,9 +277,14 @@ def test_the_version_follows_the_bytes(tmp_path):
         (errno.EIO, "Repair the store,"),
     ],
 )
-def test_what_to_do_follows_from_why_a_disk_does_not_take_a_file(tmp_path: Path, number: int, words: str) -> None:
+def test_what_to_do_follows_from_why_a_disk_does_not_take_a_file(
+    tmp_path: Path, number: int, words: str
+) -> None:
     with (
-        pytest.raises(StoreError, match=rf"Cannot write .*/a: .*{os.strerror(number)}.*\. {words} then run the same command\.$"),
+        pytest.raises(
+            StoreError,
+            match=rf"Cannot write .*/a: .*{os.strerror(number)}.*\. {words} then run the same command\.$",
+        ),
         Store(str(tmp_path)).writing("a"),
     ):
         raise OSError(number, os.strerror(number))

@@ -1,4 +1,6 @@
-"""Commits on real stores: a local disk, and S3 with conditional writes. A slow process changes nothing that a later commit has written."""
+"""Commits on real stores: a local disk, and S3 with conditional writes. A slow process changes
+nothing that a later commit has written.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def commit(log: CommitLog, run: str, content: bytes, mask: bytes) -> bool:
 
 
 def state(store: Store) -> dict[str, bytes]:
-    return {name: store.read(name) for folder in ("tables", "masks") for name in store.names(folder, "")}
+    return {
+        name: store.read(name) for folder in ("tables", "masks") for name in store.names(folder, "")
+    }
 
 
 def test_a_commit_that_was_claimed_is_carried_out_by_whoever_comes_next(store, monkeypatch):
@@ -44,18 +48,26 @@ def test_a_commit_that_was_claimed_is_carried_out_by_whoever_comes_next(store, m
     assert folder_under_way(store) is not None
     (found,) = CommitLog(store).news()
     assert found.run_id == "dead"
-    done = {"tables/areas/a.parquet": b"first", "tables/images/a.parquet": b"first", "masks/x.png": b"mask 1"}
+    done = {
+        "tables/areas/a.parquet": b"first",
+        "tables/images/a.parquet": b"first",
+        "masks/x.png": b"mask 1",
+    }
     assert state(store) == done
     assert folder_under_way(store) is None
     assert store.names("staging", "") == []
 
 
 def test_a_slow_process_does_not_put_back_what_a_later_commit_has_replaced(store, monkeypatch):
-    """It was stopped between its claim and the first move, another process did its moves and then committed something newer."""
+    """It was stopped between its claim and the first move, another process did its moves and then
+    committed something newer.
+    """
     slow = CommitLog(store)
     held: list[tuple[Commit, list[Move]]] = []
     with monkeypatch.context() as patched:
-        patched.setattr(CommitLog, "_carry_out", lambda self, found, moves: held.append((found, moves)))
+        patched.setattr(
+            CommitLog, "_carry_out", lambda self, found, moves: held.append((found, moves))
+        )
         assert commit(slow, "slow", b"old", b"old mask")
     copies = {each.staged: store.read(each.staged) for each in (*held[0][1], *held[0][0].moves)}
     quick = CommitLog(store)
@@ -79,7 +91,11 @@ def test_of_two_claims_one_wins_and_the_other_leaves_nothing(store):
     assert [name for name in store.names("staging", "") if "mask" not in name] == []
     assert [found.run_id for found in second.news()] == ["first"]
     assert commit(second, "second", b"2", b"2")
-    assert state(store) == {"tables/areas/a.parquet": b"2", "tables/images/a.parquet": b"2", "masks/x.png": b"2"}
+    assert state(store) == {
+        "tables/areas/a.parquet": b"2",
+        "tables/images/a.parquet": b"2",
+        "masks/x.png": b"2",
+    }
 
 
 def test_what_is_too_large_to_be_moved_is_not_claimed(s3_bucket, monkeypatch):
@@ -108,7 +124,14 @@ def test_a_server_that_ignores_conditions_is_found_out(s3_bucket, monkeypatch):
     call = fs.call_s3
 
     def ignoring(method, **arguments):
-        return call(method, **{key: value for key, value in arguments.items() if key not in {"IfMatch", "IfNoneMatch"}})
+        return call(
+            method,
+            **{
+                key: value
+                for key, value in arguments.items()
+                if key not in {"IfMatch", "IfNoneMatch"}
+            },
+        )
 
     conditional._PROBED.clear()
     monkeypatch.setattr(fs, "call_s3", ignoring)
@@ -132,7 +155,9 @@ def test_copies_on_condition_are_made_by_the_server(s3_bucket, monkeypatch):
         return call(method, **arguments)
 
     monkeypatch.setattr(fs, "call_s3", checking)
-    monkeypatch.setitem(conditional._PROBED, store.root, Conditions(create=True, replace=True, copy=True))
+    monkeypatch.setitem(
+        conditional._PROBED, store.root, Conditions(create=True, replace=True, copy=True)
+    )
     store.publish("a", b"old")
     (base,) = bases_of(store, ["a"])
     store.publish("staged", b"new")
@@ -164,7 +189,10 @@ def test_without_conditional_writes_a_second_run_is_refused(tmp_path, monkeypatc
     monkeypatch.setitem(conditional._PROBED, store.root, Conditions(create=True, replace=False))
     with present(store, "first") as folder:
         assert is_at_work(store, "first")
-        with pytest.raises(RunError, match=r"only one run .* Run first on .* --sole-writer"), present(store, "second"):
+        with (
+            pytest.raises(RunError, match=r"only one run .* Run first on .* --sole-writer"),
+            present(store, "second"),
+        ):
             pass
         assert others(store, folder) == [], "who is refused leaves no mark"
         with present(store, "second", sole_writer=True):
@@ -174,11 +202,16 @@ def test_without_conditional_writes_a_second_run_is_refused(tmp_path, monkeypatc
     assert store.names("staging", "") == []
 
 
-def test_what_a_dead_process_left_is_swept_but_for_a_commit_that_is_not_carried_out(tmp_path, monkeypatch):
+def test_what_a_dead_process_left_is_swept_but_for_a_commit_that_is_not_carried_out(
+    tmp_path, monkeypatch
+):
     store = Store(str(tmp_path))
     name = temporary_name().replace(f"-{__import__('os').getpid()}-", "-999999999-")
     dead = f"{PROCESSES}/{name}"
-    store.publish(f"{dead}/process.json", json.dumps({"run_id": "dead", "host": "h", "process": 999999999}).encode())
+    store.publish(
+        f"{dead}/process.json",
+        json.dumps({"run_id": "dead", "host": "h", "process": 999999999}).encode(),
+    )
     store.publish(f"{dead}/results/mask", b"mask")
     assert not is_at_work(store, "dead")
     log = CommitLog(store)

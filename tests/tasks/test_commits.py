@@ -1,9 +1,11 @@
-"""The commit protocol: every order in which the steps of overlapping runs can come, with a crash at any of them.
+"""The commit protocol: every order in which the steps of overlapping runs can come, with a crash at
+any of them.
 
-The code under test is the product's `CommitLog`; what is replaced is the store below it. For each state a process is run again
-from the beginning of its round, with the results that its steps have had so far, up to the next step. So every step of every
-process is tried in every state that can be reached. Steps on files that no other process knows yet are taken at once, since
-their order does not matter.
+The code under test is the product's `CommitLog`; what is replaced is the store below it. For each
+state a process is run again from the beginning of its round, with the results that its steps have
+had so far, up to the next step. So every step of every process is tried in every state that can be
+reached. Steps on files that no other process knows yet are taken at once, since their order does
+not matter.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class NextStep(BaseException):
 
 
 class ReplayedStore:
-    """The part of `Store` that commits use, for one process: results of earlier steps, then `NextStep`."""
+    """The part of `Store` that commits use, for one process: results of earlier steps, then
+    `NextStep`.
+    """
 
     def __init__(self, name: str, results: tuple[Any, ...], moves: str) -> None:
         self.name, self._results, self._moves = name, results, moves
@@ -81,7 +85,11 @@ class ReplayedStore:
 
     def bases(self, names: list[str]) -> list[int | None]:
         # One step for all: where something changes between them, the claim that follows fails.
-        return list(self.step("versions", *names)) if names and self._moves == "swap" else [None] * len(names)
+        return (
+            list(self.step("versions", *names))
+            if names and self._moves == "swap"
+            else [None] * len(names)
+        )
 
     def move(self, each: Move) -> None:
         if self._moves == "rename":
@@ -106,12 +114,20 @@ def take(files: Files, step: tuple[Any, ...], number: int) -> tuple[Files, Any]:
     versions = {each: version for each, (_, version) in files.items()}
     after, result = dict(files), None
     if kind == "remove":
-        after = {each: value for each, value in files.items() if each != name and not each.startswith(f"{name}/")}
+        after = {
+            each: value
+            for each, value in files.items()
+            if each != name and not each.startswith(f"{name}/")
+        }
     elif kind == "rename":
         if name in after:
             after[rest[0]] = (after.pop(name)[0], number)
     else:
-        result = {"write": True, "create": name not in files, "swap": versions.get(name) == rest[-1]}[kind]
+        result = {
+            "write": True,
+            "create": name not in files,
+            "swap": versions.get(name) == rest[-1],
+        }[kind]
         if result:
             after[name] = (rest[0], number)
     return after, result
@@ -120,7 +136,9 @@ def take(files: Files, step: tuple[Any, ...], number: int) -> tuple[Files, Any]:
 def look(files: Files, kind: str, name: str, rest: list[Any]) -> Any:
     """The result of a step that changes nothing."""
     if kind == "names":
-        return tuple(sorted(each for each in files if each.startswith(f"{name}/") and each.endswith(rest[0])))
+        return tuple(
+            sorted(each for each in files if each.startswith(f"{name}/") and each.endswith(rest[0]))
+        )
     if kind == "read":
         return files[name][0] if name in files else FileNotFoundError
     if kind == "exists":
@@ -129,17 +147,26 @@ def look(files: Files, kind: str, name: str, rest: list[Any]) -> Any:
 
 
 def attempt(store: ReplayedStore, run: Run) -> int | None:
-    """One round of a run: commit its images, as far as no run beside it has done so. The last commit that it knows; None: all is done."""
+    """One round of a run: commit its images, as far as no run beside it has done so. The last
+    commit that it knows; None: all is done.
+    """
     log = CommitLog(store)  # type: ignore[arg-type]
     if run.number is None:
         log.skip()
     else:
         log.number = run.number
         log.news()
-    rows = {name.rpartition("/")[2]: json.loads(store.read(name)) for name in store.names(IMAGES, ".parquet")}
+    rows = {
+        name.rpartition("/")[2]: json.loads(store.read(name))
+        for name in store.names(IMAGES, ".parquet")
+    }
     file_of = {image: file for file, held in rows.items() for image in held}
     before = dict(run.before)
-    wanted = [image for image in run.images if image not in file_of or rows[file_of[image]][image] == before.get(image)]
+    wanted = [
+        image
+        for image in run.images
+        if image not in file_of or rows[file_of[image]][image] == before.get(image)
+    ]
     if not wanted:
         return None
     with log.draft(run.name, f"staging/{run.name}") as draft:
@@ -151,7 +178,11 @@ def attempt(store: ReplayedStore, run: Run) -> int | None:
             for table, old in ((AREAS, areas), (IMAGES, rows.get(file, {}))):
                 with draft.table(f"{table}/{file}") as out:
                     out.write(json.dumps({**old, **new}, sort_keys=True).encode())
-        draft.files = {f"masks/{image}": f"staging/{run.name}/{run.number}-{image}" for image in wanted if run.masks}
+        draft.files = {
+            f"masks/{image}": f"staging/{run.name}/{run.number}-{image}"
+            for image in wanted
+            if run.masks
+        }
         for staged in draft.files.values():
             store.publish(staged, run.name.encode())
         log.claim(draft)
@@ -178,7 +209,9 @@ class Run:
 
 @dataclass
 class Explorer:
-    """Tries every order of steps of some runs. `moves`: how files take their names: rename, swap, or overwrite."""
+    """Tries every order of steps of some runs. `moves`: how files take their names: rename, swap,
+    or overwrite.
+    """
 
     moves: str
     crashes: int = 1
@@ -189,8 +222,13 @@ class Explorer:
         waiting = [(files, runs, 0, 100)]
         while waiting:
             files, runs, crashed, number = waiting.pop()
-            # Numbers of writes differ between ways to one state; which files share a number does not matter, only which are equal.
-            key = (frozenset((name, content) for name, (content, _) in files.items()), self._plain(files, runs), crashed)
+            # Numbers of writes differ between ways to one state; which files share a number does
+            # not matter, only which are equal.
+            key = (
+                frozenset((name, content) for name, (content, _) in files.items()),
+                self._plain(files, runs),
+                crashed,
+            )
             if key in self.seen:
                 continue
             self.seen.add(key)
@@ -203,11 +241,21 @@ class Explorer:
                 after, run = self._advance(files, runs[i], number)
                 waiting.append((after, (*runs[:i], run, *runs[i + 1 :]), crashed, number + 10))
                 if crashed < self.crashes and runs[i].dies:
-                    waiting.append((files, (*runs[:i], replace(runs[i], ended="crashed"), *runs[i + 1 :]), crashed + 1, number))
+                    waiting.append(
+                        (
+                            files,
+                            (*runs[:i], replace(runs[i], ended="crashed"), *runs[i + 1 :]),
+                            crashed + 1,
+                            number,
+                        )
+                    )
 
     def _plain(self, files: Files, runs: tuple[Run, ...]) -> Any:
         versions = {version: name for name, (_, version) in files.items()}
-        return tuple((run.name, run.ended, run.number, tuple(_named(each, versions) for each in run.results)) for run in runs)
+        return tuple(
+            (run.name, run.ended, run.number, tuple(_named(each, versions) for each in run.results))
+            for run in runs
+        )
 
     def _advance(self, files: Files, run: Run, number: int) -> tuple[Files, Run]:
         """One step that others may see, and all before and after it that they may not."""
@@ -242,11 +290,17 @@ class Explorer:
         self._held(files, IMAGES)
 
     def _check_end(self, files: Files, runs: tuple[Run, ...], number: int) -> None:
-        """When all have ended, one more run finishes what the dead ones left, and all fits together."""
+        """When all have ended, one more run finishes what the dead ones left, and all fits
+        together.
+        """
         self.ends += 1
         every = tuple(sorted({image for run in runs for image in run.images}))
         held = self._held(files, IMAGES)
-        healer = Run("healer", every, tuple((image, by) for run in runs for image, by in run.before if held.get(image) == by))
+        healer = Run(
+            "healer",
+            every,
+            tuple((image, by) for run in runs for image, by in run.before if held.get(image) == by),
+        )
         while not healer.ended:
             files, healer = self._advance(files, healer, number)
             number += 100
@@ -273,7 +327,9 @@ def next_step(run: Run, moves: str) -> NextStep | int | None:
 def _named(result: Any, versions: dict[int, str]) -> Any:
     """A result with the names of files in place of the numbers of their versions."""
     return (
-        tuple(versions.get(each, "gone") if type(each) is int else each for each in result) if type(result) is tuple else result
+        tuple(versions.get(each, "gone") if type(each) is int else each for each in result)
+        if type(result) is tuple
+        else result
     )
 
 
@@ -318,7 +374,9 @@ def test_whatever_overlaps_and_dies_no_image_is_twice_and_none_is_lost(files, ru
 
 
 def test_the_same_holds_for_object_stores_that_write_on_condition():
-    """A move is three steps there. Masks go the way of tables, and which of the two runs dies does not matter."""
+    """A move is three steps there. Masks go the way of tables, and which of the two runs dies does
+    not matter.
+    """
     runs = (replace(SAME_FILE[0], masks=False), replace(SAME_FILE[1], masks=False, dies=False))
     explorer = Explorer("swap")
     explorer.explore(table_files(old=dict(OLD)), runs)
@@ -336,14 +394,22 @@ def breaks(files: Files, runs: tuple[Run, ...], moves: str) -> Callable[[], None
 
 
 def test_a_store_that_overwrites_without_condition_is_found_to_be_unsafe():
-    """The check can fail: a slow process puts back what a later commit has replaced. Such stores are refused for several writers."""
+    """The check can fail: a slow process puts back what a later commit has replaced. Such stores
+    are refused for several writers.
+    """
     with pytest.raises(AssertionError):
         breaks(table_files(old=dict(OLD)), SAME_FILE, "overwrite")()
 
 
 def test_two_runs_without_a_claim_are_found_to_be_unsafe(monkeypatch):
-    """The check can fail: without the numbered record both runs put one image into a file of their own."""
+    """The check can fail: without the numbered record both runs put one image into a file of their
+    own.
+    """
     create = ReplayedStore.publish_new
-    monkeypatch.setattr(ReplayedStore, "publish_new", lambda store, name, content: create(store, f"{name}-{store.name}", content))
+    monkeypatch.setattr(
+        ReplayedStore,
+        "publish_new",
+        lambda store, name, content: create(store, f"{name}-{store.name}", content),
+    )
     with pytest.raises(AssertionError, match="is in two files"):
         breaks({}, NEW, "rename")()

@@ -39,23 +39,38 @@ def test_a_glob_gives_its_matches_with_ids_below_its_fixed_part(folder):
 
 
 def test_ids_do_not_change_when_other_images_arrive(folder):
-    before = {source.uri: source.image_id for source in discover([str(folder / "a")], "/out", {}).sources}
+    before = {
+        source.uri: source.image_id for source in discover([str(folder / "a")], "/out", {}).sources
+    }
     (folder / "a" / "more").mkdir()
     (folder / "a" / "more" / "0.tif").write_bytes(b"x")
-    after = {source.uri: source.image_id for source in discover([str(folder / "a")], "/out", before).sources}
+    after = {
+        source.uri: source.image_id
+        for source in discover([str(folder / "a")], "/out", before).sources
+    }
     assert before.items() <= after.items()
 
 
 def test_two_inputs_that_collide_get_distinct_ids_and_the_first_keeps_its_own(folder):
     (folder / "b" / "1.png").write_bytes(b"x")
     known = {str(folder / "b" / "1.tif"): "1"}
-    found = {source.uri: source.image_id for source in discover([str(folder / "b")], "/out", known).sources}
+    found = {
+        source.uri: source.image_id
+        for source in discover([str(folder / "b")], "/out", known).sources
+    }
     assert found[str(folder / "b" / "1.tif")] == "1"
     assert len(set(found.values())) == 3
 
 
 def test_an_input_named_twice_counts_once(folder):
-    assert len(discover([str(folder), f"{folder}/a/*.tif", str(folder / "a" / "1.tif")], "/out", {}).sources) == 4
+    assert (
+        len(
+            discover(
+                [str(folder), f"{folder}/a/*.tif", str(folder / "a" / "1.tif")], "/out", {}
+            ).sources
+        )
+        == 4
+    )
 
 
 @pytest.mark.parametrize("suffix", ["csv", "txt", "parquet"])
@@ -79,7 +94,10 @@ def test_a_list_without_the_column_is_refused(folder):
 def test_nothing_found_is_an_error_and_a_named_absent_file_is_a_source(folder):
     with pytest.raises(RecipeError, match="matches no image"):
         discover([f"{folder}/nothing/*.tif"], "/out", {})
-    assert ids(discover([f"{folder}/absent.tif", f"{folder}/a/1.tif"], "/out", {})) == ["a/1", "absent"]
+    assert ids(discover([f"{folder}/absent.tif", f"{folder}/a/1.tif"], "/out", {})) == [
+        "a/1",
+        "absent",
+    ]
 
 
 def test_what_a_run_writes_is_no_input_and_what_lies_beside_it_is(folder):
@@ -97,7 +115,9 @@ def test_a_folder_named_like_an_image_does_not_take_its_name(folder):
 
 def test_a_name_that_is_not_utf8_is_spelled_out(folder):
     (folder / os.fsdecode(b"bad\xff.tif")).write_bytes(b"x")
-    (found,) = [source for source in discover([str(folder)], "/out", {}).sources if "bad" in source.uri]
+    (found,) = [
+        source for source in discover([str(folder)], "/out", {}).sources if "bad" in source.uri
+    ]
     assert found.uri.encode().endswith(b"bad\\udcff.tif")
 
 
@@ -133,8 +153,16 @@ def test_files_that_no_format_claims_are_counted_by_suffix(folder):
     found = discover([str(folder), str(folder / "a")], "/out", {})
 
     assert ids(found) == ["a/1", "b/1", "b/2", "c/deep/4"]
-    assert found.passed_over == {".svs": 2, ".nii.gz": 1, "without a suffix": 1, ".zarr": 1, ".md": 1}
-    assert told(found.passed_over).startswith("Passed over in folders, since no format claims such files: 2 .svs, 1 .md,")
+    assert found.passed_over == {
+        ".svs": 2,
+        ".nii.gz": 1,
+        "without a suffix": 1,
+        ".zarr": 1,
+        ".md": 1,
+    }
+    assert told(found.passed_over).startswith(
+        "Passed over in folders, since no format claims such files: 2 .svs, 1 .md,"
+    )
     assert told({}) == ""
     assert told({f".k{i:02}": 1 for i in range(20)}).endswith("1 .k18, 1 .k19. ")
     assert told({f".k{i:02}": 2 for i in range(23)}).endswith("2 .k19, 6 of 3 more kinds. ")
@@ -159,9 +187,14 @@ def test_inputs_that_are_all_absent_are_refused_with_what_may_be_meant(folder):
     with pytest.raises(RecipeError, match=r"a/l\.tif' does not exist\. Did you mean '1\.tif'\?"):
         discover([str(folder / "a" / "l.tif")], "/out", {})
     (folder / "l.txt").write_text("x/1.tif\nx/2.tif\n")
-    with pytest.raises(RecipeError, match=r"none of the 2 files '.*1\.tif', '.*2\.tif' exists\. Check"):
+    with pytest.raises(
+        RecipeError, match=r"none of the 2 files '.*1\.tif', '.*2\.tif' exists\. Check"
+    ):
         discover([str(folder / "l.txt")], "/out", {})
-    with pytest.raises(RecipeError, match=r"none of the 2 files '.*/nix', '.*/nix2' exists, and 'no/\*\.png' matches no image\."):
+    with pytest.raises(
+        RecipeError,
+        match=r"none of the 2 files '.*/nix', '.*/nix2' exists, and 'no/\*\.png' matches no image\.",
+    ):
         discover(["nix", "nix2", "no/*.png"], "/out", {})
     with pytest.raises(RecipeError, match=r"the list '.*none\.csv' does not exist"):
         discover([str(folder), str(folder / "none.csv")], "/out", {})
@@ -178,14 +211,22 @@ def test_an_absent_file_has_a_version_of_its_own_until_it_is_there(folder):
 
 def test_one_file_is_one_image_however_it_is_named(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    names = [str(folder / "a" / "1.tif"), f"{folder}/b/../a/1.tif", f"file://{folder}/a/1.tif", f"{folder}//a/./1.tif", "a/1.tif"]
+    names = [
+        str(folder / "a" / "1.tif"),
+        f"{folder}/b/../a/1.tif",
+        f"file://{folder}/a/1.tif",
+        f"{folder}//a/./1.tif",
+        "a/1.tif",
+    ]
     (folder / "l.txt").write_text("a/1.tif\n./a/1.tif\nb/../a/1.tif\n")
     assert ids(discover([*names, str(folder / "l.txt")], "/out", {})) == ["1"]
 
 
 def test_a_name_that_is_not_utf8_is_read_by_its_bytes(folder):
     (folder / os.fsdecode(b"bad\xff.tif")).write_bytes(b"four")
-    (found,) = [source for source in discover([str(folder)], "/out", {}).sources if "bad" in source.uri]
+    (found,) = [
+        source for source in discover([str(folder)], "/out", {}).sources if "bad" in source.uri
+    ]
     fs, path = filesystem(found.uri)
     assert (fs.cat_file(path), found.size) == (b"four", 4)
 

@@ -35,19 +35,35 @@ def source(i: int, version: str = "1") -> Source:
 
 
 def row(i: int, *, file: str = "a.parquet", settled: bool = True) -> Committed:
-    return Committed(source(i).uri, str(i), "1", "f1", "run", ok=settled, settled=settled, file=file)
+    return Committed(
+        source(i).uri, str(i), "1", "f1", "run", ok=settled, settled=settled, file=file
+    )
 
 
 def item(i: int, side: int = 100) -> Item:
     space = Space((10.0, 0.0, 5.5, 0.0, -10.0, 7.25), "EPSG:32633")
     return Item(
         source(i),
-        RasterSpec(f"s3://bucket/{i}.tif", "tiff", (side, side), (1, 2), "uint16", (64, 64), "1", 4, 0.5, "bands", space),
+        RasterSpec(
+            f"s3://bucket/{i}.tif",
+            "tiff",
+            (side, side),
+            (1, 2),
+            "uint16",
+            (64, 64),
+            "1",
+            4,
+            0.5,
+            "bands",
+            space,
+        ),
     )
 
 
 def test_pending_are_the_new_the_changed_and_those_that_may_succeed_now():
-    committed = {r.uri: r for r in (row(1), row(2), replace(row(3), fingerprint="f0"), row(4, settled=False))}
+    committed = {
+        r.uri: r for r in (row(1), row(2), replace(row(3), fingerprint="f0"), row(4, settled=False))
+    }
     found = pending([source(1), source(2, "2"), source(3), source(4), source(5)], committed, "f1")
     assert [s.image_id for s in found] == ["2", "3", "4", "5"]
 
@@ -56,7 +72,9 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path):
     store = Store(str(tmp_path))
     broken = Item(source(9), None, Failure("FormatError", "no header", permanent=True))
     points = Space(
-        gcps=((0.0, 0.5, 10.0, 60.0, 5.0), (9.0, 0.0, 11.0, 60.0, 0.1)), gcp_crs="EPSG:4326", rpcs=(("LINE_OFF", "5"),)
+        gcps=((0.0, 0.5, 10.0, 60.0, 5.0), (9.0, 0.0, 11.0, 60.0, 0.1)),
+        gcp_crs="EPSG:4326",
+        rpcs=(("LINE_OFF", "5"),),
     )
     spec = item(3).spec
     assert spec is not None
@@ -70,14 +88,19 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path):
 
 def test_addresses_are_not_in_plans_and_come_back_from_the_inputs(tmp_path):
     store = Store(str(tmp_path))
-    items = [replace(item(i), source=replace(source(i), address=f"https://host/{i}?sig=c0ffee")) for i in range(2)]
+    items = [
+        replace(item(i), source=replace(source(i), address=f"https://host/{i}?sig=c0ffee"))
+        for i in range(2)
+    ]
     write_plan(store, make_plan(WORK, Head(), "r", items, {}))
 
     assert not any(b"c0ffee" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     plan = read_plan(store, "r")
     assert plan is not None
     addressed = with_addresses(plan, [each.source for each in items])
-    assert [each.source.address for shard in addressed.shards for each in shard.items] == [each.source.address for each in items]
+    assert [each.source.address for shard in addressed.shards for each in shard.items] == [
+        each.source.address for each in items
+    ]
     assert "c0ffee" not in repr(addressed)
 
 
@@ -85,7 +108,11 @@ def test_images_that_replace_rows_go_where_these_rows_are():
     committed = {row(i).uri: row(i, file=f"{i % 2}.parquet") for i in range(4)}
     plan = make_plan(WORK, Head(), "new", [item(i) for i in range(6)], committed)
     files = {shard.file: [i.source.image_id for i in shard.items] for shard in plan.shards}
-    assert files == {"0.parquet": ["0", "2"], "1.parquet": ["1", "3"], "new-00000.parquet": ["4", "5"]}
+    assert files == {
+        "0.parquet": ["0", "2"],
+        "1.parquet": ["1", "3"],
+        "new-00000.parquet": ["4", "5"],
+    }
 
 
 @given(st.lists(st.integers(1, 40_000), min_size=1, max_size=60))
@@ -109,12 +136,17 @@ def test_a_run_is_named_after_inputs_work_and_the_run_before():
     assert len({base, *others}) == 5
 
 
-@pytest.mark.parametrize("head", [None, {"run_id": "r1", "sequence": 1}, {"run_id": "r1", "sequence": 1, "finished": 1}])
+@pytest.mark.parametrize(
+    "head", [None, {"run_id": "r1", "sequence": 1}, {"run_id": "r1", "sequence": 1, "finished": 1}]
+)
 def test_a_head_that_is_behind_its_manifests_is_put_right(tmp_path, head):
     store = Store(str(tmp_path))
     assert read_head(store) == Head()
     for sequence in (1, 2):
-        store.publish(f"runs/r{sequence}/manifest.json", json.dumps({"run_id": f"r{sequence}", "sequence": sequence}).encode())
+        store.publish(
+            f"runs/r{sequence}/manifest.json",
+            json.dumps({"run_id": f"r{sequence}", "sequence": sequence}).encode(),
+        )
     if head is not None:
         store.publish(HEAD, json.dumps(head).encode())
     assert read_head(store) == Head("r2", 2, 2)

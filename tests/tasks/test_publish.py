@@ -21,7 +21,13 @@ FAILED = Failure("FormatError", "no header", permanent=True)
 
 
 def tables_of(store: Store) -> Tables:
-    plan = make_plan(Work("name", "f1", {}), Head("before", 4), "name-1", [Item(source, None, FAILED) for source in SOURCES], {})
+    plan = make_plan(
+        Work("name", "f1", {}),
+        Head("before", 4),
+        "name-1",
+        [Item(source, None, FAILED) for source in SOURCES],
+        {},
+    )
     write_plan(store, plan)
     ledger = Ledger.open(store)
     return Tables(ledger, "staging/processes/test", plan, {}, before=dict(ledger.rows))
@@ -32,7 +38,9 @@ def receipts_of(shard: Shard) -> list[Receipt]:
 
 
 def test_a_record_is_the_same_when_the_run_has_a_manifest_already(tmp_path: Path) -> None:
-    """Two processes may do the same run side by side; what the second one records must be true when it has replaced the first manifest."""
+    """Two processes may do the same run side by side; what the second one records must be true when
+    it has replaced the first manifest.
+    """
     store = Store(str(tmp_path))
     tables = tables_of(store)
     for shard in tables.plan.shards:
@@ -50,14 +58,22 @@ def test_a_warning_of_a_receipt_stands_in_its_row(tmp_path: Path) -> None:
     (shard,) = tables.plan.shards
     first, *others = receipts_of(shard)
     tables.publish(shard, [replace(first, warning="look twice"), *others])
-    assert read_parquet(store.read(f"tables/images/{shard.file}"))["warning"].to_pylist() == ["look twice", None, None]
+    assert read_parquet(store.read(f"tables/images/{shard.file}"))["warning"].to_pylist() == [
+        "look twice",
+        None,
+        None,
+    ]
 
 
-def test_rows_of_other_images_stay_when_a_file_of_fewer_columns_is_rewritten(tmp_path: Path) -> None:
+def test_rows_of_other_images_stay_when_a_file_of_fewer_columns_is_rewritten(
+    tmp_path: Path,
+) -> None:
     store = Store(str(tmp_path))
     tables = tables_of(store)
     (shard,) = tables.plan.shards
-    old = pa.Table.from_pylist([{"image_id": "z", "run_id": "older", "status": "ok", "bands": 3}], IMAGES_SCHEMA)
+    old = pa.Table.from_pylist(
+        [{"image_id": "z", "run_id": "older", "status": "ok", "bands": 3}], IMAGES_SCHEMA
+    )
     buffer = io.BytesIO()
     pq.write_table(old.select(["bands", "image_id", "run_id", "status"]), buffer)
     store.publish(f"tables/images/{shard.file}", buffer.getvalue())

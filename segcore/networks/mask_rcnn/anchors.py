@@ -1,4 +1,6 @@
-"""Anchors: the boxes that the region proposal network starts from, one size a level of the pyramid (Lin et al. 2017, "Feature Pyramid Networks")."""
+"""Anchors: the boxes that the region proposal network starts from, one size a level of the pyramid
+(Lin et al. 2017, "Feature Pyramid Networks").
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,14 @@ from keras import ops
 Tensor = Any
 
 
-def level_anchors(shape: tuple[Any, Any], stride: int, size: float, ratios: Sequence[float]) -> Tensor:
-    """Anchors of one level with (height, width) positions: (height * width * ratios, 4), by row, column, ratio.
+def level_anchors(
+    shape: tuple[Any, Any], stride: int, size: float, ratios: Sequence[float]
+) -> Tensor:
+    """Anchors of one level with (height, width) positions: (height * width * ratios, 4), by row,
+    column, ratio.
 
-    All have the area size ** 2 and are centred on the square of stride ** 2 pixels that a position stands for; a ratio is height over width.
+    All have the area size ** 2 and are centred on the square of stride ** 2 pixels that a position
+    stands for; a ratio is height over width.
     """
     height, width = shape
     y = (ops.cast(ops.arange(height), "float32") + 0.5) * stride

@@ -1,10 +1,13 @@
-"""What anchors and boxes are to learn: which true box each belongs to, and which of them take part in a step.
+"""What anchors and boxes are to learn: which true box each belongs to, and which of them take part
+in a step.
 
-Numbers are fixed so that shapes are static: a sample is a list of places, with a flag each that says whether the place is taken. Which ones are
-taken is drawn from the network's own generator, so equal seeds give equal training.
+Numbers are fixed so that shapes are static: a sample is a list of places, with a flag each that
+says whether the place is taken. Which ones are taken is drawn from the network's own generator, so
+equal seeds give equal training.
 
-What nobody has labelled teaches nothing, as COCO's crowds: an anchor or box that lies for more than half in it and matches no object takes no part,
-nor do cells of masks there. One that matches an object does: the object is known, whatever surrounds it.
+What nobody has labelled teaches nothing, as COCO's crowds: an anchor or box that lies for more than
+half in it and matches no object takes no part, nor do cells of masks there. One that matches an
+object does: the object is known, whatever surrounds it.
 """
 
 from __future__ import annotations
@@ -37,23 +40,33 @@ class Sample:
 
 
 def best_anchors(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of `anchors` (anchor, 4) the true box of `boxes` (image, box, 4) it overlaps most, whether it is one, whether it is none.
+    """For each of `anchors` (anchor, 4) the true box of `boxes` (image, box, 4) it overlaps most,
+    whether it is one, whether it is none.
 
-    All (image, anchor). An anchor is an object if it overlaps one by 0.7, or no other anchor overlaps that object more; it is none below 0.3.
+    All (image, anchor). An anchor is an object if it overlaps one by 0.7, or no other anchor
+    overlaps that object more; it is none below 0.3.
     """
     common = overlap(anchors[None], boxes)
     best = ops.max(common, axis=2)
-    # Objects that overlap all anchors but little still get one; padded boxes, which overlap nothing, do not.
+    # Objects that overlap all anchors but little still get one; padded boxes, which overlap
+    # nothing, do not.
     most = ops.max(common, axis=1, keepdims=True)
     chosen = ops.any(ops.logical_and(common >= most - 1e-6, most > 0.05), axis=2)
     positive = ops.logical_or(best >= _POSITIVE_ANCHOR, chosen)
-    # An anchor that is chosen for a small object may overlap a larger one more: it belongs to the one that chose it.
+    # An anchor that is chosen for a small object may overlap a larger one more: it belongs to the
+    # one that chose it.
     wanted = ops.where(ops.logical_and(common >= most - 1e-6, most > 0.05), common + 1.0, common)
-    return ops.argmax(wanted, axis=2), positive, ops.logical_and(best < _NEGATIVE_ANCHOR, ops.logical_not(positive))
+    return (
+        ops.argmax(wanted, axis=2),
+        positive,
+        ops.logical_and(best < _NEGATIVE_ANCHOR, ops.logical_not(positive)),
+    )
 
 
 def best_boxes(proposals: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of `proposals` (image, proposal, 4) the true box it overlaps most, and by how much."""
+    """For each of `proposals` (image, proposal, 4) the true box it overlaps most, and by how
+    much.
+    """
     common = overlap(proposals, boxes)
     return ops.argmax(common, axis=2), ops.max(common, axis=2)
 
@@ -67,7 +80,9 @@ def sample(eligible: Tensor, count: int, generator: keras.random.SeedGenerator) 
 
 
 def greatest(values: Tensor, count: int, filler: float) -> tuple[Tensor, Tensor]:
-    """The `count` greatest of (image, place), descending, and where they are. Where there are fewer, `filler` at the last place."""
+    """The `count` greatest of (image, place), descending, and where they are. Where there are
+    fewer, `filler` at the last place.
+    """
     filling = ops.full((ops.shape(values)[0], count), filler, dtype="float32")
     found, indices = ops.top_k(ops.concatenate([values, filling], axis=1), count)
     return found, ops.minimum(indices, ops.cast(ops.shape(values)[1] - 1, indices.dtype))
@@ -76,14 +91,18 @@ def greatest(values: Tensor, count: int, filler: float) -> tuple[Tensor, Tensor]
 def limited(drawn: Sample, most: Tensor) -> Sample:
     """The first `most` (image,) float32 places of a sample."""
     count = drawn.indices.shape[1]
-    return Sample(drawn.indices, drawn.taken * ops.cast(ops.arange(count, dtype="float32")[None] < most[:, None], "float32"))
+    return Sample(
+        drawn.indices,
+        drawn.taken * ops.cast(ops.arange(count, dtype="float32")[None] < most[:, None], "float32"),
+    )
 
 
 def mask_targets(instances: Tensor, boxes: Tensor, numbers: Tensor, size: int) -> Tensor:
     """Where an instance lies in a box: (image, box, size, size) float32 of 0 and 1.
 
-    `instances` (image, y, x) holds the number of the instance at each pixel, `numbers` (image, box) the one that is asked for. A cell is 1 where
-    the instance, interpolated to the middle of the cell, is at least a half.
+    `instances` (image, y, x) holds the number of the instance at each pixel, `numbers` (image, box)
+    the one that is asked for. A cell is 1 where the instance, interpolated to the middle of the
+    cell, is at least a half.
     """
     shape = ops.shape(instances)
     height, width = (ops.cast(side, "int32") for side in shape[1:])
@@ -104,18 +123,24 @@ def mask_targets(instances: Tensor, boxes: Tensor, numbers: Tensor, size: int) -
 
 
 def is_labelled(instances: Tensor, boxes: Tensor) -> Tensor:
-    """Which of `boxes` (image or 1, box, 4) are labelled in at least half of their part inside the image: (image, box) bool.
+    """Which of `boxes` (image or 1, box, 4) are labelled in at least half of their part inside the
+    image: (image, box) bool.
 
-    `instances` (image, y, x) as in `mask_targets`, `UNLABELLED` where nobody has said what is there. Boxes beside the image are labelled.
+    `instances` (image, y, x) as in `mask_targets`, `UNLABELLED` where nobody has said what is
+    there. Boxes beside the image are labelled.
     """
     shape = ops.shape(instances)
     height, width = (ops.cast(side, "int32") for side in shape[1:])
     boxes = clip(boxes, height, width)
-    # Sums of all pixels above and to the left of a corner, which are linear between corners: exact for any fraction of a pixel.
+    # Sums of all pixels above and to the left of a corner, which are linear between corners: exact
+    # for any fraction of a pixel.
     sums = ops.cumsum(ops.cumsum(ops.cast(instances == UNLABELLED, "float32"), axis=1), axis=2)
     flat = ops.reshape(ops.pad(sums, ((0, 0), (1, 0), (1, 0))), (-1, 1))
     start = ops.arange(shape[0], dtype="int32")[:, None] * ((height + 1) * (width + 1))
-    rows, columns = neighbours(boxes[..., 0::2], height + 1), neighbours(boxes[..., 1::2], width + 1)
+    rows, columns = (
+        neighbours(boxes[..., 0::2], height + 1),
+        neighbours(boxes[..., 1::2], width + 1),
+    )
     corners = interpolated(flat, start, ops.reshape(width + 1, (1, 1)), rows, columns)[..., 0]
     unlabelled = corners[..., 1, 1] - corners[..., 0, 1] - corners[..., 1, 0] + corners[..., 0, 0]
     area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

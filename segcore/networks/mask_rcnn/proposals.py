@@ -1,4 +1,6 @@
-"""Proposals and detections: from what the heads say of anchors and boxes to a fixed number of boxes without doubles."""
+"""Proposals and detections: from what the heads say of anchors and boxes to a fixed number of boxes
+without doubles.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Ranked:
     """(image, box) int32."""
 
 
-def propose(logits: Tensor, shifts: Tensor, anchors: Tensor, limits: tuple[Any, Any, int, int]) -> Ranked:
+def propose(
+    logits: Tensor, shifts: Tensor, anchors: Tensor, limits: tuple[Any, Any, int, int]
+) -> Ranked:
     """The proposals of the first stage, with class 0.
 
     Parameters
@@ -43,7 +47,8 @@ def propose(logits: Tensor, shifts: Tensor, anchors: Tensor, limits: tuple[Any, 
     anchors
         (anchor, 4).
     limits
-        Height and width of the images, how many boxes suppression starts from, and how many it leaves.
+        Height and width of the images, how many boxes suppression starts from, and how many it
+        leaves.
     """
     height, width, candidates, count = limits
     scores, indices = greatest(logits, candidates, _NEVER)
@@ -60,9 +65,11 @@ def detect_boxes(scores: Tensor, boxes: Tensor, rule: tuple[float, float, int, i
     Parameters
     ----------
     scores, boxes
-        (image, proposal, class) and (image, proposal, class, 4), of classes of objects from class 1 on.
+        (image, proposal, class) and (image, proposal, class, 4), of classes of objects from class 1
+        on.
     rule
-        Least score, greatest overlap, how many boxes suppression starts from, and how many it leaves at most.
+        Least score, greatest overlap, how many boxes suppression starts from, and how many it
+        leaves at most.
     """
     least, overlap, candidates, count = rule
     proposals, classes = scores.shape[1:]
@@ -85,4 +92,6 @@ def _first(ranked: Ranked, kept: Tensor, count: int) -> Ranked:
     values, indices = greatest(scores, count, -1.0)
     there = values >= 0
     boxes = ops.where(ops.expand_dims(there, -1), take(ranked.boxes, indices), 0.0)
-    return Ranked(boxes, ops.where(there, values, 0.0), ops.where(there, take(ranked.classes, indices), 0))
+    return Ranked(
+        boxes, ops.where(there, values, 0.0), ops.where(there, take(ranked.classes, indices), 0)
+    )

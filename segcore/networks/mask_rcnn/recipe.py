@@ -1,4 +1,6 @@
-"""The recipe of a Mask R-CNN: what the section `network` of a training recipe may hold, known without loading keras."""
+"""The recipe of a Mask R-CNN: what the section `network` of a training recipe may hold, known
+without loading keras.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,22 @@ Size = Literal["small", "resnet50"]
 @NETWORKS.register("mask_rcnn")
 @dataclass(frozen=True, slots=True)
 class MaskRcnn:
-    """Mask R-CNN (He, Gkioxari, Dollár and Girshick 2017) on a feature pyramid (Lin et al. 2017)."""
+    """Mask R-CNN (He, Gkioxari, Dollár and Girshick 2017) on a feature pyramid (Lin et al.
+    2017).
+    """
 
     size: Size = "small"
-    """The residual network below the pyramid: `small` has one block a level and trains on two cores; `resnet50` is the paper's."""
+    """The residual network below the pyramid: `small` has one block a level and trains on two
+    cores; `resnet50` is the paper's.
+    """
     width: int = 24
     """Channels of the first level of `small`; each further level has twice those."""
     pyramid: int = 64
     """Channels of each level of the pyramid. The paper's: 256."""
     anchors: tuple[float, ...] = (16.0, 32.0, 64.0, 128.0)
-    """Side of the anchors in pixels, for levels of stride 4, 8, 16, 32 (and 64 with a fifth). About the sizes of the objects."""
+    """Side of the anchors in pixels, for levels of stride 4, 8, 16, 32 (and 64 with a fifth). About
+    the sizes of the objects.
+    """
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height over width of the anchors."""
     candidates: int = 1024
@@ -36,7 +44,9 @@ class MaskRcnn:
     detections: int = 256
     """Most objects of an image."""
     sampled: int = 128
-    """Boxes of an image that the second stage learns from in one step; at most a quarter of them hold an object, as in the paper."""
+    """Boxes of an image that the second stage learns from in one step; at most a quarter of them
+    hold an object, as in the paper.
+    """
     dense: int = 256
     """Width of the two dense layers of the box head. The paper's: 1024."""
     mask: int = 32
@@ -46,11 +56,19 @@ class MaskRcnn:
 
     def __post_init__(self) -> None:
         if self.size not in get_args(Size):
-            raise ValueError(f"size: expected one of {', '.join(get_args(Size))}; got {self.size!r}")
-        if not 4 <= len(self.anchors) <= 5 or not all(math.isfinite(side) and side > 0 for side in self.anchors):
-            raise ValueError(f"anchors: expected four or five sides above 0, in pixels; got {list(self.anchors)}")
+            raise ValueError(
+                f"size: expected one of {', '.join(get_args(Size))}; got {self.size!r}"
+            )
+        if not 4 <= len(self.anchors) <= 5 or not all(
+            math.isfinite(side) and side > 0 for side in self.anchors
+        ):
+            raise ValueError(
+                f"anchors: expected four or five sides above 0, in pixels; got {list(self.anchors)}"
+            )
         if not self.ratios or not all(math.isfinite(ratio) and ratio > 0 for ratio in self.ratios):
-            raise ValueError(f"ratios: expected one or more numbers above 0; got {list(self.ratios)}")
+            raise ValueError(
+                f"ratios: expected one or more numbers above 0; got {list(self.ratios)}"
+            )
         for name, multiple in (
             ("width", 8),
             ("pyramid", 8),
@@ -72,7 +90,8 @@ class MaskRcnn:
         return tuple(4 << level for level in range(len(self.anchors)))
 
     def build(self, channels: int, classes: int) -> keras.Model:
-        """The network for images of `channels` bands and `classes` classes, the background (class 0) included.
+        """The network for images of `channels` bands and `classes` classes, the background (class
+        0) included.
 
         Raises `ValueError` where there is no band or no class but the background.
         """

@@ -1,11 +1,13 @@
-"""RoIAlign (He et al. 2017, "Mask R-CNN", section 3): features of a box, by bilinear interpolation without any rounding of coordinates.
+"""RoIAlign (He et al. 2017, "Mask R-CNN", section 3): features of a box, by bilinear interpolation
+without any rounding of coordinates.
 
-Of a level with stride s, position i stands for the pixels from s i to s (i + 1), its value for their middle. A box is divided into size ** 2
-cells, each is sampled at 2 x 2 regular points, and the cell's value is their mean. Points beyond the middles of the outermost positions
-take the value at the edge.
+Of a level with stride s, position i stands for the pixels from s i to s (i + 1), its value for
+their middle. A box is divided into size ** 2 cells, each is sampled at 2 x 2 regular points, and
+the cell's value is their mean. Points beyond the middles of the outermost positions take the value
+at the edge.
 
-All levels of the pyramid lie one after the other in one long list of positions, so each box picks its level by where its indices start,
-and one gather serves all.
+All levels of the pyramid lie one after the other in one long list of positions, so each box picks
+its level by where its indices start, and one gather serves all.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def level_of(boxes: Tensor, levels: int) -> Tensor:
     return ops.cast(ops.clip(level, 0, levels - 1), "int32")
 
 
-def roi_align(pyramid: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, size: int) -> Tensor:
+def roi_align(
+    pyramid: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, size: int
+) -> Tensor:
     """Features of boxes (image, box, 4) in pixels: (image, box, size, size, channel).
 
     `pyramid` holds a tensor (image, y, x, channel) for each of `strides`, finest first.
@@ -38,19 +42,31 @@ def roi_align(pyramid: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, 
     channels = pyramid[0].shape[-1]
     shapes = [ops.shape(level) for level in pyramid]
     counts = [shape[1] * shape[2] for shape in shapes]
-    features = ops.concatenate([ops.reshape(x, (-1, n, channels)) for x, n in zip(pyramid, counts, strict=True)], axis=1)
+    features = ops.concatenate(
+        [ops.reshape(x, (-1, n, channels)) for x, n in zip(pyramid, counts, strict=True)], axis=1
+    )
     # Places between positions need more than the eight bits of a bfloat16.
     features = ops.cast(features, "float32")
     starts = [sum(counts[:number], 0 * counts[0]) for number in range(len(counts))]
     table = ops.stack(
         [
             ops.stack([ops.cast(value, "int32") for value in row])
-            for row in zip(starts, (shape[1] for shape in shapes), (shape[2] for shape in shapes), strides, strict=True)
+            for row in zip(
+                starts,
+                (shape[1] for shape in shapes),
+                (shape[2] for shape in shapes),
+                strides,
+                strict=True,
+            )
         ]
     )
-    start, height, width, stride = ops.unstack(ops.take(table, level_of(boxes, len(pyramid)), axis=0), 4, axis=-1)
+    start, height, width, stride = ops.unstack(
+        ops.take(table, level_of(boxes, len(pyramid)), axis=0), 4, axis=-1
+    )
     images = ops.shape(boxes)[0]
-    start = start + ops.expand_dims(ops.arange(images, dtype="int32") * ops.cast(sum(counts), "int32"), 1)
+    start = start + ops.expand_dims(
+        ops.arange(images, dtype="int32") * ops.cast(sum(counts), "int32"), 1
+    )
     rows = _between(boxes[..., 0], boxes[..., 2], stride, height, size * SAMPLES)
     columns = _between(boxes[..., 1], boxes[..., 3], stride, width, size * SAMPLES)
     flat = ops.reshape(features, (-1, channels))
@@ -65,14 +81,20 @@ def points(first: Tensor, last: Tensor, count: int) -> Tensor:
     return ops.expand_dims(first, -1) + ops.expand_dims(last - first, -1) * steps
 
 
-def _between(first: Tensor, last: Tensor, stride: Tensor, length: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The positions before and after each sampling point, (image, box, point) int32, and the weight of the one after."""
+def _between(
+    first: Tensor, last: Tensor, stride: Tensor, length: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The positions before and after each sampling point, (image, box, point) int32, and the weight
+    of the one after.
+    """
     place = points(first, last, count) / ops.expand_dims(ops.cast(stride, "float32"), -1) - 0.5
     return neighbours(place, ops.expand_dims(length, -1))
 
 
 def neighbours(place: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The two positions about each of `place`, at most `length` - 1, and the weight of the second."""
+    """The two positions about each of `place`, at most `length` - 1, and the weight of the
+    second.
+    """
     place = ops.clip(place, 0.0, ops.cast(length - 1, "float32"))
     before = ops.floor(place)
     low = ops.cast(before, "int32")
@@ -80,19 +102,28 @@ def neighbours(place: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def interpolated(
-    flat: Tensor, start: Tensor, width: Tensor, rows: tuple[Tensor, Tensor, Tensor], columns: tuple[Tensor, Tensor, Tensor]
+    flat: Tensor,
+    start: Tensor,
+    width: Tensor,
+    rows: tuple[Tensor, Tensor, Tensor],
+    columns: tuple[Tensor, Tensor, Tensor],
 ) -> Tensor:
     """Values between four positions each: (image, box, row, column, channel).
 
-    `flat` (position, channel) holds maps one after the other, row by row; that of a box starts at `start` and has rows of `width` positions, both
-    (image, box). `rows` and `columns` are what `neighbours` gives, (image, box, point).
+    `flat` (position, channel) holds maps one after the other, row by row; that of a box starts at
+    `start` and has rows of `width` positions, both (image, box). `rows` and `columns` are what
+    `neighbours` gives, (image, box, point).
     """
     top, bottom, down = rows
     left, right, across = columns
     down, across = down[:, :, :, None, None], across[:, :, None, :, None]
 
     def at(row: Tensor, column: Tensor) -> Tensor:
-        index = start[:, :, None, None] + row[:, :, :, None] * width[:, :, None, None] + column[:, :, None, :]
+        index = (
+            start[:, :, None, None]
+            + row[:, :, :, None] * width[:, :, None, None]
+            + column[:, :, None, :]
+        )
         return ops.take(flat, index, axis=0)
 
     upper = at(top, left) * (1 - across) + at(top, right) * across

@@ -1,8 +1,10 @@
 """Non-maximum suppression: of boxes that overlap much, the one with the highest score stays.
 
-The greedy rule (from the highest score down, a box stays unless one that stays overlaps it) is found without a loop over boxes: all boxes start
-as kept, and "unless one that is kept overlaps it" is applied to all at once until nothing changes. After n rounds at least the first n boxes
-are decided for good, so the end is the greedy result; in fact the rounds are as many as the longest chain of overlaps, three or four.
+The greedy rule (from the highest score down, a box stays unless one that stays overlaps it) is
+found without a loop over boxes: all boxes start as kept, and "unless one that is kept overlaps it"
+is applied to all at once until nothing changes. After n rounds at least the first n boxes are
+decided for good, so the end is the greedy result; in fact the rounds are as many as the longest
+chain of overlaps, three or four.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def suppress(boxes: Tensor, valid: Tensor, groups: Tensor, greatest: Any) -> Ten
     valid
         (image, box) bool. What is not valid neither stays nor suppresses.
     groups
-        (image, box) integers. Boxes of different groups (classes, levels) do not suppress one another.
+        (image, box) integers. Boxes of different groups (classes, levels) do not suppress one
+        another.
     greatest
         The intersection over union that two boxes may have at most if both are to stay.
     """
@@ -45,5 +48,7 @@ def suppress(boxes: Tensor, valid: Tensor, groups: Tensor, greatest: Any) -> Ten
         now = ops.logical_and(valid, hits < 0.5)
         return now, ops.any(ops.not_equal(now, kept))
 
-    kept, _ = ops.while_loop(changing, round_of, (valid, ops.any(valid)), maximum_iterations=count + 1)
+    kept, _ = ops.while_loop(
+        changing, round_of, (valid, ops.any(valid)), maximum_iterations=count + 1
+    )
     return kept

@@ -41,7 +41,10 @@ def by_distance(truth: np.ndarray, predicted: np.ndarray, tolerance: float) -> n
                     inside = 0 <= v < labels.shape[0] and 0 <= u < labels.shape[1]
                     edge[y, x] |= inside and not ignored[v, u] and labels[v, u] != i
             edges.append(edge)
-        near = [ndimage.distance_transform_edt(~edge) <= tolerance if edge.any() else edge for edge in edges]
+        near = [
+            ndimage.distance_transform_edt(~edge) <= tolerance if edge.any() else edge
+            for edge in edges
+        ]
         mine, other = edges
         counts[i] = [mine.sum(), (mine & near[1]).sum(), other.sum(), (other & near[0]).sum()]
     return counts
@@ -49,7 +52,9 @@ def by_distance(truth: np.ndarray, predicted: np.ndarray, tolerance: float) -> n
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0, 0.5, 1, 1.5, 2, 3, 4.3]), st.booleans())
-def test_agrees_with_a_distance_transform_in_any_tiles(seed: int, tolerance: float, void: bool) -> None:
+def test_agrees_with_a_distance_transform_in_any_tiles(
+    seed: int, tolerance: float, void: bool
+) -> None:
     truth, predicted = blobs(seed, (37, 45), void), blobs(seed + 1, (37, 45))
     predicted[:4, :4] = -1
     expected = by_distance(truth, predicted, tolerance)
@@ -58,7 +63,9 @@ def test_agrees_with_a_distance_transform_in_any_tiles(seed: int, tolerance: flo
     for side in (16, 23):
         parts = Boundary.none(CLASSES)
         for tile in Grid(truth.shape, (side, side), halo_of(tolerance)):
-            parts += Boundary.of(truth[tile.read.slices], predicted[tile.read.slices], tile, CLASSES, tolerance)
+            parts += Boundary.of(
+                truth[tile.read.slices], predicted[tile.read.slices], tile, CLASSES, tolerance
+            )
         np.testing.assert_array_equal(parts.counts, expected)
 
 

@@ -34,7 +34,9 @@ def test_agrees_with_scikit_learn(truth: np.ndarray, predicted: np.ndarray) -> N
         (found.precision, metrics.precision_score),
         (found.recall, metrics.recall_score),
     ):
-        np.testing.assert_allclose(np.nan_to_num(ours), theirs(t, p, labels=labels, average=None, zero_division=0))
+        np.testing.assert_allclose(
+            np.nan_to_num(ours), theirs(t, p, labels=labels, average=None, zero_division=0)
+        )
     assert found.accuracy == pytest.approx(metrics.accuracy_score(t, p))
     assert found.majority_baseline == pytest.approx(np.bincount(t).max() / t.size)
     if len(np.unique(np.concatenate([t, p]))) > 1:
@@ -45,7 +47,11 @@ def test_agrees_with_scikit_learn(truth: np.ndarray, predicted: np.ndarray) -> N
 @given(LABELS, LABELS, st.integers(0, 12), st.integers(0, 9))
 def test_parts_add_up(truth: np.ndarray, predicted: np.ndarray, row: int, column: int) -> None:
     whole = Confusion.of(truth, predicted, CLASSES)
-    cuts = [(y, x) for y in (slice(0, row), slice(row, None)) for x in (slice(0, column), slice(column, None))]
+    cuts = [
+        (y, x)
+        for y in (slice(0, row), slice(row, None))
+        for x in (slice(0, column), slice(column, None))
+    ]
     parts = Confusion.none(CLASSES)
     for cut in cuts:
         parts += Confusion.of(truth[cut], predicted[cut], CLASSES)

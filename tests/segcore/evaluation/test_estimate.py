@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import arrays
 
 from segcore.evaluation.estimate import NORMAL_95, estimate_areas
 
-# Table 8 of the paper: 640 sampled pixels by class of the map (rows) and of the reference; pixels mapped; 30 m pixels.
+# Table 8 of the paper: 640 sampled pixels by class of the map (rows) and of the reference; pixels
+# mapped; 30 m pixels.
 SAMPLE = np.array([[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]])
 MAPPED = np.array([200_000.0, 150_000, 3_200_000, 6_450_000])
 HECTARES = 0.09
@@ -34,39 +35,67 @@ def test_standard_errors_are_the_spread_over_many_samples() -> None:
     assert expected is not None
     sizes = SAMPLE.sum(axis=1) * 10
     drawn = [
-        estimate_areas(np.array([random.multinomial(n, row / row.sum()) for n, row in zip(sizes, SAMPLE, strict=True)]), MAPPED)
+        estimate_areas(
+            np.array(
+                [
+                    random.multinomial(n, row / row.sum())
+                    for n, row in zip(sizes, SAMPLE, strict=True)
+                ]
+            ),
+            MAPPED,
+        )
         for _ in range(3000)
     ]
-    for measure, error in (("adjusted", "error"), ("users", "users_error"), ("producers", "producers_error")):
+    for measure, error in (
+        ("adjusted", "error"),
+        ("users", "users_error"),
+        ("producers", "producers_error"),
+    ):
         spread = np.std([getattr(each, measure) for each in drawn], axis=0)
         np.testing.assert_allclose(getattr(expected, error), spread, rtol=0.1)
-    assert expected.accuracy_error == pytest.approx(np.std([each.accuracy for each in drawn]), rel=0.1)  # type: ignore[union-attr]
+    assert expected.accuracy_error == pytest.approx(
+        np.std([each.accuracy for each in drawn]), rel=0.1
+    )  # type: ignore[union-attr]
 
 
 @settings(max_examples=30)
-@given(arrays(np.int64, (3, 3), elements=st.integers(0, 40)), arrays(np.float64, 3, elements=st.floats(1, 1e6)))
+@given(
+    arrays(np.int64, (3, 3), elements=st.integers(0, 40)),
+    arrays(np.float64, 3, elements=st.floats(1, 1e6)),
+)
 def test_agrees_with_the_equations_written_out(sample: np.ndarray, mapped: np.ndarray) -> None:
     """Equations 5 to 11 of the paper, one sum after another."""
     sample = sample + 2 * np.eye(3, dtype=int)
     found = estimate_areas(sample, mapped)
     assert found is not None
     n, whole, classes = sample.sum(axis=1), mapped.sum(), range(3)
-    assert found.accuracy == pytest.approx(sum(mapped[i] / whole * sample[i, i] / n[i] for i in classes))
+    assert found.accuracy == pytest.approx(
+        sum(mapped[i] / whole * sample[i, i] / n[i] for i in classes)
+    )
     right = [sample[i, i] / n[i] for i in classes]
     spread = sum((mapped[i] / whole) ** 2 * right[i] * (1 - right[i]) / (n[i] - 1) for i in classes)
     assert found.accuracy_error == pytest.approx(spread**0.5)
     for k in classes:
         cells = [mapped[i] / whole * sample[i, k] / n[i] for i in classes]
         assert found.adjusted[k] == pytest.approx(whole * sum(cells))
-        inside = [(mapped[i] / whole * sample[i, k] / n[i] - cells[i] ** 2 / (mapped[i] / whole)) for i in classes]
+        inside = [
+            (mapped[i] / whole * sample[i, k] / n[i] - cells[i] ** 2 / (mapped[i] / whole))
+            for i in classes
+        ]
         spread = sum(mapped[i] / whole * inside[i] / (n[i] - 1) for i in classes)
         assert found.error[k] == pytest.approx(whole * max(0, spread) ** 0.5, abs=whole * 1e-7)
         assert found.users[k] == pytest.approx(right[k])
-        assert found.users_error[k] == pytest.approx((right[k] * (1 - right[k]) / (n[k] - 1)) ** 0.5)
+        assert found.users_error[k] == pytest.approx(
+            (right[k] * (1 - right[k]) / (n[k] - 1)) ** 0.5
+        )
         producers = cells[k] / sum(cells)
         assert found.producers[k] == pytest.approx(producers)
         own = mapped[k] ** 2 * (1 - producers) ** 2 * right[k] * (1 - right[k]) / (n[k] - 1)
-        others = sum(mapped[i] ** 2 * sample[i, k] / n[i] * (1 - sample[i, k] / n[i]) / (n[i] - 1) for i in classes if i != k)
+        others = sum(
+            mapped[i] ** 2 * sample[i, k] / n[i] * (1 - sample[i, k] / n[i]) / (n[i] - 1)
+            for i in classes
+            if i != k
+        )
         expected = (own + producers**2 * others) ** 0.5 / (whole * sum(cells))
         assert found.producers_error[k] == pytest.approx(expected, abs=1e-7)
 

@@ -1,4 +1,6 @@
-"""The picture shows the figures and the worst images, however many classes there are and whether or not the images can be read."""
+"""The picture shows the figures and the worst images, however many classes there are and whether or
+not the images can be read.
+"""
 
 from __future__ import annotations
 
@@ -47,12 +49,18 @@ def test_any_number_of_classes_has_a_place(classes: int) -> None:
     assert shown.shape[1] == 1280
     assert (shown[:, -8:] == 255).all()
     assert (shown[-8:] == 255).all()
-    # No word lies over the square of a class's colour. Other things are drawn in the first two colours too.
+    # No word lies over the square of a class's colour. Other things are drawn in the first two
+    # colours too.
     for colour in Legend.of(names).colours[2:] if classes <= 20 else ():
         assert (shown == colour).all(axis=2).sum() >= 17 * 17
     # A class that neither has is drawn without a figure, not as an error.
     nothing = Confusion(np.zeros((classes, classes + 1), np.int64))
-    assert drawn(draw(Heading("t", "x"), Legend.of(names), (nothing, Boundary.none(classes)), [])).shape[1] == 1280
+    assert (
+        drawn(
+            draw(Heading("t", "x"), Legend.of(names), (nothing, Boundary.none(classes)), [])
+        ).shape[1]
+        == 1280
+    )
 
 
 class Pen:
@@ -100,7 +108,13 @@ def test_objects_without_a_match_are_red_though_their_class_is_right() -> None:
 def test_all_signs_of_our_own_are_in_the_font() -> None:
     font = _font(14)
     missing = bytes(font.getmask("\u0378"))
-    for sign in (*_UNDEFINED, *_fitting("word " * 50, font, 90), *"".join(_COLUMNS), *_CAPTION, "·"):
+    for sign in (
+        *_UNDEFINED,
+        *_fitting("word " * 50, font, 90),
+        *"".join(_COLUMNS),
+        *_CAPTION,
+        "·",
+    ):
         assert sign == " " or bytes(font.getmask(sign)) != missing, sign
 
 
@@ -111,7 +125,9 @@ def test_errors_are_red_and_void_is_grey(tmp_path: Path) -> None:
     for name, pixels in (("truth", truth), ("mask", mask)):
         write_tiff(tmp_path / f"{name}.tif", pixels[..., None], nodata=9)
     names = ("background", "field")
-    subject = Subject("a", "none", str(tmp_path / "mask.tif"), str(tmp_path / "truth.tif"), np.array([0, 1]), VOID)
+    subject = Subject(
+        "a", "none", str(tmp_path / "mask.tif"), str(tmp_path / "truth.tif"), np.array([0, 1]), VOID
+    )
     terms = Terms(Key.of(default_rules(names, None), names), 2, (), numbered=False)
     strip = make_strip(score(subject, terms), terms, "a", np.full((60, 60, 3), 90, np.uint8))
     image, theirs, ours, errors = strip.cells
@@ -126,7 +142,17 @@ def test_errors_are_red_and_void_is_grey(tmp_path: Path) -> None:
     assert (ours[:100] == theirs[:100]).all()
     without = make_strip(score(subject, terms), terms, "a", None)
     assert without.cells[0] is None
-    assert len(draw(Heading("t", "x"), Legend.of(names), (Confusion.none(2), Boundary.none(2)), [without])) > 1000
+    assert (
+        len(
+            draw(
+                Heading("t", "x"),
+                Legend.of(names),
+                (Confusion.none(2), Boundary.none(2)),
+                [without],
+            )
+        )
+        > 1000
+    )
 
 
 def test_photos_can_be_seen() -> None:

@@ -1,4 +1,6 @@
-"""Matches agree with an assignment by brute force; panoptic quality and both APs with their definitions."""
+"""Matches agree with an assignment by brute force; panoptic quality and both APs with their
+definitions.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,15 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from segcore.evaluation.instances import THRESHOLDS, Matching, ObjectCounts, Objects, Overlaps, Ranked, average_precision
+from segcore.evaluation.instances import (
+    THRESHOLDS,
+    Matching,
+    ObjectCounts,
+    Objects,
+    Overlaps,
+    Ranked,
+    average_precision,
+)
 
 
 def cells(seed: int, shape: tuple[int, int] = (60, 70)) -> np.ndarray:
@@ -31,26 +41,39 @@ def disturbed(labels: np.ndarray, seed: int) -> np.ndarray:
     return np.where(out > 0, order[out], 0)
 
 
-def objects(labels: np.ndarray, class_of: dict[int, int] | None = None, scores: np.ndarray | None = None) -> Objects:
+def objects(
+    labels: np.ndarray, class_of: dict[int, int] | None = None, scores: np.ndarray | None = None
+) -> Objects:
     ids = np.unique(labels[labels > 0])
     return Objects(ids, np.array([(class_of or {}).get(int(i), 0) for i in ids], np.int64), scores)
 
 
 def iou_matrix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     a, b = (np.unique(labels[labels > 0]) for labels in (one, other))
-    shared = np.array([[((one == i) & (other == j)).sum() for j in b] for i in a]).reshape(len(a), len(b))
-    union = np.array([[((one == i) | (other == j)).sum() for j in b] for i in a]).reshape(len(a), len(b))
+    shared = np.array([[((one == i) & (other == j)).sum() for j in b] for i in a]).reshape(
+        len(a), len(b)
+    )
+    union = np.array([[((one == i) | (other == j)).sum() for j in b] for i in a]).reshape(
+        len(a), len(b)
+    )
     return shared / np.maximum(union, 1)
 
 
-def matches(predicted: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[int, int, int, float]:
+def matches(
+    predicted: np.ndarray, truth: np.ndarray, threshold: float
+) -> tuple[int, int, int, float]:
     """Matched, false, missed, and the sum of the matches' overlaps, by assignment."""
     iou = iou_matrix(predicted, truth)
     good = np.where(iou > threshold, 1 + iou, 0)
     rows, columns = linear_sum_assignment(-good)
     chosen = good[rows, columns] > 0
     matched = int(chosen.sum())
-    return matched, iou.shape[0] - matched, iou.shape[1] - matched, float(iou[rows, columns][chosen].sum())
+    return (
+        matched,
+        iou.shape[0] - matched,
+        iou.shape[1] - matched,
+        float(iou[rows, columns][chosen].sum()),
+    )
 
 
 @settings(max_examples=15, deadline=None)
@@ -63,11 +86,15 @@ def test_agrees_with_an_assignment_by_brute_force(seed: int) -> None:
     for t, threshold in enumerate(THRESHOLDS):
         matched, false, missed, overlap = matches(predicted, truth, threshold)
         assert found.tallies[0, t].tolist() == [matched, false, missed]
-        assert average_precision(predicted, truth, threshold) == pytest.approx(matched / (matched + false + missed))
+        assert average_precision(predicted, truth, threshold) == pytest.approx(
+            matched / (matched + false + missed)
+        )
         if t == 0 and matched:
             assert found.sq[0] == pytest.approx(overlap / matched)
             assert found.pq[0] == pytest.approx(overlap / (matched + false / 2 + missed / 2))
-    pairs = {(int(a), int(b)) for a, b in zip(matching.predicted.ids, matching.partner, strict=True) if b}
+    pairs = {
+        (int(a), int(b)) for a, b in zip(matching.predicted.ids, matching.partner, strict=True) if b
+    }
     assert all(iou_matrix(predicted == a, truth == b)[0, 0] > 0.5 for a, b in pairs)
 
 
@@ -107,8 +134,12 @@ class Scene:
 
     def counts(self) -> ObjectCounts:
         ids = sorted(self.scores)
-        ours = objects(self.predicted, self.predicted_classes, np.array([self.scores[i] for i in ids], float))
-        return Matching.of(Overlaps.of(self.predicted, self.truth), ours, objects(self.truth, self.truth_classes)).counts(CLASSES)
+        ours = objects(
+            self.predicted, self.predicted_classes, np.array([self.scores[i] for i in ids], float)
+        )
+        return Matching.of(
+            Overlaps.of(self.predicted, self.truth), ours, objects(self.truth, self.truth_classes)
+        ).counts(CLASSES)
 
 
 CLASSES = 3
@@ -118,22 +149,32 @@ def boxes(random: np.random.Generator, shape: tuple[int, int], count: int) -> np
     """Boxes over boxes, numbered."""
     labels = np.zeros(shape, np.int64)
     for i in range(1, count + 1):
-        y, x, height, width = *(int(random.integers(0, n)) for n in shape), *(int(n) for n in random.integers(1, 12, 2))
+        y, x, height, width = (
+            *(int(random.integers(0, n)) for n in shape),
+            *(int(n) for n in random.integers(1, 12, 2)),
+        )
         labels[y : y + height, x : x + width] = i
     return labels
 
 
 def scene(random: np.random.Generator, void: slice) -> Scene:
-    """Objects of several classes; some are alike in both, some are in one only, some have equal scores. `void` columns have no truth."""
+    """Objects of several classes; some are alike in both, some are in one only, some have equal
+    scores. `void` columns have no truth.
+    """
     shape = (int(random.integers(12, 40)), 40)
     truth = boxes(random, shape, int(random.integers(0, 12)))
     extra = boxes(random, shape, int(random.integers(0, 6)))
-    predicted = np.where(extra > 0, extra + 50, np.roll(truth, random.integers(0, 2, 2), (0, 1))) * int(random.random() < 0.9)
+    predicted = np.where(
+        extra > 0, extra + 50, np.roll(truth, random.integers(0, 2, 2), (0, 1))
+    ) * int(random.random() < 0.9)
     truth = truth * int(random.random() < 0.9)
     truth[:, void] = -1
     true, found = (np.unique(labels[labels > 0]).tolist() for labels in (truth, predicted))
     class_of = {i: int(random.integers(0, CLASSES)) for i in range(100)}
-    other = {i: c if random.random() < 0.8 else int(random.integers(0, CLASSES)) for i, c in class_of.items()}
+    other = {
+        i: c if random.random() < 0.8 else int(random.integers(0, CLASSES))
+        for i, c in class_of.items()
+    }
     return Scene(
         truth,
         predicted,
@@ -144,7 +185,9 @@ def scene(random: np.random.Generator, void: slice) -> Scene:
 
 
 def panoptic(given: Scene, wanted: int) -> list[float]:
-    """Matched, false, missed and the quality of a class, as Kirillov et al. write it down, with sets of pixels."""
+    """Matched, false, missed and the quality of a class, as Kirillov et al. write it down, with
+    sets of pixels.
+    """
     void = given.truth < 0
     ours = [given.predicted == i for i, c in given.predicted_classes.items() if c == wanted]
     theirs = [given.truth == i for i, c in given.truth_classes.items() if c == wanted]
@@ -155,7 +198,9 @@ def panoptic(given: Scene, wanted: int) -> list[float]:
             if iou > 0.5:
                 pairs.append((p, t, iou))
                 matched.add(p)
-    false = sum(p not in matched and (mine & void).sum() / mine.sum() <= 0.5 for p, mine in enumerate(ours))
+    false = sum(
+        p not in matched and (mine & void).sum() / mine.sum() <= 0.5 for p, mine in enumerate(ours)
+    )
     missed = len(theirs) - len({t for _, t, _ in pairs})
     weight = len(pairs) + false / 2 + missed / 2
     return [len(pairs), false, missed, sum(iou for *_, iou in pairs) / weight if weight else np.nan]
@@ -172,30 +217,55 @@ def test_panoptic_quality_with_classes_and_void(seed: int, void: int) -> None:
 
 def coco(scenes: list[Scene]) -> np.ndarray:
     """AP by class and threshold as pycocotools computes it; void is a crowd of each class."""
-    masks, tools, evaluation = (pytest.importorskip(f"pycocotools.{name}") for name in ("mask", "coco", "cocoeval"))
+    masks, tools, evaluation = (
+        pytest.importorskip(f"pycocotools.{name}") for name in ("mask", "coco", "cocoeval")
+    )
     truths: list[dict[str, object]] = []
     found: list[dict[str, object]] = []
     for image, each in enumerate(scenes, 1):
 
         def entry(pixels: np.ndarray, category: int, image: int = image) -> dict[str, object]:
             code = masks.encode(np.asfortranarray(pixels.astype(np.uint8)))
-            return {"image_id": image, "category_id": category + 1, "segmentation": code, "area": int(pixels.sum())}
+            return {
+                "image_id": image,
+                "category_id": category + 1,
+                "segmentation": code,
+                "area": int(pixels.sum()),
+            }
 
-        truths += [entry(each.truth == i, c) | {"iscrowd": 0} for i, c in each.truth_classes.items()]
-        truths += [entry(each.truth < 0, c) | {"iscrowd": 1} for c in range(CLASSES) if (each.truth < 0).any()]
-        found += [entry(each.predicted == i, c) | {"score": each.scores[i]} for i, c in each.predicted_classes.items()]
+        truths += [
+            entry(each.truth == i, c) | {"iscrowd": 0} for i, c in each.truth_classes.items()
+        ]
+        truths += [
+            entry(each.truth < 0, c) | {"iscrowd": 1}
+            for c in range(CLASSES)
+            if (each.truth < 0).any()
+        ]
+        found += [
+            entry(each.predicted == i, c) | {"score": each.scores[i]}
+            for i, c in each.predicted_classes.items()
+        ]
     sides = []
     for entries in (truths, found):
         side = tools.COCO()
         side.dataset = {
-            "images": [{"id": i, "height": len(each.truth), "width": 40} for i, each in enumerate(scenes, 1)],
+            "images": [
+                {"id": i, "height": len(each.truth), "width": 40}
+                for i, each in enumerate(scenes, 1)
+            ],
             "categories": [{"id": c + 1} for c in range(CLASSES)],
-            "annotations": [{"id": i, "iscrowd": 0, "ignore": 0} | each for i, each in enumerate(entries, 1)],
+            "annotations": [
+                {"id": i, "iscrowd": 0, "ignore": 0} | each for i, each in enumerate(entries, 1)
+            ],
         }
         side.createIndex()
         sides.append(side)
     judge = evaluation.COCOeval(*sides, "segm")
-    judge.params.maxDets, judge.params.areaRng, judge.params.areaRngLbl = [1000], [[0, 1e10]], ["all"]
+    judge.params.maxDets, judge.params.areaRng, judge.params.areaRngLbl = (
+        [1000],
+        [[0, 1e10]],
+        ["all"],
+    )
     # What equals a threshold is no match here.
     judge.params.iouThrs = np.array(THRESHOLDS) + 1e-9
     judge.evaluate()
@@ -216,10 +286,15 @@ def test_ap_coco_agrees_with_pycocotools(seed: int, images: int) -> None:
 
 
 def beside_void(given: Scene) -> Scene:
-    """The scene without predicted objects that lie in void by a part: for these each has a rule of its own."""
+    """The scene without predicted objects that lie in void by a part: for these each has a rule of
+    its own.
+    """
     void = given.truth < 0
     parts = np.intersect1d(given.predicted[void], given.predicted[~void])
-    classes, scores = ({i: v for i, v in known.items() if i not in parts} for known in (given.predicted_classes, given.scores))
+    classes, scores = (
+        {i: v for i, v in known.items() if i not in parts}
+        for known in (given.predicted_classes, given.scores)
+    )
     return replace(
         given,
         predicted=np.where(np.isin(given.predicted, parts), 0, given.predicted),
@@ -256,7 +331,12 @@ def test_average_precision_of_plain_cases() -> None:
     truth = cells(3)
     assert average_precision(truth, truth) == 1
     assert average_precision(np.zeros_like(truth), truth) == 0
-    assert average_precision(truth.astype(np.uint16), (truth + 3 * (truth > 0)).astype(np.uint32), 0.95) == 1
+    assert (
+        average_precision(
+            truth.astype(np.uint16), (truth + 3 * (truth > 0)).astype(np.uint32), 0.95
+        )
+        == 1
+    )
     assert np.isnan(average_precision(np.zeros((4, 4), int), np.zeros((4, 4), int)))
     # Half of an object is not more than half of it.
     half = np.zeros((4, 4), int)
@@ -274,14 +354,17 @@ def ranked(scores: list[float], hits: list[int], true: int) -> float:
     tallies = np.zeros((1, len(THRESHOLDS), 3), np.int64)
     tallies[..., 0] = hits.count(1)
     tallies[..., 2] = true - hits.count(1)
-    found = ObjectCounts(tallies, np.zeros(1), Ranked(np.array(scores), np.zeros(len(scores), np.int64), hit)).ap_coco
+    found = ObjectCounts(
+        tallies, np.zeros(1), Ranked(np.array(scores), np.zeros(len(scores), np.int64), hit)
+    ).ap_coco
     assert found is not None
     return float(found[0, 0])
 
 
 def test_ap_coco_by_hand() -> None:
     assert ranked([0.9, 0.8], [1, 1], 2) == 1
-    # The false one comes last: it costs nothing. It comes first: precision is at most 2/3 everywhere.
+    # The false one comes last: it costs nothing. It comes first: precision is at most 2/3
+    # everywhere.
     assert ranked([0.9, 0.8, 0.1], [1, 1, 0], 2) == 1
     assert ranked([0.1, 0.8, 0.9], [1, 1, 0], 2) == pytest.approx(2 / 3)
     # One of two is found: precision 1 up to recall 0.5 (51 of 101 points), 0 beyond.
@@ -301,4 +384,6 @@ def test_scores_reach_the_ranking_and_are_missing_where_one_image_has_none() -> 
     both = ObjectCounts.none(1) + found + found
     assert both.ap_coco is not None
     assert both.tallies[0, 0, 0] == 2 * count
-    assert (both + Matching.of(Overlaps.of(truth, truth), objects(truth), objects(truth)).counts(1)).ap_coco is None
+    assert (
+        both + Matching.of(Overlaps.of(truth, truth), objects(truth), objects(truth)).counts(1)
+    ).ap_coco is None

@@ -43,7 +43,9 @@ def test_a_palette_is_read_by_index_and_by_colour(tmp_path: Path) -> None:
     packed = COLOURS[labels()].astype(int) @ [65536, 256, 1]
     np.testing.assert_array_equal(read(path, "colour")[0], packed)
     # A part is a part of the whole.
-    np.testing.assert_array_equal(read(path, "index", Box((3, 5), (20, 30)))[0], labels()[3:20, 5:30])
+    np.testing.assert_array_equal(
+        read(path, "index", Box((3, 5), (20, 30)))[0], labels()[3:20, 5:30]
+    )
 
 
 def test_transparent_entries_are_not_known(tmp_path: Path) -> None:
@@ -59,7 +61,9 @@ def test_transparent_entries_are_not_known(tmp_path: Path) -> None:
 def test_a_palette_is_turned_as_its_image_is(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    path = palette_png(f"{tmp_path}/a.png", labels(), exif=exif, transparency=bytes([0, 255, 255, 255]))
+    path = palette_png(
+        f"{tmp_path}/a.png", labels(), exif=exif, transparency=bytes([0, 255, 255, 255])
+    )
     assert MaskFile.describe(path).spec.shape == labels().T.shape
     values, known = read(path, "index")
     np.testing.assert_array_equal(values, np.rot90(labels(), -1))
@@ -89,7 +93,9 @@ def test_grey_values_and_grey_as_colours(tmp_path: Path, dtype: type) -> None:
     Image.fromarray(values).save(f"{tmp_path}/a.png")
     np.testing.assert_array_equal(read(f"{tmp_path}/a.png", "index")[0], values)
     if dtype == np.uint8:
-        np.testing.assert_array_equal(read(f"{tmp_path}/a.png", "colour")[0], values.astype(int) * 0x010101)
+        np.testing.assert_array_equal(
+            read(f"{tmp_path}/a.png", "colour")[0], values.astype(int) * 0x010101
+        )
         Image.fromarray(values).convert("RGB").save(f"{tmp_path}/b.png")
         np.testing.assert_array_equal(read(f"{tmp_path}/b.png", "index")[0], values)
     else:
@@ -105,10 +111,14 @@ def test_colours_where_indices_are_expected_are_named(tmp_path: Path) -> None:
 
 def tiff(path: str, values: np.ndarray, **profile: object) -> str:
     size = {"height": values.shape[0], "width": values.shape[1], "count": 1, "dtype": values.dtype}
-    with rasterio.open(path, "w", driver="GTiff", tiled=True, blockxsize=16, blockysize=16, **size, **profile) as file:
+    with rasterio.open(
+        path, "w", driver="GTiff", tiled=True, blockxsize=16, blockysize=16, **size, **profile
+    ) as file:
         file.write(values, 1)
         if values.dtype == np.uint8:
-            file.write_colormap(1, {i: (*map(int, colour), 255) for i, colour in enumerate(COLOURS)})
+            file.write_colormap(
+                1, {i: (*map(int, colour), 255) for i, colour in enumerate(COLOURS)}
+            )
     return path
 
 
@@ -118,7 +128,8 @@ def test_tiffs_with_a_palette_are_read_by_index(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values, labels()[7:31, 2:29])
     np.testing.assert_array_equal(known, labels()[7:31, 2:29] != 3)
     np.testing.assert_array_equal(
-        read(path, "colour")[0][labels() < 3], (COLOURS[labels()].astype(int) @ [65536, 256, 1])[labels() < 3]
+        read(path, "colour")[0][labels() < 3],
+        (COLOURS[labels()].astype(int) @ [65536, 256, 1])[labels() < 3],
     )
 
 
@@ -136,7 +147,11 @@ def test_numbers_beyond_16_bits_and_floats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_from_a_store(tmp_path: Path, suffix: str) -> None:
-    local = palette_png(f"{tmp_path}/a.png", labels()) if suffix == "png" else tiff(f"{tmp_path}/a.tif", labels())
+    local = (
+        palette_png(f"{tmp_path}/a.png", labels())
+        if suffix == "png"
+        else tiff(f"{tmp_path}/a.tif", labels())
+    )
     fs = fsspec.filesystem("memory")
     fs.put(local, f"/evaluated/a.{suffix}")
     np.testing.assert_array_equal(read(f"memory://evaluated/a.{suffix}", "index")[0], labels())

@@ -11,8 +11,15 @@ NONE = Affixes()
 
 
 def test_by_name_whatever_the_folder_and_the_suffix() -> None:
-    found = pair(["s3://a/images/x.jpg", "s3://a/images/y.jpg"], ["/labels/y.png", "/labels/x.png", "/labels/z.png"], NONE)
-    assert found.truth_of == {"s3://a/images/x.jpg": "/labels/x.png", "s3://a/images/y.jpg": "/labels/y.png"}
+    found = pair(
+        ["s3://a/images/x.jpg", "s3://a/images/y.jpg"],
+        ["/labels/y.png", "/labels/x.png", "/labels/z.png"],
+        NONE,
+    )
+    assert found.truth_of == {
+        "s3://a/images/x.jpg": "/labels/x.png",
+        "s3://a/images/y.jpg": "/labels/y.png",
+    }
     assert found.without_truth == ()
     assert found.without_image == ("/labels/z.png",)
 
@@ -24,7 +31,8 @@ def test_ends_of_names_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", ["/data/{0}/{1}/part_{2}.png", "/data/{1}/{0}/part_{2}.png", "/data/{1}/deep/{0}/part_{2}.png"]
+    "layout",
+    ["/data/{0}/{1}/part_{2}.png", "/data/{1}/{0}/part_{2}.png", "/data/{1}/deep/{0}/part_{2}.png"],
 )
 def test_folders_decide_between_files_of_one_name(layout: str) -> None:
     places = [(tile, part) for tile in ("Tile 1", "Tile 2", "Tile 3") for part in (1, 2)]
@@ -55,7 +63,9 @@ def test_nobody_guesses(images: list[str], truths: list[str]) -> None:
 
 
 def test_each_of_many_files_of_one_name_is_compared_once_with_the_best() -> None:
-    """Else the work for a thousand folders of one layout would grow with the cube of their number."""
+    """Else the work for a thousand folders of one layout would grow with the cube of their
+    number.
+    """
     compared = 0
 
     class Counted(int):

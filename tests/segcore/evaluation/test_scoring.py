@@ -29,10 +29,18 @@ def scene(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return truth.astype(np.uint16), predicted.astype(np.uint8)
 
 
-def subject(folder: Path, truth: np.ndarray, mask: np.ndarray, table: tuple[int, ...] = (0, 1), beyond: int = VOID) -> Subject:
+def subject(
+    folder: Path,
+    truth: np.ndarray,
+    mask: np.ndarray,
+    table: tuple[int, ...] = (0, 1),
+    beyond: int = VOID,
+) -> Subject:
     write_tiff(folder / "truth.tif", truth[..., None])
     write_tiff(folder / "mask.tif", mask[..., None])
-    return Subject("a", "none", str(folder / "mask.tif"), str(folder / "truth.tif"), np.array(table), beyond)
+    return Subject(
+        "a", "none", str(folder / "mask.tif"), str(folder / "truth.tif"), np.array(table), beyond
+    )
 
 
 def terms(*values: str, objects: bool = True, numbered: bool = False, tile: int = 1024) -> Terms:
@@ -46,7 +54,9 @@ def test_any_tiling_says_the_same(tmp_path: Path) -> None:
     truth[:9, :50] = 60_000
     one = subject(tmp_path, truth, mask)
     given = terms("0=background", "1..=cell")
-    given = replace(given, key=Key.of([*default_rules(NAMES, ("cell",)), Rule(60_000, 60_000, "void")], NAMES))
+    given = replace(
+        given, key=Key.of([*default_rules(NAMES, ("cell",)), Rule(60_000, 60_000, "void")], NAMES)
+    )
     whole = score(one, given)
     assert whole.confusion.unpredicted == 200
     assert whole.confusion.void == 450
@@ -68,7 +78,10 @@ def test_objects_of_a_semantic_mask_are_its_connected_parts(tmp_path: Path) -> N
     assert found is not None
     assert found.ap_dsb2018[1, 0] == pytest.approx(average_precision(parts, truth))
     # A class that the truth gives by a single value has connected parts, too.
-    again = score(subject(tmp_path, (truth > 0).astype(np.uint8), mask), terms("0=background", "1=cell", tile=64)).objects
+    again = score(
+        subject(tmp_path, (truth > 0).astype(np.uint8), mask),
+        terms("0=background", "1=cell", tile=64),
+    ).objects
     assert again is not None
     np.testing.assert_array_equal(again.tallies, found.tallies)
 
@@ -86,7 +99,9 @@ def test_masks_of_objects_are_compared_by_their_ids(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="min_size"):
         score(replace(one, beyond=-2), terms(numbered=True))
     count = len(np.unique(ids)) - 1
-    scored = score(replace(one, scores=np.linspace(0, 1, 3 * count + 1)), terms(numbered=True)).objects
+    scored = score(
+        replace(one, scores=np.linspace(0, 1, 3 * count + 1)), terms(numbered=True)
+    ).objects
     assert scored is not None
     assert scored.ap_coco is not None
     assert 0 < scored.ap_coco[1, 0] <= 1
@@ -120,7 +135,9 @@ def test_objects_in_void_are_not_marked_as_errors(tmp_path: Path) -> None:
     truth, mask = np.zeros((40, 50), np.uint16), np.zeros((40, 50), np.uint8)
     truth[:, 30:], mask[5:9, 28:40], mask[20:30, 5:15] = 9, 1, 1
     given = terms("0=background", "1..8=cell")
-    given = replace(given, key=Key.of([*parse_values(["0=background", "1..8=cell"]), Rule(9, 9, "void")], NAMES))
+    given = replace(
+        given, key=Key.of([*parse_values(["0=background", "1..8=cell"]), Rule(9, 9, "void")], NAMES)
+    )
     seen = view(subject(tmp_path, truth, mask), given, 0)
     expected = np.zeros(truth.shape, bool)
     expected[20:30, 5:15] = True
@@ -165,15 +182,21 @@ def placed(folder: Path, place: tuple[float, ...] | None, crs: str | None) -> Su
     ("place", "crs"),
     [
         pytest.param((*PLACE[:5], PLACE[5] + 0.2), "EPSG:32633", id="less than a pixel north"),
-        pytest.param((*PLACE[:5], PLACE[5] + 4), "EPSG:32633", id="little for the coordinates, 8 pixels"),
+        pytest.param(
+            (*PLACE[:5], PLACE[5] + 4), "EPSG:32633", id="little for the coordinates, 8 pixels"
+        ),
         pytest.param((0.505, *PLACE[1:]), "EPSG:32633", id="pixels a little wider"),
         pytest.param((0, 0.5, PLACE[2], -0.5, 0, PLACE[5]), "EPSG:32633", id="turned"),
         pytest.param(PLACE, "EPSG:32634", id="the same numbers in another zone"),
         pytest.param((5e-6, 0, 15, 0, -5e-6, 47.85), "EPSG:4326", id="degrees"),
-        pytest.param(PLACE, "+proj=tmerc +lon_0=15 +k=0.9996 +x_0=500000 +R=1737400", id="on the moon"),
+        pytest.param(
+            PLACE, "+proj=tmerc +lon_0=15 +k=0.9996 +x_0=500000 +R=1737400", id="on the moon"
+        ),
     ],
 )
-def test_truth_of_another_place_is_refused(tmp_path: Path, place: tuple[float, ...], crs: str) -> None:
+def test_truth_of_another_place_is_refused(
+    tmp_path: Path, place: tuple[float, ...], crs: str
+) -> None:
     with pytest.raises(RecipeError, match=r"truth\.tif lies elsewhere.*Warp"):
         score(placed(tmp_path, place, crs), terms())
 
@@ -187,18 +210,26 @@ def test_truth_of_another_place_is_refused(tmp_path: Path, place: tuple[float, .
         pytest.param(None, None, id="no place"),
     ],
 )
-def test_truth_of_the_same_place_is_compared(tmp_path: Path, place: tuple[float, ...] | None, crs: str | None) -> None:
+def test_truth_of_the_same_place_is_compared(
+    tmp_path: Path, place: tuple[float, ...] | None, crs: str | None
+) -> None:
     truth, mask = scene()
     found = score(placed(tmp_path, place, crs), terms()).confusion
-    np.testing.assert_array_equal(found.counts, Confusion.of((truth > 0).astype(int), mask.astype(int), 2).counts)
+    np.testing.assert_array_equal(
+        found.counts, Confusion.of((truth > 0).astype(int), mask.astype(int), 2).counts
+    )
 
 
 def test_a_mask_of_another_kind_than_the_others_is_refused(tmp_path: Path) -> None:
     """Else the ids of objects would be read as classes, and most of them as no data."""
     truth, mask = scene()
-    with pytest.raises(RecipeError, match=r"mask\.tif holds ids of objects, other masks of the run hold classes"):
+    with pytest.raises(
+        RecipeError, match=r"mask\.tif holds ids of objects, other masks of the run hold classes"
+    ):
         score(subject(tmp_path, truth, mask.astype(np.uint32)), terms())
-    with pytest.raises(RecipeError, match=r"mask\.tif holds classes, other masks of the run hold ids"):
+    with pytest.raises(
+        RecipeError, match=r"mask\.tif holds classes, other masks of the run hold ids"
+    ):
         score(subject(tmp_path, truth, mask), terms(numbered=True))
 
 
@@ -208,4 +239,6 @@ def test_pictures_too(tmp_path: Path) -> None:
     Image.fromarray(mask).save(tmp_path / "m.png")
     one = subject(tmp_path, truth, mask)
     by_picture = replace(one, truth=str(tmp_path / "t.png"), mask=str(tmp_path / "m.png"))
-    np.testing.assert_array_equal(score(by_picture, terms()).confusion.counts, score(one, terms()).confusion.counts)
+    np.testing.assert_array_equal(
+        score(by_picture, terms()).confusion.counts, score(one, terms()).confusion.counts
+    )

@@ -1,4 +1,6 @@
-"""What values mean: singles before ranges, void before both; contradictions and strangers are refused."""
+"""What values mean: singles before ranges, void before both; contradictions and strangers are
+refused.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,15 @@ import numpy as np
 import pytest
 
 from segcore.errors import RecipeError
-from segcore.evaluation.values import UNKNOWN, VOID, Key, Rule, default_rules, parse_table, parse_values
+from segcore.evaluation.values import (
+    UNKNOWN,
+    VOID,
+    Key,
+    Rule,
+    default_rules,
+    parse_table,
+    parse_values,
+)
 
 NAMES = ("background", "nucleus", "debris")
 
@@ -16,7 +26,10 @@ def meaning(rules: list[Rule], values: list[int]) -> list[int]:
 
 
 def test_singles_come_before_ranges_and_void_before_both() -> None:
-    rules = [*parse_values(["0=background, 1..=nucleus", "7=debris"]), Rule.parse("7..9", "void", "--void")]
+    rules = [
+        *parse_values(["0=background, 1..=nucleus", "7=debris"]),
+        Rule.parse("7..9", "void", "--void"),
+    ]
     assert meaning(rules, [0, 1, 6, 7, 9, 10, 65535, 2**32 - 1]) == [0, 1, 1, VOID, VOID, 1, 1, 1]
     assert meaning(rules[:-1], [6, 7, 8]) == [1, 2, 1]
     key = Key.of(rules, NAMES)
@@ -38,17 +51,41 @@ def test_void_counts_nowhere_even_if_a_class_is_named_so() -> None:
 
 def test_values_below_zero_have_a_meaning_too() -> None:
     """16-bit masks often have -1 or -9999 where nobody knows."""
-    rules = [*parse_values(["0=background", "1..=nucleus", "-5=debris"]), Rule.parse("-9999..-7", "void", "--void")]
-    assert meaning(rules, [-(2**50), -9999, -7, -6, -5, -1, 0, 3]) == [UNKNOWN, VOID, VOID, UNKNOWN, 2, UNKNOWN, 0, 1]
+    rules = [
+        *parse_values(["0=background", "1..=nucleus", "-5=debris"]),
+        Rule.parse("-9999..-7", "void", "--void"),
+    ]
+    assert meaning(rules, [-(2**50), -9999, -7, -6, -5, -1, 0, 3]) == [
+        UNKNOWN,
+        VOID,
+        VOID,
+        UNKNOWN,
+        2,
+        UNKNOWN,
+        0,
+        1,
+    ]
     with pytest.raises(RecipeError, match="begin at 0"):
         parse_values(["-3..4=nucleus"])
 
 
 def test_colours() -> None:
-    table = {"nucleus": "#3C1098", "debris": [132, 41, 246], "background": ["#000000", [255, 255, 255]], "void": "#9b9b9b"}
+    table = {
+        "nucleus": "#3C1098",
+        "debris": [132, 41, 246],
+        "background": ["#000000", [255, 255, 255]],
+        "void": "#9b9b9b",
+    }
     key = Key.of(parse_table(table, "classes.yaml"), NAMES)
     assert key.by == "colour"
-    assert key.classify(np.array([0x3C1098, 0x8429F6, 0, 0xFFFFFF, 0x9B9B9B, 1])).tolist() == [1, 2, 0, 0, VOID, UNKNOWN]
+    assert key.classify(np.array([0x3C1098, 0x8429F6, 0, 0xFFFFFF, 0x9B9B9B, 1])).tolist() == [
+        1,
+        2,
+        0,
+        0,
+        VOID,
+        UNKNOWN,
+    ]
     assert not key.numbered
 
 
@@ -81,7 +118,16 @@ def test_contradictions_are_refused(rules: list[str], told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "table", [None, [], "nucleus", {"nucleus": None}, {"nucleus": [1, 2, 300]}, {"nucleus": True}, {False: 1}]
+    "table",
+    [
+        None,
+        [],
+        "nucleus",
+        {"nucleus": None},
+        {"nucleus": [1, 2, 300]},
+        {"nucleus": True},
+        {False: 1},
+    ],
 )
 def test_odd_tables_are_refused_or_read_as_lists(table: object) -> None:
     if table == {"nucleus": [1, 2, 300]}:

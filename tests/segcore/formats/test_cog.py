@@ -35,16 +35,24 @@ UTM = Space((10.0, 0.0, 500000.0, 0.0, -10.0, 4600000.0), CRS.from_epsg(32633).t
 
 
 def spec_of(shape: tuple[int, ...], space: Space | None = None) -> RasterSpec:
-    return RasterSpec("image.tif", "geotiff", shape, (1,), "uint8", (256, 256), "v1", 1, space=space or Space())
+    return RasterSpec(
+        "image.tif", "geotiff", shape, (1,), "uint8", (256, 256), "v1", 1, space=space or Space()
+    )
 
 
 def pieces_of(labels: np.ndarray, tile_size: int) -> list[Piece]:
     spec = spec_of(labels.shape)
     grid = Grid(labels.shape, (tile_size, tile_size))
-    return [piece for tile in grid for piece in CogMasks().encode(labels[tile.core.slices], tile, spec, tile_size)]
+    return [
+        piece
+        for tile in grid
+        for piece in CogMasks().encode(labels[tile.core.slices], tile, spec, tile_size)
+    ]
 
 
-def write(labels: np.ndarray, tile_size: int, space: Space | None = None, legend: Legend = LEGEND) -> bytes:
+def write(
+    labels: np.ndarray, tile_size: int, space: Space | None = None, legend: Legend = LEGEND
+) -> bytes:
     out = io.BytesIO()
     pieces = pieces_of(labels, tile_size)
     random.Random(tile_size).shuffle(pieces)
@@ -77,13 +85,22 @@ def halve_slowly(labels: np.ndarray) -> np.ndarray:
 def patchy(shape: tuple[int, int], dtype: str, classes: int, seed: int) -> np.ndarray:
     """Labels of small patches, noise and nodata."""
     draw = np.random.default_rng(seed)
-    values = draw.integers(0, classes, (-(-shape[0] // 3), -(-shape[1] // 3))).repeat(3, 0).repeat(3, 1)[: shape[0], : shape[1]]
+    values = (
+        draw.integers(0, classes, (-(-shape[0] // 3), -(-shape[1] // 3)))
+        .repeat(3, 0)
+        .repeat(3, 1)[: shape[0], : shape[1]]
+    )
     values = np.where(draw.random(shape) < 0.2, draw.integers(0, classes, shape), values)
     return np.where(draw.random(shape) < 0.15, np.iinfo(dtype).max, values).astype(dtype)
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 150), st.integers(1, 150), st.sampled_from(["uint8", "uint16", "uint32"]), st.integers(0, 10**6))
+@given(
+    st.integers(1, 150),
+    st.integers(1, 150),
+    st.sampled_from(["uint8", "uint16", "uint32"]),
+    st.integers(0, 10**6),
+)
 def test_halving_takes_the_most_frequent_label_and_the_first_of_equals(height, width, dtype, seed):
     from segcore.formats._label_kernels import halve
 
@@ -93,7 +110,9 @@ def test_halving_takes_the_most_frequent_label_and_the_first_of_equals(height, w
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(TILE_SIZES), st.integers(0, 10**6))
-def test_the_mask_is_the_labels_and_each_overview_halves_the_level_below(height, width, tile_size, seed):
+def test_the_mask_is_the_labels_and_each_overview_halves_the_level_below(
+    height, width, tile_size, seed
+):
     labels = patchy((height, width), "uint8", 5, seed)
     levels = read_levels(write(labels, tile_size))
     np.testing.assert_array_equal(levels[0], labels)
@@ -110,7 +129,11 @@ def test_overviews_do_not_depend_on_the_tile_size():
     for levels in masks.values():
         for level, finest in zip(levels, masks[16], strict=False):
             np.testing.assert_array_equal(level, finest)
-    assert {size: len(levels) for size, levels in masks.items() if size in (16, 768, 1024)} == {16: 8, 768: 4, 1024: 3}
+    assert {size: len(levels) for size, levels in masks.items() if size in (16, 768, 1024)} == {
+        16: 8,
+        768: 4,
+        1024: 3,
+    }
 
 
 @pytest.mark.parametrize("tile_size", [16, 256, 768, 1024])
@@ -125,28 +148,43 @@ def test_rio_cogeo_finds_nothing_to_complain_about(tmp_path, tile_size, space):
 
 def gdalinfo(path: Path) -> dict:
     """What GDAL's own program says; it must not see the GDAL data files of Python packages."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("GDAL_DATA", "PROJ_LIB", "PROJ_DATA")}
-    done = subprocess.run(["gdalinfo", "-json", "-checksum", str(path)], capture_output=True, check=True, env=environment)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("GDAL_DATA", "PROJ_LIB", "PROJ_DATA")
+    }
+    done = subprocess.run(
+        ["gdalinfo", "-json", "-checksum", str(path)],
+        capture_output=True,
+        check=True,
+        env=environment,
+    )
     assert b"ERROR" not in done.stderr + done.stdout, done.stderr
     assert b"Warning" not in done.stderr, done.stderr
     return json.loads(done.stdout)
 
 
-needs_gdalinfo = pytest.mark.skipif(shutil.which("gdalinfo") is None, reason="gdalinfo is not installed (Debian: gdal-bin)")
+needs_gdalinfo = pytest.mark.skipif(
+    shutil.which("gdalinfo") is None, reason="gdalinfo is not installed (Debian: gdal-bin)"
+)
 
 
 @needs_gdalinfo
 @pytest.mark.parametrize("legend", [LEGEND, MANY], ids=["uint8", "uint16"])
 def test_gdal_sees_a_cog_and_the_names_of_the_classes(tmp_path, legend):
     path = tmp_path / "mask.tif"
-    path.write_bytes(write(patchy((600, 700), legend.dtype, len(legend.names), seed=3), 128, UTM, legend))
+    path.write_bytes(
+        write(patchy((600, 700), legend.dtype, len(legend.names), seed=3), 128, UTM, legend)
+    )
     (tmp_path / "mask.tif.aux.xml").write_bytes(category_sidecar(legend))
     info = gdalinfo(path)
     assert info["metadata"]["IMAGE_STRUCTURE"]["LAYOUT"] == "COG"
     band = info["bands"][0]
     assert band["noDataValue"] == legend.nodata
     assert band["colorInterpretation"] == "Palette"
-    assert [tuple(entry[:3]) for entry in band["colorTable"]["entries"][: len(legend.colours)]] == list(legend.colours)
+    assert [
+        tuple(entry[:3]) for entry in band["colorTable"]["entries"][: len(legend.colours)]
+    ] == list(legend.colours)
     text = subprocess.run(["gdalinfo", str(path)], capture_output=True, check=True).stdout.decode()
     for i, name in enumerate(legend.names):
         assert f"  {i}: {name}\n" in text.split("Categories:")[1]
@@ -161,10 +199,15 @@ def test_every_block_has_the_leader_and_the_trailer_that_the_head_promises():
         for page in tiff.pages:
             for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
                 assert struct.unpack_from("<I", file, offset - 4) == (size,)
-                assert file[offset + size : offset + size + 4] == file[offset + size - 4 : offset + size]
+                assert (
+                    file[offset + size : offset + size + 4]
+                    == file[offset + size - 4 : offset + size]
+                )
                 starts.append(offset)
         assert [page.shape for page in tiff.pages] == [(500, 300), (250, 150), (125, 75), (63, 38)]
-        assert [page.dataoffsets[0] for page in tiff.pages] == sorted((page.dataoffsets[0] for page in tiff.pages), reverse=True)
+        assert [page.dataoffsets[0] for page in tiff.pages] == sorted(
+            (page.dataoffsets[0] for page in tiff.pages), reverse=True
+        )
         assert max(page.offset for page in tiff.pages) < min(starts)
         assert tiff.pages[0].dataoffsets[-1] + tiff.pages[0].databytecounts[-1] + 4 == len(file)
 
@@ -176,7 +219,8 @@ SPACES = {
     "rotated": Space((8.66, 5.0, 5e5, 5.0, -8.66, 4.6e6), CRS.from_epsg(32633).to_wkt()),
     "south up": Space((10.0, 0.0, 5e5, 0.0, 10.0, 4.6e6), CRS.from_epsg(32733).to_wkt()),
     "custom": Space(
-        (1000.0, 0.0, -5e6, 0.0, -1000.0, 5e6), CRS.from_proj4("+proj=laea +lat_0=10 +lon_0=20 +ellps=GRS80").to_wkt()
+        (1000.0, 0.0, -5e6, 0.0, -1000.0, 5e6),
+        CRS.from_proj4("+proj=laea +lat_0=10 +lon_0=20 +ellps=GRS80").to_wkt(),
     ),
     "no crs": Space((2.0, 0.0, 7.0, 0.0, -2.0, 9.0), None),
     "nothing": Space(),
@@ -185,8 +229,13 @@ SPACES = {
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
 def test_the_grid_of_the_source_is_kept(space):
-    with rasterio.MemoryFile(write(np.zeros((40, 50), np.uint8), 32, space)) as memory, memory.open() as source:
-        assert source.transform == (rasterio.Affine.identity() if space.affine is None else rasterio.Affine(*space.affine))
+    with (
+        rasterio.MemoryFile(write(np.zeros((40, 50), np.uint8), 32, space)) as memory,
+        memory.open() as source,
+    ):
+        assert source.transform == (
+            rasterio.Affine.identity() if space.affine is None else rasterio.Affine(*space.affine)
+        )
         assert source.crs == (None if space.crs is None else CRS.from_wkt(space.crs))
 
 
@@ -196,10 +245,16 @@ RPCS = {
         for i, axis in enumerate(("LINE", "SAMP", "LAT", "LONG", "HEIGHT"))
         for what in ("OFF", "SCALE")
     },
-    **{f"{axis}_{part}_COEFF": " ".join(str(i / 64) for i in range(20)) for axis in ("LINE", "SAMP") for part in ("NUM", "DEN")},
+    **{
+        f"{axis}_{part}_COEFF": " ".join(str(i / 64) for i in range(20))
+        for axis in ("LINE", "SAMP")
+        for part in ("NUM", "DEN")
+    },
 }
 POINTS = [
-    GroundControlPoint(row=r + 0.5, col=c, x=12 + c / 100 + r / 700, y=47 - r / 90, z=r) for r in (0, 20, 40) for c in (0, 25, 50)
+    GroundControlPoint(row=r + 0.5, col=c, x=12 + c / 100 + r / 700, y=47 - r / 90, z=r)
+    for r in (0, 20, 40)
+    for c in (0, 25, 50)
 ]
 
 
@@ -213,9 +268,13 @@ PLACES = [
 
 @pytest.mark.parametrize("placed", PLACES)
 @pytest.mark.parametrize("rpcs", [{}, RPCS])
-def test_control_points_and_polynomials_are_kept_as_gdal_translate_keeps_them(tmp_path, placed, rpcs):
+def test_control_points_and_polynomials_are_kept_as_gdal_translate_keeps_them(
+    tmp_path, placed, rpcs
+):
     source, translated = tmp_path / "a.tif", tmp_path / "b.tif"
-    with rasterio.open(source, "w", driver="GTiff", width=50, height=40, count=1, dtype="uint8", **placed) as file:
+    with rasterio.open(
+        source, "w", driver="GTiff", width=50, height=40, count=1, dtype="uint8", **placed
+    ) as file:
         file.update_tags(ns="RPC", **rpcs)
     rasterio.shutil.copy(source, translated, driver="COG")
     space = FORMATS["tiff"].describe(str(source), "").space
@@ -224,7 +283,9 @@ def test_control_points_and_polynomials_are_kept_as_gdal_translate_keeps_them(tm
         memory.open() as ours,
         rasterio.open(translated) as theirs,
     ):
-        assert [point.asdict() | {"id": 0} for point in ours.gcps[0]] == [point.asdict() | {"id": 0} for point in theirs.gcps[0]]
+        assert [point.asdict() | {"id": 0} for point in ours.gcps[0]] == [
+            point.asdict() | {"id": 0} for point in theirs.gcps[0]
+        ]
         assert len(ours.gcps[0]) == (len(POINTS) if "gcps" in placed else 0)
         assert ours.gcps[1] == theirs.gcps[1]
         assert ours.rpcs == theirs.rpcs
@@ -241,13 +302,18 @@ def test_palette_nodata_and_names_come_back():
         palette = source.colormap(1)
         assert [palette[i][:3] for i in range(5)] == list(LEGEND.colours)
         assert palette[255] == (0, 0, 0, 0)
-        assert json.loads(source.tags()["CLASSES"]) == {str(i): name for i, name in enumerate(LEGEND.names)}
+        assert json.loads(source.tags()["CLASSES"]) == {
+            str(i): name for i, name in enumerate(LEGEND.names)
+        }
         assert source.tags(1) == {f"CLASS_{i}": name for i, name in enumerate(LEGEND.names)}
 
 
 def test_a_control_character_in_a_name_does_not_break_the_file():
     legend = Legend.of(("a\x00b\x07", "c"))
-    with rasterio.MemoryFile(write(np.zeros((20, 20), np.uint8), 16, None, legend)) as memory, memory.open() as source:
+    with (
+        rasterio.MemoryFile(write(np.zeros((20, 20), np.uint8), 16, None, legend)) as memory,
+        memory.open() as source,
+    ):
         assert json.loads(source.tags()["CLASSES"]) == {"0": "a\x00b\x07", "1": "c"}
         assert source.tags(1)["CLASS_1"] == "c"
 
@@ -257,7 +323,11 @@ def test_masks_of_many_classes_are_uint16_without_a_palette():
     file = write(labels, 128, UTM, MANY)
     np.testing.assert_array_equal(read_levels(file)[0], labels)
     with rasterio.MemoryFile(file) as memory, memory.open() as source:
-        assert (source.dtypes, source.nodata, source.colorinterp[0].name) == (("uint16",), 65535, "gray")
+        assert (source.dtypes, source.nodata, source.colorinterp[0].name) == (
+            ("uint16",),
+            65535,
+            "gray",
+        )
 
 
 def test_object_masks_are_uint32_and_their_background_is_data():
@@ -267,7 +337,11 @@ def test_object_masks_are_uint32_and_their_background_is_data():
     np.testing.assert_array_equal(levels[0], labels)
     np.testing.assert_array_equal(levels[1], halve_slowly(labels))
     with rasterio.MemoryFile(write(labels, 64)) as memory, memory.open() as source:
-        assert (source.dtypes, source.nodata, source.tags().get("CLASSES")) == (("uint32",), None, None)
+        assert (source.dtypes, source.nodata, source.tags().get("CLASSES")) == (
+            ("uint32",),
+            None,
+            None,
+        )
 
 
 def test_large_files_become_bigtiff(monkeypatch, tmp_path):
@@ -284,7 +358,11 @@ def test_large_files_become_bigtiff(monkeypatch, tmp_path):
     (tmp_path / "large.tif").write_bytes(large)
     assert cog_validate(tmp_path / "large.tif", strict=True) == (True, [], [])
     with rasterio.open(tmp_path / "large.tif") as source:
-        assert (source.crs, source.nodata, source.colormap(1)[1][:3]) == (CRS.from_epsg(32633), 255, LEGEND.colours[1])
+        assert (source.crs, source.nodata, source.colormap(1)[1][:3]) == (
+            CRS.from_epsg(32633),
+            255,
+            LEGEND.colours[1],
+        )
     monkeypatch.setattr(cog, "LARGEST_CLASSIC_FILE", len(small))
     assert write(labels, 128, UTM) == small
 
@@ -319,8 +397,20 @@ def test_a_missing_block_of_any_level_is_an_error_and_never_a_hole(tile_size):
     for level in {piece.level for piece in pieces}:
         absent = next(piece for piece in reversed(pieces) if piece.level == level)
         out = io.BytesIO()
-        with pytest.raises(RunError, match=f"lacks 1 of .* level {level}, the first at row {absent.row}, column {absent.column}"):
-            CogMasks().assemble([piece for piece in pieces if piece is not absent], spec_of(labels.shape), LEGEND, out, tile_size)
+        with pytest.raises(
+            RunError,
+            match=(
+                f"lacks 1 of .* level {level}, the first at row {absent.row}, column "
+                f"{absent.column}"
+            ),
+        ):
+            CogMasks().assemble(
+                [piece for piece in pieces if piece is not absent],
+                spec_of(labels.shape),
+                LEGEND,
+                out,
+                tile_size,
+            )
         assert not out.getvalue()
 
 
@@ -338,7 +428,9 @@ def test_pieces_that_do_not_fit_are_refused():
         with pytest.raises(RunError, match="does not belong"):
             CogMasks().assemble([*pieces, stray], spec, LEGEND, io.BytesIO(), 64)
     with pytest.raises(RunError, match="twice"):
-        CogMasks().assemble([*pieces, Piece(0, 0, 0, pieces[1].payload)], spec, LEGEND, io.BytesIO(), 64)
+        CogMasks().assemble(
+            [*pieces, Piece(0, 0, 0, pieces[1].payload)], spec, LEGEND, io.BytesIO(), 64
+        )
     with pytest.raises(RunError, match="uint16"):
         CogMasks().assemble(pieces, spec, MANY, io.BytesIO(), 64)
 
@@ -350,7 +442,8 @@ def test_tile_sizes_that_tiff_does_not_allow_are_refused(tile_size):
 
 
 @pytest.mark.parametrize(
-    ("tile_size", "block"), [(16, 16), (128, 128), (256, 256), (512, 512), (768, 256), (1536, 512), (2048, 512)]
+    ("tile_size", "block"),
+    [(16, 16), (128, 128), (256, 256), (512, 512), (768, 256), (1536, 512), (2048, 512)],
 )
 def test_blocks_divide_tiles(tile_size, block):
     assert block_size(tile_size) == block
@@ -388,7 +481,10 @@ def test_masks_of_real_images_keep_their_grid():
         except rasterio.errors.RasterioIOError:
             continue
         space = Space(tuple(transform)[:6], crs.to_wkt() if crs else None)
-        with rasterio.MemoryFile(write(np.zeros((20, 30), np.uint8), 16, space)) as memory, memory.open() as mask:
+        with (
+            rasterio.MemoryFile(write(np.zeros((20, 30), np.uint8), 16, space)) as memory,
+            memory.open() as mask,
+        ):
             assert (mask.crs, mask.transform) == (crs, transform), path
         seen += 1
     assert seen > 20

@@ -1,4 +1,6 @@
-"""TIFF reading: which pixels are data, what the header tells, what is refused. Oracles: rasterio, tifffile, PIL, arithmetic."""
+"""TIFF reading: which pixels are data, what the header tells, what is refused. Oracles: rasterio,
+tifffile, PIL, arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,23 @@ def write(path: Path, bands: np.ndarray, **profile: Any) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with rasterio.open(
-            path, "w", driver="GTiff", width=width, height=height, count=count, dtype=bands.dtype, **profile
+            path,
+            "w",
+            driver="GTiff",
+            width=width,
+            height=height,
+            count=count,
+            dtype=bands.dtype,
+            **profile,
         ) as file:
             edit(file)
             file.write(bands)
     return path
 
 
-def read(path: Path | str, bands: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray, RasterSpec]:
+def read(
+    path: Path | str, bands: tuple[int, ...] | None = None
+) -> tuple[np.ndarray, np.ndarray, RasterSpec]:
     spec = TIFF.describe(str(path), "v").select(bands)
     with TIFF.open(spec) as reader:
         return *reader.read(Box.whole(spec.shape)), spec
@@ -77,7 +88,11 @@ def test_nodata_hides_a_colour_pixel_only_where_all_bands_have_it(tmp_path: Path
     chosen=st.lists(st.integers(1, 5), min_size=1, max_size=3),
 )
 def test_nodata_is_the_dataset_mask_of_a_colour_picture_and_any_band_that_is_read_of_others(
-    tmp_path_factory: pytest.TempPathFactory, count: int, colours: bool, nodata: int | None, chosen: list[int]
+    tmp_path_factory: pytest.TempPathFactory,
+    count: int,
+    colours: bool,
+    nodata: int | None,
+    chosen: list[int],
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "nodata.tif"
     colours = colours and count >= 3
@@ -85,12 +100,21 @@ def test_nodata_is_the_dataset_mask_of_a_colour_picture_and_any_band_that_is_rea
     write(path, bands, nodata=nodata, photometric="RGB" if colours else "MINISBLACK")
     if colours and count > 3:
         with rasterio.open(path, "r+") as file:
-            file.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, *[ColorInterp.undefined] * (count - 3)]
+            file.colorinterp = [
+                ColorInterp.red,
+                ColorInterp.green,
+                ColorInterp.blue,
+                *[ColorInterp.undefined] * (count - 3),
+            ]
     wanted = tuple(band for band in chosen if band <= count) or (1,)
     _, valid, spec = read(path, wanted)
     assert spec.file_bands == count
     with rasterio.open(path) as file:
-        expected = (file.read_masks() != 0).any(axis=0) if colours else (file.read_masks(wanted) != 0).all(axis=0)
+        expected = (
+            (file.read_masks() != 0).any(axis=0)
+            if colours
+            else (file.read_masks(wanted) != 0).all(axis=0)
+        )
         if colours and count != 4:
             # Of four bands that begin with red, rasterio takes the last for alpha, whatever it is.
             np.testing.assert_array_equal(expected, file.dataset_mask() != 0)
@@ -106,8 +130,12 @@ def test_nodata_hides_a_pixel_of_other_bands_where_any_that_is_read_has_it(tmp_p
     assert read(path, (2,))[1].all()
 
 
-@pytest.mark.parametrize(("dtype", "nodata"), [("float32", float("nan")), ("float64", -9999.0), ("float32", None)])
-def test_pixels_that_are_not_finite_are_no_data_and_come_out_as_zero(tmp_path: Path, dtype: str, nodata: float | None) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "nodata"), [("float32", float("nan")), ("float64", -9999.0), ("float32", None)]
+)
+def test_pixels_that_are_not_finite_are_no_data_and_come_out_as_zero(
+    tmp_path: Path, dtype: str, nodata: float | None
+) -> None:
     bands = rgb().astype(dtype)
     bands[0, 1, 1], bands[1, 2, 2], bands[2, 3, 3] = np.nan, np.inf, -np.inf
     pixels, valid, _ = read(write(tmp_path / "a.tif", bands, nodata=nodata))
@@ -120,15 +148,24 @@ def test_pixels_that_are_not_finite_are_no_data_and_come_out_as_zero(tmp_path: P
 def test_nodata_is_compared_in_the_type_of_the_pixels(tmp_path: Path) -> None:
     bands = np.ones((1, 8, 8), np.float32)
     bands[0, 2, 2] = np.float32(-3.4e38)
-    assert np.argwhere(~read(write(tmp_path / "a.tif", bands, nodata=-3.4e38))[1]).tolist() == [[2, 2]]
+    assert np.argwhere(~read(write(tmp_path / "a.tif", bands, nodata=-3.4e38))[1]).tolist() == [
+        [2, 2]
+    ]
 
 
-@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", -9999), ("uint8", 255.5), ("int16", 65535), ("uint8", float("nan"))])
-def test_nodata_that_the_type_cannot_hold_means_nothing(tmp_path: Path, dtype: str, nodata: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "nodata"),
+    [("uint8", -9999), ("uint8", 255.5), ("int16", 65535), ("uint8", float("nan"))],
+)
+def test_nodata_that_the_type_cannot_hold_means_nothing(
+    tmp_path: Path, dtype: str, nodata: float
+) -> None:
     path = tmp_path / "a.tif"
     write(path, np.full((1, 8, 8), 255, dtype))
     # rasterio refuses such values, other writers do not.
-    tifffile.imwrite(path, np.full((8, 8), 255, dtype), extratags=[(42113, "s", 0, str(nodata), True)])
+    tifffile.imwrite(
+        path, np.full((8, 8), 255, dtype), extratags=[(42113, "s", 0, str(nodata), True)]
+    )
     _, valid, spec = read(path)
     assert valid.all()
     assert spec.nodata is None
@@ -140,7 +177,13 @@ def test_alpha_is_validity_and_no_band(tmp_path: Path) -> None:
     five = np.concatenate([rgb(), alpha, rgb()[:1] // 2])
 
     def name_bands(file: Any) -> None:
-        file.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha, ColorInterp.undefined]
+        file.colorinterp = [
+            ColorInterp.red,
+            ColorInterp.green,
+            ColorInterp.blue,
+            ColorInterp.alpha,
+            ColorInterp.undefined,
+        ]
 
     path = write(tmp_path / "a.tif", five, edit=name_bands, photometric="RGB")
     pixels, valid, spec = read(path)
@@ -158,7 +201,13 @@ def test_masks_beside_and_inside_the_file(tmp_path: Path, internal: bool, remote
     mask = np.ones((96, 128), bool)
     mask[40:50] = False
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal):
-        write(tmp_path / "a.tif", rgb(), edit=lambda file: file.write_mask(mask), photometric="RGB", **GRID)
+        write(
+            tmp_path / "a.tif",
+            rgb(),
+            edit=lambda file: file.write_mask(mask),
+            photometric="RGB",
+            **GRID,
+        )
     assert (tmp_path / "a.tif.msk").exists() != internal
     location = f"memory://masks-{internal}" if remote else str(tmp_path)
     if remote:
@@ -177,7 +226,12 @@ def test_a_palette_is_read_as_colours(tmp_path: Path) -> None:
 
     path = write(tmp_path / "a.tif", index[None], edit=paint, photometric="palette", nodata=6)
     pixels, valid, spec = read(path)
-    assert (spec.bands, spec.dtype, spec.interpretation, spec.nodata) == ((1, 2, 3), "uint8", "rgb", 6)
+    assert (spec.bands, spec.dtype, spec.interpretation, spec.nodata) == (
+        (1, 2, 3),
+        "uint8",
+        "rgb",
+        6,
+    )
     for i, colour in colours.items():
         assert (pixels[index == i] == colour[:3]).all()
     # A TIFF keeps no alpha of its colours.
@@ -185,12 +239,18 @@ def test_a_palette_is_read_as_colours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("remote", [True, False])
-def test_colours_beside_the_file_may_be_transparent_or_missing(tmp_path: Path, remote: bool) -> None:
+def test_colours_beside_the_file_may_be_transparent_or_missing(
+    tmp_path: Path, remote: bool
+) -> None:
     index = PHOTO[..., 0] // 32
     path = write(tmp_path / "a.tif", index[None])
-    entries = "".join(f'<Entry c1="{9 * i}" c2="0" c3="1" c4="{0 if i == 4 else 255}"/>' for i in range(7))
+    entries = "".join(
+        f'<Entry c1="{9 * i}" c2="0" c3="1" c4="{0 if i == 4 else 255}"/>' for i in range(7)
+    )
     band = f"<ColorInterp>Palette</ColorInterp><ColorTable>{entries}</ColorTable>"
-    Path(f"{path}.aux.xml").write_text(f'<PAMDataset><PAMRasterBand band="1">{band}</PAMRasterBand></PAMDataset>')
+    Path(f"{path}.aux.xml").write_text(
+        f'<PAMDataset><PAMRasterBand band="1">{band}</PAMRasterBand></PAMDataset>'
+    )
     if remote:
         fsspec.filesystem("memory").put(str(tmp_path), "/colours", recursive=True)
     pixels, valid, spec = read("memory://colours/a.tif" if remote else path)
@@ -208,7 +268,9 @@ def test_space_is_what_the_file_says_and_nothing_else(tmp_path: Path) -> None:
     assert space.affine == pytest.approx(rotated[:6])
     assert rasterio.crs.CRS.from_wkt(space.crs) == rasterio.crs.CRS.from_epsg(32633)
     assert read(write(tmp_path / "b.tif", rgb()))[2].space == type(space)()
-    points = [GroundControlPoint(row=r, col=c, x=c, y=-r, z=5) for r, c in [(0, 0), (0, 90), (90.5, 0)]]
+    points = [
+        GroundControlPoint(row=r, col=c, x=c, y=-r, z=5) for r, c in [(0, 0), (0, 90), (90.5, 0)]
+    ]
     held = read(write(tmp_path / "c.tif", rgb(), gcps=points, crs="EPSG:4326"))[2].space
     assert (held.affine, held.crs, held.area_unit) == (None, None, "px")
     assert held.gcps == tuple((point.col, point.row, point.x, point.y, point.z) for point in points)
@@ -239,15 +301,24 @@ def test_the_orientation_tag_is_applied_to_plain_tiffs(tmp_path: Path, orientati
 def test_chunks_tell_the_truth(tmp_path: Path) -> None:
     big = np.random.default_rng(0).integers(0, 255, (1, 3000, 500), np.uint8)
     strip = {"compress": "deflate", "blockysize": 3000}
-    assert TIFF.describe(str(write(tmp_path / "tiles.tif", rgb(), tiled=True, blockxsize=64, blockysize=32)), "").chunks == (
+    assert TIFF.describe(
+        str(write(tmp_path / "tiles.tif", rgb(), tiled=True, blockxsize=64, blockysize=32)), ""
+    ).chunks == (
         32,
         64,
     )
-    assert TIFF.describe(str(write(tmp_path / "strips.tif", rgb(), blockysize=8)), "").chunks == (8, 128)
+    assert TIFF.describe(str(write(tmp_path / "strips.tif", rgb(), blockysize=8)), "").chunks == (
+        8,
+        128,
+    )
     assert TIFF.describe(str(write(tmp_path / "strip.tif", big, **strip)), "").chunks == (3000, 500)
-    assert TIFF.describe(str(write(tmp_path / "rows.tif", big, compress="deflate", blockysize=1)), "").chunks == (1, 500)
+    assert TIFF.describe(
+        str(write(tmp_path / "rows.tif", big, compress="deflate", blockysize=1)), ""
+    ).chunks == (1, 500)
     # Without compression GDAL reads any rows of a strip by themselves.
-    assert TIFF.describe(str(write(tmp_path / "bare.tif", big, blockysize=3000)), "").chunks[0] < 100
+    assert (
+        TIFF.describe(str(write(tmp_path / "bare.tif", big, blockysize=3000)), "").chunks[0] < 100
+    )
 
 
 # --- what is refused ---
@@ -259,20 +330,45 @@ def test_complex_pixels_are_refused(tmp_path: Path) -> None:
 
 
 def test_giant_blocks_and_too_many_bands_are_refused_by_the_header(tmp_path: Path) -> None:
-    block = {"tiled": True, "blockxsize": 2**15, "blockysize": 2**15, "compress": "deflate", "sparse_ok": True}
-    for name, size, count, message in [("block", 2**15, 1, "decoded at once"), ("bands", 8, 5000, "limit is 4096")]:
+    block = {
+        "tiled": True,
+        "blockxsize": 2**15,
+        "blockysize": 2**15,
+        "compress": "deflate",
+        "sparse_ok": True,
+    }
+    for name, size, count, message in [
+        ("block", 2**15, 1, "decoded at once"),
+        ("bands", 8, 5000, "limit is 4096"),
+    ]:
         path = tmp_path / f"{name}.tif"
         profile = block if count == 1 else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            rasterio.open(path, "w", driver="GTiff", width=size, height=size, count=count, dtype="uint8", **profile).close()
+            rasterio.open(
+                path,
+                "w",
+                driver="GTiff",
+                width=size,
+                height=size,
+                count=count,
+                dtype="uint8",
+                **profile,
+            ).close()
         with pytest.raises(FormatError, match=message):
             TIFF.describe(str(path), "")
 
 
 def test_a_damaged_block_names_file_box_and_reason_and_spares_the_others(tmp_path: Path) -> None:
     path = write(
-        tmp_path / "a.tif", rgb(), tiled=True, blockxsize=32, blockysize=32, compress="deflate", interleave="pixel", **GRID
+        tmp_path / "a.tif",
+        rgb(),
+        tiled=True,
+        blockxsize=32,
+        blockysize=32,
+        compress="deflate",
+        interleave="pixel",
+        **GRID,
     )
     with tifffile.TiffFile(path) as file:
         offset, size = file.pages[0].dataoffsets[-1], file.pages[0].databytecounts[-1]
@@ -282,7 +378,9 @@ def test_a_damaged_block_names_file_box_and_reason_and_spares_the_others(tmp_pat
     spec = TIFF.describe(str(path), "")
     with TIFF.open(spec) as reader:
         np.testing.assert_array_equal(reader.read(Box((0, 0), (64, 128)))[0], PHOTO[:64])
-        with pytest.raises(ReadError, match=r"a\.tif: rows 64 to 96, columns 96 to 128 .*Decod") as caught:
+        with pytest.raises(
+            ReadError, match=r"a\.tif: rows 64 to 96, columns 96 to 128 .*Decod"
+        ) as caught:
             reader.read(Box((64, 96), (96, 128)))
     assert caught.value.permanent
 
@@ -296,7 +394,15 @@ def test_a_file_that_changed_after_planning_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a#b?c.tif", "50%20.tif", "ä😀 '\".tif", "line\nbreak.tif", "not-\udcffutf8.tif", "GTIFF_DIR:1:x.tif"]
+    "name",
+    [
+        "a#b?c.tif",
+        "50%20.tif",
+        "ä😀 '\".tif",
+        "line\nbreak.tif",
+        "not-\udcffutf8.tif",
+        "GTIFF_DIR:1:x.tif",
+    ],
 )
 def test_hostile_names(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "plain.tif", rgb()).rename(tmp_path / name)
@@ -336,7 +442,11 @@ def test_values_are_what_tifffile_reads() -> None:
         *folder.glob("libtiff/depth/flower-minisblack-*"),
         *folder.glob("libtiff/int*.tif"),
     ]
-    paths += [*folder.glob("libtiff/*fp16*"), *folder.glob("libtiff/depth/flower-rgb-*"), *folder.glob("libtiff/gradient*")]
+    paths += [
+        *folder.glob("libtiff/*fp16*"),
+        *folder.glob("libtiff/depth/flower-rgb-*"),
+        *folder.glob("libtiff/gradient*"),
+    ]
     compared = 0
     for path in paths:
         expected = tifffile.imread(path)
@@ -345,7 +455,11 @@ def test_values_are_what_tifffile_reads() -> None:
             expected = np.moveaxis(expected, 0, -1)
         pixels, valid, _ = read(path)
         expected = expected.reshape(pixels.shape)
-        np.testing.assert_allclose(pixels, np.nan_to_num(expected.astype(np.float64), posinf=0, neginf=0), err_msg=path.name)
+        np.testing.assert_allclose(
+            pixels,
+            np.nan_to_num(expected.astype(np.float64), posinf=0, neginf=0),
+            err_msg=path.name,
+        )
         np.testing.assert_array_equal(valid, np.isfinite(expected.astype(np.float64)).all(axis=-1))
         compared += 1
     assert compared > 40

@@ -44,7 +44,9 @@ class CountingStore(MemoryFileSystem):
     def _strip_protocol(cls, path: str) -> str:
         return str(super()._strip_protocol(path.replace("counting://", "memory://")))
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
+    ) -> bytes:
         content = super().cat_file(path, start=start, end=end, **kwargs)
         if type(self).broken and (start or 0) > 100_000:
             raise RuntimeError("the line is down")
@@ -126,10 +128,19 @@ def test_warnings_and_log_lines_of_gdal_do_not_reach_the_user(
 ) -> None:
     path = tmp_path / "a.tif"
     # A broken ASCII tag makes libtiff warn, and a missing georeference rasterio.
-    tifffile.imwrite(path, np.zeros((8, 8, 3), np.uint8), photometric="rgb", extratags=[(34735, "H", 3, (1, 2, 3), True)])
+    tifffile.imwrite(
+        path,
+        np.zeros((8, 8, 3), np.uint8),
+        photometric="rgb",
+        extratags=[(34735, "H", 3, (1, 2, 3), True)],
+    )
     with caplog.at_level(logging.DEBUG), warnings.catch_warnings():
         warnings.simplefilter("error")
         with TIFF.open(TIFF.describe(str(path), "")) as reader:
             reader.read(Box((0, 0), (8, 8)))
-    assert not [record for record in caplog.records if record.name.startswith("rasterio") and record.levelno >= logging.INFO]
+    assert not [
+        record
+        for record in caplog.records
+        if record.name.startswith("rasterio") and record.levelno >= logging.INFO
+    ]
     assert capfd.readouterr() == ("", "")

@@ -1,4 +1,6 @@
-"""Odd and broken files: the format is what name and content agree on, and bad content ends as an `ImageError`, nothing else."""
+"""Odd and broken files: the format is what name and content agree on, and bad content ends as an
+`ImageError`, nothing else.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ from segcore.geometry import Box
 from segcore.raster import FORMATS
 
 DATA = os.environ.get("MASKLOOM_TEST_DATA")
-TIFF_HEAD, PNG_HEAD, JPEG_HEAD = b"II*\0" + bytes(60), b"\x89PNG\r\n\x1a\n" + bytes(56), b"\xff\xd8\xff\xe0" + bytes(60)
+TIFF_HEAD, PNG_HEAD, JPEG_HEAD = (
+    b"II*\0" + bytes(60),
+    b"\x89PNG\r\n\x1a\n" + bytes(56),
+    b"\xff\xd8\xff\xe0" + bytes(60),
+)
 
 
 def test_suffix_and_content_agree_on_the_format() -> None:
@@ -34,9 +40,13 @@ def test_suffix_and_content_agree_on_the_format() -> None:
     assert format_of("/data/a.b.jpe", JPEG_HEAD) == "picture"
     assert format_of("/data/a.webp", b"RIFF\x10\0\0\0WEBPVP8 ") == "picture"
     assert format_of("/data/scan.dat", PNG_HEAD, "picture") == "picture"
-    assert format_of("/data/slide.svs", TIFF_HEAD) == "tiff", "what no format claims by its suffix is known by its content"
+    assert format_of("/data/slide.svs", TIFF_HEAD) == "tiff", (
+        "what no format claims by its suffix is known by its content"
+    )
     assert format_of("/data/photo", JPEG_HEAD) == "picture"
-    assert format_of("/data/a.jpg", PNG_HEAD, "picture") == "picture", "who names the format need not rename the file"
+    assert format_of("/data/a.jpg", PNG_HEAD, "picture") == "picture", (
+        "who names the format need not rename the file"
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,7 +58,12 @@ def test_suffix_and_content_agree_on_the_format() -> None:
             None,
             r"a\.jpg is JPEG by its suffix \.jpg, but its content is PNG\. Rename it to end in \.png, or set",
         ),
-        ("a.tif", JPEG_HEAD, None, r"but its content is JPEG\. Rename it to end in \.jpg, or set `format: picture`"),
+        (
+            "a.tif",
+            JPEG_HEAD,
+            None,
+            r"but its content is JPEG\. Rename it to end in \.jpg, or set `format: picture`",
+        ),
         (
             "a.tif",
             b"latitude,longitude\n",
@@ -64,21 +79,35 @@ def test_suffix_and_content_agree_on_the_format() -> None:
             None,
             r"no format claims the suffix \.xyz, and its content is GIF\. maskloom does not read this format",
         ),
-        ("v.nii.gz", b"\x1f\x8b" + bytes(20), None, r"no format claims the suffix \.nii\.gz, and its content is gzip"),
+        (
+            "v.nii.gz",
+            b"\x1f\x8b" + bytes(20),
+            None,
+            r"no format claims the suffix \.nii\.gz, and its content is gzip",
+        ),
         ("a.2024.gz", b"\x1f\x8b" + bytes(20), None, r"no format claims the suffix \.gz, and"),
         ("folder.d/name", b"x", None, "its name has no suffix, and its content is text"),
         ("a.dat", b"", None, r"no format claims the suffix \.dat, and it is empty \(0 bytes\)"),
-        ("a.tif", TIFF_HEAD, "picture", "should be PNG or JPEG or BMP or WebP for the format 'picture', but its content is TIFF"),
+        (
+            "a.tif",
+            TIFF_HEAD,
+            "picture",
+            "should be PNG or JPEG or BMP or WebP for the format 'picture', but its content is TIFF",
+        ),
         ("a.tif", TIFF_HEAD, "tif", "no format 'tif'. Known: "),
     ],
 )
-def test_what_does_not_fit_is_refused_with_a_remedy(location: str, head: bytes, explicit: str | None, message: str) -> None:
+def test_what_does_not_fit_is_refused_with_a_remedy(
+    location: str, head: bytes, explicit: str | None, message: str
+) -> None:
     with pytest.raises(FormatError, match=message):
         format_of(location, head, explicit)
 
 
 def foreign_files() -> dict[str, tuple[bytes, str]]:
-    """Names of formats that maskloom does not read, with a file of each made by another library or after its specification, and its suffix."""
+    """Names of formats that maskloom does not read, with a file of each made by another library or
+    after its specification, and its suffix.
+    """
     import gzip
     import zipfile
 
@@ -120,7 +149,9 @@ def foreign_files() -> dict[str, tuple[bytes, str]]:
         "NRRD": b"NRRD0004\ntype: short\n",
         "a web page (HTML)": b"\n<!DOCTYPE HTML><title>Sign in",
     }
-    made["a pointer of Git LFS"] = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    made["a pointer of Git LFS"] = (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    )
     return {name: (content, ".xyz") for name, content in made.items()}
 
 
@@ -136,7 +167,15 @@ def test_other_formats_are_named_and_nobody_is_told_to_rename_them(name: str) ->
 
 
 @pytest.mark.parametrize(
-    "head", [b"P4\t8 8\n", b"P5\n# by a camera\n8 8\n", b"P1\n8 8\n", b"P7\nWIDTH 8\n", b"Pf\n8 8\n-1.0\n", b"PF\n8 8\n"]
+    "head",
+    [
+        b"P4\t8 8\n",
+        b"P5\n# by a camera\n8 8\n",
+        b"P1\n8 8\n",
+        b"P7\nWIDTH 8\n",
+        b"Pf\n8 8\n-1.0\n",
+        b"PF\n8 8\n",
+    ],
 )
 def test_netpbm_is_known_by_its_first_letters(head: bytes) -> None:
     assert kind_of(head) == "Netpbm"
@@ -144,7 +183,8 @@ def test_netpbm_is_known_by_its_first_letters(head: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "name"), [(34712, "JPEG 2000"), (33005, "JPEG 2000 (of Aperio slides)"), (60001, "compression 60001")]
+    ("code", "name"),
+    [(34712, "JPEG 2000"), (33005, "JPEG 2000 (of Aperio slides)"), (60001, "compression 60001")],
 )
 def test_a_compression_without_a_decoder_is_named(tmp_path: Path, code: int, name: str) -> None:
     path = tmp_path / "a.tif"
@@ -153,12 +193,18 @@ def test_a_compression_without_a_decoder_is_named(tmp_path: Path, code: int, nam
         file.pages.first.tags["Compression"].overwrite(code)
     with pytest.raises(FormatError) as refusal:
         FORMATS["tiff"].describe(str(path), "")
-    assert f"compressed with {name}, for which there is no decoder here. Convert it" in str(refusal.value)
+    assert f"compressed with {name}, for which there is no decoder here. Convert it" in str(
+        refusal.value
+    )
 
 
 def test_a_jpeg_that_lacks_only_its_end_marker_is_refused_for_that(tmp_path: Path) -> None:
     content, path = SAMPLES["a.jpg"], tmp_path / "a.jpg"
-    for cut, words in ((1, "ends before its end marker"), (2, "ends before its end marker"), (40, "pixels would be guessed")):
+    for cut, words in (
+        (1, "ends before its end marker"),
+        (2, "ends before its end marker"),
+        (40, "pixels would be guessed"),
+    ):
         path.write_bytes(content[:-cut])
         with pytest.raises(ReadError, match=words):
             read_all(path)
@@ -215,7 +261,9 @@ def read_all(path: Path) -> np.ndarray:
 
 
 @given(name=st.sampled_from(sorted(SAMPLES)), part=st.floats(0, 1, exclude_max=True))
-def test_truncated_files_never_pass_as_whole(tmp_path_factory: pytest.TempPathFactory, name: str, part: float) -> None:
+def test_truncated_files_never_pass_as_whole(
+    tmp_path_factory: pytest.TempPathFactory, name: str, part: float
+) -> None:
     path = tmp_path_factory.getbasetemp() / name
     content = SAMPLES[name]
     path.write_bytes(content[: int(len(content) * part)])
@@ -279,22 +327,40 @@ CHILD = textwrap.dedent(
 @pytest.mark.skipif(DATA is None, reason="needs MASKLOOM_TEST_DATA")
 @pytest.mark.timeout(120)
 def test_real_odd_and_broken_files_in_a_process_with_little_memory() -> None:
-    folders = [Path(str(DATA)) / name for name in ("broken", "odd_valid", "wsi/broken_or_tiny", "geotiff/images/rasterio")]
+    folders = [
+        Path(str(DATA)) / name
+        for name in ("broken", "odd_valid", "wsi/broken_or_tiny", "geotiff/images/rasterio")
+    ]
     known = {suffix for image_format in FORMATS.values() for suffix in image_format.suffixes}
     paths = [str(p) for folder in folders for p in sorted(folder.rglob("*")) if p.suffix in known]
-    child = subprocess.run([sys.executable, "-c", CHILD], input="\n".join(paths), capture_output=True, text=True, check=False)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        input="\n".join(paths),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     results = dict(line.split("\t") for line in child.stdout.splitlines())
     assert child.returncode == 0, f"{child.stdout.splitlines()[-1]}: {child.stderr}"
     assert child.stderr == "", "nothing reaches the terminal"
     assert list(results) == paths
     outcomes = {path: json.loads(result) for path, result in results.items()}
     for path, (outcome, message) in outcomes.items():
-        assert outcome == "ok" or (outcome in ("FormatError", "ReadError") and Path(path).name in message)
+        assert outcome == "ok" or (
+            outcome in ("FormatError", "ReadError") and Path(path).name in message
+        )
         if "odd_valid" in path:
-            # Pages of which nothing is said and animations are refused; see test_tiff_pages.py and test_picture_reader.py.
-            several = ("multipage" in path and " pages, and does not say" in message) or " frames (an animation)" in message
+            # Pages of which nothing is said and animations are refused; see test_tiff_pages.py and
+            # test_picture_reader.py.
+            several = (
+                "multipage" in path and " pages, and does not say" in message
+            ) or " frames (an animation)" in message
             assert outcome == "ok" or several, f"{path}: {message}"
     refused = [path for path, (outcome, _) in outcomes.items() if outcome != "ok"]
-    assert {"truncated_jpeg.jpg", "corrupt.tif", "libtiff_segfault.tif", "reallybig.bmp", "broken.png"} <= {
-        Path(p).name for p in refused
-    }
+    assert {
+        "truncated_jpeg.jpg",
+        "corrupt.tif",
+        "libtiff_segfault.tif",
+        "reallybig.bmp",
+        "broken.png",
+    } <= {Path(p).name for p in refused}

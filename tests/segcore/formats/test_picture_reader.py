@@ -1,4 +1,6 @@
-"""Picture reading: colours, depth, orientation and transparency as people see them. Oracles: PIL, imagecodecs, arithmetic."""
+"""Picture reading: colours, depth, orientation and transparency as people see them. Oracles: PIL,
+imagecodecs, arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,23 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, RasterSpec]:
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
 
 
-def png(rows: np.ndarray, depth: int, colour: int, *, transparent: bytes = b"", palette: bytes = b"") -> bytes:
+def png(
+    rows: np.ndarray, depth: int, colour: int, *, transparent: bytes = b"", palette: bytes = b""
+) -> bytes:
     """A PNG from whole rows of packed big-endian bytes, without any library."""
     width = rows.shape[1] * 8 // (depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour])
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0))
-    extra = (chunk(b"PLTE", palette) if palette else b"") + (chunk(b"tRNS", transparent) if transparent else b"")
+    extra = (chunk(b"PLTE", palette) if palette else b"") + (
+        chunk(b"tRNS", transparent) if transparent else b""
+    )
     pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
     return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
@@ -68,7 +79,9 @@ def test_grey_of_any_depth_with_its_transparent_value(tmp_path: Path, depth: int
     packed = (
         values.astype(">u2").view(np.uint8)
         if depth == 16
-        else np.packbits((values[..., None] >> np.arange(depth - 1, -1, -1)) & 1, axis=-1, bitorder="big").reshape(8, 8, -1)
+        else np.packbits(
+            (values[..., None] >> np.arange(depth - 1, -1, -1)) & 1, axis=-1, bitorder="big"
+        ).reshape(8, 8, -1)
     )
     if depth < 8:
         bits = (values[..., None] >> np.arange(depth - 1, -1, -1)) & 1
@@ -77,8 +90,14 @@ def test_grey_of_any_depth_with_its_transparent_value(tmp_path: Path, depth: int
     path = tmp_path / "a.png"
     path.write_bytes(png(packed.reshape(8, -1), depth, 0, transparent=struct.pack(">H", key)))
     pixels, valid, spec = read(path)
-    assert (spec.bands, spec.dtype, spec.interpretation) == ((1,), "uint16" if depth == 16 else "uint8", "bands")
-    np.testing.assert_array_equal(pixels[..., 0], values if depth >= 8 else values * (255 // levels))
+    assert (spec.bands, spec.dtype, spec.interpretation) == (
+        (1,),
+        "uint16" if depth == 16 else "uint8",
+        "bands",
+    )
+    np.testing.assert_array_equal(
+        pixels[..., 0], values if depth >= 8 else values * (255 // levels)
+    )
     np.testing.assert_array_equal(valid, values != key)
 
 
@@ -88,7 +107,9 @@ def test_sixteen_bit_colour_keeps_all_bits(tmp_path: Path, colour: int, channels
     values[4, 4, -1] = 0
     path = tmp_path / "a.png"
     key = values[2, 2].astype(">u2").tobytes() if colour == 2 else b""
-    path.write_bytes(png(values.astype(">u2").view(np.uint8).reshape(9, -1), 16, colour, transparent=key))
+    path.write_bytes(
+        png(values.astype(">u2").view(np.uint8).reshape(9, -1), 16, colour, transparent=key)
+    )
     pixels, valid, spec = read(path)
     assert spec.dtype == "uint16"
     np.testing.assert_array_equal(pixels, values[..., : spec.channels])
@@ -105,7 +126,9 @@ def test_a_transparent_colour_needs_all_channels(tmp_path: Path) -> None:
 def test_a_palette_is_read_as_colours_and_its_transparency_as_no_data(tmp_path: Path) -> None:
     colours = np.array([[255, 0, 0], [0, 255, 0], [9, 8, 7]], np.uint8)
     index = np.array([[0, 1, 2, 1]], np.uint8)
-    (tmp_path / "a.png").write_bytes(png(index, 8, 3, palette=colours.tobytes(), transparent=bytes([255, 0, 128])))
+    (tmp_path / "a.png").write_bytes(
+        png(index, 8, 3, palette=colours.tobytes(), transparent=bytes([255, 0, 128]))
+    )
     pixels, valid, spec = read(tmp_path / "a.png")
     np.testing.assert_array_equal(pixels, colours[index])
     assert valid.tolist() == [[True, False, True, False]]
@@ -137,18 +160,26 @@ def test_jpeg_colour_models(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("name", ["a.webp", "a.png"])
 def test_animations_are_refused_and_one_frame_is_a_picture(tmp_path: Path, name: str) -> None:
     frames = [Image.fromarray(PHOTO), Image.fromarray(255 - PHOTO)]
-    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True, duration=100)
-    with pytest.raises(FormatError, match=r"holds 2 frames \(an animation\).*Write each into a file of its own"):
+    frames[0].save(
+        tmp_path / name, save_all=True, append_images=frames[1:], lossless=True, duration=100
+    )
+    with pytest.raises(
+        FormatError, match=r"holds 2 frames \(an animation\).*Write each into a file of its own"
+    ):
         PICTURE.describe(str(tmp_path / name), "")
     frames[0].save(tmp_path / name, save_all=True, lossless=True)
     np.testing.assert_array_equal(read(tmp_path / name)[0], PHOTO)
 
 
 def write_mpo(path: Path, kind: int, head: bytes = b"") -> None:
-    """A JPEG with a second picture of this kind, which Pillow leaves undefined; `head` stands in a segment of the second."""
+    """A JPEG with a second picture of this kind, which Pillow leaves undefined; `head` stands in a
+    segment of the second.
+    """
     second = io.BytesIO()
     Image.fromarray(255 - PHOTO).save(second, "JPEG", comment=head)
-    Image.fromarray(PHOTO).save(path, "MPO", save_all=True, append_images=[Image.open(second)], quality=95)
+    Image.fromarray(PHOTO).save(
+        path, "MPO", save_all=True, append_images=[Image.open(second)], quality=95
+    )
     content = path.read_bytes()
     # Pillow's entries of 16 bytes begin at byte 50 of the index, with the kind.
     at = content.index(b"MPF\0") + 4 + 50 + 16
@@ -201,7 +232,9 @@ def test_headers_are_read_without_decoding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("remote", [True, False])
 @pytest.mark.parametrize("name", ["a.png", "deep.png", "a.jpg", "a.bmp", "a.webp"])
-def test_truncated_files_are_refused_wherever_they_end(tmp_path: Path, name: str, remote: bool) -> None:
+def test_truncated_files_are_refused_wherever_they_end(
+    tmp_path: Path, name: str, remote: bool
+) -> None:
     image = data.astronaut()[:100, :100]
     if name == "deep.png":
         content = cv2.imencode(".png", image.astype(np.uint16) * 257)[1].tobytes()
@@ -240,12 +273,16 @@ def test_bombs_are_refused_by_the_header_and_only_by_our_own_limit(tmp_path: Pat
         warnings.simplefilter("error")
         assert PICTURE.describe(str(path), "").pixels == 2**28
     path.write_bytes(header_only(2**14, 2**14 + 1))
-    with pytest.raises(FormatError, match=r"the limit is 268435456 pixels\. Convert it to a tiled TIFF"):
+    with pytest.raises(
+        FormatError, match=r"the limit is 268435456 pixels\. Convert it to a tiled TIFF"
+    ):
         PICTURE.describe(str(path), "")
 
 
 def test_webp_has_the_same_limit(tmp_path: Path) -> None:
-    """By the header of a lossless picture: 14 bits each for width and height, less one. Whether its pixels are there is not looked at."""
+    """By the header of a lossless picture: 14 bits each for width and height, less one. Whether its
+    pixels are there is not looked at.
+    """
     before, path = Image.MAX_IMAGE_PIXELS, tmp_path / "a.webp"
 
     def write(chunk: bytes) -> None:
@@ -256,17 +293,31 @@ def test_webp_has_the_same_limit(tmp_path: Path) -> None:
     write(content[:9] + struct.pack("<I", 16381 | 11999 << 14) + content[13:])
     assert PICTURE.describe(str(path), "").shape == (12000, 16382)
     # A canvas of 20,000 x 20,000, which only the extended header can say.
-    write(b"VP8X" + struct.pack("<II", 10, 2) + struct.pack("<I", 19999)[:3] + struct.pack("<I", 19999)[:3] + content)
+    write(
+        b"VP8X"
+        + struct.pack("<II", 10, 2)
+        + struct.pack("<I", 19999)[:3]
+        + struct.pack("<I", 19999)[:3]
+        + content
+    )
     with pytest.raises(FormatError, match=r"a\.webp .*limit of 268435456 pixels"):
         PICTURE.describe(str(path), "")
     assert before == Image.MAX_IMAGE_PIXELS, "PIL's own limit is left as it was"
 
 
-def test_nothing_is_printed_about_odd_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_about_odd_pictures(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "a.png"
     deep = png(np.zeros((4, 24), np.uint8), 16, 2)
     # libpng talks about wrong profiles and gammas.
-    path.write_bytes(deep[:33] + chunk(b"gAMA", bytes(4)) + chunk(b"sRGB", b"\x09") + chunk(b"cHRM", bytes(32)) + deep[33:])
+    path.write_bytes(
+        deep[:33]
+        + chunk(b"gAMA", bytes(4))
+        + chunk(b"sRGB", b"\x09")
+        + chunk(b"cHRM", bytes(32))
+        + deep[33:]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read(path)
@@ -287,7 +338,8 @@ def test_pngsuite_is_what_pil_and_imagecodecs_see() -> None:
             with Image.open(path) as image:
                 seen = np.asarray(image.convert("RGBA"))
                 expected = seen if spec.channels == 3 else np.asarray(image.convert("L"))[..., None]
-                # PIL compares the transparent colour of 2 and 4 bits with spread values; checked above without PIL.
+                # PIL compares the transparent colour of 2 and 4 bits with spread values; checked
+                # above without PIL.
                 trusted = content[24] == 8 or spec.channels == 3
                 alpha = seen[..., 3:] if trusted else np.empty((*spec.shape, 0))
         np.testing.assert_array_equal(pixels, expected[..., : spec.channels], err_msg=path.name)
@@ -300,7 +352,11 @@ def test_pngsuite_is_what_pil_and_imagecodecs_see() -> None:
 @with_data
 def test_real_pictures_are_upright_as_pil_has_them() -> None:
     folder = Path(str(DATA)) / "odd_valid" / "pillow"
-    for path in [*folder.glob("hopper_orientation_*"), *folder.glob("xmp_tags_orientation*.png"), folder / "pil_sample_cmyk.jpg"]:
+    for path in [
+        *folder.glob("hopper_orientation_*"),
+        *folder.glob("xmp_tags_orientation*.png"),
+        folder / "pil_sample_cmyk.jpg",
+    ]:
         with Image.open(path) as image:
             expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         np.testing.assert_array_equal(read(path)[0], expected, err_msg=path.name)

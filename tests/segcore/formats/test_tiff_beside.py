@@ -1,4 +1,6 @@
-"""Files beside a TIFF: read as what they must be, or refused; none leads to another file or host. Oracle: rasterio."""
+"""Files beside a TIFF: read as what they must be, or refused; none leads to another file or host.
+Oracle: rasterio.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,13 @@ def stored(folder: Path, remote: bool) -> str:
 
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize(
-    "target", ["/vsicurl/{host}/secret/x.tif", "{folder}/other.tif", "/vsimem/x.tif", "GTIFF_DIR:1:{folder}/other.tif"]
+    "target",
+    [
+        "/vsicurl/{host}/secret/x.tif",
+        "{folder}/other.tif",
+        "/vsimem/x.tif",
+        "GTIFF_DIR:1:{folder}/other.tif",
+    ],
 )
 def test_a_mask_that_leads_elsewhere_is_refused_unread(
     tmp_path: Path, host: tuple[str, list[str]], target: str, remote: bool
@@ -91,7 +99,8 @@ def test_a_mask_that_leads_elsewhere_is_refused_unread(
     write(tmp_path / "x.tif")
     (tmp_path / "x.tif.msk").write_text(vrt(target.format(host=host[0], folder=tmp_path)))
     with pytest.raises(
-        FormatError, match=r"x\.tif\.msk, the mask beside .*x\.tif, should be TIFF, but its content is a GDAL VRT\. Remove it"
+        FormatError,
+        match=r"x\.tif\.msk, the mask beside .*x\.tif, should be TIFF, but its content is a GDAL VRT\. Remove it",
     ):
         everything(f"{stored(tmp_path, remote)}/x.tif")
     assert host[1] == []
@@ -99,9 +108,20 @@ def test_a_mask_that_leads_elsewhere_is_refused_unread(
 
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize(
-    "name", ["x.tif.ovr", "x.ovr", "x.tif.msk.ovr", "x.tif.msk.msk", "x.tif.aux.xml", "x.tif.msk.aux.xml", "inside"]
+    "name",
+    [
+        "x.tif.ovr",
+        "x.ovr",
+        "x.tif.msk.ovr",
+        "x.tif.msk.msk",
+        "x.tif.aux.xml",
+        "x.tif.msk.aux.xml",
+        "inside",
+    ],
 )
-def test_overviews_and_metadata_lead_nowhere(tmp_path: Path, host: tuple[str, list[str]], name: str, remote: bool) -> None:
+def test_overviews_and_metadata_lead_nowhere(
+    tmp_path: Path, host: tuple[str, list[str]], name: str, remote: bool
+) -> None:
     target = f"/vsicurl/{host[0]}/secret/x.tif"
     write(tmp_path / "x.tif")
     mask = np.ones((64, 96), bool)
@@ -135,12 +155,19 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "x.tif.msk", np.ones((1, 32, 48), np.uint8))
     with rasterio.open(tmp_path / "x.tif.msk", "r+") as file:
         file.update_tags(INTERNAL_MASK_FLAGS_1="2")
-    with pytest.raises(FormatError, match=r"x\.tif\.msk has 48 x 32 pixels and 1 band\(s\).*96 x 64"):
+    with pytest.raises(
+        FormatError, match=r"x\.tif\.msk has 48 x 32 pixels and 1 band\(s\).*96 x 64"
+    ):
         everything(tmp_path / "x.tif")
 
 
-@pytest.mark.parametrize("flags", [{"1": "0", "2": "0", "3": "0"}, {"1": "2", "2": "2", "3": "2"}, {"1": "2"}, {"3": "0"}, {}])
-def test_a_mask_beside_an_image_means_what_it_means_to_gdal(tmp_path: Path, flags: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [{"1": "0", "2": "0", "3": "0"}, {"1": "2", "2": "2", "3": "2"}, {"1": "2"}, {"3": "0"}, {}],
+)
+def test_a_mask_beside_an_image_means_what_it_means_to_gdal(
+    tmp_path: Path, flags: dict[str, str]
+) -> None:
     write(tmp_path / "x.tif", photometric="MINISBLACK")
     write(tmp_path / "x.tif.msk", (PHOTO > 60).astype(np.uint8) * 255, photometric="MINISBLACK")
     with rasterio.open(tmp_path / "x.tif.msk", "r+") as file:
@@ -155,7 +182,14 @@ def test_a_mask_beside_an_image_means_what_it_means_to_gdal(tmp_path: Path, flag
 
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize(
-    ("image", "world"), [("x.tif", "x.tfw"), ("x.tif", "x.tifw"), ("x.tif", "x.wld"), ("X.TIF", "X.TFW"), ("a.b.tif", "a.b.tfw")]
+    ("image", "world"),
+    [
+        ("x.tif", "x.tfw"),
+        ("x.tif", "x.tifw"),
+        ("x.tif", "x.wld"),
+        ("X.TIF", "X.TFW"),
+        ("a.b.tif", "a.b.tfw"),
+    ],
 )
 def test_a_world_file_places_an_image_that_does_not_say_where_it_lies(
     tmp_path: Path, image: str, world: str, remote: bool
@@ -182,7 +216,8 @@ def test_the_place_in_the_image_goes_before_a_world_file(tmp_path: Path) -> None
 def test_metadata_beside_an_image_says_nodata_of_each_band_and_the_place(tmp_path: Path) -> None:
     write(tmp_path / "x.tif", photometric="MINISBLACK")
     bands = "".join(
-        f'<PAMRasterBand band="{i + 1}"><NoDataValue>{value}</NoDataValue></PAMRasterBand>' for i, value in enumerate((0, 7, 255))
+        f'<PAMRasterBand band="{i + 1}"><NoDataValue>{value}</NoDataValue></PAMRasterBand>'
+        for i, value in enumerate((0, 7, 255))
     )
     place = "<SRS>EPSG:32633</SRS><GeoTransform>500000, 10, 0, 5300000, 0, -10</GeoTransform>"
     (tmp_path / "x.tif.aux.xml").write_text(f"<PAMDataset>{place}{bands}</PAMDataset>")
@@ -200,7 +235,9 @@ def test_endless_text_beside_an_image_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "x.tif")
     with (tmp_path / "x.tif.aux.xml").open("wb") as file:
         file.truncate(2**40)
-    with pytest.raises(FormatError, match=r"x\.tif\.aux\.xml .* has 1099511627776 bytes; the limit is"):
+    with pytest.raises(
+        FormatError, match=r"x\.tif\.aux\.xml .* has 1099511627776 bytes; the limit is"
+    ):
         everything(tmp_path / "x.tif")
 
 
@@ -222,7 +259,11 @@ COEFFICIENTS = [f"{(-1) ** i * (i + 1) * 1.25e-3:+.6E}" for i in range(20)]
 
 def rpc_txt() -> str:
     lines = [f"{name}: {value} pixels" for name, value in RPC_NUMBERS.items()]
-    lines += [f"{name}_COEFF_{i + 1}: {value}" for name in RPC_LISTS for i, value in enumerate(COEFFICIENTS)]
+    lines += [
+        f"{name}_COEFF_{i + 1}: {value}"
+        for name in RPC_LISTS
+        for i, value in enumerate(COEFFICIENTS)
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -234,7 +275,11 @@ def rpb() -> str:
         lines.append(f"\t{first.lower()}{names[last]} = {value};")
     for name in RPC_LISTS:
         first, _, last = name.partition("_")
-        lines.append(f"\t{first.lower()}{last.capitalize()}Coef = (\n\t\t\t" + ",\n\t\t\t".join(COEFFICIENTS) + ");")
+        lines.append(
+            f"\t{first.lower()}{last.capitalize()}Coef = (\n\t\t\t"
+            + ",\n\t\t\t".join(COEFFICIENTS)
+            + ");"
+        )
     head = 'satId = "QB02";\nbandId = "P";\nSpecId = "RPC00B";\nBEGIN_GROUP = IMAGE\n\terrBias = 0.0;\n\terrRand = 0.0;\n'
     return head + "\n".join(lines) + "\nEND_GROUP = IMAGE\nEND;\n"
 

@@ -1,4 +1,6 @@
-"""Pages of a TIFF: channels are bands, more than one picture is refused, levels and masks are no pictures. Oracle: tifffile."""
+"""Pages of a TIFF: channels are bands, more than one picture is refused, levels and masks are no
+pictures. Oracle: tifffile.
+"""
 
 from __future__ import annotations
 
@@ -71,13 +73,17 @@ def test_channels_are_bands(tmp_path: Path, options: dict[str, Any], dtype: str)
 
 
 @given(box=check.boxes(PHOTO.shape), order=st.lists(st.integers(1, 3), min_size=1, max_size=4))
-def test_any_box_of_any_channels(tmp_path_factory: pytest.TempPathFactory, box: Box, order: list[int]) -> None:
+def test_any_box_of_any_channels(
+    tmp_path_factory: pytest.TempPathFactory, box: Box, order: list[int]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "channels.tif"
     if not path.exists():
         tifffile.imwrite(path, STACK, **CHANNELS["ome tiles"])
     with TIFF.open(describe(path).select(tuple(order))) as reader:
         pixels, valid = reader.read(box)
-    np.testing.assert_array_equal(pixels, np.moveaxis(STACK, 0, -1)[box.slices][..., [band - 1 for band in order]])
+    np.testing.assert_array_equal(
+        pixels, np.moveaxis(STACK, 0, -1)[box.slices][..., [band - 1 for band in order]]
+    )
     assert valid.all()
 
 
@@ -94,7 +100,9 @@ def test_channels_lie_where_the_ome_metadata_says(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(tmp_path / "a.tif")[0], np.moveaxis(STACK[[2, 0, 1]], 0, -1))
 
 
-def test_a_channel_with_white_as_0_is_inverted_and_nodata_of_any_channel_hides_a_pixel(tmp_path: Path) -> None:
+def test_a_channel_with_white_as_0_is_inverted_and_nodata_of_any_channel_hides_a_pixel(
+    tmp_path: Path,
+) -> None:
     tifffile.imwrite(
         tmp_path / "a.tif", STACK, imagej=True, metadata={"axes": "CYX"}, photometric="miniswhite", extratags=[(42113, "s", 0, "7", False)]
     )  # fmt: skip
@@ -103,10 +111,16 @@ def test_a_channel_with_white_as_0_is_inverted_and_nodata_of_any_channel_hides_a
     np.testing.assert_array_equal(valid, ~(STACK == 7).any(axis=0))
 
 
-def write_ome(path: Path, planes: np.ndarray, places: list[tuple[int, int]], old: str = "", new: str = "") -> None:
-    """An OME-TIFF with a plane a page; `places` are (page, channel). In its metadata `old` is replaced by `new`."""
+def write_ome(
+    path: Path, planes: np.ndarray, places: list[tuple[int, int]], old: str = "", new: str = ""
+) -> None:
+    """An OME-TIFF with a plane a page; `places` are (page, channel). In its metadata `old` is
+    replaced by `new`.
+    """
     height, width = planes.shape[1:]
-    blocks = "".join(f'<TiffData IFD="{page}" FirstC="{channel}" PlaneCount="1"/>' for page, channel in places)
+    blocks = "".join(
+        f'<TiffData IFD="{page}" FirstC="{channel}" PlaneCount="1"/>' for page, channel in places
+    )
     text = (
         '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1"><Image ID="I:0" Name="cells">'
         f'<Pixels ID="P:0" Type="uint8" DimensionOrder="XYZCT" SizeX="{width}" SizeY="{height}" SizeC="{len(planes)}" SizeZ="1" SizeT="1">'
@@ -114,7 +128,9 @@ def write_ome(path: Path, planes: np.ndarray, places: list[tuple[int, int]], old
     ).replace(old, new)
     with tifffile.TiffWriter(path) as file:
         for i, plane in enumerate(planes):
-            file.write(plane, description=text if i == 0 else None, metadata=None, photometric="minisblack")
+            file.write(
+                plane, description=text if i == 0 else None, metadata=None, photometric="minisblack"
+            )
 
 
 # --- more than one picture is refused ---
@@ -146,7 +162,9 @@ def test_several_pictures_are_refused_with_what_they_are_and_what_to_do(
     with pytest.raises(FormatError, match=message) as caught:
         describe(tmp_path / "a.tif")
     assert "a.tif" in str(caught.value)
-    assert "OME-TIFF" in str(caught.value) or "Write each into a file of its own" in str(caught.value)
+    assert "OME-TIFF" in str(caught.value) or "Write each into a file of its own" in str(
+        caught.value
+    )
 
 
 def test_scenes_are_refused_by_name(tmp_path: Path) -> None:
@@ -160,7 +178,14 @@ def test_scenes_are_refused_by_name(tmp_path: Path) -> None:
 def test_subdatasets_of_gdal_are_refused(tmp_path: Path) -> None:
     for append in (False, True):
         with rasterio.open(
-            tmp_path / "a.tif", "w", driver="GTiff", width=112, height=80, count=1, dtype="uint8", APPEND_SUBDATASET=append
+            tmp_path / "a.tif",
+            "w",
+            driver="GTiff",
+            width=112,
+            height=80,
+            count=1,
+            dtype="uint8",
+            APPEND_SUBDATASET=append,
         ) as file:
             file.write(PHOTO, 1)
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
@@ -174,11 +199,21 @@ def test_parts_in_other_files_and_pages_that_are_missing_are_named(tmp_path: Pat
     write_ome(path, STACK, [(0, 0), (1, 1), (7, 2)])
     with pytest.raises(FormatError, match="page 8 is not in the file"):
         describe(path)
-    write_ome(path, STACK, [(0, 0)], ' PlaneCount="1"/>', '><UUID FileName="b.tif">urn:uuid:2</UUID></TiffData>')
+    write_ome(
+        path,
+        STACK,
+        [(0, 0)],
+        ' PlaneCount="1"/>',
+        '><UUID FileName="b.tif">urn:uuid:2</UUID></TiffData>',
+    )
     with pytest.raises(FormatError, match=r"several files .* lies in b\.tif"):
         describe(path)
     write_ome(
-        path, STACK, [(i, i) for i in range(3)], ' PlaneCount="1"/>', '><UUID FileName="b.tif">urn:uuid:1</UUID></TiffData>'
+        path,
+        STACK,
+        [(i, i) for i in range(3)],
+        ' PlaneCount="1"/>',
+        '><UUID FileName="b.tif">urn:uuid:1</UUID></TiffData>',
     )
     np.testing.assert_array_equal(read(path)[0], np.moveaxis(STACK, 0, -1))
     text = '<OME><BinaryOnly MetadataFile="x.companion.ome" UUID="urn:uuid:2"/></OME>'
@@ -199,7 +234,10 @@ def test_a_thumbnail_does_not_pass_for_the_picture_in_a_sub_directory(tmp_path: 
     with tifffile.TiffWriter(tmp_path / "raw.tif") as file:
         file.write(PHOTO[::8, ::8], subfiletype=1, subifds=1, metadata=None)
         file.write(PHOTO, subfiletype=0, metadata=None)
-    with pytest.raises(FormatError, match=r"14 x 10 pixels and is a reduced picture.*112 x 80 lies in a sub-directory"):
+    with pytest.raises(
+        FormatError,
+        match=r"14 x 10 pixels and is a reduced picture.*112 x 80 lies in a sub-directory",
+    ):
         describe(tmp_path / "raw.tif")
 
 
@@ -230,18 +268,25 @@ def test_levels_of_a_pyramid_and_masks_belong_to_the_picture(tmp_path: Path, cha
 
 
 @pytest.mark.parametrize(
-    "options", [{"ome": True}, {"imagej": True}, {}, {"metadata": None, "planarconfig": "separate"}], ids=str
+    "options",
+    [{"ome": True}, {"imagej": True}, {}, {"metadata": None, "planarconfig": "separate"}],
+    ids=str,
 )
 def test_one_page_with_all_colours_is_one_picture(tmp_path: Path, options: dict[str, Any]) -> None:
     colours = data.astronaut()[:80, :112]
     planes = np.moveaxis(colours, -1, 0) if "planarconfig" in options else colours
     tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", **options)
     np.testing.assert_array_equal(read(tmp_path / "a.tif")[0], colours)
-    assert (describe(tmp_path / "a.tif").interpretation, describe(tmp_path / "a.tif").notes) == ("rgb", ())
+    assert (describe(tmp_path / "a.tif").interpretation, describe(tmp_path / "a.tif").notes) == (
+        "rgb",
+        (),
+    )
 
 
 def test_overviews_that_gdal_builds_belong_to_the_picture(tmp_path: Path) -> None:
-    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", width=112, height=80, count=1, dtype="uint8") as file:
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", width=112, height=80, count=1, dtype="uint8"
+    ) as file:
         file.write(PHOTO, 1)
     with rasterio.open(tmp_path / "a.tif", "r+") as file:
         file.build_overviews([2, 4, 8])
@@ -250,7 +295,9 @@ def test_overviews_that_gdal_builds_belong_to_the_picture(tmp_path: Path) -> Non
 
 def test_the_pyramid_of_each_channel_belongs_to_it(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
-        file.write(STACK, subifds=1, tile=(32, 32), metadata={"axes": "CYX"}, photometric="minisblack")
+        file.write(
+            STACK, subifds=1, tile=(32, 32), metadata={"axes": "CYX"}, photometric="minisblack"
+        )
         file.write(STACK[:, ::2, ::2], subfiletype=1, tile=(32, 32))
     np.testing.assert_array_equal(read(tmp_path / "a.ome.tif")[0], np.moveaxis(STACK, 0, -1))
 
@@ -260,11 +307,33 @@ def write_slide(path: Path, further: bool = False) -> None:
     slide = np.kron(data.astronaut()[:128, :192], np.ones((2, 2, 1), np.uint8))
     options: dict[str, Any] = {"metadata": None, "photometric": "rgb", "software": False}
     with tifffile.TiffWriter(path) as file:
-        file.write(slide, tile=(64, 64), description="Aperio Image Library v12\n384x256 (64x64)|MPP = 0.5", **options)
-        file.write(slide[::3, ::3], description="Aperio Image Library v12\n384x256 -> 128x86", **options)
-        file.write(slide[::4, ::4], tile=(64, 64), description="Aperio Image Library v12\n384x256 -> 96x64", **options)
-        file.write(slide[:90, :40], subfiletype=1, description="Aperio Image Library v12\nlabel 40x90", **options)
-        file.write(slide[:50, :140], subfiletype=9, description="Aperio Image Library v12\nmacro 140x50", **options)
+        file.write(
+            slide,
+            tile=(64, 64),
+            description="Aperio Image Library v12\n384x256 (64x64)|MPP = 0.5",
+            **options,
+        )
+        file.write(
+            slide[::3, ::3], description="Aperio Image Library v12\n384x256 -> 128x86", **options
+        )
+        file.write(
+            slide[::4, ::4],
+            tile=(64, 64),
+            description="Aperio Image Library v12\n384x256 -> 96x64",
+            **options,
+        )
+        file.write(
+            slide[:90, :40],
+            subfiletype=1,
+            description="Aperio Image Library v12\nlabel 40x90",
+            **options,
+        )
+        file.write(
+            slide[:50, :140],
+            subfiletype=9,
+            description="Aperio Image Library v12\nmacro 140x50",
+            **options,
+        )
         if further:
             file.write(slide, tile=(64, 64), **options)
 
@@ -288,19 +357,34 @@ def test_label_and_macro_of_a_converted_slide_are_not_read(tmp_path: Path) -> No
     assert "label and macro" in describe(tmp_path / "a.ome.tif").notes[0]
 
 
-@pytest.mark.parametrize("options", [{}, CHANNELS["imagej"], CHANNELS["ome"]], ids=["tifffile", "imagej", "ome"])
-def test_a_description_that_was_left_over_by_a_crop_counts_for_nothing(tmp_path: Path, options: dict[str, Any]) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", STACK, **options) if options else tifffile.imwrite(tmp_path / "a.tif", PHOTO)
+@pytest.mark.parametrize(
+    "options", [{}, CHANNELS["imagej"], CHANNELS["ome"]], ids=["tifffile", "imagej", "ome"]
+)
+def test_a_description_that_was_left_over_by_a_crop_counts_for_nothing(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", STACK, **options) if options else tifffile.imwrite(
+        tmp_path / "a.tif", PHOTO
+    )
     with rasterio.open(tmp_path / "a.tif") as file:
         part, tags = file.read(window=((8, 40), (0, 60))), file.tags()
-    with rasterio.open(tmp_path / "b.tif", "w", driver="GTiff", width=60, height=32, count=1, dtype="uint8") as file:
+    with rasterio.open(
+        tmp_path / "b.tif", "w", driver="GTiff", width=60, height=32, count=1, dtype="uint8"
+    ) as file:
         file.write(part)
         file.update_tags(TIFFTAG_IMAGEDESCRIPTION=tags["TIFFTAG_IMAGEDESCRIPTION"])
     np.testing.assert_array_equal(read(tmp_path / "b.tif")[0][..., 0], PHOTO[8:40, :60])
 
 
 @pytest.mark.parametrize(
-    "options", [says({"axes": "ZYX"}, imagej=True), CHANNELS["imagej"], CHANNELS["ome"], says({"axes": "TYX"}, ome=True)], ids=str
+    "options",
+    [
+        says({"axes": "ZYX"}, imagej=True),
+        CHANNELS["imagej"],
+        CHANNELS["ome"],
+        says({"axes": "TYX"}, ome=True),
+    ],
+    ids=str,
 )
 def test_a_page_that_was_taken_out_of_a_stack_is_read_and_its_description_spoken_of(
     tmp_path: Path, options: dict[str, Any]
@@ -314,10 +398,14 @@ def test_a_page_that_was_taken_out_of_a_stack_is_read_and_its_description_spoken
     assert "speaks of 3 pictures; the file holds one" in describe(tmp_path / "b.tif").notes[0]
 
 
-def test_the_advice_for_pages_of_which_nothing_is_said_leads_to_files_that_are_read(tmp_path: Path) -> None:
+def test_the_advice_for_pages_of_which_nothing_is_said_leads_to_files_that_are_read(
+    tmp_path: Path,
+) -> None:
     tifffile.imwrite(tmp_path / "a.tif", STACK, photometric="minisblack")
     for number, plane in enumerate(STACK, 1):
-        rasterio.shutil.copy(f"GTIFF_DIR:{number}:{tmp_path / 'a.tif'}", tmp_path / f"{number}.tif", driver="GTiff")
+        rasterio.shutil.copy(
+            f"GTIFF_DIR:{number}:{tmp_path / 'a.tif'}", tmp_path / f"{number}.tif", driver="GTiff"
+        )
         np.testing.assert_array_equal(read(tmp_path / f"{number}.tif")[0][..., 0], plane)
 
 
@@ -353,7 +441,10 @@ def test_a_chain_that_leads_beyond_the_end_is_damage(tmp_path: Path) -> None:
 def test_damaged_stacks_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[int, int]], kind: str
 ) -> None:
-    path, sample = tmp_path_factory.getbasetemp() / f"{kind}.tif", tmp_path_factory.getbasetemp() / f"{kind}.sample.tif"
+    path, sample = (
+        tmp_path_factory.getbasetemp() / f"{kind}.tif",
+        tmp_path_factory.getbasetemp() / f"{kind}.sample.tif",
+    )
     if not sample.exists():
         tifffile.imwrite(sample, STACK[:, :4, :4], **CHANNELS[kind])
     content = bytearray(sample.read_bytes())

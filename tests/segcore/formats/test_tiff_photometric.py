@@ -1,4 +1,6 @@
-"""What numbers mean: 0 as white, palettes, colour systems, scale and offset. Oracles: tifffile, rasterio, Pillow, arithmetic."""
+"""What numbers mean: 0 as white, palettes, colour systems, scale and offset. Oracles: tifffile,
+rasterio, Pillow, arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +26,38 @@ PHOTO = data.camera()[:96, :130]
 WHITE, BLACK = 0, 1
 
 
-def read(path: Path, bands: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray, RasterSpec]:
+def read(
+    path: Path, bands: tuple[int, ...] | None = None
+) -> tuple[np.ndarray, np.ndarray, RasterSpec]:
     spec = TIFF.describe(str(path), "v").select(bands)
     with TIFF.open(spec) as reader:
         return *reader.read(Box.whole(spec.shape)), spec
 
 
-def write_bits(path: Path, picture: np.ndarray, bits: int, photometric: str, **profile: Any) -> Path:
+def write_bits(
+    path: Path, picture: np.ndarray, bits: int, photometric: str, **profile: Any
+) -> Path:
     """A grey TIFF of 1 to 32 bits as GDAL packs it; `picture` has the numbers to store."""
     profile = {"nbits": bits, **profile} if bits not in (8, 16, 32) else profile
     height, width = picture.shape
     with rasterio.open(
-        path, "w", driver="GTiff", width=width, height=height, count=1, dtype=picture.dtype, photometric=photometric, **profile
+        path,
+        "w",
+        driver="GTiff",
+        width=width,
+        height=height,
+        count=1,
+        dtype=picture.dtype,
+        photometric=photometric,
+        **profile,
     ) as file:
         file.write(picture, 1)
     return path
 
 
-@pytest.mark.parametrize("layout", [{}, {"tiled": True, "blockxsize": 32, "blockysize": 16, "compress": "deflate"}])
+@pytest.mark.parametrize(
+    "layout", [{}, {"tiled": True, "blockxsize": 32, "blockysize": 16, "compress": "deflate"}]
+)
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 7, 8, 10, 12, 15, 16, 24, 32])
 def test_white_as_0_gives_the_numbers_of_the_same_picture_with_black_as_0(
     tmp_path: Path, bits: int, layout: dict[str, Any]
@@ -50,7 +66,9 @@ def test_white_as_0_gives_the_numbers_of_the_same_picture_with_black_as_0(
     top = 2**bits - 1
     picture = (PHOTO.astype(np.uint64) * top // 255).astype(dtype)
     black = write_bits(tmp_path / "black.tif", picture, bits, "MINISBLACK", **layout)
-    white = write_bits(tmp_path / "white.tif", (top - picture).astype(dtype), bits, "MINISWHITE", **layout)
+    white = write_bits(
+        tmp_path / "white.tif", (top - picture).astype(dtype), bits, "MINISWHITE", **layout
+    )
     with tifffile.TiffFile(white) as file:
         assert (file.pages[0].photometric, file.pages[0].bitspersample) == (WHITE, bits)
     pixels, valid, spec = read(white)
@@ -59,7 +77,11 @@ def test_white_as_0_gives_the_numbers_of_the_same_picture_with_black_as_0(
     np.testing.assert_array_equal(pixels, expected)
     np.testing.assert_array_equal(valid, known)
     assert (spec.dtype, spec.bands, spec.interpretation, spec.notes) == (dtype, (1,), "bands", ())
-    assert (spec.dtype, spec.bands, spec.interpretation) == (grey.dtype, grey.bands, grey.interpretation)
+    assert (spec.dtype, spec.bands, spec.interpretation) == (
+        grey.dtype,
+        grey.bands,
+        grey.interpretation,
+    )
 
 
 @given(
@@ -71,10 +93,19 @@ def test_only_the_first_band_of_a_white_as_0_file_is_grey(
     tmp_path_factory: pytest.TempPathFactory, dtype: str, planar: str, seed: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "several.tif"
-    stored = np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, (20, 30, 3), dtype, endpoint=True)
+    stored = np.random.default_rng(seed).integers(
+        0, np.iinfo(dtype).max, (20, 30, 3), dtype, endpoint=True
+    )
     planes = stored if planar == "contig" else np.moveaxis(stored, -1, 0)
     extra = ["unspecified", "unspecified"]
-    tifffile.imwrite(path, planes, photometric="miniswhite", planarconfig=planar, extrasamples=extra, metadata=None)
+    tifffile.imwrite(
+        path,
+        planes,
+        photometric="miniswhite",
+        planarconfig=planar,
+        extrasamples=extra,
+        metadata=None,
+    )
     pixels, _, spec = read(path)
     np.testing.assert_array_equal(pixels[..., 0], np.iinfo(dtype).max - stored[..., 0])
     np.testing.assert_array_equal(pixels[..., 1:], stored[..., 1:])
@@ -83,8 +114,16 @@ def test_only_the_first_band_of_a_white_as_0_file_is_grey(
 
 
 def test_alpha_of_a_white_as_0_file_is_not_inverted(tmp_path: Path) -> None:
-    stored = np.dstack([PHOTO.astype(np.uint16) * 257, np.where(PHOTO > 40, 65535, 0)]).astype(np.uint16)
-    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite", planarconfig="contig", extrasamples=["unassalpha"])
+    stored = np.dstack([PHOTO.astype(np.uint16) * 257, np.where(PHOTO > 40, 65535, 0)]).astype(
+        np.uint16
+    )
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        stored,
+        photometric="miniswhite",
+        planarconfig="contig",
+        extrasamples=["unassalpha"],
+    )
     pixels, valid, spec = read(tmp_path / "a.tif")
     assert spec.bands == (1,)
     np.testing.assert_array_equal(pixels[..., 0], 65535 - stored[..., 0])
@@ -92,9 +131,12 @@ def test_alpha_of_a_white_as_0_file_is_not_inverted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "bands"), [("unspecified", (1, 2, 3, 4)), ("assocalpha", (1, 2, 3)), ("unassalpha", (1, 2, 3))]
+    ("extra", "bands"),
+    [("unspecified", (1, 2, 3, 4)), ("assocalpha", (1, 2, 3)), ("unassalpha", (1, 2, 3))],
 )
-def test_an_extra_sample_is_alpha_only_where_the_file_says_so(tmp_path: Path, extra: str, bands: tuple[int, ...]) -> None:
+def test_an_extra_sample_is_alpha_only_where_the_file_says_so(
+    tmp_path: Path, extra: str, bands: tuple[int, ...]
+) -> None:
     stored = np.random.default_rng(0).integers(0, 4, (20, 30, 4), np.uint8) * 80
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=[extra])
     pixels, valid, spec = read(tmp_path / "a.tif")
@@ -116,7 +158,9 @@ def test_nodata_of_a_white_as_0_file_is_a_stored_number(tmp_path: Path, nodata: 
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "float16", "float32", "float64"])
-def test_signed_numbers_and_fractions_stay_as_stored_and_that_is_said(tmp_path: Path, dtype: str) -> None:
+def test_signed_numbers_and_fractions_stay_as_stored_and_that_is_said(
+    tmp_path: Path, dtype: str
+) -> None:
     stored = (PHOTO.astype(np.int16) - 128).astype(dtype)
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
     pixels, valid, spec = read(tmp_path / "a.tif")
@@ -153,8 +197,13 @@ def test_a_transparency_mask_alone_gives_its_numbers(tmp_path: Path) -> None:
 
 def test_16_bit_indices_of_a_palette_are_read_as_colours_of_8_bits(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    index, colours = rng.integers(0, 65536, (20, 30), np.uint16), rng.integers(0, 256, (3, 65536), np.uint16) * 257
-    tifffile.imwrite(tmp_path / "a.tif", index, photometric="palette", colormap=colours.astype(np.uint16))
+    index, colours = (
+        rng.integers(0, 65536, (20, 30), np.uint16),
+        rng.integers(0, 256, (3, 65536), np.uint16) * 257,
+    )
+    tifffile.imwrite(
+        tmp_path / "a.tif", index, photometric="palette", colormap=colours.astype(np.uint16)
+    )
     pixels, _, spec = read(tmp_path / "a.tif")
     np.testing.assert_array_equal(pixels, np.moveaxis(colours[:, index] // 257, 0, -1))
     assert (spec.dtype, spec.interpretation) == ("uint8", "rgb")
@@ -169,10 +218,14 @@ def test_16_bit_indices_of_a_palette_are_read_as_colours_of_8_bits(tmp_path: Pat
         ("ycbcr", "uint16", "YCbCr"),
     ],
 )
-def test_colour_systems_that_are_not_turned_into_rgb_are_named(tmp_path: Path, photometric: str, dtype: str, word: str) -> None:
+def test_colour_systems_that_are_not_turned_into_rgb_are_named(
+    tmp_path: Path, photometric: str, dtype: str, word: str
+) -> None:
     bands = 4 if photometric == "separated" else 3
     stored = np.random.default_rng(0).integers(0, 255, (20, 30, bands)).astype(dtype)
-    tifffile.imwrite(tmp_path / "a.tif", stored, photometric=photometric, planarconfig="contig", metadata=None)
+    tifffile.imwrite(
+        tmp_path / "a.tif", stored, photometric=photometric, planarconfig="contig", metadata=None
+    )
     pixels, _, spec = read(tmp_path / "a.tif")
     np.testing.assert_array_equal(pixels, stored)
     assert spec.interpretation == "bands"

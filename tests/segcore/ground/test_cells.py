@@ -1,4 +1,6 @@
-"""Ground areas: against geodesic polygons on the ellipsoid (GeographicLib, through pyproj.Geod) and known surfaces."""
+"""Ground areas: against geodesic polygons on the ellipsoid (GeographicLib, through pyproj.Geod) and
+known surfaces.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ GEOS = "+proj=geos +h=35785831 +lon_0=0 +sweep=y +datum=WGS84 +type=crs"
 MODIS = "+proj=sinu +R=6371007.181 +units=m +type=crs"
 TRIPEL = "+proj=wintri +datum=WGS84 +type=crs"
 MOLLWEIDE = "+proj=moll +datum=WGS84 +type=crs"
-ROTATED_POLE = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=40 +lon_0=10 +datum=WGS84 +type=crs"
+ROTATED_POLE = (
+    "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=40 +lon_0=10 +datum=WGS84 +type=crs"
+)
 FEET = "+proj=utm +zone=33 +datum=WGS84 +units=us-ft +type=crs"
 
 EARTH = 510065621724088.44
@@ -73,7 +77,9 @@ def wkt(crs: str) -> str:
     return CRS.from_user_input(crs).to_wkt()
 
 
-def full(affine: Affine, crs_wkt: str, box: Box, shape: tuple[int, int] | None = None) -> np.ndarray:
+def full(
+    affine: Affine, crs_wkt: str, box: Box, shape: tuple[int, int] | None = None
+) -> np.ndarray:
     return np.broadcast_to(ground_area(affine, crs_wkt, box, shape), box.shape)
 
 
@@ -94,7 +100,12 @@ def geodesic_area(affine: Affine, crs: CRS, box: Box, points: int = 2000) -> flo
 
 @pytest.mark.parametrize(("crs", "affine", "kind"), PLACES)
 def test_areas_are_those_of_geodesic_polygons(crs: str, affine: Affine, kind: str) -> None:
-    for start, shape in [((0, 0), (64, 64)), ((1990, 300), (128, 90)), ((700, 1000), (3, 70)), ((1023, 1023), (2, 2))]:
+    for start, shape in [
+        ((0, 0), (64, 64)),
+        ((1990, 300), (128, 90)),
+        ((700, 1000), (3, 70)),
+        ((1023, 1023), (2, 2)),
+    ]:
         box = Box(start, (start[0] + shape[0], start[1] + shape[1]))
         expected = geodesic_area(affine, CRS.from_user_input(crs), box)
 
@@ -112,10 +123,17 @@ def test_arrays_are_as_small_as_the_projection_allows(crs: str, affine: Affine, 
 
 
 @pytest.mark.parametrize(
-    "case", [*PLACES, (GEOS, (20000, 0, -6e6, 0, -20000, 6e6), PIXELS), (TRIPEL, (90000, 0, -2e7, 0, -90000, 1.1e7), PIXELS)]
+    "case",
+    [
+        *PLACES,
+        (GEOS, (20000, 0, -6e6, 0, -20000, 6e6), PIXELS),
+        (TRIPEL, (90000, 0, -2e7, 0, -90000, 1.1e7), PIXELS),
+    ],
 )
 def test_a_pixel_has_the_same_area_whichever_box_asks(case: tuple[str, Affine, str]) -> None:
-    """Bit for bit, also across the cells that the interpolation stands on, and one row or one pixel alone."""
+    """Bit for bit, also across the cells that the interpolation stands on, and one row or one pixel
+    alone.
+    """
     crs, affine, _ = case
     for corner in ((0, 0), (2040, 250)):
         whole = Box(corner, (corner[0] + 300, corner[1] + 320))
@@ -127,12 +145,21 @@ def test_a_pixel_has_the_same_area_whichever_box_asks(case: tuple[str, Affine, s
             ((5, 100), (290, 101)),
             ((11, 13), (211, 317)),
         ]:
-            part = Box((corner[0] + start[0], corner[1] + start[1]), (corner[0] + stop[0], corner[1] + stop[1]))
-            np.testing.assert_array_equal(full(affine, wkt(crs), part), expected[part.relative_to(whole).slices])
+            part = Box(
+                (corner[0] + start[0], corner[1] + start[1]),
+                (corner[0] + stop[0], corner[1] + stop[1]),
+            )
+            np.testing.assert_array_equal(
+                full(affine, wkt(crs), part), expected[part.relative_to(whole).slices]
+            )
 
 
-@pytest.mark.parametrize(("crs", "affine", "kind"), [*PLACES, (GEOS, (20000, 0, -6e6, 0, -20000, 6e6), PIXELS)])
-def test_cells_hold_every_pixel_once_where_areas_vary_along_rows(crs: str, affine: Affine, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("crs", "affine", "kind"), [*PLACES, (GEOS, (20000, 0, -6e6, 0, -20000, 6e6), PIXELS)]
+)
+def test_cells_hold_every_pixel_once_where_areas_vary_along_rows(
+    crs: str, affine: Affine, kind: str
+) -> None:
     box = Box((2040, 100), (2110, 190))
     several = ground_cells(affine, wkt(crs), box)
     if kind != PIXELS:
@@ -155,10 +182,15 @@ BOX = st.tuples(st.integers(0, 59), st.integers(0, 59), st.integers(1, 60), st.i
 @given(box=BOX, case=st.sampled_from([0, 3, 8, 13, 15, 20, 34]))
 def test_any_box_is_a_part_of_the_whole(box: tuple[int, int, int, int], case: int) -> None:
     crs, affine, _ = PLACES[case]
-    part, whole = Box(box[:2], (box[0] + box[2], box[1] + box[3])) & Box.whole((60, 60)), Box.whole((60, 60))
+    part, whole = (
+        Box(box[:2], (box[0] + box[2], box[1] + box[3])) & Box.whole((60, 60)),
+        Box.whole((60, 60)),
+    )
     assume(part.size)
 
-    np.testing.assert_array_equal(full(affine, wkt(crs), part), full(affine, wkt(crs), whole)[part.slices])
+    np.testing.assert_array_equal(
+        full(affine, wkt(crs), part), full(affine, wkt(crs), whole)[part.slices]
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -168,10 +200,16 @@ def test_any_box_is_a_part_of_the_whole(box: tuple[int, int, int, int], case: in
     size=st.floats(1e-4, 0.5),
     crs=st.sampled_from(["EPSG:4326", "EPSG:4807", "IAU_2015:49900", "EPSG:4326 turned"]),
 )
-def test_cells_of_longitude_and_latitude(latitude: float, longitude: float, size: float, crs: str) -> None:
+def test_cells_of_longitude_and_latitude(
+    latitude: float, longitude: float, size: float, crs: str
+) -> None:
     code, turned = crs.removesuffix(" turned"), crs.endswith(" turned")
     assume(abs(latitude) + 4 * size < 89.5)
-    affine = (size, size / 3, longitude, size / 3, -size, latitude) if turned else (size, 0.0, longitude, 0.0, -size, latitude)
+    affine = (
+        (size, size / 3, longitude, size / 3, -size, latitude)
+        if turned
+        else (size, 0.0, longitude, 0.0, -size, latitude)
+    )
     box = Box((1, 0), (3, 2))
 
     assert full(affine, wkt(code), box).sum() == pytest.approx(
@@ -179,10 +217,14 @@ def test_cells_of_longitude_and_latitude(latitude: float, longitude: float, size
     )
 
 
-# ---- whole planets -------------------------------------------------------------------------------------------------
+# ---- whole planets
+# -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("crs", "surface"), [("EPSG:4326", 5.10065621724e14), ("IAU_2015:30100", 4 * math.pi * 1737400.0**2)])
+@pytest.mark.parametrize(
+    ("crs", "surface"),
+    [("EPSG:4326", 5.10065621724e14), ("IAU_2015:30100", 4 * math.pi * 1737400.0**2)],
+)
 def test_the_globe_in_degrees_is_the_surface_of_the_planet(crs: str, surface: float) -> None:
     area = full((0.5, 0, -180, 0, -0.5, 90), wkt(crs), Box((0, 0), (360, 720)))
 
@@ -204,21 +246,26 @@ def test_rows_beyond_the_poles_have_no_ground() -> None:
     (MOLLWEIDE, (40000.0, 0.0, -18080000.0, 0.0, -40000.0, 9040000.0), (452, 904)),
     (ROTATED_POLE, (0.5, 0.0, 0.0, 0.0, -0.5, 90.0), (360, 720)),
 ])  # fmt: skip
-def test_world_maps_hold_the_whole_planet_once(crs: str, affine: Affine, shape: tuple[int, int]) -> None:
+def test_world_maps_hold_the_whole_planet_once(
+    crs: str, affine: Affine, shape: tuple[int, int]
+) -> None:
     """Pixels outside the outline of the map count nothing, those that it cuts count in part."""
     area = full(affine, wkt(crs), Box.whole(shape))
 
     assert area.sum() == pytest.approx(EARTH, rel=1e-6)
 
 
-# ---- whole planets in few pixels -------------------------------------------------------------------------------------
+# ---- whole planets in few pixels
+# -------------------------------------------------------------------------------------
 
 
 def world(crs: str, shape: tuple[int, int], margin: float = 0.03) -> Affine:
     """A grid over all that a map shows of the globe, with a margin on all sides."""
     to_map = Transformer.from_crs(CRS.from_user_input(crs).geodetic_crs, crs, always_xy=True)
     longitude, latitude = np.meshgrid(np.linspace(-180, 180, 361), np.linspace(-90, 90, 181))
-    x, y = (np.array(c)[np.isfinite(c)] for c in to_map.transform(longitude.ravel(), latitude.ravel()))
+    x, y = (
+        np.array(c)[np.isfinite(c)] for c in to_map.transform(longitude.ravel(), latitude.ravel())
+    )
     width, height = np.ptp(x) * (1 + 2 * margin), np.ptp(y) * (1 + 2 * margin)
     top, left = y.max() + margin * np.ptp(y), x.min() - margin * np.ptp(x)
     return (float(width / shape[1]), 0.0, float(left), 0.0, float(-height / shape[0]), float(top))
@@ -228,11 +275,20 @@ MERCATOR = 20037508.342789244
 
 
 def mercator_square() -> float:
-    """Area of the ellipsoid between the parallels that bound the square of Web Mercator: Snyder's equation 3-12."""
+    """Area of the ellipsoid between the parallels that bound the square of Web Mercator: Snyder's
+    equation 3-12.
+    """
     squared = CRS.from_epsg(4326).ellipsoid.inverse_flattening
     squared = 2 / squared - 1 / squared**2
     e, s = math.sqrt(squared), math.tanh(math.pi)
-    return 4 * math.pi * 6378137.0**2 * (1 - squared) / 2 * (s / (1 - squared * s * s) + math.atanh(e * s) / e)
+    return (
+        4
+        * math.pi
+        * 6378137.0**2
+        * (1 - squared)
+        / 2
+        * (s / (1 - squared * s * s) + math.atanh(e * s) / e)
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (5, 7), (16, 16), (64, 64)])
@@ -267,16 +323,27 @@ def test_the_square_of_web_mercator_has_its_area_at_any_size(shape: tuple[int, i
     ],
 )
 def test_maps_of_the_world_hold_it_once_at_any_size(crs: str, shape: tuple[int, int]) -> None:
-    """The area of the ellipsoid, whatever the map makes of its poles and its cuts, and nothing of the margin around it."""
+    """The area of the ellipsoid, whatever the map makes of its poles and its cuts, and nothing of
+    the margin around it.
+    """
     affine = world(crs + " +type=crs", shape)
 
-    assert full(affine, wkt(crs + " +type=crs"), Box.whole(shape), shape).sum() == pytest.approx(EARTH, rel=1e-6)
+    assert full(affine, wkt(crs + " +type=crs"), Box.whole(shape), shape).sum() == pytest.approx(
+        EARTH, rel=1e-6
+    )
 
 
-@pytest.mark.parametrize(("crs", "height"), [("EPSG:4087", 10018754.171394622), ("+proj=cea +datum=WGS84 +type=crs", 6363885.4)])
+@pytest.mark.parametrize(
+    ("crs", "height"),
+    [("EPSG:4087", 10018754.171394622), ("+proj=cea +datum=WGS84 +type=crs", 6363885.4)],
+)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (16, 24)])
-def test_rows_over_the_poles_of_straight_maps_count_to_the_pole(crs: str, height: float, shape: tuple[int, int]) -> None:
-    """Rows that end beyond the poles, on maps with parallel meridians; the first row may hold the planet."""
+def test_rows_over_the_poles_of_straight_maps_count_to_the_pole(
+    crs: str, height: float, shape: tuple[int, int]
+) -> None:
+    """Rows that end beyond the poles, on maps with parallel meridians; the first row may hold the
+    planet.
+    """
     affine = (2 * MERCATOR / shape[1], 0.0, -MERCATOR, 0.0, -2.1 * height / shape[0], 1.05 * height)
 
     assert full(affine, wkt(crs), Box.whole(shape), shape).sum() == pytest.approx(EARTH, rel=1e-9)
@@ -293,7 +360,9 @@ def test_rows_over_the_poles_of_straight_maps_count_to_the_pole(crs: str, height
         ("EPSG:4326", (8.0, 3.0, 150.0, 2.0, -8.0, 60.0), [(0, 2), (3, 3)]),
     ],
 )
-def test_single_coarse_pixels_are_geodesic_polygons(crs: str, affine: Affine, pixels: list[tuple[int, int]]) -> None:
+def test_single_coarse_pixels_are_geodesic_polygons(
+    crs: str, affine: Affine, pixels: list[tuple[int, int]]
+) -> None:
     """Also with the pole in the middle of the pixel, and over the antimeridian."""
     for row, column in pixels:
         box = Box((row, column), (row + 1, column + 1))
@@ -301,49 +370,71 @@ def test_single_coarse_pixels_are_geodesic_polygons(crs: str, affine: Affine, pi
         assert full(affine, wkt(crs), box)[0, 0] == pytest.approx(expected, rel=1e-6), (row, column)
 
 
-@pytest.mark.parametrize("crs", [MOLLWEIDE, "+proj=eqearth +datum=WGS84 +type=crs", "+proj=igh +datum=WGS84 +type=crs"])
+@pytest.mark.parametrize(
+    "crs", [MOLLWEIDE, "+proj=eqearth +datum=WGS84 +type=crs", "+proj=igh +datum=WGS84 +type=crs"]
+)
 def test_coarse_pixels_are_the_sums_of_fine_ones(crs: str) -> None:
     """Those that the outline of the map cuts too, each by itself."""
     a, _, left, _, e, top = world(crs, (8, 12))
     coarse = full((a, 0, left, 0, e, top), wkt(crs), Box.whole((8, 12)), (8, 12))
     fine = full((a / 12, 0, left, 0, e / 12, top), wkt(crs), Box.whole((96, 144)), (96, 144))
 
-    np.testing.assert_allclose(coarse, fine.reshape(8, 12, 12, 12).sum(axis=(1, 3)), rtol=1e-5, atol=1e-7 * EARTH)
+    np.testing.assert_allclose(
+        coarse, fine.reshape(8, 12, 12, 12).sum(axis=(1, 3)), rtol=1e-5, atol=1e-7 * EARTH
+    )
 
 
 def test_equal_area_maps_are_planes_inside_the_world_only() -> None:
-    inside = ground_area((500.0, 0, 1e6, 0, -500.0, 5e6), wkt(MODIS), Box((0, 0), (1, 1)), (2400, 2400))
+    inside = ground_area(
+        (500.0, 0, 1e6, 0, -500.0, 5e6), wkt(MODIS), Box((0, 0), (1, 1)), (2400, 2400)
+    )
     assert inside == pytest.approx(250000.0, rel=1e-8)
-    # The corner tile of the sinusoidal grid of MODIS lies outside; its right neighbours are cut by the antimeridian.
-    corner = ground_area((926.6254, 0, -20015109.354, 0, -926.6254, 10007554.677), wkt(MODIS), Box.whole((30, 30)), (1200, 1200))
+    # The corner tile of the sinusoidal grid of MODIS lies outside; its right neighbours are cut by
+    # the antimeridian.
+    corner = ground_area(
+        (926.6254, 0, -20015109.354, 0, -926.6254, 10007554.677),
+        wkt(MODIS),
+        Box.whole((30, 30)),
+        (1200, 1200),
+    )
     assert not np.any(corner)
 
 
 def test_the_disk_of_a_geostationary_satellite() -> None:
-    """On a sphere the part that can be seen is a cap, whose area is known; space around it has no area."""
+    """On a sphere the part that can be seen is a cap, whose area is known; space around it has no
+    area.
+    """
     radius, height = 6371000.0, 35785831.0
     crs = wkt(f"+proj=geos +h={height} +R={radius} +lon_0=0 +sweep=y +type=crs")
     area = full((10000.0, 0.0, -5.6e6, 0.0, -10000.0, 5.6e6), crs, Box.whole((1120, 1120)))
 
     assert area[0, 0] == area[-1, 0] == area[0, -1] == area[-1, -1] == 0
     assert area[560, 560] == pytest.approx(1e8, rel=1e-5)
-    assert area.sum() == pytest.approx(2 * math.pi * radius**2 * (1 - radius / (radius + height)), rel=1e-6)
+    assert area.sum() == pytest.approx(
+        2 * math.pi * radius**2 * (1 - radius / (radius + height)), rel=1e-6
+    )
 
 
 def test_a_small_planet_in_a_large_cell_is_found() -> None:
-    """The whole disk covers 23 x 23 pixels somewhere in the first cell of 2048; most nodes of the cell see space."""
+    """The whole disk covers 23 x 23 pixels somewhere in the first cell of 2048; most nodes of the
+    cell see space.
+    """
     affine = (500000.0, 0.0, -900 * 500000.0, 0.0, -500000.0, 650 * 500000.0)
 
     area = full(affine, wkt(GEOS), Box.whole((2048, 2048)))
 
     rows, columns = np.nonzero(area)
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == pytest.approx((639, 660, 889, 910), abs=1)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == pytest.approx(
+        (639, 660, 889, 910), abs=1
+    )
     assert area.sum() == pytest.approx(2.15e14, rel=0.1)
 
 
 def test_pixels_beside_the_cut_are_as_large_as_their_neighbours() -> None:
     """The points around a pixel centre lie on both ends of the map there."""
-    edge = Transformer.from_crs(4326, CRS.from_user_input(TRIPEL), always_xy=True).transform(180, 0)[0]
+    edge = Transformer.from_crs(4326, CRS.from_user_input(TRIPEL), always_xy=True).transform(
+        180, 0
+    )[0]
     area = full((100.0, 0.0, edge - 2000.0, 0.0, -100.0, 50.0), wkt(TRIPEL), Box.whole((1, 40)))
 
     assert area[0, :20].all()
@@ -358,7 +449,8 @@ def test_the_pole_of_a_polar_map_is_no_special_place() -> None:
     np.testing.assert_allclose(area, area[::-1, ::-1], rtol=1e-10)
 
 
-# ---- reference systems ---------------------------------------------------------------------------------------------
+# ---- reference systems
+# ---------------------------------------------------------------------------------------------
 
 
 def test_equal_area_maps_count_the_determinant() -> None:
@@ -368,7 +460,9 @@ def test_equal_area_maps_count_the_determinant() -> None:
 
 def test_a_map_in_feet_is_the_map_in_metres() -> None:
     foot, box = 1200 / 3937, Box((0, 0), (50, 50))
-    metres = full((10.0, 0, 5e5, 0, -10.0, 5.3e6), wkt("+proj=utm +zone=33 +datum=WGS84 +type=crs"), box)
+    metres = full(
+        (10.0, 0, 5e5, 0, -10.0, 5.3e6), wkt("+proj=utm +zone=33 +datum=WGS84 +type=crs"), box
+    )
     feet = full((10 / foot, 0, 5e5 / foot, 0, -10 / foot, 5.3e6 / foot), wkt(FEET), box)
 
     np.testing.assert_allclose(feet, metres, rtol=1e-9)
@@ -379,7 +473,9 @@ def test_a_map_in_feet_is_the_map_in_metres() -> None:
     ('ENGCRS["site",EDATUM["site"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],LENGTHUNIT["foot",0.3048]]', 6 * 0.3048**2),
 ])  # fmt: skip
 def test_coordinates_without_a_datum_are_a_plane(local: str, area: float) -> None:
-    assert ground_area((2, 0, 0, 0, -3, 0), local, Box((0, 0), (1, 1))) == pytest.approx(area, rel=1e-15)
+    assert ground_area((2, 0, 0, 0, -3, 0), local, Box((0, 0), (1, 1))) == pytest.approx(
+        area, rel=1e-15
+    )
 
 
 @pytest.mark.parametrize(("wide", "plain"), [
@@ -404,7 +500,9 @@ def test_wkt_as_gdal_writes_it_means_the_same(code: int) -> None:
 
     for version in ("WKT1_GDAL", "WKT2_2019"):
         np.testing.assert_allclose(
-            full(affine, gdal.to_wkt(version=version), box), full(affine, wkt(f"EPSG:{code}"), box), rtol=1e-12
+            full(affine, gdal.to_wkt(version=version), box),
+            full(affine, wkt(f"EPSG:{code}"), box),
+            rtol=1e-12,
         )
 
 
@@ -413,7 +511,9 @@ def test_a_rotated_pole_counts_longitudes_from_0_to_360_or_from_minus_180() -> N
     east = full((0.1, 0, 300, 0, -0.1, 20), wkt(ROTATED_POLE), box)
 
     assert east.all()
-    np.testing.assert_allclose(east, full((0.1, 0, -60, 0, -0.1, 20), wkt(ROTATED_POLE), box), rtol=1e-9)
+    np.testing.assert_allclose(
+        east, full((0.1, 0, -60, 0, -0.1, 20), wkt(ROTATED_POLE), box), rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("crs", ["", "no such thing", "EPSG:32633 in words"])
@@ -424,7 +524,13 @@ def test_a_crs_that_means_nothing_is_an_error_of_the_image(crs: str) -> None:
 
 @pytest.mark.parametrize(
     "affine",
-    [(1, 2, 0, 2, 4, 0), (0, 0, 0, 0, 0, 0), (math.nan, 0, 0, 0, 1, 0), (1, 0, math.inf, 0, 1, 0), (1e-200, 0, 0, 0, 1e-200, 0)],
+    [
+        (1, 2, 0, 2, 4, 0),
+        (0, 0, 0, 0, 0, 0),
+        (math.nan, 0, 0, 0, 1, 0),
+        (1, 0, math.inf, 0, 1, 0),
+        (1e-200, 0, 0, 0, 1e-200, 0),
+    ],
 )
 def test_a_transform_without_area_is_an_error_of_the_image(affine: Affine) -> None:
     with pytest.raises(FormatError, match="transform of finite numbers"):
@@ -462,6 +568,8 @@ def test_real_images_have_the_area_of_their_outlines() -> None:
         expected = geodesic_area(affine, CRS.from_wkt(crs.to_wkt()), Box.whole(shape), 5000)
         # A polygon around the planet or with corners in space is no oracle.
         if expected > 0 and shape[1] * abs(affine[0]) < (180 if crs.is_geographic else 1e7):
-            assert full(affine, crs.to_wkt(), Box.whole(shape)).sum() == pytest.approx(expected, rel=1e-6), path.name
+            assert full(affine, crs.to_wkt(), Box.whole(shape)).sum() == pytest.approx(
+                expected, rel=1e-6
+            ), path.name
             checked.append(path.name)
     assert len(checked) > 5

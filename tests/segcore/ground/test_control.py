@@ -1,4 +1,6 @@
-"""Ground control points: the affine transform that fits them. Oracles: rasterio (GDAL), arithmetic."""
+"""Ground control points: the affine transform that fits them. Oracles: rasterio (GDAL),
+arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +18,48 @@ from segcore.raster import Space
 UTM, DEGREES = CRS.from_epsg(32633).to_wkt(), CRS.from_epsg(4326).to_wkt()
 
 
-def points(affine: tuple[float, ...], shape: tuple[int, int], noise: float = 0, seed: int = 0) -> list[tuple[float, ...]]:
+def points(
+    affine: tuple[float, ...], shape: tuple[int, int], noise: float = 0, seed: int = 0
+) -> list[tuple[float, ...]]:
     """A grid of 4 x 5 points under a transform, misplaced by this part of a pixel."""
     a, b, c, d, e, f = affine
     draw = np.random.default_rng(seed).normal(0, noise, (20, 2)) if noise else np.zeros((20, 2))
     places = [(x, y) for y in np.linspace(0, shape[0], 4) for x in np.linspace(0, shape[1], 5)]
     moved = [(x + dx, y + dy) for (x, y), (dx, dy) in zip(places, draw.tolist(), strict=True)]
-    return [(x, y, a * u + b * v + c, d * u + e * v + f, 0.0) for (x, y), (u, v) in zip(places, moved, strict=True)]
+    return [
+        (x, y, a * u + b * v + c, d * u + e * v + f, 0.0)
+        for (x, y), (u, v) in zip(places, moved, strict=True)
+    ]
 
 
 @settings(max_examples=25)
-@given(st.floats(-180, 180), st.floats(0.1, 50), st.floats(0.1, 50), st.floats(0, 0.4), st.integers(0, 99))
-def test_the_fit_is_that_of_gdal(angle: float, width: float, height: float, noise: float, seed: int) -> None:
+@given(
+    st.floats(-180, 180),
+    st.floats(0.1, 50),
+    st.floats(0.1, 50),
+    st.floats(0, 0.4),
+    st.integers(0, 99),
+)
+def test_the_fit_is_that_of_gdal(
+    angle: float, width: float, height: float, noise: float, seed: int
+) -> None:
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-    grid = points((width * cos, -height * sin, 500000.0, width * sin, height * cos, 5.3e6), (700, 900), noise, seed)
+    grid = points(
+        (width * cos, -height * sin, 500000.0, width * sin, height * cos, 5.3e6),
+        (700, 900),
+        noise,
+        seed,
+    )
     found = fit_affine(grid, degrees=False)
     assert found is not None
-    expected = from_gcps([GroundControlPoint(row=row, col=column, x=x, y=y) for column, row, x, y, _ in grid])
+    expected = from_gcps(
+        [GroundControlPoint(row=row, col=column, x=x, y=y) for column, row, x, y, _ in grid]
+    )
     np.testing.assert_allclose(found[0], tuple(expected)[:6], rtol=1e-9, atol=1e-6)
     inverse = ~expected
-    missed = max(np.hypot(*np.subtract(inverse @ (x, y), (column, row))) for column, row, x, y, _ in grid)
+    missed = max(
+        np.hypot(*np.subtract(inverse @ (x, y), (column, row))) for column, row, x, y, _ in grid
+    )
     assert found[1] == pytest.approx(missed, rel=1e-6, abs=1e-6)
 
 
@@ -59,7 +83,11 @@ def test_points_on_both_sides_of_180_degrees_are_neighbours() -> None:
 def test_points_that_do_not_fit_are_kept_with_a_reason() -> None:
     grid = points((10.0, 0.0, 500000.0, 0.0, -10.0, 5.3e6), (700, 900))
     space, note = placed_by_fit(Space(gcps=tuple(grid), gcp_crs=UTM), (700, 900))
-    assert (space.affine, space.crs, space.gcps) == (pytest.approx((10.0, 0.0, 500000.0, 0.0, -10.0, 5.3e6)), UTM, ())
+    assert (space.affine, space.crs, space.gcps) == (
+        pytest.approx((10.0, 0.0, 500000.0, 0.0, -10.0, 5.3e6)),
+        UTM,
+        (),
+    )
     assert space.area_unit == "m2"
     assert "misses them by at most 0.01 px" in note
     bent = [(column, row, x + (row / 20) ** 2, y, z) for column, row, x, y, z in grid]

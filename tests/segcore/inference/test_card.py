@@ -29,7 +29,9 @@ SHARES = {"background": [0.5, 0.9], "cell": [0.1, 0.4], "wall": [0.0, 0.05]}
 
 def card(shares: Any) -> Card:
     about = {} if shares is None else {"shares": shares}
-    return Card("unet", "0" * 64, 3, ("background", "cell", "wall"), Scaling(), Reach(8), about=about)
+    return Card(
+        "unet", "0" * 64, 3, ("background", "cell", "wall"), Scaling(), Reach(8), about=about
+    )
 
 
 def spec(dtype: str = "uint8") -> RasterSpec:
@@ -48,11 +50,18 @@ def spec(dtype: str = "uint8") -> RasterSpec:
         ({"background": 0.95}, ()),
     ],
 )
-def test_a_share_that_training_never_saw_is_told(seen: dict[str, float], named: tuple[str, ...]) -> None:
+def test_a_share_that_training_never_saw_is_told(
+    seen: dict[str, float], named: tuple[str, ...]
+) -> None:
     loaded = Card.load(card(SHARES).dump(), "a.json")
     told = loaded.caution("a.keras", loaded.classes, seen)
     assert (
-        tuple(name for name in ("background", "cell", "wall") if told and f"{name} {seen.get(name, 0):.2%} (in" in told) == named
+        tuple(
+            name
+            for name in ("background", "cell", "wall")
+            if told and f"{name} {seen.get(name, 0):.2%} (in" in told
+        )
+        == named
     )
     assert (told is None) == (not named)
     # By class id, whatever the recipe calls the classes.
@@ -61,14 +70,19 @@ def test_a_share_that_training_never_saw_is_told(seen: dict[str, float], named: 
     assert (told is None) == (not named and seen["background"] < 0.91)
 
 
-@pytest.mark.parametrize("shares", [None, 3, [], {"cell": 5}, {"cell": [0.1]}, {"cell": ["a", "b"]}, {"cell": [0.9, 0.1]}])
+@pytest.mark.parametrize(
+    "shares",
+    [None, 3, [], {"cell": 5}, {"cell": [0.1]}, {"cell": ["a", "b"]}, {"cell": [0.9, 0.1]}],
+)
 def test_cards_that_do_not_tell_give_no_warning(shares: Any) -> None:
     loaded = Card.load(card(shares).dump(), "a.json")
     assert loaded.shares == (None, None, None)
     assert loaded.caution("a.keras", loaded.classes, {"cell": 0.99}) is None
 
 
-@pytest.mark.skipif("MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images")
+@pytest.mark.skipif(
+    "MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images"
+)
 def test_the_card_in_the_box_tells_the_shares_of_its_training_images() -> None:
     nuclei = Card.load((files("segcore.weights") / "nuclei.json").read_bytes(), "nuclei.json")
     data, split = nuclei.about["data"], nuclei.about["recipe"]["split"]
@@ -92,7 +106,10 @@ class Anxious(ThresholdModel):
 
 
 def test_segmenters_around_others_pass_their_warnings_on() -> None:
-    inner, calm = Anxious((1.0,), ("background", "cell")), ThresholdModel((1.0,), ("background", "cell"))
+    inner, calm = (
+        Anxious((1.0,), ("background", "cell")),
+        ThresholdModel((1.0,), ("background", "cell")),
+    )
     watershed = WatershedModel(inner, inner.classes, (0, 1), 8, 1.0, 1)
     around = [
         ConnectedPartsModel(inner, (1,), 8, 1, fill_holes=False),
@@ -102,7 +119,9 @@ def test_segmenters_around_others_pass_their_warnings_on() -> None:
     ]
     for model in around:
         assert caution_of([model], spec(), {"cell": 0.5}) == "uint8 ['cell']"
-    assert caution_of([calm, replace(around[3], members=(calm, calm))], spec(), {"cell": 0.5}) is None
+    assert (
+        caution_of([calm, replace(around[3], members=(calm, calm))], spec(), {"cell": 0.5}) is None
+    )
 
 
 def test_defaults_for_8_bits_warn_where_pixels_are_others() -> None:
@@ -110,6 +129,9 @@ def test_defaults_for_8_bits_warn_where_pixels_are_others() -> None:
     assert caution_of([joint, quick], spec("uint8"), {}) is None
     assert "`range_radius` is 15" in str(caution_of([joint], spec("float32"), {}))
     assert "`range_radius` is 15" in str(caution_of([joint], spec("uint16"), {}))
-    assert caution_of([MeanShift(space="joint", range_radius=0.02).start(), quick], spec("uint16"), {}) is None
+    assert (
+        caution_of([MeanShift(space="joint", range_radius=0.02).start(), quick], spec("uint16"), {})
+        is None
+    )
     assert "set `scale`" in str(caution_of([quick], spec("float32"), {}))
     assert caution_of([Quickshift(scale=100.0).start()], spec("float32"), {}) is None

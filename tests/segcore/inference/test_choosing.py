@@ -1,4 +1,6 @@
-"""The choice of an engine: the fastest that keeps the labels, and networks that are not what they should be are told."""
+"""The choice of an engine: the fastest that keeps the labels, and networks that are not what they
+should be are told.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,29 @@ from segcore.inference.runtime import import_keras, set_threads
 from segcore.inference.weights import Weights
 
 set_threads(1)
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
 PATCH = np.random.default_rng(0).random((50, 40, 1), np.float32)
 
 
 def card(classes: int = 2, output: Output = "scores", margin: int = 0) -> Card:
     return Card(
-        "network", "", 1, tuple(f"class_{i}" for i in range(classes)), Scaling(), Reach(1 + margin, margin=margin), output
+        "network",
+        "",
+        1,
+        tuple(f"class_{i}" for i in range(classes)),
+        Scaling(),
+        Reach(1 + margin, margin=margin),
+        output,
     )
 
 
 @dataclass
 class House:
-    """Engines that give scores of one pattern, each with some pixels changed, after a time on a clock of their own."""
+    """Engines that give scores of one pattern, each with some pixels changed, after a time on a
+    clock of their own.
+    """
 
     seconds: dict[tuple[str, str], float]
     changed: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -54,10 +66,17 @@ class House:
         return run
 
 
-ALL = [("tensorflow", "float32"), ("tensorflow", "bfloat16"), ("openvino", "float32"), ("openvino", "bfloat16")]
+ALL = [
+    ("tensorflow", "float32"),
+    ("tensorflow", "bfloat16"),
+    ("openvino", "float32"),
+    ("openvino", "bfloat16"),
+]
 
 
-def build(monkeypatch: pytest.MonkeyPatch, seconds: list[float], native: object = True, **others: Any) -> Weights:
+def build(
+    monkeypatch: pytest.MonkeyPatch, seconds: list[float], native: object = True, **others: Any
+) -> Weights:
     return furnish(monkeypatch, House(dict(zip(ALL, seconds, strict=True)), **others), native)
 
 
@@ -97,7 +116,9 @@ def test_one_label_too_many_and_it_does_not(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_only_those_in_the_race_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    house = House(dict(zip(ALL, [SLOW, FAST, FASTEST * 5, FASTEST], strict=True)), changed={ALL[3]: 3})
+    house = House(
+        dict(zip(ALL, [SLOW, FAST, FASTEST * 5, FASTEST], strict=True)), changed={ALL[3]: 3}
+    )
     choice = choose(furnish(monkeypatch, house), card(), PATCH)
     assert house.runs[ALL[3]] == 1  # it loses labels
     assert house.runs[ALL[0]] <= house.runs[ALL[1]] == house.runs[ALL[2]] > 2
@@ -118,7 +139,9 @@ def test_float32_stays_where_bfloat16_gains_nothing(monkeypatch: pytest.MonkeyPa
     assert chosen(choose(weights, card(), PATCH)) == ALL[0]
 
 
-def test_bfloat16_is_not_tried_where_the_processor_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_not_tried_where_the_processor_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     weights = build(monkeypatch, [SLOW, FASTEST, FAST, FASTEST], native=False)
     choice = choose(weights, card(), PATCH)
     assert chosen(choice) == ALL[2]
@@ -133,11 +156,16 @@ def test_what_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(choose(weights, card(), PATCH, "openvino", "bfloat16")) == ALL[3]
 
 
-def test_an_engine_that_cannot_run_it_is_passed_over_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_cannot_run_it_is_passed_over_and_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     weights = build(monkeypatch, [SLOW, FAST, FASTEST, FASTEST], broken={ALL[2], ALL[3]})
     choice = choose(weights, card(), PATCH)
     assert chosen(choice) == ALL[1]
-    assert [trial["engine"] for trial in choice.record["tried"] if "error" in trial] == ["openvino", "openvino"]
+    assert [trial["engine"] for trial in choice.record["tried"] if "error" in trial] == [
+        "openvino",
+        "openvino",
+    ]
     with pytest.raises(WeightsError, match="operator"):
         choose(weights, card(), PATCH, engine="openvino")
 
@@ -155,7 +183,11 @@ def saved(path: Path, classes: int, activation: str = "softmax", bias: float = 0
     keras = import_keras()
     inputs = keras.Input((None, None, 1))
     outputs = keras.layers.Conv2D(
-        classes, 3, padding="same", activation=activation, bias_initializer=keras.initializers.Constant(bias)
+        classes,
+        3,
+        padding="same",
+        activation=activation,
+        bias_initializer=keras.initializers.Constant(bias),
     )(inputs)
     keras.Model(inputs, outputs).save(path)
     return Weights.of(str(path))
@@ -190,7 +222,9 @@ def test_what_the_network_gives_is_checked_before_any_image(tmp_path: Path) -> N
     with pytest.raises(WeightsError, match="NaN"):
         choose(saved(tmp_path / "nan.keras", 2, bias=float("nan")), card(2), PATCH, **GIVEN)
     with pytest.raises(WeightsError, match="class ids"):
-        choose(saved(tmp_path / "ids.keras", 1, "linear", bias=9.0), card(3, "labels"), PATCH, **GIVEN)
+        choose(
+            saved(tmp_path / "ids.keras", 1, "linear", bias=9.0), card(3, "labels"), PATCH, **GIVEN
+        )
 
 
 def test_engines_for_other_files_are_told(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Every engine gives what keras and plain arithmetic give, patch by patch the same whatever else it is asked."""
+"""Every engine gives what keras and plain arithmetic give, patch by patch the same whatever else it
+is asked.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,21 @@ keras = import_keras()
 ROOT = Path(__file__).resolve().parents[3]
 DATA = Path(os.environ.get("MASKLOOM_TEST_DATA", "/nowhere"), "models")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
 
 
 def card(channels: int, classes: int, output: Output = "scores", stride: int = 1) -> Card:
-    return Card("network", "", channels, tuple(f"class_{i}" for i in range(classes)), Scaling(), Reach(64, stride), output)
+    return Card(
+        "network",
+        "",
+        channels,
+        tuple(f"class_{i}" for i in range(classes)),
+        Scaling(),
+        Reach(64, stride),
+        output,
+    )
 
 
 def opened(weights: Weights, choice: Choice, form: Card) -> Engine:
@@ -67,10 +79,16 @@ def unet(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     return Weights.of(str(path))
 
 
-KERAS = [Choice(engine, precision) for engine in ENGINES_OF[".keras"] for precision in ("float32", "bfloat16")]
+KERAS = [
+    Choice(engine, precision)
+    for engine in ENGINES_OF[".keras"]
+    for precision in ("float32", "bfloat16")
+]
 
 
-@pytest.fixture(scope="module", params=KERAS, ids=lambda choice: f"{choice.engine}-{choice.precision}")
+@pytest.fixture(
+    scope="module", params=KERAS, ids=lambda choice: f"{choice.engine}-{choice.precision}"
+)
 def ready(request: pytest.FixtureRequest, unet: Weights) -> tuple[Engine, Choice]:
     """The U-Net in each engine and precision."""
     return opened(unet, request.param, card(2, 3, stride=4)), request.param
@@ -101,7 +119,8 @@ def test_nothing_changes_what_a_patch_gives(ready: tuple[Engine, Choice]) -> Non
 
 
 def test_pixels_beyond_the_reach_change_no_bit(ready: tuple[Engine, Choice]) -> None:
-    # Fast convolutions (Winograd, Fourier) mix neighbouring pixels and would let rounding leak; exact tiling relies on none being used.
+    # Fast convolutions (Winograd, Fourier) mix neighbouring pixels and would let rounding leak;
+    # exact tiling relies on none being used.
     engine, _ = ready
     one, two = patches(2, 96, 96, 2)
     two[48:] = one[48:]
@@ -121,18 +140,26 @@ def test_sizes_and_bands_that_do_not_suit_are_told(ready: tuple[Engine, Choice])
 
 def test_a_card_of_another_stride_is_told(unet: Weights) -> None:
     engine = open_engine(unet, card(2, 3, stride=2), KERAS[0])
-    with pytest.raises(WeightsError, match=r"Its card says .* 0 modulo 2; if that is wrong, remove the card"):
+    with pytest.raises(
+        WeightsError, match=r"Its card says .* 0 modulo 2; if that is wrong, remove the card"
+    ):
         engine(patches(1, 18, 16, 2))
 
 
 @pytest.mark.parametrize("engine", ENGINES_OF[".keras"])
 def test_bfloat16_sees_pixels_of_more_than_eight_bits(tmp_path: Path, engine: Any) -> None:
     inputs = keras.Input((None, None, 1))
-    centred = keras.layers.Conv2D(1, 1, kernel_initializer="ones", bias_initializer=keras.initializers.Constant(-0.75))(inputs)
-    other = keras.layers.Conv2D(1, 1, kernel_initializer="ones")(keras.layers.Activation("tanh")(centred))
+    centred = keras.layers.Conv2D(
+        1, 1, kernel_initializer="ones", bias_initializer=keras.initializers.Constant(-0.75)
+    )(inputs)
+    other = keras.layers.Conv2D(1, 1, kernel_initializer="ones")(
+        keras.layers.Activation("tanh")(centred)
+    )
     keras.Model(inputs, other).save(tmp_path / "it.keras")
     levels = (0.75 + np.arange(-32, 32) / 1024).astype(np.float32).reshape(1, 8, 8, 1)
-    found = opened(Weights.of(str(tmp_path / "it.keras")), Choice(engine, "bfloat16"), card(1, 1, "logits"))(levels)
+    found = opened(
+        Weights.of(str(tmp_path / "it.keras")), Choice(engine, "bfloat16"), card(1, 1, "logits")
+    )(levels)
     assert len(np.unique(found)) == 64
     np.testing.assert_allclose(found, np.tanh(levels - 0.75), atol=2e-4)
 
@@ -144,7 +171,9 @@ def network_of(kind: str) -> Any:
     if kind == "whole numbers":
         x = layer(keras.layers.Rescaling(1 / 255)(inputs))
     elif kind == "shared":
-        x = keras.layers.Concatenate()([layer(inputs), layer(keras.layers.MaxPooling2D(3, 1, padding="same")(inputs))])
+        x = keras.layers.Concatenate()(
+            [layer(inputs), layer(keras.layers.MaxPooling2D(3, 1, padding="same")(inputs))]
+        )
     elif kind == "skip":
         x = keras.layers.Concatenate()([layer(inputs), inputs])
     else:
@@ -160,7 +189,9 @@ def network_of(kind: str) -> Any:
     return keras.Model(inputs, x)
 
 
-@pytest.mark.parametrize("kind", ["whole numbers", "shared", "skip", "one of several", "sigmoid", "activation", "other"])
+@pytest.mark.parametrize(
+    "kind", ["whole numbers", "shared", "skip", "one of several", "sigmoid", "activation", "other"]
+)
 def test_networks_of_every_build_run_in_bfloat16(tmp_path: Path, kind: str) -> None:
     network = network_of(kind)
     network.save(tmp_path / "it.keras")
@@ -180,7 +211,9 @@ def test_the_result_cannot_be_written_to(unet: Weights) -> None:
 
 def test_a_network_is_loaded_once(unet: Weights) -> None:
     assert open_engine(unet, card(2, 3, stride=4), KERAS[0]) is open_engine(
-        Weights(unet.location, unet.sha256), card(2, 3, stride=4), Choice(*_names(KERAS[0]), {"a": 1})
+        Weights(unet.location, unet.sha256),
+        card(2, 3, stride=4),
+        Choice(*_names(KERAS[0]), {"a": 1}),
     )
 
 
@@ -193,11 +226,17 @@ def test_engines_for_other_files_are_refused(unet: Weights) -> None:
         open_engine(unet, card(2, 3, stride=4), Choice("onnxruntime", "float32"))
 
 
-def test_an_engine_that_is_not_installed_says_how_to_get_it(unet: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_not_installed_says_how_to_get_it(
+    unet: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name)
+    )
     with pytest.raises(WeightsError, match=r"pip install 'maskloom\[openvino\]'"):
-        open_engine(Weights(unet.location, "0" * 64), card(2, 3, stride=4), Choice("openvino", "float32"))
+        open_engine(
+            Weights(unet.location, "0" * 64), card(2, 3, stride=4), Choice("openvino", "float32")
+        )
 
 
 def test_networks_of_several_inputs_or_of_vectors_are_refused(tmp_path: Path) -> None:
@@ -209,9 +248,13 @@ def test_networks_of_several_inputs_or_of_vectors_are_refused(tmp_path: Path) ->
         with pytest.raises(WeightsError, match="expected one input"):
             open_engine(Weights.of(str(tmp_path / f"{name}.keras")), card(1, 2), KERAS[0])
     image = keras.Input((8, 8, 1))
-    keras.Model(image, keras.layers.GlobalAveragePooling2D()(image)).save(tmp_path / "classifier.keras")
+    keras.Model(image, keras.layers.GlobalAveragePooling2D()(image)).save(
+        tmp_path / "classifier.keras"
+    )
     with pytest.raises(WeightsError, match="does not segment"):
-        open_engine(Weights.of(str(tmp_path / "classifier.keras")), card(1, 1), KERAS[0])(patches(1, 8, 8, 1))
+        open_engine(Weights.of(str(tmp_path / "classifier.keras")), card(1, 1), KERAS[0])(
+            patches(1, 8, 8, 1)
+        )
 
 
 # ONNX
@@ -243,17 +286,32 @@ def onnx_file(path: Path, form: str) -> tuple[Weights, np.ndarray]:
         nodes[0].output[0], given, kind = "second", [1, *size], onnx.TensorProto.INT64
         nodes.append(make.make_node("ArgMax", ["second"], ["scores"], axis=1, keepdims=0))
     value = make.make_tensor_value_info
-    inputs, outputs = [value("image", onnx.TensorProto.FLOAT, taken)], [value("scores", kind, given)]
-    graph = make.make_graph(nodes, "network", inputs, outputs, [onnx.numpy_helper.from_array(kernel, "kernel")])
-    path.write_bytes(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=9).SerializeToString())
+    inputs, outputs = (
+        [value("image", onnx.TensorProto.FLOAT, taken)],
+        [value("scores", kind, given)],
+    )
+    graph = make.make_graph(
+        nodes, "network", inputs, outputs, [onnx.numpy_helper.from_array(kernel, "kernel")]
+    )
+    path.write_bytes(
+        make.make_model(
+            graph, opset_imports=[make.make_opsetid("", 17)], ir_version=9
+        ).SerializeToString()
+    )
     return Weights.of(str(path)), kernel
 
 
 @pytest.mark.parametrize("engine", ENGINES_OF[".onnx"])
 @pytest.mark.parametrize("form", ["first", "last", "fixed", "labels"])
-def test_onnx_files_of_every_layout_give_what_arithmetic_gives(tmp_path: Path, engine: Any, form: str) -> None:
+def test_onnx_files_of_every_layout_give_what_arithmetic_gives(
+    tmp_path: Path, engine: Any, form: str
+) -> None:
     weights, kernel = onnx_file(tmp_path / "it.onnx", form)
-    run = opened(weights, Choice(engine, "float32"), card(CHANNELS, CLASSES, "labels" if form == "labels" else "logits"))
+    run = opened(
+        weights,
+        Choice(engine, "float32"),
+        card(CHANNELS, CLASSES, "labels" if form == "labels" else "logits"),
+    )
     batch = patches(2, 16, 24, CHANNELS)
     found = np.array(run(batch))
     expected = np.stack([convolved(patch, kernel) for patch in batch])
@@ -271,7 +329,9 @@ def test_onnx_files_of_every_layout_give_what_arithmetic_gives(tmp_path: Path, e
 def test_openvino_runs_onnx_in_bfloat16(tmp_path: Path) -> None:
     weights, kernel = onnx_file(tmp_path / "it.onnx", "first")
     batch = patches(1, 32, 32, CHANNELS)
-    found = opened(weights, Choice("openvino", "bfloat16"), card(CHANNELS, CLASSES, "logits"))(batch)
+    found = opened(weights, Choice("openvino", "bfloat16"), card(CHANNELS, CLASSES, "logits"))(
+        batch
+    )
     np.testing.assert_allclose(found[0], convolved(batch[0], kernel), atol=0.1)
 
 
@@ -305,7 +365,9 @@ def test_whole_numbers_are_rounded_and_clipped() -> None:
 
 def test_layouts_are_undone() -> None:
     patch = patches(1, 4, 5, 3)
-    np.testing.assert_array_equal(from_network(to_network(patch, "first", np.dtype("f4")), "first", "it"), patch)
+    np.testing.assert_array_equal(
+        from_network(to_network(patch, "first", np.dtype("f4")), "first", "it"), patch
+    )
 
 
 @pytest.mark.parametrize("bands", [1, 3])
@@ -337,7 +399,9 @@ def test_a_quantised_deeplab_finds_the_bird_in_its_photo() -> None:
     photo = np.asarray(Image.open(folder / "bird_segmentation.bmp").convert("RGB"), np.float32)
     truth = np.asarray(Image.open(folder / "bird_segmentation_mask.bmp").convert("L"))
     photo, truth = photo[:513, :513], truth[:513, :513]
-    labels = opened(weights, Choice("litert", "float32"), card(3, 21, "labels"))(photo[None])[0, ..., 0]
+    labels = opened(weights, Choice("litert", "float32"), card(3, 21, "labels"))(photo[None])[
+        0, ..., 0
+    ]
     assert set(np.unique(labels)) <= set(range(21))
     bird, found = truth != 0, labels == 3
     assert (bird & found).sum() / (bird | found).sum() > 0.9
@@ -372,7 +436,9 @@ def test_threads_are_at_least_one() -> None:
 
 def in_a_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     # This process has silenced TensorFlow for those that it starts.
-    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"
+    }
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
@@ -411,5 +477,8 @@ def test_a_worker_is_quiet_and_has_the_threads_it_was_told(unet: Weights) -> Non
 
 
 def test_what_others_write_to_standard_error_is_kept() -> None:
-    code = "import os, sys; from segcore.inference.runtime import quiet\nwith quiet():\n os.write(2, b'I0000 00 x\\nproblem\\n')"
+    code = (
+        "import os, sys; from segcore.inference.runtime import quiet\nwith quiet():\n os.write(2, "
+        "b'I0000 00 x\\nproblem\\n')"
+    )
     assert in_a_process(code).stderr == "problem\n"

@@ -33,7 +33,9 @@ from keras import layers  # noqa: E402
 def network(classes: int, activation: str | None, size: int | None = None) -> Any:
     image = keras.Input((size, size, 3))
     maps = layers.MaxPooling2D(2)(layers.Conv2D(8, 3, padding="same", activation="relu")(image))
-    return keras.Model(image, layers.Conv2D(classes, 1, activation=activation)(layers.UpSampling2D(2)(maps)))
+    return keras.Model(
+        image, layers.Conv2D(classes, 1, activation=activation)(layers.UpSampling2D(2)(maps))
+    )
 
 
 def card(model: Any, classes: tuple[str, ...] = ()) -> Card:
@@ -50,9 +52,16 @@ def card(model: Any, classes: tuple[str, ...] = ()) -> Card:
         (1, None, "logits", ("class_0", "class_1")),
     ],
 )
-def test_what_the_output_means(classes: int, activation: str | None, output: str, names: tuple[str, ...]) -> None:
+def test_what_the_output_means(
+    classes: int, activation: str | None, output: str, names: tuple[str, ...]
+) -> None:
     found = card(network(classes, activation))
-    assert (found.output, found.classes, found.channels, found.reach) == (output, names, 3, Reach(2, 2))
+    assert (found.output, found.classes, found.channels, found.reach) == (
+        output,
+        names,
+        3,
+        Reach(2, 2),
+    )
 
 
 def test_what_an_operation_at_the_end_means() -> None:
@@ -61,7 +70,12 @@ def test_what_an_operation_at_the_end_means() -> None:
     assert card(keras.Model(image, keras.ops.sigmoid(scores))).output == "sigmoid"
     assert card(keras.Model(image, layers.Activation("sigmoid")(scores))).output == "sigmoid"
     assert (
-        card(keras.Model(image, keras.Sequential([layers.Conv2D(1, 1), layers.Activation("sigmoid")])(image))).output == "sigmoid"
+        card(
+            keras.Model(
+                image, keras.Sequential([layers.Conv2D(1, 1), layers.Activation("sigmoid")])(image)
+            )
+        ).output
+        == "sigmoid"
     )
     assert card(keras.Model(image, keras.ops.multiply(scores, 30.0))).output == "logits"
 
@@ -74,11 +88,15 @@ def test_class_ids_of_an_unknown_number_of_classes_are_refused() -> None:
 
 
 def test_memory_is_that_of_the_maps_alive_at_once() -> None:
-    """The convolution of 8 maps: 3 bands come in, 8 maps go out; up-sampling: 8 / 4 in, 8 out; the input is gone by then."""
+    """The convolution of 8 maps: 3 bands come in, 8 maps go out; up-sampling: 8 / 4 in, 8 out; the
+    input is gone by then.
+    """
     assert card(network(2, "softmax")).bytes_per_pixel == 1.75 * 4 * (3 + 8)
     skip = keras.Input((None, None, 1))
     wide = layers.Conv2D(10, 1)(layers.Conv2D(20, 1)(skip))
-    assert card(keras.Model(skip, layers.Concatenate()([wide, skip]))).bytes_per_pixel == 1.75 * 4 * (1 + 20 + 10)
+    assert card(
+        keras.Model(skip, layers.Concatenate()([wide, skip]))
+    ).bytes_per_pixel == 1.75 * 4 * (1 + 20 + 10)
 
 
 def test_parameters_and_names() -> None:
@@ -91,7 +109,9 @@ def test_parameters_and_names() -> None:
 
 def test_weights_of_nan_are_refused() -> None:
     model = network(2, "softmax")
-    model.layers[1].set_weights([np.full(weight.shape, np.nan) for weight in model.layers[1].get_weights()])
+    model.layers[1].set_weights(
+        [np.full(weight.shape, np.nan) for weight in model.layers[1].get_weights()]
+    )
     with pytest.raises(WeightsError, match="NaN"):
         card(model)
 
@@ -114,7 +134,12 @@ def test_a_file_is_examined_in_another_process(tmp_path: Path) -> None:
     weights = Weights.of(str(path))
     found = examine(weights)
     assert found.sha256 == weights.sha256
-    assert (found.kind, found.reach, found.output, found.channels) == ("network", Reach(2, 2), "scores", 3)
+    assert (found.kind, found.reach, found.output, found.channels) == (
+        "network",
+        Reach(2, 2),
+        "scores",
+        3,
+    )
     assert found.scaling == Scaling()
 
 
@@ -125,8 +150,13 @@ def onnx_file(path: Path, size: int | None, last: str, scales: int = 2) -> Weigh
 
     generator = np.random.default_rng(1)
     shapes = {"w1": (4, 3, 3, 3), "b1": (4,), "w2": (4, 4, 3, 3), "w3": (5, 4, 1, 1)}
-    constants = [numpy_helper.from_array(generator.normal(size=shape).astype(np.float32), name) for name, shape in shapes.items()]
-    constants.append(numpy_helper.from_array(np.array([1, 1, scales, scales], np.float32), "scales"))
+    constants = [
+        numpy_helper.from_array(generator.normal(size=shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    constants.append(
+        numpy_helper.from_array(np.array([1, 1, scales, scales], np.float32), "scales")
+    )
     nodes = [
         helper.make_node("Conv", ["image", "w1", "b1"], ["c1"], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c1"], ["r1"]),
@@ -147,7 +177,9 @@ def onnx_file(path: Path, size: int | None, last: str, scales: int = 2) -> Weigh
     ]
     image = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 3, size, size])
     kind = onnx.TensorProto.INT64 if last == "ArgMax" else onnx.TensorProto.FLOAT
-    scores = helper.make_tensor_value_info("labels", kind, [1, 1 if last == "ArgMax" else 5, size, size])
+    scores = helper.make_tensor_value_info(
+        "labels", kind, [1, 1 if last == "ArgMax" else 5, size, size]
+    )
     graph = helper.make_graph(nodes, "net", [image], [scores], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, path)
@@ -197,18 +229,27 @@ def renamed(weights: Weights, operator: str, **attributes: Any) -> Weights:
 
 @pytest.mark.parametrize("size", [None, 64])
 @pytest.mark.parametrize("cast", [None, "UINT8", "FLOAT"])
-def test_onnx_networks_of_class_ids_are_measured_by_their_scores(tmp_path: Path, size: int | None, cast: str | None) -> None:
+def test_onnx_networks_of_class_ids_are_measured_by_their_scores(
+    tmp_path: Path, size: int | None, cast: str | None
+) -> None:
     onnx = pytest.importorskip("onnx")
     weights = onnx_file(tmp_path / "net.onnx", size, "ArgMax")
     if cast is not None:
         weights = renamed(weights, "Cast", to=getattr(onnx.TensorProto, cast))
     found = Card.load(examined_here(weights)["card"].encode(), "there")
-    assert (found.output, len(found.classes), found.reach.halo, found.reach.stride) == ("labels", 5, 4, 2)
+    assert (found.output, len(found.classes), found.reach.halo, found.reach.stride) == (
+        "labels",
+        5,
+        4,
+        2,
+    )
     # The last convolution: 4 maps in, 5 out.
     assert found.bytes_per_pixel == 1.75 * 4 * 9
 
 
-def test_onnx_networks_of_class_ids_tile_exactly_and_give_what_their_scores_give(tmp_path: Path) -> None:
+def test_onnx_networks_of_class_ids_tile_exactly_and_give_what_their_scores_give(
+    tmp_path: Path,
+) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 37, 3), np.uint8)
     picture = check.Picture(pixels, np.ones((50, 37), bool), "rgb")
     labels = {}
@@ -228,22 +269,32 @@ def test_onnx_networks_of_another_kind_are_refused(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     small = onnx_file(tmp_path / "small.onnx", None, "Softmax", 1)
     assert "one for each pixel" in examined_here(small)["error"]
-    whole = renamed(onnx_file(tmp_path / "whole.onnx", None, "Softmax"), "Cast", to=onnx.TensorProto.INT32)
+    whole = renamed(
+        onnx_file(tmp_path / "whole.onnx", None, "Softmax"), "Cast", to=onnx.TensorProto.INT32
+    )
     assert "no ArgMax" in examined_here(whole)["error"]
 
 
 @pytest.mark.parametrize(("dtype", "offset"), [("uint8", 0), ("int8", 128), ("int32", 0)])
-def test_networks_of_whole_numbers_get_pixels_and_not_fractions(tmp_path: Path, dtype: str, offset: int) -> None:
+def test_networks_of_whole_numbers_get_pixels_and_not_fractions(
+    tmp_path: Path, dtype: str, offset: int
+) -> None:
     """Scaled to 0 ... 1, they would be rounded to black and white."""
     onnx = pytest.importorskip("onnx")
     weights = onnx_file(tmp_path / "net.onnx", None, "Softmax")
     model = onnx.load(weights.location)
-    model.graph.input[0].type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    model.graph.node.insert(0, onnx.helper.make_node("Cast", ["image"], ["cast"], to=onnx.TensorProto.FLOAT))
+    model.graph.input[0].type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(
+        np.dtype(dtype)
+    )
+    model.graph.node.insert(
+        0, onnx.helper.make_node("Cast", ["image"], ["cast"], to=onnx.TensorProto.FLOAT)
+    )
     model.graph.node[1].input[0] = "cast"
     onnx.save(model, weights.location)
     image = keras.Input((None, None, 3), dtype=dtype)
-    keras.Model(image, layers.Conv2D(2, 1)(layers.Rescaling(1 / 255)(image))).save(tmp_path / "net.keras")
+    keras.Model(image, layers.Conv2D(2, 1)(layers.Rescaling(1 / 255)(image))).save(
+        tmp_path / "net.keras"
+    )
     for path in (tmp_path / "net.onnx", tmp_path / "net.keras"):
         found = Card.load(examined_here(Weights.of(str(path)))["card"].encode(), "there")
         limits = found.scaling.apply(np.array([[0], [255]], np.uint8))
@@ -257,7 +308,9 @@ def test_broken_files_give_an_error_that_names_them(tmp_path: Path) -> None:
         examine(Weights.of(str(path)))
 
 
-def test_a_process_that_dies_or_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_or_hangs_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "net.onnx"
     path.write_bytes(b"x")
     weights = Weights.of(str(path))
@@ -276,13 +329,19 @@ def test_only_the_answer_goes_to_standard_output(tmp_path: Path) -> None:
     weights = Weights.of(str(path))
     request = json.dumps({"location": weights.location, "sha256": weights.sha256, "trust": False})
     child = subprocess.run(
-        [sys.executable, "-m", "segcore.inference.examine"], input=request, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "segcore.inference.examine"],
+        input=request,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     (line,) = io.StringIO(child.stdout.strip())
     assert "net.txt" in json.loads(line)["error"]
 
 
-@pytest.mark.skipif("MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images")
+@pytest.mark.skipif(
+    "MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images"
+)
 def test_class_maps_of_litert_are_labels_and_not_probabilities() -> None:
     folder = Path(os.environ["MASKLOOM_TEST_DATA"]) / "models" / "coral_deeplab_tflite"
     card = examine(Weights.of(str(folder / "deeplabv3_mnv2_pascal_quant.tflite")))
@@ -296,17 +355,26 @@ def endless_onnx(path: Path) -> Path:
     helper, kinds = onnx.helper, onnx.TensorProto
     pixels, flag = [1, 2, None, None], []
     body = helper.make_graph(
-        [helper.make_node("Identity", ["on"], ["still_on"]), helper.make_node("Sin", ["x"], ["sine"])],
+        [
+            helper.make_node("Identity", ["on"], ["still_on"]),
+            helper.make_node("Sin", ["x"], ["sine"]),
+        ],
         "body",
         [
             helper.make_tensor_value_info("round", kinds.INT64, flag),
             helper.make_tensor_value_info("on", kinds.BOOL, flag),
             helper.make_tensor_value_info("x", kinds.FLOAT, pixels),
         ],
-        [helper.make_tensor_value_info("still_on", kinds.BOOL, flag), helper.make_tensor_value_info("sine", kinds.FLOAT, pixels)],
+        [
+            helper.make_tensor_value_info("still_on", kinds.BOOL, flag),
+            helper.make_tensor_value_info("sine", kinds.FLOAT, pixels),
+        ],
     )
     graph = helper.make_graph(
-        [helper.make_node("Conv", ["image", "w"], ["y"]), helper.make_node("Loop", ["rounds", "go", "y"], ["scores"], body=body)],
+        [
+            helper.make_node("Conv", ["image", "w"], ["y"]),
+            helper.make_node("Loop", ["rounds", "go", "y"], ["scores"], body=body),
+        ],
         "endless",
         [helper.make_tensor_value_info("image", kinds.FLOAT, [1, 3, None, None])],
         [helper.make_tensor_value_info("scores", kinds.FLOAT, pixels)],
@@ -330,16 +398,25 @@ def comes_true(condition: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_a_network_that_never_ends_does_not_outlive_whoever_examines_it(tmp_path: Path, end: signal.Signals) -> None:
+def test_a_network_that_never_ends_does_not_outlive_whoever_examines_it(
+    tmp_path: Path, end: signal.Signals
+) -> None:
     psutil = pytest.importorskip("psutil")
     path = endless_onnx(tmp_path / "net.onnx")
-    program = f"from segcore.inference import examine, weights; examine.examine(weights.Weights.of({str(path)!r}))"
+    program = (
+        "from segcore.inference import examine, weights; "
+        f"examine.examine(weights.Weights.of({str(path)!r}))"
+    )
     with subprocess.Popen([sys.executable, "-c", program]) as driver:
         children: list[Any] = []
 
         def computes() -> bool:
             children[:] = psutil.Process(driver.pid).children()
-            return any("onnxruntime" in library.path for child in children for library in child.memory_maps())
+            return any(
+                "onnxruntime" in library.path
+                for child in children
+                for library in child.memory_maps()
+            )
 
         assert comes_true(computes)
         driver.send_signal(end)
@@ -351,7 +428,10 @@ def test_the_time_for_an_examination_is_set_in_the_recipe(tmp_path: Path) -> Non
     before = limits.configured()
     limits.configure(limits.Limits(examine=0.5))
     try:
-        with pytest.raises(WeightsError, match=r"net\.onnx could not be examined within 0\.5 s.*raise limits\.examine"):
+        with pytest.raises(
+            WeightsError,
+            match=r"net\.onnx could not be examined within 0\.5 s.*raise limits\.examine",
+        ):
             examine(weights)
     finally:
         limits.configure(before)

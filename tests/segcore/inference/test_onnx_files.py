@@ -1,4 +1,6 @@
-"""ONNX files that hold a whole network are taken as they are; those that name other files or operators are refused."""
+"""ONNX files that hold a whole network are taken as they are; those that name other files or
+operators are refused.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,17 @@ FLOAT = onnx.TensorProto.FLOAT
 
 def network(change: Callable[[Any], object] = lambda model: None) -> bytes:
     """A 1 x 1 convolution, changed."""
-    image, scores = (make.make_tensor_value_info(name, FLOAT, [1, 1, "y", "x"]) for name in ("image", "scores"))
+    image, scores = (
+        make.make_tensor_value_info(name, FLOAT, [1, 1, "y", "x"]) for name in ("image", "scores")
+    )
     kernel = onnx.numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "kernel")
-    graph = make.make_graph([make.make_node("Conv", ["image", "kernel"], ["scores"])], "network", [image], [scores], [kernel])
+    graph = make.make_graph(
+        [make.make_node("Conv", ["image", "kernel"], ["scores"])],
+        "network",
+        [image],
+        [scores],
+        [kernel],
+    )
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=9)
     change(model)
     content: bytes = model.SerializeToString()
@@ -49,9 +59,14 @@ def elsewhere(tensor: Any) -> None:
 def branch(model: Any, operator: str, domain: str) -> Any:
     """A node inside a branch of the graph."""
     inner = make.make_graph(
-        [make.make_node(operator, [], ["inner"], domain=domain)], "branch", [], [make.make_tensor_value_info("inner", FLOAT, [1])]
+        [make.make_node(operator, [], ["inner"], domain=domain)],
+        "branch",
+        [],
+        [make.make_tensor_value_info("inner", FLOAT, [1])],
     )
-    model.graph.node.append(make.make_node("If", ["condition"], ["chosen"], then_branch=inner, else_branch=inner))
+    model.graph.node.append(
+        make.make_node("If", ["condition"], ["chosen"], then_branch=inner, else_branch=inner)
+    )
     return model.graph.node[-1].attribute[0].g
 
 
@@ -63,7 +78,9 @@ def constant_elsewhere(model: Any) -> None:
 
 def function(model: Any, domain: str) -> None:
     node = make.make_node("Read", ["a"], ["b"], domain=domain)
-    model.functions.append(make.make_function("mine", "Mine", ["a"], ["b"], [node], [make.make_opsetid("", 17)]))
+    model.functions.append(
+        make.make_function("mine", "Mine", ["a"], ["b"], [node], [make.make_opsetid("", 17)])
+    )
 
 
 HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
@@ -72,9 +89,18 @@ HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
     "own operator": (lambda model: setattr(model.graph.node[0], "domain", "my.library"), "library"),
     "own operator of a branch": (lambda model: branch(model, "Read", "my.library"), "library"),
     "own operator of a function": (lambda model: function(model, "my.library"), "library"),
-    "operators of a vendor": (lambda model: setattr(model.graph.node[0], "domain", "com.microsoft"), "library"),
-    "unknown operator": (lambda model: setattr(model.graph.node[0], "op_type", "Convolve"), "no whole ONNX file"),
-    "unknown name": (lambda model: model.graph.node[0].input.__setitem__(0, "picture"), "no whole ONNX file"),
+    "operators of a vendor": (
+        lambda model: setattr(model.graph.node[0], "domain", "com.microsoft"),
+        "library",
+    ),
+    "unknown operator": (
+        lambda model: setattr(model.graph.node[0], "op_type", "Convolve"),
+        "no whole ONNX file",
+    ),
+    "unknown name": (
+        lambda model: model.graph.node[0].input.__setitem__(0, "picture"),
+        "no whole ONNX file",
+    ),
     "nothing": (lambda model: model.Clear(), "1 to 2147483647 bytes"),
 }
 
@@ -87,7 +113,14 @@ def test_a_whole_network_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_functions_of_its_own_are_taken(tmp_path: Path) -> None:
     def change(model: Any) -> None:
         model.functions.append(
-            make.make_function("mine", "Mine", ["a"], ["b"], [make.make_node("Relu", ["a"], ["b"])], [make.make_opsetid("", 17)])
+            make.make_function(
+                "mine",
+                "Mine",
+                ["a"],
+                ["b"],
+                [make.make_node("Relu", ["a"], ["b"])],
+                [make.make_opsetid("", 17)],
+            )
         )
         model.opset_import.append(make.make_opsetid("mine", 1))
         model.graph.node[0].output[0] = "before"
@@ -110,7 +143,9 @@ def test_truncated_files_and_others_are_told(tmp_path: Path) -> None:
     refused(written(tmp_path / "it.pb", whole), "expected an .onnx file")
 
 
-def test_a_missing_library_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = written(tmp_path / "it.onnx", network())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refused(weights, r"pip install 'maskloom\[onnx\]'")

@@ -1,4 +1,6 @@
-"""Patches: whatever the tiling, each pixel's scores are the same bits, and those of one run over the whole image."""
+"""Patches: whatever the tiling, each pixel's scores are the same bits, and those of one run over
+the whole image.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def floats(pixels: np.ndarray) -> np.ndarray:
 
 
 def picture(height: int, width: int, bands: int = 1) -> Picture:
-    pixels = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, bands), np.uint8)
+    pixels = np.random.default_rng(height * 1000 + width).integers(
+        0, 256, (height, width, bands), np.uint8
+    )
     return Picture(pixels, np.ones((height, width), bool))
 
 
@@ -35,13 +39,17 @@ def block_of(image: Picture, tile: Tile) -> Block:
     return Block(tile, image.pixels[tile.read.slices], image.valid[tile.read.slices], image.spec)
 
 
-def scored(image: Picture, tile: tuple[int, int], patching: Patching, network: Network) -> np.ndarray:
+def scored(
+    image: Picture, tile: tuple[int, int], patching: Patching, network: Network
+) -> np.ndarray:
     """Scores of a whole image, put together from those of its tiles; each pixel exactly once."""
     shape = image.valid.shape
     scores, times = None, np.zeros(shape, int)
     for each in Grid(shape, tile, (patching.halo, patching.halo)):
         for place, part in core_scores(block_of(image, each), patching, floats, network):
-            scores = np.full((*shape, part.shape[-1]), np.nan, np.float32) if scores is None else scores
+            scores = (
+                np.full((*shape, part.shape[-1]), np.nan, np.float32) if scores is None else scores
+            )
             scores[each.core.slices][place] = part
             times[each.core.slices][place] += 1
     assert scores is not None
@@ -52,15 +60,23 @@ def scored(image: Picture, tile: tuple[int, int], patching: Patching, network: N
 def blur(radius: int) -> Network:
     """A convolution with same padding: sums over squares, zeros beyond the border."""
     kernel = np.ones((1, 2 * radius + 1, 2 * radius + 1, 1))
-    return lambda batch: np.asarray(ndimage.convolve(batch, kernel.astype(np.float32), mode="constant"))
+    return lambda batch: np.asarray(
+        ndimage.convolve(batch, kernel.astype(np.float32), mode="constant")
+    )
 
 
 def cells(stride: int) -> Network:
-    """Sums over cells of stride x stride pixels and over the cells beside them, back at full size: a reach of 2 stride - 1."""
+    """Sums over cells of stride x stride pixels and over the cells beside them, back at full size:
+    a reach of 2 stride - 1.
+    """
 
     def run(batch: np.ndarray) -> np.ndarray:
         assert batch.shape[1] % stride == batch.shape[2] % stride == 0
-        sums = batch[0, ..., 0].reshape(batch.shape[1] // stride, stride, batch.shape[2] // stride, stride).sum((1, 3))
+        sums = (
+            batch[0, ..., 0]
+            .reshape(batch.shape[1] // stride, stride, batch.shape[2] // stride, stride)
+            .sum((1, 3))
+        )
         near = ndimage.convolve(sums, np.ones((3, 3), np.float32), mode="constant")
         return np.repeat(np.repeat(near, stride, 0), stride, 1)[None, ..., None]
 
@@ -68,12 +84,18 @@ def cells(stride: int) -> Network:
 
 
 def valid_cells(stride: int, margin: int, residue: int) -> Network:
-    """As `cells` without padding: takes sizes of one residue and gives what lies `margin` from the border."""
+    """As `cells` without padding: takes sizes of one residue and gives what lies `margin` from the
+    border.
+    """
 
     def run(batch: np.ndarray) -> np.ndarray:
         assert batch.shape[1] % stride == batch.shape[2] % stride == residue
         height, width = batch.shape[1] // stride * stride, batch.shape[2] // stride * stride
-        wide = np.pad(cells(stride)(batch[:, :height, :width]), ((0, 0), (0, stride), (0, stride), (0, 0)), mode="edge")
+        wide = np.pad(
+            cells(stride)(batch[:, :height, :width]),
+            ((0, 0), (0, stride), (0, stride), (0, 0)),
+            mode="edge",
+        )
         return wide[:, margin : batch.shape[1] - margin, margin : batch.shape[2] - margin]
 
     return run
@@ -85,7 +107,9 @@ sizes = st.integers(1, 90)
 
 @given(sizes, sizes, tilings, st.sampled_from([1, 3, 8]), st.sampled_from([5, 16, 32, 512]))
 @settings(max_examples=60, deadline=None)
-def test_same_padding_equals_one_run_over_the_whole_image(height: int, width: int, tile: Any, radius: int, side: int) -> None:
+def test_same_padding_equals_one_run_over_the_whole_image(
+    height: int, width: int, tile: Any, radius: int, side: int
+) -> None:
     image = picture(height, width)
     whole = blur(radius)(floats(image.pixels)[None])[0]
     assert np.array_equal(scored(image, tile, Patching(Reach(radius), side), blur(radius)), whole)
@@ -98,16 +122,28 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_completed_by_mirroring(
 ) -> None:
     image = picture(height, width)
     completed = np.pad(
-        image.pixels, ((0, -height % stride), (0, -width % stride), (0, 0)), mode="reflect" if min(height, width) > 1 else "edge"
+        image.pixels,
+        ((0, -height % stride), (0, -width % stride), (0, 0)),
+        mode="reflect" if min(height, width) > 1 else "edge",
     )
     if min(height, width) == 1:  # numpy mirrors no axis of one pixel; ours stays as it is
-        completed = np.pad(image.pixels, ((0, 0), (0, 0), (0, 0)))[mirrored(np.arange(height + -height % stride), height)]
+        completed = np.pad(image.pixels, ((0, 0), (0, 0), (0, 0)))[
+            mirrored(np.arange(height + -height % stride), height)
+        ]
         completed = completed[:, mirrored(np.arange(width + -width % stride), width)]
     whole = cells(stride)(floats(completed)[None])[0, :height, :width]
-    assert np.array_equal(scored(image, tile, Patching(Reach(2 * stride - 1, stride), side), cells(stride)), whole)
+    assert np.array_equal(
+        scored(image, tile, Patching(Reach(2 * stride - 1, stride), side), cells(stride)), whole
+    )
 
 
-@given(sizes, sizes, tilings, st.sampled_from([(4, 4, 0), (4, 8, 1), (8, 13, 5)]), st.sampled_from([5, 16, 512]))
+@given(
+    sizes,
+    sizes,
+    tilings,
+    st.sampled_from([(4, 4, 0), (4, 8, 1), (8, 13, 5)]),
+    st.sampled_from([5, 16, 512]),
+)
 @settings(max_examples=60, deadline=None)
 def test_networks_without_padding_see_the_image_mirrored_beyond_its_border(
     height: int, width: int, tile: Any, kind: tuple[int, int, int], side: int
@@ -117,7 +153,9 @@ def test_networks_without_padding_see_the_image_mirrored_beyond_its_border(
     reach = Reach(margin + stride - 1, stride, margin, residue)
     far = [margin + n + margin + 2 * stride for n in (height, width)]
     far = [n + (residue - n) % stride for n in far]
-    rows, columns = (mirrored(np.arange(n) - margin, size) for n, size in zip(far, (height, width), strict=True))
+    rows, columns = (
+        mirrored(np.arange(n) - margin, size) for n, size in zip(far, (height, width), strict=True)
+    )
     whole = network(floats(image.pixels[rows][:, columns])[None])[0, :height, :width]
     assert np.array_equal(scored(image, tile, Patching(reach, side), network), whole)
 
@@ -134,8 +172,12 @@ def test_files_of_one_size_tile_exactly(height: int, width: int, tile: Any, stri
 
     lead = stride * 2 if stride > 1 else 1
     reach = [n + 2 * lead + -n % stride for n in (height, width)]
-    rows, columns = (mirrored(np.arange(n) - lead, size) for n, size in zip(reach, (height, width), strict=True))
-    whole = network(floats(image.pixels[rows][:, columns])[None])[0, lead : lead + height, lead : lead + width]
+    rows, columns = (
+        mirrored(np.arange(n) - lead, size) for n, size in zip(reach, (height, width), strict=True)
+    )
+    whole = network(floats(image.pixels[rows][:, columns])[None])[
+        0, lead : lead + height, lead : lead + width
+    ]
     assert np.array_equal(scored(image, tile, patching, only_one_size), whole)
 
 
@@ -167,14 +209,21 @@ def test_squares_without_a_valid_pixel_are_not_computed() -> None:
     image = picture(64, 64)
     image.valid[:, :40] = False
     tile = Grid((64, 64), (64, 64))[0]
-    places = [place for place, _ in core_scores(block_of(image, tile), Patching(Reach(0), 16), floats, blur(0))]
-    assert places == [(slice(y, y + 16), slice(x, x + 16)) for y, x in product(range(0, 64, 16), (32, 48))]
+    places = [
+        place
+        for place, _ in core_scores(block_of(image, tile), Patching(Reach(0), 16), floats, blur(0))
+    ]
+    assert places == [
+        (slice(y, y + 16), slice(x, x + 16)) for y, x in product(range(0, 64, 16), (32, 48))
+    ]
 
 
 @given(st.integers(-200, 200), st.integers(1, 50), st.integers(2, 30))
 def test_mirroring_is_that_of_numpy(start: int, length: int, size: int) -> None:
     padded = np.pad(np.arange(size), 300, mode="reflect")
-    assert np.array_equal(mirrored(np.arange(start, start + length), size), padded[start + 300 : start + 300 + length])
+    assert np.array_equal(
+        mirrored(np.arange(start, start + length), size), padded[start + 300 : start + 300 + length]
+    )
 
 
 def test_patches_inside_a_tile_are_not_copied() -> None:
@@ -189,7 +238,9 @@ def test_output_of_another_size_than_the_card_says_is_refused() -> None:
         list(core_scores(block, Patching(Reach(2)), floats, lambda batch: batch[:, ::2, ::2]))
 
 
-@pytest.mark.parametrize("reach", [Reach(None), Reach(20, fixed=(64, 40)), Reach(20, 16, fixed=(64, 79))])
+@pytest.mark.parametrize(
+    "reach", [Reach(None), Reach(20, fixed=(64, 40)), Reach(20, 16, fixed=(64, 79))]
+)
 def test_networks_that_cannot_be_exact_are_refused(reach: Reach) -> None:
     assert not Patching.suits(reach)
     with pytest.raises(ValueError, match="blended windows"):
@@ -197,7 +248,9 @@ def test_networks_that_cannot_be_exact_are_refused(reach: Reach) -> None:
 
 
 def test_the_papers_unet_loses_nothing_of_its_output() -> None:
-    """572 -> 388 (Ronneberger et al. 2015): a reach that exceeds the margin by the phases of the stride only."""
+    """572 -> 388 (Ronneberger et al. 2015): a reach that exceeds the margin by the phases of the
+    stride only.
+    """
     reach = Reach(halo=107, stride=16, margin=92, residue=12)
     (span,) = Patching(reach, 384).spans(0, 384, (0, 384))
     assert (span.first, span.length, span.output) == (-92, 572, 0)

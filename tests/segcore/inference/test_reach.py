@@ -1,4 +1,6 @@
-"""Measured reaches equal those worked out by hand; tiles that see so far give the scores of the whole image, and less is not enough."""
+"""Measured reaches equal those worked out by hand; tiles that see so far give the scores of the
+whole image, and less is not enough.
+"""
 
 from __future__ import annotations
 
@@ -37,21 +39,32 @@ def same(filters: int, kernel: int, **options: Any) -> Any:
 def gated() -> Any:
     """One branch looks at 1 pixel around and is multiplied by another that looks at 4."""
     image = keras.Input((None, None, 2))
-    return keras.Model(image, layers.Conv2D(2, 1)(same(3, 3)(image) * same(3, 9, activation="sigmoid")(image)))
+    return keras.Model(
+        image, layers.Conv2D(2, 1)(same(3, 3)(image) * same(3, 9, activation="sigmoid")(image))
+    )
 
 
 def squeezed() -> Any:
     """Squeeze and excitation: channels weighted by their mean over the image."""
     image = keras.Input((None, None, 2))
     maps = layers.UpSampling2D(2)(layers.MaxPooling2D(2)(same(4, 3)(image)))
-    gate = layers.Reshape((1, 1, 4))(layers.Dense(4, activation="sigmoid")(layers.GlobalAveragePooling2D()(maps)))
+    gate = layers.Reshape((1, 1, 4))(
+        layers.Dense(4, activation="sigmoid")(layers.GlobalAveragePooling2D()(maps))
+    )
     return keras.Model(image, layers.Conv2D(2, 1)(layers.Multiply()([maps, gate])))
 
 
 def nested() -> Any:
     image = keras.Input((None, None, 3))
-    inner = chain(same(4, 3, strides=2, use_bias=False), layers.BatchNormalization(), layers.ReLU(), channels=3)
-    return keras.Model(image, layers.UpSampling2D(2)(same(2, 3, activation="softmax")(inner(image))))
+    inner = chain(
+        same(4, 3, strides=2, use_bias=False),
+        layers.BatchNormalization(),
+        layers.ReLU(),
+        channels=3,
+    )
+    return keras.Model(
+        image, layers.UpSampling2D(2)(same(2, 3, activation="softmax")(inner(image)))
+    )
 
 
 BY_HAND: dict[str, tuple[Any, Reach]] = {
@@ -59,39 +72,73 @@ BY_HAND: dict[str, tuple[Any, Reach]] = {
     "without padding": (lambda: chain(*[layers.Conv2D(3, 3) for _ in range(3)]), Reach(3, 1, 3)),
     "dilated": (lambda: chain(same(2, 3, dilation_rate=7), same(2, 5)), Reach(7 + 2)),
     "depthwise and separable": (
-        lambda: chain(layers.DepthwiseConv2D(5, padding="same"), layers.SeparableConv2D(2, 3, padding="same"), channels=3),
+        lambda: chain(
+            layers.DepthwiseConv2D(5, padding="same"),
+            layers.SeparableConv2D(2, 3, padding="same"),
+            channels=3,
+        ),
         Reach(2 + 1),
     ),
     # Taps so far apart that a short strip would lose them without a trace.
     "wide gaps": (lambda: chain(same(2, 3, dilation_rate=450)), Reach(450)),
     "tall kernels": (lambda: chain(same(2, (1, 9)), same(2, (5, 1))), Reach(4)),
     # The cells of 4 pixels beside a pixel's own: it may lie at the far end of its own.
-    "pooled by 4": (lambda: chain(layers.MaxPooling2D(4), same(2, 3), layers.UpSampling2D(4)), Reach(4 + 3, 4)),
+    "pooled by 4": (
+        lambda: chain(layers.MaxPooling2D(4), same(2, 3), layers.UpSampling2D(4)),
+        Reach(4 + 3, 4),
+    ),
     # Row 2i is a mean of cells i - 1 and i, the first of which begins at 2i - 2.
-    "bilinear": (lambda: chain(layers.MaxPooling2D(2), layers.UpSampling2D(2, interpolation="bilinear")), Reach(2, 2)),
+    "bilinear": (
+        lambda: chain(layers.MaxPooling2D(2), layers.UpSampling2D(2, interpolation="bilinear")),
+        Reach(2, 2),
+    ),
     # Cell i spans 3i ... 3i + 2 and reaches rows 3i - 1 ... 3i + 4.
     "transposed": (
-        lambda: chain(same(2, 3, strides=3), layers.Conv2DTranspose(2, 6, strides=3, padding="same")),
+        lambda: chain(
+            same(2, 3, strides=3), layers.Conv2DTranspose(2, 6, strides=3, padding="same")
+        ),
         Reach(4, 3),
     ),
     "gated": (gated, Reach(4)),
     "squeezed": (squeezed, Reach(None, 2)),
-    # Row 2i + 1 is of cell i, so of cells i - 1 ... i + 1, the first of which begins at 2i - 2; the last one ends at 2i + 4.
+    # Row 2i + 1 is of cell i, so of cells i - 1 ... i + 1, the first of which begins at 2i - 2; the
+    # last one ends at 2i + 4.
     "nested": (nested, Reach(4, 2)),
     "group norm": (
-        lambda: chain(same(4, 3), layers.GroupNormalization(2), layers.MaxPooling2D(2), layers.UpSampling2D(2)),
+        lambda: chain(
+            same(4, 3), layers.GroupNormalization(2), layers.MaxPooling2D(2), layers.UpSampling2D(2)
+        ),
         Reach(None, 2),
     ),
     "dense over space": (
-        lambda: keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(64), layers.Reshape((8, 8, 1))]),
+        lambda: keras.Sequential(
+            [keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(64), layers.Reshape((8, 8, 1))]
+        ),
         Reach(None, fixed=(8, 8)),
     ),
-    "one size": (lambda: keras.Sequential([keras.Input((32, 48, 1)), same(2, 3), same(2, 3)]), Reach(2, fixed=(32, 48))),
-    # Two convolutions at each level on the way down and up, 6 * 2**d - 4 in all, and the phases of the pooling, 2**d - 1.
-    **{f"U-Net of depth {d}": (lambda d=d: Unet(width=2, depth=d).build(1, 2), Reach(7 * 2**d - 5, 2**d)) for d in (2, 3, 4)},
-    "U-Net with unpooling": (lambda: Unet(width=2, depth=2, upsampling="unpooling").build(1, 2), Reach(23, 4)),
-    "the paper's U-Net": (lambda: Unet(width=2, padding="valid").build(1, 2), Reach(107, 16, 92, 572 % 16)),
-    # VGG16's convolutions reach 2 + 4 + 12 + 24 + 48 = 90; a row is of its cell of 32 or one beside it: 32 + 15 at most.
+    "one size": (
+        lambda: keras.Sequential([keras.Input((32, 48, 1)), same(2, 3), same(2, 3)]),
+        Reach(2, fixed=(32, 48)),
+    ),
+    # Two convolutions at each level on the way down and up, 6 * 2**d - 4 in all, and the phases of
+    # the pooling, 2**d - 1.
+    **{
+        f"U-Net of depth {d}": (
+            lambda d=d: Unet(width=2, depth=d).build(1, 2),
+            Reach(7 * 2**d - 5, 2**d),
+        )
+        for d in (2, 3, 4)
+    },
+    "U-Net with unpooling": (
+        lambda: Unet(width=2, depth=2, upsampling="unpooling").build(1, 2),
+        Reach(23, 4),
+    ),
+    "the paper's U-Net": (
+        lambda: Unet(width=2, padding="valid").build(1, 2),
+        Reach(107, 16, 92, 572 % 16),
+    ),
+    # VGG16's convolutions reach 2 + 4 + 12 + 24 + 48 = 90; a row is of its cell of 32 or one beside
+    # it: 32 + 15 at most.
     "FCN-32s": (lambda: Fcn(variant="32s", width=1).build(3, 2), Reach(90 + 47, 32)),
 }
 
@@ -106,17 +153,27 @@ def scored(image: Picture, tile: int, reach: Reach, network: Any, side: int) -> 
     patching = Patching(reach, side)
     scores = np.full((*image.valid.shape, 2), np.nan, np.float32)
     for each in Grid(image.valid.shape, (tile, tile), (patching.halo, patching.halo)):
-        block = Block(each, image.pixels[each.read.slices], image.valid[each.read.slices], image.spec)
-        for place, part in core_scores(block, patching, lambda pixels: pixels.astype(np.float32) / 255, network):
+        block = Block(
+            each, image.pixels[each.read.slices], image.valid[each.read.slices], image.spec
+        )
+        for place, part in core_scores(
+            block, patching, lambda pixels: pixels.astype(np.float32) / 255, network
+        ):
             scores[each.core.slices][place] = part
     return scores
 
 
-RECIPES = [Unet(2, 2), Unet(2, 2, "valid", upsampling="bilinear"), Unet(2, 1, upsampling="unpooling", normalisation="batch")]
+RECIPES = [
+    Unet(2, 2),
+    Unet(2, 2, "valid", upsampling="bilinear"),
+    Unet(2, 1, upsampling="unpooling", normalisation="batch"),
+]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_tiles_that_see_the_reach_equal_the_whole_image_and_less_is_not_enough(recipe: Unet) -> None:
+def test_tiles_that_see_the_reach_equal_the_whole_image_and_less_is_not_enough(
+    recipe: Unet,
+) -> None:
     model = recipe.build(1, 2)
     reach = reach_of(model)
     pixels = np.random.default_rng(3).integers(0, 256, (100, 72, 1), np.uint8)
@@ -145,7 +202,9 @@ kernels = st.lists(st.tuples(st.integers(-3, 1), st.integers(0, 6)), min_size=1,
 @given(kernels)
 @settings(max_examples=25, deadline=None)
 def test_lopsided_fields(parts: list[tuple[int, int]]) -> None:
-    """Each part adds up the rows from an offset on; the field goes from the sum of first offsets to that of last ones."""
+    """Each part adds up the rows from an offset on; the field goes from the sum of first offsets to
+    that of last ones.
+    """
 
     def network(batch: np.ndarray) -> np.ndarray:
         for first, more in parts:
@@ -176,7 +235,9 @@ def test_a_network_that_looks_farther_than_its_skeleton_is_found_out() -> None:
     assert confirmed(Reach(3), blur, 1).halo == 5
     assert confirmed(Reach(5), blur, 1) == Reach(5)
     assert confirmed(Reach(7), blur, 1) == Reach(7)
-    assert confirmed(Reach(5), lambda batch: batch - batch.mean((1, 2), keepdims=True), 1).halo is None
+    assert (
+        confirmed(Reach(5), lambda batch: batch - batch.mean((1, 2), keepdims=True), 1).halo is None
+    )
     # A margin of 2 with padding before it: the outermost rows that it gives are not whole.
     assert confirmed(Reach(2, 1, 2), lambda batch: blur(batch)[:, 2:-2, 2:-2], 1).halo == 5
 

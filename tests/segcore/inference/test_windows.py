@@ -17,7 +17,13 @@ from segcore.raster import Block
 from segcore.testing.segmenters import Picture
 
 Network = Callable[[np.ndarray], np.ndarray]
-REACHES = [Reach(None), Reach(None, 4), Reach(None, 4, 6, 1), Reach(None, fixed=(24, 40)), Reach(None, 1, 3, 0, (32, 24))]
+REACHES = [
+    Reach(None),
+    Reach(None, 4),
+    Reach(None, 4, 6, 1),
+    Reach(None, fixed=(24, 40)),
+    Reach(None, 1, 3, 0, (32, 24)),
+]
 
 reaches = st.sampled_from(REACHES)
 sizes = st.integers(1, 120)
@@ -29,7 +35,9 @@ def floats(pixels: np.ndarray) -> np.ndarray:
 
 
 def picture(height: int, width: int) -> Picture:
-    pixels = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 2), np.uint8)
+    pixels = np.random.default_rng(height * 1000 + width).integers(
+        0, 256, (height, width, 2), np.uint8
+    )
     return Picture(pixels, np.ones((height, width), bool))
 
 
@@ -37,7 +45,9 @@ def block_of(image: Picture, tile: Tile) -> Block:
     return Block(tile, image.pixels[tile.read.slices], image.valid[tile.read.slices], image.spec)
 
 
-def scored(image: Picture, tile: tuple[int, int], windowing: Windowing, network: Network) -> np.ndarray:
+def scored(
+    image: Picture, tile: tuple[int, int], windowing: Windowing, network: Network
+) -> np.ndarray:
     shape = image.valid.shape
     scores, times = np.full((*shape, 2), np.nan, np.float32), np.zeros(shape, int)
     for each in Grid(shape, tile, (windowing.halo, windowing.halo)):
@@ -58,7 +68,12 @@ def whole_window(margin: int) -> Network:
     return run
 
 
-@given(reaches, st.integers(1, 300), st.sampled_from([1, 8, 32, 50, 256]), st.sampled_from(["blended", "cut"]))
+@given(
+    reaches,
+    st.integers(1, 300),
+    st.sampled_from([1, 8, 32, 50, 256]),
+    st.sampled_from(["blended", "cut"]),
+)
 @settings(max_examples=200, deadline=None)
 def test_weights_add_up_to_exactly_one(reach: Reach, size: int, side: int, seams: Any) -> None:
     for axis in (0, 1):
@@ -76,16 +91,26 @@ def test_weights_add_up_to_exactly_one(reach: Reach, size: int, side: int, seams
 
 @given(reaches, sizes, sizes, tilings, st.sampled_from([8, 32, 50]))
 @settings(max_examples=80, deadline=None)
-def test_any_tiling_gives_the_same_bits(reach: Reach, height: int, width: int, tile: Any, side: int) -> None:
+def test_any_tiling_gives_the_same_bits(
+    reach: Reach, height: int, width: int, tile: Any, side: int
+) -> None:
     image, network = picture(height, width), whole_window(reach.margin)
     windowing = Windowing(reach, side)
-    assert np.array_equal(scored(image, tile, windowing, network), scored(image, (1000, 1000), windowing, network))
+    assert np.array_equal(
+        scored(image, tile, windowing, network), scored(image, (1000, 1000), windowing, network)
+    )
 
 
 @given(reaches, sizes, sizes, tilings, st.sampled_from([8, 32, 50]))
 @settings(max_examples=40, deadline=None)
-def test_class_ids_are_cut_and_never_averaged(reach: Reach, height: int, width: int, tile: Any, side: int) -> None:
-    image, windowing, inner = picture(height, width), Windowing(reach, side, "cut"), whole_window(reach.margin)
+def test_class_ids_are_cut_and_never_averaged(
+    reach: Reach, height: int, width: int, tile: Any, side: int
+) -> None:
+    image, windowing, inner = (
+        picture(height, width),
+        Windowing(reach, side, "cut"),
+        whole_window(reach.margin),
+    )
 
     def ids(batch: np.ndarray) -> np.ndarray:
         return np.where(batch.sum() % 2 < 1, 3, 250) * np.ones_like(inner(batch))
@@ -97,7 +122,9 @@ def test_class_ids_are_cut_and_never_averaged(reach: Reach, height: int, width: 
 
 @given(reaches, sizes, sizes, st.sampled_from([8, 32, 50]))
 @settings(max_examples=40, deadline=None)
-def test_blending_scores_that_agree_changes_nothing(reach: Reach, height: int, width: int, side: int) -> None:
+def test_blending_scores_that_agree_changes_nothing(
+    reach: Reach, height: int, width: int, side: int
+) -> None:
     image, margin = picture(height, width), reach.margin
 
     def nothing(batch: np.ndarray) -> np.ndarray:
@@ -126,8 +153,12 @@ def test_scores_are_the_weighted_mean_of_the_windows() -> None:
 def test_too_small_a_halo_is_seen() -> None:
     image, windowing = picture(100, 100), Windowing(Reach(None), 32)
     tile = Grid((100, 100), (16, 16), (8, 8))[8]
-    (narrow,) = [part for _, part in core_scores(block_of(image, tile), windowing, floats, whole_window(0))]
-    assert not np.array_equal(narrow, scored(image, (16, 16), windowing, whole_window(0))[tile.core.slices])
+    (narrow,) = [
+        part for _, part in core_scores(block_of(image, tile), windowing, floats, whole_window(0))
+    ]
+    assert not np.array_equal(
+        narrow, scored(image, (16, 16), windowing, whole_window(0))[tile.core.slices]
+    )
 
 
 def test_windows_without_a_valid_pixel_are_not_computed() -> None:
@@ -141,7 +172,9 @@ def test_windows_without_a_valid_pixel_are_not_computed() -> None:
 
     tile = Grid((128, 128), (128, 128))[0]
     all_valid = scored(picture(128, 128), (1000, 1000), Windowing(Reach(None), 32), whole_window(0))
-    for place, part in core_scores(block_of(image, tile), Windowing(Reach(None), 32), floats, counting):
+    for place, part in core_scores(
+        block_of(image, tile), Windowing(Reach(None), 32), floats, counting
+    ):
         assert np.array_equal(part[image.valid[place]], all_valid[place][image.valid[place]])
     assert len(calls) == 3 * 4
 

@@ -13,7 +13,13 @@ from segcore.kernels.scores import add_weighted, likelier, likeliest
 shapes = stn.array_shapes(min_dims=3, max_dims=3, max_side=9)
 
 
-@given(stn.arrays(np.float32, shapes, elements=st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 0.25, 0.5, 1.0, np.inf])))
+@given(
+    stn.arrays(
+        np.float32,
+        shapes,
+        elements=st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 0.25, 0.5, 1.0, np.inf]),
+    )
+)
 @settings(max_examples=100, deadline=None)
 def test_the_first_of_the_greatest(scores: np.ndarray) -> None:
     labels = np.empty(scores.shape[:2], np.uint8)
@@ -35,7 +41,11 @@ def test_views_and_many_classes(classes: int) -> None:
 
 def test_a_score_at_the_threshold_does_not_exceed_it() -> None:
     labels = np.empty((1, 3), np.uint8)
-    likelier(np.array([[[0.5], [np.nextafter(np.float32(0.5), np.float32(1))], [np.nan]]], np.float32), 0.5, labels)
+    likelier(
+        np.array([[[0.5], [np.nextafter(np.float32(0.5), np.float32(1))], [np.nan]]], np.float32),
+        0.5,
+        labels,
+    )
     assert labels.tolist() == [[0, 1, 0]]
 
 

@@ -19,7 +19,9 @@ def everywhere(values: np.ndarray) -> np.ndarray:
 
 @given(
     st.sampled_from(["uint8", "int8", "int16", "uint16", "int32", "int64", "uint64"]).flatmap(
-        lambda kind: stn.arrays(kind, st.integers(1, 60), elements=st.integers(0 if kind[0] == "u" else -99, 99))
+        lambda kind: stn.arrays(
+            kind, st.integers(1, 60), elements=st.integers(0 if kind[0] == "u" else -99, 99)
+        )
     ),
     st.lists(st.integers(0, 60), max_size=4),
 )
@@ -44,7 +46,10 @@ def test_wide_ranges_and_floats_are_not_counted_in_any_order() -> None:
         assert a.merge(b).merge(c).counts is None
         assert a.merge(c).merge(b).counts is None
         assert a.merge(c).counts is not None
-    assert Values.of(near, everywhere(near)).merge(Values.of(real, everywhere(real))).dtype == "float64"
+    assert (
+        Values.of(near, everywhere(near)).merge(Values.of(real, everywhere(real))).dtype
+        == "float64"
+    )
 
 
 def test_masked_and_infinite_values_do_not_count() -> None:
@@ -56,7 +61,11 @@ def test_masked_and_infinite_values_do_not_count() -> None:
 
 @given(
     st.sampled_from(["float32", "float64"]).flatmap(
-        lambda kind: stn.arrays(kind, st.integers(2, 80), elements=st.floats(-1000, 1000, width=32, allow_subnormal=False))
+        lambda kind: stn.arrays(
+            kind,
+            st.integers(2, 80),
+            elements=st.floats(-1000, 1000, width=32, allow_subnormal=False),
+        )
     ),
     st.sampled_from([5, 256]),
 )
@@ -72,7 +81,9 @@ def test_bins_are_numpys(values: np.ndarray, number: int) -> None:
 
 def test_values_on_edges_fall_where_numpy_puts_them() -> None:
     edges = Bins(-0.3, 0.7, 256, "float32").edges
-    values = np.concatenate([edges, np.nextafter(edges[1:], np.float32(-9)), np.nextafter(edges[:-1], np.float32(9))])
+    values = np.concatenate(
+        [edges, np.nextafter(edges[1:], np.float32(-9)), np.nextafter(edges[:-1], np.float32(9))]
+    )
     bins = Bins(values.min().item(), values.max().item(), 256, "float32")
     assert np.array_equal(bins.count(values, everywhere(values)), np.histogram(values, 256)[0])
     assert bins.count(values, everywhere(values)).sum() == values.size

@@ -1,4 +1,6 @@
-"""The modes and basins of mean shift agree with scikit-learn and with a slow mean shift over all pixels."""
+"""The modes and basins of mean shift agree with scikit-learn and with a slow mean shift over all
+pixels.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,12 @@ def weights_of(squares: np.ndarray, kernel: str, bandwidth: float) -> np.ndarray
     return (1.0 if kernel == "flat" else 1 - scaled) * (scaled <= 1)
 
 
-def slow_mean_shift(rows: np.ndarray, kernel: str, bandwidth: float) -> tuple[np.ndarray, np.ndarray]:
-    """Modes and the mode of each row, by paths from all rows at once over all rows: no table, no cell, no weight."""
+def slow_mean_shift(
+    rows: np.ndarray, kernel: str, bandwidth: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Modes and the mode of each row, by paths from all rows at once over all rows: no table, no
+    cell, no weight.
+    """
     at, moving = rows.copy(), np.ones(len(rows), bool)
     strength = np.zeros(len(rows))
     for _ in range(300):
@@ -80,7 +86,8 @@ def test_modes_are_those_of_scikit_learn(name: str) -> None:
     model = fit(full(pixels), kernel="flat", bandwidth=bandwidth)
     reference = MeanShift(bandwidth=bandwidth).fit(rows)
     classes = matched(model, reference.cluster_centers_)
-    # scikit-learn labels by the nearest centre, which is what we do with values that the fit has not seen.
+    # scikit-learn labels by the nearest centre, which is what we do with values that the fit has
+    # not seen.
     nearest = basins.nearest_mode(rows, np.array(model.modes))
     assert np.array_equal(nearest, classes[reference.labels_])
     # The basin is another answer for pixels between modes, and the same for those close to one.
@@ -107,19 +114,27 @@ def test_modes_and_basins_are_those_of_a_slow_mean_shift(name: str, kernel: Any)
     assert model.fractions == pytest.approx(np.bincount(expected) / expected.size)
 
 
-@given(st.integers(1, 5), st.integers(0, 2**31), st.sampled_from(["flat", "epanechnikov", "gaussian"]))
+@given(
+    st.integers(1, 5), st.integers(0, 2**31), st.sampled_from(["flat", "epanechnikov", "gaussian"])
+)
 @settings(max_examples=25, deadline=None)
 def test_any_number_of_bands(channels: int, seed: int, kernel: Any) -> None:
     generator = np.random.default_rng(seed)
     centres = generator.uniform(-3, 3, (3, channels))
-    pixels = centres[generator.integers(0, 3, (8, 9))] + 0.3 * generator.standard_normal((8, 9, channels))
+    pixels = centres[generator.integers(0, 3, (8, 9))] + 0.3 * generator.standard_normal(
+        (8, 9, channels)
+    )
     modes, members = slow_mean_shift(pixels.reshape(-1, channels), kernel, 0.9)
     model = fit(full(pixels), kernel=kernel, bandwidth=0.9)
     assert np.array_equal(labelled(model, full(pixels)).ravel(), matched(model, modes)[members])
 
 
-@pytest.mark.parametrize(("kernel", "least"), [("flat", 0.95), ("epanechnikov", 0.98), ("gaussian", 0.98)])
-def test_cells_stand_for_their_values(kernel: Any, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "least"), [("flat", 0.95), ("epanechnikov", 0.98), ("gaussian", 0.98)]
+)
+def test_cells_stand_for_their_values(
+    kernel: Any, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture = full(data.astronaut()[::7, ::7], "rgb")
     monkeypatch.setattr(basins, "FEW_VALUES", 2**13)
     exact = fit(picture, kernel=kernel)
@@ -127,25 +142,36 @@ def test_cells_stand_for_their_values(kernel: Any, least: float, monkeypatch: py
     cells = fit(picture, kernel=kernel)
     assert exact.points == exact.values == cells.values > cells.points
     assert cells.exact
-    assert adjusted_rand_score(labelled(exact, picture).ravel(), labelled(cells, picture).ravel()) > least
+    assert (
+        adjusted_rand_score(labelled(exact, picture).ravel(), labelled(cells, picture).ravel())
+        > least
+    )
 
 
 def test_values_beyond_the_cells_are_thinned_with_many_bands() -> None:
     generator = np.random.default_rng(1)
     truth = generator.integers(0, 4, (200, 300))
-    pixels = generator.uniform(0, 1, (4, 13))[truth] + 0.04 * generator.standard_normal((200, 300, 13))
+    pixels = generator.uniform(0, 1, (4, 13))[truth] + 0.04 * generator.standard_normal(
+        (200, 300, 13)
+    )
     model = fit(full(pixels.astype("float32")))
     assert model.points < model.values == 60_000
     assert not model.exact
-    assert adjusted_rand_score(truth.ravel(), labelled(model, full(pixels.astype("float32"))).ravel()) > 0.999
+    assert (
+        adjusted_rand_score(truth.ravel(), labelled(model, full(pixels.astype("float32"))).ravel())
+        > 0.999
+    )
 
 
-# ---- bandwidth -----------------------------------------------------------------------------------------------------
+# ---- bandwidth
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "quantile"), [("astronaut", 0.05), ("one band", 0.1)])
 def test_auto_is_scikit_learns_rule(name: str, quantile: float) -> None:
-    photo = {"astronaut": data.astronaut()[::4, ::4], "one band": data.camera()[::4, ::4, None]}[name]
+    photo = {"astronaut": data.astronaut()[::4, ::4], "one band": data.camera()[::4, ::4, None]}[
+        name
+    ]
     rows = photo.reshape(-1, photo.shape[-1]).astype(float)
     reference = estimate_bandwidth(rows, quantile=quantile, n_samples=3000, random_state=0)
     assert fit(full(photo), kernel="flat").bandwidth == pytest.approx(reference, rel=0.1)
@@ -153,33 +179,47 @@ def test_auto_is_scikit_learns_rule(name: str, quantile: float) -> None:
 
 def test_kernels_get_windows_of_one_width() -> None:
     picture = full(data.coffee()[::6, ::6])
-    flat, bump, bell = (fit(picture, kernel=kernel).bandwidth for kernel in ("flat", "epanechnikov", "gaussian"))
-    # Standard deviation along an axis of a ball that is full, of one weighted by 1 - d²/h², of a gaussian; by drawing.
+    flat, bump, bell = (
+        fit(picture, kernel=kernel).bandwidth for kernel in ("flat", "epanechnikov", "gaussian")
+    )
+    # Standard deviation along an axis of a ball that is full, of one weighted by 1 - d²/h², of a
+    # gaussian; by drawing.
     ball = np.random.default_rng(0).uniform(-1, 1, (400_000, 3))
     squares = (ball**2).sum(axis=1)
     ball, squares = ball[squares <= 1], squares[squares <= 1]
     assert bell == pytest.approx(flat * ball[:, 0].std(), rel=0.01)
-    assert bell == pytest.approx(bump * np.sqrt(np.average(ball[:, 0] ** 2, weights=1 - squares)), rel=0.01)
+    assert bell == pytest.approx(
+        bump * np.sqrt(np.average(ball[:, 0] ** 2, weights=1 - squares)), rel=0.01
+    )
 
 
 @pytest.mark.parametrize("kernel", ["flat", "epanechnikov", "gaussian"])
 def test_a_grey_picture_kept_as_colour_is_clustered_as_a_grey_one(kernel: Any) -> None:
     grey = data.camera()[::3, ::3, None]
     opaque = np.full_like(grey, 255)
-    alone, constant = fit(full(grey), kernel=kernel), fit(full(np.concatenate([grey, opaque], axis=2)), kernel=kernel)
+    alone, constant = (
+        fit(full(grey), kernel=kernel),
+        fit(full(np.concatenate([grey, opaque], axis=2)), kernel=kernel),
+    )
     colour = fit(full(np.concatenate([grey] * 3, axis=2)), kernel=kernel)
     assert constant.bandwidth == pytest.approx(alone.bandwidth)
     # The diagonal of a cube is sqrt(3) times as long as its side.
     assert colour.bandwidth == pytest.approx(alone.bandwidth * 3**0.5)
-    assert [mode[0] for mode in constant.modes] == pytest.approx([mode[0] for mode in alone.modes], abs=0.1)
-    assert [mode[0] for mode in colour.modes] == pytest.approx([mode[0] for mode in alone.modes], abs=0.1)
+    assert [mode[0] for mode in constant.modes] == pytest.approx(
+        [mode[0] for mode in alone.modes], abs=0.1
+    )
+    assert [mode[0] for mode in colour.modes] == pytest.approx(
+        [mode[0] for mode in alone.modes], abs=0.1
+    )
 
 
 def test_bands_that_hardly_vary_change_the_bandwidth_little() -> None:
     photo = data.astronaut()[::9, ::9].astype("float32")
     noise = np.random.default_rng(0).normal(0, 0.1, (*photo.shape[:2], 4)).astype("float32")
     once = fit(full(photo)).bandwidth
-    assert fit(full(np.concatenate([photo, noise], axis=2))).bandwidth == pytest.approx(once, rel=0.02)
+    assert fit(full(np.concatenate([photo, noise], axis=2))).bandwidth == pytest.approx(
+        once, rel=0.02
+    )
 
 
 def test_auto_depends_on_the_shares_of_values_alone() -> None:

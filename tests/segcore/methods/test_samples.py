@@ -22,7 +22,9 @@ def blocks(picture: Picture, tile: tuple[int, int]) -> list:
     return [picture.block(each, picture.spec) for each in Grid(picture.spec.shape, tile)]
 
 
-def gathered(picture: Picture, tile: tuple[int, int] | None = None, samples: Samples | None = None) -> Dataset:
+def gathered(
+    picture: Picture, tile: tuple[int, int] | None = None, samples: Samples | None = None
+) -> Dataset:
     samples = samples or Samples()
     total = observe_all(samples, blocks(picture, tile or picture.spec.shape))
     assert total is not None
@@ -30,7 +32,11 @@ def gathered(picture: Picture, tile: tuple[int, int] | None = None, samples: Sam
 
 
 def same(a: Dataset, b: Dataset) -> bool:
-    return np.array_equal(a.values, b.values) and np.array_equal(a.weights, b.weights) and a.pixels == b.pixels
+    return (
+        np.array_equal(a.values, b.values)
+        and np.array_equal(a.weights, b.weights)
+        and a.pixels == b.pixels
+    )
 
 
 def full(pixels: np.ndarray) -> Picture:
@@ -102,7 +108,9 @@ DRAWN = [("uint16", 3), ("uint8", 4), ("float32", 1), ("float64", 2), ("int32", 
     st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_tiling_order_and_grouping(kind: tuple[str, int], tile: tuple[int, int], seed: int, order: int) -> None:
+def test_any_tiling_order_and_grouping(
+    kind: tuple[str, int], tile: tuple[int, int], seed: int, order: int
+) -> None:
     random = np.random.default_rng(order)
     samples = Samples(seed, size=300)
     picture = Picture(random_pixels(*kind), np.random.default_rng(seed).random((40, 50)) < 0.7)
@@ -134,7 +142,9 @@ def test_a_sample_is_uniform_without_replacement() -> None:
     assert not dataset.exact
     assert dataset.weights.sum() == pytest.approx(height * width)
     # Each of 10 x 10 cells holds 200 on average; 6 standard deviations of a binomial are 84.
-    counts = np.histogram2d(drawn // width, drawn % width, bins=10, range=((0, height), (0, width)))[0]
+    counts = np.histogram2d(
+        drawn // width, drawn % width, bins=10, range=((0, height), (0, width))
+    )[0]
     assert abs(counts - 200).max() < 84
 
 
@@ -162,8 +172,13 @@ def test_equal_lots_do_not_depend_on_order() -> None:
 
 def test_counted_and_drawn_images_weigh_by_their_pixels() -> None:
     samples = Samples(size=500)
-    few, many = full(random_pixels("uint8", 3, (10, 10))), full(random_pixels("uint16", 3, (40, 50)))
-    states: list[State] = [samples.observe(blocks(picture, picture.spec.shape)[0]) for picture in (few, many)]
+    few, many = (
+        full(random_pixels("uint8", 3, (10, 10))),
+        full(random_pixels("uint16", 3, (40, 50))),
+    )
+    states: list[State] = [
+        samples.observe(blocks(picture, picture.spec.shape)[0]) for picture in (few, many)
+    ]
     dataset = samples.finish(samples.merge(*states))
     assert dataset.weights.sum() == pytest.approx(100 + 2000)
     assert not dataset.exact

@@ -1,4 +1,6 @@
-"""FCN: numbers of weights as published, keras' own VGG as oracle, and scores that start as bilinear up-sampling."""
+"""FCN: numbers of weights as published, keras' own VGG as oracle, and scores that start as bilinear
+up-sampling.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_vgg_computes_what_keras_own_does() -> None:
 
 
 # Published: 25,557,032 and 11,689,512 with the dense layer of 1,000 classes.
-@pytest.mark.parametrize(("kind", "count"), [("resnet50", 25_557_032 - 2_049_000), ("resnet18", 11_689_512 - 513_000)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("resnet50", 25_557_032 - 2_049_000), ("resnet18", 11_689_512 - 513_000)]
+)
 def test_resnet_has_the_weights_of_the_paper(kind: str, count: int) -> None:
     inputs = keras.Input((None, None, 3))
     model = keras.Model(inputs, resnet(inputs, kind, 64, "batch"))
@@ -63,28 +67,39 @@ def test_dilated_stages_keep_size_and_weights(output_stride: int) -> None:
 
 
 def test_maps_lie_where_up_sampling_takes_them_to_be() -> None:
-    """The pixels that a map's pixel depends on have their middle within a fifth of its size of the block that it stands for."""
+    """The pixels that a map's pixel depends on have their middle within a fifth of its size of the
+    block that it stands for.
+    """
     inputs = keras.Input((None, None, 1))
     model = keras.Model(inputs, resnet(inputs, "resnet18", 2, "batch"))
-    # One pixel lit in turn: on the way from image to map all weights are positive, so that nothing cancels.
+    # One pixel lit in turn: on the way from image to map all weights are positive, so that nothing
+    # cancels.
     for weight in model.trainable_weights:
-        weight.assign(np.full(weight.shape, 0.1 if len(weight.shape) == 4 else float("gamma" in weight.path)))
+        weight.assign(
+            np.full(weight.shape, 0.1 if len(weight.shape) == 4 else float("gamma" in weight.path))
+        )
     size, middle = 512, 256
     line = np.zeros((32, size, size, 1), np.float32)
     line[np.arange(32), middle, middle + np.arange(32)] = 1
     maps = [plain(each) for each in model.predict(line, batch_size=4, verbose=0)]
     for stride, each in zip((4, 8, 16, 32), maps, strict=True):
-        # A map's pixel depends on a lit pixel the more, the nearer; over a period of lit pixels, distances average out.
+        # A map's pixel depends on a lit pixel the more, the nearer; over a period of lit pixels,
+        # distances average out.
         lit = each[:stride].sum(-1).sum(1)
         centre = (lit * np.arange(size // stride)).sum(1) / lit.sum(1)
         offset = (stride * centre + (stride - 1) / 2 - middle - np.arange(stride)).mean()
         assert abs(offset) < stride / 5
 
 
-@pytest.mark.parametrize(("variant", "strides"), [("32s", [32]), ("16s", [32, 16]), ("8s", [32, 16, 8])])
+@pytest.mark.parametrize(
+    ("variant", "strides"), [("32s", [32]), ("16s", [32, 16]), ("8s", [32, 16, 8])]
+)
 def test_scores_start_as_bilinear_up_sampling_of_sums(variant: str, strides: list[int]) -> None:
     model = Fcn(variant, width=2).build(1, 3)  # type: ignore[arg-type]
-    parts = [*(model.get_layer(f"score{stride}").output for stride in strides), model.get_layer("logits").output]
+    parts = [
+        *(model.get_layer(f"score{stride}").output for stride in strides),
+        model.get_layer("logits").output,
+    ]
     pixels = np.random.default_rng(1).random((1, 256, 256, 1), np.float32)
     *each, logits = (plain(part) for part in keras.Model(model.input, parts)(pixels))
     total = each[0]
@@ -93,7 +108,9 @@ def test_scores_start_as_bilinear_up_sampling_of_sums(variant: str, strides: lis
     inside = slice(96, -96)
     expected = plain(bilinear(total, strides[-1]))
     assert expected[:, inside, inside].std() > 1e-3
-    np.testing.assert_allclose(logits[:, inside, inside], expected[:, inside, inside], atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        logits[:, inside, inside], expected[:, inside, inside], atol=1e-4 * np.abs(expected).max()
+    )
 
 
 def test_no_dense_layers() -> None:

@@ -1,4 +1,6 @@
-"""Masks of detections are pasted to the pixel, and windows find each object once, whatever the region."""
+"""Masks of detections are pasted to the pixel, and windows find each object once, whatever the
+region.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ SIZE = 28
 
 
 def detections_of(
-    boxes: list[tuple[float, ...]], masks: np.ndarray | None = None, scores: list[float] | None = None
+    boxes: list[tuple[float, ...]],
+    masks: np.ndarray | None = None,
+    scores: list[float] | None = None,
 ) -> Detections:
     count = len(boxes)
     return Detections(
@@ -49,7 +53,10 @@ def test_masks_are_interpolated_between_cells() -> None:
     box = (3.3, 7.8, 53.1, 41.2)
     painted = detections_of([box], mask[None]).paint(Box.whole((60, 50)))
     y, x = np.indices((60, 50)) + 0.5
-    places = [(y - box[0]) / (box[2] - box[0]) * SIZE - 0.5, (x - box[1]) / (box[3] - box[1]) * SIZE - 0.5]
+    places = [
+        (y - box[0]) / (box[2] - box[0]) * SIZE - 0.5,
+        (x - box[1]) / (box[3] - box[1]) * SIZE - 0.5,
+    ]
     values = ndimage.map_coordinates(mask.astype(float), places, order=1, mode="nearest")
     inside = (y >= box[0]) & (y <= box[2]) & (x >= box[1]) & (x <= box[3])
     clear = np.abs(values - 0.5) > 1e-6
@@ -67,7 +74,9 @@ def test_the_better_of_two_has_the_pixels_they_share() -> None:
 def test_a_part_of_the_image_is_painted_as_the_whole() -> None:
     generator = np.random.default_rng(2)
     start = generator.uniform(-5, 50, (12, 2))
-    boxes = [tuple(row) for row in np.concatenate([start, start + generator.uniform(3, 25, (12, 2))], 1)]
+    boxes = [
+        tuple(row) for row in np.concatenate([start, start + generator.uniform(3, 25, (12, 2))], 1)
+    ]
     found = detections_of(boxes, generator.random((12, SIZE, SIZE)).astype(np.float32))
     whole = found.paint(Box.whole((64, 64)))
     part = Box((11, 20), (40, 61))
@@ -76,21 +85,36 @@ def test_a_part_of_the_image_is_painted_as_the_whole() -> None:
 
 def test_only_rivals_of_the_same_class_hit() -> None:
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 5.0]])
-    # The second is of the same window, the third of another class, the fourth overlaps by a half exactly.
+    # The second is of the same window, the third of another class, the fourth overlaps by a half
+    # exactly.
     hit = hit_by_better(boxes, np.array([1, 1, 2, 1]), np.array([0, 0, 1, 1]), 0.5)
     assert hit.tolist() == [False, False, False, False]
-    assert hit_by_better(boxes, np.array([1, 1, 2, 1]), np.array([0, 1, 1, 1]), 0.4).tolist() == [False, True, False, True]
+    assert hit_by_better(boxes, np.array([1, 1, 2, 1]), np.array([0, 1, 1, 1]), 0.4).tolist() == [
+        False,
+        True,
+        False,
+        True,
+    ]
     assert overlaps(boxes, boxes)[0, 3] == 0.5
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), core=st.sampled_from([32, 50]), halo=st.sampled_from([16, 24]))
-def test_windows_find_every_object_once_and_every_region_sees_the_same(seed: int, core: int, halo: int) -> None:
+def test_windows_find_every_object_once_and_every_region_sees_the_same(
+    seed: int, core: int, halo: int
+) -> None:
     generator = np.random.default_rng(seed)
     lattice, shape = Lattice(core, halo), (150, 130)
-    # Objects up to the halo's size, a little apart; each window sees those it holds whole, a little moved and with a score of its own.
+    # Objects up to the halo's size, a little apart; each window sees those it holds whole, a little
+    # moved and with a score of its own.
     places = [(y, x) for y in range(0, shape[0], halo + 6) for x in range(0, shape[1], halo + 6)]
-    objects = np.array([(y, x, *(np.array([y, x]) + generator.integers(halo // 2, halo - 3, 2))) for y, x in places], float)
+    objects = np.array(
+        [
+            (y, x, *(np.array([y, x]) + generator.integers(halo // 2, halo - 3, 2)))
+            for y, x in places
+        ],
+        float,
+    )
     objects = objects[(objects[:, 2] <= shape[0]) & (objects[:, 3] <= shape[1])]
 
     def find(window: Box) -> Detections:
@@ -98,7 +122,9 @@ def test_windows_find_every_object_once_and_every_region_sees_the_same(seed: int
         start = np.array([*window.start, *window.start], float)
         inside = np.all((objects[:, :2] >= window.start) & (objects[:, 2:] <= window.stop), axis=1)
         boxes = objects + own.uniform(-1, 1, objects.shape) - start
-        return detections_of([tuple(box) for box in boxes[inside]], None, own.random(int(inside.sum())).tolist())
+        return detections_of(
+            [tuple(box) for box in boxes[inside]], None, own.random(int(inside.sum())).tolist()
+        )
 
     whole = lattice.detections(Box.whole(shape), shape, find, 0.5)
     assert len(whole) == len(objects)
@@ -106,7 +132,8 @@ def test_windows_find_every_object_once_and_every_region_sees_the_same(seed: int
     assert np.all(np.diff(whole.scores) <= 0)
 
     for _ in range(8):
-        # Edges of regions a little beyond edges of cores, where the middles of objects may lie on the other side.
+        # Edges of regions a little beyond edges of cores, where the middles of objects may lie on
+        # the other side.
         start = core * generator.integers(0, 2, 2) + generator.integers(0, halo // 2, 2)
         stop = start + generator.integers(1, 30, 2)
         region = Box(tuple(start.tolist()), tuple(stop.tolist()))
@@ -116,14 +143,20 @@ def test_windows_find_every_object_once_and_every_region_sees_the_same(seed: int
             assert np.all(np.array(window.stop) <= reach.stop)
         part = lattice.detections(region, shape, find, 0.5)
         touching = [
-            found.boxes[np.all((found.boxes[:, :2] < region.stop) & (found.boxes[:, 2:] > region.start), axis=1)]
+            found.boxes[
+                np.all(
+                    (found.boxes[:, :2] < region.stop) & (found.boxes[:, 2:] > region.start), axis=1
+                )
+            ]
             for found in (whole, part)
         ]
         assert np.array_equal(*touching)
 
 
 def test_of_two_windows_the_one_at_home_is_believed() -> None:
-    """Its core holds the middle of the box, so it sees most around it. Of what is nobody's, the surer stays."""
+    """Its core holds the middle of the box, so it sees most around it. Of what is nobody's, the
+    surer stays.
+    """
     lattice = Lattice(32, 16)
 
     def seen(home: list[float], other: list[float], column: float) -> list[float]:
@@ -142,7 +175,9 @@ def test_of_two_windows_the_one_at_home_is_believed() -> None:
 
 
 def test_nothing_found_is_no_detections() -> None:
-    found = Lattice(32, 8).detections(Box.whole((40, 40)), (40, 40), lambda window: detections_of([]), 0.5)
+    found = Lattice(32, 8).detections(
+        Box.whole((40, 40)), (40, 40), lambda window: detections_of([]), 0.5
+    )
     assert len(found) == 0
     assert not found.paint(Box.whole((40, 40))).any()
 

@@ -23,7 +23,13 @@ class Strips:
         for top in range(0, len(ids), self.rows):
             part = ids[top : top + self.rows]
             box = Box((top, 0), (top + len(part), ids.shape[1]))
-            yield box, Window(part[..., None], np.ones(part.shape, bool), (part > 0).astype(np.uint8), part), part
+            yield (
+                box,
+                Window(
+                    part[..., None], np.ones(part.shape, bool), (part > 0).astype(np.uint8), part
+                ),
+                part,
+            )
 
 
 def test_objects_are_measured_over_strips_and_pieces() -> None:

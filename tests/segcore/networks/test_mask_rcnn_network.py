@@ -33,7 +33,9 @@ TINY = MaskRcnn(
 
 
 def squares() -> tuple[np.ndarray, np.ndarray]:
-    """Two images of bright and dark rectangles on grey, and their instances: 1, 2 bright (class 1), 3 dark (class 2)."""
+    """Two images of bright and dark rectangles on grey, and their instances: 1, 2 bright (class 1),
+    3 dark (class 2).
+    """
     masks = np.zeros((2, 64, 64), np.int32)
     masks[0, 4:18, 6:24], masks[0, 30:44, 8:22], masks[0, 40:58, 36:52] = 1, 2, 3
     masks[1, 8:24, 40:56], masks[1, 36:50, 36:60], masks[1, 20:34, 4:22] = 1, 2, 3
@@ -56,7 +58,9 @@ def trained() -> tuple[MaskRcnnNetwork, list[float]]:
     # Otherwise keras makes the optimizer's variables while it traces the step, and traces it twice.
     network.optimizer.build(network.trainable_variables)
     inputs = batch()
-    repeated = {name: np.tile(values, (40, *[1] * (values.ndim - 1))) for name, values in inputs.items()}
+    repeated = {
+        name: np.tile(values, (40, *[1] * (values.ndim - 1))) for name, values in inputs.items()
+    }
     history = network.fit(repeated, batch_size=2, epochs=5, shuffle=False, verbose=0)
     return network, history.history["loss"]
 
@@ -82,7 +86,9 @@ def test_it_learns_the_objects_it_is_shown(trained: tuple[MaskRcnnNetwork, list[
             assert common / np.count_nonzero((painted == best) | (mask == number)) > 0.7
 
 
-def test_it_comes_back_from_its_file(trained: tuple[MaskRcnnNetwork, list[float]], tmp_path: Path) -> None:
+def test_it_comes_back_from_its_file(
+    trained: tuple[MaskRcnnNetwork, list[float]], tmp_path: Path
+) -> None:
     network = trained[0]
     network.save(tmp_path / "tiny.keras")
     again = keras.saving.load_model(tmp_path / "tiny.keras")
@@ -124,7 +130,10 @@ def test_equal_seeds_sample_equally_and_all_losses_are_finite() -> None:
     for seed in (0, 0, 5):
         keras.utils.set_random_seed(7)
         networks.append(MaskRcnn(**{**_fields(TINY), "seed": seed}).build(1, 3))
-    losses = [{name: float(value) for name, value in net.losses_of(net(batch(), training=True)).items()} for net in networks]
+    losses = [
+        {name: float(value) for name, value in net.losses_of(net(batch(), training=True)).items()}
+        for net in networks
+    ]
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
     assert set(losses[0]) == {"objectness", "anchors", "classes", "boxes", "masks"}
@@ -138,15 +147,25 @@ def test_images_without_objects_teach_that_there_is_none() -> None:
     network = TINY.build(1, 2)
     images = np.zeros((1, 64, 64, 1), np.float32)
     (inputs,) = training_batch(images, np.zeros((1, 64, 64), np.int32), [np.ones(1, int)])
-    losses = {name: float(value) for name, value in network.losses_of(network(inputs, training=True)).items()}
+    losses = {
+        name: float(value)
+        for name, value in network.losses_of(network(inputs, training=True)).items()
+    }
     assert losses["anchors"] == losses["boxes"] == losses["masks"] == 0
     assert losses["objectness"] > 0
     assert losses["classes"] > 0
 
 
 def test_resnet50_has_the_weights_of_the_papers() -> None:
-    network = MaskRcnn(size="resnet50", pyramid=256, anchors=(32.0, 64.0, 128.0, 256.0, 512.0), dense=1024, mask=256).build(3, 81)
-    # The residual network of He et al. has 23.5 million weights without its last dense layer; biases are left out before norms.
+    network = MaskRcnn(
+        size="resnet50",
+        pyramid=256,
+        anchors=(32.0, 64.0, 128.0, 256.0, 512.0),
+        dense=1024,
+        mask=256,
+    ).build(3, 81)
+    # The residual network of He et al. has 23.5 million weights without its last dense layer;
+    # biases are left out before norms.
     levels = sum(
         weight.shape.num_elements()
         for layer in network.pyramid.layers
@@ -173,7 +192,9 @@ def test_recipes_that_cannot_be_are_refused(fields: dict[str, Any], told: str) -
         MaskRcnn(**fields)
 
 
-def test_other_bands_and_no_classes_are_refused(trained: tuple[MaskRcnnNetwork, list[float]]) -> None:
+def test_other_bands_and_no_classes_are_refused(
+    trained: tuple[MaskRcnnNetwork, list[float]],
+) -> None:
     with pytest.raises(ValueError, match="one class"):
         TINY.build(1, 1)
     with pytest.raises(ValueError, match=r"expected an image \(y, x, 1\)"):
@@ -181,11 +202,17 @@ def test_other_bands_and_no_classes_are_refused(trained: tuple[MaskRcnnNetwork, 
 
 
 def test_the_recipe_is_known_without_keras() -> None:
-    code = "import sys; import segcore.networks.mask_rcnn.recipe; import segcore.networks.mask_rcnn.lattice; assert 'keras' not in sys.modules"
+    code = (
+        "import sys; import segcore.networks.mask_rcnn.recipe; import "
+        "segcore.networks.mask_rcnn.lattice; assert 'keras' not in sys.modules"
+    )
     root = Path(__file__).parents[3]
     assert (
         subprocess.run(
-            [sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False
+            [sys.executable, "-c", code],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            check=False,
         ).returncode
         == 0
     )

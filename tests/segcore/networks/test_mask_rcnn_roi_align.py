@@ -30,7 +30,11 @@ def plain_align(feature: np.ndarray, stride: int, box: np.ndarray, size: int) ->
     for row in range(size):
         for column in range(size):
             samples = [
-                plain_value(feature, (box[0] + (row + a) * height) / stride - 0.5, (box[1] + (column + b) * width) / stride - 0.5)
+                plain_value(
+                    feature,
+                    (box[0] + (row + a) * height) / stride - 0.5,
+                    (box[1] + (column + b) * width) / stride - 0.5,
+                )
                 for a in (0.25, 0.75)
                 for b in (0.25, 0.75)
             ]
@@ -43,9 +47,14 @@ def plain_align(feature: np.ndarray, stride: int, box: np.ndarray, size: int) ->
 def test_agrees_with_the_plain_one_on_every_level(seed: int, size: int) -> None:
     generator = np.random.default_rng(seed)
     strides = (4, 8, 16)
-    pyramid = [generator.normal(size=(2, 96 // stride, 128 // stride, 3)).astype(np.float32) for stride in strides]
+    pyramid = [
+        generator.normal(size=(2, 96 // stride, 128 // stride, 3)).astype(np.float32)
+        for stride in strides
+    ]
     start = generator.uniform(0, 60, (2, 4, 2))
-    boxes = np.concatenate([start, start + generator.uniform(2, 36, (2, 4, 2))], -1).astype(np.float32)
+    boxes = np.concatenate([start, start + generator.uniform(2, 36, (2, 4, 2))], -1).astype(
+        np.float32
+    )
     # Boxes as large as the levels' canonical ones, hanging over the image.
     boxes[:, 0] = [0, 0, 96, 128 * 1.3]
     boxes[:, 1] = [-100, -100, 224, 224]
@@ -55,12 +64,15 @@ def test_agrees_with_the_plain_one_on_every_level(seed: int, size: int) -> None:
     for image in range(2):
         for number in range(4):
             level = levels[image, number]
-            expected = plain_align(pyramid[level][image], strides[level], boxes[image, number], size)
+            expected = plain_align(
+                pyramid[level][image], strides[level], boxes[image, number], size
+            )
             assert np.allclose(found[image, number], expected, atol=1e-4)
 
 
 def test_a_slope_keeps_its_values_at_any_fraction_of_a_pixel() -> None:
-    # The feature is the x coordinate of the middle of each position, so a cell's value is the x coordinate of its middle.
+    # The feature is the x coordinate of the middle of each position, so a cell's value is the x
+    # coordinate of its middle.
     stride = 4
     feature = np.tile((np.arange(16, dtype=np.float32) + 0.5) * stride, (16, 1))[None, ..., None]
     boxes = np.array([[[10.3, 8.7, 33.1, 50.9]]], np.float32)
@@ -73,7 +85,9 @@ def test_gradients_reach_the_features() -> None:
     tf = pytest.importorskip("tensorflow")
     feature = tf.Variable(np.zeros((1, 8, 8, 1), np.float32))
     with tf.GradientTape() as tape:
-        total = keras.ops.sum(roi_align([feature], (4,), np.array([[[4.0, 4.0, 20.0, 20.0]]], np.float32), 2))
+        total = keras.ops.sum(
+            roi_align([feature], (4,), np.array([[[4.0, 4.0, 20.0, 20.0]]], np.float32), 2)
+        )
     gradient = tf.convert_to_tensor(tape.gradient(total, feature)).numpy()[0, ..., 0]
     # Weights of bilinear interpolation sum to one a cell, and stay about the box.
     assert gradient.sum() == pytest.approx(4.0)

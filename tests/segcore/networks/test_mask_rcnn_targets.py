@@ -1,4 +1,6 @@
-"""What a Mask R-CNN is to learn: objects of masks, anchors and boxes that are theirs, samples, masks in boxes."""
+"""What a Mask R-CNN is to learn: objects of masks, anchors and boxes that are theirs, samples,
+masks in boxes.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segcore.networks.mask_rcnn.assignment import best_anchors, best_boxes, greatest, limited, mask_targets, sample
+from segcore.networks.mask_rcnn.assignment import (
+    best_anchors,
+    best_boxes,
+    greatest,
+    limited,
+    mask_targets,
+    sample,
+)
 from segcore.networks.mask_rcnn.losses import binary, categorical, smooth
 from segcore.networks.mask_rcnn.targets import objects_of, training_batch
 
@@ -52,7 +61,10 @@ def test_masks_that_do_not_suit_are_refused() -> None:
 
 
 def test_anchors_belong_to_what_they_overlap_most() -> None:
-    anchors = np.array([[0, 0, 10, 10], [0, 2, 10, 12], [20, 20, 30, 30], [40, 40, 50, 50], [0, 4, 10, 14]], np.float32)
+    anchors = np.array(
+        [[0, 0, 10, 10], [0, 2, 10, 12], [20, 20, 30, 30], [40, 40, 50, 50], [0, 4, 10, 14]],
+        np.float32,
+    )
     # One box on the first anchor, a small one that overlaps only the third (by 0.16), and a filler.
     boxes = np.array([[[0, 0, 10, 10], [22, 22, 26, 26], [0, 0, 0, 0]]], np.float32)
     whose, positive, negative = (to_numpy(each)[0] for each in best_anchors(anchors, boxes))
@@ -64,7 +76,8 @@ def test_anchors_belong_to_what_they_overlap_most() -> None:
 
 def test_an_anchor_goes_to_the_object_that_has_no_better() -> None:
     anchors = np.array([[0, 0, 10, 10]], np.float32)
-    # It overlaps the first more, but it is the best that either has; the second must not be lost to the first alone.
+    # It overlaps the first more, but it is the best that either has; the second must not be lost to
+    # the first alone.
     boxes = np.array([[[0, 0, 10, 9], [0, 0, 10, 5]]], np.float32)
     whose, positive, _ = (to_numpy(each)[0] for each in best_anchors(anchors, boxes))
     assert positive.tolist() == [True]
@@ -73,7 +86,8 @@ def test_an_anchor_goes_to_the_object_that_has_no_better() -> None:
 
 def test_an_anchor_chosen_by_a_small_object_is_not_lost_to_a_larger_one() -> None:
     anchors = np.array([[0, 0, 20, 20], [0, 0, 20, 16]], np.float32)
-    # The second anchor is the best for the small object (0.3125 against 0.25), though it overlaps the large one by 0.8.
+    # The second anchor is the best for the small object (0.3125 against 0.25), though it overlaps
+    # the large one by 0.8.
     boxes = np.array([[[0, 0, 20, 20], [0, 0, 10, 10]]], np.float32)
     whose, positive, _ = (to_numpy(each)[0] for each in best_anchors(anchors, boxes))
     assert positive.all()
@@ -82,7 +96,9 @@ def test_an_anchor_chosen_by_a_small_object_is_not_lost_to_a_larger_one() -> Non
 
 def test_images_without_objects_have_only_negatives() -> None:
     anchors = np.array([[0, 0, 10, 10], [5, 5, 9, 9]], np.float32)
-    _, positive, negative = (to_numpy(each)[0] for each in best_anchors(anchors, np.zeros((1, 8, 4), np.float32)))
+    _, positive, negative = (
+        to_numpy(each)[0] for each in best_anchors(anchors, np.zeros((1, 8, 4), np.float32))
+    )
     assert not positive.any()
     assert negative.all()
     assert not to_numpy(best_boxes(anchors[None], np.zeros((1, 8, 4), np.float32))[1]).any()
@@ -98,8 +114,12 @@ def test_samples_are_eligible_different_and_repeatable() -> None:
     assert eligible[0, indices[0]].all()
     assert len(set(indices[0].tolist())) == 6
     assert sorted(indices[1, :3].tolist()) == [5, 6, 7]
-    assert np.array_equal(to_numpy(sample(eligible, 6, keras.random.SeedGenerator(3)).indices), indices)
-    assert not np.array_equal(to_numpy(sample(eligible, 6, keras.random.SeedGenerator(4)).indices), indices)
+    assert np.array_equal(
+        to_numpy(sample(eligible, 6, keras.random.SeedGenerator(3)).indices), indices
+    )
+    assert not np.array_equal(
+        to_numpy(sample(eligible, 6, keras.random.SeedGenerator(4)).indices), indices
+    )
     fewer = limited(one, keras.ops.convert_to_tensor(np.array([2.0, 9.0], np.float32)))
     assert to_numpy(fewer.taken).tolist() == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
 
@@ -136,7 +156,10 @@ def test_cells_are_the_objects_from_a_half_on() -> None:
 def test_targets_of_discs_are_discs(radius: float, centre: tuple[float, float]) -> None:
     y, x = np.indices((50, 50)) + 0.5
     instances = ((y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= radius**2).astype(np.int32)[None]
-    box = np.array([[[centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius]]], np.float32)
+    box = np.array(
+        [[[centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius]]],
+        np.float32,
+    )
     found = to_numpy(mask_targets(instances, box, np.array([[1]], np.int32), 28))[0, 0]
     cells = (np.indices((28, 28)) + 0.5) / 14 - 1
     distance = np.hypot(*cells)
@@ -151,17 +174,22 @@ def test_losses_of_known_values() -> None:
     targets = generator.integers(0, 2, (3, 4)).astype(np.float32)
     taken = np.array([[1, 1, 0, 1]] * 3, np.float32)
     chance = 1 / (1 + np.exp(-logits.astype(float)))
-    plain = -np.where(targets > 0, np.log(np.maximum(chance, 1e-300)), np.log1p(-np.minimum(chance, 1 - 1e-16)))
+    plain = -np.where(
+        targets > 0, np.log(np.maximum(chance, 1e-300)), np.log1p(-np.minimum(chance, 1 - 1e-16))
+    )
     assert float(binary(logits, targets, taken)) == pytest.approx(plain[taken > 0].mean(), rel=1e-3)
 
     classes = generator.integers(0, 4, 3)
     shares = np.exp(logits / 20) / np.exp(logits / 20).sum(1, keepdims=True)
     plain = -np.log(shares[np.arange(3), classes])
-    assert float(categorical(logits / 20, classes.astype(np.int32), np.array([1, 0, 1], np.float32))) == pytest.approx(
-        plain[[0, 2]].mean(), rel=1e-4
-    )
+    assert float(
+        categorical(logits / 20, classes.astype(np.int32), np.array([1, 0, 1], np.float32))
+    ) == pytest.approx(plain[[0, 2]].mean(), rel=1e-4)
 
-    # Off by 0.5 in one shift (half the square) and by 3 in another (3 - 0.5); two of four boxes hold an object.
+    # Off by 0.5 in one shift (half the square) and by 3 in another (3 - 0.5); two of four boxes
+    # hold an object.
     shifts = np.zeros((1, 2, 4), np.float32)
     shifts[0, 0, 0], shifts[0, 1, 3] = 0.5, -3
-    assert float(smooth(shifts, shifts * 0, np.ones((1, 2), np.float32), np.float32(4))) == pytest.approx((0.125 + 2.5) / 4)
+    assert float(
+        smooth(shifts, shifts * 0, np.ones((1, 2), np.float32), np.float32(4))
+    ) == pytest.approx((0.125 + 2.5) / 4)

@@ -26,15 +26,28 @@ SIDE = 64
 @pytest.fixture(scope="module")
 def network() -> MaskRcnnNetwork:
     keras.utils.set_random_seed(0)
-    sizes = {"candidates": 32, "proposals": 16, "detections": 8, "sampled": 16, "dense": 8, "mask": 8}
-    return cast("MaskRcnnNetwork", MaskRcnn(width=8, pyramid=16, anchors=(8.0, 16.0, 32.0, 64.0), **sizes).build(1, 2))
+    sizes = {
+        "candidates": 32,
+        "proposals": 16,
+        "detections": 8,
+        "sampled": 16,
+        "dense": 8,
+        "mask": 8,
+    }
+    return cast(
+        "MaskRcnnNetwork",
+        MaskRcnn(width=8, pyramid=16, anchors=(8.0, 16.0, 32.0, 64.0), **sizes).build(1, 2),
+    )
 
 
 def learned(network: MaskRcnnNetwork, instances: np.ndarray) -> dict[str, np.ndarray]:
     """What the losses are computed from, for one image of one object."""
     pixels = np.random.default_rng(0).random((1, SIDE, SIDE, 1), np.float32)
     (inputs,) = training_batch(pixels, instances[None], [np.array([0, 1])])
-    return {name: keras.ops.convert_to_numpy(value) for name, value in network(inputs, training=True).items()}
+    return {
+        name: keras.ops.convert_to_numpy(value)
+        for name, value in network(inputs, training=True).items()
+    }
 
 
 def part_of(instances: np.ndarray, box: np.ndarray) -> float:
@@ -56,7 +69,9 @@ def test_labelled_is_what_lies_in_void_for_at_most_a_half(seed: int) -> None:
     instances[0, :, : generator.integers(1, 41)] = UNLABELLED
     instances[1] = np.where(generator.random((30, 41)) < 0.5, UNLABELLED, 3)
     start = generator.uniform(-12, 40, (2, 20, 2))
-    boxes = np.concatenate([start, start + generator.uniform(0.5, 30, (2, 20, 2))], -1).astype(np.float32)
+    boxes = np.concatenate([start, start + generator.uniform(0.5, 30, (2, 20, 2))], -1).astype(
+        np.float32
+    )
     found = keras.ops.convert_to_numpy(is_labelled(instances, boxes))
     shares = np.array([[part_of(instances[i], box) for box in boxes[i]] for i in range(2)])
     clear = np.abs(shares - 0.5) > 0.01
@@ -80,14 +95,22 @@ def test_an_object_in_void_is_learned_and_the_void_is_not(network: MaskRcnnNetwo
     recipe = network.recipe
     anchors = np.concatenate(
         [
-            keras.ops.convert_to_numpy(level_anchors((SIDE // stride,) * 2, stride, side, recipe.ratios))
+            keras.ops.convert_to_numpy(
+                level_anchors((SIDE // stride,) * 2, stride, side, recipe.ratios)
+            )
             for stride, side in zip(recipe.strides, recipe.anchors, strict=True)
         ]
     )
     object_box = np.array([24, 24, 40, 40])
-    sides = np.clip(np.minimum(anchors[:, 2:], object_box[2:]) - np.maximum(anchors[:, :2], object_box[:2]), 0, None).prod(1)
+    sides = np.clip(
+        np.minimum(anchors[:, 2:], object_box[2:]) - np.maximum(anchors[:, :2], object_box[:2]),
+        0,
+        None,
+    ).prod(1)
     overlaps = sides / ((anchors[:, 2:] - anchors[:, :2]).prod(1) + 16**2 - sides)
-    nothing = (overlaps < 0.3) & (np.array([part_of(instances, anchor) for anchor in anchors]) <= 0.5 + 1e-6)
+    nothing = (overlaps < 0.3) & (
+        np.array([part_of(instances, anchor) for anchor in anchors]) <= 0.5 + 1e-6
+    )
     negatives = values["anchor_taken"].sum() - values["anchor_positive"].sum()
     assert values["anchor_positive"].sum() > 0
     # Fewer than are drawn at most, so that all of them take part.
@@ -101,7 +124,8 @@ def test_samples_have_the_sizes_of_the_papers(network: MaskRcnnNetwork) -> None:
     instances = np.zeros((SIDE, SIDE), np.int64)
     instances[20:36, 20:36] = 1
     values = learned(network, instances)
-    # Of 1,020 anchors 256 take part; of the boxes at most three without an object for each with one.
+    # Of 1,020 anchors 256 take part; of the boxes at most three without an object for each with
+    # one.
     assert values["anchor_taken"].sum() == 256
     objects = values["box_positive"].sum()
     assert 0 < objects <= 4
@@ -110,7 +134,15 @@ def test_samples_have_the_sizes_of_the_papers(network: MaskRcnnNetwork) -> None:
 
 def test_places_without_a_proposal_are_no_objects() -> None:
     keras.utils.set_random_seed(0)
-    sure = MaskRcnn(width=8, pyramid=8, anchors=(8.0, 16.0, 32.0, 64.0), candidates=32, proposals=16, dense=8, mask=8).build(1, 2)
+    sure = MaskRcnn(
+        width=8,
+        pyramid=8,
+        anchors=(8.0, 16.0, 32.0, 64.0),
+        candidates=32,
+        proposals=16,
+        dense=8,
+        mask=8,
+    ).build(1, 2)
     logits = sure.box_head.get_layer("logits")
     logits.bias.assign(np.array([0, 20], np.float32))
     # So small that most anchors are suppressed and places stay free.
@@ -126,10 +158,13 @@ def test_places_without_a_proposal_are_no_objects() -> None:
 def test_cells_of_masks_in_void_take_no_part(network: MaskRcnnNetwork) -> None:
     instances = np.zeros((SIDE, SIDE), np.int64)
     instances[8:36, 8:36] = 1
-    # The left half of the object's box is not labelled but for a column that keeps the box as it is.
+    # The left half of the object's box is not labelled but for a column that keeps the box as it
+    # is.
     instances[9:36, 8:22] = UNLABELLED
     values = learned(network, instances)
-    true = np.flatnonzero(np.abs(values["box_targets"][0]).max(axis=1) + (values["box_positive"][0] == 0) < 1e-6)
+    true = np.flatnonzero(
+        np.abs(values["box_targets"][0]).max(axis=1) + (values["box_positive"][0] == 0) < 1e-6
+    )
     assert len(true) > 0
     taken, targets = values["mask_taken"][0, true[0]], values["mask_targets"][0, true[0]]
     # A cell is a pixel here.
@@ -152,7 +187,9 @@ def test_training_passes_void_on() -> None:
     classes[0, 5:] = VOID
     subject = InstanceSubject(cast("Any", None))
     (inputs,) = subject.arguments(Batch(np.zeros((1, 8, 8, 1), np.float32), classes, ids))
-    assert np.array_equal(inputs["instances"], np.where(classes == VOID, UNLABELLED, classes.astype(int)))
+    assert np.array_equal(
+        inputs["instances"], np.where(classes == VOID, UNLABELLED, classes.astype(int))
+    )
     assert inputs["boxes"][0, 0].tolist() == [2, 2, 4, 6]
     assert inputs["classes"][0].tolist() == [1, *[0] * 7]
 

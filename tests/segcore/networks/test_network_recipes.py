@@ -1,4 +1,6 @@
-"""Every network: what its recipe takes, that it learns, comes back from its file, and moves with the image."""
+"""Every network: what its recipe takes, that it learns, comes back from its file, and moves with
+the image.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ import segcore.networks
 from segcore.networks.recipes import NETWORKS, Deeplab, Fcn, Unet
 
 # Keras 3.15 turns its variables to arrays in a way that NumPy 2 calls deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
 
 SMALL = [
     Unet(width=3, depth=2),
@@ -27,11 +31,20 @@ SMALL = [
     Fcn(width=4),
     Fcn("32s", "vgg19", width=4, normalisation="none"),
     Fcn("16s", "resnet18", width=4, normalisation="group"),
-    Deeplab("resnet18", output_stride=8, rates=(1,), image_pooling="whole_image", width=4, normalisation="group"),
+    Deeplab(
+        "resnet18",
+        output_stride=8,
+        rates=(1,),
+        image_pooling="whole_image",
+        width=4,
+        normalisation="group",
+    ),
 ]
 
 SEMANTIC = ("unet", "fcn", "deeplab")
-"""Networks that give scores of classes for every pixel; Mask R-CNN gives objects and is tested by itself."""
+"""Networks that give scores of classes for every pixel; Mask R-CNN gives objects and is tested by
+itself.
+"""
 
 
 def image(height: int, width: int, channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -65,13 +78,19 @@ def test_gives_probabilities_learns_and_comes_back(recipe: Any, tmp_path: Path) 
     np.testing.assert_allclose(before.sum(-1), 1, atol=1e-5)
 
     model.save(tmp_path / "network.keras")
-    assert np.array_equal(scores(keras.saving.load_model(tmp_path / "network.keras"), pixels), before)
+    assert np.array_equal(
+        scores(keras.saving.load_model(tmp_path / "network.keras"), pixels), before
+    )
 
     start = [weight.numpy().copy() for weight in model.trainable_weights]
     model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy", run_eagerly=True)
     loss = model.train_on_batch(pixels, np.random.default_rng(1).integers(0, 3, (1, 32, 96)))
     assert np.isfinite(loss)
-    still = [w.path for w, old in zip(model.trainable_weights, start, strict=True) if np.array_equal(w.numpy(), old)]
+    still = [
+        w.path
+        for w, old in zip(model.trainable_weights, start, strict=True)
+        if np.array_equal(w.numpy(), old)
+    ]
     assert still == []
 
 
@@ -92,7 +111,8 @@ def test_mixed_precision_gives_nearly_the_same_in_float32(recipe: Any, bfloat16:
     got, expected = scores(mixed, image(32, 64)), scores(full, image(32, 64))
     assert got.dtype == np.float32
     assert not np.array_equal(got, expected)
-    # Single pixels may differ more: of two values that are nearly equal, max-unpooling keeps the place of one.
+    # Single pixels may differ more: of two values that are nearly equal, max-unpooling keeps the
+    # place of one.
     assert np.abs(got - expected).mean() < 0.01
     mixed.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
     assert np.isfinite(mixed.train_on_batch(image(32, 64), np.zeros((1, 32, 64), int)))
@@ -102,7 +122,11 @@ def test_mixed_precision_gives_nearly_the_same_in_float32(recipe: Any, bfloat16:
     ("recipe", "stride", "reach"),
     [
         (Unet(width=2, depth=2, upsampling="transposed"), 4, 32),
-        (Unet(width=2, depth=2, normalisation="batch", upsampling="bilinear", output_kernel=3), 4, 40),
+        (
+            Unet(width=2, depth=2, normalisation="batch", upsampling="bilinear", output_kernel=3),
+            4,
+            40,
+        ),
         (Unet(width=2, depth=2, upsampling="unpooling"), 4, 32),
         (Unet(width=2, depth=2, upsampling="bed_of_nails"), 4, 32),
         (Fcn("8s", width=2), 32, 192),
@@ -110,8 +134,12 @@ def test_mixed_precision_gives_nearly_the_same_in_float32(recipe: Any, bfloat16:
     ],
     ids=str,
 )
-def test_a_crop_on_the_lattice_gives_what_the_whole_gives(recipe: Any, stride: int, reach: int) -> None:
-    """Beyond reach of the crop's border. Off the lattice it does not: the stride is no larger than it must be."""
+def test_a_crop_on_the_lattice_gives_what_the_whole_gives(
+    recipe: Any, stride: int, reach: int
+) -> None:
+    """Beyond reach of the crop's border. Off the lattice it does not: the stride is no larger than
+    it must be.
+    """
     size = -(-2 * reach // 32) * 32 + 32
     pixels = image(size + 64, size + 32)
     model = stirred(recipe)
@@ -120,7 +148,11 @@ def test_a_crop_on_the_lattice_gives_what_the_whole_gives(recipe: Any, stride: i
 
     def difference(y: int, x: int) -> float:
         part = scores(model, pixels[:, y : y + size, x : x + size])
-        return float(np.abs(part[:, inside, inside] - whole[:, y : y + size, x : x + size][:, inside, inside]).max())
+        return float(
+            np.abs(
+                part[:, inside, inside] - whole[:, y : y + size, x : x + size][:, inside, inside]
+            ).max()
+        )
 
     assert whole[:, inside, inside].std((1, 2)).min() > 1e-4
     assert difference(stride, 0) < 1e-6
@@ -146,7 +178,8 @@ def test_defaults_build(name: str) -> None:
 
 @pytest.mark.parametrize("name", SEMANTIC)
 @pytest.mark.parametrize(
-    ("channels", "classes", "message"), [(0, 2, "channels: expected one or more; got 0"), (1, 1, "classes: .*; got 1")]
+    ("channels", "classes", "message"),
+    [(0, 2, "channels: expected one or more; got 0"), (1, 1, "classes: .*; got 1")],
 )
 def test_counts_are_checked(name: str, channels: int, classes: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -190,9 +223,15 @@ def test_no_network_imports_tensorflow() -> None:
     assert len(files) > 5
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                else []
+            )
             modules = [*names, node.module or ""] if isinstance(node, ast.ImportFrom) else names
-            assert not [name for name in modules if name.split(".")[0] in {"tensorflow", "jax", "torch"}], file
+            assert not [
+                name for name in modules if name.split(".")[0] in {"tensorflow", "jax", "torch"}
+            ], file
 
 
 def test_recipes_load_no_keras() -> None:
@@ -200,8 +239,14 @@ def test_recipes_load_no_keras() -> None:
     import subprocess
     import sys
 
-    code = "import sys, segcore.networks.recipes; print(sorted({'keras', 'tensorflow'} & set(sys.modules)))"
+    code = (
+        "import sys, segcore.networks.recipes; print(sorted({'keras', 'tensorflow'} & "
+        "set(sys.modules)))"
+    )
     root = Path(segcore.networks.__path__[0]).parents[1]
     assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout.strip() == "[]"
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+        ).stdout.strip()
+        == "[]"
     )

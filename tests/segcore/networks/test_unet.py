@@ -53,7 +53,9 @@ def test_weights_do_not_depend_on_the_way_of_cropping_or_the_size() -> None:
     assert len(set(counts)) == 1
 
 
-@pytest.mark.parametrize("upsampling", ["transposed", "nearest", "bilinear", "unpooling", "bed_of_nails"])
+@pytest.mark.parametrize(
+    "upsampling", ["transposed", "nearest", "bilinear", "unpooling", "bed_of_nails"]
+)
 @pytest.mark.parametrize("depth", [1, 3])
 def test_valid_is_the_middle_of_same(upsampling: Any, depth: int) -> None:
     """With equal weights, where the lattices of both meet."""
@@ -65,14 +67,16 @@ def test_valid_is_the_middle_of_same(upsampling: Any, depth: int) -> None:
     pixels = np.random.default_rng(3).random((1, size, size + step, 1), np.float32)
     small = np.asarray(ops.convert_to_numpy(valid(pixels)))
     margin = (size - small.shape[1]) // 2
-    # Windows of `valid` begin where its maps do, 2 pixels of each level in; `same` sees the image moved to that.
+    # Windows of `valid` begin where its maps do, 2 pixels of each level in; `same` sees the image
+    # moved to that.
     start = 2 * step - sum(2 << level for level in range(depth)) % step
     around = -(-size // step) * step + 2 * step
     framed = np.zeros((1, around, around + step, 1), np.float32)
     framed[:, start : start + size, start : start + size + step] = pixels
     large = np.asarray(ops.convert_to_numpy(same(framed)))[:, start + margin :, start + margin :]
     height, width = small.shape[1:3]
-    # At the border of a map bilinear up-sampling has no neighbour: one pixel of each level, and what the levels above make of it.
+    # At the border of a map bilinear up-sampling has no neighbour: one pixel of each level, and
+    # what the levels above make of it.
     lost = step - 1 if upsampling == "bilinear" else 0
     inside = np.s_[:, lost : height - lost, lost : width - lost]
     assert small[inside].size > 0
@@ -109,6 +113,9 @@ def test_the_wrong_size_is_refused() -> None:
 def test_dropout_works_in_training_alone() -> None:
     model = Unet(width=4, depth=1, dropout=0.5).build(1, 2)
     pixels = np.random.default_rng(0).random((1, 8, 8, 1), np.float32)
-    calm, again, drawn = (np.asarray(ops.convert_to_numpy(model(pixels, training=training))) for training in (False, False, True))
+    calm, again, drawn = (
+        np.asarray(ops.convert_to_numpy(model(pixels, training=training)))
+        for training in (False, False, True)
+    )
     assert np.array_equal(calm, again)
     assert not np.array_equal(calm, drawn)

@@ -22,7 +22,9 @@ CROSS, FULL = ndimage.generate_binary_structure(2, 1), ndimage.generate_binary_s
 NO_DATA = 255
 
 
-def over_tiles(values: np.ndarray, parts: Parts, tile: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def over_tiles(
+    values: np.ndarray, parts: Parts, tile: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Ids and classes of the parts under this tiling, as the pipeline finds them."""
     grid = Grid(values.shape, tile)
     fragments = [parts.fragment(values[each.core.slices], each, values.shape) for each in grid]
@@ -36,10 +38,14 @@ def over_tiles(values: np.ndarray, parts: Parts, tile: tuple[int, int]) -> tuple
     groupings = parts.join(grid, [found.seam for found in fragments])
 
     def read(number: int) -> tuple[np.ndarray, np.ndarray]:
-        return first_pixels(fragments[number].values, grid[number], values.shape[1]), fragments[number].class_of
+        return first_pixels(fragments[number].values, grid[number], values.shape[1]), fragments[
+            number
+        ].class_of
 
     ids, classes = np.zeros(values.shape, np.int64), np.zeros(values.shape, np.int64)
-    for each, found, numbers in zip(grid, fragments, number_objects(grid, groupings, read, "memory"), strict=True):
+    for each, found, numbers in zip(
+        grid, fragments, number_objects(grid, groupings, read, "memory"), strict=True
+    ):
         ids[each.core.slices] = numbers.ids[found.values]
         classes[each.core.slices] = numbers.class_of[found.values]
     return ids, classes
@@ -66,7 +72,8 @@ def by_scipy(values: np.ndarray, parts: Parts) -> np.ndarray:
     structure, of_holes = structures(parts)
     mask = values == chosen
     if parts.fill_holes:
-        # Holes that touch nodata are open: nodata is taken for a gap to the outside by way of a frame of background.
+        # Holes that touch nodata are open: nodata is taken for a gap to the outside by way of a
+        # frame of background.
         gaps = values == NO_DATA
         outside = ndimage.binary_dilation(gaps, of_holes, iterations=-1, mask=~mask, border_value=1)
         if not gaps.any():
@@ -82,7 +89,10 @@ def by_flooding(values: np.ndarray, parts: Parts) -> tuple[np.ndarray, np.ndarra
     chosen = np.isin(mask, parts.classes)
     if parts.fill_holes:
         for hole in _floods(~chosen & (values != NO_DATA), np.zeros_like(mask), of_holes):
-            around = {mask[place] if chosen[place] else -1 for place in _neighbours(hole, mask.shape, of_holes)}
+            around = {
+                mask[place] if chosen[place] else -1
+                for place in _neighbours(hole, mask.shape, of_holes)
+            }
             if len(around) == 1 and around != {-1}:
                 for place in hole:
                     mask[place] = next(iter(around))
@@ -98,7 +108,9 @@ def _steps(structure: np.ndarray) -> list[tuple[int, int]]:
     return [(y - 1, x - 1) for y, x in zip(*np.nonzero(structure), strict=True) if (y, x) != (1, 1)]
 
 
-def _neighbours(places: list[tuple[int, int]], shape: tuple[int, ...], structure: np.ndarray) -> set[tuple[int, int]]:
+def _neighbours(
+    places: list[tuple[int, int]], shape: tuple[int, ...], structure: np.ndarray
+) -> set[tuple[int, int]]:
     """What is around a set of pixels; nothing where they touch the border."""
     own, found = set(places), set()
     for y, x in places:
@@ -111,7 +123,9 @@ def _neighbours(places: list[tuple[int, int]], shape: tuple[int, ...], structure
     return found
 
 
-def _floods(mask: np.ndarray, values: np.ndarray, structure: np.ndarray) -> list[list[tuple[int, int]]]:
+def _floods(
+    mask: np.ndarray, values: np.ndarray, structure: np.ndarray
+) -> list[list[tuple[int, int]]]:
     left, floods = mask.copy(), []
     for start in zip(*np.nonzero(mask), strict=True):
         if not left[start]:
@@ -134,7 +148,11 @@ def _floods(mask: np.ndarray, values: np.ndarray, structure: np.ndarray) -> list
 @st.composite
 def masks(draw: st.DrawFn, classes: int) -> np.ndarray:
     """Masks of some roughness: classes up to this number, some with pixels without data."""
-    height, width, coarse = draw(st.integers(1, 21)), draw(st.integers(1, 21)), draw(st.integers(1, 3))
+    height, width, coarse = (
+        draw(st.integers(1, 21)),
+        draw(st.integers(1, 21)),
+        draw(st.integers(1, 3)),
+    )
     generator = np.random.default_rng(draw(st.integers(0, 10**6)))
     weights = generator.dirichlet(np.full(classes + 1, 1.5))
     blocks = generator.choice(classes + 1, size=(height, width), p=weights).astype(np.uint8)
@@ -147,20 +165,32 @@ tiles = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
 
 def rules(classes: tuple[int, ...]) -> st.SearchStrategy[Parts]:
-    return st.builds(Parts, st.just(classes), st.sampled_from([4, 8]), st.sampled_from([1, 1, 2, 3, 7, 30]), st.booleans())
+    return st.builds(
+        Parts,
+        st.just(classes),
+        st.sampled_from([4, 8]),
+        st.sampled_from([1, 1, 2, 3, 7, 30]),
+        st.booleans(),
+    )
 
 
 @settings(deadline=None)
 @given(masks(classes=1), rules((1,)), tiles)
 @example(np.eye(7, dtype=np.uint8), Parts((1,), 8), (1, 1))
 @example(np.eye(7, dtype=np.uint8)[::-1].copy(), Parts((1,), 8), (2, 3))
-@example(np.indices((9, 8)).sum(axis=0).astype(np.uint8) % 2, Parts((1,), 8, fill_holes=True), (2, 2))
-@example(np.indices((9, 8)).sum(axis=0).astype(np.uint8) % 2, Parts((1,), 4, fill_holes=True), (2, 2))
+@example(
+    np.indices((9, 8)).sum(axis=0).astype(np.uint8) % 2, Parts((1,), 8, fill_holes=True), (2, 2)
+)
+@example(
+    np.indices((9, 8)).sum(axis=0).astype(np.uint8) % 2, Parts((1,), 4, fill_holes=True), (2, 2)
+)
 @example(np.zeros((1, 1), np.uint8), Parts((1,), fill_holes=True), (1, 1))
 @example(np.full((5, 6), NO_DATA, np.uint8), Parts((1,), fill_holes=True), (2, 2))
 @example(np.ones((5, 6), np.uint8), Parts((1,), min_size=30), (2, 2))
 @example(np.ones((5, 6), np.uint8), Parts((1,), min_size=31), (2, 2))
-def test_one_class_is_labelled_as_by_scipy(values: np.ndarray, parts: Parts, tile: tuple[int, int]) -> None:
+def test_one_class_is_labelled_as_by_scipy(
+    values: np.ndarray, parts: Parts, tile: tuple[int, int]
+) -> None:
     ids, classes = over_tiles(values, parts, tile)
     assert np.array_equal(ids, by_scipy(values, parts))
     assert np.array_equal(classes, ids > 0)
@@ -181,9 +211,15 @@ def test_classes_are_kept_apart(values: np.ndarray, parts: Parts, tile: tuple[in
 
 @settings(deadline=None)
 @given(masks(classes=4), st.sampled_from([4, 8]), tiles)
-def test_all_classes_are_labelled_as_by_scikit_image(values: np.ndarray, connectivity: int, tile: tuple[int, int]) -> None:
-    wanted = measure.label(np.where(values == NO_DATA, 0, values + 1), connectivity=connectivity // 4)
-    assert np.array_equal(over_tiles(values, Parts((0, 1, 2, 3, 4), connectivity), tile)[0], numbered(wanted, 1))
+def test_all_classes_are_labelled_as_by_scikit_image(
+    values: np.ndarray, connectivity: int, tile: tuple[int, int]
+) -> None:
+    wanted = measure.label(
+        np.where(values == NO_DATA, 0, values + 1), connectivity=connectivity // 4
+    )
+    assert np.array_equal(
+        over_tiles(values, Parts((0, 1, 2, 3, 4), connectivity), tile)[0], numbered(wanted, 1)
+    )
 
 
 def test_small_objects_go_as_in_scikit_image() -> None:
@@ -214,12 +250,19 @@ def test_objects_that_wind_through_many_tiles_are_one(tile: tuple[int, int], fil
     line = spiral(65)
     comb = np.zeros((48, 67), np.uint8)
     comb[::2], comb[:, 0] = 1, 1
-    for values in (line, comb, 1 - comb, np.pad(comb, 3), ndimage.binary_dilation(line).astype(np.uint8)):
+    for values in (
+        line,
+        comb,
+        1 - comb,
+        np.pad(comb, 3),
+        ndimage.binary_dilation(line).astype(np.uint8),
+    ):
         parts = Parts((1,), 8, fill_holes=fill)
         ids, _ = over_tiles(values, parts, tile)
         assert np.array_equal(ids, by_scipy(values, parts))
         assert np.array_equal(
-            over_tiles(values, replace(parts, connectivity=4), tile)[0], by_scipy(values, replace(parts, connectivity=4))
+            over_tiles(values, replace(parts, connectivity=4), tile)[0],
+            by_scipy(values, replace(parts, connectivity=4)),
         )
     assert over_tiles(comb, Parts((1,), 4), tile)[0].max() == 1
 
@@ -256,7 +299,8 @@ def test_what_a_hole_holds_counts_for_the_size_of_its_object(min_size: int, kept
     values = np.zeros((62, 64), np.uint8)
     values[2:34, 2:58] = 1
     values[3:33, 3:57] = 0
-    # A large island that lies in the upper tile alone, in a thin hole that reaches into the lower one.
+    # A large island that lies in the upper tile alone, in a thin hole that reaches into the lower
+    # one.
     values[4:29, 4:56] = 1
     parts = Parts((1,), 8, min_size, fill_holes=True)
     ids, _ = over_tiles(values, parts, (31, 64))
@@ -289,7 +333,9 @@ def test_volumes_are_labelled_as_by_scipy(connectivity: int, fill: bool) -> None
         for shape in ((9, 11, 13), (1, 6, 5), (6, 1, 5), (5, 6, 1), (1, 1, 1)):
             mask = generator.random(shape) < density
             wanted = ndimage.binary_fill_holes(mask, of_holes) if fill else mask
-            labels, class_of = Parts((1,), connectivity, fill_holes=fill).label(mask.astype(np.uint8))
+            labels, class_of = Parts((1,), connectivity, fill_holes=fill).label(
+                mask.astype(np.uint8)
+            )
             assert np.array_equal(labels, ndimage.label(wanted, structure)[0])
             assert (class_of[1:] == 1).all()
 
@@ -306,7 +352,9 @@ def test_volumes_keep_classes_apart_and_drop_small_parts() -> None:
 def test_many_classes_in_16_bits() -> None:
     values = np.random.default_rng(3).integers(0, 900, (50, 61)).astype(np.uint16)
     parts = Parts(tuple(range(0, 900, 2)), 8)
-    wanted = numbered(measure.label(np.where(values % 2 == 0, values + 1, 0).astype(np.int64), connectivity=2), 1)
+    wanted = numbered(
+        measure.label(np.where(values % 2 == 0, values + 1, 0).astype(np.int64), connectivity=2), 1
+    )
     assert np.array_equal(over_tiles(values, parts, (16, 16))[0], wanted)
 
 
@@ -345,10 +393,14 @@ def test_masks_that_do_not_suit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"class ids of the core, \(4, 4\)"):
         Parts((1,)).fragment(flat[:2], Tile((0, 0), Box.whole((4, 4)), Box.whole((4, 4))), (4, 4))
     with pytest.raises(ValueError, match="volumes are labelled whole"):
-        Parts((1,), 6).fragment(deep, Tile((0, 0, 0), Box.whole(deep.shape), Box.whole(deep.shape)), (8, 4, 4))
+        Parts((1,), 6).fragment(
+            deep, Tile((0, 0, 0), Box.whole(deep.shape), Box.whole(deep.shape)), (8, 4, 4)
+        )
 
 
-@pytest.mark.skipif("MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images")
+@pytest.mark.skipif(
+    "MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images"
+)
 def test_a_real_mask() -> None:
     from PIL import Image
 
@@ -359,7 +411,9 @@ def test_a_real_mask() -> None:
     classes = tuple(np.unique(values[values < NO_DATA]).tolist())
     assert len(classes) > 2
     labels = measure.label(np.where(values == NO_DATA, 0, values + 1), connectivity=2)
-    assert np.array_equal(over_tiles(values, Parts(classes, min_size=5), (128, 256))[0], numbered(labels, 5))
+    assert np.array_equal(
+        over_tiles(values, Parts(classes, min_size=5), (128, 256))[0], numbered(labels, 5)
+    )
     for chosen in classes:
         parts = Parts((chosen,), 4, fill_holes=True)
         assert np.array_equal(over_tiles(values, parts, (100, 77))[0], by_scipy(values, parts))

@@ -39,7 +39,9 @@ def test_geopandas_reads_longitude_and_latitude(tmp_path: Path) -> None:
     assert len(frame) == len(np.unique(image.ids[image.ids > 0]))
     metric = frame.to_crs("EPSG:32633").geometry
     assert np.allclose(metric.area, frame.pixel_count * 100, rtol=1e-6)
-    centroids = geopandas.GeoSeries.from_xy(frame.longitude, frame.latitude, crs=frame.crs).to_crs("EPSG:32633")
+    centroids = geopandas.GeoSeries.from_xy(frame.longitude, frame.latitude, crs=frame.crs).to_crs(
+        "EPSG:32633"
+    )
     assert metric.centroid.distance(centroids).max() < 1e-2
 
 
@@ -80,17 +82,29 @@ def test_metadata_says_what_the_standard_asks_for() -> None:
 
 def test_columns_of_many_bands_stand_in_order() -> None:
     names = schema(11).names
-    assert names[names.index("mean_1") :][:22] == [f"{kind}_{band}" for kind in ("mean", "std") for band in range(1, 12)]
-    assert schema(0).names[:6] == ["object_id", "class_id", "class_name", "score", "pixel_count", "area"]
+    assert names[names.index("mean_1") :][:22] == [
+        f"{kind}_{band}" for kind in ("mean", "std") for band in range(1, 12)
+    ]
+    assert schema(0).names[:6] == [
+        "object_id",
+        "class_id",
+        "class_name",
+        "score",
+        "pixel_count",
+        "area",
+    ]
 
 
 def test_duckdb_reads_the_table(tmp_path: Path) -> None:
     path, image = written(tmp_path, UTM)
     rows = duckdb.sql(
-        f"SELECT object_id, pixel_count, bbox.xmin < longitude AND longitude < bbox.xmax FROM '{path}' ORDER BY 1"
+        "SELECT object_id, pixel_count, bbox.xmin < longitude AND longitude < bbox.xmax FROM "
+        f"'{path}' ORDER BY 1"
     ).fetchall()
 
-    assert [row[:2] for row in rows] == [(n, int((image.ids == n).sum())) for n in np.unique(image.ids[image.ids > 0])]
+    assert [row[:2] for row in rows] == [
+        (n, int((image.ids == n).sum())) for n in np.unique(image.ids[image.ids > 0])
+    ]
     assert all(row[2] for row in rows)
 
 

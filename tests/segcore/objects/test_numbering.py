@@ -1,4 +1,6 @@
-"""Objects are numbered by their first pixels, whatever the tiling and however fragments were numbered."""
+"""Objects are numbered by their first pixels, whatever the tiling and however fragments were
+numbered.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def test_first_pixels_are_those_of_numpy(shape: tuple[int, int], seed: int) -> N
     tile = next(tile for tile in _cells(whole.shape, (3, 4), shape))
     found = first_pixels(core, tile, whole.shape[1])
     assert found[0] == 0
-    assert found[1:].tolist() == [int(np.flatnonzero(whole.ravel() == value)[0]) for value in range(1, int(core.max()) + 1)]
+    assert found[1:].tolist() == [
+        int(np.flatnonzero(whole.ravel() == value)[0]) for value in range(1, int(core.max()) + 1)
+    ]
 
 
 def _cells(shape: tuple[int, ...], start: tuple[int, int], size: tuple[int, int]) -> list[Tile]:
@@ -53,7 +57,9 @@ def test_ids_do_not_know_the_tiling(grid: Grid, objects: int, seed: int) -> None
     generator = np.random.default_rng(seed)
     ids = generator.integers(0, objects + 1, grid.shape)
     dropped = generator.random(objects + 1) < 0.2
-    tiles_of = [sum((ids[tile.core.slices] == name).any() for tile in grid) for name in range(objects + 1)]
+    tiles_of = [
+        sum((ids[tile.core.slices] == name).any() for tile in grid) for name in range(objects + 1)
+    ]
     # Objects of one tile may or may not be named; those of several must be.
     alone = (np.array(tiles_of) == 1) & (generator.random(objects + 1) < 0.7) & ~dropped
     names, values, groupings = [], [], []
@@ -68,19 +74,25 @@ def test_ids_do_not_know_the_tiling(grid: Grid, objects: int, seed: int) -> None
         named = np.flatnonzero(~alone[here])
         groups = np.where(dropped[here[named]], 0, 3 * here[named])
         groupings.append(
-            Grouping((named + 1).astype(np.uint32), groups, np.where(groups > 0, here[named] + 100, 0).astype(np.uint16))
+            Grouping(
+                (named + 1).astype(np.uint32),
+                groups,
+                np.where(groups > 0, here[named] + 100, 0).astype(np.uint16),
+            )
         )
     asked: list[int] = []
 
     def read(number: int) -> tuple[np.ndarray, np.ndarray]:
         asked.append(number)
-        return first_pixels(values[number], grid[number], grid.shape[1]), np.concatenate([[0], names[number] + 100]).astype(
-            np.uint16
-        )
+        return first_pixels(values[number], grid[number], grid.shape[1]), np.concatenate(
+            [[0], names[number] + 100]
+        ).astype(np.uint16)
 
     out = np.zeros(grid.shape, np.int64)
     wanted = by_first_pixel(np.where(dropped[ids], 0, ids))
-    for tile, here, value, numbers in zip(grid, names, values, number_objects(grid, groupings, read, "memory"), strict=True):
+    for tile, here, value, numbers in zip(
+        grid, names, values, number_objects(grid, groupings, read, "memory"), strict=True
+    ):
         out[tile.core.slices] = numbers.ids[value]
         kept = ~dropped[here]
         assert numbers.class_of.tolist() == [0, *np.where(kept, here + 100, 0).tolist()]

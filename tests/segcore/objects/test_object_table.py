@@ -42,17 +42,33 @@ CLOSE = {
     "std_2": "intensity_std-1",
 }
 PROPERTIES = [
-    *("label", "area", "bbox", "centroid", "perimeter", "axis_major_length", "axis_minor_length", "orientation", "eccentricity"),
+    *(
+        "label",
+        "area",
+        "bbox",
+        "centroid",
+        "perimeter",
+        "axis_major_length",
+        "axis_minor_length",
+        "orientation",
+        "eccentricity",
+    ),
     *("intensity_mean", "intensity_std"),
 ]
 PIXELS = ["uint8", "int16", "uint16", "int32", "uint32", "float16", "float32", "float64"]
 
 
-SINGLES = st.builds(lambda number, power: number * 2.0**power, st.integers(1 - 2**24, 2**24 - 1), st.integers(-10, 10))
+SINGLES = st.builds(
+    lambda number, power: number * 2.0**power,
+    st.integers(1 - 2**24, 2**24 - 1),
+    st.integers(-10, 10),
+)
 """Numbers of float32 that span 2**20 to one and more."""
 
 
-def pixels_for(ids: np.ndarray, dtype: str, generator: np.random.Generator, channels: int = 2) -> np.ndarray:
+def pixels_for(
+    ids: np.ndarray, dtype: str, generator: np.random.Generator, channels: int = 2
+) -> np.ndarray:
     shape, kind = (*ids.shape, channels), np.dtype(dtype)
     if kind.kind == "f":
         return (generator.standard_normal(shape) * 100 + 7).astype(kind)
@@ -66,15 +82,26 @@ def against_scikit_image(image: ObjectImage, table: object) -> None:
         assert rows[ours] == expected[theirs].tolist(), ours
     for ours, theirs in CLOSE.items():
         # Square roots of what is 0 but for rounding leave 1e-8 of the longer axis.
-        slack = 1e-7 * max(expected["axis_major_length"], default=0) if ours == "minor_axis_length" else 1e-9
-        assert np.allclose(rows[ours], expected[theirs], rtol=1e-9, atol=slack + 1e-12 * np.abs(expected[theirs]).max()), ours
+        slack = (
+            1e-7 * max(expected["axis_major_length"], default=0)
+            if ours == "minor_axis_length"
+            else 1e-9
+        )
+        assert np.allclose(
+            rows[ours],
+            expected[theirs],
+            rtol=1e-9,
+            atol=slack + 1e-12 * np.abs(expected[theirs]).max(),
+        ), ours
     assert np.allclose(rows["eccentricity"], expected["eccentricity"], atol=1e-6)
     long, short = np.array(rows["major_axis_length"]), np.array(rows["minor_axis_length"])
     # Round objects have no orientation but by rounding.
     known = long - short > 1e-6 * long
     turned = (np.array(rows["orientation"]) - expected["orientation"])[known] / np.pi
     assert np.allclose(turned, np.rint(turned), atol=1e-7)
-    edge = set(np.concatenate([image.ids[0], image.ids[-1], image.ids[:, 0], image.ids[:, -1]]).tolist())
+    edge = set(
+        np.concatenate([image.ids[0], image.ids[-1], image.ids[:, 0], image.ids[:, -1]]).tolist()
+    )
     assert rows["touches_edge"] == [number in edge for number in rows["object_id"]]
 
 
@@ -119,12 +146,18 @@ def test_long_thin_and_tiny_objects() -> None:
 def test_areas_are_those_of_the_pixels_under_any_tiling(epsg: str) -> None:
     generator = np.random.default_rng(3)
     ids = label(random_ids((150, 170), 9, 9, generator), connectivity=2)
-    affine = (0.01, 0.001, 10.0, 0.001, -0.01, 60.0) if epsg == "EPSG:4326" else (300.0, 40.0, 499980.0, 40.0, -300.0, 5300040.0)
+    affine = (
+        (0.01, 0.001, 10.0, 0.001, -0.01, 60.0)
+        if epsg == "EPSG:4326"
+        else (300.0, 40.0, 499980.0, 40.0, -300.0, 5300040.0)
+    )
     image = ObjectImage(ids, pixels_for(ids, "uint8", generator), Space(affine, wkt(epsg)))
     cells = np.broadcast_to(image.space.cell_area(Box.whole(ids.shape)), ids.shape)
     whole = image.table()
 
-    assert whole.column("area").to_pylist() == pytest.approx(np.bincount(ids.ravel(), cells.ravel())[1:], rel=1e-9)
+    assert whole.column("area").to_pylist() == pytest.approx(
+        np.bincount(ids.ravel(), cells.ravel())[1:], rel=1e-9
+    )
     assert set(whole.column("area_unit").to_pylist()) == {"m2"}
     assert image.table((64, 37), seed=1).equals(whole)
 
@@ -132,27 +165,44 @@ def test_areas_are_those_of_the_pixels_under_any_tiling(epsg: str) -> None:
 def test_centroids_have_a_longitude_and_a_latitude() -> None:
     ids = np.ones((20, 30), int)
     image = ObjectImage(
-        ids, pixels_for(ids, "uint8", np.random.default_rng(0)), Space((0.5, 0, 170.0, 0, -0.5, 60.0), wkt("EPSG:4326"))
+        ids,
+        pixels_for(ids, "uint8", np.random.default_rng(0)),
+        Space((0.5, 0, 170.0, 0, -0.5, 60.0), wkt("EPSG:4326")),
     )
     row = image.table((7, 7)).to_pylist()[0]
 
     # The image goes on beyond the antimeridian; its middle is at 177.5.
     assert (row["longitude"], row["latitude"]) == (177.5, 55.0)
-    beyond = replace(image, space=Space((0.5, 0, 175.0, 0, -0.5, 60.0), wkt("EPSG:4326"))).table().to_pylist()[0]
+    beyond = (
+        replace(image, space=Space((0.5, 0, 175.0, 0, -0.5, 60.0), wkt("EPSG:4326")))
+        .table()
+        .to_pylist()[0]
+    )
     assert (beyond["longitude"], beyond["latitude"]) == (-177.5, 55.0)
 
 
 def test_without_a_crs_there_is_no_longitude() -> None:
     ids = np.ones((20, 30), int)
-    row = ObjectImage(ids, pixels_for(ids, "uint8", np.random.default_rng(0))).table().to_pylist()[0]
+    row = (
+        ObjectImage(ids, pixels_for(ids, "uint8", np.random.default_rng(0))).table().to_pylist()[0]
+    )
 
-    assert (row["longitude"], row["latitude"], row["area"], row["area_unit"]) == (None, None, 600.0, "px")
+    assert (row["longitude"], row["latitude"], row["area"], row["area_unit"]) == (
+        None,
+        None,
+        600.0,
+        "px",
+    )
 
 
 def test_moon_has_areas_but_no_longitude_of_the_earth() -> None:
     ids = np.ones((20, 30), int)
     moon = Space((0.5, 0, 0.0, 0, -0.5, 60.0), wkt("IAU_2015:30100"))
-    row = ObjectImage(ids, pixels_for(ids, "uint8", np.random.default_rng(0)), moon).table((8, 8)).to_pylist()[0]
+    row = (
+        ObjectImage(ids, pixels_for(ids, "uint8", np.random.default_rng(0)), moon)
+        .table((8, 8))
+        .to_pylist()[0]
+    )
 
     assert row["longitude"] is row["latitude"] is row["geometry"] is row["bbox"] is None
     assert row["area"] > 1e9
@@ -171,7 +221,13 @@ def exact(values: np.ndarray) -> tuple[float, float]:
 def test_band_sums_are_exact_far_from_zero(dtype: str) -> None:
     generator = np.random.default_rng(1)
     offset = {"uint8": 250, "float16": 1000}.get(dtype, 32_000)
-    offset = 1e7 if dtype in ("float32", "float64") else 2**31 - 9 if dtype in ("int32", "uint32", "int64") else offset
+    offset = (
+        1e7
+        if dtype in ("float32", "float64")
+        else 2**31 - 9
+        if dtype in ("int32", "uint32", "int64")
+        else offset
+    )
     values = (offset + generator.integers(0, 4, (40, 50, 1))).astype(dtype)
     sums = observe_bands(np.ones((40, 50), np.uint32), values, 1)
     mean, deviation = exact(values)
@@ -186,7 +242,9 @@ def test_band_sums_are_exact_far_from_zero(dtype: str) -> None:
 @given(st.lists(SINGLES, min_size=2, max_size=60), st.data())
 def test_floats_in_any_order_and_any_parts(values: list[float], data: st.DataObject) -> None:
     def total(numbers: list[float], cut: int) -> BandSums:
-        parts = [np.array(part, np.float32).reshape(1, -1, 1) for part in (numbers[:cut], numbers[cut:])]
+        parts = [
+            np.array(part, np.float32).reshape(1, -1, 1) for part in (numbers[:cut], numbers[cut:])
+        ]
         one, other = (observe_bands(np.ones(part.shape[:2], np.uint32), part, 1) for part in parts)
         return one + other
 
@@ -225,7 +283,9 @@ def test_sums_of_a_huge_object_do_not_overflow() -> None:
 
 
 def test_moments_of_a_huge_object_do_not_overflow() -> None:
-    """A full image of 2**20 x 2**20 pixels, put together from sixteen parts, has the moments of a square."""
+    """A full image of 2**20 x 2**20 pixels, put together from sixteen parts, has the moments of a
+    square.
+    """
     side, part = 2**20, 2**18
     below = np.arange(part, dtype=object)
     first, second = int(below.sum()), int((below**2).sum())
@@ -236,7 +296,10 @@ def test_moments_of_a_huge_object_do_not_overflow() -> None:
         for i, value in enumerate((second * part, second * part, first * first)):
             moments[0, i] = value >> 32, value & (2**32 - 1)
         empty = ObjectImage(np.ones((1, 1), int), np.zeros((1, 1, 0), np.uint8))
-        one = measure(empty.tile_objects(Tile((0, 0), Box((0, 0), (1, 1)), Box((0, 0), (1, 1)))), geometry=False)
+        one = measure(
+            empty.tile_objects(Tile((0, 0), Box((0, 0), (1, 1)), Box((0, 0), (1, 1)))),
+            geometry=False,
+        )
         pixels, moved = np.array([part * part]), np.array([[first * part, first * part]])
         parts.append(replace(one, pixels=pixels, box=np.array(box), first=moved, second=moments))
     total = Measures.concatenate(parts)
@@ -246,7 +309,11 @@ def test_moments_of_a_huge_object_do_not_overflow() -> None:
     variance = (side**2 - 1) / 12
     assert row["pixel_count"] == side**2
     assert row["centroid_x"] == row["centroid_y"] == (side - 1) / 2
-    assert row["major_axis_length"] == row["minor_axis_length"] == pytest.approx(4 * variance**0.5, rel=1e-15)
+    assert (
+        row["major_axis_length"]
+        == row["minor_axis_length"]
+        == pytest.approx(4 * variance**0.5, rel=1e-15)
+    )
     assert row["eccentricity"] == 0
 
 
@@ -278,7 +345,9 @@ def test_fragments_of_one_object_in_a_tile_are_one_row() -> None:
         image.spec,
     )
     names = ("zero", "one", "two")
-    assert finish(measure(several), image.spec, names, 2).equals(finish(measure(known), image.spec, names, 2))
+    assert finish(measure(several), image.spec, names, 2).equals(
+        finish(measure(known), image.spec, names, 2)
+    )
 
 
 def test_objects_of_the_ring_get_no_row() -> None:
@@ -299,7 +368,9 @@ def test_measures_travel_and_split() -> None:
 
     assert [n % 2 for n in odd.object_id] == [1] * len(odd)
     assert len(odd) + len(even) == len(measures) == 12
-    assert finish(Measures.from_bytes(even.to_bytes()).merge(odd), image.spec, names, 2).equals(whole)
+    assert finish(Measures.from_bytes(even.to_bytes()).merge(odd), image.spec, names, 2).equals(
+        whole
+    )
 
 
 def test_bands_go_to_the_columns_of_their_numbers() -> None:
@@ -358,7 +429,9 @@ def test_wrong_parameters_are_refused_by_name(parameters: dict, field: str) -> N
 
 
 def test_parameters_have_a_table() -> None:
-    assert TypeAdapter(Objects).validate_python({"classes": ["a"], "connectivity": 4}) == Objects(("a",), 4)
+    assert TypeAdapter(Objects).validate_python({"classes": ["a"], "connectivity": 4}) == Objects(
+        ("a",), 4
+    )
     assert Objects().table == "objects"
 
 
@@ -372,10 +445,16 @@ def test_an_object_is_as_sure_as_the_surest_of_its_parts(seed: int) -> None:
         known = image.tile_objects(tile)
         scores = generator.random(len(known.object_id)).astype(np.float32)
         scores[generator.random(len(scores)) < 0.3] = np.nan
-        parts.append(Measures.from_bytes(measure(replace(known, score=scores), geometry=False).to_bytes()))
+        parts.append(
+            Measures.from_bytes(measure(replace(known, score=scores), geometry=False).to_bytes())
+        )
         for number in np.unique(ids[tile.core.slices]):
             if number:
-                expected[int(number)] = np.fmax(expected[int(number)], scores[known.object_id == number][0])
+                expected[int(number)] = np.fmax(
+                    expected[int(number)], scores[known.object_id == number][0]
+                )
     table = finish(Measures.concatenate(parts), image.spec, ("zero", "one", "two"), 2)
     found = {row["object_id"]: row["score"] for row in table.to_pylist()}
-    assert found == {number: None if np.isnan(score) else score for number, score in expected.items()}
+    assert found == {
+        number: None if np.isnan(score) else score for number, score in expected.items()
+    }

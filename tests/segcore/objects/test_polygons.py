@@ -26,18 +26,27 @@ from segcore.testing.statistics import wkt
 
 
 def against_rasterio(ids: np.ndarray, table: object) -> None:
-    """The polygons that rasterio (GDAL) finds for 4-connected parts, made valid; ours are so by themselves."""
+    """The polygons that rasterio (GDAL) finds for 4-connected parts, made valid; ours are so by
+    themselves.
+    """
     found: dict[int, list[shapely.Geometry]] = {}
-    for shape, number in rasterio.features.shapes(ids.astype(np.int32), mask=ids > 0, connectivity=4):
+    for shape, number in rasterio.features.shapes(
+        ids.astype(np.int32), mask=ids > 0, connectivity=4
+    ):
         found.setdefault(int(number), []).append(shapely.make_valid(shape_of(shape)))
     for number, ours, pixels in zip(
-        table.column("object_id").to_pylist(), geometries(table), table.column("pixel_count").to_pylist(), strict=True
+        table.column("object_id").to_pylist(),
+        geometries(table),
+        table.column("pixel_count").to_pylist(),
+        strict=True,
     ):
         check_rings(ours)
         assert ours.area == pixels
         assert len(parts(ours)) == len(found[number])
         assert ours.equals(shapely.union_all(found[number]))
-        bounds = table.column("bbox").to_pylist()[table.column("object_id").to_pylist().index(number)]
+        bounds = table.column("bbox").to_pylist()[
+            table.column("object_id").to_pylist().index(number)
+        ]
         assert tuple(bounds.values()) == ours.bounds
 
 
@@ -62,7 +71,9 @@ def test_outlines_are_rasterios_whatever_the_tiling(
 
 @pytest.mark.parametrize("seed", range(4))
 def test_torn_objects_full_of_holes(seed: int) -> None:
-    """One object of random pixels: hundreds of parts and holes that touch at corners and lie in one another."""
+    """One object of random pixels: hundreds of parts and holes that touch at corners and lie in one
+    another.
+    """
     ids = (np.random.default_rng(seed).random((70, 80)) < (0.4, 0.5, 0.6, 0.75)[seed]).astype(int)
     image = image_of(ids)
     table = image.table((13, 17), seed=seed)
@@ -87,7 +98,9 @@ DIAMOND = ["#####", "##.##", "#.#.#", "##.##", "#####"]
 COMB = ["#.#.#", "#####", "#.#.#"]
 
 
-@pytest.mark.parametrize("rows", [NESTED, PINCHED, DIAMOND, COMB, ["#"], ["##", "##"], ["#.", ".#"]])
+@pytest.mark.parametrize(
+    "rows", [NESTED, PINCHED, DIAMOND, COMB, ["#"], ["##", "##"], ["#.", ".#"]]
+)
 def test_known_shapes(rows: list[str]) -> None:
     ids = np.array([[int(pixel == "#") for pixel in row] for row in rows])
     for tile in (None, (1, 1), (2, 2), (3, 2)):
@@ -125,7 +138,9 @@ def test_vertices_stand_at_corners_only() -> None:
         ("EPSG:3857", (20.0, 0.0, 1e6, 0.0, -20.0, 8e6)),
     ],
 )
-def test_polygons_on_the_globe_have_the_area_of_their_pixels(code: str, affine: tuple[float, ...]) -> None:
+def test_polygons_on_the_globe_have_the_area_of_their_pixels(
+    code: str, affine: tuple[float, ...]
+) -> None:
     generator = np.random.default_rng(2)
     ids = label(random_ids((120, 130), 4, 7, generator), connectivity=2)
     image = image_of(ids, Space(affine, wkt(code)))
@@ -143,7 +158,9 @@ def test_polygons_on_the_globe_have_the_area_of_their_pixels(code: str, affine: 
 
 
 def test_neighbours_share_their_edges_on_the_globe() -> None:
-    """A long edge of the map is curved on the globe; vertices at common places leave neither gaps nor overlaps."""
+    """A long edge of the map is curved on the globe; vertices at common places leave neither gaps
+    nor overlaps.
+    """
     ids = np.zeros((64, 2000), int)
     ids[:32] = 1
     ids[32:, :1234] = 2
@@ -155,8 +172,11 @@ def test_neighbours_share_their_edges_on_the_globe() -> None:
     spacing = shapely.length(upper) / (2 * 2064)
     edge = upper.intersection(shapely.union_all([left, right]))
     assert edge.area < 0.02 * 2000 * spacing**2
-    # Where one vertex of a neighbour stands between two of ours, a sliver of a tenth of a pixel may be left.
-    assert shapely.union_all([upper, left, right]).area == pytest.approx(upper.area + left.area + right.area, rel=1e-4)
+    # Where one vertex of a neighbour stands between two of ours, a sliver of a tenth of a pixel may
+    # be left.
+    assert shapely.union_all([upper, left, right]).area == pytest.approx(
+        upper.area + left.area + right.area, rel=1e-4
+    )
     # Every edge of the map is within a tenth of a pixel.
     to_map = Transformer.from_crs("OGC:CRS84", "EPSG:32633", always_xy=True)
     points = np.array(upper.segmentize(spacing / 3).exterior.coords)
@@ -167,18 +187,27 @@ def test_neighbours_share_their_edges_on_the_globe() -> None:
 
 def test_spacing_is_free_where_maps_are_straight() -> None:
     assert vertex_spacing(Space(), (10, 10)) > 2**20
-    assert vertex_spacing(Space((1e-3, 0, 10.0, 0, -1e-3, 50.0), wkt("EPSG:4326")), (5000, 5000)) >= 5000
+    assert (
+        vertex_spacing(Space((1e-3, 0, 10.0, 0, -1e-3, 50.0), wkt("EPSG:4326")), (5000, 5000))
+        >= 5000
+    )
 
 
 def test_global_grids_are_left_as_they_are() -> None:
     ids = np.ones((180, 360), int)
     ids[60:120, 100:200] = 2
-    (ocean, land) = geometries(image_of(ids, Space((1.0, 0, -180.0, 0, -1.0, 90.0), wkt("EPSG:4326"))).table((64, 64)))
+    (ocean, land) = geometries(
+        image_of(ids, Space((1.0, 0, -180.0, 0, -1.0, 90.0), wkt("EPSG:4326"))).table((64, 64))
+    )
 
     assert ocean.bounds == (-180, -90, 180, 90)
     assert land.bounds == (-80, -30, 20, 30)
     assert ocean.area == 360 * 180 - 6000
-    (shifted,) = geometries(image_of(np.ones((10, 10), int), Space((1.0, 0, 300.0, 0, -1.0, 10.0), wkt("EPSG:4326"))).table())
+    (shifted,) = geometries(
+        image_of(
+            np.ones((10, 10), int), Space((1.0, 0, 300.0, 0, -1.0, 10.0), wkt("EPSG:4326"))
+        ).table()
+    )
     assert shifted.bounds == (-60, 0, -50, 10)
 
 
@@ -217,7 +246,9 @@ def test_nuclei() -> None:
     import imageio.v3
 
     folder = Path(os.environ["MASKLOOM_TEST_DATA"]) / "dsb2018"
-    masks = sorted(path for path in folder.rglob("*.png") if imageio.v3.improps(path).dtype == np.uint16)[:6]
+    masks = sorted(
+        path for path in folder.rglob("*.png") if imageio.v3.improps(path).dtype == np.uint16
+    )[:6]
     assert masks
     for path in masks:
         ids = imageio.v3.imread(path).astype(int)

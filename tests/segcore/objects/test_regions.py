@@ -1,4 +1,6 @@
-"""Regions from edge weights: tiled equals Kruskal's algorithm on the whole image, whatever the weights and the tiles."""
+"""Regions from edge weights: tiled equals Kruskal's algorithm on the whole image, whatever the
+weights and the tiles.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ INFINITE = np.float32(np.inf)
 
 
 def kruskal(edges: Edges, valid: np.ndarray, min_size: int) -> np.ndarray:
-    """The definition, as plainly as it can be written: sets of pixels, and one pass over all edges in their order."""
+    """The definition, as plainly as it can be written: sets of pixels, and one pass over all edges
+    in their order.
+    """
     height, width = valid.shape
     listed = []
     for y in range(height):
@@ -39,19 +43,31 @@ def kruskal(edges: Edges, valid: np.ndarray, min_size: int) -> np.ndarray:
     return ids
 
 
-def tiled(edges: Edges, valid: np.ndarray, tile: tuple[int, int], min_size: int) -> tuple[np.ndarray, list[Fragments]]:
+def tiled(
+    edges: Edges, valid: np.ndarray, tile: tuple[int, int], min_size: int
+) -> tuple[np.ndarray, list[Fragments]]:
     """The regions by tiles; ids in no particular order."""
     grid = Grid(valid.shape, tile)
     found = []
     for each in grid:
         part = each.core.slices
-        found.append(find_regions(Edges(edges.right[part], edges.down[part]), valid[part], each.core, grid.shape, min_size))
+        found.append(
+            find_regions(
+                Edges(edges.right[part], edges.down[part]),
+                valid[part],
+                each.core,
+                grid.shape,
+                min_size,
+            )
+        )
     groupings = join_regions(grid, [each.seam for each in found], min_size)
     ids = np.zeros(valid.shape, np.int64)
     next_free = 1 + max(int(each.groups.max(initial=0)) for each in groupings)
     for each, fragments, grouping in zip(grid, found, groupings, strict=True):
         count = len(fragments.class_of)
-        assert np.array_equal(np.unique(fragments.values[fragments.values > 0]), np.arange(1, count))
+        assert np.array_equal(
+            np.unique(fragments.values[fragments.values > 0]), np.arange(1, count)
+        )
         assert (fragments.class_of[1:] == 1).all()
         assert (np.diff(grouping.fragments.astype(int)) > 0).all()
         assert (grouping.groups > 0).all()
@@ -91,7 +107,13 @@ def make_edges(generator: np.random.Generator, valid: np.ndarray, levels: int, l
     st.sampled_from([0.0, 0.1, 0.5]),
 )
 def test_tiles_give_the_regions_of_the_whole(
-    seed: int, shape: tuple[int, int], tile: tuple[int, int], min_size: int, levels: int, low: float, holes: float
+    seed: int,
+    shape: tuple[int, int],
+    tile: tuple[int, int],
+    min_size: int,
+    levels: int,
+    low: float,
+    holes: float,
 ) -> None:
     generator = np.random.default_rng(seed)
     valid = generator.random(shape) >= holes

@@ -1,4 +1,6 @@
-"""The seam audit flags tilings that cut, drop or double objects, and passes those that leave no trace."""
+"""The seam audit flags tilings that cut, drop or double objects, and passes those that leave no
+trace.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,17 @@ def table_of(ids: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def nuclei(seed: int, shape: tuple[int, int] = SHAPE, heaped: bool = False) -> np.ndarray:
-    """Discs of radius 3 to 7 at random places, or in heaps; those drawn later lie over the others."""
+    """Discs of radius 3 to 7 at random places, or in heaps; those drawn later lie over the
+    others.
+    """
     generator = np.random.default_rng(seed)
     count = shape[0] * shape[1] // 400
     places = generator.random((count, 2)) * shape
     if heaped:
         heaps = generator.random((25, 2)) * shape
-        places = heaps[generator.integers(0, 25, count)] + 35 * generator.standard_normal((count, 2))
+        places = heaps[generator.integers(0, 25, count)] + 35 * generator.standard_normal(
+            (count, 2)
+        )
     ids = np.zeros(shape, np.int32)
     for number, (y, x) in enumerate(places):
         radius = generator.integers(3, 8)
@@ -73,7 +79,10 @@ def crossings(ids: np.ndarray, tile: tuple[int, int]) -> int:
 @pytest.mark.parametrize("heaped", [False, True])
 def test_naive_tiles_are_found_out_and_whole_objects_pass(seed: int, heaped: bool) -> None:
     ids = nuclei(seed, heaped=heaped)
-    whole, naive = audit_seams(table_of(ids), SHAPE, TILE, BAND), audit_seams(table_of(cut_up(ids, TILE)), SHAPE, TILE, BAND)
+    whole, naive = (
+        audit_seams(table_of(ids), SHAPE, TILE, BAND),
+        audit_seams(table_of(cut_up(ids, TILE)), SHAPE, TILE, BAND),
+    )
     assert whole.clean
     assert not naive.clean
     assert naive.cut_score > SUSPICIOUS
@@ -84,7 +93,9 @@ def test_naive_tiles_are_found_out_and_whole_objects_pass(seed: int, heaped: boo
 
 def test_objects_dropped_at_seams_are_found_out_by_their_absence() -> None:
     table = table_of(nuclei(3))
-    off = np.array([np.abs((table[f"centroid_{axis}"] + 64) % 128 - 64) > BAND for axis in "xy"]).all(axis=0)
+    off = np.array(
+        [np.abs((table[f"centroid_{axis}"] + 64) % 128 - 64) > BAND for axis in "xy"]
+    ).all(axis=0)
     audit = audit_seams({name: column[off] for name, column in table.items()}, SHAPE, TILE, BAND)
     assert not audit.clean
     assert audit.centroid_score < -SUSPICIOUS
@@ -92,7 +103,8 @@ def test_objects_dropped_at_seams_are_found_out_by_their_absence() -> None:
 
 
 def test_densities_are_counts_a_pixel_and_a_line() -> None:
-    # Three objects in an image of 2 x 1 tiles of 20: one cut at row 20, beside it its other half, and one inside.
+    # Three objects in an image of 2 x 1 tiles of 20: one cut at row 20, beside it its other half,
+    # and one inside.
     objects = {
         "centroid_y": np.array([18.0, 21.0, 7.0]),
         "centroid_x": np.array([5.0, 5.0, 9.0]),
@@ -112,7 +124,9 @@ def test_densities_are_counts_a_pixel_and_a_line() -> None:
 @pytest.mark.parametrize(("shape", "count"), [((50, 60), 4), (SHAPE, 0), (SHAPE, 1)])
 def test_one_tile_or_few_objects_show_nothing(shape: tuple[int, int], count: int) -> None:
     columns = {name: np.full(count, 20.0) for name in ("centroid_y", "centroid_x")}
-    columns |= {f"bbox_{axis}{end}": np.full(count, 15 + 10 * end) for axis in "xy" for end in (0, 1)}
+    columns |= {
+        f"bbox_{axis}{end}": np.full(count, 15 + 10 * end) for axis in "xy" for end in (0, 1)
+    }
     audit = audit_seams(columns, shape, TILE, BAND)
     assert audit.clean
     assert audit.objects == count
@@ -142,7 +156,10 @@ DATA = os.environ.get("MASKLOOM_TEST_DATA")
 def test_real_nuclei(name: str) -> None:
     from PIL import Image
 
-    truth = label(np.array(Image.open(Path(DATA or "") / "dsb2018" / "labels" / f"{name}.png")), connectivity=2)
+    truth = label(
+        np.array(Image.open(Path(DATA or "") / "dsb2018" / "labels" / f"{name}.png")),
+        connectivity=2,
+    )
     tile = (96, 96)
     assert audit_seams(table_of(truth), truth.shape, tile, 6).clean
     naive = audit_seams(table_of(cut_up(truth, tile)), truth.shape, tile, 6)

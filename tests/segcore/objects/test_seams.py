@@ -1,4 +1,6 @@
-"""Borders tell the pixel that stands there, crossings are all pairs over seams, links join what they name."""
+"""Borders tell the pixel that stands there, crossings are all pairs over seams, links join what
+they name.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ from scipy import ndimage
 
 from segcore.fragments import Seam
 from segcore.geometry import Grid
-from segcore.objects.seams import Borders, Nodes, border, border_index, connected, crossings, join_links
+from segcore.objects.seams import (
+    Borders,
+    Nodes,
+    border,
+    border_index,
+    connected,
+    crossings,
+    join_links,
+)
 
 sides = st.integers(1, 13)
 grids = st.builds(Grid, st.tuples(sides, sides), st.tuples(st.integers(1, 6), st.integers(1, 6)))
@@ -41,9 +51,12 @@ def test_borders_find_any_pixel_near_a_seam(grid: Grid, width: int, seed: int) -
     for i, tile in enumerate(grid):
         number[tile.core.slices] = i
         near[tile.core.slices] = True
-        near[tuple(slice(a + width, max(a + width, b - width)) for a, b in zip(tile.core.start, tile.core.stop, strict=True))] = (
-            False
-        )
+        near[
+            tuple(
+                slice(a + width, max(a + width, b - width))
+                for a, b in zip(tile.core.start, tile.core.stop, strict=True)
+            )
+        ] = False
     row, column = np.nonzero(near)
     order = np.random.default_rng(seed).permutation(len(row))
     tiles, found = borders.at(row[order], column[order])
@@ -77,7 +90,9 @@ def test_crossings_are_all_pairs_of_neighbours_over_seams(grid: Grid, diagonal: 
             v, u = y + dy, x + dx
             if 0 <= v < grid.shape[0] and 0 <= u < grid.shape[1] and number[y, x] != number[v, u]:
                 expected.add(frozenset([(y, x, number[y, x]), (v, u, number[v, u])]))
-    assert {frozenset([(y, x, one), (v, u, other)]) for one, other, y, x, v, u in listed} == expected
+    assert {
+        frozenset([(y, x, one), (v, u, other)]) for one, other, y, x, v, u in listed
+    } == expected
     assert len(listed) == len(expected)
 
 
@@ -88,7 +103,9 @@ def test_connected_components_of_a_chain_and_a_loner() -> None:
 
 
 def test_nodes_are_numbered_through_the_tiles() -> None:
-    nodes = Nodes([np.array([2, 5], np.uint32), np.zeros(0, np.uint32), np.array([1, 7, 9], np.uint32)])
+    nodes = Nodes(
+        [np.array([2, 5], np.uint32), np.zeros(0, np.uint32), np.array([1, 7, 9], np.uint32)]
+    )
     assert nodes.offsets.tolist() == [0, 2, 2, 5]
     assert nodes.of(2, np.array([9, 1], np.uint32)).tolist() == [4, 2]
     groupings = nodes.groupings(np.arange(5), np.arange(5).astype(np.uint16))
@@ -97,7 +114,9 @@ def test_nodes_are_numbered_through_the_tiles() -> None:
 
 
 def _linked(mask: np.ndarray, grid: Grid, width: int) -> tuple[list[np.ndarray], list[Seam]]:
-    """Fragments of the tiles, which link over their right and lower edges to the pixel that lies there, be it background or not."""
+    """Fragments of the tiles, which link over their right and lower edges to the pixel that lies
+    there, be it background or not.
+    """
     fragments, seams = [], []
     for tile in grid:
         labels = ndimage.label(mask[tile.core.slices])[0].astype(np.uint32)
@@ -141,10 +160,14 @@ def test_links_join_what_scipy_labels_as_one(grid: Grid, width: int, seed: int) 
         names[grouping.fragments] = grouping.groups
         names[0] = 0
         out[tile.core.slices] = names[labels]
-        for fragment, group, own in zip(grouping.fragments, grouping.groups, seam["class_of"], strict=True):
+        for fragment, group, own in zip(
+            grouping.fragments, grouping.groups, seam["class_of"], strict=True
+        ):
             pointing = any(
                 mask[y, x]
-                for f, y, x in zip(seam["link_fragment"], seam["link_row"], seam["link_column"], strict=True)
+                for f, y, x in zip(
+                    seam["link_fragment"], seam["link_row"], seam["link_column"], strict=True
+                )
                 if f == fragment
             )
             classes.setdefault(int(group), []).append((pointing, int(own)))

@@ -1,4 +1,6 @@
-"""Stitching neither cuts objects at seams nor merges neighbours, whatever the tiling and whatever tiles say of their halos."""
+"""Stitching neither cuts objects at seams nor merges neighbours, whatever the tiling and whatever
+tiles say of their halos.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,24 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Told:
-    """A segmenter of instances that knows the truth: the pixels hold each pixel's object, and its class is that number modulo the classes.
+    """A segmenter of instances that knows the truth: the pixels hold each pixel's object, and its
+    class is that number modulo the classes.
 
-    Each tile numbers instances in its own way. With `noise`, each tile moves and reshapes instances as it pleases beyond its core's inner part.
+    Each tile numbers instances in its own way. With `noise`, each tile moves and reshapes instances
+    as it pleases beyond its core's inner part.
     """
 
     halo: int
     noise: int = 0
-    """Most pixels by which a tile shifts an instance that reaches into the outer part of what it sees."""
+    """Most pixels by which a tile shifts an instance that reaches into the outer part of what it
+    sees.
+    """
     missing: tuple[tuple[int, int, int], ...] = ()
     """(row of the tile, column, object) that a tile does not see."""
     merged: tuple[tuple[int, int, int, int], ...] = ()
-    """(row of the tile, column, object, object): a tile takes the second for a part of the first."""
+    """(row of the tile, column, object, object): a tile takes the second for a part of the
+    first.
+    """
     classes: tuple[str, ...] = ("background", "cell", "vessel")
     exactness: Exactness = Exactness.EXACT_IF_SMALLER_THAN_HALO
 
@@ -69,11 +77,15 @@ class Told:
 
 
 def shaken(objects: np.ndarray, noise: int, generator: np.random.Generator) -> np.ndarray:
-    """Every instance moved by up to `noise` pixels, and its outline eaten here and there; instances drawn later give way."""
+    """Every instance moved by up to `noise` pixels, and its outline eaten here and there; instances
+    drawn later give way.
+    """
     out = np.zeros_like(objects)
     for each in np.setdiff1d(objects, [0]):
         down, across = generator.integers(0, 2 * noise + 1, 2)
-        moved = np.pad(objects == each, noise)[down:, across:][: objects.shape[0], : objects.shape[1]]
+        moved = np.pad(objects == each, noise)[down:, across:][
+            : objects.shape[0], : objects.shape[1]
+        ]
         out[moved & (out == 0)] = each
     eaten = (generator.random(objects.shape) < 0.1) & edge_of(out)
     out[eaten] = 0
@@ -86,14 +98,18 @@ def edge_of(objects: np.ndarray) -> np.ndarray:
 
 
 def picture_of(objects: np.ndarray, valid: np.ndarray | None = None) -> Picture:
-    return Picture(objects[..., None].astype(np.int32), np.ones(objects.shape, bool) if valid is None else valid)
+    return Picture(
+        objects[..., None].astype(np.int32),
+        np.ones(objects.shape, bool) if valid is None else valid,
+    )
 
 
 def discs(shape: tuple[int, int], centres: list[tuple[int, int]], radius: int) -> np.ndarray:
     """Discs numbered from 1; of a pixel in several the nearest centre decides."""
     y, x = np.indices(shape)
     out, nearest = np.zeros(shape, int), np.full(shape, radius**2 + 1)
-    # One disc at a time: an array of the image for each of thousands of discs would fill the machine.
+    # One disc at a time: an array of the image for each of thousands of discs would fill the
+    # machine.
     for number, (cy, cx) in enumerate(centres):
         distance = (y - cy) ** 2 + (x - cx) ** 2
         out[distance < nearest] = number + 1
@@ -104,7 +120,11 @@ def discs(shape: tuple[int, int], centres: list[tuple[int, int]], radius: int) -
 def lattice(shape: tuple[int, int], radius: int, gap: int) -> np.ndarray:
     """Discs in rows and columns, `gap` pixels apart; with 0 or less they touch."""
     step = 2 * radius + gap
-    centres = [(y, x) for y in range(radius + 2, shape[0] - radius, step) for x in range(radius + 2, shape[1] - radius, step)]
+    centres = [
+        (y, x)
+        for y in range(radius + 2, shape[0] - radius, step)
+        for x in range(radius + 2, shape[1] - radius, step)
+    ]
     return discs(shape, centres, radius)
 
 
@@ -120,7 +140,9 @@ def stitched(segmenter: Told, rule: SeamRule) -> Stitched:
 
 
 def matched(truth: np.ndarray, ids: np.ndarray) -> tuple[int, int]:
-    """How many true objects lie mostly in one found object that is mostly theirs, and how many objects were found."""
+    """How many true objects lie mostly in one found object that is mostly theirs, and how many
+    objects were found.
+    """
     good = 0
     for each in np.setdiff1d(truth, [0]):
         inside = truth == each
@@ -134,7 +156,9 @@ def matched(truth: np.ndarray, ids: np.ndarray) -> tuple[int, int]:
 @pytest.mark.parametrize("rule", [OWNERSHIP, OVERLAP], ids=["ownership", "overlap"])
 @pytest.mark.parametrize("gap", [3, 0, -2], ids=["apart", "touching", "squeezed"])
 @pytest.mark.parametrize("tile", [(32, 32), (40, 23), (100, 64), (9, 14)])
-def test_small_objects_come_out_the_same_for_any_tiling(rule: SeamRule, gap: int, tile: tuple[int, int]) -> None:
+def test_small_objects_come_out_the_same_for_any_tiling(
+    rule: SeamRule, gap: int, tile: tuple[int, int]
+) -> None:
     truth = lattice((100, 110), 6, gap)
     model = stitched(Told(halo=14), rule)
     whole, whole_classes = object_mask(model, picture_of(truth))
@@ -146,7 +170,9 @@ def test_small_objects_come_out_the_same_for_any_tiling(rule: SeamRule, gap: int
 
 @settings(max_examples=40, deadline=None)
 @given(
-    centres=st.lists(st.tuples(st.integers(0, 69), st.integers(0, 79)), min_size=1, max_size=25, unique=True),
+    centres=st.lists(
+        st.tuples(st.integers(0, 69), st.integers(0, 79)), min_size=1, max_size=25, unique=True
+    ),
     radius=st.integers(1, 6),
     tile=st.tuples(st.integers(14, 70), st.integers(14, 80)),
     rule=st.sampled_from([OWNERSHIP, OVERLAP]),
@@ -167,7 +193,9 @@ def test_random_discs_come_out_the_same_for_any_tiling(
 @pytest.mark.parametrize("rule", [OWNERSHIP, OVERLAP], ids=["ownership", "overlap"])
 @pytest.mark.parametrize("gap", [2, 0], ids=["apart", "touching"])
 @pytest.mark.parametrize("tile", [(64, 64), (50, 80)])
-def test_tiles_that_disagree_a_little_neither_cut_nor_merge(rule: SeamRule, gap: int, tile: tuple[int, int]) -> None:
+def test_tiles_that_disagree_a_little_neither_cut_nor_merge(
+    rule: SeamRule, gap: int, tile: tuple[int, int]
+) -> None:
     truth = lattice((230, 240), 9, gap)
     ids, _ = object_mask(stitched(Told(halo=24, noise=1), rule), picture_of(truth), tile)
     assert matched(truth, ids) == (truth.max(), truth.max())
@@ -175,7 +203,9 @@ def test_tiles_that_disagree_a_little_neither_cut_nor_merge(rule: SeamRule, gap:
 
 @pytest.mark.parametrize("rule", [OWNERSHIP, OVERLAP], ids=["ownership", "overlap"])
 @pytest.mark.parametrize("noise", [0, 1])
-def test_objects_larger_than_the_halo_are_neither_cut_nor_merged(rule: SeamRule, noise: int) -> None:
+def test_objects_larger_than_the_halo_are_neither_cut_nor_merged(
+    rule: SeamRule, noise: int
+) -> None:
     truth = discs((260, 300), [(80, 75), (80, 215), (190, 145)], 69)
     ids, _ = object_mask(stitched(Told(halo=12, noise=noise), rule), picture_of(truth), (64, 64))
     assert matched(truth, ids) == (3, 3)
@@ -215,7 +245,9 @@ def test_touching_alone_never_joins() -> None:
 
 
 def seam_disc(column: int) -> np.ndarray:
-    """A disc of radius 8 about this column, near a seam at 32, in an image of two tiles; another disc far from it."""
+    """A disc of radius 8 about this column, near a seam at 32, in an image of two tiles; another
+    disc far from it.
+    """
     return discs((40, 64), [(20, column), (20, 8)], 8)
 
 
@@ -230,7 +262,9 @@ def test_what_only_a_witness_sees_is_not_written() -> None:
 @pytest.mark.parametrize("rule", [OWNERSHIP, OVERLAP], ids=["ownership", "overlap"])
 def test_slivers_of_what_a_neighbour_denies_become_background(rule: SeamRule) -> None:
     truth = seam_disc(36)
-    ids, _ = object_mask(stitched(Told(halo=24, missing=((0, 1, 1),)), rule), picture_of(truth), (40, 32))
+    ids, _ = object_mask(
+        stitched(Told(halo=24, missing=((0, 1, 1),)), rule), picture_of(truth), (40, 32)
+    )
     assert ids.max() == 1
     assert not ids[:, 20:].any()
 
@@ -238,7 +272,9 @@ def test_slivers_of_what_a_neighbour_denies_become_background(rule: SeamRule) ->
 @pytest.mark.parametrize("rule", [OWNERSHIP, OVERLAP], ids=["ownership", "overlap"])
 def test_most_of_an_object_stays_though_a_neighbour_misses_it(rule: SeamRule) -> None:
     truth = seam_disc(28)
-    ids, _ = object_mask(stitched(Told(halo=24, missing=((0, 1, 1),)), rule), picture_of(truth), (40, 32))
+    ids, _ = object_mask(
+        stitched(Told(halo=24, missing=((0, 1, 1),)), rule), picture_of(truth), (40, 32)
+    )
     expected = truth.copy()
     expected[:, 32:] = 0
     assert same_partition(expected, ids)
@@ -246,17 +282,21 @@ def test_most_of_an_object_stays_though_a_neighbour_misses_it(rule: SeamRule) ->
 
 @pytest.mark.parametrize("rule", [OWNERSHIP, OVERLAP], ids=["ownership", "overlap"])
 def test_slivers_of_what_a_neighbour_takes_for_one_object_go_to_it(rule: SeamRule) -> None:
-    # The left tile sees a disc and a cap of it as two, the right one sees them as one; the cap's greater part lies to the right.
+    # The left tile sees a disc and a cap of it as two, the right one sees them as one; the cap's
+    # greater part lies to the right.
     truth = seam_disc(33)
     truth[12:16][truth[12:16] == 1] = 3
     truth[12:16, :30] = 0
-    ids, _ = object_mask(stitched(Told(halo=24, merged=((0, 1, 1, 3),)), rule), picture_of(truth), (40, 32))
+    ids, _ = object_mask(
+        stitched(Told(halo=24, merged=((0, 1, 1, 3),)), rule), picture_of(truth), (40, 32)
+    )
     assert ids.max() == 2
     assert len(np.unique(ids[(truth == 1) | (truth == 3)])) == 1
 
 
 def test_a_tile_that_merges_neighbours_joins_the_better_of_them_alone() -> None:
-    # The right tile takes both blocks for one; each overlaps it by more than the least that is asked for.
+    # The right tile takes both blocks for one; each overlaps it by more than the least that is
+    # asked for.
     truth = np.zeros((40, 64), int)
     truth[8:20, 12:40] = 1
     truth[20:28, 12:40] = 2
@@ -287,7 +327,9 @@ def test_tiles_that_disagree_on_the_class_make_one_object_of_the_larger_parts_cl
         def segment(self, block: Block) -> Labels:
             labels = super().segment(block)
             assert labels.class_of is not None
-            return Labels(labels.values, (0, *((1 + block.tile.index[1],) * (len(labels.class_of) - 1))))
+            return Labels(
+                labels.values, (0, *((1 + block.tile.index[1],) * (len(labels.class_of) - 1)))
+            )
 
     for column, expected in ((30, 1), (34, 2)):
         truth = np.where(seam_disc(column) == 1, 1, 0)
@@ -303,10 +345,17 @@ def test_seams_grow_with_the_border_and_not_with_the_area() -> None:
         small = lattice((60, 60), 4, 2)
         times = 3 * side // 60
         more = np.kron(np.arange(times**2).reshape(times, times), np.full_like(small, small.max()))
-        truth = np.where(np.tile(small, (times, times)) > 0, np.tile(small, (times, times)) + more, 0)
+        truth = np.where(
+            np.tile(small, (times, times)) > 0, np.tile(small, (times, times)) + more, 0
+        )
         model, picture = stitched(Told(halo=10), OWNERSHIP), picture_of(truth)
         middle = Grid(truth.shape, (side, side), (10, 10))[4]
-        sizes.append(sum(array.nbytes for array in model.fragment(picture.block(middle, picture.spec)).seam.values()))
+        sizes.append(
+            sum(
+                array.nbytes
+                for array in model.fragment(picture.block(middle, picture.spec)).seam.values()
+            )
+        )
     assert sizes[1] < 2.3 * sizes[0]
 
 
@@ -323,9 +372,15 @@ def test_the_model_is_a_value_and_says_what_it_does() -> None:
     model = stitched(Told(halo=4), OVERLAP)
     assert isinstance(model, ObjectSegmenter)
     assert pickle.loads(pickle.dumps(model)) == model
-    assert model.provenance()["stitch"] == {"cell": {"by": "overlap", "iou": 0.5}, "vessel": {"by": "overlap", "iou": 0.5}}
+    assert model.provenance()["stitch"] == {
+        "cell": {"by": "overlap", "iou": 0.5},
+        "vessel": {"by": "overlap", "iou": 0.5},
+    }
     assert model.exactness is Exactness.EXACT_IF_SMALLER_THAN_HALO
-    assert stitched(Told(halo=4, exactness=Exactness.APPROXIMATE), OVERLAP).exactness is Exactness.APPROXIMATE
+    assert (
+        stitched(Told(halo=4, exactness=Exactness.APPROXIMATE), OVERLAP).exactness
+        is Exactness.APPROXIMATE
+    )
 
 
 def test_what_cannot_be_stitched_is_refused() -> None:

@@ -1,4 +1,6 @@
-"""Connected parts take the classes of any segmenter apart: fitted as that one is, and the same objects for any tiling."""
+"""Connected parts take the classes of any segmenter apart: fitted as that one is, and the same
+objects for any tiling.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ RECIPES = [
     ConnectedParts(Threshold(value=100)),
     ConnectedParts(Threshold(), parts=("background",), connectivity=4),
     ConnectedParts(KMeans(clusters=3), min_size=9),
-    ConnectedParts(KMeans(clusters=4), parts=("cluster_3", "cluster_1"), min_size=4, fill_holes=True),
+    ConnectedParts(
+        KMeans(clusters=4), parts=("cluster_3", "cluster_1"), min_size=4, fill_holes=True
+    ),
     ConnectedParts(MixtureOfGaussians(components=2), connectivity=4, fill_holes=True),
     ConnectedParts(Threshold(method="li"), fill_holes=True),
 ]
@@ -70,7 +74,9 @@ def test_parts_of_a_threshold_are_those_of_scipy(connectivity: int, fill: bool) 
     structure = ndimage.generate_binary_structure(2, connectivity // 4)
     mask = check.labelled(check.fitted(recipe.of, [COINS]), COINS) == 1
     if fill:
-        filled = ndimage.binary_fill_holes(mask, ndimage.generate_binary_structure(2, 3 - connectivity // 4))
+        filled = ndimage.binary_fill_holes(
+            mask, ndimage.generate_binary_structure(2, 3 - connectivity // 4)
+        )
         assert filled.sum() > mask.sum()
         mask = filled
     ids, classes = check.object_mask(model_of(recipe, COINS), COINS, (64, 64))
@@ -91,7 +97,9 @@ def test_the_fit_is_that_of_the_inner_segmenter() -> None:
     assert model.exactness is model.inner.exactness
     assert model.footprint.bytes_per_pixel > model.inner.footprint.bytes_per_pixel
     floats = picture(PHOTO.pixels.astype(np.float32) / 7)
-    assert model_of(ConnectedParts(Threshold()), floats).inner == check.fitted(Threshold(), [floats])
+    assert model_of(ConnectedParts(Threshold()), floats).inner == check.fitted(
+        Threshold(), [floats]
+    )
 
 
 def test_a_number_of_classes_that_is_found_is_not_expected() -> None:
@@ -108,10 +116,16 @@ def test_a_number_of_classes_that_is_found_is_not_expected() -> None:
         (("land", "Other"), None, ("Other", "land")),
         (("water", "land"), ("land",), ("background", "land")),
         (("background", "foreground"), ("background",), ("other", "background")),
-        (("background", "foreground"), ("foreground", "background"), ("other", "background", "foreground")),
+        (
+            ("background", "foreground"),
+            ("foreground", "background"),
+            ("other", "background", "foreground"),
+        ),
     ],
 )
-def test_class_0_is_background(names: tuple[str, ...], parts: tuple[str, ...] | None, expected: tuple[str, ...]) -> None:
+def test_class_0_is_background(
+    names: tuple[str, ...], parts: tuple[str, ...] | None, expected: tuple[str, ...]
+) -> None:
     recipe = ConnectedParts(Threshold(value=100, classes=names), parts=parts)
     model = model_of(recipe, PHOTO)
     assert model.classes == expected
@@ -122,7 +136,11 @@ def test_class_0_is_background(names: tuple[str, ...], parts: tuple[str, ...] | 
         assert np.array_equal(classes == number, (inner == names.index(name)) & PHOTO.valid)
     assert np.array_equal(ids == 0, classes == 0)
     wanted = measure.label(np.where(classes > 0, classes.astype(int), 0), connectivity=2)
-    assert len({*zip(ids.ravel().tolist(), wanted.ravel().tolist(), strict=True)}) == ids.max() + 1 == wanted.max() + 1
+    assert (
+        len({*zip(ids.ravel().tolist(), wanted.ravel().tolist(), strict=True)})
+        == ids.max() + 1
+        == wanted.max() + 1
+    )
 
 
 def test_small_parts_are_background() -> None:
@@ -146,7 +164,9 @@ def test_no_valid_pixel_gives_no_object() -> None:
 
 
 def test_a_class_that_auto_did_not_find_is_a_fault_of_the_image() -> None:
-    recipe = ConnectedParts(KMeans(clusters="auto", max_clusters=3), parts=("cluster_2", "cluster_7"))
+    recipe = ConnectedParts(
+        KMeans(clusters="auto", max_clusters=3), parts=("cluster_2", "cluster_7")
+    )
     with pytest.raises(FitError, match="no class 'cluster_7'"):
         model_of(recipe, PHOTO)
 
@@ -175,7 +195,9 @@ def test_wrong_parameters_are_refused_by_name(parameters: dict[str, Any], field:
 
 def test_names_that_do_not_suit_are_found_before_any_work() -> None:
     for of in (Threshold(), Threshold(value=3)):
-        with pytest.raises(RecipeError, match=r"no class 'water'. Its classes: background, foreground"):
+        with pytest.raises(
+            RecipeError, match=r"no class 'water'. Its classes: background, foreground"
+        ):
             ConnectedParts(of, parts=("water",)).start()
     with pytest.raises(RecipeError, match="mean background"):
         ConnectedParts(Threshold(value=3, classes=("void", "other"))).start()

@@ -1,4 +1,6 @@
-"""Ensembles decide as their members' votes or scores say, whatever the tiling and the order of merging."""
+"""Ensembles decide as their members' votes or scores say, whatever the tiling and the order of
+merging.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,15 @@ from segcore.fold import observe_all
 from segcore.geometry import Grid
 from segcore.methods.expectation import posteriors
 from segcore.methods.samples import SAMPLE_SIZE
-from segcore.model import SEGMENTERS, Exactness, Fitter, Footprint, Scorer, Segmenter, SegmenterRecipe
+from segcore.model import (
+    SEGMENTERS,
+    Exactness,
+    Fitter,
+    Footprint,
+    Scorer,
+    Segmenter,
+    SegmenterRecipe,
+)
 from segcore.raster import Block, Labels, RasterSpec
 from segcore.segmenters.connected_parts import ConnectedParts
 from segcore.segmenters.ensemble import Ensemble, EnsembleModel, majority
@@ -42,14 +52,18 @@ RGB = photo()
 BINARY = (Threshold(), KMeans(clusters=2), Threshold(method="local", window=21, offset=-4))
 
 
-def model_of(recipe: Ensemble, picture: Picture = RGB, tile: tuple[int, int] | None = None) -> EnsembleModel:
+def model_of(
+    recipe: Ensemble, picture: Picture = RGB, tile: tuple[int, int] | None = None
+) -> EnsembleModel:
     model = fitted(recipe, [picture], tile)
     assert isinstance(model, EnsembleModel)
     return model
 
 
 @pytest.mark.parametrize(
-    "member", [KMeans(clusters=3), MixtureOfGaussians(components=3), Threshold(method="multi-otsu")], ids=str
+    "member",
+    [KMeans(clusters=3), MixtureOfGaussians(components=3), Threshold(method="multi-otsu")],
+    ids=str,
 )
 @pytest.mark.parametrize("by", ["auto", "vote"])
 def test_equal_members_decide_as_one(member: Any, by: Any) -> None:
@@ -58,7 +72,10 @@ def test_equal_members_decide_as_one(member: Any, by: Any) -> None:
 
 
 def test_votes_by_hand() -> None:
-    said = [np.array(row, np.uint8) for row in ([0, 2, 1, 1, 2, 0], [1, 0, 1, 0, 1, 0], [1, 1, 0, 1, 0, 3], [2, 2, 0, 0, 0, 3])]
+    said = [
+        np.array(row, np.uint8)
+        for row in ([0, 2, 1, 1, 2, 0], [1, 0, 1, 0, 1, 0], [1, 1, 0, 1, 0, 3], [2, 2, 0, 0, 0, 3])
+    ]
     #      1 twice; 2 twice; 1 and 0 twice, 1 earlier; the same; 0 twice; 0 and 3 twice, 0 earlier
     assert majority(said).tolist() == [1, 2, 1, 1, 0, 0]
     # All differ: the first.
@@ -84,13 +101,18 @@ def test_votes_of_real_members() -> None:
 
 def with_parameters(model: MixtureModel) -> GaussianMixture:
     reference = GaussianMixture(len(model.means), covariance_type="full")
-    reference.weights_, reference.means_, reference.covariances_ = map(np.array, (model.weights, model.means, model.covariances))
+    reference.weights_, reference.means_, reference.covariances_ = map(
+        np.array, (model.weights, model.means, model.covariances)
+    )
     reference.precisions_cholesky_ = np.linalg.cholesky(np.linalg.inv(reference.covariances_))
     return reference
 
 
 @pytest.mark.parametrize("covariance", ["full", "diag"])
-@pytest.mark.parametrize(("channels", "dtype"), [(3, "uint8"), (1, "uint8"), (2, "uint16"), (3, "float32"), (1, "float64")])
+@pytest.mark.parametrize(
+    ("channels", "dtype"),
+    [(3, "uint8"), (1, "uint8"), (2, "uint16"), (3, "float32"), (1, "float64")],
+)
 def test_scores_of_a_mixture_are_its_posteriors(covariance: Any, channels: int, dtype: str) -> None:
     picture = photo(channels, dtype)
     model = fitted(MixtureOfGaussians(components=4, covariance=covariance), [picture])
@@ -100,7 +122,9 @@ def test_scores_of_a_mixture_are_its_posteriors(covariance: Any, channels: int, 
     scores = model.scores(block)
     assert scores.shape == (*block.valid.shape, 4)
     assert scores.dtype == np.float32
-    expected = with_parameters(model).predict_proba(picture.pixels.reshape(-1, channels).astype(float))
+    expected = with_parameters(model).predict_proba(
+        picture.pixels.reshape(-1, channels).astype(float)
+    )
     assert np.allclose(scores.reshape(-1, 4), expected, atol=2e-6)
     assert np.allclose(scores.sum(axis=-1), 1, atol=1e-6)
     certain = scores.max(axis=-1) > 0.5 + 1e-6
@@ -127,7 +151,12 @@ def test_scores_are_averaged() -> None:
     mean = np.zeros((RGB.valid.size, 3))
     for member, bands in zip(model.members, ([0, 1, 2], [0], [2, 1]), strict=True):
         assert isinstance(member, MixtureModel)
-        mean += with_parameters(member).predict_proba(RGB.pixels[..., bands].reshape(-1, len(bands)).astype(float)) / 3
+        mean += (
+            with_parameters(member).predict_proba(
+                RGB.pixels[..., bands].reshape(-1, len(bands)).astype(float)
+            )
+            / 3
+        )
     ours = labelled(model, RGB, (37, 50)).ravel()
     top = np.sort(mean, axis=1)
     clear = top[:, -1] - top[:, -2] > 1e-5
@@ -154,19 +183,37 @@ def test_members_see_what_they_would_see_alone() -> None:
 
 
 def test_bands_beyond_those_of_the_image_need_to_be_named() -> None:
-    spec = RasterSpec("file:///a.tif", "memory", (5, 5), (1, 2, 3), "uint8", (5, 5), "1", 4, interpretation="rgb")
+    spec = RasterSpec(
+        "file:///a.tif", "memory", (5, 5), (1, 2, 3), "uint8", (5, 5), "1", 4, interpretation="rgb"
+    )
     fitter = Ensemble((KMeans(clusters=2), Threshold(band=4))).start()
     with pytest.raises(ModelMismatch, match=r"member 1 .*\[1, 2, 3\].*Set `bands`"):
         fitter.select(spec)
-    assert Ensemble((KMeans(clusters=2, bands=(1, 2)), Threshold(band=4))).start().select(spec).bands == (1, 2, 4)
+    assert Ensemble((KMeans(clusters=2, bands=(1, 2)), Threshold(band=4))).start().select(
+        spec
+    ).bands == (1, 2, 4)
 
 
 CONTRACT = [
     Ensemble(BINARY),
     Ensemble((Threshold(value=90), Threshold(method="local", window=9))),
-    Ensemble((MixtureOfGaussians(components=2), MixtureOfGaussians(components=2, bands=(2,))), classes=("shade", "light")),
-    Ensemble((Ensemble((Threshold(), Threshold(method="li"))), KMeans(clusters=2), Threshold(method="triangle"))),
-    Ensemble((KMeans(clusters="auto", max_clusters=2), Threshold(method="local", window=31, window_statistic="median"))),
+    Ensemble(
+        (MixtureOfGaussians(components=2), MixtureOfGaussians(components=2, bands=(2,))),
+        classes=("shade", "light"),
+    ),
+    Ensemble(
+        (
+            Ensemble((Threshold(), Threshold(method="li"))),
+            KMeans(clusters=2),
+            Threshold(method="triangle"),
+        )
+    ),
+    Ensemble(
+        (
+            KMeans(clusters="auto", max_clusters=2),
+            Threshold(method="local", window=31, window_statistic="median"),
+        )
+    ),
 ]
 
 
@@ -186,9 +233,14 @@ def test_memory_stays_within_the_footprint(recipe: Ensemble) -> None:
     check.check_footprint(recipe, large, slack=SAMPLE_SIZE * 48)
 
 
-@given(st.tuples(st.integers(1, 20), st.integers(1, 20)), stn.arrays("float32", (17, 23), elements=st.integers(0, 40)))
+@given(
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    stn.arrays("float32", (17, 23), elements=st.integers(0, 40)),
+)
 @settings(max_examples=30, deadline=None)
-def test_any_tiling_with_members_that_take_several_rounds(tile: tuple[int, int], pixels: np.ndarray) -> None:
+def test_any_tiling_with_members_that_take_several_rounds(
+    tile: tuple[int, int], pixels: np.ndarray
+) -> None:
     # Otsu on floats takes two rounds, multi-otsu of levels the same, k-means one, local none.
     recipe = Ensemble((Threshold(), KMeans(clusters=2), Threshold(method="local", window=5)))
     pixels[0, 0], pixels[0, 1] = 50, -3
@@ -211,18 +263,35 @@ def test_members_that_are_ready_wait() -> None:
 
 
 def test_names() -> None:
-    assert model_of(Ensemble((KMeans(clusters=2), Threshold()))).classes == ("cluster_0", "cluster_1")
-    assert model_of(Ensemble((KMeans(clusters=2), Threshold(classes=("a", "b"))))).classes == ("a", "b")
-    assert model_of(Ensemble((KMeans(clusters=2), Threshold()), classes=("a", "b"))).classes == ("a", "b")
-    late = Ensemble((KMeans(clusters="auto", max_clusters=2), KMeans(clusters="auto", max_clusters=2))).start()
+    assert model_of(Ensemble((KMeans(clusters=2), Threshold()))).classes == (
+        "cluster_0",
+        "cluster_1",
+    )
+    assert model_of(Ensemble((KMeans(clusters=2), Threshold(classes=("a", "b"))))).classes == (
+        "a",
+        "b",
+    )
+    assert model_of(Ensemble((KMeans(clusters=2), Threshold()), classes=("a", "b"))).classes == (
+        "a",
+        "b",
+    )
+    late = Ensemble(
+        (KMeans(clusters="auto", max_clusters=2), KMeans(clusters="auto", max_clusters=2))
+    ).start()
     assert isinstance(late, Fitter)
     assert late.expected_classes == ()
-    for recipe in (Ensemble((KMeans(clusters="auto", max_clusters=2), Threshold())), Ensemble((Threshold(), KMeans(clusters=2)))):
+    for recipe in (
+        Ensemble((KMeans(clusters="auto", max_clusters=2), Threshold())),
+        Ensemble((Threshold(), KMeans(clusters=2))),
+    ):
         started = recipe.start()
         assert isinstance(started, Fitter)
         assert model_of(recipe).classes == started.expected_classes == ("background", "foreground")
     named = KMeans(classes={"dark": "#000000", "light": "#ffffff"})
-    assert model_of(Ensemble((named, Threshold(classes=("dark", "light"))))).classes == ("dark", "light")
+    assert model_of(Ensemble((named, Threshold(classes=("dark", "light"))))).classes == (
+        "dark",
+        "light",
+    )
 
 
 @dataclass(frozen=True)
@@ -260,7 +329,11 @@ def test_is_as_exact_and_as_large_as_its_members() -> None:
 def test_provenance_tells_of_every_member() -> None:
     told = model_of(Ensemble(BINARY)).provenance()
     assert told["by"] == "vote"
-    assert [member["kind"] for member in told["members"]] == ["threshold", "kmeans", "threshold_local"]
+    assert [member["kind"] for member in told["members"]] == [
+        "threshold",
+        "kmeans",
+        "threshold_local",
+    ]
     assert told["members"][0]["thresholds"] == fitted(Threshold(), [RGB]).provenance()["thresholds"]
     json.dumps(told, allow_nan=False)
 
@@ -309,13 +382,27 @@ class Finder(Rough):
             {},
             r"member 2 \(threshold\) names its classes \['b', 'a'\]",
         ),
-        ((Threshold(), Threshold(classes=("b", "a"))), {"classes": ("a", "b")}, r"member 2 .*the ensemble \['a', 'b'\]"),
-        ((Threshold(value=1), Threshold(value=2)), {"by": "scores"}, r"member 1 \(threshold\) has no scores"),
+        (
+            (Threshold(), Threshold(classes=("b", "a"))),
+            {"classes": ("a", "b")},
+            r"member 2 .*the ensemble \['a', 'b'\]",
+        ),
+        (
+            (Threshold(value=1), Threshold(value=2)),
+            {"by": "scores"},
+            r"member 1 \(threshold\) has no scores",
+        ),
         ((Rough(), Finder()), {}, r"member 2 \(Finder\) finds objects"),
-        ((Threshold(), ConnectedParts(Threshold())), {}, r"member 2 \(connected_parts\) finds objects"),
+        (
+            (Threshold(), ConnectedParts(Threshold())),
+            {},
+            r"member 2 \(connected_parts\) finds objects",
+        ),
     ],
 )
-def test_members_that_do_not_suit_are_named(members: tuple[SegmenterRecipe, ...], more: dict[str, Any], message: str) -> None:
+def test_members_that_do_not_suit_are_named(
+    members: tuple[SegmenterRecipe, ...], more: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Ensemble(members, **more).start()
 
@@ -328,10 +415,16 @@ def test_members_that_do_not_suit_are_named(members: tuple[SegmenterRecipe, ...]
             "auto",
             r"member 2 \(kmeans\) has 3 classes, member 1 \(kmeans\) has 2",
         ),
-        ((KMeans(clusters=3), MixtureOfGaussians(components=3)), "scores", r"member 1 \(kmeans\) has no scores"),
+        (
+            (KMeans(clusters=3), MixtureOfGaussians(components=3)),
+            "scores",
+            r"member 1 \(kmeans\) has no scores",
+        ),
     ],
 )
-def test_what_only_fitting_shows_is_a_fit_error(members: Any, by: Literal["auto", "scores"], message: str) -> None:
+def test_what_only_fitting_shows_is_a_fit_error(
+    members: Any, by: Literal["auto", "scores"], message: str
+) -> None:
     with pytest.raises(FitError, match=message):
         fitted(Ensemble(members, by), [RGB])
 

@@ -1,4 +1,6 @@
-"""Values that floats can hold but not square, values beside nodata that nobody declared: refused, or told, never wrong in silence."""
+"""Values that floats can hold but not square, values beside nodata that nobody declared: refused,
+or told, never wrong in silence.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ CLUSTERINGS = [
     MeanShift(standardise=True),
 ]
 TRUTH = np.random.default_rng(5).integers(0, 3, (60, 80))
-CLEAN = np.stack([TRUTH, 2 * TRUTH], -1) + 0.05 * np.random.default_rng(6).standard_normal((60, 80, 2))
+CLEAN = np.stack([TRUTH, 2 * TRUTH], -1) + 0.05 * np.random.default_rng(6).standard_normal(
+    (60, 80, 2)
+)
 
 
 def bands(pixels: np.ndarray) -> Picture:
@@ -50,10 +54,18 @@ def agreement(recipe: Any, pixels: np.ndarray) -> float:
 @pytest.mark.parametrize("recipe", CLUSTERINGS, ids=str)
 @pytest.mark.parametrize(
     "pixels",
-    [CLEAN * 1e160, np.round(CLEAN) * 1e160, CLEAN * 1e-170, with_columns(1e160), with_columns(-np.finfo(float).max)],
+    [
+        CLEAN * 1e160,
+        np.round(CLEAN) * 1e160,
+        CLEAN * 1e-170,
+        with_columns(1e160),
+        with_columns(-np.finfo(float).max),
+    ],
     ids=["large", "large and whole", "small", "some large", "some the largest"],
 )
-def test_values_whose_squares_floats_cannot_hold_are_refused(recipe: Any, pixels: np.ndarray) -> None:
+def test_values_whose_squares_floats_cannot_hold_are_refused(
+    recipe: Any, pixels: np.ndarray
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(FitError, match=r"\(band 1\).*nodata") as caught:
@@ -87,13 +99,26 @@ def test_values_far_from_0_are_told_apart_as_far_as_floats_hold_them(recipe: Any
 
 @pytest.mark.parametrize(
     "recipe",
-    [KMeans(clusters=3), MixtureOfGaussians(components=3), MeanShift(bandwidth=1e15, standardise=True), Threshold(band=1)],
+    [
+        KMeans(clusters=3),
+        MixtureOfGaussians(components=3),
+        MeanShift(bandwidth=1e15, standardise=True),
+        Threshold(band=1),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(
-    ("value", "said"), [(-3.4e38, "down to -3.4e+38"), (3.4e38, "up to 3.4e+38"), (-1e33, "down to -1e+33"), (-9999, None)]
+    ("value", "said"),
+    [
+        (-3.4e38, "down to -3.4e+38"),
+        (3.4e38, "up to 3.4e+38"),
+        (-1e33, "down to -1e+33"),
+        (-9999, None),
+    ],
 )
-def test_what_looks_like_undeclared_nodata_is_told(recipe: Any, value: float, said: str | None) -> None:
+def test_what_looks_like_undeclared_nodata_is_told(
+    recipe: Any, value: float, said: str | None
+) -> None:
     picture = bands(with_columns(value, "float32"))
     model = fitted(recipe, [picture])
     caution = model.caution(picture.spec, {}) or ""

@@ -27,11 +27,17 @@ def fit(recipe: KMeans, picture: Picture, tile: tuple[int, int] | None = None) -
     return model
 
 
-def blobs(centres: list[list[float]], dtype: str = "uint8", spread: float = 4.0) -> tuple[Picture, np.ndarray]:
-    """A picture whose pixels scatter about known centres, and which centre each pixel belongs to."""
+def blobs(
+    centres: list[list[float]], dtype: str = "uint8", spread: float = 4.0
+) -> tuple[Picture, np.ndarray]:
+    """A picture whose pixels scatter about known centres, and which centre each pixel belongs
+    to.
+    """
     generator = np.random.default_rng(5)
     truth = generator.integers(0, len(centres), (90, 110))
-    pixels = np.array(centres)[truth] + spread * generator.standard_normal((90, 110, len(centres[0])))
+    pixels = np.array(centres)[truth] + spread * generator.standard_normal(
+        (90, 110, len(centres[0]))
+    )
     if np.dtype(dtype).kind != "f":
         limits = np.iinfo(dtype)
         pixels = pixels.round().clip(limits.min, limits.max)
@@ -42,7 +48,9 @@ CENTRES = [[30.0, 40.0, 60.0], [60.0, 180.0, 60.0], [200.0, 190.0, 90.0], [220.0
 
 PHOTOS = {
     "few colours": data.coffee()[::6, ::6],
-    "many colours": np.concatenate([data.astronaut()[:300], data.astronaut()[:220, :, ::-1] // 2 + 60]),
+    "many colours": np.concatenate(
+        [data.astronaut()[:300], data.astronaut()[:220, :, ::-1] // 2 + 60]
+    ),
     "16 bit": data.astronaut()[::6, ::6].astype("uint16") * 250 + 7,
     "one band": data.camera()[::4, ::4, None],
     "floats": data.chelsea()[::5, ::5].astype("float32") / 255,
@@ -55,7 +63,9 @@ def test_scikit_learn_does_not_move_our_centres_nor_beat_them(name: str) -> None
     rows = picture.pixels.reshape(-1, picture.pixels.shape[-1]).astype(float)
     model = fit(KMeans(clusters=5), picture, (200, 300))
     centres = np.array(model.centres)
-    assert_at_rest_in_scikit_learn(model, centres, rows, labelled(model, picture, (77, 300)).ravel())
+    assert_at_rest_in_scikit_learn(
+        model, centres, rows, labelled(model, picture, (77, 300)).ravel()
+    )
 
 
 def test_many_colours_use_cells_and_still_come_to_rest() -> None:
@@ -108,7 +118,11 @@ def test_references_give_names_and_their_order() -> None:
 
 def test_names_alone_follow_the_luminance() -> None:
     picture, _ = blobs(CENTRES[:3])
-    assert fit(KMeans(classes=("dark", "middle", "light")), picture).classes == ("dark", "middle", "light")
+    assert fit(KMeans(classes=("dark", "middle", "light")), picture).classes == (
+        "dark",
+        "middle",
+        "light",
+    )
 
 
 def test_bands_are_chosen_by_fitter_and_model() -> None:
@@ -137,14 +151,19 @@ def test_every_way_of_labelling_agrees(kind: str) -> None:
     channels, dtype = {"memo": (3, "uint8"), "table": (2, "int8"), "direct": (4, "uint16")}[kind]
     limits = np.iinfo(dtype)
     pixels = generator.integers(limits.min, limits.max, (300, 301, channels)).astype(dtype)
-    factors = tuple(tuple(map(tuple, np.tril(generator.standard_normal((channels, channels))).tolist())) for _ in range(6))
+    factors = tuple(
+        tuple(map(tuple, np.tril(generator.standard_normal((channels, channels))).tolist()))
+        for _ in range(6)
+    )
     means = tuple(map(tuple, pixels[0, :6].astype(float).tolist()))
     scores = Scores(tuple(generator.standard_normal(6).tolist()), means, factors)
     labels = scores.label(pixels)
     assert np.array_equal(labels.ravel(), scores.evaluate(pixels.reshape(-1, channels)))
     assert np.array_equal(labels[:7, 5:9], scores.label(pixels[:7, 5:9]))
     difference = pixels.reshape(-1, 1, channels) - np.array(means)
-    plain = np.array(scores.constants) - 0.5 * (np.einsum("kij,nkj->nki", np.array(factors), difference) ** 2).sum(axis=2)
+    plain = np.array(scores.constants) - 0.5 * (
+        np.einsum("kij,nkj->nki", np.array(factors), difference) ** 2
+    ).sum(axis=2)
     assert np.array_equal(labels.ravel(), plain.argmax(axis=1))
 
 
@@ -169,6 +188,10 @@ def test_wrong_parameters_are_refused_by_name(parameters: dict[str, Any], field:
 
 
 def test_right_parameters_from_a_file() -> None:
-    recipe = TypeAdapter(KMeans).validate_python({"classes": {"water": [1, 2, 3], "land": "#ffffff"}, "bands": [1, 2, 3]})
+    recipe = TypeAdapter(KMeans).validate_python(
+        {"classes": {"water": [1, 2, 3], "land": "#ffffff"}, "bands": [1, 2, 3]}
+    )
     assert recipe.classes == {"water": (1.0, 2.0, 3.0), "land": "#ffffff"}
-    assert TypeAdapter(KMeans).validate_python({"classes": ["a", "b"]}) == KMeans(classes=("a", "b"))
+    assert TypeAdapter(KMeans).validate_python({"classes": ["a", "b"]}) == KMeans(
+        classes=("a", "b")
+    )

@@ -1,4 +1,6 @@
-"""Objects of a Mask R-CNN: the same under any tiling, complete, of the right class, and only from weights that suit."""
+"""Objects of a Mask R-CNN: the same under any tiling, complete, of the right class, and only from
+weights that suit.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def blobs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spots(seed: int, shape: tuple[int, int] = (210, 190), spacing: int = 23) -> Picture:
-    """Ellipses smaller than the halo, apart from one another, dim or bright, and a strip without data."""
+    """Ellipses smaller than the halo, apart from one another, dim or bright, and a strip without
+    data.
+    """
     generator = np.random.default_rng(seed)
     y, x = np.indices(shape)
     image = np.zeros(shape, np.uint8)
@@ -49,7 +53,9 @@ def spots(seed: int, shape: tuple[int, int] = (210, 190), spacing: int = 23) -> 
         for cx in range(12, shape[1], spacing):
             radii = generator.uniform(3, spacing / 2 - 2, 2)
             middle = np.array([cy, cx]) + generator.uniform(-1, 1, 2)
-            image[((y - middle[0]) / radii[0]) ** 2 + ((x - middle[1]) / radii[1]) ** 2 <= 1] = generator.choice([120, 250])
+            image[((y - middle[0]) / radii[0]) ** 2 + ((x - middle[1]) / radii[1]) ** 2 <= 1] = (
+                generator.choice([120, 250])
+            )
     return Picture(image[..., None], np.ones(shape, bool))
 
 
@@ -58,18 +64,25 @@ def recipe_of(weights: str, **fields: Any) -> MaskRcnnObjects:
 
 
 def scattered(seed: int, largest: int, shape: tuple[int, int] = (300, 280)) -> Picture:
-    """Ellipses of up to `largest` pixels, some of them of just so many, anywhere, apart from one another."""
+    """Ellipses of up to `largest` pixels, some of them of just so many, anywhere, apart from one
+    another.
+    """
     generator = np.random.default_rng(seed)
     y, x = np.indices(shape) + 0.5
     image, taken = np.zeros(shape, np.uint8), np.zeros(shape, bool)
     for _ in range(150):
         sides = generator.integers(largest // 2, largest + 1, 2)
         sides[generator.integers(2)] = largest
-        top, left = (int(generator.integers(0, length - side)) for length, side in zip(shape, sides, strict=True))
+        top, left = (
+            int(generator.integers(0, length - side))
+            for length, side in zip(shape, sides, strict=True)
+        )
         around = np.s_[max(0, top - 2) : top + sides[0] + 2, max(0, left - 2) : left + sides[1] + 2]
         if not taken[around].any():
             radii = sides / 2
-            inside = ((y - top - radii[0]) / radii[0]) ** 2 + ((x - left - radii[1]) / radii[1]) ** 2 <= 1
+            inside = ((y - top - radii[0]) / radii[0]) ** 2 + (
+                (x - left - radii[1]) / radii[1]
+            ) ** 2 <= 1
             taken[around], image[inside] = True, generator.choice([120, 250])
     return Picture(image[..., None], np.ones(shape, bool))
 
@@ -82,7 +95,9 @@ def pieces(ids: np.ndarray, picture: Picture) -> list[tuple[int, float]]:
 
 
 @pytest.mark.usefixtures("blobs")
-def test_objects_up_to_the_halo_are_whole_and_the_same_under_every_tiling(card_of: Callable[..., str]) -> None:
+def test_objects_up_to_the_halo_are_whole_and_the_same_under_every_tiling(
+    card_of: Callable[..., str],
+) -> None:
     picture = scattered(1, HALO)
     model = fitted(recipe_of(card_of()), [picture])
     whole, classes = object_mask(model, picture)
@@ -107,9 +122,17 @@ def test_large_objects_are_whole_where_the_card_tells_of_them(card_of: Callable[
 
 
 @pytest.mark.parametrize(
-    ("told", "halo"), [({}, 64), ({"largest_object": 20}, 64), ({"largest_object": 97}, 128), ({"largest_object": 999}, 512)]
+    ("told", "halo"),
+    [
+        ({}, 64),
+        ({"largest_object": 20}, 64),
+        ({"largest_object": 97}, 128),
+        ({"largest_object": 999}, 512),
+    ],
 )
-def test_the_halo_follows_from_the_objects_of_the_training(card_of: Callable[..., str], told: dict[str, Any], halo: int) -> None:
+def test_the_halo_follows_from_the_objects_of_the_training(
+    card_of: Callable[..., str], told: dict[str, Any], halo: int
+) -> None:
     weights = card_of(about=told)
     assert MaskRcnnObjects(weights).start().provenance()["halo"] == halo
     assert MaskRcnnObjects(weights, halo=40).start().provenance()["halo"] == 40
@@ -125,11 +148,14 @@ def test_objects_are_the_spots_with_their_classes(card_of: Callable[..., str]) -
     picture = spots(2)
     ids, classes = object_mask(fitted(recipe_of(card_of()), [picture]), picture, (80, 80))
     image = picture.pixels[..., 0]
-    # Masks of 28 cells are coarser than pixels only for objects larger than that: here only rims may differ.
+    # Masks of 28 cells are coarser than pixels only for objects larger than that: here only rims
+    # may differ.
     assert np.mean((ids > 0) == (image > 0)) > 0.99
     assert np.mean(np.where(image == 0, 0, np.where(image > 200, 2, 1)) == classes) > 0.99
     parts, count = ndimage.label(image)
-    assert all(len(np.unique(ids[(parts == number) & (ids > 0)])) == 1 for number in range(1, count + 1))
+    assert all(
+        len(np.unique(ids[(parts == number) & (ids > 0)])) == 1 for number in range(1, count + 1)
+    )
 
 
 @pytest.mark.usefixtures("blobs")
@@ -227,11 +253,18 @@ def test_planning_needs_no_keras(card_of: Callable[..., str]) -> None:
         f"MaskRcnnObjects({card_of()!r}).start()",
         "assert 'keras' not in sys.modules",
     ]
-    assert subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=Path(__file__).parents[3], check=False).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", "\n".join(lines)], cwd=Path(__file__).parents[3], check=False
+        ).returncode
+        == 0
+    )
 
 
 class OnceFinder:
-    """A finder that remembers what it found in windows of the same pixels, to the last bit; tiles share most of their windows."""
+    """A finder that remembers what it found in windows of the same pixels, to the last bit; tiles
+    share most of their windows.
+    """
 
     def __init__(self, finder: Any) -> None:
         self.finder = finder
@@ -248,7 +281,9 @@ class OnceFinder:
 def test_a_network_with_random_weights_gives_the_same_under_any_tiling(
     card_of: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every proposal is an object of a random shape here, so boxes overlap in all ways and everything is decided by ranks."""
+    """Every proposal is an object of a random shape here, so boxes overlap in all ways and
+    everything is decided by ranks.
+    """
     import keras
 
     keras.utils.set_random_seed(3)
@@ -268,7 +303,10 @@ def test_a_network_with_random_weights_gives_the_same_under_any_tiling(
         head.get_layer(layer).kernel.assign(head.get_layer(layer).kernel * 100)
     network.save(tmp_path / "random.keras")
     weights = card_of((tmp_path / "random.keras").read_bytes())
-    picture = Picture(np.random.default_rng(0).integers(0, 256, (150, 140, 1)).astype(np.uint8), np.ones((150, 140), bool))
+    picture = Picture(
+        np.random.default_rng(0).integers(0, 256, (150, 140, 1)).astype(np.uint8),
+        np.ones((150, 140), bool),
+    )
     model = fitted(MaskRcnnObjects(weights, core=48, halo=24, score=0.05, overlap=0.3), [picture])
     finder = OnceFinder(mask_rcnn._finder(model.segmenter.weights, 0.05, 0.3))
     monkeypatch.setattr(mask_rcnn, "_finder", lambda *arguments: finder)
@@ -288,10 +326,14 @@ def test_a_network_with_random_weights_gives_the_same_under_any_tiling(
     assert np.array_equal(again.masks, found.masks)
 
 
-def test_another_network_in_the_file_is_refused(card_of: Callable[..., str], tmp_path: Path) -> None:
+def test_another_network_in_the_file_is_refused(
+    card_of: Callable[..., str], tmp_path: Path
+) -> None:
     import keras
 
-    keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(2, 1)]).save(tmp_path / "plain.keras")
+    keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(2, 1)]).save(
+        tmp_path / "plain.keras"
+    )
     picture = spots(6, (40, 40))
     model = fitted(recipe_of(card_of((tmp_path / "plain.keras").read_bytes())), [picture])
     with pytest.raises(WeightsError, match="expected a Mask R-CNN"):

@@ -1,4 +1,6 @@
-"""Mean shift in feature space holds the contract, finds what is there, names it as asked, and labels fast ways and slow alike."""
+"""Mean shift in feature space holds the contract, finds what is there, names it as asked, and
+labels fast ways and slow alike.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,17 @@ def fit(picture: Picture, tile: tuple[int, int] | None = None, **parameters: Any
 CENTRES = [[30.0, 40.0, 60.0], [60.0, 180.0, 60.0], [200.0, 190.0, 90.0], [220.0, 60.0, 200.0]]
 
 
-def blobs(centres: list[list[float]], dtype: str = "uint8", spread: float = 4.0) -> tuple[Picture, np.ndarray]:
-    """A picture whose pixels scatter about known centres, and which centre each pixel belongs to."""
+def blobs(
+    centres: list[list[float]], dtype: str = "uint8", spread: float = 4.0
+) -> tuple[Picture, np.ndarray]:
+    """A picture whose pixels scatter about known centres, and which centre each pixel belongs
+    to.
+    """
     generator = np.random.default_rng(5)
     truth = generator.integers(0, len(centres), (90, 110))
-    pixels = np.array(centres)[truth] + spread * generator.standard_normal((90, 110, len(centres[0])))
+    pixels = np.array(centres)[truth] + spread * generator.standard_normal(
+        (90, 110, len(centres[0]))
+    )
     if np.dtype(dtype).kind != "f":
         limits = np.iinfo(dtype)
         pixels = pixels.round().clip(limits.min, limits.max)
@@ -47,7 +55,9 @@ def blobs(centres: list[list[float]], dtype: str = "uint8", spread: float = 4.0)
 
 
 def photo(dtype: str, channels: int) -> Picture:
-    """A photograph in another type and with another number of channels, a part of it without data."""
+    """A photograph in another type and with another number of channels, a part of it without
+    data.
+    """
     source = data.astronaut()[60:140, 190:290]
     bands = np.concatenate([source, source[::-1]], axis=-1)[..., :channels]
     pixels = bands.astype(dtype) * (257 if dtype == "uint16" else 1)
@@ -59,7 +69,8 @@ def photo(dtype: str, channels: int) -> Picture:
     return Picture(pixels.astype(dtype), valid, "rgb" if channels == 3 else "bands")
 
 
-# ---- contract ------------------------------------------------------------------------------------------------------
+# ---- contract
+# --------------------------------------------------------------------------------------------------
 
 VARIANTS = [
     FeatureMeanShift(),
@@ -78,7 +89,10 @@ def test_contract(recipe: FeatureMeanShift) -> None:
     check.check_labels(recipe, picture)
 
 
-@pytest.mark.parametrize(("dtype", "channels"), [("uint8", 1), ("int16", 1), ("uint16", 3), ("float32", 1), ("float64", 4)])
+@pytest.mark.parametrize(
+    ("dtype", "channels"),
+    [("uint8", 1), ("int16", 1), ("uint16", 3), ("float32", 1), ("float64", 4)],
+)
 def test_any_type_of_pixel(dtype: str, channels: int) -> None:
     picture = photo(dtype, channels)
     check.check_tiling(FeatureMeanShift(), picture, (50, 70))
@@ -86,18 +100,27 @@ def test_any_type_of_pixel(dtype: str, channels: int) -> None:
     check.check_labels(FeatureMeanShift(), picture)
 
 
-@pytest.mark.parametrize(("dtype", "channels"), [("uint8", 3), ("uint8", 1), ("uint16", 3), ("float64", 3)])
+@pytest.mark.parametrize(
+    ("dtype", "channels"), [("uint8", 3), ("uint8", 1), ("uint16", 3), ("float64", 3)]
+)
 def test_memory_stays_within_the_footprint(dtype: str, channels: int) -> None:
     small = photo(dtype, channels)
-    large = Picture(np.tile(small.pixels, (12, 10, 1)), np.tile(small.valid, (12, 10)), small.interpretation)
+    large = Picture(
+        np.tile(small.pixels, (12, 10, 1)), np.tile(small.valid, (12, 10)), small.interpretation
+    )
     check.check_footprint(FeatureMeanShift(), large, slack=SAMPLE_SIZE * (3 * 8 + 3 * 8))
 
 
-# ---- relations -----------------------------------------------------------------------------------------------------
+# ---- relations
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "photos", [(data.coffee()[:396:9, ::9], data.coffee()[4::9, 4::9]), (data.coffee()[::2, ::2], data.coffee()[::-2, ::2] // 2)]
+    "photos",
+    [
+        (data.coffee()[:396:9, ::9], data.coffee()[4::9, 4::9]),
+        (data.coffee()[::2, ::2], data.coffee()[::-2, ::2] // 2),
+    ],
 )
 def test_a_collection_is_its_pictures_side_by_side(photos: tuple[np.ndarray, np.ndarray]) -> None:
     together = fitted(FeatureMeanShift(), [full(one) for one in photos], (200, 150))
@@ -116,7 +139,10 @@ def test_the_order_of_pixels_does_not_matter(dtype: str) -> None:
 def test_doubled_values_and_bandwidth_double_the_modes(step: int, kernel: Any) -> None:
     single = full(data.coffee()[::step, ::step].astype("float32"))
     double = full(single.pixels * 2)
-    one, other = fit(single, kernel=kernel, bandwidth=18.0), fit(double, kernel=kernel, bandwidth=36.0)
+    one, other = (
+        fit(single, kernel=kernel, bandwidth=18.0),
+        fit(double, kernel=kernel, bandwidth=36.0),
+    )
     assert np.array_equal(2 * np.array(one.modes), np.array(other.modes))
     assert one.fractions == other.fractions
     assert np.array_equal(labelled(one, single), labelled(other, double))
@@ -124,13 +150,17 @@ def test_doubled_values_and_bandwidth_double_the_modes(step: int, kernel: Any) -
 
 def test_counted_and_drawn_pixels_say_the_same() -> None:
     picture = full(data.coffee()[::3, ::3])
-    counted, drawn = fit(picture, bandwidth=20.0), fit(full(picture.pixels.astype("float64")), bandwidth=20.0)
+    counted, drawn = (
+        fit(picture, bandwidth=20.0),
+        fit(full(picture.pixels.astype("float64")), bandwidth=20.0),
+    )
     assert np.allclose(counted.modes, drawn.modes, rtol=1e-9)
     assert counted.values == drawn.values
     assert np.array_equal(labelled(counted, picture), labelled(drawn, picture))
 
 
-# ---- what is found -------------------------------------------------------------------------------------------------
+# ---- what is found
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kernel", ["flat", "epanechnikov", "gaussian"])
@@ -155,7 +185,10 @@ def test_photographs_get_a_useful_number_of_classes(name: str, kernel: Any) -> N
     assert model.orphans < 0.03
     assert model.exact
     assert len(dump_model(model)) < 100_000
-    shares = np.bincount(labelled(model, picture).ravel(), minlength=len(model.modes)) / picture.valid.size
+    shares = (
+        np.bincount(labelled(model, picture).ravel(), minlength=len(model.modes))
+        / picture.valid.size
+    )
     assert model.fractions == pytest.approx(shares, abs=1e-12)
 
 
@@ -163,9 +196,15 @@ def test_a_basin_goes_along_its_ridge_where_the_nearest_mode_is_another() -> Non
     # A long ridge that rises to its right end, and a separate peak close to its left end.
     values = np.repeat(np.arange(0, 200, dtype="uint8"), np.arange(1, 201))
     beside = np.full(3000, 20, "uint8")
-    pixels = np.concatenate([np.stack([values, np.full_like(values, 10)], -1), np.stack([beside, np.full_like(beside, 60)], -1)])
+    pixels = np.concatenate(
+        [
+            np.stack([values, np.full_like(values, 10)], -1),
+            np.stack([beside, np.full_like(beside, 60)], -1),
+        ]
+    )
     picture = full(pixels[:, None], "bands")
-    # (Windows with an edge rest where they gain and lose no value in a step: on whole numbers all along such a ridge.)
+    # (Windows with an edge rest where they gain and lose no value in a step: on whole numbers all
+    # along such a ridge.)
     model = fit(picture, kernel="gaussian", bandwidth=8.0)
     labels = labelled(model, picture).ravel()
     assert len(model.modes) == 2
@@ -193,13 +232,19 @@ def test_unseen_values_go_to_the_nearest_mode() -> None:
     seen = {tuple(row) for row in picture.pixels.reshape(-1, 3).tolist()}
     new = np.array([tuple(row) not in seen for row in unseen.reshape(-1, 3).tolist()])
     assert new.mean() > 0.9
-    expected = np.linalg.norm(unseen.reshape(-1, 1, 3) - np.array(model.modes), axis=2).argmin(axis=1)
+    expected = np.linalg.norm(unseen.reshape(-1, 1, 3) - np.array(model.modes), axis=2).argmin(
+        axis=1
+    )
     assert np.array_equal(labelled(model, full(unseen)).ravel()[new], expected[new])
-    wide = full(np.array([[[-1e30, 0, 0], [1e30, 1e30, 1e30], [np.nan, np.inf, -np.inf]]], "float32"))
+    wide = full(
+        np.array([[[-1e30, 0, 0], [1e30, 1e30, 1e30], [np.nan, np.inf, -np.inf]]], "float32")
+    )
     assert labelled(model, wide).max() < 4
 
 
-@pytest.mark.parametrize(("channels", "dtype"), [(3, "uint8"), (2, "int8"), (1, "uint16"), (3, "bool"), (1, "float16")])
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [(3, "uint8"), (2, "int8"), (1, "uint16"), (3, "bool"), (1, "float16")]
+)
 def test_every_way_of_labelling_agrees(channels: int, dtype: str) -> None:
     generator = np.random.default_rng(0)
     pixels = (generator.standard_normal((260, 270, channels)) * 5 + 10).round() * 4
@@ -212,8 +257,12 @@ def test_every_way_of_labelling_agrees(channels: int, dtype: str) -> None:
     assert np.array_equal(labels, labelled(model, picture, (7, 100)))
 
 
-@pytest.mark.skipif("MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images")
-@pytest.mark.parametrize("name", ["nuc_000_brightfield_grey", "nuc_002_fluo", "nuc_024_fluo", "nuc_051_purple_purple"])
+@pytest.mark.skipif(
+    "MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images"
+)
+@pytest.mark.parametrize(
+    "name", ["nuc_000_brightfield_grey", "nuc_002_fluo", "nuc_024_fluo", "nuc_051_purple_purple"]
+)
 def test_images_of_nuclei_get_a_useful_number_of_classes(name: str) -> None:
     path = Path(os.environ["MASKLOOM_TEST_DATA"], "dsb2018", "images", f"{name}.png")
     model = fit(full(np.asarray(Image.open(path).convert("RGB"))))
@@ -238,10 +287,14 @@ def test_a_note_tells_where_auto_does_not_suit() -> None:
     assert "note" not in fit(blobs(CENTRES)[0]).provenance()
 
 
-# ---- trivial and bad input -----------------------------------------------------------------------------------------
+# ---- trivial and bad input
+# -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pixels", [np.full((9, 7, 3), 12, "uint8"), np.full((5, 5, 2), 0.3), np.zeros((1, 1, 1), "int16")])
+@pytest.mark.parametrize(
+    "pixels",
+    [np.full((9, 7, 3), 12, "uint8"), np.full((5, 5, 2), 0.3), np.zeros((1, 1, 1), "int16")],
+)
 @pytest.mark.parametrize("kernel", ["flat", "epanechnikov", "gaussian"])
 @pytest.mark.parametrize("bandwidth", [None, 0.01, 1e9])
 def test_one_colour_is_one_class(pixels: np.ndarray, kernel: Any, bandwidth: float | None) -> None:
@@ -267,7 +320,9 @@ def test_no_valid_pixel() -> None:
 
 def test_any_number_of_stray_values_is_noise() -> None:
     # 5,000 colours far from one another, one pixel each, around one that most pixels have.
-    stray = np.random.default_rng(0).permutation(np.stack(np.meshgrid(*[np.arange(0, 255, 12)] * 3), -1).reshape(-1, 3))[:5000]
+    stray = np.random.default_rng(0).permutation(
+        np.stack(np.meshgrid(*[np.arange(0, 255, 12)] * 3), -1).reshape(-1, 3)
+    )[:5000]
     pixels = np.full((120, 120, 3), 6, "uint8")
     pixels.reshape(-1, 3)[:5000] = stray
     model = fit(full(pixels), kernel="flat", bandwidth=5.0)
@@ -292,10 +347,18 @@ def test_names_must_be_as_many_as_modes() -> None:
         fit(picture, bandwidth=25.0, classes=("a", "b"))
     with pytest.raises(FitError, match=r"4 names.*found 3 modes.*lower `bandwidth`"):
         fit(picture, bandwidth=25.0, classes=("a", "b", "c", "d"))
-    assert fit(picture, bandwidth=25.0, classes=("dark", "middle", "light")).classes == ("dark", "middle", "light")
+    assert fit(picture, bandwidth=25.0, classes=("dark", "middle", "light")).classes == (
+        "dark",
+        "middle",
+        "light",
+    )
     references = {"sand": "#c8be5a", "water": (20.0, 50.0, 70.0), "wood": "#30a030"}
     model = fit(picture, bandwidth=25.0, classes=references)
-    assert model.classes == FeatureMeanShift(classes=references).expected_classes == ("sand", "water", "wood")
+    assert (
+        model.classes
+        == FeatureMeanShift(classes=references).expected_classes
+        == ("sand", "water", "wood")
+    )
     assert np.array_equal(labelled(model, picture), np.array([1, 2, 0])[truth])
     assert FeatureMeanShift().expected_classes == ()
 
@@ -326,7 +389,8 @@ def test_wrong_parameters_are_refused_by_name(parameters: dict[str, Any], field:
         FeatureMeanShift(**parameters)
 
 
-# ---- the model as a file -------------------------------------------------------------------------------------------
+# ---- the model as a file
+# -------------------------------------------------------------------------------------------
 
 
 def test_a_model_comes_back_from_its_file() -> None:
@@ -345,5 +409,8 @@ def test_a_model_comes_back_from_its_file() -> None:
 def test_the_largest_model_file_stays_small() -> None:
     # As many cells as there may be, with keys and classes that cannot be compressed.
     generator = np.random.default_rng(0)
-    keys, kinds = generator.integers(0, 2**63, 2**17, np.uint64), generator.integers(0, 250, 2**17).astype(np.uint8)
+    keys, kinds = (
+        generator.integers(0, 2**63, 2**17, np.uint64),
+        generator.integers(0, 250, 2**17).astype(np.uint8),
+    )
     assert len(_packed(keys)) + len(_packed(kinds)) < 1_700_000

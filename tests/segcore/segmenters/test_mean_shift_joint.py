@@ -1,4 +1,6 @@
-"""The joint mean shift filters as defined, finds the patches that are there, and gives the same objects for any tiling."""
+"""The joint mean shift filters as defined, finds the patches that are there, and gives the same
+objects for any tiling.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def joint(**parameters: Any) -> JointMeanShift:
 
 
 def full(pixels: np.ndarray) -> Picture:
-    return Picture(pixels if pixels.ndim == 3 else pixels[..., None], np.ones(pixels.shape[:2], bool))
+    return Picture(
+        pixels if pixels.ndim == 3 else pixels[..., None], np.ones(pixels.shape[:2], bool)
+    )
 
 
 def modes(model: JointMeanShift, picture: Picture) -> np.ndarray:
@@ -50,7 +54,9 @@ def modes(model: JointMeanShift, picture: Picture) -> np.ndarray:
 
 
 def plain_modes(model: JointMeanShift, picture: Picture) -> np.ndarray:
-    """The definition, pixel by pixel, all pixels of the image looked at in every step; float32 where the kernel has it."""
+    """The definition, pixel by pixel, all pixels of the image looked at in every step; float32
+    where the kernel has it.
+    """
     height, width, channels = picture.pixels.shape
     rows, columns = np.indices((height, width))
     near, alike = F(model.spatial_radius**2), F(model.range_radius**2)
@@ -64,12 +70,20 @@ def plain_modes(model: JointMeanShift, picture: Picture) -> np.ndarray:
             unlike = np.zeros((height, width), F)
             for channel in range(channels):
                 unlike += (planes[..., channel] - value[channel]) ** 2
-            chosen = ((dx - place[1]) ** 2 <= near - (dy - place[0]) ** 2) & (unlike <= alike) & picture.valid
+            chosen = (
+                ((dx - place[1]) ** 2 <= near - (dy - place[0]) ** 2)
+                & (unlike <= alike)
+                & picture.valid
+            )
             if not chosen.any():
                 break
-            new_place = np.array([dy[chosen].mean(dtype=float), dx[chosen].mean(dtype=float)]).astype(F)
+            new_place = np.array(
+                [dy[chosen].mean(dtype=float), dx[chosen].mean(dtype=float)]
+            ).astype(F)
             new_value = (planes[chosen].astype(float).sum(axis=0) / chosen.sum()).astype(F)
-            rests = ((new_place - place) ** 2).sum() <= rest * near and ((new_value - value) ** 2).sum() <= rest * alike
+            rests = ((new_place - place) ** 2).sum() <= rest * near and (
+                (new_value - value) ** 2
+            ).sum() <= rest * alike
             place, value = new_place, new_value
             if rests:
                 break
@@ -90,7 +104,9 @@ def plain_modes(model: JointMeanShift, picture: Picture) -> np.ndarray:
         ("int16", -128, 3, (17, 2500.0)),
     ],
 )
-def test_filters_as_a_slow_plain_program_does(dtype: str, scale: float, channels: int, radii: tuple[int, float]) -> None:
+def test_filters_as_a_slow_plain_program_does(
+    dtype: str, scale: float, channels: int, radii: tuple[int, float]
+) -> None:
     generator = np.random.default_rng(channels)
     photo = data.astronaut()[60:84, 200:221].astype(float)
     photo = np.concatenate([photo, photo[::-1, ::-1]], axis=2)[..., :channels]
@@ -117,18 +133,25 @@ def test_edges_weigh_the_larger_of_the_squared_distances() -> None:
         expected = np.maximum(near, alike)
         assert (near > alike).any()
         assert (near < alike).any()
-        expected = np.nan_to_num(np.pad(expected, ((0, 1 - axis), (0, axis)), constant_values=np.inf), nan=np.inf, posinf=np.inf)
+        expected = np.nan_to_num(
+            np.pad(expected, ((0, 1 - axis), (0, axis)), constant_values=np.inf),
+            nan=np.inf,
+            posinf=np.inf,
+        )
         assert np.allclose(found, expected[:8, :8], rtol=1e-5)
 
 
 def test_smooths_like_opencv() -> None:
     photo = data.astronaut()[:200, 150:350]
     ours = np.moveaxis(modes(joint(spatial_radius=6, range_radius=20.0), full(photo))[2:], 0, 2)
-    # OpenCV's window is a square and its values are rounded after every step, so pixels agree but for details.
+    # OpenCV's window is a square and its values are rounded after every step, so pixels agree but
+    # for details.
     theirs = cv2.pyrMeanShiftFiltering(photo, 6, 20, maxLevel=0)
     assert np.median(np.abs(ours - theirs)) < 2
     # It must smooth, and most where there is no edge.
-    roughness = [float(np.median(np.abs(np.diff(image.astype(float), axis=1)))) for image in (photo, ours)]
+    roughness = [
+        float(np.median(np.abs(np.diff(image.astype(float), axis=1)))) for image in (photo, ours)
+    ]
     assert roughness[1] < 0.5 * roughness[0]
 
 
@@ -140,16 +163,24 @@ def patches(noise: float, dtype: str = "uint8") -> tuple[Picture, np.ndarray]:
     truth[(rows - 45) ** 2 + (columns - 80) ** 2 < 900] = 3
     truth[(rows - 45) ** 2 + (columns - 80) ** 2 < 150] = 4
     truth[70:, :60] = 5
-    colours = np.array([[0, 0, 0], [40, 60, 90], [120, 60, 60], [200, 180, 40], [90, 200, 210], [230, 230, 230]])
+    colours = np.array(
+        [[0, 0, 0], [40, 60, 90], [120, 60, 60], [200, 180, 40], [90, 200, 210], [230, 230, 230]]
+    )
     pixels = colours[truth] + noise * np.random.default_rng(3).standard_normal((90, 120, 3))
     if dtype == "uint16":
         pixels *= 200
-    return full(np.clip(pixels, 0, np.iinfo(dtype).max if dtype != "float32" else np.inf).astype(dtype)), truth
+    return full(
+        np.clip(pixels, 0, np.iinfo(dtype).max if dtype != "float32" else np.inf).astype(dtype)
+    ), truth
 
 
-@pytest.mark.parametrize(("dtype", "range_radius"), [("uint8", 25.0), ("uint16", 5000.0), ("float32", 25.0)])
+@pytest.mark.parametrize(
+    ("dtype", "range_radius"), [("uint8", 25.0), ("uint16", 5000.0), ("float32", 25.0)]
+)
 @pytest.mark.parametrize("tile", [None, (37, 41)])
-def test_finds_the_patches_under_the_noise(dtype: str, range_radius: float, tile: tuple[int, int] | None) -> None:
+def test_finds_the_patches_under_the_noise(
+    dtype: str, range_radius: float, tile: tuple[int, int] | None
+) -> None:
     picture, truth = patches(7.0, dtype)
     ids = object_mask(joint(range_radius=range_radius), picture, tile)[0]
     order = {value: number for number, value in enumerate(dict.fromkeys(truth.ravel().tolist()), 1)}
@@ -157,17 +188,26 @@ def test_finds_the_patches_under_the_noise(dtype: str, range_radius: float, tile
 
 
 def test_without_noise_no_region_leaves_its_connected_part() -> None:
-    picture = (ndimage.gaussian_filter(np.random.default_rng(8).random((70, 60)), 3) > 0.5).astype(np.uint8) * 100
+    picture = (ndimage.gaussian_filter(np.random.default_rng(8).random((70, 60)), 3) > 0.5).astype(
+        np.uint8
+    ) * 100
     ids = object_mask(joint(min_size=1), full(picture), (16, 23))[0]
     ones, count = ndimage.label(picture)
     parts = np.where(picture > 0, ones, ndimage.label(picture == 0)[0] + count)
     # A part that is no blob has several modes and may be cut between them, far from its border.
-    assert len(np.unique(np.stack([ids, parts], 2).reshape(-1, 2), axis=0)) == ids.max() < 2 * parts.max()
+    assert (
+        len(np.unique(np.stack([ids, parts], 2).reshape(-1, 2), axis=0))
+        == ids.max()
+        < 2 * parts.max()
+    )
 
 
 def test_min_size_holds_wherever_there_are_neighbours() -> None:
     photo = full(data.coffee()[:150, :170])
-    counts = [np.bincount(object_mask(joint(min_size=size), photo, (64, 64))[0].ravel())[1:] for size in (1, 20, 200)]
+    counts = [
+        np.bincount(object_mask(joint(min_size=size), photo, (64, 64))[0].ravel())[1:]
+        for size in (1, 20, 200)
+    ]
     assert counts[0].min() < 20 <= counts[1].min() < 200 <= counts[2].min()
     assert len(counts[0]) > len(counts[1]) > len(counts[2]) > 1
 
@@ -178,7 +218,10 @@ PHOTOS: dict[str, tuple[np.ndarray, float]] = {
     "uint16": (data.coffee()[:210, :190].astype(np.uint16) * 257, 3000.0),
     "float32": (data.chelsea()[:200, :180].astype(np.float32) / F(255), 0.06),
     "one band": (data.camera()[:240, :240, None], 10.0),
-    "five bands": (np.concatenate([data.astronaut()[:130, :140], data.astronaut()[130:260, :140, :2]], axis=2), 30.0),
+    "five bands": (
+        np.concatenate([data.astronaut()[:130, :140], data.astronaut()[130:260, :140, :2]], axis=2),
+        30.0,
+    ),
 }
 
 
@@ -219,7 +262,8 @@ def test_tiny_tiles_far_smaller_than_the_halo(
 
 
 def test_pixels_beyond_the_halo_do_not_matter_and_all_within_may() -> None:
-    # One shift of radius 3 a step along a ramp that is steep enough to drag pixels on: what they reach is the halo.
+    # One shift of radius 3 a step along a ramp that is steep enough to drag pixels on: what they
+    # reach is the halo.
     model = joint(spatial_radius=3, range_radius=4.0, max_iterations=5)
     halo = model.footprint.halo[1]
     assert halo == 16
@@ -230,12 +274,17 @@ def test_pixels_beyond_the_halo_do_not_matter_and_all_within_may() -> None:
     part = Box((0, 30), (9, 41))
     (one,), (two,) = full(row).blocks(model), full(other).blocks(model)
     assert np.array_equal(model.modes(one, part), model.modes(two, part))
-    assert not np.array_equal(model.modes(one, Box((0, 41), (9, 60))), model.modes(two, Box((0, 41), (9, 60))))
+    assert not np.array_equal(
+        model.modes(one, Box((0, 41), (9, 60))), model.modes(two, Box((0, 41), (9, 60)))
+    )
 
 
 def test_trivial_images() -> None:
     model = joint()
-    assert object_mask(model, full(np.full((20, 30, 3), 7, np.uint8)), (8, 8))[0].tolist() == [[1] * 30] * 20
+    assert (
+        object_mask(model, full(np.full((20, 30, 3), 7, np.uint8)), (8, 8))[0].tolist()
+        == [[1] * 30] * 20
+    )
     assert object_mask(model, full(np.zeros((1, 1, 1), np.uint8)))[0].tolist() == [[1]]
     none = Picture(np.zeros((20, 30, 3), np.uint8), np.zeros((20, 30), bool))
     assert not object_mask(model, none, (7, 9))[0].any()
@@ -256,12 +305,17 @@ def test_bands_are_chosen() -> None:
     pixels = PHOTOS["five bands"][0]
     model = joint(bands=(4, 2), range_radius=20.0, **SMALL)
     alone = joint(range_radius=20.0, **SMALL)
-    assert np.array_equal(object_mask(model, full(pixels), (50, 60))[0], object_mask(alone, full(pixels[..., [3, 1]]))[0])
+    assert np.array_equal(
+        object_mask(model, full(pixels), (50, 60))[0],
+        object_mask(alone, full(pixels[..., [3, 1]]))[0],
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float64"])
 def test_holds_the_contract_of_segmenters(dtype: str) -> None:
-    recipe = MeanShift(space="joint", min_size=5, range_radius=4.0, max_iterations=3, classes=("field",))
+    recipe = MeanShift(
+        space="joint", min_size=5, range_radius=4.0, max_iterations=3, classes=("field",)
+    )
     assert fitted(recipe, []).classes == ("background", "field")
     noise = np.random.default_rng(6).integers(0, 256, (256, 256, 3)).astype(dtype)
     check_footprint(recipe, full(noise))
@@ -288,8 +342,12 @@ def test_space_feature_starts_with_the_fitter_of_modes() -> None:
     from segcore.methods.modes import FeatureMeanShift
 
     recipe = MeanShift(bandwidth=12, kernel="gaussian", bands=(1, 2), classes=("a", "b"), seed=4)
-    assert recipe.start() == FeatureMeanShift(kernel="gaussian", bandwidth=12.0, bands=(1, 2), classes=("a", "b"), seed=4)
-    assert MeanShift().start() == FeatureMeanShift(kernel="gaussian", bandwidth=None, bands=None, classes=None, seed=0)
+    assert recipe.start() == FeatureMeanShift(
+        kernel="gaussian", bandwidth=12.0, bands=(1, 2), classes=("a", "b"), seed=4
+    )
+    assert MeanShift().start() == FeatureMeanShift(
+        kernel="gaussian", bandwidth=None, bands=None, classes=None, seed=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -335,10 +393,19 @@ def test_wrong_parameters_are_refused_by_name(parameters: dict[str, Any], field:
 
 @pytest.mark.skipif(REAL is None, reason="MASKLOOM_TEST_DATA is not set")
 @pytest.mark.parametrize(
-    ("pattern", "range_radius"), [("satseg_spacenet/**/*.tif", 60.0), ("satseg_dubai/**/*.jpg", 12.0), ("dsb2018/**/*.png", 8.0)]
+    ("pattern", "range_radius"),
+    [
+        ("satseg_spacenet/**/*.tif", 60.0),
+        ("satseg_dubai/**/*.jpg", 12.0),
+        ("dsb2018/**/*.png", 8.0),
+    ],
 )
 def test_real_images_are_the_same_tiled_and_whole(pattern: str, range_radius: float) -> None:
-    path = next(each for each in sorted(Path(str(REAL)).glob(pattern)) if "mask" not in str(each) and "label" not in str(each))
+    path = next(
+        each
+        for each in sorted(Path(str(REAL)).glob(pattern))
+        if "mask" not in str(each) and "label" not in str(each)
+    )
     with rasterio.open(path) as file:
         pixels = np.moveaxis(file.read(), 0, 2)[150:500, :260]
         valid = file.dataset_mask()[150:500, :260] > 0

@@ -23,7 +23,9 @@ def full(pixels: np.ndarray, interpretation: Any = "rgb") -> Picture:
     return Picture(pixels, np.ones(pixels.shape[:2], bool), interpretation)
 
 
-def fit(recipe: MixtureOfGaussians, picture: Picture, tile: tuple[int, int] | None = None) -> MixtureModel:
+def fit(
+    recipe: MixtureOfGaussians, picture: Picture, tile: tuple[int, int] | None = None
+) -> MixtureModel:
     model = fitted(recipe, [picture], tile)
     assert isinstance(model, MixtureModel)
     return model
@@ -43,7 +45,10 @@ def with_our_parameters(model: MixtureModel, form: Any, scaler: StandardScaler) 
     """What scikit-learn makes of our parameters, in standardised units."""
     covariances = np.array(model.covariances) / np.outer(scaler.scale_, scaler.scale_)
     reference = GaussianMixture(len(model.means), covariance_type=form)
-    reference.weights_, reference.means_ = np.array(model.weights), scaler.transform(np.array(model.means))
+    reference.weights_, reference.means_ = (
+        np.array(model.weights),
+        scaler.transform(np.array(model.means)),
+    )
     reference.covariances_ = in_form(covariances, form)
     roots = np.linalg.cholesky(np.linalg.inv(covariances))
     reference.precisions_cholesky_ = in_form(roots, form)
@@ -53,14 +58,22 @@ def with_our_parameters(model: MixtureModel, form: Any, scaler: StandardScaler) 
 
 PHOTOS = {
     "few colours": data.coffee()[::5, ::5],
-    "many colours": np.concatenate([data.astronaut()[:300], data.astronaut()[:220, :, ::-1] // 2 + 60]),
+    "many colours": np.concatenate(
+        [data.astronaut()[:300], data.astronaut()[:220, :, ::-1] // 2 + 60]
+    ),
     "floats": data.chelsea()[::4, ::4].astype("float32"),
-    "four bands": np.concatenate([data.astronaut()[::4, ::4], data.camera()[::4, ::4, None]], axis=-1),
+    "four bands": np.concatenate(
+        [data.astronaut()[::4, ::4], data.camera()[::4, ::4, None]], axis=-1
+    ),
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "form"), [("many colours", "full"), *((name, form) for name in PHOTOS for form in FORMS if name != "many colours")]
+    ("name", "form"),
+    [
+        ("many colours", "full"),
+        *((name, form) for name in PHOTOS for form in FORMS if name != "many colours"),
+    ],
 )
 def test_agrees_with_scikit_learn(name: str, form: Any) -> None:
     picture = full(PHOTOS[name])
@@ -86,16 +99,26 @@ def test_agrees_with_scikit_learn(name: str, form: Any) -> None:
     going_on.fit(rows)
     assert going_on.converged_
     assert going_on.score(rows) == pytest.approx(ours.score(rows), abs=4e-3)
-    # EM has many ends. Ours is no worse than the worse of two that scikit-learn comes to from starts of its own.
+    # EM has many ends. Ours is no worse than the worse of two that scikit-learn comes to from
+    # starts of its own.
     part = rows[:: max(1, len(rows) // 10_000)]
-    alone = [GaussianMixture(3, covariance_type=form, reg_covar=1e-9, random_state=seed).fit(part).score(rows) for seed in (0, 3)]
+    alone = [
+        GaussianMixture(3, covariance_type=form, reg_covar=1e-9, random_state=seed)
+        .fit(part)
+        .score(rows)
+        for seed in (0, 3)
+    ]
     assert ours.score(rows) > min(alone) - 0.02
 
 
 def clouds(number: int = 3) -> tuple[Picture, np.ndarray]:
-    """Pixels from known, elongated Gaussians that k-means would cut wrongly, and which one each comes from."""
+    """Pixels from known, elongated Gaussians that k-means would cut wrongly, and which one each
+    comes from.
+    """
     generator = np.random.default_rng(7)
-    truth = generator.choice(number, (100, 120), p=np.array([0.6, 0.3, 0.1])[:number] / sum([0.6, 0.3, 0.1][:number]))
+    truth = generator.choice(
+        number, (100, 120), p=np.array([0.6, 0.3, 0.1])[:number] / sum([0.6, 0.3, 0.1][:number])
+    )
     means = np.array([[60.0, 60.0, 60.0], [60.0, 110.0, 60.0], [190.0, 180.0, 200.0]])
     stretch = np.array([[22.0, 3.0, 3.0], [22.0, 3.0, 3.0], [5.0, 5.0, 5.0]])
     noise = generator.standard_normal((100, 120, 3))
@@ -107,7 +130,9 @@ def test_finds_known_clouds_and_their_shares() -> None:
     model = fit(MixtureOfGaussians(components=3), picture)
     assert adjusted_rand_score(truth.ravel(), labelled(model, picture).ravel()) > 0.999
     assert model.weights == pytest.approx([0.6, 0.3, 0.1], abs=0.02)
-    assert np.sqrt(np.einsum("kii->ki", np.array(model.covariances)))[0] == pytest.approx([22, 3, 3], rel=0.05)
+    assert np.sqrt(np.einsum("kii->ki", np.array(model.covariances)))[0] == pytest.approx(
+        [22, 3, 3], rel=0.05
+    )
     assert model.exact
     assert model.converged
 
@@ -115,20 +140,32 @@ def test_finds_known_clouds_and_their_shares() -> None:
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_auto_finds_the_clear_number(number: int) -> None:
     picture, _ = clouds(number)
-    assert fit(MixtureOfGaussians(components="auto", max_components=5), picture).provenance()["components"] == number
+    assert (
+        fit(MixtureOfGaussians(components="auto", max_components=5), picture).provenance()[
+            "components"
+        ]
+        == number
+    )
 
 
 def test_values_far_from_zero_do_not_matter() -> None:
     picture, _ = clouds()
     pixels = picture.pixels.astype("float64")
-    near, far = (fit(MixtureOfGaussians(components=3), full(pixels + shift)) for shift in (0.0, 1e7))
+    near, far = (
+        fit(MixtureOfGaussians(components=3), full(pixels + shift)) for shift in (0.0, 1e7)
+    )
     assert np.allclose(np.array(far.means) - 1e7, near.means, atol=1e-4)
     assert np.array_equal(labelled(near, full(pixels)), labelled(far, full(pixels + 1e7)))
 
 
 def test_references_and_bands() -> None:
     picture, truth = clouds()
-    model = fit(MixtureOfGaussians(classes={"bright": "#beb4c8", "low": "#3c3c3c", "high": (60.0, 110.0, 60.0)}), picture)
+    model = fit(
+        MixtureOfGaussians(
+            classes={"bright": "#beb4c8", "low": "#3c3c3c", "high": (60.0, 110.0, 60.0)}
+        ),
+        picture,
+    )
     assert model.classes == ("bright", "low", "high")
     assert np.mean(labelled(model, picture) == np.array([1, 2, 0])[truth]) > 0.999
     with pytest.raises(ModelMismatch, match="fitted on 3 band"):

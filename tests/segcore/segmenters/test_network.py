@@ -1,4 +1,6 @@
-"""Networks as segmenters: equal under any tiling, equal to keras on the whole image, and refused where they do not fit."""
+"""Networks as segmenters: equal under any tiling, equal to keras on the whole image, and refused
+where they do not fit.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def save(model: keras.Model, path, kind: str, classes=CLASSES, dtype: str = "uin
     """Write the model and its card as training does; where they are."""
     model.save(path)
     sha256 = Weights.of(str(path)).sha256
-    card = card_of_model(model, kind, classes, Scaling((0.0,), (1 / 255,)), sha256, {"licence": "none"})
+    card = card_of_model(
+        model, kind, classes, Scaling((0.0,), (1 / 255,)), sha256, {"licence": "none"}
+    )
     path.with_suffix(".json").write_bytes(replace(card, dtype=dtype).dump())
     return str(path)
 
@@ -61,7 +65,9 @@ def whole_by_keras(weights: str, picture: np.ndarray, stride: int) -> np.ndarray
     """Labels of the network on the whole image, completed to the stride by mirroring."""
     height, width = picture.shape[:2]
     padded = np.pad(picture, [(0, -height % stride), (0, -width % stride), (0, 0)], mode="reflect")
-    scores = keras.saving.load_model(weights).predict(padded[None].astype(np.float32) / 255, verbose=0)[0]
+    scores = keras.saving.load_model(weights).predict(
+        padded[None].astype(np.float32) / 255, verbose=0
+    )[0]
     return scores[:height, :width].argmax(axis=-1)
 
 
@@ -69,7 +75,8 @@ def test_labels_are_those_of_keras_on_the_whole_image(unet):
     labels = check.labelled(Unet(unet, **EXACTLY).start(), PICTURE, (64, 64))
     expected = whole_by_keras(unet, PHOTO, 4)
     assert len(np.unique(expected)) > 1
-    # Patches of other shapes may be summed in another order, so ties of the last bit may differ; more may not.
+    # Patches of other shapes may be summed in another order, so ties of the last bit may differ;
+    # more may not.
     assert np.mean(labels != expected) < 1e-4
 
 
@@ -91,14 +98,24 @@ def test_models_are_values(unet):
 
 def test_what_has_no_data_does_not_reach_its_neighbours(tmp_path):
     keras.utils.set_random_seed(2)
-    weights = save(lively(NETWORKS["unet"](width=4, depth=1).build(1, 2)), tmp_path / "grey.keras", "unet", ("a", "b"), "")
+    weights = save(
+        lively(NETWORKS["unet"](width=4, depth=1).build(1, 2)),
+        tmp_path / "grey.keras",
+        "unet",
+        ("a", "b"),
+        "",
+    )
     pixels = PHOTO[..., :1].astype(np.float32)
     valid = np.ones(pixels.shape[:2], bool)
     valid[40:60, 50:90] = False
     broken = np.where(valid[..., None], pixels, np.nan).astype(np.float32)
     model = Unet(weights, **EXACTLY).start()
     by_nan, by_zero = (
-        check.labelled(model, check.Picture(np.where(valid[..., None], pixels, gap).astype(np.float32), valid), (64, 64))
+        check.labelled(
+            model,
+            check.Picture(np.where(valid[..., None], pixels, gap).astype(np.float32), valid),
+            (64, 64),
+        )
         for gap in (np.nan, 0.0)
     )
     assert np.isnan(broken).any()
@@ -112,22 +129,38 @@ def test_what_has_no_data_is_0_after_scaling_whatever_the_type_of_the_pixels(une
     (whole,) = check.Picture(PHOTO, valid).blocks(plain)
     (exact,) = check.Picture(PHOTO.astype(np.float32), valid).blocks(plain)
     exact.pixels[~valid] = plain.card.scaling.offset
-    assert np.array_equal(plain.scores(whole), plain.scores(replace(exact, valid=np.ones_like(valid))))
+    assert np.array_equal(
+        plain.scores(whole), plain.scores(replace(exact, valid=np.ones_like(valid)))
+    )
 
 
 def ids_of_brightness(path) -> str:
-    """A network of one fixed size that looks at all of it: 2 where its input is bright in all, 7 where it is dark."""
+    """A network of one fixed size that looks at all of it: 2 where its input is bright in all, 7
+    where it is dark.
+    """
     image = keras.Input((32, 32, 1))
-    bright = keras.ops.relu(keras.ops.sign(keras.ops.mean(image, axis=(1, 2, 3), keepdims=True) - 0.5))
+    bright = keras.ops.relu(
+        keras.ops.sign(keras.ops.mean(image, axis=(1, 2, 3), keepdims=True) - 0.5)
+    )
     keras.Model(image, image * 0.0 + 7.0 - 5.0 * bright).save(path)
     weights = Weights.of(str(path))
-    card = Card("network", weights.sha256, 1, tuple("abcdefgh"), Scaling(), Reach(None, fixed=(32, 32)), "labels")
+    card = Card(
+        "network",
+        weights.sha256,
+        1,
+        tuple("abcdefgh"),
+        Scaling(),
+        Reach(None, fixed=(32, 32)),
+        "labels",
+    )
     path.with_suffix(".json").write_bytes(card.dump())
     return str(path)
 
 
 def test_class_ids_of_windows_are_not_averaged(tmp_path):
-    model = Network(ids_of_brightness(tmp_path / "ids.keras"), engine="tensorflow", precision="float32").start()
+    model = Network(
+        ids_of_brightness(tmp_path / "ids.keras"), engine="tensorflow", precision="float32"
+    ).start()
     pixels = np.zeros((70, 90, 1), np.uint8)
     pixels[:, 45:] = 255
     picture = check.Picture(pixels, np.ones((70, 90), bool))
@@ -140,10 +173,14 @@ def test_class_ids_of_windows_are_not_averaged(tmp_path):
 
 def test_class_ids_without_a_class_are_refused(tmp_path):
     model = replace(
-        Network(ids_of_brightness(tmp_path / "ids.keras"), engine="tensorflow", precision="float32").start(), classes=tuple("abc")
+        Network(
+            ids_of_brightness(tmp_path / "ids.keras"), engine="tensorflow", precision="float32"
+        ).start(),
+        classes=tuple("abc"),
     )
     (bright,), (dark,) = (
-        check.Picture(np.full((32, 32, 1), value, np.uint8), np.ones((32, 32), bool)).blocks(model) for value in (255, 0)
+        check.Picture(np.full((32, 32, 1), value, np.uint8), np.ones((32, 32), bool)).blocks(model)
+        for value in (255, 0)
     )
     assert (model.segment(bright).values == 2).all()
     for ask in (model.segment, model.scores):
@@ -161,7 +198,10 @@ def test_scores_are_probabilities_of_the_labels(unet):
 
 def test_networks_stand_inside_other_segmenters(unet):
     both = check.fitted(
-        Ensemble((Unet(unet, **EXACTLY), MixtureOfGaussians(components=3, classes=CLASSES)), by="scores"), [PICTURE]
+        Ensemble(
+            (Unet(unet, **EXACTLY), MixtureOfGaussians(components=3, classes=CLASSES)), by="scores"
+        ),
+        [PICTURE],
     )
     assert np.array_equal(check.labelled(both, PICTURE), check.labelled(both, PICTURE, (64, 64)))
     parts = ConnectedParts(Unet(unet, **EXACTLY), parts=("land",)).start()
@@ -174,13 +214,20 @@ def test_the_choice_is_made_once_wherever_the_network_stands(unet):
     decided = settled(parts, PICTURE)
     assert open_choices(decided) == {}
     assert pickle.loads(pickle.dumps(decided)) == decided
-    again = with_choices(parts, {key: {"engine": "tensorflow", "precision": "float32", "record": {}}})
+    again = with_choices(
+        parts, {key: {"engine": "tensorflow", "precision": "float32", "record": {}}}
+    )
     assert np.array_equal(
         segment_scene(again, PICTURE).values,
         check.labelled(ConnectedParts(Unet(unet, **EXACTLY), parts=("land",)).start(), PICTURE),
     )
     reference = check.labelled(Unet(unet, **EXACTLY).start(), PICTURE)
-    assert np.mean(check.labelled(settled(Unet(unet, patch=64).start(), PICTURE), PICTURE) == reference) > 0.99
+    assert (
+        np.mean(
+            check.labelled(settled(Unet(unet, patch=64).start(), PICTURE), PICTURE) == reference
+        )
+        > 0.99
+    )
 
 
 def test_networks_without_padding_see_the_image_mirrored(tmp_path):
@@ -193,9 +240,17 @@ def test_networks_without_padding_see_the_image_mirrored(tmp_path):
     labels = check.labelled(decided, PICTURE, (32, 32))
     assert np.array_equal(labels, check.labelled(decided, PICTURE))
     # The size that the network takes beyond the image's, all of it mirrored.
-    height, width = (side + (-side - 2 * margin + decided.card.reach.residue) % 4 for side in PHOTO.shape[:2])
+    height, width = (
+        side + (-side - 2 * margin + decided.card.reach.residue) % 4 for side in PHOTO.shape[:2]
+    )
     padded = np.pad(
-        PHOTO, [(margin, margin + height - PHOTO.shape[0]), (margin, margin + width - PHOTO.shape[1]), (0, 0)], mode="reflect"
+        PHOTO,
+        [
+            (margin, margin + height - PHOTO.shape[0]),
+            (margin, margin + width - PHOTO.shape[1]),
+            (0, 0),
+        ],
+        mode="reflect",
     )
     scores = model.predict(padded[None].astype(np.float32) / 255, verbose=0)[0]
     assert np.mean(labels != scores[: PHOTO.shape[0], : PHOTO.shape[1]].argmax(axis=-1)) < 1e-4
@@ -277,7 +332,9 @@ def test_images_that_do_not_suit_are_refused(unet):
         model.select(check.Picture(PHOTO.astype(np.uint16), PICTURE.valid, "rgb").spec)
     shown = Unet(unet, bands=(1, 1, 1), **EXACTLY).start()
     three = check.Picture(np.repeat(PHOTO[..., :1], 3, axis=2), PICTURE.valid, "rgb")
-    assert np.array_equal(check.labelled(shown, grey, (64, 64)), check.labelled(Unet(unet, **EXACTLY).start(), three))
+    assert np.array_equal(
+        check.labelled(shown, grey, (64, 64)), check.labelled(Unet(unet, **EXACTLY).start(), three)
+    )
 
 
 def test_networks_of_colours_see_grey_pictures_and_leave_further_bands_out(unet):
@@ -285,7 +342,9 @@ def test_networks_of_colours_see_grey_pictures_and_leave_further_bands_out(unet)
     model = replace(plain, card=replace(plain.card, interpretation="rgb"))
     grey, valid = PHOTO[..., :1], PICTURE.valid
     three = check.Picture(np.repeat(grey, 3, axis=2), valid, "rgb")
-    assert np.array_equal(check.labelled(model, check.Picture(grey, valid)), check.labelled(plain, three))
+    assert np.array_equal(
+        check.labelled(model, check.Picture(grey, valid)), check.labelled(plain, three)
+    )
     with_infrared = check.Picture(np.concatenate([PHOTO, grey], axis=2), valid, "rgb")
     assert np.array_equal(check.labelled(model, with_infrared), check.labelled(plain, PICTURE))
     with pytest.raises(ModelMismatch, match=r"has 4 band"):
@@ -296,8 +355,12 @@ def test_bands_are_those_of_the_training_unless_said_otherwise(unet):
     plain = Unet(unet, **EXACTLY).start()
     model = replace(plain, card=replace(plain.card, about={"bands": [3, 2, 1]}))
     backwards = check.Picture(PHOTO[..., ::-1].copy(), PICTURE.valid)
-    assert np.array_equal(check.labelled(model, check.Picture(PHOTO, PICTURE.valid)), check.labelled(plain, backwards))
-    assert np.array_equal(check.labelled(replace(model, bands=(1, 2, 3)), PICTURE), check.labelled(plain, PICTURE))
+    assert np.array_equal(
+        check.labelled(model, check.Picture(PHOTO, PICTURE.valid)), check.labelled(plain, backwards)
+    )
+    assert np.array_equal(
+        check.labelled(replace(model, bands=(1, 2, 3)), PICTURE), check.labelled(plain, PICTURE)
+    )
     with pytest.raises(ModelMismatch, match=r"trained on the bands \[4, 3, 2\]"):
         replace(plain, card=replace(plain.card, about={"bands": [4, 3, 2]})).select(PICTURE.spec)
 

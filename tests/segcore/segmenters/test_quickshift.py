@@ -27,7 +27,9 @@ def full(pixels: np.ndarray, interpretation: Any = "bands") -> Picture:
 
 
 def holey(picture: Picture) -> Picture:
-    """The picture with a hole, an edge and a scatter of pixels without data, which hold nonsense."""
+    """The picture with a hole, an edge and a scatter of pixels without data, which hold
+    nonsense.
+    """
     height, width = picture.valid.shape
     valid = np.random.default_rng(3).random((height, width)) > 0.1
     valid[height // 3 : height // 2, width // 4 : width // 2] = False
@@ -58,10 +60,16 @@ def same_regions(one: np.ndarray, other: np.ndarray) -> bool:
     return pairs == len(np.unique(one)) == len(np.unique(other))
 
 
-def scikit_image(colours: np.ndarray, seed: int, **parameters: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """scikit-image's regions and links of (y, x, band) colours, and the noise that it drew from `seed`."""
+def scikit_image(
+    colours: np.ndarray, seed: int, **parameters: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """scikit-image's regions and links of (y, x, band) colours, and the noise that it drew from
+    `seed`.
+    """
     noise = np.random.default_rng(seed).normal(scale=1e-5, size=colours.shape[:2])
-    found = segmentation.quickshift(colours, rng=seed, return_tree=True, **{"convert2lab": False, **parameters})
+    found = segmentation.quickshift(
+        colours, rng=seed, return_tree=True, **{"convert2lab": False, **parameters}
+    )
     regions, parents, distances = (np.asarray(each) for each in found)
     roots = distances > parameters["max_dist"]
     return regions, np.where(roots, np.arange(roots.size).reshape(roots.shape), parents), noise
@@ -75,7 +83,8 @@ COLOURS = {
     "chelsea": color.rgb2lab(data.chelsea()[80:190, 150:270]),
     "black parts": color.rgb2lab(ASTRONAUT[300:400, 400:512]),
     "one band": CAMERA[100:210, 200:320, None] / 2.55,
-    "five bands": np.concatenate([ASTRONAUT, ASTRONAUT[::-1, :, :2]], axis=-1)[100:200, 100:210] / 3.0,
+    "five bands": np.concatenate([ASTRONAUT, ASTRONAUT[::-1, :, :2]], axis=-1)[100:200, 100:210]
+    / 3.0,
     "random": np.random.default_rng(1).random((90, 100, 3)) * 20,
     "even": np.zeros((80, 90, 3)),
 }
@@ -83,9 +92,13 @@ COLOURS = {
 
 @pytest.mark.parametrize("name", COLOURS)
 @pytest.mark.parametrize(
-    "parameters", [{"kernel_size": 5.0, "max_dist": 10.0}, {"kernel_size": 2.4, "max_dist": 14.5, "ratio": 0.6}], ids=str
+    "parameters",
+    [{"kernel_size": 5.0, "max_dist": 10.0}, {"kernel_size": 2.4, "max_dist": 14.5, "ratio": 0.6}],
+    ids=str,
 )
-def test_links_and_regions_are_those_of_scikit_image(name: str, parameters: dict[str, float]) -> None:
+def test_links_and_regions_are_those_of_scikit_image(
+    name: str, parameters: dict[str, float]
+) -> None:
     colours = COLOURS[name]
     regions, parents, noise = scikit_image(colours, 42, **parameters)
     planes = np.moveaxis(colours, -1, 0) * parameters.get("ratio", 1.0)
@@ -94,11 +107,22 @@ def test_links_and_regions_are_those_of_scikit_image(name: str, parameters: dict
     assert same_regions(trees(ours), regions)
 
 
-@pytest.mark.parametrize("photo", [ASTRONAUT[:200, 180:400], data.coffee()[100:260, 200:400]], ids=["astronaut", "coffee"])
+@pytest.mark.parametrize(
+    "photo",
+    [ASTRONAUT[:200, 180:400], data.coffee()[100:260, 200:400]],
+    ids=["astronaut", "coffee"],
+)
 def test_regions_of_a_photo_are_those_of_scikit_image(photo: np.ndarray) -> None:
-    regions, parents, noise = scikit_image(photo, 7, kernel_size=3.0, max_dist=6.0, convert2lab=True)
-    ours = links(Quickshift(kernel_size=3, max_dist=6).start(), scaled_planes(photo, 1 / 255, lab=True), noise)
-    # Colours agree to the last bits only, so that parents may differ where two pixels are equally near but for rounding.
+    regions, parents, noise = scikit_image(
+        photo, 7, kernel_size=3.0, max_dist=6.0, convert2lab=True
+    )
+    ours = links(
+        Quickshift(kernel_size=3, max_dist=6).start(),
+        scaled_planes(photo, 1 / 255, lab=True),
+        noise,
+    )
+    # Colours agree to the last bits only, so that parents may differ where two pixels are equally
+    # near but for rounding.
     assert np.mean(ours != parents) < 1e-4
     assert np.mean(trees(ours) != trees(parents.astype(np.int64))) < 1e-2
     assert same_regions(trees(ours), regions)
@@ -109,7 +133,9 @@ def test_regions_of_a_photo_are_those_of_scikit_image(photo: np.ndarray) -> None
 def test_links_of_small_pictures_are_those_of_scikit_image(draw: st.DataObject) -> None:
     shape = tuple(draw.draw(st.integers(1, most)) for most in (14, 14, 4))
     levels = draw.draw(st.sampled_from([1, 2, 4, 256]))
-    colours = np.random.default_rng(draw.draw(st.integers(0, 99))).integers(0, levels, shape) * (40.0 / levels)
+    colours = np.random.default_rng(draw.draw(st.integers(0, 99))).integers(0, levels, shape) * (
+        40.0 / levels
+    )
     parameters = {
         "kernel_size": draw.draw(st.sampled_from([1.0, 1.5, 3.0])),
         "max_dist": draw.draw(st.sampled_from([0.0, 1.5, 4.0, 99.0])),
@@ -174,7 +200,11 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-@pytest.mark.parametrize("recipe", [Quickshift(), Quickshift(kernel_size=1.2, max_dist=3, sigma=1.1, ratio=0.8, seed=4)], ids=str)
+@pytest.mark.parametrize(
+    "recipe",
+    [Quickshift(), Quickshift(kernel_size=1.2, max_dist=3, sigma=1.1, ratio=0.8, seed=4)],
+    ids=str,
+)
 def test_tiles_give_the_regions_of_the_whole(name: str, recipe: Quickshift) -> None:
     picture = PICTURES[name]
     whole = ids(recipe, picture)
@@ -203,7 +233,10 @@ def test_the_halo_is_all_that_a_tile_needs_and_no_more(bands: int) -> None:
         model.parents_of(everywhere, of_all, whole, whole)
         enough = halo == model.footprint.halo[0]
         assert np.array_equal(colours, everywhere[:, *seen.slices]) == enough
-        assert np.array_equal(densities[inner.relative_to(seen).slices], of_all[inner.slices]) == enough
+        assert (
+            np.array_equal(densities[inner.relative_to(seen).slices], of_all[inner.slices])
+            == enough
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -214,7 +247,9 @@ def test_any_tiles_give_the_regions_of_the_whole(draw: st.DataObject) -> None:
     levels = draw.draw(st.sampled_from([1, 2, 256]))
     valid = generator.random((height, width)) >= draw.draw(st.sampled_from([0.0, 0.3, 0.95]))
     picture = Picture(
-        generator.integers(0, levels, (height, width, bands)).astype("uint8"), valid, "rgb" if bands == 3 else "bands"
+        generator.integers(0, levels, (height, width, bands)).astype("uint8"),
+        valid,
+        "rgb" if bands == 3 else "bands",
     )
     recipe = Quickshift(
         kernel_size=draw.draw(st.sampled_from([1.0, 2.0])),
@@ -233,7 +268,9 @@ def plain_links(planes: np.ndarray, noise: np.ndarray, model: QuickshiftModel) -
     points = np.concatenate([places.astype(float), planes[:, valid].T], axis=1)
     squares = ((points[:, None] - points) ** 2).sum(axis=2)
     near = np.abs(places[:, None] - places).max(axis=2) <= model.width
-    density = noise[valid] + np.where(near, np.exp(squares * (-0.5 / model.kernel_size**2)), 0).sum(axis=1)
+    density = noise[valid] + np.where(near, np.exp(squares * (-0.5 / model.kernel_size**2)), 0).sum(
+        axis=1
+    )
     squares[~near | (density[None] <= density[:, None])] = np.inf
     flat = np.flatnonzero(valid)
     nearest = np.argmin(squares, axis=1) if len(flat) else flat
@@ -256,7 +293,9 @@ def test_pixels_without_data_take_no_part(bands: int) -> None:
 def test_what_stands_in_pixels_without_data_does_not_matter() -> None:
     recipe = Quickshift(kernel_size=2, sigma=1.5)
     picture = PICTURES["rgb with holes"]
-    other = Picture(np.where(picture.valid[..., None], picture.pixels, np.uint8(13)), picture.valid, "rgb")
+    other = Picture(
+        np.where(picture.valid[..., None], picture.pixels, np.uint8(13)), picture.valid, "rgb"
+    )
     assert np.array_equal(ids(recipe, picture), ids(recipe, other))
 
 
@@ -273,24 +312,31 @@ def test_trivial_pictures(kernel_size: float, sigma: float) -> None:
     assert ids(recipe, full(np.zeros((1, 1, 3), "uint8"), "rgb")).tolist() == [[1]]
     nothing = Picture(np.zeros((9, 8, 1), "uint8"), np.zeros((9, 8), bool))
     assert not ids(recipe, nothing, (5, 5)).any()
-    assert np.array_equal(ids(recipe, full(np.zeros((1, 30, 1))), (1, 4)), ids(recipe, full(np.zeros((1, 30, 1)))))
+    assert np.array_equal(
+        ids(recipe, full(np.zeros((1, 30, 1))), (1, 4)), ids(recipe, full(np.zeros((1, 30, 1))))
+    )
     one = Picture(np.zeros((9, 8, 1), "uint8"), np.eye(9, 8, 3) * np.arange(9)[:, None] == 2)
     assert np.argwhere(ids(recipe, one, (2, 2))).tolist() == [[2, 5]]
 
 
 def test_without_links_every_pixel_is_a_region_and_with_long_ones_there_is_one() -> None:
     small = full(RGB.pixels[:12, :13], "rgb")
-    assert np.array_equal(ids(Quickshift(max_dist=0.9), small, (5, 5)), np.arange(1, 157).reshape(12, 13))
+    assert np.array_equal(
+        ids(Quickshift(max_dist=0.9), small, (5, 5)), np.arange(1, 157).reshape(12, 13)
+    )
     assert ids(Quickshift(max_dist=1e9), small, (5, 5)).max() == 1
 
 
 def test_ratio_weighs_colour() -> None:
-    # Without colour an even plane is cut alike whatever it shows; with it no region crosses an edge of 100 steps of lightness.
+    # Without colour an even plane is cut alike whatever it shows; with it no region crosses an edge
+    # of 100 steps of lightness.
     halves = np.zeros((40, 40, 1), "uint8")
     halves[:, 20:] = 255
     found = ids(Quickshift(), full(halves))
     assert not set(found[:, :20].ravel()) & set(found[:, 20:].ravel())
-    assert np.array_equal(ids(Quickshift(ratio=0), full(halves)), ids(Quickshift(), full(halves * 0)))
+    assert np.array_equal(
+        ids(Quickshift(ratio=0), full(halves)), ids(Quickshift(), full(halves * 0))
+    )
 
 
 def test_lab_is_for_pictures_of_whole_numbers_unless_asked_for() -> None:
@@ -303,12 +349,18 @@ def test_lab_is_for_pictures_of_whole_numbers_unless_asked_for() -> None:
     for other in (ids(Quickshift(), wide), ids(Quickshift(convert_to_lab=True), floats)):
         assert np.mean(other != ids(Quickshift(), RGB)) < 0.02
     floats = full(RGB.pixels / 255)
-    assert np.array_equal(ids(Quickshift(scale=100), floats), ids(Quickshift(), full(floats.pixels * 100)))
+    assert np.array_equal(
+        ids(Quickshift(scale=100), floats), ids(Quickshift(), full(floats.pixels * 100))
+    )
 
 
 def test_bands_are_chosen_and_seeds_decide() -> None:
-    assert np.array_equal(ids(Quickshift(bands=(2,)), RGB), ids(Quickshift(), full(RGB.pixels[..., 1:2])))
-    assert not np.array_equal(ids(Quickshift(seed=1), PICTURES["constant"]), ids(Quickshift(), PICTURES["constant"]))
+    assert np.array_equal(
+        ids(Quickshift(bands=(2,)), RGB), ids(Quickshift(), full(RGB.pixels[..., 1:2]))
+    )
+    assert not np.array_equal(
+        ids(Quickshift(seed=1), PICTURES["constant"]), ids(Quickshift(), PICTURES["constant"])
+    )
     with pytest.raises(ModelMismatch, match=r"Lab takes three bands.*got 1"):
         Quickshift(convert_to_lab=True).start().select(PICTURES["one band"].spec)
 
@@ -324,12 +376,16 @@ def test_classes_have_the_background_first() -> None:
 
 @pytest.mark.parametrize("name", ["rgb", "five bands", "float"])
 def test_the_contract_of_segmenters_holds(name: str) -> None:
-    recipe = Quickshift(kernel_size=1.5, sigma=0.8, bands=None if name != "five bands" else (1, 2, 3, 4, 5))
+    recipe = Quickshift(
+        kernel_size=1.5, sigma=0.8, bands=None if name != "five bands" else (1, 2, 3, 4, 5)
+    )
     check.check_values(recipe, PICTURES[name])
     check.check_labels(recipe, PICTURES[name])
 
 
-@pytest.mark.parametrize(("dtype", "bands"), [("uint8", 1), ("uint8", 3), ("float64", 4), ("float32", 6)])
+@pytest.mark.parametrize(
+    ("dtype", "bands"), [("uint8", 1), ("uint8", 3), ("float64", 4), ("float32", 6)]
+)
 @pytest.mark.parametrize("sigma", [0.0, 1.0])
 def test_memory_stays_within_the_footprint(dtype: str, bands: int, sigma: float) -> None:
     generator = np.random.default_rng(0)

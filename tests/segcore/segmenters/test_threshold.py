@@ -31,7 +31,9 @@ def gray(pixels: np.ndarray, valid: np.ndarray | None = None) -> Picture:
     return Picture(pixels[..., None], np.ones(pixels.shape, bool) if valid is None else valid)
 
 
-def found(recipe: Threshold, *pictures: Picture, tile: tuple[int, int] | None = (37, 53)) -> tuple[float, ...]:
+def found(
+    recipe: Threshold, *pictures: Picture, tile: tuple[int, int] | None = (37, 53)
+) -> tuple[float, ...]:
     model = fitted(recipe, pictures, tile)
     assert isinstance(model, ThresholdModel)
     return model.thresholds
@@ -41,21 +43,27 @@ def found(recipe: Threshold, *pictures: Picture, tile: tuple[int, int] | None = 
 @pytest.mark.parametrize("name", ["camera", "coins", "page", "moon"])
 def test_equals_scikit_image_on_photographs(method: Any, name: str) -> None:
     image = getattr(data, name)()
-    assert found(Threshold(method=method), gray(image)) == tuple(np.ravel(METHODS[method](image)).astype(float))
+    assert found(Threshold(method=method), gray(image)) == tuple(
+        np.ravel(METHODS[method](image)).astype(float)
+    )
 
 
 @pytest.mark.parametrize("method", ["otsu", "triangle", "multi-otsu"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_floats_equal_scikit_image(method: Any, dtype: str) -> None:
     image = filters.gaussian(data.coins(), 2).astype(dtype) * 7 - 3
-    assert found(Threshold(method=method), gray(image)) == tuple(np.ravel(METHODS[method](image)).astype(float))
+    assert found(Threshold(method=method), gray(image)) == tuple(
+        np.ravel(METHODS[method](image)).astype(float)
+    )
 
 
 def test_li_on_floats_is_right_to_a_bin() -> None:
     image = filters.gaussian(data.coins(), 2)
     bin_width = (image.max() - image.min()) / 65_536
     (threshold,) = found(Threshold(method="li"), gray(image))
-    assert threshold == pytest.approx(filters.threshold_li(image, tolerance=bin_width / 2), abs=2 * bin_width)
+    assert threshold == pytest.approx(
+        filters.threshold_li(image, tolerance=bin_width / 2), abs=2 * bin_width
+    )
 
 
 whole_numbers = stn.arrays(
@@ -66,9 +74,16 @@ whole_numbers = stn.arrays(
 )
 
 
-@given(whole_numbers, st.sampled_from(["otsu", "li", "triangle"]), st.tuples(st.integers(1, 9), st.integers(1, 9)), st.data())
+@given(
+    whole_numbers,
+    st.sampled_from(["otsu", "li", "triangle"]),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.data(),
+)
 @settings(max_examples=80, deadline=None)
-def test_any_whole_numbers_any_mask_any_tiling(image: np.ndarray, method: Any, tile: tuple[int, int], draw: Any) -> None:
+def test_any_whole_numbers_any_mask_any_tiling(
+    image: np.ndarray, method: Any, tile: tuple[int, int], draw: Any
+) -> None:
     valid = draw.draw(stn.arrays(bool, image.shape))
     valid[0, 0] = True
     expected = float(METHODS[method](image[valid]))
@@ -101,9 +116,14 @@ def test_wide_whole_numbers_are_binned_as_floats() -> None:
 
 
 def test_multi_otsu_gathers_many_levels_into_256() -> None:
-    image = data.coins().astype("uint16") * 31 + np.arange(data.coins().size).reshape(data.coins().shape).astype("uint16") % 31
+    image = (
+        data.coins().astype("uint16") * 31
+        + np.arange(data.coins().size).reshape(data.coins().shape).astype("uint16") % 31
+    )
     counts, edges = np.histogram(image, 256)
-    expected = filters.threshold_multiotsu(hist=(counts / counts.sum(), (edges[:-1] + edges[1:]) / 2), classes=4)
+    expected = filters.threshold_multiotsu(
+        hist=(counts / counts.sum(), (edges[:-1] + edges[1:]) / 2), classes=4
+    )
     assert found(Threshold(method="multi-otsu", levels=4), gray(image)) == tuple(expected)
 
 
@@ -142,7 +162,9 @@ def test_infinite_values_are_left_out_of_the_fit_and_labelled() -> None:
 @settings(max_examples=60, deadline=None)
 def test_a_pixel_is_one_where_it_is_greater(dtype: str, value: float, above: bool) -> None:
     info = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else None
-    near = np.array([np.floor(value), value, np.ceil(value), np.nextafter(np.float32(value), 999), -300, 300])
+    near = np.array(
+        [np.floor(value), value, np.ceil(value), np.nextafter(np.float32(value), 999), -300, 300]
+    )
     image = (near.clip(info.min, info.max) if info else near).astype(dtype)[None]
     labels = labelled(Threshold(value=value, above=above).start(), gray(image))  # type: ignore[arg-type]
     # Python compares numbers of any types by their true values.
@@ -177,13 +199,18 @@ def test_which_band_is_taken() -> None:
     photo = data.astronaut()[:64, :64]
     valid = np.ones(photo.shape[:2], bool)
     rgb, bands = Picture(photo, valid, "rgb"), Picture(photo, valid)
-    first, luminance = filters.threshold_otsu(photo[..., 0]), filters.threshold_otsu(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY))
+    first, luminance = (
+        filters.threshold_otsu(photo[..., 0]),
+        filters.threshold_otsu(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)),
+    )
     assert first != luminance
     assert found(Threshold(), bands) == (float(first),)
     assert found(Threshold(), rgb) == (float(luminance),)
     assert found(Threshold(band="luminance"), bands) == (float(luminance),)
     assert found(Threshold(band=3), rgb) == (float(filters.threshold_otsu(photo[..., 2])),)
-    assert found(Threshold(band="luminance"), gray(photo[..., 1])) == (float(filters.threshold_otsu(photo[..., 1])),)
+    assert found(Threshold(band="luminance"), gray(photo[..., 1])) == (
+        float(filters.threshold_otsu(photo[..., 1])),
+    )
     with pytest.raises(ModelMismatch, match="band 4"):
         Threshold(band=4).select(rgb.spec)
 
@@ -206,7 +233,9 @@ def test_wrong_parameters_are_refused_by_name(parameters: dict[str, Any], field:
         TypeAdapter(Threshold).validate_python(parameters)
 
 
-@pytest.mark.skipif("MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images")
+@pytest.mark.skipif(
+    "MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images"
+)
 def test_real_uint16_scene_with_nodata() -> None:
     import rasterio
 
@@ -223,7 +252,8 @@ def test_real_uint16_scene_with_nodata() -> None:
 def test_bands_are_one_band_or_the_luminance_of_three() -> None:
     photograph = data.astronaut()
     image, turned = (
-        Picture(pixels, np.ones(pixels.shape[:2], bool), "rgb") for pixels in (photograph, photograph[..., ::-1].copy())
+        Picture(pixels, np.ones(pixels.shape[:2], bool), "rgb")
+        for pixels in (photograph, photograph[..., ::-1].copy())
     )
 
     def thresholds(recipe: Threshold, picture: Picture) -> object:

@@ -1,4 +1,6 @@
-"""Local thresholds equal scikit-image's, leave out what is not valid, and do not depend on tiles."""
+"""Local thresholds equal scikit-image's, leave out what is not valid, and do not depend on
+tiles.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def gray(pixels: np.ndarray, valid: np.ndarray | None = None) -> Picture:
     return Picture(pixels[..., None], np.ones(pixels.shape, bool) if valid is None else valid)
 
 
-def labels_of(recipe: Threshold, picture: Picture, tile: tuple[int, int] | None = None) -> np.ndarray:
+def labels_of(
+    recipe: Threshold, picture: Picture, tile: tuple[int, int] | None = None
+) -> np.ndarray:
     return labelled(fitted(recipe, [picture]), picture, tile)
 
 
@@ -68,7 +72,10 @@ def test_floats_equal_scikit_image(statistic: Any, dtype: str) -> None:
 def plain_local(image: np.ndarray, usable: np.ndarray, window: Window) -> np.ndarray:
     """The local value of each pixel by looking at every window by itself."""
     r = window.radius
-    padded, there = (np.pad(array.astype(float), r, mode="symmetric") for array in (np.where(usable, image, 0), usable))
+    padded, there = (
+        np.pad(array.astype(float), r, mode="symmetric")
+        for array in (np.where(usable, image, 0), usable)
+    )
     distance = np.arange(-r, r + 1)
     kernel = np.ones(2 * r + 1)
     if window.statistic == "gaussian":
@@ -76,11 +83,15 @@ def plain_local(image: np.ndarray, usable: np.ndarray, window: Window) -> np.nda
     weights = np.outer(kernel, kernel)
     out = np.zeros(image.shape)
     for y, x in np.ndindex(*image.shape):
-        values, present = (array[y : y + 2 * r + 1, x : x + 2 * r + 1] for array in (padded, there > 0))
+        values, present = (
+            array[y : y + 2 * r + 1, x : x + 2 * r + 1] for array in (padded, there > 0)
+        )
         if not present.any():
             continue
         out[y, x] = (
-            np.median(values[present]) if window.statistic == "median" else np.average(values[present], weights=weights[present])
+            np.median(values[present])
+            if window.statistic == "median"
+            else np.average(values[present], weights=weights[present])
         )
     return out
 
@@ -95,7 +106,9 @@ PIXELS = stn.arrays(
 
 @given(PIXELS, st.sampled_from(STATISTICS), st.sampled_from([3, 5, 9, 21]), st.data())
 @settings(max_examples=40, deadline=None)
-def test_local_values_leave_out_what_is_not_usable(image: np.ndarray, statistic: Any, side: int, draw: Any) -> None:
+def test_local_values_leave_out_what_is_not_usable(
+    image: np.ndarray, statistic: Any, side: int, draw: Any
+) -> None:
     usable = draw.draw(stn.arrays(bool, image.shape))
     window = Window(side, statistic)
     ours = window.local_values(image, usable, Box.whole(image.shape))
@@ -110,7 +123,9 @@ def test_local_values_leave_out_what_is_not_usable(image: np.ndarray, statistic:
     st.data(),
 )
 @settings(max_examples=120, deadline=None)
-def test_any_image_any_mask_any_tiling(image: np.ndarray, statistic: Any, window: int, tile: tuple[int, int], draw: Any) -> None:
+def test_any_image_any_mask_any_tiling(
+    image: np.ndarray, statistic: Any, window: int, tile: tuple[int, int], draw: Any
+) -> None:
     valid = draw.draw(stn.arrays(bool, image.shape))
     offset = draw.draw(st.sampled_from([0.0, 0.1, -1.0]))
     if image.dtype.kind == "f":
@@ -124,7 +139,9 @@ def test_local_values_are_the_same_bits_in_every_tile(statistic: Any, dtype: str
     image = np.tile(data.coins()[:120, :200], (2, 4)).astype(dtype)
     image = image if dtype == "uint8" else image * np.float32(0.137)
     usable = np.ones(image.shape, bool)
-    usable[20:40, 500:530] = False  # in reach of some tiles only, and across the strips that are worked on at once
+    usable[20:40, 500:530] = (
+        False  # in reach of some tiles only, and across the strips that are worked on at once
+    )
     window = Window(25, statistic)
     whole = window.local_values(image, usable, Box.whole(image.shape))
     recipe = recipe_of(statistic, 25)
@@ -142,7 +159,10 @@ def test_large_windows_do_without_opencv() -> None:
         padded = np.pad(image, r, mode="symmetric")
         ours = Window(side, "median").local_values(image, everywhere, core)
         expected = [
-            [np.median(padded[y : y + side, x : x + side]) for x in range(core.start[1], core.stop[1])]
+            [
+                np.median(padded[y : y + side, x : x + side])
+                for x in range(core.start[1], core.stop[1])
+            ]
             for y in range(core.start[0], core.stop[0])
         ]
         assert np.array_equal(ours, expected)
@@ -152,7 +172,9 @@ def test_medians_of_bytes_are_opencvs(monkeypatch: pytest.MonkeyPatch) -> None:
     image, everywhere = data.page(), np.ones(data.page().shape, bool)
     fast = Window(13, "median").local_values(image, everywhere, Box.whole(image.shape))
     monkeypatch.setattr(local, "_LARGEST_OF_OPENCV", 0)
-    assert np.array_equal(fast, Window(13, "median").local_values(image, everywhere, Box.whole(image.shape)))
+    assert np.array_equal(
+        fast, Window(13, "median").local_values(image, everywhere, Box.whole(image.shape))
+    )
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
@@ -184,8 +206,15 @@ def test_below_is_the_complement_and_luminance_that_of_global_thresholds() -> No
     rgb = data.astronaut()[:90, :80]
     picture = Picture(rgb, np.ones(rgb.shape[:2], bool), "rgb")
     above = labels_of(Threshold(method="local", window=15), picture)
-    assert np.array_equal(labels_of(Threshold(method="local", window=15, above=False), picture), 1 - above)
-    assert np.array_equal(above, labels_of(Threshold(method="local", window=15), gray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY))))
+    assert np.array_equal(
+        labels_of(Threshold(method="local", window=15, above=False), picture), 1 - above
+    )
+    assert np.array_equal(
+        above,
+        labels_of(
+            Threshold(method="local", window=15), gray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY))
+        ),
+    )
 
 
 def test_needs_no_fitting_and_its_halo_is_what_it_looks_at() -> None:
@@ -241,7 +270,9 @@ def test_wrong_parameters_are_refused_by_name(parameters: dict[str, Any], field:
         TypeAdapter(Threshold).validate_python(parameters)
 
 
-@pytest.mark.skipif("MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images")
+@pytest.mark.skipif(
+    "MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images"
+)
 def test_real_uint16_scene_with_nodata() -> None:
     import rasterio
 
@@ -255,4 +286,6 @@ def test_real_uint16_scene_with_nodata() -> None:
     # Far from nodata the mask does not matter.
     far = cv2.erode(valid.astype("uint8"), np.ones((41, 41), "uint8")) == 1
     assert far.any()
-    assert np.array_equal(whole[far], (image > filters.threshold_local(image, 31, offset=-20.0))[far])
+    assert np.array_equal(
+        whole[far], (image > filters.threshold_local(image, 31, offset=-20.0))[far]
+    )

@@ -1,4 +1,6 @@
-"""Units of the bands decide nothing where a method promises it: x -> a x + b, with a > 0, changes no label."""
+"""Units of the bands decide nothing where a method promises it: x -> a x + b, with a > 0, changes
+no label.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +32,27 @@ def full(pixels: np.ndarray, interpretation: Any = "bands") -> Picture:
     return Picture(np.ascontiguousarray(pixels), np.ones(pixels.shape[:2], bool), interpretation)
 
 
-def labels_of(recipe: Any, pixels: np.ndarray, interpretation: Any = "bands", tile: tuple[int, int] | None = None) -> np.ndarray:
+def labels_of(
+    recipe: Any,
+    pixels: np.ndarray,
+    interpretation: Any = "bands",
+    tile: tuple[int, int] | None = None,
+) -> np.ndarray:
     picture = full(pixels, interpretation)
     return labelled(fitted(recipe, [picture], tile), picture, tile)
 
 
 def two_classes(scales: list[tuple[float, float, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """A picture of float32 bands, each (value of the darker class, of the brighter, noise), and its classes."""
+    """A picture of float32 bands, each (value of the darker class, of the brighter, noise), and its
+    classes.
+    """
     truth = np.zeros((40, 60), np.uint8)
     truth[:16, :40] = 1
     noise = np.random.default_rng(0).standard_normal((40, 60, len(scales)))
-    bands = [low + (high - low) * truth + spread * noise[..., i] for i, (low, high, spread) in enumerate(scales)]
+    bands = [
+        low + (high - low) * truth + spread * noise[..., i]
+        for i, (low, high, spread) in enumerate(scales)
+    ]
     return np.stack(bands, axis=-1).astype("float32"), truth
 
 
@@ -51,23 +63,37 @@ MIXED = [(3000.0, 3000.0, 300.0), (0.0005, 0.0015, 0.0001)]
 @pytest.mark.parametrize(
     ("scales", "covariance"),
     # Spheres cannot tell a class that one band alone shows, in scikit-learn neither.
-    [*((SMALL, covariance) for covariance in ("full", "tied", "diag", "spherical")), (MIXED, "full"), (MIXED, "diag")],
+    [
+        *((SMALL, covariance) for covariance in ("full", "tied", "diag", "spherical")),
+        (MIXED, "full"),
+        (MIXED, "diag"),
+    ],
 )
-def test_a_mixture_finds_classes_of_small_and_of_mixed_units(scales: list[Any], covariance: Any) -> None:
+def test_a_mixture_finds_classes_of_small_and_of_mixed_units(
+    scales: list[Any], covariance: Any
+) -> None:
     pixels, truth = two_classes(scales)
-    assert np.array_equal(labels_of(MixtureOfGaussians(components=2, covariance=covariance), pixels), truth)
+    assert np.array_equal(
+        labels_of(MixtureOfGaussians(components=2, covariance=covariance), pixels), truth
+    )
     rows = StandardScaler().fit_transform(pixels.reshape(-1, pixels.shape[-1]).astype(float))
-    reference = GaussianMixture(2, covariance_type=covariance, means_init=[rows[-1], rows[0]]).fit(rows)
+    reference = GaussianMixture(2, covariance_type=covariance, means_init=[rows[-1], rows[0]]).fit(
+        rows
+    )
     assert np.array_equal(reference.predict(rows), truth.ravel())
 
 
 def test_auto_counts_components_in_any_units() -> None:
     for scales in (SMALL, MIXED):
         pixels, truth = two_classes(scales)
-        assert np.array_equal(labels_of(MixtureOfGaussians(components="auto", max_components=4), pixels), truth)
+        assert np.array_equal(
+            labels_of(MixtureOfGaussians(components="auto", max_components=4), pixels), truth
+        )
 
 
-@pytest.mark.skipif("MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images")
+@pytest.mark.skipif(
+    "MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images"
+)
 @pytest.mark.parametrize("name", ["small_values_3band", "mixed_scales_2band"])
 def test_the_reported_images_have_978_bright_pixels(name: str) -> None:
     with rasterio.open(Path(os.environ["MASKLOOM_TEST_DATA"], "reports", f"{name}.tif")) as file:
@@ -99,7 +125,9 @@ def test_kmeans_on_mixed_units_tells_and_standardises() -> None:
 
 PHOTOS = {
     "few colours": data.coffee()[::6, ::6],
-    "many colours": np.concatenate([data.astronaut()[:300], data.astronaut()[:220, :, ::-1] // 2 + 60]),
+    "many colours": np.concatenate(
+        [data.astronaut()[:300], data.astronaut()[:220, :, ::-1] // 2 + 60]
+    ),
     "16 bit": data.astronaut()[::6, ::6].astype("uint16") * np.array([1, 20, 250], "uint16"),
     "floats": data.chelsea()[::5, ::5].astype("float32") * np.array([1e-4, 1, 1e4], "float32"),
 }
@@ -113,11 +141,14 @@ def test_standardised_kmeans_is_scikit_learn_on_standardised_bands(name: str) ->
     model = fitted(KMeans(clusters=5, standardise=True), [picture], (200, 300))
     assert isinstance(model, KMeansModel)
     centres = scaler.transform(np.array(model.centres))
-    assert_at_rest_in_scikit_learn(model, centres, rows, labelled(model, picture, (77, 300)).ravel())
+    assert_at_rest_in_scikit_learn(
+        model, centres, rows, labelled(model, picture, (77, 300)).ravel()
+    )
     assert model.deviations == pytest.approx(scaler.scale_, rel=1e-12)
 
 
-# ---- x -> a x + b --------------------------------------------------------------------------------------------------
+# ---- x -> a x + b
+# --------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -126,7 +157,9 @@ def clouds(draw: st.DrawFn, bands: tuple[int, int] = (1, 3)) -> np.ndarray:
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     channels = draw(st.integers(*bands))
     centres = random.normal(0, 4, (draw(st.integers(2, 4)), channels))
-    return centres[random.integers(0, len(centres), (24, 31))] + random.standard_normal((24, 31, channels))
+    return centres[random.integers(0, len(centres), (24, 31))] + random.standard_normal(
+        (24, 31, channels)
+    )
 
 
 factor = st.floats(-9, 9).map(lambda exponent: 10.0**exponent)
@@ -141,21 +174,36 @@ BY_BAND = [
     KMeans(clusters="auto", max_clusters=4, standardise=True),
     MeanShift(standardise=True),
 ]
-ALIKE = [KMeans(clusters=3), KMeans(clusters="auto", max_clusters=4), MeanShift(), MeanShift(kernel="flat")]
+ALIKE = [
+    KMeans(clusters=3),
+    KMeans(clusters="auto", max_clusters=4),
+    MeanShift(),
+    MeanShift(kernel="flat"),
+]
 
 
 @pytest.mark.parametrize("recipe", BY_BAND, ids=str)
 @every
 @given(clouds(), st.lists(st.tuples(factor, shift), min_size=3, max_size=3))
-def test_units_of_any_band_change_no_label(recipe: Any, pixels: np.ndarray, units: list[tuple[float, float]]) -> None:
-    changed = np.stack([a * (pixels[..., i] + b) for i, (a, b) in zip(range(pixels.shape[-1]), units, strict=False)], axis=-1)
+def test_units_of_any_band_change_no_label(
+    recipe: Any, pixels: np.ndarray, units: list[tuple[float, float]]
+) -> None:
+    changed = np.stack(
+        [
+            a * (pixels[..., i] + b)
+            for i, (a, b) in zip(range(pixels.shape[-1]), units, strict=False)
+        ],
+        axis=-1,
+    )
     assert np.array_equal(labels_of(recipe, changed), labels_of(recipe, pixels))
 
 
 @pytest.mark.parametrize("recipe", ALIKE, ids=str)
 @every
 @given(clouds(), factor, st.lists(shift, min_size=3, max_size=3))
-def test_one_factor_for_all_bands_changes_no_label(recipe: Any, pixels: np.ndarray, a: float, shifts: list[float]) -> None:
+def test_one_factor_for_all_bands_changes_no_label(
+    recipe: Any, pixels: np.ndarray, a: float, shifts: list[float]
+) -> None:
     changed = a * (pixels + np.array(shifts[: pixels.shape[-1]]))
     assert np.array_equal(labels_of(recipe, changed), labels_of(recipe, pixels))
 
@@ -189,7 +237,11 @@ def test_units_change_no_threshold(recipe: Any, pixels: np.ndarray, a: float, b:
 def test_the_type_of_the_pixels_decides_nothing(recipe: Any, interpretation: Any) -> None:
     photo = data.coffee()[::6, ::6]
     eight = labels_of(recipe, photo, interpretation)
-    for changed in (photo.astype("uint16") * 200 + 7, photo.astype("float32") / 255, photo.astype("float64") * 0.3 - 40):
+    for changed in (
+        photo.astype("uint16") * 200 + 7,
+        photo.astype("float32") / 255,
+        photo.astype("float64") * 0.3 - 40,
+    ):
         assert np.array_equal(labels_of(recipe, changed, interpretation, (33, 50)), eight)
 
 
@@ -199,21 +251,41 @@ def test_thresholds_of_very_small_and_very_large_floats(method: Any, factor: flo
     # Squares of such values, which Otsu's method takes, leave the range of float32.
     photo = data.camera()[::4, ::4, None].astype("float32")
     model = fitted(Threshold(method=method), [full(photo * np.float32(factor))])
-    find = {"otsu": threshold_otsu, "multi-otsu": threshold_multiotsu, "li": threshold_li, "triangle": threshold_triangle}[method]
+    find = {
+        "otsu": threshold_otsu,
+        "multi-otsu": threshold_multiotsu,
+        "li": threshold_li,
+        "triangle": threshold_triangle,
+    }[method]
     expected = np.ravel(find(photo[..., 0].astype("float64")))
-    assert np.array(model.thresholds) / factor == pytest.approx(expected, rel=1e-4 if method == "li" else 1e-6)
+    assert np.array(model.thresholds) / factor == pytest.approx(
+        expected, rel=1e-4 if method == "li" else 1e-6
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("dtype", "shift"), [("uint16", 9), ("int32", -(2**31)), ("int64", 2**60 + 1), ("int64", -(2**62))])
+@pytest.mark.parametrize(
+    ("dtype", "shift"),
+    [("uint16", 9), ("int32", -(2**31)), ("int64", 2**60 + 1), ("int64", -(2**62))],
+)
 def test_thresholds_of_large_whole_numbers_move_along(method: Any, dtype: str, shift: int) -> None:
     photo = data.camera()[::4, ::4, None].astype("int64")
     near, far = (
-        fitted(Threshold(method=method), [full(pixels)]) for pixels in (photo.astype("uint8"), (photo + shift).astype(dtype))
+        fitted(Threshold(method=method), [full(pixels)])
+        for pixels in (photo.astype("uint8"), (photo + shift).astype(dtype))
     )
-    assert np.array_equal(labelled(near, full(photo)), labelled(far, full((photo + shift).astype(dtype))))
-    find = {"otsu": threshold_otsu, "multi-otsu": threshold_multiotsu, "li": threshold_li, "triangle": threshold_triangle}[method]
-    assert near.provenance()["thresholds"] == pytest.approx(np.ravel(find(photo[..., 0].astype("uint8"))).tolist(), abs=1e-9)
+    assert np.array_equal(
+        labelled(near, full(photo)), labelled(far, full((photo + shift).astype(dtype)))
+    )
+    find = {
+        "otsu": threshold_otsu,
+        "multi-otsu": threshold_multiotsu,
+        "li": threshold_li,
+        "triangle": threshold_triangle,
+    }[method]
+    assert near.provenance()["thresholds"] == pytest.approx(
+        np.ravel(find(photo[..., 0].astype("uint8"))).tolist(), abs=1e-9
+    )
     assert load_model(dump_model(far)) == far
 
 
@@ -242,7 +314,8 @@ def test_a_range_beyond_floats_is_refused_in_words() -> None:
 
 
 def test_numbering_and_references_do_not_depend_on_units() -> None:
-    # Band 1 falls where band 2 rises by more: told in another unit, it must not turn the order round.
+    # Band 1 falls where band 2 rises by more: told in another unit, it must not turn the order
+    # round.
     pixels, truth = two_classes([(5.0, 4.0, 0.3), (1.0, 9.0, 0.5), (2.0, 8.0, 0.5)])
     kilo = pixels * np.array([1000, 1, 1], "float32")
     for recipe in (MixtureOfGaussians(components=2), KMeans(clusters=2, standardise=True)):

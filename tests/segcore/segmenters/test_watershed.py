@@ -1,4 +1,6 @@
-"""Watershed: touching objects are split, the same under any tiling, and nothing is lost at seams."""
+"""Watershed: touching objects are split, the same under any tiling, and nothing is lost at
+seams.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,14 @@ OVERLAP = SeamRule("overlap")
 
 
 def picture_of(mask: np.ndarray, valid: np.ndarray | None = None) -> Picture:
-    return Picture(mask[..., None].astype(np.uint8), np.ones(mask.shape, bool) if valid is None else valid)
+    return Picture(
+        mask[..., None].astype(np.uint8), np.ones(mask.shape, bool) if valid is None else valid
+    )
 
 
-def union_of_discs(shape: tuple[int, int], centres: list[tuple[int, int]], radius: int) -> np.ndarray:
+def union_of_discs(
+    shape: tuple[int, int], centres: list[tuple[int, int]], radius: int
+) -> np.ndarray:
     y, x = np.indices(shape)
     return np.any([(y - cy) ** 2 + (x - cx) ** 2 <= radius**2 for cy, cx in centres], axis=0)
 
@@ -42,7 +48,9 @@ def model_of(recipe: Watershed, picture: Picture) -> Stitched:
     return model
 
 
-def objects_of(recipe: Watershed, picture: Picture, tile: tuple[int, int] | None = None) -> np.ndarray:
+def objects_of(
+    recipe: Watershed, picture: Picture, tile: tuple[int, int] | None = None
+) -> np.ndarray:
     return object_mask(model_of(recipe, picture), picture, tile)[0]
 
 
@@ -55,8 +63,14 @@ def squares_of(classes: np.ndarray, reach: int) -> np.ndarray:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10_000), shape=st.tuples(st.integers(1, 30), st.integers(1, 30)), reach=st.integers(1, 12))
-def test_distances_are_those_of_scipy_clipped(seed: int, shape: tuple[int, int], reach: int) -> None:
+@given(
+    seed=st.integers(0, 10_000),
+    shape=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    reach=st.integers(1, 12),
+)
+def test_distances_are_those_of_scipy_clipped(
+    seed: int, shape: tuple[int, int], reach: int
+) -> None:
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 3, shape)
     classes = coarse if seed % 2 else np.kron(coarse, np.ones((6, 5), int))[: shape[0], : shape[1]]
@@ -64,7 +78,9 @@ def test_distances_are_those_of_scipy_clipped(seed: int, shape: tuple[int, int],
     for number in range(3):
         inside = classes == number
         # SciPy counts distances from nowhere where there is no background at all.
-        exact = ndimage.distance_transform_edt(inside) if not inside.all() else np.full(shape, np.inf)
+        exact = (
+            ndimage.distance_transform_edt(inside) if not inside.all() else np.full(shape, np.inf)
+        )
         expected = np.zeros(shape) if number == 0 else np.minimum(exact, reach)
         assert np.array_equal(squares[inside], np.rint(expected**2)[inside])
 
@@ -84,7 +100,9 @@ def test_agrees_with_the_watershed_of_scikit_image() -> None:
     from skimage.segmentation import watershed
 
     generator = np.random.default_rng(4)
-    centres = [(y, x) for y in range(15, 300, 20) for x in range(15, 300, 20) if generator.random() < 0.8]
+    centres = [
+        (y, x) for y in range(15, 300, 20) for x in range(15, 300, 20) if generator.random() < 0.8
+    ]
     mask = union_of_discs((310, 310), centres, 11)
     distances = ndimage.distance_transform_edt(mask)
     markers = np.zeros(mask.shape, int)
@@ -101,7 +119,10 @@ def test_agrees_with_the_watershed_of_scikit_image() -> None:
 def test_prominence_decides_what_is_a_neck() -> None:
     # Radius 15, and a neck of half width about 7.5: the smaller peak rises some 7 pixels above it.
     mask = union_of_discs((50, 80), [(25, 25), (25, 51)], 15)
-    counts = [int(objects_of(Watershed(HALF, prominence=prominence), picture_of(mask)).max()) for prominence in (1, 5, 9)]
+    counts = [
+        int(objects_of(Watershed(HALF, prominence=prominence), picture_of(mask)).max())
+        for prominence in (1, 5, 9)
+    ]
     assert counts == [2, 2, 1]
 
 
@@ -114,7 +135,9 @@ def test_distance_clips_what_is_wider() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    centres=st.lists(st.tuples(st.integers(0, 89), st.integers(0, 99)), min_size=1, max_size=20, unique=True),
+    centres=st.lists(
+        st.tuples(st.integers(0, 89), st.integers(0, 99)), min_size=1, max_size=20, unique=True
+    ),
     radius=st.integers(2, 6),
     tile=st.tuples(st.integers(20, 90), st.integers(20, 100)),
     min_size=st.sampled_from([1, 30]),
@@ -125,7 +148,9 @@ def test_discs_come_out_the_same_for_any_tiling(
     mask = union_of_discs((90, 100), centres, radius)
     model = model_of(Watershed(HALF, distance=16, min_size=min_size), picture_of(mask))
     clumps, _ = ndimage.label(mask, np.ones((3, 3)))
-    extents = [max(piece.stop - piece.start for piece in found) for found in ndimage.find_objects(clumps)]
+    extents = [
+        max(piece.stop - piece.start for piece in found) for found in ndimage.find_objects(clumps)
+    ]
     whole, classes = object_mask(model, picture_of(mask))
     ids, tiled_classes = object_mask(model, picture_of(mask), tile)
     fitting = np.isin(clumps, 1 + np.flatnonzero(np.array(extents) < model.footprint.halo[0]))
@@ -139,7 +164,9 @@ def test_discs_come_out_the_same_for_any_tiling(
 
 @pytest.mark.parametrize("rule", [SeamRule(), OVERLAP], ids=["ownership", "overlap"])
 @pytest.mark.parametrize("tile", [(64, 64), (96, 50)])
-def test_objects_larger_than_the_halo_are_neither_cut_nor_merged(rule: SeamRule, tile: tuple[int, int]) -> None:
+def test_objects_larger_than_the_halo_are_neither_cut_nor_merged(
+    rule: SeamRule, tile: tuple[int, int]
+) -> None:
     # Radius 45 against a halo of 60; distances are clipped inside the discs, but not at the necks.
     mask = union_of_discs((220, 310), [(60, 60), (60, 148), (140, 104), (140, 250)], 45)
     recipe = Watershed(HALF, distance=20, prominence=2, stitch=rule)
@@ -151,10 +178,14 @@ def test_objects_larger_than_the_halo_are_neither_cut_nor_merged(rule: SeamRule,
 
 
 @pytest.mark.parametrize("tile", [(32, 32), (50, 70), (64, 64)])
-def test_what_the_other_segmenter_looks_at_beyond_the_core_shows_no_seams(tile: tuple[int, int]) -> None:
+def test_what_the_other_segmenter_looks_at_beyond_the_core_shows_no_seams(
+    tile: tuple[int, int],
+) -> None:
     generator = np.random.default_rng(3)
     grid = [
-        (12 + 22 * i + generator.integers(-3, 4), 12 + 22 * j + generator.integers(-3, 4)) for i in range(9) for j in range(8)
+        (12 + 22 * i + generator.integers(-3, 4), 12 + 22 * j + generator.integers(-3, 4))
+        for i in range(9)
+        for j in range(8)
     ]
     blobs = union_of_discs((210, 190), grid, 8)
     grey = np.clip(60 + 90 * blobs + generator.normal(0, 3, blobs.shape), 0, 255).astype(np.uint8)
@@ -169,7 +200,9 @@ def test_a_road_longer_than_any_tile_stays_one_object() -> None:
     mask = np.zeros((150, 200), bool)
     mask[70:82, :] = True
     mask[:, 100:112] = True
-    ids = objects_of(Watershed(HALF, distance=8, prominence=3, stitch=OVERLAP), picture_of(mask), (64, 64))
+    ids = objects_of(
+        Watershed(HALF, distance=8, prominence=3, stitch=OVERLAP), picture_of(mask), (64, 64)
+    )
     assert ids.max() == 1
 
 
@@ -212,7 +245,9 @@ def test_the_end_of_a_large_object_is_not_taken_for_a_small_one() -> None:
     mask = np.zeros((32, 200), bool)
     mask[16, 30:180] = True
     recipe = Watershed(HALF, distance=8, min_size=60, stitch=OVERLAP)
-    assert np.array_equal(objects_of(recipe, picture_of(mask), (32, 32)), objects_of(recipe, picture_of(mask)))
+    assert np.array_equal(
+        objects_of(recipe, picture_of(mask), (32, 32)), objects_of(recipe, picture_of(mask))
+    )
     assert np.array_equal(objects_of(recipe, picture_of(mask)) == 1, mask)
 
 
@@ -239,7 +274,10 @@ def test_labels_do_not_depend_on_where_the_block_begins() -> None:
     framed[7:87, 13:93] = classes
     padded = np.zeros((82, 82), np.int32)
     padded[1:-1, 1:-1] = classes
-    assert np.array_equal(split_touching(framed, 32, 1.0)[0][7:87, 13:93], split_touching(padded, 32, 1.0)[0][1:-1, 1:-1])
+    assert np.array_equal(
+        split_touching(framed, 32, 1.0)[0][7:87, 13:93],
+        split_touching(padded, 32, 1.0)[0][1:-1, 1:-1],
+    )
 
 
 @pytest.mark.parametrize(
@@ -269,7 +307,9 @@ def test_names_that_do_not_exist_are_refused_before_any_work() -> None:
 
 
 def test_a_rule_for_each_class_from_a_recipe() -> None:
-    read = TypeAdapter(SeamRule | Mapping[str, SeamRule]).validate_python({"foreground": {"by": "overlap"}})
+    read = TypeAdapter(SeamRule | Mapping[str, SeamRule]).validate_python(
+        {"foreground": {"by": "overlap"}}
+    )
     model = Watershed(HALF, stitch=read).start()
     assert isinstance(model, Stitched)
     assert model.rules == (SeamRule(), OVERLAP)
@@ -290,7 +330,8 @@ DATA = os.environ.get("MASKLOOM_TEST_DATA")
 
 @pytest.mark.skipif(DATA is None, reason="MASKLOOM_TEST_DATA is not set")
 @pytest.mark.parametrize(
-    ("name", "tile"), [("nuc_002_fluo", (200, 200)), ("nuc_044_fluo", (96, 128)), ("nuc_046_fluo", (130, 90))]
+    ("name", "tile"),
+    [("nuc_002_fluo", (200, 200)), ("nuc_044_fluo", (96, 128)), ("nuc_046_fluo", (130, 90))],
 )
 def test_real_nuclei(name: str, tile: tuple[int, int]) -> None:
     from PIL import Image
@@ -303,6 +344,10 @@ def test_real_nuclei(name: str, tile: tuple[int, int]) -> None:
     whole = objects_of(recipe, picture)
     assert np.array_equal(objects_of(recipe, picture, tile), whole)
     parts = ndimage.label(whole > 0, np.ones((3, 3)))[1]
-    # Otsu leaves out dim nuclei, so that not all can be found; splitting comes nearer to the truth than parts alone.
-    assert abs(int(whole.max()) - truth) < abs(parts - truth) or abs(int(whole.max()) - truth) <= 0.05 * truth
+    # Otsu leaves out dim nuclei, so that not all can be found; splitting comes nearer to the truth
+    # than parts alone.
+    assert (
+        abs(int(whole.max()) - truth) < abs(parts - truth)
+        or abs(int(whole.max()) - truth) <= 0.05 * truth
+    )
     assert abs(int(whole.max()) - truth) < 0.21 * truth

@@ -31,8 +31,12 @@ def whole(image: LabelledImage) -> list[dict]:
 
 @settings(deadline=None, max_examples=60)
 @given(image=labelled_images(), tile=st.tuples(st.integers(1, 30), st.integers(1, 30)))
-def test_areas_are_the_sums_of_the_pixels_areas(image: LabelledImage, tile: tuple[int, int]) -> None:
-    pixels = np.broadcast_to(image.spec.space.cell_area(Box.whole(image.spec.shape)), image.spec.shape)
+def test_areas_are_the_sums_of_the_pixels_areas(
+    image: LabelledImage, tile: tuple[int, int]
+) -> None:
+    pixels = np.broadcast_to(
+        image.spec.space.cell_area(Box.whole(image.spec.shape)), image.spec.shape
+    )
 
     rows = rows_of(Area(), image, image.cut(tile))
 
@@ -40,7 +44,9 @@ def test_areas_are_the_sums_of_the_pixels_areas(image: LabelledImage, tile: tupl
         assert row["class_id"] == i
         assert row["class_name"] == image.legend.names[i]
         assert row["pixel_count"] == np.count_nonzero(image.labels == i)
-        assert row["area"] == pytest.approx(pixels[image.labels == i].sum(dtype=np.longdouble), rel=1e-9)
+        assert row["area"] == pytest.approx(
+            pixels[image.labels == i].sum(dtype=np.longdouble), rel=1e-9
+        )
         assert row["nodata_pixels"] == np.count_nonzero(~image.valid)
         assert row["area_unit"] == ("px" if image.spec.space.crs is None else "m2")
 
@@ -51,7 +57,10 @@ def test_fractions_are_parts_of_the_valid_pixels(image: LabelledImage) -> None:
     fractions = [row["fraction"] for row in whole(image)]
 
     if image.valid.any():
-        assert fractions == [np.count_nonzero(image.labels[image.valid] == i) / image.valid.sum() for i in range(len(fractions))]
+        assert fractions == [
+            np.count_nonzero(image.labels[image.valid] == i) / image.valid.sum()
+            for i in range(len(fractions))
+        ]
     else:
         assert set(fractions) == {None}
 
@@ -79,7 +88,9 @@ def test_a_globe_of_one_class_is_the_surface_of_the_earth() -> None:
 
 
 @pytest.mark.parametrize("space", [Space(), GLOBE, UTM], ids=["equal", "rows", "pixels"])
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64"]
+)
 def test_labels_of_any_whole_type_give_the_same_rows(space: Space, dtype: str) -> None:
     image = make_image((33, 41), space, 4, 0, 2)
     other = replace(image, labels=image.labels.astype(dtype))
@@ -94,7 +105,9 @@ def test_more_classes_than_a_byte_holds(space: Space) -> None:
 
     rows = whole(image)
 
-    assert [row["pixel_count"] for row in rows] == [np.count_nonzero(image.labels == i) for i in range(300)]
+    assert [row["pixel_count"] for row in rows] == [
+        np.count_nonzero(image.labels == i) for i in range(300)
+    ]
     assert rows[0]["nodata_pixels"] == np.count_nonzero(~image.valid)
 
 
@@ -102,17 +115,24 @@ def test_a_legend_may_have_more_classes_than_the_labels_type_holds() -> None:
     image = make_image((9, 9), Space(), 3, 0, 3)
     many = replace(image, legend=Legend.of(tuple(map(str, range(300)))))
 
-    assert [row["pixel_count"] for row in whole(many)] == [row["pixel_count"] for row in whole(image)] + [0] * 297
+    assert [row["pixel_count"] for row in whole(many)] == [
+        row["pixel_count"] for row in whole(image)
+    ] + [0] * 297
 
 
 @pytest.mark.parametrize("space", [Space(), GLOBE, UTM], ids=["equal", "rows", "pixels"])
-@pytest.mark.parametrize(("dtype", "stranger"), [("uint8", 4), ("uint8", 254), ("uint16", 256), ("int32", -1), ("int64", 2**40)])
+@pytest.mark.parametrize(
+    ("dtype", "stranger"),
+    [("uint8", 4), ("uint8", 254), ("uint16", 256), ("int32", -1), ("int64", 2**40)],
+)
 def test_a_label_that_does_not_belong_is_an_error(space: Space, dtype: str, stranger: int) -> None:
     image = make_image((12, 12), space, 4, 0, 4)
     labels = image.labels.astype(dtype)
     labels[7, 5] = stranger
 
-    with pytest.raises(MaskloomError, match=rf"below 4 or 255 for no data, got \[{stranger}\].*memory://image"):
+    with pytest.raises(
+        MaskloomError, match=rf"below 4 or 255 for no data, got \[{stranger}\].*memory://image"
+    ):
         whole(replace(image, labels=labels))
 
 
@@ -144,11 +164,14 @@ def test_tiles_that_are_counted_twice_are_an_error() -> None:
 
 
 def test_ground_ends_where_an_equal_area_map_ends() -> None:
-    """A third of the pixels of a sinusoidal world map lies beside the world, as MODIS has it, and has no area; whatever the tiling."""
+    """A third of the pixels of a sinusoidal world map lies beside the world, as MODIS has it, and
+    has no area; whatever the tiling.
+    """
     sphere = 6371007.181
     half = math.pi * sphere
     space = Space(
-        (2.2 * half / 44, 0.0, -1.1 * half, 0.0, -1.1 * half / 22, 0.55 * half), wkt(f"+proj=sinu +R={sphere} +type=crs")
+        (2.2 * half / 44, 0.0, -1.1 * half, 0.0, -1.1 * half / 22, 0.55 * half),
+        wkt(f"+proj=sinu +R={sphere} +type=crs"),
     )
     image = make_image((22, 44), space, 2, 0.0, 7)
     rows = whole(image)
@@ -160,7 +183,9 @@ def test_ground_ends_where_an_equal_area_map_ends() -> None:
 
 
 def test_the_quantum_belongs_to_the_raster_not_to_the_tile() -> None:
-    """One tile at the equator, one at the pole: their sums must be in the same quanta to be merged."""
+    """One tile at the equator, one at the pole: their sums must be in the same quanta to be
+    merged.
+    """
     image = make_image((180, 4), GLOBE, 1, 0, 0)
     states = [Area().observe(item) for item in image.cut((1, 4))]
 
@@ -184,21 +209,28 @@ VARYING = {
     "turned": Space((24.0, 18.0, 199980.0, 18.0, -24.0, 5300040.0), wkt("EPSG:32633")),
     "parts of 64": Space((500.0, 0.0, -1e6, 0.0, -500.0, 1e6), wkt("EPSG:3413")),
     "single pixels": Space((5000.0, 0.0, -5e6, 0.0, -5000.0, 5e6), wkt("EPSG:3413")),
-    "limb": Space((10000.0, 0.0, -6e6, 0.0, -10000.0, 1e6), wkt("+proj=geos +h=35785831 +lon_0=0 +sweep=y +type=crs")),
+    "limb": Space(
+        (10000.0, 0.0, -6e6, 0.0, -10000.0, 1e6),
+        wkt("+proj=geos +h=35785831 +lon_0=0 +sweep=y +type=crs"),
+    ),
 }
 
 
 @pytest.mark.parametrize("classes", [3, 200])
 @pytest.mark.parametrize("space", VARYING.values(), ids=VARYING.keys())
 def test_sums_along_rows_are_those_of_the_pixels(space: Space, classes: int) -> None:
-    """Few classes and many are added up in different ways; columns 2040 to 2600 meet two cells and several parabolas."""
+    """Few classes and many are added up in different ways; columns 2040 to 2600 meet two cells and
+    several parabolas.
+    """
     image = make_image((70, 2600), space, classes, 0.1, 5)
     pixels = np.broadcast_to(space.cell_area(Box.whole(image.spec.shape)), image.spec.shape)
 
     rows = whole(image)
 
     for i, row in enumerate(rows):
-        assert row["area"] == pytest.approx(float(pixels[image.labels == i].sum(dtype=np.longdouble)), rel=3e-10)
+        assert row["area"] == pytest.approx(
+            float(pixels[image.labels == i].sum(dtype=np.longdouble)), rel=3e-10
+        )
     for tile in [(70, 512), (64, 333), (13, 2600), (70, 131)]:
         assert rows_of(Area(), image, image.cut(tile)) == rows
 
@@ -227,7 +259,10 @@ def test_single_pixels_are_right(space: Space) -> None:
 
 def shrunken_map(scale: float) -> Space:
     """A polar map whose units cover 1 / scale metres each, though it calls them metres."""
-    return Space((0.1, 0.0, -1.6, 0.0, -0.1, 1.6), wkt(f"+proj=stere +lat_0=90 +k={scale} +datum=WGS84 +type=crs"))
+    return Space(
+        (0.1, 0.0, -1.6, 0.0, -0.1, 1.6),
+        wkt(f"+proj=stere +lat_0=90 +k={scale} +datum=WGS84 +type=crs"),
+    )
 
 
 def test_sums_of_large_pixels_do_not_overflow() -> None:

@@ -17,7 +17,9 @@ from segcore.training.recipe import Training
 
 
 def trained(scores, steps_of_next=0, plan=40):
-    return Standing(step=steps_of_next, history=tuple({"score": score} for score in scores), plans=((0, plan),))
+    return Standing(
+        step=steps_of_next, history=tuple({"score": score} for score in scores), plans=((0, plan),)
+    )
 
 
 RISING = tuple(i / 100 for i in range(10))
@@ -30,7 +32,8 @@ RISING = tuple(i / 100 for i in range(10))
         (trained(RISING), {"patience": 1}, ((0, 40),)),
         (trained(RISING), {"epochs": 60}, ((0, 40), (50, 60))),
         (trained(RISING, 3), {"epochs": 41}, ((0, 40), (53, 41))),
-        # As if it had been planned so: the rate does not depend on the number of epochs, or has not done so yet.
+        # As if it had been planned so: the rate does not depend on the number of epochs, or has not
+        # done so yet.
         (trained(RISING), {"epochs": 60, "schedule": "constant"}, ((0, 60),)),
         (trained(RISING, 3), {"epochs": 10, "schedule": "constant"}, ((0, 10),)),
         (trained(RISING), {"epochs": 20, "warmup": 50}, ((0, 20),)),
@@ -58,7 +61,11 @@ def test_a_training_may_grow_longer_and_says_where_its_rates_changed(standing, c
 
 def test_one_training_at_a_time_has_a_folder(tmp_path):
     store = Store(str(tmp_path / "out"))
-    with checkpoint.alone(store), pytest.raises(RunError, match="Another process is training into"), checkpoint.alone(store):
+    with (
+        checkpoint.alone(store),
+        pytest.raises(RunError, match="Another process is training into"),
+        checkpoint.alone(store),
+    ):
         pass
     with checkpoint.alone(store):
         assert list((tmp_path / "out").iterdir()) == []
@@ -66,7 +73,12 @@ def test_one_training_at_a_time_has_a_folder(tmp_path):
 
 def test_broken_checkpoints_are_named(tmp_path):
     store = Store(str(tmp_path))
-    standing = Standing(step=2, losses=(0.5, 0.25), history=({"epoch": 1, "score": 0.5, "iou": [0.5, None]},), plans=((0, 3),))
+    standing = Standing(
+        step=2,
+        losses=(0.5, 0.25),
+        history=({"epoch": 1, "score": 0.5, "iou": [0.5, None]},),
+        plans=((0, 3),),
+    )
     values = [np.arange(6.0).reshape(2, 3), np.array(7)]
     checkpoint.write_best(store, 1, values)
     checkpoint.write(store, standing, values)
@@ -76,7 +88,14 @@ def test_broken_checkpoints_are_named(tmp_path):
     for name in ("last", "best-1"):
         path = tmp_path / "checkpoint" / f"{name}.npz"
         whole = path.read_bytes()
-        for broken in (b"", whole[:40], whole[:-1], whole[: len(whole) // 2], whole[:200] + b"\xff" + whole[201:], b"[]"):
+        for broken in (
+            b"",
+            whole[:40],
+            whole[:-1],
+            whole[: len(whole) // 2],
+            whole[:200] + b"\xff" + whole[201:],
+            b"[]",
+        ):
             path.write_bytes(broken)
             with pytest.raises(RunError, match=rf"{name}\.npz is broken.*remove the folder"):
                 checkpoint.read(store)

@@ -45,7 +45,10 @@ def test_values_beyond_the_table_and_negative_ones_are_unknown():
 
 
 def test_colours():
-    raw = np.array([[[0xE2, 0xA9, 0x29], [0x3C, 0x10, 0x98], [0, 0xFF, 0], [0x9B, 0x9B, 0x9B], [1, 2, 3]]], np.uint8)
+    raw = np.array(
+        [[[0xE2, 0xA9, 0x29], [0x3C, 0x10, 0x98], [0, 0xFF, 0], [0x9B, 0x9B, 0x9B], [1, 2, 3]]],
+        np.uint8,
+    )
     names = {"water": "#E2A929", "town": "3c1098", "forest": "#00FF00"}
     assert decode(Colours(names, void="#9B9B9B"), raw).tolist() == [[0, 2, 1, VOID, UNKNOWN]]
     assert decode(Colours(names, void="rest"), raw).tolist() == [[0, 2, 1, VOID, VOID]]
@@ -60,16 +63,24 @@ def test_pixels_without_data_are_void():
 
 def test_objects_of_any_number_are_one_class():
     raw = np.array([[0, 1, 65_535, 70_000, 5]], np.uint32)
-    assert decode(Instances(void=5), raw, classes=("background", "cell")).tolist() == [[0, 1, 1, 1, VOID]]
+    assert decode(Instances(void=5), raw, classes=("background", "cell")).tolist() == [
+        [0, 1, 1, 1, VOID]
+    ]
 
 
 @settings(deadline=None, max_examples=30)
-@given(arrays.arrays(np.uint16, (9, 11), elements=st.sampled_from([0, 0, 0, 1, 2, 700])), st.integers(1, 3))
+@given(
+    arrays.arrays(np.uint16, (9, 11), elements=st.sampled_from([0, 0, 0, 1, 2, 700])),
+    st.integers(1, 3),
+)
 def test_border_is_where_two_objects_are_near(ids, reach):
     kind = Instances(of="cell", border="gap", reach=reach)
     found = decode(kind, ids, classes=("background", "cell", "gap"))
     window = np.ones((2 * reach + 1, 2 * reach + 1))
-    near = sum(ndimage.binary_dilation(ids == number, window).astype(int) for number in (1, 2, 700)) > 1
+    near = (
+        sum(ndimage.binary_dilation(ids == number, window).astype(int) for number in (1, 2, 700))
+        > 1
+    )
     np.testing.assert_array_equal(found, np.where(near, 2, ids > 0))
 
 

@@ -34,14 +34,20 @@ def test_cross_entropy_is_the_weighted_mean_of_labelled_pixels(drawn):
     truth, logits = drawn
     known = truth != VOID
     missed = -np.log(softmax(logits)[known][np.arange(known.sum()), truth[known]])
-    assert value(CrossEntropy().terms, [1, 1, 1], truth, logits) == pytest.approx(missed.mean(), rel=1e-5)
+    assert value(CrossEntropy().terms, [1, 1, 1], truth, logits) == pytest.approx(
+        missed.mean(), rel=1e-5
+    )
     weights = np.array([3.0, 0.5, 1.0])
     expected = (weights[truth[known]] * missed).sum() / weights[truth[known]].sum()
     assert value(CrossEntropy().terms, weights, truth, logits) == pytest.approx(expected, rel=1e-5)
     # Focal loss, with the exponents 0 and 2.
-    assert value(FocalLoss(gamma=0).terms, [1, 1, 1], truth, logits) == pytest.approx(missed.mean(), rel=1e-5)
+    assert value(FocalLoss(gamma=0).terms, [1, 1, 1], truth, logits) == pytest.approx(
+        missed.mean(), rel=1e-5
+    )
     focal = ((1 - np.exp(-missed)) ** 2 * missed).mean()
-    assert value(FocalLoss(gamma=2).terms, [1, 1, 1], truth, logits) == pytest.approx(focal, rel=1e-5)
+    assert value(FocalLoss(gamma=2).terms, [1, 1, 1], truth, logits) == pytest.approx(
+        focal, rel=1e-5
+    )
 
 
 def test_dice_counts_classes_over_the_whole_batch(drawn):
@@ -49,13 +55,19 @@ def test_dice_counts_classes_over_the_whole_batch(drawn):
     known = truth != VOID
     actual, said = np.eye(3)[truth[known]], softmax(logits)[known]
     dice = (2 * (actual * said).sum(axis=0) + 1) / ((actual + said).sum(axis=0) + 1)
-    assert value(DiceLoss().terms, [1, 1, 1], truth, logits) == pytest.approx((1 - dice).mean(), rel=1e-5)
+    assert value(DiceLoss().terms, [1, 1, 1], truth, logits) == pytest.approx(
+        (1 - dice).mean(), rel=1e-5
+    )
     both = SumOfLosses(cross_entropy=2, dice=3).terms
-    parts = 2 * value(CrossEntropy().terms, [1, 1, 1], truth, logits) + 3 * value(DiceLoss().terms, [1, 1, 1], truth, logits)
+    parts = 2 * value(CrossEntropy().terms, [1, 1, 1], truth, logits) + 3 * value(
+        DiceLoss().terms, [1, 1, 1], truth, logits
+    )
     assert value(both, [1, 1, 1], truth, logits) == pytest.approx(parts, rel=1e-5)
 
 
-@pytest.mark.parametrize("terms", [CrossEntropy().terms, DiceLoss().terms, FocalLoss().terms, SumOfLosses(1, 1, 1).terms])
+@pytest.mark.parametrize(
+    "terms", [CrossEntropy().terms, DiceLoss().terms, FocalLoss().terms, SumOfLosses(1, 1, 1).terms]
+)
 def test_void_pixels_have_no_influence(drawn, terms):
     import tensorflow as tf
 
@@ -88,7 +100,9 @@ def test_metrics_agree_with_scikit_learn():
     np.testing.assert_array_equal(matrix, confusion_matrix(truth[40:], said[40:], labels=range(4)))
     np.testing.assert_allclose(overlap(matrix), jaccard_score(truth[40:], said[40:], average=None))
     told = summary(matrix, ("a", "b", "c", "d"))
-    assert told["mean_iou"] == pytest.approx(jaccard_score(truth[40:], said[40:], average="macro"), abs=1e-6)
+    assert told["mean_iou"] == pytest.approx(
+        jaccard_score(truth[40:], said[40:], average="macro"), abs=1e-6
+    )
     assert told["pixels"] == 360
 
 

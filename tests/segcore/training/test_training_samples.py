@@ -29,13 +29,17 @@ def png(path, array):
 
 @pytest.fixture
 def collection(tmp_path):
-    """Two pictures whose masks are a function of their pixels: 1 where the value is odd, void at 255."""
+    """Two pictures whose masks are a function of their pixels: 1 where the value is odd, void at
+    255.
+    """
     random, pairs = np.random.default_rng(0), []
     for i, shape in enumerate([(90, 140), (20, 30)]):
         pixels = random.integers(0, 200, shape).astype(np.uint8)
         mask = pixels % 2
         mask[5:9, 3:8] = 255
-        pairs.append(Pair(str(i), png(tmp_path / f"{i}.png", pixels), png(tmp_path / f"{i}_mask.png", mask)))
+        pairs.append(
+            Pair(str(i), png(tmp_path / f"{i}.png", pixels), png(tmp_path / f"{i}_mask.png", mask))
+        )
     return Collection(pairs, Index().table(("even", "odd")), 64)
 
 
@@ -44,7 +48,13 @@ SQUARE = Frame(32)
 
 def sampler(collection, frame=SQUARE, augmentation=(), seed=0, balance=0.5):
     found = survey(collection, ("even", "odd"), lambda *_: None)
-    return Sampler(collection, found, [0, 1], Scaling((0.0,), (1.0,)), Drawing(frame, 4, balance, seed, augmentation))
+    return Sampler(
+        collection,
+        found,
+        [0, 1],
+        Scaling((0.0,), (1.0,)),
+        Drawing(frame, 4, balance, seed, augmentation),
+    )
 
 
 @pytest.mark.parametrize("frame", [Frame(32), Frame(48, 10)])
@@ -61,11 +71,16 @@ def test_labels_belong_to_the_middle_of_their_pixels(collection, frame):
 
 
 def test_a_step_depends_on_seed_epoch_and_step_alone(collection):
-    one, other = sampler(collection, augmentation=(Flip(), Scale(0.5))), sampler(collection, augmentation=(Flip(), Scale(0.5)))
+    one, other = (
+        sampler(collection, augmentation=(Flip(), Scale(0.5))),
+        sampler(collection, augmentation=(Flip(), Scale(0.5))),
+    )
     for step in (3, 0, 1):
         other.batch(7, step)
     for name in ("pixels", "classes"):
-        np.testing.assert_array_equal(getattr(one.batch(2, 5), name), getattr(other.batch(2, 5), name))
+        np.testing.assert_array_equal(
+            getattr(one.batch(2, 5), name), getattr(other.batch(2, 5), name)
+        )
     drawn = [
         sampler(collection, seed=seed).batch(epoch, step).pixels.tobytes()
         for seed in (0, 1)
@@ -80,7 +95,11 @@ def test_pixels_without_data_are_0_however_they_are_augmented(tmp_path):
     pixels = np.random.default_rng(0).integers(100, 140, (64, 64, 1)).astype(np.uint8)
     pixels[10:30, 5:50] = 0
     write_tiff(tmp_path / "a.tif", pixels, nodata=0)
-    pair = Pair("a", FORMATS["tiff"].describe(str(tmp_path / "a.tif"), "1"), png(tmp_path / "m.png", np.eye(64, dtype=np.uint8)))
+    pair = Pair(
+        "a",
+        FORMATS["tiff"].describe(str(tmp_path / "a.tif"), "1"),
+        png(tmp_path / "m.png", np.eye(64, dtype=np.uint8)),
+    )
     collection = Collection([pair], Index().table(("even", "odd")), 64)
     found = survey(collection, ("even", "odd"), lambda *_: None)
     changes = tuple(AUGMENTATIONS[name]() for name in sorted(AUGMENTATIONS) if name != "scale")
@@ -102,7 +121,9 @@ def test_rare_classes_are_found(tmp_path):
     share = {}
     for balance in (0.0, 1.0):
         draw = Sampler(collection, found, [0], Scaling(), Drawing(Frame(96), 8, balance, 0))
-        share[balance] = np.mean([(draw.batch(0, step).classes == 1).any(axis=(1, 2)).mean() for step in range(12)])
+        share[balance] = np.mean(
+            [(draw.batch(0, step).classes == 1).any(axis=(1, 2)).mean() for step in range(12)]
+        )
     # Half of the balanced patches are drawn for the rare class, and nearly all of those show it.
     assert share[1.0] > 0.3 > 0.15 > share[0.0]
 
@@ -114,7 +135,10 @@ def test_the_survey_counts_every_pixel_by_class(collection):
         assert found.classes[number].tolist() == [(mask == 0).sum(), (mask == 1).sum()]
         for row, column in np.ndindex(found.cells[number].shape[:2]):
             cell = mask[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64]
-            assert found.cells[number][row, column].tolist() == [(cell == 0).sum(), (cell == 1).sum()]
+            assert found.cells[number][row, column].tolist() == [
+                (cell == 0).sum(),
+                (cell == 1).sum(),
+            ]
 
 
 @settings(deadline=None, max_examples=40)
@@ -142,7 +166,9 @@ def test_augmentation_keeps_shape_type_and_labels(name):
     random = np.random.default_rng(3)
     pixels = random.random((24, 24, 6)).astype(np.float32)
     ids = np.arange(24 * 24).reshape(24, 24)
-    patch = AUGMENTATIONS[name]().apply(Patch(pixels.copy(), (ids % 200).astype(np.uint8), ids), random)
+    patch = AUGMENTATIONS[name]().apply(
+        Patch(pixels.copy(), (ids % 200).astype(np.uint8), ids), random
+    )
     assert patch.pixels.shape == pixels.shape
     assert patch.pixels.dtype == np.float32
     # Labels are moved, never made up: each stays with its number.
@@ -153,7 +179,12 @@ def test_augmentation_keeps_shape_type_and_labels(name):
 @pytest.mark.parametrize("side", [16, 48])
 def test_resizing_keeps_pixels_and_labels_together(side):
     ramp = np.repeat(np.arange(32)[:, None], 32, axis=1)
-    found = resized(Patch(np.repeat(ramp[..., None], 5, axis=2).astype(np.float32), ramp.astype(np.uint8), ramp), side)
+    found = resized(
+        Patch(
+            np.repeat(ramp[..., None], 5, axis=2).astype(np.float32), ramp.astype(np.uint8), ramp
+        ),
+        side,
+    )
     assert found.pixels.shape == (side, side, 5)
     assert np.abs(found.pixels[..., 0] - found.classes).max() <= 1
     np.testing.assert_array_equal(found.classes, found.ids)
@@ -174,7 +205,9 @@ def test_windows_are_mirrored_at_the_border_as_in_inference(top, left, side):
         return
     collection = Collection([Pair("a", spec, spec)], Instances().table(("background", "cell")), 8)
     window = collection.window(0, box)
-    padded = np.pad(pixels, 200, mode="reflect")[200 + top : 200 + top + side, 200 + left : 200 + left + side]
+    padded = np.pad(pixels, 200, mode="reflect")[
+        200 + top : 200 + top + side, 200 + left : 200 + left + side
+    ]
     np.testing.assert_array_equal(window.pixels[..., 0], padded)
     outside = np.ones(box.shape, bool)
     outside[(box & Box.whole(pixels.shape)).relative_to(box).slices] = False
@@ -185,7 +218,13 @@ def test_windows_are_mirrored_at_the_border_as_in_inference(top, left, side):
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(1, 3), st.integers(0, 90), st.integers(0, 60), st.integers(1, 40), st.integers(0, 2**32 - 1))
+@given(
+    st.integers(1, 3),
+    st.integers(0, 90),
+    st.integers(0, 60),
+    st.integers(1, 40),
+    st.integers(0, 2**32 - 1),
+)
 def test_borders_of_objects_are_the_same_in_every_window(reach, top, left, side, seed):
     random = np.random.default_rng(seed)
     ids = np.kron(random.integers(0, 4, (20, 14)), np.ones((5, 5), int)).astype(np.uint16)
@@ -230,7 +269,8 @@ def test_images_are_forgotten_where_they_would_take_more_than_the_memory(tmp_pat
         np.testing.assert_array_equal(window.classes, images[number][3:90, 4:80])
         assert len(collection._whole) == 3
         assert collection._held == sum(
-            each.pixels.nbytes + each.valid.nbytes + each.classes.nbytes for each in collection._whole.values()
+            each.pixels.nbytes + each.valid.nbytes + each.classes.nbytes
+            for each in collection._whole.values()
         )
 
 
@@ -244,10 +284,14 @@ def test_large_images_are_read_by_windows_and_palettes_by_index(tmp_path):
     mask.putdata(classes.ravel())
     mask.save(tmp_path / "m.png")
     pair = Pair(
-        "a", FORMATS["tiff"].describe(str(tmp_path / "a.tif"), "1"), FORMATS["picture"].describe(str(tmp_path / "m.png"), "1")
+        "a",
+        FORMATS["tiff"].describe(str(tmp_path / "a.tif"), "1"),
+        FORMATS["picture"].describe(str(tmp_path / "m.png"), "1"),
     )
     assert pair.mask.channels == 3
-    kept, read = (Collection([pair], Index().table(("even", "odd")), megabytes) for megabytes in (1024, 1))
+    kept, read = (
+        Collection([pair], Index().table(("even", "odd")), megabytes) for megabytes in (1024, 1)
+    )
     box = Box((100, -20), (180, 70))
     for collection in (kept, read):
         window = collection.window(0, box)
