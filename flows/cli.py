@@ -372,7 +372,7 @@ def evaluate(
         bool | None,
         typer.Option(
             "--objects/--no-objects",
-            help="Compare objects too: panoptic quality and AP. Of a class given by a single value, "
+            help="Compare objects too: panoptic quality and AP. Of a class given by one value, "
             "they are its connected parts. "
             "Default: if the run's masks hold ids of objects.",
             show_default=False,
