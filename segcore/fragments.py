@@ -4,8 +4,9 @@ A tile alone knows only fragments: the parts of objects that lie in its core. A 
 works in two steps so that the result does not depend on the tiling:
 
     fragment    one tile, on a worker: numbers the fragments of its core and says what joining must
-    know (`Seam`) join        one image: looks at the seams of all tiles and says which fragments
-    are one object (`Grouping`)
+                know (`Seam`)
+    join        one image: looks at the seams of all tiles and says which fragments are one object
+                (`Grouping`)
 
 Only fragments that touch another tile take part in joining, so seams are as small as the borders of
 tiles. Whatever is decided inside a tile must be certain there, whatever its neighbours hold.

@@ -8,10 +8,11 @@ without a match that lies for more than half in them is no error.
 Three numbers are called AP or look like it; here they have names of their own:
 
     panoptic quality (pq)   sum of the matches' intersection over union / (matches + half the misses
-    + half the false ones), at 0.5 (Kirillov) ap_dsb2018              matches / (matches + misses +
-    false ones), at a threshold (Data Science Bowl 2018; StarDist and Cellpose say AP) ap_coco
-    area under precision and recall by falling score, at 101 recalls (COCO); only where objects have
-    scores
+                            + half the false ones), at 0.5 (Kirillov)
+    ap_dsb2018              matches / (matches + misses + false ones), at a threshold (Data Science
+                            Bowl 2018; StarDist and Cellpose say AP)
+    ap_coco                 area under precision and recall by falling score, at 101 recalls (COCO);
+                            only where objects have scores
 
 The last is what pycocotools says, but for three things: all objects of an image count, not 100; an
 overlap of exactly the threshold is no match, here as in the other two; and what is void is void for

@@ -1,10 +1,12 @@
 """The tables of an evaluation: Parquet files whose columns do not depend on what was evaluated.
 
-    classes     measures by image and class; `image_id` null: all images together images
-    measures by image; `image_id` null: all images together confusion   pixels by class of the truth
-    and of the mask, by image and for all; `predicted_class` null: the mask has no data there
+    classes     measures by image and class; `image_id` null: all images together
+    images      measures by image; `image_id` null: all images together
+    confusion   pixels by class of the truth and of the mask, by image and for all;
+                `predicted_class` null: the mask has no data there
     objects     objects by image, class and threshold of the intersection over union; `image_id`
-    null: all images together areas       mapped and error-adjusted area of each class
+                null: all images together
+    areas       mapped and error-adjusted area of each class
 
 Measures that are not defined (the recall of a class that the truth has not) are null.
 """

@@ -11,9 +11,10 @@ other tile and no doubtful edge has met it: then all its edges and its true size
 sets are *open*: what is known of their size is a lower bound. When an edge from 1 on comes up
 between two sets,
 
-    one is closed and small       they merge, whatever the other one is both are known to be large
-    nothing happens, now or later else                          an open set that may be small meets
-    an open or a large one: doubtful; both are open from now on
+    one is closed and small       they merge, whatever the other one is
+    both are known to be large    nothing happens, now or later
+    else                          an open set that may be small meets an open or a large one:
+                                  doubtful; both are open from now on
 
 so a merger that is certain never waits for a doubtful one. Doubtful edges, and the certain ones
 that make an open small set larger, are the tile's *events*. `join_regions` replays the events of

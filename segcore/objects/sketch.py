@@ -1,8 +1,9 @@
 """Sketches: what the first pass over a tile leaves for the second, where masks of objects or their
 table are made.
 
-    sketch_tile     first pass, with the pixels at hand: fragments, seam, band sums place_objects
-    once an image: joins the seams, numbers the objects, and tells each tile what surrounds it
+    sketch_tile     first pass, with the pixels at hand: fragments, seam, band sums
+    place_objects   once an image: joins the seams, numbers the objects, and tells each tile what
+                    surrounds it
     second pass     the tile's final ids, from its sketch and its `Placement`
 
 All three hand over packed bytes, kept in memory for a small image and in a staged file for a large

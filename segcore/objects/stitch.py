@@ -7,19 +7,18 @@ tile sends what it saw up to a halo inside and outside its core's edge (as runs)
 two tiles at a time:
 
     ownership   An instance that is not cut by its read box has an anchor, its first pixel in the
-    order of rows. Where this lies in the core
-                of another tile, that tile owns the object: the fragment goes with the instance that
-                the owner sees at the anchor, if most of it (within the overlap) lies in that
-                instance. Exact where the segmenter finds an object the same in every tile that sees
-                it whole. The rule of overlap is applied as well, for instances that their read box
-                cuts (the object is larger than the halo) and for those on whose anchor two tiles do
-                not agree; to exact instances it adds nothing, as what is not the same object has no
-                pixel in common.
+                order of rows. Where this lies in the core of another tile, that tile owns the
+                object: the fragment goes with the instance that the owner sees at the anchor, if
+                most of it (within the overlap) lies in that instance. Exact where the segmenter
+                finds an object the same in every tile that sees it whole. The rule of overlap is
+                applied as well, for instances that their read box cuts (the object is larger than
+                the halo) and for those on whose anchor two tiles do not agree; to exact instances
+                it adds nothing, as what is not the same object has no pixel in common.
     overlap     Instances are the same object where they are each other's best match within the
-    overlap, by intersection over union of at
-                least `iou`. What is matched are their connected pieces there, so a bent object that
-                shows as two arms in one tile is still joined to both. Pairs are chained by
-                connected components. Touching alone never joins.
+                overlap, by intersection over union of at least `iou`. What is matched are their
+                connected pieces there, so a bent object that shows as two arms in one tile is still
+                joined to both. Pairs are chained by connected components. Touching alone never
+                joins.
 
 The two tiles saw the same pixels, so what matches so well is one object whatever they call it:
 matches do not ask for the class. The class of an object is that of its fragment with most pixels in

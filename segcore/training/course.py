@@ -2,9 +2,10 @@
 
     <output>/training_state.json      what is learned from what, and in the end where the model is
     <output>/checkpoint/              where training stands; when it is finished, what a longer one
-    would go on from <output>/<name>.keras             the network at its best, in float32
-    <output>/<name>.json              its card <output>/training_history.json  curves.png
-    examples.png
+                                      would go on from
+    <output>/<name>.keras             the network at its best, in float32
+    <output>/<name>.json              its card
+    <output>/training_history.json  curves.png  examples.png
 
 The first names the recipe's settings and the digest of the data. The same command finds it and goes
 on, or finds it finished and does nothing; another recipe, or changed data, is refused. How long to

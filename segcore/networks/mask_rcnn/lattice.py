@@ -7,12 +7,13 @@ means of a normalisation that spans the window, and a small image would look lik
 network has learned from.
 
     home        A detection is at home in the window whose core holds the middle of its box, as far
-    as that lies in the image. slack       An object in the middle of an edge between cores may be
-    seen just beyond it by both windows. So detections up to `slack` pixels
-                outside of the core are kept as well, and doubles go: of two detections of one class
-                from different windows that overlap too much, the one at home stays before the one
-                that is not, then the one with the higher score. What is itself a double still makes
-                doubles: otherwise what becomes of a detection could depend on others far away.
+                as that lies in the image.
+    slack       An object in the middle of an edge between cores may be seen just beyond it by both
+                windows. So detections up to `slack` pixels outside of the core are kept as well,
+                and doubles go: of two detections of one class from different windows that overlap
+                too much, the one at home stays before the one that is not, then the one with the
+                higher score. What is itself a double still makes doubles: otherwise what becomes of
+                a detection could depend on others far away.
 
 So what becomes of a detection depends on detections that it overlaps, and a mask on detections that
 meet there: for objects no larger than the halo, `reach` is as far as the masks of those that touch
