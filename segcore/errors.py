@@ -2,8 +2,8 @@
 
 MaskloomError
 ├── RecipeError            wrong usage or recipe; nothing was started              (exit code 2)
-│   └── WeightsError       a file of weights or its card is missing, broken or hostile, or belongs to
-│                          another network
+│   └── WeightsError       a file of weights or its card is missing, broken or hostile, or belongs
+│                          to another network
 ├── RunError               the run cannot go on; the same command resumes it       (exit code 1)
 │   ├── FitError           no model can be fitted to these images
 │   │   └── NothingToFit   they have no valid pixel: nothing is there to be classified either
