@@ -53,7 +53,9 @@ class FitError(RunError):
 
 
 class NothingToFit(FitError):
-    """The images have no valid pixel. What has none needs no model: `segcore.model.concluded`."""
+    """The images have no valid pixel. What has none needs no model:
+    `segcore.models.protocols.concluded`.
+    """
 
 
 class StoreError(RunError, OSError):
@@ -116,7 +118,7 @@ class WorkerDied(ImageError, RuntimeError):
 
 
 class TimedOut(WorkerDied):
-    """A read, or the work on what was read, did not end in time (`segcore.limits`)."""
+    """A read, or the work on what was read, did not end in time (`segcore.processes.limits`)."""
 
 
 class OutOfMemory(WorkerDied):

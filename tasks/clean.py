@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from segcore.errors import DamagedRecord, RecipeError
-from segcore.formats import mask_endings, sidecar_endings
-from segcore.records import damaged, read_json, read_table
-from segcore.storage import STAGING, Listed, Store, is_local, lives, remove_temporary
-from tasks.commits import IMAGES, folder_under_way
-from tasks.plan import read_head
-from tasks.presence import PROCESSES, sweep
+from maskloom.segcore.errors import DamagedRecord, RecipeError
+from maskloom.segcore.formats import mask_endings, sidecar_endings
+from maskloom.segcore.storage.records import damaged, read_json, read_table
+from maskloom.segcore.storage.store import STAGING, Listed, Store, is_local, lives, remove_temporary
+from maskloom.tasks.commits.log import IMAGES, folder_under_way
+from maskloom.tasks.commits.presence import PROCESSES, sweep
+from maskloom.tasks.plan import read_head
 
 IDLE_HOURS = 24.0
 

@@ -22,18 +22,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore.evaluation.confusion import mean_of_known
-from segcore.evaluation.estimate import NORMAL_95, estimate_areas
-from segcore.evaluation.instances import THRESHOLDS
-from segcore.evaluation.scoring import total
+from maskloom.segcore.evaluation.confusion import mean_of_known
+from maskloom.segcore.evaluation.estimate import NORMAL_95, estimate_areas
+from maskloom.segcore.evaluation.instances import THRESHOLDS
+from maskloom.segcore.evaluation.scoring import total
 
 if TYPE_CHECKING:
-    from segcore.evaluation.boundary import Boundary
-    from segcore.evaluation.confusion import Confusion
-    from segcore.evaluation.instances import ObjectCounts
-    from segcore.evaluation.outputs import Classes
-    from segcore.evaluation.scoring import Score
-    from segcore.storage import Store
+    from maskloom.segcore.evaluation.boundary import Boundary
+    from maskloom.segcore.evaluation.confusion import Confusion
+    from maskloom.segcore.evaluation.instances import ObjectCounts
+    from maskloom.segcore.evaluation.run_tables import Classes
+    from maskloom.segcore.evaluation.scoring import Score
+    from maskloom.segcore.storage.store import Store
 
 
 def _schema(keys: str, counts: str, measures: str) -> pa.Schema:

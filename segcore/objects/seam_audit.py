@@ -24,7 +24,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.geometry import Shape
+    from maskloom.segcore.geometry import Shape
 
 SUSPICIOUS = 4.0
 """Scores from here on do not happen by chance (once in 15,000 audits)."""
