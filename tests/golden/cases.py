@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import Result
-from golden.pictures import BANDS, CELLS, HEIGHTS, PICTURE, SCENE, SQUARES
+from golden.pictures import BANDS, CELLS, HEIGHTS, MANY, PICTURE, SCENE, SQUARES
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -80,6 +80,8 @@ CASES = (
         (BANDS, HEIGHTS),
         _EACH,
     ),
+    Case("kmeans_sampled", {"kind": "kmeans", "clusters": 4, "seed": 7}, (MANY,)),
+    Case("mixture_sampled", {"kind": "mixture", "components": 3}, (MANY,)),
     Case("mixture", {"kind": "mixture", "components": 3}),
     *(
         Case(
@@ -90,6 +92,7 @@ CASES = (
         for covariance in ("full", "tied", "diag", "spherical")
     ),
     Case("mean_shift_feature", {"kind": "mean_shift"}),
+    Case("mean_shift_feature_sampled", {"kind": "mean_shift", "bandwidth": 1500}, (MANY,)),
     Case(
         "mean_shift_feature_bands",
         {"kind": "mean_shift", "standardise": True, "kernel": "epanechnikov", "bandwidth": 1.5},

@@ -4,6 +4,7 @@ version of every library.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,16 @@ BANDS = "bands.tif"
 """Four bands of 16 bits in degrees, nodata 0."""
 HEIGHTS = "heights.tif"
 """One band of float32 in UTM, nodata -9999."""
+MANY = "many.tif"
+"""Two bands of 16 bits with more pixels than a sample has (2**18). What is drawn depends on the
+version of the file, which is its time and size.
+"""
 SQUARES = "squares.png"
 """Bright squares on black."""
 CELLS = "cells.png"
 """Bright discs on dark, in the manner of fluorescence."""
+
+_TIME = 1_700_000_000
 
 
 def write_pictures(folder: Path) -> None:
@@ -54,6 +61,10 @@ def write_pictures(folder: Path) -> None:
         transform=from_origin(400_000, 5_200_000, 30, 30),
         nodata=-9999,
     )
+    many = _colours(530, 510)[..., :2].astype(np.uint16) * 51
+    many[..., 0] += _noise(*np.mgrid[:530, :510].astype(np.int64), 30).astype(np.uint16)
+    _tiff(folder / MANY, many)
+    os.utime(folder / MANY, (_TIME, _TIME))
     Image.fromarray(_squares(300, 420)).save(folder / SQUARES)
     Image.fromarray(_cells(260, 330)).save(folder / CELLS)
 
