@@ -39,6 +39,10 @@ class Registry(Mapping[str, T], Generic[T]):
 
         return file_under_name
 
+    def name_of(self, kind: object) -> str | None:
+        """The name that this item is registered under; None where it is not."""
+        return next((name for name, item in self._items.items() if item is kind), None)
+
     def __getitem__(self, name: str) -> T:
         try:
             return self._items[name]
