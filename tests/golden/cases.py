@@ -181,7 +181,7 @@ CASES = (
     Case("deeplab", {"kind": "deeplab", **_NETWORK}, (PICTURE,), network="deeplab"),
     Case(
         "mask_rcnn",
-        {"kind": "mask_rcnn", "core": 64, "halo": 32},
+        {"kind": "mask_rcnn", "core": 128, "halo": 32},
         (SQUARES,),
         network="mask_rcnn",
     ),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ _LENGTH = 16
 
 def digests_of(output: Path, tile: int | str) -> dict[str, dict[str, str]]:
     """By image and by thing: `mask` (pixels as another library decodes them, type, nodata, palette,
-    tags), `preview` (pixels), the rows in `areas`, `images` and `objects`, and `file_TILE` (the
-    mask's bytes: the only thing that the tile decides, by the size of the file's blocks).
+    tags), `beside` (side-cars of the mask), `preview` (pixels), the rows in `areas`, `images` and
+    `objects`, and `file_TILE` (the mask's bytes: the only thing that the tile decides, by the size
+    of the file's blocks).
     """
     tables = {path.name: _rows(path) for path in sorted((output / "tables").iterdir())}
     found = {}
@@ -46,6 +48,7 @@ def digests_of(output: Path, tile: int | str) -> dict[str, dict[str, str]]:
             found[image] |= {
                 f"file_{tile}": hashlib.sha256(mask.read_bytes()).hexdigest()[:_LENGTH],
                 "mask": _hashed(_mask(mask)),
+                "beside": _hashed(_texts(mask.parent.glob(f"{mask.name}.*"))),
                 "preview": _hashed(_picture(preview)),
             }
     return dict(sorted(found.items()))
@@ -107,6 +110,10 @@ def _mask(path: Path) -> dict[str, Any]:
             "transform": list(file.transform),
             "crs": file.crs.to_wkt() if file.crs else None,
         }
+
+
+def _texts(paths: Iterable[Path]) -> dict[str, str]:
+    return {path.name: path.read_text() for path in paths}
 
 
 def _picture(path: Path) -> dict[str, Any]:

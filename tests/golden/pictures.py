@@ -65,7 +65,7 @@ def write_pictures(folder: Path) -> None:
     many[..., 0] += _noise(*np.mgrid[:530, :510].astype(np.int64), 30).astype(np.uint16)
     _tiff(folder / MANY, many)
     os.utime(folder / MANY, (_TIME, _TIME))
-    Image.fromarray(_squares(300, 420)).save(folder / SQUARES)
+    Image.fromarray(_squares(240, 330)).save(folder / SQUARES)
     Image.fromarray(_cells(260, 330)).save(folder / CELLS)
 
 
