@@ -189,9 +189,8 @@ def _directions(subset: Floats, thin: float) -> int:
         np.linalg.svd(subset - subset.mean(axis=1, keepdims=True), compute_uv=False)
         / subset.shape[1] ** 0.5
     )
-    return max(
-        1, int(np.count_nonzero(spreads > max(thin, 1e-9 * spreads[0])))
-    )  # 1e-9: rounding spreads a little
+    # 1e-9: rounding adds a little spread.
+    return max(1, int(np.count_nonzero(spreads > max(thin, 1e-9 * spreads[0]))))
 
 
 def _half_gap(values: NDArray[np.generic]) -> float:
