@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings and fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import time
 import hypothesis
 import pytest
 
-# A busy machine is no defect: pytest-timeout watches over what hangs. And a run that fails, fails
-# again: the examples are the same every time; `--hypothesis-profile=default` draws others.
+# No deadline: a busy machine is not a defect, and pytest-timeout catches tests that hang. The
+# examples are the same in every run, so a failure is reproducible; `--hypothesis-profile=default`
+# draws new ones.
 hypothesis.settings.register_profile(
     "maskloom",
     deadline=None,
@@ -24,10 +25,10 @@ hypothesis.settings.load_profile("maskloom")
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory):
-    """moto's server process, with credentials in the environment as users have them."""
+    """moto's server process, with its credentials in the environment."""
     log = tmp_path_factory.mktemp("s3") / "log"
     with log.open("wb") as stream:
-        # It takes a free port, and says which.
+        # The server chooses a free port and logs it.
         server = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-p", "0"], stdout=stream, stderr=stream
         )
@@ -53,7 +54,7 @@ def s3_server(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def s3_bucket(s3_server):
-    """The URI of a bucket."""
+    """The URI of an empty bucket, shared by all tests."""
     import fsspec
 
     fsspec.filesystem("s3").mkdir("tests-of-stores")
