@@ -7,7 +7,8 @@ first. What a block is run as follows from its language:
     python    in one namespace for the page; if its first line is a comment with a file name, it is
               written to that file and imported
     yaml      a recipe of `maskloom run` or `maskloom train`, or some sections of one; it is checked
-              as these commands check it, and written to the file that its first line names
+              as these commands check it and by the JSON Schema, and written to the file that its
+              first line names
     sql       a query of DuckDB that gives at least one row
 
 A block that cannot be run has `<!-- not run: REASON -->` in the line above it.
@@ -80,17 +81,16 @@ def python(example: Example) -> None:
 
 def recipe(example: Example) -> None:
     """Check a recipe as the command does that takes it."""
+    import jsonschema
     import yaml
 
-    from flows import recipe as runs
-    from flows import train as trainings
+    from maskloom.flows import train as trainings
+    from maskloom.flows.recipes import run as runs
 
     document: dict[str, Any] = yaml.safe_load(example.parsed)
-    name = {"name": "example"}
-    if "images" in document:
-        trainings.make({**name, **document}, Path.cwd())
-    else:
-        runs.make({**name, **_RECIPE, **document}, Path.cwd())
+    kind, needed = (trainings, {}) if "images" in document else (runs, _RECIPE)
+    jsonschema.validate(needed | document, kind.schema())
+    kind.make({"name": "example", **needed, **document}, Path.cwd())
     _written(example)
 
 

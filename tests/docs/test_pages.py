@@ -31,11 +31,7 @@ def run(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """
     work = folder / "work"
     work.mkdir()
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "PREFECT_HOME": str(folder / "prefect"),
-    }
+    environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
     return subprocess.run(
         [sys.executable, runner.__file__, str(page)],
         cwd=work,
@@ -120,7 +116,7 @@ def test_the_index_names_every_page():
 def test_commands_and_options_in_the_text_exist(page):
     import typer
 
-    from flows.cli import app
+    from maskloom.flows.cli import app
 
     commands = typer.main.get_command(app).commands
     spans = re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
