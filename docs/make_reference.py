@@ -5,6 +5,7 @@ A test compares the file with the schemas, so it is run whenever a key or its he
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def _section(key: str, value: Schema, schema: Schema) -> Iterator[str]:
         name = kind["properties"]["kind"]["const"]
         yield f"#### {key}: `{name}`\n"
         if kind.get("description"):
-            yield _text(kind["description"]) + "\n"
+            yield textwrap.fill(_text(kind["description"]), 100) + "\n"
         if len(kind["properties"]) > 1:
             yield _table(kind, schema)
 

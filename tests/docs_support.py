@@ -10,6 +10,7 @@ first. What a block is run as follows from its language:
               as these commands check it and by the JSON Schema, and written to the file that its
               first line names
     sql       a query of DuckDB that gives at least one row
+    toml      entry points of a distribution, which is then installed for the blocks that follow
 
 A block that cannot be run has `<!-- not run: REASON -->` in the line above it.
 """
@@ -21,6 +22,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ def examples(path: Path) -> list[Example]:
         CodeBlockParser("python", python),
         CodeBlockParser("yaml", recipe),
         CodeBlockParser("sql", query),
+        CodeBlockParser("toml", distribution),
     )
     excused = {match.end() for match in _EXCUSED.finditer(document.text)}
     return [example for example in document if example.start not in excused]
@@ -58,11 +61,17 @@ def forgotten(path: Path) -> int:
 
 
 def shell(example: Example) -> None:
-    """Run a script; `maskloom` and `python` are those of this environment."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    """Run a script. `maskloom` and `python` are those of this environment, and find the modules of
+    the current folder as installed ones.
+    """
+    places = {"PATH": Path(sys.executable).parent, "PYTHONPATH": Path.cwd()}
+    environment = {
+        name: os.pathsep.join(filter(None, [str(place), os.environ.get(name)]))
+        for name, place in places.items()
+    }
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", example.parsed],
-        env={**os.environ, "PATH": path},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -99,6 +108,20 @@ def query(example: Example) -> None:
     import duckdb
 
     assert duckdb.sql(example.parsed).fetchall(), "no rows"
+
+
+def distribution(example: Example) -> None:
+    """Leave entry points in this folder as pip would leave them in `site-packages`."""
+    groups = tomllib.loads(example.parsed)["project"]["entry-points"]
+    lines = [
+        line
+        for group, points in groups.items()
+        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in points.items()))
+    ]
+    meta = Path("example-1.0.dist-info")
+    meta.mkdir()
+    (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: example\nVersion: 1.0\n")
+    (meta / "entry_points.txt").write_text("\n".join(lines))
 
 
 def _written(example: Example) -> str | None:

@@ -1,9 +1,7 @@
-"""Draws the README's picture, `demo.webp` beside this file, from the output of a demo:
+"""Draws the README's picture, `demo.webp` beside this file, from the output of `maskloom demo`.
 
-maskloom demo
-python docs/images/make_demo.py maskloom-demo
-
-Photographs above; below their masks, each class in its mean colour as the tables give it.
+Run it as `python docs/images/make_demo.py maskloom-demo`. Photographs above; below their masks,
+each class in its mean colour as the tables give it.
 """
 
 from __future__ import annotations

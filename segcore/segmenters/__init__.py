@@ -1,29 +1,5 @@
 """One file a method. Importing this package registers all segmenters."""
 
-from __future__ import annotations
+from maskloom.segcore.registry import import_modules
 
-from maskloom.segcore.segmenters import (
-    connected_parts,
-    ensemble,
-    kmeans,
-    mask_rcnn,
-    mean_shift,
-    mixture,
-    network,
-    quickshift,
-    threshold,
-    watershed,
-)
-
-__all__ = [
-    "connected_parts",
-    "ensemble",
-    "kmeans",
-    "mask_rcnn",
-    "mean_shift",
-    "mixture",
-    "network",
-    "quickshift",
-    "threshold",
-    "watershed",
-]
+import_modules(__name__)

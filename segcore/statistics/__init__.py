@@ -1,7 +1,5 @@
-"""Statistics, one file a table. Importing this package fills
-`segcore.statistics.protocol.STATISTICS`.
-"""
+"""Statistics, one file or folder a table. Importing this package registers them."""
 
-from maskloom.segcore.statistics import area
+from maskloom.segcore.registry import import_modules
 
-__all__ = ["area"]
+import_modules(__name__)

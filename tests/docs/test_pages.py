@@ -4,15 +4,15 @@ the reference of the recipes is that of the code.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import docs_support as runner
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -131,7 +131,7 @@ def test_commands_and_options_in_the_text_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
 def test_prose_fits_the_line(page):
     text = page.read_text(encoding="utf-8")
-    prose = [line for line in text.splitlines() if not line.startswith(("|", "- `", "!["))]
+    prose = [line for line in text.splitlines() if not line.startswith(("|", "!["))]
     command = "python3 -m venv"  # a README's command is one line to copy
     assert [
         line for line in prose if len(line) > _LONGEST_LINE and not line.startswith(command)
@@ -140,3 +140,22 @@ def test_prose_fits_the_line(page):
 
 def test_the_readme_is_short():
     assert (ROOT / "README.md").stat().st_size < _LONGEST_README
+
+
+def test_the_reference_is_that_of_the_schemas():
+    spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (DOCS / "reference.md").read_text(encoding="utf-8")
+    assert written == module.reference(), "run: python docs/make_reference.py"
+
+
+def test_every_column_of_the_tables_is_described():
+    from maskloom.segcore.statistics.area import Area
+    from maskloom.tasks.object_files import objects_schema
+    from maskloom.tasks.publish import IMAGES_SCHEMA, table_schema
+
+    page = (DOCS / "outputs.md").read_text(encoding="utf-8")
+    schemas = (IMAGES_SCHEMA, table_schema(Area()), objects_schema(1, located=True))
+    for schema in schemas:
+        assert [name for name in schema.names if f"`{name}`" not in page] == []
