@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import docs_support as runner
+import jsonschema
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,20 +55,23 @@ def test_every_block_is_run_or_says_why_not(page):
 
 
 @pytest.mark.parametrize(
-    "block",
+    ("block", "message"),
     [
-        "```sh\nfalse; true\n```\n",
-        "```sh\nmaskloom list segmentors | cat\n```\n",
-        "```python\nassert 1 == 2\n```\n",
-        "```yaml\ntilling: {tile: 512}\n```\n",
-        "```sql\nSELECT 1 WHERE 1 = 2\n```\n",
+        ("```sh\nfalse; true\n```\n", "exit 1"),
+        ("```sh\nfalse | true\n```\n", "exit 1"),
+        ("```python\nassert 1 == 2, 'unequal'\n```\n", "unequal"),
+        ("```yaml\ntilling: {tile: 512}\n```\n", "'tilling' was unexpected"),
+        ("```yaml\nclassses: [a, b]\nimages: cells\n```\n", "'classses' was unexpected"),
+        ("```sql\nSELECT 1 WHERE 1 = 2\n```\n", "no rows"),
     ],
-    ids=["command", "pipe", "python", "recipe", "query"],
 )
-def test_a_false_example_fails(block, tmp_path):
+def test_a_false_example_fails(block, message, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text(block, encoding="utf-8")
-    assert run(page, tmp_path).returncode != 0
+    monkeypatch.chdir(tmp_path)
+    (example,) = runner.examples(page)
+    with pytest.raises((AssertionError, jsonschema.ValidationError), match=message):
+        example.evaluate()
 
 
 @pytest.mark.parametrize(
