@@ -25,7 +25,6 @@ from maskloom.flows.recipes.schemas import (
     schema_of,
 )
 from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets, shown
-from maskloom.segcore import segmenters, statistics  # noqa: F401  (their import fills registries)
 from maskloom.segcore.deep.inference.files.weights import is_packaged
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.models.composed import Composed

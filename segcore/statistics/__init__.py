@@ -1,5 +1,1 @@
-"""Statistics, one file or folder a table. Importing this package registers them."""
-
-from maskloom.segcore.registry import import_modules
-
-import_modules(__name__)
+"""Statistics over masks, one file or folder per table."""
