@@ -62,13 +62,16 @@ def _section(key: str, value: Schema, schema: Schema) -> Iterator[str]:
     kinds = list(_kinds(whole)) or list(_kinds(whole.get("items", {})))
     if kinds:
         yield f"### `{key}`, by kind\n"
+    seen: dict[str, str] = {}
     for kind in kinds:
         name = kind["properties"]["kind"]["const"]
         yield f"#### {key}: `{name}`\n"
         if kind.get("description"):
             yield textwrap.fill(_text(kind["description"]), 100) + "\n"
         if len(kind["properties"]) > 1:
-            yield _table(kind, schema)
+            table = _table(kind, schema)
+            same = seen.setdefault(table, name)
+            yield table if same == name else f"The same keys as `{same}`.\n"
 
 
 def _kinds(value: Schema) -> Iterator[Schema]:
@@ -123,8 +126,8 @@ def _resolved(value: Schema, schema: Schema) -> Schema:
 
 
 def _text(text: str) -> str:
-    """Help as one line of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """Help as one line of a table, in the words of YAML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("None: ", "Default: ")
 
 
 if __name__ == "__main__":
