@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -36,3 +37,17 @@ def test_data_files_of_packages_are_installed() -> None:
         folder = ROOT.joinpath(*(parts if len(parts) == 1 else parts[1:]))
         for pattern in patterns:
             assert any(folder.glob(pattern)), f"{name}: nothing matches {pattern}"
+
+
+def test_child_processes_import_nothing_of_the_current_folder() -> None:
+    """The README's first command is run in a checkout, whose folder `maskloom` is not the whole."""
+    modules = [module for part in PARTS for module in (ROOT / part).rglob("*.py")]
+    starts = {
+        module.name: re.findall(
+            r"\[\s*sys\.executable,(?:\s*#.*)*\s*(\"[^\"]+\")", module.read_text()
+        )
+        for module in modules
+    }
+    found = {name: options for name, options in starts.items() if options}
+    assert found.keys() == {"server.py", "examine.py"}
+    assert all(option == '"-P"' for options in found.values() for option in options), found
