@@ -326,13 +326,25 @@ def test_messages_say_what_was_expected_and_what_came(keys, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("segmenter: {kind: kmeans, classes: [no, yes, maybe]}", "segmenter.classes.0: expected text, got False. YAML reads no, off .* put quotes"),
-        ("segmenter: {kind: kmeans, classes: [2026-01-01, b]}", "got 2026-01-01. YAML reads this as a date. If it is text, put quotes"),
-        ("name: 2026", "name: expected text, got 2026. YAML reads this as a number. If it is text, put quotes"),
-        ("segmenter: {kind: off}", "segmenter.kind: expected a name, got False. YAML reads no, off"),
+        (
+            "segmenter: {kind: kmeans, classes: [no, yes, maybe]}",
+            "segmenter.classes.0: expected text, got False. YAML reads no, off .* put quotes",
+        ),
+        (
+            "segmenter: {kind: kmeans, classes: [2026-01-01, b]}",
+            "got 2026-01-01. YAML reads this as a date. If it is text, put quotes",
+        ),
+        (
+            "name: 2026",
+            "name: expected text, got 2026. YAML reads this as a number. If it is text, put quotes",
+        ),
+        (
+            "segmenter: {kind: off}",
+            "segmenter.kind: expected a name, got False. YAML reads no, off",
+        ),
         ("on: push", "expected a key that is text, got True. YAML reads no, off"),
     ],
-)  # fmt: skip
+)
 def test_what_yaml_reads_as_something_else_needs_quotes(text, message):
     with pytest.raises(RecipeError, match=message):
         recipes.make({**MINIMAL, **yaml.safe_load(text)}, Path("/data"))

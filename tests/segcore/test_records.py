@@ -55,7 +55,8 @@ def test_a_cut_record_names_itself(stop: int) -> None:
 def test_a_cut_table_names_itself(stop: int, tail: bytes) -> None:
     with pytest.raises(
         DamagedRecord,
-        match=r"^/data/out/tables/areas/x.parquet is damaged.*Remove x\.parquet from all folders of /data/out/tables",
+        match=r"^/data/out/tables/areas/x.parquet is damaged.*"
+        r"Remove x\.parquet from all folders of /data/out/tables",
     ):
         parse_table(STORE, "tables/areas/x.parquet", CONTENT[:stop] + tail)
 

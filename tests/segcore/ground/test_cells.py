@@ -241,11 +241,14 @@ def test_rows_beyond_the_poles_have_no_ground() -> None:
     assert rows.sum() * 720 == pytest.approx(5.10065621724e14, rel=1e-11)
 
 
-@pytest.mark.parametrize(("crs", "affine", "shape"), [
-    (TRIPEL, (40000.0, 0.0, -20040000.0, 0.0, -40000.0, 10040000.0), (502, 1002)),
-    (MOLLWEIDE, (40000.0, 0.0, -18080000.0, 0.0, -40000.0, 9040000.0), (452, 904)),
-    (ROTATED_POLE, (0.5, 0.0, 0.0, 0.0, -0.5, 90.0), (360, 720)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("crs", "affine", "shape"),
+    [
+        (TRIPEL, (40000.0, 0.0, -20040000.0, 0.0, -40000.0, 10040000.0), (502, 1002)),
+        (MOLLWEIDE, (40000.0, 0.0, -18080000.0, 0.0, -40000.0, 9040000.0), (452, 904)),
+        (ROTATED_POLE, (0.5, 0.0, 0.0, 0.0, -0.5, 90.0), (360, 720)),
+    ],
+)
 def test_world_maps_hold_the_whole_planet_once(
     crs: str, affine: Affine, shape: tuple[int, int]
 ) -> None:
@@ -468,22 +471,37 @@ def test_a_map_in_feet_is_the_map_in_metres() -> None:
     np.testing.assert_allclose(feet, metres, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("local", "area"), [
-    ('LOCAL_CS["local",UNIT["metre",1]]', 6.0),
-    ('ENGCRS["site",EDATUM["site"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],LENGTHUNIT["foot",0.3048]]', 6 * 0.3048**2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("local", "area"),
+    [
+        ('LOCAL_CS["local",UNIT["metre",1]]', 6.0),
+        (
+            (
+                'ENGCRS["site",EDATUM["site"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],'
+                'LENGTHUNIT["foot",0.3048]]'
+            ),
+            6 * 0.3048**2,
+        ),
+    ],
+)
 def test_coordinates_without_a_datum_are_a_plane(local: str, area: float) -> None:
     assert ground_area((2, 0, 0, 0, -3, 0), local, Box((0, 0), (1, 1))) == pytest.approx(
         area, rel=1e-15
     )
 
 
-@pytest.mark.parametrize(("wide", "plain"), [
-    ("EPSG:7405", "EPSG:27700"),
-    ("EPSG:4979", "EPSG:4326"),
-    ("EPSG:32633+5773", "EPSG:32633"),
-    ("+proj=utm +zone=33 +ellps=bessel +towgs84=598,73,418 +type=crs", "+proj=utm +zone=33 +ellps=bessel +type=crs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wide", "plain"),
+    [
+        ("EPSG:7405", "EPSG:27700"),
+        ("EPSG:4979", "EPSG:4326"),
+        ("EPSG:32633+5773", "EPSG:32633"),
+        (
+            "+proj=utm +zone=33 +ellps=bessel +towgs84=598,73,418 +type=crs",
+            "+proj=utm +zone=33 +ellps=bessel +type=crs",
+        ),
+    ],
+)
 def test_heights_and_datum_shifts_change_nothing(wide: str, plain: str) -> None:
     affine = (0.01, 0, 10, 0, -0.01, 50) if plain == "EPSG:4326" else (10, 0, 4e5, 0, -10, 3e5)
     box = Box((0, 0), (20, 20))

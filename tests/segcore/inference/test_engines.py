@@ -463,7 +463,8 @@ weights = Weights.of(sys.argv[1])
 card = Card("network", weights.sha256, 2, ("a", "b", "c"), Scaling(), Reach(64, 4))
 for engine in ("openvino", "tensorflow"):
     if engines.is_installed(engine):
-        engines.open_engine(weights, card, Choice(engine, "bfloat16"))(np.ones((1, 32, 32, 2), np.float32))
+        predict = engines.open_engine(weights, card, Choice(engine, "bfloat16"))
+        predict(np.ones((1, 32, 32, 2), np.float32))
 import tensorflow
 print(tensorflow.config.threading.get_intra_op_parallelism_threads())
 print("mine", file=sys.stderr)
