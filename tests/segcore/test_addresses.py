@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -110,7 +110,6 @@ def test_passwords_are_known_from_users_and_ports(address: str, secret: bool) ->
         assert written(address) == address
 
 
-@settings(max_examples=25)
 @given(st.text())
 def test_what_is_written_is_utf8_and_stays_what_it_is(text: str) -> None:
     once = written(text)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segcore.choices import with_choices
@@ -41,7 +41,6 @@ def test_what_is_whole_is_read_back() -> None:
     )
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(0, len(RECORD) - 2))
 def test_a_cut_record_names_itself(stop: int) -> None:
     with pytest.raises(
@@ -50,7 +49,6 @@ def test_a_cut_record_names_itself(stop: int) -> None:
         parse_json(STORE, "runs/r/model.json", RECORD[:stop], model_of)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(0, len(CONTENT) - 1), st.binary(max_size=40))
 def test_a_cut_table_names_itself(stop: int, tail: bytes) -> None:
     with pytest.raises(

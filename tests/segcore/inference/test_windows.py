@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segcore.geometry import Grid, Tile
@@ -74,7 +74,6 @@ def whole_window(margin: int) -> Network:
     st.sampled_from([1, 8, 32, 50, 256]),
     st.sampled_from(["blended", "cut"]),
 )
-@settings(max_examples=200, deadline=None)
 def test_weights_add_up_to_exactly_one(reach: Reach, size: int, side: int, seams: Any) -> None:
     for axis in (0, 1):
         total, products = np.zeros(size, np.float32), []
@@ -90,7 +89,6 @@ def test_weights_add_up_to_exactly_one(reach: Reach, size: int, side: int, seams
 
 
 @given(reaches, sizes, sizes, tilings, st.sampled_from([8, 32, 50]))
-@settings(max_examples=80, deadline=None)
 def test_any_tiling_gives_the_same_bits(
     reach: Reach, height: int, width: int, tile: Any, side: int
 ) -> None:
@@ -102,7 +100,6 @@ def test_any_tiling_gives_the_same_bits(
 
 
 @given(reaches, sizes, sizes, tilings, st.sampled_from([8, 32, 50]))
-@settings(max_examples=40, deadline=None)
 def test_class_ids_are_cut_and_never_averaged(
     reach: Reach, height: int, width: int, tile: Any, side: int
 ) -> None:
@@ -121,7 +118,6 @@ def test_class_ids_are_cut_and_never_averaged(
 
 
 @given(reaches, sizes, sizes, st.sampled_from([8, 32, 50]))
-@settings(max_examples=40, deadline=None)
 def test_blending_scores_that_agree_changes_nothing(
     reach: Reach, height: int, width: int, side: int
 ) -> None:

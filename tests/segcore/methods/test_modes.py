@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from skimage import data
 from sklearn.cluster import MeanShift, estimate_bandwidth
@@ -117,7 +117,6 @@ def test_modes_and_basins_are_those_of_a_slow_mean_shift(name: str, kernel: Any)
 @given(
     st.integers(1, 5), st.integers(0, 2**31), st.sampled_from(["flat", "epanechnikov", "gaussian"])
 )
-@settings(max_examples=25, deadline=None)
 def test_any_number_of_bands(channels: int, seed: int, kernel: Any) -> None:
     generator = np.random.default_rng(seed)
     centres = generator.uniform(-3, 3, (3, channels))
