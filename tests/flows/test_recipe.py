@@ -314,7 +314,7 @@ def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
             r"^cluster\.workers: expected a whole number, got 'two'\.$",
         ),
         ({"name": "A b"}, r"^name: expected text of the characters a-z0-9- only, got 'A b'\.$"),
-        ({"inputs": [[1]] * 10_000}, r"^inputs\.0: .*\n(.*\n)*\.\.\. and 9980 more\.$"),
+        ({"inputs": [[1]] * 1_000}, r"^inputs\.0: .*\n(.*\n)*\.\.\. and 980 more\.$"),
         ({"name": int("9" * 4000)}, r"^name: expected text, got 9{100}\.\.\."),
     ],
 )
