@@ -1,0 +1,1 @@
+"""Decides what is done: the command line, recipes, and one flow per command."""

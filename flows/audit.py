@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flows.recipe import Recipe, effective_tile
-from flows.segment import take_inventory
-from flows.terminal import count
-from segcore.errors import RunError
-from segcore.model import Exactness, ObjectSegmenter
-from segcore.objects.seam_audit import audit_seams
-from segcore.scene import Mask, Region, fit_to, segment_scene, settled
-from segcore.storage import Store, configure
-from segcore.work import prepare_process
-from tasks.fanout import InProcess, memory_of, open_fanout
-from tasks.memory import require_memory
-from tasks.plan import describe_sources
+from maskloom.flows.recipes.run import RunRecipe, effective_tile
+from maskloom.flows.segment import take_inventory
+from maskloom.flows.terminal import count
+from maskloom.segcore.errors import RunError
+from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter
+from maskloom.segcore.objects.seam_audit import audit_seams
+from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, settled
+from maskloom.segcore.pipeline.worker import prepare_process
+from maskloom.segcore.storage.store import Store, configure
+from maskloom.tasks.fanout.dask import InProcess, memory_of, open_fanout
+from maskloom.tasks.memory import require_memory
+from maskloom.tasks.plan import describe_sources
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.geometry import Shape
-    from segcore.manifest import Item
-    from segcore.model import Model
+    from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.models.protocols import Model
+    from maskloom.segcore.pipeline.records import PlannedImage
 
 DEFAULT_PIXELS = 2_000_000
 _TILES_ACROSS = 3
@@ -49,7 +49,7 @@ class Audit:
     """Whether something differs that must not."""
 
 
-def audit(recipe: Recipe, pixels: int, tile: int | None) -> Audit:
+def audit(recipe: RunRecipe, pixels: int, tile: int | None) -> Audit:
     """Audit the first readable image of a recipe. Raises `RunError` where there is none, `FitError`
     where it allows no model.
     """
@@ -102,7 +102,7 @@ def audit(recipe: Recipe, pixels: int, tile: int | None) -> Audit:
     return Audit(tuple(lines), broken)
 
 
-def _first_readable(recipe: Recipe) -> Item:
+def _first_readable(recipe: RunRecipe) -> PlannedImage:
     inventory = take_inventory(recipe)
     with open_fanout(
         InProcess(),
@@ -199,7 +199,7 @@ def _picture(region: Region, differing: NDArray[np.bool_], side: int) -> bytes:
     """The region in grey with its differences and seams, reduced so that no difference is lost."""
     from PIL import Image
 
-    from segcore.geometry import Box, Tile
+    from maskloom.segcore.geometry import Box, Tile
 
     whole = Box.whole(region.spec.shape)
     block = region.block(Tile((0, 0), whole, whole), region.spec)

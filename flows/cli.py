@@ -15,19 +15,19 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from flows.terminal import EscapingFormatter, count, escaped, failure, line
-from segcore.addresses import written
-from segcore.errors import MaskloomError, RecipeError
+import maskloom
+from maskloom.flows.terminal import EscapingFormatter, count, escaped, failure, line
+from maskloom.segcore.errors import MaskloomError, RecipeError
+from maskloom.segcore.storage.addresses import written
 
 if TYPE_CHECKING:
-    from flows.recipe import Recipe
-    from flows.segment import Inventory, Outcome
+    from maskloom.flows.recipes.run import RunRecipe
+    from maskloom.flows.segment import Inventory, Outcome
 
 DONE, CANNOT_GO_ON, WRONG_USAGE, SOME_FAILED = 0, 1, 2, 3
 _FAILURES_SHOWN = 5
@@ -92,7 +92,7 @@ Output = Annotated[
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"maskloom {version('maskloom')}")
+        typer.echo(f"maskloom {maskloom.__version__}")
         raise typer.Exit
 
 
@@ -120,7 +120,7 @@ def run(
     """Run a recipe: the whole batch, or what is left of it. The same command resumes an interrupted
     run and does nothing on unchanged inputs.
     """
-    from flows import recipe as recipes
+    from maskloom.flows.recipes import run as recipes
 
     with _messages():
         _run(
@@ -168,8 +168,8 @@ def segment(
     sole_writer: SoleWriter = False,
 ) -> None:
     """Segment images without a recipe file: the same run, the recipe made from flags."""
-    from flows import documents
-    from flows import recipe as recipes
+    from maskloom.flows.recipes import run as recipes
+    from maskloom.flows.recipes import yaml_files
 
     with _messages():
         section: dict[str, Any] = {"kind": kind}
@@ -177,7 +177,7 @@ def segment(
             key, equals, text = parameter.partition("=")
             if not equals:
                 raise RecipeError(f"-p {parameter!r}: expected KEY=VALUE.")
-            section[key] = documents.read_value(text, f"-p {documents.shown(parameter)}")
+            section[key] = yaml_files.read_value(text, f"-p {yaml_files.shown(parameter)}")
         document = {
             "name": "segment",
             "inputs": inputs,
@@ -199,8 +199,8 @@ def plan(recipe: RecipePath, changes: Changes = None) -> None:
     """Show what a run would do, reading headers only: images, tiles, shards, bytes to read,
     projected peak memory of a worker.
     """
-    from flows import recipe as recipes
-    from flows.explain import explain
+    from maskloom.flows.dry_run import explain
+    from maskloom.flows.recipes import run as recipes
 
     with _messages():
         typer.echo(explain(recipes.load(recipe, changes or [])))
@@ -217,8 +217,8 @@ def demo(
     """Run k-means on nine photographs that come with the installed packages, and name the files to
     look at.
     """
-    from flows import recipe as recipes
-    from flows.demo import prepare
+    from maskloom.flows.demo import prepare
+    from maskloom.flows.recipes import run as recipes
 
     with _messages():
         path = prepare(output)
@@ -244,8 +244,8 @@ def audit(
     """Prove that tiled equals untiled: segment a region whole and in tiles, and compare. Exit code
     1 where an exact segmenter differs.
     """
-    from flows import recipe as recipes
-    from flows.audit import audit as run_audit
+    from maskloom.flows.audit import audit as run_audit
+    from maskloom.flows.recipes import run as recipes
 
     with _messages():
         found = run_audit(recipes.load(recipe, changes or []), pixels, tile)
@@ -278,12 +278,12 @@ def compare(
     ] = None,
 ) -> None:
     """Draw what several segmenters make of one image side by side, with their boundaries."""
-    from flows import documents
-    from flows.compare import compare as draw
+    from maskloom.flows.compare import compare as draw
+    from maskloom.flows.recipes import yaml_files
 
     with _messages():
         sections = [
-            documents.read_value(text, f"-s {documents.shown(text)}") for text in segmenters or []
+            yaml_files.read_value(text, f"-s {yaml_files.shown(text)}") for text in segmenters or []
         ]
         draw(image, sections or None, output)
         typer.echo(f"Look at {output}")
@@ -296,7 +296,7 @@ def train(recipe: TrainingPath, changes: Changes = None, quiet: QuietFlag = Fals
 
     With more training.epochs, or another training.patience, a finished one goes on too.
     """
-    from flows import train as flow
+    from maskloom.flows import train as flow
 
     with _messages():
         order = flow.load(recipe, changes or [])
@@ -393,8 +393,8 @@ def evaluate(
     sample of each mapped class, drawn one by one. For fully labelled images, whose pixels resemble
     their neighbours, they are too narrow.
     """
-    from flows import evaluate as flow
-    from segcore.evaluation.pairing import Affixes
+    from maskloom.flows import evaluate as flow
+    from maskloom.segcore.annotations.pairing import NameSuffixes
 
     with _messages():
         options = flow.Options(
@@ -402,7 +402,7 @@ def evaluate(
             values=tuple(values or ()),
             colours=colours,
             void=tuple(void or ()),
-            affixes=Affixes(truth_suffix, image_suffix),
+            affixes=NameSuffixes(truth_suffix, image_suffix),
             tolerance=tolerance,
             objects="auto" if objects is None else "yes" if objects else "no",
             out=None if out is None else _location(out),
@@ -417,7 +417,7 @@ def evaluate(
 @app.command()
 def status(output: Output) -> None:
     """Show what is done, failed and left in an output."""
-    from tasks.inspect import status as read_status
+    from maskloom.tasks.inspect import status as read_status
 
     with _messages():
         found = read_status(_location(output))
@@ -440,7 +440,7 @@ def verify(output: Output) -> None:
     """Check an output again: digests of masks, tables and records, and the sums of the tables. Exit
     code 1 where something is wrong.
     """
-    from tasks.inspect import verify as find_faults
+    from maskloom.tasks.inspect import verify as find_faults
 
     with _messages():
         faults = list(find_faults(_location(output)))
@@ -474,7 +474,7 @@ def clean(
 
     Whatever a living run may still write stays, on any machine, and is named with the reason.
     """
-    from tasks.clean import leftovers, remove
+    from maskloom.tasks.clean import leftovers, remove
 
     with _messages():
         location = _location(output)
@@ -497,7 +497,7 @@ def list_(
     ],
 ) -> None:
     """List segmenters, formats or statistics with their parameters, defaults and exactness."""
-    from flows.explain import catalogue
+    from maskloom.flows.dry_run import catalogue
 
     typer.echo(catalogue(what))
 
@@ -511,9 +511,9 @@ def schema(
 ) -> None:
     """Print the JSON Schema of recipes, of runs or of trainings."""
     if of == "train":
-        from flows.train import schema as schema_of
+        from maskloom.flows.train import schema as schema_of
     else:
-        from flows.recipe import schema as schema_of
+        from maskloom.flows.recipes.run import schema as schema_of
     typer.echo(json.dumps(schema_of(), indent=2))
 
 
@@ -522,7 +522,7 @@ def main() -> NoReturn:
     try:
         app()
     except SystemExit as ended:
-        from tasks.fanout import threads_left_behind
+        from maskloom.tasks.fanout.dask import threads_left_behind
 
         if threads_left_behind():
             # Native code that still runs in them would abort the process on its way out.
@@ -555,23 +555,23 @@ def _messages() -> Iterator[None]:
 
 
 def _run(
-    recipe: Recipe,
+    recipe: RunRecipe,
     no_prefect: bool,
     quiet: bool,
     keep_other_recipes: bool = False,
     sole_writer: bool = False,
 ) -> None:
-    from flows import recipe as recipes
-    from flows.orchestrate import Plain, Prefect, stop_on_signals
-    from flows.progress import watcher
-    from flows.segment import Sharing, healed, refuse_other_recipes, take_inventory
-    from flows.segment import run as run_recipe
-    from segcore.choices import open_choices
-    from segcore.storage import configure
-    from segcore.work import prepare_process
-    from tasks.clean import tidy
-    from tasks.discover import advice, told
-    from tasks.fanout import open_fanout, threads_of, with_gpus
+    from maskloom.flows.orchestration.orchestrate import Plain, Prefect, stop_on_signals
+    from maskloom.flows.progress import watcher
+    from maskloom.flows.recipes import run as recipes
+    from maskloom.flows.segment import Sharing, healed, refuse_other_recipes, take_inventory
+    from maskloom.flows.segment import run as run_recipe
+    from maskloom.segcore.models.selection import open_choices
+    from maskloom.segcore.pipeline.worker import prepare_process
+    from maskloom.segcore.storage.store import configure
+    from maskloom.tasks.clean import tidy
+    from maskloom.tasks.discover import advice, told
+    from maskloom.tasks.fanout.dask import open_fanout, threads_of, with_gpus
 
     started = time.monotonic()
     configure(recipe.storage)
@@ -604,7 +604,7 @@ def _run(
     _say(recipe, inventory, outcome, time.monotonic() - started)
 
 
-def _say_nothing_to_do(recipe: Recipe, inventory: Inventory) -> None:
+def _say_nothing_to_do(recipe: RunRecipe, inventory: Inventory) -> None:
     _say_removed(inventory)
     failed = inventory.failed_before
     note = f", {failed} of them failed before (maskloom status tells why)" if failed else ""
@@ -614,7 +614,7 @@ def _say_nothing_to_do(recipe: Recipe, inventory: Inventory) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
-def _say(recipe: Recipe, inventory: Inventory, outcome: Outcome, seconds: float) -> None:
+def _say(recipe: RunRecipe, inventory: Inventory, outcome: Outcome, seconds: float) -> None:
     for uri, reason in outcome.failures[:_FAILURES_SHOWN]:
         typer.echo(f"failed: {failure(uri, reason.error_type, reason.error)}", err=True)
     if outcome.failed > _FAILURES_SHOWN:

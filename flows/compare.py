@@ -15,26 +15,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flows.sections import build
-from segcore import segmenters  # noqa: F401  (its import fills the registry)
-from segcore.errors import RecipeError, RunError, StoreError
-from segcore.geometry import Box, Tile
-from segcore.jobs import DescribeJob
-from segcore.manifest import Source
-from segcore.model import SEGMENTERS, ObjectSegmenter
-from segcore.raster import Block
-from segcore.scene import Mask, Region, fit_to, segment_scene, settled
-from segcore.storage import filesystem, store_errors, version_of
-from segcore.work import describe
+from maskloom.flows.recipes.schemas import build
+from maskloom.segcore import segmenters  # noqa: F401  (its import fills the registry)
+from maskloom.segcore.errors import RecipeError, RunError, StoreError
+from maskloom.segcore.geometry import Box, Tile
+from maskloom.segcore.models.protocols import SEGMENTERS, ObjectSegmenter
+from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, settled
+from maskloom.segcore.pipeline.jobs import DescribeJob
+from maskloom.segcore.pipeline.worker import describe
+from maskloom.segcore.raster.source import Source
+from maskloom.segcore.raster.spec import Block
+from maskloom.segcore.storage.store import filesystem, store_errors, version_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from segcore.geometry import Shape
-    from segcore.model import Fitter, Model
-    from segcore.raster import RasterSpec
+    from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.models.protocols import Fitter, Model
+    from maskloom.segcore.raster.spec import RasterSpec
 
 Kind = str | Mapping[str, Any] | list[Any]
 """A segmenter as in a recipe: a kind, or `kind` and parameters, or a list of such, which is an

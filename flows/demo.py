@@ -8,7 +8,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from segcore.errors import RunError
+from maskloom.segcore.errors import RunError
 
 PHOTOGRAPHS = {
     ("skimage", "data"): (

@@ -17,33 +17,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from flows.documents import read_yaml
-from flows.progress import SECONDS_BETWEEN_LINES
-from flows.terminal import count
-from segcore import formats
-from segcore.errors import ImageError, RecipeError, StoreError, Unavailable
-from segcore.evaluation.masks import MaskFile
-from segcore.evaluation.outputs import Mask, Output
-from segcore.evaluation.pairing import Affixes, Pairs, pair
-from segcore.evaluation.picture import Heading, draw, make_strip, photo_of
-from segcore.evaluation.scoring import Score, Subject, Terms, score
-from segcore.evaluation.tables import Result
-from segcore.evaluation.values import (
+from maskloom.flows.progress import SECONDS_BETWEEN_LINES
+from maskloom.flows.recipes.yaml_files import read_yaml
+from maskloom.flows.terminal import count
+from maskloom.segcore import formats
+from maskloom.segcore.annotations.label_mapping import (
     VOID,
     VOID_NAME,
-    Key,
-    Rule,
+    LabelMapping,
+    ValueRule,
     default_rules,
     parse_table,
     parse_values,
 )
-from segcore.formats._open import Source
-from segcore.legend import Legend
-from segcore.manifest import ABSENT
-from segcore.raster import FORMATS
-from segcore.storage import Store
-from tasks.discover import discover
-from tasks.inspect import status
+from maskloom.segcore.annotations.masks import MaskFile
+from maskloom.segcore.annotations.pairing import MaskPairs, NameSuffixes, pair
+from maskloom.segcore.errors import ImageError, RecipeError, StoreError, Unavailable
+from maskloom.segcore.evaluation.picture import Heading, draw, make_strip, photo_of
+from maskloom.segcore.evaluation.run_tables import Output, RunMask
+from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, Score, score
+from maskloom.segcore.evaluation.tables import Result
+from maskloom.segcore.formats.source import StoredFile
+from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.raster.source import ABSENT
+from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.storage.store import Store
+from maskloom.tasks.discover import discover
+from maskloom.tasks.inspect import status
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +65,7 @@ class Options:
     colours: Path | None = None
     """YAML file of classes with their values or colours."""
     void: tuple[str, ...] = ()
-    affixes: Affixes = field(default_factory=Affixes)
+    affixes: NameSuffixes = field(default_factory=NameSuffixes)
     tolerance: float = 2.0
     """Pixels."""
     objects: Literal["auto", "yes", "no"] = "auto"
@@ -187,7 +187,7 @@ def _truths(given: Sequence[str], output: str) -> list[str]:
     return [source.uri for source in found]
 
 
-def _terms(output: Output, options: Options, numbered: bool) -> Terms:
+def _terms(output: Output, options: Options, numbered: bool) -> EvaluationOptions:
     classes = output.classes
     compared = numbered if options.objects == "auto" else options.objects == "yes"
     if compared and not classes.foreground:
@@ -201,25 +201,27 @@ def _terms(output: Output, options: Options, numbered: bool) -> Terms:
             classes.names, tuple(classes.names[i] for i in classes.foreground) if numbered else None
         )
     rules += [
-        Rule.parse(value, VOID_NAME, "--void") for text in options.void for value in text.split(",")
+        ValueRule.parse(value, VOID_NAME, "--void")
+        for text in options.void
+        for value in text.split(",")
     ]
-    return Terms(
-        Key.of(rules, classes.names),
+    return EvaluationOptions(
+        LabelMapping.of(rules, classes.names),
         options.tolerance,
         classes.foreground if compared else (),
         numbered,
     )
 
 
-def _colours(path: Path | None) -> list[Rule]:
+def _colours(path: Path | None) -> list[ValueRule]:
     if path is None:
         return []
     return parse_table(read_yaml(path, "the file of --colours"), f"--colours {path}")
 
 
 def _subjects(
-    output: Output, masks: Sequence[Mask], pairs: Pairs, terms: Terms
-) -> Iterator[Subject]:
+    output: Output, masks: Sequence[RunMask], pairs: MaskPairs, terms: EvaluationOptions
+) -> Iterator[EvaluatedImage]:
     for file, group in itertools.groupby(masks, lambda mask: mask.file):
         own = list(group)
         objects = (
@@ -235,14 +237,14 @@ def _subjects(
             )
             if terms.numbered:
                 known = objects[mask.image_id]
-                yield Subject(*place, known.classes, known.others, known.scores)
+                yield EvaluatedImage(*place, known.classes, known.others, known.scores)
             else:
-                yield Subject(*place, classes[mask.image_id], VOID)
+                yield EvaluatedImage(*place, classes[mask.image_id], VOID)
 
 
 def _watched(
-    subjects: Iterable[Subject], count: int, watch: Literal["progress", "quiet"]
-) -> Iterator[Subject]:
+    subjects: Iterable[EvaluatedImage], count: int, watch: Literal["progress", "quiet"]
+) -> Iterator[EvaluatedImage]:
     """The subjects, with a bar on a terminal and a line every 30 seconds elsewhere."""
     if watch == "quiet":
         yield from subjects
@@ -260,7 +262,7 @@ def _watched(
             yield subject
 
 
-def _notes(output: Output, left: int, pairs: Pairs, result: Result) -> Iterator[str]:
+def _notes(output: Output, left: int, pairs: MaskPairs, result: Result) -> Iterator[str]:
     if left:
         unfinished = count(left, "image is", "images are")
         yield (
@@ -320,7 +322,7 @@ def _few(uris: Sequence[str]) -> str:
     return ", ".join(names) + (", ..." if len(uris) > 3 else "")
 
 
-def _picture(evaluation: Evaluation, terms: Terms, location: str) -> bytes:
+def _picture(evaluation: Evaluation, terms: EvaluationOptions, location: str) -> bytes:
     result = evaluation.result
     worst = sorted((each for each in result.scores if each.confusion.pixels), key=_quality)[:_WORST]
     strips = []
@@ -340,7 +342,7 @@ def _picture(evaluation: Evaluation, terms: Terms, location: str) -> bytes:
     confusion, boundary, _ = result.total
     return draw(
         Heading(f"Evaluation of {location}", evaluation.summary),
-        Legend.of(result.classes.names),
+        ClassTable.of(result.classes.names),
         (confusion, boundary),
         strips,
     )
@@ -356,13 +358,13 @@ def _quality(each: Score) -> tuple[float, float]:
     return float(counts[0] / counts.sum()) if counts.any() else 1.0, accuracy
 
 
-def _photo(each: Score, terms: Terms) -> NDArray[np.uint8] | None:
+def _photo(each: Score, terms: EvaluationOptions) -> NDArray[np.uint8] | None:
     """The pixels of the tile that is shown; None where the image is gone, has changed or is read in
     another way.
     """
     uri = each.subject.image_uri
     try:
-        spec = FORMATS[formats.format_of(uri, Source.of(uri).head())].describe(uri, "")
+        spec = FORMATS[formats.format_of(uri, StoredFile.of(uri).head())].describe(uri, "")
         if spec.shape != MaskFile.describe(each.subject.mask).spec.shape:
             return None
         with FORMATS[spec.format].open(spec) as reader:

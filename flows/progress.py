@@ -15,8 +15,8 @@ from typing import Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from segcore.jobs import FinishJob, ImagesJob, Job, Order, PartJob
-from segcore.manifest import Item
+from maskloom.segcore.pipeline.jobs import FinishJob, ImagesJob, Job, RunSettings, TileRangeJob
+from maskloom.segcore.pipeline.records import PlannedImage
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -24,7 +24,7 @@ SECONDS_BETWEEN_LINES = 30.0
 class Counter:
     """How far a pass is."""
 
-    def __init__(self, stage: str, items: Sequence[Item], order: Order) -> None:
+    def __init__(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
         usable = [item.spec for item in items if item.spec is not None]
         self.stage = stage
         self.started = time.monotonic()
@@ -39,7 +39,7 @@ class Counter:
             self.images += len(job.items)
             self.tiles += sum(len(job.order.grid(spec)) for spec in specs)
             self.pixels += sum(spec.pixels for spec in specs)
-        elif isinstance(job, PartJob) and job.item.spec is not None:
+        elif isinstance(job, TileRangeJob) and job.item.spec is not None:
             grid = job.order.grid(job.item.spec)
             self.tiles += job.stop - job.first
             self.pixels += sum(grid[i].core.size for i in range(job.first, job.stop))
@@ -67,7 +67,7 @@ class Counter:
 class Quiet:
     """Shows nothing."""
 
-    def start(self, stage: str, items: Sequence[Item], order: Order) -> None:
+    def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
         """Nothing."""
 
     def advance(self, job: Job) -> None:
@@ -107,7 +107,7 @@ class Lines(Quiet):
         self._over.set()
         self._writer.join()
 
-    def start(self, stage: str, items: Sequence[Item], order: Order) -> None:
+    def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
         """Begin a pass."""
         with self._lock:
             self._counter = Counter(stage, items, order)
@@ -154,7 +154,7 @@ class Bar(Quiet):
     ) -> None:
         self._bar.stop()
 
-    def start(self, stage: str, items: Sequence[Item], order: Order) -> None:
+    def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
         """Begin a pass."""
         with self._lock:
             if self._task is not None:

@@ -2,8 +2,8 @@
 
 Everything here is small values; pixels stay on the workers and in the stores. The same flow resumes
 an interrupted run: the plan is found by its id, the model by its file, and an image is done when
-the `images` table has it. Several runs may work on one output: `tasks/commits.py` says how they do
-not get into each other's way.
+the `images` table has it. Several runs may work on one output: `tasks/commits/log.py` says how they
+do not get into each other's way.
 """
 
 from __future__ import annotations
@@ -17,24 +17,27 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
-from flows.orchestrate import Orchestrator
-from flows.recipe import Recipe
-from segcore.choices import open_choices, with_choices
-from segcore.errors import RecipeError, RunError, StoreError, TooManyFailures
-from segcore.jobs import Order
-from segcore.manifest import Failure, Item, Plan, Receipt, Shard, Source, dump_model, model_of
-from segcore.model import Fitter, is_blank
-from segcore.records import damaged, parse_json, read_json
-from segcore.statistics.objects import Objects
-from segcore.storage import STAGING, Store
-from tasks.choose import choose
-from tasks.discover import discover
-from tasks.fanout import Fanout, memory_of
-from tasks.fit import fit
-from tasks.ledger import Committed, Ledger
-from tasks.memory import WORKER_MEMORY, require_memory, retried, without_room
-from tasks.plan import (
-    Head,
+from maskloom.flows.orchestration.orchestrate import Orchestrator
+from maskloom.flows.recipes.run import RunRecipe
+from maskloom.segcore.errors import RecipeError, RunError, StoreError, TooManyFailures
+from maskloom.segcore.models.files import dump_model, model_of
+from maskloom.segcore.models.protocols import Fitter, is_blank
+from maskloom.segcore.models.selection import open_choices, with_choices
+from maskloom.segcore.pipeline.jobs import RunSettings
+from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
+from maskloom.segcore.raster.source import Source
+from maskloom.segcore.statistics.objects.options import Objects
+from maskloom.segcore.storage.records import damaged, parse_json, read_json
+from maskloom.segcore.storage.store import STAGING, Store
+from maskloom.tasks.choose import choose
+from maskloom.tasks.commits.ledger import Committed, Ledger
+from maskloom.tasks.commits.presence import is_at_work, present
+from maskloom.tasks.discover import discover
+from maskloom.tasks.fanout.dask import Fanout, memory_of
+from maskloom.tasks.fit import fit
+from maskloom.tasks.memory import WORKER_MEMORY, require_memory, retried, without_room
+from maskloom.tasks.plan import (
+    LastRun,
     describe_sources,
     identify,
     make_plan,
@@ -46,10 +49,9 @@ from tasks.plan import (
     write_head,
     write_plan,
 )
-from tasks.presence import is_at_work, present
-from tasks.progress import Progress
-from tasks.publish import Tables, heal
-from tasks.segment import Bench, clear_staging, segment_shard
+from maskloom.tasks.progress import Progress
+from maskloom.tasks.publish import Tables, heal
+from maskloom.tasks.segment import ShardContext, clear_staging, segment_shard
 
 T = TypeVar("T")
 log = logging.getLogger("maskloom.run")
@@ -93,7 +95,7 @@ class Inventory:
     ledger: Ledger
     committed: dict[str, Committed]
     """The rows of the tables at this moment, by URI."""
-    head: Head
+    head: LastRun
     pending: list[Source]
     interrupted: bool
     """Whether a run over just these inputs was planned and not finished."""
@@ -131,7 +133,7 @@ class Outcome:
     """URI and reason of the first failures."""
 
 
-def take_inventory(recipe: Recipe, *, to_write: bool = False) -> Inventory:
+def take_inventory(recipe: RunRecipe, *, to_write: bool = False) -> Inventory:
     """List the inputs and read what is committed. `to_write`: carry out a commit that a dead run
     has left half done.
     """
@@ -157,7 +159,7 @@ def take_inventory(recipe: Recipe, *, to_write: bool = False) -> Inventory:
     )
 
 
-def healed(recipe: Recipe, inventory: Inventory, sharing: Sharing) -> Inventory:
+def healed(recipe: RunRecipe, inventory: Inventory, sharing: Sharing) -> Inventory:
     """The inventory after rows have gone that an earlier version left beside another row of their
     image.
     """
@@ -175,7 +177,7 @@ def healed(recipe: Recipe, inventory: Inventory, sharing: Sharing) -> Inventory:
     return take_inventory(recipe, to_write=True)
 
 
-def refuse_other_recipes(recipe: Recipe, inventory: Inventory) -> None:
+def refuse_other_recipes(recipe: RunRecipe, inventory: Inventory) -> None:
     """Raise `RecipeError` where images of another recipe would stay in the tables beside those of
     this one.
     """
@@ -203,7 +205,7 @@ def refuse_other_recipes(recipe: Recipe, inventory: Inventory) -> None:
 
 
 def run(
-    recipe: Recipe,
+    recipe: RunRecipe,
     inventory: Inventory,
     orchestrator: Orchestrator,
     fanout: Fanout,
@@ -227,7 +229,7 @@ def run(
 
 
 def _flow(
-    recipe: Recipe,
+    recipe: RunRecipe,
     inventory: Inventory,
     orchestrator: Orchestrator,
     fanout: Fanout,
@@ -252,7 +254,7 @@ def _flow(
             order = orchestrator.stage("choose", _choose, order, plan, inventory, fanout, progress)
         if recipe.fit == "collection":
             order, plan = orchestrator.stage("fit", _fit, order, plan, inventory, fanout, progress)
-        bench = Bench(fanout, order, _class_names(order), progress)
+        bench = ShardContext(fanout, order, _class_names(order), progress)
         tables.refresh()
         left = orchestrator.stage(
             "resume", lambda: [shard for shard in plan.shards if tables.left(shard).items]
@@ -271,7 +273,7 @@ def _flow(
         return orchestrator.stage("publish", _finish, store, plan, tables, inventory.head)
 
 
-def _check_failures(failed: int, images: int, recipe: Recipe) -> None:
+def _check_failures(failed: int, images: int, recipe: RunRecipe) -> None:
     if failed > recipe.max_failed_fraction * images:
         raise TooManyFailures(
             f"{failed} of {images} images failed, more than max_failed_fraction = "
@@ -281,7 +283,7 @@ def _check_failures(failed: int, images: int, recipe: Recipe) -> None:
         )
 
 
-def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
+def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
     store, work = Store(recipe.output), recipe.work
     head = inventory.head
     identity = identify(work, head, inventory.sources)
@@ -310,8 +312,8 @@ def _plan(recipe: Recipe, inventory: Inventory, fanout: Fanout) -> Plan:
 
 
 def _choose(
-    order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress
-) -> Order:
+    order: RunSettings, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress
+) -> RunSettings:
     """The order with what its model leaves to the machine, as an earlier run has chosen it or as
     suits now.
     """
@@ -389,8 +391,8 @@ def _agreed(store: Store, name: str, content: bytes) -> bytes:
 
 
 def _fit(
-    order: Order, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress
-) -> tuple[Order, Plan]:
+    order: RunSettings, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress
+) -> tuple[RunSettings, Plan]:
     """The order with its model, and the plan with the images that cannot take part marked as
     failed.
     """
@@ -417,7 +419,7 @@ def _fit(
 
 
 def _with_failures(shard: Shard, failures: Mapping[str, Failure]) -> Shard:
-    def marked(item: Item) -> Item:
+    def marked(item: PlannedImage) -> PlannedImage:
         return (
             replace(item, failure=failures[item.source.uri])
             if item.source.uri in failures and item.failure is None
@@ -427,7 +429,7 @@ def _with_failures(shard: Shard, failures: Mapping[str, Failure]) -> Shard:
     return replace(shard, items=tuple(map(marked, shard.items)))
 
 
-def _do_shard(tables: Tables, bench: Bench, shard: Shard) -> int:
+def _do_shard(tables: Tables, bench: ShardContext, shard: Shard) -> int:
     """Segment and commit what is left of a shard; how many of its images failed."""
     tables.refresh()
     left = tables.left(shard)
@@ -446,7 +448,7 @@ def _do_shard(tables: Tables, bench: Bench, shard: Shard) -> int:
     return tables.failed(shard)
 
 
-def _warn(receipts: Sequence[Receipt]) -> None:
+def _warn(receipts: Sequence[ImageResult]) -> None:
     """Say what is known against results that were committed, each thing once."""
     images: dict[str, list[str]] = {}
     for receipt in receipts:
@@ -462,7 +464,7 @@ def _warn(receipts: Sequence[Receipt]) -> None:
         )
 
 
-def _finish(store: Store, plan: Plan, tables: Tables, before: Head) -> Outcome:
+def _finish(store: Store, plan: Plan, tables: Tables, before: LastRun) -> Outcome:
     record = tables.record()
     manifest = {
         "run_id": plan.run_id,
@@ -494,7 +496,7 @@ def _without_versions(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _class_names(order: Order) -> tuple[str, ...]:
+def _class_names(order: RunSettings) -> tuple[str, ...]:
     return order.model.expected_classes if isinstance(order.model, Fitter) else order.model.classes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from segcore.addresses import written
+from maskloom.segcore.storage.addresses import written
 
 
 def escaped(text: str, kept: str = "\n") -> str:

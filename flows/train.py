@@ -1,6 +1,6 @@
 """Train: a training recipe in, a model with its card out.
 
-The recipe's sections are the dataclasses of `segcore.training` and `segcore.networks.recipes`,
+The recipe's sections are the dataclasses of `segcore.training` and `segcore.deep.networks.recipes`,
 checked as those of run recipes are.
 """
 
@@ -16,24 +16,24 @@ from typing import Any
 
 import pydantic
 
-from flows._signals import stop_on_signals
-from flows.documents import below, completed, load_document, refuse_secrets
-from flows.recipe import described
-from flows.sections import build, explain, model_of, schema_of, unknown_key
-from flows.training_progress import watcher
-from segcore.addresses import is_web, written
-from segcore.errors import RecipeError
-from segcore.inference.card import Scaling
-from segcore.inference.runtime import import_keras
-from segcore.manifest import Source
-from segcore.networks.recipes import NETWORKS
-from segcore.storage import configure
-from segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation
-from segcore.training.course import Learned, prepare, train
-from segcore.training.labels import LABELS
-from segcore.training.outcome import PICTURES
-from segcore.training.recipe import LOSSES, Recipe, Split, Training
-from tasks.discover import discover, told
+from maskloom.flows.orchestration.signals import stop_on_signals
+from maskloom.flows.recipes.run import described
+from maskloom.flows.recipes.schemas import build, explain, model_of, schema_of, unknown_key
+from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets
+from maskloom.flows.training_progress import watcher
+from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.inference.runtime import import_keras
+from maskloom.segcore.deep.networks.recipes import NETWORKS
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.raster.source import Source
+from maskloom.segcore.storage.addresses import is_web, written
+from maskloom.segcore.storage.store import configure
+from maskloom.segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation
+from maskloom.segcore.training.export import PICTURES
+from maskloom.segcore.training.labels import LABELS
+from maskloom.segcore.training.recipe import LOSSES, Split, Training, TrainingRecipe
+from maskloom.segcore.training.run import TrainingResult, prepare, train
+from maskloom.tasks.discover import discover, told
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +82,10 @@ class _File(pydantic.BaseModel):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Order:
+class TrainingOrder:
     """A checked training recipe and where its data are."""
 
-    recipe: Recipe
+    recipe: TrainingRecipe
     images: tuple[str, ...]
     masks: tuple[str, ...]
     settings: Mapping[str, Any]
@@ -93,13 +93,13 @@ class Order:
     storage: Mapping[str, Mapping[str, Any]]
 
 
-def load(path: Path, changes: Sequence[str] = ()) -> Order:
+def load(path: Path, changes: Sequence[str] = ()) -> TrainingOrder:
     """The training recipe of a YAML file, with `key.sub=value` changes. Raises `RecipeError`."""
     document = load_document(path, "images, masks and network")
     return make(document, path.resolve().parent, changes)
 
 
-def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> Order:
+def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> TrainingOrder:
     """A training recipe from its document; relative paths are below `folder`. Raises
     `RecipeError`.
     """
@@ -111,7 +111,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     refuse_secrets(file.storage)
     training = dict(file.training)
     loss, augmentation = training.pop("loss", "cross_entropy"), training.pop("augmentation", None)
-    recipe = Recipe(
+    recipe = TrainingRecipe(
         name=file.name or "model",
         output=below(file.output, folder).rstrip("/"),
         kind=file.network if isinstance(file.network, str) else str(file.network.get("kind")),
@@ -149,7 +149,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         for key, value in settings.items()
         if key not in ("type", "output", "licence", "purpose", "name")
     }
-    return Order(
+    return TrainingOrder(
         recipe, _places(file.images, folder), _places(file.masks, folder), decisive, file.storage
     )
 
@@ -190,7 +190,7 @@ def _kinds(registry: Mapping[str, Any]) -> dict[str, Any]:
     return {"oneOf": [*schema_of(registry)["oneOf"], {"enum": list(registry)}]}
 
 
-def run(order: Order, quiet: bool) -> Learned:
+def run(order: TrainingOrder, quiet: bool) -> TrainingResult:
     """Train, or go on with it; what came of it. Raises `RecipeError`, `RunError`, `Stopped`."""
     configure(order.storage)
     # By the runtime, which keeps TensorFlow's notices from the terminal.
@@ -204,7 +204,7 @@ def run(order: Order, quiet: bool) -> Learned:
         )
 
 
-def sources(order: Order) -> tuple[list[Source], list[Source]]:
+def sources(order: TrainingOrder) -> tuple[list[Source], list[Source]]:
     """All images and all masks of a recipe. Raises `RecipeError` where there are none, `StoreError`
     where a store cannot be listed.
     """
@@ -217,7 +217,7 @@ def sources(order: Order) -> tuple[list[Source], list[Source]]:
     return images, masks
 
 
-def usage(order: Order, learned: Learned) -> str:
+def usage(order: TrainingOrder, learned: TrainingResult) -> str:
     """How the model is used, as a command line."""
     bands = f" -p bands='{list(order.recipe.bands)}'" if order.recipe.bands is not None else ""
     return (

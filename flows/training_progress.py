@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flows.terminal import count, escaped
+from maskloom.flows.terminal import count, escaped
 
 if TYPE_CHECKING:
-    from segcore.training.checkpoint import Standing
-    from segcore.training.lesson import Lesson
+    from maskloom.segcore.training.checkpoint import TrainingState
+    from maskloom.segcore.training.setup import TrainingSetup
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -45,7 +45,7 @@ class Quiet:
     def checked(self, what: str, done: int, of: int) -> None:
         """Nothing."""
 
-    def begin(self, lesson: Lesson, score_name: str, standing: Standing) -> None:
+    def begin(self, lesson: TrainingSetup, score_name: str, standing: TrainingState) -> None:
         """Nothing."""
 
     def step(self, epoch: int, step: int, loss: float) -> None:
@@ -77,7 +77,7 @@ class Lines(Quiet):
         """A line where there was none for half a minute."""
         self._say_at_times(f"looking at {what}: {done}/{of}")
 
-    def begin(self, lesson: Lesson, score_name: str, standing: Standing) -> None:
+    def begin(self, lesson: TrainingSetup, score_name: str, standing: TrainingState) -> None:
         """Tell what is trained."""
         self._epochs, self._steps, self._score_name = (
             lesson.recipe.training.epochs,
@@ -143,7 +143,7 @@ class Bar(Quiet):
             self._task, total=of, completed=done, detail=f"looking at {what}: {done}/{of}"
         )
 
-    def begin(self, lesson: Lesson, score_name: str, standing: Standing) -> None:
+    def begin(self, lesson: TrainingSetup, score_name: str, standing: TrainingState) -> None:
         """Tell what is trained, and put the bar where it stands: what was done before says nothing
         of the speed now.
         """
@@ -171,7 +171,7 @@ class Bar(Quiet):
         self.say(epoch_line(record, self._epochs, self._score_name))
 
 
-def beginning(lesson: Lesson, standing: Standing) -> str:
+def beginning(lesson: TrainingSetup, standing: TrainingState) -> str:
     """What is trained on what, and from where it goes on."""
     wanted = lesson.recipe.training
     step = f", step {standing.step}" if standing.step else ""

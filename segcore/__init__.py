@@ -1,0 +1,1 @@
+"""Does the work: everything that touches pixels, masks, tables and models."""

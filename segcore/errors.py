@@ -1,20 +1,25 @@
 """The whole error tree.
 
-MaskloomError ├── RecipeError            wrong usage or recipe; nothing was started
-(exit code 2) │   └── WeightsError       a file of weights or its card is missing, broken, hostile
-or of another network ├── RunError               the run cannot go on; the same command resumes it
-(exit code 1) │   ├── FitError           no model can be fitted to these images │   │   └──
-NothingToFit   they have no valid pixel: nothing is there to be classified either │   ├── StoreError
-a store refused to list, read or keep something │   ├── DamagedRecord      a record or table of the
-output cannot be read back │   ├── TooManyFailures    more images failed than `max_failed_fraction`
-allows │   └── Stopped            somebody asked the run to stop └── ImageError             one
-image cannot be processed; it becomes a failed row  (exit code 3)
-    ├── FormatError        the file is not what its name or header says, or is beyond our limits ├──
-    ReadError          the header is fine, the pixels are not ├── ModelMismatch      the image does
-    not suit the segmenter (bands, dtype) ├── Missing            a file that the inputs name does
-    not exist ├── Unavailable        a store or the memory failed this image; the next run tries
-    again ├── SourceChanged      the file is no longer the one that was planned; the next run takes
-    the new one └── WorkerDied         a process died while it worked on this image alone
+MaskloomError
+├── RecipeError            wrong usage or recipe; nothing was started              (exit code 2)
+│   └── WeightsError       a file of weights or its card is missing, broken or hostile, or belongs
+│                          to another network
+├── RunError               the run cannot go on; the same command resumes it       (exit code 1)
+│   ├── FitError           no model can be fitted to these images
+│   │   └── NothingToFit   they have no valid pixel: nothing is there to be classified either
+│   ├── StoreError         a store refused to list, read or keep something
+│   ├── DamagedRecord      a record or table of the output cannot be read back
+│   ├── TooManyFailures    more images failed than `max_failed_fraction` allows
+│   └── Stopped            somebody asked the run to stop
+└── ImageError             one image cannot be processed; it becomes a failed row  (exit code 3)
+    ├── FormatError        the file is not what its name or header says, or is beyond our limits
+    ├── ReadError          the header is fine, the pixels are not
+    ├── ModelMismatch      the image does not suit the segmenter (bands, dtype)
+    ├── Missing            a file that the inputs name does not exist
+    ├── Unavailable        a store or the memory failed this image; the next run tries again
+    ├── SourceChanged      the file is no longer the one that was planned; the next run takes the
+    │                      new one
+    └── WorkerDied         a process died while it worked on this image alone
         ├── TimedOut       it was given up because a step of the work did not end
         └── OutOfMemory    the image needs more memory than a worker has
 
@@ -48,7 +53,9 @@ class FitError(RunError):
 
 
 class NothingToFit(FitError):
-    """The images have no valid pixel. What has none needs no model: `segcore.model.concluded`."""
+    """The images have no valid pixel. What has none needs no model:
+    `segcore.models.protocols.concluded`.
+    """
 
 
 class StoreError(RunError, OSError):
@@ -111,7 +118,7 @@ class WorkerDied(ImageError, RuntimeError):
 
 
 class TimedOut(WorkerDied):
-    """A read, or the work on what was read, did not end in time (`segcore.limits`)."""
+    """A read, or the work on what was read, did not end in time (`segcore.processes.limits`)."""
 
 
 class OutOfMemory(WorkerDied):

@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 Shape = tuple[int, ...]
+Affine = tuple[float, float, float, float, float, float]
+"""(a, b, c, d, e, f) with x = a·column + b·row + c and y = d·column + e·row + f at pixel
+corners.
+"""
 
 
 @dataclass(frozen=True, slots=True)

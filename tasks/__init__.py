@@ -1,1 +1,1 @@
-"""Where work runs: the stages of a run, and the fan-out that carries their jobs to workers."""
+"""Decides where work runs: the stages of a run, and the fan-out that carries jobs to workers."""

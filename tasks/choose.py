@@ -10,22 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from segcore.choices import Choices, open_choices
-from segcore.errors import RunError, TimedOut, WeightsError, WorkerDied
-from segcore.jobs import ChooseJob
-from segcore.work import choose as choose_on_worker
+from maskloom.segcore.errors import RunError, TimedOut, WeightsError, WorkerDied
+from maskloom.segcore.models.selection import Choices, open_choices
+from maskloom.segcore.pipeline.jobs import ChooseJob
+from maskloom.segcore.pipeline.worker import choose as choose_on_worker
 
 if TYPE_CHECKING:
-    from segcore.manifest import Item
-    from segcore.model import Fitter, Model
-    from tasks.fanout import Fanout
+    from maskloom.segcore.models.protocols import Fitter, Model
+    from maskloom.segcore.pipeline.records import PlannedImage
+    from maskloom.tasks.fanout.dask import Fanout
 
 _IMAGES_TRIED = 8
 _DEATHS = 2
 """Images on which trying a model kills before it is the model that kills."""
 
 
-def choose(fanout: Fanout, model: Fitter | Model, items: Sequence[Item]) -> Choices:
+def choose(fanout: Fanout, model: Fitter | Model, items: Sequence[PlannedImage]) -> Choices:
     """The choices that are open inside the model, tried on the first of the images that can be
     read.
 

@@ -2,11 +2,13 @@
 it.
 
     a temporary file            its name says whose it is: of this machine, then the process is
-    asked for; of another one, then it must be idle the folder of a process     as for a temporary
-    file staging of a finished run   nobody needs it: its manifest is there staging of another run
-    the next run may go on with it where it follows the last finished run; else it must be idle a
-    mask or preview           no image in the tables has it, and a run planned it: none that may
-    still go on, or one that is idle
+                                asked for; of another one, then it must be idle
+    the folder of a process     as for a temporary file
+    staging of a finished run   nobody needs it: its manifest is there
+    staging of another run      the next run may go on with it where it follows the last finished
+                                run; else it must be idle
+    a mask or preview           no image in the tables has it, and a run planned it: none that may
+                                still go on, or one that is idle
 
 Idle means that nothing of it, nor of its run, was written for a day by the store's own clock. No
 clock decides what is right: where a run that has slept for so long wakes up again, it misses a
@@ -22,13 +24,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from segcore.errors import DamagedRecord, RecipeError
-from segcore.formats import mask_endings, sidecar_endings
-from segcore.records import damaged, read_json, read_table
-from segcore.storage import STAGING, Listed, Store, is_local, lives, remove_temporary
-from tasks.commits import IMAGES, folder_under_way
-from tasks.plan import read_head
-from tasks.presence import PROCESSES, sweep
+from maskloom.segcore.errors import DamagedRecord, RecipeError
+from maskloom.segcore.formats import mask_endings, sidecar_endings
+from maskloom.segcore.storage.records import damaged, read_json, read_table
+from maskloom.segcore.storage.store import STAGING, Listed, Store, is_local, lives, remove_temporary
+from maskloom.tasks.commits.log import IMAGES, folder_under_way
+from maskloom.tasks.commits.presence import PROCESSES, sweep
+from maskloom.tasks.plan import read_head
 
 IDLE_HOURS = 24.0
 

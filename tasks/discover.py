@@ -21,8 +21,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segcore import formats  # noqa: F401  (fills FORMATS)
-from segcore.addresses import (
+from maskloom.segcore import formats  # noqa: F401  (fills FORMATS)
+from maskloom.segcore.errors import RecipeError, StoreError
+from maskloom.segcore.raster.source import ABSENT, Source
+from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.storage.addresses import (
     is_signed,
     is_web,
     learn,
@@ -31,11 +34,8 @@ from segcore.addresses import (
     unsigned,
     written,
 )
-from segcore.errors import RecipeError, StoreError
-from segcore.manifest import ABSENT, Source
-from segcore.raster import FORMATS
-from segcore.storage import STAGING, filesystem, is_local, store_errors, version_of
-from tasks import lists
+from maskloom.segcore.storage.store import STAGING, filesystem, is_local, store_errors, version_of
+from maskloom.tasks import lists
 
 log = logging.getLogger(__name__)
 

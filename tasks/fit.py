@@ -12,14 +12,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from segcore.errors import FitError, ModelMismatch, RunError, WorkerDied
-from segcore.jobs import ImagesJob, Order
-from segcore.manifest import Failure, Item
-from segcore.model import Fitter, Model, concluded
-from segcore.work import observe
-from tasks.bundles import fitting_jobs
-from tasks.fanout import Fanout
-from tasks.progress import Progress, Silent
+from maskloom.segcore.errors import FitError, ModelMismatch, RunError, WorkerDied
+from maskloom.segcore.models.protocols import Fitter, Model, concluded
+from maskloom.segcore.pipeline.jobs import ImagesJob, RunSettings
+from maskloom.segcore.pipeline.records import Failure, PlannedImage
+from maskloom.segcore.pipeline.worker import observe
+from maskloom.tasks.batching import fitting_jobs
+from maskloom.tasks.fanout.dask import Fanout
+from maskloom.tasks.progress import Progress, Silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class _Passing(RunError):
         self.failure = failure
 
 
-def fit_alone(fanout: Fanout, order: Order, item: Item) -> Model | Failure:
+def fit_alone(fanout: Fanout, order: RunSettings, item: PlannedImage) -> Model | Failure:
     """The order's model fitted to one image by itself, or why this image has none."""
     try:
         return fit(fanout, order, [item], Silent()).model
@@ -60,7 +60,9 @@ def fit_alone(fanout: Fanout, order: Order, item: Item) -> Model | Failure:
         return getattr(error, "failure", None) or Failure.of(error)
 
 
-def fit(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress) -> Fit:
+def fit(
+    fanout: Fanout, order: RunSettings, items: Sequence[PlannedImage], progress: Progress
+) -> Fit:
     """Fit the order's model to all images together; a blank one where none has a valid pixel.
     Raises `FitError` where they allow none.
     """
@@ -87,7 +89,7 @@ def fit(fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress)
     return Fit(model, failures)
 
 
-def unsuitable(fitter: Fitter, items: Sequence[Item]) -> dict[str, Failure]:
+def unsuitable(fitter: Fitter, items: Sequence[PlannedImage]) -> dict[str, Failure]:
     """Images that lack the bands, or that are of another kind than most (k-means on colours cannot
     take a grey image).
     """
@@ -112,7 +114,7 @@ def unsuitable(fitter: Fitter, items: Sequence[Item]) -> dict[str, Failure]:
 
 
 def _round(
-    fanout: Fanout, order: Order, items: Sequence[Item], progress: Progress
+    fanout: Fanout, order: RunSettings, items: Sequence[PlannedImage], progress: Progress
 ) -> tuple[Any, dict[str, Failure]]:
     fitter = order.model
     if not isinstance(fitter, Fitter):

@@ -12,12 +12,18 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segcore.errors import DamagedRecord
-from segcore.records import read_json, read_table, remedy
-from segcore.storage import Listed, Store
-from tasks.clean import Unfinished, orphans, read_unfinished, require_output, runs_without_manifest
-from tasks.commits import COMMITS, IMAGES, Commit, folder_under_way
-from tasks.plan import HEAD, read_head
+from maskloom.segcore.errors import DamagedRecord
+from maskloom.segcore.storage.records import read_json, read_table, remedy
+from maskloom.segcore.storage.store import Listed, Store
+from maskloom.tasks.clean import (
+    Unfinished,
+    orphans,
+    read_unfinished,
+    require_output,
+    runs_without_manifest,
+)
+from maskloom.tasks.commits.log import COMMITS, IMAGES, Commit, folder_under_way
+from maskloom.tasks.plan import HEAD, read_head
 
 T = TypeVar("T")
 CHUNK = 2**22

@@ -15,8 +15,8 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from segcore.addresses import path_of
-from segcore.errors import RecipeError
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.storage.addresses import path_of
 
 log = logging.getLogger(__name__)
 

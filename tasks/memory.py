@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from segcore.errors import OutOfMemory, RecipeError
-from segcore.jobs import Order
-from segcore.manifest import Failure, Item
-from segcore.raster import RasterSpec
-from segcore.records import read_json
-from segcore.storage import Store
-from tasks import bundles
-from tasks.ledger import Committed
+from maskloom.segcore.errors import OutOfMemory, RecipeError
+from maskloom.segcore.pipeline.jobs import RunSettings
+from maskloom.segcore.pipeline.records import Failure, PlannedImage
+from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.storage.records import read_json
+from maskloom.segcore.storage.store import Store
+from maskloom.tasks import batching
+from maskloom.tasks.commits.ledger import Committed
 
 WORKER_BYTES = 350_000_000
 """What a worker takes before its first pixel, libraries and tables of labels included (measured,
@@ -26,7 +26,7 @@ _ID_BYTES = 24
 """Bytes a pixel for the fragments of a tile, while they are numbered, packed and measured."""
 
 
-def peak_bytes(order: Order, items: Iterable[Item]) -> int:
+def peak_bytes(order: RunSettings, items: Iterable[PlannedImage]) -> int:
     """Most that a worker holds at once: libraries, a tile with its halo and copies, and a picture
     that can only be read whole.
     """
@@ -38,7 +38,9 @@ def peak_bytes(order: Order, items: Iterable[Item]) -> int:
     return WORKER_BYTES + order.model.footprint.process_bytes + max(peaks, default=0)
 
 
-def require_memory(order: Order, items: Iterable[Item], available: int | None) -> None:
+def require_memory(
+    order: RunSettings, items: Iterable[PlannedImage], available: int | None
+) -> None:
     """Raise `RecipeError` where a tile with its halo is more than a worker may hold. None: nobody
     knows how much that is.
     """
@@ -58,7 +60,7 @@ def require_memory(order: Order, items: Iterable[Item], available: int | None) -
             )
 
 
-def without_room(items: Iterable[Item], available: int | None) -> list[Item]:
+def without_room(items: Iterable[PlannedImage], available: int | None) -> list[PlannedImage]:
     """The items, those failed whose pixels alone, decoded as a whole, are more than a worker may
     hold. None: nobody knows how much that is.
     """
@@ -94,7 +96,7 @@ def _memory_in(store: Store, run_id: str) -> int | None:
     return None if recorded is None else int(recorded)
 
 
-def _fits(item: Item, available: int) -> bool:
+def _fits(item: PlannedImage, available: int) -> bool:
     return (
         item.spec is None
         or item.spec.chunks != item.spec.shape
@@ -102,7 +104,7 @@ def _fits(item: Item, available: int) -> bool:
     )
 
 
-def _refused(item: Item, available: int) -> Item:
+def _refused(item: PlannedImage, available: int) -> PlannedImage:
     assert item.spec is not None
     height, width = item.spec.shape
     error = OutOfMemory(
@@ -119,7 +121,7 @@ def _pixel_bytes(spec: RasterSpec) -> int:
     return spec.pixels * spec.file_bands * np.dtype(spec.dtype).itemsize
 
 
-def _tile_bytes(order: Order, spec: RasterSpec) -> int:
+def _tile_bytes(order: RunSettings, spec: RasterSpec) -> int:
     footprint = order.model.footprint
     read = np.minimum(spec.shape, order.tile + 2 * np.array(footprint.halo))
     core = np.minimum(spec.shape, order.tile)
@@ -129,7 +131,7 @@ def _tile_bytes(order: Order, spec: RasterSpec) -> int:
     )
 
 
-def _whole_bytes(order: Order, spec: RasterSpec) -> int:
-    if bundles.is_spread(spec, order) or spec.chunks != spec.shape:
+def _whole_bytes(order: RunSettings, spec: RasterSpec) -> int:
+    if batching.is_spread(spec, order) or spec.chunks != spec.shape:
         return 0
     return spec.pixels * (2 * spec.channels * np.dtype(spec.dtype).itemsize + 1)

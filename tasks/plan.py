@@ -19,14 +19,17 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore import errors
-from segcore.jobs import DescribeJob, GroundControl
-from segcore.manifest import Failure, Item, Plan, Shard, Source, canonical, load_spec, run_id
-from segcore.records import read_json, read_table, reading
-from segcore.storage import STAGING, Store
-from segcore.work import describe
-from tasks.fanout import Fanout
-from tasks.ledger import Committed
+from maskloom.segcore import errors
+from maskloom.segcore.pipeline.jobs import DescribeJob, GroundControl
+from maskloom.segcore.pipeline.records import Failure, Plan, PlannedImage, Shard, run_id
+from maskloom.segcore.pipeline.worker import describe
+from maskloom.segcore.raster.source import Source
+from maskloom.segcore.raster.spec import load_spec
+from maskloom.segcore.storage.canonical import canonical
+from maskloom.segcore.storage.records import read_json, read_table, reading
+from maskloom.segcore.storage.store import STAGING, Store
+from maskloom.tasks.commits.ledger import Committed
+from maskloom.tasks.fanout.dask import Fanout
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ _HEADER = tuple(field.name for field in dataclasses.fields(Plan) if field.name !
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class LastRun:
     """The last finished run of an output."""
 
     run_id: str | None = None
@@ -51,7 +54,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Fingerprint:
     """What decides the pixels and rows of a run."""
 
     name: str
@@ -63,32 +66,32 @@ class Work:
     """
 
 
-def read_head(store: Store) -> Head:
+def read_head(store: Store) -> LastRun:
     """The last finished run; an empty head where there is none."""
     manifests = store.names("runs", "/manifest.json")
     try:
         head = read_json(store, HEAD, _head)
     except FileNotFoundError:
-        head = Head()
+        head = LastRun()
     if len(manifests) == head.finished:
         return head
     # A run was killed between its manifest and the head, or two ended at once: ask all of them.
     last = max(
         (read_json(store, name, _head) for name in manifests),
         key=lambda run: (run.sequence, run.run_id or ""),
-        default=Head(),
+        default=LastRun(),
     )
     return dataclasses.replace(last, finished=len(manifests))
 
 
-def write_head(store: Store, before: Head, plan: Plan) -> None:
+def write_head(store: Store, before: LastRun, plan: Plan) -> None:
     """Note that the plan's run, which has its manifest, has finished. `before`: the head when it
     was planned.
     """
     count = len(store.names("runs", "/manifest.json"))
     # Where others finished meanwhile, their manifests say who was last.
     head = (
-        Head(plan.run_id, plan.sequence, count)
+        LastRun(plan.run_id, plan.sequence, count)
         if count == before.finished + 1
         else read_head(store)
     )
@@ -125,18 +128,19 @@ def describe_sources(
     sources: Sequence[Source],
     format_name: str | None,
     ground_control: GroundControl = "keep",
-) -> list[Item]:
+) -> list[PlannedImage]:
     """The headers of all sources, read by the workers, in the order of the sources."""
     starts = range(0, len(sources), DESCRIBE_BUNDLE)
     jobs = [
         DescribeJob(tuple(sources[i : i + DESCRIBE_BUNDLE]), format_name, ground_control)
         for i in starts
     ]
-    items: dict[str, Item] = {}
+    items: dict[str, PlannedImage] = {}
     for job, answer in fanout.map(describe, jobs):
         if isinstance(answer, errors.WorkerDied):
             items.update(
-                (source.uri, Item(source, None, Failure.of(answer))) for source in job.sources
+                (source.uri, PlannedImage(source, None, Failure.of(answer)))
+                for source in job.sources
             )
         else:
             items.update((item.source.uri, item) for item in answer)
@@ -145,7 +149,7 @@ def describe_sources(
     return described
 
 
-def _say_notes(items: Sequence[Item]) -> None:
+def _say_notes(items: Sequence[PlannedImage]) -> None:
     """Say what readers note of files: a line each kind of note, however many files it is about."""
     about: dict[str, list[str]] = {}
     for item in items:
@@ -158,7 +162,11 @@ def _say_notes(items: Sequence[Item]) -> None:
 
 
 def make_plan(
-    work: Work, head: Head, identity: str, items: Sequence[Item], committed: Mapping[str, Committed]
+    work: Fingerprint,
+    head: LastRun,
+    identity: str,
+    items: Sequence[PlannedImage],
+    committed: Mapping[str, Committed],
 ) -> Plan:
     """The plan of a new run over these items."""
     return Plan(
@@ -171,7 +179,7 @@ def make_plan(
     )
 
 
-def identify(work: Work, head: Head, sources: Sequence[Source]) -> str:
+def identify(work: Fingerprint, head: LastRun, sources: Sequence[Source]) -> str:
     """The id of the run that takes these sources on from the head."""
     return run_id(work.name, work.fingerprint, sources, head.run_id)
 
@@ -213,10 +221,10 @@ def read_plan(store: Store, identity: str) -> Plan | None:
     except FileNotFoundError:
         return None
     name = f"runs/{identity}/plan.parquet"
-    shards: dict[str, list[Item]] = {}
+    shards: dict[str, list[PlannedImage]] = {}
     with reading(store, name):
         for row in read_table(store, name).to_pylist():
-            item = Item(
+            item = PlannedImage(
                 Source(row["uri"], row["image_id"], row["version"], row["size"]),
                 None if row["spec"] is None else load_spec(json.loads(row["spec"])),
                 None if row["failure"] is None else Failure(**json.loads(row["failure"])),
@@ -231,7 +239,7 @@ def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
     if not addresses:
         return plan
 
-    def addressed(item: Item) -> Item:
+    def addressed(item: PlannedImage) -> PlannedImage:
         source = item.source
         return dataclasses.replace(
             item, source=dataclasses.replace(source, address=addresses.get(source.uri))
@@ -244,8 +252,8 @@ def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
     return dataclasses.replace(plan, shards=tuple(shards))
 
 
-def _head(record: Mapping[str, Any]) -> Head:
-    return Head(record["run_id"], int(record["sequence"]), int(record.get("finished", 0)))
+def _head(record: Mapping[str, Any]) -> LastRun:
+    return LastRun(record["run_id"], int(record["sequence"]), int(record.get("finished", 0)))
 
 
 def _parent(plan: Mapping[str, Any]) -> str | None:
@@ -253,10 +261,13 @@ def _parent(plan: Mapping[str, Any]) -> str | None:
 
 
 def _shards(
-    identity: str, items: Sequence[Item], committed: Mapping[str, Committed], apart_by_crs: bool
+    identity: str,
+    items: Sequence[PlannedImage],
+    committed: Mapping[str, Committed],
+    apart_by_crs: bool,
 ) -> Iterator[Shard]:
-    rewritten: dict[str, list[Item]] = {}
-    new: list[Item] = []
+    rewritten: dict[str, list[PlannedImage]] = {}
+    new: list[PlannedImage] = []
     for item in items:
         row = committed.get(item.source.uri)
         (new if row is None else rewritten.setdefault(row.file, [])).append(item)
@@ -274,8 +285,8 @@ def _shards(
         yield Shard(f"{identity}-{number:05d}.parquet", tuple(group))
 
 
-def _groups(items: Sequence[Item]) -> Iterator[list[Item]]:
-    group: list[Item] = []
+def _groups(items: Sequence[PlannedImage]) -> Iterator[list[PlannedImage]]:
+    group: list[PlannedImage] = []
     pixels = 0
     for item in items:
         size = item.spec.pixels if item.spec else 0

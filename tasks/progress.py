@@ -7,14 +7,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from segcore.jobs import Job, Order
-from segcore.manifest import Item
+from maskloom.segcore.pipeline.jobs import Job, RunSettings
+from maskloom.segcore.pipeline.records import PlannedImage
 
 
 class Progress(Protocol):
     """Receives the stages' progress; called from several threads."""
 
-    def start(self, stage: str, items: Sequence[Item], order: Order) -> None:
+    def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
         """A pass over these images begins."""
         ...
 
@@ -26,7 +26,7 @@ class Progress(Protocol):
 class Silent:
     """Progress that nobody watches."""
 
-    def start(self, stage: str, items: Sequence[Item], order: Order) -> None:
+    def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
         """Nothing."""
 
     def advance(self, job: Job) -> None:

@@ -2,8 +2,8 @@
 
 Images that have no rows yet go into the shard's own file, which has the same name in the folder of
 each table. Images that have rows go where these are: the file is rewritten and keeps its other
-rows. So each image has one version, the newest, in every table at any moment. `tasks/commits.py`
-says what happens where several runs do so at a time.
+rows. So each image has one version, the newest, in every table at any moment.
+`tasks/commits/log.py` says what happens where several runs do so at a time.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segcore.errors import RunError
-from segcore.manifest import Failure, Item, Plan, Receipt, Shard
-from segcore.records import read_table
-from segcore.statistic import Statistic
-from segcore.statistics.objects import Objects
-from segcore.storage import Store, current_version
-from tasks.commits import IMAGES, Draft
-from tasks.ledger import Committed, Ledger
-from tasks.objects import KEYS, ROW_GROUP, ObjectFile
+from maskloom.segcore.errors import RunError
+from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
+from maskloom.segcore.statistics.objects.options import Objects
+from maskloom.segcore.statistics.protocol import Statistic
+from maskloom.segcore.storage.records import read_table
+from maskloom.segcore.storage.store import Store, current_version
+from maskloom.tasks.commits.ledger import Committed, Ledger
+from maskloom.tasks.commits.log import IMAGES, Draft
+from maskloom.tasks.object_files import KEYS, ROW_GROUP, ObjectFile
 
 IMAGES_SCHEMA = pa.schema(
     [
@@ -97,7 +97,7 @@ class Tables:
         """The output."""
         return self.ledger.store
 
-    def publish(self, shard: Shard, receipts: Sequence[Receipt]) -> None:
+    def publish(self, shard: Shard, receipts: Sequence[ImageResult]) -> None:
         """Commit a shard. Publishing the same receipts again changes nothing.
 
         Raises `RunError` where a run of another recipe has written into the output meanwhile.
@@ -173,7 +173,7 @@ class Tables:
             row.ok,
         )
 
-    def _is_settled(self, item: Item) -> bool:
+    def _is_settled(self, item: PlannedImage) -> bool:
         row = self.ledger.rows.get(item.source.uri)
         if row is None:
             return False
@@ -183,7 +183,7 @@ class Tables:
         same = (row.version, row.fingerprint) == (item.source.version, self.plan.fingerprint)
         return row.run_id == self.plan.run_id or (same and row.settled)
 
-    def _is_wanted(self, receipt: Receipt) -> bool:
+    def _is_wanted(self, receipt: ImageResult) -> bool:
         """Whether the image is still to be committed, seen from what the tables hold now."""
         source, ok = receipt.source, receipt.failure is None
         row = self.ledger.rows.get(source.uri)
@@ -209,8 +209,8 @@ class Tables:
         # The file has changed between the listings of two runs. What is right is what it is now.
         return _version_now(source.uri) == source.version
 
-    def _fill(self, draft: Draft, shard: Shard, receipts: Sequence[Receipt]) -> None:
-        groups: dict[str, list[Receipt]] = {}
+    def _fill(self, draft: Draft, shard: Shard, receipts: Sequence[ImageResult]) -> None:
+        groups: dict[str, list[ImageResult]] = {}
         for receipt in receipts:
             row = self.ledger.rows.get(receipt.source.uri)
             groups.setdefault(shard.file if row is None else row.file, []).append(receipt)
@@ -239,7 +239,7 @@ class Tables:
             name: staged for receipt in receipts for name, staged in receipt.staged.items()
         }
 
-    def _write_objects(self, draft: Draft, file: str, receipts: Sequence[Receipt]) -> None:
+    def _write_objects(self, draft: Draft, file: str, receipts: Sequence[ImageResult]) -> None:
         name = f"tables/{Objects.table}/{file}"
         if self.objects is None and not self.store.exists(name):
             return
@@ -258,7 +258,7 @@ class Tables:
             draft, staged, receipts, most_bands
         )
 
-    def _keyed(self, receipt: Receipt, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _keyed(self, receipt: ImageResult, row: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "run_id": self.plan.run_id,
             "image_id": receipt.source.image_id,
@@ -266,7 +266,7 @@ class Tables:
             **row,
         }
 
-    def _image(self, receipt: Receipt) -> dict[str, Any]:
+    def _image(self, receipt: ImageResult) -> dict[str, Any]:
         spec, failure = receipt.spec, receipt.failure
         total = spec.pixels if spec else None
         nodata = receipt.rows["area"][0]["nodata_pixels"] if failure is None else 0

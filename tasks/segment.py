@@ -10,37 +10,37 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from segcore.errors import WorkerDied
-from segcore.jobs import (
+from maskloom.segcore.errors import WorkerDied
+from maskloom.segcore.models.protocols import Fitter
+from maskloom.segcore.pipeline.jobs import (
     FinishJob,
     ImagesJob,
     Job,
     JoinJob,
-    Order,
-    PartJob,
-    PartReceipt,
-    RedrawJob,
+    RelabelJob,
+    RunSettings,
+    TileRangeJob,
+    TileRangeResult,
     staging_folder,
 )
-from segcore.manifest import Failure, Item, Receipt, Shard
-from segcore.model import Fitter
-from segcore.storage import Store
-from segcore.work import failed, perform
-from tasks import bundles
-from tasks.fanout import Fanout
-from tasks.fit import fit_alone
-from tasks.progress import Progress
+from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage, Shard
+from maskloom.segcore.pipeline.worker import failed, perform
+from maskloom.segcore.storage.store import Store
+from maskloom.tasks import batching
+from maskloom.tasks.fanout.dask import Fanout
+from maskloom.tasks.fit import fit_alone
+from maskloom.tasks.progress import Progress
 
-_Staging = PartJob | JoinJob | RedrawJob
+_Staging = TileRangeJob | JoinJob | RelabelJob
 """Jobs that leave something for a later pass."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class ShardContext:
     """What every shard works with."""
 
     fanout: Fanout
-    order: Order
+    order: RunSettings
     classes: tuple[str, ...]
     """Names of the classes for images that fail. Empty where each image has a model of its own that
     names them.
@@ -52,13 +52,13 @@ class Bench:
 class _Large:
     """A large image whose parts have been staged."""
 
-    order: Order
-    item: Item
+    order: RunSettings
+    item: PlannedImage
     ranges: tuple[tuple[int, int], ...]
     """First tile, and one past the last, of each part in their order."""
 
 
-def segment_shard(shard: Shard, bench: Bench) -> list[Receipt]:
+def segment_shard(shard: Shard, bench: ShardContext) -> list[ImageResult]:
     """A receipt for every image of the shard, in the shard's order."""
     receipts = {
         item.source.uri: _failed(bench, item, item.failure)
@@ -71,12 +71,12 @@ def segment_shard(shard: Shard, bench: Bench) -> list[Receipt]:
         part
         for item in usable
         if item.source.uri in orders
-        for part in bundles.parts(orders[item.source.uri], item)
+        for part in batching.parts(orders[item.source.uri], item)
     )
-    whole = bundles.whole_images(bench.order, usable, bench.fanout.workers)
+    whole = batching.whole_images(bench.order, usable, bench.fanout.workers)
     ranges: dict[str, list[tuple[int, int]]] = {}
     for job, _ in _do(bench, (*parts, *whole), receipts):
-        if isinstance(job, PartJob):
+        if isinstance(job, TileRangeJob):
             ranges.setdefault(job.item.source.uri, []).append((job.first, job.stop))
     large = [
         _Large(orders[item.source.uri], item, tuple(sorted(ranges[item.source.uri])))
@@ -94,14 +94,14 @@ def segment_shard(shard: Shard, bench: Bench) -> list[Receipt]:
 
 
 def _orders_of_large(
-    items: Sequence[Item], bench: Bench, receipts: dict[str, Receipt]
-) -> dict[str, Order]:
+    items: Sequence[PlannedImage], bench: ShardContext, receipts: dict[str, ImageResult]
+) -> dict[str, RunSettings]:
     """The orders for the large images, by URI. An image that no model can be fitted to gets its
     receipt.
     """
     orders = {}
     for item in items:
-        if item.spec is not None and bundles.is_spread(item.spec, bench.order):
+        if item.spec is not None and batching.is_spread(item.spec, bench.order):
             order = _order_for(item, bench)
             if isinstance(order, Failure):
                 receipts[item.source.uri] = _failed(bench, item, order)
@@ -110,7 +110,9 @@ def _orders_of_large(
     return orders
 
 
-def _join(images: Sequence[_Large], bench: Bench, receipts: dict[str, Receipt]) -> dict[str, int]:
+def _join(
+    images: Sequence[_Large], bench: ShardContext, receipts: dict[str, ImageResult]
+) -> dict[str, int]:
     """Join the objects of large images and draw their parts again; the number of objects of each,
     by URI.
     """
@@ -118,7 +120,7 @@ def _join(images: Sequence[_Large], bench: Bench, receipts: dict[str, Receipt]) 
         bench, (JoinJob(image.order, image.item, image.ranges) for image in images), receipts
     )
     redraw = (
-        RedrawJob(part, answer.objects)
+        RelabelJob(part, answer.objects)
         for job, answer in joined
         if isinstance(job, JoinJob)
         for part in job.parts
@@ -127,17 +129,17 @@ def _join(images: Sequence[_Large], bench: Bench, receipts: dict[str, Receipt]) 
     return {job.item.source.uri: answer.objects for job, answer in joined}
 
 
-def clear_staging(receipts: Sequence[Receipt], bench: Bench) -> None:
+def clear_staging(receipts: Sequence[ImageResult], bench: ShardContext) -> None:
     """Remove what was staged for these images, which is in their masks and tables now."""
     store = Store(bench.order.output)
     for receipt in receipts:
         for name in receipt.tables.values():
             store.remove(name)
-        if receipt.spec is not None and bundles.is_spread(receipt.spec, bench.order):
-            store.remove(staging_folder(bench.order, Item(receipt.source, receipt.spec)))
+        if receipt.spec is not None and batching.is_spread(receipt.spec, bench.order):
+            store.remove(staging_folder(bench.order, PlannedImage(receipt.source, receipt.spec)))
 
 
-def _order_for(item: Item, bench: Bench) -> Order | Failure:
+def _order_for(item: PlannedImage, bench: ShardContext) -> RunSettings | Failure:
     """The order for one large image, its model fitted to it where each image has its own; or why it
     has none.
     """
@@ -148,14 +150,14 @@ def _order_for(item: Item, bench: Bench) -> Order | Failure:
 
 
 def _do(
-    bench: Bench, jobs: Iterable[Job], receipts: dict[str, Receipt]
-) -> list[tuple[_Staging, PartReceipt]]:
+    bench: ShardContext, jobs: Iterable[Job], receipts: dict[str, ImageResult]
+) -> list[tuple[_Staging, TileRangeResult]]:
     """Perform the jobs and file the receipts of images that are through; the other jobs that were
     done, with their answers.
     """
-    staged: list[tuple[_Staging, PartReceipt]] = []
+    staged: list[tuple[_Staging, TileRangeResult]] = []
     for job, answer in bench.fanout.map(perform, jobs):
-        items: Sequence[Item] = job.items if isinstance(job, ImagesJob) else (job.item,)
+        items: Sequence[PlannedImage] = job.items if isinstance(job, ImagesJob) else (job.item,)
         if isinstance(answer, WorkerDied):
             receipts.update(
                 (item.source.uri, _failed(bench, item, Failure.of(answer))) for item in items
@@ -172,7 +174,7 @@ def _do(
     return staged
 
 
-def _failed(bench: Bench, item: Item, failure: Failure | None) -> Receipt:
+def _failed(bench: ShardContext, item: PlannedImage, failure: Failure | None) -> ImageResult:
     if failure is None:
         raise ValueError(f"{item.source.uri} has not failed")
     return failed(bench.order, item, failure, bench.classes)

@@ -7,10 +7,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from links import link
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = Path(sys.executable).parent
+CONFIG = ROOT / "pyproject.toml"
 
 PROCESSES = str(min(os.cpu_count() or 1, 4))
 """Processes that share the tests: each begins with its part in the order of the files, and one that
@@ -19,22 +23,24 @@ is through takes half of what another has left. With TensorFlow each takes some 
 STEPS = (
     (TOOLS / "ruff", "check", "."),
     (TOOLS / "ruff", "format", "--check", "."),
-    (TOOLS / "mypy",),
-    (TOOLS / "lint-imports",),
+    # These two look for packages in folders, and are shown the installed layout.
+    (TOOLS / "mypy", "--config-file", CONFIG),
+    (TOOLS / "lint-imports", "--config", CONFIG),
     (sys.executable, "-m", "pytest", "-n", PROCESSES, "--dist", "worksteal", *sys.argv[1:]),
 )
 
 
+def run(step: Sequence[str | Path], folder: Path) -> int:
+    """The exit code of one step."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)} if folder != ROOT else None
+    command = [str(part) for part in step]
+    return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+
+
 def main() -> int:
     """Run all steps, also after one has failed; 1 where any failed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    failed = [
-        step
-        for step in STEPS
-        if subprocess.run(
-            [str(part) for part in step], cwd=ROOT, env=environment, check=False
-        ).returncode
-    ]
+    tree = link()
+    failed = [step for step in STEPS if run(step, tree if CONFIG in step else ROOT)]
     for step in failed:
         sys.stderr.write(f"check: failed: {' '.join(str(part) for part in step)}\n")
     return 1 if failed else 0

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from segcore.inference.card import Card, Reach, Scaling
-from segcore.networks.mask_rcnn.detections import Detections
+from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
 
 
 class BlobFinder:
@@ -52,7 +52,7 @@ def write_weights(folder: Path, content: bytes = b"weights", **changes: Any) -> 
         1,
         ("background", "dim", "bright"),
         Scaling(),
-        Reach(halo=None, stride=32),
+        ReceptiveField(halo=None, stride=32),
         output="objects",
     )
     path.with_suffix(".json").write_bytes(replace(card, **changes).dump())

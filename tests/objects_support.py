@@ -8,9 +8,17 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from segcore.geometry import Box, Grid, Tile
-from segcore.objects.table import BandSums, Measures, TileObjects, finish, measure, observe_bands
-from segcore.raster import RasterSpec, Space
+from maskloom.segcore.geometry import Box, Grid, Tile
+from maskloom.segcore.ground.space import Space
+from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.statistics.objects.table import (
+    BandSums,
+    Measures,
+    TileObjects,
+    finish,
+    measure,
+    observe_bands,
+)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 import rasterio
 
 if TYPE_CHECKING:
-    from segcore.segmenters.kmeans import KMeansModel
+    from maskloom.segcore.segmenters.kmeans import KMeansModel
 
 VOLATILE = ("run_id", "seconds", "mask_sha256", "tiles")
 """Columns that may differ between runs that must agree: times, ids, and what the tiling decides

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segcore.evaluation.confusion import ratio
+from maskloom.segcore.evaluation.confusion import ratio
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.geometry import Tile
+    from maskloom.segcore.geometry import Tile
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,10 +8,11 @@ without a match that lies for more than half in them is no error.
 Three numbers are called AP or look like it; here they have names of their own:
 
     panoptic quality (pq)   sum of the matches' intersection over union / (matches + half the misses
-    + half the false ones), at 0.5 (Kirillov) ap_dsb2018              matches / (matches + misses +
-    false ones), at a threshold (Data Science Bowl 2018; StarDist and Cellpose say AP) ap_coco
-    area under precision and recall by falling score, at 101 recalls (COCO); only where objects have
-    scores
+                            + half the false ones), at 0.5 (Kirillov)
+    ap_dsb2018              matches / (matches + misses + false ones), at a threshold (Data Science
+                            Bowl 2018; StarDist and Cellpose say AP)
+    ap_coco                 area under precision and recall by falling score, at 101 recalls (COCO);
+                            only where objects have scores
 
 The last is what pycocotools says, but for three things: all objects of an image count, not 100; an
 overlap of exactly the threshold is no match, here as in the other two; and what is void is void for
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segcore.evaluation.confusion import ratio
+from maskloom.segcore.evaluation.confusion import ratio
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +80,7 @@ class Overlaps:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Objects:
+class ImageObjects:
     """The objects of one side: ids ascending, without 0, and the class and score of each."""
 
     ids: NDArray[np.int64]
@@ -92,8 +93,8 @@ class Objects:
 class Matching:
     """What became of the objects of one image."""
 
-    predicted: Objects
-    truth: Objects
+    predicted: ImageObjects
+    truth: ImageObjects
     iou: NDArray[np.float64]
     """Of each predicted object with the true object of its class that it matches; 0 where none
     exceeds 0.5.
@@ -104,7 +105,7 @@ class Matching:
     """Predicted objects that lie for more than half in void pixels."""
 
     @classmethod
-    def of(cls, overlaps: Overlaps, predicted: Objects, truth: Objects) -> Matching:
+    def of(cls, overlaps: Overlaps, predicted: ImageObjects, truth: ImageObjects) -> Matching:
         """Match the objects of an image; `overlaps` are of all its pixels."""
         sizes = _sizes(overlaps.predicted, overlaps.shared, predicted.ids)
         void = overlaps.truth < 0
@@ -137,7 +138,7 @@ class Matching:
         )  # an empty bincount is of integers
         ranked = None
         if self.predicted.scores is not None:
-            ranked = Ranked(
+            ranked = RankedObjects(
                 self.predicted.scores,
                 self.predicted.class_of,
                 np.where(ignored, -1, hit).astype(np.int8),
@@ -146,7 +147,7 @@ class Matching:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ranked:
+class RankedObjects:
     """Predicted objects with their scores."""
 
     score: NDArray[np.float64]
@@ -163,13 +164,13 @@ class ObjectCounts:
     """(n, thresholds, 3): matched, false (predicted only), missed (in the truth only)."""
     iou: NDArray[np.float64]
     """(n,): sum of the matches' intersection over union at 0.5."""
-    ranked: Ranked | None = None
+    ranked: RankedObjects | None = None
     """None: the objects have no scores."""
 
     @classmethod
     def none(cls, classes: int) -> ObjectCounts:
         """No object yet."""
-        nothing = Ranked(
+        nothing = RankedObjects(
             np.zeros(0), np.zeros(0, np.int64), np.zeros((0, len(THRESHOLDS)), np.int8)
         )
         return cls(np.zeros((classes, len(THRESHOLDS), 3), np.int64), np.zeros(classes), nothing)
@@ -181,7 +182,7 @@ class ObjectCounts:
                 (getattr(self.ranked, name), getattr(other.ranked, name))
                 for name in ("score", "class_of", "hit")
             )
-            ranked = Ranked(*(np.concatenate(pair) for pair in pairs))
+            ranked = RankedObjects(*(np.concatenate(pair) for pair in pairs))
         return ObjectCounts(self.tallies + other.tallies, self.iou + other.iou, ranked)
 
     @property
@@ -254,7 +255,7 @@ def average_precision(
             f"predicted and truth must have one shape; got {predicted.shape} and {truth.shape}"
         )
     ours, theirs = (
-        Objects(ids, np.zeros(len(ids), np.int64))
+        ImageObjects(ids, np.zeros(len(ids), np.int64))
         for ids in (np.unique(labels[labels > 0]).astype(np.int64) for labels in (predicted, truth))
     )
     matching = Matching.of(Overlaps.of(predicted, truth), ours, theirs)

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segcore.evaluation.scoring import view
-from segcore.legend import Legend
+from maskloom.segcore.evaluation.scoring import view
+from maskloom.segcore.raster.classes import ClassTable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.evaluation.boundary import Boundary
-    from segcore.evaluation.confusion import Confusion
-    from segcore.evaluation.scoring import Score, Terms, View
+    from maskloom.segcore.evaluation.boundary import Boundary
+    from maskloom.segcore.evaluation.confusion import Confusion
+    from maskloom.segcore.evaluation.scoring import EvaluationOptions, Score, View
 
 _PAPER, _INK, _FAINT, _WRONG, _VOID = (
     (255, 255, 255),
@@ -64,7 +64,10 @@ class Strip:
 
 
 def draw(
-    heading: Heading, legend: Legend, counts: tuple[Confusion, Boundary], strips: Sequence[Strip]
+    heading: Heading,
+    legend: ClassTable,
+    counts: tuple[Confusion, Boundary],
+    strips: Sequence[Strip],
 ) -> bytes:
     """The picture as PNG."""
     from PIL import Image, ImageDraw
@@ -73,7 +76,7 @@ def draw(
     classes = np.sort(
         np.argsort(-(confusion.truth + confusion.predicted), kind="stable")[:_MOST_CLASSES]
     )
-    shown = Legend(
+    shown = ClassTable(
         tuple(legend.names[i] for i in classes), tuple(legend.colours[i] for i in classes)
     )
     middle = _cell(len(classes)) * len(classes) + 100
@@ -106,12 +109,14 @@ def draw(
     return out.getvalue()
 
 
-def make_strip(score: Score, terms: Terms, title: str, photo: NDArray[np.uint8] | None) -> Strip:
+def make_strip(
+    score: Score, terms: EvaluationOptions, title: str, photo: NDArray[np.uint8] | None
+) -> Strip:
     """The strip of an image; `photo` is red, green and blue of the tile `score.worst`, if it could
     be read. Raises as `scoring.score`.
     """
     shown = view(score.subject, terms, score.worst)
-    colours = np.array([*Legend.of(terms.key.classes).colours, _VOID], np.uint8)
+    colours = np.array([*ClassTable.of(terms.key.classes).colours, _VOID], np.uint8)
     both = [
         colours[np.where(side >= 0, side, len(colours) - 1)]
         for side in (shown.truth, shown.predicted)
@@ -197,7 +202,7 @@ def _cell(classes: int) -> int:
 def _draw_bars(
     pen: Any,
     at: tuple[int, int],
-    legend: Legend,
+    legend: ClassTable,
     values: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> None:
     """For each class its colour, a bar of its IoU and a thinner one of its boundary F, in line with

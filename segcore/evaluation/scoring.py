@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segcore.errors import RecipeError
-from segcore.evaluation.boundary import Boundary, halo_of
-from segcore.evaluation.confusion import Confusion
-from segcore.evaluation.instances import Matching, ObjectCounts, Overlaps
-from segcore.evaluation.layers import Instances, Predicted, Truth
-from segcore.evaluation.masks import MaskFile, open_mask
-from segcore.evaluation.values import UNKNOWN
-from segcore.geometry import Grid, Tile
+from maskloom.segcore.annotations.label_mapping import UNKNOWN
+from maskloom.segcore.annotations.masks import MaskFile, open_mask
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.evaluation.boundary import Boundary, halo_of
+from maskloom.segcore.evaluation.confusion import Confusion
+from maskloom.segcore.evaluation.instances import Matching, ObjectCounts, Overlaps
+from maskloom.segcore.evaluation.labelled_images import Instances, Predicted, Truth
+from maskloom.segcore.geometry import Grid, Tile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.evaluation.layers import Layer
-    from segcore.evaluation.values import Key
-    from segcore.raster import RasterSpec
+    from maskloom.segcore.annotations.label_mapping import LabelMapping
+    from maskloom.segcore.evaluation.labelled_images import Layer
+    from maskloom.segcore.raster.spec import RasterSpec
 
 _TILE = 1024
 _STRANGERS_SHOWN = 5
@@ -36,7 +36,7 @@ _MOST_APART = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class EvaluatedImage:
     """One image: its files, and what the run's tables say of its mask."""
 
     image_id: str
@@ -52,10 +52,10 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class EvaluationOptions:
     """On what terms masks and truths are compared."""
 
-    key: Key
+    key: LabelMapping
     tolerance: float
     """Pixels between boundaries that still agree."""
     foreground: tuple[int, ...]
@@ -78,7 +78,7 @@ class Terms:
 class Score:
     """What the comparison of one image says."""
 
-    subject: Subject
+    subject: EvaluatedImage
     confusion: Confusion
     boundary: Boundary
     objects: ObjectCounts | None
@@ -101,7 +101,7 @@ class View:
     """(2, ...): boundaries of the objects of truth and mask."""
 
 
-def score(subject: Subject, terms: Terms) -> Score:
+def score(subject: EvaluatedImage, terms: EvaluationOptions) -> Score:
     """Compare an image with its truth.
 
     Raises `RecipeError` where the sizes or the places on earth differ, the mask is not of the kind
@@ -133,7 +133,7 @@ def score(subject: Subject, terms: Terms) -> Score:
     return Score(subject, confusion, boundary, objects, worst)
 
 
-def view(subject: Subject, terms: Terms, number: int) -> View:
+def view(subject: EvaluatedImage, terms: EvaluationOptions, number: int) -> View:
     """Both sides of a tile again. Raises as `score`."""
     with ExitStack() as stack:
         truth, predicted, grid = _sides(subject, terms, stack)
@@ -155,7 +155,9 @@ def view(subject: Subject, terms: Terms, number: int) -> View:
         )
 
 
-def _sides(subject: Subject, terms: Terms, stack: ExitStack) -> tuple[Truth, Predicted, Grid]:
+def _sides(
+    subject: EvaluatedImage, terms: EvaluationOptions, stack: ExitStack
+) -> tuple[Truth, Predicted, Grid]:
     theirs, ours = MaskFile.describe(subject.truth), MaskFile.describe(subject.mask)
     if theirs.spec.shape != ours.spec.shape:
         sizes = [" x ".join(str(n) for n in reversed(mask.spec.shape)) for mask in (theirs, ours)]
@@ -224,7 +226,7 @@ def _carried(places: NDArray[np.float64], source: str, target: str) -> NDArray[n
 
 
 def _instances(
-    subject: Subject, terms: Terms, truth: Layer, predicted: Layer, grid: Grid
+    subject: EvaluatedImage, terms: EvaluationOptions, truth: Layer, predicted: Layer, grid: Grid
 ) -> tuple[Instances, Instances]:
     """The objects of the mask and of the truth."""
     ids = frozenset(terms.foreground) if terms.numbered else frozenset[int]()
@@ -234,7 +236,7 @@ def _instances(
     )
 
 
-def _match(subject: Subject, sides: tuple[Instances, Instances], grid: Grid) -> Matching:
+def _match(subject: EvaluatedImage, sides: tuple[Instances, Instances], grid: Grid) -> Matching:
     ours, theirs = sides
     # A pixel without data in the mask is of no object, and void means something in the truth alone.
     overlaps = Overlaps.total(
@@ -270,7 +272,7 @@ class _Strangers:
         for value, count in zip(found.tolist(), counts.tolist(), strict=True):
             self._counts[value] = self._counts.get(value, 0) + count
 
-    def _example(self, names: Sequence[str], key: Key) -> str:
+    def _example(self, names: Sequence[str], key: LabelMapping) -> str:
         """How such values might be named."""
         first, last = key.classes[0], key.classes[-1]
         if key.by == "index" and set(self._counts) == {0}:
@@ -280,7 +282,7 @@ class _Strangers:
             return f"0={first},1..={last}"
         return f"{names[0]}=CLASS"
 
-    def refuse(self, location: str, key: Key) -> None:
+    def refuse(self, location: str, key: LabelMapping) -> None:
         """Raise `RecipeError` where there are any."""
         if not self._counts:
             return

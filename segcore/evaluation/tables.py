@@ -1,10 +1,12 @@
 """The tables of an evaluation: Parquet files whose columns do not depend on what was evaluated.
 
-    classes     measures by image and class; `image_id` null: all images together images
-    measures by image; `image_id` null: all images together confusion   pixels by class of the truth
-    and of the mask, by image and for all; `predicted_class` null: the mask has no data there
+    classes     measures by image and class; `image_id` null: all images together
+    images      measures by image; `image_id` null: all images together
+    confusion   pixels by class of the truth and of the mask, by image and for all;
+                `predicted_class` null: the mask has no data there
     objects     objects by image, class and threshold of the intersection over union; `image_id`
-    null: all images together areas       mapped and error-adjusted area of each class
+                null: all images together
+    areas       mapped and error-adjusted area of each class
 
 Measures that are not defined (the recall of a class that the truth has not) are null.
 """
@@ -20,18 +22,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore.evaluation.confusion import mean_of_known
-from segcore.evaluation.estimate import NORMAL_95, estimate_areas
-from segcore.evaluation.instances import THRESHOLDS
-from segcore.evaluation.scoring import total
+from maskloom.segcore.evaluation.confusion import mean_of_known
+from maskloom.segcore.evaluation.estimate import NORMAL_95, estimate_areas
+from maskloom.segcore.evaluation.instances import THRESHOLDS
+from maskloom.segcore.evaluation.scoring import total
 
 if TYPE_CHECKING:
-    from segcore.evaluation.boundary import Boundary
-    from segcore.evaluation.confusion import Confusion
-    from segcore.evaluation.instances import ObjectCounts
-    from segcore.evaluation.outputs import Classes
-    from segcore.evaluation.scoring import Score
-    from segcore.storage import Store
+    from maskloom.segcore.evaluation.boundary import Boundary
+    from maskloom.segcore.evaluation.confusion import Confusion
+    from maskloom.segcore.evaluation.instances import ObjectCounts
+    from maskloom.segcore.evaluation.run_tables import Classes
+    from maskloom.segcore.evaluation.scoring import Score
+    from maskloom.segcore.storage.store import Store
 
 
 def _schema(keys: str, counts: str, measures: str) -> pa.Schema:

@@ -7,11 +7,17 @@ never by trying.
 
 from __future__ import annotations
 
-from segcore.errors import FormatError
-from segcore.formats import geotiff, picture
-from segcore.formats._open import format_by_content, require_claim, require_kind, suffix_of
-from segcore.legend import Legend
-from segcore.raster import FORMATS, Format
+from maskloom.segcore.errors import FormatError
+from maskloom.segcore.formats import picture
+from maskloom.segcore.formats.source import (
+    format_by_content,
+    require_claim,
+    require_kind,
+    suffix_of,
+)
+from maskloom.segcore.formats.tiff import geotiff
+from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.raster.spec import FORMATS, Format
 
 __all__ = ["format_of", "geotiff", "mask_endings", "mask_format", "picture", "sidecar_endings"]
 
@@ -54,4 +60,6 @@ def mask_endings() -> set[str]:
 
 def sidecar_endings() -> set[str]:
     """What the names of files beside masks add to the mask's name."""
-    return {ending for each in FORMATS.values() for ending in each.sidecars(Legend.of(("any",)))}
+    return {
+        ending for each in FORMATS.values() for ending in each.sidecars(ClassTable.of(("any",)))
+    }

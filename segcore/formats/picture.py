@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from segcore.errors import FormatError, ReadError, SourceChanged
-from segcore.formats._frames import notes_on_frames
-from segcore.formats._jpeg import require_whole_jpeg
-from segcore.formats._open import MAX_PICTURE_PIXELS, Source, require_kind, silence
-from segcore.formats._orientation import picture_orientation, turn, turn_shape
-from segcore.raster import FORMATS, RasterSpec
+from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
+from maskloom.segcore.formats.frames import notes_on_frames
+from maskloom.segcore.formats.jpeg import require_whole_jpeg
+from maskloom.segcore.formats.orientation import picture_orientation, turn, turn_shape
+from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, StoredFile, require_kind, silence
+from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.ImageFile import ImageFile
 
-    from segcore.geometry import Box, Shape, Tile
-    from segcore.legend import Legend
-    from segcore.raster import Piece, Sink
+    from maskloom.segcore.geometry import Box, Shape, Tile
+    from maskloom.segcore.raster.classes import ClassTable
+    from maskloom.segcore.raster.spec import EncodedBlock
+    from maskloom.segcore.storage.store import Sink
 
 _PNG_SIGNATURE_SIZE = 8
 _PNG_CHUNK_FRAME = 12
@@ -93,8 +94,8 @@ class Picture:
     most_objects: int = 2**16 - 1
 
     def describe(self, location: str, version: str) -> RasterSpec:
-        """Read the header (of WebP the whole file); see `segcore.raster.Format.describe`."""
-        source = Source.of(location)
+        """Read the header (of WebP the whole file); see `segcore.raster.spec.Format.describe`."""
+        source = StoredFile.of(location)
         head = source.head()
         kind = require_kind(location, head, "picture")
         with source.stream() as stream:
@@ -119,8 +120,8 @@ class Picture:
         )
 
     def open(self, spec: RasterSpec) -> PictureReader:
-        """Decode the picture; see `segcore.raster.Format.open`."""
-        source = Source.of(spec.location)
+        """Decode the picture; see `segcore.raster.spec.Format.open`."""
+        source = StoredFile.of(spec.location)
         head = source.head()
         kind = require_kind(spec.location, head, "picture")
         content = source.read()
@@ -156,21 +157,26 @@ class Picture:
 
     def encode(
         self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
-    ) -> list[Piece]:
-        """See `segcore.formats.palette_png.PalettePngMasks.encode`."""
-        from segcore.formats.palette_png import PalettePngMasks
+    ) -> list[EncodedBlock]:
+        """See `segcore.masks.png.PalettePngMasks.encode`."""
+        from maskloom.segcore.masks.png import PalettePngMasks
 
         return PalettePngMasks().encode(labels, tile, spec, tile_size)
 
     def assemble(
-        self, pieces: Iterable[Piece], spec: RasterSpec, legend: Legend, out: Sink, tile_size: int
+        self,
+        pieces: Iterable[EncodedBlock],
+        spec: RasterSpec,
+        legend: ClassTable,
+        out: Sink,
+        tile_size: int,
     ) -> None:
-        """See `segcore.formats.palette_png.PalettePngMasks.assemble`."""
-        from segcore.formats.palette_png import PalettePngMasks
+        """See `segcore.masks.png.PalettePngMasks.assemble`."""
+        from maskloom.segcore.masks.png import PalettePngMasks
 
         PalettePngMasks().assemble(pieces, spec, legend, out, tile_size)
 
-    def sidecars(self, legend: Legend) -> Mapping[str, bytes]:  # noqa: ARG002  the protocol has it
+    def sidecars(self, legend: ClassTable) -> Mapping[str, bytes]:  # noqa: ARG002  the protocol has it
         """None: the mask file itself carries colours and names."""
         return {}
 
@@ -195,7 +201,7 @@ class PictureReader:
         """Nothing is held open."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-        """Pixels and `valid` of a box; see `segcore.raster.Reader.read`."""
+        """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
         valid = (
             np.ones(box.shape, np.bool_) if self.valid is None else self.valid[box.slices].copy()
         )

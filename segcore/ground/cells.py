@@ -33,13 +33,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from segcore.errors import FormatError
-from segcore.ground.outlines import pixel_areas, row_areas
-from segcore.ground.projection import Floats, Projection, projection_of, survey
+from maskloom.segcore.errors import FormatError
+from maskloom.segcore.ground.outlines import pixel_areas, row_areas
+from maskloom.segcore.ground.projection import Floats, Projection, projection_of, survey
 
 if TYPE_CHECKING:
-    from segcore.geometry import Box, Shape
-    from segcore.raster import Affine
+    from maskloom.segcore.geometry import Affine, Box, Shape
 
 Integers = NDArray[np.int64]
 Cells = tuple[int, Integers, Floats]
@@ -201,7 +200,7 @@ class Surface:
         """Area of the pixels in square metres, shape (rows, columns), or (rows, 1) where all
         columns are equal.
         """
-        from segcore.kernels.areas import fill_cells
+        from maskloom.segcore.kernels.areas import fill_cells
 
         (top, left), (bottom, right) = box.start, box.stop
         if self.equal_columns:

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segcore.raster import Space
+from maskloom.segcore.ground.space import Space
 
 if TYPE_CHECKING:
-    from segcore.geometry import Shape
-    from segcore.raster import Affine
+    from maskloom.segcore.geometry import Affine, Shape
 
 _BELIEVED = 0.01
 """Part of the longer side of an image by which a point may be missed; at least a pixel."""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pyproj import Transformer
 
-    from segcore.geometry import Shape
-    from segcore.raster import Space
+    from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.ground.space import Space
 
     Floats = NDArray[np.float64]
 

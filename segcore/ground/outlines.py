@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from segcore.ground.projection import Projection
-    from segcore.raster import Affine
+    from maskloom.segcore.geometry import Affine
+    from maskloom.segcore.ground.projection import Projection
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -81,7 +81,7 @@ def row_areas(projection: Projection, x: float, width: float, edges: Floats) -> 
     `edges` (n, 2) are the y of the rows; pixels are `width` wide in x, and `x` is any place on the
     map.
     """
-    from segcore.kernels.outlines import zones
+    from maskloom.segcore.kernels.outlines import zones
 
     # A row may reach beyond both poles, or hold the whole planet.
     steps = edges[:, :1] + (edges[:, 1:] - edges[:, :1]) * np.linspace(0, 1, 33)
@@ -187,7 +187,7 @@ def _polygons(
     """Extrapolated solid angles, what the last step of the extrapolation changed, and whether the
     outlines are closely followed.
     """
-    from segcore.kernels.outlines import patches
+    from maskloom.segcore.kernels.outlines import patches
 
     (begin, end), points = ends, 16
     turns = (np.floor(begin / steps)[:, None] + np.arange(1, 5)) * steps

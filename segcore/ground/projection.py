@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from segcore.errors import FormatError
+from maskloom.segcore.errors import FormatError
 
 if TYPE_CHECKING:
     from pyproj import CRS, Transformer
 
-    from segcore.raster import Affine
+    from maskloom.segcore.geometry import Affine
 
 Floats = NDArray[np.float64]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import exactly
 
 _LOW = np.int64(2**32 - 1)
 _SHORTEST, _LONGEST = 16, 512

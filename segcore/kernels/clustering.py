@@ -11,8 +11,8 @@ import math
 
 import numpy as np
 
-from segcore.kernels.compiling import exactly
-from segcore.kernels.pixels import BATCH, score_batch
+from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.pixels import BATCH, score_batch
 
 CELL_BITS = 9
 """Colours are pruned in cells of 2**9 Morton codes: cubes of 8 x 8 x 8 colours."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from segcore.kernels.compiling import exactly
-from segcore.kernels.disjoint import unite
-from segcore.kernels.joining import HOLE, NO_DATA, both
+from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.disjoint import unite
+from maskloom.segcore.kernels.joining import HOLE, NO_DATA, both
 
 _SHORT = 8
 """Pixels that are painted at once, most runs of noise being shorter: what is too much is painted

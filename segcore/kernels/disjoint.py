@@ -6,7 +6,7 @@ The root of a set is always its smallest member.
 
 from __future__ import annotations
 
-from segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import exactly
 
 
 @exactly

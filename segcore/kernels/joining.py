@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from segcore.kernels.compiling import exactly
-from segcore.kernels.disjoint import unite
+from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.disjoint import unite
 
 HOLE, NO_DATA, FIRST_CLASS = 1, 2, 3
 """Codes of what may be part of a hole (and what is `seen` by holes that are none), of pixels

@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
-from segcore.kernels.compiling import exactly
-from segcore.kernels.lanes import (
+from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.lanes import (
     LANES,
     apart,
     at_most,

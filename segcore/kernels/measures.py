@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import exactly
 
 _LOW = np.uint64(2**32 - 1)
 _SPLITTER = 134217729.0

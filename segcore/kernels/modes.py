@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from segcore.kernels.clustering import _exp
-from segcore.kernels.compiling import exactly
-from segcore.kernels.pixels import BLUE, GREEN, RED
+from maskloom.segcore.kernels.clustering import _exp
+from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.pixels import BLUE, GREEN, RED
 
 FLAT, EPANECHNIKOV, GAUSSIAN = 0, 1, 2
 _MEMO_SLOTS = 2**17

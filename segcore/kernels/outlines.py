@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import exactly
 
 
 @exactly

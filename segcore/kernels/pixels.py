@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import exactly
 
 PAGE_BITS = 12
 """Colours are counted in pages of 2**12 table entries: cubes of 16 x 16 x 16 colours."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import exactly
 
 PLACE = 30
 """Bits of a column."""

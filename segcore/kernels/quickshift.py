@@ -18,9 +18,9 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from segcore.kernels.clustering import _log
-from segcore.kernels.compiling import exactly
-from segcore.kernels.pixels import splitmix
+from maskloom.segcore.kernels.clustering import _log
+from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.pixels import splitmix
 
 _NOISE = 1e-5
 """Standard deviation of the noise that breaks ties, as in scikit-image."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from segcore.kernels.compiling import exactly
-from segcore.kernels.disjoint import root_of, unite
+from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.disjoint import root_of, unite
 
 _NO_EDGE = np.uint32(np.float32(np.inf).view(np.uint32))
 

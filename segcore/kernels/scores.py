@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import exactly
 
 
 @exactly

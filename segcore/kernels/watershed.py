@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from segcore.kernels.compiling import exactly
-from segcore.kernels.disjoint import root_of
+from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.disjoint import root_of
 
 _DIAGONAL = 2.0**0.5
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import exactly
 
 _STRIP = 512
 """Columns that are worked on together, so that their sums and histograms stay in the processor's

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import exactly
 
 
 @exactly

@@ -1,3 +1,1 @@
-"""The mathematics behind segmenters: histograms and thresholds, samples and clusters, modes,
-windows.
-"""
+"""The mathematics behind segmenters: histograms, thresholds, samples, clusters, modes, windows."""

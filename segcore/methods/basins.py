@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from segcore.errors import FitError
-from segcore.methods.clustering import cuts, threads
+from maskloom.segcore.errors import FitError
+from maskloom.segcore.methods.clustering import cuts, threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +60,7 @@ _MOST_ENDS = 2**12
 
 
 @dataclass(frozen=True, slots=True)
-class Lattice:
+class ModeLattice:
     """Cubic cells. Finite: it covers the values that it is made for, so that a shift of all values
     moves the cells along.
     """
@@ -72,7 +72,7 @@ class Lattice:
     """Number of cells along each channel."""
 
     @classmethod
-    def over(cls, values: NDArray[np.generic], side: float) -> Lattice:
+    def over(cls, values: NDArray[np.generic], side: float) -> ModeLattice:
         """The lattice that covers these values (channels, n). Raises `FitError` where floats do not
         tell so many cells apart.
         """
@@ -115,7 +115,7 @@ class Points:
     values: Floats
     """Shape (n, channels)."""
     weights: Floats
-    lattice: Lattice
+    lattice: ModeLattice
     """Cells by which a basin is known: no finer distinction is made between values."""
     keys: Keys
     """The cell of each point."""
@@ -232,17 +232,17 @@ def gather(
             and np.ptp(values, axis=1).max() < _MOST_CELLS
             else bandwidth / 64
         )
-        return _by_value(values, weights, Lattice.over(values, side))
+        return _by_value(values, weights, ModeLattice.over(values, side))
     finest, coarsest = (bandwidth * side for side in _CELLS[kernel])
     side = finest / 8 if len(values) == 1 else finest
     while side < 1.01 * coarsest:
-        points = _by_cell(values, weights, Lattice.over(values, side), _MOST_POINTS)
+        points = _by_cell(values, weights, ModeLattice.over(values, side), _MOST_POINTS)
         if points is not None:
             return points
         side *= 2**0.5
     if len(values) <= 3:
         # Narrow windows hold few points each, so that there may be more of them.
-        points = _by_cell(values, weights, Lattice.over(values, coarsest), _MOST_SMALL)
+        points = _by_cell(values, weights, ModeLattice.over(values, coarsest), _MOST_SMALL)
         if points is None:
             raise FitError(
                 f"Mean shift with bandwidth {bandwidth:.6g}: the values of the pixels lie too far "
@@ -255,11 +255,11 @@ def gather(
     stride = -(-weights.size // max(_LEAST_POINTS, _MOST_POINTS // len(values)))
     few, share = values[:, ::stride], weights[::stride].sum() / weights.sum()
     return replace(
-        _by_value(few, weights[::stride] / share, Lattice.over(few, finest)), complete=False
+        _by_value(few, weights[::stride] / share, ModeLattice.over(few, finest)), complete=False
     )
 
 
-def _by_value(values: NDArray[np.generic], weights: Floats, lattice: Lattice) -> Points:
+def _by_value(values: NDArray[np.generic], weights: Floats, lattice: ModeLattice) -> Points:
     """One point a value."""
     floats = values.astype(np.float64)
     side, lows, _, strides = lattice.arrays
@@ -274,10 +274,10 @@ def _by_value(values: NDArray[np.generic], weights: Floats, lattice: Lattice) ->
 
 
 def _by_cell(
-    values: NDArray[np.generic], weights: Floats, lattice: Lattice, most: int
+    values: NDArray[np.generic], weights: Floats, lattice: ModeLattice, most: int
 ) -> Points | None:
     """One point a cell; None where cells are too many."""
-    from segcore.kernels import modes as kernels
+    from maskloom.segcore.kernels import modes as kernels
 
     sums, keys = np.zeros((most, 1 + len(values))), np.empty(most, np.uint64)
     n = kernels.gather(values, weights, lattice.arrays, table_for(most), (sums, keys))
@@ -294,7 +294,7 @@ def find_basins(points: Points, kernel: Kernel, bandwidth: float) -> Basins:
     """Modes by falling strength (ties: by falling values), and the mode that the path of each point
     leads to.
     """
-    from segcore.kernels import modes as kernels
+    from maskloom.segcore.kernels import modes as kernels
 
     ends, strengths = _climb(points, kernel, bandwidth)
     order = np.lexsort((*ends.T[::-1], strengths))[::-1]
@@ -310,17 +310,17 @@ def find_basins(points: Points, kernel: Kernel, bandwidth: float) -> Basins:
 
 def nearest_mode(values: Floats, modes: Floats) -> NDArray[np.int64]:
     """The nearest mode of each value (n, channels), the first of equals."""
-    from segcore.kernels import modes as kernels
+    from maskloom.segcore.kernels import modes as kernels
 
     out = np.empty(len(values), np.int64)
-    nowhere = Lattice(1.0, (0.0,) * modes.shape[1], (0.0,) * modes.shape[1])
+    nowhere = ModeLattice(1.0, (0.0,) * modes.shape[1], (0.0,) * modes.shape[1])
     kernels.label_values(values, nowhere.arrays, table_for(1), modes, out)
     return out
 
 
 def _climb(points: Points, kernel: Kernel, bandwidth: float) -> tuple[Floats, Floats]:
     """Where the path of each point ends, and the weight of the window there."""
-    from segcore.kernels import modes as kernels
+    from maskloom.segcore.kernels import modes as kernels
 
     reach = bandwidth * _REACH[kernel]
     # Windows are looked up along the three channels that tell points apart best.
@@ -329,7 +329,7 @@ def _climb(points: Points, kernel: Kernel, bandwidth: float) -> tuple[Floats, Fl
     order, starts, rows = _rows(values, reach)
     # Few points have paths of their own (a side of 0), so that any lattice will do.
     alone = points.whole and len(values) <= FEW_VALUES
-    micro = (points.lattice if alone else Lattice.over(values.T, bandwidth / 64)).arrays
+    micro = (points.lattice if alone else ModeLattice.over(values.T, bandwidth / 64)).arrays
     if alone:
         micro = (0.0, *micro[1:])
     codes = {

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from segcore.errors import FitError
+from maskloom.segcore.errors import FitError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.methods.samples import Dataset
+    from maskloom.segcore.methods.samples import Dataset
 
     Floats = NDArray[np.float64]
 
@@ -123,8 +123,8 @@ class Cells:
     @classmethod
     def of(cls, dataset: Dataset) -> Cells:
         """The cells of counted colours."""
-        from segcore.kernels import clustering as kernels
-        from segcore.methods.samples import decode
+        from maskloom.segcore.kernels import clustering as kernels
+        from maskloom.segcore.methods.samples import decode
 
         if dataset.codes is None:
             raise TypeError("cells are made of counted 8-bit colours; these values are none")
@@ -195,7 +195,7 @@ def refine(dataset: Dataset, centres: Floats, spread: Floats) -> Clustering:
     """K-means on all values from these centres until none moves, distances along each channel
     counted in `spread`.
     """
-    from segcore.kernels import clustering as kernels
+    from maskloom.segcore.kernels import clustering as kernels
 
     channels, scale = dataset.values.shape[0], 1 / spread
     with threads() as run:
@@ -237,7 +237,7 @@ def _iterate(step: Step, centres: Floats) -> tuple[Floats, int]:
 
 
 def _points_step(values: NDArray[np.generic], weights: Floats, scale: Floats, run: Run) -> Step:
-    from segcore.kernels import clustering as kernels
+    from maskloom.segcore.kernels import clustering as kernels
 
     chunks = list(cuts(weights.size))
 

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from segcore.errors import FitError
-from segcore.methods.clustering import Points, cuts, different, search, startable, threads
+from maskloom.segcore.errors import FitError
+from maskloom.segcore.methods.clustering import Points, cuts, different, search, startable, threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.methods.clustering import Run
-    from segcore.methods.samples import Dataset, Units
+    from maskloom.segcore.methods.clustering import Run
+    from maskloom.segcore.methods.samples import Dataset, Units
 
     Floats = NDArray[np.float64]
 
@@ -100,7 +100,7 @@ def posteriors(pixels: NDArray[Any], scorer: tuple[Floats, Floats, Floats]) -> N
     The greatest is that of the component which `pointwise.Scores` labels, up to the rounding of
     float32.
     """
-    from segcore.kernels import clustering as kernels
+    from maskloom.segcore.kernels import clustering as kernels
 
     if pixels.dtype in (np.bool_, np.float16):
         pixels = pixels.astype(np.float32)
@@ -220,7 +220,7 @@ def _iterate(
 
 def _expect(data: _Data, mixture: Mixture, run: Run) -> tuple[Floats, float]:
     """Sums by component (weight, values, products), and the mean log-likelihood."""
-    from segcore.kernels import clustering as kernels
+    from maskloom.segcore.kernels import clustering as kernels
 
     scorer = mixture.scorer()
     chunks = list(cuts(data.weights.size))

@@ -118,7 +118,7 @@ class Bins:
 
     def count(self, values: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.int64]:
         """How many of the valid values fall in each bin; the last one includes its upper edge."""
-        from segcore.kernels import pixels as kernels
+        from maskloom.segcore.kernels import pixels as kernels
 
         counts = np.zeros(self.number, np.int64)
         kernels.count_bins(
@@ -130,7 +130,7 @@ class Bins:
 def _count(
     values: NDArray[np.generic], valid: NDArray[np.bool_], low: int, high: int
 ) -> NDArray[np.int64]:
-    from segcore.kernels import pixels as kernels
+    from maskloom.segcore.kernels import pixels as kernels
 
     tables = np.zeros((4, high - low + 1), np.int64)
     kernels.count_values(values.ravel(), valid.ravel(), low, tables)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from segcore.errors import ModelMismatch
+from maskloom.segcore.errors import ModelMismatch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.raster import Block, RasterSpec
+    from maskloom.segcore.raster.spec import Block, RasterSpec
 
 Band = int | Literal["luminance"] | None
 Source = Band | tuple[int, ...]

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from segcore.errors import FitError
-from segcore.methods import basins
-from segcore.methods.naming import (
+from maskloom.segcore.errors import FitError
+from maskloom.segcore.methods import basins
+from maskloom.segcore.methods.naming import (
     MOST_CLASSES,
     check_bands,
     check_names,
@@ -31,17 +31,24 @@ from segcore.methods.naming import (
     class_names,
     class_order,
 )
-from segcore.methods.pointwise import select_fitted
-from segcore.methods.samples import Samples, State, Units, note_of_nodata, note_of_units, spread_of
-from segcore.model import MODELS, Exactness, Fitter, Footprint, Segmenter
-from segcore.raster import Labels
+from maskloom.segcore.methods.pointwise import select_fitted
+from maskloom.segcore.methods.samples import (
+    Samples,
+    State,
+    Units,
+    note_of_nodata,
+    note_of_units,
+    spread_of,
+)
+from maskloom.segcore.models.protocols import MODELS, Exactness, Fitter, Requirements, Segmenter
+from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from numpy.typing import NDArray
 
-    from segcore.raster import Block, RasterSpec
+    from maskloom.segcore.raster.spec import Block, RasterSpec
 
     Floats = NDArray[np.float64]
 
@@ -104,11 +111,11 @@ class FeatureMeanShift:
             raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a
         thread.
         """
-        return Footprint(bytes_per_pixel=48)
+        return Requirements(bytes_per_pixel=48)
 
     def start(self) -> Fitter | Segmenter:
         """The fitter itself."""
@@ -239,9 +246,9 @@ class ModesModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """No halo. The table of colours takes 16 MiB more a process, that of cells up to 4 MiB."""
-        return Footprint(bytes_per_pixel=8 * len(self.modes[0]) + 8)
+        return Requirements(bytes_per_pixel=8 * len(self.modes[0]) + 8)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the wanted bands. Raises `ModelMismatch` where it has another number of
@@ -251,7 +258,7 @@ class ModesModel:
 
     def segment(self, block: Block) -> Labels:
         """The mode of each pixel."""
-        from segcore.kernels import modes as kernels
+        from maskloom.segcore.kernels import modes as kernels
 
         pixels = block.pixels.view(np.uint8) if block.pixels.dtype == np.bool_ else block.pixels
         shape, channels, kind = pixels.shape[:-1], pixels.shape[-1], pixels.dtype
@@ -271,7 +278,7 @@ class ModesModel:
 
     def label(self, values: NDArray[np.generic]) -> NDArray[np.uint8]:
         """Classes of the rows of `values` (n, channels), each looked up by itself."""
-        from segcore.kernels import modes as kernels
+        from maskloom.segcore.kernels import modes as kernels
 
         out = np.empty(len(values), np.uint8)
         if self.standardised:
@@ -393,7 +400,7 @@ def _unpacked(text: str, kind: str) -> NDArray[np.unsignedinteger]:
 @lru_cache(maxsize=16)
 def _labeller(model: ModesModel) -> tuple[Any, Any, Floats]:
     """Lattice, table of cells and modes, as the kernels want them."""
-    from segcore.kernels import modes as kernels
+    from maskloom.segcore.kernels import modes as kernels
 
     keys = np.cumsum(_unpacked(model.cells, "<u8").astype(np.uint64), dtype=np.uint64)
     table = basins.table_for(keys.size)
@@ -401,7 +408,7 @@ def _labeller(model: ModesModel) -> tuple[Any, Any, Floats]:
     modes = np.array(model.modes)
     if model.standardised:
         modes *= 1 / spread_of(model.deviations)
-    return basins.Lattice(model.side, model.lows, model.extents).arrays, table, modes
+    return basins.ModeLattice(model.side, model.lows, model.extents).arrays, table, modes
 
 
 # Threads that fill one table at once write the same values into it.

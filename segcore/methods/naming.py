@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segcore.errors import FitError
+from maskloom.segcore.errors import FitError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segcore.errors import ModelMismatch
+from maskloom.segcore.errors import ModelMismatch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.raster import RasterSpec
+    from maskloom.segcore.raster.spec import RasterSpec
 
 _MEMO_PAYS_FROM = 2**16
 """Pixels of a block below which scoring beats a table that is not warm yet."""
@@ -47,7 +47,7 @@ class Scores:
 
     def label(self, pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
         """Classes of a (y, x, channels) array, the first of equals. At most 250 classes."""
-        from segcore.kernels import pixels as kernels
+        from maskloom.segcore.kernels import pixels as kernels
 
         plain = pixels.view(np.uint8) if pixels.dtype == np.bool_ else pixels
         kind, shape = plain.dtype, plain.shape[:-1]
@@ -62,7 +62,7 @@ class Scores:
 
     def evaluate(self, values: NDArray[np.generic]) -> NDArray[np.uint8]:
         """Classes of the rows of `values` (n, channels), each scored by itself."""
-        from segcore.kernels import pixels as kernels
+        from maskloom.segcore.kernels import pixels as kernels
 
         scorer, diagonal = _arrays(self)
         out = np.empty(len(values), np.uint8)

@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from segcore.errors import FitError, NothingToFit
+from maskloom.segcore.errors import FitError, NothingToFit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from segcore.raster import Block
+    from maskloom.segcore.raster.spec import Block
 
 SAMPLE_SIZE = 2**18
 _TABLE_ENTRIES = 2**24
@@ -66,7 +66,7 @@ class Counted:
 
     def merge(self, other: Counted) -> Counted:
         """Both together."""
-        from segcore.kernels import pixels as kernels
+        from maskloom.segcore.kernels import pixels as kernels
 
         keys = np.empty(self.keys.size + other.keys.size, np.uint32)
         counts = np.empty(keys.size, np.int64)
@@ -261,7 +261,7 @@ class Samples:
         return Dataset(*_different(values, weights), pixels[channels], rgb, exact)
 
     def _draw(self, block: Block, pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Drawn:
-        from segcore.kernels import pixels as kernels
+        from maskloom.segcore.kernels import pixels as kernels
 
         usable = np.ascontiguousarray(valid)
         if pixels.dtype.kind == "f":
@@ -356,7 +356,7 @@ def decode(keys: NDArray[np.uint32], encoding: str, channels: int) -> NDArray[np
     kind = np.dtype(encoding)
     lowest = np.iinfo(kind).min if kind.kind == "i" else 0
     if channels == 3:
-        from segcore.kernels import pixels as kernels
+        from maskloom.segcore.kernels import pixels as kernels
 
         colours = np.empty((3, keys.size), np.uint8)
         kernels.split_keys(keys, colours)
@@ -374,7 +374,7 @@ def _encoding(kind: np.dtype[np.generic], channels: int) -> str | None:
 
 
 def _count(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Counted:
-    from segcore.kernels import pixels as kernels
+    from maskloom.segcore.kernels import pixels as kernels
 
     unsigned = _unsigned(pixels)
     if unsigned.shape[-1] == 3 and valid.size >= _TABLE_PAYS_FROM:
@@ -398,7 +398,7 @@ def _count(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Counted:
 
 
 def _drained(table: NDArray[np.uint32], touched: NDArray[np.uint8], pixels: int) -> Counted:
-    from segcore.kernels import pixels as kernels
+    from maskloom.segcore.kernels import pixels as kernels
 
     # Room for all that may be there; what is not used is never touched, so it takes no memory.
     most = min(pixels, int(np.count_nonzero(touched)) << kernels.PAGE_BITS)

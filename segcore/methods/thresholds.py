@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segcore.errors import FitError
+from maskloom.segcore.errors import FitError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

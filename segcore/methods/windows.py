@@ -26,7 +26,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.geometry import Box
+    from maskloom.segcore.geometry import Box
 
 WindowStatistic = Literal["gaussian", "mean", "median"]
 LARGEST_WINDOW = 9_999
@@ -38,7 +38,7 @@ _ROUNDING = 2.0**-40
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class LocalWindow:
     """A square around each pixel, and what is taken of its values."""
 
     side: int
@@ -92,7 +92,7 @@ class Window:
         )
 
     def _sums(self, values: NDArray[Any], core: Box) -> NDArray[np.float64]:
-        from segcore.kernels import windows as kernels
+        from maskloom.segcore.kernels import windows as kernels
 
         out = np.empty(core.shape, np.float64)
         rows, columns = self._reflected(values, core)
@@ -110,7 +110,7 @@ class Window:
     def _medians(
         self, values: NDArray[Any], usable: NDArray[np.bool_], core: Box
     ) -> NDArray[np.float64]:
-        from segcore.kernels import windows as kernels
+        from maskloom.segcore.kernels import windows as kernels
 
         rows, columns = self._reflected(values, core)
         if values.dtype == np.uint8 and self.side <= _LARGEST_OF_OPENCV and usable.all():
@@ -147,7 +147,7 @@ def _mirrored(places: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
 
 def _whole(values: NDArray[Any]) -> Box:
-    from segcore.geometry import Box
+    from maskloom.segcore.geometry import Box
 
     return Box.whole(values.shape)
 
@@ -167,7 +167,7 @@ def _plain(values: NDArray[np.generic]) -> NDArray[Any]:
 def _gaussian(side: int) -> tuple[float, ...]:
     """Weights of distance 0, 1, and so on."""
     sigma = (side - 1) / 6
-    radius = Window(side, "gaussian").radius
+    radius = LocalWindow(side, "gaussian").radius
     # NumPy's exp differs between processors in the last bit.
     context = Context(prec=40)
     exact = [context.exp(Decimal(-0.5 * (distance / sigma) ** 2)) for distance in range(radius + 1)]

@@ -1,3 +1,1 @@
-"""Objects over tiles: found as fragments, joined over seams, numbered, measured, written as
-rows.
-"""
+"""Objects that reach over tiles: found per tile, joined over seams, numbered."""

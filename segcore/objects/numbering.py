@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segcore.errors import FormatError
+from maskloom.segcore.errors import FormatError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.fragments import Grouping
-    from segcore.geometry import Grid, Tile
+    from maskloom.segcore.geometry import Grid, Tile
+    from maskloom.segcore.models.fragments import Equivalences
 
 _MOST_OBJECTS = 2**32 - 1
 
@@ -42,7 +42,7 @@ def first_pixels(values: NDArray[np.uint32], tile: Tile, width: int) -> NDArray[
 
     `values` covers the tile's core.
     """
-    from segcore.kernels.fragments import first_positions
+    from maskloom.segcore.kernels.fragments import first_positions
 
     positions = first_positions(np.ascontiguousarray(values), int(values.max(initial=0)))
     row, column = np.divmod(positions, values.shape[1])
@@ -53,7 +53,7 @@ def first_pixels(values: NDArray[np.uint32], tile: Tile, width: int) -> NDArray[
 
 def number_objects(
     grid: Grid,
-    groupings: Sequence[Grouping],
+    groupings: Sequence[Equivalences],
     read: Callable[[int], tuple[NDArray[np.int64], NDArray[np.uint16]]],
     location: str,
 ) -> Iterator[Numbers]:
@@ -113,7 +113,7 @@ def number_objects(
             yield Numbers(of, class_of, whole)
 
 
-def _alone(count: int, grouping: Grouping) -> NDArray[np.bool_]:
+def _alone(count: int, grouping: Equivalences) -> NDArray[np.bool_]:
     """Which of a tile's fragments 0 ... count - 1 stand alone."""
     alone = np.ones(count, np.bool_)
     alone[0] = False
@@ -122,7 +122,7 @@ def _alone(count: int, grouping: Grouping) -> NDArray[np.bool_]:
 
 
 def _first_of_groups(
-    groupings: Sequence[Grouping],
+    groupings: Sequence[Equivalences],
     read: Callable[[int], tuple[NDArray[np.int64], NDArray[np.uint16]]],
 ) -> NDArray[np.int64]:
     """The first pixel of each group; that of the background, 0, is of no meaning."""

@@ -11,9 +11,10 @@ other tile and no doubtful edge has met it: then all its edges and its true size
 sets are *open*: what is known of their size is a lower bound. When an edge from 1 on comes up
 between two sets,
 
-    one is closed and small       they merge, whatever the other one is both are known to be large
-    nothing happens, now or later else                          an open set that may be small meets
-    an open or a large one: doubtful; both are open from now on
+    one is closed and small       they merge, whatever the other one is
+    both are known to be large    nothing happens, now or later
+    else                          an open set that may be small meets an open or a large one:
+                                  doubtful; both are open from now on
 
 so a merger that is certain never waits for a doubtful one. Doubtful edges, and the certain ones
 that make an open small set larger, are the tile's *events*. `join_regions` replays the events of
@@ -31,13 +32,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segcore.fragments import Fragments, Grouping, Seam
-from segcore.objects.seams import Borders, border, crossings
+from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
+from maskloom.segcore.objects.seams import Borders, border, crossings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.geometry import Box, Grid, Shape
+    from maskloom.segcore.geometry import Box, Grid, Shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +75,7 @@ def find_regions(
     """The fragments of a tile whose `core` lies in an image of this `shape`; `valid` covers the
     core. All have class 1.
     """
-    from segcore.kernels.regions import label_joined
+    from maskloom.segcore.kernels.regions import label_joined
 
     labels = np.empty(core.shape, np.int32)
     sizes = label_joined(edges.right, edges.down, valid, labels)
@@ -83,7 +84,7 @@ def find_regions(
     leaf_of = np.zeros(len(sizes), np.uint32)
     leaf_of[opened] = np.arange(1, len(opened) + 1)
     keys, ones, others = merged.events
-    seam: Seam = {
+    seam: TileBoundary = {
         "border": leaf_of[border(labels, 1)],
         "right": edges.right[:, -1].copy(),
         "down": edges.down[-1].copy(),
@@ -123,7 +124,7 @@ def _merge(
     """Follow the edges from 1 on in their order; `opened` are the labels that are open at first:
     leaves 1, 2 ...
     """
-    from segcore.kernels.regions import merge_small, merging_edges, number_sets
+    from maskloom.segcore.kernels.regions import merge_small, merging_edges, number_sets
 
     keys = merging_edges(
         edges.right.view(np.uint32), edges.down.view(np.uint32), labels, sizes, min_size
@@ -148,11 +149,11 @@ def _merge(
     )
 
 
-def join_regions(grid: Grid, seams: Sequence[Seam], min_size: int) -> list[Grouping]:
+def join_regions(grid: Grid, seams: Sequence[TileBoundary], min_size: int) -> list[Equivalences]:
     """Which fragments of `find_regions` over a grid are one region: all events and seam edges,
     replayed in their order.
     """
-    from segcore.kernels.regions import replay
+    from maskloom.segcore.kernels.regions import replay
 
     # Leaf 0 of each tile stands for no leaf; it takes a number so that leaves of tiles are numbered
     # by adding.
@@ -173,7 +174,7 @@ def join_regions(grid: Grid, seams: Sequence[Seam], min_size: int) -> list[Group
     for number, seam in enumerate(seams):
         fragments, firsts = np.unique(seam["leaf_fragment"][1:], return_index=True)
         of = groups[starts[number] + 1 + firsts]
-        groupings.append(Grouping(fragments.astype(np.uint32), of, np.ones(len(of), np.uint16)))
+        groupings.append(Equivalences(fragments.astype(np.uint32), of, np.ones(len(of), np.uint16)))
     return groupings
 
 
@@ -185,7 +186,7 @@ the other leaf.
 """
 
 
-def _events(grid: Grid, seams: Sequence[Seam], starts: NDArray[np.int64]) -> list[_Listed]:
+def _events(grid: Grid, seams: Sequence[TileBoundary], starts: NDArray[np.int64]) -> list[_Listed]:
     """The events of all tiles."""
     listed: list[_Listed] = []
     for number, seam in enumerate(seams):
@@ -200,7 +201,9 @@ def _events(grid: Grid, seams: Sequence[Seam], starts: NDArray[np.int64]) -> lis
     return listed
 
 
-def _seam_edges(grid: Grid, seams: Sequence[Seam], starts: NDArray[np.int64]) -> list[_Listed]:
+def _seam_edges(
+    grid: Grid, seams: Sequence[TileBoundary], starts: NDArray[np.int64]
+) -> list[_Listed]:
     """The edges between tiles; each belongs to the tile of its upper or left pixel."""
     borders = Borders(grid, 1, [seam["border"] for seam in seams])
     listed: list[_Listed] = []

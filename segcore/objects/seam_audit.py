@@ -1,14 +1,13 @@
 """Seam audit: whether a table of objects betrays the tiling that they were found under.
 
 Cut objects    An object that was cut has a side on a seam: an edge of its bounding box lies on the
-line between two tiles. By chance that
-               happens on any line, so edges on seams are compared with edges on all other lines of
-               the image.
+               line between two tiles. By chance that happens on any line, so edges on seams are
+               compared with edges on all other lines of the image.
 Centroids      Cutting an object gives two centroids beside the seam in place of one; dropping or
-merging objects there gives fewer. The number
-               of centroids in a band along the seams is compared with those in the bands of grids
-               shifted away from the seams. Objects gather in heaps, so the spread among the shifted
-               grids is what counts, or that of chance if it is greater.
+               merging objects there gives fewer. The number of centroids in a band along the seams
+               is compared with those in the bands of grids shifted away from the seams. Objects
+               gather in heaps, so the spread among the shifted grids is what counts, or that of
+               chance if it is greater.
 
 Both give a z-score: how many standard deviations the seams differ from the interior. A tiling that
 leaves no trace gives scores of about 1.
@@ -25,7 +24,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.geometry import Shape
+    from maskloom.segcore.geometry import Shape
 
 SUSPICIOUS = 4.0
 """Scores from here on do not happen by chance (once in 15,000 audits)."""

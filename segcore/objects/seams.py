@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segcore.fragments import Grouping, Seam
+from maskloom.segcore.models.fragments import Equivalences, TileBoundary
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.geometry import Grid, Shape
+    from maskloom.segcore.geometry import Grid, Shape
 
 
 def border(values: NDArray[Any], width: int) -> NDArray[Any]:
@@ -177,16 +177,18 @@ class Nodes:
             self.offsets[tile] + np.searchsorted(self.fragments[tile], fragments), np.int64
         )
 
-    def groupings(self, groups: NDArray[np.int64], class_of: NDArray[np.uint16]) -> list[Grouping]:
+    def groupings(
+        self, groups: NDArray[np.int64], class_of: NDArray[np.uint16]
+    ) -> list[Equivalences]:
         """A grouping for each tile from the group (0: background) and the class of all nodes."""
         starts = self.offsets
         return [
-            Grouping(each, groups[a:b], class_of[a:b])
+            Equivalences(each, groups[a:b], class_of[a:b])
             for each, a, b in zip(self.fragments, starts[:-1], starts[1:], strict=True)
         ]
 
 
-def join_links(grid: Grid, seams: Sequence[Seam], width: int) -> list[Grouping]:
+def join_links(grid: Grid, seams: Sequence[TileBoundary], width: int) -> list[Equivalences]:
     """Join by links: each names a fragment of its tile and a pixel of another tile, at most `width`
     - 1 from that tile's edge.
 

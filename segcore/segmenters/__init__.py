@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segcore.segmenters import (
+from maskloom.segcore.segmenters import (
     connected_parts,
     ensemble,
     kmeans,

@@ -1,7 +1,7 @@
 """Connected parts: the objects of another segmenter's classes.
 
 The inner segmenter is fitted and run as if it were alone; what hangs together in one of the chosen
-classes is an object (`segcore.objects.connected` says what that means, at seams and with holes).
+classes is an object (`segcore.objects.components` says what that means, at seams and with holes).
 The mask holds ids of objects; its class 0 is background, which stands for all classes that were not
 chosen.
 """
@@ -14,29 +14,29 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from segcore.errors import RecipeError
-from segcore.fragments import Fragments, Grouping, Seam
-from segcore.legend import BACKGROUND_NAMES, Legend
-from segcore.methods.composed import start_around
-from segcore.methods.naming import check_names
-from segcore.model import (
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.methods.naming import check_names
+from maskloom.segcore.models.composed import start_around
+from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
+from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
     Exactness,
     Fitter,
-    Footprint,
     Model,
+    Requirements,
     Segmenter,
     SegmenterRecipe,
     caution_of,
 )
-from segcore.objects.connected import Parts
+from maskloom.segcore.objects.components import Components
+from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.geometry import Grid
-    from segcore.raster import Block, RasterSpec
+    from maskloom.segcore.geometry import Grid
+    from maskloom.segcore.raster.spec import Block, RasterSpec
 
 # Ids, class ids as the mask has them, and what runs and labels take at worst, when every pixel is a
 # part: 48 bytes were measured, with holes 76 (on smooth masks 4, on noise 8 and 12).
@@ -129,7 +129,7 @@ class ConnectedPartsModel:
     fill_holes: bool
 
     @property
-    def rule(self) -> Parts:
+    def rule(self) -> Components:
         """What parts are."""
         return _rule(self.part_classes, self)
 
@@ -146,7 +146,7 @@ class ConnectedPartsModel:
         return self.inner.exactness
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """The inner segmenter's, and what parts take at most, when every pixel is one."""
         inner = self.inner.footprint
         more = _BYTES_PER_PIXEL + (_BYTES_FOR_HOLES if self.fill_holes else 0)
@@ -158,7 +158,7 @@ class ConnectedPartsModel:
 
     def fragment(self, block: Block) -> Fragments:
         """The parts in the block's core."""
-        legend = Legend.of(self.inner.classes)
+        legend = ClassTable.of(self.inner.classes)
         values = block.tile.trim(self.inner.segment(block).values)
         core = np.where(block.tile.trim(block.valid), values, legend.nodata).astype(
             legend.dtype, copy=False
@@ -168,7 +168,7 @@ class ConnectedPartsModel:
         class_of[0] = 0
         return replace(fragments, class_of=class_of)
 
-    def join(self, grid: Grid, seams: Sequence[Seam]) -> list[Grouping]:
+    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> list[Equivalences]:
         """Parts that meet over seams are one."""
         groupings = self.rule.join(grid, seams)
         return [
@@ -200,10 +200,10 @@ class ConnectedPartsModel:
         return ids
 
 
-def _rule(classes: tuple[int, ...], of: ConnectedParts | ConnectedPartsModel) -> Parts:
+def _rule(classes: tuple[int, ...], of: ConnectedParts | ConnectedPartsModel) -> Components:
     if of.connectivity not in (4, 8):
         raise ValueError(f"connectivity: expected 4 or 8; got {of.connectivity!r}")
-    return Parts(classes, of.connectivity, of.min_size, of.fill_holes)
+    return Components(classes, of.connectivity, of.min_size, of.fill_holes)
 
 
 def _names(classes: tuple[str, ...], chosen: tuple[int, ...]) -> tuple[str, ...]:

@@ -20,30 +20,30 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from segcore.errors import FitError, ModelMismatch, RecipeError
-from segcore.methods.composed import Composed
-from segcore.methods.naming import check_names
-from segcore.model import (
+from maskloom.segcore.errors import FitError, ModelMismatch, RecipeError
+from maskloom.segcore.methods.naming import check_names
+from maskloom.segcore.models.composed import Composed
+from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
     Exactness,
     Fitter,
-    Footprint,
     ObjectSegmenter,
+    Requirements,
     Scorer,
     Segmenter,
     SegmenterRecipe,
     caution_of,
 )
-from segcore.raster import Block, Labels
+from maskloom.segcore.raster.spec import Block, Labels
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from numpy.typing import NDArray
 
-    from segcore.model import Model
-    from segcore.raster import RasterSpec
+    from maskloom.segcore.models.protocols import Model
+    from maskloom.segcore.raster.spec import RasterSpec
 
 Member = Fitter | Segmenter
 
@@ -161,7 +161,7 @@ class EnsembleFitter:
     """Names of the classes; empty where their number is found by fitting."""
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """The farthest halo, and memory and time of all members."""
         return _footprint(self.members)
 
@@ -228,7 +228,7 @@ class EnsembleModel:
         return max((member.exactness for member in self.members), key=order.index)
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """The farthest halo; memory and time of all members, and for scores two numbers a class."""
         whole = _footprint(self.members)
         labels = 8 * len(self.classes) + 8 if self.by == "scores" else len(self.members) * 2 + 8
@@ -240,7 +240,7 @@ class EnsembleModel:
 
     def segment(self, block: Block) -> Labels:
         """The class that the members agree on."""
-        from segcore.kernels.scores import likeliest
+        from maskloom.segcore.kernels.scores import likeliest
 
         dtype: type[np.integer] = np.uint8 if len(self.classes) <= 256 else np.uint16
         if self.by == "vote":
@@ -303,11 +303,11 @@ def _names_of(member: Member) -> tuple[str, ...]:
     return member.expected_classes if isinstance(member, Fitter) else member.classes
 
 
-def _footprint(members: Sequence[Member]) -> Footprint:
+def _footprint(members: Sequence[Member]) -> Requirements:
     prints = [member.footprint for member in members]
     halo = tuple(max(sides) for sides in zip(*(each.halo for each in prints), strict=True))
     memory, time = sum(each.bytes_per_pixel for each in prints), sum(each.cost for each in prints)
-    return Footprint(halo, memory, time, sum(each.process_bytes for each in prints))
+    return Requirements(halo, memory, time, sum(each.process_bytes for each in prints))
 
 
 def _select(members: Sequence[Member], spec: RasterSpec) -> RasterSpec:

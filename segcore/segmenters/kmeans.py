@@ -18,8 +18,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from segcore.methods.clustering import Clustering, different, fit_kmeans, refine, search, startable
-from segcore.methods.naming import (
+from maskloom.segcore.methods.clustering import (
+    Clustering,
+    different,
+    fit_kmeans,
+    refine,
+    search,
+    startable,
+)
+from maskloom.segcore.methods.naming import (
     MOST_CLASSES,
     check_bands,
     check_references,
@@ -27,8 +34,8 @@ from segcore.methods.naming import (
     class_order,
     count_of,
 )
-from segcore.methods.pointwise import Scores, select_fitted
-from segcore.methods.samples import (
+from maskloom.segcore.methods.pointwise import Scores, select_fitted
+from maskloom.segcore.methods.samples import (
     Dataset,
     Samples,
     State,
@@ -37,15 +44,22 @@ from segcore.methods.samples import (
     note_of_units,
     spread_of,
 )
-from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
-from segcore.raster import Labels
+from maskloom.segcore.models.protocols import (
+    MODELS,
+    SEGMENTERS,
+    Exactness,
+    Fitter,
+    Requirements,
+    Segmenter,
+)
+from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from numpy.typing import NDArray
 
-    from segcore.raster import Block, RasterSpec
+    from maskloom.segcore.raster.spec import Block, RasterSpec
 
     Floats = NDArray[np.float64]
 
@@ -90,11 +104,11 @@ class KMeans:
             raise ValueError(f"max_clusters: expected 2 to {MOST_CLASSES}; got {self.max_clusters}")
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a
         thread.
         """
-        return Footprint(bytes_per_pixel=48)
+        return Requirements(bytes_per_pixel=48)
 
     def start(self) -> Fitter | Segmenter:
         """The fitter itself."""
@@ -214,9 +228,9 @@ class KMeansModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """No halo. The table of colours takes 16 MiB more a process."""
-        return Footprint(bytes_per_pixel=8 * len(self.centres[0]) + 8)
+        return Requirements(bytes_per_pixel=8 * len(self.centres[0]) + 8)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the wanted bands. Raises `ModelMismatch` where it has another number of

@@ -1,10 +1,10 @@
 """Mask R-CNN: the objects that a trained network finds.
 
 The network looks at windows of one size on a lattice that starts at the image's first pixel,
-whatever the tile (`segcore.networks.mask_rcnn.lattice` says which, and what becomes of objects at
-their edges). A tile runs all windows that can have found what touches its core, so every tile that
-sees an object sees the same one, and `stitch` puts its parts together. Where objects claim the same
-pixel, the one with the higher score has it.
+whatever the tile (`segcore.deep.networks.mask_rcnn.lattice` says which, and what becomes of objects
+at their edges). A tile runs all windows that can have found what touches its core, so every tile
+that sees an object sees the same one, and `stitch` puts its parts together. Where objects claim the
+same pixel, the one with the higher score has it.
 
 Objects larger than the halo may be cut at the edges of windows: at the same places under any
 tiling, but cut. So the halo follows from the largest object that the network was trained with,
@@ -22,24 +22,31 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from segcore.errors import ModelMismatch, RecipeError, WeightsError
-from segcore.geometry import Box
-from segcore.inference.card import Card
-from segcore.inference.runtime import LIBRARY_BYTES
-from segcore.inference.weights import Weights, file_name
-from segcore.methods.naming import check_names
-from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model
-from segcore.networks.mask_rcnn.lattice import Lattice, mirrored
-from segcore.objects.overlap import cut_by
-from segcore.objects.stitch import SeamRule, Stitched, rules_of
-from segcore.raster import Labels
+from maskloom.segcore.deep.inference.card import Card
+from maskloom.segcore.deep.inference.files.weights import Weights, file_name
+from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
+from maskloom.segcore.deep.networks.mask_rcnn.lattice import WindowLattice, mirrored
+from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.methods.naming import check_names
+from maskloom.segcore.models.protocols import (
+    MODELS,
+    SEGMENTERS,
+    Exactness,
+    Fitter,
+    Model,
+    Requirements,
+)
+from maskloom.segcore.objects.stitching import SeamRule, Stitched, rules_of
+from maskloom.segcore.objects.tile_overlap import cut_by
+from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.networks.mask_rcnn.detections import Detections
-    from segcore.networks.mask_rcnn.prediction import Finder
-    from segcore.raster import Block, RasterSpec
+    from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
+    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Finder
+    from maskloom.segcore.raster.spec import Block, RasterSpec
 
 _KIND = "mask_rcnn"
 _RULE = SeamRule()
@@ -129,19 +136,19 @@ class MaskRcnnObjects:
             rules = rules_of(self.stitch, classes)
         except ValueError as error:
             raise RecipeError(str(error)) from error
-        lattice = Lattice(self.core, _halo_of(card) if self.halo is None else self.halo)
-        rule = Rule(float(self.score), float(self.overlap), self.min_size, lattice)
+        lattice = WindowLattice(self.core, _halo_of(card) if self.halo is None else self.halo)
+        rule = DetectionRule(float(self.score), float(self.overlap), self.min_size, lattice)
         return Stitched(MaskRcnnModel(weights, card, classes, rule, self.bands), rules)
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class DetectionRule:
     """What counts as an object, and where the network looks."""
 
     score: float
     overlap: float
     min_size: int
-    lattice: Lattice
+    lattice: WindowLattice
 
 
 @MODELS.register("mask_rcnn")
@@ -153,19 +160,19 @@ class MaskRcnnModel:
     card: Card
     classes: tuple[str, ...]
     """The background, then those of objects."""
-    rule: Rule
+    rule: DetectionRule
     bands: tuple[int, ...] | None
 
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """As far as a tile's objects depend on pixels: some three objects and a window's core."""
         lattice = self.rule.lattice
         network = (
             LIBRARY_BYTES + 4 * self.card.parameters + lattice.window**2 * self.card.bytes_per_pixel
         )
-        return Footprint((lattice.reach,) * 2, _BYTES_PER_PIXEL, _COST, network)
+        return Requirements((lattice.reach,) * 2, _BYTES_PER_PIXEL, _COST, network)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the network's bands. Raises `ModelMismatch` where it has others."""
@@ -258,18 +265,18 @@ def _finder(weights: Weights, score: float, overlap: float) -> Finder:
     """The network, loaded once a process: weights are equal where their digests are."""
     network = _network(weights)
     # After the weights are loaded, and TensorFlow with them in the way that this process wants it.
-    from segcore.networks.mask_rcnn.prediction import Finder
+    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Finder
 
     return Finder(network, score, overlap)
 
 
 @lru_cache(maxsize=1)
 def _network(weights: Weights) -> Any:
-    from segcore.inference.keras_files import load_keras
+    from maskloom.segcore.deep.inference.files.keras_files import load_keras
 
     network = load_keras(weights)
     # As in `_finder`, only now.
-    from segcore.networks.mask_rcnn.network import MaskRcnnNetwork
+    from maskloom.segcore.deep.networks.mask_rcnn.network import MaskRcnnNetwork
 
     if not isinstance(network, MaskRcnnNetwork):
         raise WeightsError(

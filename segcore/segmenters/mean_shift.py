@@ -27,18 +27,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from segcore.geometry import Box
-from segcore.methods.modes import FeatureMeanShift
-from segcore.methods.naming import check_bands, check_names
-from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Model
-from segcore.objects.regions import Edges, find_regions, join_regions
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.methods.modes import FeatureMeanShift
+from maskloom.segcore.methods.naming import check_bands, check_names
+from maskloom.segcore.models.protocols import (
+    MODELS,
+    SEGMENTERS,
+    Exactness,
+    Fitter,
+    Model,
+    Requirements,
+)
+from maskloom.segcore.objects.regions import Edges, find_regions, join_regions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.fragments import Fragments, Grouping, Seam
-    from segcore.geometry import Grid
-    from segcore.raster import Block, RasterSpec
+    from maskloom.segcore.geometry import Grid
+    from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
+    from maskloom.segcore.raster.spec import Block, RasterSpec
 
 _LARGEST_RADIUS = 100
 """Pixels. Up to here no sum over a window of 16-bit numbers is rounded; a filter as wide would take
@@ -187,11 +194,11 @@ class JointMeanShift:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """A halo as wide as a pixel can wander. Of the halo the pixels are read, not filtered."""
         halo = self.max_iterations * self.spatial_radius + 1
         channels = 4 if self.bands is None else len(self.bands)
-        return Footprint((halo, halo), bytes_per_pixel=16 * channels + 64, cost=200)
+        return Requirements((halo, halo), bytes_per_pixel=16 * channels + 64, cost=200)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the wanted bands."""
@@ -201,7 +208,7 @@ class JointMeanShift:
         """The regions of the core, as far as the tile can tell. Pixels without data or with values
         beyond 1e15 are background.
         """
-        from segcore.kernels.mean_shift import weigh_edges
+        from maskloom.segcore.kernels.mean_shift import weigh_edges
 
         core = block.tile.core
         # Edges over the seams below and to the right belong to this tile, so it needs the modes on
@@ -221,8 +228,8 @@ class JointMeanShift:
         Shape (2 + channels, rows, columns). `part` lies within `block.tile.read`, by the halo
         inside wherever the image goes on.
         """
-        from segcore.kernels.lanes import LANES
-        from segcore.kernels.mean_shift import shift_pixels
+        from maskloom.segcore.kernels.lanes import LANES
+        from maskloom.segcore.kernels.mean_shift import shift_pixels
 
         margin, (rows, columns) = self.spatial_radius, block.valid.shape
         channels = block.pixels.shape[2]
@@ -252,7 +259,7 @@ class JointMeanShift:
             np.float32(self.spatial_radius),
         )
 
-    def join(self, grid: Grid, seams: Sequence[Seam]) -> Sequence[Grouping]:
+    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> Sequence[Equivalences]:
         """Which fragments are one region."""
         return join_regions(grid, seams, self.min_size)
 

@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from segcore.methods.expectation import Covariance, Shape, choose_mixture, fit_mixture, posteriors
-from segcore.methods.naming import (
+from maskloom.segcore.methods.expectation import (
+    Covariance,
+    Shape,
+    choose_mixture,
+    fit_mixture,
+    posteriors,
+)
+from maskloom.segcore.methods.naming import (
     MOST_CLASSES,
     check_bands,
     check_references,
@@ -23,17 +29,24 @@ from segcore.methods.naming import (
     class_order,
     count_of,
 )
-from segcore.methods.pointwise import Scores, select_fitted
-from segcore.methods.samples import Samples, State, Units, note_of_nodata
-from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
-from segcore.raster import Labels
+from maskloom.segcore.methods.pointwise import Scores, select_fitted
+from maskloom.segcore.methods.samples import Samples, State, Units, note_of_nodata
+from maskloom.segcore.models.protocols import (
+    MODELS,
+    SEGMENTERS,
+    Exactness,
+    Fitter,
+    Requirements,
+    Segmenter,
+)
+from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from numpy.typing import NDArray
 
-    from segcore.raster import Block, RasterSpec
+    from maskloom.segcore.raster.spec import Block, RasterSpec
 
 
 @SEGMENTERS.register("mixture")
@@ -87,11 +100,11 @@ class MixtureOfGaussians:
             )
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a
         thread.
         """
-        return Footprint(bytes_per_pixel=48)
+        return Requirements(bytes_per_pixel=48)
 
     def start(self) -> Fitter | Segmenter:
         """The fitter itself."""
@@ -192,9 +205,9 @@ class MixtureModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """No halo. The table of colours takes 16 MiB more a process."""
-        return Footprint(bytes_per_pixel=8 * len(self.means[0]) + 8)
+        return Requirements(bytes_per_pixel=8 * len(self.means[0]) + 8)
 
     @property
     def covariances(self) -> list[list[list[float]]]:

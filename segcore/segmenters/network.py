@@ -5,14 +5,14 @@
 
 A network sees patches of the image that lie on a lattice of the image, not of the tile, so each
 patch is computed from the same pixels in the same shape under any tiling, and the labels are the
-same to the last pixel (`segcore.inference.patches`). Where the network looks no farther than a
+same to the last pixel (`segcore.deep.inference.patches`). Where the network looks no farther than a
 patch can be grown, the labels are also those of the network on the whole image, and it is EXACT. A
 network that looks farther (global pooling, say) sees overlapping windows that are blended
-(`segcore.inference.windows`), and is APPROXIMATE.
+(`segcore.deep.inference.blended_windows`), and is APPROXIMATE.
 
-What is known of the network stands in the card beside its file (`segcore.inference.card`); a file
-without one is examined in a process of its own. Which engine runs it, and in which precision, is
-chosen once for a run, on a worker and on pixels of the collection (`choose`).
+What is known of the network stands in the card beside its file (`segcore.deep.inference.card`); a
+file without one is examined in a process of its own. Which engine runs it, and in which precision,
+is chosen once for a run, on a worker and on pixels of the collection (`choose`).
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from segcore.errors import ModelMismatch, RecipeError, WeightsError
-from segcore.inference import patches, windows
-from segcore.inference.card import Card, Scaling
-from segcore.inference.engine import Choice, EngineName, Precision
-from segcore.inference.patches import Patching
-from segcore.inference.runtime import LIBRARY_BYTES
-from segcore.inference.weights import Weights, file_name
-from segcore.inference.windows import Windowing
-from segcore.methods.naming import check_names
-from segcore.model import MODELS, SEGMENTERS, Exactness, Footprint
-from segcore.raster import Labels
+from maskloom.segcore.deep.inference import blended_windows as windows
+from maskloom.segcore.deep.inference import patches
+from maskloom.segcore.deep.inference.blended_windows import Windowing
+from maskloom.segcore.deep.inference.card import Card, Scaling
+from maskloom.segcore.deep.inference.engines.protocol import Choice, EngineName, Precision
+from maskloom.segcore.deep.inference.files.weights import Weights, file_name
+from maskloom.segcore.deep.inference.patches import Patching
+from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
+from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
+from maskloom.segcore.methods.naming import check_names
+from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
+from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.inference.engine import Engine
-    from segcore.raster import Block, RasterSpec
+    from maskloom.segcore.deep.inference.engines.protocol import Engine
+    from maskloom.segcore.raster.spec import Block, RasterSpec
 
 Windows = Literal["auto", "exact", "blended"]
 _LARGEST_PROBE = 1024
@@ -137,7 +138,7 @@ class Network:
         )
 
     def _check(self, card: Card) -> None:
-        from segcore.inference.examine import MOST_LABELS
+        from maskloom.segcore.deep.inference.files.examine import MOST_LABELS
 
         name = file_name(self.weights)
         if card.output == "objects" and card.kind != "mask_rcnn":
@@ -221,7 +222,7 @@ class NetworkModel:
         return Patching(self.card.reach, self.patch)
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """What patches look at around a tile; beside the tile, memory for libraries, weights and
         one patch.
         """
@@ -231,7 +232,7 @@ class NetworkModel:
         fixed = (
             LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * rows * columns
         )
-        return Footprint((layout.halo, layout.halo), 16 + 8 * self.card.channels, 200, fixed)
+        return Requirements((layout.halo, layout.halo), 16 + 8 * self.card.channels, 200, fixed)
 
     @property
     def open_choice(self) -> str | None:
@@ -250,7 +251,7 @@ class NetworkModel:
         """The fastest engine and precision for one patch in the middle of the block, and what was
         tried.
         """
-        from segcore.inference.choosing import choose
+        from maskloom.segcore.deep.inference.engines.selection import choose
 
         card = replace(self.card, classes=self.classes)
         choice = choose(self.weights, card, self._probe(block), self.engine, self.precision)
@@ -291,7 +292,7 @@ class NetworkModel:
 
     def segment(self, block: Block) -> Labels:
         """The class with the greatest score for every pixel of the core."""
-        from segcore.kernels.scores import likelier, likeliest
+        from maskloom.segcore.kernels.scores import likelier, likeliest
 
         labels = np.zeros(block.valid.shape, np.uint8 if len(self.classes) <= 256 else np.uint16)
         core = labels[block.tile.core.relative_to(block.tile.read).slices]
@@ -348,8 +349,8 @@ class NetworkModel:
         """Raises `WeightsError` where the network looks farther than its card says: tiles would
         show.
         """
-        from segcore.inference.engines import open_engine
-        from segcore.inference.reach import confirmed
+        from maskloom.segcore.deep.inference.engines.opening import open_engine
+        from maskloom.segcore.deep.inference.receptive_field.measure import confirmed
 
         said, engine = self.card.reach, open_engine(self.weights, self.card, choice)
         # Copies: what an engine gives is valid until the next patch only.
@@ -391,7 +392,7 @@ class NetworkModel:
 
     def _pieces(self, block: Block) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32]]]:
         """Pieces of the core, and the network's output for them."""
-        from segcore.inference.engines import open_engine
+        from maskloom.segcore.deep.inference.engines.opening import open_engine
 
         engine: Engine = open_engine(self.weights, self.card, self.running)
         seen, prepare, layout = self._without_gaps(block), self.card.scaling.apply, self.layout
@@ -467,6 +468,6 @@ def _length(layout: Patching | Windowing, axis: int) -> int:
 
 
 def _examined(weights: Weights) -> Card:
-    from segcore.inference.examine import examine
+    from maskloom.segcore.deep.inference.files.examine import examine
 
     return examine(weights)

@@ -29,18 +29,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from segcore.errors import ModelMismatch
-from segcore.fragments import Fragments
-from segcore.methods.naming import check_bands, check_names
-from segcore.model import MODELS, SEGMENTERS, Exactness, Footprint
-from segcore.objects.seams import border, join_links
+from maskloom.segcore.errors import ModelMismatch
+from maskloom.segcore.methods.naming import check_bands, check_names
+from maskloom.segcore.models.fragments import Fragments
+from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
+from maskloom.segcore.objects.seams import border, join_links
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.fragments import Grouping, Seam
-    from segcore.geometry import Box, Grid, Shape
-    from segcore.raster import Block, RasterSpec
+    from maskloom.segcore.geometry import Box, Grid, Shape
+    from maskloom.segcore.models.fragments import Equivalences, TileBoundary
+    from maskloom.segcore.raster.spec import Block, RasterSpec
 
 _WIDEST = 1000.0
 """Largest `kernel_size` and `sigma`: windows of 6001 pixels."""
@@ -153,13 +153,13 @@ class QuickshiftModel:
         return int(min(self.width, self.max_dist))
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """A halo for parents, for their densities, and for smoothing. Bands are taken for doubles,
         four unless `bands` says otherwise.
         """
         margin = self.width + self.reach + int(_TRUNCATE * self.sigma + 0.5)
         numbers = (4 if self.bands is None else len(self.bands)) * (3 if self.sigma > 0 else 2)
-        return Footprint(
+        return Requirements(
             halo=(margin, margin),
             bytes_per_pixel=8 * numbers + 32,
             cost=1 + (2 * self.width + 1) ** 2 // 3,
@@ -186,7 +186,7 @@ class QuickshiftModel:
         inner = core.grow((self.reach,) * 2) & read
         seen = inner.grow((self.width,) * 2) & read
         parents = self._parents(self._colours(block, seen), seen, inner, core)
-        from segcore.kernels.quickshift import number_trees
+        from maskloom.segcore.kernels.quickshift import number_trees
 
         values = np.zeros(seen.shape, np.uint32)
         number_trees(parents, values)
@@ -211,7 +211,7 @@ class QuickshiftModel:
         }
         return Fragments(fragments, class_of, seam)
 
-    def join(self, grid: Grid, seams: Sequence[Seam]) -> list[Grouping]:
+    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> list[Equivalences]:
         """Fragments belong together where one leads to a pixel of the other."""
         return join_links(grid, seams, max(self.reach, 1))
 
@@ -260,7 +260,7 @@ class QuickshiftModel:
         """The flat place in `seen` of the parent of each pixel of `core`; -1 for all other pixels
         and those without data.
         """
-        from segcore.kernels.quickshift import fill_noise
+        from maskloom.segcore.kernels.quickshift import fill_noise
 
         noise = np.empty(seen.shape)
         fill_noise(seen.start, self.seed, noise)
@@ -275,7 +275,7 @@ class QuickshiftModel:
         `planes` (band, y, x) and `noise` (y, x) cover both boxes. `inner` is `core` with all pixels
         within `reach`; its densities take the place of its noise.
         """
-        from segcore.kernels.quickshift import add_densities, find_parents
+        from maskloom.segcore.kernels.quickshift import add_densities, find_parents
 
         add_densities(
             planes, noise, (*inner.start, *inner.stop), self.width, -0.5 / self.kernel_size**2
@@ -296,7 +296,7 @@ def scaled_planes(pixels: NDArray[np.generic], scale: float, lab: bool) -> NDArr
         for band, plane in enumerate(planes):
             np.multiply(pixels[..., band], scale, out=plane, dtype=np.float64)
     if lab:
-        from segcore.kernels.quickshift import convert_to_lab
+        from maskloom.segcore.kernels.quickshift import convert_to_lab
 
         convert_to_lab(planes)
     return planes

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from segcore.errors import FitError, NothingToFit
-from segcore.methods.histogram import Bins, Values
-from segcore.methods.intensity import (
+from maskloom.segcore.errors import FitError, NothingToFit
+from maskloom.segcore.methods.histogram import Bins, Values
+from maskloom.segcore.methods.intensity import (
     Band,
     Source,
     core_intensity,
@@ -38,19 +38,26 @@ from segcore.methods.intensity import (
     intensity,
     select_source,
 )
-from segcore.methods.naming import check_names
-from segcore.methods.samples import UNLIKELY, told_as_nodata
-from segcore.methods.thresholds import Histogram, find_thresholds
-from segcore.methods.windows import LARGEST_WINDOW, Window, WindowStatistic
-from segcore.model import MODELS, SEGMENTERS, Exactness, Fitter, Footprint, Segmenter
-from segcore.raster import Labels
+from maskloom.segcore.methods.naming import check_names
+from maskloom.segcore.methods.samples import UNLIKELY, told_as_nodata
+from maskloom.segcore.methods.thresholds import Histogram, find_thresholds
+from maskloom.segcore.methods.windows import LARGEST_WINDOW, LocalWindow, WindowStatistic
+from maskloom.segcore.models.protocols import (
+    MODELS,
+    SEGMENTERS,
+    Exactness,
+    Fitter,
+    Requirements,
+    Segmenter,
+)
+from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from numpy.typing import NDArray
 
-    from segcore.raster import Block, RasterSpec
+    from maskloom.segcore.raster.spec import Block, RasterSpec
 
 Method = Literal["otsu", "multi-otsu", "li", "triangle", "local"]
 _FEW_BINS, _MANY_BINS = 256, 65_536
@@ -180,11 +187,11 @@ class Threshold:
         )
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """A halo for local only."""
         if self.method == "local":
             return self.start().footprint
-        return Footprint(bytes_per_pixel=_BYTES_PER_PIXEL)
+        return Requirements(bytes_per_pixel=_BYTES_PER_PIXEL)
 
     def start(self) -> Fitter | Segmenter:
         """The segmenter itself where the threshold is given or local, else this fitter."""
@@ -272,7 +279,7 @@ class BinnedThreshold:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """No halo."""
         return self.recipe.footprint
 
@@ -335,9 +342,9 @@ class ThresholdModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """No halo."""
-        return Footprint(bytes_per_pixel=_BYTES_PER_PIXEL)
+        return Requirements(bytes_per_pixel=_BYTES_PER_PIXEL)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the band, or the bands of the luminance."""
@@ -388,10 +395,10 @@ class LocalThresholdModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """The radius of the window; the Gaussian's is 2/3 of its side."""
-        radius = Window(self.window, self.window_statistic).radius
-        return Footprint((radius, radius), _LOCAL_BYTES_PER_PIXEL, 4)
+        radius = LocalWindow(self.window, self.window_statistic).radius
+        return Requirements((radius, radius), _LOCAL_BYTES_PER_PIXEL, 4)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the band, or the bands of the luminance."""
@@ -405,7 +412,7 @@ class LocalThresholdModel:
         usable = block.valid & np.isfinite(values) if values.dtype.kind == "f" else block.valid
         core = block.tile.core.relative_to(block.tile.read)
         labels = np.zeros(block.valid.shape, np.uint8)
-        exceeded = Window(self.window, self.window_statistic).exceeded(
+        exceeded = LocalWindow(self.window, self.window_statistic).exceeded(
             values, usable, core, self.offset
         )
         labels[core.slices] = exceeded if self.above else ~exceeded

@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from segcore.errors import RecipeError
-from segcore.legend import BACKGROUND_NAMES
-from segcore.methods.composed import start_around
-from segcore.model import (
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.models.composed import start_around
+from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
     Exactness,
@@ -37,15 +36,16 @@ from segcore.model import (
     SegmenterRecipe,
     caution_of,
 )
-from segcore.objects.overlap import cut_by
-from segcore.objects.stitch import SeamRule, Stitched, rules_of
-from segcore.raster import Labels
+from maskloom.segcore.objects.stitching import SeamRule, Stitched, rules_of
+from maskloom.segcore.objects.tile_overlap import cut_by
+from maskloom.segcore.raster.classes import BACKGROUND_NAMES
+from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.model import Footprint
-    from segcore.raster import Block, RasterSpec
+    from maskloom.segcore.models.protocols import Requirements
+    from maskloom.segcore.raster.spec import Block, RasterSpec
 
 _RULE = SeamRule()
 _GREATEST_DISTANCE = 1024
@@ -177,7 +177,7 @@ class WatershedModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
 
     @property
-    def footprint(self) -> Footprint:
+    def footprint(self) -> Requirements:
         """Three times `distance` beside what the other segmenter needs."""
         inner = self.segmenter.footprint
         halo = tuple(margin + 3 * self.distance for margin in inner.halo)
@@ -231,7 +231,7 @@ def split_touching(
     `distance` clips the landscape, in pixels; a peak must rise by `prominence` pixels above its
     passes.
     """
-    from segcore.kernels.watershed import descending, flood, squared_distances
+    from maskloom.segcore.kernels.watershed import descending, flood, squared_distances
 
     classes = np.ascontiguousarray(classes)
     squares = np.empty(classes.shape, np.int32)

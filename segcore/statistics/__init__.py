@@ -1,5 +1,7 @@
-"""Statistics, one file a table. Importing this package fills `segcore.statistic.STATISTICS`."""
+"""Statistics, one file a table. Importing this package fills
+`segcore.statistics.protocol.STATISTICS`.
+"""
 
-from segcore.statistics import area
+from maskloom.segcore.statistics import area
 
 __all__ = ["area"]

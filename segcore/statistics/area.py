@@ -1,7 +1,7 @@
 """Areas: how much of an image each class covers, in pixels and on the ground.
 
 A tile's pixels are counted by class, and their areas added up as whole numbers of quanta
-(`segcore.ground.quanta`).
+(`segcore.statistics.exact_areas`).
 
 The state is a dict that JSON can hold: `counts` (pixels of each class), `nodata` (pixels without
 data) and `areas` (quanta of each class; empty where all pixels are equal), all of them whole
@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from segcore.errors import MaskloomError
-from segcore.geometry import Box
-from segcore.ground.quanta import add_areas, check_areas, quanta_in_unit
-from segcore.statistic import STATISTICS, Labelled
+from maskloom.segcore.errors import MaskloomError
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.statistics.exact_areas import add_areas, check_areas, quanta_in_unit
+from maskloom.segcore.statistics.protocol import STATISTICS, Labelled
 
 if TYPE_CHECKING:
-    from segcore.legend import Legend
-    from segcore.raster import RasterSpec
+    from maskloom.segcore.raster.classes import ClassTable
+    from maskloom.segcore.raster.spec import RasterSpec
 
 _SCHEMA = pa.schema(
     [
@@ -89,7 +89,7 @@ class Area:
         }
 
     def finish(
-        self, total: dict[str, Any] | None, /, spec: RasterSpec, legend: Legend
+        self, total: dict[str, Any] | None, /, spec: RasterSpec, legend: ClassTable
     ) -> list[dict[str, Any]]:
         """A row for each class of the legend, also for those without a pixel."""
         names = legend.names
@@ -127,7 +127,7 @@ def _compact_labels(item: Labelled) -> NDArray[np.integer]:
     return np.ascontiguousarray(values)
 
 
-def _places(dtype: np.dtype[Any], legend: Legend) -> NDArray[np.uint32]:
+def _places(dtype: np.dtype[Any], legend: ClassTable) -> NDArray[np.uint32]:
     """Where each label is summed: classes in their order, then nodata, then all that does not
     belong.
     """

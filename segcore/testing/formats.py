@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segcore.geometry import Box, Grid
+from maskloom.segcore.geometry import Box, Grid
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
     from numpy.typing import NDArray
 
-    from segcore.geometry import Shape
-    from segcore.raster import Format, RasterSpec, Reader
+    from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.raster.spec import Format, RasterSpec, Reader
 
 Image = tuple["NDArray[Any]", "NDArray[np.bool_]"]
 """Pixels and `valid`."""

@@ -17,18 +17,25 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from segcore.fold import observe_all
-from segcore.manifest import dump_model, load_model
-from segcore.model import MODELS, Exactness, Fitter, Model, ObjectSegmenter, Segmenter
-from segcore.raster import Block, RasterSpec
-from segcore.scene import blocks, fit_to, segment_scene
+from maskloom.segcore.fold import observe_all
+from maskloom.segcore.models.files import dump_model, load_model
+from maskloom.segcore.models.protocols import (
+    MODELS,
+    Exactness,
+    Fitter,
+    Model,
+    ObjectSegmenter,
+    Segmenter,
+)
+from maskloom.segcore.pipeline.in_memory import blocks, fit_to, segment_scene
+from maskloom.segcore.raster.spec import Block, RasterSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from segcore.geometry import Shape, Tile
+    from maskloom.segcore.geometry import Shape, Tile
 
 
 @dataclass(frozen=True, slots=True, eq=False)

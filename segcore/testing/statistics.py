@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segcore.geometry import Grid, Shape
-from segcore.legend import Legend
-from segcore.raster import Affine, RasterSpec, Space
-from segcore.statistic import Labelled, Statistic
+from maskloom.segcore.geometry import Affine, Grid, Shape
+from maskloom.segcore.ground.space import Space
+from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.statistics.protocol import Labelled, Statistic
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -46,7 +47,7 @@ class LabelledImage:
     """An image and its mask, whole and in memory."""
 
     spec: RasterSpec
-    legend: Legend
+    legend: ClassTable
     labels: NDArray[np.integer]
     """Class ids, and the legend's nodata label where `valid` is False."""
     pixels: NDArray[np.generic]
@@ -90,7 +91,7 @@ def make_image(
     data.
     """
     generator = np.random.default_rng(seed)
-    legend = Legend.of(tuple(f"class_{i}" for i in range(classes)))
+    legend = ClassTable.of(tuple(f"class_{i}" for i in range(classes)))
     patches = generator.integers(0, classes, [-(-n // 3) for n in shape])
     labels = np.kron(patches, np.ones((3, 3), int))[: shape[0], : shape[1]].astype(legend.dtype)
     valid = generator.random(shape) >= invalid

@@ -1,0 +1,1 @@
+"""Trains networks from images and truth masks."""

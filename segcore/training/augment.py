@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from segcore.registry import Registry
+from maskloom.segcore.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,21 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segcore.errors import RunError
-from segcore.manifest import frozen
-from segcore.storage import filesystem, is_local
+from maskloom.segcore.errors import RunError
+from maskloom.segcore.storage.canonical import frozen
+from maskloom.segcore.storage.store import filesystem, is_local
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.storage import Store
+    from maskloom.segcore.storage.store import Store
 
 FOLDER = "checkpoint"
 _LAST = f"{FOLDER}/last.npz"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class TrainingState:
     """How far a training is."""
 
     step: int = 0
@@ -90,7 +90,7 @@ def alone(store: Store) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write(store: Store, standing: Standing, variables: Sequence[NDArray[Any]]) -> None:
+def write(store: Store, standing: TrainingState, variables: Sequence[NDArray[Any]]) -> None:
     """Put a checkpoint in place of the last one. Raises `StoreError`."""
     content = json.dumps(asdict(standing)).encode()
     store.publish(_LAST, _packed([np.frombuffer(content, np.uint8), *variables]))
@@ -101,7 +101,7 @@ def exists(store: Store) -> bool:
     return store.exists(_LAST)
 
 
-def read(store: Store) -> tuple[Standing, list[NDArray[Any]]] | None:
+def read(store: Store) -> tuple[TrainingState, list[NDArray[Any]]] | None:
     """The last checkpoint; None where there is none. Raises `RunError` where it is broken, or the
     best weights beside it are.
     """
@@ -110,7 +110,7 @@ def read(store: Store) -> tuple[Standing, list[NDArray[Any]]] | None:
     content, *variables = _unpacked(store, _LAST)
     try:
         record = json.loads(content.tobytes())
-        standing = Standing(**{key: frozen(value) for key, value in record.items()})
+        standing = TrainingState(**{key: frozen(value) for key, value in record.items()})
     except (ValueError, TypeError, AttributeError) as error:
         raise _broken(store, _LAST, error) from error
     if standing.best_epoch:

@@ -16,37 +16,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segcore.geometry import Box
-from segcore.inference.card import Card, Reach
-from segcore.legend import Legend
-from segcore.training.curves import Curve, Example, shown
-from segcore.training.labels import VOID
-from segcore.training.lesson import Lesson, Measured, Told
-from segcore.training.metrics import matched
-from segcore.training.samples import Batch, Frame, lattice, scaled
-from segcore.training.survey import CELL
+from maskloom.segcore.deep.inference.card import Card, ReceptiveField
+from maskloom.segcore.figures.training import Curve, Example, shown
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.training.class_counts import CELL
+from maskloom.segcore.training.labels import VOID
+from maskloom.segcore.training.metrics import matched
+from maskloom.segcore.training.sampling import Batch, PatchShape, lattice, scaled
+from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress, TrainingSetup
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.training.pixels import Collection
-    from segcore.training.recipe import Recipe
+    from maskloom.segcore.training.dataset import Dataset
+    from maskloom.segcore.training.recipe import TrainingRecipe
 
 _LEAST_SCORE, _GREATEST_OVERLAP = 0.5, 0.5
 """As the segmenter has them unless told otherwise."""
 _EXAMPLES = 4
 
 
-def frame_of(recipe: Recipe) -> Frame:
+def frame_of(recipe: TrainingRecipe) -> PatchShape:
     """The whole patch: such networks take any size."""
-    return Frame(recipe.training.patch)
+    return PatchShape(recipe.training.patch)
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceSubject:
     """A network of objects in training; see `Subject`."""
 
-    lesson: Lesson
+    lesson: TrainingSetup
 
     @property
     def score_name(self) -> str:
@@ -59,7 +59,7 @@ class InstanceSubject:
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         """What `train_on_batch` takes."""
-        from segcore.networks.mask_rcnn.targets import UNLABELLED, training_batch
+        from maskloom.segcore.deep.networks.mask_rcnn.targets import UNLABELLED, training_batch
 
         if batch.ids is None:
             raise ValueError("a batch for objects has their ids")
@@ -70,7 +70,7 @@ class InstanceSubject:
             classes_of.append(class_of)
         return training_batch(batch.pixels, numbers, classes_of)
 
-    def measure(self, trainer: Any, most: int | None, told: Told) -> Measured:
+    def measure(self, trainer: Any, most: int | None, told: OnProgress) -> MeasuredEpoch:
         """Objects found, invented and missed in windows that cover the validation images."""
         lesson = self.lesson
         windows = [
@@ -97,7 +97,7 @@ class InstanceSubject:
             name: {"ap50": _ratio(int(row[0]), int(row.sum())), "objects": int(row[0] + row[2])}
             for name, row in zip(lesson.recipe.classes[1:], counts[1:], strict=True)
         }
-        return Measured(score, record, {**record, "classes": by_class})
+        return MeasuredEpoch(score, record, {**record, "classes": by_class})
 
     def card(self, model: Any, sha256: str, about: Mapping[str, Any]) -> Card:
         """The card of the network. Its boxes depend on the whole of what it sees, so it has no
@@ -112,7 +112,7 @@ class InstanceSubject:
             channels=lesson.channels,
             classes=recipe.classes,
             scaling=lesson.scaling,
-            reach=Reach(halo=None, stride=recipe.network.strides[-1]),
+            reach=ReceptiveField(halo=None, stride=recipe.network.strides[-1]),
             output="objects",
             parameters=int(model.count_params()),
             about={**about, "largest_object": largest},
@@ -132,7 +132,7 @@ class InstanceSubject:
 
     def panels(self, history: Sequence[Mapping[str, Any]]) -> tuple[list[Curve], list[Curve]]:
         """Curves of the loss, and of the score."""
-        colour = Legend.of(("curve",)).colours[0]
+        colour = ClassTable.of(("curve",)).colours[0]
         return [Curve("training", [record["loss"] for record in history], colour)], [
             Curve("AP@0.5", [record["ap50"] for record in history], width=3)
         ]
@@ -152,7 +152,7 @@ class InstanceSubject:
         )
 
 
-def largest_side(collection: Collection, numbers: Sequence[int]) -> int:
+def largest_side(collection: Dataset, numbers: Sequence[int]) -> int:
     """The greatest height or width of an object of these images, in pixels; 0 where there is none.
     Raises `ReadError`.
     """
@@ -224,7 +224,7 @@ def _outlined(ids: NDArray[np.integer], classes: NDArray[np.integer]) -> NDArray
 @lru_cache(maxsize=2)
 def _finder(network: Any) -> Any:
     """What detects with a network; made once, since compiling it takes seconds."""
-    from segcore.networks.mask_rcnn.prediction import Finder
+    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Finder
 
     return Finder(network, _LEAST_SCORE, _GREATEST_OVERLAP)
 

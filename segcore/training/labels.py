@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from segcore.errors import RecipeError
-from segcore.registry import Registry
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.registry import Registry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

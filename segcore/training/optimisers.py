@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segcore.training.recipe import Recipe
+    from maskloom.segcore.training.recipe import TrainingRecipe
 
 _RATE_LEFT = 0.01
 
 
-def optimiser(recipe: Recipe, steps: int) -> Any:
+def optimiser(recipe: TrainingRecipe, steps: int) -> Any:
     """The keras optimiser of a recipe, for epochs of so many steps."""
     import keras
 
@@ -28,7 +28,7 @@ def optimiser(recipe: Recipe, steps: int) -> Any:
     return keras.optimizers.AdamW(rate, weight_decay=wanted.decay)
 
 
-def _rates(recipe: Recipe, steps: int) -> Any:
+def _rates(recipe: TrainingRecipe, steps: int) -> Any:
     import keras
 
     wanted = recipe.training

@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from segcore import formats
-from segcore.errors import ImageError, RecipeError
-from segcore.inference.card import Scaling
-from segcore.raster import FORMATS, RasterSpec
-from segcore.storage import filesystem, store_errors
-from segcore.training.recipe import matches
+from maskloom.segcore import formats
+from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.errors import ImageError, RecipeError
+from maskloom.segcore.raster.spec import FORMATS, RasterSpec
+from maskloom.segcore.storage.store import filesystem, store_errors
+from maskloom.segcore.training.recipe import matches
 
 if TYPE_CHECKING:
-    from segcore.manifest import Source
-    from segcore.training.lesson import Told
-    from segcore.training.recipe import Recipe
+    from maskloom.segcore.raster.source import Source
+    from maskloom.segcore.training.recipe import TrainingRecipe
+    from maskloom.segcore.training.setup import OnProgress
 
 _SHOWN = 5
 _HEAD_BYTES = 512
@@ -57,7 +57,7 @@ class Pair:
 
 
 def find_pairs(
-    images: Sequence[Source], masks: Sequence[Source], recipe: Recipe, told: Told
+    images: Sequence[Source], masks: Sequence[Source], recipe: TrainingRecipe, told: OnProgress
 ) -> tuple[list[Pair], list[str]]:
     """The pairs in the order of their names, without those that the recipe leaves out, and what
     people should know; `told` hears of each pair.
@@ -137,7 +137,7 @@ def scaling_of(pairs: Sequence[Pair], wanted: Scaling | None) -> Scaling:
     return Scaling((0.0,), (_FACTORS[first.dtype],))
 
 
-def data_digest(pairs: Sequence[Pair], told: Told) -> str:
+def data_digest(pairs: Sequence[Pair], told: OnProgress) -> str:
     """SHA-256 over the names and bytes of all images and masks; `told` hears of each pair."""
     whole = hashlib.sha256()
     for number, pair in enumerate(pairs):

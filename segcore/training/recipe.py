@@ -1,7 +1,7 @@
 """Recipes of trainings: what is to be learned from which data, and how.
 
 These are the checked values behind the sections of a training recipe. They are kept without keras;
-`segcore.training.learner` loads it.
+`segcore.training.loop` loads it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from segcore.errors import RecipeError
-from segcore.registry import Registry
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from segcore.inference.card import Scaling
-    from segcore.training.augment import Augmentation
-    from segcore.training.labels import LabelKind
+    from maskloom.segcore.deep.inference.card import Scaling
+    from maskloom.segcore.training.augment import Augmentation
+    from maskloom.segcore.training.labels import LabelKind
 
 Weighting = Literal["none", "balanced"]
 LOSSES: Registry[type] = Registry("loss")
@@ -277,14 +277,14 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingRecipe:
     """A checked training recipe."""
 
     name: str
     output: str
     """Folder for the model: an absolute path or fsspec URI."""
     kind: str
-    """Name of the network in `segcore.networks.recipes.NETWORKS`."""
+    """Name of the network in `segcore.deep.networks.recipes.NETWORKS`."""
     network: Any
     """The network's recipe."""
     classes: tuple[str, ...]

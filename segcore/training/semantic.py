@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segcore.errors import RecipeError
-from segcore.geometry import Box
-from segcore.legend import Legend
-from segcore.training.curves import Curve, Example, shown
-from segcore.training.lesson import Lesson, Measured, Told
-from segcore.training.losses import class_weights, loss_of
-from segcore.training.metrics import confusion, mean_overlap, overlap, summary
-from segcore.training.samples import Batch, Frame, lattice, scaled
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.figures.training import Curve, Example, shown
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.training.losses import class_weights, loss_of
+from maskloom.segcore.training.metrics import confusion, mean_overlap, overlap, summary
+from maskloom.segcore.training.sampling import Batch, PatchShape, lattice, scaled
+from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress, TrainingSetup
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from segcore.inference.card import Card
-    from segcore.training.recipe import Recipe
+    from maskloom.segcore.deep.inference.card import Card
+    from maskloom.segcore.training.recipe import TrainingRecipe
 
 _CONTEXT = 8
 """What is measured of a window keeps this part of the patch away from its edge."""
@@ -34,11 +34,11 @@ Seen = tuple[int, Box, Box]
 """An image, what the network sees of it, and what of its answer counts."""
 
 
-def frame_of(recipe: Recipe, channels: int) -> Frame:
+def frame_of(recipe: TrainingRecipe, channels: int) -> PatchShape:
     """What the network sees of a patch and answers, as measured. Raises `RecipeError` where the
     patch does not suit it.
     """
-    from segcore.inference.skeletons import reach_of
+    from maskloom.segcore.deep.inference.receptive_field.keras_skeletons import reach_of
 
     reach = reach_of(recipe.network.build(channels, len(recipe.classes)))
     patch, stride = recipe.training.patch, reach.stride
@@ -52,14 +52,14 @@ def frame_of(recipe: Recipe, channels: int) -> Frame:
             f"widths are {least} or more by steps of {stride}. "
             f"Set it to {' or '.join(map(str, fits))}."
         )
-    return Frame(patch, reach.margin, stride)
+    return PatchShape(patch, reach.margin, stride)
 
 
 @dataclass(frozen=True, slots=True)
 class Semantic:
     """A semantic network in training; see `Subject`."""
 
-    lesson: Lesson
+    lesson: TrainingSetup
 
     @property
     def score_name(self) -> str:
@@ -81,7 +81,7 @@ class Semantic:
         """What `train_on_batch` takes."""
         return batch.pixels, batch.classes
 
-    def measure(self, trainer: Any, most: int | None, told: Told) -> Measured:
+    def measure(self, trainer: Any, most: int | None, told: OnProgress) -> MeasuredEpoch:
         """IoU of all classes, and the mean cross-entropy of labelled pixels."""
         lesson = self.lesson
         windows = [
@@ -108,11 +108,11 @@ class Semantic:
                 None if np.isnan(value) else round(float(value), 6) for value in overlap(matrix)
             ],
         }
-        return Measured(mean_overlap(matrix), record, summary(matrix, lesson.recipe.classes))
+        return MeasuredEpoch(mean_overlap(matrix), record, summary(matrix, lesson.recipe.classes))
 
     def card(self, model: Any, sha256: str, about: Mapping[str, Any]) -> Card:
         """The card of the network, its reach and stride measured."""
-        from segcore.inference.examine import card_of_model
+        from maskloom.segcore.deep.inference.files.examine import card_of_model
 
         recipe = self.lesson.recipe
         return card_of_model(model, recipe.kind, recipe.classes, self.lesson.scaling, sha256, about)
@@ -124,7 +124,7 @@ class Semantic:
     def panels(self, history: Sequence[Mapping[str, Any]]) -> tuple[list[Curve], list[Curve]]:
         """Curves of both losses, and of the IoU of the classes."""
         classes = self.lesson.recipe.classes
-        colours = Legend.of(tuple(f"curve {i}" for i in range(max(len(classes), 2)))).colours
+        colours = ClassTable.of(tuple(f"curve {i}" for i in range(max(len(classes), 2)))).colours
         losses = [
             Curve("training", [record["loss"] for record in history], colours[0]),
             Curve(
@@ -193,7 +193,7 @@ def _cross_entropy(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> fl
     )
 
 
-def _answered(box: Box, frame: Frame) -> Box:
+def _answered(box: Box, frame: PatchShape) -> Box:
     return box.grow((-frame.margin, -frame.margin))
 
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from segcore.geometry import Box, Grid, Tile
-from segcore.objects.connected import Parts
-from segcore.objects.numbering import first_pixels, number_objects
+from maskloom.segcore.geometry import Box, Grid, Tile
+from maskloom.segcore.objects.components import Components
+from maskloom.segcore.objects.numbering import first_pixels, number_objects
 
 TILE, CHUNK, PIECE = 2048, 1024, 4096
 FULL = np.ones((3, 3), bool)
@@ -70,7 +70,7 @@ class Clock:
         return result
 
 
-def ours(source: Field, side: int, parts: Parts, clock: Clock) -> int:
+def ours(source: Field, side: int, parts: Components, clock: Clock) -> int:
     """Label a square of the field; the number of parts. Labels of tiles are made again for the
     second pass, which is not timed.
     """
@@ -135,7 +135,7 @@ def main(megapixels: float, for_dask: float) -> None:
     side = round((megapixels * 1e6) ** 0.5)
     warm = Field(2.0, (257, 251))
     for fill in (False, True):
-        ours(warm, 2 * TILE, Parts((1,), 8, fill_holes=fill), Clock())
+        ours(warm, 2 * TILE, Components((1,), 8, fill_holes=fill), Clock())
     for name, sigma in (("smooth", 8.0), ("rough", 2.0), ("noise", 0.0)):
         source = Field(sigma)
         piece = source.mask(Box((0, 0), (PIECE, PIECE)))
@@ -146,7 +146,7 @@ def main(megapixels: float, for_dask: float) -> None:
         )
         for fill in (False, True):
             clock = Clock()
-            count = ours(source, side, Parts((1,), 8, fill_holes=fill), clock)
+            count = ours(source, side, Components((1,), 8, fill_holes=fill), clock)
             each = clock.seconds.total() / side**2 * 1e9
             spent = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in clock.seconds.items())
             print(

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from segcore.inference import engines
-from segcore.inference.card import Card, Reach, Scaling
-from segcore.inference.choosing import available_engines, choose, labels_of
-from segcore.inference.engine import Choice
-from segcore.inference.runtime import import_keras
-from segcore.inference.weights import Weights
-from segcore.networks.recipes import Unet
+from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.engines import opening as engines
+from maskloom.segcore.deep.inference.engines.protocol import Choice
+from maskloom.segcore.deep.inference.engines.selection import available_engines, choose, labels_of
+from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.inference.runtime import import_keras
+from maskloom.segcore.deep.networks.recipes import Unet
 
 FORMS = {
     "small": Unet(width=16, depth=4, normalisation="batch"),
@@ -103,7 +103,7 @@ def main(name: str, threads: int, seconds: float) -> None:
         path = Path(folder, "network.keras")
         network.save(path)
         weights = Weights.of(str(path))
-        reach = Reach(140, 16, margin, side % 16 if margin else 0)
+        reach = ReceptiveField(140, 16, margin, side % 16 if margin else 0)
         card = Card("unet", weights.sha256, 1, CLASSES, Scaling(), reach)
         begin = time.perf_counter()
         choice = choose(weights, card, images[0])

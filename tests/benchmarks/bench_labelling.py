@@ -19,13 +19,13 @@ import cv2
 import numpy as np
 from skimage import data
 
-from segcore.geometry import Grid
-from segcore.methods import pointwise
-from segcore.methods.samples import Samples
-from segcore.segmenters.kmeans import KMeans
-from segcore.segmenters.mixture import MixtureOfGaussians
-from segcore.segmenters.threshold import Threshold
-from segcore.testing.segmenters import Picture, fitted
+from maskloom.segcore.geometry import Grid
+from maskloom.segcore.methods import pointwise
+from maskloom.segcore.methods.samples import Samples
+from maskloom.segcore.segmenters.kmeans import KMeans
+from maskloom.segcore.segmenters.mixture import MixtureOfGaussians
+from maskloom.segcore.segmenters.threshold import Threshold
+from maskloom.segcore.testing.segmenters import Picture, fitted
 
 TILE = 2048
 RUNS = 5

@@ -26,19 +26,19 @@ import keras
 import numpy as np
 from PIL import Image
 
-from segcore.geometry import Box
-from segcore.inference.card import Card, Reach, Scaling, card_name
-from segcore.inference.keras_files import load_keras
-from segcore.inference.weights import Weights
-from segcore.networks.mask_rcnn.detections import Detections
-from segcore.networks.mask_rcnn.lattice import Lattice, mirrored
-from segcore.networks.mask_rcnn.prediction import Finder
-from segcore.networks.mask_rcnn.recipe import MaskRcnn
-from segcore.networks.mask_rcnn.targets import training_batch
+from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling, card_name
+from maskloom.segcore.deep.inference.files.keras_files import load_keras
+from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
+from maskloom.segcore.deep.networks.mask_rcnn.lattice import WindowLattice, mirrored
+from maskloom.segcore.deep.networks.mask_rcnn.prediction import Finder
+from maskloom.segcore.deep.networks.mask_rcnn.recipe import MaskRcnn
+from maskloom.segcore.deep.networks.mask_rcnn.targets import training_batch
+from maskloom.segcore.geometry import Box
 
 SIDE, SMALL_SIDE, BATCH, SMALL_BATCH = 256, 128, 4, 2
 # Windows as large as the crops that are learned from.
-LATTICE = Lattice(128, 64)
+LATTICE = WindowLattice(128, 64)
 RECIPE = MaskRcnn(anchors=(12.0, 24.0, 48.0, 96.0), candidates=768, proposals=256, sampled=128)
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -188,7 +188,7 @@ def save(network: Any, path: Path) -> None:
         3,
         ("background", "nucleus"),
         Scaling(),
-        Reach(halo=None, stride=network.recipe.strides[-1]),
+        ReceptiveField(halo=None, stride=network.recipe.strides[-1]),
         output="objects",
         parameters=network.count_params(),
     )

@@ -60,8 +60,8 @@ def make_image(path: Path, side: int) -> None:
 
 def spec_of(image: Path):
     """What the header tells, and the model."""
-    from segcore.formats.geotiff import GeoTiff
-    from segcore.segmenters.mean_shift import MeanShift
+    from maskloom.segcore.formats.tiff.geotiff import GeoTiff
+    from maskloom.segcore.segmenters.mean_shift import MeanShift
 
     recipe = MeanShift(
         space="joint", spatial_radius=SPATIAL_RADIUS, range_radius=RANGE_RADIUS, min_size=MIN_SIZE
@@ -71,10 +71,10 @@ def spec_of(image: Path):
 
 def work(image: Path, tile_size: int, number: int):
     """Read one tile and find its fragments."""
-    from segcore.formats.geotiff import GeoTiff
-    from segcore.geometry import Grid
-    from segcore.objects.sketch import sketch_tile
-    from segcore.raster import Block
+    from maskloom.segcore.formats.tiff.geotiff import GeoTiff
+    from maskloom.segcore.geometry import Grid
+    from maskloom.segcore.objects.two_pass import sketch_tile
+    from maskloom.segcore.raster.spec import Block
 
     spec, model = spec_of(image)
     tile = Grid(spec.shape, (tile_size, tile_size), model.footprint.halo)[number]
@@ -88,8 +88,8 @@ def ours(image: Path, mask: Path, tile_size: int, pool: ProcessPoolExecutor) -> 
     import rasterio
     from rasterio.windows import Window
 
-    from segcore.geometry import Grid
-    from segcore.objects.sketch import place_objects, redraw
+    from maskloom.segcore.geometry import Grid
+    from maskloom.segcore.objects.two_pass import place_objects, redraw
 
     started = time.perf_counter()
     spec, model = spec_of(image)

@@ -22,11 +22,11 @@ from skimage import data
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_labelling import natural_picture
 
-from segcore.geometry import Grid
-from segcore.manifest import dump_model
-from segcore.methods import modes as module
-from segcore.methods.modes import FeatureMeanShift
-from segcore.testing.segmenters import Picture, fitted
+from maskloom.segcore.geometry import Grid
+from maskloom.segcore.methods import modes as module
+from maskloom.segcore.methods.modes import FeatureMeanShift
+from maskloom.segcore.models.files import dump_model
+from maskloom.segcore.testing.segmenters import Picture, fitted
 
 TILE = 2048
 

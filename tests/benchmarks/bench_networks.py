@@ -25,7 +25,7 @@ import numpy as np
 from bench_run import make_image
 
 if TYPE_CHECKING:
-    from segcore.segmenters.network import NetworkModel
+    from maskloom.segcore.segmenters.network import NetworkModel
 
 PARTS = 2
 
@@ -34,7 +34,7 @@ def label_part(model: NetworkModel, side: int, part: int) -> float:
     """Seconds of every second patch of an image, or of one patch to warm up where `part` is
     negative.
     """
-    from segcore.inference.engines import configure, open_engine
+    from maskloom.segcore.deep.inference.engines.opening import configure, open_engine
 
     configure(1)
     engine = open_engine(model.weights, model.card, model.running)
@@ -54,17 +54,17 @@ def main() -> None:
     """
     import keras
 
-    from flows import recipe as recipes
-    from flows.orchestrate import Plain
-    from flows.progress import Quiet
-    from flows.segment import run, take_inventory
-    from segcore.inference.card import Scaling
-    from segcore.inference.engine import Choice
-    from segcore.inference.examine import card_of_model
-    from segcore.inference.weights import Weights
-    from segcore.networks.recipes import NETWORKS
-    from segcore.work import prepare_process
-    from tasks.fanout import LocalCluster, open_fanout
+    from maskloom.flows.orchestration.orchestrate import Plain
+    from maskloom.flows.progress import Quiet
+    from maskloom.flows.recipes import run as recipes
+    from maskloom.flows.segment import run, take_inventory
+    from maskloom.segcore.deep.inference.card import Scaling
+    from maskloom.segcore.deep.inference.engines.protocol import Choice
+    from maskloom.segcore.deep.inference.files.examine import card_of_model
+    from maskloom.segcore.deep.inference.files.weights import Weights
+    from maskloom.segcore.deep.networks.recipes import NETWORKS
+    from maskloom.segcore.pipeline.worker import prepare_process
+    from maskloom.tasks.fanout.dask import LocalCluster, open_fanout
 
     side, width = (
         (int(sys.argv[1]) if len(sys.argv) > 1 else 4096),

@@ -18,8 +18,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from pyproj import CRS
 
-from segcore.geometry import Box, Grid, Tile
-from segcore.objects.table import (
+from maskloom.segcore.geometry import Box, Grid, Tile
+from maskloom.segcore.ground.space import Space
+from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.statistics.objects.table import (
     BandSums,
     Measures,
     TileObjects,
@@ -28,7 +30,6 @@ from segcore.objects.table import (
     measure,
     observe_bands,
 )
-from segcore.raster import RasterSpec, Space
 
 TILE, BLOCK = 2048, 12
 NAMES = ("background", "blob")

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 TINY = 2_000
 KMEANS = {"kind": "kmeans", "clusters": 5}
-COMMAND = [sys.executable, "-c", "from flows.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from maskloom.flows.cli import main; main()"]
 
 
 def start_up(folder: Path) -> None:
@@ -67,10 +67,10 @@ def start_up(folder: Path) -> None:
 
 def timed_run(fanout: object, inputs: Path, output: Path, **keys: object) -> float:
     """Seconds of one run on a cluster that is up."""
-    from flows import recipe as recipes
-    from flows.orchestrate import Plain
-    from flows.progress import Quiet
-    from flows.segment import run, take_inventory
+    from maskloom.flows.orchestration.orchestrate import Plain
+    from maskloom.flows.progress import Quiet
+    from maskloom.flows.recipes import run as recipes
+    from maskloom.flows.segment import run, take_inventory
 
     shutil.rmtree(output, ignore_errors=True)
     recipe = recipes.make(
@@ -85,10 +85,10 @@ def per_image(folder: Path, fanout: object) -> None:
     """Overhead of an image."""
     from skimage import data
 
-    from flows import recipe as recipes
-    from segcore.jobs import DescribeJob, ImagesJob, Order
-    from segcore.manifest import Source
-    from segcore.work import describe, segment_images
+    from maskloom.flows.recipes import run as recipes
+    from maskloom.segcore.pipeline.jobs import DescribeJob, ImagesJob, RunSettings
+    from maskloom.segcore.pipeline.worker import describe, segment_images
+    from maskloom.segcore.raster.source import Source
 
     tiny = folder / "tiny"
     tiny.mkdir(exist_ok=True)
@@ -106,7 +106,7 @@ def per_image(folder: Path, fanout: object) -> None:
         },
         folder,
     )
-    order = Order(
+    order = RunSettings(
         recipe.output, "direct", recipe.segmenter, recipe.statistics, recipe.tile, recipe.kind
     )
     sources = tuple(Source(str(path), path.stem, "1", 1) for path in sorted(tiny.iterdir()))
@@ -189,8 +189,8 @@ def worker_peaks() -> list[float]:
 def main() -> None:
     """Print all figures."""
     warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-    from segcore.work import prepare_process
-    from tasks.fanout import LocalCluster, open_fanout
+    from maskloom.segcore.pipeline.worker import prepare_process
+    from maskloom.tasks.fanout.dask import LocalCluster, open_fanout
 
     def cluster() -> object:
         return open_fanout(LocalCluster(workers=2), partial(prepare_process, {}), threading.Event())

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from skimage import color, data, segmentation
 
-from segcore.geometry import Box
-from segcore.kernels.quickshift import number_trees
-from segcore.segmenters.quickshift import Quickshift, QuickshiftModel, scaled_planes
-from segcore.testing.segmenters import Picture
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.kernels.quickshift import number_trees
+from maskloom.segcore.segmenters.quickshift import Quickshift, QuickshiftModel, scaled_planes
+from maskloom.segcore.testing.segmenters import Picture
 
 
 def timed(work: Callable[[], Any], runs: int) -> tuple[float, Any]:

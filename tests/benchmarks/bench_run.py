@@ -100,12 +100,12 @@ def baseline(image: Path, folder: Path) -> float:
 
 def main() -> None:
     """Make the image, warm the workers, alternate the rounds, print medians and ratios."""
-    from flows import recipe as recipes
-    from flows.orchestrate import Plain
-    from flows.progress import Quiet
-    from flows.segment import run, take_inventory
-    from segcore.work import prepare_process
-    from tasks.fanout import LocalCluster, open_fanout
+    from maskloom.flows.orchestration.orchestrate import Plain
+    from maskloom.flows.progress import Quiet
+    from maskloom.flows.recipes import run as recipes
+    from maskloom.flows.segment import run, take_inventory
+    from maskloom.segcore.pipeline.worker import prepare_process
+    from maskloom.tasks.fanout.dask import LocalCluster, open_fanout
 
     logging.basicConfig(level=logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:

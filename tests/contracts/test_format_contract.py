@@ -18,11 +18,11 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 from skimage import data
 
-from segcore import formats
-from segcore.errors import ModelMismatch
-from segcore.geometry import Box
-from segcore.raster import FORMATS, Format, RasterSpec, Reader
-from segcore.testing import formats as check
+from maskloom.segcore import formats
+from maskloom.segcore.errors import ModelMismatch
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.spec import FORMATS, Format, RasterSpec, Reader
+from maskloom.segcore.testing import formats as check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,19 +9,25 @@ import numpy as np
 import pytest
 from skimage import data
 
-import segcore.segmenters  # noqa: F401  registers all segmenters
-from flows.explain import catalogue
-from segcore.methods.samples import SAMPLE_SIZE
-from segcore.model import SEGMENTERS, Exactness, Fitter, ObjectSegmenter, Segmenter
-from segcore.segmenters.connected_parts import ConnectedParts
-from segcore.segmenters.ensemble import Ensemble
-from segcore.segmenters.kmeans import KMeans
-from segcore.segmenters.mean_shift import MeanShift
-from segcore.segmenters.mixture import MixtureOfGaussians
-from segcore.segmenters.quickshift import Quickshift
-from segcore.segmenters.threshold import Threshold
-from segcore.segmenters.watershed import Watershed
-from segcore.testing import segmenters as check
+import maskloom.segcore.segmenters  # noqa: F401  registers all segmenters
+from maskloom.flows.dry_run import catalogue
+from maskloom.segcore.methods.samples import SAMPLE_SIZE
+from maskloom.segcore.models.protocols import (
+    SEGMENTERS,
+    Exactness,
+    Fitter,
+    ObjectSegmenter,
+    Segmenter,
+)
+from maskloom.segcore.segmenters.connected_parts import ConnectedParts
+from maskloom.segcore.segmenters.ensemble import Ensemble
+from maskloom.segcore.segmenters.kmeans import KMeans
+from maskloom.segcore.segmenters.mean_shift import MeanShift
+from maskloom.segcore.segmenters.mixture import MixtureOfGaussians
+from maskloom.segcore.segmenters.quickshift import Quickshift
+from maskloom.segcore.segmenters.threshold import Threshold
+from maskloom.segcore.segmenters.watershed import Watershed
+from maskloom.segcore.testing import segmenters as check
 
 
 def without_arguments() -> list[Any]:

@@ -1,5 +1,5 @@
-"""Every statistic of the registry keeps the contract of `segcore.statistic`: exact, order-free,
-every pixel once.
+"""Every statistic of the registry keeps the contract of `segcore.statistics.protocol`: exact,
+order-free, every pixel once.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import segcore.statistics  # noqa: F401  (its import fills the registry)
-from segcore.statistic import STATISTICS
-from segcore.testing import statistics as contract
+import maskloom.segcore.statistics  # noqa: F401  (its import fills the registry)
+from maskloom.segcore.statistics.protocol import STATISTICS
+from maskloom.segcore.testing import statistics as contract
 
 CHECKS = [contract.check_merge, contract.check_json, contract.check_sums, contract.check_schema]
 TILES = st.tuples(st.integers(1, 20), st.integers(1, 20))

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(3 * HANG)
 STEPS = {"claim": "claim", "moves": "_carry_out"}
 PROGRAM = """
 import pathlib, sys, time
-from tasks.commits import CommitLog
+from maskloom.tasks.commits.log import CommitLog
 step, method = {step!r}, {method!r}
 original = getattr(CommitLog, method, None)
 def waiting(self, *arguments):
@@ -34,7 +34,7 @@ def waiting(self, *arguments):
     return original(self, *arguments)
 if original is not None:
     setattr(CommitLog, method, waiting)
-from flows.cli import main
+from maskloom.flows.cli import main
 main()
 """
 
@@ -98,7 +98,7 @@ def assert_once(output: Path, images: int) -> None:
     ).fetchall()
     assert twice == []
     check = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "verify", str(output)],
+        [sys.executable, "-m", "maskloom.flows.cli", "verify", str(output)],
         check=False,
         capture_output=True,
         text=True,

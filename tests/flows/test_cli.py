@@ -7,7 +7,7 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import WRONG_USAGE, app
+from maskloom.flows.cli import WRONG_USAGE, app
 
 
 def test_says_its_version() -> None:

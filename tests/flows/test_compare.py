@@ -11,14 +11,14 @@ from PIL import Image
 from scipy import ndimage
 from skimage import data, segmentation
 
-from flows import compare as module
-from flows.compare import CLASSICAL, compare
-from segcore.errors import MaskloomError, RecipeError, StoreError
-from segcore.model import SEGMENTERS
-from segcore.scene import Region, segment_scene
-from segcore.segmenters.kmeans import KMeans
-from segcore.segmenters.quickshift import Quickshift
-from segcore.testing.segmenters import Picture, fitted, labelled
+from maskloom.flows import compare as module
+from maskloom.flows.compare import CLASSICAL, compare
+from maskloom.segcore.errors import MaskloomError, RecipeError, StoreError
+from maskloom.segcore.models.protocols import SEGMENTERS
+from maskloom.segcore.pipeline.in_memory import Region, segment_scene
+from maskloom.segcore.segmenters.kmeans import KMeans
+from maskloom.segcore.segmenters.quickshift import Quickshift
+from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 
 GAP, TITLE = 12, 46
 

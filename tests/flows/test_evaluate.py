@@ -20,14 +20,14 @@ from scipy import ndimage
 from sklearn import metrics
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.evaluate import _photo, _quality
-from segcore.evaluation.boundary import Boundary
-from segcore.evaluation.confusion import Confusion
-from segcore.evaluation.instances import ObjectCounts, average_precision
-from segcore.evaluation.scoring import Score, Subject, Terms
-from segcore.evaluation.tables import SCHEMAS
-from segcore.evaluation.values import Key, default_rules
+from maskloom.flows.cli import app
+from maskloom.flows.evaluate import _photo, _quality
+from maskloom.segcore.annotations.label_mapping import LabelMapping, default_rules
+from maskloom.segcore.evaluation.boundary import Boundary
+from maskloom.segcore.evaluation.confusion import Confusion
+from maskloom.segcore.evaluation.instances import ObjectCounts, average_precision
+from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, Score
+from maskloom.segcore.evaluation.tables import SCHEMAS
 
 DATA = os.environ.get("MASKLOOM_TEST_DATA")
 real = pytest.mark.skipif(not DATA, reason="MASKLOOM_TEST_DATA is not set")
@@ -393,7 +393,7 @@ def test_the_worst_images_are_those_with_errors() -> None:
         tallies = np.zeros((1, 10, 3), np.int64)
         tallies[:, :, :2] = matched, false
         confusion = Confusion(np.array([[right, 100 - right, 0], [0, 0, 0]]))
-        subject = Subject("a", "a", "a", "a", np.zeros(1, np.int64), -1)
+        subject = EvaluatedImage("a", "a", "a", "a", np.zeros(1, np.int64), -1)
         return Score(subject, confusion, Boundary.none(2), ObjectCounts(tallies, np.zeros(1)), 0)
 
     nothing, perfect, poor, worse = (
@@ -407,7 +407,12 @@ def test_the_worst_images_are_those_with_errors() -> None:
     away = replace(poor, subject=replace(poor.subject, image_uri="nosuch://a/a.png"))
     names = ("background", "cell")
     assert (
-        _photo(away, Terms(Key.of(default_rules(names, None), names), 2, (), numbered=False))
+        _photo(
+            away,
+            EvaluationOptions(
+                LabelMapping.of(default_rules(names, None), names), 2, (), numbered=False
+            ),
+        )
         is None
     )
 

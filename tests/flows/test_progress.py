@@ -5,28 +5,29 @@ from __future__ import annotations
 import io
 import time
 
-from flows.progress import Counter, Lines
-from segcore.jobs import FinishJob, ImagesJob, Order, PartJob
-from segcore.manifest import Item, Source
-from segcore.raster import RasterSpec
-from segcore.segmenters.threshold import Threshold
+from maskloom.flows.progress import Counter, Lines
+from maskloom.segcore.pipeline.jobs import FinishJob, ImagesJob, RunSettings, TileRangeJob
+from maskloom.segcore.pipeline.records import PlannedImage
+from maskloom.segcore.raster.source import Source
+from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.segmenters.threshold import Threshold
 
 
-def image(name: str, side: int) -> Item:
+def image(name: str, side: int) -> PlannedImage:
     spec = RasterSpec(name, "tiff", (side, side), (1,), "uint8", (16, 16), "1", 1)
-    return Item(Source(name, name, "1", 1), spec)
+    return PlannedImage(Source(name, name, "1", 1), spec)
 
 
 def test_a_pass_ends_with_all_images_tiles_and_pixels_counted():
-    order = Order("out", "run", Threshold(), {}, tile=64)
+    order = RunSettings("out", "run", Threshold(), {}, tile=64)
     small, large = image("small", 60), image("large", 200)
     counter = Counter(
-        "segment", [small, large, Item(Source("broken", "broken", "1", 1), None)], order
+        "segment", [small, large, PlannedImage(Source("broken", "broken", "1", 1), None)], order
     )
 
     counter.add(ImagesJob(order, (small,)))
     for first in range(0, 16, 4):
-        counter.add(PartJob(order, large, first, first + 4))
+        counter.add(TileRangeJob(order, large, first, first + 4))
     counter.add(FinishJob(order, large, ()))
 
     assert (

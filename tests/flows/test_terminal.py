@@ -11,8 +11,8 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.cli import _say
-from flows.terminal import EscapingFormatter, count, escaped, failure, line
+from maskloom.flows.cli import _say
+from maskloom.flows.terminal import EscapingFormatter, count, escaped, failure, line
 
 HOSTILE = [
     "\x1b]0;pwned\x07evil.png",

@@ -14,13 +14,13 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from flows import train as flow
-from flows import training_progress
-from flows.cli import app
-from segcore.errors import RecipeError, Stopped
-from segcore.inference.card import Card
-from segcore.training import semantic
-from segcore.training.course import Learned, prepare, train
+from maskloom.flows import train as flow
+from maskloom.flows import training_progress
+from maskloom.flows.cli import app
+from maskloom.segcore.deep.inference.card import Card
+from maskloom.segcore.errors import RecipeError, Stopped
+from maskloom.segcore.training import semantic
+from maskloom.segcore.training.run import TrainingResult, prepare, train
 
 TINY = {
     "images": "images",
@@ -531,16 +531,16 @@ def test_objects_are_learned_end_to_end(folder):
     card = Card.load((folder / "out" / "tiny.json").read_bytes(), "tiny.json")
     assert (card.kind, card.output, card.classes) == ("mask_rcnn", "objects", ("dark", "bright"))
     assert card.about["metrics"]["missed"] + card.about["metrics"]["found"] == 3
-    from segcore.segmenters.mask_rcnn import MaskRcnnObjects
+    from maskloom.segcore.segmenters.mask_rcnn import MaskRcnnObjects
 
     assert MaskRcnnObjects(weights=learned.model).start().classes == ("dark", "bright")
 
 
 def drawn(course):
-    from segcore.training.samples import Drawing, Sampler
+    from maskloom.segcore.training.sampling import Sampler, SamplingOptions
 
     lesson = course.lesson
-    drawing = Drawing(lesson.frame, 1, 0.0, 0)
+    drawing = SamplingOptions(lesson.frame, 1, 0.0, 0)
     return Sampler(lesson.collection, lesson.found, lesson.training, lesson.scaling, drawing).batch(
         0, 0
     )
@@ -607,7 +607,7 @@ def test_the_schema_takes_what_training_recipes_take_and_refuses_what_they_refus
 
 def test_how_to_use_a_model_can_be_pasted(folder):
     order = made(folder, "bands=[1]")
-    learned = Learned("/a b/it's.keras", ("mean IoU", 0.5), 1, 2, 0.1, False)
+    learned = TrainingResult("/a b/it's.keras", ("mean IoU", 0.5), 1, 2, 0.1, False)
     assert shlex.split(flow.usage(order, learned))[-4:] == [
         "-p",
         "weights=/a b/it's.keras",

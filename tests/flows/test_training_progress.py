@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from flows import training_progress
-from segcore.training.checkpoint import Standing
+from maskloom.flows import training_progress
+from maskloom.segcore.training.checkpoint import TrainingState
 
 
 def test_half_a_minute_is_the_longest_silence():
@@ -40,7 +40,7 @@ def test_a_bar_starts_where_training_stands():
         steps=4,
     )
     console = Console(file=io.StringIO(), width=200)
-    standing = Standing(step=1, history=({"epoch": 1, "score": 0.5},), plans=((0, 3),))
+    standing = TrainingState(step=1, history=({"epoch": 1, "score": 0.5},), plans=((0, 3),))
     with training_progress.Bar(console) as bar:
         bar.checked("digests", 3, 9)
         bar.begin(lesson, "mean IoU", standing)

@@ -14,7 +14,7 @@ from rasterio.transform import from_origin
 from tests_support import SCENE, photograph, write_tiff
 from typer.testing import CliRunner
 
-from flows.cli import app
+from maskloom.flows.cli import app
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from segcore import limits
-from segcore.errors import StoreError, TimedOut
+from maskloom.segcore.errors import StoreError, TimedOut
+from maskloom.segcore.processes import limits
 
 SHORT = 1.0
 """Seconds that a step may take where a test waits for one that never ends."""

@@ -13,7 +13,7 @@ from PIL import Image
 from rasterio.transform import from_origin
 from tests_support import photograph, read_masks, read_table, write_tiff
 
-from tasks import bundles
+from maskloom.tasks import batching
 
 SEGMENTERS = {
     "threshold": (
@@ -59,7 +59,7 @@ def blanks(folder: Path) -> None:
 @pytest.mark.parametrize("case", SEGMENTERS)
 def test_blank_scenes_alone_are_done_and_all_nodata(collection, maskloom, monkeypatch, case, fit):
     # The first scene is spread over parts, the others are done whole.
-    monkeypatch.setattr(bundles, "PART_PIXELS", 2**16)
+    monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
     segmenter, classes = SEGMENTERS[case]
     shutil.rmtree(collection.folder / "images")
     blanks(collection.folder / "images")

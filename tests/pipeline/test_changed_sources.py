@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from tests_support import photograph, read_masks, read_table, write_tiff
 
-import flows.segment
-from segcore.raster import FORMATS
-from tasks import bundles
+import maskloom.flows.segment
+from maskloom.segcore.raster.spec import FORMATS
+from maskloom.tasks import batching
 
 PICTURE = photograph(60, 80)
 NEGATIVE = 255 - PICTURE
@@ -48,7 +48,7 @@ def at(moment: str, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) ->
     """Let something happen once, at a moment of the run."""
     once = [act]
     module, name = {
-        "planned": (flows.segment, "write_plan"),
+        "planned": (maskloom.flows.segment, "write_plan"),
         "opened": (type(FORMATS["picture"]), "open"),
     }[moment]
     before = getattr(module, name)
@@ -104,7 +104,7 @@ def test_a_source_that_changes_while_a_model_is_fitted_to_all_ends_the_run_and_t
 def test_a_large_source_that_changes_while_its_own_model_is_fitted_hurts_no_other(
     tmp_path, maskloom, monkeypatch
 ):
-    monkeypatch.setattr(bundles, "PART_PIXELS", 2**16)
+    monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
     images, output = tmp_path / "in", tmp_path / "out"
     images.mkdir()
     write_tiff(images / "changes.tif", photograph(600, 600))

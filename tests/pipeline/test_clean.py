@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from tests_support import assert_same_results, photograph
 
-from segcore.storage import Store
-from tasks.publish import Tables
+from maskloom.segcore.storage.store import Store
+from maskloom.tasks.publish import Tables
 
 WELL = "All masks, tables and sums are as they were written."
 DAYS = 2 * 86400
@@ -121,7 +121,7 @@ def test_the_mask_of_an_image_that_has_failed_since(collection, recipe, maskloom
 
 
 def test_a_mask_that_is_written_anew_meanwhile_stays(collection, recipe, maskloom):
-    from tasks.clean import leftovers, remove
+    from maskloom.tasks.clean import leftovers, remove
 
     assert maskloom("run", recipe, "--no-prefect", "--quiet").exit_code == 0
     (collection.folder / "images" / "b.png").write_bytes(b"no picture any more")

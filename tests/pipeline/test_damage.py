@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tests_support import assert_same_results, photograph, read_table
 
-from segcore.storage import Store
+from maskloom.segcore.storage.store import Store
 
 WELL = "All masks, tables and sums are as they were written."
 

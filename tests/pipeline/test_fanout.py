@@ -29,9 +29,11 @@ import fanout_jobs as jobs
 from fanout_jobs import Mark, Numbers
 from pydantic import TypeAdapter, ValidationError
 
-from segcore.errors import OutOfMemory, RunError, Stopped, StoreError, TimedOut, WorkerDied
-from tasks import _cluster, _flight, _isolated, fanout
-from tasks.fanout import (
+from maskloom.segcore.errors import OutOfMemory, RunError, Stopped, StoreError, TimedOut, WorkerDied
+from maskloom.tasks.fanout import dask as fanout
+from maskloom.tasks.fanout import flight as _flight
+from maskloom.tasks.fanout import isolation, local_cluster
+from maskloom.tasks.fanout.dask import (
     CLUSTERS,
     Dask,
     Existing,
@@ -219,15 +221,15 @@ def test_nothing_listens_beyond_this_machine(cluster: Dask) -> None:
 
 
 def test_a_child_process_gives_what_a_worker_gives(capfd: pytest.CaptureFixture[str]) -> None:
-    assert _isolated.run_isolated(PREPARE, jobs.talk_and_sum, Numbers((1, 2, 3))) == 6
-    found = _isolated.run_isolated(PREPARE, jobs.surroundings, Numbers((1,)))
+    assert isolation.run_isolated(PREPARE, jobs.talk_and_sum, Numbers((1, 2, 3))) == 6
+    found = isolation.run_isolated(PREPARE, jobs.surroundings, Numbers((1,)))
     assert isinstance(found, dict)
     assert found["prepared"] == found["cv2"] == 1
 
 
 def test_a_child_process_that_takes_too_much_memory_is_ended() -> None:
     # Left alone, the job would sleep for ever.
-    died = _isolated.run_isolated(PREPARE, jobs.hoard, Numbers((700,)), 500 * 2**20)
+    died = isolation.run_isolated(PREPARE, jobs.hoard, Numbers((700,)), 500 * 2**20)
     assert isinstance(died, OutOfMemory)
     assert re.search(r"more memory than a worker has \(0.488 GiB\)", str(died))
 
@@ -236,7 +238,7 @@ def test_a_child_process_that_takes_too_much_memory_is_ended() -> None:
 def test_a_child_process_with_a_step_that_never_ends_is_ended(
     function: Callable[[Numbers], object],
 ) -> None:
-    died = _isolated.run_isolated(
+    died = isolation.run_isolated(
         pickle.dumps(jobs.prepare_with_short_limits), function, Numbers((-1,))
     )
     assert isinstance(died, TimedOut)
@@ -245,8 +247,8 @@ def test_a_child_process_with_a_step_that_never_ends_is_ended(
 
 
 def test_a_child_process_hands_on_what_the_function_raises() -> None:
-    raised = _isolated.run_isolated(PREPARE, jobs.refuse, Numbers((7,)))
-    assert isinstance(raised, _isolated.Raised)
+    raised = isolation.run_isolated(PREPARE, jobs.refuse, Numbers((7,)))
+    assert isinstance(raised, isolation.Raised)
     error = raised.revived()
     assert isinstance(error, StoreError)
     assert "refuse" in "".join(traceback.format_tb(error.__traceback__))
@@ -292,7 +294,7 @@ def test_a_job_that_was_left_behind_does_not_go_on_when_its_step_ends_after_all(
 
 def test_a_job_may_take_any_time_while_it_gets_on(tmp_path: Path) -> None:
     prepare = pickle.dumps(jobs.prepare_with_short_limits)
-    assert _isolated.run_isolated(prepare, jobs.steps, Mark(str(tmp_path), "slow")) == "slow"
+    assert isolation.run_isolated(prepare, jobs.steps, Mark(str(tmp_path), "slow")) == "slow"
 
 
 @pytest.mark.usefixtures("nothing_left_behind")
@@ -315,8 +317,8 @@ def test_a_child_process_leaves_with_its_parent_even_if_it_holds_the_interpreter
         import pickle, sys
         sys.path[:0] = [{tests!r}, {root!r}]
         import fanout_jobs as jobs
-        from tasks import _isolated
-        _isolated.run_isolated(pickle.dumps(jobs.prepare), jobs.never_end, jobs.Numbers((-1,)))
+        from maskloom.tasks.fanout import isolation
+        isolation.run_isolated(pickle.dumps(jobs.prepare), jobs.never_end, jobs.Numbers((-1,)))
     """
     script = tmp_path / "parent.py"
     script.write_text(
@@ -376,15 +378,16 @@ def worker_of(code: Path, scheduler: str) -> subprocess.Popen[bytes]:
 def test_workers_with_other_code_are_refused_whenever_they_come(tmp_path: Path) -> None:
     import distributed
 
-    for package in ("segcore", "tasks"):
+    package = tmp_path / "maskloom"
+    shutil.copytree(ROOT / "maskloom", package)
+    for part in ("segcore", "tasks"):
         shutil.copytree(
-            ROOT / package,
-            tmp_path / package,
+            ROOT / part,
+            package / part,
             ignore=shutil.ignore_patterns("*.keras", "__pycache__"),
         )
-    (tmp_path / "segcore" / "preview.py").write_text(
-        (ROOT / "segcore" / "preview.py").read_text() + "# edited\n"
-    )
+    edited = package / "segcore" / "figures" / "preview.py"
+    edited.write_text(edited.read_text() + "# edited\n")
     both = (
         r"A worker .*runs maskloom (\S+) \(code \w{12}\) .*, the driver maskloom \1 \(code \w{12}\)"
     )
@@ -402,7 +405,7 @@ def test_workers_with_other_code_are_refused_whenever_they_come(tmp_path: Path) 
             # One that joins when the run has begun is refused at its first job.
             with Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()) as late:
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(_cluster, "_introduced", lambda *_: None)
+                    patch.setattr(local_cluster, "_introduced", lambda *_: None)
                     assert late.client
                 with pytest.raises(RunError, match=both):
                     list(late.map(jobs.squares, bundles(1)))
@@ -436,11 +439,11 @@ def test_a_scheduler_with_other_code_is_refused(answer: object, words: str) -> N
             return answer
 
     with pytest.raises(RunError, match=words):
-        _cluster._introduced(Client(), "tcp://there:1")
+        local_cluster._introduced(Client(), "tcp://there:1")
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cluster, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(local_cluster, "CONNECT_SECONDS", 0.5)
     with pytest.raises(RunError, match=r"tcp://127\.0\.0\.1:9 .*cluster\.address"):
         assert Dask(Existing("tcp://127.0.0.1:9"), jobs.prepare, threading.Event()).client
 
@@ -448,7 +451,7 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
 def test_serial_prepares_once_and_needs_no_distributed() -> None:
     program = """
         import sys, threading
-        from tasks.fanout import InProcess, open_fanout
+        from maskloom.tasks.fanout.dask import (InProcess, open_fanout)
         prepared = []
         with open_fanout(InProcess(), lambda: prepared.append(1), threading.Event()) as fanout:
             first, second = list(fanout.map(abs, [-1, 2])), list(fanout.map(abs, [-3]))
@@ -562,8 +565,8 @@ DRIVER = """
     import os, signal, sys, threading
     sys.path[:0] = [{tests!r}, {root!r}]
     import fanout_jobs as jobs
-    from segcore.errors import Stopped
-    from tasks.fanout import Dask, LocalCluster
+    from maskloom.segcore.errors import Stopped
+    from maskloom.tasks.fanout.dask import (Dask, LocalCluster)
 
     if __name__ == "__main__":
         stop = threading.Event()
@@ -702,9 +705,9 @@ def test_a_cluster_without_workers_ends_the_run(monkeypatch: pytest.MonkeyPatch)
     ) as other:
         with Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()) as dask:
             assert dask.workers > 0
-            monkeypatch.setattr(_cluster, "WORKERS_SECONDS", 1.0)
+            monkeypatch.setattr(local_cluster, "WORKERS_SECONDS", 1.0)
             other.scale(0)
-            assert comes_true(lambda: _cluster.thread_count(dask.client) == 0)
+            assert comes_true(lambda: local_cluster.thread_count(dask.client) == 0)
             with pytest.raises(RunError, match="no worker"):
                 list(dask.map(jobs.squares, bundles(5)))
         with pytest.raises(RunError, match=f"{other.scheduler_address}.*no worker"):
@@ -725,4 +728,4 @@ def test_a_worker_that_is_slow_to_start_again_is_not_given_up(tmp_path: Path) ->
             for _, name in dask_of_two.map(jobs.die_the_first_time, [Mark(str(tmp_path), "victim")])
         ] == ["victim"]
         time.sleep(1)  # Until then the scheduler may still count the dead one.
-        assert comes_true(lambda: _cluster.thread_count(dask_of_two.client) == 2)
+        assert comes_true(lambda: local_cluster.thread_count(dask_of_two.client) == 2)

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 from tests_support import photograph, read_masks, read_table, write_tiff
 
-from segcore.errors import RunError, TimedOut, WeightsError, WorkerDied
-from segcore.raster import FORMATS
-from tasks import bundles, fanout
-from tasks import choose as choosing
-from tasks.fanout import threads_left_behind
+from maskloom.segcore.errors import RunError, TimedOut, WeightsError, WorkerDied
+from maskloom.segcore.raster.spec import FORMATS
+from maskloom.tasks import batching
+from maskloom.tasks import choose as choosing
+from maskloom.tasks.fanout import dask as fanout
+from maskloom.tasks.fanout.dask import threads_left_behind
 
 QUIET = ("--no-prefect", "--quiet", "--set", "cluster.kind=serial", "--set", "limits.read=0.5")
 
@@ -52,7 +53,7 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_an_image_that_hangs_is_one_failed_row_and_its_neighbours_are_done(
     tmp_path, maskloom, monkeypatch, fit
 ):
-    monkeypatch.setattr(bundles, "PART_PIXELS", 2**16)
+    monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
     monkeypatch.setattr(fanout, "_WAIT_SECONDS", 0.05)
     images, output = tmp_path / "in", tmp_path / "out"
     images.mkdir()

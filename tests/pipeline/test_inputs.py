@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from tests_support import photograph, write_tiff
 
-from segcore import addresses
-from segcore.storage import Store
-from tasks.publish import Tables
+from maskloom.segcore.storage import addresses
+from maskloom.segcore.storage.store import Store
+from maskloom.tasks.publish import Tables
 
 SECRET = "c0ffeeC0FFEE"
 RUN = ("-s", "threshold", "--no-prefect", "--quiet", "--set", "cluster.kind=serial")

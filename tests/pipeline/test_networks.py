@@ -16,11 +16,11 @@ from detections_support import BlobFinder, write_weights
 from skimage import draw
 from tests_support import assert_same_results, read_masks, read_table
 
-from segcore.inference.card import Scaling
-from segcore.inference.examine import card_of_model
-from segcore.inference.weights import Weights
-from segcore.networks.recipes import NETWORKS
-from segcore.segmenters import mask_rcnn
+from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.networks.recipes import NETWORKS
+from maskloom.segcore.segmenters import mask_rcnn
 
 QUIET = ("--no-prefect", "--quiet")
 

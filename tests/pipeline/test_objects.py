@@ -15,8 +15,8 @@ from rasterio.transform import from_origin
 from skimage.measure import label, regionprops_table
 from tests_support import SCENE, assert_same_results, photograph, read_masks, read_table, write_tiff
 
-from segcore.errors import RunError
-from tasks import bundles, segment
+from maskloom.segcore.errors import RunError
+from maskloom.tasks import batching, segment
 
 PARTS = {
     "kind": "connected_parts",
@@ -41,9 +41,9 @@ QUIET = ("--no-prefect", "--quiet")
 @pytest.mark.parametrize("segmenter", SEGMENTERS, ids=lambda segmenter: segmenter["kind"])
 def test_the_tiling_changes_no_object(collection, maskloom, segmenter, monkeypatch):
     recipe = collection.recipe(segmenter=segmenter)
-    for tile, part_pixels in ((4096, bundles.PART_PIXELS), (64, 2**16)):
+    for tile, part_pixels in ((4096, batching.PART_PIXELS), (64, 2**16)):
         # Small parts make the scenes take the way of large images: staged, joined, redrawn.
-        monkeypatch.setattr(bundles, "PART_PIXELS", part_pixels)
+        monkeypatch.setattr(batching, "PART_PIXELS", part_pixels)
         result = maskloom(
             "run", recipe, *QUIET, "--set", f"tiling.tile={tile}", "--set", f"output=out{tile}"
         )
@@ -212,7 +212,7 @@ def test_audit_finds_no_difference(collection, maskloom, kind):
 
 
 def test_rows_come_in_the_order_of_ids(collection, maskloom, monkeypatch):
-    monkeypatch.setattr(bundles, "PART_PIXELS", 2**16)
+    monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
 
     assert (
         maskloom(
@@ -278,7 +278,7 @@ def test_stitching_can_have_a_rule_for_each_class(collection, maskloom):
 
 
 def test_lost_sketches_are_made_again(collection, maskloom, monkeypatch):
-    monkeypatch.setattr(bundles, "PART_PIXELS", 2**16)
+    monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
     recipe = collection.recipe(segmenter=PARTS, inputs=["images/scenes/utm.tif"])
     arguments = ("run", recipe, *QUIET, "--set", "tiling.tile=256")
     with monkeypatch.context() as patch:

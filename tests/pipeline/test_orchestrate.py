@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
-from flows import orchestrate
-from flows.orchestrate import Orchestrator, Plain, Prefect, stop_on_signals
-from segcore.errors import FitError, RunError, Stopped
+from maskloom.flows.orchestration import orchestrate
+from maskloom.flows.orchestration.orchestrate import Orchestrator, Plain, Prefect, stop_on_signals
+from maskloom.segcore.errors import FitError, RunError, Stopped
 
 ROOT = Path(__file__).parents[2]
 HANG = 200.0
@@ -311,8 +311,8 @@ def test_what_is_done_counts_where_the_server_dies(
 DRIVER = """
     import logging, sys, threading, time
     from pathlib import Path
-    from flows.orchestrate import Plain, Prefect, stop_on_signals
-    from segcore.errors import Stopped
+    from maskloom.flows.orchestration.orchestrate import (Plain, Prefect, stop_on_signals)
+    from maskloom.segcore.errors import Stopped
 
     def body():
         Path({ready!r}).touch()
@@ -403,7 +403,7 @@ def test_a_killed_run_leaves_no_server(home: Path, tmp_path: Path) -> None:
 def test_plain_runs_need_no_prefect() -> None:
     program = """
         import sys
-        from flows.orchestrate import Plain
+        from maskloom.flows.orchestration.orchestrate import Plain
         body = lambda: sorted(Plain().each(abs, [-1, -2], str, 2))
         assert Plain().flow("plain", {}, body) == [1, 2]
         assert not {"prefect", "distributed", "dask"} & set(sys.modules)

@@ -21,7 +21,7 @@ def test_a_run_with_prefect_is_recorded_and_equals_one_without(collection, maskl
     command = [
         sys.executable,
         "-c",
-        "from flows.cli import main; main()",
+        "from maskloom.flows.cli import main; main()",
         "run",
         str(recipe),
         "--set",

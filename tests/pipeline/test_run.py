@@ -305,7 +305,7 @@ def test_a_passing_fault_stops_the_fit_and_leaves_no_trace_in_the_model(
 ):
     maskloom("run", recipe, "--no-prefect", "--quiet", "--set", "output=undisturbed")
     hidden, images = collection.folder / "hidden.png", collection.folder / "images"
-    from tasks import fit
+    from maskloom.tasks import fit
 
     def lose_an_image(function, *arguments):
         (images / "photo.png").rename(hidden)

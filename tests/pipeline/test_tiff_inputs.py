@@ -15,7 +15,7 @@ from rasterio.control import GroundControlPoint
 from skimage.data import camera
 from tests_support import read_table
 
-from flows.recipe import make
+from maskloom.flows.recipes.run import make
 
 SHAPE = (40, 60)
 BRIGHT = 900

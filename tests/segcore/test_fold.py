@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segcore.fold import observe_all
+from maskloom.segcore.fold import observe_all
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segcore.geometry import Box, Grid
+from maskloom.segcore.geometry import Box, Grid
 
 
 def boxes(axes: int = 2) -> st.SearchStrategy[Box]:

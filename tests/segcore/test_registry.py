@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from segcore.registry import Registry
+from maskloom.segcore.registry import Registry
 
 
 def filled() -> Registry[str]:

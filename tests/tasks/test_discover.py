@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segcore.errors import RecipeError
-from segcore.manifest import ABSENT
-from segcore.storage import filesystem
-from tasks.discover import advice, discover, safe_name, told
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.raster.source import ABSENT
+from maskloom.segcore.storage.store import filesystem
+from maskloom.tasks.discover import advice, discover, safe_name, told
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks import _cluster
-from tasks.fanout import InProcess, LocalCluster, with_gpus
+from maskloom.tasks.fanout import local_cluster
+from maskloom.tasks.fanout.dask import InProcess, LocalCluster, with_gpus
 
 
 @pytest.mark.parametrize(
@@ -18,5 +18,5 @@ from tasks.fanout import InProcess, LocalCluster, with_gpus
     ],
 )
 def test_one_worker_a_gpu_where_the_number_is_open(cluster, gpus, expected, monkeypatch):
-    monkeypatch.setattr(_cluster, "gpu_count", lambda: gpus)
+    monkeypatch.setattr(local_cluster, "gpu_count", lambda: gpus)
     assert with_gpus(cluster) == expected

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segcore.errors import RecipeError
-from tasks.discover import discover
-from tasks.lists import absolute, read_list
+from maskloom.segcore.errors import RecipeError
+from maskloom.tasks.discover import discover
+from maskloom.tasks.lists import absolute, read_list
 
 NAMES = ["a/été.tif", "b/2.tif"]
 

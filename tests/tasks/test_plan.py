@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segcore.manifest import Failure, Item, Source
-from segcore.raster import RasterSpec, Space
-from segcore.storage import Store
-from tasks.ledger import Committed
-from tasks.plan import (
+from maskloom.segcore.ground.space import Space
+from maskloom.segcore.pipeline.records import Failure, PlannedImage
+from maskloom.segcore.raster.source import Source
+from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.storage.store import Store
+from maskloom.tasks.commits.ledger import Committed
+from maskloom.tasks.plan import (
     HEAD,
-    Head,
-    Work,
+    Fingerprint,
+    LastRun,
     identify,
     make_plan,
     pending,
@@ -27,7 +29,7 @@ from tasks.plan import (
     write_plan,
 )
 
-WORK = Work("name", "f1", {"segmenter": {"kind": "kmeans"}})
+WORK = Fingerprint("name", "f1", {"segmenter": {"kind": "kmeans"}})
 
 
 def source(i: int, version: str = "1") -> Source:
@@ -40,9 +42,9 @@ def row(i: int, *, file: str = "a.parquet", settled: bool = True) -> Committed:
     )
 
 
-def item(i: int, side: int = 100) -> Item:
+def item(i: int, side: int = 100) -> PlannedImage:
     space = Space((10.0, 0.0, 5.5, 0.0, -10.0, 7.25), "EPSG:32633")
-    return Item(
+    return PlannedImage(
         source(i),
         RasterSpec(
             f"s3://bucket/{i}.tif",
@@ -70,7 +72,7 @@ def test_pending_are_the_new_the_changed_and_those_that_may_succeed_now():
 
 def test_a_plan_is_read_back_as_it_was_written(tmp_path):
     store = Store(str(tmp_path))
-    broken = Item(source(9), None, Failure("FormatError", "no header", permanent=True))
+    broken = PlannedImage(source(9), None, Failure("FormatError", "no header", permanent=True))
     points = Space(
         gcps=((0.0, 0.5, 10.0, 60.0, 5.0), (9.0, 0.0, 11.0, 60.0, 0.1)),
         gcp_crs="EPSG:4326",
@@ -79,7 +81,7 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path):
     spec = item(3).spec
     assert spec is not None
     placed = replace(item(3), spec=replace(spec, space=points, notes=("it is placed by points",)))
-    plan = make_plan(WORK, Head("before", 4), "name-1", [item(1), item(2), placed, broken], {})
+    plan = make_plan(WORK, LastRun("before", 4), "name-1", [item(1), item(2), placed, broken], {})
     write_plan(store, plan)
     assert read_plan(store, "name-1") == plan
     assert (plan.parent, plan.sequence) == ("before", 5)
@@ -92,7 +94,7 @@ def test_addresses_are_not_in_plans_and_come_back_from_the_inputs(tmp_path):
         replace(item(i), source=replace(source(i), address=f"https://host/{i}?sig=c0ffee"))
         for i in range(2)
     ]
-    write_plan(store, make_plan(WORK, Head(), "r", items, {}))
+    write_plan(store, make_plan(WORK, LastRun(), "r", items, {}))
 
     assert not any(b"c0ffee" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     plan = read_plan(store, "r")
@@ -106,7 +108,7 @@ def test_addresses_are_not_in_plans_and_come_back_from_the_inputs(tmp_path):
 
 def test_images_that_replace_rows_go_where_these_rows_are():
     committed = {row(i).uri: row(i, file=f"{i % 2}.parquet") for i in range(4)}
-    plan = make_plan(WORK, Head(), "new", [item(i) for i in range(6)], committed)
+    plan = make_plan(WORK, LastRun(), "new", [item(i) for i in range(6)], committed)
     files = {shard.file: [i.source.image_id for i in shard.items] for shard in plan.shards}
     assert files == {
         "0.parquet": ["0", "2"],
@@ -118,20 +120,20 @@ def test_images_that_replace_rows_go_where_these_rows_are():
 @given(st.lists(st.integers(1, 40_000), min_size=1, max_size=60))
 def test_shards_hold_every_image_once_in_order_and_stay_small(sides):
     items = [item(i, side) for i, side in enumerate(sides)]
-    plan = make_plan(WORK, Head(), "run", items, {})
+    plan = make_plan(WORK, LastRun(), "run", items, {})
     assert [i for shard in plan.shards for i in shard.items] == items
     for shard in plan.shards:
         assert len(shard.items) == 1 or sum(i.spec.pixels for i in shard.items if i.spec) <= 2**29
 
 
 def test_a_run_is_named_after_inputs_work_and_the_run_before():
-    base = identify(WORK, Head(), [source(1), source(2)])
-    assert identify(WORK, Head(), [source(2), source(1)]) == base
+    base = identify(WORK, LastRun(), [source(1), source(2)])
+    assert identify(WORK, LastRun(), [source(2), source(1)]) == base
     others = [
-        identify(WORK, Head(), [source(1), source(2, "2")]),
-        identify(WORK, Head(), [source(1)]),
-        identify(WORK, Head("x", 1), [source(1), source(2)]),
-        identify(replace(WORK, fingerprint="f2"), Head(), [source(1), source(2)]),
+        identify(WORK, LastRun(), [source(1), source(2, "2")]),
+        identify(WORK, LastRun(), [source(1)]),
+        identify(WORK, LastRun("x", 1), [source(1), source(2)]),
+        identify(replace(WORK, fingerprint="f2"), LastRun(), [source(1), source(2)]),
     ]
     assert len({base, *others}) == 5
 
@@ -141,7 +143,7 @@ def test_a_run_is_named_after_inputs_work_and_the_run_before():
 )
 def test_a_head_that_is_behind_its_manifests_is_put_right(tmp_path, head):
     store = Store(str(tmp_path))
-    assert read_head(store) == Head()
+    assert read_head(store) == LastRun()
     for sequence in (1, 2):
         store.publish(
             f"runs/r{sequence}/manifest.json",
@@ -149,15 +151,15 @@ def test_a_head_that_is_behind_its_manifests_is_put_right(tmp_path, head):
         )
     if head is not None:
         store.publish(HEAD, json.dumps(head).encode())
-    assert read_head(store) == Head("r2", 2, 2)
+    assert read_head(store) == LastRun("r2", 2, 2)
 
 
 def test_runs_that_end_side_by_side_leave_the_last_of_them_as_head(tmp_path):
     store = Store(str(tmp_path))
-    plans = [make_plan(WORK, Head(), identity, [item(1)], {}) for identity in ("r-a", "r-b")]
+    plans = [make_plan(WORK, LastRun(), identity, [item(1)], {}) for identity in ("r-a", "r-b")]
     for plan in plans:
         record = {"run_id": plan.run_id, "sequence": plan.sequence}
         store.publish(f"runs/{plan.run_id}/manifest.json", json.dumps(record).encode())
     for plan in reversed(plans):
-        write_head(store, Head(), plan)
-    assert read_head(store) == Head("r-b", 1, 2)
+        write_head(store, LastRun(), plan)
+    assert read_head(store) == LastRun("r-b", 1, 2)

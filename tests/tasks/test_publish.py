@@ -9,12 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segcore.manifest import Failure, Item, Receipt, Shard, Source
-from segcore.parquet import read_parquet
-from segcore.storage import Store
-from tasks.ledger import Ledger
-from tasks.plan import Head, Work, make_plan, write_plan
-from tasks.publish import IMAGES_SCHEMA, Tables
+from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage, Shard
+from maskloom.segcore.raster.source import Source
+from maskloom.segcore.storage.parquet import read_parquet
+from maskloom.segcore.storage.store import Store
+from maskloom.tasks.commits.ledger import Ledger
+from maskloom.tasks.plan import Fingerprint, LastRun, make_plan, write_plan
+from maskloom.tasks.publish import IMAGES_SCHEMA, Tables
 
 SOURCES = [Source(f"s3://bucket/{name}.tif", name, "1", 10) for name in "abc"]
 FAILED = Failure("FormatError", "no header", permanent=True)
@@ -22,10 +23,10 @@ FAILED = Failure("FormatError", "no header", permanent=True)
 
 def tables_of(store: Store) -> Tables:
     plan = make_plan(
-        Work("name", "f1", {}),
-        Head("before", 4),
+        Fingerprint("name", "f1", {}),
+        LastRun("before", 4),
         "name-1",
-        [Item(source, None, FAILED) for source in SOURCES],
+        [PlannedImage(source, None, FAILED) for source in SOURCES],
         {},
     )
     write_plan(store, plan)
@@ -33,8 +34,8 @@ def tables_of(store: Store) -> Tables:
     return Tables(ledger, "staging/processes/test", plan, {}, before=dict(ledger.rows))
 
 
-def receipts_of(shard: Shard) -> list[Receipt]:
-    return [Receipt(item.source, item.spec, failure=item.failure) for item in shard.items]
+def receipts_of(shard: Shard) -> list[ImageResult]:
+    return [ImageResult(item.source, item.spec, failure=item.failure) for item in shard.items]
 
 
 def test_a_record_is_the_same_when_the_run_has_a_manifest_already(tmp_path: Path) -> None:

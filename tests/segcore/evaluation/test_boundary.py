@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from segcore.evaluation.boundary import Boundary, halo_of
-from segcore.geometry import Box, Grid, Tile
+from maskloom.segcore.evaluation.boundary import Boundary, halo_of
+from maskloom.segcore.geometry import Box, Grid, Tile
 
 CLASSES = 3
 

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 from tests_support import write_tiff
 
-from segcore.evaluation import picture
-from segcore.evaluation.boundary import Boundary
-from segcore.evaluation.confusion import Confusion
-from segcore.evaluation.picture import (
+from maskloom.segcore.annotations.label_mapping import VOID, LabelMapping, default_rules
+from maskloom.segcore.evaluation import picture
+from maskloom.segcore.evaluation.boundary import Boundary
+from maskloom.segcore.evaluation.confusion import Confusion
+from maskloom.segcore.evaluation.picture import (
     _CAPTION,
     _COLUMNS,
     _UNDEFINED,
@@ -28,10 +29,9 @@ from segcore.evaluation.picture import (
     make_strip,
     photo_of,
 )
-from segcore.evaluation.scoring import Subject, Terms, View, score
-from segcore.evaluation.values import VOID, Key, default_rules
-from segcore.geometry import Box, Tile
-from segcore.legend import Legend
+from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, View, score
+from maskloom.segcore.geometry import Box, Tile
+from maskloom.segcore.raster.classes import ClassTable
 
 
 def drawn(content: bytes) -> np.ndarray:
@@ -44,20 +44,22 @@ def test_any_number_of_classes_has_a_place(classes: int) -> None:
     random = np.random.default_rng(classes)
     confusion = Confusion(random.integers(0, 1000, (classes, classes + 1)))
     boundary = Boundary(np.tile([10, 5, 8, 4], (classes, 1)))
-    shown = drawn(draw(Heading("title " * 60, "text"), Legend.of(names), (confusion, boundary), []))
+    shown = drawn(
+        draw(Heading("title " * 60, "text"), ClassTable.of(names), (confusion, boundary), [])
+    )
     # Nothing is cut: the border stays paper.
     assert shown.shape[1] == 1280
     assert (shown[:, -8:] == 255).all()
     assert (shown[-8:] == 255).all()
     # No word lies over the square of a class's colour. Other things are drawn in the first two
     # colours too.
-    for colour in Legend.of(names).colours[2:] if classes <= 20 else ():
+    for colour in ClassTable.of(names).colours[2:] if classes <= 20 else ():
         assert (shown == colour).all(axis=2).sum() >= 17 * 17
     # A class that neither has is drawn without a figure, not as an error.
     nothing = Confusion(np.zeros((classes, classes + 1), np.int64))
     assert (
         drawn(
-            draw(Heading("t", "x"), Legend.of(names), (nothing, Boundary.none(classes)), [])
+            draw(Heading("t", "x"), ClassTable.of(names), (nothing, Boundary.none(classes)), [])
         ).shape[1]
         == 1280
     )
@@ -89,11 +91,11 @@ def test_columns_have_numbers_where_one_name_does_not_fit() -> None:
 
 def test_of_many_classes_the_largest_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     names = tuple(f"class {i}" for i in range(30))
-    shown: list[Legend] = []
+    shown: list[ClassTable] = []
     monkeypatch.setattr(picture, "_draw_bars", lambda pen, at, legend, values: shown.append(legend))
     confusion = Confusion(np.diag(np.arange(1, 31))[:, [*range(30), 0]] * np.array([1] * 30 + [0]))
-    draw(Heading("t", "x"), Legend.of(names), (confusion, Boundary.none(30)), [])
-    assert shown == [Legend(names[10:], Legend.of(names).colours[10:])]
+    draw(Heading("t", "x"), ClassTable.of(names), (confusion, Boundary.none(30)), [])
+    assert shown == [ClassTable(names[10:], ClassTable.of(names).colours[10:])]
 
 
 def test_objects_without_a_match_are_red_though_their_class_is_right() -> None:
@@ -125,10 +127,12 @@ def test_errors_are_red_and_void_is_grey(tmp_path: Path) -> None:
     for name, pixels in (("truth", truth), ("mask", mask)):
         write_tiff(tmp_path / f"{name}.tif", pixels[..., None], nodata=9)
     names = ("background", "field")
-    subject = Subject(
+    subject = EvaluatedImage(
         "a", "none", str(tmp_path / "mask.tif"), str(tmp_path / "truth.tif"), np.array([0, 1]), VOID
     )
-    terms = Terms(Key.of(default_rules(names, None), names), 2, (), numbered=False)
+    terms = EvaluationOptions(
+        LabelMapping.of(default_rules(names, None), names), 2, (), numbered=False
+    )
     strip = make_strip(score(subject, terms), terms, "a", np.full((60, 60, 3), 90, np.uint8))
     image, theirs, ours, errors = strip.cells
     assert errors is not None
@@ -146,7 +150,7 @@ def test_errors_are_red_and_void_is_grey(tmp_path: Path) -> None:
         len(
             draw(
                 Heading("t", "x"),
-                Legend.of(names),
+                ClassTable.of(names),
                 (Confusion.none(2), Boundary.none(2)),
                 [without],
             )

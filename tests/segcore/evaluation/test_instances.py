@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from segcore.evaluation.instances import (
+from maskloom.segcore.evaluation.instances import (
     THRESHOLDS,
+    ImageObjects,
     Matching,
     ObjectCounts,
-    Objects,
     Overlaps,
-    Ranked,
+    RankedObjects,
     average_precision,
 )
 
@@ -43,9 +43,11 @@ def disturbed(labels: np.ndarray, seed: int) -> np.ndarray:
 
 def objects(
     labels: np.ndarray, class_of: dict[int, int] | None = None, scores: np.ndarray | None = None
-) -> Objects:
+) -> ImageObjects:
     ids = np.unique(labels[labels > 0])
-    return Objects(ids, np.array([(class_of or {}).get(int(i), 0) for i in ids], np.int64), scores)
+    return ImageObjects(
+        ids, np.array([(class_of or {}).get(int(i), 0) for i in ids], np.int64), scores
+    )
 
 
 def iou_matrix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -351,7 +353,7 @@ def ranked(scores: list[float], hits: list[int], true: int) -> float:
     tallies[..., 0] = hits.count(1)
     tallies[..., 2] = true - hits.count(1)
     found = ObjectCounts(
-        tallies, np.zeros(1), Ranked(np.array(scores), np.zeros(len(scores), np.int64), hit)
+        tallies, np.zeros(1), RankedObjects(np.array(scores), np.zeros(len(scores), np.int64), hit)
     ).ap_coco
     assert found is not None
     return float(found[0, 0])

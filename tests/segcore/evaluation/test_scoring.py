@@ -12,11 +12,23 @@ from PIL import Image
 from scipy import ndimage
 from tests_support import write_tiff
 
-from segcore.errors import RecipeError
-from segcore.evaluation.confusion import Confusion
-from segcore.evaluation.instances import average_precision
-from segcore.evaluation.scoring import Subject, Terms, score, total, view
-from segcore.evaluation.values import VOID, Key, Rule, default_rules, parse_values
+from maskloom.segcore.annotations.label_mapping import (
+    VOID,
+    LabelMapping,
+    ValueRule,
+    default_rules,
+    parse_values,
+)
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.evaluation.confusion import Confusion
+from maskloom.segcore.evaluation.instances import average_precision
+from maskloom.segcore.evaluation.scoring import (
+    EvaluatedImage,
+    EvaluationOptions,
+    score,
+    total,
+    view,
+)
 
 NAMES = ("background", "cell")
 
@@ -35,17 +47,21 @@ def subject(
     mask: np.ndarray,
     table: tuple[int, ...] = (0, 1),
     beyond: int = VOID,
-) -> Subject:
+) -> EvaluatedImage:
     write_tiff(folder / "truth.tif", truth[..., None])
     write_tiff(folder / "mask.tif", mask[..., None])
-    return Subject(
+    return EvaluatedImage(
         "a", "none", str(folder / "mask.tif"), str(folder / "truth.tif"), np.array(table), beyond
     )
 
 
-def terms(*values: str, objects: bool = True, numbered: bool = False, tile: int = 1024) -> Terms:
+def terms(
+    *values: str, objects: bool = True, numbered: bool = False, tile: int = 1024
+) -> EvaluationOptions:
     rules = parse_values(values) if values else default_rules(NAMES, ("cell",))
-    return Terms(Key.of(rules, NAMES), 2.0, (1,) if objects else (), numbered, tile)
+    return EvaluationOptions(
+        LabelMapping.of(rules, NAMES), 2.0, (1,) if objects else (), numbered, tile
+    )
 
 
 def test_any_tiling_says_the_same(tmp_path: Path) -> None:
@@ -55,7 +71,10 @@ def test_any_tiling_says_the_same(tmp_path: Path) -> None:
     one = subject(tmp_path, truth, mask)
     given = terms("0=background", "1..=cell")
     given = replace(
-        given, key=Key.of([*default_rules(NAMES, ("cell",)), Rule(60_000, 60_000, "void")], NAMES)
+        given,
+        key=LabelMapping.of(
+            [*default_rules(NAMES, ("cell",)), ValueRule(60_000, 60_000, "void")], NAMES
+        ),
     )
     whole = score(one, given)
     assert whole.confusion.unpredicted == 200
@@ -136,7 +155,10 @@ def test_objects_in_void_are_not_marked_as_errors(tmp_path: Path) -> None:
     truth[:, 30:], mask[5:9, 28:40], mask[20:30, 5:15] = 9, 1, 1
     given = terms("0=background", "1..8=cell")
     given = replace(
-        given, key=Key.of([*parse_values(["0=background", "1..8=cell"]), Rule(9, 9, "void")], NAMES)
+        given,
+        key=LabelMapping.of(
+            [*parse_values(["0=background", "1..8=cell"]), ValueRule(9, 9, "void")], NAMES
+        ),
     )
     seen = view(subject(tmp_path, truth, mask), given, 0)
     expected = np.zeros(truth.shape, bool)
@@ -168,7 +190,7 @@ def test_other_sizes_and_places_and_strange_values_are_refused(tmp_path: Path) -
 PLACE = (0.5, 0.0, 500_000.0, 0.0, -0.5, 5_300_000.0)
 
 
-def placed(folder: Path, place: tuple[float, ...] | None, crs: str | None) -> Subject:
+def placed(folder: Path, place: tuple[float, ...] | None, crs: str | None) -> EvaluatedImage:
     """A mask at `PLACE` in zone 33, and its truth somewhere."""
     truth, mask = scene()
     one = subject(folder, truth, mask)

@@ -18,10 +18,10 @@ import tifffile
 from PIL import Image
 from skimage import data
 
-import segcore.formats  # noqa: F401  registers all formats
-from segcore.errors import ReadError
-from segcore.geometry import Box
-from segcore.raster import FORMATS
+import maskloom.segcore.formats  # noqa: F401  registers all formats
+from maskloom.segcore.errors import ReadError
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.spec import FORMATS
 
 PHOTO = data.astronaut()
 KINDS: dict[str, dict[str, Any]] = {

@@ -21,10 +21,10 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from skimage import data
 
-import segcore.formats  # noqa: F401  registers all formats
-from segcore.errors import FormatError, ReadError, SourceChanged
-from segcore.geometry import Box
-from segcore.raster import FORMATS, RasterSpec
+import maskloom.segcore.formats  # noqa: F401  registers all formats
+from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 
 TIFF = FORMATS["tiff"]
 DATA = os.environ.get("MASKLOOM_TEST_DATA")

@@ -14,11 +14,11 @@ import rasterio
 import tifffile
 from fsspec.implementations.memory import MemoryFileSystem
 
-import segcore.formats._dataset as gdal
-from segcore.errors import Unavailable
-from segcore.formats._open import Source
-from segcore.geometry import Box
-from segcore.raster import FORMATS
+import maskloom.segcore.formats.gdal_dataset as gdal
+from maskloom.segcore.errors import Unavailable
+from maskloom.segcore.formats.source import StoredFile
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.spec import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,7 +118,7 @@ def test_many_readers_of_one_folder_at_once(counting: str) -> None:
 def test_decoded_blocks_take_bounded_memory(tmp_path: Path) -> None:
     from rasterio._env import get_gdal_config
 
-    dataset = gdal.Dataset.open(Source.of(str(plain(tmp_path))))
+    dataset = gdal.Dataset.open(StoredFile.of(str(plain(tmp_path))))
     assert dataset.run(get_gdal_config, "GDAL_CACHEMAX") == gdal.CACHE_BYTES >= 2**20
     dataset.close()
 

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
-from segcore.errors import FormatError, ImageError, ReadError
-from segcore.formats import format_of
-from segcore.formats._open import Source, kind_of
-from segcore.geometry import Box
-from segcore.raster import FORMATS
+from maskloom.segcore.errors import FormatError, ImageError, ReadError
+from maskloom.segcore.formats import format_of
+from maskloom.segcore.formats.source import StoredFile, kind_of
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.spec import FORMATS
 
 DATA = os.environ.get("MASKLOOM_TEST_DATA")
 TIFF_HEAD, PNG_HEAD, JPEG_HEAD = (
@@ -229,7 +229,7 @@ def test_headers_check_the_content_themselves(tmp_path: Path, name: str, content
 
 
 def test_nothing_lies_beside_a_url_with_a_query() -> None:
-    source = Source("https://host/a.tif", None, "https://host/a.tif?sig=1")  # type: ignore[arg-type]  # a store would fail if asked
+    source = StoredFile("https://host/a.tif", None, "https://host/a.tif?sig=1")  # type: ignore[arg-type]  # a store would fail if asked
     assert source.beside(f"{source.path}.msk") is None
 
 
@@ -313,10 +313,10 @@ CHILD = textwrap.dedent(
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
     import warnings
     warnings.simplefilter("error")
-    from segcore.errors import ImageError
-    from segcore.formats import format_of
-    from segcore.geometry import Grid
-    from segcore.raster import FORMATS
+    from maskloom.segcore.errors import ImageError
+    from maskloom.segcore.formats import format_of
+    from maskloom.segcore.geometry import Grid
+    from maskloom.segcore.raster.spec import FORMATS
     for path in sys.stdin.read().splitlines():
         print(path, end="\\t", flush=True)
         try:

@@ -19,10 +19,10 @@ import pytest
 from PIL import Image, ImageOps
 from skimage import data
 
-import segcore.formats  # noqa: F401  registers all formats
-from segcore.errors import FormatError, ReadError
-from segcore.geometry import Box
-from segcore.raster import FORMATS, RasterSpec
+import maskloom.segcore.formats  # noqa: F401  registers all formats
+from maskloom.segcore.errors import FormatError, ReadError
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 
 PICTURE = FORMATS["picture"]
 DATA = os.environ.get("MASKLOOM_TEST_DATA")

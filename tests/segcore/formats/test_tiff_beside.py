@@ -17,10 +17,10 @@ import rasterio
 from affine import Affine
 from skimage import data
 
-import segcore.formats  # noqa: F401  registers all formats
-from segcore.errors import FormatError
-from segcore.geometry import Box
-from segcore.raster import FORMATS, RasterSpec
+import maskloom.segcore.formats  # noqa: F401  registers all formats
+from maskloom.segcore.errors import FormatError
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

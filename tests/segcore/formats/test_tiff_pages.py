@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage import data
 
-import segcore.formats  # noqa: F401  registers all formats
-from segcore.errors import FormatError, ImageError, SourceChanged
-from segcore.geometry import Box
-from segcore.raster import FORMATS, RasterSpec
-from segcore.testing import formats as check
+import maskloom.segcore.formats  # noqa: F401  registers all formats
+from maskloom.segcore.errors import FormatError, ImageError, SourceChanged
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.spec import FORMATS, RasterSpec
+from maskloom.segcore.testing import formats as check
 
 TIFF = FORMATS["tiff"]
 PHOTO = data.camera()[:80, :112]

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
-import segcore.formats  # noqa: F401  registers all formats
-from segcore.evaluation.masks import MaskFile, open_mask
-from segcore.geometry import Box
-from segcore.raster import FORMATS, RasterSpec
+import maskloom.segcore.formats  # noqa: F401  registers all formats
+from maskloom.segcore.annotations.masks import MaskFile, open_mask
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 
 TIFF = FORMATS["tiff"]
 PHOTO = data.camera()[:96, :130]

@@ -15,10 +15,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pyproj import CRS, Geod, Transformer
 
-from segcore.errors import FormatError
-from segcore.geometry import Box
-from segcore.ground.cells import ground_area, ground_cells, nominal_area
-from segcore.raster import Affine, Space
+from maskloom.segcore.errors import FormatError
+from maskloom.segcore.geometry import Affine, Box
+from maskloom.segcore.ground.cells import ground_area, ground_cells, nominal_area
+from maskloom.segcore.ground.space import Space
 
 DATA = os.environ.get("MASKLOOM_TEST_DATA")
 

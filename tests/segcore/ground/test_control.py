@@ -12,8 +12,8 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.transform import from_gcps
 
-from segcore.ground.control import fit_affine, placed_by_fit
-from segcore.raster import Space
+from maskloom.segcore.ground.control import fit_affine, placed_by_fit
+from maskloom.segcore.ground.space import Space
 
 UTM, DEGREES = CRS.from_epsg(32633).to_wkt(), CRS.from_epsg(4326).to_wkt()
 

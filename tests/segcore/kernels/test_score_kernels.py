@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
-from segcore.kernels.scores import add_weighted, likelier, likeliest
+from maskloom.segcore.kernels.scores import add_weighted, likelier, likeliest
 
 shapes = stn.array_shapes(min_dims=3, max_dims=3, max_side=9)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
-from segcore.methods.histogram import COUNTED_RANGE, Bins, Values
+from maskloom.segcore.methods.histogram import COUNTED_RANGE, Bins, Values
 
 
 def everywhere(values: np.ndarray) -> np.ndarray:

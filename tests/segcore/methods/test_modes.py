@@ -14,9 +14,9 @@ from skimage import data
 from sklearn.cluster import MeanShift, estimate_bandwidth
 from sklearn.metrics import adjusted_rand_score
 
-from segcore.methods import basins
-from segcore.methods.modes import FeatureMeanShift, ModesModel
-from segcore.testing.segmenters import Picture, fitted, labelled
+from maskloom.segcore.methods import basins
+from maskloom.segcore.methods.modes import FeatureMeanShift, ModesModel
+from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 
 SMALL = {
     "astronaut": (data.astronaut()[::20, ::20], 35.0),

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage import data
 
-from segcore.errors import FitError
-from segcore.fold import observe_all
-from segcore.geometry import Grid
-from segcore.methods.samples import Counted, Dataset, Drawn, Samples, State
-from segcore.testing.segmenters import Picture
+from maskloom.segcore.errors import FitError
+from maskloom.segcore.fold import observe_all
+from maskloom.segcore.geometry import Grid
+from maskloom.segcore.methods.samples import Counted, Dataset, Drawn, Samples, State
+from maskloom.segcore.testing.segmenters import Picture
 
 
 def blocks(picture: Picture, tile: tuple[int, int]) -> list:

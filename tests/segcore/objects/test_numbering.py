@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.segmentation import relabel_sequential
 
-from segcore.errors import FormatError
-from segcore.fragments import Grouping
-from segcore.geometry import Grid, Tile
-from segcore.objects import numbering
-from segcore.objects.numbering import first_pixels, number_objects
+from maskloom.segcore.errors import FormatError
+from maskloom.segcore.geometry import Grid, Tile
+from maskloom.segcore.models.fragments import Equivalences
+from maskloom.segcore.objects import numbering
+from maskloom.segcore.objects.numbering import first_pixels, number_objects
 
 sides = st.integers(1, 13)
 grids = st.builds(Grid, st.tuples(sides, sides), st.tuples(st.integers(1, 6), st.integers(1, 6)))
@@ -72,7 +72,7 @@ def test_ids_do_not_know_the_tiling(grid: Grid, objects: int, seed: int) -> None
         named = np.flatnonzero(~alone[here])
         groups = np.where(dropped[here[named]], 0, 3 * here[named])
         groupings.append(
-            Grouping(
+            Equivalences(
                 (named + 1).astype(np.uint32),
                 groups,
                 np.where(groups > 0, here[named] + 100, 0).astype(np.uint16),
@@ -112,4 +112,4 @@ def test_more_objects_than_ids_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     grid = Grid((1, 3), (1, 3))
     read = lambda number: (np.array([0, 0, 1, 2]), np.array([0, 1, 1, 1], np.uint16))  # noqa: E731
     with pytest.raises(FormatError, match=r"photo\.tif has more objects"):
-        list(number_objects(grid, [Grouping.none()], read, "photo.tif"))
+        list(number_objects(grid, [Equivalences.none()], read, "photo.tif"))

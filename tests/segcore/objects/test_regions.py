@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from segcore.fragments import Fragments
-from segcore.geometry import Grid
-from segcore.objects.regions import Edges, find_regions, join_regions
+from maskloom.segcore.geometry import Grid
+from maskloom.segcore.models.fragments import Fragments
+from maskloom.segcore.objects.regions import Edges, find_regions, join_regions
 
 INFINITE = np.float32(np.inf)
 

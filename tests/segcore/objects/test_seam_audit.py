@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from skimage.measure import label, regionprops_table
 
-from segcore.geometry import Grid
-from segcore.objects.seam_audit import SUSPICIOUS, audit_seams
-from segcore.segmenters.threshold import Threshold
-from segcore.segmenters.watershed import Watershed
-from segcore.testing.segmenters import Picture, fitted, object_mask
+from maskloom.segcore.geometry import Grid
+from maskloom.segcore.objects.seam_audit import SUSPICIOUS, audit_seams
+from maskloom.segcore.segmenters.threshold import Threshold
+from maskloom.segcore.segmenters.watershed import Watershed
+from maskloom.segcore.testing.segmenters import Picture, fitted, object_mask
 
 SHAPE, TILE, BAND = (700, 900), (128, 128), 6
 

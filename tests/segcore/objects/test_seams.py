@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from segcore.fragments import Seam
-from segcore.geometry import Grid
-from segcore.objects.seams import (
+from maskloom.segcore.geometry import Grid
+from maskloom.segcore.models.fragments import TileBoundary
+from maskloom.segcore.objects.seams import (
     Borders,
     Nodes,
     border,
@@ -110,7 +110,9 @@ def test_nodes_are_numbered_through_the_tiles() -> None:
     assert groupings[2].groups.tolist() == [2, 3, 4]
 
 
-def _linked(mask: np.ndarray, grid: Grid, width: int) -> tuple[list[np.ndarray], list[Seam]]:
+def _linked(
+    mask: np.ndarray, grid: Grid, width: int
+) -> tuple[list[np.ndarray], list[TileBoundary]]:
     """Fragments of the tiles, which link over their right and lower edges to the pixel that lies
     there, be it background or not.
     """

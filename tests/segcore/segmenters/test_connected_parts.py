@@ -12,14 +12,14 @@ import pytest
 from scipy import ndimage
 from skimage import data, measure
 
-from segcore.errors import FitError, ModelMismatch, RecipeError
-from segcore.methods.composed import Composed
-from segcore.model import Fitter, ObjectSegmenter
-from segcore.segmenters.connected_parts import ConnectedParts, ConnectedPartsModel
-from segcore.segmenters.kmeans import KMeans
-from segcore.segmenters.mixture import MixtureOfGaussians
-from segcore.segmenters.threshold import Threshold
-from segcore.testing import segmenters as check
+from maskloom.segcore.errors import FitError, ModelMismatch, RecipeError
+from maskloom.segcore.models.composed import Composed
+from maskloom.segcore.models.protocols import Fitter, ObjectSegmenter
+from maskloom.segcore.segmenters.connected_parts import ConnectedParts, ConnectedPartsModel
+from maskloom.segcore.segmenters.kmeans import KMeans
+from maskloom.segcore.segmenters.mixture import MixtureOfGaussians
+from maskloom.segcore.segmenters.threshold import Threshold
+from maskloom.segcore.testing import segmenters as check
 
 
 def picture(pixels: np.ndarray, holes: bool = True) -> check.Picture:

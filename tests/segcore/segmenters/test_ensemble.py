@@ -17,28 +17,28 @@ from hypothesis.extra import numpy as stn
 from skimage import data
 from sklearn.mixture import GaussianMixture
 
-from segcore.errors import FitError, ModelMismatch, RecipeError
-from segcore.fold import observe_all
-from segcore.geometry import Grid
-from segcore.methods.expectation import posteriors
-from segcore.methods.samples import SAMPLE_SIZE
-from segcore.model import (
+from maskloom.segcore.errors import FitError, ModelMismatch, RecipeError
+from maskloom.segcore.fold import observe_all
+from maskloom.segcore.geometry import Grid
+from maskloom.segcore.methods.expectation import posteriors
+from maskloom.segcore.methods.samples import SAMPLE_SIZE
+from maskloom.segcore.models.protocols import (
     SEGMENTERS,
     Exactness,
     Fitter,
-    Footprint,
+    Requirements,
     Scorer,
     Segmenter,
     SegmenterRecipe,
 )
-from segcore.raster import Block, Labels, RasterSpec
-from segcore.segmenters.connected_parts import ConnectedParts
-from segcore.segmenters.ensemble import Ensemble, EnsembleModel, majority
-from segcore.segmenters.kmeans import KMeans
-from segcore.segmenters.mixture import MixtureModel, MixtureOfGaussians
-from segcore.segmenters.threshold import Threshold
-from segcore.testing import segmenters as check
-from segcore.testing.segmenters import Picture, fitted, labelled
+from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
+from maskloom.segcore.segmenters.connected_parts import ConnectedParts
+from maskloom.segcore.segmenters.ensemble import Ensemble, EnsembleModel, majority
+from maskloom.segcore.segmenters.kmeans import KMeans
+from maskloom.segcore.segmenters.mixture import MixtureModel, MixtureOfGaussians
+from maskloom.segcore.segmenters.threshold import Threshold
+from maskloom.segcore.testing import segmenters as check
+from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 
 
 def photo(channels: int = 3, dtype: str = "uint8") -> Picture:
@@ -299,7 +299,7 @@ class Rough:
 
     classes: tuple[str, ...] = ("a", "b")
     exactness: Exactness = Exactness.APPROXIMATE
-    footprint: Footprint = field(default_factory=lambda: Footprint((3, 40), 100, 7))
+    footprint: Requirements = field(default_factory=lambda: Requirements((3, 40), 100, 7))
 
     def start(self) -> Rough:
         return self

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from segcore.errors import FitError
-from segcore.segmenters.kmeans import KMeans
-from segcore.segmenters.mean_shift import MeanShift
-from segcore.segmenters.mixture import MixtureOfGaussians
-from segcore.segmenters.threshold import Threshold
-from segcore.testing.segmenters import Picture, check_values, fitted, labelled
+from maskloom.segcore.errors import FitError
+from maskloom.segcore.segmenters.kmeans import KMeans
+from maskloom.segcore.segmenters.mean_shift import MeanShift
+from maskloom.segcore.segmenters.mixture import MixtureOfGaussians
+from maskloom.segcore.segmenters.threshold import Threshold
+from maskloom.segcore.testing.segmenters import Picture, check_values, fitted, labelled
 
 CLUSTERINGS = [
     KMeans(clusters=3),

@@ -11,10 +11,10 @@ from skimage import data
 from sklearn.metrics import adjusted_rand_score
 from tests_support import assert_at_rest_in_scikit_learn
 
-from segcore.errors import FitError, ModelMismatch
-from segcore.methods.pointwise import Scores
-from segcore.segmenters.kmeans import KMeans, KMeansModel
-from segcore.testing.segmenters import Picture, fitted, labelled
+from maskloom.segcore.errors import FitError, ModelMismatch
+from maskloom.segcore.methods.pointwise import Scores
+from maskloom.segcore.segmenters.kmeans import KMeans, KMeansModel
+from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 
 
 def full(pixels: np.ndarray, interpretation: Any = "rgb") -> Picture:

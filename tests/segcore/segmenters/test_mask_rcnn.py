@@ -18,15 +18,21 @@ from detections_support import BlobFinder, write_weights
 from pydantic import TypeAdapter
 from scipy import ndimage
 
-from segcore.errors import ModelMismatch, RecipeError, WeightsError
-from segcore.manifest import dump_model, load_model
-from segcore.model import Exactness
-from segcore.networks.mask_rcnn.detections import Detections
-from segcore.networks.mask_rcnn.recipe import MaskRcnn
-from segcore.objects.stitch import SeamRule, Stitched
-from segcore.segmenters import mask_rcnn
-from segcore.segmenters.mask_rcnn import MaskRcnnModel, MaskRcnnObjects
-from segcore.testing.segmenters import Picture, check_labels, check_values, fitted, object_mask
+from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
+from maskloom.segcore.deep.networks.mask_rcnn.recipe import MaskRcnn
+from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
+from maskloom.segcore.models.files import dump_model, load_model
+from maskloom.segcore.models.protocols import Exactness
+from maskloom.segcore.objects.stitching import SeamRule, Stitched
+from maskloom.segcore.segmenters import mask_rcnn
+from maskloom.segcore.segmenters.mask_rcnn import MaskRcnnModel, MaskRcnnObjects
+from maskloom.segcore.testing.segmenters import (
+    Picture,
+    check_labels,
+    check_values,
+    fitted,
+    object_mask,
+)
 
 CORE, HALO = 64, 24
 
@@ -249,7 +255,7 @@ def test_recipes_that_cannot_be_are_refused(fields: dict[str, Any], told: str) -
 def test_planning_needs_no_keras(card_of: Callable[..., str]) -> None:
     lines = [
         "import sys",
-        "from segcore.segmenters.mask_rcnn import MaskRcnnObjects",
+        "from maskloom.segcore.segmenters.mask_rcnn import MaskRcnnObjects",
         f"MaskRcnnObjects({card_of()!r}).start()",
         "assert 'keras' not in sys.modules",
     ]

@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from segcore.errors import FitError, ModelMismatch
-from segcore.manifest import dump_model, load_model
-from segcore.methods.modes import LEAST_SHARE, FeatureMeanShift, ModesModel, _packed
-from segcore.methods.samples import SAMPLE_SIZE
-from segcore.testing import segmenters as check
-from segcore.testing.segmenters import Picture, fitted, labelled
+from maskloom.segcore.errors import FitError, ModelMismatch
+from maskloom.segcore.methods.modes import LEAST_SHARE, FeatureMeanShift, ModesModel, _packed
+from maskloom.segcore.methods.samples import SAMPLE_SIZE
+from maskloom.segcore.models.files import dump_model, load_model
+from maskloom.segcore.testing import segmenters as check
+from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 
 
 def full(pixels: np.ndarray, interpretation: Any = "rgb") -> Picture:

@@ -19,9 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import ndimage
 from skimage import data
 
-from segcore.geometry import Box
-from segcore.segmenters.mean_shift import JointMeanShift, MeanShift
-from segcore.testing.segmenters import (
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.segmenters.mean_shift import JointMeanShift, MeanShift
+from maskloom.segcore.testing.segmenters import (
     Picture,
     check_footprint,
     check_labels,
@@ -118,7 +118,7 @@ def test_filters_as_a_slow_plain_program_does(
 
 
 def test_edges_weigh_the_larger_of_the_squared_distances() -> None:
-    from segcore.kernels.mean_shift import weigh_edges
+    from maskloom.segcore.kernels.mean_shift import weigh_edges
 
     generator = np.random.default_rng(1)
     modes = generator.normal(0, 4, (5, 9, 8)).astype(F)
@@ -338,7 +338,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
 
 
 def test_space_feature_starts_with_the_fitter_of_modes() -> None:
-    from segcore.methods.modes import FeatureMeanShift
+    from maskloom.segcore.methods.modes import FeatureMeanShift
 
     recipe = MeanShift(bandwidth=12, kernel="gaussian", bands=(1, 2), classes=("a", "b"), seed=4)
     assert recipe.start() == FeatureMeanShift(

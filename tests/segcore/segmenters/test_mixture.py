@@ -12,9 +12,9 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import StandardScaler
 
-from segcore.errors import FitError, ModelMismatch
-from segcore.segmenters.mixture import MixtureModel, MixtureOfGaussians
-from segcore.testing.segmenters import Picture, fitted, labelled
+from maskloom.segcore.errors import FitError, ModelMismatch
+from maskloom.segcore.segmenters.mixture import MixtureModel, MixtureOfGaussians
+from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 
 FORMS = ["full", "tied", "diag", "spherical"]
 

@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from skimage import data
 
-from segcore.choices import open_choices, with_choices
-from segcore.errors import ModelMismatch, RecipeError, WeightsError
-from segcore.inference.card import Card, Reach, Scaling
-from segcore.inference.examine import card_of_model
-from segcore.inference.weights import Weights
-from segcore.networks.recipes import NETWORKS
-from segcore.scene import segment_scene, settled
-from segcore.segmenters.connected_parts import ConnectedParts
-from segcore.segmenters.ensemble import Ensemble
-from segcore.segmenters.mixture import MixtureOfGaussians
-from segcore.segmenters.network import Deeplab, Fcn, Network, Unet
-from segcore.testing import segmenters as check
+from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.files.examine import card_of_model
+from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.deep.networks.recipes import NETWORKS
+from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
+from maskloom.segcore.models.selection import open_choices, with_choices
+from maskloom.segcore.pipeline.in_memory import segment_scene, settled
+from maskloom.segcore.segmenters.connected_parts import ConnectedParts
+from maskloom.segcore.segmenters.ensemble import Ensemble
+from maskloom.segcore.segmenters.mixture import MixtureOfGaussians
+from maskloom.segcore.segmenters.network import Deeplab, Fcn, Network, Unet
+from maskloom.segcore.testing import segmenters as check
 
 PHOTO = data.astronaut()[100:233, 150:327]
 """Sides that no stride divides."""
@@ -150,7 +150,7 @@ def ids_of_brightness(path) -> str:
         1,
         tuple("abcdefgh"),
         Scaling(),
-        Reach(None, fixed=(32, 32)),
+        ReceptiveField(None, fixed=(32, 32)),
         "labels",
     )
     path.with_suffix(".json").write_bytes(card.dump())

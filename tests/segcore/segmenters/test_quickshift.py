@@ -14,12 +14,17 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 from skimage import color, data, filters, segmentation
 
-from segcore.errors import ModelMismatch
-from segcore.geometry import Box, Tile
-from segcore.kernels.quickshift import fill_noise, number_trees
-from segcore.segmenters.quickshift import Quickshift, QuickshiftModel, scaled_planes, smooth
-from segcore.testing import segmenters as check
-from segcore.testing.segmenters import Picture, object_mask
+from maskloom.segcore.errors import ModelMismatch
+from maskloom.segcore.geometry import Box, Tile
+from maskloom.segcore.kernels.quickshift import fill_noise, number_trees
+from maskloom.segcore.segmenters.quickshift import (
+    Quickshift,
+    QuickshiftModel,
+    scaled_planes,
+    smooth,
+)
+from maskloom.segcore.testing import segmenters as check
+from maskloom.segcore.testing.segmenters import Picture, object_mask
 
 
 def full(pixels: np.ndarray, interpretation: Any = "bands") -> Picture:

@@ -15,9 +15,9 @@ from hypothesis.extra import numpy as stn
 from pydantic import TypeAdapter, ValidationError
 from skimage import data, filters
 
-from segcore.errors import FitError, ModelMismatch
-from segcore.segmenters.threshold import Threshold, ThresholdModel, intensity
-from segcore.testing.segmenters import Picture, fitted, labelled
+from maskloom.segcore.errors import FitError, ModelMismatch
+from maskloom.segcore.segmenters.threshold import Threshold, ThresholdModel, intensity
+from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 
 METHODS = {
     "otsu": filters.threshold_otsu,

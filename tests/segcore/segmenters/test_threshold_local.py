@@ -17,12 +17,12 @@ from hypothesis.extra import numpy as stn
 from pydantic import TypeAdapter, ValidationError
 from skimage import data, filters
 
-from segcore.geometry import Box
-from segcore.methods import windows as local
-from segcore.methods.windows import Window
-from segcore.segmenters.threshold import LocalThresholdModel, Threshold
-from segcore.testing import segmenters as check
-from segcore.testing.segmenters import Picture, fitted, labelled
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.methods import windows as local
+from maskloom.segcore.methods.windows import LocalWindow
+from maskloom.segcore.segmenters.threshold import LocalThresholdModel, Threshold
+from maskloom.segcore.testing import segmenters as check
+from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 
 STATISTICS = ["gaussian", "mean", "median"]
 
@@ -69,7 +69,7 @@ def test_floats_equal_scikit_image(statistic: Any, dtype: str) -> None:
     assert np.array_equal(ours[clear], (image > threshold)[clear])
 
 
-def plain_local(image: np.ndarray, usable: np.ndarray, window: Window) -> np.ndarray:
+def plain_local(image: np.ndarray, usable: np.ndarray, window: LocalWindow) -> np.ndarray:
     """The local value of each pixel by looking at every window by itself."""
     r = window.radius
     padded, there = (
@@ -109,7 +109,7 @@ def test_local_values_leave_out_what_is_not_usable(
     image: np.ndarray, statistic: Any, side: int, draw: Any
 ) -> None:
     usable = draw.draw(stn.arrays(bool, image.shape))
-    window = Window(side, statistic)
+    window = LocalWindow(side, statistic)
     ours = window.local_values(image, usable, Box.whole(image.shape))
     assert np.allclose(ours, plain_local(image, usable, window), rtol=1e-12)
 
@@ -140,7 +140,7 @@ def test_local_values_are_the_same_bits_in_every_tile(statistic: Any, dtype: str
     usable[20:40, 500:530] = (
         False  # in reach of some tiles only, and across the strips that are worked on at once
     )
-    window = Window(25, statistic)
+    window = LocalWindow(25, statistic)
     whole = window.local_values(image, usable, Box.whole(image.shape))
     recipe = recipe_of(statistic, 25)
     for block in gray(image, usable).blocks(recipe.start(), (97, 111)):  # type: ignore[arg-type]
@@ -155,7 +155,7 @@ def test_large_windows_do_without_opencv() -> None:
     for side in (255, 257):
         r = side // 2
         padded = np.pad(image, r, mode="symmetric")
-        ours = Window(side, "median").local_values(image, everywhere, core)
+        ours = LocalWindow(side, "median").local_values(image, everywhere, core)
         expected = [
             [
                 np.median(padded[y : y + side, x : x + side])
@@ -168,10 +168,10 @@ def test_large_windows_do_without_opencv() -> None:
 
 def test_medians_of_bytes_are_opencvs(monkeypatch: pytest.MonkeyPatch) -> None:
     image, everywhere = data.page(), np.ones(data.page().shape, bool)
-    fast = Window(13, "median").local_values(image, everywhere, Box.whole(image.shape))
+    fast = LocalWindow(13, "median").local_values(image, everywhere, Box.whole(image.shape))
     monkeypatch.setattr(local, "_LARGEST_OF_OPENCV", 0)
     assert np.array_equal(
-        fast, Window(13, "median").local_values(image, everywhere, Box.whole(image.shape))
+        fast, LocalWindow(13, "median").local_values(image, everywhere, Box.whole(image.shape))
     )
 
 
@@ -226,11 +226,11 @@ def test_needs_no_fitting_and_its_halo_is_what_it_looks_at() -> None:
         # A change just inside the reach is felt, one outside is not.
         image = np.random.default_rng(2).integers(0, 50, (61, 61)).astype("float64")
         everywhere, centre = np.ones(image.shape, bool), Box((30, 30), (31, 31))
-        before = Window(21, statistic).local_values(image, everywhere, centre)
+        before = LocalWindow(21, statistic).local_values(image, everywhere, centre)
         for distance, felt in ((halo, True), (halo + 1, False)):
             changed = image.copy()
             changed[30 - distance] = changed[30 + distance] = 1e6
-            after = Window(21, statistic).local_values(changed, everywhere, centre)
+            after = LocalWindow(21, statistic).local_values(changed, everywhere, centre)
             assert (after != before).all() == felt
 
 

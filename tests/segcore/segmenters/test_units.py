@@ -19,13 +19,13 @@ from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import StandardScaler
 from tests_support import assert_at_rest_in_scikit_learn
 
-from segcore.errors import FitError
-from segcore.manifest import dump_model, load_model
-from segcore.segmenters.kmeans import KMeans, KMeansModel
-from segcore.segmenters.mean_shift import MeanShift
-from segcore.segmenters.mixture import MixtureOfGaussians
-from segcore.segmenters.threshold import Threshold
-from segcore.testing.segmenters import Picture, fitted, labelled
+from maskloom.segcore.errors import FitError
+from maskloom.segcore.models.files import dump_model, load_model
+from maskloom.segcore.segmenters.kmeans import KMeans, KMeansModel
+from maskloom.segcore.segmenters.mean_shift import MeanShift
+from maskloom.segcore.segmenters.mixture import MixtureOfGaussians
+from maskloom.segcore.segmenters.threshold import Threshold
+from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
 
 
 def full(pixels: np.ndarray, interpretation: Any = "bands") -> Picture:

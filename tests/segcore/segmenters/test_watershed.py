@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scipy import ndimage
 
-from segcore.errors import RecipeError
-from segcore.manifest import dump_model, load_model
-from segcore.model import Exactness
-from segcore.objects.stitch import SeamRule, Stitched
-from segcore.segmenters.kmeans import KMeans
-from segcore.segmenters.threshold import Threshold
-from segcore.segmenters.watershed import Watershed, WatershedModel, split_touching
-from segcore.testing.segmenters import Picture, fitted, object_mask
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.models.files import dump_model, load_model
+from maskloom.segcore.models.protocols import Exactness
+from maskloom.segcore.objects.stitching import SeamRule, Stitched
+from maskloom.segcore.segmenters.kmeans import KMeans
+from maskloom.segcore.segmenters.threshold import Threshold
+from maskloom.segcore.segmenters.watershed import Watershed, WatershedModel, split_touching
+from maskloom.segcore.testing.segmenters import Picture, fitted, object_mask
 
 HALF = Threshold(value=0.5)
 OVERLAP = SeamRule("overlap")
@@ -55,7 +55,7 @@ def objects_of(
 
 
 def squares_of(classes: np.ndarray, reach: int) -> np.ndarray:
-    from segcore.kernels.watershed import squared_distances
+    from maskloom.segcore.kernels.watershed import squared_distances
 
     squares = np.empty(classes.shape, np.int32)
     squared_distances(classes.astype(np.int32), reach, squares)

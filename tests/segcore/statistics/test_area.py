@@ -12,13 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segcore.errors import FormatError, MaskloomError
-from segcore.geometry import Box
-from segcore.legend import Legend
-from segcore.raster import Space
-from segcore.statistic import STATISTICS
-from segcore.statistics.area import Area
-from segcore.testing.statistics import LabelledImage, labelled_images, make_image, rows_of, wkt
+from maskloom.segcore.errors import FormatError, MaskloomError
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.ground.space import Space
+from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.statistics.area import Area
+from maskloom.segcore.statistics.protocol import STATISTICS
+from maskloom.segcore.testing.statistics import (
+    LabelledImage,
+    labelled_images,
+    make_image,
+    rows_of,
+    wkt,
+)
 
 GLOBE = Space((1.0, 0.0, -180.0, 0.0, -1.0, 90.0), wkt("EPSG:4326"))
 UTM = Space((30.0, 0.0, 199980.0, 0.0, -30.0, 5300040.0), wkt("EPSG:32633"))
@@ -111,7 +117,7 @@ def test_more_classes_than_a_byte_holds(space: Space) -> None:
 
 def test_a_legend_may_have_more_classes_than_the_labels_type_holds() -> None:
     image = make_image((9, 9), Space(), 3, 0, 3)
-    many = replace(image, legend=Legend.of(tuple(map(str, range(300)))))
+    many = replace(image, legend=ClassTable.of(tuple(map(str, range(300)))))
 
     assert [row["pixel_count"] for row in whole(many)] == [
         row["pixel_count"] for row in whole(image)
@@ -236,7 +242,7 @@ def test_sums_along_rows_are_those_of_the_pixels(space: Space, classes: int) -> 
 @pytest.mark.parametrize("space", VARYING.values(), ids=VARYING.keys())
 def test_a_pixel_counts_the_same_among_few_classes_and_many(space: Space) -> None:
     image = make_image((40, 1100), space, 2, 0, 6)
-    many = replace(image, legend=Legend.of(tuple(map(str, range(254)))))
+    many = replace(image, legend=ClassTable.of(tuple(map(str, range(254)))))
 
     assert [row["area"] for row in whole(many)[:2]] == [row["area"] for row in whole(image)]
 

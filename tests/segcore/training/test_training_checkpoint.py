@@ -8,16 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segcore.errors import RecipeError, RunError, StoreError
-from segcore.storage import Store
-from segcore.training import checkpoint, outcome
-from segcore.training.checkpoint import Standing
-from segcore.training.learner import planned
-from segcore.training.recipe import Training
+from maskloom.segcore.errors import RecipeError, RunError, StoreError
+from maskloom.segcore.storage.store import Store
+from maskloom.segcore.training import checkpoint
+from maskloom.segcore.training import export as outcome
+from maskloom.segcore.training.checkpoint import TrainingState
+from maskloom.segcore.training.loop import planned
+from maskloom.segcore.training.recipe import Training
 
 
 def trained(scores, steps_of_next=0, plan=40):
-    return Standing(
+    return TrainingState(
         step=steps_of_next, history=tuple({"score": score} for score in scores), plans=((0, plan),)
     )
 
@@ -73,7 +74,7 @@ def test_one_training_at_a_time_has_a_folder(tmp_path):
 
 def test_broken_checkpoints_are_named(tmp_path):
     store = Store(str(tmp_path))
-    standing = Standing(
+    standing = TrainingState(
         step=2,
         losses=(0.5, 0.25),
         history=({"epoch": 1, "score": 0.5, "iou": [0.5, None]},),

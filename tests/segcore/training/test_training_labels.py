@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from segcore.errors import RecipeError
-from segcore.training.labels import UNKNOWN, VOID, Colours, Index, Instances, Values
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.training.labels import UNKNOWN, VOID, Colours, Index, Instances, Values
 
 CLASSES = ("water", "forest", "town")
 

@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from segcore.training.losses import class_weights, loss_of
-from segcore.training.metrics import confusion, matched, mean_overlap, overlap, summary
-from segcore.training.recipe import CrossEntropy, DiceLoss, FocalLoss, LossTerms, SumOfLosses
+from maskloom.segcore.training.losses import class_weights, loss_of
+from maskloom.segcore.training.metrics import confusion, matched, mean_overlap, overlap, summary
+from maskloom.segcore.training.recipe import (
+    CrossEntropy,
+    DiceLoss,
+    FocalLoss,
+    LossTerms,
+    SumOfLosses,
+)
 
 VOID = 255
 

@@ -11,15 +11,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests_support import write_tiff
 
-from segcore.geometry import Box
-from segcore.inference.card import Scaling
-from segcore.raster import FORMATS
-from segcore.training.augment import AUGMENTATIONS, Flip, Patch, Rotate90, Scale
-from segcore.training.labels import VOID, Index, Instances
-from segcore.training.pairs import Pair
-from segcore.training.pixels import Collection
-from segcore.training.samples import Drawing, Frame, Sampler, lattice, resized
-from segcore.training.survey import survey
+from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.training.augment import AUGMENTATIONS, Flip, Patch, Rotate90, Scale
+from maskloom.segcore.training.class_counts import survey
+from maskloom.segcore.training.dataset import Dataset
+from maskloom.segcore.training.labels import VOID, Index, Instances
+from maskloom.segcore.training.pairs import Pair
+from maskloom.segcore.training.sampling import (
+    PatchShape,
+    Sampler,
+    SamplingOptions,
+    lattice,
+    resized,
+)
 
 
 def png(path, array):
@@ -40,10 +46,10 @@ def collection(tmp_path):
         pairs.append(
             Pair(str(i), png(tmp_path / f"{i}.png", pixels), png(tmp_path / f"{i}_mask.png", mask))
         )
-    return Collection(pairs, Index().table(("even", "odd")), 64)
+    return Dataset(pairs, Index().table(("even", "odd")), 64)
 
 
-SQUARE = Frame(32)
+SQUARE = PatchShape(32)
 
 
 def sampler(collection, frame=SQUARE, augmentation=(), seed=0, balance=0.5):
@@ -53,11 +59,11 @@ def sampler(collection, frame=SQUARE, augmentation=(), seed=0, balance=0.5):
         found,
         [0, 1],
         Scaling((0.0,), (1.0,)),
-        Drawing(frame, 4, balance, seed, augmentation),
+        SamplingOptions(frame, 4, balance, seed, augmentation),
     )
 
 
-@pytest.mark.parametrize("frame", [Frame(32), Frame(48, 10)])
+@pytest.mark.parametrize("frame", [PatchShape(32), PatchShape(48, 10)])
 def test_labels_belong_to_the_middle_of_their_pixels(collection, frame):
     draw = sampler(collection, frame, (Flip(), Rotate90()))
     for step in range(10):
@@ -100,11 +106,13 @@ def test_pixels_without_data_are_0_however_they_are_augmented(tmp_path):
         FORMATS["tiff"].describe(str(tmp_path / "a.tif"), "1"),
         png(tmp_path / "m.png", np.eye(64, dtype=np.uint8)),
     )
-    collection = Collection([pair], Index().table(("even", "odd")), 64)
+    collection = Dataset([pair], Index().table(("even", "odd")), 64)
     found = survey(collection, ("even", "odd"), lambda *_: None)
     changes = tuple(AUGMENTATIONS[name]() for name in sorted(AUGMENTATIONS) if name != "scale")
     for augmentation in (changes, (*changes, Scale(0.5))):
-        draw = Sampler(collection, found, [0], Scaling(), Drawing(SQUARE, 8, 0.5, 3, augmentation))
+        draw = Sampler(
+            collection, found, [0], Scaling(), SamplingOptions(SQUARE, 8, 0.5, 3, augmentation)
+        )
         batch = draw.batch(0, 0)
         void = batch.classes == VOID
         assert void.any()
@@ -116,11 +124,13 @@ def test_rare_classes_are_found(tmp_path):
     mask = np.zeros((600, 600), np.uint8)
     mask[400:404, 500:504] = 1
     pair = Pair("a", png(tmp_path / "a.png", mask), png(tmp_path / "m.png", mask))
-    collection = Collection([pair], Index().table(("even", "odd")), 64)
+    collection = Dataset([pair], Index().table(("even", "odd")), 64)
     found = survey(collection, ("even", "odd"), lambda *_: None)
     share = {}
     for balance in (0.0, 1.0):
-        draw = Sampler(collection, found, [0], Scaling(), Drawing(Frame(96), 8, balance, 0))
+        draw = Sampler(
+            collection, found, [0], Scaling(), SamplingOptions(PatchShape(96), 8, balance, 0)
+        )
         share[balance] = np.mean(
             [(draw.batch(0, step).classes == 1).any(axis=(1, 2)).mean() for step in range(12)]
         )
@@ -149,7 +159,7 @@ def test_the_survey_counts_every_pixel_by_class(collection):
     st.sampled_from([1, 2, 8]),
 )
 def test_a_lattice_answers_every_pixel_once(shape, patch, margin, context, stride):
-    frame = Frame(patch, margin, stride)
+    frame = PatchShape(patch, margin, stride)
     count = np.zeros(shape, int)
     for seen, counted in lattice(shape, frame, min(context, max(0, (frame.target - stride) // 2))):
         assert seen.shape == (patch, patch)
@@ -201,7 +211,7 @@ def test_windows_are_mirrored_at_the_border_as_in_inference(top, left, side):
     box = Box((top, left), (top + side, left + side))
     if (box & Box.whole(pixels.shape)).size == 0:
         return
-    collection = Collection([Pair("a", spec, spec)], Instances().table(("background", "cell")), 8)
+    collection = Dataset([Pair("a", spec, spec)], Instances().table(("background", "cell")), 8)
     window = collection.window(0, box)
     padded = np.pad(pixels, 200, mode="reflect")[
         200 + top : 200 + top + side, 200 + left : 200 + left + side
@@ -235,11 +245,11 @@ def test_borders_of_objects_are_the_same_in_every_window(reach, top, left, side,
     table = kind.table(classes)
     whole = table.decode(ids[..., None], np.ones(ids.shape, bool))
     box = Box((top, left), (top + side, left + side)) & Box.whole(ids.shape)
-    collection = Collection([Pair("a", spec, spec)], table, 8)
+    collection = Dataset([Pair("a", spec, spec)], table, 8)
     strips = []
     with pytest.MonkeyPatch.context() as patch:
         # Strips of 64 rows, as those of large images.
-        patch.setattr("segcore.training.pixels._STRIP_PIXELS", 1)
+        patch.setattr("maskloom.segcore.training.dataset._STRIP_PIXELS", 1)
         found = survey(collection, classes, lambda *_: None)
         strips = [window.classes for _, window, _ in collection.strips(0, 64)]
     assert len(strips) == 2
@@ -247,8 +257,8 @@ def test_borders_of_objects_are_the_same_in_every_window(reach, top, left, side,
     assert found.classes[0].tolist() == np.bincount(whole.ravel(), minlength=3).tolist()
     np.testing.assert_array_equal(collection.window(0, box).classes, whole[box.slices])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Collection, "_kept", lambda *_: False)
-        read = Collection([Pair("a", spec, spec)], table, 8)
+        patch.setattr(Dataset, "_kept", lambda *_: False)
+        read = Dataset([Pair("a", spec, spec)], table, 8)
         np.testing.assert_array_equal(read.window(0, box).classes, whole[box.slices])
 
 
@@ -259,7 +269,7 @@ def test_images_are_forgotten_where_they_would_take_more_than_the_memory(tmp_pat
         spec = png(tmp_path / f"{i}.png", images[-1])
         pairs.append(Pair(str(i), spec, spec))
     # Of 600,000 bytes each: the pixels, whether they are valid, and their classes.
-    collection = Collection(pairs, Index().table(("even", "odd")), 2)
+    collection = Dataset(pairs, Index().table(("even", "odd")), 2)
     survey(collection, ("even", "odd"), lambda *_: None)
     for number in (0, 1, 0, 2, 3, 0, 0, 1):
         window = collection.window(number, Box((3, 4), (90, 80)))
@@ -287,7 +297,7 @@ def test_large_images_are_read_by_windows_and_palettes_by_index(tmp_path):
     )
     assert pair.mask.channels == 3
     kept, read = (
-        Collection([pair], Index().table(("even", "odd")), megabytes) for megabytes in (1024, 1)
+        Dataset([pair], Index().table(("even", "odd")), megabytes) for megabytes in (1024, 1)
     )
     box = Box((100, -20), (180, 70))
     for collection in (kept, read):

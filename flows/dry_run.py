@@ -1,0 +1,114 @@
+"""Explanations without work: what a recipe would do, and what there is to choose from."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import threading
+import typing
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
+
+from maskloom.flows.recipes.run import SCHEDULE_NOTE, TABLES, RunRecipe
+from maskloom.flows.recipes.schemas import help_of
+from maskloom.flows.segment import take_inventory
+from maskloom.flows.terminal import count, failure
+from maskloom.segcore.geometry import Grid
+from maskloom.segcore.models.protocols import SEGMENTERS, Fitter
+from maskloom.segcore.pipeline.worker import prepare_process
+from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.storage.store import configure
+from maskloom.tasks.discover import advice, told
+from maskloom.tasks.fanout.dask import InProcess, memory_of, open_fanout
+from maskloom.tasks.memory import peak_bytes, require_memory
+from maskloom.tasks.plan import describe_sources, identify, make_plan
+
+
+def explain(recipe: RunRecipe) -> str:
+    """What a run of this recipe would do now."""
+    configure(recipe.storage)
+    inventory = take_inventory(recipe)
+    notes = [SCHEDULE_NOTE] if recipe.scheduled else []
+    if inventory.passed_over:
+        notes.append((told(inventory.passed_over) + advice(inventory.passed_over)).strip())
+    if inventory.nothing_to_do:
+        images = count(len(inventory.sources), "image is", "images are")
+        return "\n".join([f"Nothing to do: {images} done and unchanged.", *notes])
+    with open_fanout(
+        InProcess(),
+        partial(prepare_process, recipe.storage, time_limits=recipe.limits),
+        threading.Event(),
+    ) as fanout:
+        items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
+    work = recipe.work
+    plan = make_plan(
+        work,
+        inventory.head,
+        identify(work, inventory.head, inventory.sources),
+        items,
+        inventory.committed,
+    )
+    good = [item for item in items if item.spec is not None]
+    order = recipe.order(plan.run_id)
+    require_memory(order, good, memory_of(recipe.cluster))
+    tiles = sum(
+        len(Grid(item.spec.shape, (recipe.tile, recipe.tile))) for item in good if item.spec
+    )
+    lines = [
+        f"run {plan.run_id}",
+        f"images {len(items)} of {len(inventory.sources)} ({len(items) - len(good)} unreadable)",
+        f"pixels {sum(item.spec.pixels for item in good if item.spec)}",
+        f"tiles {tiles} of {recipe.tile} x {recipe.tile}",
+        f"shards {len(plan.shards)}",
+        (
+            f"bytes to read {_passes(recipe) * sum(item.source.size for item in good)} "
+            f"({_passes(recipe)} times the files)"
+        ),
+        f"peak memory a worker {peak_bytes(order, good) / 1e6:.0f} MB",
+    ]
+    failed = ((item.source.uri, item.failure) for item in items if item.failure is not None)
+    lines += [
+        f"unreadable: {failure(uri, reason.error_type, reason.error)}" for uri, reason in failed
+    ]
+    return "\n".join([*lines, *notes])
+
+
+def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:
+    """The members of a registry with their parameters."""
+    if what == "formats":
+        lines = (
+            f"{name}: {_first_line(item)} Suffixes {' '.join(item.suffixes)}; masks "
+            f"{item.mask_suffix}"
+            for name, item in FORMATS.items()
+        )
+        return "\n".join(lines)
+    registry: Mapping[str, Any] = SEGMENTERS if what == "segmenters" else TABLES
+    return "\n\n".join(_member(name, kind) for name, kind in registry.items())
+
+
+def _member(name: str, kind: Any) -> str:
+    exactness = f" [{kind.exactness.value}]" if hasattr(kind, "exactness") else ""
+    described = help_of(kind)
+    lines = [f"{name}: {_first_line(kind)}{exactness}"]
+    if hasattr(kind, "units"):
+        lines.append(f"  Change of units, x -> a x + b with a > 0: {kind.units}.")
+    for field in dataclasses.fields(kind):
+        default = (
+            field.default_factory()
+            if field.default_factory is not dataclasses.MISSING
+            else field.default
+        )
+        shown = "needed" if default is dataclasses.MISSING else repr(default)
+        lines.append(
+            f"  {field.name} = {shown}: {described.get(field.name, typing.cast(str, field.type))}"
+        )
+    return "\n".join(lines)
+
+
+def _first_line(item: Any) -> str:
+    return (inspect.getdoc(item) or "").partition("\n")[0]
+
+
+def _passes(recipe: RunRecipe) -> int:
+    return 2 if isinstance(recipe.segmenter, Fitter) else 1

@@ -1,0 +1,1 @@
+"""Where a run reports to: nowhere, or a Prefect server."""

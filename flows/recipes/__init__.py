@@ -1,0 +1,1 @@
+"""Recipes: YAML files, their schemas, and the run that they describe."""

@@ -1,0 +1,325 @@
+"""Sections: frozen dataclasses of the registries as checked sections of a recipe.
+
+A section of a recipe is the dataclass of the thing it configures, chosen by `kind`; there is no
+second class beside it. Its annotations are the types that pydantic checks, the strings behind its
+fields are the help that users see.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import datetime as dt
+import difflib
+import inspect
+import re
+import textwrap
+import typing
+from collections.abc import Iterable, Mapping
+from functools import cache, partial
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic_core import PydanticKnownError
+
+from maskloom.flows.recipes.yaml_files import shown
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.models.protocols import SEGMENTERS, SegmenterRecipe
+
+_MOST_LINES = 20
+_EXPECTED = {
+    "invalid_key": "a key that is text",
+    "string": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "finite_number": "a finite number",
+    "bool": "true or false",
+    "dict": "a mapping",
+    "mapping": "a mapping",
+    "list": "a list",
+    "tuple": "a list",
+    "none_required": "nothing",
+}
+"""What is expected, by how pydantic's kind of problem begins."""
+_LIMITS = {
+    "greater_than_equal": "at least",
+    "greater_than": "more than",
+    "less_than_equal": "at most",
+    "less_than": "less than",
+    "string_too_long": "text no longer than",
+}
+_UNION_MEMBER = re.compile(r"^(str|int|float|bool|none|constrained-.*|function-.*|[A-Z]\w*)$|\[")
+
+
+def build(registry: Mapping[str, Any], value: Any, path: str) -> Any:
+    """The section's value: an instance of the class that its `kind` names. Raises `RecipeError`
+    with the path in the recipe.
+    """
+    if isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, Mapping) or "kind" not in value:
+        raise RecipeError(
+            f"{path}: expected a mapping with the key `kind` ({', '.join(registry)}), got "
+            f"{shown(value)}."
+        )
+    if not isinstance(value["kind"], str):
+        raise RecipeError(
+            f"{path}.kind: expected a name, got {shown(value['kind'])}.{quotes_hint(value['kind'])}"
+        )
+    try:
+        kind = registry[value["kind"]]
+    except KeyError as error:
+        raise RecipeError(f"{path}.kind: {error.args[0]}") from None
+    fields = {name: item for name, item in value.items() if name != "kind"}
+    try:
+        checked = model_of(kind).model_validate(fields)
+    except pydantic.ValidationError as error:
+        raise RecipeError(
+            explain(error, path, [field.name for field in dataclasses.fields(kind)])
+        ) from None
+    try:
+        return kind(
+            **{
+                name: _inner(kind, name, getattr(checked, name), f"{path}.{name}")
+                for name in checked.model_fields_set
+            }
+        )
+    except ValueError as error:
+        # Most begin with the key that they are about.
+        of_a_key = str(error).partition(":")[0] in model_of(kind).model_fields
+        raise RecipeError(f"{path}{'.' if of_a_key else ': '}{error}") from error
+
+
+def _inner(kind: type, name: str, value: Any, path: str) -> Any:
+    """The value of a field; where the field holds other segmenters, these are built from their own
+    sections.
+    """
+    hint = typing.get_type_hints(kind)[name]
+    if hint is SegmenterRecipe:
+        return build(SEGMENTERS, value, path)
+    if SegmenterRecipe in typing.get_args(hint):
+        return tuple(build(SEGMENTERS, item, f"{path}.{i}") for i, item in enumerate(value))
+    return value
+
+
+def _checked_type(hint: Any) -> Any:
+    """What pydantic checks of a field: sections of other segmenters are checked when they are
+    built.
+    """
+    section = dict[str, Any] | str
+    if hint is SegmenterRecipe:
+        return section
+    if SegmenterRecipe in typing.get_args(hint):
+        return list[section]
+    members = {hint, *typing.get_args(hint)}
+    return (
+        hint
+        if bool in members or not members & {int, float}
+        else Annotated[hint, NUMBER if float in members else WHOLE_NUMBER]
+    )
+
+
+def _no_truth_value(expected: Literal["int_type", "float_type"], value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticKnownError(expected)
+    return value
+
+
+NUMBER = pydantic.BeforeValidator(partial(_no_truth_value, "float_type"))
+WHOLE_NUMBER = pydantic.BeforeValidator(partial(_no_truth_value, "int_type"))
+"""For fields that are numbers: pydantic would take true for 1."""
+
+
+@cache
+def model_of(kind: type) -> type[pydantic.BaseModel]:
+    """A pydantic model with the fields, defaults and help of a dataclass."""
+    hints = typing.get_type_hints(kind)
+    described = help_of(kind)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            default: Any = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        else:
+            default = ...
+        fields[field.name] = (
+            _checked_type(hints[field.name]),
+            pydantic.Field(default, description=described.get(field.name)),
+        )
+    return pydantic.create_model(
+        kind.__name__,
+        __config__=pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True),
+        __doc__=inspect.getdoc(kind),
+        **fields,
+    )
+
+
+def help_of(kind: type) -> dict[str, str]:
+    """The string literal behind each field of a dataclass and of what it is derived from, by the
+    field's name.
+    """
+    described = {}
+    for part in reversed([each for each in kind.__mro__ if dataclasses.is_dataclass(each)]):
+        described.update(_own_help(part))
+    return described
+
+
+def _own_help(kind: type) -> dict[str, str]:
+    body = typing.cast(
+        ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    ).body
+    described = {}
+    for field, text in pairwise(body):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        ):
+            described[field.target.id] = " ".join(text.value.value.split())
+    return described
+
+
+def schema_of(registry: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON Schema of a section: one alternative a kind."""
+    alternatives = []
+    for name, kind in registry.items():
+        schema = model_of(kind).model_json_schema()
+        schema["properties"] = {"kind": {"const": name}, **schema.get("properties", {})}
+        schema["required"] = ["kind", *schema.get("required", [])]
+        alternatives.append(schema)
+    return {"oneOf": alternatives}
+
+
+def explain(
+    error: pydantic.ValidationError,
+    path: str,
+    known: list[str],
+    nested: Mapping[str, Iterable[str]] = MappingProxyType({}),
+) -> str:
+    """A line for each thing that pydantic found: where, what was expected, what came, and what to
+    do.
+
+    `known` are the keys at `path`, `nested` those of the sections below it.
+    """
+    found: dict[str, list[_Finding]] = {}
+    for problem in error.errors(include_url=False):
+        keys = [str(key) for key in problem["loc"]]
+        # Of a union pydantic names the member that it tried, which users do not write in their
+        # recipe.
+        plain = [key for key in keys if not _UNION_MEMBER.search(key)]
+        here = known if len(keys) == 1 else list(nested.get(keys[0], ()))
+        found.setdefault(".".join(filter(None, [path, *plain])), []).append(
+            _finding(problem, keys[-1], here, nested)
+        )
+    # Where one member of a union was right but for what stands inside, the others are of no
+    # interest.
+    lines = [
+        f"{where}: {_sentence(findings)}"
+        for where, findings in found.items()
+        if not any(other.startswith(f"{where}.") for other in found)
+    ]
+    more = [f"... and {len(lines) - _MOST_LINES} more."] if len(lines) > _MOST_LINES else []
+    return "\n".join(lines[:_MOST_LINES] + more)
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """That there is no such key, which may have been meant, and which there are."""
+    return f"unknown key.{did_you_mean(key, known)} Known keys: {', '.join(known) or 'none'}."
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The known word that resembles this one, as a question with a space before it; empty where
+    none does.
+    """
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean `{close[0]}`?" if close else ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Finding:
+    """What is wrong in one place: what was expected there in place of what came, or a sentence that
+    says it.
+    """
+
+    expected: str = ""
+    came: Any = None
+    hint: str = ""
+    sentence: str = ""
+
+
+def _sentence(findings: list[_Finding]) -> str:
+    expected = list(dict.fromkeys(finding.expected for finding in findings if finding.expected))
+    sentences = [finding.sentence for finding in findings if finding.sentence]
+    if expected:
+        several = " or ".join(filter(None, [", ".join(expected[:-1]), expected[-1]]))
+        first = next(finding for finding in findings if finding.expected)
+        hints = "".join(dict.fromkeys(finding.hint for finding in findings))
+        sentences.insert(0, f"expected {several}, got {shown(first.came)}.{hints}")
+    return " Or: ".join(dict.fromkeys(sentences))
+
+
+def _finding(
+    problem: Any, key: str, known: list[str], nested: Mapping[str, Iterable[str]]
+) -> _Finding:
+    kind, came, limits = problem["type"], problem["input"], problem.get("ctx", {})
+    said = _said(kind, limits, key, known)
+    expected = "" if said else _expected(kind, limits, nested.get(key, ()))
+    if not expected:
+        return _Finding(sentence=said or f"{problem['msg']}, got {shown(came)}.")
+    if kind == "literal_error":
+        return _Finding(
+            expected, came, did_you_mean(str(came), re.findall(r"'([^']*)'", limits["expected"]))
+        )
+    return _Finding(expected, came, quotes_hint(came) if "text" in expected else "")
+
+
+def _said(kind: str, limits: Mapping[str, Any], key: str, known: list[str]) -> str:
+    """The whole sentence about a problem that is no matter of what was expected in place of what;
+    empty for others.
+    """
+    if kind == "extra_forbidden":
+        return unknown_key(key, known)
+    if kind == "value_error":
+        return f"{str(limits['error']).rstrip('.')}.".replace("?.", "?")
+    return "this key is needed." if kind == "missing" else ""
+
+
+def _expected(kind: str, limits: Mapping[str, Any], inner: Iterable[str]) -> str:
+    """What was expected, in words; `inner` are the keys of the section. Empty where there are none
+    for this kind of problem.
+    """
+    if kind == "literal_error":
+        return str(limits["expected"]).replace("'", "")
+    if kind in ("model_type", "model_attributes_type"):
+        return f"a mapping with {_keys(inner)}"
+    if kind in _LIMITS:
+        return f"{_LIMITS[kind]} {next(iter(limits.values()))}"
+    if kind == "string_pattern_mismatch":
+        return f"text of the characters {limits['pattern'].strip('^$*[]')} only"
+    return next((words for begin, words in _EXPECTED.items() if kind.startswith(begin)), "")
+
+
+def quotes_hint(came: Any) -> str:
+    """Why YAML gave this where there was to be text, with a space before it; empty where it did
+    not.
+    """
+    if isinstance(came, bool):
+        return (
+            " YAML reads no, off and false (yes, on and true) as a truth value. If a name is "
+            "meant, put quotes around it."
+        )
+    if isinstance(came, dt.date):
+        return " YAML reads this as a date. If it is text, put quotes around it."
+    if isinstance(came, int | float):
+        return " YAML reads this as a number. If it is text, put quotes around it."
+    return ""
+
+
+def _keys(names: Iterable[str]) -> str:
+    known = [f"`{name}`" for name in names]
+    return f"the key{'s' if len(known) > 1 else ''} {', '.join(known)}" if known else "keys"

@@ -1,0 +1,298 @@
+"""Documents: recipes as they are written, in YAML, with changes from the command line and variables
+of the environment filled in.
+
+What the keys mean is the business of `recipe.py` and `train.py`. Nobody else reads the environment.
+A document is small: text, and what its anchors make of it, are bounded before anything is built
+from them, so that whatever is handed over as a recipe is read or refused at once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import datetime as dt
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.storage.addresses import is_signed, require_no_password
+
+MOST_BYTES = 2**22
+"""Size of a document."""
+MOST_VALUES = 100_000
+"""Values of a document, those that anchors repeat included."""
+_DEEPEST = 40
+_LONGEST_SHOWN = 100
+_SECRETS = re.compile(
+    r"secret|passw|passphrase|passcode|pwd|token|credential|^key$|access_?key|account_?key|private_?key$|api_?-?key|subscription_?-?key|"
+    r"connection_?string|authorization|oauth|hmac|cookie|^pat$|^auth$|^sas",
+    re.IGNORECASE,
+)
+_NO_SECRETS = (
+    "anon",
+    "anonymous",
+    "cloud",
+    "google_default",
+    "cache",
+    "browser",
+    None,
+    True,
+    False,
+    "",
+)
+"""Values of such options that name a way to sign in."""
+_PLACES = {
+    "s3": "the environment or ~/.aws, and name a profile: storage: {s3: {profile: NAME}}",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
+    "gcs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
+    "az": "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY and the like",
+    "abfs": "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY and the like",
+    "http": "~/.netrc, with storage: {http: {client_kwargs: {trust_env: true}}}",
+    "https": "~/.netrc, with storage: {https: {client_kwargs: {trust_env: true}}}",
+    "sftp": "~/.ssh and its agent",
+}
+"""Where stores look for secrets."""
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which the last would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys differ."""
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = sorted(key for key, count in keys.items() if count > 1)
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def load_document(path: Path, expected: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds, named after the file where it has no name. Raises
+    `RecipeError`; `expected` are keys for its message.
+    """
+    document = read_yaml(path, "the recipe")
+    if not isinstance(document, dict):
+        raise RecipeError(
+            f"{path}: expected keys such as {expected}, got "
+            f"{'nothing' if document is None else shown(document)}."
+        )
+    document.setdefault(
+        "name", re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "recipe"
+    )
+    return document
+
+
+def completed(
+    document: dict[str, Any], changes: Sequence[str], inputs: Sequence[str] = ("inputs",)
+) -> dict[str, Any]:
+    """The document with `key.sub=value` changes made and variables filled in.
+
+    Raises `RecipeError`, also where an address holds a password, or a signature that is not one of
+    `inputs`.
+    """
+    for change in changes:
+        _change(document, change)
+    whole: dict[str, Any] = _expand(document, "")
+    _refuse_secret_addresses(whole, "", inputs)
+    return whole
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """What a YAML file holds; `what` names it in messages. Raises `RecipeError`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"Cannot read {what} {str(path)!r}: {error.strerror}.") from error
+    if len(content) > MOST_BYTES:
+        raise RecipeError(
+            f"{path} is larger than {MOST_BYTES >> 20} MiB, too large for {what}. Put long lists "
+            "of inputs into a list file."
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = (
+            "UTF-16"
+            if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            else f"not UTF-8 ({error.reason} at byte {error.start})"
+        )
+        raise RecipeError(f"{path} is {found}; {what} must be. Save it as UTF-8.") from error
+    return _parsed(text, str(path))
+
+
+def read_value(text: str, where: str) -> Any:
+    """A value of the command line, read as YAML."""
+    return _parsed(text, f"{where}: the value")
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut where it is long.
+
+    >>> shown("a" * 1000)[-12:]
+    'aaaaaaaaa...'
+    """
+    if isinstance(value, dt.date):
+        return value.isoformat()
+    text = repr(value[:_LONGEST_SHOWN] if isinstance(value, str | list) else value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def below(location: str, folder: Path) -> str:
+    """A relative path below a folder; URIs and absolute paths as they are."""
+    if "://" in location:
+        return location
+    return os.path.normpath(folder / Path(location).expanduser())
+
+
+def refuse_secrets(storage: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `RecipeError` where options of stores hold what is to be kept secret."""
+    for protocol, options in storage.items():
+        secret = _secret_option(options)
+        if secret is not None:
+            raise RecipeError(
+                f"storage.{protocol}.{secret}: secrets never stand in a recipe. Put them where the "
+                "store looks for them: "
+                f"{_PLACES.get(protocol, 'the environment or its configuration file')}."
+            )
+
+
+def _secret_option(options: Any) -> str | None:
+    """The key of the first option that holds a secret, below whatever other options it stands.
+    None: there is none.
+    """
+    for key, value in options.items() if isinstance(options, Mapping) else enumerate(options):
+        if _SECRETS.search(str(key)) and not (
+            isinstance(value, str | bool | None) and value in _NO_SECRETS
+        ):
+            return str(key)
+        inner = _secret_option(value) if isinstance(value, Mapping | list) else None
+        if inner is not None:
+            return f"{key}.{inner}"
+    return None
+
+
+def _refuse_secret_addresses(value: Any, path: str, inputs: Sequence[str]) -> None:
+    if isinstance(value, Mapping | list):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            _refuse_secret_addresses(item, f"{path}.{key}".strip("."), inputs)
+    elif isinstance(value, str):
+        require_no_password(value, path)
+        if is_signed(value) and path.partition(".")[0] not in inputs:
+            raise RecipeError(
+                f"{path}: only inputs may have a signed address, whose signature is kept out of "
+                "what is written. Leave it out."
+            )
+
+
+def _parsed(text: str, what: str) -> Any:
+    """What YAML text holds. Raises `RecipeError` where it is none, or more than a document may
+    hold.
+    """
+    try:
+        loader = _StrictLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        values, _ = _measure(node, {}, _DEEPEST)
+        if values > MOST_VALUES:
+            raise RecipeError(
+                f"{what} holds more than {MOST_VALUES} values, with those that its anchors repeat. "
+                "Put long lists into a list file."
+            )
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{what} is not YAML: {_place(error)}") from error
+    except RecursionError:
+        raise RecipeError(
+            f"{what} is nested too deeply: more than {_DEEPEST} levels, or an anchor that holds "
+            "itself."
+        ) from None
+    # YAML's own dates and numbers, such as 2026-02-31 or a number of 5,000 digits.
+    except (ValueError, OverflowError, TypeError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(
+            f"{what} has a date or a number that cannot be read: {error}. If it is text, put "
+            "quotes."
+        ) from error
+
+
+def _place(error: yaml.YAMLError) -> str:
+    """What is wrong with YAML, and where, in one line."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return where + ", ".join(filter(None, [error.context, error.problem]))
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], room: int) -> tuple[int, int]:
+    """How many values a node makes once its anchors are filled in, and in how many levels.
+
+    Raises `RecursionError` where there are more levels than `room`, or where it holds itself.
+    """
+    if id(node) not in known:
+        if room < 0:
+            raise RecursionError
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        parts = [_measure(part, known, room - 1) for part in inner]
+        known[id(node)] = (
+            1 + sum(values for values, _ in parts),
+            1 + max((levels for _, levels in parts), default=0),
+        )
+    if known[id(node)][1] > room + 1:
+        raise RecursionError
+    return known[id(node)]
+
+
+def _change(document: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {shown(change)}: expected key.sub=value.")
+    place = document
+    *parents, last = key.split(".")
+    if len(parents) > _DEEPEST:
+        raise RecipeError(f"--set {key[:60]!r}...: there is no key so deep.")
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if isinstance(inner, str):
+            inner = {"kind": inner}
+        if not isinstance(inner, dict):
+            raise RecipeError(
+                f"--set {shown(change)}: {parent} is {inner!r}, which has no key {last!r}."
+            )
+        place[parent] = inner
+        place = inner
+    place[last] = read_value(text, f"--set {shown(change)}")
+
+
+def _expand(value: Any, path: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _expand(item, f"{path}.{key}".strip(".")) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, f"{path}.{i}") for i, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise RecipeError(
+                f"{path}: the environment has no variable {name}; {value!r} needs it."
+            )
+        return os.environ[name]
+
+    return _VARIABLE.sub(lookup, value)

@@ -1,0 +1,1 @@
+"""Truth masks for training and evaluation: pairing, label values, reading."""

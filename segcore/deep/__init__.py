@@ -1,0 +1,1 @@
+"""Neural networks: their architectures, and how they are run."""

@@ -1,0 +1,1 @@
+"""Runs networks on tiles: cards, patches, blended windows."""

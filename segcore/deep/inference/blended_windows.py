@@ -1,0 +1,210 @@
+"""Blended windows: for networks whose pixels may depend on the whole image (global pooling, norms
+over space), or reach too far.
+
+Windows of one size lie over the image on a lattice that starts at its origin, each half a window
+after the one before; the last one is moved back so that it ends with the image. A pixel's scores
+are the mean of those of the windows that it lies in, each weighted by its place there: from a
+window to the next the weight passes over smoothly (a squared sine).
+
+Class ids cannot be averaged: for networks that give nothing else, a pixel has the id of the window
+that it lies deepest in (`seams`).
+
+Weights are whole multiples of 2**-12 along each axis, so that their products are exact in float32
+and add up to exactly 1 at every pixel; nothing is ever normalised. Windows, weights and the order
+of the sum depend on the image alone, so every tiling gives the same bits. That equals no run of the
+network on the whole image, for which there may be no memory at all: the result is one of these
+windows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from maskloom.segcore.deep.inference.patches import round_up, scores_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.deep.inference.card import ReceptiveField
+    from maskloom.segcore.deep.inference.engines.protocol import Engine
+    from maskloom.segcore.deep.inference.patches import Piece, Prepare
+    from maskloom.segcore.geometry import Shape
+    from maskloom.segcore.raster.spec import Block
+
+Seams = Literal["blended", "cut"]
+_UNIT = 1 << 12
+"""Parts of a weight. The product of two weights has 24 bits, as many as float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlendedWindow:
+    """A window along one axis, in pixels of the image."""
+
+    start: int
+    stop: int
+    first: int
+    """First pixel of the input; less than `start` by the margin."""
+    length: int
+    """Pixels of the input."""
+    weights: NDArray[np.float32]
+    """One a pixel from `start` on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Windowing:
+    """How the windows of a network lie over any image."""
+
+    reach: ReceptiveField
+    side: int = 512
+    """Side of a window; rounded up to twice the stride. A network of one fixed size has its own."""
+    seams: Seams = "blended"
+    """How a pixel passes from a window to the next: by weights, or in one step. Class ids must be
+    cut, their mean is another class.
+    """
+
+    def __post_init__(self) -> None:
+        if self.side < 1:
+            raise ValueError(f"side: expected at least one pixel; got {self.side}")
+        if min(self.sides) < 1:
+            raise ValueError(
+                f"A network that takes {self.reach.fixed} pixels and cuts off {self.reach.margin} "
+                "at each side gives none."
+            )
+
+    @property
+    def sides(self) -> Shape:
+        """(height, width) of the output of a window on an image that is larger."""
+        if self.reach.fixed is not None:
+            return tuple(size - 2 * self.reach.margin for size in self.reach.fixed)
+        side = round_up(self.side, 2 * self.reach.stride)
+        return side, side
+
+    @property
+    def halo(self) -> int:
+        """Pixels that a tile must see around its core, whatever the tile's size, so that the
+        windows of all its pixels are whole.
+        """
+        slack = 0 if self.reach.fixed is not None else self.reach.stride - 1
+        return max(self.sides) - 1 + self.reach.margin + slack
+
+    def windows(self, axis: int, size: int) -> list[BlendedWindow]:
+        """All windows along an axis of an image of `size` pixels. Their weights add up to 1 at each
+        of its pixels.
+        """
+        reach = self.reach
+        end = round_up(size, reach.stride)
+        side = self.sides[axis] if reach.fixed is not None else min(self.sides[axis], end)
+        step = max(1, side // 2 // reach.stride) * reach.stride
+        starts = [*range(0, end - side, step), max(0, end - side)]
+        length = side + 2 * reach.margin
+        if reach.fixed is None:
+            length += (reach.residue - length) % reach.stride
+        rises = [
+            _rise(before + side - start, step, self.seams) for before, start in pairwise(starts)
+        ]
+        windows = []
+        for i, start in enumerate(starts):
+            weights = np.full(side, _UNIT, np.int32)
+            if i > 0:
+                weights[: len(rises[i - 1])] = rises[i - 1]
+            if i < len(rises):
+                # What the next window takes is what this one gives up: the sum is whole, whatever
+                # the rounding.
+                weights[starts[i + 1] - start :] -= rises[i]
+            windows.append(
+                BlendedWindow(
+                    start,
+                    start + side,
+                    start - reach.margin,
+                    length,
+                    (weights / _UNIT).astype(np.float32),
+                )
+            )
+        return windows
+
+
+def core_scores(
+    block: Block, windowing: Windowing, prepare: Prepare, engine: Engine
+) -> Iterator[Piece]:
+    """Blended scores of a tile's core, band by band from above: where in the core, and scores (y,
+    x, k) that are valid until the next.
+
+    Bands without any valid pixel may be left out; scores of invalid pixels mean nothing. Raises
+    `WeightsError` as `patches.core_scores`.
+    """
+    from maskloom.segcore.kernels.scores import add_weighted
+
+    core, shape = block.tile.core, block.spec.shape
+    rows, columns = (
+        [
+            window
+            for window in windowing.windows(axis, shape[axis])
+            if window.start < core.stop[axis] and window.stop > core.start[axis]
+        ]
+        for axis in (0, 1)
+    )
+    width = core.stop[1] - core.start[1]
+    valid = block.tile.trim(block.valid)
+    band = np.zeros((0, width, 0), np.float32)
+    for i, row in enumerate(rows):
+        top, bottom = max(row.start, core.start[0]), min(row.stop, core.stop[0])
+        for column in columns:
+            left, right = max(column.start, core.start[1]), min(column.stop, core.stop[1])
+            if not valid[
+                top - core.start[0] : bottom - core.start[0],
+                left - core.start[1] : right - core.start[1],
+            ].any():
+                continue
+            scores = scores_of(
+                block,
+                (row.first, column.first),
+                (row.length, column.length),
+                windowing.reach.margin,
+                prepare,
+                engine,
+            )
+            band = _grown(band, bottom - top, scores.shape[-1])
+            inner = (
+                slice(top - row.start, bottom - row.start),
+                slice(left - column.start, right - column.start),
+            )
+            part = band[:, left - core.start[1] : right - core.start[1]]
+            add_weighted(scores[inner], row.weights[inner[0]], column.weights[inner[1]], part)
+        band = _grown(band, bottom - top, band.shape[-1])
+        done = max(top, min(rows[i + 1].start, bottom)) if i + 1 < len(rows) else bottom
+        if band.shape[-1] and done > top:
+            yield (
+                (slice(top - core.start[0], done - core.start[0]), slice(0, width)),
+                band[: done - top],
+            )
+        band = band[done - top :]
+
+
+def _rise(overlap: int, step: int, seams: Seams) -> NDArray[np.int32]:
+    """Weights of a window over its overlap with the one before: 0, then a squared sine over at most
+    `step` pixels or one step, then all.
+    """
+    length = min(step, overlap)
+    before = (overlap - length) // 2
+    places = np.clip((np.arange(overlap) - before + 0.5) / length, 0, 1)
+    if seams == "cut":
+        places = np.rint(places)
+    return np.asarray(np.rint(_UNIT * np.sin(np.pi / 2 * places) ** 2), np.int32)
+
+
+def _grown(band: NDArray[np.float32], height: int, classes: int) -> NDArray[np.float32]:
+    """The band with rows of zeros added below up to a height. One of no classes yet is zeros
+    altogether.
+    """
+    if band.shape == (height, band.shape[1], classes):
+        return band
+    grown = np.zeros((height, band.shape[1], classes), np.float32)
+    if band.shape[-1]:
+        grown[: len(band)] = band
+    return grown

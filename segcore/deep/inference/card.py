@@ -1,0 +1,282 @@
+"""Cards: what a trained network wants and gives, told without loading it.
+
+A card lies beside the weights it belongs to, under the same name with the suffix `.json`. `maskloom
+train` writes it; for a file that has none, `segcore.deep.inference.files.examine` finds out what a
+card would say. Everything that the driver must know of a network (classes, bands, what it asks of
+the tiling) is in the card, so that TensorFlow is loaded on workers only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+import numpy as np
+
+from maskloom.segcore.errors import WeightsError
+from maskloom.segcore.raster.classes import BACKGROUND_NAMES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.geometry import Shape
+
+Output = Literal["scores", "logits", "sigmoid", "labels", "objects"]
+"""What a network gives for a pixel: probabilities, their logarithms up to a constant, one
+probability of the second class, a class id; or objects (Mask R-CNN).
+"""
+_SUFFIX = ".json"
+_GREATEST = 1e30
+"""Beyond it the product with a pixel may be infinite in float32."""
+_LARGEST = 2**16
+"""Pixels or bands beyond which a card is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How pixels become a network's input: (value - offset) * factor, the same for every pixel of
+    every image.
+
+    Never by the extremes or the mean of a tile or an image: the result would depend on the tiling.
+    """
+
+    offset: tuple[float, ...] = (0.0,)
+    """One a band, or one for all."""
+    factor: tuple[float, ...] = (1 / 255,)
+    """One a band, or one for all."""
+
+    # Read by pydantic, which otherwise ignores unknown keys of a dataclass inside a section.
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        for name, values in (("offset", self.offset), ("factor", self.factor)):
+            if not values or not all(abs(value) < _GREATEST for value in values):
+                raise ValueError(
+                    f"scaling.{name}: expected finite numbers, one for all bands or one a band; "
+                    f"got {list(values)}"
+                )
+        if not all(self.factor):
+            raise ValueError(
+                "scaling.factor: expected numbers other than 0, which would hide the image; got "
+                f"{list(self.factor)}"
+            )
+
+    def apply(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Pixels (..., bands) as float32. The array belongs to the caller."""
+        scaled = pixels.astype(np.float32)
+        if any(self.offset):
+            scaled -= np.array(self.offset, np.float32)
+        scaled *= np.array(self.factor, np.float32)
+        return scaled
+
+
+@dataclass(frozen=True, slots=True)
+class ReceptiveField:
+    """How far a network looks and on which lattice it works, as measured."""
+
+    halo: int | None
+    """Most pixels to any side on which an output pixel can depend. None: it may depend on the whole
+    image.
+    """
+    stride: int = 1
+    """The output moves with the input only by multiples of this many pixels; heights and widths
+    must be such multiples, or of the form that `margin` asks for.
+    """
+    margin: int = 0
+    """Pixels that the output lacks at each side of the input (convolutions without padding). 0:
+    input and output are of one size.
+    """
+    residue: int = 0
+    """Heights and widths must be this modulo `stride`; other than 0 with a margin only (572 = 12
+    modulo 16).
+    """
+    fixed: Shape | None = None
+    """The only (height, width) that the file takes. None: any that suits the stride."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("halo", self.halo or 0, 0),
+            ("stride", self.stride, 1),
+            ("margin", self.margin, 0),
+        ):
+            _check_count(f"reach.{name}", value, least, _LARGEST)
+        _check_count("reach.residue", self.residue, 0, self.stride - 1)
+        if self.fixed is not None:
+            if len(self.fixed) != 2:
+                raise ValueError(
+                    f"reach.fixed: expected a height and a width; got {list(self.fixed)}"
+                )
+            for side in self.fixed:
+                _check_count("reach.fixed", side, 1, _LARGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What is known of a file of weights."""
+
+    kind: str
+    """unet, fcn, deeplab, mask_rcnn, or network for any other."""
+    sha256: str
+    """Digest of the weights file that this card belongs to."""
+    channels: int
+    """Bands of the input."""
+    classes: tuple[str, ...]
+    """Names of the classes, by class id; for objects class 0 is the background."""
+    scaling: Scaling
+    reach: ReceptiveField
+    output: Output = "scores"
+    parameters: int = 0
+    """Number of weights."""
+    bytes_per_pixel: int = 2048
+    """Peak memory for one pixel of a patch in float32, as measured."""
+    dtype: str = ""
+    """NumPy name of the pixels' type that `scaling` is meant for. Empty: unknown."""
+    interpretation: str = "bands"
+    """`rgb` where its bands are red, green and blue: it then takes these of any colour picture, and
+    grey for all three.
+    """
+    about: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Where it comes from: data and their digest, licence, epochs, metrics, versions. For people,
+    but for `bands`, for `largest_object`, from which `mask_rcnn` takes its halo, and for `shares`.
+    """
+
+    def __post_init__(self) -> None:
+        for name in ("kind", "sha256", "output", "dtype", "interpretation"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}: expected a text; got {getattr(self, name)!r}")
+        if self.output not in get_args(Output):
+            raise ValueError(
+                f"output: expected one of {', '.join(get_args(Output))}; got {self.output!r}"
+            )
+        if not all(isinstance(name, str) and name for name in self.classes) or not 0 < len(
+            set(self.classes)
+        ) == len(self.classes):
+            raise ValueError(f"classes: expected different names; got {list(self.classes)}")
+        if not isinstance(self.about, Mapping):
+            raise ValueError(f"about: expected names and values; got {self.about!r}")
+        _check_count("channels", self.channels, 1, _LARGEST)
+        _check_count("parameters", self.parameters, 0, 10**12)
+        _check_count("bytes_per_pixel", self.bytes_per_pixel, 1, 10**8)
+
+    @property
+    def bands(self) -> tuple[int, ...] | None:
+        """The bands of files that it was trained on, counted from 1. None: all of them in their
+        order, or nobody knows.
+        """
+        told = self.about.get("bands")
+        if (
+            not isinstance(told, list | tuple)
+            or len(told) != self.channels
+            or not all(isinstance(band, int) for band in told)
+        ):
+            return None
+        return (
+            None
+            if list(told) == list(range(1, self.channels + 1)) or min(told) < 1
+            else tuple(told)
+        )
+
+    @property
+    def shares(self) -> tuple[tuple[float, float] | None, ...]:
+        """By class id the least and the greatest share of the labelled pixels of an image that the
+        class had in training. None: nobody knows.
+        """
+        told = self.about.get("shares")
+        known = told if isinstance(told, Mapping) else {}
+        return tuple(_range(known.get(name)) for name in self.classes)
+
+    def caution(
+        self, weights: str, classes: Sequence[str], shares: Mapping[str, float]
+    ) -> str | None:
+        """What to know of an image whose classes, of these names, have these shares of its pixels.
+        None: training saw the like.
+
+        Background is what is left, and is passed over.
+        """
+        strange = []
+        for name, seen in zip(classes, self.shares, strict=False):
+            share = shares.get(name)
+            if (
+                share is not None
+                and seen is not None
+                and name.lower() not in BACKGROUND_NAMES
+                and not seen[0] <= share <= seen[1]
+            ):
+                strange.append(
+                    f"{name} {share:.2%} (in training {seen[0]:.2%} to {seen[1]:.2%} of an image)"
+                )
+        if not strange:
+            return None
+        return (
+            f"{weights} may not suit this kind of image: {', '.join(strange)}. Look at the preview"
+        )
+
+    @property
+    def numbers(self) -> int:
+        """What the network gives for a pixel: as many scores as classes, or one probability or
+        class id.
+        """
+        return 1 if self.output in ("sigmoid", "labels") else len(self.classes)
+
+    def dump(self) -> bytes:
+        """The card as a JSON file."""
+        return (json.dumps({"card": 1, **dataclasses.asdict(self)}, indent=1) + "\n").encode()
+
+    @classmethod
+    def load(cls, content: bytes, where: str) -> Card:
+        """The card of a JSON file found at `where`. Raises `WeightsError` where it is not one."""
+        try:
+            record = json.loads(content)
+            if record.pop("card") != 1:
+                raise ValueError("it is of another version")
+            scaling = Scaling(
+                **{
+                    name: tuple(map(float, values))
+                    for name, values in record.pop("scaling").items()
+                }
+            )
+            if not isinstance(record["classes"], list):
+                raise ValueError("classes: expected a list of names")
+            reach = dict(record.pop("reach"))
+            if reach.get("fixed") is not None:
+                reach["fixed"] = tuple(reach["fixed"])
+            card = cls(
+                **{**record, "classes": tuple(record["classes"])},
+                scaling=scaling,
+                reach=ReceptiveField(**reach),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise WeightsError(
+                f"{where} is not the card of a network: {error}. Train again, or remove it and "
+                "name classes in the recipe."
+            ) from error
+        return card
+
+
+def card_name(weights: str) -> str:
+    """Where the card of a weights file lies.
+
+    >>> card_name("s3://models/nuclei.keras")
+    's3://models/nuclei.json'
+    """
+    stem, dot, suffix = weights.rpartition(".")
+    return (stem if dot and "/" not in suffix else weights) + _SUFFIX
+
+
+def _range(told: object) -> tuple[float, float] | None:
+    """Two ascending shares; None where it is anything else."""
+    if (
+        not isinstance(told, list | tuple)
+        or len(told) != 2
+        or not all(isinstance(share, int | float) for share in told)
+    ):
+        return None
+    return (float(told[0]), float(told[1])) if 0 <= told[0] <= told[1] <= 1 else None
+
+
+def _check_count(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name}: expected a whole number from {least} to {most}; got {value!r}")

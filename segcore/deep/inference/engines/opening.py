@@ -1,0 +1,190 @@
+"""Engines: opens a network with the library that was chosen to run it.
+
+Every engine runs one patch at a time, whatever it is given: libraries pick other ways to sum for
+other numbers of patches, and the result of a patch must not depend on its company. It costs
+nothing, since a patch alone fills the processor and stays nearer to its caches.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from maskloom.segcore.deep.inference import runtime
+from maskloom.segcore.errors import WeightsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.deep.inference.card import Card, ReceptiveField
+    from maskloom.segcore.deep.inference.engines.protocol import Choice, Engine, EngineName
+    from maskloom.segcore.deep.inference.files.weights import Weights
+
+ENGINES_OF: dict[str, tuple[EngineName, ...]] = {
+    ".keras": ("tensorflow", "openvino"),
+    ".onnx": ("onnxruntime", "openvino"),
+    ".tflite": ("litert",),
+}
+"""What can run a kind of file; the first is the reference for the others."""
+_KEPT = 4
+"""Networks that stay loaded: the members of an ensemble, say."""
+_MODULES = {
+    "tensorflow": "tensorflow",
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+    "litert": "ai_edge_litert",
+}
+_INSTALL = {
+    "tensorflow": "pip install tensorflow",
+    "openvino": "pip install 'maskloom[openvino]'",
+    "onnxruntime": "pip install 'maskloom[onnx]'",
+    "litert": "pip install 'maskloom[litert]'",
+}
+
+
+def configure(threads: int) -> None:
+    """Says how many threads the engines of this process use. To be called before the first is
+    opened.
+    """
+    runtime.set_threads(threads)
+
+
+def is_installed(engine: EngineName) -> bool:
+    """Whether the library of an engine is at hand."""
+    return importlib.util.find_spec(_MODULES[engine]) is not None
+
+
+def engines_of(weights: Weights) -> tuple[EngineName, ...]:
+    """What can run a file, installed or not. Raises `WeightsError` where nothing can."""
+    suffix = ".keras" if weights.trust and weights.suffix in (".h5", ".hdf5") else weights.suffix
+    if suffix not in ENGINES_OF:
+        raise WeightsError(
+            f"{weights.location}: expected a file ending in {', '.join(ENGINES_OF)}; got "
+            f"{weights.suffix or 'no suffix'}."
+        )
+    return ENGINES_OF[suffix]
+
+
+def check_engine(weights: Weights, engine: EngineName) -> None:
+    """Raises `WeightsError` where an engine cannot run a file, or is not installed."""
+    able = engines_of(weights)
+    if engine not in able:
+        raise WeightsError(
+            f"engine: {engine} cannot run {weights.location}; expected {' or '.join(able)}, or "
+            "auto."
+        )
+    if not is_installed(engine):
+        raise WeightsError(f"engine: {engine} is not installed here: {_INSTALL[engine]}.")
+
+
+def open_engine(weights: Weights, card: Card, choice: Choice) -> Engine:
+    """The network, loaded and ready; a few stay loaded in a process. Raises `WeightsError` where it
+    cannot be run so.
+    """
+    request = _Request(
+        weights, choice, (card.channels, card.numbers, card.reach, runtime.threads()), card
+    )
+    engine = _ready.pop(request, None) or _opened(request)
+    # The last to be used stands last, and stays longest.
+    _ready[request] = engine
+    for oldest in list(_ready)[:-_KEPT]:
+        _ready.pop(oldest, None)
+    return engine
+
+
+def close_others(weights: Weights, choice: Choice) -> None:
+    """Frees the memory of a network in every engine and precision but the chosen one."""
+    for request in list(_ready):
+        if request.weights == weights and request.choice != choice:
+            _ready.pop(request, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    weights: Weights
+    choice: Choice
+    form: tuple[int, int, ReceptiveField, int | None]
+    card: Card = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _PatchByPatch:
+    run: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    card: Card
+    where: str
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        if batch.ndim != 4 or len(batch) == 0 or batch.shape[-1] != self.card.channels:
+            raise WeightsError(
+                f"{self.where} takes patches (patch, y, x, {self.card.channels}); got "
+                f"{batch.shape}. Choose other bands or weights."
+            )
+        reach = self.card.reach
+        sizes = (
+            f"{reach.residue} modulo {reach.stride}" if reach.fixed is None else str(reach.fixed)
+        )
+        # Not every library notices; some read beyond their maps.
+        if any(
+            size % reach.stride != reach.residue for size in batch.shape[1:3]
+        ) or reach.fixed not in (None, batch.shape[1:3]):
+            raise WeightsError(
+                f"{self.where} takes heights and widths of {sizes}; got patches of "
+                f"{batch.shape[1:3]}."
+            )
+        patches = np.ascontiguousarray(batch, np.float32)
+        try:
+            scores = self.run(patches[:1])
+        except WeightsError as error:
+            raise WeightsError(
+                f"{error} Its card says that it takes heights and widths of {sizes}; if that is "
+                "wrong, remove the card, so that the network is "
+                "measured anew."
+            ) from error
+        if len(patches) > 1:
+            # What a run gives is valid until the next one.
+            first, scores = scores, np.empty((len(patches), *scores.shape[1:]), np.float32)
+            scores[0] = first[0]
+            for index in range(1, len(patches)):
+                scores[index] = self.run(patches[index : index + 1])[0]
+        scores = scores.view()
+        scores.flags.writeable = False
+        return scores
+
+
+_ready: dict[_Request, Engine] = {}
+"""The networks that are loaded in this process."""
+
+
+def _opened(request: _Request) -> Engine:
+    weights, card, choice = request.weights, request.card, request.choice
+    check_engine(weights, choice.engine)
+    return _PatchByPatch(_runner(weights, card, choice), card, weights.location)
+
+
+def _runner(
+    weights: Weights, card: Card, choice: Choice
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    if choice.engine == "openvino":
+        from maskloom.segcore.deep.inference.engines.openvino import openvino_runner
+
+        return openvino_runner(weights, card, choice.precision)
+    if choice.engine == "tensorflow":
+        from maskloom.segcore.deep.inference.engines.tensorflow import tensorflow_runner
+
+        return tensorflow_runner(weights, choice.precision)
+    if choice.precision != "float32":
+        raise WeightsError(
+            f"precision: {choice.engine} runs in float32 only; got {choice.precision}. Choose "
+            "auto, or another engine."
+        )
+    if choice.engine == "onnxruntime":
+        from maskloom.segcore.deep.inference.engines.onnx import onnx_runner
+
+        return onnx_runner(weights, card)
+    from maskloom.segcore.deep.inference.engines.litert import litert_runner
+
+    return litert_runner(weights)

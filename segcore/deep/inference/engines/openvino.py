@@ -1,0 +1,115 @@
+"""OpenVINO as an engine: the fastest on processors of Intel and AMD, above all in bfloat16. Runs
+keras and ONNX files of any size of patch.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maskloom.segcore.deep.inference.engines.tensorflow import frozen
+from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
+from maskloom.segcore.deep.inference.layouts import (
+    Layout,
+    from_network,
+    layout_of,
+    split_pixels,
+    to_network,
+)
+from maskloom.segcore.deep.inference.runtime import threads
+from maskloom.segcore.errors import WeightsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.deep.inference.card import Card
+    from maskloom.segcore.deep.inference.engines.protocol import Precision
+    from maskloom.segcore.deep.inference.files.weights import Weights
+
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def openvino_runner(
+    weights: Weights, card: Card, precision: Precision
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """What runs a patch (1, y, x, band) of a keras or ONNX file to (1, y, x, class). Its result is
+    valid until the next call.
+    """
+    import openvino
+
+    where = weights.location
+    try:
+        model = _converted(weights, precision)
+        # One patch at a time, on all threads: several at once take more memory and more time.
+        properties: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        if threads() is not None:
+            properties["INFERENCE_NUM_THREADS"] = threads()
+        compiled = openvino.Core().compile_model(model, "CPU", properties)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"OpenVINO cannot load {where}: {_reason(error)} Choose another engine."
+        ) from error
+    if len(compiled.inputs) != 1:
+        raise WeightsError(f"{where}: expected a network of one input; got {len(compiled.inputs)}.")
+    otherwise: Layout = "first" if weights.suffix == ".onnx" else "last"
+    taken = _sizes(compiled.inputs[0])
+    source = layout_of(taken, card.channels, otherwise)
+    target = layout_of(_sizes(compiled.outputs[0]), card.numbers, source)
+    dtype = np.dtype(compiled.inputs[0].element_type.to_dtype())
+    request = compiled.create_infer_request()
+
+    def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
+        if weights.suffix != ".onnx":
+            patch = split_pixels(patch, taken[-1] or 0)
+        try:
+            output = request.infer(
+                [to_network(patch, source, dtype)], share_inputs=True, share_outputs=True
+            )[0]
+        except RuntimeError as error:
+            raise WeightsError(
+                f"{where} cannot be run on a patch of {patch.shape}: {_reason(error)}"
+            ) from error
+        return from_network(output, target, where)
+
+    return run
+
+
+def native_bfloat16() -> bool:
+    """Whether this processor computes in bfloat16, as OpenVINO sees it."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _converted(weights: Weights, precision: Precision) -> Any:
+    import openvino
+
+    if weights.suffix == ".onnx":
+        return openvino.Core().read_model(io.BytesIO(load_onnx(weights)))
+    function = frozen(weights, precision)
+    # `openvino.convert_model` would read the same graph node by node in Python, which takes
+    # seconds, and tell its makers of it.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.pb")
+        path.write_bytes(function.graph.as_graph_def().SerializeToString())
+        model = openvino.Core().read_model(path)
+    # Whatever else the graph ends in, a shape that nobody takes, is no output.
+    return openvino.Model([model.output(function.outputs[0].name)], model.get_parameters())
+
+
+def _sizes(port: Any) -> list[int | None]:
+    return [size.get_length() if size.is_static else None for size in port.get_partial_shape()]
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

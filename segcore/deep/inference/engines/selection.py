@@ -1,0 +1,243 @@
+"""Choosing: which engine runs a network fastest here and still gives its labels.
+
+Each engine and precision runs one patch of real pixels. It is eligible if its labels are those of
+the reference, the file's own library in float32, on all but one pixel in a thousand. Those that are
+eligible then race: they run the patch a few times more, in turns, until they are far behind. The
+choice is made once for a run and kept with it, so that every worker computes alike; float32 is kept
+where bfloat16 gains less than a tenth.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from maskloom.segcore.deep.inference.engines.opening import (
+    check_engine,
+    close_others,
+    engines_of,
+    is_installed,
+    open_engine,
+)
+from maskloom.segcore.deep.inference.engines.protocol import Choice
+from maskloom.segcore.errors import WeightsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.deep.inference.card import Card, Output
+    from maskloom.segcore.deep.inference.engines.protocol import Engine, EngineName, Precision
+    from maskloom.segcore.deep.inference.files.weights import Weights
+
+_LEAST_AGREEMENT = 0.999
+_LEAST_GAIN = 1.1
+_MOST_RUNS, _MOST_SECONDS = 5, 2.0
+_FAR_BEHIND = 2.0
+"""Times the shortest time, beyond which an engine does not run again: no other work on the machine
+accounts for so much.
+"""
+_PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+_IN_BFLOAT16 = ("tensorflow", "openvino")
+
+
+def available_engines(weights: Weights) -> list[EngineName]:
+    """The engines that are installed and can run a file, the reference first. Raises `WeightsError`
+    where nothing can run it.
+    """
+    return [engine for engine in engines_of(weights) if is_installed(engine)]
+
+
+def choose(
+    weights: Weights,
+    card: Card,
+    patch: NDArray[np.float32],
+    engine: EngineName | Literal["auto"] = "auto",
+    precision: Precision | Literal["auto"] = "auto",
+) -> Choice:
+    """How to run a network, tried on a scaled patch (y, x, band) that suits its sizes.
+
+    Where only one way is left, it is tried too, so that a network that cannot be run is found
+    before any image. Raises `WeightsError` where the network cannot be run so, or gives anything
+    but what its card says.
+    """
+    if card.output == "objects":
+        return _for_objects(weights, engine, precision)
+    choices = _candidates(weights, engine, precision)
+    if len(choices) == 1:
+        run_once(weights, card, patch, choices[0])
+        return choices[0]
+    agreements, failures = _agreements(weights, card, patch, choices)
+    eligible = [choice for choice, agreement in agreements.items() if agreement >= _LEAST_AGREEMENT]
+    if not eligible:
+        told = "; ".join(
+            f"{choice.engine} keeps {agreement:.2%} of the labels"
+            for choice, agreement in agreements.items()
+        )
+        told = told or "; ".join(str(failure["error"]) for failure in failures)
+        raise WeightsError(
+            f"{weights.location}: no engine gives the labels of float32 in {precision}: {told}. "
+            "Set precision: auto."
+        )
+    seconds = _raced({choice: open_engine(weights, card, choice) for choice in eligible}, patch)
+    best = min(
+        eligible,
+        key=lambda choice: seconds[choice] * (_LEAST_GAIN if choice.precision == "bfloat16" else 1),
+    )
+    close_others(weights, best)
+    megapixels = patch.shape[0] * patch.shape[1] / 1e6
+    tried = [
+        {"engine": choice.engine, "precision": choice.precision, "agreement": round(agreement, 6)}
+        | (
+            {"megapixels_a_second": round(megapixels / seconds[choice], 4)}
+            if choice in seconds
+            else {}
+        )
+        for choice, agreement in agreements.items()
+    ]
+    return Choice(
+        best.engine, best.precision, {"patch": list(patch.shape), "tried": [*tried, *failures]}
+    )
+
+
+def _agreements(
+    weights: Weights, card: Card, patch: NDArray[np.float32], choices: list[Choice]
+) -> tuple[dict[Choice, float], list[dict[str, str]]]:
+    """The part of the reference's labels that each choice keeps; and what is wrong with those that
+    cannot run.
+    """
+    reference = Choice(available_engines(weights)[0], "float32")
+    expected = labels_of(run_once(weights, card, patch, reference), card.output)
+    agreements = {reference: 1.0} if reference in choices else {}
+    failures = []
+    for choice in choices:
+        if choice == reference:
+            continue
+        try:
+            labels = labels_of(run_once(weights, card, patch, choice), card.output)
+        except WeightsError as error:
+            failures.append(
+                {"engine": choice.engine, "precision": choice.precision, "error": str(error)}
+            )
+        else:
+            agreements[choice] = float((labels == expected).mean())
+    return agreements, failures
+
+
+def run_once(
+    weights: Weights, card: Card, patch: NDArray[np.float32], choice: Choice
+) -> NDArray[np.float32]:
+    """What a network gives for a patch (y, x, band): (y, x, class). Raises `WeightsError` where
+    that is not what its card says.
+    """
+    scores = np.array(open_engine(weights, card, choice)(patch[None])[0])
+    expected = (*(size - 2 * card.reach.margin for size in patch.shape[:2]), card.numbers)
+    # Of two classes one number may do: the logarithm of the second one's odds.
+    single = card.output == "logits" and card.numbers == 2 and scores.shape == (*expected[:2], 1)
+    if scores.shape != expected and not single:
+        raise WeightsError(
+            f"{weights.location}: for a patch of {patch.shape[:2]} and {len(card.classes)} classes "
+            f"({', '.join(card.classes)[:200]}) an output of "
+            f"{expected} was expected; the network gives {scores.shape}. Give as many classes as "
+            "it has, or other weights."
+        )
+    if card.output == "sigmoid" and len(card.classes) != 2:
+        raise WeightsError(
+            f"{weights.location} gives one probability, for two classes; {len(card.classes)} were "
+            "given."
+        )
+    if not np.isfinite(scores).all():
+        raise WeightsError(
+            f"{weights.location} gives NaN or infinite scores ({choice.engine}, "
+            f"{choice.precision}): its weights or the scaling are wrong."
+        )
+    if card.output == "labels" and not 0 <= scores.min() <= scores.max() < len(card.classes):
+        raise WeightsError(
+            f"{weights.location} gives class ids {scores.min():g} to {scores.max():g}, but has "
+            f"{len(card.classes)} classes."
+        )
+    return scores
+
+
+def labels_of(scores: NDArray[np.float32], output: Output) -> NDArray[np.integer[Any]]:
+    """Class ids (..., y, x) of a network's output (..., y, x, class)."""
+    if output == "labels":
+        return scores[..., 0].astype(np.intp)
+    if scores.shape[-1] == 1:
+        return (scores[..., 0] > (0.5 if output == "sigmoid" else 0.0)).astype(np.intp)
+    labels: NDArray[np.integer[Any]] = scores.argmax(axis=-1)
+    return labels
+
+
+def native_bfloat16() -> bool:
+    """Whether bfloat16 is worth a try: the processor computes in it, or does not say."""
+    if is_installed("openvino"):
+        from maskloom.segcore.deep.inference.engines.openvino import native_bfloat16
+
+        return native_bfloat16()
+    flags = Path("/proc/cpuinfo")
+    return not flags.exists() or any(
+        flag in flags.read_text() for flag in ("avx512_bf16", "amx_bf16", " bf16")
+    )
+
+
+def _candidates(
+    weights: Weights, engine: EngineName | Literal["auto"], precision: Precision | Literal["auto"]
+) -> list[Choice]:
+    if engine != "auto":
+        check_engine(weights, engine)
+    engines = available_engines(weights) if engine == "auto" else [engine]
+    if not engines:
+        check_engine(weights, engines_of(weights)[0])
+    # By precision, since engines of one precision share the loaded network.
+    choices = [
+        Choice(name, each)
+        for each in _PRECISIONS
+        for name in engines
+        if precision in ("auto", each) and (each == "float32" or name in _IN_BFLOAT16)
+    ]
+    if precision == "auto" and not native_bfloat16():
+        choices = [choice for choice in choices if choice.precision == "float32"]
+    if not choices:
+        raise WeightsError(
+            f"precision: {' and '.join(engines)} cannot run {weights.location} in {precision}. Set "
+            "precision: float32 or auto."
+        )
+    return choices
+
+
+def _for_objects(
+    weights: Weights, engine: EngineName | Literal["auto"], precision: Precision | Literal["auto"]
+) -> Choice:
+    from maskloom.segcore.deep.inference.files.keras_files import load_keras
+
+    if engine not in ("auto", "tensorflow") or precision not in ("auto", "float32"):
+        raise WeightsError(
+            f"{weights.location} finds objects, on TensorFlow in float32 only; got {engine}, "
+            f"{precision}. Set both to auto."
+        )
+    load_keras(weights)
+    return Choice("tensorflow", "float32")
+
+
+def _raced(engines: Mapping[Choice, Engine], patch: NDArray[np.float32]) -> dict[Choice, float]:
+    """The shortest time of each engine for the patch, in seconds. They take turns, so that other
+    work on the machine slows all alike.
+    """
+    seconds = dict.fromkeys(engines, math.inf)
+    running, started = list(engines), time.perf_counter()
+    for _ in range(_MOST_RUNS):
+        for choice in running:
+            begun = time.perf_counter()
+            engines[choice](patch[None])
+            seconds[choice] = min(seconds[choice], time.perf_counter() - begun)
+        fastest = min(seconds.values())
+        running = [choice for choice in running if seconds[choice] <= _FAR_BEHIND * fastest]
+        if len(running) == 1 or time.perf_counter() - started > _MOST_SECONDS:
+            break
+    return seconds

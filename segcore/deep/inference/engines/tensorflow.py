@@ -1,0 +1,239 @@
+"""TensorFlow as an engine.
+
+The network becomes one graph whose weights are constants, so that TensorFlow folds normalisation
+and activation into convolutions; any size of patch runs through the same graph. bfloat16 is left to
+TensorFlow's own rewriting of the folded graph; that is faster than a keras policy, which computes
+normalisations by themselves in float32. The rewriting would round the last scores and probabilities
+to eight bits, which makes ties and flips labels where two classes are near; so the last convolution
+is put beyond its reach, in float64, which costs nothing for so few channels, and the last
+activation is made of exponentials, which it leaves in float32.
+
+What costs most labels in bfloat16 is the rounding of the pixels themselves, to eight bits. They are
+handed over in two parts of eight bits each (`split_pixels`), for OpenVINO too; the first
+convolution, which is cheap, adds the two up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maskloom.segcore.deep.inference.files.keras_files import load_keras
+from maskloom.segcore.deep.inference.layouts import from_network, split_pixels
+from maskloom.segcore.deep.inference.runtime import import_keras, import_tensorflow
+from maskloom.segcore.errors import WeightsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.deep.inference.engines.protocol import Precision
+    from maskloom.segcore.deep.inference.files.weights import Weights
+
+_MIXED = "auto_mixed_precision_onednn_bfloat16"
+
+
+def _ending(model: Any) -> tuple[Any, Callable[[Any], Any]]:
+    return model.outputs[0], import_tensorflow().identity
+
+
+def _exact_ending(model: Any) -> tuple[Any, Callable[[Any], Any]]:
+    keras, last = import_keras(), model.layers[-1]
+    if last.output is not model.outputs[0]:
+        return _ending(model)
+    activations = {
+        keras.activations.softmax: _softmax,
+        keras.activations.sigmoid: _sigmoid,
+        keras.activations.linear: import_tensorflow().identity,
+    }
+    if isinstance(last, keras.layers.Softmax) and last.axis == -1:
+        finish, last = _softmax, model.layers[-2]
+        if (
+            last.output is not model.layers[-1].input
+            or getattr(last, "activation", None) is not keras.activations.linear
+        ):
+            return model.layers[-1].input, finish
+    elif getattr(last, "activation", None) in activations:
+        finish = activations[last.activation]
+    else:
+        return _ending(model)
+    if isinstance(last, keras.layers.Conv2D):
+        return last.input, lambda features: finish(_convolved(last, features))
+    last.activation = keras.activations.linear
+    return last.output, finish
+
+
+def _with_split_pixels(network: Any) -> Any:
+    """The network made for `split_pixels`: each convolution of its input as the sum of two.
+
+    Networks that do anything else with their input stay as they are.
+    """
+    keras, pixels = import_keras(), network.inputs[0]
+    try:
+        users = [
+            layer
+            for layer in network.layers[1:]
+            if any(tensor is pixels for tensor in keras.tree.flatten(layer.input))
+        ]
+    except (AttributeError, ValueError):  # a layer that is used in several places has no one input
+        return network
+    if not users or not all(
+        isinstance(layer, keras.layers.Conv2D)
+        and layer.groups == 1
+        and layer.data_format == "channels_last"
+        for layer in users
+    ):
+        return network
+
+    def call(layer: Any, *arguments: Any, **options: Any) -> Any:
+        return (
+            _split_convolved(layer, arguments[0])
+            if any(layer is user for user in users)
+            else layer(*arguments, **options)
+        )
+
+    split = keras.Input((*pixels.shape[1:3], 2 * pixels.shape[-1]))
+    return keras.models.clone_model(
+        network, split, clone_function=lambda layer: layer, call_function=call
+    )
+
+
+def _split_convolved(layer: Any, pixels: Any) -> Any:
+    ops = import_keras().ops
+    kernel = np.concatenate([ops.convert_to_numpy(layer.kernel)] * 2, axis=2)
+    scores = ops.conv(
+        pixels, kernel, list(layer.strides), layer.padding, layer.data_format, layer.dilation_rate
+    )
+    if layer.use_bias:
+        scores = scores + ops.convert_to_numpy(layer.bias)
+    return layer.activation(scores)
+
+
+def _convolved(layer: Any, features: Any) -> Any:
+    """A convolution in float64, without its activation."""
+    keras, tensorflow = import_keras(), import_tensorflow()
+    kernel, features = (
+        tensorflow.cast(layer.kernel, tensorflow.float64),
+        tensorflow.cast(features, tensorflow.float64),
+    )
+    scores = keras.ops.conv(
+        features, kernel, list(layer.strides), layer.padding, layer.data_format, layer.dilation_rate
+    )
+    if layer.use_bias:
+        scores += tensorflow.cast(layer.bias, tensorflow.float64)
+    return tensorflow.cast(scores, tensorflow.float32)
+
+
+def _softmax(logits: Any) -> Any:
+    tensorflow = import_tensorflow()
+    powers = tensorflow.exp(logits - tensorflow.reduce_max(logits, axis=-1, keepdims=True))
+    return powers / tensorflow.reduce_sum(powers, axis=-1, keepdims=True)
+
+
+def _sigmoid(logits: Any) -> Any:
+    return 1 / (1 + import_tensorflow().exp(-logits))
+
+
+def tensorflow_runner(
+    weights: Weights, precision: Precision
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """What runs a patch (1, y, x, band) of a keras file to (1, y, x, class)."""
+    tensorflow, where = import_tensorflow(), weights.location
+    function = frozen(weights, precision)
+    channels = function.inputs[0].shape[-1]
+
+    def run(patch: NDArray[np.float32]) -> NDArray[np.float32]:
+        patch = split_pixels(patch, channels)
+        try:
+            with _rewriting(tensorflow, precision):
+                output = function(tensorflow.constant(patch))[0].numpy()
+        except (tensorflow.errors.OpError, ValueError, TypeError) as error:
+            raise WeightsError(
+                f"{where} cannot be run on a patch of {patch.shape}: "
+                f"{str(error).strip().splitlines()[0][:300]}"
+            ) from error
+        return from_network(output, "last", where)
+
+    return run
+
+
+@lru_cache(maxsize=1)
+def frozen(weights: Weights, precision: Precision) -> Any:
+    """The TensorFlow function of a keras file, its weights as constants: patches (n, y, x, band)
+    float32 to scores float32, of whatever sizes the network takes. The last one is kept, for the
+    next engine of the same precision: to load a network takes longer than to run it.
+    """
+    import_tensorflow()
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )  # it is not exported elsewhere
+
+    return convert_variables_to_constants_v2(_traced(weights, precision))
+
+
+def _traced(weights: Weights, precision: Precision) -> Any:
+    keras = import_keras()
+    if keras.backend.backend() != "tensorflow":
+        raise WeightsError(
+            f"keras runs on {keras.backend.backend()} here; maskloom segments on TensorFlow. Unset "
+            "KERAS_BACKEND."
+        )
+    tensorflow = import_tensorflow()
+    model = load_keras(weights)
+    # Networks that are classes of their own may have neither.
+    inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or len(outputs) != 1:
+        shapes = [tuple(tensor.shape) for tensor in inputs]
+        raise WeightsError(
+            f"{weights.location}: expected one input (patch, y, x, band) and one output; got "
+            f"inputs {shapes} and {len(outputs)} outputs."
+        )
+    before, finish = _ending(model) if precision == "float32" else _exact_ending(model)
+    flat, dtype = keras.Model(inputs[0], before), tensorflow.as_dtype(inputs[0].dtype)
+    if precision == "bfloat16" and not dtype.is_integer:
+        flat = _with_split_pixels(flat)
+
+    def scores(patches: Any) -> Any:
+        if dtype.is_integer:
+            patches = tensorflow.clip_by_value(
+                tensorflow.round(patches), float(dtype.min), float(dtype.max)
+            )
+        return finish(
+            tensorflow.cast(
+                flat(tensorflow.cast(patches, dtype), training=False), tensorflow.float32
+            )
+        )
+
+    try:
+        return tensorflow.function(
+            scores,
+            input_signature=[tensorflow.TensorSpec(flat.inputs[0].shape, tensorflow.float32)],
+            autograph=False,
+        ).get_concrete_function()
+    except (tensorflow.errors.OpError, ValueError, TypeError) as error:
+        raise WeightsError(
+            f"{weights.location} cannot be run on images of any size: "
+            f"{str(error).strip().splitlines()[0][:300]} "
+            "Give its input a fixed height and width."
+        ) from error
+
+
+@contextmanager
+def _rewriting(tensorflow: Any, precision: Precision) -> Iterator[None]:
+    """Lets TensorFlow rewrite what runs inside to a precision; other graphs of the process stay as
+    they are.
+    """
+    optimizer = tensorflow.config.optimizer
+    before = optimizer.get_experimental_options().get(_MIXED, False)
+    wanted = precision == "bfloat16"
+    if before == wanted:
+        yield
+        return
+    optimizer.set_experimental_options({_MIXED: wanted})
+    try:
+        yield
+    finally:
+        optimizer.set_experimental_options({_MIXED: before})

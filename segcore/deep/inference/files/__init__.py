@@ -1,0 +1,1 @@
+"""Model files from disk, read without trusting them."""

@@ -1,0 +1,376 @@
+"""Examination: the card of a file of weights that has none.
+
+The file may be anything, so it is loaded and run in a process of its own, with limits on time and
+memory: `python -m maskloom.segcore.inference.examine` takes a request (JSON) on standard input, and
+answers on standard output with the card or with what is wrong. Whatever happens there, the caller
+gets a `Card` or a `WeightsError`, and the process does not outlive the caller's
+(`segcore.processes.lifeline`).
+
+What a file cannot tell is assumed as most networks have it: pixels of 8 bits, scaled to 0 ... 1
+unless the network takes whole numbers, and classes class_0, class_1 ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maskloom.segcore.deep.inference.card import Card, Output, ReceptiveField, Scaling
+from maskloom.segcore.deep.inference.files.weights import Weights
+from maskloom.segcore.errors import WeightsError
+from maskloom.segcore.processes import lifeline, limits
+
+if TYPE_CHECKING:
+    from maskloom.segcore.deep.inference.receptive_field.measure import Network
+
+_BYTES = 12 << 30
+_SPARE = 1.75
+"""What engines need beside the maps themselves: other layouts of them, and scratch (TensorFlow: 1.4
+to 1.65, measured).
+"""
+_UNKNOWN_BYTES = 2048
+_ACTIVATIONS: Mapping[str, Output] = {"softmax": "scores", "sigmoid": "sigmoid", "linear": "logits"}
+MOST_LABELS = 250
+"""Classes of a network that gives class ids and does not say how many there are."""
+
+
+def examine(weights: Weights, seconds: float | None = None) -> Card:
+    """What a card of this file would say, found out by running it in another process.
+
+    `seconds` is the time that it may take. None: what the limits of this process say. Raises
+    `WeightsError` where the file is broken or hostile, gives no scores for pixels, or takes more
+    than that or the memory.
+    """
+    seconds = limits.configured().examine if seconds is None else seconds
+    request = json.dumps(
+        {"location": weights.location, "sha256": weights.sha256, "trust": weights.trust}
+    )
+    try:
+        with lifeline.tied() as line:
+            child = subprocess.run(
+                [sys.executable, "-m", __name__, str(line)],
+                input=request,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+                check=False,
+                pass_fds=(line,),
+            )
+    except subprocess.TimeoutExpired as error:
+        raise WeightsError(
+            f"{weights.location} could not be examined within {seconds:.4g} s. Write a card beside "
+            "it, use a smaller network, or raise "
+            "limits.examine if it is only slow."
+        ) from error
+    lines = child.stdout.strip().splitlines()
+    try:
+        answer = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        answer = {}
+    if "error" in answer:
+        raise WeightsError(answer["error"])
+    if child.returncode != 0 or "card" not in answer:
+        last = " ".join(child.stderr.strip().splitlines()[-1:])
+        raise WeightsError(
+            f"{weights.location} could not be examined: the process that loaded it ended with "
+            f"{child.returncode} ({last[-300:]}). "
+            "The file is damaged, needs too much memory, or is not what its suffix says."
+        )
+    return Card.load(answer["card"].encode(), weights.location)
+
+
+def card_of_model(
+    model: Any,
+    kind: str,
+    classes: tuple[str, ...],
+    scaling: Scaling,
+    sha256: str,
+    about: Mapping[str, Any] | None = None,
+) -> Card:
+    """The card of a keras model in this process. Without `classes` they are named after their
+    number.
+
+    Raises `WeightsError` where the model gives no scores for pixels, or others than the classes
+    say.
+    """
+    from maskloom.segcore.deep.inference.files.keras_files import check_finite
+    from maskloom.segcore.deep.inference.receptive_field.keras_skeletons import reach_of, runner
+
+    shape = getattr(model, "input_shape", None)
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) != 4
+        or shape[-1] is None
+        or len(model.outputs) != 1
+    ):
+        raise WeightsError(
+            f"The network takes {shape}; expected one image (n, y, x, bands) of a known number of "
+            "bands, and one output."
+        )
+    check_finite(model, "The network")
+    reach = reach_of(model)
+    output, scores = _output_of(runner(model), reach, shape[-1], _last_activation(model))
+    return Card(
+        kind=kind,
+        sha256=sha256,
+        channels=shape[-1],
+        classes=_names(classes, scores),
+        scaling=scaling,
+        reach=reach,
+        output=output,
+        parameters=model.count_params(),
+        bytes_per_pixel=_bytes_per_pixel(_live_bytes(model, probe_size(reach)), reach),
+        about=dict(about or {}),
+    )
+
+
+def probe_size(reach: ReceptiveField) -> tuple[int, int]:
+    """The (height, width) of a patch that the network takes: the fixed one, or one of 256 pixels
+    and a little.
+    """
+    if reach.fixed is not None:
+        return reach.fixed[0], reach.fixed[1]
+    size = 256 + 2 * reach.margin
+    return (size + (reach.residue - size) % reach.stride,) * 2
+
+
+def _bytes_per_pixel(live: int | None, reach: ReceptiveField) -> int:
+    height, width = probe_size(reach)
+    return _UNKNOWN_BYTES if live is None else int(np.ceil(_SPARE * live / (height * width)))
+
+
+def _scaling_to(dtype: Any) -> Scaling:
+    """How pixels of 8 bits become an input of this NumPy type: from 0 to 1; as they are for whole
+    numbers, from -128 on for signed bytes.
+    """
+    kind = np.dtype(dtype)
+    if kind.kind not in "iu":
+        return Scaling()
+    return Scaling((float(-np.iinfo(kind).min) if kind.itemsize == 1 else 0.0,), (1.0,))
+
+
+def _names(classes: tuple[str, ...], scores: int) -> tuple[str, ...]:
+    number = max(2, scores)
+    if not classes:
+        return tuple(f"class_{i}" for i in range(number))
+    if len(classes) != number:
+        raise WeightsError(
+            f"classes: the network tells {number} classes apart; got {len(classes)} names: "
+            f"{', '.join(classes)[:200]}."
+        )
+    return classes
+
+
+def _output_of(
+    network: Network, reach: ReceptiveField, channels: int, last: Output | None
+) -> tuple[Output, int]:
+    """What the output means, and how many numbers there are for a pixel. `last` is what the last
+    layer says, if it says anything.
+    """
+    pixels = np.random.default_rng(0).random((1, *probe_size(reach), channels), np.float32)
+    scores = network(pixels)
+    if not np.isfinite(scores).all():
+        raise WeightsError(
+            "The network gives NaN or infinite scores for ordinary pixels. Its weights are "
+            "damaged, or its training diverged."
+        )
+    number = scores.shape[-1]
+    likely = scores.min() >= 0 and scores.max() <= 1
+    if number > 1:
+        # Several sigmoids do not add up to 1, so they are scores to compare, no probabilities of
+        # classes that exclude one another.
+        sums = np.abs(scores.sum(-1) - 1).max()
+        return ("scores" if likely and sums < 1e-3 else "logits"), number
+    if scores.max() > 1 and np.array_equal(scores, np.rint(scores)):
+        raise WeightsError(
+            "The network gives one whole number for each pixel: class ids, it seems, of which "
+            "nobody knows how many. Let it give the scores "
+            "before them, or write a card beside it that says `output: labels`."
+        )
+    if last in ("sigmoid", "logits"):
+        return last, number
+    return ("sigmoid" if likely else "logits"), number
+
+
+def _last_activation(model: Any) -> Output | None:
+    """What the operation says that makes the output; None where it is no layer with an
+    activation.
+    """
+    maker = model.outputs[0]._keras_history.operation  # noqa: SLF001 - keras tells it nowhere else
+    if getattr(maker, "outputs", None) and getattr(maker, "layers", None):
+        return _last_activation(maker)
+    name = getattr(getattr(maker, "activation", None), "__name__", None) or getattr(
+        maker, "name", ""
+    ).rstrip("_0123456789")
+    return _ACTIVATIONS.get(name)
+
+
+def _live_bytes(model: Any, size: tuple[int, int]) -> int | None:
+    """Bytes of all maps that are alive at once, at most, in float32 for one image. None where the
+    model has no graph.
+    """
+    import keras
+
+    from maskloom.segcore.deep.inference.receptive_field.onnx_skeletons import peak
+
+    steps: list[tuple[list[int], list[int]]] = []
+    bytes_of: dict[int, int] = {}
+    kept: list[Any] = []
+
+    def call(layer: Any, *arguments: Any, **options: Any) -> Any:
+        output = layer(*arguments, **options)
+        taken, given = (
+            [each for each in keras.tree.flatten(part) if isinstance(each, keras.KerasTensor)]
+            for part in (arguments, output)
+        )
+        kept.extend((*taken, *given))
+        bytes_of.update(
+            {
+                id(each): 4 * int(np.prod([length or 1 for length in each.shape]))
+                for each in (*taken, *given)
+            }
+        )
+        steps.append(([id(each) for each in taken], [id(each) for each in given]))
+        return output
+
+    try:
+        entry = keras.Input((*size, model.input_shape[-1]), batch_size=1)
+        graph = keras.Model(model.inputs[0], model.outputs[0])
+        keras.models.clone_model(
+            graph, entry, clone_function=lambda layer: layer, call_function=call
+        )
+    except (ValueError, TypeError, AttributeError, NotImplementedError):
+        return None
+    return peak(steps, bytes_of)
+
+
+def _examine_keras(weights: Weights) -> Card:
+    from maskloom.segcore.deep.inference.files.keras_files import load_keras
+
+    model = load_keras(weights)
+    card = card_of_model(model, "network", (), Scaling(), weights.sha256)
+    return dataclasses.replace(card, scaling=_scaling_to(model.inputs[0].dtype))
+
+
+def _examine_onnx(weights: Weights) -> Card:
+    from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
+    from maskloom.segcore.deep.inference.receptive_field.onnx_skeletons import (
+        count_parameters,
+        form_of,
+        live_bytes,
+        reach_of_onnx,
+        runner,
+        scored,
+    )
+
+    content = load_onnx(weights)
+    import onnx
+
+    model = onnx.load_from_string(content)
+    form = form_of(model, weights.location)
+    # Of a network that gives class ids, the scores before them are looked at: they tell how many
+    # classes there are, and how far it looks.
+    before = scored(model)
+    if before is not None:
+        model, form = before[0], dataclasses.replace(form, given=before[1])
+    elif (
+        onnx.helper.tensor_dtype_to_np_dtype(model.graph.output[0].type.tensor_type.elem_type).kind
+        in "iub"
+    ):
+        raise WeightsError(
+            f"{weights.location} gives whole numbers that no ArgMax makes, so their meaning is not "
+            "known. Write a card beside it."
+        )
+    reach = reach_of_onnx(model, form, weights.location)
+    ends = {node.op_type for node in model.graph.node if model.graph.output[0].name in node.output}
+    last: Output | None = (
+        "sigmoid"
+        if "Sigmoid" in ends
+        else "logits"
+        if ends & {"Conv", "ConvTranspose", "Add"}
+        else None
+    )
+    output, scores = _output_of(runner(model, form, weights.location), reach, form.channels, last)
+    if before is not None:
+        output = "labels"
+    live = live_bytes(model, form, probe_size(reach))
+    return Card(
+        kind="network",
+        sha256=weights.sha256,
+        channels=form.channels,
+        classes=_names((), scores),
+        scaling=_scaling_to(form.dtype),
+        reach=reach,
+        output=output,
+        parameters=count_parameters(model),
+        bytes_per_pixel=_bytes_per_pixel(live, reach),
+    )
+
+
+def _examine_litert(weights: Weights) -> Card:
+    from maskloom.segcore.deep.inference.engines.litert import litert_runner
+    from maskloom.segcore.deep.inference.receptive_field.measure import fixed_reach
+
+    run, (taken, given) = litert_runner(weights), _litert_ends(weights)
+    _, height, width, channels = (int(length) for length in taken["shape"])
+    reach = fixed_reach(run, channels, (height, width))
+    scaling = _scaling_to(taken["dtype"])
+    if np.dtype(given["dtype"]).kind in "iu" and not given["quantization"][0]:
+        # Class ids; how many there are nobody knows but the user, who names them.
+        return Card(
+            "network", weights.sha256, channels, _names((), MOST_LABELS), scaling, reach, "labels"
+        )
+    output, scores = _output_of(run, reach, channels, None)
+    return Card("network", weights.sha256, channels, _names((), scores), scaling, reach, output)
+
+
+def _litert_ends(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What LiteRT tells of the input and of the first output."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=weights.read())
+    return interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+
+
+def _answer(request: Mapping[str, Any]) -> dict[str, str]:
+    weights = Weights(request["location"], request["sha256"], request["trust"])
+    ways = {".onnx": _examine_onnx, ".tflite": _examine_litert}
+    try:
+        card = ways.get(weights.suffix, _examine_keras)(weights)
+    except WeightsError as error:
+        return {
+            "error": str(error)
+            if weights.location in str(error)
+            else f"{weights.location}: {error}"
+        }
+    return {
+        "card": dataclasses.replace(card, about={"examined": "no card beside the file"})
+        .dump()
+        .decode()
+    }
+
+
+def main() -> None:
+    """Answers one request; the process that `examine` starts."""
+    # Only the answer goes to standard output: libraries write there too.
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    for line in sys.argv[1:]:
+        lifeline.hold(int(line))
+    resource.setrlimit(resource.RLIMIT_DATA, (_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    answer = _answer(json.load(sys.stdin))
+    with os.fdopen(answers, "w") as stream:
+        stream.write(f"\n{json.dumps(answer)}\n")
+
+
+if __name__ == "__main__":
+    main()

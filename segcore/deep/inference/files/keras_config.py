@@ -1,0 +1,211 @@
+"""What the configuration of a network may name: keras' own layers and ours, nothing else.
+
+A `.keras` file holds a description in JSON that keras turns into objects. A description can name
+any class of any module, code in marshalled form, or files to be read (CVE-2025-1550, CVE-2025-8747,
+CVE-2025-9906, CVE-2025-12058, CVE-2026-1462), and keras' own guard was passed repeatedly. So every
+object is looked up here first, by rules of what is known to be harmless rather than of what is
+known to be bad.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import pkgutil
+from typing import Any
+
+import maskloom.segcore.deep.networks
+from maskloom.segcore.deep.inference.runtime import import_keras
+from maskloom.segcore.errors import WeightsError
+
+_PUBLIC = ("layers", "initializers", "regularizers", "constraints", "dtype_policies")
+_INTERNAL = {
+    "keras": ("keras", "dtype_policies"),
+    "keras.models": ("keras.src.models",),
+    "keras.src.models.functional": ("keras.src.models",),
+    "keras.src.models.sequential": ("keras.src.models",),
+    "keras.src.models.model": ("keras.src.models",),
+}
+"""Modules that a description may name besides the public ones, and ours to look into."""
+_OPERATIONS = (
+    "keras.src.ops.nn",
+    "keras.src.ops.numpy",
+    "keras.src.ops.math",
+    "keras.src.ops.image",
+)
+_REFUSED = {
+    *(
+        "Lambda",
+        "TFSMLayer",
+        "TorchModuleWrapper",
+        "JaxLayer",
+        "FlaxLayer",
+    ),  # run code of another kind
+    *(
+        "TextVectorization",
+        "StringLookup",
+        "IntegerLookup",
+    ),  # read files that the description names
+}
+_PLAIN = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
+_HALF_POLICIES = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
+_MOST_LEVELS = 200
+_LARGEST, _MOST_NUMBERS = 2**16, 2**28
+"""Sizes that a description may ask for: a number by itself, and the product of a shape."""
+_NO_SIZES = ("class_name", "seed", "shared_object_id")
+_PACKAGE = "maskloom>"
+
+
+def checked_config(text: bytes, where: str) -> dict[str, Any]:
+    """The description of a network from its JSON, in float32 and without what it was trained with
+    (losses, optimizers).
+
+    Raises `WeightsError` where it is none, or names anything but layers of keras and of maskloom.
+    """
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{where} holds no readable description of a network: {error}. Save the network again."
+        ) from error
+    if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
+        raise WeightsError(
+            f"{where} holds no description of a network: expected an object with a class_name. "
+            "Save the network again."
+        )
+    import_layers()
+    waiting: list[tuple[Any, int]] = [(config, 0)]
+    while waiting:
+        entry, level = waiting.pop()
+        if level > _MOST_LEVELS:
+            raise WeightsError(
+                f"{where} holds a description that is nested without end. Save the network again."
+            )
+        if isinstance(entry, dict):
+            if "class_name" in entry:
+                _check(entry, where)
+            _in_float32(entry)
+            _check_nodes(entry.get("inbound_nodes"), where)
+            waiting += [(value, level + 1) for key, value in entry.items() if key not in _NO_SIZES]
+        elif isinstance(entry, list):
+            sides = [abs(side) for side in entry if isinstance(side, int) and side]
+            if math.prod(sides) > _MOST_NUMBERS:
+                raise WeightsError(
+                    f"{where} asks for an array of {entry}: more than any network needs. Save the "
+                    "network again."
+                )
+            waiting += [(value, level + 1) for value in entry]
+        elif isinstance(entry, int) and abs(entry) > _LARGEST:
+            raise WeightsError(
+                f"{where} asks for a size of {entry}: more than any network needs. Save the "
+                "network again."
+            )
+    return config
+
+
+def import_layers() -> None:
+    """Loads every module of `segcore.deep.networks`, so that keras knows the layers registered
+    there.
+    """
+    import_keras()
+    for module in pkgutil.walk_packages(
+        maskloom.segcore.deep.networks.__path__, "maskloom.segcore.deep.networks."
+    ):
+        importlib.import_module(module.name)
+
+
+def _check(entry: dict[str, Any], where: str) -> None:
+    name, module, registered = (
+        entry["class_name"],
+        entry.get("module"),
+        entry.get("registered_name"),
+    )
+    entry.pop("compile_config", None)
+    known = isinstance(name, str) and (
+        name in _PLAIN or _is_ours(name, registered) or _is_of_keras(name, str(module), registered)
+    )
+    if not known:
+        origin = f"{module}.{name}" if module else str(name)
+        raise WeightsError(
+            f"{where} asks for {origin[:100]!r}, which is neither a layer of keras that only "
+            "computes nor one of maskloom. Such a file can run "
+            "code of its own. Build the network of other layers; or, if you trust whoever made the "
+            "file, set trust: true."
+        )
+
+
+def _check_nodes(nodes: object, where: str) -> None:
+    """Raises `WeightsError` where an operation of a graph takes no map of another: keras would run
+    it at once, on whatever size it asks for.
+    """
+    for node in nodes if isinstance(nodes, list) else ():
+        if isinstance(node, dict) and not _takes_a_map(node):
+            raise WeightsError(
+                f"{where} holds an operation that works on nothing of the image. Save the network "
+                "again."
+            )
+
+
+def _takes_a_map(node: object) -> bool:
+    waiting = [node]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            if part.get("class_name") == "__keras_tensor__":
+                return True
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+    return False
+
+
+def _is_ours(name: str, registered: object) -> bool:
+    from keras import saving
+
+    known = (
+        saving.get_registered_object(registered)
+        if isinstance(registered, str) and registered.startswith(_PACKAGE)
+        else None
+    )
+    return isinstance(known, type) and known.__name__ == name
+
+
+def _is_of_keras(name: str, module: str, registered: object) -> bool:
+    import keras
+    from keras.src.ops.operation import Operation
+
+    if registered not in (None, name) or name in _REFUSED or name.startswith("_"):
+        return False
+    kinds = (
+        Operation,  # layers and networks too
+        keras.initializers.Initializer,
+        keras.regularizers.Regularizer,
+        keras.constraints.Constraint,
+        keras.dtype_policies.DTypePolicy,
+        keras.dtype_policies.DTypePolicyMap,
+    )
+    found = [vars(importlib.import_module(place)).get(name) for place in _places(module)]
+    return any(isinstance(item, type) and issubclass(item, kinds) for item in found)
+
+
+def _places(module: str) -> tuple[str, ...]:
+    if module in _OPERATIONS:
+        return (module,)
+    if module in _INTERNAL:
+        return tuple(
+            place if place.startswith("keras") else f"keras.{place}" for place in _INTERNAL[module]
+        )
+    return tuple(f"keras.{public}" for public in _PUBLIC if module == f"keras.{public}")
+
+
+def _in_float32(entry: dict[str, Any]) -> None:
+    """Undoes the precision that a network was trained in: here an engine decides."""
+    if (
+        entry.get("class_name") == "DTypePolicy"
+        and isinstance(entry.get("config"), dict)
+        and entry["config"].get("name") in _HALF_POLICIES
+    ):
+        entry["config"] = {**entry["config"], "name": "float32"}
+    if isinstance(entry.get("dtype"), str) and entry["dtype"] in _HALF_POLICIES:
+        entry["dtype"] = "float32"

@@ -1,0 +1,288 @@
+"""Files of keras: checked before keras sees them.
+
+A `.keras` file is a ZIP archive of a description (JSON), what wrote it (JSON) and the weights
+(HDF5). Archive, description and weights are checked each, and keras gets nothing but the
+description and the weights that were found harmless. So no entry that is read in one way here and
+in another there, no link out of the file and no bomb reaches it. The network is built without
+memory for its weights first: a description may ask for any amount of it, and gets no more than
+there are weights in the file. Files of other kinds are loaded only where the user vouches for them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maskloom.segcore.deep.inference.files.keras_config import checked_config, import_layers
+from maskloom.segcore.deep.inference.runtime import import_keras, import_tensorflow
+from maskloom.segcore.errors import WeightsError
+
+if TYPE_CHECKING:
+    import h5py
+
+    from maskloom.segcore.deep.inference.files.weights import Weights
+
+_CONFIG, _METADATA, _VARIABLES = "config.json", "metadata.json", "model.weights.h5"
+_MOST_TEXT = 1 << 26
+_SLACK, _MOST_EXPANSION = 1 << 26, 8
+"""Bytes that any file may unfold to, and how many times its own size beyond that. Weights hardly
+compress.
+"""
+_SPARE_NUMBERS = 1 << 22
+"""Numbers that a network may make for itself beside its weights."""
+_MOST_ENTRIES, _MOST_LEVELS = 200_000, 64
+_MAGIC_ZIP, _MAGIC_HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
+
+
+def load_keras(weights: Weights) -> Any:
+    """The `keras.Model` of a file, in float32 and not compiled. Raises `WeightsError` where the
+    file is broken, hostile or of another kind.
+
+    With `weights.trust` nothing is checked, the precision stays as it was saved, and HDF5 files are
+    taken too.
+    """
+    content, where = weights.read(), weights.location
+    if weights.trust:
+        suffix = ".h5" if content.startswith(_MAGIC_HDF5) else ".keras"
+        import_layers()
+        with _problems(where):
+            return _trusted(content, suffix)
+    if weights.suffix != ".keras":
+        raise WeightsError(
+            f"{where}: expected a .keras file; got {weights.suffix or 'no suffix'}. Other kinds of "
+            "files can run code of their own. "
+            "Save the network again with model.save('name.keras'); or, if you trust whoever made "
+            "an .h5 file, set trust: true."
+        )
+    if content.startswith(_MAGIC_HDF5):
+        raise WeightsError(
+            f"{where} is an HDF5 file by another name. Save the network again with "
+            "model.save('name.keras')."
+        )
+    if not content.startswith(_MAGIC_ZIP):
+        raise WeightsError(
+            f"{where} is no .keras file: it is not a ZIP archive. Save the network with "
+            "model.save('name.keras')."
+        )
+    description, variables = _checked_parts(content, where)
+    stored = check_variables(variables, where)
+    with _problems(where):
+        model = _built(description, stored, where)
+        with _file(variables, ".weights.h5") as path:
+            model.load_weights(path)
+    check_finite(model, where)
+    return model
+
+
+def check_finite(model: Any, where: str) -> None:
+    """Raises `WeightsError` where a weight is NaN or infinite: a ReLU may swallow it, and the
+    labels would be wrong without a sign.
+    """
+    for variable in model.weights:
+        values = np.asarray(variable)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise WeightsError(
+                f"{where}: {variable.path} holds NaN or infinite numbers. The file is damaged, or "
+                "its training diverged."
+            )
+
+
+def _trusted(content: bytes, suffix: str) -> Any:
+    with _file(content, suffix) as path:
+        return import_keras().saving.load_model(path, compile=False, safe_mode=False)
+
+
+def _built(description: dict[str, Any], stored: int, where: str) -> Any:
+    """The network of a checked description, its weights not yet read. Raises `WeightsError` where
+    it has more of them than are stored.
+    """
+    from keras.src.backend.common import global_state
+
+    keras, waiting = import_keras(), "uninitialized_variables"
+    global_state.set_global_attribute(waiting, [])
+    try:
+        # In such a scope variables have a shape only; the end of the next one gives them memory.
+        with keras.StatelessScope(initialize_variables=False):
+            model = keras.saving.deserialize_keras_object(description, safe_mode=True)
+        numbers = sum(
+            math.prod(variable.shape) for variable in global_state.get_global_attribute(waiting)
+        )
+        if numbers > stored + _SPARE_NUMBERS:
+            raise WeightsError(
+                f"{where} describes a network of {numbers} weights, but holds {stored} numbers. "
+                "Save the network again."
+            )
+        with keras.StatelessScope():
+            pass
+    finally:
+        global_state.set_global_attribute(waiting, [])
+    return model
+
+
+@contextmanager
+def _file(content: bytes, suffix: str) -> Iterator[Path]:
+    """A file of this content, gone in the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"network{suffix}")
+        path.write_bytes(content)
+        yield path
+
+
+@contextmanager
+def _problems(where: str) -> Iterator[None]:
+    """Turns whatever keras raises for a network that it cannot make into a `WeightsError`."""
+    keras = import_keras()
+    problems: tuple[type[Exception], ...] = (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        OSError,
+        RuntimeError,
+        MemoryError,
+    )
+    if keras.backend.backend() == "tensorflow":
+        problems += (import_tensorflow().errors.OpError,)
+    try:
+        yield
+    except WeightsError:
+        raise
+    except problems as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise WeightsError(
+            f"keras cannot load {where}: {reason[:300]} Expected a network that this keras, or an "
+            "older one, saved."
+        ) from error
+
+
+def _checked_parts(content: bytes, where: str) -> tuple[dict[str, Any], bytes]:
+    """The description and the weights (HDF5) in a `.keras` archive that holds nothing else. The
+    weights are not yet checked.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            _check_entries(archive, len(content), where)
+            config, metadata, variables = (
+                archive.read(name) for name in (_CONFIG, _METADATA, _VARIABLES)
+            )
+        json.loads(metadata)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        ValueError,
+        RecursionError,
+        NotImplementedError,
+    ) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{where} is truncated or damaged: {error}. Copy it again.") from error
+    return checked_config(config, where), variables
+
+
+def _check_entries(archive: zipfile.ZipFile, size: int, where: str) -> None:
+    entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    if sorted(names) != [_CONFIG, _METADATA, _VARIABLES]:
+        listed = ", ".join(names[:5])
+        raise WeightsError(
+            f"{where}: expected an archive of {_CONFIG}, {_METADATA} and {_VARIABLES}, nothing "
+            f"else; got {len(names)} entries ({listed[:200]}). "
+            "Save the network as one .keras file, without assets or shards."
+        )
+    for entry in entries:
+        if entry.flag_bits & 1 or entry.compress_type not in (
+            zipfile.ZIP_STORED,
+            zipfile.ZIP_DEFLATED,
+        ):
+            raise WeightsError(
+                f"{where}: {entry.filename} is encrypted or compressed in an unusual way. Save the "
+                "network again."
+            )
+        most = _MOST_TEXT if entry.filename != _VARIABLES else _SLACK + _MOST_EXPANSION * size
+        if entry.file_size > most:
+            raise WeightsError(
+                f"{where}: {entry.filename} would unfold to {entry.file_size} bytes, more than "
+                f"{most}. Save the network again."
+            )
+
+
+def check_variables(content: bytes, where: str) -> int:
+    """How many numbers an HDF5 file holds.
+
+    Raises `WeightsError` where it holds anything but arrays of numbers of its own, no larger than
+    the file makes likely.
+    """
+    import h5py
+
+    try:
+        with h5py.File(io.BytesIO(content), "r") as file:
+            return _check_group(file, _SLACK + _MOST_EXPANSION * len(content), where)
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{where}: its weights are truncated or damaged: {error}. Copy it again."
+        ) from error
+
+
+def _check_group(file: h5py.File, most: int, where: str) -> int:
+    import h5py
+
+    numbers = unfolded = entries = 0
+    waiting: list[tuple[h5py.Group, int]] = [(file, 0)]
+    while waiting:
+        group, level = waiting.pop()
+        for name in group:
+            entries += 1
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise WeightsError(
+                    f"{where}: {name[:80]!r} in its weights is a link to elsewhere. A network has "
+                    "its weights in its own file."
+                )
+            if entries > _MOST_ENTRIES or level > _MOST_LEVELS:
+                raise WeightsError(
+                    f"{where}: its weights are nested without end, or in more than {_MOST_ENTRIES} "
+                    "parts."
+                )
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                waiting.append((item, level + 1))
+                continue
+            _check_array(item, where)
+            numbers += item.size
+            unfolded += item.nbytes
+            if unfolded > most:
+                raise WeightsError(
+                    f"{where}: its weights would unfold to more than {most} bytes. Save the "
+                    "network again."
+                )
+    return numbers
+
+
+def _check_array(item: h5py.Dataset | h5py.Datatype, where: str) -> None:
+    import h5py
+
+    if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
+        raise WeightsError(
+            f"{where}: {str(item.name)[:80]!r} in its weights lies in another file. A network has "
+            "its weights in its own file."
+        )
+    # keras stores bfloat16 as opaque pairs of bytes.
+    if item.dtype.kind not in "fiub" and not (
+        item.dtype.kind == "V" and item.dtype.names is None and item.dtype.itemsize == 2
+    ):
+        raise WeightsError(
+            f"{where}: {str(item.name)[:80]!r} in its weights is not an array of numbers. Save the "
+            "network again."
+        )

@@ -1,0 +1,132 @@
+"""Weights: a file of a trained network, known by its digest.
+
+The digest is taken when the recipe is read and checked whenever the file is loaded, so that all
+workers run the same network and nobody can exchange it behind a run's back. Weights that come with
+the package are called by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from maskloom.segcore.deep.inference.card import Card, card_name
+from maskloom.segcore.errors import StoreError, WeightsError
+from maskloom.segcore.storage.store import filesystem, store_errors
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+_PACKAGE = "maskloom.segcore.deep.weights"
+SUFFIXES = (".keras", ".onnx", ".tflite")
+"""Kinds of files that can be run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A file of weights, and the digest that it must have."""
+
+    location: str = field(compare=False)
+    """Name of packaged weights, a path or an fsspec URI. Another place of the same bytes changes
+    nothing.
+    """
+    sha256: str
+    trust: bool = False
+    """Whether the user vouches for a file that can run code of its own when loaded."""
+
+    @classmethod
+    def of(cls, location: str, trust: bool = False) -> Weights:
+        """The weights at a location as they are now. Raises `WeightsError` where there are none."""
+        return cls(location, hashlib.sha256(_read(location)).hexdigest(), trust)
+
+    @property
+    def suffix(self) -> str:
+        """What kind of file it is: one of `SUFFIXES`, or another in lower case."""
+        name = file_name(self.location)
+        return name[name.rfind(".") :].lower() if "." in name else ""
+
+    def read(self) -> bytes:
+        """The bytes of the file. Raises `WeightsError` where they are gone or others than when the
+        run began.
+        """
+        content = _read(self.location)
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise WeightsError(
+                f"{self.location} was changed: expected the digest {self.sha256[:12]}..., got "
+                f"{hashlib.sha256(content).hexdigest()[:12]}.... "
+                "Put the file back, or start again with the new one."
+            )
+        return content
+
+    def card(self) -> Card | None:
+        """The card beside the file; None where there is none. Raises `WeightsError` where it is
+        broken or belongs to another file.
+        """
+        packaged = _packaged(self.location)
+        if packaged is not None:
+            where = str(packaged[1])
+            content = packaged[1].read_bytes()
+        else:
+            where = card_name(self.location)
+            fs, path = filesystem(where)
+            with store_errors(f"read {where}"):
+                if not fs.exists(path):
+                    return None
+                content = fs.cat_file(path)
+        card = Card.load(content, where)
+        if card.sha256 != self.sha256:
+            raise WeightsError(
+                f"{where} belongs to other weights than {self.location}: it says "
+                f"{card.sha256[:12]}..., the file is {self.sha256[:12]}.... "
+                "Put the two files of one training side by side, or remove the card."
+            )
+        return card
+
+
+def packaged_names() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(
+        entry.name.removesuffix(".keras")
+        for entry in resources.files(_PACKAGE).iterdir()
+        if entry.name.endswith(".keras")
+    )
+
+
+def is_packaged(location: str) -> bool:
+    """Whether a location is the name of packaged weights."""
+    return location in packaged_names()
+
+
+def file_name(location: str) -> str:
+    """The name of the file at a location, without its folders."""
+    return (
+        f"{location}.keras"
+        if is_packaged(location)
+        else location.replace("\\", "/").rsplit("/", 1)[-1]
+    )
+
+
+def _packaged(location: str) -> tuple[Traversable, Traversable] | None:
+    if not is_packaged(location):
+        return None
+    folder = resources.files(_PACKAGE)
+    return folder / f"{location}.keras", folder / f"{location}.json"
+
+
+def _read(location: str) -> bytes:
+    packaged = _packaged(location)
+    if packaged is not None:
+        return packaged[0].read_bytes()
+    try:
+        fs, path = filesystem(location)
+        with store_errors(f"read {location}"):
+            return bytes(fs.cat_file(path))
+    except (FileNotFoundError, StoreError) as error:
+        known = ", ".join(packaged_names())
+        raise WeightsError(
+            f"weights: {location} cannot be read ({error}), and no weights of that name come with "
+            f"maskloom ({known}). "
+            f"Give a file ending in {', '.join(SUFFIXES)}, or one of these names."
+        ) from error

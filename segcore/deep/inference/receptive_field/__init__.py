@@ -1,0 +1,1 @@
+"""How far a network looks, measured on a copy of its graph."""

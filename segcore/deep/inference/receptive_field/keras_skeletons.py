@@ -1,0 +1,283 @@
+"""Skeletons of Keras models: the same graph, in which what depends on a pixel, and nothing else, is
+greater than zero where the pixel is.
+
+Kernels become positive numbers, biases go, norms and non-linearities pass their input on, products
+become sums. Where it can be, each layer has one channel only: what a layer does across channels
+does not matter here, and a skeleton of one channel costs next to nothing.
+
+Layers that look at the whole image (global pooling, norms over space, attention) leave their sign
+in `Skeleton.bounded`, and give zeros, so that the stride of the rest can be measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maskloom.segcore.deep.inference.receptive_field.measure import confirmed, fixed_reach, measure
+from maskloom.segcore.errors import WeightsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.deep.inference.card import ReceptiveField
+    from maskloom.segcore.deep.inference.receptive_field.measure import Network
+
+_CONVOLUTIONS = ("Conv2D", "Conv2DTranspose", "SeparableConv2D", "DepthwiseConv2D")
+_PASS = frozenset(
+    # A list would take a line for each name.
+    "Activation ActivityRegularization AlphaDropout BatchNormalization Dropout ELU "  # noqa: SIM905
+    "GaussianDropout GaussianNoise Identity LeakyReLU "
+    "Normalization PReLU ReLU Rescaling Softmax SpatialDropout2D "
+    # Operations of keras.ops in a functional model.
+    "Absolute BatchNorm Cast Celu Clip Elu Exp Gelu GeluTanh HardSigmoid HardSilu HardTanh "
+    "LeakyRelu LogSigmoid LogSoftmax "
+    "Negative Relu Relu6 Selu Sigmoid Silu Softplus Softsign Square Sqrt Tanh".split()
+)
+_SUMS = frozenset("Add Average Divide Maximum Minimum Multiply Subtract TrueDivide".split())  # noqa: SIM905
+_REDUCTIONS = frozenset("Amax Amin Max Mean Min Prod Std Sum Var".split())  # noqa: SIM905
+_NORMS = frozenset(
+    ["GroupNormalization", "LayerNormalization", "RMSNormalization", "UnitNormalization"]
+)
+_GLOBAL = frozenset("GlobalAveragePooling2D GlobalMaxPooling2D".split())  # noqa: SIM905
+_ATTENTION = frozenset(
+    ["AdditiveAttention", "Attention", "GroupedQueryAttention", "MultiHeadAttention"]
+)
+_SPACE = frozenset((1, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """A skeleton, ready to be measured."""
+
+    network: Network
+    bounded: bool
+    """Whether no layer looks at the whole image by its nature."""
+
+
+def reach_of(model: Any) -> ReceptiveField:
+    """The reach of a keras model (n, y, x, channels) to (n, y, x, scores). Raises `WeightsError`
+    where it gives no scores for pixels.
+
+    A model that cannot be taken apart (subclassed, or dense layers over space) has no finite halo.
+    """
+    height, width, channels = model.input_shape[1:]
+    skeleton, network = open_copy(model), runner(model)
+    if height is not None and width is not None:
+        reach = fixed_reach(network, channels, (height, width))
+        if skeleton is None or not skeleton.bounded:
+            return reach
+        try:
+            measured = measure(skeleton.network, channels)
+        except WeightsError:
+            # Sizes are written into the model, so that it cannot be taken out of its frame.
+            return reach
+        return replace(measured, fixed=reach.fixed)
+    if skeleton is None:
+        return replace(measure(network, channels), halo=None)
+    reach = measure(skeleton.network, channels)
+    return confirmed(reach, network, channels) if skeleton.bounded else replace(reach, halo=None)
+
+
+def runner(model: Any) -> Network:
+    """A keras model as a function of arrays that raises `ValueError` for sizes that it does not
+    take.
+    """
+    import keras
+
+    refusals = _refusals()
+
+    def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            output = keras.ops.convert_to_numpy(model(batch, training=False))
+        except refusals as error:
+            raise ValueError(str(error)) from error
+        return np.asarray(output, np.float32)
+
+    return run
+
+
+def open_copy(model: Any) -> Skeleton | None:
+    """The skeleton of a keras model; None where it cannot be taken apart."""
+    # Layers that count on their number of channels (a reshape) refuse to have one.
+    for thin in (True, False):
+        builder = _Builder(thin)
+        try:
+            copy = builder.copy(model, (None, None, model.input_shape[-1]))
+        except (ValueError, TypeError, AttributeError, NotImplementedError):
+            continue
+        return Skeleton(runner(copy), not builder.unbounded)
+    return None
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What a keras backend raises where shapes do not fit."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        from tensorflow import errors
+
+        # Aborted: what oneDNN says of maps without any pixel.
+        return (
+            ValueError,
+            TypeError,
+            errors.InvalidArgumentError,
+            errors.AbortedError,
+            errors.UnimplementedError,
+        )
+    return (ValueError, TypeError, RuntimeError)
+
+
+class _Builder:
+    """Builds a skeleton layer by layer, as the functional graph is walked."""
+
+    def __init__(self, thin: bool) -> None:
+        self.thin = thin
+        self.unbounded = False
+        self._generator = np.random.default_rng(0)
+
+    def copy(self, model: Any, shape: tuple[int | None, ...]) -> Any:
+        """The skeleton of a functional or sequential model for images of this shape."""
+        import keras
+
+        if len(model.inputs) != 1 or len(model.outputs) != 1:
+            raise ValueError(
+                f"expected one input and one output; got {len(model.inputs)} and "
+                f"{len(model.outputs)}"
+            )
+        functional = keras.Model(model.inputs[0], model.outputs[0])
+        return keras.models.clone_model(
+            functional,
+            keras.Input(shape),
+            clone_function=lambda layer: layer,
+            call_function=self.call,
+        )
+
+    def call(self, layer: Any, *arguments: Any, **options: Any) -> Any:
+        """What stands for a layer's output."""
+        import keras
+
+        kind, first = type(layer).__name__, arguments[0]
+        if isinstance(layer, keras.Model):
+            return self.copy(layer, first.shape[1:])(first)
+        for kinds, substitute in self._substitutes():
+            if kind in kinds:
+                return substitute(layer, arguments)
+        if not isinstance(layer, keras.layers.Layer):
+            return layer(*arguments, **options)
+        fresh = type(layer).from_config(layer.get_config())
+        options.pop("training", None)
+        output = fresh(*arguments, **options)
+        self._fill(fresh)
+        return output
+
+    def _substitutes(self) -> list[tuple[Any, Callable[[Any, tuple[Any, ...]], Any]]]:
+        return [
+            (_CONVOLUTIONS, self._convolution),
+            (_PASS, lambda _layer, arguments: arguments[0]),
+            (_SUMS, lambda _layer, arguments: self._sum(arguments)),
+            (_NORMS, self._norm),
+            (_REDUCTIONS, self._reduction),
+            (_GLOBAL, lambda layer, arguments: self._nothing(arguments[0], (1, 2), layer.keepdims)),
+            (_ATTENTION, lambda _layer, arguments: self._far(arguments[0])),
+            (("Dense",), self._dense),
+            (("MaxUnpooling",), _repeated),
+        ]
+
+    def _convolution(self, layer: Any, arguments: tuple[Any, ...]) -> Any:
+        config = {
+            name: value
+            for name, value in layer.get_config().items()
+            if not name.endswith(("_regularizer", "_constraint"))
+        }
+        config |= {"activation": None, "use_bias": False, "dtype": "float32", "name": None}
+        if (
+            "dilation_rate" in config
+            and type(layer).__name__ == "Conv2DTranspose"
+            and config["dilation_rate"] == (1, 1)
+        ):
+            config["dilation_rate"] = 1
+        if self.thin:
+            config |= {key: 1 for key in ("filters", "groups", "depth_multiplier") if key in config}
+        fresh = type(layer).from_config(config)
+        output = fresh(arguments[0])
+        self._fill(fresh)
+        return output
+
+    def _dense(self, layer: Any, arguments: tuple[Any, ...]) -> Any:
+        import keras
+
+        fresh = keras.layers.Dense(1 if self.thin else layer.units, use_bias=False)
+        output = fresh(arguments[0])
+        self._fill(fresh)
+        return output
+
+    def _norm(self, layer: Any, arguments: tuple[Any, ...]) -> Any:
+        axes = getattr(layer, "axis", None)
+        rank = len(arguments[0].shape)
+        across = (
+            {axis % rank for axis in (axes if isinstance(axes, list | tuple) else [axes])}
+            if axes is not None
+            else set(_SPACE)
+        )
+        if type(layer).__name__ == "GroupNormalization" or across & _SPACE:
+            self.unbounded = True
+        return arguments[0]
+
+    def _reduction(self, layer: Any, arguments: tuple[Any, ...]) -> Any:
+        axes = layer.axis
+        rank = len(arguments[0].shape)
+        over = (
+            tuple(range(rank))
+            if axes is None
+            else tuple(axis % rank for axis in (axes if isinstance(axes, list | tuple) else [axes]))
+        )
+        return (
+            self._nothing(arguments[0], over, layer.keepdims)
+            if _SPACE & set(over)
+            else layer(*arguments)
+        )
+
+    def _nothing(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+        import keras
+
+        self.unbounded = True
+        return keras.ops.mean(x, axes, keepdims=keepdims) * 0.0
+
+    def _far(self, x: Any) -> Any:
+        self.unbounded = True
+        return x
+
+    def _sum(self, arguments: tuple[Any, ...]) -> Any:
+        import keras
+
+        terms = arguments[0] if isinstance(arguments[0], list | tuple) else arguments
+        tensors = [term for term in terms if isinstance(term, keras.KerasTensor)]
+        total = tensors[0]
+        for term in tensors[1:]:
+            total = keras.ops.add(total, term)
+        return total
+
+    def _fill(self, layer: Any) -> None:
+        """Positive kernels, so scaled that neither the middle of a deep network's field overflows
+        nor its end underflows; no biases.
+        """
+        for weight in layer.weights:
+            shape = tuple(weight.shape)
+            if len(shape) < 2:
+                ones = weight.name in ("gamma", "scale", "moving_variance", "variance")
+                weight.assign(np.full(shape, float(ones), np.float32))
+                continue
+            kernel = self._generator.uniform(0.5, 1.5, shape).astype(np.float32)
+            side = float(np.prod(shape[:-2])) ** 0.25
+            weight.assign(kernel * np.float32(side * shape[-1] / kernel.sum()))
+
+
+def _repeated(layer: Any, arguments: tuple[Any, ...]) -> Any:
+    """Max-unpooling: which pixel of a window gets the value depends on the pixels, so all may."""
+    import keras
+
+    return keras.ops.repeat(keras.ops.repeat(arguments[0], layer.size, axis=1), layer.size, axis=2)

@@ -1,0 +1,311 @@
+"""The reach of a network, measured: how far its output looks, on which lattice it works, which
+sizes it takes.
+
+What is measured is a skeleton of the network (`skeletons.py`): the same graph with positive weights
+and without biases, norms and non-linearities, so that an output pixel is other than zero exactly
+where a path leads to it from an input pixel that is. No cancellation, ReLU or lost maximum hides a
+path. This is the theoretical receptive field of Araujo, Norris and Sim 2019 ("Computing Receptive
+Fields of Convolutional Neural Networks"), found by experiment: it holds for any graph, and all ends
+of the field are known, not its width alone.
+
+- Sizes: the first height and width that run, and what the output lacks of them, give the margin.
+- Stride: the smallest number of pixels by which input and output move together, tried on random
+  pixels.
+- Reach: a line of ones for each phase of the stride; the farthest row, then column, that answers.
+  Strips are as narrow as the network allows, and as long as a first look says that they must be.
+
+`confirmed` then holds the result against the network itself, with its own weights: rows that are
+cut off must not be missed beyond the reach.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from maskloom.segcore.deep.inference.card import ReceptiveField
+from maskloom.segcore.errors import WeightsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    """Input (n, y, x, channels) to output (n, y, x, k).
+
+    Raises `ValueError` for a size that it does not take.
+    """
+
+LIMIT = 1024
+"""A reach beyond this many pixels counts as unbounded: patches would be halo for the most part."""
+_STRIDES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_PERIOD = 384
+"""The least common multiple of `_STRIDES`: sizes that differ by it are taken or refused alike."""
+_LENGTHS = (1, 2, 4, 6)
+"""Lengths of strips in periods; the last one holds the limit on both sides."""
+_BATCH = 1 << 21
+"""Numbers that are given to the skeleton at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Sizes that a network takes."""
+
+    height: int
+    """At least one period, and less than two."""
+    width: int
+    """As small as can be."""
+    margin: int
+
+
+def measure(network: Network, channels: int, limit: int = LIMIT) -> ReceptiveField:
+    """The reach of a network, a skeleton as a rule, that takes images of any suitable size. Raises
+    `WeightsError` where it gives no image.
+
+    A halo beyond `limit`, at most 1024 pixels, is None; the stride is then such that the sizes at
+    least run.
+    """
+    frame = _frame(network, channels)
+    flipped = _transposed(network)
+    strides = [_stride(each, frame, channels) for each in (network, flipped)]
+    stride = math.lcm(*(each or 1 for each in strides))
+    if None in strides:
+        stride = math.lcm(stride, _smallest_step(network, frame, channels))
+        return ReceptiveField(None, stride, frame.margin, frame.height % stride)
+    halos = [_halo(each, frame, channels, stride) for each in (network, flipped)]
+    widest = None if None in halos else max(each for each in halos if each is not None)
+    return ReceptiveField(
+        widest if widest is not None and widest <= limit else None,
+        stride,
+        frame.margin,
+        frame.height % stride,
+    )
+
+
+def confirmed(reach: ReceptiveField, network: Network, channels: int) -> ReceptiveField:
+    """The reach, as far as the network itself agrees: a larger halo, or None, where it looks
+    farther than its skeleton.
+
+    Rows, then columns, are cut off on either side of random pixels, and what stays is compared.
+    Costs strips of about twice the halo.
+    """
+    if reach.halo is None:
+        return reach
+    seen = [_seen(each, reach, channels) for each in (network, _transposed(network))]
+    if None in seen:
+        return replace(reach, halo=None)
+    farthest = max(each for each in seen if each is not None)
+    halo = max(reach.halo, farthest)
+    if 0 < farthest < reach.margin + reach.stride and reach.margin:
+        # Some padding inside, though the output lacks a margin: its outermost rows are not whole.
+        # See `patches`.
+        halo = max(halo, reach.margin + reach.stride)
+    return replace(reach, halo=halo if halo <= LIMIT else None)
+
+
+def fixed_reach(network: Network, channels: int, fixed: tuple[int, int]) -> ReceptiveField:
+    """What can be said of a network of one size that is not taken apart: its margin. Raises
+    `WeightsError` where it gives no scores for pixels.
+    """
+    try:
+        output = network(np.zeros((1, *fixed, channels), np.float32)).shape
+    except ValueError as error:
+        raise WeightsError(
+            f"The network fails on an image of its own size, {fixed[0]} x {fixed[1]} pixels: "
+            f"{error!s:.300}"
+        ) from error
+    margin, odd = divmod(fixed[0] - output[1], 2) if len(output) == 4 else (-1, 0)
+    if margin < 0 or odd or margin >= min(fixed) / 4 or output[2] != fixed[1] - 2 * margin:
+        raise WeightsError(
+            f"The network gives {output} for an image of {fixed[0]} x {fixed[1]} pixels; expected "
+            "(n, y, x, scores) of the same height and width, or "
+            "less by the same margin at each side. Add an up-sampling layer at its end, or export "
+            "it without its head."
+        )
+    return ReceptiveField(None, 1, margin, 0, fixed)
+
+
+def _frame(network: Network, channels: int) -> _Frame:
+    refusals = []
+    for size in range(_PERIOD, _PERIOD + max(_STRIDES)):
+        try:
+            output = network(np.zeros((1, size, size, channels), np.float32))
+        except ValueError as error:
+            refusals.append(str(error))
+            continue
+        return _framed(network, channels, size, output.shape)
+    raise WeightsError(
+        f"The network takes no image of {_PERIOD} to {size} pixels a side: {refusals[0]:.300} "
+        "Expected one that gives scores for each pixel of "
+        f"images (n, y, x, {channels}), whose sizes suit strides up to {max(_STRIDES)}."
+    )
+
+
+def _framed(network: Network, channels: int, size: int, output: tuple[int, ...]) -> _Frame:
+    if (
+        len(output) != 4
+        or output[1] != output[2]
+        or not 0 < output[1] <= size
+        or (size - output[1]) % 2
+    ):
+        raise WeightsError(
+            f"The network gives {output} for an image of {size} x {size} pixels; expected (n, y, "
+            "x, scores) of the same height and width, or less "
+            "by the same margin at each side. Add an up-sampling layer at its end, or export it "
+            "without its head."
+        )
+    margin = (size - output[1]) // 2
+    # A margin stays as it is where the image grows; an output of fewer, larger pixels lacks more.
+    if not _runs(network, size + _PERIOD, size, channels, margin):
+        raise WeightsError(
+            f"The network gives {output[1]} x {output[2]} scores for {size} x {size} pixels; "
+            "expected one for each pixel. "
+            "Add an up-sampling layer at its end."
+        )
+    for width in range(size % 16 or 16, size, 16):
+        if width > 2 * margin and _runs(network, size, width, channels, margin):
+            return _Frame(size, width, margin)
+    return _Frame(size, size, margin)
+
+
+def _runs(network: Network, height: int, width: int, channels: int, margin: int) -> bool:
+    try:
+        output = network(np.zeros((1, height, width, channels), np.float32))
+    except ValueError:
+        return False
+    return output.shape[1:3] == (height - 2 * margin, width - 2 * margin)
+
+
+def _transposed(network: Network) -> Network:
+    return lambda batch: network(np.ascontiguousarray(batch.transpose(0, 2, 1, 3))).transpose(
+        0, 2, 1, 3
+    )
+
+
+def _stride(network: Network, frame: _Frame, channels: int) -> int | None:
+    """The smallest shift of rows that input and output share; None where there is none."""
+    for length in _lengths(frame):
+        pixels = _specks((1, length + max(_STRIDES), frame.width, channels))
+        still = network(pixels[:, :length])
+        # The middle alone: rows near the ends know them, and are no part of the lattice.
+        low = (still.shape[1] - max(_STRIDES)) // 2
+        if low < 0:
+            continue
+        middle = slice(low, low + max(_STRIDES))
+        for stride in _STRIDES:
+            if stride > low:
+                break
+            try:
+                moved = network(pixels[:, stride : length + stride])
+            except ValueError:
+                continue
+            # All numbers are positive sums: each is right to its last digits, and the smallest
+            # counts as much as the greatest.
+            same = np.allclose(still[:, stride:][:, middle], moved[:, middle], rtol=1e-4, atol=0)
+            if (
+                same
+                and moved[:, middle].any()
+                and _runs(network, length + stride, frame.width, channels, frame.margin)
+            ):
+                return stride
+    return None
+
+
+def _specks(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Random pixels, most of them 0: sums over large fields then still differ from place to
+    place.
+    """
+    generator = np.random.default_rng(0)
+    return generator.random(shape, np.float32) * (generator.random(shape, np.float32) < 0.1)
+
+
+def _smallest_step(network: Network, frame: _Frame, channels: int) -> int:
+    """The smallest number of pixels by which sizes that run differ."""
+    for stride in _STRIDES:
+        size = frame.height + stride
+        if _runs(network, size, size, channels, frame.margin):
+            return stride
+    return max(_STRIDES)
+
+
+def _halo(network: Network, frame: _Frame, channels: int, stride: int) -> int | None:
+    """The most rows between an output pixel and an input pixel that it depends on; None where they
+    are more than fit in the longest strip.
+    """
+    *_, longest = _lengths(frame)
+    rough = _rough_halo(network, (longest, frame.width, channels))
+    if rough is None:
+        return None
+    # The rows tried first are of one phase of the stride; the farthest may be of another.
+    length = next((each for each in _lengths(frame) if each // 2 > rough + 2 * stride), longest)
+    middle = length // 2 // stride * stride
+    most = 0
+    for phases in _batches(stride, length * frame.width * channels):
+        rows = middle + np.array(phases)
+        strips = np.zeros((len(phases), length, frame.width, channels), np.float32)
+        strips[np.arange(len(phases)), rows] = 1
+        answers = (network(strips) != 0).any((2, 3))
+        # Some rows the network skips altogether (strides of 1x1 kernels).
+        seen = answers.any(1)
+        first, last = _ends(answers[seen], frame.margin)
+        most = max(most, *(rows[seen] - first), *(last - rows[seen]))
+    return int(most)
+
+
+def _rough_halo(network: Network, shape: tuple[int, int, int]) -> int | None:
+    """The reach from the middle of a strip, found by all rows on either side of it: kernels with
+    wide gaps cannot jump over these.
+    """
+    length, middle = shape[0], shape[0] // 2
+    strips = np.zeros((2, *shape), np.float32)
+    strips[0, middle:], strips[1, :middle] = 1, 1
+    answers = (network(strips) != 0).any((2, 3))
+    if answers[0, 0] or answers[1, -1]:
+        return None
+    first, last = _ends(answers, (length - answers.shape[1]) // 2)
+    return int(max(0, middle - first[0], last[1] - middle))
+
+
+def _ends(answers: NDArray[np.bool_], margin: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """The first and the last row that answers in each strip, as rows of the input."""
+    return answers.argmax(1) + margin, answers.shape[1] - 1 - answers[:, ::-1].argmax(1) + margin
+
+
+def _seen(network: Network, reach: ReceptiveField, channels: int) -> int | None:
+    """The farthest row from a cut that misses what was cut off, 0 where none does; None where the
+    strip is too short to tell.
+    """
+    stride, margin, halo = reach.stride, reach.margin, reach.halo or 0
+    length = 2 * margin + 2 * halo + 4 * stride
+    length += (reach.residue - length) % stride
+    first = 2 * margin + 1
+    widths = range(first + (reach.residue - first) % stride, length, stride)
+    width = next(
+        (width for width in widths if _runs(network, length, width, channels, margin)), length
+    )
+    pixels = np.random.default_rng(1).random((1, length, width, channels), np.float32)
+    whole = network(pixels)
+    tolerance = 1e-3 * max(float(np.ptp(whole)), 1e-30)
+    farthest = 0
+    below, above = network(pixels[:, stride:]), network(pixels[:, :-stride])
+    for changed in (np.abs(whole[:, stride:] - below), np.abs(whole[:, :-stride] - above)[:, ::-1]):
+        rows = np.flatnonzero((changed > tolerance).any((0, 2, 3)))
+        if rows.size:
+            # Rows of the output count from the margin; the nearest row that was cut off is one
+            # before the first.
+            farthest = max(farthest, int(rows[-1]) + margin + 1)
+            if rows[-1] >= changed.shape[1] - stride:
+                return None
+    return farthest
+
+
+def _lengths(frame: _Frame) -> Iterator[int]:
+    return (frame.height + (periods - 1) * _PERIOD for periods in _LENGTHS)
+
+
+def _batches(count: int, size: int) -> Iterator[range]:
+    step = max(1, _BATCH // size)
+    return (range(start, min(count, start + step)) for start in range(0, count, step))

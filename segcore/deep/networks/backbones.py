@@ -1,0 +1,166 @@
+"""Backbones: what turns an image into feature maps of ever fewer and deeper pixels, for FCN and
+DeepLab.
+
+VGG (Simonyan and Zisserman 2015) without its dense layers, and residual networks (He et al. 2016)
+without their last pooling and dense layer. Weights start at random; `width` 64 gives the sizes of
+the papers, less of it networks for two cores.
+
+Two details of the residual networks differ from the paper, and keep maps in place. A convolution of
+stride 2 has a centre pixel, but the two pixels that become one have none; padded alike in every
+stage, a map of stride 16 lies 7.5 pixels beside where up-sampling takes it to be. Here the side
+that is padded more alternates from stage to stage: maps lie within a fifth of one of their own
+pixels. And shortcuts of stride 2 average 2x2 pixels instead of taking one of four (He et al. 2019,
+"Bag of Tricks", ResNet-D).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from keras import layers
+
+if TYPE_CHECKING:
+    from maskloom.segcore.deep.networks.recipes import Normalisation
+
+Tensor = Any
+_VGG_CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+_RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+_STEM_STRIDE = 4
+_BOTTLENECK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One convolution with what comes before and after it."""
+
+    filters: int
+    kernel: int = 3
+    stride: Literal[1, 2] = 1
+    rate: int = 1
+    """Distance of the kernel's taps in pixels (dilated convolution)."""
+    side: int = 0
+    """With a stride of 2: 1 centres each output on the second of the two pixels that it replaces, 0
+    on the first.
+    """
+    normalisation: Normalisation = "batch"
+    activation: Literal["relu", "none"] = "relu"
+
+    def __call__(self, x: Tensor, name: str) -> Tensor:
+        """(image, y, x, channel) to (image, y / stride, x / stride, filters)."""
+        padding = "same"
+        if self.stride == 2:
+            x, padding = _padded(x, self.kernel, self.side, f"{name}_pad"), "valid"
+        x = layers.Conv2D(
+            self.filters,
+            self.kernel,
+            strides=self.stride,
+            dilation_rate=self.rate,
+            padding=padding,
+            use_bias=self.normalisation == "none",
+            kernel_initializer="he_normal",
+            name=f"{name}_conv",
+        )(x)
+        x = normalised(x, self.normalisation, f"{name}_norm")
+        return layers.ReLU(name=f"{name}_relu")(x) if self.activation == "relu" else x
+
+
+def normalised(x: Tensor, normalisation: Normalisation, name: str) -> Tensor:
+    """Batch or group normalisation of feature maps, or the maps as they are."""
+    if normalisation == "batch":
+        return layers.BatchNormalization(name=name)(x)
+    if normalisation == "group":
+        return layers.GroupNormalization(math.gcd(8, x.shape[-1]), name=name)(x)
+    return x
+
+
+def vgg(
+    x: Tensor, kind: str, width: int = 64, normalisation: Normalisation = "none"
+) -> list[Tensor]:
+    """Maps of `vgg16` or `vgg19` after each of the five poolings, at strides 2, 4, 8, 16 and 32;
+    `width` to 8 `width` channels.
+
+    With width 64, three channels and no normalisation: 14,714,688 and 20,024,384 parameters.
+    """
+    maps = []
+    for stage, convolutions in enumerate(_VGG_CONVOLUTIONS[kind], start=1):
+        unit = Unit(width << min(stage - 1, 3), normalisation=normalisation)
+        for number in range(1, convolutions + 1):
+            x = unit(x, f"stage{stage}_{number}")
+        x = layers.MaxPooling2D(name=f"stage{stage}_pool")(x)
+        maps.append(x)
+    return maps
+
+
+def resnet(
+    x: Tensor, kind: str, width: int, normalisation: Normalisation, output_stride: int = 32
+) -> list[Tensor]:
+    """Maps of `resnet18` or `resnet50` after each of the four stages, at strides 4, 8, 16 and 32,
+    none above `output_stride`.
+
+    Stages that would go beyond `output_stride` keep their size and dilate their convolutions
+    instead: 2 where the first such stage would have halved, 4 in the next. The last stage of a
+    dilated network multiplies its blocks' rates by 1, 2 and 4 (DeepLab v3's multi-grid).
+    """
+    blocks = _RESNET_BLOCKS[kind]
+    block = _bottleneck if kind == "resnet50" else _basic
+    x = Unit(width, 7, stride=2, side=1, normalisation=normalisation)(x, "stem")
+    x = layers.MaxPooling2D(3, 2, name="stem_pool")(_padded(x, 3, 0, "stem_pool_pad"))
+    maps = []
+    for stage, count in enumerate(blocks):
+        wanted = _STEM_STRIDE << stage
+        stride: Literal[1, 2] = 2 if _STEM_STRIDE < wanted <= output_stride else 1
+        rate = max(1, wanted // output_stride)
+        for number in range(count):
+            grid = 1 << min(number, 2) if rate > 1 and stage == len(blocks) - 1 else 1
+            # The stem has used both sides, the second pixel first.
+            unit = Unit(
+                width << stage,
+                3,
+                stride if number == 0 else 1,
+                rate * grid,
+                stage % 2,
+                normalisation,
+            )
+            x = block(x, unit, f"stage{stage + 1}_{number + 1}")
+        maps.append(x)
+    return maps
+
+
+def _basic(x: Tensor, unit: Unit, name: str) -> Tensor:
+    """Two 3x3 convolutions beside a shortcut."""
+    closing = Unit(
+        unit.filters, rate=unit.rate, normalisation=unit.normalisation, activation="none"
+    )
+    way = closing(unit(x, f"{name}_a"), f"{name}_b")
+    return _joined(x, way, unit, name)
+
+
+def _bottleneck(x: Tensor, unit: Unit, name: str) -> Tensor:
+    """A 1x1, a 3x3 and a 1x1 convolution to four times the channels, beside a shortcut."""
+    opening = Unit(unit.filters, 1, normalisation=unit.normalisation)
+    closing = Unit(
+        unit.filters * _BOTTLENECK, 1, normalisation=unit.normalisation, activation="none"
+    )
+    way = closing(unit(opening(x, f"{name}_a"), f"{name}_b"), f"{name}_c")
+    return _joined(x, way, unit, name)
+
+
+def _joined(x: Tensor, way: Tensor, unit: Unit, name: str) -> Tensor:
+    filters = way.shape[-1]
+    if unit.stride == 2:
+        x = layers.AveragePooling2D(2, name=f"{name}_shortcut_pool")(x)
+    if unit.stride == 2 or x.shape[-1] != filters:
+        x = Unit(filters, 1, normalisation=unit.normalisation, activation="none")(
+            x, f"{name}_shortcut"
+        )
+    return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, way]))
+
+
+def _padded(x: Tensor, kernel: int, side: int, name: str) -> Tensor:
+    """Zeros around maps for an odd kernel of stride 2 that is centred on the first (`side` 0) or
+    second pixel of each two.
+    """
+    before, after = kernel // 2 - side, kernel // 2 - 1 + side
+    return layers.ZeroPadding2D(((before, after), (before, after)), name=name)(x)

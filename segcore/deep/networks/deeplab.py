@@ -1,0 +1,88 @@
+"""DeepLab v3+ (Chen et al. 2018, "Encoder-Decoder with Atrous Separable Convolution for Semantic
+Image Segmentation").
+
+A residual backbone whose last stages dilate their convolutions instead of halving the maps (Chen et
+al. 2017, v3) ends at `output_stride`. Atrous spatial pyramid pooling (ASPP) looks at these maps at
+several rates at once. The decoder doubles them twice (at output stride 8: once), sets them beside
+the backbone's maps of stride 4, convolves twice, and brings the scores to the image's size
+bilinearly. Heights and widths are multiples of `output_stride`.
+
+The paper's last branch of ASPP is the mean of the whole map. It is added here after the projection,
+which is the same as setting it beside the other branches before the projection, since a 1x1
+convolution of maps side by side is the sum of 1x1 convolutions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+from keras import layers
+
+from maskloom.segcore.deep.networks.backbones import Unit, normalised, resnet
+from maskloom.segcore.deep.networks.upsampling import Upsampling
+
+if TYPE_CHECKING:
+    from maskloom.segcore.deep.networks.recipes import Deeplab
+
+Tensor = Any
+_LOW_STRIDE = 4
+# The rates of a recipe are those at output stride 16.
+_RATES_AT = 16
+
+
+def deeplab(form: Deeplab, channels: int, classes: int) -> keras.Model:
+    """The network: (image, y, x, `channels`) float32 to class probabilities (image, y, x,
+    `classes`) float32.
+    """
+    inputs = keras.Input((None, None, channels), name="image")
+    low, *_, deep = resnet(
+        inputs, form.backbone, form.width, form.normalisation, form.output_stride
+    )
+    x = Upsampling(form.output_stride // _LOW_STRIDE, "bilinear", name="decoder_up")(
+        _pyramid(deep, form)
+    )
+    # The paper's 48 channels of 256: enough for outlines, few enough not to drown what ASPP says.
+    low = Unit(max(1, form.width * 3 // 4), 1, normalisation=form.normalisation)(low, "decoder_low")
+    x = layers.Concatenate(name="decoder_join")([low, x])
+    for number in (1, 2):
+        x = _separable(x, form, 1, f"decoder{number}")
+    x = layers.Conv2D(classes, 1, name="scores_low")(x)
+    x = Upsampling(_LOW_STRIDE, "bilinear", name="logits")(x)
+    return keras.Model(inputs, layers.Softmax(dtype="float32", name="scores")(x), name="deeplab")
+
+
+def _pyramid(x: Tensor, form: Deeplab) -> Tensor:
+    """ASPP: a 1x1 convolution and dilated 3x3 convolutions side by side, projected to as many
+    channels as each has.
+    """
+    filters = 4 * form.width
+    branches = [Unit(filters, 1, normalisation=form.normalisation)(x, "aspp_point")]
+    branches += [
+        _separable(x, form, rate * _RATES_AT // form.output_stride, f"aspp_rate{rate}")
+        for rate in form.rates
+    ]
+    y = layers.Concatenate(name="aspp_join")(branches)
+    y = layers.Conv2D(
+        filters, 1, use_bias=False, kernel_initializer="he_normal", name="aspp_project"
+    )(y)
+    if form.image_pooling == "whole_image":
+        mean = layers.GlobalAveragePooling2D(keepdims=True, name="aspp_mean")(x)
+        # Not normalised: over a batch of one image a mean of one pixel would become 0.
+        mean = Unit(filters, 1, normalisation="none")(mean, "aspp_mean")
+        mean = layers.Conv2D(filters, 1, use_bias=False, name="aspp_mean_project")(mean)
+        y = layers.Add(name="aspp_add_mean")([y, mean])
+    return layers.ReLU(name="aspp_relu")(normalised(y, form.normalisation, "aspp_norm"))
+
+
+def _separable(x: Tensor, form: Deeplab, rate: int, name: str) -> Tensor:
+    """A dilated 3x3 convolution of each channel by itself, then a 1x1 convolution across
+    channels.
+    """
+    x = layers.DepthwiseConv2D(
+        3, padding="same", dilation_rate=rate, use_bias=False, name=f"{name}_depthwise"
+    )(x)
+    x = layers.ReLU(name=f"{name}_depthwise_relu")(
+        normalised(x, form.normalisation, f"{name}_depthwise_norm")
+    )
+    return Unit(4 * form.width, 1, normalisation=form.normalisation)(x, name)

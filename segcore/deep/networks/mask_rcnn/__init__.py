@@ -1,0 +1,1 @@
+"""Mask R-CNN: backbone, proposals, heads, losses."""

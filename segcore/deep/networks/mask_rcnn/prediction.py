@@ -1,0 +1,73 @@
+"""Detecting with a trained network: from scaled pixels to `Detections`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.deep.networks.mask_rcnn.network import MaskRcnnNetwork
+
+
+class Finder(keras.Model):  # type: ignore[misc]  # keras is untyped
+    """A network with its rule of detection, compiled by keras for whichever backend there is."""
+
+    def __init__(
+        self, network: MaskRcnnNetwork, least_score: float, greatest_overlap: float
+    ) -> None:
+        super().__init__(name="finder")
+        self.network = network
+        self.least_score, self.greatest_overlap = least_score, greatest_overlap
+        self.supports_jit = network.supports_jit
+        self.built = True
+
+    def build(self, input_shape: Any = None) -> None:
+        """Nothing is left to build."""
+
+    def call(self, images: Any) -> dict[str, Any]:
+        """Padded detections of images (image, y, x, channel); see `MaskRcnnNetwork`."""
+        return self.network.find(images, self.least_score, self.greatest_overlap)
+
+    def detect(self, image: NDArray[np.float32]) -> Detections:
+        """The objects of one image (y, x, channel), by descending score.
+
+        Images go through one at a time: how a batch is computed depends on its size, if only by the
+        last bit.
+        """
+        return _detections(self.predict_on_batch(image[None]))
+
+
+def detect(
+    model: MaskRcnnNetwork,
+    image: NDArray[np.float32],
+    least_score: float = 0.5,
+    greatest_overlap: float = 0.5,
+) -> Detections:
+    """The objects of one scaled image (y, x, channel) float32, by descending score, without
+    compiling. For many images keep a `Finder`.
+
+    Raises `ValueError` where the image has other bands than the network.
+    """
+    if image.ndim != 3 or image.shape[2] != model.channels:
+        raise ValueError(
+            f"expected an image (y, x, {model.channels}) for this network; got shape {image.shape}"
+        )
+    found = model.find(keras.ops.convert_to_tensor(image[None]), least_score, greatest_overlap)
+    return _detections({name: keras.ops.convert_to_numpy(value) for name, value in found.items()})
+
+
+def _detections(found: Mapping[str, NDArray[Any]]) -> Detections:
+    """What there is among the padded detections of the first image."""
+    there = found["classes"][0] > 0
+    boxes, classes, scores, masks = (
+        found[name][0][there] for name in ("boxes", "classes", "scores", "masks")
+    )
+    return Detections(boxes.astype(np.float64), classes.astype(np.int64), scores, masks)

@@ -1,0 +1,1 @@
+"""Trained networks that are installed with the package."""

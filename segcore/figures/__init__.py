@@ -1,0 +1,1 @@
+"""All drawing: previews, training curves, evaluation pictures."""

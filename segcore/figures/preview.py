@@ -1,0 +1,342 @@
+"""Previews: small pictures of an image with its mask laid over it.
+
+Each tile gives a `PreviewPart`: for every cell of `stride` x `stride` pixels that starts in its
+core, the mean of the source's valid pixels and the most frequent label. A cell is summed up from
+its first 16 x 16 pixels at most. Since cores start at multiples of 16, these never reach over two
+tiles, so the preview is the same for any tiling. `render_preview` puts the parts together,
+stretches what is not an RGB picture, tints the classes, draws their borders, and sets the legend
+below.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.geometry import Shape, Tile
+    from maskloom.segcore.raster.spec import Block, Interpretation
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+LARGEST_SIDE = 1024
+"""Pixels on the longer side of a preview, its legend not counted."""
+
+_WINDOW = 16
+_TINT = 0.4
+_SATURATION = 0.35
+_BORDER_SHADE = 0.55
+_NODATA_GREYS = (48, 60)
+_CHECK_SIDE = 8
+_OBJECT_HUES = tuple(f"object {i}" for i in range(12))
+
+_LEGEND_FONT, _LEGEND_BOX, _LEGEND_GAP = 13, 14, 7
+_LEGEND_PAPER, _LEGEND_INK = (24, 24, 24), (225, 225, 225)
+_NARROWEST_LEGEND = 96
+_LONGEST_LEGEND = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewPart:
+    """What one tile gives to a preview, in preview pixels."""
+
+    start: Shape
+    """Row and column of its first pixel."""
+    pixels: NDArray[np.generic]
+    """Means of up to three bands, (rows, columns, bands): uint8 for RGB pictures of 8 bits, else
+    float32.
+    """
+    valid: NDArray[np.bool_]
+    """True where a cell has any data."""
+    labels: NDArray[np.integer]
+
+    def to_bytes(self) -> bytes:
+        """A compact form that `from_bytes` reads back."""
+        arrays = [self.pixels, self.valid, self.labels]
+        head = json.dumps(
+            {"start": self.start, "arrays": [(array.dtype.name, array.shape) for array in arrays]}
+        ).encode()
+        return struct.pack("<I", len(head)) + head + b"".join(array.tobytes() for array in arrays)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> PreviewPart:
+        """The part that `to_bytes` wrote."""
+        (length,) = struct.unpack_from("<I", data)
+        head = json.loads(data[4 : 4 + length])
+        rest, at, arrays = data[4 + length :], 0, []
+        for dtype, shape in head["arrays"]:
+            count = int(np.prod(shape))
+            arrays.append(np.frombuffer(rest, dtype, count, at).reshape(shape))
+            at += arrays[-1].nbytes
+        return cls(tuple(head["start"]), *arrays)
+
+
+def preview_stride(shape: Shape) -> int:
+    """Side of the cells that become one preview pixel: the smallest power of two that keeps the
+    preview small enough.
+    """
+    return 1 << (-(-max(shape) // LARGEST_SIDE) - 1).bit_length()
+
+
+def observe_preview(block: Block, labels: NDArray[np.integer], stride: int) -> PreviewPart:
+    """What a tile gives to the preview. `labels` covers its core, whose start is a multiple of
+    16.
+    """
+    core = block.tile.core
+    start = tuple(-(-a // stride) for a in core.start)
+    cells = tuple(-(-b // stride) - a for a, b in zip(start, core.stop, strict=True))
+    inside = tuple(slice(i * stride - a, None) for i, a in zip(start, core.start, strict=True))
+    valid = _windows(block.tile.trim(block.valid)[inside], cells, stride)
+    pixels = _windows(block.tile.trim(block.pixels)[inside][..., :3], cells, stride)
+    means, any_valid = _means(pixels, valid)
+    shown_as_is = block.spec.interpretation == "rgb" and pixels.dtype == np.uint8
+    kept = np.rint(means).astype(np.uint8) if shown_as_is else means
+    return PreviewPart(start, kept, any_valid, _modes(labels[inside], cells, stride))
+
+
+def relabel_preview(
+    part: PreviewPart, labels: NDArray[np.integer], tile: Tile, stride: int
+) -> PreviewPart:
+    """The part of a tile with other labels of its core."""
+    inside = tuple(
+        slice(i * stride - a, None) for i, a in zip(part.start, tile.core.start, strict=True)
+    )
+    return replace(part, labels=_modes(labels[inside], part.labels.shape, stride))
+
+
+def render_preview(
+    parts: Iterable[PreviewPart],
+    shape: Shape,
+    interpretation: Interpretation,
+    legend: ClassTable,
+    stride: int,
+) -> bytes:
+    """The preview of an image of `shape` pixels as PNG. Places that no part covers look like
+    nodata.
+    """
+    from PIL import Image
+
+    pixels, valid, labels = _join(parts, tuple(-(-n // stride) for n in shape))
+    picture = _overlay(_show(pixels, valid, interpretation), valid, labels, legend)
+    strip = None if labels.dtype == np.uint32 else _draw_legend(legend, labels, picture.shape[1])
+    image = Image.fromarray(picture if strip is None else np.vstack([picture, strip]))
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def _windows(array: NDArray[Scalar], cells: Shape, stride: int) -> NDArray[Scalar]:
+    """The windows of all cells, (rows, window, columns, window, ...); zero beyond the image."""
+    beyond = [(0, n * stride - size) for n, size in zip(cells, array.shape, strict=False)]
+    if any(after for _, after in beyond):
+        array = np.pad(array, beyond + [(0, 0)] * (array.ndim - 2))
+    rows, columns = cells
+    side = min(stride, _WINDOW)
+    return array.reshape(rows, stride, columns, stride, *array.shape[2:])[:, :side, :, :side]
+
+
+def _means(
+    pixels: NDArray[np.generic], valid: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Mean of the valid pixels of each window, (rows, columns, bands), and whether there is one."""
+    kind = {"uint8": "uint16", "uint16": "uint32"}.get(pixels.dtype.name, "float64")
+    if valid.all():
+        counts = np.full(valid.shape[::2], valid.shape[1] * valid.shape[3])
+    else:
+        pixels = np.where(valid[..., None], pixels, pixels.dtype.type(0))
+        counts = _sums(valid[..., None], "uint16")[..., 0]
+    # Infinite and NaN pixels, and sums and means beyond float32, come out as such; what is not
+    # finite takes no part in the stretch.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (_sums(pixels, kind) / np.maximum(counts, 1)[..., None]).astype(
+            np.float32
+        ), counts > 0
+
+
+def _sums(windows: NDArray[np.generic], kind: str) -> NDArray[Any]:
+    # Explicit loops fix the order of floating-point sums; NumPy's own order depends on the shape of
+    # the tile.
+    rows, side, columns, _, bands = windows.shape
+    by_column = np.zeros((rows, columns, side, bands), kind)
+    for y in range(side):
+        by_column += windows[:, y]
+    total = np.zeros((rows, columns, bands), kind)
+    for x in range(side):
+        total += by_column[:, :, x]
+    return total
+
+
+def _modes(labels: NDArray[np.integer], cells: Shape, stride: int) -> NDArray[np.integer]:
+    """The most frequent label of each window, found by halving as in the masks' overviews."""
+    from maskloom.segcore.kernels.overviews import halve
+
+    if stride == 1 or 0 in cells:
+        return labels[: cells[0], : cells[1]]
+    rows, columns = (n * stride for n in cells)
+    whole = np.pad(
+        labels, ((0, rows - labels.shape[0]), (0, columns - labels.shape[1])), mode="edge"
+    )
+    side = min(stride, _WINDOW)
+    modes = _windows(whole, cells, stride).reshape(cells[0] * side, cells[1] * side)
+    while modes.shape != cells:
+        modes = halve(modes)
+    return modes
+
+
+def _join(
+    parts: Iterable[PreviewPart], shape: Shape
+) -> tuple[NDArray[np.generic], NDArray[np.bool_], NDArray[np.integer]]:
+    placed = list(parts)
+    first = placed[0]
+    pixels = np.zeros((*shape, first.pixels.shape[2]), first.pixels.dtype)
+    valid = np.zeros(shape, np.bool_)
+    labels = np.full(shape, np.iinfo(first.labels.dtype).max, first.labels.dtype)
+    for part in placed:
+        place = tuple(slice(a, a + n) for a, n in zip(part.start, part.labels.shape, strict=True))
+        pixels[place], valid[place], labels[place] = part.pixels, part.valid, part.labels
+    return pixels, valid, labels
+
+
+def _show(
+    pixels: NDArray[np.generic], valid: NDArray[np.bool_], interpretation: Interpretation
+) -> NDArray[np.float32]:
+    """Red, green and blue from 0 to 255, on a dark checkerboard where there is no data."""
+    height, width, bands = pixels.shape
+    shown = (
+        pixels.astype(np.float32)
+        if bands == 3
+        else np.repeat(pixels[..., :1], 3, axis=2).astype(np.float32)
+    )
+    if pixels.dtype != np.uint8:
+        # The bands of an RGB picture share one stretch, which keeps its hues.
+        _stretch(shown, valid, axis=None if interpretation == "rgb" else 0)
+    if valid.all():
+        return shown
+    rows, columns = np.ogrid[:height, :width]
+    checks = np.where((rows // _CHECK_SIDE + columns // _CHECK_SIDE) % 2, *_NODATA_GREYS)
+    return np.where(valid[..., None], shown, checks[..., None]).astype(np.float32)
+
+
+def _stretch(shown: NDArray[np.float32], valid: NDArray[np.bool_], axis: int | None) -> None:
+    """Spread the 2nd to 98th percentile of the valid pixels over 0 to 255, in place."""
+    values = shown[valid & np.isfinite(shown).all(axis=2)]
+    if not len(values):
+        # Not one of them is within float32: infinite ones are white or black.
+        shown[...] = np.clip(np.nan_to_num(shown), 0, 255)
+        return
+    # What leaves float32 here is clipped, and NaN shown as black: undeclared nodata of -3.4e38,
+    # say.
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = np.percentile(values, [2, 98], axis=axis)
+        scale = np.where(high > low, 255 / np.where(high > low, high - low, 1), 1)
+        shown[...] = np.clip(
+            np.nan_to_num((shown - low) * scale + np.where(high > low, 0, 128)), 0, 255
+        )
+
+
+def _overlay(
+    picture: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    labels: NDArray[np.integer],
+    legend: ClassTable,
+) -> NDArray[np.uint8]:
+    """The picture with every class tinted in its colour and framed in a darker shade of it; the
+    background stays as it is.
+    """
+    ids = np.where(valid & (labels != np.iinfo(labels.dtype).max), labels.astype(np.int64), -1)
+    index, table = _colours(ids, labels.dtype, legend)
+    # Half-grey pixels let the tints tell the classes apart, whatever the colours of the scene. Row
+    # -1 of each table is for pixels that stay as they are.
+    own = np.array([(1 - _TINT) * _SATURATION] * len(table) + [1], np.float32)
+    grey = np.array([(1 - _TINT) * (1 - _SATURATION)] * len(table) + [0], np.float32)
+    tint = np.vstack([_TINT * table, np.zeros((1, 3), np.float32)])
+    brightness = (picture[..., 0] + picture[..., 1] + picture[..., 2]) / 3
+    shown = picture * own[index][..., None] + (brightness * grey[index])[..., None] + tint[index]
+    owner = _border_owners(ids, index)
+    shown[owner >= 0] = _BORDER_SHADE * table[owner[owner >= 0]]
+    return np.rint(shown).astype(np.uint8)
+
+
+def _colours(
+    ids: NDArray[np.int64], dtype: np.dtype[np.integer], legend: ClassTable
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """For each pixel the row of its colour in a table (-1: leave the picture as it is), and the
+    table.
+    """
+    if dtype == np.uint32:
+        table = np.array(ClassTable.of(_OBJECT_HUES).colours, np.float32)
+        # Neighbours mostly have neighbouring ids; a step that the number of hues has no factor of
+        # tells them apart.
+        return np.where(ids > 0, ids * 5 % len(table), -1), table
+    table = np.array(legend.colours, np.float32).reshape(-1, 3)
+    rows = np.array(
+        [-1 if name.lower() in BACKGROUND_NAMES else i for i, name in enumerate(legend.names)]
+        + [-1]
+    )
+    known = (ids >= 0) & (ids < len(table))
+    return rows[np.where(known, ids, -1)], table
+
+
+def _border_owners(ids: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The row of the colour of each border pixel, -1 elsewhere: one pixel wide, on the upper or
+    left side of each border.
+    """
+    owner = np.full(ids.shape, -1)
+    for ours, theirs in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        border = (ids[ours] != ids[theirs]) & (ids[ours] >= 0) & (ids[theirs] >= 0)
+        owner[ours] = np.where(
+            border, np.maximum(owner[ours], np.maximum(index[ours], index[theirs])), owner[ours]
+        )
+    return owner
+
+
+def _draw_legend(
+    legend: ClassTable, labels: NDArray[np.integer], width: int
+) -> NDArray[np.uint8] | None:
+    """A strip with the colour and the name of each class (of each present one where there are
+    many); None if there is no room.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if width < _NARROWEST_LEGEND:
+        return None
+    font = ImageFont.load_default(size=_LEGEND_FONT)
+    classes = range(len(legend.names))
+    shown = (
+        classes
+        if len(classes) <= _LONGEST_LEGEND
+        else np.intersect1d(labels, classes)[:_LONGEST_LEGEND].tolist()
+    )
+    places, x, y = [], _LEGEND_GAP, _LEGEND_GAP
+    for i in shown:
+        advance = _LEGEND_BOX + int(font.getlength(legend.names[i])) + 3 * _LEGEND_GAP
+        if x > _LEGEND_GAP and x + advance > width:
+            x, y = _LEGEND_GAP, y + _LEGEND_BOX + _LEGEND_GAP
+        places.append((x, y, i))
+        x += advance
+    image = Image.new("RGB", (width, y + _LEGEND_BOX + _LEGEND_GAP), _LEGEND_PAPER)
+    draw = ImageDraw.Draw(image)
+    for x, y, i in places:
+        draw.rectangle(
+            (x, y, x + _LEGEND_BOX - 1, y + _LEGEND_BOX - 1),
+            fill=legend.colours[i],
+            outline=_LEGEND_INK,
+        )
+        draw.text(
+            (x + _LEGEND_BOX + _LEGEND_GAP, y + _LEGEND_BOX // 2),
+            legend.names[i],
+            _LEGEND_INK,
+            font,
+            anchor="lm",
+        )
+    return np.asarray(image)

@@ -1,0 +1,385 @@
+"""What the pages of a TIFF are: the image, its channels, or more than we read.
+
+One file is one picture of one or many bands. Reduced pages (levels of a pyramid) and transparency
+masks belong to a picture; pages that the file itself calls channels are its bands. Slices, times,
+scenes and pages of which nothing is said are refused: whoever reads one page of many in silence
+gives a wrong number.
+
+The file speaks in three ways: OME-XML, the lines of ImageJ, or the JSON of tifffile, each in the
+description of the first page. A description that speaks of other sizes than the page has was left
+over by a program that cut the picture, and counts for nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from maskloom.segcore.errors import FormatError
+from maskloom.segcore.formats.tiff.pages import Page, Pages
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+    from maskloom.segcore.formats.source import StoredFile
+
+_MOST_COUNTED = 20
+"""Pages that are counted for a message; of a file in a far store each may be a request."""
+_MOST_CHANNELS = 4096
+_ATTACHMENTS = re.compile(r"(label|macro|thumbnail|overview)( image)?", re.IGNORECASE)
+"""Names of the pictures that slide scanners put beside the slide."""
+_CHANNELS_HELP = (
+    "If they are channels of one picture, save them as OME-TIFF or as an ImageJ hyperstack, which "
+    "say so."
+)
+_SPLIT_HELP = (
+    "Write each into a file of its own (with Fiji, bfconvert, tiffsplit, or gdal_translate "
+    "GTIFF_DIR:2:FILE)"
+)
+SLIDE_NOTE = (
+    "the slide alone is segmented; the thumbnail, label and macro pictures in the file are not"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The image in a TIFF."""
+
+    first: Page
+    """The first page of the file."""
+    pages: tuple[Page, ...]
+    """One page with all bands, or a page for each channel in the order of the channels."""
+    notes: tuple[str, ...] = ()
+    """What users should know of what is not read."""
+
+    @property
+    def page(self) -> Page:
+        """The page that tells the header: of the first channel."""
+        return self.pages[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Axes:
+    """What a description says of the planes of a file."""
+
+    writer: str
+    channels: int = 1
+    slices: int = 1
+    times: int = 1
+    unnamed: int = 1
+    """Planes of which the description does not say what they are."""
+
+    @property
+    def planes(self) -> int:
+        return self.channels * self.slices * self.times * self.unnamed
+
+
+def read_contents(source: StoredFile) -> Contents:
+    """What a TIFF holds. Raises `FormatError` where that is more than one picture, or its structure
+    is broken, and `Unavailable`.
+    """
+    with source.stream() as stream:
+        return _contents(Pages(stream, source.location), source)
+
+
+def _contents(pages: Pages, source: StoredFile) -> Contents:
+    chain = pages.chain()
+    first = next(chain, None)
+    if first is None:
+        raise FormatError(f"{source.location} is a TIFF without a page. Write the file again.")
+    if first.depth > 1:
+        raise _stacked(source.location, _Axes("a TIFF", unnamed=first.depth))
+    ome = _ome_root(source.location, first) if "<OME" in first.description else None
+    if ome is not None:
+        return _ome(pages, source, ome, [first, *_until(chain, _MOST_CHANNELS)])
+    axes = _imagej(first) or _tifffile(first) or _Axes("a TIFF")
+    most = max(axes.channels, _MOST_COUNTED)
+    found = [first, *_until(chain, most)]
+    slide = first.description.startswith("Aperio") and first.tiled
+    further = [
+        page
+        for page in found[1:]
+        if page.content and not (slide and (not page.tiled or page.shrinks(first)))
+    ]
+    _refuse_hidden_originals(pages, first, further)
+    if not further and axes.planes > 1:
+        return _alone(source, first, axes)
+    if axes.slices > 1 or axes.times > 1:
+        raise _stacked(source.location, axes)
+    if axes.channels > 1 and further:
+        return Contents(first, _channels(source.location, axes, [first, *further]))
+    if further:
+        raise _unexplained(source.location, 1 + len(further), most)
+    return Contents(
+        first, (first,), (SLIDE_NOTE,) if slide and any(not page.tiled for page in found) else ()
+    )
+
+
+def _alone(source: StoredFile, page: Page, axes: _Axes) -> Contents:
+    """The only page of a file whose description speaks of more. Raises `FormatError` where more
+    lies behind that page.
+    """
+    if not page.compressed and page.data_offset + 2 * page.plane_bytes <= source.size():
+        raise FormatError(
+            f"{source.location} is {axes.writer} of {axes.planes} pictures behind one directory, "
+            "where only the program that wrote it finds "
+            f"them. Save it as OME-TIFF. {_CHANNELS_HELP}"
+        )
+    # Whoever takes a page out of a stack often leaves the description as it was.
+    return Contents(
+        page,
+        (page,),
+        (f"its description speaks of {axes.planes} pictures; the file holds one, which is read",),
+    )
+
+
+def _until(chain: Iterator[Page], most: int) -> Iterator[Page]:
+    """The pages up to one more than so many pictures."""
+    pictures = 1
+    for page in chain:
+        yield page
+        pictures += page.content
+        if pictures > most:
+            return
+
+
+def _refuse_hidden_originals(pages: Pages, first: Page, further: Sequence[Page]) -> None:
+    """Refuse files whose first page is a thumbnail of what lies elsewhere, and pictures in
+    sub-directories.
+    """
+    children = [pages.at(offset) for offset in first.children]
+    strangers = [child for child in children if child.content and not child.shrinks(first)]
+    if not strangers and (first.content or not further):
+        return
+    largest = max([*strangers, *further], key=lambda page: math.prod(page.shape))
+    raise FormatError(
+        f"{pages.location}: the first page has {_size(first)} "
+        f"pixels{' and is a reduced picture' if first.reduced else ''}, another picture of "
+        f"{_size(largest)} lies in a {'sub-directory' if strangers else 'later page'} (raw files "
+        "of cameras are built so). "
+        "Convert it to a plain TIFF."
+    )
+
+
+def _channels(location: str, axes: _Axes, pages: Sequence[Page]) -> tuple[Page, ...]:
+    if len(pages) != axes.channels:
+        raise FormatError(
+            f"{location} is {axes.writer} of {axes.channels} channels by its description, but has "
+            f"{_number(len(pages), _MOST_CHANNELS)} pages. "
+            "It is incomplete, or the description (tag 270) is of another file; write it again."
+        )
+    for number, page in enumerate(pages, 1):
+        if not page.like(pages[0]) or page.samples != 1:
+            raise FormatError(
+                f"{location}: channel {number} has {_size(page)} pixels, {page.samples} sample(s) "
+                f"of {page.bits[0]} bits; expected "
+                f"{_size(pages[0])}, one of {pages[0].bits[0]}, as the first. Write channels of "
+                "one size and type, or files of their own."
+            )
+    return tuple(pages)
+
+
+def _imagej(page: Page) -> _Axes | None:
+    """What the lines of ImageJ say; None where there are none."""
+    if not page.description.startswith("ImageJ="):
+        return None
+    found = dict(
+        re.findall(
+            r"^(images|channels|slices|frames)=(\d{1,9})\s*$", page.description, re.MULTILINE
+        )
+    )
+    sizes = {name: max(1, int(value)) for name, value in found.items()}
+    named = math.prod(sizes.get(name, 1) for name in ("channels", "slices", "frames"))
+    unnamed = -(-sizes.get("images", 1) // named)
+    return _Axes(
+        "an ImageJ stack",
+        sizes.get("channels", 1),
+        sizes.get("slices", 1),
+        sizes.get("frames", 1),
+        unnamed,
+    )
+
+
+def _tifffile(page: Page) -> _Axes | None:
+    """What the JSON of tifffile says; None where there is none, or where it is of another
+    picture.
+    """
+    if not page.description.startswith('{"'):
+        return None
+    try:
+        record = json.loads(page.description)
+        shape, axes = [int(n) for n in record["shape"]], str(record.get("axes", ""))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    # Samples of a pixel come last, or first where they lie in planes.
+    if list(page.shape) not in (shape[-2:], shape[-3:-1]) or min(shape) < 1:
+        return None
+    planes = max(1, math.prod(shape) // (math.prod(page.shape) * page.samples))
+    sizes = dict(zip(axes, shape, strict=True)) if len(axes) == len(shape) else {}
+    channels, slices, times = (sizes.get(name, 1) for name in "CZT")
+    # Samples of one page may be called C too.
+    channels = channels if planes % channels == 0 else 1
+    return _Axes(
+        "a stack of tifffile",
+        channels,
+        slices,
+        times,
+        max(1, planes // (channels * slices * times)),
+    )
+
+
+def _ome(pages: Pages, source: StoredFile, root: Element, found: Sequence[Page]) -> Contents:
+    """The channels of an OME-TIFF."""
+    location, first = source.location, found[0]
+    images = [
+        (image.get("Name") or image.get("ID") or "", image.find("{*}Pixels"))
+        for image in root.findall("{*}Image")
+    ]
+    pixels = images[0][1] if images else None
+    if pixels is None:
+        raise FormatError(
+            f"{location} is OME-TIFF, but what it holds is told in another file "
+            f"({_companion(root)}). "
+            "Save it as one OME-TIFF with its metadata."
+        )
+    attached = [_ATTACHMENTS.fullmatch(name.strip()) is not None for name, _ in images]
+    if attached[0] or attached.count(False) > 1:
+        named = ", ".join(repr(name) for name, _ in images[:5]) + (
+            ", ..." if len(images) > 5 else ""
+        )
+        raise FormatError(
+            f"{location} is an OME-TIFF of {len(images)} pictures ({named}); one file is read as "
+            f"one picture. {_SPLIT_HELP}."
+        )
+    channels, slices, times = (max(1, _whole(pixels.get(f"Size{axis}"), 1)) for axis in "CZT")
+    axes = _Axes("an OME-TIFF", channels, slices, times)
+    _refuse_other_files(location, root, pixels)
+    if axes.planes > first.samples and not any(page.content for page in found[1:]):
+        return _alone(source, first, axes)
+    if slices > 1 or times > 1:
+        raise _stacked(location, axes)
+    if channels % first.samples or channels // first.samples > _MOST_CHANNELS:
+        raise FormatError(
+            f"{location} has {first.samples} samples a pixel, which {channels} channels, as its "
+            "OME metadata has it, cannot be made of. "
+            "Write the file again."
+        )
+    numbers = _ome_pages(pixels, channels // first.samples)
+    beyond = [number for number in numbers if number >= len(found)]
+    if beyond:
+        raise FormatError(
+            f"{location} is an OME-TIFF of {len(numbers)} pages by its metadata, but page "
+            f"{beyond[0] + 1} is not in the file. "
+            "It is incomplete, or the description (tag 270) is of another file; write it again."
+        )
+    chosen = [found[number] for number in numbers]
+    rest = [page for number, page in enumerate(found) if page.content and number not in numbers]
+    _refuse_hidden_originals(pages, chosen[0], [] if any(attached) else rest)
+    if rest and not any(attached):
+        raise _unexplained(location, len(chosen) + len(rest), _MOST_CHANNELS)
+    chosen = (
+        list(_channels(location, replace(axes, channels=len(chosen)), chosen))
+        if len(chosen) > 1
+        else chosen
+    )
+    return Contents(first, tuple(chosen), (SLIDE_NOTE,) if any(attached) else ())
+
+
+def _ome_root(location: str, page: Page) -> Element | None:
+    """The OME metadata of a page; None where it is of a picture of another size."""
+    from xml.etree.ElementTree import ParseError, fromstring
+
+    text = page.description
+    # Without a document type there are no entities, and so nothing that expands or leads to other
+    # files.
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise FormatError(
+            f"{location}: its OME metadata declares a document type, which OME never does. Write "
+            "the file again."
+        )
+    try:
+        root = fromstring(text.encode("utf-8", "replace"))  # noqa: S314
+    except (ParseError, ValueError) as error:
+        raise FormatError(
+            f"{location}: its OME metadata cannot be read: {error}. Write the file again."
+        ) from error
+    pixels = root.find("{*}Image/{*}Pixels")
+    shape = (
+        None if pixels is None else (_whole(pixels.get("SizeY"), 0), _whole(pixels.get("SizeX"), 0))
+    )
+    return root if shape in (None, page.shape) else None
+
+
+def _companion(root: Element) -> str:
+    binary = root.find("{*}BinaryOnly")
+    return (binary.get("MetadataFile") if binary is not None else None) or "not named"
+
+
+def _refuse_other_files(location: str, root: Element, pixels: Element) -> None:
+    own = (root.get("UUID") or "").strip()
+    for uuid in pixels.iterfind("{*}TiffData/{*}UUID"):
+        if (uuid.text or "").strip() != own:
+            raise FormatError(
+                f"{location} is one of several files of an OME-TIFF; a part lies in "
+                f"{uuid.get('FileName') or uuid.text}. "
+                "Save the channels in one file."
+            )
+
+
+def _ome_pages(pixels: Element, count: int) -> list[int]:
+    """The number of the page of each of so many channels, of one slice and one time."""
+    where: dict[int, int] = {}
+    following = 0
+    for data in itertools.islice(pixels.iterfind("{*}TiffData"), count):
+        start, channel = _whole(data.get("IFD"), following), _whole(data.get("FirstC"), 0)
+        # Without a number of planes it is one where the place is named, else all.
+        planes = _whole(data.get("PlaneCount"), 1 if data.get("IFD") is not None else count)
+        where.update(
+            (channel + i, start + i)
+            for i in range(min(planes, count - channel))
+            if channel + i not in where
+        )
+        following = start + planes
+    return [where.get(channel, channel) for channel in range(count)]
+
+
+def _stacked(location: str, axes: _Axes) -> FormatError:
+    sizes = (
+        ("channels", axes.channels),
+        ("slices (z)", axes.slices),
+        ("times", axes.times),
+        ("pictures", axes.unnamed),
+    )
+    held = " x ".join(f"{number} {name}" for name, number in sizes if number > 1)
+    return FormatError(
+        f"{location} is {axes.writer} of {held}. Volumes and series are not read yet, and one "
+        "plane must not pass for the whole. "
+        f"{_SPLIT_HELP}; channels may stay together."
+    )
+
+
+def _unexplained(location: str, count: int, most: int) -> FormatError:
+    return FormatError(
+        f"{location} holds {_number(count, most)} pages, and does not say what they are; one file "
+        "is read as one picture. "
+        f"{_SPLIT_HELP}. {_CHANNELS_HELP}"
+    )
+
+
+def _number(count: int, most: int) -> str:
+    return f"more than {most}" if count > most else str(count)
+
+
+def _size(page: Page) -> str:
+    return f"{page.shape[1]} x {page.shape[0]}"
+
+
+def _whole(text: Any, default: int) -> int:
+    return (
+        int(text) if isinstance(text, str) and re.fullmatch(r"\d{1,9}", text.strip()) else default
+    )

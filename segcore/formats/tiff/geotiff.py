@@ -1,0 +1,414 @@
+"""TIFF and GeoTIFF, read by GDAL: any layout, windowed, from any store.
+
+Which pixels are data (`valid`), among the bands that are read:
+
+- a float pixel with NaN or infinity in any band is not; it comes out as 0, so that nobody computes
+  with NaN;
+- a pixel that has the nodata value is not: in all bands of the file for RGB pictures (black is
+  rare, one channel at 0 is not), in any band that is read otherwise (a number that the file disowns
+  must not be computed with). Nodata that the type cannot hold means nothing. In a palette file it
+  is an index, and where 0 is white a stored number;
+- a pixel of alpha 0, of a palette colour with alpha 0, or of an index without a colour, is not;
+- a pixel that an internal or side-car (.msk) mask hides is not.
+
+Whole numbers of a file whose 0 is white (MinIsWhite) are turned round, so that larger is brighter.
+Pages that the file calls channels are bands; see `_tiff_contents`. A palette becomes the three
+bands of its colours. An alpha band is no data band: band 4 of (red, green, blue, alpha, infrared)
+is infrared. Other values come as GDAL gives them, without scale and offset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
+from maskloom.segcore.formats.gdal_dataset import Dataset, errors, fault, reason
+from maskloom.segcore.formats.orientation import UPRIGHT, stored_box, turn, turn_shape
+from maskloom.segcore.formats.source import StoredFile, require_kind
+from maskloom.segcore.formats.tiff.beside import SideMask
+from maskloom.segcore.formats.tiff.contents import Contents, read_contents
+from maskloom.segcore.formats.tiff.layout import Layout, read_layout
+from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.spec import FORMATS, RasterSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.formats.tiff.pages import Page
+    from maskloom.segcore.geometry import Tile
+    from maskloom.segcore.raster.classes import ClassTable
+    from maskloom.segcore.raster.spec import EncodedBlock, Reader
+    from maskloom.segcore.storage.store import Sink
+
+_STRIP_BYTES = 4 << 20
+"""Bands on their way to be interleaved; small enough to stay in a processor's cache."""
+_MERGED_BY_OPENCV = frozenset({"uint8", "uint16", "int16", "int32", "float32", "float64"})
+
+
+@dataclass(frozen=True, slots=True)
+class GeoTiff:
+    """TIFF files. Their masks are Cloud Optimized GeoTIFFs on the same grid."""
+
+    suffixes: tuple[str, ...] = (".tif", ".tiff", ".gtiff", ".btf")
+    mask_suffix: str = ".tif"
+    most_objects: int = 2**32 - 1
+
+    def describe(self, location: str, version: str) -> RasterSpec:
+        """Read the header; see `segcore.raster.spec.Format.describe`."""
+        try:
+            source = _checked(location)
+            contents = read_contents(source)
+            with contextlib.closing(_opened(source, contents, contents.page)) as dataset:
+                layout = read_layout(dataset, source, contents.page)
+        except errors() as error:
+            raise FormatError(fault(location, "The header of", error)) from error
+        bands = _bands(contents, layout)
+        painted = layout.palette is not None and len(contents.pages) == 1
+        return RasterSpec(
+            location=location,
+            format="tiff",
+            shape=layout.delivered_shape,
+            bands=tuple(range(1, bands + 1)),
+            dtype="uint8" if painted else layout.dtype,
+            chunks=turn_shape(layout.chunks, layout.orientation),
+            version=version,
+            file_bands=bands,
+            nodata=layout.nodata[0],
+            interpretation="rgb" if layout.rgb or painted else "bands",
+            space=layout.space,
+            notes=(*contents.notes, *layout.notes),
+        )
+
+    def open(self, spec: RasterSpec) -> Reader:
+        """Open the file; see `segcore.raster.spec.Format.open`. A reader is for one thread at a
+        time.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                source = _checked(spec.location)
+                contents = read_contents(source)
+                apart = len(contents.pages) > 1
+                # Channels that are not asked for stay closed.
+                wanted = [
+                    band
+                    for band in dict.fromkeys(spec.bands if apart else (1,))
+                    if band <= len(contents.pages)
+                ]
+                pages = {
+                    band: stack.enter_context(_page_reader(source, contents, band, spec))
+                    for band in wanted
+                }
+            except errors() as error:
+                raise ReadError(
+                    f"{spec.location} cannot be opened: {reason(error)}. Write the file again."
+                ) from error
+            known = {
+                (page.layout.delivered_shape, _bands(contents, page.layout))
+                for page in pages.values()
+            }
+            if known != {(spec.shape, spec.file_bands)}:
+                raise SourceChanged(
+                    f"{spec.location} has changed since its header was read. Run the same command "
+                    "again."
+                )
+            stack.pop_all()
+        return ChannelReader(pages, spec) if apart else pages[1]
+
+    def encode(
+        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
+    ) -> list[EncodedBlock]:
+        """See `segcore.masks.cog.writer.CogMasks.encode`."""
+        from maskloom.segcore.masks.cog.writer import CogMasks
+
+        return CogMasks().encode(labels, tile, spec, tile_size)
+
+    def assemble(
+        self,
+        pieces: Iterable[EncodedBlock],
+        spec: RasterSpec,
+        legend: ClassTable,
+        out: Sink,
+        tile_size: int,
+    ) -> None:
+        """See `segcore.masks.cog.writer.CogMasks.assemble`."""
+        from maskloom.segcore.masks.cog.writer import CogMasks
+
+        CogMasks().assemble(pieces, spec, legend, out, tile_size)
+
+    def sidecars(self, legend: ClassTable) -> Mapping[str, bytes]:
+        """GDAL's side-car with the names of the classes, for which TIFF has no place."""
+        from maskloom.segcore.masks.cog.writer import category_sidecar
+
+        return {".aux.xml": category_sidecar(legend)}
+
+
+@dataclass(slots=True)
+class TiffReader:
+    """An open page of a TIFF."""
+
+    dataset: Dataset
+    layout: Layout
+    spec: RasterSpec
+    mask: SideMask | None = None
+    """The mask beside the file."""
+
+    def __enter__(self) -> TiffReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.dataset.close()
+        if self.mask is not None:
+            self.mask.close()
+
+    @property
+    def stores_otherwise(self) -> bool:
+        """Whether the numbers in the file are not those that are delivered: indices of a palette,
+        or 0 for white.
+        """
+        return self.layout.palette is not None or self.layout.white is not None
+
+    def as_stored(self) -> TiffReader:
+        """A reader of the numbers in the file, which takes the place of this one."""
+        layout = replace(
+            self.layout,
+            palette=None,
+            white=None,
+            rgb=self.layout.rgb and self.layout.palette is None,
+        )
+        bands = (1,) if self.layout.palette is not None else self.spec.bands
+        return replace(
+            self,
+            layout=layout,
+            spec=replace(self.spec, bands=bands, dtype=layout.dtype, interpretation="bands"),
+        )
+
+    def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
+        orientation = self.layout.orientation
+        try:
+            pixels, valid = self.dataset.run(
+                self._read, stored_box(box, self.spec.shape, orientation)
+            )
+        except errors() as error:
+            raise ReadError(
+                f"{self.spec.location}: rows {box.start[0]} to {box.stop[0]}, columns "
+                f"{box.start[1]} to {box.stop[1]} cannot be "
+                f"read: {reason(error)}. The file is damaged or incomplete; copy or write it again."
+            ) from error
+        return (
+            (pixels, valid)
+            if orientation == UPRIGHT
+            else (turn(pixels, orientation), turn(valid, orientation))
+        )
+
+    def _read(self, box: Box) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        layout, spec = self.layout, self.spec
+        if box.size == 0:
+            return np.empty((*box.shape, spec.channels), spec.dtype), np.ones(box.shape, np.bool_)
+        stored = (1,) if layout.palette is not None else spec.bands
+        bands = [layout.data[band - 1] for band in stored]
+        pixels, alpha = self._interleaved(box, bands)
+        valid = self._valid(box, bands, pixels, alpha)
+        if pixels.dtype.kind == "f":
+            _drop_not_finite(pixels, valid)
+        if layout.white is not None:
+            for channel in (i for i, band in enumerate(bands) if band == layout.data[0]):
+                np.subtract(
+                    pixels.dtype.type(layout.white), pixels[..., channel], out=pixels[..., channel]
+                )
+        if layout.palette is not None:
+            index, hidden = pixels[..., 0], layout.palette[:, 3] == 0
+            if hidden.any():
+                valid &= ~hidden[index]
+            pixels = np.take(layout.palette[:, [band - 1 for band in spec.bands]], index, axis=0)
+        return pixels, valid
+
+    def _valid(
+        self, box: Box, bands: Sequence[int], pixels: NDArray[Any], alpha: NDArray[Any] | None
+    ) -> NDArray[np.bool_]:
+        """Where nodata, alpha and masks leave pixels that are data; `pixels` are as stored."""
+        layout, valid = self.layout, np.ones(box.shape, np.bool_)
+        absent = self._nodata(box, bands, pixels)
+        if absent is not None:
+            valid &= ~absent
+        if alpha is not None:
+            valid &= alpha != 0
+        for band in (
+            layout.masks
+            if len(layout.masks) == 1
+            else [band for band in bands if band in layout.masks]
+        ):
+            valid &= self.dataset.raw.read_masks(band, window=_window(box)) != 0
+        if self.mask is not None:
+            valid &= self.mask.valid(bands, _window(box))
+        return valid
+
+    def _nodata(
+        self, box: Box, bands: Sequence[int], pixels: NDArray[Any]
+    ) -> NDArray[np.bool_] | None:
+        """Where pixels have the nodata value: in all bands of the file for a picture in colours,
+        else in any that is read. None: nowhere.
+        """
+        layout = self.layout
+        of_band = dict(zip(layout.data, layout.nodata, strict=True))
+        if layout.rgb and set(bands) != set(layout.data) and all(map(_comparable, layout.nodata)):
+            bands, pixels = layout.data, self._interleaved(box, layout.data)[0]
+        same = [
+            pixels[..., i] == pixels.dtype.type(of_band[band])
+            for i, band in enumerate(bands)
+            if _comparable(of_band[band])
+        ]
+        if not same or (layout.rgb and len(same) < len(bands)):
+            return None
+        combine = np.logical_and if layout.rgb else np.logical_or
+        found: NDArray[np.bool_] = combine.reduce(same)
+        return found
+
+    def _interleaved(
+        self, box: Box, bands: Sequence[int]
+    ) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Pixels, channel-last, and alpha. GDAL gives bands one after the other; strips of few rows
+        are interleaved in turn.
+        """
+        layout, raw = self.layout, self.dataset.raw
+        pixels = np.empty((*box.shape, len(bands)), layout.dtype)
+        if layout.alpha is None and len(bands) == 1:
+            raw.read(bands[0], window=_window(box), out=pixels[..., 0])
+            return pixels, None
+        alpha = None if layout.alpha is None else np.empty(box.shape, layout.dtype)
+        wanted = [*bands] if layout.alpha is None else [*bands, layout.alpha]
+        row_bytes = box.shape[1] * len(wanted) * pixels.itemsize
+        for strip in _strips(box, layout.block[0], _STRIP_BYTES // row_bytes):
+            planes = raw.read(wanted, window=_window(strip))
+            rows = strip.relative_to(box).slices[0]
+            _merge(planes[: len(bands)], pixels[rows])
+            if alpha is not None:
+                alpha[rows] = planes[-1]
+        return pixels, alpha
+
+
+@dataclass(slots=True)
+class ChannelReader:
+    """An open TIFF whose bands are pages."""
+
+    pages: Mapping[int, TiffReader]
+    """By band."""
+    spec: RasterSpec
+
+    def __enter__(self) -> ChannelReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for page in self.pages.values():
+            page.__exit__(kind, error, trace)
+
+    def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
+        pixels, valid = (
+            np.empty((*box.shape, self.spec.channels), self.spec.dtype),
+            np.ones(box.shape, np.bool_),
+        )
+        for band, page in self.pages.items():
+            plane, known = page.read(box)
+            valid &= known
+            for channel in (i for i, wanted in enumerate(self.spec.bands) if wanted == band):
+                pixels[..., channel] = plane[..., 0]
+        return pixels, valid
+
+
+def _checked(location: str) -> StoredFile:
+    source = StoredFile.of(location)
+    require_kind(location, source.head(), "tiff")
+    return source
+
+
+def _opened(source: StoredFile, contents: Contents, page: Page) -> Dataset:
+    return Dataset.open(source, directory=None if page is contents.first else page.offset)
+
+
+def _bands(contents: Contents, layout: Layout) -> int:
+    return layout.bands if len(contents.pages) == 1 else len(contents.pages)
+
+
+def _page_reader(
+    source: StoredFile, contents: Contents, number: int, spec: RasterSpec
+) -> TiffReader:
+    page = contents.pages[number - 1]
+    with contextlib.ExitStack() as stack:
+        dataset = stack.enter_context(contextlib.closing(_opened(source, contents, page)))
+        layout = read_layout(dataset, source, page, spec.space)
+        mask = None
+        # As in GDAL, a mask in the file goes before one beside it.
+        if not layout.masks:
+            mask = SideMask.open(source, layout.shape, dataset.run(lambda: dataset.raw.count))
+        if len(contents.pages) > 1:
+            # Colours of a channel are for showing it; its numbers are what was measured.
+            layout, spec = replace(layout, palette=None), replace(spec, bands=(1,), file_bands=1)
+        stack.pop_all()
+    return TiffReader(dataset, layout, spec, mask)
+
+
+def _window(box: Box) -> Any:
+    from rasterio.windows import Window
+
+    return Window(box.start[1], box.start[0], box.shape[1], box.shape[0])
+
+
+def _strips(box: Box, block_rows: int, rows: int) -> Iterable[Box]:
+    """The box in strips of about `rows` rows that end where rows of blocks end, so that no block is
+    decoded twice.
+    """
+    step = block_rows * max(1, rows // block_rows)
+    cuts = [box.start[0], *range((box.start[0] // step + 1) * step, box.stop[0], step), box.stop[0]]
+    return [
+        Box((top, box.start[1]), (bottom, box.stop[1])) for top, bottom in itertools.pairwise(cuts)
+    ]
+
+
+def _merge(planes: NDArray[Any], out: NDArray[Any]) -> None:
+    """Write bands (channel, row, column) into channel-last `out`."""
+    if out.dtype.name in _MERGED_BY_OPENCV and 1 < len(planes) <= 4:
+        import cv2
+
+        merged = cv2.merge(list(planes), dst=out)
+        if merged is out:
+            return
+        out[...] = merged
+        return
+    for channel, plane in enumerate(planes):
+        out[..., channel] = plane
+
+
+def _comparable(nodata: float | None) -> bool:
+    return nodata is not None and not math.isnan(nodata)
+
+
+def _drop_not_finite(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+    finite = np.isfinite(pixels)
+    if not finite.all():
+        pixels[~finite] = 0
+        valid &= finite.all(axis=-1)
+
+
+# The protocol asks for attributes that can be set; those of a frozen value cannot, and nobody sets
+# them.
+TIFF = FORMATS.register("tiff")(GeoTiff())

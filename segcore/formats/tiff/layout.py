@@ -1,0 +1,309 @@
+"""The layout of a TIFF: what GDAL's header says, turned into what a reader needs, with the limits
+that a header must keep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maskloom.segcore.errors import FormatError
+from maskloom.segcore.formats.gdal_dataset import Dataset
+from maskloom.segcore.formats.orientation import UPRIGHT, turn_shape
+from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, StoredFile
+from maskloom.segcore.formats.tiff.beside import metadata_file, place_beside
+from maskloom.segcore.ground.space import Space
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.formats.tiff.pages import Page
+    from maskloom.segcore.geometry import Affine, Shape
+
+MAX_PIXELS = 2**40
+"""Pixels of one image; a header alone can claim more than anybody can read."""
+MAX_BANDS = 4096
+_MIN_IS_WHITE = 0
+_COLOUR_SYSTEMS = {
+    5: "inks (CMYK)",
+    6: "YCbCr",
+    8: "CIE L*a*b*",
+    9: "ICC L*a*b*",
+    10: "ITU L*a*b*",
+    32803: "a mosaic of colour filters",
+    32844: "logarithms (LogL)",
+    32845: "logarithms (LogLuv)",
+    34892: "raw values of a camera",
+}
+"""Photometric interpretations that GDAL turns into RGB for some depths only."""
+_MAX_BLOCK_BYTES = 4 * MAX_PICTURE_PIXELS
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a file stores what a reader delivers."""
+
+    shape: Shape
+    """As stored, before it is turned upright."""
+    dtype: str
+    block: Shape
+    chunks: Shape
+    data: tuple[int, ...]
+    """GDAL's numbers of the data bands."""
+    alpha: int | None
+    masks: tuple[int, ...]
+    """GDAL's numbers of the bands with a mask of their own; one stands for all where they share
+    it.
+    """
+    nodata: tuple[float | None, ...]
+    """By data band; None also where the type cannot hold the file's value."""
+    white: int | None
+    """The number that stands for black in the first data band, whose 0 is white. None: its 0 is not
+    white.
+    """
+    palette: NDArray[np.uint8] | None
+    """Red, green, blue and alpha by index."""
+    rgb: bool
+    """Whether the first three data bands are red, green and blue."""
+    space: Space
+    orientation: int = UPRIGHT
+    notes: tuple[str, ...] = ()
+    """What users should know of how the pixels are taken."""
+
+    @property
+    def bands(self) -> int:
+        """Number of data bands as delivered."""
+        return len(self.data) if self.palette is None else 3
+
+    @property
+    def delivered_shape(self) -> Shape:
+        """(height, width) after turning upright."""
+        return turn_shape(self.shape, self.orientation)
+
+
+def read_layout(
+    dataset: Dataset, source: StoredFile, page: Page, space: Space | None = None
+) -> Layout:
+    """The layout of a page that is open. `space` says where it lies; None: ask the file, and then
+    what lies beside it.
+
+    Raises `FormatError` for what we do not read, and what `_dataset.errors` names.
+    """
+    metadata = metadata_file(source)
+    with contextlib.ExitStack() as stack:
+        header = dataset
+        if metadata:
+            header = stack.enter_context(
+                contextlib.closing(Dataset.open(source, metadata, dataset.directory))
+            )
+        layout = header.run(_layout, header.raw, source.location, page)
+        if space is None:
+            space, notes = header.run(_space, header.raw), layout.notes
+            if space.affine is None and not space.gcps:
+                beside, said = place_beside(
+                    source, header.run(lambda: header.raw.crs.to_wkt() if header.raw.crs else None)
+                )
+                space, notes = replace(beside, rpcs=space.rpcs or beside.rpcs), (*notes, *said)
+            layout = replace(layout, notes=(*notes, *_unplaced(space)))
+    own = dataset.run(lambda: _palette(dataset.raw, layout.data, layout.dtype))
+    if (
+        layout.palette is not None
+        and own is not None
+        and not page.coloured
+        and np.array_equal(layout.palette, own)
+    ):
+        # GDAL invents colours of 8 bits where 0 is white, for one bit, and for masks.
+        layout = replace(layout, palette=None)
+    elif layout.palette is not None:
+        layout = replace(layout, white=None)
+    masks = dataset.run(lambda: _masks(dataset.raw.mask_flag_enums, layout.data))
+    # A georeference is of the pixels as stored, and whoever georeferences an image ignores the tag,
+    # as GDAL does.
+    return replace(
+        layout, masks=masks, space=space, orientation=UPRIGHT if space.placed else page.orientation
+    )
+
+
+def _unplaced(space: Space) -> Iterator[str]:
+    """Why areas of an image are in pixels that is not unplaced."""
+    if space.affine is None and space.gcps:
+        yield (
+            f"it is placed by {len(space.gcps)} ground control points, which the mask keeps; areas "
+            "are in px, since they say nothing of "
+            "single pixels. Set ground_control: affine for the transform that fits them best, or "
+            "warp it first (gdalwarp)"
+        )
+    elif space.affine is None and space.rpcs:
+        yield (
+            "it is placed by the rational polynomials (RPC) of its camera, which the mask keeps; "
+            "areas are in px. Rectify it first (gdalwarp -rpc)"
+        )
+
+
+def _layout(raw: Any, location: str, page: Page) -> Layout:
+    if raw.count > MAX_BANDS:
+        raise FormatError(
+            f"{location} has {raw.count} bands; the limit is {MAX_BANDS}. Leave it out of `inputs`."
+        )
+    uses = [use.name for use in raw.colorinterp]
+    data = tuple(band for band, use in zip(raw.indexes, uses, strict=True) if use != "alpha")
+    if not data:
+        raise FormatError(f"{location} has no band but alpha. Leave it out of `inputs`.")
+    dtype = raw.dtypes[data[0] - 1]
+    if dtype.startswith("complex"):
+        raise FormatError(
+            f"{location} has complex pixels ({dtype}). Write their magnitude, or their parts as "
+            "two bands."
+        )
+    layout = Layout(
+        shape=raw.shape,
+        dtype=dtype,
+        block=raw.block_shapes[data[0] - 1],
+        chunks=raw.shape,
+        data=data,
+        alpha=next((band for band in raw.indexes if band not in data), None),
+        masks=(),
+        nodata=tuple(_nodata(raw.nodatavals[band - 1], np.dtype(dtype)) for band in data),
+        white=_white(raw, page, dtype),
+        palette=_palette(raw, data, dtype),
+        rgb=[uses[band - 1] for band in data[:3]] == ["red", "green", "blue"],
+        space=Space(),
+        notes=tuple(_notes(raw, page, data, dtype)),
+    )
+    _refuse_giants(location, layout, raw)
+    return replace(layout, chunks=_chunks(raw, layout))
+
+
+def _white(raw: Any, page: Page, dtype: str) -> int | None:
+    """What is black where 0 is white: the largest number of so many bits. None where 0 is not
+    white, or signed or a fraction.
+    """
+    if page.photometric != _MIN_IS_WHITE or np.dtype(dtype).kind != "u":
+        return None
+    bits = raw.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
+    return int((1 << int(bits)) - 1 if bits else np.iinfo(dtype).max)
+
+
+def _notes(raw: Any, page: Page, data: Sequence[int], dtype: str) -> Iterator[str]:
+    if page.photometric == _MIN_IS_WHITE and np.dtype(dtype).kind != "u":
+        yield (
+            f"0 means white by its header (MinIsWhite), which has no meaning for {dtype}: the "
+            "stored numbers are taken as they are"
+        )
+    elif page.photometric == _MIN_IS_WHITE and len(data) > 1:
+        yield (
+            "0 means white by its header (MinIsWhite), which holds for the first band: it is "
+            "inverted, the others are not"
+        )
+    system = _COLOUR_SYSTEMS.get(page.photometric or 0)
+    if system is not None and not any(use.name == "red" for use in raw.colorinterp):
+        yield (
+            f"its bands are {system}, and are taken as they are stored; convert it to RGB if "
+            "colours are meant"
+        )
+    scaled = dict.fromkeys((raw.scales[band - 1], raw.offsets[band - 1]) for band in data)
+    if any(pair != (1, 0) for pair in scaled):
+        # With the numbers: files of one collection that differ in them get a line each.
+        named = ", ".join(
+            f"scale {scale:g} and offset {offset:g}"
+            for scale, offset in itertools.islice(scaled, 3)
+        )
+        yield (
+            f"its header names {named}: values are taken as stored, and so are thresholds and radii"
+        )
+
+
+def _space(raw: Any) -> Space:
+    # Without a geotransform rasterio gives the identity, which no map has.
+    affine: Affine = tuple(raw.transform)[:6]
+    rpcs = tuple(sorted(raw.tags(ns="RPC").items()))
+    if (
+        not raw.transform.is_identity
+        and all(map(math.isfinite, affine))
+        and raw.transform.determinant != 0
+    ):
+        return Space(affine, raw.crs.to_wkt() if raw.crs else None, rpcs=rpcs)
+    points, crs = raw.gcps
+    gcps = tuple((point.col, point.row, point.x, point.y, point.z or 0.0) for point in points)
+    if not all(math.isfinite(number) for point in gcps for number in point):
+        gcps = ()
+    return Space(gcps=gcps, gcp_crs=crs.to_wkt() if gcps and crs else None, rpcs=rpcs)
+
+
+def _palette(raw: Any, data: Sequence[int], dtype: str) -> NDArray[np.uint8] | None:
+    if (
+        len(data) > 1
+        or raw.colorinterp[data[0] - 1].name != "palette"
+        or dtype not in ("uint8", "uint16")
+    ):
+        return None
+    palette = np.zeros((np.iinfo(dtype).max + 1, 4), np.uint8)
+    for index, colour in raw.colormap(data[0]).items():
+        palette[index] = colour
+    return palette
+
+
+def _masks(flags: Sequence[Sequence[Any]], data: Sequence[int]) -> tuple[int, ...]:
+    """The bands whose masks must be read; masks that GDAL derives from nodata or alpha are not
+    among them.
+    """
+    from rasterio.enums import MaskFlags
+
+    derived = ({MaskFlags.all_valid}, {MaskFlags.nodata}, {MaskFlags.per_dataset, MaskFlags.alpha})
+    own = tuple(band for band in data if set(flags[band - 1]) not in derived)
+    return own[:1] if own and MaskFlags.per_dataset in flags[own[0] - 1] else own
+
+
+def _nodata(value: float | None, dtype: np.dtype[Any]) -> float | None:
+    """The nodata value where the type can hold it."""
+    if value is None or (math.isnan(value) and dtype.kind == "f"):
+        return None if value is None else math.nan
+    if dtype.kind == "f":
+        return value if abs(value) <= np.finfo(dtype).max else None
+    limits = np.iinfo(dtype)
+    return (
+        value
+        if math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max
+        else None
+    )
+
+
+def _refuse_giants(location: str, layout: Layout, raw: Any) -> None:
+    pixels = math.prod(layout.shape)
+    if pixels > MAX_PIXELS:
+        raise FormatError(
+            f"{location} claims {pixels} pixels; the limit is {MAX_PIXELS}. Cut it into several "
+            "files."
+        )
+    together = raw.count if raw.interleaving is not None and raw.interleaving.name == "pixel" else 1
+    size = math.prod(layout.block)
+    if (
+        size > MAX_PICTURE_PIXELS
+        or size * together * np.dtype(layout.dtype).itemsize > _MAX_BLOCK_BYTES
+    ):
+        raise FormatError(
+            f"{location} has blocks of {layout.block[0]} x {layout.block[1]} pixels and {together} "
+            "band(s), which must be "
+            f"decoded at once; the limit is {MAX_PICTURE_PIXELS} pixels and {_MAX_BLOCK_BYTES} "
+            "bytes. Convert it to a tiled TIFF "
+            "(gdal_translate -of COG)."
+        )
+
+
+def _chunks(raw: Any, layout: Layout) -> Shape:
+    """Block shape, or the whole shape where GDAL shows one compressed strip as rows: each is
+    decoded from the top.
+    """
+    rows = layout.block[0]
+    band = layout.data[0]
+    offsets = [raw.get_tag_item(f"BLOCK_OFFSET_0_{i}", "TIFF", bidx=band) for i in (0, 1)]
+    if rows == 1 < layout.shape[0] and offsets[0] is not None and offsets[1] is None:
+        return layout.shape
+    return tuple(min(a, b) for a, b in zip(layout.block, layout.shape, strict=True))

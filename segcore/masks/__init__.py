@@ -1,0 +1,1 @@
+"""Mask writers, one per file format."""

@@ -1,0 +1,1 @@
+"""Masks as cloud-optimised GeoTIFF, written from compressed blocks."""

@@ -1,0 +1,387 @@
+"""Masks as Cloud Optimized GeoTIFFs: how the masks of GeoTIFFs and slides are written.
+
+Workers compress the blocks of their tile at full resolution and at every overview level of which
+the tile holds whole blocks. Whoever assembles the file spools these blocks to a temporary file,
+builds the few levels above block by block, and writes header, directories and data in one
+sequential pass, the smallest overview first. So a mask of any size takes the memory of a few
+blocks, and `out` may be a pipe or an upload.
+
+Overviews hold the most frequent label (`_label_kernels.halve`), so they invent no classes and are
+the same for any tiling.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import IO, TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+
+from maskloom.segcore.errors import RunError
+from maskloom.segcore.masks.cog.structure import (
+    LONG,
+    SHORT,
+    Tag,
+    framed,
+    pack_cog_head,
+    read_first_directory,
+)
+from maskloom.segcore.raster.spec import EncodedBlock
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.geometry import Shape, Tile
+    from maskloom.segcore.ground.space import Space
+    from maskloom.segcore.raster.classes import ClassTable
+    from maskloom.segcore.raster.spec import RasterSpec
+    from maskloom.segcore.storage.store import Sink
+
+LARGEST_CLASSIC_FILE = 2**31
+"""Bytes; some readers take the 32-bit offsets of classic TIFF as signed, so larger files become
+BigTIFF.
+"""
+
+_SPOOL_MEMORY = 8 << 20
+_DEFLATE = 8
+_GEO_TAGS = frozenset({33550, 33922, 34264, 34735, 34736, 34737, 50844})
+
+
+@dataclass(frozen=True, slots=True)
+class CogMasks:
+    """Writes masks as Cloud Optimized GeoTIFFs with palette, nodata, class names, and the grid of
+    the source.
+
+    Class masks are uint8 or uint16 with the legend's nodata. Object masks are uint32, without
+    palette or nodata: their 0 is background, which is data.
+    """
+
+    suffix: str = ".tif"
+
+    def encode(
+        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
+    ) -> list[EncodedBlock]:
+        """The compressed blocks that lie in the core of one tile; see
+        `segcore.raster.spec.Format.encode`.
+        """
+        from maskloom.segcore.kernels.overviews import halve
+
+        if labels.dtype.name not in ("uint8", "uint16", "uint32"):
+            raise ValueError(
+                f"Labels must be uint8, uint16 or uint32; tile {tile.index} of {spec.location} has "
+                f"{labels.dtype}."
+            )
+        block = block_size(tile_size)
+        pieces: list[EncodedBlock] = []
+        for level in range(_encoded_levels(spec.shape, tile_size)):
+            labels = halve(labels) if level else labels
+            row, column = (start // (block << level) for start in tile.core.start)
+            pieces += _encode_level(labels, EncodedBlock(level, row, column, b""), block)
+        return pieces
+
+    def assemble(
+        self,
+        pieces: Iterable[EncodedBlock],
+        spec: RasterSpec,
+        legend: ClassTable,
+        out: Sink,
+        tile_size: int,
+    ) -> None:
+        """Write the mask from the blocks of all tiles; see `segcore.raster.spec.Format.assemble`.
+
+        `out` is written from its first byte to its last, without seeking. Raises `RunError` where a
+        block is missing, lies outside the image or came twice with different content.
+        """
+        block = block_size(tile_size)
+        with tempfile.SpooledTemporaryFile(_SPOOL_MEMORY) as file:
+            spool = _Spool.empty(spec, block, file)
+            for piece in pieces:
+                spool.add(piece)
+            for level in range(_encoded_levels(spec.shape, tile_size)):
+                spool.require(level)
+            dtype = spool.dtype()
+            if dtype not in ("uint32", legend.dtype):
+                raise RunError(
+                    f"The mask of {spec.location} came as {dtype}; its {len(legend.names)} classes "
+                    f"ask for {legend.dtype}."
+                )
+            for level in range(_encoded_levels(spec.shape, tile_size), len(spool.sizes)):
+                _build_level(spool, level, dtype)
+            out.write(
+                pack_cog_head(
+                    _directories(spool, _tags(spec, legend, dtype)),
+                    spool.sizes,
+                    LARGEST_CLASSIC_FILE,
+                )
+            )
+            for level in reversed(range(len(spool.sizes))):
+                for row, column in np.ndindex(spool.sizes[level].shape):
+                    out.write(framed(spool.payload(level, row, column)))
+
+
+def block_size(tile_size: int) -> int:
+    """Side of the file's square blocks in pixels: the largest up to 512 that divides the tile.
+
+    Raises `ValueError` where TIFF allows no such block.
+    """
+    if tile_size < 16 or (tile_size & (tile_size - 1) if tile_size < 256 else tile_size % 256):
+        raise ValueError(
+            f"The tile size must be 16, 32, 64, 128 or a multiple of 256, not {tile_size}. Change "
+            "`tiling.tile`."
+        )
+    if tile_size % 512 == 0:
+        return 512
+    return min(tile_size, 256)
+
+
+def category_sidecar(legend: ClassTable) -> bytes:
+    """GDAL's side-car (`<mask>.aux.xml`) that names the classes in GDAL and QGIS.
+
+    GeoTIFF itself holds no category names, and no palette for the uint16 masks of more than 255
+    classes.
+    """
+    names = "".join(f"<Category>{_xml_text(name)}</Category>" for name in legend.names)
+    table = ""
+    if legend.dtype != "uint8":
+        entries = "".join(
+            f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="255"/>' for r, g, b in legend.colours
+        )
+        table = f"<ColorInterp>Palette</ColorInterp><ColorTable>{entries}</ColorTable>"
+    band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames>{table}</PAMRasterBand>'
+    return f"<PAMDataset>{band}</PAMDataset>\n".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class _Spool:
+    """The compressed blocks of all levels: their bytes in a temporary file, their places in
+    memory.
+    """
+
+    spec: RasterSpec
+    block: int
+    file: IO[bytes]
+    offsets: list[NDArray[np.int64]] = field(default_factory=list)
+    """Where each block lies in `file`, an array of (rows, columns) for each level."""
+    sizes: list[NDArray[np.int64]] = field(default_factory=list)
+    """Bytes of each block; 0: not there yet."""
+
+    @classmethod
+    def empty(cls, spec: RasterSpec, block: int, file: IO[bytes]) -> _Spool:
+        spool = cls(spec, block, file)
+        for level in range(_level_count(spec.shape, block)):
+            counts = tuple(-(-n // block) for n in _level_shape(spec.shape, level))
+            spool.offsets.append(np.zeros(counts, np.int64))
+            spool.sizes.append(np.zeros(counts, np.int64))
+        return spool
+
+    def add(self, piece: EncodedBlock) -> None:
+        place = (piece.row, piece.column)
+        known = 0 <= piece.level < len(self.sizes) and all(
+            0 <= i < n for i, n in zip(place, self.sizes[piece.level].shape, strict=True)
+        )
+        if not known or not piece.payload:
+            raise RunError(
+                f"Block {place} of level {piece.level} does not belong to the mask of "
+                f"{self.spec.location}."
+            )
+        if self.sizes[piece.level][place]:
+            if self.payload(piece.level, *place) != piece.payload:
+                raise RunError(
+                    f"Block {place} of level {piece.level} of the mask of {self.spec.location} "
+                    "came twice, unequal."
+                )
+            return
+        self.offsets[piece.level][place] = self.file.seek(0, 2)
+        self.sizes[piece.level][place] = self.file.write(piece.payload)
+
+    def payload(self, level: int, row: int, column: int) -> bytes:
+        self.file.seek(int(self.offsets[level][row, column]))
+        return self.file.read(int(self.sizes[level][row, column]))
+
+    def require(self, level: int) -> None:
+        missing = np.argwhere(self.sizes[level] == 0)
+        if len(missing):
+            raise RunError(
+                f"The mask of {self.spec.location} lacks {len(missing)} of "
+                f"{self.sizes[level].size} blocks of level {level}, "
+                f"the first at row {missing[0][0]}, column {missing[0][1]}. Run the same command "
+                "again."
+            )
+
+    def dtype(self) -> str:
+        size = len(zlib.decompress(self.payload(0, 0, 0)))
+        kinds = {
+            np.dtype(name).itemsize * self.block**2: name for name in ("uint8", "uint16", "uint32")
+        }
+        if size not in kinds:
+            raise RunError(
+                f"Block (0, 0) of the mask of {self.spec.location} has {size} bytes; expected one "
+                f"of {sorted(kinds)}."
+            )
+        return kinds[size]
+
+    def labels(self, level: int, row: int, column: int, dtype: str) -> NDArray[np.integer]:
+        """The part of a block that lies inside the image."""
+        import imagecodecs
+
+        height, width = (
+            min(self.block, n - i * self.block)
+            for n, i in zip(_level_shape(self.spec.shape, level), (row, column), strict=True)
+        )
+        size = self.block**2 * np.dtype(dtype).itemsize
+        values = np.frombuffer(
+            imagecodecs.deflate_decode(self.payload(level, row, column), raw=False, out=size), dtype
+        )
+        return values.reshape(self.block, self.block)[:height, :width]
+
+
+def _level_shape(shape: Shape, level: int) -> Shape:
+    return tuple(-(-n >> level) for n in shape)
+
+
+def _level_count(shape: Shape, block: int) -> int:
+    """Levels down to the first that fits into one block."""
+    return 1 + (-(-max(shape) // block) - 1).bit_length()
+
+
+def _encoded_levels(shape: Shape, tile_size: int) -> int:
+    """Levels whose blocks never reach over two tiles."""
+    blocks_per_tile = tile_size // block_size(tile_size)
+    powers_of_two = (blocks_per_tile & -blocks_per_tile).bit_length()
+    return min(powers_of_two, _level_count(shape, block_size(tile_size)))
+
+
+def _encode_level(
+    labels: NDArray[np.integer], first: EncodedBlock, block: int
+) -> Iterator[EncodedBlock]:
+    """The blocks of an array whose first block is at the place of `first`."""
+    for y in range(0, labels.shape[0], block):
+        for x in range(0, labels.shape[1], block):
+            payload = _compress(labels[y : y + block, x : x + block], block)
+            yield replace(
+                first, row=first.row + y // block, column=first.column + x // block, payload=payload
+            )
+
+
+def _compress(labels: NDArray[np.integer], block: int) -> bytes:
+    import imagecodecs
+
+    if labels.shape != (block, block):
+        filling = 0 if labels.dtype == np.uint32 else np.iinfo(labels.dtype).max
+        below, right = (block - n for n in labels.shape)
+        labels = np.pad(labels, ((0, below), (0, right)), constant_values=filling)
+    return bytes(imagecodecs.deflate_encode(labels.tobytes(), level=1, raw=False))
+
+
+def _build_level(spool: _Spool, level: int, dtype: str) -> None:
+    """Each block of a level from the up to four blocks below it."""
+    from maskloom.segcore.kernels.overviews import halve
+
+    rows, columns = spool.sizes[level - 1].shape
+    for row, column in np.ndindex(spool.sizes[level].shape):
+        below = [
+            [
+                spool.labels(level - 1, y, x, dtype)
+                for x in range(2 * column, min(2 * column + 2, columns))
+            ]
+            for y in range(2 * row, min(2 * row + 2, rows))
+        ]
+        spool.add(EncodedBlock(level, row, column, _compress(halve(np.block(below)), spool.block)))
+
+
+def _tags(spec: RasterSpec, legend: ClassTable, dtype: str) -> list[Tag]:
+    """The tags of the full resolution that do not depend on sizes and offsets."""
+    tags = [
+        Tag.of(258, SHORT, np.dtype(dtype).itemsize * 8),
+        Tag.of(259, SHORT, _DEFLATE),
+        Tag.of(262, SHORT, 3 if dtype == "uint8" else 1),
+        Tag.of(277, SHORT, 1),
+        Tag.of(284, SHORT, 1),
+        Tag.of(339, SHORT, 1),
+        *_geo_tags(spec.space),
+    ]
+    if dtype == "uint8":
+        palette = np.zeros((3, 256), np.uint16)
+        palette[:, : len(legend.colours)] = (
+            np.array(legend.colours, np.uint16).reshape(-1, 3).T * 257
+        )
+        tags.append(Tag.of(320, SHORT, palette.ravel()))
+    if dtype != "uint32":
+        tags += [Tag.text(42112, _class_metadata(legend)), Tag.text(42113, str(legend.nodata))]
+    return tags
+
+
+def _geo_tags(space: Space) -> list[Tag]:
+    """The tags that place the raster in the world, as GDAL writes them for any system that it
+    knows.
+    """
+    import rasterio
+    from rasterio.control import GroundControlPoint
+
+    if not space.placed and space.crs is None:
+        return []
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "width": 1,
+        "height": 1,
+        "count": 1,
+        "dtype": "uint8",
+        "crs": space.crs,
+    }
+    if space.affine is not None:
+        profile["transform"] = rasterio.Affine(*space.affine)
+    elif space.gcps:
+        profile["gcps"] = [
+            GroundControlPoint(row=row, col=column, x=x, y=y, z=z)
+            for column, row, x, y, z in space.gcps
+        ]
+        profile["crs"] = space.gcp_crs
+    with rasterio.MemoryFile() as memory:
+        with memory.open(**profile) as file:
+            if space.rpcs:
+                file.update_tags(ns="RPC", **dict(space.rpcs))
+        memory.seek(0)
+        return [tag for tag in read_first_directory(memory.read()) if tag.code in _GEO_TAGS]
+
+
+def _class_metadata(legend: ClassTable) -> str:
+    """GDAL's metadata XML: all names as JSON for programs, and each name alone for people."""
+    names = json.dumps({str(i): name for i, name in enumerate(legend.names)}, ensure_ascii=False)
+    # GDAL undoes the escapes of this tag's values twice.
+    items = [f'<Item name="CLASSES">{escape(_xml_text(names))}</Item>']
+    items += [
+        f'<Item name="CLASS_{i}" sample="0">{escape(_xml_text(name))}</Item>'
+        for i, name in enumerate(legend.names)
+    ]
+    return f"<GDALMetadata>{''.join(items)}</GDALMetadata>"
+
+
+def _xml_text(text: str) -> str:
+    # XML has no way at all to write most control characters and halves of surrogate pairs.
+    return escape(
+        re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text),
+        {'"': "&quot;"},
+    )
+
+
+def _directories(spool: _Spool, tags: list[Tag]) -> list[list[Tag]]:
+    directories = []
+    for level in range(len(spool.sizes)):
+        height, width = _level_shape(spool.spec.shape, level)
+        directories.append(
+            [
+                Tag.of(254, LONG, int(level > 0)),
+                Tag.of(256, LONG, width),
+                Tag.of(257, LONG, height),
+                Tag.of(322, SHORT, spool.block),
+                Tag.of(323, SHORT, spool.block),
+                *(tag for tag in tags if level == 0 or tag.code not in (_GEO_TAGS | {42112})),
+            ]
+        )
+    return directories

@@ -1,0 +1,1 @@
+"""The protocols of fitters and segmenters, and models made of other models."""

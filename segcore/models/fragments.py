@@ -1,0 +1,67 @@
+"""Objects over tiles: fragments, seams, groupings.
+
+A tile alone knows only fragments: the parts of objects that lie in its core. A segmenter of objects
+works in two steps so that the result does not depend on the tiling:
+
+    fragment    one tile, on a worker: numbers the fragments of its core and says what joining must
+                know (`TileBoundary`)
+    join        one image: looks at the seams of all tiles and says which fragments are one object
+                (`Equivalences`)
+
+Only fragments that touch another tile take part in joining, so seams are as small as the borders of
+tiles. Whatever is decided inside a tile must be certain there, whatever its neighbours hold.
+`numbering.py` then gives objects their ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TileBoundary = Mapping[str, "NDArray[Any]"]
+"""What one tile tells the others: arrays by name, of a size that grows with the border of the tile,
+not with its area.
+"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fragments:
+    """The objects of one tile's core, as far as the tile alone can tell."""
+
+    values: NDArray[np.uint32]
+    """Shape of the core. 0: background or no data; 1 ... n: fragments, in any order, each with at
+    least one pixel.
+    """
+    class_of: NDArray[np.uint16]
+    """(n + 1,) class id of each fragment; that of 0 is 0."""
+    seam: TileBoundary
+    """What `join` needs of this tile."""
+    score_of: NDArray[np.float32] | None = None
+    """(n + 1,) how sure the segmenter is of each fragment's object; an object has the highest of
+    its fragments. None: it does not say.
+    """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Equivalences:
+    """What joining says of one tile. Fragments that it does not name stand alone and keep their
+    class.
+    """
+
+    fragments: NDArray[np.uint32]
+    """Fragments of the tile, ascending, each once."""
+    groups: NDArray[np.int64]
+    """Fragments with equal numbers from 1 on, in whatever tile, are one object. 0: background."""
+    class_of: NDArray[np.uint16]
+    """Class id of the object that each belongs to, 0 for background."""
+
+    @classmethod
+    def none(cls) -> Equivalences:
+        """All fragments stand alone."""
+        return cls(np.zeros(0, np.uint32), np.zeros(0, np.int64), np.zeros(0, np.uint16))

@@ -1,0 +1,310 @@
+"""Models: segmenters that are ready, and fitters that must see data first.
+
+A `Segmenter` gives every pixel a class. An `ObjectSegmenter` finds objects, which may reach over
+tiles: it works on each tile, then joins what the tiles found (`fragments.py`).
+
+A `Fitter` is a fold whose result is the next fitter or the segmenter, so all of fitting is
+
+    while isinstance(model, Fitter):
+        model = model.finish(observe_all(model, blocks))
+
+A fixed threshold takes no round, Otsu one, Otsu on floats two (the range first, then the
+histogram). Fitters and segmenters are frozen values: they pickle, they compare, and their fields
+are their whole state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+
+from maskloom.segcore.errors import ModelMismatch, NothingToFit
+from maskloom.segcore.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.geometry import Grid, Shape
+    from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
+    from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
+
+
+class Exactness(Enum):
+    """How the output under tiling relates to the output on the whole image."""
+
+    EXACT = "exact"
+    """Every pixel equal, for any tiling."""
+    EXACT_IF_SMALLER_THAN_HALO = "exact if smaller than halo"
+    """Every pixel of objects smaller than the halo equal."""
+    APPROXIMATE = "approximate"
+    """Close, by blending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What a model asks of the tiling and of memory."""
+
+    halo: Shape = (0, 0)
+    """Pixels that it must see around a tile's core for an exact core."""
+    bytes_per_pixel: int = 16
+    """Peak memory for one pixel of a block, its input included."""
+    cost: int = 1
+    """Time for one pixel, in times of a threshold. Decides how large an image must be before
+    several workers share it.
+    """
+    process_bytes: int = 0
+    """Peak memory beside that, whatever the block: a network's libraries, its weights and the patch
+    in work.
+    """
+
+
+class Ready(Protocol):
+    """What all models have in common that are ready to run."""
+
+    @property
+    def footprint(self) -> Requirements:
+        """What it asks of the tiling and of memory."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of its classes, by class id."""
+        ...
+
+    @property
+    def exactness(self) -> Exactness:
+        """How its output under tiling relates to the whole image's."""
+        ...
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the bands that the model wants. Raises `ModelMismatch` where the image
+        does not suit.
+        """
+        ...
+
+    def provenance(self) -> Mapping[str, Any]:
+        """What was fitted or chosen (thresholds, centres, number of clusters), as JSON values for
+        the tables.
+        """
+        ...
+
+
+@runtime_checkable
+class Segmenter(Ready, Protocol):
+    """A model that gives every pixel a class."""
+
+    def segment(self, block: Block) -> Labels:
+        """A label for every pixel of the block's core, in an array of the block's shape."""
+        ...
+
+
+@runtime_checkable
+class Scorer(Segmenter, Protocol):
+    """A segmenter that can also say how sure it is."""
+
+    def scores(self, block: Block) -> NDArray[np.float32]:
+        """Probability of each class for every pixel of the block: shape of `block.valid` plus
+        classes, sums of 1.
+
+        The array belongs to the caller.
+        """
+        ...
+
+
+@runtime_checkable
+class ObjectSegmenter(Ready, Protocol):
+    """A model that finds objects. Class 0 is background."""
+
+    def fragment(self, block: Block) -> Fragments:
+        """What the block alone tells of the objects in its core."""
+        ...
+
+    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> Sequence[Equivalences]:
+        """Which fragments of all tiles are one object, from the seams of all tiles in the order of
+        the grid; one grouping a tile.
+        """
+        ...
+
+
+@runtime_checkable
+class Fitter(Protocol):
+    """A model that must see data first: a fold over blocks."""
+
+    @property
+    def footprint(self) -> Requirements:
+        """What it asks of the tiling and of memory."""
+        ...
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the bands that the model wants. Raises `ModelMismatch` where the image
+        does not suit.
+        """
+        ...
+
+    @property
+    def expected_classes(self) -> tuple[str, ...]:
+        """Names of its classes, by class id; empty where their number is found by fitting."""
+        ...
+
+    def kind_of(self, spec: RasterSpec) -> Hashable:
+        """What images must have in common to be fitted together (number of bands, say). Constant
+        where nothing.
+        """
+        ...
+
+    def observe(self, block: Block, /) -> Any:
+        """What one block says: exact, order-free, picklable state."""
+        ...
+
+    def merge(self, a: Any, b: Any, /) -> Any:
+        """What two observations say together."""
+        ...
+
+    def finish(self, total: Any, /) -> Fitter | Model:
+        """The next round, or the model. Raises `FitError` where the data do not allow one (no valid
+        pixel, say).
+        """
+        ...
+
+
+@runtime_checkable
+class Chooser(Ready, Protocol):
+    """A model that leaves a choice to the machine that runs it (a network's engine and precision),
+    to be made once for a run.
+
+    Until then it runs in a way that all machines have.
+    """
+
+    @property
+    def open_choice(self) -> str | None:
+        """What is to be chosen: equal for models that would choose alike. None: nothing, or no
+        longer.
+        """
+        ...
+
+    def choose(self, block: Block) -> Mapping[str, Any]:
+        """What suits this machine, tried on a block of the collection: JSON values. Raises
+        `WeightsError` where nothing does.
+        """
+        ...
+
+    def chosen(self, choice: Mapping[str, Any]) -> Self:
+        """The model with its choice made."""
+        ...
+
+
+@runtime_checkable
+class Cautious(Ready, Protocol):
+    """A model that knows when its result needs a second look."""
+
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
+        """What to look at in the result on this image, whose classes have these shares of its valid
+        pixels. None: nothing is known against it.
+        """
+        ...
+
+
+Model = Segmenter | ObjectSegmenter
+"""A model that is ready to run."""
+
+FIRST_CLASSES = ("cluster_0",)
+"""The class that every clustering has, however many it finds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blank:
+    """What a fitter comes to that has seen no valid pixel: a segmenter for images without one,
+    whose masks are all nodata.
+    """
+
+    fitter: Fitter
+    classes: tuple[str, ...]
+
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    @property
+    def footprint(self) -> Requirements:
+        """The fitter's."""
+        return self.fitter.footprint
+
+    def select(self, spec: RasterSpec) -> RasterSpec:
+        """The image with the bands that the fitter wants."""
+        return self.fitter.select(spec)
+
+    def segment(self, block: Block) -> Labels:
+        """Labels without a meaning. Raises `ModelMismatch` where the block has a valid pixel (of
+        infinite values, say).
+        """
+        import numpy as np
+
+        from maskloom.segcore.raster.spec import Labels
+
+        if block.tile.trim(block.valid).any():
+            raise ModelMismatch(
+                f"{block.spec.location} has valid pixels, but none that a model could be fitted to."
+            )
+        return Labels(np.zeros(block.valid.shape, np.uint8))
+
+    def provenance(self) -> Mapping[str, Any]:
+        """That there was nothing to see."""
+        return {"pixels": 0}
+
+
+def concluded(fitter: Fitter, total: Any, names: Sequence[str] = ()) -> Fitter | Model:
+    """The fitter's next round or its model; a `Blank` where there was no valid pixel in all that it
+    has seen.
+
+    Where the fitter does not know how many classes it would have found, a blank has the first, and
+    those of `names`. Raises `FitError`.
+    """
+    try:
+        return fitter.finish(total)
+    except NothingToFit:
+        return Blank(
+            fitter, fitter.expected_classes or tuple(dict.fromkeys((*FIRST_CLASSES, *names)))
+        )
+
+
+def is_blank(model: Any) -> bool:
+    """Whether a model is a `Blank`, or built around one: then it says nothing of images that have a
+    valid pixel.
+    """
+    if isinstance(model, Blank):
+        return True
+    return is_dataclass(model) and any(
+        is_blank(getattr(model, field.name)) for field in fields(model)
+    )
+
+
+def caution_of(
+    models: Iterable[Ready], spec: RasterSpec, shares: Mapping[str, float]
+) -> str | None:
+    """What these models know against the result on an image, each thing once. None: nothing."""
+    cautions = (model.caution(spec, shares) for model in models if isinstance(model, Cautious))
+    return "; ".join(dict.fromkeys(filter(None, cautions))) or None
+
+
+@runtime_checkable
+class SegmenterRecipe(Protocol):
+    """The parameters of a segmenter, as users set them: a frozen dataclass. A field of this type
+    holds another segmenter.
+    """
+
+    def start(self) -> Fitter | Model:
+        """What the recipe starts with: a model, or a fitter where data must be seen first."""
+        ...
+
+
+SEGMENTERS: Registry[type[SegmenterRecipe]] = Registry("segmenter")
+"""Recipes of segmenters by kind: frozen dataclasses whose fields are the parameters that users set.
+A class variable `units` says what a change of the bands' units may change, for people.
+"""
+
+MODELS: Registry[type[Model]] = Registry("fitted model")
+"""Fitted segmenters by kind, so that a model file can be read back (`manifest.dump_model`,
+`manifest.load_model`).
+"""

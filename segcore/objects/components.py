@@ -1,0 +1,368 @@
+"""Connected parts: the objects of a semantic mask, for any tiling.
+
+A part is a set of pixels of one class that hang together: by faces (connectivity 4, in volumes 6),
+or over corners and edges as well (8, 26). Parts of different classes never join.
+`Components.fragment` finds the parts of a tile's core, `Components.join` ties those that meet over
+seams, the corners of tiles included.
+
+With `fill_holes`, a hole is a set of valid pixels of no chosen class that hang together by the
+complementary connectivity (4 for 8, 8 for 4), where every neighbour of any of them, by that same
+connectivity, is of the set or of one chosen class, the same for all; so it touches neither nodata
+nor the border of the image. It becomes part of that class before parts are found. For a single
+class this is `scipy.ndimage.binary_fill_holes`. Parts smaller than `min_size` are dropped last.
+
+What a tile cannot decide alone goes to its seam: parts that touch another tile, and holes that do.
+A part that lies within an undecided hole is only one if the hole stays open. If it is too small to
+be an object then, it is made a piece of the hole and so has its fate; else it gets a number in the
+series of such parts of that hole, so that the seam need only say how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maskloom.segcore.geometry import Box, Tile
+from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.geometry import Grid, Shape
+
+_HOLE, _NO_DATA, _FIRST_CLASS = 1, 2, 3
+"""Codes of `_joining_kernels`."""
+_OTHER_TILE, _BORDER = 1, 2
+"""Bits of what a side of a core faces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """Which connected parts of a mask are objects."""
+
+    classes: tuple[int, ...]
+    """Class ids whose parts are objects. All other pixels are background."""
+    connectivity: int = 8
+    """4 or 8 in images, 6 or 26 in volumes."""
+    min_size: int = 1
+    """Fewest pixels of an object."""
+    fill_holes: bool = False
+    """Whether what one class alone surrounds belongs to it."""
+
+    def __post_init__(self) -> None:
+        if not self.classes or min(self.classes) < 0 or len(set(self.classes)) < len(self.classes):
+            raise ValueError(
+                "classes: expected one or more different class ids from 0 on; got "
+                f"{list(self.classes)}"
+            )
+        if self.connectivity not in (4, 8, 6, 26):
+            raise ValueError(
+                f"connectivity: expected 4 or 8 (6 or 26 for volumes); got {self.connectivity!r}"
+            )
+        if self.min_size < 1:
+            raise ValueError(
+                f"min_size: expected a number of pixels from 1 on; got {self.min_size}"
+            )
+
+    @property
+    def full(self) -> tuple[bool, bool]:
+        """Whether holes, and whether parts, are connected over edges and corners too."""
+        full = self.connectivity in (8, 26)
+        return self.fill_holes and not full, full
+
+    def label(
+        self, values: NDArray[np.unsignedinteger[Any]]
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+        """The parts of a whole image or volume in memory, numbered in the order of their first
+        pixels, and the class of each number.
+
+        `values` as in `fragment`. Class 0 stands for number 0, the background.
+        """
+        box = Box.whole(values.shape)
+        fragments = self.fragment(values, Tile((0,) * values.ndim, box, box), values.shape)
+        return fragments.values, fragments.class_of
+
+    def fragment(
+        self, values: NDArray[np.unsignedinteger[Any]], tile: Tile, shape: Shape
+    ) -> Fragments:
+        """The parts of a tile's core, as far as the tile alone can tell.
+
+        `values` are the class ids of the core, uint8 or uint16, whose greatest number means no
+        data; `shape` is that of the raster. Raises `ValueError` where `values` or the connectivity
+        do not suit, and for a part of a volume: volumes are labelled whole.
+        """
+        self._check(values, tile, shape)
+        found = _label(values, self, _sides(tile, shape))
+        if self.fill_holes:
+            order, number, seam = _fill(found, self.full[0], self.min_size)
+        else:
+            order, number, seam = _keep(found, self.min_size)
+        painted = _paint(found, number).reshape(values.shape)
+        class_of = np.zeros(len(order) + 1, np.uint16)
+        codes = found.codes[order]
+        class_of[1:] = np.where(
+            codes == _HOLE, 0, np.array([0, 0, 0, *self.classes], np.uint16)[codes]
+        )
+        return Fragments(
+            painted, class_of, {"edges": _edges(painted), **seam} if values.ndim == 2 else {}
+        )
+
+    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> list[Equivalences]:
+        """Which fragments of all tiles are one part, from the seams that `fragment` made, in the
+        order of the grid.
+        """
+        if len(grid) == 1:
+            return [Equivalences.none()]
+        from maskloom.segcore.kernels.disjoint import flatten
+        from maskloom.segcore.kernels.joining import gather_seen, meet_edges, tie_pairs
+
+        counts = np.array([len(seam["codes"]) for seam in seams])
+        offsets = np.cumsum([0, *counts])[:-1]
+        codes, seen, sizes = (
+            np.concatenate([seam[name] for seam in seams]) for name in ("codes", "seen", "sizes")
+        )
+        parent = np.arange(len(codes))
+        edges = np.concatenate([seam["edges"] for seam in seams])
+        layout = (*(_sides_of_tiles(grid, axis) for axis in (0, 1)), offsets)
+        meet_edges(edges, layout, (parent, codes, seen), self.full, False)
+        if self.fill_holes:
+            flatten(parent)
+            gather_seen(parent, seen)
+            meet_edges(edges, layout, (parent, codes, seen), self.full, True)
+            for offset, seam in zip(offsets, seams, strict=True):
+                links = seam["links"].astype(np.int64) + offset - 1
+                tie_pairs(parent, links[seen[links[:, 0]] > _HOLE])
+        flatten(parent)
+        codes = np.where(codes == _HOLE, seen, codes)
+        total = np.bincount(parent, sizes, len(parent))
+        kept = (codes >= _FIRST_CLASS) & (total[parent] >= self.min_size)
+        numbers = np.cumsum(parent == np.arange(len(parent)))
+        groups = np.where(kept, numbers[parent], 0)
+        class_of = np.where(kept, np.array([0, 0, 0, *self.classes], np.uint16)[codes], 0).astype(
+            np.uint16
+        )
+        return [
+            _grouping(seam, groups[a : a + n], class_of[a : a + n])
+            for seam, a, n in zip(seams, offsets, counts, strict=True)
+        ]
+
+    def _check(self, values: NDArray[Any], tile: Tile, shape: Shape) -> None:
+        if values.dtype not in (np.uint8, np.uint16):
+            raise ValueError(
+                "expected class ids as uint8 or uint16, with the greatest number for no data; got "
+                f"{values.dtype}"
+            )
+        if max(self.classes) >= np.iinfo(values.dtype).max:
+            raise ValueError(
+                f"classes: {max(self.classes)} is no class id of a mask of {values.dtype}"
+            )
+        expected = {2: (4, 8), 3: (6, 26)}.get(values.ndim, ())
+        if self.connectivity not in expected:
+            raise ValueError(
+                f"connectivity: {self.connectivity} does not suit {values.ndim} axes; expected one "
+                f"of {expected}"
+            )
+        if values.shape != tile.core.shape:
+            raise ValueError(
+                f"expected the class ids of the core, {tile.core.shape}; got shape {values.shape}"
+            )
+        if values.ndim == 3 and tile.core.shape != tuple(shape):
+            raise ValueError(
+                f"volumes are labelled whole; got a tile of {tile.core.shape} of a volume of "
+                f"{tuple(shape)}"
+            )
+
+    def code_of(self, dtype: np.dtype[Any]) -> NDArray[np.uint16]:
+        """The code of each class id."""
+        table = np.full(np.iinfo(dtype).max + 1, _HOLE if self.fill_holes else 0, np.uint16)
+        table[-1] = _NO_DATA if self.fill_holes else 0
+        table[list(self.classes)] = np.arange(_FIRST_CLASS, _FIRST_CLASS + len(self.classes))
+        return table
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """Connected runs of equal code, of parts and of what may be holes: labels 1 ... n in the order
+    of their first pixels.
+    """
+
+    shape: tuple[int, int, int]
+    """(layers, rows, columns)."""
+    runs: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint16]]
+    """Starts, stops and codes of the runs, line after line."""
+    first: NDArray[np.int64]
+    """The first run of each line, and the number of runs."""
+    labels: NDArray[np.int32]
+    """Of each run."""
+    sizes: NDArray[np.int64]
+    """(n + 1,) pixels of each label."""
+    touched: NDArray[np.uint8]
+    """(n + 1,) what the sides face that each label touches."""
+    codes: NDArray[np.uint16]
+    """(n + 1,) code of each label."""
+
+
+def _label(values: NDArray[Any], parts: Components, sides: NDArray[np.uint8]) -> _Found:
+    from maskloom.segcore.kernels.connected import (
+        count_changes,
+        find_runs,
+        measure_runs,
+        number_sets,
+        tie_runs,
+    )
+
+    shape = (1, *values.shape) if values.ndim == 2 else values.shape
+    lines = np.ascontiguousarray(values).reshape(-1, shape[2])
+    room = count_changes(lines) + len(lines) + 9
+    arrays = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.uint16)
+    first = find_runs(lines, parts.code_of(values.dtype), *arrays)
+    starts, stops, codes = (array[: first[-1]] for array in arrays)
+    runs = starts, stops, codes
+    labels = tie_runs(runs, first, shape, parts.full, parts.fill_holes or len(parts.classes) > 1)
+    n = number_sets(labels, codes) + 1
+    sizes, touched, code_of = np.zeros(n, np.int64), np.zeros(n, np.uint8), np.zeros(n, np.uint16)
+    measure_runs(runs, labels, first, shape, sides, (sizes, touched, code_of))
+    sizes[0] = touched[0] = code_of[0] = 0
+    return _Found(shape, runs, first, labels, sizes, touched, code_of)
+
+
+def _paint(found: _Found, number: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The number of its label for each pixel, line by line."""
+    from maskloom.segcore.kernels.connected import paint_runs
+
+    layers, rows, width = found.shape
+    painted = np.empty((layers * rows, width), np.uint32)
+    paint_runs(found.runs, found.labels, found.first, number, painted)
+    return painted
+
+
+def _keep(
+    found: _Found, min_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint32], TileBoundary]:
+    """Labels by fragment, fragment (or 0) by label, and the seam but for its edges: parts at seams
+    first, then those large enough.
+    """
+    at_seam = (found.touched & _OTHER_TILE) > 0
+    alone = ~at_seam & (found.sizes >= min_size)
+    at_seam[0] = alone[0] = False
+    chosen = np.flatnonzero(at_seam)
+    order = np.concatenate([chosen, np.flatnonzero(alone)])
+    number = np.zeros(len(found.sizes), np.uint32)
+    number[order] = np.arange(1, len(order) + 1)
+    seam: TileBoundary = {
+        "codes": found.codes[chosen],
+        "seen": np.zeros(len(chosen), np.uint16),
+        "sizes": found.sizes[chosen],
+    }
+    return order, number, seam
+
+
+def _fill(
+    found: _Found, full: bool, min_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint32], TileBoundary]:
+    """As `_keep`, after holes that lie inside the core were filled. `full` says how holes are
+    connected.
+    """
+    from maskloom.segcore.kernels.connected import meet_runs
+    from maskloom.segcore.kernels.disjoint import flatten
+    from maskloom.segcore.kernels.joining import tie_pairs
+
+    n = len(found.sizes)
+    seen = np.zeros(n, np.uint16)
+    starts, stops, run_codes = found.runs
+    pairs = meet_runs(
+        (starts, stops, (run_codes, found.labels)), found.first, found.shape, full, seen
+    )
+    at_seam = (found.touched & _OTHER_TILE) > 0
+    hole = found.codes == _HOLE
+    seen[hole & ((found.touched & _BORDER) > 0)] = _HOLE
+    filled = hole & ~at_seam & (seen > _HOLE)
+    undecided = hole & at_seam & (seen != _HOLE)
+
+    # A filled hole and all that is inside it go to the part around it, which has the first pixel
+    # and alone may touch another tile.
+    root = np.arange(n)
+    tie_pairs(root, pairs[filled[pairs[:, 0]]])
+    flatten(root)
+    moved = np.flatnonzero(root != np.arange(n))
+    sizes, codes = found.sizes.copy(), np.where(filled, seen, found.codes)
+    np.add.at(sizes, root[moved], found.sizes[moved])
+
+    around = pairs[undecided[pairs[:, 0]]]
+    around[:, 1] = root[around[:, 1]]
+    # Pairs as single numbers sort ten times as fast.
+    links = np.unique(around[at_seam[around[:, 1]]].astype(np.int64) @ np.array([n, 1]))
+    # A part that touches no other tile lies within one hole at most: whatever else surrounds it
+    # would have closed the case of that hole.
+    host = np.zeros(n, np.int64)
+    host[around[:, 1]] = around[:, 0]
+
+    part = (root == np.arange(n)) & (codes >= _FIRST_CLASS)
+    inside, small = part & ~at_seam, sizes < min_size
+    pieces = np.flatnonzero(inside & small & (host > 0))
+    islands = np.flatnonzero(inside & ~small & (host > 0))
+    islands = islands[np.argsort(host[islands], kind="stable")]
+    for within in (pieces, islands):
+        np.add.at(sizes, host[within], sizes[within])
+    chosen = np.flatnonzero((part & at_seam) | undecided)
+    order = np.concatenate([chosen, islands, np.flatnonzero(inside & ~small & (host == 0))])
+    number = np.zeros(n, np.uint32)
+    number[order] = np.arange(1, len(order) + 1)
+    number[pieces] = number[host[pieces]]
+    seam = {
+        "codes": codes[chosen],
+        "seen": np.where(undecided, seen, 0).astype(np.uint16)[chosen],
+        "sizes": sizes[chosen],
+        "links": number[np.stack(np.divmod(links, n), axis=1)],
+        "islands": np.bincount(number[host[islands]].astype(np.int64) - 1, minlength=len(chosen)),
+    }
+    return order, number[root], seam
+
+
+def _sides(tile: Tile, shape: Shape) -> NDArray[np.uint8]:
+    """What the core faces at both ends of the axes (layers, rows, columns): the image's border or
+    another tile. Images have no layers.
+    """
+    sides = np.zeros((3, 2), np.uint8)
+    for axis, (start, stop, length) in enumerate(
+        zip(tile.core.start, tile.core.stop, shape, strict=True), 3 - len(shape)
+    ):
+        sides[axis] = (
+            _OTHER_TILE if start > 0 else _BORDER,
+            _OTHER_TILE if stop < length else _BORDER,
+        )
+    return sides
+
+
+def _edges(painted: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The top, bottom, left and right line of a core, one after the other."""
+    return np.concatenate([painted[0], painted[-1], painted[:, 0], painted[:, -1]])
+
+
+def _sides_of_tiles(grid: Grid, axis: int) -> NDArray[np.int64]:
+    """How long the tiles are along an axis."""
+    ends = np.minimum(np.arange(grid.counts[axis] + 1) * grid.tile[axis], grid.shape[axis])
+    return np.diff(ends).astype(np.int64)
+
+
+def _grouping(
+    seam: TileBoundary, groups: NDArray[np.int64], class_of: NDArray[np.uint16]
+) -> Equivalences:
+    """The grouping of a tile from the groups and classes of the fragments of its seam: filled holes
+    take their islands with them.
+    """
+    count = len(groups)
+    fragments = np.arange(1, count + 1, dtype=np.uint32)
+    if "islands" not in seam or not seam["islands"].any():
+        return Equivalences(fragments, groups, class_of)
+    host = np.repeat(np.arange(count), seam["islands"])
+    filled = groups[host] > 0
+    islands, host = np.flatnonzero(filled) + count + 1, host[filled]
+    return Equivalences(
+        np.concatenate([fragments, islands.astype(np.uint32)]),
+        np.concatenate([groups, groups[host]]),
+        np.concatenate([class_of, class_of[host]]),
+    )

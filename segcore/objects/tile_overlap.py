@@ -1,0 +1,320 @@
+"""What two tiles saw of the same pixels: its way there, and how it compares.
+
+A tile tells what it saw about the edge of its core as runs of labels, row by row (`frame_runs`,
+`expand`). `Pairs` are the labels of two arrays of one place that share pixels, with their
+intersection over union; `pieces_of` are the connected pieces of labels. `OverlapMatches` is what
+all pairs of tiles tell of one another's fragments; `stitch.py` draws the conclusions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.geometry import Box, Grid, Shape, Tile
+    from maskloom.segcore.models.fragments import TileBoundary
+    from maskloom.segcore.objects.seams import Nodes
+
+
+def interior_of(tile: Tile, halo: Shape, shape: Shape) -> tuple[slice, ...]:
+    """The part of a read-sized array that no other tile reads: the core, but for a halo along its
+    seams.
+    """
+    parts = []
+    for axis, margin in enumerate(halo):
+        start, stop, origin = tile.core.start[axis], tile.core.stop[axis], tile.read.start[axis]
+        first = start - origin + (margin if start > 0 else 0)
+        parts.append(
+            slice(first, max(first, stop - origin - (margin if stop < shape[axis] else 0)))
+        )
+    return tuple(parts)
+
+
+def frame_runs(
+    numbers: NDArray[np.uint32], interior: tuple[slice, ...]
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Lengths and values of the runs of a read-sized array, row by row, with 0 in the interior."""
+    frame = numbers.copy()
+    frame[interior] = 0
+    flat = frame.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    return np.diff(starts, append=flat.size).astype(np.uint32), flat[starts]
+
+
+def expand(
+    lengths: NDArray[np.uint32], values: NDArray[np.uint32], read: Box, box: Box
+) -> NDArray[np.uint32]:
+    """What the runs of a tile's `read` box tell of a box inside it and outside of its interior."""
+    across = read.shape[1]
+    rows, columns = box.relative_to(read).slices
+    ends = np.cumsum(lengths, dtype=np.int64)
+    begin, end = rows.start * across, rows.stop * across
+    first, last = (
+        np.searchsorted(ends, begin, side="right"),
+        np.searchsorted(ends, end, side="left"),
+    )
+    stops = np.clip(ends[first : last + 1], begin, end)
+    counts = stops - np.concatenate([[begin], stops[:-1]])
+    return np.repeat(values[first : last + 1], counts).reshape(-1, across)[:, columns]
+
+
+def cut_by(numbers: NDArray[Any], read: Box, shape: Shape) -> NDArray[Any]:
+    """The instances that the edge of a read box cuts, where it is not the image's edge."""
+    edges = [
+        (read.start[0] > 0, numbers[0]),
+        (read.stop[0] < shape[0], numbers[-1]),
+        (read.start[1] > 0, numbers[:, 0]),
+        (read.stop[1] < shape[1], numbers[:, -1]),
+    ]
+    return np.unique(
+        np.concatenate([np.zeros(0, numbers.dtype), *(edge for cuts, edge in edges if cuts)])
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pairs:
+    """Labels of two arrays of the same place that have pixels in common, each pair once."""
+
+    one: NDArray[np.int64]
+    other: NDArray[np.int64]
+    shared: NDArray[np.int64]
+    """Pixels in common."""
+    size_one: NDArray[np.int64]
+    size_other: NDArray[np.int64]
+    """Pixels of either label in its array."""
+
+    @classmethod
+    def of(cls, one: NDArray[Any], other: NDArray[Any]) -> Pairs:
+        """The pairs of two arrays, background (0) left out. Counted by runs, which are fewer than
+        pixels.
+        """
+        keys = one.astype(np.int64).ravel() << 32 | other.ravel().astype(np.int64)
+        starts = np.flatnonzero(np.diff(keys, prepend=-1))
+        found, run = np.unique(keys[starts], return_inverse=True)
+        shared = np.zeros(len(found), np.int64)
+        np.add.at(shared, run, np.diff(starts, append=keys.size))
+        a, b = found >> 32, found & 0xFFFFFFFF
+        size_a, size_b = (
+            np.zeros(int(a.max(initial=0)) + 1, np.int64),
+            np.zeros(int(b.max(initial=0)) + 1, np.int64),
+        )
+        np.add.at(size_a, a, shared)
+        np.add.at(size_b, b, shared)
+        both = (a > 0) & (b > 0)
+        a, b = a[both], b[both]
+        return cls(a, b, shared[both], size_a[a], size_b[b])
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """Intersection over union of each pair."""
+        return np.asarray(self.shared / (self.size_one + self.size_other - self.shared), np.float64)
+
+    def turned(self) -> Pairs:
+        """The same pairs, seen from the other array."""
+        return Pairs(self.other, self.one, self.shared, self.size_other, self.size_one)
+
+    def mutual_best(self) -> NDArray[np.bool_]:
+        """Which pairs are the best of both their labels: the greatest intersection over union, of
+        equals the lowest partner.
+        """
+        mutual = np.ones(len(self.one), np.bool_)
+        for label, partner in ((self.one, self.other), (self.other, self.one)):
+            order = np.lexsort((partner, -self.iou, label))
+            best = np.zeros(len(order), np.bool_)
+            best[order[np.diff(label[order], prepend=-1) != 0]] = True
+            mutual &= best
+        return mutual
+
+
+def pieces_of(values: NDArray[np.uint32]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The connected pieces (diagonals too) of the instances, numbered from 1, and the instance of
+    each piece by number.
+    """
+    from skimage.measure import label
+
+    pieces = label(values.astype(np.int64), background=0, connectivity=2)
+    whose = np.zeros(int(pieces.max(initial=0)) + 1, np.int64)
+    whose[pieces.ravel()] = values.ravel()
+    return pieces, whose
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OverlapMatches:
+    """What comparing tiles tells, by nodes."""
+
+    link_one: NDArray[np.int64]
+    """Fragments whose anchor another tile owns ..."""
+    link_other: NDArray[np.int64]
+    """... and the fragment there."""
+    match_one: NDArray[np.int64]
+    match_other: NDArray[np.int64]
+    """Fragments with pieces that match each other best."""
+    match_iou: NDArray[np.float64]
+    common_one: NDArray[np.int64]
+    common_other: NDArray[np.int64]
+    """Fragments whose instances have pixels in common."""
+    common_pixels: NDArray[np.int64]
+    """How many."""
+    denied: NDArray[np.int64]
+    """Fragments whose instance another tile sees for more than half as background."""
+
+    @classmethod
+    def gather(
+        cls,
+        grid: Grid,
+        seams: Sequence[TileBoundary],
+        nodes: Nodes,
+        by_ownership: NDArray[np.bool_],
+    ) -> OverlapMatches:
+        """All that the tiles of an image tell; `by_ownership` tells of each node whether anchors
+        count.
+        """
+        none: Any = np.zeros(0, np.int64)
+        parts = [_compare(nodes, meeting, by_ownership) for meeting in _meetings(grid, seams)]
+        return cls(
+            **{
+                field.name: np.concatenate([none, *(getattr(part, field.name) for part in parts)])
+                for field in fields(cls)
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _View:
+    """What one of two tiles saw of the overlap of their read boxes."""
+
+    number: int
+    seam: TileBoundary
+    core: Box
+    overlap: Box
+    values: NDArray[np.uint32]
+
+    def are_fragments(self, instances: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which instances have pixels in the tile's core; the others are witnesses alone."""
+        return np.asarray(instances <= int(self.seam["count"][0]))
+
+
+def _meetings(grid: Grid, seams: Sequence[TileBoundary]) -> Iterator[tuple[_View, _View]]:
+    """All pairs of tiles, each once, where one reads pixels of the other's core: neighbours, and
+    more where tiles are smaller than the halo.
+    """
+    reach = [-(-halo // side) for halo, side in zip(grid.halo, grid.tile, strict=True)]
+    steps = [
+        (y, x)
+        for y in range(reach[0] + 1)
+        for x in range(-reach[1], reach[1] + 1)
+        if (y, x) > (0, 0)
+    ]
+    for number, tile in enumerate(grid):
+        for step in steps:
+            index = [at + by for at, by in zip(tile.index, step, strict=True)]
+            if all(0 <= at < count for at, count in zip(index, grid.counts, strict=True)):
+                second = index[0] * grid.counts[1] + index[1]
+                other = grid[second]
+                overlap = tile.read & other.read
+                yield (
+                    _View(
+                        number,
+                        seams[number],
+                        tile.core,
+                        overlap,
+                        _seen(seams[number], tile.read, overlap),
+                    ),
+                    _View(
+                        second,
+                        seams[second],
+                        other.core,
+                        overlap,
+                        _seen(seams[second], other.read, overlap),
+                    ),
+                )
+
+
+def _compare(
+    nodes: Nodes, meeting: tuple[_View, _View], by_ownership: NDArray[np.bool_]
+) -> OverlapMatches:
+    """What two tiles tell of one another's fragments."""
+    one, other = meeting
+    (pieces_one, whose_one), (pieces_other, whose_other) = (
+        pieces_of(one.values),
+        pieces_of(other.values),
+    )
+    pieces = Pairs.of(pieces_one, pieces_other)
+    best = pieces.mutual_best()
+    a, b = whose_one[pieces.one[best]], whose_other[pieces.other[best]]
+    fragments = one.are_fragments(a) & other.are_fragments(b)
+    instances = Pairs.of(one.values, other.values)
+    ways = [
+        _seen_one_way(nodes, meeting, instances, by_ownership),
+        _seen_one_way(nodes, (other, one), instances.turned(), by_ownership),
+    ]
+    link_one, link_other, common_one, common_other, common_pixels, denied = (
+        np.concatenate(both) for both in zip(*ways, strict=True)
+    )
+    return OverlapMatches(
+        link_one,
+        link_other,
+        nodes.of(one.number, a[fragments]),
+        nodes.of(other.number, b[fragments]),
+        pieces.iou[best][fragments],
+        common_one,
+        common_other,
+        common_pixels,
+        denied,
+    )
+
+
+def _seen_one_way(
+    nodes: Nodes, meeting: tuple[_View, _View], instances: Pairs, by_ownership: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], ...]:
+    """The links from the one tile to the other, what their fragments have in common, and which of
+    the one's the other denies.
+    """
+    view, owner = meeting
+    known = view.are_fragments(instances.one) & owner.are_fragments(instances.other)
+    common_one, common_other = (
+        nodes.of(view.number, instances.one[known]),
+        nodes.of(owner.number, instances.other[known]),
+    )
+    mostly = (2 * instances.shared >= instances.size_one)[known]
+
+    row, column = view.seam["anchor_row"], view.seam["anchor_column"]
+    (top, left), (bottom, right) = owner.core.start, owner.core.stop
+    there = (
+        (row >= top)
+        & (row < bottom)
+        & (column >= left)
+        & (column < right)
+        & view.seam["complete"].astype(np.bool_)
+    )
+    fragments = view.seam["fragments"]
+    pointing = nodes.of(view.number, fragments)[there]
+    found = owner.values[row[there] - view.overlap.start[0], column[there] - view.overlap.start[1]]
+    linked = (found > 0) & by_ownership[pointing]
+    pointing, target = pointing[linked], nodes.of(owner.number, found[linked])
+    count = int(nodes.offsets[-1])
+    agreed = np.isin(pointing * count + target, (common_one * count + common_other)[mostly])
+
+    seen = np.bincount(view.values.ravel(), minlength=int(fragments.max(initial=0)) + 1)[fragments]
+    objects = np.bincount(
+        view.values[owner.values > 0], minlength=int(fragments.max(initial=0)) + 1
+    )[fragments]
+    denied = nodes.of(view.number, fragments[2 * objects < seen])
+    return (
+        pointing[agreed],
+        target[agreed],
+        common_one,
+        common_other,
+        instances.shared[known],
+        denied,
+    )
+
+
+def _seen(seam: TileBoundary, read: Box, overlap: Box) -> NDArray[np.uint32]:
+    return expand(seam["run_length"], seam["run_value"], read, overlap)

@@ -1,0 +1,1 @@
+"""The work on one image: jobs, tiles, results, and the records of a run."""

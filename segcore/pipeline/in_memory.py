@@ -1,0 +1,157 @@
+"""Scenes: fitting and segmenting in memory, under any tiling. For audits, comparisons and tests;
+runs go through `work.py`.
+
+A scene gives the block of any tile: a picture in memory, or a region of an image file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+
+from maskloom.segcore.fold import observe_all
+from maskloom.segcore.geometry import Box, Grid, Tile, middle
+from maskloom.segcore.models.protocols import Chooser, Fitter, Model, ObjectSegmenter
+from maskloom.segcore.models.selection import PROBE_PIXELS, open_choices, with_choices
+from maskloom.segcore.objects.two_pass import place_objects, redraw, sketch_tile
+from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.geometry import Shape
+
+
+Started = TypeVar("Started", bound=Fitter | Model)
+
+
+class ImageSource(Protocol):
+    """Whatever has pixels."""
+
+    @property
+    def spec(self) -> RasterSpec:
+        """What the header of such an image would tell."""
+        ...
+
+    def block(self, tile: Tile, spec: RasterSpec) -> Block:
+        """A tile, read by the bands of `spec`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A rectangle of an image file, as if it were an image of its own."""
+
+    image: RasterSpec
+    box: Box
+
+    @classmethod
+    def middle(cls, image: RasterSpec, pixels: int) -> Region:
+        """The middle of an image, of at most about so many pixels and the image's proportions; the
+        whole where it is smaller.
+        """
+        return cls(image, middle(image.shape, pixels))
+
+    @property
+    def spec(self) -> RasterSpec:
+        """The image's header with the shape of the region."""
+        return replace(self.image, shape=self.box.shape)
+
+    def block(self, tile: Tile, spec: RasterSpec) -> Block:
+        """Read a tile of the region. Raises `ReadError`."""
+        start = self.box.start
+        place = Box(
+            tuple(a + b for a, b in zip(tile.read.start, start, strict=True)),
+            tuple(a + b for a, b in zip(tile.read.stop, start, strict=True)),
+        )
+        with FORMATS[spec.format].open(replace(spec, shape=self.image.shape)) as reader:
+            pixels, valid = reader.read(place)
+        return Block(tile, pixels, valid, spec)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mask:
+    """What a model says of a whole scene."""
+
+    values: NDArray[np.integer]
+    """Classes, or ids of objects (uint32). Without meaning where there is no data."""
+    classes: NDArray[np.integer]
+    """The class of each pixel."""
+    valid: NDArray[np.bool_]
+
+
+def blocks(scene: ImageSource, model: Fitter | Model, tile: Shape | None = None) -> Iterator[Block]:
+    """The blocks that a model sees under this tiling. None: one block."""
+    spec = model.select(scene.spec)
+    return (
+        scene.block(each, spec)
+        for each in Grid(spec.shape, tile or spec.shape, model.footprint.halo)
+    )
+
+
+def settled(model: Started, scene: ImageSource) -> Started:
+    """The model or fitter with its open choices made, tried on the middle of the scene."""
+    return with_choices(
+        model, {key: _choose(chooser, scene) for key, chooser in open_choices(model).items()}
+    )
+
+
+def _choose(chooser: Chooser, scene: ImageSource) -> Mapping[str, Any]:
+    spec = chooser.select(scene.spec)
+    box = middle(spec.shape, PROBE_PIXELS)
+    return chooser.choose(scene.block(Tile((0, 0), box, box), spec))
+
+
+def fit_to(
+    model: Fitter | Model, scenes: Sequence[ImageSource], tile: Shape | None = None
+) -> Model:
+    """The model fitted to all scenes together. Raises `FitError`."""
+    while isinstance(model, Fitter):
+        fitter = model
+        model = fitter.finish(
+            observe_all(
+                fitter, (block for scene in scenes for block in blocks(scene, fitter, tile))
+            )
+        )
+    return model
+
+
+def segment_scene(model: Model, scene: ImageSource, tile: Shape | None = None) -> Mask:
+    """The mask of a scene under this tiling."""
+    shape = scene.spec.shape
+    valid = np.zeros(shape, np.bool_)
+    if isinstance(model, ObjectSegmenter):
+        return _segment_objects(model, scene, tile, valid)
+    values = np.zeros(shape, np.uint16)
+    for block in blocks(scene, model, tile):
+        core = block.tile.core.slices
+        values[core] = block.tile.trim(model.segment(block).values)
+        valid[core] = block.tile.trim(block.valid)
+    return Mask(values, values, valid)
+
+
+def _segment_objects(
+    model: ObjectSegmenter, scene: ImageSource, tile: Shape | None, valid: NDArray[np.bool_]
+) -> Mask:
+    shape = scene.spec.shape
+    grid = Grid(shape, tile or shape, model.footprint.halo)
+    sketches = []
+    for block in blocks(scene, model, tile):
+        core_valid = block.tile.trim(block.valid)
+        valid[block.tile.core.slices] = core_valid
+        sketches.append(sketch_tile(model.fragment(block), core_valid, block.tile, shape[1], {}))
+    placements = place_objects(
+        model,
+        grid,
+        [sketch.seam for sketch in sketches],
+        lambda number: sketches[number].firsts,
+        scene.spec.location,
+    )
+    values, classes = np.zeros(shape, np.uint32), np.zeros(shape, np.uint16)
+    for each, sketch, placement in zip(grid, sketches, placements, strict=True):
+        drawn = redraw(sketch.body, placement)
+        values[each.core.slices], classes[each.core.slices] = drawn.ids, drawn.classes(0, "uint16")
+    return Mask(values, classes, valid)

@@ -1,0 +1,233 @@
+"""Jobs: what is sent to workers, and the small answers that come back.
+
+All are frozen values of a few hundred bytes that pickle. A job can be split into its smallest
+parts, so that the one item that kills a worker can be found.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+from maskloom.segcore.geometry import Grid
+from maskloom.segcore.models.protocols import Chooser, Fitter, Model, ObjectSegmenter
+from maskloom.segcore.pipeline.records import Failure, PlannedImage
+from maskloom.segcore.raster.source import Source
+from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.statistics.objects.options import Objects
+from maskloom.segcore.statistics.protocol import Statistic
+from maskloom.segcore.storage.canonical import digest
+from maskloom.segcore.storage.store import STAGING
+
+GroundControl = Literal["keep", "affine"]
+"""Ground control points are kept as they are, or replaced by the affine transform that fits them
+best.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What all jobs of a run have in common."""
+
+    output: str
+    """Root of the output store."""
+    run_id: str
+    model: Fitter | Model
+    """Ready, or to be fitted to each image by itself."""
+    statistics: Mapping[str, Statistic]
+    tile: int
+    """Side of a tile, in pixels."""
+    kind: str = ""
+    """Name of the segmenter in the tables."""
+    objects: Objects | None = None
+    """The table of objects. None: none is asked for."""
+    results: str = f"{STAGING}/results"
+    """Folder below the output where masks and rows wait for their commit. Each driver has its own,
+    since two may do the same run.
+    """
+
+    @property
+    def joins(self) -> bool:
+        """Whether objects must be joined over tiles: the mask is one of objects, or their table is
+        asked for.
+        """
+        return self.objects is not None or isinstance(self.model, ObjectSegmenter)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Classes that the statistics ask for by name."""
+        return tuple(self.objects.classes or ()) if self.objects is not None else ()
+
+    def grid(self, spec: RasterSpec) -> Grid:
+        """The tiles of an image."""
+        return Grid(spec.shape, (self.tile, self.tile), self.model.footprint.halo)
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeJob:
+    """Files whose headers are to be read."""
+
+    sources: tuple[Source, ...]
+    format: str | None = None
+    """Name of their format. None: by suffix and content."""
+    ground_control: GroundControl = "keep"
+    """What to make of ground control points, where nothing else places an image."""
+
+    def split(self) -> tuple[DescribeJob, ...]:
+        """A job for each file."""
+        return tuple(replace(self, sources=(source,)) for source in self.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class ChooseJob:
+    """A choice to be made on a worker, tried on the first of these images that can be read."""
+
+    chooser: Chooser
+    items: tuple[PlannedImage, ...]
+
+    def split(self) -> tuple[ChooseJob, ...]:
+        """The same choice on each image: what kills may be an image, or the model."""
+        return tuple(replace(self, items=(item,)) for item in self.items) or (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class ImagesJob:
+    """Whole images to observe or to segment."""
+
+    order: RunSettings
+    items: tuple[PlannedImage, ...]
+
+    def split(self) -> tuple[ImagesJob, ...]:
+        """A job for each image."""
+        return tuple(replace(self, items=(item,)) for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class TileRangeJob:
+    """Some consecutive tiles of one large image to observe or to segment."""
+
+    order: RunSettings
+    item: PlannedImage
+    first: int
+    stop: int
+
+    def split(self) -> tuple[TileRangeJob, ...]:
+        """A job for each tile."""
+        return tuple(replace(self, first=i, stop=i + 1) for i in range(self.first, self.stop))
+
+    @property
+    def name(self) -> str:
+        """Name of what the first pass stages in the output store. Its sketches lie beside it."""
+        return f"{self._stem}.part"
+
+    @property
+    def sketches(self) -> str:
+        """Name of the staged sketches of its tiles."""
+        return f"{self._stem}.sketches"
+
+    @property
+    def placements(self) -> str:
+        """Name of the staged placements of its tiles."""
+        return f"{self._stem}.placements"
+
+    @property
+    def redrawn(self) -> str:
+        """Name of what the second pass stages."""
+        return f"{self._stem}.redrawn"
+
+    @property
+    def _stem(self) -> str:
+        folder = staging_folder(self.order, self.item)
+        return f"{folder}/{self.order.tile}-{self.first:08d}-{self.stop:08d}"
+
+
+@dataclass(frozen=True, slots=True)
+class _WholeImage:
+    """What is done once for all parts of a large image."""
+
+    order: RunSettings
+    item: PlannedImage
+    ranges: tuple[tuple[int, int], ...]
+    """First tile, and one past the last, of each part in their order."""
+
+    @property
+    def parts(self) -> tuple[TileRangeJob, ...]:
+        """The jobs that staged the parts."""
+        return tuple(
+            TileRangeJob(self.order, self.item, first, stop) for first, stop in self.ranges
+        )
+
+    def split(self) -> tuple[Self, ...]:
+        """Itself: it is one image already."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinJob(_WholeImage):
+    """The fragments of a large image, to be joined to objects."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelabelJob:
+    """A part of a large image whose objects are known, to be drawn and measured."""
+
+    part: TileRangeJob
+    objects: int
+    """Number of objects of the image."""
+
+    @property
+    def order(self) -> RunSettings:
+        """What all jobs of the run have in common."""
+        return self.part.order
+
+    @property
+    def item(self) -> PlannedImage:
+        """The image."""
+        return self.part.item
+
+    def split(self) -> tuple[RelabelJob, ...]:
+        """Itself: its placements are staged as one."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class FinishJob(_WholeImage):
+    """The parts of a large image, to be put together."""
+
+    objects: int = 0
+    """Number of objects of the image, where they were counted."""
+
+
+Job = ImagesJob | TileRangeJob | JoinJob | RelabelJob | FinishJob
+"""A job of segmentation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one round of fitting learned from a job."""
+
+    state: Any
+    """Merged state of the images that could be read. None: of no image."""
+    failures: tuple[tuple[PlannedImage, Failure], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TileRangeResult:
+    """Something of a large image was staged, or could not be made."""
+
+    failure: Failure | None = None
+    objects: int = 0
+    """Number of objects of the image, where they were joined."""
+
+
+def staging_folder(order: RunSettings, item: PlannedImage) -> str:
+    """Where the parts of a large image wait to be joined."""
+    # By digest: the folder of image `a` must not hold that of image `a/b`.
+    return f"{STAGING}/{order.run_id}/{digest(item.source.image_id)[:16]}"
+
+
+def result_name(order: RunSettings) -> str:
+    """A new name below the folder where results wait for their commit."""
+    return f"{order.results}/{uuid.uuid4().hex}"

@@ -1,0 +1,598 @@
+"""What runs on a worker: plain functions from a job to a small answer.
+
+    describe        the headers of some files
+    choose          what a model leaves to the machine that runs it
+    observe         one round of fitting over whole images, or over some tiles of one image
+    segment_images  small images from reading to published mask
+    segment_part    some tiles of a large image, to a staged part
+    join_image      the objects of a large image, from the sketches of its parts
+    redraw_part     some tiles of a large image again, now that its objects are known
+    finish_image    the staged parts of a large image, to its published mask
+
+Jobs and answers are values of a few hundred bytes; pixels go from store to store. Every function
+can be run again at any time, by another worker or after a crash, with the same result. An image
+that cannot be processed is part of the answer (`Failure`); only what stops the whole run is raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce, singledispatch
+from itertools import islice
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from maskloom.segcore import formats
+from maskloom.segcore.errors import (
+    FitError,
+    FormatError,
+    ImageError,
+    Missing,
+    ReadError,
+    RunError,
+    SourceChanged,
+    StoreError,
+    Unavailable,
+)
+from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
+from maskloom.segcore.fold import observe_all
+from maskloom.segcore.geometry import Box, Tile, middle
+from maskloom.segcore.ground.control import placed_by_fit
+from maskloom.segcore.models.protocols import FIRST_CLASSES, Fitter, Model, caution_of, concluded
+from maskloom.segcore.models.selection import PROBE_PIXELS
+from maskloom.segcore.objects.rows import rows_in_order
+from maskloom.segcore.objects.two_pass import PackedTile, Relabelling, place_objects
+from maskloom.segcore.pipeline.image_run import ImageRun
+from maskloom.segcore.pipeline.jobs import (
+    ChooseJob,
+    DescribeJob,
+    FinishJob,
+    ImagesJob,
+    JoinJob,
+    Observation,
+    RelabelJob,
+    RunSettings,
+    TileRangeJob,
+    TileRangeResult,
+    result_name,
+    staging_folder,
+)
+from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage
+from maskloom.segcore.pipeline.tile_results import (
+    Measured,
+    StagedResults,
+    States,
+    TileResults,
+    merge_parts,
+    merge_states,
+)
+from maskloom.segcore.processes import limits
+from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.raster.source import ABSENT, Source
+from maskloom.segcore.raster.spec import FORMATS, Block, EncodedBlock, RasterSpec, Reader
+from maskloom.segcore.statistics.objects.options import Objects
+from maskloom.segcore.statistics.objects.table import Measures
+from maskloom.segcore.storage.addresses import learn
+from maskloom.segcore.storage.canonical import canonical
+from maskloom.segcore.storage.packing import Blobs, unpack_table
+from maskloom.segcore.storage.store import Store, configure, current_version, filesystem, is_local
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def prepare_process(
+    storage: Mapping[str, Mapping[str, Any]] | None = None,
+    threads: int = 1,
+    time_limits: limits.Limits | None = None,
+) -> None:
+    """Set up a process for work: store options, threads of a network, limits, one thread for OpenCV
+    (it ignores OMP_NUM_THREADS).
+    """
+    import cv2
+
+    from maskloom.segcore.deep.inference.engines import opening as engines
+
+    cv2.setNumThreads(1)
+    configure(storage or {})
+    limits.configure(time_limits or limits.Limits())
+    engines.configure(threads)
+
+
+@singledispatch
+def perform(job: Any) -> Any:
+    """Do a job of segmentation, whichever it is."""
+    raise TypeError(f"there is no work in a {type(job).__name__}")
+
+
+def describe(job: DescribeJob) -> tuple[PlannedImage, ...]:
+    """The headers of the job's files, in their order."""
+    return tuple(_describe(source, job) for source in job.sources)
+
+
+def choose(job: ChooseJob) -> Mapping[str, Any] | None:
+    """What suits this machine, tried on the middle of an image; None where no image can be read."""
+    for item in job.items:
+        try:
+            spec = job.chooser.select(_spec(item))
+            box = middle(spec.shape, PROBE_PIXELS)
+            with _reading(item, spec) as reader:
+                pixels, valid = reader.read(box)
+        except ImageError:
+            # It becomes a failed row when its own turn comes.
+            continue
+        whole = Box.whole(box.shape)
+        return job.chooser.choose(
+            Block(Tile((0, 0), whole, whole), pixels, valid, replace(spec, shape=box.shape))
+        )
+    return None
+
+
+def observe(job: ImagesJob | TileRangeJob) -> Observation:
+    """One round of fitting over the job's pixels. An image that fails contributes nothing."""
+    fitter = job.order.model
+    if not isinstance(fitter, Fitter):
+        raise TypeError(f"{type(fitter).__name__} has nothing left to fit")
+    state, failures = None, []
+    for item in job.items if isinstance(job, ImagesJob) else (job.item,):
+        try:
+            spec = fitter.select(_spec(item))
+            with _reading(item, spec) as reader:
+                grid = job.order.grid(spec)
+                tiles: Sequence[Tile] = (
+                    grid if isinstance(job, ImagesJob) else grid[job.first : job.stop]
+                )
+                seen = observe_all(fitter, (_block(reader, tile, spec) for tile in tiles))
+        except ImageError as error:
+            failures.append((item, Failure.of(error)))
+        else:
+            state = seen if state is None else fitter.merge(state, seen)
+    return Observation(state, tuple(failures))
+
+
+@perform.register
+def segment_images(job: ImagesJob) -> tuple[ImageResult, ...]:
+    """Read, segment, count and publish whole images, one after the other."""
+    return tuple(_segment_image(job.order, item) for item in job.items)
+
+
+@perform.register
+def segment_part(job: TileRangeJob) -> TileRangeResult:
+    """The first pass over some tiles of a large image. A part that is staged already is left as it
+    is.
+    """
+    store = Store(job.order.output)
+    if store.exists(job.name) and (store.exists(job.sketches) or not job.order.joins):
+        return TileRangeResult()
+    started = time.perf_counter()
+    try:
+        canvas = ImageRun.of(job.order, job.order.model, _spec(job.item))
+        with _reading(job.item, canvas.source) as reader:
+            drawn = [canvas.first(reader, tile) for tile in canvas.grid[job.first : job.stop]]
+    except ImageError as error:
+        return TileRangeResult(Failure.of(error))
+    sketches = [sketch for _, sketch in drawn if sketch is not None]
+    if sketches:
+        groups = {
+            name: [getattr(sketch, name) for sketch in sketches]
+            for name in ("seam", "firsts", "body")
+        }
+        with store.writing(job.sketches) as out:
+            Blobs.dump(groups, out)
+    with store.writing(job.name) as out:
+        merge_parts([part for part, _ in drawn], job.order.statistics).dump(
+            out, time.perf_counter() - started
+        )
+    return TileRangeResult()
+
+
+@perform.register
+def join_image(job: JoinJob) -> TileRangeResult:
+    """Join the objects of a large image and stage what each part must know of them."""
+    limits.working(_spec(job.item).pixels)
+    store = Store(job.order.output)
+    canvas = ImageRun.of(job.order, job.order.model, _spec(job.item))
+    with _staged(job.item, job.order):
+        sketches = [Blobs.load(store, part.sketches) for part in job.parts]
+    of_tile = [
+        (part, i)
+        for part, (first, stop) in zip(sketches, job.ranges, strict=True)
+        for i in range(stop - first)
+    ]
+    seams = [seam for part in sketches for seam in part.group(store, "seam")]
+
+    def firsts(number: int) -> bytes:
+        part, i = of_tile[number]
+        return part.get(store, "firsts", i)
+
+    count = 0
+    try:
+        placements = _placements(canvas, seams, firsts)
+        for part in job.parts:
+            placed = list(islice(placements, part.stop - part.first))
+            count = max(
+                [count, *(int(placement.numbers.ids.max(initial=0)) for placement in placed)]
+            )
+            with store.writing(part.placements) as out:
+                Blobs.dump({"placement": [placement.to_bytes() for placement in placed]}, out)
+    except ImageError as error:
+        return TileRangeResult(Failure.of(error))
+    return TileRangeResult(objects=count)
+
+
+@perform.register
+def redraw_part(job: RelabelJob) -> TileRangeResult:
+    """The second pass over some tiles of a large image."""
+    limits.working(_spec(job.item).pixels)
+    part, store = job.part, Store(job.order.output)
+    if store.exists(part.redrawn):
+        return TileRangeResult()
+    started = time.perf_counter()
+    canvas = ImageRun.of(job.order, job.order.model, _spec(job.item))
+    with _staged(job.item, job.order):
+        sketches, placed = Blobs.load(store, part.sketches), Blobs.load(store, part.placements)
+    parts = []
+    for i, tile in enumerate(canvas.grid[part.first : part.stop]):
+        placement = Relabelling.from_bytes(placed.get(store, "placement", i))
+        parts.append(canvas.second(tile, sketches.get(store, "body", i), placement, job.objects))
+    with store.writing(part.redrawn) as out:
+        merge_parts(parts, job.order.statistics).dump(out, time.perf_counter() - started)
+    return TileRangeResult()
+
+
+@perform.register
+def finish_image(job: FinishJob) -> ImageResult:
+    """Put the staged parts of a large image together: its mask, its preview, its rows."""
+    limits.working(_spec(job.item).pixels)
+    started = time.perf_counter()
+    store, order = Store(job.order.output), job.order
+    canvas = ImageRun.of(order, order.model, _spec(job.item))
+    names = [part.name for part in job.parts] + [part.redrawn for part in job.parts if order.joins]
+    with _staged(job.item, order):
+        staged = [StagedResults.load(store, name) for name in names]
+    pieces = (piece for part in staged for piece in part.pieces(store))
+    previews = [preview for part in staged for preview in part.previews]
+    states = reduce(
+        lambda a, b: merge_states(a, b, order.statistics), (part.states for part in staged)
+    )
+    seconds = sum(part.seconds for part in staged)
+    receipt = _stage_results(canvas, job.item, pieces, previews, job.objects)
+    tables = _stage_objects(
+        canvas, lambda: (each for part in staged for each in part.measures(store))
+    )
+    seconds += time.perf_counter() - started
+    return replace(_counted(receipt, canvas, states), tables=tables, seconds=seconds)
+
+
+def failed(
+    order: RunSettings, item: PlannedImage, failure: Failure, classes: tuple[str, ...]
+) -> ImageResult:
+    """The receipt of an image that could not be processed: all its pixels, where their number is
+    known, are unprocessed.
+
+    Where the names of the classes are not known (`auto`), one stands for them, so that the tables
+    account for these pixels too.
+    """
+    rows = {}
+    if item.spec is not None:
+        legend = ClassTable.of(classes or FIRST_CLASSES)
+        rows = {
+            name: statistic.finish(None, item.spec, legend)
+            for name, statistic in order.statistics.items()
+        }
+    return ImageResult(item.source, item.spec, failure, rows, segmenter=order.kind)
+
+
+def _describe(source: Source, job: DescribeJob) -> PlannedImage:
+    learn(source.uri, source.address)
+    limits.reading()
+    try:
+        if source.version == ABSENT:
+            raise Missing(f"{source.uri} does not exist. Check its name in `inputs`.")
+        fs, path = filesystem(source.uri)
+        with _failures_of(source.uri):
+            if is_local(source.uri) and not fs.isfile(path) and fs.exists(path):
+                # A pipe would be waited for until somebody writes into it.
+                raise FormatError(f"{source.uri} is not a regular file. Leave it out of `inputs`.")
+            with fs.open(path, "rb", block_size=4096, cache_type="none") as file:
+                head = file.read(512)
+            version = _version(source.uri)
+            if is_local(source.uri) and version != source.version:
+                raise _changed(source.uri)
+            chosen = formats.format_of(source.uri, head, job.format)
+            # Some stores tell another version of a file when they list a folder: later looks are
+            # compared with this one.
+            spec = FORMATS[chosen].describe(source.uri, version)
+            return PlannedImage(
+                source, _fitted_to_ground(spec) if job.ground_control == "affine" else spec
+            )
+    except ImageError as error:
+        return PlannedImage(source, None, Failure.of(error))
+
+
+def _fitted_to_ground(spec: RasterSpec) -> RasterSpec:
+    space, note = placed_by_fit(spec.space, spec.shape)
+    if not note:
+        return spec
+    # What the reader says of points that are kept does not hold any more.
+    return replace(
+        spec,
+        space=space,
+        notes=(*(kept for kept in spec.notes if "ground control points" not in kept), note),
+    )
+
+
+def _segment_image(order: RunSettings, item: PlannedImage) -> ImageResult:
+    started = time.perf_counter()
+    try:
+        model = _fitted(order, item)
+        canvas = ImageRun.of(order, model, _spec(item))
+        with _reading(item, canvas.source) as reader:
+            drawn = [canvas.first(reader, tile) for tile in canvas.grid]
+        parts = [part for part, _ in drawn]
+        sketches = [sketch for _, sketch in drawn if sketch is not None]
+        placements = list(
+            _placements(canvas, [sketch.seam for sketch in sketches], lambda i: sketches[i].firsts)
+        )
+        count = max(
+            (int(placement.numbers.ids.max(initial=0)) for placement in placements), default=0
+        )
+        parts += _redraw(canvas, sketches, placements, count)
+        whole = merge_parts(parts, order.statistics)
+        receipt = _stage_results(canvas, item, iter(whole.pieces), whole.previews, count)
+    except (ImageError, FitError) as error:
+        classes = (
+            order.model.expected_classes if isinstance(order.model, Fitter) else order.model.classes
+        )
+        return replace(
+            failed(order, item, Failure.of(error), classes), seconds=time.perf_counter() - started
+        )
+    tables = _stage_objects(canvas, lambda: iter(whole.measured))
+    return replace(
+        _counted(receipt, canvas, whole.states),
+        tables=tables,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _fitted(order: RunSettings, item: PlannedImage) -> Model:
+    model = order.model
+    if isinstance(model, Fitter):
+        spec = model.select(_spec(item))
+        with _reading(item, spec) as reader:
+            while isinstance(model, Fitter):
+                fitter = model
+                seen = observe_all(
+                    fitter, (_block(reader, tile, spec) for tile in order.grid(spec))
+                )
+                model = concluded(fitter, seen, order.named)
+    return model
+
+
+def _placements(
+    canvas: ImageRun, seams: Sequence[bytes], firsts: Callable[[int], bytes]
+) -> Iterator[Relabelling]:
+    """The placement of each tile's objects; none where the image has no objects."""
+    joiner = canvas.joiner
+    if joiner is None:
+        return iter(())
+    return place_objects(joiner, canvas.grid, seams, firsts, canvas.spec.location)
+
+
+def _redraw(
+    canvas: ImageRun, sketches: Sequence[PackedTile], placements: Sequence[Relabelling], count: int
+) -> list[TileResults]:
+    if not sketches:
+        return []
+    return [
+        canvas.second(tile, sketch.body, placement, count)
+        for tile, sketch, placement in zip(canvas.grid, sketches, placements, strict=True)
+    ]
+
+
+def _stage_results(
+    canvas: ImageRun,
+    item: PlannedImage,
+    pieces: Iterator[EncodedBlock],
+    previews: list[PreviewPart],
+    count: int,
+) -> ImageResult:
+    """Stage mask and preview of an image for the commit; `count` is the number of its objects."""
+    order, model, spec, legend = canvas.order, canvas.model, canvas.spec, canvas.legend
+    store, image_format = Store(order.output), canvas.mask_format(count)
+    name = f"masks/{item.source.image_id}{image_format.mask_suffix}"
+    staged = {name: result_name(order)}
+    with store.writing(staged[name]) as out:
+        image_format.assemble(pieces, spec, legend, out, order.tile)
+    # A side-car names classes; the values of a mask of objects are ids.
+    sidecars = {} if canvas.draws_objects else image_format.sidecars(legend)
+    picture = render_preview(
+        previews, spec.shape, spec.interpretation, legend, preview_stride(spec.shape)
+    )
+    others = {
+        **{name + suffix: content for suffix, content in sidecars.items()},
+        f"previews/{item.source.image_id}.png": picture,
+    }
+    for other, content in others.items():
+        staged[other] = result_name(order)
+        store.publish(staged[other], content)
+    return ImageResult(
+        item.source,
+        item.spec,
+        None,
+        mask=name,
+        staged=staged,
+        mask_sha256=out.artefact.sha256,
+        tiles=len(canvas.grid),
+        segmenter=canonical({"kind": order.kind, **model.provenance()}),
+    )
+
+
+def _stage_objects(canvas: ImageRun, measured: Callable[[], Iterator[Measured]]) -> dict[str, str]:
+    """Stage the rows of the image's objects; the name of the file by that of the table. Nothing
+    where no table is asked for.
+
+    `measured` gives what each tile has measured, in the order of the tiles; it is asked twice.
+    """
+    order = canvas.order
+    if order.objects is None:
+        return {}
+    name = result_name(order)
+    spanning = canvas.rows_of(
+        Measures.concatenate([Measures.from_bytes(each.spanning) for each in measured()])
+    )
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with (
+        Store(order.output).writing(name) as out,
+        pa.ipc.new_stream(out, spanning.schema, options=options) as stream,
+    ):
+        tiles = (unpack_table(each.rows) for each in measured())
+        for rows in rows_in_order(tiles, spanning, canvas.grid.counts[1]):
+            stream.write_table(rows)
+    return {Objects.table: name}
+
+
+def _counted(receipt: ImageResult, canvas: ImageRun, states: States) -> ImageResult:
+    """The receipt with its rows, and with what the model knows against them."""
+    rows = {
+        name: statistic.finish(states[name], canvas.spec, canvas.legend)
+        for name, statistic in canvas.order.statistics.items()
+    }
+    shares = {
+        row["class_name"]: row["fraction"] for row in rows["area"] if row["fraction"] is not None
+    }
+    return replace(receipt, rows=rows, warning=caution_of([canvas.model], canvas.spec, shares))
+
+
+def _block(reader: Reader, tile: Tile, spec: RasterSpec) -> Block:
+    pixels, valid = reader.read(tile.read)
+    return Block(tile, pixels, valid, spec)
+
+
+def _spec(item: PlannedImage) -> RasterSpec:
+    if item.spec is None:
+        raise ReadError(f"The header of {item.source.uri} could not be read.")
+    return item.spec
+
+
+@contextlib.contextmanager
+def _reading(item: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
+    """The image opened with the bands of `spec`. Raises `SourceChanged` unless it is the planned
+    one before and after it is read.
+    """
+    learn(item.source.uri, item.source.address)
+    planned = _spec(item)
+    with _failures_of(planned.location):
+        limits.reading(prod(planned.chunks))
+        _require_unchanged(planned)
+        try:
+            with FORMATS[spec.format].open(spec) as reader:
+                yield _Steps(reader, prod(planned.chunks))
+        except ImageError:
+            # What made no sense may have been parts of two files.
+            _require_unchanged(planned)
+            raise
+        limits.reading()
+        _require_unchanged(planned)
+    limits.working(planned.pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """A reader that says when a read begins, and when the work on what was read does."""
+
+    reader: Reader
+    least: int
+    """Pixels that are decoded for any one of them."""
+
+    def __enter__(self) -> _Steps:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """The reader is closed by whoever opened it."""
+
+    def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
+        limits.reading(max(box.size, self.least))
+        block = self.reader.read(box)
+        limits.working(box.size)
+        return block
+
+
+def _require_unchanged(planned: RasterSpec) -> None:
+    if _version(planned.location) != planned.version:
+        raise _changed(planned.location)
+
+
+def _version(uri: str) -> str:
+    try:
+        return current_version(uri)
+    except StoreError as error:
+        raise Unavailable(str(error)) from error
+
+
+def _changed(uri: str) -> SourceChanged:
+    return SourceChanged(
+        f"{uri} was changed or replaced since the run was planned. The next run takes it as it is "
+        "then."
+    )
+
+
+@contextlib.contextmanager
+def _staged(item: PlannedImage, order: RunSettings) -> Iterator[None]:
+    """Whoever misses a staged file here has been overtaken; what cannot be read is damaged."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise RunError(
+            f"A staged part of {item.source.uri} is gone ({error}): another run on {order.output} "
+            "has finished it. "
+            "Run the same command again."
+        ) from error
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise RunError(
+            f"A staged part of {item.source.uri} is damaged ({error}). Remove "
+            f"{Store(order.output).uri(staging_folder(order, item))} and "
+            "run the same command again."
+        ) from error
+
+
+@contextlib.contextmanager
+def _failures_of(uri: str) -> Iterator[None]:
+    """Turn what stores and memory do to one image into a failure of that image, to be tried again
+    by the next run.
+    """
+    try:
+        yield
+    except (ImageError, RunError):
+        raise
+    except FileNotFoundError as error:
+        # Of a web server fsspec says so whatever it answered, and keeps the answer as the cause.
+        reason = (
+            f"its store did not give it ({error.__cause__})"
+            if error.__cause__
+            else "it does not exist any longer"
+        )
+        raise Unavailable(
+            f"{uri} could not be read: {reason}. Run the same command again."
+        ) from error
+    except MemoryError as error:
+        raise Unavailable(
+            f"Not enough memory for {uri}: {error}. Use smaller tiles or fewer workers."
+        ) from error
+    except OSError as error:
+        raise Unavailable(f"{uri} could not be read: {error}") from error

@@ -1,0 +1,1 @@
+"""The values that describe an image, its pixels and its classes."""

@@ -1,0 +1,241 @@
+"""Rasters: what their headers tell, what a segmenter sees of them, and how formats are read and
+written.
+
+A `Format` turns a location into a `RasterSpec` (header only), a spec into a `Reader` (pixels of any
+box), and the labels of tiles into a mask file. Readers convert at the edge and nobody else does:
+pixels come channel-last, `valid` is True where there is data (NumPy's masked arrays have it the
+other way round).
+
+A mask is written in two steps so that many processes can work on one file. `Format.encode` turns
+the labels of one tile into finished, compressed `EncodedBlock`s, wherever the tile was segmented;
+`Format.assemble` puts the pieces of all tiles into one file without seeing a whole image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from maskloom.segcore.errors import ModelMismatch
+from maskloom.segcore.ground.space import Space
+from maskloom.segcore.registry import Registry
+from maskloom.segcore.storage.canonical import frozen
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.geometry import Box, Shape, Tile
+    from maskloom.segcore.raster.classes import ClassTable
+    from maskloom.segcore.storage.store import Sink
+
+Interpretation = Literal["rgb", "bands"]
+
+
+@dataclass(frozen=True, slots=True)
+class RasterSpec:
+    """What the header of an image tells."""
+
+    location: str
+    """URI of the file."""
+    format: str
+    """Name of its format in `FORMATS`."""
+    shape: Shape
+    """(height, width)."""
+    bands: tuple[int, ...]
+    """The bands that a reader delivers, counted from 1 in the order of the file; alpha is never
+    among them unless asked for.
+    """
+    dtype: str
+    """NumPy name of the pixels' type as delivered."""
+    chunks: Shape
+    """Smallest box that can be read at its own cost: the truth about random access."""
+    version: str
+    """Changes whenever the bytes of the file change."""
+    file_bands: int
+    """Number of data bands in the file."""
+    nodata: float | None = None
+    """Value that means "no data". None: every pixel is data, unless a mask or alpha says
+    otherwise.
+    """
+    interpretation: Interpretation = "bands"
+    """`rgb` where bands 1, 2, 3 are red, green, blue."""
+    space: Space = field(default_factory=Space)
+    notes: tuple[str, ...] = ()
+    """What users should know of how this file is read, without its name."""
+
+    @property
+    def channels(self) -> int:
+        """Number of bands that a reader delivers."""
+        return len(self.bands)
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels."""
+        return int(np.prod(self.shape))
+
+    def cell_area(self, box: Box) -> float | NDArray[np.float64]:
+        """True area of the pixels of `box` as `Space.cell_area` has it, and 0 where the raster
+        reaches beyond the edge of an equal-area map.
+        """
+        if self.space.affine is None or self.space.crs is None:
+            return 1.0
+        from maskloom.segcore.ground.cells import ground_area
+
+        return ground_area(self.space.affine, self.space.crs, box, self.shape)
+
+    def select(self, bands: Sequence[int] | None) -> RasterSpec:
+        """This raster, read by these bands only (None: as it is).
+
+        Raises `ModelMismatch` where the image has no such band.
+        """
+        if bands is None or tuple(bands) == self.bands:
+            return self
+        absent = [band for band in bands if not 1 <= band <= self.file_bands]
+        if absent:
+            raise ModelMismatch(
+                f"{self.location} has {self.file_bands} band(s); the segmenter asks for band "
+                f"{absent[0]}. "
+                "Bands count from 1. Change `bands` (or `band`) of the segmenter, or leave this "
+                "image out."
+            )
+        rgb = self.interpretation == "rgb" and tuple(bands[:3]) == (1, 2, 3)
+        return replace(self, bands=tuple(bands), interpretation="rgb" if rgb else "bands")
+
+
+def load_spec(record: Mapping[str, Any]) -> RasterSpec:
+    """A raster spec from the fields that `dataclasses.asdict` gave."""
+    fields = {name: frozen(value) for name, value in record.items() if name != "space"}
+    return RasterSpec(
+        **fields, space=Space(**{name: frozen(value) for name, value in record["space"].items()})
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What a segmenter sees of one tile."""
+
+    tile: Tile
+    pixels: NDArray[np.generic]
+    """Shape of `tile.read` plus channels."""
+    valid: NDArray[np.bool_]
+    """Shape of `tile.read`; True where there is data."""
+    spec: RasterSpec
+    """The image that the tile is cut from, with its selected bands."""
+
+    def samples(self) -> NDArray[np.generic]:
+        """The valid pixels of the core in row order, shape (n, channels)."""
+        pixels: NDArray[np.generic] = self.tile.trim(self.pixels)
+        valid: NDArray[np.bool_] = self.tile.trim(self.valid)
+        return pixels.reshape(-1, pixels.shape[-1]) if valid.all() else pixels[valid]
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a segmenter says of one block."""
+
+    values: NDArray[np.integer]
+    """A label a pixel of `tile.read`. Only valid pixels of the core count; whoever needs more asks
+    for a block with a larger core.
+    """
+    class_of: tuple[int, ...] | None = None
+    """Class of each instance, for object masks. None: the labels are classes."""
+    score_of: tuple[float, ...] | None = None
+    """How sure each instance is, 0 to 1; that of 0 has no meaning. None: the segmenter does not
+    say.
+    """
+
+
+class Reader(Protocol):
+    """An open image."""
+
+    def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels (box shape plus channels) and `valid` (box shape) of any box inside the raster.
+
+        Raises `ReadError` where the file's pixels are broken. The arrays belong to the caller.
+        """
+        ...
+
+    def __enter__(self) -> Reader: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBlock:
+    """A finished part of a mask file, and where it belongs."""
+
+    level: int
+    """0: full resolution; each further level halves it."""
+    row: int
+    column: int
+    """Position among the blocks of its level."""
+    payload: bytes
+    """Compressed labels, as the format wants them in its file."""
+
+
+class Format(Protocol):
+    """A file format for images, and the kind of mask that its images get."""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Lower-case suffixes that folders are searched for, each with its dot."""
+        ...
+
+    @property
+    def mask_suffix(self) -> str:
+        """Suffix of the masks of such images, with its dot."""
+        ...
+
+    @property
+    def most_objects(self) -> int:
+        """Objects that a mask of this format can number."""
+        ...
+
+    def describe(self, location: str, version: str) -> RasterSpec:
+        """Read the header. Raises `FormatError` where the file is not what its name says or is
+        beyond our limits.
+        """
+        ...
+
+    def open(self, spec: RasterSpec) -> Reader:
+        """Open the image for reading; use as a context manager. Raises `ReadError`."""
+        ...
+
+    def encode(
+        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
+    ) -> list[EncodedBlock]:
+        """The finished pieces of the mask that lie in the core of one tile.
+
+        `labels` covers the core. Cores start at multiples of `tile_size`, which is a power of two
+        below 256 or a multiple of 256, so no piece ever belongs to two tiles.
+        """
+        ...
+
+    def assemble(
+        self,
+        pieces: Iterable[EncodedBlock],
+        spec: RasterSpec,
+        legend: ClassTable,
+        out: Sink,
+        tile_size: int,
+    ) -> None:
+        """Write the mask file of the whole image from the pieces of all its tiles, given in any
+        order.
+        """
+        ...
+
+    def sidecars(self, legend: ClassTable) -> Mapping[str, bytes]:
+        """Small files that belong beside a mask, by the suffix that is added to the mask's name."""
+        ...
+
+
+FORMATS: Registry[Format] = Registry("format")

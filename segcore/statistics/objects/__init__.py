@@ -1,0 +1,1 @@
+"""The `objects` table: measures, outlines and rows of single objects."""

@@ -1,0 +1,41 @@
+"""Objects: which connected parts of a semantic mask get a row each, and whether with their
+outlines. `segcore.statistics.objects.table` measures them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """Size, place, shape, band values and outline of every object, one row an object."""
+
+    classes: tuple[str, ...] | None = None
+    """Classes whose connected parts are objects. None: all but one named background. Object masks
+    bring their own objects.
+    """
+    connectivity: Literal[4, 8] = 8
+    """8 also connects pixels that touch at a corner, 4 does not."""
+    min_size: int = 1
+    """Pixels below which an object is left out of the table."""
+    geometry: bool = True
+    """Whether rows have the outline as a polygon."""
+
+    table: ClassVar[str] = "objects"
+    """Name of its table."""
+
+    def __post_init__(self) -> None:
+        if self.classes is not None and (
+            not self.classes or len(set(self.classes)) < len(self.classes)
+        ):
+            raise ValueError(
+                f"classes: expected at least one name and none twice; got {list(self.classes)}"
+            )
+        if self.connectivity not in (4, 8):
+            raise ValueError(f"connectivity: expected 4 or 8; got {self.connectivity}")
+        if self.min_size < 1:
+            raise ValueError(
+                f"min_size: expected a number of pixels from 1 on; got {self.min_size}"
+            )

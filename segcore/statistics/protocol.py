@@ -1,0 +1,67 @@
+"""Statistics: folds over labelled blocks that end as rows of a table.
+
+A statistic observes the classes of a tile's core while they are in memory. Its state must be exact
+and order-free (whole numbers): then the table is the same for any tiling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from maskloom.segcore.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.geometry import Tile
+    from maskloom.segcore.raster.classes import ClassTable
+    from maskloom.segcore.raster.spec import RasterSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """The classes of one tile and where they lie."""
+
+    values: NDArray[np.integer]
+    """Classes of the tile's core, and the legend's nodata label where there is no data."""
+    tile: Tile
+    spec: RasterSpec
+    """The image that the tile is cut from."""
+    legend: ClassTable
+
+
+class Statistic(Protocol):
+    """A table about the masks, filled one tile at a time."""
+
+    @property
+    def table(self) -> str:
+        """Name of its table, the folder below `tables/`."""
+        ...
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns that it adds after `run_id` and `image_id`."""
+        ...
+
+    def observe(self, item: Labelled, /) -> Any:
+        """What one tile says: exact, order-free state that JSON can hold."""
+        ...
+
+    def merge(self, a: Any, b: Any, /) -> Any:
+        """What two tiles say together."""
+        ...
+
+    def finish(self, total: Any, /, spec: RasterSpec, legend: ClassTable) -> list[dict[str, Any]]:
+        """The rows of one image. `total` is None for an image that failed: its pixels count as
+        unprocessed.
+        """
+        ...
+
+
+STATISTICS: Registry[type[Statistic]] = Registry("statistic")
+"""Statistics by the name of their table's kind: frozen dataclasses whose fields are the parameters
+that users set.
+"""

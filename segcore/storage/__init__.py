@@ -1,0 +1,1 @@
+"""Files on any fsspec store: reading, atomic writing, Parquet and packed arrays."""

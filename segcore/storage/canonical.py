@@ -1,0 +1,37 @@
+"""Values as JSON in one form only, so that equal values have equal digests."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of keys.
+
+    >>> digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    True
+    """
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """One line of JSON, with sorted keys. Dataclasses become objects, tuples become arrays."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), default=_plain, ensure_ascii=False
+    )
+
+
+def frozen(value: Any) -> Any:
+    """A JSON value with tuples in place of arrays."""
+    if isinstance(value, list):
+        return tuple(frozen(item) for item in value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{type(value).__name__} has no place in a record")

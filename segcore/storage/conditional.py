@@ -1,0 +1,306 @@
+"""Staged files take their names: each at most once, whoever moves it and however late.
+
+A commit moves staged files over the names that users read (`tasks/commits/log.py`). Two processes
+may carry out the same commit: the one that claimed it and one that found it unfinished. The slower
+must not put back a file that a later commit has replaced:
+
+- On a local disk a move is a rename. It uses its source up, so that a second one finds nothing to
+  move.
+- On S3 a move writes the target on condition that it still is what it was when the commit was
+  drafted (`If-Match`, `If-None-Match`), then removes the source. Servers that apply the condition
+  to copies copy by themselves; for others the bytes pass through this process.
+- Other stores, and S3 servers that ignore conditions, offer neither. `conditions_of` finds out by
+  trying.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fsspec.implementations.local import LocalFileSystem
+
+from maskloom.segcore.errors import StoreError
+from maskloom.segcore.storage.store import (
+    STAGING,
+    Store,
+    filesystem,
+    remedy,
+    store_errors,
+    sync_folder,
+)
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+_Target = dict[str, str]
+"""Bucket and key, or conditions, as arguments of a request."""
+
+_AT_ONCE = 16
+"""Requests to an object store at a time."""
+LARGEST_OBJECT = 5 * 2**30
+"""Bytes that S3 takes in one conditional request."""
+_CONFLICTS = 5
+"""How often a write is repeated that met another one under way (HTTP 409)."""
+_PROBED: dict[str, Conditions] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A staged file that is to take its name."""
+
+    staged: str
+    """Its name below the store's root now."""
+    name: str
+    """What it will be called; a file of this name is replaced."""
+    base: str | None = None
+    """The version of the file to be replaced, of `bases_of`. None: there is none, or the store has
+    no versions.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Which writes of a store can be made conditional on what they replace."""
+
+    create: bool
+    """Only where the name is free."""
+    replace: bool
+    """Only where the file is still the one that was seen."""
+    copy: bool = False
+    """The same for copies made by the server."""
+
+    @property
+    def several_writers(self) -> bool:
+        """Whether several runs may write into one output at a time."""
+        return self.create and self.replace
+
+
+def conditions_of(store: Store) -> Conditions:
+    """What the store honours, found out by trying on a file under `staging/`. Asked once a process
+    and root.
+    """
+    if store.root not in _PROBED:
+        fs, _ = filesystem(store.root)
+        if isinstance(fs, LocalFileSystem):
+            _PROBED[store.root] = Conditions(create=True, replace=True)
+        elif not _is_s3(fs):
+            # The clients of other stores can ask for a free name; none can ask for the version that
+            # is replaced.
+            _PROBED[store.root] = Conditions(create=True, replace=False)
+        else:
+            _PROBED[store.root] = _probe(fs, store)
+    return _PROBED[store.root]
+
+
+def bases_of(store: Store, names: Sequence[str]) -> list[str | None]:
+    """The version of each file that `move` asks for, None for absent ones and on stores that have
+    no use for it.
+    """
+    fs, _ = filesystem(store.root)
+    if not _is_s3(fs):
+        return [None] * len(names)
+    return _at_once(lambda name: _version(fs, store, name), names)
+
+
+def require_movable(store: Store, folders: Sequence[str]) -> None:
+    """Raise `StoreError` where something staged in these folders is too large to be moved; a commit
+    of it could never be carried out.
+    """
+    if not _is_s3(filesystem(store.root)[0]):
+        return
+    for name, found in (each for folder in folders for each in store.listed(folder).items()):
+        if found.size > LARGEST_OBJECT:
+            raise StoreError(
+                f"{store.uri(name)} has {found.size / 2**30:.1f} GiB, more than S3 takes in one "
+                "conditional write "
+                f"({LARGEST_OBJECT / 2**30:g} GiB). Leave the image out, or write to a local disk."
+            )
+
+
+def move(store: Store, moves: Iterable[Move]) -> None:
+    """Carry out the moves, in any order; those that are done already, by whomever, are left as they
+    are.
+    """
+    moves = list(moves)
+    fs, root = filesystem(store.root)
+    if isinstance(fs, LocalFileSystem):
+        _rename(Path(root), moves)
+    elif _is_s3(fs) and conditions_of(store).replace:
+        _at_once(lambda each: _swap(fs, store, each), moves)
+    else:
+        _at_once(lambda each: _overwrite(fs, store, each), moves)
+
+
+def _rename(root: Path, moves: Sequence[Move]) -> None:
+    folders = {(root / each.name).parent for each in moves}
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        for each in moves:
+            try:
+                (root / each.staged).replace(root / each.name)
+            except FileNotFoundError:
+                # Moved before, by whoever carries out the same commit.
+                continue
+        for folder in folders:
+            sync_folder(folder)
+    except OSError as error:
+        raise StoreError(f"Cannot move results into {root}: {error}. {remedy(error)}") from error
+
+
+def _is_s3(fs: Any) -> bool:
+    return "s3" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def _version(fs: Any, store: Store, name: str) -> str | None:
+    with store_errors(f"look for {store.uri(name)}"):
+        try:
+            fs.invalidate_cache(filesystem(store.uri(name))[1])
+            return str(fs.info(filesystem(store.uri(name))[1])["ETag"])
+        except FileNotFoundError:
+            return None
+
+
+def _swap(fs: Any, store: Store, each: Move) -> None:
+    """Write the target where it is still its base. Whatever else it is was put there by this
+    commit, or by a later one.
+    """
+    source = filesystem(store.uri(each.staged))[1]
+    with store_errors(f"write {store.uri(each.name)}"):
+        try:
+            if conditions_of(store).copy:
+                _conditional(
+                    fs, store, each, lambda condition, key: _copy(fs, source, key, condition)
+                )
+            else:
+                with tempfile.NamedTemporaryFile() as content:
+                    fs.get_file(source, content.name)
+                    _conditional(
+                        fs,
+                        store,
+                        each,
+                        lambda condition, key: _put(fs, content.name, key, condition),
+                    )
+        except FileNotFoundError:
+            return
+        fs.rm_file(source)
+
+
+def _conditional(
+    fs: Any, store: Store, each: Move, write: Callable[[_Target, _Target], None]
+) -> None:
+    bucket, key, _ = fs.split_path(filesystem(store.uri(each.name))[1])
+    base = each.base
+    for attempt in range(_CONFLICTS):
+        condition = {"IfNoneMatch": "*"} if base is None else {"IfMatch": base}
+        try:
+            write(condition, {"Bucket": bucket, "Key": key})
+            break
+        # s3fs turns a 412 into FileExistsError or OSError, depending on the condition; the code of
+        # the reply is what counts.
+        except OSError as error:
+            code = _code(error)
+            if code == "PreconditionFailed":
+                break
+            if (
+                code in {"NoSuchKey", "404"}
+                and base is not None
+                and _version(fs, store, each.name) is None
+            ):
+                # Somebody has removed the file since; nothing is there that could be lost.
+                base = None
+            elif code not in {"ConditionalRequestConflict", "409"} or attempt == _CONFLICTS - 1:
+                raise
+    fs.invalidate_cache(filesystem(store.uri(each.name))[1])
+
+
+def _copy(fs: Any, source: str, target: _Target, condition: _Target) -> None:
+    bucket, key, _ = fs.split_path(source)
+    fs.call_s3("copy_object", CopySource={"Bucket": bucket, "Key": key}, **target, **condition)
+
+
+def _put(fs: Any, content: str, target: _Target, condition: _Target) -> None:
+    with Path(content).open("rb") as body:
+        fs.call_s3("put_object", Body=body, **target, **condition)
+
+
+def _code(error: BaseException | None) -> str:
+    """The code of a store's reply, from the error that s3fs made of it."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _overwrite(fs: Any, store: Store, each: Move) -> None:
+    source, target = (filesystem(store.uri(name))[1] for name in (each.staged, each.name))
+    with store_errors(f"write {store.uri(each.name)}"):
+        try:
+            fs.cp_file(source, target)
+        except FileNotFoundError:
+            return
+        fs.rm_file(source)
+        fs.invalidate_cache()
+
+
+def _probe(fs: Any, store: Store) -> Conditions:
+    """Try each kind of condition where it must fail. A server that ignores it lets the write
+    pass.
+    """
+    name = f"{STAGING}/probe-{uuid.uuid4().hex}"
+    path = filesystem(store.uri(name))[1]
+    bucket, key, _ = fs.split_path(path)
+    target = {"Bucket": bucket, "Key": key}
+    other = {"IfMatch": '"' + "0" * 32 + '"'}
+    with store_errors(f"write {store.uri(name)}"):
+        fs.pipe_file(path, b"probe")
+        try:
+            return Conditions(
+                create=_refused(
+                    lambda: fs.call_s3("put_object", Body=b"again", IfNoneMatch="*", **target)
+                ),
+                replace=_refused(
+                    lambda: fs.call_s3("put_object", Body=b"again", **other, **target)
+                ),
+                copy=_refused(
+                    lambda: fs.call_s3(
+                        "copy_object",
+                        CopySource=dict(target),
+                        MetadataDirective="REPLACE",
+                        **other,
+                        **target,
+                    )
+                ),
+            )
+        finally:
+            fs.rm_file(path)
+
+
+def _refused(write: Callable[[], object]) -> bool:
+    """Whether the server applied a condition that does not hold. Servers without conditions write,
+    or do not know the header.
+    """
+    try:
+        write()
+    except OSError as error:
+        code = _code(error)
+        if code == "PreconditionFailed":
+            return True
+        if code in {"NotImplemented", "InvalidRequest", "InvalidArgument"}:
+            return False
+        raise
+    return False
+
+
+def _at_once(function: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
+    if len(items) <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(_AT_ONCE, "store") as pool:
+        return list(pool.map(function, items))

@@ -1,0 +1,582 @@
+"""Stores: where images come from and where results go, on any fsspec file system.
+
+Everything that maskloom writes goes through `Store.publish` or `Store.writing`, so that whatever is
+found under a name is whole. On a local disk the bytes go to a file under `staging/`, are flushed to
+the disk and then take their name in one atomic step (rename, or link where the name must be new).
+On an object store one put is that step, conditional where the name must be new.
+
+Temporary files say who writes them: `maskloom-HOST-PROCESS-MACHINE-….tmp`, where MACHINE stands for
+one boot of one machine (or container). So `sweep` knows those of dead processes of this machine,
+and no others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import difflib
+import errno
+import hashlib
+import os
+import platform
+import posixpath
+import re
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeVar, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from maskloom.segcore.errors import MaskloomError, StoreError
+from maskloom.segcore.storage.addresses import address_of, written
+
+STAGING = "staging"
+"""Folder below a store's root for what is not yet, or no longer, a result."""
+_HOST = platform.node() or "host"
+_EXTRAS = {
+    "s3": ("s3", "s3a"),
+    "http": ("http", "https"),
+    "gcs": ("gs", "gcs"),
+    "azure": ("az", "abfs", "abfss"),
+}
+"""Extras of this package, and the protocols whose packages they install."""
+_PROTOCOLS = [protocols[0] for protocols in _EXTRAS.values()]
+_TEMPORARY = re.compile(
+    r"(?:maskloom-)?(?P<host>.+)-(?P<process>\d+)-(?:(?P<machine>[0-9a-f]{12})-)?[0-9a-f]{32}\.tmp"
+)
+_CONFLICTS = (409, 412)
+"""HTTP: another request about the same object was under way, or a condition did not hold."""
+_TRIES, _PAUSE = 4, 0.2
+"""How often a put is tried that meets a conflict, and seconds before the second time, twice as many
+before the third, and so on.
+"""
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
+T = TypeVar("T")
+
+
+class Sink(Protocol):
+    """Where a mask file is written to, from its first byte to its last."""
+
+    def write(self, data: bytes, /) -> int:
+        """Append bytes; how many there were."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A file as its store lists it."""
+
+    size: int
+    """Bytes."""
+    changed: float | None
+    """When it was last written, in seconds, by the store's own clock. None: the store does not
+    say.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A published file."""
+
+    name: str
+    """Its path below the store's root."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """Digest of its bytes, in hexadecimal."""
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URI or local path, and the path inside it. Raises `StoreError` for an
+    unknown protocol.
+    """
+    if "://" not in uri:
+        # Not by fsspec's own rules, which read "::" in a file name as a chain of stores.
+        return LocalFileSystem(), str(Path(address_of(uri)).absolute())
+    try:
+        fs, path = fsspec.core.url_to_fs(address_of(uri))
+    # Some packages tell by an AttributeError that they no longer know a protocol.
+    except (ValueError, ImportError, AttributeError) as error:
+        raise StoreError(
+            f"Cannot use the location {written(uri)!r}: {_remedy(uri, error)}"
+        ) from error
+    return fs, str(path)
+
+
+def _remedy(uri: str, error: Exception) -> str:
+    """What to do where fsspec has no file system for a URI."""
+    protocol = uri.partition("://")[0].rpartition("::")[2]
+    extra = next((extra for extra, protocols in _EXTRAS.items() if protocol in protocols), None)
+    if extra is not None and isinstance(error, ImportError):
+        return f"{protocol}:// needs the extra {extra!r}: pip install 'maskloom[{extra}]'."
+    if isinstance(error, ImportError):
+        return f"{written(str(error)).rstrip('.')}."
+    close = difflib.get_close_matches(protocol, fsspec.available_protocols(), n=1)
+    hint = f" Did you mean {close[0]}://?" if close else ""
+    return (
+        f"{written(str(error)).rstrip('.')}.{hint} Known are a path, "
+        f"{', '.join(f'{name}://' for name in _PROTOCOLS)} and others of fsspec."
+    )
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI or path lies on a disk of this machine."""
+    return isinstance(filesystem(uri)[0], LocalFileSystem)
+
+
+def configure(options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Use these fsspec options (profile, endpoint, region ...) for each protocol in this
+    process.
+    """
+    for protocol, values in options.items():
+        fsspec.config.conf.setdefault(protocol, {}).update(values)
+
+
+@contextlib.contextmanager
+def store_errors(what: str) -> Iterator[None]:
+    """Turn whatever a store's client raises into a `StoreError`; absence and presence of a file
+    pass.
+    """
+    try:
+        yield
+    except (MaskloomError, FileNotFoundError, FileExistsError):
+        raise
+    # Clients raise errors of their own (botocore, aiohttp, google ...), which have no common base.
+    except Exception as error:
+        reason = written(str(error)).rstrip(".") or type(error).__name__
+        raise StoreError(
+            f"Cannot {written(what)}: {reason}. Check the location, your access to it and the room "
+            "in it, "
+            "then run the same command again."
+        ) from error
+
+
+def remedy(error: OSError) -> str:
+    """What to do where a local disk does not take a file.
+
+    >>> remedy(OSError(errno.ENOSPC, "No space left on device"))
+    'Free space there, then run the same command.'
+    """
+    if error.errno in _FULL:
+        return "Free space there, then run the same command."
+    if error.errno in _NOT_WRITABLE:
+        return (
+            "Check that the folder is there and that you may write there, then run the same "
+            "command."
+        )
+    return "Repair the store, then run the same command."
+
+
+def version_of(info: Mapping[str, Any]) -> str:
+    """What changes when a file's bytes change: the store's own tag, or size and time of the last
+    change.
+    """
+    tag = next(
+        (
+            str(info[key]).strip('"')
+            for key in ("ETag", "etag", "md5Hash", "content_md5")
+            if info.get(key)
+        ),
+        None,
+    )
+    if tag is not None:
+        return f"{info.get('size', 0):x}-{tag}"
+    changed = next(
+        (
+            info[key]
+            for key in ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+            if info.get(key)
+        ),
+        "",
+    )
+    stamp = f"{int(changed * 1_000_000):x}" if isinstance(changed, float) else str(changed)
+    return f"{info.get('size', 0) or 0:x}-{stamp}"
+
+
+def current_version(uri: str) -> str:
+    """The version of a file as its store tells it now. Raises `FileNotFoundError`, or `StoreError`
+    where the store does not answer.
+    """
+    fs, path = filesystem(uri)
+    with store_errors(f"look at {uri}"):
+        # What a listing of the folder said earlier is not asked again otherwise.
+        fs.invalidate_cache(path)
+        return version_of(fs.info(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A folder on some file system that results are written to."""
+
+    root: str
+    """fsspec URI or absolute local path."""
+
+    def uri(self, name: str) -> str:
+        """Full location of a name."""
+        return posixpath.join(self.root, name)
+
+    def exists(self, name: str) -> bool:
+        """Whether something is published under this name."""
+        fs, path = filesystem(self.uri(name))
+        with store_errors(f"look for {self.uri(name)}"):
+            fs.invalidate_cache()
+            return bool(fs.exists(path))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """The bytes under a name, or a range of them. Raises `FileNotFoundError`, or `StoreError`
+        where the store does not answer.
+        """
+        fs, path = filesystem(self.uri(name))
+        with store_errors(f"read {self.uri(name)}"):
+            return (
+                b""
+                if start == stop
+                else cast(bytes, fs.cat_file(path, start=start or None, end=stop))
+            )
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a published file for reading. Raises as `read`."""
+        fs, path = filesystem(self.uri(name))
+        with store_errors(f"read {self.uri(name)}"):
+            return cast("IO[bytes]", fs.open(path, "rb"))
+
+    def names(self, folder: str, suffix: str) -> list[str]:
+        """Names of all files below a folder that end with `suffix`, sorted. An absent folder is
+        empty.
+        """
+        return sorted(name for name in self.listed(folder) if name.endswith(suffix))
+
+    def listed(self, folder: str) -> dict[str, Listed]:
+        """All files below a folder by name, as the store lists them: none is opened. An absent
+        folder is empty.
+        """
+        fs, path = filesystem(self.uri(folder))
+        root = filesystem(self.root)[1].rstrip("/")
+        try:
+            with store_errors(f"list {self.uri(folder)}"):
+                fs.invalidate_cache()
+                found = fs.find(path, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            name[len(root) + 1 :]: Listed(int(info.get("size") or 0), _changed(info))
+            for name, info in found.items()
+        }
+
+    def remove(self, folder: str) -> None:
+        """Remove a folder and all below it; nothing happens where it is absent."""
+        fs, path = filesystem(self.uri(folder))
+        with contextlib.suppress(FileNotFoundError), store_errors(f"remove {self.uri(folder)}"):
+            # A listing of before may not have all that is there by now.
+            fs.invalidate_cache()
+            if isinstance(fs, LocalFileSystem) or not fsspec.core.has_magic(path):
+                _again(lambda: fs.rm(path, recursive=True))
+            else:
+                # fsspec would take brackets in the name of a folder for a pattern, and remove
+                # others.
+                for found in fs.find(path):
+                    _again(partial(fs.rm_file, found))
+
+    def publish(self, name: str, content: bytes) -> Artefact:
+        """Put bytes under a name in one step, in place of what was there."""
+        with self.writing(name) as out:
+            out.write(content)
+        return out.artefact
+
+    def publish_new(self, name: str, content: bytes) -> bool:
+        """Put bytes under a name that must be free. False where other bytes have the name
+        already.
+        """
+        fs, path = filesystem(self.uri(name))
+        with store_errors(f"write {self.uri(name)}"):
+            if not isinstance(fs, LocalFileSystem):
+                return _again(lambda: _put_new(fs, path, content))
+            try:
+                _link_new(self._staging(), Path(path), content)
+            except FileExistsError:
+                return Path(path).read_bytes() == content
+        return True
+
+    def now(self) -> float:
+        """The time by the store's clock, in seconds: that of a file which is written for this and
+        removed. By our own where it does not say.
+        """
+        name = f"{STAGING}/clock-{uuid.uuid4().hex}"
+        self.publish(name, b"now")
+        changed = self.listed(name)[name].changed
+        self.remove(name)
+        return time.time() if changed is None else changed
+
+    def sweep(self) -> None:
+        """Remove the temporary files that processes of this machine left behind when they were
+        killed.
+        """
+        for path in self.temporaries():
+            if lives(path) is False:
+                remove_temporary(path)
+
+    def temporaries(self) -> list[Path]:
+        """The temporary files of writers to this store that lie on this machine, or on a disk that
+        it shares: of living ones and of dead ones.
+
+        Those of writers to object stores lie in the machine's own folder for temporary files,
+        whichever store they write to.
+        """
+        return sorted(
+            path for path in self._staging().glob("*.tmp") if _TEMPORARY.fullmatch(path.name)
+        )
+
+    def _staging(self) -> Path:
+        # On a disk the temporary file must lie on the target's file system, or the last step would
+        # not be atomic.
+        return (
+            Path(filesystem(self.root)[1]) / STAGING
+            if is_local(self.root)
+            else Path(tempfile.gettempdir())
+        )
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Publication]:
+        """A file to write in sequence, published under `name` when the block ends, dropped when it
+        raises.
+        """
+        fs, path = filesystem(self.uri(name))
+        local = isinstance(fs, LocalFileSystem)
+        try:
+            temporary = _temporary(self._staging())
+            with contextlib.ExitStack() as cleanup:
+                cleanup.callback(lambda: temporary.unlink(missing_ok=True))
+                with temporary.open("wb") as file:
+                    out = Publication(name, file)
+                    yield out
+                    file.flush()
+                    if local:
+                        os.fsync(file.fileno())
+                if local:
+                    _rename(temporary, Path(path))
+                else:
+                    with store_errors(f"write {self.uri(name)}"):
+                        _again(lambda: fs.put_file(str(temporary), path))
+        except StoreError:
+            raise
+        except OSError as error:
+            raise StoreError(f"Cannot write {self.uri(name)}: {error}. {remedy(error)}") from error
+
+
+class Publication:
+    """A file on its way to being published: written in sequence, digested on the way."""
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        self._name, self._file = name, file
+        self._digest, self._size = hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        """Append bytes."""
+        self._digest.update(data)
+        count = self._file.write(data)
+        self._size += count
+        return count
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._size
+
+    def flush(self) -> None:
+        """Hand buffered bytes to the operating system."""
+        self._file.flush()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed, for writers that ask."""
+        return self._file.closed
+
+    @property
+    def artefact(self) -> Artefact:
+        """What was written; final once the publication is over."""
+        return Artefact(self._name, self._size, self._digest.hexdigest())
+
+
+def lives(temporary: Path) -> bool | None:
+    """Whether the process that uses a name of `temporary_name` lives. None where that cannot be
+    known: it is one of another machine.
+    """
+    name = _TEMPORARY.fullmatch(temporary.name)
+    if name is None or name["machine"] != _machine():
+        return None
+    try:
+        os.kill(int(name["process"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        # Another user's.
+        pass
+    return True
+
+
+def remove_temporary(path: Path) -> None:
+    """Remove a temporary file, unless it is gone already or another user's."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        path.unlink()
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """One boot of one machine, and what numbers processes on it: containers on a machine number
+    them anew.
+    """
+    boot = space = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return hashlib.sha256(f"{_HOST}\n{boot}\n{space}".encode()).hexdigest()[:12]
+
+
+def temporary_name() -> str:
+    """A new name that says which process of which machine uses it, for `lives`."""
+    return f"maskloom-{_HOST}-{os.getpid()}-{_machine()}-{uuid.uuid4().hex}.tmp"
+
+
+def _temporary(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / temporary_name()
+
+
+def _changed(info: Mapping[str, Any]) -> float | None:
+    """When a listed file was last written, in seconds, by the store's clock."""
+    found = next(
+        (
+            info[key]
+            for key in ("mtime", "LastModified", "last_modified", "updated", "created")
+            if info.get(key)
+        ),
+        None,
+    )
+    if isinstance(found, str):
+        with contextlib.suppress(ValueError):
+            found = datetime.fromisoformat(found)
+    if isinstance(found, datetime):
+        return found.timestamp()
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _again(put: Callable[[], T]) -> T:
+    """What a request to a store gives, which is made again where it met another one about the same
+    object (and by the client where it was busy).
+    """
+    for number in range(1, _TRIES):
+        try:
+            return put()
+        # Clients have no common base for what they raise.
+        except Exception as error:
+            if _status(error) not in _CONFLICTS:
+                raise
+            time.sleep(_PAUSE * 2 ** (number - 1))
+    return put()
+
+
+def _put_new(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
+    """Put bytes under a name that must be free; False where other bytes have it. Raises what the
+    client raises.
+    """
+    if fs.exists(path):
+        return bool(fs.cat_file(path) == content)
+    try:
+        fs.pipe_file(path, content, mode="create")
+    except Exception as error:
+        # A put whose reply was lost is sent again by the client and then meets its own bytes.
+        if not isinstance(error, FileExistsError) and _status(error) not in _CONFLICTS:
+            raise
+        fs.invalidate_cache()
+        if not fs.exists(path):
+            raise OSError(f"{error}, but there is no such object") from error
+        return bool(fs.cat_file(path) == content)
+    return True
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that a store's client met, wherever it keeps it (botocore, gcsfs, Azure,
+    aiohttp).
+    """
+    met: BaseException | None = error
+    while met is not None:
+        response = getattr(met, "response", None)
+        if isinstance(response, Mapping):
+            return cast("int | None", response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+        for name in ("status_code", "status", "code"):
+            found = getattr(met, name, None)
+            if isinstance(found, int) or (isinstance(found, str) and found.isdecimal()):
+                return int(found)
+        met = met.__cause__
+    return None
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary.replace(target)
+    sync_folder(target.parent)
+
+
+def _link_new(staging: Path, target: Path, content: bytes) -> None:
+    temporary = _temporary(staging)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.hardlink_to(temporary)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _rename_new(temporary, target)
+        sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _rename_new(temporary: Path, target: Path) -> None:
+    """Rename to a name that must be free, where the file system has no hard links.
+
+    Raises `FileExistsError`, and `StoreError` where it has no such rename either: two runs would
+    not know of one another.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        number = errno.ENOSYS
+    elif (
+        rename(_AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE)
+        == 0
+    ):
+        return
+    else:
+        number = ctypes.get_errno()
+    if number == errno.EEXIST:
+        raise FileExistsError(number, os.strerror(number), str(target))
+    raise StoreError(
+        f"Cannot write {target}: its file system has neither hard links nor renames that replace "
+        f"nothing ({os.strerror(number)}), so runs "
+        "could not be kept from doing the same work at once. Choose an `output` on another file "
+        "system, or in an object store."
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a local folder to the disk: a rename is there only when the folder that holds the name
+    is.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

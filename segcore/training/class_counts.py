@@ -1,0 +1,150 @@
+"""Survey: one pass over all images and masks before any training.
+
+It decodes every pixel once, so that a broken file is found now and not in the night, refuses values
+that the recipe does not name, and counts the classes in small cells, by which `samples.py` finds
+rare ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from maskloom.segcore.errors import ImageError, RecipeError
+from maskloom.segcore.training.labels import UNKNOWN
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.training.dataset import Dataset
+    from maskloom.segcore.training.setup import OnProgress
+
+CELL = 64
+"""Side of a cell in pixels."""
+_FILES_SHOWN = 5
+_VALUES_SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassCounts:
+    """Where the classes are."""
+
+    cells: tuple[NDArray[np.int64], ...]
+    """Labelled pixels by image: (row, column, class) of cells."""
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """Labelled pixels (image, class)."""
+        return np.array([cells.sum(axis=(0, 1)) for cells in self.cells])
+
+    def shares(self, numbers: Sequence[int]) -> NDArray[np.float64]:
+        """The least and the greatest share of each class in the labelled pixels of these images:
+        (class, 2). Images without any are left out.
+        """
+        counts = self.classes[list(numbers)]
+        totals = counts.sum(axis=1, keepdims=True)
+        found = counts[totals[:, 0] > 0] / totals[totals[:, 0] > 0]
+        return np.stack([found.min(axis=0), found.max(axis=0)], axis=1)
+
+
+def survey(collection: Dataset, classes: Sequence[str], told: OnProgress) -> ClassCounts:
+    """Look at all pixels; `told` hears of each strip of an image. Raises `RecipeError` where a file
+    is broken or a value is unknown.
+    """
+    cells, faults = [], []
+    for number, pair in enumerate(collection.pairs):
+        unknown: Counter[int] = Counter()
+        height, width = pair.image.shape
+        counts = np.zeros((-(-height // CELL), -(-width // CELL), len(classes)), np.int64)
+        try:
+            for box, window, keys in collection.strips(number, CELL):
+                told(number, len(collection.pairs))
+                strange = window.classes == UNKNOWN
+                if strange.any():
+                    values, found = np.unique(keys[strange], return_counts=True)
+                    unknown.update(dict(zip(values.tolist(), found.tolist(), strict=True)))
+                    continue
+                top = box.start[0] // CELL
+                strip = _count(window.classes, len(classes))
+                counts[top : top + len(strip)] = strip
+        except ImageError as error:
+            raise RecipeError(f"{error} Mend it, or name it in `split.leave_out`.") from error
+        cells.append(counts)
+        if unknown:
+            shown = ", ".join(
+                f"{collection.table.name(key)} ({count} pixels)"
+                for key, count in unknown.most_common(_VALUES_SHOWN)
+            )
+            more = (
+                f" and {len(unknown) - _VALUES_SHOWN} more values"
+                if len(unknown) > _VALUES_SHOWN
+                else ""
+            )
+            faults.append(f"{pair.mask.location}: unknown values {shown}{more}.")
+    if faults:
+        more = (
+            f"\n... and {len(faults) - _FILES_SHOWN} more masks."
+            if len(faults) > _FILES_SHOWN
+            else ""
+        )
+        raise RecipeError(
+            "\n".join(faults[:_FILES_SHOWN])
+            + f"{more}\nName them under `labels` as a class, as `void`, or set `labels.void: rest` "
+            "to pass over all that is not named."
+        )
+    return ClassCounts(tuple(cells))
+
+
+def require_labelled(
+    found: ClassCounts, training: Sequence[int], validation: Sequence[int], classes: Sequence[str]
+) -> list[str]:
+    """What to warn of.
+
+    Raises `RecipeError` where the images to train on have no labelled pixel, or one class alone, or
+    those to validate on no labelled pixel.
+    """
+    totals = found.classes[list(training)].sum(axis=0)
+    present = np.flatnonzero(totals)
+    if len(present) == 0:
+        raise RecipeError(
+            "labels: no pixel of the training images is labelled; all are void or without data. "
+            "Check `labels`, `void` and the images' nodata value."
+        )
+    if len(present) == 1:
+        raise RecipeError(
+            f"labels: all labelled pixels of the training images are {classes[present[0]]!r}; "
+            "there is nothing to tell apart. Check `labels`."
+        )
+    if not found.classes[list(validation)].any():
+        raise RecipeError(
+            "labels: no pixel of the validation images is labelled, so no epoch would be the best. "
+            "Name others under `split.validation`."
+        )
+    return [
+        f"No training image has the class {classes[i]!r}; the network will not learn it."
+        for i in np.flatnonzero(totals == 0).tolist()
+    ]
+
+
+def _count(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
+    """Pixels of each class by cell: (row, column, class)."""
+    height, width = labels.shape
+    rows, columns = -(-height // CELL), -(-width // CELL)
+    counts = np.zeros((rows, columns, classes), np.int64)
+    for row in range(rows):
+        band = labels[row * CELL : (row + 1) * CELL]
+        # One number a pixel that tells column of cells and label; void falls into the last slot of
+        # its cell.
+        keys = (
+            np.minimum(band, classes).astype(np.int32)
+            + (np.arange(width, dtype=np.int32) // CELL * (classes + 1))[None]
+        )
+        found = np.bincount(keys.ravel(), minlength=columns * (classes + 1)).reshape(
+            columns, classes + 1
+        )
+        counts[row] = found[:, :classes]
+    return counts

@@ -1,0 +1,184 @@
+"""The ledger: what the tables of an output hold, one row an image, kept up to date with the commits
+of all runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from maskloom.segcore import errors
+from maskloom.segcore.storage.records import read_table
+from maskloom.segcore.storage.store import Store
+from maskloom.tasks.commits.log import IMAGES, CommitLog
+
+_COLUMNS = [
+    "uri",
+    "image_id",
+    "source_version",
+    "fingerprint",
+    "run_id",
+    "status",
+    "error_type",
+    "mask_uri",
+    "mask_sha256",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What the `images` table says of one image."""
+
+    uri: str
+    image_id: str
+    version: str
+    fingerprint: str
+    run_id: str
+    ok: bool
+    settled: bool
+    """Done, or failed in a way that the same bytes would repeat."""
+    file: str
+    """Name of the table file that holds it."""
+    mask: str | None = None
+    """SHA-256 of its mask."""
+    error_type: str | None = None
+    """Kind of its failure. None: it has not failed."""
+
+
+class Ledger:
+    """The images in the tables.
+
+    Raises `StoreError` where a table cannot be read, and `DamagedRecord` where it is none.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.log = CommitLog(store)
+        self._of_file: dict[str, tuple[Committed, ...]] = {}
+        self.rows: dict[str, Committed] = {}
+        """By URI."""
+        self.uris: dict[str, str] = {}
+        """URI of each image id."""
+        self.superseded: dict[str, set[str] | None] = {}
+        """Rows that do not count, as earlier versions or a lost file leave them: image ids by the
+        file that is to lose them; None: all, since the table `images` has no such file.
+        """
+
+    @classmethod
+    def read(cls, store: Store, tables: Sequence[str] = ()) -> Ledger:
+        """The ledger of an output as it is; nothing is written.
+
+        `tables` are the names of those that every image has rows in. Images whose rows are missing
+        there are not settled.
+        """
+        ledger = cls(store)
+        # A mask that somebody has emptied is as good as removed.
+        masks = {name for name, found in store.listed("masks").items() if found.size}
+        whole = {name for name, found in store.listed("tables").items() if found.size}
+        for name in store.names(IMAGES, ".parquet"):
+            file = name.rpartition("/")[2]
+            lacking = any(f"tables/{table}/{file}" not in whole for table in tables)
+            ledger._take(name, set() if lacking else masks)
+        ledger.find_superseded()
+        return ledger
+
+    @classmethod
+    def open(cls, store: Store, tables: Sequence[str] = ()) -> Ledger:
+        """The ledger for a run that is going to commit; a commit that a dead run has left half done
+        is carried out first.
+        """
+        log = CommitLog(store)
+        log.skip()
+        ledger = cls.read(store, tables)
+        ledger.log = log
+        return ledger
+
+    def refresh(self) -> list[Committed]:
+        """Take in the commits since the last call; the rows that they have brought."""
+        by = {name: commit.run_id for commit in self.log.news() for name in commit.changed}
+        return [
+            row
+            for name, run_id in by.items()
+            for row in self._take(name, None)
+            if row.run_id == run_id
+        ]
+
+    def _take(self, name: str, masks: set[str] | None) -> tuple[Committed, ...]:
+        """Read one file of the table anew. `masks`: names of those that are there; None: all
+        are.
+        """
+        file = name.rpartition("/")[2]
+        for row in self._of_file.get(file, ()):
+            if self.rows.get(row.uri) == row:
+                del self.rows[row.uri]
+        try:
+            found = tuple(
+                _committed(row, file, masks)
+                for row in read_table(self.store, name, _COLUMNS).to_pylist()
+            )
+        except FileNotFoundError:
+            found = ()
+        self._of_file[file] = found
+        for row in found:
+            self.rows[row.uri] = row
+            self.uris[row.image_id] = row.uri
+        return found
+
+    def find_superseded(self) -> None:
+        """Look for rows that belong to no image, and for images in several files: the row stays
+        that the mask bears out, else any.
+        """
+        held = defaultdict(list)
+        for of_file in self._of_file.values():
+            for row in of_file:
+                held[row.image_id].append(row)
+        superseded: dict[str, set[str]] = {}
+        for same in held.values():
+            if len(same) > 1:
+                kept = _best(self.store, same)
+                self.rows[kept.uri] = kept
+                for row in same:
+                    if row.file != kept.file:
+                        superseded.setdefault(row.file, set()).add(row.image_id)
+        # What somebody has copied, or what is left of a file that `images` has lost, belongs to no
+        # image.
+        stray = {
+            name.rpartition("/")[2] for name in self.store.names("tables", ".parquet")
+        } - self._of_file.keys()
+        self.superseded = {**superseded, **dict.fromkeys(sorted(stray))}
+
+
+def _committed(row: Mapping[str, Any], file: str, masks: set[str] | None) -> Committed:
+    ok = row["status"] == "ok"
+    return Committed(
+        row["uri"],
+        row["image_id"],
+        row["source_version"],
+        row["fingerprint"],
+        row["run_id"],
+        ok,
+        # A mask that somebody removed is made again.
+        masks is None or row["mask_uri"] in masks
+        if ok
+        else bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),
+        file,
+        row["mask_sha256"],
+        row["error_type"],
+    )
+
+
+def _best(store: Store, rows: list[Committed]) -> Committed:
+    ranked = sorted(rows, key=lambda row: (row.ok, row.run_id, row.file))
+    if len({row.mask for row in rows}) == 1:
+        return ranked[-1]
+    fitting = [row for row in ranked if row.mask in set(_digests(store, row.image_id))]
+    return (fitting or ranked)[-1]
+
+
+def _digests(store: Store, image_id: str) -> Iterator[str]:
+    for name in store.names(f"masks/{image_id}".rpartition("/")[0], ""):
+        if name.startswith(f"masks/{image_id}."):
+            yield hashlib.sha256(store.read(name)).hexdigest()

@@ -1,0 +1,228 @@
+"""Commits: the steps by which results take their place, one after the other, whichever run they are
+of.
+
+Several runs may work on one output at a time, on several machines. Each commits its images a shard
+at a time:
+
+1. Read the numbered records below `runs/commits/` up to the last, N. If commit N is not carried
+   out, carry it out (step 5). No other can be open, since everybody does so.
+2. Read what the tables hold now. Images that another run has committed meanwhile leave the shard.
+3. Draft: stage the new content of each table file that changes. An image that has rows keeps its
+   file, and a new one goes into the shard's own, so no two files ever hold one image.
+4. Claim: write record N+1, which must not exist. If it does, another run was faster: drop the
+   draft, begin again at 1.
+5. Carry out: move masks and previews, then the tables, `images` last, over their names, each at
+   most once (`segcore/storage/conditional.py`).
+
+A process that dies before 4 has changed nothing. One that dies after it is helped by whoever comes
+next: all that it was about to move is staged, and its record says where. A commit is done when
+nothing is staged for it any more. No lock is held and no clock is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any, cast
+
+from maskloom.segcore.storage.conditional import Move, bases_of, move, require_movable
+from maskloom.segcore.storage.records import read_json
+from maskloom.segcore.storage.store import Artefact, Store
+
+COMMITS = "runs/commits"
+"""Folder of the records."""
+IMAGES = "tables/images"
+"""The table that says what is done."""
+_FILES = "files.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The record of one commit."""
+
+    number: int
+    run_id: str
+    folder: str
+    """Where its files are staged, or were."""
+    tables: tuple[tuple[str, str | None, str], ...]
+    """Name, version of the file that it replaces, and SHA-256, of each table file; those of
+    `images` come last.
+    """
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """The table files, in the order in which they take their names."""
+        return tuple(Move(f"{self.folder}/{name}", name, base) for name, base, _ in self.tables)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Names of the files of the table `images` that it wrote."""
+        return tuple(name for name, _, _ in self.tables if name.startswith(f"{IMAGES}/"))
+
+    def to_json(self) -> bytes:
+        """The record's bytes."""
+        return json.dumps(
+            {
+                "number": self.number,
+                "run_id": self.run_id,
+                "folder": self.folder,
+                "tables": self.tables,
+            },
+            indent=1,
+        ).encode()
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Commit:
+        """The commit that `to_json` wrote."""
+        return cls(
+            record["number"],
+            record["run_id"],
+            record["folder"],
+            tuple(tuple(entry) for entry in record["tables"]),
+        )
+
+
+class CommitLog:
+    """The commits of an output, as far as they have been read."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.number = 0
+        """The last commit that was read."""
+
+    def skip(self) -> None:
+        """Go to the end without reading every record, for a caller who then reads the tables
+        themselves.
+        """
+        names = self.store.names(COMMITS, ".json")
+        if names:
+            self.number = _number(names[-1]) - 1
+            self.news()
+
+    def news(self) -> list[Commit]:
+        """The commits since the last call. All that is named in them is in place."""
+        found: list[Commit] = []
+        while (commit := read_commit(self.store, self.number + 1)) is not None:
+            found.append(commit)
+            self.number += 1
+        if found and is_under_way(self.store, found[-1]):
+            self._carry_out(found[-1], None)
+        return found
+
+    @contextlib.contextmanager
+    def draft(self, run_id: str, folder: str) -> Iterator[Draft]:
+        """A commit to fill and to claim, staged below the folder of this process. What it staged is
+        removed if it is not claimed.
+        """
+        draft = Draft(self.store, run_id, f"{folder}/commits/{uuid.uuid4().hex}")
+        try:
+            yield draft
+        finally:
+            if not draft.claimed:
+                self.store.remove(draft.folder)
+
+    def claim(self, draft: Draft) -> bool:
+        """Make the draft the next commit and carry it out. False where another run's commit is the
+        next one: read `news`, and draft again.
+        """
+        require_movable(
+            self.store,
+            [draft.folder, *{staged.rpartition("/")[0] for staged in draft.files.values()}],
+        )
+        # The table `images` says what is done, so it comes last.
+        names = sorted(draft.tables, key=lambda name: name.startswith(f"{IMAGES}/"))
+        bases = zip(names, bases_of(self.store, names), strict=True)
+        tables = tuple((name, base, draft.tables[name].sha256) for name, base in bases)
+        commit = Commit(self.number + 1, draft.run_id, draft.folder, tables)
+        finals = list(draft.files)
+        moves = [
+            Move(draft.files[name], name, base)
+            for name, base in zip(finals, bases_of(self.store, finals), strict=True)
+        ]
+        listed = [[each.staged, each.name, each.base] for each in moves]
+        self.store.publish(f"{draft.folder}/{_FILES}", json.dumps(listed).encode())
+        # Where the reply is lost the record may be there, and whoever finds it needs what is
+        # staged.
+        draft.claimed = True
+        draft.claimed = self.store.publish_new(_record(commit.number), commit.to_json())
+        if draft.claimed:
+            self._carry_out(commit, moves)
+        return draft.claimed
+
+    def _carry_out(self, commit: Commit, moves: list[Move] | None) -> None:
+        """Move what the commit has staged. `moves` of masks and previews: None to read them from
+        the draft.
+        """
+        if moves is None:
+            try:
+                moves = read_json(
+                    self.store,
+                    f"{commit.folder}/{_FILES}",
+                    lambda found: [Move(*entry) for entry in found],
+                )
+            except FileNotFoundError:
+                # Whoever else carries it out has come to its end just now.
+                return
+        move(self.store, moves)
+        for each in commit.moves:
+            # One by one, so that even a power failure leaves `images` behind the others.
+            move(self.store, [each])
+        self.store.remove(commit.folder)
+
+
+@dataclass(slots=True)
+class Draft:
+    """What a commit is to put in place."""
+
+    store: Store
+    run_id: str
+    folder: str
+    """Where it is staged."""
+    tables: dict[str, Artefact] = field(default_factory=dict)
+    """Table files, by the name that they will have."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Staged masks, previews and side-cars: their place below the output, by the name that they
+    will have.
+    """
+    claimed: bool = False
+    """Whether a record may name what it staged."""
+
+    @contextlib.contextmanager
+    def table(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write the new content of a table file to."""
+        with self.store.writing(f"{self.folder}/{name}") as out:
+            yield cast("IO[bytes]", out)
+        self.tables[name] = out.artefact
+
+
+def read_commit(store: Store, number: int) -> Commit | None:
+    """The record of a commit; None where there is none."""
+    try:
+        return read_json(store, _record(number), Commit.from_record)
+    except FileNotFoundError:
+        return None
+
+
+def is_under_way(store: Store, commit: Commit) -> bool:
+    """Whether something of the commit waits to be moved. Only the last can be under way."""
+    return store.exists(commit.moves[-1].staged)
+
+
+def folder_under_way(store: Store) -> str | None:
+    """Where the last commit is staged, if it is not carried out. Nothing of its process may be
+    removed.
+    """
+    names = store.names(COMMITS, ".json")
+    commit = read_commit(store, _number(names[-1])) if names else None
+    return commit.folder if commit is not None and is_under_way(store, commit) else None
+
+
+def _record(number: int) -> str:
+    return f"{COMMITS}/{number:08d}.json"
+
+
+def _number(record: str) -> int:
+    return int(record.rpartition("/")[2].partition(".")[0])

@@ -1,0 +1,111 @@
+"""Presence: the folder below `staging/` in which one process of a run keeps what only it needs.
+
+Its name tells machine and process, so that the next run on that machine can remove what a killed
+process left. A process of another machine may be alive, whatever its folder looks like: those
+folders are left to `maskloom clean`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from maskloom.segcore.errors import MaskloomError, RunError
+from maskloom.segcore.storage.conditional import conditions_of
+from maskloom.segcore.storage.store import STAGING, Store, lives, temporary_name
+from maskloom.tasks.commits.log import folder_under_way
+
+PROCESSES = f"{STAGING}/processes"
+_MARK = "process.json"
+
+
+@contextlib.contextmanager
+def present(store: Store, run_id: str, *, sole_writer: bool = False) -> Iterator[str]:
+    """The folder of this process below the output, removed when the block ends.
+
+    Raises `RunError` where the store has no conditional writes and another process may be at work,
+    unless `sole_writer` says that none is.
+    """
+    folder = f"{PROCESSES}/{temporary_name()}"
+    store.publish(
+        f"{folder}/{_MARK}",
+        json.dumps({"run_id": run_id, "host": platform.node(), "process": os.getpid()}).encode(),
+    )
+    if not sole_writer and not conditions_of(store).several_writers:
+        # Each process writes its mark before it looks for those of others: of two that start at
+        # once, at least one sees the other.
+        _refuse_others(store, folder)
+    try:
+        yield folder
+    except BaseException:
+        # A store that has just failed may fail again; the next run sweeps what stays.
+        with contextlib.suppress(MaskloomError):
+            _leave(store, folder)
+        raise
+    _leave(store, folder)
+
+
+def is_at_work(store: Store, run_id: str) -> bool:
+    """Whether a process of this run may be at work: one of another machine may."""
+    return any(
+        not is_dead(folder) and (_mark(store, folder) or {}).get("run_id") == run_id
+        for folder in others(store, "")
+    )
+
+
+def sweep(store: Store) -> None:
+    """Remove the folders of processes of this machine that have ended, but for one whose commit is
+    not carried out yet.
+    """
+    dead = [folder for folder in others(store, "") if is_dead(folder)]
+    # Asked after: what a process has claimed, it has claimed before it died.
+    under_way = folder_under_way(store) if dead else None
+    for folder in dead:
+        if not (under_way or "").startswith(f"{folder}/"):
+            store.remove(folder)
+
+
+def others(store: Store, own: str) -> list[str]:
+    """The folders of all processes but `own`."""
+    names = store.names(PROCESSES, "")
+    return sorted({"/".join(name.split("/")[:3]) for name in names} - {own})
+
+
+def is_dead(folder: str) -> bool:
+    """Whether the process of a folder was one of this machine and has ended."""
+    return lives(Path(folder)) is False
+
+
+def _leave(store: Store, folder: str) -> None:
+    """Remove the folder, unless a commit is staged there that somebody has to carry out."""
+    if not (folder_under_way(store) or "").startswith(f"{folder}/"):
+        store.remove(folder)
+
+
+def _refuse_others(store: Store, own: str) -> None:
+    for folder in others(store, own):
+        if is_dead(folder):
+            continue
+        mark = _mark(store, folder)
+        if mark is None:
+            continue
+        store.remove(own)
+        raise RunError(
+            f"The store of {store.root} has no conditional writes, so only one run may write into "
+            f"it at a time. Run {mark['run_id']} on "
+            f"{mark['host']} (process {mark['process']}) is at work, or was killed. Wait for it; "
+            "if it is dead, add --sole-writer."
+        )
+
+
+def _mark(store: Store, folder: str) -> dict[str, Any] | None:
+    """What a process says of itself. None: it has ended since."""
+    try:
+        return cast("dict[str, Any]", json.loads(store.read(f"{folder}/{_MARK}")))
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,162 @@
+"""Files of the table of objects: rows that workers staged, and rows of earlier runs, copied some
+row groups at a time.
+
+The geometries of images with a CRS are in degrees, those of others in pixels. Plans keep the two
+apart; where an image has since gained or lost its CRS, a file of degrees leaves out geometries in
+pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from maskloom.segcore.pipeline.records import ImageResult
+from maskloom.segcore.statistics.objects.table import geo_metadata, schema
+from maskloom.segcore.storage.records import reading
+from maskloom.segcore.storage.store import Store
+from maskloom.tasks.commits.log import Draft
+
+KEYS = (
+    pa.field("run_id", pa.string()),
+    pa.field("image_id", pa.string()),
+    pa.field("fingerprint", pa.string()),
+)
+"""Columns that every table begins with."""
+ROW_GROUP = 100_000
+_GEOMETRY = ("geometry", "bbox")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectFile:
+    """One shard's file of the table."""
+
+    store: Store
+    name: str
+    run_id: str
+    fingerprint: str
+
+    def write(
+        self, draft: Draft, staged: Mapping[str, str], receipts: Sequence[ImageResult], bands: int
+    ) -> None:
+        """Draft the file: the staged rows (files by image id), and those of images without a
+        receipt. `bands`: most of any image of the run.
+        """
+        try:
+            content = self.store.read(self.name)
+        except FileNotFoundError:
+            old = None
+        else:
+            with reading(self.store, self.name):
+                old = pq.ParquetFile(pa.BufferReader(content))
+        located = {
+            receipt.source.image_id
+            for receipt in receipts
+            if receipt.spec is not None and receipt.spec.space.crs is not None
+        }
+        was_located = old is not None and _is_located(old.schema_arrow)
+        kept = (
+            []
+            if old is None
+            else self._kept(old, [receipt.source.image_id for receipt in receipts])
+        )
+        bands = max(
+            bands,
+            0 if old is None else sum(name.startswith("mean_") for name in old.schema_arrow.names),
+        )
+        wanted = objects_schema(bands, bool(located) or was_located)
+        rows = chain(
+            (_conformed(group, wanted, was_located) for group in kept),
+            (
+                _conformed(batch, wanted, image_id in located)
+                for image_id, file in staged.items()
+                for batch in self._staged(image_id, file)
+            ),
+        )
+        with (
+            draft.table(self.name) as out,
+            pq.ParquetWriter(out, wanted, compression="zstd") as writer,
+        ):
+            for group in _row_groups(rows):
+                writer.write_table(group, row_group_size=ROW_GROUP)
+
+    def _kept(self, old: pq.ParquetFile, replaced: Sequence[str]) -> Iterator[pa.Table]:
+        for i in range(old.num_row_groups):
+            with reading(self.store, self.name):
+                group = old.read_row_group(i)
+                kept = group.filter(
+                    pc.invert(
+                        pc.is_in(group["image_id"], value_set=pa.array(replaced, pa.string()))
+                    )
+                )
+            yield kept
+
+    def _staged(self, image_id: str, file_name: str) -> Iterator[pa.Table]:
+        with self.store.open(file_name) as file, pa.ipc.open_stream(file) as stream:
+            for batch in stream:
+                columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+                yield pa.table(
+                    {
+                        "run_id": pa.repeat(self.run_id, len(batch)),
+                        "image_id": pa.repeat(image_id, len(batch)),
+                        **columns,
+                    }
+                )
+
+
+def objects_schema(bands: int, located: bool) -> pa.Schema:
+    """The full schema of the table, for images of up to so many bands, in degrees or in pixels."""
+    return pa.schema(
+        [*KEYS, *schema(bands)], metadata={b"maskloom_schema": b"1", **geo_metadata(located)}
+    )
+
+
+def _is_located(found: pa.Schema) -> bool:
+    geo = json.loads((found.metadata or {}).get(b"geo", b"{}"))
+    return "crs" not in geo.get("columns", {}).get("geometry", {"crs": None})
+
+
+def _conformed(table: pa.Table, wanted: pa.Schema, located: bool) -> pa.Table:
+    """The table with all columns of a schema; geometries in pixels are left out of a file of
+    degrees.
+    """
+    keeps_geometry = located == _is_located(wanted)
+
+    def column(field: pa.Field) -> Any:
+        absent = field.name not in table.column_names or (
+            field.name in _GEOMETRY and not keeps_geometry
+        )
+        return _nothing(field.type, len(table)) if absent else table[field.name]
+
+    return pa.table([column(field) for field in wanted], schema=wanted)
+
+
+def _nothing(kind: pa.DataType, rows: int) -> pa.Array:
+    if not pa.types.is_struct(kind):
+        return pa.nulls(rows, kind)
+    # The fields of a struct that is null may themselves be declared to hold values.
+    fields = list(kind)
+    empty = [pa.array(np.zeros(rows), field.type) for field in fields]
+    return pa.StructArray.from_arrays(empty, fields=fields, mask=pa.array(np.ones(rows, np.bool_)))
+
+
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows of many small tables in few large ones."""
+    waiting: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        waiting.append(table)
+        rows += len(table)
+        if rows >= ROW_GROUP:
+            yield pa.concat_tables(waiting)
+            waiting, rows = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting)

@@ -1,0 +1,145 @@
+"""Cards tell what shares the classes had in training, and warn of images where they have others."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
+from maskloom.segcore.models.protocols import caution_of
+from maskloom.segcore.objects.stitching import SeamRule, Stitched
+from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.segmenters.connected_parts import ConnectedPartsModel
+from maskloom.segcore.segmenters.ensemble import EnsembleModel
+from maskloom.segcore.segmenters.mean_shift import MeanShift
+from maskloom.segcore.segmenters.quickshift import Quickshift
+from maskloom.segcore.segmenters.threshold import ThresholdModel
+from maskloom.segcore.segmenters.watershed import WatershedModel
+
+SHARES = {"background": [0.5, 0.9], "cell": [0.1, 0.4], "wall": [0.0, 0.05]}
+
+
+def card(shares: Any) -> Card:
+    about = {} if shares is None else {"shares": shares}
+    return Card(
+        "unet",
+        "0" * 64,
+        3,
+        ("background", "cell", "wall"),
+        Scaling(),
+        ReceptiveField(8),
+        about=about,
+    )
+
+
+def spec(dtype: str = "uint8") -> RasterSpec:
+    return RasterSpec("file:///a.tif", "geotiff", (9, 9), (1, 2, 3), dtype, (9, 9), "1", 3)
+
+
+@pytest.mark.parametrize(
+    ("seen", "named"),
+    [
+        ({"background": 0.7, "cell": 0.28, "wall": 0.02}, ()),
+        ({"background": 0.9, "cell": 0.1, "wall": 0.0}, ()),
+        ({"background": 0.57, "cell": 0.41, "wall": 0.02}, ("cell",)),
+        ({"background": 0.99, "cell": 0.01, "wall": 0.0}, ("cell",)),
+        ({"background": 0.1, "cell": 0.7, "wall": 0.2}, ("cell", "wall")),
+        # What is left is no class that a network looks for.
+        ({"background": 0.95}, ()),
+    ],
+)
+def test_a_share_that_training_never_saw_is_told(
+    seen: dict[str, float], named: tuple[str, ...]
+) -> None:
+    loaded = Card.load(card(SHARES).dump(), "a.json")
+    told = loaded.caution("a.keras", loaded.classes, seen)
+    assert (
+        tuple(
+            name
+            for name in ("background", "cell", "wall")
+            if told and f"{name} {seen.get(name, 0):.2%} (in" in told
+        )
+        == named
+    )
+    assert (told is None) == (not named)
+    # By class id, whatever the recipe calls the classes.
+    renamed = ("ground", "nucleus", "membrane")
+    told = loaded.caution("a.keras", renamed, dict(zip(renamed, seen.values(), strict=False)))
+    assert (told is None) == (not named and seen["background"] < 0.91)
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [None, 3, [], {"cell": 5}, {"cell": [0.1]}, {"cell": ["a", "b"]}, {"cell": [0.9, 0.1]}],
+)
+def test_cards_that_do_not_tell_give_no_warning(shares: Any) -> None:
+    loaded = Card.load(card(shares).dump(), "a.json")
+    assert loaded.shares == (None, None, None)
+    assert loaded.caution("a.keras", loaded.classes, {"cell": 0.99}) is None
+
+
+@pytest.mark.skipif(
+    "MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images"
+)
+def test_the_card_in_the_box_tells_the_shares_of_its_training_images() -> None:
+    nuclei = Card.load(
+        (files("maskloom.segcore.deep.weights") / "nuclei.json").read_bytes(), "nuclei.json"
+    )
+    data, split = nuclei.about["data"], nuclei.about["recipe"]["split"]
+    shares = []
+    for path in Path(os.environ["MASKLOOM_TEST_DATA"], "dsb2018", "labels").iterdir():
+        unseen = [*data["validation"], *split["leave_out"]]
+        if not any(fnmatch.fnmatch(path.stem, pattern) for pattern in unseen):
+            shares.append(float((np.asarray(Image.open(path)) > 0).mean()))
+    assert len(shares) == data["training_images"]
+    assert nuclei.shares[1] == pytest.approx((min(shares), max(shares)), abs=1e-6)
+    assert nuclei.shares[0] == pytest.approx((1 - max(shares), 1 - min(shares)), abs=1e-6)
+    assert "fluorescence" in nuclei.about["purpose"]
+
+
+@dataclass(frozen=True)
+class Anxious(ThresholdModel):
+    """A segmenter that knows something against every image."""
+
+    def caution(self, spec: RasterSpec, shares: Any) -> str | None:
+        return f"{spec.dtype} {sorted(shares)}"
+
+
+def test_segmenters_around_others_pass_their_warnings_on() -> None:
+    inner, calm = (
+        Anxious((1.0,), ("background", "cell")),
+        ThresholdModel((1.0,), ("background", "cell")),
+    )
+    watershed = WatershedModel(inner, inner.classes, (0, 1), 8, 1.0, 1)
+    around = [
+        ConnectedPartsModel(inner, (1,), 8, 1, fill_holes=False),
+        watershed,
+        Stitched(watershed, (SeamRule(), SeamRule())),
+        EnsembleModel((inner, calm, inner), inner.classes, "vote"),
+    ]
+    for model in around:
+        assert caution_of([model], spec(), {"cell": 0.5}) == "uint8 ['cell']"
+    assert (
+        caution_of([calm, replace(around[3], members=(calm, calm))], spec(), {"cell": 0.5}) is None
+    )
+
+
+def test_defaults_for_8_bits_warn_where_pixels_are_others() -> None:
+    joint, quick = MeanShift(space="joint").start(), Quickshift().start()
+    assert caution_of([joint, quick], spec("uint8"), {}) is None
+    assert "`range_radius` is 15" in str(caution_of([joint], spec("float32"), {}))
+    assert "`range_radius` is 15" in str(caution_of([joint], spec("uint16"), {}))
+    assert (
+        caution_of([MeanShift(space="joint", range_radius=0.02).start(), quick], spec("uint16"), {})
+        is None
+    )
+    assert "set `scale`" in str(caution_of([quick], spec("float32"), {}))
+    assert caution_of([Quickshift(scale=100.0).start()], spec("float32"), {}) is None

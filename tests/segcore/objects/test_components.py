@@ -1,0 +1,424 @@
+"""Connected parts are those of SciPy and scikit-image on the whole image, for any tiling."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from scipy import ndimage
+from skimage import measure
+
+from maskloom.segcore.geometry import Box, Grid, Tile
+from maskloom.segcore.objects.components import Components
+from maskloom.segcore.objects.numbering import first_pixels, number_objects
+
+CROSS, FULL = ndimage.generate_binary_structure(2, 1), ndimage.generate_binary_structure(2, 2)
+NO_DATA = 255
+
+
+def over_tiles(
+    values: np.ndarray, parts: Components, tile: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and classes of the parts under this tiling, as the pipeline finds them."""
+    grid = Grid(values.shape, tile)
+    fragments = [parts.fragment(values[each.core.slices], each, values.shape) for each in grid]
+    for each, found in zip(grid, fragments, strict=True):
+        numbers = np.unique(np.append(found.values, 0))
+        assert found.values.dtype == np.uint32
+        assert found.values.shape == each.core.shape
+        assert np.array_equal(numbers, np.arange(len(found.class_of))), "every fragment has a pixel"
+        sizes = sum(array.nbytes for array in found.seam.values())
+        assert sizes <= 4 * 2 * sum(each.core.shape) * 20 + 64
+    groupings = parts.join(grid, [found.seam for found in fragments])
+
+    def read(number: int) -> tuple[np.ndarray, np.ndarray]:
+        return first_pixels(fragments[number].values, grid[number], values.shape[1]), fragments[
+            number
+        ].class_of
+
+    ids, classes = np.zeros(values.shape, np.int64), np.zeros(values.shape, np.int64)
+    for each, found, numbers in zip(
+        grid, fragments, number_objects(grid, groupings, read, "memory"), strict=True
+    ):
+        ids[each.core.slices] = numbers.ids[found.values]
+        classes[each.core.slices] = numbers.class_of[found.values]
+    return ids, classes
+
+
+def structures(parts: Components) -> tuple[np.ndarray, np.ndarray]:
+    """Structure of parts and of holes."""
+    return (FULL, CROSS) if parts.connectivity == 8 else (CROSS, FULL)
+
+
+def numbered(ids: np.ndarray, min_size: int) -> np.ndarray:
+    """Drop what is small, number the rest by first pixels."""
+    names, first, sizes = np.unique(ids, return_index=True, return_counts=True)
+    kept = (names > 0) & (sizes >= min_size)
+    order = names[kept][np.argsort(first[kept])]
+    number = np.zeros(int(ids.max()) + 1, np.int64)
+    number[order] = np.arange(1, len(order) + 1)
+    return number[ids]
+
+
+def by_scipy(values: np.ndarray, parts: Components) -> np.ndarray:
+    """The parts of a single class."""
+    (chosen,) = parts.classes
+    structure, of_holes = structures(parts)
+    mask = values == chosen
+    if parts.fill_holes:
+        # Holes that touch nodata are open: nodata is taken for a gap to the outside by way of a
+        # frame of background.
+        gaps = values == NO_DATA
+        outside = ndimage.binary_dilation(gaps, of_holes, iterations=-1, mask=~mask, border_value=1)
+        if not gaps.any():
+            assert np.array_equal(~outside, ndimage.binary_fill_holes(mask, of_holes))
+        mask = ~outside & ~gaps
+    return numbered(ndimage.label(mask, structure)[0], parts.min_size)
+
+
+def by_flooding(values: np.ndarray, parts: Components) -> tuple[np.ndarray, np.ndarray]:
+    """Any classes, pixel by pixel, as the definition says."""
+    structure, of_holes = structures(parts)
+    mask = values.astype(int)
+    chosen = np.isin(mask, parts.classes)
+    if parts.fill_holes:
+        for hole in _floods(~chosen & (values != NO_DATA), np.zeros_like(mask), of_holes):
+            around = {
+                mask[place] if chosen[place] else -1
+                for place in _neighbours(hole, mask.shape, of_holes)
+            }
+            if len(around) == 1 and around != {-1}:
+                for place in hole:
+                    mask[place] = next(iter(around))
+    ids = np.zeros(mask.shape, np.int64)
+    for number, flood in enumerate(_floods(np.isin(mask, parts.classes), mask, structure), 1):
+        for place in flood:
+            ids[place] = number
+    ids = numbered(ids, parts.min_size)
+    return ids, np.where(ids > 0, mask, 0)
+
+
+def _steps(structure: np.ndarray) -> list[tuple[int, int]]:
+    return [(y - 1, x - 1) for y, x in zip(*np.nonzero(structure), strict=True) if (y, x) != (1, 1)]
+
+
+def _neighbours(
+    places: list[tuple[int, int]], shape: tuple[int, ...], structure: np.ndarray
+) -> set[tuple[int, int]]:
+    """What is around a set of pixels; nothing where they touch the border."""
+    own, found = set(places), set()
+    for y, x in places:
+        for dy, dx in _steps(structure):
+            place = (y + dy, x + dx)
+            if not (0 <= place[0] < shape[0] and 0 <= place[1] < shape[1]):
+                return set()
+            if place not in own:
+                found.add(place)
+    return found
+
+
+def _floods(
+    mask: np.ndarray, values: np.ndarray, structure: np.ndarray
+) -> list[list[tuple[int, int]]]:
+    left, floods = mask.copy(), []
+    for start in zip(*np.nonzero(mask), strict=True):
+        if not left[start]:
+            continue
+        flood, queue = [], deque([start])
+        left[start] = False
+        while queue:
+            y, x = queue.popleft()
+            flood.append((y, x))
+            for dy, dx in _steps(structure):
+                place = (y + dy, x + dx)
+                inside = 0 <= place[0] < mask.shape[0] and 0 <= place[1] < mask.shape[1]
+                if inside and left[place] and values[place] == values[start]:
+                    left[place] = False
+                    queue.append(place)
+        floods.append(flood)
+    return floods
+
+
+@st.composite
+def masks(draw: st.DrawFn, classes: int) -> np.ndarray:
+    """Masks of some roughness: classes up to this number, some with pixels without data."""
+    height, width, coarse = (
+        draw(st.integers(1, 21)),
+        draw(st.integers(1, 21)),
+        draw(st.integers(1, 3)),
+    )
+    generator = np.random.default_rng(draw(st.integers(0, 10**6)))
+    weights = generator.dirichlet(np.full(classes + 1, 1.5))
+    blocks = generator.choice(classes + 1, size=(height, width), p=weights).astype(np.uint8)
+    values = np.kron(blocks, np.ones((coarse, coarse), np.uint8))[:height, :width]
+    values[generator.random(values.shape) < draw(st.sampled_from([0, 0, 0.01, 0.1]))] = NO_DATA
+    return values
+
+
+tiles = st.tuples(st.integers(1, 12), st.integers(1, 12))
+
+
+def rules(classes: tuple[int, ...]) -> st.SearchStrategy[Components]:
+    return st.builds(
+        Components,
+        st.just(classes),
+        st.sampled_from([4, 8]),
+        st.sampled_from([1, 1, 2, 3, 7, 30]),
+        st.booleans(),
+    )
+
+
+@given(masks(classes=1), rules((1,)), tiles)
+@example(np.eye(7, dtype=np.uint8), Components((1,), 8), (1, 1))
+@example(np.eye(7, dtype=np.uint8)[::-1].copy(), Components((1,), 8), (2, 3))
+@example(
+    np.indices((9, 8)).sum(axis=0).astype(np.uint8) % 2,
+    Components((1,), 8, fill_holes=True),
+    (2, 2),
+)
+@example(
+    np.indices((9, 8)).sum(axis=0).astype(np.uint8) % 2,
+    Components((1,), 4, fill_holes=True),
+    (2, 2),
+)
+@example(np.zeros((1, 1), np.uint8), Components((1,), fill_holes=True), (1, 1))
+@example(np.full((5, 6), NO_DATA, np.uint8), Components((1,), fill_holes=True), (2, 2))
+@example(np.ones((5, 6), np.uint8), Components((1,), min_size=30), (2, 2))
+@example(np.ones((5, 6), np.uint8), Components((1,), min_size=31), (2, 2))
+def test_one_class_is_labelled_as_by_scipy(
+    values: np.ndarray, parts: Components, tile: tuple[int, int]
+) -> None:
+    ids, classes = over_tiles(values, parts, tile)
+    assert np.array_equal(ids, by_scipy(values, parts))
+    assert np.array_equal(classes, ids > 0)
+    assert np.array_equal(parts.label(values)[0], ids)
+
+
+@given(masks(classes=3), rules((1, 3)) | rules((2, 0, 1)), tiles)
+def test_classes_are_kept_apart(
+    values: np.ndarray, parts: Components, tile: tuple[int, int]
+) -> None:
+    ids, classes = over_tiles(values, parts, tile)
+    wanted, wanted_classes = by_flooding(values, parts)
+    assert np.array_equal(ids, wanted)
+    assert np.array_equal(classes, wanted_classes)
+    labels, class_of = parts.label(values)
+    assert np.array_equal(labels, wanted)
+    assert np.array_equal(class_of[labels], wanted_classes)
+
+
+@given(masks(classes=4), st.sampled_from([4, 8]), tiles)
+def test_all_classes_are_labelled_as_by_scikit_image(
+    values: np.ndarray, connectivity: int, tile: tuple[int, int]
+) -> None:
+    wanted = measure.label(
+        np.where(values == NO_DATA, 0, values + 1), connectivity=connectivity // 4
+    )
+    assert np.array_equal(
+        over_tiles(values, Components((0, 1, 2, 3, 4), connectivity), tile)[0], numbered(wanted, 1)
+    )
+
+
+def test_small_objects_go_as_in_scikit_image() -> None:
+    mask = ndimage.gaussian_filter(np.random.default_rng(4).random((120, 150)), 1.5) > 0.5
+    ids, _ = over_tiles(mask.astype(np.uint8), Components((1,), 8, min_size=20), (32, 32))
+    labels = measure.label(mask, connectivity=2)
+    sizes = np.bincount(labels.ravel())
+    assert np.array_equal(ids > 0, mask & (sizes[labels] >= 20))
+    assert (np.bincount(ids.ravel())[1:] >= 20).all()
+
+
+def spiral(size: int) -> np.ndarray:
+    """A line that winds inwards, one pixel wide, with as wide a gap."""
+    out = np.zeros((size, size), np.uint8)
+    y, x = 0, -1
+    lengths = [size, size - 1, size - 1, *(n for n in range(size - 3, 0, -2) for _ in (0, 1))]
+    for turn, length in enumerate(lengths):
+        dy, dx = ((0, 1), (1, 0), (0, -1), (-1, 0))[turn % 4]
+        for _ in range(length):
+            y, x = y + dy, x + dx
+            out[y, x] = 1
+    return out
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (7, 129), (3, 11)])
+@pytest.mark.parametrize("fill", [False, True])
+def test_objects_that_wind_through_many_tiles_are_one(tile: tuple[int, int], fill: bool) -> None:
+    line = spiral(65)
+    comb = np.zeros((48, 67), np.uint8)
+    comb[::2], comb[:, 0] = 1, 1
+    for values in (
+        line,
+        comb,
+        1 - comb,
+        np.pad(comb, 3),
+        ndimage.binary_dilation(line).astype(np.uint8),
+    ):
+        parts = Components((1,), 8, fill_holes=fill)
+        ids, _ = over_tiles(values, parts, tile)
+        assert np.array_equal(ids, by_scipy(values, parts))
+        assert np.array_equal(
+            over_tiles(values, replace(parts, connectivity=4), tile)[0],
+            by_scipy(values, replace(parts, connectivity=4)),
+        )
+    assert over_tiles(comb, Components((1,), 4), tile)[0].max() == 1
+
+
+@pytest.mark.parametrize("tile", [(8, 8), (5, 40)])
+def test_a_hole_over_many_tiles_takes_its_islands_in(tile: tuple[int, int]) -> None:
+    values = np.zeros((40, 40), np.uint8)
+    values[2:38, 2:38] = 1
+    values[4:36, 4:36] = 0
+    generator = np.random.default_rng(0)
+    islands = generator.random((40, 40)) < 0.2
+    islands[:6], islands[34:], islands[:, :6], islands[:, 34:] = False, False, False, False
+    values[islands] = 1
+    filled, _ = over_tiles(values, Components((1,), 8, min_size=3, fill_holes=True), tile)
+    assert (filled[2:38, 2:38] == 1).all()
+    assert filled.sum() == 36 * 36
+    for opening in ("border", "nodata", "other class"):
+        opened = values.copy()
+        if opening == "border":
+            opened[:20, 20] = 0
+        elif opening == "nodata":
+            opened[35, 35] = NO_DATA
+        else:
+            opened[5, 5] = 2
+        parts = Components((1, 2), 8, min_size=3, fill_holes=True)
+        ids, _ = over_tiles(opened, parts, tile)
+        assert ids[4, 4] == 0
+        assert np.array_equal(ids, by_flooding(opened, parts)[0])
+        assert ids.max() > 3
+
+
+@pytest.mark.parametrize(("min_size", "kept"), [(1000, True), (1792, True), (1793, False)])
+def test_what_a_hole_holds_counts_for_the_size_of_its_object(min_size: int, kept: bool) -> None:
+    values = np.zeros((62, 64), np.uint8)
+    values[2:34, 2:58] = 1
+    values[3:33, 3:57] = 0
+    # A large island that lies in the upper tile alone, in a thin hole that reaches into the lower
+    # one.
+    values[4:29, 4:56] = 1
+    parts = Components((1,), 8, min_size, fill_holes=True)
+    ids, _ = over_tiles(values, parts, (31, 64))
+    assert np.array_equal(ids, by_scipy(values, parts))
+    assert ids.sum() == (32 * 56 if kept else 0)
+
+
+def test_each_hole_takes_its_own_islands() -> None:
+    values = np.zeros((20, 40), np.uint8)
+    for left in (1, 21):
+        values[1:19, left : left + 18] = 1
+        values[2:18, left + 1 : left + 17] = 0
+        values[[4, 6, 13, 15], left + 3 : left + 9] = 1
+    for opened in ((18, 5), (18, 25)):
+        values[opened] = 0
+        parts = Components((1,), 8, min_size=4, fill_holes=True)
+        ids, _ = over_tiles(values, parts, (10, 40))
+        assert np.array_equal(ids, by_scipy(values, parts))
+        assert ids.max() == 6
+        values[opened] = 1
+
+
+@pytest.mark.parametrize("connectivity", [6, 26])
+@pytest.mark.parametrize("fill", [False, True])
+def test_volumes_are_labelled_as_by_scipy(connectivity: int, fill: bool) -> None:
+    structure = ndimage.generate_binary_structure(3, 1 if connectivity == 6 else 3)
+    of_holes = ndimage.generate_binary_structure(3, 3 if connectivity == 6 else 1)
+    generator = np.random.default_rng(7)
+    for density in (0.1, 0.3, 0.5, 0.7, 0.9):
+        for shape in ((9, 11, 13), (1, 6, 5), (6, 1, 5), (5, 6, 1), (1, 1, 1)):
+            mask = generator.random(shape) < density
+            wanted = ndimage.binary_fill_holes(mask, of_holes) if fill else mask
+            labels, class_of = Components((1,), connectivity, fill_holes=fill).label(
+                mask.astype(np.uint8)
+            )
+            assert np.array_equal(labels, ndimage.label(wanted, structure)[0])
+            assert (class_of[1:] == 1).all()
+
+
+def test_volumes_keep_classes_apart_and_drop_small_parts() -> None:
+    values = np.random.default_rng(3).integers(0, 4, (12, 10, 8)).astype(np.uint16)
+    values[values == 3] = 65535
+    labels, class_of = Components((0, 1, 2), 26, min_size=4).label(values)
+    wanted = measure.label(np.where(values == 65535, 0, values + 1), connectivity=3)
+    assert np.array_equal(labels, numbered(wanted, 4))
+    assert np.array_equal(class_of[labels][labels > 0], values[labels > 0])
+
+
+def test_many_classes_in_16_bits() -> None:
+    values = np.random.default_rng(3).integers(0, 900, (50, 61)).astype(np.uint16)
+    parts = Components(tuple(range(0, 900, 2)), 8)
+    wanted = numbered(
+        measure.label(np.where(values % 2 == 0, values + 1, 0).astype(np.int64), connectivity=2), 1
+    )
+    assert np.array_equal(over_tiles(values, parts, (16, 16))[0], wanted)
+
+
+def test_layout_in_memory_does_not_matter() -> None:
+    values = (np.random.default_rng(3).random((70, 50)) < 0.5).astype(np.uint8)
+    parts = Components((1,), 8, fill_holes=True)
+    assert np.array_equal(parts.label(values)[0], parts.label(np.asfortranarray(values))[0])
+    assert np.array_equal(parts.label(values)[0][::-1] > 0, parts.label(values[::-1])[0] > 0)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"classes": ()}, "classes"),
+        ({"classes": (1, 1)}, "classes"),
+        ({"classes": (-1,)}, "classes"),
+        ({"connectivity": 5}, "connectivity"),
+        ({"min_size": 0}, "min_size"),
+    ],
+)
+def test_wrong_rules_are_refused(parameters: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Components(**{"classes": (1,), **parameters})  # type: ignore[arg-type]
+
+
+def test_masks_that_do_not_suit_are_refused() -> None:
+    flat, deep = np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)
+    for parts, values, message in (
+        (Components((1,)), flat.astype(np.int64), "uint8 or uint16"),
+        (Components((255,)), flat, "255 is no class id"),
+        (Components((1,), 6), flat, "6 does not suit 2 axes"),
+        (Components((1,), 8), deep, "8 does not suit 3 axes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parts.label(values)
+    with pytest.raises(ValueError, match=r"class ids of the core, \(4, 4\)"):
+        Components((1,)).fragment(
+            flat[:2], Tile((0, 0), Box.whole((4, 4)), Box.whole((4, 4))), (4, 4)
+        )
+    with pytest.raises(ValueError, match="volumes are labelled whole"):
+        Components((1,), 6).fragment(
+            deep, Tile((0, 0, 0), Box.whole(deep.shape), Box.whole(deep.shape)), (8, 4, 4)
+        )
+
+
+@pytest.mark.skipif(
+    "MASKLOOM_TEST_DATA" not in os.environ, reason="needs the folder of test images"
+)
+def test_a_real_mask() -> None:
+    from PIL import Image
+
+    path = min(Path(os.environ["MASKLOOM_TEST_DATA"], "satseg_dubai", "labels_index").glob("*.png"))
+    with Image.open(path) as file:
+        values = np.asarray(file)
+    assert values.dtype == np.uint8
+    classes = tuple(np.unique(values[values < NO_DATA]).tolist())
+    assert len(classes) > 2
+    labels = measure.label(np.where(values == NO_DATA, 0, values + 1), connectivity=2)
+    assert np.array_equal(
+        over_tiles(values, Components(classes, min_size=5), (128, 256))[0], numbered(labels, 5)
+    )
+    for chosen in classes:
+        parts = Components((chosen,), 4, fill_holes=True)
+        assert np.array_equal(over_tiles(values, parts, (100, 77))[0], by_scipy(values, parts))

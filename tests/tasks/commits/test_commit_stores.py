@@ -1,0 +1,228 @@
+"""Commits on real stores: a local disk, and S3 with conditional writes. A slow process changes
+nothing that a later commit has written.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from maskloom.segcore.errors import RunError, StoreError
+from maskloom.segcore.storage import conditional
+from maskloom.segcore.storage.conditional import Conditions, Move, bases_of, conditions_of, move
+from maskloom.segcore.storage.store import Store, temporary_name
+from maskloom.tasks.commits.log import Commit, CommitLog, folder_under_way
+from maskloom.tasks.commits.presence import PROCESSES, is_at_work, others, present, sweep
+
+
+@pytest.fixture(params=["disk", "s3"])
+def store(request, tmp_path) -> Store:
+    if request.param == "disk":
+        return Store(str(tmp_path / "out"))
+    return Store(f"{request.getfixturevalue('s3_bucket')}/commits-{request.node.name}")
+
+
+def commit(log: CommitLog, run: str, content: bytes, mask: bytes) -> bool:
+    log.store.publish(f"staging/{run}/mask", mask)
+    with log.draft(run, f"staging/{run}") as draft:
+        for table in ("tables/areas/a.parquet", "tables/images/a.parquet"):
+            with draft.table(table) as out:
+                out.write(content)
+        draft.files = {"masks/x.png": f"staging/{run}/mask"}
+        return log.claim(draft)
+
+
+def state(store: Store) -> dict[str, bytes]:
+    return {
+        name: store.read(name) for folder in ("tables", "masks") for name in store.names(folder, "")
+    }
+
+
+def test_a_commit_that_was_claimed_is_carried_out_by_whoever_comes_next(store, monkeypatch):
+    dead = CommitLog(store)
+    with monkeypatch.context() as patched:
+        patched.setattr(CommitLog, "_carry_out", lambda *_: None)
+        assert commit(dead, "dead", b"first", b"mask 1")
+    assert state(store) == {}
+    assert folder_under_way(store) is not None
+    (found,) = CommitLog(store).news()
+    assert found.run_id == "dead"
+    done = {
+        "tables/areas/a.parquet": b"first",
+        "tables/images/a.parquet": b"first",
+        "masks/x.png": b"mask 1",
+    }
+    assert state(store) == done
+    assert folder_under_way(store) is None
+    assert store.names("staging", "") == []
+
+
+def test_a_slow_process_does_not_put_back_what_a_later_commit_has_replaced(store, monkeypatch):
+    """It was stopped between its claim and the first move, another process did its moves and then
+    committed something newer.
+    """
+    slow = CommitLog(store)
+    held: list[tuple[Commit, list[Move]]] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            CommitLog, "_carry_out", lambda self, found, moves: held.append((found, moves))
+        )
+        assert commit(slow, "slow", b"old", b"old mask")
+    copies = {each.staged: store.read(each.staged) for each in (*held[0][1], *held[0][0].moves)}
+    quick = CommitLog(store)
+    quick.skip()
+    assert commit(quick, "quick", b"new", b"new mask")
+    newest = state(store)
+    if not isinstance(conditional.filesystem(store.root)[0], conditional.LocalFileSystem):
+        # Even what it has read already, on its way to the store.
+        for name, content in copies.items():
+            store.publish(name, content)
+    slow._carry_out(*held[0])
+    assert state(store) == newest
+    assert newest["masks/x.png"] == b"new mask"
+
+
+def test_of_two_claims_one_wins_and_the_other_leaves_nothing(store):
+    first, second = CommitLog(store), CommitLog(store)
+    assert commit(first, "first", b"1", b"1")
+    assert not commit(second, "second", b"2", b"2")
+    assert state(store)["tables/images/a.parquet"] == b"1"
+    assert [name for name in store.names("staging", "") if "mask" not in name] == []
+    assert [found.run_id for found in second.news()] == ["first"]
+    assert commit(second, "second", b"2", b"2")
+    assert state(store) == {
+        "tables/areas/a.parquet": b"2",
+        "tables/images/a.parquet": b"2",
+        "masks/x.png": b"2",
+    }
+
+
+def test_what_is_too_large_to_be_moved_is_not_claimed(s3_bucket, monkeypatch):
+    """Once claimed, it would keep all later commits from being carried out."""
+    store = Store(f"{s3_bucket}/large")
+    monkeypatch.setattr(conditional, "LARGEST_OBJECT", 10)
+    log = CommitLog(store)
+    with pytest.raises(StoreError, match=r"staging/first/mask has .* more than S3 takes"):
+        commit(log, "first", b"rows", b"more than ten bytes")
+    assert log.news() == []
+    assert commit(log, "second", b"rows", b"mask")
+
+
+def test_a_store_says_which_conditions_it_honours(store, s3_bucket):
+    conditional._PROBED.clear()
+    found = conditions_of(store)
+    assert found.several_writers
+    assert conditions_of(Store("memory://somewhere")) == Conditions(create=True, replace=False)
+    assert store.names("staging", "") == [], "the probe leaves nothing"
+
+
+def test_a_server_that_ignores_conditions_is_found_out(s3_bucket, monkeypatch):
+    """As MinIO of some years ago: the header is not known, and the write passes."""
+    store = Store(f"{s3_bucket}/ignoring")
+    fs, _ = conditional.filesystem(store.root)
+    call = fs.call_s3
+
+    def ignoring(method, **arguments):
+        return call(
+            method,
+            **{
+                key: value
+                for key, value in arguments.items()
+                if key not in {"IfMatch", "IfNoneMatch"}
+            },
+        )
+
+    conditional._PROBED.clear()
+    monkeypatch.setattr(fs, "call_s3", ignoring)
+    assert not conditions_of(store).several_writers
+    conditional._PROBED.clear()
+
+
+def test_copies_on_condition_are_made_by_the_server(s3_bucket, monkeypatch):
+    """The test server ignores conditions of copies, so they are checked here before it is asked."""
+    store = Store(f"{s3_bucket}/copies")
+    fs, _ = conditional.filesystem(store.root)
+    call, asked = fs.call_s3, []
+
+    def checking(method, **arguments):
+        if method == "copy_object":
+            asked.append(arguments["Key"])
+            base = arguments.get("IfMatch")
+            found = conditional._version(fs, store, arguments["Key"].partition("copies/")[2])
+            if base is not None and base != found:
+                raise OSError("412") from _reply("PreconditionFailed")
+        return call(method, **arguments)
+
+    monkeypatch.setattr(fs, "call_s3", checking)
+    monkeypatch.setitem(
+        conditional._PROBED, store.root, Conditions(create=True, replace=True, copy=True)
+    )
+    store.publish("a", b"old")
+    (base,) = bases_of(store, ["a"])
+    store.publish("staged", b"new")
+    move(store, [Move("staged", "a", base)])
+    assert (store.read("a"), store.names("", "staged")) == (b"new", [])
+    store.publish("late", b"late")
+    move(store, [Move("late", "a", base)])
+    assert store.read("a") == b"new", "it is no longer the file that the late one was to replace"
+    assert len(asked) == 2
+
+
+def _reply(code: str) -> Exception:
+    error = Exception(code)
+    error.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
+    return error
+
+
+def test_a_file_that_somebody_has_removed_since_is_written_again(store):
+    store.publish("a", b"old")
+    (base,) = bases_of(store, ["a"])
+    store.publish("staged", b"new")
+    store.remove("a")
+    move(store, [Move("staged", "a", base)])
+    assert store.read("a") == b"new"
+
+
+def test_without_conditional_writes_a_second_run_is_refused(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    monkeypatch.setitem(conditional._PROBED, store.root, Conditions(create=True, replace=False))
+    with present(store, "first") as folder:
+        assert is_at_work(store, "first")
+        with (
+            pytest.raises(RunError, match=r"only one run .* Run first on .* --sole-writer"),
+            present(store, "second"),
+        ):
+            pass
+        assert others(store, folder) == [], "who is refused leaves no mark"
+        with present(store, "second", sole_writer=True):
+            pass
+    with present(store, "third"):
+        pass
+    assert store.names("staging", "") == []
+
+
+def test_what_a_dead_process_left_is_swept_but_for_a_commit_that_is_not_carried_out(
+    tmp_path, monkeypatch
+):
+    store = Store(str(tmp_path))
+    name = temporary_name().replace(f"-{__import__('os').getpid()}-", "-999999999-")
+    dead = f"{PROCESSES}/{name}"
+    store.publish(
+        f"{dead}/process.json",
+        json.dumps({"run_id": "dead", "host": "h", "process": 999999999}).encode(),
+    )
+    store.publish(f"{dead}/results/mask", b"mask")
+    assert not is_at_work(store, "dead")
+    log = CommitLog(store)
+    with monkeypatch.context() as patched, log.draft("dead", dead) as draft:
+        patched.setattr(CommitLog, "_carry_out", lambda *_: None)
+        with draft.table("tables/images/a.parquet") as out:
+            out.write(b"rows")
+        draft.files = {"masks/x.png": f"{dead}/results/mask"}
+        assert log.claim(draft)
+    sweep(store)
+    CommitLog(store).skip()
+    assert state(store) == {"tables/images/a.parquet": b"rows", "masks/x.png": b"mask"}
+    sweep(store)
+    assert store.names("staging", "") == []
