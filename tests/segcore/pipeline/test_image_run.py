@@ -88,7 +88,7 @@ def test_the_second_pass_draws_what_the_first_has_sketched(bench, pixels, everyw
 
     from maskloom.segcore.objects.two_pass import place_objects
 
-    settings = bench.settings(ConnectedParts(Threshold(value=100, band=1)).start(), tile=256)
+    settings = bench.settings(ConnectedParts(Threshold(value=140, band=1)).start(), tile=256)
     run = ImageRun.of(settings, settings.model, bench.plan("photo", pixels).spec)
     (tile,) = run.grid
     first, sketch = run.first(Memory(pixels[..., :1], everywhere), tile)
@@ -98,14 +98,14 @@ def test_the_second_pass_draws_what_the_first_has_sketched(bench, pixels, everyw
 
     second = run.second(tile, sketch.body, placement, count)
 
-    expected = label(pixels[..., 0] > 100, connectivity=2)
+    expected = label(pixels[..., 0] > 140, connectivity=2)
     assert count == expected.max()
     assert len(second.pieces) == 1
     assert second.states["area"]["counts"][1] == (expected > 0).sum()
 
 
 def test_a_mask_of_more_objects_than_its_format_can_number_is_a_tiff(bench, pixels):
-    settings = bench.settings(ConnectedParts(Threshold(value=100)).start())
+    settings = bench.settings(ConnectedParts(Threshold(value=140)).start())
     run = ImageRun.of(settings, settings.model, bench.plan("photo", pixels).spec)
     most = FORMATS["picture"].most_objects
 

@@ -49,11 +49,11 @@ def test_the_mask_is_what_the_model_says_of_each_pixel(picture, brighter, tile):
 def test_a_mask_of_objects_has_their_ids_and_their_classes(picture, tile):
     from skimage.measure import label
 
-    model = ConnectedParts(Threshold(value=100, band=1)).start()
+    model = ConnectedParts(Threshold(value=140, band=1)).start()
 
     mask = segment_scene(model, picture, tile)
 
-    bright = (picture.pixels[..., 0] > 100) & picture.valid
+    bright = (picture.pixels[..., 0] > 140) & picture.valid
     np.testing.assert_array_equal(mask.values, label(bright, connectivity=2))
     np.testing.assert_array_equal(mask.classes[picture.valid], bright[picture.valid])
 

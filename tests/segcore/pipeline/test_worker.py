@@ -39,11 +39,11 @@ def counts(result):
 
 
 def test_headers_come_in_the_order_of_the_files_and_each_has_its_own_failure(bench, pixels):
-    good = bench.write("good", b"")
+    nothing = bench.write("empty", b"")
     sources = (
         bench.absent("absent"),
         bench.write("text", b"not a picture at all"),
-        good,
+        nothing,
         bench.plan("photo", pixels).source,
     )
 
@@ -226,9 +226,9 @@ def test_parts_put_together_are_the_image_in_one_job(bench, pixels, brighter, bo
 @pytest.mark.parametrize(
     ("model", "objects"),
     [
-        (Threshold(value=100).start(), Objects(geometry=True)),
-        (ConnectedParts(Threshold(value=100)).start(), Objects(min_size=3)),
-        (ConnectedParts(Threshold(value=100)).start(), None),
+        (Threshold(value=140).start(), Objects()),
+        (ConnectedParts(Threshold(value=140)).start(), Objects(min_size=3)),
+        (ConnectedParts(Threshold(value=140)).start(), None),
     ],
     ids=["objects of a class mask", "a mask of objects", "a mask of objects without their table"],
 )
@@ -263,7 +263,7 @@ def test_a_part_that_is_staged_is_not_made_again(bench, pixels, brighter):
 
 @pytest.mark.parametrize("lost", ["name", "sketches", "placements", "redrawn"])
 def test_a_staged_file_that_is_gone_is_named(bench, pixels, lost):
-    settings = bench.settings(ConnectedParts(Threshold(value=100)).start())
+    settings = bench.settings(ConnectedParts(Threshold(value=140)).start())
     image = bench.plan("photo", pixels)
     bench.segment_in_parts(settings, image, 4, 11)
     part = TileRangeJob(settings, image, *RANGES[1])

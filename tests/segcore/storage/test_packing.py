@@ -16,7 +16,7 @@ from maskloom.segcore.storage.store import Store
 
 arrays = hnp.arrays(
     st.sampled_from(["uint8", "uint16", "uint32", "int64", "float32", "bool"]),
-    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9),
+    hnp.array_shapes(max_dims=3, min_side=0, max_side=9),
 )
 
 
