@@ -40,6 +40,9 @@ SEGMENTERS = {
         ["background", "cluster_4"],
     ),
 }
+EACH_FITTED = ("threshold", "kmeans auto", "ensemble", "watershed")
+"""One that knows its classes, one that does not, and two that are made of others."""
+REST = [case for case in SEGMENTERS if case not in EACH_FITTED]
 
 
 def blanks(folder: Path) -> None:
@@ -55,8 +58,14 @@ def blanks(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("fit", ["image", "collection"])
-@pytest.mark.parametrize("case", SEGMENTERS)
+@pytest.mark.parametrize(
+    ("case", "fit"),
+    [
+        *((case, "collection") for case in SEGMENTERS),
+        *((case, "image") for case in EACH_FITTED),
+        *(pytest.param(case, "image", marks=pytest.mark.nightly) for case in REST),
+    ],
+)
 def test_blank_scenes_alone_are_done_and_all_nodata(collection, maskloom, monkeypatch, case, fit):
     # The first scene is spread over parts, the others are done whole.
     monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
