@@ -69,11 +69,13 @@ def slow_mean_shift(
     return found, np.linalg.norm(at[:, None] - found, axis=2).argmin(axis=1)
 
 
-def matched(model: ModesModel, modes: np.ndarray) -> np.ndarray:
-    """Which of our classes each of the other modes is; all must be found again."""
+def matched(model: ModesModel, modes: np.ndarray, within: float = 1e-6) -> np.ndarray:
+    """Which of our classes each of the other modes is; all must be found again, to this part of the
+    bandwidth.
+    """
     assert len(modes) == len(model.modes)
     distances = np.linalg.norm(modes[:, None] - np.array(model.modes), axis=2)
-    assert distances.min(axis=1).max() < 1e-6 * model.bandwidth
+    assert distances.min(axis=1).max() < within * model.bandwidth
     return distances.argmin(axis=1)
 
 
@@ -125,7 +127,9 @@ def test_any_number_of_bands(channels: int, seed: int, kernel: Any) -> None:
     )
     modes, members = slow_mean_shift(pixels.reshape(-1, channels), kernel, 0.9)
     model = fit(full(pixels), kernel=kernel, bandwidth=0.9)
-    assert np.array_equal(labelled(model, full(pixels)).ravel(), matched(model, modes)[members])
+    # Of the ends of the paths to one mode, all within their last step of it, either may be taken.
+    expected = matched(model, modes, within=1e-3)[members]
+    assert np.array_equal(labelled(model, full(pixels)).ravel(), expected)
 
 
 @pytest.mark.parametrize(
