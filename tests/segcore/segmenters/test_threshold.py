@@ -96,7 +96,7 @@ def test_any_whole_numbers_any_mask_any_tiling(
 def test_any_floats_any_tiling(image: np.ndarray, tile: tuple[int, int]) -> None:
     spread = np.ptp(image)
     if spread < 1e-9 * np.abs(image).max() or 0 < spread < 1e-280:
-        return  # NumPy refuses 256 bins whose edges cannot be told apart; we refuse the narrowest too
+        return  # NumPy refuses bins whose edges cannot be told apart, and we the narrowest of all
     assert found(Threshold(), gray(image), tile=tile) == (float(filters.threshold_otsu(image)),)
 
 
