@@ -15,7 +15,7 @@ import pytest
 # failure prints the line that repeats it.
 hypothesis.settings.register_profile(
     "ci",
-    max_examples=20,
+    max_examples=15,
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
     print_blob=True,
