@@ -11,16 +11,27 @@ import time
 import hypothesis
 import pytest
 
-# No deadline: a busy machine is not a defect, and pytest-timeout catches tests that hang. The
-# examples are the same in every run, so a failure is reproducible; `--hypothesis-profile=default`
-# draws new ones.
+# No deadline: a busy machine is not a defect, and pytest-timeout catches tests that hang. A failure
+# prints the line that reproduces it.
 hypothesis.settings.register_profile(
-    "maskloom",
+    "ci",
+    max_examples=15,
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
-    derandomize=True,
+    print_blob=True,
 )
-hypothesis.settings.load_profile("maskloom")
+hypothesis.settings.register_profile(
+    "nightly", hypothesis.settings.get_profile("ci"), max_examples=200
+)
+hypothesis.settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run cases marked `nightly` only with `--hypothesis-profile=nightly`."""
+    if config.getoption("--hypothesis-profile") != "nightly":
+        left_out = {item for item in items if item.get_closest_marker("nightly")}
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +65,7 @@ def s3_server(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def s3_bucket(s3_server):
-    """The URI of an empty bucket, shared by all tests."""
+    """The URI of a bucket, shared by all tests."""
     import fsspec
 
     fsspec.filesystem("s3").mkdir("tests-of-stores")
