@@ -184,7 +184,9 @@ class Draft:
     tables: dict[str, Artefact] = field(default_factory=dict)
     """Table files by their final name."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Staged masks, previews and side-cars: their name below the output, by their final name."""
+    """Staged masks, previews and side-cars: their place below the output, by the name that they
+    will have.
+    """
     claimed: bool = False
     """Whether a record may name what it staged."""
 
@@ -205,9 +207,7 @@ def read_commit(store: Store, number: int) -> Commit | None:
 
 
 def is_under_way(store: Store, commit: Commit) -> bool:
-    """Whether some file of the commit is still to be moved. Only the last commit can be
-    under way.
-    """
+    """Whether something of the commit waits to be moved. Only the last can be under way."""
     return store.exists(commit.moves[-1].staged)
 
 
