@@ -46,7 +46,7 @@ class RunError(MaskloomError, RuntimeError):
 
 
 class FitError(RunError):
-    """No model can be fitted to the images at hand."""
+    """No model can be fitted to these images."""
 
     permanent = True
     """As in `ImageError`, when a model is fitted to each image separately."""

@@ -32,7 +32,7 @@ def fit_affine(gcps: Sequence[tuple[float, ...]], *, degrees: bool) -> tuple[Aff
     """The least-squares affine transform for ground control points, and its largest residual in
     pixels.
 
-    `gcps` are (column, row, x, y, ...). With `degrees`, x are longitudes and may lie on both sides
+    `gcps` are (column, row, x, y, ...). With `degrees`, x are longitudes and may be on both sides
     of
     180. None: fewer than three distinct points, or all of them collinear.
     """

@@ -154,7 +154,7 @@ def lloyd_cells(chunk, cells, colours, weights, measure, sums):  # type: ignore[
 
 @exactly
 def lloyd_points(chunk, x, weights, measure, sums):  # type: ignore[no-untyped-def]
-    """One step of k-means over the values of `chunk`, x (channels, n): weight, sums by channel and
+    """One step of k-means over the values of `chunk`, x (channel, n): weight, sums by channel and
     inertia of each centre.
 
     `measure` is (centres, scale): `scale` multiplies differences along each channel.
@@ -186,7 +186,7 @@ def lloyd_points(chunk, x, weights, measure, sums):  # type: ignore[no-untyped-d
 
 @exactly
 def _log_probabilities(x, component, out):  # type: ignore[no-untyped-def]
-    """Set `out` to constant - |factor (x - mean)|**2 / 2 for the columns of x (channels, batch)."""
+    """Set `out` to constant - |factor (x - mean)|**2 / 2 for the columns of x (channel, batch)."""
     constant, mean, factor = component
     difference = np.empty(BATCH)
     for p in range(BATCH):
@@ -250,7 +250,7 @@ def _load_batch(x, weights, units, part, batch):  # type: ignore[no-untyped-def]
 
 @exactly
 def _responsibilities(weight, score, top, total):  # type: ignore[no-untyped-def]
-    """Turn log-probabilities (components, batch) into weighted responsibilities; `top` becomes the
+    """Turn log-probabilities (component, batch) into weighted responsibilities; `top` becomes the
     log-likelihoods.
     """
     components = score.shape[0]
@@ -277,7 +277,7 @@ def expect(chunk, data, units, mixture, sums):  # type: ignore[no-untyped-def]
     """The expectation step over the values of `chunk`. Returns the sum of weighted log-likelihoods.
 
     `data` is (values, weights). `mixture` is (constants, means, factors) in `units`: values minus
-    an origin, times a scale per channel. Adds to `sums` (components, 1 + c + c (c + 1) / 2) the
+    an origin, times a scale per channel. Adds to `sums` (component, 1 + c + c (c + 1) / 2) the
     totals of each component, weighted by its responsibilities and in the same units: weight,
     values, and products of values i <= j.
     """
@@ -304,7 +304,7 @@ def expect(chunk, data, units, mixture, sums):  # type: ignore[no-untyped-def]
 
 @exactly
 def posteriors(pixels, scorer, diagonal, out):  # type: ignore[no-untyped-def]
-    """Probability of each component for each row of `pixels` (n, channels), into `out` (n,
+    """Probability of each component for each row of `pixels` (n, channel), into `out` (n,
     components). Scores as in `label_pixels`.
 
     All components are equally probable for a pixel that is not finite.

@@ -58,7 +58,7 @@ def fill(keys, held, new_keys, values):  # type: ignore[no-untyped-def]
 
 @exactly
 def gather(values, weights, lattice, table, cells):  # type: ignore[no-untyped-def]
-    """Collect values (channels, n), all inside the lattice, by cell in order of first occurrence.
+    """Collect values (channel, n), all inside the lattice, by cell in order of first occurrence.
 
     Fills `cells`: sums (most, 1 + channels) of weights and weighted values, and keys (most,).
     Returns the number of cells, or -1 if it exceeds `most`.
@@ -153,7 +153,7 @@ def _rows_within(value, low, number, side, reach):  # type: ignore[no-untyped-de
 def _weighted_sums(at, window, density, scratch, total):  # type: ignore[no-untyped-def]
     """Weight and weighted sums (1 + channels) of the points around `at`, weighted by the kernel.
 
-    `window` is (kernel, bandwidth, reach). `density` is (points (channels, n), weights, starts,
+    `window` is (kernel, bandwidth, reach). `density` is (points (channel, n), weights, starts,
     rows): points sorted by row, and within a row by their third channel (the last one, if there are
     fewer). `rows` is (side, low and number of rows along two channels).
     """
@@ -200,7 +200,7 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
     """Follow mean shift from the points of `chunk` until a step is at most a thousandth of the
     bandwidth.
 
-    `steps` is the largest number of steps of a path. `found` receives the ends (n, channels) and
+    `steps` is the largest number of steps of a path. `found` receives the ends (n, channel) and
     their strengths (n,): the kernel-weighted sum there. If the lattice `micro` has a side above 0,
     a path that enters a cell already crossed by an earlier path of the chunk takes that path's end.
     """
@@ -243,7 +243,7 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
 
 @exactly
 def keep_strongest(ends, bandwidth, most, kept):  # type: ignore[no-untyped-def]
-    """Keep each of the `ends` (n, channels), strongest first, that is farther than the bandwidth
+    """Keep each of the `ends` (n, channel), strongest first, that is farther than the bandwidth
     from all kept before.
 
     Writes their rows into `kept`; returns their number, at most `most`.
@@ -293,7 +293,7 @@ def _class_of(value, lattice, table, modes):  # type: ignore[no-untyped-def]
 
 @exactly
 def label_values(values, lattice, table, modes, out):  # type: ignore[no-untyped-def]
-    """Write the classes of the rows of `values` (n, channels) to `out` (n,)."""
+    """Write the classes of the rows of `values` (n, channel) to `out` (n,)."""
     value = np.empty(values.shape[1])
     for i in range(values.shape[0]):
         for j in range(value.size):

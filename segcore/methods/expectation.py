@@ -63,9 +63,9 @@ class Mixture:
 
     weights: Floats
     means: Floats
-    """Shape (components, channels)."""
+    """Shape (component, channel)."""
     covariances: Floats
-    """Shape (components, channels, channels)."""
+    """Shape (component, channel, channel)."""
     log_likelihood: float = -math.inf
     """Mean over all pixels, for the parameters of the previous step."""
     steps: int = 0

@@ -316,7 +316,7 @@ class ModesModel:
             "exact": self.exact,
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the fit says it all
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
         """The note of `provenance`."""
         return self._note
 
