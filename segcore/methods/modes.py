@@ -64,10 +64,7 @@ _TABLES_KEPT = 2
 
 @dataclass(frozen=True, slots=True)
 class FeatureMeanShift:
-    """Clusters of similar pixels, one for each mode of the density of their values.
-
-    Raises `ValueError` for a field out of range.
-    """
+    """Clusters of similar pixels, one for each mode of the density of their values."""
 
     kernel: basins.Kernel = "gaussian"
     """Weight of a pixel at distance d from the window's centre, for bandwidth h: flat (1 up to h),

@@ -21,10 +21,7 @@ WORK_PIXELS = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Time limits of the steps, in seconds.
-
-    Raises `ValueError` if a limit is not a positive finite number.
-    """
+    """Time limits of the steps, in seconds. A step that exceeds its limit is given up."""
 
     read: float = 600.0
     """Seconds for one read of up to 16 megapixels (a tile, or a picture that can only be read as a
