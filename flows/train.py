@@ -58,7 +58,7 @@ class _File(pydantic.BaseModel):
     output: str
     """Folder for the model; local or any fsspec URI. Relative to the recipe file."""
     network: dict[str, Any] | str
-    """What is trained: `kind` and its parameters."""
+    """The network to train: `kind` and its parameters."""
     classes: list[str]
     """Names of the classes by id."""
     labels: dict[str, Any] | str = "index"
@@ -83,13 +83,13 @@ class _File(pydantic.BaseModel):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TrainingOrder:
-    """A checked training recipe and where its data are."""
+    """A checked training recipe and the locations of its data."""
 
     recipe: TrainingRecipe
     images: tuple[str, ...]
     masks: tuple[str, ...]
     settings: Mapping[str, Any]
-    """What decides the weights, as JSON values."""
+    """Settings that decide the weights, as JSON values."""
     storage: Mapping[str, Mapping[str, Any]]
 
 
@@ -128,7 +128,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         licence=file.licence,
         purpose=file.purpose,
     )
-    recipe.labels.table(recipe.classes)
+    recipe.labels.decoder(recipe.classes)
     if recipe.bands is not None and (not recipe.bands or min(recipe.bands) < 1):
         raise RecipeError(f"bands: expected numbers from 1 on; got {list(recipe.bands)}.")
     if is_web(recipe.output):
@@ -143,7 +143,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     ):
         raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
     settings = described(recipe)
-    # Where the model goes, what it is for and under which licence changes no weight.
+    # Location, purpose and licence of the model change no weight.
     decisive = {
         key: value
         for key, value in settings.items()
@@ -186,14 +186,14 @@ def schema() -> dict[str, Any]:
 
 
 def _kinds(registry: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of one of these kinds, or the name of a kind alone."""
+    """Schema of a section of one of these kinds, or only the name of a kind."""
     return {"oneOf": [*schema_of(registry)["oneOf"], {"enum": list(registry)}]}
 
 
 def run(order: TrainingOrder, quiet: bool) -> TrainingResult:
-    """Train, or go on with it; what came of it. Raises `RecipeError`, `RunError`, `Stopped`."""
+    """Start or continue the training. Raises `RecipeError`, `RunError`, `Stopped`."""
     configure(order.storage)
-    # By the runtime, which keeps TensorFlow's notices from the terminal.
+    # Through the runtime, which silences TensorFlow's notices.
     import_keras()
     stop = threading.Event()
     with stop_on_signals(stop), watcher(quiet) as watch:
@@ -205,10 +205,10 @@ def run(order: TrainingOrder, quiet: bool) -> TrainingResult:
 
 
 def sources(order: TrainingOrder) -> tuple[list[Source], list[Source]]:
-    """All images and all masks of a recipe. Raises `RecipeError` where there are none, `StoreError`
-    where a store cannot be listed.
+    """All images and all masks of a recipe. Raises `RecipeError` if a pattern finds none,
+    `StoreError` if a store cannot be listed.
     """
-    # A model that lies below the folder of the images must not add its pictures to them.
+    # If the model is written below the folder of the images, its pictures are no images.
     ours = {f"{order.recipe.output}/{name}" for name in PICTURES}
     images, masks = (
         [source for source in _discovered(entries, key) if source.uri not in ours]
@@ -217,12 +217,12 @@ def sources(order: TrainingOrder) -> tuple[list[Source], list[Source]]:
     return images, masks
 
 
-def usage(order: TrainingOrder, learned: TrainingResult) -> str:
-    """How the model is used, as a command line."""
+def usage(order: TrainingOrder, result: TrainingResult) -> str:
+    """A command line that uses the model."""
     bands = f" -p bands='{list(order.recipe.bands)}'" if order.recipe.bands is not None else ""
     return (
         f"maskloom segment IMAGE... -o OUTPUT -s {order.recipe.kind} -p "
-        f"{shlex.quote(f'weights={learned.model}')}{bands}"
+        f"{shlex.quote(f'weights={result.model}')}{bands}"
     )
 
 
@@ -241,7 +241,7 @@ def _discovered(entries: Sequence[str], key: str) -> list[Source]:
 
 
 def _section(kind: type, value: Mapping[str, Any], path: str, more: Sequence[str] = ()) -> Any:
-    """The dataclass of a section that is of one kind only."""
+    """The dataclass of a section that has only one kind."""
     known = [*(field.name for field in dataclasses.fields(kind)), *more]
     strange = [key for key in value if key not in known]
     if strange:

@@ -67,8 +67,11 @@ def loss_of(terms: LossTerms, weights: NDArray[np.float32]) -> Callable[[Tensor,
             doubt = ops.maximum(1 - ops.exp(-missed), keras.backend.epsilon()) ** terms.gamma
             total = total + terms.focal * ops.sum(weight * doubt * missed) / whole
         if terms.dice:
-            said = ops.exp(likely) * known[..., None]
-            common, both = ops.sum(actual * said, (0, 1, 2)), ops.sum(actual + said, (0, 1, 2))
+            predicted = ops.exp(likely) * known[..., None]
+            common, both = (
+                ops.sum(actual * predicted, (0, 1, 2)),
+                ops.sum(actual + predicted, (0, 1, 2)),
+            )
             dice = (2 * common + _SMOOTH) / (both + _SMOOTH)
             total = total + terms.dice * ops.sum(by_class * (1 - dice)) / ops.sum(by_class)
         return total

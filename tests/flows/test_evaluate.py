@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 from maskloom.flows.cli import app
 from maskloom.flows.evaluate import _photo, _quality
 from maskloom.segcore.annotations.label_mapping import LabelMapping, default_rules
+from maskloom.segcore.annotations.metrics import Confusion
+from maskloom.segcore.annotations.object_metrics import ObjectCounts, average_precision
 from maskloom.segcore.evaluation.boundary import Boundary
-from maskloom.segcore.evaluation.confusion import Confusion
-from maskloom.segcore.evaluation.instances import ObjectCounts, average_precision
 from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, Score
 from maskloom.segcore.evaluation.tables import SCHEMAS
 

@@ -13,7 +13,7 @@ from maskloom.segcore.storage.store import Store
 from maskloom.segcore.training import checkpoint
 from maskloom.segcore.training import export as outcome
 from maskloom.segcore.training.checkpoint import TrainingState
-from maskloom.segcore.training.loop import planned
+from maskloom.segcore.training.loop import with_plan
 from maskloom.segcore.training.recipe import Training
 
 
@@ -52,11 +52,11 @@ def test_a_training_may_grow_longer_and_says_where_its_rates_changed(standing, c
     wanted = Training(**{"epochs": 40, **changes})
     if plans is None:
         with pytest.raises(RecipeError, match=r"another folder in `output`"):
-            planned(standing, wanted, 5)
+            with_plan(standing, wanted, 5)
     else:
-        found = planned(standing, wanted, 5)
+        found = with_plan(standing, wanted, 5)
         assert found == replace(standing, plans=plans)
-        again = planned(found, wanted, 5)
+        again = with_plan(found, wanted, 5)
         assert again == found
 
 

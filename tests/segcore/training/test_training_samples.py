@@ -15,7 +15,7 @@ from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training.augment import AUGMENTATIONS, Flip, Patch, Rotate90, Scale
-from maskloom.segcore.training.class_counts import survey
+from maskloom.segcore.training.class_counts import count_classes
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.labels import VOID, Index, Instances
 from maskloom.segcore.training.pairs import Pair
@@ -23,8 +23,8 @@ from maskloom.segcore.training.sampling import (
     PatchShape,
     Sampler,
     SamplingOptions,
-    lattice,
     resized,
+    sliding_windows,
 )
 
 
@@ -46,14 +46,14 @@ def collection(tmp_path):
         pairs.append(
             Pair(str(i), png(tmp_path / f"{i}.png", pixels), png(tmp_path / f"{i}_mask.png", mask))
         )
-    return Dataset(pairs, Index().table(("even", "odd")), 64)
+    return Dataset(pairs, Index().decoder(("even", "odd")), 64)
 
 
 SQUARE = PatchShape(32)
 
 
 def sampler(collection, frame=SQUARE, augmentation=(), seed=0, balance=0.5):
-    found = survey(collection, ("even", "odd"), lambda *_: None)
+    found = count_classes(collection, ("even", "odd"), lambda *_: None)
     return Sampler(
         collection,
         found,
@@ -106,8 +106,8 @@ def test_pixels_without_data_are_0_however_they_are_augmented(tmp_path):
         FORMATS["tiff"].describe(str(tmp_path / "a.tif"), "1"),
         png(tmp_path / "m.png", np.eye(64, dtype=np.uint8)),
     )
-    collection = Dataset([pair], Index().table(("even", "odd")), 64)
-    found = survey(collection, ("even", "odd"), lambda *_: None)
+    collection = Dataset([pair], Index().decoder(("even", "odd")), 64)
+    found = count_classes(collection, ("even", "odd"), lambda *_: None)
     changes = tuple(AUGMENTATIONS[name]() for name in sorted(AUGMENTATIONS) if name != "scale")
     for augmentation in (changes, (*changes, Scale(0.5))):
         draw = Sampler(
@@ -124,8 +124,8 @@ def test_rare_classes_are_found(tmp_path):
     mask = np.zeros((600, 600), np.uint8)
     mask[400:404, 500:504] = 1
     pair = Pair("a", png(tmp_path / "a.png", mask), png(tmp_path / "m.png", mask))
-    collection = Dataset([pair], Index().table(("even", "odd")), 64)
-    found = survey(collection, ("even", "odd"), lambda *_: None)
+    collection = Dataset([pair], Index().decoder(("even", "odd")), 64)
+    found = count_classes(collection, ("even", "odd"), lambda *_: None)
     share = {}
     for balance in (0.0, 1.0):
         draw = Sampler(
@@ -139,7 +139,7 @@ def test_rare_classes_are_found(tmp_path):
 
 
 def test_the_survey_counts_every_pixel_by_class(collection):
-    found = survey(collection, ("even", "odd"), lambda *_: None)
+    found = count_classes(collection, ("even", "odd"), lambda *_: None)
     for number, pair in enumerate(collection.pairs):
         mask = np.asarray(Image.open(pair.mask.location))
         assert found.classes[number].tolist() == [(mask == 0).sum(), (mask == 1).sum()]
@@ -159,10 +159,12 @@ def test_the_survey_counts_every_pixel_by_class(collection):
     st.integers(0, 7),
     st.sampled_from([1, 2, 8]),
 )
-def test_a_lattice_answers_every_pixel_once(shape, patch, margin, context, stride):
+def test_sliding_windows_answer_every_pixel_once(shape, patch, margin, context, stride):
     frame = PatchShape(patch, margin, stride)
     count = np.zeros(shape, int)
-    for seen, counted in lattice(shape, frame, min(context, max(0, (frame.target - stride) // 2))):
+    for seen, counted in sliding_windows(
+        shape, frame, min(context, max(0, (frame.target - stride) // 2))
+    ):
         assert seen.shape == (patch, patch)
         answered = seen.grow((-margin, -margin))
         assert all(start % stride == 0 for start in answered.start)
@@ -213,7 +215,7 @@ def test_windows_are_mirrored_at_the_border_as_in_inference(top, left, side):
     box = Box((top, left), (top + side, left + side))
     if (box & Box.whole(pixels.shape)).size == 0:
         return
-    collection = Dataset([Pair("a", spec, spec)], Instances().table(("background", "cell")), 8)
+    collection = Dataset([Pair("a", spec, spec)], Instances().decoder(("background", "cell")), 8)
     window = collection.window(0, box)
     padded = np.pad(pixels, 200, mode="reflect")[
         200 + top : 200 + top + side, 200 + left : 200 + left + side
@@ -245,15 +247,15 @@ def test_borders_of_objects_are_the_same_in_every_window(reach, top, left, side,
     fsspec.filesystem("memory").pipe_file("/borders.png", out.getvalue())
     spec = FORMATS["picture"].describe("memory://borders.png", "1")
     kind, classes = Instances(of="cell", border="gap", reach=reach), ("background", "cell", "gap")
-    table = kind.table(classes)
-    whole = table.decode(ids[..., None], np.ones(ids.shape, bool))
+    table = kind.decoder(classes)
+    whole = table.decode(ids, np.ones(ids.shape, bool))
     box = Box((top, left), (top + side, left + side)) & Box.whole(ids.shape)
     collection = Dataset([Pair("a", spec, spec)], table, 8)
     strips = []
     with pytest.MonkeyPatch.context() as patch:
         # Strips of 64 rows, as those of large images.
         patch.setattr("maskloom.segcore.training.dataset._STRIP_PIXELS", 1)
-        found = survey(collection, classes, lambda *_: None)
+        found = count_classes(collection, classes, lambda *_: None)
         strips = [window.classes for _, window, _ in collection.strips(0, 64)]
     assert len(strips) == 2
     np.testing.assert_array_equal(np.concatenate(strips), whole)
@@ -272,8 +274,8 @@ def test_images_are_forgotten_where_they_would_take_more_than_the_memory(tmp_pat
         spec = png(tmp_path / f"{i}.png", images[-1])
         pairs.append(Pair(str(i), spec, spec))
     # Of 600,000 bytes each: the pixels, whether they are valid, and their classes.
-    collection = Dataset(pairs, Index().table(("even", "odd")), 2)
-    survey(collection, ("even", "odd"), lambda *_: None)
+    collection = Dataset(pairs, Index().decoder(("even", "odd")), 2)
+    count_classes(collection, ("even", "odd"), lambda *_: None)
     for number in (0, 1, 0, 2, 3, 0, 0, 1):
         window = collection.window(number, Box((3, 4), (90, 80)))
         np.testing.assert_array_equal(window.classes, images[number][3:90, 4:80])
@@ -300,7 +302,7 @@ def test_large_images_are_read_by_windows_and_palettes_by_index(tmp_path):
     )
     assert pair.mask.channels == 3
     kept, read = (
-        Dataset([pair], Index().table(("even", "odd")), megabytes) for megabytes in (1024, 1)
+        Dataset([pair], Index().decoder(("even", "odd")), megabytes) for megabytes in (1024, 1)
     )
     box = Box((100, -20), (180, 70))
     for collection in (kept, read):
