@@ -17,9 +17,6 @@ import pydantic
 import maskloom
 from maskloom.flows.recipes.schemas import NUMBER, build, did_you_mean, explain, model_of, schema_of
 from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets, shown
-from maskloom.segcore import (
-    statistics,  # noqa: F401  (their import fills the registries)
-)
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.protocols import (
@@ -39,7 +36,6 @@ from maskloom.segcore.statistics.protocol import STATISTICS, Statistic
 from maskloom.segcore.storage.addresses import is_web, written
 from maskloom.segcore.storage.canonical import digest
 from maskloom.segcore.storage.store import configure, filesystem
-from maskloom.tasks import clusters  # noqa: F401  (its import fills the registry)
 from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster
 from maskloom.tasks.plan import Fingerprint
 

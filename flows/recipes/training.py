@@ -1,6 +1,6 @@
 """Training recipes: a YAML file and flags in, checked values out.
 
-The sections are the dataclasses of `segcore.training` and `segcore.deep.networks.recipes`, checked
+The sections are the dataclasses of `segcore.training` and `segcore.deep.networks.recipe`, checked
 as those of run recipes are.
 """
 
@@ -17,7 +17,7 @@ from maskloom.flows.recipes.run import described
 from maskloom.flows.recipes.schemas import build, explain, model_of, schema_of, unknown_key
 from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets
 from maskloom.segcore.deep.inference.card import Scaling
-from maskloom.segcore.deep.networks.recipes import NETWORKS
+from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.storage.addresses import is_web, written
 from maskloom.segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation

@@ -53,7 +53,7 @@ class Cluster(ABC):
         """
 
 
-CLUSTERS: Registry[type[Cluster]] = Registry("cluster")
+CLUSTERS: Registry[type[Cluster]] = Registry("cluster", "maskloom.tasks.clusters")
 """Kinds of clusters by the name that recipes use."""
 
 
