@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskloom.flows.inventory import take_inventory
 from maskloom.flows.recipes.run import RunRecipe, effective_tile
-from maskloom.flows.segment import take_inventory
 from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter
@@ -23,7 +23,7 @@ from maskloom.segcore.objects.seam_audit import audit_seams
 from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, settled
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.store import Store, configure
-from maskloom.tasks.fanout.dask import InProcess, memory_of, open_fanout
+from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.memory import require_memory
 from maskloom.tasks.plan import describe_sources
 
@@ -63,7 +63,7 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None) -> Audit:
     side = effective_tile(tile or min(recipe.tile, max(16, -(-max(shape) // _TILES_ACROSS))))
     if tile is None and side >= max(shape):
         side = effective_tile(max(16, side // 4))
-    require_memory(recipe.order("audit"), [item], memory_of(InProcess()))
+    require_memory(recipe.order("audit"), [item], SerialCluster().worker_memory)
     start = settled(recipe.segmenter, region)
     whole_model, tiled_model = (fit_to(start, [region], cut) for cut in (None, (side, side)))
     whole, tiled = (segment_scene(whole_model, region, cut) for cut in (None, (side, side)))
@@ -104,11 +104,8 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None) -> Audit:
 
 def _first_readable(recipe: RunRecipe) -> PlannedImage:
     inventory = take_inventory(recipe)
-    with open_fanout(
-        InProcess(),
-        partial(prepare_process, recipe.storage, time_limits=recipe.limits),
-        threading.Event(),
-    ) as fanout:
+    prepare = partial(prepare_process, recipe.storage, time_limits=recipe.limits)
+    with SerialCluster().open(prepare, threading.Event()) as fanout:
         reason = ""
         for source in inventory.sources:
             (item,) = describe_sources(fanout, [source], recipe.format, recipe.ground_control)

@@ -10,17 +10,16 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
-from maskloom.flows.recipes.run import SCHEDULE_NOTE, TABLES, RunRecipe
+from maskloom.flows.inventory import notes, take_inventory
+from maskloom.flows.recipes.run import TABLES, RunRecipe
 from maskloom.flows.recipes.schemas import help_of
-from maskloom.flows.segment import take_inventory
 from maskloom.flows.terminal import count, failure
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.models.protocols import SEGMENTERS, Fitter
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.storage.store import configure
-from maskloom.tasks.discover import advice, told
-from maskloom.tasks.fanout.dask import InProcess, memory_of, open_fanout
+from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.memory import peak_bytes, require_memory
 from maskloom.tasks.plan import describe_sources, identify, make_plan
 
@@ -29,17 +28,13 @@ def explain(recipe: RunRecipe) -> str:
     """What a run of this recipe would do now."""
     configure(recipe.storage)
     inventory = take_inventory(recipe)
-    notes = [SCHEDULE_NOTE] if recipe.scheduled else []
-    if inventory.passed_over:
-        notes.append((told(inventory.passed_over) + advice(inventory.passed_over)).strip())
     if inventory.nothing_to_do:
         images = count(len(inventory.sources), "image is", "images are")
-        return "\n".join([f"Nothing to do: {images} done and unchanged.", *notes])
-    with open_fanout(
-        InProcess(),
-        partial(prepare_process, recipe.storage, time_limits=recipe.limits),
-        threading.Event(),
-    ) as fanout:
+        return "\n".join(
+            [f"Nothing to do: {images} done and unchanged.", *notes(recipe, inventory)]
+        )
+    prepare = partial(prepare_process, recipe.storage, time_limits=recipe.limits)
+    with SerialCluster().open(prepare, threading.Event()) as fanout:
         items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
     work = recipe.work
     plan = make_plan(
@@ -51,7 +46,7 @@ def explain(recipe: RunRecipe) -> str:
     )
     good = [item for item in items if item.spec is not None]
     order = recipe.order(plan.run_id)
-    require_memory(order, good, memory_of(recipe.cluster))
+    require_memory(order, good, recipe.cluster.worker_memory)
     tiles = sum(
         len(Grid(item.spec.shape, (recipe.tile, recipe.tile))) for item in good if item.spec
     )
@@ -71,7 +66,7 @@ def explain(recipe: RunRecipe) -> str:
     lines += [
         f"unreadable: {failure(uri, reason.error_type, reason.error)}" for uri, reason in failed
     ]
-    return "\n".join([*lines, *notes])
+    return "\n".join([*lines, *notes(recipe, inventory)])
 
 
 def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:

@@ -18,7 +18,7 @@ from maskloom.segcore.pipeline.worker import choose as choose_on_worker
 if TYPE_CHECKING:
     from maskloom.segcore.models.protocols import Fitter, Model
     from maskloom.segcore.pipeline.records import PlannedImage
-    from maskloom.tasks.fanout.dask import Fanout
+    from maskloom.tasks.fanout.protocol import Fanout
 
 _IMAGES_TRIED = 8
 _DEATHS = 2

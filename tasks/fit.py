@@ -18,7 +18,7 @@ from maskloom.segcore.pipeline.jobs import ImagesJob, RunSettings
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.pipeline.worker import observe
 from maskloom.tasks.batching import fitting_jobs
-from maskloom.tasks.fanout.dask import Fanout
+from maskloom.tasks.fanout.protocol import Fanout
 from maskloom.tasks.progress import Progress, Silent
 
 

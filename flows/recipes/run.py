@@ -17,11 +17,6 @@ import pydantic
 import maskloom
 from maskloom.flows.recipes.schemas import NUMBER, build, did_you_mean, explain, model_of, schema_of
 from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets, shown
-from maskloom.segcore import (  # their import fills the registries
-    segmenters,  # noqa: F401
-    statistics,  # noqa: F401
-)
-from maskloom.segcore.deep.inference.files.weights import is_packaged
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.protocols import (
@@ -41,7 +36,7 @@ from maskloom.segcore.statistics.protocol import STATISTICS, Statistic
 from maskloom.segcore.storage.addresses import is_web, written
 from maskloom.segcore.storage.canonical import digest
 from maskloom.segcore.storage.store import configure, filesystem
-from maskloom.tasks.fanout.dask import CLUSTERS, Cluster
+from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster
 from maskloom.tasks.plan import Fingerprint
 
 TABLES: Registry[Any] = Registry("statistic")
@@ -248,7 +243,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         if isinstance(file.segmenter, list)
         else file.segmenter
     )
-    section: SegmenterRecipe = build(SEGMENTERS, _with_weights_below(wanted, folder), "segmenter")
+    section: SegmenterRecipe = build(SEGMENTERS, wanted, "segmenter", folder)
     time_limits: Limits = build({"limits": Limits}, {**file.limits, "kind": "limits"}, "limits")
     # Weights may lie in a store that needs its options, and take their time.
     configure(file.storage)
@@ -374,22 +369,6 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
 
 
-def _with_weights_below(section: Any, folder: Path) -> Any:
-    """The section with relative paths of weights below `folder`, in whatever segmenter inside it
-    they stand.
-    """
-    if isinstance(section, list):
-        return [_with_weights_below(item, folder) for item in section]
-    if not isinstance(section, Mapping):
-        return section
-    return {
-        key: below(value, folder)
-        if key == "weights" and isinstance(value, str) and not is_packaged(value)
-        else _with_weights_below(value, folder)
-        for key, value in section.items()
-    }
-
-
 def _refuse_unknown_stores(recipe: RunRecipe) -> None:
     for location in (*recipe.inputs, recipe.output):
         try:
@@ -402,7 +381,7 @@ def _refuse_memory_on_processes(recipe: RunRecipe) -> None:
     in_memory = [
         location for location in (*recipe.inputs, recipe.output) if location.startswith("memory:")
     ]
-    if in_memory and type(recipe.cluster) is not CLUSTERS["serial"]:
+    if in_memory and not recipe.cluster.in_process:
         raise RecipeError(
             f"{in_memory[0]} lives in the memory of one process, which workers cannot see. Set "
             f"cluster: {{kind: serial}}."

@@ -18,15 +18,17 @@ import typing
 from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic_core import PydanticKnownError
 
-from maskloom.flows.recipes.yaml_files import shown
+from maskloom.flows.recipes.yaml_files import below, shown
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.models.protocols import SEGMENTERS, SegmenterRecipe
+from maskloom.segcore.storage.addresses import RelativeToRecipe
 
 _MOST_LINES = 20
 _EXPECTED = {
@@ -53,10 +55,36 @@ _LIMITS = {
 _UNION_MEMBER = re.compile(r"^(str|int|float|bool|none|constrained-.*|function-.*|[A-Z]\w*)$|\[")
 
 
-def build(registry: Mapping[str, Any], value: Any, path: str) -> Any:
-    """The section's value: an instance of the class that its `kind` names. Raises `RecipeError`
-    with the path in the recipe.
+def build(registry: Mapping[str, Any], value: Any, path: str, folder: Path | None = None) -> Any:
+    """A section's value: an instance of the class that its `kind` names. Raises `RecipeError` with
+    the `path` in the recipe.
+
+    Relative paths of files are below `folder`. None: left as they are.
     """
+    kind, given = _kind_and_fields(registry, value, path)
+    try:
+        checked = model_of(kind).model_validate(given)
+    except pydantic.ValidationError as error:
+        raise RecipeError(
+            explain(error, path, [field.name for field in dataclasses.fields(kind)])
+        ) from None
+    try:
+        return kind(
+            **{
+                name: _inner(kind, name, getattr(checked, name), f"{path}.{name}", folder)
+                for name in checked.model_fields_set
+            }
+        )
+    except ValueError as error:
+        # Most begin with the key that they are about.
+        of_a_key = str(error).partition(":")[0] in model_of(kind).model_fields
+        raise RecipeError(f"{path}{'.' if of_a_key else ': '}{error}") from error
+
+
+def _kind_and_fields(
+    registry: Mapping[str, Any], value: Any, path: str
+) -> tuple[type, dict[str, Any]]:
+    """The class that a section names, and its other keys."""
     if isinstance(value, str):
         value = {"kind": value}
     if not isinstance(value, Mapping) or "kind" not in value:
@@ -72,36 +100,31 @@ def build(registry: Mapping[str, Any], value: Any, path: str) -> Any:
         kind = registry[value["kind"]]
     except KeyError as error:
         raise RecipeError(f"{path}.kind: {error.args[0]}") from None
-    fields = {name: item for name, item in value.items() if name != "kind"}
-    try:
-        checked = model_of(kind).model_validate(fields)
-    except pydantic.ValidationError as error:
-        raise RecipeError(
-            explain(error, path, [field.name for field in dataclasses.fields(kind)])
-        ) from None
-    try:
-        return kind(
-            **{
-                name: _inner(kind, name, getattr(checked, name), f"{path}.{name}")
-                for name in checked.model_fields_set
-            }
-        )
-    except ValueError as error:
-        # Most begin with the key that they are about.
-        of_a_key = str(error).partition(":")[0] in model_of(kind).model_fields
-        raise RecipeError(f"{path}{'.' if of_a_key else ': '}{error}") from error
+    return kind, {name: item for name, item in value.items() if name != "kind"}
 
 
-def _inner(kind: type, name: str, value: Any, path: str) -> Any:
-    """The value of a field; where the field holds other segmenters, these are built from their own
-    sections.
+def _inner(kind: type, name: str, value: Any, path: str, folder: Path | None) -> Any:
+    """The value of a field. Segmenters inside it are built from their own sections; the relative
+    path of a file is put below the folder.
     """
     hint = typing.get_type_hints(kind)[name]
     if hint is SegmenterRecipe:
-        return build(SEGMENTERS, value, path)
+        return build(SEGMENTERS, value, path, folder)
     if SegmenterRecipe in typing.get_args(hint):
-        return tuple(build(SEGMENTERS, item, f"{path}.{i}") for i, item in enumerate(value))
+        return tuple(build(SEGMENTERS, item, f"{path}.{i}", folder) for i, item in enumerate(value))
+    marker = _path_marker(typing.get_type_hints(kind, include_extras=True)[name])
+    if folder is not None and marker is not None and isinstance(value, str):
+        return value if marker.unless(value) else below(value, folder)
     return value
+
+
+def _path_marker(hint: Any) -> RelativeToRecipe | None:
+    """The marker of a field that holds the path of a file, also one that may be None."""
+    for part in (hint, *typing.get_args(hint)):
+        for item in getattr(part, "__metadata__", ()):
+            if isinstance(item, RelativeToRecipe):
+                return item
+    return None
 
 
 def _checked_type(hint: Any) -> Any:

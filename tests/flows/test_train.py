@@ -15,8 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from maskloom.flows import train as flow
-from maskloom.flows import training_progress
 from maskloom.flows.cli import app
+from maskloom.flows.progress import Quiet, TrainingProgress
+from maskloom.flows.recipes import training as training_recipes
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.errors import RecipeError, Stopped
 from maskloom.segcore.training import semantic
@@ -65,7 +66,7 @@ def folder(tmp_path):
 
 def made(folder: Path, *changes: str, **keys):
     document = yaml.safe_load(yaml.safe_dump({**TINY, **keys}))
-    return flow.make({"name": "tiny", **document}, folder, changes)
+    return training_recipes.make({"name": "tiny", **document}, folder, changes)
 
 
 def prepared(order):
@@ -88,12 +89,13 @@ def test_inputs_of_a_training_are_looked_at_as_those_of_a_run(folder, caplog):
         made(folder, "training.epoch=3")
 
 
-class Watch(training_progress.Quiet):
+class Watch(TrainingProgress):
     """Does something after a step, (epoch, step) from 1, or when an epoch is measured, (epoch,
     "measured").
     """
 
     def __init__(self, moment=(0, 0), act=lambda: None):
+        super().__init__(Quiet())
         self.moment, self.act, self.seen, self.said = moment, act, [], []
 
     def say(self, text):
@@ -474,7 +476,7 @@ def test_recipes_that_do_not_suit_the_data_are_refused(folder, changes, message)
 
 
 def test_groups_are_never_on_both_sides():
-    split = flow.Split(validation=0.3, group=r"^tile\d", seed=5)
+    split = training_recipes.Split(validation=0.3, group=r"^tile\d", seed=5)
     names = [f"tile{tile}_part{part}" for tile in range(5) for part in range(4)]
     training, validation = split.divide(names, names)
     assert sorted(training + validation) == list(range(20))
@@ -553,16 +555,16 @@ def drawn(course):
 )
 def test_the_examples_are_training_recipes(path, monkeypatch):
     monkeypatch.setenv("DSB2018", "dsb2018")
-    assert flow.load(path).recipe.name == path.stem
+    assert training_recipes.load(path).recipe.name == path.stem
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.validate(yaml.safe_load(path.read_text()), flow.schema())
+    jsonschema.validate(yaml.safe_load(path.read_text()), training_recipes.schema())
 
 
 def test_the_schema_takes_what_training_recipes_take_and_refuses_what_they_refuse(tmp_path):
     jsonschema = pytest.importorskip("jsonschema")
     printed = CliRunner().invoke(app, ["schema", "train"])
     schema = json.loads(printed.stdout)
-    assert schema == json.loads(json.dumps(flow.schema()))
+    assert schema == json.loads(json.dumps(training_recipes.schema()))
     assert json.loads(CliRunner().invoke(app, ["schema"]).stdout)["title"] == "maskloom recipe"
     base = {
         **TINY,
@@ -597,12 +599,12 @@ def test_the_schema_takes_what_training_recipes_take_and_refuses_what_they_refus
     ]
     for document in good:
         jsonschema.validate(document, schema)
-        flow.make(document, tmp_path)
+        training_recipes.make(document, tmp_path)
     for document in bad:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(document, schema)
         with pytest.raises(RecipeError):
-            flow.make(document, tmp_path)
+            training_recipes.make(document, tmp_path)
 
 
 def test_how_to_use_a_model_can_be_pasted(folder):

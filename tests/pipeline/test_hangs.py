@@ -18,7 +18,7 @@ from maskloom.segcore.raster.spec import FORMATS
 from maskloom.tasks import batching
 from maskloom.tasks import choose as choosing
 from maskloom.tasks.fanout import dask as fanout
-from maskloom.tasks.fanout.dask import threads_left_behind
+from maskloom.tasks.fanout.serial import threads_left_behind
 
 QUIET = ("--no-prefect", "--quiet", "--set", "cluster.kind=serial", "--set", "limits.read=0.5")
 

@@ -21,11 +21,15 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
-from maskloom.flows.orchestration import orchestrate
-from maskloom.flows.orchestration.orchestrate import Orchestrator, Plain, Prefect, stop_on_signals
+from maskloom.flows.orchestration import prefect as prefect_module
+from maskloom.flows.orchestration.prefect import Prefect
+from maskloom.flows.signals import stop_on_signals
+from maskloom.flows.stages import Orchestrator, Plain
 from maskloom.segcore.errors import FitError, RunError, Stopped
 
 ROOT = Path(__file__).parents[2]
+PARAMETERS = {"recipe": "/recipes/delta.yaml", "changes": ["tiling.tile=256"]}
+PREFECT = f"Prefect({PARAMETERS!r})"
 HANG = 200.0
 """Seconds after which something hangs. A loaded machine may be slow, so nothing here is measured by
 the clock.
@@ -52,7 +56,7 @@ def first_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FirstRuns]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(home))
         patch.delenv("PREFECT_API_URL", raising=False)
-        processes = [driver(tmp_path_factory.mktemp("run"), "Prefect()", 0.1) for _ in range(2)]
+        processes = [driver(tmp_path_factory.mktemp("run"), PREFECT, 0.1) for _ in range(2)]
         said = [process.communicate(timeout=HANG) for process in processes]
         recorded = {}
         with closing(sqlite3.connect(home / "prefect.db")) as database:
@@ -72,7 +76,7 @@ def home(first_runs: FirstRuns) -> Path:
 @pytest.fixture(scope="module")
 def prefect(home: Path) -> Iterator[Prefect]:
     """Prefect with a server that all tests of this module share."""
-    with Prefect() as orchestrator:
+    with Prefect(PARAMETERS) as orchestrator:
         yield orchestrator
 
 
@@ -119,7 +123,6 @@ def test_a_flow_gives_what_its_body_gives(orchestrator: Orchestrator) -> None:
     assert (
         orchestrator.flow(
             "sums",
-            {},
             lambda: (
                 orchestrator.stage("add", sum, (1, 2, 3)) + orchestrator.stage("add", sum, (4,))
             ),
@@ -154,11 +157,11 @@ def test_each_gives_results_as_they_come_and_keeps_to_its_width(orchestrator: Or
                 last.set()
         return results
 
-    results = orchestrator.flow("width", {}, body)
+    results = orchestrator.flow("width", body)
     assert sorted(results) == list(range(12))
     assert results[-1] == 0
     assert highest == 3
-    assert orchestrator.flow("nothing", {}, lambda: list(orchestrator.each(work, [], str, 3))) == []
+    assert orchestrator.flow("nothing", lambda: list(orchestrator.each(work, [], str, 3))) == []
 
 
 def test_the_first_error_stops_feeding_and_is_raised_when_the_rest_has_ended(
@@ -179,7 +182,7 @@ def test_the_first_error_stops_feeding_and_is_raised_when_the_rest_has_ended(
         return item
 
     with pytest.raises(FitError) as raised:
-        orchestrator.flow("failing", {}, lambda: list(orchestrator.each(work, range(1000), str, 4)))
+        orchestrator.flow("failing", lambda: list(orchestrator.each(work, range(1000), str, 4)))
     assert raised.value is error
     assert begun == ended | {1}
     # Four began before the error, and some may have while it was on its way.
@@ -194,7 +197,7 @@ def test_errors_pass_unchanged(orchestrator: Orchestrator, error: Exception) -> 
         raise error
 
     with pytest.raises(type(error)) as raised:
-        orchestrator.flow("failing", {}, lambda: orchestrator.stage("fail", fail))
+        orchestrator.flow("failing", lambda: orchestrator.stage("fail", fail))
     assert raised.value is error
     assert raised.traceback[-1].name == "fail"
 
@@ -207,7 +210,7 @@ def test_every_stage_and_shard_is_on_record_when_the_flow_ends(prefect: Prefect)
         prefect.stage("plan", time.sleep, 0.0)
         return len(list(prefect.each(abs, range(60), lambda item: f"shard-{item}", 8)))
 
-    assert prefect.flow("delta-landcover", {"images": 60}, body) == 60
+    assert prefect.flow("delta-landcover", body) == 60
     assert task_runs(prefect) == Counter(
         {("plan", "COMPLETED"): 1} | {(f"shard-{item}", "COMPLETED"): 1 for item in range(60)}
     )
@@ -215,7 +218,7 @@ def test_every_stage_and_shard_is_on_record_when_the_flow_ends(prefect: Prefect)
     assert (run["name"], run["state_type"], run["parameters"]) == (
         "delta-landcover",
         "COMPLETED",
-        {"parameters": {"images": 60}},
+        {"keep_other_recipes": False, "sole_writer": False, **PARAMETERS},
     )
 
 
@@ -224,7 +227,7 @@ def test_failures_are_on_record(prefect: Prefect) -> None:
         return 1 / item
 
     with pytest.raises(ZeroDivisionError):
-        prefect.flow("failing", {}, lambda: list(prefect.each(work, [2, 1, 0], str, 1)))
+        prefect.flow("failing", lambda: list(prefect.each(work, [2, 1, 0], str, 1)))
     assert task_runs(prefect) == {("2", "COMPLETED"): 1, ("1", "COMPLETED"): 1, ("0", "FAILED"): 1}
     assert flow_run(prefect)["state_type"] == "FAILED"
 
@@ -234,7 +237,7 @@ def test_a_stopped_flow_is_cancelled(prefect: Prefect) -> None:
         raise Stopped("somebody asked the run to stop")
 
     with pytest.raises(Stopped):
-        prefect.flow("stopped", {}, stop)
+        prefect.flow("stopped", stop)
     assert flow_run(prefect)["state"]["message"] == "somebody asked the run to stop"
     assert flow_run(prefect)["state_type"] == "CANCELLED"
 
@@ -256,7 +259,6 @@ def test_prefect_neither_looks_at_nor_keeps_what_stages_take_and_give(
     value = Private()
     given = prefect.flow(
         "private",
-        {},
         lambda: [
             *prefect.each(lambda item: item, [value], lambda _: "shard", 1),
             prefect.stage("keep", lambda x: x, value),
@@ -275,8 +277,8 @@ def test_a_configured_server_is_used(
     prefect: Prefect, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", url(prefect))
-    with Prefect() as other:
-        assert other.flow("elsewhere", {}, lambda: other.stage("add", sum, (1, 2))) == 3
+    with Prefect(PARAMETERS) as other:
+        assert other.flow("elsewhere", lambda: other.stage("add", sum, (1, 2))) == 3
         assert url(other) == url(prefect)
         assert task_runs(other) == {("add", "COMPLETED"): 1}
         assert other.run_url is not None
@@ -288,15 +290,18 @@ def test_a_configured_server_that_does_not_answer_ends_the_run(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    with Prefect() as orchestrator, pytest.raises(RunError, match=r"PREFECT_API_URL.*--no-prefect"):
-        orchestrator.flow("nowhere", {}, lambda: pytest.fail("the work began without a record"))
+    with (
+        Prefect(PARAMETERS) as orchestrator,
+        pytest.raises(RunError, match=r"PREFECT_API_URL.*--no-prefect"),
+    ):
+        orchestrator.flow("nowhere", lambda: pytest.fail("the work began without a record"))
 
 
 def test_what_is_done_counts_where_the_server_dies(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orchestrate, "_RETRIES", 1)
-    with Prefect() as orchestrator:
+    monkeypatch.setattr(prefect_module, "_RETRIES", 1)
+    with Prefect(PARAMETERS) as orchestrator:
 
         def body() -> int:
             before = orchestrator.stage("add", sum, (1, 2))
@@ -305,13 +310,15 @@ def test_what_is_done_counts_where_the_server_dies(
             orchestrator._server._child.wait()
             return before + orchestrator.stage("add", sum, (3, 4))
 
-        assert orchestrator.flow("orphan", {}, body) == 10
+        assert orchestrator.flow("orphan", body) == 10
 
 
 DRIVER = """
     import logging, sys, threading, time
     from pathlib import Path
-    from maskloom.flows.orchestration.orchestrate import (Plain, Prefect, stop_on_signals)
+    from maskloom.flows.orchestration.prefect import Prefect
+    from maskloom.flows.signals import stop_on_signals
+    from maskloom.flows.stages import Plain
     from maskloom.segcore.errors import Stopped
 
     def body():
@@ -326,7 +333,7 @@ DRIVER = """
     stop = threading.Event()
     with stop_on_signals(stop), {orchestrator} as orchestrator:
         try:
-            print(orchestrator.flow("driver", {{}}, body), flush=True)
+            print(orchestrator.flow("driver", body), flush=True)
         except Stopped as stopped:
             print(stopped, flush=True)
     assert logging.getLogger().handlers == []
@@ -358,9 +365,7 @@ def wait_for(path: Path) -> None:
     assert path.exists()
 
 
-@pytest.mark.parametrize(
-    "orchestrator", ["__import__('contextlib').nullcontext(Plain())", "Prefect()"]
-)
+@pytest.mark.parametrize("orchestrator", ["Plain()", PREFECT])
 def test_ctrl_c_stops_the_run_in_order(home: Path, tmp_path: Path, orchestrator: str) -> None:
     with driver(tmp_path, orchestrator, 60.0) as process:
         wait_for(tmp_path / "ready")
@@ -381,7 +386,7 @@ def test_a_termination_is_a_stop_inside_of_a_flow_too(orchestrator: Orchestrator
 
     before = signal.getsignal(signal.SIGTERM)
     with stop_on_signals(stop), pytest.raises(Stopped):
-        orchestrator.flow("terminated", {}, body)
+        orchestrator.flow("terminated", body)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -391,7 +396,7 @@ def test_runs_with_a_common_new_home_do_not_disturb_each_other(first_runs: First
 
 
 def test_a_killed_run_leaves_no_server(home: Path, tmp_path: Path) -> None:
-    with driver(tmp_path, "Prefect()", 60.0) as process:
+    with driver(tmp_path, PREFECT, 60.0) as process:
         wait_for(tmp_path / "ready")
         family = psutil.Process(process.pid).children(recursive=True)
         assert family
@@ -403,8 +408,8 @@ def test_a_killed_run_leaves_no_server(home: Path, tmp_path: Path) -> None:
 def test_plain_runs_need_no_prefect() -> None:
     program = """
         import sys
-        from maskloom.flows.orchestration.orchestrate import Plain
-        assert Plain().flow("plain", {}, lambda: sorted(Plain().each(abs, [-1, -2], str, 2))) == [1, 2]
+        from maskloom.flows.stages import Plain
+        assert Plain().flow("plain", lambda: sorted(Plain().each(abs, [-1, -2], str, 2))) == [1, 2]
         assert not {"prefect", "distributed", "dask"} & set(sys.modules)
     """
     subprocess.run(

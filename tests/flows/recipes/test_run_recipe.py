@@ -241,8 +241,8 @@ def test_prefect_takes_every_schedule_that_is_accepted():
 
 def test_a_schedule_is_checked_without_prefect():
     code = (
-        "import sys; from pathlib import Path; from flows import recipe;"
-        "recipe.make({'inputs': 'a', 'output': 'b', 'segmenter': 'threshold', 'schedule': {'cron': "
+        "import sys; from pathlib import Path; from maskloom.flows.recipes import run;"
+        "run.make({'inputs': 'a', 'output': 'b', 'segmenter': 'threshold', 'schedule': {'cron': "
         "'0 3 * * *'}}, Path('/'));"
         "sys.exit('prefect' in sys.modules)"
     )
