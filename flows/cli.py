@@ -337,6 +337,14 @@ def evaluate(
             metavar="FOLDER", help="Where to put the results. Default: OUTPUT/evaluation."
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Worker processes. Default: none for few pixels, otherwise one per core.",
+            show_default=False,
+        ),
+    ] = None,
     quiet: QuietFlag = False,
 ) -> None:
     """Compare the masks of a run with truth: IoU, Dice, precision, recall, boundary F, objects, and
@@ -355,16 +363,19 @@ def evaluate(
             values=tuple(values or ()),
             colours=colours,
             void=tuple(void or ()),
-            affixes=NameSuffixes(truth_suffix, image_suffix),
+            suffixes=NameSuffixes(truth_suffix, image_suffix),
             tolerance=tolerance,
             objects="auto" if objects is None else "yes" if objects else "no",
             out=None if out is None else _location(out),
+            cluster=None if workers is None else flow.cluster_of(workers),
         )
         found = flow.evaluate(_location(output), options, "quiet" if quiet else "progress")
         for note in found.notes:
             typer.echo(line(note), err=True)
         typer.echo(escaped(found.table))
         typer.echo(f"{found.summary}. Look at {found.folder}/evaluation.png, tables lie beside it.")
+        if found.failures:
+            raise typer.Exit(SOME_FAILED)
 
 
 @app.command()

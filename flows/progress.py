@@ -197,6 +197,25 @@ class RunProgress:
                 self._display.update()
 
 
+class ItemProgress:
+    """The progress of a pass over items of equal weight, called with the number of items done."""
+
+    def __init__(self, shown_by: Quiet, label: str, items: str, total: int) -> None:
+        self._display = shown_by
+        self._label, self._items, self._total = label, items, total
+        self._done = 0
+        shown_by.begin(self._position)
+
+    def __call__(self, done: int) -> None:
+        """`done` items are done."""
+        self._done = done
+        self._display.update()
+
+    def _position(self) -> Position:
+        details = (f"{self._done}/{self._total} {self._items}",)
+        return Position(self._label, details, self._done, self._total)
+
+
 class Counter:
     """Images, tiles and pixels of one pass: all, and done."""
 
