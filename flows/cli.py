@@ -200,9 +200,9 @@ def audit(
     from maskloom.flows.recipes import run as recipes
 
     with _messages():
-        found = run_audit(recipes.load(recipe, changes or []), pixels, tile)
-        for said in found.lines:
-            typer.echo(line(said))
+        found = run_audit(recipes.load(recipe, changes or []), pixels, tile, quiet=False)
+        for each in found.lines:
+            typer.echo(line(each))
         if found.broken:
             typer.echo(
                 "The segmenter says that it is exact, and is not. Please report this.", err=True
@@ -237,7 +237,7 @@ def compare(
         sections = [
             yaml_files.read_value(text, f"-s {yaml_files.shown(text)}") for text in segmenters or []
         ]
-        draw(image, sections or None, output)
+        draw(image, sections or None, output, quiet=False)
         typer.echo(f"Look at {output}")
 
 

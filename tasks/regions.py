@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from maskloom.segcore.errors import RunError, WorkerDied
 from maskloom.segcore.pipeline.in_memory import Mask, fit_to, segment_scene, settled
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from maskloom.segcore.models.protocols import Fitter, Model
     from maskloom.segcore.pipeline.in_memory import ImageSource
     from maskloom.tasks.fanout.protocol import Fanout
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,8 @@ def segment_region(job: RegionJob) -> SegmentedRegion:
     return SegmentedRegion(model, segment_scene(model, job.region, job.tile))
 
 
-def _of_worker(answer: Any, failed: str) -> Any:
+def _of_worker(answer: Result | WorkerDied, failed: str) -> Result:
+    """The answer of a worker that did not die."""
     if isinstance(answer, WorkerDied):
         raise RunError(f"{failed}: {answer} Look for a lack of memory (cluster.memory).")
     return answer

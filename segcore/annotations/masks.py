@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from maskloom.segcore.formats.tiff.geotiff import TiffReader
 from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from maskloom.segcore.annotations.label_mapping import By
@@ -170,7 +172,7 @@ def _png_type(head: bytes) -> tuple[int, int]:
     return (head[24], head[25]) if head[:4] == _PNG else (0, -1)
 
 
-def _transparent(info: dict[object, object]) -> NDArray[np.bool_]:
+def _transparent(info: Mapping[Any, Any]) -> NDArray[np.bool_]:
     """Which of the 256 stored values are fully transparent."""
     hidden, transparency = np.zeros(256, np.bool_), info.get("transparency")
     if isinstance(transparency, bytes):
