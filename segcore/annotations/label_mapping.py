@@ -156,10 +156,9 @@ def default_rules(classes: tuple[str, ...], foreground: tuple[str, ...] | None) 
         ]
     if len(foreground) != 1:
         raise RecipeError(
-            f"The run has objects of several classes ({', '.join(foreground)}). Say which ids of "
-            "the truth are which: "
-            f"--values 0={classes[0]} --values 1..999={foreground[0]} and so on; or, where the "
-            "truth has classes, which value is which: "
+            f"The run has objects of several classes ({', '.join(foreground)}). Give the class "
+            f"of the truth's ids: --values 0={classes[0]} --values 1..999={foreground[0]} and so "
+            "on; or, if the truth has classes, of its values: "
             f"--values 0={classes[0]} --values 1={foreground[0]} and so on."
         )
     return [ValueRule(0, 0, classes[0]), ValueRule(1, LAST_VALUE, foreground[0])]

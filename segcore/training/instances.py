@@ -1,5 +1,5 @@
-"""Training of networks of objects: a patch has objects, each with its pixels, and the score tells
-how many of them are found.
+"""Training of networks of objects: a patch has objects, each with its pixels, and the score is the
+share of objects found.
 
 Objects are matched as in evaluation (`segcore.annotations.object_metrics`): an object is found if a
 predicted object of its class has an intersection over union above 0.5 with it. The score is found /

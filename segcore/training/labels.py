@@ -1,4 +1,4 @@
-"""Labels: what a training recipe says about the values of masks.
+"""Labels: the meaning of mask values in a training recipe.
 
 Masks hold class ids, other values or colours that mean classes, or one number per object. Each kind
 becomes a `LabelMapping`, which evaluation uses too; a `LabelDecoder` turns the values of a mask

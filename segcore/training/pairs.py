@@ -138,7 +138,7 @@ def scaling_of(pairs: Sequence[Pair], wanted: Scaling | None) -> Scaling:
         raise RecipeError(
             f"scaling: the images are {first.dtype} (for example {first.location}), a type without "
             "a usual range. "
-            "Set scaling: {offset: [...], factor: [...]} so that (value - offset) * factor lies "
+            "Set scaling: {offset: [...], factor: [...]} so that (value - offset) * factor is "
             "about from 0 to 1 or -1 to 1."
         )
     return Scaling((0.0,), (_FACTORS[first.dtype],))

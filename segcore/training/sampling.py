@@ -130,7 +130,7 @@ class Sampler:
         cell = int(np.searchsorted(sums, random.integers(int(sums[-1])), side="right"))
         number, top, left = (int(value) for value in self._places[cell])
         height, width = self._dataset.shape(number)
-        # The middle lies anywhere in half a patch about the cell: what is wanted is in the patch,
+        # The middle is anywhere within half a patch of the cell: the wanted pixel is in the patch,
         # but not always at its centre.
         spread = max(CELL, self._options.patch_shape.target // 2)
         y, x = (
@@ -150,8 +150,8 @@ def scaled(window: DatasetWindow, scaling: Scaling) -> Patch:
 
 
 def resized(patch: Patch, side: int) -> Patch:
-    """A square patch in another size: pixels interpolated (averaged where it shrinks), labels by
-    the nearest.
+    """A square patch resized: pixels interpolated (averaged if it shrinks), labels by the nearest
+    pixel.
     """
     import cv2
 
