@@ -1,9 +1,9 @@
-"""Documents: recipes as they are written, in YAML, with changes from the command line and variables
-of the environment filled in.
+"""YAML files: recipes as they are written, with changes from the command line and variables of the
+environment filled in.
 
-What the keys mean is the business of `recipe.py` and `train.py`. Nobody else reads the environment.
-A document is small: text, and what its anchors make of it, are bounded before anything is built
-from them, so that whatever is handed over as a recipe is read or refused at once.
+The meaning of keys is left to `run.py` and `training.py`. No other module reads the environment. A
+recipe is small: its text, and what its anchors expand to, are bounded before anything is built from
+them, so that any file given as a recipe is read or refused at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from typing import Any
 import yaml
 
 from maskloom.segcore.errors import RecipeError
-from maskloom.segcore.storage.addresses import is_signed, require_no_password
+from maskloom.segcore.storage.addresses import (
+    is_signed,
+    is_web,
+    require_no_password,
+    written,
+)
 
 MOST_BYTES = 2**22
 """Size of a document."""
@@ -151,6 +156,21 @@ def below(location: str, folder: Path) -> str:
     if "://" in location:
         return location
     return os.path.normpath(folder / Path(location).expanduser())
+
+
+def output_below(location: str, folder: Path) -> str:
+    """The output of a recipe, relative to the recipe's folder. Raises `RecipeError` where nothing
+    can be written below it.
+    """
+    output = below(location, folder).rstrip("/")
+    if is_web(output):
+        raise RecipeError(
+            f"output: {written(output)} is a web address, where nothing can be written. Name a "
+            "folder or a store."
+        )
+    if "://" not in output and Path(output).exists() and not Path(output).is_dir():
+        raise RecipeError(f"output: {output} is a file; name a folder.")
+    return output
 
 
 def refuse_secrets(storage: Mapping[str, Mapping[str, Any]]) -> None:

@@ -270,6 +270,102 @@ def test_prefect_neither_looks_at_nor_keeps_what_stages_take_and_give(
     assert Private.secret.encode() not in kept
 
 
+# The flow of deployments
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """One picture, and a recipe for it."""
+    from PIL import Image
+
+    Image.new("L", (40, 30), 200).save(tmp_path / "picture.png")
+    path = tmp_path / "delta.yaml"
+    path.write_text(
+        f"inputs: {tmp_path}/picture.png\noutput: {tmp_path}/out\n"
+        "segmenter: {kind: threshold, value: 100}\ncluster: serial\n"
+    )
+    return path
+
+
+def last_flow_run(prefect: Prefect) -> dict[str, Any]:
+    (run,) = ask(prefect, "flow_runs/filter", sort="START_TIME_DESC", limit=1)
+    return dict(run)
+
+
+def test_a_server_can_call_the_flow_with_json_values(prefect: Prefect, recipe: Path) -> None:
+    from prefect.settings import temporary_settings
+
+    from maskloom.flows.orchestration.flow import run_recipe
+
+    output = recipe.parent / "again"
+    with temporary_settings({"api.url": url(prefect)}):
+        state = run_recipe(str(recipe), [f"output={output}"], return_state=True)
+        prefect._wait_until_recorded()
+    assert state.is_completed()
+    assert (output / "masks" / "picture.png").is_file()
+    run = last_flow_run(prefect)
+    assert (run["name"], run["state_type"]) == ("delta", "COMPLETED")
+    assert run["parameters"]["changes"] == [f"output={output}"]
+
+
+def test_the_flow_takes_a_recipe_as_a_mapping_too(prefect: Prefect, recipe: Path) -> None:
+    import yaml
+    from prefect.settings import temporary_settings
+
+    from maskloom.flows.orchestration.flow import run_recipe
+
+    document = {**yaml.safe_load(recipe.read_text()), "name": "gamma"}
+    with temporary_settings({"api.url": url(prefect)}):
+        assert run_recipe(document, return_state=True).is_completed()
+    assert (recipe.parent / "out" / "masks" / "picture.png").is_file()
+    assert last_flow_run(prefect)["name"] == "gamma"
+
+
+def test_a_termination_cancels_the_flow_of_a_deployment(
+    prefect: Prefect, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import temporary_settings
+
+    from maskloom.flows import segment
+    from maskloom.flows.orchestration.flow import run_recipe
+
+    before = segment.write_plan
+
+    def terminated(*arguments: Any) -> None:
+        before(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(segment, "write_plan", terminated)
+    with temporary_settings({"api.url": url(prefect)}):
+        state = run_recipe(str(recipe), return_state=True)
+    assert state.is_cancelled()
+    assert "continues where it stopped" in str(state.message)
+    assert not (recipe.parent / "out" / "masks").exists()
+    monkeypatch.setattr(segment, "write_plan", before)
+    with temporary_settings({"api.url": url(prefect)}):
+        assert run_recipe(str(recipe), return_state=True).is_completed()
+    assert (recipe.parent / "out" / "masks" / "picture.png").is_file()
+
+
+def test_the_flow_can_be_deployed(prefect: Prefect) -> None:
+    from prefect.flows import EntrypointType
+    from prefect.settings import temporary_settings
+
+    from maskloom.flows.orchestration.flow import run_recipe
+
+    with temporary_settings({"api.url": url(prefect)}):
+        deployment = run_recipe.to_deployment(
+            "nightly", entrypoint_type=EntrypointType.MODULE_PATH, parameters=PARAMETERS
+        )
+    assert deployment.entrypoint == "maskloom.flows.orchestration.flow.run_recipe"
+    assert set(deployment._parameter_openapi_schema.properties) == {
+        "recipe",
+        "changes",
+        "keep_other_recipes",
+        "sole_writer",
+    }
+
+
 # The server
 
 
