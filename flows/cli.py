@@ -151,11 +151,11 @@ def plan(recipe: RecipePath, changes: Changes = None) -> None:
     """Show what a run would do, reading headers only: images, tiles, shards, bytes to read,
     projected peak memory of a worker.
     """
-    from maskloom.flows.dry_run import explain
+    from maskloom.flows.dry_run import dry_run
     from maskloom.flows.recipes import run as recipes
 
     with _messages():
-        typer.echo(explain(recipes.load(recipe, changes or [])))
+        typer.echo(dry_run(recipes.load(recipe, changes or [])))
 
 
 @app.command()
