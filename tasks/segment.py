@@ -1,8 +1,8 @@
 """Segment: one shard of images, from pixels to staged masks and results.
 
-A small image is done by one job. A large one goes through passes: ranges of its tiles are segmented;
-where there are objects, one job joins them across tiles and others relabel the tiles; one job
-assembles the mask. An image that fails drops out of the later passes.
+A small image is done by one job. A large one goes through passes: its tiles are segmented, in
+ranges; where there are objects, one job joins them across tiles and others relabel the tiles; one
+job assembles the mask. An image that fails drops out of the later passes.
 """
 
 from __future__ import annotations
