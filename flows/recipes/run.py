@@ -48,10 +48,10 @@ for _name, _kind in (*STATISTICS.items(), ("objects", Objects)):
     TABLES.register(_name)(_kind)
 DEFAULT_TILE = 2048
 SCHEDULE_NOTE = (
-    "schedule: checked, but nothing starts this recipe by itself yet: let cron or a timer run "
+    "schedule: checked, but nothing starts this recipe automatically yet: let cron or a timer run "
     "`maskloom run`."
 )
-"""What is said of a recipe with a schedule."""
+"""The note on a recipe with a schedule."""
 _SMALLEST_TILE = 16
 _CRON_FIELDS = 5
 _ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)

@@ -28,9 +28,9 @@ from maskloom.segcore.storage.addresses import (
 )
 
 MOST_BYTES = 2**22
-"""Size of a document."""
+"""Largest size of a recipe."""
 MOST_VALUES = 100_000
-"""Values of a document, those that anchors repeat included."""
+"""Most values of a recipe, including those that anchors repeat."""
 _DEEPEST = 40
 _LONGEST_SHOWN = 100
 _SECRETS = re.compile(
@@ -66,10 +66,10 @@ _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which the last would win without a word."""
+    """YAML that refuses a repeated key, of which the last would win silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys differ."""
+        """A mapping without repeated keys."""
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         twice = sorted(key for key, count in keys.items() if count > 1)
         if twice:
@@ -111,7 +111,7 @@ def completed(
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """What a YAML file holds; `what` names it in messages. Raises `RecipeError`."""
+    """The content of a YAML file; `what` names it in messages. Raises `RecipeError`."""
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -174,21 +174,19 @@ def output_below(location: str, folder: Path) -> str:
 
 
 def refuse_secrets(storage: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise `RecipeError` where options of stores hold what is to be kept secret."""
+    """Raise `RecipeError` where options of stores hold secrets."""
     for protocol, options in storage.items():
         secret = _secret_option(options)
         if secret is not None:
             raise RecipeError(
-                f"storage.{protocol}.{secret}: secrets never stand in a recipe. Put them where the "
+                f"storage.{protocol}.{secret}: a recipe never holds secrets. Put them where the "
                 "store looks for them: "
                 f"{_PLACES.get(protocol, 'the environment or its configuration file')}."
             )
 
 
 def _secret_option(options: Any) -> str | None:
-    """The key of the first option that holds a secret, below whatever other options it stands.
-    None: there is none.
-    """
+    """The key of the first option that holds a secret, at any depth. None: no option does."""
     for key, value in options.items() if isinstance(options, Mapping) else enumerate(options):
         if _SECRETS.search(str(key)) and not (
             isinstance(value, str | bool | None) and value in _NO_SECRETS
@@ -214,8 +212,8 @@ def _refuse_secret_addresses(value: Any, path: str, inputs: Sequence[str]) -> No
 
 
 def _parsed(text: str, what: str) -> Any:
-    """What YAML text holds. Raises `RecipeError` where it is none, or more than a document may
-    hold.
+    """The value of YAML text. Raises `RecipeError` where it is not YAML, or larger than a recipe
+    may be.
     """
     try:
         loader = _StrictLoader(text)
@@ -247,7 +245,7 @@ def _parsed(text: str, what: str) -> Any:
 
 
 def _place(error: yaml.YAMLError) -> str:
-    """What is wrong with YAML, and where, in one line."""
+    """The fault in YAML and its place, in one line."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return " ".join(str(error).split())
     mark = error.problem_mark or error.context_mark
@@ -256,9 +254,9 @@ def _place(error: yaml.YAMLError) -> str:
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], room: int) -> tuple[int, int]:
-    """How many values a node makes once its anchors are filled in, and in how many levels.
+    """Numbers of values and of levels of a node with its anchors expanded.
 
-    Raises `RecursionError` where there are more levels than `room`, or where it holds itself.
+    Raises `RecursionError` where there are more levels than `room`, or where it contains itself.
     """
     if id(node) not in known:
         if room < 0:
