@@ -75,7 +75,7 @@ class Ledger:
         there are not settled.
         """
         ledger = cls(store)
-        # An emptied mask counts as removed.
+        # A mask that somebody has emptied is as good as removed.
         masks = {name for name, found in store.listed("masks").items() if found.size}
         whole = {name for name, found in store.listed("tables").items() if found.size}
         for name in store.names(IMAGES, ".parquet"):
