@@ -345,7 +345,7 @@ def test_a_termination_cancels_the_flow_of_a_deployment(
 
 
 def test_the_flow_can_be_deployed(prefect: Prefect) -> None:
-    from prefect.flows import EntrypointType
+    from prefect.flows import EntrypointType, load_flow_from_entrypoint
     from prefect.settings import temporary_settings
 
     from maskloom.flows.orchestration.flow import run_recipe
@@ -355,6 +355,7 @@ def test_the_flow_can_be_deployed(prefect: Prefect) -> None:
             "nightly", entrypoint_type=EntrypointType.MODULE_PATH, parameters=PARAMETERS
         )
     assert deployment.entrypoint == "maskloom.flows.orchestration.flow.run_recipe"
+    assert load_flow_from_entrypoint(deployment.entrypoint).fn is run_recipe.fn
     assert set(deployment._parameter_openapi_schema.properties) == {
         "recipe",
         "changes",
