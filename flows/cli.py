@@ -151,11 +151,11 @@ def plan(recipe: RecipePath, changes: Changes = None) -> None:
     """Show what a run would do, reading headers only: images, tiles, shards, bytes to read,
     projected peak memory of a worker.
     """
-    from maskloom.flows.dry_run import explain
+    from maskloom.flows.dry_run import dry_run
     from maskloom.flows.recipes import run as recipes
 
     with _messages():
-        typer.echo(explain(recipes.load(recipe, changes or [])))
+        typer.echo(dry_run(recipes.load(recipe, changes or [])))
 
 
 @app.command()
@@ -525,8 +525,8 @@ def _run(recipe: RunRecipe, flags: RunFlags, source: str | Mapping[str, Any]) ->
     from maskloom.flows.stages import Plain
 
     recorded = {
-        "recipe": _without_secrets(source),
-        "changes": _without_secrets(flags.changes or []),
+        "recipe": _recordable(source),
+        "changes": _recordable(flags.changes or []),
         "keep_other_recipes": flags.keep_other_recipes,
         "sole_writer": flags.sole_writer,
     }
@@ -543,13 +543,15 @@ def _abbreviated(inputs: list[str]) -> list[str]:
     return inputs if more <= 0 else [*inputs[:_INPUTS_RECORDED], f"... and {more} more"]
 
 
-def _without_secrets(value: Any) -> Any:
-    """A JSON value with signatures and passwords of addresses masked."""
+def _recordable(value: Any) -> Any:
+    """A JSON value that a server may store: signatures of addresses are masked, and characters that
+    UTF-8 cannot hold are escaped.
+    """
     if isinstance(value, str):
-        return written(value)
+        return escaped(written(value))
     if isinstance(value, Mapping):
-        return {key: _without_secrets(item) for key, item in value.items()}
-    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
+        return {key: _recordable(item) for key, item in value.items()}
+    return [_recordable(item) for item in value] if isinstance(value, list) else value
 
 
 def _print_result(recipe: RunRecipe, result: RunResult) -> None:

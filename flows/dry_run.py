@@ -1,4 +1,4 @@
-"""Explanations without work: what a recipe would do, and what there is to choose from."""
+"""The dry run of a recipe, and the catalogue of what recipes can name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
-from maskloom.flows.inventory import notes, take_inventory
+from maskloom.flows.inventory import Inventory, notes, take_inventory
 from maskloom.flows.recipes.run import TABLES, RunRecipe
 from maskloom.flows.recipes.schemas import help_of
 from maskloom.flows.terminal import count, failure
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.models.protocols import SEGMENTERS, Fitter
+from maskloom.segcore.pipeline.records import PlannedImage
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.storage.store import configure
@@ -24,8 +25,8 @@ from maskloom.tasks.memory import peak_bytes, require_memory
 from maskloom.tasks.plan import describe_sources, identify, make_plan
 
 
-def explain(recipe: RunRecipe) -> str:
-    """What a run of this recipe would do now."""
+def dry_run(recipe: RunRecipe) -> str:
+    """Lines that say what a run of this recipe would do now."""
     configure(recipe.storage)
     inventory = take_inventory(recipe)
     if inventory.nothing_to_do:
@@ -33,9 +34,7 @@ def explain(recipe: RunRecipe) -> str:
         return "\n".join(
             [f"Nothing to do: {images} done and unchanged.", *notes(recipe, inventory)]
         )
-    prepare = partial(prepare_process, recipe.storage, time_limits=recipe.limits)
-    with SerialCluster().open(prepare, threading.Event()) as fanout:
-        items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
+    items = _pending_images(recipe, inventory)
     work = recipe.work
     plan = make_plan(
         work,
@@ -67,6 +66,13 @@ def explain(recipe: RunRecipe) -> str:
         f"unreadable: {failure(uri, reason.error_type, reason.error)}" for uri, reason in failed
     ]
     return "\n".join([*lines, *notes(recipe, inventory)])
+
+
+def _pending_images(recipe: RunRecipe, inventory: Inventory) -> list[PlannedImage]:
+    """The images to do, described by their headers, which are read in this process."""
+    prepare = partial(prepare_process, recipe.storage, time_limits=recipe.limits)
+    with SerialCluster().open(prepare, threading.Event()) as fanout:
+        return describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
 
 
 def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:

@@ -108,8 +108,10 @@ def _segment(
         prepare = partial(prepare_process, recipe.storage, cluster.worker_threads, recipe.limits)
         fanout = stack.enter_context(cluster.open(prepare, stop))
         progress = RunProgress(stack.enter_context(display(quiet)))
-        body = partial(segment, recipe, inventory, orchestrator, fanout, progress, sharing)
-        return orchestrator.flow(recipe.name, body)
+        return orchestrator.flow(
+            recipe.name,
+            lambda stages: segment(recipe, inventory, stages, fanout, progress, sharing),
+        )
 
 
 def _cluster(recipe: RunRecipe) -> Cluster:

@@ -19,7 +19,7 @@ from typing import Any
 
 from maskloom.flows.inventory import Inventory, Sharing
 from maskloom.flows.recipes.run import RunRecipe
-from maskloom.flows.stages import Orchestrator
+from maskloom.flows.stages import Stages
 from maskloom.segcore.errors import RunError, StoreError, TooManyFailures
 from maskloom.segcore.models.files import dump_model, model_of
 from maskloom.segcore.models.protocols import Fitter, is_blank
@@ -84,7 +84,7 @@ class Outcome:
 def segment(
     recipe: RunRecipe,
     inventory: Inventory,
-    orchestrator: Orchestrator,
+    stages: Stages,
     fanout: Fanout,
     progress: Progress,
     sharing: Sharing,
@@ -95,7 +95,7 @@ def segment(
     store = Store(recipe.output)
     identity = identify(recipe.work, inventory.head, inventory.sources)
     with present(store, identity, sole_writer=sharing.sole_writer) as folder:
-        plan = orchestrator.stage("plan", _plan, recipe, inventory, fanout)
+        plan = stages.stage("plan", _plan, recipe, inventory, fanout)
         tables = Tables(
             inventory.ledger,
             folder,
@@ -107,16 +107,12 @@ def segment(
         )
         settings = replace(recipe.order(plan.run_id), results=f"{folder}/results")
         if open_choices(settings.model):
-            settings = orchestrator.stage(
-                "choose", _choose, settings, plan, inventory, fanout, progress
-            )
+            settings = stages.stage("choose", _choose, settings, plan, inventory, fanout, progress)
         if recipe.fit == "collection":
-            settings, plan = orchestrator.stage(
-                "fit", _fit, settings, plan, inventory, fanout, progress
-            )
+            settings, plan = stages.stage("fit", _fit, settings, plan, inventory, fanout, progress)
         context = ShardContext(fanout, settings, _class_names(settings), progress)
-        _segment_shards(recipe, plan, tables, context, orchestrator)
-        return orchestrator.stage("publish", _publish, store, plan, tables, inventory.head)
+        _segment_shards(recipe, plan, tables, context, stages)
+        return stages.stage("publish", _publish, store, plan, tables, inventory.head)
 
 
 def _segment_shards(
@@ -124,11 +120,11 @@ def _segment_shards(
     plan: Plan,
     tables: Tables,
     context: ShardContext,
-    orchestrator: Orchestrator,
+    stages: Stages,
 ) -> None:
     """Segment and commit all shards that are left. Raises `TooManyFailures`."""
     tables.refresh()
-    left = orchestrator.stage(
+    left = stages.stage(
         "resume", lambda: [shard for shard in plan.shards if tables.left(shard).items]
     )
     items = [item for shard in left for item in tables.left(shard).items]
@@ -136,7 +132,7 @@ def _segment_shards(
     failed = sum(tables.failed(shard) for shard in plan.shards if shard not in left)
     images = sum(len(shard.items) for shard in plan.shards)
     _check_failures(failed, images, recipe)
-    for failures in orchestrator.each(
+    for failures in stages.each(
         partial(_do_shard, tables, context), left, lambda shard: shard.file, SHARDS_AT_ONCE
     ):
         failed += failures

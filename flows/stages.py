@@ -1,7 +1,7 @@
-"""Stages of a run: what runs them, with a record or without.
+"""Stages of a run: what calls them, with a record or without.
 
-A flow names its stages and calls them through an `Orchestrator`. `Plain` just calls them;
-`flows.orchestration` records each at a Prefect server. The work is the same in both.
+A flow calls its stages by name through `Stages`, which just calls them. `flows.orchestration` has
+another one that records each at a Prefect server. The work is the same in both.
 """
 
 from __future__ import annotations
@@ -18,16 +18,12 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 
 
-class Orchestrator(Protocol):
-    """Runs the stages of one run, and may record them."""
+class Stages:
+    """Calls the stages of a flow, without a record."""
 
-    def flow(self, name: str, body: Callable[[], T]) -> T:
-        """The result of `body`, or its error. All stages run inside it."""
-        ...
-
-    def stage(self, name: str, function: Callable[..., T], *args: Any) -> T:
+    def stage(self, name: str, function: Callable[..., T], *args: Any) -> T:  # noqa: ARG002 - nothing is recorded
         """The function's result, or its error."""
-        ...
+        return function(*args)
 
     def each(
         self,
@@ -42,6 +38,30 @@ class Orchestrator(Protocol):
         After the first error no further item begins; the error is raised when those that run have
         ended.
         """
+        waiting = deque(items)
+        running: set[Future[T]] = set()
+        failure: BaseException | None = None
+        with ThreadPoolExecutor(width, "shard") as pool:
+            while running or (waiting and failure is None):
+                while waiting and failure is None and len(running) < width:
+                    item = waiting.popleft()
+                    # The record belongs to a context variable, which threads do not inherit.
+                    call = copy_context().run
+                    running.add(pool.submit(call, self.stage, name(item), function, item))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    failure = failure or future.exception()
+                    if future.exception() is None:
+                        yield future.result()
+        if failure is not None:
+            raise failure
+
+
+class Orchestrator(Protocol):
+    """Runs a flow. Entering it starts what it needs, in the background."""
+
+    def flow(self, name: str, body: Callable[[Stages], T]) -> T:
+        """The result of `body`, or its error."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -50,51 +70,17 @@ class Orchestrator(Protocol):
 
 
 class Plain:
-    """Runs stages without a record."""
+    """Runs a flow with the given stages, and nothing around it."""
 
-    def flow(self, name: str, body: Callable[[], T]) -> T:  # noqa: ARG002 - nothing is recorded
+    def __init__(self, stages: Stages | None = None) -> None:
+        self._stages = stages or Stages()
+
+    def flow(self, name: str, body: Callable[[Stages], T]) -> T:  # noqa: ARG002 - nothing is recorded
         """The result of `body`, or its error."""
-        return body()
-
-    def stage(self, name: str, function: Callable[..., T], *args: Any) -> T:  # noqa: ARG002 - nothing is recorded
-        """The function's result, or its error."""
-        return function(*args)
-
-    def each(
-        self,
-        function: Callable[[Item], T],
-        items: Sequence[Item],
-        name: Callable[[Item], str],
-        width: int,
-    ) -> Iterator[T]:
-        """The function's results in order of completion, at most `width` items at once."""
-        return concurrently(lambda item: self.stage(name(item), function, item), items, width)
+        return body(self._stages)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         return None
-
-
-def concurrently(function: Callable[[Item], T], items: Sequence[Item], width: int) -> Iterator[T]:
-    """The function's results for all items in order of completion, from `width` threads that have
-    the context variables of the caller.
-
-    After the first error no further item begins; the error is raised when those that run have
-    ended.
-    """
-    waiting = deque(items)
-    running: set[Future[T]] = set()
-    failure: BaseException | None = None
-    with ThreadPoolExecutor(width, "shard") as pool:
-        while running or (waiting and failure is None):
-            while waiting and failure is None and len(running) < width:
-                running.add(pool.submit(copy_context().run, function, waiting.popleft()))
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                failure = failure or future.exception()
-                if future.exception() is None:
-                    yield future.result()
-    if failure is not None:
-        raise failure

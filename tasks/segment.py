@@ -1,8 +1,8 @@
-"""Segment: one shard of images, from pixels to published masks and results.
+"""Segment: one shard of images, from pixels to staged masks and results.
 
-Small images are done by one job each. Large ones go through passes: their parts are segmented;
-where there are objects these are joined, once an image, and the parts drawn again; last the parts
-are put together. An image that fails drops out of the passes that follow.
+A small image is done by one job. A large one goes through passes: its tiles are segmented, in
+ranges; where there are objects, one job joins them across tiles and others relabel the tiles; one
+job assembles the mask. An image that fails drops out of the later passes.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from maskloom.tasks.fit import fit_alone
 from maskloom.tasks.progress import Progress
 
 _Staging = TileRangeJob | JoinJob | RelabelJob
-"""Jobs that leave something for a later pass."""
+"""Jobs that stage something for a later pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardContext:
-    """What every shard works with."""
+    """What all shards have in common."""
 
     fanout: Fanout
     settings: RunSettings
     classes: tuple[str, ...]
-    """Names of the classes for images that fail. Empty where each image has a model of its own that
-    names them.
+    """Class names for images that fail. Empty where each image has its own model, which names
+    them.
     """
     progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
 class _Large:
-    """A large image whose parts have been staged."""
+    """A large image whose tiles have been staged."""
 
-    order: RunSettings
+    settings: RunSettings
     item: PlannedImage
     ranges: tuple[tuple[int, int], ...]
-    """First tile, and one past the last, of each part in their order."""
+    """First tile, and one past the last, of each range, in order."""
 
 
 def segment_shard(shard: Shard, context: ShardContext) -> list[ImageResult]:
@@ -66,71 +66,71 @@ def segment_shard(shard: Shard, context: ShardContext) -> list[ImageResult]:
         if item.failure is not None
     }
     usable = [item for item in shard.items if item.failure is None]
-    orders = _orders_of_large(usable, context, results)
+    settings_of = _settings_of_large(usable, context, results)
     parts = (
         part
         for item in usable
-        if item.source.uri in orders
-        for part in batching.parts(orders[item.source.uri], item)
+        if item.source.uri in settings_of
+        for part in batching.parts(settings_of[item.source.uri], item)
     )
     whole = batching.whole_images(context.settings, usable, context.fanout.workers)
     ranges: dict[str, list[tuple[int, int]]] = {}
-    for job, _ in _do(context, (*parts, *whole), results):
+    for job, _ in _perform(context, (*parts, *whole), results):
         if isinstance(job, TileRangeJob):
             ranges.setdefault(job.item.source.uri, []).append((job.first, job.stop))
     large = [
-        _Large(orders[item.source.uri], item, tuple(sorted(ranges[item.source.uri])))
+        _Large(settings_of[item.source.uri], item, tuple(sorted(ranges[item.source.uri])))
         for item in usable
-        if item.source.uri in orders and item.source.uri not in results
+        if item.source.uri in settings_of and item.source.uri not in results
     ]
-    counts = _join([image for image in large if image.order.joins], context, results)
+    counts = _join([image for image in large if image.settings.joins], context, results)
     finish = (
-        FinishJob(image.order, image.item, image.ranges, counts.get(image.item.source.uri, 0))
+        FinishJob(image.settings, image.item, image.ranges, counts.get(image.item.source.uri, 0))
         for image in large
         if image.item.source.uri not in results
     )
-    _do(context, finish, results)
+    _perform(context, finish, results)
     return [results[item.source.uri] for item in shard.items]
 
 
-def _orders_of_large(
+def _settings_of_large(
     items: Sequence[PlannedImage], context: ShardContext, results: dict[str, ImageResult]
 ) -> dict[str, RunSettings]:
-    """The orders for the large images, by URI. An image that no model can be fitted to gets its
+    """Settings for the large images, by URI. An image to which no model can be fitted gets a failed
     result.
     """
-    orders = {}
+    settings_of = {}
     for item in items:
         if item.spec is not None and batching.is_spread(item.spec, context.settings):
-            order = _order_for(item, context)
-            if isinstance(order, Failure):
-                results[item.source.uri] = _failed(context, item, order)
+            settings = _settings_for(item, context)
+            if isinstance(settings, Failure):
+                results[item.source.uri] = _failed(context, item, settings)
             else:
-                orders[item.source.uri] = order
-    return orders
+                settings_of[item.source.uri] = settings
+    return settings_of
 
 
 def _join(
     images: Sequence[_Large], context: ShardContext, results: dict[str, ImageResult]
 ) -> dict[str, int]:
-    """Join the objects of large images and draw their parts again; the number of objects of each,
-    by URI.
+    """Join the objects of large images across tiles and relabel the tiles. Returns the number of
+    objects of each image, by URI.
     """
-    joined = _do(
-        context, (JoinJob(image.order, image.item, image.ranges) for image in images), results
+    joined = _perform(
+        context, (JoinJob(image.settings, image.item, image.ranges) for image in images), results
     )
-    redraw = (
+    relabel = (
         RelabelJob(part, answer.objects)
         for job, answer in joined
         if isinstance(job, JoinJob)
         for part in job.parts
     )
-    _do(context, redraw, results)
+    _perform(context, relabel, results)
     return {job.item.source.uri: answer.objects for job, answer in joined}
 
 
 def clear_staging(results: Sequence[ImageResult], context: ShardContext) -> None:
-    """Remove what was staged for these images, which is in their masks and tables now."""
+    """Remove the staged files of images that are now in masks and tables."""
     store = Store(context.settings.output)
     for result in results:
         for name in result.tables.values():
@@ -139,9 +139,9 @@ def clear_staging(results: Sequence[ImageResult], context: ShardContext) -> None
             store.remove(staging_folder(context.settings, PlannedImage(result.source, result.spec)))
 
 
-def _order_for(item: PlannedImage, context: ShardContext) -> RunSettings | Failure:
-    """The order for one large image, its model fitted to it where each image has its own; or why it
-    has none.
+def _settings_for(item: PlannedImage, context: ShardContext) -> RunSettings | Failure:
+    """Settings for one large image, with a model fitted to it if each image has its own; or why
+    there is none.
     """
     if not isinstance(context.settings.model, Fitter):
         return context.settings
@@ -149,11 +149,11 @@ def _order_for(item: PlannedImage, context: ShardContext) -> RunSettings | Failu
     return fitted if isinstance(fitted, Failure) else replace(context.settings, model=fitted)
 
 
-def _do(
+def _perform(
     context: ShardContext, jobs: Iterable[Job], results: dict[str, ImageResult]
 ) -> list[tuple[_Staging, TileRangeResult]]:
-    """Perform the jobs and file the results of images that are through; the other jobs that were
-    done, with their answers.
+    """Perform jobs and add the results of finished images to `results`. Returns the other jobs that
+    succeeded, with their answers.
     """
     staged: list[tuple[_Staging, TileRangeResult]] = []
     for job, answer in context.fanout.map(perform, jobs):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
@@ -21,14 +21,13 @@ from prefect.states import Cancelled
 
 from maskloom.flows.recipes import run as recipes
 from maskloom.flows.run import RunOptions, run
-from maskloom.flows.stages import concurrently
+from maskloom.flows.stages import Plain, Stages
 from maskloom.segcore.errors import RunError, Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
 T = TypeVar("T")
-Item = TypeVar("Item")
 
 log = logging.getLogger("maskloom.run")
 
@@ -76,16 +75,12 @@ class Call(Generic[T]):
         return self._result[0]
 
 
-class RecordedStages:
-    """Runs stages as task runs of the flow run around them."""
+class RecordedStages(Stages):
+    """Calls stages in task runs of the flow run around them."""
 
     def __init__(self) -> None:
         self.ended: list[str] = []
         """Names of the task runs that have ended, in this order."""
-
-    def flow(self, name: str, body: Callable[[], T]) -> T:  # noqa: ARG002 - the flow run has its name
-        """The result of `body`, or its error."""
-        return body()
 
     def stage(self, name: str, function: Callable[..., T], *args: Any) -> T:
         """The function's result, or its error, from a task run of this name."""
@@ -94,22 +89,6 @@ class RecordedStages:
             return Call(name, lambda: function(*args)).through(recorded)
         finally:
             self.ended.append(name)
-
-    def each(
-        self,
-        function: Callable[[Item], T],
-        items: Sequence[Item],
-        name: Callable[[Item], str],
-        width: int,
-    ) -> Iterator[T]:
-        """The function's results in order of completion, each from its own task run."""
-        return concurrently(lambda item: self.stage(name(item), function, item), items, width)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        return None
 
 
 @task(persist_result=False, cache_policy=NO_CACHE)
@@ -162,6 +141,6 @@ def run_recipe(
                 else recipes.make(recipe, Path.cwd(), changes or [])
             )
             options = RunOptions(keep_other_recipes=keep_other_recipes, sole_writer=sole_writer)
-            run(loaded, options, RecordedStages())
+            run(loaded, options, Plain(RecordedStages()))
     except Stopped as stopped:
         return Cancelled(message=str(stopped))

@@ -17,13 +17,13 @@ from maskloom.flows.orchestration.server import EmbeddedServer, import_prefect
 from maskloom.flows.signals import Handlers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from uuid import UUID
 
     from maskloom.flows.orchestration.flow import RecordedStages
+    from maskloom.flows.stages import Stages
 
 T = TypeVar("T")
-Item = TypeVar("Item")
 
 log = logging.getLogger("maskloom.run")
 
@@ -37,7 +37,7 @@ _FINAL_STATES = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 
 
 class Prefect:
-    """Runs the stages, and records each as a task run of one flow run."""
+    """Runs a flow, and records its stages as task runs of one flow run."""
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         """`parameters` of `run_recipe` that the record shows: JSON values without secrets."""
@@ -48,7 +48,6 @@ class Prefect:
         self._parameters = dict(parameters)
         self._server: EmbeddedServer | None = None
         self._api: Future[str] | None = None
-        self._stages: RecordedStages | None = None
 
     def start(self) -> None:
         """Start the server and import Prefect, and return at once. Errors are raised by `flow`."""
@@ -67,43 +66,27 @@ class Prefect:
 
         return server.url()
 
-    def flow(self, name: str, body: Callable[[], T]) -> T:
+    def flow(self, name: str, body: Callable[[Stages], T]) -> T:
         """The result of `body`, or its error. Raises `RunError` if the run cannot be recorded."""
         self.start()
         assert self._api is not None
         url = self._api.result()
         from maskloom.flows.orchestration.flow import Call, RecordedStages, run_recipe
 
-        self.flow_run_id, self._stages = None, RecordedStages()
-        handlers = Handlers.now()
+        self.flow_run_id = None
+        stages, handlers = RecordedStages(), Handlers.now()
 
         def with_our_handlers() -> T:
             self._note_run()
             # Prefect has installed its own handler of SIGTERM, which would abort what ours lets
             # end.
             with handlers.installed():
-                return body()
+                return body(stages)
 
-        with self._recording(url):
+        with self._recording(url, stages):
             return Call(name, with_our_handlers).through(
                 lambda: run_recipe(**self._parameters, return_state=True)
             )
-
-    def stage(self, name: str, function: Callable[..., T], *args: Any) -> T:
-        """The function's result, or its error, from a task run of this name."""
-        assert self._stages is not None
-        return self._stages.stage(name, function, *args)
-
-    def each(
-        self,
-        function: Callable[[Item], T],
-        items: Sequence[Item],
-        name: Callable[[Item], str],
-        width: int,
-    ) -> Iterator[T]:
-        """The function's results in order of completion, each from its own task run."""
-        assert self._stages is not None
-        return self._stages.each(function, items, name, width)
 
     def close(self) -> None:
         """End the embedded server."""
@@ -134,7 +117,7 @@ class Prefect:
         self.run_url = None if self._embedded else url_for("flow-run", self.flow_run_id)
 
     @contextmanager
-    def _recording(self, url: str) -> Iterator[None]:
+    def _recording(self, url: str, stages: RecordedStages) -> Iterator[None]:
         """Let Prefect record the block at the server; leave when the server knows the end of every
         task run.
         """
@@ -159,12 +142,12 @@ class Prefect:
                 yield
             finally:
                 try:
-                    self._wait_until_recorded()
+                    self._wait_until_recorded(stages)
                 except (httpx.HTTPError, OSError, RuntimeError) as error:
                     log.warning("Prefect may not have recorded all stages: %s", error)
                 EventsWorker.set_client_override(None)
 
-    def _wait_until_recorded(self) -> None:
+    def _wait_until_recorded(self, stages: RecordedStages) -> None:
         """Send pending events and logs; wait until the server knows the end of all task runs."""
         from prefect.client.orchestration import get_client
         from prefect.events.worker import EventsWorker
@@ -173,13 +156,13 @@ class Prefect:
         deadline = time.monotonic() + _RECORDING_SECONDS
         for worker in (EventsWorker, APILogWorker):
             worker.drain_all(timeout=max(0.0, deadline - time.monotonic()))
-        if self.flow_run_id is None or self._stages is None:
+        if self.flow_run_id is None:
             return
         ended = {
             "flow_runs": {"id": {"any_": [str(self.flow_run_id)]}},
             "task_runs": {"state": {"type": {"any_": _FINAL_STATES}}},
         }
-        expected = len(self._stages.ended)
+        expected = len(stages.ended)
         with get_client(sync_client=True) as client:
             while client.request("POST", "/task_runs/count", json=ended).json() < expected:
                 if time.monotonic() > deadline:

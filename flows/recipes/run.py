@@ -1,7 +1,4 @@
-"""Recipes: a YAML file, flags and the environment in; checked values out.
-
-With `sections.py` and `train.py` the only place that knows pydantic.
-"""
+"""Recipes of runs: a YAML file, flags and the environment in; checked values out."""
 
 from __future__ import annotations
 
@@ -16,7 +13,14 @@ import pydantic
 
 import maskloom
 from maskloom.flows.recipes.schemas import NUMBER, build, did_you_mean, explain, model_of, schema_of
-from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets, shown
+from maskloom.flows.recipes.yaml_files import (
+    below,
+    completed,
+    load_document,
+    output_below,
+    refuse_secrets,
+    shown,
+)
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.protocols import (
@@ -33,7 +37,6 @@ from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.registry import Registry
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import STATISTICS, Statistic
-from maskloom.segcore.storage.addresses import is_web, written
 from maskloom.segcore.storage.canonical import digest
 from maskloom.segcore.storage.store import configure, filesystem
 from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster
@@ -45,10 +48,10 @@ for _name, _kind in (*STATISTICS.items(), ("objects", Objects)):
     TABLES.register(_name)(_kind)
 DEFAULT_TILE = 2048
 SCHEDULE_NOTE = (
-    "schedule: checked, but nothing starts this recipe by itself yet: let cron or a timer run "
+    "schedule: checked, but nothing starts this recipe automatically yet: let cron or a timer run "
     "`maskloom run`."
 )
-"""What is said of a recipe with a schedule."""
+"""The note on a recipe with a schedule."""
 _SMALLEST_TILE = 16
 _CRON_FIELDS = 5
 _ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
@@ -223,7 +226,40 @@ def load(path: Path, changes: Sequence[str] = ()) -> RunRecipe:
 
 def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> RunRecipe:
     """A recipe from its document; relative paths are below `folder`. Raises `RecipeError`."""
-    document = completed(document, changes)
+    file = _checked(completed(document, changes))
+    time_limits: Limits = build({"limits": Limits}, {**file.limits, "kind": "limits"}, "limits")
+    kind_of_segmenter, segmenter = _segmenter(file, folder, time_limits)
+    tables = {"area": build(TABLES, "area", "statistics")}
+    for i, entry in enumerate(_wanted_tables(file.statistics, segmenter)):
+        kind = entry if isinstance(entry, str) else str(entry.get("kind"))
+        tables[kind] = build(TABLES, entry, f"statistics.{i}")
+    recipe = RunRecipe(
+        name=file.name or "recipe",
+        inputs=_inputs(file, folder),
+        output=output_below(file.output, folder),
+        kind=kind_of_segmenter,
+        segmenter=segmenter,
+        fit=file.fit,
+        tile=effective_tile(file.tiling.tile),
+        objects=tables.pop("objects", None),
+        statistics=tables,
+        cluster=build(CLUSTERS, file.cluster, "cluster"),
+        format=file.format,
+        ground_control=file.ground_control,
+        storage=file.storage,
+        max_failed_fraction=file.max_failed_fraction,
+        limits=time_limits,
+        scheduled=file.schedule is not None,
+    )
+    _refuse_unknown_format(recipe)
+    _refuse_unknown_classes(recipe)
+    _refuse_unknown_stores(recipe)
+    _refuse_memory_on_processes(recipe)
+    return recipe
+
+
+def _checked(document: dict[str, Any]) -> _File:
+    """The document with types and keys checked. Raises `RecipeError`."""
     if isinstance(document.get("cluster"), dict):
         document["cluster"].setdefault("kind", "local")
     try:
@@ -238,65 +274,32 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
             )
         ) from None
     refuse_secrets(file.storage)
-    wanted = (
+    return file
+
+
+def _segmenter(file: _File, folder: Path, time_limits: Limits) -> tuple[str, Fitter | Model]:
+    """The name of the segmenter, and the fitter or model that it starts with."""
+    section = (
         {"kind": "ensemble", "members": file.segmenter}
         if isinstance(file.segmenter, list)
         else file.segmenter
     )
-    section: SegmenterRecipe = build(SEGMENTERS, wanted, "segmenter", folder)
-    time_limits: Limits = build({"limits": Limits}, {**file.limits, "kind": "limits"}, "limits")
-    # Weights may lie in a store that needs its options, and take their time.
+    recipe: SegmenterRecipe = build(SEGMENTERS, section, "segmenter", folder)
+    # Weights may be in a store that needs its options, and take their time.
     configure(file.storage)
     limits.configure(time_limits)
     try:
-        segmenter = section.start()
+        started = recipe.start()
     except RecipeError as error:
         raise RecipeError(f"segmenter: {error}") from error
-    tables = {"area": build(TABLES, "area", "statistics")}
-    for i, entry in enumerate(_wanted_tables(file.statistics, segmenter)):
-        kind = entry if isinstance(entry, str) else str(entry.get("kind"))
-        tables[kind] = build(TABLES, entry, f"statistics.{i}")
-    if file.format is not None and file.format not in FORMATS:
-        raise RecipeError(
-            f"format: there is no format {file.format!r}.{did_you_mean(file.format, FORMATS)} "
-            f"Known: {', '.join(FORMATS)}."
-        )
+    return section if isinstance(section, str) else str(section["kind"]), started
+
+
+def _inputs(file: _File, folder: Path) -> tuple[str, ...]:
     entries = [file.inputs] if isinstance(file.inputs, str) else file.inputs
     if not entries:
         raise RecipeError("inputs: expected at least one file, glob, folder or list, got none.")
-    recipe = RunRecipe(
-        name=file.name or "recipe",
-        inputs=tuple(below(entry, folder) for entry in entries),
-        output=below(file.output, folder).rstrip("/"),
-        kind=wanted if isinstance(wanted, str) else str(wanted["kind"]),
-        segmenter=segmenter,
-        fit=file.fit,
-        tile=effective_tile(file.tiling.tile),
-        objects=tables.pop("objects", None),
-        statistics=tables,
-        cluster=build(CLUSTERS, file.cluster, "cluster"),
-        format=file.format,
-        ground_control=file.ground_control,
-        storage=file.storage,
-        max_failed_fraction=file.max_failed_fraction,
-        limits=time_limits,
-        scheduled=file.schedule is not None,
-    )
-    if (
-        "://" not in recipe.output
-        and Path(recipe.output).exists()
-        and not Path(recipe.output).is_dir()
-    ):
-        raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
-    if is_web(recipe.output):
-        raise RecipeError(
-            f"output: {written(recipe.output)} is a web address, where nothing can be written. "
-            "Name a folder or a store."
-        )
-    _refuse_unknown_classes(recipe)
-    _refuse_unknown_stores(recipe)
-    _refuse_memory_on_processes(recipe)
-    return recipe
+    return tuple(below(entry, folder) for entry in entries)
 
 
 def described(value: Any) -> Any:
@@ -320,6 +323,15 @@ def _wanted_tables(
     if named is None:
         return ["objects"] if isinstance(segmenter, ObjectSegmenter | Composed) else []
     return named if isinstance(named, list) else [named]
+
+
+def _refuse_unknown_format(recipe: RunRecipe) -> None:
+    name = recipe.format
+    if name is not None and name not in FORMATS:
+        raise RecipeError(
+            f"format: there is no format {name!r}.{did_you_mean(name, FORMATS)} "
+            f"Known: {', '.join(FORMATS)}."
+        )
 
 
 def _refuse_unknown_classes(recipe: RunRecipe) -> None:

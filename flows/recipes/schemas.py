@@ -44,7 +44,7 @@ _EXPECTED = {
     "tuple": "a list",
     "none_required": "nothing",
 }
-"""What is expected, by how pydantic's kind of problem begins."""
+"""Expected values in words, by the beginning of pydantic's kind of problem."""
 _LIMITS = {
     "greater_than_equal": "at least",
     "greater_than": "more than",
@@ -128,8 +128,8 @@ def _path_marker(hint: Any) -> RelativeToRecipe | None:
 
 
 def _checked_type(hint: Any) -> Any:
-    """What pydantic checks of a field: sections of other segmenters are checked when they are
-    built.
+    """The type that pydantic checks for a field. Sections of segmenters inside it are checked when
+    they are built.
     """
     section = dict[str, Any] | str
     if hint is SegmenterRecipe:
@@ -224,8 +224,7 @@ def explain(
     known: list[str],
     nested: Mapping[str, Iterable[str]] = MappingProxyType({}),
 ) -> str:
-    """A line for each thing that pydantic found: where, what was expected, what came, and what to
-    do.
+    """One line per problem that pydantic found: where, what was expected, what came, what to do.
 
     `known` are the keys at `path`, `nested` those of the sections below it.
     """
@@ -239,8 +238,7 @@ def explain(
         found.setdefault(".".join(filter(None, [path, *plain])), []).append(
             _finding(problem, keys[-1], here, nested)
         )
-    # Where one member of a union was right but for what stands inside, the others are of no
-    # interest.
+    # If one member of a union fits except for a value inside it, the others are of no interest.
     lines = [
         f"{where}: {_sentence(findings)}"
         for where, findings in found.items()
@@ -251,23 +249,19 @@ def explain(
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """That there is no such key, which may have been meant, and which there are."""
+    """The message for an unknown key: the one probably meant, and those known."""
     return f"unknown key.{did_you_mean(key, known)} Known keys: {', '.join(known) or 'none'}."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The known word that resembles this one, as a question with a space before it; empty where
-    none does.
-    """
+    """The most similar known word, as a question with a space before it; empty if none is."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean `{close[0]}`?" if close else ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Finding:
-    """What is wrong in one place: what was expected there in place of what came, or a sentence that
-    says it.
-    """
+    """A problem in one place: expected and actual value, or a whole sentence."""
 
     expected: str = ""
     came: Any = None
@@ -302,9 +296,7 @@ def _finding(
 
 
 def _said(kind: str, limits: Mapping[str, Any], key: str, known: list[str]) -> str:
-    """The whole sentence about a problem that is no matter of what was expected in place of what;
-    empty for others.
-    """
+    """The sentence for problems other than an unexpected value; empty for an unexpected value."""
     if kind == "extra_forbidden":
         return unknown_key(key, known)
     if kind == "value_error":
@@ -313,8 +305,8 @@ def _said(kind: str, limits: Mapping[str, Any], key: str, known: list[str]) -> s
 
 
 def _expected(kind: str, limits: Mapping[str, Any], inner: Iterable[str]) -> str:
-    """What was expected, in words; `inner` are the keys of the section. Empty where there are none
-    for this kind of problem.
+    """The expected value in words; `inner` are the keys of the section. Empty if unknown for this
+    kind of problem.
     """
     if kind == "literal_error":
         return str(limits["expected"]).replace("'", "")
@@ -328,9 +320,7 @@ def _expected(kind: str, limits: Mapping[str, Any], inner: Iterable[str]) -> str
 
 
 def quotes_hint(came: Any) -> str:
-    """Why YAML gave this where there was to be text, with a space before it; empty where it did
-    not.
-    """
+    """Why YAML read text as something else, with a space before it; empty if it did not."""
     if isinstance(came, bool):
         return (
             " YAML reads no, off and false (yes, on and true) as a truth value. If a name is "

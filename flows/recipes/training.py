@@ -15,11 +15,16 @@ import pydantic
 
 from maskloom.flows.recipes.run import described
 from maskloom.flows.recipes.schemas import build, explain, model_of, schema_of, unknown_key
-from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets
+from maskloom.flows.recipes.yaml_files import (
+    below,
+    completed,
+    load_document,
+    output_below,
+    refuse_secrets,
+)
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
-from maskloom.segcore.storage.addresses import is_web, written
 from maskloom.segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation
 from maskloom.segcore.training.labels import LABELS
 from maskloom.segcore.training.recipe import LOSSES, Split, Training, TrainingRecipe
@@ -90,17 +95,12 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     """A training recipe from its document; relative paths are below `folder`. Raises
     `RecipeError`.
     """
-    document = completed(document, changes, ("images", "masks"))
-    try:
-        file = _File.model_validate(document)
-    except pydantic.ValidationError as error:
-        raise RecipeError(explain(error, "", list(_File.model_fields))) from None
-    refuse_secrets(file.storage)
+    file = _checked(completed(document, changes, ("images", "masks")))
     training = dict(file.training)
     loss, augmentation = training.pop("loss", "cross_entropy"), training.pop("augmentation", None)
     recipe = TrainingRecipe(
         name=file.name or "model",
-        output=below(file.output, folder).rstrip("/"),
+        output=output_below(file.output, folder),
         kind=file.network if isinstance(file.network, str) else str(file.network.get("kind")),
         network=build(NETWORKS, file.network, "network"),
         classes=tuple(file.classes),
@@ -109,36 +109,39 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         augmentation=_augmentation(augmentation),
         training=_section(Training, training, "training", ("loss", "augmentation")),
         split=_section(Split, file.split, "split"),
-        bands=tuple(file.bands) if file.bands is not None else None,
+        bands=_bands(file),
         scaling=_scaling(file.scaling),
         mask_suffix=file.mask_suffix,
         licence=file.licence,
         purpose=file.purpose,
     )
     recipe.labels.decoder(recipe.classes)
-    if recipe.bands is not None and (not recipe.bands or min(recipe.bands) < 1):
-        raise RecipeError(f"bands: expected numbers from 1 on; got {list(recipe.bands)}.")
-    if is_web(recipe.output):
-        raise RecipeError(
-            f"output: {written(recipe.output)} is a web address, where nothing can be written. "
-            "Name a folder or a store."
-        )
-    if (
-        "://" not in recipe.output
-        and Path(recipe.output).exists()
-        and not Path(recipe.output).is_dir()
-    ):
-        raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
-    settings = described(recipe)
     # Where the model goes, what it is for and under which licence changes no weight.
     decisive = {
         key: value
-        for key, value in settings.items()
+        for key, value in described(recipe).items()
         if key not in ("type", "output", "licence", "purpose", "name")
     }
-    return TrainingOrder(
-        recipe, _places(file.images, folder), _places(file.masks, folder), decisive, file.storage
-    )
+    images, masks = _locations(file.images, folder), _locations(file.masks, folder)
+    return TrainingOrder(recipe, images, masks, decisive, file.storage)
+
+
+def _checked(document: dict[str, Any]) -> _File:
+    """The document with types and keys checked. Raises `RecipeError`."""
+    try:
+        file = _File.model_validate(document)
+    except pydantic.ValidationError as error:
+        raise RecipeError(explain(error, "", list(_File.model_fields))) from None
+    refuse_secrets(file.storage)
+    return file
+
+
+def _bands(file: _File) -> tuple[int, ...] | None:
+    if file.bands is None:
+        return None
+    if not file.bands or min(file.bands) < 1:
+        raise RecipeError(f"bands: expected numbers from 1 on; got {file.bands}.")
+    return tuple(file.bands)
 
 
 def schema() -> dict[str, Any]:
@@ -151,7 +154,7 @@ def schema() -> dict[str, Any]:
             "description": properties[key].get("description", ""),
         }
     for name, numbers in properties["scaling"]["properties"].items():
-        # One number may stand without brackets.
+        # A single number needs no brackets.
         properties["scaling"]["properties"][name] = {"anyOf": [numbers, {"type": "number"}]}
     for key, registry in (("network", NETWORKS), ("labels", LABELS)):
         properties[key] = {
@@ -161,7 +164,7 @@ def schema() -> dict[str, Any]:
     properties["training"]["properties"] |= {
         "loss": {
             **_kinds(LOSSES),
-            "description": "What training makes small. Default: cross_entropy.",
+            "description": "What training minimises. Default: cross_entropy.",
         },
         "augmentation": {
             "type": "array",
@@ -177,7 +180,7 @@ def _kinds(registry: Mapping[str, Any]) -> dict[str, Any]:
     return {"oneOf": [*schema_of(registry)["oneOf"], {"enum": list(registry)}]}
 
 
-def _places(named: str | list[str], folder: Path) -> tuple[str, ...]:
+def _locations(named: str | list[str], folder: Path) -> tuple[str, ...]:
     return tuple(below(entry, folder) for entry in ([named] if isinstance(named, str) else named))
 
 

@@ -39,7 +39,7 @@ def patch_shape_of(recipe: TrainingRecipe, channels: int) -> PatchShape:
     """Input and output of the network for a patch, as measured. Raises `RecipeError` if the network
     does not take patches of this size.
     """
-    from maskloom.segcore.deep.inference.receptive_field.keras_skeletons import reach_of
+    from maskloom.segcore.deep.inference.receptive_field.skeletons import reach_of
 
     reach = reach_of(recipe.network.build(channels, len(recipe.classes)))
     patch, stride = recipe.training.patch, reach.stride

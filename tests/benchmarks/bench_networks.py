@@ -57,7 +57,7 @@ def main() -> None:
     from maskloom.flows.inventory import Sharing, take_inventory
     from maskloom.flows.recipes import run as recipes
     from maskloom.flows.segment import segment
-    from maskloom.flows.stages import Plain
+    from maskloom.flows.stages import Stages
     from maskloom.segcore.deep.inference.card import Scaling
     from maskloom.segcore.deep.inference.engines.protocol import Choice
     from maskloom.segcore.deep.inference.files.examine import card_of_model
@@ -106,7 +106,7 @@ def main() -> None:
                 # The choice is made with the first image and kept for later ones, as in a scheduled
                 # run.
                 started = time.perf_counter()
-                segment(recipe, inventory, Plain(), fanout, Silent(), Sharing())
+                segment(recipe, inventory, Stages(), fanout, Silent(), Sharing())
                 seconds = time.perf_counter() - started
                 choice = next(
                     iter(json.loads(next(output.glob("runs/*/choices.json")).read_text()).values())

@@ -70,7 +70,7 @@ def timed_run(fanout: object, inputs: Path, output: Path, **keys: object) -> flo
     from maskloom.flows.inventory import Sharing, take_inventory
     from maskloom.flows.recipes import run as recipes
     from maskloom.flows.segment import segment
-    from maskloom.flows.stages import Plain
+    from maskloom.flows.stages import Stages
     from maskloom.tasks.progress import Silent
 
     shutil.rmtree(output, ignore_errors=True)
@@ -78,7 +78,7 @@ def timed_run(fanout: object, inputs: Path, output: Path, **keys: object) -> flo
         {"inputs": str(inputs), "output": str(output), "segmenter": KMEANS, **keys}, inputs.parent
     )
     started = time.perf_counter()
-    segment(recipe, take_inventory(recipe), Plain(), fanout, Silent(), Sharing())  # type: ignore[arg-type]
+    segment(recipe, take_inventory(recipe), Stages(), fanout, Silent(), Sharing())  # type: ignore[arg-type]
     return time.perf_counter() - started
 
 

@@ -103,7 +103,7 @@ def main() -> None:
     from maskloom.flows.inventory import Sharing, take_inventory
     from maskloom.flows.recipes import run as recipes
     from maskloom.flows.segment import segment
-    from maskloom.flows.stages import Plain
+    from maskloom.flows.stages import Stages
     from maskloom.segcore.pipeline.worker import prepare_process
     from maskloom.tasks.clusters.local import LocalCluster
     from maskloom.tasks.progress import Silent
@@ -127,7 +127,7 @@ def main() -> None:
                     {"inputs": str(source), "output": str(output), "segmenter": segmenter}, folder
                 )
                 started = time.perf_counter()
-                segment(recipe, take_inventory(recipe), Plain(), fanout, Silent(), Sharing())
+                segment(recipe, take_inventory(recipe), Stages(), fanout, Silent(), Sharing())
                 return time.perf_counter() - started
 
             for segmenter in SEGMENTERS.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskloom.flows.cli import _print_result
+from maskloom.flows.cli import _print_result, _recordable
 from maskloom.flows.run import RunResult
 from maskloom.flows.terminal import EscapingFormatter, count, escaped, failure, line
 
@@ -69,6 +70,17 @@ def test_logs_of_libraries_hold_no_escapes_tracebacks_or_secrets() -> None:
             (ValueError, error, None),
         )
     assert EscapingFormatter().format(record) == "no https://h/a?sig=*** \\x1b"
+
+
+def test_a_record_of_a_run_holds_no_secrets_and_is_utf_8() -> None:
+    recorded = _recordable(
+        {"inputs": ["https://h/a.png?sig=c0ffee", "\udce9.png"], "segmenter": {"clusters": 3}}
+    )
+    assert recorded == {
+        "inputs": ["https://h/a.png?sig=***", "\\udce9.png"],
+        "segmenter": {"clusters": 3},
+    }
+    json.dumps(recorded, ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,7 @@ def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
         ),
         (
             {"storage": {"s3": {"oauth": "x"}}},
-            r"^storage\.s3\.oauth: secrets never stand in a recipe\.",
+            r"^storage\.s3\.oauth: a recipe never holds secrets\.",
         ),
         ({"output": "https://h/out#token=x"}, r"^output: only inputs may have a signed address"),
         (
