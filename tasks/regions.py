@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from maskloom.segcore.errors import RunError, WorkerDied
 from maskloom.segcore.pipeline.in_memory import Mask, fit_to, segment_scene, settled
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from maskloom.segcore.models.protocols import Fitter, Model
     from maskloom.segcore.pipeline.in_memory import ImageSource
     from maskloom.tasks.fanout.protocol import Fanout
-
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,9 @@ class SegmentedRegion:
 def settle_on(fanout: Fanout, segmenter: Fitter | Model, region: ImageSource) -> Fitter | Model:
     """The segmenter with its open choices made on a worker. Raises `RunError` if that kills it."""
     ((_, answer),) = fanout.map(settle, [SettleJob(segmenter, region)])
-    return _of_worker(answer, "The segmenter cannot be tried")
+    if isinstance(answer, WorkerDied):
+        raise _killed("The segmenter cannot be tried", answer)
+    return answer
 
 
 def segment_regions(
@@ -75,7 +74,9 @@ def segment_regions(
     """
     results: dict[int, SegmentedRegion] = {}
     for job, answer in fanout.map(segment_region, jobs):
-        results[job.number] = _of_worker(answer, f"{job.name} cannot be run")
+        if isinstance(answer, WorkerDied):
+            raise _killed(f"{job.name} cannot be run", answer)
+        results[job.number] = answer
         on_progress(len(results))
     return [results[number] for number in sorted(results)]
 
@@ -91,8 +92,5 @@ def segment_region(job: RegionJob) -> SegmentedRegion:
     return SegmentedRegion(model, segment_scene(model, job.region, job.tile))
 
 
-def _of_worker(answer: Result | WorkerDied, failed: str) -> Result:
-    """The answer of a worker that did not die."""
-    if isinstance(answer, WorkerDied):
-        raise RunError(f"{failed}: {answer} Look for a lack of memory (cluster.memory).")
-    return answer
+def _killed(failed: str, error: WorkerDied) -> RunError:
+    return RunError(f"{failed}: {error} Look for a lack of memory (cluster.memory).")

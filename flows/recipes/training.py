@@ -29,7 +29,6 @@ from maskloom.segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentati
 from maskloom.segcore.training.labels import LABELS
 from maskloom.segcore.training.recipe import LOSSES, Split, Training, TrainingRecipe
 
-
 _REGISTRIES = (NETWORKS, LABELS, LOSSES, AUGMENTATIONS)
 
 
