@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from maskloom.segcore.errors import RunError, WorkerDied
 from maskloom.segcore.pipeline.in_memory import Mask, fit_to, segment_scene, settled
+from maskloom.segcore.processes import limits
 
 if TYPE_CHECKING:
     from maskloom.segcore.geometry import Shape
@@ -88,7 +89,10 @@ def settle(job: SettleJob) -> Fitter | Model:
 
 def segment_region(job: RegionJob) -> SegmentedRegion:
     """Do a job."""
+    pixels = job.region.spec.pixels
+    limits.working(pixels)
     model = fit_to(settled(job.segmenter, job.region), [job.region], job.tile)
+    limits.working(pixels)
     return SegmentedRegion(model, segment_scene(model, job.region, job.tile))
 
 

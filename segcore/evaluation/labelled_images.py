@@ -24,6 +24,7 @@ from maskloom.segcore.objects.two_pass import (
     redraw,
     sketch_tile,
 )
+from maskloom.segcore.processes import limits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -124,6 +125,7 @@ class TiledComponents:
         """
         rule, sketches = Components(tuple(sorted(classes))), []
         for tile in grid:
+            limits.working(tile.core.size)
             labels = image.classes(tile.core)
             drawn = np.where(labels >= 0, labels, _NO_DATA).astype(np.uint16)
             fragments = rule.fragment(drawn, tile, grid.shape)

@@ -22,6 +22,7 @@ from maskloom.segcore.evaluation.boundary import Boundary, halo_of
 from maskloom.segcore.evaluation.labelled_images import ImageInstances, PredictedImage, TruthImage
 from maskloom.segcore.figures.drawing import outlines, photo_of
 from maskloom.segcore.geometry import Grid, Tile
+from maskloom.segcore.processes import limits
 from maskloom.segcore.raster.spec import FORMATS
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def score(image: EvaluatedImage, options: EvaluationOptions) -> Score:
         )
         worst, most_wrong = 0, 0
         for number, tile in enumerate(grid):
+            limits.working(tile.read.size)
             theirs, ours = truth.classes(tile.read), predicted.classes(tile.read)
             core = tile.trim(theirs)
             if (core == UNKNOWN).any():
@@ -284,12 +286,12 @@ def _match(
 ) -> Matching:
     ours, theirs = sides
     # Pixels without data in the mask belong to no object; only the truth has void.
-    overlaps = Overlaps.total(
-        [
-            Overlaps.of(np.maximum(ours.ids(number, tile), 0), theirs.ids(number, tile))
-            for number, tile in enumerate(grid)
-        ]
-    )
+    parts = []
+    for number, tile in enumerate(grid):
+        limits.working(tile.core.size)
+        own, true = ours.ids(number, tile), theirs.ids(number, tile)
+        parts.append(Overlaps.of(np.maximum(own, 0), true))
+    overlaps = Overlaps.total(parts)
     return Matching.of(
         overlaps,
         ours.objects(overlaps.predicted, image.scores),

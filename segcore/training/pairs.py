@@ -97,8 +97,8 @@ def find_pairs(
         pairs.append(
             Pair(
                 name,
-                _described(image, versions[image]).select(recipe.bands),
-                _described(mask, versions[mask]),
+                _described(image, versions[image], recipe.bands),
+                _described(mask, versions[mask], None),
             )
         )
         _require_same_shape(pairs[-1])
@@ -162,9 +162,9 @@ def data_digest(pairs: Sequence[Pair], on_progress: OnProgress) -> str:
     return whole.hexdigest()
 
 
-def _described(location: str, version: str) -> RasterSpec:
+def _described(location: str, version: str, bands: Sequence[int] | None) -> RasterSpec:
     try:
-        return describe(location, version)
+        return describe(location, version).select(bands)
     except ImageError as error:
         raise RecipeError(f"{error} Fix the file, or add it to `split.leave_out`.") from error
 

@@ -345,7 +345,7 @@ def unknown_value(folder):
 
 
 def colours(folder):
-    save(folder, "masks/1.png", np.zeros((48, 56, 3), np.uint8))
+    save(folder, "masks/1.png", np.full((48, 56, 3), (200, 0, 90), np.uint8))
 
 
 def other_bands(folder):
@@ -384,7 +384,7 @@ def broken(folder):
         (remove_mask, ["1 of 4 without a mask", "images/2.png", "leave_out"]),
         (other_size, ["masks/1.png is 56 x 40", "56 x 48"]),
         (unknown_value, ["masks/1.png", "7 (2688 pixels)", "void"]),
-        (colours, ["masks/1.png", "colours"]),
+        (colours, ["masks/1.png", "#C8005A", "kind: colours"]),
         (other_bands, ["images/1.png has 3 band", "bands"]),
         (other_type, ["uint16", "scaling"]),
         (nothing_labelled, ["no pixel", "labelled"]),
