@@ -369,7 +369,7 @@ def evaluate(
             out=None if out is None else _location(out),
             cluster=None if workers is None else flow.cluster_of(workers),
         )
-        found = flow.evaluate(_location(output), options, "quiet" if quiet else "progress")
+        found = flow.evaluate(_location(output), options, quiet=quiet)
         for note in found.notes:
             typer.echo(line(note), err=True)
         typer.echo(escaped(found.table))

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -135,7 +135,7 @@ class Evaluation:
         return text
 
 
-def evaluate(location: str, options: Options, watch: Literal["progress", "quiet"]) -> Evaluation:
+def evaluate(location: str, options: Options, *, quiet: bool = True) -> Evaluation:
     """Compare the masks of an output with truth masks and write tables and picture.
 
     If the run is not finished, the masks that exist are compared: each is whole. A note reports it,
@@ -154,21 +154,50 @@ def evaluate(location: str, options: Options, watch: Literal["progress", "quiet"
     output = Output.read(Store(location))
     truths, passed_over = _truths(options.truth, location)
     pairs = pair({mask.uri: mask.image_id for mask in output.masks}, truths, options.suffixes)
-    chosen = [mask for mask in output.masks if mask.uri in pairs.truth_of]
+    compared = _compare(output, pairs, options, quiet)
+    store, folder = (
+        (Store(location), f"{FOLDER}/") if options.out is None else (Store(options.out), "")
+    )
+    failures = compared.failures
+    notes = (*_notes(output, run.left, pairs, compared.result), *_failed(failures))
+    if passed_over:
+        notes += (f"--truth: {passed_over}",)
+    evaluation = Evaluation(compared.result, failures, notes, store.uri(folder).rstrip("/"))
+    picture = _picture(evaluation, compared, location)
+    compared.result.publish(store, folder)
+    store.publish(f"{folder}evaluation.png", picture)
+    return evaluation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Compared:
+    """All images compared, and those for the picture."""
+
+    result: Result
+    failures: tuple[ImageFailure, ...]
+    worst: Sequence[Score]
+    """The images with the most errors, the worst first."""
+    views: Mapping[str, TileView]
+    """A tile of each of them, by `image_id`."""
+
+
+def _compare(output: Output, pairs: MaskPairs, options: Options, quiet: bool) -> _Compared:
+    """Compare all pairs, on a cluster or in this process."""
+    masks = [mask for mask in output.masks if mask.uri in pairs.truth_of]
+    cluster = options.cluster or _cluster(output, len(masks))
     stop = threading.Event()
     with _readable(), ExitStack() as stack:
-        first = describe(output.store.uri(chosen[0].mask_uri))
-        terms = _terms(output, options, holds_object_ids(first))
+        first = describe(output.store.uri(masks[0].mask_uri))
+        settings = _settings(output, options, holds_object_ids(first))
         stack.enter_context(stop_on_signals(stop))
-        cluster = options.cluster or _cluster(output, len(chosen))
         prepare = partial(prepare_process, threads=cluster.worker_threads)
         fanout = stack.enter_context(cluster.open(prepare, stop))
-        shown_by = stack.enter_context(display(watch == "quiet"))
+        shown_by = stack.enter_context(display(quiet))
         scored = score_images(
             fanout,
-            _images(output, chosen, pairs, terms),
-            terms,
-            ItemProgress(shown_by, "evaluate", "images", len(chosen)),
+            _images(output, masks, pairs, settings),
+            settings,
+            ItemProgress(shown_by, "evaluate", "images", len(masks)),
         )
         _refuse(scored.failures, all_failed=not scored.scores)
         result = Result(output.classes, scored.scores)
@@ -177,21 +206,12 @@ def evaluate(location: str, options: Options, watch: Literal["progress", "quiet"
                 f"No pixel has a class in the truth and in the mask: all of {options.truth[0]} is "
                 "void, or the masks have no data there."
             )
-        worst = _worst(scored.scores)
-        tiles = {each.image_id: each.worst for each in worst}
-        shown = [mask for mask in chosen if mask.image_id in tiles]
-        views = view_images(fanout, _images(output, shown, pairs, terms), terms, tiles)
-    store, folder = (
-        (Store(location), f"{FOLDER}/") if options.out is None else (Store(options.out), "")
-    )
-    notes = (*_notes(output, run.left, pairs, result), *_failed(scored.failures))
-    if passed_over:
-        notes += (f"--truth: {passed_over}",)
-    evaluation = Evaluation(result, scored.failures, notes, store.uri(folder).rstrip("/"))
-    picture = _picture(evaluation, worst, views, location)
-    result.publish(store, folder)
-    store.publish(f"{folder}evaluation.png", picture)
-    return evaluation
+        worst = sorted((each for each in scored.scores if each.confusion.pixels), key=_quality)
+        tiles = {each.image_id: each.worst for each in worst[:_WORST]}
+        shown = [mask for mask in masks if mask.image_id in tiles]
+        images = _images(output, shown, pairs, settings)
+        views = view_images(fanout, images, settings, tiles)
+    return _Compared(result, scored.failures, worst[:_WORST], views)
 
 
 def _cluster(output: Output, images: int) -> Cluster:
@@ -250,7 +270,7 @@ def _truths(given: Sequence[str], output: str) -> tuple[dict[str, str], str]:
     return {source.uri: source.image_id for source in found.sources}, passed_over
 
 
-def _terms(output: Output, options: Options, numbered: bool) -> EvaluationOptions:
+def _settings(output: Output, options: Options, numbered: bool) -> EvaluationOptions:
     classes = output.classes
     compared = numbered if options.objects == "auto" else options.objects == "yes"
     if compared and not classes.foreground:
@@ -367,11 +387,6 @@ def _few(uris: Sequence[str]) -> str:
     return ", ".join(names) + (", ..." if len(uris) > 3 else "")
 
 
-def _worst(scores: Sequence[Score]) -> list[Score]:
-    """The images for the picture, the one with the most errors first."""
-    return sorted((each for each in scores if each.confusion.pixels), key=_quality)[:_WORST]
-
-
 def _quality(each: Score) -> tuple[float, float]:
     """Low for an image with many errors: by its objects, then by its pixels."""
     accuracy = each.confusion.accuracy
@@ -382,18 +397,16 @@ def _quality(each: Score) -> tuple[float, float]:
     return float(counts[0] / counts.sum()) if counts.any() else 1.0, accuracy
 
 
-def _picture(
-    evaluation: Evaluation, worst: Sequence[Score], views: dict[str, TileView], location: str
-) -> bytes:
+def _picture(evaluation: Evaluation, compared: _Compared, location: str) -> bytes:
     result = evaluation.result
     table = ClassTable.of(result.classes.names)
     strips = []
-    for rank, each in enumerate(worst, 1):
+    for rank, each in enumerate(compared.worst, 1):
         figures = f"accuracy {each.confusion.accuracy:.3f}"
         if each.objects is not None:
             matched, false, missed = each.objects.tallies[:, 0].sum(axis=0).tolist()
             figures += f", {matched} objects matched, {false} false, {missed} missed"
-        if (seen := views.get(each.image_id)) is not None:
+        if (seen := compared.views.get(each.image_id)) is not None:
             strips.append(
                 make_strip(
                     f"{rank}. of the worst: {each.image_id} · {figures}",

@@ -53,8 +53,8 @@ class Cell:
 
 def photo(pixels: NDArray[np.generic], valid: NDArray[np.bool_], *, rgb: bool) -> NDArray[np.uint8]:
     """The image (y, x, band) as red, green and blue of 8 bits; pixels without data are grey."""
-    as_is = not valid.any() or (pixels.dtype == np.uint8 and rgb)
-    shown = photo_of(pixels, valid, percentiles=(2, 98), as_is=bool(as_is))
+    as_is = rgb and pixels.dtype == np.uint8
+    shown = photo_of(pixels, valid, percentiles=(2, 98), as_is=as_is)
     return np.where(valid[..., None], shown, _NO_DATA).astype(np.uint8)
 
 
