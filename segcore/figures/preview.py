@@ -114,13 +114,15 @@ def render_preview(
     parts: Iterable[PreviewPart],
     shape: Shape,
     interpretation: Interpretation,
-    legend: ClassTable,
+    class_table: ClassTable,
     stride: int,
 ) -> bytes:
     """The preview of an image of `shape` pixels as PNG. Pixels without a part look like nodata."""
     pixels, valid, labels = _join(parts, tuple(-(-n // stride) for n in shape))
-    picture = _overlay(_show(pixels, valid, interpretation), valid, labels, legend)
-    strip = None if labels.dtype == np.uint32 else _draw_legend(legend, labels, picture.shape[1])
+    picture = _overlay(_show(pixels, valid, interpretation), valid, labels, class_table)
+    strip = (
+        None if labels.dtype == np.uint32 else _draw_legend(class_table, labels, picture.shape[1])
+    )
     return png(picture if strip is None else np.vstack([picture, strip]), compression=1)
 
 
@@ -237,13 +239,13 @@ def _overlay(
     picture: NDArray[np.float32],
     valid: NDArray[np.bool_],
     labels: NDArray[np.integer],
-    legend: ClassTable,
+    class_table: ClassTable,
 ) -> NDArray[np.uint8]:
     """The picture with every class tinted in its colour and outlined in a darker shade of it; the
     background is unchanged.
     """
     ids = np.where(valid & (labels != np.iinfo(labels.dtype).max), labels.astype(np.int64), -1)
-    index, table = _colours(ids, labels.dtype, legend)
+    index, table = _colours(ids, labels.dtype, class_table)
     # Tints are distinct on half-grey pixels, whatever the colours of the image. Row -1 of each
     # table is for pixels that are unchanged.
     own = np.array([(1 - _TINT) * _SATURATION] * len(table) + [1], np.float32)
@@ -257,7 +259,7 @@ def _overlay(
 
 
 def _colours(
-    ids: NDArray[np.int64], dtype: np.dtype[np.integer], legend: ClassTable
+    ids: NDArray[np.int64], dtype: np.dtype[np.integer], class_table: ClassTable
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The row of each pixel's colour in a table (-1: leave the pixel unchanged), and the table."""
     if dtype == np.uint32:
@@ -265,9 +267,9 @@ def _colours(
         # Neighbours mostly have neighbouring ids; a step coprime to the number of hues gives them
         # different colours.
         return np.where(ids > 0, ids * 5 % len(table), -1), table
-    table = np.array(legend.colours, np.float32).reshape(-1, 3)
+    table = np.array(class_table.colours, np.float32).reshape(-1, 3)
     rows = np.array(
-        [-1 if name.lower() in BACKGROUND_NAMES else i for i, name in enumerate(legend.names)]
+        [-1 if name.lower() in BACKGROUND_NAMES else i for i, name in enumerate(class_table.names)]
         + [-1]
     )
     known = (ids >= 0) & (ids < len(table))
@@ -288,20 +290,20 @@ def _border_owners(ids: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[
 
 
 def _draw_legend(
-    legend: ClassTable, labels: NDArray[np.integer], width: int
+    class_table: ClassTable, labels: NDArray[np.integer], width: int
 ) -> NDArray[np.uint8] | None:
     """A strip (y, x, 3) with the colour and the name of each class (of many, only of those
     present); None if there is no room.
     """
     if width < _NARROWEST_LEGEND:
         return None
-    letters, classes = font(_LEGEND_FONT), range(len(legend.names))
+    letters, classes = font(_LEGEND_FONT), range(len(class_table.names))
     shown = (
         classes
         if len(classes) <= _LONGEST_LEGEND
         else np.intersect1d(labels, classes)[:_LONGEST_LEGEND].tolist()
     )
-    entries = [(legend.names[i], legend.colours[i]) for i in shown]
+    entries = [(class_table.names[i], class_table.colours[i]) for i in shown]
     widths = [SWATCH + int(letters.getlength(name)) + 3 * _LEGEND_GAP for name, _ in entries]
     places, bottom = lines_of(widths, width, _LEGEND_GAP, SWATCH + _LEGEND_GAP)
     image, pen = canvas(width, bottom, _LEGEND_PAPER)

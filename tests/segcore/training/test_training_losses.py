@@ -57,8 +57,8 @@ def test_cross_entropy_is_the_weighted_mean_of_labelled_pixels(drawn):
 def test_dice_counts_classes_over_the_whole_batch(drawn):
     truth, logits = drawn
     known = truth != VOID
-    actual, said = np.eye(3)[truth[known]], softmax(logits)[known]
-    dice = (2 * (actual * said).sum(axis=0) + 1) / ((actual + said).sum(axis=0) + 1)
+    actual, predicted = np.eye(3)[truth[known]], softmax(logits)[known]
+    dice = (2 * (actual * predicted).sum(axis=0) + 1) / ((actual + predicted).sum(axis=0) + 1)
     assert value(DiceLoss().terms, [1, 1, 1], truth, logits) == pytest.approx(
         (1 - dice).mean(), rel=1e-5
     )
