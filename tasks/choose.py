@@ -1,8 +1,7 @@
-"""Choose: what models leave to the machine that runs them (a network's engine and precision),
-decided on a worker once for a run.
+"""Choose: a network's engine and precision, tried on one worker and fixed for the whole run.
 
-Every worker then runs alike, and so does the rerun that takes new images: labels must not depend on
-who happened to be faster.
+All workers then use the same, and so does a later run on new images: labels must not depend on
+which engine was faster on which machine.
 """
 
 from __future__ import annotations
@@ -18,19 +17,18 @@ from maskloom.segcore.pipeline.worker import choose as choose_on_worker
 if TYPE_CHECKING:
     from maskloom.segcore.models.protocols import Fitter, Model
     from maskloom.segcore.pipeline.records import PlannedImage
-    from maskloom.tasks.fanout.dask import Fanout
+    from maskloom.tasks.fanout.protocol import Fanout
 
 _IMAGES_TRIED = 8
 _DEATHS = 2
-"""Images on which trying a model kills before it is the model that kills."""
+"""Images on which a trial kills its worker before the model is to blame."""
 
 
 def choose(fanout: Fanout, model: Fitter | Model, items: Sequence[PlannedImage]) -> Choices:
-    """The choices that are open inside the model, tried on the first of the images that can be
-    read.
+    """The open choices inside the model, made by trials on the first readable images.
 
-    Raises `WeightsError` where no way suits or the model never ends, and `RunError` where trying
-    kills the worker.
+    Raises `WeightsError` where no engine suits or a trial hangs, and `RunError` where it kills the
+    worker.
     """
     readable = tuple(item for item in items if item.spec is not None and item.failure is None)[
         :_IMAGES_TRIED
@@ -41,8 +39,8 @@ def choose(fanout: Fanout, model: Fitter | Model, items: Sequence[PlannedImage])
     deaths = 0
     for job, answer in fanout.map(choose_on_worker, jobs):
         if isinstance(answer, WorkerDied):
-            # One image that kills does not end the run; it becomes a failed row when its own turn
-            # comes.
+            # One image that kills does not end the run; it becomes a failed row when it is
+            # segmented.
             deaths += 1
             if deaths < min(len(readable), _DEATHS):
                 continue

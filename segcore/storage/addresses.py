@@ -13,6 +13,8 @@ opens more than one file and does not expire.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from maskloom.segcore.errors import RecipeError
 
@@ -33,6 +35,21 @@ meaning.
 _WEB = ("http://", "https://")
 
 _learnt: dict[str, str] = {}
+
+
+def _never(_: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class RelativeToRecipe:
+    """Marks a field of type `str` as the path of a file: `Annotated[str, RelativeToRecipe()]`.
+
+    In a recipe a relative path is below the recipe's folder.
+    """
+
+    unless: Callable[[str], bool] = _never
+    """Whether a value is a name instead of a path, and stays as it is."""
 
 
 def is_web(address: str) -> bool:

@@ -1,5 +1,5 @@
-"""The ledger: what the tables of an output hold, one row an image, kept up to date with the commits
-of all runs.
+"""The ledger: one row per image in the tables of an output, kept up to date with the commits of all
+runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COLUMNS = [
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What the `images` table says of one image."""
+    """The row of one image in the table `images`."""
 
     uri: str
     image_id: str
@@ -143,8 +143,7 @@ class Ledger:
                 for row in same:
                     if row.file != kept.file:
                         superseded.setdefault(row.file, set()).add(row.image_id)
-        # What somebody has copied, or what is left of a file that `images` has lost, belongs to no
-        # image.
+        # A copied file, or the rest of a file that `images` has lost, belongs to no image.
         stray = {
             name.rpartition("/")[2] for name in self.store.names("tables", ".parquet")
         } - self._of_file.keys()
@@ -160,7 +159,7 @@ def _committed(row: Mapping[str, Any], file: str, masks: set[str] | None) -> Com
         row["fingerprint"],
         row["run_id"],
         ok,
-        # A mask that somebody removed is made again.
+        # A removed mask is made again.
         masks is None or row["mask_uri"] in masks
         if ok
         else bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),

@@ -1,5 +1,4 @@
-"""Commits: the steps by which results take their place, one after the other, whichever run they are
-of.
+"""Commits: the steps that put results in place, one commit after the other, of all runs together.
 
 Several runs may work on one output at a time, on several machines. Each commits its images a shard
 at a time:
@@ -14,8 +13,8 @@ at a time:
 5. Carry out: move masks and previews, then the tables, `images` last, over their names, each at
    most once (`segcore/storage/conditional.py`).
 
-A process that dies before 4 has changed nothing. One that dies after it is helped by whoever comes
-next: all that it was about to move is staged, and its record says where. A commit is done when
+A process that dies before 4 has changed nothing. If it dies later, the next process completes its
+commit: all files to be moved are staged, and the record says where. A commit is done when
 nothing is staged for it any more. No lock is held and no clock is read.
 """
 
@@ -144,8 +143,8 @@ class CommitLog:
         ]
         listed = [[each.staged, each.name, each.base] for each in moves]
         self.store.publish(f"{draft.folder}/{_FILES}", json.dumps(listed).encode())
-        # Where the reply is lost the record may be there, and whoever finds it needs what is
-        # staged.
+        # If the reply is lost, the record may exist, and the process that finds it needs the staged
+        # files.
         draft.claimed = True
         draft.claimed = self.store.publish_new(_record(commit.number), commit.to_json())
         if draft.claimed:
@@ -164,7 +163,7 @@ class CommitLog:
                     lambda found: [Move(*entry) for entry in found],
                 )
             except FileNotFoundError:
-                # Whoever else carries it out has come to its end just now.
+                # Another process has just finished carrying it out.
                 return
         move(self.store, moves)
         for each in commit.moves:
@@ -175,7 +174,7 @@ class CommitLog:
 
 @dataclass(slots=True)
 class Draft:
-    """What a commit is to put in place."""
+    """The files that a commit is to put in place."""
 
     store: Store
     run_id: str
@@ -188,7 +187,7 @@ class Draft:
     will have.
     """
     claimed: bool = False
-    """Whether a record may name what it staged."""
+    """Whether a record may name its staged files."""
 
     @contextlib.contextmanager
     def table(self, name: str) -> Iterator[IO[bytes]]:
@@ -199,7 +198,7 @@ class Draft:
 
 
 def read_commit(store: Store, number: int) -> Commit | None:
-    """The record of a commit; None where there is none."""
+    """The record of a commit. None: no such commit."""
     try:
         return read_json(store, _record(number), Commit.from_record)
     except FileNotFoundError:
