@@ -12,7 +12,15 @@ from zoneinfo import available_timezones
 import pydantic
 
 import maskloom
-from maskloom.flows.recipes.schemas import NUMBER, build, did_you_mean, explain, model_of, schema_of
+from maskloom.flows.recipes.schemas import (
+    NUMBER,
+    build,
+    complete,
+    did_you_mean,
+    explain,
+    model_of,
+    schema_of,
+)
 from maskloom.flows.recipes.yaml_files import (
     below,
     completed,
@@ -24,6 +32,7 @@ from maskloom.flows.recipes.yaml_files import (
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.protocols import (
+    MODELS,
     SEGMENTERS,
     Fitter,
     Model,
@@ -46,6 +55,8 @@ TABLES: Registry[Any] = Registry("statistic")
 """What `statistics` may name."""
 for _name, _kind in (*STATISTICS.items(), ("objects", Objects)):
     TABLES.register(_name)(_kind)
+REGISTRIES: tuple[Registry[Any], ...] = (SEGMENTERS, MODELS, TABLES)
+"""Where the classes of a run's parts have their names."""
 DEFAULT_TILE = 2048
 SCHEDULE_NOTE = (
     "schedule: checked, but nothing starts this recipe automatically yet: let cron or a timer run "
@@ -60,7 +71,7 @@ _ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 class Tiling(pydantic.BaseModel):
     """How images are cut."""
 
-    model_config = pydantic.ConfigDict(extra="forbid")
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     tile: int = pydantic.Field(DEFAULT_TILE, ge=_SMALLEST_TILE, le=16384)
     """Side of a tile in pixels. It never changes a result, only memory and speed. Rounded up to a
@@ -72,7 +83,7 @@ class Tiling(pydantic.BaseModel):
 class Schedule(pydantic.BaseModel):
     """When a server is to run the recipe. `maskloom run` checks this, and runs the recipe now."""
 
-    model_config = pydantic.ConfigDict(extra="forbid")
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     cron: str
     """Five fields: minute, hour, day of the month, month, day of the week."""
@@ -302,19 +313,25 @@ def _inputs(file: _File, folder: Path) -> tuple[str, ...]:
     return tuple(below(entry, folder) for entry in entries)
 
 
-def described(value: Any) -> Any:
-    """A dataclass as JSON values that tell its type too, with those inside it."""
+def described(value: Any, registries: Sequence[Registry[Any]] = REGISTRIES) -> Any:
+    """A value as JSON: dataclasses as their fields, with the name under which one of the registries
+    holds their class as `type`. A class in none of them is known by the field that holds it.
+
+    No name of a Python class appears, so renaming a class changes no fingerprint.
+    """
     if is_dataclass(value):
+        names = (registry.name_of(type(value)) for registry in registries)
+        name = next(filter(None, names), None)
         # What does not count when values are compared (the place of a file whose digest is known)
         # decides nothing.
         counted = (field.name for field in fields(value) if field.compare)
         return {
-            "type": type(value).__name__,
-            **{name: described(getattr(value, name)) for name in counted},
+            **({} if name is None else {"type": name}),
+            **{field: described(getattr(value, field), registries) for field in counted},
         }
     if isinstance(value, Mapping):
-        return {name: described(item) for name, item in value.items()}
-    return [described(item) for item in value] if isinstance(value, tuple) else value
+        return {key: described(item, registries) for key, item in value.items()}
+    return [described(item, registries) for item in value] if isinstance(value, tuple) else value
 
 
 def _wanted_tables(
@@ -374,11 +391,15 @@ def schema() -> dict[str, Any]:
             "description": properties[name].get("description", ""),
             "oneOf": [*sections[name]["oneOf"], text],
         }
+    # A list is an ensemble.
+    properties["segmenter"]["oneOf"].append(
+        {"type": "array", "items": {"$ref": "#/properties/segmenter"}}
+    )
     properties["limits"] = model_of(Limits).model_json_schema()
     properties["statistics"]["items"] = {
         "oneOf": [*sections["statistics"]["oneOf"], {"enum": list(TABLES)}]
     }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
+    return complete(document)
 
 
 def _refuse_unknown_stores(recipe: RunRecipe) -> None:

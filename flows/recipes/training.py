@@ -14,7 +14,14 @@ from typing import Any
 import pydantic
 
 from maskloom.flows.recipes.run import described
-from maskloom.flows.recipes.schemas import build, explain, model_of, schema_of, unknown_key
+from maskloom.flows.recipes.schemas import (
+    build,
+    complete,
+    explain,
+    model_of,
+    schema_of,
+    unknown_key,
+)
 from maskloom.flows.recipes.yaml_files import (
     below,
     completed,
@@ -119,8 +126,8 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     # Where the model goes, what it is for and under which licence changes no weight.
     decisive = {
         key: value
-        for key, value in described(recipe).items()
-        if key not in ("type", "output", "licence", "purpose", "name")
+        for key, value in described(recipe, (NETWORKS, LABELS, LOSSES, AUGMENTATIONS)).items()
+        if key not in ("output", "licence", "purpose", "name")
     }
     images, masks = _locations(file.images, folder), _locations(file.masks, folder)
     return TrainingOrder(recipe, images, masks, decisive, file.storage)
@@ -172,7 +179,7 @@ def schema() -> dict[str, Any]:
             "description": "Random changes of patches, in this order. Default: flip, rotate90.",
         },
     }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
+    return complete(document)
 
 
 def _kinds(registry: Mapping[str, Any]) -> dict[str, Any]:
