@@ -14,7 +14,6 @@ from maskloom.flows.recipes.run import SCHEDULE_NOTE, TABLES, RunRecipe
 from maskloom.flows.recipes.schemas import help_of
 from maskloom.flows.segment import take_inventory
 from maskloom.flows.terminal import count, failure
-from maskloom.segcore.geometry import Grid
 from maskloom.segcore.models.protocols import SEGMENTERS, Fitter
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.spec import FORMATS
@@ -52,14 +51,13 @@ def explain(recipe: RunRecipe) -> str:
     good = [item for item in items if item.spec is not None]
     order = recipe.order(plan.run_id)
     require_memory(order, good, memory_of(recipe.cluster))
-    tiles = sum(
-        len(Grid(item.spec.shape, (recipe.tile, recipe.tile))) for item in good if item.spec
-    )
+    grids = [order.grid(item.spec) for item in good if item.spec]
+    sizes = dict.fromkeys(" x ".join(map(str, grid.tile)) for grid in grids)
     lines = [
         f"run {plan.run_id}",
         f"images {len(items)} of {len(inventory.sources)} ({len(items) - len(good)} unreadable)",
         f"pixels {sum(item.spec.pixels for item in good if item.spec)}",
-        f"tiles {tiles} of {recipe.tile} x {recipe.tile}",
+        f"tiles {sum(map(len, grids))} of {' or '.join(sizes) or recipe.tiling}",
         f"shards {len(plan.shards)}",
         (
             f"bytes to read {_passes(recipe) * sum(item.source.size for item in good)} "

@@ -18,6 +18,7 @@ import maskloom
 from maskloom.flows.recipes.schemas import NUMBER, build, did_you_mean, explain, model_of, schema_of
 from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets, shown
 from maskloom.segcore import (
+    geometry,
     statistics,  # noqa: F401  (their import fills the registries)
 )
 from maskloom.segcore.deep.inference.files.weights import is_packaged
@@ -53,9 +54,30 @@ SCHEDULE_NOTE = (
     "`maskloom run`."
 )
 """What is said of a recipe with a schedule."""
-_SMALLEST_TILE = 16
+_SMALLEST_TILE, _LARGEST_TILE = 16, 16384
 _CRON_FIELDS = 5
 _ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def _of_three(sides: list[int]) -> list[int]:
+    if len(sides) != len("zyx"):
+        raise ValueError(
+            f"expected one whole number, or three for volumes: [z, y, x]; got {len(sides)}: "
+            f"{shown(sides)}"
+        )
+    return sides
+
+
+def _kind_of_tile(value: Any) -> str:
+    return "list[int]" if isinstance(value, list | tuple) else "int"
+
+
+_Side = Annotated[int, pydantic.Field(ge=_SMALLEST_TILE, le=_LARGEST_TILE)]
+_Sides = Annotated[
+    list[Annotated[int, pydantic.Field(ge=1, le=_LARGEST_TILE)]],
+    pydantic.Field(json_schema_extra={"minItems": len("zyx"), "maxItems": len("zyx")}),
+    pydantic.AfterValidator(_of_three),
+]
 
 
 class Tiling(pydantic.BaseModel):
@@ -63,11 +85,20 @@ class Tiling(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
-    tile: int = pydantic.Field(DEFAULT_TILE, ge=_SMALLEST_TILE, le=16384)
+    tile: Annotated[
+        Annotated[_Side, pydantic.Tag("int")] | Annotated[_Sides, pydantic.Tag("list[int]")],
+        pydantic.Discriminator(_kind_of_tile),
+    ] = DEFAULT_TILE
     """Side of a tile in pixels. It never changes a result, only memory and speed. Rounded up to a
     power of two below 256, to a multiple of 256 above, so that no two tiles share a block of the
-    mask.
+    mask. Volumes are cut into cubes of about as many voxels; `[z, y, x]` gives their sides instead.
     """
+
+    @property
+    def value(self) -> geometry.Tiling:
+        """The tiling that is used."""
+        tile = self.tile
+        return geometry.Tiling(effective_tile(tile) if isinstance(tile, int) else tuple(tile))
 
 
 class Schedule(pydantic.BaseModel):
@@ -179,7 +210,7 @@ class RunRecipe:
     segmenter: Fitter | Model
     """What it starts with."""
     fit: Literal["collection", "image"]
-    tile: int
+    tiling: geometry.Tiling
     statistics: dict[str, Statistic]
     objects: Objects | None
     """The table of objects. None: none is asked for."""
@@ -215,7 +246,13 @@ class RunRecipe:
     def order(self, run_id: str) -> RunSettings:
         """What all jobs of a run have in common."""
         return RunSettings(
-            self.output, run_id, self.segmenter, self.statistics, self.tile, self.kind, self.objects
+            self.output,
+            run_id,
+            self.segmenter,
+            self.statistics,
+            self.tiling,
+            self.kind,
+            self.objects,
         )
 
 
@@ -275,7 +312,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         kind=wanted if isinstance(wanted, str) else str(wanted["kind"]),
         segmenter=segmenter,
         fit=file.fit,
-        tile=effective_tile(file.tiling.tile),
+        tiling=file.tiling.value,
         objects=tables.pop("objects", None),
         statistics=tables,
         cluster=build(CLUSTERS, file.cluster, "cluster"),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Grid, Shape
+    from maskloom.segcore.geometry import Grid
     from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
     from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
 
@@ -48,8 +48,8 @@ class Exactness(Enum):
 class Requirements:
     """What a model asks of the tiling and of memory."""
 
-    halo: Shape = (0, 0)
-    """Pixels that it must see around a tile's core for an exact core."""
+    halo: int = 0
+    """Pixels that it must see around a tile's core, along each axis, for an exact core."""
     bytes_per_pixel: int = 16
     """Peak memory for one pixel of a block, its input included."""
     cost: int = 1
@@ -59,6 +59,10 @@ class Requirements:
     process_bytes: int = 0
     """Peak memory beside that, whatever the block: a network's libraries, its weights and the patch
     in work.
+    """
+    planar: bool = False
+    """Whether it works on planes: volumes are cut into tiles one plane deep, which see nothing of
+    other planes (`models.planes`).
     """
 
 

@@ -50,7 +50,7 @@ from maskloom.segcore.objects.tile_overlap import OverlapMatches, cut_by, frame_
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Grid, Shape
+    from maskloom.segcore.geometry import Grid
     from maskloom.segcore.models.protocols import Requirements
     from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
 
@@ -118,7 +118,7 @@ class Stitched:
                 f"rules: {len(self.segmenter.classes)} classes need a rule each; got "
                 f"{len(self.rules)}"
             )
-        if min(self.segmenter.footprint.halo) < 1:
+        if self.segmenter.footprint.halo < 1:
             raise ValueError(
                 f"stitching needs tiles that overlap; the halo of {type(self.segmenter).__name__} "
                 f"is {self.footprint.halo}"
@@ -168,7 +168,7 @@ class Stitched:
         return caution_of([self.segmenter], spec, shares)
 
 
-def cut_fragments(labels: Labels, block: Block, halo: Shape) -> Fragments:
+def cut_fragments(labels: Labels, block: Block, halo: int) -> Fragments:
     """The instances of one tile: its core's fragments, and a seam with what it saw at most `halo`
     away from its core's edge.
 

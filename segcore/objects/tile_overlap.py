@@ -22,17 +22,15 @@ if TYPE_CHECKING:
     from maskloom.segcore.objects.seams import Nodes
 
 
-def interior_of(tile: Tile, halo: Shape, shape: Shape) -> tuple[slice, ...]:
+def interior_of(tile: Tile, halo: int, shape: Shape) -> tuple[slice, ...]:
     """The part of a read-sized array that no other tile reads: the core, but for a halo along its
     seams.
     """
     parts = []
-    for axis, margin in enumerate(halo):
+    for axis in range(len(shape)):
         start, stop, origin = tile.core.start[axis], tile.core.stop[axis], tile.read.start[axis]
-        first = start - origin + (margin if start > 0 else 0)
-        parts.append(
-            slice(first, max(first, stop - origin - (margin if stop < shape[axis] else 0)))
-        )
+        first = start - origin + (halo if start > 0 else 0)
+        parts.append(slice(first, max(first, stop - origin - (halo if stop < shape[axis] else 0))))
     return tuple(parts)
 
 
@@ -204,7 +202,7 @@ def _meetings(grid: Grid, seams: Sequence[TileBoundary]) -> Iterator[tuple[_View
     """All pairs of tiles, each once, where one reads pixels of the other's core: neighbours, and
     more where tiles are smaller than the halo.
     """
-    reach = [-(-halo // side) for halo, side in zip(grid.halo, grid.tile, strict=True)]
+    reach = [-(-grid.halo // side) for side in grid.tile]
     steps = [
         (y, x)
         for y in range(reach[0] + 1)

@@ -89,6 +89,11 @@ class ImageRun:
         return self.order.grid(self.spec)
 
     @property
+    def tile_size(self) -> int:
+        """Side of the image's tiles along its last axis."""
+        return self.grid.tile[-1]
+
+    @property
     def legend(self) -> ClassTable:
         """Names and colours of the model's classes."""
         return ClassTable.of(self.model.classes)
@@ -148,7 +153,7 @@ class ImageRun:
             return TileResults(measured=measured)
         preview = PreviewPart.from_bytes(drawn.extra["preview"].tobytes())
         return TileResults(
-            self.mask_format(count).encode(drawn.ids, tile, self.spec, self.order.tile),
+            self.mask_format(count).encode(drawn.ids, tile, self.spec, self.tile_size),
             self._count(drawn.classes(self.legend.nodata, self.legend.dtype), tile),
             [relabel_preview(preview, drawn.ids, tile, preview_stride(self.spec.shape))],
             measured,
@@ -182,7 +187,7 @@ class ImageRun:
     def _classified(self, block: Block, classes: NDArray[np.integer]) -> TileResults:
         tile = block.tile
         return TileResults(
-            self.mask_format(0).encode(classes, tile, self.spec, self.order.tile),
+            self.mask_format(0).encode(classes, tile, self.spec, self.tile_size),
             self._count(classes, tile),
             [observe_preview(block, classes, preview_stride(self.spec.shape))],
         )

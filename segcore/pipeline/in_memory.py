@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from maskloom.segcore.fold import observe_all
-from maskloom.segcore.geometry import Box, Grid, Tile, middle
+from maskloom.segcore.geometry import Box, Grid, Tile, Tiling, middle
 from maskloom.segcore.models.protocols import Chooser, Fitter, Model, ObjectSegmenter
 from maskloom.segcore.models.selection import PROBE_PIXELS, open_choices, with_choices
 from maskloom.segcore.objects.two_pass import place_objects, redraw, sketch_tile
@@ -86,10 +86,11 @@ class Mask:
 def blocks(scene: ImageSource, model: Fitter | Model, tile: Shape | None = None) -> Iterator[Block]:
     """The blocks that a model sees under this tiling. None: one block."""
     spec = model.select(scene.spec)
-    return (
-        scene.block(each, spec)
-        for each in Grid(spec.shape, tile or spec.shape, model.footprint.halo)
-    )
+    return (scene.block(each, spec) for each in _grid(model, spec.shape, tile))
+
+
+def _grid(model: Fitter | Model, shape: Shape, tile: Shape | None) -> Grid:
+    return Tiling(tile or shape).grid(shape, model.footprint.halo, model.footprint.planar)
 
 
 def settled(model: Started, scene: ImageSource) -> Started:
@@ -102,7 +103,7 @@ def settled(model: Started, scene: ImageSource) -> Started:
 def _choose(chooser: Chooser, scene: ImageSource) -> Mapping[str, Any]:
     spec = chooser.select(scene.spec)
     box = middle(spec.shape, PROBE_PIXELS)
-    return chooser.choose(scene.block(Tile((0, 0), box, box), spec))
+    return chooser.choose(scene.block(Tile((0,) * len(box.shape), box, box), spec))
 
 
 def fit_to(
@@ -137,7 +138,7 @@ def _segment_objects(
     model: ObjectSegmenter, scene: ImageSource, tile: Shape | None, valid: NDArray[np.bool_]
 ) -> Mask:
     shape = scene.spec.shape
-    grid = Grid(shape, tile or shape, model.footprint.halo)
+    grid = _grid(model, shape, tile)
     sketches = []
     for block in blocks(scene, model, tile):
         core_valid = block.tile.trim(block.valid)

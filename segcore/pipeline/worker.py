@@ -130,9 +130,8 @@ def choose(job: ChooseJob) -> Mapping[str, Any] | None:
         except ImageError:
             # It becomes a failed row when its own turn comes.
             continue
-        whole = Box.whole(box.shape)
         return job.chooser.choose(
-            Block(Tile((0, 0), whole, whole), pixels, valid, replace(spec, shape=box.shape))
+            Block(Tile.whole(box.shape), pixels, valid, replace(spec, shape=box.shape))
         )
     return None
 
@@ -412,7 +411,7 @@ def _stage_results(
     name = f"masks/{item.source.image_id}{image_format.mask_suffix}"
     staged = {name: result_name(order)}
     with store.writing(staged[name]) as out:
-        image_format.assemble(pieces, spec, legend, out, order.tile)
+        image_format.assemble(pieces, spec, legend, out, canvas.tile_size)
     # A side-car names classes; the values of a mask of objects are ids.
     sidecars = {} if canvas.draws_objects else image_format.sidecars(legend)
     picture = render_preview(

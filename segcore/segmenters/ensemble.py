@@ -305,7 +305,7 @@ def _names_of(member: Member) -> tuple[str, ...]:
 
 def _footprint(members: Sequence[Member]) -> Requirements:
     prints = [member.footprint for member in members]
-    halo = tuple(max(sides) for sides in zip(*(each.halo for each in prints), strict=True))
+    halo = max(each.halo for each in prints)
     memory, time = sum(each.bytes_per_pixel for each in prints), sum(each.cost for each in prints)
     return Requirements(halo, memory, time, sum(each.process_bytes for each in prints))
 

@@ -172,7 +172,7 @@ class MaskRcnnModel:
         network = (
             LIBRARY_BYTES + 4 * self.card.parameters + lattice.window**2 * self.card.bytes_per_pixel
         )
-        return Requirements((lattice.reach,) * 2, _BYTES_PER_PIXEL, _COST, network)
+        return Requirements(lattice.reach, _BYTES_PER_PIXEL, _COST, network)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the network's bands. Raises `ModelMismatch` where it has others."""

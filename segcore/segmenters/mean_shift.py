@@ -198,7 +198,7 @@ class JointMeanShift:
         """A halo as wide as a pixel can wander. Of the halo the pixels are read, not filtered."""
         halo = self.max_iterations * self.spatial_radius + 1
         channels = 4 if self.bands is None else len(self.bands)
-        return Requirements((halo, halo), bytes_per_pixel=16 * channels + 64, cost=200)
+        return Requirements(halo, bytes_per_pixel=16 * channels + 64, cost=200)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the wanted bands."""

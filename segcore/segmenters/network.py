@@ -232,7 +232,7 @@ class NetworkModel:
         fixed = (
             LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * rows * columns
         )
-        return Requirements((layout.halo, layout.halo), 16 + 8 * self.card.channels, 200, fixed)
+        return Requirements(layout.halo, 16 + 8 * self.card.channels, 200, fixed)
 
     @property
     def open_choice(self) -> str | None:

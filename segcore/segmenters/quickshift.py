@@ -160,7 +160,7 @@ class QuickshiftModel:
         margin = self.width + self.reach + int(_TRUNCATE * self.sigma + 0.5)
         numbers = (4 if self.bands is None else len(self.bands)) * (3 if self.sigma > 0 else 2)
         return Requirements(
-            halo=(margin, margin),
+            halo=margin,
             bytes_per_pixel=8 * numbers + 32,
             cost=1 + (2 * self.width + 1) ** 2 // 3,
         )

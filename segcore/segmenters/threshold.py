@@ -398,7 +398,7 @@ class LocalThresholdModel:
     def footprint(self) -> Requirements:
         """The radius of the window; the Gaussian's is 2/3 of its side."""
         radius = LocalWindow(self.window, self.window_statistic).radius
-        return Requirements((radius, radius), _LOCAL_BYTES_PER_PIXEL, 4)
+        return Requirements(radius, _LOCAL_BYTES_PER_PIXEL, 4)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the band, or the bands of the luminance."""

@@ -180,10 +180,9 @@ class WatershedModel:
     def footprint(self) -> Requirements:
         """Three times `distance` beside what the other segmenter needs."""
         inner = self.segmenter.footprint
-        halo = tuple(margin + 3 * self.distance for margin in inner.halo)
         return replace(
             inner,
-            halo=halo,
+            halo=inner.halo + 3 * self.distance,
             bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL,
             cost=inner.cost + 20,
         )

@@ -46,7 +46,7 @@ def spec_of(pixels: np.ndarray, interpretation: str) -> RasterSpec:
 def observe(pixels, valid, labels, tile_size, stride, interpretation="rgb") -> list[PreviewPart]:
     spec = spec_of(pixels, interpretation)
     parts = []
-    for tile in Grid(labels.shape, (tile_size, tile_size), (3, 3)):
+    for tile in Grid(labels.shape, (tile_size, tile_size), 3):
         block = Block(tile, pixels[tile.read.slices], valid[tile.read.slices], spec)
         parts.append(observe_preview(block, labels[tile.core.slices], stride))
     return parts

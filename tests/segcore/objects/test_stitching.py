@@ -50,7 +50,7 @@ class Told:
 
     @property
     def footprint(self) -> Requirements:
-        return Requirements((self.halo, self.halo), 32)
+        return Requirements(self.halo, 32)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         return spec
@@ -349,7 +349,7 @@ def test_seams_grow_with_the_border_and_not_with_the_area() -> None:
             np.tile(small, (times, times)) > 0, np.tile(small, (times, times)) + more, 0
         )
         model, picture = stitched(Told(halo=10), OWNERSHIP), picture_of(truth)
-        middle = Grid(truth.shape, (side, side), (10, 10))[4]
+        middle = Grid(truth.shape, (side, side), 10)[4]
         sizes.append(
             sum(
                 array.nbytes
