@@ -91,6 +91,8 @@ def _member(name: str, kind: Any) -> str:
     lines = [f"{name}: {_first_line(kind)}{exactness}"]
     if hasattr(kind, "units"):
         lines.append(f"  Change of units, x -> a x + b with a > 0: {kind.units}.")
+    if hasattr(kind, "volumes"):
+        lines.append(f"  Volumes: {kind.volumes}.")
     for field in dataclasses.fields(kind):
         default = (
             field.default_factory()

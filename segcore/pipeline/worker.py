@@ -42,10 +42,10 @@ from maskloom.segcore.errors import (
 )
 from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
 from maskloom.segcore.fold import observe_all
-from maskloom.segcore.geometry import Box, Tile, middle
+from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.ground.control import placed_by_fit
 from maskloom.segcore.models.protocols import FIRST_CLASSES, Fitter, Model, caution_of, concluded
-from maskloom.segcore.models.selection import PROBE_PIXELS
+from maskloom.segcore.models.selection import probe_box
 from maskloom.segcore.objects.rows import rows_in_order
 from maskloom.segcore.objects.two_pass import PackedTile, Relabelling, place_objects
 from maskloom.segcore.pipeline.image_run import ImageRun
@@ -124,7 +124,7 @@ def choose(job: ChooseJob) -> Mapping[str, Any] | None:
     for item in job.items:
         try:
             spec = job.chooser.select(_spec(item))
-            box = middle(spec.shape, PROBE_PIXELS)
+            box = probe_box(spec.shape)
             with _reading(item, spec) as reader:
                 pixels, valid = reader.read(box)
         except ImageError:
