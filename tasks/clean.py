@@ -25,7 +25,7 @@ from functools import cached_property
 from pathlib import Path
 
 from maskloom.segcore.errors import DamagedRecord, RecipeError
-from maskloom.segcore.formats import mask_endings, sidecar_endings
+from maskloom.segcore.masks import beside_endings, mask_endings
 from maskloom.segcore.storage.records import damaged, read_json, read_table
 from maskloom.segcore.storage.store import STAGING, Listed, Store, is_local, lives, remove_temporary
 from maskloom.tasks.commits.log import IMAGES, folder_under_way
@@ -116,7 +116,7 @@ def orphans(
         for name in (mask, _preview(image_id))
     }
     used |= {
-        mask + ending for mask in masks.values() if mask is not None for ending in sidecar_endings()
+        mask + ending for mask in masks.values() if mask is not None for ending in beside_endings()
     }
     rest = listed.keys() - used
     if not rest:

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maskloom.segcore import formats  # noqa: F401  (fills FORMATS)
+from maskloom.segcore import formats
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.raster.source import ABSENT, Source
 from maskloom.segcore.raster.spec import FORMATS
@@ -162,7 +162,7 @@ def advice(passed_over: Mapping[str, int]) -> str:
 
 def image_suffixes() -> tuple[str, ...]:
     """All file suffixes that some format claims."""
-    return tuple(suffix for image_format in FORMATS.values() for suffix in image_format.suffixes)
+    return tuple(suffix for name in FORMATS for suffix in formats.suffixes(name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,31 @@
-"""One file a format. Importing this package registers all formats.
+"""Readers of image formats, one file each. Importing this package fills `FORMATS`.
 
 The format of a file is chosen by its suffix and the signature of its content, by the signature
-alone where no format claims the suffix (slides such as .svs are TIFF inside), or named by the user;
-never by trying.
+alone where no format claims the suffix (slides with the suffix .svs are TIFF inside), or named by
+the user; never by trying.
 """
 
 from __future__ import annotations
 
-from maskloom.segcore.errors import FormatError
-from maskloom.segcore.formats import picture
-from maskloom.segcore.formats.source import (
-    format_by_content,
-    require_claim,
-    require_kind,
-    suffix_of,
-)
-from maskloom.segcore.formats.tiff import geotiff
-from maskloom.segcore.raster.classes import ClassTable
-from maskloom.segcore.raster.spec import FORMATS, Format
+from typing import TYPE_CHECKING
 
-__all__ = ["format_of", "geotiff", "mask_endings", "mask_format", "picture", "sidecar_endings"]
+from maskloom.segcore.errors import FormatError
+from maskloom.segcore.formats.content import claimed_format, format_by_content, require_kind
+from maskloom.segcore.formats.source import StoredFile
+from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.registry import import_modules
+
+if TYPE_CHECKING:
+    from maskloom.segcore.raster.spec import RasterSpec, Reader
+
+import_modules(__name__)
+
+__all__ = ["describe", "format_of", "open_image", "suffixes"]
+
+
+def suffixes(name: str) -> tuple[str, ...]:
+    """The suffixes that a format claims, in lower case, each with its dot."""
+    return tuple(suffix for kind in FORMATS[name].kinds for suffix in kind.suffixes)
 
 
 def format_of(location: str, head: bytes, explicit: str | None = None) -> str:
@@ -29,37 +35,23 @@ def format_of(location: str, head: bytes, explicit: str | None = None) -> str:
     `FormatError` where the content is not what the suffix or the named format says, or nothing that
     a format reads.
     """
-    if explicit is not None:
-        if explicit not in FORMATS:
-            raise FormatError(f"There is no format {explicit!r}. Known: {', '.join(FORMATS)}.")
-        require_kind(location, head, explicit)
-        return explicit
-    suffix = suffix_of(location)
-    for name, image_format in FORMATS.items():
-        if suffix in image_format.suffixes:
-            require_claim(location, head)
-            return name
-    return format_by_content(location, head)
+    if explicit is None:
+        return claimed_format(location, head) or format_by_content(location, head)
+    if explicit not in FORMATS:
+        raise FormatError(f"There is no format {explicit!r}. Known: {', '.join(FORMATS)}.")
+    require_kind(location, head, explicit)
+    return explicit
 
 
-def mask_format(name: str, objects: int) -> Format:
-    """The format of the mask of an image of the named format: its own, or TIFF where its own cannot
-    number so many objects.
+def describe(location: str, version: str = "", explicit: str | None = None) -> RasterSpec:
+    """The header of the image at a location, whichever its format; `explicit` as in `format_of`.
+
+    Raises `FormatError`, and `Unavailable` where the store fails.
     """
-    own = FORMATS[name]
-    return own if objects <= own.most_objects else FORMATS["tiff"]
+    name = format_of(location, StoredFile.of(location).head(), explicit)
+    return FORMATS[name].describe(location, version)
 
 
-def mask_endings() -> set[str]:
-    """What the names of masks of all formats, and of what lies beside them, add to the id of an
-    image.
-    """
-    suffixes = {each.mask_suffix for each in FORMATS.values()}
-    return suffixes | {suffix + ending for suffix in suffixes for ending in sidecar_endings()}
-
-
-def sidecar_endings() -> set[str]:
-    """What the names of files beside masks add to the mask's name."""
-    return {
-        ending for each in FORMATS.values() for ending in each.sidecars(ClassTable.of(("any",)))
-    }
+def open_image(spec: RasterSpec) -> Reader:
+    """Open an image that was described; use as a context manager. Raises `ReadError`."""
+    return FORMATS[spec.format].open(spec)

@@ -25,23 +25,21 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
+from maskloom.segcore.formats.content import require_kind
 from maskloom.segcore.formats.frames import notes_on_frames
 from maskloom.segcore.formats.jpeg import require_whole_jpeg
 from maskloom.segcore.formats.orientation import picture_orientation, turn, turn_shape
-from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, StoredFile, require_kind, silence
-from maskloom.segcore.raster.spec import FORMATS, RasterSpec
+from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, StoredFile, silence
+from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
     from PIL.ImageFile import ImageFile
 
-    from maskloom.segcore.geometry import Box, Shape, Tile
-    from maskloom.segcore.raster.classes import ClassTable
-    from maskloom.segcore.raster.spec import EncodedBlock
-    from maskloom.segcore.storage.store import Sink
+    from maskloom.segcore.geometry import Box, Shape
 
 _PNG_SIGNATURE_SIZE = 8
 _PNG_CHUNK_FRAME = 12
@@ -87,11 +85,15 @@ class _Header:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """PNG, JPEG, BMP and WebP. Their masks are palette PNGs."""
+    """PNG, JPEG, BMP and WebP."""
 
-    suffixes: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".webp")
-    mask_suffix: str = ".png"
-    most_objects: int = 2**16 - 1
+    kinds: tuple[FileKind, ...] = (
+        FileKind("PNG", (".png",), ((0, b"\x89PNG\r\n\x1a\n"),)),
+        FileKind("JPEG", (".jpg", ".jpeg", ".jpe"), ((0, b"\xff\xd8\xff"),)),
+        FileKind("BMP", (".bmp",), ((0, b"BM"),)),
+        FileKind("WebP", (".webp",), ((8, b"WEBP"),)),
+    )
+    mask: str = "png"
 
     def describe(self, location: str, version: str) -> RasterSpec:
         """Read the header (of WebP the whole file); see `segcore.raster.spec.Format.describe`."""
@@ -155,30 +157,8 @@ class Picture:
             None if valid is None else turn(valid, header.orientation),
         )
 
-    def encode(
-        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
-    ) -> list[EncodedBlock]:
-        """See `segcore.masks.png.PalettePngMasks.encode`."""
-        from maskloom.segcore.masks.png import PalettePngMasks
 
-        return PalettePngMasks().encode(labels, tile, spec, tile_size)
-
-    def assemble(
-        self,
-        pieces: Iterable[EncodedBlock],
-        spec: RasterSpec,
-        legend: ClassTable,
-        out: Sink,
-        tile_size: int,
-    ) -> None:
-        """See `segcore.masks.png.PalettePngMasks.assemble`."""
-        from maskloom.segcore.masks.png import PalettePngMasks
-
-        PalettePngMasks().assemble(pieces, spec, legend, out, tile_size)
-
-    def sidecars(self, legend: ClassTable) -> Mapping[str, bytes]:  # noqa: ARG002  the protocol has it
-        """None: the mask file itself carries colours and names."""
-        return {}
+FORMATS.register("picture")(Picture())
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,8 +376,3 @@ def _require_all_rows(location: str, head: bytes, essential: Sequence[memoryview
             f"{location} holds {found} of the {expected} bytes of pixels that its header promises. "
             "It is damaged; copy or save it again."
         )
-
-
-# The protocol asks for attributes that can be set; those of a frozen value cannot, and nobody sets
-# them.
-PICTURE = FORMATS.register("picture")(Picture())

@@ -44,6 +44,7 @@ from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render
 from maskloom.segcore.fold import observe_all
 from maskloom.segcore.geometry import Box, Tile, middle
 from maskloom.segcore.ground.control import placed_by_fit
+from maskloom.segcore.masks import EncodedBlock
 from maskloom.segcore.models.protocols import FIRST_CLASSES, Fitter, Model, caution_of, concluded
 from maskloom.segcore.models.selection import PROBE_PIXELS
 from maskloom.segcore.objects.rows import rows_in_order
@@ -75,7 +76,7 @@ from maskloom.segcore.pipeline.tile_results import (
 from maskloom.segcore.processes import limits
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.source import ABSENT, Source
-from maskloom.segcore.raster.spec import FORMATS, Block, EncodedBlock, RasterSpec, Reader
+from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.objects.table import Measures
 from maskloom.segcore.storage.addresses import learn
@@ -408,30 +409,22 @@ def _stage_results(
 ) -> ImageResult:
     """Stage mask and preview of an image for the commit; `count` is the number of its objects."""
     order, model, spec, legend = canvas.order, canvas.model, canvas.spec, canvas.legend
-    store, image_format = Store(order.output), canvas.mask_format(count)
-    name = f"masks/{item.source.image_id}{image_format.mask_suffix}"
-    staged = {name: result_name(order)}
-    with store.writing(staged[name]) as out:
-        image_format.assemble(pieces, spec, legend, out, order.tile)
-    # A side-car names classes; the values of a mask of objects are ids.
-    sidecars = {} if canvas.draws_objects else image_format.sidecars(legend)
+    store, writer = Store(order.output), canvas.mask_writer(count)
+    name = f"masks/{item.source.image_id}{writer.suffix}"
+    mask = writer.publish(store, result_name(order), pieces, spec, legend, canvas.grid.tile)
+    staged = {name + ending: artefact.name for ending, artefact in mask.files.items()}
     picture = render_preview(
         previews, spec.shape, spec.interpretation, legend, preview_stride(spec.shape)
     )
-    others = {
-        **{name + suffix: content for suffix, content in sidecars.items()},
-        f"previews/{item.source.image_id}.png": picture,
-    }
-    for other, content in others.items():
-        staged[other] = result_name(order)
-        store.publish(staged[other], content)
+    preview = store.publish(result_name(order), picture)
+    staged[f"previews/{item.source.image_id}.png"] = preview.name
     return ImageResult(
         item.source,
         item.spec,
         None,
         mask=name,
         staged=staged,
-        mask_sha256=out.artefact.sha256,
+        mask_sha256=mask.sha256,
         tiles=len(canvas.grid),
         segmenter=canonical({"kind": order.kind, **model.provenance()}),
     )

@@ -96,6 +96,17 @@ class Artefact:
     """Digest of its bytes, in hexadecimal."""
 
 
+def combined_digest(digests: Mapping[str, str]) -> str:
+    """One digest for several files, from their names and digests; of a file alone, its own.
+
+    A file alone has no name, those of a folder have their paths in it.
+    """
+    if digests.keys() == {""}:
+        return digests[""]
+    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URI or local path, and the path inside it. Raises `StoreError` for an
     unknown protocol.
