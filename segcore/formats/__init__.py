@@ -10,17 +10,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from maskloom.segcore.errors import FormatError
-from maskloom.segcore.formats.content import claimed_format, format_by_content, require_kind
+from maskloom.segcore.formats.content import (
+    claimed_format,
+    format_by_content,
+    require_kind,
+    suffix_of,
+)
 from maskloom.segcore.formats.source import StoredFile
-from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.raster.source import list_folder
+from maskloom.segcore.raster.spec import FORMATS, SeriesFormat, StoredFormat
 from maskloom.segcore.registry import import_modules
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from maskloom.segcore.raster.source import Source
     from maskloom.segcore.raster.spec import RasterSpec, Reader
 
 import_modules(__name__)
 
-__all__ = ["describe", "format_of", "open_image", "suffixes"]
+__all__ = [
+    "describe",
+    "describe_source",
+    "folder_suffixes",
+    "format_of",
+    "format_of_folder",
+    "image_folders",
+    "open_image",
+    "open_stored",
+    "suffix_of",
+    "suffixes",
+]
 
 
 def suffixes(name: str) -> tuple[str, ...]:
@@ -43,8 +63,57 @@ def format_of(location: str, head: bytes, explicit: str | None = None) -> str:
     return explicit
 
 
+def folder_suffixes() -> tuple[str, ...]:
+    """Suffixes of folders that may be one image."""
+    return tuple(
+        suffix
+        for image_format in FORMATS.values()
+        for kind in image_format.kinds
+        if kind.markers
+        for suffix in kind.suffixes
+    )
+
+
+def format_of_folder(location: str, names: Iterable[str], explicit: str | None = None) -> str:
+    """The name of the format of a folder that is one image; `names` are those of the files directly
+    in it. Raises `FormatError` where no format, or not the named one, finds its marker.
+    """
+    held = set(names)
+    for name, image_format in FORMATS.items():
+        if explicit in (None, name) and any(
+            held.intersection(kind.markers) for kind in image_format.kinds
+        ):
+            return name
+    raise FormatError(
+        f"{location} is a folder that {'no format' if explicit is None else repr(explicit)} reads "
+        "as one image. Name the files in it, or leave it out of `inputs`."
+    )
+
+
+def image_folders(paths: Iterable[str]) -> dict[str, list[str]]:
+    """The folders among these paths of files that are one image each, with their files; none of
+    them holds another.
+    """
+    markers = {
+        marker
+        for image_format in FORMATS.values()
+        for kind in image_format.kinds
+        for marker in kind.markers
+    }
+    paths = list(paths)
+    marked = {
+        folder for folder, _, name in (path.rpartition("/") for path in paths) if name in markers
+    }
+    folders: dict[str, list[str]] = {}
+    for path in paths if marked else ():
+        outermost = [folder for folder in _folders_around(path) if folder in marked][-1:]
+        if outermost:
+            folders.setdefault(outermost[0], []).append(path)
+    return folders
+
+
 def describe(location: str, version: str = "", explicit: str | None = None) -> RasterSpec:
-    """The header of the image at a location, whichever its format; `explicit` as in `format_of`.
+    """The header of the image in a file, whichever its format; `explicit` as in `format_of`.
 
     Raises `FormatError`, and `Unavailable` where the store fails.
     """
@@ -52,6 +121,45 @@ def describe(location: str, version: str = "", explicit: str | None = None) -> R
     return FORMATS[name].describe(location, version)
 
 
+def describe_source(source: Source, version: str, explicit: str | None = None) -> RasterSpec:
+    """The header of a source: a file, a folder or a series. `explicit` as in `format_of`.
+
+    Raises `FormatError`, `Unavailable` where the store fails, and `FileNotFoundError`.
+    """
+    if source.is_folder:
+        below = len(source.uri) + 1
+        names = (each.uri[below:] for each in list_folder(source.uri))
+        name = format_of_folder(source.uri, names, explicit)
+        return FORMATS[name].describe(source.uri, version)
+    if not source.members:
+        return describe(source.uri, version, explicit)
+    first, *_ = files = [each.uri for each in source.members]
+    name = format_of(first, StoredFile.of(first).head(), explicit)
+    image_format = FORMATS[name]
+    if not isinstance(image_format, SeriesFormat):
+        raise FormatError(
+            f"The format {name!r} reads one file at a time; {source.uri} is a series of "
+            f"{len(files)} files. Leave `format` out of the recipe."
+        )
+    return image_format.describe_series(source.uri, files, version)
+
+
 def open_image(spec: RasterSpec) -> Reader:
     """Open an image that was described; use as a context manager. Raises `ReadError`."""
     return FORMATS[spec.format].open(spec)
+
+
+def open_stored(spec: RasterSpec) -> Reader:
+    """Open an image for its numbers as stored, as masks are compared; see `StoredFormat`."""
+    image_format = FORMATS[spec.format]
+    return (
+        image_format.open_stored(spec)
+        if isinstance(image_format, StoredFormat)
+        else image_format.open(spec)
+    )
+
+
+def _folders_around(path: str) -> Iterator[str]:
+    """The folders that a path is in, the innermost first."""
+    while path := path.rpartition("/")[0]:
+        yield path

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
     from maskloom.segcore.geometry import Box, Shape
+    from maskloom.segcore.raster.spec import Reader
 
 _PNG_SIGNATURE_SIZE = 8
 _PNG_CHUNK_FRAME = 12
@@ -156,6 +157,21 @@ class Picture:
             turn(pixels, header.orientation),
             None if valid is None else turn(valid, header.orientation),
         )
+
+    def open_stored(self, spec: RasterSpec) -> Reader:
+        """Decode the picture to indices and unspread grey; see `StoredFormat.open_stored`."""
+        source = StoredFile.of(spec.location)
+        head = source.head()
+        kind = require_kind(spec.location, head, "picture")
+        content = source.read()
+        image = _opened(spec.location, io.BytesIO(content), kind)
+        depth = head[24] if kind == "PNG" else 8
+        if image.mode not in ("P", "1") and (image.mode != "L" or depth == 8):
+            return self.open(spec)
+        if kind == "PNG":
+            _essential_chunks(spec.location, content)
+        levels = {"P": 256, "1": 2}.get(image.mode, 2**depth)
+        return _stored(spec.location, image, 255 // (levels - 1))
 
 
 FORMATS.register("picture")(Picture())
@@ -287,6 +303,27 @@ def _convert(image: ImageFile) -> Any:
         image.load()
         return image
     return image.convert("RGB")
+
+
+def _stored(location: str, image: ImageFile, step: int) -> PictureReader:
+    """The numbers that a picture of indices or few grey levels holds; PIL gives `step` times as
+    much.
+    """
+    orientation = picture_orientation(image.info)
+    try:
+        values = np.asarray(image.convert("L") if image.mode == "1" else image) // np.uint8(step)
+    except _broken() as error:
+        raise ReadError(
+            f"The pixels of {location} cannot be decoded: {error}. Copy the file again."
+        ) from error
+    transparent = image.info.get("transparency")
+    hidden = np.zeros(256, np.bool_)
+    if isinstance(transparent, bytes):
+        hidden[: len(transparent)] = np.frombuffer(transparent, np.uint8) == 0
+    elif isinstance(transparent, int):
+        hidden[transparent] = True
+    valid = ~hidden[values]
+    return PictureReader(turn(values[..., np.newaxis], orientation), turn(valid, orientation))
 
 
 def _is_transparent(pixels: NDArray[Any], header: _Header) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Box, Shape, Tile
+    from maskloom.segcore.raster.source import Member, Series
 
 Interpretation = Literal["rgb", "bands"]
 
@@ -60,6 +61,8 @@ class RasterSpec:
     space: Space = field(default_factory=Space)
     notes: tuple[str, ...] = ()
     """What users should know of how this file is read, without its name."""
+    files: tuple[str, ...] = ()
+    """URIs of the files of a series, in the order in which its format reads them."""
 
     @property
     def channels(self) -> int:
@@ -201,6 +204,36 @@ class Format(Protocol):
 
     def open(self, spec: RasterSpec) -> Reader:
         """Open the image for reading; use as a context manager. Raises `ReadError`."""
+        ...
+
+
+@runtime_checkable
+class SeriesFormat(Format, Protocol):
+    """A format that makes one image of several files."""
+
+    def group(self, files: Sequence[Member]) -> Sequence[Series]:
+        """The series among files that its suffixes claim; the other files are images alone.
+
+        Files that cannot be read are left alone: they become failed rows when their turn comes.
+        """
+        ...
+
+    def describe_series(self, location: str, files: Sequence[str], version: str) -> RasterSpec:
+        """Read the headers of the files of a series; `RasterSpec.files` keeps them for `open`.
+
+        Raises as `describe`.
+        """
+        ...
+
+
+@runtime_checkable
+class StoredFormat(Format, Protocol):
+    """A format whose `open` may deliver other numbers than the file holds: colours for indices."""
+
+    def open_stored(self, spec: RasterSpec) -> Reader:
+        """Open the image for its numbers as stored: indices of a palette (one band), grey before it
+        is spread over 8 bits, white as 0. Raises as `open`.
+        """
         ...
 
 

@@ -23,7 +23,7 @@ import contextlib
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -125,6 +125,12 @@ class GeoTiff:
                 )
             stack.pop_all()
         return ChannelReader(pages, spec) if apart else pages[1]
+
+    def open_stored(self, spec: RasterSpec) -> Reader:
+        """Open the file for its numbers; see `StoredFormat.open_stored`."""
+        reader = self.open(spec)
+        stored_otherwise = isinstance(reader, TiffReader) and reader.stores_otherwise
+        return cast("TiffReader", reader).as_stored() if stored_otherwise else reader
 
 
 FORMATS.register("tiff")(GeoTiff())
