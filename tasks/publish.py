@@ -239,6 +239,11 @@ class Tables:
         draft.files = {
             name: staged for receipt in receipts for name, staged in receipt.staged.items()
         }
+        draft.folders = frozenset(
+            receipt.mask
+            for receipt in receipts
+            if receipt.mask is not None and receipt.mask not in receipt.staged
+        )
 
     def _write_objects(self, draft: Draft, file: str, receipts: Sequence[ImageResult]) -> None:
         name = f"tables/{Objects.table}/{file}"
