@@ -1,12 +1,24 @@
 """Registries: names to the things that can be added by one file and one decorator (segmenters,
-formats, statistics).
+formats, statistics, networks, clusters).
+
+A registry's package imports all of its modules, so a file dropped into the folder is known by its
+decorator alone. Other distributions add to it by an entry point, whose group is `maskloom.` and the
+name of the package:
+
+    [project.entry-points."maskloom.segmenters"]
+    my_method = "my_package.my_method"
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
 from typing import Generic, TypeVar
+
+from maskloom.segcore.errors import RecipeError
 
 T = TypeVar("T")
 
@@ -54,3 +66,22 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+
+def import_modules(package: str) -> None:
+    """Import all modules directly inside a package, then the plug-ins for it, so that they register
+    what they add.
+
+    Raises `RecipeError` where a plug-in cannot be imported.
+    """
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+    group = f"maskloom.{package.rpartition('.')[2]}"
+    for plugin in entry_points(group=group):
+        try:
+            plugin.load()
+        except Exception as error:
+            raise RecipeError(
+                f"The plug-in {plugin.name!r} ({plugin.value}, group {group}) cannot be imported: "
+                f"{type(error).__name__}: {error}. Update or uninstall its distribution."
+            ) from error

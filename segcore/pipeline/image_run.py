@@ -21,7 +21,7 @@ from maskloom.segcore.figures.preview import (
     preview_stride,
     relabel_preview,
 )
-from maskloom.segcore.formats import mask_format
+from maskloom.segcore.masks import MaskWriter, mask_writer
 from maskloom.segcore.models.protocols import Fitter, Model, ObjectSegmenter, Segmenter
 from maskloom.segcore.objects.components import Components
 from maskloom.segcore.objects.two_pass import (
@@ -36,7 +36,7 @@ from maskloom.segcore.objects.two_pass import (
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.tile_results import Measured, States, TileResults
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
-from maskloom.segcore.raster.spec import Block, RasterSpec, Reader
+from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader
 from maskloom.segcore.statistics.objects.table import (
     BandSums,
     Measures,
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Grid, Tile
-    from maskloom.segcore.raster.spec import Format
     from maskloom.segcore.statistics.objects.options import Objects
 
 
@@ -89,11 +88,6 @@ class ImageRun:
         return self.order.grid(self.spec)
 
     @property
-    def tile_size(self) -> int:
-        """Side of the image's tiles along its last axis."""
-        return self.grid.tile[-1]
-
-    @property
     def legend(self) -> ClassTable:
         """Names and colours of the model's classes."""
         return ClassTable.of(self.model.classes)
@@ -112,9 +106,9 @@ class ImageRun:
         """Whether the values of the mask are ids of objects."""
         return isinstance(self.model, ObjectSegmenter)
 
-    def mask_format(self, count: int) -> Format:
-        """The format of the mask, which may hold `count` objects."""
-        return mask_format(self.spec.format, count if self.draws_objects else 0)
+    def mask_writer(self, count: int) -> MaskWriter:
+        """The writer of the mask, which may hold `count` objects."""
+        return mask_writer(FORMATS[self.spec.format].mask, count if self.draws_objects else 0)
 
     def first(self, reader: Reader, tile: Tile) -> tuple[TileResults, PackedTile | None]:
         """The first pass over a tile."""
@@ -153,7 +147,7 @@ class ImageRun:
             return TileResults(measured=measured)
         preview = PreviewPart.from_bytes(drawn.extra["preview"].tobytes())
         return TileResults(
-            self.mask_format(count).encode(drawn.ids, tile, self.spec, self.tile_size),
+            self.mask_writer(count).encode(drawn.ids, tile, self.spec, self.grid.tile),
             self._count(drawn.classes(self.legend.nodata, self.legend.dtype), tile),
             [relabel_preview(preview, drawn.ids, tile, preview_stride(self.spec.shape))],
             measured,
@@ -187,7 +181,7 @@ class ImageRun:
     def _classified(self, block: Block, classes: NDArray[np.integer]) -> TileResults:
         tile = block.tile
         return TileResults(
-            self.mask_format(0).encode(classes, tile, self.spec, self.tile_size),
+            self.mask_writer(0).encode(classes, tile, self.spec, self.grid.tile),
             self._count(classes, tile),
             [observe_preview(block, classes, preview_stride(self.spec.shape))],
         )

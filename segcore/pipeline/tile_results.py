@@ -15,7 +15,8 @@ from functools import reduce
 from typing import Any
 
 from maskloom.segcore.figures.preview import PreviewPart
-from maskloom.segcore.raster.spec import EncodedBlock
+from maskloom.segcore.geometry import Shape
+from maskloom.segcore.masks.protocol import EncodedBlock
 from maskloom.segcore.statistics.protocol import Statistic
 from maskloom.segcore.storage.store import Sink, Store
 
@@ -49,10 +50,7 @@ class TileResults:
         header = json.dumps(
             {
                 "states": self.states,
-                "pieces": [
-                    (piece.level, piece.row, piece.column, len(piece.payload))
-                    for piece in self.pieces
-                ],
+                "pieces": [(piece.level, piece.index, len(piece.payload)) for piece in self.pieces],
                 "previews": [len(preview) for preview in previews],
                 "measured": [len(blob) for blob in measured],
                 "seconds": seconds,
@@ -70,8 +68,8 @@ class StagedResults:
 
     name: str
     states: States
-    index: list[tuple[int, int, int, int]]
-    """Level, row, column and bytes of each piece, in the order of their payloads."""
+    index: list[tuple[int, Shape, int]]
+    """Level, index and bytes of each piece, in the order of their payloads."""
     previews: list[PreviewPart]
     measured: list[int]
     """Bytes of the measures."""
@@ -100,8 +98,8 @@ class StagedResults:
         """Read its pieces one after the other."""
         with store.open(self.name) as file:
             file.seek(self.offset + sum(self.measured))
-            for level, row, column, size in self.index:
-                yield EncodedBlock(level, row, column, file.read(size))
+            for level, index, size in self.index:
+                yield EncodedBlock(level, tuple(index), file.read(size))
 
     def measures(self, store: Store) -> Iterator[Measured]:
         """Read its measures one tile after the other."""

@@ -1,10 +1,7 @@
-"""Plain builders of keras models. Importing this package registers the recipes of all networks,
-without keras.
+"""Architectures of networks, one file or folder each. Importing this package registers their
+recipes, without keras.
 """
 
-from __future__ import annotations
+from maskloom.segcore.registry import import_modules
 
-from maskloom.segcore.deep.networks import recipes
-from maskloom.segcore.deep.networks.mask_rcnn import recipe as mask_rcnn
-
-__all__ = ["mask_rcnn", "recipes"]
+import_modules(__name__)

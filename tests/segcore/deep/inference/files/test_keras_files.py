@@ -20,7 +20,8 @@ from maskloom.segcore.deep.inference.files.keras_config import checked_config
 from maskloom.segcore.deep.inference.files.keras_files import check_variables, load_keras
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.inference.runtime import import_keras
-from maskloom.segcore.deep.networks.recipes import Fcn, Unet
+from maskloom.segcore.deep.networks.fcn import Fcn
+from maskloom.segcore.deep.networks.unet import Unet
 from maskloom.segcore.errors import WeightsError
 
 keras = import_keras()
