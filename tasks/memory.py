@@ -105,9 +105,9 @@ def _fits(item: PlannedImage, available: int) -> bool:
 
 def _refused(item: PlannedImage, available: int) -> PlannedImage:
     assert item.spec is not None
-    height, width = item.spec.shape
+    size = " x ".join(map(str, reversed(item.spec.shape)))
     error = OutOfMemory(
-        f"{item.source.uri} can only be decoded as a whole, and its {width} x {height} pixels "
+        f"{item.source.uri} can only be decoded as a whole, and its {size} pixels "
         "alone take "
         f"{_pixel_bytes(item.spec) / 1e9:.2f} GB; a worker has {available / 1e9:.2f} GB. Raise "
         "cluster.memory, lower cluster.workers, "
