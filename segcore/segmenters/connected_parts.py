@@ -168,9 +168,9 @@ class ConnectedPartsModel:
         class_of[0] = 0
         return replace(fragments, class_of=class_of)
 
-    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> list[Equivalences]:
+    def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
         """Parts that meet over seams are one."""
-        groupings = self.rule.join(grid, seams)
+        groupings = self.rule.join(grid, boundaries)
         return [
             replace(
                 each,

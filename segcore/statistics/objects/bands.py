@@ -10,13 +10,14 @@ it is NaN there is neither.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maskloom.segcore.statistics.objects.int96 import as_integers, as_wide, carried
+from maskloom.segcore.storage.packing import packable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _SAFE = 2.0**62
 
 
+@packable
 @dataclass(frozen=True, slots=True, eq=False)
 class BandSums:
     """Sums of the band values of objects, one row an object."""
@@ -75,15 +77,6 @@ class BandSums:
         return BandSums.concatenate([self, other]).sum_by(
             np.tile(np.arange(len(self)), 2), len(self)
         )
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Its arrays by name, for storage."""
-        return {"pixels": self.pixels, "sums": self.sums, "squares": self.squares}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> BandSums:
-        """What `to_arrays` gave."""
-        return cls(arrays["pixels"], arrays["sums"], arrays["squares"])
 
     def mean(self) -> NDArray[np.float64]:
         """(n, channels) means; NaN where there is no pixel."""

@@ -7,16 +7,16 @@ with other corners come together, and are kept as wide integers where 64 bits ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskloom.segcore.statistics.objects.bands import BandSums
 from maskloom.segcore.statistics.objects.int96 import carried, product
 from maskloom.segcore.statistics.objects.polygons import Outlines
-from maskloom.segcore.storage.packing import pack, unpack
+from maskloom.segcore.storage.packing import packable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _PARTS = ("bands", "outlines")
 
 
+@packable
 @dataclass(frozen=True, slots=True, eq=False)
 class Measures:
     """What is known of objects, or of parts of them, one row each; no object twice."""
@@ -90,26 +91,6 @@ class Measures:
         new = np.diff(rows.object_id, prepend=-1) != 0
         return rows if new.all() else _added(rows, new)
 
-    def to_bytes(self) -> bytes:
-        """A compact form for storage."""
-        arrays = {name: getattr(self, name) for name in _columns()}
-        for part in _PARTS:
-            arrays |= {
-                f"{part}.{name}": array for name, array in getattr(self, part).to_arrays().items()
-            }
-        return pack(arrays)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Measures:
-        """What `to_bytes` gave."""
-        arrays = unpack(data)
-        columns = {name: arrays[name] for name in _columns()}
-        bands, outlines = (
-            BandSums.from_arrays(_below("bands", arrays)),
-            Outlines.from_arrays(_below("outlines", arrays)),
-        )
-        return cls(**columns, bands=bands, outlines=outlines)
-
 
 def _added(rows: Measures, new: NDArray[np.bool_]) -> Measures:
     """Rows added to the last `new` row before them."""
@@ -156,11 +137,3 @@ def _from_corner(measures: Measures, corner: Integers) -> tuple[Integers, Intege
 def _columns() -> list[str]:
     """Fields that hold an array a row."""
     return [name for name in Measures.__slots__ if name not in _PARTS]
-
-
-def _below(part: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {
-        name.removeprefix(f"{part}."): array
-        for name, array in arrays.items()
-        if name.startswith(f"{part}.")
-    }
