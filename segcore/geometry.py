@@ -235,6 +235,15 @@ class Tiling:
         return str(self.side) if isinstance(self.side, int) else "x".join(map(str, self.side))
 
 
+def in_rows(array: Any, axes: int = 2) -> Any:
+    """The planes of a volume one below the other, for loops over rows: (z, y, x) as (z * y, x), and
+    with three `axes` (z, y, x, band) as (z * y, x, band). Arrays of images stay as they are.
+
+    No copy where the array is contiguous.
+    """
+    return array.reshape(-1, *array.shape[1 - axes :])
+
+
 def middle(shape: Shape, pixels: int) -> Box:
     """The middle of a raster, of at most about so many pixels and the raster's proportions; the
     whole where it is smaller.

@@ -154,7 +154,7 @@ def _rows(measures: Measures, spec: RasterSpec, names: tuple[str, ...], bands: i
     columns["class_name"] = pa.array(names, pa.string()).take(pa.array(measures.class_id))
     columns["score"] = _known(measures.score)
     columns["pixel_count"], columns["area"] = measures.pixels, _in_units(measures, spec)
-    columns["area_unit"] = pa.repeat(spec.space.area_unit, rows)
+    columns["area_unit"] = pa.repeat(spec.space.unit, rows)
     # Not as a matrix product, which rounds a row as its neighbours let it.
     straight, diagonal, bent = measures.border.T
     columns["perimeter"] = straight + diagonal * np.sqrt(2) + bent * ((1 + np.sqrt(2)) / 2)
@@ -274,7 +274,7 @@ def _areas(objects: TileObjects, labels: NDArray[np.uint32]) -> Integers:
 
 def _in_units(measures: Measures, spec: RasterSpec) -> Floats:
     """Areas in the unit of the space."""
-    cell = spec.cell_area(Box((0, 0), (1, 1)))
+    cell = spec.space.cell_size(Box.whole((1,) * len(spec.shape)), spec.shape)
     if isinstance(cell, float):
         return np.asarray(measures.pixels * cell, np.float64)
     return as_floats(measures.area) / quanta_in_unit(spec.space)

@@ -161,7 +161,7 @@ def test_areas_are_those_of_the_pixels_under_any_tiling(epsg: str) -> None:
         else (300.0, 40.0, 499980.0, 40.0, -300.0, 5300040.0)
     )
     image = ObjectImage(ids, pixels_for(ids, "uint8", generator), Space(affine, wkt(epsg)))
-    cells = np.broadcast_to(image.space.cell_area(Box.whole(ids.shape)), ids.shape)
+    cells = np.broadcast_to(image.space.cell_size(Box.whole(ids.shape), ids.shape), ids.shape)
     whole = image.table()
 
     assert whole.column("area").to_pylist() == pytest.approx(
