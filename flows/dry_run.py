@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
-from maskloom.flows.recipes.run import SCHEDULE_NOTE, TABLES, RunRecipe
+from maskloom.flows.recipes.run import SCHEDULE_NOTE, RunRecipe
 from maskloom.flows.recipes.schemas import help_of
 from maskloom.flows.segment import take_inventory
 from maskloom.flows.terminal import count, failure
@@ -81,7 +81,7 @@ def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:
             for name, item in FORMATS.items()
         )
         return "\n".join(lines)
-    registry: Mapping[str, Any] = SEGMENTERS if what == "segmenters" else TABLES
+    registry: Mapping[str, Any] = SEGMENTERS if what == "segmenters" else STATISTICS
     return "\n\n".join(_member(name, kind) for name, kind in registry.items())
 
 

@@ -1,6 +1,6 @@
 """Train: a training recipe in, a model with its card out.
 
-The recipe's sections are the dataclasses of `segcore.training` and `segcore.deep.networks.recipes`,
+The recipe's sections are the dataclasses of `segcore.training` and `segcore.deep.networks.recipe`,
 checked as those of run recipes are.
 """
 
@@ -23,7 +23,7 @@ from maskloom.flows.recipes.yaml_files import below, completed, load_document, r
 from maskloom.flows.training_progress import watcher
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.deep.inference.runtime import import_keras
-from maskloom.segcore.deep.networks.recipes import NETWORKS
+from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.storage.addresses import is_web, written

@@ -284,7 +284,7 @@ class TrainingRecipe:
     output: str
     """Folder for the model: an absolute path or fsspec URI."""
     kind: str
-    """Name of the network in `segcore.deep.networks.recipes.NETWORKS`."""
+    """Name of the network in `segcore.deep.networks.recipe.NETWORKS`."""
     network: Any
     """The network's recipe."""
     classes: tuple[str, ...]

@@ -29,7 +29,7 @@ from maskloom.segcore.deep.inference.engines.protocol import Choice
 from maskloom.segcore.deep.inference.engines.selection import available_engines, choose, labels_of
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.inference.runtime import import_keras
-from maskloom.segcore.deep.networks.recipes import Unet
+from maskloom.segcore.deep.networks.unet import Unet
 
 FORMS = {
     "small": Unet(width=16, depth=4, normalisation="batch"),

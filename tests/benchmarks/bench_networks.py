@@ -62,7 +62,7 @@ def main() -> None:
     from maskloom.segcore.deep.inference.engines.protocol import Choice
     from maskloom.segcore.deep.inference.files.examine import card_of_model
     from maskloom.segcore.deep.inference.files.weights import Weights
-    from maskloom.segcore.deep.networks.recipes import NETWORKS
+    from maskloom.segcore.deep.networks.recipe import NETWORKS
     from maskloom.segcore.pipeline.worker import prepare_process
     from maskloom.tasks.fanout.dask import LocalCluster, open_fanout
 

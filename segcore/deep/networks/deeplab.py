@@ -14,27 +14,91 @@ convolution of maps side by side is the sum of 1x1 convolutions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import keras
-from keras import layers
-
-from maskloom.segcore.deep.networks.backbones import Unit, normalised, resnet
-from maskloom.segcore.deep.networks.upsampling import Upsampling
+from maskloom.segcore.deep.networks.recipe import (
+    NETWORKS,
+    check_choice,
+    check_counts,
+    check_width,
+)
 
 if TYPE_CHECKING:
-    from maskloom.segcore.deep.networks.recipes import Deeplab
+    import keras
 
 Tensor = Any
+DeeplabBackbone = Literal["resnet18", "resnet50"]
+ScaleNormalisation = Literal["batch", "group"]
+ImagePooling = Literal["none", "whole_image"]
 _LOW_STRIDE = 4
 # The rates of a recipe are those at output stride 16.
 _RATES_AT = 16
+
+
+@NETWORKS.register("deeplab")
+@dataclass(frozen=True, slots=True)
+class Deeplab:
+    """DeepLab v3+ (Chen 2018). Heights and widths are multiples of `output_stride`."""
+
+    backbone: DeeplabBackbone = "resnet50"
+    """What makes the maps; weights start at random."""
+    output_stride: Literal[8, 16] = 16
+    """Pixels of the image for one pixel of the deepest maps. 8 sees finer and takes about three
+    times the work.
+    """
+    rates: tuple[int, ...] = (6, 12, 18)
+    """Dilations of the pyramid's convolutions at output stride 16 (twice as much at 8): the last
+    one looks rate * 16 pixels far.
+    """
+    image_pooling: ImagePooling = "none"
+    """`whole_image`, as published, adds the mean over the whole image: the result then depends on
+    the tiling.
+    """
+    width: int = 64
+    """Channels of the backbone's first stage, 64 in the papers; the pyramid has four times as many.
+    8 trains in minutes on two cores.
+    """
+    normalisation: ScaleNormalisation = "batch"
+    """`group` suits small batches, but its means span the whole image: tiles then change the
+    result.
+    """
+
+    def __post_init__(self) -> None:
+        check_choice("backbone", self.backbone, get_args(DeeplabBackbone))
+        if self.output_stride not in (8, 16):
+            raise ValueError(f"output_stride: expected 8 or 16; got {self.output_stride}")
+        if (
+            not self.rates
+            or len(set(self.rates)) < len(self.rates)
+            or not all(1 <= rate <= 64 for rate in self.rates)
+        ):
+            raise ValueError(
+                "rates: expected different numbers from 1 to 64, at least one; got "
+                f"{list(self.rates)}"
+            )
+        check_choice("image_pooling", self.image_pooling, get_args(ImagePooling))
+        check_width(self.width)
+        check_choice("normalisation", self.normalisation, get_args(ScaleNormalisation))
+
+    def build(self, channels: int, classes: int) -> keras.Model:
+        """(image, y, x, `channels`) float32 to class probabilities (image, y, x, `classes`)
+        float32.
+        """
+        check_counts(channels, classes)
+        return deeplab(self, channels, classes)
 
 
 def deeplab(form: Deeplab, channels: int, classes: int) -> keras.Model:
     """The network: (image, y, x, `channels`) float32 to class probabilities (image, y, x,
     `classes`) float32.
     """
+    import keras
+    from keras import layers
+
+    from maskloom.segcore.deep.networks.layers.backbones import Unit, resnet
+    from maskloom.segcore.deep.networks.layers.upsampling import Upsampling
+
     inputs = keras.Input((None, None, channels), name="image")
     low, *_, deep = resnet(
         inputs, form.backbone, form.width, form.normalisation, form.output_stride
@@ -56,6 +120,10 @@ def _pyramid(x: Tensor, form: Deeplab) -> Tensor:
     """ASPP: a 1x1 convolution and dilated 3x3 convolutions side by side, projected to as many
     channels as each has.
     """
+    from keras import layers
+
+    from maskloom.segcore.deep.networks.layers.backbones import Unit, normalised
+
     filters = 4 * form.width
     branches = [Unit(filters, 1, normalisation=form.normalisation)(x, "aspp_point")]
     branches += [
@@ -79,6 +147,10 @@ def _separable(x: Tensor, form: Deeplab, rate: int, name: str) -> Tensor:
     """A dilated 3x3 convolution of each channel by itself, then a 1x1 convolution across
     channels.
     """
+    from keras import layers
+
+    from maskloom.segcore.deep.networks.layers.backbones import Unit, normalised
+
     x = layers.DepthwiseConv2D(
         3, padding="same", dilation_rate=rate, use_bias=False, name=f"{name}_depthwise"
     )(x)

@@ -17,21 +17,80 @@ size, a multiple of 2 ** depth.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import keras
-from keras import layers
-
-from maskloom.segcore.deep.networks.upsampling import (
-    MaxPoolingWithPositions,
-    MaxUnpooling,
-    Upsampling,
+from maskloom.segcore.deep.networks.recipe import (
+    NETWORKS,
+    Normalisation,
+    check_choice,
+    check_counts,
+    check_width,
 )
 
 if TYPE_CHECKING:
-    from maskloom.segcore.deep.networks.recipes import Unet
+    import keras
 
 Tensor = Any
+Padding = Literal["same", "valid"]
+UnetUpsampling = Literal["transposed", "nearest", "bilinear", "unpooling", "bed_of_nails"]
+
+
+@NETWORKS.register("unet")
+@dataclass(frozen=True, slots=True)
+class Unet:
+    """U-Net (Ronneberger 2015). Width 64, depth 4, padding valid and no normalisation are the
+    paper's.
+    """
+
+    width: int = 32
+    """Channels of the first level; each level has twice those of the one above. 8 trains in minutes
+    on two cores.
+    """
+    depth: int = 4
+    """Number of poolings. Heights and widths are multiples of 2 ** depth; each level doubles how
+    far the network looks.
+    """
+    padding: Padding = "same"
+    """`same`: the output is as large as the input. `valid`: no made-up pixels; the output lacks a
+    margin (572 gives 388 at depth 4).
+    """
+    normalisation: Normalisation = "none"
+    """`batch` trains faster, `group` with small batches too, but its means span the whole image:
+    tiles then change the result.
+    """
+    upsampling: UnetUpsampling = "transposed"
+    """How the expanding path grows: the paper's transposed convolution, or a fixed way around a 1x1
+    convolution.
+    """
+    output_kernel: int = 1
+    """Side of the last convolution in pixels, odd."""
+    dropout: float = 0.0
+    """Fraction of the deepest features that training leaves out at random."""
+
+    def __post_init__(self) -> None:
+        check_width(self.width)
+        if not 1 <= self.depth <= 8:
+            raise ValueError(f"depth: expected 1 to 8 poolings; got {self.depth}")
+        check_choice("padding", self.padding, get_args(Padding))
+        check_choice("normalisation", self.normalisation, get_args(Normalisation))
+        check_choice("upsampling", self.upsampling, get_args(UnetUpsampling))
+        if not 1 <= self.output_kernel <= 15 or self.output_kernel % 2 == 0:
+            raise ValueError(
+                "output_kernel: expected an odd number of pixels from 1 to 15; got "
+                f"{self.output_kernel}"
+            )
+        if not (math.isfinite(self.dropout) and 0 <= self.dropout < 1):
+            raise ValueError(
+                f"dropout: expected a fraction from 0 to less than 1; got {self.dropout}"
+            )
+
+    def build(self, channels: int, classes: int) -> keras.Model:
+        """(image, y, x, `channels`) float32 to class probabilities (image, y, x, `classes`)
+        float32.
+        """
+        check_counts(channels, classes)
+        return unet(self, channels, classes)
 
 
 def unet(
@@ -42,6 +101,11 @@ def unet(
 
     `size` is the height and width of images, where it is to be fixed.
     """
+    import keras
+    from keras import layers
+
+    from maskloom.segcore.deep.networks.layers.upsampling import MaxPoolingWithPositions
+
     inputs = keras.Input((*size, channels), name="image")
     skips: list[Tensor] = []
     positions: list[Tensor] = []
@@ -72,8 +136,6 @@ def unet_tutorial() -> keras.Model:
     """The form that tutorials build: 572x572x1 to 386x386x2 by an output layer of 3x3 pixels;
     31,031,682 parameters.
     """
-    from maskloom.segcore.deep.networks.recipes import Unet
-
     return unet(Unet(width=64, padding="valid", output_kernel=3), 1, 2, (572, 572))
 
 
@@ -94,6 +156,8 @@ def skip_crop(level: int, depth: int) -> int:
 
 def _block(x: Tensor, form: Unet, level: int, name: str) -> Tensor:
     """Two 3x3 convolutions, each with its normalisation and ReLU."""
+    from keras import layers
+
     filters = form.width << level
     for number in (1, 2):
         plain = form.normalisation == "none"
@@ -117,6 +181,10 @@ def _larger(x: Tensor, form: Unet, level: int, positions: list[Tensor]) -> Tenso
     """Twice the height and width, and the level's channels. `positions` are those of each level's
     pooling, for unpooling.
     """
+    from keras import layers
+
+    from maskloom.segcore.deep.networks.layers.upsampling import MaxUnpooling, Upsampling
+
     filters = form.width << level
     if form.upsampling == "transposed":
         return layers.Conv2DTranspose(
@@ -135,4 +203,6 @@ def _crop(form: Unet, level: int) -> int:
 
 
 def _cropped(x: Tensor, pixels: int, name: str) -> Tensor:
+    from keras import layers
+
     return layers.Cropping2D(pixels, name=name)(x) if pixels else x

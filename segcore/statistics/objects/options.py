@@ -7,7 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from maskloom.segcore.statistics.protocol import STATISTICS
 
+
+@STATISTICS.register("objects")
 @dataclass(frozen=True, slots=True)
 class Objects:
     """Size, place, shape, band values and outline of every object, one row an object."""

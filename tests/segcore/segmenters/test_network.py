@@ -17,7 +17,7 @@ from skimage import data
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
 from maskloom.segcore.deep.inference.files.examine import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
-from maskloom.segcore.deep.networks.recipes import NETWORKS
+from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.models.selection import open_choices, with_choices
 from maskloom.segcore.pipeline.in_memory import segment_scene, settled

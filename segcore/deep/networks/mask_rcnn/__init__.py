@@ -1,1 +1,5 @@
 """Mask R-CNN: backbone, proposals, heads, losses."""
+
+from maskloom.segcore.deep.networks.mask_rcnn.recipe import MaskRcnn
+
+__all__ = ["MaskRcnn"]

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from maskloom.segcore.deep.networks.recipes import NETWORKS
+from maskloom.segcore.deep.networks.recipe import NETWORKS
 
 if TYPE_CHECKING:
     import keras

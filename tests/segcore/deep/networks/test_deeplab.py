@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from maskloom.segcore.deep.networks.recipes import Deeplab
+from maskloom.segcore.deep.networks.deeplab import Deeplab
 
 
 def dilations(model: keras.Model, start: str) -> list[int]:

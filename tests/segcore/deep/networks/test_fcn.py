@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from maskloom.segcore.deep.networks.backbones import resnet, vgg
-from maskloom.segcore.deep.networks.fcn import fcn_tutorial
-from maskloom.segcore.deep.networks.recipes import Fcn
-from maskloom.segcore.deep.networks.upsampling import bilinear
+from maskloom.segcore.deep.networks.fcn import Fcn, fcn_tutorial
+from maskloom.segcore.deep.networks.layers.backbones import resnet, vgg
+from maskloom.segcore.deep.networks.layers.upsampling import bilinear
 
 
 def plain(tensor: object) -> np.ndarray:

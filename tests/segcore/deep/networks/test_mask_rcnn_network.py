@@ -16,7 +16,7 @@ from maskloom.segcore.deep.networks.mask_rcnn.network import MaskRcnnNetwork
 from maskloom.segcore.deep.networks.mask_rcnn.prediction import Finder, detect
 from maskloom.segcore.deep.networks.mask_rcnn.recipe import MaskRcnn
 from maskloom.segcore.deep.networks.mask_rcnn.targets import training_batch
-from maskloom.segcore.deep.networks.recipes import NETWORKS
+from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.geometry import Box
 
 TINY = MaskRcnn(

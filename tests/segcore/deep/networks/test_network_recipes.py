@@ -15,7 +15,10 @@ import pytest
 from keras import ops
 
 import maskloom.segcore.deep.networks
-from maskloom.segcore.deep.networks.recipes import NETWORKS, Deeplab, Fcn, Unet
+from maskloom.segcore.deep.networks.deeplab import Deeplab
+from maskloom.segcore.deep.networks.fcn import Fcn
+from maskloom.segcore.deep.networks.recipe import NETWORKS
+from maskloom.segcore.deep.networks.unet import Unet
 
 # Keras 3.15 turns its variables to arrays in a way that NumPy 2 calls deprecated.
 pytestmark = pytest.mark.filterwarnings(
@@ -240,7 +243,7 @@ def test_recipes_load_no_keras() -> None:
     import sys
 
     code = (
-        "import sys, maskloom.segcore.deep.networks.recipes; print(sorted({'keras', 'tensorflow'} & "
+        "import sys, maskloom.segcore.deep.networks.recipe; print(sorted({'keras', 'tensorflow'} & "
         "set(sys.modules)))"
     )
     assert (

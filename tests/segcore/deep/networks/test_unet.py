@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from maskloom.segcore.deep.networks.recipes import Unet
-from maskloom.segcore.deep.networks.unet import skip_crop, unet, unet_tutorial
+from maskloom.segcore.deep.networks.unet import Unet, skip_crop, unet, unet_tutorial
 
 PAPER = Unet(width=64, padding="valid")
 

@@ -17,8 +17,8 @@ from keras import layers, ops
 from scipy import ndimage, signal
 from skimage.transform import resize
 
-from maskloom.segcore.deep.networks.transposed import BilinearKernel, transposed_size
-from maskloom.segcore.deep.networks.upsampling import (
+from maskloom.segcore.deep.networks.layers.transposed import BilinearKernel, transposed_size
+from maskloom.segcore.deep.networks.layers.upsampling import (
     MaxPoolingWithPositions,
     MaxUnpooling,
     Upsampling,

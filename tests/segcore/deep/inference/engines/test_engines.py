@@ -25,7 +25,7 @@ from maskloom.segcore.deep.inference.layouts import (
     to_network,
 )
 from maskloom.segcore.deep.inference.runtime import import_keras, set_threads
-from maskloom.segcore.deep.networks.recipes import Unet
+from maskloom.segcore.deep.networks.unet import Unet
 from maskloom.segcore.errors import WeightsError
 
 set_threads(1)

@@ -29,7 +29,8 @@ from maskloom.segcore.deep.inference.receptive_field.keras_skeletons import (  #
     reach_of,
     runner,
 )
-from maskloom.segcore.deep.networks.recipes import Fcn, Unet  # noqa: E402
+from maskloom.segcore.deep.networks.fcn import Fcn  # noqa: E402
+from maskloom.segcore.deep.networks.unet import Unet  # noqa: E402
 
 
 def chain(*parts: Any, channels: int = 1) -> Any:

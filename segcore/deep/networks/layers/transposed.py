@@ -56,8 +56,8 @@ class BilinearKernel(keras.initializers.Initializer):  # type: ignore[misc]  # k
 
     For a transposed convolution of stride S whose kernel is 2 S pixels wide (2 S - 1 for odd S),
     padded `same`: the output lies between half-pixel centres as of
-    `segcore.deep.networks.upsampling.bilinear`, but for the border, where zeros stand beyond the
-    image. Long et al. 2015.
+    `segcore.deep.networks.layers.upsampling.bilinear`, but for the border, where zeros stand beyond
+    the image. Long et al. 2015.
     """
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:

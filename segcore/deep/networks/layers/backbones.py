@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from keras import layers
 
 if TYPE_CHECKING:
-    from maskloom.segcore.deep.networks.recipes import Normalisation
+    from maskloom.segcore.deep.networks.recipe import Normalisation
 
 Tensor = Any
 _VGG_CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
