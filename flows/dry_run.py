@@ -17,6 +17,7 @@ from maskloom.flows.terminal import count, failure
 from maskloom.segcore.models.protocols import SEGMENTERS, Fitter
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.segcore.storage.store import configure
 from maskloom.tasks.discover import advice, told
 from maskloom.tasks.fanout.dask import InProcess, memory_of, open_fanout

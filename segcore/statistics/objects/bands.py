@@ -121,13 +121,15 @@ def observe_bands(values: NDArray[np.uint32], pixels: NDArray[Any], count: int) 
     """Sums of the band values of a tile's fragments, `count` + 1 rows of which the first,
     background, stays empty.
 
-    `values` (rows, columns) numbers the fragments of the tile's core from 1 to `count`; `pixels`
-    (rows, columns, channels) covers the core.
+    `values` numbers the fragments of the tile's core, (y, x) or (z, y, x), from 1 to `count`;
+    `pixels` covers the core and has the bands as a last axis.
     """
     from maskloom.segcore.kernels.measures import add_floats, add_integers
 
     counts, shape = np.zeros(count + 1, np.int64), (count + 1, pixels.shape[-1])
-    values = np.ascontiguousarray(values)
+    # Planes of a volume one below the other: what is added does not depend on the axes.
+    values = np.ascontiguousarray(values).reshape(-1, values.shape[-1])
+    pixels = pixels.reshape(*values.shape, pixels.shape[-1])
     if pixels.dtype.kind in "iub" and pixels.dtype.itemsize <= 4:
         sums, squares = np.zeros(shape, np.int64), np.zeros((*shape, 2), np.int64)
         add_integers(values, np.ascontiguousarray(pixels), counts, sums, squares)

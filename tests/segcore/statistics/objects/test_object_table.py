@@ -18,7 +18,7 @@ from maskloom.segcore.geometry import Box, Grid, Tile
 from maskloom.segcore.ground.space import Space
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.statistics.objects.int96 import as_integers, as_wide, carried, product
-from maskloom.segcore.statistics.objects.moments import Measures
+from maskloom.segcore.statistics.objects.measures import Measures
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.objects.table import (
     BandSums,
