@@ -1,4 +1,4 @@
-"""Images of objects in memory, measured under any tiling as the pipeline does it."""
+"""Images and volumes of objects in memory, measured under any tiling as the pipeline does it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ObjectImage:
     ids: np.ndarray
     """Final id of each pixel, 0 background."""
     pixels: np.ndarray
-    """(rows, columns, channels)"""
+    """(y, x, band), or (z, y, x, band)"""
     space: Space = field(default_factory=Space)
 
     @property
@@ -71,9 +71,8 @@ class ObjectImage:
         local = np.zeros(int(self.ids.max(initial=0)) + 1, np.uint32)
         local[object_id] = np.arange(len(object_id))
         # Fragments: an object's pixels of even and odd rows, to have several of one object.
-        fragments = np.where(
-            core > 0, local[core] * 2 - (np.arange(core.shape[0])[:, None] % 2), 0
-        ).astype(np.uint32)
+        rows = np.indices(core.shape)[0]
+        fragments = np.where(core > 0, local[core] * 2 - rows % 2, 0).astype(np.uint32)
         sums = observe_bands(fragments, self.pixels[tile.core.slices], 2 * len(present))
         of_fragment = np.concatenate([[0], np.repeat(np.arange(1, len(object_id)), 2)])
         sums = unpack(BandSums, pack(sums)).sum_by(of_fragment, len(object_id))
@@ -85,7 +84,7 @@ class ObjectImage:
         )
 
     def table(
-        self, tile: tuple[int, int] | None = None, geometry: bool = True, seed: int | None = None
+        self, tile: tuple[int, ...] | None = None, geometry: bool = True, seed: int | None = None
     ) -> pa.Table:
         """The table under a tiling: whole objects finished tile by tile, the others merged, through
         bytes and in any order.

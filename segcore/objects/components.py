@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskloom.segcore.errors import ModelMismatch
 from maskloom.segcore.geometry import Tile
 from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
 from maskloom.segcore.objects.faces import Faces, neighbours
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Grid, Shape
+    from maskloom.segcore.raster.spec import RasterSpec
 
 _HOLE, _NO_DATA, _FIRST_CLASS = 1, 2, 3
 """Codes of `segcore.kernels.joining`."""
@@ -56,6 +58,17 @@ def check_connectivity(connectivity: int, axes: int | None = None) -> None:
         raise ValueError(
             f"connectivity: {connectivity} does not suit {axes} axes; expected one of "
             f"{', '.join(map(str, _REACH.get(axes, ())))}"
+        )
+
+
+def require_connectivity(connectivity: int, spec: RasterSpec) -> None:
+    """Raise `ModelMismatch` unless the image, or the volume, has such a connectivity."""
+    axes = len(spec.shape)
+    if connectivity not in _REACH[axes]:
+        what = "a volume" if axes > min(_REACH) else "an image"
+        raise ModelMismatch(
+            f"connectivity: {connectivity} is not one of {what} such as {spec.location}. Set it to "
+            f"one of {', '.join(map(str, _REACH[axes]))}."
         )
 
 

@@ -27,7 +27,7 @@ from maskloom.segcore.figures.preview import (
 )
 from maskloom.segcore.formats import mask_format
 from maskloom.segcore.models.protocols import Fitter, Model, ObjectSegmenter, Segmenter
-from maskloom.segcore.objects.components import Components
+from maskloom.segcore.objects.components import Components, require_connectivity
 from maskloom.segcore.objects.two_pass import (
     ObjectMerger,
     PackedLabels,
@@ -95,6 +95,8 @@ class ImageRun:
         if isinstance(model, Fitter):
             raise TypeError(f"{type(model).__name__} must be fitted first")
         chosen = model.select(spec)
+        if settings.objects is not None and not isinstance(model, ObjectSegmenter):
+            require_connectivity(settings.objects.connectivity, spec)
         # Band means of objects are of all bands, whatever the model looks at.
         read = (
             spec.select(tuple(dict.fromkeys((*spec.bands, *chosen.bands))))
