@@ -14,6 +14,8 @@ from maskloom.flows.recipes.run import SCHEDULE_NOTE, RunRecipe
 from maskloom.flows.recipes.schemas import help_of
 from maskloom.flows.segment import take_inventory
 from maskloom.flows.terminal import count, failure
+from maskloom.segcore import formats
+from maskloom.segcore.masks import MASKS
 from maskloom.segcore.models.protocols import SEGMENTERS, Fitter
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.spec import FORMATS
@@ -76,12 +78,15 @@ def explain(recipe: RunRecipe) -> str:
 def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:
     """The members of a registry with their parameters."""
     if what == "formats":
-        lines = (
-            f"{name}: {_first_line(item)} Suffixes {' '.join(item.suffixes)}; masks "
-            f"{item.mask_suffix}"
+        readers = (
+            f"  {name}: {_first_line(item)} Suffixes {' '.join(formats.suffixes(name))}; masks by "
+            f"{item.mask}"
             for name, item in FORMATS.items()
         )
-        return "\n".join(lines)
+        writers = (
+            f"  {name}: {_first_line(item)} Suffix {item.suffix}" for name, item in MASKS.items()
+        )
+        return "\n".join(("Readers of images", *readers, "", "Writers of masks", *writers))
     registry: Mapping[str, Any] = SEGMENTERS if what == "segmenters" else STATISTICS
     return "\n\n".join(_member(name, kind) for name, kind in registry.items())
 
@@ -92,6 +97,8 @@ def _member(name: str, kind: Any) -> str:
     lines = [f"{name}: {_first_line(kind)}{exactness}"]
     if hasattr(kind, "units"):
         lines.append(f"  Change of units, x -> a x + b with a > 0: {kind.units}.")
+    if hasattr(kind, "volumes"):
+        lines.append(f"  Volumes: {kind.volumes}.")
     for field in dataclasses.fields(kind):
         default = (
             field.default_factory()

@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
+from maskloom.segcore.raster.source import Source, version_now
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import Statistic
 from maskloom.segcore.storage.records import read_table
-from maskloom.segcore.storage.store import Store, current_version
+from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Committed, Ledger
 from maskloom.tasks.commits.log import IMAGES, Draft
 from maskloom.tasks.object_files import KEYS, ROW_GROUP, ObjectFile
@@ -208,7 +209,7 @@ class Tables:
         if row.fingerprint != self.plan.fingerprint:
             return True
         # The file has changed between the listings of two runs. What is right is what it is now.
-        return _version_now(source.uri) == source.version
+        return _version_now(source) == source.version
 
     def _fill(self, draft: Draft, shard: Shard, receipts: Sequence[ImageResult]) -> None:
         groups: dict[str, list[ImageResult]] = {}
@@ -239,6 +240,11 @@ class Tables:
         draft.files = {
             name: staged for receipt in receipts for name, staged in receipt.staged.items()
         }
+        draft.folders = frozenset(
+            receipt.mask
+            for receipt in receipts
+            if receipt.mask is not None and receipt.mask not in receipt.staged
+        )
 
     def _write_objects(self, draft: Draft, file: str, receipts: Sequence[ImageResult]) -> None:
         name = f"tables/{Objects.table}/{file}"
@@ -350,9 +356,9 @@ def _write(
         )
 
 
-def _version_now(uri: str) -> str | None:
+def _version_now(source: Source) -> str | None:
     try:
-        return current_version(uri)
+        return version_now(source)
     except FileNotFoundError:
         return None
 

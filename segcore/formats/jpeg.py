@@ -12,7 +12,7 @@ import os
 import re
 
 from maskloom.segcore.errors import ReadError
-from maskloom.segcore.formats.gdal_dataset import environment, errors, reason
+from maskloom.segcore.formats.tiff.dataset import environment, errors, reason
 
 _SCALE = 8
 _DAMAGE = re.compile(r"Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG file")

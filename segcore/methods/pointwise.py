@@ -47,7 +47,9 @@ class Scores:
         return len(self.means[0])
 
     def label(self, pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
-        """Classes of a (y, x, band) or (z, y, x, band) array, the first of equals. At most 250."""
+        """Classes of a (y, x, band) or (z, y, x, band) array, the first of equals. At most 250
+        classes.
+        """
         from maskloom.segcore.kernels import pixels as kernels
 
         plain = pixels.view(np.uint8) if pixels.dtype == np.bool_ else pixels

@@ -305,7 +305,8 @@ class SegmenterRecipe(Protocol):
 
 SEGMENTERS: Registry[type[SegmenterRecipe]] = Registry("segmenter", "maskloom.segcore.segmenters")
 """Recipes of segmenters by kind: frozen dataclasses whose fields are the parameters that users set.
-A class variable `units` says what a change of the bands' units may change, for people.
+A class variable `units` says what a change of the bands' units may change, and `volumes` what is
+done with volumes, for people.
 """
 
 MODELS: Registry[type[Model]] = Registry("fitted model", "maskloom.segcore.segmenters")

@@ -25,7 +25,7 @@ from maskloom.segcore.figures.preview import (
     preview_stride,
     relabel_preview,
 )
-from maskloom.segcore.formats import mask_format
+from maskloom.segcore.masks import MaskWriter, mask_writer
 from maskloom.segcore.models.protocols import Fitter, Model, ObjectSegmenter, Segmenter
 from maskloom.segcore.objects.components import Components, require_connectivity
 from maskloom.segcore.objects.two_pass import (
@@ -42,7 +42,7 @@ from maskloom.segcore.objects.two_pass import (
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.tile_results import States, TileResults
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
-from maskloom.segcore.raster.spec import Block, RasterSpec, Reader
+from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader
 from maskloom.segcore.statistics.objects.table import (
     BandSums,
     Measures,
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Grid, Tile
-    from maskloom.segcore.raster.spec import Format
     from maskloom.segcore.statistics.objects.options import Objects
 
 
@@ -111,11 +110,6 @@ class ImageRun:
         return self.settings.grid(self.spec)
 
     @property
-    def tile_size(self) -> int:
-        """Side of the image's tiles along its last axis."""
-        return self.grid.tile[-1]
-
-    @property
     def class_table(self) -> ClassTable:
         """Names and colours of the model's classes."""
         return ClassTable.of(self.model.classes)
@@ -132,9 +126,9 @@ class ImageRun:
         """Whether the values of the mask are ids of objects."""
         return isinstance(self.model, ObjectSegmenter)
 
-    def mask_format(self, count: int) -> Format:
-        """The format of the mask, which may hold `count` objects."""
-        return mask_format(self.spec.format, count if self.has_object_mask else 0)
+    def mask_writer(self, count: int) -> MaskWriter:
+        """The writer of the mask, which may hold `count` objects."""
+        return mask_writer(FORMATS[self.spec.format].mask, count if self.has_object_mask else 0)
 
     def segment_tile(self, reader: Reader, tile: Tile) -> tuple[TileResults, PackedLabels | None]:
         """The first pass over a tile; no labels where the run has no objects."""
@@ -183,7 +177,7 @@ class ImageRun:
             stride = preview_stride(self.spec.shape)
             previews = [] if summary.preview is None else [summary.preview]
             results = TileResults(
-                self.mask_format(count).encode(found.ids, tile, self.spec, self.tile_size),
+                self.mask_writer(count).encode(found.ids, tile, self.spec, self.grid.tile),
                 self._count(classes, tile),
                 [
                     relabel_preview(each, found.ids, tile, self.spec.shape, stride)
@@ -224,7 +218,7 @@ class ImageRun:
     def _classified(self, block: Block, classes: NDArray[np.integer]) -> TileResults:
         tile = block.tile
         return TileResults(
-            self.mask_format(0).encode(classes, tile, self.spec, self.tile_size),
+            self.mask_writer(0).encode(classes, tile, self.spec, self.grid.tile),
             self._count(classes, tile),
             self._preview(block, classes),
         )

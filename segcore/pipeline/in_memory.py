@@ -15,7 +15,7 @@ import numpy as np
 from maskloom.segcore.fold import observe_all
 from maskloom.segcore.geometry import Box, Grid, Tile, Tiling, middle
 from maskloom.segcore.models.protocols import Chooser, Fitter, Model, ObjectSegmenter
-from maskloom.segcore.models.selection import PROBE_PIXELS, open_choices, with_choices
+from maskloom.segcore.models.selection import open_choices, probe_box, with_choices
 from maskloom.segcore.objects.two_pass import join_tiles, pack_labels, relabel
 from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec
 
@@ -102,7 +102,7 @@ def settled(model: Started, scene: ImageSource) -> Started:
 
 def _choose(chooser: Chooser, scene: ImageSource) -> Mapping[str, Any]:
     spec = chooser.select(scene.spec)
-    box = middle(spec.shape, PROBE_PIXELS)
+    box = probe_box(spec.shape)
     return chooser.choose(scene.block(Tile((0,) * len(box.shape), box, box), spec))
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.figures.preview import PreviewPart
+from maskloom.segcore.masks.protocol import EncodedBlock
 from maskloom.segcore.objects.two_pass import PackedLabels
-from maskloom.segcore.raster.spec import EncodedBlock
 from maskloom.segcore.statistics.protocol import Statistic
 from maskloom.segcore.storage.packing import PackedFile, pack, packable, unpack
 from maskloom.segcore.storage.store import Sink, Store
@@ -34,7 +34,7 @@ class Staged:
 
     states: States
     places: NDArray[np.int64]
-    """(blocks, 3) level, row and column of each block."""
+    """(blocks, 1 + axes) level and index of each block."""
     previews: list[PreviewPart]
     seconds: float
 
@@ -54,10 +54,8 @@ class TileResults:
 
     def stage(self, seconds: float, out: Sink) -> None:
         """Write a file that `StagedResults` reads. `seconds`: time spent on the tiles."""
-        places = [(piece.level, piece.row, piece.column) for piece in self.pieces]
-        front = Staged(
-            self.states, np.array(places, np.int64).reshape(-1, 3), self.previews, seconds
-        )
+        places = np.array([(piece.level, *piece.index) for piece in self.pieces], np.int64)
+        front = Staged(self.states, places, self.previews, seconds)
         PackedFile.write(
             {
                 "front": [pack(front)],
@@ -87,8 +85,8 @@ class StagedResults:
         """Read its blocks of the mask one after the other."""
         payloads = self.file.each(self.store, "blocks")
         for place, payload in zip(self.front.places.tolist(), payloads, strict=True):
-            level, row, column = place
-            yield EncodedBlock(level, row, column, payload)
+            level, *index = place
+            yield EncodedBlock(level, tuple(index), payload)
 
     def rows(self) -> Iterator[bytes]:
         """Read `TileResults.rows` one tile after the other."""

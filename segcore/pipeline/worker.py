@@ -42,10 +42,11 @@ from maskloom.segcore.errors import (
 )
 from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
 from maskloom.segcore.fold import observe_all
-from maskloom.segcore.geometry import Box, Tile, middle
+from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.ground.control import placed_by_fit
+from maskloom.segcore.masks import EncodedBlock
 from maskloom.segcore.models.protocols import FIRST_CLASSES, Fitter, Model, caution_of, concluded
-from maskloom.segcore.models.selection import PROBE_PIXELS
+from maskloom.segcore.models.selection import probe_box
 from maskloom.segcore.objects.numbering import tiles_of_layer
 from maskloom.segcore.objects.rows import rows_in_order
 from maskloom.segcore.objects.two_pass import Relabelling
@@ -74,14 +75,13 @@ from maskloom.segcore.pipeline.tile_results import (
 )
 from maskloom.segcore.processes import limits
 from maskloom.segcore.raster.classes import ClassTable
-from maskloom.segcore.raster.source import ABSENT, Source
-from maskloom.segcore.raster.spec import FORMATS, Block, EncodedBlock, RasterSpec, Reader
+from maskloom.segcore.raster.source import ABSENT, Source, learn_addresses, version_now
+from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.objects.table import Measures
-from maskloom.segcore.storage.addresses import learn
 from maskloom.segcore.storage.canonical import canonical
 from maskloom.segcore.storage.packing import PackedFile, pack, unpack, unpack_table
-from maskloom.segcore.storage.store import Store, configure, current_version, filesystem, is_local
+from maskloom.segcore.storage.store import Store, configure, filesystem, is_local
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -124,7 +124,7 @@ def choose(job: ChooseJob) -> Mapping[str, Any] | None:
     for item in job.items:
         try:
             spec = job.chooser.select(_spec(item))
-            box = middle(spec.shape, PROBE_PIXELS)
+            box = probe_box(spec.shape)
             with _reading(item, spec) as reader:
                 pixels, valid = reader.read(box)
         except ImageError:
@@ -278,30 +278,32 @@ def failed(
 
 
 def _describe(source: Source, job: DescribeJob) -> PlannedImage:
-    learn(source.uri, source.address)
+    learn_addresses(source)
     limits.reading()
     try:
         if source.version == ABSENT:
             raise Missing(f"{source.uri} does not exist. Check its name in `inputs`.")
-        fs, path = filesystem(source.uri)
         with _failures_of(source.uri):
-            if is_local(source.uri) and not fs.isfile(path) and fs.exists(path):
-                # A pipe would be waited for until somebody writes into it.
-                raise FormatError(f"{source.uri} is not a regular file. Leave it out of `inputs`.")
-            with fs.open(path, "rb", block_size=4096, cache_type="none") as file:
-                head = file.read(512)
-            version = _version(source.uri)
+            _require_regular_files(source)
+            version = _version(source)
             if is_local(source.uri) and version != source.version:
                 raise _changed(source.uri)
-            chosen = formats.format_of(source.uri, head, job.format)
             # Some stores tell another version of a file when they list a folder: later looks are
             # compared with this one.
-            spec = FORMATS[chosen].describe(source.uri, version)
+            spec = formats.describe_source(source, version, job.format)
             return PlannedImage(
                 source, _fitted_to_ground(spec) if job.ground_control == "affine" else spec
             )
     except ImageError as error:
         return PlannedImage(source, None, Failure.of(error))
+
+
+def _require_regular_files(source: Source) -> None:
+    """Raise `FormatError` for a pipe: opening it would wait until somebody writes into it."""
+    for uri in () if source.is_folder else [each.uri for each in source.members] or [source.uri]:
+        fs, path = filesystem(uri)
+        if is_local(uri) and not fs.isfile(path) and fs.exists(path):
+            raise FormatError(f"{uri} is not a regular file. Leave it out of `inputs`.")
 
 
 def _fitted_to_ground(spec: RasterSpec) -> RasterSpec:
@@ -372,31 +374,23 @@ def _stage_results(
     count: int,
 ) -> ImageResult:
     """Stage mask and preview of an image for the commit; `count` is the number of its objects."""
-    order, model, spec, legend = run.settings, run.model, run.spec, run.class_table
-    store, image_format = Store(order.output), run.mask_format(count)
-    name = f"masks/{item.source.image_id}{image_format.mask_suffix}"
-    staged = {name: result_name(order)}
-    with store.writing(staged[name]) as out:
-        image_format.assemble(pieces, spec, legend, out, run.tile_size)
-    # A side-car names classes; the values of a mask of objects are ids.
-    sidecars = {} if run.has_object_mask else image_format.sidecars(legend)
+    order, model, spec, classes = run.settings, run.model, run.spec, run.class_table
+    store, writer = Store(order.output), run.mask_writer(count)
+    name = f"masks/{item.source.image_id}{writer.suffix}"
+    mask = writer.publish(store, result_name(order), pieces, spec, classes, run.grid.tile)
+    staged = {name + ending: artefact.name for ending, artefact in mask.files.items()}
     picture = render_preview(
-        previews, spec.shape, spec.interpretation, legend, preview_stride(spec.shape)
+        previews, spec.shape, spec.interpretation, classes, preview_stride(spec.shape)
     )
-    others = {
-        **{name + suffix: content for suffix, content in sidecars.items()},
-        f"previews/{item.source.image_id}.png": picture,
-    }
-    for other, content in others.items():
-        staged[other] = result_name(order)
-        store.publish(staged[other], content)
+    preview = store.publish(result_name(order), picture)
+    staged[f"previews/{item.source.image_id}.png"] = preview.name
     return ImageResult(
         item.source,
         item.spec,
         None,
         mask=name,
         staged=staged,
-        mask_sha256=out.artefact.sha256,
+        mask_sha256=mask.sha256,
         tiles=len(run.grid),
         segmenter=canonical({"kind": order.kind, **model.provenance()}),
     )
@@ -455,20 +449,20 @@ def _reading(item: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
     """The image opened with the bands of `spec`. Raises `SourceChanged` unless it is the planned
     one before and after it is read.
     """
-    learn(item.source.uri, item.source.address)
+    learn_addresses(item.source)
     planned = _spec(item)
     with _failures_of(planned.location):
         limits.reading(prod(planned.chunks))
-        _require_unchanged(planned)
+        _require_unchanged(item)
         try:
             with FORMATS[spec.format].open(spec) as reader:
                 yield _Steps(reader, prod(planned.chunks))
         except ImageError:
             # What made no sense may have been parts of two files.
-            _require_unchanged(planned)
+            _require_unchanged(item)
             raise
         limits.reading()
-        _require_unchanged(planned)
+        _require_unchanged(item)
     limits.working(planned.pixels)
 
 
@@ -499,14 +493,14 @@ class _Steps:
         return block
 
 
-def _require_unchanged(planned: RasterSpec) -> None:
-    if _version(planned.location) != planned.version:
-        raise _changed(planned.location)
+def _require_unchanged(item: PlannedImage) -> None:
+    if _version(item.source) != _spec(item).version:
+        raise _changed(item.source.uri)
 
 
-def _version(uri: str) -> str:
+def _version(source: Source) -> str:
     try:
-        return current_version(uri)
+        return version_now(source)
     except StoreError as error:
         raise Unavailable(str(error)) from error
 

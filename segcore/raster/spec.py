@@ -1,21 +1,16 @@
-"""Rasters: what their headers tell, what a segmenter sees of them, and how formats are read and
-written.
+"""Rasters: metadata from image headers, the input of segmenters, and how formats are read.
 
-A `Format` turns a location into a `RasterSpec` (header only), a spec into a `Reader` (pixels of any
-box), and the labels of tiles into a mask file. Readers convert at the edge and nobody else does:
-pixels come channel-last, `valid` is True where there is data (NumPy's masked arrays have it the
-other way round).
-
-A mask is written in two steps so that many processes can work on one file. `Format.encode` turns
-the labels of one tile into finished, compressed `EncodedBlock`s, wherever the tile was segmented;
-`Format.assemble` puts the pieces of all tiles into one file without seeing a whole image.
+A `Format` turns a location into a `RasterSpec` (header only), and a spec into a `Reader` (pixels of
+any box). Readers convert at the edge and nobody else does: pixels come channel-last, `valid` is
+True where there is data (NumPy's masked arrays have it the other way round). Masks are written by
+`segcore.masks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,8 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Box, Shape, Tile
-    from maskloom.segcore.raster.classes import ClassTable
-    from maskloom.segcore.storage.store import Sink
+    from maskloom.segcore.raster.source import Member, Series
 
 Interpretation = Literal["rgb", "bands"]
 
@@ -67,6 +61,8 @@ class RasterSpec:
     space: Space = field(default_factory=Space)
     notes: tuple[str, ...] = ()
     """What users should know of how this file is read, without its name."""
+    files: tuple[str, ...] = ()
+    """URIs of the files of a series, in the order in which its format reads them."""
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.space.axes):
@@ -179,34 +175,34 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedBlock:
-    """A finished part of a mask file, and where it belongs."""
+class FileKind:
+    """A kind of content that a format reads, and how it is recognised."""
 
-    level: int
-    """0: full resolution; each further level halves it."""
-    row: int
-    column: int
-    """Position among the blocks of its level."""
-    payload: bytes
-    """Compressed labels, as the format wants them in its file."""
+    name: str
+    """As messages call it: `TIFF`. Content in gzip is called `NIfTI in gzip`."""
+    suffixes: tuple[str, ...] = ()
+    """Lower-case suffixes that claim this content, each with its dot: `.tif`, `.nii.gz`."""
+    signatures: tuple[tuple[int, bytes], ...] = ()
+    """Offset and value of bytes in such files; one of them suffices. Content in gzip needs none:
+    the kind inside has them.
+    """
+    markers: tuple[str, ...] = ()
+    """Names of files that make the folder around them one image; one of them suffices. Empty for
+    content of files.
+    """
 
 
 class Format(Protocol):
-    """A file format for images, and the kind of mask that its images get."""
+    """A format of images: one file in `segcore/formats`, registered in `FORMATS`."""
 
     @property
-    def suffixes(self) -> tuple[str, ...]:
-        """Lower-case suffixes that folders are searched for, each with its dot."""
+    def kinds(self) -> tuple[FileKind, ...]:
+        """What it reads. Of each kind, the first suffix is the one that messages propose."""
         ...
 
     @property
-    def mask_suffix(self) -> str:
-        """Suffix of the masks of such images, with its dot."""
-        ...
-
-    @property
-    def most_objects(self) -> int:
-        """Objects that a mask of this format can number."""
+    def mask(self) -> str:
+        """Name in `MASKS` of the writer of the masks of such images."""
         ...
 
     def describe(self, location: str, version: str) -> RasterSpec:
@@ -219,32 +215,36 @@ class Format(Protocol):
         """Open the image for reading; use as a context manager. Raises `ReadError`."""
         ...
 
-    def encode(
-        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
-    ) -> list[EncodedBlock]:
-        """The finished pieces of the mask that lie in the core of one tile.
 
-        `labels` covers the core. Cores start at multiples of `tile_size`, which is a power of two
-        below 256 or a multiple of 256, so no piece ever belongs to two tiles.
+@runtime_checkable
+class SeriesFormat(Format, Protocol):
+    """A format that makes one image of several files."""
+
+    def group(self, files: Sequence[Member]) -> Sequence[Series]:
+        """The series among files that its suffixes claim; the other files are images alone.
+
+        Files that cannot be read are left alone: they become failed rows when their turn comes.
         """
         ...
 
-    def assemble(
-        self,
-        pieces: Iterable[EncodedBlock],
-        spec: RasterSpec,
-        legend: ClassTable,
-        out: Sink,
-        tile_size: int,
-    ) -> None:
-        """Write the mask file of the whole image from the pieces of all its tiles, given in any
-        order.
+    def describe_series(self, location: str, files: Sequence[str], version: str) -> RasterSpec:
+        """Read the headers of the files of a series; `RasterSpec.files` keeps them for `open`.
+
+        Raises as `describe`.
         """
         ...
 
-    def sidecars(self, legend: ClassTable) -> Mapping[str, bytes]:
-        """Small files that belong beside a mask, by the suffix that is added to the mask's name."""
+
+@runtime_checkable
+class StoredFormat(Format, Protocol):
+    """A format whose `open` may deliver other numbers than the file holds: colours for indices."""
+
+    def open_stored(self, spec: RasterSpec) -> Reader:
+        """Open the image for its numbers as stored: indices of a palette (one band), grey before it
+        is spread over 8 bits, white as 0. Raises as `open`.
+        """
         ...
 
 
 FORMATS: Registry[Format] = Registry("format")
+"""Filled by importing `segcore.formats`."""

@@ -32,6 +32,7 @@ import numpy as np
 from maskloom.segcore.errors import ModelMismatch
 from maskloom.segcore.methods.naming import check_bands, check_names
 from maskloom.segcore.models.fragments import Fragments
+from maskloom.segcore.models.planes import PLANAR, fragment_by_plane, join_by_plane
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
 from maskloom.segcore.objects.faces import Faces
 from maskloom.segcore.objects.merging import join_links
@@ -84,6 +85,7 @@ class Quickshift:
     units: ClassVar[str] = (
         "colour is weighed against place: `scale` must change along with the units"
     )
+    volumes: ClassVar[str] = PLANAR
 
     def __post_init__(self) -> None:
         _check("kernel_size", self.kernel_size, 1.0, _WIDEST)
@@ -164,6 +166,7 @@ class QuickshiftModel:
             halo=margin,
             bytes_per_pixel=8 * numbers + 32,
             cost=1 + (2 * self.width + 1) ** 2 // 3,
+            planar=True,
         )
 
     def select(self, spec: RasterSpec) -> RasterSpec:
@@ -179,6 +182,7 @@ class QuickshiftModel:
             )
         return selected
 
+    @fragment_by_plane
     def fragment(self, block: Block) -> Fragments:
         """The trees of the core's pixels, cut where they leave the core, and the pixels that they
         lead to outside.
@@ -212,6 +216,7 @@ class QuickshiftModel:
         }
         return Fragments(fragments, class_of, boundary)
 
+    @join_by_plane
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
         """Fragments belong together where one leads to a pixel of the other."""
         return join_links(grid, boundaries)

@@ -105,6 +105,7 @@ class Threshold:
         "numbers: unless gaps arise between these); "
         "`value` and `offset` are in the units of the pixels"
     )
+    volumes: ClassVar[str] = "exact; the window of local is a cube"
 
     def __post_init__(self) -> None:
         if self.value is not None and self.method is not None:

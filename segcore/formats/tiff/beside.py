@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.errors import FormatError, ReadError
-from maskloom.segcore.formats.gdal_dataset import NAME, Dataset, errors, reason
-from maskloom.segcore.formats.source import StoredFile, kind_of
+from maskloom.segcore.formats.content import kind_of
+from maskloom.segcore.formats.source import StoredFile
+from maskloom.segcore.formats.tiff.dataset import NAME, Dataset, errors, reason
 from maskloom.segcore.ground.space import Space
 
 if TYPE_CHECKING:

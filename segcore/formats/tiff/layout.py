@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.errors import FormatError
-from maskloom.segcore.formats.gdal_dataset import Dataset
 from maskloom.segcore.formats.orientation import UPRIGHT, turn_shape
 from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, StoredFile
 from maskloom.segcore.formats.tiff.beside import metadata_file, place_beside
+from maskloom.segcore.formats.tiff.dataset import Dataset
 from maskloom.segcore.ground.space import Space
 
 if TYPE_CHECKING:

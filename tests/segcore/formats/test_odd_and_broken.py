@@ -21,8 +21,9 @@ from PIL import Image
 from skimage import data
 
 from maskloom.segcore.errors import FormatError, ImageError, ReadError
-from maskloom.segcore.formats import format_of
-from maskloom.segcore.formats.source import StoredFile, kind_of
+from maskloom.segcore.formats import format_of, suffixes
+from maskloom.segcore.formats.content import kind_of
+from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS
 
@@ -331,7 +332,7 @@ def test_real_odd_and_broken_files_in_a_process_with_little_memory() -> None:
         Path(str(DATA)) / name
         for name in ("broken", "odd_valid", "wsi/broken_or_tiny", "geotiff/images/rasterio")
     ]
-    known = {suffix for image_format in FORMATS.values() for suffix in image_format.suffixes}
+    known = {suffix for name in FORMATS for suffix in suffixes(name)}
     paths = [str(p) for folder in folders for p in sorted(folder.rglob("*")) if p.suffix in known]
     child = subprocess.run(
         [sys.executable, "-c", CHILD],
