@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
-from maskloom.flows.recipes.run import SCHEDULE_NOTE, TABLES, RunRecipe
+from maskloom.flows.recipes.run import SCHEDULE_NOTE, RunRecipe
 from maskloom.flows.recipes.schemas import help_of
 from maskloom.flows.segment import take_inventory
 from maskloom.flows.terminal import count, failure
@@ -19,6 +19,7 @@ from maskloom.segcore.masks import MASKS
 from maskloom.segcore.models.protocols import SEGMENTERS, Fitter
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.segcore.storage.store import configure
 from maskloom.tasks.discover import advice, told
 from maskloom.tasks.fanout.dask import InProcess, memory_of, open_fanout
@@ -86,7 +87,7 @@ def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:
             f"  {name}: {_first_line(item)} Suffix {item.suffix}" for name, item in MASKS.items()
         )
         return "\n".join(("Readers of images", *readers, "", "Writers of masks", *writers))
-    registry: Mapping[str, Any] = SEGMENTERS if what == "segmenters" else TABLES
+    registry: Mapping[str, Any] = SEGMENTERS if what == "segmenters" else STATISTICS
     return "\n\n".join(_member(name, kind) for name, kind in registry.items())
 
 

@@ -260,9 +260,8 @@ class Tables:
         specs = [
             item.spec for other in self.plan.shards for item in other.items if item.spec is not None
         ]
-        most_bands = max((spec.file_bands for spec in specs), default=0)
         ObjectFile(self.store, name, self.plan.run_id, self.plan.fingerprint).write(
-            draft, staged, receipts, most_bands
+            draft, staged, receipts, specs
         )
 
     def _keyed(self, receipt: ImageResult, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from maskloom.segcore.pipeline.jobs import GroundControl, RunSettings
 from maskloom.segcore.processes import limits
 from maskloom.segcore.processes.limits import Limits
 from maskloom.segcore.raster.spec import FORMATS
-from maskloom.segcore.registry import Registry
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import STATISTICS, Statistic
 from maskloom.segcore.storage.addresses import is_web, written
@@ -41,10 +40,6 @@ from maskloom.segcore.storage.store import configure, filesystem
 from maskloom.tasks.fanout.dask import CLUSTERS, Cluster
 from maskloom.tasks.plan import Fingerprint
 
-TABLES: Registry[Any] = Registry("statistic")
-"""What `statistics` may name."""
-for _name, _kind in (*STATISTICS.items(), ("objects", Objects)):
-    TABLES.register(_name)(_kind)
 DEFAULT_TILE = 2048
 SCHEDULE_NOTE = (
     "schedule: checked, but nothing starts this recipe by itself yet: let cron or a timer run "
@@ -290,10 +285,10 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         segmenter = section.start()
     except RecipeError as error:
         raise RecipeError(f"segmenter: {error}") from error
-    tables = {"area": build(TABLES, "area", "statistics")}
+    tables = {"area": build(STATISTICS, "area", "statistics")}
     for i, entry in enumerate(_wanted_tables(file.statistics, segmenter)):
         kind = entry if isinstance(entry, str) else str(entry.get("kind"))
-        tables[kind] = build(TABLES, entry, f"statistics.{i}")
+        tables[kind] = build(STATISTICS, entry, f"statistics.{i}")
     if file.format is not None and file.format not in FORMATS:
         raise RecipeError(
             f"format: there is no format {file.format!r}.{did_you_mean(file.format, FORMATS)} "
@@ -386,7 +381,7 @@ def schema() -> dict[str, Any]:
     sections = {
         "segmenter": schema_of(SEGMENTERS),
         "cluster": schema_of(CLUSTERS),
-        "statistics": schema_of(TABLES),
+        "statistics": schema_of(STATISTICS),
     }
     properties = document["properties"]
     for name in ("segmenter", "cluster"):
@@ -402,7 +397,7 @@ def schema() -> dict[str, Any]:
         }
     properties["limits"] = model_of(Limits).model_json_schema()
     properties["statistics"]["items"] = {
-        "oneOf": [*sections["statistics"]["oneOf"], {"enum": list(TABLES)}]
+        "oneOf": [*sections["statistics"]["oneOf"], {"enum": list(STATISTICS)}]
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
 

@@ -127,7 +127,7 @@ class ObjectSegmenter(Ready, Protocol):
         """What the block alone tells of the objects in its core."""
         ...
 
-    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> Sequence[Equivalences]:
+    def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> Sequence[Equivalences]:
         """Which fragments of all tiles are one object, from the seams of all tiles in the order of
         the grid; one grouping a tile.
         """

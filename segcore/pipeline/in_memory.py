@@ -16,7 +16,7 @@ from maskloom.segcore.fold import observe_all
 from maskloom.segcore.geometry import Box, Grid, Tile, Tiling, middle
 from maskloom.segcore.models.protocols import Chooser, Fitter, Model, ObjectSegmenter
 from maskloom.segcore.models.selection import open_choices, probe_box, with_choices
-from maskloom.segcore.objects.two_pass import place_objects, redraw, sketch_tile
+from maskloom.segcore.objects.two_pass import join_tiles, pack_labels, relabel
 from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec
 
 if TYPE_CHECKING:
@@ -139,20 +139,14 @@ def _segment_objects(
 ) -> Mask:
     shape = scene.spec.shape
     grid = _grid(model, shape, tile)
-    sketches = []
+    tiles = []
     for block in blocks(scene, model, tile):
         core_valid = block.tile.trim(block.valid)
         valid[block.tile.core.slices] = core_valid
-        sketches.append(sketch_tile(model.fragment(block), core_valid, block.tile, shape[1], {}))
-    placements = place_objects(
-        model,
-        grid,
-        [sketch.seam for sketch in sketches],
-        lambda number: sketches[number].firsts,
-        scene.spec.location,
-    )
+        tiles.append(pack_labels(model.fragment(block), core_valid, block.tile, shape))
+    relabellings = join_tiles(model, grid, tiles, scene.spec.location)
     values, classes = np.zeros(shape, np.uint32), np.zeros(shape, np.uint16)
-    for each, sketch, placement in zip(grid, sketches, placements, strict=True):
-        drawn = redraw(sketch.body, placement)
-        values[each.core.slices], classes[each.core.slices] = drawn.ids, drawn.classes(0, "uint16")
+    for each, packed, relabelling in zip(grid, tiles, relabellings, strict=True):
+        found = relabel(packed.labels, relabelling)
+        values[each.core.slices], classes[each.core.slices] = found.ids, found.classes(0, "uint16")
     return Mask(values, classes, valid)

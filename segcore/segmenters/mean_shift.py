@@ -263,9 +263,9 @@ class JointMeanShift:
         )
 
     @join_by_plane
-    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> Sequence[Equivalences]:
+    def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> Sequence[Equivalences]:
         """Which fragments are one region."""
-        return join_regions(grid, seams, self.min_size)
+        return join_regions(grid, boundaries, self.min_size)
 
     def provenance(self) -> Mapping[str, Any]:
         """The parameters."""

@@ -34,7 +34,8 @@ from maskloom.segcore.methods.naming import check_bands, check_names
 from maskloom.segcore.models.fragments import Fragments
 from maskloom.segcore.models.planes import PLANAR, fragment_by_plane, join_by_plane
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
-from maskloom.segcore.objects.seams import border, join_links
+from maskloom.segcore.objects.faces import Faces
+from maskloom.segcore.objects.merging import join_links
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -201,24 +202,24 @@ class QuickshiftModel:
         rows, columns = np.nonzero(values)
         class_of = np.ones(count + 1, np.uint16)
         class_of[0] = 0
-        frame = border(fragments, max(self.reach, 1))
+        faces = Faces.of(fragments, max(self.reach, 1))
         leading = values[rows, columns]
-        meeting = np.unique(np.concatenate([frame, leading]))
+        meeting = np.unique(np.concatenate([leading, *(slab.ravel() for slab in faces.slabs)]))
         meeting = meeting[meeting > 0]
-        seam = {
-            "border": frame,
+        places = rows + seen.start[0], columns + seen.start[1]
+        boundary = {
+            "faces": faces,
             "fragments": meeting,
             "class_of": class_of[meeting],
             "link_fragment": leading,
-            "link_row": rows + seen.start[0],
-            "link_column": columns + seen.start[1],
+            "link_place": np.ravel_multi_index(places, block.spec.shape),
         }
-        return Fragments(fragments, class_of, seam)
+        return Fragments(fragments, class_of, boundary)
 
     @join_by_plane
-    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> list[Equivalences]:
+    def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
         """Fragments belong together where one leads to a pixel of the other."""
-        return join_links(grid, seams, max(self.reach, 1))
+        return join_links(grid, boundaries)
 
     def provenance(self) -> Mapping[str, Any]:
         """The parameters that decide the regions."""

@@ -23,6 +23,7 @@ from maskloom.segcore.figures.preview import (
 from maskloom.segcore.geometry import Box, Grid, Tile
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.spec import Block, RasterSpec
+from maskloom.segcore.storage.packing import pack, unpack
 
 LEGEND = ClassTable.of(("background", "field", "town"))
 
@@ -160,14 +161,14 @@ def test_a_tile_smaller_than_the_stride_may_hold_no_cell():
         Block(tile, pixels, pixels[..., 0] == 0, spec_of(pixels, "rgb")), pixels[..., 0], 64
     )
     assert part.labels.size == 0
-    assert PreviewPart.from_bytes(part.to_bytes()).start == part.start == (1, 1)
+    assert unpack(PreviewPart, pack(part)).start == part.start == (1, 1)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_parts_survive_bytes_and_pickle(dtype):
     pixels, valid, labels = scene((50, 70), dtype, 3, seed=2)
     part = observe(pixels, valid, labels, 64, 2)[1]
-    for copy in (PreviewPart.from_bytes(part.to_bytes()), pickle.loads(pickle.dumps(part))):
+    for copy in (unpack(PreviewPart, pack(part)), pickle.loads(pickle.dumps(part))):
         assert copy.start == part.start
         for a, b in (
             (copy.pixels, part.pixels),
