@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from maskloom.segcore.errors import FormatError
 from maskloom.segcore.formats.content import (
     claimed_format,
+    claims,
     format_by_content,
     require_kind,
     suffix_of,
@@ -113,10 +114,14 @@ def image_folders(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def describe(location: str, version: str = "", explicit: str | None = None) -> RasterSpec:
-    """The header of the image in a file, whichever its format; `explicit` as in `format_of`.
+    """The header of the image in a file, whichever its format, or in a folder whose suffix a format
+    claims; `explicit` as in `format_of`.
 
     Raises `FormatError`, and `Unavailable` where the store fails.
     """
+    for folder_format, kind in claims(location):
+        if kind.markers and explicit in (None, folder_format):
+            return FORMATS[folder_format].describe(location, version)
     name = format_of(location, StoredFile.of(location).head(), explicit)
     return FORMATS[name].describe(location, version)
 
