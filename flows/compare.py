@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.flows.recipes.schemas import build
-from maskloom.segcore import segmenters  # noqa: F401  (its import fills the registry)
 from maskloom.segcore.errors import RecipeError, RunError, StoreError
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.models.protocols import SEGMENTERS, ObjectSegmenter

@@ -1,9 +1,9 @@
 """Registries: names to the things that can be added by one file and one decorator (segmenters,
 formats, statistics, networks, clusters).
 
-A registry's package imports all of its modules, so a file dropped into the folder is known by its
-decorator alone. Other distributions add to it by an entry point, whose group is `maskloom.` and the
-name of the package:
+A registry belongs to a package. When it is first asked, it imports all modules of the package, so a
+file dropped into the folder is known by its decorator alone. Other distributions add to it by an
+entry point, whose group is `maskloom.` and the name of the package:
 
     [project.entry-points."maskloom.segmenters"]
     my_method = "my_package.my_method"
@@ -26,6 +26,8 @@ T = TypeVar("T")
 class Registry(Mapping[str, T], Generic[T]):
     """Names and what they stand for.
 
+    `package` is the package whose modules register themselves. None: they are registered elsewhere.
+
     >>> colours = Registry("colour")
     >>> colours.register("red")("#ff0000")
     '#ff0000'
@@ -34,9 +36,10 @@ class Registry(Mapping[str, T], Generic[T]):
     KeyError: "There is no colour 'rad'. Did you mean 'red'? Known: red."
     """
 
-    def __init__(self, noun: str) -> None:
+    def __init__(self, noun: str, package: str | None = None) -> None:
         self.noun = noun
-        self._items: dict[str, T] = {}
+        self._package = package
+        self._own: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """A decorator that files its argument under `name`. A name taken twice is a
@@ -44,9 +47,9 @@ class Registry(Mapping[str, T], Generic[T]):
         """
 
         def file_under_name(item: T) -> T:
-            if name in self._items:
+            if name in self._own:
                 raise ValueError(f"the {self.noun} {name!r} is registered twice")
-            self._items[name] = item
+            self._own[name] = item
             return item
 
         return file_under_name
@@ -66,6 +69,14 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+    @property
+    def _items(self) -> Mapping[str, T]:
+        if self._package is not None:
+            # Emptied first: modules of the package may ask while they are imported.
+            package, self._package = self._package, None
+            import_modules(package)
+        return self._own
 
 
 def import_modules(package: str) -> None:

@@ -17,11 +17,6 @@ import pydantic
 import maskloom
 from maskloom.flows.recipes.schemas import NUMBER, build, did_you_mean, explain, model_of, schema_of
 from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets, shown
-from maskloom.segcore import (  # their import fills the registries
-    formats,  # noqa: F401
-    segmenters,  # noqa: F401
-    statistics,  # noqa: F401
-)
 from maskloom.segcore.deep.inference.files.weights import is_packaged
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.models.composed import Composed

@@ -1,4 +1,4 @@
-"""Readers of image formats, one file each. Importing this package fills `FORMATS`.
+"""Readers of image formats, one file or folder each.
 
 The format of a file is chosen by its suffix and the signature of its content, by the signature
 alone where no format claims the suffix (slides with the suffix .svs are TIFF inside), or named by
@@ -20,15 +20,12 @@ from maskloom.segcore.formats.content import (
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.raster.source import list_folder
 from maskloom.segcore.raster.spec import FORMATS, SeriesFormat, StoredFormat
-from maskloom.segcore.registry import import_modules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from maskloom.segcore.raster.source import Source
     from maskloom.segcore.raster.spec import RasterSpec, Reader
-
-import_modules(__name__)
 
 __all__ = [
     "describe",

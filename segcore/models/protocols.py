@@ -299,12 +299,12 @@ class SegmenterRecipe(Protocol):
         ...
 
 
-SEGMENTERS: Registry[type[SegmenterRecipe]] = Registry("segmenter")
+SEGMENTERS: Registry[type[SegmenterRecipe]] = Registry("segmenter", "maskloom.segcore.segmenters")
 """Recipes of segmenters by kind: frozen dataclasses whose fields are the parameters that users set.
 A class variable `units` says what a change of the bands' units may change, for people.
 """
 
-MODELS: Registry[type[Model]] = Registry("fitted model")
+MODELS: Registry[type[Model]] = Registry("fitted model", "maskloom.segcore.segmenters")
 """Fitted segmenters by kind, so that a model file can be read back (`manifest.dump_model`,
 `manifest.load_model`).
 """

@@ -1,7 +1,1 @@
-"""Statistics, one file a table. Importing this package fills
-`segcore.statistics.protocol.STATISTICS`.
-"""
-
-from maskloom.segcore.statistics import area
-
-__all__ = ["area"]
+"""Statistics over masks, one file or folder per table."""

@@ -61,7 +61,7 @@ class Statistic(Protocol):
         ...
 
 
-STATISTICS: Registry[type[Statistic]] = Registry("statistic")
+STATISTICS: Registry[type[Statistic]] = Registry("statistic", __package__)
 """Statistics by the name of their table's kind: frozen dataclasses whose fields are the parameters
 that users set.
 """

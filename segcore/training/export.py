@@ -9,7 +9,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,12 @@ def _completed(card: Card, prepared: Prepared) -> Card:
     """The card with what the images were."""
     images = [pair.image for pair in prepared.lesson.collection.pairs]
     is_rgb = images[0].bands == (1, 2, 3) and all(image.interpretation == "rgb" for image in images)
-    return replace(card, dtype=images[0].dtype, interpretation="rgb" if is_rgb else "bands")
+    return replace(
+        card,
+        dtype=images[0].dtype,
+        interpretation="rgb" if is_rgb else "bands",
+        network=asdict(prepared.recipe.network),
+    )
 
 
 def _about(prepared: Prepared, standing: TrainingState, measured: MeasuredEpoch) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from skimage import data
 
-import maskloom.segcore.segmenters  # noqa: F401  registers all segmenters
 from maskloom.flows.dry_run import catalogue
 from maskloom.segcore.methods.samples import SAMPLE_SIZE
 from maskloom.segcore.models.protocols import (

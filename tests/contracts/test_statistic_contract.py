@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import maskloom.segcore.statistics  # noqa: F401  (its import fills the registry)
 from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.segcore.testing import statistics as contract
 

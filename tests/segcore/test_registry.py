@@ -4,7 +4,10 @@ right one.
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +72,23 @@ def test_registries_are_apart() -> None:
     filled()
 
     assert len(Registry[str]("colour")) == 0
+
+
+def test_a_registry_imports_its_package_when_it_is_first_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file dropped into the folder is known by its decorator alone, and may ask meanwhile."""
+    package = tmp_path / "shapes_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from maskloom.segcore.registry import Registry\n"
+        "SHAPES = Registry('shape', 'shapes_of_mine')\n"
+    )
+    (package / "circle.py").write_text(
+        "from shapes_of_mine import SHAPES\nSEEN = list(SHAPES)\nSHAPES.register('circle')(1)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shapes = importlib.import_module("shapes_of_mine").SHAPES
+    assert "shapes_of_mine.circle" not in sys.modules
+    assert list(shapes) == ["circle"]
+    assert sys.modules["shapes_of_mine.circle"].SEEN == []

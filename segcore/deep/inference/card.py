@@ -138,6 +138,10 @@ class Card:
     """`rgb` where its bands are red, green and blue: it then takes these of any colour picture, and
     grey for all three.
     """
+    network: Mapping[str, Any] | None = None
+    """The recipe of a network of ours (`segcore.deep.networks`): with it the file is only asked for
+    its arrays. None: the file describes its own graph.
+    """
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Where it comes from: data and their digest, licence, epochs, metrics, versions. For people,
     but for `bands`, for `largest_object`, from which `mask_rcnn` takes its halo, and for `shares`.
@@ -157,6 +161,8 @@ class Card:
             raise ValueError(f"classes: expected different names; got {list(self.classes)}")
         if not isinstance(self.about, Mapping):
             raise ValueError(f"about: expected names and values; got {self.about!r}")
+        if not isinstance(self.network, Mapping | None):
+            raise ValueError(f"network: expected names and values; got {self.network!r}")
         _check_count("channels", self.channels, 1, _LARGEST)
         _check_count("parameters", self.parameters, 0, 10**12)
         _check_count("bytes_per_pixel", self.bytes_per_pixel, 1, 10**8)

@@ -13,7 +13,7 @@ from maskloom.segcore.registry import Registry
 
 Normalisation = Literal["none", "batch", "group"]
 
-NETWORKS: Registry[type] = Registry("network")
+NETWORKS: Registry[type] = Registry("network", __package__)
 
 
 def check_width(width: int) -> None:

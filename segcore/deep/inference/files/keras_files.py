@@ -6,6 +6,9 @@ description and the weights that were found harmless. So no entry that is read i
 in another there, no link out of the file and no bomb reaches it. The network is built without
 memory for its weights first: a description may ask for any amount of it, and gets no more than
 there are weights in the file. Files of other kinds are loaded only where the user vouches for them.
+
+Networks that we trained need no description: their cards hold the recipe that builds them, and the
+file is asked for its arrays alone.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ import io
 import json
 import math
 import tempfile
+import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +30,14 @@ import numpy as np
 
 from maskloom.segcore.deep.inference.files.keras_config import checked_config, import_layers
 from maskloom.segcore.deep.inference.runtime import import_keras, import_tensorflow
+from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import WeightsError
+from maskloom.segcore.storage.canonical import frozen
 
 if TYPE_CHECKING:
     import h5py
 
+    from maskloom.segcore.deep.inference.card import Card
     from maskloom.segcore.deep.inference.files.weights import Weights
 
 _CONFIG, _METADATA, _VARIABLES = "config.json", "metadata.json", "model.weights.h5"
@@ -74,11 +82,18 @@ def load_keras(weights: Weights) -> Any:
             f"{where} is no .keras file: it is not a ZIP archive. Save the network with "
             "model.save('name.keras')."
         )
-    description, variables = _checked_parts(content, where)
+    config, variables = _parts(content, where)
     stored = check_variables(variables, where)
+    card = weights.card()
+    if card is None or card.network is None:
+        build = partial(_from_description, checked_config(config, where))
+    else:
+        build = partial(_from_recipe, card, card.network)
     with _problems(where):
-        model = _built(description, stored, where)
-        with _file(variables, ".weights.h5") as path:
+        model = _built(build, stored, where)
+        with _file(variables, ".weights.h5") as path, warnings.catch_warnings():
+            # keras leaves random weights in layers that it finds no arrays for, and warns.
+            warnings.simplefilter("error", UserWarning)
             model.load_weights(path)
     check_finite(model, where)
     return model
@@ -102,9 +117,19 @@ def _trusted(content: bytes, suffix: str) -> Any:
         return import_keras().saving.load_model(path, compile=False, safe_mode=False)
 
 
-def _built(description: dict[str, Any], stored: int, where: str) -> Any:
-    """The network of a checked description, its weights not yet read. Raises `WeightsError` where
-    it has more of them than are stored.
+def _from_recipe(card: Card, network: Mapping[str, Any]) -> Any:
+    """A network that we trained, built from its recipe. The file's own description is not used."""
+    recipe = NETWORKS[card.kind](**{name: frozen(value) for name, value in network.items()})
+    return recipe.build(card.channels, len(card.classes))
+
+
+def _from_description(description: dict[str, Any]) -> Any:
+    return import_keras().saving.deserialize_keras_object(description, safe_mode=True)
+
+
+def _built(build: Callable[[], Any], stored: int, where: str) -> Any:
+    """The network that `build` makes, its weights not yet read. Raises `WeightsError` where it has
+    more of them than are stored.
     """
     from keras.src.backend.common import global_state
 
@@ -113,7 +138,7 @@ def _built(description: dict[str, Any], stored: int, where: str) -> Any:
     try:
         # In such a scope variables have a shape only; the end of the next one gives them memory.
         with keras.StatelessScope(initialize_variables=False):
-            model = keras.saving.deserialize_keras_object(description, safe_mode=True)
+            model = build()
         numbers = sum(
             math.prod(variable.shape) for variable in global_state.get_global_attribute(waiting)
         )
@@ -151,6 +176,7 @@ def _problems(where: str) -> Iterator[None]:
         OSError,
         RuntimeError,
         MemoryError,
+        UserWarning,
     )
     if keras.backend.backend() == "tensorflow":
         problems += (import_tensorflow().errors.OpError,)
@@ -166,9 +192,9 @@ def _problems(where: str) -> Iterator[None]:
         ) from error
 
 
-def _checked_parts(content: bytes, where: str) -> tuple[dict[str, Any], bytes]:
-    """The description and the weights (HDF5) in a `.keras` archive that holds nothing else. The
-    weights are not yet checked.
+def _parts(content: bytes, where: str) -> tuple[bytes, bytes]:
+    """The description (JSON) and the weights (HDF5) in a `.keras` archive that holds nothing else,
+    not yet checked.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -189,7 +215,7 @@ def _checked_parts(content: bytes, where: str) -> tuple[dict[str, Any], bytes]:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{where} is truncated or damaged: {error}. Copy it again.") from error
-    return checked_config(config, where), variables
+    return config, variables
 
 
 def _check_entries(archive: zipfile.ZipFile, size: int, where: str) -> None:

@@ -10,17 +10,21 @@ import os
 import resource
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling, card_name
 from maskloom.segcore.deep.inference.files.keras_config import checked_config
 from maskloom.segcore.deep.inference.files.keras_files import check_variables, load_keras
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.inference.runtime import import_keras
+from maskloom.segcore.deep.networks.deeplab import Deeplab
 from maskloom.segcore.deep.networks.fcn import Fcn
+from maskloom.segcore.deep.networks.mask_rcnn import MaskRcnn
 from maskloom.segcore.deep.networks.unet import Unet
 from maskloom.segcore.errors import WeightsError
 
@@ -101,6 +105,56 @@ def test_a_network_comes_back_as_it_was_saved(tmp_path: Path, name: str) -> None
     found = load_keras(Weights.of(str(tmp_path / "it.keras")))
     patch = np.random.default_rng(0).random((1, 32, 32, network.inputs[0].shape[-1]), np.float32)
     np.testing.assert_array_equal(network(patch), found(patch))
+
+
+RECIPES = {
+    "unet": Unet(width=2, depth=2, normalisation="batch", upsampling="unpooling"),
+    "fcn": Fcn(width=2, backbone="resnet18"),
+    "deeplab": Deeplab(backbone="resnet18", width=4, rates=(1, 2)),
+    "mask_rcnn": MaskRcnn(width=8, pyramid=8, dense=8, mask=8, proposals=8, detections=8),
+}
+
+
+def with_card(weights: Weights, kind: str, network: dict[str, Any]) -> Weights:
+    card = Card(
+        kind, weights.sha256, 3, ("a", "b"), Scaling(), ReceptiveField(None), network=network
+    )
+    Path(card_name(weights.location)).write_bytes(card.dump())
+    return weights
+
+
+def arrays(model: Any) -> list[Any]:
+    return [np.asarray(variable) for variable in model.weights]
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_a_network_of_ours_is_built_from_the_recipe_in_its_card(tmp_path: Path, kind: str) -> None:
+    network = RECIPES[kind].build(3, 2)
+    network.save(tmp_path / "it.keras")
+    with zipfile.ZipFile(tmp_path / "it.keras") as archive:
+        saved = {name: archive.read(name) for name in archive.namelist()}
+    # A description that says nothing shows that only the arrays are read.
+    weights = written(tmp_path / "ours.keras", {**saved, CONFIG: b"{}"})
+    found = load_keras(with_card(weights, kind, asdict(RECIPES[kind])))
+    assert type(found) is type(network)
+    for one, other in zip(arrays(network), arrays(found), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "network", "words"),
+    [
+        ("unet", {"width": 512, "depth": 8}, "describes a network of"),
+        ("unet", {"width": 4, "depth": 2}, "keras cannot load"),
+        ("unet", {"wide": 2}, "wide"),
+        ("none_of_ours", {}, "There is no network"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_the_arrays_is_refused(
+    tmp_path: Path, kind: str, network: dict[str, Any], words: str
+) -> None:
+    RECIPES["unet"].build(3, 2).save(tmp_path / "it.keras")
+    refused(with_card(Weights.of(str(tmp_path / "it.keras")), kind, network), words)
 
 
 def test_what_it_was_trained_with_is_not_loaded(tmp_path: Path) -> None:
