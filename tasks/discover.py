@@ -112,8 +112,7 @@ def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> Fo
         raise RecipeError(
             f"inputs: {_some(inputs)} {'matches' if len(inputs) == 1 else 'match'} no image. "
             f"{told(search.passed_over)}"
-            f"{'maskloom does not read Zarr yet. ' if '.zarr' in search.passed_over else ''}Give a "
-            "file, a glob such as "
+            "Give a file, a glob such as "
             f"'scenes/**/*.tif', a folder with images ({' '.join(image_suffixes())}), or a list "
             f"file with a column `{lists.COLUMN}`."
         )

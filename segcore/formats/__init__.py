@@ -1,4 +1,4 @@
-"""Readers of image formats, one file each. Importing this package fills `FORMATS`.
+"""Readers of image formats, one file or folder each.
 
 The format of a file is chosen by its suffix and the signature of its content, by the signature
 alone where no format claims the suffix (slides with the suffix .svs are TIFF inside), or named by
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from maskloom.segcore.errors import FormatError
 from maskloom.segcore.formats.content import (
     claimed_format,
+    claims,
     format_by_content,
     require_kind,
     suffix_of,
@@ -19,15 +20,12 @@ from maskloom.segcore.formats.content import (
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.raster.source import list_folder
 from maskloom.segcore.raster.spec import FORMATS, SeriesFormat, StoredFormat
-from maskloom.segcore.registry import import_modules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from maskloom.segcore.raster.source import Source
     from maskloom.segcore.raster.spec import RasterSpec, Reader
-
-import_modules(__name__)
 
 __all__ = [
     "describe",
@@ -113,10 +111,14 @@ def image_folders(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def describe(location: str, version: str = "", explicit: str | None = None) -> RasterSpec:
-    """The header of the image in a file, whichever its format; `explicit` as in `format_of`.
+    """The header of the image in a file, whichever its format, or in a folder whose suffix a format
+    claims; `explicit` as in `format_of`.
 
     Raises `FormatError`, and `Unavailable` where the store fails.
     """
+    for folder_format, kind in claims(location):
+        if kind.markers and explicit in (None, folder_format):
+            return FORMATS[folder_format].describe(location, version)
     name = format_of(location, StoredFile.of(location).head(), explicit)
     return FORMATS[name].describe(location, version)
 

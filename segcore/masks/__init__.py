@@ -1,9 +1,6 @@
-"""Mask writers, one file each. Importing this package fills `MASKS`."""
+"""Mask writers, one file or folder each."""
 
 from maskloom.segcore.masks.protocol import MASKS, EncodedBlock, MaskWriter, PublishedMask
-from maskloom.segcore.registry import import_modules
-
-import_modules(__name__)
 
 __all__ = [
     "MASKS",

@@ -106,5 +106,4 @@ class MaskWriter(Protocol):
         ...
 
 
-MASKS: Registry[MaskWriter] = Registry("mask writer")
-"""Filled by importing `segcore.masks`."""
+MASKS: Registry[MaskWriter] = Registry("mask writer", __package__)

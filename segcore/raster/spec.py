@@ -246,5 +246,4 @@ class StoredFormat(Format, Protocol):
         ...
 
 
-FORMATS: Registry[Format] = Registry("format")
-"""Filled by importing `segcore.formats`."""
+FORMATS: Registry[Format] = Registry("format", "maskloom.segcore.formats")

@@ -244,3 +244,34 @@ def test_a_run_that_stopped_goes_on_with_its_plan(tmp_path, maskloom, monkeypatc
     assert len(list(Path(tmp_path / "out" / "runs").glob("*/plan.json"))) == 1
     np.testing.assert_array_equal(read_masks(tmp_path / "out")["masks/scan.png"], EXPECTED)
     assert len(read_table(tmp_path / "out", "images")) == 2
+
+
+@pytest.mark.parametrize("segmenter", [THRESHOLD, ("-s", "connected_parts")])
+def test_zarr_in_and_out(place, tmp_path, maskloom, segmenter):
+    """A real format of folders: the mask has the labels of the same picture as TIFF."""
+    zarr = pytest.importorskip("zarr")
+    output, names = f"{place}/out", ("c", "y", "x")
+    pixels = np.moveaxis(PICTURE, -1, 0)
+    zarr.create_array(
+        tmp_path / "made.zarr", data=pixels, chunks=(2, 48, 64), dimension_names=names
+    )
+    fs, path = fsspec.core.url_to_fs(f"{place}/in/scene.zarr")
+    fs.makedirs(f"{place}/in", exist_ok=True)
+    fs.put(str(tmp_path / "made.zarr"), path, recursive=True)
+    with fsspec.open(f"{place}/in/same.png", "wb") as file:
+        Image.fromarray(PICTURE).save(file, "png")
+    command = ("segment", f"{place}/in", "-o", output, *segmenter, *QUIET)
+    if "connected_parts" in segmenter:
+        inside = "of={kind: threshold, value: 100, band: 1}"
+        command = (*command, "-p", inside)
+
+    result = maskloom(*command)
+
+    assert result.exit_code == 0, result.output
+    fs, path = fsspec.core.url_to_fs(f"{output}/masks/scene.zarr")
+    mask = zarr.open(zarr.storage.FsspecStore.from_mapper(fs.get_mapper(path)), mode="r")
+    with fsspec.open(f"{output}/masks/same.png") as file:
+        np.testing.assert_array_equal(mask[...], np.array(Image.open(file)))
+    assert len(np.unique(mask[...])) > 1
+    assert maskloom("verify", output).exit_code == 0
+    assert "Nothing to do" in maskloom(*command).output

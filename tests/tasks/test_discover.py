@@ -141,9 +141,9 @@ def test_files_that_no_format_claims_are_counted_by_suffix(folder):
         "c/IM0001",
         "b/1.tif.aux.xml",
         "b/1.tfw",
-        "z.zarr/.zgroup",
-        "z.zarr/0/0/0",
-        "z.zarr/0/0/1",
+        "z.n5/attributes.json",
+        "z.n5/0/0/0",
+        "z.n5/0/0/1",
         ".DS_Store",
     ):
         path = folder / name
@@ -157,7 +157,7 @@ def test_files_that_no_format_claims_are_counted_by_suffix(folder):
         ".svs": 2,
         ".nii.gz": 1,
         "without a suffix": 1,
-        ".zarr": 1,
+        ".n5": 1,
         ".md": 1,
     }
     assert told(found.passed_over).startswith(
@@ -177,10 +177,10 @@ def test_what_a_run_writes_is_not_counted_either(folder):
 
 
 def test_a_folder_of_other_files_tells_what_they_are(folder):
-    (folder / "v.zarr").mkdir()
-    (folder / "v.zarr" / "zarr.json").write_text("{}")
-    with pytest.raises(RecipeError, match=r"1 \.zarr\. maskloom does not read Zarr yet"):
-        discover([str(folder / "v.zarr")], "/out", {})
+    (folder / "v.n5").mkdir()
+    (folder / "v.n5" / "attributes.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"no format claims such files: 1 \.n5\. Give a file"):
+        discover([str(folder / "v.n5")], "/out", {})
 
 
 def test_inputs_that_are_all_absent_are_refused_with_what_may_be_meant(folder):

@@ -30,6 +30,7 @@ import numpy as np
 from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
 from maskloom.segcore.formats.content import require_kind
 from maskloom.segcore.formats.orientation import UPRIGHT, stored_box, turn, turn_shape
+from maskloom.segcore.formats.pixels import drop_not_finite
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.formats.tiff.beside import SideMask
 from maskloom.segcore.formats.tiff.contents import Contents, read_contents
@@ -208,8 +209,7 @@ class TiffReader:
         bands = [layout.data[band - 1] for band in stored]
         pixels, alpha = self._interleaved(box, bands)
         valid = self._valid(box, bands, pixels, alpha)
-        if pixels.dtype.kind == "f":
-            _drop_not_finite(pixels, valid)
+        drop_not_finite(pixels, valid)
         if layout.white is not None:
             for channel in (i for i, band in enumerate(bands) if band == layout.data[0]):
                 np.subtract(
@@ -385,10 +385,3 @@ def _merge(planes: NDArray[Any], out: NDArray[Any]) -> None:
 
 def _comparable(nodata: float | None) -> bool:
     return nodata is not None and not math.isnan(nodata)
-
-
-def _drop_not_finite(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-    finite = np.isfinite(pixels)
-    if not finite.all():
-        pixels[~finite] = 0
-        valid &= finite.all(axis=-1)

@@ -1,0 +1,230 @@
+"""Zarr arrays of version 2 and 3, and the full resolution of OME-Zarr: a folder is one image.
+
+An array says which axes it has by `dimension_names` (version 3), `_ARRAY_DIMENSIONS` (xarray) or
+the axes of its multiscales (OME-Zarr); one that says nothing has (y, x) or (z, y, x). A channel
+axis becomes the bands. Other axes must have length 1. Chunks that are not stored have the fill
+value, which is data; NaN and infinity are not data.
+
+The package `zarr` is an extra. It is imported late: it takes a second.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
+from maskloom.segcore.formats.pixels import drop_not_finite
+from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS
+from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
+from maskloom.segcore.storage.store import filesystem
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.geometry import Box
+
+_SPATIAL = ("z", "y", "x")
+_CHANNEL = ("c", "band", "bands", "channel", "channels")
+
+
+@dataclass(frozen=True, slots=True)
+class Zarr:
+    """Zarr 2 and 3, and the full resolution of OME-Zarr (extra `zarr`)."""
+
+    kinds: tuple[FileKind, ...] = (
+        FileKind("Zarr", (".zarr",), markers=("zarr.json", ".zarray", ".zgroup")),
+    )
+    mask: str = "zarr"
+
+    def describe(self, location: str, version: str) -> RasterSpec:
+        """Read the metadata; see `Format.describe`."""
+        array = _Array.open(location)
+        if array.dtype.kind not in "uif" or array.dtype == np.float16:
+            raise FormatError(
+                f"{location} holds {array.dtype}; expected whole numbers, float32 or float64. "
+                "Convert it."
+            )
+        chunk = math.prod(array.values.chunks)
+        if chunk > MAX_PICTURE_PIXELS:
+            raise FormatError(
+                f"{location} has chunks of {chunk} values, which must be decoded at once; the "
+                f"limit is {MAX_PICTURE_PIXELS}. Write it again with smaller chunks."
+            )
+        shape, chunks = (
+            array.spatial(sizes) for sizes in (array.values.shape, array.values.chunks)
+        )
+        if 0 in array.values.shape:
+            raise FormatError(f"{location} is empty: its shape is {array.values.shape}.")
+        return RasterSpec(
+            location=location,
+            format="zarr",
+            shape=shape,
+            bands=tuple(range(1, array.bands + 1)),
+            dtype=array.dtype.name,
+            chunks=tuple(map(min, chunks, shape)),
+            version=version,
+            file_bands=array.bands,
+        )
+
+    def open(self, spec: RasterSpec) -> ZarrReader:
+        """Open the array; see `Format.open`."""
+        array = _Array.open(spec.location)
+        if (array.spatial(array.values.shape), array.bands) != (spec.shape, spec.file_bands):
+            raise SourceChanged(
+                f"{spec.location} has changed since its header was read. Run the same command "
+                "again."
+            )
+        return ZarrReader(array, spec)
+
+
+FORMATS.register("zarr")(Zarr())
+
+
+@dataclass(frozen=True, slots=True)
+class ZarrReader:
+    """An open array."""
+
+    array: _Array
+    spec: RasterSpec
+
+    def __enter__(self) -> ZarrReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing is held open."""
+
+    def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels and `valid` of a box; see `Reader.read`."""
+        lowest, highest = min(self.spec.bands), max(self.spec.bands)
+        try:
+            stored = self.array.read(box, slice(lowest - 1, highest))
+        # Codecs raise what their libraries raise, which has no common base.
+        except Exception as error:
+            raise ReadError(
+                f"{self.spec.location}: the chunks from {box.start} to {box.stop} cannot be read: "
+                f"{error}. The array is damaged or incomplete; copy or write it again."
+            ) from error
+        chosen = [band - lowest for band in self.spec.bands]
+        pixels = np.ascontiguousarray(stored[..., chosen], np.dtype(self.spec.dtype))
+        valid = np.ones(box.shape, np.bool_)
+        drop_not_finite(pixels, valid)
+        return pixels, valid
+
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """A Zarr array whose axes are known."""
+
+    values: Any
+    """The array of the package `zarr`."""
+    axes: tuple[str, ...]
+
+    @classmethod
+    def open(cls, location: str) -> _Array:
+        node, axes = _opened(location), None
+        if not hasattr(node, "chunks"):
+            node, axes = _full_resolution(location, node)
+        axes = axes or _axes(node)
+        names = [name for name in axes if name in _SPATIAL]
+        others = [
+            f"{name} of length {size}"
+            for name, size in zip(axes, node.shape, strict=False)
+            if name not in (*_SPATIAL, *_CHANNEL) and size != 1
+        ]
+        if (
+            len(axes) != node.ndim
+            or len(set(axes)) != len(axes)
+            or names[-2:] not in (["y", "x"], ["x", "y"])
+            or sum(name in _CHANNEL for name in axes) > 1
+            or others
+        ):
+            shown = ", ".join(others) or f"{axes} for {node.ndim} axes"
+            raise FormatError(
+                f"{location} is no image with the axes y and x, and z and channels if any: it has "
+                f"{shown}. Name its axes in `dimension_names`, and write other axes to arrays "
+                "apart."
+            )
+        return cls(node, tuple(axes))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the values, in the byte order of this machine."""
+        dtype: np.dtype[Any] = np.dtype(self.values.dtype).newbyteorder("=")
+        return dtype
+
+    @property
+    def bands(self) -> int:
+        """Number of channels; 1 without a channel axis."""
+        sizes = dict(zip(self.axes, self.values.shape, strict=True))
+        return next((int(sizes[name]) for name in self.axes if name in _CHANNEL), 1)
+
+    def spatial(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """The sizes along (y, x) or (z, y, x); a single slice is no volume."""
+        of_axis = dict(zip(self.axes, sizes, strict=True))
+        return tuple(int(of_axis[name]) for name in self._spatial_axes())
+
+    def read(self, box: Box, bands: slice) -> NDArray[Any]:
+        """Values of a box, the bands last: (y, x, band) or (z, y, x, band)."""
+        places: dict[str, Any] = dict(zip(self._spatial_axes(), box.slices, strict=True))
+        places |= {name: bands for name in self.axes if name in _CHANNEL}
+        # An axis that is left out has length 1.
+        values = np.asarray(self.values[tuple(places.get(name, 0) for name in self.axes)])
+        kept = [name for name in self.axes if name in places]
+        order = [kept.index(name) for name in kept if name in _CHANNEL]
+        values = values.transpose([*(kept.index(name) for name in self._spatial_axes()), *order])
+        return values if order else values[..., np.newaxis]
+
+    def _spatial_axes(self) -> tuple[str, ...]:
+        sizes = dict(zip(self.axes, self.values.shape, strict=True))
+        return tuple(name for name in _SPATIAL if sizes.get(name, 1) > 1 or name in ("y", "x"))
+
+
+def _opened(location: str) -> Any:
+    """The array or group at a location. Raises `FormatError` where there is none."""
+    try:
+        import zarr
+    except ImportError as error:
+        raise FormatError(
+            f"{location} is Zarr, which needs the extra 'zarr': pip install 'maskloom[zarr]'."
+        ) from error
+    fs, path = filesystem(location)
+    try:
+        store = zarr.storage.FsspecStore.from_mapper(fs.get_mapper(path), read_only=True)
+        return zarr.open(store, mode="r")
+    # Broken metadata shows as any error of the parts that read it.
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+        raise FormatError(
+            f"The metadata of {location} cannot be read as Zarr: {error}. Write it again."
+        ) from error
+
+
+def _full_resolution(location: str, group: Any) -> tuple[Any, list[str] | None]:
+    """The first array of the multiscales of an OME-Zarr group, and its axes where it names them."""
+    attributes = dict(group.attrs)
+    try:
+        first = dict(attributes.get("ome", attributes))["multiscales"][0]
+        array = group[first["datasets"][0]["path"]]
+        axes = [axis["name"] if isinstance(axis, dict) else axis for axis in first.get("axes", ())]
+    except (KeyError, IndexError, TypeError) as error:
+        raise FormatError(
+            f"{location} is a group of arrays without `multiscales`. Name one of the arrays in it."
+        ) from error
+    return array, axes or None
+
+
+def _axes(array: Any) -> list[str]:
+    """The names of an array's axes: as it says, or (y, x) and (z, y, x)."""
+    named = getattr(array.metadata, "dimension_names", None)
+    named = named or array.attrs.get("_ARRAY_DIMENSIONS")
+    return [str(name) for name in named] if named else list(_SPATIAL[-array.ndim :])
