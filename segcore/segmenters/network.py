@@ -83,6 +83,10 @@ class Network:
     """exact: patches with all that the network looks at. blended: overlapping windows. auto: exact
     where the network looks at most 512 pixels far.
     """
+    halo: int | None = None
+    """Pixels that the network looks at to each side, confirmed by a trial before work begins. None:
+    as the card or the measurement of a `.keras` file says; other files are run in blended windows.
+    """
     patch: int = 512
     """Side of what a patch labels, without what it looks at around, in pixels. More of it is faster
     up to a point, and takes more memory.
@@ -102,6 +106,8 @@ class Network:
     def __post_init__(self) -> None:
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
             raise ValueError(f"bands: expected numbers from 1 on; got {list(self.bands)}")
+        if self.halo is not None and self.halo < 0:
+            raise ValueError(f"halo: expected 0 or more pixels; got {self.halo}")
         if not 32 <= self.patch <= 8192:
             raise ValueError(f"patch: expected 32 to 8192 pixels; got {self.patch}")
         if self.classes is not None:
@@ -113,6 +119,8 @@ class Network:
         """
         weights = Weights.of(self.weights, self.trust)
         card = weights.card() or _examined(weights)
+        if self.halo is not None:
+            card = self._with_halo(card, self.halo)
         self._check(card)
         channels = card.channels
         scaling = self.scaling or card.scaling
@@ -138,6 +146,15 @@ class Network:
             blended=self.windows == "blended" or _looks_too_far(self.windows, card),
             patch=self.patch,
         )
+
+    def _with_halo(self, card: Card, halo: int) -> Card:
+        if card.reach.fixed is not None:
+            raise RecipeError(
+                f"halo: {file_name(self.weights)} takes images of one size only, "
+                f"{' x '.join(map(str, card.reach.fixed))} pixels, so the halo cannot be "
+                "confirmed. Leave it out (windows are then blended), or write a card with `reach`."
+            )
+        return replace(card, reach=replace(card.reach, halo=halo))
 
     def _check(self, card: Card) -> None:
         from maskloom.segcore.deep.inference.files.examine import MOST_LABELS
@@ -362,9 +379,9 @@ class NetworkModel:
         if found.halo != said.halo:
             farther = "the whole image" if found.halo is None else f"at least {found.halo} pixels"
             raise WeightsError(
-                f"{file_name(self.weights.location)} looks {farther} far; its card says "
-                f"{said.halo}. The card was changed, or is another network's: "
-                "remove it, so that the network is measured anew, or set windows: blended."
+                f"{file_name(self.weights.location)} looks {farther} far; `halo` or its "
+                f"card says {said.halo}. Set another halo; remove a card that was changed or is "
+                "another network's; or set windows: blended."
             )
 
     @property

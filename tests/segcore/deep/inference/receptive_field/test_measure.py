@@ -24,7 +24,7 @@ keras = pytest.importorskip("keras")
 
 from keras import layers  # noqa: E402
 
-from maskloom.segcore.deep.inference.receptive_field.keras_skeletons import (  # noqa: E402
+from maskloom.segcore.deep.inference.receptive_field.skeletons import (  # noqa: E402
     open_copy,
     reach_of,
     runner,
