@@ -166,10 +166,10 @@ def _changed(whole: Mask, tiled: Mask) -> NDArray[np.bool_]:
 
 
 def _seams(ids: NDArray[np.integer], side: int) -> list[str]:
-    """What the seams show of the tiling."""
+    """What the seams show of the tiling; nothing for volumes."""
     from skimage.measure import regionprops_table
 
-    if not ids.any() or max(ids.shape) <= side:
+    if not ids.any() or max(ids.shape) <= side or ids.ndim > len("yx"):
         return []
     table = regionprops_table(ids.astype(np.int64), properties=("centroid", "bbox", "area"))
     names = {"centroid-0": "centroid_y", "centroid-1": "centroid_x"}
@@ -198,13 +198,19 @@ def _seams(ids: NDArray[np.integer], side: int) -> list[str]:
 
 
 def _picture(region: Region, differing: NDArray[np.bool_], side: int) -> bytes:
-    """The region in grey with its differences and seams, reduced so that no difference is lost."""
+    """The region in grey with its differences and seams, reduced so that no difference is lost. Of
+    a volume, the plane with most differences.
+    """
     from PIL import Image
 
     from maskloom.segcore.geometry import Tile
 
     block = region.block(Tile.whole(region.spec.shape), region.spec)
-    grey = np.nan_to_num(block.pixels[..., :3].astype(np.float32).mean(axis=2))
+    pixels = block.pixels
+    if differing.ndim > len("yx"):
+        plane = int(np.argmax(np.count_nonzero(differing, axis=(1, 2))))
+        pixels, differing = pixels[plane], differing[plane]
+    grey = np.nan_to_num(pixels[..., :3].astype(np.float32).mean(axis=-1))
     low, high = np.percentile(grey, [2, 98])
     shown = np.clip((grey - low) / max(float(high - low), 1e-9) * 160 + 40, 0, 200)
     step = max(1, -(-max(shown.shape) // _PICTURE_SIDE))
