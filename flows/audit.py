@@ -23,6 +23,7 @@ from maskloom.segcore.objects.seam_audit import audit_seams
 from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, settled
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.store import Store, configure
+from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.fanout.dask import InProcess, memory_of, open_fanout
 from maskloom.tasks.memory import require_memory
 from maskloom.tasks.plan import describe_sources
@@ -56,6 +57,7 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None) -> Audit:
     configure(recipe.storage)
     item = _first_readable(recipe)
     assert item.spec is not None
+    require_tiling(recipe.order("audit"), [item])
     region = Region.middle(item.spec, pixels)
     shape = region.spec.shape
     # Smaller than the region even where the recipe's tile is not: without seams there would be
@@ -76,7 +78,7 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None) -> Audit:
         ),
         (
             f"segmenter {recipe.kind}: {whole_model.exactness.value}, halo "
-            f"{whole_model.footprint.halo}"
+            f"{whole_model.footprint.halo}{_planar(whole_model, shape)}"
         ),
     ]
     if whole_model != tiled_model:
@@ -224,6 +226,10 @@ def _picture(region: Region, differing: NDArray[np.bool_], side: int) -> bytes:
     out = io.BytesIO()
     Image.fromarray(picture.astype(np.uint8)).save(out, "PNG")
     return out.getvalue()
+
+
+def _planar(model: Model, shape: Shape) -> str:
+    return ", plane by plane" if model.footprint.planar and len(shape) > len("yx") else ""
 
 
 def _size(shape: Shape) -> str:

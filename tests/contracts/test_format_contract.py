@@ -201,7 +201,28 @@ ARRAYS: dict[str, Callable[[Path], None]] = {
     "big_endian.zarr": array(PHOTO[..., 0].astype(">i4") * 1000, chunks=(50, 50), zarr_format=2),
     "levels.zarr": multiscale,
 }
-SAMPLES = {"tiff": TIFFS, "picture": PICTURES, "zarr": ARRAYS}
+VOLUME = np.stack([PHOTO[::3, ::4, 0] // n for n in range(1, 12)])
+
+
+def archive(compressed: bool = False, **arrays: object) -> Callable[[Path], None]:
+    save = np.savez_compressed if compressed else np.savez
+    return lambda path: save(path, **arrays)
+
+
+NUMPY: dict[str, Callable[[Path], None]] = {
+    "image.npy": lambda p: np.save(p, PHOTO[..., 0]),
+    "volume.npy": lambda p: np.save(p, VOLUME.astype(">i2") * 100),
+    "columns.npy": lambda p: np.save(p, np.asfortranarray(VOLUME.astype("uint32"))),
+    "truth.npy": lambda p: np.save(p, VOLUME > 50),
+    "gaps.npy": lambda p: np.save(p, np.where(VOLUME > 30, VOLUME, np.nan)),
+    "plain.npz": archive(pixels=VOLUME.astype("float16")),
+    "bands.npz": archive(True, pixels=PHOTO, axes="yxb", spacing=[0.5, 0.25], unit="um"),
+    "columns.npz": archive(pixels=np.asfortranarray(VOLUME), axes="zyx"),
+    "voxels.npz": archive(
+        True, pixels=np.stack([VOLUME, 255 - VOLUME], -1), axes="zyxb", spacing=[3, 1, 1], unit="mm"
+    ),
+}
+SAMPLES = {"tiff": TIFFS, "picture": PICTURES, "zarr": ARRAYS, "array": NUMPY}
 CASES = [(name, sample) for name in FORMATS for sample in SAMPLES.get(name, [None])]
 each = pytest.mark.parametrize(("name", "sample"), CASES, ids=str)
 
