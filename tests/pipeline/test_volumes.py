@@ -74,9 +74,9 @@ def test_masks_areas_and_previews_of_volumes(inputs, maskloom, tmp_path):
 def test_neither_tiles_nor_workers_change_a_volume(
     inputs, maskloom, tmp_path, segmenter, monkeypatch
 ):
-    """Whole volumes in this process, and parts of them on two workers."""
+    """Whole volumes in this process, and parts of them on two workers. Quick shift has objects."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"inputs: images\noutput: whole\nsegmenter: {segmenter}\nstatistics: area\n")
+    recipe.write_text(f"inputs: images\noutput: whole\nsegmenter: {segmenter}\n")
     monkeypatch.setattr(batching, "PART_PIXELS", 2**13)
     monkeypatch.setattr(batching, "part_pixels", lambda _: 2**13)
     assert maskloom("run", recipe, *SERIAL).exit_code == 0
