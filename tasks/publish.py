@@ -275,7 +275,6 @@ class Tables:
     def _image(self, receipt: ImageResult) -> dict[str, Any]:
         spec, failure = receipt.spec, receipt.failure
         total = spec.pixels if spec else None
-        nodata = receipt.rows["area"][0]["nodata_pixels"] if failure is None else 0
         return {
             "run_id": self.plan.run_id,
             "image_id": receipt.source.image_id,
@@ -293,8 +292,8 @@ class Tables:
             "dtype": spec.dtype if spec else None,
             "crs": crs_name(spec.space.crs) if spec else None,
             "total_pixels": total,
-            "valid_pixels": 0 if failure else (total or 0) - nodata,
-            "nodata_pixels": nodata,
+            "valid_pixels": 0 if failure else (total or 0) - receipt.nodata_pixels,
+            "nodata_pixels": receipt.nodata_pixels,
             "unprocessed_pixels": total if failure else 0,
             "tiles": receipt.tiles,
             "seconds": receipt.seconds,

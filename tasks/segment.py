@@ -113,19 +113,19 @@ def _orders_of_large(
 def _join(
     images: Sequence[_Large], bench: ShardContext, receipts: dict[str, ImageResult]
 ) -> dict[str, int]:
-    """Join the objects of large images and draw their parts again; the number of objects of each,
+    """Join the objects of large images and relabel their tiles; the number of objects of each,
     by URI.
     """
     joined = _do(
         bench, (JoinJob(image.order, image.item, image.ranges) for image in images), receipts
     )
-    redraw = (
+    relabel = (
         RelabelJob(part, answer.objects)
         for job, answer in joined
         if isinstance(job, JoinJob)
         for part in job.parts
     )
-    _do(bench, redraw, receipts)
+    _do(bench, relabel, receipts)
     return {job.item.source.uri: answer.objects for job, answer in joined}
 
 

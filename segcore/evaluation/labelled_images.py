@@ -3,7 +3,7 @@ pixel's object.
 
 The truth is a mask with a `LabelMapping`; a prediction is a mask of classes or of objects. Ids of
 objects are the mask's own values, or connected parts of a class (8 neighbours), which are found
-over tiles as in a run: sketched tile by tile, joined, then numbered (`segcore.objects`).
+over tiles as in a run: labelled tile by tile, joined, then numbered (`segcore.objects`).
 """
 
 from __future__ import annotations

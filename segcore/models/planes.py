@@ -91,16 +91,18 @@ def join_by_plane(
     """`ObjectSegmenter.join` for grids of volumes too, whose tiles are one plane deep."""
 
     @wraps(join)
-    def over_planes(self: Any, grid: Grid, seams: Sequence[TileBoundary]) -> Sequence[Equivalences]:
+    def over_planes(
+        self: Any, grid: Grid, boundaries: Sequence[TileBoundary]
+    ) -> Sequence[Equivalences]:
         if len(grid.shape) == 2:
-            return join(self, grid, seams)
+            return join(self, grid, boundaries)
         plane = Grid(grid.shape[1:], grid.tile[1:], grid.halo)
         joined: list[Equivalences] = []
         groups = 0
         for first in range(0, len(grid), len(plane)):
             found = [
                 replace(each, groups=np.where(each.groups > 0, each.groups + groups, 0))
-                for each in join(self, plane, seams[first : first + len(plane)])
+                for each in join(self, plane, boundaries[first : first + len(plane)])
             ]
             groups = max([groups, *(int(each.groups.max(initial=0)) for each in found)])
             joined += found

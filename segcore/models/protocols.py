@@ -128,8 +128,8 @@ class ObjectSegmenter(Ready, Protocol):
         ...
 
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> Sequence[Equivalences]:
-        """Which fragments of all tiles are one object, from the seams of all tiles in the order of
-        the grid; one grouping a tile.
+        """Which fragments of all tiles are one object, from the boundaries of all tiles in the
+        order of the grid: the equivalences of each tile.
         """
         ...
 

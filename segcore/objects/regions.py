@@ -1,15 +1,15 @@
 """Regions from the weights of edges between neighbouring pixels, the same whatever the tiling.
 
-What regions are is said by one order of all edges of the image, ascending by (weight, row, column,
-right before down), as in Kruskal's algorithm: an edge below 1 joins the sets of its two pixels; one
-from 1 on joins them if one of the two is, at that moment, smaller than `min_size` (the last step of
+Regions are defined by one order of all edges of the image, ascending by (weight, row, column, right
+before down), as in Kruskal's algorithm: an edge below 1 joins the sets of its two pixels; one from
+1 on joins them if one of the two is, at that moment, smaller than `min_size` (the last step of
 Felzenszwalb and Huttenlocher, "Efficient graph-based image segmentation", 2004). A region without
 any neighbour stays, however small.
 
 A tile follows the order as far as it is certain. A set of pixels is *closed* while it touches no
 other tile and no doubtful edge has met it: then all its edges and its true size are known. Other
-sets are *open*: what is known of their size is a lower bound. When an edge from 1 on comes up
-between two sets,
+sets are *open*: their known size is a lower bound. When an edge from 1 on comes up between two
+sets,
 
     one is closed and small       they merge, whatever the other one is
     both are known to be large    nothing happens, now or later
@@ -18,10 +18,9 @@ between two sets,
 
 so a merger that is certain never waits for a doubtful one. Doubtful edges, and the certain ones
 that make an open small set larger, are the tile's *events*. `join_regions` replays the events of
-all tiles and the edges over the seams in the one order with the true sizes. What it merges are
-*leaves*: sets as they were when an event first met them. Sets too large to need any more pixels are
-left out, so seams hold the tile's border and at most some `min_size` events for each small set at
-it.
+all tiles and the edges between tiles in the one order with the true sizes. It merges *leaves*: sets
+as they were when an event first met them. Sets too large to need any more pixels are left out, so
+boundaries hold the border of the tile and at most some `min_size` events for each small set at it.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Edges:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Merged:
-    """What a tile's own edges from 1 on come to."""
+    """The result of a tile's own edges from 1 on."""
 
     fragments: NDArray[np.uint32]
     """Fragment of each label."""
@@ -102,8 +101,8 @@ def find_regions(
 
 
 def _open(labels: NDArray[np.int32], count: int, core: Box, shape: Shape) -> NDArray[np.int32]:
-    """The labels other than 0, ascending, that have a pixel at a side of the core where the image
-    goes on.
+    """The labels other than 0, ascending, that have a pixel at a side of the core where another
+    tile is.
     """
     found = np.zeros(count, np.bool_)
     sides = labels[0], labels[-1], labels[:, 0], labels[:, -1]

@@ -54,7 +54,7 @@ class TileToJoin(Protocol):
         ...
 
     @property
-    def firsts(self) -> bytes:
+    def first_positions(self) -> bytes:
         """First position and class of each fragment. Read twice."""
         ...
 
@@ -65,7 +65,7 @@ class PackedLabels:
 
     boundary: bytes
     """What joining must know: `_Boundary`."""
-    firsts: bytes
+    first_positions: bytes
     """First position and class of each fragment: `_Firsts`."""
     labels: bytes
     """The core's fragments, and what else the first pass keeps for the second: `_Labels`."""
@@ -170,7 +170,7 @@ def join_tiles(
     equivalences = merger.join(grid, [each.fragments for each in boundaries])
 
     def read(number: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
-        firsts = unpack(_Firsts, tiles[number].firsts)
+        firsts = unpack(_Firsts, tiles[number].first_positions)
         return firsts.positions, firsts.class_of
 
     faces = [each.faces for each in boundaries]

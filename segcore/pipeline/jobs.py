@@ -119,23 +119,23 @@ class TileRangeJob:
 
     @property
     def name(self) -> str:
-        """Name of what the first pass stages in the output store. Its sketches lie beside it."""
+        """Name of the results of the first pass, staged in the output store."""
         return f"{self._stem}.part"
 
     @property
-    def sketches(self) -> str:
-        """Name of the staged sketches of its tiles."""
-        return f"{self._stem}.sketches"
+    def labels(self) -> str:
+        """Name of the staged labels of its tiles, for the second pass."""
+        return f"{self._stem}.labels"
 
     @property
-    def placements(self) -> str:
-        """Name of the staged placements of its tiles."""
-        return f"{self._stem}.placements"
+    def relabellings(self) -> str:
+        """Name of the staged relabellings of its tiles."""
+        return f"{self._stem}.relabellings"
 
     @property
-    def redrawn(self) -> str:
-        """Name of what the second pass stages."""
-        return f"{self._stem}.redrawn"
+    def relabelled(self) -> str:
+        """Name of the staged results of the second pass."""
+        return f"{self._stem}.relabelled"
 
     @property
     def _stem(self) -> str:
@@ -171,7 +171,7 @@ class JoinJob(_WholeImage):
 
 @dataclass(frozen=True, slots=True)
 class RelabelJob:
-    """A part of a large image whose objects are known, to be drawn and measured."""
+    """Some tiles of a large image whose objects are joined, to be relabelled and measured."""
 
     part: TileRangeJob
     objects: int
@@ -188,7 +188,7 @@ class RelabelJob:
         return self.part.item
 
     def split(self) -> tuple[RelabelJob, ...]:
-        """Itself: its placements are staged as one."""
+        """Itself: its relabellings are staged as one."""
         return (self,)
 
 

@@ -108,9 +108,9 @@ class StagedLabels:
     boundary: bytes
 
     @property
-    def firsts(self) -> bytes:
-        """Read `PackedLabels.firsts`."""
-        return self.file.one(self.store, "firsts", self.number)
+    def first_positions(self) -> bytes:
+        """Read `PackedLabels.first_positions`."""
+        return self.file.one(self.store, "first_positions", self.number)
 
     @staticmethod
     def write(labels: Sequence[PackedLabels], out: Sink) -> None:
@@ -118,7 +118,7 @@ class StagedLabels:
         PackedFile.write(
             {
                 "boundary": [each.boundary for each in labels],
-                "firsts": [each.firsts for each in labels],
+                "first_positions": [each.first_positions for each in labels],
                 "labels": [each.labels for each in labels],
             },
             out,

@@ -5,8 +5,8 @@
     observe         one round of fitting over whole images, or over some tiles of one image
     segment_images  small images from reading to published mask
     segment_part    some tiles of a large image, to a staged part
-    join_image      the objects of a large image, from the sketches of its parts
-    redraw_part     some tiles of a large image again, now that its objects are known
+    join_image      the objects of a large image, from the labels of its tiles
+    relabel_part    some tiles of a large image again, now that its objects are known
     finish_image    the staged parts of a large image, to its published mask
 
 Jobs and answers are values of a few hundred bytes; pixels go from store to store. Every function
@@ -170,7 +170,7 @@ def segment_part(job: TileRangeJob) -> TileRangeResult:
     is.
     """
     store = Store(job.order.output)
-    if store.exists(job.name) and (store.exists(job.sketches) or not job.order.joins):
+    if store.exists(job.name) and (store.exists(job.labels) or not job.order.joins):
         return TileRangeResult()
     started = time.perf_counter()
     try:
@@ -181,7 +181,7 @@ def segment_part(job: TileRangeJob) -> TileRangeResult:
         return TileRangeResult(Failure.of(error))
     labels = [found for _, found in tiles if found is not None]
     if labels:
-        with store.writing(job.sketches) as out:
+        with store.writing(job.labels) as out:
             StagedLabels.write(labels, out)
     with store.writing(job.name) as out:
         results = merge_results([part for part, _ in tiles], job.order.statistics)
@@ -195,14 +195,14 @@ def join_image(job: JoinJob) -> TileRangeResult:
     limits.working(_spec(job.item).pixels)
     store, run = Store(job.order.output), ImageRun.of(job.order, _spec(job.item))
     with _staged(job.item, job.order):
-        tiles = [tile for part in job.parts for tile in StagedLabels.read(store, part.sketches)]
+        tiles = [tile for part in job.parts for tile in StagedLabels.read(store, part.labels)]
     count = 0
     try:
         relabellings = run.join(tiles)
         for part in job.parts:
             found = list(islice(relabellings, part.stop - part.first))
             count = max([count, *(each.numbers.greatest for each in found)])
-            with store.writing(part.placements) as out:
+            with store.writing(part.relabellings) as out:
                 PackedFile.write({"relabellings": [pack(each) for each in found]}, out)
     except ImageError as error:
         return TileRangeResult(Failure.of(error))
@@ -210,24 +210,24 @@ def join_image(job: JoinJob) -> TileRangeResult:
 
 
 @perform.register
-def redraw_part(job: RelabelJob) -> TileRangeResult:
+def relabel_part(job: RelabelJob) -> TileRangeResult:
     """The second pass over some tiles of a large image."""
     limits.working(_spec(job.item).pixels)
     part, store = job.part, Store(job.order.output)
-    if store.exists(part.redrawn):
+    if store.exists(part.relabelled):
         return TileRangeResult()
     started = time.perf_counter()
     run = ImageRun.of(job.order, _spec(job.item))
     with _staged(job.item, job.order):
-        labels = PackedFile.open(store, part.sketches)
-        relabellings = PackedFile.open(store, part.placements)
+        labels = PackedFile.open(store, part.labels)
+        relabellings = PackedFile.open(store, part.relabellings)
     results = []
     for i, tile in enumerate(run.grid[part.first : part.stop]):
         relabelling = unpack(Relabelling, relabellings.one(store, "relabellings", i))
         results.append(
             run.relabel_tile(tile, labels.one(store, "labels", i), relabelling, job.objects)
         )
-    with store.writing(part.redrawn) as out:
+    with store.writing(part.relabelled) as out:
         merge_results(results, job.order.statistics).stage(time.perf_counter() - started, out)
     return TileRangeResult()
 
@@ -239,7 +239,9 @@ def finish_image(job: FinishJob) -> ImageResult:
     started = time.perf_counter()
     store, order = Store(job.order.output), job.order
     run = ImageRun.of(order, _spec(job.item))
-    names = [part.name for part in job.parts] + [part.redrawn for part in job.parts if order.joins]
+    names = [part.name for part in job.parts] + [
+        part.relabelled for part in job.parts if order.joins
+    ]
     with _staged(job.item, order):
         staged = [StagedResults.open(store, name) for name in names]
     pieces = (piece for part in staged for piece in part.pieces())
@@ -427,10 +429,14 @@ def _counted(receipt: ImageResult, run: ImageRun, states: States) -> ImageResult
         name: statistic.finish(states[name], run.spec, run.class_table)
         for name, statistic in run.settings.statistics.items()
     }
-    shares = {
-        row["class_name"]: row["fraction"] for row in rows["area"] if row["fraction"] is not None
-    }
-    return replace(receipt, rows=rows, warning=caution_of([run.model], run.spec, shares))
+    areas = rows["area"]  # it always runs
+    shares = {row["class_name"]: row["fraction"] for row in areas if row["fraction"] is not None}
+    return replace(
+        receipt,
+        rows=rows,
+        nodata_pixels=areas[0]["nodata_pixels"],
+        warning=caution_of([run.model], run.spec, shares),
+    )
 
 
 def _block(reader: Reader, tile: Tile, spec: RasterSpec) -> Block:

@@ -66,7 +66,7 @@ def test_staged_labels_are_read_tile_by_tile(tmp_path: Path) -> None:
         StagedLabels.write(labels, out)
     tiles = StagedLabels.read(store, "staging/labels")
     assert [tile.boundary for tile in tiles] == [each.boundary for each in labels]
-    assert [tile.firsts for tile in tiles] == [each.firsts for each in labels]
+    assert [tile.first_positions for tile in tiles] == [each.first_positions for each in labels]
 
 
 def test_results_of_tiles_merge_in_their_order() -> None:
