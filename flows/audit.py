@@ -60,13 +60,15 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None) -> Audit:
     shape = region.spec.shape
     # Smaller than the region even where the recipe's tile is not: without seams there would be
     # nothing to audit.
-    side = effective_tile(tile or min(recipe.tile, max(16, -(-max(shape) // _TILES_ACROSS))))
+    most = recipe.tiling.tile(item.spec.shape)[-1]
+    side = effective_tile(tile or min(most, max(16, -(-max(shape) // _TILES_ACROSS))))
     if tile is None and side >= max(shape):
         side = effective_tile(max(16, side // 4))
     require_memory(recipe.order("audit"), [item], memory_of(InProcess()))
     start = settled(recipe.segmenter, region)
-    whole_model, tiled_model = (fit_to(start, [region], cut) for cut in (None, (side, side)))
-    whole, tiled = (segment_scene(whole_model, region, cut) for cut in (None, (side, side)))
+    cuts = (None, (side,) * len(shape))
+    whole_model, tiled_model = (fit_to(start, [region], cut) for cut in cuts)
+    whole, tiled = (segment_scene(whole_model, region, cut) for cut in cuts)
     lines = [
         (
             f"{item.source.uri}: {_size(shape)} of {_size(item.spec.shape)} pixels, whole against "
@@ -74,7 +76,7 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None) -> Audit:
         ),
         (
             f"segmenter {recipe.kind}: {whole_model.exactness.value}, halo "
-            f"{max(whole_model.footprint.halo)}"
+            f"{whole_model.footprint.halo}"
         ),
     ]
     if whole_model != tiled_model:
@@ -199,10 +201,9 @@ def _picture(region: Region, differing: NDArray[np.bool_], side: int) -> bytes:
     """The region in grey with its differences and seams, reduced so that no difference is lost."""
     from PIL import Image
 
-    from maskloom.segcore.geometry import Box, Tile
+    from maskloom.segcore.geometry import Tile
 
-    whole = Box.whole(region.spec.shape)
-    block = region.block(Tile((0, 0), whole, whole), region.spec)
+    block = region.block(Tile.whole(region.spec.shape), region.spec)
     grey = np.nan_to_num(block.pixels[..., :3].astype(np.float32).mean(axis=2))
     low, high = np.percentile(grey, [2, 98])
     shown = np.clip((grey - low) / max(float(high - low), 1e-9) * 160 + 40, 0, 200)

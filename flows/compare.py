@@ -17,7 +17,7 @@ import numpy as np
 
 from maskloom.flows.recipes.schemas import build
 from maskloom.segcore.errors import RecipeError, RunError, StoreError
-from maskloom.segcore.geometry import Box, Tile
+from maskloom.segcore.geometry import Tile
 from maskloom.segcore.models.protocols import SEGMENTERS, ObjectSegmenter
 from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, settled
 from maskloom.segcore.pipeline.jobs import DescribeJob
@@ -85,8 +85,7 @@ class Kept:
     def block(self, tile: Tile, spec: RasterSpec) -> Block:
         """A copy of a tile of the region. Raises `ReadError`."""
         if spec.bands not in self.read:
-            whole = Box.whole(spec.shape)
-            self.read[spec.bands] = self.region.block(Tile((0, 0), whole, whole), spec)
+            self.read[spec.bands] = self.region.block(Tile.whole(spec.shape), spec)
         kept, place = self.read[spec.bands], tile.read.slices
         return Block(tile, kept.pixels[place].copy(), kept.valid[place].copy(), spec)
 
@@ -118,9 +117,9 @@ def compare(image_path: str, kinds: Sequence[Kind] | None, out_png: Path) -> Non
     starts = [_start(section, f"segmenter {number}") for number, section in enumerate(sections, 1)]
     image = _header(image_path)
     scene = Kept(Region.middle(image, _MOST_PIXELS))
-    whole = Box.whole(scene.spec.shape)
-    photo = _shown(scene.block(Tile((0, 0), whole, whole), scene.spec))
-    part = "" if whole.shape == image.shape else f"middle {_size(whole.shape)} of "
+    shape = scene.spec.shape
+    photo = _shown(scene.block(Tile.whole(shape), scene.spec))
+    part = "" if shape == image.shape else f"middle {_size(shape)} of "
     name = image_path.replace("\\", "/").rsplit("/", 1)[-1]
     cells = [Cell(name, f"{part}{_size(image.shape)} pixels", _shrunk(photo), None)]
     for section, start in zip(sections, starts, strict=True):

@@ -9,6 +9,7 @@ interrupted one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import prod
 
 from maskloom.segcore.models.protocols import Fitter
 from maskloom.segcore.pipeline.jobs import ImagesJob, RunSettings, TileRangeJob
@@ -22,7 +23,7 @@ BUNDLE_IMAGES = 64
 
 def is_spread(spec: RasterSpec, order: RunSettings) -> bool:
     """Whether the image is large for its segmenter, readable by windows, and more than one tile."""
-    several = spec.pixels > order.tile**2 and 4 * spec.chunks[0] * spec.chunks[1] <= spec.pixels
+    several = spec.pixels > order.tiling.pixels and 4 * prod(spec.chunks) <= spec.pixels
     return several and spec.pixels > 2 * part_pixels(order)
 
 
@@ -61,7 +62,7 @@ def parts(
     if item.spec is None:
         return
     grid = order.grid(item.spec)
-    step = max(1, (pixels or part_pixels(order)) // order.tile**2)
+    step = max(1, (pixels or part_pixels(order)) // order.tiling.pixels)
     for first in range(0, len(grid), step):
         yield TileRangeJob(order, item, first, min(first + step, len(grid)))
 

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from maskloom.segcore.pipeline.records import ImageResult
+from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.statistics.objects.table import geo_metadata, schema
 from maskloom.segcore.storage.records import reading
 from maskloom.segcore.storage.store import Store
@@ -45,10 +46,14 @@ class ObjectFile:
     fingerprint: str
 
     def write(
-        self, draft: Draft, staged: Mapping[str, str], receipts: Sequence[ImageResult], bands: int
+        self,
+        draft: Draft,
+        staged: Mapping[str, str],
+        receipts: Sequence[ImageResult],
+        specs: Sequence[RasterSpec],
     ) -> None:
         """Draft the file: the staged rows (files by image id), and those of images without a
-        receipt. `bands`: most of any image of the run.
+        receipt. `specs`: all images of the run, whose tables have the same columns.
         """
         try:
             content = self.store.read(self.name)
@@ -68,11 +73,11 @@ class ObjectFile:
             if old is None
             else self._kept(old, [receipt.source.image_id for receipt in receipts])
         )
-        bands = max(
-            bands,
-            0 if old is None else sum(name.startswith("mean_") for name in old.schema_arrow.names),
-        )
-        wanted = objects_schema(bands, bool(located) or was_located)
+        names = [] if old is None else old.schema_arrow.names
+        bands = [sum(name.startswith("mean_") for name in names)]
+        bands += [spec.file_bands for spec in specs]
+        axes = [3 if "centroid_z" in names else 2, *(len(spec.shape) for spec in specs)]
+        wanted = objects_schema(max(bands), bool(located) or was_located, max(axes))
         rows = chain(
             (_conformed(group, wanted, was_located) for group in kept),
             (
@@ -112,10 +117,12 @@ class ObjectFile:
                 )
 
 
-def objects_schema(bands: int, located: bool) -> pa.Schema:
-    """The full schema of the table, for images of up to so many bands, in degrees or in pixels."""
+def objects_schema(bands: int, located: bool, axes: int = 2) -> pa.Schema:
+    """The full schema of the table, for images of up to so many bands and axes, in degrees or in
+    pixels.
+    """
     return pa.schema(
-        [*KEYS, *schema(bands)], metadata={b"maskloom_schema": b"1", **geo_metadata(located)}
+        [*KEYS, *schema(bands, axes)], metadata={b"maskloom_schema": b"1", **geo_metadata(located)}
     )
 
 

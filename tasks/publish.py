@@ -9,6 +9,7 @@ rows. So each image has one version, the newest, in every table at any moment.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -259,9 +260,8 @@ class Tables:
         specs = [
             item.spec for other in self.plan.shards for item in other.items if item.spec is not None
         ]
-        most_bands = max((spec.file_bands for spec in specs), default=0)
         ObjectFile(self.store, name, self.plan.run_id, self.plan.fingerprint).write(
-            draft, staged, receipts, most_bands
+            draft, staged, receipts, specs
         )
 
     def _keyed(self, receipt: ImageResult, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,9 +286,9 @@ class Tables:
             "warning": receipt.warning,
             "mask_uri": receipt.mask,
             "mask_sha256": receipt.mask_sha256,
-            "width": spec.shape[1] if spec else None,
-            "height": spec.shape[0] if spec else None,
-            "depth": 1 if spec else None,
+            "width": spec.shape[-1] if spec else None,
+            "height": spec.shape[-2] if spec else None,
+            "depth": math.prod(spec.shape[:-2]) if spec else None,
             "bands": spec.file_bands if spec else None,
             "dtype": spec.dtype if spec else None,
             "crs": crs_name(spec.space.crs) if spec else None,

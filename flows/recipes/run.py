@@ -17,6 +17,7 @@ import pydantic
 import maskloom
 from maskloom.flows.recipes.schemas import NUMBER, build, did_you_mean, explain, model_of, schema_of
 from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets, shown
+from maskloom.segcore import geometry
 from maskloom.segcore.deep.inference.files.weights import is_packaged
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.models.composed import Composed
@@ -31,7 +32,6 @@ from maskloom.segcore.pipeline.jobs import GroundControl, RunSettings
 from maskloom.segcore.processes import limits
 from maskloom.segcore.processes.limits import Limits
 from maskloom.segcore.raster.spec import FORMATS
-from maskloom.segcore.registry import Registry
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import STATISTICS, Statistic
 from maskloom.segcore.storage.addresses import is_web, written
@@ -40,19 +40,36 @@ from maskloom.segcore.storage.store import configure, filesystem
 from maskloom.tasks.fanout.dask import CLUSTERS, Cluster
 from maskloom.tasks.plan import Fingerprint
 
-TABLES: Registry[Any] = Registry("statistic")
-"""What `statistics` may name."""
-for _name, _kind in (*STATISTICS.items(), ("objects", Objects)):
-    TABLES.register(_name)(_kind)
 DEFAULT_TILE = 2048
 SCHEDULE_NOTE = (
     "schedule: checked, but nothing starts this recipe by itself yet: let cron or a timer run "
     "`maskloom run`."
 )
 """What is said of a recipe with a schedule."""
-_SMALLEST_TILE = 16
+_SMALLEST_TILE, _LARGEST_TILE = 16, 16384
 _CRON_FIELDS = 5
 _ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def _of_three(sides: list[int]) -> list[int]:
+    if len(sides) != len("zyx"):
+        raise ValueError(
+            f"expected one whole number, or three for volumes: [z, y, x]; got {len(sides)}: "
+            f"{shown(sides)}"
+        )
+    return sides
+
+
+def _kind_of_tile(value: Any) -> str:
+    return "list[int]" if isinstance(value, list | tuple) else "int"
+
+
+_Side = Annotated[int, pydantic.Field(ge=_SMALLEST_TILE, le=_LARGEST_TILE)]
+_Sides = Annotated[
+    list[Annotated[int, pydantic.Field(ge=1, le=_LARGEST_TILE)]],
+    pydantic.Field(json_schema_extra={"minItems": len("zyx"), "maxItems": len("zyx")}),
+    pydantic.AfterValidator(_of_three),
+]
 
 
 class Tiling(pydantic.BaseModel):
@@ -60,11 +77,20 @@ class Tiling(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
-    tile: int = pydantic.Field(DEFAULT_TILE, ge=_SMALLEST_TILE, le=16384)
+    tile: Annotated[
+        Annotated[_Side, pydantic.Tag("int")] | Annotated[_Sides, pydantic.Tag("list[int]")],
+        pydantic.Discriminator(_kind_of_tile),
+    ] = DEFAULT_TILE
     """Side of a tile in pixels. It never changes a result, only memory and speed. Rounded up to a
     power of two below 256, to a multiple of 256 above, so that no two tiles share a block of the
-    mask.
+    mask. Volumes are cut into cubes of about as many voxels; `[z, y, x]` gives their sides instead.
     """
+
+    @property
+    def value(self) -> geometry.Tiling:
+        """The tiling that is used."""
+        tile = self.tile
+        return geometry.Tiling(effective_tile(tile) if isinstance(tile, int) else tuple(tile))
 
 
 class Schedule(pydantic.BaseModel):
@@ -176,7 +202,7 @@ class RunRecipe:
     segmenter: Fitter | Model
     """What it starts with."""
     fit: Literal["collection", "image"]
-    tile: int
+    tiling: geometry.Tiling
     statistics: dict[str, Statistic]
     objects: Objects | None
     """The table of objects. None: none is asked for."""
@@ -212,7 +238,13 @@ class RunRecipe:
     def order(self, run_id: str) -> RunSettings:
         """What all jobs of a run have in common."""
         return RunSettings(
-            self.output, run_id, self.segmenter, self.statistics, self.tile, self.kind, self.objects
+            self.output,
+            run_id,
+            self.segmenter,
+            self.statistics,
+            self.tiling,
+            self.kind,
+            self.objects,
         )
 
 
@@ -253,10 +285,10 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         segmenter = section.start()
     except RecipeError as error:
         raise RecipeError(f"segmenter: {error}") from error
-    tables = {"area": build(TABLES, "area", "statistics")}
+    tables = {"area": build(STATISTICS, "area", "statistics")}
     for i, entry in enumerate(_wanted_tables(file.statistics, segmenter)):
         kind = entry if isinstance(entry, str) else str(entry.get("kind"))
-        tables[kind] = build(TABLES, entry, f"statistics.{i}")
+        tables[kind] = build(STATISTICS, entry, f"statistics.{i}")
     if file.format is not None and file.format not in FORMATS:
         raise RecipeError(
             f"format: there is no format {file.format!r}.{did_you_mean(file.format, FORMATS)} "
@@ -272,7 +304,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         kind=wanted if isinstance(wanted, str) else str(wanted["kind"]),
         segmenter=segmenter,
         fit=file.fit,
-        tile=effective_tile(file.tiling.tile),
+        tiling=file.tiling.value,
         objects=tables.pop("objects", None),
         statistics=tables,
         cluster=build(CLUSTERS, file.cluster, "cluster"),
@@ -349,7 +381,7 @@ def schema() -> dict[str, Any]:
     sections = {
         "segmenter": schema_of(SEGMENTERS),
         "cluster": schema_of(CLUSTERS),
-        "statistics": schema_of(TABLES),
+        "statistics": schema_of(STATISTICS),
     }
     properties = document["properties"]
     for name in ("segmenter", "cluster"):
@@ -365,7 +397,7 @@ def schema() -> dict[str, Any]:
         }
     properties["limits"] = model_of(Limits).model_json_schema()
     properties["statistics"]["items"] = {
-        "oneOf": [*sections["statistics"]["oneOf"], {"enum": list(TABLES)}]
+        "oneOf": [*sections["statistics"]["oneOf"], {"enum": list(STATISTICS)}]
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
 

@@ -20,7 +20,7 @@ from maskloom.segcore.evaluation.boundary import Boundary, halo_of
 from maskloom.segcore.evaluation.confusion import Confusion
 from maskloom.segcore.evaluation.instances import Matching, ObjectCounts, Overlaps
 from maskloom.segcore.evaluation.labelled_images import Instances, Predicted, Truth
-from maskloom.segcore.geometry import Grid, Tile
+from maskloom.segcore.geometry import Grid, Tile, Tiling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +71,7 @@ class EvaluationOptions:
 
     def grid(self, shape: tuple[int, ...]) -> Grid:
         """The tiles of an image."""
-        return Grid(shape, (self.tile, self.tile), halo_of(self.tolerance))
+        return Tiling(self.tile).grid(shape, halo_of(self.tolerance))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,7 +22,6 @@ _CONVERT = (
 )
 _SLICES = "maskloom does not read this format yet. Write its slices as TIFF or PNG."
 _PICTURE = "maskloom does not read this format. Convert it to PNG or TIFF."
-_ARRAYS = "maskloom does not read arrays. Write each as TIFF."
 _EXPORT = "maskloom does not read this format. Export it as TIFF or OME-TIFF."
 _UNPACK = "Unpack it first."
 _PAGE = (
@@ -71,8 +70,6 @@ _UNREAD = (
     _Unread("NRRD", _SLICES, ((0, b"NRRD0"),)),
     _Unread("MetaImage", _SLICES, ((0, b"ObjectType = Image"),)),
     _Unread("MRC", _CONVERT, ((208, b"MAP "),)),
-    _Unread("NumPy", _ARRAYS, ((0, b"\x93NUMPY"),)),
-    _Unread("a NumPy archive (.npz)", _ARRAYS),
     _Unread("Zeiss CZI", _EXPORT, ((0, b"ZISRAWFILE"),)),
     _Unread("Nikon ND2", _EXPORT, ((0, b"\xda\xce\xbe\x0a"),)),
     _Unread(

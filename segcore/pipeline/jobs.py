@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
-from maskloom.segcore.geometry import Grid
+from maskloom.segcore.geometry import Grid, Tiling
 from maskloom.segcore.models.protocols import Chooser, Fitter, Model, ObjectSegmenter
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.raster.source import Source
@@ -37,8 +37,7 @@ class RunSettings:
     model: Fitter | Model
     """Ready, or to be fitted to each image by itself."""
     statistics: Mapping[str, Statistic]
-    tile: int
-    """Side of a tile, in pixels."""
+    tiling: Tiling
     kind: str = ""
     """Name of the segmenter in the tables."""
     objects: Objects | None = None
@@ -62,7 +61,8 @@ class RunSettings:
 
     def grid(self, spec: RasterSpec) -> Grid:
         """The tiles of an image."""
-        return Grid(spec.shape, (self.tile, self.tile), self.model.footprint.halo)
+        footprint = self.model.footprint
+        return self.tiling.grid(spec.shape, footprint.halo, footprint.planar)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class TileRangeJob:
     @property
     def _stem(self) -> str:
         folder = staging_folder(self.order, self.item)
-        return f"{folder}/{self.order.tile}-{self.first:08d}-{self.stop:08d}"
+        return f"{folder}/{self.order.tiling}-{self.first:08d}-{self.stop:08d}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from maskloom.segcore.errors import ModelMismatch
-from maskloom.segcore.ground.space import Space
+from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.registry import Registry
 from maskloom.segcore.storage.canonical import frozen
 
@@ -39,7 +39,7 @@ class RasterSpec:
     format: str
     """Name of its format in `FORMATS`."""
     shape: Shape
-    """(height, width)."""
+    """(y, x), or (z, y, x) for volumes."""
     bands: tuple[int, ...]
     """The bands that a reader delivers, counted from 1 in the order of the file; alpha is never
     among them unless asked for.
@@ -64,6 +64,12 @@ class RasterSpec:
     files: tuple[str, ...] = ()
     """URIs of the files of a series, in the order in which its format reads them."""
 
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.space.axes):
+            raise ValueError(
+                f"shape {self.shape} does not have the axes {', '.join(self.space.axes)}"
+            )
+
     @property
     def channels(self) -> int:
         """Number of bands that a reader delivers."""
@@ -74,15 +80,17 @@ class RasterSpec:
         """Number of pixels."""
         return int(np.prod(self.shape))
 
-    def cell_area(self, box: Box) -> float | NDArray[np.float64]:
-        """True area of the pixels of `box` as `Space.cell_area` has it, and 0 where the raster
-        reaches beyond the edge of an equal-area map.
-        """
-        if self.space.affine is None or self.space.crs is None:
-            return 1.0
-        from maskloom.segcore.ground.cells import ground_area
-
-        return ground_area(self.space.affine, self.space.crs, box, self.shape)
+    @property
+    def plane(self) -> RasterSpec:
+        """One plane of a volume as an image; an image as it is."""
+        if len(self.shape) <= 2:
+            return self
+        metric = self.space.metric
+        if metric is not None:
+            metric = replace(metric, spacing=metric.spacing[-2:])
+        return replace(
+            self, shape=self.shape[-2:], chunks=self.chunks[-2:], space=Space(metric=metric)
+        )
 
     def select(self, bands: Sequence[int] | None) -> RasterSpec:
         """This raster, read by these bands only (None: as it is).
@@ -106,9 +114,10 @@ class RasterSpec:
 def load_spec(record: Mapping[str, Any]) -> RasterSpec:
     """A raster spec from the fields that `dataclasses.asdict` gave."""
     fields = {name: frozen(value) for name, value in record.items() if name != "space"}
-    return RasterSpec(
-        **fields, space=Space(**{name: frozen(value) for name, value in record["space"].items()})
-    )
+    space = {name: frozen(value) for name, value in record["space"].items()}
+    if space.get("metric"):
+        space["metric"] = Metric(**{name: frozen(v) for name, v in space["metric"].items()})
+    return RasterSpec(**fields, space=Space(**space))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +126,7 @@ class Block:
 
     tile: Tile
     pixels: NDArray[np.generic]
-    """Shape of `tile.read` plus channels."""
+    """(y, x, band), or (z, y, x, band), of `tile.read`."""
     valid: NDArray[np.bool_]
     """Shape of `tile.read`; True where there is data."""
     spec: RasterSpec

@@ -33,6 +33,7 @@ from maskloom.segcore.deep.inference.patches import Patching
 from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.methods.naming import check_names
+from maskloom.segcore.models.planes import PLANAR, planes_of, score_by_plane, segment_by_plane
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
 from maskloom.segcore.raster.spec import Labels
 
@@ -82,6 +83,10 @@ class Network:
     """exact: patches with all that the network looks at. blended: overlapping windows. auto: exact
     where the network looks at most 512 pixels far.
     """
+    halo: int | None = None
+    """Pixels that the network looks at to each side, confirmed by a trial before work begins. None:
+    as the card or the measurement of a `.keras` file says; other files are run in blended windows.
+    """
     patch: int = 512
     """Side of what a patch labels, without what it looks at around, in pixels. More of it is faster
     up to a point, and takes more memory.
@@ -95,11 +100,14 @@ class Network:
     units: ClassVar[str] = (
         "pixels must come in the units of training; `scaling` brings others to these"
     )
+    volumes: ClassVar[str] = PLANAR
     kind: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
             raise ValueError(f"bands: expected numbers from 1 on; got {list(self.bands)}")
+        if self.halo is not None and self.halo < 0:
+            raise ValueError(f"halo: expected 0 or more pixels; got {self.halo}")
         if not 32 <= self.patch <= 8192:
             raise ValueError(f"patch: expected 32 to 8192 pixels; got {self.patch}")
         if self.classes is not None:
@@ -111,6 +119,8 @@ class Network:
         """
         weights = Weights.of(self.weights, self.trust)
         card = weights.card() or _examined(weights)
+        if self.halo is not None:
+            card = self._with_halo(card, self.halo)
         self._check(card)
         channels = card.channels
         scaling = self.scaling or card.scaling
@@ -136,6 +146,15 @@ class Network:
             blended=self.windows == "blended" or _looks_too_far(self.windows, card),
             patch=self.patch,
         )
+
+    def _with_halo(self, card: Card, halo: int) -> Card:
+        if card.reach.fixed is not None:
+            raise RecipeError(
+                f"halo: {file_name(self.weights)} takes images of one size only, "
+                f"{' x '.join(map(str, card.reach.fixed))} pixels, so the halo cannot be "
+                "confirmed. Leave it out (windows are then blended), or write a card with `reach`."
+            )
+        return replace(card, reach=replace(card.reach, halo=halo))
 
     def _check(self, card: Card) -> None:
         from maskloom.segcore.deep.inference.files.examine import MOST_LABELS
@@ -232,7 +251,7 @@ class NetworkModel:
         fixed = (
             LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * rows * columns
         )
-        return Requirements((layout.halo, layout.halo), 16 + 8 * self.card.channels, 200, fixed)
+        return Requirements(layout.halo, 16 + 8 * self.card.channels, 200, fixed, planar=True)
 
     @property
     def open_choice(self) -> str | None:
@@ -253,8 +272,8 @@ class NetworkModel:
         """
         from maskloom.segcore.deep.inference.engines.selection import choose
 
-        card = replace(self.card, classes=self.classes)
-        choice = choose(self.weights, card, self._probe(block), self.engine, self.precision)
+        card, plane = replace(self.card, classes=self.classes), next(planes_of(block))
+        choice = choose(self.weights, card, self._probe(plane), self.engine, self.precision)
         if not self.blended and self.card.reach.fixed is None:
             self._confirm_reach(choice)
         return asdict(choice)
@@ -290,6 +309,7 @@ class NetworkModel:
             )
         return spec.select(bands)
 
+    @segment_by_plane
     def segment(self, block: Block) -> Labels:
         """The class with the greatest score for every pixel of the core."""
         from maskloom.segcore.kernels.scores import likelier, likeliest
@@ -307,6 +327,7 @@ class NetworkModel:
                 likeliest(scores, core[place])
         return Labels(labels)
 
+    @score_by_plane
     def scores(self, block: Block) -> NDArray[np.float32]:
         """Probabilities of the classes; 1 for one of them where the network gives labels only."""
         whole = np.zeros((*block.valid.shape, len(self.classes)), np.float32)
@@ -358,9 +379,9 @@ class NetworkModel:
         if found.halo != said.halo:
             farther = "the whole image" if found.halo is None else f"at least {found.halo} pixels"
             raise WeightsError(
-                f"{file_name(self.weights.location)} looks {farther} far; its card says "
-                f"{said.halo}. The card was changed, or is another network's: "
-                "remove it, so that the network is measured anew, or set windows: blended."
+                f"{file_name(self.weights.location)} looks {farther} far; `halo` or its "
+                f"card says {said.halo}. Set another halo; remove a card that was changed or is "
+                "another network's; or set windows: blended."
             )
 
     @property

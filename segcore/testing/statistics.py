@@ -54,7 +54,7 @@ class LabelledImage:
     """Shape of the image plus channels."""
     valid: NDArray[np.bool_]
 
-    def cut(self, tile: Shape, halo: Shape = (0, 0)) -> list[Labelled]:
+    def cut(self, tile: Shape, halo: int = 0) -> list[Labelled]:
         """The labelled tiles of a grid, in row order."""
         return [
             Labelled(self.labels[tile.core.slices], tile, self.spec, self.legend)
@@ -126,7 +126,7 @@ def rows_of(statistic: Statistic, image: LabelledImage, items: Sequence[Labelled
 
 
 def check_any_tiling(
-    statistic: Statistic, image: LabelledImage, tile: Shape, halo: Shape = (0, 0)
+    statistic: Statistic, image: LabelledImage, tile: Shape, halo: int = 0
 ) -> None:
     """The table is the same, to the last bit, for the whole image and for its tiles."""
     _same(

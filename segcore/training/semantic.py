@@ -38,7 +38,7 @@ def frame_of(recipe: TrainingRecipe, channels: int) -> PatchShape:
     """What the network sees of a patch and answers, as measured. Raises `RecipeError` where the
     patch does not suit it.
     """
-    from maskloom.segcore.deep.inference.receptive_field.keras_skeletons import reach_of
+    from maskloom.segcore.deep.inference.receptive_field.skeletons import reach_of
 
     reach = reach_of(recipe.network.build(channels, len(recipe.classes)))
     patch, stride = recipe.training.patch, reach.stride

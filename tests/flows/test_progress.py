@@ -6,6 +6,7 @@ import io
 import time
 
 from maskloom.flows.progress import Counter, Lines
+from maskloom.segcore.geometry import Tiling
 from maskloom.segcore.pipeline.jobs import FinishJob, ImagesJob, RunSettings, TileRangeJob
 from maskloom.segcore.pipeline.records import PlannedImage
 from maskloom.segcore.raster.source import Source
@@ -19,7 +20,7 @@ def image(name: str, side: int) -> PlannedImage:
 
 
 def test_a_pass_ends_with_all_images_tiles_and_pixels_counted():
-    order = RunSettings("out", "run", Threshold(), {}, tile=64)
+    order = RunSettings("out", "run", Threshold(), {}, tiling=Tiling(64))
     small, large = image("small", 60), image("large", 200)
     counter = Counter(
         "segment", [small, large, PlannedImage(Source("broken", "broken", "1", 1), None)], order

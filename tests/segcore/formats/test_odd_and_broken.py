@@ -122,12 +122,6 @@ def foreign_files() -> dict[str, tuple[bytes, str]]:
         out = io.BytesIO()
         picture.save(out, kind)
         made[name] = out.getvalue()
-    out = io.BytesIO()
-    np.save(out, np.zeros((4, 4)))
-    made["NumPy"] = out.getvalue()
-    out = io.BytesIO()
-    np.savez_compressed(out, pixels=np.zeros((4, 4)))
-    made["a NumPy archive (.npz)"] = out.getvalue()
     made["Netpbm"] = b"P6 32 32 255\n" + b"A" * 3072
     out = io.BytesIO()
     with h5py.File(out, "w") as file:

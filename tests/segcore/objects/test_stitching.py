@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from objects_support import boundary_bytes
 from pydantic import TypeAdapter, ValidationError
 
 from maskloom.segcore.geometry import Grid
@@ -50,7 +51,7 @@ class Told:
 
     @property
     def footprint(self) -> Requirements:
-        return Requirements((self.halo, self.halo), 32)
+        return Requirements(self.halo, 32)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         return spec
@@ -338,7 +339,7 @@ def test_tiles_that_disagree_on_the_class_make_one_object_of_the_larger_parts_cl
         assert np.array_equal(classes, expected * truth)
 
 
-def test_seams_grow_with_the_border_and_not_with_the_area() -> None:
+def test_boundaries_grow_with_the_border_and_not_with_the_area() -> None:
     sizes = []
     for side in (120, 240):
         # The same 60 pixels again and again, each with objects of its own.
@@ -349,13 +350,9 @@ def test_seams_grow_with_the_border_and_not_with_the_area() -> None:
             np.tile(small, (times, times)) > 0, np.tile(small, (times, times)) + more, 0
         )
         model, picture = stitched(Told(halo=10), OWNERSHIP), picture_of(truth)
-        middle = Grid(truth.shape, (side, side), (10, 10))[4]
-        sizes.append(
-            sum(
-                array.nbytes
-                for array in model.fragment(picture.block(middle, picture.spec)).seam.values()
-            )
-        )
+        middle = Grid(truth.shape, (side, side), 10)[4]
+        found = model.fragment(picture.block(middle, picture.spec))
+        sizes.append(boundary_bytes(found.boundary))
     assert sizes[1] < 2.3 * sizes[0]
 
 

@@ -41,7 +41,7 @@ def test_areas_are_the_sums_of_the_pixels_areas(
     image: LabelledImage, tile: tuple[int, int]
 ) -> None:
     pixels = np.broadcast_to(
-        image.spec.space.cell_area(Box.whole(image.spec.shape)), image.spec.shape
+        image.spec.space.cell_size(Box.whole(image.spec.shape), image.spec.shape), image.spec.shape
     )
 
     rows = rows_of(Area(), image, image.cut(tile))
@@ -229,7 +229,9 @@ def test_sums_along_rows_are_those_of_the_pixels(space: Space, classes: int) -> 
     several parabolas.
     """
     image = make_image((70, 2600), space, classes, 0.1, 5)
-    pixels = np.broadcast_to(space.cell_area(Box.whole(image.spec.shape)), image.spec.shape)
+    pixels = np.broadcast_to(
+        space.cell_size(Box.whole(image.spec.shape), image.spec.shape), image.spec.shape
+    )
 
     rows = whole(image)
 
@@ -253,7 +255,7 @@ def test_a_pixel_counts_the_same_among_few_classes_and_many(space: Space) -> Non
 def test_single_pixels_are_right(space: Space) -> None:
     """A class of one pixel has that pixel's area, wherever on a parabola it lies."""
     image = make_image((1, 600), space, 2, 0, 6)
-    pixels = space.cell_area(Box.whole((1, 600)))
+    pixels = space.cell_size(Box.whole((1, 600)), (1, 600))
     for column in (0, 1, 15, 255, 256, 300, 511, 512, 599):
         labels = np.zeros((1, 600), np.uint8)
         labels[0, column] = 1
@@ -273,7 +275,7 @@ def shrunken_map(scale: float) -> Space:
 
 def test_sums_of_large_pixels_do_not_overflow() -> None:
     image = make_image((32, 32), shrunken_map(0.02), 1, 0, 0)
-    pixels = image.spec.space.cell_area(Box.whole(image.spec.shape))
+    pixels = image.spec.space.cell_size(Box.whole(image.spec.shape), image.spec.shape)
     assert pixels.min() / 0.01 * 2**48 * pixels.size > 2**63
 
     (row,) = whole(image)

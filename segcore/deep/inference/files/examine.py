@@ -18,7 +18,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,7 +103,7 @@ def card_of_model(
     say.
     """
     from maskloom.segcore.deep.inference.files.keras_files import check_finite
-    from maskloom.segcore.deep.inference.receptive_field.keras_skeletons import reach_of, runner
+    from maskloom.segcore.deep.inference.receptive_field.skeletons import reach_of, runner
 
     shape = getattr(model, "input_shape", None)
     if (
@@ -220,8 +220,6 @@ def _live_bytes(model: Any, size: tuple[int, int]) -> int | None:
     """
     import keras
 
-    from maskloom.segcore.deep.inference.receptive_field.onnx_skeletons import peak
-
     steps: list[tuple[list[int], list[int]]] = []
     bytes_of: dict[int, int] = {}
     kept: list[Any] = []
@@ -250,7 +248,21 @@ def _live_bytes(model: Any, size: tuple[int, int]) -> int | None:
         )
     except (ValueError, TypeError, AttributeError, NotImplementedError):
         return None
-    return peak(steps, bytes_of)
+    return _peak(steps, bytes_of)
+
+
+def _peak(steps: Sequence[tuple[Sequence[Any], Sequence[Any]]], bytes_of: Mapping[Any, int]) -> int:
+    """The most bytes alive at once, where each step (what it takes, what it gives) frees what
+    nobody takes any more.
+    """
+    last = {name: i for i, (taken, _) in enumerate(steps) for name in taken}
+    alive: dict[Any, int] = {}
+    most = 0
+    for i, (taken, given) in enumerate(steps):
+        alive |= {name: bytes_of.get(name, 0) for name in (*taken, *given)}
+        most = max(most, sum(alive.values()))
+        alive = {name: size for name, size in alive.items() if last.get(name, -1) > i}
+    return most
 
 
 def _examine_keras(weights: Weights) -> Card:
@@ -263,14 +275,14 @@ def _examine_keras(weights: Weights) -> Card:
 
 def _examine_onnx(weights: Weights) -> Card:
     from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
-    from maskloom.segcore.deep.inference.receptive_field.onnx_skeletons import (
+    from maskloom.segcore.deep.inference.files.onnx_form import (
         count_parameters,
         form_of,
-        live_bytes,
-        reach_of_onnx,
+        maps_of,
         runner,
         scored,
     )
+    from maskloom.segcore.deep.inference.receptive_field.measure import fixed_reach, sizes_taken
 
     content = load_onnx(weights)
     import onnx
@@ -290,7 +302,11 @@ def _examine_onnx(weights: Weights) -> Card:
             f"{weights.location} gives whole numbers that no ArgMax makes, so their meaning is not "
             "known. Write a card beside it."
         )
-    reach = reach_of_onnx(model, form, weights.location)
+    network = runner(model, form, weights.location)
+    if form.fixed is None:
+        reach = sizes_taken(network, form.channels)
+    else:
+        reach = fixed_reach(network, form.channels, form.fixed)
     ends = {node.op_type for node in model.graph.node if model.graph.output[0].name in node.output}
     last: Output | None = (
         "sigmoid"
@@ -299,10 +315,10 @@ def _examine_onnx(weights: Weights) -> Card:
         if ends & {"Conv", "ConvTranspose", "Add"}
         else None
     )
-    output, scores = _output_of(runner(model, form, weights.location), reach, form.channels, last)
+    output, scores = _output_of(network, reach, form.channels, last)
     if before is not None:
         output = "labels"
-    live = live_bytes(model, form, probe_size(reach))
+    maps = maps_of(model, form, probe_size(reach))
     return Card(
         kind="network",
         sha256=weights.sha256,
@@ -312,7 +328,7 @@ def _examine_onnx(weights: Weights) -> Card:
         reach=reach,
         output=output,
         parameters=count_parameters(model),
-        bytes_per_pixel=_bytes_per_pixel(live, reach),
+        bytes_per_pixel=_bytes_per_pixel(None if maps is None else _peak(*maps), reach),
     )
 
 

@@ -1,12 +1,12 @@
 """The reach of a network, measured: how far its output looks, on which lattice it works, which
 sizes it takes.
 
-What is measured is a skeleton of the network (`skeletons.py`): the same graph with positive weights
-and without biases, norms and non-linearities, so that an output pixel is other than zero exactly
-where a path leads to it from an input pixel that is. No cancellation, ReLU or lost maximum hides a
-path. This is the theoretical receptive field of Araujo, Norris and Sim 2019 ("Computing Receptive
-Fields of Convolutional Neural Networks"), found by experiment: it holds for any graph, and all ends
-of the field are known, not its width alone.
+What is measured is a skeleton of a keras network (`skeletons.py`): the same graph with positive
+weights and without biases, norms and non-linearities, so that an output pixel is other than zero
+exactly where a path leads to it from an input pixel that is. No cancellation, ReLU or lost maximum
+hides a path. This is the theoretical receptive field of Araujo, Norris and Sim 2019 ("Computing
+Receptive Fields of Convolutional Neural Networks"), found by experiment: it holds for any graph,
+and all ends of the field are known, not its width alone.
 
 - Sizes: the first height and width that run, and what the output lacks of them, give the margin.
 - Stride: the smallest number of pixels by which input and output move together, tried on random
@@ -83,6 +83,15 @@ def measure(network: Network, channels: int, limit: int = LIMIT) -> ReceptiveFie
         frame.margin,
         frame.height % stride,
     )
+
+
+def sizes_taken(network: Network, channels: int) -> ReceptiveField:
+    """The sizes that a network takes and its margin, for one whose graph is not taken apart: its
+    halo is None, unknown. Raises `WeightsError` where it gives no scores for pixels.
+    """
+    frame = _frame(network, channels)
+    step = _smallest_step(network, frame, channels)
+    return ReceptiveField(None, step, frame.margin, frame.height % step)
 
 
 def confirmed(reach: ReceptiveField, network: Network, channels: int) -> ReceptiveField:

@@ -21,6 +21,7 @@ from maskloom.segcore.deep.inference.files import examine as examination
 from maskloom.segcore.deep.inference.files.examine import card_of_model, examine, probe_size
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.errors import RecipeError, WeightsError
+from maskloom.segcore.models.protocols import Exactness
 from maskloom.segcore.processes import limits
 from maskloom.segcore.segmenters.network import Network
 from maskloom.segcore.testing import segmenters as check
@@ -196,24 +197,35 @@ def examined_here(weights: Weights) -> dict[str, Any]:
 def test_onnx_files_are_measured(tmp_path: Path, size: int | None) -> None:
     weights = onnx_file(tmp_path / "net.onnx", size, "Softmax")
     found = Card.load(examined_here(weights)["card"].encode(), "there")
-    # A row is of its cell of 2, so of the cells beside it, one row more around: (1 + 2) + 1.
-    assert found.reach == ReceptiveField(4, 2, fixed=None if size is None else (64, 64))
+    # Its graph is not taken apart: what is known are the sizes that it takes.
+    fixed = ReceptiveField(None, 1, fixed=(64, 64))
+    assert found.reach == (ReceptiveField(None, 2) if size is None else fixed)
     assert (found.channels, len(found.classes), found.output) == (3, 5, "scores")
     assert found.parameters == 4 * 27 + 4 + 4 * 36 + 20 + 4
     # The first convolution: 3 bands in, 4 maps out; at the end 5 maps in, 5 out.
     assert found.bytes_per_pixel == 1.75 * 4 * 10
 
 
-def test_onnx_networks_over_the_whole_image_have_no_finite_reach(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
+def test_a_halo_in_the_recipe_makes_onnx_networks_exact_once_it_is_confirmed(
+    tmp_path: Path,
+) -> None:
+    """A row is of its cell of 2, so of the cells beside it, one row more around: (1 + 2) + 1."""
     weights = onnx_file(tmp_path / "net.onnx", None, "Softmax")
-    model = onnx.load(weights.location)
-    model.graph.node.insert(8, onnx.helper.make_node("GlobalAveragePool", ["c3"], ["g3"]))
-    model.graph.node.insert(9, onnx.helper.make_node("Sub", ["c3", "g3"], ["d3"]))
-    model.graph.node[-1].input[0] = "d3"
-    onnx.save(model, weights.location)
-    found = Card.load(examined_here(Weights.of(weights.location))["card"].encode(), "there")
-    assert found.reach == ReceptiveField(None, 2)
+    (tmp_path / "net.json").write_text(examined_here(weights)["card"])
+    assert Network(weights.location).start().exactness is Exactness.APPROXIMATE
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    picture = check.Picture(pixels, np.ones((64, 64), bool), "rgb")
+    model = Network(weights.location, halo=4, engine="onnxruntime", precision="float32").start()
+    assert model.exactness is Exactness.EXACT
+    (block,) = picture.blocks(model)
+    assert model.choose(block)["engine"] == "onnxruntime"
+    short = Network(weights.location, halo=2, engine="onnxruntime", precision="float32").start()
+    with pytest.raises(WeightsError, match="`halo` or its card says 2"):
+        short.choose(block)
+    fixed = onnx_file(tmp_path / "fixed.onnx", 64, "Softmax")
+    (tmp_path / "fixed.json").write_text(examined_here(fixed)["card"])
+    with pytest.raises(RecipeError, match="one size only, 64 x 64 pixels"):
+        Network(fixed.location, halo=4).start()
 
 
 def renamed(weights: Weights, operator: str, **attributes: Any) -> Weights:
@@ -237,12 +249,8 @@ def test_onnx_networks_of_class_ids_are_measured_by_their_scores(
     if cast is not None:
         weights = renamed(weights, "Cast", to=getattr(onnx.TensorProto, cast))
     found = Card.load(examined_here(weights)["card"].encode(), "there")
-    assert (found.output, len(found.classes), found.reach.halo, found.reach.stride) == (
-        "labels",
-        5,
-        4,
-        2,
-    )
+    assert (found.output, len(found.classes)) == ("labels", 5)
+    assert found.reach.stride == (2 if size is None else 1)
     # The last convolution: 4 maps in, 5 out.
     assert found.bytes_per_pixel == 1.75 * 4 * 9
 
@@ -256,7 +264,7 @@ def test_onnx_networks_of_class_ids_tile_exactly_and_give_what_their_scores_give
     for last in ("ArgMax", "Softmax"):
         weights = onnx_file(tmp_path / f"{last}.onnx", None, last)
         (tmp_path / f"{last}.json").write_text(examined_here(weights)["card"])
-        model = Network(weights.location, patch=32, classes=tuple("abcde")).start()
+        model = Network(weights.location, patch=32, halo=4, classes=tuple("abcde")).start()
         labels[last] = check.labelled(model, picture)
         assert np.array_equal(labels[last], check.labelled(model, picture, (16, 20)))
         with pytest.raises(RecipeError, match="has 5 classes"):
