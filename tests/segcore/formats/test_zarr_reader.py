@@ -75,6 +75,39 @@ def test_the_full_resolution_of_ome_zarr_is_read_in_both_versions(tmp_path):
         np.testing.assert_array_equal(read(path), np.moveaxis(values[0], 0, -1))
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_size_of_a_pixel_is_that_of_the_scales_where_all_axes_have_a_unit(tmp_path, version):
+    def made(name, units, scale=(1, 2.5, 0.5, 0.25)):
+        group = zarr.open_group(tmp_path / name, mode="w", zarr_format=version)
+        group.create_array("0", data=np.zeros((2, 3, 4, 5), np.uint8))
+        axes = [{"name": each, **unit} for each, unit in zip("czyx", units, strict=True)]
+        dataset = {
+            "path": "0",
+            "coordinateTransformations": [
+                {"type": "scale", "scale": scale},
+                {"type": "translation", "translation": [0, 1, 1, 1]},
+            ],
+        }
+        image = {
+            "axes": axes,
+            "datasets": [dataset],
+            "coordinateTransformations": [{"type": "scale", "scale": [1, 2, 2, 2]}],
+        }
+        group.attrs.update(
+            {"multiscales": [image]} if version == 2 else {"ome": {"multiscales": [image]}}
+        )
+        return FORMAT.describe(str(tmp_path / name), "").space
+
+    micro = {"unit": "micrometer"}
+    space = made("units.zarr", [{}, micro, micro, {"unit": "nanometer"}])
+    assert (space.axes, space.unit) == (("z", "y", "x"), "mm3")
+    assert space.metric is not None
+    np.testing.assert_allclose(space.metric.spacing, (5e-3, 1e-3, 5e-7), rtol=1e-12)
+    for units in ([{}] * 4, [{}, {}, micro, micro], [{}, micro, micro, {"unit": "parsec"}]):
+        assert made("px.zarr", units).unit == "px"
+    assert made("zero.zarr", [{}, micro, micro, micro], (1, 1, 0, 1)).unit == "px"
+
+
 def test_chunks_that_are_not_stored_have_the_fill_value(tmp_path):
     array = zarr.create_array(
         tmp_path / "a.zarr", shape=(8, 8), chunks=(4, 4), dtype="uint8", fill_value=7
