@@ -2,8 +2,7 @@
 
 `StoredFile` is a file in a store. C libraries that must see a file object get `Ranges`, which reads
 only the parts they ask for, through a bounded cache. An exception cannot pass through a C library,
-so `Ranges` keeps it and answers with nothing; whoever called the library looks at `failures`
-afterwards.
+so `Ranges` keeps it and returns no bytes; the caller of the library checks `failures` afterwards.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class StoredFile:
         """
         from fsspec.implementations.local import LocalFileSystem
 
-        # Names that are no UTF-8 have surrogates, which GDAL cannot be told.
+        # Names that are not UTF-8 have surrogates, which cannot be passed to GDAL.
         return (
             self.path
             if isinstance(self.store, LocalFileSystem) and self.path.isprintable()
@@ -105,7 +104,7 @@ class StoredFile:
         try:
             yield ranges
         finally:
-            # A store's failure looks like a broken file to whoever reads.
+            # To the library, a store's failure looks like a broken file.
             if ranges.failures:
                 raise ranges.failures[0]
 

@@ -200,6 +200,9 @@ ARRAYS: dict[str, Callable[[Path], None]] = {
     ),
     "big_endian.zarr": array(PHOTO[..., 0].astype(">i4") * 1000, chunks=(50, 50), zarr_format=2),
     "levels.zarr": multiscale,
+    "volume.zarr": array(
+        np.stack([PHOTO[:50, :40, i % 3] // (i + 1) for i in range(7)]), chunks=(3, 20, 16)
+    ),
 }
 SAMPLES = {"tiff": TIFFS, "picture": PICTURES, "zarr": ARRAYS}
 CASES = [(name, sample) for name in FORMATS for sample in SAMPLES.get(name, [None])]

@@ -275,3 +275,21 @@ def test_zarr_in_and_out(place, tmp_path, maskloom, segmenter):
     assert len(np.unique(mask[...])) > 1
     assert maskloom("verify", output).exit_code == 0
     assert "Nothing to do" in maskloom(*command).output
+
+
+def test_a_zarr_volume_in_cubes_has_the_mask_of_the_whole(tmp_path, maskloom, monkeypatch):
+    zarr = pytest.importorskip("zarr")
+    volume = np.stack([photograph(60, 70)[..., 0] // (1 + i % 3) for i in range(20)])
+    zarr.create_array(tmp_path / "in" / "v.zarr", data=volume, chunks=(8, 32, 32))
+    masks = []
+    for tile, part in ((16, 2**12), (512, 2**26)):
+        monkeypatch.setattr(batching, "PART_PIXELS", part)
+        output = tmp_path / str(tile)
+        command = ("segment", tmp_path / "in", "-o", output, *THRESHOLD, *QUIET)
+        result = maskloom(*command, "--set", f"tiling.tile={tile}")
+        assert result.exit_code == 0, result.output
+        masks.append(zarr.open(output / "masks" / "v.zarr", mode="r"))
+        assert maskloom("verify", output).exit_code == 0
+    for mask in masks:
+        np.testing.assert_array_equal(mask[...], volume > 100)
+    assert masks[0].chunks != masks[1].chunks

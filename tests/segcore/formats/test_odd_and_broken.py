@@ -187,6 +187,12 @@ def test_a_format_that_is_added_is_known_by_its_own_signatures(monkeypatch):
     assert format_of("a.nii", nifti) == "nifti"
     with pytest.raises(FormatError, match=r"a\.nii is NIfTI or a stack by its suffix"):
         format_of("a.nii", TIFF_HEAD)
+    # And two may share a signature; then the suffix decides.
+    shared = (FileKind("slide", (".slide",), ((0, b"II*\0"),)),)
+    monkeypatch.setitem(FORMATS._items, "slide", SimpleNamespace(kinds=shared, mask="cog"))
+    assert format_of("a.slide", TIFF_HEAD) == "slide"
+    assert format_of("a.tif", TIFF_HEAD) == format_of("a.xyz", TIFF_HEAD) == "tiff"
+    assert format_of("a.tif", TIFF_HEAD, "slide") == "slide"
 
 
 @pytest.mark.parametrize(
