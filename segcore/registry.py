@@ -54,6 +54,10 @@ class Registry(Mapping[str, T], Generic[T]):
 
         return file_under_name
 
+    def name_of(self, item: object) -> str | None:
+        """The name that this item is registered under; None where it is not."""
+        return next((name for name, own in self._items.items() if own is item), None)
+
     def __getitem__(self, name: str) -> T:
         try:
             return self._items[name]

@@ -185,6 +185,7 @@ def multiscale(path: Path) -> None:
     group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
 
 
+VOLUME = np.stack([PHOTO[:50, :40, i % 3] // (i + 1) for i in range(7)])
 ARRAYS: dict[str, Callable[[Path], None]] = {
     "plain.zarr": array(PHOTO[..., 0], chunks=(40, 64)),
     "second.zarr": array(planes("uint16", 1)[0], chunks=(32, 32), zarr_format=2),
@@ -200,11 +201,17 @@ ARRAYS: dict[str, Callable[[Path], None]] = {
     ),
     "big_endian.zarr": array(PHOTO[..., 0].astype(">i4") * 1000, chunks=(50, 50), zarr_format=2),
     "levels.zarr": multiscale,
-    "volume.zarr": array(
-        np.stack([PHOTO[:50, :40, i % 3] // (i + 1) for i in range(7)]), chunks=(3, 20, 16)
-    ),
+    "volume.zarr": array(VOLUME, chunks=(3, 20, 16)),
 }
-SAMPLES = {"tiff": TIFFS, "picture": PICTURES, "zarr": ARRAYS}
+NUMPY: dict[str, Callable[[Path], None]] = {
+    "image.npy": lambda p: np.save(p, PHOTO[..., 0]),
+    "volume.npy": lambda p: np.save(p, VOLUME.astype(np.int16)),
+    "by_columns.npy": lambda p: np.save(p, np.asfortranarray(VOLUME)),
+    "gaps.npy": lambda p: np.save(p, with_gaps("float32")[1]),
+    "bands.npz": lambda p: np.savez(p, pixels=PHOTO, axes="yxb"),
+    "packed.npz": lambda p: np.savez_compressed(p, pixels=VOLUME, spacing=(2, 1, 1), unit="mm"),
+}
+SAMPLES = {"tiff": TIFFS, "picture": PICTURES, "zarr": ARRAYS, "array": NUMPY}
 CASES = [(name, sample) for name in FORMATS for sample in SAMPLES.get(name, [None])]
 each = pytest.mark.parametrize(("name", "sample"), CASES, ids=str)
 
