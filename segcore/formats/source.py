@@ -68,7 +68,7 @@ class StoredFile:
         """
         if self._size is not None:
             return self._size
-        with _store_errors(self.location):
+        with store_failures(self.location):
             info = self.store.info(self.path)
         if info.get("type", "file") != "file" or info.get("size") is None:
             raise FormatError(
@@ -80,7 +80,7 @@ class StoredFile:
 
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
         """A range of its bytes. Raises `Unavailable`."""
-        with _store_errors(self.location):
+        with store_failures(self.location):
             return bytes(self.store.cat_file(self.path, start=start, end=stop))
 
     def head(self) -> bytes:
@@ -114,12 +114,13 @@ class StoredFile:
             # The query of a URL belongs to one file; a server that passes over it would give the
             # image itself.
             return None
-        with _store_errors(self.location):
+        with store_failures(self.location):
             return StoredFile(path, self.store, path) if self.store.isfile(path) else None
 
 
 @contextlib.contextmanager
-def _store_errors(location: str) -> Iterator[None]:
+def store_failures(location: str) -> Iterator[None]:
+    """Turn whatever a store raises for this location into `Unavailable`."""
     try:
         yield
     except MaskloomError:
@@ -188,7 +189,7 @@ class Ranges:
         """
         stops = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
         try:
-            with _store_errors(self.source.location):
+            with store_failures(self.source.location):
                 paths = [self.source.path] * len(stops)
                 parts = self.source.store.cat_ranges(paths, list(offsets), stops, on_error="raise")
                 return [bytes(part) for part in parts]

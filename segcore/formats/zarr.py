@@ -13,7 +13,9 @@ The package `zarr` is an extra. It is imported late: it takes a second.
 
 from __future__ import annotations
 
+import gzip
 import math
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ import numpy as np
 
 from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
 from maskloom.segcore.formats.pixels import drop_not_finite
-from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS
+from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, store_failures
 from maskloom.segcore.ground.space import AXES, MILLIMETRES, Metric, Space
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 from maskloom.segcore.storage.store import filesystem
@@ -44,6 +46,19 @@ _UNITS = {
 }
 """Units of length as OME-Zarr spells them, and as a spacing has them."""
 _CHANNEL = ("c", "band", "bands", "channel", "channels")
+
+
+_DAMAGE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    zlib.error,
+    gzip.BadGzipFile,
+)
+"""What Zarr and its codecs raise for broken metadata and chunks; other errors are the store's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +136,14 @@ class ZarrReader:
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `Reader.read`."""
         lowest, highest = min(self.spec.bands), max(self.spec.bands)
-        try:
-            stored = self.array.read(box, slice(lowest - 1, highest))
-        # Codecs raise what their libraries raise, which has no common base.
-        except Exception as error:
-            raise ReadError(
-                f"{self.spec.location}: the chunks from {box.start} to {box.stop} cannot be read: "
-                f"{error}. The array is damaged or incomplete; copy or write it again."
-            ) from error
+        with store_failures(self.spec.location):
+            try:
+                stored = self.array.read(box, slice(lowest - 1, highest))
+            except _DAMAGE as error:
+                raise ReadError(
+                    f"{self.spec.location}: the chunks from {box.start} to {box.stop} cannot be "
+                    f"read: {error}. The array is damaged or incomplete; copy or write it again."
+                ) from error
         chosen = [band - lowest for band in self.spec.bands]
         pixels = np.ascontiguousarray(stored[..., chosen], np.dtype(self.spec.dtype))
         valid = np.ones(box.shape, np.bool_)
@@ -221,14 +236,14 @@ def _opened(location: str) -> Any:
             f"{location} is Zarr, which needs the extra 'zarr': pip install 'maskloom[zarr]'."
         ) from error
     fs, path = filesystem(location)
-    try:
-        store = zarr.storage.FsspecStore.from_mapper(fs.get_mapper(path), read_only=True)
-        return zarr.open(store, mode="r")
-    # Broken metadata shows as any error of the parts that read it.
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
-        raise FormatError(
-            f"The metadata of {location} cannot be read as Zarr: {error}. Write it again."
-        ) from error
+    with store_failures(location):
+        try:
+            store = zarr.storage.FsspecStore.from_mapper(fs.get_mapper(path), read_only=True)
+            return zarr.open(store, mode="r")
+        except (*_DAMAGE, FileNotFoundError) as error:
+            raise FormatError(
+                f"The metadata of {location} cannot be read as Zarr: {error}. Write it again."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from maskloom.segcore import formats
-from maskloom.segcore.errors import FormatError, ReadError
+from maskloom.segcore.errors import FormatError, ReadError, Unavailable
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS
 
@@ -154,6 +154,21 @@ def test_a_damaged_chunk_is_a_read_error(tmp_path):
         read(tmp_path / "a.zarr")
 
 
+def test_a_store_that_fails_is_tried_again_by_the_next_run(tmp_path, monkeypatch):
+    zarr.create_array(tmp_path / "a.zarr", data=DRAW.integers(0, 99, (9, 9)))
+    spec = FORMAT.describe(str(tmp_path / "a.zarr"), "")
+
+    async def failing(*_, **__):
+        raise ConnectionError("no route to host")
+
+    with FORMAT.open(spec) as reader:
+        monkeypatch.setattr(zarr.storage.FsspecStore, "get", failing)
+        with pytest.raises(Unavailable, match="no route to host"):
+            reader.read(Box.whole(spec.shape))
+    with pytest.raises(Unavailable, match="no route to host"):
+        FORMAT.describe(str(tmp_path / "a.zarr"), "")
+
+
 def test_a_zipped_array_is_told_from_a_folder(tmp_path):
     (tmp_path / "a.zarr").write_bytes(b"PK\3\4" + bytes(60))
     with pytest.raises(
@@ -167,3 +182,17 @@ def test_without_the_package_the_message_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "zarr", None)
     with pytest.raises(FormatError, match=r"pip install 'maskloom\[zarr\]'"):
         FORMAT.describe(str(tmp_path / "a.zarr"), "")
+
+
+def test_an_array_in_s3_is_read_like_that_on_a_disk(tmp_path, s3_bucket):
+    import fsspec
+
+    values = DRAW.integers(0, 99, (40, 50), np.uint16)
+    zarr.create_array(tmp_path / "a.zarr", data=values, chunks=(16, 16))
+    location = f"{s3_bucket}/{tmp_path.name}/a.zarr"
+    fs, path = fsspec.core.url_to_fs(location)
+    fs.put(str(tmp_path / "a.zarr"), path, recursive=True)
+    spec = FORMAT.describe(location, "")
+    with FORMAT.open(spec) as reader:
+        pixels, _ = reader.read(Box((3, 5), (33, 48)))
+    np.testing.assert_array_equal(pixels[..., 0], values[3:33, 5:48])
