@@ -23,6 +23,7 @@ from maskloom.segcore.objects.seam_audit import audit_seams
 from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, settled
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.store import Store, configure
+from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.fanout.dask import InProcess, memory_of, open_fanout
 from maskloom.tasks.memory import require_memory
 from maskloom.tasks.plan import describe_sources
@@ -56,6 +57,7 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None) -> Audit:
     configure(recipe.storage)
     item = _first_readable(recipe)
     assert item.spec is not None
+    require_tiling(recipe.order("audit"), [item])
     region = Region.middle(item.spec, pixels)
     shape = region.spec.shape
     # Smaller than the region even where the recipe's tile is not: without seams there would be
@@ -76,7 +78,7 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None) -> Audit:
         ),
         (
             f"segmenter {recipe.kind}: {whole_model.exactness.value}, halo "
-            f"{whole_model.footprint.halo}"
+            f"{whole_model.footprint.halo}{_planar(whole_model, shape)}"
         ),
     ]
     if whole_model != tiled_model:
@@ -166,10 +168,10 @@ def _changed(whole: Mask, tiled: Mask) -> NDArray[np.bool_]:
 
 
 def _seams(ids: NDArray[np.integer], side: int) -> list[str]:
-    """What the seams show of the tiling."""
+    """What the seams show of the tiling; nothing for volumes."""
     from skimage.measure import regionprops_table
 
-    if not ids.any() or max(ids.shape) <= side:
+    if not ids.any() or max(ids.shape) <= side or ids.ndim > len("yx"):
         return []
     table = regionprops_table(ids.astype(np.int64), properties=("centroid", "bbox", "area"))
     names = {"centroid-0": "centroid_y", "centroid-1": "centroid_x"}
@@ -198,13 +200,19 @@ def _seams(ids: NDArray[np.integer], side: int) -> list[str]:
 
 
 def _picture(region: Region, differing: NDArray[np.bool_], side: int) -> bytes:
-    """The region in grey with its differences and seams, reduced so that no difference is lost."""
+    """The region in grey with its differences and seams, reduced so that no difference is lost. Of
+    a volume, the plane with most differences.
+    """
     from PIL import Image
 
     from maskloom.segcore.geometry import Tile
 
     block = region.block(Tile.whole(region.spec.shape), region.spec)
-    grey = np.nan_to_num(block.pixels[..., :3].astype(np.float32).mean(axis=2))
+    pixels = block.pixels
+    if differing.ndim > len("yx"):
+        plane = int(np.argmax(np.count_nonzero(differing, axis=(1, 2))))
+        pixels, differing = pixels[plane], differing[plane]
+    grey = np.nan_to_num(pixels[..., :3].astype(np.float32).mean(axis=-1))
     low, high = np.percentile(grey, [2, 98])
     shown = np.clip((grey - low) / max(float(high - low), 1e-9) * 160 + 40, 0, 200)
     step = max(1, -(-max(shown.shape) // _PICTURE_SIDE))
@@ -218,6 +226,10 @@ def _picture(region: Region, differing: NDArray[np.bool_], side: int) -> bytes:
     out = io.BytesIO()
     Image.fromarray(picture.astype(np.uint8)).save(out, "PNG")
     return out.getvalue()
+
+
+def _planar(model: Model, shape: Shape) -> str:
+    return ", plane by plane" if model.footprint.planar and len(shape) > len("yx") else ""
 
 
 def _size(shape: Shape) -> str:

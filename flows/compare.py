@@ -18,6 +18,7 @@ import numpy as np
 from maskloom.flows.recipes.schemas import build
 from maskloom.segcore.errors import RecipeError, RunError, StoreError
 from maskloom.segcore.geometry import Tile
+from maskloom.segcore.models.planes import planes_of
 from maskloom.segcore.models.protocols import SEGMENTERS, ObjectSegmenter
 from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, settled
 from maskloom.segcore.pipeline.jobs import DescribeJob
@@ -103,7 +104,8 @@ class Cell:
 
 
 def compare(image_path: str, kinds: Sequence[Kind] | None, out_png: Path) -> None:
-    """Write the picture of what these segmenters (None: all classical ones) make of an image.
+    """Write the picture of what these segmenters (None: all classical ones) make of an image, or of
+    the middle plane of a volume that they see whole.
 
     Raises `RecipeError` for kinds or parameters that there are not, `RunError` or `ImageError`
     where the image cannot be read, `FitError` where it allows no model, `ModelMismatch` where it
@@ -118,8 +120,11 @@ def compare(image_path: str, kinds: Sequence[Kind] | None, out_png: Path) -> Non
     image = _header(image_path)
     scene = Kept(Region.middle(image, _MOST_PIXELS))
     shape = scene.spec.shape
-    photo = _shown(scene.block(Tile.whole(shape), scene.spec))
+    planes = list(planes_of(scene.block(Tile.whole(shape), scene.spec)))
+    photo = _shown(planes[len(planes) // 2])
     part = "" if shape == image.shape else f"middle {_size(shape)} of "
+    if len(shape) > len("yx"):
+        part = f"middle plane of {part}"
     name = image_path.replace("\\", "/").rsplit("/", 1)[-1]
     cells = [Cell(name, f"{part}{_size(image.shape)} pixels", _shrunk(photo), None)]
     for section, start in zip(sections, starts, strict=True):
@@ -181,13 +186,15 @@ def _shown(block: Block) -> NDArray[np.uint8]:
 
 def _cell(section: Mapping[str, Any], model: Model, mask: Mask, photo: NDArray[np.uint8]) -> Cell:
     told = [f"{name} {_told(value)}" for name, value in section.items() if name != "kind"]
-    labels = np.where(mask.valid, mask.values.astype(np.int64), -1)
+    plane = tuple(n // 2 for n in mask.valid.shape[:-2])
+    valid = mask.valid[plane]
+    labels = np.where(valid, mask.values[plane].astype(np.int64), -1)
     count = (
         f"{mask.values[mask.valid].max(initial=0)} objects"
         if isinstance(model, ObjectSegmenter)
         else f"{len(model.classes)} classes"
     )
-    colours = np.where(mask.valid[..., None], _mean_colours(labels, photo), photo)
+    colours = np.where(valid[..., None], _mean_colours(labels, photo), photo)
     return Cell(
         section["kind"],
         " · ".join([*told, count]),

@@ -21,6 +21,7 @@ from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.segcore.storage.store import configure
+from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.discover import advice, told
 from maskloom.tasks.fanout.dask import InProcess, memory_of, open_fanout
 from maskloom.tasks.memory import peak_bytes, require_memory
@@ -53,6 +54,7 @@ def explain(recipe: RunRecipe) -> str:
     )
     good = [item for item in items if item.spec is not None]
     order = recipe.order(plan.run_id)
+    require_tiling(order, good)
     require_memory(order, good, memory_of(recipe.cluster))
     grids = [order.grid(item.spec) for item in good if item.spec]
     sizes = dict.fromkeys(" x ".join(map(str, grid.tile)) for grid in grids)

@@ -29,6 +29,7 @@ from maskloom.segcore.raster.source import Source
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.storage.records import damaged, parse_json, read_json
 from maskloom.segcore.storage.store import STAGING, Store
+from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.choose import choose
 from maskloom.tasks.commits.ledger import Committed, Ledger
 from maskloom.tasks.commits.presence import is_at_work, present
@@ -290,11 +291,13 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
     order, available = recipe.order(identity), memory_of(recipe.cluster)
     interrupted = read_plan(store, identity)
     if interrupted is not None:
+        require_tiling(order, (item for shard in interrupted.shards for item in shard.items))
         require_memory(
             order, (item for shard in interrupted.shards for item in shard.items), available
         )
         return with_addresses(interrupted, inventory.sources)
     items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
+    require_tiling(order, items)
     items = without_room(items, available)
     require_memory(order, (item for item in items if item.failure is None), available)
     passed_over = {"passed_over": dict(inventory.passed_over)} if inventory.passed_over else {}

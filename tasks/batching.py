@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import prod
 
+from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.models.protocols import Fitter
 from maskloom.segcore.pipeline.jobs import ImagesJob, RunSettings, TileRangeJob
 from maskloom.segcore.pipeline.records import PlannedImage
@@ -25,6 +26,19 @@ def is_spread(spec: RasterSpec, order: RunSettings) -> bool:
     """Whether the image is large for its segmenter, readable by windows, and more than one tile."""
     several = spec.pixels > order.tiling.pixels and 4 * prod(spec.chunks) <= spec.pixels
     return several and spec.pixels > 2 * part_pixels(order)
+
+
+def require_tiling(order: RunSettings, items: Iterable[PlannedImage]) -> None:
+    """Raise `RecipeError` where the tiling has a side for each axis, and an image has other
+    axes.
+    """
+    for item in items:
+        if item.spec is not None and not order.tiling.suits(item.spec.shape):
+            raise RecipeError(
+                f"tiling.tile: {order.tiling} has a side for each of the axes z, y and x, but "
+                f"{item.source.uri} has {len(item.spec.shape)} axes. Use one number, which suits "
+                "images and volumes, or leave it out of `inputs`."
+            )
 
 
 def part_pixels(order: RunSettings) -> int:

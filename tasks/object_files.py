@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from maskloom.segcore.pipeline.records import ImageResult
 from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.statistics.objects.geoparquet import nulls
 from maskloom.segcore.statistics.objects.table import geo_metadata, schema
 from maskloom.segcore.storage.records import reading
 from maskloom.segcore.storage.store import Store
@@ -141,18 +141,9 @@ def _conformed(table: pa.Table, wanted: pa.Schema, located: bool) -> pa.Table:
         absent = field.name not in table.column_names or (
             field.name in _GEOMETRY and not keeps_geometry
         )
-        return _nothing(field.type, len(table)) if absent else table[field.name]
+        return nulls(field.type, len(table)) if absent else table[field.name]
 
     return pa.table([column(field) for field in wanted], schema=wanted)
-
-
-def _nothing(kind: pa.DataType, rows: int) -> pa.Array:
-    if not pa.types.is_struct(kind):
-        return pa.nulls(rows, kind)
-    # The fields of a struct that is null may themselves be declared to hold values.
-    fields = list(kind)
-    empty = [pa.array(np.zeros(rows), field.type) for field in fields]
-    return pa.StructArray.from_arrays(empty, fields=fields, mask=pa.array(np.ones(rows, np.bool_)))
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -87,14 +87,20 @@ class Tiling(pydantic.BaseModel):
     ] = DEFAULT_TILE
     """Side of a tile in pixels. It never changes a result, only memory and speed. Rounded up to a
     power of two below 256, to a multiple of 256 above, so that no two tiles share a block of the
-    mask. Volumes are cut into cubes of about as many voxels; `[z, y, x]` gives their sides instead.
+    mask. Volumes are cut into cubes of about as many voxels; `[z, y, x]` gives their sides instead,
+    y and x rounded up to multiples of 16.
     """
 
     @property
     def value(self) -> geometry.Tiling:
         """The tiling that is used."""
-        tile = self.tile
-        return geometry.Tiling(effective_tile(tile) if isinstance(tile, int) else tuple(tile))
+        if isinstance(self.tile, int):
+            return geometry.Tiling(effective_tile(self.tile))
+        z, *sides = self.tile
+        # Pixels of previews must not reach over two tiles.
+        return geometry.Tiling(
+            (z, *(-(-side // _SMALLEST_TILE) * _SMALLEST_TILE for side in sides))
+        )
 
 
 class Schedule(pydantic.BaseModel):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -278,10 +279,7 @@ def _read_archive(source: StoredFile, spec: RasterSpec) -> HeldReader:
     with _opened(source) as archive, _member(archive, spec.location) as (member, size):
         stored = _Stored.of(spec.location, member, size)
         _require_shape(spec, stored.shape)
-        try:
-            content = member.read(stored.bytes)
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            raise ReadError(f"{spec.location} is damaged: {error}. Copy it again.") from error
+        content = member.read(stored.bytes)
     if len(content) < stored.bytes:
         raise ReadError(f"{spec.location} ends early. Copy it again.")
     values = np.frombuffer(content, stored.dtype)
@@ -295,10 +293,11 @@ def _opened(source: StoredFile) -> Iterator[zipfile.ZipFile]:
         path = source.local_path
         with zipfile.ZipFile(io.BytesIO(source.read()) if path is None else path) as archive:
             yield archive
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    # Encryption is a RuntimeError, an unknown compression a NotImplementedError.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise FormatError(
-            f"{source.location} is no archive of NumPy that can be read: {error}. Save it again "
-            "with numpy.savez."
+            f"{source.location} is no archive of NumPy that can be read, or is damaged: {error}. "
+            "Save it again with numpy.savez."
         ) from error
 
 

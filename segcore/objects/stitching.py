@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
+from maskloom.segcore.models.planes import fragment_by_plane, join_by_plane
 from maskloom.segcore.models.protocols import MODELS, Exactness, Segmenter, caution_of
 from maskloom.segcore.objects.merging import Nodes, connected
 from maskloom.segcore.objects.tile_overlap import OverlapMatches, cut_by, frame_runs, interior_of
@@ -148,11 +149,11 @@ class Stitched:
 
     def fragment(self, block: Block) -> Fragments:
         """The instances of the core, and what the tile saw near its sides."""
-        return cut_fragments(self.segmenter.segment(block), block, self.segmenter.footprint.halo)
+        return (_fragment_plane if self.footprint.planar else _fragment)(self, block)
 
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> Sequence[Equivalences]:
         """Which fragments are one object, and of which class."""
-        return join_instances(grid, boundaries, self.rules)
+        return (_join_planes if self.footprint.planar else _join)(self, grid, boundaries)
 
     def provenance(self) -> Mapping[str, Any]:
         """The segmenter's, and the rule of each class."""
@@ -165,6 +166,20 @@ class Stitched:
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
         """What the segmenter knows."""
         return caution_of([self.segmenter], spec, shares)
+
+
+def _fragment(model: Stitched, block: Block) -> Fragments:
+    return cut_fragments(model.segmenter.segment(block), block, model.segmenter.footprint.halo)
+
+
+def _join(
+    model: Stitched, grid: Grid, boundaries: Sequence[TileBoundary]
+) -> Sequence[Equivalences]:
+    return join_instances(grid, boundaries, model.rules)
+
+
+# Instances of planes are stitched plane by plane.
+_fragment_plane, _join_planes = fragment_by_plane(_fragment), join_by_plane(_join)
 
 
 def cut_fragments(labels: Labels, block: Block, halo: int) -> Fragments:

@@ -65,6 +65,7 @@ class ConnectedParts:
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = "as the segmenter inside; sizes are in pixels of the image"
+    volumes: ClassVar[str] = "as the segmenter inside; parts reach over planes"
 
     def __post_init__(self) -> None:
         _rule((0,), self)

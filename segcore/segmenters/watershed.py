@@ -81,6 +81,7 @@ class Watershed:
 
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
     units: ClassVar[str] = "as the segmenter inside; sizes and distances are in pixels of the image"
+    volumes: ClassVar[str] = "as the segmenter inside; objects are split in three dimensions"
 
     def __post_init__(self) -> None:
         if self.parts is not None and (not self.parts or len(set(self.parts)) < len(self.parts)):

@@ -185,7 +185,7 @@ def multiscale(path: Path) -> None:
     group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
 
 
-VOLUME = np.stack([PHOTO[:50, :40, i % 3] // (i + 1) for i in range(7)])
+VOLUME = np.stack([PHOTO[::3, ::4, 0] // n for n in range(1, 12)])
 ARRAYS: dict[str, Callable[[Path], None]] = {
     "plain.zarr": array(PHOTO[..., 0], chunks=(40, 64)),
     "second.zarr": array(planes("uint16", 1)[0], chunks=(32, 32), zarr_format=2),
@@ -203,13 +203,25 @@ ARRAYS: dict[str, Callable[[Path], None]] = {
     "levels.zarr": multiscale,
     "volume.zarr": array(VOLUME, chunks=(3, 20, 16)),
 }
+
+
+def archive(compressed: bool = False, **arrays: object) -> Callable[[Path], None]:
+    save = np.savez_compressed if compressed else np.savez
+    return lambda path: save(path, **arrays)
+
+
 NUMPY: dict[str, Callable[[Path], None]] = {
     "image.npy": lambda p: np.save(p, PHOTO[..., 0]),
-    "volume.npy": lambda p: np.save(p, VOLUME.astype(np.int16)),
-    "by_columns.npy": lambda p: np.save(p, np.asfortranarray(VOLUME)),
-    "gaps.npy": lambda p: np.save(p, with_gaps("float32")[1]),
-    "bands.npz": lambda p: np.savez(p, pixels=PHOTO, axes="yxb"),
-    "packed.npz": lambda p: np.savez_compressed(p, pixels=VOLUME, spacing=(2, 1, 1), unit="mm"),
+    "volume.npy": lambda p: np.save(p, VOLUME.astype(">i2") * 100),
+    "columns.npy": lambda p: np.save(p, np.asfortranarray(VOLUME.astype("uint32"))),
+    "truth.npy": lambda p: np.save(p, VOLUME > 50),
+    "gaps.npy": lambda p: np.save(p, np.where(VOLUME > 30, VOLUME, np.nan)),
+    "plain.npz": archive(pixels=VOLUME.astype("float16")),
+    "bands.npz": archive(True, pixels=PHOTO, axes="yxb", spacing=[0.5, 0.25], unit="um"),
+    "columns.npz": archive(pixels=np.asfortranarray(VOLUME), axes="zyx"),
+    "voxels.npz": archive(
+        True, pixels=np.stack([VOLUME, 255 - VOLUME], -1), axes="zyxb", spacing=[3, 1, 1], unit="mm"
+    ),
 }
 SAMPLES = {"tiff": TIFFS, "picture": PICTURES, "zarr": ARRAYS, "array": NUMPY}
 CASES = [(name, sample) for name in FORMATS for sample in SAMPLES.get(name, [None])]

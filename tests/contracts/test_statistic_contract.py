@@ -14,7 +14,8 @@ from maskloom.segcore.testing import statistics as contract
 CHECKS = [contract.check_merge, contract.check_json, contract.check_sums, contract.check_schema]
 FOLDS = [name for name, kind in STATISTICS.items() if hasattr(kind, "observe")]
 """Statistics that the pipeline fills tile by tile; that of objects takes two passes."""
-TILES = st.tuples(st.integers(1, 20), st.integers(1, 20))
+IMAGES = st.one_of(contract.labelled_images(24), contract.labelled_volumes(9))
+TILES = st.tuples(st.integers(1, 9), st.integers(1, 20), st.integers(1, 20))
 
 
 def test_the_contract_is_checked_on_something() -> None:
@@ -23,16 +24,16 @@ def test_the_contract_is_checked_on_something() -> None:
 
 @pytest.mark.parametrize("name", FOLDS)
 @settings(deadline=None, max_examples=40)
-@given(image=contract.labelled_images(24), tile=TILES, halo=st.integers(0, 5))
+@given(image=IMAGES, tile=TILES, halo=st.integers(0, 5))
 def test_any_tiling_gives_the_same_table(
-    name: str, image: contract.LabelledImage, tile: tuple[int, int], halo: int
+    name: str, image: contract.LabelledImage, tile: tuple[int, ...], halo: int
 ) -> None:
-    contract.check_any_tiling(STATISTICS[name](), image, tile, halo)
+    contract.check_any_tiling(STATISTICS[name](), image, tile[-len(image.spec.shape) :], halo)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", FOLDS)
 @settings(deadline=None, max_examples=30)
-@given(image=contract.labelled_images(24), tile=TILES)
-def test_contract(name: str, check, image: contract.LabelledImage, tile: tuple[int, int]) -> None:
-    check(STATISTICS[name](), image, tile)
+@given(image=IMAGES, tile=TILES)
+def test_contract(name: str, check, image: contract.LabelledImage, tile: tuple[int, ...]) -> None:
+    check(STATISTICS[name](), image, tile[-len(image.spec.shape) :])

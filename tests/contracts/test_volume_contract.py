@@ -14,6 +14,7 @@ from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.mixture import GaussianMixture
 
 import maskloom.segcore.segmenters  # noqa: F401  registers all segmenters
+from maskloom.segcore.methods.samples import SAMPLE_SIZE
 from maskloom.segcore.models.protocols import ObjectSegmenter
 from maskloom.segcore.segmenters.ensemble import Ensemble
 from maskloom.segcore.segmenters.kmeans import KMeans
@@ -122,6 +123,24 @@ def test_the_planes_of_a_volume_side_by_side_give_the_same_labels(recipe: Any) -
     assert np.array_equal(
         ours.reshape(theirs.shape)[side_by_side.valid], theirs[side_by_side.valid]
     )
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Threshold(),
+        Threshold(method="local", window=9),
+        Threshold(method="local", window=9, window_statistic="mean"),
+        Threshold(method="local", window=5, window_statistic="median"),
+        KMeans(clusters=3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+def test_memory_stays_within_the_footprint(recipe: Any, dtype: str) -> None:
+    small = volume(dtype, holes=True)
+    large = Picture(np.tile(small.pixels, (4, 4, 4, 1)), np.tile(small.valid, (4, 4, 4)))
+    check.check_footprint(recipe, large, slack=SAMPLE_SIZE * 48)
 
 
 # ---- other libraries, on the whole array

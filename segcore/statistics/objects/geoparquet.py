@@ -73,6 +73,17 @@ def _of_images(bands: int) -> pa.Schema:
     )
 
 
+def nulls(kind: pa.DataType, rows: int) -> pa.Array:
+    """A column without a value, also of a struct whose fields are declared to have some."""
+    if not pa.types.is_struct(kind):
+        return pa.nulls(rows, kind)
+    fields = list(kind)
+    zeros = [pa.array([0] * rows, field.type) for field in fields]
+    return pa.StructArray.from_arrays(
+        zeros, fields=fields, mask=pa.array([True] * rows, pa.bool_())
+    )
+
+
 def geo_metadata(with_crs: bool) -> dict[bytes, bytes]:
     """Metadata of a Parquet file whose rows are longitude and latitude (OGC:CRS84, the default) or,
     without a CRS, pixels.

@@ -20,7 +20,7 @@ from maskloom.segcore.geometry import Box
 from maskloom.segcore.ground.lonlat import is_located, vertex_spacing, world
 from maskloom.segcore.statistics.exact_areas import add_areas, check_areas, quanta_in_unit
 from maskloom.segcore.statistics.objects.bands import BandSums, observe_bands
-from maskloom.segcore.statistics.objects.geoparquet import geo_metadata, schema
+from maskloom.segcore.statistics.objects.geoparquet import geo_metadata, nulls, schema
 from maskloom.segcore.statistics.objects.int96 import as_floats, carried
 from maskloom.segcore.statistics.objects.measures import Measures
 from maskloom.segcore.statistics.objects.planar import PlanarShape
@@ -175,7 +175,7 @@ def _rows(measures: Measures, spec: RasterSpec, names: tuple[str, ...], bands: i
         )
     wanted = schema(bands, len(spec.shape))
     return pa.table(
-        [columns.get(field.name, pa.nulls(rows, field.type)) for field in wanted], schema=wanted
+        [columns.get(field.name, nulls(field.type, rows)) for field in wanted], schema=wanted
     )
 
 

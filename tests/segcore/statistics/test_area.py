@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from maskloom.segcore.errors import FormatError, MaskloomError
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.ground.space import Space
+from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.statistics.area import Area
 from maskloom.segcore.statistics.protocol import STATISTICS
@@ -292,3 +292,27 @@ def test_it_is_registered_under_its_name() -> None:
     assert STATISTICS["area"] is Area
     assert Area() == Area()
     assert Area().table == "areas"
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "size"),
+    [
+        (None, "px", 1.0),
+        (Metric((2.5, 0.5, 0.5)), "mm3", 0.625),
+        (Metric((0.2, 0.1, 0.1), "cm"), "mm3", 2.0),
+    ],
+)
+@pytest.mark.parametrize("tile", [(7, 30, 20), (3, 8, 20), (1, 30, 7)])
+def test_volumes_are_voxels_times_the_size_of_one(
+    metric: Metric | None, unit: str, size: float, tile: tuple[int, ...]
+) -> None:
+    space = Space(metric=metric, axes=("z", "y", "x"))
+    image = make_image((7, 30, 20), space, 4, 0.2, 3)
+    counts = np.bincount(image.labels[image.valid], minlength=4)
+
+    rows = rows_of(Area(), image, image.cut(tile))
+
+    assert [row["pixel_count"] for row in rows] == counts.tolist()
+    assert [row["area"] for row in rows] == pytest.approx((counts * size).tolist(), rel=1e-12)
+    assert {row["area_unit"] for row in rows} == {unit}
+    assert {row["nodata_pixels"] for row in rows} == {int(np.count_nonzero(~image.valid))}
