@@ -20,7 +20,7 @@ from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter
 from maskloom.segcore.objects.seam_audit import audit_seams
-from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, settled
+from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_source, with_selection
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.store import Store, configure
 from maskloom.tasks.batching import require_tiling
@@ -67,10 +67,10 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None) -> Audit:
     if tile is None and side >= max(shape):
         side = effective_tile(max(16, side // 4))
     require_memory(recipe.order("audit"), [item], memory_of(InProcess()))
-    start = settled(recipe.segmenter, region)
+    start = with_selection(recipe.segmenter, region)
     cuts = (None, (side,) * len(shape))
     whole_model, tiled_model = (fit_to(start, [region], cut) for cut in cuts)
-    whole, tiled = (segment_scene(whole_model, region, cut) for cut in cuts)
+    whole, tiled = (segment_source(whole_model, region, cut) for cut in cuts)
     lines = [
         (
             f"{item.source.uri}: {_size(shape)} of {_size(item.spec.shape)} pixels, whole against "

@@ -42,11 +42,11 @@ class Layer(Protocol):
     """One side."""
 
     def classes(self, box: Box) -> NDArray[np.int64]:
-        """The class id of each pixel of a box; negative where there is none."""
+        """The class id of each pixel of a box; negative for pixels without a class."""
         ...
 
     def values(self, box: Box) -> NDArray[np.int64]:
-        """What the mask has for each pixel of a box."""
+        """The mask's value of each pixel of a box."""
         ...
 
     def class_of(self, values: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -151,10 +151,10 @@ def test_a_connectivity_of_images_is_refused_for_volumes() -> None:
         (threshold, Objects(connectivity=8)),
         (ConnectedParts(threshold), None),
     ):
-        with pytest.raises(ModelMismatch, match=r"8 is not one of a volume.*6, 18, 26"):
+        with pytest.raises(ModelMismatch, match=r"8 is not for a volume.*6, 18, 26"):
             ImageRun.of(settings_of(SHAPES[1], recipe, objects), spec)
     image = picture_of(SHAPES[0]).spec
-    with pytest.raises(ModelMismatch, match=r"26 is not one of an image.*4, 8"):
+    with pytest.raises(ModelMismatch, match=r"26 is not for an image.*4, 8"):
         ImageRun.of(settings_of(SHAPES[0], ConnectedParts(threshold, connectivity=26), None), image)
 
 
