@@ -142,12 +142,12 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         and not Path(recipe.output).is_dir()
     ):
         raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
-    settings = described(recipe)
+    settings = described(recipe, (NETWORKS, LABELS, LOSSES, AUGMENTATIONS))
     # Where the model goes, what it is for and under which licence changes no weight.
     decisive = {
         key: value
         for key, value in settings.items()
-        if key not in ("type", "output", "licence", "purpose", "name")
+        if key not in ("output", "licence", "purpose", "name")
     }
     return TrainingOrder(
         recipe, _places(file.images, folder), _places(file.masks, folder), decisive, file.storage

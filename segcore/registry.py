@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
@@ -40,6 +41,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self.noun = noun
         self._package = package
         self._own: dict[str, T] = {}
+        self._filling = threading.RLock()
 
     def register(self, name: str) -> Callable[[T], T]:
         """A decorator that files its argument under `name`. A name taken twice is a
@@ -53,6 +55,10 @@ class Registry(Mapping[str, T], Generic[T]):
             return item
 
         return file_under_name
+
+    def name_of(self, item: object) -> str | None:
+        """The name that this item is registered under; None where it is not."""
+        return next((name for name, own in self._items.items() if own is item), None)
 
     def __getitem__(self, name: str) -> T:
         try:
@@ -72,10 +78,12 @@ class Registry(Mapping[str, T], Generic[T]):
 
     @property
     def _items(self) -> Mapping[str, T]:
-        if self._package is not None:
-            # Emptied first: modules of the package may ask while they are imported.
-            package, self._package = self._package, None
-            import_modules(package)
+        # Another thread waits until all is there; in this one, modules of the package may ask while
+        # they are imported.
+        with self._filling:
+            if self._package is not None:
+                package, self._package = self._package, None
+                import_modules(package)
         return self._own
 
 

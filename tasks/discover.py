@@ -219,7 +219,7 @@ class _Search:
             self._take(fs, posixpath.dirname(path_of(path)), path, named)
 
     def _list(self, fs: Any, path: str) -> Mapping[str, Any] | None:
-        """Take in what a glob or a folder holds; what the store says of any other path."""
+        """Take in the content of a glob or a folder; the store's information on any other path."""
         # An existing file wins over a glob: real names do contain brackets.
         pattern = (_WEB_GLOB if is_web(path) else _GLOB).search(path_of(path))
         if pattern and not fs.exists(path):
@@ -396,14 +396,14 @@ def _refuse_secrets(entry: str, chain: tuple[str, ...]) -> None:
 
 
 def _info(fs: Any, path: str) -> Mapping[str, Any]:
-    """What a store says of a file; nothing of one that is named but absent, which becomes a failed
-    row with a clear reason.
+    """The store's information on a file; empty for one that is named but absent, which becomes a
+    failed row with a clear reason.
     """
     try:
         info: Mapping[str, Any] = fs.info(path)
     except FileNotFoundError as error:
-        # A web server that does not answer, or not to us, is said to have no such file. When the
-        # file is read, the reason will show.
+        # fsspec reports a missing file also where a web server does not answer, or not to us. The
+        # reason shows when the file is read.
         answer = getattr(error.__cause__, "status", None)
         return (
             {} if error.__cause__ is None or answer in (404, 410) else {"size": 0, "type": "file"}

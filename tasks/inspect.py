@@ -125,11 +125,11 @@ def verify(output: str) -> Iterator[str]:
     """What is wrong with an output, a line each; nothing where all is well. Raises `RecipeError`
     where there is no output.
 
-    Reads every record and table; says of those that are damaged what to do, and goes on with the
-    rest. Compares every mask with its digest in the `images` table, every file of the last run that
-    wrote it with its digest in the manifest, and checks that the pixels of every image add up, that
-    no object is there twice or has pixels that its class has not, and that masks of runs are in the
-    tables.
+    Reads every record and table; reports a remedy for those that are damaged, and continues with
+    the rest. Compares every mask with its digest in the `images` table, every file of the last run
+    that wrote it with its digest in the manifest, and checks that the pixels of every image add up,
+    that no object is there twice or has pixels that its class has not, and that masks of runs are
+    in the tables.
     """
     store = Store(output)
     require_output(store)
@@ -148,7 +148,7 @@ def verify(output: str) -> Iterator[str]:
     for row in images.values():
         yield from _wrong_mask(store, row)
     if any(name.startswith("tables/") for name in reading.damage):
-        # What cannot be read says nothing of what can.
+        # Sums over the readable tables alone would be wrong.
         return
     yield from _wrong_sums(tables[_AREAS], images)
     yield from _wrong_objects(tables, images)
@@ -219,7 +219,7 @@ class _Reading:
 
 
 def _images(tables: Mapping[str, pa.Table]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The rows by image id, and what is said of ids that are there twice."""
+    """The rows by image id, and a message for each id that is there twice."""
     images: dict[str, dict[str, Any]] = {}
     twice = []
     for name, table in tables.items():
@@ -248,8 +248,8 @@ def _wrong_files(
         newest.update((name, (digest, run)) for name, digest in files.items())
     committed_files = _committed_files(store, reading)
     newest.update(committed_files)
-    # An unfinished run may have rewritten them; its manifest will say what they should be. One
-    # whose manifest is damaged cannot say it.
+    # An unfinished run may have rewritten them; its manifest will hold their digests. Those of a
+    # run whose manifest is damaged are unknown.
     mute = [reading.plan(name.split("/")[1]) for name in names if name in reading.damage]
     rewritten = {file for run in (*unfinished, *mute) if run is not None for file in run.files}
     for name, (digest, run) in sorted(newest.items()):

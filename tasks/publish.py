@@ -3,7 +3,7 @@
 Images that have no rows yet go into the shard's own file, which has the same name in the folder of
 each table. Images that have rows go where these are: the file is rewritten and keeps its other
 rows. So each image has one version, the newest, in every table at any moment.
-`tasks/commits/log.py` says what happens where several runs do so at a time.
+`tasks/commits/log.py` describes what happens where several runs do so at a time.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from maskloom.segcore.deep.inference.files.weights import is_packaged
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.protocols import (
+    MODELS,
     SEGMENTERS,
     Fitter,
     Model,
@@ -32,6 +33,7 @@ from maskloom.segcore.pipeline.jobs import GroundControl, RunSettings
 from maskloom.segcore.processes import limits
 from maskloom.segcore.processes.limits import Limits
 from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.registry import Registry
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import STATISTICS, Statistic
 from maskloom.segcore.storage.addresses import is_web, written
@@ -40,6 +42,8 @@ from maskloom.segcore.storage.store import configure, filesystem
 from maskloom.tasks.fanout.dask import CLUSTERS, Cluster
 from maskloom.tasks.plan import Fingerprint
 
+REGISTRIES: tuple[Registry[Any], ...] = (SEGMENTERS, MODELS, STATISTICS)
+"""Where the classes of a run's parts have their names."""
 DEFAULT_TILE = 2048
 SCHEDULE_NOTE = (
     "schedule: checked, but nothing starts this recipe by itself yet: let cron or a timer run "
@@ -338,19 +342,25 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     return recipe
 
 
-def described(value: Any) -> Any:
-    """A dataclass as JSON values that tell its type too, with those inside it."""
+def described(value: Any, registries: Sequence[Registry[Any]] = REGISTRIES) -> Any:
+    """A value as JSON: dataclasses as their fields, with the name under which one of the registries
+    holds their class as `type`. A class in none of them is known by the field that holds it.
+
+    No name of a Python class appears, so renaming a class changes no fingerprint.
+    """
     if is_dataclass(value):
+        names = (registry.name_of(type(value)) for registry in registries)
+        name = next(filter(None, names), None)
         # What does not count when values are compared (the place of a file whose digest is known)
         # decides nothing.
         counted = (field.name for field in fields(value) if field.compare)
         return {
-            "type": type(value).__name__,
-            **{name: described(getattr(value, name)) for name in counted},
+            **({} if name is None else {"type": name}),
+            **{field: described(getattr(value, field), registries) for field in counted},
         }
     if isinstance(value, Mapping):
-        return {name: described(item) for name, item in value.items()}
-    return [described(item) for item in value] if isinstance(value, tuple) else value
+        return {key: described(item, registries) for key, item in value.items()}
+    return [described(item, registries) for item in value] if isinstance(value, tuple) else value
 
 
 def _wanted_tables(

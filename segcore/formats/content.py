@@ -1,7 +1,7 @@
 """The content of files, recognised by their first bytes.
 
 Formats hold the signatures of what they read (`FileKind`). This module compares them with a file,
-and names what no format reads, so that a message can say what to do about it.
+and names content that no format reads, so that a message can suggest a remedy.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ _IN_GZIP = " in gzip"
 
 
 def kind_of(head: bytes) -> str:
-    """What the first bytes of a file (`HEAD_BYTES` of them) say it is, in a word for people."""
+    """Name of the content that the first `HEAD_BYTES` bytes of a file belong to, as messages use
+    it.
+    """
     if not head:
         return "empty"
     name = next((kind.name for _, kind in _kinds() if _matches(head, kind.signatures)), None)
@@ -146,11 +148,13 @@ def suffix_of(location: str) -> str:
 
 def require_kind(location: str, head: bytes, image_format: str) -> str:
     """The kind of content. Raises `FormatError` where the format does not read such content."""
-    found, wanted = kind_of(head), [kind.name for kind in FORMATS[image_format].kinds]
-    if found in wanted:
-        return found
+    found, kinds = kind_of(head), FORMATS[image_format].kinds
+    for kind in kinds:
+        if _fits(kind, head, found):
+            return kind.name
+    wanted = " or ".join(kind.name for kind in kinds)
     raise FormatError(
-        f"{location} should be {' or '.join(wanted)} for the format {image_format!r}, but "
+        f"{location} should be {wanted} for the format {image_format!r}, but "
         f"{_is(found)}. {_remedy(found)}"
     )
 
@@ -162,7 +166,7 @@ def claimed_format(location: str, head: bytes) -> str | None:
     """
     claiming, found = claims(location), kind_of(head)
     for image_format, kind in claiming:
-        if kind.name == found:
+        if _fits(kind, head, found):
             return image_format
     if not claiming:
         return None
@@ -194,6 +198,11 @@ def _kinds() -> Iterator[tuple[str, FileKind]]:
             yield name, kind
 
 
+def _fits(kind: FileKind, head: bytes, found: str) -> bool:
+    """Whether content of the kind `found` is of this kind: two formats may share a signature."""
+    return kind.name == found or (found != "empty" and _matches(head, kind.signatures))
+
+
 def _matches(head: bytes, signatures: tuple[tuple[int, bytes], ...]) -> bool:
     """Whether content has one of these signatures; markup in any case and behind white space."""
     begin = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower()
@@ -210,7 +219,9 @@ def _first_packed(head: bytes) -> bytes:
 
 
 def _packed_kind(head: bytes) -> str:
-    """The kind of content in gzip, where that is a format of volumes or read as it is."""
+    """`NIfTI in gzip` and the like for packed volumes and for what a format reads packed, else
+    `gzip`.
+    """
     try:
         packed = kind_of(zlib.decompressobj(31).decompress(head, HEAD_BYTES))
     except zlib.error:

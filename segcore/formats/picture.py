@@ -7,9 +7,9 @@ refused. Grey of 1, 2 and 4 bits is spread over 0 to 255; 16 bits stay 16 bits. 
 
 These formats know no random access: a reader decodes the picture once and cuts boxes from it, so
 `chunks` is the whole shape. PIL decodes; 16-bit colour, which PIL would cut to 8 bits, is decoded
-by OpenCV. PIL forgives damage that it can decode around and gives grey or black in its place. What
-a file says against itself is therefore looked for: the checksums of a PNG and the length of its
-pixels, and the warnings of libjpeg, which GDAL reports.
+by OpenCV. PIL decodes around damage and puts grey or black in its place. So the reader checks what
+a file can prove: the checksums of a PNG and the length of its pixels, and the warnings of libjpeg,
+which GDAL reports.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _PNG_GREY = (0, 4)
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Numbers for a pixel, by type of colour."""
 _PNG_INTERLACED = 28
-"""Place of the byte that tells whether a PNG is interlaced."""
+"""Offset of the interlace method in a PNG."""
 _PNG_PASSES = (
     (0, 0, 8, 8),
     (0, 4, 8, 8),
@@ -69,7 +69,7 @@ _GREY_MODES = frozenset({"1", "L", "LA", "I;16"})
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What the header of a picture says."""
+    """Metadata from the header of a picture."""
 
     shape: Shape
     """As stored, before it is turned upright."""
@@ -217,7 +217,7 @@ def _opened(location: str, stream: Any, kind: str) -> ImageFile:
     from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
     silence(Warning, r"PIL\.")
-    # `PIL.Image.open` would apply a bomb limit of its own, which is global, and try other formats.
+    # `PIL.Image.open` would apply PIL's global limit on size, and try other formats.
     plugins: dict[str, type[ImageFile]] = {
         "PNG": PngImagePlugin.PngImageFile,
         "JPEG": JpegImagePlugin.JpegImageFile,
@@ -245,8 +245,8 @@ def _opened(location: str, stream: Any, kind: str) -> ImageFile:
 
 @contextlib.contextmanager
 def _own_limit() -> Iterator[None]:
-    """PIL checks the size of a WebP picture by a limit of its own as soon as it opens one, and has
-    one limit for the whole process.
+    """Apply our limit on size in place of PIL's, which is global and which PIL checks as soon as it
+    opens a WebP picture.
     """
     from PIL import Image
 

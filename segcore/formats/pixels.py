@@ -1,4 +1,4 @@
-"""What readers of several formats do to decoded pixels."""
+"""Conversions of decoded pixels that several formats share."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
 
 def drop_not_finite(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-    """Put 0 in place of NaN and infinity in pixels (y, x, band), in place, and mark the pixels that
-    have any as no data; so nobody computes with NaN.
+    """Replace NaN and infinity by 0, in place, and mark such pixels as no data.
+
+    `pixels` has the shape (y, x, band) or (z, y, x, band), `valid` that without bands.
     """
     if pixels.dtype.kind != "f":
         return

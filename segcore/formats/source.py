@@ -2,8 +2,7 @@
 
 `StoredFile` is a file in a store. C libraries that must see a file object get `Ranges`, which reads
 only the parts they ask for, through a bounded cache. An exception cannot pass through a C library,
-so `Ranges` keeps it and answers with nothing; whoever called the library looks at `failures`
-afterwards.
+so `Ranges` keeps it and returns no bytes; the caller of the library checks `failures` afterwards.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class StoredFile:
         """
         from fsspec.implementations.local import LocalFileSystem
 
-        # Names that are no UTF-8 have surrogates, which GDAL cannot be told.
+        # Names that are not UTF-8 have surrogates, which cannot be passed to GDAL.
         return (
             self.path
             if isinstance(self.store, LocalFileSystem) and self.path.isprintable()
@@ -69,7 +68,7 @@ class StoredFile:
         """
         if self._size is not None:
             return self._size
-        with _store_errors(self.location):
+        with store_failures(self.location):
             info = self.store.info(self.path)
         if info.get("type", "file") != "file" or info.get("size") is None:
             raise FormatError(
@@ -81,7 +80,7 @@ class StoredFile:
 
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
         """A range of its bytes. Raises `Unavailable`."""
-        with _store_errors(self.location):
+        with store_failures(self.location):
             return bytes(self.store.cat_file(self.path, start=start, end=stop))
 
     def head(self) -> bytes:
@@ -105,7 +104,7 @@ class StoredFile:
         try:
             yield ranges
         finally:
-            # A store's failure looks like a broken file to whoever reads.
+            # To the library, a store's failure looks like a broken file.
             if ranges.failures:
                 raise ranges.failures[0]
 
@@ -115,12 +114,13 @@ class StoredFile:
             # The query of a URL belongs to one file; a server that passes over it would give the
             # image itself.
             return None
-        with _store_errors(self.location):
+        with store_failures(self.location):
             return StoredFile(path, self.store, path) if self.store.isfile(path) else None
 
 
 @contextlib.contextmanager
-def _store_errors(location: str) -> Iterator[None]:
+def store_failures(location: str) -> Iterator[None]:
+    """Turn whatever a store raises for this location into `Unavailable`."""
     try:
         yield
     except MaskloomError:
@@ -189,7 +189,7 @@ class Ranges:
         """
         stops = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
         try:
-            with _store_errors(self.source.location):
+            with store_failures(self.source.location):
                 paths = [self.source.path] * len(stops)
                 parts = self.source.store.cat_ranges(paths, list(offsets), stops, on_error="raise")
                 return [bytes(part) for part in parts]

@@ -5,12 +5,17 @@ the axes of its multiscales (OME-Zarr); one that says nothing has (y, x) or (z, 
 axis becomes the bands. Other axes must have length 1. Chunks that are not stored have the fill
 value, which is data; NaN and infinity are not data.
 
+OME-Zarr states the size of a pixel where each of its spatial axes has a scale and a unit of length.
+A scale without a unit is in px.
+
 The package `zarr` is an extra. It is imported late: it takes a second.
 """
 
 from __future__ import annotations
 
+import gzip
 import math
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +23,42 @@ import numpy as np
 
 from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
 from maskloom.segcore.formats.pixels import drop_not_finite
-from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS
+from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, store_failures
+from maskloom.segcore.ground.space import AXES, MILLIMETRES, Metric, Space
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 from maskloom.segcore.storage.store import filesystem
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Box
 
-_SPATIAL = ("z", "y", "x")
+_SPATIAL = AXES
+_UNITS = {
+    "nanometer": "nm",
+    "micrometer": "um",
+    "millimeter": "mm",
+    "centimeter": "cm",
+    "meter": "m",
+}
+"""Units of length as OME-Zarr spells them, and as a spacing has them."""
 _CHANNEL = ("c", "band", "bands", "channel", "channels")
+
+
+_DAMAGE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    zlib.error,
+    gzip.BadGzipFile,
+)
+"""What Zarr and its codecs raise for broken metadata and chunks; other errors are the store's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +98,7 @@ class Zarr:
             chunks=tuple(map(min, chunks, shape)),
             version=version,
             file_bands=array.bands,
+            space=array.space(),
         )
 
     def open(self, spec: RasterSpec) -> ZarrReader:
@@ -107,14 +136,14 @@ class ZarrReader:
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `Reader.read`."""
         lowest, highest = min(self.spec.bands), max(self.spec.bands)
-        try:
-            stored = self.array.read(box, slice(lowest - 1, highest))
-        # Codecs raise what their libraries raise, which has no common base.
-        except Exception as error:
-            raise ReadError(
-                f"{self.spec.location}: the chunks from {box.start} to {box.stop} cannot be read: "
-                f"{error}. The array is damaged or incomplete; copy or write it again."
-            ) from error
+        with store_failures(self.spec.location):
+            try:
+                stored = self.array.read(box, slice(lowest - 1, highest))
+            except _DAMAGE as error:
+                raise ReadError(
+                    f"{self.spec.location}: the chunks from {box.start} to {box.stop} cannot be "
+                    f"read: {error}. The array is damaged or incomplete; copy or write it again."
+                ) from error
         chosen = [band - lowest for band in self.spec.bands]
         pixels = np.ascontiguousarray(stored[..., chosen], np.dtype(self.spec.dtype))
         valid = np.ones(box.shape, np.bool_)
@@ -129,13 +158,15 @@ class _Array:
     values: Any
     """The array of the package `zarr`."""
     axes: tuple[str, ...]
+    sizes: Mapping[str, float]
+    """Distance in mm between neighbours along the axes that state one."""
 
     @classmethod
     def open(cls, location: str) -> _Array:
-        node, axes = _opened(location), None
+        node, image = _opened(location), _Multiscale((), {})
         if not hasattr(node, "chunks"):
-            node, axes = _full_resolution(location, node)
-        axes = axes or _axes(node)
+            node, image = _full_resolution(location, node)
+        axes = image.axes or _axes(node)
         names = [name for name in axes if name in _SPATIAL]
         others = [
             f"{name} of length {size}"
@@ -145,7 +176,7 @@ class _Array:
         if (
             len(axes) != node.ndim
             or len(set(axes)) != len(axes)
-            or names[-2:] not in (["y", "x"], ["x", "y"])
+            or not {"y", "x"} <= set(names)
             or sum(name in _CHANNEL for name in axes) > 1
             or others
         ):
@@ -155,7 +186,7 @@ class _Array:
                 f"{shown}. Name its axes in `dimension_names`, and write other axes to arrays "
                 "apart."
             )
-        return cls(node, tuple(axes))
+        return cls(node, axes, image.sizes)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -173,6 +204,12 @@ class _Array:
         """The sizes along (y, x) or (z, y, x); a single slice is no volume."""
         of_axis = dict(zip(self.axes, sizes, strict=True))
         return tuple(int(of_axis[name]) for name in self._spatial_axes())
+
+    def space(self) -> Space:
+        """The axes, and the size of a pixel where all of them state it."""
+        axes = self._spatial_axes()
+        sizes = tuple(self.sizes[name] for name in axes if name in self.sizes)
+        return Space(axes=axes, metric=Metric(sizes, "mm") if len(sizes) == len(axes) else None)
 
     def read(self, box: Box, bands: slice) -> NDArray[Any]:
         """Values of a box, the bands last: (y, x, band) or (z, y, x, band)."""
@@ -199,32 +236,59 @@ def _opened(location: str) -> Any:
             f"{location} is Zarr, which needs the extra 'zarr': pip install 'maskloom[zarr]'."
         ) from error
     fs, path = filesystem(location)
-    try:
-        store = zarr.storage.FsspecStore.from_mapper(fs.get_mapper(path), read_only=True)
-        return zarr.open(store, mode="r")
-    # Broken metadata shows as any error of the parts that read it.
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
-        raise FormatError(
-            f"The metadata of {location} cannot be read as Zarr: {error}. Write it again."
-        ) from error
+    with store_failures(location):
+        try:
+            store = zarr.storage.FsspecStore.from_mapper(fs.get_mapper(path), read_only=True)
+            return zarr.open(store, mode="r")
+        except (*_DAMAGE, FileNotFoundError) as error:
+            raise FormatError(
+                f"The metadata of {location} cannot be read as Zarr: {error}. Write it again."
+            ) from error
 
 
-def _full_resolution(location: str, group: Any) -> tuple[Any, list[str] | None]:
-    """The first array of the multiscales of an OME-Zarr group, and its axes where it names them."""
+@dataclass(frozen=True, slots=True)
+class _Multiscale:
+    """What the metadata of OME-Zarr tells of its full resolution."""
+
+    axes: tuple[str, ...]
+    """Empty where it names none."""
+    sizes: Mapping[str, float]
+    """See `_Array.sizes`."""
+
+
+def _full_resolution(location: str, group: Any) -> tuple[Any, _Multiscale]:
+    """The first array of the first multiscale image of an OME-Zarr group."""
     attributes = dict(group.attrs)
     try:
-        first = dict(attributes.get("ome", attributes))["multiscales"][0]
-        array = group[first["datasets"][0]["path"]]
-        axes = [axis["name"] if isinstance(axis, dict) else axis for axis in first.get("axes", ())]
-    except (KeyError, IndexError, TypeError) as error:
+        image = dict(attributes.get("ome", attributes))["multiscales"][0]
+        dataset = image["datasets"][0]
+        array = group[dataset["path"]]
+        axes = [
+            axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes", ())
+        ]
+        scales = [
+            step["scale"]
+            for part in (image, dataset)
+            for step in part.get("coordinateTransformations", ())
+            if step["type"] == "scale"
+        ]
+        names = tuple(str(axis["name"]) for axis in axes)
+        distances = [math.prod(of_axis) for of_axis in zip(*scales, strict=True)]
+        sizes = {
+            name: distance * MILLIMETRES[_UNITS[axis["unit"]]]
+            for name, axis, distance in zip(names, axes, distances, strict=False)
+            if axis.get("unit") in _UNITS and 0 < distance < math.inf
+        }
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(
-            f"{location} is a group of arrays without `multiscales`. Name one of the arrays in it."
+            f"{location} is a group of arrays without `multiscales` that can be read. Name one of "
+            "the arrays in it."
         ) from error
-    return array, axes or None
+    return array, _Multiscale(names, sizes)
 
 
-def _axes(array: Any) -> list[str]:
+def _axes(array: Any) -> tuple[str, ...]:
     """The names of an array's axes: as it says, or (y, x) and (z, y, x)."""
     named = getattr(array.metadata, "dimension_names", None)
     named = named or array.attrs.get("_ARRAY_DIMENSIONS")
-    return [str(name) for name in named] if named else list(_SPATIAL[-array.ndim :])
+    return tuple(map(str, named)) if named else _SPATIAL[-array.ndim :]

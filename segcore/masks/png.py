@@ -77,26 +77,22 @@ class PngMasks:
         tile_shape: Shape,
     ) -> None:
         """Write the file. Raises `RunError` and `FormatError` as `MaskWriter.publish`."""
-        labels = _joined(blocks, spec, Grid(spec.shape, tile_shape))
-        if labels.dtype.name not in ("uint32", classes.dtype):
+        labels, dtype = _joined(blocks, spec, Grid(spec.shape, tile_shape))
+        if dtype not in ("uint32", classes.dtype):
             raise RunError(
-                f"The mask of {spec.location} came as {labels.dtype}; its {len(classes.names)} "
-                f"classes ask for {classes.dtype}."
+                f"The mask of {spec.location} came as {dtype}; its {len(classes.names)} classes "
+                f"ask for {classes.dtype}."
             )
-        if labels.dtype == np.uint32 and labels.max() > np.iinfo(np.uint16).max:
-            raise FormatError(
-                f"The mask of {spec.location} has more objects than a 16-bit PNG can number "
-                f"({labels.max()}; at most 65535). Raise `min_size`, or convert the image to "
-                "GeoTIFF."
-            )
-        _save(labels, classes, out)
+        _save(labels, None if dtype == "uint32" else classes, out)
 
 
 MASKS.register("png")(PngMasks())
 
 
-def _joined(blocks: Iterable[EncodedBlock], spec: RasterSpec, grid: Grid) -> NDArray[np.integer]:
-    """The labels of the whole image."""
+def _joined(
+    blocks: Iterable[EncodedBlock], spec: RasterSpec, grid: Grid
+) -> tuple[NDArray[np.integer], str]:
+    """The labels of the whole image, ids of objects as uint16, and the type that they came in."""
     payloads: dict[Shape, bytes] = {}
     for block in blocks:
         if payloads.setdefault(block.index, block.payload) != block.payload:
@@ -110,13 +106,17 @@ def _joined(blocks: Iterable[EncodedBlock], spec: RasterSpec, grid: Grid) -> NDA
             f"The mask of {spec.location} has {len(payloads)} of {len(expected)} tiles; tile "
             f"{wrong} is missing or does not belong to it. Run the same command again."
         )
-    labels = None
+    first = _decoded(payloads[grid[0].index], grid[0], spec)
+    labels = np.empty(spec.shape, np.uint8 if first.dtype == np.uint8 else np.uint16)
     for tile in grid:
         core = _decoded(payloads.pop(tile.index), tile, spec)
-        labels = np.empty(spec.shape, core.dtype) if labels is None else labels
+        if core.max() > np.iinfo(labels.dtype).max:
+            raise FormatError(
+                f"The mask of {spec.location} has more objects than a 16-bit PNG can number "
+                f"({core.max()}; at most 65535). Raise `min_size`, or convert the image to GeoTIFF."
+            )
         labels[tile.core.slices] = core
-    assert labels is not None
-    return labels
+    return labels, first.dtype.name
 
 
 def _decoded(payload: bytes, tile: Tile, spec: RasterSpec) -> NDArray[np.integer]:
@@ -132,24 +132,23 @@ def _decoded(payload: bytes, tile: Tile, spec: RasterSpec) -> NDArray[np.integer
     return np.frombuffer(values, types[len(values)]).reshape(tile.core.shape)
 
 
-def _save(labels: NDArray[np.integer], classes: ClassTable, out: Sink) -> None:
+def _save(labels: NDArray[np.integer], classes: ClassTable | None, out: Sink) -> None:
+    """Write the picture; without classes the labels are ids of objects."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     options: dict[str, Any] = {}
-    if labels.dtype != np.uint32:
+    if classes is not None:
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text(
             "classes", json.dumps({str(i): name for i, name in enumerate(classes.names)})
         )
         options["transparency"] = classes.nodata
-    if labels.dtype == np.uint8:
-        image = Image.fromarray(labels)
+    image = Image.fromarray(labels)
+    if classes is not None and labels.dtype == np.uint8:
         palette = np.zeros((256, 3), np.uint8)
         palette[: len(classes.colours)] = np.array(classes.colours, np.uint8).reshape(-1, 3)
         image.putpalette(palette.tobytes())
-    else:
-        image = Image.fromarray(labels.astype(np.uint16, copy=False))
     # Run lengths suit labels: about the size of zlib's level 4 at the speed of level 1, and steady
     # on noisy masks.
     image.save(cast("IO[bytes]", out), "PNG", compress_type=zlib.Z_RLE, **options)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from maskloom.segcore.storage.store import Artefact, Store
 
 _CHUNK_PIXELS = 2**18
-_AXES = ("z", "y", "x")
 _TYPES = ("uint8", "uint16", "uint32")
 
 
@@ -94,7 +93,7 @@ class ZarrMasks:
                 f"The mask of {spec.location} came as {dtype}; its {len(classes.names)} classes "
                 f"ask for {classes.dtype}."
             )
-        about = json.dumps(_metadata(spec.shape, chunk, dtype, classes), indent=1)
+        about = json.dumps(_metadata(spec, chunk, dtype, classes), indent=1)
         files["/zarr.json"] = store.publish(f"{name}/zarr.json", about.encode())
         return PublishedMask(files)
 
@@ -147,7 +146,7 @@ def _filling(dtype: str) -> int:
     return 0 if dtype == "uint32" else int(np.iinfo(dtype).max)
 
 
-def _metadata(shape: Shape, chunk: Shape, dtype: str, classes: ClassTable) -> dict[str, Any]:
+def _metadata(spec: RasterSpec, chunk: Shape, dtype: str, classes: ClassTable) -> dict[str, Any]:
     """The array's `zarr.json` (Zarr core specification, version 3)."""
     typesize = np.dtype(dtype).itemsize
     blosc = {
@@ -162,7 +161,7 @@ def _metadata(shape: Shape, chunk: Shape, dtype: str, classes: ClassTable) -> di
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": shape,
+        "shape": spec.shape,
         "data_type": dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
@@ -171,6 +170,6 @@ def _metadata(shape: Shape, chunk: Shape, dtype: str, classes: ClassTable) -> di
             {"name": "bytes", "configuration": {"endian": "little"}},
             {"name": "blosc", "configuration": blosc},
         ],
-        "dimension_names": _AXES[-len(shape) :],
+        "dimension_names": spec.space.axes,
         "attributes": {} if dtype == "uint32" else {"classes": named, "colours": colours},
     }

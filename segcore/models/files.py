@@ -34,7 +34,7 @@ def _record(value: Any) -> Any:
     """A model as its kind and fields; other dataclasses as their fields, whose type the field's
     annotation tells.
     """
-    kind = next((name for name, registered in MODELS.items() if registered is type(value)), None)
+    kind = MODELS.name_of(type(value))
     if kind is not None:
         return {"model": kind, "fields": _fields(value)}
     if dataclasses.is_dataclass(value):

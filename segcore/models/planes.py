@@ -78,8 +78,11 @@ def fragment_by_plane(
     def on_plane(self: Any, block: Block) -> Fragments:
         if len(block.spec.shape) == 2:
             return fragment(self, block)
-        (plane,) = planes_of(block)
-        found = fragment(self, plane)
+        if block.tile.core.shape[0] != 1:
+            raise ValueError(
+                f"a planar method takes tiles one plane deep; this one has {block.tile.core.shape}"
+            )
+        found = fragment(self, next(planes_of(block)))
         return replace(found, values=found.values[np.newaxis])
 
     return on_plane

@@ -104,7 +104,7 @@ def list_folder(uri: str) -> tuple[Member, ...]:
 
 
 def members_of(fs: Any, found: Mapping[str, Mapping[str, Any]]) -> tuple[Member, ...]:
-    """Listed files of a store as members; `found` holds what the store says of each by its path."""
+    """Listed files as members; `found` maps the path of each to the store's information on it."""
     local = "file" in fs.protocol
     return tuple(
         Member(

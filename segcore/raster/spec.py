@@ -1,9 +1,8 @@
 """Rasters: metadata from image headers, the input of segmenters, and how formats are read.
 
 A `Format` turns a location into a `RasterSpec` (header only), and a spec into a `Reader` (pixels of
-any box). Readers convert at the edge and nobody else does: pixels come channel-last, `valid` is
-True where there is data (NumPy's masked arrays have it the other way round). Masks are written by
-`segcore.masks`.
+any box). Only readers convert: pixels come channel-last, `valid` is True where there is data
+(NumPy's masked arrays have it the other way round). Masks are written by `segcore.masks`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Interpretation = Literal["rgb", "bands"]
 
 @dataclass(frozen=True, slots=True)
 class RasterSpec:
-    """What the header of an image tells."""
+    """Metadata from an image header."""
 
     location: str
     """URI of the file."""
@@ -60,7 +59,7 @@ class RasterSpec:
     """`rgb` where bands 1, 2, 3 are red, green, blue."""
     space: Space = field(default_factory=Space)
     notes: tuple[str, ...] = ()
-    """What users should know of how this file is read, without its name."""
+    """Notes for users on how this file is read, without its name."""
     files: tuple[str, ...] = ()
     """URIs of the files of a series, in the order in which its format reads them."""
 
@@ -141,11 +140,11 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a segmenter says of one block."""
+    """A segmenter's output for one block."""
 
     values: NDArray[np.integer]
-    """A label a pixel of `tile.read`. Only valid pixels of the core count; whoever needs more asks
-    for a block with a larger core.
+    """One label per pixel of `tile.read`. Only valid pixels of the core count; a caller that needs
+    more asks for a block with a larger core.
     """
     class_of: tuple[int, ...] | None = None
     """Class of each instance, for object masks. None: the labels are classes."""
@@ -206,8 +205,8 @@ class Format(Protocol):
         ...
 
     def describe(self, location: str, version: str) -> RasterSpec:
-        """Read the header. Raises `FormatError` where the file is not what its name says or is
-        beyond our limits.
+        """Read the header. Raises `FormatError` where the content is not what the name claims, or
+        exceeds the limits.
         """
         ...
 

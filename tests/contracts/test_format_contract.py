@@ -185,6 +185,7 @@ def multiscale(path: Path) -> None:
     group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
 
 
+VOLUME = np.stack([PHOTO[::3, ::4, 0] // n for n in range(1, 12)])
 ARRAYS: dict[str, Callable[[Path], None]] = {
     "plain.zarr": array(PHOTO[..., 0], chunks=(40, 64)),
     "second.zarr": array(planes("uint16", 1)[0], chunks=(32, 32), zarr_format=2),
@@ -200,8 +201,8 @@ ARRAYS: dict[str, Callable[[Path], None]] = {
     ),
     "big_endian.zarr": array(PHOTO[..., 0].astype(">i4") * 1000, chunks=(50, 50), zarr_format=2),
     "levels.zarr": multiscale,
+    "volume.zarr": array(VOLUME, chunks=(3, 20, 16)),
 }
-VOLUME = np.stack([PHOTO[::3, ::4, 0] // n for n in range(1, 12)])
 
 
 def archive(compressed: bool = False, **arrays: object) -> Callable[[Path], None]:

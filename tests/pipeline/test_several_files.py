@@ -275,3 +275,39 @@ def test_zarr_in_and_out(place, tmp_path, maskloom, segmenter):
     assert len(np.unique(mask[...])) > 1
     assert maskloom("verify", output).exit_code == 0
     assert "Nothing to do" in maskloom(*command).output
+
+
+def test_a_zarr_volume_in_cubes_has_the_mask_of_the_whole(tmp_path, maskloom, monkeypatch):
+    zarr = pytest.importorskip("zarr")
+    volume = np.stack([photograph(60, 70)[..., 0] // (1 + i % 3) for i in range(20)])
+    zarr.create_array(tmp_path / "in" / "v.zarr", data=volume, chunks=(8, 32, 32))
+    masks = []
+    for tile, part in ((16, 2**12), (512, 2**26)):
+        monkeypatch.setattr(batching, "PART_PIXELS", part)
+        output = tmp_path / str(tile)
+        command = ("segment", tmp_path / "in", "-o", output, *THRESHOLD, *QUIET)
+        result = maskloom(*command, "--set", f"tiling.tile={tile}")
+        assert result.exit_code == 0, result.output
+        masks.append(zarr.open(output / "masks" / "v.zarr", mode="r"))
+        assert maskloom("verify", output).exit_code == 0
+    for mask in masks:
+        np.testing.assert_array_equal(mask[...], volume > 100)
+    assert masks[0].chunks != masks[1].chunks
+
+
+def test_files_of_a_mask_that_no_image_has_are_found_and_removed(tmp_path, maskloom):
+    save_chunks(f"{tmp_path}/in/scene.chunks", PICTURE)
+    output = tmp_path / "out"
+    assert maskloom("segment", tmp_path / "in", "-o", output, *THRESHOLD, *QUIET).exit_code == 0
+    left = output / "masks" / "scene.zarr" / "c" / "0"
+    left.mkdir(parents=True)
+    (left / "0").write_bytes(b"left by a run that died")
+
+    assert "masks/scene.zarr/c/0/0: no image in the tables has it" in (
+        maskloom("verify", output).output
+    )
+    assert maskloom("clean", output).exit_code == 0
+
+    assert not (left / "0").exists()
+    assert maskloom("verify", output).exit_code == 0
+    np.testing.assert_array_equal(load_mask(f"{output}/masks/scene.tiles"), EXPECTED)

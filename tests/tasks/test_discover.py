@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.source import ABSENT
+from maskloom.segcore.raster.spec import FORMATS, FileKind
 from maskloom.segcore.storage.store import filesystem
 from maskloom.tasks.discover import advice, discover, safe_name, told
 
@@ -237,3 +240,23 @@ def test_passwords_in_lists_are_refused_without_being_told(folder):
         with pytest.raises(RecipeError, match=r"in the list '.*l\.txt'") as refusal:
             discover([str(folder / "l.txt")], "/out", {})
         assert "c0ffee" not in str(refusal.value)
+
+
+def test_suffixes_of_two_dots_are_those_of_formats(tmp_path, monkeypatch):
+    kinds = (
+        FileKind("NIfTI", (".nii",), ((344, b"n+1\0"),)),
+        FileKind("NIfTI in gzip", (".nii.gz",)),
+    )
+    monkeypatch.setitem(FORMATS._items, "nifti", SimpleNamespace(kinds=kinds, mask="cog"))
+    for name in ("a.nii.gz", "a.NII.GZ", "b.x.nii", "c.tar.gz", "d.2024.tif"):
+        (tmp_path / name).write_bytes(b"x")
+
+    found = discover([str(tmp_path)], "/out", {})
+
+    assert {Path(each.uri).name: each.image_id for each in found.sources} == {
+        "a.NII.GZ": "a",
+        "a.nii.gz": "a_nii.gz",
+        "b.x.nii": "b.x",
+        "d.2024.tif": "d.2024",
+    }
+    assert found.passed_over == {".tar.gz": 1}

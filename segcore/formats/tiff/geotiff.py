@@ -2,8 +2,8 @@
 
 Which pixels are data (`valid`), among the bands that are read:
 
-- a float pixel with NaN or infinity in any band is not; it comes out as 0, so that nobody computes
-  with NaN;
+- a float pixel with NaN or infinity in any band is not; it is read as 0, so that no method
+  computes with NaN;
 - a pixel that has the nodata value is not: in all bands of the file for RGB pictures (black is
   rare, one channel at 0 is not), in any band that is read otherwise (a number that the file disowns
   must not be computed with). Nodata that the type cannot hold means nothing. In a palette file it
@@ -12,7 +12,7 @@ Which pixels are data (`valid`), among the bands that are read:
 - a pixel that an internal or side-car (.msk) mask hides is not.
 
 Whole numbers of a file whose 0 is white (MinIsWhite) are turned round, so that larger is brighter.
-Pages that the file calls channels are bands; see `_tiff_contents`. A palette becomes the three
+Pages that the file calls channels are bands; see `tiff.contents`. A palette becomes the three
 bands of its colours. An alpha band is no data band: band 4 of (red, green, blue, alpha, infrared)
 is infrared. Other values come as GDAL gives them, without scale and offset.
 """

@@ -191,7 +191,7 @@ class _Spool:
     block: int
     file: IO[bytes]
     offsets: list[NDArray[np.int64]] = field(default_factory=list)
-    """Where each block lies in `file`, an array of (rows, columns) for each level."""
+    """Offset of each block in `file`, per level an array (row, column)."""
     sizes: list[NDArray[np.int64]] = field(default_factory=list)
     """Bytes of each block; 0: not there yet."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from maskloom.segcore import formats
-from maskloom.segcore.errors import FormatError, ReadError
+from maskloom.segcore.errors import FormatError, ReadError, Unavailable
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS
 
@@ -75,6 +75,39 @@ def test_the_full_resolution_of_ome_zarr_is_read_in_both_versions(tmp_path):
         np.testing.assert_array_equal(read(path), np.moveaxis(values[0], 0, -1))
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_size_of_a_pixel_is_that_of_the_scales_where_all_axes_have_a_unit(tmp_path, version):
+    def made(name, units, scale=(1, 2.5, 0.5, 0.25)):
+        group = zarr.open_group(tmp_path / name, mode="w", zarr_format=version)
+        group.create_array("0", data=np.zeros((2, 3, 4, 5), np.uint8))
+        axes = [{"name": each, **unit} for each, unit in zip("czyx", units, strict=True)]
+        dataset = {
+            "path": "0",
+            "coordinateTransformations": [
+                {"type": "scale", "scale": scale},
+                {"type": "translation", "translation": [0, 1, 1, 1]},
+            ],
+        }
+        image = {
+            "axes": axes,
+            "datasets": [dataset],
+            "coordinateTransformations": [{"type": "scale", "scale": [1, 2, 2, 2]}],
+        }
+        group.attrs.update(
+            {"multiscales": [image]} if version == 2 else {"ome": {"multiscales": [image]}}
+        )
+        return FORMAT.describe(str(tmp_path / name), "").space
+
+    micro = {"unit": "micrometer"}
+    space = made("units.zarr", [{}, micro, micro, {"unit": "nanometer"}])
+    assert (space.axes, space.unit) == (("z", "y", "x"), "mm3")
+    assert space.metric is not None
+    np.testing.assert_allclose(space.metric.spacing, (5e-3, 1e-3, 5e-7), rtol=1e-12)
+    for units in ([{}] * 4, [{}, {}, micro, micro], [{}, micro, micro, {"unit": "parsec"}]):
+        assert made("px.zarr", units).unit == "px"
+    assert made("zero.zarr", [{}, micro, micro, micro], (1, 1, 0, 1)).unit == "px"
+
+
 def test_chunks_that_are_not_stored_have_the_fill_value(tmp_path):
     array = zarr.create_array(
         tmp_path / "a.zarr", shape=(8, 8), chunks=(4, 4), dtype="uint8", fill_value=7
@@ -121,6 +154,21 @@ def test_a_damaged_chunk_is_a_read_error(tmp_path):
         read(tmp_path / "a.zarr")
 
 
+def test_a_store_that_fails_is_tried_again_by_the_next_run(tmp_path, monkeypatch):
+    zarr.create_array(tmp_path / "a.zarr", data=DRAW.integers(0, 99, (9, 9)))
+    spec = FORMAT.describe(str(tmp_path / "a.zarr"), "")
+
+    async def failing(*_, **__):
+        raise ConnectionError("no route to host")
+
+    with FORMAT.open(spec) as reader:
+        monkeypatch.setattr(zarr.storage.FsspecStore, "get", failing)
+        with pytest.raises(Unavailable, match="no route to host"):
+            reader.read(Box.whole(spec.shape))
+    with pytest.raises(Unavailable, match="no route to host"):
+        FORMAT.describe(str(tmp_path / "a.zarr"), "")
+
+
 def test_a_zipped_array_is_told_from_a_folder(tmp_path):
     (tmp_path / "a.zarr").write_bytes(b"PK\3\4" + bytes(60))
     with pytest.raises(
@@ -134,3 +182,17 @@ def test_without_the_package_the_message_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "zarr", None)
     with pytest.raises(FormatError, match=r"pip install 'maskloom\[zarr\]'"):
         FORMAT.describe(str(tmp_path / "a.zarr"), "")
+
+
+def test_an_array_in_s3_is_read_like_that_on_a_disk(tmp_path, s3_bucket):
+    import fsspec
+
+    values = DRAW.integers(0, 99, (40, 50), np.uint16)
+    zarr.create_array(tmp_path / "a.zarr", data=values, chunks=(16, 16))
+    location = f"{s3_bucket}/{tmp_path.name}/a.zarr"
+    fs, path = fsspec.core.url_to_fs(location)
+    fs.put(str(tmp_path / "a.zarr"), path, recursive=True)
+    spec = FORMAT.describe(location, "")
+    with FORMAT.open(spec) as reader:
+        pixels, _ = reader.read(Box((3, 5), (33, 48)))
+    np.testing.assert_array_equal(pixels[..., 0], values[3:33, 5:48])

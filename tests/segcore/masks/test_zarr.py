@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.geometry import Grid
+from maskloom.segcore.ground.space import AXES, Space
 from maskloom.segcore.masks import EncodedBlock, PublishedMask
 from maskloom.segcore.masks.zarr import ZarrMasks, chunk_shape
 from maskloom.segcore.raster.classes import ClassTable
@@ -25,7 +26,8 @@ MANY = ClassTable.of(tuple(f"class {i}" for i in range(300)))
 
 
 def spec_of(shape: tuple[int, ...]) -> RasterSpec:
-    return RasterSpec("a.zarr", "zarr", shape, (1,), "uint8", shape, "v1", 1)
+    space = Space(axes=AXES[-len(shape) :])
+    return RasterSpec("a.zarr", "zarr", shape, (1,), "uint8", shape, "v1", 1, space=space)
 
 
 def blocks_of(labels: np.ndarray, tile: tuple[int, ...]) -> list[EncodedBlock]:
@@ -50,16 +52,18 @@ def publish(
 
 @settings(max_examples=25)
 @given(
-    st.integers(1, 90), st.integers(1, 90), st.sampled_from([16, 32, 1024]), st.integers(0, 2**16)
+    st.lists(st.integers(1, 60), min_size=2, max_size=3).map(tuple),
+    st.sampled_from([16, 32, 1024]),
+    st.integers(0, 2**16),
 )
-def test_zarr_reads_the_labels(tmp_path_factory, height, width, side, seed):
+def test_zarr_reads_the_labels(tmp_path_factory, shape, side, seed):
     folder = tmp_path_factory.mktemp("masks")
-    draw = np.random.default_rng(seed)
+    draw, tile = np.random.default_rng(seed), (side,) * len(shape)
     for dtype, classes in (("uint8", CLASSES), ("uint16", MANY), ("uint32", CLASSES)):
-        labels = draw.integers(0, 2**31, (height, width)).astype(dtype)
-        blocks = blocks_of(labels, (side, side))
+        labels = draw.integers(0, 2**31, shape).astype(dtype)
+        blocks = blocks_of(labels, tile)
         random.Random(seed).shuffle(blocks)
-        publish(folder / dtype, blocks, labels.shape, (side, side), classes)
+        publish(folder / dtype, blocks, labels.shape, tile, classes)
         array = zarr.open(folder / dtype / "m.zarr", mode="r")
         assert array.dtype == dtype
         np.testing.assert_array_equal(array[...], labels)
