@@ -200,9 +200,9 @@ def audit(
     from maskloom.flows.recipes import run as recipes
 
     with _messages():
-        found = run_audit(recipes.load(recipe, changes or []), pixels, tile)
-        for said in found.lines:
-            typer.echo(line(said))
+        found = run_audit(recipes.load(recipe, changes or []), pixels, tile, quiet=False)
+        for each in found.lines:
+            typer.echo(line(each))
         if found.broken:
             typer.echo(
                 "The segmenter says that it is exact, and is not. Please report this.", err=True
@@ -237,7 +237,7 @@ def compare(
         sections = [
             yaml_files.read_value(text, f"-s {yaml_files.shown(text)}") for text in segmenters or []
         ]
-        draw(image, sections or None, output)
+        draw(image, sections or None, output, quiet=False)
         typer.echo(f"Look at {output}")
 
 
@@ -337,6 +337,14 @@ def evaluate(
             metavar="FOLDER", help="Where to put the results. Default: OUTPUT/evaluation."
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Worker processes. Default: none for few pixels, otherwise one per core.",
+            show_default=False,
+        ),
+    ] = None,
     quiet: QuietFlag = False,
 ) -> None:
     """Compare the masks of a run with truth: IoU, Dice, precision, recall, boundary F, objects, and
@@ -355,16 +363,19 @@ def evaluate(
             values=tuple(values or ()),
             colours=colours,
             void=tuple(void or ()),
-            affixes=NameSuffixes(truth_suffix, image_suffix),
+            suffixes=NameSuffixes(truth_suffix, image_suffix),
             tolerance=tolerance,
             objects="auto" if objects is None else "yes" if objects else "no",
             out=None if out is None else _location(out),
+            cluster=None if workers is None else flow.cluster_of(workers),
         )
-        found = flow.evaluate(_location(output), options, "quiet" if quiet else "progress")
+        found = flow.evaluate(_location(output), options, quiet=quiet)
         for note in found.notes:
             typer.echo(line(note), err=True)
         typer.echo(escaped(found.table))
         typer.echo(f"{found.summary}. Look at {found.folder}/evaluation.png, tables lie beside it.")
+        if found.failures:
+            raise typer.Exit(SOME_FAILED)
 
 
 @app.command()

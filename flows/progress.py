@@ -197,6 +197,25 @@ class RunProgress:
                 self._display.update()
 
 
+class ItemProgress:
+    """The progress of a pass over items of equal weight, called with the number of items done."""
+
+    def __init__(self, shown_by: Quiet, label: str, items: str, total: int) -> None:
+        self._display = shown_by
+        self._label, self._items, self._total = label, items, total
+        self._done = 0
+        shown_by.begin(self._position)
+
+    def __call__(self, done: int) -> None:
+        """`done` items are done."""
+        self._done = done
+        self._display.update()
+
+    def _position(self) -> Position:
+        details = (f"{self._done}/{self._total} {self._items}",)
+        return Position(self._label, details, self._done, self._total)
+
+
 class Counter:
     """Images, tiles and pixels of one pass: all, and done."""
 
@@ -257,12 +276,12 @@ class TrainingProgress:
         """Images or masks are checked before training begins."""
         self._show(Position(f"looking at {what}", (f"{done}/{of}",), done, of))
 
-    def begin(self, lesson: TrainingSetup, score_name: str, standing: TrainingState) -> None:
+    def begin(self, setup: TrainingSetup, score_name: str, state: TrainingState) -> None:
         """Report what is trained, and begin a pass at the state of the training."""
-        self._epochs, self._steps = lesson.recipe.training.epochs, lesson.steps
+        self._epochs, self._steps = setup.recipe.training.epochs, setup.steps
         self._score_name = score_name
-        self._display.report(introduction(lesson, standing))
-        done = standing.epoch * self._steps + standing.step
+        self._display.report(introduction(setup, state))
+        done = state.epoch * self._steps + state.step
         self._position = Position("train", (), done, self._epochs * self._steps)
         self._display.begin(lambda: self._position)
 
@@ -287,19 +306,15 @@ class TrainingProgress:
         self._display.update()
 
 
-def introduction(lesson: TrainingSetup, standing: TrainingState) -> str:
+def introduction(setup: TrainingSetup, state: TrainingState) -> str:
     """What is trained on what, and from which state it continues."""
-    wanted = lesson.recipe.training
-    step = f", step {standing.step}" if standing.step else ""
-    after = (
-        f", continuing after epoch {standing.epoch}{step}"
-        if standing.epoch or standing.step
-        else ""
-    )
+    wanted = setup.recipe.training
+    step = f", step {state.step}" if state.step else ""
+    after = f", continuing after epoch {state.epoch}{step}" if state.epoch or state.step else ""
     return (
-        f"Training {lesson.recipe.kind} on {count(len(lesson.training), 'image')}, measuring on "
-        f"{len(lesson.validation)}: "
-        f"{count(wanted.epochs, 'epoch')} of {count(lesson.steps, 'step')} of "
+        f"Training {setup.recipe.kind} on {count(len(setup.training), 'image')}, measuring on "
+        f"{len(setup.validation)}: "
+        f"{count(wanted.epochs, 'epoch')} of {count(setup.steps, 'step')} of "
         f"{count(wanted.batch, 'patch', 'patches')}{after}"
     )
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def run(order: TrainingOrder, quiet: bool) -> TrainingResult:
     """Train, or continue a training. Raises `RecipeError`, `RunError`, `Stopped`."""
     configure(order.storage)
-    # By the runtime, which keeps TensorFlow's notices from the terminal.
+    # Through the runtime, which silences TensorFlow's notices.
     import_keras()
     stop = threading.Event()
     with stop_on_signals(stop), display(quiet) as shown_by:
@@ -37,8 +37,8 @@ def run(order: TrainingOrder, quiet: bool) -> TrainingResult:
 
 
 def sources(order: TrainingOrder) -> tuple[list[Source], list[Source]]:
-    """All images and all masks of a recipe. Raises `RecipeError` where there are none, `StoreError`
-    where a store cannot be listed.
+    """All images and all masks of a recipe. Raises `RecipeError` if a pattern finds none,
+    `StoreError` if a store cannot be listed.
     """
     # The pictures of a model in the folder of the images are not images to train on.
     ours = {f"{order.recipe.output}/{name}" for name in PICTURES}
@@ -49,12 +49,12 @@ def sources(order: TrainingOrder) -> tuple[list[Source], list[Source]]:
     return images, masks
 
 
-def usage(order: TrainingOrder, learned: TrainingResult) -> str:
-    """How the model is used, as a command line."""
+def usage(order: TrainingOrder, result: TrainingResult) -> str:
+    """A command line that uses the model."""
     bands = f" -p bands='{list(order.recipe.bands)}'" if order.recipe.bands is not None else ""
     return (
         f"maskloom segment IMAGE... -o OUTPUT -s {order.recipe.kind} -p "
-        f"{shlex.quote(f'weights={learned.model}')}{bands}"
+        f"{shlex.quote(f'weights={result.model}')}{bands}"
     )
 
 

@@ -36,6 +36,8 @@ from maskloom.segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentati
 from maskloom.segcore.training.labels import LABELS
 from maskloom.segcore.training.recipe import LOSSES, Split, Training, TrainingRecipe
 
+_REGISTRIES = (NETWORKS, LABELS, LOSSES, AUGMENTATIONS)
+
 
 class _File(pydantic.BaseModel):
     """A training recipe as it is written."""
@@ -53,23 +55,23 @@ class _File(pydantic.BaseModel):
     masks: str | list[str]
     """The same of masks, which have the names of their images."""
     mask_suffix: str = ""
-    """What the names of masks end in beside those of their images, such as _mask."""
+    """End of the names of masks that the names of images lack, for example _mask."""
     output: str
     """Folder for the model; local or any fsspec URI. Relative to the recipe file."""
     network: dict[str, Any] | str
-    """What is trained: `kind` and its parameters."""
+    """The network to train: `kind` and its parameters."""
     classes: list[str]
     """Names of the classes by id."""
     labels: dict[str, Any] | str = "index"
     """What the values of masks mean: index, values, colours or instances."""
     bands: list[int] | None = None
-    """Bands to look at, from 1. Default: all."""
+    """Bands to use, from 1. Default: all."""
     scaling: dict[str, Any] | None = None
     """How pixels become the network's input: (value - offset) * factor. Default: 1/255 for 8 bits,
     1/65535 for 16.
     """
     split: dict[str, Any] = {}
-    """Which images are trained on, and which only measure."""
+    """Which images are for training, and which for validation."""
     training: dict[str, Any] = {}
     """How to train."""
     licence: str = ""
@@ -122,11 +124,11 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         licence=file.licence,
         purpose=file.purpose,
     )
-    recipe.labels.table(recipe.classes)
-    # Where the model goes, what it is for and under which licence changes no weight.
+    recipe.labels.decoder(recipe.classes)
+    # Location, purpose and licence of the model change no weight.
     decisive = {
         key: value
-        for key, value in described(recipe, (NETWORKS, LABELS, LOSSES, AUGMENTATIONS)).items()
+        for key, value in described(recipe, _REGISTRIES).items()
         if key not in ("output", "licence", "purpose", "name")
     }
     images, masks = _locations(file.images, folder), _locations(file.masks, folder)
@@ -192,7 +194,7 @@ def _locations(named: str | list[str], folder: Path) -> tuple[str, ...]:
 
 
 def _section(kind: type, value: Mapping[str, Any], path: str, more: Sequence[str] = ()) -> Any:
-    """The dataclass of a section that is of one kind only."""
+    """The dataclass of a section that has only one kind."""
     known = [*(field.name for field in dataclasses.fields(kind)), *more]
     strange = [key for key in value if key not in known]
     if strange:

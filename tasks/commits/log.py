@@ -34,7 +34,7 @@ from maskloom.segcore.storage.store import Artefact, Store
 COMMITS = "runs/commits"
 """Folder of the records."""
 IMAGES = "tables/images"
-"""The table that says what is done."""
+"""The table that records which images are done."""
 _FILES = "files.json"
 
 
@@ -45,24 +45,24 @@ class Commit:
     number: int
     run_id: str
     folder: str
-    """Where its files are staged, or were."""
+    """The folder in which its files are, or were, staged."""
     tables: tuple[tuple[str, str | None, str], ...]
-    """Name, version of the file that it replaces, and SHA-256, of each table file; those of
-    `images` come last.
+    """Name, version of the replaced file, and SHA-256 of each table file, those of `images`
+    last.
     """
 
     @property
     def moves(self) -> tuple[Move, ...]:
-        """The table files, in the order in which they take their names."""
+        """The table files, in the order in which they are moved."""
         return tuple(Move(f"{self.folder}/{name}", name, base) for name, base, _ in self.tables)
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """Names of the files of the table `images` that it wrote."""
+        """Names of the files of the table `images` that the commit wrote."""
         return tuple(name for name, _, _ in self.tables if name.startswith(f"{IMAGES}/"))
 
     def to_json(self) -> bytes:
-        """The record's bytes."""
+        """The record as JSON."""
         return json.dumps(
             {
                 "number": self.number,
@@ -75,7 +75,7 @@ class Commit:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Commit:
-        """The commit that `to_json` wrote."""
+        """The commit from the record of `to_json`."""
         return cls(
             record["number"],
             record["run_id"],
@@ -85,24 +85,22 @@ class Commit:
 
 
 class CommitLog:
-    """The commits of an output, as far as they have been read."""
+    """The commits of an output, up to the last one read."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.number = 0
-        """The last commit that was read."""
+        """Number of the last commit read."""
 
     def skip(self) -> None:
-        """Go to the end without reading every record, for a caller who then reads the tables
-        themselves.
-        """
+        """Go to the end without reading every record, for a caller that reads the tables next."""
         names = self.store.names(COMMITS, ".json")
         if names:
             self.number = _number(names[-1]) - 1
             self.news()
 
     def news(self) -> list[Commit]:
-        """The commits since the last call. All that is named in them is in place."""
+        """The commits since the last call, all of them carried out."""
         found: list[Commit] = []
         while (commit := read_commit(self.store, self.number + 1)) is not None:
             found.append(commit)
@@ -113,8 +111,8 @@ class CommitLog:
 
     @contextlib.contextmanager
     def draft(self, run_id: str, folder: str) -> Iterator[Draft]:
-        """A commit to fill and to claim, staged below the folder of this process. What it staged is
-        removed if it is not claimed.
+        """A commit to fill and to claim, staged below this process's folder. Its staged files are
+        removed unless it is claimed.
         """
         draft = Draft(self.store, run_id, f"{folder}/commits/{uuid.uuid4().hex}")
         try:
@@ -124,14 +122,16 @@ class CommitLog:
                 self.store.remove(draft.folder)
 
     def claim(self, draft: Draft) -> bool:
-        """Make the draft the next commit and carry it out. False where another run's commit is the
-        next one: read `news`, and draft again.
+        """Make the draft the next commit and carry it out. False if another run's commit came
+        first: read `news`, and draft again.
+
+        Raises `StoreError` if a file is too large to move, or if the store fails.
         """
         require_movable(
             self.store,
             [draft.folder, *{staged.rpartition("/")[0] for staged in draft.files.values()}],
         )
-        # The table `images` says what is done, so it comes last.
+        # The table `images` records which images are done, so it comes last.
         names = sorted(draft.tables, key=lambda name: name.startswith(f"{IMAGES}/"))
         bases = zip(names, bases_of(self.store, names), strict=True)
         tables = tuple((name, base, draft.tables[name].sha256) for name, base in bases)
@@ -167,7 +167,7 @@ class CommitLog:
                 return
         move(self.store, moves)
         for each in commit.moves:
-            # One by one, so that even a power failure leaves `images` behind the others.
+            # One by one, so `images` is last even after a power failure.
             move(self.store, [each])
         self.store.remove(commit.folder)
 
@@ -179,9 +179,9 @@ class Draft:
     store: Store
     run_id: str
     folder: str
-    """Where it is staged."""
+    """The folder in which it is staged."""
     tables: dict[str, Artefact] = field(default_factory=dict)
-    """Table files, by the name that they will have."""
+    """Table files by their final name."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Staged masks, previews and side-cars: their place below the output, by the name that they
     will have.
@@ -191,7 +191,7 @@ class Draft:
 
     @contextlib.contextmanager
     def table(self, name: str) -> Iterator[IO[bytes]]:
-        """A file to write the new content of a table file to."""
+        """A file for the new content of a table file."""
         with self.store.writing(f"{self.folder}/{name}") as out:
             yield cast("IO[bytes]", out)
         self.tables[name] = out.artefact
@@ -211,7 +211,7 @@ def is_under_way(store: Store, commit: Commit) -> bool:
 
 
 def folder_under_way(store: Store) -> str | None:
-    """Where the last commit is staged, if it is not carried out. Nothing of its process may be
+    """The folder of the last commit, if it is not carried out yet. No file of its process may be
     removed.
     """
     names = store.names(COMMITS, ".json")

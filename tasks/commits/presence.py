@@ -28,8 +28,8 @@ _MARK = "process.json"
 def present(store: Store, run_id: str, *, sole_writer: bool = False) -> Iterator[str]:
     """The folder of this process below the output, removed when the block ends.
 
-    Raises `RunError` where the store has no conditional writes and another process may be at work,
-    unless `sole_writer` says that none is.
+    Raises `RunError` if the store has no conditional writes and another process may be at work,
+    unless `sole_writer` guarantees that none is.
     """
     folder = f"{PROCESSES}/{temporary_name()}"
     store.publish(
@@ -37,8 +37,8 @@ def present(store: Store, run_id: str, *, sole_writer: bool = False) -> Iterator
         json.dumps({"run_id": run_id, "host": platform.node(), "process": os.getpid()}).encode(),
     )
     if not sole_writer and not conditions_of(store).several_writers:
-        # Each process writes its mark before it looks for those of others: of two that start at
-        # once, at least one sees the other.
+        # Each process writes its mark before it looks for others: of two that start at the same
+        # time, at least one sees the other.
         _refuse_others(store, folder)
     try:
         yield folder
@@ -71,13 +71,13 @@ def sweep(store: Store) -> None:
 
 
 def others(store: Store, own: str) -> list[str]:
-    """The folders of all processes but `own`."""
+    """The folders of all processes except `own`."""
     names = store.names(PROCESSES, "")
     return sorted({"/".join(name.split("/")[:3]) for name in names} - {own})
 
 
 def is_dead(folder: str) -> bool:
-    """Whether the process of a folder was one of this machine and has ended."""
+    """Whether the folder belongs to a process of this machine that has ended."""
     return lives(Path(folder)) is False
 
 

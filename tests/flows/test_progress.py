@@ -13,6 +13,7 @@ from rich.console import Console
 from maskloom.flows.progress import (
     Bar,
     Counter,
+    ItemProgress,
     Lines,
     Position,
     Quiet,
@@ -160,3 +161,20 @@ def test_quiet_shows_notices_only(capsys: pytest.CaptureFixture[str]) -> None:
         run.start("fit", [image("small", 60)], SETTINGS)
         training.say("a mask has no class")
     assert capsys.readouterr() == ("", "a mask has no class\n")
+
+
+def test_items_of_equal_weight_are_counted() -> None:
+    seen: list[str] = []
+
+    class Display(Quiet):
+        def begin(self, position: Callable[[], Position]) -> None:
+            self.position = position
+            self.update()
+
+        def update(self) -> None:
+            seen.append(str(self.position()))
+
+    progress = ItemProgress(Display(), "evaluate", "images", 3)
+    progress(1)
+    progress(3)
+    assert seen == [f"evaluate: {done}/3 images" for done in (0, 1, 3)]
