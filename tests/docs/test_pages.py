@@ -93,7 +93,9 @@ def test_blocks_that_nothing_runs_are_found(block, forgotten, tmp_path):
     assert runner.forgotten(page) == forgotten
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "deploy/README.md"], ids=by_name)
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "deploy/README.md", ROOT / "CHANGELOG.md"], ids=by_name
+)
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         target, _, anchor = link.partition("#")
