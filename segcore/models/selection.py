@@ -12,15 +12,22 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
+from maskloom.segcore.geometry import Box, Shape, middle
 from maskloom.segcore.models.protocols import Chooser
 
 T = TypeVar("T")
 
 PROBE_PIXELS = 2**20
-"""Pixels of an image, from its middle, that choices are tried on."""
+"""Pixels that choices are tried on."""
 
 Choices = Mapping[str, Mapping[str, Any]]
 """What was chosen, by what was to be chosen (`Chooser.open_choice`)."""
+
+
+def probe_box(shape: Shape) -> Box:
+    """What choices are tried on: the middle of an image, or of the middle plane of a volume."""
+    plane, across = middle(shape[-2:], PROBE_PIXELS), tuple(n // 2 for n in shape[:-2])
+    return Box(across + plane.start, tuple(n + 1 for n in across) + plane.stop)
 
 
 def open_choices(model: Any) -> dict[str, Chooser]:

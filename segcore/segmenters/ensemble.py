@@ -63,6 +63,7 @@ class Ensemble:
     """Names by class id. None: those of the first member that names its classes."""
 
     units: ClassVar[str] = "what every member promises"
+    volumes: ClassVar[str] = "as each member"
 
     def __post_init__(self) -> None:
         if len(self.members) < 2:
@@ -305,9 +306,15 @@ def _names_of(member: Member) -> tuple[str, ...]:
 
 def _footprint(members: Sequence[Member]) -> Requirements:
     prints = [member.footprint for member in members]
-    halo = tuple(max(sides) for sides in zip(*(each.halo for each in prints), strict=True))
+    halo = max(each.halo for each in prints)
     memory, time = sum(each.bytes_per_pixel for each in prints), sum(each.cost for each in prints)
-    return Requirements(halo, memory, time, sum(each.process_bytes for each in prints))
+    return Requirements(
+        halo,
+        memory,
+        time,
+        sum(each.process_bytes for each in prints),
+        planar=all(each.planar for each in prints),
+    )
 
 
 def _select(members: Sequence[Member], spec: RasterSpec) -> RasterSpec:

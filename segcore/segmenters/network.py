@@ -33,6 +33,7 @@ from maskloom.segcore.deep.inference.patches import Patching
 from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.methods.naming import check_names
+from maskloom.segcore.models.planes import PLANAR, planes_of, score_by_plane, segment_by_plane
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
 from maskloom.segcore.raster.spec import Labels
 
@@ -99,6 +100,7 @@ class Network:
     units: ClassVar[str] = (
         "pixels must come in the units of training; `scaling` brings others to these"
     )
+    volumes: ClassVar[str] = PLANAR
     kind: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
@@ -249,7 +251,7 @@ class NetworkModel:
         fixed = (
             LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * rows * columns
         )
-        return Requirements((layout.halo, layout.halo), 16 + 8 * self.card.channels, 200, fixed)
+        return Requirements(layout.halo, 16 + 8 * self.card.channels, 200, fixed, planar=True)
 
     @property
     def open_choice(self) -> str | None:
@@ -270,8 +272,8 @@ class NetworkModel:
         """
         from maskloom.segcore.deep.inference.engines.selection import choose
 
-        card = replace(self.card, classes=self.classes)
-        choice = choose(self.weights, card, self._probe(block), self.engine, self.precision)
+        card, plane = replace(self.card, classes=self.classes), next(planes_of(block))
+        choice = choose(self.weights, card, self._probe(plane), self.engine, self.precision)
         if not self.blended and self.card.reach.fixed is None:
             self._confirm_reach(choice)
         return asdict(choice)
@@ -307,6 +309,7 @@ class NetworkModel:
             )
         return spec.select(bands)
 
+    @segment_by_plane
     def segment(self, block: Block) -> Labels:
         """The class with the greatest score for every pixel of the core."""
         from maskloom.segcore.kernels.scores import likelier, likeliest
@@ -324,6 +327,7 @@ class NetworkModel:
                 likeliest(scores, core[place])
         return Labels(labels)
 
+    @score_by_plane
     def scores(self, block: Block) -> NDArray[np.float32]:
         """Probabilities of the classes; 1 for one of them where the network gives labels only."""
         whole = np.zeros((*block.valid.shape, len(self.classes)), np.float32)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from maskloom.segcore.fold import observe_all
+from maskloom.segcore.ground.space import AXES, Space
 from maskloom.segcore.models.files import dump_model, load_model
 from maskloom.segcore.models.protocols import (
     MODELS,
@@ -27,7 +28,7 @@ from maskloom.segcore.models.protocols import (
     ObjectSegmenter,
     Segmenter,
 )
-from maskloom.segcore.pipeline.in_memory import blocks, fit_to, segment_scene
+from maskloom.segcore.pipeline.in_memory import blocks, fit_to, segment_source
 from maskloom.segcore.raster.spec import Block, RasterSpec
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """An image in memory."""
+    """An image or a volume in memory."""
 
     pixels: NDArray[np.generic]
-    """Shape (y, x, channels)."""
+    """(y, x, band), or (z, y, x, band)."""
     valid: NDArray[np.bool_]
     interpretation: Literal["rgb", "bands"] = "bands"
     name: str = "memory.tif"
@@ -51,17 +52,18 @@ class Picture:
     @property
     def spec(self) -> RasterSpec:
         """What the header of such an image would tell."""
-        height, width, channels = self.pixels.shape
+        *shape, channels = self.pixels.shape
         return RasterSpec(
             location=f"file:///pictures/{self.name}",
             format="memory",
-            shape=(height, width),
+            shape=tuple(shape),
             bands=tuple(range(1, channels + 1)),
             dtype=self.pixels.dtype.name,
-            chunks=(height, width),
+            chunks=tuple(shape),
             version="1",
             file_bands=channels,
             interpretation=self.interpretation,
+            space=Space(axes=AXES[-len(shape) :]),
         )
 
     def block(self, tile: Tile, spec: RasterSpec) -> Block:
@@ -89,14 +91,14 @@ def fitted(recipe: Any, pictures: Sequence[Picture], tile: Shape | None = None) 
 
 def labelled(model: Model, picture: Picture, tile: Shape | None = None) -> NDArray[np.integer]:
     """The labels of the whole picture under this tiling: classes, or ids of objects."""
-    return segment_scene(model, picture, tile).values
+    return segment_source(model, picture, tile).values
 
 
 def object_mask(
     model: ObjectSegmenter, picture: Picture, tile: Shape | None = None
 ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
     """The ids of all objects of the picture under this tiling, and the class of each pixel."""
-    mask = segment_scene(model, picture, tile)
+    mask = segment_source(model, picture, tile)
     return mask.values, mask.classes
 
 

@@ -10,15 +10,14 @@ import pytest
 
 from maskloom.segcore.figures.preview import PreviewPart
 from maskloom.segcore.geometry import Grid
+from maskloom.segcore.masks.protocol import EncodedBlock
 from maskloom.segcore.pipeline.tile_results import (
-    Measured,
     StagedResults,
     TileResults,
-    merge_parts,
+    merge_results,
     merge_states,
 )
 from maskloom.segcore.raster.classes import ClassTable
-from maskloom.segcore.raster.spec import EncodedBlock
 from maskloom.segcore.statistics.area import Area
 from maskloom.segcore.statistics.protocol import Labelled
 from maskloom.segcore.storage.store import Store
@@ -40,7 +39,7 @@ def results():
     spec = Picture(labels[..., None], np.ones(SHAPE, bool)).spec
     return [
         TileResults(
-            [EncodedBlock(0, *tile.index, f"block {tile.index}".encode() * (1 + tile.index[0]))],
+            [EncodedBlock(0, tile.index, f"block {tile.index}".encode() * (1 + tile.index[0]))],
             {
                 "area": STATISTICS["area"].observe(
                     Labelled(labels[tile.core.slices], tile, spec, ClassTable.of(("a", "b", "c")))
@@ -54,7 +53,8 @@ def results():
                     labels[tile.core.slices][:2, :3],
                 )
             ],
-            [Measured(f"rows {tile.index}".encode(), b"x" * tile.index[1])],
+            [f"rows {tile.index}".encode()],
+            [b"x" * tile.index[1]],
         )
         for tile in Grid(SHAPE, (20, 20))
     ]
@@ -62,24 +62,25 @@ def results():
 
 def staged(store, name, part, seconds=1.5):
     with store.writing(name) as out:
-        part.dump(out, seconds)
-    return StagedResults.load(store, name)
+        part.stage(seconds, out)
+    return StagedResults.open(store, name)
 
 
 def test_states_are_merged_in_any_order_and_grouping(results):
-    whole = merge_parts(results, STATISTICS).states
+    whole = merge_results(results, STATISTICS).states
     assert sum(whole["area"]["counts"]) == SHAPE[0] * SHAPE[1]
     for order in itertools.permutations(results, 4):
         rest = [each for each in results if not any(each is other for other in order)]
-        groups = [merge_parts(order[:1], STATISTICS), merge_parts(order[1:], STATISTICS), *rest]
-        assert merge_parts(groups, STATISTICS).states == whole
+        groups = [merge_results(order[:1], STATISTICS), merge_results(order[1:], STATISTICS), *rest]
+        assert merge_results(groups, STATISTICS).states == whole
 
 
 def test_merging_keeps_every_piece_preview_and_measure_in_order(results):
-    whole = merge_parts(results, STATISTICS)
+    whole = merge_results(results, STATISTICS)
     assert whole.pieces == [piece for part in results for piece in part.pieces]
     assert [each.start for each in whole.previews] == [part.previews[0].start for part in results]
-    assert whole.measured == [each for part in results for each in part.measured]
+    assert whole.rows == [each for part in results for each in part.rows]
+    assert whole.spanning == [each for part in results for each in part.spanning]
 
 
 def test_a_pass_that_counts_nothing_changes_no_state(results):
@@ -89,14 +90,14 @@ def test_a_pass_that_counts_nothing_changes_no_state(results):
 
 
 def test_a_staged_part_comes_back_as_it_was(store, results):
-    part = merge_parts(results, STATISTICS)
+    part = merge_results(results, STATISTICS)
 
     loaded = staged(store, "a.part", part)
 
-    assert (loaded.name, loaded.seconds, loaded.states) == ("a.part", 1.5, part.states)
-    assert list(loaded.pieces(store)) == part.pieces
-    assert list(loaded.measures(store)) == part.measured
-    for one, other in zip(loaded.previews, part.previews, strict=True):
+    assert (loaded.front.seconds, loaded.front.states) == (1.5, part.states)
+    assert list(loaded.pieces()) == part.pieces
+    assert (list(loaded.rows()), list(loaded.spanning())) == (part.rows, part.spanning)
+    for one, other in zip(loaded.front.previews, part.previews, strict=True):
         assert tuple(one.start) == tuple(other.start)
         for name in ("pixels", "valid", "labels"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), strict=True)
@@ -104,8 +105,8 @@ def test_a_staged_part_comes_back_as_it_was(store, results):
 
 def test_a_staged_part_of_nothing_comes_back_as_nothing(store):
     loaded = staged(store, "empty.part", TileResults())
-    assert (loaded.states, loaded.previews) == ({}, [])
-    assert list(loaded.pieces(store)) == list(loaded.measures(store)) == []
+    assert (loaded.front.states, loaded.front.previews) == ({}, [])
+    assert list(loaded.pieces()) == list(loaded.rows()) == list(loaded.spanning()) == []
 
 
 def test_staged_parts_merge_as_those_in_memory(store, results):
@@ -113,11 +114,11 @@ def test_staged_parts_merge_as_those_in_memory(store, results):
 
     states = {}
     for each in loaded[::-1]:
-        states = merge_states(states, each.states, STATISTICS)
+        states = merge_states(states, each.front.states, STATISTICS)
 
-    assert states == merge_parts(results, STATISTICS).states
+    assert states == merge_results(results, STATISTICS).states
 
 
 def test_a_missing_part_is_a_missing_file(store):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.part"):
-        StagedResults.load(store, "nowhere.part")
+        StagedResults.open(store, "nowhere.part")

@@ -20,11 +20,12 @@ from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.models.selection import open_choices, with_choices
-from maskloom.segcore.pipeline.in_memory import segment_scene, settled
+from maskloom.segcore.pipeline.in_memory import segment_source, with_selection
 from maskloom.segcore.segmenters.connected_parts import ConnectedParts
 from maskloom.segcore.segmenters.ensemble import Ensemble
 from maskloom.segcore.segmenters.mixture import MixtureOfGaussians
 from maskloom.segcore.segmenters.network import Deeplab, Fcn, Network, Unet
+from maskloom.segcore.segmenters.threshold import Threshold
 from maskloom.segcore.testing import segmenters as check
 
 PHOTO = data.astronaut()[100:233, 150:327]
@@ -84,6 +85,32 @@ def test_labels_are_those_of_keras_on_the_whole_image(unet):
 def test_tiling_changes_no_label(unet, tile):
     check.check_tiling(Unet(unet, **EXACTLY), PICTURE, tile)
     check.check_labels(Unet(unet, **EXACTLY), PICTURE)
+
+
+def test_a_volume_is_segmented_plane_by_plane(unet):
+    planes = np.stack([PHOTO[:50, :60], PHOTO[60:110, 80:140], PHOTO[::-1][:50, :60]])
+    volume = check.Picture(planes, np.ones(planes.shape[:3], bool), "rgb")
+    images = [check.Picture(plane, np.ones(plane.shape[:2], bool), "rgb") for plane in planes]
+    model = with_selection(Unet(unet, engine="tensorflow", patch=64).start(), volume)
+    assert model.footprint.planar
+    expected = np.stack([check.labelled(model, image) for image in images])
+    assert np.array_equal(check.labelled(model, volume), expected)
+    assert np.array_equal(check.labelled(model, volume, (2, 32, 16)), expected)
+    first = volume.blocks(model)[0]
+    assert np.array_equal(model.scores(first)[0].argmax(axis=-1), expected[0])
+
+
+def test_a_planar_member_leaves_an_ensemble_its_volumes(unet):
+    """Tiles are not cut into planes then, and have the network's halo along z too."""
+    planes = np.stack([PHOTO[:40, :50], PHOTO[60:100, 80:130], PHOTO[::-1][:40, :50]])
+    volume = check.Picture(planes, np.ones(planes.shape[:3], bool), "rgb")
+    network = Unet(unet, **EXACTLY)
+    levels = Threshold(method="multi-otsu", levels=3, classes=CLASSES)
+    recipe = Ensemble((network, levels, network), by="vote")
+    model = check.fitted(recipe, [volume])
+    assert not model.footprint.planar
+    alone = check.labelled(network.start(), volume)
+    assert np.array_equal(check.labelled(model, volume, (2, 16, 32)), alone)
 
 
 def test_blended_windows_do_not_depend_on_tiles_either(unet):
@@ -211,20 +238,21 @@ def test_networks_stand_inside_other_segmenters(unet):
 def test_the_choice_is_made_once_wherever_the_network_stands(unet):
     parts = ConnectedParts(Unet(unet, patch=64), parts=("land",)).start()
     (key,) = open_choices(parts)
-    decided = settled(parts, PICTURE)
+    decided = with_selection(parts, PICTURE)
     assert open_choices(decided) == {}
     assert pickle.loads(pickle.dumps(decided)) == decided
     again = with_choices(
         parts, {key: {"engine": "tensorflow", "precision": "float32", "record": {}}}
     )
     assert np.array_equal(
-        segment_scene(again, PICTURE).values,
+        segment_source(again, PICTURE).values,
         check.labelled(ConnectedParts(Unet(unet, **EXACTLY), parts=("land",)).start(), PICTURE),
     )
     reference = check.labelled(Unet(unet, **EXACTLY).start(), PICTURE)
     assert (
         np.mean(
-            check.labelled(settled(Unet(unet, patch=64).start(), PICTURE), PICTURE) == reference
+            check.labelled(with_selection(Unet(unet, patch=64).start(), PICTURE), PICTURE)
+            == reference
         )
         > 0.99
     )
@@ -234,7 +262,7 @@ def test_networks_without_padding_see_the_image_mirrored(tmp_path):
     keras.utils.set_random_seed(4)
     model = lively(NETWORKS["unet"](width=4, depth=2, padding="valid").build(3, 3))
     weights = save(model, tmp_path / "valid.keras", "unet")
-    decided = settled(Unet(weights, patch=64, precision="float32").start(), PICTURE)
+    decided = with_selection(Unet(weights, patch=64, precision="float32").start(), PICTURE)
     margin = decided.card.reach.margin
     assert margin > 0
     labels = check.labelled(decided, PICTURE, (32, 32))

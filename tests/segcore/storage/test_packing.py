@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from maskloom.segcore.storage.packing import Blobs, pack, pack_table, unpack, unpack_table
+from maskloom.segcore.storage.packing import PackedFile, pack, pack_table, unpack, unpack_table
 from maskloom.segcore.storage.store import Store
 
 arrays = hnp.arrays(
@@ -22,7 +22,7 @@ arrays = hnp.arrays(
 
 @given(st.dictionaries(st.text(max_size=9), arrays, max_size=4))
 def test_arrays_come_back_with_their_names_types_and_shapes(given):
-    found = unpack(pack(given))
+    found = unpack(dict, pack(given))
 
     assert list(found) == list(given)
     for name, array in given.items():
@@ -33,7 +33,7 @@ def test_arrays_come_back_with_their_names_types_and_shapes(given):
 def test_arrays_that_are_views_come_back_too():
     whole = np.arange(60).reshape(6, 10)
     view = whole[::2, ::-3].T
-    np.testing.assert_array_equal(unpack(pack({"a": view}))["a"], view)
+    np.testing.assert_array_equal(unpack(dict, pack({"a": view}))["a"], view)
 
 
 def test_labels_take_little_room():
@@ -55,15 +55,15 @@ def store():
 def test_strings_of_a_staged_file_are_read_alone_or_by_group(store):
     groups = {"seam": [b"one", b"", b"three"], "none": [], "body": [b"x" * 1000, b"y"]}
     with store.writing("a.blobs") as out:
-        Blobs.dump(groups, out)
+        PackedFile.write(groups, out)
 
-    loaded = Blobs.load(store, "a.blobs")
+    loaded = PackedFile.open(store, "a.blobs")
 
     for name, blobs in groups.items():
-        assert loaded.group(store, name) == blobs
-        assert [loaded.get(store, name, i) for i in range(len(blobs))] == blobs
+        assert loaded.all(store, name) == list(loaded.each(store, name)) == blobs
+        assert [loaded.one(store, name, i) for i in range(len(blobs))] == blobs
 
 
 def test_a_staged_file_that_is_gone_is_a_missing_file(store):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        Blobs.load(store, "nowhere")
+        PackedFile.open(store, "nowhere")
