@@ -11,6 +11,7 @@ import pytest
 from maskloom.flows.recipes import run as recipes
 from maskloom.flows.recipes.schemas import build
 from maskloom.segcore.models.protocols import SEGMENTERS, SegmenterRecipe
+from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.segcore.storage.addresses import RelativeToRecipe
 from maskloom.tasks.clusters.protocol import CLUSTERS
 from maskloom.tasks.clusters.serial import SerialCluster
@@ -64,7 +65,8 @@ def test_paths_in_all_sections_of_a_recipe_are_relative_to_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert "serial" in CLUSTERS  # which fills the registry
-    monkeypatch.setitem(recipes.TABLES._own, "zones", Zones)
+    assert "area" in STATISTICS
+    monkeypatch.setitem(STATISTICS._own, "zones", Zones)
     monkeypatch.setitem(CLUSTERS._own, "file", ClusterOfFile)
     document = {
         "inputs": "in",
