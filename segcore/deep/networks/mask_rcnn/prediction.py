@@ -1,4 +1,4 @@
-"""Detecting with a trained network: from scaled pixels to `Detections`."""
+"""Detection with a trained network: from scaled pixels to `Detections`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Finder(keras.Model):  # type: ignore[misc]  # keras is untyped
-    """A network with its rule of detection, compiled by keras for whichever backend there is."""
+    """A network with its detection thresholds, compiled by keras for the current backend."""
 
     def __init__(
         self, network: MaskRcnnNetwork, least_score: float, greatest_overlap: float
@@ -30,17 +30,17 @@ class Finder(keras.Model):  # type: ignore[misc]  # keras is untyped
         self.built = True
 
     def build(self, input_shape: Any = None) -> None:
-        """Nothing is left to build."""
+        """Do nothing: the network is already built."""
 
     def call(self, images: Any) -> dict[str, Any]:
-        """Padded detections of images (image, y, x, channel); see `MaskRcnnNetwork`."""
+        """Return padded detections of images (image, y, x, channel); see `MaskRcnnNetwork`."""
         return self.network.find(images, self.least_score, self.greatest_overlap)
 
     def detect(self, image: NDArray[np.float32]) -> Detections:
-        """The objects of one image (y, x, channel), by descending score.
+        """Return the objects of one image (y, x, channel) by descending score.
 
-        Images go through one at a time: how a batch is computed depends on its size, if only by the
-        last bit.
+        Images are processed one at a time, because results can differ in the last bit with the
+        batch size.
         """
         return _detections(self.predict_on_batch(image[None]))
 
@@ -51,10 +51,10 @@ def detect(
     least_score: float = 0.5,
     greatest_overlap: float = 0.5,
 ) -> Detections:
-    """The objects of one scaled image (y, x, channel) float32, by descending score, without
-    compiling. For many images keep a `Finder`.
+    """Detect the objects of one scaled image (y, x, channel) float32, by descending score.
 
-    Raises `ValueError` where the image has other bands than the network.
+    The network is not compiled; for many images use a `Finder`. Raises `ValueError` if the image
+    has a different number of bands than the network.
     """
     if image.ndim != 3 or image.shape[2] != model.channels:
         raise ValueError(
@@ -65,7 +65,7 @@ def detect(
 
 
 def _detections(found: Mapping[str, NDArray[Any]]) -> Detections:
-    """What there is among the padded detections of the first image."""
+    """Detections of the first image, without padding."""
     there = found["classes"][0] > 0
     boxes, classes, scores, masks = (
         found[name][0][there] for name in ("boxes", "classes", "scores", "masks")
