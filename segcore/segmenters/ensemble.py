@@ -1,15 +1,13 @@
-"""Ensembles: several segmenters look at the same pixels and decide together, by vote or by the mean
-of their scores.
+"""Ensembles: several segmenters decide together, by vote or by the mean of their scores.
 
-All members are fitted together, in as many rounds as the slowest needs; whoever is ready waits.
-Class k of the ensemble is class k of every member, so the members must have equally many classes,
-and where they name them, the same names in the same order.
+All members are fitted together, in as many rounds as the slowest needs; members that are ready
+wait. Class k of the ensemble is class k of every member, so the members must have equally many
+classes, and where they name them, the same names in the same order.
 
-- vote: the class that most members say; of classes with equally many votes, the one that the
-  earliest member says.
+- vote: the class with most votes; of classes with equally many votes, that of the earliest member.
 - scores: the class with the greatest mean probability; of equals, the first.
 
-The image is read once with all bands that a member wants, and each member sees its own.
+The image is read once with all bands that any member needs, and each member sees its own.
 """
 
 from __future__ import annotations
@@ -56,8 +54,8 @@ class Ensemble:
     members: tuple[SegmenterRecipe, ...]
     """The segmenters, at least two, with equally many classes each."""
     by: Literal["auto", "vote", "scores"] = "auto"
-    """vote: the class that most members say. scores: the greatest mean probability. auto: scores
-    where every member has them.
+    """vote: the class that most members choose. scores: the greatest mean probability. auto: scores
+    if every member has them.
     """
     classes: tuple[str, ...] | None = None
     """Names by class id. None: those of the first member that names its classes."""
@@ -75,9 +73,9 @@ class Ensemble:
             check_names(self.classes)
 
     def start(self) -> Fitter | Segmenter:
-        """The fitter of all members, or the model where all are ready.
+        """Return the fitter of all members, or the model if all are ready.
 
-        Raises `RecipeError` where members find objects, or their classes differ.
+        Raises `RecipeError` if a member finds objects or classes differ.
         """
         started = [recipe.start() for recipe in self.members]
         members = tuple(
@@ -92,8 +90,9 @@ class Ensemble:
     def go_on(
         self, fitter: EnsembleFitter, error: type[FitError | RecipeError]
     ) -> Fitter | Segmenter:
-        """The fitter itself, or the model where all members are ready. Raises `error` where these
-        do not suit one another.
+        """Return the fitter itself, or the model if all members are ready.
+
+        Raises `error` if the members do not match.
         """
         ready = tuple(member for member in fitter.members if isinstance(member, Segmenter))
         self._check_counts([_names_of(member) for member in fitter.members], error)
@@ -118,9 +117,7 @@ class Ensemble:
         ]
 
     def _given(self) -> tuple[str, ...]:
-        """The names that the recipe or a member gives; none: (). Raises `RecipeError` where two
-        disagree.
-        """
+        """Names given by the recipe or a member, else (). Raises `RecipeError` if two disagree."""
         named = [("the ensemble", self.classes)] if self.classes is not None else []
         for recipe, who in zip(self.members, self._who, strict=True):
             names = getattr(recipe, "classes", None)
@@ -153,55 +150,56 @@ class Ensemble:
 
 @dataclass(frozen=True, slots=True)
 class EnsembleFitter:
-    """Members of which at least one must see data first."""
+    """Members of which at least one must be fitted."""
 
     recipe: Ensemble
     members: tuple[Member, ...]
     names: tuple[str, ...]
-    """Names of the classes; empty where their number is found by fitting."""
+    """Names of the classes; empty if their number is found by fitting."""
 
     @property
     def footprint(self) -> Requirements:
-        """The farthest halo, and memory and time of all members."""
+        """The largest halo, and memory and time of all members."""
         return _footprint(self.members)
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
-        """Names of the classes; empty where their number is found by fitting."""
+        """Names of the classes; empty if their number is found by fitting."""
         return self.names
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with all bands that a member wants."""
+        """Return the image with all bands that any member needs."""
         return _select(self.members, spec)
 
     def kind_of(self, spec: RasterSpec) -> Hashable:
-        """What the members that are not ready ask images to have in common."""
+        """Return what the members that are not ready require images to have in common."""
         kinds = tuple(
             member.kind_of(member.select(spec))
             for member in self.members
             if isinstance(member, Fitter)
         )
         particular = {kind for kind in kinds if kind != ()}
-        # One kind alone is said as it is, so that messages about it read well.
+        # A single kind is returned unwrapped, so that messages about it are readable.
         return particular.pop() if len(particular) == 1 else kinds
 
     def observe(self, block: Block) -> tuple[Any, ...]:
-        """What the block says to each member; None to those that are ready."""
+        """Return each member's observation of the block; None for members that are ready."""
         return tuple(
             member.observe(_seen_by(member, block)) if isinstance(member, Fitter) else None
             for member in self.members
         )
 
     def merge(self, a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What both say to each member."""
+        """Merge the observations of each member."""
         return tuple(
             member.merge(one, other) if isinstance(member, Fitter) else None
             for member, one, other in zip(self.members, a, b, strict=True)
         )
 
     def finish(self, total: tuple[Any, ...]) -> Fitter | Segmenter:
-        """The next round, or the model. Raises `FitError` where a member cannot be fitted or its
-        classes differ in number.
+        """Return the fitter of the next round, or the model.
+
+        Raises `FitError` if a member cannot be fitted or the numbers of classes differ.
         """
         following = tuple(
             _semantic(member.finish(state), f"member {i}", FitError)
@@ -223,23 +221,24 @@ class EnsembleModel:
 
     @property
     def exactness(self) -> Exactness:
-        """That of the least exact member."""
+        """Exactness of the least exact member."""
         order = list(Exactness)
         return max((member.exactness for member in self.members), key=order.index)
 
     @property
     def footprint(self) -> Requirements:
-        """The farthest halo; memory and time of all members, and for scores two numbers a class."""
+        """The largest halo; memory and time of all members, and two numbers per class for scores.
+        """
         whole = _footprint(self.members)
         labels = 8 * len(self.classes) + 8 if self.by == "scores" else len(self.members) * 2 + 8
         return replace(whole, bytes_per_pixel=whole.bytes_per_pixel + labels)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with all bands that a member wants."""
+        """Return the image with all bands that any member needs."""
         return _select(self.members, spec)
 
     def segment(self, block: Block) -> Labels:
-        """The class that the members agree on."""
+        """Return the class that the members choose together."""
         from maskloom.segcore.kernels.scores import likeliest
 
         dtype: type[np.integer] = np.uint8 if len(self.classes) <= 256 else np.uint16
@@ -262,7 +261,7 @@ class EnsembleModel:
         return Labels(winner)
 
     def provenance(self) -> Mapping[str, Any]:
-        """How they decide, and what each member is."""
+        """Return the rule of decision and the provenance of each member."""
         kinds = {registered: name for name, registered in MODELS.items()}
         members = [
             {"kind": kinds.get(type(member), ""), **member.provenance()} for member in self.members
@@ -270,13 +269,14 @@ class EnsembleModel:
         return {"by": self.by, "members": members}
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
-        """What the members know."""
+        """Return the warnings of the members."""
         return caution_of(self.members, spec, shares)
 
 
 def majority(said: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
-    """The most frequent label at each place of equally shaped arrays; of equally frequent ones,
-    that of the earliest array.
+    """Most frequent label at each position of arrays (y, x) of one shape.
+
+    Of equally frequent labels, that of the earliest array.
     """
     winner, most = said[0].copy(), np.zeros(said[0].shape, np.uint8)
     for labels in said:
@@ -327,7 +327,7 @@ def _select(members: Sequence[Member], spec: RasterSpec) -> RasterSpec:
 
 
 def _seen_by(member: Member, block: Block) -> Block:
-    """The block with the member's own bands."""
+    """Return the block with the member's own bands."""
     spec = member.select(block.spec)
     if spec.bands == block.spec.bands:
         return replace(block, spec=spec)

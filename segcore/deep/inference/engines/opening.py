@@ -1,8 +1,8 @@
-"""Engines: opens a network with the library that was chosen to run it.
+"""Opening a network with the selected engine.
 
-Every engine runs one patch at a time, whatever it is given: libraries pick other ways to sum for
-other numbers of patches, and the result of a patch must not depend on its company. It costs
-nothing, since a patch alone fills the processor and stays nearer to its caches.
+Every engine runs one patch at a time, whatever the size of the batch: libraries sum in another
+order for other batch sizes, and the result of a patch must not depend on the others. This costs
+nothing, since a single patch fills the processor and makes better use of its caches.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ ENGINES_OF: dict[str, tuple[EngineName, ...]] = {
     ".onnx": ("onnxruntime", "openvino"),
     ".tflite": ("litert",),
 }
-"""What can run a kind of file; the first is the reference for the others."""
+"""Engines per kind of file; the first is the reference for the others."""
 _KEPT = 4
-"""Networks that stay loaded: the members of an ensemble, say."""
+"""Networks that stay loaded, for example the members of an ensemble."""
 _MODULES = {
     "tensorflow": "tensorflow",
     "openvino": "openvino",
@@ -47,19 +47,20 @@ _INSTALL = {
 
 
 def configure(threads: int) -> None:
-    """Says how many threads the engines of this process use. To be called before the first is
-    opened.
-    """
+    """Set the number of threads of this process's engines. Call it before opening the first."""
     runtime.set_threads(threads)
 
 
 def is_installed(engine: EngineName) -> bool:
-    """Whether the library of an engine is at hand."""
+    """Whether the library of an engine is installed."""
     return importlib.util.find_spec(_MODULES[engine]) is not None
 
 
 def engines_of(weights: Weights) -> tuple[EngineName, ...]:
-    """What can run a file, installed or not. Raises `WeightsError` where nothing can."""
+    """Return the engines that can run a file, installed or not.
+
+    Raises `WeightsError` if no engine can.
+    """
     suffix = ".keras" if weights.trust and weights.suffix in (".h5", ".hdf5") else weights.suffix
     if suffix not in ENGINES_OF:
         raise WeightsError(
@@ -70,7 +71,7 @@ def engines_of(weights: Weights) -> tuple[EngineName, ...]:
 
 
 def check_engine(weights: Weights, engine: EngineName) -> None:
-    """Raises `WeightsError` where an engine cannot run a file, or is not installed."""
+    """Raise `WeightsError` if an engine cannot run a file or is not installed."""
     able = engines_of(weights)
     if engine not in able:
         raise WeightsError(
@@ -82,14 +83,15 @@ def check_engine(weights: Weights, engine: EngineName) -> None:
 
 
 def open_engine(weights: Weights, card: Card, choice: Choice) -> Engine:
-    """The network, loaded and ready; a few stay loaded in a process. Raises `WeightsError` where it
-    cannot be run so.
+    """Return the loaded network; the last few stay loaded in the process.
+
+    Raises `WeightsError` if the engine cannot run it in the selected precision.
     """
     request = _Request(
         weights, choice, (card.channels, card.numbers, card.reach, runtime.threads()), card
     )
     engine = _ready.pop(request, None) or _opened(request)
-    # The last to be used stands last, and stays longest.
+    # Least recently used first.
     _ready[request] = engine
     for oldest in list(_ready)[:-_KEPT]:
         _ready.pop(oldest, None)
@@ -97,7 +99,7 @@ def open_engine(weights: Weights, card: Card, choice: Choice) -> Engine:
 
 
 def close_others(weights: Weights, choice: Choice) -> None:
-    """Frees the memory of a network in every engine and precision but the chosen one."""
+    """Free the memory of a network in all engines and precisions except the selected one."""
     for request in list(_ready):
         if request.weights == weights and request.choice != choice:
             _ready.pop(request, None)
@@ -127,7 +129,7 @@ class _PatchByPatch:
         sizes = (
             f"{reach.residue} modulo {reach.stride}" if reach.fixed is None else str(reach.fixed)
         )
-        # Not every library notices; some read beyond their maps.
+        # Not every library checks sizes; some read out of bounds.
         if any(
             size % reach.stride != reach.residue for size in batch.shape[1:3]
         ) or reach.fixed not in (None, batch.shape[1:3]):
@@ -145,7 +147,7 @@ class _PatchByPatch:
                 "measured anew."
             ) from error
         if len(patches) > 1:
-            # What a run gives is valid until the next one.
+            # The output of a run is valid until the next one.
             first, scores = scores, np.empty((len(patches), *scores.shape[1:]), np.float32)
             scores[0] = first[0]
             for index in range(1, len(patches)):
@@ -156,7 +158,7 @@ class _PatchByPatch:
 
 
 _ready: dict[_Request, Engine] = {}
-"""The networks that are loaded in this process."""
+"""Networks loaded in this process."""
 
 
 def _opened(request: _Request) -> Engine:

@@ -1,10 +1,10 @@
-"""What the configuration of a network may name: keras' own layers and ours, nothing else.
+"""Checks of a network's configuration: only layers of keras and of maskloom are allowed.
 
 A `.keras` file holds a description in JSON that keras turns into objects. A description can name
-any class of any module, code in marshalled form, or files to be read (CVE-2025-1550, CVE-2025-8747,
-CVE-2025-9906, CVE-2025-12058, CVE-2026-1462), and keras' own guard was passed repeatedly. So every
-object is looked up here first, by rules of what is known to be harmless rather than of what is
-known to be bad.
+any class of any module, marshalled code, or files to be read (CVE-2025-1550, CVE-2025-8747,
+CVE-2025-9906, CVE-2025-12058, CVE-2026-1462), and keras' own checks were bypassed repeatedly. So
+every object is checked here first, against a list of what is known to be harmless rather than of
+what is known to be dangerous.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _INTERNAL = {
     "keras.src.models.sequential": ("keras.src.models",),
     "keras.src.models.model": ("keras.src.models",),
 }
-"""Modules that a description may name besides the public ones, and ours to look into."""
+"""Other modules that a description may name, and the modules in which to look up their classes."""
 _OPERATIONS = (
     "keras.src.ops.nn",
     "keras.src.ops.numpy",
@@ -41,27 +41,27 @@ _REFUSED = {
         "TorchModuleWrapper",
         "JaxLayer",
         "FlaxLayer",
-    ),  # run code of another kind
+    ),  # run foreign code
     *(
         "TextVectorization",
         "StringLookup",
         "IntegerLookup",
-    ),  # read files that the description names
+    ),  # read files named in the description
 }
 _PLAIN = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
 _HALF_POLICIES = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
 _MOST_LEVELS = 200
 _LARGEST, _MOST_NUMBERS = 2**16, 2**28
-"""Sizes that a description may ask for: a number by itself, and the product of a shape."""
+"""Limits on sizes in a description: a single number, and the product of a shape."""
 _NO_SIZES = ("class_name", "seed", "shared_object_id")
 _PACKAGE = "maskloom>"
 
 
 def checked_config(text: bytes, where: str) -> dict[str, Any]:
-    """The description of a network from its JSON, in float32 and without what it was trained with
-    (losses, optimizers).
+    """Parse and check the JSON description of a network.
 
-    Raises `WeightsError` where it is none, or names anything but layers of keras and of maskloom.
+    It is returned in float32 and without its training setup (losses, optimizers). Raises
+    `WeightsError` if it is invalid or names anything but layers of keras and of maskloom.
     """
     try:
         config = json.loads(text)
@@ -105,9 +105,7 @@ def checked_config(text: bytes, where: str) -> dict[str, Any]:
 
 
 def import_layers() -> None:
-    """Loads every module of `segcore.deep.networks`, so that keras knows the layers registered
-    there.
-    """
+    """Import every module of `segcore.deep.networks`, which registers its layers with keras."""
     import_keras()
     for module in pkgutil.walk_packages(
         maskloom.segcore.deep.networks.__path__, "maskloom.segcore.deep.networks."
@@ -136,8 +134,9 @@ def _check(entry: dict[str, Any], where: str) -> None:
 
 
 def _check_nodes(nodes: object, where: str) -> None:
-    """Raises `WeightsError` where an operation of a graph takes no map of another: keras would run
-    it at once, on whatever size it asks for.
+    """Raise `WeightsError` if an operation of a graph does not take another's feature map.
+
+    Keras would run it at once, on whatever size it asks for.
     """
     for node in nodes if isinstance(nodes, list) else ():
         if isinstance(node, dict) and not _takes_a_map(node):
@@ -178,7 +177,7 @@ def _is_of_keras(name: str, module: str, registered: object) -> bool:
     if registered not in (None, name) or name in _REFUSED or name.startswith("_"):
         return False
     kinds = (
-        Operation,  # layers and networks too
+        Operation,  # includes layers and networks
         keras.initializers.Initializer,
         keras.regularizers.Regularizer,
         keras.constraints.Constraint,
@@ -200,7 +199,7 @@ def _places(module: str) -> tuple[str, ...]:
 
 
 def _in_float32(entry: dict[str, Any]) -> None:
-    """Undoes the precision that a network was trained in: here an engine decides."""
+    """Reset the precision of training to float32: here the engine decides."""
     if (
         entry.get("class_name") == "DTypePolicy"
         and isinstance(entry.get("config"), dict)

@@ -1,14 +1,14 @@
-"""Files of keras: checked before keras sees them.
+"""Keras files, checked before keras reads them.
 
-A `.keras` file is a ZIP archive of a description (JSON), what wrote it (JSON) and the weights
-(HDF5). Archive, description and weights are checked each, and keras gets nothing but the
-description and the weights that were found harmless. So no entry that is read in one way here and
-in another there, no link out of the file and no bomb reaches it. The network is built without
-memory for its weights first: a description may ask for any amount of it, and gets no more than
-there are weights in the file. Files of other kinds are loaded only where the user vouches for them.
+A `.keras` file is a ZIP archive of a description (JSON), metadata (JSON) and weights (HDF5).
+Archive, description and weights are checked separately, and keras receives nothing but the checked
+description and weights. So no ambiguous entry, no link out of the file and no decompression bomb
+reaches it. The network is first built without memory for its weights: a description may ask for any
+amount, and gets no more than the weights in the file need. Other kinds of files are loaded only if
+the user trusts them.
 
-Networks that we trained need no description: their cards hold the recipe that builds them, and the
-file is asked for its arrays alone.
+Networks trained by maskloom need no description: their cards hold the recipe that builds them, and
+only arrays are read from the file.
 """
 
 from __future__ import annotations
@@ -43,21 +43,20 @@ if TYPE_CHECKING:
 _CONFIG, _METADATA, _VARIABLES = "config.json", "metadata.json", "model.weights.h5"
 _MOST_TEXT = 1 << 26
 _SLACK, _MOST_EXPANSION = 1 << 26, 8
-"""Bytes that any file may unfold to, and how many times its own size beyond that. Weights hardly
-compress.
+"""Bytes to which any file may decompress, and the factor on its own size beyond that. Weights
+hardly compress.
 """
 _SPARE_NUMBERS = 1 << 22
-"""Numbers that a network may make for itself beside its weights."""
+"""Numbers that a network may create beyond the stored weights."""
 _MOST_ENTRIES, _MOST_LEVELS = 200_000, 64
 _MAGIC_ZIP, _MAGIC_HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 
 
 def load_keras(weights: Weights) -> Any:
-    """The `keras.Model` of a file, in float32 and not compiled. Raises `WeightsError` where the
-    file is broken, hostile or of another kind.
+    """Load the `keras.Model` of a file, in float32 and not compiled.
 
-    With `weights.trust` nothing is checked, the precision stays as it was saved, and HDF5 files are
-    taken too.
+    Raises `WeightsError` if the file is broken, malicious or of another kind. With `weights.trust`
+    nothing is checked, the saved precision is kept, and HDF5 files are accepted too.
     """
     content, where = weights.read(), weights.location
     if weights.trust:
@@ -92,7 +91,7 @@ def load_keras(weights: Weights) -> Any:
     with _problems(where):
         model = _built(build, stored, where)
         with _file(variables, ".weights.h5") as path, warnings.catch_warnings():
-            # keras leaves random weights in layers that it finds no arrays for, and warns.
+            # keras leaves random weights in layers without stored arrays, and warns.
             warnings.simplefilter("error", UserWarning)
             model.load_weights(path)
     check_finite(model, where)
@@ -100,8 +99,9 @@ def load_keras(weights: Weights) -> Any:
 
 
 def check_finite(model: Any, where: str) -> None:
-    """Raises `WeightsError` where a weight is NaN or infinite: a ReLU may swallow it, and the
-    labels would be wrong without a sign.
+    """Raise `WeightsError` if a weight is NaN or infinite.
+
+    A ReLU may hide it, so that labels are silently wrong.
     """
     for variable in model.weights:
         values = np.asarray(variable)
@@ -118,7 +118,7 @@ def _trusted(content: bytes, suffix: str) -> Any:
 
 
 def _from_recipe(card: Card, network: Mapping[str, Any]) -> Any:
-    """A network that we trained, built from its recipe. The file's own description is not used."""
+    """Build a network trained by maskloom from its recipe, ignoring the file's description."""
     recipe = NETWORKS[card.kind](**{name: frozen(value) for name, value in network.items()})
     return recipe.build(card.channels, len(card.classes))
 
@@ -128,15 +128,16 @@ def _from_description(description: dict[str, Any]) -> Any:
 
 
 def _built(build: Callable[[], Any], stored: int, where: str) -> Any:
-    """The network that `build` makes, its weights not yet read. Raises `WeightsError` where it has
-    more of them than are stored.
+    """Call `build` without reading weights.
+
+    Raises `WeightsError` if the network has more weights than are stored.
     """
     from keras.src.backend.common import global_state
 
     keras, waiting = import_keras(), "uninitialized_variables"
     global_state.set_global_attribute(waiting, [])
     try:
-        # In such a scope variables have a shape only; the end of the next one gives them memory.
+        # In this scope variables have only a shape; leaving the next scope allocates their memory.
         with keras.StatelessScope(initialize_variables=False):
             model = build()
         numbers = sum(
@@ -156,7 +157,7 @@ def _built(build: Callable[[], Any], stored: int, where: str) -> Any:
 
 @contextmanager
 def _file(content: bytes, suffix: str) -> Iterator[Path]:
-    """A file of this content, gone in the end."""
+    """Temporary file with this content."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"network{suffix}")
         path.write_bytes(content)
@@ -165,7 +166,7 @@ def _file(content: bytes, suffix: str) -> Iterator[Path]:
 
 @contextmanager
 def _problems(where: str) -> Iterator[None]:
-    """Turns whatever keras raises for a network that it cannot make into a `WeightsError`."""
+    """Convert exceptions of keras while loading a network to `WeightsError`."""
     keras = import_keras()
     problems: tuple[type[Exception], ...] = (
         ValueError,
@@ -193,8 +194,9 @@ def _problems(where: str) -> Iterator[None]:
 
 
 def _parts(content: bytes, where: str) -> tuple[bytes, bytes]:
-    """The description (JSON) and the weights (HDF5) in a `.keras` archive that holds nothing else,
-    not yet checked.
+    """Return the unchecked description (JSON) and weights (HDF5) of a `.keras` archive.
+
+    Raises `WeightsError` if it is damaged or holds any other entry.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -246,10 +248,10 @@ def _check_entries(archive: zipfile.ZipFile, size: int, where: str) -> None:
 
 
 def check_variables(content: bytes, where: str) -> int:
-    """How many numbers an HDF5 file holds.
+    """Return the number of values in an HDF5 file.
 
-    Raises `WeightsError` where it holds anything but arrays of numbers of its own, no larger than
-    the file makes likely.
+    Raises `WeightsError` if it holds anything but arrays of numbers stored in the file itself, or
+    if they are implausibly large for it.
     """
     import h5py
 

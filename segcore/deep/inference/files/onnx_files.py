@@ -1,8 +1,8 @@
-"""Files of ONNX: checked before a runtime sees them.
+"""ONNX files, checked before a runtime reads them.
 
 A model may keep its weights in other files, whose paths it names itself, and may ask for operators
-from libraries of somebody else. Neither is needed: weights of up to two gigabytes fit in, and the
-standard operators are enough.
+from third-party libraries. Neither is needed: weights of up to two gigabytes fit into the file, and
+the standard operators suffice.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ _MOST_LEVELS = 32
 
 
 def load_onnx(weights: Weights) -> bytes:
-    """The bytes of an ONNX file that needs no other files and operators. Raises `WeightsError`
-    where it is not one.
+    """Return the bytes of an ONNX file that needs no other files or operators.
 
-    With `weights.trust` nothing is checked here.
+    Raises `WeightsError` if it does. With `weights.trust` nothing is checked here.
     """
     content, where = weights.read(), weights.location
     if weights.trust:
@@ -74,7 +73,7 @@ def _check(content: bytes, where: str) -> None:
 
 
 def _graphs(model: Any) -> Iterator[Any]:
-    """The graph, its branches and loops, and the functions of a model: whatever has nodes."""
+    """All parts of a model with nodes: the graph, its branches and loops, and the functions."""
     waiting = [(part, 0) for part in (model.graph, *model.functions)]
     waiting += [
         (part, 0) for step in model.training_info for part in (step.initialization, step.algorithm)

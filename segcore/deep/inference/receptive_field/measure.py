@@ -1,21 +1,19 @@
-"""The reach of a network, measured: how far its output looks, on which lattice it works, which
-sizes it takes.
+"""Measuring the receptive field of a network, its stride and the sizes it accepts.
 
-What is measured is a skeleton of a keras network (`skeletons.py`): the same graph with positive
-weights and without biases, norms and non-linearities, so that an output pixel is other than zero
-exactly where a path leads to it from an input pixel that is. No cancellation, ReLU or lost maximum
-hides a path. This is the theoretical receptive field of Araujo, Norris and Sim 2019 ("Computing
-Receptive Fields of Convolutional Neural Networks"), found by experiment: it holds for any graph,
-and all ends of the field are known, not its width alone.
+The measurement runs on a skeleton of a keras network (`skeletons.py`): the same graph with positive
+weights and without biases, norms and non-linearities. There an output pixel is nonzero exactly if a
+path connects it to a nonzero input pixel; no cancellation, ReLU or lost maximum hides a path. This
+is the theoretical receptive field of Araujo, Norris and Sim 2019 ("Computing Receptive Fields of
+Convolutional Neural Networks"), determined by experiment: it is valid for any graph, and gives the
+field's extent on every side, not its width alone.
 
-- Sizes: the first height and width that run, and what the output lacks of them, give the margin.
-- Stride: the smallest number of pixels by which input and output move together, tried on random
-  pixels.
-- Reach: a line of ones for each phase of the stride; the farthest row, then column, that answers.
-  Strips are as narrow as the network allows, and as long as a first look says that they must be.
+- Sizes: the first valid height and width, and the difference to the output, give the margin.
+- Stride: the smallest shift in pixels that input and output share, tested on random pixels.
+- Halo: one line of ones for each phase of the stride; the farthest row, then column, with a nonzero
+  output. Strips are as narrow as the network allows, and as long as a rough measurement requires.
 
-`confirmed` then holds the result against the network itself, with its own weights: rows that are
-cut off must not be missed beyond the reach.
+`confirmed` then checks the result against the network itself, with its own weights: removing rows
+must not change the output beyond the halo.
 """
 
 from __future__ import annotations
@@ -34,39 +32,38 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    """Input (n, y, x, channels) to output (n, y, x, k).
+    """Function from input (image, y, x, channel) to output (image, y, x, class).
 
-    Raises `ValueError` for a size that it does not take.
+    Raises `ValueError` for a size that the network does not accept.
     """
 
 LIMIT = 1024
-"""A reach beyond this many pixels counts as unbounded: patches would be halo for the most part."""
+"""A halo beyond this many pixels counts as unbounded: patches would be mostly halo."""
 _STRIDES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _PERIOD = 384
-"""The least common multiple of `_STRIDES`: sizes that differ by it are taken or refused alike."""
+"""Least common multiple of `_STRIDES`: sizes that differ by it are accepted or refused alike."""
 _LENGTHS = (1, 2, 4, 6)
 """Lengths of strips in periods; the last one holds the limit on both sides."""
 _BATCH = 1 << 21
-"""Numbers that are given to the skeleton at a time."""
+"""Numbers passed to the skeleton at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Sizes that a network takes."""
+    """Sizes that a network accepts."""
 
     height: int
-    """At least one period, and less than two."""
+    """At least one period and less than two, in pixels."""
     width: int
-    """As small as can be."""
+    """As small as possible, in pixels."""
     margin: int
 
 
 def measure(network: Network, channels: int, limit: int = LIMIT) -> ReceptiveField:
-    """The reach of a network, a skeleton as a rule, that takes images of any suitable size. Raises
-    `WeightsError` where it gives no image.
+    """Measure the receptive field of a network, usually a skeleton, that accepts various sizes.
 
-    A halo beyond `limit`, at most 1024 pixels, is None; the stride is then such that the sizes at
-    least run.
+    A halo beyond `limit`, at most 1024 pixels, becomes None; the stride is then the step between
+    valid sizes. Raises `WeightsError` if the output is not an image.
     """
     frame = _frame(network, channels)
     flipped = _transposed(network)
@@ -86,8 +83,9 @@ def measure(network: Network, channels: int, limit: int = LIMIT) -> ReceptiveFie
 
 
 def sizes_taken(network: Network, channels: int) -> ReceptiveField:
-    """The sizes that a network takes and its margin, for one whose graph is not taken apart: its
-    halo is None, unknown. Raises `WeightsError` where it gives no scores for pixels.
+    """Measure the valid sizes and the margin of a network without a skeleton.
+
+    The halo is None, unknown. Raises `WeightsError` if the network has no per-pixel scores.
     """
     frame = _frame(network, channels)
     step = _smallest_step(network, frame, channels)
@@ -95,11 +93,11 @@ def sizes_taken(network: Network, channels: int) -> ReceptiveField:
 
 
 def confirmed(reach: ReceptiveField, network: Network, channels: int) -> ReceptiveField:
-    """The reach, as far as the network itself agrees: a larger halo, or None, where it looks
-    farther than its skeleton.
+    """Check a receptive field against the network itself.
 
-    Rows, then columns, are cut off on either side of random pixels, and what stays is compared.
-    Costs strips of about twice the halo.
+    Returns it with a larger halo, or None, if the network depends on more than its skeleton does.
+    Rows, then columns, are removed on either side of random pixels, and the rest of the output is
+    compared. The strips have about twice the length of the halo.
     """
     if reach.halo is None:
         return reach
@@ -109,15 +107,16 @@ def confirmed(reach: ReceptiveField, network: Network, channels: int) -> Recepti
     farthest = max(each for each in seen if each is not None)
     halo = max(reach.halo, farthest)
     if 0 < farthest < reach.margin + reach.stride and reach.margin:
-        # Some padding inside, though the output lacks a margin: its outermost rows are not whole.
-        # See `patches`.
+        # The network pads inside although the output lacks a margin, so the outermost rows are
+        # incomplete. See `patches`.
         halo = max(halo, reach.margin + reach.stride)
     return replace(reach, halo=halo if halo <= LIMIT else None)
 
 
 def fixed_reach(network: Network, channels: int, fixed: tuple[int, int]) -> ReceptiveField:
-    """What can be said of a network of one size that is not taken apart: its margin. Raises
-    `WeightsError` where it gives no scores for pixels.
+    """Measure the margin of a network of one fixed size without a skeleton.
+
+    Raises `WeightsError` if it has no per-pixel scores.
     """
     try:
         output = network(np.zeros((1, *fixed, channels), np.float32)).shape
@@ -167,7 +166,7 @@ def _framed(network: Network, channels: int, size: int, output: tuple[int, ...])
             "without its head."
         )
     margin = (size - output[1]) // 2
-    # A margin stays as it is where the image grows; an output of fewer, larger pixels lacks more.
+    # A margin is constant when the image grows; an output of fewer, larger pixels lacks more.
     if not _runs(network, size + _PERIOD, size, channels, margin):
         raise WeightsError(
             f"The network gives {output[1]} x {output[2]} scores for {size} x {size} pixels; "
@@ -195,11 +194,11 @@ def _transposed(network: Network) -> Network:
 
 
 def _stride(network: Network, frame: _Frame, channels: int) -> int | None:
-    """The smallest shift of rows that input and output share; None where there is none."""
+    """Smallest shift of rows shared by input and output; None if there is none."""
     for length in _lengths(frame):
         pixels = _specks((1, length + max(_STRIDES), frame.width, channels))
         still = network(pixels[:, :length])
-        # The middle alone: rows near the ends know them, and are no part of the lattice.
+        # Only the middle: rows near the ends are affected by padding and not on the lattice.
         low = (still.shape[1] - max(_STRIDES)) // 2
         if low < 0:
             continue
@@ -211,8 +210,8 @@ def _stride(network: Network, frame: _Frame, channels: int) -> int | None:
                 moved = network(pixels[:, stride : length + stride])
             except ValueError:
                 continue
-            # All numbers are positive sums: each is right to its last digits, and the smallest
-            # counts as much as the greatest.
+            # All numbers are sums of positive terms, so each is accurate to its last digits, and
+            # the smallest counts as much as the largest.
             same = np.allclose(still[:, stride:][:, middle], moved[:, middle], rtol=1e-4, atol=0)
             if (
                 same
@@ -224,15 +223,13 @@ def _stride(network: Network, frame: _Frame, channels: int) -> int | None:
 
 
 def _specks(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Random pixels, most of them 0: sums over large fields then still differ from place to
-    place.
-    """
+    """Random pixels, mostly 0, so that sums over large fields still differ between positions."""
     generator = np.random.default_rng(0)
     return generator.random(shape, np.float32) * (generator.random(shape, np.float32) < 0.1)
 
 
 def _smallest_step(network: Network, frame: _Frame, channels: int) -> int:
-    """The smallest number of pixels by which sizes that run differ."""
+    """Smallest difference in pixels between two valid sizes."""
     for stride in _STRIDES:
         size = frame.height + stride
         if _runs(network, size, size, channels, frame.margin):
@@ -241,14 +238,15 @@ def _smallest_step(network: Network, frame: _Frame, channels: int) -> int:
 
 
 def _halo(network: Network, frame: _Frame, channels: int, stride: int) -> int | None:
-    """The most rows between an output pixel and an input pixel that it depends on; None where they
-    are more than fit in the longest strip.
+    """Maximum number of rows between an output pixel and an input pixel it depends on.
+
+    None if they do not fit into the longest strip.
     """
     *_, longest = _lengths(frame)
     rough = _rough_halo(network, (longest, frame.width, channels))
     if rough is None:
         return None
-    # The rows tried first are of one phase of the stride; the farthest may be of another.
+    # The rough measurement uses one phase of the stride; the farthest row may have another.
     length = next((each for each in _lengths(frame) if each // 2 > rough + 2 * stride), longest)
     middle = length // 2 // stride * stride
     most = 0
@@ -257,7 +255,7 @@ def _halo(network: Network, frame: _Frame, channels: int, stride: int) -> int | 
         strips = np.zeros((len(phases), length, frame.width, channels), np.float32)
         strips[np.arange(len(phases)), rows] = 1
         answers = (network(strips) != 0).any((2, 3))
-        # Some rows the network skips altogether (strides of 1x1 kernels).
+        # The network may skip some rows altogether (strides of 1x1 kernels).
         seen = answers.any(1)
         first, last = _ends(answers[seen], frame.margin)
         most = max(most, *(rows[seen] - first), *(last - rows[seen]))
@@ -265,8 +263,9 @@ def _halo(network: Network, frame: _Frame, channels: int, stride: int) -> int | 
 
 
 def _rough_halo(network: Network, shape: tuple[int, int, int]) -> int | None:
-    """The reach from the middle of a strip, found by all rows on either side of it: kernels with
-    wide gaps cannot jump over these.
+    """Halo from the middle of a strip, measured with all rows on either side of it.
+
+    Kernels with wide gaps cannot skip all of these rows.
     """
     length, middle = shape[0], shape[0] // 2
     strips = np.zeros((2, *shape), np.float32)
@@ -279,13 +278,14 @@ def _rough_halo(network: Network, shape: tuple[int, int, int]) -> int | None:
 
 
 def _ends(answers: NDArray[np.bool_], margin: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-    """The first and the last row that answers in each strip, as rows of the input."""
+    """First and last nonzero row of each strip, as rows of the input."""
     return answers.argmax(1) + margin, answers.shape[1] - 1 - answers[:, ::-1].argmax(1) + margin
 
 
 def _seen(network: Network, reach: ReceptiveField, channels: int) -> int | None:
-    """The farthest row from a cut that misses what was cut off, 0 where none does; None where the
-    strip is too short to tell.
+    """Distance from a cut to the farthest row that changes, 0 if none does.
+
+    None if the strip is too short.
     """
     stride, margin, halo = reach.stride, reach.margin, reach.halo or 0
     length = 2 * margin + 2 * halo + 4 * stride
@@ -303,8 +303,8 @@ def _seen(network: Network, reach: ReceptiveField, channels: int) -> int | None:
     for changed in (np.abs(whole[:, stride:] - below), np.abs(whole[:, :-stride] - above)[:, ::-1]):
         rows = np.flatnonzero((changed > tolerance).any((0, 2, 3)))
         if rows.size:
-            # Rows of the output count from the margin; the nearest row that was cut off is one
-            # before the first.
+            # Rows of the output start at the margin; the nearest removed row is one before the
+            # first.
             farthest = max(farthest, int(rows[-1]) + margin + 1)
             if rows[-1] >= changed.shape[1] - stride:
                 return None

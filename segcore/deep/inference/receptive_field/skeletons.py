@@ -1,12 +1,11 @@
-"""Skeletons of Keras models: the same graph, in which what depends on a pixel, and nothing else, is
-greater than zero where the pixel is.
+"""Skeletons of keras models: graphs whose output is positive exactly where it depends on the input.
 
-Kernels become positive numbers, biases go, norms and non-linearities pass their input on, products
-become sums. Where it can be, each layer has one channel only: what a layer does across channels
-does not matter here, and a skeleton of one channel costs next to nothing.
+Kernels become positive numbers, biases are dropped, norms and non-linearities pass their input on,
+products become sums. Where possible, each layer has only one channel: mixing across channels does
+not matter here, and a skeleton of one channel costs next to nothing.
 
-Layers that look at the whole image (global pooling, norms over space, attention) leave their sign
-in `Skeleton.bounded`, and give zeros, so that the stride of the rest can be measured.
+Layers that span the whole image (global pooling, spatial norms, attention) are recorded in
+`Skeleton.bounded` and output zeros, so that the stride of the rest can be measured.
 """
 
 from __future__ import annotations
@@ -55,14 +54,14 @@ class Skeleton:
 
     network: Network
     bounded: bool
-    """Whether no layer looks at the whole image by its nature."""
+    """Whether no layer spans the whole image."""
 
 
 def reach_of(model: Any) -> ReceptiveField:
-    """The reach of a keras model (n, y, x, channels) to (n, y, x, scores). Raises `WeightsError`
-    where it gives no scores for pixels.
+    """Measure the receptive field of a keras model (image, y, x, channel) to (image, y, x, class).
 
-    A model that cannot be taken apart (subclassed, or dense layers over space) has no finite halo.
+    A model without a skeleton (subclassed, or with dense layers over space) gets no finite halo.
+    Raises `WeightsError` if the model has no per-pixel scores.
     """
     height, width, channels = model.input_shape[1:]
     skeleton, network = open_copy(model), runner(model)
@@ -73,7 +72,7 @@ def reach_of(model: Any) -> ReceptiveField:
         try:
             measured = measure(skeleton.network, channels)
         except WeightsError:
-            # Sizes are written into the model, so that it cannot be taken out of its frame.
+            # The model contains fixed sizes, so its skeleton cannot run at any other size.
             return reach
         return replace(measured, fixed=reach.fixed)
     if skeleton is None:
@@ -83,8 +82,9 @@ def reach_of(model: Any) -> ReceptiveField:
 
 
 def runner(model: Any) -> Network:
-    """A keras model as a function of arrays that raises `ValueError` for sizes that it does not
-    take.
+    """Return a keras model as a function of arrays.
+
+    It raises `ValueError` for sizes that the model does not accept.
     """
     import keras
 
@@ -101,8 +101,8 @@ def runner(model: Any) -> Network:
 
 
 def open_copy(model: Any) -> Skeleton | None:
-    """The skeleton of a keras model; None where it cannot be taken apart."""
-    # Layers that count on their number of channels (a reshape) refuse to have one.
+    """Return the skeleton of a keras model; None if it cannot be built."""
+    # Layers that depend on the number of channels (a reshape) fail with a single channel.
     for thin in (True, False):
         builder = _Builder(thin)
         try:
@@ -114,13 +114,13 @@ def open_copy(model: Any) -> Skeleton | None:
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    """What a keras backend raises where shapes do not fit."""
+    """Exceptions of the keras backend for incompatible shapes."""
     import keras
 
     if keras.backend.backend() == "tensorflow":
         from tensorflow import errors
 
-        # Aborted: what oneDNN says of maps without any pixel.
+        # Aborted: raised by oneDNN for maps without pixels.
         return (
             ValueError,
             TypeError,
@@ -132,7 +132,7 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 class _Builder:
-    """Builds a skeleton layer by layer, as the functional graph is walked."""
+    """Builds a skeleton layer by layer while the functional graph is cloned."""
 
     def __init__(self, thin: bool) -> None:
         self.thin = thin
@@ -140,7 +140,7 @@ class _Builder:
         self._generator = np.random.default_rng(0)
 
     def copy(self, model: Any, shape: tuple[int | None, ...]) -> Any:
-        """The skeleton of a functional or sequential model for images of this shape."""
+        """Return the skeleton of a functional or sequential model for images of this shape."""
         import keras
 
         if len(model.inputs) != 1 or len(model.outputs) != 1:
@@ -157,7 +157,7 @@ class _Builder:
         )
 
     def call(self, layer: Any, *arguments: Any, **options: Any) -> Any:
-        """What stands for a layer's output."""
+        """Return the skeleton's output in place of a layer's."""
         import keras
 
         kind, first = type(layer).__name__, arguments[0]
@@ -262,8 +262,10 @@ class _Builder:
         return total
 
     def _fill(self, layer: Any) -> None:
-        """Positive kernels, so scaled that neither the middle of a deep network's field overflows
-        nor its end underflows; no biases.
+        """Set positive kernels and no biases.
+
+        They are scaled so that in a deep network the centre of the field does not overflow and its
+        edge does not underflow.
         """
         for weight in layer.weights:
             shape = tuple(weight.shape)
@@ -277,7 +279,7 @@ class _Builder:
 
 
 def _repeated(layer: Any, arguments: tuple[Any, ...]) -> Any:
-    """Max-unpooling: which pixel of a window gets the value depends on the pixels, so all may."""
+    """Max unpooling: the pixel of a window that gets the value depends on the data, so all may."""
     import keras
 
     return keras.ops.repeat(keras.ops.repeat(arguments[0], layer.size, axis=1), layer.size, axis=2)
