@@ -18,7 +18,14 @@ import pydantic
 
 from maskloom.flows.orchestration.signals import stop_on_signals
 from maskloom.flows.recipes.run import described
-from maskloom.flows.recipes.schemas import build, explain, model_of, schema_of, unknown_key
+from maskloom.flows.recipes.schemas import (
+    build,
+    complete,
+    explain,
+    model_of,
+    schema_of,
+    unknown_key,
+)
 from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets
 from maskloom.flows.training_progress import watcher
 from maskloom.segcore.deep.inference.card import Scaling
@@ -182,7 +189,7 @@ def schema() -> dict[str, Any]:
             "description": "Random changes of patches, in this order. Default: flip, rotate90.",
         },
     }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
+    return complete(document)
 
 
 def _kinds(registry: Mapping[str, Any]) -> dict[str, Any]:

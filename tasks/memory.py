@@ -18,7 +18,7 @@ from maskloom.tasks.commits.ledger import Committed
 
 WORKER_BYTES = 350_000_000
 """What a worker takes before its first pixel, libraries and tables of labels included (measured,
-see README).
+see docs/benchmarks.md).
 """
 WORKER_MEMORY = "worker_memory"
 """Where a plan's settings say how many bytes a worker had."""

@@ -17,14 +17,16 @@ TOOLS = Path(sys.executable).parent
 CONFIG = ROOT / "pyproject.toml"
 
 PROCESSES = str(min(os.cpu_count() or 1, 4))
-"""Tests run side by side, files whole; a process with TensorFlow takes some 3 GB."""
+"""Processes that share the tests: each begins with its part in the order of the files, and one that
+is through takes half of what another has left. With TensorFlow each takes some 3 GB.
+"""
 STEPS = (
     (TOOLS / "ruff", "check", "."),
     (TOOLS / "ruff", "format", "--check", "."),
     # These two look for packages in folders, and are shown the installed layout.
     (TOOLS / "mypy", "--config-file", CONFIG),
     (TOOLS / "lint-imports", "--config", CONFIG),
-    (sys.executable, "-m", "pytest", "-n", PROCESSES, "--dist", "loadfile", *sys.argv[1:]),
+    (sys.executable, "-m", "pytest", "-n", PROCESSES, "--dist", "worksteal", *sys.argv[1:]),
 )
 
 

@@ -11,15 +11,27 @@ import time
 import hypothesis
 import pytest
 
-# A busy machine is no defect: pytest-timeout watches over what hangs. And a run that fails, fails
-# again: the examples are the same every time; `--hypothesis-profile=default` draws others.
+# A busy machine is no defect: there is no deadline, and pytest-timeout watches over what hangs. A
+# failure prints the line that repeats it.
 hypothesis.settings.register_profile(
-    "maskloom",
+    "ci",
+    max_examples=15,
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
-    derandomize=True,
+    print_blob=True,
 )
-hypothesis.settings.load_profile("maskloom")
+hypothesis.settings.register_profile(
+    "nightly", hypothesis.settings.get_profile("ci"), max_examples=200
+)
+hypothesis.settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Cases marked `nightly` run with `--hypothesis-profile=nightly` alone."""
+    if config.getoption("--hypothesis-profile") != "nightly":
+        left_out = {item for item in items if item.get_closest_marker("nightly")}
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -36,3 +37,12 @@ def test_data_files_of_packages_are_installed() -> None:
         folder = ROOT.joinpath(*(parts if len(parts) == 1 else parts[1:]))
         for pattern in patterns:
             assert any(folder.glob(pattern)), f"{name}: nothing matches {pattern}"
+
+
+def test_child_processes_import_nothing_of_the_current_folder() -> None:
+    """The README's first command is run in a checkout, whose folder `maskloom` is not the whole."""
+    modules = [module for part in PARTS for module in (ROOT / part).rglob("*.py")]
+    texts = [module.read_text(encoding="utf-8") for module in modules]
+    started = sum(text.count('"-m"') for text in texts)
+    assert started > 0
+    assert sum(len(re.findall(r'"-P",\s*"-m"', text)) for text in texts) == started

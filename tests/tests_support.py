@@ -73,9 +73,19 @@ def write_tiff(path: Path, pixels: np.ndarray, **profile: object) -> None:
     """Write (height, width, bands) as a tiled, compressed TIFF."""
     height, width, bands = pixels.shape
     with rasterio.open(
-        path, "w", driver="GTiff", height=height, width=width, count=bands, dtype=pixels.dtype, tiled=True, blockxsize=256, blockysize=256,
-        compress="deflate", **profile,
-    ) as file:  # fmt: skip
+        path,
+        "w",
+        driver="GTiff",
+        height=height,
+        width=width,
+        count=bands,
+        dtype=pixels.dtype,
+        tiled=True,
+        blockxsize=256,
+        blockysize=256,
+        compress="deflate",
+        **profile,
+    ) as file:
         file.write(np.moveaxis(pixels, -1, 0))
 
 

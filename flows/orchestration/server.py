@@ -76,6 +76,8 @@ class EmbeddedServer:
             self._child = subprocess.Popen(
                 [
                     sys.executable,
+                    # A checkout of maskloom in the current folder is not to be imported.
+                    "-P",
                     "-m",
                     "maskloom.flows.orchestration.server",
                     str(listening.fileno()),

@@ -15,7 +15,15 @@ from zoneinfo import available_timezones
 import pydantic
 
 import maskloom
-from maskloom.flows.recipes.schemas import NUMBER, build, did_you_mean, explain, model_of, schema_of
+from maskloom.flows.recipes.schemas import (
+    NUMBER,
+    build,
+    complete,
+    did_you_mean,
+    explain,
+    model_of,
+    schema_of,
+)
 from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets, shown
 from maskloom.segcore.deep.inference.files.weights import is_packaged
 from maskloom.segcore.errors import RecipeError, StoreError
@@ -61,7 +69,7 @@ _ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 class Tiling(pydantic.BaseModel):
     """How images are cut."""
 
-    model_config = pydantic.ConfigDict(extra="forbid")
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     tile: int = pydantic.Field(DEFAULT_TILE, ge=_SMALLEST_TILE, le=16384)
     """Side of a tile in pixels. It never changes a result, only memory and speed. Rounded up to a
@@ -73,7 +81,7 @@ class Tiling(pydantic.BaseModel):
 class Schedule(pydantic.BaseModel):
     """When a server is to run the recipe. `maskloom run` checks this, and runs the recipe now."""
 
-    model_config = pydantic.ConfigDict(extra="forbid")
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     cron: str
     """Five fields: minute, hour, day of the month, month, day of the week."""
@@ -372,11 +380,15 @@ def schema() -> dict[str, Any]:
             "description": properties[name].get("description", ""),
             "oneOf": [*sections[name]["oneOf"], text],
         }
+    # A list is an ensemble.
+    properties["segmenter"]["oneOf"].append(
+        {"type": "array", "items": {"$ref": "#/properties/segmenter"}}
+    )
     properties["limits"] = model_of(Limits).model_json_schema()
     properties["statistics"]["items"] = {
         "oneOf": [*sections["statistics"]["oneOf"], {"enum": list(TABLES)}]
     }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
+    return complete(document)
 
 
 def _with_weights_below(section: Any, folder: Path) -> Any:

@@ -195,6 +195,28 @@ def schema_of(registry: Mapping[str, Any]) -> dict[str, Any]:
     return {"oneOf": alternatives}
 
 
+def complete(document: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of a recipe, with the definitions of its sections at its root, where
+    references look for them.
+    """
+    definitions: dict[str, Any] = {}
+
+    def without_definitions(value: Any) -> Any:
+        if isinstance(value, list):
+            return [without_definitions(item) for item in value]
+        if not isinstance(value, Mapping):
+            return value
+        definitions.update(value.get("$defs", {}))
+        return {key: without_definitions(item) for key, item in value.items() if key != "$defs"}
+
+    rest = without_definitions(document)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$defs": definitions,
+        **rest,
+    }
+
+
 def explain(
     error: pydantic.ValidationError,
     path: str,

@@ -84,7 +84,8 @@ def report(name: str, seconds: Seconds, megapixels: float | None = None) -> None
     rate = (
         ""
         if megapixels is None
-        else f"{megapixels / seconds:10.0f} MP/s, {megapixels / seconds.processor:6.0f} a processor second"
+        else f"{megapixels / seconds:10.0f} MP/s, "
+        f"{megapixels / seconds.processor:6.0f} per processor second"
     )
     print(f"{name:48s}{seconds:10.4f} s, processor {seconds.processor:8.4f} s{rate}")
 

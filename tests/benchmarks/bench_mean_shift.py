@@ -115,7 +115,8 @@ def ours(image: Path, mask: Path, tile_size: int, pool: ProcessPoolExecutor) -> 
 
 def orfeo(image: Path, mask: Path, tile_size: int) -> float:
     """Seconds of Orfeo ToolBox."""
-    options = f"-spatialr {SPATIAL_RADIUS} -ranger {RANGE_RADIUS} -minsize {MIN_SIZE} -mode raster".split()
+    radii = f"-spatialr {SPATIAL_RADIUS} -ranger {RANGE_RADIUS}"
+    options = f"{radii} -minsize {MIN_SIZE} -mode raster".split()
     tiles = f"-tilesizex {tile_size} -tilesizey {tile_size}".split()
     environment = {
         **os.environ,

@@ -5,7 +5,7 @@ order-free, every pixel once.
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.statistics.protocol import STATISTICS
@@ -20,7 +20,6 @@ def test_the_contract_is_checked_on_something() -> None:
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-@settings(deadline=None, max_examples=40)
 @given(image=contract.labelled_images(24), tile=TILES, halo=st.integers(0, 5))
 def test_any_tiling_gives_the_same_table(
     name: str, image: contract.LabelledImage, tile: tuple[int, int], halo: int
@@ -30,7 +29,6 @@ def test_any_tiling_gives_the_same_table(
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", STATISTICS)
-@settings(deadline=None, max_examples=30)
 @given(image=contract.labelled_images(24), tile=TILES)
 def test_contract(name: str, check, image: contract.LabelledImage, tile: tuple[int, int]) -> None:
     check(STATISTICS[name](), image, tile)

@@ -24,7 +24,10 @@ from tests_support import assert_same_results, photograph, write_tiff
 COMMAND = [
     sys.executable,
     "-c",
-    "from tasks import bundles; bundles.PART_PIXELS = 2**19; from maskloom.flows.cli import main; main()",
+    (
+        "from maskloom.tasks import bundles; bundles.PART_PIXELS = 2**19\n"
+        "from maskloom.flows.cli import main; main()"
+    ),
 ]
 MOMENTS = {
     "planned": "runs/*/plan.json",

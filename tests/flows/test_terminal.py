@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import typer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.flows.cli import _say
@@ -33,7 +33,6 @@ def test_names_cannot_move_the_cursor_or_forge_lines(name: str) -> None:
         text.encode()
 
 
-@settings(max_examples=25)
 @given(st.text())
 def test_nothing_but_line_breaks_of_ours_stays(text: str) -> None:
     assert all(character.isprintable() or character == "\n" for character in escaped(text))

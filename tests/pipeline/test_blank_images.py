@@ -40,6 +40,9 @@ SEGMENTERS = {
         ["background", "cluster_4"],
     ),
 }
+EACH_FITTED = ("threshold", "kmeans auto", "ensemble", "watershed")
+"""One that knows its classes, one that does not, and two that are made of others."""
+REST = [case for case in SEGMENTERS if case not in EACH_FITTED]
 
 
 def blanks(folder: Path) -> None:
@@ -55,8 +58,14 @@ def blanks(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("fit", ["image", "collection"])
-@pytest.mark.parametrize("case", SEGMENTERS)
+@pytest.mark.parametrize(
+    ("case", "fit"),
+    [
+        *((case, "collection") for case in SEGMENTERS),
+        *((case, "image") for case in EACH_FITTED),
+        *(pytest.param(case, "image", marks=pytest.mark.nightly) for case in REST),
+    ],
+)
 def test_blank_scenes_alone_are_done_and_all_nodata(collection, maskloom, monkeypatch, case, fit):
     # The first scene is spread over parts, the others are done whole.
     monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
@@ -71,9 +80,12 @@ def test_blank_scenes_alone_are_done_and_all_nodata(collection, maskloom, monkey
 
     assert result.exit_code == 0, result.output
     images = read_table(collection.output, "images")
-    assert [(row["image_id"], row["status"], row["valid_pixels"], row["nodata_pixels"], row["unprocessed_pixels"]) for row in images] == [
-        ("clear", "ok", 0, 50 * 60, 0), ("nan", "ok", 0, 70 * 80, 0), ("nodata", "ok", 0, 400 * 420, 0),
-    ]  # fmt: skip
+    told = ("image_id", "status", "valid_pixels", "nodata_pixels", "unprocessed_pixels")
+    assert [tuple(row[name] for name in told) for row in images] == [
+        ("clear", "ok", 0, 50 * 60, 0),
+        ("nan", "ok", 0, 70 * 80, 0),
+        ("nodata", "ok", 0, 400 * 420, 0),
+    ]
     areas = read_table(collection.output, "areas")
     for image in images:
         rows = [row for row in areas if row["image_id"] == image["image_id"]]

@@ -88,7 +88,7 @@ def test_a_source_that_changes_is_a_failed_row_and_done_by_the_next_run(
     assert "Nothing to do" in maskloom(*command).output
 
 
-def test_a_source_that_changes_while_a_model_is_fitted_to_all_ends_the_run_and_the_next_one_takes_it(
+def test_a_source_that_changes_while_a_model_is_fitted_to_all_ends_the_run_and_the_next_takes_it(
     folder, tmp_path, maskloom, monkeypatch
 ):
     """As with every fault that passes: a model without this image would stay."""

@@ -418,7 +418,10 @@ def test_workers_with_other_code_are_refused_whenever_they_come(tmp_path: Path) 
     [
         (
             ("3.11", "2026.1.0"),
-            r"scheduler at tcp://there:1 runs another maskloom \(3\.11, 2026\.1\.0\), the driver maskloom",
+            (
+                r"scheduler at tcp://there:1 runs another maskloom \(3\.11, 2026\.1\.0\), "
+                r"the driver maskloom"
+            ),
         ),
         (
             ModuleNotFoundError("No module named 'tasks'"),
@@ -451,7 +454,8 @@ def test_serial_prepares_once_and_needs_no_distributed() -> None:
         from maskloom.tasks.fanout.dask import (InProcess, open_fanout)
         prepared = []
         with open_fanout(InProcess(), lambda: prepared.append(1), threading.Event()) as fanout:
-            assert list(fanout.map(abs, [-1, 2])) + list(fanout.map(abs, [-3])) == [(-1, 1), (2, 2), (-3, 3)]
+            first, second = list(fanout.map(abs, [-1, 2])), list(fanout.map(abs, [-3]))
+            assert first + second == [(-1, 1), (2, 2), (-3, 3)]
         assert prepared == [1]
         assert not {"distributed", "dask", "prefect"} & set(sys.modules)
     """

@@ -24,21 +24,28 @@ PARTS = {
     "min_size": 4,
     "fill_holes": True,
 }
-SEGMENTERS = [
-    {
-        "kind": "mean_shift",
-        "space": "joint",
-        "spatial_radius": 3,
-        "max_iterations": 6,
-        "min_size": 20,
-    },
-    {"kind": "quickshift", "kernel_size": 2, "max_dist": 6},
-    PARTS,
+AT_NIGHT = [
+    pytest.param(segmenter, marks=pytest.mark.nightly)
+    for segmenter in (
+        {
+            "kind": "mean_shift",
+            "space": "joint",
+            "spatial_radius": 3,
+            "max_iterations": 6,
+            "min_size": 20,
+        },
+        {"kind": "quickshift", "kernel_size": 2, "max_dist": 6},
+    )
 ]
+"""Whole runs of what the contract of segmenters checks in memory."""
 QUIET = ("--no-prefect", "--quiet")
 
 
-@pytest.mark.parametrize("segmenter", SEGMENTERS, ids=lambda segmenter: segmenter["kind"])
+def kind_of(segmenter):
+    return segmenter["kind"]
+
+
+@pytest.mark.parametrize("segmenter", [PARTS, *AT_NIGHT], ids=kind_of)
 def test_the_tiling_changes_no_object(collection, maskloom, segmenter, monkeypatch):
     recipe = collection.recipe(segmenter=segmenter)
     for tile, part_pixels in ((4096, batching.PART_PIXELS), (64, 2**16)):
@@ -197,13 +204,9 @@ def test_a_halo_beyond_memory_is_refused_before_any_work(collection, maskloom):
     assert not (collection.output / "masks").exists()
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [{"kind": "quickshift"}, PARTS, {"kind": "mean_shift"}],
-    ids=lambda segmenter: segmenter["kind"],
-)
-def test_audit_finds_no_difference(collection, maskloom, kind):
-    recipe = collection.recipe(segmenter=kind)
+@pytest.mark.parametrize("segmenter", [PARTS, *AT_NIGHT], ids=kind_of)
+def test_audit_finds_no_difference(collection, maskloom, segmenter):
+    recipe = collection.recipe(segmenter=segmenter)
 
     result = maskloom("audit", recipe, "--tile", 64, "--pixels", 40_000)
 

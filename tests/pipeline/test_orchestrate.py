@@ -404,7 +404,8 @@ def test_plain_runs_need_no_prefect() -> None:
     program = """
         import sys
         from maskloom.flows.orchestration.orchestrate import Plain
-        assert Plain().flow("plain", {}, lambda: sorted(Plain().each(abs, [-1, -2], str, 2))) == [1, 2]
+        body = lambda: sorted(Plain().each(abs, [-1, -2], str, 2))
+        assert Plain().flow("plain", {}, body) == [1, 2]
         assert not {"prefect", "distributed", "dask"} & set(sys.modules)
     """
     subprocess.run(

@@ -172,9 +172,13 @@ def test_a_mask_beside_an_image_that_leads_elsewhere_is_a_failed_row(tmp_path, m
     (tmp_path / "images").mkdir()
     for name in ("a", "b", "other"):
         tifffile.imwrite(tmp_path / "images" / f"{name}.tif", picture())
-    source = f"<SimpleSource><SourceFilename>{tmp_path}/images/other.tif</SourceFilename><SourceBand>1</SourceBand></SimpleSource>"
+    source = (
+        f"<SimpleSource><SourceFilename>{tmp_path}/images/other.tif</SourceFilename>"
+        "<SourceBand>1</SourceBand></SimpleSource>"
+    )
     (tmp_path / "images" / "a.tif.msk").write_text(
-        '<VRTDataset rasterXSize="60" rasterYSize="40"><Metadata><MDI key="INTERNAL_MASK_FLAGS_1">2</MDI></Metadata>'
+        '<VRTDataset rasterXSize="60" rasterYSize="40">'
+        '<Metadata><MDI key="INTERNAL_MASK_FLAGS_1">2</MDI></Metadata>'
         f'<VRTRasterBand dataType="Byte" band="1">{source}</VRTRasterBand></VRTDataset>'
     )
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.fold import observe_all
@@ -49,7 +49,6 @@ class Concatenation:
 WORDS = st.lists(st.text("abc", max_size=5), max_size=8)
 
 
-@settings(deadline=None)
 @given(WORDS)
 def test_all_items_are_observed_once_and_in_order(words: list[str]) -> None:
     letters = Letters()
@@ -61,7 +60,6 @@ def test_all_items_are_observed_once_and_in_order(words: list[str]) -> None:
     assert observe_all(Concatenation(), words) == ("".join(words) if words else None)
 
 
-@settings(deadline=None)
 @given(WORDS, WORDS)
 def test_parts_can_be_observed_apart_and_merged(first: list[str], second: list[str]) -> None:
     totals = [observe_all(Letters(), part) for part in (first, second)]

@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.geometry import Box, Grid
@@ -43,34 +43,29 @@ def pixels(box: Box) -> set[tuple[int, ...]]:
 # --------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(boxes(), boxes())
 def test_the_common_part_holds_the_common_pixels(a: Box, b: Box) -> None:
     assert pixels(a & b) == pixels(a) & pixels(b)
     assert pixels(b & a) == pixels(a & b)
 
 
-@settings(deadline=None)
 @given(boxes(), boxes(), boxes())
 def test_the_common_part_of_three_does_not_depend_on_the_order(a: Box, b: Box, c: Box) -> None:
     assert pixels((a & b) & c) == pixels(a & (b & c))
 
 
-@settings(deadline=None)
 @given(boxes())
 def test_a_box_is_its_own_common_part(a: Box) -> None:
     assert a & a == a
     assert a & a.grow((3, 2)) == a
 
 
-@settings(deadline=None)
 @given(boxes())
 def test_size_and_shape_count_the_pixels(a: Box) -> None:
     assert a.size == len(pixels(a))
     assert a.shape == tuple(np.subtract(a.stop, a.start))
 
 
-@settings(deadline=None)
 @given(
     boxes(),
     st.tuples(st.integers(0, 5), st.integers(0, 5)),
@@ -84,7 +79,6 @@ def test_growing_twice_is_growing_by_the_sum(
     assert a.grow((0, 0)) == a
 
 
-@settings(deadline=None)
 @given(boxes(3), boxes(3))
 def test_coordinates_relative_to_a_box_keep_the_shape_and_go_back(a: Box, outer: Box) -> None:
     inner = a.relative_to(outer)
@@ -94,7 +88,6 @@ def test_coordinates_relative_to_a_box_keep_the_shape_and_go_back(a: Box, outer:
     assert inner.relative_to(Box.whole((1, 1, 1)).relative_to(outer)).start == a.start
 
 
-@settings(deadline=None)
 @given(grids(), st.data())
 def test_slices_cut_the_pixels_of_the_box(grid: Grid, data: st.DataObject) -> None:
     tile = grid[data.draw(st.integers(0, len(grid) - 1))]
@@ -115,7 +108,6 @@ def test_a_box_that_is_none_is_refused(start: tuple[int, ...], stop: tuple[int, 
 # --------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(grids())
 def test_cores_cover_every_pixel_once(grid: Grid) -> None:
     hits = np.zeros(grid.shape, int)
@@ -125,7 +117,6 @@ def test_cores_cover_every_pixel_once(grid: Grid) -> None:
     assert (hits == 1).all()
 
 
-@settings(deadline=None)
 @given(grids())
 def test_reads_hold_their_cores_and_stay_in_the_raster(grid: Grid) -> None:
     whole = Box.whole(grid.shape)
@@ -135,7 +126,6 @@ def test_reads_hold_their_cores_and_stay_in_the_raster(grid: Grid) -> None:
         assert tile.read == tile.core.grow(grid.halo) & whole
 
 
-@settings(deadline=None)
 @given(grids())
 def test_trimming_what_was_read_gives_the_core(grid: Grid) -> None:
     raster = np.arange(np.prod(grid.shape) * 2).reshape(*grid.shape, 2)
@@ -143,7 +133,6 @@ def test_trimming_what_was_read_gives_the_core(grid: Grid) -> None:
         np.testing.assert_array_equal(tile.trim(raster[tile.read.slices]), raster[tile.core.slices])
 
 
-@settings(deadline=None)
 @given(grids())
 def test_trimmed_tiles_put_the_raster_together_again(grid: Grid) -> None:
     raster = np.arange(np.prod(grid.shape)).reshape(grid.shape)
@@ -154,7 +143,6 @@ def test_trimmed_tiles_put_the_raster_together_again(grid: Grid) -> None:
     np.testing.assert_array_equal(copy, raster)
 
 
-@settings(deadline=None)
 @given(grids())
 def test_a_grid_is_a_sequence_in_row_order(grid: Grid) -> None:
     tiles = list(grid)
@@ -170,7 +158,6 @@ def test_a_grid_is_a_sequence_in_row_order(grid: Grid) -> None:
             grid[outside]
 
 
-@settings(deadline=None)
 @given(grids())
 def test_cores_have_the_tile_s_shape_except_at_the_far_border(grid: Grid) -> None:
     for tile in grid:

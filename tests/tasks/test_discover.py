@@ -193,7 +193,8 @@ def test_inputs_that_are_all_absent_are_refused_with_what_may_be_meant(folder):
         discover([str(folder / "l.txt")], "/out", {})
     with pytest.raises(
         RecipeError,
-        match=r"none of the 2 files '.*/nix', '.*/nix2' exists, and 'no/\*\.png' matches no image\.",
+        match=r"none of the 2 files '.*/nix', '.*/nix2' exists, "
+        r"and 'no/\*\.png' matches no image\.",
     ):
         discover(["nix", "nix2", "no/*.png"], "/out", {})
     with pytest.raises(RecipeError, match=r"the list '.*none\.csv' does not exist"):

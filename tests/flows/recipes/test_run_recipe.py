@@ -205,7 +205,8 @@ def test_the_schema_accepts_what_the_recipe_accepts():
     schema = recipes.schema()
     assert {
         alternative["properties"]["kind"]["const"]
-        for alternative in schema["properties"]["segmenter"]["oneOf"][:-1]
+        for alternative in schema["properties"]["segmenter"]["oneOf"]
+        if "properties" in alternative
     } == set(SEGMENTERS)
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(
@@ -217,8 +218,14 @@ def test_the_schema_accepts_what_the_recipe_accepts():
         },
         schema,
     )
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**MINIMAL, "segmenter": {"kind": "kmeans", "cluster": 3}}, schema)
+    ensemble = [{"kind": "threshold"}, "kmeans"]
+    nuclei = {"kind": "watershed", "of": "threshold", "stitch": {"by": "overlap"}}
+    for segmenter in (ensemble, nuclei):
+        jsonschema.validate({**MINIMAL, "segmenter": segmenter}, schema)
+    wrong = {"kind": "kmeans", "cluster": 3}
+    for segmenter in (wrong, [wrong], {**nuclei, "stitch": {"over": 0.5}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**MINIMAL, "segmenter": segmenter}, schema)
 
 
 def test_prefect_takes_every_schedule_that_is_accepted():
@@ -241,7 +248,7 @@ def test_prefect_takes_every_schedule_that_is_accepted():
 
 def test_a_schedule_is_checked_without_prefect():
     code = (
-        "import sys; from pathlib import Path; from flows import recipe;"
+        "import sys; from pathlib import Path; from maskloom.flows.recipes import run as recipe;"
         "recipe.make({'inputs': 'a', 'output': 'b', 'segmenter': 'threshold', 'schedule': {'cron': "
         "'0 3 * * *'}}, Path('/'));"
         "sys.exit('prefect' in sys.modules)"
@@ -314,7 +321,7 @@ def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
             r"^cluster\.workers: expected a whole number, got 'two'\.$",
         ),
         ({"name": "A b"}, r"^name: expected text of the characters a-z0-9- only, got 'A b'\.$"),
-        ({"inputs": [[1]] * 10_000}, r"^inputs\.0: .*\n(.*\n)*\.\.\. and 9980 more\.$"),
+        ({"inputs": [[1]] * 1_000}, r"^inputs\.0: .*\n(.*\n)*\.\.\. and 980 more\.$"),
         ({"name": int("9" * 4000)}, r"^name: expected text, got 9{100}\.\.\."),
     ],
 )
@@ -326,13 +333,25 @@ def test_messages_say_what_was_expected_and_what_came(keys, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("segmenter: {kind: kmeans, classes: [no, yes, maybe]}", "segmenter.classes.0: expected text, got False. YAML reads no, off .* put quotes"),
-        ("segmenter: {kind: kmeans, classes: [2026-01-01, b]}", "got 2026-01-01. YAML reads this as a date. If it is text, put quotes"),
-        ("name: 2026", "name: expected text, got 2026. YAML reads this as a number. If it is text, put quotes"),
-        ("segmenter: {kind: off}", "segmenter.kind: expected a name, got False. YAML reads no, off"),
+        (
+            "segmenter: {kind: kmeans, classes: [no, yes, maybe]}",
+            "segmenter.classes.0: expected text, got False. YAML reads no, off .* put quotes",
+        ),
+        (
+            "segmenter: {kind: kmeans, classes: [2026-01-01, b]}",
+            "got 2026-01-01. YAML reads this as a date. If it is text, put quotes",
+        ),
+        (
+            "name: 2026",
+            "name: expected text, got 2026. YAML reads this as a number. If it is text, put quotes",
+        ),
+        (
+            "segmenter: {kind: off}",
+            "segmenter.kind: expected a name, got False. YAML reads no, off",
+        ),
         ("on: push", "expected a key that is text, got True. YAML reads no, off"),
     ],
-)  # fmt: skip
+)
 def test_what_yaml_reads_as_something_else_needs_quotes(text, message):
     with pytest.raises(RecipeError, match=message):
         recipes.make({**MINIMAL, **yaml.safe_load(text)}, Path("/data"))

@@ -108,8 +108,14 @@ def test_anchors_that_stay_small_are_welcome(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[" * 3000, "nested"), ("&a [*a]", "nested"), ("9" * 5000, "number"), ("2026-02-31", "put quotes"), ("[", "not YAML: line 1")],
-)  # fmt: skip
+    [
+        ("[" * 3000, "nested"),
+        ("&a [*a]", "nested"),
+        ("9" * 5000, "number"),
+        ("2026-02-31", "put quotes"),
+        ("[", "not YAML: line 1"),
+    ],
+)
 def test_values_of_the_command_line_are_as_strict(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         read_value(text, "-p x")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -50,7 +50,6 @@ def by_distance(truth: np.ndarray, predicted: np.ndarray, tolerance: float) -> n
     return counts
 
 
-@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0, 0.5, 1, 1.5, 2, 3, 4.3]), st.booleans())
 def test_agrees_with_a_distance_transform_in_any_tiles(
     seed: int, tolerance: float, void: bool

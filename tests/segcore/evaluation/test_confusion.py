@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics
@@ -15,7 +15,6 @@ CLASSES = 4
 LABELS = arrays(np.int64, (12, 9), elements=st.integers(-1, CLASSES - 1))
 
 
-@settings(max_examples=40, deadline=None)
 @given(LABELS, LABELS)
 def test_agrees_with_scikit_learn(truth: np.ndarray, predicted: np.ndarray) -> None:
     found = Confusion.of(truth, predicted, CLASSES)
@@ -43,7 +42,6 @@ def test_agrees_with_scikit_learn(truth: np.ndarray, predicted: np.ndarray) -> N
         assert found.kappa == pytest.approx(metrics.cohen_kappa_score(t, p))
 
 
-@settings(max_examples=40, deadline=None)
 @given(LABELS, LABELS, st.integers(0, 12), st.integers(0, 9))
 def test_parts_add_up(truth: np.ndarray, predicted: np.ndarray, row: int, column: int) -> None:
     whole = Confusion.of(truth, predicted, CLASSES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -58,7 +58,6 @@ def test_standard_errors_are_the_spread_over_many_samples() -> None:
     )  # type: ignore[union-attr]
 
 
-@settings(max_examples=30)
 @given(
     arrays(np.int64, (3, 3), elements=st.integers(0, 40)),
     arrays(np.float64, 3, elements=st.floats(1, 1e6)),

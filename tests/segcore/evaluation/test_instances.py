@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
@@ -78,7 +78,6 @@ def matches(
     )
 
 
-@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6))
 def test_agrees_with_an_assignment_by_brute_force(seed: int) -> None:
     truth = cells(seed)
@@ -100,7 +99,6 @@ def test_agrees_with_an_assignment_by_brute_force(seed: int) -> None:
     assert all(iou_matrix(predicted == a, truth == b)[0, 0] > 0.5 for a, b in pairs)
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 59), st.integers(1, 69))
 def test_overlaps_of_parts_add_up(seed: int, row: int, column: int) -> None:
     truth = cells(seed)
@@ -208,7 +206,6 @@ def panoptic(given: Scene, wanted: int) -> list[float]:
     return [len(pairs), false, missed, sum(iou for *_, iou in pairs) / weight if weight else np.nan]
 
 
-@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 20))
 def test_panoptic_quality_with_classes_and_void(seed: int, void: int) -> None:
     given = scene(np.random.default_rng(seed), slice(5, 5 + void))
@@ -277,7 +274,6 @@ def coco(scenes: list[Scene]) -> np.ndarray:
     return np.where(known, precision.mean(axis=1), np.nan).T
 
 
-@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4))
 def test_ap_coco_agrees_with_pycocotools(seed: int, images: int) -> None:
     random = np.random.default_rng(seed)

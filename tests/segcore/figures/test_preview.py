@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -103,7 +103,6 @@ def test_the_stride_is_the_smallest_power_of_two_that_fits(shape):
     assert stride == 1 or -(-max(shape) // (stride // 2)) > LARGEST_SIDE
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     st.integers(1, 330),
     st.integers(1, 330),
@@ -121,7 +120,6 @@ def test_any_tiling_gives_the_same_preview(height, width, dtype, stride, tile_si
         np.testing.assert_array_equal(a, b)
 
 
-@settings(deadline=None, max_examples=15)
 @given(
     st.integers(1, 90),
     st.integers(1, 90),

@@ -183,9 +183,17 @@ def write_tiff(path: Path, compression: str, **options: Any) -> tuple[int, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         with rasterio.open(
-            path, "w", driver="GTiff", width=512, height=512, count=pixels.shape[-1], dtype="uint8", compress=compression,
-            **({"nbits": 1} if bilevel else {"interleave": "pixel"}), **options,
-        ) as file:  # fmt: skip
+            path,
+            "w",
+            driver="GTiff",
+            width=512,
+            height=512,
+            count=pixels.shape[-1],
+            dtype="uint8",
+            compress=compression,
+            **({"nbits": 1} if bilevel else {"interleave": "pixel"}),
+            **options,
+        ) as file:
             file.write(np.moveaxis(pixels, -1, 0))
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]

@@ -56,7 +56,10 @@ def test_suffix_and_content_agree_on_the_format() -> None:
             "a.jpg",
             PNG_HEAD,
             None,
-            r"a\.jpg is JPEG by its suffix \.jpg, but its content is PNG\. Rename it to end in \.png, or set",
+            (
+                r"a\.jpg is JPEG by its suffix \.jpg, but its content is PNG\. "
+                r"Rename it to end in \.png, or set"
+            ),
         ),
         (
             "a.tif",
@@ -77,7 +80,10 @@ def test_suffix_and_content_agree_on_the_format() -> None:
             "a.xyz",
             b"GIF89a",
             None,
-            r"no format claims the suffix \.xyz, and its content is GIF\. maskloom does not read this format",
+            (
+                r"no format claims the suffix \.xyz, and its content is GIF\. "
+                r"maskloom does not read this format"
+            ),
         ),
         (
             "v.nii.gz",
@@ -92,7 +98,10 @@ def test_suffix_and_content_agree_on_the_format() -> None:
             "a.tif",
             TIFF_HEAD,
             "picture",
-            "should be PNG or JPEG or BMP or WebP for the format 'picture', but its content is TIFF",
+            (
+                "should be PNG or JPEG or BMP or WebP for the format 'picture', "
+                "but its content is TIFF"
+            ),
         ),
         ("a.tif", TIFF_HEAD, "tif", "no format 'tif'. Known: "),
     ],

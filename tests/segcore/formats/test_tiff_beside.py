@@ -59,7 +59,10 @@ def write(path: Path, bands: np.ndarray = PHOTO, **profile: object) -> Path:
 
 
 def vrt(target: str, bands: int = 1) -> str:
-    source = f"<SimpleSource><SourceFilename>{target}</SourceFilename><SourceBand>1</SourceBand></SimpleSource>"
+    source = (
+        f"<SimpleSource><SourceFilename>{target}</SourceFilename>"
+        "<SourceBand>1</SourceBand></SimpleSource>"
+    )
     band = f'<VRTRasterBand dataType="Byte" band="1">{source}</VRTRasterBand>'
     flags = '<Metadata><MDI key="INTERNAL_MASK_FLAGS_1">2</MDI></Metadata>'
     return f'<VRTDataset rasterXSize="96" rasterYSize="64">{flags}{band}</VRTDataset>'
@@ -100,7 +103,8 @@ def test_a_mask_that_leads_elsewhere_is_refused_unread(
     (tmp_path / "x.tif.msk").write_text(vrt(target.format(host=host[0], folder=tmp_path)))
     with pytest.raises(
         FormatError,
-        match=r"x\.tif\.msk, the mask beside .*x\.tif, should be TIFF, but its content is a GDAL VRT\. Remove it",
+        match=r"x\.tif\.msk, the mask beside .*x\.tif, should be TIFF, "
+        r"but its content is a GDAL VRT\. Remove it",
     ):
         everything(f"{stored(tmp_path, remote)}/x.tif")
     assert host[1] == []
@@ -280,7 +284,10 @@ def rpb() -> str:
             + ",\n\t\t\t".join(COEFFICIENTS)
             + ");"
         )
-    head = 'satId = "QB02";\nbandId = "P";\nSpecId = "RPC00B";\nBEGIN_GROUP = IMAGE\n\terrBias = 0.0;\n\terrRand = 0.0;\n'
+    head = (
+        'satId = "QB02";\nbandId = "P";\nSpecId = "RPC00B";\n'
+        "BEGIN_GROUP = IMAGE\n\terrBias = 0.0;\n\terrRand = 0.0;\n"
+    )
     return head + "\n".join(lines) + "\nEND_GROUP = IMAGE\nEND;\n"
 
 

@@ -104,8 +104,13 @@ def test_a_channel_with_white_as_0_is_inverted_and_nodata_of_any_channel_hides_a
     tmp_path: Path,
 ) -> None:
     tifffile.imwrite(
-        tmp_path / "a.tif", STACK, imagej=True, metadata={"axes": "CYX"}, photometric="miniswhite", extratags=[(42113, "s", 0, "7", False)]
-    )  # fmt: skip
+        tmp_path / "a.tif",
+        STACK,
+        imagej=True,
+        metadata={"axes": "CYX"},
+        photometric="miniswhite",
+        extratags=[(42113, "s", 0, "7", False)],
+    )
     pixels, valid = read(tmp_path / "a.tif")
     np.testing.assert_array_equal(pixels, 255 - np.moveaxis(STACK, 0, -1))
     np.testing.assert_array_equal(valid, ~(STACK == 7).any(axis=0))
@@ -122,8 +127,10 @@ def write_ome(
         f'<TiffData IFD="{page}" FirstC="{channel}" PlaneCount="1"/>' for page, channel in places
     )
     text = (
-        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1"><Image ID="I:0" Name="cells">'
-        f'<Pixels ID="P:0" Type="uint8" DimensionOrder="XYZCT" SizeX="{width}" SizeY="{height}" SizeC="{len(planes)}" SizeZ="1" SizeT="1">'
+        '<?xml version="1.0"?>'
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1">'
+        '<Image ID="I:0" Name="cells"><Pixels ID="P:0" Type="uint8" DimensionOrder="XYZCT" '
+        f'SizeX="{width}" SizeY="{height}" SizeC="{len(planes)}" SizeZ="1" SizeT="1">'
         f"{blocks}</Pixels></Image></OME>"
     ).replace(old, new)
     with tifffile.TiffWriter(path) as file:
@@ -136,22 +143,58 @@ def write_ome(
 # --- more than one picture is refused ---
 
 SEVERAL = {
-    "pages of which nothing is said": ({"metadata": None}, STACK, "holds 3 pages, and does not say what they are"),
+    "pages of which nothing is said": (
+        {"metadata": None},
+        STACK,
+        "holds 3 pages, and does not say what they are",
+    ),
     "pages by tifffile": ({}, STACK, "holds 3 pages"),
-    "many pages": ({"metadata": None}, np.repeat(STACK[:1, :16, :16], 40, axis=0), "holds more than 20 pages"),
-    "ImageJ slices": ({"imagej": True, "metadata": {"axes": "ZYX"}}, STACK, r"an ImageJ stack of 3 slices \(z\)"),
-    "ImageJ times": ({"imagej": True, "metadata": {"axes": "TYX"}}, STACK, "an ImageJ stack of 3 times"),
+    "many pages": (
+        {"metadata": None},
+        np.repeat(STACK[:1, :16, :16], 40, axis=0),
+        "holds more than 20 pages",
+    ),
+    "ImageJ slices": (
+        {"imagej": True, "metadata": {"axes": "ZYX"}},
+        STACK,
+        r"an ImageJ stack of 3 slices \(z\)",
+    ),
+    "ImageJ times": (
+        {"imagej": True, "metadata": {"axes": "TYX"}},
+        STACK,
+        "an ImageJ stack of 3 times",
+    ),
     "ImageJ slices of channels": (
         {"imagej": True, "metadata": {"axes": "ZCYX"}},
         np.stack([STACK, STACK]),
         r"3 channels x 2 slices \(z\)",
     ),
-    "OME slices": ({"ome": True, "metadata": {"axes": "ZYX"}}, STACK, r"an OME-TIFF of 3 slices \(z\)"),
-    "OME times of channels": ({"ome": True, "metadata": {"axes": "TCYX"}}, np.stack([STACK, STACK]), "3 channels x 2 times"),
-    "planes behind one directory": ({"metadata": {"axes": "QYX"}, "truncate": True}, STACK, "of 3 pictures behind one directory"),
-    "ImageJ's large files": ({"imagej": True, "truncate": True}, STACK, "an ImageJ stack of 3 pictures behind one directory"),
-    "a volume in one page": ({"volumetric": True, "tile": (16, 16, 16)}, np.repeat(STACK[:1], 16, axis=0), "of 16 pictures"),
-}  # fmt: skip
+    "OME slices": (
+        {"ome": True, "metadata": {"axes": "ZYX"}},
+        STACK,
+        r"an OME-TIFF of 3 slices \(z\)",
+    ),
+    "OME times of channels": (
+        {"ome": True, "metadata": {"axes": "TCYX"}},
+        np.stack([STACK, STACK]),
+        "3 channels x 2 times",
+    ),
+    "planes behind one directory": (
+        {"metadata": {"axes": "QYX"}, "truncate": True},
+        STACK,
+        "of 3 pictures behind one directory",
+    ),
+    "ImageJ's large files": (
+        {"imagej": True, "truncate": True},
+        STACK,
+        "an ImageJ stack of 3 pictures behind one directory",
+    ),
+    "a volume in one page": (
+        {"volumetric": True, "tile": (16, 16, 16)},
+        np.repeat(STACK[:1], 16, axis=0),
+        "of 16 pictures",
+    ),
+}
 
 
 @pytest.mark.parametrize(("options", "stack", "message"), SEVERAL.values(), ids=SEVERAL.keys())

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
@@ -32,7 +32,6 @@ def points(
     ]
 
 
-@settings(max_examples=25)
 @given(
     st.floats(-180, 180),
     st.floats(0.1, 50),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
@@ -20,7 +20,6 @@ shapes = stn.array_shapes(min_dims=3, max_dims=3, max_side=9)
         elements=st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 0.25, 0.5, 1.0, np.inf]),
     )
 )
-@settings(max_examples=100, deadline=None)
 def test_the_first_of_the_greatest(scores: np.ndarray) -> None:
     labels = np.empty(scores.shape[:2], np.uint8)
     likeliest(scores, labels)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
@@ -95,7 +95,6 @@ def patchy(shape: tuple[int, int], dtype: str, classes: int, seed: int) -> np.nd
     return np.where(draw.random(shape) < 0.15, np.iinfo(dtype).max, values).astype(dtype)
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     st.integers(1, 150),
     st.integers(1, 150),
@@ -109,7 +108,6 @@ def test_halving_takes_the_most_frequent_label_and_the_first_of_equals(height, w
     np.testing.assert_array_equal(halve(labels), halve_slowly(labels))
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(TILE_SIZES), st.integers(0, 10**6))
 def test_the_mask_is_the_labels_and_each_overview_halves_the_level_below(
     height, width, tile_size, seed

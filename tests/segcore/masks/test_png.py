@@ -10,7 +10,7 @@ import cv2
 import imagecodecs
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -48,7 +48,6 @@ def write(labels: np.ndarray, tile_size: int, legend: ClassTable = LEGEND) -> by
     return out.getvalue()
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     st.integers(1, 200),
     st.integers(1, 200),
@@ -62,7 +61,6 @@ def test_the_values_of_the_palette_picture_are_the_labels(height, width, tile_si
     np.testing.assert_array_equal(np.array(image), labels)
 
 
-@settings(deadline=None, max_examples=20)
 @given(
     st.integers(1, 150), st.integers(1, 150), st.sampled_from([16, 64, 256]), st.integers(0, 10**6)
 )

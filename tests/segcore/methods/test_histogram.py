@@ -6,7 +6,7 @@ from functools import reduce
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
@@ -25,7 +25,6 @@ def everywhere(values: np.ndarray) -> np.ndarray:
     ),
     st.lists(st.integers(0, 60), max_size=4),
 )
-@settings(deadline=None)
 def test_parts_make_the_whole(values: np.ndarray, cuts: list[int]) -> None:
     parts = [Values.of(part, everywhere(part)) for part in np.split(values, sorted(cuts))]
     for order in (parts, parts[::-1]):
@@ -69,7 +68,6 @@ def test_masked_and_infinite_values_do_not_count() -> None:
     ),
     st.sampled_from([5, 256]),
 )
-@settings(max_examples=200, deadline=None)
 def test_bins_are_numpys(values: np.ndarray, number: int) -> None:
     if np.ptp(values) < 1e-3:
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from skimage import data
 from sklearn.cluster import MeanShift, estimate_bandwidth
@@ -69,11 +69,13 @@ def slow_mean_shift(
     return found, np.linalg.norm(at[:, None] - found, axis=2).argmin(axis=1)
 
 
-def matched(model: ModesModel, modes: np.ndarray) -> np.ndarray:
-    """Which of our classes each of the other modes is; all must be found again."""
+def matched(model: ModesModel, modes: np.ndarray, within: float = 1e-6) -> np.ndarray:
+    """Which of our classes each of the other modes is; all must be found again, to this part of the
+    bandwidth.
+    """
     assert len(modes) == len(model.modes)
     distances = np.linalg.norm(modes[:, None] - np.array(model.modes), axis=2)
-    assert distances.min(axis=1).max() < 1e-6 * model.bandwidth
+    assert distances.min(axis=1).max() < within * model.bandwidth
     return distances.argmin(axis=1)
 
 
@@ -117,7 +119,6 @@ def test_modes_and_basins_are_those_of_a_slow_mean_shift(name: str, kernel: Any)
 @given(
     st.integers(1, 5), st.integers(0, 2**31), st.sampled_from(["flat", "epanechnikov", "gaussian"])
 )
-@settings(max_examples=25, deadline=None)
 def test_any_number_of_bands(channels: int, seed: int, kernel: Any) -> None:
     generator = np.random.default_rng(seed)
     centres = generator.uniform(-3, 3, (3, channels))
@@ -126,7 +127,9 @@ def test_any_number_of_bands(channels: int, seed: int, kernel: Any) -> None:
     )
     modes, members = slow_mean_shift(pixels.reshape(-1, channels), kernel, 0.9)
     model = fit(full(pixels), kernel=kernel, bandwidth=0.9)
-    assert np.array_equal(labelled(model, full(pixels)).ravel(), matched(model, modes)[members])
+    # Of the ends of the paths to one mode, all within their last step of it, either may be taken.
+    expected = matched(model, modes, within=1e-3)[members]
+    assert np.array_equal(labelled(model, full(pixels)).ravel(), expected)
 
 
 @pytest.mark.parametrize(

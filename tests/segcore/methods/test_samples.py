@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from skimage import data
 
@@ -107,7 +107,6 @@ DRAWN = [("uint16", 3), ("uint8", 4), ("float32", 1), ("float64", 2), ("int32", 
     st.integers(0, 99),
     st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
 def test_any_tiling_order_and_grouping(
     kind: tuple[str, int], tile: tuple[int, int], seed: int, order: int
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import ndimage
 from skimage import measure
@@ -174,7 +174,6 @@ def rules(classes: tuple[int, ...]) -> st.SearchStrategy[Components]:
     )
 
 
-@settings(deadline=None)
 @given(masks(classes=1), rules((1,)), tiles)
 @example(np.eye(7, dtype=np.uint8), Components((1,), 8), (1, 1))
 @example(np.eye(7, dtype=np.uint8)[::-1].copy(), Components((1,), 8), (2, 3))
@@ -201,7 +200,6 @@ def test_one_class_is_labelled_as_by_scipy(
     assert np.array_equal(parts.label(values)[0], ids)
 
 
-@settings(deadline=None)
 @given(masks(classes=3), rules((1, 3)) | rules((2, 0, 1)), tiles)
 def test_classes_are_kept_apart(
     values: np.ndarray, parts: Components, tile: tuple[int, int]
@@ -215,7 +213,6 @@ def test_classes_are_kept_apart(
     assert np.array_equal(class_of[labels], wanted_classes)
 
 
-@settings(deadline=None)
 @given(masks(classes=4), st.sampled_from([4, 8]), tiles)
 def test_all_classes_are_labelled_as_by_scikit_image(
     values: np.ndarray, connectivity: int, tile: tuple[int, int]

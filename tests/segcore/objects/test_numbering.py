@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.segmentation import relabel_sequential
@@ -30,7 +30,6 @@ def by_first_pixel(ids: np.ndarray) -> np.ndarray:
     return number[ids]
 
 
-@settings(deadline=None)
 @given(st.tuples(sides, sides), st.integers(0, 99))
 def test_first_pixels_are_those_of_numpy(shape: tuple[int, int], seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -51,7 +50,6 @@ def _cells(shape: tuple[int, ...], start: tuple[int, int], size: tuple[int, int]
     return [Tile((0, 0), core, core)]
 
 
-@settings(deadline=None)
 @given(grids, st.integers(1, 9), st.integers(0, 999))
 def test_ids_do_not_know_the_tiling(grid: Grid, objects: int, seed: int) -> None:
     generator = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -96,7 +96,6 @@ def make_edges(generator: np.random.Generator, valid: np.ndarray, levels: int, l
     return Edges(right, down)
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.integers(0, 2**32),
     st.tuples(st.integers(1, 14), st.integers(1, 14)),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -26,7 +26,6 @@ sides = st.integers(1, 13)
 grids = st.builds(Grid, st.tuples(sides, sides), st.tuples(st.integers(1, 6), st.integers(1, 6)))
 
 
-@settings(deadline=None)
 @given(st.tuples(sides, sides), st.integers(1, 4))
 def test_a_border_holds_each_pixel_of_the_frame_once(shape: tuple[int, int], width: int) -> None:
     values = np.arange(1, shape[0] * shape[1] + 1).reshape(shape)
@@ -41,7 +40,6 @@ def test_a_border_holds_each_pixel_of_the_frame_once(shape: tuple[int, int], wid
         assert flat.size == frame.sum()
 
 
-@settings(deadline=None)
 @given(grids, st.integers(1, 3), st.integers(0, 99))
 def test_borders_find_any_pixel_near_a_seam(grid: Grid, width: int, seed: int) -> None:
     values = np.random.default_rng(seed).integers(0, 99, grid.shape).astype(np.uint32)
@@ -73,7 +71,6 @@ def test_nothing_asked_gives_nothing() -> None:
     assert tiles.size == found.size == 0
 
 
-@settings(deadline=None)
 @given(grids, st.booleans())
 def test_crossings_are_all_pairs_of_neighbours_over_seams(grid: Grid, diagonal: bool) -> None:
     number = np.zeros(grid.shape, int)
@@ -146,7 +143,6 @@ def _linked(
     return fragments, seams
 
 
-@settings(deadline=None)
 @given(grids, st.integers(1, 3), st.integers(0, 999))
 def test_links_join_what_scipy_labels_as_one(grid: Grid, width: int, seed: int) -> None:
     mask = np.random.default_rng(seed).random(grid.shape) < 0.6

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -168,7 +168,6 @@ def test_small_objects_come_out_the_same_for_any_tiling(
     assert np.array_equal(classes, whole_classes)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     centres=st.lists(
         st.tuples(st.integers(0, 69), st.integers(0, 79)), min_size=1, max_size=25, unique=True

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
 
 
-@settings(deadline=None)
 @given(st.integers(0, 400))
 def test_every_class_has_a_colour_of_its_own(count: int) -> None:
     legend = ClassTable.of(tuple(f"class {i}" for i in range(count)))
@@ -44,7 +43,6 @@ def test_background_is_dark_grey_and_takes_no_hue(name: str) -> None:
     assert with_background.colours[1:] == without.colours
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_colours_depend_on_the_place_not_on_the_number_of_classes(few: int, more: int) -> None:
     names = tuple(f"class {i}" for i in range(few + more))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 from skimage import data
@@ -237,7 +237,6 @@ def test_memory_stays_within_the_footprint(recipe: Ensemble) -> None:
     st.tuples(st.integers(1, 20), st.integers(1, 20)),
     stn.arrays("float32", (17, 23), elements=st.integers(0, 40)),
 )
-@settings(max_examples=30, deadline=None)
 def test_any_tiling_with_members_that_take_several_rounds(
     tile: tuple[int, int], pixels: np.ndarray
 ) -> None:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import rasterio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from scipy import ndimage
@@ -243,7 +243,6 @@ def test_tiles_give_the_objects_of_the_whole_photo(name: str, holes: bool) -> No
         assert np.array_equal(object_mask(model, picture, tile)[0], whole), tile
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 2**32),
     st.tuples(st.integers(1, 16), st.integers(1, 16)),

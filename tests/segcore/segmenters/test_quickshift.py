@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from scipy import stats
@@ -133,7 +133,6 @@ def test_regions_of_a_photo_are_those_of_scikit_image(photo: np.ndarray) -> None
     assert same_regions(trees(ours), regions)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_links_of_small_pictures_are_those_of_scikit_image(draw: st.DataObject) -> None:
     shape = tuple(draw.draw(st.integers(1, most)) for most in (14, 14, 4))
@@ -244,7 +243,6 @@ def test_the_halo_is_all_that_a_tile_needs_and_no_more(bands: int) -> None:
         )
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_tiles_give_the_regions_of_the_whole(draw: st.DataObject) -> None:
     height, width, bands = (draw.draw(st.integers(1, most)) for most in (17, 17, 3))

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 from pydantic import TypeAdapter, ValidationError
@@ -80,7 +80,6 @@ whole_numbers = stn.arrays(
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.data(),
 )
-@settings(max_examples=80, deadline=None)
 def test_any_whole_numbers_any_mask_any_tiling(
     image: np.ndarray, method: Any, tile: tuple[int, int], draw: Any
 ) -> None:
@@ -94,10 +93,10 @@ def test_any_whole_numbers_any_mask_any_tiling(
     stn.arrays("float64", (9, 11), elements=st.floats(-1e6, 1e6, allow_subnormal=False)),
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
 )
-@settings(max_examples=50, deadline=None)
 def test_any_floats_any_tiling(image: np.ndarray, tile: tuple[int, int]) -> None:
-    if np.ptp(image) < 1e-9 * np.abs(image).max():
-        return  # NumPy refuses 256 bins where neighbouring edges cannot be told apart
+    spread = np.ptp(image)
+    if spread < 1e-9 * np.abs(image).max() or 0 < spread < 1e-280:
+        return  # NumPy refuses bins whose edges cannot be told apart, and we the narrowest of all
     assert found(Threshold(), gray(image), tile=tile) == (float(filters.threshold_otsu(image)),)
 
 
@@ -159,7 +158,6 @@ def test_infinite_values_are_left_out_of_the_fit_and_labelled() -> None:
     st.floats(-300, 300, allow_subnormal=False),
     st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
 def test_a_pixel_is_one_where_it_is_greater(dtype: str, value: float, above: bool) -> None:
     info = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else None
     near = np.array(

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 from pydantic import TypeAdapter, ValidationError
@@ -105,7 +105,6 @@ PIXELS = stn.arrays(
 
 
 @given(PIXELS, st.sampled_from(STATISTICS), st.sampled_from([3, 5, 9, 21]), st.data())
-@settings(max_examples=40, deadline=None)
 def test_local_values_leave_out_what_is_not_usable(
     image: np.ndarray, statistic: Any, side: int, draw: Any
 ) -> None:
@@ -122,7 +121,6 @@ def test_local_values_leave_out_what_is_not_usable(
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.data(),
 )
-@settings(max_examples=120, deadline=None)
 def test_any_image_any_mask_any_tiling(
     image: np.ndarray, statistic: Any, window: int, tile: tuple[int, int], draw: Any
 ) -> None:

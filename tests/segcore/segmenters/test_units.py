@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from skimage import data
 from skimage.filters import threshold_li, threshold_multiotsu, threshold_otsu, threshold_triangle
@@ -164,7 +164,6 @@ def clouds(draw: st.DrawFn, bands: tuple[int, int] = (1, 3)) -> np.ndarray:
 
 factor = st.floats(-9, 9).map(lambda exponent: 10.0**exponent)
 shift = st.floats(-100, 100)
-every = settings(max_examples=10)
 
 BY_BAND = [
     MixtureOfGaussians(components=3),
@@ -183,7 +182,6 @@ ALIKE = [
 
 
 @pytest.mark.parametrize("recipe", BY_BAND, ids=str)
-@every
 @given(clouds(), st.lists(st.tuples(factor, shift), min_size=3, max_size=3))
 def test_units_of_any_band_change_no_label(
     recipe: Any, pixels: np.ndarray, units: list[tuple[float, float]]
@@ -199,7 +197,6 @@ def test_units_of_any_band_change_no_label(
 
 
 @pytest.mark.parametrize("recipe", ALIKE, ids=str)
-@every
 @given(clouds(), factor, st.lists(shift, min_size=3, max_size=3))
 def test_one_factor_for_all_bands_changes_no_label(
     recipe: Any, pixels: np.ndarray, a: float, shifts: list[float]
@@ -216,7 +213,6 @@ THRESHOLDS = [Threshold(method=method) for method in METHODS] + [  # type: ignor
 
 
 @pytest.mark.parametrize("recipe", THRESHOLDS, ids=str)
-@every
 @given(clouds((1, 1)), factor, shift)
 def test_units_change_no_threshold(recipe: Any, pixels: np.ndarray, a: float, b: float) -> None:
     assert np.array_equal(labels_of(recipe, a * (pixels + b)), labels_of(recipe, pixels))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scipy import ndimage
@@ -62,7 +62,6 @@ def squares_of(classes: np.ndarray, reach: int) -> np.ndarray:
     return squares
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     shape=st.tuples(st.integers(1, 30), st.integers(1, 30)),
@@ -133,7 +132,6 @@ def test_distance_clips_what_is_wider() -> None:
     assert objects_of(Watershed(HALF, distance=12), picture_of(mask)).max() == 2
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     centres=st.lists(
         st.tuples(st.integers(0, 89), st.integers(0, 99)), min_size=1, max_size=20, unique=True

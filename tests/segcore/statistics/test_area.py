@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.errors import FormatError, MaskloomError
@@ -35,7 +35,6 @@ def whole(image: LabelledImage) -> list[dict]:
     return rows_of(Area(), image, image.cut(image.spec.shape))
 
 
-@settings(deadline=None, max_examples=60)
 @given(image=labelled_images(), tile=st.tuples(st.integers(1, 30), st.integers(1, 30)))
 def test_areas_are_the_sums_of_the_pixels_areas(
     image: LabelledImage, tile: tuple[int, int]
@@ -57,7 +56,6 @@ def test_areas_are_the_sums_of_the_pixels_areas(
         assert row["area_unit"] == ("px" if image.spec.space.crs is None else "m2")
 
 
-@settings(deadline=None, max_examples=30)
 @given(image=labelled_images())
 def test_fractions_are_parts_of_the_valid_pixels(image: LabelledImage) -> None:
     fractions = [row["fraction"] for row in whole(image)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -34,17 +34,35 @@ SECRET = "c0ffeeC0FFEE42"
             f"https://b.s3.amazonaws.com/a.tif?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={SECRET}&X-Amz-Expires=60&X-Amz-Signature={SECRET}",
             "https://b.s3.amazonaws.com/a.tif",
         ),
-        (f"https://b.s3.amazonaws.com/a.tif?versionId=7&AWSAccessKeyId=AK&Expires=1&Signature={SECRET}", "https://b.s3.amazonaws.com/a.tif?versionId=7"),
-        (f"https://a.blob.core.windows.net/c/a.tif?sv=2025&st=x&se=y&sr=b&sp=r&skoid=z&sktid=t&sig={SECRET}", "https://a.blob.core.windows.net/c/a.tif"),
-        (f"https://storage.googleapis.com/b/a.tif?X-Goog-Date=1&X-Goog-Signature={SECRET}", "https://storage.googleapis.com/b/a.tif"),
-        (f"https://d.cloudfront.net/a.tif?Policy=p&Signature={SECRET}&Key-Pair-Id=K", "https://d.cloudfront.net/a.tif"),
+        (
+            (
+                "https://b.s3.amazonaws.com/a.tif?versionId=7&AWSAccessKeyId=AK&Expires=1"
+                f"&Signature={SECRET}"
+            ),
+            "https://b.s3.amazonaws.com/a.tif?versionId=7",
+        ),
+        (
+            (
+                "https://a.blob.core.windows.net/c/a.tif?sv=2025&st=x&se=y&sr=b&sp=r&skoid=z"
+                f"&sktid=t&sig={SECRET}"
+            ),
+            "https://a.blob.core.windows.net/c/a.tif",
+        ),
+        (
+            f"https://storage.googleapis.com/b/a.tif?X-Goog-Date=1&X-Goog-Signature={SECRET}",
+            "https://storage.googleapis.com/b/a.tif",
+        ),
+        (
+            f"https://d.cloudfront.net/a.tif?Policy=p&Signature={SECRET}&Key-Pair-Id=K",
+            "https://d.cloudfront.net/a.tif",
+        ),
         (f"https://h/get?scene=3&access_token={SECRET}", "https://h/get?scene=3"),
         (f"https://h/a.tif?apikey={SECRET}", "https://h/a.tif"),
         (f"https://h/a.tif?n=1&hmac={SECRET}", "https://h/a.tif?n=1"),
         (f"https://h/a.tif?x_hmac_sha256={SECRET}&hdnts={SECRET}&mac={SECRET}", "https://h/a.tif"),
         (f"https://h/a.tif?n=1#token={SECRET}", "https://h/a.tif?n=1"),
     ],
-)  # fmt: skip
+)
 def test_signatures_are_left_out_and_the_rest_of_the_address_stays(signed: str, plain: str) -> None:
     assert is_signed(signed)
     assert unsigned(signed) == plain
@@ -58,9 +76,16 @@ def test_a_url_loses_its_fragment_and_other_names_keep_theirs() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["https://h/a.tif?item=3&se=4", "https://h/a.tif?author=me&expires=1", "/data/a?token=x.png", "s3://b/a.tif", "https://h/a?b",
-     "https://h/a.tif?machine=3&smack=4"]
-)  # fmt: skip
+    "address",
+    [
+        "https://h/a.tif?item=3&se=4",
+        "https://h/a.tif?author=me&expires=1",
+        "/data/a?token=x.png",
+        "s3://b/a.tif",
+        "https://h/a?b",
+        "https://h/a.tif?machine=3&smack=4",
+    ],
+)
 def test_an_address_without_a_signature_is_as_it_was(address: str) -> None:
     assert unsigned(address) == address
     assert not is_signed(address)
@@ -91,7 +116,6 @@ def test_passwords_are_known_from_users_and_ports(address: str, secret: bool) ->
         assert written(address) == address
 
 
-@settings(max_examples=25)
 @given(st.text())
 def test_what_is_written_is_utf8_and_stays_what_it_is(text: str) -> None:
     once = written(text)

@@ -283,7 +283,8 @@ def test_what_to_do_follows_from_why_a_disk_does_not_take_a_file(
     with (
         pytest.raises(
             StoreError,
-            match=rf"Cannot write .*/a: .*{os.strerror(number)}.*\. {words} then run the same command\.$",
+            match=rf"Cannot write .*/a: .*{os.strerror(number)}.*\. "
+            rf"{words} then run the same command\.$",
         ),
         Store(str(tmp_path)).writing("a"),
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
@@ -21,7 +21,6 @@ def decode(kind, raw, valid=None, classes=CLASSES):
     return kind.table(classes).decode(raw, np.ones(raw.shape[:2], bool) if valid is None else valid)
 
 
-@settings(deadline=None, max_examples=30)
 @given(arrays.arrays(np.uint8, (5, 7)))
 def test_indices_are_class_ids_and_all_else_is_void_or_unknown(raw):
     found = decode(Index(void=(255, 9)), raw)
@@ -68,7 +67,6 @@ def test_objects_of_any_number_are_one_class():
     ]
 
 
-@settings(deadline=None, max_examples=30)
 @given(
     arrays.arrays(np.uint16, (9, 11), elements=st.sampled_from([0, 0, 0, 1, 2, 700])),
     st.integers(1, 3),

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tests_support import write_tiff
@@ -151,7 +151,6 @@ def test_the_survey_counts_every_pixel_by_class(collection):
             ]
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     st.tuples(st.integers(1, 150), st.integers(1, 90)),
     st.integers(24, 64),
@@ -200,7 +199,6 @@ def test_resizing_keeps_pixels_and_labels_together(side):
     np.testing.assert_array_equal(found.classes, found.ids)
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.integers(-40, 60), st.integers(-40, 60), st.integers(1, 80))
 def test_windows_are_mirrored_at_the_border_as_in_inference(top, left, side):
     pixels = np.arange(23 * 31).reshape(23, 31).astype(np.uint16)
@@ -227,7 +225,6 @@ def test_windows_are_mirrored_at_the_border_as_in_inference(top, left, side):
     assert not window.ids[outside].any()
 
 
-@settings(deadline=None, max_examples=20)
 @given(
     st.integers(1, 3),
     st.integers(0, 90),

@@ -54,7 +54,8 @@ def examine(weights: Weights, seconds: float | None = None) -> Card:
     try:
         with lifeline.tied() as line:
             child = subprocess.run(
-                [sys.executable, "-m", __name__, str(line)],
+                # Nothing of the current folder is to be imported, a checkout of maskloom neither.
+                [sys.executable, "-P", "-m", __name__, str(line)],
                 input=request,
                 capture_output=True,
                 text=True,

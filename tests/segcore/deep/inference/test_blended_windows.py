@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.deep.inference.blended_windows import Windowing, core_scores
@@ -74,7 +74,6 @@ def whole_window(margin: int) -> Network:
     st.sampled_from([1, 8, 32, 50, 256]),
     st.sampled_from(["blended", "cut"]),
 )
-@settings(max_examples=200, deadline=None)
 def test_weights_add_up_to_exactly_one(
     reach: ReceptiveField, size: int, side: int, seams: Any
 ) -> None:
@@ -92,7 +91,6 @@ def test_weights_add_up_to_exactly_one(
 
 
 @given(reaches, sizes, sizes, tilings, st.sampled_from([8, 32, 50]))
-@settings(max_examples=80, deadline=None)
 def test_any_tiling_gives_the_same_bits(
     reach: ReceptiveField, height: int, width: int, tile: Any, side: int
 ) -> None:
@@ -104,7 +102,6 @@ def test_any_tiling_gives_the_same_bits(
 
 
 @given(reaches, sizes, sizes, tilings, st.sampled_from([8, 32, 50]))
-@settings(max_examples=40, deadline=None)
 def test_class_ids_are_cut_and_never_averaged(
     reach: ReceptiveField, height: int, width: int, tile: Any, side: int
 ) -> None:
@@ -123,7 +120,6 @@ def test_class_ids_are_cut_and_never_averaged(
 
 
 @given(reaches, sizes, sizes, st.sampled_from([8, 32, 50]))
-@settings(max_examples=40, deadline=None)
 def test_blending_scores_that_agree_changes_nothing(
     reach: ReceptiveField, height: int, width: int, side: int
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -106,7 +106,6 @@ sizes = st.integers(1, 90)
 
 
 @given(sizes, sizes, tilings, st.sampled_from([1, 3, 8]), st.sampled_from([5, 16, 32, 512]))
-@settings(max_examples=60, deadline=None)
 def test_same_padding_equals_one_run_over_the_whole_image(
     height: int, width: int, tile: Any, radius: int, side: int
 ) -> None:
@@ -118,7 +117,6 @@ def test_same_padding_equals_one_run_over_the_whole_image(
 
 
 @given(sizes, sizes, tilings, st.sampled_from([1, 2, 6, 8]), st.sampled_from([5, 16, 32, 512]))
-@settings(max_examples=60, deadline=None)
 def test_sizes_that_are_no_multiple_of_the_stride_are_completed_by_mirroring(
     height: int, width: int, tile: Any, stride: int, side: int
 ) -> None:
@@ -147,7 +145,6 @@ def test_sizes_that_are_no_multiple_of_the_stride_are_completed_by_mirroring(
     st.sampled_from([(4, 4, 0), (4, 8, 1), (8, 13, 5)]),
     st.sampled_from([5, 16, 512]),
 )
-@settings(max_examples=60, deadline=None)
 def test_networks_without_padding_see_the_image_mirrored_beyond_its_border(
     height: int, width: int, tile: Any, kind: tuple[int, int, int], side: int
 ) -> None:
@@ -164,7 +161,6 @@ def test_networks_without_padding_see_the_image_mirrored_beyond_its_border(
 
 
 @given(sizes, sizes, tilings, st.sampled_from([1, 4]))
-@settings(max_examples=40, deadline=None)
 def test_files_of_one_size_tile_exactly(height: int, width: int, tile: Any, stride: int) -> None:
     image, network = picture(height, width), cells(stride)
     patching = Patching(ReceptiveField(2 * stride - 1, stride, fixed=(32, 40)))

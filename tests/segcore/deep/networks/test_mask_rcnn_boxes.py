@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.deep.networks.mask_rcnn.anchors import level_anchors
@@ -47,7 +47,6 @@ def test_overlap_of_known_boxes() -> None:
     assert np.allclose(to_numpy(overlap(one, other)), [[1 / 3, 0, 1, 0], [0, 0, 0, 0]])
 
 
-@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_overlap_agrees_with_the_plain_one(seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -56,7 +55,6 @@ def test_overlap_agrees_with_the_plain_one(seed: int) -> None:
     assert np.allclose(to_numpy(overlap(one, other)), expected, atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_decoding_undoes_encoding(seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -114,7 +112,6 @@ def test_anchors_sit_in_the_middle_of_their_squares() -> None:
     assert np.allclose(anchors[6] - anchors[0], [8, 0, 8, 0])
 
 
-@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), greatest=st.sampled_from([0.1, 0.3, 0.5, 0.7]))
 def test_suppression_is_the_greedy_one(seed: int, greatest: float) -> None:
     generator = np.random.default_rng(seed)

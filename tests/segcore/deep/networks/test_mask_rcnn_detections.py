@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections, hit_by_better, overlaps
@@ -98,7 +98,6 @@ def test_only_rivals_of_the_same_class_hit() -> None:
     assert overlaps(boxes, boxes)[0, 3] == 0.5
 
 
-@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), core=st.sampled_from([32, 50]), halo=st.sampled_from([16, 24]))
 def test_windows_find_every_object_once_and_every_region_sees_the_same(
     seed: int, core: int, halo: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.deep.networks.mask_rcnn.detections import overlaps
@@ -40,7 +40,6 @@ def check(found: tuple[np.ndarray, ...], expected: list[tuple[float, np.ndarray,
     assert not classes[n:].any()
 
 
-@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_proposals_are_the_greedy_choice_of_shifted_anchors(seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -66,7 +65,6 @@ def test_proposals_are_the_greedy_choice_of_shifted_anchors(seed: int) -> None:
         check(parts, plain_choice(ranked, 0.7, 12))
 
 
-@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), greatest=st.sampled_from([0.2, 0.5]))
 def test_detections_are_the_greedy_choice_class_by_class(seed: int, greatest: float) -> None:
     generator = np.random.default_rng(seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.deep.networks.mask_rcnn.roi_align import level_of, roi_align
@@ -42,7 +42,6 @@ def plain_align(feature: np.ndarray, stride: int, box: np.ndarray, size: int) ->
     return result
 
 
-@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), size=st.sampled_from([1, 3, 7]))
 def test_agrees_with_the_plain_one_on_every_level(seed: int, size: int) -> None:
     generator = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.deep.networks.mask_rcnn.assignment import (
@@ -151,7 +151,6 @@ def test_cells_are_the_objects_from_a_half_on() -> None:
     assert np.array_equal(found[1], np.tile(np.arange(28) < 27, (28, 1)))
 
 
-@settings(max_examples=20, deadline=None)
 @given(radius=st.floats(6, 18), centre=st.tuples(st.floats(20, 30), st.floats(20, 30)))
 def test_targets_of_discs_are_discs(radius: float, centre: tuple[float, float]) -> None:
     y, x = np.indices((50, 50)) + 0.5

@@ -7,7 +7,7 @@ from typing import Any, cast
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.segcore.deep.networks.mask_rcnn.anchors import level_anchors
@@ -61,7 +61,6 @@ def part_of(instances: np.ndarray, box: np.ndarray) -> float:
     return float(covered[instances == UNLABELLED].sum() / max(covered.sum(), 1e-9))
 
 
-@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_labelled_is_what_lies_in_void_for_at_most_a_half(seed: int) -> None:
     generator = np.random.default_rng(seed)

@@ -243,8 +243,8 @@ def test_recipes_load_no_keras() -> None:
     import sys
 
     code = (
-        "import sys, maskloom.segcore.deep.networks.recipe; print(sorted({'keras', 'tensorflow'} & "
-        "set(sys.modules)))"
+        "import sys, maskloom.segcore.deep.networks.recipe; "
+        "print(sorted({'keras', 'tensorflow'} & set(sys.modules)))"
     )
     assert (
         subprocess.run(

@@ -11,7 +11,7 @@ import cv2
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers, ops
 from scipy import ndimage, signal
@@ -63,7 +63,6 @@ def test_bilinear_by_hand() -> None:
     assert np.array_equal(plain(bilinear(maps([0, 8], [16, 24]), 2))[0, 0, :, 0], [0, 2, 6, 8])
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 3))
 def test_bilinear_equals_scipy_opencv_and_scikit_image_and_nearest_numpy(
     height: int, width: int, factor: int, channels: int
@@ -126,7 +125,6 @@ def test_max_pool_and_unpool_by_hand() -> None:
     )
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
 def test_unpooling_puts_maxima_back(height: int, width: int, size: int, channels: int) -> None:
     image = picture(height * size, width * size, channels)
@@ -152,7 +150,6 @@ def test_pooling_layers_with_unknown_sizes_and_files(tmp_path: Path) -> None:
     )
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 6),
     st.integers(1, 7),
@@ -197,7 +194,6 @@ def test_transposed_convolution_by_hand() -> None:
     assert np.array_equal(plain(layer(maps([1, 10])))[0, 0, :, 0], [1, 2, 3 + 10, 20, 30])
 
 
-@settings(max_examples=15, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 5), st.integers(1, 4))
 def test_transposed_convolution_is_a_bed_of_nails_convolved(
     height: int, width: int, kernel: int, stride: int
@@ -284,7 +280,6 @@ def test_bilinear_kernel_mixes_no_channels_and_comes_back_from_its_configuration
         BilinearKernel()((4, 4, 2, 3))
 
 
-@settings(max_examples=15, deadline=None)
 @given(st.integers(1, 4), st.sampled_from([1, 3]), st.sampled_from(["valid", "same"]))
 def test_dilated_convolution_is_one_by_a_kernel_with_zeros_between(
     rate: int, kernel: int, padding: str

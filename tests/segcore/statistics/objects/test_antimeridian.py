@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from objects_support import ObjectImage, check_rings, geometries, image_of, random_ids
 from pyproj import CRS, Geod, Transformer
@@ -185,7 +185,6 @@ def test_a_ring_around_a_pole_is_open_there_and_corners_at_it_meet(case: str) ->
             assert others[one].intersection(others[other]).area < 1e-9
 
 
-@settings(deadline=None, max_examples=15)
 @given(
     case=st.sampled_from([*SEAMS.values(), *POLES.values()]),
     objects=st.integers(1, 5),

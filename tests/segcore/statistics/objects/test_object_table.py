@@ -8,7 +8,7 @@ from math import isqrt
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from objects_support import ObjectImage, random_ids
 from pydantic import TypeAdapter, ValidationError
@@ -113,7 +113,6 @@ def against_scikit_image(image: ObjectImage, table: object) -> None:
     assert rows["touches_edge"] == [number in edge for number in rows["object_id"]]
 
 
-@settings(deadline=None, max_examples=20)
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     tile=st.tuples(st.integers(1, 24), st.integers(1, 24)),
@@ -246,7 +245,6 @@ def test_band_sums_are_exact_far_from_zero(dtype: str) -> None:
     assert np.isnan(sums.deviation()[0, 0])
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.lists(SINGLES, min_size=2, max_size=60), st.data())
 def test_floats_in_any_order_and_any_parts(values: list[float], data: st.DataObject) -> None:
     def total(numbers: list[float], cut: int) -> BandSums:

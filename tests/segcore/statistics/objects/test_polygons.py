@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio.features
 import shapely
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from objects_support import check_rings, geometries, image_of, parts, random_ids
 from pyproj import Geod, Transformer
@@ -50,7 +50,6 @@ def against_rasterio(ids: np.ndarray, table: object) -> None:
         assert tuple(bounds.values()) == ours.bounds
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 30), st.integers(1, 30)),
     tile=st.tuples(st.integers(1, 16), st.integers(1, 16)),

@@ -468,7 +468,8 @@ weights = Weights.of(sys.argv[1])
 card = Card("network", weights.sha256, 2, ("a", "b", "c"), Scaling(), Reach(64, 4))
 for engine in ("openvino", "tensorflow"):
     if engines.is_installed(engine):
-        engines.open_engine(weights, card, Choice(engine, "bfloat16"))(np.ones((1, 32, 32, 2), np.float32))
+        predict = engines.open_engine(weights, card, Choice(engine, "bfloat16"))
+        predict(np.ones((1, 32, 32, 2), np.float32))
 import tensorflow
 print(tensorflow.config.threading.get_intra_op_parallelism_threads())
 print("mine", file=sys.stderr)
@@ -483,7 +484,7 @@ def test_a_worker_is_quiet_and_has_the_threads_it_was_told(unet: Weights) -> Non
 
 def test_what_others_write_to_standard_error_is_kept() -> None:
     code = (
-        "import os, sys; from maskloom.segcore.deep.inference.runtime import quiet\nwith quiet():\n os.write(2, "
-        "b'I0000 00 x\\nproblem\\n')"
+        "import os, sys; from maskloom.segcore.deep.inference.runtime import quiet\n"
+        "with quiet():\n os.write(2, b'I0000 00 x\\nproblem\\n')"
     )
     assert in_a_process(code).stderr == "problem\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -211,7 +211,6 @@ kernels = st.lists(st.tuples(st.integers(-3, 1), st.integers(0, 6)), min_size=1,
 
 
 @given(kernels)
-@settings(max_examples=25, deadline=None)
 def test_lopsided_fields(parts: list[tuple[int, int]]) -> None:
     """Each part adds up the rows from an offset on; the field goes from the sum of first offsets to
     that of last ones.

@@ -1,0 +1,165 @@
+"""The documentation is true: its examples run, its links lead somewhere, its commands exist, and
+the reference of the recipes is that of the code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import docs_support as runner
+import jsonschema
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+_LONGEST_LINE = 100
+_LONGEST_README = 6000
+
+
+def by_name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def run(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a page in an empty folder and a process of its own: it may register and change
+    anything.
+    """
+    work = folder / "work"
+    work.mkdir()
+    environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
+    return subprocess.run(
+        [sys.executable, runner.__file__, str(page)],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runner.examples(page)], ids=by_name)
+def test_examples_run(page, tmp_path):
+    done = run(page, tmp_path)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_every_block_is_run_or_says_why_not(page):
+    assert runner.forgotten(page) == 0
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("```sh\nfalse; true\n```\n", "exit 1"),
+        ("```sh\nfalse | true\n```\n", "exit 1"),
+        ("```python\nassert 1 == 2, 'unequal'\n```\n", "unequal"),
+        ("```yaml\ntilling: {tile: 512}\n```\n", "'tilling' was unexpected"),
+        ("```yaml\nclassses: [a, b]\nimages: cells\n```\n", "'classses' was unexpected"),
+        ("```sql\nSELECT 1 WHERE 1 = 2\n```\n", "no rows"),
+    ],
+)
+def test_a_false_example_fails(block, message, tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(block, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (example,) = runner.examples(page)
+    with pytest.raises((AssertionError, jsonschema.ValidationError), match=message):
+        example.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("block", "forgotten"),
+    [
+        ("```sh\ntrue\n```\n", 0),
+        ("```console\n$ true\n```\n", 1),
+        ("```bash\ntrue\n```\n", 1),
+        ("```\ntrue\n```\n", 1),
+        ("~~~sh\ntrue\n~~~\n", 0),
+        ("<!-- not run: a drawing -->\n```text\n-->\n```\n", 0),
+        ("<!-- not run: -->\n```text\n-->\n```\n", 1),
+        ("<!-- not run: a drawing -->\n\n```text\n-->\n```\n", 1),
+    ],
+)
+def test_blocks_that_nothing_runs_are_found(block, forgotten, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"# A page\n\n{block}", encoding="utf-8")
+    assert runner.forgotten(page) == forgotten
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "deploy/README.md"], ids=by_name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        target, _, anchor = link.partition("#")
+        if "://" in target:
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), link
+        assert not anchor or anchor in anchors(file), link
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_index_names_every_page():
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^- \[(\S+)\]\(\1\): \S", index, re.MULTILINE))
+    assert named == {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_commands_and_options_in_the_text_exist(page):
+    import typer
+
+    from maskloom.flows.cli import app
+
+    commands = typer.main.get_command(app).commands
+    spans = re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+    for span in spans:
+        for name in re.findall(r"maskloom ([a-z]+)", span):
+            assert name in commands, span
+            known = {option for each in commands[name].params for option in each.opts}
+            known |= {option for each in commands[name].params for option in each.secondary_opts}
+            assert set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", span)) <= known | {"--help"}, span
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_prose_fits_the_line(page):
+    text = page.read_text(encoding="utf-8")
+    prose = [line for line in text.splitlines() if not line.startswith(("|", "!["))]
+    command = "python3 -m venv"  # a README's command is one line to copy
+    assert [
+        line for line in prose if len(line) > _LONGEST_LINE and not line.startswith(command)
+    ] == []
+
+
+def test_the_readme_is_short():
+    assert (ROOT / "README.md").stat().st_size < _LONGEST_README
+
+
+def test_the_reference_is_that_of_the_schemas():
+    spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (DOCS / "reference.md").read_text(encoding="utf-8")
+    assert written == module.reference(), "run: python docs/make_reference.py"
+
+
+def test_every_column_of_the_tables_is_described():
+    from maskloom.segcore.statistics.area import Area
+    from maskloom.tasks.object_files import objects_schema
+    from maskloom.tasks.publish import IMAGES_SCHEMA, table_schema
+
+    page = (DOCS / "outputs.md").read_text(encoding="utf-8")
+    schemas = (IMAGES_SCHEMA, table_schema(Area()), objects_schema(1, located=True))
+    for schema in schemas:
+        assert [name for name in schema.names if f"`{name}`" not in page] == []
