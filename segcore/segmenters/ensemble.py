@@ -227,8 +227,7 @@ class EnsembleModel:
 
     @property
     def footprint(self) -> Requirements:
-        """The largest halo; memory and time of all members, and two numbers per class for scores.
-        """
+        """Largest halo, total memory and time; for scores also two numbers per class."""
         whole = _footprint(self.members)
         labels = 8 * len(self.classes) + 8 if self.by == "scores" else len(self.members) * 2 + 8
         return replace(whole, bytes_per_pixel=whole.bytes_per_pixel + labels)
