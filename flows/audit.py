@@ -20,7 +20,7 @@ from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter
 from maskloom.segcore.objects.seam_audit import audit_seams
-from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, settled
+from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, select_engines
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.store import Store, configure
 from maskloom.tasks.fanout.dask import InProcess, memory_of, open_fanout
@@ -64,7 +64,7 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None) -> Audit:
     if tile is None and side >= max(shape):
         side = effective_tile(max(16, side // 4))
     require_memory(recipe.order("audit"), [item], memory_of(InProcess()))
-    start = settled(recipe.segmenter, region)
+    start = select_engines(recipe.segmenter, region)
     whole_model, tiled_model = (fit_to(start, [region], cut) for cut in (None, (side, side)))
     whole, tiled = (segment_scene(whole_model, region, cut) for cut in (None, (side, side)))
     lines = [

@@ -566,7 +566,7 @@ def _run(
     from maskloom.flows.recipes import run as recipes
     from maskloom.flows.segment import Sharing, healed, refuse_other_recipes, take_inventory
     from maskloom.flows.segment import run as run_recipe
-    from maskloom.segcore.models.selection import open_choices
+    from maskloom.segcore.models.selection import pending_selections
     from maskloom.segcore.pipeline.worker import prepare_process
     from maskloom.segcore.storage.store import configure
     from maskloom.tasks.clean import tidy
@@ -595,7 +595,9 @@ def _run(
         # The server and the cluster take seconds to start; they do so side by side, and return at
         # once.
         orchestrator = Plain() if no_prefect else stack.enter_context(Prefect())
-        cluster = with_gpus(recipe.cluster) if open_choices(recipe.segmenter) else recipe.cluster
+        cluster = (
+            with_gpus(recipe.cluster) if pending_selections(recipe.segmenter) else recipe.cluster
+        )
         prepare = partial(prepare_process, recipe.storage, threads_of(cluster), recipe.limits)
         fanout = stack.enter_context(open_fanout(cluster, prepare, stop))
         progress = stack.enter_context(watcher(quiet))

@@ -19,7 +19,7 @@ from maskloom.flows.recipes.schemas import build
 from maskloom.segcore.errors import RecipeError, RunError, StoreError
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.models.protocols import SEGMENTERS, ObjectSegmenter
-from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, settled
+from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, select_engines
 from maskloom.segcore.pipeline.jobs import DescribeJob
 from maskloom.segcore.pipeline.worker import describe
 from maskloom.segcore.raster.source import Source
@@ -124,7 +124,7 @@ def compare(image_path: str, kinds: Sequence[Kind] | None, out_png: Path) -> Non
     name = image_path.replace("\\", "/").rsplit("/", 1)[-1]
     cells = [Cell(name, f"{part}{_size(image.shape)} pixels", _shrunk(photo), None)]
     for section, start in zip(sections, starts, strict=True):
-        model = fit_to(settled(start, scene), [scene])
+        model = fit_to(select_engines(start, scene), [scene])
         cells.append(_cell(section, model, segment_scene(model, scene), photo))
     picture = _draw(cells)
     try:

@@ -22,14 +22,14 @@ from maskloom.flows.recipes.run import RunRecipe
 from maskloom.segcore.errors import RecipeError, RunError, StoreError, TooManyFailures
 from maskloom.segcore.models.files import dump_model, model_of
 from maskloom.segcore.models.protocols import Fitter, is_blank
-from maskloom.segcore.models.selection import open_choices, with_choices
+from maskloom.segcore.models.selection import pending_selections, with_selections
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.storage.records import damaged, parse_json, read_json
 from maskloom.segcore.storage.store import STAGING, Store
-from maskloom.tasks.choose import choose
+from maskloom.tasks.choose import select_engines
 from maskloom.tasks.commits.ledger import Committed, Ledger
 from maskloom.tasks.commits.presence import is_at_work, present
 from maskloom.tasks.discover import discover
@@ -250,8 +250,10 @@ def _flow(
             inventory.committed,
         )
         order = replace(recipe.order(plan.run_id), results=f"{folder}/results")
-        if open_choices(order.model):
-            order = orchestrator.stage("choose", _choose, order, plan, inventory, fanout, progress)
+        if pending_selections(order.model):
+            order = orchestrator.stage(
+                "choose", _select_engines, order, plan, inventory, fanout, progress
+            )
         if recipe.fit == "collection":
             order, plan = orchestrator.stage("fit", _fit, order, plan, inventory, fanout, progress)
         bench = ShardContext(fanout, order, _class_names(order), progress)
@@ -311,22 +313,22 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
     return plan
 
 
-def _choose(
+def _select_engines(
     order: RunSettings, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress
 ) -> RunSettings:
-    """The order with what its model leaves to the machine, as an earlier run has chosen it or as
-    suits now.
-    """
+    """The order with the engines of its model selected, as recorded by an earlier run or now."""
     store, name = Store(order.output), "choices.json"
-    with_recorded = partial(with_choices, order.model)
+    with_recorded = partial(with_selections, order.model)
     recorded = _recorded(store, plan, inventory, name, with_recorded)
     if recorded is not None:
         return replace(order, model=recorded)
     progress.start("load the network and try engines", [], order)
-    choices = choose(fanout, order.model, [item for shard in plan.shards for item in shard.items])
-    if not choices:
-        return replace(order, model=with_recorded(choices))
-    content = json.dumps(choices, indent=1).encode()
+    selections = select_engines(
+        fanout, order.model, [item for shard in plan.shards for item in shard.items]
+    )
+    if not selections:
+        return replace(order, model=with_recorded(selections))
+    content = json.dumps(selections, indent=1).encode()
     return replace(order, model=_record(store, plan, name, content, with_recorded))
 
 

@@ -1,8 +1,7 @@
-"""Choose: what models leave to the machine that runs them (a network's engine and precision),
-decided on a worker once for a run.
+"""Engine selection on a worker, once per run.
 
-Every worker then runs alike, and so does the rerun that takes new images: labels must not depend on
-who happened to be faster.
+Every worker then uses the same engine and precision, and so does a rerun with new images: labels
+must not depend on which engine happened to be faster.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from maskloom.segcore.errors import RunError, TimedOut, WeightsError, WorkerDied
-from maskloom.segcore.models.selection import Choices, open_choices
-from maskloom.segcore.pipeline.jobs import ChooseJob
-from maskloom.segcore.pipeline.worker import choose as choose_on_worker
+from maskloom.segcore.models.selection import Selections, pending_selections
+from maskloom.segcore.pipeline.jobs import SelectEngineJob
+from maskloom.segcore.pipeline.worker import select_engine as select_on_worker
 
 if TYPE_CHECKING:
     from maskloom.segcore.models.protocols import Fitter, Model
@@ -22,24 +21,25 @@ if TYPE_CHECKING:
 
 _IMAGES_TRIED = 8
 _DEATHS = 2
-"""Images on which trying a model kills before it is the model that kills."""
+"""Images whose workers may die before the model is blamed."""
 
 
-def choose(fanout: Fanout, model: Fitter | Model, items: Sequence[PlannedImage]) -> Choices:
-    """The choices that are open inside the model, tried on the first of the images that can be
-    read.
+def select_engines(
+    fanout: Fanout, model: Fitter | Model, items: Sequence[PlannedImage]
+) -> Selections:
+    """Make the selections pending inside the model, on the first of the images that can be read.
 
-    Raises `WeightsError` where no way suits or the model never ends, and `RunError` where trying
-    kills the worker.
+    Raises `WeightsError` if no engine is suitable or the model never ends, and `RunError` if trying
+    it kills the worker.
     """
     readable = tuple(item for item in items if item.spec is not None and item.failure is None)[
         :_IMAGES_TRIED
     ]
-    wanted = open_choices(model)
-    jobs = [ChooseJob(chooser, readable) for chooser in wanted.values()]
+    wanted = pending_selections(model)
+    jobs = [SelectEngineJob(selector, readable) for selector in wanted.values()]
     made: dict[str, Mapping[str, Any]] = {}
     deaths = 0
-    for job, answer in fanout.map(choose_on_worker, jobs):
+    for job, answer in fanout.map(select_on_worker, jobs):
         if isinstance(answer, WorkerDied):
             # One image that kills does not end the run; it becomes a failed row when its own turn
             # comes.
@@ -52,6 +52,6 @@ def choose(fanout: Fanout, model: Fitter | Model, items: Sequence[PlannedImage])
                 f"The network cannot be tried: {answer} Look for a lack of memory (cluster.memory, "
                 "segmenter.patch)."
             )
-        if answer is not None and job.chooser.open_choice is not None:
-            made.setdefault(job.chooser.open_choice, answer)
+        if answer is not None and job.selector.pending_selection is not None:
+            made.setdefault(job.selector.pending_selection, answer)
     return made

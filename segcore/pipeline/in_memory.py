@@ -14,8 +14,8 @@ import numpy as np
 
 from maskloom.segcore.fold import observe_all
 from maskloom.segcore.geometry import Box, Grid, Tile, middle
-from maskloom.segcore.models.protocols import Chooser, Fitter, Model, ObjectSegmenter
-from maskloom.segcore.models.selection import PROBE_PIXELS, open_choices, with_choices
+from maskloom.segcore.models.protocols import EngineSelector, Fitter, Model, ObjectSegmenter
+from maskloom.segcore.models.selection import PROBE_PIXELS, pending_selections, with_selections
 from maskloom.segcore.objects.two_pass import place_objects, redraw, sketch_tile
 from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec
 
@@ -92,17 +92,21 @@ def blocks(scene: ImageSource, model: Fitter | Model, tile: Shape | None = None)
     )
 
 
-def settled(model: Started, scene: ImageSource) -> Started:
-    """The model or fitter with its open choices made, tried on the middle of the scene."""
-    return with_choices(
-        model, {key: _choose(chooser, scene) for key, chooser in open_choices(model).items()}
+def select_engines(model: Started, scene: ImageSource) -> Started:
+    """Return the model or fitter with its engines selected on the middle of the scene."""
+    return with_selections(
+        model,
+        {
+            key: _select_engine(selector, scene)
+            for key, selector in pending_selections(model).items()
+        },
     )
 
 
-def _choose(chooser: Chooser, scene: ImageSource) -> Mapping[str, Any]:
-    spec = chooser.select(scene.spec)
+def _select_engine(selector: EngineSelector, scene: ImageSource) -> Mapping[str, Any]:
+    spec = selector.select(scene.spec)
     box = middle(spec.shape, PROBE_PIXELS)
-    return chooser.choose(scene.block(Tile((0, 0), box, box), spec))
+    return selector.select_engine(scene.block(Tile((0, 0), box, box), spec))
 
 
 def fit_to(

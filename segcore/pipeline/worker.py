@@ -1,7 +1,7 @@
 """What runs on a worker: plain functions from a job to a small answer.
 
     describe        the headers of some files
-    choose          what a model leaves to the machine that runs it
+    select_engine   the engine and precision of a network
     observe         one round of fitting over whole images, or over some tiles of one image
     segment_images  small images from reading to published mask
     segment_part    some tiles of a large image, to a staged part
@@ -50,7 +50,6 @@ from maskloom.segcore.objects.rows import rows_in_order
 from maskloom.segcore.objects.two_pass import PackedTile, Relabelling, place_objects
 from maskloom.segcore.pipeline.image_run import ImageRun
 from maskloom.segcore.pipeline.jobs import (
-    ChooseJob,
     DescribeJob,
     FinishJob,
     ImagesJob,
@@ -58,6 +57,7 @@ from maskloom.segcore.pipeline.jobs import (
     Observation,
     RelabelJob,
     RunSettings,
+    SelectEngineJob,
     TileRangeJob,
     TileRangeResult,
     result_name,
@@ -119,11 +119,11 @@ def describe(job: DescribeJob) -> tuple[PlannedImage, ...]:
     return tuple(_describe(source, job) for source in job.sources)
 
 
-def choose(job: ChooseJob) -> Mapping[str, Any] | None:
-    """What suits this machine, tried on the middle of an image; None where no image can be read."""
+def select_engine(job: SelectEngineJob) -> Mapping[str, Any] | None:
+    """Select an engine on the middle of an image. None if no image can be read."""
     for item in job.items:
         try:
-            spec = job.chooser.select(_spec(item))
+            spec = job.selector.select(_spec(item))
             box = middle(spec.shape, PROBE_PIXELS)
             with _reading(item, spec) as reader:
                 pixels, valid = reader.read(box)
@@ -131,7 +131,7 @@ def choose(job: ChooseJob) -> Mapping[str, Any] | None:
             # It becomes a failed row when its own turn comes.
             continue
         whole = Box.whole(box.shape)
-        return job.chooser.choose(
+        return job.selector.select_engine(
             Block(Tile((0, 0), whole, whole), pixels, valid, replace(spec, shape=box.shape))
         )
     return None

@@ -79,15 +79,15 @@ class Ensemble:
         """
         started = [recipe.start() for recipe in self.members]
         members = tuple(
-            _semantic(member, who, RecipeError)
-            for member, who in zip(started, self._who, strict=True)
+            _semantic(member, member_name, RecipeError)
+            for member, member_name in zip(started, self._member_names, strict=True)
         )
         known = [_names_of(member) for member in members]
         self._check_counts(known, RecipeError)
-        names = self._given() or next(filter(None, known), ())
-        return self.go_on(EnsembleFitter(self, members, names), RecipeError)
+        names = self._given_names() or next(filter(None, known), ())
+        return self.advance(EnsembleFitter(self, members, names), RecipeError)
 
-    def go_on(
+    def advance(
         self, fitter: EnsembleFitter, error: type[FitError | RecipeError]
     ) -> Fitter | Segmenter:
         """Return the fitter itself, or the model if all members are ready.
@@ -98,35 +98,37 @@ class Ensemble:
         self._check_counts([_names_of(member) for member in fitter.members], error)
         if len(ready) < len(fitter.members):
             return fitter
-        silent = [
-            who
-            for who, member in zip(self._who, ready, strict=True)
+        without_scores = [
+            member_name
+            for member_name, member in zip(self._member_names, ready, strict=True)
             if not isinstance(member, Scorer)
         ]
-        if self.by == "scores" and silent:
-            raise error(f"by: {silent[0]} has no scores. Use `by: vote`, or leave that member out.")
-        by: Literal["vote", "scores"] = "vote" if self.by == "vote" or silent else "scores"
+        if self.by == "scores" and without_scores:
+            raise error(
+                f"by: {without_scores[0]} has no scores. Use `by: vote`, or leave that member out."
+            )
+        by: Literal["vote", "scores"] = "vote" if self.by == "vote" or without_scores else "scores"
         return EnsembleModel(ready, fitter.names or ready[0].classes, by)
 
     @property
-    def _who(self) -> list[str]:
+    def _member_names(self) -> list[str]:
         kinds = {registered: name for name, registered in SEGMENTERS.items()}
         return [
             f"member {i} ({kinds.get(type(recipe), type(recipe).__name__)})"
             for i, recipe in enumerate(self.members, 1)
         ]
 
-    def _given(self) -> tuple[str, ...]:
+    def _given_names(self) -> tuple[str, ...]:
         """Names given by the recipe or a member, else (). Raises `RecipeError` if two disagree."""
         named = [("the ensemble", self.classes)] if self.classes is not None else []
-        for recipe, who in zip(self.members, self._who, strict=True):
+        for recipe, member_name in zip(self.members, self._member_names, strict=True):
             names = getattr(recipe, "classes", None)
             if names is not None:
-                named.append((who, tuple(names)))
-        for who, names in named[1:]:
+                named.append((member_name, tuple(names)))
+        for member_name, names in named[1:]:
             if names != named[0][1]:
                 raise RecipeError(
-                    f"classes: {who} names its classes {list(names)}, {named[0][0]} "
+                    f"classes: {member_name} names its classes {list(names)}, {named[0][0]} "
                     f"{list(named[0][1])}. Class k must mean the same "
                     "to all: give the same names in the same order, or name them for the ensemble "
                     "alone."
@@ -136,14 +138,18 @@ class Ensemble:
     def _check_counts(
         self, known: Sequence[tuple[str, ...]], error: type[FitError | RecipeError]
     ) -> None:
-        counts = [(who, len(names)) for who, names in zip(self._who, known, strict=True) if names]
+        counts = [
+            (member_name, len(names))
+            for member_name, names in zip(self._member_names, known, strict=True)
+            if names
+        ]
         if self.classes is not None:
             counts.insert(0, ("the ensemble", len(self.classes)))
-        for who, count in counts[1:]:
+        for member_name, count in counts[1:]:
             if count != counts[0][1]:
                 raise error(
-                    f"members: {who} has {count} classes, {counts[0][0]} has {counts[0][1]}. All "
-                    "need equally many: set their number "
+                    f"members: {member_name} has {count} classes, {counts[0][0]} has "
+                    f"{counts[0][1]}. All need equally many: set their number "
                     "(`clusters`, `components`, `levels`), or leave that member out."
                 )
 
@@ -185,7 +191,7 @@ class EnsembleFitter:
     def observe(self, block: Block) -> tuple[Any, ...]:
         """Return each member's observation of the block; None for members that are ready."""
         return tuple(
-            member.observe(_seen_by(member, block)) if isinstance(member, Fitter) else None
+            member.observe(_select_bands(member, block)) if isinstance(member, Fitter) else None
             for member in self.members
         )
 
@@ -207,7 +213,7 @@ class EnsembleFitter:
             else member
             for i, (member, state) in enumerate(zip(self.members, total, strict=True), 1)
         )
-        return self.recipe.go_on(replace(self, members=following), FitError)
+        return self.recipe.advance(replace(self, members=following), FitError)
 
 
 @MODELS.register("ensemble")
@@ -242,16 +248,16 @@ class EnsembleModel:
 
         dtype: type[np.integer] = np.uint8 if len(self.classes) <= 256 else np.uint16
         if self.by == "vote":
-            said = [
-                member.segment(_seen_by(member, block)).values.astype(dtype, copy=False)
+            labels_by_member = [
+                member.segment(_select_bands(member, block)).values.astype(dtype, copy=False)
                 for member in self.members
             ]
-            return Labels(majority(said))
+            return Labels(majority(labels_by_member))
         total: NDArray[np.float32] | None = None
         for member in self.members:
             if not isinstance(member, Scorer):
                 raise TypeError(f"{type(member).__name__} has no scores")
-            scores = member.scores(_seen_by(member, block))
+            scores = member.scores(_select_bands(member, block))
             total = scores if total is None else np.add(total, scores, out=total)
         if total is None:
             raise TypeError("an ensemble without members has no scores")
@@ -272,15 +278,15 @@ class EnsembleModel:
         return caution_of(self.members, spec, shares)
 
 
-def majority(said: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
+def majority(labels_by_member: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
     """Most frequent label at each position of arrays (y, x) of one shape.
 
     Of equally frequent labels, that of the earliest array.
     """
-    winner, most = said[0].copy(), np.zeros(said[0].shape, np.uint8)
-    for labels in said:
+    winner, most = labels_by_member[0].copy(), np.zeros(labels_by_member[0].shape, np.uint8)
+    for labels in labels_by_member:
         votes = np.zeros(labels.shape, np.uint8)
-        for others in said:
+        for others in labels_by_member:
             votes += labels == others
         better = votes > most
         np.copyto(winner, labels, where=better)
@@ -288,12 +294,13 @@ def majority(said: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
     return winner
 
 
-def _semantic(member: Fitter | Model, who: str, error: type[FitError | RecipeError]) -> Member:
+def _semantic(
+    member: Fitter | Model, member_name: str, error: type[FitError | RecipeError]
+) -> Member:
     if isinstance(member, ObjectSegmenter | Composed):
         raise error(
-            f"members: {who} finds objects; an ensemble needs segmenters that give every pixel a "
-            "class. Leave that member out, "
-            "or run it alone."
+            f"members: {member_name} finds objects; an ensemble needs segmenters that give every "
+            "pixel a class. Leave that member out, or run it alone."
         )
     return member
 
@@ -303,10 +310,13 @@ def _names_of(member: Member) -> tuple[str, ...]:
 
 
 def _footprint(members: Sequence[Member]) -> Requirements:
-    prints = [member.footprint for member in members]
-    halo = tuple(max(sides) for sides in zip(*(each.halo for each in prints), strict=True))
-    memory, time = sum(each.bytes_per_pixel for each in prints), sum(each.cost for each in prints)
-    return Requirements(halo, memory, time, sum(each.process_bytes for each in prints))
+    requirements = [member.footprint for member in members]
+    halo = tuple(max(sides) for sides in zip(*(each.halo for each in requirements), strict=True))
+    memory, time = (
+        sum(each.bytes_per_pixel for each in requirements),
+        sum(each.cost for each in requirements),
+    )
+    return Requirements(halo, memory, time, sum(each.process_bytes for each in requirements))
 
 
 def _select(members: Sequence[Member], spec: RasterSpec) -> RasterSpec:
@@ -325,7 +335,7 @@ def _select(members: Sequence[Member], spec: RasterSpec) -> RasterSpec:
     return chosen
 
 
-def _seen_by(member: Member, block: Block) -> Block:
+def _select_bands(member: Member, block: Block) -> Block:
     """Return the block with the member's own bands."""
     spec = member.select(block.spec)
     if spec.bands == block.spec.bands:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
-    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Finder
+    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Detector
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
 _KIND = "mask_rcnn"
@@ -197,10 +197,10 @@ class MaskRcnnModel:
         Complete for objects that touch the core.
         """
         rule, tile = self.rule, block.tile
-        finder = _finder(self.weights, rule.score, rule.overlap)
+        detector = _detector(self.weights, rule.score, rule.overlap)
 
         def find(window: Box) -> Detections:
-            return finder.detect(self._window(block, window))
+            return detector.detect(self._window(block, window))
 
         detections = rule.lattice.detections(tile.core, block.spec.shape, find, rule.overlap)
         values = detections.paint(tile.read)
@@ -266,13 +266,13 @@ def _halo_of(card: Card) -> int:
 
 
 @lru_cache(maxsize=2)
-def _finder(weights: Weights, score: float, overlap: float) -> Finder:
+def _detector(weights: Weights, score: float, overlap: float) -> Detector:
     """Load the network once per process: weights are equal if their digests are."""
     network = _network(weights)
     # Import after loading the weights, when TensorFlow has been set up for this process.
-    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Finder
+    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Detector
 
-    return Finder(network, score, overlap)
+    return Detector(network, score, overlap)
 
 
 @lru_cache(maxsize=1)
@@ -280,7 +280,7 @@ def _network(weights: Weights) -> Any:
     from maskloom.segcore.deep.inference.files.keras_files import load_keras
 
     network = load_keras(weights)
-    # Import late, as in `_finder`.
+    # Import late, as in `_detector`.
     from maskloom.segcore.deep.networks.mask_rcnn.network import MaskRcnnNetwork
 
     if not isinstance(network, MaskRcnnNetwork):

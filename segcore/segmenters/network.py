@@ -12,7 +12,7 @@ that are blended (`segcore.deep.inference.blended_windows`), and is APPROXIMATE.
 
 Metadata of the network are in the card beside its file (`segcore.deep.inference.card`); a file
 without a card is examined in a separate process. Engine and precision are selected once per run, on
-a worker and with pixels of the collection (`choose`).
+a worker and with pixels of the collection (`select_engine`).
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ class NetworkModel:
         return Requirements((layout.halo, layout.halo), 16 + 8 * self.card.channels, 200, fixed)
 
     @property
-    def open_choice(self) -> str | None:
+    def pending_selection(self) -> str | None:
         """Key of the pending engine selection; None once it has been made.
 
         It names the weights, the requested engine and precision, and the placement of patches.
@@ -264,21 +264,21 @@ class NetworkModel:
             f"{width}"
         )
 
-    def choose(self, block: Block) -> Mapping[str, Any]:
+    def select_engine(self, block: Block) -> Mapping[str, Any]:
         """Select the fastest engine and precision for one patch in the middle of the block.
 
         Raises `WeightsError` if the network cannot run, or its receptive field exceeds that of its
         card.
         """
-        from maskloom.segcore.deep.inference.engines.selection import choose
+        from maskloom.segcore.deep.inference.engines.selection import select_engine
 
         card = replace(self.card, classes=self.classes)
-        choice = choose(self.weights, card, self._probe(block), self.engine, self.precision)
+        choice = select_engine(self.weights, card, self._probe(block), self.engine, self.precision)
         if not self.blended and self.card.reach.fixed is None:
-            self._confirm_reach(choice)
+            self._verify_receptive_field(choice)
         return asdict(choice)
 
-    def chosen(self, choice: Mapping[str, Any]) -> Self:
+    def with_selection(self, choice: Mapping[str, Any]) -> Self:
         """Return the model with the selected engine and precision."""
         return replace(self, choice=Choice(**choice))
 
@@ -317,7 +317,7 @@ class NetworkModel:
 
         labels = np.zeros(block.valid.shape, np.uint8 if len(self.classes) <= 256 else np.uint16)
         core = labels[block.tile.core.relative_to(block.tile.read).slices]
-        for place, scores in self._pieces(block):
+        for place, scores in self._scored_regions(block):
             if self.card.output == "labels":
                 core[place] = self._ids(scores)
             elif scores.shape[-1] == 1:
@@ -332,7 +332,7 @@ class NetworkModel:
         whole = np.zeros((*block.valid.shape, len(self.classes)), np.float32)
         whole[..., 0] = 1
         core = whole[block.tile.core.relative_to(block.tile.read).slices]
-        for place, scores in self._pieces(block):
+        for place, scores in self._scored_regions(block):
             core[place] = self._probabilities(scores)
         return whole
 
@@ -365,17 +365,17 @@ class NetworkModel:
             "float32" if self.precision == "auto" else self.precision,
         )
 
-    def _confirm_reach(self, choice: Choice) -> None:
+    def _verify_receptive_field(self, choice: Choice) -> None:
         """Raise `WeightsError` if the receptive field exceeds that of the card.
 
         The result would then depend on the tiling.
         """
         from maskloom.segcore.deep.inference.engines.opening import open_engine
-        from maskloom.segcore.deep.inference.receptive_field.measure import confirmed
+        from maskloom.segcore.deep.inference.receptive_field.measure import verified
 
         said, engine = self.card.reach, open_engine(self.weights, self.card, choice)
         # Copies, because an engine's output is valid only until the next patch.
-        found = confirmed(said, lambda pixels: np.array(engine(pixels)), self.card.channels)
+        found = verified(said, lambda pixels: np.array(engine(pixels)), self.card.channels)
         if found.halo != said.halo:
             farther = "the whole image" if found.halo is None else f"at least {found.halo} pixels"
             raise WeightsError(
@@ -409,7 +409,9 @@ class NetworkModel:
             else None
         )
 
-    def _pieces(self, block: Block) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32]]]:
+    def _scored_regions(
+        self, block: Block
+    ) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32]]]:
         """Yield slices of the core and the network's output for them."""
         from maskloom.segcore.deep.inference.engines.opening import open_engine
 

@@ -82,9 +82,9 @@ class InstanceSubject:
         ]
         if most is not None and len(windows) > most:
             windows = [windows[i * len(windows) // most] for i in range(most)]
-        finder, counts = _finder(trainer), np.zeros((len(lesson.recipe.classes), 3), np.int64)
+        detector, counts = _detector(trainer), np.zeros((len(lesson.recipe.classes), 3), np.int64)
         for done, (number, box) in enumerate(windows, 1):
-            true, said = self._objects(finder, number, box)
+            true, said = self._objects(detector, number, box)
             for name in range(1, len(counts)):
                 counts[name] += matched(
                     *(np.where(classes[ids] == name, ids, 0) for ids, classes in (said, true))
@@ -120,10 +120,10 @@ class InstanceSubject:
 
     def examples(self, trainer: Any) -> list[Example]:
         """The middles of some validation images."""
-        finder, found = _finder(trainer), []
+        detector, found = _detector(trainer), []
         for number in self.lesson.shown_images(_EXAMPLES):
             box = self.lesson.middle(number, self.lesson.frame.patch)
-            (ids, classes), (said, said_classes) = self._objects(finder, number, box)
+            (ids, classes), (said, said_classes) = self._objects(detector, number, box)
             pixels = self.lesson.collection.window(number, box).pixels
             found.append(
                 Example(shown(pixels), _outlined(ids, classes), _outlined(said, said_classes))
@@ -137,12 +137,12 @@ class InstanceSubject:
             Curve("AP@0.5", [record["ap50"] for record in history], width=3)
         ]
 
-    def _objects(self, finder: Any, number: int, box: Box) -> tuple[Numbered, Numbered]:
+    def _objects(self, detector: Any, number: int, box: Box) -> tuple[Numbered, Numbered]:
         """True and said objects of a window: ids (y, x) from 1, and the class of each id."""
         window = self.lesson.collection.window(number, box)
         if window.ids is None:
             raise ValueError("a collection for objects has their ids")
-        detections = finder.detect(scaled(window, self.lesson.scaling).pixels)
+        detections = detector.detect(scaled(window, self.lesson.scaling).pixels)
         said = without_void(
             detections.paint(Box.whole(window.classes.shape)), window.ids, window.classes == VOID
         )
@@ -222,11 +222,11 @@ def _outlined(ids: NDArray[np.integer], classes: NDArray[np.integer]) -> NDArray
 
 
 @lru_cache(maxsize=2)
-def _finder(network: Any) -> Any:
+def _detector(network: Any) -> Any:
     """What detects with a network; made once, since compiling it takes seconds."""
-    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Finder
+    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Detector
 
-    return Finder(network, _LEAST_SCORE, _GREATEST_OVERLAP)
+    return Detector(network, _LEAST_SCORE, _GREATEST_OVERLAP)
 
 
 def _ratio(part: int, whole: int) -> float | None:

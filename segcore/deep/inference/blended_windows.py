@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.deep.inference.card import ReceptiveField
     from maskloom.segcore.deep.inference.engines.protocol import Engine
-    from maskloom.segcore.deep.inference.patches import Piece, Prepare
+    from maskloom.segcore.deep.inference.patches import Prepare, ScoredRegion
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Block
 
@@ -61,7 +61,7 @@ class BlendedWindow:
 class Windowing:
     """Placement of a network's windows on any image."""
 
-    reach: ReceptiveField
+    receptive_field: ReceptiveField
     side: int = 512
     """Side of a window in pixels, rounded up to a multiple of twice the stride. Ignored by networks
     of a fixed size.
@@ -75,17 +75,20 @@ class Windowing:
         if self.side < 1:
             raise ValueError(f"side: expected at least one pixel; got {self.side}")
         if min(self.sides) < 1:
+            field = self.receptive_field
             raise ValueError(
-                f"A network that takes {self.reach.fixed} pixels and cuts off {self.reach.margin} "
-                "at each side gives none."
+                f"A network that takes {field.fixed} pixels and cuts off {field.margin} at each "
+                "side gives none."
             )
 
     @property
     def sides(self) -> Shape:
         """(height, width) of a window's output on a larger image."""
-        if self.reach.fixed is not None:
-            return tuple(size - 2 * self.reach.margin for size in self.reach.fixed)
-        side = round_up(self.side, 2 * self.reach.stride)
+        if self.receptive_field.fixed is not None:
+            return tuple(
+                size - 2 * self.receptive_field.margin for size in self.receptive_field.fixed
+            )
+        side = round_up(self.side, 2 * self.receptive_field.stride)
         return side, side
 
     @property
@@ -94,22 +97,22 @@ class Windowing:
 
         It does not depend on the size of the tile.
         """
-        slack = 0 if self.reach.fixed is not None else self.reach.stride - 1
-        return max(self.sides) - 1 + self.reach.margin + slack
+        slack = 0 if self.receptive_field.fixed is not None else self.receptive_field.stride - 1
+        return max(self.sides) - 1 + self.receptive_field.margin + slack
 
     def windows(self, axis: int, size: int) -> list[BlendedWindow]:
         """Return all windows along an axis of an image of `size` pixels.
 
         Their weights add up to 1 at each pixel.
         """
-        reach = self.reach
-        end = round_up(size, reach.stride)
-        side = self.sides[axis] if reach.fixed is not None else min(self.sides[axis], end)
-        step = max(1, side // 2 // reach.stride) * reach.stride
+        field = self.receptive_field
+        end = round_up(size, field.stride)
+        side = self.sides[axis] if field.fixed is not None else min(self.sides[axis], end)
+        step = max(1, side // 2 // field.stride) * field.stride
         starts = [*range(0, end - side, step), max(0, end - side)]
-        length = side + 2 * reach.margin
-        if reach.fixed is None:
-            length += (reach.residue - length) % reach.stride
+        length = side + 2 * field.margin
+        if field.fixed is None:
+            length += (field.residue - length) % field.stride
         rises = [
             _rise(before + side - start, step, self.seams) for before, start in pairwise(starts)
         ]
@@ -126,7 +129,7 @@ class Windowing:
                 BlendedWindow(
                     start,
                     start + side,
-                    start - reach.margin,
+                    start - field.margin,
                     length,
                     (weights / _UNIT).astype(np.float32),
                 )
@@ -136,7 +139,7 @@ class Windowing:
 
 def core_scores(
     block: Block, windowing: Windowing, prepare: Prepare, engine: Engine
-) -> Iterator[Piece]:
+) -> Iterator[ScoredRegion]:
     """Yield the blended scores of a tile's core in horizontal strips, from the top.
 
     Each item is a pair of slices in the core and scores (y, x, k), which are valid until the next
@@ -170,18 +173,18 @@ def core_scores(
                 block,
                 (row.first, column.first),
                 (row.length, column.length),
-                windowing.reach.margin,
+                windowing.receptive_field.margin,
                 prepare,
                 engine,
             )
-            band = _grown(band, bottom - top, scores.shape[-1])
+            band = _extended(band, bottom - top, scores.shape[-1])
             inner = (
                 slice(top - row.start, bottom - row.start),
                 slice(left - column.start, right - column.start),
             )
             part = band[:, left - core.start[1] : right - core.start[1]]
             add_weighted(scores[inner], row.weights[inner[0]], column.weights[inner[1]], part)
-        band = _grown(band, bottom - top, band.shape[-1])
+        band = _extended(band, bottom - top, band.shape[-1])
         done = max(top, min(rows[i + 1].start, bottom)) if i + 1 < len(rows) else bottom
         if band.shape[-1] and done > top:
             yield (
@@ -205,7 +208,7 @@ def _rise(overlap: int, step: int, seams: Seams) -> NDArray[np.int32]:
     return np.asarray(np.rint(_UNIT * np.sin(np.pi / 2 * places) ** 2), np.int32)
 
 
-def _grown(band: NDArray[np.float32], height: int, classes: int) -> NDArray[np.float32]:
+def _extended(band: NDArray[np.float32], height: int, classes: int) -> NDArray[np.float32]:
     """Extend a strip with rows of zeros to `height`.
 
     A strip without classes is replaced by zeros.

@@ -171,17 +171,17 @@ class Card:
     @property
     def bands(self) -> tuple[int, ...] | None:
         """Bands of the training files, counted from 1. None: all in order, or unknown."""
-        told = self.about.get("bands")
+        recorded = self.about.get("bands")
         if (
-            not isinstance(told, list | tuple)
-            or len(told) != self.channels
-            or not all(isinstance(band, int) for band in told)
+            not isinstance(recorded, list | tuple)
+            or len(recorded) != self.channels
+            or not all(isinstance(band, int) for band in recorded)
         ):
             return None
         return (
             None
-            if list(told) == list(range(1, self.channels + 1)) or min(told) < 1
-            else tuple(told)
+            if list(recorded) == list(range(1, self.channels + 1)) or min(recorded) < 1
+            else tuple(recorded)
         )
 
     @property
@@ -190,8 +190,8 @@ class Card:
 
         A range is (least, greatest), as fractions. None: unknown.
         """
-        told = self.about.get("shares")
-        known = told if isinstance(told, Mapping) else {}
+        recorded = self.about.get("shares")
+        known = recorded if isinstance(recorded, Mapping) else {}
         return tuple(_range(known.get(name)) for name in self.classes)
 
     def caution(
@@ -247,13 +247,13 @@ class Card:
             )
             if not isinstance(record["classes"], list):
                 raise ValueError("classes: expected a list of names")
-            reach = dict(record.pop("reach"))
-            if reach.get("fixed") is not None:
-                reach["fixed"] = tuple(reach["fixed"])
+            receptive_field = dict(record.pop("reach"))
+            if receptive_field.get("fixed") is not None:
+                receptive_field["fixed"] = tuple(receptive_field["fixed"])
             card = cls(
                 **{**record, "classes": tuple(record["classes"])},
                 scaling=scaling,
-                reach=ReceptiveField(**reach),
+                reach=ReceptiveField(**receptive_field),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WeightsError(
@@ -273,15 +273,17 @@ def card_name(weights: str) -> str:
     return (stem if dot and "/" not in suffix else weights) + _SUFFIX
 
 
-def _range(told: object) -> tuple[float, float] | None:
+def _range(recorded: object) -> tuple[float, float] | None:
     """Two ascending fractions; None for anything else."""
     if (
-        not isinstance(told, list | tuple)
-        or len(told) != 2
-        or not all(isinstance(share, int | float) for share in told)
+        not isinstance(recorded, list | tuple)
+        or len(recorded) != 2
+        or not all(isinstance(share, int | float) for share in recorded)
     ):
         return None
-    return (float(told[0]), float(told[1])) if 0 <= told[0] <= told[1] <= 1 else None
+    return (
+        (float(recorded[0]), float(recorded[1])) if 0 <= recorded[0] <= recorded[1] <= 1 else None
+    )
 
 
 def _check_count(name: str, value: object, least: int, most: int) -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.spec import Block
 
     Prepare = Callable[[NDArray[np.generic]], NDArray[np.float32]]
-    Piece = tuple[tuple[slice, slice], NDArray[np.float32]]
+    ScoredRegion = tuple[tuple[slice, slice], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Span:
 class Patching:
     """Placement of a network's patches on any image."""
 
-    reach: ReceptiveField
+    receptive_field: ReceptiveField
     """Must have a finite halo; see `suits`."""
     side: int = 512
     """Side of a square in pixels, rounded up to a multiple of the stride. Ignored by networks of a
@@ -74,33 +74,35 @@ class Patching:
     def __post_init__(self) -> None:
         if self.side < 1:
             raise ValueError(f"side: expected at least one pixel; got {self.side}")
-        if not self.suits(self.reach):
+        if not self.suits(self.receptive_field):
             raise ValueError(
                 "Exact patches need a network of finite reach, and patches larger than it; got "
-                f"{self.reach}. Use blended windows (Windowing)."
+                f"{self.receptive_field}. Use blended windows (Windowing)."
             )
 
     @staticmethod
-    def suits(reach: ReceptiveField) -> bool:
+    def suits(field: ReceptiveField) -> bool:
         """Whether a network can run on exact patches.
 
         Its receptive field must be finite and, for a fixed input size, fit inside it.
         """
-        return reach.halo is not None and (
-            reach.fixed is None or all(_fixed_side(reach, size) > 0 for size in reach.fixed)
+        return field.halo is not None and (
+            field.fixed is None or all(_fixed_side(field, size) > 0 for size in field.fixed)
         )
 
     @property
     def halo(self) -> int:
         """Pixels that a tile needs around its core, whatever the size of the tile."""
-        return self.reach.halo or 0
+        return self.receptive_field.halo or 0
 
     @property
     def sides(self) -> Shape:
         """(height, width) of a full square."""
-        if self.reach.fixed is not None:
-            return tuple(_fixed_side(self.reach, size) for size in self.reach.fixed)
-        side = round_up(self.side, self.reach.stride)
+        if self.receptive_field.fixed is not None:
+            return tuple(
+                _fixed_side(self.receptive_field, size) for size in self.receptive_field.fixed
+            )
+        side = round_up(self.side, self.receptive_field.stride)
         return side, side
 
     def spans(self, axis: int, size: int, core: tuple[int, int]) -> list[Span]:
@@ -115,23 +117,27 @@ class Patching:
         ]
 
     def _span(self, axis: int, size: int, square: int, core: tuple[int, int]) -> Span:
-        reach, side, end = self.reach, self.sides[axis], round_up(size, self.reach.stride)
+        field, side, end = (
+            self.receptive_field,
+            self.sides[axis],
+            round_up(size, self.receptive_field.stride),
+        )
         start, stop = max(square, core[0]), min(square + side, core[1])
-        lead = _lead(reach)
-        if reach.fixed is None and not reach.margin:
+        lead = _lead(field)
+        if field.fixed is None and not field.margin:
             first = max(0, square - lead)
             return Span(start, stop, first, min(end, square + side + lead) - first, first)
-        if reach.fixed is not None:
-            length = reach.fixed[axis]
+        if field.fixed is not None:
+            length = field.fixed[axis]
         else:
             whole = min(side, end - square) + 2 * lead
-            length = whole + (reach.residue - whole) % reach.stride
-        return Span(start, stop, square - lead, length, square - lead + reach.margin)
+            length = whole + (field.residue - whole) % field.stride
+        return Span(start, stop, square - lead, length, square - lead + field.margin)
 
 
 def core_scores(
     block: Block, patching: Patching, prepare: Prepare, engine: Engine
-) -> Iterator[Piece]:
+) -> Iterator[ScoredRegion]:
     """Yield the scores of a tile's core, square by square in row order.
 
     Each item is a pair of slices in the core and scores (y, x, k), which are valid until the next
@@ -142,7 +148,7 @@ def core_scores(
     spans = [
         patching.spans(axis, shape[axis], (core.start[axis], core.stop[axis])) for axis in (0, 1)
     ]
-    margin = patching.reach.margin
+    margin = patching.receptive_field.margin
     valid = block.tile.trim(block.valid)
     for rows, columns in product(*spans):
         place = _slices((rows, columns), core.start)
@@ -224,18 +230,18 @@ def round_up(pixels: int, stride: int) -> int:
     return -(-pixels // stride) * stride
 
 
-def _lead(reach: ReceptiveField) -> int:
+def _lead(field: ReceptiveField) -> int:
     """Pixels of a patch before its square: the receptive field, aligned to the output's lattice."""
-    halo = reach.halo or 0
+    halo = field.halo or 0
     # Without any padding inside, all output is complete: the receptive field exceeds the margin
     # only by the phases of the stride.
-    if reach.margin and halo < reach.margin + reach.stride:
-        return reach.margin
-    return reach.margin + round_up(halo - reach.margin, reach.stride)
+    if field.margin and halo < field.margin + field.stride:
+        return field.margin
+    return field.margin + round_up(halo - field.margin, field.stride)
 
 
-def _fixed_side(reach: ReceptiveField, size: int) -> int:
-    return (size - 2 * _lead(reach)) // reach.stride * reach.stride
+def _fixed_side(field: ReceptiveField, size: int) -> int:
+    return (size - 2 * _lead(field)) // field.stride * field.stride
 
 
 def _slices(spans: tuple[Span, Span], origin: Shape) -> tuple[slice, slice]:

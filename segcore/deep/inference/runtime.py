@@ -119,9 +119,9 @@ def _set_up(tensorflow: Any) -> None:
             config.threading.set_inter_op_parallelism_threads(1)
         gpus = config.list_physical_devices("GPU")
         if gpus:
-            own = gpus[_claimed(len(gpus))]
-            config.set_visible_devices([own], "GPU")
-            config.experimental.set_memory_growth(own, True)
+            gpu = gpus[_claim_gpu(len(gpus))]
+            config.set_visible_devices([gpu], "GPU")
+            config.experimental.set_memory_growth(gpu, True)
             # Without it, the same patch may be summed in a different order the next time.
             config.experimental.enable_op_determinism()
     except RuntimeError:
@@ -129,7 +129,7 @@ def _set_up(tensorflow: Any) -> None:
         return
 
 
-def _claimed(count: int) -> int:
+def _claim_gpu(count: int) -> int:
     """Claim the first of `count` GPUs not claimed by another process of this user.
 
     Returns its index; 0 if none is left.

@@ -94,7 +94,7 @@ class Deeplab:
         return deeplab(self, channels, classes)
 
 
-def deeplab(form: Deeplab, channels: int, classes: int) -> keras.Model:
+def deeplab(recipe: Deeplab, channels: int, classes: int) -> keras.Model:
     """Return the model: (image, y, x, channel) float32 to probabilities (image, y, x, class)."""
     import keras
     from keras import layers
@@ -104,22 +104,24 @@ def deeplab(form: Deeplab, channels: int, classes: int) -> keras.Model:
 
     inputs = keras.Input((None, None, channels), name="image")
     low, *_, deep = resnet(
-        inputs, form.backbone, form.width, form.normalisation, form.output_stride
+        inputs, recipe.backbone, recipe.width, recipe.normalisation, recipe.output_stride
     )
-    x = Upsampling(form.output_stride // _LOW_STRIDE, "bilinear", name="decoder_up")(
-        _pyramid(deep, form)
+    x = Upsampling(recipe.output_stride // _LOW_STRIDE, "bilinear", name="decoder_up")(
+        _pyramid(deep, recipe)
     )
     # The paper's 48 of 256 channels: enough for outlines, few enough not to outweigh ASPP.
-    low = Unit(max(1, form.width * 3 // 4), 1, normalisation=form.normalisation)(low, "decoder_low")
+    low = Unit(max(1, recipe.width * 3 // 4), 1, normalisation=recipe.normalisation)(
+        low, "decoder_low"
+    )
     x = layers.Concatenate(name="decoder_join")([low, x])
     for number in (1, 2):
-        x = _separable(x, form, 1, f"decoder{number}")
+        x = _separable(x, recipe, 1, f"decoder{number}")
     x = layers.Conv2D(classes, 1, name="scores_low")(x)
     x = Upsampling(_LOW_STRIDE, "bilinear", name="logits")(x)
     return keras.Model(inputs, layers.Softmax(dtype="float32", name="scores")(x), name="deeplab")
 
 
-def _pyramid(x: Tensor, form: Deeplab) -> Tensor:
+def _pyramid(x: Tensor, recipe: Deeplab) -> Tensor:
     """ASPP: a 1x1 convolution and dilated 3x3 convolutions in parallel.
 
     Their outputs are concatenated and projected to the number of channels of one branch.
@@ -128,26 +130,26 @@ def _pyramid(x: Tensor, form: Deeplab) -> Tensor:
 
     from maskloom.segcore.deep.networks.layers.backbones import Unit, normalised
 
-    filters = 4 * form.width
-    branches = [Unit(filters, 1, normalisation=form.normalisation)(x, "aspp_point")]
+    filters = 4 * recipe.width
+    branches = [Unit(filters, 1, normalisation=recipe.normalisation)(x, "aspp_point")]
     branches += [
-        _separable(x, form, rate * _RATES_AT // form.output_stride, f"aspp_rate{rate}")
-        for rate in form.rates
+        _separable(x, recipe, rate * _RATES_AT // recipe.output_stride, f"aspp_rate{rate}")
+        for rate in recipe.rates
     ]
     y = layers.Concatenate(name="aspp_join")(branches)
     y = layers.Conv2D(
         filters, 1, use_bias=False, kernel_initializer="he_normal", name="aspp_project"
     )(y)
-    if form.image_pooling == "whole_image":
+    if recipe.image_pooling == "whole_image":
         mean = layers.GlobalAveragePooling2D(keepdims=True, name="aspp_mean")(x)
         # Not normalised: in a batch of one image, the mean is a single value, which would become 0.
         mean = Unit(filters, 1, normalisation="none")(mean, "aspp_mean")
         mean = layers.Conv2D(filters, 1, use_bias=False, name="aspp_mean_project")(mean)
         y = layers.Add(name="aspp_add_mean")([y, mean])
-    return layers.ReLU(name="aspp_relu")(normalised(y, form.normalisation, "aspp_norm"))
+    return layers.ReLU(name="aspp_relu")(normalised(y, recipe.normalisation, "aspp_norm"))
 
 
-def _separable(x: Tensor, form: Deeplab, rate: int, name: str) -> Tensor:
+def _separable(x: Tensor, recipe: Deeplab, rate: int, name: str) -> Tensor:
     """Dilated 3x3 depthwise convolution, then a 1x1 convolution across channels."""
     from keras import layers
 
@@ -157,6 +159,6 @@ def _separable(x: Tensor, form: Deeplab, rate: int, name: str) -> Tensor:
         3, padding="same", dilation_rate=rate, use_bias=False, name=f"{name}_depthwise"
     )(x)
     x = layers.ReLU(name=f"{name}_depthwise_relu")(
-        normalised(x, form.normalisation, f"{name}_depthwise_norm")
+        normalised(x, recipe.normalisation, f"{name}_depthwise_norm")
     )
-    return Unit(4 * form.width, 1, normalisation=form.normalisation)(x, name)
+    return Unit(4 * recipe.width, 1, normalisation=recipe.normalisation)(x, name)

@@ -73,7 +73,7 @@ class Fcn:
         return fcn(self, channels, classes)
 
 
-def fcn(form: Fcn, channels: int, classes: int) -> keras.Model:
+def fcn(recipe: Fcn, channels: int, classes: int) -> keras.Model:
     """Return the model: (image, y, x, channel) float32 to probabilities (image, y, x, class)."""
     import keras
     from keras import layers
@@ -82,20 +82,20 @@ def fcn(form: Fcn, channels: int, classes: int) -> keras.Model:
 
     inputs = keras.Input((None, None, channels), name="image")
     # The last three maps of both kinds of backbone have strides 8, 16 and 32.
-    if form.backbone.startswith("vgg"):
-        maps = vgg(inputs, form.backbone, form.width, form.normalisation)[-3:]
+    if recipe.backbone.startswith("vgg"):
+        maps = vgg(inputs, recipe.backbone, recipe.width, recipe.normalisation)[-3:]
     else:
-        maps = resnet(inputs, form.backbone, form.width, form.normalisation)[-3:]
+        maps = resnet(inputs, recipe.backbone, recipe.width, recipe.normalisation)[-3:]
     by_stride = dict(zip((8, 16, 32), maps, strict=True))
     stride = _COARSEST
     x = layers.Conv2D(classes, 1, name=f"score{stride}")(by_stride[stride])
-    while stride > _FINEST[form.variant]:
+    while stride > _FINEST[recipe.variant]:
         stride //= 2
         score = layers.Conv2D(classes, 1, name=f"score{stride}")(by_stride[stride])
-        x = layers.Add(name=f"add{stride}")([_larger(x, 2, f"up{stride}"), score])
-    x = _larger(x, stride, "logits")
+        x = layers.Add(name=f"add{stride}")([_upsampled(x, 2, f"up{stride}"), score])
+    x = _upsampled(x, stride, "logits")
     return keras.Model(
-        inputs, layers.Softmax(dtype="float32", name="scores")(x), name=f"fcn{form.variant}"
+        inputs, layers.Softmax(dtype="float32", name="scores")(x), name=f"fcn{recipe.variant}"
     )
 
 
@@ -119,7 +119,7 @@ def fcn_tutorial() -> keras.Model:
     )
 
 
-def _larger(x: Tensor, factor: int, name: str) -> Tensor:
+def _upsampled(x: Tensor, factor: int, name: str) -> Tensor:
     """Upsample scores by `factor` with a transposed convolution initialised as bilinear."""
     from keras import layers
 

@@ -98,7 +98,7 @@ class Unet:
 
 
 def unet(
-    form: Unet, channels: int, classes: int, size: tuple[int | None, int | None] = (None, None)
+    recipe: Unet, channels: int, classes: int, size: tuple[int | None, int | None] = (None, None)
 ) -> keras.Model:
     """Return the model: (image, y, x, channel) float32 to probabilities (image, y, x, class).
 
@@ -113,24 +113,24 @@ def unet(
     skips: list[Tensor] = []
     positions: list[Tensor] = []
     x = inputs
-    for level in range(form.depth):
-        x = _block(x, form, level, f"down{level}")
+    for level in range(recipe.depth):
+        x = _block(x, recipe, level, f"down{level}")
         skips.append(x)
-        if form.upsampling == "unpooling":
+        if recipe.upsampling == "unpooling":
             x, places = MaxPoolingWithPositions(name=f"down{level}_pool")(x)
             positions.append(places)
         else:
             x = layers.MaxPooling2D(name=f"down{level}_pool")(x)
-    x = _block(x, form, form.depth, "bottom")
-    if form.dropout > 0:
-        x = layers.Dropout(form.dropout, name="bottom_dropout")(x)
-    for level in reversed(range(form.depth)):
-        x = _larger(x, form, level, positions)
+    x = _block(x, recipe, recipe.depth, "bottom")
+    if recipe.dropout > 0:
+        x = layers.Dropout(recipe.dropout, name="bottom_dropout")(x)
+    for level in reversed(range(recipe.depth)):
+        x = _upsampled(x, recipe, level, positions)
         x = layers.Concatenate(name=f"up{level}_join")(
-            [_cropped(skips[level], _crop(form, level), f"up{level}_crop"), x]
+            [_cropped(skips[level], _crop(recipe, level), f"up{level}_crop"), x]
         )
-        x = _block(x, form, level, f"up{level}")
-    x = layers.Conv2D(classes, form.output_kernel, padding=form.padding, name="logits")(x)
+        x = _block(x, recipe, level, f"up{level}")
+    x = layers.Conv2D(classes, recipe.output_kernel, padding=recipe.padding, name="logits")(x)
     # Probabilities stay float32 under mixed precision: losses need their small differences.
     return keras.Model(inputs, layers.Softmax(dtype="float32", name="scores")(x), name="unet")
 
@@ -157,30 +157,30 @@ def skip_crop(level: int, depth: int) -> int:
     return crop
 
 
-def _block(x: Tensor, form: Unet, level: int, name: str) -> Tensor:
+def _block(x: Tensor, recipe: Unet, level: int, name: str) -> Tensor:
     """Two 3x3 convolutions, each with its normalisation and ReLU."""
     from keras import layers
 
-    filters = form.width << level
+    filters = recipe.width << level
     for number in (1, 2):
-        plain = form.normalisation == "none"
+        plain = recipe.normalisation == "none"
         x = layers.Conv2D(
             filters,
             3,
-            padding=form.padding,
+            padding=recipe.padding,
             use_bias=plain,
             kernel_initializer="he_normal",
             name=f"{name}_conv{number}",
         )(x)
-        if form.normalisation == "batch":
+        if recipe.normalisation == "batch":
             x = layers.BatchNormalization(name=f"{name}_norm{number}")(x)
-        elif form.normalisation == "group":
+        elif recipe.normalisation == "group":
             x = layers.GroupNormalization(math.gcd(8, filters), name=f"{name}_norm{number}")(x)
         x = layers.ReLU(name=f"{name}_relu{number}")(x)
     return x
 
 
-def _larger(x: Tensor, form: Unet, level: int, positions: list[Tensor]) -> Tensor:
+def _upsampled(x: Tensor, recipe: Unet, level: int, positions: list[Tensor]) -> Tensor:
     """Double height and width and set the level's channels.
 
     `positions` are those of each level's pooling, for unpooling.
@@ -189,21 +189,21 @@ def _larger(x: Tensor, form: Unet, level: int, positions: list[Tensor]) -> Tenso
 
     from maskloom.segcore.deep.networks.layers.upsampling import MaxUnpooling, Upsampling
 
-    filters = form.width << level
-    if form.upsampling == "transposed":
+    filters = recipe.width << level
+    if recipe.upsampling == "transposed":
         return layers.Conv2DTranspose(
             filters, 2, strides=2, kernel_initializer="he_normal", name=f"up{level}_transposed"
         )(x)
     # The 1x1 convolution comes first because it costs a quarter on the smaller map.
     x = layers.Conv2D(filters, 1, kernel_initializer="he_normal", name=f"up{level}_halve")(x)
-    if form.upsampling == "unpooling":
-        places = _cropped(positions[level], _crop(form, level) // 2, f"up{level}_crop_positions")
+    if recipe.upsampling == "unpooling":
+        places = _cropped(positions[level], _crop(recipe, level) // 2, f"up{level}_crop_positions")
         return MaxUnpooling(name=f"up{level}_unpooling")(x, places)
-    return Upsampling(2, form.upsampling, name=f"up{level}_{form.upsampling}")(x)
+    return Upsampling(2, recipe.upsampling, name=f"up{level}_{recipe.upsampling}")(x)
 
 
-def _crop(form: Unet, level: int) -> int:
-    return skip_crop(level, form.depth) if form.padding == "valid" else 0
+def _crop(recipe: Unet, level: int) -> int:
+    return skip_crop(level, recipe.depth) if recipe.padding == "valid" else 0
 
 
 def _cropped(x: Tensor, pixels: int, name: str) -> Tensor:

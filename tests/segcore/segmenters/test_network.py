@@ -19,8 +19,8 @@ from maskloom.segcore.deep.inference.files.examine import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
-from maskloom.segcore.models.selection import open_choices, with_choices
-from maskloom.segcore.pipeline.in_memory import segment_scene, settled
+from maskloom.segcore.models.selection import pending_selections, with_selections
+from maskloom.segcore.pipeline.in_memory import segment_scene, select_engines
 from maskloom.segcore.segmenters.connected_parts import ConnectedParts
 from maskloom.segcore.segmenters.ensemble import Ensemble
 from maskloom.segcore.segmenters.mixture import MixtureOfGaussians
@@ -210,11 +210,11 @@ def test_networks_stand_inside_other_segmenters(unet):
 
 def test_the_choice_is_made_once_wherever_the_network_stands(unet):
     parts = ConnectedParts(Unet(unet, patch=64), parts=("land",)).start()
-    (key,) = open_choices(parts)
-    decided = settled(parts, PICTURE)
-    assert open_choices(decided) == {}
+    (key,) = pending_selections(parts)
+    decided = select_engines(parts, PICTURE)
+    assert pending_selections(decided) == {}
     assert pickle.loads(pickle.dumps(decided)) == decided
-    again = with_choices(
+    again = with_selections(
         parts, {key: {"engine": "tensorflow", "precision": "float32", "record": {}}}
     )
     assert np.array_equal(
@@ -224,7 +224,8 @@ def test_the_choice_is_made_once_wherever_the_network_stands(unet):
     reference = check.labelled(Unet(unet, **EXACTLY).start(), PICTURE)
     assert (
         np.mean(
-            check.labelled(settled(Unet(unet, patch=64).start(), PICTURE), PICTURE) == reference
+            check.labelled(select_engines(Unet(unet, patch=64).start(), PICTURE), PICTURE)
+            == reference
         )
         > 0.99
     )
@@ -234,7 +235,7 @@ def test_networks_without_padding_see_the_image_mirrored(tmp_path):
     keras.utils.set_random_seed(4)
     model = lively(NETWORKS["unet"](width=4, depth=2, padding="valid").build(3, 3))
     weights = save(model, tmp_path / "valid.keras", "unet")
-    decided = settled(Unet(weights, patch=64, precision="float32").start(), PICTURE)
+    decided = select_engines(Unet(weights, patch=64, precision="float32").start(), PICTURE)
     margin = decided.card.reach.margin
     assert margin > 0
     labels = check.labelled(decided, PICTURE, (32, 32))
@@ -318,9 +319,9 @@ def test_a_card_that_says_too_short_a_reach_is_found_out(unet):
     model = Unet(unet, **EXACTLY).start()
     short = replace(model, card=replace(model.card, reach=replace(model.card.reach, halo=4)))
     (block,) = PICTURE.blocks(model)
-    assert model.choose(block)["engine"] == "tensorflow"
+    assert model.select_engine(block)["engine"] == "tensorflow"
     with pytest.raises(WeightsError, match="its card says 4"):
-        short.choose(block)
+        short.select_engine(block)
 
 
 def test_images_that_do_not_suit_are_refused(unet):

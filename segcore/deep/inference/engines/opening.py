@@ -30,7 +30,7 @@ ENGINES_OF: dict[str, tuple[EngineName, ...]] = {
     ".tflite": ("litert",),
 }
 """Engines per kind of file; the first is the reference for the others."""
-_KEPT = 4
+_MOST_LOADED = 4
 """Networks that stay loaded, for example the members of an ensemble."""
 _MODULES = {
     "tensorflow": "tensorflow",
@@ -90,26 +90,26 @@ def open_engine(weights: Weights, card: Card, choice: Choice) -> Engine:
     request = _Request(
         weights, choice, (card.channels, card.numbers, card.reach, runtime.threads()), card
     )
-    engine = _ready.pop(request, None) or _opened(request)
+    engine = _loaded.pop(request, None) or _open(request)
     # Least recently used first.
-    _ready[request] = engine
-    for oldest in list(_ready)[:-_KEPT]:
-        _ready.pop(oldest, None)
+    _loaded[request] = engine
+    for oldest in list(_loaded)[:-_MOST_LOADED]:
+        _loaded.pop(oldest, None)
     return engine
 
 
 def close_others(weights: Weights, choice: Choice) -> None:
     """Free the memory of a network in all engines and precisions except the selected one."""
-    for request in list(_ready):
+    for request in list(_loaded):
         if request.weights == weights and request.choice != choice:
-            _ready.pop(request, None)
+            _loaded.pop(request, None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
     weights: Weights
     choice: Choice
-    form: tuple[int, int, ReceptiveField, int | None]
+    settings: tuple[int, int, ReceptiveField, int | None]
     card: Card = field(compare=False)
 
 
@@ -125,14 +125,16 @@ class _PatchByPatch:
                 f"{self.where} takes patches (patch, y, x, {self.card.channels}); got "
                 f"{batch.shape}. Choose other bands or weights."
             )
-        reach = self.card.reach
+        receptive_field = self.card.reach
         sizes = (
-            f"{reach.residue} modulo {reach.stride}" if reach.fixed is None else str(reach.fixed)
+            f"{receptive_field.residue} modulo {receptive_field.stride}"
+            if receptive_field.fixed is None
+            else str(receptive_field.fixed)
         )
         # Not every library checks sizes; some read out of bounds.
         if any(
-            size % reach.stride != reach.residue for size in batch.shape[1:3]
-        ) or reach.fixed not in (None, batch.shape[1:3]):
+            size % receptive_field.stride != receptive_field.residue for size in batch.shape[1:3]
+        ) or receptive_field.fixed not in (None, batch.shape[1:3]):
             raise WeightsError(
                 f"{self.where} takes heights and widths of {sizes}; got patches of "
                 f"{batch.shape[1:3]}."
@@ -157,11 +159,11 @@ class _PatchByPatch:
         return scores
 
 
-_ready: dict[_Request, Engine] = {}
+_loaded: dict[_Request, Engine] = {}
 """Networks loaded in this process."""
 
 
-def _opened(request: _Request) -> Engine:
+def _open(request: _Request) -> Engine:
     weights, card, choice = request.weights, request.card, request.choice
     check_engine(weights, choice.engine)
     return _PatchByPatch(_runner(weights, card, choice), card, weights.location)

@@ -54,7 +54,7 @@ def available_engines(weights: Weights) -> list[EngineName]:
     return [engine for engine in engines_of(weights) if is_installed(engine)]
 
 
-def choose(
+def select_engine(
     weights: Weights,
     card: Card,
     patch: NDArray[np.float32],
@@ -68,24 +68,26 @@ def choose(
     card.
     """
     if card.output == "objects":
-        return _for_objects(weights, engine, precision)
-    choices = _candidates(weights, engine, precision)
-    if len(choices) == 1:
-        run_once(weights, card, patch, choices[0])
-        return choices[0]
-    agreements, failures = _agreements(weights, card, patch, choices)
+        return _engine_for_objects(weights, engine, precision)
+    candidates = _candidates(weights, engine, precision)
+    if len(candidates) == 1:
+        run_once(weights, card, patch, candidates[0])
+        return candidates[0]
+    agreements, failures = _agreements(weights, card, patch, candidates)
     eligible = [choice for choice, agreement in agreements.items() if agreement >= _LEAST_AGREEMENT]
     if not eligible:
-        told = "; ".join(
+        reasons = "; ".join(
             f"{choice.engine} keeps {agreement:.2%} of the labels"
             for choice, agreement in agreements.items()
         )
-        told = told or "; ".join(str(failure["error"]) for failure in failures)
+        reasons = reasons or "; ".join(str(failure["error"]) for failure in failures)
         raise WeightsError(
-            f"{weights.location}: no engine gives the labels of float32 in {precision}: {told}. "
+            f"{weights.location}: no engine gives the labels of float32 in {precision}: {reasons}. "
             "Set precision: auto."
         )
-    seconds = _raced({choice: open_engine(weights, card, choice) for choice in eligible}, patch)
+    seconds = _time_engines(
+        {choice: open_engine(weights, card, choice) for choice in eligible}, patch
+    )
     best = min(
         eligible,
         key=lambda choice: seconds[choice] * (_LEAST_GAIN if choice.precision == "bfloat16" else 1),
@@ -107,14 +109,14 @@ def choose(
 
 
 def _agreements(
-    weights: Weights, card: Card, patch: NDArray[np.float32], choices: list[Choice]
+    weights: Weights, card: Card, patch: NDArray[np.float32], candidates: list[Choice]
 ) -> tuple[dict[Choice, float], list[dict[str, str]]]:
     """Return each candidate's share of the reference's labels, and the failures of the others."""
     reference = Choice(available_engines(weights)[0], "float32")
     expected = labels_of(run_once(weights, card, patch, reference), card.output)
-    agreements = {reference: 1.0} if reference in choices else {}
+    agreements = {reference: 1.0} if reference in candidates else {}
     failures = []
-    for choice in choices:
+    for choice in candidates:
         if choice == reference:
             continue
         try:
@@ -195,23 +197,23 @@ def _candidates(
     if not engines:
         check_engine(weights, engines_of(weights)[0])
     # By precision, because engines of one precision share the loaded network.
-    choices = [
+    candidates = [
         Choice(name, each)
         for each in _PRECISIONS
         for name in engines
         if precision in ("auto", each) and (each == "float32" or name in _IN_BFLOAT16)
     ]
     if precision == "auto" and not native_bfloat16():
-        choices = [choice for choice in choices if choice.precision == "float32"]
-    if not choices:
+        candidates = [choice for choice in candidates if choice.precision == "float32"]
+    if not candidates:
         raise WeightsError(
             f"precision: {' and '.join(engines)} cannot run {weights.location} in {precision}. Set "
             "precision: float32 or auto."
         )
-    return choices
+    return candidates
 
 
-def _for_objects(
+def _engine_for_objects(
     weights: Weights, engine: EngineName | Literal["auto"], precision: Precision | Literal["auto"]
 ) -> Choice:
     from maskloom.segcore.deep.inference.files.keras_files import load_keras
@@ -225,7 +227,9 @@ def _for_objects(
     return Choice("tensorflow", "float32")
 
 
-def _raced(engines: Mapping[Choice, Engine], patch: NDArray[np.float32]) -> dict[Choice, float]:
+def _time_engines(
+    engines: Mapping[Choice, Engine], patch: NDArray[np.float32]
+) -> dict[Choice, float]:
     """Shortest time of each engine for the patch, in seconds.
 
     Engines take turns, so that other work on the machine slows all of them equally.

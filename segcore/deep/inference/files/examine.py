@@ -101,7 +101,7 @@ def card_of_model(
     scores or their number does not match the classes.
     """
     from maskloom.segcore.deep.inference.files.keras_files import check_finite
-    from maskloom.segcore.deep.inference.receptive_field.skeletons import reach_of, runner
+    from maskloom.segcore.deep.inference.receptive_field.skeletons import receptive_field_of, runner
 
     shape = getattr(model, "input_shape", None)
     if (
@@ -115,32 +115,32 @@ def card_of_model(
             "bands, and one output."
         )
     check_finite(model, "The network")
-    reach = reach_of(model)
-    output, scores = _output_of(runner(model), reach, shape[-1], _last_activation(model))
+    field = receptive_field_of(model)
+    output, scores = _output_of(runner(model), field, shape[-1], _last_activation(model))
     return Card(
         kind=kind,
         sha256=sha256,
         channels=shape[-1],
         classes=_names(classes, scores),
         scaling=scaling,
-        reach=reach,
+        reach=field,
         output=output,
         parameters=model.count_params(),
-        bytes_per_pixel=_bytes_per_pixel(_live_bytes(model, probe_size(reach)), reach),
+        bytes_per_pixel=_bytes_per_pixel(_live_bytes(model, probe_size(field)), field),
         about=dict(about or {}),
     )
 
 
-def probe_size(reach: ReceptiveField) -> tuple[int, int]:
+def probe_size(field: ReceptiveField) -> tuple[int, int]:
     """(height, width) of a valid test patch: the fixed size, or slightly more than 256 pixels."""
-    if reach.fixed is not None:
-        return reach.fixed[0], reach.fixed[1]
-    size = 256 + 2 * reach.margin
-    return (size + (reach.residue - size) % reach.stride,) * 2
+    if field.fixed is not None:
+        return field.fixed[0], field.fixed[1]
+    size = 256 + 2 * field.margin
+    return (size + (field.residue - size) % field.stride,) * 2
 
 
-def _bytes_per_pixel(live: int | None, reach: ReceptiveField) -> int:
-    height, width = probe_size(reach)
+def _bytes_per_pixel(live: int | None, field: ReceptiveField) -> int:
+    height, width = probe_size(field)
     return _UNKNOWN_BYTES if live is None else int(np.ceil(_SPARE * live / (height * width)))
 
 
@@ -168,13 +168,13 @@ def _names(classes: tuple[str, ...], scores: int) -> tuple[str, ...]:
 
 
 def _output_of(
-    network: Network, reach: ReceptiveField, channels: int, last: Output | None
+    network: Network, field: ReceptiveField, channels: int, last: Output | None
 ) -> tuple[Output, int]:
     """Return the kind of output and the number of scores per pixel.
 
     `last` is the kind that the last layer implies, if any.
     """
-    pixels = np.random.default_rng(0).random((1, *probe_size(reach), channels), np.float32)
+    pixels = np.random.default_rng(0).random((1, *probe_size(field), channels), np.float32)
     scores = network(pixels)
     if not np.isfinite(scores).all():
         raise WeightsError(
@@ -182,12 +182,12 @@ def _output_of(
             "damaged, or its training diverged."
         )
     number = scores.shape[-1]
-    likely = scores.min() >= 0 and scores.max() <= 1
+    in_unit_range = scores.min() >= 0 and scores.max() <= 1
     if number > 1:
         # Several sigmoids do not add up to 1, so they are scores to compare, not probabilities of
         # mutually exclusive classes.
         sums = np.abs(scores.sum(-1) - 1).max()
-        return ("scores" if likely and sums < 1e-3 else "logits"), number
+        return ("scores" if in_unit_range and sums < 1e-3 else "logits"), number
     if scores.max() > 1 and np.array_equal(scores, np.rint(scores)):
         raise WeightsError(
             "The network gives one whole number for each pixel: class ids, it seems, of which "
@@ -196,7 +196,7 @@ def _output_of(
         )
     if last in ("sigmoid", "logits"):
         return last, number
-    return ("sigmoid" if likely else "logits"), number
+    return ("sigmoid" if in_unit_range else "logits"), number
 
 
 def _last_activation(model: Any) -> Output | None:
@@ -275,23 +275,26 @@ def _examine_onnx(weights: Weights) -> Card:
     from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
     from maskloom.segcore.deep.inference.files.onnx_form import (
         count_parameters,
-        form_of,
         maps_of,
         runner,
         scored,
+        signature_of,
     )
-    from maskloom.segcore.deep.inference.receptive_field.measure import fixed_reach, sizes_taken
+    from maskloom.segcore.deep.inference.receptive_field.measure import (
+        measure_fixed_size,
+        measure_sizes,
+    )
 
     content = load_onnx(weights)
     import onnx
 
     model = onnx.load_from_string(content)
-    form = form_of(model, weights.location)
+    signature = signature_of(model, weights.location)
     # For a network that outputs class ids, examine the scores before the ArgMax: they give the
     # number of classes and the receptive field.
     before = scored(model)
     if before is not None:
-        model, form = before[0], dataclasses.replace(form, given=before[1])
+        model, signature = before[0], dataclasses.replace(signature, given=before[1])
     elif (
         onnx.helper.tensor_dtype_to_np_dtype(model.graph.output[0].type.tensor_type.elem_type).kind
         in "iub"
@@ -300,11 +303,11 @@ def _examine_onnx(weights: Weights) -> Card:
             f"{weights.location} gives whole numbers that no ArgMax makes, so their meaning is not "
             "known. Write a card beside it."
         )
-    network = runner(model, form, weights.location)
-    if form.fixed is None:
-        reach = sizes_taken(network, form.channels)
+    network = runner(model, signature, weights.location)
+    if signature.fixed is None:
+        field = measure_sizes(network, signature.channels)
     else:
-        reach = fixed_reach(network, form.channels, form.fixed)
+        field = measure_fixed_size(network, signature.channels, signature.fixed)
     ends = {node.op_type for node in model.graph.node if model.graph.output[0].name in node.output}
     last: Output | None = (
         "sigmoid"
@@ -313,41 +316,41 @@ def _examine_onnx(weights: Weights) -> Card:
         if ends & {"Conv", "ConvTranspose", "Add"}
         else None
     )
-    output, scores = _output_of(network, reach, form.channels, last)
+    output, scores = _output_of(network, field, signature.channels, last)
     if before is not None:
         output = "labels"
-    maps = maps_of(model, form, probe_size(reach))
+    maps = maps_of(model, signature, probe_size(field))
     return Card(
         kind="network",
         sha256=weights.sha256,
-        channels=form.channels,
+        channels=signature.channels,
         classes=_names((), scores),
-        scaling=_scaling_to(form.dtype),
-        reach=reach,
+        scaling=_scaling_to(signature.dtype),
+        reach=field,
         output=output,
         parameters=count_parameters(model),
-        bytes_per_pixel=_bytes_per_pixel(None if maps is None else _peak(*maps), reach),
+        bytes_per_pixel=_bytes_per_pixel(None if maps is None else _peak(*maps), field),
     )
 
 
 def _examine_litert(weights: Weights) -> Card:
     from maskloom.segcore.deep.inference.engines.litert import litert_runner
-    from maskloom.segcore.deep.inference.receptive_field.measure import fixed_reach
+    from maskloom.segcore.deep.inference.receptive_field.measure import measure_fixed_size
 
-    run, (taken, given) = litert_runner(weights), _litert_ends(weights)
+    run, (taken, given) = litert_runner(weights), _litert_details(weights)
     _, height, width, channels = (int(length) for length in taken["shape"])
-    reach = fixed_reach(run, channels, (height, width))
+    field = measure_fixed_size(run, channels, (height, width))
     scaling = _scaling_to(taken["dtype"])
     if np.dtype(given["dtype"]).kind in "iu" and not given["quantization"][0]:
         # Class ids; only the user knows their number and names them.
         return Card(
-            "network", weights.sha256, channels, _names((), MOST_LABELS), scaling, reach, "labels"
+            "network", weights.sha256, channels, _names((), MOST_LABELS), scaling, field, "labels"
         )
-    output, scores = _output_of(run, reach, channels, None)
-    return Card("network", weights.sha256, channels, _names((), scores), scaling, reach, output)
+    output, scores = _output_of(run, field, channels, None)
+    return Card("network", weights.sha256, channels, _names((), scores), scaling, field, output)
 
 
-def _litert_ends(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
+def _litert_details(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
     """LiteRT's details of the input and of the first output."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -357,9 +360,9 @@ def _litert_ends(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _answer(request: Mapping[str, Any]) -> dict[str, str]:
     weights = Weights(request["location"], request["sha256"], request["trust"])
-    ways = {".onnx": _examine_onnx, ".tflite": _examine_litert}
+    examiners = {".onnx": _examine_onnx, ".tflite": _examine_litert}
     try:
-        card = ways.get(weights.suffix, _examine_keras)(weights)
+        card = examiners.get(weights.suffix, _examine_keras)(weights)
     except WeightsError as error:
         return {
             "error": str(error)

@@ -75,9 +75,9 @@ def checked_config(text: bytes, where: str) -> dict[str, Any]:
             "Save the network again."
         )
     import_layers()
-    waiting: list[tuple[Any, int]] = [(config, 0)]
-    while waiting:
-        entry, level = waiting.pop()
+    pending: list[tuple[Any, int]] = [(config, 0)]
+    while pending:
+        entry, level = pending.pop()
         if level > _MOST_LEVELS:
             raise WeightsError(
                 f"{where} holds a description that is nested without end. Save the network again."
@@ -87,7 +87,7 @@ def checked_config(text: bytes, where: str) -> dict[str, Any]:
                 _check(entry, where)
             _in_float32(entry)
             _check_nodes(entry.get("inbound_nodes"), where)
-            waiting += [(value, level + 1) for key, value in entry.items() if key not in _NO_SIZES]
+            pending += [(value, level + 1) for key, value in entry.items() if key not in _NO_SIZES]
         elif isinstance(entry, list):
             sides = [abs(side) for side in entry if isinstance(side, int) and side]
             if math.prod(sides) > _MOST_NUMBERS:
@@ -95,7 +95,7 @@ def checked_config(text: bytes, where: str) -> dict[str, Any]:
                     f"{where} asks for an array of {entry}: more than any network needs. Save the "
                     "network again."
                 )
-            waiting += [(value, level + 1) for value in entry]
+            pending += [(value, level + 1) for value in entry]
         elif isinstance(entry, int) and abs(entry) > _LARGEST:
             raise WeightsError(
                 f"{where} asks for a size of {entry}: more than any network needs. Save the "
@@ -147,15 +147,15 @@ def _check_nodes(nodes: object, where: str) -> None:
 
 
 def _takes_a_map(node: object) -> bool:
-    waiting = [node]
-    while waiting:
-        part = waiting.pop()
+    pending = [node]
+    while pending:
+        part = pending.pop()
         if isinstance(part, dict):
             if part.get("class_name") == "__keras_tensor__":
                 return True
-            waiting += part.values()
+            pending += part.values()
         elif isinstance(part, list):
-            waiting += part
+            pending += part
     return False
 
 
@@ -184,11 +184,11 @@ def _is_of_keras(name: str, module: str, registered: object) -> bool:
         keras.dtype_policies.DTypePolicy,
         keras.dtype_policies.DTypePolicyMap,
     )
-    found = [vars(importlib.import_module(place)).get(name) for place in _places(module)]
+    found = [vars(importlib.import_module(place)).get(name) for place in _modules(module)]
     return any(isinstance(item, type) and issubclass(item, kinds) for item in found)
 
 
-def _places(module: str) -> tuple[str, ...]:
+def _modules(module: str) -> tuple[str, ...]:
     if module in _OPERATIONS:
         return (module,)
     if module in _INTERNAL:

@@ -62,7 +62,7 @@ def load_keras(weights: Weights) -> Any:
     if weights.trust:
         suffix = ".h5" if content.startswith(_MAGIC_HDF5) else ".keras"
         import_layers()
-        with _problems(where):
+        with _load_errors(where):
             return _trusted(content, suffix)
     if weights.suffix != ".keras":
         raise WeightsError(
@@ -81,16 +81,16 @@ def load_keras(weights: Weights) -> Any:
             f"{where} is no .keras file: it is not a ZIP archive. Save the network with "
             "model.save('name.keras')."
         )
-    config, variables = _parts(content, where)
+    config, variables = _read_parts(content, where)
     stored = check_variables(variables, where)
     card = weights.card()
     if card is None or card.network is None:
         build = partial(_from_description, checked_config(config, where))
     else:
         build = partial(_from_recipe, card, card.network)
-    with _problems(where):
-        model = _built(build, stored, where)
-        with _file(variables, ".weights.h5") as path, warnings.catch_warnings():
+    with _load_errors(where):
+        model = _build(build, stored, where)
+        with _temporary_file(variables, ".weights.h5") as path, warnings.catch_warnings():
             # keras leaves random weights in layers without stored arrays, and warns.
             warnings.simplefilter("error", UserWarning)
             model.load_weights(path)
@@ -113,7 +113,7 @@ def check_finite(model: Any, where: str) -> None:
 
 
 def _trusted(content: bytes, suffix: str) -> Any:
-    with _file(content, suffix) as path:
+    with _temporary_file(content, suffix) as path:
         return import_keras().saving.load_model(path, compile=False, safe_mode=False)
 
 
@@ -127,21 +127,21 @@ def _from_description(description: dict[str, Any]) -> Any:
     return import_keras().saving.deserialize_keras_object(description, safe_mode=True)
 
 
-def _built(build: Callable[[], Any], stored: int, where: str) -> Any:
+def _build(build: Callable[[], Any], stored: int, where: str) -> Any:
     """Call `build` without reading weights.
 
     Raises `WeightsError` if the network has more weights than are stored.
     """
     from keras.src.backend.common import global_state
 
-    keras, waiting = import_keras(), "uninitialized_variables"
-    global_state.set_global_attribute(waiting, [])
+    keras, pending = import_keras(), "uninitialized_variables"
+    global_state.set_global_attribute(pending, [])
     try:
         # In this scope variables have only a shape; leaving the next scope allocates their memory.
         with keras.StatelessScope(initialize_variables=False):
             model = build()
         numbers = sum(
-            math.prod(variable.shape) for variable in global_state.get_global_attribute(waiting)
+            math.prod(variable.shape) for variable in global_state.get_global_attribute(pending)
         )
         if numbers > stored + _SPARE_NUMBERS:
             raise WeightsError(
@@ -151,12 +151,12 @@ def _built(build: Callable[[], Any], stored: int, where: str) -> Any:
         with keras.StatelessScope():
             pass
     finally:
-        global_state.set_global_attribute(waiting, [])
+        global_state.set_global_attribute(pending, [])
     return model
 
 
 @contextmanager
-def _file(content: bytes, suffix: str) -> Iterator[Path]:
+def _temporary_file(content: bytes, suffix: str) -> Iterator[Path]:
     """Temporary file with this content."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"network{suffix}")
@@ -165,10 +165,10 @@ def _file(content: bytes, suffix: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _problems(where: str) -> Iterator[None]:
+def _load_errors(where: str) -> Iterator[None]:
     """Convert exceptions of keras while loading a network to `WeightsError`."""
     keras = import_keras()
-    problems: tuple[type[Exception], ...] = (
+    errors: tuple[type[Exception], ...] = (
         ValueError,
         TypeError,
         KeyError,
@@ -180,12 +180,12 @@ def _problems(where: str) -> Iterator[None]:
         UserWarning,
     )
     if keras.backend.backend() == "tensorflow":
-        problems += (import_tensorflow().errors.OpError,)
+        errors += (import_tensorflow().errors.OpError,)
     try:
         yield
     except WeightsError:
         raise
-    except problems as error:
+    except errors as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise WeightsError(
             f"keras cannot load {where}: {reason[:300]} Expected a network that this keras, or an "
@@ -193,7 +193,7 @@ def _problems(where: str) -> Iterator[None]:
         ) from error
 
 
-def _parts(content: bytes, where: str) -> tuple[bytes, bytes]:
+def _read_parts(content: bytes, where: str) -> tuple[bytes, bytes]:
     """Return the unchecked description (JSON) and weights (HDF5) of a `.keras` archive.
 
     Raises `WeightsError` if it is damaged or holds any other entry.
@@ -268,9 +268,9 @@ def _check_group(file: h5py.File, most: int, where: str) -> int:
     import h5py
 
     numbers = unfolded = entries = 0
-    waiting: list[tuple[h5py.Group, int]] = [(file, 0)]
-    while waiting:
-        group, level = waiting.pop()
+    pending: list[tuple[h5py.Group, int]] = [(file, 0)]
+    while pending:
+        group, level = pending.pop()
         for name in group:
             entries += 1
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
@@ -285,7 +285,7 @@ def _check_group(file: h5py.File, most: int, where: str) -> int:
                 )
             item = group[name]
             if isinstance(item, h5py.Group):
-                waiting.append((item, level + 1))
+                pending.append((item, level + 1))
                 continue
             _check_array(item, where)
             numbers += item.size

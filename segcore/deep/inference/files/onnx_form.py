@@ -22,7 +22,7 @@ _WEIGHED = frozenset("Conv ConvTranspose Gemm MatMul".split())  # noqa: SIM905
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class Signature:
     """Layout of an ONNX model's input and output."""
 
     channels: int
@@ -32,7 +32,7 @@ class Form:
     dtype: str
 
 
-def form_of(model: Any, where: str) -> Form:
+def signature_of(model: Any, where: str) -> Signature:
     """Determine the layout of a model of one image. Raises `WeightsError` for any other model."""
     import onnx
 
@@ -57,7 +57,7 @@ def form_of(model: Any, where: str) -> Form:
     given = _layout(output) if len(output) == 4 and {output[1], output[3]} != {None} else taken
     fixed = None if None in size else size
     kind = onnx.helper.tensor_dtype_to_np_dtype(inputs[0].type.tensor_type.elem_type).name
-    return Form(channels, taken, given, fixed, kind)  # type: ignore[arg-type]
+    return Signature(channels, taken, given, fixed, kind)  # type: ignore[arg-type]
 
 
 def scored(model: Any) -> tuple[Any, Layout] | None:
@@ -101,7 +101,7 @@ def _layout(shape: list[int | None]) -> Layout:
     return "first" if first <= last else "last"
 
 
-def runner(model: Any, form: Form, where: str) -> Network:
+def runner(model: Any, signature: Signature, where: str) -> Network:
     """Return a model as a function of arrays with channels last.
 
     It raises `ValueError` for sizes that the model does not accept.
@@ -134,11 +134,12 @@ def runner(model: Any, form: Form, where: str) -> Network:
         for image in batch:
             try:
                 (output,) = session.run(
-                    [given], {taken: to_network(image[None], form.taken, np.dtype(form.dtype))}
+                    [given],
+                    {taken: to_network(image[None], signature.taken, np.dtype(signature.dtype))},
                 )
             except problems as error:
                 raise ValueError(str(error)) from error
-            outputs.append(from_network(np.asarray(output), form.given, where))
+            outputs.append(from_network(np.asarray(output), signature.given, where))
         return np.concatenate(outputs)
 
     return run
@@ -150,7 +151,7 @@ def count_parameters(model: Any) -> int:
 
 
 def maps_of(
-    model: Any, form: Form, size: tuple[int, int]
+    model: Any, signature: Signature, size: tuple[int, int]
 ) -> tuple[list[tuple[list[str], list[str]]], dict[str, int]] | None:
     """Return the feature maps taken and created by each step, and their bytes in float32.
 
@@ -161,7 +162,11 @@ def maps_of(
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     dims = copy.graph.input[0].type.tensor_type.shape.dim
-    sizes = (1, form.channels, *size) if form.taken == "first" else (1, *size, form.channels)
+    sizes = (
+        (1, signature.channels, *size)
+        if signature.taken == "first"
+        else (1, *size, signature.channels)
+    )
     for each, length in zip(dims, sizes, strict=True):
         each.dim_value = length
     del copy.graph.value_info[:]

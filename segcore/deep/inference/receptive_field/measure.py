@@ -12,7 +12,7 @@ field's extent on every side, not its width alone.
 - Halo: one line of ones for each phase of the stride; the farthest row, then column, with a nonzero
   output. Strips are as narrow as the network allows, and as long as a rough measurement requires.
 
-`confirmed` then checks the result against the network itself, with its own weights: removing rows
+`verified` then checks the result against the network itself, with its own weights: removing rows
 must not change the output beyond the halo.
 """
 
@@ -49,7 +49,7 @@ _BATCH = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
+class _Sizes:
     """Sizes that a network accepts."""
 
     height: int
@@ -65,55 +65,55 @@ def measure(network: Network, channels: int, limit: int = LIMIT) -> ReceptiveFie
     A halo beyond `limit`, at most 1024 pixels, becomes None; the stride is then the step between
     valid sizes. Raises `WeightsError` if the output is not an image.
     """
-    frame = _frame(network, channels)
-    flipped = _transposed(network)
-    strides = [_stride(each, frame, channels) for each in (network, flipped)]
+    sizes = _find_sizes(network, channels)
+    transposed = _transposed(network)
+    strides = [_stride(each, sizes, channels) for each in (network, transposed)]
     stride = math.lcm(*(each or 1 for each in strides))
     if None in strides:
-        stride = math.lcm(stride, _smallest_step(network, frame, channels))
-        return ReceptiveField(None, stride, frame.margin, frame.height % stride)
-    halos = [_halo(each, frame, channels, stride) for each in (network, flipped)]
+        stride = math.lcm(stride, _smallest_step(network, sizes, channels))
+        return ReceptiveField(None, stride, sizes.margin, sizes.height % stride)
+    halos = [_halo(each, sizes, channels, stride) for each in (network, transposed)]
     widest = None if None in halos else max(each for each in halos if each is not None)
     return ReceptiveField(
         widest if widest is not None and widest <= limit else None,
         stride,
-        frame.margin,
-        frame.height % stride,
+        sizes.margin,
+        sizes.height % stride,
     )
 
 
-def sizes_taken(network: Network, channels: int) -> ReceptiveField:
+def measure_sizes(network: Network, channels: int) -> ReceptiveField:
     """Measure the valid sizes and the margin of a network without a skeleton.
 
     The halo is None, unknown. Raises `WeightsError` if the network has no per-pixel scores.
     """
-    frame = _frame(network, channels)
-    step = _smallest_step(network, frame, channels)
-    return ReceptiveField(None, step, frame.margin, frame.height % step)
+    sizes = _find_sizes(network, channels)
+    step = _smallest_step(network, sizes, channels)
+    return ReceptiveField(None, step, sizes.margin, sizes.height % step)
 
 
-def confirmed(reach: ReceptiveField, network: Network, channels: int) -> ReceptiveField:
+def verified(field: ReceptiveField, network: Network, channels: int) -> ReceptiveField:
     """Check a receptive field against the network itself.
 
     Returns it with a larger halo, or None, if the network depends on more than its skeleton does.
     Rows, then columns, are removed on either side of random pixels, and the rest of the output is
     compared. The strips have about twice the length of the halo.
     """
-    if reach.halo is None:
-        return reach
-    seen = [_seen(each, reach, channels) for each in (network, _transposed(network))]
+    if field.halo is None:
+        return field
+    seen = [_farthest_change(each, field, channels) for each in (network, _transposed(network))]
     if None in seen:
-        return replace(reach, halo=None)
+        return replace(field, halo=None)
     farthest = max(each for each in seen if each is not None)
-    halo = max(reach.halo, farthest)
-    if 0 < farthest < reach.margin + reach.stride and reach.margin:
+    halo = max(field.halo, farthest)
+    if 0 < farthest < field.margin + field.stride and field.margin:
         # The network pads inside although the output lacks a margin, so the outermost rows are
         # incomplete. See `patches`.
-        halo = max(halo, reach.margin + reach.stride)
-    return replace(reach, halo=halo if halo <= LIMIT else None)
+        halo = max(halo, field.margin + field.stride)
+    return replace(field, halo=halo if halo <= LIMIT else None)
 
 
-def fixed_reach(network: Network, channels: int, fixed: tuple[int, int]) -> ReceptiveField:
+def measure_fixed_size(network: Network, channels: int, fixed: tuple[int, int]) -> ReceptiveField:
     """Measure the margin of a network of one fixed size without a skeleton.
 
     Raises `WeightsError` if it has no per-pixel scores.
@@ -136,7 +136,7 @@ def fixed_reach(network: Network, channels: int, fixed: tuple[int, int]) -> Rece
     return ReceptiveField(None, 1, margin, 0, fixed)
 
 
-def _frame(network: Network, channels: int) -> _Frame:
+def _find_sizes(network: Network, channels: int) -> _Sizes:
     refusals = []
     for size in range(_PERIOD, _PERIOD + max(_STRIDES)):
         try:
@@ -144,7 +144,7 @@ def _frame(network: Network, channels: int) -> _Frame:
         except ValueError as error:
             refusals.append(str(error))
             continue
-        return _framed(network, channels, size, output.shape)
+        return _sizes_from(network, channels, size, output.shape)
     raise WeightsError(
         f"The network takes no image of {_PERIOD} to {size} pixels a side: {refusals[0]:.300} "
         "Expected one that gives scores for each pixel of "
@@ -152,7 +152,7 @@ def _frame(network: Network, channels: int) -> _Frame:
     )
 
 
-def _framed(network: Network, channels: int, size: int, output: tuple[int, ...]) -> _Frame:
+def _sizes_from(network: Network, channels: int, size: int, output: tuple[int, ...]) -> _Sizes:
     if (
         len(output) != 4
         or output[1] != output[2]
@@ -175,8 +175,8 @@ def _framed(network: Network, channels: int, size: int, output: tuple[int, ...])
         )
     for width in range(size % 16 or 16, size, 16):
         if width > 2 * margin and _runs(network, size, width, channels, margin):
-            return _Frame(size, width, margin)
-    return _Frame(size, size, margin)
+            return _Sizes(size, width, margin)
+    return _Sizes(size, size, margin)
 
 
 def _runs(network: Network, height: int, width: int, channels: int, margin: int) -> bool:
@@ -193,10 +193,10 @@ def _transposed(network: Network) -> Network:
     )
 
 
-def _stride(network: Network, frame: _Frame, channels: int) -> int | None:
+def _stride(network: Network, sizes: _Sizes, channels: int) -> int | None:
     """Smallest shift of rows shared by input and output; None if there is none."""
-    for length in _lengths(frame):
-        pixels = _specks((1, length + max(_STRIDES), frame.width, channels))
+    for length in _lengths(sizes):
+        pixels = _sparse_pixels((1, length + max(_STRIDES), sizes.width, channels))
         still = network(pixels[:, :length])
         # Only the middle: rows near the ends are affected by padding and not on the lattice.
         low = (still.shape[1] - max(_STRIDES)) // 2
@@ -216,48 +216,48 @@ def _stride(network: Network, frame: _Frame, channels: int) -> int | None:
             if (
                 same
                 and moved[:, middle].any()
-                and _runs(network, length + stride, frame.width, channels, frame.margin)
+                and _runs(network, length + stride, sizes.width, channels, sizes.margin)
             ):
                 return stride
     return None
 
 
-def _specks(shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _sparse_pixels(shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Random pixels, mostly 0, so that sums over large fields still differ between positions."""
     generator = np.random.default_rng(0)
     return generator.random(shape, np.float32) * (generator.random(shape, np.float32) < 0.1)
 
 
-def _smallest_step(network: Network, frame: _Frame, channels: int) -> int:
+def _smallest_step(network: Network, sizes: _Sizes, channels: int) -> int:
     """Smallest difference in pixels between two valid sizes."""
     for stride in _STRIDES:
-        size = frame.height + stride
-        if _runs(network, size, size, channels, frame.margin):
+        size = sizes.height + stride
+        if _runs(network, size, size, channels, sizes.margin):
             return stride
     return max(_STRIDES)
 
 
-def _halo(network: Network, frame: _Frame, channels: int, stride: int) -> int | None:
+def _halo(network: Network, sizes: _Sizes, channels: int, stride: int) -> int | None:
     """Maximum number of rows between an output pixel and an input pixel it depends on.
 
     None if they do not fit into the longest strip.
     """
-    *_, longest = _lengths(frame)
-    rough = _rough_halo(network, (longest, frame.width, channels))
+    *_, longest = _lengths(sizes)
+    rough = _rough_halo(network, (longest, sizes.width, channels))
     if rough is None:
         return None
     # The rough measurement uses one phase of the stride; the farthest row may have another.
-    length = next((each for each in _lengths(frame) if each // 2 > rough + 2 * stride), longest)
+    length = next((each for each in _lengths(sizes) if each // 2 > rough + 2 * stride), longest)
     middle = length // 2 // stride * stride
     most = 0
-    for phases in _batches(stride, length * frame.width * channels):
+    for phases in _batches(stride, length * sizes.width * channels):
         rows = middle + np.array(phases)
-        strips = np.zeros((len(phases), length, frame.width, channels), np.float32)
+        strips = np.zeros((len(phases), length, sizes.width, channels), np.float32)
         strips[np.arange(len(phases)), rows] = 1
-        answers = (network(strips) != 0).any((2, 3))
+        responses = (network(strips) != 0).any((2, 3))
         # The network may skip some rows altogether (strides of 1x1 kernels).
-        seen = answers.any(1)
-        first, last = _ends(answers[seen], frame.margin)
+        seen = responses.any(1)
+        first, last = _ends(responses[seen], sizes.margin)
         most = max(most, *(rows[seen] - first), *(last - rows[seen]))
     return int(most)
 
@@ -270,28 +270,29 @@ def _rough_halo(network: Network, shape: tuple[int, int, int]) -> int | None:
     length, middle = shape[0], shape[0] // 2
     strips = np.zeros((2, *shape), np.float32)
     strips[0, middle:], strips[1, :middle] = 1, 1
-    answers = (network(strips) != 0).any((2, 3))
-    if answers[0, 0] or answers[1, -1]:
+    responses = (network(strips) != 0).any((2, 3))
+    if responses[0, 0] or responses[1, -1]:
         return None
-    first, last = _ends(answers, (length - answers.shape[1]) // 2)
+    first, last = _ends(responses, (length - responses.shape[1]) // 2)
     return int(max(0, middle - first[0], last[1] - middle))
 
 
-def _ends(answers: NDArray[np.bool_], margin: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+def _ends(responses: NDArray[np.bool_], margin: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
     """First and last nonzero row of each strip, as rows of the input."""
-    return answers.argmax(1) + margin, answers.shape[1] - 1 - answers[:, ::-1].argmax(1) + margin
+    from_end = responses[:, ::-1].argmax(1)
+    return responses.argmax(1) + margin, responses.shape[1] - 1 - from_end + margin
 
 
-def _seen(network: Network, reach: ReceptiveField, channels: int) -> int | None:
+def _farthest_change(network: Network, field: ReceptiveField, channels: int) -> int | None:
     """Distance from a cut to the farthest row that changes, 0 if none does.
 
     None if the strip is too short.
     """
-    stride, margin, halo = reach.stride, reach.margin, reach.halo or 0
+    stride, margin, halo = field.stride, field.margin, field.halo or 0
     length = 2 * margin + 2 * halo + 4 * stride
-    length += (reach.residue - length) % stride
+    length += (field.residue - length) % stride
     first = 2 * margin + 1
-    widths = range(first + (reach.residue - first) % stride, length, stride)
+    widths = range(first + (field.residue - first) % stride, length, stride)
     width = next(
         (width for width in widths if _runs(network, length, width, channels, margin)), length
     )
@@ -311,8 +312,8 @@ def _seen(network: Network, reach: ReceptiveField, channels: int) -> int | None:
     return farthest
 
 
-def _lengths(frame: _Frame) -> Iterator[int]:
-    return (frame.height + (periods - 1) * _PERIOD for periods in _LENGTHS)
+def _lengths(sizes: _Sizes) -> Iterator[int]:
+    return (sizes.height + (periods - 1) * _PERIOD for periods in _LENGTHS)
 
 
 def _batches(count: int, size: int) -> Iterator[range]:

@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.receptive_field.measure import confirmed, fixed_reach, measure
+from maskloom.segcore.deep.inference.receptive_field.measure import (
+    measure,
+    measure_fixed_size,
+    verified,
+)
 from maskloom.segcore.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.receptive_field.measure import Network
 
 _CONVOLUTIONS = ("Conv2D", "Conv2DTranspose", "SeparableConv2D", "DepthwiseConv2D")
-_PASS = frozenset(
+_IDENTITY = frozenset(
     # A list would take a line for each name.
     "Activation ActivityRegularization AlphaDropout BatchNormalization Dropout ELU "  # noqa: SIM905
     "GaussianDropout GaussianNoise Identity LeakyReLU "
@@ -57,28 +61,28 @@ class Skeleton:
     """Whether no layer spans the whole image."""
 
 
-def reach_of(model: Any) -> ReceptiveField:
+def receptive_field_of(model: Any) -> ReceptiveField:
     """Measure the receptive field of a keras model (image, y, x, channel) to (image, y, x, class).
 
     A model without a skeleton (subclassed, or with dense layers over space) gets no finite halo.
     Raises `WeightsError` if the model has no per-pixel scores.
     """
     height, width, channels = model.input_shape[1:]
-    skeleton, network = open_copy(model), runner(model)
+    skeleton, network = skeleton_of(model), runner(model)
     if height is not None and width is not None:
-        reach = fixed_reach(network, channels, (height, width))
+        field = measure_fixed_size(network, channels, (height, width))
         if skeleton is None or not skeleton.bounded:
-            return reach
+            return field
         try:
             measured = measure(skeleton.network, channels)
         except WeightsError:
             # The model contains fixed sizes, so its skeleton cannot run at any other size.
-            return reach
-        return replace(measured, fixed=reach.fixed)
+            return field
+        return replace(measured, fixed=field.fixed)
     if skeleton is None:
         return replace(measure(network, channels), halo=None)
-    reach = measure(skeleton.network, channels)
-    return confirmed(reach, network, channels) if skeleton.bounded else replace(reach, halo=None)
+    field = measure(skeleton.network, channels)
+    return verified(field, network, channels) if skeleton.bounded else replace(field, halo=None)
 
 
 def runner(model: Any) -> Network:
@@ -88,23 +92,23 @@ def runner(model: Any) -> Network:
     """
     import keras
 
-    refusals = _refusals()
+    shape_errors = _shape_errors()
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
             output = keras.ops.convert_to_numpy(model(batch, training=False))
-        except refusals as error:
+        except shape_errors as error:
             raise ValueError(str(error)) from error
         return np.asarray(output, np.float32)
 
     return run
 
 
-def open_copy(model: Any) -> Skeleton | None:
+def skeleton_of(model: Any) -> Skeleton | None:
     """Return the skeleton of a keras model; None if it cannot be built."""
     # Layers that depend on the number of channels (a reshape) fail with a single channel.
-    for thin in (True, False):
-        builder = _Builder(thin)
+    for single_channel in (True, False):
+        builder = _Builder(single_channel)
         try:
             copy = builder.copy(model, (None, None, model.input_shape[-1]))
         except (ValueError, TypeError, AttributeError, NotImplementedError):
@@ -113,7 +117,7 @@ def open_copy(model: Any) -> Skeleton | None:
     return None
 
 
-def _refusals() -> tuple[type[Exception], ...]:
+def _shape_errors() -> tuple[type[Exception], ...]:
     """Exceptions of the keras backend for incompatible shapes."""
     import keras
 
@@ -134,8 +138,8 @@ def _refusals() -> tuple[type[Exception], ...]:
 class _Builder:
     """Builds a skeleton layer by layer while the functional graph is cloned."""
 
-    def __init__(self, thin: bool) -> None:
-        self.thin = thin
+    def __init__(self, single_channel: bool) -> None:
+        self.single_channel = single_channel
         self.unbounded = False
         self._generator = np.random.default_rng(0)
 
@@ -177,12 +181,12 @@ class _Builder:
     def _substitutes(self) -> list[tuple[Any, Callable[[Any, tuple[Any, ...]], Any]]]:
         return [
             (_CONVOLUTIONS, self._convolution),
-            (_PASS, lambda _layer, arguments: arguments[0]),
+            (_IDENTITY, lambda _layer, arguments: arguments[0]),
             (_SUMS, lambda _layer, arguments: self._sum(arguments)),
             (_NORMS, self._norm),
             (_REDUCTIONS, self._reduction),
-            (_GLOBAL, lambda layer, arguments: self._nothing(arguments[0], (1, 2), layer.keepdims)),
-            (_ATTENTION, lambda _layer, arguments: self._far(arguments[0])),
+            (_GLOBAL, lambda layer, arguments: self._zeros(arguments[0], (1, 2), layer.keepdims)),
+            (_ATTENTION, lambda _layer, arguments: self._global(arguments[0])),
             (("Dense",), self._dense),
             (("MaxUnpooling",), _repeated),
         ]
@@ -200,7 +204,7 @@ class _Builder:
             and config["dilation_rate"] == (1, 1)
         ):
             config["dilation_rate"] = 1
-        if self.thin:
+        if self.single_channel:
             config |= {key: 1 for key in ("filters", "groups", "depth_multiplier") if key in config}
         fresh = type(layer).from_config(config)
         output = fresh(arguments[0])
@@ -210,7 +214,7 @@ class _Builder:
     def _dense(self, layer: Any, arguments: tuple[Any, ...]) -> Any:
         import keras
 
-        fresh = keras.layers.Dense(1 if self.thin else layer.units, use_bias=False)
+        fresh = keras.layers.Dense(1 if self.single_channel else layer.units, use_bias=False)
         output = fresh(arguments[0])
         self._fill(fresh)
         return output
@@ -236,18 +240,18 @@ class _Builder:
             else tuple(axis % rank for axis in (axes if isinstance(axes, list | tuple) else [axes]))
         )
         return (
-            self._nothing(arguments[0], over, layer.keepdims)
+            self._zeros(arguments[0], over, layer.keepdims)
             if _SPACE & set(over)
             else layer(*arguments)
         )
 
-    def _nothing(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    def _zeros(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
         import keras
 
         self.unbounded = True
         return keras.ops.mean(x, axes, keepdims=keepdims) * 0.0
 
-    def _far(self, x: Any) -> Any:
+    def _global(self, x: Any) -> Any:
         self.unbounded = True
         return x
 

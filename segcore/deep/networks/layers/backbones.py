@@ -129,32 +129,28 @@ def resnet(
 
 def _basic(x: Tensor, unit: Unit, name: str) -> Tensor:
     """Two 3x3 convolutions and a shortcut."""
-    closing = Unit(
-        unit.filters, rate=unit.rate, normalisation=unit.normalisation, activation="none"
-    )
-    way = closing(unit(x, f"{name}_a"), f"{name}_b")
-    return _joined(x, way, unit, name)
+    last = Unit(unit.filters, rate=unit.rate, normalisation=unit.normalisation, activation="none")
+    branch = last(unit(x, f"{name}_a"), f"{name}_b")
+    return _residual_sum(x, branch, unit, name)
 
 
 def _bottleneck(x: Tensor, unit: Unit, name: str) -> Tensor:
     """1x1, 3x3 and 1x1 convolutions to four times the channels, and a shortcut."""
-    opening = Unit(unit.filters, 1, normalisation=unit.normalisation)
-    closing = Unit(
-        unit.filters * _BOTTLENECK, 1, normalisation=unit.normalisation, activation="none"
-    )
-    way = closing(unit(opening(x, f"{name}_a"), f"{name}_b"), f"{name}_c")
-    return _joined(x, way, unit, name)
+    first = Unit(unit.filters, 1, normalisation=unit.normalisation)
+    last = Unit(unit.filters * _BOTTLENECK, 1, normalisation=unit.normalisation, activation="none")
+    branch = last(unit(first(x, f"{name}_a"), f"{name}_b"), f"{name}_c")
+    return _residual_sum(x, branch, unit, name)
 
 
-def _joined(x: Tensor, way: Tensor, unit: Unit, name: str) -> Tensor:
-    filters = way.shape[-1]
+def _residual_sum(x: Tensor, branch: Tensor, unit: Unit, name: str) -> Tensor:
+    filters = branch.shape[-1]
     if unit.stride == 2:
         x = layers.AveragePooling2D(2, name=f"{name}_shortcut_pool")(x)
     if unit.stride == 2 or x.shape[-1] != filters:
         x = Unit(filters, 1, normalisation=unit.normalisation, activation="none")(
             x, f"{name}_shortcut"
         )
-    return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, way]))
+    return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, branch]))
 
 
 def _padded(x: Tensor, kernel: int, side: int, name: str) -> Tensor:

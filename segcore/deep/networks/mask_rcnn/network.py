@@ -111,10 +111,10 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
     ) -> dict[str, Tensor]:
         """Detect objects in images; for images with objects, return all that the loss needs."""
         if isinstance(inputs, Mapping):
-            return self._learn(inputs, training)
-        return self.find(inputs, LEAST_SCORE, GREATEST_OVERLAP)
+            return self._training_outputs(inputs, training)
+        return self.detect(inputs, LEAST_SCORE, GREATEST_OVERLAP)
 
-    def find(
+    def detect(
         self, images: Tensor, least_score: float, greatest_overlap: float
     ) -> dict[str, Tensor]:
         """Detect objects in images (image, y, x, channel); the dict of detections is padded.
@@ -152,27 +152,27 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
         del x, y, sample_weight
         return sum(self.losses_of(y_pred).values())
 
-    def losses_of(self, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def losses_of(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the five losses by name, from the network's output for images with objects."""
-        anchors, positive = learned["anchor_taken"], learned["anchor_positive"]
-        boxes = learned["box_taken"]
+        anchors, positive = outputs["anchor_taken"], outputs["anchor_positive"]
+        boxes = outputs["box_taken"]
         return {
-            "objectness": losses.binary(learned["anchor_logits"], positive, anchors),
+            "objectness": losses.binary(outputs["anchor_logits"], positive, anchors),
             "anchors": losses.smooth(
-                learned["anchor_shifts"],
-                learned["anchor_targets"],
+                outputs["anchor_shifts"],
+                outputs["anchor_targets"],
                 positive * anchors,
                 ops.sum(anchors),
             ),
-            "classes": losses.categorical(learned["box_logits"], learned["box_classes"], boxes),
+            "classes": losses.categorical(outputs["box_logits"], outputs["box_classes"], boxes),
             "boxes": losses.smooth(
-                learned["box_shifts"],
-                learned["box_targets"],
-                learned["box_positive"],
+                outputs["box_shifts"],
+                outputs["box_targets"],
+                outputs["box_positive"],
                 ops.sum(boxes),
             ),
             "masks": losses.binary(
-                learned["mask_logits"], learned["mask_targets"], learned["mask_taken"]
+                outputs["mask_logits"], outputs["mask_targets"], outputs["mask_taken"]
             ),
         }
 
@@ -207,45 +207,53 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
         proposals = propose(ops.stop_gradient(logits), ops.stop_gradient(shifts), anchors, limits)
         return levels, proposals, logits, shifts, anchors
 
-    def _learn(self, inputs: Mapping[str, Tensor], training: bool | None) -> dict[str, Tensor]:
+    def _training_outputs(
+        self, inputs: Mapping[str, Tensor], training: bool | None
+    ) -> dict[str, Tensor]:
         boxes, classes = ops.cast(inputs["boxes"], "float32"), ops.cast(inputs["classes"], "int32")
         instances = inputs["instances"]
         levels, proposals, logits, shifts, anchors = self._first_stage(inputs["image"], training)
-        learned = self._anchors_to_learn((logits, shifts, anchors), boxes, instances)
+        outputs = self._anchor_targets((logits, shifts, anchors), boxes, instances)
         # True boxes are added to the proposals, so that the heads can learn before proposals are
         # good.
         candidates = ops.concatenate([proposals.boxes, boxes], axis=1)
-        whose, overlaps = best_boxes(candidates, boxes)
-        there = ops.any(candidates > 0, axis=-1)
+        matches, overlaps = best_boxes(candidates, boxes)
+        present = ops.any(candidates > 0, axis=-1)
         objects = is_object(overlaps)
-        positive = sample(ops.logical_and(there, objects), self.recipe.sampled // 4, self.generator)
+        positive = sample(
+            ops.logical_and(present, objects), self.recipe.sampled // 4, self.generator
+        )
         rest = self.recipe.sampled - self.recipe.sampled // 4
         nothing = ops.logical_and(ops.logical_not(objects), is_labelled(instances, candidates))
-        negative = sample(ops.logical_and(there, nothing), rest, self.generator)
+        negative = sample(ops.logical_and(present, nothing), rest, self.generator)
         # At most three negatives per positive, but some even if there are no positives.
         negative = limited(negative, ops.maximum(3 * ops.sum(positive.taken, axis=1), rest // 4))
-        held = take(whose, positive.indices)
+        matched = take(matches, positive.indices)
         chosen = take(candidates, positive.indices)
         return {
-            **learned,
-            **self._boxes_to_learn(
+            **outputs,
+            **self._box_targets(
                 levels,
                 (chosen, take(candidates, negative.indices)),
-                (take(boxes, held), take(classes, held)),
+                (take(boxes, matched), take(classes, matched)),
                 (positive.taken, negative.taken),
                 training,
             ),
-            **self._masks_to_learn(
-                levels, (chosen, take(classes, held), held + 1), positive.taken, instances, training
+            **self._mask_targets(
+                levels,
+                (chosen, take(classes, matched), matched + 1),
+                positive.taken,
+                instances,
+                training,
             ),
         }
 
-    def _anchors_to_learn(
+    def _anchor_targets(
         self, first: tuple[Tensor, Tensor, Tensor], boxes: Tensor, instances: Tensor
     ) -> dict[str, Tensor]:
         """Outputs of the `first` stage (logits, shifts, anchors) and targets from true `boxes`."""
         logits, shifts, anchors = first
-        whose, objects, nothing = best_anchors(anchors, boxes)
+        matches, objects, nothing = best_anchors(anchors, boxes)
         positive = sample(objects, _SAMPLED_ANCHORS // 2, self.generator)
         negative = sample(
             ops.logical_and(nothing, is_labelled(instances, anchors[None])),
@@ -254,7 +262,7 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
         )
         negative = limited(negative, _SAMPLED_ANCHORS - ops.sum(positive.taken, axis=1))
         indices = ops.concatenate([positive.indices, negative.indices], axis=1)
-        true = take(boxes, take(whose, indices))
+        true = take(boxes, take(matches, indices))
         return {
             "anchor_logits": take(logits, indices),
             "anchor_shifts": take(shifts, indices),
@@ -265,7 +273,7 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
             "anchor_taken": ops.concatenate([positive.taken, negative.taken], axis=1),
         }
 
-    def _boxes_to_learn(
+    def _box_targets(
         self,
         levels: list[Tensor],
         boxes: tuple[Tensor, Tensor],
@@ -292,7 +300,7 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
             "box_targets": encode(true_boxes, boxes[0], BOX_WEIGHTS),
         }
 
-    def _masks_to_learn(
+    def _mask_targets(
         self,
         levels: list[Tensor],
         objects: tuple[Tensor, Tensor, Tensor],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.deep.networks.mask_rcnn.network import MaskRcnnNetwork
 
 
-class Finder(keras.Model):  # type: ignore[misc]  # keras is untyped
+class Detector(keras.Model):  # type: ignore[misc]  # keras is untyped
     """A network with its detection thresholds, compiled by keras for the current backend."""
 
     def __init__(
@@ -34,7 +34,7 @@ class Finder(keras.Model):  # type: ignore[misc]  # keras is untyped
 
     def call(self, images: Any) -> dict[str, Any]:
         """Return padded detections of images (image, y, x, channel); see `MaskRcnnNetwork`."""
-        return self.network.find(images, self.least_score, self.greatest_overlap)
+        return self.network.detect(images, self.least_score, self.greatest_overlap)
 
     def detect(self, image: NDArray[np.float32]) -> Detections:
         """Return the objects of one image (y, x, channel) by descending score.
@@ -53,21 +53,21 @@ def detect(
 ) -> Detections:
     """Detect the objects of one scaled image (y, x, channel) float32, by descending score.
 
-    The network is not compiled; for many images use a `Finder`. Raises `ValueError` if the image
+    The network is not compiled; for many images use a `Detector`. Raises `ValueError` if the image
     has a different number of bands than the network.
     """
     if image.ndim != 3 or image.shape[2] != model.channels:
         raise ValueError(
             f"expected an image (y, x, {model.channels}) for this network; got shape {image.shape}"
         )
-    found = model.find(keras.ops.convert_to_tensor(image[None]), least_score, greatest_overlap)
+    found = model.detect(keras.ops.convert_to_tensor(image[None]), least_score, greatest_overlap)
     return _detections({name: keras.ops.convert_to_numpy(value) for name, value in found.items()})
 
 
 def _detections(found: Mapping[str, NDArray[Any]]) -> Detections:
     """Detections of the first image, without padding."""
-    there = found["classes"][0] > 0
+    present = found["classes"][0] > 0
     boxes, classes, scores, masks = (
-        found[name][0][there] for name in ("boxes", "classes", "scores", "masks")
+        found[name][0][present] for name in ("boxes", "classes", "scores", "masks")
     )
     return Detections(boxes.astype(np.float64), classes.astype(np.int64), scores, masks)

@@ -86,8 +86,8 @@ def _first(ranked: Ranked, kept: Tensor, count: int) -> Ranked:
     """The first `count` boxes that are kept."""
     scores = ops.where(kept, ranked.scores, -ops.ones_like(ranked.scores))
     values, indices = greatest(scores, count, -1.0)
-    there = values >= 0
-    boxes = ops.where(ops.expand_dims(there, -1), take(ranked.boxes, indices), 0.0)
+    present = values >= 0
+    boxes = ops.where(ops.expand_dims(present, -1), take(ranked.boxes, indices), 0.0)
     return Ranked(
-        boxes, ops.where(there, values, 0.0), ops.where(there, take(ranked.classes, indices), 0)
+        boxes, ops.where(present, values, 0.0), ops.where(present, take(ranked.classes, indices), 0)
     )

@@ -48,19 +48,19 @@ def feature_pyramid(recipe: MaskRcnn, channels: int) -> keras.Model:
     Each level is (image, y / stride, x / stride, `recipe.pyramid`). Height and width must be
     multiples of the largest stride.
     """
-    form = backbone_of(recipe)
+    backbone = backbone_of(recipe)
     inputs = keras.Input((None, None, channels), name="image")
-    kernel = 3 if form.narrowing == 1 else 7
+    kernel = 3 if backbone.narrowing == 1 else 7
     x = normalised(
-        layers.Conv2D(form.stem, kernel, 2, "same", use_bias=False, name="stem"), inputs, "relu"
+        layers.Conv2D(backbone.stem, kernel, 2, "same", use_bias=False, name="stem"), inputs, "relu"
     )
     x = layers.MaxPooling2D(3, 2, "same", name="stem_pool")(x)
     levels = []
-    for level, blocks in enumerate(form.blocks):
+    for level, blocks in enumerate(backbone.blocks):
         for block in range(blocks):
             stride = 2 if level > 0 and block == 0 else 1
             x = _residual(
-                x, form.width << level, stride, form.narrowing, f"level{level}_block{block}"
+                x, backbone.width << level, stride, backbone.narrowing, f"level{level}_block{block}"
             )
         levels.append(x)
     finer = layers.Conv2D(recipe.pyramid, 1, name="lateral3")(levels[3])

@@ -136,7 +136,7 @@ def test_windows_find_every_object_once_and_every_region_sees_the_same(
         start = core * generator.integers(0, 2, 2) + generator.integers(0, halo // 2, 2)
         stop = start + generator.integers(1, 30, 2)
         region = Box(tuple(start.tolist()), tuple(stop.tolist()))
-        reach = region.grow((lattice.reach,) * 2)
+        reach = region.grow((lattice.tile_halo,) * 2)
         for _, window in lattice.windows(region, shape):
             assert np.all(np.array(window.start) >= reach.start)
             assert np.all(np.array(window.stop) <= reach.stop)
