@@ -176,7 +176,7 @@ class MaskRcnnModel:
         network = (
             LIBRARY_BYTES + 4 * self.card.parameters + lattice.window**2 * self.card.bytes_per_pixel
         )
-        return Requirements((lattice.reach,) * 2, _BYTES_PER_PIXEL, _COST, network)
+        return Requirements((lattice.tile_halo,) * 2, _BYTES_PER_PIXEL, _COST, network)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """Return the image with the network's bands. Raises `ModelMismatch` if it has others."""

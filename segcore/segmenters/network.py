@@ -300,7 +300,7 @@ class NetworkModel:
             )
             raise ModelMismatch(
                 f"{spec.location} has {spec.channels} band(s); {name} was trained on "
-                f"{self._told_bands}. Choose them with `bands`, such as {hint}."
+                f"{self._bands_in_words}. Choose them with `bands`, such as {hint}."
             )
         if self.card.dtype and spec.dtype != self.card.dtype:
             raise ModelMismatch(
@@ -373,19 +373,21 @@ class NetworkModel:
         from maskloom.segcore.deep.inference.engines.opening import open_engine
         from maskloom.segcore.deep.inference.receptive_field.measure import verified
 
-        said, engine = self.card.reach, open_engine(self.weights, self.card, choice)
+        expected, engine = self.card.reach, open_engine(self.weights, self.card, choice)
         # Copies, because an engine's output is valid only until the next patch.
-        found = verified(said, lambda pixels: np.array(engine(pixels)), self.card.channels)
-        if found.halo != said.halo:
-            farther = "the whole image" if found.halo is None else f"at least {found.halo} pixels"
+        measured = verified(expected, lambda pixels: np.array(engine(pixels)), self.card.channels)
+        if measured.halo != expected.halo:
+            size = (
+                "the whole image" if measured.halo is None else f"at least {measured.halo} pixels"
+            )
             raise WeightsError(
-                f"{file_name(self.weights.location)} looks {farther} far; `halo` or its "
-                f"card says {said.halo}. Set another halo; remove a card that was changed or is "
-                "another network's; or set windows: blended."
+                f"{file_name(self.weights.location)} looks {size} far; `halo` or its card says "
+                f"{expected.halo}. Set another halo; remove a card that was changed or is another "
+                "network's; or set windows: blended."
             )
 
     @property
-    def _told_bands(self) -> str:
+    def _bands_in_words(self) -> str:
         return (
             str(self.card.channels)
             if self.card.bands is None

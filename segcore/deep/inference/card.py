@@ -203,7 +203,7 @@ class Card:
         image's pixels. Returns None if the shares were seen in training. The background is the
         remainder and is not checked.
         """
-        strange = []
+        unusual = []
         for name, seen in zip(classes, self.shares, strict=False):
             share = shares.get(name)
             if (
@@ -212,17 +212,17 @@ class Card:
                 and name.lower() not in BACKGROUND_NAMES
                 and not seen[0] <= share <= seen[1]
             ):
-                strange.append(
+                unusual.append(
                     f"{name} {share:.2%} (in training {seen[0]:.2%} to {seen[1]:.2%} of an image)"
                 )
-        if not strange:
+        if not unusual:
             return None
         return (
-            f"{weights} may not suit this kind of image: {', '.join(strange)}. Look at the preview"
+            f"{weights} may not suit this kind of image: {', '.join(unusual)}. Look at the preview"
         )
 
     @property
-    def numbers(self) -> int:
+    def output_channels(self) -> int:
         """Numbers that the network outputs per pixel: one per class, or one probability or class
         id.
         """

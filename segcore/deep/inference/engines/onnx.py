@@ -73,7 +73,9 @@ def onnx_runner(
     taken, given = session.get_inputs()[0], session.get_outputs()[0]
     source = layout_of(_sizes(taken.shape), card.channels, "first")
     target = (
-        layout_of(_sizes(given.shape), card.numbers, source) if len(given.shape) == 4 else source
+        layout_of(_sizes(given.shape), card.output_channels, source)
+        if len(given.shape) == 4
+        else source
     )
     dtype = np.dtype(_DTYPES[taken.type])
 

@@ -88,7 +88,7 @@ def open_engine(weights: Weights, card: Card, choice: Choice) -> Engine:
     Raises `WeightsError` if the engine cannot run it in the selected precision.
     """
     request = _Request(
-        weights, choice, (card.channels, card.numbers, card.reach, runtime.threads()), card
+        weights, choice, (card.channels, card.output_channels, card.reach, runtime.threads()), card
     )
     engine = _loaded.pop(request, None) or _open(request)
     # Least recently used first.

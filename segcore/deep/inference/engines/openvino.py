@@ -66,7 +66,7 @@ def openvino_runner(
     otherwise: Layout = "first" if weights.suffix == ".onnx" else "last"
     taken = _sizes(compiled.inputs[0])
     source = layout_of(taken, card.channels, otherwise)
-    target = layout_of(_sizes(compiled.outputs[0]), card.numbers, source)
+    target = layout_of(_sizes(compiled.outputs[0]), card.output_channels, source)
     dtype = np.dtype(compiled.inputs[0].element_type.to_dtype())
     request = compiled.create_infer_request()
 

@@ -138,9 +138,11 @@ def run_once(
     Raises `WeightsError` if the output does not match the card.
     """
     scores = np.array(open_engine(weights, card, choice)(patch[None])[0])
-    expected = (*(size - 2 * card.reach.margin for size in patch.shape[:2]), card.numbers)
+    expected = (*(size - 2 * card.reach.margin for size in patch.shape[:2]), card.output_channels)
     # Two classes may have a single score: the log-odds of the second.
-    single = card.output == "logits" and card.numbers == 2 and scores.shape == (*expected[:2], 1)
+    single = (
+        card.output == "logits" and card.output_channels == 2 and scores.shape == (*expected[:2], 1)
+    )
     if scores.shape != expected and not single:
         raise WeightsError(
             f"{weights.location}: for a patch of {patch.shape[:2]} and {len(card.classes)} classes "

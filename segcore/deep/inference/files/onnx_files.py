@@ -74,17 +74,17 @@ def _check(content: bytes, where: str) -> None:
 
 def _graphs(model: Any) -> Iterator[Any]:
     """All parts of a model with nodes: the graph, its branches and loops, and the functions."""
-    waiting = [(part, 0) for part in (model.graph, *model.functions)]
-    waiting += [
+    pending = [(part, 0) for part in (model.graph, *model.functions)]
+    pending += [
         (part, 0) for step in model.training_info for part in (step.initialization, step.algorithm)
     ]
-    while waiting:
-        part, level = waiting.pop()
+    while pending:
+        part, level = pending.pop()
         if level > _MOST_LEVELS:
             raise RecursionError("its graphs are nested too deeply")
         yield part
         for attribute in _attributes(part):
-            waiting += [
+            pending += [
                 (inner, level + 1) for inner in (attribute.g, *attribute.graphs) if inner.node
             ]
 

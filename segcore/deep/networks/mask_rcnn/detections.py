@@ -37,7 +37,7 @@ class Detections:
     """(object, y, x): probability that a cell of the box belongs to the object."""
 
     @classmethod
-    def together(cls, parts: Sequence[Detections]) -> Detections:
+    def concatenated(cls, parts: Sequence[Detections]) -> Detections:
         """Concatenate one or more sets of detections in order."""
         names = ("boxes", "classes", "scores", "masks")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
@@ -108,7 +108,7 @@ def overlaps(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np
     return np.asarray(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))
 
 
-def hit_by_better(
+def suppressed(
     boxes: NDArray[np.float64],
     groups: NDArray[np.int64],
     rivals: NDArray[np.int64],

@@ -16,7 +16,7 @@ trained on.
                 detection could depend on others far away.
 
 A detection therefore depends only on detections that it overlaps, and a mask only on detections
-that meet there. For objects no larger than the halo, `receptive_field` is the greatest distance
+that meet there. For objects no larger than the halo, `tile_halo` is the greatest distance
 over which the masks of objects touching a region depend on pixels.
 """
 
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections, hit_by_better
+from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections, suppressed
 from maskloom.segcore.geometry import Box, Shape
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class WindowLattice:
         return max(1, self.halo // 8)
 
     @property
-    def reach(self) -> int:
+    def tile_halo(self) -> int:
         """Greatest distance in pixels from a region to the pixels that its objects depend on.
 
         This covers the whole masks of all objects that touch the region.
@@ -124,11 +124,11 @@ class WindowLattice:
             homes.append(np.all(np.floor(centres[near] / self.core) == place, axis=1))
             places.append(np.tile(np.array(place), (len(near), 1)))
             ranks.append(near)
-        together = Detections.together(kept)
+        together = Detections.concatenated(kept)
         home, window, rank = np.concatenate(homes), np.concatenate(places), np.concatenate(ranks)
         number = window[:, 0] * (window[:, 1].max(initial=0) + 1) + window[:, 1]
         order = np.lexsort((rank, number, -together.scores, ~home))
-        hit = hit_by_better(
+        hit = suppressed(
             together.boxes[order], together.classes[order], number[order], greatest_overlap
         )
         stays = order[~hit]

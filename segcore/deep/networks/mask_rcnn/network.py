@@ -224,8 +224,8 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
             ops.logical_and(present, objects), self.recipe.sampled // 4, self.generator
         )
         rest = self.recipe.sampled - self.recipe.sampled // 4
-        nothing = ops.logical_and(ops.logical_not(objects), is_labelled(instances, candidates))
-        negative = sample(ops.logical_and(present, nothing), rest, self.generator)
+        background = ops.logical_and(ops.logical_not(objects), is_labelled(instances, candidates))
+        negative = sample(ops.logical_and(present, background), rest, self.generator)
         # At most three negatives per positive, but some even if there are no positives.
         negative = limited(negative, ops.maximum(3 * ops.sum(positive.taken, axis=1), rest // 4))
         matched = take(matches, positive.indices)
@@ -253,10 +253,10 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
     ) -> dict[str, Tensor]:
         """Outputs of the `first` stage (logits, shifts, anchors) and targets from true `boxes`."""
         logits, shifts, anchors = first
-        matches, objects, nothing = best_anchors(anchors, boxes)
+        matches, objects, background = best_anchors(anchors, boxes)
         positive = sample(objects, _SAMPLED_ANCHORS // 2, self.generator)
         negative = sample(
-            ops.logical_and(nothing, is_labelled(instances, anchors[None])),
+            ops.logical_and(background, is_labelled(instances, anchors[None])),
             _SAMPLED_ANCHORS,
             self.generator,
         )
@@ -290,10 +290,10 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
         count = boxes[0].shape[1]
         true_boxes, true_classes = true
         index = ops.maximum(true_classes - 1, 0)[..., None, None]
-        nothing = ops.zeros_like(taken[1], dtype="int32")
+        background = ops.zeros_like(taken[1], dtype="int32")
         return {
             "box_logits": logits,
-            "box_classes": ops.concatenate([true_classes, nothing], axis=1),
+            "box_classes": ops.concatenate([true_classes, background], axis=1),
             "box_taken": ops.concatenate(taken, axis=1),
             "box_positive": taken[0],
             "box_shifts": ops.take_along_axis(shifts[:, :count], index, axis=2)[:, :, 0],

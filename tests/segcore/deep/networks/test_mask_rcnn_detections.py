@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections, hit_by_better, overlaps
+from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections, overlaps, suppressed
 from maskloom.segcore.deep.networks.mask_rcnn.lattice import WindowLattice, mirrored
 from maskloom.segcore.geometry import Box
 
@@ -87,9 +87,9 @@ def test_only_rivals_of_the_same_class_hit() -> None:
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 5.0]])
     # The second is of the same window, the third of another class, the fourth overlaps by a half
     # exactly.
-    hit = hit_by_better(boxes, np.array([1, 1, 2, 1]), np.array([0, 0, 1, 1]), 0.5)
+    hit = suppressed(boxes, np.array([1, 1, 2, 1]), np.array([0, 0, 1, 1]), 0.5)
     assert hit.tolist() == [False, False, False, False]
-    assert hit_by_better(boxes, np.array([1, 1, 2, 1]), np.array([0, 1, 1, 1]), 0.4).tolist() == [
+    assert suppressed(boxes, np.array([1, 1, 2, 1]), np.array([0, 1, 1, 1]), 0.4).tolist() == [
         False,
         True,
         False,

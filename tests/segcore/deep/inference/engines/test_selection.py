@@ -205,7 +205,7 @@ def test_a_real_network_is_tried_in_all_that_is_installed(tmp_path: Path) -> Non
     assert {trial["engine"] for trial in choice.record["tried"]} == set(available_engines(weights))
     assert all(trial["agreement"] >= 0.99 for trial in choice.record["tried"])
     # The others would take memory on the worker that chose, for as long as it lives.
-    assert [request.choice for request in engines._ready if request.weights == weights] == [choice]
+    assert [request.choice for request in engines._loaded if request.weights == weights] == [choice]
 
 
 GIVEN: dict[str, Any] = {"engine": "tensorflow", "precision": "float32"}
