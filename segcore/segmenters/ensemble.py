@@ -329,8 +329,8 @@ def _select(members: Sequence[Member], spec: RasterSpec) -> RasterSpec:
         if member.select(chosen).bands != alone.bands:
             raise ModelMismatch(
                 f"{spec.location}: member {number} of the ensemble takes the image's bands "
-                f"{list(alone.bands)} by itself, but not "
-                f"beside members that want {list(chosen.bands)}. Set `bands` for every member."
+                f"{list(alone.bands)} alone, but not beside members that need "
+                f"{list(chosen.bands)}. Set `bands` for every member."
             )
     return chosen
 

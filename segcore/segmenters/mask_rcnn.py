@@ -91,7 +91,7 @@ class MaskRcnnObjects:
     rule for each class by name.
     """
     trust: bool = False
-    """Load a file that could run code of its own. Only for files whose maker you trust."""
+    """Load a file that can run arbitrary code. Only for files whose maker you trust."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
     units: ClassVar[str] = "pixels must come in the units of training"
@@ -241,8 +241,7 @@ def _card(weights: Weights) -> Card:
     if card is None:
         raise WeightsError(
             f"{weights.location}: expected a card (.json) beside the weights of a Mask R-CNN; "
-            "there is none. "
-            "Put the one there that `maskloom train` wrote with the weights."
+            "found none. Put the card that `maskloom train` wrote beside the weights."
         )
     if card.kind != _KIND:
         raise WeightsError(

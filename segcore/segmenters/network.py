@@ -92,13 +92,13 @@ class Network:
     faster up to a point and take more memory.
     """
     trust: bool = False
-    """Load a file that could run code of its own (Lambda layers, .h5). Only for files whose maker
+    """Load a file that can run arbitrary code (Lambda layers, .h5). Only for files whose maker
     you trust.
     """
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
-        "pixels must come in the units of training; `scaling` brings others to these"
+        "pixels must come in the units of training; `scaling` converts other units"
     )
     kind: ClassVar[str] = "network"
 
@@ -133,9 +133,8 @@ class Network:
                 )
         if self.windows == "exact" and not Patching.suits(card.reach):
             raise RecipeError(
-                f"windows: {file_name(self.weights)} looks farther than patches can be grown "
-                "(global pooling, or one small size of input). "
-                "Use auto or blended."
+                f"windows: {file_name(self.weights)} has too large a receptive field for exact "
+                "patches (global pooling, or one small size of input). Use auto or blended."
             )
         return NetworkModel(
             weights=weights,
@@ -163,7 +162,7 @@ class Network:
         name = file_name(self.weights)
         if card.output == "objects" and card.kind != "mask_rcnn":
             raise WeightsError(
-                f"weights: {name} finds objects; kind {self.kind} wants a network that gives every "
+                f"weights: {name} finds objects; kind {self.kind} needs a network that gives every "
                 "pixel a class."
             )
         if card.output == "objects" or (
@@ -300,14 +299,13 @@ class NetworkModel:
             )
             raise ModelMismatch(
                 f"{spec.location} has {spec.channels} band(s); {name} was trained on "
-                f"{self._bands_in_words}. Choose them with `bands`, such as {hint}."
+                f"{self._bands_in_words}. Choose them with `bands`, for example {hint}."
             )
         if self.card.dtype and spec.dtype != self.card.dtype:
             raise ModelMismatch(
                 f"{spec.location} has pixels of {spec.dtype}; {name} was trained on "
                 f"{self.card.dtype}. "
-                "If it suits them all the same, say how they are to be scaled: `scaling: {offset: "
-                "..., factor: ...}`."
+                "If it suits them too, set `scaling: {offset: ..., factor: ...}`."
             )
         return spec.select(bands)
 
@@ -381,9 +379,9 @@ class NetworkModel:
                 "the whole image" if measured.halo is None else f"at least {measured.halo} pixels"
             )
             raise WeightsError(
-                f"{file_name(self.weights.location)} looks {size} far; `halo` or its card says "
-                f"{expected.halo}. Set another halo; remove a card that was changed or is another "
-                "network's; or set windows: blended."
+                f"{file_name(self.weights.location)} has a receptive field of {size}; `halo` or "
+                f"its card says {expected.halo}. Set another halo; remove the card if it was "
+                "changed or belongs to another network; or set windows: blended."
             )
 
     @property

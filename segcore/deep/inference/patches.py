@@ -176,9 +176,8 @@ def scores_of(
     if output.ndim != 4 or output.shape[1:3] != expected:
         raise WeightsError(
             f"The network was expected to give {expected[0]} x {expected[1]} pixels for a patch of "
-            f"{lengths[0]} x {lengths[1]}; its output has the "
-            f"shape {output.shape[1:]}. Its card does not fit it: remove the card, so that the "
-            "network is measured anew."
+            f"{lengths[0]} x {lengths[1]}; its output has the shape {output.shape[1:]}. Its card "
+            "does not fit it: remove the card, so that the network is measured again."
         )
     scores: NDArray[np.float32] = output[0]
     return scores

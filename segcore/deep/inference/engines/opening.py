@@ -145,8 +145,7 @@ class _PatchByPatch:
         except WeightsError as error:
             raise WeightsError(
                 f"{error} Its card says that it takes heights and widths of {sizes}; if that is "
-                "wrong, remove the card, so that the network is "
-                "measured anew."
+                "wrong, remove the card, so that the network is measured again."
             ) from error
         if len(patches) > 1:
             # The output of a run is valid until the next one.

@@ -82,7 +82,7 @@ def select_engine(
         )
         reasons = reasons or "; ".join(str(failure["error"]) for failure in failures)
         raise WeightsError(
-            f"{weights.location}: no engine gives the labels of float32 in {precision}: {reasons}. "
+            f"{weights.location}: no engine keeps the labels of float32 in {precision}: {reasons}. "
             "Set precision: auto."
         )
     seconds = _time_engines(

@@ -54,7 +54,7 @@ def examine(weights: Weights, seconds: float | None = None) -> Card:
     try:
         with lifeline.tied() as line:
             child = subprocess.run(
-                # Nothing of the current folder is to be imported, a checkout of maskloom neither.
+                # Import nothing from the current folder, not even a checkout of maskloom.
                 [sys.executable, "-P", "-m", __name__, str(line)],
                 input=request,
                 capture_output=True,
@@ -161,7 +161,7 @@ def _names(classes: tuple[str, ...], scores: int) -> tuple[str, ...]:
         return tuple(f"class_{i}" for i in range(number))
     if len(classes) != number:
         raise WeightsError(
-            f"classes: the network tells {number} classes apart; got {len(classes)} names: "
+            f"classes: the network distinguishes {number} classes; got {len(classes)} names: "
             f"{', '.join(classes)[:200]}."
         )
     return classes
@@ -190,9 +190,9 @@ def _output_of(
         return ("scores" if in_unit_range and sums < 1e-3 else "logits"), number
     if scores.max() > 1 and np.array_equal(scores, np.rint(scores)):
         raise WeightsError(
-            "The network gives one whole number for each pixel: class ids, it seems, of which "
-            "nobody knows how many. Let it give the scores "
-            "before them, or write a card beside it that says `output: labels`."
+            "The network gives one whole number for each pixel: class ids, it seems, without the "
+            "number of classes. Export it with the scores before them, or write a card with "
+            "`output: labels`."
         )
     if last in ("sigmoid", "logits"):
         return last, number
@@ -300,8 +300,8 @@ def _examine_onnx(weights: Weights) -> Card:
         in "iub"
     ):
         raise WeightsError(
-            f"{weights.location} gives whole numbers that no ArgMax makes, so their meaning is not "
-            "known. Write a card beside it."
+            f"{weights.location} gives whole numbers that no ArgMax produces, so their meaning is "
+            "unknown. Write a card beside it."
         )
     network = runner(model, signature, weights.location)
     if signature.fixed is None:

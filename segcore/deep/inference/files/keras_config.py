@@ -80,7 +80,7 @@ def checked_config(text: bytes, where: str) -> dict[str, Any]:
         entry, level = pending.pop()
         if level > _MOST_LEVELS:
             raise WeightsError(
-                f"{where} holds a description that is nested without end. Save the network again."
+                f"{where} holds a description that is nested too deeply. Save the network again."
             )
         if isinstance(entry, dict):
             if "class_name" in entry:
@@ -126,10 +126,9 @@ def _check(entry: dict[str, Any], where: str) -> None:
     if not known:
         origin = f"{module}.{name}" if module else str(name)
         raise WeightsError(
-            f"{where} asks for {origin[:100]!r}, which is neither a layer of keras that only "
-            "computes nor one of maskloom. Such a file can run "
-            "code of its own. Build the network of other layers; or, if you trust whoever made the "
-            "file, set trust: true."
+            f"{where} names {origin[:100]!r}, which is neither a layer of maskloom nor a harmless "
+            "one of keras. Such a file can run arbitrary code. Build the network from other "
+            "layers; or, if you trust its maker, set trust: true."
         )
 
 
@@ -141,7 +140,7 @@ def _check_nodes(nodes: object, where: str) -> None:
     for node in nodes if isinstance(nodes, list) else ():
         if isinstance(node, dict) and not _takes_a_map(node):
             raise WeightsError(
-                f"{where} holds an operation that works on nothing of the image. Save the network "
+                f"{where} holds an operation that has no input from the image. Save the network "
                 "again."
             )
 

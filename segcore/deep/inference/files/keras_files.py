@@ -67,9 +67,8 @@ def load_keras(weights: Weights) -> Any:
     if weights.suffix != ".keras":
         raise WeightsError(
             f"{where}: expected a .keras file; got {weights.suffix or 'no suffix'}. Other kinds of "
-            "files can run code of their own. "
-            "Save the network again with model.save('name.keras'); or, if you trust whoever made "
-            "an .h5 file, set trust: true."
+            "files can run arbitrary code. Save the network again with model.save('name.keras'); "
+            "or, if you trust the maker of an .h5 file, set trust: true."
         )
     if content.startswith(_MAGIC_HDF5):
         raise WeightsError(
@@ -188,8 +187,8 @@ def _load_errors(where: str) -> Iterator[None]:
     except errors as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise WeightsError(
-            f"keras cannot load {where}: {reason[:300]} Expected a network that this keras, or an "
-            "older one, saved."
+            f"keras cannot load {where}: {reason[:300]} Expected a network saved by this version "
+            "of keras or an older one."
         ) from error
 
 
@@ -236,8 +235,8 @@ def _check_entries(archive: zipfile.ZipFile, size: int, where: str) -> None:
             zipfile.ZIP_DEFLATED,
         ):
             raise WeightsError(
-                f"{where}: {entry.filename} is encrypted or compressed in an unusual way. Save the "
-                "network again."
+                f"{where}: {entry.filename} is encrypted, or compressed by an unsupported method. "
+                "Save the network again."
             )
         most = _MOST_TEXT if entry.filename != _VARIABLES else _SLACK + _MOST_EXPANSION * size
         if entry.file_size > most:
@@ -275,12 +274,12 @@ def _check_group(file: h5py.File, most: int, where: str) -> int:
             entries += 1
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise WeightsError(
-                    f"{where}: {name[:80]!r} in its weights is a link to elsewhere. A network has "
-                    "its weights in its own file."
+                    f"{where}: {name[:80]!r} in its weights is a link. Expected all weights in the "
+                    "file itself."
                 )
             if entries > _MOST_ENTRIES or level > _MOST_LEVELS:
                 raise WeightsError(
-                    f"{where}: its weights are nested without end, or in more than {_MOST_ENTRIES} "
+                    f"{where}: its weights are nested too deeply, or in more than {_MOST_ENTRIES} "
                     "parts."
                 )
             item = group[name]
@@ -303,8 +302,8 @@ def _check_array(item: h5py.Dataset | h5py.Datatype, where: str) -> None:
 
     if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
         raise WeightsError(
-            f"{where}: {str(item.name)[:80]!r} in its weights lies in another file. A network has "
-            "its weights in its own file."
+            f"{where}: {str(item.name)[:80]!r} in its weights is in another file. Expected all "
+            "weights in the file itself."
         )
     # keras stores bfloat16 as opaque pairs of bytes.
     if item.dtype.kind not in "fiub" and not (

@@ -54,9 +54,8 @@ def _check(content: bytes, where: str) -> None:
         for node in _nodes(model):
             if node.domain not in _DOMAINS and (node.domain, node.op_type) not in local:
                 raise WeightsError(
-                    f"{where} asks for the operator {node.op_type!r} of {node.domain!r}, which "
-                    "comes from somebody's own library. "
-                    "Export the network with standard operators."
+                    f"{where} uses the operator {node.op_type!r} of {node.domain!r}, which comes "
+                    "from another library. Export the network with standard operators."
                 )
         for tensor in _tensors(model):
             if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -68,7 +67,7 @@ def _check(content: bytes, where: str) -> None:
     except (DecodeError, onnx.checker.ValidationError, RecursionError, UnicodeDecodeError) as error:
         reason = (str(error) or "it cannot be parsed").strip().splitlines()[0]
         raise WeightsError(
-            f"{where} is no whole ONNX file: {reason[:300]}. Copy or export it again."
+            f"{where} is not a complete ONNX file: {reason[:300]}. Copy or export it again."
         ) from error
 
 
