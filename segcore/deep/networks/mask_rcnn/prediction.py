@@ -23,7 +23,7 @@ class Detector(keras.Model):  # type: ignore[misc]  # keras is untyped
     def __init__(
         self, network: MaskRcnnNetwork, least_score: float, greatest_overlap: float
     ) -> None:
-        super().__init__(name="finder")
+        super().__init__(name="detector")
         self.network = network
         self.least_score, self.greatest_overlap = least_score, greatest_overlap
         self.supports_jit = network.supports_jit
