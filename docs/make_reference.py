@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maskloom.flows.recipes import run
-from maskloom.flows.train import schema as training_schema
+from maskloom.flows.recipes.training import schema as training_schema
 
 FILE = Path(__file__).with_name("reference.md")
 _HEAD = """\

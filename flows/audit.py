@@ -1,31 +1,36 @@
-"""Audit: proves that tiled equals untiled, on the user's own recipe and image.
+"""Audit: shows that tiled equals untiled, on the user's recipe and image.
 
-A region is fitted and segmented twice, as one tile and in tiles, with the very functions that runs
-use. What differs is counted by class or by object and drawn.
+A region is fitted and segmented twice, as one tile and in tiles, with the functions that runs use,
+one job each. Differences are counted by class or by object and drawn.
 """
 
 from __future__ import annotations
 
-import io
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskloom.flows.inventory import take_inventory
+from maskloom.flows.progress import ItemProgress, display
 from maskloom.flows.recipes.run import RunRecipe, effective_tile
-from maskloom.flows.segment import take_inventory
+from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RunError
+from maskloom.segcore.figures.differences import draw
+from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter
 from maskloom.segcore.objects.seam_audit import audit_seams
-from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, select_engines
+from maskloom.segcore.pipeline.in_memory import Mask, Region
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.store import Store, configure
-from maskloom.tasks.fanout.dask import InProcess, memory_of, open_fanout
+from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.memory import require_memory
 from maskloom.tasks.plan import describe_sources
+from maskloom.tasks.regions import RegionJob, segment_regions, select_engines_on
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,40 +38,85 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.models.protocols import Model
     from maskloom.segcore.pipeline.records import PlannedImage
+    from maskloom.tasks.clusters.protocol import Cluster
+    from maskloom.tasks.fanout.protocol import Fanout
+    from maskloom.tasks.regions import SegmentedRegion
 
 DEFAULT_PIXELS = 2_000_000
 _TILES_ACROSS = 3
-_PICTURE_SIDE = 1600
+_PIXELS_IN_PROCESS = 4_000_000
+"""Worker processes take seconds to start; they pay for larger regions than this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What an audit found."""
+    """The result of an audit."""
 
     lines: tuple[str, ...]
-    """What to tell the user."""
+    """The report."""
     broken: bool
-    """Whether something differs that must not."""
+    """Whether an exact segmenter differs."""
 
 
-def audit(recipe: RunRecipe, pixels: int, tile: int | None) -> Audit:
-    """Audit the first readable image of a recipe. Raises `RunError` where there is none, `FitError`
-    where it allows no model.
+def audit(recipe: RunRecipe, pixels: int, tile: int | None, *, quiet: bool = True) -> Audit:
+    """Audit the first readable image of a recipe, in this process; if the region is large, on the
+    recipe's cluster.
+
+    Raises `RunError` if no image can be read, `FitError` if it allows no model.
     """
     configure(recipe.storage)
-    item = _first_readable(recipe)
-    assert item.spec is not None
-    region = Region.middle(item.spec, pixels)
-    shape = region.spec.shape
-    # Smaller than the region even where the recipe's tile is not: without seams there would be
-    # nothing to audit.
+    stop = threading.Event()
+    with ExitStack() as stack:
+        stack.enter_context(stop_on_signals(stop))
+        item = _first_readable(recipe, stop)
+        assert item.spec is not None
+        region = Region.middle(item.spec, pixels)
+        side = _tile_side(recipe, region.spec.shape, tile)
+        cluster = _cluster(recipe, region)
+        require_memory(recipe.order("audit"), [item], cluster.worker_memory)
+        fanout = stack.enter_context(_opened(recipe, cluster, stop))
+        shown_by = stack.enter_context(display(quiet))
+        start = select_engines_on(fanout, recipe.segmenter, region)
+        whole, tiled = segment_regions(
+            fanout,
+            [
+                RegionJob(0, "the region as one tile", start, region),
+                RegionJob(1, "the region in tiles", start, region, (side, side)),
+            ],
+            ItemProgress(shown_by, "audit", "passes", 2),
+        )
+    return _report(recipe, item, region, side, (whole, tiled))
+
+
+def _tile_side(recipe: RunRecipe, shape: Shape, tile: int | None) -> int:
+    """Smaller than the region even if the recipe's tile is not: without seams there is nothing to
+    audit.
+    """
     side = effective_tile(tile or min(recipe.tile, max(16, -(-max(shape) // _TILES_ACROSS))))
     if tile is None and side >= max(shape):
         side = effective_tile(max(16, side // 4))
-    require_memory(recipe.order("audit"), [item], memory_of(InProcess()))
-    start = select_engines(recipe.segmenter, region)
-    whole_model, tiled_model = (fit_to(start, [region], cut) for cut in (None, (side, side)))
-    whole, tiled = (segment_scene(whole_model, region, cut) for cut in (None, (side, side)))
+    return side
+
+
+def _cluster(recipe: RunRecipe, region: Region) -> Cluster:
+    return SerialCluster() if region.spec.pixels <= _PIXELS_IN_PROCESS else recipe.cluster
+
+
+def _opened(recipe: RunRecipe, cluster: Cluster, stop: threading.Event) -> Fanout:
+    prepare = partial(prepare_process, recipe.storage, cluster.worker_threads, recipe.limits)
+    return cluster.open(prepare, stop)
+
+
+def _report(
+    recipe: RunRecipe,
+    item: PlannedImage,
+    region: Region,
+    side: int,
+    results: tuple[SegmentedRegion, SegmentedRegion],
+) -> Audit:
+    assert item.spec is not None
+    (whole_model, whole), (tiled_model, tiled) = ((each.model, each.mask) for each in results)
+    shape = region.spec.shape
     lines = [
         (
             f"{item.source.uri}: {_size(shape)} of {_size(item.spec.shape)} pixels, whole against "
@@ -96,19 +146,17 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None) -> Audit:
     lines.append(f"differing pixels: {count} of {int(np.count_nonzero(whole.valid))}")
     if count:
         name = f"runs/audit/{item.source.image_id}.png"
-        Store(recipe.output).publish(name, _picture(region, differing, side))
+        box = Box.whole(shape)
+        pixels = region.block(Tile((0, 0), box, box), region.spec).pixels
+        Store(recipe.output).publish(name, draw(pixels, differing, side))
         lines.append(f"Look at {recipe.output}/{name}: differences are red, seams blue.")
     broken = whole_model.exactness is Exactness.EXACT and (count > 0 or whole_model != tiled_model)
     return Audit(tuple(lines), broken)
 
 
-def _first_readable(recipe: RunRecipe) -> PlannedImage:
+def _first_readable(recipe: RunRecipe, stop: threading.Event) -> PlannedImage:
     inventory = take_inventory(recipe)
-    with open_fanout(
-        InProcess(),
-        partial(prepare_process, recipe.storage, time_limits=recipe.limits),
-        threading.Event(),
-    ) as fanout:
+    with _opened(recipe, SerialCluster(), stop) as fanout:
         reason = ""
         for source in inventory.sources:
             (item,) = describe_sources(fanout, [source], recipe.format, recipe.ground_control)
@@ -144,8 +192,8 @@ def _objects(whole: Mask, tiled: Mask, side: int) -> list[str]:
 
 
 def _changed(whole: Mask, tiled: Mask) -> NDArray[np.bool_]:
-    """Pixels whose object, as a set of pixels, is not in the other mask. Numbers do not count: one
-    object more shifts all behind it.
+    """Pixels (y, x) whose object, as a set of pixels, is not in the other mask. Ids are not
+    compared: one more object shifts all that follow.
     """
     one, other = (np.where(mask.valid, mask.values, 0).astype(np.uint64) for mask in (whole, tiled))
     pairs, places, common = np.unique(
@@ -164,7 +212,7 @@ def _changed(whole: Mask, tiled: Mask) -> NDArray[np.bool_]:
 
 
 def _seams(ids: NDArray[np.integer], side: int) -> list[str]:
-    """What the seams show of the tiling."""
+    """Whether objects show where the seams are."""
     from skimage.measure import regionprops_table
 
     if not ids.any() or max(ids.shape) <= side:
@@ -193,30 +241,6 @@ def _seams(ids: NDArray[np.integer], side: int) -> list[str]:
         if found.clean
         else "The seams show: objects are cut or merged there.",
     ]
-
-
-def _picture(region: Region, differing: NDArray[np.bool_], side: int) -> bytes:
-    """The region in grey with its differences and seams, reduced so that no difference is lost."""
-    from PIL import Image
-
-    from maskloom.segcore.geometry import Box, Tile
-
-    whole = Box.whole(region.spec.shape)
-    block = region.block(Tile((0, 0), whole, whole), region.spec)
-    grey = np.nan_to_num(block.pixels[..., :3].astype(np.float32).mean(axis=2))
-    low, high = np.percentile(grey, [2, 98])
-    shown = np.clip((grey - low) / max(float(high - low), 1e-9) * 160 + 40, 0, 200)
-    step = max(1, -(-max(shown.shape) // _PICTURE_SIDE))
-    rows, columns = (np.arange(0, n, step) for n in shown.shape)
-    picture = np.repeat(shown[::step, ::step, None], 3, axis=2)
-    picture[(rows % side < step) & (rows > 0)] = (60, 90, 220)
-    picture[:, (columns % side < step) & (columns > 0)] = (60, 90, 220)
-    padded = np.pad(differing, [(0, -n % step) for n in differing.shape])
-    any_in_cell = padded.reshape(len(rows), step, len(columns), step).any(axis=(1, 3))
-    picture[any_in_cell] = (230, 30, 30)
-    out = io.BytesIO()
-    Image.fromarray(picture.astype(np.uint8)).save(out, "PNG")
-    return out.getvalue()
 
 
 def _size(shape: Shape) -> str:

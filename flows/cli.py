@@ -1,7 +1,8 @@
 """The `maskloom` command.
 
-Messages for people go to standard error, results to standard output. Exit codes: 0 all images done,
-1 the run could not go on, 2 wrong usage or recipe, 3 finished but some images failed.
+Parses, calls and prints; nothing else. Messages for people go to standard error, results to
+standard output. Exit codes: 0 all images done, 1 the run could not continue, 2 wrong usage or
+recipe, 3 finished but some images failed.
 """
 
 from __future__ import annotations
@@ -10,27 +11,38 @@ import json
 import logging
 import os
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 import maskloom
+from maskloom.flows.options import (
+    Changes,
+    NoPrefect,
+    Output,
+    QuietFlag,
+    RecipePath,
+    RunFlags,
+    TrainingPath,
+    takes_run_flags,
+)
 from maskloom.flows.terminal import EscapingFormatter, count, escaped, failure, line
 from maskloom.segcore.errors import MaskloomError, RecipeError
 from maskloom.segcore.storage.addresses import written
 
 if TYPE_CHECKING:
+    from maskloom.flows.inventory import Inventory
     from maskloom.flows.recipes.run import RunRecipe
-    from maskloom.flows.segment import Inventory, Outcome
+    from maskloom.flows.run import RunResult
+    from maskloom.flows.segment import Outcome
 
-DONE, CANNOT_GO_ON, WRONG_USAGE, SOME_FAILED = 0, 1, 2, 3
+DONE, CANNOT_CONTINUE, WRONG_USAGE, SOME_FAILED = 0, 1, 2, 3
 _FAILURES_SHOWN = 5
+_INPUTS_RECORDED = 20
+"""Inputs of `maskloom segment` that Prefect's record shows."""
 
 app = typer.Typer(
     name="maskloom",
@@ -43,51 +55,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-RecipePath = Annotated[
-    Path,
-    typer.Argument(metavar="RECIPE.yaml", help="The recipe: a YAML file (see `maskloom schema`)."),
-]
-TrainingPath = Annotated[
-    Path, typer.Argument(metavar="RECIPE.yaml", help="The training recipe: a YAML file.")
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY.SUB=VALUE",
-        help="Change a key of the recipe, e.g. tiling.tile=1024. Repeatable.",
-    ),
-]
-NoPrefect = Annotated[
-    bool,
-    typer.Option(
-        "--no-prefect",
-        help="Run without Prefect: the same work, nothing recorded, a quicker start.",
-    ),
-]
-KeepOthers = Annotated[
-    bool,
-    typer.Option(
-        "--keep-other-recipes",
-        help=(
-            "Write beside images of other recipes in the same output. Group the tables by "
-            "`fingerprint`."
-        ),
-    ),
-]
-SoleWriter = Annotated[
-    bool,
-    typer.Option(
-        "--sole-writer",
-        help="No other run works on the output. "
-        "For stores without conditional writes, after a kill.",
-    ),
-]
-QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Output = Annotated[
-    str, typer.Argument(metavar="OUTPUT", help="The output of a run: a folder or fsspec URI.")
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -109,26 +76,20 @@ def main_options(
 
 
 @app.command()
-def run(
-    recipe: RecipePath,
-    changes: Changes = None,
-    no_prefect: NoPrefect = False,
-    quiet: QuietFlag = False,
-    keep_other_recipes: KeepOthers = False,
-    sole_writer: SoleWriter = False,
-) -> None:
+@takes_run_flags
+def run(recipe: RecipePath, flags: RunFlags) -> None:
     """Run a recipe: the whole batch, or what is left of it. The same command resumes an interrupted
     run and does nothing on unchanged inputs.
     """
     from maskloom.flows.recipes import run as recipes
 
     with _messages():
-        _run(
-            recipes.load(recipe, changes or []), no_prefect, quiet, keep_other_recipes, sole_writer
-        )
+        loaded = recipes.load(recipe, flags.changes or [])
+        _run(loaded, flags, str(recipe.resolve()))
 
 
 @app.command()
+@takes_run_flags
 def segment(
     inputs: Annotated[
         list[str],
@@ -148,6 +109,7 @@ def segment(
             "--segmenter", "-s", metavar="KIND", help="Segmenter: see `maskloom list segmenters`."
         ),
     ],
+    flags: RunFlags,
     parameters: Annotated[
         list[str] | None,
         typer.Option(
@@ -161,11 +123,6 @@ def segment(
         Literal["image", "collection"],
         typer.Option(help="One model for each image, or one for all of them."),
     ] = "collection",
-    changes: Changes = None,
-    no_prefect: NoPrefect = False,
-    quiet: QuietFlag = False,
-    keep_other_recipes: KeepOthers = False,
-    sole_writer: SoleWriter = False,
 ) -> None:
     """Segment images without a recipe file: the same run, the recipe made from flags."""
     from maskloom.flows.recipes import run as recipes
@@ -185,13 +142,8 @@ def segment(
             "segmenter": section,
             "fit": fit,
         }
-        _run(
-            recipes.make(document, Path.cwd(), changes or []),
-            no_prefect,
-            quiet,
-            keep_other_recipes,
-            sole_writer,
-        )
+        loaded = recipes.make(document, Path.cwd(), flags.changes or [])
+        _run(loaded, flags, {**document, "inputs": _abbreviated(inputs)})
 
 
 @app.command()
@@ -199,11 +151,11 @@ def plan(recipe: RecipePath, changes: Changes = None) -> None:
     """Show what a run would do, reading headers only: images, tiles, shards, bytes to read,
     projected peak memory of a worker.
     """
-    from maskloom.flows.dry_run import explain
+    from maskloom.flows.dry_run import dry_run
     from maskloom.flows.recipes import run as recipes
 
     with _messages():
-        typer.echo(explain(recipes.load(recipe, changes or [])))
+        typer.echo(dry_run(recipes.load(recipe, changes or [])))
 
 
 @app.command()
@@ -223,7 +175,7 @@ def demo(
     with _messages():
         path = prepare(output)
         recipe = recipes.load(path)
-        _run(recipe, no_prefect, quiet)
+        _run(recipe, RunFlags(no_prefect=no_prefect, quiet=quiet), str(path.resolve()))
         previews = sorted(Path(recipe.output, "previews").glob("*.png"))
         typer.echo("Open these: " + "\n            ".join(str(preview) for preview in previews))
         typer.echo(f"The recipe to play with: {path}")
@@ -248,14 +200,14 @@ def audit(
     from maskloom.flows.recipes import run as recipes
 
     with _messages():
-        found = run_audit(recipes.load(recipe, changes or []), pixels, tile)
-        for said in found.lines:
-            typer.echo(line(said))
+        found = run_audit(recipes.load(recipe, changes or []), pixels, tile, quiet=False)
+        for each in found.lines:
+            typer.echo(line(each))
         if found.broken:
             typer.echo(
                 "The segmenter says that it is exact, and is not. Please report this.", err=True
             )
-            raise typer.Exit(CANNOT_GO_ON)
+            raise typer.Exit(CANNOT_CONTINUE)
 
 
 @app.command()
@@ -285,21 +237,22 @@ def compare(
         sections = [
             yaml_files.read_value(text, f"-s {yaml_files.shown(text)}") for text in segmenters or []
         ]
-        draw(image, sections or None, output)
+        draw(image, sections or None, output, quiet=False)
         typer.echo(f"Look at {output}")
 
 
 @app.command()
 def train(recipe: TrainingPath, changes: Changes = None, quiet: QuietFlag = False) -> None:
-    """Train a network on images and masks. The same command goes on with an interrupted training
+    """Train a network on images and masks. The same command continues an interrupted training
     and does nothing on a finished one.
 
-    With more training.epochs, or another training.patience, a finished one goes on too.
+    With more training.epochs, or another training.patience, a finished one continues too.
     """
     from maskloom.flows import train as flow
+    from maskloom.flows.recipes import training
 
     with _messages():
-        order = flow.load(recipe, changes or [])
+        order = training.load(recipe, changes or [])
         learned = flow.run(order, quiet)
         typer.echo(
             f"{'Nothing to do: trained before. ' if learned.before else ''}{learned.model}: "
@@ -326,7 +279,7 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="TRUTH",
-            help="More truth masks: what a shell makes of a glob without quotes.",
+            help="More truth masks, as a shell expands a glob without quotes.",
             show_default=False,
         ),
     ] = None,
@@ -384,6 +337,14 @@ def evaluate(
             metavar="FOLDER", help="Where to put the results. Default: OUTPUT/evaluation."
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Worker processes. Default: none for few pixels, otherwise one per core.",
+            show_default=False,
+        ),
+    ] = None,
     quiet: QuietFlag = False,
 ) -> None:
     """Compare the masks of a run with truth: IoU, Dice, precision, recall, boundary F, objects, and
@@ -402,16 +363,19 @@ def evaluate(
             values=tuple(values or ()),
             colours=colours,
             void=tuple(void or ()),
-            affixes=NameSuffixes(truth_suffix, image_suffix),
+            suffixes=NameSuffixes(truth_suffix, image_suffix),
             tolerance=tolerance,
             objects="auto" if objects is None else "yes" if objects else "no",
             out=None if out is None else _location(out),
+            cluster=None if workers is None else flow.cluster_of(workers),
         )
-        found = flow.evaluate(_location(output), options, "quiet" if quiet else "progress")
+        found = flow.evaluate(_location(output), options, quiet=quiet)
         for note in found.notes:
             typer.echo(line(note), err=True)
         typer.echo(escaped(found.table))
         typer.echo(f"{found.summary}. Look at {found.folder}/evaluation.png, tables lie beside it.")
+        if found.failures:
+            raise typer.Exit(SOME_FAILED)
 
 
 @app.command()
@@ -430,7 +394,7 @@ def status(output: Output) -> None:
             typer.echo("Run the recipe again: it makes anew what is lost.", err=True)
         if found.open_runs:
             typer.echo(
-                f"Not finished: {', '.join(found.open_runs)}. Run its recipe again to go on.",
+                f"Not finished: {', '.join(found.open_runs)}. Run its recipe again to continue.",
                 err=True,
             )
 
@@ -447,7 +411,7 @@ def verify(output: Output) -> None:
         for fault in faults:
             typer.echo(line(fault))
         if faults:
-            raise typer.Exit(CANNOT_GO_ON)
+            raise typer.Exit(CANNOT_CONTINUE)
         typer.echo("All masks, tables and sums are as they were written.")
 
 
@@ -511,7 +475,7 @@ def schema(
 ) -> None:
     """Print the JSON Schema of recipes, of runs or of trainings."""
     if of == "train":
-        from maskloom.flows.train import schema as schema_of
+        from maskloom.flows.recipes.training import schema as schema_of
     else:
         from maskloom.flows.recipes.run import schema as schema_of
     typer.echo(json.dumps(schema_of(), indent=2))
@@ -522,7 +486,7 @@ def main() -> NoReturn:
     try:
         app()
     except SystemExit as ended:
-        from maskloom.tasks.fanout.dask import threads_left_behind
+        from maskloom.tasks.fanout.serial import threads_left_behind
 
         if threads_left_behind():
             # Native code that still runs in them would abort the process on its way out.
@@ -548,75 +512,72 @@ def _messages() -> Iterator[None]:
         raise typer.Exit(WRONG_USAGE) from None
     except MaskloomError as error:
         typer.echo(escaped(written(f"maskloom: {error}")), err=True)
-        raise typer.Exit(CANNOT_GO_ON) from None
+        raise typer.Exit(CANNOT_CONTINUE) from None
     except KeyboardInterrupt:
-        typer.echo("maskloom: stopped. The same command goes on.", err=True)
-        raise typer.Exit(CANNOT_GO_ON) from None
+        typer.echo("maskloom: stopped. The same command continues.", err=True)
+        raise typer.Exit(CANNOT_CONTINUE) from None
 
 
-def _run(
-    recipe: RunRecipe,
-    no_prefect: bool,
-    quiet: bool,
-    keep_other_recipes: bool = False,
-    sole_writer: bool = False,
-) -> None:
-    from maskloom.flows.orchestration.orchestrate import Plain, Prefect, stop_on_signals
-    from maskloom.flows.progress import watcher
-    from maskloom.flows.recipes import run as recipes
-    from maskloom.flows.segment import Sharing, healed, refuse_other_recipes, take_inventory
-    from maskloom.flows.segment import run as run_recipe
-    from maskloom.segcore.models.selection import pending_selections
-    from maskloom.segcore.pipeline.worker import prepare_process
-    from maskloom.segcore.storage.store import configure
-    from maskloom.tasks.clean import tidy
-    from maskloom.tasks.discover import advice, told
-    from maskloom.tasks.fanout.dask import open_fanout, threads_of, with_gpus
+def _run(recipe: RunRecipe, flags: RunFlags, source: str | Mapping[str, Any]) -> None:
+    """Run a recipe and print what it did; `source` is what Prefect's record shows of it."""
+    from maskloom.flows.orchestration.prefect import Prefect
+    from maskloom.flows.run import RunOptions, run
+    from maskloom.flows.stages import Plain
 
-    started = time.monotonic()
-    configure(recipe.storage)
-    sharing = Sharing(keep_other_recipes, sole_writer)
-    inventory = take_inventory(recipe, to_write=True)
-    if inventory.ledger.superseded:
-        inventory = healed(recipe, inventory, sharing)
-    if not keep_other_recipes:
-        refuse_other_recipes(recipe, inventory)
-    if recipe.scheduled:
-        typer.echo(recipes.SCHEDULE_NOTE, err=True)
-    if inventory.passed_over:
-        typer.echo((told(inventory.passed_over) + advice(inventory.passed_over)).strip(), err=True)
-    if inventory.nothing_to_do:
-        tidy(recipe.output)
-        _say_nothing_to_do(recipe, inventory)
-        return
-    stop = threading.Event()
-    with ExitStack() as stack:
-        stack.enter_context(stop_on_signals(stop))
-        # The server and the cluster take seconds to start; they do so side by side, and return at
-        # once.
-        orchestrator = Plain() if no_prefect else stack.enter_context(Prefect())
-        cluster = (
-            with_gpus(recipe.cluster) if pending_selections(recipe.segmenter) else recipe.cluster
-        )
-        prepare = partial(prepare_process, recipe.storage, threads_of(cluster), recipe.limits)
-        fanout = stack.enter_context(open_fanout(cluster, prepare, stop))
-        progress = stack.enter_context(watcher(quiet))
-        outcome = run_recipe(recipe, inventory, orchestrator, fanout, progress, sharing)
-    tidy(recipe.output)
-    _say(recipe, inventory, outcome, time.monotonic() - started)
-
-
-def _say_nothing_to_do(recipe: RunRecipe, inventory: Inventory) -> None:
-    _say_removed(inventory)
-    failed = inventory.failed_before
-    note = f", {failed} of them failed before (maskloom status tells why)" if failed else ""
-    images = count(len(inventory.sources), "image is", "images are")
-    typer.echo(f"Nothing to do: {images} unchanged{note}. Results: {recipe.output}")
-    if failed:
+    recorded = {
+        "recipe": _recordable(source),
+        "changes": _recordable(flags.changes or []),
+        "keep_other_recipes": flags.keep_other_recipes,
+        "sole_writer": flags.sole_writer,
+    }
+    options = RunOptions(flags.quiet, flags.keep_other_recipes, flags.sole_writer)
+    orchestrator = Plain() if flags.no_prefect else Prefect(recorded)
+    result = run(recipe, options, orchestrator, lambda note: typer.echo(note, err=True))
+    _print_result(recipe, result)
+    if result.some_failed:
         raise typer.Exit(SOME_FAILED)
 
 
-def _say(recipe: RunRecipe, inventory: Inventory, outcome: Outcome, seconds: float) -> None:
+def _abbreviated(inputs: list[str]) -> list[str]:
+    more = len(inputs) - _INPUTS_RECORDED
+    return inputs if more <= 0 else [*inputs[:_INPUTS_RECORDED], f"... and {more} more"]
+
+
+def _recordable(value: Any) -> Any:
+    """A JSON value that a server may store: signatures of addresses are masked, and characters that
+    UTF-8 cannot hold are escaped.
+    """
+    if isinstance(value, str):
+        return escaped(written(value))
+    if isinstance(value, Mapping):
+        return {key: _recordable(item) for key, item in value.items()}
+    return [_recordable(item) for item in value] if isinstance(value, list) else value
+
+
+def _print_result(recipe: RunRecipe, result: RunResult) -> None:
+    inventory, outcome = result.inventory, result.outcome
+    if outcome is None:
+        _print_removed(inventory)
+        failed = inventory.failed_before
+        note = f", {failed} of them failed before (maskloom status tells why)" if failed else ""
+        images = count(len(inventory.sources), "image is", "images are")
+        typer.echo(f"Nothing to do: {images} unchanged{note}. Results: {recipe.output}")
+        return
+    _print_failures(recipe, outcome)
+    _print_removed(inventory)
+    unchanged = f", {result.unchanged} unchanged" if result.unchanged else ""
+    typer.echo(
+        f"{count(outcome.done, 'image')} done, {outcome.failed} failed{unchanged}, "
+        f"{outcome.pixels / 1e6:.1f} megapixels in {result.seconds:.1f} s. "
+        + (
+            f"Look at {recipe.output}/previews, masks and tables lie beside it."
+            if outcome.done
+            else f"See maskloom status {recipe.output}"
+        )
+    )
+
+
+def _print_failures(recipe: RunRecipe, outcome: Outcome) -> None:
     for uri, reason in outcome.failures[:_FAILURES_SHOWN]:
         typer.echo(f"failed: {failure(uri, reason.error_type, reason.error)}", err=True)
     if outcome.failed > _FAILURES_SHOWN:
@@ -624,24 +585,9 @@ def _say(recipe: RunRecipe, inventory: Inventory, outcome: Outcome, seconds: flo
             f"... and {outcome.failed - _FAILURES_SHOWN} more: maskloom status {recipe.output}",
             err=True,
         )
-    _say_removed(inventory)
-    # Not those that were not pending: a resumed run counts what it did before it was interrupted.
-    kept = max(0, len(inventory.sources) - outcome.done - outcome.failed)
-    unchanged = f", {kept} unchanged" if kept else ""
-    typer.echo(
-        f"{count(outcome.done, 'image')} done, {outcome.failed} failed{unchanged}, "
-        f"{outcome.pixels / 1e6:.1f} megapixels in {seconds:.1f} s. "
-        + (
-            f"Look at {recipe.output}/previews, masks and tables lie beside it."
-            if outcome.done
-            else f"See maskloom status {recipe.output}"
-        )
-    )
-    if outcome.failed or inventory.failed_before:
-        raise typer.Exit(SOME_FAILED)
 
 
-def _say_removed(inventory: Inventory) -> None:
+def _print_removed(inventory: Inventory) -> None:
     if inventory.removed:
         typer.echo(
             f"{count(inventory.removed, 'image of earlier runs is', 'images of earlier runs are')} "

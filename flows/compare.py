@@ -1,42 +1,46 @@
-"""Compare: what several segmenters make of one image, side by side in one picture.
+"""Compare: what several segmenters find in one image, side by side in one picture.
 
 Each segmenter is fitted to and run on the pixels of the image itself (of one larger than a
-megapixel, its middle), so what it finds is what a run with the same parameters finds there. Only
-the drawing is shrunk. Every cell of the picture shows twice what one found: the boundaries of its
-classes or objects over the photo, and below it the mean colour of each. Boundaries are those
-between the labels of the drawn pixels, so they stay one pixel wide.
+megapixel, its middle), so that it finds what a run with the same parameters finds there. Only the
+drawing (`segcore.figures.comparison`) is reduced in size.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from maskloom.flows.progress import ItemProgress, display
 from maskloom.flows.recipes.schemas import build
+from maskloom.flows.signals import stop_on_signals
 from maskloom.segcore.errors import RecipeError, RunError, StoreError
+from maskloom.segcore.figures.comparison import draw, label_cell, photo, photo_cell
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.models.protocols import SEGMENTERS, ObjectSegmenter
-from maskloom.segcore.pipeline.in_memory import Mask, Region, fit_to, segment_scene, select_engines
+from maskloom.segcore.pipeline.in_memory import Region
 from maskloom.segcore.pipeline.jobs import DescribeJob
-from maskloom.segcore.pipeline.worker import describe
+from maskloom.segcore.pipeline.worker import describe, prepare_process
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.spec import Block
 from maskloom.segcore.storage.store import filesystem, store_errors, version_of
+from maskloom.tasks.clusters.serial import SerialCluster
+from maskloom.tasks.regions import RegionJob, segment_regions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.models.protocols import Fitter, Model
     from maskloom.segcore.raster.spec import RasterSpec
+    from maskloom.tasks.clusters.protocol import Cluster
+    from maskloom.tasks.regions import SegmentedRegion
 
 Kind = str | Mapping[str, Any] | list[Any]
-"""A segmenter as in a recipe: a kind, or `kind` and parameters, or a list of such, which is an
+"""A segmenter as in a recipe: a kind, or `kind` and parameters, or a list of these, which is an
 ensemble.
 """
 
@@ -57,25 +61,21 @@ CLASSICAL: tuple[Kind, ...] = (
 )
 """All classical segmenters, with parameters that suit a photo."""
 
-_LARGEST_SIDE = 480
 _MOST_PIXELS = 10**6
-_CELLS_ACROSS = 4
-_NARROWEST = 240
-_GAP, _TITLE, _TITLE_SIZE, _TEXT_SIZE = 12, 46, 18, 13
-_PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
-_BOUNDARY, _NO_DATA = (255, 220, 0), 54
-_NOTE = "above: boundaries\nbelow: mean colour of each class or object"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Kept:
-    """A region of an image file that is read once for each choice of bands, however many segmenters
-    look at it.
+class CachedRegion:
+    """A region of an image file that a process reads once for each choice of bands. Pickles without
+    the pixels.
     """
 
     region: Region
     read: dict[tuple[int, ...], Block] = field(default_factory=dict)
     """The whole region by bands."""
+
+    def __reduce__(self) -> tuple[type[CachedRegion], tuple[Region]]:
+        return CachedRegion, (self.region,)
 
     @property
     def spec(self) -> RasterSpec:
@@ -91,24 +91,20 @@ class Kept:
         return Block(tile, kept.pixels[place].copy(), kept.valid[place].copy(), spec)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Cell:
-    """One segmenter's place in the picture."""
+def compare(
+    image_path: str,
+    kinds: Sequence[Kind] | None,
+    out_png: Path,
+    cluster: Cluster | None = None,
+    *,
+    quiet: bool = True,
+) -> None:
+    """Write the picture of what these segmenters (None: all classical ones) find in an image. They
+    run on `cluster`, one job each; None: in this process.
 
-    title: str
-    text: str
-    over_photo: NDArray[np.uint8]
-    """The photo with boundaries."""
-    colours: NDArray[np.uint8] | None
-    """The mean colour of each class or object. None: the cell is the photo's own."""
-
-
-def compare(image_path: str, kinds: Sequence[Kind] | None, out_png: Path) -> None:
-    """Write the picture of what these segmenters (None: all classical ones) make of an image.
-
-    Raises `RecipeError` for kinds or parameters that there are not, `RunError` or `ImageError`
-    where the image cannot be read, `FitError` where it allows no model, `ModelMismatch` where it
-    does not suit a segmenter, and `StoreError` where the picture cannot be written.
+    Raises `RecipeError` for unknown kinds or parameters, `RunError` or `ImageError` if the image
+    cannot be read, `FitError` if it allows no model, `ModelMismatch` if it does not suit a
+    segmenter, and `StoreError` if the picture cannot be written.
     """
     if kinds is None:
         kinds = [
@@ -117,22 +113,40 @@ def compare(image_path: str, kinds: Sequence[Kind] | None, out_png: Path) -> Non
     sections = [_section(kind) for kind in kinds]
     starts = [_start(section, f"segmenter {number}") for number, section in enumerate(sections, 1)]
     image = _header(image_path)
-    scene = Kept(Region.middle(image, _MOST_PIXELS))
-    whole = Box.whole(scene.spec.shape)
-    photo = _shown(scene.block(Tile((0, 0), whole, whole), scene.spec))
+    region = CachedRegion(Region.middle(image, _MOST_PIXELS))
+    whole = Box.whole(region.spec.shape)
+    block = region.block(Tile((0, 0), whole, whole), region.spec)
+    picture = photo(block.pixels, block.valid, rgb=region.spec.interpretation == "rgb")
+    jobs = [
+        RegionJob(number, f"segmenter {number + 1} ({section['kind']})", start, region)
+        for number, (section, start) in enumerate(zip(sections, starts, strict=True))
+    ]
+    results = _results(jobs, cluster or SerialCluster(), quiet)
     part = "" if whole.shape == image.shape else f"middle {_size(whole.shape)} of "
     name = image_path.replace("\\", "/").rsplit("/", 1)[-1]
-    cells = [Cell(name, f"{part}{_size(image.shape)} pixels", _shrunk(photo), None)]
-    for section, start in zip(sections, starts, strict=True):
-        model = fit_to(select_engines(start, scene), [scene])
-        cells.append(_cell(section, model, segment_scene(model, scene), photo))
-    picture = _draw(cells)
+    cells = [photo_cell(name, f"{part}{_size(image.shape)} pixels", picture)]
+    for section, result in zip(sections, results, strict=True):
+        values, valid = result.mask.values, result.mask.valid
+        cells.append(label_cell(section["kind"], _text(section, result), values, valid, picture))
+    content = draw(cells)
     try:
-        picture.save(out_png, "PNG")
+        out_png.write_bytes(content)
     except OSError as error:
         raise StoreError(
             f"Cannot write {out_png}: {error}. Check that its folder exists and can be written."
         ) from error
+
+
+def _results(jobs: Sequence[RegionJob], cluster: Cluster, quiet: bool) -> list[SegmentedRegion]:
+    stop = threading.Event()
+    prepare = partial(prepare_process, threads=cluster.worker_threads)
+    with ExitStack() as stack:
+        stack.enter_context(stop_on_signals(stop))
+        fanout = stack.enter_context(cluster.open(prepare, stop))
+        shown_by = stack.enter_context(display(quiet))
+        return segment_regions(
+            fanout, jobs, ItemProgress(shown_by, "compare", "segmenters", len(jobs))
+        )
 
 
 def _section(kind: Kind) -> Mapping[str, Any]:
@@ -166,122 +180,23 @@ def _header(path: str) -> RasterSpec:
     return item.spec
 
 
-def _shown(block: Block) -> NDArray[np.uint8]:
-    """The image as people see it: red, green and blue of 8 bits."""
-    pixels = (
-        block.pixels[..., :3]
-        if block.pixels.shape[-1] >= 3
-        else np.repeat(block.pixels[..., :1], 3, axis=2)
-    )
-    shown = np.nan_to_num(pixels.astype(np.float32))
-    if block.valid.any() and not (pixels.dtype == np.uint8 and block.spec.interpretation == "rgb"):
-        low, high = np.percentile(shown[block.valid], [2, 98])
-        shown = np.clip((shown - low) * (255 / max(float(high - low), 1e-9)), 0, 255)
-    return np.where(block.valid[..., None], shown, _NO_DATA).astype(np.uint8)
-
-
-def _cell(section: Mapping[str, Any], model: Model, mask: Mask, photo: NDArray[np.uint8]) -> Cell:
-    told = [f"{name} {_told(value)}" for name, value in section.items() if name != "kind"]
-    labels = np.where(mask.valid, mask.values.astype(np.int64), -1)
+def _text(section: Mapping[str, Any], result: SegmentedRegion) -> str:
+    """Parameters of a segmenter, and the number of classes or objects that it found."""
+    parameters = [f"{name} {_in_words(value)}" for name, value in section.items() if name != "kind"]
+    mask = result.mask
     count = (
         f"{mask.values[mask.valid].max(initial=0)} objects"
-        if isinstance(model, ObjectSegmenter)
-        else f"{len(model.classes)} classes"
+        if isinstance(result.model, ObjectSegmenter)
+        else f"{len(result.model.classes)} classes"
     )
-    colours = np.where(mask.valid[..., None], _mean_colours(labels, photo), photo)
-    return Cell(
-        section["kind"],
-        " · ".join([*told, count]),
-        _outlined(_sampled(labels), _shrunk(photo)),
-        _sampled(colours),
-    )
+    return " · ".join([*parameters, count])
 
 
-def _told(value: Any) -> str:
-    """A parameter in few words: of segmenters inside segmenters their kinds."""
+def _in_words(value: Any) -> str:
+    """The value of a parameter; of a segmenter inside a segmenter its kind."""
     if isinstance(value, list):
-        return ", ".join(map(_told, value))
+        return ", ".join(map(_in_words, value))
     return str(value["kind"] if isinstance(value, Mapping) and "kind" in value else value)
-
-
-def _drawn_shape(shape: Shape) -> Shape:
-    """The shape in which a picture of this shape is drawn."""
-    scale = min(1.0, _LARGEST_SIDE / max(shape))
-    return tuple(max(1, round(n * scale)) for n in shape)
-
-
-def _shrunk(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The photo as it is drawn: each pixel the mean of those that it covers."""
-    import cv2
-
-    shrunk: NDArray[np.uint8] = cv2.resize(
-        photo, _drawn_shape(photo.shape[:2])[::-1], interpolation=cv2.INTER_AREA
-    )
-    return shrunk
-
-
-def _sampled(array: NDArray[Any]) -> NDArray[Any]:
-    """Labels or their colours as they are drawn: each pixel as the one in the middle of those that
-    it covers.
-    """
-    shape = array.shape[:2]
-    rows, columns = (
-        (2 * np.arange(n) + 1) * size // (2 * n)
-        for n, size in zip(_drawn_shape(shape), shape, strict=True)
-    )
-    return array[np.ix_(rows, columns)]
-
-
-def _outlined(labels: NDArray[np.int64], photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The photo with a line on the upper or left side of each boundary between labels."""
-    edge = np.zeros(labels.shape, np.bool_)
-    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
-    edge[:-1] |= labels[:-1] != labels[1:]
-    outlined = photo.copy()
-    outlined[edge] = _BOUNDARY
-    return outlined
-
-
-def _mean_colours(labels: NDArray[np.int64], photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Each pixel in the mean colour of all pixels of its label."""
-    number, index = np.unique(labels, return_inverse=True)
-    flat = index.ravel()
-    counts = np.bincount(flat, minlength=number.size)
-    means = [np.bincount(flat, photo[..., band].ravel(), number.size) / counts for band in range(3)]
-    return np.rint(np.stack(means, axis=1)[flat]).astype(np.uint8).reshape(photo.shape)
-
-
-def _draw(cells: Sequence[Cell]) -> Any:
-    from PIL import Image, ImageDraw, ImageFont
-
-    height, width = cells[0].over_photo.shape[:2]
-    column, row = max(width, _NARROWEST) + _GAP, _TITLE + 2 * height + 2 * _GAP
-    across = min(_CELLS_ACROSS, len(cells))
-    picture = Image.new(
-        "RGB", (across * column + _GAP, -(-len(cells) // across) * row + _GAP), _PAPER
-    )
-    draw = ImageDraw.Draw(picture)
-    title, text = (ImageFont.load_default(size=size) for size in (_TITLE_SIZE, _TEXT_SIZE))
-    for number, cell in enumerate(cells):
-        x, y = _GAP + number % across * column, _GAP + number // across * row
-        draw.text((x, y), _fitting(cell.title, title, column - _GAP), _INK, title)
-        draw.text((x, y + _TITLE_SIZE + 6), _fitting(cell.text, text, column - _GAP), _FAINT, text)
-        picture.paste(Image.fromarray(cell.over_photo), (x, y + _TITLE))
-        below = (x, y + _TITLE + height + _GAP // 2)
-        if cell.colours is None:
-            draw.text(below, _NOTE, _FAINT, text)
-        else:
-            picture.paste(Image.fromarray(cell.colours), below)
-    return picture
-
-
-def _fitting(text: str, font: Any, width: int) -> str:
-    """The text, cut with an ellipsis where it is wider than so many pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
 
 
 def _size(shape: Shape) -> str:

@@ -1,6 +1,4 @@
-"""The demo: real photographs that come with scikit-image and scikit-learn, and a recipe beside them
-to play with.
-"""
+"""The demo: photographs that scikit-image and scikit-learn install, with a recipe to play with."""
 
 from __future__ import annotations
 
@@ -35,12 +33,12 @@ fit: image                  # try: collection
 
 
 def prepare(output: Path) -> Path:
-    """Put the photographs and the recipe below the output; the recipe's path."""
+    """Copy the photographs and write the recipe below the output. Returns the recipe's path."""
     folder = output / "demo"
     photographs = folder / "photographs"
     photographs.mkdir(parents=True, exist_ok=True)
     for (package, *folders), names in PHOTOGRAPHS.items():
-        # Found without importing the package, which would take a second.
+        # Without importing the package, which would take a second.
         spec = find_spec(package)
         if spec is None or spec.origin is None:
             raise RunError(
@@ -48,7 +46,7 @@ def prepare(output: Path) -> Path:
             )
         for name in names:
             target = photographs / name
-            # Untouched where it is there, so that a second demo finds nothing to do.
+            # Existing files stay untouched, so that a second demo finds nothing to do.
             if not target.exists():
                 shutil.copyfile(Path(spec.origin).parent.joinpath(*folders, name), target)
     recipe = folder / "recipe.yaml"

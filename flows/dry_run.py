@@ -1,4 +1,4 @@
-"""Explanations without work: what a recipe would do, and what there is to choose from."""
+"""The dry run of a recipe, and the catalogue of what recipes can name."""
 
 from __future__ import annotations
 
@@ -10,37 +10,31 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
-from maskloom.flows.recipes.run import SCHEDULE_NOTE, TABLES, RunRecipe
+from maskloom.flows.inventory import Inventory, notes, take_inventory
+from maskloom.flows.recipes.run import TABLES, RunRecipe
 from maskloom.flows.recipes.schemas import help_of
-from maskloom.flows.segment import take_inventory
 from maskloom.flows.terminal import count, failure
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.models.protocols import SEGMENTERS, Fitter
+from maskloom.segcore.pipeline.records import PlannedImage
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.storage.store import configure
-from maskloom.tasks.discover import advice, told
-from maskloom.tasks.fanout.dask import InProcess, memory_of, open_fanout
+from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.memory import peak_bytes, require_memory
 from maskloom.tasks.plan import describe_sources, identify, make_plan
 
 
-def explain(recipe: RunRecipe) -> str:
-    """What a run of this recipe would do now."""
+def dry_run(recipe: RunRecipe) -> str:
+    """Lines that say what a run of this recipe would do now."""
     configure(recipe.storage)
     inventory = take_inventory(recipe)
-    notes = [SCHEDULE_NOTE] if recipe.scheduled else []
-    if inventory.passed_over:
-        notes.append((told(inventory.passed_over) + advice(inventory.passed_over)).strip())
     if inventory.nothing_to_do:
         images = count(len(inventory.sources), "image is", "images are")
-        return "\n".join([f"Nothing to do: {images} done and unchanged.", *notes])
-    with open_fanout(
-        InProcess(),
-        partial(prepare_process, recipe.storage, time_limits=recipe.limits),
-        threading.Event(),
-    ) as fanout:
-        items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
+        return "\n".join(
+            [f"Nothing to do: {images} done and unchanged.", *notes(recipe, inventory)]
+        )
+    items = _pending_images(recipe, inventory)
     work = recipe.work
     plan = make_plan(
         work,
@@ -51,7 +45,7 @@ def explain(recipe: RunRecipe) -> str:
     )
     good = [item for item in items if item.spec is not None]
     order = recipe.order(plan.run_id)
-    require_memory(order, good, memory_of(recipe.cluster))
+    require_memory(order, good, recipe.cluster.worker_memory)
     tiles = sum(
         len(Grid(item.spec.shape, (recipe.tile, recipe.tile))) for item in good if item.spec
     )
@@ -71,7 +65,14 @@ def explain(recipe: RunRecipe) -> str:
     lines += [
         f"unreadable: {failure(uri, reason.error_type, reason.error)}" for uri, reason in failed
     ]
-    return "\n".join([*lines, *notes])
+    return "\n".join([*lines, *notes(recipe, inventory)])
+
+
+def _pending_images(recipe: RunRecipe, inventory: Inventory) -> list[PlannedImage]:
+    """The images to do, described by their headers, which are read in this process."""
+    prepare = partial(prepare_process, recipe.storage, time_limits=recipe.limits)
+    with SerialCluster().open(prepare, threading.Event()) as fanout:
+        return describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
 
 
 def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:

@@ -1,28 +1,223 @@
-"""Progress for people: a bar on a terminal, a line every 30 seconds elsewhere, nothing when quiet.
+"""Progress on standard error: a bar on a terminal, a line every half minute elsewhere, nothing but
+notices if quiet.
 
-It counts what is done of the pass at hand (fitting, segmenting): images, tiles, pixels a second,
-time left. Everything goes to standard error.
+A display knows neither runs nor trainings: `RunProgress` and `TrainingProgress` tell it where they
+are.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Self, TextIO
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from maskloom.flows.terminal import count, escaped
 from maskloom.segcore.pipeline.jobs import FinishJob, ImagesJob, Job, RunSettings, TileRangeJob
 from maskloom.segcore.pipeline.records import PlannedImage
+
+if TYPE_CHECKING:
+    from maskloom.segcore.training.checkpoint import TrainingState
+    from maskloom.segcore.training.setup import TrainingSetup
 
 SECONDS_BETWEEN_LINES = 30.0
 
 
-class Counter:
+@dataclass(frozen=True, slots=True)
+class Position:
     """How far a pass is."""
+
+    label: str
+    """Name of the pass."""
+    details: tuple[str, ...] = ()
+    done: float | None = None
+    """Amount done, of `total`. None: as before."""
+    total: float | None = None
+    """None: unknown."""
+    seconds_left: float | None = None
+
+    def __str__(self) -> str:
+        left = () if self.seconds_left is None else (f"{self.seconds_left:.0f} s left",)
+        details = ", ".join((*self.details, *left))
+        return f"{self.label}: {details}" if details else self.label
+
+
+class Quiet:
+    """Shows notices only. The base of all displays, each a context manager."""
+
+    def notice(self, text: str) -> None:
+        """A line that users must see."""
+        sys.stderr.write(f"{escaped(text)}\n")
+
+    def report(self, text: str) -> None:
+        """A line for users who follow the progress."""
+
+    def begin(self, position: Callable[[], Position]) -> None:
+        """A pass begins; `position` gives where it is."""
+
+    def update(self) -> None:
+        """The position of the pass has changed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+
+class Lines(Quiet):
+    """Writes a line whenever there was none for half a minute, for logs."""
+
+    def __init__(self, stream: TextIO, seconds: float = SECONDS_BETWEEN_LINES) -> None:
+        self._stream, self._seconds = stream, seconds
+        self._position: Callable[[], Position] | None = None
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._last = time.monotonic()
+        self._writer = threading.Thread(target=self._write_by_the_clock, daemon=True)
+
+    def notice(self, text: str) -> None:
+        """A line now."""
+        with self._lock:
+            self._stream.write(f"{escaped(text)}\n")
+            self._stream.flush()
+            self._last = time.monotonic()
+
+    def report(self, text: str) -> None:
+        """A line now."""
+        self.notice(text)
+
+    def begin(self, position: Callable[[], Position]) -> None:
+        """Write the positions of this pass from now on."""
+        self._position = position
+
+    def _write_by_the_clock(self) -> None:
+        # By the clock, not by updates: a job may take minutes, and silence looks like death.
+        while not self._closed.wait(max(0.0, self._last + self._seconds - time.monotonic())):
+            if time.monotonic() - self._last >= self._seconds:
+                self.notice("starting" if self._position is None else str(self._position()))
+
+    def __enter__(self) -> Self:
+        self._writer.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closed.set()
+        self._writer.join()
+
+
+class Bar(Quiet):
+    """A bar on the terminal, with notices and reports above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._position: Callable[[], Position] | None = None
+        self._task: TaskID | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def notice(self, text: str) -> None:
+        """A line above the bar."""
+        self._console.print(escaped(text), highlight=False, markup=False)
+
+    def report(self, text: str) -> None:
+        """A line above the bar."""
+        self.notice(text)
+
+    def begin(self, position: Callable[[], Position]) -> None:
+        """A new bar at the position: what was done before does not count for its speed."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        now = position()
+        self._position = position
+        self._task = self._bar.add_task(
+            f"{now.label:8}",
+            total=now.total,
+            completed=int(now.done or 0),
+            detail="  ".join(now.details),
+        )
+
+    def update(self) -> None:
+        """Move the bar."""
+        if self._position is not None and self._task is not None:
+            now = self._position()
+            self._bar.update(
+                self._task,
+                description=f"{now.label:8}",
+                total=now.total,
+                completed=now.done,
+                detail="  ".join(now.details),
+            )
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+
+def display(quiet: bool) -> Quiet:
+    """The display that suits the standard error of this process."""
+    console = Console(stderr=True)
+    if quiet:
+        return Quiet()
+    return Bar(console) if console.is_terminal else Lines(console.file)  # type: ignore[arg-type]
+
+
+class RunProgress:
+    """The progress of a run (`tasks.progress.Progress`): images, tiles and pixels of each pass."""
+
+    def __init__(self, shown_by: Quiet) -> None:
+        self._display = shown_by
+        self._lock = threading.Lock()
+        self._counter: Counter | None = None
+
+    def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
+        """A pass over these images begins."""
+        with self._lock:
+            self._counter = Counter(stage, items, order)
+            self._display.begin(self._counter.position)
+
+    def advance(self, job: Job) -> None:
+        """A job of this pass is done."""
+        with self._lock:
+            if self._counter is not None:
+                self._counter.add(job)
+                self._display.update()
+
+
+class ItemProgress:
+    """The progress of a pass over items of equal weight, called with the number of items done."""
+
+    def __init__(self, shown_by: Quiet, label: str, items: str, total: int) -> None:
+        self._display = shown_by
+        self._label, self._items, self._total = label, items, total
+        self._done = 0
+        shown_by.begin(self._position)
+
+    def __call__(self, done: int) -> None:
+        """`done` items are done."""
+        self._done = done
+        self._display.update()
+
+    def _position(self) -> Position:
+        details = (f"{self._done}/{self._total} {self._items}",)
+        return Position(self._label, details, self._done, self._total)
+
+
+class Counter:
+    """Images, tiles and pixels of one pass: all, and done."""
 
     def __init__(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
         usable = [item.spec for item in items if item.spec is not None]
@@ -48,139 +243,102 @@ class Counter:
         elif isinstance(job, FinishJob):
             self.images += 1
 
-    @property
-    def rate(self) -> float:
-        """Megapixels a second since the pass began."""
-        return self.pixels / 1e6 / max(time.monotonic() - self.started, 1e-3)
-
-    def __str__(self) -> str:
+    def position(self) -> Position:
+        """Where the pass is now."""
+        seconds = time.monotonic() - self.started
         if not self.all_images:
-            return f"{self.stage}: {time.monotonic() - self.started:.0f} s"
-        left = (self.all_pixels - self.pixels) / 1e6 / self.rate if self.pixels else None
-        until = "" if left is None else f", {left:.0f} s left"
-        return (
-            f"{self.stage}: {self.images}/{self.all_images} images, {self.tiles}/{self.all_tiles} "
-            f"tiles, {self.rate:.1f} megapixels/s{until}"
+            return Position(self.stage, (f"{seconds:.0f} s",), 0, 1)
+        rate = self.pixels / 1e6 / max(seconds, 1e-3)
+        details = (
+            f"{self.images}/{self.all_images} images",
+            f"{self.tiles}/{self.all_tiles} tiles",
+            f"{rate:.1f} megapixels/s",
         )
+        left = (self.all_pixels - self.pixels) / 1e6 / rate if self.pixels else None
+        return Position(self.stage, details, self.pixels, max(self.all_pixels, 1), left)
 
 
-class Quiet:
-    """Shows nothing."""
+class TrainingProgress:
+    """The progress of a training (`segcore.training.setup.ProgressMonitor`)."""
 
-    def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
-        """Nothing."""
+    def __init__(self, shown_by: Quiet) -> None:
+        self._display = shown_by
+        self._position = Position("starting")
+        self._epochs = self._steps = 0
+        self._score_name = ""
+        shown_by.begin(lambda: self._position)
 
-    def advance(self, job: Job) -> None:
-        """Nothing."""
+    def say(self, text: str) -> None:
+        """A line that users must see."""
+        self._display.notice(text)
 
-    def __enter__(self) -> Self:
-        return self
+    def checked(self, what: str, done: int, of: int) -> None:
+        """Images or masks are checked before training begins."""
+        self._show(Position(f"looking at {what}", (f"{done}/{of}",), done, of))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
+    def begin(self, setup: TrainingSetup, score_name: str, state: TrainingState) -> None:
+        """Report what is trained, and begin a pass at the state of the training."""
+        self._epochs, self._steps = setup.recipe.training.epochs, setup.steps
+        self._score_name = score_name
+        self._display.report(introduction(setup, state))
+        done = state.epoch * self._steps + state.step
+        self._position = Position("train", (), done, self._epochs * self._steps)
+        self._display.begin(lambda: self._position)
 
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        """A step of an epoch (both from 1) is done."""
+        details = (f"step {step}/{self._steps}", f"loss {loss:.4f}")
+        done = (epoch - 1) * self._steps + step
+        total = self._epochs * self._steps
+        self._show(Position(f"epoch {epoch}/{self._epochs}", details, done, total))
 
-class Lines(Quiet):
-    """A line every 30 seconds, for logs."""
+    def measured(self, windows: int, of: int) -> None:
+        """Windows of the validation images are measured."""
+        total = self._position.total
+        self._show(Position("measuring", (f"{windows}/{of} windows",), total=total))
 
-    def __init__(self, stream: TextIO, seconds: float = SECONDS_BETWEEN_LINES) -> None:
-        self._stream, self._seconds = stream, seconds
-        self._counter: Counter | None = None
-        self._lock, self._over = threading.Lock(), threading.Event()
-        self._writer = threading.Thread(target=self._write, daemon=True)
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Report an epoch."""
+        self._display.report(epoch_line(record, self._epochs, self._score_name))
 
-    def __enter__(self) -> Self:
-        self._writer.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        self._writer.join()
-
-    def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
-        """Begin a pass."""
-        with self._lock:
-            self._counter = Counter(stage, items, order)
-
-    def advance(self, job: Job) -> None:
-        """Count a job."""
-        with self._lock:
-            if self._counter is not None:
-                self._counter.add(job)
-
-    def _write(self) -> None:
-        # By the clock and not by jobs: a job may take minutes, and silence looks like death.
-        while not self._over.wait(self._seconds):
-            with self._lock:
-                line = str(self._counter or "starting")
-            self._stream.write(f"{line}\n")
-            self._stream.flush()
+    def _show(self, position: Position) -> None:
+        self._position = position
+        self._display.update()
 
 
-class Bar(Quiet):
-    """A bar on the terminal."""
-
-    def __init__(self, console: Console) -> None:
-        self._lock = threading.Lock()
-        self._counter: Counter | None = None
-        self._task: TaskID | None = None
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=console, transient=True)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
-        """Begin a pass."""
-        with self._lock:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._counter = Counter(stage, items, order)
-            self._task = self._bar.add_task(
-                f"{stage:8}", total=max(self._counter.all_pixels, 1), detail=""
-            )
-
-    def advance(self, job: Job) -> None:
-        """Count a job and move the bar."""
-        with self._lock:
-            if self._counter is None or self._task is None:
-                return
-            self._counter.add(job)
-            counter = self._counter
-            detail = (
-                f"{counter.images}/{counter.all_images} images  "
-                f"{counter.tiles}/{counter.all_tiles} tiles  {counter.rate:.1f} megapixels/s"
-            )
-            self._bar.update(self._task, completed=counter.pixels, detail=detail)
+def introduction(setup: TrainingSetup, state: TrainingState) -> str:
+    """What is trained on what, and from which state it continues."""
+    wanted = setup.recipe.training
+    step = f", step {state.step}" if state.step else ""
+    after = f", continuing after epoch {state.epoch}{step}" if state.epoch or state.step else ""
+    return (
+        f"Training {setup.recipe.kind} on {count(len(setup.training), 'image')}, measuring on "
+        f"{len(setup.validation)}: "
+        f"{count(wanted.epochs, 'epoch')} of {count(setup.steps, 'step')} of "
+        f"{count(wanted.batch, 'patch', 'patches')}{after}"
+    )
 
 
-def watcher(quiet: bool) -> Quiet:
-    """The progress that suits the standard error of this process."""
-    console = Console(stderr=True)
-    if quiet:
-        return Quiet()
-    return Bar(console) if console.is_terminal else Lines(console.file)  # type: ignore[arg-type]
+def epoch_line(record: Mapping[str, Any], epochs: int, score_name: str) -> str:
+    """Losses, score and speed of an epoch, and how long the rest will take."""
+    left = (epochs - record["epoch"]) * record["seconds"]
+    validation = (
+        f", validation loss {record['validation_loss']:.4f}" if "validation_loss" in record else ""
+    )
+    return (
+        f"epoch {record['epoch']}/{epochs}: loss {record['loss']:.4f}{validation}, {score_name} "
+        f"{record['score']:.4f}, "
+        f"{record['patches_per_second']:.1f} patches/s, {_duration(left)} left"
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Time for people.
+
+    >>> _duration(5000)
+    '1 h 23 min'
+    """
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

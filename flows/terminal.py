@@ -1,4 +1,4 @@
-"""Words on a terminal: what people see of names and numbers."""
+"""Text on a terminal: names and numbers as users see them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from maskloom.segcore.storage.addresses import written
 
 
 def escaped(text: str, kept: str = "\n") -> str:
-    r"""Text without what moves a cursor, turns writing round or forges a line: such characters, of
-     names of files, are spelled out.
+    r"""Text that cannot move the cursor, reverse writing or forge a line: control characters, as in
+     file names, are escaped.
 
     >>> escaped("evil\x1b[2J.png")
     'evil\\x1b[2J.png'
@@ -25,12 +25,12 @@ def escaped(text: str, kept: str = "\n") -> str:
 
 
 def line(text: str) -> str:
-    """The same in one line."""
+    """Escaped text in one line."""
     return escaped(text, "")
 
 
 def failure(uri: str, error_type: str, error: str) -> str:
-    """What became of an image, in one line that names it once."""
+    """The failure of an image, in one line that names it once."""
     # Names of other files, such as that of its mask, may begin with the image's.
     rest = error[len(uri) :]
     whole = error.startswith(uri) and rest[:1] in ("", " ", ",", ":")
@@ -39,7 +39,7 @@ def failure(uri: str, error_type: str, error: str) -> str:
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """A number of things.
+    """A number with its noun.
 
     >>> count(1, "image"), count(2, "image")
     ('1 image', '2 images')

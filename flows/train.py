@@ -1,221 +1,46 @@
-"""Train: a training recipe in, a model with its card out.
-
-The recipe's sections are the dataclasses of `segcore.training` and `segcore.deep.networks.recipe`,
-checked as those of run recipes are.
-"""
+"""Train: a training recipe in, a model with its card out."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import shlex
 import threading
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import pydantic
-
-from maskloom.flows.orchestration.signals import stop_on_signals
-from maskloom.flows.recipes.run import described
-from maskloom.flows.recipes.schemas import (
-    build,
-    complete,
-    explain,
-    model_of,
-    schema_of,
-    unknown_key,
-)
-from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets
-from maskloom.flows.training_progress import watcher
-from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.flows.progress import TrainingProgress, display
+from maskloom.flows.recipes.training import TrainingOrder
+from maskloom.flows.signals import stop_on_signals
 from maskloom.segcore.deep.inference.runtime import import_keras
-from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.source import Source
-from maskloom.segcore.storage.addresses import is_web, written
 from maskloom.segcore.storage.store import configure
-from maskloom.segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation
 from maskloom.segcore.training.export import PICTURES
-from maskloom.segcore.training.labels import LABELS
-from maskloom.segcore.training.recipe import LOSSES, Split, Training, TrainingRecipe
 from maskloom.segcore.training.run import TrainingResult, prepare, train
 from maskloom.tasks.discover import discover, told
 
 log = logging.getLogger(__name__)
 
 
-class _File(pydantic.BaseModel):
-    """A training recipe as it is written."""
-
-    model_config = pydantic.ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, title="maskloom training recipe"
-    )
-
-    name: str = pydantic.Field("", pattern="^[a-z0-9-]*$", max_length=60)
-    """Name of the model: a-z, 0-9 and -. Default: the recipe's file name."""
-    images: str | list[str]
-    """Files, globs, folders, or list files (.csv, .parquet, .txt) with a column `uri`; local or any
-    fsspec URI.
-    """
-    masks: str | list[str]
-    """The same of masks, which have the names of their images."""
-    mask_suffix: str = ""
-    """What the names of masks end in beside those of their images, such as _mask."""
-    output: str
-    """Folder for the model; local or any fsspec URI. Relative to the recipe file."""
-    network: dict[str, Any] | str
-    """What is trained: `kind` and its parameters."""
-    classes: list[str]
-    """Names of the classes by id."""
-    labels: dict[str, Any] | str = "index"
-    """What the values of masks mean: index, values, colours or instances."""
-    bands: list[int] | None = None
-    """Bands to look at, from 1. Default: all."""
-    scaling: dict[str, Any] | None = None
-    """How pixels become the network's input: (value - offset) * factor. Default: 1/255 for 8 bits,
-    1/65535 for 16.
-    """
-    split: dict[str, Any] = {}
-    """Which images are trained on, and which only measure."""
-    training: dict[str, Any] = {}
-    """How to train."""
-    licence: str = ""
-    """Under which the weights may be used."""
-    purpose: str = ""
-    """What the weights are for, and what not, for those who will use them."""
-    storage: dict[str, dict[str, Any]] = {}
-    """fsspec options by protocol. No secrets."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TrainingOrder:
-    """A checked training recipe and where its data are."""
-
-    recipe: TrainingRecipe
-    images: tuple[str, ...]
-    masks: tuple[str, ...]
-    settings: Mapping[str, Any]
-    """What decides the weights, as JSON values."""
-    storage: Mapping[str, Mapping[str, Any]]
-
-
-def load(path: Path, changes: Sequence[str] = ()) -> TrainingOrder:
-    """The training recipe of a YAML file, with `key.sub=value` changes. Raises `RecipeError`."""
-    document = load_document(path, "images, masks and network")
-    return make(document, path.resolve().parent, changes)
-
-
-def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> TrainingOrder:
-    """A training recipe from its document; relative paths are below `folder`. Raises
-    `RecipeError`.
-    """
-    document = completed(document, changes, ("images", "masks"))
-    try:
-        file = _File.model_validate(document)
-    except pydantic.ValidationError as error:
-        raise RecipeError(explain(error, "", list(_File.model_fields))) from None
-    refuse_secrets(file.storage)
-    training = dict(file.training)
-    loss, augmentation = training.pop("loss", "cross_entropy"), training.pop("augmentation", None)
-    recipe = TrainingRecipe(
-        name=file.name or "model",
-        output=below(file.output, folder).rstrip("/"),
-        kind=file.network if isinstance(file.network, str) else str(file.network.get("kind")),
-        network=build(NETWORKS, file.network, "network"),
-        classes=tuple(file.classes),
-        labels=build(LABELS, file.labels, "labels"),
-        loss=build(LOSSES, loss, "training.loss").terms,
-        augmentation=_augmentation(augmentation),
-        training=_section(Training, training, "training", ("loss", "augmentation")),
-        split=_section(Split, file.split, "split"),
-        bands=tuple(file.bands) if file.bands is not None else None,
-        scaling=_scaling(file.scaling),
-        mask_suffix=file.mask_suffix,
-        licence=file.licence,
-        purpose=file.purpose,
-    )
-    recipe.labels.table(recipe.classes)
-    if recipe.bands is not None and (not recipe.bands or min(recipe.bands) < 1):
-        raise RecipeError(f"bands: expected numbers from 1 on; got {list(recipe.bands)}.")
-    if is_web(recipe.output):
-        raise RecipeError(
-            f"output: {written(recipe.output)} is a web address, where nothing can be written. "
-            "Name a folder or a store."
-        )
-    if (
-        "://" not in recipe.output
-        and Path(recipe.output).exists()
-        and not Path(recipe.output).is_dir()
-    ):
-        raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
-    settings = described(recipe, (NETWORKS, LABELS, LOSSES, AUGMENTATIONS))
-    # Where the model goes, what it is for and under which licence changes no weight.
-    decisive = {
-        key: value
-        for key, value in settings.items()
-        if key not in ("output", "licence", "purpose", "name")
-    }
-    return TrainingOrder(
-        recipe, _places(file.images, folder), _places(file.masks, folder), decisive, file.storage
-    )
-
-
-def schema() -> dict[str, Any]:
-    """JSON Schema of the training recipe."""
-    document = _File.model_json_schema()
-    properties = document["properties"]
-    for key, kind in (("training", Training), ("split", Split), ("scaling", Scaling)):
-        properties[key] = {
-            **model_of(kind).model_json_schema(),
-            "description": properties[key].get("description", ""),
-        }
-    for name, numbers in properties["scaling"]["properties"].items():
-        # One number may stand without brackets.
-        properties["scaling"]["properties"][name] = {"anyOf": [numbers, {"type": "number"}]}
-    for key, registry in (("network", NETWORKS), ("labels", LABELS)):
-        properties[key] = {
-            **_kinds(registry),
-            "description": properties[key].get("description", ""),
-        }
-    properties["training"]["properties"] |= {
-        "loss": {
-            **_kinds(LOSSES),
-            "description": "What training makes small. Default: cross_entropy.",
-        },
-        "augmentation": {
-            "type": "array",
-            "items": _kinds(AUGMENTATIONS),
-            "description": "Random changes of patches, in this order. Default: flip, rotate90.",
-        },
-    }
-    return complete(document)
-
-
-def _kinds(registry: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of one of these kinds, or the name of a kind alone."""
-    return {"oneOf": [*schema_of(registry)["oneOf"], {"enum": list(registry)}]}
-
-
 def run(order: TrainingOrder, quiet: bool) -> TrainingResult:
-    """Train, or go on with it; what came of it. Raises `RecipeError`, `RunError`, `Stopped`."""
+    """Train, or continue a training. Raises `RecipeError`, `RunError`, `Stopped`."""
     configure(order.storage)
-    # By the runtime, which keeps TensorFlow's notices from the terminal.
+    # Through the runtime, which silences TensorFlow's notices.
     import_keras()
     stop = threading.Event()
-    with stop_on_signals(stop), watcher(quiet) as watch:
+    with stop_on_signals(stop), display(quiet) as shown_by:
+        monitor = TrainingProgress(shown_by)
         return train(
-            prepare(order.recipe, sources(order), order.settings, watch, stop.is_set),
-            watch,
+            prepare(order.recipe, sources(order), order.settings, monitor, stop.is_set),
+            monitor,
             stop.is_set,
         )
 
 
 def sources(order: TrainingOrder) -> tuple[list[Source], list[Source]]:
-    """All images and all masks of a recipe. Raises `RecipeError` where there are none, `StoreError`
-    where a store cannot be listed.
+    """All images and all masks of a recipe. Raises `RecipeError` if a pattern finds none,
+    `StoreError` if a store cannot be listed.
     """
-    # A model that lies below the folder of the images must not add its pictures to them.
+    # The pictures of a model in the folder of the images are not images to train on.
     ours = {f"{order.recipe.output}/{name}" for name in PICTURES}
     images, masks = (
         [source for source in _discovered(entries, key) if source.uri not in ours]
@@ -224,17 +49,13 @@ def sources(order: TrainingOrder) -> tuple[list[Source], list[Source]]:
     return images, masks
 
 
-def usage(order: TrainingOrder, learned: TrainingResult) -> str:
-    """How the model is used, as a command line."""
+def usage(order: TrainingOrder, result: TrainingResult) -> str:
+    """A command line that uses the model."""
     bands = f" -p bands='{list(order.recipe.bands)}'" if order.recipe.bands is not None else ""
     return (
         f"maskloom segment IMAGE... -o OUTPUT -s {order.recipe.kind} -p "
-        f"{shlex.quote(f'weights={learned.model}')}{bands}"
+        f"{shlex.quote(f'weights={result.model}')}{bands}"
     )
-
-
-def _places(named: str | list[str], folder: Path) -> tuple[str, ...]:
-    return tuple(below(entry, folder) for entry in ([named] if isinstance(named, str) else named))
 
 
 def _discovered(entries: Sequence[str], key: str) -> list[Source]:
@@ -245,31 +66,3 @@ def _discovered(entries: Sequence[str], key: str) -> list[Source]:
     if found.passed_over:
         log.warning("%s: %s", key, told(found.passed_over).strip())
     return found.sources
-
-
-def _section(kind: type, value: Mapping[str, Any], path: str, more: Sequence[str] = ()) -> Any:
-    """The dataclass of a section that is of one kind only."""
-    known = [*(field.name for field in dataclasses.fields(kind)), *more]
-    strange = [key for key in value if key not in known]
-    if strange:
-        raise RecipeError(f"{path}.{strange[0]}: {unknown_key(str(strange[0]), known)}")
-    return build({path: kind}, {**value, "kind": path}, path)
-
-
-def _augmentation(wanted: Any) -> tuple[Augmentation, ...]:
-    if wanted is None:
-        return DEFAULT
-    if not isinstance(wanted, list):
-        raise RecipeError(
-            f"training.augmentation: expected a list such as [flip, rotate90]; got {wanted!r}."
-        )
-    return tuple(
-        build(AUGMENTATIONS, each, f"training.augmentation.{i}") for i, each in enumerate(wanted)
-    )
-
-
-def _scaling(wanted: Mapping[str, Any] | None) -> Scaling | None:
-    if wanted is None:
-        return None
-    lists = {key: value if isinstance(value, list) else [value] for key, value in wanted.items()}
-    return _section(Scaling, lists, "scaling")  # type: ignore[no-any-return]

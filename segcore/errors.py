@@ -1,29 +1,29 @@
-"""The whole error tree.
+"""The hierarchy of all errors.
 
 MaskloomError
 ├── RecipeError            wrong usage or recipe; nothing was started              (exit code 2)
 │   └── WeightsError       a file of weights or its card is missing, broken or hostile, or belongs
 │                          to another network
-├── RunError               the run cannot go on; the same command resumes it       (exit code 1)
+├── RunError               the run cannot continue; the same command resumes it    (exit code 1)
 │   ├── FitError           no model can be fitted to these images
-│   │   └── NothingToFit   they have no valid pixel: nothing is there to be classified either
-│   ├── StoreError         a store refused to list, read or keep something
+│   │   └── NothingToFit   the images have no valid pixel, so nothing can be classified either
+│   ├── StoreError         a store failed to list, read or write
 │   ├── DamagedRecord      a record or table of the output cannot be read back
 │   ├── TooManyFailures    more images failed than `max_failed_fraction` allows
-│   └── Stopped            somebody asked the run to stop
+│   └── Stopped            the run was asked to stop
 └── ImageError             one image cannot be processed; it becomes a failed row  (exit code 3)
-    ├── FormatError        the file is not what its name or header says, or is beyond our limits
-    ├── ReadError          the header is fine, the pixels are not
+    ├── FormatError        the file does not match its name or header, or exceeds our limits
+    ├── ReadError          the header can be read, the pixels cannot
     ├── ModelMismatch      the image does not suit the segmenter (bands, dtype)
     ├── Missing            a file that the inputs name does not exist
     ├── Unavailable        a store or the memory failed this image; the next run tries again
-    ├── SourceChanged      the file is no longer the one that was planned; the next run takes the
-    │                      new one
+    ├── SourceChanged      the file has changed since it was planned; the next run takes the new
+    │                      version
     └── WorkerDied         a process died while it worked on this image alone
-        ├── TimedOut       it was given up because a step of the work did not end
+        ├── TimedOut       a step of the work exceeded its time limit
         └── OutOfMemory    the image needs more memory than a worker has
 
-Messages say what was expected, what came, where, and what to do.
+Each message says what was expected, what was found, where, and what to do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class MaskloomError(Exception):
 
 
 class RecipeError(MaskloomError, ValueError):
-    """The recipe or the command line is wrong; found before any work."""
+    """The recipe or the command line is wrong; found before any work starts."""
 
 
 class WeightsError(RecipeError):
@@ -42,28 +42,28 @@ class WeightsError(RecipeError):
 
 
 class RunError(MaskloomError, RuntimeError):
-    """The run cannot go on. The same command resumes it."""
+    """The run cannot continue. The same command resumes it."""
 
 
 class FitError(RunError):
-    """No model can be fitted to the images at hand."""
+    """No model can be fitted to these images."""
 
     permanent = True
-    """As in `ImageError`, where a model is fitted to one image by itself."""
+    """As in `ImageError`, when a model is fitted to each image separately."""
 
 
 class NothingToFit(FitError):
-    """The images have no valid pixel. What has none needs no model:
+    """The images have no valid pixel. Such images need no model: see
     `segcore.models.protocols.concluded`.
     """
 
 
 class StoreError(RunError, OSError):
-    """A store refused to list, read or keep something."""
+    """A store failed to list, read or write."""
 
 
 class DamagedRecord(RunError):
-    """A record or table of an output is cut, empty or of another program."""
+    """A record or table of an output is truncated, empty or written by another program."""
 
 
 class TooManyFailures(RunError):
@@ -71,18 +71,18 @@ class TooManyFailures(RunError):
 
 
 class Stopped(RunError):
-    """Somebody asked the run to stop (Ctrl-C, SIGTERM, a cancel)."""
+    """The run was asked to stop (Ctrl-C, SIGTERM, a cancel)."""
 
 
 class ImageError(MaskloomError):
-    """One image cannot be processed; the others go on."""
+    """One image cannot be processed; the run continues with the others."""
 
     permanent = True
     """Whether the same bytes would fail again. If False, the next run tries once more."""
 
 
 class FormatError(ImageError, ValueError):
-    """The file is not what its name or header says, or is beyond our limits."""
+    """The file does not match its name or header, or exceeds our limits."""
 
 
 class ReadError(ImageError, OSError):
@@ -94,19 +94,19 @@ class ModelMismatch(ImageError, ValueError):
 
 
 class Missing(ImageError, OSError):
-    """A file that the inputs name does not exist. It is tried again once it is there, since its
-    version is another then.
+    """A file that the inputs name does not exist. Once the file exists, its version differs, so the
+    next run tries again.
     """
 
 
 class Unavailable(ImageError, OSError):
-    """A store or the memory failed this image, which may be otherwise next time."""
+    """A store or the memory failed this image; the next run may succeed."""
 
     permanent = False
 
 
 class SourceChanged(ImageError, OSError):
-    """The file was changed or replaced while the run was under way."""
+    """The file was changed or replaced during the run."""
 
     permanent = False
 
@@ -118,12 +118,12 @@ class WorkerDied(ImageError, RuntimeError):
 
 
 class TimedOut(WorkerDied):
-    """A read, or the work on what was read, did not end in time (`segcore.processes.limits`)."""
+    """A read, or the work on its pixels, exceeded its time limit (`segcore.processes.limits`)."""
 
 
 class OutOfMemory(WorkerDied):
-    """The image needs more memory than a worker has. A run whose workers have more tries it again
-    (`tasks.memory`).
+    """The image needs more memory than a worker has. A run with more memory per worker tries it
+    again (`tasks.memory`).
     """
 
     permanent = True

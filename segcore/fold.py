@@ -1,8 +1,9 @@
-"""Folds: the one algebra of fitting and of statistics.
+"""Folds: the common interface of model fitting and statistics.
 
-Observe one item, merge two observations, finish the total. An observation must hold exact,
-order-free state (integer counts, extremes, the smallest hashes of a sample): then any cut of the
-items into parts gives the same total, and one worker equals a hundred.
+Observe one item, merge two observations, finish the total. An observation must hold exact state
+that does not depend on order (integer counts, extremes, the smallest hashes of a sample). Then
+every partition of the items gives the same total, and one worker gives the same result as a
+hundred.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ Result = TypeVar("Result", covariant=True)
 
 
 class Fold(Protocol[Item, State, Result]):
-    """Anything that learns from items one at a time and in any grouping."""
+    """A reduction over items that gives the same result for every grouping of the items."""
 
     def observe(self, item: Item, /) -> State:
-        """What one item says."""
+        """The state of one item."""
         ...
 
     def merge(self, a: State, b: State, /) -> State:
-        """What two observations say together. Associative; neither argument may be used
+        """The state of two observations together. Associative; the arguments must not be used
         afterwards.
         """
         ...
@@ -35,7 +36,7 @@ class Fold(Protocol[Item, State, Result]):
 
 
 def observe_all(fold: Fold[Item, State, Result], items: Iterable[Item]) -> State | None:
-    """Merge the observations of all items in their order; None where there are no items."""
+    """Merge the observations of all items in order. None: no items."""
     states = map(fold.observe, items)
     first = next(states, None)
     return None if first is None else reduce(fold.merge, states, first)

@@ -1,9 +1,9 @@
-"""Registries: names to the things that can be added by one file and one decorator (segmenters,
-formats, statistics, networks, clusters).
+"""Registries: mappings from names to extensions that take one file and one decorator to add
+(segmenters, formats, statistics, networks, clusters).
 
-A registry belongs to a package. When it is first asked, it imports all modules of the package, so a
-file dropped into the folder is known by its decorator alone. Other distributions add to it by an
-entry point, whose group is `maskloom.` and the name of the package:
+A registry belongs to a package. On its first lookup it imports all modules of the package, so a
+file placed in the folder registers itself by its decorator. Other distributions add to it by an
+entry point. The group is `maskloom.` followed by the name of the package:
 
     [project.entry-points."maskloom.segmenters"]
     my_method = "my_package.my_method"
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Names and what they stand for.
+    """A mapping from names to registered items.
 
     `package` is the package whose modules register themselves. None: they are registered elsewhere.
 
@@ -42,8 +42,8 @@ class Registry(Mapping[str, T], Generic[T]):
         self._own: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that files its argument under `name`. A name taken twice is a
-        `ValueError`.
+        """A decorator that registers its argument under `name`. Raises `ValueError` if the name is
+        taken.
         """
 
         def file_under_name(item: T) -> T:
@@ -55,7 +55,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return file_under_name
 
     def name_of(self, item: object) -> str | None:
-        """The name that this item is registered under; None where it is not."""
+        """The name under which this item is registered. None: it is not registered."""
         return next((name for name, own in self._items.items() if own is item), None)
 
     def __getitem__(self, name: str) -> T:
@@ -77,17 +77,18 @@ class Registry(Mapping[str, T], Generic[T]):
     @property
     def _items(self) -> Mapping[str, T]:
         if self._package is not None:
-            # Emptied first: modules of the package may ask while they are imported.
+            # Reset first: modules of the package may use the registry while they are being
+            # imported.
             package, self._package = self._package, None
             import_modules(package)
         return self._own
 
 
 def import_modules(package: str) -> None:
-    """Import all modules directly inside a package, then the plug-ins for it, so that they register
-    what they add.
+    """Import all modules directly inside a package, then its plug-ins, so that they register their
+    items.
 
-    Raises `RecipeError` where a plug-in cannot be imported.
+    Raises `RecipeError` if a plug-in cannot be imported.
     """
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{module.name}")

@@ -1,7 +1,7 @@
-"""Engine selection on a worker, once per run.
+"""Engine selection: a network's engine and precision, tried on one worker, fixed for the run.
 
-Every worker then uses the same engine and precision, and so does a rerun with new images: labels
-must not depend on which engine happened to be faster.
+All workers then use the same, and so does a later run on new images: labels must not depend on
+which engine was faster on which machine.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from maskloom.segcore.pipeline.worker import select_engine as select_on_worker
 if TYPE_CHECKING:
     from maskloom.segcore.models.protocols import Fitter, Model
     from maskloom.segcore.pipeline.records import PlannedImage
-    from maskloom.tasks.fanout.dask import Fanout
+    from maskloom.tasks.fanout.protocol import Fanout
 
 _IMAGES_TRIED = 8
 _DEATHS = 2
-"""Images whose workers may die before the model is blamed."""
+"""Images on which a trial kills its worker before the model is to blame."""
 
 
 def select_engines(
     fanout: Fanout, model: Fitter | Model, items: Sequence[PlannedImage]
 ) -> Selections:
-    """Make the selections pending inside the model, on the first of the images that can be read.
+    """Make the selections pending inside the model, by trials on the first readable images.
 
-    Raises `WeightsError` if no engine is suitable or the model never ends, and `RunError` if trying
-    it kills the worker.
+    Raises `WeightsError` where no engine suits or a trial hangs, and `RunError` where it kills the
+    worker.
     """
     readable = tuple(item for item in items if item.spec is not None and item.failure is None)[
         :_IMAGES_TRIED
@@ -41,8 +41,8 @@ def select_engines(
     deaths = 0
     for job, answer in fanout.map(select_on_worker, jobs):
         if isinstance(answer, WorkerDied):
-            # One image that kills does not end the run; it becomes a failed row when its own turn
-            # comes.
+            # One image that kills does not end the run; it becomes a failed row when it is
+            # segmented.
             deaths += 1
             if deaths < min(len(readable), _DEATHS):
                 continue

@@ -1,8 +1,8 @@
-"""Fit: one model from the pixels of many images, in as many rounds as the fitter asks for.
+"""Fit: one model from the pixels of many images, in as many rounds as the fitter needs.
 
-All of it is `while not a segmenter: observe everything, merge, finish`. States are exact and
-order-free, so they are merged as they come. An image that cannot be read contributes nothing, not
-even the tiles that could be read, since which those are depends on the tiling.
+Each round observes all images, merges the states and concludes, until the result is a model. States
+are exact and independent of order, so they are merged as they arrive. An image that cannot be read
+contributes nothing, not even the tiles that could be read, since those depend on the tiling.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from maskloom.segcore.pipeline.jobs import ImagesJob, RunSettings
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.pipeline.worker import observe
 from maskloom.tasks.batching import fitting_jobs
-from maskloom.tasks.fanout.dask import Fanout
+from maskloom.tasks.fanout.protocol import Fanout
 from maskloom.tasks.progress import Progress, Silent
 
 
@@ -37,11 +37,11 @@ class _NoImage(FitError):
     def __init__(self, text: str, failure: Failure | None) -> None:
         super().__init__(text)
         self.failure = failure
-        """Why the first of them is not."""
+        """The failure of the first image."""
 
 
 class _Passing(RunError):
-    """An image failed for a reason that may go."""
+    """An image failed for a reason that may pass."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(
@@ -51,7 +51,7 @@ class _Passing(RunError):
 
 
 def fit_alone(fanout: Fanout, order: RunSettings, item: PlannedImage) -> Model | Failure:
-    """The order's model fitted to one image by itself, or why this image has none."""
+    """The model fitted to one image alone, or the reason why it has none."""
     try:
         return fit(fanout, order, [item], Silent()).model
     except _Passing as error:
@@ -63,8 +63,8 @@ def fit_alone(fanout: Fanout, order: RunSettings, item: PlannedImage) -> Model |
 def fit(
     fanout: Fanout, order: RunSettings, items: Sequence[PlannedImage], progress: Progress
 ) -> Fit:
-    """Fit the order's model to all images together; a blank one where none has a valid pixel.
-    Raises `FitError` where they allow none.
+    """Fit the model of the settings to all images together; a blank one where no pixel is valid.
+    Raises `FitError` where the images allow no fit.
     """
     model = order.model
     failures: dict[str, Failure] = {}
@@ -90,8 +90,8 @@ def fit(
 
 
 def unsuitable(fitter: Fitter, items: Sequence[PlannedImage]) -> dict[str, Failure]:
-    """Images that lack the bands, or that are of another kind than most (k-means on colours cannot
-    take a grey image).
+    """Images that lack bands, or differ in kind from most (k-means on colours cannot use a grey
+    image).
     """
     failures: dict[str, Failure] = {}
     kinds: dict[str, Hashable] = {}
@@ -130,8 +130,7 @@ def _round(
             continue
         for item, failure in answer.failures:
             if not failure.permanent:
-                # A model without this image would stay, though the image is there: no result may
-                # depend on a passing fault.
+                # The model would lack this image for good: no result may depend on a passing fault.
                 raise _Passing(failure)
             failures[item.source.uri] = failure
         progress.advance(job)

@@ -29,7 +29,7 @@ from maskloom.segcore.storage.canonical import canonical
 from maskloom.segcore.storage.records import read_json, read_table, reading
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.tasks.commits.ledger import Committed
-from maskloom.tasks.fanout.dask import Fanout
+from maskloom.tasks.fanout.protocol import Fanout
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,4 @@
-"""Progress: what the stages tell about how far they are. Who shows it, and how, is not their
-concern.
-"""
+"""Progress: what stages report while they work. How it is shown is decided in `flows.progress`."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from maskloom.segcore.pipeline.records import PlannedImage
 
 
 class Progress(Protocol):
-    """Receives the stages' progress; called from several threads."""
+    """Receives the progress of stages; called from several threads."""
 
     def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
         """A pass over these images begins."""
@@ -24,10 +22,10 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
     def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def advance(self, job: Job) -> None:
-        """Nothing."""
+        """Show nothing."""

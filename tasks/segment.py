@@ -1,8 +1,8 @@
-"""Segment: one shard of images, from pixels to published masks and receipts.
+"""Segment: one shard of images, from pixels to staged masks and results.
 
-Small images are done by one job each. Large ones go through passes: their parts are segmented;
-where there are objects these are joined, once an image, and the parts drawn again; last the parts
-are put together. An image that fails drops out of the passes that follow.
+A small image is done by one job. A large one goes through passes: its tiles are segmented, in
+ranges; where there are objects, one job joins them across tiles and others relabel the tiles; one
+job assembles the mask. An image that fails drops out of the later passes.
 """
 
 from __future__ import annotations
@@ -27,154 +27,154 @@ from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage
 from maskloom.segcore.pipeline.worker import failed, perform
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks import batching
-from maskloom.tasks.fanout.dask import Fanout
+from maskloom.tasks.fanout.protocol import Fanout
 from maskloom.tasks.fit import fit_alone
 from maskloom.tasks.progress import Progress
 
 _Staging = TileRangeJob | JoinJob | RelabelJob
-"""Jobs that leave something for a later pass."""
+"""Jobs that stage something for a later pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardContext:
-    """What every shard works with."""
+    """What all shards have in common."""
 
     fanout: Fanout
-    order: RunSettings
+    settings: RunSettings
     classes: tuple[str, ...]
-    """Names of the classes for images that fail. Empty where each image has a model of its own that
-    names them.
+    """Class names for images that fail. Empty where each image has its own model, which names
+    them.
     """
     progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
 class _Large:
-    """A large image whose parts have been staged."""
+    """A large image whose tiles have been staged."""
 
-    order: RunSettings
+    settings: RunSettings
     item: PlannedImage
     ranges: tuple[tuple[int, int], ...]
-    """First tile, and one past the last, of each part in their order."""
+    """First tile, and one past the last, of each range, in order."""
 
 
-def segment_shard(shard: Shard, bench: ShardContext) -> list[ImageResult]:
-    """A receipt for every image of the shard, in the shard's order."""
-    receipts = {
-        item.source.uri: _failed(bench, item, item.failure)
+def segment_shard(shard: Shard, context: ShardContext) -> list[ImageResult]:
+    """A result for every image of the shard, in the shard's order."""
+    results = {
+        item.source.uri: _failed(context, item, item.failure)
         for item in shard.items
         if item.failure is not None
     }
     usable = [item for item in shard.items if item.failure is None]
-    orders = _orders_of_large(usable, bench, receipts)
+    settings_of = _settings_of_large(usable, context, results)
     parts = (
         part
         for item in usable
-        if item.source.uri in orders
-        for part in batching.parts(orders[item.source.uri], item)
+        if item.source.uri in settings_of
+        for part in batching.parts(settings_of[item.source.uri], item)
     )
-    whole = batching.whole_images(bench.order, usable, bench.fanout.workers)
+    whole = batching.whole_images(context.settings, usable, context.fanout.workers)
     ranges: dict[str, list[tuple[int, int]]] = {}
-    for job, _ in _do(bench, (*parts, *whole), receipts):
+    for job, _ in _perform(context, (*parts, *whole), results):
         if isinstance(job, TileRangeJob):
             ranges.setdefault(job.item.source.uri, []).append((job.first, job.stop))
     large = [
-        _Large(orders[item.source.uri], item, tuple(sorted(ranges[item.source.uri])))
+        _Large(settings_of[item.source.uri], item, tuple(sorted(ranges[item.source.uri])))
         for item in usable
-        if item.source.uri in orders and item.source.uri not in receipts
+        if item.source.uri in settings_of and item.source.uri not in results
     ]
-    counts = _join([image for image in large if image.order.joins], bench, receipts)
+    counts = _join([image for image in large if image.settings.joins], context, results)
     finish = (
-        FinishJob(image.order, image.item, image.ranges, counts.get(image.item.source.uri, 0))
+        FinishJob(image.settings, image.item, image.ranges, counts.get(image.item.source.uri, 0))
         for image in large
-        if image.item.source.uri not in receipts
+        if image.item.source.uri not in results
     )
-    _do(bench, finish, receipts)
-    return [receipts[item.source.uri] for item in shard.items]
+    _perform(context, finish, results)
+    return [results[item.source.uri] for item in shard.items]
 
 
-def _orders_of_large(
-    items: Sequence[PlannedImage], bench: ShardContext, receipts: dict[str, ImageResult]
+def _settings_of_large(
+    items: Sequence[PlannedImage], context: ShardContext, results: dict[str, ImageResult]
 ) -> dict[str, RunSettings]:
-    """The orders for the large images, by URI. An image that no model can be fitted to gets its
-    receipt.
+    """Settings for the large images, by URI. An image to which no model can be fitted gets a failed
+    result.
     """
-    orders = {}
+    settings_of = {}
     for item in items:
-        if item.spec is not None and batching.is_spread(item.spec, bench.order):
-            order = _order_for(item, bench)
-            if isinstance(order, Failure):
-                receipts[item.source.uri] = _failed(bench, item, order)
+        if item.spec is not None and batching.is_spread(item.spec, context.settings):
+            settings = _settings_for(item, context)
+            if isinstance(settings, Failure):
+                results[item.source.uri] = _failed(context, item, settings)
             else:
-                orders[item.source.uri] = order
-    return orders
+                settings_of[item.source.uri] = settings
+    return settings_of
 
 
 def _join(
-    images: Sequence[_Large], bench: ShardContext, receipts: dict[str, ImageResult]
+    images: Sequence[_Large], context: ShardContext, results: dict[str, ImageResult]
 ) -> dict[str, int]:
-    """Join the objects of large images and draw their parts again; the number of objects of each,
-    by URI.
+    """Join the objects of large images across tiles and relabel the tiles. Returns the number of
+    objects of each image, by URI.
     """
-    joined = _do(
-        bench, (JoinJob(image.order, image.item, image.ranges) for image in images), receipts
+    joined = _perform(
+        context, (JoinJob(image.settings, image.item, image.ranges) for image in images), results
     )
-    redraw = (
+    relabel = (
         RelabelJob(part, answer.objects)
         for job, answer in joined
         if isinstance(job, JoinJob)
         for part in job.parts
     )
-    _do(bench, redraw, receipts)
+    _perform(context, relabel, results)
     return {job.item.source.uri: answer.objects for job, answer in joined}
 
 
-def clear_staging(receipts: Sequence[ImageResult], bench: ShardContext) -> None:
-    """Remove what was staged for these images, which is in their masks and tables now."""
-    store = Store(bench.order.output)
-    for receipt in receipts:
-        for name in receipt.tables.values():
+def clear_staging(results: Sequence[ImageResult], context: ShardContext) -> None:
+    """Remove the staged files of images that are now in masks and tables."""
+    store = Store(context.settings.output)
+    for result in results:
+        for name in result.tables.values():
             store.remove(name)
-        if receipt.spec is not None and batching.is_spread(receipt.spec, bench.order):
-            store.remove(staging_folder(bench.order, PlannedImage(receipt.source, receipt.spec)))
+        if result.spec is not None and batching.is_spread(result.spec, context.settings):
+            store.remove(staging_folder(context.settings, PlannedImage(result.source, result.spec)))
 
 
-def _order_for(item: PlannedImage, bench: ShardContext) -> RunSettings | Failure:
-    """The order for one large image, its model fitted to it where each image has its own; or why it
-    has none.
+def _settings_for(item: PlannedImage, context: ShardContext) -> RunSettings | Failure:
+    """Settings for one large image, with a model fitted to it if each image has its own; or why
+    there is none.
     """
-    if not isinstance(bench.order.model, Fitter):
-        return bench.order
-    fitted = fit_alone(bench.fanout, bench.order, item)
-    return fitted if isinstance(fitted, Failure) else replace(bench.order, model=fitted)
+    if not isinstance(context.settings.model, Fitter):
+        return context.settings
+    fitted = fit_alone(context.fanout, context.settings, item)
+    return fitted if isinstance(fitted, Failure) else replace(context.settings, model=fitted)
 
 
-def _do(
-    bench: ShardContext, jobs: Iterable[Job], receipts: dict[str, ImageResult]
+def _perform(
+    context: ShardContext, jobs: Iterable[Job], results: dict[str, ImageResult]
 ) -> list[tuple[_Staging, TileRangeResult]]:
-    """Perform the jobs and file the receipts of images that are through; the other jobs that were
-    done, with their answers.
+    """Perform jobs and add the results of finished images to `results`. Returns the other jobs that
+    succeeded, with their answers.
     """
     staged: list[tuple[_Staging, TileRangeResult]] = []
-    for job, answer in bench.fanout.map(perform, jobs):
+    for job, answer in context.fanout.map(perform, jobs):
         items: Sequence[PlannedImage] = job.items if isinstance(job, ImagesJob) else (job.item,)
         if isinstance(answer, WorkerDied):
-            receipts.update(
-                (item.source.uri, _failed(bench, item, Failure.of(answer))) for item in items
+            results.update(
+                (item.source.uri, _failed(context, item, Failure.of(answer))) for item in items
             )
         elif isinstance(job, ImagesJob):
-            receipts.update((receipt.source.uri, receipt) for receipt in answer)
+            results.update((result.source.uri, result) for result in answer)
         elif isinstance(job, FinishJob):
-            receipts[job.item.source.uri] = answer
+            results[job.item.source.uri] = answer
         elif answer.failure is not None:
-            receipts[job.item.source.uri] = _failed(bench, job.item, answer.failure)
+            results[job.item.source.uri] = _failed(context, job.item, answer.failure)
         else:
             staged.append((job, answer))
-        bench.progress.advance(job)
+        context.progress.advance(job)
     return staged
 
 
-def _failed(bench: ShardContext, item: PlannedImage, failure: Failure | None) -> ImageResult:
+def _failed(context: ShardContext, item: PlannedImage, failure: Failure | None) -> ImageResult:
     if failure is None:
         raise ValueError(f"{item.source.uri} has not failed")
-    return failed(bench.order, item, failure, bench.classes)
+    return failed(context.settings, item, failure, context.classes)

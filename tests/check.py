@@ -1,4 +1,4 @@
-"""The one check: style, types, direction of imports, tests. `python tests/check.py`, from the root
+"""The complete check: style, types, import contracts, tests. `python tests/check.py`, from the root
 of the checkout.
 """
 
@@ -17,13 +17,13 @@ TOOLS = Path(sys.executable).parent
 CONFIG = ROOT / "pyproject.toml"
 
 PROCESSES = str(min(os.cpu_count() or 1, 4))
-"""Processes that share the tests: each begins with its part in the order of the files, and one that
-is through takes half of what another has left. With TensorFlow each takes some 3 GB.
+"""Test processes in parallel. Each starts with its share of the files in order; a process without
+work takes half of what another has left. With TensorFlow each needs about 3 GB.
 """
 STEPS = (
     (TOOLS / "ruff", "check", "."),
     (TOOLS / "ruff", "format", "--check", "."),
-    # These two look for packages in folders, and are shown the installed layout.
+    # These two search folders for packages, so they run on the installed layout.
     (TOOLS / "mypy", "--config-file", CONFIG),
     (TOOLS / "lint-imports", "--config", CONFIG),
     (sys.executable, "-m", "pytest", "-n", PROCESSES, "--dist", "worksteal", *sys.argv[1:]),
@@ -31,14 +31,14 @@ STEPS = (
 
 
 def run(step: Sequence[str | Path], folder: Path) -> int:
-    """The exit code of one step."""
+    """Run one step in `folder`; return its exit code."""
     environment = {**os.environ, "PYTHONPATH": str(folder)} if folder != ROOT else None
     command = [str(part) for part in step]
     return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
 
 
 def main() -> int:
-    """Run all steps, also after one has failed; 1 where any failed."""
+    """Run all steps, even after a failure; return 1 if any step failed."""
     tree = link()
     failed = [step for step in STEPS if run(step, tree if CONFIG in step else ROOT)]
     for step in failed:

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings and fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import time
 import hypothesis
 import pytest
 
-# A busy machine is no defect: there is no deadline, and pytest-timeout watches over what hangs. A
-# failure prints the line that repeats it.
+# No deadline: a busy machine is not a defect, and pytest-timeout catches tests that hang. A failure
+# prints the line that reproduces it.
 hypothesis.settings.register_profile(
     "ci",
     max_examples=15,
@@ -27,7 +27,7 @@ hypothesis.settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Cases marked `nightly` run with `--hypothesis-profile=nightly` alone."""
+    """Run cases marked `nightly` only with `--hypothesis-profile=nightly`."""
     if config.getoption("--hypothesis-profile") != "nightly":
         left_out = {item for item in items if item.get_closest_marker("nightly")}
         config.hook.pytest_deselected(items=list(left_out))
@@ -36,10 +36,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory):
-    """moto's server process, with credentials in the environment as users have them."""
+    """moto's server process, with its credentials in the environment."""
     log = tmp_path_factory.mktemp("s3") / "log"
     with log.open("wb") as stream:
-        # It takes a free port, and says which.
+        # The server chooses a free port and logs it.
         server = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-p", "0"], stdout=stream, stderr=stream
         )
@@ -65,7 +65,7 @@ def s3_server(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def s3_bucket(s3_server):
-    """The URI of a bucket."""
+    """The URI of a bucket, shared by all tests."""
     import fsspec
 
     fsspec.filesystem("s3").mkdir("tests-of-stores")

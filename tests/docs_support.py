@@ -93,8 +93,8 @@ def recipe(example: Example) -> None:
     import jsonschema
     import yaml
 
-    from maskloom.flows import train as trainings
     from maskloom.flows.recipes import run as runs
+    from maskloom.flows.recipes import training as trainings
 
     document: dict[str, Any] = yaml.safe_load(example.parsed)
     kind, needed = (trainings, {}) if "images" in document else (runs, _RECIPE)

@@ -1,7 +1,7 @@
 """The installed layout as a tree of links, for tools that do not follow an editable install.
 
-`flows`, `tasks` and `segcore` are installed as parts of `maskloom`. mypy and import-linter look for
-packages in folders, so they are run on `.links/maskloom`, where those folders are linked.
+`flows`, `tasks` and `segcore` are installed as parts of `maskloom`. mypy and import-linter search
+folders for packages, so they run on `.links/maskloom`, which links to those folders.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ TREE = ROOT / ".links"
 
 
 def link() -> Path:
-    """Make the tree anew; the folder to put on PYTHONPATH."""
+    """Rebuild the tree of links; return the folder to put on PYTHONPATH."""
     package = TREE / "maskloom"
     package.mkdir(parents=True, exist_ok=True)
     for old in package.iterdir():

@@ -1,1 +1,1 @@
-"""Where a run reports to: nowhere, or a Prefect server."""
+"""Records a run with Prefect: the module-level flow, the orchestrator, the embedded server."""

@@ -1,11 +1,10 @@
-"""The embedded Prefect server: both ends, the run that wants one and the child process that is one.
+"""The embedded Prefect server: the handle of the run, and the child process that serves.
 
-The child (`python -m maskloom.flows._prefect_server DESCRIPTOR`) inherits a listening socket, so
-that no other process can take its port, and says on standard output how far it is: `configured URL`
-(the environment or the profile names a server, this one is not needed) or `serving URL`. Its
-standard input is a pipe whose other end only the run holds: when that closes, for whatever reason,
-the server writes out what it has and ends. It is in a session of its own, so Ctrl-C does not reach
-it.
+The child (`python -m maskloom.flows.orchestration.server DESCRIPTOR`) inherits a listening socket,
+so that no other process can take its port. It reports on standard output: `configured URL` (the
+environment or the profile names a server, so this one is not needed) or `serving URL`. Its standard
+input is a pipe whose other end only the run holds: when that closes, for whatever reason, the
+server writes out what it has and ends. It runs in its own session, so Ctrl-C does not reach it.
 
 It serves one run from Prefect's usual database. Scheduling, triggers, the user interface and usage
 statistics are off.
@@ -53,26 +52,25 @@ _SETTINGS = {
     "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_ENABLED": "false",
 }
-_SECONDS_TO_START = 120.0
-"""How long the server may take to serve; the first start ever creates the database."""
-_SECONDS_TO_END = 30.0
-"""How long the server may take to end. It takes a quarter of a second, unless it is creating the
-database.
+_START_SECONDS = 120.0
+"""How long the server may take to start; the very first start creates the database."""
+_END_SECONDS = 30.0
+"""How long the server may take to end: a quarter of a second, unless it is creating the database.
 """
 
 
 class EmbeddedServer:
-    """The run's end: starts the server, and ends it."""
+    """The run's handle of the server: starts it and ends it."""
 
     def __init__(self) -> None:
         self.serves = False
-        """Whether this server serves: not yet, or not needed, if False."""
+        """Whether the child serves. False: not yet, or another server is configured."""
         self._reading = threading.Lock()
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
         with socket.socket() as listening:
             listening.bind(("127.0.0.1", 0))
             listening.listen(128)
-            self._deadline = time.monotonic() + _SECONDS_TO_START
+            self._deadline = time.monotonic() + _START_SECONDS
             self._child = subprocess.Popen(
                 [
                     sys.executable,
@@ -84,40 +82,14 @@ class EmbeddedServer:
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._complaints,
+                stderr=self._errors,
                 pass_fds=[listening.fileno()],
                 start_new_session=True,
             )
 
-    def import_prefect(self) -> str:
-        """Import Prefect, which takes a second or two, while the server starts; its address as
-        `url` gives it.
-        """
-        # Read at import, and nowhere else: no statistics for Prefect's makers.
-        os.environ.setdefault("DO_NOT_TRACK", "1")
-        root = logging.getLogger()
-        handlers, level = root.handlers[:], root.level
-        import prefect.main  # noqa: F401 - takes a second or two, so it happens in the background
-
-        # The import has taken over the logging of the whole process.
-        root.handlers, root.level = handlers, level
-        console = logging.StreamHandler()
-        console.setLevel(logging.WARNING)
-        # What fails in a flow or a task reaches our caller as an exception.
-        console.addFilter(
-            lambda record: not record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
-        )
-        prefect_logger = logging.getLogger("prefect")
-        prefect_logger.handlers, prefect_logger.propagate = [console], False
-        for worker in ("EventsWorker", "APILogWorker"):
-            # They warn of work left whenever somebody waits for them, as we do.
-            logging.getLogger(worker).setLevel(logging.ERROR)
-        logging.getLogger("prefect._internal").handlers = []
-        return self.url()
-
     def url(self) -> str:
-        """Wait for the address of the API, this server's or the configured one's. Raises `RunError`
-        if there will be none.
+        """Wait for the address of the API: this server's, or the configured one. Raises `RunError`
+        if the server does not start.
         """
         with self._reading:
             assert self._child.stdout is not None
@@ -126,13 +98,13 @@ class EmbeddedServer:
             )
             words = self._child.stdout.readline().decode().split() if ready else []
         if not words:
-            self._complaints.seek(0)
+            self._errors.seek(0)
             last_words = (
-                "".join(self._complaints.read().decode(errors="replace").strip().splitlines()[-1:])
+                "".join(self._errors.read().decode(errors="replace").strip().splitlines()[-1:])
                 or "no message"
             )
             raise RunError(
-                f"The embedded Prefect server did not start within {_SECONDS_TO_START:.0f} s "
+                f"The embedded Prefect server did not start within {_START_SECONDS:.0f} s "
                 f"({last_words}). "
                 "Run with --no-prefect, or start a server with `prefect server start` and set "
                 "PREFECT_API_URL."
@@ -141,23 +113,47 @@ class EmbeddedServer:
         return words[1]
 
     def close(self) -> None:
-        """Ends the server, by force if it does not end by itself."""
+        """End the server, by force if it does not end in time."""
         assert self._child.stdin is not None
         self._child.stdin.close()
         try:
-            self._child.wait(_SECONDS_TO_END)
+            self._child.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
-        # Whoever waits for a line has now seen the end of the pipe.
+        # A thread that waits for a line has now seen the end of the pipe.
         with self._reading:
             assert self._child.stdout is not None
             self._child.stdout.close()
-        self._complaints.close()
+        self._errors.close()
+
+
+def import_prefect() -> None:
+    """Import Prefect without the changes that it makes to the logging of the whole process."""
+    # Read only at import: no usage statistics.
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    import prefect.main  # noqa: F401 - takes a second or two, so it happens in the background
+
+    # The import has taken over the logging of the whole process.
+    root.handlers, root.level = handlers, level
+    console = logging.StreamHandler()
+    console.setLevel(logging.WARNING)
+    # Errors in a flow or a task reach our caller as exceptions.
+    console.addFilter(
+        lambda record: not record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
+    )
+    prefect_logger = logging.getLogger("prefect")
+    prefect_logger.handlers, prefect_logger.propagate = [console], False
+    for worker in ("EventsWorker", "APILogWorker"):
+        # They warn of work left whenever they are waited for, as here.
+        logging.getLogger(worker).setLevel(logging.ERROR)
+    logging.getLogger("prefect._internal").handlers = []
 
 
 def main(descriptor: int) -> None:
-    """Serves at the inherited socket until the parent is gone."""
+    """Serve at the inherited socket until the parent is gone."""
     os.environ.update(_SETTINGS)
     ending = _Ending()
     threading.Thread(target=ending.follow_parent, daemon=True).start()
@@ -165,9 +161,9 @@ def main(descriptor: int) -> None:
 
     settings = get_current_settings()
     if settings.api.url:
-        _tell(f"configured {settings.api.url}")
+        _report(f"configured {settings.api.url}")
         return
-    with _alone(settings.home), ending.postponed:
+    with _exclusive(settings.home), ending.postponed:
         _migrate()
     import uvicorn
     from prefect.server.api.server import create_app
@@ -182,8 +178,7 @@ def main(descriptor: int) -> None:
     )
     announcing.start()
     ending.server.run(sockets=[listening])
-    # All is written; the interpreter's own end would take another second, for which the run would
-    # wait.
+    # All is written; the interpreter's shutdown would make the run wait another second.
     os._exit(0)
 
 
@@ -193,26 +188,24 @@ class _Ending:
     def __init__(self) -> None:
         self.server: uvicorn.Server | None = None
         self.postponed = threading.Lock()
-        """Held while the process must not end: a database left half migrated would be of no use to
-        any later run.
+        """Held while the process must not end: a half-migrated database would break every later
+        run.
         """
 
     def follow_parent(self) -> None:
-        """Waits for the end of standard input."""
+        """Wait for the end of standard input, then end the process."""
         while os.read(sys.stdin.fileno(), 1):
             pass
         if self.server is not None:
             self.server.should_exit = True
-            time.sleep(_SECONDS_TO_END)
+            time.sleep(_END_SECONDS)
         with self.postponed:
             os._exit(0)
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Keeps other maskloom processes with the same Prefect home from migrating the database at the
-    same time.
-    """
+def _exclusive(home: Path) -> Iterator[None]:
+    """Exclude other maskloom processes with the same Prefect home from migrating the database."""
     import fcntl
 
     home.mkdir(parents=True, exist_ok=True)
@@ -222,21 +215,21 @@ def _alone(home: Path) -> Iterator[None]:
 
 
 def _migrate() -> None:
-    """Creates the database or brings it up to date."""
+    """Create the database or bring it up to date."""
     from prefect.server.database import provide_database_interface
 
     asyncio.run(provide_database_interface().create_db())
 
 
 def _announce(server: uvicorn.Server, line: str) -> None:
-    """Tells the parent once the server serves."""
+    """Tell the parent when the server serves."""
     while not server.started:
         time.sleep(0.02)
-    _tell(line)
+    _report(line)
 
 
-def _tell(line: str) -> None:
-    """One line for the parent."""
+def _report(line: str) -> None:
+    """Write one line for the parent."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

@@ -1,7 +1,4 @@
-"""Recipes: a YAML file, flags and the environment in; checked values out.
-
-With `sections.py` and `train.py` the only place that knows pydantic.
-"""
+"""Recipes of runs: a YAML file, flags and the environment in; checked values out."""
 
 from __future__ import annotations
 
@@ -24,8 +21,14 @@ from maskloom.flows.recipes.schemas import (
     model_of,
     schema_of,
 )
-from maskloom.flows.recipes.yaml_files import below, completed, load_document, refuse_secrets, shown
-from maskloom.segcore.deep.inference.files.weights import is_packaged
+from maskloom.flows.recipes.yaml_files import (
+    below,
+    completed,
+    load_document,
+    output_below,
+    refuse_secrets,
+    shown,
+)
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.protocols import (
@@ -43,10 +46,9 @@ from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.registry import Registry
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import STATISTICS, Statistic
-from maskloom.segcore.storage.addresses import is_web, written
 from maskloom.segcore.storage.canonical import digest
 from maskloom.segcore.storage.store import configure, filesystem
-from maskloom.tasks.fanout.dask import CLUSTERS, Cluster
+from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster
 from maskloom.tasks.plan import Fingerprint
 
 TABLES: Registry[Any] = Registry("statistic")
@@ -57,10 +59,10 @@ REGISTRIES: tuple[Registry[Any], ...] = (SEGMENTERS, MODELS, TABLES)
 """Where the classes of a run's parts have their names."""
 DEFAULT_TILE = 2048
 SCHEDULE_NOTE = (
-    "schedule: checked, but nothing starts this recipe by itself yet: let cron or a timer run "
+    "schedule: checked, but nothing starts this recipe automatically yet: let cron or a timer run "
     "`maskloom run`."
 )
-"""What is said of a recipe with a schedule."""
+"""The note on a recipe with a schedule."""
 _SMALLEST_TILE = 16
 _CRON_FIELDS = 5
 _ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
@@ -235,7 +237,40 @@ def load(path: Path, changes: Sequence[str] = ()) -> RunRecipe:
 
 def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> RunRecipe:
     """A recipe from its document; relative paths are below `folder`. Raises `RecipeError`."""
-    document = completed(document, changes)
+    file = _checked(completed(document, changes))
+    time_limits: Limits = build({"limits": Limits}, {**file.limits, "kind": "limits"}, "limits")
+    kind_of_segmenter, segmenter = _segmenter(file, folder, time_limits)
+    tables = {"area": build(TABLES, "area", "statistics")}
+    for i, entry in enumerate(_wanted_tables(file.statistics, segmenter)):
+        kind = entry if isinstance(entry, str) else str(entry.get("kind"))
+        tables[kind] = build(TABLES, entry, f"statistics.{i}")
+    recipe = RunRecipe(
+        name=file.name or "recipe",
+        inputs=_inputs(file, folder),
+        output=output_below(file.output, folder),
+        kind=kind_of_segmenter,
+        segmenter=segmenter,
+        fit=file.fit,
+        tile=effective_tile(file.tiling.tile),
+        objects=tables.pop("objects", None),
+        statistics=tables,
+        cluster=build(CLUSTERS, file.cluster, "cluster"),
+        format=file.format,
+        ground_control=file.ground_control,
+        storage=file.storage,
+        max_failed_fraction=file.max_failed_fraction,
+        limits=time_limits,
+        scheduled=file.schedule is not None,
+    )
+    _refuse_unknown_format(recipe)
+    _refuse_unknown_classes(recipe)
+    _refuse_unknown_stores(recipe)
+    _refuse_memory_on_processes(recipe)
+    return recipe
+
+
+def _checked(document: dict[str, Any]) -> _File:
+    """The document with types and keys checked. Raises `RecipeError`."""
     if isinstance(document.get("cluster"), dict):
         document["cluster"].setdefault("kind", "local")
     try:
@@ -250,65 +285,32 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
             )
         ) from None
     refuse_secrets(file.storage)
-    wanted = (
+    return file
+
+
+def _segmenter(file: _File, folder: Path, time_limits: Limits) -> tuple[str, Fitter | Model]:
+    """The name of the segmenter, and the fitter or model that it starts with."""
+    section = (
         {"kind": "ensemble", "members": file.segmenter}
         if isinstance(file.segmenter, list)
         else file.segmenter
     )
-    section: SegmenterRecipe = build(SEGMENTERS, _with_weights_below(wanted, folder), "segmenter")
-    time_limits: Limits = build({"limits": Limits}, {**file.limits, "kind": "limits"}, "limits")
-    # Weights may lie in a store that needs its options, and take their time.
+    recipe: SegmenterRecipe = build(SEGMENTERS, section, "segmenter", folder)
+    # Weights may be in a store that needs its options, and take their time.
     configure(file.storage)
     limits.configure(time_limits)
     try:
-        segmenter = section.start()
+        started = recipe.start()
     except RecipeError as error:
         raise RecipeError(f"segmenter: {error}") from error
-    tables = {"area": build(TABLES, "area", "statistics")}
-    for i, entry in enumerate(_wanted_tables(file.statistics, segmenter)):
-        kind = entry if isinstance(entry, str) else str(entry.get("kind"))
-        tables[kind] = build(TABLES, entry, f"statistics.{i}")
-    if file.format is not None and file.format not in FORMATS:
-        raise RecipeError(
-            f"format: there is no format {file.format!r}.{did_you_mean(file.format, FORMATS)} "
-            f"Known: {', '.join(FORMATS)}."
-        )
+    return section if isinstance(section, str) else str(section["kind"]), started
+
+
+def _inputs(file: _File, folder: Path) -> tuple[str, ...]:
     entries = [file.inputs] if isinstance(file.inputs, str) else file.inputs
     if not entries:
         raise RecipeError("inputs: expected at least one file, glob, folder or list, got none.")
-    recipe = RunRecipe(
-        name=file.name or "recipe",
-        inputs=tuple(below(entry, folder) for entry in entries),
-        output=below(file.output, folder).rstrip("/"),
-        kind=wanted if isinstance(wanted, str) else str(wanted["kind"]),
-        segmenter=segmenter,
-        fit=file.fit,
-        tile=effective_tile(file.tiling.tile),
-        objects=tables.pop("objects", None),
-        statistics=tables,
-        cluster=build(CLUSTERS, file.cluster, "cluster"),
-        format=file.format,
-        ground_control=file.ground_control,
-        storage=file.storage,
-        max_failed_fraction=file.max_failed_fraction,
-        limits=time_limits,
-        scheduled=file.schedule is not None,
-    )
-    if (
-        "://" not in recipe.output
-        and Path(recipe.output).exists()
-        and not Path(recipe.output).is_dir()
-    ):
-        raise RecipeError(f"output: {recipe.output} is a file; name a folder.")
-    if is_web(recipe.output):
-        raise RecipeError(
-            f"output: {written(recipe.output)} is a web address, where nothing can be written. "
-            "Name a folder or a store."
-        )
-    _refuse_unknown_classes(recipe)
-    _refuse_unknown_stores(recipe)
-    _refuse_memory_on_processes(recipe)
-    return recipe
+    return tuple(below(entry, folder) for entry in entries)
 
 
 def described(value: Any, registries: Sequence[Registry[Any]] = REGISTRIES) -> Any:
@@ -338,6 +340,15 @@ def _wanted_tables(
     if named is None:
         return ["objects"] if isinstance(segmenter, ObjectSegmenter | Composed) else []
     return named if isinstance(named, list) else [named]
+
+
+def _refuse_unknown_format(recipe: RunRecipe) -> None:
+    name = recipe.format
+    if name is not None and name not in FORMATS:
+        raise RecipeError(
+            f"format: there is no format {name!r}.{did_you_mean(name, FORMATS)} "
+            f"Known: {', '.join(FORMATS)}."
+        )
 
 
 def _refuse_unknown_classes(recipe: RunRecipe) -> None:
@@ -391,22 +402,6 @@ def schema() -> dict[str, Any]:
     return complete(document)
 
 
-def _with_weights_below(section: Any, folder: Path) -> Any:
-    """The section with relative paths of weights below `folder`, in whatever segmenter inside it
-    they stand.
-    """
-    if isinstance(section, list):
-        return [_with_weights_below(item, folder) for item in section]
-    if not isinstance(section, Mapping):
-        return section
-    return {
-        key: below(value, folder)
-        if key == "weights" and isinstance(value, str) and not is_packaged(value)
-        else _with_weights_below(value, folder)
-        for key, value in section.items()
-    }
-
-
 def _refuse_unknown_stores(recipe: RunRecipe) -> None:
     for location in (*recipe.inputs, recipe.output):
         try:
@@ -419,7 +414,7 @@ def _refuse_memory_on_processes(recipe: RunRecipe) -> None:
     in_memory = [
         location for location in (*recipe.inputs, recipe.output) if location.startswith("memory:")
     ]
-    if in_memory and type(recipe.cluster) is not CLUSTERS["serial"]:
+    if in_memory and not recipe.cluster.in_process:
         raise RecipeError(
             f"{in_memory[0]} lives in the memory of one process, which workers cannot see. Set "
             f"cluster: {{kind: serial}}."

@@ -18,15 +18,17 @@ import typing
 from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic_core import PydanticKnownError
 
-from maskloom.flows.recipes.yaml_files import shown
+from maskloom.flows.recipes.yaml_files import below, shown
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.models.protocols import SEGMENTERS, SegmenterRecipe
+from maskloom.segcore.storage.addresses import RelativeToRecipe
 
 _MOST_LINES = 20
 _EXPECTED = {
@@ -42,7 +44,7 @@ _EXPECTED = {
     "tuple": "a list",
     "none_required": "nothing",
 }
-"""What is expected, by how pydantic's kind of problem begins."""
+"""Expected values in words, by the beginning of pydantic's kind of problem."""
 _LIMITS = {
     "greater_than_equal": "at least",
     "greater_than": "more than",
@@ -53,10 +55,36 @@ _LIMITS = {
 _UNION_MEMBER = re.compile(r"^(str|int|float|bool|none|constrained-.*|function-.*|[A-Z]\w*)$|\[")
 
 
-def build(registry: Mapping[str, Any], value: Any, path: str) -> Any:
-    """The section's value: an instance of the class that its `kind` names. Raises `RecipeError`
-    with the path in the recipe.
+def build(registry: Mapping[str, Any], value: Any, path: str, folder: Path | None = None) -> Any:
+    """A section's value: an instance of the class that its `kind` names. Raises `RecipeError` with
+    the `path` in the recipe.
+
+    Relative paths of files are below `folder`. None: left as they are.
     """
+    kind, given = _kind_and_fields(registry, value, path)
+    try:
+        checked = model_of(kind).model_validate(given)
+    except pydantic.ValidationError as error:
+        raise RecipeError(
+            explain(error, path, [field.name for field in dataclasses.fields(kind)])
+        ) from None
+    try:
+        return kind(
+            **{
+                name: _inner(kind, name, getattr(checked, name), f"{path}.{name}", folder)
+                for name in checked.model_fields_set
+            }
+        )
+    except ValueError as error:
+        # Most begin with the key that they are about.
+        of_a_key = str(error).partition(":")[0] in model_of(kind).model_fields
+        raise RecipeError(f"{path}{'.' if of_a_key else ': '}{error}") from error
+
+
+def _kind_and_fields(
+    registry: Mapping[str, Any], value: Any, path: str
+) -> tuple[type, dict[str, Any]]:
+    """The class that a section names, and its other keys."""
     if isinstance(value, str):
         value = {"kind": value}
     if not isinstance(value, Mapping) or "kind" not in value:
@@ -72,41 +100,36 @@ def build(registry: Mapping[str, Any], value: Any, path: str) -> Any:
         kind = registry[value["kind"]]
     except KeyError as error:
         raise RecipeError(f"{path}.kind: {error.args[0]}") from None
-    fields = {name: item for name, item in value.items() if name != "kind"}
-    try:
-        checked = model_of(kind).model_validate(fields)
-    except pydantic.ValidationError as error:
-        raise RecipeError(
-            explain(error, path, [field.name for field in dataclasses.fields(kind)])
-        ) from None
-    try:
-        return kind(
-            **{
-                name: _inner(kind, name, getattr(checked, name), f"{path}.{name}")
-                for name in checked.model_fields_set
-            }
-        )
-    except ValueError as error:
-        # Most begin with the key that they are about.
-        of_a_key = str(error).partition(":")[0] in model_of(kind).model_fields
-        raise RecipeError(f"{path}{'.' if of_a_key else ': '}{error}") from error
+    return kind, {name: item for name, item in value.items() if name != "kind"}
 
 
-def _inner(kind: type, name: str, value: Any, path: str) -> Any:
-    """The value of a field; where the field holds other segmenters, these are built from their own
-    sections.
+def _inner(kind: type, name: str, value: Any, path: str, folder: Path | None) -> Any:
+    """The value of a field. Segmenters inside it are built from their own sections; the relative
+    path of a file is put below the folder.
     """
     hint = typing.get_type_hints(kind)[name]
     if hint is SegmenterRecipe:
-        return build(SEGMENTERS, value, path)
+        return build(SEGMENTERS, value, path, folder)
     if SegmenterRecipe in typing.get_args(hint):
-        return tuple(build(SEGMENTERS, item, f"{path}.{i}") for i, item in enumerate(value))
+        return tuple(build(SEGMENTERS, item, f"{path}.{i}", folder) for i, item in enumerate(value))
+    marker = _path_marker(typing.get_type_hints(kind, include_extras=True)[name])
+    if folder is not None and marker is not None and isinstance(value, str):
+        return value if marker.unless(value) else below(value, folder)
     return value
 
 
+def _path_marker(hint: Any) -> RelativeToRecipe | None:
+    """The marker of a field that holds the path of a file, also one that may be None."""
+    for part in (hint, *typing.get_args(hint)):
+        for item in getattr(part, "__metadata__", ()):
+            if isinstance(item, RelativeToRecipe):
+                return item
+    return None
+
+
 def _checked_type(hint: Any) -> Any:
-    """What pydantic checks of a field: sections of other segmenters are checked when they are
-    built.
+    """The type that pydantic checks for a field. Sections of segmenters inside it are checked when
+    they are built.
     """
     section = dict[str, Any] | str
     if hint is SegmenterRecipe:
@@ -223,8 +246,7 @@ def explain(
     known: list[str],
     nested: Mapping[str, Iterable[str]] = MappingProxyType({}),
 ) -> str:
-    """A line for each thing that pydantic found: where, what was expected, what came, and what to
-    do.
+    """One line per problem that pydantic found: where, what was expected, what came, what to do.
 
     `known` are the keys at `path`, `nested` those of the sections below it.
     """
@@ -238,8 +260,7 @@ def explain(
         found.setdefault(".".join(filter(None, [path, *plain])), []).append(
             _finding(problem, keys[-1], here, nested)
         )
-    # Where one member of a union was right but for what stands inside, the others are of no
-    # interest.
+    # If one member of a union fits except for a value inside it, the others are of no interest.
     lines = [
         f"{where}: {_sentence(findings)}"
         for where, findings in found.items()
@@ -250,23 +271,19 @@ def explain(
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """That there is no such key, which may have been meant, and which there are."""
+    """The message for an unknown key: the one probably meant, and those known."""
     return f"unknown key.{did_you_mean(key, known)} Known keys: {', '.join(known) or 'none'}."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The known word that resembles this one, as a question with a space before it; empty where
-    none does.
-    """
+    """The most similar known word, as a question with a space before it; empty if none is."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean `{close[0]}`?" if close else ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Finding:
-    """What is wrong in one place: what was expected there in place of what came, or a sentence that
-    says it.
-    """
+    """A problem in one place: expected and actual value, or a whole sentence."""
 
     expected: str = ""
     came: Any = None
@@ -301,9 +318,7 @@ def _finding(
 
 
 def _said(kind: str, limits: Mapping[str, Any], key: str, known: list[str]) -> str:
-    """The whole sentence about a problem that is no matter of what was expected in place of what;
-    empty for others.
-    """
+    """The sentence for problems other than an unexpected value; empty for an unexpected value."""
     if kind == "extra_forbidden":
         return unknown_key(key, known)
     if kind == "value_error":
@@ -312,8 +327,8 @@ def _said(kind: str, limits: Mapping[str, Any], key: str, known: list[str]) -> s
 
 
 def _expected(kind: str, limits: Mapping[str, Any], inner: Iterable[str]) -> str:
-    """What was expected, in words; `inner` are the keys of the section. Empty where there are none
-    for this kind of problem.
+    """The expected value in words; `inner` are the keys of the section. Empty if unknown for this
+    kind of problem.
     """
     if kind == "literal_error":
         return str(limits["expected"]).replace("'", "")
@@ -327,9 +342,7 @@ def _expected(kind: str, limits: Mapping[str, Any], inner: Iterable[str]) -> str
 
 
 def quotes_hint(came: Any) -> str:
-    """Why YAML gave this where there was to be text, with a space before it; empty where it did
-    not.
-    """
+    """Why YAML read text as something else, with a space before it; empty if it did not."""
     if isinstance(came, bool):
         return (
             " YAML reads no, off and false (yes, on and true) as a truth value. If a name is "

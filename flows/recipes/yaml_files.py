@@ -1,9 +1,9 @@
-"""Documents: recipes as they are written, in YAML, with changes from the command line and variables
-of the environment filled in.
+"""YAML files: recipes as they are written, with changes from the command line and variables of the
+environment filled in.
 
-What the keys mean is the business of `recipe.py` and `train.py`. Nobody else reads the environment.
-A document is small: text, and what its anchors make of it, are bounded before anything is built
-from them, so that whatever is handed over as a recipe is read or refused at once.
+The meaning of keys is left to `run.py` and `training.py`. No other module reads the environment. A
+recipe is small: its text, and what its anchors expand to, are bounded before anything is built from
+them, so that any file given as a recipe is read or refused at once.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ from typing import Any
 import yaml
 
 from maskloom.segcore.errors import RecipeError
-from maskloom.segcore.storage.addresses import is_signed, require_no_password
+from maskloom.segcore.storage.addresses import (
+    is_signed,
+    is_web,
+    require_no_password,
+    written,
+)
 
 MOST_BYTES = 2**22
-"""Size of a document."""
+"""Largest size of a recipe."""
 MOST_VALUES = 100_000
-"""Values of a document, those that anchors repeat included."""
+"""Most values of a recipe, including those that anchors repeat."""
 _DEEPEST = 40
 _LONGEST_SHOWN = 100
 _SECRETS = re.compile(
@@ -61,10 +66,10 @@ _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which the last would win without a word."""
+    """YAML that refuses a repeated key, of which the last would win silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys differ."""
+        """A mapping without repeated keys."""
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         twice = sorted(key for key, count in keys.items() if count > 1)
         if twice:
@@ -106,7 +111,7 @@ def completed(
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """What a YAML file holds; `what` names it in messages. Raises `RecipeError`."""
+    """The content of a YAML file; `what` names it in messages. Raises `RecipeError`."""
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -153,22 +158,35 @@ def below(location: str, folder: Path) -> str:
     return os.path.normpath(folder / Path(location).expanduser())
 
 
+def output_below(location: str, folder: Path) -> str:
+    """The output of a recipe, relative to the recipe's folder. Raises `RecipeError` where nothing
+    can be written below it.
+    """
+    output = below(location, folder).rstrip("/")
+    if is_web(output):
+        raise RecipeError(
+            f"output: {written(output)} is a web address, where nothing can be written. Name a "
+            "folder or a store."
+        )
+    if "://" not in output and Path(output).exists() and not Path(output).is_dir():
+        raise RecipeError(f"output: {output} is a file; name a folder.")
+    return output
+
+
 def refuse_secrets(storage: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise `RecipeError` where options of stores hold what is to be kept secret."""
+    """Raise `RecipeError` where options of stores hold secrets."""
     for protocol, options in storage.items():
         secret = _secret_option(options)
         if secret is not None:
             raise RecipeError(
-                f"storage.{protocol}.{secret}: secrets never stand in a recipe. Put them where the "
+                f"storage.{protocol}.{secret}: a recipe never holds secrets. Put them where the "
                 "store looks for them: "
                 f"{_PLACES.get(protocol, 'the environment or its configuration file')}."
             )
 
 
 def _secret_option(options: Any) -> str | None:
-    """The key of the first option that holds a secret, below whatever other options it stands.
-    None: there is none.
-    """
+    """The key of the first option that holds a secret, at any depth. None: no option does."""
     for key, value in options.items() if isinstance(options, Mapping) else enumerate(options):
         if _SECRETS.search(str(key)) and not (
             isinstance(value, str | bool | None) and value in _NO_SECRETS
@@ -194,8 +212,8 @@ def _refuse_secret_addresses(value: Any, path: str, inputs: Sequence[str]) -> No
 
 
 def _parsed(text: str, what: str) -> Any:
-    """What YAML text holds. Raises `RecipeError` where it is none, or more than a document may
-    hold.
+    """The value of YAML text. Raises `RecipeError` where it is not YAML, or larger than a recipe
+    may be.
     """
     try:
         loader = _StrictLoader(text)
@@ -227,7 +245,7 @@ def _parsed(text: str, what: str) -> Any:
 
 
 def _place(error: yaml.YAMLError) -> str:
-    """What is wrong with YAML, and where, in one line."""
+    """The fault in YAML and its place, in one line."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return " ".join(str(error).split())
     mark = error.problem_mark or error.context_mark
@@ -236,9 +254,9 @@ def _place(error: yaml.YAMLError) -> str:
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], room: int) -> tuple[int, int]:
-    """How many values a node makes once its anchors are filled in, and in how many levels.
+    """Numbers of values and of levels of a node with its anchors expanded.
 
-    Raises `RecursionError` where there are more levels than `room`, or where it holds itself.
+    Raises `RecursionError` where there are more levels than `room`, or where it contains itself.
     """
     if id(node) not in known:
         if room < 0:

@@ -1,18 +1,17 @@
-"""Masks as they are compared: one whole number a pixel, from any box of a file in any store.
+"""Reading truth masks, and masks of runs: one whole number per pixel, from any store.
 
-The readers of images show a palette as colours, as people see it; in a mask its index is what
-counts. So a mask is read in one of two ways: by `index` (the value of a single band, or the index
-into a palette) or by `colour` (red, green and blue packed into one number). Pixels that the file
-itself calls no data (nodata of a GeoTIFF, alpha 0) are not known.
+Readers of images deliver a palette as its colours; in a mask its index is what counts. A mask is
+therefore read by `index` (the stored value of its only band, or the index into its palette) or by
+`colour` (red, green and blue packed into one number). Stored values are those in the file: 0 and 1
+in black and white, 0 to 3 in grey of two bits. Pixels that the file declares as no data (nodata of
+a GeoTIFF, alpha 0, a transparent palette entry) are not known.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -25,49 +24,40 @@ from maskloom.segcore.formats.tiff.geotiff import TiffReader
 from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
+    from maskloom.segcore.annotations.label_mapping import By
     from maskloom.segcore.geometry import Box
     from maskloom.segcore.raster.spec import Reader
 
-By = Literal["index", "colour"]
-"""What tells the pixels of a mask apart."""
-_PALETTE, _GREY = 3, 0
+_PNG, _BMP = b"\x89PNG", b"BM"
+_PNG_PALETTE, _PNG_GREY = 3, 0
 """Colour types of PNG."""
+_CLASS_NAMES = b"tEXtclasses\0"
+"""How a PNG mask of classes by maskloom names them."""
 _COLOURS_SHOWN = 5
 
 
-@dataclass(frozen=True, slots=True)
-class MaskFile:
-    """The header of a mask."""
+def describe(location: str, version: str = "") -> RasterSpec:
+    """Metadata from the header of a mask or image. Raises `FormatError` if it is in no format that
+    we read, `Unavailable` if its store fails.
+    """
+    head = StoredFile.of(location).head()
+    return FORMATS[formats.format_of(location, head)].describe(location, version)
 
-    spec: RasterSpec
-    """As `segcore.formats` reads the file, a palette as colours."""
-    indexed_png: bool
-    """Whether it is a PNG whose pixels are indices: a palette, or black and white of one bit."""
-    numbers_objects: bool
-    """Whether the values of a mask that maskloom wrote are ids of objects: a TIFF of 32 bits, or a
+
+def holds_object_ids(spec: RasterSpec) -> bool:
+    """Whether the values of a mask written by maskloom are ids of objects: a TIFF of 32 bits, or a
     grey PNG of 16 bits without class names.
     """
-
-    @classmethod
-    def describe(cls, location: str) -> MaskFile:
-        """Read the header. Raises `FormatError` where the file is no mask that we read,
-        `Unavailable` where its store fails.
-        """
-        source = StoredFile.of(location)
-        head = source.head()
-        spec = FORMATS[formats.format_of(location, head)].describe(location, "")
-        png = head.startswith(b"\x89PNG")
-        depth, colour = (head[24], head[25]) if png else (0, 0)
-        unnamed = (depth, colour) == (16, _GREY) and b"tEXtclasses\0" not in source.read(
-            0, min(source.size(), 2**20)
-        )
-        return cls(
-            spec,
-            png and (colour == _PALETTE or (depth, colour) == (1, _GREY)),
-            spec.dtype == "uint32" or unnamed,
-        )
+    if spec.dtype != "uint16" or spec.format != "picture":
+        return spec.dtype == "uint32"
+    file = StoredFile.of(spec.location)
+    return _png_type(file.head()) == (16, _PNG_GREY) and _CLASS_NAMES not in file.read(
+        0, min(file.size(), 2**20)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +68,11 @@ class MaskReader:
     location: str
     by: By
 
-    def read(self, box: Box) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The numbers of a box, and where they are known.
+    def read(self, box: Box) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
+        """The number of each pixel of a box, and whether it is known, both (y, x).
 
-        Raises `FormatError` where the pixels are no whole numbers, or colours where indices were
-        expected, and `ReadError`.
+        Raises `FormatError` if the pixels are no whole numbers, or colours instead of indices, and
+        `ReadError`.
         """
         pixels, known = self.reader.read(box)
         if pixels.dtype.kind == "f":
@@ -91,68 +81,102 @@ class MaskReader:
                     f"{self.location} has fractions among its values; a mask has whole numbers. "
                     "Round it, or give another file."
                 )
-            pixels = np.where(known[..., None], pixels, 0)
+            pixels = np.where(known[..., None], pixels, 0).astype(np.int64)
         if self.by == "colour":
             return self._packed(pixels), known
-        first = pixels[..., 0].astype(np.int64)
+        first: NDArray[np.integer] = pixels[..., 0]  # type: ignore[assignment]
         if pixels.shape[-1] > 1 and not (pixels == pixels[..., :1])[known].all():
             found = np.unique(self._packed(pixels[known]))
             shown = ", ".join(f"#{value:06X}" for value in found[:_COLOURS_SHOWN])
             raise FormatError(
-                f"{self.location} has {pixels.shape[-1]} bands that differ, such as colours "
-                f"({shown}). Say which colour is which class: "
-                "--colours classes.yaml, or --values '#3C1098=building'."
+                f"{self.location} has {pixels.shape[-1]} bands that differ, for example colours "
+                f"({shown}). Give the class of each colour: --colours classes.yaml or --values "
+                "'#3C1098=building' for `maskloom evaluate`, labels: {kind: colours, colours: "
+                "{building: '#3C1098'}} in a training recipe."
             )
         return first, known
 
-    def _packed(self, pixels: NDArray[np.generic]) -> NDArray[np.int64]:
-        if pixels.dtype != np.uint8 or pixels.shape[-1] not in (1, 3):
+    def close(self) -> None:
+        """Close the file."""
+        self.reader.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _packed(self, pixels: NDArray[np.generic]) -> NDArray[np.int32]:
+        if pixels.dtype != np.uint8 or pixels.shape[-1] == 2:
             raise FormatError(
                 f"{self.location} has {pixels.shape[-1]} band(s) of {pixels.dtype}; a mask in "
-                "colours has one or three of uint8. "
-                "Give values in place of colours, or another file."
+                "colours has one, or three and more, of uint8. Give the classes by values, or "
+                "another file."
             )
-        parts = np.broadcast_to(pixels, (*pixels.shape[:-1], 3)).astype(np.int64)
-        packed: NDArray[np.int64] = parts[..., 0] << 16 | parts[..., 1] << 8 | parts[..., 2]
-        return packed
+        return packed_colours(pixels)
 
 
-@contextlib.contextmanager
-def open_mask(mask: MaskFile, by: By) -> Iterator[MaskReader]:
-    """Open a mask for reading. Raises `ReadError` where its pixels are broken."""
-    spec = mask.spec
-    if by == "index" and mask.indexed_png:
-        yield MaskReader(_indices(spec.location), spec.location, by)
-        return
-    with FORMATS[spec.format].open(spec) as reader:
-        yield MaskReader(_without_palette(reader) if by == "index" else reader, spec.location, by)
-
-
-def _without_palette(reader: Reader) -> Reader:
-    """The reader, of a TIFF with a palette, or whose 0 is white, the one that gives the numbers in
-    the file.
+def packed_colours(pixels: NDArray[np.generic]) -> NDArray[np.int32]:
+    """Colours as numbers of 24 bits, from uint8 pixels (..., band): grey, or red, green, blue and
+    perhaps more bands.
     """
-    return (
-        reader.as_stored() if isinstance(reader, TiffReader) and reader.stores_otherwise else reader
+    red, green, blue = (
+        pixels[..., min(band, pixels.shape[-1] - 1)].astype(np.int32) for band in range(3)
+    )
+    packed: NDArray[np.int32] = red << 16 | green << 8 | blue
+    return packed
+
+
+def open_mask(spec: RasterSpec, by: By) -> MaskReader:
+    """Open a mask for reading. Raises `ReadError` if its pixels are broken."""
+    stored = _stored_picture(spec) if by == "index" and spec.format == "picture" else None
+    reader: Reader = stored or FORMATS[spec.format].open(spec)
+    if by == "index" and isinstance(reader, TiffReader) and reader.stores_otherwise:
+        # A palette, or 0 for white.
+        reader = reader.as_stored()
+    return MaskReader(reader, spec.location, by)
+
+
+def _stored_picture(spec: RasterSpec) -> PictureReader | None:
+    """A reader of the stored values of a picture; None if the format delivers them anyway."""
+    from PIL.BmpImagePlugin import BmpImageFile
+    from PIL.PngImagePlugin import PngImageFile
+
+    file = StoredFile.of(spec.location)
+    head = file.head()
+    bits, colour = _png_type(head)
+    if colour != _PNG_PALETTE and not (colour == _PNG_GREY and bits < 8) and head[:2] != _BMP:
+        return None
+    try:
+        # The size was found within limits when the header was read.
+        opened = BmpImageFile if head[:2] == _BMP else PngImageFile
+        image = opened(io.BytesIO(file.read()))
+        if image.mode not in ("P", "1", "L"):
+            return None
+        values = np.asarray(image).astype(np.uint8)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ReadError(
+            f"The pixels of {spec.location} cannot be decoded: {error}. Copy the file again."
+        ) from error
+    if image.mode == "L" and head[:4] == _PNG:
+        # PIL spreads grey of 2 and 4 bits over 0 to 255.
+        values //= 255 // (2**bits - 1)
+    orientation = picture_orientation(image.info)
+    return PictureReader(
+        turn(values[..., None], orientation), turn(~_transparent(image.info)[values], orientation)
     )
 
 
-def _indices(location: str) -> PictureReader:
-    from PIL.PngImagePlugin import PngImageFile
+def _png_type(head: bytes) -> tuple[int, int]:
+    """Bits per sample and colour type of a PNG; (0, -1) of other files."""
+    return (head[24], head[25]) if head[:4] == _PNG else (0, -1)
 
-    try:
-        # The header was read before, with its limits on size.
-        image = PngImageFile(io.BytesIO(StoredFile.of(location).read()))
-        index = np.asarray(image).astype(np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ReadError(
-            f"The pixels of {location} cannot be decoded: {error}. Copy the file again."
-        ) from error
-    transparent = image.info.get("transparency")
-    hidden = np.zeros(256, np.bool_)
-    if isinstance(transparent, bytes):
-        hidden[: len(transparent)] = np.frombuffer(transparent, np.uint8) == 0
-    elif isinstance(transparent, int):
-        hidden[transparent] = True
-    orientation = picture_orientation(image.info)
-    return PictureReader(turn(index[..., None], orientation), turn(~hidden[index], orientation))
+
+def _transparent(info: Mapping[Any, Any]) -> NDArray[np.bool_]:
+    """Which of the 256 stored values are fully transparent."""
+    hidden, transparency = np.zeros(256, np.bool_), info.get("transparency")
+    if isinstance(transparency, bytes):
+        hidden[: len(transparency)] = np.frombuffer(transparency, np.uint8) == 0
+    elif isinstance(transparency, int):
+        hidden[transparency] = True
+    return hidden

@@ -1,4 +1,4 @@
-"""Boundaries: how much of a class's outline lies where the truth has it.
+"""Boundaries: the share of a class's outline that agrees with the truth.
 
 A boundary pixel of a class is one of its pixels with a neighbour (above, below, left, right) of
 another class. The image's border and void pixels make no boundary. Precision is the share of the
@@ -6,8 +6,8 @@ mask's boundary pixels with one of the truth's within the tolerance (Euclidean d
 centres), recall the other way round, F their harmonic mean (Csurka, Larlus and Perronnin 2013; the
 tolerance there is 0.75 % of the diagonal).
 
-A pixel within the tolerance and its neighbours are all that must be seen, so a tile with that halo
-(`halo_of`) tells the same as the whole image.
+A pixel depends on the pixels within the tolerance and their neighbours, so that a tile with that
+halo (`halo_of`) gives the same counts as the whole image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.segcore.evaluation.confusion import ratio
+from maskloom.segcore.annotations.metrics import ratio
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,13 +30,13 @@ class Boundary:
     """Boundary pixels of each class. Boundaries add up over tiles and images."""
 
     counts: NDArray[np.int64]
-    """(n, 4): those of the mask, of these near the truth's; those of the truth, of these near the
-    mask's.
+    """(class, 4): boundary pixels of the mask, those of them near the truth's; of the truth, those
+    of them near the mask's.
     """
 
     @classmethod
     def none(cls, classes: int) -> Boundary:
-        """No pixel yet."""
+        """The boundaries of no pixels."""
         return cls(np.zeros((classes, 4), np.int64))
 
     @classmethod
@@ -48,8 +48,8 @@ class Boundary:
         classes: int,
         tolerance: float,
     ) -> Boundary:
-        """Count in a tile's core. The arrays are class ids in its `read` box, negative where there
-        is none.
+        """Count in a tile's core. The arrays (y, x) are class ids in its `read` box, negative
+        without a class.
         """
         import cv2
 
@@ -71,18 +71,18 @@ class Boundary:
 
     @property
     def precision(self) -> NDArray[np.float64]:
-        """Share of the mask's boundary pixels near the truth's; NaN where the mask has none."""
+        """Share of the mask's boundary pixels near the truth's; NaN if the mask has none."""
         return ratio(self.counts[:, 1], self.counts[:, 0])
 
     @property
     def recall(self) -> NDArray[np.float64]:
-        """Share of the truth's boundary pixels near the mask's; NaN where the truth has none."""
+        """Share of the truth's boundary pixels near the mask's; NaN if the truth has none."""
         return ratio(self.counts[:, 3], self.counts[:, 2])
 
     @property
     def f(self) -> NDArray[np.float64]:
-        """Harmonic mean of both; 0 where one side has no boundary or nothing is near, NaN where
-        neither has one.
+        """Harmonic mean of both; 0 if only one side has boundaries or none are near, NaN if neither
+        has any.
         """
         precision, recall = np.nan_to_num(self.precision), np.nan_to_num(self.recall)
         total = precision + recall
@@ -91,7 +91,7 @@ class Boundary:
 
 
 def halo_of(tolerance: float) -> tuple[int, int]:
-    """Pixels that must be seen around a tile: the tolerance, and one for the neighbours."""
+    """Halo of a tile in pixels (y, x): the tolerance, and one for the neighbours."""
     return (int(tolerance) + 1,) * 2
 
 

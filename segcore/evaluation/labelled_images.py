@@ -1,9 +1,8 @@
-"""The two sides of a comparison, a tile at a time: the class of each pixel, and the id of each
-pixel's object.
+"""Truth and prediction, one tile at a time: the class and the object of each pixel.
 
-The truth is a mask with a `LabelMapping`; a prediction is a mask of classes or of objects. Ids of
-objects are the mask's own values, or connected parts of a class (8 neighbours), which are found
-over tiles as in a run: sketched tile by tile, joined, then numbered (`segcore.objects`).
+A truth is a mask with a `LabelMapping`; a prediction is a mask of classes or of objects. Ids of
+objects are the mask's values, or connected components of a class (8 neighbours), which are found
+over tiles as in a run: labelled tile by tile, joined, then numbered (`segcore.objects`).
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from maskloom.segcore.annotations.label_mapping import UNKNOWN, VOID
+from maskloom.segcore.annotations.object_metrics import ImageObjects
 from maskloom.segcore.errors import RecipeError
-from maskloom.segcore.evaluation.instances import ImageObjects
 from maskloom.segcore.objects.components import Components
 from maskloom.segcore.objects.two_pass import (
     PackedTile,
@@ -25,6 +24,7 @@ from maskloom.segcore.objects.two_pass import (
     redraw,
     sketch_tile,
 )
+from maskloom.segcore.processes import limits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,99 +33,100 @@ if TYPE_CHECKING:
     from maskloom.segcore.annotations.masks import MaskReader
     from maskloom.segcore.geometry import Box, Grid, Tile
 
-_FIRST_PART = 2**41
-"""Ids of connected parts begin beyond all values of masks."""
+_FIRST_COMPONENT = 2**41
+"""Ids of connected components follow all values of masks."""
 _NO_DATA = 65535
 
 
-class Layer(Protocol):
-    """One side."""
+class LabelledImage(Protocol):
+    """Classes and values of an image's pixels."""
 
     def classes(self, box: Box) -> NDArray[np.int64]:
-        """The class id of each pixel of a box; negative where there is none."""
+        """Class ids (y, x) of a box; negative without a class."""
         ...
 
     def values(self, box: Box) -> NDArray[np.int64]:
-        """What the mask has for each pixel of a box."""
+        """Values (y, x) of the mask in a box."""
         ...
 
     def class_of(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The class ids that values mean."""
+        """The class ids of values."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
-    """A truth mask and what its values mean."""
+class TruthImage:
+    """A truth mask with the meaning of its values."""
 
     reader: MaskReader
-    key: LabelMapping
+    mapping: LabelMapping
 
     def classes(self, box: Box) -> NDArray[np.int64]:
-        """Class ids, `VOID` or `UNKNOWN`."""
+        """Class ids (y, x), `VOID` or `UNKNOWN`."""
         values, known = self.reader.read(box)
-        return np.where(known, self.key.classify(values), VOID)
+        return np.where(known, self.mapping.classify(values), VOID)
 
     def values(self, box: Box) -> NDArray[np.int64]:
-        """The mask's values."""
-        return self.reader.read(box)[0]
+        """Values (y, x) of the mask."""
+        return self.reader.read(box)[0].astype(np.int64)
 
     def class_of(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """By the key."""
-        return self.key.classify(values)
+        """The class ids of values."""
+        return self.mapping.classify(values)
 
 
 @dataclass(frozen=True, slots=True)
-class Predicted:
+class PredictedImage:
     """A mask of a run: classes or ids of objects."""
 
     reader: MaskReader
     table: NDArray[np.int64]
-    """Class id of each value. `UNKNOWN`: the run's tables do not tell."""
+    """Class id of each value. `UNKNOWN` if the run's tables do not have it."""
     beyond: int = VOID
     """Class id of values beyond the table."""
 
     def classes(self, box: Box) -> NDArray[np.int64]:
-        """Class ids; `VOID` where the mask has no data. Raises `RecipeError` where an object's
-        class is not known.
+        """Class ids (y, x); `VOID` if the mask has no data. Raises `RecipeError` if the class of an
+        object is not known.
         """
         values, known = self.reader.read(box)
-        return np.where(known, self.class_of(values), VOID)
+        return np.where(known, self.class_of(values.astype(np.int64)), VOID)
 
     def values(self, box: Box) -> NDArray[np.int64]:
-        """The mask's values."""
-        return self.reader.read(box)[0]
+        """Values (y, x) of the mask."""
+        return self.reader.read(box)[0].astype(np.int64)
 
     def class_of(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """By the table."""
+        """The class ids of values. Raises `RecipeError` if one is not known."""
         inside = values < len(self.table)
         found = np.where(inside, self.table[np.where(inside, values, 0)], self.beyond)
         if (found == UNKNOWN).any():
             raise RecipeError(
-                f"{self.reader.location} has objects that tables/objects does not name "
-                f"({values[found == UNKNOWN][0]}, say), and the run has "
-                "several classes. Run it with statistics: [area, {kind: objects, min_size: 1}]."
+                f"{self.reader.location} has objects that tables/objects does not name (for "
+                f"example {values[found == UNKNOWN][0]}), and the run has several classes. Run it "
+                "with statistics: [area, {kind: objects, min_size: 1}]."
             )
         return np.asarray(found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ConnectedParts:
-    """The connected parts of some classes of an image."""
+class TiledComponents:
+    """The connected components of some classes of an image."""
 
     sketches: Sequence[PackedTile]
     placements: Sequence[Relabelling]
 
     @classmethod
     def find(
-        cls, layer: Layer, classes: Sequence[int], grid: Grid, location: str
-    ) -> ConnectedParts:
-        """Label the parts of these classes over all tiles. Keeps the compressed labels of the image
-        in memory.
+        cls, image: LabelledImage, classes: Sequence[int], grid: Grid, location: str
+    ) -> TiledComponents:
+        """Label the components of these classes over all tiles. Keeps the compressed labels of the
+        image in memory.
         """
         rule, sketches = Components(tuple(sorted(classes))), []
         for tile in grid:
-            labels = layer.classes(tile.core)
+            limits.working(tile.core.size)
+            labels = image.classes(tile.core)
             drawn = np.where(labels >= 0, labels, _NO_DATA).astype(np.uint16)
             fragments = rule.fragment(drawn, tile, grid.shape)
             sketches.append(sketch_tile(fragments, labels >= 0, tile, grid.shape[1], {}))
@@ -139,11 +140,11 @@ class ConnectedParts:
         return cls(sketches, list(placed))
 
     def ids(self, number: int) -> NDArray[np.int64]:
-        """The id of each pixel's part in a tile of the grid, 0 for none."""
+        """Ids of the components (y, x) in a tile of the grid, 0 for none."""
         return redraw(self.sketches[number].body, self.placements[number]).ids.astype(np.int64)
 
     def objects(self) -> ImageObjects:
-        """All parts, by ascending id."""
+        """All components, by ascending id."""
         ids = np.concatenate([placement.numbers.ids for placement in self.placements]).astype(
             np.int64
         )
@@ -156,56 +157,58 @@ class ConnectedParts:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Instances:
-    """The objects of one side."""
+class ImageInstances:
+    """The objects of an image."""
 
-    layer: Layer
+    image: LabelledImage
     numbered: tuple[int, ...]
     """Classes whose values are ids."""
-    parts: ConnectedParts | None
-    """The objects of the other classes. None: there are no others."""
+    components: TiledComponents | None
+    """The objects of the other classes. None: there are no other classes."""
 
     @classmethod
     def of(
         cls,
-        layer: Layer,
+        image: LabelledImage,
         foreground: Sequence[int],
         numbered: frozenset[int],
         grid: Grid,
         location: str,
-    ) -> Instances:
-        """The objects of the foreground's classes; those of `numbered` classes are told by values,
-        others are connected parts.
+    ) -> ImageInstances:
+        """The objects of the classes in `foreground`: of `numbered` classes their values, of others
+        their connected components.
         """
         rest = [i for i in foreground if i not in numbered]
-        parts = ConnectedParts.find(layer, rest, grid, location) if rest else None
-        return cls(layer, tuple(i for i in foreground if i in numbered), parts)
+        components = TiledComponents.find(image, rest, grid, location) if rest else None
+        return cls(image, tuple(i for i in foreground if i in numbered), components)
 
     def ids(self, number: int, tile: Tile) -> NDArray[np.int64]:
-        """The id of each pixel's object in a tile's core: the value of the mask and one, so that 0
-        is none. Negative: void.
+        """Ids of the objects (y, x) in a tile's core: the value of the mask plus one, 0 for none,
+        negative for void.
         """
-        classes = self.layer.classes(tile.core)
+        classes = self.image.classes(tile.core)
         ids = np.where(
             np.isin(classes, self.numbered),
-            self.layer.values(tile.core) + 1,
+            self.image.values(tile.core) + 1,
             np.where(classes < 0, -1, 0),
         )
-        if self.parts is not None:
-            found = self.parts.ids(number)
-            ids = np.where(found > 0, found + _FIRST_PART, ids)
+        if self.components is not None:
+            found = self.components.ids(number)
+            ids = np.where(found > 0, found + _FIRST_COMPONENT, ids)
         return ids
 
     def objects(self, seen: NDArray[np.int64], scores: NDArray[np.float64] | None) -> ImageObjects:
-        """The objects with these ids, in their order. `scores` are by value of the mask."""
+        """The objects with these ids, in ascending order. `scores` are by value of the mask."""
         ids = np.unique(seen[seen > 0])
-        own = ids < _FIRST_PART
+        own = ids < _FIRST_COMPONENT
         class_of = np.zeros(len(ids), np.int64)
-        class_of[own] = self.layer.class_of(ids[own] - 1)
-        if self.parts is not None:
-            known = self.parts.objects()
-            class_of[~own] = known.class_of[np.searchsorted(known.ids, ids[~own] - _FIRST_PART)]
+        class_of[own] = self.image.class_of(ids[own] - 1)
+        if self.components is not None:
+            known = self.components.objects()
+            class_of[~own] = known.class_of[
+                np.searchsorted(known.ids, ids[~own] - _FIRST_COMPONENT)
+            ]
         if scores is None or not own.all():
             return ImageObjects(ids, class_of)
-        # Objects that the table of the run leaves out are the least certain.
+        # Objects that the run's table lacks are the least certain.
         return ImageObjects(ids, class_of, np.append(scores, 0)[np.minimum(ids - 1, len(scores))])

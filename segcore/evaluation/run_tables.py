@@ -1,4 +1,4 @@
-"""What the tables of a run say: its masks, its classes, what they cover, and its objects."""
+"""Masks, classes, areas and objects of a run, from its tables."""
 
 from __future__ import annotations
 
@@ -31,23 +31,25 @@ class RunMask:
 
     image_id: str
     uri: str
-    """Of the image."""
+    """URI of the image."""
     mask_uri: str
-    """Below the output."""
+    """Path of the mask below the output."""
     file: str
     """Name of the file that holds its rows in each table."""
     fingerprint: str
-    """Of the recipe that it was made by."""
+    """Fingerprint of the recipe that made it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """The classes of a run and what they cover in all its images."""
+    """The classes of a run and their areas in all its images."""
 
     names: tuple[str, ...]
     areas: tuple[float, ...]
     area_unit: str
-    """`px` too where the images have areas of different units."""
+    """`px` if the areas of the images have different units."""
+    pixels: int
+    """Pixels with a class in all images."""
 
     @property
     def foreground(self) -> tuple[int, ...]:
@@ -64,7 +66,7 @@ class ObjectTable:
     scores: NDArray[np.float64] | None
     """Score of each object by its id. None: the table has no column `score`."""
     others: int
-    """Class of objects that the table does not name: the only one that there is, or `UNKNOWN`."""
+    """Class of objects that the table does not name: the only foreground class, or `UNKNOWN`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +76,13 @@ class Output:
     store: Store
     masks: tuple[RunMask, ...]
     failed: int
-    """Images without a mask, since they failed."""
+    """Number of images that failed and have no mask."""
     classes: Classes
 
     @classmethod
     def read(cls, store: Store) -> Output:
-        """Read the tables. Raises `RecipeError` where there is no mask, `StoreError` where the
-        table of areas lacks an image that has one.
+        """Read the tables. Raises `RecipeError` if there is no mask, `StoreError` if the table of
+        areas lacks an image with a mask.
         """
         masks, failed = [], 0
         for name in store.names("tables/images", ".parquet"):
@@ -123,7 +125,7 @@ class Output:
         return {image_id: _filled(table, UNKNOWN) for image_id, table in tables.items()}
 
     def object_tables(self, file: str, image_ids: Sequence[str]) -> dict[str, ObjectTable]:
-        """What a file of the tables says of the objects of each of these images."""
+        """The objects of each of these images, from one file of the tables."""
         only = self.classes.foreground[0] if len(self.classes.foreground) == 1 else UNKNOWN
         try:
             content = self.store.read(f"tables/objects/{file}")
@@ -136,7 +138,7 @@ class Output:
             known = pq.read_schema(pa.BufferReader(content)).names
         columns = ["image_id", "object_id", "class_name", *(["score"] if "score" in known else [])]
         table = parse_table(self.store, name, content, columns).sort_by("image_id")
-        # Segmenters that are not more or less sure of objects leave the column empty.
+        # Segmenters without scores leave the column empty.
         scored = "score" in columns and table["score"].null_count == 0
         owners = table["image_id"].to_numpy().astype(str)
         found = {}
@@ -162,7 +164,7 @@ class Output:
 
 
 def _classes(store: Store, image_ids: set[str]) -> Classes:
-    """The classes of these images. A run that goes on may have areas of further ones, whose masks
+    """The classes of these images. A run in progress may have areas of other images, whose masks
     are not committed yet.
     """
     wanted, seen, parts = pa.array(sorted(image_ids)), set(), []
@@ -178,7 +180,7 @@ def _classes(store: Store, image_ids: set[str]) -> Classes:
     if absent := sorted(image_ids - seen):
         raise StoreError(
             f"{store.uri('tables/areas')} has no rows of {absent[0]}, which tables/images has. "
-            f"`maskloom verify {store.root}` tells what else is gone."
+            f"`maskloom verify {store.root}` lists everything that is missing."
         )
     rows = sorted(
         (row for part in parts for row in part.to_pylist()),
@@ -190,7 +192,8 @@ def _classes(store: Store, image_ids: set[str]) -> Classes:
     areas = tuple(
         float(sum(row[column] for row in rows if row["class_name"] == name)) for name in names
     )
-    return Classes(names, areas, units.pop() if len(units) == 1 else "px")
+    pixels = sum(row["pixel_count_sum"] for row in rows)
+    return Classes(names, areas, units.pop() if len(units) == 1 else "px", pixels)
 
 
 def _filled(table: Mapping[int, int], empty: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""The comparison of one image with its truth: a fold over the tiles of both, so images may be
+"""The comparison of one image with its truth: a fold over the tiles of both, so that images may be
 larger than memory.
 """
 
@@ -14,30 +14,37 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.segcore.annotations.label_mapping import UNKNOWN
-from maskloom.segcore.annotations.masks import MaskFile, open_mask
-from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.annotations.masks import describe, holds_object_ids, open_mask
+from maskloom.segcore.annotations.metrics import Confusion
+from maskloom.segcore.annotations.object_metrics import Matching, ObjectCounts, Overlaps
+from maskloom.segcore.errors import ImageError, RecipeError, StoreError
 from maskloom.segcore.evaluation.boundary import Boundary, halo_of
-from maskloom.segcore.evaluation.confusion import Confusion
-from maskloom.segcore.evaluation.instances import Matching, ObjectCounts, Overlaps
-from maskloom.segcore.evaluation.labelled_images import Instances, Predicted, Truth
+from maskloom.segcore.evaluation.labelled_images import ImageInstances, PredictedImage, TruthImage
+from maskloom.segcore.figures.drawing import outlines, photo_of
 from maskloom.segcore.geometry import Grid, Tile
+from maskloom.segcore.processes import limits
+from maskloom.segcore.raster.spec import FORMATS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.annotations.label_mapping import LabelMapping
-    from maskloom.segcore.evaluation.labelled_images import Layer
+    from maskloom.segcore.evaluation.labelled_images import LabelledImage
     from maskloom.segcore.raster.spec import RasterSpec
 
 _TILE = 1024
-_STRANGERS_SHOWN = 5
-_MOST_APART = 0.1
-"""Pixels between truth and mask on earth: more is no rounding."""
+_VALUES_SHOWN = 5
+_LARGEST_SHIFT = 0.1
+"""Largest distance of truth and mask on earth that may be rounding, in pixels."""
+
+
+class TruthMismatch(RecipeError):
+    """The truth of one image does not fit its mask; other images may be compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedImage:
-    """One image: its files, and what the run's tables say of its mask."""
+    """One image: its files, and the meaning of its mask's values."""
 
     image_id: str
     image_uri: str
@@ -48,26 +55,26 @@ class EvaluatedImage:
     beyond: int
     """Class id of values beyond the table."""
     scores: NDArray[np.float64] | None = None
-    """Score of each object by its id. None: the objects have none."""
+    """Score of each object by its id. None if not available."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationOptions:
-    """On what terms masks and truths are compared."""
+    """How masks and truths are compared."""
 
-    key: LabelMapping
+    mapping: LabelMapping
     tolerance: float
-    """Pixels between boundaries that still agree."""
+    """Largest distance between boundaries that agree, in pixels."""
     foreground: tuple[int, ...]
-    """Ids of the classes whose objects are compared; empty: objects are not."""
+    """Ids of the classes whose objects are compared; empty: objects are not compared."""
     numbered: bool
     """Whether the values of the run's masks are ids of objects."""
     tile: int = _TILE
 
     @property
     def classes(self) -> int:
-        """Number of the classes."""
-        return len(self.key.classes)
+        """Number of classes."""
+        return len(self.mapping.classes)
 
     def grid(self, shape: tuple[int, ...]) -> Grid:
         """The tiles of an image."""
@@ -76,145 +83,178 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """What the comparison of one image says."""
+    """The result of one image."""
 
-    subject: EvaluatedImage
+    image_id: str
+    truth: str
     confusion: Confusion
     boundary: Boundary
     objects: ObjectCounts | None
-    """None: they are not compared."""
+    """None if objects are not compared."""
     worst: int
     """Number of the tile with the most wrong pixels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """Both sides of one tile, for pictures."""
+class TileView:
+    """Image, truth and mask of one tile's core, for pictures."""
 
     tile: Tile
     truth: NDArray[np.int64]
     predicted: NDArray[np.int64]
-    """Class ids of the core; negative where there is none."""
+    """Class ids (y, x); negative without a class."""
     unmatched: NDArray[np.bool_]
-    """Pixels of objects without a match, on either side; none where objects are not compared."""
+    """(y, x): pixels of objects without a match, on either side; none if objects are not compared.
+    """
     outlines: NDArray[np.bool_]
-    """(2, ...): boundaries of the objects of truth and mask."""
+    """(2, y, x): outlines of the objects of truth and mask."""
+    photo: NDArray[np.uint8] | None
+    """(y, x, 3). None if the image is gone, has changed or cannot be read."""
 
 
-def score(subject: EvaluatedImage, terms: EvaluationOptions) -> Score:
-    """Compare an image with its truth.
+def score(image: EvaluatedImage, options: EvaluationOptions) -> Score:
+    """Compare the mask of an image with its truth.
 
-    Raises `RecipeError` where the sizes or the places on earth differ, the mask is not of the kind
-    that the terms say, or the truth has values that the key does not tell; and what reading raises.
+    Raises `TruthMismatch` if their sizes or places on earth differ, `RecipeError` if the mask is
+    not of the kind given by the options, or the truth has values without a meaning, and the errors
+    of reading.
     """
     with ExitStack() as stack:
-        truth, predicted, grid = _sides(subject, terms, stack)
-        confusion, boundary, strangers = (
-            Confusion.none(terms.classes),
-            Boundary.none(terms.classes),
-            _Strangers(),
+        truth, predicted, grid = _open_both(image, options, stack)
+        confusion, boundary, unknown = (
+            Confusion.none(options.classes),
+            Boundary.none(options.classes),
+            _UnknownValues(),
         )
         worst, most_wrong = 0, 0
         for number, tile in enumerate(grid):
+            limits.working(tile.read.size)
             theirs, ours = truth.classes(tile.read), predicted.classes(tile.read)
             core = tile.trim(theirs)
             if (core == UNKNOWN).any():
-                strangers.add(truth.values(tile.core)[core == UNKNOWN])
-            seen = Confusion.of(core, tile.trim(ours), terms.classes)
+                unknown.add(truth.values(tile.core)[core == UNKNOWN])
+            seen = Confusion.of(core, tile.trim(ours), options.classes)
             confusion += seen
-            boundary += Boundary.of(theirs, ours, tile, terms.classes, terms.tolerance)
+            boundary += Boundary.of(theirs, ours, tile, options.classes, options.tolerance)
             if seen.wrong > most_wrong:
                 worst, most_wrong = number, seen.wrong
-        strangers.refuse(subject.truth, terms.key)
+        unknown.refuse(image.truth, options.mapping)
         objects = None
-        if terms.foreground:
-            sides = _instances(subject, terms, truth, predicted, grid)
-            objects = _match(subject, sides, grid).counts(terms.classes)
-    return Score(subject, confusion, boundary, objects, worst)
+        if options.foreground:
+            sides = _instances(image, options, truth, predicted, grid)
+            objects = _match(image, sides, grid).counts(options.classes)
+    return Score(image.image_id, image.truth, confusion, boundary, objects, worst)
 
 
-def view(subject: EvaluatedImage, terms: EvaluationOptions, number: int) -> View:
-    """Both sides of a tile again. Raises as `score`."""
+def view(image: EvaluatedImage, options: EvaluationOptions, number: int) -> TileView:
+    """Image, truth and mask of a tile. Raises as `score`."""
     with ExitStack() as stack:
-        truth, predicted, grid = _sides(subject, terms, stack)
+        truth, predicted, grid = _open_both(image, options, stack)
         tile = grid[number]
-        unmatched, outlines = (
+        unmatched, edges = (
             np.zeros(tile.core.shape, np.bool_),
             np.zeros((2, *tile.core.shape), np.bool_),
         )
-        if terms.foreground:
-            ours, theirs = _instances(subject, terms, truth, predicted, grid)
-            matching = _match(subject, (ours, theirs), grid)
-            lonely = matching.predicted.ids[(matching.partner == 0) & ~matching.in_void]
+        if options.foreground:
+            ours, theirs = _instances(image, options, truth, predicted, grid)
+            matching = _match(image, (ours, theirs), grid)
+            alone = matching.predicted.ids[(matching.partner == 0) & ~matching.in_void]
             missed = np.setdiff1d(matching.truth.ids, matching.partner)
             own, true = ours.ids(number, tile), theirs.ids(number, tile)
-            unmatched = np.isin(own, lonely) | np.isin(true, missed)
-            outlines = np.stack([_outlines(true), _outlines(own)])
-        return View(
-            tile, truth.classes(tile.core), predicted.classes(tile.core), unmatched, outlines
+            unmatched = np.isin(own, alone) | np.isin(true, missed)
+            edges = np.stack([outlines(true), outlines(own)])
+        return TileView(
+            tile,
+            truth.classes(tile.core),
+            predicted.classes(tile.core),
+            unmatched,
+            edges,
+            _photo(image.image_uri, grid, tile),
         )
 
 
-def _sides(
-    subject: EvaluatedImage, terms: EvaluationOptions, stack: ExitStack
-) -> tuple[Truth, Predicted, Grid]:
-    theirs, ours = MaskFile.describe(subject.truth), MaskFile.describe(subject.mask)
-    if theirs.spec.shape != ours.spec.shape:
-        sizes = [" x ".join(str(n) for n in reversed(mask.spec.shape)) for mask in (theirs, ours)]
+def _photo(uri: str, grid: Grid, tile: Tile) -> NDArray[np.uint8] | None:
+    """The pixels of a tile's core as a picture (y, x, 3); None if the image is gone, has changed or
+    cannot be read.
+    """
+    try:
+        spec = describe(uri)
+        if spec.shape != grid.shape:
+            return None
+        with FORMATS[spec.format].open(spec) as reader:
+            pixels, valid = reader.read(tile.core)
+    except (ImageError, StoreError):
+        return None
+    return photo_of(pixels, valid)
+
+
+def _open_both(
+    image: EvaluatedImage, options: EvaluationOptions, stack: ExitStack
+) -> tuple[TruthImage, PredictedImage, Grid]:
+    theirs, ours = describe(image.truth), describe(image.mask)
+    if theirs.shape != ours.shape:
+        sizes = [" x ".join(str(n) for n in reversed(spec.shape)) for spec in (theirs, ours)]
+        raise TruthMismatch(
+            f"{image.truth} has {sizes[0]} pixels, the mask of {image.image_id} ({image.mask}) has "
+            f"{sizes[1]}. Truth and image must have the same size."
+        )
+    shift = _largest_shift(theirs, ours)
+    if not shift <= _LARGEST_SHIFT:
+        raise TruthMismatch(
+            f"{image.truth} lies elsewhere on earth than the mask of {image.image_id}: their "
+            f"corners are {shift:.3g} pixels apart. Warp the truth to the grid of {image.mask}."
+        )
+    if holds_object_ids(ours) != options.numbered:
+        kinds = ("classes", "ids of objects") if options.numbered else ("ids of objects", "classes")
         raise RecipeError(
-            f"{subject.truth} has {sizes[0]} pixels, the mask of {subject.image_id} "
-            f"({subject.mask}) has {sizes[1]}. "
-            "Truth and image must be of one size."
+            f"{image.mask} holds {kinds[0]}, other masks of the run hold {kinds[1]}: they were "
+            "made by different recipes. Give --truth only for the images of one recipe, or run one "
+            "over all images."
         )
-    apart = _pixels_apart(theirs.spec, ours.spec)
-    if not apart <= _MOST_APART:
-        raise RecipeError(
-            f"{subject.truth} lies elsewhere on earth than the mask of {subject.image_id}: their "
-            f"corners are {apart:.3g} pixels apart. "
-            f"Warp the truth to the grid of {subject.mask}."
-        )
-    if ours.numbers_objects != terms.numbered:
-        kinds = (
-            ("ids of objects", "classes") if ours.numbers_objects else ("classes", "ids of objects")
-        )
-        raise RecipeError(
-            f"{subject.mask} holds {kinds[0]}, other masks of the run hold {kinds[1]}: they were "
-            "made by different recipes. Give --truth for the "
-            "images of one recipe only, or run one over all images."
-        )
-    truth = Truth(stack.enter_context(open_mask(theirs, terms.key.by)), terms.key)
-    predicted = Predicted(
-        stack.enter_context(open_mask(ours, "index")), subject.table, subject.beyond
+    truth = TruthImage(stack.enter_context(open_mask(theirs, options.mapping.by)), options.mapping)
+    predicted = PredictedImage(
+        stack.enter_context(open_mask(ours, "index")), image.table, image.beyond
     )
-    return truth, predicted, terms.grid(ours.spec.shape)
+    return truth, predicted, options.grid(ours.shape)
 
 
-def _pixels_apart(truth: RasterSpec, mask: RasterSpec) -> float:
-    """How far the corners of two rasters of one size lie from each other, in pixels of the mask; 0
-    where one does not say where it lies.
+def _largest_shift(truth: RasterSpec, mask: RasterSpec) -> float:
+    """Largest distance of the corners of two rasters of one size, in pixels of the mask; 0 if one
+    of them has no place on earth.
     """
     there, here = truth.space, mask.space
     if there.affine is None or here.affine is None:
         return 0.0
     rows, columns = mask.shape
     corners = np.array([[0, columns, 0, columns], [0, 0, rows, rows], [1, 1, 1, 1]], np.float64)
-    world, grid = (
-        np.array([*affine, 0, 0, 1], np.float64).reshape(3, 3)
-        for affine in (there.affine, here.affine)
+    theirs, ours = (
+        np.array(affine, np.float64).reshape(2, 3) for affine in (there.affine, here.affine)
     )
-    places = world @ corners
+    places = theirs @ corners
     if there.crs is not None and here.crs is not None and there.crs != here.crs:
-        places[:2] = _carried(places[:2], there.crs, here.crs)
-    return float(
-        np.nan_to_num(
-            np.abs(np.linalg.solve(grid, places) - corners), nan=np.inf, posinf=np.inf
-        ).max()
-    )
+        places = _transformed(places, there.crs, here.crs)
+    shifts = places - ours @ corners
+    if here.crs is not None and (turn := _full_circle(here.crs)) is not None:
+        # The same meridian may be given as 179.9 and as -180.1 degrees.
+        with np.errstate(invalid="ignore"):
+            shifts[0] -= turn * np.rint(shifts[0] / turn)
+    pixels = np.abs(np.linalg.solve(ours[:, :2], shifts))
+    return float(np.nan_to_num(pixels, nan=np.inf, posinf=np.inf).max())
 
 
-def _carried(places: NDArray[np.float64], source: str, target: str) -> NDArray[np.float64]:
-    """Places (x, y) of one reference system in another; infinite where there is no way from one to
-    the other.
+def _full_circle(crs: str) -> float | None:
+    """360 degrees in the unit of a geographic reference system; None for others."""
+    from pyproj import CRS
+
+    system = CRS.from_user_input(crs)
+    if not system.is_geographic:
+        return None
+    return float(round(2 * np.pi / system.axis_info[0].unit_conversion_factor, 9))
+
+
+def _transformed(places: NDArray[np.float64], source: str, target: str) -> NDArray[np.float64]:
+    """Places (x and y, place) in another reference system; infinite without a transformation
+    between both.
     """
     from pyproj import Transformer
     from pyproj.exceptions import ProjError
@@ -226,42 +266,41 @@ def _carried(places: NDArray[np.float64], source: str, target: str) -> NDArray[n
 
 
 def _instances(
-    subject: EvaluatedImage, terms: EvaluationOptions, truth: Layer, predicted: Layer, grid: Grid
-) -> tuple[Instances, Instances]:
+    image: EvaluatedImage,
+    options: EvaluationOptions,
+    truth: LabelledImage,
+    predicted: LabelledImage,
+    grid: Grid,
+) -> tuple[ImageInstances, ImageInstances]:
     """The objects of the mask and of the truth."""
-    ids = frozenset(terms.foreground) if terms.numbered else frozenset[int]()
+    classes = options.foreground
+    ids = frozenset(classes) if options.numbered else frozenset[int]()
     return (
-        Instances.of(predicted, terms.foreground, ids, grid, subject.mask),
-        Instances.of(truth, terms.foreground, terms.key.numbered, grid, subject.truth),
+        ImageInstances.of(predicted, classes, ids, grid, image.mask),
+        ImageInstances.of(truth, classes, options.mapping.numbered, grid, image.truth),
     )
 
 
-def _match(subject: EvaluatedImage, sides: tuple[Instances, Instances], grid: Grid) -> Matching:
+def _match(
+    image: EvaluatedImage, sides: tuple[ImageInstances, ImageInstances], grid: Grid
+) -> Matching:
     ours, theirs = sides
-    # A pixel without data in the mask is of no object, and void means something in the truth alone.
-    overlaps = Overlaps.total(
-        [
-            Overlaps.of(np.maximum(ours.ids(number, tile), 0), theirs.ids(number, tile))
-            for number, tile in enumerate(grid)
-        ]
-    )
+    # Pixels without data in the mask belong to no object; only the truth has void.
+    parts = []
+    for number, tile in enumerate(grid):
+        limits.working(tile.core.size)
+        own, true = ours.ids(number, tile), theirs.ids(number, tile)
+        parts.append(Overlaps.of(np.maximum(own, 0), true))
+    overlaps = Overlaps.total(parts)
     return Matching.of(
         overlaps,
-        ours.objects(overlaps.predicted, subject.scores),
+        ours.objects(overlaps.predicted, image.scores),
         theirs.objects(overlaps.truth, None),
     )
 
 
-def _outlines(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Pixels of objects with another id to the right or below."""
-    edge = np.zeros(ids.shape, np.bool_)
-    edge[:, :-1] |= ids[:, :-1] != ids[:, 1:]
-    edge[:-1] |= ids[:-1] != ids[1:]
-    return edge
-
-
-class _Strangers:
-    """Values of a truth that nobody explains."""
+class _UnknownValues:
+    """Counts the values of a truth that have no meaning."""
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
@@ -272,36 +311,36 @@ class _Strangers:
         for value, count in zip(found.tolist(), counts.tolist(), strict=True):
             self._counts[value] = self._counts.get(value, 0) + count
 
-    def _example(self, names: Sequence[str], key: LabelMapping) -> str:
-        """How such values might be named."""
-        first, last = key.classes[0], key.classes[-1]
-        if key.by == "index" and set(self._counts) == {0}:
+    def _example(self, names: Sequence[str], mapping: LabelMapping) -> str:
+        """An example of --values for these values."""
+        first, last = mapping.classes[0], mapping.classes[-1]
+        if mapping.by == "index" and set(self._counts) == {0}:
             return f"0={first}"
-        if key.by == "index" and len(self._counts) > _STRANGERS_SHOWN:
-            # Numbers of objects, it seems.
+        if mapping.by == "index" and len(self._counts) > _VALUES_SHOWN:
+            # Probably ids of objects.
             return f"0={first},1..={last}"
         return f"{names[0]}=CLASS"
 
-    def refuse(self, location: str, key: LabelMapping) -> None:
-        """Raise `RecipeError` where there are any."""
+    def refuse(self, location: str, mapping: LabelMapping) -> None:
+        """Raise `RecipeError` if any were counted."""
         if not self._counts:
             return
         most = sorted(self._counts.items(), key=lambda item: -item[1])
-        names = [f"#{value:06X}" if key.by == "colour" else str(value) for value, _ in most]
-        told = ", ".join(
+        names = [f"#{value:06X}" if mapping.by == "colour" else str(value) for value, _ in most]
+        listed = ", ".join(
             f"{name} ({count} pixels)"
-            for name, (_, count) in zip(names[:_STRANGERS_SHOWN], most, strict=False)
+            for name, (_, count) in zip(names[:_VALUES_SHOWN], most, strict=False)
         )
-        more = f" and {len(most) - _STRANGERS_SHOWN} more" if len(most) > _STRANGERS_SHOWN else ""
+        more = f" and {len(most) - _VALUES_SHOWN} more" if len(most) > _VALUES_SHOWN else ""
         raise RecipeError(
-            f"{location} has values that mean no class: {told}{more}. Say what they mean too, such "
-            f"as --values '{self._example(names, key)}', "
-            f"or leave them out by --void '{names[0]}'. Classes: {', '.join(key.classes)}."
+            f"{location} has values that mean no class: {listed}{more}. Give their meaning, for "
+            f"example --values '{self._example(names, mapping)}', or leave them out with --void "
+            f"'{names[0]}'. Classes: {', '.join(mapping.classes)}."
         )
 
 
 def total(scores: Sequence[Score], classes: int) -> tuple[Confusion, Boundary, ObjectCounts | None]:
-    """What all images say together."""
+    """The sums over all images."""
     counted = [each.objects for each in scores if each.objects is not None]
     return (
         reduce(add, (each.confusion for each in scores), Confusion.none(classes)),

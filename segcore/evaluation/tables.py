@@ -1,4 +1,4 @@
-"""The tables of an evaluation: Parquet files whose columns do not depend on what was evaluated.
+"""The tables of an evaluation: Parquet files, always with the same columns.
 
     classes     measures by image and class; `image_id` null: all images together
     images      measures by image; `image_id` null: all images together
@@ -8,7 +8,7 @@
                 null: all images together
     areas       mapped and error-adjusted area of each class
 
-Measures that are not defined (the recall of a class that the truth has not) are null.
+Measures that are not defined (the recall of a class that the truth lacks) are null.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskloom.segcore.evaluation.confusion import mean_of_known
-from maskloom.segcore.evaluation.estimate import NORMAL_95, estimate_areas
-from maskloom.segcore.evaluation.instances import THRESHOLDS
+from maskloom.segcore.annotations.metrics import mean_of_known
+from maskloom.segcore.annotations.object_metrics import THRESHOLDS
+from maskloom.segcore.evaluation.areas import NORMAL_95, estimate_areas
 from maskloom.segcore.evaluation.scoring import total
 
 if TYPE_CHECKING:
+    from maskloom.segcore.annotations.metrics import Confusion
+    from maskloom.segcore.annotations.object_metrics import ObjectCounts
     from maskloom.segcore.evaluation.boundary import Boundary
-    from maskloom.segcore.evaluation.confusion import Confusion
-    from maskloom.segcore.evaluation.instances import ObjectCounts
     from maskloom.segcore.evaluation.run_tables import Classes
     from maskloom.segcore.evaluation.scoring import Score
     from maskloom.segcore.storage.store import Store
 
 
 def _schema(keys: str, counts: str, measures: str) -> pa.Schema:
-    """Columns by kind, named in one line each."""
+    """Columns: strings that may be null, counts, measures that may be null."""
     return pa.schema(
         [
             *(pa.field(name, pa.string()) for name in keys.split()),
@@ -76,35 +76,33 @@ SCHEMAS = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """An evaluation."""
+    """The results of all images."""
 
     classes: Classes
     scores: Sequence[Score]
 
     @property
     def total(self) -> tuple[Confusion, Boundary, ObjectCounts | None]:
-        """All images together."""
+        """The sums over all images."""
         return total(self.scores, len(self.classes.names))
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """The rows of each table: those of all images together first."""
+        """The rows of each table, first those of all images together."""
         pooled, names = self.total, self.classes.names
         parts = [
             (None, pooled),
             *(
-                (each.subject.image_id, (each.confusion, each.boundary, each.objects))
+                (each.image_id, (each.confusion, each.boundary, each.objects))
                 for each in self.scores
             ),
         ]
-        of_subject = {
-            each.subject.image_id: {"truth_uri": each.subject.truth} for each in self.scores
-        }
+        truth_of = {each.image_id: {"truth_uri": each.truth} for each in self.scores}
         return {
             "classes": [
                 row for image_id, part in parts for row in _class_rows(image_id, part, names)
             ],
             "images": [
-                _image_row(part) | {"image_id": image_id} | of_subject.get(image_id or "", {})
+                _image_row(part) | {"image_id": image_id} | truth_of.get(image_id or "", {})
                 for image_id, part in parts
             ],
             "confusion": [
@@ -177,7 +175,7 @@ def _image_row(part: tuple[Confusion, Boundary, ObjectCounts | None]) -> dict[st
 def _confusion_rows(
     image_id: str | None, confusion: Confusion, names: tuple[str, ...]
 ) -> Iterator[dict[str, Any]]:
-    """All pairs for all images together; for one image those that occur."""
+    """All pairs of classes for all images together; of one image those that occur."""
     sums = confusion.truth
     for i, j in np.ndindex(confusion.counts.shape):
         count = int(confusion.counts[i, j])

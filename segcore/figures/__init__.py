@@ -1,1 +1,3 @@
-"""All drawing: previews, training curves, evaluation pictures."""
+"""All drawing with PIL, from arrays and numbers: previews, and pictures of trainings, evaluations,
+comparisons and audits.
+"""

@@ -1,16 +1,14 @@
 """Previews: small pictures of an image with its mask laid over it.
 
 Each tile gives a `PreviewPart`: for every cell of `stride` x `stride` pixels that starts in its
-core, the mean of the source's valid pixels and the most frequent label. A cell is summed up from
-its first 16 x 16 pixels at most. Since cores start at multiples of 16, these never reach over two
-tiles, so the preview is the same for any tiling. `render_preview` puts the parts together,
-stretches what is not an RGB picture, tints the classes, draws their borders, and sets the legend
-below.
+core, the mean of the source's valid pixels and the most frequent label. At most the first 16 x 16
+pixels of a cell are used. Because cores start at multiples of 16, these belong to one tile, and the
+preview is the same for any tiling. `render_preview` joins the parts, stretches images that are not
+RGB pictures, tints the classes, draws their borders, and adds the legend below.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 from collections.abc import Iterable
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from maskloom.segcore.figures.drawing import SWATCH, canvas, draw_legend, font, lines_of, png
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ _NODATA_GREYS = (48, 60)
 _CHECK_SIDE = 8
 _OBJECT_HUES = tuple(f"object {i}" for i in range(12))
 
-_LEGEND_FONT, _LEGEND_BOX, _LEGEND_GAP = 13, 14, 7
+_LEGEND_FONT, _LEGEND_GAP = 13, 7
 _LEGEND_PAPER, _LEGEND_INK = (24, 24, 24), (225, 225, 225)
 _NARROWEST_LEGEND = 96
 _LONGEST_LEGEND = 16
@@ -48,20 +47,19 @@ _LONGEST_LEGEND = 16
 
 @dataclass(frozen=True, slots=True)
 class PreviewPart:
-    """What one tile gives to a preview, in preview pixels."""
+    """The part of a preview that one tile gives, in preview pixels."""
 
     start: Shape
-    """Row and column of its first pixel."""
+    """First pixel (y, x)."""
     pixels: NDArray[np.generic]
-    """Means of up to three bands, (rows, columns, bands): uint8 for RGB pictures of 8 bits, else
-    float32.
-    """
+    """Means of up to three bands, (y, x, band): uint8 for RGB pictures of 8 bits, else float32."""
     valid: NDArray[np.bool_]
-    """True where a cell has any data."""
+    """(y, x): whether a cell has data."""
     labels: NDArray[np.integer]
+    """(y, x)."""
 
     def to_bytes(self) -> bytes:
-        """A compact form that `from_bytes` reads back."""
+        """The part as bytes, for `from_bytes`."""
         arrays = [self.pixels, self.valid, self.labels]
         head = json.dumps(
             {"start": self.start, "arrays": [(array.dtype.name, array.shape) for array in arrays]}
@@ -70,7 +68,7 @@ class PreviewPart:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> PreviewPart:
-        """The part that `to_bytes` wrote."""
+        """The part from the bytes of `to_bytes`."""
         (length,) = struct.unpack_from("<I", data)
         head = json.loads(data[4 : 4 + length])
         rest, at, arrays = data[4 + length :], 0, []
@@ -82,16 +80,14 @@ class PreviewPart:
 
 
 def preview_stride(shape: Shape) -> int:
-    """Side of the cells that become one preview pixel: the smallest power of two that keeps the
-    preview small enough.
+    """Side of the cells that become one preview pixel: the smallest power of two with which the
+    preview's longer side is at most `LARGEST_SIDE`.
     """
     return 1 << (-(-max(shape) // LARGEST_SIDE) - 1).bit_length()
 
 
 def observe_preview(block: Block, labels: NDArray[np.integer], stride: int) -> PreviewPart:
-    """What a tile gives to the preview. `labels` covers its core, whose start is a multiple of
-    16.
-    """
+    """The part of a tile. `labels` covers its core, whose start is a multiple of 16."""
     core = block.tile.core
     start = tuple(-(-a // stride) for a in core.start)
     cells = tuple(-(-b // stride) - a for a, b in zip(start, core.stop, strict=True))
@@ -107,7 +103,7 @@ def observe_preview(block: Block, labels: NDArray[np.integer], stride: int) -> P
 def relabel_preview(
     part: PreviewPart, labels: NDArray[np.integer], tile: Tile, stride: int
 ) -> PreviewPart:
-    """The part of a tile with other labels of its core."""
+    """The part of a tile with new labels of its core."""
     inside = tuple(
         slice(i * stride - a, None) for i, a in zip(part.start, tile.core.start, strict=True)
     )
@@ -118,25 +114,20 @@ def render_preview(
     parts: Iterable[PreviewPart],
     shape: Shape,
     interpretation: Interpretation,
-    legend: ClassTable,
+    class_table: ClassTable,
     stride: int,
 ) -> bytes:
-    """The preview of an image of `shape` pixels as PNG. Places that no part covers look like
-    nodata.
-    """
-    from PIL import Image
-
+    """The preview of an image of `shape` pixels as PNG. Pixels without a part look like nodata."""
     pixels, valid, labels = _join(parts, tuple(-(-n // stride) for n in shape))
-    picture = _overlay(_show(pixels, valid, interpretation), valid, labels, legend)
-    strip = None if labels.dtype == np.uint32 else _draw_legend(legend, labels, picture.shape[1])
-    image = Image.fromarray(picture if strip is None else np.vstack([picture, strip]))
-    out = io.BytesIO()
-    image.save(out, "PNG", compress_level=1)
-    return out.getvalue()
+    picture = _overlay(_show(pixels, valid, interpretation), valid, labels, class_table)
+    strip = (
+        None if labels.dtype == np.uint32 else _draw_legend(class_table, labels, picture.shape[1])
+    )
+    return png(picture if strip is None else np.vstack([picture, strip]), compression=1)
 
 
 def _windows(array: NDArray[Scalar], cells: Shape, stride: int) -> NDArray[Scalar]:
-    """The windows of all cells, (rows, window, columns, window, ...); zero beyond the image."""
+    """The windows of all cells, (y, window y, x, window x, ...); 0 beyond the image."""
     beyond = [(0, n * stride - size) for n, size in zip(cells, array.shape, strict=False)]
     if any(after for _, after in beyond):
         array = np.pad(array, beyond + [(0, 0)] * (array.ndim - 2))
@@ -148,15 +139,15 @@ def _windows(array: NDArray[Scalar], cells: Shape, stride: int) -> NDArray[Scala
 def _means(
     pixels: NDArray[np.generic], valid: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Mean of the valid pixels of each window, (rows, columns, bands), and whether there is one."""
+    """Mean of the valid pixels of each window (y, x, band), and whether it has any (y, x)."""
     kind = {"uint8": "uint16", "uint16": "uint32"}.get(pixels.dtype.name, "float64")
     if valid.all():
         counts = np.full(valid.shape[::2], valid.shape[1] * valid.shape[3])
     else:
         pixels = np.where(valid[..., None], pixels, pixels.dtype.type(0))
         counts = _sums(valid[..., None], "uint16")[..., 0]
-    # Infinite and NaN pixels, and sums and means beyond float32, come out as such; what is not
-    # finite takes no part in the stretch.
+    # Infinite and NaN pixels, and sums and means beyond float32, stay as they are; the stretch
+    # leaves out values that are not finite.
     with np.errstate(over="ignore", invalid="ignore"):
         return (_sums(pixels, kind) / np.maximum(counts, 1)[..., None]).astype(
             np.float32
@@ -177,7 +168,7 @@ def _sums(windows: NDArray[np.generic], kind: str) -> NDArray[Any]:
 
 
 def _modes(labels: NDArray[np.integer], cells: Shape, stride: int) -> NDArray[np.integer]:
-    """The most frequent label of each window, found by halving as in the masks' overviews."""
+    """The most frequent label of each window, by halving as in the masks' overviews."""
     from maskloom.segcore.kernels.overviews import halve
 
     if stride == 1 or 0 in cells:
@@ -210,7 +201,7 @@ def _join(
 def _show(
     pixels: NDArray[np.generic], valid: NDArray[np.bool_], interpretation: Interpretation
 ) -> NDArray[np.float32]:
-    """Red, green and blue from 0 to 255, on a dark checkerboard where there is no data."""
+    """Red, green and blue from 0 to 255; pixels without data are a dark checkerboard."""
     height, width, bands = pixels.shape
     shown = (
         pixels.astype(np.float32)
@@ -231,11 +222,11 @@ def _stretch(shown: NDArray[np.float32], valid: NDArray[np.bool_], axis: int | N
     """Spread the 2nd to 98th percentile of the valid pixels over 0 to 255, in place."""
     values = shown[valid & np.isfinite(shown).all(axis=2)]
     if not len(values):
-        # Not one of them is within float32: infinite ones are white or black.
+        # No pixel is finite in float32: infinite ones become white or black.
         shown[...] = np.clip(np.nan_to_num(shown), 0, 255)
         return
-    # What leaves float32 here is clipped, and NaN shown as black: undeclared nodata of -3.4e38,
-    # say.
+    # Values that overflow float32 here (undeclared nodata of -3.4e38) are clipped, and NaN is
+    # black.
     with np.errstate(over="ignore", invalid="ignore"):
         low, high = np.percentile(values, [2, 98], axis=axis)
         scale = np.where(high > low, 255 / np.where(high > low, high - low, 1), 1)
@@ -248,15 +239,15 @@ def _overlay(
     picture: NDArray[np.float32],
     valid: NDArray[np.bool_],
     labels: NDArray[np.integer],
-    legend: ClassTable,
+    class_table: ClassTable,
 ) -> NDArray[np.uint8]:
-    """The picture with every class tinted in its colour and framed in a darker shade of it; the
-    background stays as it is.
+    """The picture with every class tinted in its colour and outlined in a darker shade of it; the
+    background is unchanged.
     """
     ids = np.where(valid & (labels != np.iinfo(labels.dtype).max), labels.astype(np.int64), -1)
-    index, table = _colours(ids, labels.dtype, legend)
-    # Half-grey pixels let the tints tell the classes apart, whatever the colours of the scene. Row
-    # -1 of each table is for pixels that stay as they are.
+    index, table = _colours(ids, labels.dtype, class_table)
+    # Tints are distinct on half-grey pixels, whatever the colours of the image. Row -1 of each
+    # table is for pixels that are unchanged.
     own = np.array([(1 - _TINT) * _SATURATION] * len(table) + [1], np.float32)
     grey = np.array([(1 - _TINT) * (1 - _SATURATION)] * len(table) + [0], np.float32)
     tint = np.vstack([_TINT * table, np.zeros((1, 3), np.float32)])
@@ -268,19 +259,17 @@ def _overlay(
 
 
 def _colours(
-    ids: NDArray[np.int64], dtype: np.dtype[np.integer], legend: ClassTable
+    ids: NDArray[np.int64], dtype: np.dtype[np.integer], class_table: ClassTable
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """For each pixel the row of its colour in a table (-1: leave the picture as it is), and the
-    table.
-    """
+    """The row of each pixel's colour in a table (-1: leave the pixel unchanged), and the table."""
     if dtype == np.uint32:
         table = np.array(ClassTable.of(_OBJECT_HUES).colours, np.float32)
-        # Neighbours mostly have neighbouring ids; a step that the number of hues has no factor of
-        # tells them apart.
+        # Neighbours mostly have neighbouring ids; a step coprime to the number of hues gives them
+        # different colours.
         return np.where(ids > 0, ids * 5 % len(table), -1), table
-    table = np.array(legend.colours, np.float32).reshape(-1, 3)
+    table = np.array(class_table.colours, np.float32).reshape(-1, 3)
     rows = np.array(
-        [-1 if name.lower() in BACKGROUND_NAMES else i for i, name in enumerate(legend.names)]
+        [-1 if name.lower() in BACKGROUND_NAMES else i for i, name in enumerate(class_table.names)]
         + [-1]
     )
     known = (ids >= 0) & (ids < len(table))
@@ -288,8 +277,8 @@ def _colours(
 
 
 def _border_owners(ids: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The row of the colour of each border pixel, -1 elsewhere: one pixel wide, on the upper or
-    left side of each border.
+    """The row of each border pixel's colour, -1 elsewhere. Borders are one pixel wide, on the upper
+    or left side.
     """
     owner = np.full(ids.shape, -1)
     for ours, theirs in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
@@ -301,42 +290,22 @@ def _border_owners(ids: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[
 
 
 def _draw_legend(
-    legend: ClassTable, labels: NDArray[np.integer], width: int
+    class_table: ClassTable, labels: NDArray[np.integer], width: int
 ) -> NDArray[np.uint8] | None:
-    """A strip with the colour and the name of each class (of each present one where there are
-    many); None if there is no room.
+    """A strip (y, x, 3) with the colour and the name of each class (of many, only of those
+    present); None if there is no room.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
     if width < _NARROWEST_LEGEND:
         return None
-    font = ImageFont.load_default(size=_LEGEND_FONT)
-    classes = range(len(legend.names))
+    letters, classes = font(_LEGEND_FONT), range(len(class_table.names))
     shown = (
         classes
         if len(classes) <= _LONGEST_LEGEND
         else np.intersect1d(labels, classes)[:_LONGEST_LEGEND].tolist()
     )
-    places, x, y = [], _LEGEND_GAP, _LEGEND_GAP
-    for i in shown:
-        advance = _LEGEND_BOX + int(font.getlength(legend.names[i])) + 3 * _LEGEND_GAP
-        if x > _LEGEND_GAP and x + advance > width:
-            x, y = _LEGEND_GAP, y + _LEGEND_BOX + _LEGEND_GAP
-        places.append((x, y, i))
-        x += advance
-    image = Image.new("RGB", (width, y + _LEGEND_BOX + _LEGEND_GAP), _LEGEND_PAPER)
-    draw = ImageDraw.Draw(image)
-    for x, y, i in places:
-        draw.rectangle(
-            (x, y, x + _LEGEND_BOX - 1, y + _LEGEND_BOX - 1),
-            fill=legend.colours[i],
-            outline=_LEGEND_INK,
-        )
-        draw.text(
-            (x + _LEGEND_BOX + _LEGEND_GAP, y + _LEGEND_BOX // 2),
-            legend.names[i],
-            _LEGEND_INK,
-            font,
-            anchor="lm",
-        )
+    entries = [(class_table.names[i], class_table.colours[i]) for i in shown]
+    widths = [SWATCH + int(letters.getlength(name)) + 3 * _LEGEND_GAP for name, _ in entries]
+    places, bottom = lines_of(widths, width, _LEGEND_GAP, SWATCH + _LEGEND_GAP)
+    image, pen = canvas(width, bottom, _LEGEND_PAPER)
+    draw_legend(pen, places, entries, font=letters, ink=_LEGEND_INK, text_at=SWATCH + _LEGEND_GAP)
     return np.asarray(image)

@@ -1,1 +1,1 @@
-"""The true size and place of pixels on the ground."""
+"""The true area and position of pixels on the ground."""

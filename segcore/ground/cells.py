@@ -1,26 +1,25 @@
-"""True ground area of pixels: how many square metres of the Earth (or of another planet) each pixel
+"""True ground area of pixels: the square metres of the Earth (or another planet) that each pixel
 covers.
 
-There are three kinds of rasters, and each has a frozen value that knows the area of its pixels:
+There are three kinds of raster. Each has a frozen value that gives the area of its pixels:
 
-1. `Plane`: every pixel is equally large. Equal-area projections, and coordinates without a geodetic
+1. `Plane`: all pixels are equally large. Equal-area projections, and coordinates without a geodetic
    datum.
-2. `Zones`: longitude and latitude, not rotated. A cell is a part of the zone between two parallels,
-   whose area on the ellipsoid has a closed form (the same integral that defines the authalic
-   latitude).
-3. `Surface`: all others. The ground density (square metres a square unit of the map) is measured at
-   a few nodes (`segcore.ground.projection`), and polynomials of degree 6 lead from there to all
-   pixels.
+2. `Zones`: longitude and latitude, not rotated. A cell is part of the zone between two parallels,
+   whose area on the ellipsoid has a closed form (the integral that defines the authalic latitude).
+3. `Surface`: all others. The ground density (square metres per square unit of the map) is measured
+   at a few nodes (`segcore.ground.projection`) and interpolated to all pixels by polynomials of
+   degree 6.
 
-The polynomials stand on square cells of 2048 pixels, counted from the raster's corner. A cell whose
-polynomial has not died out at degree 6, or that leaves the projection's domain, is cut into four,
-down to 8 pixels; what is left is measured pixel by pixel, along the outlines of the pixels
-(`segcore.ground.outlines`). A polynomial is averaged over each pixel, so that coarse pixels are
-right too. Cells depend on the raster alone, and all arithmetic is elementwise, so a pixel has the
-same area, bit for bit, whichever box asks for it.
+The polynomials cover square cells of 2048 pixels, counted from the raster's corner. A cell is split
+into four if its polynomial has not converged at degree 6 or if it leaves the projection's domain,
+down to 8 pixels. The rest is measured pixel by pixel, along the outlines of the pixels
+(`segcore.ground.outlines`). Each polynomial is averaged over the pixel, so coarse pixels are
+correct too. Cells depend on the raster alone, and all arithmetic is elementwise, so a pixel has the
+same area, bit for bit, in every box.
 
-An equal-area map whose raster reaches beyond the edge of the world is a `Surface` as well: its
-density is known, its domain is not.
+An equal-area map whose raster extends beyond the edge of the world is also a `Surface`: its density
+is known, its domain is not.
 """
 
 from __future__ import annotations
@@ -42,48 +41,48 @@ if TYPE_CHECKING:
 
 Integers = NDArray[np.int64]
 Cells = tuple[int, Integers, Floats]
-"""Cells of one size: its pixels a side, the corners (n, 2) in the raster, the polynomials (n, 7, 7)
-by powers of (v, u).
+"""Cells of one size: the pixels per side, the corners (n, 2) in the raster, and the polynomials (n,
+7, 7) by powers of (v, u).
 """
 
 _LARGEST, _SMALLEST = 2048, 8
 _EMPTY = 32
-"""Cells without any ground are believed from this size down: a larger one could hold a small image
-of a planet.
+"""Below this size, a cell with no valid ground is accepted as empty. A larger one could contain a
+small image of a planet.
 """
 _WIDEST, _COARSE, _GAP = 1.0, 0.05, 0.0125
-"""Sides of cells in radii of the planet, if the map were true to scale: up to which polynomials
-stand for a cell at all, and from which its sides are looked at closely, at points this far from one
-another, because the edge of the map could pass between nodes.
+"""Cell sides in radii of the planet, if the map were true to scale. Up to the first, a polynomial
+may describe a cell. From the second on, the sides of the cell are probed at intervals of the third,
+because the edge of the map could pass between nodes.
 """
 _EDGE_POINTS = 257
 _SETTLED = 1e-8
-"""A polynomial is good when its terms of degree 6 are below this part of its value. The terms left
-out are smaller still.
+"""A polynomial has converged when its terms of degree 6 are below this fraction of its value. The
+omitted terms are smaller still.
 """
 _LEAST_PIXEL = 1e-60
-"""Pixels of smaller area, in any unit, are a broken header."""
+"""A smaller pixel area, in any unit, means a broken header."""
 _CHUNK = 256
-"""Rows of a zone that are computed together: vectorised sines need not have the same bits in arrays
-of other lengths.
+"""Rows of a zone computed together: vectorised sines may have other bits in arrays of other
+lengths.
 """
 
 
 def ground_area(
     affine: Affine, crs_wkt: str, box: Box, shape: Shape | None = None
 ) -> float | Floats:
-    """Area of the pixels of `box` in square metres of ground.
+    """Ground area of the pixels of `box` in square metres.
 
-    A number where all pixels of the raster are equally large, an array of shape (rows, 1) where the
-    area depends on the row alone, else of shape (rows, columns). Pixels beyond the poles or outside
-    the projection's domain have the area 0, and those that its edge cuts have the area of what lies
-    inside. `shape` is that of the whole raster: without it, an equal-area map is taken to be ground
-    everywhere. Maps with straight, evenly divided parallels go on beyond their longitude of 180
+    A number if all pixels of the raster are equally large, an array of shape (y, 1) if the area
+    depends on the row alone, otherwise of shape (y, x). Pixels beyond the poles or outside the
+    projection's domain have area 0, and pixels cut by its edge have the area of the part inside.
+    `shape` is the shape of the whole raster. Without it, an equal-area map is assumed to be ground
+    everywhere. Maps with straight, evenly spaced parallels continue beyond their longitude of 180
     degrees, as rasters of longitude and latitude do.
 
-    `affine` maps (column, row) to x = longitude or easting, y = latitude or northing in the units
-    of the CRS, as GDAL has it. The area is measured on the CRS's own ellipsoid. Raises
-    `FormatError` for a CRS or a transform that means nothing.
+    `affine` maps (column, row) to x = longitude or easting, y = latitude or northing in units of
+    the CRS, as in GDAL. The area is measured on the ellipsoid of the CRS. Raises `FormatError` for
+    an invalid CRS or transform.
     """
     return _ground(affine, crs_wkt, shape).area(box)
 
@@ -91,11 +90,11 @@ def ground_area(
 def ground_cells(
     affine: Affine, crs_wkt: str, box: Box, shape: Shape | None = None
 ) -> tuple[Cells, ...] | None:
-    """The polynomials behind `ground_area` where it varies along the rows, else None; much smaller
-    than the array.
+    """The polynomials behind `ground_area` if it varies along the rows, otherwise None. They are
+    much smaller than the array.
 
-    Each pixel of `box` lies in one cell. Single pixels that no polynomial covers are cells of size
-    1 with arrays (n, 1, 1).
+    Each pixel of `box` is in exactly one cell. Pixels without a polynomial are cells of size 1 with
+    arrays (n, 1, 1). Raises as `ground_area`.
     """
     ground = _ground(affine, crs_wkt, shape)
     return (
@@ -107,7 +106,7 @@ def ground_cells(
 
 def nominal_area(affine: Affine, crs_wkt: str) -> float:
     """Area of a pixel in square metres if the map were true to scale: positive, and of the right
-    magnitude.
+    order of magnitude.
     """
     projection = projection_of(crs_wkt)
     return _determinant(affine) * (
@@ -117,41 +116,41 @@ def nominal_area(affine: Affine, crs_wkt: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """Pixels of one size."""
+    """Pixels of equal size."""
 
     cell: float
     """Area of a pixel in square metres."""
 
     def area(self, _box: Box) -> float:
-        """Area of every pixel."""
+        """Area of every pixel in square metres."""
         return self.cell
 
 
 @dataclass(frozen=True, slots=True)
 class Zones:
-    """Cells of longitude and latitude that are not rotated."""
+    """Unrotated cells of longitude and latitude."""
 
     latitude: float
-    """Latitude of the raster's first edge, in radians."""
+    """Latitude of the raster's first edge in radians."""
     height: float
-    """Latitude from one row to the next, in radians; negative where north is up."""
+    """Latitude step per row in radians; negative if north is up."""
     width: float
-    """Longitude from one column to the next, in radians, positive."""
+    """Longitude step per column in radians, positive."""
     semi_major: float
-    """Axes of the ellipsoid in metres."""
+    """Semi-axes of the ellipsoid in metres."""
     semi_minor: float
 
     def area(self, box: Box) -> Floats:
-        """Area of the cells in square metres, shape (rows, 1)."""
+        """Area of the cells in square metres, shape (y, 1)."""
         return _by_chunks(self, box.start[0], box.stop[0])
 
     def chunk(self, index: int) -> Floats:
-        """Area of the cells in the rows from `_CHUNK * index`.
+        """Area of the cells in the `_CHUNK` rows from row `_CHUNK * index`, in square metres.
 
-        The zone between the equator and the latitude with the sine s has the area b²/2 ·
-        (s/(1-e²s²) + atanh(e·s)/e) for each radian of longitude (Snyder, Map Projections, 1987,
-        equation 3-12). Differences of both terms are taken in closed form, because the terms of the
-        two edges of a small cell are nearly equal.
+        The zone between the equator and the latitude with sine s has the area b²/2 · (s/(1-e²s²) +
+        atanh(e·s)/e) per radian of longitude (Snyder, Map Projections, 1987, equation 3-12).
+        Differences of both terms are taken in closed form, because the terms at the two edges of a
+        small cell are nearly equal.
         """
         edges = np.clip(
             self.latitude + self.height * np.arange(_CHUNK * index, _CHUNK * (index + 1) + 1),
@@ -186,20 +185,20 @@ def _by_chunks(zones: Zones, first: int, stop: int) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """Pixels whose size changes over the map."""
+    """Pixels whose size varies over the map."""
 
     projection: Projection
     affine: Affine
-    """Where to measure; all columns in one place where the size depends on the row alone."""
+    """Transform of the points to measure. If the size depends on the row alone, it maps all columns
+    to one x.
+    """
     determinant: float
     """Area of a pixel in square units of the map."""
     constant: float | None = None
-    """The density inside the domain, where it is the same everywhere."""
+    """The density inside the domain, if it is constant."""
 
     def area(self, box: Box) -> Floats:
-        """Area of the pixels in square metres, shape (rows, columns), or (rows, 1) where all
-        columns are equal.
-        """
+        """Area of the pixels in square metres, shape (y, x), or (y, 1) if all columns are equal."""
         from maskloom.segcore.kernels.areas import fill_cells
 
         (top, left), (bottom, right) = box.start, box.stop
@@ -216,7 +215,7 @@ class Surface:
         return self.affine[0] == self.affine[1] == self.affine[3] == 0
 
     def cut(self, window: Integers) -> tuple[Cells, ...]:
-        """All that is to be known of the window ((top, left), (bottom, right))."""
+        """All cells of the window ((top, left), (bottom, right))."""
         size, cells = _LARGEST, []
         corners = _meeting(_corners(window[0] // size * size, window[1], size), size, window)
         while len(corners) and size >= _SMALLEST:
@@ -227,13 +226,13 @@ class Surface:
                 corners[~settled][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
             ).reshape(-1, 2)
             corners = _meeting(quarters, size, window)
-        # What is left are the quarters of cells of the smallest size.
+        # The rest are the quarters of the smallest cells.
         inside = _corners(np.zeros(2, int), np.full(2, _SMALLEST // 2), 1)
         pixels = _meeting((corners[:, None] + inside).reshape(-1, 2), 1, window)
         return (*cells, (1, pixels, self._single(pixels)[:, None, None]))
 
     def _single(self, pixels: Integers) -> Floats:
-        """Areas of pixels (row, column) one by one."""
+        """Areas of single pixels (row, column)."""
         if not self.equal_columns:
             return pixel_areas(self.projection, self.affine, pixels)
         _, _, x, _, e, f = self.affine
@@ -245,8 +244,8 @@ class Surface:
         )
 
     def _fit(self, corners: Integers, size: int) -> tuple[Floats, NDArray[np.bool_]]:
-        """Polynomials for cells (n, 7, 7) by powers of (v, u) from -1 to 1, and whether each stands
-        for its cell.
+        """Polynomials (n, 7, 7) of cells by powers of (v, u) from -1 to 1, and whether each is
+        accurate.
         """
         nodes, interpolate, average = _scheme(size)
         rows, columns = corners[:, :1] + size * nodes, corners[:, 1:] + size * nodes
@@ -265,7 +264,7 @@ class Surface:
         return _apply(average, _apply(average, terms, 1), 2), settled
 
     def _uncut(self, corners: Integers, size: int, steps: int) -> NDArray[np.bool_]:
-        """Whether the sides of cells lie wholly inside the map or wholly outside."""
+        """Whether the sides of each cell are entirely inside the map or entirely outside."""
         row, column = _sides((size, size), steps)
         shown = self.projection.shows(
             *_on_map(self.affine, corners[:, :1] + row, corners[:, 1:] + column)
@@ -273,7 +272,7 @@ class Surface:
         return np.asarray(shown.all(axis=1) | ~shown.any(axis=1))
 
     def _at(self, row: Floats, column: Floats) -> Floats:
-        """Square metres a pixel at points of the raster, in the shape of `row`."""
+        """Square metres per pixel at points of the raster, in the shape of `row`."""
         x, y = _on_map(self.affine, row, column)
         if self.constant is not None:
             return np.where(self.projection.shows(x, y), self.determinant * self.constant, 0.0)
@@ -281,7 +280,7 @@ class Surface:
 
 
 def _sides(shape: Shape, steps: int) -> tuple[Floats, Floats]:
-    """Row and column of points around a rectangle, `steps` a side."""
+    """Rows and columns of points around a rectangle, `steps` per side."""
     t, zero = np.arange(steps) / steps, np.zeros(steps)
     around = np.concatenate([zero, t, zero + 1, 1 - t]), np.concatenate([t, zero + 1, 1 - t, zero])
     return shape[0] * around[0], shape[1] * around[1]
@@ -294,26 +293,26 @@ def _on_map(affine: Affine, row: Floats, column: Floats) -> tuple[Floats, Floats
 
 @lru_cache(maxsize=16)
 def _cells(surface: Surface, start: Shape, stop: Shape) -> tuple[Cells, ...]:
-    # Kept, because the images of a sensor often share one grid. Mostly some kB, at the limb of a
-    # planet some MB.
+    # Cached, because images of one sensor often share a grid. Usually a few kB, some MB at the limb
+    # of a planet.
     return surface.cut(np.array([start, stop]))
 
 
 def _corners(start: Integers, stop: Integers, size: int) -> Integers:
-    """Corners of the cells of this size from `start` up to `stop`, shape (n, 2)."""
+    """Corners of the cells of this size from `start` to `stop`, shape (n, 2)."""
     rows, columns = (np.arange(first, last, size) for first, last in zip(start, stop, strict=True))
     return np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 def _meeting(corners: Integers, size: int, window: Integers) -> Integers:
-    """The cells that have pixels in the window ((top, left), (bottom, right))."""
+    """The cells that intersect the window ((top, left), (bottom, right))."""
     meeting: Integers = corners[((corners < window[1]) & (corners + size > window[0])).all(axis=1)]
     return meeting
 
 
 def _apply(matrix: Floats, values: Floats, axis: int) -> Floats:
-    """The matrix times `values` along an axis; summed in one order, which a library's product does
-    not promise.
+    """The matrix times `values` along an axis, summed in a fixed order, which library products do
+    not guarantee.
     """
     moved = np.moveaxis(values, axis, -1)
     total = moved[..., :1] * matrix[:, 0]
@@ -324,8 +323,8 @@ def _apply(matrix: Floats, values: Floats, axis: int) -> Floats:
 
 @lru_cache(maxsize=16)
 def _scheme(size: int) -> tuple[Floats, Floats, Floats]:
-    """Nodes of a cell as parts of its side, values to powers, and powers to powers of the means
-    over pixels.
+    """Nodes of a cell as fractions of its side; the matrix from values to powers; and the matrix
+    from powers to powers averaged over pixels.
     """
     nodes = -np.cos(np.pi * np.arange(7) / 6)
     average = np.eye(7)
@@ -358,8 +357,8 @@ def _ground(affine: Affine, crs_wkt: str, shape: Shape | None) -> Plane | Zones 
 
 
 def _covered(projection: Projection, affine: Affine, shape: Shape, column: float | None) -> bool:
-    """Whether a raster lies wholly inside the map. What lies outside is one piece, so a raster that
-    reaches there has sides that do.
+    """Whether a raster is entirely inside the map. The outside is connected, so a raster that
+    reaches it has a side that does.
     """
     x, y = _on_map(affine, *_sides(shape, _EDGE_POINTS))
     return bool(projection.shows(x if column is None else np.full_like(x, column), y).all())

@@ -1,8 +1,8 @@
-"""Ground control points: the affine transform that fits them best, and how far it misses them.
+"""Ground control points: the best-fitting affine transform and its largest residual.
 
-Points say where some pixels lie and nothing of those between, so an area of a pixel needs a model.
-An affine one suits scans of maps and small satellite scenes that are nearly flat; where it misses a
-point by more than a hundredth of the image it is not believed.
+Control points give the positions of some pixels only, so the area of a pixel needs a model. An
+affine one suits scanned maps and small, nearly flat satellite scenes. It is rejected if it misses a
+point by more than a hundredth of the image.
 """
 
 from __future__ import annotations
@@ -19,25 +19,28 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Affine, Shape
 
 _BELIEVED = 0.01
-"""Part of the longer side of an image by which a point may be missed; at least a pixel."""
+"""Largest accepted residual, as a fraction of the longer side of the image; at least one pixel."""
 _SPREAD = 1e-3
-"""Points that spread less than this across their longer direction lie on a line."""
+"""Points are collinear if their spread across the main direction is below this fraction of that
+along it.
+"""
 _ROUNDING = 1e-9
 _STEPS = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 
 def fit_affine(gcps: Sequence[tuple[float, ...]], *, degrees: bool) -> tuple[Affine, float] | None:
-    """The affine transform that fits ground control points best, by least squares, and by how many
-    pixels it misses the worst.
+    """The least-squares affine transform for ground control points, and its largest residual in
+    pixels.
 
-    `gcps` are (column, row, x, y, ...). Where x are `degrees` of longitude they may lie on both
-    sides of 180. None where fewer than three points differ, or all lie on a line.
+    `gcps` are (column, row, x, y, ...). With `degrees`, x are longitudes and may be on both sides
+    of
+    180. None: fewer than three distinct points, or all of them collinear.
     """
     points = np.asarray([point[:4] for point in gcps], np.float64).reshape(-1, 4)
     pixels, ground = points[:, :2], points[:, 2:].copy()
     if degrees and len(ground):
         ground[:, 0] = ground[0, 0] + (ground[:, 0] - ground[0, 0] + 180) % 360 - 180
-    # About their centres, so that coordinates of millions lose no digits.
+    # Centred, so that coordinates in millions keep their digits.
     centre, middle = (
         array.mean(axis=0) if len(points) else np.zeros(2) for array in (pixels, ground)
     )
@@ -45,7 +48,7 @@ def fit_affine(gcps: Sequence[tuple[float, ...]], *, degrees: bool) -> tuple[Aff
     if rank < 2 or abs(np.linalg.det(linear)) <= np.finfo(float).tiny:
         return None
     missed = (ground - middle - (pixels - centre) @ linear) @ np.linalg.inv(linear)
-    # A grid that is not rotated stays so: terms that are rounding alone are none.
+    # Terms that are only rounding errors become 0, so an unrotated grid stays unrotated.
     moves = np.abs(linear * np.ptp(pixels, axis=0)[:, np.newaxis])
     linear[moves < _ROUNDING * moves.max(axis=0)] = 0
     (a, d), (b, e) = linear.tolist()
@@ -54,8 +57,8 @@ def fit_affine(gcps: Sequence[tuple[float, ...]], *, degrees: bool) -> tuple[Aff
 
 
 def placed_by_fit(space: Space, shape: Shape) -> tuple[Space, str]:
-    """A space with the transform that fits its control points, and what to say of it; the space as
-    it is where none is believed.
+    """A space with the transform that fits its control points, and a note about the fit. The space
+    is unchanged if no fit is accepted.
     """
     if space.affine is not None or not space.gcps:
         return space, ""

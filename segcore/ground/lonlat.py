@@ -1,8 +1,7 @@
-"""Longitude and latitude of places in a raster, as tables give them.
+"""Longitude and latitude of positions in a raster, as the tables report them.
 
-Places with a coordinate reference system are given in WGS84 as longitude and latitude (OGC:CRS84),
-so that images of different zones share a table. Places without one stay what they are: columns and
-rows.
+With a coordinate reference system, positions are longitude and latitude in WGS84 (OGC:CRS84), so
+images of different zones share a table. Without one, they remain columns and rows.
 """
 
 from __future__ import annotations
@@ -22,29 +21,30 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 NO_SPACING = 2**30
-"""A spacing longer than any edge."""
+"""A spacing longer than any edge: no vertex is added."""
 _LEAST_SPACING = 16
 _TOLERANCE = 0.1
-"""Pixels that a straight edge may be off between two vertices."""
+"""Largest deviation of a straight edge between two vertices, in pixels."""
 _ONE_PLACE = 1e-3
-"""Pixels within which all longitudes of a pole must lie for it to be a point."""
+"""A pole is a point if all its longitudes coincide within this many pixels."""
 _WIDEST = 90.0
-"""Degrees of longitude that an edge may span: more, and no one could tell which way around it
-goes.
+"""Largest longitude span of an edge in degrees. Beyond it, the direction around the globe would be
+ambiguous.
 """
 
 
 def is_located(space: Space) -> bool:
-    """Whether places of the raster have a longitude and a latitude, unless its CRS knows none."""
+    """Whether the raster has a transform and a CRS. That CRS may still lack longitude and
+    latitude.
+    """
     return space.affine is not None and space.crs is not None
 
 
 def world(space: Space, column: Floats, row: Floats) -> tuple[Floats, Floats]:
-    """Where places (corners of pixels are whole numbers) lie: longitude and latitude in degrees, or
-    column and row without a CRS.
+    """Longitude and latitude of positions in degrees, or column and row without a CRS. Shapes (n,).
 
-    NaN where the CRS has no longitude and latitude, or the place lies outside its domain.
-    Longitudes may go beyond 180 where those of the image do.
+    Whole numbers are corners of pixels. NaN if the CRS has no longitude and latitude, or outside
+    its domain. Longitudes may exceed 180 where those of the image do.
     """
     if space.affine is None or space.crs is None:
         return column, row
@@ -54,16 +54,16 @@ def world(space: Space, column: Floats, row: Floats) -> tuple[Floats, Floats]:
     a, b, c, d, e, f = space.affine
     longitude, latitude = transformer.transform(a * column + b * row + c, d * column + e * row + f)
     found = np.isfinite(longitude) & np.isfinite(latitude)
-    # Outermost pixels of global grids often reach a little beyond the poles.
+    # The outermost pixels of global grids often extend slightly beyond the poles.
     return np.where(found, longitude, np.nan), np.where(found, np.clip(latitude, -90, 90), np.nan)
 
 
 @lru_cache(maxsize=256)
 def poles(space: Space) -> dict[int, tuple[float, float]]:
-    """Where the poles are points of the raster's plane: column and row by 1 (north) and -1 (south).
+    """The poles that are points of the raster's plane: (column, row) by 1 (north) and -1 (south).
 
-    In grids of longitude and latitude, Mercator and the like a pole is a line or lies infinitely
-    far away.
+    In grids of longitude and latitude, Mercator and similar maps a pole is a line or infinitely far
+    away.
     """
     transformer = None if space.affine is None or space.crs is None else _transformer(space.crs)
     if transformer is None or space.affine is None:
@@ -79,7 +79,7 @@ def poles(space: Space) -> dict[int, tuple[float, float]]:
             else (x, y)
         )
         if np.isfinite([column, row]).all() and max(np.ptp(column), np.ptp(row)) < _ONE_PLACE:
-            # Exact where the pole is a corner or the middle of a pixel, as it mostly is.
+            # Exact if the pole is a corner or centre of a pixel, as it usually is.
             found[sign] = (
                 float(np.round(column[0] * 2**20) / 2**20),
                 float(np.round(row[0] * 2**20) / 2**20),
@@ -89,11 +89,11 @@ def poles(space: Space) -> dict[int, tuple[float, float]]:
 
 @lru_cache(maxsize=256)
 def vertex_spacing(space: Space, shape: Shape) -> int:
-    """How many pixels may lie between two vertices of a straight edge, a power of two.
+    """Largest distance in pixels between two vertices of a straight edge, a power of two.
 
-    A straight line of the map is curved in longitude and latitude. Vertices at this spacing, which
-    stand at the same places for neighbouring objects, keep common edges common and each edge within
-    a tenth of a pixel, as far as probes all over the raster tell.
+    A straight line of the map is curved in longitude and latitude. Vertices at this spacing have
+    the same positions for neighbouring objects, so shared edges stay shared. They keep each edge
+    within a tenth of a pixel, as far as probes across the raster show.
     """
     if space.affine is None or space.crs is None or _transformer(space.crs) is None:
         return NO_SPACING
@@ -110,9 +110,7 @@ def vertex_spacing(space: Space, shape: Shape) -> int:
 
 
 def _is_straight(space: Space, rows: Floats, columns: Floats, step: tuple[int, int]) -> bool:
-    """Whether edges that start at these places and lead `step` (down, right) are straight
-    enough.
-    """
+    """Whether edges from these positions with offset `step` (down, right) are straight enough."""
     down, right = step
     begin, middle, end = (
         np.stack(world(space, columns + part * right, rows + part * down))
@@ -132,7 +130,7 @@ def _is_straight(space: Space, rows: Floats, columns: Floats, step: tuple[int, i
 
 @lru_cache(maxsize=64)
 def _transformer(crs_wkt: str) -> Transformer | None:
-    """From a CRS to longitude and latitude; None where there is no way."""
+    """The transformation from a CRS to longitude and latitude. None: PROJ has none."""
     from pyproj import CRS, Transformer
     from pyproj.exceptions import ProjError
 

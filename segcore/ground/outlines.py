@@ -1,14 +1,15 @@
-"""Areas of single pixels by their outlines, for pixels that no polynomial describes: those of
-whole-world maps of few pixels, and those that the edge of the map or a pole of the projection cuts.
+"""Areas of single pixels by their outlines, for pixels without a polynomial: those of world maps
+with few pixels, and those cut by the edge of the map or a pole of the projection.
 
-A pixel's outline is followed on the ellipsoid, and the area inside it is that of a polygon on the
-authalic sphere, whose areas are those of the ellipsoid. Polygons of 2, 4 and 8 steps a side are
-extrapolated (Romberg), and a pixel whose polygons do not agree is cut into four.
+The outline of a pixel is traced on the ellipsoid. The area inside is that of a polygon on the
+authalic sphere, where areas equal those of the ellipsoid. Polygons with 2, 4 and 8 steps per side
+are extrapolated (Romberg), and a pixel whose polygons disagree is split into four.
 
-Where the map ends inside a pixel, the outline is followed from edge to edge of the map, each found
-by bisection, and closed along a great circle. World maps are cut along meridians and end in poles:
-on the sphere both sides of a cut are one great circle and a pole is a point, so that nothing is
-lost however coarse the pixel. Other edges, such as the limb of a planet, are cut into short chords.
+If the map ends inside a pixel, the outline is traced from edge to edge of the map, each found by
+bisection, and closed along a great circle. World maps are cut along meridians and end at poles. On
+the sphere, both sides of a cut are one great circle and a pole is a point, so nothing is lost
+however coarse the pixel. Other edges, for example the limb of a planet, are divided into short
+chords.
 """
 
 from __future__ import annotations
@@ -27,34 +28,32 @@ Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 _DEEPEST = 14
-"""Times that a pixel is cut into four at most."""
+"""Largest number of times that a pixel is split into four."""
 _WIDEST = 0.125
-"""Side of a patch in radii of the planet, as the map has it, up to which its area can be
-trusted.
-"""
+"""Largest side of a patch on the map, in radii of the planet, for which its area is reliable."""
 _COARSE = 0.02
-"""Side from which a patch is looked at by many points, so that no edge of the map passes between
+"""From this side on, a patch is probed at many points, so no edge of the map passes between
 them.
 """
 _LONGEST_STEP = 0.3
-"""Radii between two points of an outline beyond which it is not believed."""
+"""Largest accepted distance between two points of an outline, in radii."""
 _LONGEST_CHORD, _ON_MERIDIAN = 2e-3, 1e-8
-"""Radii by which an edge of the map is cut into chords, and by which a longer chord may miss a
-meridian.
+"""Largest chord of an edge of the map, and largest distance of a longer chord from a meridian, in
+radii.
 """
 _SETTLED, _SETTLED_ALL = 1e-6, 1e-7
-"""Parts of an area that the last step of the extrapolation may change; what is left is some hundred
-times less. Pixels of fine rasters may be less exact, because so few of them meet the edge: the
-second bound is for them all together.
+"""Largest relative change of an area by the last step of the extrapolation; the remaining error is
+some hundred times smaller. Pixels of fine rasters may be less accurate, because so few of them meet
+the edge: the second bound applies to all of them together.
 """
 _BISECTIONS = 44
-"""Halvings of a step that find the edge of a map."""
+"""Halvings of a step to find the edge of a map."""
 
 
 def pixel_areas(projection: Projection, affine: Affine, pixels: Integers) -> Floats:
-    """Square metres of pixels (row, column), shape (n,): of the part that the map shows.
+    """Ground area in square metres of pixels (row, column), shape (n,): of the part inside the map.
 
-    The area of a pixel depends on nothing but its place.
+    The area of a pixel depends on its position alone.
     """
     areas = np.zeros(len(pixels))
     owner, corners, size = np.arange(len(pixels)), pixels.astype(np.float64), 1.0
@@ -75,15 +74,15 @@ def pixel_areas(projection: Projection, affine: Affine, pixels: Integers) -> Flo
 
 
 def row_areas(projection: Projection, x: float, width: float, edges: Floats) -> Floats:
-    """Square metres of pixels in rows of a map whose parallels are straight and evenly divided,
-    shape (n,).
+    """Ground area in square metres of the pixels of rows, shape (n,), for a map with straight,
+    evenly spaced parallels.
 
-    `edges` (n, 2) are the y of the rows; pixels are `width` wide in x, and `x` is any place on the
-    map.
+    `edges` (n, 2) are the y of the edges of each row. Pixels are `width` wide in x, and `x` is any
+    position on the map.
     """
     from maskloom.segcore.kernels.outlines import zones
 
-    # A row may reach beyond both poles, or hold the whole planet.
+    # A row may extend beyond both poles, or contain the whole planet.
     steps = edges[:, :1] + (edges[:, 1:] - edges[:, :1]) * np.linspace(0, 1, 33)
     column = np.full_like(steps, x)
     inside = projection.shows(column, steps)
@@ -120,8 +119,8 @@ def row_areas(projection: Projection, x: float, width: float, edges: Floats) -> 
 def _patches(
     projection: Projection, affine: Affine, corners: Floats, size: float, side: float
 ) -> tuple[Floats, Flags]:
-    """Solid angles of square parts of the raster on the authalic sphere, and which of them can be
-    trusted.
+    """Solid angles of square parts of the raster on the authalic sphere, and which of them are
+    reliable.
     """
     steps = 32 if side > _COARSE else 2
     angles, settled = np.zeros(len(corners)), np.zeros(len(corners), np.bool_)
@@ -136,7 +135,7 @@ def _patches(
     everywhere, nowhere = around.all(axis=1) & middle, ~(around.any(axis=1) | middle)
     once: Flags = np.asarray(changes.sum(axis=1) == 2)
     settled |= nowhere
-    # Places along the outline are counted in steps of the lattice, from the first corner.
+    # Positions along the outline are counted in lattice steps from the first corner.
     step, full, cut = size / steps, np.flatnonzero(everywhere), np.flatnonzero(once)
     ends = _ends(projection, affine, corners[cut], step, around[cut], changes[cut])
     whole = np.zeros(len(full)), np.full(len(full), 4.0 * steps)
@@ -158,7 +157,7 @@ def _ends(
     around: Flags,
     changes: Flags,
 ) -> tuple[Floats, Floats]:
-    """Where outlines that leave the map once come in and go out."""
+    """Positions where outlines that leave the map once enter and leave it."""
     count = around.shape[1]
     # Point i and the one before it are on different sides.
     inward = (changes & around).argmax(axis=1).astype(np.float64)
@@ -184,8 +183,8 @@ def _polygons(
     steps: int,
     cut: bool,
 ) -> tuple[Floats, Floats, Flags]:
-    """Extrapolated solid angles, what the last step of the extrapolation changed, and whether the
-    outlines are closely followed.
+    """Extrapolated solid angles, their change by the last step of the extrapolation, and whether
+    the outlines are traced closely enough.
     """
     from maskloom.segcore.kernels.outlines import patches
 
@@ -194,7 +193,7 @@ def _polygons(
     stops = np.concatenate([begin[:, None], np.minimum(turns, end[:, None]), end[:, None]], axis=1)
     parts = np.arange(points) / points
     if cut:
-        # Points gather at the ends, where latitude and longitude may change like a square root.
+        # Points are denser at the ends, where latitude and longitude may change like a square root.
         parts = (1 - np.cos(np.pi * parts)) / 2
     places = (stops[:, :-1, None] + np.diff(stops)[:, :, None] * parts).reshape(len(begin), -1)
     places = np.concatenate([places, end[:, None]], axis=1)
@@ -222,7 +221,7 @@ def _polygons(
 
 
 def _along(corners: Floats, step: float, steps: int, place: Floats) -> tuple[Floats, Floats]:
-    """Row and column of places along the outlines of squares."""
+    """Rows and columns of positions along the outlines of squares."""
     place = place % (4 * steps)
     down = np.clip(place - steps, 0, steps) - np.clip(place - 3 * steps, 0, steps)
     right = np.clip(place, 0, steps) - np.clip(place - 2 * steps, 0, steps)
@@ -237,7 +236,7 @@ def _on_map(affine: Affine, row: Floats, column: Floats) -> tuple[Floats, Floats
 def _edge(
     projection: Projection, inner_x: Floats, outer_x: Floats, inner: Floats, outer: Floats
 ) -> tuple[Floats, Floats]:
-    """Where lines from places on the map lead off it; their ends where they do not."""
+    """Points where lines from positions inside the map leave it; the ends of lines that do not."""
     whole = projection.shows(outer_x, outer)
     low, high = np.zeros(len(inner)), np.ones(len(inner))
     for _ in range(_BISECTIONS):

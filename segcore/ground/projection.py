@@ -1,13 +1,13 @@
-"""Projections: how much ground a unit of a map covers, measured rather than looked up.
+"""Projections: the ground area of a map unit, measured rather than looked up.
 
-The ground density (square metres a square unit of the map) at a point: PROJ takes the point to the
-ellipsoid in space, the point is moved by a few hundred metres along two tangents of the ellipsoid,
-and PROJ takes the moved points back to the map. The parallelogram that they span is the Jacobian of
-the projection, whatever the projection is: no formula of a single projection, no pole and no axis
-unit is a special case. Its relative error is about 1e-11.
+The ground density at a point is the ground area in square metres per square unit of the map. It is
+measured with PROJ: transform the point to the ellipsoid in space, displace it by a few hundred
+metres along two tangents of the ellipsoid, and transform the displaced points back to the map. The
+parallelogram that they span gives the Jacobian of the projection. This holds for every projection:
+no special formulas, poles or axis units are needed. The relative error is about 1e-11.
 
-All trigonometry is PROJ's, point by point, and all else is exactly rounded, so the density at a
-point has the same bits whatever other points are asked for with it.
+PROJ computes all trigonometry point by point, and all other operations are exactly rounded. So the
+density at a point has the same bits whatever other points are in the array.
 """
 
 from __future__ import annotations
@@ -30,36 +30,38 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 _STEPS = (1e-4, 1e-6, 1e-8)
-"""Lengths of the steps along the tangents, in radii. The short ones are for points next to a cut of
-the map.
+"""Step lengths along the tangents, in radii of the planet. The short ones serve points next to a
+cut of the map.
 """
 _RETURN = 1e-6
-"""Radii by which the way to the ellipsoid and back may miss a point of the map."""
+"""Tolerance of the round trip from the map to the ellipsoid and back, in radii of the planet."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Projection:
-    """A map of an ellipsoid, and how much ground a unit of it covers."""
+    """A map of an ellipsoid, with the ground area of its units."""
 
     to_base: Transformer
-    """From the map (x, y) to longitude and latitude on its own datum."""
+    """From the map (x, y) to longitude and latitude on the map's own datum."""
     to_space: Transformer
-    """From longitude and latitude (degrees) and height to metres from the planet's centre."""
+    """From longitude and latitude (degrees) and height (metres) to geocentric coordinates in
+    metres.
+    """
     degrees: float
-    """Degrees in an angular unit of `to_base`."""
+    """Degrees per angular unit of `to_base`."""
     semi_major: float
-    """Axes of the ellipsoid in metres."""
+    """Semi-axes of the ellipsoid in metres."""
     semi_minor: float
     unit: float
-    """Metres in a unit of the map; at the equator, where the unit is an angle."""
+    """Metres per unit of the map; for angular units, at the equator."""
     period: float
-    """Length of a turn where x is an angle in the units of the map; infinite where it is not."""
+    """Length of a full turn in x if x is an angle, in units of the map; otherwise infinite."""
     plain: bool
     """Whether x and y are longitude and latitude."""
 
     @property
     def squared_eccentricity(self) -> float:
-        """Of the ellipsoid."""
+        """Squared eccentricity of the ellipsoid."""
         return (
             (self.semi_major - self.semi_minor)
             * (self.semi_major + self.semi_minor)
@@ -68,7 +70,9 @@ class Projection:
 
     @property
     def squared_radius(self) -> float:
-        """Square metres of the ellipsoid in a steradian of its authalic sphere."""
+        """Squared radius of the authalic sphere: square metres of the ellipsoid per steradian of
+        that sphere.
+        """
         e = math.sqrt(self.squared_eccentricity)
         return self.semi_major**2 / 2 + self.semi_minor**2 / 2 * (
             math.atanh(e) / e if e > 0 else 1.0
@@ -80,8 +84,9 @@ class Projection:
         return max(math.hypot(a, d), math.hypot(b, e)) * self.unit / self.semi_major
 
     def locate(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """Longitude and latitude of points of the map in radians on its own datum, in their shape.
-        Not finite outside its domain.
+        """Longitude and latitude, in radians on the map's own datum, of points of the map.
+
+        Same shape as the input. Not finite outside the domain.
         """
         longitude, latitude = self.to_base.transform(x, y)
         with np.errstate(invalid="ignore"):
@@ -90,8 +95,8 @@ class Projection:
             ) * math.radians(self.degrees)
 
     def shows(self, x: Floats, y: Floats) -> NDArray[np.bool_]:
-        """Whether points of the map lie in its domain: whether the way to the ellipsoid leads back
-        to them.
+        """Whether points of the map are inside its domain: whether the round trip to the ellipsoid
+        returns to them.
         """
         longitude, latitude = self.to_base.transform(x, y)
         back = self.to_base.transform(longitude, latitude, direction="INVERSE")
@@ -104,8 +109,8 @@ class Projection:
             return shown
 
     def density(self, x: Floats, y: Floats) -> Floats:
-        """Square metres of ground a square unit of the map at points of it; 0 outside its domain.
-        Shape (n,).
+        """Ground area in square metres per square unit of the map at points (n,), shape (n,). 0
+        outside the domain.
         """
         density = np.zeros(len(x))
         longitude, latitude = self.to_base.transform(x, y)
@@ -127,8 +132,8 @@ class Projection:
     def _measure(
         self, place: Floats, home: Floats, step: float
     ) -> tuple[Floats, NDArray[np.bool_]]:
-        """Density at points in space, shape (n, 3), which lie at `home` on the map, and whether it
-        can be trusted.
+        """Density at points in space, shape (n, 3), whose map coordinates are `home`, shape (2, n),
+        and whether it is reliable.
         """
         u, v = _tangents(
             place / np.array([self.semi_major**2, self.semi_major**2, self.semi_minor**2])
@@ -147,8 +152,8 @@ class Projection:
             near, far = away[:, 1::4] - away[:, 2::4], away[:, 3::4] - away[:, 4::4]
             slope = (8 * near - far) / (12 * step)
             size = np.abs(slope).max(axis=(0, 1))
-            # A cut of the map between the points makes the two estimates differ; outside the domain
-            # the way back ends elsewhere.
+            # If the map is cut between the points, the two estimates differ. Outside the domain the
+            # round trip ends elsewhere.
             smooth = (np.abs(near / (2 * step) - far / (4 * step)) <= 1e-3 * size).all(axis=(0, 1))
             back = (np.abs(away[:, 0]) <= 1e-2 * step * size + 1e-9 * np.abs(home)).all(axis=0)
             found: Floats = 1 / np.abs(slope[0, 0] * slope[1, 1] - slope[0, 1] * slope[1, 0])
@@ -156,10 +161,10 @@ class Projection:
 
 
 def _tangents(normal: Floats) -> tuple[Floats, Floats]:
-    """Two unit vectors at right angles to each normal and to one another, shape (n, 3).
+    """Two unit vectors, shape (n, 3), orthogonal to each normal and to each other.
 
-    Duff et al., Building an Orthonormal Basis, Revisited, JCGT 6(1), 2017. Only exactly rounded
-    operations are used.
+    Duff et al., Building an Orthonormal Basis, Revisited, JCGT 6(1), 2017. Uses exactly rounded
+    operations only.
     """
     x, y, z = normal.T / np.sqrt(normal[:, 0] ** 2 + normal[:, 1] ** 2 + normal[:, 2] ** 2)
     sign = np.copysign(1.0, z)
@@ -172,10 +177,10 @@ def _tangents(normal: Floats) -> tuple[Floats, Floats]:
 
 @lru_cache(maxsize=128)
 def projection_of(crs_wkt: str) -> Projection | float:
-    """The map that a CRS makes; square metres in a square unit where no geodetic datum ties it to
-    the ground.
+    """The projection of a CRS. A CRS without a geodetic datum gives the square metres per square
+    unit instead.
 
-    Raises `FormatError` where PROJ does not understand the CRS.
+    Raises `FormatError` if PROJ does not understand the CRS.
     """
     from pyproj import CRS, Transformer
     from pyproj.exceptions import ProjError
@@ -208,7 +213,7 @@ def projection_of(crs_wkt: str) -> Projection | float:
 
 
 def _horizontal(crs: CRS) -> CRS:
-    """The two-dimensional part of a CRS, without a shift to other datums."""
+    """The two-dimensional part of a CRS, without transformations to other datums."""
     while crs.is_bound or crs.is_compound:
         crs = crs.source_crs if crs.is_bound and crs.source_crs else crs.sub_crs_list[0]
     return crs.to_2d()
@@ -216,11 +221,12 @@ def _horizontal(crs: CRS) -> CRS:
 
 @lru_cache(maxsize=128)
 def survey(crs_wkt: str) -> tuple[float | None, float | None]:
-    """The density of a map where it is the same everywhere, and any x where it depends on y alone.
+    """The density of a map if it is constant, else None; and any x of the map if the density
+    depends on y alone, else None.
 
     Measured rather than looked up: whether a projection is equal-area also depends on its
-    parameters and on the ellipsoid (PROJ's Mollweide is so on a sphere only). A probe all over the
-    globe cannot take another projection for one.
+    parameters and on the ellipsoid (PROJ's Mollweide is equal-area on a sphere only). Probes across
+    the globe do not mistake another projection for an equal-area one.
     """
     projection = projection_of(crs_wkt)
     assert isinstance(projection, Projection)

@@ -1,5 +1,5 @@
-"""Loops over the pixels of a tile for their areas. In strict arithmetic or whole numbers, so every
-cut into tiles gives the same bits.
+"""Loops over the pixels of a tile for their areas, in strict arithmetic or integers, so every
+tiling gives the same bits.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from maskloom.segcore.kernels.compiling import exactly
 
 _LOW = np.int64(2**32 - 1)
 _SHORTEST, _LONGEST = 16, 512
-"""Pixels that a parabola is worth the trouble for, and that its sums have bits for."""
+"""Shortest run of pixels worth a parabola, and longest run whose sums fit in their bits."""
 _POWERS = np.array([1 + (x << 16) + (x * x << 36) for x in range(_LONGEST)])
-"""1, x and x**2, each in bits that hold its sum over all x below `_LONGEST`."""
+"""1, x and x**2, packed into bit fields that hold their sums over all x below `_LONGEST`."""
 _NEGLIGIBLE = 1e-10
-"""Parts of an area that a parabola may be off."""
+"""Largest relative error of an area by a parabola."""
 
 
 @exactly
 def _line(polynomial, v, line):  # type: ignore[no-untyped-def]
-    """The polynomial along a row: what is left of it by powers of u for this v."""
+    """The polynomial along a row: the coefficients of the powers of u for this v."""
     terms = len(polynomial)
     for k in range(terms):
         value = polynomial[terms - 1, k]
@@ -36,10 +36,10 @@ def _value(line, u):  # type: ignore[no-untyped-def]
 
 @exactly
 def fill_cells(out, origin, cells):  # type: ignore[no-untyped-def]
-    """Write the values of polynomials into the part of `out` that their cells cover.
+    """Write the values of polynomials into the part of `out` (y, x) that their cells cover.
 
-    `out` starts at the pixel `origin` of the raster; `cells` are (size, corners, polynomials). Cell
-    i covers `size` x `size` pixels from `corners[i]`; its value at the centre of a pixel is the sum
+    `out` starts at pixel `origin` of the raster; `cells` are (size, corners, polynomials). Cell i
+    covers `size` x `size` pixels from `corners[i]`. Its value at the centre of a pixel is the sum
     of `polynomials[i, j, k] * v**j * u**k`, where v and u run from -1 to 1 across the cell.
     """
     (top, left), (size, corners, polynomials) = origin, cells
@@ -56,16 +56,16 @@ def fill_cells(out, origin, cells):  # type: ignore[no-untyped-def]
 
 @exactly
 def _length(polynomial, size):  # type: ignore[no-untyped-def]
-    """Pixels of a row, a power of two, over which a parabola through three points is as good as the
-    polynomial.
+    """Largest run of pixels in a row, a power of two, over which a parabola through three points is
+    as accurate as the polynomial.
     """
     third = 0.0
     for j in range(len(polynomial)):
         for k in range(3, len(polynomial)):
             third += k * (k - 1) * (k - 2) * abs(polynomial[j, k])
     length = min(size, _LONGEST)
-    # A parabola through three points, each h from the next, is off by at most h**3 / (9 * sqrt(3))
-    # of the third derivative.
+    # The error of a parabola through three points at distance h is at most h**3 / (9 * sqrt(3))
+    # times the third derivative.
     while length > 1 and third * (length / size) ** 3 > 15.5 * _NEGLIGIBLE * abs(polynomial[0, 0]):
         length //= 2
     return length if length >= _SHORTEST else 1
@@ -73,8 +73,8 @@ def _length(polynomial, size):  # type: ignore[no-untyped-def]
 
 @exactly
 def _parabola(line, first, length, size):  # type: ignore[no-untyped-def]
-    """Whole numbers q with about q[0] + q[1] * x + q[2] * x**2 for pixel first + x of a cell's row,
-    and the greater end.
+    """Integers q such that q[0] + q[1] * x + q[2] * x**2 approximates pixel first + x of a cell's
+    row, and the larger of the values at both ends.
     """
     last, step = length - 1, 1.0 / size
     u = (2 * first + 1) * step - 1.0
@@ -84,20 +84,19 @@ def _parabola(line, first, length, size):  # type: ignore[no-untyped-def]
         _value(line, u + 2 * last * step),
     )
     second = np.rint(2.0 * (begin - 2.0 * middle + end) / (last * last))
-    # The slope makes up for what the rounding took, so that the error is next to nothing at both
-    # ends.
+    # The slope compensates for rounding, so the error at both ends is negligible.
     slope = np.rint((end - begin) / last - second * last)
     return (np.int64(np.rint(begin)), np.int64(slope), np.int64(second)), max(begin, end)
 
 
 @exactly
 def _add_long(row, place, q, first, sums):  # type: ignore[no-untyped-def]
-    """Add the pixels of `row`, whose first is pixel `first` of the parabola `q`: a single addition
-    for each.
+    """Add the pixels of `row`, whose first is pixel `first` of the parabola `q`, by one addition
+    per pixel.
 
-    It adds 1, x and x**2 at once, in bits of their own.
+    Each addition adds 1, x and x**2 at once, in separate bit fields.
     """
-    # Four tables: runs of one label would else wait for their own last addition.
+    # Four tables: with one, each addition in a run of equal labels would wait for the previous one.
     tables, whole = np.zeros((4, sums.shape[1]), np.int64), len(row) // 4 * 4
     for t in range(0, whole, 4):
         x = first + t
@@ -121,8 +120,8 @@ def _add_long(row, place, q, first, sums):  # type: ignore[no-untyped-def]
 
 @exactly
 def _add_short(row, place, q, first, sums):  # type: ignore[no-untyped-def]
-    """What `_add_long` does, pixel by pixel: for so few pixels, or so many classes, that its tables
-    do not pay.
+    """As `_add_long`, pixel by pixel: for few pixels or many classes, where its tables cost too
+    much.
     """
     for t in range(len(row)):
         i, x = place[row[t]], first + t
@@ -134,7 +133,7 @@ def _add_short(row, place, q, first, sums):  # type: ignore[no-untyped-def]
 
 @exactly
 def _add(row, place, q, first, sums):  # type: ignore[no-untyped-def]
-    """Add at most `_LONGEST` pixels by one parabola, to the same sums in either way."""
+    """Add at most `_LONGEST` pixels by one parabola. Both ways give the same sums."""
     if len(row) > 4 * sums.shape[1]:
         _add_long(row, place, q, first, sums)
     else:
@@ -143,7 +142,7 @@ def _add(row, place, q, first, sums):  # type: ignore[no-untyped-def]
 
 @exactly
 def _add_parabolas(row, place, line, part, sums):  # type: ignore[no-untyped-def]
-    """Add the pixels of `row`, a part of a row of a cell, by a parabola for each `length` pixels of
+    """Add the pixels of `row`, a part of a row of a cell, by one parabola per `length` pixels of
     the cell.
     """
     first, length, size = part
@@ -158,7 +157,7 @@ def _add_parabolas(row, place, line, part, sums):  # type: ignore[no-untyped-def
 
 @exactly
 def _add_pixels(row, place, line, part, sums):  # type: ignore[no-untyped-def]
-    """Add the pixels of `row`, a part of a row of a cell, by the polynomial itself."""
+    """Add the pixels of `row`, a part of a row of a cell, by the polynomial."""
     first, _, size = part
     greatest, step = 0.0, 1.0 / size
     for t in range(len(row)):
@@ -172,14 +171,14 @@ def _add_pixels(row, place, line, part, sums):  # type: ignore[no-untyped-def]
 
 @exactly
 def sum_cells(values, place, origin, cells, scale, sums):  # type: ignore[no-untyped-def]
-    """Count labels, and add up the areas of their pixels in whole quanta; returns the greatest area
-    in quanta.
+    """Count labels and sum the areas of their pixels in quanta. Returns the largest area in quanta.
 
-    `values` starts at the pixel `origin` of the raster; `cells` as for `fill_cells`, `place` and
-    `sums` as for `sum_rows`; `scale` is the number of quanta in a unit. The rows of a cell are cut
-    into parts of one length, over which parabolas with whole coefficients stand for the polynomial;
-    where it varies too fast, each pixel is rounded for itself. Parts and coefficients depend on the
-    cell alone, never on `values`. Sums are void if the greatest area is above 2**62.
+    `values` (y, x) starts at pixel `origin` of the raster; `cells` as for `fill_cells`, `place` and
+    `sums` as for `sum_rows`; `scale` is the number of quanta per unit. The rows of a cell are
+    divided into parts of equal length, in which parabolas with integer coefficients approximate the
+    polynomial. If the polynomial varies too fast, each pixel is rounded separately. Parts and
+    coefficients depend on the cell alone, never on `values`. The sums are invalid if the largest
+    area exceeds 2**62.
     """
     (top, left), (size, corners, polynomials) = origin, cells
     greatest, line = 0.0, np.zeros(7)
@@ -204,10 +203,11 @@ def sum_cells(values, place, origin, cells, scale, sums):  # type: ignore[no-unt
 
 @exactly
 def sum_rows(values, place, amounts, sums):  # type: ignore[no-untyped-def]
-    """Count labels, and add up an amount that is the same for all pixels of a row.
+    """Count labels and sum an amount that is equal for all pixels of a row.
 
-    `place[label]` is the label's place in the sums; `amounts` holds a whole number a row. `sums`
-    has the counts in its first row; a sum of amounts is `sums[2] * 2**32 + sums[1]`.
+    `values` are (y, x); `place[label]` is the label's column in the sums; `amounts` holds one
+    integer per row. The first row of `sums` has the counts. The sum of the amounts is `sums[2] *
+    2**32 + sums[1]`.
     """
     for y in range(values.shape[0]):
         for start in range(0, values.shape[1], _LONGEST):

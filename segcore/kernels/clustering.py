@@ -1,8 +1,8 @@
 """Compiled loops that fit clusters.
 
-Each call handles one chunk of the values and writes sums of its own. The caller cuts the values
-into chunks by their number alone and adds the sums in order, so that results do not depend on the
-number of threads.
+Each call handles one chunk of the values and writes its own sums. The caller divides the values
+into chunks by their number alone and adds the sums in order, so results do not depend on the number
+of threads.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _LOG2_E, _LN_2 = 1 / math.log(2), math.log(2)
 _LN_2_HIGH = 0.693147180369123816490
 _LN_2_LOW = 1.90821492927058770002e-10
 _ROUND = 1.5 * 2.0**52
-"""Adding this leaves the nearest whole number in the low bits of a double."""
+"""Adding this leaves the nearest integer in the low bits of a double."""
 
 
 @exactly
 def _exp(x):  # type: ignore[no-untyped-def]
-    """e**x for x <= 0 to about 1e-15, without branches so that loops over it run on vectors."""
+    """e**x for x <= 0 to about 1e-15, without branches so that loops over it vectorise."""
     x = max(x, -700.0)
     shifted = x * _LOG2_E + _ROUND
     whole = shifted - _ROUND
@@ -72,8 +72,8 @@ def _log(y):  # type: ignore[no-untyped-def]
 
 @exactly
 def cell_sums(starts, colours, weights, sums):  # type: ignore[no-untyped-def]
-    """Sums (w, r, g, b, rr + gg + bb) of the colours from each start to the next: whole numbers,
-    exact.
+    """Sums (w, r, g, b, rr + gg + bb) of the colours from each start to the next: exact
+    integers.
     """
     for cell in range(starts.size - 1):
         for i in range(starts[cell], starts[cell + 1]):
@@ -89,10 +89,10 @@ def cell_sums(starts, colours, weights, sums):  # type: ignore[no-untyped-def]
 
 @exactly
 def _candidates(corner, centres, scale, found):  # type: ignore[no-untyped-def]
-    """Centres that own a colour of the cell at `corner`, in order; returns their number (Kanungo et
-    al. 2002).
+    """Find the centres that may own a colour of the cell at `corner`, in order; return their
+    number.
 
-    `scale` is what differences along each channel are multiplied by.
+    `scale` multiplies differences along each channel. Source: Kanungo et al., IEEE TPAMI 24, 2002.
     """
     nearest, least = 0, np.inf
     for k in range(centres.shape[0]):
@@ -107,11 +107,11 @@ def _candidates(corner, centres, scale, found):  # type: ignore[no-untyped-def]
     for k in range(centres.shape[0]):
         mine, theirs = 0.0, 0.0
         for channel in range(3):
-            # The corner of the cell that lies farthest towards centre k.
+            # The corner of the cell that is farthest towards centre k.
             far = _CELL_SIDE - 1 if centres[k, channel] > centres[nearest, channel] else 0
             mine += ((corner[channel] + far - centres[k, channel]) * scale[channel]) ** 2
             theirs += ((corner[channel] + far - centres[nearest, channel]) * scale[channel]) ** 2
-        # The margins cover rounding, so that no colour is labelled otherwise than by itself.
+        # The margins cover rounding, so every colour gets the label that a full search would give.
         if k == nearest or mine <= theirs + 1e-6 + 1e-9 * theirs:
             found[n] = k
             n += 1
@@ -120,11 +120,11 @@ def _candidates(corner, centres, scale, found):  # type: ignore[no-untyped-def]
 
 @exactly
 def lloyd_cells(chunk, cells, colours, weights, measure, sums):  # type: ignore[no-untyped-def]
-    """One step of k-means over the cells of `chunk`: (w, r, g, b) of the colours nearest to each
-    centre, exact.
+    """One step of k-means over the cells of `chunk`: exact sums (w, r, g, b) of the colours nearest
+    to each centre.
 
-    `cells` is (starts, corners, sums of each cell). Cells that one centre owns are added whole.
-    `measure` is (centres, scale): what differences along each channel are multiplied by.
+    `cells` is (starts, corners, sums of each cell). Cells that belong to one centre are added as a
+    whole. `measure` is (centres, scale): `scale` multiplies differences along each channel.
     """
     starts, corners, cell_totals = cells
     centres, scale = measure
@@ -154,10 +154,10 @@ def lloyd_cells(chunk, cells, colours, weights, measure, sums):  # type: ignore[
 
 @exactly
 def lloyd_points(chunk, x, weights, measure, sums):  # type: ignore[no-untyped-def]
-    """One step of k-means over the values of `chunk`, x (channels, n): weight, sums by channel and
+    """One step of k-means over the values of `chunk`, x (channel, n): weight, sums by channel and
     inertia of each centre.
 
-    `measure` is (centres, scale): what differences along each channel are multiplied by.
+    `measure` is (centres, scale): `scale` multiplies differences along each channel.
     """
     centres, scale = measure
     channels = x.shape[0]
@@ -186,7 +186,7 @@ def lloyd_points(chunk, x, weights, measure, sums):  # type: ignore[no-untyped-d
 
 @exactly
 def _log_probabilities(x, component, out):  # type: ignore[no-untyped-def]
-    """Set `out` to constant - |factor (x - mean)|**2 / 2 for the columns of x."""
+    """Set `out` to constant - |factor (x - mean)|**2 / 2 for the columns of x (channel, batch)."""
     constant, mean, factor = component
     difference = np.empty(BATCH)
     for p in range(BATCH):
@@ -207,7 +207,7 @@ def _log_probabilities(x, component, out):  # type: ignore[no-untyped-def]
 
 @exactly
 def _dot(a, b):  # type: ignore[no-untyped-def]
-    """Sum of a * b over a batch, in eight fixed parts: the processor adds them at once and no
+    """Sum of a * b over a batch, in eight fixed parts: the processor adds them in parallel and no
     compiler may reorder them.
     """
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
@@ -225,8 +225,9 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 @exactly
 def _load_batch(x, weights, units, part, batch):  # type: ignore[no-untyped-def]
-    """The (start, number) `part` of x, `batch` being weights and rows: below the first row the
-    values in `units` and their products i <= j.
+    """Load the (start, number) `part` of x into `batch` = (weights, rows).
+
+    The first row holds ones. The rows below hold the values in `units`, then their products i <= j.
     """
     start, n = part
     origin, scale = units
@@ -249,7 +250,7 @@ def _load_batch(x, weights, units, part, batch):  # type: ignore[no-untyped-def]
 
 @exactly
 def _responsibilities(weight, score, top, total):  # type: ignore[no-untyped-def]
-    """Turn log-probabilities (components, batch) into weighted responsibilities; `top` becomes the
+    """Turn log-probabilities (component, batch) into weighted responsibilities; `top` becomes the
     log-likelihoods.
     """
     components = score.shape[0]
@@ -273,18 +274,18 @@ def _responsibilities(weight, score, top, total):  # type: ignore[no-untyped-def
 
 @exactly
 def expect(chunk, data, units, mixture, sums):  # type: ignore[no-untyped-def]
-    """The expectation step over the values of `chunk`: returns the sum of weighted log-likelihoods.
+    """The expectation step over the values of `chunk`. Returns the sum of weighted log-likelihoods.
 
-    `data` is (values, weights), `mixture` (constants, means, factors) in `units`: values less an
-    origin, times a scale by channel. Adds to `sums` (components, 1 + c + c (c + 1) / 2) what each
-    component is responsible for: weight, weighted values, and weighted products of values i <= j,
-    in these units too.
+    `data` is (values, weights). `mixture` is (constants, means, factors) in `units`: values minus
+    an origin, times a scale per channel. Adds to `sums` (component, 1 + c + c (c + 1) / 2) the
+    totals of each component, weighted by its responsibilities and in the same units: weight,
+    values, and products of values i <= j.
     """
     x, weights = data
     constants, means, factors = mixture
     components = constants.size
-    # Rows: one, the values, and their products. Columns beyond the last value of a chunk have no
-    # weight.
+    # Rows: ones, the values, and their products. Columns beyond the last value of a chunk have
+    # weight 0.
     rows = np.ones((sums.shape[1], BATCH))
     score = np.empty((components, BATCH))
     weight, top, total = np.empty(BATCH), np.empty(BATCH), np.empty(BATCH)
@@ -303,10 +304,10 @@ def expect(chunk, data, units, mixture, sums):  # type: ignore[no-untyped-def]
 
 @exactly
 def posteriors(pixels, scorer, diagonal, out):  # type: ignore[no-untyped-def]
-    """Probability of each component (columns of `out`) for each row of `pixels` (n, channels),
-    scored as by `label_pixels`.
+    """Probability of each component for each row of `pixels` (n, channel), into `out` (n,
+    components). Scores as in `label_pixels`.
 
-    Where a pixel is not finite all are equally probable.
+    All components are equally probable for a pixel that is not finite.
     """
     constants, means, factors = scorer
     channels, components = pixels.shape[1], constants.size

@@ -1,5 +1,5 @@
-"""How all loops are compiled: in strict IEEE arithmetic, so that neither the processor, nor what
-the compiler makes of it, nor the cut into tiles changes a bit.
+"""The compilation of all loops in strict IEEE arithmetic, so that no processor, compiler
+optimisation or tiling changes a bit.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from numba import njit
 
 
 def exactly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`njit` in strict arithmetic that releases the lock and keeps the machine code on disk where
-    there is a place for it.
+    """`njit` in strict arithmetic. Releases the global interpreter lock, and caches the machine
+    code on disk if possible.
     """
     try:
         return njit(cache=True, nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
-    except (
-        RuntimeError
-    ):  # numba's word for: neither the package's folder nor the user's cache can be written
+    except RuntimeError:
+        # numba can write neither to the package's folder nor to the user's cache.
         return njit(nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]

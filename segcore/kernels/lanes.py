@@ -1,11 +1,11 @@
-"""Sixteen float32 numbers at a time, for compiled loops whose inner part is too short for the
-compiler to find vectors in it.
+"""Vectors of sixteen float32 numbers, for compiled loops whose inner part is too short for the
+compiler to vectorise.
 
-A `Lanes` value holds sixteen neighbours of each of some channels. It lives in vector registers,
-whatever their width on the processor at hand. How many channels there are is part of the type, so
-loops over them are unrolled: functions that cannot tell take `like`, a tuple with a float32 for
-each channel. All operations act on each lane by itself in strict IEEE arithmetic and sums over
-lanes or channels have one fixed order, so results are the same on every processor.
+A `Lanes` value holds sixteen adjacent numbers in each of several channels. It lives in vector
+registers, whatever their width on the processor. The number of channels is part of the type, so
+loops over channels are unrolled. Functions that cannot infer it take `like`, a tuple with one
+float32 per channel. All operations act on each lane separately in strict IEEE arithmetic, and sums
+over lanes or channels have a fixed order, so results are the same on every processor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
 LANES = 16
-"""Numbers of one channel in one value."""
+"""Numbers per channel in one value."""
 
 _FLOAT, _DOUBLE, _INT = ir.FloatType(), ir.DoubleType(), ir.IntType(32)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -53,7 +53,7 @@ _choice = _ChoiceType()
 
 
 def _pack(builder: Any, parts: list[Any]) -> Any:
-    """One value (Lanes, or a tuple) of its channels."""
+    """One value (Lanes or a tuple) from its channels."""
     return cgutils.pack_array(builder, parts)
 
 
@@ -70,7 +70,7 @@ def _spread(builder: Any, number: Any) -> Any:
 
 
 def _total(builder: Any, vector: Any) -> Any:
-    """The sum of all lanes as float64: the upper half is added to the lower until one is left."""
+    """The sum of all lanes as float64: add the upper half to the lower until one lane is left."""
     rest, count = builder.fpext(vector, ir.VectorType(_DOUBLE, LANES)), LANES
     while count > 1:
         count //= 2
@@ -91,8 +91,8 @@ def _sum_of_squares(builder: Any, differences: list[Any]) -> Any:
 
 
 def _places(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
-    """Pointers to `arguments` = (array, place, numbers from a channel to the next, like) in each
-    channel.
+    """One pointer per channel for `arguments` = (array, place, numbers from one channel to the
+    next, like).
     """
     array = context.make_array(signature.args[0])(context, builder, arguments[0])
     place, pointers = arguments[1], []
@@ -103,7 +103,7 @@ def _places(context: Any, builder: Any, signature: Any, arguments: Any) -> list[
 
 
 def _generator(build: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """Code generation that needs the builder and the arguments alone."""
+    """A code generator that needs only the builder and the arguments."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return build(builder, arguments)
@@ -113,8 +113,8 @@ def _generator(build: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def pick(_typing: Any, values: Any, place: Any, step: Any, like: Any) -> Any:
-    """A tuple of the float32 `values` at `place` in each channel; `step` is the distance from
-    channel to channel.
+    """A tuple of the float32 `values` at `place`, one per channel; `step` is the distance between
+    channels.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -128,8 +128,8 @@ def pick(_typing: Any, values: Any, place: Any, step: Any, like: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def load(_typing: Any, values: Any, place: Any, step: Any, like: Any) -> Any:
-    """The float32 `values` from `place` on in each channel; the array is flat, contiguous and
-    reaches far enough.
+    """Lanes of the float32 `values` from `place`, in each channel. The array is flat, contiguous
+    and long enough.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -145,7 +145,7 @@ def load(_typing: Any, values: Any, place: Any, step: Any, like: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def none(_typing: Any, like: Any) -> Any:
-    """Zeros."""
+    """Zeros in every lane."""
     kind = _LanesType(like.count)
     return kind(like), _generator(
         lambda _builder, _arguments: ir.Constant(ir.ArrayType(_VECTOR, kind.channels), None)
@@ -162,7 +162,7 @@ def spread(_typing: Any, number: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def count_from(_typing: Any, number: Any) -> Any:
-    """The float32 `number` in the first lane of one channel, and one more in each further lane."""
+    """The float32 `number` in the first lane of one channel, increasing by one per lane."""
 
     def build(builder: Any, arguments: Any) -> Any:
         steps = ir.Constant(_VECTOR, [float(lane) for lane in range(LANES)])
@@ -173,7 +173,7 @@ def count_from(_typing: Any, number: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def far(_typing: Any, lanes: Any, point: Any) -> Any:
-    """The squared distance of each lane from the tuple `point`, over all channels in their
+    """The squared distance of each lane from the tuple `point`, summed over the channels in
     order.
     """
 
@@ -193,7 +193,7 @@ def far(_typing: Any, lanes: Any, point: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def apart(_typing: Any, one: Any, other: Any) -> Any:
-    """The squared distance of two tuples, in their order."""
+    """The squared distance of two tuples, summed in order."""
 
     def build(builder: Any, arguments: Any) -> Any:
         pairs = zip(*(_unpack(builder, each) for each in arguments), strict=True)
@@ -204,9 +204,7 @@ def apart(_typing: Any, one: Any, other: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def at_most(_typing: Any, lanes: Any, limit: Any) -> Any:
-    """In which lanes of one channel the float32 `limit` is not exceeded; nowhere where there is
-    NaN.
-    """
+    """The lanes of one channel that do not exceed the float32 `limit`; False for NaN."""
 
     def build(builder: Any, arguments: Any) -> Any:
         return builder.fcmp_ordered(
@@ -218,13 +216,13 @@ def at_most(_typing: Any, lanes: Any, limit: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def both(_typing: Any, one: Any, other: Any) -> Any:
-    """In which lanes one and the other."""
+    """The lanes that are chosen in both."""
     return _choice(one, other), _generator(lambda builder, arguments: builder.and_(*arguments))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def plus_where(_typing: Any, lanes: Any, chosen: Any, more: Any) -> Any:
-    """The sum lanes + more where `chosen`, lanes elsewhere."""
+    """The sum `lanes` + `more` in the `chosen` lanes, and `lanes` in the others."""
 
     def build(builder: Any, arguments: Any) -> Any:
         pairs = zip(_unpack(builder, arguments[0]), _unpack(builder, arguments[2]), strict=True)
@@ -237,7 +235,7 @@ def plus_where(_typing: Any, lanes: Any, chosen: Any, more: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def total(_typing: Any, lanes: Any) -> Any:
-    """The sum of the lanes of one channel, a float64."""
+    """The sum of the lanes of one channel as float64."""
     return types.float64(lanes), _generator(
         lambda builder, arguments: _total(builder, _unpack(builder, arguments[0])[0])
     )
@@ -245,8 +243,8 @@ def total(_typing: Any, lanes: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def means(_typing: Any, lanes: Any, count: Any) -> Any:
-    """A tuple of the sums of all lanes divided by the float64 `count`: worked out as float64, given
-    as float32.
+    """A tuple of the sums of all lanes divided by the float64 `count`: computed in float64,
+    returned as float32.
     """
 
     def build(builder: Any, arguments: Any) -> Any:

@@ -1,9 +1,8 @@
 """Compiled loops of mean shift in the space of values.
 
-Cells of a lattice go by keys: the cell's place along each channel times that channel's stride,
-modulo 2**64. A lattice travels as (side, lows, extents, strides). Whatever is remembered by cell
-stands in an open-addressed table (keys, held), whose size is a power of two and where held < 0
-marks a free slot.
+A lattice cell has a key: the sum over channels of the cell's index times the channel's stride,
+modulo 2**64. A lattice is passed as (side, lows, extents, strides). Values by cell are stored in an
+open-addressed hash table (keys, held). Its size is a power of two, and held < 0 marks a free slot.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _BATCH = 128
 
 @exactly
 def _slot(keys, held, key):  # type: ignore[no-untyped-def]
-    """Where `key` stands in the table, or the free slot where it belongs."""
+    """The slot of `key` in the table, or the free slot where it belongs."""
     mask = np.uint64(keys.size - 1)
     at = key * np.uint64(0x9E3779B97F4A7C15)
     at = (at ^ (at >> np.uint64(32))) & mask
@@ -36,8 +35,8 @@ def _slot(keys, held, key):  # type: ignore[no-untyped-def]
 
 @exactly
 def _cell_of(value, lattice):  # type: ignore[no-untyped-def]
-    """The key of the value's cell, and whether it is one of the lattice's: values outside and NaN
-    have none.
+    """The key of the value's cell, and whether the cell is in the lattice: not for outside values
+    and NaN.
     """
     side, lows, extents, strides = lattice
     key, inside = np.uint64(0), True
@@ -50,7 +49,7 @@ def _cell_of(value, lattice):  # type: ignore[no-untyped-def]
 
 @exactly
 def fill(keys, held, new_keys, values):  # type: ignore[no-untyped-def]
-    """Put (key, value) pairs into an empty table."""
+    """Insert (key, value) pairs into an empty table."""
     for i in range(new_keys.size):
         at = _slot(keys, held, new_keys[i])
         keys[at] = new_keys[i]
@@ -59,11 +58,10 @@ def fill(keys, held, new_keys, values):  # type: ignore[no-untyped-def]
 
 @exactly
 def gather(values, weights, lattice, table, cells):  # type: ignore[no-untyped-def]
-    """Gather values (channels, n), none outside of the lattice, by cell in the order of first
-    occurrence.
+    """Collect values (channel, n), all inside the lattice, by cell in order of first occurrence.
 
     Fills `cells`: sums (most, 1 + channels) of weights and weighted values, and keys (most,).
-    Returns the number of cells, or -1 where they are more than `most`.
+    Returns the number of cells, or -1 if it exceeds `most`.
     """
     keys, held = table
     sums, cell_keys = cells
@@ -91,7 +89,7 @@ def gather(values, weights, lattice, table, cells):  # type: ignore[no-untyped-d
 
 @exactly
 def _first(values, begin, end, bound):  # type: ignore[no-untyped-def]
-    """The first of the ascending values[begin:end] that is not below the bound."""
+    """The index of the first of the ascending values[begin:end] that is not below the bound."""
     while begin < end:
         middle = (begin + end) >> 1
         if values[middle] < bound:
@@ -103,7 +101,7 @@ def _first(values, begin, end, bound):  # type: ignore[no-untyped-def]
 
 @exactly
 def _count(squares, weights, window, counted):  # type: ignore[no-untyped-def]
-    """The weights, by their squared distances from the window's centre, times the kernel."""
+    """The weights times the kernel at their squared distances from the window's centre."""
     kernel, bandwidth, reach = window
     shape = 1.0 / (bandwidth * bandwidth)
     if kernel == FLAT:
@@ -121,9 +119,7 @@ def _count(squares, weights, window, counted):  # type: ignore[no-untyped-def]
 
 @exactly
 def _add_run(at, window, density, run, scratch, total):  # type: ignore[no-untyped-def]
-    """Add the points of a (begin, end) `run` to `total`, in loops that the processor takes several
-    points at a time.
-    """
+    """Add the points of a (begin, end) `run` to `total`, in loops that vectorise."""
     points, weights = density[0], density[1]
     channels = points.shape[0]
     squares, counted = scratch
@@ -144,7 +140,7 @@ def _add_run(at, window, density, run, scratch, total):  # type: ignore[no-untyp
 
 @exactly
 def _rows_within(value, low, number, side, reach):  # type: ignore[no-untyped-def]
-    """The value counted from where rows begin, and the first and last row within reach."""
+    """The value relative to the begin of the rows, and the first and last row within reach."""
     place = value - low
     return (
         place,
@@ -155,19 +151,18 @@ def _rows_within(value, low, number, side, reach):  # type: ignore[no-untyped-de
 
 @exactly
 def _weighted_sums(at, window, density, scratch, total):  # type: ignore[no-untyped-def]
-    """Weight and weighted sums (1 + channels) of the points around `at`, each counted by the
-    kernel.
+    """Weight and weighted sums (1 + channels) of the points around `at`, weighted by the kernel.
 
-    `window` is (kernel, bandwidth, reach). `density` is (points (channels, n), weights, starts,
-    rows): points by row, and in a row by their third channel (the last one, where there are fewer).
-    `rows` is (side, low and number of rows along two channels).
+    `window` is (kernel, bandwidth, reach). `density` is (points (channel, n), weights, starts,
+    rows): points sorted by row, and within a row by their third channel (the last one, if there are
+    fewer). `rows` is (side, low and number of rows along two channels).
     """
     points, _, starts, rows = density
     side, low_a, number_a, low_b, number_b = rows
     channels = points.shape[0]
     along = min(2, channels - 1)
     total[:] = 0.0
-    # The margin covers rounding: which points count is decided by their distances alone.
+    # The margin covers rounding: the distances alone decide which points count.
     reach = window[2] * (1 + 1e-9)
     a, first_a, last_a = (
         _rows_within(at[0], low_a, number_a, side, reach) if channels > 1 else (0.0, 0, 0)
@@ -191,7 +186,7 @@ def _weighted_sums(at, window, density, scratch, total):  # type: ignore[no-unty
 
 @exactly
 def _step(at, total):  # type: ignore[no-untyped-def]
-    """Move to the mean; returns the square of the way there."""
+    """Move to the mean; return the squared distance moved."""
     moved = 0.0
     for j in range(at.size):
         mean = total[1 + j] / total[0]
@@ -205,9 +200,9 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
     """Follow mean shift from the points of `chunk` until a step is at most a thousandth of the
     bandwidth.
 
-    `steps` is the most steps of a path; `found` takes the ends (n, channels) and their strengths
-    (n,): the kernel's weight there. Where the lattice `micro` has a side above 0, a path that
-    enters a cell of it that an earlier path of the chunk crossed ends where that one did.
+    `steps` is the largest number of steps of a path. `found` receives the ends (n, channel) and
+    their strengths (n,): the kernel-weighted sum there. If the lattice `micro` has a side above 0,
+    a path that enters a cell already crossed by an earlier path of the chunk takes that path's end.
     """
     points, ends, strengths = density[0], found[0], found[1]
     channels = points.shape[0]
@@ -248,10 +243,10 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
 
 @exactly
 def keep_strongest(ends, bandwidth, most, kept):  # type: ignore[no-untyped-def]
-    """Keep each of the `ends` (n, channels), strongest first, that is farther than the bandwidth
+    """Keep each of the `ends` (n, channel), strongest first, that is farther than the bandwidth
     from all kept before.
 
-    Writes their rows into `kept`; returns how many, at most `most`.
+    Writes their rows into `kept`; returns their number, at most `most`.
     """
     n = 0
     for i in range(ends.shape[0]):
@@ -277,8 +272,8 @@ def keep_strongest(ends, bandwidth, most, kept):  # type: ignore[no-untyped-def]
 
 @exactly
 def _class_of(value, lattice, table, modes):  # type: ignore[no-untyped-def]
-    """The class that is held for the value's cell; that of the nearest mode, the first of equals,
-    where none is.
+    """The class stored for the value's cell, or else that of the nearest mode, the first of
+    equals.
     """
     keys, held = table
     key, inside = _cell_of(value, lattice)
@@ -298,7 +293,7 @@ def _class_of(value, lattice, table, modes):  # type: ignore[no-untyped-def]
 
 @exactly
 def label_values(values, lattice, table, modes, out):  # type: ignore[no-untyped-def]
-    """Classes of the rows of `values` (n, channels)."""
+    """Write the classes of the rows of `values` (n, channel) to `out` (n,)."""
     value = np.empty(values.shape[1])
     for i in range(values.shape[0]):
         for j in range(value.size):
@@ -308,8 +303,9 @@ def label_values(values, lattice, table, modes, out):  # type: ignore[no-untyped
 
 @exactly
 def label_colours(pixels, labeller, memo, out):  # type: ignore[no-untyped-def]
-    """Classes of a (y, x, 3) uint8 block from `memo` (class + 1 by Morton code, 0: not known yet,
-    found out when met).
+    """Write the classes of a (y, x, 3) uint8 block to `out` (y, x), by way of `memo`.
+
+    `memo` holds class + 1 by Morton code. 0: not computed yet; it is filled on first use.
     """
     lattice, table, modes = labeller
     value = np.empty(3)

@@ -1,5 +1,5 @@
-"""Areas on the ellipsoid: of zones, and of patches whose outline is given by points. In strict
-arithmetic, point by point.
+"""Areas on the ellipsoid: of zones, and of patches with an outline of points. In strict arithmetic,
+point by point.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from maskloom.segcore.kernels.compiling import exactly
 
 @exactly
 def _between(low: Any, high: Any, squared: Any) -> Any:
-    """Area between two latitudes in radians for each radian of longitude, in units of half the
-    squared semi-minor axis.
+    """Area between two latitudes in radians, per radian of longitude, in units of half the squared
+    semi-minor axis.
 
-    Snyder, Map Projections, 1987, equation 3-12: the area from the equator to the latitude with the
+    Snyder, Map Projections, 1987, equation 3-12: the area from the equator to the latitude with
     sine s is s/(1-e²s²) + atanh(e·s)/e. Differences of both terms are taken in closed form, because
     they are nearly equal at the two edges of a narrow zone.
     """
@@ -32,18 +32,17 @@ def _between(low: Any, high: Any, squared: Any) -> Any:
 
 @exactly
 def zones(low: Any, high: Any, squared: Any, out: Any) -> None:
-    """Write the areas between latitudes in radians, as `_between` has them, never negative."""
+    """Write the areas between latitudes in radians, in the units of `_between`, never negative."""
     for i in range(len(out)):
         out[i] = abs(_between(low[i], high[i], squared))
 
 
 @exactly
 def _triangle(points: Any, a: Any, b: Any, c: Any) -> Any:
-    """Solid angle of a spherical triangle, positive where it goes counter-clockwise as seen from
-    outside.
+    """Solid angle of a spherical triangle, positive if counter-clockwise as seen from outside.
 
-    Van Oosterom and Strackee, The Solid Angle of a Plane Triangle, 1983; by differences, so that
-    small triangles keep their digits.
+    Van Oosterom and Strackee, The Solid Angle of a Plane Triangle, 1983; computed from differences,
+    so small triangles keep their digits.
     """
     ux, uy, uz = (
         points[b, 0] - points[a, 0],
@@ -70,22 +69,21 @@ def _triangle(points: Any, a: Any, b: Any, c: Any) -> Any:
 
 @exactly
 def patches(longitudes: Any, latitudes: Any, squared: Any, angles: Any, gaps: Any) -> None:
-    """Measure patches of the ellipsoid on its authalic sphere, where areas are those of the
+    """Measure patches of the ellipsoid on its authalic sphere, where areas equal those of the
     ellipsoid.
 
-    Row i of `longitudes` and `latitudes` (radians) goes along an outline, which the great circle
-    from its last point to its first closes. Writes the solid angles of the polygons through every
-    fourth, every second and every point to `angles` (n, 3); to `gaps` (n, 3) the longest step
-    between two points, the step that closes the outline, and how far that one is from a meridian,
-    all in radii.
+    Row i of `longitudes` and `latitudes` (n, point), in radians, follows an outline, which the
+    great circle from its last point to its first closes. Writes the solid angles of the polygons
+    through every fourth, every second and every point to `angles` (n, 3). Writes to `gaps` (n, 3)
+    the longest step between two points, the step that closes the outline, and the distance of that
+    step from a meridian, all in radii.
     """
     count = longitudes.shape[1]
     whole = _between(0.0, math.pi / 2, squared)
     points = np.empty((count, 3))
     for i in range(len(angles)):
         for k in range(count):
-            # 1 - sin of the authalic latitude, without the cancellation that the sine has at the
-            # poles.
+            # 1 - sin of the authalic latitude, without the cancellation of the sine at the poles.
             cap = _between(abs(latitudes[i, k]), math.pi / 2, squared) / whole
             radius = math.sqrt(max(cap * (2.0 - cap), 0.0))
             points[k, 0], points[k, 1] = (

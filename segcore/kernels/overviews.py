@@ -1,4 +1,4 @@
-"""Label kernels: compiled loops over label images, kept apart so that only those who run them
+"""Compiled loops over label images for overviews, in a separate module so that only their callers
 import numba.
 """
 
@@ -16,23 +16,23 @@ Integer = TypeVar("Integer", bound=np.integer)
 
 
 def halve(labels: NDArray[Integer]) -> NDArray[Integer]:
-    """The labels at half the resolution, shape (ceil(height / 2), ceil(width / 2)).
+    """The labels at half the resolution, shape (ceil(y / 2), ceil(x / 2)).
 
-    Each pixel takes the most frequent label of its 2 x 2 pixels, and the first of them in row order
-    where several are equally frequent. The greatest value of the dtype (nodata) counts only where
-    there is nothing else. At an odd border the pixels inside the image decide alone. As a mode
-    never invents a label, the result is safe for classes and for object ids.
+    Each pixel takes the most frequent label of its 2 x 2 pixels, and the first of these in row
+    order in case of a tie. The largest value of the dtype (nodata) counts only if there is no
+    other. At an odd border only the pixels inside the image count. A mode never invents a label, so
+    the result is valid for classes and for object ids.
     """
     height, width = labels.shape
     if height % 2 or width % 2:
-        # A repeated border leaves the order and the ratio of the counts as they are.
+        # Repeating the border keeps the order and the ratio of the counts.
         labels = np.pad(labels, ((0, height % 2), (0, width % 2)), mode="edge")
     out = np.empty((labels.shape[0] // 2, labels.shape[1] // 2), labels.dtype)
     _halve(np.ascontiguousarray(labels), labels.dtype.type(np.iinfo(labels.dtype).max), out)
     return out
 
 
-# Selections instead of branches let the compiler use vector instructions.
+# Selections instead of branches let the compiler vectorise.
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba has no types
 def _halve(labels: NDArray[np.integer], nodata: np.integer, out: NDArray[np.integer]) -> None:
     for y in range(out.shape[0]):

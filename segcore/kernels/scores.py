@@ -1,4 +1,4 @@
-"""Loops over scores: which class is the likeliest, and weighted sums of several."""
+"""Loops over class scores: the most likely class, and weighted sums."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from maskloom.segcore.kernels.compiling import exactly
 
 @exactly
 def likeliest(scores, labels):  # type: ignore[no-untyped-def]
-    """The place of the greatest of each pixel's scores (y, x, class), the first of equals, as
-    `np.argmax`; into integer `labels` (y, x).
+    """Write the class with the highest score (y, x, class), the first of equals, to the integer
+    `labels` (y, x), as `np.argmax` does.
 
-    A NaN is never greatest unless it comes first.
+    A NaN counts as the highest only if it comes first.
     """
     height, width, classes = scores.shape
     for y in range(height):
@@ -21,8 +21,8 @@ def likeliest(scores, labels):  # type: ignore[no-untyped-def]
             for i in range(1, classes):
                 score = scores[y, x, i]
                 greater = score > best
-                # Choices, not branches: neighbouring classes alternate, and wrong guesses cost more
-                # than all else.
+                # Selections, not branches: classes alternate between neighbours, and branch
+                # mispredictions would cost more than all else.
                 best = score if greater else best
                 at = i if greater else at
             labels[y, x] = at
@@ -30,8 +30,8 @@ def likeliest(scores, labels):  # type: ignore[no-untyped-def]
 
 @exactly
 def likelier(scores, threshold, labels):  # type: ignore[no-untyped-def]
-    """1 where the only score of a pixel (y, x, 1) exceeds the threshold, else 0; into integer
-    `labels` (y, x).
+    """Write 1 where the only score of a pixel (y, x, 1) exceeds the threshold, otherwise 0, to the
+    integer `labels` (y, x).
     """
     limit = np.float32(threshold)
     height, width, _ = scores.shape
@@ -42,7 +42,7 @@ def likelier(scores, threshold, labels):  # type: ignore[no-untyped-def]
 
 @exactly
 def add_weighted(scores, row_weights, column_weights, total):  # type: ignore[no-untyped-def]
-    """Add scores (y, x, class), each times the weights of its row and its column, to `total`; all
+    """Add the scores (y, x, class), times the weights of row and column, to `total`; all
     float32.
     """
     height, width, classes = scores.shape

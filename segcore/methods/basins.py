@@ -1,19 +1,19 @@
-"""Mean shift on weighted values: the modes of their density, and the basin of attraction of every
+"""Mean shift of weighted values: the modes of their density, and the basin of attraction of every
 value.
 
 The method is that of Fukunaga and Hostetler (1975), Cheng (IEEE TPAMI 17, 1995) and Comaniciu and
-Meer (IEEE TPAMI 24, 2002): from every point a path steps to the kernel-weighted mean of the points
-around it until it rests; where paths end are the modes. Of ends nearer to each other than the
-bandwidth the stronger stays, as in `sklearn.cluster.MeanShift`.
+Meer (IEEE TPAMI 24, 2002). From every point a path steps to the kernel-weighted mean of the points
+around it until it converges; the ends of the paths are the modes. Of ends closer together than the
+bandwidth the strongest is kept, as in `sklearn.cluster.MeanShift`.
 
-Up to 2**12 different values are points by themselves, and every path is followed to its end:
-nothing is approximated but the gaussian, which is cut off at three bandwidths. More values are
-gathered in the cells of a lattice (an eighth of the bandwidth wide, half for the gaussian, an
-eighth of that for one band; but so wide, at most half and the whole of the bandwidth, that no more
-than 2**15 are occupied), each a point at the exact mean of its values with their whole weight; and
-a path ends early where it crosses a cell of a sixty-fourth of the bandwidth that an earlier path
-crossed. Where even the widest cells are too many, up to 2**17 of them are taken for up to three
-bands; for more bands every nth value stands for all.
+Up to 2**12 distinct values are individual points, and every path is followed to its end. The only
+approximation is the gaussian kernel, truncated at three bandwidths. More values are grouped in the
+cells of a lattice. Each occupied cell is a point at the exact mean of its values, with their total
+weight. The cells are an eighth of the bandwidth wide (half for the gaussian, an eighth of that for
+one band), but wide enough that at most 2**15 are occupied, up to half the bandwidth (the whole for
+the gaussian). A path ends early if it crosses a cell of a sixty-fourth of the bandwidth that an
+earlier path crossed. If even the widest cells are too many, up to three bands may have 2**17 of
+them; for more bands every nth value is used.
 """
 
 from __future__ import annotations
@@ -44,37 +44,38 @@ _CELLS: dict[Kernel, tuple[float, float]] = {
     "gaussian": (1 / 2, 1.0),
 }
 """Sides of the finest and the coarsest cells in bandwidths. A gaussian is smooth, and its bandwidth
-a standard deviation.
+is a standard deviation.
 """
 _REACH: dict[Kernel, float] = {"flat": 1.0, "epanechnikov": 1.0, "gaussian": 3.0}
-"""Where the kernel is cut off, in bandwidths."""
+"""Radius at which the kernel is truncated, in bandwidths."""
 _MOST_CELLS = 2**53
-"""Most cells along a channel: floats hold the number of each."""
+"""Largest number of cells along a channel: floats represent all their indices."""
 _MOST_STEPS = 300
 _SUBSET = 1024
 _NEAREST_OF_ONE, _NEAREST_OF_MORE, _THIN = 0.1, 0.05, 0.1
-"""Shares: of the subset within the bandwidth, where values spread in one direction and in more; and
-of the bandwidth, the least spread along a direction that counts.
+"""Fractions: of the subset within the bandwidth, if values spread in one direction and in more; and
+of the bandwidth, the smallest spread along a direction that counts.
 """
 _MOST_ENDS = 2**12
 
 
 @dataclass(frozen=True, slots=True)
 class ModeLattice:
-    """Cubic cells. Finite: it covers the values that it is made for, so that a shift of all values
-    moves the cells along.
+    """Cubic cells over the range of the values. They are finite, so a shift of all values moves the
+    cells along.
     """
 
     side: float
     lows: tuple[float, ...]
-    """Where the first cell begins along each channel."""
+    """Lower bound of the first cell along each channel."""
     extents: tuple[float, ...]
     """Number of cells along each channel."""
 
     @classmethod
     def over(cls, values: NDArray[np.generic], side: float) -> ModeLattice:
-        """The lattice that covers these values (channels, n). Raises `FitError` where floats do not
-        tell so many cells apart.
+        """The lattice that covers these values (channel, n).
+
+        Raises `FitError` if floats cannot represent so many cells.
         """
         lows, highs = (ends.astype(np.float64) for ends in (values.min(axis=1), values.max(axis=1)))
         widest = int(np.argmax(highs - lows))
@@ -90,11 +91,10 @@ class ModeLattice:
 
     @property
     def arrays(self) -> tuple[float, Floats, Floats, Keys]:
-        """Itself as the kernels want it.
+        """The lattice as arguments of the kernels.
 
-        Fewer than 2**64 cells have keys of their own; of more, two occupied ones with one key are
-        as improbable as a collision of hashes (extents are made odd for that, or strides would
-        become 0).
+        Up to 2**64 cells have unique keys. With more, two occupied cells with the same key are as
+        unlikely as a hash collision (extents are made odd for this, or strides would become 0).
         """
         strides = [1]
         for extent in self.extents[:-1]:
@@ -103,36 +103,36 @@ class ModeLattice:
 
 
 def table_for(entries: int) -> Table:
-    """An empty table of the kernels with room for so many entries."""
+    """An empty hash table for the kernels, with room for this many entries."""
     slots = 1 << max(4, (2 * entries - 1).bit_length())
     return np.zeros(slots, np.uint64), np.full(slots, -1, np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Points:
-    """Weighted points that stand for all values."""
+    """Weighted points that represent all values."""
 
     values: Floats
-    """Shape (n, channels)."""
+    """Shape (n, channel)."""
     weights: Floats
     lattice: ModeLattice
-    """Cells by which a basin is known: no finer distinction is made between values."""
+    """Cells that identify a basin: values in one cell share a basin."""
     keys: Keys
-    """The cell of each point."""
+    """The key of each point's cell."""
     whole: bool
     """Whether each point is one value."""
     complete: bool = True
-    """Whether all values are gathered in the points, none left out."""
+    """Whether the points represent all values, with none left out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Basins:
-    """Modes and which values belong to them."""
+    """Modes and the points that belong to them."""
 
     modes: Floats
-    """Shape (modes, channels)."""
+    """Shape (mode, channel)."""
     members: NDArray[np.int64]
-    """The mode of each point; -1: one weaker than the 4,096 that are kept."""
+    """The mode of each point. -1: a weaker one than the 4,096 that are kept."""
 
 
 # ---- bandwidth
@@ -142,16 +142,16 @@ class Basins:
 def auto_bandwidth(
     values: NDArray[np.generic], weights: Floats, kernel: Kernel, seed: int
 ) -> float:
-    """A bandwidth that suits the spread of the values (channels, n).
+    """A bandwidth from the spread of the values (channel, n).
 
     The rule is that of `sklearn.cluster.estimate_bandwidth`: the mean distance to the nearest
-    twentieth (tenth, where the values lie along a line) of a subset of 1,024 pixels, one drawn by
-    `seed` from each 1,024th of the weight. Where that is 0 (few colours, each of them frequent) it
-    is half the mean distance to the nearest other value; 1 where there is but one value.
+    twentieth (tenth, if the values lie along a line) of a subset of 1,024 pixels, one drawn by
+    `seed` from each 1,024th of the weight. If that is 0 (few, frequent colours), it is half the
+    mean distance to the nearest other value, or 1 for a single value.
 
-    That is for the flat kernel. The others get the bandwidth with which their windows have the same
-    standard deviation along the directions that the values spread in, so that grey kept as red,
-    green and blue is clustered as grey.
+    This applies to the flat kernel. For the others, the bandwidth is scaled so that their windows
+    have the same standard deviation along the directions in which the values spread. So grey stored
+    as red, green and blue is clustered as grey.
     """
     mass = np.cumsum(weights)
     lots = (np.arange(_SUBSET) + np.random.default_rng(seed).random(_SUBSET)) / _SUBSET * mass[-1]
@@ -177,26 +177,25 @@ def auto_bandwidth(
 
 
 def _mean_reach(squares: Floats, nearest: int) -> float:
-    """The mean distance of the values to as many as `nearest` of them, themselves among these."""
+    """The mean distance of the values to their `nearest`th neighbour, counting themselves."""
     return float(np.sqrt(np.partition(squares, nearest - 1, axis=1)[:, nearest - 1]).mean())
 
 
 def _directions(subset: Floats, thin: float) -> int:
-    """Along how many principal directions, at least 1, the values (channels, n) have a standard
-    deviation above `thin`.
+    """Number of principal directions, at least 1, along which the values (channel, n) have a
+    standard deviation above `thin`.
     """
     spreads = (
         np.linalg.svd(subset - subset.mean(axis=1, keepdims=True), compute_uv=False)
         / subset.shape[1] ** 0.5
     )
-    return max(
-        1, int(np.count_nonzero(spreads > max(thin, 1e-9 * spreads[0])))
-    )  # 1e-9: rounding spreads a little
+    # 1e-9: rounding adds a little spread.
+    return max(1, int(np.count_nonzero(spreads > max(thin, 1e-9 * spreads[0]))))
 
 
 def _half_gap(values: NDArray[np.generic]) -> float:
-    """Half the mean distance from each of these different values to the nearest other; 0 where
-    there is no other.
+    """Half the mean distance from each of these distinct values to the nearest other; 0 if there is
+    no other.
     """
     if values.shape[1] < 2:
         return 0.0
@@ -206,7 +205,7 @@ def _half_gap(values: NDArray[np.generic]) -> float:
 
 
 def _squares(values: Floats) -> Floats:
-    """Squared distances between all pairs."""
+    """Squared distances between all pairs, shape (n, n)."""
     squares = np.zeros((values.shape[1],) * 2)
     for row in values:
         squares += (row[:, None] - row) ** 2
@@ -220,12 +219,12 @@ def _squares(values: Floats) -> Floats:
 def gather(
     values: NDArray[np.generic], weights: Floats, kernel: Kernel, bandwidth: float
 ) -> Points:
-    """Points that stand for these different values (channels, n). Raises `FitError` where the
-    bandwidth is far too small.
+    """Points that represent these distinct values (channel, n).
+
+    Raises `FitError` if the bandwidth is far too small.
     """
     if weights.size <= FEW_VALUES:
-        # Whole numbers lie in cells of their own; other values that share a basin's cell are next
-        # to equal.
+        # Each integer has its own cell; other values that share a cell are nearly equal.
         side = (
             1.0
             if np.array_equal(values, np.floor(values))
@@ -241,7 +240,7 @@ def gather(
             return points
         side *= 2**0.5
     if len(values) <= 3:
-        # Narrow windows hold few points each, so that there may be more of them.
+        # Narrow windows contain few points each, so more points are affordable.
         points = _by_cell(values, weights, ModeLattice.over(values, coarsest), _MOST_SMALL)
         if points is None:
             raise FitError(
@@ -250,8 +249,8 @@ def gather(
                 f"{_MOST_SMALL} cells of width {coarsest:.6g}. Raise `bandwidth`."
             )
         return points
-    # With many bands the windows cannot be looked up, so that the work grows with the square of the
-    # points.
+    # With many bands, windows cannot be looked up, so the work grows with the square of the number
+    # of points.
     stride = -(-weights.size // max(_LEAST_POINTS, _MOST_POINTS // len(values)))
     few, share = values[:, ::stride], weights[::stride].sum() / weights.sum()
     return replace(
@@ -260,7 +259,7 @@ def gather(
 
 
 def _by_value(values: NDArray[np.generic], weights: Floats, lattice: ModeLattice) -> Points:
-    """One point a value."""
+    """One point per value."""
     floats = values.astype(np.float64)
     side, lows, _, strides = lattice.arrays
     cells = np.floor((floats.T - lows) / side).astype(np.uint64)
@@ -276,7 +275,7 @@ def _by_value(values: NDArray[np.generic], weights: Floats, lattice: ModeLattice
 def _by_cell(
     values: NDArray[np.generic], weights: Floats, lattice: ModeLattice, most: int
 ) -> Points | None:
-    """One point a cell; None where cells are too many."""
+    """One point per occupied cell. None: more than `most` cells."""
     from maskloom.segcore.kernels import modes as kernels
 
     sums, keys = np.zeros((most, 1 + len(values))), np.empty(most, np.uint64)
@@ -291,8 +290,8 @@ def _by_cell(
 
 
 def find_basins(points: Points, kernel: Kernel, bandwidth: float) -> Basins:
-    """Modes by falling strength (ties: by falling values), and the mode that the path of each point
-    leads to.
+    """Modes by descending strength (ties: by descending values), and the mode at the end of each
+    point's path.
     """
     from maskloom.segcore.kernels import modes as kernels
 
@@ -302,14 +301,14 @@ def find_basins(points: Points, kernel: Kernel, bandwidth: float) -> Basins:
     kept = order[kept[: kernels.keep_strongest(ends[order], bandwidth, _MOST_ENDS, kept)]]
     modes = ends[kept]
     members = nearest_mode(ends, modes)
-    # Ends lie within the bandwidth of a mode, unless theirs was not kept. The margin covers
-    # rounding.
+    # Each end is within the bandwidth of a mode, unless its own mode was not kept. The margin
+    # covers rounding.
     members[((ends - modes[members]) ** 2).sum(axis=1) > (1 + 1e-9) * bandwidth**2] = -1
     return Basins(modes, members)
 
 
 def nearest_mode(values: Floats, modes: Floats) -> NDArray[np.int64]:
-    """The nearest mode of each value (n, channels), the first of equals."""
+    """The nearest mode of each value (n, channel), the first of equals. Shape (n,)."""
     from maskloom.segcore.kernels import modes as kernels
 
     out = np.empty(len(values), np.int64)
@@ -319,15 +318,17 @@ def nearest_mode(values: Floats, modes: Floats) -> NDArray[np.int64]:
 
 
 def _climb(points: Points, kernel: Kernel, bandwidth: float) -> tuple[Floats, Floats]:
-    """Where the path of each point ends, and the weight of the window there."""
+    """The end of each point's path, shape (n, channel), and the weight of the window there, shape
+    (n,).
+    """
     from maskloom.segcore.kernels import modes as kernels
 
     reach = bandwidth * _REACH[kernel]
-    # Windows are looked up along the three channels that tell points apart best.
+    # Windows are looked up along the three channels with the largest spread.
     axes = np.argsort(-points.values.std(axis=0), kind="stable")
     values = points.values[:, axes]
     order, starts, rows = _rows(values, reach)
-    # Few points have paths of their own (a side of 0), so that any lattice will do.
+    # Few points need no shared paths (side 0), so any lattice will do.
     alone = points.whole and len(values) <= FEW_VALUES
     micro = (points.lattice if alone else ModeLattice.over(values.T, bandwidth / 64)).arrays
     if alone:
@@ -356,8 +357,8 @@ _Rows = tuple[float, float, int, float, int]
 
 
 def _rows(values: Floats, reach: float) -> tuple[NDArray[np.int64], NDArray[np.int64], _Rows]:
-    """Order of the points by rows, where each row starts, and (side, low, number, low, number) of
-    the rows' channels.
+    """Order of the points by rows, start of each row, and (side, low, number, low, number) of the
+    two channels of the rows.
     """
     channels = values.shape[1]
     crossed = values[:, : min(2, channels - 1)]
@@ -367,7 +368,7 @@ def _rows(values: Floats, reach: float) -> tuple[NDArray[np.int64], NDArray[np.i
     side = reach / 2
     if channels > 1:
         lows[: crossed.shape[1]] = crossed.min(axis=0)
-        # At most 2**20 rows, however far some value lies from the others.
+        # At most 2**20 rows, however far apart the values are.
         side = max(side, float(np.ptp(crossed, axis=0).max()) / 1000)
         cells = np.floor((crossed - lows[: crossed.shape[1]]) / side).astype(np.int64)
         numbers[: crossed.shape[1]] = cells.max(axis=0) + 1

@@ -1,15 +1,15 @@
-"""K-means on weighted values: the centres for `kmeans`, the first guess for `mixture`.
+"""K-means of weighted values: the centres of `kmeans`, the start of `mixture`.
 
 Distances are measured in the units of the values, or in spreads: lengths along each channel that
 count as 1.
 
-Seeds (greedy k-means++, several restarts) are sought on few points: the data itself where there are
-at most 2**16 values, the means of 8 x 8 x 8 cells of colours, or every nth pixel of a sample. The
+Starts (greedy k-means++, several restarts) are searched on few points: the data itself up to 2**16
+values, otherwise the means of 8 x 8 x 8 cells of colours, or a systematic subset of a sample. The
 best start is then iterated on all values.
 
-Steps on millions of colours skip whole cells that belong to one centre (the filtering algorithm:
-Kanungo et al., IEEE TPAMI 24, 2002). All sums of colours are whole numbers below 2**53, so no order
-of adding changes them.
+Steps on millions of colours add whole cells that belong to one centre (the filtering algorithm:
+Kanungo et al., IEEE TPAMI 24, 2002). All sums of colours are integers below 2**53, so the order of
+addition does not matter.
 """
 
 from __future__ import annotations
@@ -39,57 +39,55 @@ _RESTARTS = 8
 _MOST_STEPS = 300
 _CHUNKS = 32
 _LEAST_CHUNK = 8192
-"""Handing a smaller chunk to a thread costs more than its work."""
+"""Passing a smaller chunk to a thread costs more than its work."""
 _MOST_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clustering:
-    """Centres at rest."""
+    """The result of k-means."""
 
     centres: Floats
-    """Shape (clusters, channels)."""
+    """Shape (cluster, channel)."""
     weights: Floats
-    """Pixels nearest to each centre."""
+    """Number of pixels nearest to each centre."""
     inertia: float
-    """Sum of squared distances of all pixels to their centres, in the units that distances are
-    measured in.
-    """
+    """Sum of squared distances of all pixels to their centres, in the units of the distances."""
     steps: int
-    """Steps taken on all values."""
+    """Number of steps on all values."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Points:
-    """Few weighted points that stand for all values."""
+    """Few weighted points that represent all values."""
 
     values: Floats
-    """Shape (channels, n)."""
+    """Shape (channel, n)."""
     weights: Floats
     scatter: Floats
-    """Mean scatter of the values about their points, one number a channel."""
+    """Mean squared deviation of the values from their points, one number per channel."""
     whole: bool
-    """Whether these are the values themselves."""
+    """Whether the points are the values themselves."""
 
     def scaled(self, scale: Floats) -> Points:
-        """These points, all lengths along each channel multiplied by `scale`."""
+        """The points with all lengths along each channel multiplied by `scale`."""
         return replace(self, values=self.values * scale[:, None], scatter=self.scatter * scale**2)
 
 
 class Step(Protocol):
-    """One step of k-means: sums by centre (weight, values), shape (clusters, 1 + channels)."""
+    """One step of k-means: sums by centre (weight, values), shape (cluster, 1 + channel)."""
 
     def __call__(self, centres: Floats, /) -> Floats:
-        """The sums for these centres."""
+        """The sums for these centres, shape (cluster, channel)."""
         ...
 
 
 def coarsen(dataset: Dataset) -> Points:
-    """Few points for the search of a start."""
+    """Few points on which to search for a start."""
     values, weights = dataset.values, dataset.weights
     nothing = np.zeros(values.shape[0])
     if weights.size <= FEW_POINTS:
-        # In one order for all types, so that the same lots draw the same seeds.
+        # In the same order for all types, so the same random numbers draw the same seeds.
         values, weights = dataset.ascending()
         return Points(values.astype(np.float64), weights, nothing, whole=True)
     if dataset.codes is None:
@@ -114,15 +112,15 @@ class Cells:
     """Cubes of colours with their sums."""
 
     starts: NDArray[np.int64]
-    """Where each cell begins among the colours, and their number at the end."""
+    """Index of the first colour of each cell, and the number of colours at the end."""
     corners: Floats
-    """The least red, green and blue of each cell."""
+    """The lowest red, green and blue of each cell, shape (cell, 3)."""
     sums: Floats
-    """Weight, red, green, blue, squares."""
+    """Weight, red, green, blue and squares of each cell, shape (cell, 5)."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> Cells:
-        """The cells of counted colours."""
+        """The cells of counted colours. Raises `TypeError` for other values."""
         from maskloom.segcore.kernels import clustering as kernels
         from maskloom.segcore.methods.samples import decode
 
@@ -140,18 +138,18 @@ class Cells:
 
 
 def fit_kmeans(dataset: Dataset, clusters: int, spread: Floats, seed: int) -> Clustering:
-    """The best of several k-means on all values, run until no centre moves (or 300 steps).
+    """The best of several k-means on all values, run until no centre moves (or for 300 steps).
 
-    Distances along each channel are counted in `spread`. Raises `FitError` where there are fewer
-    different values than clusters.
+    Distances along each channel are in units of `spread`. Raises `FitError` if there are fewer
+    distinct values than clusters.
     """
     points = startable(dataset, clusters).scaled(1 / spread)
     return refine(dataset, search(points, clusters, seed)[0][0] * spread, spread)
 
 
 def startable(dataset: Dataset, clusters: int) -> Points:
-    """Points with at least as many different values as clusters. Raises `FitError` where there are
-    none.
+    """Points with at least as many distinct values as clusters. Raises `FitError` if there are
+    fewer.
     """
     points = coarsen(dataset)
     if different(points) < clusters and not points.whole:
@@ -171,13 +169,13 @@ def startable(dataset: Dataset, clusters: int) -> Points:
 
 
 def different(points: Points) -> int:
-    """Number of different values."""
+    """Number of distinct values."""
     return int(np.unique(points.values, axis=1).shape[1])
 
 
 def search(points: Points, clusters: int, seed: int) -> list[tuple[Floats, float]]:
-    """The different resting places of several restarts on the points, each with its inertia, the
-    best first.
+    """The distinct results of several restarts on the points: centres and inertia, the best
+    first.
     """
     found: list[tuple[Floats, float]] = []
     with threads() as run:
@@ -192,8 +190,8 @@ def search(points: Points, clusters: int, seed: int) -> list[tuple[Floats, float
 
 
 def refine(dataset: Dataset, centres: Floats, spread: Floats) -> Clustering:
-    """K-means on all values from these centres until none moves, distances along each channel
-    counted in `spread`.
+    """K-means on all values from these centres until none moves, with distances along each channel
+    in units of `spread`.
     """
     from maskloom.segcore.kernels import clustering as kernels
 
@@ -223,7 +221,7 @@ def refine(dataset: Dataset, centres: Floats, spread: Floats) -> Clustering:
 
 
 def _iterate(step: Step, centres: Floats) -> tuple[Floats, int]:
-    """Steps until no centre moves; a centre without values stays where it is."""
+    """Iterate until no centre moves. A centre without values stays in place."""
     for number in range(_MOST_STEPS):
         sums = step(centres)
         channels = centres.shape[1]
@@ -253,7 +251,7 @@ def _points_step(values: NDArray[np.generic], weights: Floats, scale: Floats, ru
 
 
 def _plus_plus(points: Points, clusters: int, generator: np.random.Generator) -> Floats:
-    """Greedy k-means++ (Arthur and Vassilvitskii 2007): each seed is the best of some drawn by
+    """Greedy k-means++ (Arthur and Vassilvitskii 2007): each seed is the best of several drawn by
     squared distance.
     """
     values, weights = points.values, points.weights
@@ -271,7 +269,7 @@ def _plus_plus(points: Points, clusters: int, generator: np.random.Generator) ->
 
 
 def _drawn(mass: Floats, lots: Floats) -> list[int]:
-    """Points by cumulated mass."""
+    """Indices of points drawn by cumulated mass."""
     return [
         int(at)
         for at in np.searchsorted(mass, lots * mass[-1], side="right").clip(0, mass.size - 1)
@@ -286,12 +284,12 @@ def _squares(values: Floats, at: int) -> Floats:
 # --------------------------------------------------------------------------------------------------
 
 Run = Callable[[Callable[[int], Any], int], list[Any]]
-"""run(work, n) gives [work(0), … work(n - 1)], several at a time."""
+"""run(work, n) returns [work(0), … work(n - 1)], several at a time."""
 
 
 def cuts(size: int, least: int = _LEAST_CHUNK) -> Iterator[tuple[int, int]]:
-    """Chunks of `size` things, `least` or more in each: their bounds depend on `size` alone, never
-    on the number of threads.
+    """The bounds of chunks of at least `least` elements. They depend on `size` alone, never on the
+    number of threads.
     """
     number = min(_CHUNKS, max(1, size // least))
     bounds = [size * i // number for i in range(number + 1)]
@@ -300,7 +298,9 @@ def cuts(size: int, least: int = _LEAST_CHUNK) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def threads() -> Iterator[Run]:
-    """A way to run chunks on the processors that this process may use (four at most)."""
+    """A function that runs chunks in parallel on the processors available to this process (at most
+    four).
+    """
     processors = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -1,12 +1,13 @@
-"""Expectation maximisation: Gaussian mixtures on weighted values (Dempster, Laird, Rubin 1977).
+"""Expectation maximisation (EM): Gaussian mixtures of weighted values (Dempster, Laird and Rubin
+1977).
 
-All is done in standardised units (`segcore.methods.samples.Units`): each band counted from its
-mean, in standard deviations. So what keeps components from shrinking, `reg_covar`, means the same
-for reflectances as for kelvins, and neither a start nor a sphere depends on units.
+All computations use standardised units (`segcore.methods.samples.Units`): each band minus its mean,
+in standard deviations. So `reg_covar`, which keeps components from shrinking, means the same for
+reflectances as for kelvins, and neither starts nor spheres depend on physical units.
 
-A step costs a pass over all values, so most steps run on few points (cells of colours, or part of a
-sample, see `segcore.methods.clustering`) and only the last ones on all values. The end is
-scikit-learn's: the mean log-likelihood of all values rises by less than 1e-3.
+One step costs a pass over all values, so most steps use few points (cells of colours, or part of a
+sample, see `segcore.methods.clustering`) and only the last ones all values. Convergence is that of
+scikit-learn: the mean log-likelihood of all values changes by less than 1e-3.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ _STARTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What covariances may look like, in standardised units."""
+    """Constraints on the covariances, in standardised units."""
 
     covariance: Covariance
     reg_covar: float
 
     def parameters(self, components: int, channels: int) -> int:
-        """Free parameters of a mixture."""
+        """Number of free parameters of a mixture."""
         triangle = channels * (channels + 1) // 2
         covariances = {
             "full": components * triangle,
@@ -62,20 +63,20 @@ class Mixture:
 
     weights: Floats
     means: Floats
-    """Shape (components, channels)."""
+    """Shape (component, channel)."""
     covariances: Floats
-    """Shape (components, channels, channels)."""
+    """Shape (component, channel, channel)."""
     log_likelihood: float = -math.inf
-    """Mean over all pixels, of the parameters one step before."""
+    """Mean over all pixels, for the parameters of the previous step."""
     steps: int = 0
-    """Steps taken on all values."""
+    """Number of steps on all values."""
     converged: bool = False
 
     def scorer(self) -> tuple[Floats, Floats, Floats]:
         """(constants, means, factors): log(weight x density) is constant - |factor (x - mean)|² /
         2.
 
-        Raises `FitError` where a covariance cannot be inverted.
+        Raises `FitError` if a covariance cannot be inverted.
         """
         channels = self.means.shape[1]
         try:
@@ -94,11 +95,10 @@ class Mixture:
 
 
 def posteriors(pixels: NDArray[Any], scorer: tuple[Floats, Floats, Floats]) -> NDArray[np.float32]:
-    """Probability of each component for each pixel of a (..., channels) array; components come
-    last. `scorer` as by `Mixture.scorer`.
+    """Probability of each component for the pixels of a (..., band) array, shape (..., component).
 
-    The greatest is that of the component which `pointwise.Scores` labels, up to the rounding of
-    float32.
+    `scorer` is that of `Mixture.scorer`. The most probable component is the one that
+    `pointwise.Scores` labels, up to float32 rounding.
     """
     from maskloom.segcore.kernels import clustering as kernels
 
@@ -113,20 +113,20 @@ def posteriors(pixels: NDArray[Any], scorer: tuple[Floats, Floats, Floats]) -> N
 def fit_mixture(
     dataset: Dataset, units: Units, components: int, shape: Shape, seed: int
 ) -> Mixture:
-    """The mixture that k-means starts and EM finishes, in these units of the dataset's.
+    """The mixture fitted by EM from a k-means start, in these units of the dataset.
 
-    Raises `FitError` where there are fewer different values than components, or a covariance cannot
-    be inverted.
+    Raises `FitError` if there are fewer distinct values than components, or a covariance cannot be
+    inverted.
     """
     points = _standardised(startable(dataset, components), units)
     return _finish(dataset, units, _coarse(points, components, shape, seed), shape)
 
 
 def choose_mixture(dataset: Dataset, units: Units, most: int, shape: Shape, seed: int) -> Mixture:
-    """The mixture of 1 to `most` components with the least Bayesian information criterion (Schwarz
+    """The mixture of 1 to `most` components with the lowest Bayesian information criterion (Schwarz
     1978), in these units.
 
-    The criterion is judged on few points.
+    The criterion is evaluated on few points. Raises `FitError` as `fit_mixture`.
     """
     points = _standardised(startable(dataset, 1), units)
     channels = points.values.shape[0]
@@ -135,7 +135,7 @@ def choose_mixture(dataset: Dataset, units: Units, most: int, shape: Shape, seed
         try:
             mixture = _coarse(points, components, shape, seed)
         except FitError:
-            # So many components find a point or a plane to shrink to; fewer do not.
+            # With this many components, one shrinks to a point or a plane; with fewer, none did.
             if best is None:
                 raise
             break
@@ -167,8 +167,8 @@ def _standardised(points: Points, units: Units) -> Points:
 
 
 def _coarse(points: Points, components: int, shape: Shape, seed: int) -> Mixture:
-    """The most likely end of EM on few points in standardised units, from the best few resting
-    places of k-means.
+    """The most likely result of EM on few points in standardised units, started from the best few
+    results of k-means.
     """
     channels = len(points.values)
     data = _Data(
@@ -193,7 +193,7 @@ class _Data:
     scatter: Floats
     """In standardised units."""
     units: tuple[Floats, Floats]
-    """What to subtract from the values, and to multiply them by, for standardised ones."""
+    """Offset to subtract from the values and scale to multiply them by, to standardise them."""
 
 
 def _iterate(
@@ -245,11 +245,11 @@ def _sums_by_label(data: _Data, labels: NDArray[np.int64], components: int) -> F
 
 
 def _maximise(sums: Floats, shape: Shape, scatter: Floats) -> Mixture:
-    """The mixture that suits these sums best, its variances widened by `scatter` and
+    """The maximum-likelihood mixture for these sums, its variances increased by `scatter` and
     `reg_covar`.
     """
     components, channels = sums.shape[0], scatter.size
-    # As in scikit-learn: a component that no value belongs to stays finite.
+    # As in scikit-learn: a component without values stays finite.
     weight = sums[:, 0] + 10 * np.finfo(float).eps
     means = sums[:, 1 : 1 + channels] / weight[:, None]
     covariances = np.empty((components, channels, channels))
@@ -270,8 +270,8 @@ def _maximise(sums: Floats, shape: Shape, scatter: Floats) -> Mixture:
             variances[:] = variances.mean(axis=1, keepdims=True)
         covariances = np.einsum("ki,ij->kij", variances, np.eye(channels))
     squares = [1 + channels + j * (j + 1) // 2 + j for j in range(channels)]
-    # The difference of squares is known to a few units in the last place of its terms, and must
-    # stay positive beyond that.
+    # The difference of squares is accurate to a few units in the last place of its terms; variances
+    # must stay positive beyond that error.
     unsure = 64 * np.finfo(float).eps * np.abs(sums[:, squares] / weight[:, None]).max()
     covariances += (max(shape.reg_covar, unsure) if shape.reg_covar else 0.0) * np.eye(channels)
     return Mixture(weight / weight.sum(), means, covariances)

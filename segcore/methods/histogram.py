@@ -1,9 +1,9 @@
-"""Histograms of one value a pixel, as two exact folds.
+"""Histograms of one value per pixel, as two exact folds.
 
-`Values` is the first round: extremes, and for whole numbers within a range of 2**20 the count of
-every value. That is all that a threshold needs for 8- and 16-bit images. `Bins` is the second
-round, for floats and for whole numbers that spread wider: equal bins over the range that the first
-round found, by the rule of `numpy.histogram`.
+`Values` is the first round: extremes, and the count of every value for integers within a range of
+2**20. Thresholds of 8- and 16-bit images need no more. `Bins` is the second round, for floats and
+for integers of a wider range: equal bins over the range found in the first round, by the rule of
+`numpy.histogram`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COUNTED_RANGE = 2**20
-"""Whole numbers that spread less than this are counted value by value."""
+"""Integers within a smaller range than this are counted value by value."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Values:
-    """What is known of a set of values after one look. Infinite values count as absent."""
+    """Summary of a set of values after one pass. Infinite values count as absent."""
 
     pixels: int = 0
     low: float = np.inf
@@ -30,16 +30,16 @@ class Values:
     dtype: str = "bool"
     """The NumPy type that holds all values."""
     counts: NDArray[np.int64] | None = None
-    """How often low, low + 1, … high occur. None: floats, a wide range, or no value."""
+    """Counts of low, low + 1, … high. None: floats, a wide range, or no values."""
 
     @classmethod
     def of(cls, values: NDArray[np.generic], valid: NDArray[np.bool_]) -> Values:
-        """The values of an array where `valid` (of the same shape) is True."""
+        """The values of an array where `valid` (same shape) is True."""
         if values.dtype == np.bool_:
             values = values.view(np.uint8)
         if values.dtype == np.uint64:
-            # No signed type holds them; beyond 2**53 neighbours share a float, far finer than any
-            # histogram.
+            # No signed type holds them. Beyond 2**53 several integers share a float, which is far
+            # finer than any histogram.
             values = values.astype(np.float64)
         usable = valid & np.isfinite(values) if values.dtype.kind == "f" else valid
         pixels = int(np.count_nonzero(usable))
@@ -58,7 +58,7 @@ class Values:
         return cls(pixels, low, high, values.dtype.name, counts)
 
     def merge(self, other: Values) -> Values:
-        """Both together."""
+        """The union of both."""
         if not self.pixels or not other.pixels:
             return self if self.pixels else other
         low, high = min(self.low, other.low), max(self.high, other.high)
@@ -77,8 +77,8 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class Bins:
-    """Equal bins from `low` to `high`, as `numpy.histogram(values, number, (low, high))` has them
-    for values of `dtype`.
+    """Equal bins from `low` to `high`, as in `numpy.histogram(values, number, (low, high))` for
+    values of `dtype`.
     """
 
     low: float
@@ -88,8 +88,8 @@ class Bins:
 
     @property
     def working_type(self) -> np.dtype[np.floating]:
-        """The float type that values and edges are compared in: for float32 its own, as in NumPy,
-        unless it cannot hold so many edges.
+        """The float type in which values and edges are compared: as in NumPy, float32 for itself
+        and narrower floats, unless it cannot represent so many edges.
         """
         kind = np.dtype(self.dtype)
         if kind.kind != "f" or kind.itemsize > 4:
@@ -104,20 +104,22 @@ class Bins:
 
     @property
     def edges(self) -> NDArray[np.floating]:
-        """The `number` + 1 edges."""
+        """The bin edges, shape (number + 1,)."""
         kind = self.working_type
         return np.linspace(kind.type(self.low), kind.type(self.high), self.number + 1, dtype=kind)
 
     @property
     def centres(self) -> NDArray[np.floating]:
-        """The middle of each bin."""
+        """The bin centres, shape (number,)."""
         edges = self.edges
-        # Halves first: a sum of the largest floats is infinite.
+        # Halved first: the sum of two very large floats overflows.
         centres: NDArray[np.floating] = edges[:-1] / 2 + edges[1:] / 2
         return centres
 
     def count(self, values: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """How many of the valid values fall in each bin; the last one includes its upper edge."""
+        """Counts of the valid values by bin, shape (number,). The last bin includes its
+        upper edge.
+        """
         from maskloom.segcore.kernels import pixels as kernels
 
         counts = np.zeros(self.number, np.int64)

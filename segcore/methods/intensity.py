@@ -1,7 +1,7 @@
-"""Intensity: the one value of a pixel that a threshold looks at, a band or the luminance.
+"""Intensity: the one value per pixel that a threshold is compared with, a band or the luminance.
 
-The luminance of colours is Rec. 601 in the picture's own type: the very integers of `cv2.cvtColor`
-for 8 and 16 bit, float32 otherwise. A picture with one band is its own luminance.
+The luminance of colours is Rec. 601 in the image's own type: exactly the integers of `cv2.cvtColor`
+for 8 and 16 bits, float32 otherwise. An image with one band is its own luminance.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 Band = int | Literal["luminance"] | None
 Source = Band | tuple[int, ...]
-"""What is thresholded; three bands stand for red, green and blue."""
+"""The band or bands to threshold; three bands are red, green and blue."""
 
 
 def select_source(spec: RasterSpec, band: Source) -> RasterSpec:
-    """The image with the band, or the bands of the luminance. Raises `ModelMismatch` where it has
-    no such band.
+    """The image with the selected band, or the bands of the luminance.
+
+    Raises `ModelMismatch` if the image lacks such a band.
     """
     if isinstance(band, tuple):
         return spec.select(band)
@@ -67,15 +68,15 @@ def intensity(pixels: NDArray[np.generic], where: str) -> NDArray[np.generic]:
 
 
 def core_intensity(block: Block) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-    """The values of the block's core, and where they are valid."""
+    """The intensity of the block's core and its validity, both (y, x). Raises as `intensity`."""
     pixels, valid = block.tile.trim(block.pixels), block.tile.trim(block.valid)
     return intensity(pixels, block.spec.location), valid
 
 
 def exceeds(values: NDArray[Any], threshold: float) -> NDArray[np.bool_]:
-    """Where values exceed a threshold, compared exactly but in the values' own type."""
+    """Whether each value exceeds a threshold: an exact comparison in the values' own type."""
     if values.dtype.kind in "iu":
-        # Whole numbers exceed a threshold where they exceed the whole number below it.
+        # An integer exceeds a threshold if it exceeds the floor of the threshold.
         return np.asarray(values > math.floor(threshold))
     if values.dtype.kind == "b" or values.dtype.itemsize > 4:
         return np.asarray(values > np.float64(threshold))

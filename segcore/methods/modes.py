@@ -1,13 +1,13 @@
-"""Mean shift in the space of values: classes are the basins of attraction of the modes of the
+"""Mean shift in the space of values: the classes are the basins of attraction of the modes of the
 density of all pixels' values.
 
-The density is that of all pixels where these have at most 24 bits, else of a uniform sample of
-2**18 (`segcore.methods.samples`), so neither tiling nor the number of workers changes it;
-`segcore.methods.basins` finds its modes and says what is exact and what is approximated.
+The density is that of all pixels if these have at most 24 bits, otherwise that of a uniform sample
+of 2**18 (`segcore.methods.samples`). So neither tiling nor the number of workers changes it.
+`segcore.methods.basins` finds its modes and documents what is exact and what is approximate.
 
-A basin with less than a thousandth of the pixels is noise, not a class: its values go to the mode
-nearest to them, as do values that the fit has not seen. All other values go where their own path
-leads, which the model keeps as a table of cells.
+A basin with less than a thousandth of the pixels is noise, not a class: its values join the nearest
+mode, as do values that the fit has not seen. All other values go to the mode at the end of their
+own path, which the model stores as a table of cells.
 """
 
 from __future__ import annotations
@@ -53,40 +53,40 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 LEAST_SHARE = 1e-3
-"""Share of the pixels that a basin needs to become a class."""
+"""Smallest share of the pixels for a basin to become a class."""
 _MANY_CLASSES = 50
 _MEMO_PAYS_FROM = 2**16
-"""Pixels of a block below which looking up cells beats a table of colours that is not warm yet."""
+"""In smaller blocks (in pixels), looking up cells is faster than a table of colours that is still
+empty.
+"""
 _TABLES_KEPT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureMeanShift:
-    """Clusters of similar pixels, as many as the density of their values has modes."""
+    """Clusters of similar pixels, one for each mode of the density of their values."""
 
     kernel: basins.Kernel = "gaussian"
-    """Weight of a pixel at distance d from the window's centre, with h the bandwidth: flat (1 up to
-    h), epanechnikov (1 - d²/h² up to h), gaussian (exp(-d²/2h²) up to 3 h). Windows with an edge
-    rest on even slopes of whole numbers: slices of grey values.
+    """Weight of a pixel at distance d from the window's centre, for bandwidth h: flat (1 up to h),
+    epanechnikov (1 - d²/h² up to h), gaussian (exp(-d²/2h²) up to 3 h). On integers with an evenly
+    sloping density, the first two stop early and divide grey values into slices.
     """
     bandwidth: float | None = None
-    """In units of the pixels, or in standard deviations; modes are farther apart than that. None:
-    chosen by the spread of the values.
+    """In units of the pixels, or in standard deviations; modes are farther apart than this. None:
+    derived from the spread of the values.
     """
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
-    """Names by class id (ascending luminance), or names with a reference each: a number a band, or
-    `#rrggbb`.
+    """Names by class id (ascending luminance), or names with one reference each: one number per
+    band, or `#rrggbb`.
     """
     standardise: bool = False
-    """Whether each band counts in its standard deviations over all pixels, and the bandwidth
-    too.
+    """Whether bands and bandwidth are in units of each band's standard deviation over all
+    pixels.
     """
     seed: int = 0
-    """Decides the sample, where pixels must be sampled, and the pixels that the bandwidth is chosen
-    by.
-    """
+    """Determines the sample, if pixels are sampled, and the pixels used to choose the bandwidth."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
@@ -112,7 +112,7 @@ class FeatureMeanShift:
 
     @property
     def footprint(self) -> Requirements:
-        """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a
+        """No halo. A sample adds up to 2**18 pixels, the table that counts colours 64 MiB per
         thread.
         """
         return Requirements(bytes_per_pixel=48)
@@ -122,16 +122,16 @@ class FeatureMeanShift:
         return self
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the wanted bands."""
+        """The image with the selected bands."""
         return spec.select(self.bands)
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
-        """The names given; empty where there are none, since the number of modes is not known."""
+        """The given names; empty without names, since the number of modes is unknown."""
         return () if self.classes is None else tuple(self.classes)
 
     def kind_of(self, spec: RasterSpec) -> Hashable:
-        """Images are clustered together where they have equally many bands."""
+        """Images with the same number of bands are clustered together."""
         return spec.channels
 
     def observe(self, block: Block) -> State:
@@ -139,15 +139,15 @@ class FeatureMeanShift:
         return Samples(self.seed).observe(block)
 
     def merge(self, a: State, b: State) -> State:
-        """The values of both."""
+        """The values of both states."""
         return Samples(self.seed).merge(a, b)
 
     def finish(self, total: State) -> Segmenter:
-        """The model.
+        """The fitted model.
 
-        Raises `FitError` where there is no valid pixel, where the bandwidth is so small that there
-        are more than 250 classes or most pixels lie in basins that are none, where the number of
-        classes is not that of the names, and where the values lie too far apart.
+        Raises `FitError` if there is no valid pixel; if the bandwidth is so small that there are
+        more than 250 classes or most pixels are in basins too small for a class; if the number of
+        classes differs from that of the names; and if the values are too far apart.
         """
         dataset = Samples(self.seed).finish(total, self.bands)
         units = Units.of(dataset)
@@ -197,10 +197,10 @@ class FeatureMeanShift:
 @MODELS.register("mean_shift_feature")
 @dataclass(frozen=True, slots=True)
 class ModesModel:
-    """Modes and their basins, ready to label."""
+    """A fitted model: modes and their basins."""
 
     modes: tuple[tuple[float, ...], ...]
-    """One a class, one number a band."""
+    """One per class, each with one number per band."""
     classes: tuple[str, ...]
     bands: tuple[int, ...] | None
     kernel: str
@@ -210,49 +210,49 @@ class ModesModel:
     orphans: float
     """Share of the fitted pixels whose own basin was too small to be a class."""
     side: float
-    """Side of the cells by which basins are known, in the units of the bandwidth."""
+    """Side of the cells that identify basins, in units of the bandwidth."""
     lows: tuple[float, ...]
     extents: tuple[float, ...]
-    """Where the first cell begins along each channel, in the units of the bandwidth, and number of
+    """Lower bound of the first cell along each channel, in units of the bandwidth, and number of
     cells.
     """
     cells: str
-    """Keys of the occupied cells in ascending order, each less the one before: uint64, zlib,
-    base64. At most 2**17.
+    """Keys of the occupied cells in ascending order, as differences: uint64, zlib, base64. At most
+    2**17.
     """
     cell_classes: str
     """Their classes: uint8, zlib, base64."""
     pixels: int
-    """Valid pixels seen."""
+    """Number of valid pixels."""
     values: int
-    """Distinct values that stood for them."""
+    """Number of distinct values that represent them."""
     points: int
-    """Points that stood for the values: the values themselves, or the occupied cells."""
+    """Number of points that represent the values: the values themselves, or the occupied cells."""
     exact: bool
-    """Whether all pixels took part, none left out by sampling or for the number of bands. If False,
-    `fractions` are estimates.
+    """Whether all pixels took part, with none left out by sampling or because of the number of
+    bands. If False, `fractions` are estimates.
     """
     deviations: tuple[float, ...]
     """Standard deviation of each band over the fitted pixels."""
     standardised: bool = False
-    """Whether bandwidth and distances are counted in `deviations`, else in the units of the
+    """Whether bandwidth and distances are in units of `deviations`, otherwise in units of the
     pixels.
     """
     chosen: bool = False
-    """Whether the spread of the values decided the bandwidth."""
+    """Whether the bandwidth was derived from the spread of the values."""
     suspect: str | None = None
-    """What among the fitted pixels looks like undeclared nodata."""
+    """A note if some fitted pixels look like undeclared nodata."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
     def footprint(self) -> Requirements:
-        """No halo. The table of colours takes 16 MiB more a process, that of cells up to 4 MiB."""
+        """No halo. The table of colours adds 16 MiB per process, that of cells up to 4 MiB."""
         return Requirements(bytes_per_pixel=8 * len(self.modes[0]) + 8)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the wanted bands. Raises `ModelMismatch` where it has another number of
-        bands than the modes.
+        """The image with the selected bands. Raises `ModelMismatch` if the number of bands differs
+        from that of the modes.
         """
         return select_fitted(spec, self.bands, len(self.modes[0]))
 
@@ -277,7 +277,9 @@ class ModesModel:
         return Labels(self.label(pixels.reshape(-1, channels)).reshape(shape))
 
     def label(self, values: NDArray[np.generic]) -> NDArray[np.uint8]:
-        """Classes of the rows of `values` (n, channels), each looked up by itself."""
+        """Classes of the rows of `values` (n, channel), shape (n,), without the tables of
+        colours.
+        """
         from maskloom.segcore.kernels import modes as kernels
 
         out = np.empty(len(values), np.uint8)
@@ -291,8 +293,8 @@ class ModesModel:
         return out
 
     def provenance(self) -> Mapping[str, Any]:
-        """Modes, shares and how they were found; a note on what to look at: bandwidth, units or
-        nodata.
+        """Modes, shares and the settings of the fit, with a note if bandwidth, units or nodata need
+        attention.
         """
         note = self._note
         return {
@@ -311,8 +313,8 @@ class ModesModel:
             "exact": self.exact,
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the fit says it all
-        """The note."""
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
+        """The note of `provenance`."""
         return self._note
 
     @property
@@ -334,18 +336,18 @@ class ModesModel:
 
 
 def _counted_in(values: NDArray[np.generic], spread: Floats) -> NDArray[np.generic]:
-    """These values (channels, n), each channel counted in its spread."""
+    """The values (channel, n), each channel in units of its spread."""
     return values if (spread == 1).all() else values.astype(np.float64) * (1 / spread)[:, None]
 
 
 def _settled(
     points: basins.Points, found: basins.Basins, bandwidth: float
 ) -> tuple[Floats, NDArray[np.int64], float]:
-    """Modes that are classes, the one of each point, and the share of the pixels that come from
-    basins too small to be one.
+    """Modes that are classes, the mode of each point, and the share of pixels from basins too small
+    to be a class.
     """
-    # The last share is that of the points whose mode, -1, was not kept: orphans, however many they
-    # are.
+    # The last share is that of the points without a kept mode (-1). They are orphans, however many
+    # they are.
     shares = (
         np.bincount(found.members % (len(found.modes) + 1), points.weights, len(found.modes) + 1)
         / points.weights.sum()
@@ -371,8 +373,8 @@ def _settled(
 def _table(
     points: basins.Points, kinds: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], Floats]:
-    """Occupied cells by ascending key, the class that most of their pixels have (the first of
-    equals), and their pixels.
+    """Occupied cells by ascending key, the most frequent class of their pixels (the first of
+    equals), and their number of pixels.
     """
     order = np.lexsort((kinds, points.keys))
     keys, sorted_kinds = points.keys[order], kinds[order]
@@ -399,7 +401,7 @@ def _unpacked(text: str, kind: str) -> NDArray[np.unsignedinteger]:
 
 @lru_cache(maxsize=16)
 def _labeller(model: ModesModel) -> tuple[Any, Any, Floats]:
-    """Lattice, table of cells and modes, as the kernels want them."""
+    """Lattice, table of cells and modes, as arguments of the kernels."""
     from maskloom.segcore.kernels import modes as kernels
 
     keys = np.cumsum(_unpacked(model.cells, "<u8").astype(np.uint64), dtype=np.uint64)
@@ -411,17 +413,17 @@ def _labeller(model: ModesModel) -> tuple[Any, Any, Floats]:
     return basins.ModeLattice(model.side, model.lows, model.extents).arrays, table, modes
 
 
-# Threads that fill one table at once write the same values into it.
+# Threads that fill one table concurrently write the same values.
 @lru_cache(maxsize=_TABLES_KEPT)
 def _colours(model: ModesModel) -> NDArray[np.uint8]:  # noqa: ARG001  the cache's key
-    """By Morton code of a colour: its class + 1, 0 where not known yet."""
+    """Class + 1 by Morton code of a colour; 0: not computed yet."""
     return np.zeros(2**24, np.uint8)
 
 
 @lru_cache(maxsize=_TABLES_KEPT)
 def _bits(model: ModesModel, dtype: str) -> NDArray[np.uint8]:
-    """The class of every possible pixel of one 16-bit or one or two 8-bit bands, by the pixel's
-    bits.
+    """The class of every possible pixel of one 16-bit band, or of one or two 8-bit bands, by the
+    pixel's bits.
     """
     kind = np.dtype(dtype)
     bytes_per_pixel = kind.itemsize * len(model.modes[0])

@@ -1,10 +1,10 @@
 """Names of clusters, and the order in which clusters become classes.
 
-Without references the clusters come by ascending luminance of their centres, so that equal runs
-agree on what class 1 is. Bands that are no colours have no luminance: their mean stands for it,
-each counted in its standard deviations, so that no unit decides. With references (a colour or a
-value a band for each name) every name goes to the centre that suits it in the cheapest assignment
-overall, distances counted likewise, and classes keep the order in which the names were given.
+Without references, clusters are sorted by ascending luminance of their centres, so equal runs agree
+on the meaning of class 1. Bands that are not colours have no luminance. Their mean replaces it,
+each band in units of its standard deviation, so physical units do not matter. With references (a
+colour, or one value per band, for each name) the names are assigned to the centres at the least
+total distance, in the same units, and classes keep the order of the given names.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Classes = tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None
-"""Names, or names with a reference each: a number a band, or `#rrggbb`. None: cluster_0, cluster_1
-…
+"""Names, or names with one reference each: one number per band, or `#rrggbb`. None: cluster_0,
+cluster_1 …
 """
 MOST_CLASSES = 250
-"""A mask of clusters is uint8, with 255 for nodata."""
+"""Largest number of classes: a mask of clusters is uint8, with 255 for nodata."""
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise `ValueError` where names are empty or occur twice."""
+    """Raise `ValueError` if names are empty or occur twice."""
     if any(not name.strip() for name in names):
         raise ValueError(f"classes: every class needs a name; got {list(names)}")
     twice = sorted({name for name in names if list(names).count(name) > 1})
@@ -37,10 +37,10 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def count_of(number: int | str | None, classes: Classes, field: str) -> int | None:
-    """How many clusters are asked for: None for `auto`, the number of classes (or 5) where no
-    number is given.
+    """The requested number of clusters. None for `auto`; the number of classes (or 5) if no number
+    is given.
 
-    Raises `ValueError` naming `field` where the number is out of range or does not fit `classes`.
+    Raises `ValueError` naming `field` if the number is out of range or does not match `classes`.
     """
     if classes is not None:
         check_names(tuple(classes))
@@ -67,8 +67,9 @@ def count_of(number: int | str | None, classes: Classes, field: str) -> int | No
 
 
 def reference(name: str, given: Sequence[float] | str) -> tuple[float, ...]:
-    """The reference of a class as numbers; `#rrggbb` means red, green, blue from 0 to 255. Raises
-    `ValueError`.
+    """The reference of a class as numbers; `#rrggbb` gives red, green, blue from 0 to 255.
+
+    Raises `ValueError`.
     """
     if not isinstance(given, str):
         if not given or not all(np.isfinite(value) for value in given):
@@ -81,7 +82,7 @@ def reference(name: str, given: Sequence[float] | str) -> tuple[float, ...]:
 
 
 def check_references(classes: Classes) -> None:
-    """Raise `ValueError` where a reference is malformed or references differ in length."""
+    """Raise `ValueError` if a reference is malformed or references differ in length."""
     if isinstance(classes, Mapping):
         lengths = {len(reference(name, given)) for name, given in classes.items()}
         if len(lengths) > 1:
@@ -94,10 +95,10 @@ def check_references(classes: Classes) -> None:
 def class_order(
     centres: NDArray[np.float64], classes: Classes, spread: NDArray[np.float64], *, rgb: bool
 ) -> list[int]:
-    """Which centre (row of `centres`) becomes each class, by class id; `spread` is the standard
-    deviation of each band.
+    """The centre (row of `centres`) of each class, by class id.
 
-    Raises `FitError` where references have another number of bands than the centres.
+    `centres` are (cluster, band); `spread` is the standard deviation of each band. Raises
+    `FitError` if references and centres have different numbers of bands.
     """
     unit = np.full_like(spread, spread.max()) if rgb else spread
     if isinstance(classes, Mapping):
@@ -112,8 +113,8 @@ def class_order(
             )
         distances = np.linalg.norm((references[:, None] - centres[None]) / unit, axis=2)
         return [int(centre) for centre in linear_sum_assignment(distances)[1]]
-    # Rounding must not decide where bands run against each other, so that all centres have one
-    # mean.
+    # Rounding errors must not decide the order if bands run against each other and all centres have
+    # the same mean.
     places = np.round((centres - centres.min(axis=0)) / unit, 9) + 0.0
     luminance = (
         places[:, :3] @ np.array([0.299, 0.587, 0.114])
@@ -134,6 +135,6 @@ def class_names(count: int, classes: Classes) -> tuple[str, ...]:
 
 
 def check_bands(bands: tuple[int, ...] | None) -> None:
-    """Raise `ValueError` where band numbers are not positive or occur twice."""
+    """Raise `ValueError` if band numbers are not positive or occur twice."""
     if bands is not None and (not bands or min(bands) < 1 or len(set(bands)) < len(bands)):
         raise ValueError(f"bands: expected different band numbers from 1 on; got {list(bands)}")

@@ -1,10 +1,10 @@
-"""Labels from values alone: each pixel goes to the class with the greatest score, a quadratic
-function of its bands.
+"""Labels from values alone: each pixel gets the class with the highest score, a quadratic function
+of its bands.
 
-Whatever the score costs, it is paid once a value where values are few: all values of one or two
-8-bit bands or one 16-bit band stand in a table; colours of 3 x 8 bits are looked up in a table that
-fills as colours are met. Tables belong to the process, a few at a time, and are no part of a model.
-Other pixels are scored one by one. Every way gives the same labels.
+If there are few possible values, each score is computed once per value, whatever its cost: one or
+two 8-bit bands or one 16-bit band use a complete table; colours of 3 x 8 bits use a table that is
+filled as colours occur. A process keeps a few tables at a time; they are not part of a model. Other
+pixels are scored one by one. All ways give the same labels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.spec import RasterSpec
 
 _MEMO_PAYS_FROM = 2**16
-"""Pixels of a block below which scoring beats a table that is not warm yet."""
+"""In smaller blocks (in pixels), scoring is faster than a table that is still empty."""
 _TABLES_KEPT = 2
 
 Rows = tuple[tuple[float, ...], ...]
@@ -32,13 +32,13 @@ Rows = tuple[tuple[float, ...], ...]
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Score k of x is constants[k] - |factors[k] (x - means[k])|² / 2, with lower triangular
-    factors. Tables are kept by it.
+    factors. It is the key of the cached tables.
     """
 
     constants: tuple[float, ...]
     means: Rows
     factors: tuple[Rows, ...] | None = None
-    """None: identities, so that the nearest mean wins where constants are equal."""
+    """None: identity matrices, so the nearest mean wins if constants are equal."""
 
     @property
     def channels(self) -> int:
@@ -61,7 +61,7 @@ class Scores:
         return self.evaluate(plain.reshape(-1, self.channels)).reshape(shape)
 
     def evaluate(self, values: NDArray[np.generic]) -> NDArray[np.uint8]:
-        """Classes of the rows of `values` (n, channels), each scored by itself."""
+        """Classes of the rows of `values` (n, band), shape (n,), scored one by one."""
         from maskloom.segcore.kernels import pixels as kernels
 
         scorer, diagonal = _arrays(self)
@@ -86,17 +86,17 @@ def _arrays(
     return (np.array(scores.constants, np.float64), means, factors), diagonal
 
 
-# Threads that fill one table at once write the same values into it.
+# Threads that fill one table concurrently write the same values.
 @lru_cache(maxsize=_TABLES_KEPT)
 def _memo(scores: Scores) -> NDArray[np.uint8]:  # noqa: ARG001  the cache's key
-    """By Morton code of a colour: its class + 1, 0 where not known yet."""
+    """Class + 1 by Morton code of a colour; 0: not computed yet."""
     return np.zeros(2**24, np.uint8)
 
 
 @lru_cache(maxsize=_TABLES_KEPT)
 def _table(scores: Scores, dtype: str) -> NDArray[np.uint8]:
-    """The class of every possible pixel of one 16-bit or one or two 8-bit bands, by the pixel's
-    bits.
+    """The class of every possible pixel of one 16-bit band, or of one or two 8-bit bands, by the
+    pixel's bits.
     """
     kind = np.dtype(dtype)
     bits = np.arange(
@@ -115,8 +115,8 @@ def _index(pixels: NDArray[np.generic]) -> NDArray[np.unsignedinteger]:
 
 
 def select_fitted(spec: RasterSpec, bands: tuple[int, ...] | None, channels: int) -> RasterSpec:
-    """The image with these bands. Raises `ModelMismatch` where that gives another number of bands
-    than was fitted.
+    """The image with these bands. Raises `ModelMismatch` if their number differs from that of the
+    fit.
     """
     selected = spec.select(bands)
     if selected.channels != channels:

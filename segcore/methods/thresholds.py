@@ -1,12 +1,11 @@
-"""Methods that find thresholds in a histogram: Otsu's, Otsu's for several classes, Li's minimum
-cross entropy, the triangle.
+"""Thresholds of a histogram: Otsu, multi-level Otsu, Li's minimum cross entropy, triangle.
 
-All work on the places of levels (0, 1, 2 …) and tell the level at the place that they find: squares
-of very small or very large values, and large whole numbers, would leave the range of floats or
-their exactness.
+All methods work on the indices of the levels (0, 1, 2 …) and convert the resulting index to its
+level. Squares of very small or very large values, and large integers, would exceed the range or the
+precision of floats.
 
-scikit-image does the work where it takes a histogram. Its `threshold_li` and `threshold_triangle`
-take images only, so these two are written for histograms here and give the same thresholds.
+scikit-image does the work where it accepts a histogram. Its `threshold_li` and `threshold_triangle`
+accept images only, so these two are reimplemented for histograms and give the same thresholds.
 """
 
 from __future__ import annotations
@@ -23,32 +22,34 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BINS = 256
-"""multi-otsu's cost grows with a power of the number of levels: more than these are gathered into
-equal bins.
+"""Largest number of levels for multi-otsu, whose cost grows with a power of it. More levels are
+grouped into equal bins.
 """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Histogram:
-    """How often values occur."""
+    """Counts of values."""
 
     counts: NDArray[np.int64]
     levels: NDArray[Any]
     """Ascending, equally spaced, the first and the last one occupied."""
     tolerance: float = 0.5
-    """Change of the threshold that ends Li's iteration, in steps from level to level."""
+    """Change of the threshold at which Li's iteration ends, in steps between levels."""
 
     @classmethod
     def of_values(cls, counts: NDArray[np.int64], low: int) -> Histogram:
-        """How often the whole numbers from `low` on occur. As in scikit-image, Li's tolerance is
-        half the smallest gap between two.
+        """The counts of the integers from `low` on. As in scikit-image, Li's tolerance is half the
+        smallest gap between two occupied values.
         """
         gaps = np.diff(np.flatnonzero(counts))
         return cls(counts, np.arange(low, low + counts.size), gaps.min(initial=counts.size) / 2)
 
     def level(self, place: float) -> float:
-        """The level at a place, or between two. A whole number where a float would round it: whole
-        numbers exceed what it floors to.
+        """The level at an index, or interpolated between two.
+
+        An integer where a float would round it: integers that exceed the value also exceed its
+        floor.
         """
         if self.levels.dtype.kind == "f":
             first, last = float(self.levels[0]), float(self.levels[-1])
@@ -63,10 +64,10 @@ class Histogram:
 
 
 def find_thresholds(histogram: Histogram, method: str, classes: int) -> tuple[float, ...]:
-    """Thresholds by one of the methods otsu, multi-otsu (of so many classes), li, triangle.
+    """Thresholds by otsu, multi-otsu (into `classes`), li or triangle, ascending.
 
-    Raises `FitError` where multi-otsu finds fewer different values than classes. One value alone is
-    its own threshold.
+    Raises `FitError` if multi-otsu finds fewer distinct values than classes. A single value is its
+    own threshold. Sources: Otsu 1979 and scikit-image; see `_li` and `_triangle`.
     """
     counts = histogram.counts
     if method == "multi-otsu":
@@ -97,7 +98,7 @@ def _multi_otsu(counts: NDArray[np.int64], classes: int) -> tuple[float, ...]:
             f"multi-otsu cannot make {classes} classes of {occupied} different value(s). "
             "Lower `levels`, or leave these images out."
         )
-    # scikit-image normalises the histogram of an image, but not one that it is given.
+    # scikit-image normalises the histogram of an image, but not a histogram passed to it.
     return tuple(
         float(place)
         for place in threshold_multiotsu(hist=(counts / counts.sum(), places), classes=classes)
@@ -121,12 +122,12 @@ def _li(counts: NDArray[np.int64], tolerance: float) -> float:
 
 
 def _triangle(counts: NDArray[np.int64]) -> float:
-    """The place farthest below the line from the peak to the far end of the longer tail (Zack,
-    Rogers, Latt 1977).
+    """The index farthest below the line from the peak to the far end of the longer tail (Zack,
+    Rogers and Latt 1977).
     """
     occupied = np.flatnonzero(counts)
     peak, first, last = int(np.argmax(counts)), int(occupied[0]), int(occupied[-1])
-    # The line runs over the longer tail, from its far end up to the peak.
+    # The line spans the longer tail, from its far end up to the peak.
     step = -1 if peak - first < last - peak else 1
     end = last if step < 0 else first
     tail = counts[end:peak:step]

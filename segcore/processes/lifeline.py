@@ -1,8 +1,8 @@
-"""Lifelines: child processes that do not outlive whoever started them, even by kill -9.
+"""Lifelines: child processes that end with their parent, even if it is killed by SIGKILL.
 
-The child holds the reading end of a pipe whose writing end only the parent has. When the parent
-dies, the pipe closes and the child leaves. Linux can also be asked to end the child, which works
-where native code holds the interpreter's lock for ever.
+The child holds the read end of a pipe; only the parent has the write end. When the parent dies, the
+pipe closes and the child exits. On Linux the kernel is also asked to kill the child, which works
+even while native code holds the global interpreter lock.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _PR_SET_PDEATHSIG = 1
 
 @contextlib.contextmanager
 def tied() -> Iterator[int]:
-    """A file descriptor for a child of this thread (`pass_fds`) to `hold`. The child ends with the
-    block at the latest.
+    """A file descriptor for a child of this thread (`pass_fds`) to `hold`. The child ends when the
+    block ends, if not earlier.
     """
     line, held = os.pipe()
     try:
@@ -31,7 +31,7 @@ def tied() -> Iterator[int]:
 
 
 def hold(line: int) -> None:
-    """End this process when the parent, which passed the descriptor, is gone."""
+    """End this process when the parent that passed the descriptor is gone."""
     if sys.platform == "linux":
         import ctypes
 

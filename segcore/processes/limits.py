@@ -1,10 +1,10 @@
-"""Limits on time: how long one step of the work may take before it counts as one that never ends.
+"""Time limits: how long one step of the work may take before it is given up.
 
-A store that hangs, a decoder or a network that loops would hold up a run for ever. A step is one
-read (a header, the pixels of a tile, a picture as a whole) or the work on what was read. Whoever
-begins one says so by `reading` or `working`; whoever runs the job has asked to be told
-(`watched_by`), and decides what becomes of a step that is not over in time. Since a step is at most
-a tile, or a picture that can only be read as a whole, a job may go on for as long as it gets on,
+A store that hangs, or a decoder or network in an endless loop, would block a run for ever. A step
+is one read (a header, the pixels of a tile, a whole picture) or the work on those pixels. Code that
+begins a step announces it by `reading` or `working`. The caller of the job registers by
+`watched_by` and decides what to do with a step that exceeds its limit. A step covers at most a
+tile, or a picture that can only be read as a whole. So a job may run as long as it makes progress,
 however slow its segmenter is.
 """
 
@@ -21,16 +21,16 @@ WORK_PIXELS = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds after which a step is given up."""
+    """Time limits of the steps, in seconds. A step that exceeds its limit is given up."""
 
     read: float = 600.0
     """Seconds for one read of up to 16 megapixels (a tile, or a picture that can only be read as a
-    whole), and in proportion for a larger one.
+    whole); in proportion for a larger one.
     """
     work: float = 3600.0
-    """Seconds for the work on one tile of up to a megapixel, and in proportion for a larger one."""
+    """Seconds for the work on one tile of up to one megapixel; in proportion for a larger one."""
     examine: float = 900.0
-    """Seconds for finding out what a network without a card is."""
+    """Seconds for the examination of a network without a card."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -42,13 +42,13 @@ class Limits:
 
 
 Watch = Callable[[float], None]
-"""Hears, when a step begins, how many seconds it may take."""
+"""Called at the begin of a step with the seconds that it may take."""
 _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 _configured = [Limits()]
 
 
 def configure(limits: Limits) -> None:
-    """Use these limits in this process."""
+    """Set the limits of this process."""
     _configured[0] = limits
 
 
@@ -59,7 +59,7 @@ def configured() -> Limits:
 
 @contextlib.contextmanager
 def watched_by(watch: Watch) -> Iterator[None]:
-    """Let `watch` hear of the steps that begin in this thread while the block runs."""
+    """Call `watch` for each step that begins in this thread while the block runs."""
     token = _watch.set(watch)
     try:
         yield
@@ -68,12 +68,12 @@ def watched_by(watch: Watch) -> Iterator[None]:
 
 
 def reading(pixels: int = 0) -> None:
-    """A read of so many pixels begins."""
+    """Announce a read of this many pixels."""
     _begin(configured().read * max(1.0, pixels / READ_PIXELS))
 
 
 def working(pixels: int = 0) -> None:
-    """Work on so many pixels begins."""
+    """Announce work on this many pixels."""
     _begin(configured().work * max(1.0, pixels / WORK_PIXELS))
 
 

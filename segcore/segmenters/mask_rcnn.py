@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from maskloom.segcore.deep.inference.card import Card
-from maskloom.segcore.deep.inference.files.weights import Weights, file_name
+from maskloom.segcore.deep.inference.files.weights import Weights, WeightsLocation, file_name
 from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
 from maskloom.segcore.deep.networks.mask_rcnn.lattice import WindowLattice, mirrored
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
@@ -63,7 +63,7 @@ _COST = 5000
 class MaskRcnnObjects:
     """Objects found by a Mask R-CNN that was trained with `maskloom train`."""
 
-    weights: str
+    weights: WeightsLocation
     """Name of weights that come with maskloom, or a .keras file with its card beside it."""
     bands: tuple[int, ...] | None = None
     """Input bands of the network in order, counted from 1; [1, 1, 1] shows a grey image to a

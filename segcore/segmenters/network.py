@@ -28,7 +28,7 @@ from maskloom.segcore.deep.inference import patches
 from maskloom.segcore.deep.inference.blended_windows import Windowing
 from maskloom.segcore.deep.inference.card import Card, Scaling
 from maskloom.segcore.deep.inference.engines.protocol import Choice, EngineName, Precision
-from maskloom.segcore.deep.inference.files.weights import Weights, file_name
+from maskloom.segcore.deep.inference.files.weights import Weights, WeightsLocation, file_name
 from maskloom.segcore.deep.inference.patches import Patching
 from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
@@ -56,7 +56,7 @@ blends.
 class Network:
     """Any trained network: a `.keras`, `.onnx` or `.tflite` file that gives every pixel a class."""
 
-    weights: str
+    weights: WeightsLocation
     """The file, relative to the recipe, or the name of weights that come with maskloom: `nuclei`,
     for fluorescence micrographs. On stained tissue (H&E and the like) it finds tissue, not nuclei.
     """

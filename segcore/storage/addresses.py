@@ -1,18 +1,20 @@
-"""Addresses: where a file is read, and what of that may be written down.
+"""Addresses: where a file is read from, and which part of the address may be written down.
 
-A URI in a table, a plan, a name or a message holds no secret and is text that UTF-8 can hold. Two
-kinds of address are not like that: URLs that are signed for a while (`?X-Amz-Signature=...`,
-`?sig=...`, `?token=...`), and names of files that are not UTF-8. Such a file goes by its URI
-everywhere; the address itself stays in the memory of the processes that read it, which `learn` it
-from the jobs that they do.
+A URI in a table, plan, name or message contains no secret and is valid UTF-8. Two kinds of address
+do not qualify: URLs with a temporary signature (`?X-Amz-Signature=...`, `?sig=...`, `?token=...`),
+and file names that are not UTF-8. Such a file is known everywhere by a URI without them. The
+address itself stays in the memory of the processes that read the file; they `learn` it from their
+jobs.
 
-A password in an address (`https://user:password@host`) is refused: unlike a signature it opens more
-than one file, and does not run out.
+An address with a password (`https://user:password@host`) is refused: unlike a signature, a password
+opens more than one file and does not expire.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from maskloom.segcore.errors import RecipeError
 
@@ -27,30 +29,51 @@ _SECRET_PARAMETER = re.compile(rf"([?&;#](?:{_NAMES_OF_SECRETS})=)[^&;\s'\"<>)]+
 _COMPANION_NAME = re.compile(
     r"expires|policy|key-pair-id|s[eprstv]|srt|sip|spr|sk[estv]|sk[ot]id", re.IGNORECASE
 )
-"""Parameters that belong to a signature (CloudFront's, Azure's), and mean something else without
-one.
+"""Parameters that belong to a signature (CloudFront, Azure). Without a signature they have another
+meaning.
 """
 _WEB = ("http://", "https://")
 
 _learnt: dict[str, str] = {}
 
 
+def _never(_: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class RelativeToRecipe:
+    """Marks a field of type `str` as the path of a file: `Annotated[str, RelativeToRecipe()]`.
+
+    In a recipe a relative path is below the recipe's folder.
+    """
+
+    unless: Callable[[str], bool] = _never
+    """Whether a value is a name instead of a path, and stays as it is."""
+
+
 def is_web(address: str) -> bool:
-    """Whether this is a URL, which may have a query."""
+    """Whether the address is an HTTP URL, which may have a query."""
     return address.lower().startswith(_WEB)
 
 
 def has_password(address: str) -> bool:
-    """Whether a password stands in a URI. In a URL, where a token may be the user, any user counts.
+    """Whether a URI contains a password. In an HTTP URL any user counts, since it may be a token.
 
-    >>> has_password("https://me:word@host/a.tif"), has_password("abfs://container@account/a.tif"), has_password("github://org:repo@main/a.tif")
-    (True, False, False)
+    >>> has_password("https://me:word@host/a.tif")
+    True
+    >>> has_password("abfs://container@account/a.tif")
+    False
+    >>> has_password("github://org:repo@main/a.tif")
+    False
     """
     return any(_is_secret(found) for found in _USER.finditer(address))
 
 
 def require_no_password(address: str, where: str) -> None:
-    """Raise `RecipeError` where a password stands in an address; `where` says whose it is."""
+    """Raise `RecipeError` if an address contains a password. `where` names the source of the
+    address.
+    """
     if has_password(address):
         raise RecipeError(
             f"{where}: an address must not hold a password or token, since addresses are written "
@@ -61,16 +84,16 @@ def require_no_password(address: str, where: str) -> None:
 
 
 def is_signed(address: str) -> bool:
-    """Whether the query of an address, or the fragment of a URL, has a secret parameter. A path has
-    no query.
+    """Whether the query of an address, or the fragment of an HTTP URL, has a secret parameter. A
+    path has no query.
     """
     said = [*_names(_query(address)), *_names(_fragment(address))] if "://" in address else []
     return any(_SECRET_NAME.fullmatch(name) for name in said)
 
 
 def unsigned(address: str) -> str:
-    """The address without the secret parameters of its query, and those that go with them. A URL
-    loses its fragment, which no server sees.
+    """The address without the secret parameters of its query and those that accompany them. An HTTP
+    URL also loses its fragment, which is never sent to a server.
 
     >>> unsigned("https://host/a.tif?item=3&X-Amz-Expires=60&X-Amz-Signature=c0ffee")
     'https://host/a.tif?item=3'
@@ -89,15 +112,13 @@ def unsigned(address: str) -> str:
 
 
 def path_of(address: str) -> str:
-    """The address without the query and fragment that a URL may have; other addresses as they
-    are.
-    """
+    """An HTTP URL without query and fragment; any other address unchanged."""
     return re.split("[?#]", address, maxsplit=1)[0] if is_web(address) else address
 
 
 def written(text: str) -> str:
-    """Text as it may be written down: passwords and signatures of addresses left out, and what is
-    not UTF-8 spelled out.
+    """Text that may be written down: passwords and signatures masked, bytes that are not UTF-8
+    escaped.
 
     >>> written("403 for https://me:word@host/a.tif?item=3&sig=c0ffee")
     '403 for https://***@host/a.tif?item=3&sig=***'
@@ -107,19 +128,21 @@ def written(text: str) -> str:
 
 
 def learn(uri: str, address: str | None) -> None:
-    """Remember in this process where the file of a URI is read. None: there, by the URI itself."""
+    """Remember in this process where the file with this URI is read from. None: from the URI
+    itself.
+    """
     if address is not None:
         _learnt[uri] = address
 
 
 def address_of(uri: str) -> str:
-    """Where the file of a URI is read."""
+    """The address from which the file with this URI is read."""
     return _learnt.get(uri, uri)
 
 
 def _is_secret(found: re.Match[str]) -> bool:
     scheme, user = found[1].lower(), found[2]
-    # github://organisation:repository@branch/path holds no secret.
+    # github://organisation:repository@branch/path contains no secret.
     return scheme in ("http", "https") or (":" in user and scheme != "github")
 
 

@@ -1,4 +1,4 @@
-"""Values as JSON in one form only, so that equal values have equal digests."""
+"""Canonical JSON: equal values have equal digests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of keys.
+    """SHA-256 of a JSON value in hexadecimal, independent of the order of keys.
 
     >>> digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     True
@@ -18,14 +18,18 @@ def digest(value: Any) -> str:
 
 
 def canonical(value: Any) -> str:
-    """One line of JSON, with sorted keys. Dataclasses become objects, tuples become arrays."""
+    """The value as one line of JSON with sorted keys. Dataclasses become objects, tuples become
+    arrays.
+
+    Raises `TypeError` if the value contains anything else that JSON lacks.
+    """
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), default=_plain, ensure_ascii=False
     )
 
 
 def frozen(value: Any) -> Any:
-    """A JSON value with tuples in place of arrays."""
+    """A JSON value with tuples in place of lists."""
     if isinstance(value, list):
         return tuple(frozen(item) for item in value)
     return value

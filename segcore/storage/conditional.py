@@ -1,16 +1,16 @@
-"""Staged files take their names: each at most once, whoever moves it and however late.
+"""Moving staged files to their names: each at most once, whichever process does it and however
+late.
 
 A commit moves staged files over the names that users read (`tasks/commits/log.py`). Two processes
 may carry out the same commit: the one that claimed it and one that found it unfinished. The slower
-must not put back a file that a later commit has replaced:
+one must not restore a file that a later commit has replaced:
 
-- On a local disk a move is a rename. It uses its source up, so that a second one finds nothing to
+- On a local disk a move is a rename. It consumes its source, so a second rename finds nothing to
   move.
-- On S3 a move writes the target on condition that it still is what it was when the commit was
-  drafted (`If-Match`, `If-None-Match`), then removes the source. Servers that apply the condition
-  to copies copy by themselves; for others the bytes pass through this process.
-- Other stores, and S3 servers that ignore conditions, offer neither. `conditions_of` finds out by
-  trying.
+- On S3 a move writes the target on condition that it has not changed since the commit was drafted
+  (`If-Match`, `If-None-Match`), then removes the source. Servers that honour the condition for
+  copies copy the object themselves; for others the bytes pass through this process.
+- Other stores, and S3 servers that ignore conditions, offer neither. `conditions_of` probes this.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from maskloom.segcore.storage.store import (
 T = TypeVar("T")
 Item = TypeVar("Item")
 _Target = dict[str, str]
-"""Bucket and key, or conditions, as arguments of a request."""
+"""Bucket and key, or conditions, as request arguments."""
 
 _AT_ONCE = 16
-"""Requests to an object store at a time."""
+"""Concurrent requests to an object store."""
 LARGEST_OBJECT = 5 * 2**30
-"""Bytes that S3 takes in one conditional request."""
+"""Maximum size in bytes of one conditional request to S3."""
 _CONFLICTS = 5
-"""How often a write is repeated that met another one under way (HTTP 409)."""
+"""Number of attempts for a write that conflicts with a concurrent one (HTTP 409)."""
 _PROBED: dict[str, Conditions] = {}
 
 
@@ -65,32 +65,34 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Which writes of a store can be made conditional on what they replace."""
+    """The kinds of conditional write that a store honours."""
 
     create: bool
-    """Only where the name is free."""
+    """Write only if the name is free."""
     replace: bool
-    """Only where the file is still the one that was seen."""
+    """Write only if the file has not changed since it was looked up."""
     copy: bool = False
     """The same for copies made by the server."""
 
     @property
     def several_writers(self) -> bool:
-        """Whether several runs may write into one output at a time."""
+        """Whether several runs may write to one output at the same time."""
         return self.create and self.replace
 
 
 def conditions_of(store: Store) -> Conditions:
-    """What the store honours, found out by trying on a file under `staging/`. Asked once a process
+    """The conditions that a store honours, probed with a file under `staging/`. Cached by process
     and root.
+
+    Raises `StoreError`.
     """
     if store.root not in _PROBED:
         fs, _ = filesystem(store.root)
         if isinstance(fs, LocalFileSystem):
             _PROBED[store.root] = Conditions(create=True, replace=True)
         elif not _is_s3(fs):
-            # The clients of other stores can ask for a free name; none can ask for the version that
-            # is replaced.
+            # Clients of other stores can require a free name, but none can require a version of the
+            # file to be replaced.
             _PROBED[store.root] = Conditions(create=True, replace=False)
         else:
             _PROBED[store.root] = _probe(fs, store)
@@ -98,8 +100,8 @@ def conditions_of(store: Store) -> Conditions:
 
 
 def bases_of(store: Store, names: Sequence[str]) -> list[str | None]:
-    """The version of each file that `move` asks for, None for absent ones and on stores that have
-    no use for it.
+    """The version of each file, as `Move.base` needs it. None: the file is absent, or the store
+    does not use versions.
     """
     fs, _ = filesystem(store.root)
     if not _is_s3(fs):
@@ -108,8 +110,8 @@ def bases_of(store: Store, names: Sequence[str]) -> list[str | None]:
 
 
 def require_movable(store: Store, folders: Sequence[str]) -> None:
-    """Raise `StoreError` where something staged in these folders is too large to be moved; a commit
-    of it could never be carried out.
+    """Raise `StoreError` if a file staged in these folders is too large to move; its commit could
+    never be carried out.
     """
     if not _is_s3(filesystem(store.root)[0]):
         return
@@ -145,7 +147,7 @@ def _rename(root: Path, moves: Sequence[Move]) -> None:
             try:
                 (root / each.staged).replace(root / each.name)
             except FileNotFoundError:
-                # Moved before, by whoever carries out the same commit.
+                # Already moved by another process that carries out the same commit.
                 continue
         for folder in folders:
             sync_folder(folder)
@@ -201,8 +203,8 @@ def _conditional(
         try:
             write(condition, {"Bucket": bucket, "Key": key})
             break
-        # s3fs turns a 412 into FileExistsError or OSError, depending on the condition; the code of
-        # the reply is what counts.
+        # s3fs turns a 412 into FileExistsError or OSError, depending on the condition, so use the
+        # code of the reply.
         except OSError as error:
             code = _code(error)
             if code == "PreconditionFailed":
@@ -212,7 +214,7 @@ def _conditional(
                 and base is not None
                 and _version(fs, store, each.name) is None
             ):
-                # Somebody has removed the file since; nothing is there that could be lost.
+                # The file has been removed since; nothing can be lost.
                 base = None
             elif code not in {"ConditionalRequestConflict", "409"} or attempt == _CONFLICTS - 1:
                 raise
@@ -230,7 +232,7 @@ def _put(fs: Any, content: str, target: _Target, condition: _Target) -> None:
 
 
 def _code(error: BaseException | None) -> str:
-    """The code of a store's reply, from the error that s3fs made of it."""
+    """The code of a store's reply, from the error that s3fs raised."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):
@@ -251,8 +253,8 @@ def _overwrite(fs: Any, store: Store, each: Move) -> None:
 
 
 def _probe(fs: Any, store: Store) -> Conditions:
-    """Try each kind of condition where it must fail. A server that ignores it lets the write
-    pass.
+    """Try each kind of condition in a case where it must fail. A server that ignores it accepts the
+    write.
     """
     name = f"{STAGING}/probe-{uuid.uuid4().hex}"
     path = filesystem(store.uri(name))[1]
@@ -284,8 +286,8 @@ def _probe(fs: Any, store: Store) -> Conditions:
 
 
 def _refused(write: Callable[[], object]) -> bool:
-    """Whether the server applied a condition that does not hold. Servers without conditions write,
-    or do not know the header.
+    """Whether the server honoured a condition that does not hold. A server without conditions
+    writes, or rejects the header as unknown.
     """
     try:
         write()

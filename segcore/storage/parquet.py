@@ -1,9 +1,9 @@
 """Parquet files, read in the caller's own thread.
 
-`pyarrow.parquet.read_table` reads with threads of Arrow's. One of them may still hold bytes of
-Python's when the interpreter ends, and then aborts the process: a command that has done its work
-dies with exit code 134, once in some ten times. It also imports pandas where that is installed,
-which takes longer than reading.
+`pyarrow.parquet.read_table` reads in Arrow's own threads. If one of them still holds Python bytes
+when the interpreter ends, it aborts the process: about one command in ten ends with exit code 134
+after its work is done. `read_table` also imports pandas if installed, which takes longer than
+reading.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """The table in the bytes of a Parquet file, or some of its columns.
 
-    Raises `pyarrow.ArrowInvalid` where the bytes are no such file, and `KeyError` where a column is
-    not in it.
+    Raises `pyarrow.ArrowInvalid` if the bytes are not a Parquet file, and `KeyError` if a column is
+    missing.
     """
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
-        # Arrow leaves out columns that are not there; `select` says so.
+        # Arrow silently omits missing columns; `select` raises `KeyError`.
         table = file.read(columns=columns, use_threads=False)
         return table if columns is None else table.select(columns)

@@ -1,8 +1,8 @@
-"""Records and tables of an output, read back: whole and as maskloom writes them, or an error that
-names the file and what to do.
+"""Reading the records and tables of an output. A damaged one raises an error that names the file
+and the remedy.
 
-A record may have been cut by a full disk, emptied by a crash of the machine, or replaced by a
-foreign file. Whoever reads one does it here, so that every command says the same.
+A full disk may truncate a record, a machine crash may leave it empty, and another program may
+replace it. All commands read records through this module, so they all report the same error.
 """
 
 from __future__ import annotations
@@ -48,21 +48,23 @@ _REMEDIES = {
 
 
 def read_json(store: Store, name: str, load: Callable[[Any], T]) -> T:
-    """What `load` makes of a JSON record. Raises `FileNotFoundError`, `StoreError`, and
-    `DamagedRecord` also where `load` misses something.
+    """Read a JSON record and convert it by `load`.
+
+    Raises `FileNotFoundError`, `StoreError`, and `DamagedRecord`, also if `load` misses a key.
     """
     return parse_json(store, name, store.read(name), load)
 
 
 def parse_json(store: Store, name: str, content: bytes, load: Callable[[Any], T]) -> T:
-    """As `read_json`, from bytes that were read before."""
+    """As `read_json`, from bytes already read."""
     with reading(store, name):
         return load(json.loads(content))
 
 
 def read_table(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet table, or some of its columns. Raises `FileNotFoundError`, `StoreError`, and
-    `DamagedRecord` also where a column is missing.
+    """Read a Parquet table, or some of its columns.
+
+    Raises `FileNotFoundError`, `StoreError`, and `DamagedRecord`, also if a column is missing.
     """
     return parse_table(store, name, store.read(name), columns)
 
@@ -70,22 +72,20 @@ def read_table(store: Store, name: str, columns: Sequence[str] | None = None) ->
 def parse_table(
     store: Store, name: str, content: bytes, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """As `read_table`, from bytes that were read before."""
+    """As `read_table`, from bytes already read."""
     with reading(store, name):
         return read_parquet(content, columns)
 
 
 def damaged(store: Store, name: str, reason: object = None) -> DamagedRecord:
-    """The error that says of a record what is wrong with it, and what to do. No reason: it is
-    missing.
-    """
+    """The error for a damaged record, with the remedy. `reason` None: the record is missing."""
     text = " ".join(str(reason).split()).rstrip(".")[:_LONGEST_REASON]
     fault = "is missing" if reason is None else f"is damaged, or no file of maskloom: {text}"
     return DamagedRecord(f"{store.uri(name)} {fault}. {remedy(store, name)}")
 
 
 def remedy(store: Store, name: str) -> str:
-    """What to do where a record or table is damaged or missing."""
+    """How to recover from a damaged or missing record or table."""
     folder, _, file = name.rpartition("/")
     if folder.startswith("tables"):
         return (
@@ -97,8 +97,8 @@ def remedy(store: Store, name: str) -> str:
 
 @contextlib.contextmanager
 def reading(store: Store, name: str) -> Iterator[None]:
-    """Turn whatever goes wrong with the content of a record into a `DamagedRecord`. Also its
-    absence, where it is opened in the block.
+    """Turn any error in the content of a record into a `DamagedRecord`, also a missing file if it
+    is opened in the block.
     """
     try:
         yield
@@ -107,10 +107,10 @@ def reading(store: Store, name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise damaged(store, name) from error
     except KeyError as error:
-        # That of a mapping says the key alone, that of Arrow a sentence.
+        # The argument is a key if a mapping raised it, a sentence if Arrow did.
         said = str(error.args[0])
         raise damaged(store, name, said if " " in said else f"it has no {said!r}") from error
-    # Parsers meet damage with nearly any error: wrong values and types, Arrow's own, a zstd stream
-    # that breaks off, nesting without end.
+    # Parsers raise nearly any error on damaged content: wrong values and types, errors of Arrow, a
+    # truncated zstd stream, too deep nesting.
     except Exception as error:
         raise damaged(store, name, error or type(error).__name__) from error

@@ -1,13 +1,13 @@
-"""Stores: where images come from and where results go, on any fsspec file system.
+"""Stores: where images are read from and results are written to, on any fsspec file system.
 
-Everything that maskloom writes goes through `Store.publish` or `Store.writing`, so that whatever is
-found under a name is whole. On a local disk the bytes go to a file under `staging/`, are flushed to
-the disk and then take their name in one atomic step (rename, or link where the name must be new).
-On an object store one put is that step, conditional where the name must be new.
+All output goes through `Store.publish` or `Store.writing`, so a file under its name is always
+complete. On a local disk the bytes go to a temporary file under `staging/`, are flushed to the disk
+and then take their name in one atomic step (a rename, or a hard link if the name must be new). On
+an object store this step is one put, conditional if the name must be new.
 
-Temporary files say who writes them: `maskloom-HOST-PROCESS-MACHINE-….tmp`, where MACHINE stands for
-one boot of one machine (or container). So `sweep` knows those of dead processes of this machine,
-and no others.
+The name of a temporary file identifies its writer: `maskloom-HOST-PROCESS-MACHINE-….tmp`, where
+MACHINE identifies one boot of one machine (or container). So `sweep` recognises the files of dead
+processes of this machine and leaves all others alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from maskloom.segcore.errors import MaskloomError, StoreError
 from maskloom.segcore.storage.addresses import address_of, written
 
 STAGING = "staging"
-"""Folder below a store's root for what is not yet, or no longer, a result."""
+"""Folder below a store's root for files that are not yet, or no longer, results."""
 _HOST = platform.node() or "host"
 _EXTRAS = {
     "s3": ("s3", "s3a"),
@@ -46,16 +46,16 @@ _EXTRAS = {
     "gcs": ("gs", "gcs"),
     "azure": ("az", "abfs", "abfss"),
 }
-"""Extras of this package, and the protocols whose packages they install."""
+"""Extras of this package, and the protocols that they enable."""
 _PROTOCOLS = [protocols[0] for protocols in _EXTRAS.values()]
 _TEMPORARY = re.compile(
     r"(?:maskloom-)?(?P<host>.+)-(?P<process>\d+)-(?:(?P<machine>[0-9a-f]{12})-)?[0-9a-f]{32}\.tmp"
 )
 _CONFLICTS = (409, 412)
-"""HTTP: another request about the same object was under way, or a condition did not hold."""
+"""HTTP: conflict with a concurrent request for the same object, or failed precondition."""
 _TRIES, _PAUSE = 4, 0.2
-"""How often a put is tried that meets a conflict, and seconds before the second time, twice as many
-before the third, and so on.
+"""Number of attempts for a put that meets a conflict, and seconds before the second one. The pause
+doubles with each attempt.
 """
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -65,23 +65,21 @@ T = TypeVar("T")
 
 
 class Sink(Protocol):
-    """Where a mask file is written to, from its first byte to its last."""
+    """Sequential output for a mask file."""
 
     def write(self, data: bytes, /) -> int:
-        """Append bytes; how many there were."""
+        """Append bytes; return their number."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A file as its store lists it."""
+    """A file in a store's listing."""
 
     size: int
     """Bytes."""
     changed: float | None
-    """When it was last written, in seconds, by the store's own clock. None: the store does not
-    say.
-    """
+    """Time of the last write in seconds, by the store's clock. None if not available."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +95,16 @@ class Artefact:
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI or local path, and the path inside it. Raises `StoreError` for an
-    unknown protocol.
+    """The file system of a URI or local path, and the path inside it.
+
+    Raises `StoreError` for an unknown protocol.
     """
     if "://" not in uri:
-        # Not by fsspec's own rules, which read "::" in a file name as a chain of stores.
+        # fsspec itself would read "::" in a file name as a chain of stores.
         return LocalFileSystem(), str(Path(address_of(uri)).absolute())
     try:
         fs, path = fsspec.core.url_to_fs(address_of(uri))
-    # Some packages tell by an AttributeError that they no longer know a protocol.
+    # Some packages raise an AttributeError for a protocol that they no longer support.
     except (ValueError, ImportError, AttributeError) as error:
         raise StoreError(
             f"Cannot use the location {written(uri)!r}: {_remedy(uri, error)}"
@@ -114,7 +113,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _remedy(uri: str, error: Exception) -> str:
-    """What to do where fsspec has no file system for a URI."""
+    """The remedy if fsspec has no file system for a URI."""
     protocol = uri.partition("://")[0].rpartition("::")[2]
     extra = next((extra for extra, protocols in _EXTRAS.items() if protocol in protocols), None)
     if extra is not None and isinstance(error, ImportError):
@@ -130,28 +129,26 @@ def _remedy(uri: str, error: Exception) -> str:
 
 
 def is_local(uri: str) -> bool:
-    """Whether a URI or path lies on a disk of this machine."""
+    """Whether a URI or path is on a local disk of this machine."""
     return isinstance(filesystem(uri)[0], LocalFileSystem)
 
 
 def configure(options: Mapping[str, Mapping[str, Any]]) -> None:
-    """Use these fsspec options (profile, endpoint, region ...) for each protocol in this
-    process.
-    """
+    """Set fsspec options (profile, endpoint, region ...) by protocol for this process."""
     for protocol, values in options.items():
         fsspec.config.conf.setdefault(protocol, {}).update(values)
 
 
 @contextlib.contextmanager
 def store_errors(what: str) -> Iterator[None]:
-    """Turn whatever a store's client raises into a `StoreError`; absence and presence of a file
-    pass.
+    """Turn any error of a store's client into a `StoreError`, except `FileNotFoundError`,
+    `FileExistsError` and maskloom's own.
     """
     try:
         yield
     except (MaskloomError, FileNotFoundError, FileExistsError):
         raise
-    # Clients raise errors of their own (botocore, aiohttp, google ...), which have no common base.
+    # The errors of clients (botocore, aiohttp, google ...) have no common base class.
     except Exception as error:
         reason = written(str(error)).rstrip(".") or type(error).__name__
         raise StoreError(
@@ -162,7 +159,7 @@ def store_errors(what: str) -> Iterator[None]:
 
 
 def remedy(error: OSError) -> str:
-    """What to do where a local disk does not take a file.
+    """The remedy for a failed write to a local disk.
 
     >>> remedy(OSError(errno.ENOSPC, "No space left on device"))
     'Free space there, then run the same command.'
@@ -178,8 +175,8 @@ def remedy(error: OSError) -> str:
 
 
 def version_of(info: Mapping[str, Any]) -> str:
-    """What changes when a file's bytes change: the store's own tag, or size and time of the last
-    change.
+    """A string that changes whenever a file's bytes change: the store's own tag, or else size and
+    time of the last change.
     """
     tag = next(
         (
@@ -204,37 +201,39 @@ def version_of(info: Mapping[str, Any]) -> str:
 
 
 def current_version(uri: str) -> str:
-    """The version of a file as its store tells it now. Raises `FileNotFoundError`, or `StoreError`
-    where the store does not answer.
+    """The present version of a file in its store.
+
+    Raises `FileNotFoundError`, or `StoreError` if the store does not answer.
     """
     fs, path = filesystem(uri)
     with store_errors(f"look at {uri}"):
-        # What a listing of the folder said earlier is not asked again otherwise.
+        # Otherwise fsspec answers from an earlier listing of the folder.
         fs.invalidate_cache(path)
         return version_of(fs.info(path))
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A folder on some file system that results are written to."""
+    """A folder on some file system."""
 
     root: str
     """fsspec URI or absolute local path."""
 
     def uri(self, name: str) -> str:
-        """Full location of a name."""
+        """The full location of a name."""
         return posixpath.join(self.root, name)
 
     def exists(self, name: str) -> bool:
-        """Whether something is published under this name."""
+        """Whether a file is published under this name. Raises `StoreError`."""
         fs, path = filesystem(self.uri(name))
         with store_errors(f"look for {self.uri(name)}"):
             fs.invalidate_cache()
             return bool(fs.exists(path))
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
-        """The bytes under a name, or a range of them. Raises `FileNotFoundError`, or `StoreError`
-        where the store does not answer.
+        """The bytes under a name, or a range of them.
+
+        Raises `FileNotFoundError`, or `StoreError` if the store does not answer.
         """
         fs, path = filesystem(self.uri(name))
         with store_errors(f"read {self.uri(name)}"):
@@ -257,8 +256,8 @@ class Store:
         return sorted(name for name in self.listed(folder) if name.endswith(suffix))
 
     def listed(self, folder: str) -> dict[str, Listed]:
-        """All files below a folder by name, as the store lists them: none is opened. An absent
-        folder is empty.
+        """All files below a folder by name, from the store's listing, without opening any. An
+        absent folder is empty. Raises `StoreError`.
         """
         fs, path = filesystem(self.uri(folder))
         root = filesystem(self.root)[1].rstrip("/")
@@ -274,28 +273,30 @@ class Store:
         }
 
     def remove(self, folder: str) -> None:
-        """Remove a folder and all below it; nothing happens where it is absent."""
+        """Remove a folder and all files below it. An absent folder is no error. Raises
+        `StoreError`.
+        """
         fs, path = filesystem(self.uri(folder))
         with contextlib.suppress(FileNotFoundError), store_errors(f"remove {self.uri(folder)}"):
-            # A listing of before may not have all that is there by now.
+            # A cached listing may be incomplete.
             fs.invalidate_cache()
             if isinstance(fs, LocalFileSystem) or not fsspec.core.has_magic(path):
                 _again(lambda: fs.rm(path, recursive=True))
             else:
-                # fsspec would take brackets in the name of a folder for a pattern, and remove
-                # others.
+                # fsspec would treat brackets in a folder's name as a pattern and remove other
+                # files.
                 for found in fs.find(path):
                     _again(partial(fs.rm_file, found))
 
     def publish(self, name: str, content: bytes) -> Artefact:
-        """Put bytes under a name in one step, in place of what was there."""
+        """Put bytes under a name in one step, replacing any existing file. Raises `StoreError`."""
         with self.writing(name) as out:
             out.write(content)
         return out.artefact
 
     def publish_new(self, name: str, content: bytes) -> bool:
-        """Put bytes under a name that must be free. False where other bytes have the name
-        already.
+        """Put bytes under a name that must be free. False if other bytes already have the name.
+        Raises `StoreError`.
         """
         fs, path = filesystem(self.uri(name))
         with store_errors(f"write {self.uri(name)}"):
@@ -308,8 +309,8 @@ class Store:
         return True
 
     def now(self) -> float:
-        """The time by the store's clock, in seconds: that of a file which is written for this and
-        removed. By our own where it does not say.
+        """The time by the store's clock, in seconds, from a file written for this purpose and then
+        removed. The local clock if the store gives no time.
         """
         name = f"{STAGING}/clock-{uuid.uuid4().hex}"
         self.publish(name, b"now")
@@ -318,27 +319,24 @@ class Store:
         return time.time() if changed is None else changed
 
     def sweep(self) -> None:
-        """Remove the temporary files that processes of this machine left behind when they were
-        killed.
-        """
+        """Remove temporary files left behind by killed processes of this machine."""
         for path in self.temporaries():
             if lives(path) is False:
                 remove_temporary(path)
 
     def temporaries(self) -> list[Path]:
-        """The temporary files of writers to this store that lie on this machine, or on a disk that
-        it shares: of living ones and of dead ones.
+        """All temporary files of writers to this store, alive or dead, that this machine can see:
+        on its own disks and on shared ones.
 
-        Those of writers to object stores lie in the machine's own folder for temporary files,
-        whichever store they write to.
+        Writers to any object store keep theirs in the temporary folder of the machine.
         """
         return sorted(
             path for path in self._staging().glob("*.tmp") if _TEMPORARY.fullmatch(path.name)
         )
 
     def _staging(self) -> Path:
-        # On a disk the temporary file must lie on the target's file system, or the last step would
-        # not be atomic.
+        # On a disk, the temporary file must be on the file system of the target, or the rename is
+        # not atomic.
         return (
             Path(filesystem(self.root)[1]) / STAGING
             if is_local(self.root)
@@ -347,8 +345,10 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Publication]:
-        """A file to write in sequence, published under `name` when the block ends, dropped when it
-        raises.
+        """A file for sequential writing, published under `name` when the block ends, discarded if
+        it raises.
+
+        Raises `StoreError`.
         """
         fs, path = filesystem(self.uri(name))
         local = isinstance(fs, LocalFileSystem)
@@ -374,14 +374,14 @@ class Store:
 
 
 class Publication:
-    """A file on its way to being published: written in sequence, digested on the way."""
+    """A file in sequential writing, with its digest, before it is published."""
 
     def __init__(self, name: str, file: IO[bytes]) -> None:
         self._name, self._file = name, file
         self._digest, self._size = hashlib.sha256(), 0
 
     def write(self, data: bytes) -> int:
-        """Append bytes."""
+        """Append bytes; return their number."""
         self._digest.update(data)
         count = self._file.write(data)
         self._size += count
@@ -397,18 +397,18 @@ class Publication:
 
     @property
     def closed(self) -> bool:
-        """Whether the file is closed, for writers that ask."""
+        """Whether the file is closed; some writers ask."""
         return self._file.closed
 
     @property
     def artefact(self) -> Artefact:
-        """What was written; final once the publication is over."""
+        """The file as written so far; final once it is published."""
         return Artefact(self._name, self._size, self._digest.hexdigest())
 
 
 def lives(temporary: Path) -> bool | None:
-    """Whether the process that uses a name of `temporary_name` lives. None where that cannot be
-    known: it is one of another machine.
+    """Whether the process named in a temporary file's name is alive. None if unknown: it belongs to
+    another machine.
     """
     name = _TEMPORARY.fullmatch(temporary.name)
     if name is None or name["machine"] != _machine():
@@ -418,21 +418,21 @@ def lives(temporary: Path) -> bool | None:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        # Another user's.
+        # The process belongs to another user.
         pass
     return True
 
 
 def remove_temporary(path: Path) -> None:
-    """Remove a temporary file, unless it is gone already or another user's."""
+    """Remove a temporary file, unless it is gone or belongs to another user."""
     with contextlib.suppress(FileNotFoundError, PermissionError):
         path.unlink()
 
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    """One boot of one machine, and what numbers processes on it: containers on a machine number
-    them anew.
+    """An identifier of one boot of one machine and one process namespace: each container numbers
+    its processes separately.
     """
     boot = space = ""
     with contextlib.suppress(OSError):
@@ -442,7 +442,7 @@ def _machine() -> str:
 
 
 def temporary_name() -> str:
-    """A new name that says which process of which machine uses it, for `lives`."""
+    """A new name that identifies this process and machine; see `lives`."""
     return f"maskloom-{_HOST}-{os.getpid()}-{_machine()}-{uuid.uuid4().hex}.tmp"
 
 
@@ -452,7 +452,7 @@ def _temporary(folder: Path) -> Path:
 
 
 def _changed(info: Mapping[str, Any]) -> float | None:
-    """When a listed file was last written, in seconds, by the store's clock."""
+    """Time of the last write of a listed file in seconds, by the store's clock."""
     found = next(
         (
             info[key]
@@ -470,13 +470,13 @@ def _changed(info: Mapping[str, Any]) -> float | None:
 
 
 def _again(put: Callable[[], T]) -> T:
-    """What a request to a store gives, which is made again where it met another one about the same
-    object (and by the client where it was busy).
+    """The result of a request to a store, repeated if it conflicts with a concurrent request for
+    the same object (the client itself repeats requests to a busy store).
     """
     for number in range(1, _TRIES):
         try:
             return put()
-        # Clients have no common base for what they raise.
+        # The errors of clients have no common base class.
         except Exception as error:
             if _status(error) not in _CONFLICTS:
                 raise
@@ -485,15 +485,15 @@ def _again(put: Callable[[], T]) -> T:
 
 
 def _put_new(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
-    """Put bytes under a name that must be free; False where other bytes have it. Raises what the
-    client raises.
+    """Put bytes under a name that must be free. False if other bytes have it. Raises the client's
+    errors.
     """
     if fs.exists(path):
         return bool(fs.cat_file(path) == content)
     try:
         fs.pipe_file(path, content, mode="create")
     except Exception as error:
-        # A put whose reply was lost is sent again by the client and then meets its own bytes.
+        # If the reply to a put is lost, the client repeats it and then meets its own bytes.
         if not isinstance(error, FileExistsError) and _status(error) not in _CONFLICTS:
             raise
         fs.invalidate_cache()
@@ -504,7 +504,7 @@ def _put_new(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> bool:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that a store's client met, wherever it keeps it (botocore, gcsfs, Azure,
+    """The HTTP status in a client's error, wherever the client stores it (botocore, gcsfs, Azure,
     aiohttp).
     """
     met: BaseException | None = error
@@ -546,10 +546,10 @@ def _link_new(staging: Path, target: Path, content: bytes) -> None:
 
 
 def _rename_new(temporary: Path, target: Path) -> None:
-    """Rename to a name that must be free, where the file system has no hard links.
+    """Rename to a name that must be free, on a file system without hard links.
 
-    Raises `FileExistsError`, and `StoreError` where it has no such rename either: two runs would
-    not know of one another.
+    Raises `FileExistsError`, and `StoreError` if the file system lacks such a rename too: two runs
+    could then not detect each other.
     """
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
@@ -572,8 +572,8 @@ def _rename_new(temporary: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a local folder to the disk: a rename is there only when the folder that holds the name
-    is.
+    """Flush a local folder to the disk: a rename survives a crash only once its folder is
+    flushed.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:

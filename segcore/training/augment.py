@@ -27,27 +27,27 @@ AUGMENTATIONS: Registry[type[Augmentation]] = Registry("augmentation")
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """What augmentation changes."""
+    """Pixels of a patch with their labels."""
 
     pixels: Pixels
     """(y, x, band), scaled."""
     classes: Classes
     """(y, x)."""
     ids: NDArray[np.integer] | None = None
-    """(y, x): numbers of objects, None where there are none."""
+    """(y, x): ids of objects. None if the labels have none."""
     valid: NDArray[np.bool_] | None = None
-    """(y, x): where there are data. None: everywhere."""
+    """(y, x): whether a pixel has data. None: all have."""
 
     def turned(self, turn: Callable[[NDArray[Any]], NDArray[Any]]) -> Patch:
-        """All of it moved in the same way."""
+        """All arrays moved in the same way."""
         ids, valid = (None if array is None else turn(array) for array in (self.ids, self.valid))
         return replace(
             self, pixels=turn(self.pixels), classes=turn(self.classes), ids=ids, valid=valid
         )
 
     def coloured(self, pixels: Pixels) -> Patch:
-        """The same places with other pixels, an array that is given away. Where there are no data
-        they stay 0, as when the network is used.
+        """The same labels with other pixels. Takes the array and sets pixels without data to 0, as
+        in inference.
         """
         if self.valid is not None:
             pixels[~self.valid] = 0
@@ -55,7 +55,7 @@ class Patch:
 
     @property
     def limits(self) -> tuple[np.float32, np.float32]:
-        """Least and greatest value where there are data."""
+        """Smallest and largest value of pixels with data."""
         there = (
             self.pixels if self.valid is None or not self.valid.any() else self.pixels[self.valid]
         )
@@ -72,12 +72,10 @@ class Augmentation(Protocol):
 
 @runtime_checkable
 class Zoom(Protocol):
-    """An augmentation that asks for a larger or smaller window, which is then brought to the size
-    of the patch.
-    """
+    """An augmentation that needs a larger or smaller window, which is then resized to the patch."""
 
     def factor(self, random: np.random.Generator) -> float:
-        """Side of the window in times of the patch."""
+        """Side of the window, relative to the patch."""
         ...
 
 
@@ -114,11 +112,11 @@ class Scale:
         _check("by", self.by, 0, 3)
 
     def factor(self, random: np.random.Generator) -> float:
-        """Side of the window in times of the patch."""
+        """Side of the window, relative to the patch."""
         return float((1 + self.by) ** random.uniform(-1, 1))
 
     def apply(self, patch: Patch, random: np.random.Generator) -> Patch:  # noqa: ARG002  the window has been chosen already
-        """The patch as it is."""
+        """The patch unchanged."""
         return patch
 
 
@@ -155,7 +153,7 @@ class Brightness:
 @AUGMENTATIONS.register("colour")
 @dataclass(frozen=True, slots=True)
 class Colour:
-    """Each band times a factor of its own from 1 - by to 1 + by."""
+    """Each band times a separate factor from 1 - by to 1 + by."""
 
     by: float = 0.1
 
@@ -185,7 +183,7 @@ class Gamma:
         span = greatest - least
         if span <= 0:
             return patch
-        # Where there are no data, 0 may lie outside of the limits.
+        # Pixels without data are 0, which may be outside the limits.
         return patch.coloured(np.clip((patch.pixels - least) / span, 0, 1) ** power * span + least)
 
 
@@ -249,7 +247,7 @@ class Blur:
 
 
 DEFAULT: tuple[Augmentation, ...] = (Flip(), Rotate90())
-"""What is done where the recipe names none: what no image seen from above minds."""
+"""Default of recipes: changes that suit any image seen from above."""
 
 
 def _check(name: str, value: float, least: float, most: float) -> None:

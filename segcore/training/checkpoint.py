@@ -1,9 +1,9 @@
-"""Checkpoints: all that a training needs to go on as if nothing had happened.
+"""Checkpoints: the state from which a training continues as if it had not been interrupted.
 
-A checkpoint is one file that is put in place in one step, so whoever is killed finds the last one
-whole. The best weights lie in a file of their own, named by their epoch, which is written before
-the checkpoint that speaks of it and removed after one that speaks of another. So that this holds,
-one process at a time has the folder.
+A checkpoint is one file that is replaced atomically, so that a killed process leaves the last one
+whole. The best weights have separate files, named by their epoch; one is written before the
+checkpoint that refers to it and removed after one that refers to another. For this, only one
+process at a time may use the folder.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ _LAST = f"{FOLDER}/last.npz"
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """How far a training is."""
+    """State of a training, except weights and optimiser."""
 
     step: int = 0
-    """Steps done of the epoch at hand."""
+    """Finished steps of the current epoch."""
     losses: tuple[float, ...] = ()
     """Loss of each of these steps."""
     seconds: float = 0.0
-    """Spent so far, over all runs."""
+    """Duration so far, over all runs."""
     history: tuple[dict[str, Any], ...] = ()
     """A record for each finished epoch."""
     plans: tuple[tuple[int, int], ...] = ()
-    """(steps done before, epochs wanted from there on): more than one where it was lengthened and
-    its rates are not those of one plan.
+    """(steps done before, epochs wanted from then on): several if the training was lengthened and
+    its learning rates are not those of one plan.
     """
 
     @property
     def epoch(self) -> int:
-        """Finished epochs."""
+        """Number of finished epochs."""
         return len(self.history)
 
     @property
@@ -63,25 +63,23 @@ class TrainingState:
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch, from 1, that no other surpasses. 0: none is finished."""
+        """The first epoch, from 1, with the highest score. 0 before the first epoch."""
         scores = self.scores
         return scores.index(max(scores)) + 1 if scores else 0
 
 
 @contextmanager
 def alone(store: Store) -> Iterator[None]:
-    """Keeps other processes from training into the same folder. Raises `RunError` where one does
-    already.
+    """Lock the folder against other trainings. Raises `RunError` if another process has the lock.
 
-    On an object store nobody can be kept out.
+    An object store cannot be locked.
     """
     if not is_local(store.root):
         yield
         return
     folder = Path(filesystem(store.root)[1])
     folder.mkdir(parents=True, exist_ok=True)
-    # The folder itself is locked, so that nothing is left behind; the lock ends with the process,
-    # however that ends.
+    # The folder itself is locked, so that no file is left behind; the lock ends with the process.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, store)
@@ -90,9 +88,9 @@ def alone(store: Store) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write(store: Store, standing: TrainingState, variables: Sequence[NDArray[Any]]) -> None:
-    """Put a checkpoint in place of the last one. Raises `StoreError`."""
-    content = json.dumps(asdict(standing)).encode()
+def write(store: Store, state: TrainingState, variables: Sequence[NDArray[Any]]) -> None:
+    """Replace the last checkpoint. Raises `StoreError`."""
+    content = json.dumps(asdict(state)).encode()
     store.publish(_LAST, _packed([np.frombuffer(content, np.uint8), *variables]))
 
 
@@ -102,34 +100,34 @@ def exists(store: Store) -> bool:
 
 
 def read(store: Store) -> tuple[TrainingState, list[NDArray[Any]]] | None:
-    """The last checkpoint; None where there is none. Raises `RunError` where it is broken, or the
-    best weights beside it are.
+    """The last checkpoint; None if there is none. Raises `RunError` if it, or the best weights
+    beside it, is broken.
     """
     if not exists(store):
         return None
     content, *variables = _unpacked(store, _LAST)
     try:
         record = json.loads(content.tobytes())
-        standing = TrainingState(**{key: frozen(value) for key, value in record.items()})
+        state = TrainingState(**{key: frozen(value) for key, value in record.items()})
     except (ValueError, TypeError, AttributeError) as error:
         raise _broken(store, _LAST, error) from error
-    if standing.best_epoch:
-        read_best(store, standing.best_epoch)
-    return standing, variables
+    if state.best_epoch:
+        read_best(store, state.best_epoch)
+    return state, variables
 
 
 def write_best(store: Store, epoch: int, weights: Sequence[NDArray[Any]]) -> None:
-    """Keep the weights of an epoch beside those that were best before."""
+    """Write the best weights of an epoch, beside the previous ones."""
     store.publish(_best(epoch), _packed(weights))
 
 
 def read_best(store: Store, epoch: int) -> list[NDArray[Any]]:
-    """The weights of an epoch. Raises `RunError` where they are broken."""
+    """The weights of an epoch. Raises `RunError` if they are broken."""
     return _unpacked(store, _best(epoch))
 
 
 def forget_all_but(store: Store, epoch: int) -> None:
-    """Remove best weights that no checkpoint speaks of any more."""
+    """Remove best weights of other epochs."""
     for name in store.names(FOLDER, ".npz"):
         if name not in (_LAST, _best(epoch)):
             store.remove(name)
@@ -170,5 +168,5 @@ def _lock(descriptor: int, store: Store) -> None:
             "another folder in `output`."
         ) from error
     except OSError:
-        # A file system without locks, such as some network drives: as on an object store.
+        # A file system without locks (some network drives): treated as an object store.
         return

@@ -1,8 +1,8 @@
-"""Survey: one pass over all images and masks before any training.
+"""One pass over all images and masks before training starts.
 
-It decodes every pixel once, so that a broken file is found now and not in the night, refuses values
-that the recipe does not name, and counts the classes in small cells, by which `samples.py` finds
-rare ones.
+It decodes every pixel once, so that broken files are found before training starts, refuses values
+that the recipe does not name, and counts the classes in small cells, by which
+`segcore.training.sampling` finds rare ones.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _VALUES_SHOWN = 6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassCounts:
-    """Where the classes are."""
+    """Labelled pixels of each class by image and cell."""
 
     cells: tuple[NDArray[np.int64], ...]
-    """Labelled pixels by image: (row, column, class) of cells."""
+    """One array (row of cells, column of cells, class) per image."""
 
     @property
     def classes(self) -> NDArray[np.int64]:
-        """Labelled pixels (image, class)."""
+        """(image, class)."""
         return np.array([cells.sum(axis=(0, 1)) for cells in self.cells])
 
     def shares(self, numbers: Sequence[int]) -> NDArray[np.float64]:
-        """The least and the greatest share of each class in the labelled pixels of these images:
-        (class, 2). Images without any are left out.
+        """The smallest and the largest share of each class in the labelled pixels of these images:
+        (class, 2). Images without a label are left out.
         """
         counts = self.classes[list(numbers)]
         totals = counts.sum(axis=1, keepdims=True)
@@ -51,33 +51,33 @@ class ClassCounts:
         return np.stack([found.min(axis=0), found.max(axis=0)], axis=1)
 
 
-def survey(collection: Dataset, classes: Sequence[str], told: OnProgress) -> ClassCounts:
-    """Look at all pixels; `told` hears of each strip of an image. Raises `RecipeError` where a file
-    is broken or a value is unknown.
+def count_classes(dataset: Dataset, classes: Sequence[str], on_progress: OnProgress) -> ClassCounts:
+    """Count the classes of all pixels; `on_progress` is called for each strip of an image. Raises
+    `RecipeError` if a file is broken or a value is unknown.
     """
     cells, faults = [], []
-    for number, pair in enumerate(collection.pairs):
+    for number, pair in enumerate(dataset.pairs):
         unknown: Counter[int] = Counter()
         height, width = pair.image.shape
         counts = np.zeros((-(-height // CELL), -(-width // CELL), len(classes)), np.int64)
         try:
-            for box, window, keys in collection.strips(number, CELL):
-                told(number, len(collection.pairs))
+            for box, window, values in dataset.strips(number, CELL):
+                on_progress(number, len(dataset.pairs))
                 strange = window.classes == UNKNOWN
                 if strange.any():
-                    values, found = np.unique(keys[strange], return_counts=True)
-                    unknown.update(dict(zip(values.tolist(), found.tolist(), strict=True)))
+                    found, pixels = np.unique(values[strange], return_counts=True)
+                    unknown.update(dict(zip(found.tolist(), pixels.tolist(), strict=True)))
                     continue
                 top = box.start[0] // CELL
                 strip = _count(window.classes, len(classes))
                 counts[top : top + len(strip)] = strip
         except ImageError as error:
-            raise RecipeError(f"{error} Mend it, or name it in `split.leave_out`.") from error
+            raise RecipeError(f"{error} Fix the file, or add it to `split.leave_out`.") from error
         cells.append(counts)
         if unknown:
             shown = ", ".join(
-                f"{collection.table.name(key)} ({count} pixels)"
-                for key, count in unknown.most_common(_VALUES_SHOWN)
+                f"{dataset.decoder.name(value)} ({count} pixels)"
+                for value, count in unknown.most_common(_VALUES_SHOWN)
             )
             more = (
                 f" and {len(unknown) - _VALUES_SHOWN} more values"
@@ -93,21 +93,21 @@ def survey(collection: Dataset, classes: Sequence[str], told: OnProgress) -> Cla
         )
         raise RecipeError(
             "\n".join(faults[:_FILES_SHOWN])
-            + f"{more}\nName them under `labels` as a class, as `void`, or set `labels.void: rest` "
-            "to pass over all that is not named."
+            + f"{more}\nName them under `labels` as a class or as `void`, or set `labels.void: "
+            "rest` to ignore all values that are not named."
         )
     return ClassCounts(tuple(cells))
 
 
 def require_labelled(
-    found: ClassCounts, training: Sequence[int], validation: Sequence[int], classes: Sequence[str]
+    counts: ClassCounts, training: Sequence[int], validation: Sequence[int], classes: Sequence[str]
 ) -> list[str]:
-    """What to warn of.
+    """Warnings about classes without training pixels.
 
-    Raises `RecipeError` where the images to train on have no labelled pixel, or one class alone, or
-    those to validate on no labelled pixel.
+    Raises `RecipeError` if the training images have no labelled pixel, or only one class, or the
+    validation images have no labelled pixel.
     """
-    totals = found.classes[list(training)].sum(axis=0)
+    totals = counts.classes[list(training)].sum(axis=0)
     present = np.flatnonzero(totals)
     if len(present) == 0:
         raise RecipeError(
@@ -119,7 +119,7 @@ def require_labelled(
             f"labels: all labelled pixels of the training images are {classes[present[0]]!r}; "
             "there is nothing to tell apart. Check `labels`."
         )
-    if not found.classes[list(validation)].any():
+    if not counts.classes[list(validation)].any():
         raise RecipeError(
             "labels: no pixel of the validation images is labelled, so no epoch would be the best. "
             "Name others under `split.validation`."
@@ -131,14 +131,13 @@ def require_labelled(
 
 
 def _count(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
-    """Pixels of each class by cell: (row, column, class)."""
+    """Pixels by cell and class: (row of cells, column of cells, class)."""
     height, width = labels.shape
     rows, columns = -(-height // CELL), -(-width // CELL)
     counts = np.zeros((rows, columns, classes), np.int64)
     for row in range(rows):
         band = labels[row * CELL : (row + 1) * CELL]
-        # One number a pixel that tells column of cells and label; void falls into the last slot of
-        # its cell.
+        # One number per pixel for its cell and its class; void takes the last slot of a cell.
         keys = (
             np.minimum(band, classes).astype(np.int32)
             + (np.arange(width, dtype=np.int32) // CELL * (classes + 1))[None]

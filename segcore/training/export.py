@@ -1,6 +1,4 @@
-"""Outcome: what a training leaves for its users: the network with its card, the history, and
-pictures of both.
-"""
+"""The results of a training: the network with its card, the history, and pictures."""
 
 from __future__ import annotations
 
@@ -31,34 +29,32 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress
 
 PICTURES = ("curves.png", "examples.png")
-"""Their names below the output."""
+"""Names of the pictures below the output."""
 
 
 def publish(
-    store: Store, prepared: Prepared, learner: TrainingLoop, told: OnProgress
+    store: Store, prepared: Prepared, loop: TrainingLoop, on_progress: OnProgress
 ) -> dict[str, Any]:
-    """Measure the network at its best on all validation images and write it, with all that belongs
-    to it; the record of this, as JSON values.
+    """Measure the best network on all validation images and write it, with card, history and
+    pictures; a record of the result as JSON values.
 
-    Raises `StoreError`, and what `told` raises.
+    Raises `StoreError` and exceptions of `on_progress`.
     """
-    recipe, subject, standing = prepared.recipe, prepared.subject, learner.standing
-    model, trainer = learner.best()
-    measured = subject.measure(trainer, None, told)
+    recipe, task, state = prepared.recipe, prepared.task, loop.state
+    model, trainer = loop.best()
+    measured = task.measure(trainer, None, on_progress)
     content, name = _saved(model), f"{recipe.name}.keras"
-    card = subject.card(
-        model, hashlib.sha256(content).hexdigest(), _about(prepared, standing, measured)
-    )
+    card = task.card(model, hashlib.sha256(content).hexdigest(), _about(prepared, state, measured))
     history = {
         "classes": list(recipe.classes),
-        "best_epoch": standing.best_epoch,
-        "epochs": list(standing.history),
+        "best_epoch": state.best_epoch,
+        "epochs": list(state.history),
     }
     pictures = (
-        curves(*subject.panels(standing.history), standing.best_epoch, recipe.name),
-        examples(subject.examples(trainer), recipe.classes),
+        curves(*task.panels(state.history), state.best_epoch, recipe.name),
+        examples(task.examples(trainer), recipe.classes),
     )
-    # The card first: weights without one would be examined as a stranger's.
+    # The card first: weights without a card are examined like foreign ones.
     files = {
         f"{recipe.name}.json": _completed(card, prepared).dump(),
         name: content,
@@ -72,16 +68,16 @@ def publish(
         "sha256": card.sha256,
         "files": sorted(files),
         "score": round(measured.score, 6),
-        "epoch": standing.best_epoch,
-        "epochs": standing.epoch,
-        "minutes": _minutes(standing),
+        "epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "minutes": _minutes(state),
     }
 
 
 def is_whole(store: Store, record: Mapping[str, Any]) -> bool:
-    """Whether what `publish` wrote is still there, and the network as it was written.
+    """Whether the files of `publish` still exist, and the network is unchanged.
 
-    Other files than the network count only where they can be made again from a checkpoint.
+    Files other than the network are required only if a checkpoint can make them again.
     """
     if (
         not store.exists(record["model"])
@@ -92,8 +88,8 @@ def is_whole(store: Store, record: Mapping[str, Any]) -> bool:
 
 
 def _completed(card: Card, prepared: Prepared) -> Card:
-    """The card with what the images were."""
-    images = [pair.image for pair in prepared.lesson.collection.pairs]
+    """The card with type and interpretation of the images."""
+    images = [pair.image for pair in prepared.setup.dataset.pairs]
     is_rgb = images[0].bands == (1, 2, 3) and all(image.interpretation == "rgb" for image in images)
     return replace(
         card,
@@ -103,44 +99,44 @@ def _completed(card: Card, prepared: Prepared) -> Card:
     )
 
 
-def _about(prepared: Prepared, standing: TrainingState, measured: MeasuredEpoch) -> dict[str, Any]:
-    """What the card tells of the training."""
-    recipe, lesson = prepared.recipe, prepared.lesson
+def _about(prepared: Prepared, state: TrainingState, measured: MeasuredEpoch) -> dict[str, Any]:
+    """The card's description of the training."""
+    recipe, setup = prepared.recipe, prepared.setup
     about = {
         "name": recipe.name,
         "licence": recipe.licence or "not stated",
         "purpose": recipe.purpose or "not stated",
         "data": {
             "sha256": prepared.data,
-            "training_images": len(lesson.training),
-            "validation_images": len(lesson.validation),
-            "validation": [lesson.collection.pairs[i].name for i in lesson.validation],
+            "training_images": len(setup.training),
+            "validation_images": len(setup.validation),
+            "validation": [setup.dataset.pairs[i].name for i in setup.validation],
             "measured_on": "training images"
-            if lesson.validation == lesson.training
+            if setup.validation == setup.training
             else "validation images",
         },
-        "bands": list(lesson.collection.pairs[0].image.bands),
-        "shares": _shares(recipe.classes, lesson.found.shares(lesson.training)),
-        "epochs": standing.epoch,
-        "best_epoch": standing.best_epoch,
-        "minutes": _minutes(standing),
+        "bands": list(setup.dataset.pairs[0].image.bands),
+        "shares": _shares(recipe.classes, setup.class_counts.shares(setup.training)),
+        "epochs": state.epoch,
+        "best_epoch": state.best_epoch,
+        "minutes": _minutes(state),
         "metrics": measured.summary,
         "recipe": prepared.settings,
         "versions": _versions(),
     }
-    if len(standing.plans) > 1:
-        # The rate has followed several plans, so the recipe alone does not give these weights.
+    if len(state.plans) > 1:
+        # The learning rate followed several plans: the recipe alone does not give these weights.
         about["lengthened"] = [
-            {"after_steps": steps, "epochs": epochs} for steps, epochs in standing.plans[1:]
+            {"after_steps": steps, "epochs": epochs} for steps, epochs in state.plans[1:]
         ]
     return about
 
 
-def _shares(classes: Sequence[str], found: NDArray[np.float64]) -> dict[str, list[float]]:
-    """The range of each class's share in a training image, rounded outwards so that no such image
-    lies outside.
+def _shares(classes: Sequence[str], shares: NDArray[np.float64]) -> dict[str, list[float]]:
+    """The range of each class's share in a training image, rounded outwards so that it includes all
+    of them.
     """
-    ranges = zip(np.floor(found[:, 0] * 1e6) / 1e6, np.ceil(found[:, 1] * 1e6) / 1e6, strict=True)
+    ranges = zip(np.floor(shares[:, 0] * 1e6) / 1e6, np.ceil(shares[:, 1] * 1e6) / 1e6, strict=True)
     return {
         name: [float(least), float(greatest)]
         for name, (least, greatest) in zip(classes, ranges, strict=True)
@@ -148,8 +144,8 @@ def _shares(classes: Sequence[str], found: NDArray[np.float64]) -> dict[str, lis
 
 
 def _saved(model: Any) -> bytes:
-    """A network as a `.keras` file. Raises `StoreError` where there is no room for it among the
-    temporary files.
+    """A network as the bytes of a `.keras` file. Raises `StoreError` if the temporary folder is
+    full.
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -164,8 +160,8 @@ def _saved(model: Any) -> bytes:
         ) from error
 
 
-def _minutes(standing: TrainingState) -> float:
-    return round(standing.seconds / 60, 2)
+def _minutes(state: TrainingState) -> float:
+    return round(state.seconds / 60, 2)
 
 
 def _versions() -> dict[str, str]:

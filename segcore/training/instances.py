@@ -1,10 +1,9 @@
-"""Networks of objects in training: a patch has objects, each with its pixels, and the score is how
-many of them are found.
+"""Training of networks of objects: a patch has objects, each with its pixels, and the score is the
+share of objects found.
 
-An object is found where an object of its class shares more than half of the pixels of both
-(intersection over union above 0.5). The score is found / (found + invented + missed), the average
-precision of the Data Science Bowl 2018 at one threshold. Void pixels count for nobody, and what is
-found mostly in them is no error (as in `segcore.evaluation.instances`).
+Objects are matched as in evaluation (`segcore.annotations.object_metrics`): an object is found if a
+predicted object of its class has an intersection over union above 0.5 with it. The score is found /
+(found + invented + missed), the average precision of the Data Science Bowl 2018 at one threshold.
 """
 
 from __future__ import annotations
@@ -16,14 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskloom.segcore.annotations import label_mapping
+from maskloom.segcore.annotations.object_metrics import (
+    ImageObjects,
+    Matching,
+    ObjectCounts,
+    Overlaps,
+)
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField
 from maskloom.segcore.figures.training import Curve, Example, shown
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.training.class_counts import CELL
 from maskloom.segcore.training.labels import VOID
-from maskloom.segcore.training.metrics import matched
-from maskloom.segcore.training.sampling import Batch, PatchShape, lattice, scaled
+from maskloom.segcore.training.sampling import Batch, PatchShape, scaled, sliding_windows
 from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress, TrainingSetup
 
 if TYPE_CHECKING:
@@ -33,85 +38,84 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.recipe import TrainingRecipe
 
 _LEAST_SCORE, _GREATEST_OVERLAP = 0.5, 0.5
-"""As the segmenter has them unless told otherwise."""
+"""The segmenter's defaults."""
 _EXAMPLES = 4
 
 
-def frame_of(recipe: TrainingRecipe) -> PatchShape:
-    """The whole patch: such networks take any size."""
+def patch_shape_of(recipe: TrainingRecipe) -> PatchShape:
+    """Input and output are the whole patch: these networks take any size."""
     return PatchShape(recipe.training.patch)
 
 
 @dataclass(frozen=True, slots=True)
-class InstanceSubject:
-    """A network of objects in training; see `Subject`."""
+class InstanceTask:
+    """Training of a network of objects; see `TrainingTask`."""
 
-    lesson: TrainingSetup
+    setup: TrainingSetup
 
     @property
     def score_name(self) -> str:
-        """What its score is called."""
+        """Name of the score."""
         return "AP@0.5"
 
     def trainer(self, model: Any) -> Any:
-        """The network itself, which has losses of its own."""
+        """The network itself; it adds its losses."""
         return model, None
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
-        """What `train_on_batch` takes."""
+        """Arguments of `train_on_batch`."""
         from maskloom.segcore.deep.networks.mask_rcnn.targets import UNLABELLED, training_batch
 
         if batch.ids is None:
-            raise ValueError("a batch for objects has their ids")
-        numbers, classes_of = np.zeros(batch.ids.shape, np.int32), []
-        for i, (ids, classes) in enumerate(zip(batch.ids, batch.classes, strict=True)):
-            numbers[i], class_of = _numbered(ids, classes)
-            numbers[i, classes == VOID] = UNLABELLED
-            classes_of.append(class_of)
-        return training_batch(batch.pixels, numbers, classes_of)
+            raise ValueError("a batch for a training of objects must have their ids")
+        objects = [
+            ObjectLabels.of(ids, classes)
+            for ids, classes in zip(batch.ids, batch.classes, strict=True)
+        ]
+        instances = np.stack([each.ids for each in objects])
+        instances[batch.classes == VOID] = UNLABELLED
+        return training_batch(batch.pixels, instances, [each.class_of for each in objects])
 
-    def measure(self, trainer: Any, most: int | None, told: OnProgress) -> MeasuredEpoch:
+    def measure(self, trainer: Any, most: int | None, on_progress: OnProgress) -> MeasuredEpoch:
         """Objects found, invented and missed in windows that cover the validation images."""
-        lesson = self.lesson
+        setup = self.setup
         windows = [
             (number, box)
-            for number in lesson.validation
-            for box, _ in lattice(
-                lesson.collection.shape(number), lesson.frame, lesson.frame.patch // 8
+            for number in setup.validation
+            for box, _ in sliding_windows(
+                setup.dataset.shape(number), setup.patch_shape, setup.patch_shape.patch // 8
             )
         ]
         if most is not None and len(windows) > most:
             windows = [windows[i * len(windows) // most] for i in range(most)]
-        detector, counts = _detector(trainer), np.zeros((len(lesson.recipe.classes), 3), np.int64)
+        detector, counts = _detector(trainer), ObjectCounts.none(len(setup.recipe.classes))
         for done, (number, box) in enumerate(windows, 1):
-            true, said = self._objects(detector, number, box)
-            for name in range(1, len(counts)):
-                counts[name] += matched(
-                    *(np.where(classes[ids] == name, ids, 0) for ids, classes in (said, true))
-                )
-            told(done, len(windows))
-        found, invented, missed = (int(value) for value in counts.sum(axis=0))
+            matching = match(*self._objects(detector, number, box))
+            counts += matching.counts(len(setup.recipe.classes))
+            on_progress(done, len(windows))
+        tallies = counts.tallies[:, 0]
+        found, invented, missed = tallies.sum(axis=0).tolist()
         score = found / max(found + invented + missed, 1)
         record = {"found": found, "invented": invented, "missed": missed, "ap50": round(score, 6)}
         by_class = {
             name: {"ap50": _ratio(int(row[0]), int(row.sum())), "objects": int(row[0] + row[2])}
-            for name, row in zip(lesson.recipe.classes[1:], counts[1:], strict=True)
+            for name, row in zip(setup.recipe.classes[1:], tallies[1:], strict=True)
         }
         return MeasuredEpoch(score, record, {**record, "classes": by_class})
 
     def card(self, model: Any, sha256: str, about: Mapping[str, Any]) -> Card:
-        """The card of the network. Its boxes depend on the whole of what it sees, so it has no
-        reach, but it tells how large objects are.
+        """The card of the network. Its boxes depend on the whole patch, so that it has no receptive
+        field; the card gives the size of the largest object instead.
         """
-        lesson, recipe = self.lesson, self.lesson.recipe
-        # Of what is larger than a patch, training has seen parts alone.
-        largest = min(largest_side(lesson.collection, lesson.training), lesson.frame.patch)
+        setup, recipe = self.setup, self.setup.recipe
+        # Of objects larger than a patch, training has seen only parts.
+        largest = min(largest_side(setup.dataset, setup.training), setup.patch_shape.patch)
         return Card(
             kind=recipe.kind,
             sha256=sha256,
-            channels=lesson.channels,
+            channels=setup.channels,
             classes=recipe.classes,
-            scaling=lesson.scaling,
+            scaling=setup.scaling,
             reach=ReceptiveField(halo=None, stride=recipe.network.strides[-1]),
             output="objects",
             parameters=int(model.count_params()),
@@ -119,41 +123,81 @@ class InstanceSubject:
         )
 
     def examples(self, trainer: Any) -> list[Example]:
-        """The middles of some validation images."""
+        """The middles of some validation images. Objects that count nowhere are left out."""
         detector, found = _detector(trainer), []
-        for number in self.lesson.shown_images(_EXAMPLES):
-            box = self.lesson.middle(number, self.lesson.frame.patch)
-            (ids, classes), (said, said_classes) = self._objects(detector, number, box)
-            pixels = self.lesson.collection.window(number, box).pixels
+        for number in self.setup.shown_images(_EXAMPLES):
+            box = self.setup.middle(number, self.setup.patch_shape.patch)
+            truth, predicted = self._objects(detector, number, box)
+            matching = match(truth, predicted)
+            ignored = matching.predicted.ids[matching.in_void & (matching.partner == 0)]
+            ids = np.where(np.isin(predicted.ids, ignored) | (truth.ids < 0), 0, predicted.ids)
+            pixels = self.setup.dataset.window(number, box).pixels
             found.append(
-                Example(shown(pixels), _outlined(ids, classes), _outlined(said, said_classes))
+                Example(
+                    shown(pixels),
+                    _outlined(np.maximum(truth.ids, 0), truth.class_of),
+                    _outlined(ids, predicted.class_of),
+                )
             )
         return found
 
     def panels(self, history: Sequence[Mapping[str, Any]]) -> tuple[list[Curve], list[Curve]]:
-        """Curves of the loss, and of the score."""
+        """Curves of the loss and of the score."""
         colour = ClassTable.of(("curve",)).colours[0]
         return [Curve("training", [record["loss"] for record in history], colour)], [
             Curve("AP@0.5", [record["ap50"] for record in history], width=3)
         ]
 
-    def _objects(self, detector: Any, number: int, box: Box) -> tuple[Numbered, Numbered]:
-        """True and said objects of a window: ids (y, x) from 1, and the class of each id."""
-        window = self.lesson.collection.window(number, box)
+    def _objects(self, detector: Any, number: int, box: Box) -> tuple[ObjectLabels, ObjectLabels]:
+        """True and predicted objects of a window."""
+        window = self.setup.dataset.window(number, box)
         if window.ids is None:
-            raise ValueError("a collection for objects has their ids")
-        detections = detector.detect(scaled(window, self.lesson.scaling).pixels)
-        said = without_void(
-            detections.paint(Box.whole(window.classes.shape)), window.ids, window.classes == VOID
-        )
-        return _numbered(window.ids, window.classes), (
-            said,
+            raise ValueError("the dataset of a training of objects must have their ids")
+        detections = detector.detect(scaled(window, self.setup.scaling).pixels)
+        predicted = ObjectLabels(
+            detections.paint(Box.whole(window.classes.shape)),
             np.concatenate([[0], detections.classes]),
         )
+        return ObjectLabels.of(window.ids, window.classes), predicted
 
 
-def largest_side(collection: Dataset, numbers: Sequence[int]) -> int:
-    """The greatest height or width of an object of these images, in pixels; 0 where there is none.
+@dataclass(frozen=True, slots=True, eq=False)
+class ObjectLabels:
+    """The objects of a window."""
+
+    ids: NDArray[np.int32]
+    """(y, x): ids from 1, 0 for none, negative for void."""
+    class_of: NDArray[np.int64]
+    """Class of each id, including 0."""
+
+    @classmethod
+    def of(cls, ids: NDArray[np.integer], classes: NDArray[np.uint8]) -> ObjectLabels:
+        """The objects of any ids (y, x), renumbered from 1 in their order, and the class of each
+        pixel (y, x).
+        """
+        values, first, places = np.unique(ids, return_index=True, return_inverse=True)
+        class_of = np.where(values > 0, classes.ravel()[first], 0).astype(np.int64)
+        numbers = places.reshape(ids.shape).astype(np.int32)
+        if values[0] != 0:
+            numbers, class_of = numbers + 1, np.concatenate([[0], class_of])
+        return cls(
+            np.where(classes == VOID, label_mapping.VOID, numbers).astype(np.int32), class_of
+        )
+
+    @property
+    def objects(self) -> ImageObjects:
+        """Those that have pixels, for matching."""
+        ids = np.unique(self.ids[self.ids > 0]).astype(np.int64)
+        return ImageObjects(ids, self.class_of[ids])
+
+
+def match(truth: ObjectLabels, predicted: ObjectLabels) -> Matching:
+    """The objects of a window, matched."""
+    return Matching.of(Overlaps.of(predicted.ids, truth.ids), predicted.objects, truth.objects)
+
+
+def largest_side(dataset: Dataset, numbers: Sequence[int]) -> int:
+    """The greatest height or width of an object of these images, in pixels; 0 without objects.
     Raises `ReadError`.
     """
     from scipy import ndimage
@@ -161,9 +205,9 @@ def largest_side(collection: Dataset, numbers: Sequence[int]) -> int:
     largest = 0
     for number in numbers:
         boxes: dict[int, tuple[int, ...]] = {}
-        for strip, window, _ in collection.strips(number, CELL):
+        for strip, window, _ in dataset.strips(number, CELL):
             if window.ids is None:
-                raise ValueError("a collection for objects has their ids")
+                raise ValueError("the dataset of a training of objects must have their ids")
             ids, ranks = np.unique(window.ids, return_inverse=True)
             for each, place in zip(
                 ids.tolist(), ndimage.find_objects(ranks.reshape(strip.shape) + 1), strict=True
@@ -181,49 +225,18 @@ def largest_side(collection: Dataset, numbers: Sequence[int]) -> int:
     return largest
 
 
-Numbered = tuple["NDArray[np.int32]", "NDArray[np.int64]"]
-"""Ids of objects (y, x) from 1, 0 for none, and the class of each id, 0 included."""
-
-
-def _numbered(ids: NDArray[np.integer], classes: NDArray[np.uint8]) -> Numbered:
-    """Objects of any ids with those from 1 on; what is void is no object."""
-    values, first, places = np.unique(ids, return_index=True, return_inverse=True)
-    class_of = np.where(values > 0, classes.ravel()[first], 0).astype(np.int64)
-    numbers = places.reshape(ids.shape).astype(np.int32)
-    if values[0] != 0:
-        return numbers + 1, np.concatenate([[0], class_of])
-    return numbers, class_of
-
-
-def without_void(
-    said: NDArray[np.int32], true: NDArray[np.integer], void: NDArray[np.bool_]
-) -> NDArray[np.int32]:
-    """Found objects (y, x) without void pixels, and without those that lie for more than half in
-    them.
-
-    Those stay whose rest lies for more than half on `true` objects, since they may be one of these.
-    """
-    count = int(said.max(initial=0)) + 1
-    size, in_void, on_true = (
-        np.bincount(said[place].ravel(), minlength=count)
-        for place in (np.s_[:], void, ~void & (true > 0))
-    )
-    left_out = (2 * in_void > size) & (2 * on_true <= size - in_void)
-    return np.where(void | left_out[said], 0, said).astype(np.int32)
-
-
 def _outlined(ids: NDArray[np.integer], classes: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Classes of pixels, with a line of background between objects."""
-    said: NDArray[np.uint8] = classes[ids].astype(np.uint8)
+    """Class ids (y, x), with a line of background between objects."""
+    predicted: NDArray[np.uint8] = classes[ids].astype(np.uint8)
     for axis in (0, 1):
         edge = np.diff(ids, axis=axis, append=np.take(ids, [-1], axis=axis)) != 0
-        said[edge] = 0
-    return said
+        predicted[edge] = 0
+    return predicted
 
 
 @lru_cache(maxsize=2)
 def _detector(network: Any) -> Any:
-    """What detects with a network; made once, since compiling it takes seconds."""
+    """The detector of a network; cached, because compiling it takes seconds."""
     from maskloom.segcore.deep.networks.mask_rcnn.prediction import Detector
 
     return Detector(network, _LEAST_SCORE, _GREATEST_OVERLAP)

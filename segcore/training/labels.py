@@ -1,89 +1,76 @@
-"""Labels: what the values of a mask mean.
+"""Labels: the meaning of mask values in a training recipe.
 
-Masks hold class ids, other values or colours that stand for classes, or one number for each object.
-All become class ids in 8 bits, by a table; `VOID` marks pixels that nobody labelled, which training
-and measuring pass over, and `UNKNOWN` values that the recipe does not name.
+Masks hold class ids, other values or colours that mean classes, or one number per object. Each kind
+becomes a `LabelMapping`, which evaluation uses too; a `LabelDecoder` turns the values of a mask
+into class ids of 8 bits. `VOID` marks pixels without a label, which training and validation ignore,
+and `UNKNOWN` values that the recipe does not name.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from maskloom.segcore.annotations import label_mapping
+from maskloom.segcore.annotations.label_mapping import LAST_VALUE, LabelMapping, ValueRule
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.registry import Registry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from maskloom.segcore.annotations.label_mapping import By
+
 VOID, UNKNOWN = 255, 254
-_VALUES, _COLOURS = 2**16, 2**24
+"""`label_mapping.VOID` and `UNKNOWN`, -1 and -2, in 8 bits."""
 _HEXADECIMAL = re.compile(r"#?[0-9A-Fa-f]{6}")
 Void = tuple[int, ...] | int | Literal["rest"]
 LABELS: Registry[type[LabelKind]] = Registry("kind of labels")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Table:
-    """Class ids by the values of a mask."""
+class LabelDecoder:
+    """Turns the values of masks into class ids."""
 
-    by: Literal["value", "colour"]
-    """Whether the stored value of a pixel is looked up (of palette pictures its index), or its
-    colour as 24 bits.
-    """
-    codes: NDArray[np.uint8]
-    """Class id, `VOID` or `UNKNOWN` by value."""
-    beyond: int = UNKNOWN
-    """Of values that the table does not reach."""
+    mapping: LabelMapping
     border: int | None = None
-    """Class of the pixels where two objects nearly touch. None: they are as the table says."""
+    """Class of pixels where two objects nearly touch. None: no such class."""
     reach: int = 0
-    """How near, in pixels, both objects must be for a pixel to be border. 0: there is none, and no
-    pixel asks for those around it.
+    """Largest distance in pixels of a border pixel to both objects. 0: no borders, and pixels are
+    decoded without looking at their neighbours.
     """
-    numbered: bool = False
-    """Whether values number objects."""
 
-    def keys(self, raw: NDArray[np.generic]) -> NDArray[Any]:
-        """What is looked up for pixels (y, x, band) of a mask: (y, x)."""
-        if self.by == "value":
-            return raw[..., 0]
-        red, green, blue = (raw[..., i].astype(np.int32) for i in range(3))
-        return red << 16 | green << 8 | blue
+    @property
+    def numbered(self) -> bool:
+        """Whether values are ids of objects."""
+        return bool(self.mapping.numbered)
 
-    def decode(self, raw: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        """Class ids (y, x) of pixels (y, x, band) of a mask. The array belongs to the caller."""
-        keys = self.keys(raw)
-        if keys.dtype.kind == "u" and np.iinfo(keys.dtype).max < len(self.codes):
-            classes: NDArray[np.uint8] = self.codes[keys]
-        else:
-            inside = (keys >= 0) & (keys < len(self.codes))
-            classes = self.codes[np.where(inside, keys, 0)]
-            # A negative number is no object, but it may be among the rest that nobody labelled.
-            classes[~inside] = np.where(
-                keys[~inside] < 0, VOID if self.beyond == VOID else UNKNOWN, self.beyond
-            )
+    def decode(self, values: NDArray[np.integer], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """Class ids (y, x), `VOID` or `UNKNOWN`, from the values (y, x) of a mask. The array
+        belongs to the caller.
+        """
+        ids = self.mapping.classify(values)
+        classes: NDArray[np.uint8] = ids.astype(np.uint8)
         if self.border is not None:
-            classes[_near_two(keys, classes == self.beyond, self.reach) & (classes != VOID)] = (
-                self.border
-            )
-        classes[~valid] = VOID
+            objects = np.isin(ids, list(self.mapping.numbered))
+            classes[_near_two(values, objects, self.reach) & (classes != VOID)] = self.border
+        classes[~known] = VOID
         return classes
 
-    def name(self, key: int) -> str:
-        """A looked-up value as people write it."""
-        return f"#{key:06X}" if self.by == "colour" else str(key)
+    def name(self, value: int) -> str:
+        """A value as users write it."""
+        return f"#{value:06X}" if self.mapping.by == "colour" else str(value)
 
 
 class LabelKind(Protocol):
-    """What values mean, as users set it."""
+    """The meaning of values, as set by users."""
 
-    def table(self, classes: Sequence[str]) -> Table:
-        """The table for these classes. Raises `RecipeError` where they do not suit."""
+    def decoder(self, classes: Sequence[str]) -> LabelDecoder:
+        """The decoder for these classes. Raises `RecipeError` if the labels do not fit them."""
         ...
 
 
@@ -97,9 +84,9 @@ class Index:
     void: Void = (255,)
     """Values that mean "not labelled", or `rest`: all that are no class id."""
 
-    def table(self, classes: Sequence[str]) -> Table:
-        """The table for these classes."""
-        return _table("value", {i: i for i in range(len(classes))}, self.void, _VALUES)
+    def decoder(self, classes: Sequence[str]) -> LabelDecoder:
+        """The decoder for these classes."""
+        return _decoder("index", dict(enumerate(classes)), self.void, classes)
 
 
 @LABELS.register("values")
@@ -112,9 +99,10 @@ class Values:
     void: Void = ()
     """Values that mean "not labelled", or `rest`: all that are not named."""
 
-    def table(self, classes: Sequence[str]) -> Table:
-        """The table for these classes."""
-        return _table("value", _ids(self.values, classes, "values"), self.void, _VALUES)
+    def decoder(self, classes: Sequence[str]) -> LabelDecoder:
+        """The decoder for these classes."""
+        _require_all(self.values.values(), classes, "values")
+        return _decoder("index", self.values, self.void, classes)
 
 
 @LABELS.register("colours")
@@ -127,17 +115,15 @@ class Colours:
     void: tuple[str, ...] | str = ()
     """Colours that mean "not labelled", or `rest`: all that are not named."""
 
-    def table(self, classes: Sequence[str]) -> Table:
-        """The table for these classes."""
+    def decoder(self, classes: Sequence[str]) -> LabelDecoder:
+        """The decoder for these classes."""
         names = {_colour(colour): name for name, colour in self.colours.items()}
         if len(names) < len(self.colours):
             raise RecipeError("labels.colours: two classes have one colour.")
-        if self.void == "rest":
-            return _table("colour", _ids(names, classes, "colours"), "rest", _COLOURS)
-        void = (self.void,) if isinstance(self.void, str) else self.void
-        return _table(
-            "colour", _ids(names, classes, "colours"), tuple(map(_colour, void)), _COLOURS
-        )
+        _require_all(self.colours, classes, "colours")
+        given = (self.void,) if isinstance(self.void, str) else self.void
+        void: Void = "rest" if self.void == "rest" else tuple(map(_colour, given))
+        return _decoder("colour", names, void, classes)
 
 
 @LABELS.register("instances")
@@ -149,74 +135,75 @@ class Instances:
     """Class of the objects. Empty: the second class."""
     border: str | None = None
     """Class for the pixels where two objects nearly touch, so that a semantic network can keep them
-    apart. None: there is none.
+    apart. None: no such class.
     """
     reach: int = 2
-    """How near, in pixels, both objects must be for a pixel to be border."""
+    """Largest distance in pixels of a border pixel to both objects."""
     void: tuple[int, ...] | int = ()
     """Values that mean "not labelled"."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.reach <= 50:
             raise ValueError(f"reach: expected 1 to 50 pixels; got {self.reach}")
-        if not all(0 <= value < _VALUES for value in _tuple(self.void)):
-            raise ValueError(f"void: expected values from 0 to {_VALUES - 1}; got {self.void}")
 
-    def table(self, classes: Sequence[str]) -> Table:
-        """The table for these classes."""
-        named = {1: self.of or classes[1]} | ({2: self.border} if self.border is not None else {})
-        ids = _ids(
-            named, classes, "of", [name for name in classes[1:] if name not in named.values()]
-        )
-        if classes[0] in named.values():
+    def decoder(self, classes: Sequence[str]) -> LabelDecoder:
+        """The decoder for these classes."""
+        name = self.of or classes[1]
+        named = (name, *((self.border,) if self.border is not None else ()))
+        _require_all((classes[0], *named), classes, "of")
+        if classes[0] in named:
             raise RecipeError(
                 f"labels: {classes[0]!r} is the first class, which is the background of objects. "
                 "Put another first."
             )
-        table = _table("value", {0: 0} | dict.fromkeys(range(1, _VALUES), ids[1]), (), _VALUES)
-        table.codes[list(_tuple(self.void))] = VOID
-        reach = self.reach if self.border is not None else 0
-        return Table("value", table.codes, ids[1], ids.get(2), reach, numbered=True)
+        rules = [
+            ValueRule(0, 0, classes[0]),
+            ValueRule(1, LAST_VALUE, name),
+            *(ValueRule(value, value, None) for value in _tuple(self.void)),
+        ]
+        mapping = LabelMapping.of(rules, tuple(classes))
+        if self.border is None:
+            return LabelDecoder(mapping)
+        return LabelDecoder(mapping, list(classes).index(self.border), self.reach)
 
 
-def _table(by: Literal["value", "colour"], ids: Mapping[int, int], void: Void, size: int) -> Table:
-    codes = np.full(size, VOID if void == "rest" else UNKNOWN, np.uint8)
-    for value in () if isinstance(void, str) else _tuple(void):
-        if not 0 <= value < size:
-            raise RecipeError(f"labels.void: expected values from 0 to {size - 1}; got {value}.")
-        if value in ids:
-            raise RecipeError(
-                f"labels.void: the value {value} stands for a class too. Leave it out in one place."
-            )
-        codes[value] = VOID
-    for value, number in ids.items():
-        if not 0 <= value < size:
-            raise RecipeError(f"labels: expected values from 0 to {size - 1}; got {value}.")
-        codes[value] = number
-    return Table(by, codes, VOID if void == "rest" else UNKNOWN)
+def _decoder(by: By, names: Mapping[int, str], void: Void, classes: Sequence[str]) -> LabelDecoder:
+    """The decoder of masks in which each value has one class."""
+    ignored = () if isinstance(void, str) else _tuple(void)
+    both = [value for value in ignored if value in names]
+    if both:
+        raise RecipeError(
+            f"labels.void: the value {both[0]} stands for a class too. Leave it out in one place."
+        )
+    rules = [
+        *(ValueRule(value, value, name, by) for value, name in names.items()),
+        *(ValueRule(value, value, None, by) for value in ignored),
+    ]
+    others = label_mapping.VOID if void == "rest" else label_mapping.UNKNOWN
+    return LabelDecoder(LabelMapping.of(rules, tuple(classes), others))
 
 
-def _ids(
-    names: Mapping[int, str], classes: Sequence[str], key: str, missing: Sequence[str] | None = None
-) -> dict[int, int]:
-    unknown = sorted(set(names.values()) - set(classes))
+def _require_all(named: Iterable[str], classes: Sequence[str], key: str) -> None:
+    """Raise `RecipeError` if the labels name another class, or not all."""
+    known = list(named)
+    unknown = sorted(set(known) - set(classes))
     if unknown:
         raise RecipeError(
             f"labels.{key}: there is no class {unknown[0]!r}; `classes` are {', '.join(classes)}."
         )
-    left = [name for name in classes if name not in names.values()] if missing is None else missing
-    if left:
+    missing = [name for name in classes if name not in known]
+    if missing:
         raise RecipeError(
-            f"labels.{key}: nothing stands for the class {left[0]!r}. Add it, or take it out of "
-            "`classes`."
+            f"labels.{key}: no value means the class {missing[0]!r}. Add one, or remove the class "
+            "from `classes`."
         )
-    return {value: list(classes).index(name) for value, name in names.items()}
 
 
 def _colour(text: str) -> int:
     if not _HEXADECIMAL.fullmatch(text):
         raise RecipeError(
-            f'labels: expected a colour of six hexadecimal digits such as "#3C1098"; got {text!r}.'
+            'labels: expected a colour of six hexadecimal digits, for example "#3C1098"; got '
+            f"{text!r}."
         )
     return int(text.removeprefix("#"), 16)
 
@@ -230,7 +217,7 @@ def _near_two(ids: NDArray[Any], objects: NDArray[np.bool_], reach: int) -> NDAr
     import cv2
 
     window = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-    # Ranks, since ids may be larger than what float32, in which OpenCV compares, tells apart.
+    # Ranks, because ids may exceed the integers that float32, in which OpenCV compares, represents.
     numbers, ranks = np.unique(np.where(objects, ids, 0), return_inverse=True)
     first = 0 if len(numbers) and numbers[0] == 0 else 1
     places: NDArray[np.float32] = (ranks.reshape(ids.shape) + first).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Losses of semantic networks, with void pixels of no weight.
+"""Losses of semantic networks, in which void pixels have no weight.
 
 All are computed from logits in float32. Written in `keras.ops`, so they run on every backend.
 """
@@ -23,8 +23,8 @@ predicted costs nothing.
 
 
 def class_weights(terms: LossTerms, counts: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Weight of each class, given the labelled pixels of each. Balanced ones let all classes that
-    occur weigh alike, with a mean of 1 a pixel.
+    """Weight of each class, from the number of labelled pixels of each. Balanced weights give all
+    classes that occur the same total, with a mean of 1 per pixel.
     """
     if terms.weights == "none":
         return np.ones(len(counts), np.float32)
@@ -37,8 +37,8 @@ def class_weights(terms: LossTerms, counts: NDArray[np.integer]) -> NDArray[np.f
 
 
 def loss_of(terms: LossTerms, weights: NDArray[np.float32]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of labels (image, y, x), where what is no class id is void, and logits (image, y, x,
-    class): one number.
+    """The loss, one number, of labels (image, y, x), in which all but class ids are void, and
+    logits (image, y, x, class).
 
     Cross-entropy and focal loss (Lin 2017) are weighted means of the labelled pixels; Dice
     (Milletari 2016) is that of the whole batch by class, then the weighted mean of the classes.
@@ -67,8 +67,11 @@ def loss_of(terms: LossTerms, weights: NDArray[np.float32]) -> Callable[[Tensor,
             doubt = ops.maximum(1 - ops.exp(-missed), keras.backend.epsilon()) ** terms.gamma
             total = total + terms.focal * ops.sum(weight * doubt * missed) / whole
         if terms.dice:
-            said = ops.exp(likely) * known[..., None]
-            common, both = ops.sum(actual * said, (0, 1, 2)), ops.sum(actual + said, (0, 1, 2))
+            predicted = ops.exp(likely) * known[..., None]
+            common, both = (
+                ops.sum(actual * predicted, (0, 1, 2)),
+                ops.sum(actual + predicted, (0, 1, 2)),
+            )
             dice = (2 * common + _SMOOTH) / (both + _SMOOTH)
             total = total + terms.dice * ops.sum(by_class * (1 - dice)) / ops.sum(by_class)
         return total

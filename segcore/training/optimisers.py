@@ -1,7 +1,4 @@
-"""Optimisers: how weights follow gradients, and in which precision.
-
-The arithmetic is that of keras, which runs it on whichever backend there is.
-"""
+"""Optimisers and precision of a training. keras does the arithmetic, on any of its backends."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ _RATE_LEFT = 0.01
 
 
 def optimiser(recipe: TrainingRecipe, steps: int) -> Any:
-    """The keras optimiser of a recipe, for epochs of so many steps."""
+    """The keras optimiser of a recipe, for epochs of `steps` steps."""
     import keras
 
     wanted = recipe.training
@@ -44,8 +41,8 @@ def _rates(recipe: TrainingRecipe, steps: int) -> Any:
 
 
 def compiled(model: Any) -> bool | str:
-    """Whether XLA compiles the step: on the CPU TensorFlow's own kernels are faster; else keras
-    knows what suits its backend.
+    """Whether XLA compiles the step: not with TensorFlow on a CPU, whose kernels are faster;
+    otherwise keras decides by its backend.
     """
     import keras
 
@@ -55,7 +52,7 @@ def compiled(model: Any) -> bool | str:
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Networks built inside compute in this precision; weights are float32 anyway."""
+    """Networks built in this context compute in this precision; their weights are float32."""
     import keras
 
     before = keras.config.dtype_policy()

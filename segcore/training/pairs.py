@@ -1,48 +1,32 @@
-"""Pairs: each image with its mask, checked by their headers.
+"""The images of a training with their masks, checked by their headers.
 
-Names are compared without their suffix: first with the folders below the inputs' common one, then
-without folders called images, masks or labels, then by the file's name alone; the first way that
-finds a mask for every image counts. Masks may be more than images, so that part of a collection can
-be trained on; how many are not used is told, since a wrong pattern for images looks the same.
+`segcore.annotations.pairing` finds the mask of each image. Every image must have one. There may be
+more masks than images, so that part of a collection can be trained on; a note reports how many are
+unused, because a wrong pattern for images looks the same.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from maskloom.segcore import formats
+from maskloom.segcore.annotations.masks import describe
+from maskloom.segcore.annotations.pairing import NameSuffixes, pair
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.errors import ImageError, RecipeError
-from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 from maskloom.segcore.storage.store import filesystem, store_errors
 from maskloom.segcore.training.recipe import matches
 
 if TYPE_CHECKING:
     from maskloom.segcore.raster.source import Source
+    from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.training.recipe import TrainingRecipe
     from maskloom.segcore.training.setup import OnProgress
 
 _SHOWN = 5
-_HEAD_BYTES = 512
 _CHUNK_BYTES = 2**22
-_PLAIN_FOLDERS = frozenset(
-    {
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "mask",
-        "masks",
-        "label",
-        "labels",
-        "labels_index",
-        "truth",
-        "annotations",
-    }
-)
 _FACTORS = {"uint8": 1 / 255, "uint16": 1 / 65535}
 
 
@@ -57,93 +41,118 @@ class Pair:
 
 
 def find_pairs(
-    images: Sequence[Source], masks: Sequence[Source], recipe: TrainingRecipe, told: OnProgress
+    images: Sequence[Source],
+    masks: Sequence[Source],
+    recipe: TrainingRecipe,
+    on_progress: OnProgress,
 ) -> tuple[list[Pair], list[str]]:
-    """The pairs in the order of their names, without those that the recipe leaves out, and what
-    people should know; `told` hears of each pair.
+    """The pairs in the order of their names, without those that the recipe leaves out, and notes
+    for the user; `on_progress` is called for each pair.
 
-    Raises `RecipeError` where an image has no mask, where both are of different sizes, or images of
-    different bands.
+    Raises `RecipeError` if an image has no mask, the sizes of both differ, or the bands of images
+    differ.
     """
-    left_out = recipe.split.leave_out
-    ours = [source for source in images if not matches((source.image_id, source.uri), left_out)]
-    ids = {source.uri: source.image_id for source in masks}
-    if recipe.mask_suffix:
-        strange = [source for source in masks if not source.image_id.endswith(recipe.mask_suffix)]
-        masks = [source for source in masks if source.image_id.endswith(recipe.mask_suffix)]
-        if not masks:
-            raise RecipeError(
-                f"mask_suffix: no mask's name ends in {recipe.mask_suffix!r}; there are such as "
-                f"{strange[0].uri}."
-            )
-        ids = {source.uri: source.image_id.removesuffix(recipe.mask_suffix) for source in masks}
-    # A mask in the folder of the images is found among them too.
-    ours = [source for source in ours if source.uri not in ids]
-    theirs = [source for source in masks if not matches((ids[source.uri], source.uri), left_out)]
-    if not ours or not theirs:
+    end = recipe.mask_suffix
+    named = [source for source in masks if source.image_id.endswith(end)]
+    if masks and not named:
         raise RecipeError(
-            f"images: there is nothing left to train with (images: {len(ours)}, masks: "
-            f"{len(theirs)}). Name others, or leave out fewer."
+            f"mask_suffix: no mask's name ends in {end!r}; one of them is {masks[0].uri}."
         )
-    paired, unused = _paired(
-        {source.uri: source.image_id for source in ours},
-        {source.uri: ids[source.uri] for source in theirs},
+    # A folder that holds both lists the masks among the images too.
+    mask_uris = {source.uri for source in named}
+    wanted = [
+        source
+        for source in images
+        if source.uri not in mask_uris and not _left_out(source, source.image_id, recipe)
+    ]
+    truths = [
+        source
+        for source in named
+        if not _left_out(source, source.image_id.removesuffix(end), recipe)
+    ]
+    if not wanted or not truths:
+        raise RecipeError(
+            f"images: there is nothing left to train with (images: {len(wanted)}, masks: "
+            f"{len(truths)}). Name others, or leave out fewer."
+        )
+    found = pair(
+        {source.uri: source.image_id for source in wanted},
+        {source.uri: source.image_id for source in truths},
+        NameSuffixes(truth=end),
     )
+    if found.without_truth:
+        spare = found.without_image
+        also = f" Masks without an image: {_some(spare)}." if spare else ""
+        raise RecipeError(
+            f"images: {len(found.without_truth)} of {len(wanted)} without a mask: "
+            f"{_some(found.without_truth)}.{also}\n"
+            "A mask has the name of its image, apart from the suffix and `mask_suffix`. Add the "
+            "missing masks, or add the images to `split.leave_out`."
+        )
     versions = {source.uri: source.version for source in (*images, *masks)}
     pairs: list[Pair] = []
-    for name, image, mask in paired:
-        told(len(pairs), len(paired))
-        pair = Pair(
-            name,
-            _described(image, versions[image], recipe.bands),
-            _described(mask, versions[mask], None),
+    for image, name in sorted(found.name_of.items(), key=lambda item: item[1]):
+        on_progress(len(pairs), len(wanted))
+        mask = found.truth_of[image]
+        pairs.append(
+            Pair(
+                name,
+                _described(image, versions[image], recipe.bands),
+                _described(mask, versions[mask], None),
+            )
         )
-        _require_same_shape(pair)
-        pairs.append(pair)
+        _require_same_shape(pairs[-1])
     _require_same_bands(pairs)
+    unused = sorted(found.without_image)
+    if not unused:
+        return pairs, []
     return pairs, [
-        f"{len(unused)} of {len(theirs)} masks have no image and are not used: {_some(unused)}."
-    ] if unused else []
+        f"{len(unused)} of {len(truths)} masks have no image and are not used: {_some(unused)}."
+    ]
+
+
+def _left_out(source: Source, name: str, recipe: TrainingRecipe) -> bool:
+    return matches((name, source.uri), recipe.split.leave_out)
 
 
 def scaling_of(pairs: Sequence[Pair], wanted: Scaling | None) -> Scaling:
-    """The wanted scaling, checked, or the one that the images' type suggests. Raises
-    `RecipeError`.
-    """
+    """The wanted scaling, checked, or the usual one for the images' type. Raises `RecipeError`."""
     channels = pairs[0].image.channels
     if wanted is not None:
         for name, numbers in (("offset", wanted.offset), ("factor", wanted.factor)):
             if len(numbers) not in (1, channels):
                 raise RecipeError(
-                    f"scaling.{name}: expected one number, or {channels}, one a band; got "
+                    f"scaling.{name}: expected one number, or {channels}, one per band; got "
                     f"{len(numbers)}."
                 )
         return wanted
     first = pairs[0].image
-    for pair in pairs:
-        if pair.image.dtype != first.dtype:
+    for each in pairs:
+        if each.image.dtype != first.dtype:
             raise RecipeError(
-                f"scaling: {first.location} is {first.dtype}, {pair.image.location} is "
-                f"{pair.image.dtype}. "
+                f"scaling: {first.location} is {first.dtype}, {each.image.location} is "
+                f"{each.image.dtype}. "
                 "Write them in one type, or set `scaling` so that it suits both."
             )
     if first.dtype not in _FACTORS:
         raise RecipeError(
-            f"scaling: the images are {first.dtype}, such as {first.location}; there is no usual "
-            "range of that. "
-            "Set scaling: {offset: [...], factor: [...]} so that (value - offset) * factor lies "
+            f"scaling: the images are {first.dtype} (for example {first.location}), a type without "
+            "a usual range. "
+            "Set scaling: {offset: [...], factor: [...]} so that (value - offset) * factor is "
             "about from 0 to 1 or -1 to 1."
         )
     return Scaling((0.0,), (_FACTORS[first.dtype],))
 
 
-def data_digest(pairs: Sequence[Pair], told: OnProgress) -> str:
-    """SHA-256 over the names and bytes of all images and masks; `told` hears of each pair."""
+def data_digest(pairs: Sequence[Pair], on_progress: OnProgress) -> str:
+    """SHA-256 over the names and bytes of all images and masks; `on_progress` is called for each
+    pair.
+    """
     whole = hashlib.sha256()
-    for number, pair in enumerate(pairs):
-        told(number, len(pairs))
-        whole.update(pair.name.encode())
-        for location in (pair.image.location, pair.mask.location):
+    for number, each in enumerate(pairs):
+        on_progress(number, len(pairs))
+        whole.update(each.name.encode())
+        for location in (each.image.location, each.mask.location):
             part = hashlib.sha256()
             fs, path = filesystem(location)
             with store_errors(f"read {location}"), fs.open(path, "rb") as file:
@@ -153,90 +162,30 @@ def data_digest(pairs: Sequence[Pair], told: OnProgress) -> str:
     return whole.hexdigest()
 
 
-def _paired(
-    images: Mapping[str, str], masks: Mapping[str, str]
-) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """(name, image, mask) of each image, from the ids of both by their locations; and masks that no
-    image has.
-    """
-    best: tuple[int, dict[str, str], dict[str, str]] | None = None
-    for key in _KEYS:
-        ours, theirs = _by_key(images, key), _by_key(masks, key)
-        if ours is None or theirs is None:
-            continue
-        common = ours.keys() & theirs.keys()
-        if len(common) == len(ours):
-            return [(name, ours[name], theirs[name]) for name in sorted(ours)], [
-                theirs[name] for name in sorted(theirs.keys() - ours.keys())
-            ]
-        if best is None or len(common) > best[0]:
-            best = len(common), ours, theirs
-    if best is None:
-        raise RecipeError(
-            "images: several files have the same name without its suffix, so it is not clear which "
-            "mask is whose. Rename them."
-        )
-    _, ours, theirs = best
-    alone, unused = (
-        [ours[name] for name in sorted(ours.keys() - theirs.keys())],
-        sorted(theirs.keys() - ours.keys()),
-    )
-    spare = f" Masks without an image: {_some(theirs[name] for name in unused)}." if unused else ""
-    raise RecipeError(
-        f"images: {len(alone)} of {len(ours)} without a mask: {_some(alone)}.{spare}\n"
-        "A mask has the name of its image, apart from the suffix and `mask_suffix`. Add what is "
-        "missing, or name it in `split.leave_out`."
-    )
-
-
-def _by_key(ids: Mapping[str, str], key: Callable[[str], str]) -> dict[str, str] | None:
-    """Locations by key; None where two have the same."""
-    found = {key(name): location for location, name in ids.items()}
-    return found if len(found) == len(ids) else None
-
-
-def _without_plain_folders(name: str) -> str:
-    *folders, last = name.split("/")
-    return "/".join([*(folder for folder in folders if folder.lower() not in _PLAIN_FOLDERS), last])
-
-
-_KEYS: tuple[Callable[[str], str], ...] = (
-    str,
-    _without_plain_folders,
-    lambda name: name.rsplit("/", 1)[-1],
-)
-
-
 def _described(location: str, version: str, bands: Sequence[int] | None) -> RasterSpec:
-    fs, path = filesystem(location)
     try:
-        with store_errors(f"read {location}"):
-            head = bytes(fs.cat_file(path, start=0, end=_HEAD_BYTES))
-        name = formats.format_of(location, head)
-        return FORMATS[name].describe(location, version).select(bands)
-    except FileNotFoundError as error:
-        raise RecipeError(f"{location}: there is no such file.") from error
+        return describe(location, version).select(bands)
     except ImageError as error:
-        raise RecipeError(f"{error} Mend it, or name it in `split.leave_out`.") from error
+        raise RecipeError(f"{error} Fix the file, or add it to `split.leave_out`.") from error
 
 
-def _require_same_shape(pair: Pair) -> None:
-    if pair.image.shape != pair.mask.shape:
+def _require_same_shape(both: Pair) -> None:
+    if both.image.shape != both.mask.shape:
         ours, theirs = (
-            " x ".join(map(str, reversed(spec.shape))) for spec in (pair.image, pair.mask)
+            " x ".join(map(str, reversed(spec.shape))) for spec in (both.image, both.mask)
         )
         raise RecipeError(
-            f"{pair.mask.location} is {theirs} pixels, its image {pair.image.location} is {ours}. "
+            f"{both.mask.location} is {theirs} pixels, its image {both.image.location} is {ours}. "
             "Write the mask in the size of its image, or name it in `split.leave_out`."
         )
 
 
 def _require_same_bands(pairs: Sequence[Pair]) -> None:
     first = pairs[0].image
-    for pair in pairs:
-        if pair.image.channels != first.channels:
+    for each in pairs:
+        if each.image.channels != first.channels:
             raise RecipeError(
-                f"{pair.image.location} has {pair.image.channels} band(s), {first.location} has "
+                f"{each.image.location} has {each.image.channels} band(s), {first.location} has "
                 f"{first.channels}. "
                 "A network takes one number of bands: set `bands`, or convert the images."
             )

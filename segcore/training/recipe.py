@@ -1,7 +1,6 @@
-"""Recipes of trainings: what is to be learned from which data, and how.
+"""Training recipes: the checked values of their sections.
 
-These are the checked values behind the sections of a training recipe. They are kept without keras;
-`segcore.training.loop` loads it.
+They do not need keras; `segcore.training.loop` imports it.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ class CrossEntropy:
     """Cross-entropy of each labelled pixel."""
 
     weights: Weighting | tuple[float, ...] = "none"
-    """`balanced` counts each class alike, however rare; or one number a class."""
+    """`balanced` gives all classes the same weight, however rare; or one number per class."""
 
     @property
     def terms(self) -> LossTerms:
-        """As a sum."""
+        """The loss as a sum of terms."""
         return LossTerms(cross_entropy=1.0, weights=self.weights)
 
 
@@ -57,32 +56,32 @@ class DiceLoss:
     """One minus the soft Dice coefficient, mean of the classes (Milletari 2016)."""
 
     weights: Weighting | tuple[float, ...] = "none"
-    """What each class counts in the mean: `none` all alike, `balanced` rare ones more, or one
-    number a class.
+    """Weight of each class in the mean: `none` all the same, `balanced` more for rare ones, or one
+    number per class.
     """
 
     @property
     def terms(self) -> LossTerms:
-        """As a sum."""
+        """The loss as a sum of terms."""
         return LossTerms(dice=1.0, weights=self.weights)
 
 
 @LOSSES.register("focal")
 @dataclass(frozen=True, slots=True)
 class FocalLoss:
-    """Cross-entropy that counts pixels less the surer the network is of them (Lin 2017)."""
+    """Cross-entropy with lower weights for pixels that the network is sure of (Lin 2017)."""
 
     gamma: float = 2.0
-    """0 is the cross-entropy; more looks at hard pixels only."""
+    """0 is the cross-entropy; larger values concentrate on hard pixels."""
     weights: Weighting | tuple[float, ...] = "none"
-    """`balanced` counts each class alike, however rare; or one number a class."""
+    """`balanced` gives all classes the same weight, however rare; or one number per class."""
 
     def __post_init__(self) -> None:
         _check("gamma", self.gamma, 0, 10)
 
     @property
     def terms(self) -> LossTerms:
-        """As a sum."""
+        """The loss as a sum of terms."""
         return LossTerms(focal=1.0, gamma=self.gamma, weights=self.weights)
 
 
@@ -117,28 +116,28 @@ class SumOfLosses:
 
     @property
     def terms(self) -> LossTerms:
-        """As a sum."""
+        """The loss as a sum of terms."""
         return LossTerms(self.cross_entropy, self.dice, self.focal, self.gamma, self.weights)
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
     """Which images are trained on. A pattern is compared with the name and the location of an
-    image, and may hold * and ?.
+    image, and may contain * and ?.
     """
 
     validation: float | tuple[str, ...] = 0.2
-    """Fraction of the images, or patterns of the images, that only measure. 0: the training images
-    measure themselves.
+    """Fraction of the images, or patterns of the images, for validation. 0: the training images
+    validate.
     """
     leave_out: tuple[str, ...] = ()
-    """Patterns of images that are not used at all, kept for a test."""
+    """Patterns of images that are not used, kept for a test."""
     group: str | None = None
-    """Regular expression whose match in an image's name tells what belongs together: parts of one
-    scene are never on both sides.
+    """Regular expression whose match in an image's name is its group: images of one group are
+    never on both sides.
     """
     seed: int = 0
-    """Which images are drawn."""
+    """Seed of the random choice."""
 
     def __post_init__(self) -> None:
         if isinstance(self.validation, float | int) and not 0 <= self.validation < 1:
@@ -152,7 +151,7 @@ class Split:
             raise ValueError(f"group: {self.group!r} is no regular expression: {error}") from error
 
     def divide(self, names: Sequence[str], locations: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Numbers of the images to train on and of those to validate on. Raises `RecipeError` where
+        """Numbers of the images to train on and of those to validate on. Raises `RecipeError` if
         one side has none.
         """
         groups = [self._group(name) for name in names]
@@ -178,7 +177,7 @@ class Split:
         return training, validation
 
     def _drawn(self, groups: Sequence[str]) -> set[int]:
-        """Whole groups in an order drawn by the seed, until their images are as many as wanted."""
+        """Whole groups in a random order, until they have enough images."""
         import numpy as np
 
         distinct = sorted(set(groups))
@@ -187,7 +186,7 @@ class Split:
         held: set[int] = set()
         for number in order:
             members = {i for i, group in enumerate(groups) if group == distinct[number]}
-            # The first group always, so that a small fraction of few images is not none.
+            # Always the first group, so that a small fraction of few images is not empty.
             if self.validation == 0 or (held and len(held) + len(members) / 2 > wanted):
                 break
             held |= members
@@ -203,47 +202,46 @@ class Training:
     """How to train."""
 
     patch: int = 256
-    """Side of the square that the network sees, in pixels; a multiple of its stride."""
+    """Side of the network's input, in pixels; a multiple of its stride."""
     batch: int = 8
-    """Patches a step."""
+    """Patches per step."""
     epochs: int = 40
-    """Passes; after each the network is measured and kept. May be raised later: training then goes
-    on from its last checkpoint.
+    """Number of epochs; after each the network is measured and kept. May be raised later: training
+    then continues from its last checkpoint.
     """
     steps: int | None = None
-    """Steps of an epoch. None: as many as cover the labelled pixels once, from 20 to 500."""
+    """Steps of an epoch. None: enough to cover the labelled pixels once, from 20 to 500."""
     rate: float = 1e-3
-    """Learning rate at its highest."""
+    """Highest learning rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """How the rate goes down: to a hundredth along half a cosine over all epochs, or not at all."""
+    """How the rate decreases: to a hundredth along half a cosine over all epochs, or not at all."""
     warmup: int = 0
-    """Steps in which the rate grows to its highest."""
+    """Steps in which the rate increases to its highest."""
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
-    """How weights follow gradients."""
+    """Optimiser of keras."""
     decay: float = 1e-4
     """Weight decay of adamw."""
     balance: float = 0.5
-    """Fraction of the patches that are drawn around a pixel of a class, all classes alike; the
-    others lie anywhere.
+    """Fraction of the patches drawn around a pixel of a class, all classes with equal probability;
+    the others are drawn anywhere.
     """
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: mixed precision, for processors and GPUs that have it. The file always holds
+    """bfloat16: mixed precision, for processors and GPUs that support it. The file always holds
     float32.
     """
     patience: int | None = None
-    """Epochs without a better score until training stops; may be changed later. None: never before
-    the last.
+    """Epochs without a better score until training stops; may be changed later. None: only after
+    the last epoch.
     """
     seed: int = 0
-    """Decides first weights, patches and augmentation."""
+    """Seed of initial weights, patches and augmentation."""
     threads: int | None = None
     """Threads of this machine to use. None: all."""
     memory: int = 1024
     """Megabytes of decoded images to keep."""
 
     def end(self, scores: Sequence[float]) -> int | None:
-        """The epoch, from 1, that a training with these scores of its epochs ends with. None: it
-        goes on.
+        """The last epoch, from 1, of a training whose epochs have these scores. None: it continues.
 
         >>> Training(epochs=9, patience=2).end([0.5, 0.6, 0.6, 0.4, 0.9])
         4
@@ -295,15 +293,15 @@ class TrainingRecipe:
     training: Training = field(default_factory=Training)
     split: Split = field(default_factory=Split)
     bands: tuple[int, ...] | None = None
-    """Bands to look at, from 1. None: all."""
+    """Bands to use, from 1. None: all."""
     scaling: Scaling | None = None
     """None: 1/255 for 8 bits, 1/65535 for 16 bits."""
     mask_suffix: str = ""
-    """What the names of masks end in beside the names of their images."""
+    """End of the names of masks that the names of images lack."""
     licence: str = ""
-    """Under which the weights may be used; stands in the card."""
+    """Licence of the weights, for the card."""
     purpose: str = ""
-    """What the weights are for, and what not; stands in the card."""
+    """What the weights are for, and what not, for the card."""
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.classes) <= MOST_CLASSES:
@@ -318,7 +316,7 @@ class TrainingRecipe:
         if not isinstance(weights, str):
             if len(weights) != len(self.classes):
                 raise RecipeError(
-                    f"training.loss.weights: expected {len(self.classes)} numbers, one a class; "
+                    f"training.loss.weights: expected {len(self.classes)} numbers, one per class; "
                     f"got {len(weights)}."
                 )
             if min(weights) < 0 or not 0 < sum(weights) < math.inf:
@@ -333,7 +331,7 @@ MOST_CLASSES = 250
 
 
 def matches(texts: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Whether one of the texts, or what follows a / in it, is what one of the patterns describes.
+    """Whether one of the texts, or the part of one after a /, matches one of the patterns.
 
     >>> matches(["s3://scenes/tile5/a.png"], ["tile5/*"])
     True

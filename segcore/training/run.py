@@ -1,17 +1,16 @@
-"""Course: a whole training, from pairs of files to a model with its card.
+"""A whole training, from pairs of files to a model with its card.
 
-    <output>/training_state.json      what is learned from what, and in the end where the model is
-    <output>/checkpoint/              where training stands; when it is finished, what a longer one
-                                      would go on from
-    <output>/<name>.keras             the network at its best, in float32
+    <output>/training_state.json      settings and data of the training and, at the end, its result
+    <output>/checkpoint/              state of the training, from which it continues
+    <output>/<name>.keras             the best network, in float32
     <output>/<name>.json              its card
     <output>/training_history.json  curves.png  examples.png
 
-The first names the recipe's settings and the digest of the data. The same command finds it and goes
-on, or finds it finished and does nothing; another recipe, or changed data, is refused. How long to
-train is no part of what is learned: with other `epochs` or `patience` a training goes on from its
-checkpoint, also a finished one. Names of models hold no `_`, so that no card takes the place of a
-record.
+The first holds the recipe's settings and the digest of the data. The same command finds it and
+continues the training, or does nothing if it is finished; another recipe, or changed data, is
+refused. The length of a training may change: with other `epochs` or `patience` it continues from
+its checkpoint, even if it was finished. Names of models hold no `_`, so that no card takes the
+place of a record.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from maskloom.segcore.errors import RecipeError, Stopped, StoreError
 from maskloom.segcore.storage.canonical import canonical
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.segcore.training import checkpoint
-from maskloom.segcore.training.class_counts import require_labelled, survey
+from maskloom.segcore.training.class_counts import count_classes, require_labelled
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.export import is_whole, publish
 from maskloom.segcore.training.loop import STOPPED, TrainingLoop
 from maskloom.segcore.training.pairs import data_digest, find_pairs, scaling_of
 from maskloom.segcore.training.setup import OnProgress, ProgressMonitor, TrainingSetup, TrainingTask
-from maskloom.segcore.training.tasks import frame_of, subject_of
+from maskloom.segcore.training.tasks import patch_shape_of, task_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,26 +41,26 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.recipe import TrainingRecipe
 
 _STATE = "training_state.json"
-_NOT_BEGUN = "Training was stopped before it began; the same command begins again."
+_NOT_BEGUN = "Training was stopped before it started; the same command begins again."
 _UNDECISIVE = frozenset({"threads", "memory"})
-"""Keys of `training` that change neither what is learned nor from what."""
+"""Keys of `training` that change neither the weights nor the data."""
 _LENGTH = frozenset({"epochs", "patience"})
-"""Keys of `training` that say how long it goes on."""
+"""Keys of `training` that set its length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A training that may begin: all is checked."""
+    """A checked training, ready to start."""
 
     recipe: TrainingRecipe
-    lesson: TrainingSetup
-    subject: TrainingTask
+    setup: TrainingSetup
+    task: TrainingTask
     settings: Mapping[str, Any]
-    """What decides the weights, as plain JSON values."""
+    """Settings that decide the weights, as plain JSON values."""
     data: str
     """Digest of images and masks."""
     notes: tuple[str, ...]
-    """What people should know."""
+    """For the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,61 +70,61 @@ class TrainingResult:
     model: str
     """Location of the network."""
     score: tuple[str, float]
-    """What it is called, and what it is, on the validation images."""
+    """Name and value, on the validation images."""
     epoch: int
-    """The epoch, from 1, whose weights the network has: the best."""
+    """The best epoch, from 1, whose weights the network has."""
     epochs: int
-    """Finished epochs."""
+    """Number of finished epochs."""
     minutes: float
     before: bool
-    """Whether it had been finished before this command."""
+    """Whether it was finished before this command."""
 
 
 def prepare(
     recipe: TrainingRecipe,
     sources: tuple[Sequence[Source], Sequence[Source]],
     settings: Mapping[str, Any],
-    watch: ProgressMonitor,
+    monitor: ProgressMonitor,
     stop: Callable[[], bool],
 ) -> Prepared:
-    """Check the recipe, and all images and masks (`sources`), before any training. Raises
-    `RecipeError`, and `Stopped` where `stop` says so.
+    """Check the recipe and all images and masks (`sources`) before training starts. Raises
+    `RecipeError`, and `Stopped` once `stop` returns True.
     """
 
     def checked(what: str) -> OnProgress:
-        return _told(partial(watch.checked, what), stop, _NOT_BEGUN)
+        return _reporting(partial(monitor.checked, what), stop, _NOT_BEGUN)
 
     pairs, notes = find_pairs(*sources, recipe, checked("headers"))
     training, validation = recipe.split.divide(
         [pair.name for pair in pairs], [pair.image.location for pair in pairs]
     )
     scaling = scaling_of(pairs, recipe.scaling)
-    table = recipe.labels.table(recipe.classes)
+    decoder = recipe.labels.decoder(recipe.classes)
     _use_threads(recipe.training.threads)
-    frame = frame_of(recipe, pairs[0].image.channels)
+    patch_shape = patch_shape_of(recipe, pairs[0].image.channels)
     _require_writable(recipe.output)
-    collection = Dataset(pairs, table, recipe.training.memory)
-    found = survey(collection, recipe.classes, checked("pixels"))
-    notes += require_labelled(found, training, validation, recipe.classes)
-    lesson = TrainingSetup(
+    dataset = Dataset(pairs, decoder, recipe.training.memory)
+    class_counts = count_classes(dataset, recipe.classes, checked("pixels"))
+    notes += require_labelled(class_counts, training, validation, recipe.classes)
+    setup = TrainingSetup(
         recipe,
-        collection,
-        found,
+        dataset,
+        class_counts,
         scaling,
         tuple(training),
         tuple(validation),
-        frame,
+        patch_shape,
         pairs[0].image.channels,
     )
     data = data_digest(pairs, checked("digests"))
     return Prepared(
-        recipe, lesson, subject_of(lesson), _without(_UNDECISIVE, settings), data, tuple(notes)
+        recipe, setup, task_of(setup), _without(_UNDECISIVE, settings), data, tuple(notes)
     )
 
 
-def train(prepared: Prepared, watch: ProgressMonitor, stop: Callable[[], bool]) -> TrainingResult:
-    """Train to the end, or what is left of it. Raises `Stopped`, `RunError`, and `RecipeError`
-    where the output holds another training.
+def train(prepared: Prepared, monitor: ProgressMonitor, stop: Callable[[], bool]) -> TrainingResult:
+    """Start or continue a training, to its end. Raises `Stopped`, `RunError`, and `RecipeError` if
+    the output holds another training.
     """
     store = Store(prepared.recipe.output)
     try:
@@ -135,21 +134,21 @@ def train(prepared: Prepared, watch: ProgressMonitor, stop: Callable[[], bool]) 
             if before is not None:
                 return before
             for note in prepared.notes:
-                watch.say(note)
-            learner = TrainingLoop(prepared.lesson, prepared.subject, store)
-            learner.resume(watch)
+                monitor.say(note)
+            loop = TrainingLoop(prepared.setup, prepared.task, store)
+            loop.resume(monitor)
             store.publish(_STATE, _state(prepared, None))
-            learner.run(watch, stop)
-            finished = publish(store, prepared, learner, _told(watch.measured, stop, STOPPED))
+            loop.run(monitor, stop)
+            finished = publish(store, prepared, loop, _reporting(monitor.measured, stop, STOPPED))
             store.publish(_STATE, _state(prepared, finished))
             store.remove(STAGING)
-            return _learned(store, prepared, finished, False)
+            return _result(store, prepared, finished, False)
     finally:
-        prepared.lesson.collection.close()
+        prepared.setup.dataset.close()
 
 
 def _use_threads(count: int | None) -> None:
-    """Let the backend of keras use so many threads. None: as many as it likes."""
+    """Limit the threads of the backend of keras. None: no limit."""
     import keras
 
     if count is None:
@@ -162,8 +161,8 @@ def _use_threads(count: int | None) -> None:
 
 
 def _finished(store: Store, prepared: Prepared) -> TrainingResult | None:
-    """What this training came to; None where it is to be begun or gone on with. Raises
-    `RecipeError` where the output holds another one.
+    """The result of a finished training; None if it must be started or continued. Raises
+    `RecipeError` if the output holds another one.
     """
     if not store.exists(_STATE):
         _require_no_model(store, f"{prepared.recipe.name}.keras")
@@ -181,33 +180,33 @@ def _finished(store: Store, prepared: Prepared) -> TrainingResult | None:
         changed.append("the images or masks")
     if changed:
         raise RecipeError(
-            f"output: {store.root} holds a training of another kind. What differs: "
+            f"output: {store.root} holds another training. Differences: "
             f"{'; '.join(changed)}. "
-            "Name another folder in `output`, or remove this one to start anew."
+            "Name another folder in `output`, or remove this one to start again."
         )
     if finished is None or not is_whole(store, finished):
         return None
     if settings == prepared.settings:
-        return _learned(store, prepared, finished, True)
+        return _result(store, prepared, finished, True)
     if not checkpoint.exists(store):
         raise RecipeError(
             f"output: the training in {store.root} is finished, and its checkpoint has been "
-            "removed, so it cannot go on: "
+            "removed, so it cannot continue: "
             f"{'; '.join(_differences(settings, prepared.settings))}. Name another folder in "
             "`output`."
         )
     return None
 
 
-def _told(tell: OnProgress, stop: Callable[[], bool], message: str) -> OnProgress:
-    """Tells it on, and raises `Stopped` where `stop` says so."""
+def _reporting(tell: OnProgress, stop: Callable[[], bool], message: str) -> OnProgress:
+    """A callback that passes progress on, and raises `Stopped` once `stop` returns True."""
 
-    def told(done: int, of: int) -> None:
+    def on_progress(done: int, of: int) -> None:
         tell(done, of)
         if stop():
             raise Stopped(message)
 
-    return told
+    return on_progress
 
 
 def _without(keys: frozenset[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,10 +218,10 @@ def _without(keys: frozenset[str], settings: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def _learned(
+def _result(
     store: Store, prepared: Prepared, finished: Mapping[str, Any], before: bool
 ) -> TrainingResult:
-    score = (prepared.subject.score_name, float(finished["score"]))
+    score = (prepared.task.score_name, float(finished["score"]))
     return TrainingResult(
         store.uri(finished["model"]),
         score,
@@ -236,13 +235,13 @@ def _learned(
 def _require_no_model(store: Store, name: str) -> None:
     if store.exists(name):
         raise RecipeError(
-            f"output: {store.uri(name)} exists, and no training of this folder has written it. "
+            f"output: {store.uri(name)} exists, but was not written by a training in this folder. "
             "Name another folder, or move it away."
         )
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """Where two JSON values differ, in the words of a recipe."""
+    """The differences of two JSON values, one line per key of the recipe."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             line

@@ -1,8 +1,8 @@
-"""Samples: the patches of a step.
+"""The patches of a step.
 
-What a step sees is drawn by (seed, epoch, step) alone, so an interrupted training goes on with the
-same patches. A fraction of the patches lies around a pixel of a class, all present classes alike,
-so that rare ones are found; the others lie around any labelled pixel.
+They are drawn by (seed, epoch, step) alone, so that an interrupted training continues with the same
+patches. A fraction of the patches is drawn around a pixel of a class, all present classes with
+equal probability, so that rare ones are seen; the others around any labelled pixel.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PatchShape:
-    """What a network sees and what of it it answers."""
+    """Input and output of a network for a patch."""
 
     patch: int
     """Side of its input in pixels."""
     margin: int = 0
-    """Pixels that its output lacks at each side."""
+    """Pixels by which its output is smaller at each side."""
     stride: int = 1
-    """The output moves with the input only by multiples of this many pixels."""
+    """The output follows shifts of the input by multiples of this many pixels."""
 
     @property
     def target(self) -> int:
@@ -46,21 +46,21 @@ class PatchShape:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Patches and what is true of them."""
+    """Patches with their labels."""
 
     pixels: NDArray[np.float32]
-    """(patch, y, x, band), scaled; 0 where there is no data."""
+    """(patch, y, x, band), scaled; 0 without data."""
     classes: NDArray[np.uint8]
     """(patch, y, x) of the network's output: class ids, or `VOID`."""
     ids: NDArray[np.integer] | None = None
-    """(patch, y, x): numbers of objects, where the labels have such."""
+    """(patch, y, x): ids of objects. None if the labels have none."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
     """How patches are drawn."""
 
-    frame: PatchShape
+    patch_shape: PatchShape
     batch: int
     balance: float
     seed: int
@@ -72,16 +72,16 @@ class Sampler:
 
     def __init__(
         self,
-        collection: Dataset,
-        found: ClassCounts,
+        dataset: Dataset,
+        class_counts: ClassCounts,
         numbers: Sequence[int],
         scaling: Scaling,
-        drawing: SamplingOptions,
+        options: SamplingOptions,
     ) -> None:
-        self._collection, self._scaling, self._drawing = collection, scaling, drawing
+        self._dataset, self._scaling, self._options = dataset, scaling, options
         places, counts = [], []
         for number in numbers:
-            cells = found.cells[number]
+            cells = class_counts.cells[number]
             rows, columns = np.nonzero(cells.any(axis=2))
             places.append(
                 np.stack([np.full(len(rows), number), rows * CELL, columns * CELL], axis=1)
@@ -93,9 +93,9 @@ class Sampler:
         self._by_class = [np.cumsum(column) for column in by_cell.T if column.any()]
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """The patches of a step. Raises `ReadError` where an image has become unreadable."""
-        random = np.random.default_rng([self._drawing.seed, epoch, step])
-        drawn = [self._patch(random) for _ in range(self._drawing.batch)]
+        """The patches of a step. Raises `ReadError` if an image has become unreadable."""
+        random = np.random.default_rng([self._options.seed, epoch, step])
+        drawn = [self._patch(random) for _ in range(self._options.batch)]
         numbered = [patch.ids for patch in drawn if patch.ids is not None]
         return Batch(
             np.stack([patch.pixels for patch in drawn]),
@@ -104,18 +104,18 @@ class Sampler:
         )
 
     def _patch(self, random: np.random.Generator) -> Patch:
-        drawing, frame = self._drawing, self._drawing.frame
+        options, patch_shape = self._options, self._options.patch_shape
         number, middle = self._place(random)
-        zooms = [each.factor(random) for each in drawing.augmentation if isinstance(each, Zoom)]
-        side = max(8, round(frame.patch * float(np.prod(zooms))))
-        margin = round(frame.margin * side / frame.patch)
-        box = _around(middle, side, margin, self._collection.shape(number))
-        patch = scaled(self._collection.window(number, box), self._scaling)
-        if side != frame.patch:
-            patch = resized(patch, frame.patch)
-        for each in drawing.augmentation:
+        zooms = [each.factor(random) for each in options.augmentation if isinstance(each, Zoom)]
+        side = max(8, round(patch_shape.patch * float(np.prod(zooms))))
+        margin = round(patch_shape.margin * side / patch_shape.patch)
+        box = _around(middle, side, margin, self._dataset.shape(number))
+        patch = scaled(self._dataset.window(number, box), self._scaling)
+        if side != patch_shape.patch:
+            patch = resized(patch, patch_shape.patch)
+        for each in options.augmentation:
             patch = each.apply(patch, random)
-        inner = slice(frame.margin, frame.patch - frame.margin)
+        inner = slice(patch_shape.margin, patch_shape.patch - patch_shape.margin)
         return Patch(
             patch.pixels,
             patch.classes[inner, inner],
@@ -123,16 +123,16 @@ class Sampler:
         )
 
     def _place(self, random: np.random.Generator) -> tuple[int, tuple[int, int]]:
-        """An image, and a pixel of it to draw a patch around."""
+        """An image and a pixel of it as the middle of a patch."""
         sums = self._anywhere
-        if random.random() < self._drawing.balance:
+        if random.random() < self._options.balance:
             sums = self._by_class[int(random.integers(len(self._by_class)))]
         cell = int(np.searchsorted(sums, random.integers(int(sums[-1])), side="right"))
         number, top, left = (int(value) for value in self._places[cell])
-        height, width = self._collection.shape(number)
-        # The middle lies anywhere in half a patch about the cell: what is wanted is in the patch,
+        height, width = self._dataset.shape(number)
+        # The middle is anywhere within half a patch of the cell: the wanted pixel is in the patch,
         # but not always at its centre.
-        spread = max(CELL, self._drawing.frame.target // 2)
+        spread = max(CELL, self._options.patch_shape.target // 2)
         y, x = (
             int(start + CELL // 2 + random.integers(-spread // 2, spread // 2 + 1))
             for start in (top, left)
@@ -150,8 +150,8 @@ def scaled(window: DatasetWindow, scaling: Scaling) -> Patch:
 
 
 def resized(patch: Patch, side: int) -> Patch:
-    """A square patch in another size: pixels interpolated (averaged where it shrinks), labels by
-    the nearest.
+    """A square patch resized: pixels interpolated (averaged if it shrinks), labels by the nearest
+    pixel.
     """
     import cv2
 
@@ -168,8 +168,8 @@ def resized(patch: Patch, side: int) -> Patch:
 
 
 def _around(middle: tuple[int, int], side: int, margin: int, shape: tuple[int, int]) -> Box:
-    """A square window whose part that is answered lies around a pixel, and inside the image where
-    that is large enough.
+    """A square window whose output is centred on a pixel, and shifted into the image if that is
+    large enough.
     """
     target = side - 2 * margin
     start = []
@@ -183,24 +183,29 @@ def _around(middle: tuple[int, int], side: int, margin: int, shape: tuple[int, i
     return Box((start[0], start[1]), (start[0] + side, start[1] + side))
 
 
-def lattice(shape: tuple[int, int], frame: PatchShape, context: int) -> list[tuple[Box, Box]]:
-    """Windows that together answer each pixel of an image once: (what the network sees, what of its
-    answer counts).
+def sliding_windows(
+    shape: tuple[int, int], patch_shape: PatchShape, context: int
+) -> list[tuple[Box, Box]]:
+    """Windows that together cover each pixel of an image once: (box that the network sees, box of
+    its output that counts).
 
-    What counts keeps `context` pixels away from the window's edge, except at the border of the
-    image. Answers start at multiples of the stride, as they do when the network is used.
+    The latter keeps `context` pixels away from the window's edge, except at the border of the
+    image. Outputs start at multiples of the stride, as in inference.
     """
-    rows, columns = (_steps(size, frame, context) for size in shape)
-    margin, found = frame.margin, []
+    rows, columns = (_steps(size, patch_shape, context) for size in shape)
+    margin, windows = patch_shape.margin, []
     for (y, top, bottom), (x, left, right) in product(rows, columns):
-        seen = Box((y - margin, x - margin), (y - margin + frame.patch, x - margin + frame.patch))
-        found.append((seen, Box((top, left), (bottom, right))))
-    return found
+        seen = Box(
+            (y - margin, x - margin),
+            (y - margin + patch_shape.patch, x - margin + patch_shape.patch),
+        )
+        windows.append((seen, Box((top, left), (bottom, right))))
+    return windows
 
 
-def _steps(size: int, frame: PatchShape, context: int) -> list[tuple[int, int, int]]:
-    """(start of the answer, first and one past the last pixel of it that counts) along an axis."""
-    target, stride = frame.target, frame.stride
+def _steps(size: int, patch_shape: PatchShape, context: int) -> list[tuple[int, int, int]]:
+    """(start of the output, first and one past the last pixel of it that counts) along an axis."""
+    target, stride = patch_shape.target, patch_shape.stride
     last = max(0, -(-(size - target) // stride) * stride)
     step = max(stride, (target - 2 * context) // stride * stride)
     starts = [*range(0, last, step), last]

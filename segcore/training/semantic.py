@@ -1,4 +1,4 @@
-"""Semantic networks in training: every pixel of a patch has a class, and the score is the mean IoU
+"""Training of semantic networks: every pixel of a patch has a class, and the score is the mean IoU
 of the classes.
 """
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskloom.segcore.annotations import label_mapping
+from maskloom.segcore.annotations.metrics import Confusion, mean_of_known
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.figures.training import Curve, Example, shown
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.training.losses import class_weights, loss_of
-from maskloom.segcore.training.metrics import confusion, mean_overlap, overlap, summary
-from maskloom.segcore.training.sampling import Batch, PatchShape, lattice, scaled
+from maskloom.segcore.training.sampling import Batch, PatchShape, scaled, sliding_windows
 from maskloom.segcore.training.setup import MeasuredEpoch, OnProgress, TrainingSetup
 
 if TYPE_CHECKING:
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.recipe import TrainingRecipe
 
 _CONTEXT = 8
-"""What is measured of a window keeps this part of the patch away from its edge."""
+"""Share of a patch, at each edge, that validation leaves to the neighbouring windows."""
 _EXAMPLES = 4
 _EXAMPLE_SIDE = 288
 _MOST_CURVES = 12
-Seen = tuple[int, Box, Box]
-"""An image, what the network sees of it, and what of its answer counts."""
+Window = tuple[int, Box, Box]
+"""Number of an image, the box that the network sees, and the box of its output that counts."""
 
 
-def frame_of(recipe: TrainingRecipe, channels: int) -> PatchShape:
-    """What the network sees of a patch and answers, as measured. Raises `RecipeError` where the
-    patch does not suit it.
+def patch_shape_of(recipe: TrainingRecipe, channels: int) -> PatchShape:
+    """Input and output of the network for a patch, as measured. Raises `RecipeError` if the network
+    does not take patches of this size.
     """
     from maskloom.segcore.deep.inference.receptive_field.skeletons import receptive_field_of
 
@@ -56,74 +57,73 @@ def frame_of(recipe: TrainingRecipe, channels: int) -> PatchShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Semantic:
-    """A semantic network in training; see `Subject`."""
+class SemanticTask:
+    """Training of a semantic network; see `TrainingTask`."""
 
-    lesson: TrainingSetup
+    setup: TrainingSetup
 
     @property
     def score_name(self) -> str:
-        """What its score is called."""
+        """Name of the score."""
         return "mean IoU"
 
     def trainer(self, model: Any) -> Any:
         """The network up to its logits, and the loss."""
         import keras
 
-        lesson = self.lesson
-        counts = lesson.found.classes[list(lesson.training)].sum(axis=0)
-        wanted = lesson.recipe.loss
+        setup = self.setup
+        counts = setup.class_counts.classes[list(setup.training)].sum(axis=0)
+        wanted = setup.recipe.loss
         return keras.Model(model.inputs, _logits_of(model)), loss_of(
             wanted, class_weights(wanted, counts)
         )
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
-        """What `train_on_batch` takes."""
+        """Arguments of `train_on_batch`."""
         return batch.pixels, batch.classes
 
-    def measure(self, trainer: Any, most: int | None, told: OnProgress) -> MeasuredEpoch:
+    def measure(self, trainer: Any, most: int | None, on_progress: OnProgress) -> MeasuredEpoch:
         """IoU of all classes, and the mean cross-entropy of labelled pixels."""
-        lesson = self.lesson
+        setup = self.setup
         windows = [
-            (number, *both) for number in lesson.validation for both in self._lattice(number)
+            (number, *both) for number in setup.validation for both in self._sliding_windows(number)
         ]
         if most is not None and len(windows) > most:
             windows = [windows[i * len(windows) // most] for i in range(most)]
-        classes, size = len(lesson.recipe.classes), lesson.recipe.training.batch
-        matrix, missed = np.zeros((classes, classes), np.int64), 0.0
+        classes, size = len(setup.recipe.classes), setup.recipe.training.batch
+        confusion, loss = Confusion.none(classes), 0.0
         for start in range(0, len(windows), size):
             some = windows[start : start + size]
             for (_, box, counted), labels, logits in zip(
                 some, *self._predict(trainer, some), strict=True
             ):
-                cut = counted.relative_to(_answered(box, lesson.frame)).slices
-                matrix += confusion(labels[cut], logits[cut].argmax(axis=-1), classes)
-                there = labels[cut] < classes
-                missed += _cross_entropy(labels[cut][there], logits[cut][there])
-            told(start + len(some), len(windows))
+                cut = counted.relative_to(_output_box(box, setup.patch_shape)).slices
+                known = labels[cut] < classes
+                truth = np.where(known, labels[cut].astype(np.int64), label_mapping.VOID)
+                confusion += Confusion.of(truth, logits[cut].argmax(axis=-1), classes)
+                loss += _cross_entropy(labels[cut][known], logits[cut][known])
+            on_progress(start + len(some), len(windows))
         record = {
-            "validation_loss": round(missed / max(int(matrix.sum()), 1), 6),
-            "mean_iou": round(mean_overlap(matrix), 6),
-            "iou": [
-                None if np.isnan(value) else round(float(value), 6) for value in overlap(matrix)
-            ],
+            "validation_loss": round(loss / max(confusion.pixels, 1), 6),
+            "mean_iou": round(_score(confusion), 6),
+            "iou": [_rounded(value) for value in confusion.iou],
         }
-        return MeasuredEpoch(mean_overlap(matrix), record, summary(matrix, lesson.recipe.classes))
+        return MeasuredEpoch(_score(confusion), record, _summary(confusion, setup.recipe.classes))
 
     def card(self, model: Any, sha256: str, about: Mapping[str, Any]) -> Card:
-        """The card of the network, its reach and stride measured."""
+        """The card of the network, with its receptive field and stride as measured."""
         from maskloom.segcore.deep.inference.files.examine import card_of_model
 
-        recipe = self.lesson.recipe
-        return card_of_model(model, recipe.kind, recipe.classes, self.lesson.scaling, sha256, about)
+        recipe = self.setup.recipe
+        return card_of_model(model, recipe.kind, recipe.classes, self.setup.scaling, sha256, about)
 
     def examples(self, trainer: Any) -> list[Example]:
         """The middles of some validation images."""
-        return [self._example(trainer, number) for number in self.lesson.shown_images(_EXAMPLES)]
+        return [self._example(trainer, number) for number in self.setup.shown_images(_EXAMPLES)]
 
     def panels(self, history: Sequence[Mapping[str, Any]]) -> tuple[list[Curve], list[Curve]]:
         """Curves of both losses, and of the IoU of the classes."""
-        classes = self.lesson.recipe.classes
+        classes = self.setup.recipe.classes
         colours = ClassTable.of(tuple(f"curve {i}" for i in range(max(len(classes), 2)))).colours
         losses = [
             Curve("training", [record["loss"] for record in history], colours[0]),
@@ -141,51 +141,81 @@ class Semantic:
             ]
         return losses, overlaps
 
-    def _lattice(self, number: int) -> list[tuple[Box, Box]]:
-        frame = self.lesson.frame
-        # Without padding, what is answered is as good at the edge as anywhere.
-        context = 0 if frame.margin else frame.patch // _CONTEXT
-        return lattice(self.lesson.collection.shape(number), frame, context)
+    def _sliding_windows(self, number: int) -> list[tuple[Box, Box]]:
+        patch_shape = self.setup.patch_shape
+        # Without padding, the output is as good at the edge as elsewhere.
+        context = 0 if patch_shape.margin else patch_shape.patch // _CONTEXT
+        return sliding_windows(self.setup.dataset.shape(number), patch_shape, context)
 
     def _predict(
-        self, trainer: Any, windows: Sequence[Seen]
+        self, trainer: Any, windows: Sequence[Window]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Labels and logits of windows, of the part that the network answers."""
-        lesson, frame = self.lesson, self.lesson.frame
+        """Labels and logits of windows, for the box of the network's output."""
+        setup, patch_shape = self.setup, self.setup.patch_shape
         patches = [
-            scaled(lesson.collection.window(number, box), lesson.scaling)
-            for number, box, _ in windows
+            scaled(setup.dataset.window(number, box), setup.scaling) for number, box, _ in windows
         ]
         pixels = np.stack([patch.pixels for patch in patches])
-        # Always the same shape, which compiling backends ask for.
-        short = lesson.recipe.training.batch - len(pixels)
+        # Always the same shape, so that compiling backends compile once.
+        short = setup.recipe.training.batch - len(pixels)
         padded = (
             np.concatenate([pixels, np.zeros((short, *pixels.shape[1:]), np.float32)])
             if short > 0
             else pixels
         )
-        said = np.asarray(trainer.predict_on_batch(padded), np.float32)[: len(pixels)]
-        inner = slice(frame.margin, frame.patch - frame.margin)
-        return np.stack([patch.classes[inner, inner] for patch in patches]), said
+        predicted = np.asarray(trainer.predict_on_batch(padded), np.float32)[: len(pixels)]
+        inner = slice(patch_shape.margin, patch_shape.patch - patch_shape.margin)
+        return np.stack([patch.classes[inner, inner] for patch in patches]), predicted
 
     def _example(self, trainer: Any, number: int) -> Example:
-        whole = self.lesson.middle(number, _EXAMPLE_SIDE)
-        truth, said = np.zeros(whole.shape, np.uint8), np.zeros(whole.shape, np.uint8)
-        for box, counted in self._lattice(number):
+        whole = self.setup.middle(number, _EXAMPLE_SIDE)
+        truth, predicted = np.zeros(whole.shape, np.uint8), np.zeros(whole.shape, np.uint8)
+        for box, counted in self._sliding_windows(number):
             common = counted & whole
             if common.size == 0:
                 continue
             labels, logits = self._predict(trainer, [(number, box, counted)])
             cut, place = (
-                common.relative_to(_answered(box, self.lesson.frame)).slices,
+                common.relative_to(_output_box(box, self.setup.patch_shape)).slices,
                 common.relative_to(whole).slices,
             )
-            truth[place], said[place] = labels[0][cut], logits[0][cut].argmax(axis=-1)
-        return Example(shown(self.lesson.collection.window(number, whole).pixels), truth, said)
+            truth[place], predicted[place] = labels[0][cut], logits[0][cut].argmax(axis=-1)
+        return Example(shown(self.setup.dataset.window(number, whole).pixels), truth, predicted)
+
+
+def _score(confusion: Confusion) -> float:
+    """Mean IoU of the classes with pixels; 0 without labelled pixels."""
+    return mean_of_known(confusion.iou) if confusion.pixels else 0.0
+
+
+def _summary(confusion: Confusion, classes: Sequence[str]) -> dict[str, Any]:
+    """All measures as JSON values; None if one is not defined."""
+    measures = {
+        "iou": confusion.iou,
+        "dice": confusion.dice,
+        "precision": confusion.precision,
+        "recall": confusion.recall,
+    }
+    return {
+        "mean_iou": round(_score(confusion), 6),
+        "accuracy": _rounded(confusion.accuracy),
+        "pixels": confusion.pixels,
+        "classes": {
+            name: {
+                **{measure: _rounded(values[i]) for measure, values in measures.items()},
+                "pixels": int(confusion.truth[i]),
+            }
+            for i, name in enumerate(classes)
+        },
+    }
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)
 
 
 def _cross_entropy(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> float:
-    """Sum over pixels, of labels (n,) and logits (n, class)."""
+    """Sum of the cross-entropies of n pixels, from labels (n,) and logits (n, class)."""
     values = logits.astype(np.float64)
     values -= values.max(axis=-1, keepdims=True)
     return float(
@@ -193,13 +223,13 @@ def _cross_entropy(labels: NDArray[np.uint8], logits: NDArray[np.float32]) -> fl
     )
 
 
-def _answered(box: Box, frame: PatchShape) -> Box:
-    return box.grow((-frame.margin, -frame.margin))
+def _output_box(box: Box, patch_shape: PatchShape) -> Box:
+    return box.grow((-patch_shape.margin, -patch_shape.margin))
 
 
 def _logits_of(model: Any) -> Any:
-    """What the last softmax of a network is taken of; else the logarithm of its probabilities,
-    which has the same softmax.
+    """Input of the network's last softmax; without one, the logarithm of its probabilities, which
+    has the same softmax.
     """
     import keras
 

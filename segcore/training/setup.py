@@ -1,7 +1,7 @@
-"""Lessons: what is to be learned, and by what kind of network.
+"""The setup of a training, and the protocols of its parts.
 
-A subject is a kind of network in training: how a step looks to it, how it is measured, what a
-picture of it shows. There are two, `semantic` and `instances`; the loop in `learner` knows neither.
+A `TrainingTask` is a kind of network in training: the arguments of its steps, its measures and its
+pictures. There are two, `semantic` and `instances`; `segcore.training.loop` knows neither.
 """
 
 from __future__ import annotations
@@ -28,54 +28,54 @@ _FEWEST_STEPS, _MOST_STEPS = 20, 500
 
 @dataclass(frozen=True, slots=True)
 class TrainingSetup:
-    """What is to be learned, checked and ready."""
+    """A validated training setup."""
 
     recipe: TrainingRecipe
-    collection: Dataset
-    found: ClassCounts
+    dataset: Dataset
+    class_counts: ClassCounts
     scaling: Scaling
     training: tuple[int, ...]
-    """Numbers of the images to train on."""
+    """Numbers of the images to train on, in the dataset."""
     validation: tuple[int, ...]
-    frame: PatchShape
+    """Numbers of the images to validate on."""
+    patch_shape: PatchShape
     channels: int
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """Number of steps of an epoch."""
         wanted = self.recipe.training
         if wanted.steps is not None:
             return wanted.steps
-        pixels = int(self.found.classes[list(self.training)].sum())
-        return int(
-            np.clip(-(-pixels // (self.frame.target**2 * wanted.batch)), _FEWEST_STEPS, _MOST_STEPS)
-        )
+        pixels = int(self.class_counts.classes[list(self.training)].sum())
+        enough = -(-pixels // (self.patch_shape.target**2 * wanted.batch))
+        return int(np.clip(enough, _FEWEST_STEPS, _MOST_STEPS))
 
     def shown_images(self, most: int) -> list[int]:
-        """Numbers of some validation images, spread over their order."""
+        """Numbers of up to `most` validation images, spread over their order."""
         return sorted({self.validation[i * len(self.validation) // most] for i in range(most)})
 
     def middle(self, number: int, side: int) -> Box:
-        """The middle of an image, of at most so many pixels a side."""
-        start = tuple(max(0, (size - side) // 2) for size in self.collection.shape(number))
-        whole = Box.whole(self.collection.shape(number))
+        """The middle of an image, with at most `side` pixels per axis."""
+        start = tuple(max(0, (size - side) // 2) for size in self.dataset.shape(number))
+        whole = Box.whole(self.dataset.shape(number))
         return Box(start, tuple(first + side for first in start)) & whole
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredEpoch:
-    """How good a network is."""
+    """The measures of a network on the validation images."""
 
     score: float
-    """What training tries to raise, from 0 to 1."""
+    """The number to maximise, from 0 to 1."""
     record: Mapping[str, Any]
-    """What the history tells of it, as JSON values."""
+    """The entry in the history, as JSON values."""
     summary: Mapping[str, Any] = field(default_factory=dict)
-    """What the card tells of it, as JSON values."""
+    """The entry in the card, as JSON values."""
 
 
 OnProgress = Callable[[int, int], None]
-"""Told how many are done, of how many."""
+"""Called with (done, total)."""
 
 
 class TrainingTask(Protocol):
@@ -83,23 +83,21 @@ class TrainingTask(Protocol):
 
     @property
     def score_name(self) -> str:
-        """What its score is called by people."""
+        """Name of the score."""
         ...
 
     def trainer(self, model: Any) -> Any:
-        """The keras model that is trained, of the same weights as `model`, and its loss: (model,
-        loss or None).
+        """The keras model to train, with the weights of `model`, and its loss: (model, loss or
+        None).
         """
         ...
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
-        """What `train_on_batch` takes."""
+        """Arguments of `train_on_batch`."""
         ...
 
-    def measure(self, trainer: Any, most: int | None, told: OnProgress) -> MeasuredEpoch:
-        """How good the network is on at most so many windows of the validation images. None:
-        all.
-        """
+    def measure(self, trainer: Any, most: int | None, on_progress: OnProgress) -> MeasuredEpoch:
+        """Measure the network on at most `most` windows of the validation images. None: all."""
         ...
 
     def card(self, model: Any, sha256: str, about: Mapping[str, Any]) -> Card:
@@ -107,7 +105,7 @@ class TrainingTask(Protocol):
         ...
 
     def examples(self, trainer: Any) -> list[Example]:
-        """Parts of validation images with what is true and what the network says."""
+        """Parts of validation images with their truth and the prediction."""
         ...
 
     def panels(self, history: Any) -> tuple[list[Curve], list[Curve]]:
@@ -116,28 +114,28 @@ class TrainingTask(Protocol):
 
 
 class ProgressMonitor(Protocol):
-    """Whoever wants to know how far training is."""
+    """Receives the progress of a training."""
 
     def say(self, text: str) -> None:
-        """Something that people should know, in a line."""
+        """Show a line of text to the user."""
         ...
 
     def checked(self, what: str, done: int, of: int) -> None:
-        """So many images or masks are looked at before training begins, and for what."""
+        """`done` of `of` images are checked before training starts; `what` is checked."""
         ...
 
-    def begin(self, lesson: TrainingSetup, score_name: str, standing: TrainingState) -> None:
-        """Training begins, or goes on from where it stands."""
+    def begin(self, setup: TrainingSetup, score_name: str, state: TrainingState) -> None:
+        """Training starts, or continues from this state."""
         ...
 
     def step(self, epoch: int, step: int, loss: float) -> None:
-        """A step of an epoch (both from 1) is done."""
+        """A step of an epoch (both counted from 1) is done."""
         ...
 
     def measured(self, windows: int, of: int) -> None:
-        """So many windows of the validation images are measured."""
+        """`windows` of `of` windows of the validation images are measured."""
         ...
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """An epoch is done."""
+        """An epoch is done; `record` is its entry in the history."""
         ...

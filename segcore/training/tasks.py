@@ -1,4 +1,4 @@
-"""Subjects: which kind of training a network asks for."""
+"""Which `TrainingTask` trains which network."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
     from maskloom.segcore.training.setup import TrainingSetup, TrainingTask
 
 _OBJECTS = frozenset({"mask_rcnn"})
-"""Networks that find objects."""
+"""Kinds of networks that find objects; all others are semantic."""
 
 
-def frame_of(recipe: TrainingRecipe, channels: int) -> PatchShape:
-    """What the network sees of a patch and answers. Raises `RecipeError` where the patch does not
-    suit it, or the labels do not.
+def patch_shape_of(recipe: TrainingRecipe, channels: int) -> PatchShape:
+    """Input and output of the network for a patch. Raises `RecipeError` if it does not take patches
+    of this size, or these labels.
     """
     if recipe.kind not in _OBJECTS:
-        return semantic.frame_of(recipe, channels)
+        return semantic.patch_shape_of(recipe, channels)
     if not isinstance(recipe.labels, Instances) or recipe.labels.border is not None:
         raise RecipeError(
-            f"labels: {recipe.kind} learns objects: set labels: {{kind: instances}}, without "
+            f"labels: {recipe.kind} learns objects. Set labels: {{kind: instances}}, without "
             "`border`."
         )
-    return instances.frame_of(recipe)
+    return instances.patch_shape_of(recipe)
 
 
-def subject_of(lesson: TrainingSetup) -> TrainingTask:
-    """How the network is trained."""
+def task_of(setup: TrainingSetup) -> TrainingTask:
+    """The task of a setup."""
     return (
-        instances.InstanceSubject(lesson)
-        if lesson.recipe.kind in _OBJECTS
-        else semantic.Semantic(lesson)
+        instances.InstanceTask(setup)
+        if setup.recipe.kind in _OBJECTS
+        else semantic.SemanticTask(setup)
     )

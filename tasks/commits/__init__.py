@@ -1,1 +1,1 @@
-"""The commit log of an output: who may publish what, and what was published."""
+"""The commit log of an output: who may publish, and what has been published."""

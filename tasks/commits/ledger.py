@@ -1,5 +1,5 @@
-"""The ledger: what the tables of an output hold, one row an image, kept up to date with the commits
-of all runs.
+"""The ledger: one row per image in the tables of an output, kept up to date with the commits of all
+runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COLUMNS = [
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What the `images` table says of one image."""
+    """The row of one image in the table `images`."""
 
     uri: str
     image_id: str
@@ -41,17 +41,17 @@ class Committed:
     settled: bool
     """Done, or failed in a way that the same bytes would repeat."""
     file: str
-    """Name of the table file that holds it."""
+    """Name of the table file that contains the row."""
     mask: str | None = None
-    """SHA-256 of its mask."""
+    """SHA-256 of the mask. None: no mask."""
     error_type: str | None = None
-    """Kind of its failure. None: it has not failed."""
+    """Class name of the error. None: the image has not failed."""
 
 
 class Ledger:
-    """The images in the tables.
+    """The images in the tables of an output.
 
-    Raises `StoreError` where a table cannot be read, and `DamagedRecord` where it is none.
+    Raises `StoreError` if a table cannot be read, and `DamagedRecord` if it is not a table.
     """
 
     def __init__(self, store: Store) -> None:
@@ -63,16 +63,16 @@ class Ledger:
         self.uris: dict[str, str] = {}
         """URI of each image id."""
         self.superseded: dict[str, set[str] | None] = {}
-        """Rows that do not count, as earlier versions or a lost file leave them: image ids by the
-        file that is to lose them; None: all, since the table `images` has no such file.
+        """Superseded rows, left by earlier versions or a lost file: image ids by the file to remove
+        them from. None: all rows of a file that the table `images` lacks.
         """
 
     @classmethod
     def read(cls, store: Store, tables: Sequence[str] = ()) -> Ledger:
-        """The ledger of an output as it is; nothing is written.
+        """The ledger of an output as it is; writes nothing.
 
-        `tables` are the names of those that every image has rows in. Images whose rows are missing
-        there are not settled.
+        `tables` are the names of the tables with rows for every image. An image without rows there
+        is not settled.
         """
         ledger = cls(store)
         # A mask that somebody has emptied is as good as removed.
@@ -87,8 +87,8 @@ class Ledger:
 
     @classmethod
     def open(cls, store: Store, tables: Sequence[str] = ()) -> Ledger:
-        """The ledger for a run that is going to commit; a commit that a dead run has left half done
-        is carried out first.
+        """The ledger for a run that will commit. First completes a commit left unfinished by a dead
+        run.
         """
         log = CommitLog(store)
         log.skip()
@@ -97,7 +97,7 @@ class Ledger:
         return ledger
 
     def refresh(self) -> list[Committed]:
-        """Take in the commits since the last call; the rows that they have brought."""
+        """Read the commits since the last call; return their rows."""
         by = {name: commit.run_id for commit in self.log.news() for name in commit.changed}
         return [
             row
@@ -107,8 +107,8 @@ class Ledger:
         ]
 
     def _take(self, name: str, masks: set[str] | None) -> tuple[Committed, ...]:
-        """Read one file of the table anew. `masks`: names of those that are there; None: all
-        are.
+        """Read one file of the table again. `masks`: names of the existing masks. None: all
+        exist.
         """
         file = name.rpartition("/")[2]
         for row in self._of_file.get(file, ()):
@@ -128,8 +128,8 @@ class Ledger:
         return found
 
     def find_superseded(self) -> None:
-        """Look for rows that belong to no image, and for images in several files: the row stays
-        that the mask bears out, else any.
+        """Find rows without an image, and images with rows in several files. Of these, keep the row
+        that matches the mask, or else any.
         """
         held = defaultdict(list)
         for of_file in self._of_file.values():
@@ -143,8 +143,7 @@ class Ledger:
                 for row in same:
                     if row.file != kept.file:
                         superseded.setdefault(row.file, set()).add(row.image_id)
-        # What somebody has copied, or what is left of a file that `images` has lost, belongs to no
-        # image.
+        # A copied file, or the rest of a file that `images` has lost, belongs to no image.
         stray = {
             name.rpartition("/")[2] for name in self.store.names("tables", ".parquet")
         } - self._of_file.keys()
@@ -160,7 +159,7 @@ def _committed(row: Mapping[str, Any], file: str, masks: set[str] | None) -> Com
         row["fingerprint"],
         row["run_id"],
         ok,
-        # A mask that somebody removed is made again.
+        # A removed mask is made again.
         masks is None or row["mask_uri"] in masks
         if ok
         else bool(getattr(getattr(errors, row["error_type"] or "", None), "permanent", False)),

@@ -1,5 +1,4 @@
-"""Commits: the steps by which results take their place, one after the other, whichever run they are
-of.
+"""Commits: the steps that put results in place, one commit after the other, of all runs together.
 
 Several runs may work on one output at a time, on several machines. Each commits its images a shard
 at a time:
@@ -14,8 +13,8 @@ at a time:
 5. Carry out: move masks and previews, then the tables, `images` last, over their names, each at
    most once (`segcore/storage/conditional.py`).
 
-A process that dies before 4 has changed nothing. One that dies after it is helped by whoever comes
-next: all that it was about to move is staged, and its record says where. A commit is done when
+A process that dies before 4 has changed nothing. If it dies later, the next process completes its
+commit: all files to be moved are staged, and the record says where. A commit is done when
 nothing is staged for it any more. No lock is held and no clock is read.
 """
 
@@ -35,7 +34,7 @@ from maskloom.segcore.storage.store import Artefact, Store
 COMMITS = "runs/commits"
 """Folder of the records."""
 IMAGES = "tables/images"
-"""The table that says what is done."""
+"""The table that records which images are done."""
 _FILES = "files.json"
 
 
@@ -46,24 +45,24 @@ class Commit:
     number: int
     run_id: str
     folder: str
-    """Where its files are staged, or were."""
+    """The folder in which its files are, or were, staged."""
     tables: tuple[tuple[str, str | None, str], ...]
-    """Name, version of the file that it replaces, and SHA-256, of each table file; those of
-    `images` come last.
+    """Name, version of the replaced file, and SHA-256 of each table file, those of `images`
+    last.
     """
 
     @property
     def moves(self) -> tuple[Move, ...]:
-        """The table files, in the order in which they take their names."""
+        """The table files, in the order in which they are moved."""
         return tuple(Move(f"{self.folder}/{name}", name, base) for name, base, _ in self.tables)
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """Names of the files of the table `images` that it wrote."""
+        """Names of the files of the table `images` that the commit wrote."""
         return tuple(name for name, _, _ in self.tables if name.startswith(f"{IMAGES}/"))
 
     def to_json(self) -> bytes:
-        """The record's bytes."""
+        """The record as JSON."""
         return json.dumps(
             {
                 "number": self.number,
@@ -76,7 +75,7 @@ class Commit:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Commit:
-        """The commit that `to_json` wrote."""
+        """The commit from the record of `to_json`."""
         return cls(
             record["number"],
             record["run_id"],
@@ -86,24 +85,22 @@ class Commit:
 
 
 class CommitLog:
-    """The commits of an output, as far as they have been read."""
+    """The commits of an output, up to the last one read."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.number = 0
-        """The last commit that was read."""
+        """Number of the last commit read."""
 
     def skip(self) -> None:
-        """Go to the end without reading every record, for a caller who then reads the tables
-        themselves.
-        """
+        """Go to the end without reading every record, for a caller that reads the tables next."""
         names = self.store.names(COMMITS, ".json")
         if names:
             self.number = _number(names[-1]) - 1
             self.news()
 
     def news(self) -> list[Commit]:
-        """The commits since the last call. All that is named in them is in place."""
+        """The commits since the last call, all of them carried out."""
         found: list[Commit] = []
         while (commit := read_commit(self.store, self.number + 1)) is not None:
             found.append(commit)
@@ -114,8 +111,8 @@ class CommitLog:
 
     @contextlib.contextmanager
     def draft(self, run_id: str, folder: str) -> Iterator[Draft]:
-        """A commit to fill and to claim, staged below the folder of this process. What it staged is
-        removed if it is not claimed.
+        """A commit to fill and to claim, staged below this process's folder. Its staged files are
+        removed unless it is claimed.
         """
         draft = Draft(self.store, run_id, f"{folder}/commits/{uuid.uuid4().hex}")
         try:
@@ -125,14 +122,16 @@ class CommitLog:
                 self.store.remove(draft.folder)
 
     def claim(self, draft: Draft) -> bool:
-        """Make the draft the next commit and carry it out. False where another run's commit is the
-        next one: read `news`, and draft again.
+        """Make the draft the next commit and carry it out. False if another run's commit came
+        first: read `news`, and draft again.
+
+        Raises `StoreError` if a file is too large to move, or if the store fails.
         """
         require_movable(
             self.store,
             [draft.folder, *{staged.rpartition("/")[0] for staged in draft.files.values()}],
         )
-        # The table `images` says what is done, so it comes last.
+        # The table `images` records which images are done, so it comes last.
         names = sorted(draft.tables, key=lambda name: name.startswith(f"{IMAGES}/"))
         bases = zip(names, bases_of(self.store, names), strict=True)
         tables = tuple((name, base, draft.tables[name].sha256) for name, base in bases)
@@ -144,8 +143,8 @@ class CommitLog:
         ]
         listed = [[each.staged, each.name, each.base] for each in moves]
         self.store.publish(f"{draft.folder}/{_FILES}", json.dumps(listed).encode())
-        # Where the reply is lost the record may be there, and whoever finds it needs what is
-        # staged.
+        # If the reply is lost, the record may exist, and the process that finds it needs the staged
+        # files.
         draft.claimed = True
         draft.claimed = self.store.publish_new(_record(commit.number), commit.to_json())
         if draft.claimed:
@@ -164,42 +163,42 @@ class CommitLog:
                     lambda found: [Move(*entry) for entry in found],
                 )
             except FileNotFoundError:
-                # Whoever else carries it out has come to its end just now.
+                # Another process has just finished carrying it out.
                 return
         move(self.store, moves)
         for each in commit.moves:
-            # One by one, so that even a power failure leaves `images` behind the others.
+            # One by one, so `images` is last even after a power failure.
             move(self.store, [each])
         self.store.remove(commit.folder)
 
 
 @dataclass(slots=True)
 class Draft:
-    """What a commit is to put in place."""
+    """The files that a commit is to put in place."""
 
     store: Store
     run_id: str
     folder: str
-    """Where it is staged."""
+    """The folder in which it is staged."""
     tables: dict[str, Artefact] = field(default_factory=dict)
-    """Table files, by the name that they will have."""
+    """Table files by their final name."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Staged masks, previews and side-cars: their place below the output, by the name that they
     will have.
     """
     claimed: bool = False
-    """Whether a record may name what it staged."""
+    """Whether a record may name its staged files."""
 
     @contextlib.contextmanager
     def table(self, name: str) -> Iterator[IO[bytes]]:
-        """A file to write the new content of a table file to."""
+        """A file for the new content of a table file."""
         with self.store.writing(f"{self.folder}/{name}") as out:
             yield cast("IO[bytes]", out)
         self.tables[name] = out.artefact
 
 
 def read_commit(store: Store, number: int) -> Commit | None:
-    """The record of a commit; None where there is none."""
+    """The record of a commit. None: no such commit."""
     try:
         return read_json(store, _record(number), Commit.from_record)
     except FileNotFoundError:
@@ -212,7 +211,7 @@ def is_under_way(store: Store, commit: Commit) -> bool:
 
 
 def folder_under_way(store: Store) -> str | None:
-    """Where the last commit is staged, if it is not carried out. Nothing of its process may be
+    """The folder of the last commit, if it is not carried out yet. No file of its process may be
     removed.
     """
     names = store.names(COMMITS, ".json")

@@ -1,8 +1,8 @@
-"""Presence: the folder below `staging/` in which one process of a run keeps what only it needs.
+"""Presence: the folder below `staging/` in which one process of a run keeps its own files.
 
-Its name tells machine and process, so that the next run on that machine can remove what a killed
-process left. A process of another machine may be alive, whatever its folder looks like: those
-folders are left to `maskloom clean`.
+Its name contains machine and process, so the next run on that machine can remove the files of a
+killed process. A process of another machine may be alive, so its folder is left to `maskloom
+clean`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _MARK = "process.json"
 def present(store: Store, run_id: str, *, sole_writer: bool = False) -> Iterator[str]:
     """The folder of this process below the output, removed when the block ends.
 
-    Raises `RunError` where the store has no conditional writes and another process may be at work,
-    unless `sole_writer` says that none is.
+    Raises `RunError` if the store has no conditional writes and another process may be at work,
+    unless `sole_writer` guarantees that none is.
     """
     folder = f"{PROCESSES}/{temporary_name()}"
     store.publish(
@@ -37,13 +37,13 @@ def present(store: Store, run_id: str, *, sole_writer: bool = False) -> Iterator
         json.dumps({"run_id": run_id, "host": platform.node(), "process": os.getpid()}).encode(),
     )
     if not sole_writer and not conditions_of(store).several_writers:
-        # Each process writes its mark before it looks for those of others: of two that start at
-        # once, at least one sees the other.
+        # Each process writes its mark before it looks for others: of two that start at the same
+        # time, at least one sees the other.
         _refuse_others(store, folder)
     try:
         yield folder
     except BaseException:
-        # A store that has just failed may fail again; the next run sweeps what stays.
+        # A store that has just failed may fail again; the next run removes the rest.
         with contextlib.suppress(MaskloomError):
             _leave(store, folder)
         raise
@@ -51,7 +51,7 @@ def present(store: Store, run_id: str, *, sole_writer: bool = False) -> Iterator
 
 
 def is_at_work(store: Store, run_id: str) -> bool:
-    """Whether a process of this run may be at work: one of another machine may."""
+    """Whether a process of this run may be at work, here or on another machine."""
     return any(
         not is_dead(folder) and (_mark(store, folder) or {}).get("run_id") == run_id
         for folder in others(store, "")
@@ -59,11 +59,11 @@ def is_at_work(store: Store, run_id: str) -> bool:
 
 
 def sweep(store: Store) -> None:
-    """Remove the folders of processes of this machine that have ended, but for one whose commit is
-    not carried out yet.
+    """Remove the folders of ended processes of this machine, except one whose commit is not carried
+    out yet.
     """
     dead = [folder for folder in others(store, "") if is_dead(folder)]
-    # Asked after: what a process has claimed, it has claimed before it died.
+    # Looked up afterwards: a dead process made its claim before it died.
     under_way = folder_under_way(store) if dead else None
     for folder in dead:
         if not (under_way or "").startswith(f"{folder}/"):
@@ -71,18 +71,18 @@ def sweep(store: Store) -> None:
 
 
 def others(store: Store, own: str) -> list[str]:
-    """The folders of all processes but `own`."""
+    """The folders of all processes except `own`."""
     names = store.names(PROCESSES, "")
     return sorted({"/".join(name.split("/")[:3]) for name in names} - {own})
 
 
 def is_dead(folder: str) -> bool:
-    """Whether the process of a folder was one of this machine and has ended."""
+    """Whether the folder belongs to a process of this machine that has ended."""
     return lives(Path(folder)) is False
 
 
 def _leave(store: Store, folder: str) -> None:
-    """Remove the folder, unless a commit is staged there that somebody has to carry out."""
+    """Remove the folder, unless a commit staged there is still to be carried out."""
     if not (folder_under_way(store) or "").startswith(f"{folder}/"):
         store.remove(folder)
 
@@ -104,7 +104,7 @@ def _refuse_others(store: Store, own: str) -> None:
 
 
 def _mark(store: Store, folder: str) -> dict[str, Any] | None:
-    """What a process says of itself. None: it has ended since."""
+    """The record that a process wrote. None: the process has ended since."""
     try:
         return cast("dict[str, Any]", json.loads(store.read(f"{folder}/{_MARK}")))
     except FileNotFoundError:

@@ -1,356 +1,121 @@
-"""Fanning out: maps a function over many jobs, here or on the workers of a Dask cluster. Nothing
-else knows where jobs run.
+"""The fan-out over the workers of a Dask cluster.
 
-All callers (one thread a shard) share one bounded window of jobs in flight, and every caller may
-always have one, so nobody starves. A result is fetched and its future released as soon as it is
-there: the scheduler never knows more than the window, whatever the number of jobs.
+All callers (one thread per shard) share one limit of jobs in flight, and every caller may always
+have one, so nobody starves. A result is fetched and its future released as soon as it is there: the
+scheduler never knows more jobs than the limit, however many there are.
 
-A worker that dies gives its jobs back. A job that loses two workers is taken apart, and each part
-runs alone in a disposable child process, until the part that kills is named by a `WorkerDied` and
-its neighbours have their results. A worker with a step that is not over in time
-(`segcore.processes.limits`) ends itself, so that this holds for what hangs too. `distributed` is
-imported when a `Dask` starts.
+A job that loses two workers is taken apart, and each part runs alone in a child process
+(`fanout.isolation`). A worker with a step that hangs ends itself, so this covers hangs too.
 """
 
 from __future__ import annotations
 
-import math
 import pickle
-import re
+import queue
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections import deque
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self
 
-from maskloom.segcore.errors import RecipeError, RunError, TimedOut, WorkerDied
-from maskloom.segcore.processes import limits
-from maskloom.segcore.registry import Registry
-from maskloom.tasks.fanout import isolation, local_cluster
-from maskloom.tasks.fanout.flight import GRACE_SECONDS, Flight, InFlightLimit, stopped
+from maskloom.segcore.errors import RunError, WorkerDied
+from maskloom.tasks.fanout import client as dask_client
+from maskloom.tasks.fanout.background import Background
+from maskloom.tasks.fanout.client import Client
+from maskloom.tasks.fanout.isolation import run_isolated
+from maskloom.tasks.fanout.protocol import GRACE_SECONDS, JobType, ResultType, stopped
+from maskloom.tasks.fanout.versions import worker_versions
+from maskloom.tasks.fanout.worker import Raised, prepare_if_same, prepare_process, run_job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
-_WINDOW = 3
+_JOBS_PER_THREAD = 3
 """Jobs in flight for each worker thread: one runs, one waits at the worker, one is on its way."""
-_LOOK_SECONDS = 2.0
-"""How often the workers are counted while nothing comes back."""
-_ATTEMPT = "maskloom-job"
-_WAIT_SECONDS = 0.5
-"""How often the stop event and the time are looked at while a job runs in this process."""
+_COUNT_SECONDS = 2.0
+"""How often the workers are counted while no result arrives."""
+_POLL_SECONDS = 0.2
+"""How often a caller that waits for results checks the stop event and the limit."""
 
 
-class Job(Protocol):
-    """Work for one call of a function: small, frozen, picklable."""
+class InFlightLimit:
+    """Counts the jobs in flight of all callers together."""
 
-    def split(self) -> Sequence[Self]:
-        """The parts of a bundle, in order. What cannot be divided gives itself alone."""
-        ...
-
-
-JobType = TypeVar("JobType", bound=Job)
-ResultType = TypeVar("ResultType")
-
-
-class Fanout(Protocol):
-    """Runs a function on many jobs. Safe to use from several threads at once."""
-
-    @property
-    def workers(self) -> int:
-        """Jobs that can run at the same time."""
-        ...
-
-    def start(self) -> None:
-        """Begins to get ready, and returns at once. What goes wrong meanwhile is raised by
-        `map`.
-        """
-        ...
-
-    def map(
-        self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]
-    ) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
-        """Jobs and their results in order of completion; a job that was taken apart comes as its
-        parts.
-
-        `jobs` is read as far as the window allows. What the function raises is raised here. Raises
-        `Stopped` when the run was asked to stop, and `RunError` when the workers are gone.
-        """
-        ...
-
-    def close(self) -> None:
-        """Gives back what `start` took."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *exception: object) -> None: ...
-
-
-CLUSTERS: Registry[type[LocalCluster | Existing | InProcess]] = Registry("cluster")
-"""Kinds of clusters, as the recipe names them."""
-
-
-@CLUSTERS.register("local")
-@dataclass(frozen=True, slots=True)
-class LocalCluster:
-    """Worker processes on this machine."""
-
-    workers: int | None = None
-    """Number of worker processes. None: one for each processor core that this process may use."""
-    memory: str | None = None
-    """Memory of one worker ("4 GiB"); a worker above it is restarted. None: an equal share of what
-    this process may use.
-    """
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise RecipeError(f"cluster.workers must be 1 or more, not {self.workers}.")
-        if self.memory is not None:
-            _bytes(self.memory)
-
-
-@CLUSTERS.register("address")
-@dataclass(frozen=True, slots=True)
-class Existing:
-    """A Dask cluster that somebody else runs, with maskloom installed on its workers."""
-
-    address: str
-    """Address of its scheduler ("tcp://host:8786")."""
-
-
-@CLUSTERS.register("serial")
-@dataclass(frozen=True, slots=True)
-class InProcess:
-    """No cluster: one job after the other in the driver's own process."""
-
-
-Cluster = LocalCluster | Existing | InProcess
-
-
-def open_fanout(cluster: Cluster, prepare: Callable[[], None], stop: threading.Event) -> Fanout:
-    """Choose the fanout for a cluster.
-
-    `prepare` runs once in every process that runs jobs, so it must pickle; `stop` ends the work
-    when it is set.
-    """
-    return Serial(prepare, stop) if isinstance(cluster, InProcess) else Dask(cluster, prepare, stop)
-
-
-def memory_of(cluster: Cluster) -> int | None:
-    """Bytes that one worker may hold. None: its owner knows."""
-    if isinstance(cluster, Existing):
-        return None
-    if isinstance(cluster, InProcess):
-        return local_cluster.memory_limit()
-    if cluster.memory is not None:
-        return _bytes(cluster.memory)
-    return local_cluster.memory_limit() // (cluster.workers or local_cluster.core_count())
-
-
-def with_gpus(cluster: Cluster) -> Cluster:
-    """The cluster with one worker for each GPU of this machine, where it has some and the recipe
-    leaves the number open.
-    """
-    gpus = local_cluster.gpu_count()
-    return (
-        replace(cluster, workers=gpus)
-        if isinstance(cluster, LocalCluster) and cluster.workers is None and gpus
-        else cluster
-    )
-
-
-def threads_of(cluster: Cluster) -> int:
-    """Threads that one worker may use inside a library that shares its work among some."""
-    if isinstance(cluster, Existing):
-        return 1
-    return max(
-        1,
-        local_cluster.core_count()
-        // (1 if isinstance(cluster, InProcess) else cluster.workers or local_cluster.core_count()),
-    )
-
-
-Result = TypeVar("Result")
-
-
-class _Background(Generic[Result]):
-    """A function that runs once, in a thread of its own, from the moment somebody wants it to."""
-
-    def __init__(self, function: Callable[[], Result]) -> None:
-        self._function = function
+    def __init__(self) -> None:
+        self.limit = 1
+        self._taken = 0
         self._lock = threading.Lock()
-        self._future: Future[Result] | None = None
 
-    def start(self) -> Future[Result]:
-        """Begins, if not done yet, and returns at once."""
+    def take(self, always: bool) -> bool:
+        """Reserve a slot. `always`: the caller has no job in flight, so it gets one in any case."""
         with self._lock:
-            if self._future is None:
-                pool = ThreadPoolExecutor(1)
-                self._future = pool.submit(self._function)
-                pool.shutdown(wait=False)
-            return self._future
+            if self._taken >= self.limit and not always:
+                return False
+            self._taken += 1
+            return True
 
-    def result(self) -> Result:
-        """What the function gave, or what it raised."""
-        return self.start().result()
-
-    def wait(self) -> None:
-        """Returns when the function is through, and at once if nobody has started it."""
-        if self._future is not None:
-            self._future.exception()
-
-
-def threads_left_behind() -> bool:
-    """Whether a job that was given up still runs in this process."""
-    return any(thread.name == _ATTEMPT for thread in threading.enumerate())
-
-
-class _Attempt(Generic[ResultType]):
-    """A call in a thread of its own, which is left behind where a step of it never ends: no thread
-    can be ended.
-    """
-
-    def __init__(self, call: Callable[[], ResultType], stop: threading.Event) -> None:
-        self._call = call
-        self._stop = stop
-        self._future: Future[ResultType] = Future()
-        self._seconds = self._deadline = math.inf
-        self._left_behind = False
-
-    def result(self) -> ResultType | TimedOut:
-        """What the call gives, or raises. Raises `Stopped` where it is not over soon after the run
-        was asked to stop.
-        """
-        threading.Thread(target=self._run, name=_ATTEMPT, daemon=True).start()
-        while not wait((self._future,), timeout=_WAIT_SECONDS).done:
-            if self._stop.is_set():
-                self._deadline = min(self._deadline, time.monotonic() + GRACE_SECONDS)
-            if time.monotonic() > self._deadline:
-                self._left_behind = True
-                if self._stop.is_set():
-                    raise stopped()
-                return isolation.too_late(self._seconds)
-        return self._future.result()
-
-    def _run(self) -> None:
-        try:
-            with limits.watched_by(self._begin):
-                limits.working()
-                self._future.set_result(self._call())
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller's thread
-            self._future.set_exception(error)
-
-    def _begin(self, seconds: float) -> None:
-        """A step begins. Raises `TimedOut` where nobody waits for its result any more."""
-        if self._left_behind:
-            raise isolation.too_late(self._seconds)
-        if not self._stop.is_set():
-            self._seconds, self._deadline = seconds, time.monotonic() + seconds
-
-
-class Serial:
-    """Runs one job after the other in this process, whatever the number of callers."""
-
-    workers = 1
-
-    def __init__(self, prepare: Callable[[], None], stop: threading.Event) -> None:
-        self._stop = stop
-        self._turn = threading.Lock()
-        self._prepared = _Background(prepare)
-
-    def start(self) -> None:
-        """Begins to prepare this process."""
-        self._prepared.start()
-
-    def map(
-        self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]
-    ) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
-        """Jobs and their results, in the order of the jobs; a job that was taken apart because it
-        hangs comes as its parts.
-        """
-        self._prepared.result()
-        for job in jobs:
-            result = self._attempt(function, job)
-            parts = job.split() if isinstance(result, TimedOut) else ()
-            if len(parts) < 2:
-                yield job, result
-            else:
-                yield from ((part, self._attempt(function, part)) for part in parts)
-
-    def _attempt(
-        self, function: Callable[[JobType], ResultType], job: JobType
-    ) -> ResultType | TimedOut:
-        with self._turn:
-            if self._stop.is_set():
-                raise stopped()
-            return _Attempt(partial(function, job), self._stop).result()
-
-    def close(self) -> None:
-        """Waits for a preparation under way."""
-        self._prepared.wait()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def give(self) -> None:
+        """Return a slot."""
+        with self._lock:
+            self._taken -= 1
 
 
 class Dask:
     """Runs jobs on the workers of a Dask cluster. The driver's threads share one connection and one
-    window.
+    limit of jobs in flight.
     """
 
     def __init__(
-        self, cluster: LocalCluster | Existing, prepare: Callable[[], None], stop: threading.Event
+        self,
+        connect: Callable[[], AbstractContextManager[Client]],
+        prepare: Callable[[], None],
+        stop: threading.Event,
+        own_workers: int | None = None,
     ) -> None:
-        self.prepare = pickle.dumps(
-            partial(isolation.prepare_alike, isolation.introduce(), prepare)
-        )
+        """`connect` opens a client, in a background thread.
+
+        `own_workers` is the number of one-thread workers that `connect` starts for this run; they
+        are prepared while the driver still plans. None: the workers belong to somebody else.
+        """
+        self.prepare = pickle.dumps(partial(prepare_if_same, worker_versions(), prepare))
         self.stop = stop
-        self.window = InFlightLimit()
-        self._cluster = cluster
-        self._connection = _Background(self._connect)
+        self.in_flight = InFlightLimit()
+        self._connect_client = connect
+        self._own_workers = own_workers
+        self._connection = Background(self._connect)
         self._open = ExitStack()
-        self._looking = threading.Lock()
+        self._counting = threading.Lock()
         self._threads = 0
-        self._seen = self._looked = 0.0
+        self._last_seen = self._last_counted = 0.0
 
     @property
     def workers(self) -> int:
-        """Threads of all workers. A local cluster knows them before it starts."""
-        if isinstance(self._cluster, LocalCluster):
-            return self._cluster.workers or local_cluster.core_count()
+        """Threads of all workers. Waits for the connection unless this run starts them."""
+        if self._own_workers is not None:
+            return self._own_workers
         self._connection.result()
         return self._threads
 
     @property
-    def client(self) -> local_cluster.Client:
-        """The connection, once it is there. Raises `RunError` if there will be none."""
+    def client(self) -> Client:
+        """The connection; waits for it. Raises `RunError` if it cannot be made."""
         return self._connection.result()
 
     def start(self) -> None:
-        """Begins to start the worker processes, or to join the cluster."""
+        """Start the worker processes, or join the cluster, in the background."""
         self._connection.start()
 
-    def _connect(self) -> local_cluster.Client:
+    def _connect(self) -> Client:
         """A client of the cluster, which is ready for jobs."""
-        if isinstance(self._cluster, LocalCluster):
-            memory = _bytes(self._cluster.memory) if self._cluster.memory else None
-            client = self._open.enter_context(local_cluster.local(self.workers, memory))
+        client = self._open.enter_context(self._connect_client())
+        if self._own_workers is not None:
             for address in client.nthreads():
-                # The imports of the first jobs happen while the driver still plans.
-                future = client.submit(
-                    isolation.prepare_process, self.prepare, workers=[address], pure=False
-                )
+                future = client.submit(prepare_process, self.prepare, workers=[address], pure=False)
                 self._open.callback(future.release)
-        else:
-            client = self._open.enter_context(local_cluster.joined(self._cluster.address))
-        self._see(local_cluster.thread_count(client))
+        self._note_threads(dask_client.thread_count(client))
         return client
 
     def map(
@@ -359,35 +124,35 @@ class Dask:
         """Jobs and their results in order of completion; a job that was taken apart comes as its
         parts.
         """
-        return Flight(self, function, iter(jobs)).results()
+        return _MapCall(self, function, iter(jobs)).results()
 
-    def look(self) -> None:
+    def require_workers(self) -> None:
         """Raise `RunError` if the cluster has been without workers for too long. Asks the scheduler
-        now and then.
+        every few seconds.
         """
-        with self._looking:
-            if time.monotonic() - self._looked < _LOOK_SECONDS:
+        with self._counting:
+            if time.monotonic() - self._last_counted < _COUNT_SECONDS:
                 return
-            self._see(local_cluster.thread_count(self.client))
-            missing = time.monotonic() - self._seen
-            if missing > local_cluster.WORKERS_SECONDS:
+            self._note_threads(dask_client.thread_count(self.client))
+            missing = time.monotonic() - self._last_seen
+            if missing > dask_client.WORKERS_SECONDS:
                 raise RunError(
                     f"The Dask cluster has had no worker for {missing:.0f} s: all died and none "
                     "came back. Look for a lack of "
                     "memory (cluster.memory, tiling.tile), then run the same command again: it "
-                    "goes on where it stopped."
+                    "continues where it stopped."
                 )
 
-    def _see(self, threads: int) -> None:
-        """Notes how many worker threads there are now."""
-        self._looked = time.monotonic()
+    def _note_threads(self, threads: int) -> None:
+        """Record how many worker threads there are now, and adapt the limit."""
+        self._last_counted = time.monotonic()
         if threads:
-            self._seen = self._looked
+            self._last_seen = self._last_counted
             self._threads = threads
-            self.window.limit = _WINDOW * threads
+            self.in_flight.limit = _JOBS_PER_THREAD * threads
 
     def close(self) -> None:
-        """Ends local workers; leaves a joined cluster to its owner."""
+        """End workers of this run; leave a joined cluster to its owner."""
         self._connection.wait()
         self._open.close()
 
@@ -399,13 +164,148 @@ class Dask:
         self.close()
 
 
-def _bytes(text: str) -> int:
-    """Bytes from a number and a unit. Raises `RecipeError` for anything else."""
-    match = re.fullmatch(r"([0-9.]+)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise RecipeError(
-            "cluster.memory must be a number and a unit, such as '4 GiB' or '800 MB', not "
-            f"{text!r}."
+@dataclass(frozen=True, slots=True)
+class _Submitted(Generic[JobType]):
+    """A job in flight."""
+
+    job: JobType
+    isolated: bool
+    """Whether it runs alone in a child process."""
+    future: Any
+    """A `distributed.Future`."""
+
+
+@dataclass(slots=True)
+class _MapCall(Generic[JobType, ResultType]):
+    """One call of `Dask.map`, from the first job submitted to the last result fetched.
+
+    The caller waits in its own thread; distributed's callback thread (`_fetch`) fetches each result
+    as soon as it is there and releases its future.
+    """
+
+    dask: Dask
+    function: Callable[[JobType], ResultType]
+    jobs: Iterator[JobType]
+    suspects: deque[JobType] = field(default_factory=deque)
+    """Parts of jobs that lost their workers: they run isolated."""
+    in_flight: dict[Any, _Submitted[JobType]] = field(default_factory=dict)
+    """By key. The thread that removes an entry, the callback's or the caller's, returns its slot.
+    """
+    finished: queue.SimpleQueue[tuple[_Submitted[JobType], Any, BaseException | None]] = field(
+        default_factory=queue.SimpleQueue
+    )
+    """Jobs with their result or error."""
+    waiting_for: int = 0
+    """Jobs submitted and not yet taken from `finished`."""
+
+    def results(self) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
+        """Submit, wait and yield until all results have arrived."""
+        try:
+            while not self.dask.stop.is_set():
+                self._submit()
+                if not self.waiting_for:
+                    return
+                yield from self._receive()
+            yield from self._wind_down()
+        finally:
+            self._withdraw(set(self.in_flight))
+
+    def _submit(self) -> None:
+        """Submit jobs up to the limit."""
+        slots = self.dask.in_flight
+        # Results not yet taken by the caller count too: a caller that is busy with one must not
+        # pile up others.
+        while self.waiting_for < max(1, slots.limit) and slots.take(always=not self.in_flight):
+            try:
+                submitted = self._submit_next()
+            except BaseException:
+                slots.give()
+                raise
+            if submitted is None:
+                slots.give()
+                return
+            self.waiting_for += 1
+            self.in_flight[submitted.future.key] = submitted
+            submitted.future.add_done_callback(self._fetch)
+
+    def _submit_next(self) -> _Submitted[JobType] | None:
+        """Submit one more job, suspects first. None: no job is left."""
+        client, prepare = self.dask.client, self.dask.prepare
+        if self.suspects:
+            part = self.suspects.popleft()
+            future = client.submit(run_isolated, prepare, self.function, part, pure=False)
+            return _Submitted(part, True, future)
+        job = next(self.jobs, None)
+        if job is None:
+            return None
+        return _Submitted(
+            job, False, client.submit(run_job, prepare, self.function, job, pure=False)
         )
-    number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))
+
+    def _fetch(self, future: Any) -> None:
+        """Fetch a result, in the callback thread, and make the scheduler forget its future."""
+        submitted = self.in_flight.pop(future.key, None)
+        if submitted is None:
+            return
+        self.dask.in_flight.give()
+        lost = future.status != "error"
+        try:
+            self.finished.put((submitted, future.result(), None))
+        except BaseException as error:  # noqa: BLE001 - any error belongs to the caller's thread
+            self.finished.put((submitted, None, _connection_lost(error) if lost else error))
+        finally:
+            future.release()
+
+    def _receive(self) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
+        """Wait briefly for one job to finish."""
+        try:
+            submitted, result, error = self.finished.get(timeout=_POLL_SECONDS)
+        except queue.Empty:
+            self.dask.require_workers()
+            return
+        self.waiting_for -= 1
+        if isinstance(result, Raised):
+            raise result.revived()
+        if error is None:
+            yield submitted.job, result
+        elif not dask_client.is_death(error):
+            raise error
+        elif submitted.isolated:
+            yield (
+                submitted.job,
+                WorkerDied(
+                    "The worker that watched over the process that worked on it alone died twice."
+                ),
+            )
+        else:
+            self.suspects.extend(submitted.job.split())
+
+    def _wind_down(self) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
+        """Withdraw jobs that have not begun, let the others end, and raise `Stopped`.
+
+        A job that begins between the look at the workers and its withdrawal is lost, and done again
+        by the next run.
+        """
+        if self.in_flight:
+            running = dask_client.running_keys(self.dask.client, list(self.in_flight))
+            self._withdraw(set(self.in_flight) - running)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self.waiting_for and time.monotonic() < deadline:
+            yield from self._receive()
+        raise stopped()
+
+    def _withdraw(self, keys: set[Any]) -> None:
+        """Take jobs back. One that runs continues at its worker, and its result is ignored."""
+        for submitted in filter(None, [self.in_flight.pop(key, None) for key in keys]):
+            self.dask.in_flight.give()
+            self.waiting_for -= 1
+            submitted.future.release()
+
+
+def _connection_lost(error: BaseException) -> RunError:
+    lost = RunError(
+        f"The connection with the Dask scheduler was lost ({error}). The same command continues "
+        "where it stopped."
+    )
+    lost.__cause__ = error
+    return lost

@@ -54,17 +54,18 @@ def main() -> None:
     """
     import keras
 
-    from maskloom.flows.orchestration.orchestrate import Plain
-    from maskloom.flows.progress import Quiet
+    from maskloom.flows.inventory import Sharing, take_inventory
     from maskloom.flows.recipes import run as recipes
-    from maskloom.flows.segment import run, take_inventory
+    from maskloom.flows.segment import segment
+    from maskloom.flows.stages import Stages
     from maskloom.segcore.deep.inference.card import Scaling
     from maskloom.segcore.deep.inference.engines.protocol import Choice
     from maskloom.segcore.deep.inference.files.examine import card_of_model
     from maskloom.segcore.deep.inference.files.weights import Weights
     from maskloom.segcore.deep.networks.recipe import NETWORKS
     from maskloom.segcore.pipeline.worker import prepare_process
-    from maskloom.tasks.fanout.dask import LocalCluster, open_fanout
+    from maskloom.tasks.clusters.local import LocalCluster
+    from maskloom.tasks.progress import Silent
 
     side, width = (
         (int(sys.argv[1]) if len(sys.argv) > 1 else 4096),
@@ -88,8 +89,8 @@ def main() -> None:
             "weights": str(path),
             "precision": sys.argv[3] if len(sys.argv) > 3 else "auto",
         }
-        with open_fanout(
-            LocalCluster(workers=PARTS), partial(prepare_process, {}), threading.Event()
+        with LocalCluster(workers=PARTS).open(
+            partial(prepare_process, {}), threading.Event()
         ) as fanout:
 
             def once(source: Path) -> tuple[float, NetworkModel]:
@@ -105,7 +106,7 @@ def main() -> None:
                 # The choice is made with the first image and kept for later ones, as in a scheduled
                 # run.
                 started = time.perf_counter()
-                run(recipe, inventory, Plain(), fanout, Quiet())
+                segment(recipe, inventory, Stages(), fanout, Silent(), Sharing())
                 seconds = time.perf_counter() - started
                 choice = next(
                     iter(json.loads(next(output.glob("runs/*/choices.json")).read_text()).values())

@@ -67,17 +67,18 @@ def start_up(folder: Path) -> None:
 
 def timed_run(fanout: object, inputs: Path, output: Path, **keys: object) -> float:
     """Seconds of one run on a cluster that is up."""
-    from maskloom.flows.orchestration.orchestrate import Plain
-    from maskloom.flows.progress import Quiet
+    from maskloom.flows.inventory import Sharing, take_inventory
     from maskloom.flows.recipes import run as recipes
-    from maskloom.flows.segment import run, take_inventory
+    from maskloom.flows.segment import segment
+    from maskloom.flows.stages import Stages
+    from maskloom.tasks.progress import Silent
 
     shutil.rmtree(output, ignore_errors=True)
     recipe = recipes.make(
         {"inputs": str(inputs), "output": str(output), "segmenter": KMEANS, **keys}, inputs.parent
     )
     started = time.perf_counter()
-    run(recipe, take_inventory(recipe), Plain(), fanout, Quiet())  # type: ignore[arg-type]
+    segment(recipe, take_inventory(recipe), Stages(), fanout, Silent(), Sharing())  # type: ignore[arg-type]
     return time.perf_counter() - started
 
 
@@ -190,10 +191,10 @@ def main() -> None:
     """Print all figures."""
     warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
     from maskloom.segcore.pipeline.worker import prepare_process
-    from maskloom.tasks.fanout.dask import LocalCluster, open_fanout
+    from maskloom.tasks.clusters.local import LocalCluster
 
     def cluster() -> object:
-        return open_fanout(LocalCluster(workers=2), partial(prepare_process, {}), threading.Event())
+        return LocalCluster(workers=2).open(partial(prepare_process, {}), threading.Event())
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(sys.argv[1] if len(sys.argv) > 1 else temporary)

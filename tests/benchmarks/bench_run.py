@@ -100,12 +100,13 @@ def baseline(image: Path, folder: Path) -> float:
 
 def main() -> None:
     """Make the image, warm the workers, alternate the rounds, print medians and ratios."""
-    from maskloom.flows.orchestration.orchestrate import Plain
-    from maskloom.flows.progress import Quiet
+    from maskloom.flows.inventory import Sharing, take_inventory
     from maskloom.flows.recipes import run as recipes
-    from maskloom.flows.segment import run, take_inventory
+    from maskloom.flows.segment import segment
+    from maskloom.flows.stages import Stages
     from maskloom.segcore.pipeline.worker import prepare_process
-    from maskloom.tasks.fanout.dask import LocalCluster, open_fanout
+    from maskloom.tasks.clusters.local import LocalCluster
+    from maskloom.tasks.progress import Silent
 
     logging.basicConfig(level=logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
@@ -115,8 +116,8 @@ def main() -> None:
         for path, side in ((image, SIDE), (small, 3_000)):
             if not path.exists():
                 make_image(path, side)
-        with open_fanout(
-            LocalCluster(workers=2), partial(prepare_process, {}), threading.Event()
+        with LocalCluster(workers=2).open(
+            partial(prepare_process, {}), threading.Event()
         ) as fanout:
 
             def once(source: Path, segmenter: dict[str, object]) -> float:
@@ -126,7 +127,7 @@ def main() -> None:
                     {"inputs": str(source), "output": str(output), "segmenter": segmenter}, folder
                 )
                 started = time.perf_counter()
-                run(recipe, take_inventory(recipe), Plain(), fanout, Quiet())
+                segment(recipe, take_inventory(recipe), Stages(), fanout, Silent(), Sharing())
                 return time.perf_counter() - started
 
             for segmenter in SEGMENTERS.values():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -37,3 +39,16 @@ def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
     assert f"maskloom {command}" in result.output or f" {command} " in result.output
+
+
+def test_help_needs_none_of_the_large_libraries() -> None:
+    large = {"numpy", "pydantic", "prefect", "distributed", "pyarrow", "rasterio", "rich", "numba"}
+    program = (
+        "import sys\n"
+        "from maskloom.flows.cli import app\n"
+        "try:\n    app(['--help'])\n"
+        f"except SystemExit:\n    sys.exit(','.join({large!r} & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert b"segment" in result.stdout

@@ -13,12 +13,14 @@ from skimage import data, segmentation
 
 from maskloom.flows import compare as module
 from maskloom.flows.compare import CLASSICAL, compare
-from maskloom.segcore.errors import MaskloomError, RecipeError, StoreError
+from maskloom.segcore.errors import MaskloomError, ModelMismatch, RecipeError, StoreError
+from maskloom.segcore.figures.comparison import Cell
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.pipeline.in_memory import Region, segment_scene
 from maskloom.segcore.segmenters.kmeans import KMeans
 from maskloom.segcore.segmenters.quickshift import Quickshift
 from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
+from maskloom.tasks.clusters.local import LocalCluster
 
 GAP, TITLE = 12, 46
 
@@ -86,20 +88,20 @@ def test_all_classical_segmenters_by_default(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[module.Cell]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     """The cells of the picture, once it is drawn."""
-    seen: list[module.Cell] = []
-    draw = module._draw
+    seen: list[Cell] = []
+    draw = module.draw
 
-    def spy(cells: list[module.Cell]) -> Image.Image:
+    def spy(cells: list[Cell]) -> bytes:
         seen.extend(cells)
         return draw(cells)
 
-    monkeypatch.setattr(module, "_draw", spy)
+    monkeypatch.setattr(module, "draw", spy)
     return seen
 
 
-def test_titles_say_what_was_run_and_found(tmp_path: Path, drawn: list[module.Cell]) -> None:
+def test_titles_say_what_was_run_and_found(tmp_path: Path, drawn: list[Cell]) -> None:
     blocks = np.kron(np.array([[10, 200], [200, 10]], "uint8"), np.ones((20, 30), "uint8"))
     kinds = [
         {"kind": "threshold", "method": "multi-otsu", "levels": 2},
@@ -113,7 +115,7 @@ def test_titles_say_what_was_run_and_found(tmp_path: Path, drawn: list[module.Ce
 
 
 def test_a_shrunk_picture_shows_what_the_whole_image_gives(
-    tmp_path: Path, drawn: list[module.Cell]
+    tmp_path: Path, drawn: list[Cell]
 ) -> None:
     photo = data.coffee()
     quickshift = {"kind": "quickshift", "kernel_size": 3, "max_dist": 6, "ratio": 0.5}
@@ -148,7 +150,7 @@ def test_a_shrunk_picture_shows_what_the_whole_image_gives(
         assert np.array_equal((outlined == (255, 220, 0)).all(axis=2), edge)
 
 
-def test_of_large_images_the_middle_is_segmented(tmp_path: Path, drawn: list[module.Cell]) -> None:
+def test_of_large_images_the_middle_is_segmented(tmp_path: Path, drawn: list[Cell]) -> None:
     # Twelve megapixels of which only the middle one is bright: its own threshold divides it.
     pixels = np.zeros((3000, 4000, 3), "uint8")
     pixels[1067:1933, 1423:2577] = np.where(np.arange(1154) < 500, 150, 250)[:, None]
@@ -174,7 +176,18 @@ def test_the_image_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert reads == [(1, 2, 3), (2,)]
 
 
-def test_a_list_is_an_ensemble(tmp_path: Path, drawn: list[module.Cell]) -> None:
+def test_two_workers_draw_what_this_process_draws(tmp_path: Path) -> None:
+    path = written(data.coffee()[100:180, 150:260].copy(), tmp_path)
+    kinds = [{"kind": "kmeans", "clusters": 3}, "threshold", {"kind": "threshold", "band": 2}]
+    compare(path, kinds, tmp_path / "one.png")
+    compare(path, kinds, tmp_path / "two.png", LocalCluster(2))
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    # What a segmenter raises on a worker is raised here.
+    with pytest.raises(ModelMismatch, match="band"):
+        compare(path, [{"kind": "threshold", "band": 9}], tmp_path / "no.png", LocalCluster(1))
+
+
+def test_a_list_is_an_ensemble(tmp_path: Path, drawn: list[Cell]) -> None:
     path = written(data.astronaut()[:60, :250].copy(), tmp_path)
     members = [{"kind": "kmeans", "clusters": 3}, {"kind": "mixture", "components": 3}]
     compare(path, [members, {"kind": "ensemble", "members": members}], tmp_path / "out.png")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -21,13 +20,16 @@ from sklearn import metrics
 from typer.testing import CliRunner
 
 from maskloom.flows.cli import app
-from maskloom.flows.evaluate import _photo, _quality
-from maskloom.segcore.annotations.label_mapping import LabelMapping, default_rules
+from maskloom.flows.evaluate import _quality
+from maskloom.flows.recipes.training import make as make_training
+from maskloom.flows.train import sources
+from maskloom.segcore.annotations.metrics import Confusion
+from maskloom.segcore.annotations.object_metrics import ObjectCounts, average_precision
 from maskloom.segcore.evaluation.boundary import Boundary
-from maskloom.segcore.evaluation.confusion import Confusion
-from maskloom.segcore.evaluation.instances import ObjectCounts, average_precision
-from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, Score
+from maskloom.segcore.evaluation.scoring import Score, _photo
 from maskloom.segcore.evaluation.tables import SCHEMAS
+from maskloom.segcore.geometry import Grid
+from maskloom.segcore.training.pairs import find_pairs
 
 DATA = os.environ.get("MASKLOOM_TEST_DATA")
 real = pytest.mark.skipif(not DATA, reason="MASKLOOM_TEST_DATA is not set")
@@ -134,6 +136,67 @@ def test_classes(made: Path) -> None:
     assert table(made / "out" / "evaluation", "objects") == []
     with Image.open(made / "out" / "evaluation" / "evaluation.png") as picture:
         assert picture.width == 1280
+
+
+def test_two_workers_give_what_one_gives(made: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        done = command(
+            "evaluate", made / "cells", "-t", made / "numbers", "--out", tmp_path / str(workers),
+            "--workers", workers,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+    files = [sorted((tmp_path / name).glob("*.*")) for name in ("1", "2")]
+    assert len(files[0]) == len(SCHEMAS) + 1
+    for one, two in zip(*files, strict=True):
+        assert one.name == two.name
+        assert one.read_bytes() == two.read_bytes(), one.name
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_image_that_fails_is_named_and_does_not_stop_the_others(
+    made: Path, tmp_path: Path, workers: int
+) -> None:
+    shutil.copytree(made / "truth", tmp_path / "truth")
+    broken = tmp_path / "truth" / "p0_mask.png"
+    broken.write_bytes(broken.read_bytes()[:-200])
+    (tmp_path / "truth" / "notes.xyz").write_text("no mask")
+    done = command(
+        "evaluate", made / "out", "-t", tmp_path / "truth", *SAID, "--out", tmp_path / "here",
+        "--workers", workers,
+    )  # fmt: skip
+    assert done.exit_code == 3, done.output
+    assert re.search(r"failed: p0: .*p0_mask\.png", done.stderr)
+    assert "--truth: Passed over in folders" in done.stderr
+    assert "1 .xyz" in done.stderr
+    assert [row["image_id"] for row in table(tmp_path / "here", "images")] == [None, "p1"]
+    # So does a truth of another size.
+    Image.fromarray(np.zeros((90, 119), np.uint8)).save(broken)
+    other = command(
+        "evaluate", made / "out", "-t", tmp_path / "truth", *SAID, "--out", tmp_path / "here"
+    )
+    assert other.exit_code == 3, other.output
+    assert re.search(r"failed: p0: .*119 x 90 pixels", other.stderr)
+
+
+def test_folders_that_training_pairs_are_paired(made: Path, tmp_path: Path) -> None:
+    for i, tile in enumerate(("t3", "t4")):
+        for kind in ("rgb", "gt"):
+            (tmp_path / tile / kind).mkdir(parents=True)
+        Image.fromarray(blobs(i)).save(tmp_path / tile / "rgb" / "p1.png")
+        Image.fromarray((blobs(i) > 140).astype(np.uint8)).save(tmp_path / tile / "gt" / "p1.png")
+    images = sorted(tmp_path.glob("*/rgb/*.png"))
+    common = ["--no-prefect", "--set", "cluster=serial", "-q", "-o", tmp_path / "out"]
+    done = command("segment", *images, *common, "-s", "threshold", "-p", "value=140")
+    assert done.exit_code == 0, done.output
+    done = command("evaluate", tmp_path / "out", "-t", tmp_path / "*" / "gt" / "*.png", "-q")
+    assert done.exit_code == 0, done.output
+    assert "accuracy 1.000" in done.stdout
+    recipe = {"network": "unet", "classes": ["out", "in"], "output": str(tmp_path / "model")}
+    order = make_training({**recipe, "images": "*/rgb/*.png", "masks": "*/gt/*.png"}, tmp_path)
+    pairs, _ = find_pairs(*sources(order), order.recipe, lambda *_: None)
+    assert [pair.mask.location for pair in pairs] == [
+        str(tmp_path / tile / "gt" / "p1.png") for tile in ("t3", "t4")
+    ]
 
 
 def test_areas_are_of_all_images_of_the_run(made: Path) -> None:
@@ -393,8 +456,7 @@ def test_the_worst_images_are_those_with_errors() -> None:
         tallies = np.zeros((1, 10, 3), np.int64)
         tallies[:, :, :2] = matched, false
         confusion = Confusion(np.array([[right, 100 - right, 0], [0, 0, 0]]))
-        subject = EvaluatedImage("a", "a", "a", "a", np.zeros(1, np.int64), -1)
-        return Score(subject, confusion, Boundary.none(2), ObjectCounts(tallies, np.zeros(1)), 0)
+        return Score("a", "a", confusion, Boundary.none(2), ObjectCounts(tallies, np.zeros(1)), 0)
 
     nothing, perfect, poor, worse = (
         made_of(0, 0, 100),
@@ -403,18 +465,9 @@ def test_the_worst_images_are_those_with_errors() -> None:
         made_of(1, 1, 50),
     )
     assert sorted([nothing, perfect, poor, worse], key=_quality) == [worse, poor, perfect, nothing]
-    # Their images may lie in a store that nothing here can read.
-    away = replace(poor, subject=replace(poor.subject, image_uri="nosuch://a/a.png"))
-    names = ("background", "cell")
-    assert (
-        _photo(
-            away,
-            EvaluationOptions(
-                LabelMapping.of(default_rules(names, None), names), 2, (), numbered=False
-            ),
-        )
-        is None
-    )
+    # Images may be in a store that cannot be read here.
+    grid = Grid((40, 50), (40, 50))
+    assert _photo("nosuch://a/a.png", grid, grid[0]) is None
 
 
 @real

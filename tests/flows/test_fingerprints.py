@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from maskloom.flows import train as training
 from maskloom.flows.cli import app
 from maskloom.flows.recipes import run as recipes
+from maskloom.flows.recipes import training
 from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.files import dump_model, load_model
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import logging
 from types import SimpleNamespace
 
 import pytest
-import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskloom.flows.cli import _say
+from maskloom.flows.cli import _print_result, _recordable
+from maskloom.flows.run import RunResult
 from maskloom.flows.terminal import EscapingFormatter, count, escaped, failure, line
 
 HOSTILE = [
@@ -71,6 +71,17 @@ def test_logs_of_libraries_hold_no_escapes_tracebacks_or_secrets() -> None:
     assert EscapingFormatter().format(record) == "no https://h/a?sig=*** \\x1b"
 
 
+def test_a_record_of_a_run_holds_no_secrets_and_is_utf_8() -> None:
+    recorded = _recordable(
+        {"inputs": ["https://h/a.png?sig=c0ffee", "\udce9.png"], "segmenter": {"clusters": 3}}
+    )
+    assert recorded == {
+        "inputs": ["https://h/a.png?sig=***", "\\udce9.png"],
+        "segmenter": {"clusters": 3},
+    }
+    json.dumps(recorded, ensure_ascii=False).encode()
+
+
 @pytest.mark.parametrize(
     ("done", "failed", "words"),
     [(30, 0, "30 images done, 0 failed, "), (20, 1, "20 images done, 1 failed, 9 unchanged, ")],
@@ -80,8 +91,8 @@ def test_unchanged_is_what_a_run_neither_did_nor_failed(
 ) -> None:
     inventory = SimpleNamespace(sources=[None] * 30, pending=[], removed=0, failed_before=0)
     outcome = SimpleNamespace(done=done, failed=failed, failures=(), pixels=1e6)
-    with contextlib.suppress(typer.Exit):
-        _say(SimpleNamespace(output="out"), inventory, outcome, 1.0)  # type: ignore[arg-type]  # what is told of a run
+    result = RunResult(inventory, outcome, 1.0)  # type: ignore[arg-type]  # stand-ins
+    _print_result(SimpleNamespace(output="out"), result)  # type: ignore[arg-type]
     assert capsys.readouterr().out.startswith(f"{words}1.0 megapixels")
 
 

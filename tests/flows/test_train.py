@@ -15,8 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from maskloom.flows import train as flow
-from maskloom.flows import training_progress
 from maskloom.flows.cli import app
+from maskloom.flows.progress import Quiet, TrainingProgress
+from maskloom.flows.recipes import training as training_recipes
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.errors import RecipeError, Stopped
 from maskloom.segcore.training import semantic
@@ -36,10 +37,10 @@ TINY = {
 @pytest.fixture(autouse=True)
 def measured_once(monkeypatch):
     """How far a network looks, which takes a second to measure, is measured once for all tests."""
-    monkeypatch.setattr(semantic, "frame_of", frame_of)
+    monkeypatch.setattr(semantic, "patch_shape_of", patch_shape_of)
 
 
-def frame_of(recipe, channels, *, measure=semantic.frame_of, known={}):  # noqa: B006  what is known is kept on purpose
+def patch_shape_of(recipe, channels, *, measure=semantic.patch_shape_of, known={}):  # noqa: B006  what is known is kept on purpose
     key = (recipe.network, recipe.training.patch, channels, recipe.classes)
     if key not in known:
         known[key] = measure(recipe, channels)
@@ -65,7 +66,7 @@ def folder(tmp_path):
 
 def made(folder: Path, *changes: str, **keys):
     document = yaml.safe_load(yaml.safe_dump({**TINY, **keys}))
-    return flow.make({"name": "tiny", **document}, folder, changes)
+    return training_recipes.make({"name": "tiny", **document}, folder, changes)
 
 
 def prepared(order):
@@ -88,12 +89,13 @@ def test_inputs_of_a_training_are_looked_at_as_those_of_a_run(folder, caplog):
         made(folder, "training.epoch=3")
 
 
-class Watch(training_progress.Quiet):
+class Watch(TrainingProgress):
     """Does something after a step, (epoch, step) from 1, or when an epoch is measured, (epoch,
     "measured").
     """
 
     def __init__(self, moment=(0, 0), act=lambda: None):
+        super().__init__(Quiet())
         self.moment, self.act, self.seen, self.said = moment, act, [], []
 
     def say(self, text):
@@ -320,7 +322,7 @@ def test_what_is_measured_is_what_the_model_says_of_whole_images(folder):
         labels = np.asarray(model(padded))[0].argmax(axis=-1)
         said.append(labels[mask != 255])
         true.append(mask[mask != 255])
-    assert isinstance(course.subject, semantic.Semantic)
+    assert isinstance(course.task, semantic.SemanticTask)
     assert learned.score[1] == pytest.approx(
         jaccard_score(np.concatenate(true), np.concatenate(said), average="macro"), abs=1e-6
     )
@@ -343,7 +345,7 @@ def unknown_value(folder):
 
 
 def colours(folder):
-    save(folder, "masks/1.png", np.zeros((48, 56, 3), np.uint8))
+    save(folder, "masks/1.png", np.full((48, 56, 3), (200, 0, 90), np.uint8))
 
 
 def other_bands(folder):
@@ -382,7 +384,7 @@ def broken(folder):
         (remove_mask, ["1 of 4 without a mask", "images/2.png", "leave_out"]),
         (other_size, ["masks/1.png is 56 x 40", "56 x 48"]),
         (unknown_value, ["masks/1.png", "7 (2688 pixels)", "void"]),
-        (colours, ["masks/1.png", "colours"]),
+        (colours, ["masks/1.png", "#C8005A", "kind: colours"]),
         (other_bands, ["images/1.png has 3 band", "bands"]),
         (other_type, ["uint16", "scaling"]),
         (nothing_labelled, ["no pixel", "labelled"]),
@@ -401,7 +403,7 @@ def test_bad_data_are_refused_before_any_training(folder, spoil, messages):
 def test_what_is_left_out_may_lack_a_mask(folder):
     remove_mask(folder)
     course = prepared(made(folder, "split.leave_out=['2']"))
-    assert [pair.name for pair in course.lesson.collection.pairs] == ["0", "1", "3"]
+    assert [pair.name for pair in course.setup.dataset.pairs] == ["0", "1", "3"]
 
 
 def test_masks_of_other_images_are_not_used_and_counted(folder):
@@ -409,7 +411,7 @@ def test_masks_of_other_images_are_not_used_and_counted(folder):
     # What an earlier training left among the images is none of them.
     save(folder, "images/curves.png", np.zeros((9, 9), np.uint8))
     course = prepared(made(folder, output="images"))
-    assert [pair.name for pair in course.lesson.collection.pairs] == ["0", "1", "3"]
+    assert [pair.name for pair in course.setup.dataset.pairs] == ["0", "1", "3"]
     (note,) = course.notes
     assert note.startswith("1 of 4 masks have no image")
     assert "masks/2.png" in note
@@ -425,8 +427,8 @@ def test_masks_are_found_by_suffix_and_beside_their_images(folder):
     for path in (folder / "masks").iterdir():
         path.rename(folder / "images" / f"{path.stem}_mask.png")
     course = prepared(made(folder, masks="images/*_mask.png", mask_suffix="_mask"))
-    assert [pair.name for pair in course.lesson.collection.pairs] == ["0", "1", "2", "3"]
-    assert all(pair.mask.location.endswith("_mask.png") for pair in course.lesson.collection.pairs)
+    assert [pair.name for pair in course.setup.dataset.pairs] == ["0", "1", "2", "3"]
+    assert all(pair.mask.location.endswith("_mask.png") for pair in course.setup.dataset.pairs)
 
 
 @pytest.mark.parametrize(
@@ -474,7 +476,7 @@ def test_recipes_that_do_not_suit_the_data_are_refused(folder, changes, message)
 
 
 def test_groups_are_never_on_both_sides():
-    split = flow.Split(validation=0.3, group=r"^tile\d", seed=5)
+    split = training_recipes.Split(validation=0.3, group=r"^tile\d", seed=5)
     names = [f"tile{tile}_part{part}" for tile in range(5) for part in range(4)]
     training, validation = split.divide(names, names)
     assert sorted(training + validation) == list(range(20))
@@ -522,7 +524,7 @@ def test_objects_are_learned_end_to_end(folder):
         network={"kind": "mask_rcnn", "anchors": [8, 12, 16, 24], **small},
     )
     course = prepared(order)
-    arguments = course.subject.arguments(drawn(course))[0]
+    arguments = course.task.arguments(drawn(course))[0]
     there = arguments["boxes"][0][arguments["classes"][0] > 0]
     assert len(there) == 3
     assert sorted((there[:, 2:] - there[:, :2]).tolist()) == [[12, 10]] * 3
@@ -539,9 +541,9 @@ def test_objects_are_learned_end_to_end(folder):
 def drawn(course):
     from maskloom.segcore.training.sampling import Sampler, SamplingOptions
 
-    lesson = course.lesson
-    drawing = SamplingOptions(lesson.frame, 1, 0.0, 0)
-    return Sampler(lesson.collection, lesson.found, lesson.training, lesson.scaling, drawing).batch(
+    setup = course.setup
+    drawing = SamplingOptions(setup.patch_shape, 1, 0.0, 0)
+    return Sampler(setup.dataset, setup.class_counts, setup.training, setup.scaling, drawing).batch(
         0, 0
     )
 
@@ -553,16 +555,16 @@ def drawn(course):
 )
 def test_the_examples_are_training_recipes(path, monkeypatch):
     monkeypatch.setenv("DSB2018", "dsb2018")
-    assert flow.load(path).recipe.name == path.stem
+    assert training_recipes.load(path).recipe.name == path.stem
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.validate(yaml.safe_load(path.read_text()), flow.schema())
+    jsonschema.validate(yaml.safe_load(path.read_text()), training_recipes.schema())
 
 
 def test_the_schema_takes_what_training_recipes_take_and_refuses_what_they_refuse(tmp_path):
     jsonschema = pytest.importorskip("jsonschema")
     printed = CliRunner().invoke(app, ["schema", "train"])
     schema = json.loads(printed.stdout)
-    assert schema == json.loads(json.dumps(flow.schema()))
+    assert schema == json.loads(json.dumps(training_recipes.schema()))
     assert json.loads(CliRunner().invoke(app, ["schema"]).stdout)["title"] == "maskloom recipe"
     base = {
         **TINY,
@@ -597,12 +599,12 @@ def test_the_schema_takes_what_training_recipes_take_and_refuses_what_they_refus
     ]
     for document in good:
         jsonschema.validate(document, schema)
-        flow.make(document, tmp_path)
+        training_recipes.make(document, tmp_path)
     for document in bad:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(document, schema)
         with pytest.raises(RecipeError):
-            flow.make(document, tmp_path)
+            training_recipes.make(document, tmp_path)
 
 
 def test_how_to_use_a_model_can_be_pasted(folder):

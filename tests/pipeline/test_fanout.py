@@ -27,22 +27,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import fanout_jobs as jobs
 from fanout_jobs import Mark, Numbers
-from pydantic import TypeAdapter, ValidationError
 
 from maskloom.segcore.errors import OutOfMemory, RunError, Stopped, StoreError, TimedOut, WorkerDied
-from maskloom.tasks.fanout import dask as fanout
-from maskloom.tasks.fanout import flight as _flight
-from maskloom.tasks.fanout import isolation, local_cluster
-from maskloom.tasks.fanout.dask import (
-    CLUSTERS,
-    Dask,
-    Existing,
-    InProcess,
-    LocalCluster,
-    Serial,
-    open_fanout,
-    threads_left_behind,
-)
+from maskloom.tasks.clusters import address as address_cluster
+from maskloom.tasks.clusters.address import ExistingCluster
+from maskloom.tasks.clusters.local import LocalCluster
+from maskloom.tasks.fanout import client as dask_client
+from maskloom.tasks.fanout import dask as dask_fanout
+from maskloom.tasks.fanout import isolation
+from maskloom.tasks.fanout import serial as serial_fanout
+from maskloom.tasks.fanout.dask import Dask
+from maskloom.tasks.fanout.serial import Serial, threads_left_behind
+from maskloom.tasks.fanout.worker import Raised
 
 ROOT = Path(__file__).parents[2]
 PREPARE = pickle.dumps(jobs.prepare)
@@ -55,7 +51,7 @@ pytestmark = pytest.mark.timeout(5 * HANG)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Dask]:
-    with Dask(LocalCluster(workers=2), jobs.prepare, threading.Event()) as dask:
+    with LocalCluster(workers=2).open(jobs.prepare, threading.Event()) as dask:
         yield dask
 
 
@@ -124,7 +120,7 @@ def test_callers_share_the_window_and_all_get_through(cluster: Dask) -> None:
     def watch() -> None:
         nonlocal highest
         while not all_done.wait(0.01):
-            highest = max(highest, cluster.window._taken)
+            highest = max(highest, cluster.in_flight._taken)
 
     def call(caller: int) -> bool:
         work = [Numbers((caller, i)) for i in range(count)]
@@ -138,8 +134,8 @@ def test_callers_share_the_window_and_all_get_through(cluster: Dask) -> None:
         assert all(pool.map(call, range(callers)))
     all_done.set()
     watcher.join()
-    assert 2 <= highest <= callers + cluster.window.limit
-    assert cluster.window._taken == 0
+    assert 2 <= highest <= callers + cluster.in_flight.limit
+    assert cluster.in_flight._taken == 0
 
 
 def test_the_scheduler_never_knows_more_than_the_window(cluster: Dask) -> None:
@@ -151,7 +147,7 @@ def test_the_scheduler_never_knows_more_than_the_window(cluster: Dask) -> None:
             pulled += 1
             yield job
 
-    limit = cluster.window.limit
+    limit = cluster.in_flight.limit
     for done, _ in enumerate(cluster.map(jobs.squares, count(bundles(400))), start=1):
         assert pulled - done <= limit
         if done % 40 == 0:
@@ -165,7 +161,7 @@ def test_a_caller_that_leaves_takes_its_jobs_with_it(cluster: Dask) -> None:
     results = cluster.map(jobs.slow_squares, bundles(1000))
     next(results)
     results.close()  # type: ignore[attr-defined]
-    assert cluster.window._taken == 0
+    assert cluster.in_flight._taken == 0
     assert comes_true(lambda: known_tasks(cluster) == 0)
 
 
@@ -173,7 +169,7 @@ def test_what_a_function_raises_is_raised_here(cluster: Dask) -> None:
     with pytest.raises(StoreError, match="no room for") as raised:
         list(cluster.map(jobs.refuse, bundles(5)))
     assert "refuse" in "".join(traceback.format_tb(raised.tb))
-    assert cluster.window._taken == 0
+    assert cluster.in_flight._taken == 0
     assert dict(cluster.map(jobs.squares, bundles(1))) == {Numbers((0, 1, 2)): (0, 1, 4)}
 
 
@@ -184,7 +180,7 @@ def test_what_the_source_of_jobs_raises_is_raised_here(cluster: Dask) -> None:
 
     with pytest.raises(StoreError, match="no list"):
         list(cluster.map(jobs.squares, source()))
-    assert cluster.window._taken == 0
+    assert cluster.in_flight._taken == 0
 
 
 def test_workers_are_prepared_and_use_one_thread(cluster: Dask) -> None:
@@ -248,7 +244,7 @@ def test_a_child_process_with_a_step_that_never_ends_is_ended(
 
 def test_a_child_process_hands_on_what_the_function_raises() -> None:
     raised = isolation.run_isolated(PREPARE, jobs.refuse, Numbers((7,)))
-    assert isinstance(raised, isolation.Raised)
+    assert isinstance(raised, Raised)
     error = raised.revived()
     assert isinstance(error, StoreError)
     assert "refuse" in "".join(traceback.format_tb(error.__traceback__))
@@ -301,7 +297,7 @@ def test_a_job_may_take_any_time_while_it_gets_on(tmp_path: Path) -> None:
 def test_a_stop_does_not_wait_for_ever_for_a_job_in_this_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fanout, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(serial_fanout, "GRACE_SECONDS", 0.1)
     stop = threading.Event()
     results = Serial(jobs.prepare, stop).map(jobs.wait_for_ever, [Numbers((1,)), Numbers((-1,))])
     assert next(results)[1] == (1,)
@@ -345,7 +341,7 @@ def test_a_child_process_leaves_with_its_parent_even_if_it_holds_the_interpreter
 
 def test_a_joined_cluster_gives_the_same_and_goes_on(cluster: Dask) -> None:
     address = cluster.client.scheduler.address
-    with open_fanout(Existing(address), jobs.prepare, threading.Event()) as joined:
+    with ExistingCluster(address).open(jobs.prepare, threading.Event()) as joined:
         assert joined.workers == cluster.workers == 2
         assert dict(joined.map(jobs.squares, bundles(9))) == dict(
             cluster.map(jobs.squares, bundles(9))
@@ -399,13 +395,17 @@ def test_workers_with_other_code_are_refused_whenever_they_come(tmp_path: Path) 
     ):
         try:
             with pytest.raises(RunError, match=both):
-                assert Dask(
-                    Existing(other.scheduler_address), jobs.prepare, threading.Event()
-                ).client
+                assert (
+                    ExistingCluster(other.scheduler_address)
+                    .open(jobs.prepare, threading.Event())
+                    .client
+                )
             # One that joins when the run has begun is refused at its first job.
-            with Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()) as late:
+            with ExistingCluster(other.scheduler_address).open(
+                jobs.prepare, threading.Event()
+            ) as late:
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(local_cluster, "_introduced", lambda *_: None)
+                    patch.setattr(address_cluster, "require_same_code", lambda *_: None)
                     assert late.client
                 with pytest.raises(RunError, match=both):
                     list(late.map(jobs.squares, bundles(1)))
@@ -439,21 +439,21 @@ def test_a_scheduler_with_other_code_is_refused(answer: object, words: str) -> N
             return answer
 
     with pytest.raises(RunError, match=words):
-        local_cluster._introduced(Client(), "tcp://there:1")
+        address_cluster.require_same_code(Client(), "tcp://there:1")
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_cluster, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(dask_client, "CONNECT_SECONDS", 0.5)
     with pytest.raises(RunError, match=r"tcp://127\.0\.0\.1:9 .*cluster\.address"):
-        assert Dask(Existing("tcp://127.0.0.1:9"), jobs.prepare, threading.Event()).client
+        assert ExistingCluster("tcp://127.0.0.1:9").open(jobs.prepare, threading.Event()).client
 
 
 def test_serial_prepares_once_and_needs_no_distributed() -> None:
     program = """
         import sys, threading
-        from maskloom.tasks.fanout.dask import (InProcess, open_fanout)
+        from maskloom.tasks.clusters.serial import SerialCluster
         prepared = []
-        with open_fanout(InProcess(), lambda: prepared.append(1), threading.Event()) as fanout:
+        with SerialCluster().open(lambda: prepared.append(1), threading.Event()) as fanout:
             first, second = list(fanout.map(abs, [-1, 2])), list(fanout.map(abs, [-3]))
             assert first + second == [(-1, 1), (2, 2), (-3, 3)]
         assert prepared == [1]
@@ -462,24 +462,6 @@ def test_serial_prepares_once_and_needs_no_distributed() -> None:
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True, timeout=HANG
     )
-
-
-def test_recipes_can_name_clusters() -> None:
-    assert (
-        {
-            kind: type(TypeAdapter(CLUSTERS[kind]).validate_python(fields))
-            for kind, fields in (
-                ("local", {"workers": 3, "memory": "1.5 GiB"}),
-                ("address", {"address": "tcp://10.0.0.1:8786"}),
-                ("serial", {}),
-            )
-        }
-        == dict(CLUSTERS)
-        == {"local": LocalCluster, "address": Existing, "serial": InProcess}
-    )
-    for wrong in ({"workers": 0}, {"memory": "plenty"}, {"workers": "many"}):
-        with pytest.raises(ValidationError):
-            TypeAdapter(LocalCluster).validate_python(wrong)
 
 
 # Stopping
@@ -500,7 +482,7 @@ def test_a_stop_ends_work_in_this_process_before_the_next_job(tmp_path: Path) ->
 def test_a_stop_lets_jobs_end_that_run_and_no_other_begin(
     cluster: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_flight, "GRACE_SECONDS", HANG)
+    monkeypatch.setattr(dask_fanout, "GRACE_SECONDS", HANG)
     monkeypatch.setattr(cluster, "stop", threading.Event())
     signs = ("all run", "withdrawn")
     work = [
@@ -542,13 +524,13 @@ def test_a_stop_lets_jobs_end_that_run_and_no_other_begin(
     assert set(done) <= begun()
     # Only while its workers hear of the stop one more job each may begin, of which nobody hears.
     assert len(begun()) - len(done) <= cluster.workers
-    assert len(begun()) <= cluster.window.limit
+    assert len(begun()) <= cluster.in_flight.limit
 
 
 def test_a_stop_does_not_wait_for_ever(
     cluster: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_flight, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(dask_fanout, "GRACE_SECONDS", 0.5)
     monkeypatch.setattr(cluster, "stop", threading.Event())
     results = cluster.map(
         jobs.mark_and_sleep,
@@ -566,12 +548,12 @@ DRIVER = """
     sys.path[:0] = [{tests!r}, {root!r}]
     import fanout_jobs as jobs
     from maskloom.segcore.errors import Stopped
-    from maskloom.tasks.fanout.dask import (Dask, LocalCluster)
+    from maskloom.tasks.clusters.local import LocalCluster
 
     if __name__ == "__main__":
         stop = threading.Event()
         signal.signal(signal.SIGINT, lambda *_: stop.set())
-        with Dask(LocalCluster(2), jobs.prepare, stop) as dask:
+        with LocalCluster(2).open(jobs.prepare, stop) as dask:
             try:
                 {body}
             except Stopped:
@@ -686,7 +668,7 @@ def test_the_job_that_kills_is_named_and_its_neighbours_live(cluster: Dask) -> N
 
 def test_the_job_that_hangs_is_named_and_its_neighbours_live() -> None:
     work = [*bundles(4), Numbers((100, -1, 101))]
-    with Dask(LocalCluster(workers=2), jobs.prepare_with_short_limits, threading.Event()) as dask:
+    with LocalCluster(workers=2).open(jobs.prepare_with_short_limits, threading.Event()) as dask:
         results = list(dask.map(jobs.never_end, work))
     assert [(job, type(result)) for job, result in results if isinstance(result, WorkerDied)] == [
         (Numbers((-1,)), TimedOut)
@@ -703,15 +685,19 @@ def test_a_cluster_without_workers_ends_the_run(monkeypatch: pytest.MonkeyPatch)
     with distributed.LocalCluster(
         n_workers=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
     ) as other:
-        with Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()) as dask:
+        with ExistingCluster(other.scheduler_address).open(jobs.prepare, threading.Event()) as dask:
             assert dask.workers > 0
-            monkeypatch.setattr(local_cluster, "WORKERS_SECONDS", 1.0)
+            monkeypatch.setattr(dask_client, "WORKERS_SECONDS", 1.0)
             other.scale(0)
-            assert comes_true(lambda: local_cluster.thread_count(dask.client) == 0)
+            assert comes_true(lambda: dask_client.thread_count(dask.client) == 0)
             with pytest.raises(RunError, match="no worker"):
                 list(dask.map(jobs.squares, bundles(5)))
         with pytest.raises(RunError, match=f"{other.scheduler_address}.*no worker"):
-            assert Dask(Existing(other.scheduler_address), jobs.prepare, threading.Event()).client
+            assert (
+                ExistingCluster(other.scheduler_address)
+                .open(jobs.prepare, threading.Event())
+                .client
+            )
 
 
 def test_a_worker_that_is_slow_to_start_again_is_not_given_up(tmp_path: Path) -> None:
@@ -721,11 +707,11 @@ def test_a_worker_that_is_slow_to_start_again_is_not_given_up(tmp_path: Path) ->
     # made here by a shorter time.
     with (
         dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}),
-        Dask(LocalCluster(workers=2), jobs.prepare, threading.Event()) as dask_of_two,
+        LocalCluster(workers=2).open(jobs.prepare, threading.Event()) as dask_of_two,
     ):
         assert [
             name
             for _, name in dask_of_two.map(jobs.die_the_first_time, [Mark(str(tmp_path), "victim")])
         ] == ["victim"]
         time.sleep(1)  # Until then the scheduler may still count the dead one.
-        assert comes_true(lambda: local_cluster.thread_count(dask_of_two.client) == 2)
+        assert comes_true(lambda: dask_client.thread_count(dask_of_two.client) == 2)

@@ -17,8 +17,8 @@ from maskloom.segcore.errors import RunError, TimedOut, WeightsError, WorkerDied
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.tasks import batching
 from maskloom.tasks import choose as choosing
-from maskloom.tasks.fanout import dask as fanout
-from maskloom.tasks.fanout.dask import threads_left_behind
+from maskloom.tasks.fanout import serial as serial_fanout
+from maskloom.tasks.fanout.serial import threads_left_behind
 
 QUIET = ("--no-prefect", "--quiet", "--set", "cluster.kind=serial", "--set", "limits.read=0.5")
 
@@ -54,7 +54,7 @@ def test_an_image_that_hangs_is_one_failed_row_and_its_neighbours_are_done(
     tmp_path, maskloom, monkeypatch, fit
 ):
     monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
-    monkeypatch.setattr(fanout, "_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(serial_fanout, "_POLL_SECONDS", 0.05)
     images, output = tmp_path / "in", tmp_path / "out"
     images.mkdir()
     for name in ("a", "describe", "open", "z"):

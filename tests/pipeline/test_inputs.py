@@ -196,7 +196,10 @@ def test_a_scheduled_recipe_says_that_nothing_starts_it(tmp_path, photo, maskloo
     result = maskloom(
         "segment", photo, "-o", tmp_path / "out", *RUN, "--set", "schedule={cron: '0 3 * * *'}"
     )
-    assert (result.exit_code, result.stderr.count("nothing starts this recipe by itself")) == (0, 1)
+    assert (result.exit_code, result.stderr.count("nothing starts this recipe automatically")) == (
+        0,
+        1,
+    )
     recipe = tmp_path / "r.yaml"
     document = {
         "inputs": str(photo),
@@ -207,7 +210,10 @@ def test_a_scheduled_recipe_says_that_nothing_starts_it(tmp_path, photo, maskloo
     recipe.write_text(json.dumps(document))
     for output in ("new", "out"):
         result = maskloom("plan", recipe, "--set", f"output={tmp_path / output}")
-        assert (result.exit_code, result.stdout.count("nothing starts this recipe by itself")) == (
+        assert (
+            result.exit_code,
+            result.stdout.count("nothing starts this recipe automatically"),
+        ) == (
             0,
             1,
         )

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tests_support import photograph, read_table
 
-import maskloom.flows.segment
+from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.memory import WORKER_BYTES
 
 LARGE = (3000, 2000)
@@ -17,7 +17,7 @@ PIXELS = 3000 * 2000 * 3
 
 
 def available(monkeypatch: pytest.MonkeyPatch, memory: int | None) -> None:
-    monkeypatch.setattr(maskloom.flows.segment, "memory_of", lambda _: memory)
+    monkeypatch.setattr(SerialCluster, "worker_memory", memory)
 
 
 def test_a_picture_that_cannot_fit_is_a_failed_row_until_workers_have_more_memory(

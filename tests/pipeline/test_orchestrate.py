@@ -21,11 +21,15 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
-from maskloom.flows.orchestration import orchestrate
-from maskloom.flows.orchestration.orchestrate import Orchestrator, Plain, Prefect, stop_on_signals
+from maskloom.flows.orchestration import prefect as prefect_module
+from maskloom.flows.orchestration.prefect import Prefect
+from maskloom.flows.signals import stop_on_signals
+from maskloom.flows.stages import Orchestrator, Plain, Stages
 from maskloom.segcore.errors import FitError, RunError, Stopped
 
 ROOT = Path(__file__).parents[2]
+PARAMETERS = {"recipe": "/recipes/delta.yaml", "changes": ["tiling.tile=256"]}
+PREFECT = f"Prefect({PARAMETERS!r})"
 HANG = 200.0
 """Seconds after which something hangs. A loaded machine may be slow, so nothing here is measured by
 the clock.
@@ -52,7 +56,7 @@ def first_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FirstRuns]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(home))
         patch.delenv("PREFECT_API_URL", raising=False)
-        processes = [driver(tmp_path_factory.mktemp("run"), "Prefect()", 0.1) for _ in range(2)]
+        processes = [driver(tmp_path_factory.mktemp("run"), PREFECT, 0.1) for _ in range(2)]
         said = [process.communicate(timeout=HANG) for process in processes]
         recorded = {}
         with closing(sqlite3.connect(home / "prefect.db")) as database:
@@ -72,7 +76,7 @@ def home(first_runs: FirstRuns) -> Path:
 @pytest.fixture(scope="module")
 def prefect(home: Path) -> Iterator[Prefect]:
     """Prefect with a server that all tests of this module share."""
-    with Prefect() as orchestrator:
+    with Prefect(PARAMETERS) as orchestrator:
         yield orchestrator
 
 
@@ -119,10 +123,7 @@ def test_a_flow_gives_what_its_body_gives(orchestrator: Orchestrator) -> None:
     assert (
         orchestrator.flow(
             "sums",
-            {},
-            lambda: (
-                orchestrator.stage("add", sum, (1, 2, 3)) + orchestrator.stage("add", sum, (4,))
-            ),
+            lambda stages: stages.stage("add", sum, (1, 2, 3)) + stages.stage("add", sum, (4,)),
         )
         == 10
     )
@@ -146,19 +147,19 @@ def test_each_gives_results_as_they_come_and_keeps_to_its_width(orchestrator: Or
             running -= 1
         return item
 
-    def body() -> list[int]:
+    def body(stages: Stages) -> list[int]:
         results = []
-        for item in orchestrator.each(work, range(12), str, 3):
+        for item in stages.each(work, range(12), str, 3):
             results.append(item)
             if len(results) == 11:
                 last.set()
         return results
 
-    results = orchestrator.flow("width", {}, body)
+    results = orchestrator.flow("width", body)
     assert sorted(results) == list(range(12))
     assert results[-1] == 0
     assert highest == 3
-    assert orchestrator.flow("nothing", {}, lambda: list(orchestrator.each(work, [], str, 3))) == []
+    assert orchestrator.flow("nothing", lambda stages: list(stages.each(work, [], str, 3))) == []
 
 
 def test_the_first_error_stops_feeding_and_is_raised_when_the_rest_has_ended(
@@ -179,7 +180,7 @@ def test_the_first_error_stops_feeding_and_is_raised_when_the_rest_has_ended(
         return item
 
     with pytest.raises(FitError) as raised:
-        orchestrator.flow("failing", {}, lambda: list(orchestrator.each(work, range(1000), str, 4)))
+        orchestrator.flow("failing", lambda stages: list(stages.each(work, range(1000), str, 4)))
     assert raised.value is error
     assert begun == ended | {1}
     # Four began before the error, and some may have while it was on its way.
@@ -194,7 +195,7 @@ def test_errors_pass_unchanged(orchestrator: Orchestrator, error: Exception) -> 
         raise error
 
     with pytest.raises(type(error)) as raised:
-        orchestrator.flow("failing", {}, lambda: orchestrator.stage("fail", fail))
+        orchestrator.flow("failing", lambda stages: stages.stage("fail", fail))
     assert raised.value is error
     assert raised.traceback[-1].name == "fail"
 
@@ -203,11 +204,11 @@ def test_errors_pass_unchanged(orchestrator: Orchestrator, error: Exception) -> 
 
 
 def test_every_stage_and_shard_is_on_record_when_the_flow_ends(prefect: Prefect) -> None:
-    def body() -> int:
-        prefect.stage("plan", time.sleep, 0.0)
-        return len(list(prefect.each(abs, range(60), lambda item: f"shard-{item}", 8)))
+    def body(stages: Stages) -> int:
+        stages.stage("plan", time.sleep, 0.0)
+        return len(list(stages.each(abs, range(60), lambda item: f"shard-{item}", 8)))
 
-    assert prefect.flow("delta-landcover", {"images": 60}, body) == 60
+    assert prefect.flow("delta-landcover", body) == 60
     assert task_runs(prefect) == Counter(
         {("plan", "COMPLETED"): 1} | {(f"shard-{item}", "COMPLETED"): 1 for item in range(60)}
     )
@@ -215,7 +216,7 @@ def test_every_stage_and_shard_is_on_record_when_the_flow_ends(prefect: Prefect)
     assert (run["name"], run["state_type"], run["parameters"]) == (
         "delta-landcover",
         "COMPLETED",
-        {"parameters": {"images": 60}},
+        {"keep_other_recipes": False, "sole_writer": False, **PARAMETERS},
     )
 
 
@@ -224,17 +225,17 @@ def test_failures_are_on_record(prefect: Prefect) -> None:
         return 1 / item
 
     with pytest.raises(ZeroDivisionError):
-        prefect.flow("failing", {}, lambda: list(prefect.each(work, [2, 1, 0], str, 1)))
+        prefect.flow("failing", lambda stages: list(stages.each(work, [2, 1, 0], str, 1)))
     assert task_runs(prefect) == {("2", "COMPLETED"): 1, ("1", "COMPLETED"): 1, ("0", "FAILED"): 1}
     assert flow_run(prefect)["state_type"] == "FAILED"
 
 
 def test_a_stopped_flow_is_cancelled(prefect: Prefect) -> None:
-    def stop() -> NoReturn:
+    def stop(_: Stages) -> NoReturn:
         raise Stopped("somebody asked the run to stop")
 
     with pytest.raises(Stopped):
-        prefect.flow("stopped", {}, stop)
+        prefect.flow("stopped", stop)
     assert flow_run(prefect)["state"]["message"] == "somebody asked the run to stop"
     assert flow_run(prefect)["state_type"] == "CANCELLED"
 
@@ -256,16 +257,111 @@ def test_prefect_neither_looks_at_nor_keeps_what_stages_take_and_give(
     value = Private()
     given = prefect.flow(
         "private",
-        {},
-        lambda: [
-            *prefect.each(lambda item: item, [value], lambda _: "shard", 1),
-            prefect.stage("keep", lambda x: x, value),
+        lambda stages: [
+            *stages.each(lambda item: item, [value], lambda _: "shard", 1),
+            stages.stage("keep", lambda x: x, value),
         ],
     )
     assert [each is value for each in given] == [True, True]
     kept = b"".join(file.read_bytes() for file in home.rglob("*") if file.is_file())
     assert b"shard" in kept
     assert Private.secret.encode() not in kept
+
+
+# The flow of deployments
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """One picture, and a recipe for it."""
+    from PIL import Image
+
+    Image.new("L", (40, 30), 200).save(tmp_path / "picture.png")
+    path = tmp_path / "delta.yaml"
+    path.write_text(
+        f"inputs: {tmp_path}/picture.png\noutput: {tmp_path}/out\n"
+        "segmenter: {kind: threshold, value: 100}\ncluster: serial\n"
+    )
+    return path
+
+
+def last_flow_run(prefect: Prefect) -> dict[str, Any]:
+    (run,) = ask(prefect, "flow_runs/filter", sort="START_TIME_DESC", limit=1)
+    return dict(run)
+
+
+def test_a_server_can_call_the_flow_with_json_values(prefect: Prefect, recipe: Path) -> None:
+    from prefect.settings import temporary_settings
+
+    from maskloom.flows.orchestration.flow import run_recipe
+
+    output = recipe.parent / "again"
+    with temporary_settings({"api.url": url(prefect)}):
+        state = run_recipe(str(recipe), [f"output={output}"], return_state=True)
+    assert state.is_completed()
+    assert (output / "masks" / "picture.png").is_file()
+    run = last_flow_run(prefect)
+    assert (run["name"], run["state_type"]) == ("delta", "COMPLETED")
+    assert run["parameters"]["changes"] == [f"output={output}"]
+
+
+def test_the_flow_takes_a_recipe_as_a_mapping_too(prefect: Prefect, recipe: Path) -> None:
+    import yaml
+    from prefect.settings import temporary_settings
+
+    from maskloom.flows.orchestration.flow import run_recipe
+
+    document = {**yaml.safe_load(recipe.read_text()), "name": "gamma"}
+    with temporary_settings({"api.url": url(prefect)}):
+        assert run_recipe(document, return_state=True).is_completed()
+    assert (recipe.parent / "out" / "masks" / "picture.png").is_file()
+    assert last_flow_run(prefect)["name"] == "gamma"
+
+
+def test_a_termination_cancels_the_flow_of_a_deployment(
+    prefect: Prefect, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import temporary_settings
+
+    from maskloom.flows import segment
+    from maskloom.flows.orchestration.flow import run_recipe
+
+    before = segment.write_plan
+
+    def terminated(*arguments: Any) -> None:
+        before(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(segment, "write_plan", terminated)
+    with temporary_settings({"api.url": url(prefect)}):
+        state = run_recipe(str(recipe), return_state=True)
+    assert state.is_cancelled()
+    assert "continues where it stopped" in str(state.message)
+    assert not (recipe.parent / "out" / "masks").exists()
+    monkeypatch.setattr(segment, "write_plan", before)
+    with temporary_settings({"api.url": url(prefect)}):
+        assert run_recipe(str(recipe), return_state=True).is_completed()
+    assert (recipe.parent / "out" / "masks" / "picture.png").is_file()
+
+
+def test_the_flow_can_be_deployed(prefect: Prefect) -> None:
+    from prefect.flows import EntrypointType, load_flow_from_entrypoint
+    from prefect.settings import temporary_settings
+
+    from maskloom.flows.orchestration.flow import run_recipe
+
+    with temporary_settings({"api.url": url(prefect)}):
+        deployment = run_recipe.to_deployment(
+            "nightly", entrypoint_type=EntrypointType.MODULE_PATH, parameters=PARAMETERS
+        )
+    assert deployment.entrypoint == "maskloom.flows.orchestration.flow.run_recipe"
+    assert load_flow_from_entrypoint(deployment.entrypoint).fn is run_recipe.fn
+    assert set(deployment._parameter_openapi_schema.properties) == {
+        "recipe",
+        "changes",
+        "keep_other_recipes",
+        "sole_writer",
+    }
 
 
 # The server
@@ -275,8 +371,8 @@ def test_a_configured_server_is_used(
     prefect: Prefect, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", url(prefect))
-    with Prefect() as other:
-        assert other.flow("elsewhere", {}, lambda: other.stage("add", sum, (1, 2))) == 3
+    with Prefect(PARAMETERS) as other:
+        assert other.flow("elsewhere", lambda stages: stages.stage("add", sum, (1, 2))) == 3
         assert url(other) == url(prefect)
         assert task_runs(other) == {("add", "COMPLETED"): 1}
         assert other.run_url is not None
@@ -288,35 +384,40 @@ def test_a_configured_server_that_does_not_answer_ends_the_run(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    with Prefect() as orchestrator, pytest.raises(RunError, match=r"PREFECT_API_URL.*--no-prefect"):
-        orchestrator.flow("nowhere", {}, lambda: pytest.fail("the work began without a record"))
+    with (
+        Prefect(PARAMETERS) as orchestrator,
+        pytest.raises(RunError, match=r"PREFECT_API_URL.*--no-prefect"),
+    ):
+        orchestrator.flow("nowhere", lambda _: pytest.fail("the work began without a record"))
 
 
 def test_what_is_done_counts_where_the_server_dies(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orchestrate, "_RETRIES", 1)
-    with Prefect() as orchestrator:
+    monkeypatch.setattr(prefect_module, "_RETRIES", 1)
+    with Prefect(PARAMETERS) as orchestrator:
 
-        def body() -> int:
-            before = orchestrator.stage("add", sum, (1, 2))
+        def body(stages: Stages) -> int:
+            before = stages.stage("add", sum, (1, 2))
             assert orchestrator._server is not None
             orchestrator._server._child.kill()
             orchestrator._server._child.wait()
-            return before + orchestrator.stage("add", sum, (3, 4))
+            return before + stages.stage("add", sum, (3, 4))
 
-        assert orchestrator.flow("orphan", {}, body) == 10
+        assert orchestrator.flow("orphan", body) == 10
 
 
 DRIVER = """
     import logging, sys, threading, time
     from pathlib import Path
-    from maskloom.flows.orchestration.orchestrate import (Plain, Prefect, stop_on_signals)
+    from maskloom.flows.orchestration.prefect import Prefect
+    from maskloom.flows.signals import stop_on_signals
+    from maskloom.flows.stages import Plain
     from maskloom.segcore.errors import Stopped
 
-    def body():
+    def body(stages):
         Path({ready!r}).touch()
-        return sum(orchestrator.each(wait, range(3), str, 2))
+        return sum(stages.each(wait, range(3), str, 2))
 
     def wait(item):
         if stop.wait({seconds}):
@@ -326,7 +427,7 @@ DRIVER = """
     stop = threading.Event()
     with stop_on_signals(stop), {orchestrator} as orchestrator:
         try:
-            print(orchestrator.flow("driver", {{}}, body), flush=True)
+            print(orchestrator.flow("driver", body), flush=True)
         except Stopped as stopped:
             print(stopped, flush=True)
     assert logging.getLogger().handlers == []
@@ -358,9 +459,7 @@ def wait_for(path: Path) -> None:
     assert path.exists()
 
 
-@pytest.mark.parametrize(
-    "orchestrator", ["__import__('contextlib').nullcontext(Plain())", "Prefect()"]
-)
+@pytest.mark.parametrize("orchestrator", ["Plain()", PREFECT])
 def test_ctrl_c_stops_the_run_in_order(home: Path, tmp_path: Path, orchestrator: str) -> None:
     with driver(tmp_path, orchestrator, 60.0) as process:
         wait_for(tmp_path / "ready")
@@ -374,14 +473,14 @@ def test_ctrl_c_stops_the_run_in_order(home: Path, tmp_path: Path, orchestrator:
 def test_a_termination_is_a_stop_inside_of_a_flow_too(orchestrator: Orchestrator) -> None:
     stop = threading.Event()
 
-    def body() -> NoReturn:
+    def body(_: Stages) -> NoReturn:
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_set()
         raise Stopped("terminated")
 
     before = signal.getsignal(signal.SIGTERM)
     with stop_on_signals(stop), pytest.raises(Stopped):
-        orchestrator.flow("terminated", {}, body)
+        orchestrator.flow("terminated", body)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -391,7 +490,7 @@ def test_runs_with_a_common_new_home_do_not_disturb_each_other(first_runs: First
 
 
 def test_a_killed_run_leaves_no_server(home: Path, tmp_path: Path) -> None:
-    with driver(tmp_path, "Prefect()", 60.0) as process:
+    with driver(tmp_path, PREFECT, 60.0) as process:
         wait_for(tmp_path / "ready")
         family = psutil.Process(process.pid).children(recursive=True)
         assert family
@@ -403,9 +502,9 @@ def test_a_killed_run_leaves_no_server(home: Path, tmp_path: Path) -> None:
 def test_plain_runs_need_no_prefect() -> None:
     program = """
         import sys
-        from maskloom.flows.orchestration.orchestrate import Plain
-        body = lambda: sorted(Plain().each(abs, [-1, -2], str, 2))
-        assert Plain().flow("plain", {}, body) == [1, 2]
+        from maskloom.flows.stages import Plain
+        body = lambda stages: sorted(stages.each(abs, [-1, -2], str, 2))
+        assert Plain().flow("plain", body) == [1, 2]
         assert not {"prefect", "distributed", "dask"} & set(sys.modules)
     """
     subprocess.run(

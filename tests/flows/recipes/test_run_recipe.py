@@ -248,8 +248,8 @@ def test_prefect_takes_every_schedule_that_is_accepted():
 
 def test_a_schedule_is_checked_without_prefect():
     code = (
-        "import sys; from pathlib import Path; from maskloom.flows.recipes import run as recipe;"
-        "recipe.make({'inputs': 'a', 'output': 'b', 'segmenter': 'threshold', 'schedule': {'cron': "
+        "import sys; from pathlib import Path; from maskloom.flows.recipes import run;"
+        "run.make({'inputs': 'a', 'output': 'b', 'segmenter': 'threshold', 'schedule': {'cron': "
         "'0 3 * * *'}}, Path('/'));"
         "sys.exit('prefect' in sys.modules)"
     )
@@ -313,7 +313,7 @@ def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
         ),
         (
             {"storage": {"s3": {"oauth": "x"}}},
-            r"^storage\.s3\.oauth: secrets never stand in a recipe\.",
+            r"^storage\.s3\.oauth: a recipe never holds secrets\.",
         ),
         ({"output": "https://h/out#token=x"}, r"^output: only inputs may have a signed address"),
         (

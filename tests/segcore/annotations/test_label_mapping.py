@@ -100,6 +100,28 @@ def test_defaults_are_class_ids_or_ids_of_objects() -> None:
         default_rules(NAMES, ("nucleus", "debris"))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.uint32])
+def test_values_of_any_type_mean_the_same(dtype: type) -> None:
+    """Few possible values are looked up once each, many one by one."""
+    values = np.random.default_rng(0).integers(0, 120, (300, 250)).astype(dtype)
+    rules = [
+        *parse_values(["0=background", "7=debris", "20..99=nucleus"]),
+        ValueRule(50, 60, None),
+    ]
+    found = LabelMapping.of(rules, NAMES, VOID).classify(values)
+    expected = np.select(
+        [
+            values == 0,
+            values == 7,
+            (values >= 50) & (values <= 60),
+            (values >= 20) & (values < 100),
+        ],
+        [0, 2, VOID, 1],
+        VOID,
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("rules", "told"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import fsspec
@@ -11,7 +13,8 @@ import rasterio
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from maskloom.segcore.annotations.masks import By, MaskFile, open_mask
+from maskloom.segcore.annotations.label_mapping import By
+from maskloom.segcore.annotations.masks import describe, holds_object_ids, open_mask
 from maskloom.segcore.errors import FormatError, ReadError
 from maskloom.segcore.geometry import Box
 
@@ -23,9 +26,9 @@ def labels(shape: tuple[int, int] = (40, 33)) -> np.ndarray:
 
 
 def read(location: str, by: By, box: Box | None = None) -> tuple[np.ndarray, np.ndarray]:
-    mask = MaskFile.describe(location)
-    with open_mask(mask, by) as reader:
-        return reader.read(box or Box.whole(mask.spec.shape))
+    spec = describe(location)
+    with open_mask(spec, by) as reader:
+        return reader.read(box or Box.whole(spec.shape))
 
 
 def palette_png(path: str, values: np.ndarray, **options: object) -> str:
@@ -64,7 +67,7 @@ def test_a_palette_is_turned_as_its_image_is(tmp_path: Path) -> None:
     path = palette_png(
         f"{tmp_path}/a.png", labels(), exif=exif, transparency=bytes([0, 255, 255, 255])
     )
-    assert MaskFile.describe(path).spec.shape == labels().T.shape
+    assert describe(path).shape == labels().T.shape
     values, known = read(path, "index")
     np.testing.assert_array_equal(values, np.rot90(labels(), -1))
     np.testing.assert_array_equal(known, values != 0)
@@ -77,14 +80,41 @@ def test_ids_of_objects_are_told_from_many_classes(tmp_path: Path) -> None:
     names = PngInfo()
     names.add_text("classes", "a, b, c, d")
     Image.fromarray(values).save(f"{tmp_path}/classes.png", pnginfo=names)
-    assert MaskFile.describe(f"{tmp_path}/ids.png").numbers_objects
-    assert not MaskFile.describe(f"{tmp_path}/classes.png").numbers_objects
-    assert not MaskFile.describe(palette_png(f"{tmp_path}/few.png", labels())).numbers_objects
+    assert holds_object_ids(describe(f"{tmp_path}/ids.png"))
+    assert not holds_object_ids(describe(f"{tmp_path}/classes.png"))
+    assert not holds_object_ids(describe(palette_png(f"{tmp_path}/few.png", labels())))
 
 
 def test_black_and_white_of_one_bit_is_0_and_1(tmp_path: Path) -> None:
     Image.fromarray(labels() > 1).save(f"{tmp_path}/a.png")
     np.testing.assert_array_equal(read(f"{tmp_path}/a.png", "index")[0], labels() > 1)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_of_few_bits_is_read_as_stored(tmp_path: Path, bits: int) -> None:
+    # Not through PIL, which would read and write the spread values.
+    height, width = labels().shape
+    packed = np.zeros((height, -(-width * bits // 8)), np.uint8)
+    for x in range(width):
+        shift = 8 - bits - x * bits % 8
+        packed[:, x * bits // 8] |= labels()[:, x] << shift
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    np.testing.assert_array_equal(read(f"{tmp_path}/a.png", "index")[0], labels())
+
+
+def test_a_palette_of_a_bmp_is_read_by_index(tmp_path: Path) -> None:
+    path = palette_png(f"{tmp_path}/a.bmp", labels())
+    np.testing.assert_array_equal(read(path, "index")[0], labels())
+    packed = COLOURS[labels()].astype(int) @ [65536, 256, 1]
+    np.testing.assert_array_equal(read(path, "colour")[0], packed)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -1,13 +1,31 @@
-"""Truth finds its image by name, then by folders; nobody guesses."""
+"""Truth finds its image by its path, or by name and folders; ties are refused."""
 
 from __future__ import annotations
 
+import posixpath
+
 import pytest
 
-from maskloom.segcore.annotations.pairing import NameSuffixes, _best, pair
+from maskloom.segcore.annotations.pairing import MaskPairs, NameSuffixes, _best
+from maskloom.segcore.annotations.pairing import pair as pair_by_ids
 from maskloom.segcore.errors import RecipeError
 
 NONE = NameSuffixes()
+
+
+def pair(images: list[str], truths: list[str], suffixes: NameSuffixes) -> MaskPairs:
+    """Pair files that are found below their common folders."""
+    return pair_by_ids(below(images), below(truths), suffixes)
+
+
+def below(uris: list[str]) -> dict[str, str]:
+    """The path of each file below the common folder, without suffix."""
+    paths = [uri.partition("://")[2] or uri for uri in uris]
+    root = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+    return {
+        uri: posixpath.splitext(posixpath.relpath(path, root))[0]
+        for uri, path in zip(uris, paths, strict=True)
+    }
 
 
 def test_by_name_whatever_the_folder_and_the_suffix() -> None:
@@ -42,6 +60,39 @@ def test_folders_decide_between_files_of_one_name(layout: str) -> None:
     assert [found.truth_of[image] for image in images] == truths
 
 
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (("t3/rgb/p1.jpg", "t4/rgb/p1.jpg"), ("t3/gt/p1.png", "t4/gt/p1.png")),
+        (("a/x.jpg", "x.jpg"), ("a/x.png", "x.png")),
+        (("a/images/x.jpg", "b/images/x.jpg"), ("a/masks/x.png", "b/masks/x.png")),
+        (("q/x.jpg", "images/q/x.jpg"), ("q/x.png", "images/q/x.png")),
+    ],
+)
+def test_layouts_that_training_and_evaluation_share(
+    images: tuple[str, ...], masks: tuple[str, ...]
+) -> None:
+    uris = [f"/data/photos/{name}" for name in images], [f"/truth/{name}" for name in masks]
+    found = pair(*uris, NONE)
+    assert found.truth_of == dict(zip(*uris, strict=True))
+    assert len(set(found.name_of.values())) == len(images)
+    assert found.without_image == found.without_truth == ()
+
+
+def test_equal_paths_come_before_common_folders() -> None:
+    """The other mask shares one folder more, whose name is that of the images' folder by chance."""
+    images = ["/set1/q/x.jpg", "/set1/set1/q/x.jpg"]
+    masks = ["/gt/q/x.png", "/gt/set1/q/x.png"]
+    assert pair(images, masks, NONE).truth_of == dict(zip(images, masks, strict=True))
+
+
+def test_short_names_are_unique() -> None:
+    one = pair(["/i/a/x.jpg", "/i/a/y.jpg"], ["/m/b/x.png", "/m/c/y.png"], NONE)
+    assert sorted(one.name_of.values()) == ["x", "y"]
+    two = pair(["/d/a/i/x.jpg", "/d/b/i/x.jpg"], ["/d/a/m/x.png", "/d/b/m/x.png"], NONE)
+    assert sorted(two.name_of.values()) == ["a/i/x", "b/i/x"]
+
+
 def test_an_image_does_not_take_the_truth_of_another() -> None:
     found = pair(["/images/a/x.png", "/images/b/x.png"], ["/labels/a/x.png"], NONE)
     assert found.truth_of == {"/images/a/x.png": "/labels/a/x.png"}
@@ -57,7 +108,7 @@ def test_an_image_does_not_take_the_truth_of_another() -> None:
     ],
 )
 def test_nobody_guesses(images: list[str], truths: list[str]) -> None:
-    with pytest.raises(RecipeError, match="several truth masks") as caught:
+    with pytest.raises(RecipeError, match="Several masks fit one image") as caught:
         pair([*images, "/i/y.jpg"], [*truths, "/l/y.png"], NONE)
     assert "x.png" in str(caught.value)
 

@@ -19,9 +19,9 @@ from maskloom.segcore.annotations.label_mapping import (
     default_rules,
     parse_values,
 )
+from maskloom.segcore.annotations.metrics import Confusion
+from maskloom.segcore.annotations.object_metrics import average_precision
 from maskloom.segcore.errors import RecipeError
-from maskloom.segcore.evaluation.confusion import Confusion
-from maskloom.segcore.evaluation.instances import average_precision
 from maskloom.segcore.evaluation.scoring import (
     EvaluatedImage,
     EvaluationOptions,
@@ -72,8 +72,8 @@ def test_any_tiling_says_the_same(tmp_path: Path) -> None:
     given = terms("0=background", "1..=cell")
     given = replace(
         given,
-        key=LabelMapping.of(
-            [*default_rules(NAMES, ("cell",)), ValueRule(60_000, 60_000, "void")], NAMES
+        mapping=LabelMapping.of(
+            [*default_rules(NAMES, ("cell",)), ValueRule(60_000, 60_000, None)], NAMES
         ),
     )
     whole = score(one, given)
@@ -156,8 +156,8 @@ def test_objects_in_void_are_not_marked_as_errors(tmp_path: Path) -> None:
     given = terms("0=background", "1..8=cell")
     given = replace(
         given,
-        key=LabelMapping.of(
-            [*parse_values(["0=background", "1..8=cell"]), ValueRule(9, 9, "void")], NAMES
+        mapping=LabelMapping.of(
+            [*parse_values(["0=background", "1..8=cell"]), ValueRule(9, 9, None)], NAMES
         ),
     )
     seen = view(subject(tmp_path, truth, mask), given, 0)
@@ -240,6 +240,19 @@ def test_truth_of_the_same_place_is_compared(
     np.testing.assert_array_equal(
         found.counts, Confusion.of((truth > 0).astype(int), mask.astype(int), 2).counts
     )
+
+
+def test_longitudes_may_be_counted_from_either_side_of_the_antimeridian(tmp_path: Path) -> None:
+    truth, mask = scene()
+    one = subject(tmp_path, truth, mask)
+    for name, west, pixels in (("mask", 179.9, mask), ("truth", -180.1, truth)):
+        place = Affine(0.001, 0, west, 0, -0.001, 10)
+        write_tiff(tmp_path / f"{name}.tif", pixels[..., None], crs="EPSG:4326", transform=place)
+    assert score(one, terms()).confusion.pixels == mask.size
+    place = Affine(0.001, 0, -180.09, 0, -0.001, 10)
+    write_tiff(tmp_path / "truth.tif", truth[..., None], crs="EPSG:4326", transform=place)
+    with pytest.raises(RecipeError, match="10 pixels apart"):
+        score(one, terms())
 
 
 def test_a_mask_of_another_kind_than_the_others_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from skimage import data
 
 import maskloom.segcore.formats  # noqa: F401  registers all formats
-from maskloom.segcore.annotations.masks import MaskFile, open_mask
+from maskloom.segcore.annotations.masks import describe, open_mask
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 
@@ -183,7 +183,7 @@ def test_a_file_that_does_not_say_what_0_means_is_taken_as_stored(tmp_path: Path
 def test_a_mask_with_white_as_0_is_compared_by_its_stored_numbers(tmp_path: Path) -> None:
     classes = (PHOTO // 64).astype(np.uint8)
     path = write_bits(tmp_path / "truth.tif", classes, 8, "MINISWHITE")
-    with open_mask(MaskFile.describe(str(path)), "index") as mask:
+    with open_mask(describe(str(path)), "index") as mask:
         np.testing.assert_array_equal(mask.read(Box.whole(classes.shape))[0], classes)
 
 

@@ -13,7 +13,7 @@ from maskloom.segcore.storage.store import Store
 from maskloom.segcore.training import checkpoint
 from maskloom.segcore.training import export as outcome
 from maskloom.segcore.training.checkpoint import TrainingState
-from maskloom.segcore.training.loop import planned
+from maskloom.segcore.training.loop import with_plan
 from maskloom.segcore.training.recipe import Training
 
 
@@ -27,7 +27,7 @@ RISING = tuple(i / 100 for i in range(10))
 
 
 @pytest.mark.parametrize(
-    ("standing", "changes", "plans"),
+    ("state", "changes", "plans"),
     [
         (trained(RISING), {}, ((0, 40),)),
         (trained(RISING), {"patience": 1}, ((0, 40),)),
@@ -48,15 +48,15 @@ RISING = tuple(i / 100 for i in range(10))
         (trained((0.5, 0.4, 0.4)), {"patience": 2, "epochs": 60}, ((0, 40),)),
     ],
 )
-def test_a_training_may_grow_longer_and_says_where_its_rates_changed(standing, changes, plans):
+def test_a_training_may_grow_longer_and_says_where_its_rates_changed(state, changes, plans):
     wanted = Training(**{"epochs": 40, **changes})
     if plans is None:
         with pytest.raises(RecipeError, match=r"another folder in `output`"):
-            planned(standing, wanted, 5)
+            with_plan(state, wanted, 5)
     else:
-        found = planned(standing, wanted, 5)
-        assert found == replace(standing, plans=plans)
-        again = planned(found, wanted, 5)
+        found = with_plan(state, wanted, 5)
+        assert found == replace(state, plans=plans)
+        again = with_plan(found, wanted, 5)
         assert again == found
 
 
@@ -74,7 +74,7 @@ def test_one_training_at_a_time_has_a_folder(tmp_path):
 
 def test_broken_checkpoints_are_named(tmp_path):
     store = Store(str(tmp_path))
-    standing = TrainingState(
+    state = TrainingState(
         step=2,
         losses=(0.5, 0.25),
         history=({"epoch": 1, "score": 0.5, "iou": [0.5, None]},),
@@ -82,9 +82,9 @@ def test_broken_checkpoints_are_named(tmp_path):
     )
     values = [np.arange(6.0).reshape(2, 3), np.array(7)]
     checkpoint.write_best(store, 1, values)
-    checkpoint.write(store, standing, values)
+    checkpoint.write(store, state, values)
     found, read = checkpoint.read(store)
-    assert found == standing
+    assert found == state
     assert [value.tolist() for value in read] == [value.tolist() for value in values]
     for name in ("last", "best-1"):
         path = tmp_path / "checkpoint" / f"{name}.npz"

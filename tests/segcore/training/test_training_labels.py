@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
+from maskloom.segcore.annotations.masks import packed_colours
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.training.labels import UNKNOWN, VOID, Colours, Index, Instances, Values
 
@@ -17,8 +18,8 @@ CLASSES = ("water", "forest", "town")
 
 def decode(kind, raw, valid=None, classes=CLASSES):
     raw = np.asarray(raw)
-    raw = raw[..., None] if raw.ndim == 2 else raw
-    return kind.table(classes).decode(raw, np.ones(raw.shape[:2], bool) if valid is None else valid)
+    raw = packed_colours(raw) if raw.ndim == 3 else raw
+    return kind.decoder(classes).decode(raw, np.ones(raw.shape, bool) if valid is None else valid)
 
 
 @given(arrays.arrays(np.uint8, (5, 7)))
@@ -37,7 +38,7 @@ def test_values_of_any_type(dtype):
     assert decode(kind, raw + dtype(2)).tolist() == [[UNKNOWN] * 4]
 
 
-def test_values_beyond_the_table_and_negative_ones_are_unknown():
+def test_very_large_values_and_negative_ones_are_unknown():
     raw = np.array([[-1, 70_000, 0]], np.int32)
     assert decode(Index(), raw).tolist() == [[UNKNOWN, UNKNOWN, 0]]
     assert decode(Index(void="rest"), raw).tolist() == [[VOID, VOID, 0]]
@@ -51,8 +52,9 @@ def test_colours():
     names = {"water": "#E2A929", "town": "3c1098", "forest": "#00FF00"}
     assert decode(Colours(names, void="#9B9B9B"), raw).tolist() == [[0, 2, 1, VOID, UNKNOWN]]
     assert decode(Colours(names, void="rest"), raw).tolist() == [[0, 2, 1, VOID, VOID]]
-    table = Colours(names).table(CLASSES)
-    assert table.name(int(table.keys(raw)[0, 1])) == "#3C1098"
+    decoder = Colours(names).decoder(CLASSES)
+    assert decoder.mapping.by == "colour"
+    assert decoder.name(int(packed_colours(raw)[0, 1])) == "#3C1098"
 
 
 def test_pixels_without_data_are_void():
@@ -96,4 +98,4 @@ def test_border_is_where_two_objects_are_near(ids, reach):
 )
 def test_labels_that_do_not_suit_the_classes_are_refused(kind, message):
     with pytest.raises(RecipeError, match=message):
-        kind.table(CLASSES)
+        kind.decoder(CLASSES)

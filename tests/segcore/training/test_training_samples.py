@@ -15,7 +15,7 @@ from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training.augment import AUGMENTATIONS, Flip, Patch, Rotate90, Scale
-from maskloom.segcore.training.class_counts import survey
+from maskloom.segcore.training.class_counts import count_classes
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.labels import VOID, Index, Instances
 from maskloom.segcore.training.pairs import Pair
@@ -23,8 +23,8 @@ from maskloom.segcore.training.sampling import (
     PatchShape,
     Sampler,
     SamplingOptions,
-    lattice,
     resized,
+    sliding_windows,
 )
 
 
@@ -34,7 +34,7 @@ def png(path, array):
 
 
 @pytest.fixture
-def collection(tmp_path):
+def dataset(tmp_path):
     """Two pictures whose masks are a function of their pixels: 1 where the value is odd, void at
     255.
     """
@@ -46,16 +46,16 @@ def collection(tmp_path):
         pairs.append(
             Pair(str(i), png(tmp_path / f"{i}.png", pixels), png(tmp_path / f"{i}_mask.png", mask))
         )
-    return Dataset(pairs, Index().table(("even", "odd")), 64)
+    return Dataset(pairs, Index().decoder(("even", "odd")), 64)
 
 
 SQUARE = PatchShape(32)
 
 
-def sampler(collection, frame=SQUARE, augmentation=(), seed=0, balance=0.5):
-    found = survey(collection, ("even", "odd"), lambda *_: None)
+def sampler(dataset, frame=SQUARE, augmentation=(), seed=0, balance=0.5):
+    found = count_classes(dataset, ("even", "odd"), lambda *_: None)
     return Sampler(
-        collection,
+        dataset,
         found,
         [0, 1],
         Scaling((0.0,), (1.0,)),
@@ -64,8 +64,8 @@ def sampler(collection, frame=SQUARE, augmentation=(), seed=0, balance=0.5):
 
 
 @pytest.mark.parametrize("frame", [PatchShape(32), PatchShape(48, 10)])
-def test_labels_belong_to_the_middle_of_their_pixels(collection, frame):
-    draw = sampler(collection, frame, (Flip(), Rotate90()))
+def test_labels_belong_to_the_middle_of_their_pixels(dataset, frame):
+    draw = sampler(dataset, frame, (Flip(), Rotate90()))
     for step in range(10):
         batch = draw.batch(0, step)
         inner = slice(frame.margin, frame.patch - frame.margin)
@@ -76,10 +76,10 @@ def test_labels_belong_to_the_middle_of_their_pixels(collection, frame):
         np.testing.assert_array_equal(batch.classes[known], pixels[known] % 2)
 
 
-def test_a_step_depends_on_seed_epoch_and_step_alone(collection):
+def test_a_step_depends_on_seed_epoch_and_step_alone(dataset):
     one, other = (
-        sampler(collection, augmentation=(Flip(), Scale(0.5))),
-        sampler(collection, augmentation=(Flip(), Scale(0.5))),
+        sampler(dataset, augmentation=(Flip(), Scale(0.5))),
+        sampler(dataset, augmentation=(Flip(), Scale(0.5))),
     )
     for step in (3, 0, 1):
         other.batch(7, step)
@@ -88,7 +88,7 @@ def test_a_step_depends_on_seed_epoch_and_step_alone(collection):
             getattr(one.batch(2, 5), name), getattr(other.batch(2, 5), name)
         )
     drawn = [
-        sampler(collection, seed=seed).batch(epoch, step).pixels.tobytes()
+        sampler(dataset, seed=seed).batch(epoch, step).pixels.tobytes()
         for seed in (0, 1)
         for epoch in (0, 1)
         for step in (0, 1)
@@ -106,12 +106,12 @@ def test_pixels_without_data_are_0_however_they_are_augmented(tmp_path):
         FORMATS["tiff"].describe(str(tmp_path / "a.tif"), "1"),
         png(tmp_path / "m.png", np.eye(64, dtype=np.uint8)),
     )
-    collection = Dataset([pair], Index().table(("even", "odd")), 64)
-    found = survey(collection, ("even", "odd"), lambda *_: None)
+    dataset = Dataset([pair], Index().decoder(("even", "odd")), 64)
+    found = count_classes(dataset, ("even", "odd"), lambda *_: None)
     changes = tuple(AUGMENTATIONS[name]() for name in sorted(AUGMENTATIONS) if name != "scale")
     for augmentation in (changes, (*changes, Scale(0.5))):
         draw = Sampler(
-            collection, found, [0], Scaling(), SamplingOptions(SQUARE, 8, 0.5, 3, augmentation)
+            dataset, found, [0], Scaling(), SamplingOptions(SQUARE, 8, 0.5, 3, augmentation)
         )
         batch = draw.batch(0, 0)
         void = batch.classes == VOID
@@ -124,12 +124,12 @@ def test_rare_classes_are_found(tmp_path):
     mask = np.zeros((600, 600), np.uint8)
     mask[400:404, 500:504] = 1
     pair = Pair("a", png(tmp_path / "a.png", mask), png(tmp_path / "m.png", mask))
-    collection = Dataset([pair], Index().table(("even", "odd")), 64)
-    found = survey(collection, ("even", "odd"), lambda *_: None)
+    dataset = Dataset([pair], Index().decoder(("even", "odd")), 64)
+    found = count_classes(dataset, ("even", "odd"), lambda *_: None)
     share = {}
     for balance in (0.0, 1.0):
         draw = Sampler(
-            collection, found, [0], Scaling(), SamplingOptions(PatchShape(96), 8, balance, 0)
+            dataset, found, [0], Scaling(), SamplingOptions(PatchShape(96), 8, balance, 0)
         )
         share[balance] = np.mean(
             [(draw.batch(0, step).classes == 1).any(axis=(1, 2)).mean() for step in range(12)]
@@ -138,9 +138,9 @@ def test_rare_classes_are_found(tmp_path):
     assert share[1.0] > 0.3 > 0.15 > share[0.0]
 
 
-def test_the_survey_counts_every_pixel_by_class(collection):
-    found = survey(collection, ("even", "odd"), lambda *_: None)
-    for number, pair in enumerate(collection.pairs):
+def test_the_survey_counts_every_pixel_by_class(dataset):
+    found = count_classes(dataset, ("even", "odd"), lambda *_: None)
+    for number, pair in enumerate(dataset.pairs):
         mask = np.asarray(Image.open(pair.mask.location))
         assert found.classes[number].tolist() == [(mask == 0).sum(), (mask == 1).sum()]
         for row, column in np.ndindex(found.cells[number].shape[:2]):
@@ -158,10 +158,12 @@ def test_the_survey_counts_every_pixel_by_class(collection):
     st.integers(0, 7),
     st.sampled_from([1, 2, 8]),
 )
-def test_a_lattice_answers_every_pixel_once(shape, patch, margin, context, stride):
+def test_sliding_windows_answer_every_pixel_once(shape, patch, margin, context, stride):
     frame = PatchShape(patch, margin, stride)
     count = np.zeros(shape, int)
-    for seen, counted in lattice(shape, frame, min(context, max(0, (frame.target - stride) // 2))):
+    for seen, counted in sliding_windows(
+        shape, frame, min(context, max(0, (frame.target - stride) // 2))
+    ):
         assert seen.shape == (patch, patch)
         answered = seen.grow((-margin, -margin))
         assert all(start % stride == 0 for start in answered.start)
@@ -211,8 +213,8 @@ def test_windows_are_mirrored_at_the_border_as_in_inference(top, left, side):
     box = Box((top, left), (top + side, left + side))
     if (box & Box.whole(pixels.shape)).size == 0:
         return
-    collection = Dataset([Pair("a", spec, spec)], Instances().table(("background", "cell")), 8)
-    window = collection.window(0, box)
+    dataset = Dataset([Pair("a", spec, spec)], Instances().decoder(("background", "cell")), 8)
+    window = dataset.window(0, box)
     padded = np.pad(pixels, 200, mode="reflect")[
         200 + top : 200 + top + side, 200 + left : 200 + left + side
     ]
@@ -242,20 +244,20 @@ def test_borders_of_objects_are_the_same_in_every_window(reach, top, left, side,
     fsspec.filesystem("memory").pipe_file("/borders.png", out.getvalue())
     spec = FORMATS["picture"].describe("memory://borders.png", "1")
     kind, classes = Instances(of="cell", border="gap", reach=reach), ("background", "cell", "gap")
-    table = kind.table(classes)
-    whole = table.decode(ids[..., None], np.ones(ids.shape, bool))
+    table = kind.decoder(classes)
+    whole = table.decode(ids, np.ones(ids.shape, bool))
     box = Box((top, left), (top + side, left + side)) & Box.whole(ids.shape)
-    collection = Dataset([Pair("a", spec, spec)], table, 8)
+    dataset = Dataset([Pair("a", spec, spec)], table, 8)
     strips = []
     with pytest.MonkeyPatch.context() as patch:
         # Strips of 64 rows, as those of large images.
         patch.setattr("maskloom.segcore.training.dataset._STRIP_PIXELS", 1)
-        found = survey(collection, classes, lambda *_: None)
-        strips = [window.classes for _, window, _ in collection.strips(0, 64)]
+        found = count_classes(dataset, classes, lambda *_: None)
+        strips = [window.classes for _, window, _ in dataset.strips(0, 64)]
     assert len(strips) == 2
     np.testing.assert_array_equal(np.concatenate(strips), whole)
     assert found.classes[0].tolist() == np.bincount(whole.ravel(), minlength=3).tolist()
-    np.testing.assert_array_equal(collection.window(0, box).classes, whole[box.slices])
+    np.testing.assert_array_equal(dataset.window(0, box).classes, whole[box.slices])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Dataset, "_kept", lambda *_: False)
         read = Dataset([Pair("a", spec, spec)], table, 8)
@@ -269,15 +271,15 @@ def test_images_are_forgotten_where_they_would_take_more_than_the_memory(tmp_pat
         spec = png(tmp_path / f"{i}.png", images[-1])
         pairs.append(Pair(str(i), spec, spec))
     # Of 600,000 bytes each: the pixels, whether they are valid, and their classes.
-    collection = Dataset(pairs, Index().table(("even", "odd")), 2)
-    survey(collection, ("even", "odd"), lambda *_: None)
+    dataset = Dataset(pairs, Index().decoder(("even", "odd")), 2)
+    count_classes(dataset, ("even", "odd"), lambda *_: None)
     for number in (0, 1, 0, 2, 3, 0, 0, 1):
-        window = collection.window(number, Box((3, 4), (90, 80)))
+        window = dataset.window(number, Box((3, 4), (90, 80)))
         np.testing.assert_array_equal(window.classes, images[number][3:90, 4:80])
-        assert len(collection._whole) == 3
-        assert collection._held == sum(
+        assert len(dataset._whole) == 3
+        assert dataset._held == sum(
             each.pixels.nbytes + each.valid.nbytes + each.classes.nbytes
-            for each in collection._whole.values()
+            for each in dataset._whole.values()
         )
 
 
@@ -297,12 +299,12 @@ def test_large_images_are_read_by_windows_and_palettes_by_index(tmp_path):
     )
     assert pair.mask.channels == 3
     kept, read = (
-        Dataset([pair], Index().table(("even", "odd")), megabytes) for megabytes in (1024, 1)
+        Dataset([pair], Index().decoder(("even", "odd")), megabytes) for megabytes in (1024, 1)
     )
     box = Box((100, -20), (180, 70))
-    for collection in (kept, read):
-        window = collection.window(0, box)
+    for dataset in (kept, read):
+        window = dataset.window(0, box)
         np.testing.assert_array_equal(window.pixels[:, 20:], pixels[100:180, :70])
         np.testing.assert_array_equal(window.classes[:, 20:], classes[100:180, :70])
-        assert len(collection._whole) == (collection is kept)
-        collection.close()
+        assert len(dataset._whole) == (dataset is kept)
+        dataset.close()

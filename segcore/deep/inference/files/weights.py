@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from maskloom.segcore.deep.inference.card import Card, card_name
 from maskloom.segcore.errors import StoreError, WeightsError
+from maskloom.segcore.storage.addresses import RelativeToRecipe
 from maskloom.segcore.storage.store import filesystem, store_errors
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ def packaged_names() -> list[str]:
 def is_packaged(location: str) -> bool:
     """Whether a location is the name of packaged weights."""
     return location in packaged_names()
+
+
+WeightsLocation = Annotated[str, RelativeToRecipe(unless=is_packaged)]
+"""The name of packaged weights, a path or an fsspec URI."""
 
 
 def file_name(location: str) -> str:

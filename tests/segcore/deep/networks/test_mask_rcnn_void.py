@@ -15,9 +15,8 @@ from maskloom.segcore.deep.networks.mask_rcnn.assignment import is_labelled
 from maskloom.segcore.deep.networks.mask_rcnn.network import MaskRcnnNetwork
 from maskloom.segcore.deep.networks.mask_rcnn.recipe import MaskRcnn
 from maskloom.segcore.deep.networks.mask_rcnn.targets import UNLABELLED, objects_of, training_batch
-from maskloom.segcore.training.instances import InstanceSubject, without_void
+from maskloom.segcore.training.instances import InstanceTask, ObjectLabels, match
 from maskloom.segcore.training.labels import VOID
-from maskloom.segcore.training.metrics import matched
 from maskloom.segcore.training.sampling import Batch
 
 SIDE = 64
@@ -184,8 +183,8 @@ def test_training_passes_void_on() -> None:
     ids = np.zeros((1, 8, 8), np.uint16)
     classes[0, 2:4, 2:6], ids[0, 2:4, 2:6] = 1, 900
     classes[0, 5:] = VOID
-    subject = InstanceSubject(cast("Any", None))
-    (inputs,) = subject.arguments(Batch(np.zeros((1, 8, 8, 1), np.float32), classes, ids))
+    task = InstanceTask(cast("Any", None))
+    (inputs,) = task.arguments(Batch(np.zeros((1, 8, 8, 1), np.float32), classes, ids))
     assert np.array_equal(
         inputs["instances"], np.where(classes == VOID, UNLABELLED, classes.astype(int))
     )
@@ -194,17 +193,25 @@ def test_training_passes_void_on() -> None:
 
 
 def test_what_is_found_in_void_is_no_error() -> None:
-    true, said, void = (np.zeros((6, 12), np.int32) for _ in range(3))
+    true, predicted, classes = (np.zeros((6, 12), np.int32) for _ in range(3))
     true[1:3, 1:3] = 7
-    void[:, 6:] = 1
-    said[1:3, 1:3] = 1  # true
-    said[4, 4:9] = 2  # three of five pixels in void
-    said[1, 5:7] = 3  # half
-    said[4, 9] = 4  # all
-    assert np.unique(without_void(said, true, void > 0)).tolist() == [0, 1, 3]
+    classes[:, 6:] = VOID
+    predicted[1:3, 1:3] = 1  # true
+    predicted[4, 4:9] = 2  # three of five pixels in void
+    predicted[1, 5:7] = 3  # half
+    predicted[4, 9] = 4  # all
     # An object whose larger part is cut off by void is found by its rest.
     true[5, 4:6] = 8
-    said[5, 4:10] = 5
-    left = without_void(said, true, void > 0)
-    assert np.array_equal(left == 5, true == 8)
-    assert matched(left, true).tolist() == [2, 1, 0]
+    predicted[5, 4:10] = 5
+    labels = classes.astype(np.uint8)
+    labels[true > 0] = 1
+    truth = ObjectLabels.of(true, labels)
+    matching = match(truth, ObjectLabels(predicted, np.array([0, *[1] * 5])))
+    assert (matching.predicted.ids[matching.partner > 0]).tolist() == [1, 5]
+    assert matching.counts(2).tallies[1, 0].tolist() == [2, 1, 0]
+    # Without their pixels in void, objects are the same as in an image that ends there.
+    cut = match(
+        ObjectLabels.of(true[:, :6], labels[:, :6]),
+        ObjectLabels(predicted[:, :6], np.array([0, *[1] * 5])),
+    )
+    np.testing.assert_array_equal(cut.iou[cut.partner > 0], matching.iou[matching.partner > 0])

@@ -1,8 +1,8 @@
-"""Confusion matrices and what follows from them.
+"""Pixel metrics from confusion matrices, for training and evaluation.
 
-Pixels are counted by their class in the truth and in the mask. Void pixels of the truth count
-nowhere. Pixels that have a class in the truth and none in the mask (nodata) are `unpredicted`: they
-stand in a column of their own and enter no measure.
+Pixels are counted by their class in the truth and in the prediction. Void pixels of the truth count
+nowhere. Pixels with a class in the truth but none in the prediction (nodata) are `unpredicted`:
+they have a separate column and enter no measure.
 """
 
 from __future__ import annotations
@@ -18,28 +18,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Confusion:
-    """Pixels by class of the truth and of the mask. Confusions add up over tiles and images."""
+    """Pixels by true and by predicted class. Confusions add up over tiles and images."""
 
     counts: NDArray[np.int64]
-    """(n, n + 1): class of the truth by class of the mask; the last column has the unpredicted."""
+    """(class of the truth, class of the prediction); a last column counts the unpredicted pixels.
+    """
     void: int = 0
     """Pixels without truth."""
 
     @classmethod
     def none(cls, classes: int) -> Confusion:
-        """No pixel yet."""
+        """The confusion of no pixels."""
         return cls(np.zeros((classes, classes + 1), np.int64))
 
     @classmethod
-    def of(cls, truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> Confusion:
-        """The confusion of two arrays of class ids; negative is void in the truth, unpredicted in
-        the mask.
+    def of(
+        cls, truth: NDArray[np.integer], predicted: NDArray[np.integer], classes: int
+    ) -> Confusion:
+        """The confusion of two arrays of class ids of one shape; a negative id is void in the truth
+        and unpredicted in the prediction. `truth` is signed.
         """
         known = truth >= 0
-        column = np.where(predicted >= 0, predicted, classes)
-        counts = np.bincount(
-            (truth * (classes + 1) + column)[known], minlength=classes * (classes + 1)
-        )
+        row = truth[known].astype(np.int64)
+        column = np.where(predicted >= 0, predicted, classes)[known]
+        counts = np.bincount(row * (classes + 1) + column, minlength=classes * (classes + 1))
         return cls(
             counts.reshape(classes, classes + 1).astype(np.int64),
             int(known.size - np.count_nonzero(known)),
@@ -50,62 +52,64 @@ class Confusion:
 
     @property
     def square(self) -> NDArray[np.int64]:
-        """(n, n): pixels that have a class in the truth and in the mask."""
+        """(class, class): pixels with a class in the truth and in the prediction."""
         return self.counts[:, :-1]
 
     @property
     def pixels(self) -> int:
-        """Pixels that the measures are of."""
+        """Number of pixels that enter the measures."""
         return int(self.square.sum())
 
     @property
     def unpredicted(self) -> int:
-        """Pixels with a class in the truth and none in the mask."""
+        """Pixels with a class in the truth but none in the prediction."""
         return int(self.counts[:, -1].sum())
 
     @property
     def correct(self) -> NDArray[np.int64]:
-        """Pixels of each class on which truth and mask agree."""
+        """Pixels of each class on which truth and prediction agree."""
         return np.diagonal(self.square)
 
     @property
     def wrong(self) -> int:
-        """Pixels on which truth and mask differ."""
+        """Pixels on which truth and prediction differ."""
         return self.pixels - int(self.correct.sum())
 
     @property
     def truth(self) -> NDArray[np.int64]:
-        """Pixels of each class in the truth, the unpredicted left out."""
+        """Pixels of each class in the truth, without the unpredicted ones."""
         return np.asarray(self.square.sum(axis=1))
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        """Pixels of each class in the mask."""
+        """Pixels of each class in the prediction."""
         return np.asarray(self.square.sum(axis=0))
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Intersection over union (Jaccard 1912) of each class; NaN for one that neither has."""
+        """Intersection over union (Jaccard 1912) of each class; NaN for a class without pixels on
+        both sides.
+        """
         return ratio(self.correct, self.truth + self.predicted - self.correct)
 
     @property
     def dice(self) -> NDArray[np.float64]:
-        """Twice the intersection over the sum of both (Dice 1945, F1) of each class; NaN for one
-        that neither has.
+        """Twice the intersection over the sum of both (Dice 1945, F1) of each class; NaN for a
+        class without pixels on both sides.
         """
         return ratio(2 * self.correct, self.truth + self.predicted)
 
     @property
     def precision(self) -> NDArray[np.float64]:
-        """Share of a class's pixels in the mask that are right (user's accuracy); NaN where the
-        mask has none.
+        """Share of the predicted pixels of a class that are right (user's accuracy); NaN if none
+        are predicted.
         """
         return ratio(self.correct, self.predicted)
 
     @property
     def recall(self) -> NDArray[np.float64]:
-        """Share of a class's pixels in the truth that the mask finds (producer's accuracy); NaN
-        where the truth has none.
+        """Share of the true pixels of a class that are predicted (producer's accuracy); NaN if the
+        truth has none.
         """
         return ratio(self.correct, self.truth)
 
@@ -116,12 +120,12 @@ class Confusion:
 
     @property
     def majority_baseline(self) -> float:
-        """Accuracy of a mask that gives every pixel the truth's most frequent class."""
+        """Accuracy of a prediction of the truth's most frequent class for every pixel."""
         return float(ratio(self.truth.max(initial=0), self.square.sum()))
 
     @property
     def kappa(self) -> float:
-        """Agreement beyond chance (Cohen 1960); NaN where chance alone agrees."""
+        """Agreement beyond chance (Cohen 1960); NaN if chance alone gives full agreement."""
         total = float(self.square.sum())
         chance = (
             float((self.truth.astype(float) * self.predicted.astype(float)).sum()) / total**2
@@ -134,11 +138,11 @@ class Confusion:
 def ratio(
     part: NDArray[np.int64] | np.int64, whole: NDArray[np.int64] | np.int64
 ) -> NDArray[np.float64]:
-    """Part over whole; NaN where the whole is 0."""
+    """Part over whole; NaN if the whole is 0."""
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
 def mean_of_known(values: NDArray[np.float64]) -> float:
-    """The mean of the values that are no NaN; NaN where none is."""
+    """Mean of the values that are not NaN; NaN if all are."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")

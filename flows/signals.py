@@ -1,4 +1,4 @@
-"""Signals: Ctrl-C and SIGTERM ask a run to stop, and the second Ctrl-C breaks it off."""
+"""Signals: Ctrl-C and SIGTERM ask a run to stop; a second Ctrl-C aborts it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Handlers:
-    """Handlers of signals at one moment."""
+    """Signal handlers at one moment."""
 
     by_signal: tuple[tuple[signal.Signals, Any], ...]
 
     @classmethod
     def now(cls) -> Handlers:
-        """Those of SIGINT and SIGTERM now; none outside of the main thread, which alone may set
-        them.
+        """The present handlers of SIGINT and SIGTERM. Empty outside the main thread, which alone
+        may set handlers.
         """
         if threading.current_thread() is not threading.main_thread():
             return cls(())
@@ -31,7 +31,7 @@ class Handlers:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Puts them in place, and afterwards those back that were there."""
+        """Install these handlers for the block, then restore those before."""
         before = [(number, signal.signal(number, handler)) for number, handler in self.by_signal]
         try:
             yield
@@ -46,11 +46,11 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     `KeyboardInterrupt`.
     """
 
-    def note(number: int, _: object) -> None:
+    def request_stop(number: int, _: object) -> None:
         if number == signal.SIGINT and stop.is_set():
             raise KeyboardInterrupt
         stop.set()
 
     before = Handlers.now()
-    with Handlers(tuple((number, note) for number, _ in before.by_signal)).installed():
+    with Handlers(tuple((number, request_stop) for number, _ in before.by_signal)).installed():
         yield

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from maskloom.segcore.evaluation.instances import (
+from maskloom.segcore.annotations.object_metrics import (
     THRESHOLDS,
     ImageObjects,
     Matching,

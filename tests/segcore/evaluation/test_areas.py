@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from maskloom.segcore.evaluation.estimate import NORMAL_95, estimate_areas
+from maskloom.segcore.evaluation.areas import NORMAL_95, estimate_areas
 
 # Table 8 of the paper: 640 sampled pixels by class of the map (rows) and of the reference; pixels
 # mapped; 30 m pixels.

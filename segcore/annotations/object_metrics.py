@@ -1,22 +1,22 @@
-"""Objects against objects: which match, and what that is worth.
+"""Object metrics for training and evaluation: which objects match, and the measures of that.
 
-Two objects of one class match where their intersection over union exceeds a threshold of 0.5 or
-more; objects of one side do not overlap, so each has at most one match and nobody need be assigned
-(Kirillov et al. 2019). Void pixels of the truth count for neither side, and a predicted object
-without a match that lies for more than half in them is no error.
+Two objects of one class match if their intersection over union exceeds a threshold of 0.5 or more.
+Objects of one side do not overlap, so that each has at most one match and no assignment is needed
+(Kirillov et al. 2019). Void pixels of the truth count for neither side; a predicted object without
+a match that has more than half of its pixels in them is no error.
 
-Three numbers are called AP or look like it; here they have names of their own:
+Three numbers are called AP or resemble it; here they have different names:
 
     panoptic quality (pq)   sum of the matches' intersection over union / (matches + half the misses
                             + half the false ones), at 0.5 (Kirillov)
     ap_dsb2018              matches / (matches + misses + false ones), at a threshold (Data Science
-                            Bowl 2018; StarDist and Cellpose say AP)
+                            Bowl 2018; StarDist and Cellpose call it AP)
     ap_coco                 area under precision and recall by falling score, at 101 recalls (COCO);
-                            only where objects have scores
+                            only for objects with scores
 
-The last is what pycocotools says, but for three things: all objects of an image count, not 100; an
-overlap of exactly the threshold is no match, here as in the other two; and what is void is void for
-every class, while COCO's crowds are of one.
+The last is that of pycocotools except for three things: all objects of an image count, not 100; an
+overlap of exactly the threshold is no match, as in the other two; and void is void for all classes,
+while crowds in COCO belong to one.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.segcore.evaluation.confusion import ratio
+from maskloom.segcore.annotations.metrics import ratio
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
-"""0.50 to 0.95, as COCO has them."""
+"""0.50 to 0.95, as in COCO."""
 _RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overlaps:
-    """Pixels by id in the mask and id in the truth, each pair once, 0 (no object) included.
-    Overlaps add up over tiles.
+    """Pixels by pair of ids, predicted and true, each pair once, including 0 (no object). Overlaps
+    add up over tiles.
     """
 
     predicted: NDArray[np.int64]
@@ -50,12 +50,14 @@ class Overlaps:
 
     @classmethod
     def none(cls) -> Overlaps:
-        """No pixel yet."""
+        """The overlaps of no pixels."""
         return cls(*(np.zeros(0, np.int64) for _ in range(3)))
 
     @classmethod
     def of(cls, predicted: NDArray[np.integer], truth: NDArray[np.integer]) -> Overlaps:
-        """The overlaps of two arrays of ids. Counted by runs, which are fewer than pixels."""
+        """The overlaps of two arrays of ids of one shape, counted by runs, which are fewer than
+        pixels.
+        """
         one, other = predicted.ravel().astype(np.int64), truth.ravel().astype(np.int64)
         if not one.size:
             return cls.none()
@@ -66,7 +68,7 @@ class Overlaps:
 
     @classmethod
     def total(cls, parts: Sequence[Overlaps]) -> Overlaps:
-        """What the parts of an image say together, in whatever order."""
+        """The overlaps of all parts of an image, in any order."""
         parts = [cls.none(), *parts]
         return _summed(
             *(
@@ -81,32 +83,32 @@ class Overlaps:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageObjects:
-    """The objects of one side: ids ascending, without 0, and the class and score of each."""
+    """The objects of one side: ascending ids, without 0, and the class and score of each."""
 
     ids: NDArray[np.int64]
     class_of: NDArray[np.int64]
     scores: NDArray[np.float64] | None = None
-    """None: they have none."""
+    """None if not available."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matching:
-    """What became of the objects of one image."""
+    """The predicted objects of one image matched with the true ones."""
 
     predicted: ImageObjects
     truth: ImageObjects
     iou: NDArray[np.float64]
-    """Of each predicted object with the true object of its class that it matches; 0 where none
-    exceeds 0.5.
+    """Intersection over union of each predicted object with its match, a true object of its class;
+    0 without a match above 0.5.
     """
     partner: NDArray[np.int64]
-    """Id of that true object, 0 for none."""
+    """Id of the match, 0 for none."""
     in_void: NDArray[np.bool_]
-    """Predicted objects that lie for more than half in void pixels."""
+    """Predicted objects with more than half of their pixels in void."""
 
     @classmethod
     def of(cls, overlaps: Overlaps, predicted: ImageObjects, truth: ImageObjects) -> Matching:
-        """Match the objects of an image; `overlaps` are of all its pixels."""
+        """Match the objects of an image, from the overlaps of all its pixels."""
         sizes = _sizes(overlaps.predicted, overlaps.shared, predicted.ids)
         void = overlaps.truth < 0
         voids = _sizes(overlaps.predicted[void], overlaps.shared[void], predicted.ids)
@@ -124,7 +126,7 @@ class Matching:
         return cls(predicted, truth, best, partner, 2 * voids > sizes)
 
     def counts(self, classes: int) -> ObjectCounts:
-        """Its objects counted by class."""
+        """Objects counted by class."""
         hit = self.iou[:, None] > np.array(THRESHOLDS)
         ignored = self.in_void[:, None] & ~hit
         tallies = np.zeros((classes, len(THRESHOLDS), 3), np.int64)
@@ -153,23 +155,23 @@ class RankedObjects:
     score: NDArray[np.float64]
     class_of: NDArray[np.int64]
     hit: NDArray[np.int8]
-    """(objects, thresholds): 1 matched, 0 false, -1 does not count."""
+    """(object, threshold): 1 matched, 0 false, -1 not counted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ObjectCounts:
-    """Matched, false and missed objects by class. They add up over images."""
+    """Matched, false and missed objects by class. Counts add up over images."""
 
     tallies: NDArray[np.int64]
-    """(n, thresholds, 3): matched, false (predicted only), missed (in the truth only)."""
+    """(class, threshold, 3): matched, false (only predicted), missed (only in the truth)."""
     iou: NDArray[np.float64]
-    """(n,): sum of the matches' intersection over union at 0.5."""
+    """(class,): sum of the matches' intersection over union at 0.5."""
     ranked: RankedObjects | None = None
-    """None: the objects have no scores."""
+    """None if the objects have no scores."""
 
     @classmethod
     def none(cls, classes: int) -> ObjectCounts:
-        """No object yet."""
+        """The counts of no objects."""
         nothing = RankedObjects(
             np.zeros(0), np.zeros(0, np.int64), np.zeros((0, len(THRESHOLDS)), np.int8)
         )
@@ -187,32 +189,32 @@ class ObjectCounts:
 
     @property
     def ap_dsb2018(self) -> NDArray[np.float64]:
-        """(n, thresholds): matched / all; NaN for a class without objects on either side."""
+        """(class, threshold): matched / all; NaN for a class without objects on both sides."""
         return ratio(self.tallies[..., 0], self.tallies.sum(axis=2))
 
     @property
     def sq(self) -> NDArray[np.float64]:
-        """(n,): segmentation quality, the matches' mean intersection over union; NaN without
+        """(class,): segmentation quality, the matches' mean intersection over union; NaN without
         matches.
         """
         return ratio(self.iou, self.tallies[:, 0, 0])  # type: ignore[arg-type]
 
     @property
     def rq(self) -> NDArray[np.float64]:
-        """(n,): recognition quality, F1 of the objects at 0.5; NaN for a class without objects on
-        either side.
+        """(class,): recognition quality, F1 of the objects at 0.5; NaN for a class without objects
+        on both sides.
         """
         matched, false, missed = np.moveaxis(self.tallies[:, 0], -1, 0)
         return ratio(2 * matched, 2 * matched + false + missed)
 
     @property
     def pq(self) -> NDArray[np.float64]:
-        """(n,): panoptic quality, the product of both."""
+        """(class,): panoptic quality, the product of both."""
         return np.where(self.tallies[:, 0, 0] > 0, np.nan_to_num(self.sq) * self.rq, 0 * self.rq)
 
     @property
     def ap_coco(self) -> NDArray[np.float64] | None:
-        """(n, thresholds); None without scores, NaN for a class that the truth has not."""
+        """(class, threshold); None without scores, NaN for a class that the truth lacks."""
         ranked = self.ranked
         if ranked is None:
             return None
@@ -236,14 +238,14 @@ def average_precision(
     Parameters
     ----------
     predicted, truth : arrays of one shape
-        An id for each pixel; 0 is background.
+        One id per pixel; 0 is background.
     threshold : float
-        A pair matches where its intersection over union exceeds this, from 0.5 on.
+        A pair matches if its intersection over union exceeds this; at least 0.5.
 
     Returns
     -------
     float
-        From 0 to 1; NaN where neither has an object.
+        From 0 to 1; NaN if neither has an object.
     """
     if not THRESHOLDS[0] <= threshold < 1:
         raise ValueError(

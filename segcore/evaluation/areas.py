@@ -1,8 +1,8 @@
 """Areas corrected for the errors of the map, with confidence intervals (Olofsson et al. 2014,
 Remote Sensing of Environment 148).
 
-The map's classes are the strata. A sample of pixels in each, whose true class is known, tells what
-share of the stratum is truly of which class; weighted by the mapped areas that gives the area of
+The map's classes are the strata. A sample of pixels in each, whose true class is known, estimates
+the share of each true class in the stratum; weighted by the mapped areas this gives the area of
 each class without the map's bias, and its standard error.
 """
 
@@ -21,15 +21,15 @@ NORMAL_95 = 1.96
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AreaEstimate:
-    """Areas and accuracies by class, in the unit of the mapped areas. Standard errors are NaN where
-    a stratum has a sample of one.
+    """Areas and accuracies by class, in the unit of the mapped areas. Standard errors are NaN if a
+    stratum has a sample of one.
     """
 
     mapped: NDArray[np.float64]
     adjusted: NDArray[np.float64]
     """Error-adjusted area."""
     error: NDArray[np.float64]
-    """Standard error of it; half the 95 % interval is 1.96 of it."""
+    """Standard error of the adjusted area; half the 95 % interval is 1.96 times this."""
     users: NDArray[np.float64]
     """User's accuracy: share of the mapped class that is right."""
     users_error: NDArray[np.float64]
@@ -54,7 +54,7 @@ def estimate_areas(sample: NDArray[np.int64], mapped: NDArray[np.float64]) -> Ar
     Returns
     -------
     AreaEstimate or None
-        None where a class has a mapped area but no sample: nobody knows then what is truly there.
+        None if a class has a mapped area but no sample, so that its true classes are unknown.
     """
     per_stratum = sample.sum(axis=1).astype(float)
     if ((mapped > 0) & (per_stratum == 0)).any() or mapped.sum() <= 0:
@@ -64,7 +64,7 @@ def estimate_areas(sample: NDArray[np.int64], mapped: NDArray[np.float64]) -> Ar
     n = np.where(used, per_stratum, 1)
     share = np.where(used[:, None], sample / n[:, None], 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        # A sample of one has no variance to tell: 0 / 0.
+        # The variance of a sample of one is undefined: 0 / 0.
         variance = share * (1 - share) / np.where(used, n - 1, 1)[:, None]
     cells = weight[:, None] * share
     found, users = cells.sum(axis=0), np.where(used, np.diagonal(share), np.nan)

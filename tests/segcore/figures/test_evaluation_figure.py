@@ -13,24 +13,21 @@ from PIL import Image
 from tests_support import write_tiff
 
 from maskloom.segcore.annotations.label_mapping import VOID, LabelMapping, default_rules
-from maskloom.segcore.evaluation import picture
-from maskloom.segcore.evaluation.boundary import Boundary
-from maskloom.segcore.evaluation.confusion import Confusion
-from maskloom.segcore.evaluation.picture import (
+from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, score, view
+from maskloom.segcore.figures import evaluation as figure
+from maskloom.segcore.figures.drawing import fitting, font, photo_of
+from maskloom.segcore.figures.evaluation import (
     _CAPTION,
     _COLUMNS,
     _UNDEFINED,
+    ClassMeasures,
     Heading,
+    Strip,
     _draw_confusion,
     _errors,
-    _fitting,
-    _font,
     draw,
     make_strip,
-    photo_of,
 )
-from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, View, score
-from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.raster.classes import ClassTable
 
 
@@ -42,11 +39,13 @@ def drawn(content: bytes) -> np.ndarray:
 def test_any_number_of_classes_has_a_place(classes: int) -> None:
     names = tuple(f"a class with a rather long name {i}" for i in range(classes))
     random = np.random.default_rng(classes)
-    confusion = Confusion(random.integers(0, 1000, (classes, classes + 1)))
-    boundary = Boundary(np.tile([10, 5, 8, 4], (classes, 1)))
-    shown = drawn(
-        draw(Heading("title " * 60, "text"), ClassTable.of(names), (confusion, boundary), [])
+    measures = ClassMeasures(
+        ClassTable.of(names),
+        random.integers(0, 1000, (classes, classes)),
+        random.random(classes),
+        np.full(classes, 0.5),
     )
+    shown = drawn(draw(Heading("title " * 60, "text"), measures, []))
     # Nothing is cut: the border stays paper.
     assert shown.shape[1] == 1280
     assert (shown[:, -8:] == 255).all()
@@ -55,14 +54,15 @@ def test_any_number_of_classes_has_a_place(classes: int) -> None:
     # colours too.
     for colour in ClassTable.of(names).colours[2:] if classes <= 20 else ():
         assert (shown == colour).all(axis=2).sum() >= 17 * 17
-    # A class that neither has is drawn without a figure, not as an error.
-    nothing = Confusion(np.zeros((classes, classes + 1), np.int64))
-    assert (
-        drawn(
-            draw(Heading("t", "x"), ClassTable.of(names), (nothing, Boundary.none(classes)), [])
-        ).shape[1]
-        == 1280
+    # A class without pixels is drawn without a figure, not as an error.
+    nothing = ClassMeasures(
+        ClassTable.of(names), np.zeros((classes, classes), np.int64), *undefined(classes)
     )
+    assert drawn(draw(Heading("t", "x"), nothing, [])).shape[1] == 1280
+
+
+def undefined(classes: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.full(classes, np.nan), np.full(classes, np.nan)
 
 
 class Pen:
@@ -91,33 +91,35 @@ def test_columns_have_numbers_where_one_name_does_not_fit() -> None:
 
 def test_of_many_classes_the_largest_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     names = tuple(f"class {i}" for i in range(30))
-    shown: list[ClassTable] = []
-    monkeypatch.setattr(picture, "_draw_bars", lambda pen, at, legend, values: shown.append(legend))
-    confusion = Confusion(np.diag(np.arange(1, 31))[:, [*range(30), 0]] * np.array([1] * 30 + [0]))
-    draw(Heading("t", "x"), ClassTable.of(names), (confusion, Boundary.none(30)), [])
-    assert shown == [ClassTable(names[10:], ClassTable.of(names).colours[10:])]
+    shown: list[ClassMeasures] = []
+    monkeypatch.setattr(figure, "_draw_bars", lambda pen, at, measures: shown.append(measures))
+    numbers = np.arange(1, 31)
+    measures = ClassMeasures(ClassTable.of(names), np.diag(numbers), numbers / 30, numbers / 60)
+    draw(Heading("t", "x"), measures, [])
+    assert shown[0].table == ClassTable(names[10:], ClassTable.of(names).colours[10:])
+    np.testing.assert_array_equal(shown[0].confusion, np.diag(numbers[10:]))
+    np.testing.assert_array_equal(shown[0].iou, 2 * shown[0].boundary_f)
+    assert shown[0].iou[0] == 11 / 30
 
 
 def test_objects_without_a_match_are_red_though_their_class_is_right() -> None:
     labels, unmatched = np.ones((4, 6), np.int64), np.zeros((4, 6), bool)
     unmatched[1:3, 2:4] = True
-    box = Box.whole((4, 6))
-    seen = View(Tile((0, 0), box, box), labels, labels, unmatched, np.zeros((2, 4, 6), bool))
-    red = _errors(seen, None)
+    red = _errors((labels, labels), unmatched, None)
     np.testing.assert_array_equal((red[..., 0] > 170) & (red[..., 1] < 90), unmatched)
 
 
 def test_all_signs_of_our_own_are_in_the_font() -> None:
-    font = _font(14)
-    missing = bytes(font.getmask("\u0378"))
+    letters = font(14)
+    missing = bytes(letters.getmask("\u0378"))
     for sign in (
         *_UNDEFINED,
-        *_fitting("word " * 50, font, 90),
+        *fitting("word " * 50, letters, 90),
         *"".join(_COLUMNS),
         *_CAPTION,
         "·",
     ):
-        assert sign == " " or bytes(font.getmask(sign)) != missing, sign
+        assert sign == " " or bytes(letters.getmask(sign)) != missing, sign
 
 
 def test_errors_are_red_and_void_is_grey(tmp_path: Path) -> None:
@@ -133,7 +135,13 @@ def test_errors_are_red_and_void_is_grey(tmp_path: Path) -> None:
     terms = EvaluationOptions(
         LabelMapping.of(default_rules(names, None), names), 2, (), numbered=False
     )
-    strip = make_strip(score(subject, terms), terms, "a", np.full((60, 60, 3), 90, np.uint8))
+    seen = view(subject, terms, score(subject, terms).worst)
+
+    def strip_of(photo: np.ndarray | None) -> Strip:
+        sides = (seen.truth, seen.predicted)
+        return make_strip("a", ClassTable.of(names), photo, sides, seen.outlines, seen.unmatched)
+
+    strip = strip_of(np.full((60, 60, 3), 90, np.uint8))
     image, theirs, ours, errors = strip.cells
     assert errors is not None
     # Each is drawn five times as large.
@@ -144,19 +152,10 @@ def test_errors_are_red_and_void_is_grey(tmp_path: Path) -> None:
     assert theirs is not None
     assert ours is not None
     assert (ours[:100] == theirs[:100]).all()
-    without = make_strip(score(subject, terms), terms, "a", None)
+    without = strip_of(None)
     assert without.cells[0] is None
-    assert (
-        len(
-            draw(
-                Heading("t", "x"),
-                ClassTable.of(names),
-                (Confusion.none(2), Boundary.none(2)),
-                [without],
-            )
-        )
-        > 1000
-    )
+    measures = ClassMeasures(ClassTable.of(names), np.zeros((2, 2), np.int64), *undefined(2))
+    assert len(draw(Heading("t", "x"), measures, [without])) > 1000
 
 
 def test_photos_can_be_seen() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics
 
-from maskloom.segcore.evaluation.confusion import Confusion, mean_of_known
+from maskloom.segcore.annotations.metrics import Confusion, mean_of_known
 
 CLASSES = 4
 LABELS = arrays(np.int64, (12, 9), elements=st.integers(-1, CLASSES - 1))

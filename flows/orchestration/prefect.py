@@ -1,0 +1,173 @@
+"""The orchestrator that records a command's run at a Prefect server.
+
+The server is the one that the environment or Prefect's profile names; otherwise an embedded server
+that ends with the run. Servers learn of task runs by events that are sent late and lost at exit, so
+a flow ends only when the server knows the end of all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from maskloom.flows.orchestration.server import EmbeddedServer, import_prefect
+from maskloom.flows.signals import Handlers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from uuid import UUID
+
+    from maskloom.flows.orchestration.flow import RecordedStages
+    from maskloom.flows.stages import Stages
+
+T = TypeVar("T")
+
+log = logging.getLogger("maskloom.run")
+
+_RECORDING_SECONDS = 60.0
+"""How long the server may take to learn what has run."""
+_RETRIES = 4
+"""How often a call to the embedded server is repeated, after 2, 4, 8 and 16 s: runs that share its
+database may delay it.
+"""
+_FINAL_STATES = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
+
+
+class Prefect:
+    """Runs a flow, and records its stages as task runs of one flow run."""
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        """`parameters` of `run_recipe` that the record shows: JSON values without secrets."""
+        self.flow_run_id: UUID | None = None
+        """The flow run, once it has begun."""
+        self.run_url: str | None = None
+        """Its page. None if the server has no pages."""
+        self._parameters = dict(parameters)
+        self._server: EmbeddedServer | None = None
+        self._api: Future[str] | None = None
+
+    def start(self) -> None:
+        """Start the server and import Prefect, and return at once. Errors are raised by `flow`."""
+        if self._api is not None:
+            return
+        self._server = EmbeddedServer()
+        pool = ThreadPoolExecutor(1, "prefect")
+        self._api = pool.submit(self._import_and_wait, self._server)
+        pool.shutdown(wait=False)
+
+    @staticmethod
+    def _import_and_wait(server: EmbeddedServer) -> str:
+        """Import Prefect and our flow, which takes seconds; the address of the server."""
+        import_prefect()
+        import maskloom.flows.orchestration.flow  # noqa: F401 - only to have it imported
+
+        return server.url()
+
+    def flow(self, name: str, body: Callable[[Stages], T]) -> T:
+        """The result of `body`, or its error. Raises `RunError` if the run cannot be recorded."""
+        self.start()
+        assert self._api is not None
+        url = self._api.result()
+        from maskloom.flows.orchestration.flow import Call, RecordedStages, run_recipe
+
+        self.flow_run_id = None
+        stages, handlers = RecordedStages(), Handlers.now()
+
+        def with_our_handlers() -> T:
+            self._note_run()
+            # Prefect has installed its own handler of SIGTERM, which would abort what ours lets
+            # end.
+            with handlers.installed():
+                return body(stages)
+
+        with self._recording(url, stages):
+            return Call(name, with_our_handlers).through(
+                lambda: run_recipe(**self._parameters, return_state=True)
+            )
+
+    def close(self) -> None:
+        """End the embedded server."""
+        if self._server is not None and self._api is not None:
+            self._server.close()
+            self._api.exception()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def _embedded(self) -> bool:
+        return self._server is not None and self._server.serves
+
+    def _note_run(self) -> None:
+        """Keep the id and page of the flow run around this call."""
+        from prefect.context import FlowRunContext
+        from prefect.utilities.urls import url_for
+
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        self.flow_run_id = context.flow_run.id
+        self.run_url = None if self._embedded else url_for("flow-run", self.flow_run_id)
+
+    @contextmanager
+    def _recording(self, url: str, stages: RecordedStages) -> Iterator[None]:
+        """Let Prefect record the block at the server; leave when the server knows the end of every
+        task run.
+        """
+        import httpx
+        from prefect.events.clients import PrefectEventsClient
+        from prefect.events.worker import EventsWorker
+        from prefect.settings import temporary_settings
+
+        settings: dict[str, Any] = {"api.url": url, "logging.to_api.when_missing_flow": "ignore"}
+        if self._embedded:
+            # Nobody watches heartbeats on a server that ends with the run, and they delay its end
+            # by a second.
+            settings["flows.heartbeat_frequency"] = None
+            # An embedded server that does not answer is dead; the usual retries would delay the end
+            # by minutes.
+            settings["client.max_retries"] = _RETRIES
+            EventsWorker.set_client_override(
+                PrefectEventsClient, api_url=url, reconnection_attempts=1
+            )
+        with temporary_settings(settings):
+            try:
+                yield
+            finally:
+                try:
+                    self._wait_until_recorded(stages)
+                except (httpx.HTTPError, OSError, RuntimeError) as error:
+                    log.warning("Prefect may not have recorded all stages: %s", error)
+                EventsWorker.set_client_override(None)
+
+    def _wait_until_recorded(self, stages: RecordedStages) -> None:
+        """Send pending events and logs; wait until the server knows the end of all task runs."""
+        from prefect.client.orchestration import get_client
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        deadline = time.monotonic() + _RECORDING_SECONDS
+        for worker in (EventsWorker, APILogWorker):
+            worker.drain_all(timeout=max(0.0, deadline - time.monotonic()))
+        if self.flow_run_id is None:
+            return
+        ended = {
+            "flow_runs": {"id": {"any_": [str(self.flow_run_id)]}},
+            "task_runs": {"state": {"type": {"any_": _FINAL_STATES}}},
+        }
+        expected = len(stages.ended)
+        with get_client(sync_client=True) as client:
+            while client.request("POST", "/task_runs/count", json=ended).json() < expected:
+                if time.monotonic() > deadline:
+                    log.warning(
+                        "Prefect has not recorded all stages within %.0f s.", _RECORDING_SECONDS
+                    )
+                    return
+                time.sleep(0.1)

@@ -1,0 +1,221 @@
+"""Training recipes: a YAML file and flags in, checked values out.
+
+The sections are the dataclasses of `segcore.training` and `segcore.deep.networks.recipe`, checked
+as those of run recipes are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from maskloom.flows.recipes.run import described
+from maskloom.flows.recipes.schemas import (
+    build,
+    complete,
+    explain,
+    model_of,
+    schema_of,
+    unknown_key,
+)
+from maskloom.flows.recipes.yaml_files import (
+    below,
+    completed,
+    load_document,
+    output_below,
+    refuse_secrets,
+)
+from maskloom.segcore.deep.inference.card import Scaling
+from maskloom.segcore.deep.networks.recipe import NETWORKS
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.training.augment import AUGMENTATIONS, DEFAULT, Augmentation
+from maskloom.segcore.training.labels import LABELS
+from maskloom.segcore.training.recipe import LOSSES, Split, Training, TrainingRecipe
+
+_REGISTRIES = (NETWORKS, LABELS, LOSSES, AUGMENTATIONS)
+
+
+class _File(pydantic.BaseModel):
+    """A training recipe as it is written."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, title="maskloom training recipe"
+    )
+
+    name: str = pydantic.Field("", pattern="^[a-z0-9-]*$", max_length=60)
+    """Name of the model: a-z, 0-9 and -. Default: the recipe's file name."""
+    images: str | list[str]
+    """Files, globs, folders, or list files (.csv, .parquet, .txt) with a column `uri`; local or any
+    fsspec URI.
+    """
+    masks: str | list[str]
+    """The same of masks, which have the names of their images."""
+    mask_suffix: str = ""
+    """End of the names of masks that the names of images lack, for example _mask."""
+    output: str
+    """Folder for the model; local or any fsspec URI. Relative to the recipe file."""
+    network: dict[str, Any] | str
+    """The network to train: `kind` and its parameters."""
+    classes: list[str]
+    """Names of the classes by id."""
+    labels: dict[str, Any] | str = "index"
+    """What the values of masks mean: index, values, colours or instances."""
+    bands: list[int] | None = None
+    """Bands to use, from 1. Default: all."""
+    scaling: dict[str, Any] | None = None
+    """How pixels become the network's input: (value - offset) * factor. Default: 1/255 for 8 bits,
+    1/65535 for 16.
+    """
+    split: dict[str, Any] = {}
+    """Which images are for training, and which for validation."""
+    training: dict[str, Any] = {}
+    """How to train."""
+    licence: str = ""
+    """Under which the weights may be used."""
+    purpose: str = ""
+    """What the weights are for, and what not, for those who will use them."""
+    storage: dict[str, dict[str, Any]] = {}
+    """fsspec options by protocol. No secrets."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrainingOrder:
+    """A checked training recipe and where its data are."""
+
+    recipe: TrainingRecipe
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+    settings: Mapping[str, Any]
+    """What decides the weights, as JSON values."""
+    storage: Mapping[str, Mapping[str, Any]]
+
+
+def load(path: Path, changes: Sequence[str] = ()) -> TrainingOrder:
+    """The training recipe of a YAML file, with `key.sub=value` changes. Raises `RecipeError`."""
+    document = load_document(path, "images, masks and network")
+    return make(document, path.resolve().parent, changes)
+
+
+def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> TrainingOrder:
+    """A training recipe from its document; relative paths are below `folder`. Raises
+    `RecipeError`.
+    """
+    file = _checked(completed(document, changes, ("images", "masks")))
+    training = dict(file.training)
+    loss, augmentation = training.pop("loss", "cross_entropy"), training.pop("augmentation", None)
+    recipe = TrainingRecipe(
+        name=file.name or "model",
+        output=output_below(file.output, folder),
+        kind=file.network if isinstance(file.network, str) else str(file.network.get("kind")),
+        network=build(NETWORKS, file.network, "network"),
+        classes=tuple(file.classes),
+        labels=build(LABELS, file.labels, "labels"),
+        loss=build(LOSSES, loss, "training.loss").terms,
+        augmentation=_augmentation(augmentation),
+        training=_section(Training, training, "training", ("loss", "augmentation")),
+        split=_section(Split, file.split, "split"),
+        bands=_bands(file),
+        scaling=_scaling(file.scaling),
+        mask_suffix=file.mask_suffix,
+        licence=file.licence,
+        purpose=file.purpose,
+    )
+    recipe.labels.decoder(recipe.classes)
+    # Location, purpose and licence of the model change no weight.
+    decisive = {
+        key: value
+        for key, value in described(recipe, _REGISTRIES).items()
+        if key not in ("output", "licence", "purpose", "name")
+    }
+    images, masks = _locations(file.images, folder), _locations(file.masks, folder)
+    return TrainingOrder(recipe, images, masks, decisive, file.storage)
+
+
+def _checked(document: dict[str, Any]) -> _File:
+    """The document with types and keys checked. Raises `RecipeError`."""
+    try:
+        file = _File.model_validate(document)
+    except pydantic.ValidationError as error:
+        raise RecipeError(explain(error, "", list(_File.model_fields))) from None
+    refuse_secrets(file.storage)
+    return file
+
+
+def _bands(file: _File) -> tuple[int, ...] | None:
+    if file.bands is None:
+        return None
+    if not file.bands or min(file.bands) < 1:
+        raise RecipeError(f"bands: expected numbers from 1 on; got {file.bands}.")
+    return tuple(file.bands)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the training recipe."""
+    document = _File.model_json_schema()
+    properties = document["properties"]
+    for key, kind in (("training", Training), ("split", Split), ("scaling", Scaling)):
+        properties[key] = {
+            **model_of(kind).model_json_schema(),
+            "description": properties[key].get("description", ""),
+        }
+    for name, numbers in properties["scaling"]["properties"].items():
+        # A single number needs no brackets.
+        properties["scaling"]["properties"][name] = {"anyOf": [numbers, {"type": "number"}]}
+    for key, registry in (("network", NETWORKS), ("labels", LABELS)):
+        properties[key] = {
+            **_kinds(registry),
+            "description": properties[key].get("description", ""),
+        }
+    properties["training"]["properties"] |= {
+        "loss": {
+            **_kinds(LOSSES),
+            "description": "What training minimises. Default: cross_entropy.",
+        },
+        "augmentation": {
+            "type": "array",
+            "items": _kinds(AUGMENTATIONS),
+            "description": "Random changes of patches, in this order. Default: flip, rotate90.",
+        },
+    }
+    return complete(document)
+
+
+def _kinds(registry: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of one of these kinds, or the name of a kind alone."""
+    return {"oneOf": [*schema_of(registry)["oneOf"], {"enum": list(registry)}]}
+
+
+def _locations(named: str | list[str], folder: Path) -> tuple[str, ...]:
+    return tuple(below(entry, folder) for entry in ([named] if isinstance(named, str) else named))
+
+
+def _section(kind: type, value: Mapping[str, Any], path: str, more: Sequence[str] = ()) -> Any:
+    """The dataclass of a section that has only one kind."""
+    known = [*(field.name for field in dataclasses.fields(kind)), *more]
+    strange = [key for key in value if key not in known]
+    if strange:
+        raise RecipeError(f"{path}.{strange[0]}: {unknown_key(str(strange[0]), known)}")
+    return build({path: kind}, {**value, "kind": path}, path)
+
+
+def _augmentation(wanted: Any) -> tuple[Augmentation, ...]:
+    if wanted is None:
+        return DEFAULT
+    if not isinstance(wanted, list):
+        raise RecipeError(
+            f"training.augmentation: expected a list such as [flip, rotate90]; got {wanted!r}."
+        )
+    return tuple(
+        build(AUGMENTATIONS, each, f"training.augmentation.{i}") for i, each in enumerate(wanted)
+    )
+
+
+def _scaling(wanted: Mapping[str, Any] | None) -> Scaling | None:
+    if wanted is None:
+        return None
+    lists = {key: value if isinstance(value, list) else [value] for key, value in wanted.items()}
+    return _section(Scaling, lists, "scaling")  # type: ignore[no-any-return]

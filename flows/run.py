@@ -1,0 +1,121 @@
+"""A whole run: signals, cluster, fan-out and progress around the segmentation flow.
+
+Knows nothing of a command line: `flows.cli` and `flows.orchestration.flow` call it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+from maskloom.flows.inventory import Inventory, Sharing, inventory_to_write, notes
+from maskloom.flows.progress import RunProgress, display
+from maskloom.flows.recipes.run import RunRecipe
+from maskloom.flows.segment import Outcome, segment
+from maskloom.flows.signals import stop_on_signals
+from maskloom.flows.stages import Orchestrator, Plain
+from maskloom.segcore.models.selection import pending_selections
+from maskloom.segcore.pipeline.worker import prepare_process
+from maskloom.segcore.storage.store import configure
+from maskloom.tasks.clean import tidy
+from maskloom.tasks.clusters.protocol import Cluster
+
+log = logging.getLogger("maskloom.run")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run a recipe; nothing here decides a result."""
+
+    quiet: bool = False
+    """Show no progress."""
+    keep_other_recipes: bool = False
+    """Write beside images of other recipes in the same output."""
+    sole_writer: bool = False
+    """No other run works on the output."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run found and did."""
+
+    inventory: Inventory
+    """The inputs and the output before the run."""
+    outcome: Outcome | None
+    """None: there was nothing to do."""
+    seconds: float
+
+    @property
+    def unchanged(self) -> int:
+        """Inputs that an earlier, finished run has done."""
+        if self.outcome is None:
+            return len(self.inventory.sources)
+        # By the outcome, not by what was pending: a resumed run counts what it did before it was
+        # interrupted.
+        return max(0, len(self.inventory.sources) - self.outcome.done - self.outcome.failed)
+
+    @property
+    def some_failed(self) -> bool:
+        """Whether an input failed, now or in an earlier run."""
+        failed = self.outcome.failed if self.outcome is not None else 0
+        return bool(failed or self.inventory.failed_before)
+
+
+def run(
+    recipe: RunRecipe,
+    options: RunOptions | None = None,
+    orchestrator: Orchestrator | None = None,
+    note: Callable[[str], None] = log.warning,
+) -> RunResult:
+    """Run a recipe, or what is left of it; `note` gets the lines that users should read first.
+
+    Raises `RecipeError` where the recipe does not suit the output, `RunError` where the run cannot
+    continue, and `Stopped` on SIGINT and SIGTERM. The same call resumes it.
+    """
+    options, orchestrator = options or RunOptions(), orchestrator or Plain()
+    started = time.monotonic()
+    configure(recipe.storage)
+    sharing = Sharing(options.keep_other_recipes, options.sole_writer)
+    inventory = inventory_to_write(recipe, sharing)
+    for line in notes(recipe, inventory):
+        note(line)
+    outcome = None
+    if not inventory.nothing_to_do:
+        outcome = _segment(recipe, inventory, orchestrator, sharing, options.quiet)
+    tidy(recipe.output)
+    return RunResult(inventory, outcome, time.monotonic() - started)
+
+
+def _segment(
+    recipe: RunRecipe,
+    inventory: Inventory,
+    orchestrator: Orchestrator,
+    sharing: Sharing,
+    quiet: bool,
+) -> Outcome:
+    stop = threading.Event()
+    with ExitStack() as stack:
+        stack.enter_context(stop_on_signals(stop))
+        # The server and the cluster take seconds to start; they start side by side, in the
+        # background.
+        stack.enter_context(orchestrator)
+        cluster = _cluster(recipe)
+        prepare = partial(prepare_process, recipe.storage, cluster.worker_threads, recipe.limits)
+        fanout = stack.enter_context(cluster.open(prepare, stop))
+        progress = RunProgress(stack.enter_context(display(quiet)))
+        return orchestrator.flow(
+            recipe.name,
+            lambda stages: segment(recipe, inventory, stages, fanout, progress, sharing),
+        )
+
+
+def _cluster(recipe: RunRecipe) -> Cluster:
+    """The recipe's cluster, with one worker per GPU for networks whose engine is still open."""
+    if pending_selections(recipe.segmenter):
+        return recipe.cluster.with_one_worker_per_gpu()
+    return recipe.cluster

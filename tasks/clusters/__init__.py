@@ -1,0 +1,1 @@
+"""Kinds of clusters that recipes can name, one file each."""

@@ -1,0 +1,73 @@
+"""What a kind of cluster is: a frozen dataclass that a recipe configures and a run opens."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.registry import Registry
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from maskloom.tasks.fanout.protocol import Fanout
+
+
+class Cluster(ABC):
+    """Where jobs run. The fields of a kind are the keys of `cluster` in a recipe.
+
+    A new kind is one file in this folder with one class, registered by
+    `@CLUSTERS.register("name")`; only `open` must be written.
+    """
+
+    __slots__ = ()
+
+    in_process: ClassVar[bool] = False
+    """Whether jobs run in the driver's process, and so see its memory."""
+
+    @property
+    def worker_memory(self) -> int | None:
+        """Bytes that one worker may hold. None: unknown to the driver."""
+        return None
+
+    @property
+    def worker_threads(self) -> int:
+        """Threads that a multi-threaded library may use in one worker."""
+        return 1
+
+    def with_one_worker_per_gpu(self) -> Self:
+        """This cluster with one worker for each GPU, where the recipe leaves the number open and
+        the driver knows the GPUs; otherwise unchanged.
+        """
+        return self
+
+    @abstractmethod
+    def open(self, prepare: Callable[[], None], stop: threading.Event) -> Fanout:
+        """A fan-out on this cluster, not started yet.
+
+        `prepare` is called once in every process that runs jobs, so it must pickle; setting `stop`
+        ends the work.
+        """
+
+
+CLUSTERS: Registry[type[Cluster]] = Registry("cluster", "maskloom.tasks.clusters")
+"""Kinds of clusters by the name that recipes use."""
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from a number and a unit. Raises `RecipeError` for anything else.
+
+    >>> parse_bytes("4 GiB"), parse_bytes("800 MB")
+    (4294967296, 800000000)
+    """
+    match = re.fullmatch(r"([0-9.]+)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise RecipeError(
+            "cluster.memory must be a number and a unit, such as '4 GiB' or '800 MB', not "
+            f"{text!r}."
+        )
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))

@@ -1,0 +1,86 @@
+"""An audit finds what differs, and gives the same report from this process and from workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from maskloom.flows import audit as module
+from maskloom.flows.audit import Audit, audit
+from maskloom.flows.recipes.run import RunRecipe, load
+from maskloom.segcore.pipeline.in_memory import Mask, Region
+from maskloom.tasks.clusters.local import LocalCluster
+from maskloom.tasks.regions import RegionJob, SegmentedRegion, segment_region
+
+
+def recipe_of(folder: Path, segmenter: str, cluster: str = "serial") -> RunRecipe:
+    Image.fromarray(data.coffee()[100:260, 150:350]).save(folder / "coffee.png")
+    path = folder / "recipe.yaml"
+    path.write_text(
+        f"inputs: coffee.png\noutput: out\nsegmenter: {segmenter}\ncluster: {cluster}\n"
+    )
+    return load(path, [])
+
+
+@pytest.mark.parametrize(
+    "segmenter",
+    ["{kind: kmeans, clusters: 3}", "{kind: connected_parts, of: {kind: threshold, value: 90}}"],
+)
+def test_an_exact_segmenter_gives_the_same_report_on_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segmenter: str
+) -> None:
+    here = audit(recipe_of(tmp_path, segmenter), 10_000, 64)
+    assert not here.broken
+    assert any(line.startswith("differing pixels: 0 of ") for line in here.lines)
+    monkeypatch.setattr(module, "_PIXELS_IN_PROCESS", 1)
+    opened = []
+    open_local = LocalCluster.open
+    monkeypatch.setattr(
+        LocalCluster, "open", lambda *given: (opened.append(given), open_local(*given))[1]
+    )
+    there = audit(recipe_of(tmp_path, segmenter, "{kind: local, workers: 2}"), 10_000, 64)
+    assert len(opened) == 1
+    assert there == here
+
+
+def test_differences_are_counted_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(job: RegionJob) -> SegmentedRegion:
+        found = segment_region(job)
+        if job.tile is None:
+            return found
+        values = found.mask.values.copy()
+        values[10:14, 20:25] ^= 1
+        return SegmentedRegion(found.model, Mask(values, values, found.mask.valid))
+
+    monkeypatch.setattr("maskloom.tasks.regions.segment_region", spoiled)
+    recipe = recipe_of(tmp_path, "{kind: threshold, value: 90}")
+    found: Audit = audit(recipe, 200 * 160, 64)
+    assert found.broken
+    assert "differing pixels: 20 of 32000" in found.lines
+    (picture,) = (tmp_path / "out" / "runs" / "audit").glob("*.png")
+    drawn = np.array(Image.open(picture))
+    red = (drawn == (230, 30, 30)).all(axis=2)
+    expected = np.zeros((160, 200), bool)
+    expected[10:14, 20:25] = True
+    np.testing.assert_array_equal(red, expected)
+    blue = (drawn == (60, 90, 220)).all(axis=2)
+    assert np.flatnonzero(blue.all(axis=0)).tolist() == [64, 128, 192]
+    assert np.flatnonzero(blue.all(axis=1)).tolist() == [64, 128]
+
+
+def test_a_region_in_tiles_is_the_region(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "{kind: threshold, value: 90}")
+    photo = str(tmp_path / "coffee.png")
+    from maskloom.segcore.annotations.masks import describe
+
+    region = Region.middle(describe(photo), 10_000)
+    whole, tiled = (
+        segment_region(RegionJob(0, "a", recipe.segmenter, region, tile))
+        for tile in (None, (32, 48))
+    )
+    np.testing.assert_array_equal(whole.mask.values, tiled.mask.values)
+    assert whole.model == tiled.model

@@ -1,0 +1,142 @@
+"""Clusters as values: what a recipe says of them, and what a run may ask of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from maskloom.segcore.errors import RecipeError
+from maskloom.tasks.clusters import machine
+from maskloom.tasks.clusters.address import ExistingCluster
+from maskloom.tasks.clusters.local import LocalCluster
+from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster, parse_bytes
+from maskloom.tasks.clusters.serial import SerialCluster
+
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def machine_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight cores, 16 GiB, no GPU."""
+    monkeypatch.setattr(machine, "core_count", lambda: 8)
+    monkeypatch.setattr(machine, "memory_limit", lambda: 16 * GIB)
+    monkeypatch.setattr(machine, "gpu_count", lambda: 0)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "memory", "threads"),
+    [
+        (SerialCluster(), 16 * GIB, 8),
+        (LocalCluster(), 2 * GIB, 1),
+        (LocalCluster(workers=2), 8 * GIB, 4),
+        (LocalCluster(workers=20), 16 * GIB // 20, 1),
+        (LocalCluster(workers=2, memory="3 GiB"), 3 * GIB, 4),
+        (ExistingCluster("tcp://10.0.0.1:8786"), None, 1),
+    ],
+)
+def test_workers_share_the_machine(cluster: Cluster, memory: int | None, threads: int) -> None:
+    assert (cluster.worker_memory, cluster.worker_threads) == (memory, threads)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "gpus", "expected"),
+    [
+        (LocalCluster(), 2, LocalCluster(workers=2)),
+        (LocalCluster(), 0, LocalCluster()),
+        (LocalCluster(workers=5), 2, LocalCluster(workers=5)),
+        (SerialCluster(), 2, SerialCluster()),
+        (ExistingCluster("tcp://10.0.0.1:8786"), 2, ExistingCluster("tcp://10.0.0.1:8786")),
+    ],
+)
+def test_one_worker_per_gpu_where_the_number_is_open(
+    cluster: Cluster, gpus: int, expected: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "gpu_count", lambda: gpus)
+    assert cluster.with_one_worker_per_gpu() == expected
+
+
+def test_a_fanout_knows_its_workers_before_it_starts() -> None:
+    assert SerialCluster().open(lambda: None, threading.Event()).workers == 1
+    assert LocalCluster(workers=3).open(print, threading.Event()).workers == 3
+    assert LocalCluster().open(print, threading.Event()).workers == 8
+
+
+def test_only_the_serial_cluster_sees_the_memory_of_the_driver() -> None:
+    assert {name for name, kind in CLUSTERS.items() if kind.in_process} == {"serial"}
+
+
+def test_recipes_can_name_clusters() -> None:
+    sections = {
+        "local": {"workers": 3, "memory": "1.5 GiB"},
+        "address": {"address": "tcp://10.0.0.1:8786"},
+        "serial": {},
+    }
+    assert set(sections) <= set(CLUSTERS)
+    for kind, section in sections.items():
+        cluster = TypeAdapter(CLUSTERS[kind]).validate_python(section)
+        assert type(cluster) is CLUSTERS[kind]
+    for wrong in ({"workers": 0}, {"memory": "plenty"}, {"workers": "many"}):
+        with pytest.raises(ValidationError):
+            TypeAdapter(LocalCluster).validate_python(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("4 GiB", 4 * GIB), ("800MB", 800_000_000), ("1.5 k", 1500), ("17", 17), ("2tib", 2 * 2**40)],
+)
+def test_memory_is_a_number_and_a_unit(text: str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "plenty", "4 GiBs", "-1 GB", "GB"])
+def test_other_memory_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"cluster\.memory"):
+        parse_bytes(text)
+
+
+def test_one_file_with_one_decorator_adds_a_kind(tmp_path) -> None:
+    """In the folder of clusters, here extended by another one."""
+    (tmp_path / "twice.py").write_text(
+        textwrap.dedent(
+            '''
+            from dataclasses import dataclass
+
+            from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster
+            from maskloom.tasks.fanout.serial import Serial
+
+
+            @CLUSTERS.register("twice")
+            @dataclass(frozen=True, slots=True)
+            class Twice(Cluster):
+                """Every job twice."""
+
+                times: int = 2
+                """How often."""
+
+                def open(self, prepare, stop):
+                    return Serial(prepare, stop)
+            '''
+        )
+    )
+    program = f"""
+        import json
+        from pathlib import Path
+
+        import maskloom.tasks.clusters
+        maskloom.tasks.clusters.__path__.append({str(tmp_path)!r})
+        from maskloom.flows.recipes.run import make, schema
+
+        recipe = make(
+            {{"inputs": "a", "output": "b", "segmenter": "threshold",
+              "cluster": {{"kind": "twice", "times": 3}}}},
+            Path("/"),
+        )
+        assert (recipe.cluster.times, recipe.cluster.worker_memory) == (3, None)
+        assert '"const": "twice"' in json.dumps(schema()["properties"]["cluster"])
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=120)
