@@ -169,9 +169,7 @@ class MaskRcnnModel:
 
     @property
     def footprint(self) -> Requirements:
-        """Halo over which a tile's objects depend on pixels: about three objects and a window's
-        core.
-        """
+        """Halo for the objects of a tile: about three objects and a window's core."""
         lattice = self.rule.lattice
         network = (
             LIBRARY_BYTES + 4 * self.card.parameters + lattice.window**2 * self.card.bytes_per_pixel
@@ -223,7 +221,7 @@ class MaskRcnnModel:
             "halo": rule.lattice.halo,
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  shares say it all
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
         """Return a warning if the share of a class in the image was never seen in training."""
         return self.card.caution(file_name(self.weights.location), self.classes, shares)
 

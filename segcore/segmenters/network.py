@@ -201,8 +201,9 @@ class Fcn(Network):
 @SEGMENTERS.register("deeplab")
 @dataclass(frozen=True, slots=True)
 class Deeplab(Network):
-    """DeepLab v3+, a network with dilated convolutions (Chen et al. 2018), trained with `maskloom
-    train`.
+    """DeepLab v3+ (Chen et al. 2018), a network with dilated convolutions.
+
+    It is trained with `maskloom train`.
     """
 
     kind: ClassVar[str] = "deeplab"
@@ -346,7 +347,7 @@ class NetworkModel:
             "halo": self.layout.halo,
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  shares say it all
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
         """Return a warning if the share of a class in the image was never seen in training."""
         return self.card.caution(file_name(self.weights.location), self.classes, shares)
 

@@ -39,11 +39,10 @@ _LARGEST = 2**16
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Scaling of pixels to network input: (value - offset) * factor, equal for all pixels and
-    images.
+    """Scaling of pixels to network input, equal for all pixels and images.
 
-    It never uses the extremes or the mean of a tile or an image, because the result would depend on
-    the tiling.
+    The input is (value - offset) * factor. Scaling never uses the extremes or the mean of a tile or
+    an image, because the result would depend on the tiling.
     """
 
     offset: tuple[float, ...] = (0.0,)
@@ -223,9 +222,7 @@ class Card:
 
     @property
     def output_channels(self) -> int:
-        """Numbers that the network outputs per pixel: one per class, or one probability or class
-        id.
-        """
+        """Numbers per pixel in the output: one per class, or one probability or class id."""
         return 1 if self.output in ("sigmoid", "labels") else len(self.classes)
 
     def dump(self) -> bytes:

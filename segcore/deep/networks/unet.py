@@ -41,8 +41,9 @@ UnetUpsampling = Literal["transposed", "nearest", "bilinear", "unpooling", "bed_
 @NETWORKS.register("unet")
 @dataclass(frozen=True, slots=True)
 class Unet:
-    """U-Net (Ronneberger 2015). The paper uses width 64, depth 4, valid padding and no
-    normalisation.
+    """U-Net (Ronneberger 2015).
+
+    The paper uses width 64, depth 4, valid padding and no normalisation.
     """
 
     width: int = 32

@@ -38,10 +38,10 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 def openvino_runner(
     weights: Weights, card: Card, precision: Precision
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Return a function that runs a patch (1, y, x, band) of a keras or ONNX file to (1, y, x,
-    class).
+    """Return a function that runs a patch (1, y, x, band) of a file to (1, y, x, class).
 
-    Its result is valid until the next call. Raises `WeightsError` if OpenVINO cannot load the file.
+    The file is a keras or ONNX file. The result is valid until the next call. Raises `WeightsError`
+    if OpenVINO cannot load the file.
     """
     import openvino
 

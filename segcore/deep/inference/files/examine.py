@@ -273,7 +273,7 @@ def _examine_keras(weights: Weights) -> Card:
 
 def _examine_onnx(weights: Weights) -> Card:
     from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
-    from maskloom.segcore.deep.inference.files.onnx_form import (
+    from maskloom.segcore.deep.inference.files.onnx_models import (
         count_parameters,
         maps_of,
         runner,

@@ -40,7 +40,9 @@ _IDENTITY = frozenset(
     "LeakyRelu LogSigmoid LogSoftmax "
     "Negative Relu Relu6 Selu Sigmoid Silu Softplus Softsign Square Sqrt Tanh".split()
 )
-_SUMS = frozenset("Add Average Divide Maximum Minimum Multiply Subtract TrueDivide".split())  # noqa: SIM905
+_SUMS = frozenset(
+    ["Add", "Average", "Divide", "Maximum", "Minimum", "Multiply", "Subtract", "TrueDivide"]
+)
 _REDUCTIONS = frozenset("Amax Amin Max Mean Min Prod Std Sum Var".split())  # noqa: SIM905
 _NORMS = frozenset(
     ["GroupNormalization", "LayerNormalization", "RMSNormalization", "UnitNormalization"]

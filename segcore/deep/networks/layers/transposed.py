@@ -58,9 +58,7 @@ class BilinearKernel(keras.initializers.Initializer):  # type: ignore[misc]  # k
     """
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
-        """Return the kernel. Raises `ValueError` if the numbers of input and output channels
-        differ.
-        """
+        """Return the kernel. Raises `ValueError` unless input and output channels are equal."""
         height, width, outputs, inputs = shape
         if outputs != inputs:
             raise ValueError(

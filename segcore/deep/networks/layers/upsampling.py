@@ -197,7 +197,7 @@ class MaxUnpooling(keras.layers.Layer):  # type: ignore[misc]
         """Return the upsampled feature maps."""
         return max_unpool(inputs, positions, self.size)
 
-    def compute_output_spec(self, inputs: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002  keras passes both
+    def compute_output_spec(self, inputs: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002
         """Return the spec of the output: height and width multiplied by the size."""
         return keras.KerasTensor(_scaled(inputs.shape, self.size), self.compute_dtype)
 

@@ -29,12 +29,11 @@ def categorical(logits: Tensor, targets: Tensor, taken: Tensor) -> Tensor:
 
 
 def smooth(shifts: Tensor, targets: Tensor, positive: Tensor, count: Tensor) -> Tensor:
-    """Smooth L1 (Girshick 2015, "Fast R-CNN", equation 3), summed over the shifts (..., 4) of a
-    box.
+    """Smooth L1 (Girshick 2015, "Fast R-CNN", equation 3) of box shifts (..., 4).
 
-    `positive` is 1 for boxes that contain an object. The sum over these is divided by `count`, the
-    number of all sampled boxes, so that the weight of boxes relative to classes does not depend on
-    the number of objects.
+    It is summed over the four shifts of a box. `positive` is 1 for boxes that contain an object.
+    The sum over these is divided by `count`, the number of all sampled boxes, so that the weight of
+    boxes relative to classes does not depend on the number of objects.
     """
     away = ops.abs(shifts - targets)
     losses = ops.where(away < 1.0, 0.5 * ops.square(away), away - 0.5)

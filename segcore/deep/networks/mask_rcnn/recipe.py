@@ -89,10 +89,10 @@ class MaskRcnn:
         return tuple(4 << level for level in range(len(self.anchors)))
 
     def build(self, channels: int, classes: int) -> keras.Model:
-        """Build the network for `channels` bands and `classes` classes, including the background
-        (0).
+        """Build the network for `channels` bands and `classes` classes.
 
-        Raises `ValueError` for fewer than one band or without a class besides the background.
+        The background, class 0, is included. Raises `ValueError` for fewer than one band or without
+        a class besides the background.
         """
         from maskloom.segcore.deep.networks.mask_rcnn.network import MaskRcnnNetwork
 
