@@ -21,12 +21,13 @@ from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.figures.differences import draw
-from maskloom.segcore.geometry import Box, Tile
+from maskloom.segcore.geometry import Tile
 from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter
 from maskloom.segcore.objects.seam_audit import audit_seams
 from maskloom.segcore.pipeline.in_memory import Mask, Region
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.store import Store, configure
+from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.memory import require_memory
 from maskloom.tasks.plan import describe_sources
@@ -70,8 +71,10 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None, *, quiet: bool = Tru
         stack.enter_context(stop_on_signals(stop))
         item = _first_readable(recipe, stop)
         assert item.spec is not None
+        require_tiling(recipe.order("audit"), [item])
         region = Region.middle(item.spec, pixels)
-        side = _tile_side(recipe, region.spec.shape, tile)
+        shape = region.spec.shape
+        side = _tile_side(recipe.tiling.tile(item.spec.shape)[-1], shape, tile)
         cluster = _cluster(recipe, region)
         require_memory(recipe.order("audit"), [item], cluster.worker_memory)
         fanout = stack.enter_context(_opened(recipe, cluster, stop))
@@ -81,18 +84,18 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None, *, quiet: bool = Tru
             fanout,
             [
                 RegionJob(0, "the region as one tile", start, region),
-                RegionJob(1, "the region in tiles", start, region, (side, side)),
+                RegionJob(1, "the region in tiles", start, region, (side,) * len(shape)),
             ],
             ItemProgress(shown_by, "audit", "passes", 2),
         )
     return _report(recipe, item, region, side, (whole, tiled))
 
 
-def _tile_side(recipe: RunRecipe, shape: Shape, tile: int | None) -> int:
-    """Smaller than the region even if the recipe's tile is not: without seams there is nothing to
+def _tile_side(most: int, shape: Shape, tile: int | None) -> int:
+    """The recipe's side `most`, or smaller than the region: without seams there is nothing to
     audit.
     """
-    side = effective_tile(tile or min(recipe.tile, max(16, -(-max(shape) // _TILES_ACROSS))))
+    side = effective_tile(tile or min(most, max(16, -(-max(shape) // _TILES_ACROSS))))
     if tile is None and side >= max(shape):
         side = effective_tile(max(16, side // 4))
     return side
@@ -124,7 +127,7 @@ def _report(
         ),
         (
             f"segmenter {recipe.kind}: {whole_model.exactness.value}, halo "
-            f"{max(whole_model.footprint.halo)}"
+            f"{whole_model.footprint.halo}{_planar(whole_model, shape)}"
         ),
     ]
     if whole_model != tiled_model:
@@ -146,12 +149,23 @@ def _report(
     lines.append(f"differing pixels: {count} of {int(np.count_nonzero(whole.valid))}")
     if count:
         name = f"runs/audit/{item.source.image_id}.png"
-        box = Box.whole(shape)
-        pixels = region.block(Tile((0, 0), box, box), region.spec).pixels
-        Store(recipe.output).publish(name, draw(pixels, differing, side))
+        pixels = region.block(Tile.whole(shape), region.spec).pixels
+        plane = _plane_to_show(differing)
+        Store(recipe.output).publish(name, draw(pixels[plane], differing[plane], side))
         lines.append(f"Look at {recipe.output}/{name}: differences are red, seams blue.")
     broken = whole_model.exactness is Exactness.EXACT and (count > 0 or whole_model != tiled_model)
     return Audit(tuple(lines), broken)
+
+
+def _plane_to_show(differing: NDArray[np.bool_]) -> tuple[int, ...]:
+    """The index of the plane of a volume with most differences; nothing for an image."""
+    if differing.ndim == len("yx"):
+        return ()
+    return (int(np.argmax(np.count_nonzero(differing, axis=(1, 2)))),)
+
+
+def _planar(model: Model, shape: Shape) -> str:
+    return ", plane by plane" if model.footprint.planar and len(shape) > len("yx") else ""
 
 
 def _first_readable(recipe: RunRecipe, stop: threading.Event) -> PlannedImage:
@@ -212,10 +226,10 @@ def _changed(whole: Mask, tiled: Mask) -> NDArray[np.bool_]:
 
 
 def _seams(ids: NDArray[np.integer], side: int) -> list[str]:
-    """Whether objects show where the seams are."""
+    """What the seams show of the tiling; nothing for volumes."""
     from skimage.measure import regionprops_table
 
-    if not ids.any() or max(ids.shape) <= side:
+    if not ids.any() or max(ids.shape) <= side or ids.ndim > len("yx"):
         return []
     table = regionprops_table(ids.astype(np.int64), properties=("centroid", "bbox", "area"))
     names = {"centroid-0": "centroid_y", "centroid-1": "centroid_x"}

@@ -19,7 +19,8 @@ from maskloom.flows.recipes.schemas import build
 from maskloom.flows.signals import stop_on_signals
 from maskloom.segcore.errors import RecipeError, RunError, StoreError
 from maskloom.segcore.figures.comparison import draw, label_cell, photo, photo_cell
-from maskloom.segcore.geometry import Box, Tile
+from maskloom.segcore.geometry import Tile
+from maskloom.segcore.models.planes import planes_of
 from maskloom.segcore.models.protocols import SEGMENTERS, ObjectSegmenter
 from maskloom.segcore.pipeline.in_memory import Region
 from maskloom.segcore.pipeline.jobs import DescribeJob
@@ -85,8 +86,7 @@ class CachedRegion:
     def block(self, tile: Tile, spec: RasterSpec) -> Block:
         """A copy of a tile of the region. Raises `ReadError`."""
         if spec.bands not in self.read:
-            whole = Box.whole(spec.shape)
-            self.read[spec.bands] = self.region.block(Tile((0, 0), whole, whole), spec)
+            self.read[spec.bands] = self.region.block(Tile.whole(spec.shape), spec)
         kept, place = self.read[spec.bands], tile.read.slices
         return Block(tile, kept.pixels[place].copy(), kept.valid[place].copy(), spec)
 
@@ -99,8 +99,10 @@ def compare(
     *,
     quiet: bool = True,
 ) -> None:
-    """Write the picture of what these segmenters (None: all classical ones) find in an image. They
-    run on `cluster`, one job each; None: in this process.
+    """Write the picture of what these segmenters (None: all classical ones) find in an image, or in
+    the middle plane of a volume that they see whole.
+
+    They run on `cluster`, one job each; None: in this process.
 
     Raises `RecipeError` for unknown kinds or parameters, `RunError` or `ImageError` if the image
     cannot be read, `FitError` if it allows no model, `ModelMismatch` if it does not suit a
@@ -114,19 +116,23 @@ def compare(
     starts = [_start(section, f"segmenter {number}") for number, section in enumerate(sections, 1)]
     image = _header(image_path)
     region = CachedRegion(Region.middle(image, _MOST_PIXELS))
-    whole = Box.whole(region.spec.shape)
-    block = region.block(Tile((0, 0), whole, whole), region.spec)
+    shape = region.spec.shape
+    planes = list(planes_of(region.block(Tile.whole(shape), region.spec)))
+    block = planes[len(planes) // 2]
     picture = photo(block.pixels, block.valid, rgb=region.spec.interpretation == "rgb")
     jobs = [
         RegionJob(number, f"segmenter {number + 1} ({section['kind']})", start, region)
         for number, (section, start) in enumerate(zip(sections, starts, strict=True))
     ]
     results = _results(jobs, cluster or SerialCluster(), quiet)
-    part = "" if whole.shape == image.shape else f"middle {_size(whole.shape)} of "
+    part = "" if shape == image.shape else f"middle {_size(shape)} of "
+    if len(shape) > len("yx"):
+        part = f"middle plane of {part}"
     name = image_path.replace("\\", "/").rsplit("/", 1)[-1]
     cells = [photo_cell(name, f"{part}{_size(image.shape)} pixels", picture)]
     for section, result in zip(sections, results, strict=True):
-        values, valid = result.mask.values, result.mask.valid
+        plane = tuple(n // 2 for n in shape[:-2])
+        values, valid = result.mask.values[plane], result.mask.valid[plane]
         cells.append(label_cell(section["kind"], _text(section, result), values, valid, picture))
     content = draw(cells)
     try:

@@ -11,15 +11,18 @@ from functools import partial
 from typing import Any, Literal
 
 from maskloom.flows.inventory import Inventory, notes, take_inventory
-from maskloom.flows.recipes.run import TABLES, RunRecipe
+from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.recipes.schemas import help_of
 from maskloom.flows.terminal import count, failure
-from maskloom.segcore.geometry import Grid
+from maskloom.segcore import formats
+from maskloom.segcore.masks import MASKS
 from maskloom.segcore.models.protocols import SEGMENTERS, Fitter
 from maskloom.segcore.pipeline.records import PlannedImage
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.segcore.storage.store import configure
+from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.memory import peak_bytes, require_memory
 from maskloom.tasks.plan import describe_sources, identify, make_plan
@@ -45,15 +48,15 @@ def dry_run(recipe: RunRecipe) -> str:
     )
     good = [item for item in items if item.spec is not None]
     order = recipe.order(plan.run_id)
+    require_tiling(order, good)
     require_memory(order, good, recipe.cluster.worker_memory)
-    tiles = sum(
-        len(Grid(item.spec.shape, (recipe.tile, recipe.tile))) for item in good if item.spec
-    )
+    grids = [order.grid(item.spec) for item in good if item.spec]
+    sizes = dict.fromkeys(" x ".join(map(str, grid.tile)) for grid in grids)
     lines = [
         f"run {plan.run_id}",
         f"images {len(items)} of {len(inventory.sources)} ({len(items) - len(good)} unreadable)",
         f"pixels {sum(item.spec.pixels for item in good if item.spec)}",
-        f"tiles {tiles} of {recipe.tile} x {recipe.tile}",
+        f"tiles {sum(map(len, grids))} of {' or '.join(sizes) or recipe.tiling}",
         f"shards {len(plan.shards)}",
         (
             f"bytes to read {_passes(recipe) * sum(item.source.size for item in good)} "
@@ -78,13 +81,16 @@ def _pending_images(recipe: RunRecipe, inventory: Inventory) -> list[PlannedImag
 def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:
     """The members of a registry with their parameters."""
     if what == "formats":
-        lines = (
-            f"{name}: {_first_line(item)} Suffixes {' '.join(item.suffixes)}; masks "
-            f"{item.mask_suffix}"
+        readers = (
+            f"  {name}: {_first_line(item)} Suffixes {' '.join(formats.suffixes(name))}; masks by "
+            f"{item.mask}"
             for name, item in FORMATS.items()
         )
-        return "\n".join(lines)
-    registry: Mapping[str, Any] = SEGMENTERS if what == "segmenters" else TABLES
+        writers = (
+            f"  {name}: {_first_line(item)} Suffix {item.suffix}" for name, item in MASKS.items()
+        )
+        return "\n".join(("Readers of images", *readers, "", "Writers of masks", *writers))
+    registry: Mapping[str, Any] = SEGMENTERS if what == "segmenters" else STATISTICS
     return "\n\n".join(_member(name, kind) for name, kind in registry.items())
 
 
@@ -94,6 +100,8 @@ def _member(name: str, kind: Any) -> str:
     lines = [f"{name}: {_first_line(kind)}{exactness}"]
     if hasattr(kind, "units"):
         lines.append(f"  Change of units, x -> a x + b with a > 0: {kind.units}.")
+    if hasattr(kind, "volumes"):
+        lines.append(f"  Volumes: {kind.volumes}.")
     for field in dataclasses.fields(kind):
         default = (
             field.default_factory()

@@ -27,6 +27,7 @@ from maskloom.segcore.models.selection import pending_selections, with_selection
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.storage.store import STAGING, Store
+from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.choose import select_engines
 from maskloom.tasks.commits.presence import is_at_work, present
 from maskloom.tasks.commits.recorded import CHOICES, MODEL, record, recorded, require_model
@@ -159,11 +160,13 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
     order, available = recipe.order(identity), recipe.cluster.worker_memory
     interrupted = read_plan(store, identity)
     if interrupted is not None:
+        require_tiling(order, (item for shard in interrupted.shards for item in shard.items))
         require_memory(
             order, (item for shard in interrupted.shards for item in shard.items), available
         )
         return with_addresses(interrupted, inventory.sources)
     items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
+    require_tiling(order, items)
     items = without_room(items, available)
     require_memory(order, (item for item in items if item.failure is None), available)
     passed_over = {"passed_over": dict(inventory.passed_over)} if inventory.passed_over else {}

@@ -3,9 +3,9 @@
 A `Box` is a half-open range of pixels along each axis. A `Tile` owns the pixels of its `core` and
 may look at those of its `read` box, which is the core grown by a halo and cut at the raster's
 border. A `Grid` is the sequence of tiles of a raster: the cores partition it, so whatever is
-counted per core is counted exactly once.
+counted per core is counted exactly once. A `Tiling` makes the grid of a raster of any shape.
 
-Axes are always in array order: (y, x), or (z, y, x) for volumes.
+Axes are always in array order: (y, x), or (z, y, x) for volumes. A pixel of a volume is a voxel.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ Affine = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f) with x = a·column + b·row + c and y = d·column + e·row + f at pixel
 corners.
 """
+
+_IMAGE_AXES = 2
+_CUBE_STEP = 16
+"""Sides of cubes are multiples of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,12 @@ class Tile:
     read: Box
     """The pixels that this tile may look at: the core and its halo, cut at the border."""
 
+    @classmethod
+    def whole(cls, shape: Shape) -> Tile:
+        """The one tile of an uncut raster of this shape."""
+        box = Box.whole(shape)
+        return cls((0,) * len(shape), box, box)
+
     def trim(self, array: Any) -> Any:
         """The core's part of an array that covers `read` (further axes, such as channels, are
         kept).
@@ -116,20 +126,29 @@ class Grid(Sequence[Tile]):
     """Shape of the raster."""
     tile: Shape
     """Shape of a tile's core; tiles at the far border are smaller."""
-    halo: Shape = (0, 0)
-    """How far a tile may look beyond its core."""
+    halo: int = 0
+    """How far a tile may look beyond its core, in pixels."""
+    planar: bool = False
+    """Whether tiles look beyond their cores along the last two axes only: the planes of a volume
+    do not see each other.
+    """
 
     def __post_init__(self) -> None:
-        if not len(self.shape) == len(self.tile) == len(self.halo):
+        if len(self.shape) != len(self.tile):
             raise ValueError(
-                f"shape {self.shape}, tile {self.tile} and halo {self.halo} have different numbers "
-                "of axes"
+                f"shape {self.shape} and tile {self.tile} have different numbers of axes"
             )
-        if min(self.tile) < 1 or min(self.halo) < 0 or min(self.shape) < 1:
+        if min(self.tile) < 1 or self.halo < 0 or min(self.shape) < 1:
             raise ValueError(
                 f"shape {self.shape} and tile {self.tile} must be positive and halo {self.halo} "
                 "not negative"
             )
+
+    @property
+    def margin(self) -> Shape:
+        """The halo along each axis."""
+        across = max(0, len(self.shape) - _IMAGE_AXES) if self.planar else 0
+        return (0,) * across + (self.halo,) * (len(self.shape) - across)
 
     @property
     def counts(self) -> Shape:
@@ -156,10 +175,73 @@ class Grid(Sequence[Tile]):
         whole = Box.whole(self.shape)
         start = tuple(i * t for i, t in zip(index, self.tile, strict=True))
         core = Box(start, tuple(a + t for a, t in zip(start, self.tile, strict=True))) & whole
-        return Tile(tuple(index), core, core.grow(self.halo) & whole)
+        return Tile(tuple(index), core, core.grow(self.margin) & whole)
 
     def __iter__(self) -> Iterator[Tile]:
         return (self[i] for i in range(len(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How rasters are cut into tiles, whatever their number of axes.
+
+    >>> Tiling(256).tile((1000, 700)), Tiling(256).tile((300, 1000, 700))
+    ((256, 256), (32, 32, 32))
+    >>> Tiling((8, 64, 64)).tile((300, 1000, 700))
+    (8, 64, 64)
+    """
+
+    side: int | Shape
+    """Side of the square tiles of images; volumes are cut into cubes of about as many voxels. Or
+    the side along each axis, for rasters with so many axes only.
+    """
+
+    @property
+    def pixels(self) -> int:
+        """About how many pixels, or voxels, the core of a tile has."""
+        return self.side**2 if isinstance(self.side, int) else math.prod(self.side)
+
+    def suits(self, shape: Shape) -> bool:
+        """Whether rasters of this shape can be cut so."""
+        return isinstance(self.side, int) or len(self.side) == len(shape)
+
+    def tile(self, shape: Shape, planar: bool = False) -> Shape:
+        """Shape of the tiles of a raster of this shape; those of planar methods are one plane deep.
+
+        Raises `ValueError` where there is a side for each axis, and the raster has more or fewer.
+        """
+        if isinstance(self.side, int):
+            if len(shape) <= _IMAGE_AXES:
+                return (self.side,) * len(shape)
+            if planar:
+                return (1,) * (len(shape) - _IMAGE_AXES) + (self.side,) * _IMAGE_AXES
+            # The root of a whole cube may come out a little too small.
+            cube = round(self.pixels ** (1 / len(shape)))
+            return (max(_CUBE_STEP, cube // _CUBE_STEP * _CUBE_STEP),) * len(shape)
+        if not self.suits(shape):
+            raise ValueError(f"tiles of {self.side} cannot cut a raster of shape {shape}")
+        return (1,) * (len(shape) - _IMAGE_AXES) + self.side[-_IMAGE_AXES:] if planar else self.side
+
+    def grid(self, shape: Shape, halo: int = 0, planar: bool = False) -> Grid:
+        """The tiles of a raster of this shape. Raises `ValueError` as `tile` does."""
+        return Grid(shape, self.tile(shape, planar), halo, planar)
+
+    def __str__(self) -> str:
+        """One side, or the sides in the order of the axes.
+
+        >>> print(Tiling(512), Tiling((8, 64, 64)))
+        512 8x64x64
+        """
+        return str(self.side) if isinstance(self.side, int) else "x".join(map(str, self.side))
+
+
+def in_rows(array: Any, axes: int = 2) -> Any:
+    """The planes of a volume one below the other, for loops over rows: (z, y, x) as (z * y, x), and
+    with three `axes` (z, y, x, band) as (z * y, x, band). Arrays of images stay as they are.
+
+    No copy where the array is contiguous.
+    """
+    return array.reshape(-1, *array.shape[1 - axes :])
 
 
 def middle(shape: Shape, pixels: int) -> Box:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
@@ -40,6 +41,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self.noun = noun
         self._package = package
         self._own: dict[str, T] = {}
+        self._filling = threading.RLock()
 
     def register(self, name: str) -> Callable[[T], T]:
         """A decorator that registers its argument under `name`. Raises `ValueError` if the name is
@@ -76,11 +78,12 @@ class Registry(Mapping[str, T], Generic[T]):
 
     @property
     def _items(self) -> Mapping[str, T]:
-        if self._package is not None:
-            # Reset first: modules of the package may use the registry while they are being
-            # imported.
-            package, self._package = self._package, None
-            import_modules(package)
+        # Another thread waits until all is there; in this one, modules of the package may ask while
+        # they are imported.
+        with self._filling:
+            if self._package is not None:
+                package, self._package = self._package, None
+                import_modules(package)
         return self._own
 
 

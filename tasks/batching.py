@@ -9,7 +9,9 @@ interrupted one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import prod
 
+from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.models.protocols import Fitter
 from maskloom.segcore.pipeline.jobs import ImagesJob, RunSettings, TileRangeJob
 from maskloom.segcore.pipeline.records import PlannedImage
@@ -22,8 +24,21 @@ BUNDLE_IMAGES = 64
 
 def is_spread(spec: RasterSpec, order: RunSettings) -> bool:
     """Whether the image is large for its segmenter, readable by windows, and more than one tile."""
-    several = spec.pixels > order.tile**2 and 4 * spec.chunks[0] * spec.chunks[1] <= spec.pixels
+    several = spec.pixels > order.tiling.pixels and 4 * prod(spec.chunks) <= spec.pixels
     return several and spec.pixels > 2 * part_pixels(order)
+
+
+def require_tiling(order: RunSettings, items: Iterable[PlannedImage]) -> None:
+    """Raise `RecipeError` where the tiling has a side for each axis, and an image has other
+    axes.
+    """
+    for item in items:
+        if item.spec is not None and not order.tiling.suits(item.spec.shape):
+            raise RecipeError(
+                f"tiling.tile: {order.tiling} has a side for each of the axes z, y and x, but "
+                f"{item.source.uri} has {len(item.spec.shape)} axes. Use one number, which suits "
+                "images and volumes, or leave it out of `inputs`."
+            )
 
 
 def part_pixels(order: RunSettings) -> int:
@@ -61,7 +76,7 @@ def parts(
     if item.spec is None:
         return
     grid = order.grid(item.spec)
-    step = max(1, (pixels or part_pixels(order)) // order.tile**2)
+    step = max(1, (pixels or part_pixels(order)) // order.tiling.pixels)
     for first in range(0, len(grid), step):
         yield TileRangeJob(order, item, first, min(first + step, len(grid)))
 

@@ -22,10 +22,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from maskloom.segcore.errors import DamagedRecord, RecipeError
-from maskloom.segcore.formats import mask_endings, sidecar_endings
+from maskloom.segcore.masks import beside_endings, mask_endings
 from maskloom.segcore.storage.records import damaged, read_json, read_table
 from maskloom.segcore.storage.store import STAGING, Listed, Store, is_local, lives, remove_temporary
 from maskloom.tasks.commits.log import IMAGES, folder_under_way
@@ -109,16 +109,10 @@ def orphans(
     `masks` are those of the images in the tables, by image id. Files of other programs are never
     among them.
     """
-    used = {
-        name
-        for image_id, mask in masks.items()
-        if mask is not None
-        for name in (mask, _preview(image_id))
-    }
-    used |= {
-        mask + ending for mask in masks.values() if mask is not None for ending in sidecar_endings()
-    }
-    rest = listed.keys() - used
+    committed = {image_id: mask for image_id, mask in masks.items() if mask is not None}
+    used = {name + ending for name in committed.values() for ending in ("", *beside_endings())}
+    used |= {_preview(image_id) for image_id in committed}
+    rest = [name for name in listed if used.isdisjoint(_with_folders(name))]
     if not rest:
         return {}
     ours = {
@@ -126,7 +120,11 @@ def orphans(
         for image_id in _planned_ids(store).union(masks)
         for name in _names_of(image_id)
     }
-    return {name: ours[name] for name in sorted(rest) if name in ours}
+    return {
+        name: ours[owner]
+        for name in sorted(rest)
+        if (owner := next((each for each in _with_folders(name) if each in ours), None))
+    }
 
 
 def leftovers(output: str, idle_hours: float = IDLE_HOURS) -> list[Leftover]:
@@ -326,6 +324,11 @@ def _names_of(image_id: str) -> Iterator[str]:
     """
     yield _preview(image_id)
     yield from (f"masks/{image_id}{ending}" for ending in mask_endings())
+
+
+def _with_folders(name: str) -> tuple[str, ...]:
+    """A name, and those of the folders around it: one of them may be a mask of many files."""
+    return (name, *map(str, PurePosixPath(name).parents))
 
 
 def _preview(image_id: str) -> str:

@@ -1,9 +1,10 @@
-"""Discover: the recipe's inputs as a list of sources, each with its version and a name of its own.
+"""Discover: the recipe's inputs as a list of sources, each with its version and its own name.
 
 Inputs are files, globs, folders (every file below whose suffix a format claims) and lists
-(`tasks.lists`) on any fsspec store. `image_id` is the path of a source below the inputs' common
-folder, without its suffix and made safe for file names. The common folder is that of the inputs as
-the recipe states them, so an id does not change when other images arrive.
+(`tasks.lists`) on any fsspec store. A folder that a format reads as one image is one source, and so
+are files that a format groups into a series. `image_id` is the path of a source below the inputs'
+common folder, without its suffix and made safe for file names. The common folder is that of the
+inputs as the recipe states them, so an id does not change when other images arrive.
 """
 
 from __future__ import annotations
@@ -21,10 +22,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maskloom.segcore import formats  # noqa: F401  (fills FORMATS)
+from maskloom.segcore import formats
 from maskloom.segcore.errors import RecipeError, StoreError
-from maskloom.segcore.raster.source import ABSENT, Source
-from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.raster.source import (
+    ABSENT,
+    Member,
+    Source,
+    combined_version,
+    learn_addresses,
+    members_of,
+)
+from maskloom.segcore.raster.spec import FORMATS, SeriesFormat
 from maskloom.segcore.storage.addresses import (
     is_signed,
     is_web,
@@ -104,8 +112,7 @@ def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> Fo
         raise RecipeError(
             f"inputs: {_some(inputs)} {'matches' if len(inputs) == 1 else 'match'} no image. "
             f"{told(search.passed_over)}"
-            f"{'maskloom does not read Zarr yet. ' if '.zarr' in search.passed_over else ''}Give a "
-            "file, a glob such as "
+            "Give a file, a glob such as "
             f"'scenes/**/*.tif', a folder with images ({' '.join(image_suffixes())}), or a list "
             f"file with a column `{lists.COLUMN}`."
         )
@@ -162,15 +169,17 @@ def advice(passed_over: Mapping[str, int]) -> str:
 
 def image_suffixes() -> tuple[str, ...]:
     """All file suffixes that some format claims."""
-    return tuple(suffix for image_format in FORMATS.values() for suffix in image_format.suffixes)
+    return tuple(suffix for name in FORMATS for suffix in formats.suffixes(name))
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class _Found:
     address: str | None
     """Where it is read, if not at its URI."""
     version: str
     size: int
+    members: tuple[Member, ...] = ()
+    is_folder: bool = False
 
 
 class _Search:
@@ -179,7 +188,7 @@ class _Search:
     """
 
     def __init__(self, ours: tuple[str, ...]) -> None:
-        self.found: dict[str, _File] = {}
+        self.found: dict[str, _Found] = {}
         self.folders: set[str] = set()
         """Folders that the inputs name."""
         self.passed_over: Counter[str] = Counter()
@@ -210,7 +219,7 @@ class _Search:
             self._take(fs, posixpath.dirname(path_of(path)), path, named)
 
     def _list(self, fs: Any, path: str) -> Mapping[str, Any] | None:
-        """Take in what a glob or a folder holds; what the store says of any other path."""
+        """Take in the content of a glob or a folder; the store's information on any other path."""
         # An existing file wins over a glob: real names do contain brackets.
         pattern = (_WEB_GLOB if is_web(path) else _GLOB).search(path_of(path))
         if pattern and not fs.exists(path):
@@ -223,23 +232,53 @@ class _Search:
         return info
 
     def _match(self, fs: Any, path: str, wild: int) -> None:
-        folder = posixpath.dirname(path[:wild])
-        for name, info in fs.glob(path, detail=True).items():
-            if info["type"] == "file":
-                self._take(fs, folder, name, info)
+        root = posixpath.dirname(path[:wild])
+        found = fs.glob(path, detail=True)
+        images: tuple[str, ...] = ()
+        for name, info in found.items():
+            folder = name.rstrip("/")
+            if (
+                info["type"] == "directory"
+                and folder.lower().endswith(formats.folder_suffixes())
+                and not name.startswith(images)
+            ):
+                images += self._take_folders(fs, fs.find(folder, detail=True), root)
+        for name, info in found.items():
+            if info["type"] == "file" and not name.startswith(images):
+                self._take(fs, root, name, info)
 
     def _search_folder(self, fs: Any, folder: str) -> None:
         suffixes = image_suffixes()
-        for name, info in fs.find(folder, detail=True).items():
+        found = fs.find(folder, detail=True)
+        images = self._take_folders(fs, found, folder)
+        for name, info in found.items():
             below = name[len(folder) :]
-            if any(part.startswith(".") for part in below.split("/")) and not _STORED_FOLDER.search(
-                name
-            ):
+            if name.startswith(images) or (_is_hidden(below) and not _STORED_FOLDER.search(name)):
                 continue
             if below.lower().endswith(suffixes):
                 self._take(fs, folder, name, info)
             elif not _uri(fs, name).startswith(self._ours):
                 self._pass_over(name)
+
+    def _take_folders(
+        self, fs: Any, found: Mapping[str, Mapping[str, Any]], root: str
+    ) -> tuple[str, ...]:
+        """Take in the folders that are one image each among listed files, and return them, each
+        with a slash behind it.
+        """
+        folders = formats.image_folders(found)
+        for folder, names in folders.items():
+            uri = _uri(fs, folder)
+            if _is_hidden(folder[len(root) :]) or uri.startswith(self._ours):
+                continue
+            members = members_of(fs, {name: found[name] for name in names})
+            size = sum(member.size for member in members)
+            # Where an input names the image itself, its id is the folder's name.
+            above = posixpath.dirname(folder) if folder == root else root
+            self.folders.add(_written_uri(fs, above))
+            version = combined_version(members)
+            self.found.setdefault(uri, _Found(None, version, size, is_folder=True))
+        return tuple(f"{folder}/" for folder in folders)
 
     def _pass_over(self, name: str) -> None:
         lower = name.lower()
@@ -274,24 +313,65 @@ class _Search:
     def _take(self, fs: Any, folder: str, name: str, info: Mapping[str, Any]) -> None:
         address = _uri(fs, name)
         uri = unsigned(address).encode("utf-8", "backslashreplace").decode()
-        self.folders.add(written(unsigned(str(fs.unstrip_protocol(folder)))))
+        self.folders.add(_written_uri(fs, folder))
         if uri.startswith(self._ours):
             return
         version = version_of(info) if info else ABSENT
-        file = _File(None if address == uri else address, version, int(info.get("size") or 0))
+        file = _Found(None if address == uri else address, version, int(info.get("size") or 0))
         if self.found.setdefault(uri, file).address != file.address:
             self.alike += 1
 
+    def join_series(self) -> None:
+        """Put series in the place of their files, as formats group them."""
+        for name, image_format in FORMATS.items():
+            if not isinstance(image_format, SeriesFormat):
+                continue
+            claimed = formats.suffixes(name)
+            files = tuple(
+                Member(uri, file.version, file.size, file.address)
+                for uri, file in sorted(self.found.items())
+                if file.version != ABSENT and path_of(uri).lower().endswith(claimed)
+            )
+            for file in files:
+                learn(file.uri, file.address)
+            for series in image_format.group(files):
+                for member in series.members:
+                    del self.found[member.uri]
+                self.found[series.uri] = _Found(
+                    None,
+                    combined_version(series.members),
+                    sum(member.size for member in series.members),
+                    series.members,
+                )
+
 
 def _sources(search: _Search, known: Mapping[str, str]) -> list[Source]:
+    search.join_series()
     uris = sorted(search.found)
     ids = _image_ids(uris, _common(sorted(search.folders)), known)
     sources = []
     for uri in uris:
-        file = search.found[uri]
-        learn(uri, file.address)
-        sources.append(Source(uri, ids[uri], file.version, file.size, file.address))
+        found = search.found[uri]
+        source = Source(
+            uri,
+            ids[uri],
+            found.version,
+            found.size,
+            found.address,
+            found.members,
+            found.is_folder,
+        )
+        learn_addresses(source)
+        sources.append(source)
     return sources
+
+
+def _written_uri(fs: Any, path: str) -> str:
+    return written(unsigned(str(fs.unstrip_protocol(path))))
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 def _place(entry: str) -> tuple[Any, str]:
@@ -316,14 +396,14 @@ def _refuse_secrets(entry: str, chain: tuple[str, ...]) -> None:
 
 
 def _info(fs: Any, path: str) -> Mapping[str, Any]:
-    """What a store says of a file; nothing of one that is named but absent, which becomes a failed
-    row with a clear reason.
+    """The store's information on a file; empty for one that is named but absent, which becomes a
+    failed row with a clear reason.
     """
     try:
         info: Mapping[str, Any] = fs.info(path)
     except FileNotFoundError as error:
-        # A web server that does not answer, or not to us, is said to have no such file. When the
-        # file is read, the reason will show.
+        # fsspec reports a missing file also where a web server does not answer, or not to us. The
+        # reason shows when the file is read.
         answer = getattr(error.__cause__, "status", None)
         return (
             {} if error.__cause__ is None or answer in (404, 410) else {"size": 0, "type": "file"}
@@ -407,7 +487,11 @@ def _image_ids(uris: Sequence[str], root: str, known: Mapping[str, str]) -> dict
     for uri in uris:
         if uri in ids:
             continue
-        stem, suffix = posixpath.splitext(_below(uri.partition("://")[2] or uri, root))
+        path = _below(uri.partition("://")[2] or uri, root)
+        stem, suffix = posixpath.splitext(path)
+        # Suffixes with two dots are known by the formats alone.
+        if (claimed := formats.suffix_of(uri)).count(".") > 1 and path.lower().endswith(claimed):
+            stem, suffix = path[: -len(claimed)], path[-len(claimed) :]
         # A folder named like an image must not take the name of that image's mask.
         folder, _, name = stem.rpartition("/")
         plain = safe_name(_SUFFIXED.sub(r"_\1/", f"{folder}/") + name)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from maskloom.segcore.errors import DamagedRecord
 from maskloom.segcore.storage.records import read_json, read_table, remedy
-from maskloom.segcore.storage.store import Listed, Store
+from maskloom.segcore.storage.store import Store, not_empty
 from maskloom.tasks.clean import (
     Unfinished,
     orphans,
@@ -26,7 +26,6 @@ from maskloom.tasks.commits.log import COMMITS, IMAGES, Commit, folder_under_way
 from maskloom.tasks.plan import HEAD, read_head
 
 T = TypeVar("T")
-CHUNK = 2**22
 _AREAS, _OBJECTS = "tables/areas", "tables/objects"
 _ROW = (
     "uri",
@@ -81,7 +80,8 @@ def status(output: str) -> Status:
         name: read_table(store, name, _ROW).to_pylist() for name in store.names(IMAGES, ".parquet")
     }
     rows = [row for found in of_file.values() for row in found]
-    masks, tables, head = store.listed("masks"), store.listed(_AREAS), read_head(store)
+    masks, tables = not_empty(store.listed("masks")), not_empty(store.listed(_AREAS))
+    head = read_head(store)
     open_runs = [
         run
         for run in (read_unfinished(store, name) for name in runs_without_manifest(store))
@@ -97,11 +97,11 @@ def status(output: str) -> Status:
     lost = {
         row["mask_uri"]: row["uri"]
         for row in rows
-        if row["status"] == "ok" and not _holds(masks, row["mask_uri"])
+        if row["status"] == "ok" and row["mask_uri"] not in masks
     }
     for name, found in of_file.items():
         areas = f"{_AREAS}/{name.rpartition('/')[2]}"
-        if found and not _holds(tables, areas):
+        if found and areas not in tables:
             lost.update(
                 (f"{areas} ({row['image_id']})", row["uri"])
                 for row in found
@@ -125,11 +125,11 @@ def verify(output: str) -> Iterator[str]:
     """What is wrong with an output, a line each; nothing where all is well. Raises `RecipeError`
     where there is no output.
 
-    Reads every record and table; says of those that are damaged what to do, and goes on with the
-    rest. Compares every mask with its digest in the `images` table, every file of the last run that
-    wrote it with its digest in the manifest, and checks that the pixels of every image add up, that
-    no object is there twice or has pixels that its class has not, and that masks of runs are in the
-    tables.
+    Reads every record and table; reports a remedy for those that are damaged, and continues with
+    the rest. Compares every mask with its digest in the `images` table, every file of the last run
+    that wrote it with its digest in the manifest, and checks that the pixels of every image add up,
+    that no object is there twice or has pixels that its class has not, and that masks of runs are
+    in the tables.
     """
     store = Store(output)
     require_output(store)
@@ -148,7 +148,7 @@ def verify(output: str) -> Iterator[str]:
     for row in images.values():
         yield from _wrong_mask(store, row)
     if any(name.startswith("tables/") for name in reading.damage):
-        # What cannot be read says nothing of what can.
+        # Sums over the readable tables alone would be wrong.
         return
     yield from _wrong_sums(tables[_AREAS], images)
     yield from _wrong_objects(tables, images)
@@ -218,12 +218,8 @@ class _Reading:
             return None
 
 
-def _holds(files: Mapping[str, Listed], name: str) -> bool:
-    return name in files and files[name].size > 0
-
-
 def _images(tables: Mapping[str, pa.Table]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The rows by image id, and what is said of ids that are there twice."""
+    """The rows by image id, and a message for each id that is there twice."""
     images: dict[str, dict[str, Any]] = {}
     twice = []
     for name, table in tables.items():
@@ -252,8 +248,8 @@ def _wrong_files(
         newest.update((name, (digest, run)) for name, digest in files.items())
     committed_files = _committed_files(store, reading)
     newest.update(committed_files)
-    # An unfinished run may have rewritten them; its manifest will say what they should be. One
-    # whose manifest is damaged cannot say it.
+    # An unfinished run may have rewritten them; its manifest will hold their digests. Those of a
+    # run whose manifest is damaged are unknown.
     mute = [reading.plan(name.split("/")[1]) for name in names if name in reading.damage]
     rewritten = {file for run in (*unfinished, *mute) if run is not None for file in run.files}
     for name, (digest, run) in sorted(newest.items()):
@@ -321,19 +317,16 @@ def _is_missed(store: Store, name: str, committed: Collection[str]) -> bool:
 def _wrong_mask(store: Store, row: Mapping[str, Any]) -> Iterator[str]:
     if row["status"] != "ok":
         return
-    digest = hashlib.sha256()
     try:
-        with store.open(row["mask_uri"]) as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
+        digest = store.sha256(row["mask_uri"])
     except FileNotFoundError:
         yield (
             f"{row['mask_uri']}: the mask of {row['image_id']} is missing. Run the recipe again: "
             "it makes the mask anew."
         )
         return
-    if digest.hexdigest() != row["mask_sha256"]:
-        differing = _differing(digest.hexdigest(), row["mask_sha256"])
+    if digest != row["mask_sha256"]:
+        differing = _differing(digest, row["mask_sha256"])
         yield (
             f"{row['mask_uri']}: is not what was written ({differing}). Remove it, then run the "
             "recipe again: it makes the mask anew."

@@ -123,7 +123,7 @@ def _decoded(entry: str, content: bytes) -> str:
 
 
 def _from_csv(entry: str, text: str) -> Iterator[str]:
-    # Excel writes its separator into a line of its own.
+    # Excel writes its separator into a separate line.
     declared, _, rest = text.partition("\n")
     if declared.strip().lower().startswith("sep=") and len(declared.strip()) <= len("sep=x"):
         text = rest

@@ -49,10 +49,9 @@ def require_memory(
     always = WORKER_BYTES + order.model.footprint.process_bytes
     for item in items:
         if item.spec is not None and always + _tile_bytes(order, item.spec) > available:
-            halo = max(order.model.footprint.halo)
             raise RecipeError(
-                f"tiling.tile: a tile of {order.tile} pixels with the segmenter's halo of {halo} "
-                "needs about "
+                f"tiling.tile: a tile of {order.tiling} pixels with the segmenter's halo of "
+                f"{order.model.footprint.halo} needs about "
                 f"{(always + _tile_bytes(order, item.spec)) / 1e9:.1f} GB on {item.source.uri}; a "
                 f"worker has {available / 1e9:.1f} GB. "
                 "Use a smaller tile or fewer workers, or a segmenter with a smaller halo (radius, "
@@ -106,9 +105,9 @@ def _fits(item: PlannedImage, available: int) -> bool:
 
 def _refused(item: PlannedImage, available: int) -> PlannedImage:
     assert item.spec is not None
-    height, width = item.spec.shape
+    size = " x ".join(map(str, reversed(item.spec.shape)))
     error = OutOfMemory(
-        f"{item.source.uri} can only be decoded as a whole, and its {width} x {height} pixels "
+        f"{item.source.uri} can only be decoded as a whole, and its {size} pixels "
         "alone take "
         f"{_pixel_bytes(item.spec) / 1e9:.2f} GB; a worker has {available / 1e9:.2f} GB. Raise "
         "cluster.memory, lower cluster.workers, "
@@ -122,11 +121,11 @@ def _pixel_bytes(spec: RasterSpec) -> int:
 
 
 def _tile_bytes(order: RunSettings, spec: RasterSpec) -> int:
-    footprint = order.model.footprint
-    read = np.minimum(spec.shape, order.tile + 2 * np.array(footprint.halo))
-    core = np.minimum(spec.shape, order.tile)
+    grid = order.grid(spec)
+    read = np.minimum(spec.shape, np.array(grid.tile) + 2 * np.array(grid.margin))
+    core = np.minimum(spec.shape, grid.tile)
     return (
-        int(np.prod(read)) * footprint.bytes_per_pixel
+        int(np.prod(read)) * order.model.footprint.bytes_per_pixel
         + int(np.prod(core)) * _ID_BYTES * order.joins
     )
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from maskloom.segcore.pipeline.records import ImageResult
+from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.statistics.objects.geoparquet import nulls
 from maskloom.segcore.statistics.objects.table import geo_metadata, schema
 from maskloom.segcore.storage.records import reading
 from maskloom.segcore.storage.store import Store
@@ -45,10 +46,14 @@ class ObjectFile:
     fingerprint: str
 
     def write(
-        self, draft: Draft, staged: Mapping[str, str], receipts: Sequence[ImageResult], bands: int
+        self,
+        draft: Draft,
+        staged: Mapping[str, str],
+        receipts: Sequence[ImageResult],
+        specs: Sequence[RasterSpec],
     ) -> None:
         """Draft the file: the staged rows (files by image id), and those of images without a
-        receipt. `bands`: most of any image of the run.
+        receipt. `specs`: all images of the run, whose tables have the same columns.
         """
         try:
             content = self.store.read(self.name)
@@ -68,11 +73,11 @@ class ObjectFile:
             if old is None
             else self._kept(old, [receipt.source.image_id for receipt in receipts])
         )
-        bands = max(
-            bands,
-            0 if old is None else sum(name.startswith("mean_") for name in old.schema_arrow.names),
-        )
-        wanted = objects_schema(bands, bool(located) or was_located)
+        names = [] if old is None else old.schema_arrow.names
+        bands = [sum(name.startswith("mean_") for name in names)]
+        bands += [spec.file_bands for spec in specs]
+        axes = [3 if "centroid_z" in names else 2, *(len(spec.shape) for spec in specs)]
+        wanted = objects_schema(max(bands), bool(located) or was_located, max(axes))
         rows = chain(
             (_conformed(group, wanted, was_located) for group in kept),
             (
@@ -112,10 +117,12 @@ class ObjectFile:
                 )
 
 
-def objects_schema(bands: int, located: bool) -> pa.Schema:
-    """The full schema of the table, for images of up to so many bands, in degrees or in pixels."""
+def objects_schema(bands: int, located: bool, axes: int = 2) -> pa.Schema:
+    """The full schema of the table, for images of up to so many bands and axes, in degrees or in
+    pixels.
+    """
     return pa.schema(
-        [*KEYS, *schema(bands)], metadata={b"maskloom_schema": b"1", **geo_metadata(located)}
+        [*KEYS, *schema(bands, axes)], metadata={b"maskloom_schema": b"1", **geo_metadata(located)}
     )
 
 
@@ -134,18 +141,9 @@ def _conformed(table: pa.Table, wanted: pa.Schema, located: bool) -> pa.Table:
         absent = field.name not in table.column_names or (
             field.name in _GEOMETRY and not keeps_geometry
         )
-        return _nothing(field.type, len(table)) if absent else table[field.name]
+        return nulls(field.type, len(table)) if absent else table[field.name]
 
     return pa.table([column(field) for field in wanted], schema=wanted)
-
-
-def _nothing(kind: pa.DataType, rows: int) -> pa.Array:
-    if not pa.types.is_struct(kind):
-        return pa.nulls(rows, kind)
-    # The fields of a struct that is null may themselves be declared to hold values.
-    fields = list(kind)
-    empty = [pa.array(np.zeros(rows), field.type) for field in fields]
-    return pa.StructArray.from_arrays(empty, fields=fields, mask=pa.array(np.ones(rows, np.bool_)))
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

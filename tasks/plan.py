@@ -23,7 +23,7 @@ from maskloom.segcore import errors
 from maskloom.segcore.pipeline.jobs import DescribeJob, GroundControl
 from maskloom.segcore.pipeline.records import Failure, Plan, PlannedImage, Shard, run_id
 from maskloom.segcore.pipeline.worker import describe
-from maskloom.segcore.raster.source import Source
+from maskloom.segcore.raster.source import Member, Source
 from maskloom.segcore.raster.spec import load_spec
 from maskloom.segcore.storage.canonical import canonical
 from maskloom.segcore.storage.records import read_json, read_table, reading
@@ -192,6 +192,8 @@ def write_plan(store: Store, plan: Plan) -> None:
             "uri": item.source.uri,
             "version": item.source.version,
             "size": item.source.size,
+            "is_folder": item.source.is_folder,
+            "members": _members_json(item.source),
             "shard": shard.file,
             "spec": None if item.spec is None else canonical(item.spec),
             "failure": None if item.failure is None else canonical(item.failure),
@@ -199,7 +201,8 @@ def write_plan(store: Store, plan: Plan) -> None:
         for shard in plan.shards
         for item in shard.items
     ]
-    schema = pa.schema([(name, pa.int64() if name == "size" else pa.string()) for name in rows[0]])
+    types = {"size": pa.int64(), "is_folder": pa.bool_()}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in rows[0]])
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
     store.publish(f"runs/{plan.run_id}/plan.parquet", buffer.getvalue())
@@ -225,7 +228,7 @@ def read_plan(store: Store, identity: str) -> Plan | None:
     with reading(store, name):
         for row in read_table(store, name).to_pylist():
             item = PlannedImage(
-                Source(row["uri"], row["image_id"], row["version"], row["size"]),
+                _source(row),
                 None if row["spec"] is None else load_spec(json.loads(row["spec"])),
                 None if row["failure"] is None else Failure(**json.loads(row["failure"])),
             )
@@ -235,21 +238,48 @@ def read_plan(store: Store, identity: str) -> Plan | None:
 
 def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
     """A plan that was read, with the addresses of its sources, which plans do not hold."""
-    addresses = {source.uri: source.address for source in sources if source.address is not None}
-    if not addresses:
+    known = {source.uri: source for source in sources if _has_addresses(source)}
+    if not known:
         return plan
 
     def addressed(item: PlannedImage) -> PlannedImage:
-        source = item.source
-        return dataclasses.replace(
-            item, source=dataclasses.replace(source, address=addresses.get(source.uri))
-        )
+        found = known.get(item.source.uri)
+        if found is None:
+            return item
+        # The id of a run hashes the versions of its sources, so these are the same files.
+        source = dataclasses.replace(item.source, address=found.address, members=found.members)
+        return dataclasses.replace(item, source=source)
 
     shards = (
         dataclasses.replace(shard, items=tuple(map(addressed, shard.items)))
         for shard in plan.shards
     )
     return dataclasses.replace(plan, shards=tuple(shards))
+
+
+def _members_json(source: Source) -> str | None:
+    """The files of a series, without the addresses that plans do not hold; None for others."""
+    members = [(each.uri, each.version, each.size) for each in source.members]
+    return json.dumps(members) if members else None
+
+
+def _source(row: Mapping[str, Any]) -> Source:
+    # Plans of maskloom before series and folders lack the last two columns.
+    members = json.loads(row.get("members") or "[]")
+    return Source(
+        row["uri"],
+        row["image_id"],
+        row["version"],
+        row["size"],
+        members=tuple(Member(*each) for each in members),
+        is_folder=bool(row.get("is_folder")),
+    )
+
+
+def _has_addresses(source: Source) -> bool:
+    return source.address is not None or any(
+        member.address is not None for member in source.members
+    )
 
 
 def _head(record: Mapping[str, Any]) -> LastRun:

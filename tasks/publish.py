@@ -3,12 +3,13 @@
 Images that have no rows yet go into the shard's own file, which has the same name in the folder of
 each table. Images that have rows go where these are: the file is rewritten and keeps its other
 rows. So each image has one version, the newest, in every table at any moment.
-`tasks/commits/log.py` says what happens where several runs do so at a time.
+`tasks/commits/log.py` describes what happens where several runs do so at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -21,10 +22,11 @@ import pyarrow.parquet as pq
 
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
+from maskloom.segcore.raster.source import Source, version_now
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import Statistic
 from maskloom.segcore.storage.records import read_table
-from maskloom.segcore.storage.store import Store, current_version
+from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Committed, Ledger
 from maskloom.tasks.commits.log import IMAGES, Draft
 from maskloom.tasks.object_files import KEYS, ROW_GROUP, ObjectFile
@@ -207,7 +209,7 @@ class Tables:
         if row.fingerprint != self.plan.fingerprint:
             return True
         # The file has changed between the listings of two runs. What is right is what it is now.
-        return _version_now(source.uri) == source.version
+        return _version_now(source) == source.version
 
     def _fill(self, draft: Draft, shard: Shard, receipts: Sequence[ImageResult]) -> None:
         groups: dict[str, list[ImageResult]] = {}
@@ -238,6 +240,11 @@ class Tables:
         draft.files = {
             name: staged for receipt in receipts for name, staged in receipt.staged.items()
         }
+        draft.folders = frozenset(
+            receipt.mask
+            for receipt in receipts
+            if receipt.mask is not None and receipt.mask not in receipt.staged
+        )
 
     def _write_objects(self, draft: Draft, file: str, receipts: Sequence[ImageResult]) -> None:
         name = f"tables/{Objects.table}/{file}"
@@ -253,9 +260,8 @@ class Tables:
         specs = [
             item.spec for other in self.plan.shards for item in other.items if item.spec is not None
         ]
-        most_bands = max((spec.file_bands for spec in specs), default=0)
         ObjectFile(self.store, name, self.plan.run_id, self.plan.fingerprint).write(
-            draft, staged, receipts, most_bands
+            draft, staged, receipts, specs
         )
 
     def _keyed(self, receipt: ImageResult, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,7 +275,6 @@ class Tables:
     def _image(self, receipt: ImageResult) -> dict[str, Any]:
         spec, failure = receipt.spec, receipt.failure
         total = spec.pixels if spec else None
-        nodata = receipt.rows["area"][0]["nodata_pixels"] if failure is None else 0
         return {
             "run_id": self.plan.run_id,
             "image_id": receipt.source.image_id,
@@ -280,15 +285,15 @@ class Tables:
             "warning": receipt.warning,
             "mask_uri": receipt.mask,
             "mask_sha256": receipt.mask_sha256,
-            "width": spec.shape[1] if spec else None,
-            "height": spec.shape[0] if spec else None,
-            "depth": 1 if spec else None,
+            "width": spec.shape[-1] if spec else None,
+            "height": spec.shape[-2] if spec else None,
+            "depth": math.prod(spec.shape[:-2]) if spec else None,
             "bands": spec.file_bands if spec else None,
             "dtype": spec.dtype if spec else None,
             "crs": crs_name(spec.space.crs) if spec else None,
             "total_pixels": total,
-            "valid_pixels": 0 if failure else (total or 0) - nodata,
-            "nodata_pixels": nodata,
+            "valid_pixels": 0 if failure else (total or 0) - receipt.nodata_pixels,
+            "nodata_pixels": receipt.nodata_pixels,
             "unprocessed_pixels": total if failure else 0,
             "tiles": receipt.tiles,
             "seconds": receipt.seconds,
@@ -350,9 +355,9 @@ def _write(
         )
 
 
-def _version_now(uri: str) -> str | None:
+def _version_now(source: Source) -> str | None:
     try:
-        return current_version(uri)
+        return version_now(source)
     except FileNotFoundError:
         return None
 

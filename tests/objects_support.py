@@ -1,4 +1,4 @@
-"""Images of objects in memory, measured under any tiling as the pipeline does it."""
+"""Images and volumes of objects in memory, measured under any tiling as the pipeline does it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import shapely
 
 from maskloom.segcore.geometry import Box, Grid, Tile
 from maskloom.segcore.ground.space import Space
+from maskloom.segcore.models.fragments import TileBoundary
+from maskloom.segcore.objects.faces import Faces
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.statistics.objects.table import (
     BandSums,
@@ -19,6 +21,15 @@ from maskloom.segcore.statistics.objects.table import (
     measure,
     observe_bands,
 )
+from maskloom.segcore.storage.packing import pack, unpack
+
+
+def boundary_bytes(boundary: TileBoundary) -> int:
+    """Bytes of the arrays of a boundary, its faces included."""
+    faces = boundary["faces"].slabs if "faces" in boundary else ()
+    arrays = [np.asarray(each) for each in boundary.values() if not isinstance(each, Faces | list)]
+    lists = [array for each in boundary.values() if isinstance(each, list) for array in each]
+    return sum(array.nbytes for array in (*arrays, *lists, *faces))
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class ObjectImage:
     ids: np.ndarray
     """Final id of each pixel, 0 background."""
     pixels: np.ndarray
-    """(rows, columns, channels)"""
+    """(y, x, band), or (z, y, x, band)"""
     space: Space = field(default_factory=Space)
 
     @property
@@ -60,12 +71,11 @@ class ObjectImage:
         local = np.zeros(int(self.ids.max(initial=0)) + 1, np.uint32)
         local[object_id] = np.arange(len(object_id))
         # Fragments: an object's pixels of even and odd rows, to have several of one object.
-        fragments = np.where(
-            core > 0, local[core] * 2 - (np.arange(core.shape[0])[:, None] % 2), 0
-        ).astype(np.uint32)
+        rows = np.indices(core.shape)[0]
+        fragments = np.where(core > 0, local[core] * 2 - rows % 2, 0).astype(np.uint32)
         sums = observe_bands(fragments, self.pixels[tile.core.slices], 2 * len(present))
         of_fragment = np.concatenate([[0], np.repeat(np.arange(1, len(object_id)), 2)])
-        sums = BandSums.from_arrays(dict(sums.to_arrays())).sum_by(of_fragment, len(object_id))
+        sums = unpack(BandSums, pack(sums)).sum_by(of_fragment, len(object_id))
         here = np.bincount(core.ravel(), minlength=len(local))
         everywhere = np.bincount(self.ids.ravel(), minlength=len(local))
         whole = (here == everywhere)[object_id]
@@ -74,7 +84,7 @@ class ObjectImage:
         )
 
     def table(
-        self, tile: tuple[int, int] | None = None, geometry: bool = True, seed: int | None = None
+        self, tile: tuple[int, ...] | None = None, geometry: bool = True, seed: int | None = None
     ) -> pa.Table:
         """The table under a tiling: whole objects finished tile by tile, the others merged, through
         bytes and in any order.
@@ -85,7 +95,7 @@ class ObjectImage:
         for each in Grid(self.ids.shape, tile or self.ids.shape):
             whole, part = _split(measure(self.tile_objects(each, numbers), geometry))
             finished.append(finish(whole, self.spec, names, bands))
-            rest.append(Measures.from_bytes(part.to_bytes()))
+            rest.append(unpack(Measures, pack(part)))
         if numbers is not None:
             rest = [rest[i] for i in numbers.permutation(len(rest))]
         half = len(rest) // 2

@@ -53,6 +53,8 @@ def read_masks(output: Path) -> dict[str, np.ndarray]:
         if path.suffix in {".tif", ".png"}:
             with rasterio.open(path) as file:
                 masks[str(path.relative_to(output))] = file.read(1)
+        elif path.suffix == ".npy":
+            masks[str(path.relative_to(output))] = np.load(path)
     return masks
 
 

@@ -29,6 +29,7 @@ from maskloom.flows.recipes.yaml_files import (
     refuse_secrets,
     shown,
 )
+from maskloom.segcore import geometry
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.protocols import (
@@ -51,11 +52,7 @@ from maskloom.segcore.storage.store import configure, filesystem
 from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster
 from maskloom.tasks.plan import Fingerprint
 
-TABLES: Registry[Any] = Registry("statistic")
-"""What `statistics` may name."""
-for _name, _kind in (*STATISTICS.items(), ("objects", Objects)):
-    TABLES.register(_name)(_kind)
-REGISTRIES: tuple[Registry[Any], ...] = (SEGMENTERS, MODELS, TABLES)
+REGISTRIES: tuple[Registry[Any], ...] = (SEGMENTERS, MODELS, STATISTICS)
 """Where the classes of a run's parts have their names."""
 DEFAULT_TILE = 2048
 SCHEDULE_NOTE = (
@@ -63,9 +60,30 @@ SCHEDULE_NOTE = (
     "`maskloom run`."
 )
 """The note on a recipe with a schedule."""
-_SMALLEST_TILE = 16
+_SMALLEST_TILE, _LARGEST_TILE = 16, 16384
 _CRON_FIELDS = 5
 _ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def _of_three(sides: list[int]) -> list[int]:
+    if len(sides) != len("zyx"):
+        raise ValueError(
+            f"expected one whole number, or three for volumes: [z, y, x]; got {len(sides)}: "
+            f"{shown(sides)}"
+        )
+    return sides
+
+
+def _kind_of_tile(value: Any) -> str:
+    return "list[int]" if isinstance(value, list | tuple) else "int"
+
+
+_Side = Annotated[int, pydantic.Field(ge=_SMALLEST_TILE, le=_LARGEST_TILE)]
+_Sides = Annotated[
+    list[Annotated[int, pydantic.Field(ge=1, le=_LARGEST_TILE)]],
+    pydantic.Field(json_schema_extra={"minItems": len("zyx"), "maxItems": len("zyx")}),
+    pydantic.AfterValidator(_of_three),
+]
 
 
 class Tiling(pydantic.BaseModel):
@@ -73,11 +91,26 @@ class Tiling(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    tile: int = pydantic.Field(DEFAULT_TILE, ge=_SMALLEST_TILE, le=16384)
+    tile: Annotated[
+        Annotated[_Side, pydantic.Tag("int")] | Annotated[_Sides, pydantic.Tag("list[int]")],
+        pydantic.Discriminator(_kind_of_tile),
+    ] = DEFAULT_TILE
     """Side of a tile in pixels. It never changes a result, only memory and speed. Rounded up to a
     power of two below 256, to a multiple of 256 above, so that no two tiles share a block of the
-    mask.
+    mask. Volumes are cut into cubes of about as many voxels; `[z, y, x]` gives their sides instead,
+    y and x rounded up to multiples of 16.
     """
+
+    @property
+    def value(self) -> geometry.Tiling:
+        """The tiling that is used."""
+        if isinstance(self.tile, int):
+            return geometry.Tiling(effective_tile(self.tile))
+        z, *sides = self.tile
+        # Pixels of previews must not reach over two tiles.
+        return geometry.Tiling(
+            (z, *(-(-side // _SMALLEST_TILE) * _SMALLEST_TILE for side in sides))
+        )
 
 
 class Schedule(pydantic.BaseModel):
@@ -189,7 +222,7 @@ class RunRecipe:
     segmenter: Fitter | Model
     """What it starts with."""
     fit: Literal["collection", "image"]
-    tile: int
+    tiling: geometry.Tiling
     statistics: dict[str, Statistic]
     objects: Objects | None
     """The table of objects. None: none is asked for."""
@@ -225,7 +258,13 @@ class RunRecipe:
     def order(self, run_id: str) -> RunSettings:
         """What all jobs of a run have in common."""
         return RunSettings(
-            self.output, run_id, self.segmenter, self.statistics, self.tile, self.kind, self.objects
+            self.output,
+            run_id,
+            self.segmenter,
+            self.statistics,
+            self.tiling,
+            self.kind,
+            self.objects,
         )
 
 
@@ -240,10 +279,10 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     file = _checked(completed(document, changes))
     time_limits: Limits = build({"limits": Limits}, {**file.limits, "kind": "limits"}, "limits")
     kind_of_segmenter, segmenter = _segmenter(file, folder, time_limits)
-    tables = {"area": build(TABLES, "area", "statistics")}
+    tables = {"area": build(STATISTICS, "area", "statistics")}
     for i, entry in enumerate(_wanted_tables(file.statistics, segmenter)):
         kind = entry if isinstance(entry, str) else str(entry.get("kind"))
-        tables[kind] = build(TABLES, entry, f"statistics.{i}")
+        tables[kind] = build(STATISTICS, entry, f"statistics.{i}")
     recipe = RunRecipe(
         name=file.name or "recipe",
         inputs=_inputs(file, folder),
@@ -251,7 +290,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         kind=kind_of_segmenter,
         segmenter=segmenter,
         fit=file.fit,
-        tile=effective_tile(file.tiling.tile),
+        tiling=file.tiling.value,
         objects=tables.pop("objects", None),
         statistics=tables,
         cluster=build(CLUSTERS, file.cluster, "cluster"),
@@ -377,7 +416,7 @@ def schema() -> dict[str, Any]:
     sections = {
         "segmenter": schema_of(SEGMENTERS),
         "cluster": schema_of(CLUSTERS),
-        "statistics": schema_of(TABLES),
+        "statistics": schema_of(STATISTICS),
     }
     properties = document["properties"]
     for name in ("segmenter", "cluster"):
@@ -397,7 +436,7 @@ def schema() -> dict[str, Any]:
     )
     properties["limits"] = model_of(Limits).model_json_schema()
     properties["statistics"]["items"] = {
-        "oneOf": [*sections["statistics"]["oneOf"], {"enum": list(TABLES)}]
+        "oneOf": [*sections["statistics"]["oneOf"], {"enum": list(STATISTICS)}]
     }
     return complete(document)
 

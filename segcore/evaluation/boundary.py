@@ -90,9 +90,9 @@ class Boundary:
         return np.where(self.counts[:, 0] + self.counts[:, 2] > 0, f, np.nan)
 
 
-def halo_of(tolerance: float) -> tuple[int, int]:
-    """Halo of a tile in pixels (y, x): the tolerance, and one for the neighbours."""
-    return (int(tolerance) + 1,) * 2
+def halo_of(tolerance: float) -> int:
+    """Pixels that must be seen around a tile: the tolerance, and one for the neighbours."""
+    return int(tolerance) + 1
 
 
 def _on_edge(labels: NDArray[np.int64]) -> NDArray[np.bool_]:

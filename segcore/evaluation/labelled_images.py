@@ -18,11 +18,11 @@ from maskloom.segcore.annotations.object_metrics import ImageObjects
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.objects.components import Components
 from maskloom.segcore.objects.two_pass import (
-    PackedTile,
+    PackedLabels,
     Relabelling,
-    place_objects,
-    redraw,
-    sketch_tile,
+    join_tiles,
+    pack_labels,
+    relabel,
 )
 from maskloom.segcore.processes import limits
 
@@ -113,8 +113,8 @@ class PredictedImage:
 class TiledComponents:
     """The connected components of some classes of an image."""
 
-    sketches: Sequence[PackedTile]
-    placements: Sequence[Relabelling]
+    tiles: Sequence[PackedLabels]
+    relabellings: Sequence[Relabelling]
 
     @classmethod
     def find(
@@ -123,34 +123,25 @@ class TiledComponents:
         """Label the components of these classes over all tiles. Keeps the compressed labels of the
         image in memory.
         """
-        rule, sketches = Components(tuple(sorted(classes))), []
+        rule, tiles = Components(tuple(sorted(classes))), []
         for tile in grid:
             limits.working(tile.core.size)
             labels = image.classes(tile.core)
-            drawn = np.where(labels >= 0, labels, _NO_DATA).astype(np.uint16)
-            fragments = rule.fragment(drawn, tile, grid.shape)
-            sketches.append(sketch_tile(fragments, labels >= 0, tile, grid.shape[1], {}))
-        placed = place_objects(
-            rule,
-            grid,
-            [sketch.seam for sketch in sketches],
-            lambda number: sketches[number].firsts,
-            location,
-        )
-        return cls(sketches, list(placed))
+            known = np.where(labels >= 0, labels, _NO_DATA).astype(np.uint16)
+            fragments = rule.fragment(known, tile, grid.shape)
+            tiles.append(pack_labels(fragments, labels >= 0, tile, grid.shape))
+        return cls(tiles, list(join_tiles(rule, grid, tiles, location)))
 
     def ids(self, number: int) -> NDArray[np.int64]:
-        """Ids of the components (y, x) in a tile of the grid, 0 for none."""
-        return redraw(self.sketches[number].body, self.placements[number]).ids.astype(np.int64)
+        """The id of each pixel's component (y, x) in a tile of the grid, 0 for none."""
+        return relabel(self.tiles[number].labels, self.relabellings[number]).ids.astype(np.int64)
 
     def objects(self) -> ImageObjects:
         """All components, by ascending id."""
-        ids = np.concatenate([placement.numbers.ids for placement in self.placements]).astype(
+        ids = np.concatenate([each.numbers.ids for each in self.relabellings]).astype(np.int64)
+        class_of = np.concatenate([each.numbers.class_of for each in self.relabellings]).astype(
             np.int64
         )
-        class_of = np.concatenate(
-            [placement.numbers.class_of for placement in self.placements]
-        ).astype(np.int64)
         unique, first = np.unique(ids, return_index=True)
         kept = unique > 0
         return ImageObjects(unique[kept], class_of[first[kept]])

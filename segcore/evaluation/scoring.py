@@ -21,7 +21,7 @@ from maskloom.segcore.errors import ImageError, RecipeError, StoreError
 from maskloom.segcore.evaluation.boundary import Boundary, halo_of
 from maskloom.segcore.evaluation.labelled_images import ImageInstances, PredictedImage, TruthImage
 from maskloom.segcore.figures.drawing import outlines, photo_of
-from maskloom.segcore.geometry import Grid, Tile
+from maskloom.segcore.geometry import Grid, Tile, Tiling
 from maskloom.segcore.processes import limits
 from maskloom.segcore.raster.spec import FORMATS
 
@@ -78,7 +78,7 @@ class EvaluationOptions:
 
     def grid(self, shape: tuple[int, ...]) -> Grid:
         """The tiles of an image."""
-        return Grid(shape, (self.tile, self.tile), halo_of(self.tolerance))
+        return Tiling(self.tile).grid(shape, halo_of(self.tolerance))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

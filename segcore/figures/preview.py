@@ -4,13 +4,12 @@ Each tile gives a `PreviewPart`: for every cell of `stride` x `stride` pixels th
 core, the mean of the source's valid pixels and the most frequent label. At most the first 16 x 16
 pixels of a cell are used. Because cores start at multiples of 16, these belong to one tile, and the
 preview is the same for any tiling. `render_preview` joins the parts, stretches images that are not
-RGB pictures, tints the classes, draws their borders, and adds the legend below.
+RGB pictures, tints the classes, draws their borders, and adds the legend below. The preview of
+a volume shows its middle plane.
 """
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,12 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from maskloom.segcore.figures.drawing import SWATCH, canvas, draw_legend, font, lines_of, png
+from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
+from maskloom.segcore.storage.packing import packable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Shape, Tile
+    from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Block, Interpretation
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -31,6 +32,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 LARGEST_SIDE = 1024
 """Pixels on the longer side of a preview, its legend not counted."""
 
+_AXES = 2
 _WINDOW = 16
 _TINT = 0.4
 _SATURATION = 0.35
@@ -45,6 +47,7 @@ _NARROWEST_LEGEND = 96
 _LONGEST_LEGEND = 16
 
 
+@packable
 @dataclass(frozen=True, slots=True)
 class PreviewPart:
     """The part of a preview that one tile gives, in preview pixels."""
@@ -58,36 +61,28 @@ class PreviewPart:
     labels: NDArray[np.integer]
     """(y, x)."""
 
-    def to_bytes(self) -> bytes:
-        """The part as bytes, for `from_bytes`."""
-        arrays = [self.pixels, self.valid, self.labels]
-        head = json.dumps(
-            {"start": self.start, "arrays": [(array.dtype.name, array.shape) for array in arrays]}
-        ).encode()
-        return struct.pack("<I", len(head)) + head + b"".join(array.tobytes() for array in arrays)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> PreviewPart:
-        """The part from the bytes of `to_bytes`."""
-        (length,) = struct.unpack_from("<I", data)
-        head = json.loads(data[4 : 4 + length])
-        rest, at, arrays = data[4 + length :], 0, []
-        for dtype, shape in head["arrays"]:
-            count = int(np.prod(shape))
-            arrays.append(np.frombuffer(rest, dtype, count, at).reshape(shape))
-            at += arrays[-1].nbytes
-        return cls(tuple(head["start"]), *arrays)
-
 
 def preview_stride(shape: Shape) -> int:
     """Side of the cells that become one preview pixel: the smallest power of two with which the
     preview's longer side is at most `LARGEST_SIDE`.
     """
-    return 1 << (-(-max(shape) // LARGEST_SIDE) - 1).bit_length()
+    return 1 << (-(-max(shape[-2:]) // LARGEST_SIDE) - 1).bit_length()
+
+
+def is_shown(tile: Tile, shape: Shape) -> bool:
+    """Whether the preview of a raster of this shape shows the tile: that of a volume shows its
+    middle plane.
+    """
+    middle = zip(tile.core.start, tile.core.stop, shape[:-2], strict=False)
+    return all(start <= length // 2 < stop for start, stop, length in middle)
 
 
 def observe_preview(block: Block, labels: NDArray[np.integer], stride: int) -> PreviewPart:
-    """The part of a tile. `labels` covers its core, whose start is a multiple of 16."""
+    """The part of the preview for a tile that `is_shown`. `labels` covers its core, whose start is
+    a multiple of 16 along the last two axes.
+    """
+    if labels.ndim > _AXES:
+        block, labels = _middle_plane(block, labels)
     core = block.tile.core
     start = tuple(-(-a // stride) for a in core.start)
     cells = tuple(-(-b // stride) - a for a, b in zip(start, core.stop, strict=True))
@@ -101,11 +96,12 @@ def observe_preview(block: Block, labels: NDArray[np.integer], stride: int) -> P
 
 
 def relabel_preview(
-    part: PreviewPart, labels: NDArray[np.integer], tile: Tile, stride: int
+    part: PreviewPart, labels: NDArray[np.integer], tile: Tile, shape: Shape, stride: int
 ) -> PreviewPart:
-    """The part of a tile with new labels of its core."""
+    """The part of a tile of a raster of this shape, with other labels of its core."""
+    labels = labels[_in_middle(tile.core, shape)]
     inside = tuple(
-        slice(i * stride - a, None) for i, a in zip(part.start, tile.core.start, strict=True)
+        slice(i * stride - a, None) for i, a in zip(part.start, tile.core.start[-2:], strict=True)
     )
     return replace(part, labels=_modes(labels[inside], part.labels.shape, stride))
 
@@ -117,13 +113,36 @@ def render_preview(
     class_table: ClassTable,
     stride: int,
 ) -> bytes:
-    """The preview of an image of `shape` pixels as PNG. Pixels without a part look like nodata."""
-    pixels, valid, labels = _join(parts, tuple(-(-n // stride) for n in shape))
+    """The preview of an image or volume of this shape as PNG. Places that no part covers look like
+    nodata.
+    """
+    pixels, valid, labels = _join(parts, tuple(-(-n // stride) for n in shape[-2:]))
     picture = _overlay(_show(pixels, valid, interpretation), valid, labels, class_table)
     strip = (
         None if labels.dtype == np.uint32 else _draw_legend(class_table, labels, picture.shape[1])
     )
     return png(picture if strip is None else np.vstack([picture, strip]), compression=1)
+
+
+def _in_middle(box: Box, shape: Shape) -> tuple[int, ...]:
+    """The index of the middle plane of a volume of this shape in an array of a box; nothing in an
+    image.
+    """
+    return tuple(length // 2 - start for start, length in zip(box.start, shape[:-2], strict=False))
+
+
+def _middle_plane(block: Block, labels: NDArray[np.integer]) -> tuple[Block, NDArray[np.integer]]:
+    """The middle plane of a volume in a block that holds some of it, and the labels there."""
+    tile, shape = block.tile, block.spec.shape
+    core, read = (Box(box.start[-2:], box.stop[-2:]) for box in (tile.core, tile.read))
+    in_read = _in_middle(tile.read, shape)
+    plane = replace(
+        block,
+        tile=Tile(tile.index[-2:], core, read),
+        pixels=block.pixels[in_read],
+        valid=block.valid[in_read],
+    )
+    return plane, labels[_in_middle(tile.core, shape)]
 
 
 def _windows(array: NDArray[Scalar], cells: Shape, stride: int) -> NDArray[Scalar]:

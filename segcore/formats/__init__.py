@@ -1,25 +1,49 @@
-"""One file a format. Importing this package registers all formats.
+"""Readers of image formats, one file or folder each.
 
 The format of a file is chosen by its suffix and the signature of its content, by the signature
-alone where no format claims the suffix (slides such as .svs are TIFF inside), or named by the user;
-never by trying.
+alone where no format claims the suffix (slides with the suffix .svs are TIFF inside), or named by
+the user; never by trying.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from maskloom.segcore.errors import FormatError
-from maskloom.segcore.formats import picture
-from maskloom.segcore.formats.source import (
+from maskloom.segcore.formats.content import (
+    claimed_format,
+    claims,
     format_by_content,
-    require_claim,
     require_kind,
     suffix_of,
 )
-from maskloom.segcore.formats.tiff import geotiff
-from maskloom.segcore.raster.classes import ClassTable
-from maskloom.segcore.raster.spec import FORMATS, Format
+from maskloom.segcore.formats.source import StoredFile
+from maskloom.segcore.raster.source import list_folder
+from maskloom.segcore.raster.spec import FORMATS, SeriesFormat, StoredFormat
 
-__all__ = ["format_of", "geotiff", "mask_endings", "mask_format", "picture", "sidecar_endings"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from maskloom.segcore.raster.source import Source
+    from maskloom.segcore.raster.spec import RasterSpec, Reader
+
+__all__ = [
+    "describe",
+    "describe_source",
+    "folder_suffixes",
+    "format_of",
+    "format_of_folder",
+    "image_folders",
+    "open_image",
+    "open_stored",
+    "suffix_of",
+    "suffixes",
+]
+
+
+def suffixes(name: str) -> tuple[str, ...]:
+    """The suffixes that a format claims, in lower case, each with its dot."""
+    return tuple(suffix for kind in FORMATS[name].kinds for suffix in kind.suffixes)
 
 
 def format_of(location: str, head: bytes, explicit: str | None = None) -> str:
@@ -29,37 +53,115 @@ def format_of(location: str, head: bytes, explicit: str | None = None) -> str:
     `FormatError` where the content is not what the suffix or the named format says, or nothing that
     a format reads.
     """
-    if explicit is not None:
-        if explicit not in FORMATS:
-            raise FormatError(f"There is no format {explicit!r}. Known: {', '.join(FORMATS)}.")
-        require_kind(location, head, explicit)
-        return explicit
-    suffix = suffix_of(location)
+    if explicit is None:
+        return claimed_format(location, head) or format_by_content(location, head)
+    if explicit not in FORMATS:
+        raise FormatError(f"There is no format {explicit!r}. Known: {', '.join(FORMATS)}.")
+    require_kind(location, head, explicit)
+    return explicit
+
+
+def folder_suffixes() -> tuple[str, ...]:
+    """Suffixes of folders that may be one image."""
+    return tuple(
+        suffix
+        for image_format in FORMATS.values()
+        for kind in image_format.kinds
+        if kind.markers
+        for suffix in kind.suffixes
+    )
+
+
+def format_of_folder(location: str, names: Iterable[str], explicit: str | None = None) -> str:
+    """The name of the format of a folder that is one image; `names` are those of the files directly
+    in it. Raises `FormatError` where no format, or not the named one, finds its marker.
+    """
+    held = set(names)
     for name, image_format in FORMATS.items():
-        if suffix in image_format.suffixes:
-            require_claim(location, head)
+        if explicit in (None, name) and any(
+            held.intersection(kind.markers) for kind in image_format.kinds
+        ):
             return name
-    return format_by_content(location, head)
+    raise FormatError(
+        f"{location} is a folder that {'no format' if explicit is None else repr(explicit)} reads "
+        "as one image. Name the files in it, or leave it out of `inputs`."
+    )
 
 
-def mask_format(name: str, objects: int) -> Format:
-    """The format of the mask of an image of the named format: its own, or TIFF where its own cannot
-    number so many objects.
+def image_folders(paths: Iterable[str]) -> dict[str, list[str]]:
+    """The folders among these paths of files that are one image each, with their files; none of
+    them holds another.
     """
-    own = FORMATS[name]
-    return own if objects <= own.most_objects else FORMATS["tiff"]
-
-
-def mask_endings() -> set[str]:
-    """What the names of masks of all formats, and of what lies beside them, add to the id of an
-    image.
-    """
-    suffixes = {each.mask_suffix for each in FORMATS.values()}
-    return suffixes | {suffix + ending for suffix in suffixes for ending in sidecar_endings()}
-
-
-def sidecar_endings() -> set[str]:
-    """What the names of files beside masks add to the mask's name."""
-    return {
-        ending for each in FORMATS.values() for ending in each.sidecars(ClassTable.of(("any",)))
+    markers = {
+        marker
+        for image_format in FORMATS.values()
+        for kind in image_format.kinds
+        for marker in kind.markers
     }
+    paths = list(paths)
+    marked = {
+        folder for folder, _, name in (path.rpartition("/") for path in paths) if name in markers
+    }
+    folders: dict[str, list[str]] = {}
+    for path in paths if marked else ():
+        outermost = [folder for folder in _folders_around(path) if folder in marked][-1:]
+        if outermost:
+            folders.setdefault(outermost[0], []).append(path)
+    return folders
+
+
+def describe(location: str, version: str = "", explicit: str | None = None) -> RasterSpec:
+    """The header of the image in a file, whichever its format, or in a folder whose suffix a format
+    claims; `explicit` as in `format_of`.
+
+    Raises `FormatError`, and `Unavailable` where the store fails.
+    """
+    for folder_format, kind in claims(location):
+        if kind.markers and explicit in (None, folder_format):
+            return FORMATS[folder_format].describe(location, version)
+    name = format_of(location, StoredFile.of(location).head(), explicit)
+    return FORMATS[name].describe(location, version)
+
+
+def describe_source(source: Source, version: str, explicit: str | None = None) -> RasterSpec:
+    """The header of a source: a file, a folder or a series. `explicit` as in `format_of`.
+
+    Raises `FormatError`, `Unavailable` where the store fails, and `FileNotFoundError`.
+    """
+    if source.is_folder:
+        below = len(source.uri) + 1
+        names = (each.uri[below:] for each in list_folder(source.uri))
+        name = format_of_folder(source.uri, names, explicit)
+        return FORMATS[name].describe(source.uri, version)
+    if not source.members:
+        return describe(source.uri, version, explicit)
+    first, *_ = files = [each.uri for each in source.members]
+    name = format_of(first, StoredFile.of(first).head(), explicit)
+    image_format = FORMATS[name]
+    if not isinstance(image_format, SeriesFormat):
+        raise FormatError(
+            f"The format {name!r} reads one file at a time; {source.uri} is a series of "
+            f"{len(files)} files. Leave `format` out of the recipe."
+        )
+    return image_format.describe_series(source.uri, files, version)
+
+
+def open_image(spec: RasterSpec) -> Reader:
+    """Open an image that was described; use as a context manager. Raises `ReadError`."""
+    return FORMATS[spec.format].open(spec)
+
+
+def open_stored(spec: RasterSpec) -> Reader:
+    """Open an image for its numbers as stored, as masks are compared; see `StoredFormat`."""
+    image_format = FORMATS[spec.format]
+    return (
+        image_format.open_stored(spec)
+        if isinstance(image_format, StoredFormat)
+        else image_format.open(spec)
+    )
+
+
+def _folders_around(path: str) -> Iterator[str]:
+    """The folders that a path is in, the innermost first."""
+    while path := path.rpartition("/")[0]:
+        yield path

@@ -2,7 +2,7 @@
 pictures (MPO).
 
 One file is read as one picture, so frames and views are refused. What a camera puts beside its
-photo to show that same photo (previews, gain maps, depth) is no picture of its own. After: CIPA
+photo to show that same photo (previews, gain maps, depth) is not a separate picture. After: CIPA
 DC-007 (Multi-Picture Format).
 """
 
@@ -27,9 +27,7 @@ _PREVIEWS = (0x010001, 0x010002)
 _BESIDE = re.compile(
     rb"hdrgm|HDRGainMap|GainMap|GDepth|DepthMap|iso:std:iso:ts:21496", re.IGNORECASE
 )
-"""Words in the head of a further picture, or in that of the photo, that say that it is a gain map
-or a map of depth.
-"""
+"""Words in the header of a further picture, or of the photo, that mark a gain map or depth map."""
 _HEAD_BYTES = 2**16
 
 
@@ -42,8 +40,8 @@ class _Further:
 
 
 def notes_on_frames(location: str, source: StoredFile, image: ImageFile) -> tuple[str, ...]:
-    """What users should know of further pictures in the file. Raises `FormatError` where they are
-    pictures of their own.
+    """Notes for users on further pictures in the file. Raises `FormatError` where these are
+    separate pictures.
     """
     frames = getattr(image, "n_frames", 1)
     if frames > 1:

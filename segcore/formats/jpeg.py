@@ -1,4 +1,4 @@
-"""JPEG damage: what libjpeg says of a file while it decodes it.
+"""JPEG damage, from the warnings of libjpeg while it decodes a file.
 
 libjpeg decodes whatever it finds: where data is missing or wrong it fills in grey and only warns,
 and PIL and OpenCV keep its warnings to themselves. GDAL reports them. A file is therefore decoded
@@ -12,7 +12,7 @@ import os
 import re
 
 from maskloom.segcore.errors import ReadError
-from maskloom.segcore.formats.gdal_dataset import environment, errors, reason
+from maskloom.segcore.formats.tiff.dataset import environment, errors, reason
 
 _SCALE = 8
 _DAMAGE = re.compile(r"Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG file")
@@ -53,7 +53,7 @@ def require_whole_jpeg(location: str, content: bytes) -> None:
 
 
 def _complaint(content: bytes) -> str:
-    """What libjpeg says of damage; empty where there is none that it notices."""
+    """The warning of libjpeg about damage; empty where it notices none."""
     from rasterio.io import MemoryFile
 
     # Read by libjpeg itself: a progressive picture is held as a whole, which takes more than the

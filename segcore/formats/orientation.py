@@ -1,4 +1,4 @@
-"""Orientation: the EXIF and TIFF tag that says how to turn stored pixels so that people see them
+"""Orientation: the EXIF and TIFF tag with the turn that stored pixels need so that people see them
 upright.
 
 Values 1 to 8 after EXIF 2.32 and TIFF 6.0: 5 to 8 exchange rows and columns, then some flip one

@@ -7,9 +7,9 @@ refused. Grey of 1, 2 and 4 bits is spread over 0 to 255; 16 bits stay 16 bits. 
 
 These formats know no random access: a reader decodes the picture once and cuts boxes from it, so
 `chunks` is the whole shape. PIL decodes; 16-bit colour, which PIL would cut to 8 bits, is decoded
-by OpenCV. PIL forgives damage that it can decode around and gives grey or black in its place. What
-a file says against itself is therefore looked for: the checksums of a PNG and the length of its
-pixels, and the warnings of libjpeg, which GDAL reports.
+by OpenCV. PIL decodes around damage and puts grey or black in its place. So the reader checks what
+a file can prove: the checksums of a PNG and the length of its pixels, and the warnings of libjpeg,
+which GDAL reports.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
+from maskloom.segcore.formats.content import require_kind
 from maskloom.segcore.formats.frames import notes_on_frames
 from maskloom.segcore.formats.jpeg import require_whole_jpeg
 from maskloom.segcore.formats.orientation import picture_orientation, turn, turn_shape
-from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, StoredFile, require_kind, silence
-from maskloom.segcore.raster.spec import FORMATS, RasterSpec
+from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, StoredFile, silence
+from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
     from PIL.ImageFile import ImageFile
 
-    from maskloom.segcore.geometry import Box, Shape, Tile
-    from maskloom.segcore.raster.classes import ClassTable
-    from maskloom.segcore.raster.spec import EncodedBlock
-    from maskloom.segcore.storage.store import Sink
+    from maskloom.segcore.geometry import Box, Shape
+    from maskloom.segcore.raster.spec import Reader
 
 _PNG_SIGNATURE_SIZE = 8
 _PNG_CHUNK_FRAME = 12
@@ -50,7 +49,7 @@ _PNG_GREY = (0, 4)
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Numbers for a pixel, by type of colour."""
 _PNG_INTERLACED = 28
-"""Place of the byte that tells whether a PNG is interlaced."""
+"""Offset of the interlace method in a PNG."""
 _PNG_PASSES = (
     (0, 0, 8, 8),
     (0, 4, 8, 8),
@@ -70,7 +69,7 @@ _GREY_MODES = frozenset({"1", "L", "LA", "I;16"})
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What the header of a picture says."""
+    """Metadata from the header of a picture."""
 
     shape: Shape
     """As stored, before it is turned upright."""
@@ -87,11 +86,15 @@ class _Header:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """PNG, JPEG, BMP and WebP. Their masks are palette PNGs."""
+    """PNG, JPEG, BMP and WebP."""
 
-    suffixes: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".webp")
-    mask_suffix: str = ".png"
-    most_objects: int = 2**16 - 1
+    kinds: tuple[FileKind, ...] = (
+        FileKind("PNG", (".png",), ((0, b"\x89PNG\r\n\x1a\n"),)),
+        FileKind("JPEG", (".jpg", ".jpeg", ".jpe"), ((0, b"\xff\xd8\xff"),)),
+        FileKind("BMP", (".bmp",), ((0, b"BM"),)),
+        FileKind("WebP", (".webp",), ((8, b"WEBP"),)),
+    )
+    mask: str = "png"
 
     def describe(self, location: str, version: str) -> RasterSpec:
         """Read the header (of WebP the whole file); see `segcore.raster.spec.Format.describe`."""
@@ -155,30 +158,23 @@ class Picture:
             None if valid is None else turn(valid, header.orientation),
         )
 
-    def encode(
-        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
-    ) -> list[EncodedBlock]:
-        """See `segcore.masks.png.PalettePngMasks.encode`."""
-        from maskloom.segcore.masks.png import PalettePngMasks
+    def open_stored(self, spec: RasterSpec) -> Reader:
+        """Decode the picture to indices and unspread grey; see `StoredFormat.open_stored`."""
+        source = StoredFile.of(spec.location)
+        head = source.head()
+        kind = require_kind(spec.location, head, "picture")
+        content = source.read()
+        image = _opened(spec.location, io.BytesIO(content), kind)
+        depth = head[24] if kind == "PNG" else 8
+        if image.mode not in ("P", "1") and (image.mode != "L" or depth == 8):
+            return self.open(spec)
+        if kind == "PNG":
+            _essential_chunks(spec.location, content)
+        levels = {"P": 256, "1": 2}.get(image.mode, 2**depth)
+        return _stored(spec.location, image, 255 // (levels - 1))
 
-        return PalettePngMasks().encode(labels, tile, spec, tile_size)
 
-    def assemble(
-        self,
-        pieces: Iterable[EncodedBlock],
-        spec: RasterSpec,
-        legend: ClassTable,
-        out: Sink,
-        tile_size: int,
-    ) -> None:
-        """See `segcore.masks.png.PalettePngMasks.assemble`."""
-        from maskloom.segcore.masks.png import PalettePngMasks
-
-        PalettePngMasks().assemble(pieces, spec, legend, out, tile_size)
-
-    def sidecars(self, legend: ClassTable) -> Mapping[str, bytes]:  # noqa: ARG002  the protocol has it
-        """None: the mask file itself carries colours and names."""
-        return {}
+FORMATS.register("picture")(Picture())
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +217,7 @@ def _opened(location: str, stream: Any, kind: str) -> ImageFile:
     from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
     silence(Warning, r"PIL\.")
-    # `PIL.Image.open` would apply a bomb limit of its own, which is global, and try other formats.
+    # `PIL.Image.open` would apply PIL's global limit on size, and try other formats.
     plugins: dict[str, type[ImageFile]] = {
         "PNG": PngImagePlugin.PngImageFile,
         "JPEG": JpegImagePlugin.JpegImageFile,
@@ -249,8 +245,8 @@ def _opened(location: str, stream: Any, kind: str) -> ImageFile:
 
 @contextlib.contextmanager
 def _own_limit() -> Iterator[None]:
-    """PIL checks the size of a WebP picture by a limit of its own as soon as it opens one, and has
-    one limit for the whole process.
+    """Apply our limit on size in place of PIL's, which is global and which PIL checks as soon as it
+    opens a WebP picture.
     """
     from PIL import Image
 
@@ -307,6 +303,27 @@ def _convert(image: ImageFile) -> Any:
         image.load()
         return image
     return image.convert("RGB")
+
+
+def _stored(location: str, image: ImageFile, step: int) -> PictureReader:
+    """The numbers that a picture of indices or few grey levels holds; PIL gives `step` times as
+    much.
+    """
+    orientation = picture_orientation(image.info)
+    try:
+        values = np.asarray(image.convert("L") if image.mode == "1" else image) // np.uint8(step)
+    except _broken() as error:
+        raise ReadError(
+            f"The pixels of {location} cannot be decoded: {error}. Copy the file again."
+        ) from error
+    transparent = image.info.get("transparency")
+    hidden = np.zeros(256, np.bool_)
+    if isinstance(transparent, bytes):
+        hidden[: len(transparent)] = np.frombuffer(transparent, np.uint8) == 0
+    elif isinstance(transparent, int):
+        hidden[transparent] = True
+    valid = ~hidden[values]
+    return PictureReader(turn(values[..., np.newaxis], orientation), turn(valid, orientation))
 
 
 def _is_transparent(pixels: NDArray[Any], header: _Header) -> NDArray[np.bool_]:
@@ -396,8 +413,3 @@ def _require_all_rows(location: str, head: bytes, essential: Sequence[memoryview
             f"{location} holds {found} of the {expected} bytes of pixels that its header promises. "
             "It is damaged; copy or save it again."
         )
-
-
-# The protocol asks for attributes that can be set; those of a frozen value cannot, and nobody sets
-# them.
-PICTURE = FORMATS.register("picture")(Picture())

@@ -1,7 +1,8 @@
-"""Where the pixels of a raster are, and how large."""
+"""Where the pixels of a raster are, and how large they are."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,42 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Affine, Box
+    from maskloom.segcore.geometry import Affine, Box, Shape
+
+MILLIMETRES = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "nm": 1e-6}
+"""Millimetres in each unit of length that a spacing may have."""
+AXES = ("z", "y", "x")
+"""Names of the axes in the order of arrays; images have the last two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """Pixels, or voxels, of one known size."""
+
+    spacing: tuple[float, ...]
+    """Distance between the centres of neighbours along each axis, in array order."""
+    unit: str = "mm"
+    """A unit of length among `MILLIMETRES`."""
+
+    def __post_init__(self) -> None:
+        if self.unit not in MILLIMETRES:
+            raise ValueError(f"unit: expected one of {', '.join(MILLIMETRES)}; got {self.unit!r}")
+        if not all(0 < distance < math.inf for distance in self.spacing):
+            raise ValueError(f"spacing: expected finite numbers above 0; got {list(self.spacing)}")
+
+    @property
+    def size(self) -> float:
+        """Area of a pixel in mm², or volume of a voxel in mm³."""
+        return math.prod(distance * MILLIMETRES[self.unit] for distance in self.spacing)
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Where the pixels of a raster lie in the world, and how large they are."""
+    """Where the pixels of a raster are in the world, and how large they are.
+
+    Pixels have a size on the ground (`affine` and `crs`), a size of their own (`metric`), or none
+    that is known: then they are counted.
+    """
 
     affine: Affine | None = None
     """(a, b, c, d, e, f) with x = a·column + b·row + c and y = d·column + e·row + f at pixel
@@ -32,24 +63,45 @@ class Space:
     """Coordinate reference system of their x and y as WKT. None: unknown."""
     rpcs: tuple[tuple[str, str], ...] = ()
     """Rational polynomials of the camera, as GDAL names and writes them."""
+    metric: Metric | None = None
+    """The size of a pixel where the file states one. None: unknown. Never beside a CRS."""
+    axes: tuple[str, ...] = AXES[1:]
+    """Names of the axes in the order of arrays: (y, x), or (z, y, x) for volumes."""
+
+    def __post_init__(self) -> None:
+        if self.metric is not None and len(self.metric.spacing) != len(self.axes):
+            raise ValueError(
+                f"a raster with the axes {', '.join(self.axes)} cannot have the spacing "
+                f"{list(self.metric.spacing)}"
+            )
+        if self.metric is not None and self.crs is not None:
+            raise ValueError("pixels have their size from a CRS or from a spacing, not from both")
 
     @property
     def placed(self) -> bool:
-        """Whether anything says where the pixels lie."""
+        """Whether anything says where the pixels are."""
         return self.affine is not None or bool(self.gcps or self.rpcs)
 
     @property
-    def area_unit(self) -> str:
-        """Unit of `cell_area`: `m2` where the ground is known, else `px`."""
+    def unit(self) -> str:
+        """Unit of `cell_size`: `m2` where the ground is known, `mm2` or `mm3` where the spacing
+        is, else `px`.
+        """
+        if self.metric is not None:
+            return f"mm{len(self.axes)}"
         return "px" if self.affine is None or self.crs is None else "m2"
 
-    def cell_area(self, box: Box) -> float | NDArray[np.float64]:
-        """True area of the pixels of `box` in `area_unit`.
+    def cell_size(self, box: Box, shape: Shape) -> float | NDArray[np.float64]:
+        """True size in `unit` of the pixels of `box` in a raster of this shape: areas, or the
+        volumes of voxels.
 
         A number where all pixels of the raster are equally large, an array of shape (rows, 1) where
         the area depends on the row alone, else of shape (rows, columns). The value of a pixel
-        depends on its place in the raster only, never on the box that asks.
+        depends on its place in the raster only, never on the box that asks; it is 0 where the
+        raster reaches beyond the edge of an equal-area map.
         """
+        if self.metric is not None:
+            return self.metric.size
         if self.affine is None or self.crs is None:
             return 1.0
-        return ground_area(self.affine, self.crs, box)
+        return ground_area(self.affine, self.crs, box, shape)

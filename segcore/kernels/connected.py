@@ -3,7 +3,7 @@
 A raster is taken as lines of runs of equal code; code 0 is left out. Runs are joined by disjoint
 sets whose root is always the smallest member, so parts come out in the order of their first pixels
 (two passes with union-find on runs: He, Chao, Suzuki 2008; Wu, Otoo, Suzuki 2009). Images are
-volumes of one layer. Codes and `full` are those of `_joining_kernels`.
+volumes of one layer. Codes and `reach` are those of `segcore.kernels.joining`.
 """
 
 from __future__ import annotations
@@ -127,15 +127,24 @@ def _tie(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
 
 
 @exactly
-def tie_runs(runs, first, shape, full, mixed):  # type: ignore[no-untyped-def]
+def _limit(reach, order, width):  # type: ignore[no-untyped-def]
+    """Below which distance runs join, in lines of this width that differ along `order` axes."""
+    if order > reach:
+        return -width
+    return 1 if order < reach else 0
+
+
+@exactly
+def tie_runs(runs, first, shape, reach, mixed):  # type: ignore[no-untyped-def]
     """Disjoint sets of the runs (starts, stops, codes) of a volume (layers, rows, columns): the
     parent of each run.
 
-    `mixed` says that there may be runs of several codes.
+    `mixed`: there may be runs of several codes.
     """
-    layers, rows, _ = shape
-    faces = (1 if full[0] else 0, 1 if full[1] else 0, mixed)
-    edges = (1 if full[0] else -shape[2], 1 if full[1] else -shape[2], mixed)
+    layers, rows, width = shape
+    faces = (_limit(reach[0], 1, width), _limit(reach[1], 1, width), mixed)
+    edges = (_limit(reach[0], 2, width), _limit(reach[1], 2, width), mixed)
+    over_edges = max(reach[0], reach[1]) > 1
     parent = np.arange(runs[0].size).astype(np.int32)
     for z in range(layers):
         for y in range(rows):
@@ -146,9 +155,9 @@ def tie_runs(runs, first, shape, full, mixed):  # type: ignore[no-untyped-def]
             if z > 0:
                 below = here - rows
                 _tie(runs, parent, (start, stop, first[below], first[below + 1]), faces)
-                if (full[0] or full[1]) and y > 0:
+                if over_edges and y > 0:
                     _tie(runs, parent, (start, stop, first[below - 1], first[below]), edges)
-                if (full[0] or full[1]) and y + 1 < rows:
+                if over_edges and y + 1 < rows:
                     _tie(runs, parent, (start, stop, first[below + 1], first[below + 2]), edges)
     return parent
 
@@ -273,20 +282,20 @@ def _meet(runs, lines, limit, seen, pairs, n):  # type: ignore[no-untyped-def]
 
 
 @exactly
-def meet_runs(runs, first, shape, full, known):  # type: ignore[no-untyped-def]
+def meet_runs(runs, first, shape, reach, known):  # type: ignore[no-untyped-def]
     """Pairs of labels of holes and of the classes' parts that they meet; notes in `known` what each
     hole sees.
 
-    `runs` are starts, stops and (codes, labels), `full` says how holes are connected. Pairs of
+    `runs` are starts, stops and (codes, labels), `reach` is the connectivity of holes. Pairs of
     holes that are found to be none may be left out, others may come more than once.
     """
     starts, stops, met = runs
-    layers, rows, _ = shape
+    layers, rows, width = shape
     # A step along two lines gives three pairs at most; pages that are not written take no memory.
     pairs = np.empty((starts.size * (7 if layers == 1 else 25) + 1, 2), np.int32)
     seen = (known, np.full(known.size, -1, np.int32))
     n = 0
-    faces = 1 if full else 0
+    faces, edges = _limit(reach, 1, width), _limit(reach, 2, width)
     for z in range(layers):
         for y in range(rows):
             here = z * rows + y
@@ -301,12 +310,17 @@ def meet_runs(runs, first, shape, full, known):  # type: ignore[no-untyped-def]
                 n = _meet(
                     runs, (start, stop, first[below], first[below + 1]), faces, seen, pairs, n
                 )
-                if full and y > 0:
+                if reach > 1 and y > 0:
                     n = _meet(
-                        runs, (start, stop, first[below - 1], first[below]), 1, seen, pairs, n
+                        runs, (start, stop, first[below - 1], first[below]), edges, seen, pairs, n
                     )
-                if full and y + 1 < rows:
+                if reach > 1 and y + 1 < rows:
                     n = _meet(
-                        runs, (start, stop, first[below + 1], first[below + 2]), 1, seen, pairs, n
+                        runs,
+                        (start, stop, first[below + 1], first[below + 2]),
+                        edges,
+                        seen,
+                        pairs,
+                        n,
                     )
     return pairs[:n].copy()

@@ -1,8 +1,8 @@
-"""Compiled loops of joining: disjoint sets, and what meets over the seams of a grid.
+"""Compiled loops of joining: disjoint sets, and what meets where tiles touch.
 
 The root of a set is always its smallest member. Members have codes: `HOLE`, or numbers from
-`FIRST_CLASS` on. A code is connected either through faces alone or `full`y, over edges and corners
-too; `full` is a pair: that of holes, that of classes.
+`FIRST_CLASS` on. `reach` is the pair of connectivities of holes and of classes: the most axes along
+which neighbours differ (1: faces; 2: edges too, which in images are corners; 3: corners of voxels).
 """
 
 from __future__ import annotations
@@ -35,25 +35,27 @@ def tie_pairs(parent, pairs):  # type: ignore[no-untyped-def]
         unite(parent, pairs[i, 0], pairs[i, 1])
 
 
-# ---- edges of tiles
+# ---- faces of tiles
 # ------------------------------------------------------------------------------------------------
 
 
 @exactly
-def _contact(one, other, corner, nodes, full, decided):  # type: ignore[no-untyped-def]
-    """Two pixels of different tiles meet: nodes from 1 on, 0 where there is nothing."""
+def _contact(one, other, order, nodes, reach, decided):  # type: ignore[no-untyped-def]
+    """Two pixels of different tiles meet that differ along `order` axes: nodes from 1 on, 0 for no
+    node.
+    """
     parent, codes, seen = nodes
     if one == 0 or other == 0:
         node = max(one, other)
-        if node > 0 and codes[node - 1] == HOLE and (full[0] or not corner):
+        if node > 0 and codes[node - 1] == HOLE and order <= reach[0]:
             seen[node - 1] = HOLE
         return
     one -= 1
     other -= 1
     if codes[one] == codes[other]:
-        if not corner or (full[0] if codes[one] == HOLE else full[1]):
+        if order <= (reach[0] if codes[one] == HOLE else reach[1]):
             unite(parent, one, other)
-    elif (codes[one] == HOLE or codes[other] == HOLE) and (full[0] or not corner):
+    elif (codes[one] == HOLE or codes[other] == HOLE) and order <= reach[0]:
         if codes[one] != HOLE:
             one, other = other, one
         if not decided:
@@ -63,73 +65,30 @@ def _contact(one, other, corner, nodes, full, decided):  # type: ignore[no-untyp
 
 
 @exactly
-def _edge(edges, lines, nodes, full, decided):  # type: ignore[no-untyped-def]
-    """Two edges meet: `lines` are the place and the node before the first of each, and their
-    length.
+def meet_faces(one, other, layout, nodes, reach, decided):  # type: ignore[no-untyped-def]
+    """Join what meets where two tiles touch.
+
+    `one` and `other`, (lines, pixels), hold the fragments that face each other. `layout` is (number
+    of axes along which the tiles differ, node before the first of the one tile, of the other).
+    `nodes` are (parents, codes, what holes have seen); with `decided`, what a hole has seen is what
+    fills it, and it is joined with the classes' parts that it meets.
     """
-    one_place, other_place, one_offset, other_offset, length = lines
-    last_here, last_there = one_offset, other_offset
-    for i in range(length):
-        here, there = np.int64(edges[one_place + i]), np.int64(edges[other_place + i])
-        here += one_offset if here > 0 else 0
-        there += other_offset if there > 0 else 0
-        if i == 0 or here != last_here or there != last_there:
-            _contact(here, there, False, nodes, full, decided)
-            if i > 0:
-                _contact(here, last_there, True, nodes, full, decided)
-                _contact(last_here, there, True, nodes, full, decided)
-        last_here, last_there = here, there
-
-
-@exactly
-def meet_edges(edges, layout, nodes, full, decided):  # type: ignore[no-untyped-def]
-    """Join what meets over the seams of a grid.
-
-    `edges` holds the fragments of each tile's top, bottom, left and right line, tile after tile.
-    `layout` is (rows of each row of tiles, columns of each column of tiles, node before the first
-    of each tile). `nodes` are (parents, codes, what holes have seen); with `decided`, what a hole
-    has seen is what fills it, and it is joined with the classes' parts that it meets.
-    """
-    rows, columns, offsets = layout
-    down, across = rows.size, columns.size
-    places = np.empty(down * across, np.int64)
-    place = 0
-    for y in range(down):
-        for x in range(across):
-            places[y * across + x] = place
-            place += 2 * (columns[x] + rows[y])
-    for y in range(down):
-        height = rows[y]
-        for x in range(across):
-            here, wide = y * across + x, columns[x]
-            bottom, right = places[here] + wide, places[here] + 2 * wide + height
-            if x + 1 < across:
-                left = places[here + 1] + 2 * columns[x + 1]
-                _edge(
-                    edges,
-                    (right, left, offsets[here], offsets[here + 1], height),
-                    nodes,
-                    full,
-                    decided,
-                )
-            if y + 1 == down:
-                continue
-            below = here + across
-            _edge(
-                edges,
-                (bottom, places[below], offsets[here], offsets[below], wide),
-                nodes,
-                full,
-                decided,
-            )
-            for step, corner in ((-1, bottom), (1, bottom + wide - 1)):
-                if 0 <= x + step < across:
-                    beside = below + step
-                    facing = places[beside] + (columns[x - 1] - 1 if step < 0 else 0)
-                    one, other = np.int64(edges[corner]), np.int64(edges[facing])
-                    one += offsets[here] if one > 0 else 0
-                    other += offsets[beside] if other > 0 else 0
-                    _contact(one, other, True, nodes, full, decided)
+    across, one_offset, other_offset = layout
+    lines, length = one.shape
+    for y in range(lines):
+        for beside in range(max(y - 1, 0), min(y + 2, lines)):
+            order = across + (1 if beside != y else 0)
+            last_here, last_there = one_offset, other_offset
+            for x in range(length):
+                here, there = np.int64(one[y, x]), np.int64(other[beside, x])
+                here += one_offset if here > 0 else 0
+                there += other_offset if there > 0 else 0
+                if x == 0 or here != last_here or there != last_there:
+                    _contact(here, there, order, nodes, reach, decided)
+                    if x > 0:
+                        _contact(here, last_there, order + 1, nodes, reach, decided)
+                        _contact(last_here, there, order + 1, nodes, reach, decided)
+                last_here, last_there = here, there
 
 
 @exactly

@@ -52,6 +52,47 @@ def add_shapes(labels: Any, sums: Any, boxes: Any) -> None:
 
 
 @exactly
+def add_solids(labels: Any, sums: Any, boxes: Any) -> None:
+    """Add up the voxels of each label in the core of `labels`, (z, y, x), which has a ring of 2
+    voxels around it.
+
+    Columns of `sums`: voxels, then the sums of z, y and x, counted from the corner of the core.
+    Columns of `boxes`: first z, y and x, and one past the last z, y and x.
+    """
+    for z in range(labels.shape[0] - 4):
+        for y in range(labels.shape[1] - 4):
+            for x in range(labels.shape[2] - 4):
+                label = labels[z + 2, y + 2, x + 2]
+                if label == 0:
+                    continue
+                into, box = sums[label], boxes[label]
+                into[0] += 1
+                into[1] += z
+                into[2] += y
+                into[3] += x
+                box[0], box[1], box[2] = min(box[0], z), min(box[1], y), min(box[2], x)
+                box[3], box[4] = max(box[3], z + 1), max(box[4], y + 1)
+                box[5] = max(box[5], x + 1)
+
+
+@exactly
+def count_faces(labels: Any, faces: Any) -> None:
+    """Count the faces of each label's voxels in the core towards other labels: across z, y, x.
+    `labels` has a ring of 2 voxels around the core.
+    """
+    for z in range(2, labels.shape[0] - 2):
+        for y in range(2, labels.shape[1] - 2):
+            for x in range(2, labels.shape[2] - 2):
+                label = labels[z, y, x]
+                if label == 0:
+                    continue
+                into = faces[label]
+                into[0] += (labels[z - 1, y, x] != label) + (labels[z + 1, y, x] != label)
+                into[1] += (labels[z, y - 1, x] != label) + (labels[z, y + 1, x] != label)
+                into[2] += (labels[z, y, x - 1] != label) + (labels[z, y, x + 1] != label)
+
+
+@exactly
 def mark_borders(labels: Any, marks: Any) -> None:
     """Mark the pixels that have a neighbour of another label at one of their sides. `marks` leaves
     out the outermost pixels of `labels`.

@@ -179,16 +179,26 @@ def splitmix(state):  # type: ignore[no-untyped-def]
 
 
 @exactly
-def draw(valid, corner, salt, limit, lots):  # type: ignore[no-untyped-def]
-    """Lots of the valid pixels that are at most `limit`: (hashes, flat positions) into `lots`;
-    returns how many.
+def hash_places(parents, first, hashes):  # type: ignore[no-untyped-def]
+    """Hashes of the places `first` and on along an axis: a row of `hashes` for each hash in
+    `parents`, that of the place along the axes before.
+    """
+    for i in range(hashes.shape[0]):
+        for k in range(hashes.shape[1]):
+            hashes[i, k] = splitmix(parents[i] ^ splitmix(np.uint64(first + k)))
+
+
+@exactly
+def draw(valid, rows, first, limit, lots):  # type: ignore[no-untyped-def]
+    """Lots of the valid pixels (y, x) that are at most `limit`: (hashes, flat positions) into
+    `lots`; returns how many. `rows` are the hashes of the rows, `first` is the first column.
     """
     hashes, places = lots
     n = 0
     for y in range(valid.shape[0]):
-        row = splitmix(salt ^ splitmix(np.uint64(corner[0] + y)))
+        row = rows[y]
         for x in range(valid.shape[1]):
-            lot = splitmix(row ^ np.uint64(corner[1] + x))
+            lot = splitmix(row ^ np.uint64(first + x))
             if valid[y, x] and lot <= limit:
                 if n == hashes.size:
                     return -1

@@ -13,7 +13,8 @@ import numpy as np
 from maskloom.segcore.kernels.compiling import exactly
 from maskloom.segcore.kernels.disjoint import root_of
 
-_DIAGONAL = 2.0**0.5
+_LENGTHS = np.array([0.0, 1.0, 2.0**0.5, 3.0**0.5])
+"""Length of a step, by the number of axes that it goes along."""
 
 
 @exactly
@@ -21,10 +22,33 @@ def squared_distances(classes: Any, reach: Any, out: Any) -> None:
     """Squared Euclidean distance of each pixel to the nearest of another class, at most reach**2; 0
     where the class is 0.
 
-    `classes` and `out` are (y, x) arrays. What lies outside the array is unknown and no bound.
-    Columns first, then along the rows outwards until nothing nearer can come (after Saito and
-    Toriwaki 1994, bounded).
+    `classes` and `out` are (z, y, x) arrays; images are volumes of one plane. What is outside the
+    array is unknown and no bound. Each plane alone first, then across the planes outwards until
+    nothing nearer can come (after Saito and Toriwaki 1994, bounded).
     """
+    for z in range(classes.shape[0]):
+        _distances_in_plane(classes[z], reach, out[z])
+    depth, height, width = classes.shape
+    if depth == 1:
+        return
+    in_plane = out.copy()
+    for z in range(depth):
+        for y in range(height):
+            for x in range(width):
+                best, step = in_plane[z, y, x], 1
+                while step * step < best:
+                    for beside in (z - step, z + step):
+                        if 0 <= beside < depth:
+                            same = classes[beside, y, x] == classes[z, y, x]
+                            away = in_plane[beside, y, x] if same else 0
+                            best = min(best, step * step + away)
+                    step += 1
+                out[z, y, x] = best
+
+
+@exactly
+def _distances_in_plane(classes: Any, reach: Any, out: Any) -> None:
+    """`squared_distances` in one plane: columns first, then along the rows outwards."""
     height, width = classes.shape
     column = np.empty((height, width), np.int32)
     for y in range(height):
@@ -52,8 +76,8 @@ def squared_distances(classes: Any, reach: Any, out: Any) -> None:
 
 @exactly
 def descending(squares: Any, highest: Any) -> Any:
-    """Flat places of the pixels above 0, the highest first, equals in the order of the rows. No
-    pixel exceeds `highest`.
+    """Flat places of the pixels above 0, the highest first, equals in C order. No pixel exceeds
+    `highest`.
     """
     flat = squares.ravel()
     starts = np.zeros(highest + 2, np.int64)
@@ -71,18 +95,22 @@ def descending(squares: Any, highest: Any) -> Any:
 
 
 @exactly
-def _reached(classes: Any, basins: Any, place: Any, near: Any) -> Any:
-    """How many neighbours of a pixel have its class and a basin already; their flat places, row by
-    row, in `near`.
+def _reached(classes: Any, basins: Any, place: Any, near: Any, axes: Any) -> Any:
+    """How many neighbours of a pixel have its class and a basin already; in C order their flat
+    places in `near`, and the number of axes along which they differ from it in `axes`.
     """
-    height, width = classes.shape
-    y, x = place // width, place % width
+    depth, height, width = classes.shape
+    z, rest = place // (height * width), place % (height * width)
+    y, x = rest // width, rest % width
     count = 0
-    for ny in range(max(y - 1, 0), min(y + 2, height)):
-        for nx in range(max(x - 1, 0), min(x + 2, width)):
-            if classes[ny, nx] == classes[y, x] and basins[ny * width + nx] >= 0:
-                near[count] = ny * width + nx
-                count += 1
+    for nz in range(max(z - 1, 0), min(z + 2, depth)):
+        for ny in range(max(y - 1, 0), min(y + 2, height)):
+            for nx in range(max(x - 1, 0), min(x + 2, width)):
+                beside = (nz * height + ny) * width + nx
+                if classes[nz, ny, nx] == classes[z, y, x] and basins[beside] >= 0:
+                    near[count] = beside
+                    axes[count] = abs(nz - z) + abs(ny - y) + abs(nx - x)
+                    count += 1
     return count
 
 
@@ -103,24 +131,22 @@ def _united(squares: Any, basins: Any, roots: Any, pass_height: Any, prominence:
 @exactly
 def flood(classes: Any, squares: Any, order: Any, prominence: Any) -> Any:
     """(labels, count): the basins of each class as 1 ... count in the order of their first pixels,
-    0 where the class is 0.
+    0 where the class is 0. All arrays are (z, y, x).
 
     Pixels come in `order`. One with no neighbour before it is a maximum and begins a basin, which
     keeps the place of that maximum as its root; any other goes with its steepest neighbour. Where
     basins meet, the one with the lower maximum is taken in by the other if it rises less than
     `prominence` above this meeting point.
     """
-    height, width = classes.shape
-    basins = np.full(height * width, -1, np.int32)
+    basins = np.full(classes.size, -1, np.int32)
     flat = squares.ravel()
-    near = np.empty(8, np.int64)
+    near, axes = np.empty(26, np.int64), np.empty(26, np.int64)
     for place in order:
-        count = _reached(classes, basins, place, near)
+        count = _reached(classes, basins, place, near, axes)
         own = flat[place] ** 0.5
         steepest, root = -1.0, np.int64(place)
         for i in range(count):
-            straight = near[i] // width == place // width or near[i] % width == place % width
-            slope = (flat[near[i]] ** 0.5 - own) / (1.0 if straight else _DIAGONAL)
+            slope = (flat[near[i]] ** 0.5 - own) / _LENGTHS[axes[i]]
             if slope > steepest:
                 steepest, root = slope, near[i]
         if count:
@@ -130,12 +156,12 @@ def flood(classes: Any, squares: Any, order: Any, prominence: Any) -> Any:
             other = np.int64(root_of(basins, near[i]))
             if other != root:
                 root = _united(flat, basins, (root, other), own, prominence)
-    return _numbered(basins, height, width)
+    return _numbered(basins, classes.shape)
 
 
 @exactly
-def _numbered(basins: Any, height: Any, width: Any) -> Any:
-    labels = np.zeros((height, width), np.int32)
+def _numbered(basins: Any, shape: Any) -> Any:
+    labels = np.zeros(basins.size, np.int32)
     number_of = np.zeros(basins.size, np.int32)
     count = 0
     for place in range(basins.size):
@@ -144,5 +170,5 @@ def _numbered(basins: Any, height: Any, width: Any) -> Any:
             if number_of[root] == 0:
                 count += 1
                 number_of[root] = count
-            labels[place // width, place % width] = number_of[root]
-    return labels, count
+            labels[place] = number_of[root]
+    return labels.reshape(shape), count

@@ -1,10 +1,9 @@
 """Compiled loops of window statistics.
 
-All take the rows and columns of the array that each row and column of the padded array repeats, so
-that borders are reflected without a copy; the padded array reaches one radius beyond the output on
-all sides. What they find for a pixel depends on its window alone, to the last bit: sums of whole
-numbers are exact, sums of floats run in an order that is fixed relative to the pixel, and medians
-are values.
+All take the places along each axis of the array that the padded array repeats, so that borders are
+reflected without a copy; the padded array reaches one radius beyond the output on all sides. What
+they find for a pixel depends on its window alone, to the last bit: sums of whole numbers are exact,
+sums of floats run in an order that is fixed relative to the pixel, and medians are values.
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ _STRIP = 512
 """Columns that are worked on together, so that their sums and histograms stay in the processor's
 cache.
 """
-_PATCH = 64
-"""Side of the squares whose values are sorted at once for medians of values that are not 8 bit."""
+_SQUARE, _CUBE = 64, 24
+"""Sides of the squares of images, and of the cubes of volumes, whose values are sorted at once for
+medians.
+"""
 _WORD = 64
 
 
@@ -200,63 +201,86 @@ def _rank_at(members, counts, word, before, position):  # type: ignore[no-untype
 
 
 @exactly
-def _medians_of_ranks(ranks, ordered, span, out):  # type: ignore[no-untyped-def]
-    """Medians of the windows of a patch from the ranks of its values (-1: not usable) and its
-    values in order.
+def _medians_of_ranks(ranks, ordered, spans, out):  # type: ignore[no-untyped-def]
+    """Medians of the windows of a patch (z, y, x) from the ranks of its values (-1: not usable) and
+    its values in order.
 
     The ranks in the window are bits of a set, and the last median is where the search for the next
     one begins (after Huang 1979).
     """
+    deep, span = spans
     words = ordered.size // _WORD + 1
     members, counts = np.empty(words, np.uint64), np.empty(words, np.int64)
-    for y in range(out.shape[0]):
+    for line in range(out.shape[0] * out.shape[1]):
+        z, y = line // out.shape[1], line % out.shape[1]
         members[:] = 0
         counts[:] = 0
         total, word, before = 0, 0, 0
-        for x in range(-span, out.shape[1]):
-            for i in range(y, y + span + 1):
-                if x > 0 and ranks[i, x - 1] >= 0:
-                    gone = ranks[i, x - 1]
-                    members[gone // _WORD] ^= np.uint64(1) << np.uint64(gone % _WORD)
-                    counts[gone // _WORD] -= 1
-                    before -= gone // _WORD < word
-                    total -= 1
-                come = ranks[i, x + span]
-                if come >= 0:
-                    members[come // _WORD] ^= np.uint64(1) << np.uint64(come % _WORD)
-                    counts[come // _WORD] += 1
-                    before += come // _WORD < word
-                    total += 1
+        for x in range(-span, out.shape[2]):
+            for plane in range(z, z + deep + 1):
+                for i in range(y, y + span + 1):
+                    if x > 0 and ranks[plane, i, x - 1] >= 0:
+                        gone = ranks[plane, i, x - 1]
+                        members[gone // _WORD] ^= np.uint64(1) << np.uint64(gone % _WORD)
+                        counts[gone // _WORD] -= 1
+                        before -= gone // _WORD < word
+                        total -= 1
+                    come = ranks[plane, i, x + span]
+                    if come >= 0:
+                        members[come // _WORD] ^= np.uint64(1) << np.uint64(come % _WORD)
+                        counts[come // _WORD] += 1
+                        before += come // _WORD < word
+                        total += 1
             if x < 0:
                 continue
-            out[y, x] = 0.0
+            out[z, y, x] = 0.0
             if total > 0:
                 word, before, low = _rank_at(members, counts, word, before, (total - 1) // 2)
                 high = low if total % 2 else _rank_at(members, counts, word, before, total // 2)[2]
                 a, b = ordered[low], ordered[high]
-                out[y, x] = a if a == b else 0.5 * a + 0.5 * b
+                out[z, y, x] = a if a == b else 0.5 * a + 0.5 * b
 
 
 @exactly
-def medians(values, usable, rows, columns, out):  # type: ignore[no-untyped-def]
-    """Medians of the usable values of square windows, 0 where there are none."""
-    span = rows.size - out.shape[0]
-    for top in range(0, out.shape[0], _PATCH):
-        height = min(_PATCH, out.shape[0] - top)
-        for left in range(0, out.shape[1], _PATCH):
-            width = min(_PATCH, out.shape[1] - left)
-            ranks = np.full((height + span, width + span), -1, np.int64)
-            flat = ranks.ravel()
-            found, places = np.empty(flat.size), np.empty(flat.size, np.int64)
-            n = 0
-            for i in range(height + span):
-                for j in range(width + span):
-                    y, x = rows[top + i], columns[left + j]
-                    found[n], places[n] = values[y, x], i * (width + span) + j
-                    n += usable[y, x]
-            order = np.argsort(found[:n])
-            for rank in range(n):
-                flat[places[order[rank]]] = rank
-            _medians_of_ranks(
-                ranks, found[:n][order], span, out[top : top + height, left : left + width]
-            )
+def _sorted_patch(values, usable, planes, rows, columns):  # type: ignore[no-untyped-def]
+    """Ranks of the usable values at these places (-1: not usable), and the values in order."""
+    ranks = np.full((planes.size, rows.size, columns.size), -1, np.int64)
+    flat = ranks.ravel()
+    found, places = np.empty(flat.size), np.empty(flat.size, np.int64)
+    n = 0
+    for line in range(planes.size * rows.size):
+        z, y = planes[line // rows.size], rows[line % rows.size]
+        for j in range(columns.size):
+            x = columns[j]
+            found[n], places[n] = values[z, y, x], line * columns.size + j
+            n += usable[z, y, x]
+    order = np.argsort(found[:n])
+    for rank in range(n):
+        flat[places[order[rank]]] = rank
+    return ranks, found[:n][order]
+
+
+@exactly
+def medians(values, usable, reflected, out):  # type: ignore[no-untyped-def]
+    """Medians of the usable values (z, y, x) of cubes, or of squares in a single plane, 0 where
+    there are none. `reflected` are the planes, rows and columns.
+    """
+    planes, rows, columns = reflected
+    deep, span = planes.size - out.shape[0], rows.size - out.shape[1]
+    side = _CUBE if deep else _SQUARE
+    for front in range(0, out.shape[0], side):
+        back = min(front + side, out.shape[0])
+        for top in range(0, out.shape[1], side):
+            bottom = min(top + side, out.shape[1])
+            for left in range(0, out.shape[2], side):
+                right = min(left + side, out.shape[2])
+                ranks, ordered = _sorted_patch(
+                    values,
+                    usable,
+                    planes[front : back + deep],
+                    rows[top : bottom + span],
+                    columns[left : right + span],
+                )
+                _medians_of_ranks(
+                    ranks, ordered, (deep, span), out[front:back, top:bottom, left:right]
+                )

@@ -1,171 +1,154 @@
 """Masks as PNG: how the masks of photos and other plain pictures are written.
 
 A pixel's value is its class id. Up to 255 classes make a palette PNG that any viewer shows in the
-legend's colours; more classes, and object masks, make a 16-bit greyscale PNG. The names of the
-classes stand in the text chunk `classes`.
+colours of the class table; more classes, and object masks, make a 16-bit greyscale PNG. The text
+chunk `classes` holds the names of the classes.
 
-PNG stores rows from edge to edge, so the file is written one row of tiles at a time.
+PNG has no blocks, so the labels are put together in memory; the readers of such pictures hold them
+whole too.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from maskloom.segcore.errors import FormatError, RunError
-from maskloom.segcore.raster.spec import EncodedBlock
+from maskloom.segcore.geometry import Grid
+from maskloom.segcore.masks.protocol import MASKS, EncodedBlock, PublishedMask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Tile
+    from maskloom.segcore.geometry import Shape, Tile
     from maskloom.segcore.raster.classes import ClassTable
     from maskloom.segcore.raster.spec import RasterSpec
-    from maskloom.segcore.storage.store import Sink
-
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+    from maskloom.segcore.storage.store import Sink, Store
 
 
 @dataclass(frozen=True, slots=True)
-class PalettePngMasks:
-    """Writes masks as palette PNGs, or as 16-bit greyscale where 8 bits do not hold the labels."""
+class PngMasks:
+    """Palette PNG, or 16-bit greyscale where 8 bits do not hold the labels."""
 
     suffix: str = ".png"
+    beside: tuple[str, ...] = ()
+    most_objects: int = 2**16 - 1
 
     def encode(
-        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
+        self,
+        labels: NDArray[np.integer],
+        tile: Tile,
+        spec: RasterSpec,
+        tile_shape: Shape,  # noqa: ARG002  the protocol has it
     ) -> list[EncodedBlock]:
-        """The compressed labels of one tile; see `segcore.raster.spec.Format.encode`."""
-        import imagecodecs
-
+        """The compressed labels of a tile's core; see `MaskWriter.encode`."""
         if labels.dtype.name not in ("uint8", "uint16", "uint32"):
             raise ValueError(
                 f"Labels must be uint8, uint16 or uint32; tile {tile.index} of {spec.location} has "
                 f"{labels.dtype}."
             )
-        row, column = (start // tile_size for start in tile.core.start)
-        return [
-            EncodedBlock(
-                0,
-                row,
-                column,
-                bytes(imagecodecs.deflate_encode(labels.tobytes(), level=1, raw=False)),
-            )
-        ]
+        return [EncodedBlock(0, tile.index, zlib.compress(labels.tobytes(), 1))]
 
-    def assemble(
+    def publish(
         self,
-        pieces: Iterable[EncodedBlock],
+        store: Store,
+        name: str,
+        blocks: Iterable[EncodedBlock],
         spec: RasterSpec,
-        legend: ClassTable,
+        classes: ClassTable,
+        tile_shape: Shape,
+    ) -> PublishedMask:
+        """One file, which holds colours and names; see `MaskWriter.publish`."""
+        with store.writing(name) as out:
+            self.write(blocks, spec, classes, out, tile_shape)
+        return PublishedMask({"": out.artefact})
+
+    def write(
+        self,
+        blocks: Iterable[EncodedBlock],
+        spec: RasterSpec,
+        classes: ClassTable,
         out: Sink,
-        tile_size: int,
+        tile_shape: Shape,
     ) -> None:
-        """Write the mask from the pieces of all tiles; see `segcore.raster.spec.Format.assemble`.
-
-        Raises `RunError` where a piece is missing or does not belong to the image, and
-        `FormatError` where an object mask has more objects than 16 bits can number.
-        """
-        # The readers of such pictures hold them whole, so their compressed labels are small beside
-        # that.
-        payloads: dict[tuple[int, int], bytes] = {}
-        for piece in pieces:
-            payload = payloads.setdefault((piece.row, piece.column), piece.payload)
-            if payload != piece.payload:
-                raise RunError(
-                    f"Tile {(piece.row, piece.column)} of the mask of {spec.location} came with "
-                    "two contents."
-                )
-        rows, columns = (-(-n // tile_size) for n in spec.shape)
-        expected = {(row, column) for row in range(rows) for column in range(columns)}
-        if payloads.keys() != expected:
-            wrong = min(payloads.keys() ^ expected)
+        """Write the file. Raises `RunError` and `FormatError` as `MaskWriter.publish`."""
+        labels, dtype = _joined(blocks, spec, Grid(spec.shape, tile_shape))
+        if dtype not in ("uint32", classes.dtype):
             raise RunError(
-                f"The mask of {spec.location} has {len(payloads)} of {len(expected)} tiles; tile "
-                f"{wrong} is missing or does not "
-                "belong to it. Run the same command again."
+                f"The mask of {spec.location} came as {dtype}; its {len(classes.names)} classes "
+                f"ask for {classes.dtype}."
             )
-        # Run lengths suit labels: about the size of zlib's level 4 at the speed of level 1, and
-        # steady on noisy masks.
-        compressor = zlib.compressobj(strategy=zlib.Z_RLE)
-        for row in range(rows):
-            band = np.hstack(
-                [
-                    _decode(payloads[row, column], (row, column), spec, tile_size)
-                    for column in range(columns)
-                ]
-            )
-            if row == 0:
-                out.write(_head(band.dtype.name, spec, legend))
-            out.write(_chunk(b"IDAT", compressor.compress(_scan_lines(band, spec))))
-        out.write(_chunk(b"IDAT", compressor.flush()) + _chunk(b"IEND", b""))
+        _save(labels, None if dtype == "uint32" else classes, out)
 
 
-def _decode(
-    payload: bytes, place: tuple[int, int], spec: RasterSpec, tile_size: int
-) -> NDArray[np.integer]:
-    height, width = (
-        min(tile_size, n - i * tile_size) for n, i in zip(spec.shape, place, strict=True)
-    )
+MASKS.register("png")(PngMasks())
+
+
+def _joined(
+    blocks: Iterable[EncodedBlock], spec: RasterSpec, grid: Grid
+) -> tuple[NDArray[np.integer], str]:
+    """The labels of the whole image, ids of objects as uint16, and the type that they came in."""
+    payloads: dict[Shape, bytes] = {}
+    for block in blocks:
+        if payloads.setdefault(block.index, block.payload) != block.payload:
+            raise RunError(
+                f"Tile {block.index} of the mask of {spec.location} came with two contents."
+            )
+    expected = {tile.index for tile in grid}
+    if payloads.keys() != expected:
+        wrong = min(payloads.keys() ^ expected)
+        raise RunError(
+            f"The mask of {spec.location} has {len(payloads)} of {len(expected)} tiles; tile "
+            f"{wrong} is missing or does not belong to it. Run the same command again."
+        )
+    first = _decoded(payloads[grid[0].index], grid[0], spec)
+    labels = np.empty(spec.shape, np.uint8 if first.dtype == np.uint8 else np.uint16)
+    for tile in grid:
+        core = _decoded(payloads.pop(tile.index), tile, spec)
+        if core.max() > np.iinfo(labels.dtype).max:
+            raise FormatError(
+                f"The mask of {spec.location} has more objects than a 16-bit PNG can number "
+                f"({core.max()}; at most 65535). Raise `min_size`, or convert the image to GeoTIFF."
+            )
+        labels[tile.core.slices] = core
+    return labels, first.dtype.name
+
+
+def _decoded(payload: bytes, tile: Tile, spec: RasterSpec) -> NDArray[np.integer]:
     values = zlib.decompress(payload)
-    kinds = {
-        height * width * np.dtype(name).itemsize: name for name in ("uint8", "uint16", "uint32")
+    types = {
+        tile.core.size * np.dtype(name).itemsize: name for name in ("uint8", "uint16", "uint32")
     }
-    if len(values) not in kinds:
+    if len(values) not in types:
         raise RunError(
-            f"Tile {place} of the mask of {spec.location} has {len(values)} bytes; expected one of "
-            f"{sorted(kinds)}."
+            f"Tile {tile.index} of the mask of {spec.location} has {len(values)} bytes; expected "
+            f"one of {sorted(types)}."
         )
-    return np.frombuffer(values, kinds[len(values)]).reshape(height, width)
+    return np.frombuffer(values, types[len(values)]).reshape(tile.core.shape)
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(data))
-        + kind
-        + data
-        + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
-    )
+def _save(labels: NDArray[np.integer], classes: ClassTable | None, out: Sink) -> None:
+    """Write the picture; without classes the labels are ids of objects."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
-
-def _head(dtype: str, spec: RasterSpec, legend: ClassTable) -> bytes:
-    """Signature and all chunks before the pixels."""
-    if dtype not in ("uint32", legend.dtype):
-        raise RunError(
-            f"The mask of {spec.location} came as {dtype}; its {len(legend.names)} classes ask for "
-            f"{legend.dtype}."
+    options: dict[str, Any] = {}
+    if classes is not None:
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text(
+            "classes", json.dumps({str(i): name for i, name in enumerate(classes.names)})
         )
-    height, width = spec.shape
-    depth, colour_type = (8, 3) if dtype == "uint8" else (16, 0)
-    head = _SIGNATURE + _chunk(
-        b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    )
-    if dtype == "uint8":
+        options["transparency"] = classes.nodata
+    image = Image.fromarray(labels)
+    if classes is not None and labels.dtype == np.uint8:
         palette = np.zeros((256, 3), np.uint8)
-        palette[: len(legend.colours)] = np.array(legend.colours, np.uint8).reshape(-1, 3)
-        head += _chunk(b"PLTE", palette.tobytes()) + _chunk(b"tRNS", b"\xff" * 255 + b"\0")
-    if dtype == "uint16":
-        head += _chunk(b"tRNS", struct.pack(">H", legend.nodata))
-    names = json.dumps({str(i): name for i, name in enumerate(legend.names)})
-    return head + (
-        _chunk(b"tEXt", b"classes\0" + names.encode("ascii")) if dtype != "uint32" else b""
-    )
-
-
-def _scan_lines(band: NDArray[np.integer], spec: RasterSpec) -> bytes:
-    """Rows as PNG compresses them: big-endian, each after the number of its filter (0: none)."""
-    if band.dtype == np.uint32 and band.max() > 65535:
-        raise FormatError(
-            f"The mask of {spec.location} has more objects than a 16-bit PNG can number "
-            f"({band.max()}; at most 65535). "
-            "Raise `min_size`, or convert the image to GeoTIFF."
-        )
-    pixels = band if band.dtype == np.uint8 else band.astype(">u2")
-    lines = pixels.view(np.uint8).reshape(len(band), -1)
-    return np.pad(lines, ((0, 0), (1, 0))).tobytes()
+        palette[: len(classes.colours)] = np.array(classes.colours, np.uint8).reshape(-1, 3)
+        image.putpalette(palette.tobytes())
+    # Run lengths suit labels: about the size of zlib's level 4 at the speed of level 1, and steady
+    # on noisy masks.
+    image.save(cast("IO[bytes]", out), "PNG", compress_type=zlib.Z_RLE, **options)

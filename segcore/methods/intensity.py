@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from maskloom.segcore.errors import ModelMismatch
+from maskloom.segcore.geometry import in_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,11 +39,11 @@ def select_source(spec: RasterSpec, band: Source) -> RasterSpec:
 
 
 def intensity(pixels: NDArray[np.generic], where: str) -> NDArray[np.generic]:
-    """One value a pixel of a (y, x, channels) array: the only channel, or the Rec. 601 luminance of
-    three.
+    """One value per pixel of a (y, x, band) or (z, y, x, band) array: the only band, or the
+    Rec. 601 luminance of three.
 
     8- and 16-bit luminance are those of `cv2.cvtColor(RGB2GRAY)`; other types give float32. Raises
-    `ModelMismatch` for other numbers of channels.
+    `ModelMismatch` for other numbers of bands.
     """
     if pixels.shape[-1] == 1:
         return pixels[..., 0]
@@ -54,8 +55,9 @@ def intensity(pixels: NDArray[np.generic], where: str) -> NDArray[np.generic]:
     if pixels.dtype in (np.uint8, np.uint16):
         import cv2
 
-        gray: NDArray[np.generic] = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
-        return gray
+        rows = np.ascontiguousarray(in_rows(pixels, 3))
+        gray: NDArray[np.generic] = cv2.cvtColor(rows, cv2.COLOR_RGB2GRAY)
+        return gray.reshape(pixels.shape[:-1])
     # cv2 rounds floats by the pixel's place in its vectors, so that tiles would differ from the
     # whole in the last bit.
     red, green, blue = (pixels[..., channel].astype(np.float32) for channel in range(3))

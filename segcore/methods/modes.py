@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from maskloom.segcore.errors import FitError
+from maskloom.segcore.geometry import in_rows
 from maskloom.segcore.methods import basins
 from maskloom.segcore.methods.naming import (
     MOST_CLASSES,
@@ -269,7 +270,7 @@ class ModesModel:
             and block.valid.size >= _MEMO_PAYS_FROM
         ):
             out = np.empty(shape, np.uint8)
-            kernels.label_colours(pixels, _labeller(self), _colours(self), out)
+            kernels.label_colours(in_rows(pixels, 3), _labeller(self), _colours(self), in_rows(out))
             return Labels(out)
         if kind.kind in "iu" and kind.itemsize * channels <= 2:
             bits = np.ascontiguousarray(pixels).view(f"u{kind.itemsize * channels}")[..., 0]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskloom.segcore.errors import ModelMismatch
+from maskloom.segcore.geometry import in_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,7 +47,9 @@ class Scores:
         return len(self.means[0])
 
     def label(self, pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
-        """Classes of a (y, x, channels) array, the first of equals. At most 250 classes."""
+        """Classes of a (y, x, band) or (z, y, x, band) array, the first of equals. At most 250
+        classes.
+        """
         from maskloom.segcore.kernels import pixels as kernels
 
         plain = pixels.view(np.uint8) if pixels.dtype == np.bool_ else pixels
@@ -54,7 +57,7 @@ class Scores:
         if kind == np.uint8 and self.channels == 3 and plain.size // 3 >= _MEMO_PAYS_FROM:
             out = np.empty(shape, np.uint8)
             scorer, diagonal = _arrays(self)
-            kernels.label_colours(plain, scorer, diagonal, _memo(self), out)
+            kernels.label_colours(in_rows(plain, 3), scorer, diagonal, _memo(self), in_rows(out))
             return out
         if kind.kind in "iu" and kind.itemsize * self.channels <= 2:
             return np.asarray(_table(self, kind.name)[_index(plain)])

@@ -6,9 +6,10 @@ of pixels.
 
 Other pixels are drawn: a uniform sample without replacement of `size` (2**18) valid, finite pixels.
 Each pixel has a lot, 64 bits hashed from the seed, its image (file name and version, so that a
-folder may move) and its row and column; the pixels with the smallest lots are the sample. The
-smallest of two parts are found among the smallest of each, hence neither tiling nor order nor
-number of workers changes the sample. Where there are no more pixels than `size`, it is all of them.
+folder may move) and its place (plane, row, column); the pixels with the smallest lots are the
+sample. The smallest of two parts are found among the smallest of each, hence neither tiling nor
+order nor number of workers changes the sample. Where there are no more pixels than `size`, it is
+all of them.
 
 Either way the result is every different value once, in an order that the values decide: not their
 type, nor where they came from.
@@ -27,12 +28,14 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from maskloom.segcore.errors import FitError, NothingToFit
+from maskloom.segcore.geometry import in_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from maskloom.segcore.geometry import Box
     from maskloom.segcore.raster.spec import Block
 
 SAMPLE_SIZE = 2**18
@@ -273,14 +276,14 @@ class Samples:
         share = (
             1.0 if n <= self.size else min(1.0, self.size / n * (1 + 8 / self.size**0.5) + 64 / n)
         )
-        corner = np.array(block.tile.core.start, np.int64)
-        salt = np.uint64(_image_salt(block, self.seed))
+        rows = _row_hashes(block.tile.core, _image_salt(block, self.seed))
+        first = block.tile.core.start[-1]
         found = -1
         while found < wanted:
             room = min(n, int(n * share * 1.1) + 1024)
             lots, places = np.empty(room, np.uint64), np.empty(room, np.int64)
             limit = np.uint64(2**64 - 1) if share >= 1 else np.uint64(int(share * 2**64))
-            found = kernels.draw(usable, corner, salt, limit, (lots, places))
+            found = kernels.draw(in_rows(usable), rows, first, limit, (lots, places))
             share = min(1.0, share * 2)
         order = np.argsort(lots[:found], kind="stable")[: self.size]
         chosen = _gather(pixels, places[:found][order])
@@ -376,7 +379,7 @@ def _encoding(kind: np.dtype[np.generic], channels: int) -> str | None:
 def _count(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Counted:
     from maskloom.segcore.kernels import pixels as kernels
 
-    unsigned = _unsigned(pixels)
+    unsigned, valid = in_rows(_unsigned(pixels), 3), in_rows(valid)
     if unsigned.shape[-1] == 3 and valid.size >= _TABLE_PAYS_FROM:
         with _Table() as (table, touched):
             kernels.count_colours(unsigned, valid, table, touched)
@@ -489,8 +492,7 @@ def _smallest(
 def _gather(pixels: NDArray[np.generic], places: NDArray[np.int64]) -> NDArray[np.generic]:
     if pixels.flags.c_contiguous:
         return pixels.reshape(-1, pixels.shape[-1])[places]
-    y, x = np.divmod(places, pixels.shape[1])
-    return pixels[y, x]
+    return pixels[np.unravel_index(places, pixels.shape[:-1])]
 
 
 def _moments(values: NDArray[np.generic], weights: NDArray[np.float64]) -> tuple[float, float]:
@@ -506,6 +508,18 @@ def _moments(values: NDArray[np.generic], weights: NDArray[np.float64]) -> tuple
     mean = float((shifted * weights).sum()) / total
     variance = float((weights * (shifted - mean) ** 2).sum()) / total
     return low + mean, variance**0.5
+
+
+def _row_hashes(core: Box, salt: int) -> NDArray[np.uint64]:
+    """A hash for each row of the box, the planes of a volume one below the other."""
+    from maskloom.segcore.kernels import pixels as kernels
+
+    hashes = np.array([salt], np.uint64)
+    for start, count in zip(core.start[:-1], core.shape[:-1], strict=True):
+        below = np.empty((hashes.size, count), np.uint64)
+        kernels.hash_places(hashes, start, below)
+        hashes = below.ravel()
+    return hashes
 
 
 def _image_salt(block: Block, seed: int) -> int:

@@ -1,17 +1,19 @@
 """Window statistics: the mean, Gaussian mean or median around each pixel, the same to the last bit
 for any tiling.
 
-As in scikit-image's `threshold_local`, a window is a square with an odd side, the Gaussian has
-sigma (side - 1) / 6 and is cut at 4 sigma, and the image is reflected at its border, edge pixels
-included. Pixels that are not usable take no part: means are weighted over the others, and the
-median of an even number of values is the middle of the two.
+As in scikit-image's `threshold_local`, a window is a square, in volumes a cube, with an odd side,
+the Gaussian has sigma (side - 1) / 6 and is cut at 4 sigma, and the image is reflected at its
+border, edge pixels included. Pixels that are not usable take no part: means are weighted over the
+others, and the median of an even number of values is the middle of the two.
 
 - Mean of 8- and 16-bit whole numbers: exact running sums. Other types: sums in a fixed order.
 - Gaussian: weighted sums along rows, then columns, in a fixed order. The weights are correctly
   rounded on every processor.
+- Sums in volumes: those of each plane, added across planes in a fixed order.
 - Median of uint8: OpenCV's or, where pixels are missing, our histograms, at a cost that hardly
-  depends on the window. Other types: sorted patches, at a cost that grows with the window's side. A
-  median is a value of the image or the middle of two, so no rounding depends on tiles.
+  depends on the window. Other types, and volumes: sorted patches, at a cost that grows with the
+  window's side, in volumes with its square. A median is a value of the image or the middle of two,
+  so no rounding depends on tiles.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from maskloom.segcore.geometry import Box
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from maskloom.segcore.geometry import Box
 
 WindowStatistic = Literal["gaussian", "mean", "median"]
 LARGEST_WINDOW = 9_999
@@ -39,7 +41,7 @@ _ROUNDING = 2.0**-40
 
 @dataclass(frozen=True, slots=True)
 class LocalWindow:
-    """A square around each pixel, and what is taken of its values."""
+    """A square around each pixel, a cube around each voxel, and what is taken of its values."""
 
     side: int
     """Pixels, odd."""
@@ -57,9 +59,9 @@ class LocalWindow:
     ) -> NDArray[np.bool_]:
         """Where the values of `core` are greater than the local value less `offset`.
 
-        `values` and `usable` (y, x) reach one radius beyond `core`, or to the border of the image.
-        A difference within the rounding of weighted sums counts as none, so that flat areas exceed
-        nothing.
+        `values` and `usable`, (y, x) or (z, y, x), reach one radius beyond `core`, or to the border
+        of the image. A difference within the rounding of weighted sums counts as none, so that flat
+        areas exceed nothing.
         """
         local = self.local_values(values, usable, core)
         own = values[core.slices].astype(np.float64)
@@ -81,8 +83,8 @@ class LocalWindow:
         sums = self._sums(plain if whole else np.where(usable, plain, plain.dtype.type(0)), core)
         # The same sum over ones is what weights add up to, in the same order: a window that lacks
         # no pixel gives the same in every tile.
-        ones = np.ones((1, 1), np.uint8) if whole else usable.view(np.uint8)
-        weights = self._sums(ones, _whole(ones) if whole else core)
+        ones = np.ones((1,) * plain.ndim, np.uint8) if whole else usable.view(np.uint8)
+        weights = self._sums(ones, Box.whole(ones.shape) if whole else core)
         return np.divide(sums, weights, out=np.zeros_like(sums), where=weights > 0)
 
     def _runs(self, values: NDArray[np.generic]) -> bool:
@@ -94,24 +96,46 @@ class LocalWindow:
     def _sums(self, values: NDArray[Any], core: Box) -> NDArray[np.float64]:
         from maskloom.segcore.kernels import windows as kernels
 
+        if values.ndim > len("yx"):
+            return self._sums_across(values, core)
         out = np.empty(core.shape, np.float64)
         rows, columns = self._reflected(values, core)
         if self._runs(values):
             kernels.box_sums(values, rows, columns, out)
         else:
-            weights = (
-                np.array(_gaussian(self.side))
-                if self.statistic == "gaussian"
-                else np.ones(self.radius + 1)
-            )
-            kernels.weighted_sums(values, rows, columns, weights, out)
+            kernels.weighted_sums(values, rows, columns, self._weights, out)
         return out
+
+    def _sums_across(self, values: NDArray[Any], core: Box) -> NDArray[np.float64]:
+        """Sums over cubes: of the sums over the squares of each plane, weighted by the distance."""
+        flat = Box(core.start[1:], core.stop[1:])
+        squares = np.stack([self._sums(plane, flat) for plane in values])
+        planes, depth = self._reflected(values, core)[0], core.shape[0]
+        out = np.zeros(core.shape, np.float64)
+        for distance, weight in enumerate(self._weights):
+            before, after = (
+                squares[planes[self.radius + step : self.radius + step + depth]]
+                for step in (-distance, distance)
+            )
+            out += weight * (before + after if distance else before)
+        return out
+
+    @property
+    def _weights(self) -> NDArray[np.float64]:
+        """Weights of distance 0, 1, and so on."""
+        if self.statistic == "gaussian":
+            return np.array(_gaussian(self.side))
+        return np.ones(self.radius + 1)
 
     def _medians(
         self, values: NDArray[Any], usable: NDArray[np.bool_], core: Box
     ) -> NDArray[np.float64]:
         from maskloom.segcore.kernels import windows as kernels
 
+        if values.ndim > len("yx"):
+            out = np.empty(core.shape, np.float64)
+            kernels.medians(values, usable, self._reflected(values, core), out)
+            return out
         rows, columns = self._reflected(values, core)
         if values.dtype == np.uint8 and self.side <= _LARGEST_OF_OPENCV and usable.all():
             import cv2
@@ -124,32 +148,26 @@ class LocalWindow:
                 )
             )
         out = np.empty(core.shape, np.float64)
-        kernel = kernels.medians_of_bytes if values.dtype == np.uint8 else kernels.medians
-        kernel(values, usable, rows, columns, out)
+        if values.dtype == np.uint8:
+            kernels.medians_of_bytes(values, usable, rows, columns, out)
+        else:
+            plane = np.zeros(1, np.int64)
+            kernels.medians(values[None], usable[None], (plane, rows, columns), out[None])
         return out
 
-    def _reflected(
-        self, values: NDArray[Any], core: Box
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows and columns of `values` that stand in the windows around `core`, repeated as
-        mirrors would beyond the edges.
+    def _reflected(self, values: NDArray[Any], core: Box) -> tuple[NDArray[np.int64], ...]:
+        """The places along each axis of `values` that the windows around `core` cover, repeated as
+        by mirrors beyond the edges.
         """
-        rows, columns = (
+        return tuple(
             _mirrored(np.arange(start - self.radius, stop + self.radius), size)
             for start, stop, size in zip(core.start, core.stop, values.shape, strict=True)
         )
-        return rows, columns
 
 
 def _mirrored(places: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     turned = places % (2 * size)
     return np.minimum(turned, 2 * size - 1 - turned)
-
-
-def _whole(values: NDArray[Any]) -> Box:
-    from maskloom.segcore.geometry import Box
-
-    return Box.whole(values.shape)
 
 
 def _plain(values: NDArray[np.generic]) -> NDArray[Any]:

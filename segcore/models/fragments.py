@@ -1,16 +1,16 @@
-"""Objects over tiles: fragments, seams, groupings.
+"""Objects over tiles: fragments, boundaries, equivalences.
 
-A tile alone knows only fragments: the parts of objects that lie in its core. A segmenter of objects
+A tile alone knows only fragments: the parts of objects that are in its core. A segmenter of objects
 works in two steps so that the result does not depend on the tiling:
 
-    fragment    one tile, on a worker: numbers the fragments of its core and says what joining must
-                know (`TileBoundary`)
-    join        one image: looks at the seams of all tiles and says which fragments are one object
+    fragment    one tile, on a worker: numbers the fragments of its core, and keeps what joining
+                must know of them (`TileBoundary`)
+    join        one image: finds from the boundaries of all tiles which fragments are one object
                 (`Equivalences`)
 
-Only fragments that touch another tile take part in joining, so seams are as small as the borders of
-tiles. Whatever is decided inside a tile must be certain there, whatever its neighbours hold.
-`numbering.py` then gives objects their ids.
+Only fragments that touch another tile take part in joining, so boundaries are as small as the
+borders of tiles. Whatever is decided inside a tile must be certain there, whatever its neighbours
+hold. `segcore.objects.numbering` then gives objects their ids.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TileBoundary = Mapping[str, "NDArray[Any]"]
-"""What one tile tells the others: arrays by name, of a size that grows with the border of the tile,
-not with its area.
+TileBoundary = Mapping[str, Any]
+"""What joining must know of one tile: arrays and faces (`segcore.objects.faces`) by name, of a size
+that grows with the border of the tile, not with its area.
 """
 
 
@@ -40,18 +40,18 @@ class Fragments:
     """
     class_of: NDArray[np.uint16]
     """(n + 1,) class id of each fragment; that of 0 is 0."""
-    seam: TileBoundary
-    """What `join` needs of this tile."""
+    boundary: TileBoundary
+    """What `join` must know of this tile."""
     score_of: NDArray[np.float32] | None = None
-    """(n + 1,) how sure the segmenter is of each fragment's object; an object has the highest of
-    its fragments. None: it does not say.
+    """(n + 1,) confidence in each fragment's object; an object has the highest of its fragments.
+    None where the segmenter gives none.
     """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Equivalences:
-    """What joining says of one tile. Fragments that it does not name stand alone and keep their
-    class.
+    """Which fragments of one tile are joined to which objects. Fragments that are not listed are
+    objects alone and keep their class.
     """
 
     fragments: NDArray[np.uint32]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Grid, Shape
+    from maskloom.segcore.geometry import Grid
     from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
     from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
 
@@ -48,8 +48,8 @@ class Exactness(Enum):
 class Requirements:
     """What a model asks of the tiling and of memory."""
 
-    halo: Shape = (0, 0)
-    """Pixels that it must see around a tile's core for an exact core."""
+    halo: int = 0
+    """Pixels that it must see around a tile's core, along each axis, for an exact core."""
     bytes_per_pixel: int = 16
     """Peak memory for one pixel of a block, its input included."""
     cost: int = 1
@@ -59,6 +59,10 @@ class Requirements:
     process_bytes: int = 0
     """Peak memory beside that, whatever the block: a network's libraries, its weights and the patch
     in work.
+    """
+    planar: bool = False
+    """Whether it works on planes: volumes are cut into tiles one plane deep, which see nothing of
+    other planes (`models.planes`).
     """
 
 
@@ -123,9 +127,9 @@ class ObjectSegmenter(Ready, Protocol):
         """What the block alone tells of the objects in its core."""
         ...
 
-    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> Sequence[Equivalences]:
-        """Which fragments of all tiles are one object, from the seams of all tiles in the order of
-        the grid; one grouping a tile.
+    def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> Sequence[Equivalences]:
+        """Which fragments of all tiles are one object, from the boundaries of all tiles in the
+        order of the grid: the equivalences of each tile.
         """
         ...
 
@@ -299,7 +303,8 @@ class SegmenterRecipe(Protocol):
 
 SEGMENTERS: Registry[type[SegmenterRecipe]] = Registry("segmenter", "maskloom.segcore.segmenters")
 """Recipes of segmenters by kind: frozen dataclasses whose fields are the parameters that users set.
-A class variable `units` says what a change of the bands' units may change, for people.
+A class variable `units` says what a change of the bands' units may change, and `volumes` what is
+done with volumes, for people.
 """
 
 MODELS: Registry[type[Model]] = Registry("fitted model", "maskloom.segcore.segmenters")

@@ -1,1 +1,1 @@
-"""Objects that reach over tiles: found per tile, joined over seams, numbered."""
+"""Objects that reach over tiles: found per tile, joined where tiles meet, numbered."""

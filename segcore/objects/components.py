@@ -1,20 +1,24 @@
-"""Connected parts: the objects of a semantic mask, for any tiling.
+"""Connected components: the objects of a semantic mask of an image or a volume, for any tiling.
 
-A part is a set of pixels of one class that hang together: by faces (connectivity 4, in volumes 6),
-or over corners and edges as well (8, 26). Parts of different classes never join.
-`Components.fragment` finds the parts of a tile's core, `Components.join` ties those that meet over
-seams, the corners of tiles included.
+A part is a connected set of pixels of one class: over sides (connectivity 4, in volumes over the
+faces of voxels, 6), over edges as well (volumes: 18), or over corners too (8, in volumes 26). Parts
+of different classes never join. `Components.fragment` finds the parts of a tile's core,
+`Components.join` joins those that meet where tiles touch, at their edges and corners too.
 
-With `fill_holes`, a hole is a set of valid pixels of no chosen class that hang together by the
-complementary connectivity (4 for 8, 8 for 4), where every neighbour of any of them, by that same
-connectivity, is of the set or of one chosen class, the same for all; so it touches neither nodata
-nor the border of the image. It becomes part of that class before parts are found. For a single
-class this is `scipy.ndimage.binary_fill_holes`. Parts smaller than `min_size` are dropped last.
+With `fill_holes`, a hole is a connected set of valid pixels of no chosen class, by the
+complementary connectivity (4 for 8, 8 for 4; in volumes 26 for 6, 6 for 18 and 26), where every
+neighbour of any of them, by that same connectivity, is of the set or of one chosen class, the same
+for all; so it touches neither nodata nor the border of the image. It becomes part of that class
+before parts are found. For a single class this is `scipy.ndimage.binary_fill_holes`. Parts smaller
+than `min_size` are dropped last.
 
-What a tile cannot decide alone goes to its seam: parts that touch another tile, and holes that do.
-A part that lies within an undecided hole is only one if the hole stays open. If it is too small to
-be an object then, it is made a piece of the hole and so has its fate; else it gets a number in the
-series of such parts of that hole, so that the seam need only say how many there are.
+What a tile cannot decide alone goes to its boundary: parts that touch another tile, and holes that
+do. A part within an undecided hole is only one if the hole stays open. If it is too small to be an
+object then, it is made a piece of the hole and so has its fate; else it gets a number in the series
+of such parts of that hole, so that the boundary need only hold how many there are. All this rests
+on one property that images and volumes share for complementary connectivities: the boundary of a
+connected set towards each component of its complement is connected (Rosenfeld 1979; Kong and
+Rosenfeld 1989), so what surrounds a set without touching anything else is one set.
 """
 
 from __future__ import annotations
@@ -25,18 +29,47 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.geometry import Box, Tile
+from maskloom.segcore.errors import ModelMismatch
+from maskloom.segcore.geometry import Tile
 from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
+from maskloom.segcore.objects.faces import Faces, neighbours
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Grid, Shape
+    from maskloom.segcore.raster.spec import RasterSpec
 
 _HOLE, _NO_DATA, _FIRST_CLASS = 1, 2, 3
-"""Codes of `_joining_kernels`."""
+"""Codes of `segcore.kernels.joining`."""
+_REACH = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}
+"""Most axes along which neighbours differ, by number of axes and connectivity."""
 _OTHER_TILE, _BORDER = 1, 2
 """Bits of what a side of a core faces."""
+
+
+def check_connectivity(connectivity: int, axes: int | None = None) -> None:
+    """Raise `ValueError` unless there is such a connectivity, in rasters of so many axes."""
+    if connectivity not in {of for each in _REACH.values() for of in each}:
+        raise ValueError(
+            f"connectivity: expected 4 or 8 (volumes: 6, 18 or 26); got {connectivity!r}"
+        )
+    if axes is not None and connectivity not in _REACH.get(axes, ()):
+        raise ValueError(
+            f"connectivity: {connectivity} does not suit {axes} axes; expected one of "
+            f"{', '.join(map(str, _REACH.get(axes, ())))}"
+        )
+
+
+def require_connectivity(connectivity: int, spec: RasterSpec) -> None:
+    """Raise `ModelMismatch` unless the image, or the volume, has such a connectivity."""
+    axes = len(spec.shape)
+    if connectivity not in _REACH[axes]:
+        what = "a volume" if axes > min(_REACH) else "an image"
+        raise ModelMismatch(
+            f"connectivity: {connectivity} is not one of {what} such as {spec.location}. Set it to "
+            f"one of {', '.join(map(str, _REACH[axes]))}."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +79,11 @@ class Components:
     classes: tuple[int, ...]
     """Class ids whose parts are objects. All other pixels are background."""
     connectivity: int = 8
-    """4 or 8 in images, 6 or 26 in volumes."""
+    """4 or 8 in images; 6, 18 or 26 in volumes."""
     min_size: int = 1
     """Fewest pixels of an object."""
     fill_holes: bool = False
-    """Whether what one class alone surrounds belongs to it."""
+    """Whether holes that a single class surrounds become part of it."""
 
     def __post_init__(self) -> None:
         if not self.classes or min(self.classes) < 0 or len(set(self.classes)) < len(self.classes):
@@ -58,20 +91,19 @@ class Components:
                 "classes: expected one or more different class ids from 0 on; got "
                 f"{list(self.classes)}"
             )
-        if self.connectivity not in (4, 8, 6, 26):
-            raise ValueError(
-                f"connectivity: expected 4 or 8 (6 or 26 for volumes); got {self.connectivity!r}"
-            )
+        check_connectivity(self.connectivity)
         if self.min_size < 1:
             raise ValueError(
                 f"min_size: expected a number of pixels from 1 on; got {self.min_size}"
             )
 
-    @property
-    def full(self) -> tuple[bool, bool]:
-        """Whether holes, and whether parts, are connected over edges and corners too."""
-        full = self.connectivity in (8, 26)
-        return self.fill_holes and not full, full
+    def reach(self, axes: int) -> tuple[int, int]:
+        """The most axes along which neighbours differ: within holes, and within parts. Raises
+        `ValueError` where the connectivity does not suit the number of axes.
+        """
+        check_connectivity(self.connectivity, axes)
+        of_parts = _REACH[axes][self.connectivity]
+        return 1 if of_parts > 1 else axes, of_parts
 
     def label(
         self, values: NDArray[np.unsignedinteger[Any]]
@@ -81,8 +113,7 @@ class Components:
 
         `values` as in `fragment`. Class 0 stands for number 0, the background.
         """
-        box = Box.whole(values.shape)
-        fragments = self.fragment(values, Tile((0,) * values.ndim, box, box), values.shape)
+        fragments = self.fragment(values, Tile.whole(values.shape), values.shape)
         return fragments.values, fragments.class_of
 
     def fragment(
@@ -92,48 +123,47 @@ class Components:
 
         `values` are the class ids of the core, uint8 or uint16, whose greatest number means no
         data; `shape` is that of the raster. Raises `ValueError` where `values` or the connectivity
-        do not suit, and for a part of a volume: volumes are labelled whole.
+        do not suit.
         """
-        self._check(values, tile, shape)
-        found = _label(values, self, _sides(tile, shape))
+        self._check(values, tile)
+        reach = self.reach(values.ndim)
+        found = _label(values, self, reach, _sides(tile, shape))
         if self.fill_holes:
-            order, number, seam = _fill(found, self.full[0], self.min_size)
+            order, number, boundary = _fill(found, reach[0], self.min_size)
         else:
-            order, number, seam = _keep(found, self.min_size)
+            order, number, boundary = _keep(found, self.min_size)
         painted = _paint(found, number).reshape(values.shape)
         class_of = np.zeros(len(order) + 1, np.uint16)
         codes = found.codes[order]
         class_of[1:] = np.where(
             codes == _HOLE, 0, np.array([0, 0, 0, *self.classes], np.uint16)[codes]
         )
-        return Fragments(
-            painted, class_of, {"edges": _edges(painted), **seam} if values.ndim == 2 else {}
-        )
+        return Fragments(painted, class_of, {"faces": Faces.of(painted), **boundary})
 
-    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> list[Equivalences]:
-        """Which fragments of all tiles are one part, from the seams that `fragment` made, in the
-        order of the grid.
+    def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
+        """Which fragments of all tiles are one part, from the boundaries that `fragment` made, in
+        the order of the grid.
         """
         if len(grid) == 1:
             return [Equivalences.none()]
         from maskloom.segcore.kernels.disjoint import flatten
-        from maskloom.segcore.kernels.joining import gather_seen, meet_edges, tie_pairs
+        from maskloom.segcore.kernels.joining import gather_seen, tie_pairs
 
-        counts = np.array([len(seam["codes"]) for seam in seams])
+        counts = np.array([len(boundary["codes"]) for boundary in boundaries])
         offsets = np.cumsum([0, *counts])[:-1]
         codes, seen, sizes = (
-            np.concatenate([seam[name] for seam in seams]) for name in ("codes", "seen", "sizes")
+            np.concatenate([boundary[name] for boundary in boundaries])
+            for name in ("codes", "seen", "sizes")
         )
-        parent = np.arange(len(codes))
-        edges = np.concatenate([seam["edges"] for seam in seams])
-        layout = (*(_sides_of_tiles(grid, axis) for axis in (0, 1)), offsets)
-        meet_edges(edges, layout, (parent, codes, seen), self.full, False)
+        parent, reach = np.arange(len(codes)), self.reach(len(grid.shape))
+        faces = [boundary["faces"] for boundary in boundaries]
+        _meet(grid, faces, offsets, (parent, codes, seen), reach, decided=False)
         if self.fill_holes:
             flatten(parent)
             gather_seen(parent, seen)
-            meet_edges(edges, layout, (parent, codes, seen), self.full, True)
-            for offset, seam in zip(offsets, seams, strict=True):
-                links = seam["links"].astype(np.int64) + offset - 1
+            _meet(grid, faces, offsets, (parent, codes, seen), reach, decided=True)
+            for offset, boundary in zip(offsets, boundaries, strict=True):
+                links = boundary["links"].astype(np.int64) + offset - 1
                 tie_pairs(parent, links[seen[links[:, 0]] > _HOLE])
         flatten(parent)
         codes = np.where(codes == _HOLE, seen, codes)
@@ -145,11 +175,11 @@ class Components:
             np.uint16
         )
         return [
-            _grouping(seam, groups[a : a + n], class_of[a : a + n])
-            for seam, a, n in zip(seams, offsets, counts, strict=True)
+            _equivalences(boundary, groups[a : a + n], class_of[a : a + n])
+            for boundary, a, n in zip(boundaries, offsets, counts, strict=True)
         ]
 
-    def _check(self, values: NDArray[Any], tile: Tile, shape: Shape) -> None:
+    def _check(self, values: NDArray[Any], tile: Tile) -> None:
         if values.dtype not in (np.uint8, np.uint16):
             raise ValueError(
                 "expected class ids as uint8 or uint16, with the greatest number for no data; got "
@@ -159,20 +189,9 @@ class Components:
             raise ValueError(
                 f"classes: {max(self.classes)} is no class id of a mask of {values.dtype}"
             )
-        expected = {2: (4, 8), 3: (6, 26)}.get(values.ndim, ())
-        if self.connectivity not in expected:
-            raise ValueError(
-                f"connectivity: {self.connectivity} does not suit {values.ndim} axes; expected one "
-                f"of {expected}"
-            )
         if values.shape != tile.core.shape:
             raise ValueError(
                 f"expected the class ids of the core, {tile.core.shape}; got shape {values.shape}"
-            )
-        if values.ndim == 3 and tile.core.shape != tuple(shape):
-            raise ValueError(
-                f"volumes are labelled whole; got a tile of {tile.core.shape} of a volume of "
-                f"{tuple(shape)}"
             )
 
     def code_of(self, dtype: np.dtype[Any]) -> NDArray[np.uint16]:
@@ -205,7 +224,9 @@ class _Found:
     """(n + 1,) code of each label."""
 
 
-def _label(values: NDArray[Any], parts: Components, sides: NDArray[np.uint8]) -> _Found:
+def _label(
+    values: NDArray[Any], parts: Components, reach: tuple[int, int], sides: NDArray[np.uint8]
+) -> _Found:
     from maskloom.segcore.kernels.connected import (
         count_changes,
         find_runs,
@@ -221,7 +242,7 @@ def _label(values: NDArray[Any], parts: Components, sides: NDArray[np.uint8]) ->
     first = find_runs(lines, parts.code_of(values.dtype), *arrays)
     starts, stops, codes = (array[: first[-1]] for array in arrays)
     runs = starts, stops, codes
-    labels = tie_runs(runs, first, shape, parts.full, parts.fill_holes or len(parts.classes) > 1)
+    labels = tie_runs(runs, first, shape, reach, parts.fill_holes or len(parts.classes) > 1)
     n = number_sets(labels, codes) + 1
     sizes, touched, code_of = np.zeros(n, np.int64), np.zeros(n, np.uint8), np.zeros(n, np.uint16)
     measure_runs(runs, labels, first, shape, sides, (sizes, touched, code_of))
@@ -242,8 +263,8 @@ def _paint(found: _Found, number: NDArray[np.uint32]) -> NDArray[np.uint32]:
 def _keep(
     found: _Found, min_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.uint32], TileBoundary]:
-    """Labels by fragment, fragment (or 0) by label, and the seam but for its edges: parts at seams
-    first, then those large enough.
+    """Labels by fragment, fragment (or 0) by label, and the boundary without its faces: parts at
+    seams first, then those large enough.
     """
     at_seam = (found.touched & _OTHER_TILE) > 0
     alone = ~at_seam & (found.sizes >= min_size)
@@ -252,19 +273,19 @@ def _keep(
     order = np.concatenate([chosen, np.flatnonzero(alone)])
     number = np.zeros(len(found.sizes), np.uint32)
     number[order] = np.arange(1, len(order) + 1)
-    seam: TileBoundary = {
+    boundary: TileBoundary = {
         "codes": found.codes[chosen],
         "seen": np.zeros(len(chosen), np.uint16),
         "sizes": found.sizes[chosen],
     }
-    return order, number, seam
+    return order, number, boundary
 
 
 def _fill(
-    found: _Found, full: bool, min_size: int
+    found: _Found, reach: int, min_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.uint32], TileBoundary]:
-    """As `_keep`, after holes that lie inside the core were filled. `full` says how holes are
-    connected.
+    """As `_keep`, after the holes inside the core were filled. `reach` is the connectivity of
+    holes.
     """
     from maskloom.segcore.kernels.connected import meet_runs
     from maskloom.segcore.kernels.disjoint import flatten
@@ -274,7 +295,7 @@ def _fill(
     seen = np.zeros(n, np.uint16)
     starts, stops, run_codes = found.runs
     pairs = meet_runs(
-        (starts, stops, (run_codes, found.labels)), found.first, found.shape, full, seen
+        (starts, stops, (run_codes, found.labels)), found.first, found.shape, reach, seen
     )
     at_seam = (found.touched & _OTHER_TILE) > 0
     hole = found.codes == _HOLE
@@ -312,14 +333,14 @@ def _fill(
     number = np.zeros(n, np.uint32)
     number[order] = np.arange(1, len(order) + 1)
     number[pieces] = number[host[pieces]]
-    seam = {
+    boundary: TileBoundary = {
         "codes": codes[chosen],
         "seen": np.where(undecided, seen, 0).astype(np.uint16)[chosen],
         "sizes": sizes[chosen],
         "links": number[np.stack(np.divmod(links, n), axis=1)],
         "islands": np.bincount(number[host[islands]].astype(np.int64) - 1, minlength=len(chosen)),
     }
-    return order, number[root], seam
+    return order, number[root], boundary
 
 
 def _sides(tile: Tile, shape: Shape) -> NDArray[np.uint8]:
@@ -337,28 +358,44 @@ def _sides(tile: Tile, shape: Shape) -> NDArray[np.uint8]:
     return sides
 
 
-def _edges(painted: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """The top, bottom, left and right line of a core, one after the other."""
-    return np.concatenate([painted[0], painted[-1], painted[:, 0], painted[:, -1]])
+def _meet(
+    grid: Grid,
+    faces: Sequence[Faces],
+    offsets: NDArray[np.int64],
+    nodes: tuple[NDArray[Any], ...],
+    reach: tuple[int, int],
+    *,
+    decided: bool,
+) -> None:
+    """Join what meets where tiles touch; see `segcore.kernels.joining.meet_faces`."""
+    from maskloom.segcore.kernels.joining import meet_faces
+
+    for number, other, step in neighbours(grid):
+        across = sum(map(abs, step))
+        if across <= max(reach):
+            ours = _lines(faces[number].towards(step), step)
+            theirs = _lines(faces[other].towards(tuple(-by for by in step)), step)
+            layout = (across, offsets[number], offsets[other])
+            meet_faces(ours, theirs, layout, nodes, reach, decided)
 
 
-def _sides_of_tiles(grid: Grid, axis: int) -> NDArray[np.int64]:
-    """How long the tiles are along an axis."""
-    ends = np.minimum(np.arange(grid.counts[axis] + 1) * grid.tile[axis], grid.shape[axis])
-    return np.diff(ends).astype(np.int64)
+def _lines(facing: NDArray[np.uint32], step: Shape) -> NDArray[np.uint32]:
+    """The pixels that face a neighbour as (lines, pixels)."""
+    along = [length for length, by in zip(facing.shape, step, strict=True) if by == 0]
+    return np.ascontiguousarray(facing).reshape((1, 1, *along)[-2:])
 
 
-def _grouping(
-    seam: TileBoundary, groups: NDArray[np.int64], class_of: NDArray[np.uint16]
+def _equivalences(
+    boundary: TileBoundary, groups: NDArray[np.int64], class_of: NDArray[np.uint16]
 ) -> Equivalences:
-    """The grouping of a tile from the groups and classes of the fragments of its seam: filled holes
-    take their islands with them.
+    """The equivalences of a tile from the groups and classes of the fragments of its boundary:
+    filled holes take their islands with them.
     """
     count = len(groups)
     fragments = np.arange(1, count + 1, dtype=np.uint32)
-    if "islands" not in seam or not seam["islands"].any():
+    if "islands" not in boundary or not boundary["islands"].any():
         return Equivalences(fragments, groups, class_of)
-    host = np.repeat(np.arange(count), seam["islands"])
+    host = np.repeat(np.arange(count), boundary["islands"])
     filled = groups[host] > 0
     islands, host = np.flatnonzero(filled) + count + 1, host[filled]
     return Equivalences(

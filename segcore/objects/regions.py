@@ -1,15 +1,15 @@
 """Regions from the weights of edges between neighbouring pixels, the same whatever the tiling.
 
-What regions are is said by one order of all edges of the image, ascending by (weight, row, column,
-right before down), as in Kruskal's algorithm: an edge below 1 joins the sets of its two pixels; one
-from 1 on joins them if one of the two is, at that moment, smaller than `min_size` (the last step of
+Regions are defined by one order of all edges of the image, ascending by (weight, row, column, right
+before down), as in Kruskal's algorithm: an edge below 1 joins the sets of its two pixels; one from
+1 on joins them if one of the two is, at that moment, smaller than `min_size` (the last step of
 Felzenszwalb and Huttenlocher, "Efficient graph-based image segmentation", 2004). A region without
 any neighbour stays, however small.
 
 A tile follows the order as far as it is certain. A set of pixels is *closed* while it touches no
 other tile and no doubtful edge has met it: then all its edges and its true size are known. Other
-sets are *open*: what is known of their size is a lower bound. When an edge from 1 on comes up
-between two sets,
+sets are *open*: their known size is a lower bound. When an edge from 1 on comes up between two
+sets,
 
     one is closed and small       they merge, whatever the other one is
     both are known to be large    nothing happens, now or later
@@ -18,22 +18,22 @@ between two sets,
 
 so a merger that is certain never waits for a doubtful one. Doubtful edges, and the certain ones
 that make an open small set larger, are the tile's *events*. `join_regions` replays the events of
-all tiles and the edges over the seams in the one order with the true sizes. What it merges are
-*leaves*: sets as they were when an event first met them. Sets too large to need any more pixels are
-left out, so seams hold the tile's border and at most some `min_size` events for each small set at
-it.
+all tiles and the edges between tiles in the one order with the true sizes. It merges *leaves*: sets
+as they were when an event first met them. Sets too large to need any more pixels are left out, so
+boundaries hold the border of the tile and at most some `min_size` events for each small set at it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
-from maskloom.segcore.objects.seams import Borders, border, crossings
+from maskloom.segcore.objects.faces import Faces, neighbours
+from maskloom.segcore.objects.numbering import place_in
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,7 +58,7 @@ class Edges:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Merged:
-    """What a tile's own edges from 1 on come to."""
+    """The result of a tile's own edges from 1 on."""
 
     fragments: NDArray[np.uint32]
     """Fragment of each label."""
@@ -84,10 +84,10 @@ def find_regions(
     leaf_of = np.zeros(len(sizes), np.uint32)
     leaf_of[opened] = np.arange(1, len(opened) + 1)
     keys, ones, others = merged.events
-    seam: TileBoundary = {
-        "border": leaf_of[border(labels, 1)],
-        "right": edges.right[:, -1].copy(),
-        "down": edges.down[-1].copy(),
+    boundary: TileBoundary = {
+        "faces": Faces.of(labels).apply(lambda slab: leaf_of[slab]),
+        # By axis: what leads to the next tile along it.
+        "edges": [edges.down[-1].copy(), edges.right[:, -1].copy()],
         "leaf_fragment": merged.fragments[merged.leaf_labels],
         "leaf_size": merged.leaf_sizes,
         "event_weight": (keys >> np.uint64(32)).astype(np.uint32).view(np.float32),
@@ -97,12 +97,12 @@ def find_regions(
     }
     class_of = np.ones(int(merged.fragments.max()) + 1, np.uint16)
     class_of[0] = 0
-    return Fragments(merged.fragments[labels], class_of, seam)
+    return Fragments(merged.fragments[labels], class_of, boundary)
 
 
 def _open(labels: NDArray[np.int32], count: int, core: Box, shape: Shape) -> NDArray[np.int32]:
-    """The labels other than 0, ascending, that have a pixel at a side of the core where the image
-    goes on.
+    """The labels other than 0, ascending, that have a pixel at a side of the core where another
+    tile is.
     """
     found = np.zeros(count, np.bool_)
     sides = labels[0], labels[-1], labels[:, 0], labels[:, -1]
@@ -149,20 +149,25 @@ def _merge(
     )
 
 
-def join_regions(grid: Grid, seams: Sequence[TileBoundary], min_size: int) -> list[Equivalences]:
-    """Which fragments of `find_regions` over a grid are one region: all events and seam edges,
-    replayed in their order.
+def join_regions(
+    grid: Grid, boundaries: Sequence[TileBoundary], min_size: int
+) -> list[Equivalences]:
+    """Which fragments of `find_regions` over a grid are one region: all events and the edges
+    between tiles, replayed in their order.
     """
     from maskloom.segcore.kernels.regions import replay
 
     # Leaf 0 of each tile stands for no leaf; it takes a number so that leaves of tiles are numbered
     # by adding.
-    starts = np.cumsum([0, *(len(seam["leaf_size"]) for seam in seams)], dtype=np.int64)
-    sizes = np.concatenate([seam["leaf_size"] for seam in seams]).astype(np.int64)
+    counts = [len(boundary["leaf_size"]) for boundary in boundaries]
+    starts = np.cumsum([0, *counts], dtype=np.int64)
+    sizes = np.concatenate([boundary["leaf_size"] for boundary in boundaries]).astype(np.int64)
     weight, place, one, other = (
         np.concatenate(parts)
         for parts in zip(
-            *_seam_edges(grid, seams, starts), *_events(grid, seams, starts), strict=True
+            *_edges_between_tiles(grid, boundaries, starts),
+            *_events(grid, boundaries, starts),
+            strict=True,
         )
     )
     sure = weight < 1
@@ -170,47 +175,59 @@ def join_regions(grid: Grid, seams: Sequence[TileBoundary], min_size: int) -> li
     order = np.flatnonzero(useful)
     order = order[np.lexsort((place[order], weight[order]))]
     groups = replay(one[order], other[order], sure[order], sizes, min_size) + 1
-    groupings = []
-    for number, seam in enumerate(seams):
-        fragments, firsts = np.unique(seam["leaf_fragment"][1:], return_index=True)
-        of = groups[starts[number] + 1 + firsts]
-        groupings.append(Equivalences(fragments.astype(np.uint32), of, np.ones(len(of), np.uint16)))
-    return groupings
+    equivalences = []
+    for start, boundary in zip(starts[:-1], boundaries, strict=True):
+        fragments, firsts = np.unique(boundary["leaf_fragment"][1:], return_index=True)
+        of = groups[start + 1 + firsts]
+        equivalences.append(
+            Equivalences(fragments.astype(np.uint32), of, np.ones(len(of), np.uint16))
+        )
+    return equivalences
 
 
 _Listed = tuple[
     "NDArray[np.float32]", "NDArray[np.int64]", "NDArray[np.int64]", "NDArray[np.int64]"
 ]
-"""Weights, places in the image (twice the pixel's number, one more for the edge down), one leaf,
-the other leaf.
+"""Weights, places in the image (twice the flat place of the pixel, one more for the edge down), one
+leaf, the other leaf.
 """
 
 
-def _events(grid: Grid, seams: Sequence[TileBoundary], starts: NDArray[np.int64]) -> list[_Listed]:
+def _events(
+    grid: Grid, boundaries: Sequence[TileBoundary], starts: NDArray[np.int64]
+) -> list[_Listed]:
     """The events of all tiles."""
     listed: list[_Listed] = []
-    for number, seam in enumerate(seams):
-        core = grid[number].core
-        pixel, step = np.divmod(seam["event_place"].astype(np.int64), 2)
-        row, column = np.divmod(pixel, core.shape[1])
-        place = 2 * ((row + core.start[0]) * grid.shape[1] + column + core.start[1]) + step
+    for tile, boundary, start in zip(grid, boundaries, starts[:-1], strict=True):
+        pixel, step = np.divmod(boundary["event_place"].astype(np.int64), 2)
+        place = 2 * place_in(grid.shape, pixel, tile.core.shape, tile.core.start) + step
         one, other = (
-            starts[number] + seam[name].astype(np.int64) for name in ("event_one", "event_other")
+            start + boundary[name].astype(np.int64) for name in ("event_one", "event_other")
         )
-        listed.append((seam["event_weight"], place, one, other))
+        listed.append((boundary["event_weight"], place, one, other))
     return listed
 
 
-def _seam_edges(
-    grid: Grid, seams: Sequence[TileBoundary], starts: NDArray[np.int64]
+def _edges_between_tiles(
+    grid: Grid, boundaries: Sequence[TileBoundary], starts: NDArray[np.int64]
 ) -> list[_Listed]:
     """The edges between tiles; each belongs to the tile of its upper or left pixel."""
-    borders = Borders(grid, 1, [seam["border"] for seam in seams])
     listed: list[_Listed] = []
-    for number, neighbour, (row, column, next_row, next_column) in crossings(grid, diagonal=False):
-        step = int(next_row[0] > row[0])
-        weight: NDArray[Any] = seams[number]["down" if step else "right"]
-        place = 2 * (row * grid.shape[1] + column) + step
-        one, other = borders.at(row, column)[1], borders.at(next_row, next_column)[1]
-        listed.append((weight, place, starts[number] + one, starts[neighbour] + other))
+    for number, neighbour, step in neighbours(grid):
+        if step not in ((1, 0), (0, 1)):
+            continue
+        axis, core = step.index(1), grid[number].core
+        pixels = [np.arange(a, b) for a, b in zip(core.start, core.stop, strict=True)]
+        pixels[axis] = pixels[axis][-1:]
+        place = 2 * np.ravel_multi_index(np.ix_(*pixels), grid.shape).ravel() + step[0]
+        ours = boundaries[number]["faces"].towards(step).ravel()
+        theirs = boundaries[neighbour]["faces"].towards((-step[0], -step[1])).ravel()
+        listed.append(
+            (
+                boundaries[number]["edges"][axis],
+                place,
+                starts[number] + ours.astype(np.int64),
+                starts[neighbour] + theirs.astype(np.int64),
+            )
+        )
     return listed

@@ -1,8 +1,8 @@
 """Rows of objects in the order of their ids, so that a table does not show the tiling.
 
-Ids count objects by their first pixels, row by row. So the objects that begin in one row of tiles
-have lower ids than those that begin in the next, and a row of tiles is all that must be sorted at
-once.
+Ids count objects by their first pixels. So the objects that begin in one layer of tiles along the
+first axis (in images: one row of tiles) have lower ids than those that begin in the next, and only
+a layer of tiles must be sorted at once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _ID = "object_id"
 def rows_in_order(tiles: Iterable[pa.Table], spanning: pa.Table, across: int) -> Iterator[pa.Table]:
     """All rows by ascending id, some at a time.
 
-    `tiles` are the rows of the objects that lie in one tile, in the order of the tiles, `across` of
-    them in a row of tiles; `spanning` are those of objects that lie in several.
+    `tiles` are the rows of the objects that are in one tile, in the order of the tiles, `across` of
+    them in a layer; `spanning` are those of objects that are in several.
     """
     rest = spanning.sort_by(_ID)
     waiting = rest.slice(0, 0)

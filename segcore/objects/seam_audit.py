@@ -1,8 +1,8 @@
 """Seam audit: whether a table of objects betrays the tiling that they were found under.
 
-Cut objects    An object that was cut has a side on a seam: an edge of its bounding box lies on the
-               line between two tiles. By chance that happens on any line, so edges on seams are
-               compared with edges on all other lines of the image.
+Cut objects    An object that was cut has a side on a seam: an edge of its bounding box is on the
+               line (in volumes the plane) between two tiles. By chance that happens on any line, so
+               edges on seams are compared with edges on all other lines of the image.
 Centroids      Cutting an object gives two centroids beside the seam in place of one; dropping or
                merging objects there gives fewer. The number of centroids in a band along the seams
                is compared with those in the bands of grids shifted away from the seams. Objects
@@ -17,9 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from maskloom.segcore.ground.space import AXES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,17 +36,17 @@ _SHIFTS = 8
 
 @dataclass(frozen=True, slots=True)
 class SeamAudit:
-    """How objects at seams compare with the others."""
+    """Comparison of the objects at seams with the others."""
 
     objects: int
     centroids_at_seams: float
-    """Centroids a pixel in the band along the seams."""
+    """Centroids per pixel in the band along the seams."""
     centroids_inside: float
-    """Centroids a pixel outside of it."""
+    """Centroids per pixel outside of it."""
     cut_at_seams: float
-    """Edges of bounding boxes a seam line."""
+    """Edges of bounding boxes per seam line."""
     cut_inside: float
-    """Edges of bounding boxes any other line."""
+    """Edges of bounding boxes per other line."""
     centroid_score: float
     """Standard deviations by which centroids at seams differ from those of shifted grids; above 0
     where they are more.
@@ -60,18 +63,18 @@ class SeamAudit:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing shows where the seams are."""
+        """Whether the objects do not betray the seams."""
         return self.cut_score < SUSPICIOUS and abs(self.centroid_score) < SUSPICIOUS
 
 
 def audit_seams(objects: Mapping[str, Any], shape: Shape, tile: Shape, band: int) -> SeamAudit:
-    """Compare the objects of an image of `shape` at the seams of tiles of size `tile` with those
-    elsewhere.
+    """Compare the objects of an image or volume of `shape` at the seams of tiles of size `tile`
+    with those elsewhere.
 
-    `objects` holds the columns `centroid_x`, `centroid_y` and `bbox_x0`, `bbox_y0`, `bbox_x1`,
-    `bbox_y1` (one past the last pixel) of the objects table as arrays, in pixels. `band` is how far
-    the band reaches from a seam to either side, in pixels; about the radius of an object shows
-    most. Raises `ValueError` where the band leaves no interior.
+    `objects` holds columns of the objects table as arrays, in pixels: for each axis its centroid
+    (`centroid_x`), first pixel (`bbox_x0`) and one past its last (`bbox_x1`). `band` is how far the
+    band reaches from a seam to either side, in pixels; about the radius of an object shows most.
+    Raises `ValueError` where the band leaves no interior.
     """
     if band < 1 or any(
         2 * band >= side for side, whole in zip(tile, shape, strict=True) if side < whole
@@ -81,9 +84,11 @@ def audit_seams(objects: Mapping[str, Any], shape: Shape, tile: Shape, band: int
             "larger tiles or a narrower band."
         )
     columns = {name: np.asarray(values) for name, values in objects.items()}
-    centroids = np.stack([columns["centroid_y"], columns["centroid_x"]]).astype(np.float64)
-    near, area = _in_band(centroids, shape, tile, (0, 0), band)
-    far, rest = centroids.shape[1] - near, shape[0] * shape[1] - area
+    centroids = np.stack([columns[f"centroid_{axis}"] for axis in AXES[-len(shape) :]]).astype(
+        np.float64
+    )
+    near, area = _in_band(centroids, shape, tile, (0,) * len(shape), band)
+    far, rest = centroids.shape[1] - near, prod(shape) - area
     at_seams, seams, elsewhere, others = _edges(columns, shape, tile)
     cut_inside = elsewhere / others if others else 0.0
     expected = cut_inside * seams
@@ -104,7 +109,7 @@ def _centroid_score(centroids: NDArray[np.float64], shape: Shape, tile: Shape, b
     """How the density in the seams' band differs from the densities in the bands of shifted
     grids.
     """
-    near, area = _in_band(centroids, shape, tile, (0, 0), band)
+    near, area = _in_band(centroids, shape, tile, (0,) * len(shape), band)
     counts = []
     for step in range(1, _SHIFTS + 1):
         # From twice the band on the bands of seams and of shifted seams do not overlap.
@@ -133,7 +138,7 @@ def _in_band(
             at[max(0, line - band) : line + band] = True
         inside |= at[np.clip(np.floor(centroids[axis] + 0.5).astype(np.int64), 0, whole - 1)]
         outside_pixels *= int(np.count_nonzero(~at))
-    return int(np.count_nonzero(inside)), shape[0] * shape[1] - outside_pixels
+    return int(np.count_nonzero(inside)), prod(shape) - outside_pixels
 
 
 def _edges(
@@ -143,7 +148,7 @@ def _edges(
     the image's edges left out.
     """
     found = np.zeros(4, np.int64)
-    for axis, (whole, side) in zip("yx", zip(shape, tile, strict=True), strict=True):
+    for axis, whole, side in zip(AXES[-len(shape) :], shape, tile, strict=True):
         edges = np.concatenate([columns[f"bbox_{axis}0"], columns[f"bbox_{axis}1"]]).astype(
             np.int64
         )

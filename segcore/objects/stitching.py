@@ -1,37 +1,36 @@
 """Stitching: instances that were found tile by tile, with overlap, become the objects of the image.
 
-`Stitched` makes an `ObjectSegmenter` of any segmenter of instances. A tile sees the instances of
-its read box but writes its core alone. What an instance has of the core is a fragment; one without
-any is only a witness. Tiles whose read boxes overlap have both looked at the same pixels, so each
-tile sends what it saw up to a halo inside and outside its core's edge (as runs). `join` compares
-two tiles at a time:
+`Stitched` makes an `ObjectSegmenter` of any segmenter of instances, in images and volumes. A tile
+sees the instances of its read box but writes only its core. The pixels of an instance in the core
+are a fragment; an instance without any is outside the core. Tiles whose read boxes overlap have
+both seen the same pixels, so each tile sends what it saw up to a halo inside and outside the sides
+of its core (as runs). `join` compares two tiles at a time:
 
-    ownership   An instance that is not cut by its read box has an anchor, its first pixel in the
-                order of rows. Where this lies in the core of another tile, that tile owns the
-                object: the fragment goes with the instance that the owner sees at the anchor, if
-                most of it (within the overlap) lies in that instance. Exact where the segmenter
-                finds an object the same in every tile that sees it whole. The rule of overlap is
-                applied as well, for instances that their read box cuts (the object is larger than
-                the halo) and for those on whose anchor two tiles do not agree; to exact instances
-                it adds nothing, as what is not the same object has no pixel in common.
+    ownership   An instance that its read box does not cut has an anchor, its first pixel in C
+                order. Where the anchor is in the core of another tile, that tile owns the object:
+                the fragment goes with the instance that the owner sees at the anchor, if most of it
+                (within the overlap) is in that instance. Exact where the segmenter finds an object
+                the same in every tile that sees it whole. The rule of overlap is applied as well,
+                for instances that their read box cuts (the object is larger than the halo) and for
+                those on whose anchor two tiles do not agree; to exact instances it adds nothing, as
+                different objects share no pixel.
     overlap     Instances are the same object where they are each other's best match within the
-                overlap, by intersection over union of at least `iou`. What is matched are their
-                connected pieces there, so a bent object that shows as two arms in one tile is still
-                joined to both. Pairs are chained by connected components. Touching alone never
-                joins.
+                overlap, by intersection over union of at least `iou`. Their connected pieces there
+                are matched, so a bent object that shows as two arms in one tile is still joined to
+                both. Pairs are chained by connected components. Touching alone never joins.
 
-The two tiles saw the same pixels, so what matches so well is one object whatever they call it:
-matches do not ask for the class. The class of an object is that of its fragment with most pixels in
-a core, the lowest of equals.
+The two tiles saw the same pixels, so what matches so well is one object whatever its class in
+either: matches do not compare classes. The class of an object is that of its fragment with most
+pixels in a core, the lowest of equals.
 
 Where tiles contradict each other:
 - A tile sees an instance in another's core that the owner of this core does not see. Nothing is
-  written there: a core is its tile's.
+  written there: a tile alone decides about its core.
 - What then remains in the first tile's core may be a sliver: an object (all its fragments) of which
   less than half of what a tile saw would be written. If a neighbour sees mostly background in its
-  place, so it becomes. If the neighbour sees objects there, the sliver goes to the one that shares
-  most pixels with it. With half or more an object stays: its own tile is its best witness, and a
-  true object at a seam is not lost because one tile missed it.
+  place, it becomes background. If the neighbour sees objects there, the sliver goes to the one that
+  shares most pixels with it. With half or more an object stays: its own tile has seen it best, and
+  a true object at a seam is not lost because one tile missed it.
 """
 
 from __future__ import annotations
@@ -43,14 +42,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
+from maskloom.segcore.models.planes import fragment_by_plane, join_by_plane
 from maskloom.segcore.models.protocols import MODELS, Exactness, Segmenter, caution_of
-from maskloom.segcore.objects.seams import Nodes, connected
+from maskloom.segcore.objects.merging import Nodes, connected
 from maskloom.segcore.objects.tile_overlap import OverlapMatches, cut_by, frame_runs, interior_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Grid, Shape
+    from maskloom.segcore.geometry import Grid
     from maskloom.segcore.models.protocols import Requirements
     from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
 
@@ -118,7 +118,7 @@ class Stitched:
                 f"rules: {len(self.segmenter.classes)} classes need a rule each; got "
                 f"{len(self.rules)}"
             )
-        if min(self.segmenter.footprint.halo) < 1:
+        if self.segmenter.footprint.halo < 1:
             raise ValueError(
                 f"stitching needs tiles that overlap; the halo of {type(self.segmenter).__name__} "
                 f"is {self.footprint.halo}"
@@ -148,12 +148,12 @@ class Stitched:
         return self.segmenter.select(spec)
 
     def fragment(self, block: Block) -> Fragments:
-        """The instances of the core, and what the tile saw about its edge."""
-        return cut_fragments(self.segmenter.segment(block), block, self.segmenter.footprint.halo)
+        """The instances of the core, and what the tile saw near its sides."""
+        return (_fragment_plane if self.footprint.planar else _fragment)(self, block)
 
-    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> Sequence[Equivalences]:
+    def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> Sequence[Equivalences]:
         """Which fragments are one object, and of which class."""
-        return join_instances(grid, seams, self.rules)
+        return (_join_planes if self.footprint.planar else _join)(self, grid, boundaries)
 
     def provenance(self) -> Mapping[str, Any]:
         """The segmenter's, and the rule of each class."""
@@ -168,12 +168,26 @@ class Stitched:
         return caution_of([self.segmenter], spec, shares)
 
 
-def cut_fragments(labels: Labels, block: Block, halo: Shape) -> Fragments:
-    """The instances of one tile: its core's fragments, and a seam with what it saw at most `halo`
-    away from its core's edge.
+def _fragment(model: Stitched, block: Block) -> Fragments:
+    return cut_fragments(model.segmenter.segment(block), block, model.segmenter.footprint.halo)
 
-    Numbers 1 ... n are fragments, those above are witnesses. Raises `ValueError` for labels that
-    are no instances.
+
+def _join(
+    model: Stitched, grid: Grid, boundaries: Sequence[TileBoundary]
+) -> Sequence[Equivalences]:
+    return join_instances(grid, boundaries, model.rules)
+
+
+# Instances of planes are stitched plane by plane.
+_fragment_plane, _join_planes = fragment_by_plane(_fragment), join_by_plane(_join)
+
+
+def cut_fragments(labels: Labels, block: Block, halo: int) -> Fragments:
+    """The instances of one tile: its core's fragments, and a boundary with what it saw at most
+    `halo` away from the sides of its core.
+
+    Numbers 1 ... n are fragments, those above are instances outside the core. Raises `ValueError`
+    for labels that are no instances.
     """
     from maskloom.segcore.kernels.fragments import first_positions
 
@@ -193,7 +207,8 @@ def cut_fragments(labels: Labels, block: Block, halo: Shape) -> Fragments:
     numbers = number_of[values]
     count = int(np.count_nonzero(owned))
     core = np.ascontiguousarray(tile.trim(numbers))
-    row, column = np.divmod(first_positions(numbers, len(order) - 1)[: count + 1], numbers.shape[1])
+    firsts = first_positions(numbers, len(order) - 1)[: count + 1]
+    anchor = np.stack(np.unravel_index(firsts, numbers.shape), axis=1) + tile.read.start
     complete = ~np.isin(np.arange(count + 1), cut_by(numbers, tile.read, block.spec.shape))
     run_length, run_value = frame_runs(numbers, interior_of(tile, halo, block.spec.shape))
     chosen = np.unique(run_value)
@@ -210,8 +225,7 @@ def cut_fragments(labels: Labels, block: Block, halo: Shape) -> Fragments:
             "owned": owned[order[chosen]],
             "seen": seen[order[chosen]],
             "complete": complete[chosen],
-            "anchor_row": row[chosen] + tile.read.start[0],
-            "anchor_column": column[chosen] + tile.read.start[1],
+            "anchor": anchor[chosen],
         },
         None
         if labels.score_of is None
@@ -220,40 +234,41 @@ def cut_fragments(labels: Labels, block: Block, halo: Shape) -> Fragments:
 
 
 def join_instances(
-    grid: Grid, seams: Sequence[TileBoundary], rules: Sequence[SeamRule]
+    grid: Grid, boundaries: Sequence[TileBoundary], rules: Sequence[SeamRule]
 ) -> list[Equivalences]:
-    """Join the fragments of all tiles (seams of `cut_fragments`, in the order of the grid) by the
-    rules of their classes.
+    """Join the fragments of all tiles by the rules of their classes. `boundaries` are those of
+    `cut_fragments`, in the order of the grid.
     """
-    nodes = Nodes([seam["fragments"] for seam in seams])
+    nodes = Nodes([boundary["fragments"] for boundary in boundaries])
     classes, owned, seen = (
-        np.concatenate([seam[name] for seam in seams]) for name in ("class_of", "owned", "seen")
+        np.concatenate([boundary[name] for boundary in boundaries])
+        for name in ("class_of", "owned", "seen")
     )
     by_ownership = np.array([rule.by == "ownership" for rule in rules])[classes]
     least = np.array([rule.iou for rule in rules])[classes]
-    evidence = OverlapMatches.gather(grid, seams, nodes, by_ownership)
-    one, other = evidence.match_one, evidence.match_other
-    good = evidence.match_iou >= np.maximum(least[one], least[other])
+    matches = OverlapMatches.gather(grid, boundaries, nodes, by_ownership)
+    one, other = matches.match_one, matches.match_other
+    good = matches.match_iou >= np.maximum(least[one], least[other])
     groups = connected(
         len(classes),
-        np.concatenate([evidence.link_one, one[good]]),
-        np.concatenate([evidence.link_other, other[good]]),
+        np.concatenate([matches.link_one, one[good]]),
+        np.concatenate([matches.link_other, other[good]]),
     )
-    groups = _without_slivers(groups, owned, seen, evidence)
+    groups = _without_slivers(groups, owned, seen, matches)
     # Of each group the node comes first that decides its class.
     order = np.lexsort((classes, -owned, groups))
     present, firsts = np.unique(groups[order], return_index=True)
     class_of = np.where(
         groups > 0, classes[order][firsts][np.searchsorted(present, groups)], 0
     ).astype(np.uint16)
-    return nodes.groupings(groups, class_of)
+    return nodes.equivalences(groups, class_of)
 
 
 def _without_slivers(
     groups: NDArray[np.int64],
     owned: NDArray[np.int64],
     seen: NDArray[np.int64],
-    evidence: OverlapMatches,
+    matches: OverlapMatches,
 ) -> NDArray[np.int64]:
     """The groups from 1 on, slivers dissolved into neighbours' objects or the background, 0."""
     count = int(groups.max(initial=-1)) + 1
@@ -262,16 +277,16 @@ def _without_slivers(
     np.maximum.at(most, groups, seen)
     sliver = (2 * written < most)[groups]
     numbers = groups + 1
-    numbers[evidence.denied[sliver[evidence.denied]]] = 0
+    numbers[matches.rejected[sliver[matches.rejected]]] = 0
     moving = (
-        sliver[evidence.common_one]
-        & (numbers[evidence.common_one] > 0)
-        & ~sliver[evidence.common_other]
+        sliver[matches.common_one]
+        & (numbers[matches.common_one] > 0)
+        & ~sliver[matches.common_other]
     )
     one, other, shared = (
-        evidence.common_one[moving],
-        evidence.common_other[moving],
-        evidence.common_pixels[moving],
+        matches.common_one[moving],
+        matches.common_other[moving],
+        matches.common_pixels[moving],
     )
     # The last to be written is the object that shares most with the sliver, of equals the one of
     # the first tile.

@@ -1,45 +1,46 @@
-"""What two tiles saw of the same pixels: its way there, and how it compares.
+"""Comparison of what overlapping tiles saw of the same pixels, for any number of axes.
 
-A tile tells what it saw about the edge of its core as runs of labels, row by row (`frame_runs`,
-`expand`). `Pairs` are the labels of two arrays of one place that share pixels, with their
-intersection over union; `pieces_of` are the connected pieces of labels. `OverlapMatches` is what
-all pairs of tiles tell of one another's fragments; `stitch.py` draws the conclusions.
+A tile sends what it saw near the sides of its core as runs of labels in C order (`frame_runs`,
+`expand`). `Pairs` are the labels of two arrays of the same box that share pixels, with their
+intersection over union; `pieces_of` are the connected pieces of labels. `OverlapMatches` gathers
+the comparisons of all pairs of tiles; `segcore.objects.stitching` decides what is one object.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from maskloom.segcore.objects.faces import neighbours
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Box, Grid, Shape, Tile
     from maskloom.segcore.models.fragments import TileBoundary
-    from maskloom.segcore.objects.seams import Nodes
+    from maskloom.segcore.objects.merging import Nodes
 
 
-def interior_of(tile: Tile, halo: Shape, shape: Shape) -> tuple[slice, ...]:
-    """The part of a read-sized array that no other tile reads: the core, but for a halo along its
-    seams.
+def interior_of(tile: Tile, halo: int, shape: Shape) -> tuple[slice, ...]:
+    """The part of a read-sized array that no other tile reads: the core without a halo along the
+    sides where other tiles are.
     """
     parts = []
-    for axis, margin in enumerate(halo):
+    for axis in range(len(shape)):
         start, stop, origin = tile.core.start[axis], tile.core.stop[axis], tile.read.start[axis]
-        first = start - origin + (margin if start > 0 else 0)
-        parts.append(
-            slice(first, max(first, stop - origin - (margin if stop < shape[axis] else 0)))
-        )
+        first = start - origin + (halo if start > 0 else 0)
+        parts.append(slice(first, max(first, stop - origin - (halo if stop < shape[axis] else 0))))
     return tuple(parts)
 
 
 def frame_runs(
     numbers: NDArray[np.uint32], interior: tuple[slice, ...]
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Lengths and values of the runs of a read-sized array, row by row, with 0 in the interior."""
+    """Lengths and values of the runs of a read-sized array in C order, with 0 in the interior."""
     frame = numbers.copy()
     frame[interior] = 0
     flat = frame.ravel()
@@ -50,31 +51,30 @@ def frame_runs(
 def expand(
     lengths: NDArray[np.uint32], values: NDArray[np.uint32], read: Box, box: Box
 ) -> NDArray[np.uint32]:
-    """What the runs of a tile's `read` box tell of a box inside it and outside of its interior."""
-    across = read.shape[1]
-    rows, columns = box.relative_to(read).slices
+    """The labels of a box inside a tile's `read` box, from the runs of that; the interior is 0."""
+    across = prod(read.shape[1:])
+    first_axis, *others = box.relative_to(read).slices
     ends = np.cumsum(lengths, dtype=np.int64)
-    begin, end = rows.start * across, rows.stop * across
+    begin, end = first_axis.start * across, first_axis.stop * across
     first, last = (
         np.searchsorted(ends, begin, side="right"),
         np.searchsorted(ends, end, side="left"),
     )
     stops = np.clip(ends[first : last + 1], begin, end)
     counts = stops - np.concatenate([[begin], stops[:-1]])
-    return np.repeat(values[first : last + 1], counts).reshape(-1, across)[:, columns]
+    whole = np.repeat(values[first : last + 1], counts).reshape(-1, *read.shape[1:])
+    return whole[:, *others]
 
 
 def cut_by(numbers: NDArray[Any], read: Box, shape: Shape) -> NDArray[Any]:
-    """The instances that the edge of a read box cuts, where it is not the image's edge."""
-    edges = [
-        (read.start[0] > 0, numbers[0]),
-        (read.stop[0] < shape[0], numbers[-1]),
-        (read.start[1] > 0, numbers[:, 0]),
-        (read.stop[1] < shape[1], numbers[:, -1]),
-    ]
-    return np.unique(
-        np.concatenate([np.zeros(0, numbers.dtype), *(edge for cuts, edge in edges if cuts)])
-    )
+    """The instances that a side of a read box cuts, unless it is the raster's border."""
+    sides = [np.zeros(0, numbers.dtype)]
+    for axis, length in enumerate(shape):
+        if read.start[axis] > 0:
+            sides.append(numbers.take(0, axis).ravel())
+        if read.stop[axis] < length:
+            sides.append(numbers.take(-1, axis).ravel())
+    return np.unique(np.concatenate(sides))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,12 +133,12 @@ class Pairs:
 
 
 def pieces_of(values: NDArray[np.uint32]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The connected pieces (diagonals too) of the instances, numbered from 1, and the instance of
-    each piece by number.
+    """The connected pieces (over corners too) of the instances, numbered from 1, and the instance
+    of each piece by number.
     """
     from skimage.measure import label
 
-    pieces = label(values.astype(np.int64), background=0, connectivity=2)
+    pieces = label(values.astype(np.int64), background=0, connectivity=values.ndim)
     whose = np.zeros(int(pieces.max(initial=0)) + 1, np.int64)
     whose[pieces.ravel()] = values.ravel()
     return pieces, whose
@@ -146,7 +146,7 @@ def pieces_of(values: NDArray[np.uint32]) -> tuple[NDArray[Any], NDArray[np.int6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OverlapMatches:
-    """What comparing tiles tells, by nodes."""
+    """Matches between the fragments of overlapping tiles, by nodes."""
 
     link_one: NDArray[np.int64]
     """Fragments whose anchor another tile owns ..."""
@@ -160,23 +160,21 @@ class OverlapMatches:
     common_other: NDArray[np.int64]
     """Fragments whose instances have pixels in common."""
     common_pixels: NDArray[np.int64]
-    """How many."""
-    denied: NDArray[np.int64]
-    """Fragments whose instance another tile sees for more than half as background."""
+    """Number of these pixels."""
+    rejected: NDArray[np.int64]
+    """Fragments of whose instance another tile sees more than half as background."""
 
     @classmethod
     def gather(
         cls,
         grid: Grid,
-        seams: Sequence[TileBoundary],
+        boundaries: Sequence[TileBoundary],
         nodes: Nodes,
         by_ownership: NDArray[np.bool_],
     ) -> OverlapMatches:
-        """All that the tiles of an image tell; `by_ownership` tells of each node whether anchors
-        count.
-        """
+        """The matches between all tiles of an image; `by_ownership`: nodes whose anchors count."""
         none: Any = np.zeros(0, np.int64)
-        parts = [_compare(nodes, meeting, by_ownership) for meeting in _meetings(grid, seams)]
+        parts = [_compare(nodes, meeting, by_ownership) for meeting in _meetings(grid, boundaries)]
         return cls(
             **{
                 field.name: np.concatenate([none, *(getattr(part, field.name) for part in parts)])
@@ -187,59 +185,42 @@ class OverlapMatches:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _View:
-    """What one of two tiles saw of the overlap of their read boxes."""
+    """The overlap of the read boxes of two tiles, as one of them saw it."""
 
     number: int
-    seam: TileBoundary
+    boundary: TileBoundary
     core: Box
     overlap: Box
     values: NDArray[np.uint32]
 
     def are_fragments(self, instances: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which instances have pixels in the tile's core; the others are witnesses alone."""
-        return np.asarray(instances <= int(self.seam["count"][0]))
+        """Which instances have pixels in the tile's core; the others are outside the core."""
+        return np.asarray(instances <= int(self.boundary["count"][0]))
 
 
-def _meetings(grid: Grid, seams: Sequence[TileBoundary]) -> Iterator[tuple[_View, _View]]:
+def _meetings(grid: Grid, boundaries: Sequence[TileBoundary]) -> Iterator[tuple[_View, _View]]:
     """All pairs of tiles, each once, where one reads pixels of the other's core: neighbours, and
     more where tiles are smaller than the halo.
     """
-    reach = [-(-halo // side) for halo, side in zip(grid.halo, grid.tile, strict=True)]
-    steps = [
-        (y, x)
-        for y in range(reach[0] + 1)
-        for x in range(-reach[1], reach[1] + 1)
-        if (y, x) > (0, 0)
-    ]
-    for number, tile in enumerate(grid):
-        for step in steps:
-            index = [at + by for at, by in zip(tile.index, step, strict=True)]
-            if all(0 <= at < count for at, count in zip(index, grid.counts, strict=True)):
-                second = index[0] * grid.counts[1] + index[1]
-                other = grid[second]
-                overlap = tile.read & other.read
-                yield (
-                    _View(
-                        number,
-                        seams[number],
-                        tile.core,
-                        overlap,
-                        _seen(seams[number], tile.read, overlap),
-                    ),
-                    _View(
-                        second,
-                        seams[second],
-                        other.core,
-                        overlap,
-                        _seen(seams[second], other.read, overlap),
-                    ),
-                )
+    reach = tuple(-(-halo // side) for halo, side in zip(grid.margin, grid.tile, strict=True))
+    for number, other, _ in neighbours(grid, reach):
+        overlap = grid[number].read & grid[other].read
+        yield (
+            _view(grid, number, boundaries[number], overlap),
+            _view(grid, other, boundaries[other], overlap),
+        )
+
+
+def _view(grid: Grid, number: int, boundary: TileBoundary, overlap: Box) -> _View:
+    tile = grid[number]
+    values = expand(boundary["run_length"], boundary["run_value"], tile.read, overlap)
+    return _View(number, boundary, tile.core, overlap, values)
 
 
 def _compare(
     nodes: Nodes, meeting: tuple[_View, _View], by_ownership: NDArray[np.bool_]
 ) -> OverlapMatches:
-    """What two tiles tell of one another's fragments."""
+    """The matches between the fragments of two tiles."""
     one, other = meeting
     (pieces_one, whose_one), (pieces_other, whose_other) = (
         pieces_of(one.values),
@@ -254,7 +235,7 @@ def _compare(
         _seen_one_way(nodes, meeting, instances, by_ownership),
         _seen_one_way(nodes, (other, one), instances.turned(), by_ownership),
     ]
-    link_one, link_other, common_one, common_other, common_pixels, denied = (
+    link_one, link_other, common_one, common_other, common_pixels, rejected = (
         np.concatenate(both) for both in zip(*ways, strict=True)
     )
     return OverlapMatches(
@@ -266,15 +247,15 @@ def _compare(
         common_one,
         common_other,
         common_pixels,
-        denied,
+        rejected,
     )
 
 
 def _seen_one_way(
     nodes: Nodes, meeting: tuple[_View, _View], instances: Pairs, by_ownership: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], ...]:
-    """The links from the one tile to the other, what their fragments have in common, and which of
-    the one's the other denies.
+    """The links from the one tile to the other, the pixels that their fragments share, and the
+    fragments of the one that the other rejects.
     """
     view, owner = meeting
     known = view.are_fragments(instances.one) & owner.are_fragments(instances.other)
@@ -284,18 +265,12 @@ def _seen_one_way(
     )
     mostly = (2 * instances.shared >= instances.size_one)[known]
 
-    row, column = view.seam["anchor_row"], view.seam["anchor_column"]
-    (top, left), (bottom, right) = owner.core.start, owner.core.stop
-    there = (
-        (row >= top)
-        & (row < bottom)
-        & (column >= left)
-        & (column < right)
-        & view.seam["complete"].astype(np.bool_)
-    )
-    fragments = view.seam["fragments"]
+    anchor = view.boundary["anchor"]
+    there = view.boundary["complete"].astype(np.bool_)
+    there &= (anchor >= owner.core.start).all(axis=1) & (anchor < owner.core.stop).all(axis=1)
+    fragments = view.boundary["fragments"]
     pointing = nodes.of(view.number, fragments)[there]
-    found = owner.values[row[there] - view.overlap.start[0], column[there] - view.overlap.start[1]]
+    found = owner.values[tuple((anchor[there] - view.overlap.start).T)]
     linked = (found > 0) & by_ownership[pointing]
     pointing, target = pointing[linked], nodes.of(owner.number, found[linked])
     count = int(nodes.offsets[-1])
@@ -305,16 +280,12 @@ def _seen_one_way(
     objects = np.bincount(
         view.values[owner.values > 0], minlength=int(fragments.max(initial=0)) + 1
     )[fragments]
-    denied = nodes.of(view.number, fragments[2 * objects < seen])
+    rejected = nodes.of(view.number, fragments[2 * objects < seen])
     return (
         pointing[agreed],
         target[agreed],
         common_one,
         common_other,
         instances.shared[known],
-        denied,
+        rejected,
     )
-
-
-def _seen(seam: TileBoundary, read: Box, overlap: Box) -> NDArray[np.uint32]:
-    return expand(seam["run_length"], seam["run_value"], read, overlap)

@@ -1,18 +1,16 @@
-"""Sketches: what the first pass over a tile leaves for the second, where masks of objects or their
-table are made.
+"""Two passes: how masks of objects, or their table, are made of tiles that know only fragments.
 
-    sketch_tile     first pass, with the pixels at hand: fragments, seam, band sums
-    place_objects   once an image: joins the seams, numbers the objects, and tells each tile what
-                    surrounds it
-    second pass     the tile's final ids, from its sketch and its `Relabelling`
+    pack_labels    first pass, one tile: its fragments, packed
+    join_tiles     once an image: joins fragments over tiles, numbers the objects, and gives each
+                   tile its `Relabelling`
+    relabel        second pass, one tile: the final ids of its pixels
 
-All three hand over packed bytes, kept in memory for a small image and in a staged file for a large
-one.
+Fragments and relabellings are kept in memory for a small image and in staged files for a large one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,80 +18,106 @@ import numpy as np
 
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
-from maskloom.segcore.objects.numbering import Numbers, first_pixels, number_objects
-from maskloom.segcore.objects.seams import Borders, border
-from maskloom.segcore.storage.packing import pack, unpack
+from maskloom.segcore.objects.faces import Faces, number_of
+from maskloom.segcore.objects.numbering import (
+    Numbers,
+    first_positions,
+    number_objects,
+    tiles_of_layer,
+)
+from maskloom.segcore.storage.packing import pack, packable, unpack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.geometry import Grid, Tile
+    from maskloom.segcore.geometry import Grid, Shape, Tile
 
 RING = 2
-"""Pixels around a tile's core whose objects the second pass knows: what a perimeter needs."""
+"""Pixels around a tile's core whose objects the second pass knows: a perimeter needs two."""
 _NO_DATA = np.uint32(2**32 - 1)
 
 
 class ObjectMerger(Protocol):
-    """Whoever can join fragments."""
+    """Anything that can join fragments."""
 
-    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> Sequence[Equivalences]:
-        """A grouping for each tile."""
+    def join(self, grid: Grid, boundaries: Sequence[TileBoundary], /) -> Sequence[Equivalences]:
+        """The equivalences of each tile."""
+        ...
+
+
+class TileToJoin(Protocol):
+    """What joining needs of one tile, in memory or staged: packed values."""
+
+    @property
+    def boundary(self) -> bytes:
+        """The tile's boundary. Read once; those of all tiles are held together."""
+        ...
+
+    @property
+    def first_positions(self) -> bytes:
+        """First position and class of each fragment. Read twice."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class PackedTile:
+class PackedLabels:
     """What the first pass found in one tile, packed."""
 
-    seam: bytes
-    """The seam of its fragments, and the frame of its fragments' numbers."""
-    firsts: bytes
-    """First pixel and class of each fragment."""
-    body: bytes
-    """Fragments of the core, and what was added up of them."""
+    boundary: bytes
+    """What joining must know: `_Boundary`."""
+    first_positions: bytes
+    """First position and class of each fragment: `_Firsts`."""
+    labels: bytes
+    """The core's fragments, and what else the first pass keeps for the second: `_Labels`."""
 
 
+@packable
+@dataclass(frozen=True, slots=True, eq=False)
+class _Boundary:
+    fragments: TileBoundary
+    """What `ObjectMerger.join` must know."""
+    faces: Faces
+    """Fragments at most `RING` - 1 pixels away from a side of the core."""
+
+
+@packable
+@dataclass(frozen=True, slots=True, eq=False)
+class _Firsts:
+    positions: NDArray[np.int64]
+    class_of: NDArray[np.uint16]
+
+
+@packable
+@dataclass(frozen=True, slots=True, eq=False)
+class _Labels:
+    fragments: NDArray[np.uint32]
+    """Shape of the core; `_NO_DATA` where there is no data."""
+    summary: Any
+
+
+@packable
 @dataclass(frozen=True, slots=True, eq=False)
 class Relabelling:
-    """What joining says of one tile."""
+    """The final ids of one tile, and of what surrounds it."""
 
     numbers: Numbers
     ring: NDArray[np.uint32]
-    """Final ids in the frame of `RING` pixels around the core, as `ring_boxes` cut it, flat; 0
-    beyond the image.
+    """Final ids in the ring of `RING` pixels around the core, box by box as `ring_boxes` cuts it,
+    flat.
     """
-
-    def to_bytes(self) -> bytes:
-        """A compact form that `from_bytes` reads back."""
-        numbers = self.numbers
-        return pack(
-            {
-                "ids": numbers.ids,
-                "class_of": numbers.class_of,
-                "whole": numbers.whole,
-                "ring": self.ring,
-            }
-        )
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Relabelling:
-        """The placement that `to_bytes` wrote."""
-        arrays = unpack(data)
-        return cls(Numbers(arrays["ids"], arrays["class_of"], arrays["whole"]), arrays["ring"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RelabelledTile:
-    """A tile in the end: fragments with what is known of their objects."""
+    """A tile's fragments, and the objects that they belong to."""
 
     fragments: NDArray[np.uint32]
     """Shape of the core; 0: no object."""
     valid: NDArray[np.bool_]
     """Shape of the core; True where there is data."""
     numbers: Numbers
-    extra: Mapping[str, NDArray[Any]]
-    """What the first pass added to the sketch."""
+    summary: Any
+    """What the first pass kept for the second."""
 
     @property
     def ids(self) -> NDArray[np.uint32]:
@@ -106,116 +130,117 @@ class RelabelledTile:
         return values if self.valid.all() else np.where(self.valid, values, np.array(nodata, dtype))
 
 
-def sketch_tile(
-    fragments: Fragments,
-    valid: NDArray[np.bool_],
-    tile: Tile,
-    width: int,
-    extra: Mapping[str, NDArray[Any]],
-) -> PackedTile:
-    """The sketch of a tile of an image with `width` columns. `valid` has the shape of the core;
-    `extra` comes back as it is.
+def pack_labels(
+    fragments: Fragments, valid: NDArray[np.bool_], tile: Tile, shape: Shape, summary: Any = None
+) -> PackedLabels:
+    """The fragments of a tile of a raster of this shape, for the second pass. `valid` has the shape
+    of the core; `summary` is a packable value that `relabel` gives back.
     """
     values = fragments.values
-    frame = border(values, RING)
-    firsts = first_pixels(values, tile, width)
-    if len(firsts) != len(fragments.class_of):
+    positions = first_positions(values, tile, shape)
+    if len(positions) != len(fragments.class_of):
         raise ValueError(
-            f"tile {tile.index} has fragments up to {len(firsts) - 1}, and classes of "
+            f"tile {tile.index} has fragments up to {len(positions) - 1}, and classes of "
             f"{len(fragments.class_of) - 1}"
         )
-    drawn = values if valid.all() else np.where(valid, values, _NO_DATA)
-    return PackedTile(
-        pack({**{f"seam.{name}": array for name, array in fragments.seam.items()}, "frame": frame}),
-        pack({"firsts": firsts, "class_of": fragments.class_of}),
-        pack({**{f"extra.{name}": array for name, array in extra.items()}, "values": drawn}),
+    known = values if valid.all() else np.where(valid, values, _NO_DATA)
+    return PackedLabels(
+        pack(_Boundary(fragments.boundary, Faces.of(values, RING))),
+        pack(_Firsts(positions, fragments.class_of)),
+        pack(_Labels(known, summary)),
     )
 
 
-def redraw(body: bytes, placement: Relabelling) -> RelabelledTile:
-    """A tile with its final objects."""
-    arrays = unpack(body)
-    values, valid = arrays["values"], arrays["values"] != _NO_DATA
-    fragments = values if valid.all() else np.where(valid, values, np.uint32(0))
-    return RelabelledTile(fragments, valid, placement.numbers, _below(arrays, "extra."))
+def relabel(labels: bytes, relabelling: Relabelling) -> RelabelledTile:
+    """A tile with its final objects, from its `PackedLabels.labels`."""
+    packed = unpack(_Labels, labels)
+    valid = packed.fragments != _NO_DATA
+    fragments = packed.fragments if valid.all() else np.where(valid, packed.fragments, np.uint32(0))
+    return RelabelledTile(fragments, valid, relabelling.numbers, packed.summary)
 
 
-def place_objects(
-    joiner: ObjectMerger,
-    grid: Grid,
-    seams: Sequence[bytes],
-    firsts: Callable[[int], bytes],
-    location: str,
+def join_tiles(
+    merger: ObjectMerger, grid: Grid, tiles: Sequence[TileToJoin], location: str
 ) -> Iterator[Relabelling]:
-    """The placement of each tile in the order of the grid, from the packed seams of all tiles and
-    the packed firsts of any tile.
+    """The relabelling of each tile in the order of the grid.
 
     Raises `FormatError` where there are more objects than 32 bits number.
     """
-    unpacked = [unpack(data) for data in seams]
-    groupings = joiner.join(grid, [_below(arrays, "seam.") for arrays in unpacked])
+    boundaries = [unpack(_Boundary, tile.boundary) for tile in tiles]
+    equivalences = merger.join(grid, [each.fragments for each in boundaries])
 
     def read(number: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
-        arrays = unpack(firsts(number))
-        return arrays["firsts"], arrays["class_of"]
+        firsts = unpack(_Firsts, tiles[number].first_positions)
+        return firsts.positions, firsts.class_of
 
-    frames: list[NDArray[Any]] = [arrays["frame"] for arrays in unpacked]
-    borders = Borders(grid, RING, frames)
-    across, waiting = grid.counts[1], []
-    for number, numbers in enumerate(number_objects(grid, groupings, read, location)):
-        frames[number] = numbers.ids[frames[number]]
-        waiting.append(numbers)
-        # A row of tiles is surrounded once the row below it is numbered.
-        if (number + 1) % across == 0 and len(waiting) > across:
-            start = number + 1 - 2 * across
-            yield from (
-                Relabelling(waiting.pop(0), _ring(borders, grid[start + i])) for i in range(across)
-            )
-    yield from (
-        Relabelling(numbers, _ring(borders, grid[len(grid) - len(waiting) + i]))
-        for i, numbers in enumerate(list(waiting))
-    )
+    faces = [each.faces for each in boundaries]
+    across, done = tiles_of_layer(grid), 0
+    # What surrounds a layer of tiles is known once the layers that its ring reaches are numbered.
+    needed = across * (1 + -(-RING // grid.tile[0]))
+    numbered: list[Numbers] = []
+    for number, numbers in enumerate(number_objects(grid, equivalences, read, location)):
+        faces[number] = faces[number].apply(numbers.ids.__getitem__)
+        numbered.append(numbers)
+        if (number + 1) % across == 0 and len(numbered) >= needed:
+            for _ in range(across):
+                yield Relabelling(numbered.pop(0), _ring(grid, faces, grid[done]))
+                done += 1
+    for tile, numbers in zip(grid[done:], numbered, strict=True):
+        yield Relabelling(numbers, _ring(grid, faces, tile))
 
 
-def surrounded(
-    core: NDArray[np.uint32], ring: NDArray[np.uint32], tile: Tile, shape: tuple[int, ...]
+def with_ring(
+    core: NDArray[np.uint32], ring: NDArray[np.uint32], tile: Tile, shape: Shape
 ) -> NDArray[np.uint32]:
-    """The core's ids with the ring around it, (rows + 2 RING, columns + 2 RING); 0 beyond the image
-    of this shape.
+    """The core's values with the ring around it, 2 `RING` longer along each axis; 0 beyond the
+    raster of this shape.
     """
-    out = np.zeros(tuple(n + 2 * RING for n in tile.core.shape), np.uint32)
-    out[RING:-RING, RING:-RING] = core
-    outer, at = tile.core.grow((RING, RING)), 0
+    outer, at = tile.core.grow((RING,) * core.ndim), 0
+    out = np.zeros(outer.shape, np.uint32)
+    out[tile.core.relative_to(outer).slices] = core
     for box in ring_boxes(tile, shape):
         out[box.relative_to(outer).slices] = ring[at : at + box.size].reshape(box.shape)
         at += box.size
     return out
 
 
-def ring_boxes(tile: Tile, shape: tuple[int, ...]) -> tuple[Box, ...]:
-    """The frame around a core, cut at the image's border, as boxes: above, below, left, right."""
-    whole, (top, left), (bottom, right) = Box.whole(shape), tile.core.start, tile.core.stop
-    boxes = (
-        Box((top - RING, left - RING), (top, right + RING)),
-        Box((bottom, left - RING), (bottom + RING, right + RING)),
-        Box((top, left - RING), (bottom, left)),
-        Box((top, right), (bottom, right + RING)),
-    )
-    return tuple(box & whole for box in boxes)
+def ring_boxes(tile: Tile, shape: Shape) -> list[Box]:
+    """The ring around a core, cut at the raster's border, as boxes: for each axis those before and
+    behind the core. In images: above, below, left, right.
+    """
+    whole, boxes = Box.whole(shape), []
+    start, stop = list(tile.core.start), list(tile.core.stop)
+    outer = tile.core.grow((RING,) * len(shape))
+    for axis in range(len(shape)):
+        # Along the axes that are done the core alone is left, along those to come all of the ring.
+        low, high = (*start[:axis], *outer.start[axis:]), (*stop[:axis], *outer.stop[axis:])
+        before = (*high[:axis], start[axis], *high[axis + 1 :])
+        behind = (*low[:axis], stop[axis], *low[axis + 1 :])
+        boxes += [Box(low, before) & whole, Box(behind, high) & whole]
+    return boxes
 
 
-def _ring(borders: Borders, tile: Tile) -> NDArray[np.uint32]:
+def _ring(grid: Grid, faces: Sequence[Faces], tile: Tile) -> NDArray[np.uint32]:
+    """The ring around a tile, from the faces of the tiles around it."""
     parts = [np.zeros(0, np.uint32)]
-    for box in ring_boxes(tile, borders.grid.shape):
-        if box.size:
-            rows, columns = np.mgrid[box.slices]
-            parts.append(borders.at(rows.ravel(), columns.ravel())[1])
-    return np.concatenate(parts).astype(np.uint32)
+    for box in ring_boxes(tile, grid.shape):
+        ids = np.zeros(box.shape, np.uint32)
+        for number, part in _tiles_over(grid, box):
+            core = grid[number].core
+            index = np.ogrid[part.relative_to(core).slices]
+            flat = [each.ravel() for each in np.broadcast_arrays(*index)]
+            ids[part.relative_to(box).slices] = faces[number].at(flat).reshape(part.shape)
+        parts.append(ids.ravel())
+    return np.concatenate(parts)
 
 
-def _below(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    return {
-        name.removeprefix(prefix): array
-        for name, array in arrays.items()
-        if name.startswith(prefix)
-    }
+def _tiles_over(grid: Grid, box: Box) -> Iterator[tuple[int, Box]]:
+    """The tiles that a box lies over, by number, and what of the box is in the core of each."""
+    if box.size:
+        first = [start // side for start, side in zip(box.start, grid.tile, strict=True)]
+        last = [(stop - 1) // side for stop, side in zip(box.stop, grid.tile, strict=True)]
+        counts = [b - a + 1 for a, b in zip(first, last, strict=True)]
+        for step in np.ndindex(*counts):
+            index = tuple(at + by for at, by in zip(first, step, strict=True))
+            number = number_of(index, grid.counts)
+            yield number, grid[number].core & box

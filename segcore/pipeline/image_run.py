@@ -1,15 +1,18 @@
-"""Canvas: one image under one order, drawn tile by tile.
+"""One image under one run, tile by tile.
 
-    first    reads a tile, segments it, counts and encodes what is final, and sketches objects
-    second   draws and measures a tile's objects once they are joined; only where there are objects
+    segment_tile    first pass: reads a tile, segments it, counts and encodes what is final, and
+                    packs the fragments of objects
+    join            once an image: joins the fragments of all tiles
+    relabel_tile    second pass: encodes and measures a tile's objects
 
-A semantic mask is final after the first pass; a mask of objects, and their table, need the second.
+A semantic mask is final after the first pass; a mask of objects, and their table, need the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,26 +20,29 @@ import pyarrow as pa
 from maskloom.segcore.errors import ModelMismatch
 from maskloom.segcore.figures.preview import (
     PreviewPart,
+    is_shown,
     observe_preview,
     preview_stride,
     relabel_preview,
 )
-from maskloom.segcore.formats import mask_format
+from maskloom.segcore.masks import MaskWriter, mask_writer
 from maskloom.segcore.models.protocols import Fitter, Model, ObjectSegmenter, Segmenter
-from maskloom.segcore.objects.components import Components
+from maskloom.segcore.objects.components import Components, require_connectivity
 from maskloom.segcore.objects.two_pass import (
     ObjectMerger,
-    PackedTile,
+    PackedLabels,
     RelabelledTile,
     Relabelling,
-    redraw,
-    sketch_tile,
-    surrounded,
+    TileToJoin,
+    join_tiles,
+    pack_labels,
+    relabel,
+    with_ring,
 )
 from maskloom.segcore.pipeline.jobs import RunSettings
-from maskloom.segcore.pipeline.tile_results import Measured, States, TileResults
+from maskloom.segcore.pipeline.tile_results import States, TileResults
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
-from maskloom.segcore.raster.spec import Block, RasterSpec, Reader
+from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader
 from maskloom.segcore.statistics.objects.table import (
     BandSums,
     Measures,
@@ -46,21 +52,33 @@ from maskloom.segcore.statistics.objects.table import (
     observe_bands,
 )
 from maskloom.segcore.statistics.protocol import Labelled
-from maskloom.segcore.storage.packing import pack_table
+from maskloom.segcore.storage.packing import pack, pack_table, packable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Grid, Tile
-    from maskloom.segcore.raster.spec import Format
     from maskloom.segcore.statistics.objects.options import Objects
+
+
+@packable
+@dataclass(frozen=True, slots=True, eq=False)
+class TileSummary:
+    """What the second pass must know of a tile's pixels, which only the first has read."""
+
+    preview: PreviewPart | None
+    """For masks of objects; their labels are final after the second pass."""
+    bands: BandSums | None
+    """Band values of the fragments, where a table of objects is wanted."""
+    score_of: NDArray[np.float32] | None
+    """(n + 1,) confidence in each fragment's object."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRun:
-    """An image, the model that is run on it, and what is asked for."""
+    """An image and the run that segments it."""
 
-    order: RunSettings
+    settings: RunSettings
     model: Model
     source: RasterSpec
     """The image with the bands that are read."""
@@ -68,95 +86,113 @@ class ImageRun:
     """The image with the bands that the model sees."""
 
     @classmethod
-    def of(cls, order: RunSettings, model: Fitter | Model, spec: RasterSpec) -> ImageRun:
-        """The canvas of an image. Raises `ModelMismatch` where the image does not suit the
-        model.
+    def of(cls, settings: RunSettings, spec: RasterSpec) -> ImageRun:
+        """An image under a run whose model is fitted. Raises `ModelMismatch` where the image does
+        not suit the model.
         """
+        model = settings.model
         if isinstance(model, Fitter):
             raise TypeError(f"{type(model).__name__} must be fitted first")
         chosen = model.select(spec)
+        if settings.objects is not None and not isinstance(model, ObjectSegmenter):
+            require_connectivity(settings.objects.connectivity, spec)
         # Band means of objects are of all bands, whatever the model looks at.
         read = (
             spec.select(tuple(dict.fromkeys((*spec.bands, *chosen.bands))))
-            if order.objects is not None
+            if settings.objects is not None
             else chosen
         )
-        return cls(order, model, read, chosen)
+        return cls(settings, model, read, chosen)
 
     @property
     def grid(self) -> Grid:
         """The tiles of the image."""
-        return self.order.grid(self.spec)
+        return self.settings.grid(self.spec)
 
     @property
-    def legend(self) -> ClassTable:
+    def class_table(self) -> ClassTable:
         """Names and colours of the model's classes."""
         return ClassTable.of(self.model.classes)
 
     @property
-    def joiner(self) -> ObjectMerger | None:
-        """Who joins the objects of tiles; None where there are none."""
+    def merger(self) -> ObjectMerger | None:
+        """What joins the objects of tiles. None: the run has no objects."""
         if isinstance(self.model, ObjectSegmenter):
             return self.model
-        return (
-            None if self.order.objects is None else parts_of(self.order.objects, self.model.classes)
-        )
+        return self._components
 
     @property
-    def draws_objects(self) -> bool:
+    def has_object_mask(self) -> bool:
         """Whether the values of the mask are ids of objects."""
         return isinstance(self.model, ObjectSegmenter)
 
-    def mask_format(self, count: int) -> Format:
-        """The format of the mask, which may hold `count` objects."""
-        return mask_format(self.spec.format, count if self.draws_objects else 0)
+    def mask_writer(self, count: int) -> MaskWriter:
+        """The writer of the mask, which may hold `count` objects."""
+        return mask_writer(FORMATS[self.spec.format].mask, count if self.has_object_mask else 0)
 
-    def first(self, reader: Reader, tile: Tile) -> tuple[TileResults, PackedTile | None]:
-        """The first pass over a tile."""
+    def segment_tile(self, reader: Reader, tile: Tile) -> tuple[TileResults, PackedLabels | None]:
+        """The first pass over a tile; no labels where the run has no objects."""
         pixels, valid = reader.read(tile.read)
         block = Block(tile, self._channels(pixels), valid, self.spec)
         if isinstance(self.model, ObjectSegmenter):
             fragments = self.model.fragment(block)
-            # Their final labels come with the second pass.
-            preview = observe_preview(block, fragments.values, preview_stride(self.spec.shape))
-            part = TileResults()
-            extra: dict[str, NDArray[Any]] = {
-                "preview": np.frombuffer(preview.to_bytes(), np.uint8)
-            }
+            results = TileResults()
+            preview = self._preview(block, fragments.values)
         else:
-            classes = _classes(self.model, block, self.legend)
-            part, extra = self._classified(block, classes), {}
-            if self.order.objects is None:
-                return part, None
-            fragments = parts_of(self.order.objects, self.model.classes).fragment(
-                classes, tile, self.spec.shape
-            )
-        if self.order.objects is not None:
-            sums = observe_bands(fragments.values, tile.trim(pixels), len(fragments.class_of) - 1)
-            extra.update((f"bands.{name}", array) for name, array in sums.to_arrays().items())
-            if fragments.score_of is not None:
-                extra["score"] = fragments.score_of
-        return part, sketch_tile(fragments, tile.trim(valid), tile, self.spec.shape[1], extra)
-
-    def second(self, tile: Tile, body: bytes, placement: Relabelling, count: int) -> TileResults:
-        """The second pass over a tile of an image with `count` objects: `body` is that of the
-        tile's sketch.
-        """
-        drawn = redraw(body, placement)
-        measured = [] if self.order.objects is None else [self._measured(tile, drawn, placement)]
-        if not isinstance(self.model, ObjectSegmenter):
-            return TileResults(measured=measured)
-        preview = PreviewPart.from_bytes(drawn.extra["preview"].tobytes())
-        return TileResults(
-            self.mask_format(count).encode(drawn.ids, tile, self.spec, self.order.tile),
-            self._count(drawn.classes(self.legend.nodata, self.legend.dtype), tile),
-            [relabel_preview(preview, drawn.ids, tile, preview_stride(self.spec.shape))],
-            measured,
+            classes = _classes(self.model, block, self.class_table)
+            results, preview = self._classified(block, classes), []
+            components = self._components
+            if components is None:
+                return results, None
+            fragments = components.fragment(classes, tile, self.spec.shape)
+        bands = (
+            None
+            if self.settings.objects is None
+            else observe_bands(fragments.values, tile.trim(pixels), len(fragments.class_of) - 1)
         )
+        summary = TileSummary(next(iter(preview), None), bands, fragments.score_of)
+        return results, pack_labels(fragments, tile.trim(valid), tile, self.spec.shape, summary)
+
+    def join(self, tiles: Sequence[TileToJoin]) -> Iterator[Relabelling]:
+        """The relabelling of each tile in the order of the grid, from the packed labels of all
+        tiles; none where the run has no objects. Raises `FormatError` where there are too many.
+        """
+        merger = self.merger
+        if merger is None:
+            return iter(())
+        return join_tiles(merger, self.grid, tiles, self.spec.location)
+
+    def relabel_tile(
+        self, tile: Tile, labels: bytes, relabelling: Relabelling, count: int
+    ) -> TileResults:
+        """The second pass over a tile of an image with `count` objects: `labels` are those of the
+        tile's `PackedLabels`.
+        """
+        found = relabel(labels, relabelling)
+        summary: TileSummary = found.summary
+        results = TileResults()
+        if self.has_object_mask:
+            class_table = self.class_table
+            classes = found.classes(class_table.nodata, class_table.dtype)
+            stride = preview_stride(self.spec.shape)
+            previews = [] if summary.preview is None else [summary.preview]
+            results = TileResults(
+                self.mask_writer(count).encode(found.ids, tile, self.spec, self.grid.tile),
+                self._count(classes, tile),
+                [
+                    relabel_preview(each, found.ids, tile, self.spec.shape, stride)
+                    for each in previews
+                ],
+            )
+        if self.settings.objects is not None:
+            alone, spanning = self._measured(tile, found, relabelling.ring)
+            results.rows.append(pack_table(self.rows_of(alone)))
+            results.spanning.append(pack(spanning))
+        return results
 
     def rows_of(self, measures: Measures) -> pa.Table:
-        """Rows of the table of objects, for objects of which no tile knows more."""
-        wanted = self.order.objects
+        """Rows of the table of objects, from the measures of whole objects."""
+        wanted = self.settings.objects
         assert wanted is not None
         chosen = measures.pixels >= wanted.min_size
         if wanted.classes is not None:
@@ -182,53 +218,65 @@ class ImageRun:
     def _classified(self, block: Block, classes: NDArray[np.integer]) -> TileResults:
         tile = block.tile
         return TileResults(
-            self.mask_format(0).encode(classes, tile, self.spec, self.order.tile),
+            self.mask_writer(0).encode(classes, tile, self.spec, self.grid.tile),
             self._count(classes, tile),
-            [observe_preview(block, classes, preview_stride(self.spec.shape))],
+            self._preview(block, classes),
         )
 
+    def _preview(self, block: Block, labels: NDArray[np.integer]) -> list[PreviewPart]:
+        """The tile's part of the preview, where it has one."""
+        if not is_shown(block.tile, self.spec.shape):
+            return []
+        return [observe_preview(block, labels, preview_stride(self.spec.shape))]
+
+    @property
+    def _components(self) -> Components | None:
+        """The rule for the objects of a semantic mask, where their table is wanted."""
+        wanted = self.settings.objects
+        return None if wanted is None else components_of(wanted, self.model.classes)
+
     def _count(self, classes: NDArray[np.integer], tile: Tile) -> States:
-        labelled = Labelled(classes, tile, self.spec, self.legend)
+        labelled = Labelled(classes, tile, self.spec, self.class_table)
         return {
-            name: statistic.observe(labelled) for name, statistic in self.order.statistics.items()
+            name: statistic.observe(labelled)
+            for name, statistic in self.settings.statistics.items()
         }
 
-    def _measured(self, tile: Tile, drawn: RelabelledTile, placement: Relabelling) -> Measured:
-        numbers = placement.numbers
-        object_id = np.unique(np.concatenate([np.zeros(1, np.uint32), numbers.ids, placement.ring]))
+    def _measured(
+        self, tile: Tile, found: RelabelledTile, ring: NDArray[np.uint32]
+    ) -> tuple[Measures, Measures]:
+        """Measures of the objects that are in this tile only, and of those that are in others
+        too.
+        """
+        numbers, summary = found.numbers, found.summary
+        assert self.settings.objects is not None
+        object_id = np.unique(np.concatenate([np.zeros(1, np.uint32), numbers.ids, ring]))
         place = np.searchsorted(object_id, numbers.ids)
         class_id, whole = np.zeros(len(object_id), np.int32), np.zeros(len(object_id), np.bool_)
         class_id[place] = numbers.class_of
         whole[place[numbers.whole]] = True
         score = np.full(len(object_id), np.nan, np.float32)
-        if "score" in drawn.extra:
-            np.fmax.at(score, place, drawn.extra["score"])
-        core, ring = (
-            place.astype(np.uint32)[drawn.fragments],
-            np.searchsorted(object_id, placement.ring),
+        if summary.score_of is not None:
+            np.fmax.at(score, place, summary.score_of)
+        core = place.astype(np.uint32)[found.fragments]
+        around = np.searchsorted(object_id, ring).astype(np.uint32)
+        measures = measure(
+            TileObjects(
+                labels=with_ring(core, around, tile, self.spec.shape),
+                object_id=object_id.astype(np.int64),
+                class_id=class_id,
+                whole=whole,
+                bands=summary.bands.sum_by(place, len(object_id)),
+                tile=tile,
+                spec=self.source,
+                score=score,
+            ),
+            self.settings.objects.geometry,
         )
-        sums = {
-            name.removeprefix("bands."): array
-            for name, array in drawn.extra.items()
-            if name.startswith("bands.")
-        }
-        assert self.order.objects is not None
-        tile_objects = TileObjects(
-            labels=surrounded(core, ring.astype(np.uint32), tile, self.spec.shape),
-            object_id=object_id.astype(np.int64),
-            class_id=class_id,
-            whole=whole,
-            bands=BandSums.from_arrays(sums).sum_by(place, len(object_id)),
-            tile=tile,
-            spec=self.source,
-            score=score,
-        )
-        measures = measure(tile_objects, self.order.objects.geometry)
-        alone, spanning = measures.split(measures.whole)
-        return Measured(pack_table(self.rows_of(alone)), spanning.to_bytes())
+        return measures.split(measures.whole)
 
 
-def parts_of(wanted: Objects, names: tuple[str, ...]) -> Components:
+def components_of(wanted: Objects, names: tuple[str, ...]) -> Components:
     """The rule by which the connected parts of a semantic mask with these classes become objects.
 
     Raises `ModelMismatch` where a class is asked for that the mask does not have.
@@ -245,13 +293,19 @@ def parts_of(wanted: Objects, names: tuple[str, ...]) -> Components:
     )
 
 
-def _classes(model: Segmenter, block: Block, legend: ClassTable) -> NDArray[np.unsignedinteger]:
+def _classes(
+    model: Segmenter, block: Block, class_table: ClassTable
+) -> NDArray[np.unsignedinteger]:
     """The classes of a block's core, with the nodata label."""
     tile = block.tile
     valid = tile.trim(block.valid)
     if not valid.any():
-        return np.full(tile.core.shape, legend.nodata, legend.dtype)
+        return np.full(tile.core.shape, class_table.nodata, class_table.dtype)
     values: NDArray[np.unsignedinteger] = tile.trim(model.segment(block).values).astype(
-        legend.dtype, copy=False
+        class_table.dtype, copy=False
     )
-    return values if valid.all() else np.where(valid, values, np.array(legend.nodata, legend.dtype))
+    return (
+        values
+        if valid.all()
+        else np.where(valid, values, np.array(class_table.nodata, class_table.dtype))
+    )

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from maskloom.segcore.fold import observe_all
-from maskloom.segcore.geometry import Box, Grid, Tile, middle
+from maskloom.segcore.geometry import Box, Grid, Tile, Tiling, middle
 from maskloom.segcore.models.protocols import EngineSelector, Fitter, Model, ObjectSegmenter
-from maskloom.segcore.models.selection import PROBE_PIXELS, pending_selections, with_selections
-from maskloom.segcore.objects.two_pass import place_objects, redraw, sketch_tile
+from maskloom.segcore.models.selection import pending_selections, probe_box, with_selections
+from maskloom.segcore.objects.two_pass import join_tiles, pack_labels, relabel
 from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec
 
 if TYPE_CHECKING:
@@ -86,10 +86,11 @@ class Mask:
 def blocks(scene: ImageSource, model: Fitter | Model, tile: Shape | None = None) -> Iterator[Block]:
     """The blocks that a model sees under this tiling. None: one block."""
     spec = model.select(scene.spec)
-    return (
-        scene.block(each, spec)
-        for each in Grid(spec.shape, tile or spec.shape, model.footprint.halo)
-    )
+    return (scene.block(each, spec) for each in _grid(model, spec.shape, tile))
+
+
+def _grid(model: Fitter | Model, shape: Shape, tile: Shape | None) -> Grid:
+    return Tiling(tile or shape).grid(shape, model.footprint.halo, model.footprint.planar)
 
 
 def select_engines(model: Started, scene: ImageSource) -> Started:
@@ -105,8 +106,8 @@ def select_engines(model: Started, scene: ImageSource) -> Started:
 
 def _select_engine(selector: EngineSelector, scene: ImageSource) -> Mapping[str, Any]:
     spec = selector.select(scene.spec)
-    box = middle(spec.shape, PROBE_PIXELS)
-    return selector.select_engine(scene.block(Tile((0, 0), box, box), spec))
+    box = probe_box(spec.shape)
+    return selector.select_engine(scene.block(Tile((0,) * len(box.shape), box, box), spec))
 
 
 def fit_to(
@@ -141,21 +142,15 @@ def _segment_objects(
     model: ObjectSegmenter, scene: ImageSource, tile: Shape | None, valid: NDArray[np.bool_]
 ) -> Mask:
     shape = scene.spec.shape
-    grid = Grid(shape, tile or shape, model.footprint.halo)
-    sketches = []
+    grid = _grid(model, shape, tile)
+    tiles = []
     for block in blocks(scene, model, tile):
         core_valid = block.tile.trim(block.valid)
         valid[block.tile.core.slices] = core_valid
-        sketches.append(sketch_tile(model.fragment(block), core_valid, block.tile, shape[1], {}))
-    placements = place_objects(
-        model,
-        grid,
-        [sketch.seam for sketch in sketches],
-        lambda number: sketches[number].firsts,
-        scene.spec.location,
-    )
+        tiles.append(pack_labels(model.fragment(block), core_valid, block.tile, shape))
+    relabellings = join_tiles(model, grid, tiles, scene.spec.location)
     values, classes = np.zeros(shape, np.uint32), np.zeros(shape, np.uint16)
-    for each, sketch, placement in zip(grid, sketches, placements, strict=True):
-        drawn = redraw(sketch.body, placement)
-        values[each.core.slices], classes[each.core.slices] = drawn.ids, drawn.classes(0, "uint16")
+    for each, packed, relabelling in zip(grid, tiles, relabellings, strict=True):
+        found = relabel(packed.labels, relabelling)
+        values[each.core.slices], classes[each.core.slices] = found.ids, found.classes(0, "uint16")
     return Mask(values, classes, valid)

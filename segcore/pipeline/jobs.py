@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
-from maskloom.segcore.geometry import Grid
+from maskloom.segcore.geometry import Grid, Tiling
 from maskloom.segcore.models.protocols import EngineSelector, Fitter, Model, ObjectSegmenter
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.raster.source import Source
@@ -37,8 +37,7 @@ class RunSettings:
     model: Fitter | Model
     """Ready, or to be fitted to each image by itself."""
     statistics: Mapping[str, Statistic]
-    tile: int
-    """Side of a tile, in pixels."""
+    tiling: Tiling
     kind: str = ""
     """Name of the segmenter in the tables."""
     objects: Objects | None = None
@@ -62,7 +61,8 @@ class RunSettings:
 
     def grid(self, spec: RasterSpec) -> Grid:
         """The tiles of an image."""
-        return Grid(spec.shape, (self.tile, self.tile), self.model.footprint.halo)
+        footprint = self.model.footprint
+        return self.tiling.grid(spec.shape, footprint.halo, footprint.planar)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,28 +119,28 @@ class TileRangeJob:
 
     @property
     def name(self) -> str:
-        """Name of what the first pass stages in the output store. Its sketches lie beside it."""
+        """Name of the results of the first pass, staged in the output store."""
         return f"{self._stem}.part"
 
     @property
-    def sketches(self) -> str:
-        """Name of the staged sketches of its tiles."""
-        return f"{self._stem}.sketches"
+    def labels(self) -> str:
+        """Name of the staged labels of its tiles, for the second pass."""
+        return f"{self._stem}.labels"
 
     @property
-    def placements(self) -> str:
-        """Name of the staged placements of its tiles."""
-        return f"{self._stem}.placements"
+    def relabellings(self) -> str:
+        """Name of the staged relabellings of its tiles."""
+        return f"{self._stem}.relabellings"
 
     @property
-    def redrawn(self) -> str:
-        """Name of what the second pass stages."""
-        return f"{self._stem}.redrawn"
+    def relabelled(self) -> str:
+        """Name of the staged results of the second pass."""
+        return f"{self._stem}.relabelled"
 
     @property
     def _stem(self) -> str:
         folder = staging_folder(self.order, self.item)
-        return f"{folder}/{self.order.tile}-{self.first:08d}-{self.stop:08d}"
+        return f"{folder}/{self.order.tiling}-{self.first:08d}-{self.stop:08d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ class JoinJob(_WholeImage):
 
 @dataclass(frozen=True, slots=True)
 class RelabelJob:
-    """A part of a large image whose objects are known, to be drawn and measured."""
+    """Some tiles of a large image whose objects are joined, to be relabelled and measured."""
 
     part: TileRangeJob
     objects: int
@@ -188,7 +188,7 @@ class RelabelJob:
         return self.part.item
 
     def split(self) -> tuple[RelabelJob, ...]:
-        """Itself: its placements are staged as one."""
+        """Itself: its relabellings are staged as one."""
         return (self,)
 
 

@@ -95,6 +95,7 @@ class ImageResult:
     staged: Mapping[str, str] = field(default_factory=dict)
     """Where mask, preview and side-cars wait for their commit, by the names that they will have."""
     mask_sha256: str | None = None
+    nodata_pixels: int = 0
     tiles: int = 0
     seconds: float = 0.0
     """Time spent on it by all workers together."""

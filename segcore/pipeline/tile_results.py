@@ -1,128 +1,150 @@
-"""Parts: what some tiles of one image give, in memory and staged in a file between two jobs.
+"""The results of tiles of one image, in memory and staged in files between two jobs.
 
-A staged part is a header (states of the statistics, index of the pieces, lengths of previews and
-measures) as JSON behind its length, then previews and measures, then the pieces' payloads as they
-go into the mask file: putting parts together copies bytes and decodes nothing.
+A staged file is a `PackedFile`; the blocks of a mask are in it as they go into the mask's file, so
+that putting results together copies bytes and decodes nothing.
 """
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from maskloom.segcore.figures.preview import PreviewPart
-from maskloom.segcore.raster.spec import EncodedBlock
+from maskloom.segcore.masks.protocol import EncodedBlock
+from maskloom.segcore.objects.two_pass import PackedLabels
 from maskloom.segcore.statistics.protocol import Statistic
+from maskloom.segcore.storage.packing import PackedFile, pack, packable, unpack
 from maskloom.segcore.storage.store import Sink, Store
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 States = dict[str, Any]
 """State of each statistic, by its name."""
 
 
+@packable
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What one tile has measured of its objects, packed."""
+class Staged:
+    """What the jobs that put results together read first."""
 
-    rows: bytes
-    """Finished rows of the objects that lie in one tile."""
-    spanning: bytes
-    """Measures of the objects that other tiles have a part in."""
+    states: States
+    places: NDArray[np.int64]
+    """(blocks, 1 + axes) level and index of each block."""
+    previews: list[PreviewPart]
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class TileResults:
-    """What some tiles of one image give. Each pass over the tiles fills what it knows."""
+    """The results of some tiles of one image. Each pass over the tiles fills what it knows."""
 
     pieces: list[EncodedBlock] = field(default_factory=list)
+    """Blocks of the mask."""
     states: States = field(default_factory=dict)
     previews: list[PreviewPart] = field(default_factory=list)
-    measured: list[Measured] = field(default_factory=list)
+    rows: list[bytes] = field(default_factory=list)
+    """For each tile the finished rows of the objects that are in no other, packed."""
+    spanning: list[bytes] = field(default_factory=list)
+    """For each tile the measures of the objects that are in other tiles too, packed."""
 
-    def dump(self, out: Sink, seconds: float) -> None:
-        """Write the header, and previews, measures and the pieces' payloads behind it."""
-        previews = [preview.to_bytes() for preview in self.previews]
-        measured = [blob for each in self.measured for blob in (each.rows, each.spanning)]
-        header = json.dumps(
+    def stage(self, seconds: float, out: Sink) -> None:
+        """Write a file that `StagedResults` reads. `seconds`: time spent on the tiles."""
+        places = np.array([(piece.level, *piece.index) for piece in self.pieces], np.int64)
+        front = Staged(self.states, places, self.previews, seconds)
+        PackedFile.write(
             {
-                "states": self.states,
-                "pieces": [
-                    (piece.level, piece.row, piece.column, len(piece.payload))
-                    for piece in self.pieces
-                ],
-                "previews": [len(preview) for preview in previews],
-                "measured": [len(blob) for blob in measured],
-                "seconds": seconds,
-            }
-        ).encode()
-        out.write(struct.pack("<Q", len(header)))
-        out.write(header)
-        for payload in (*previews, *measured, *(piece.payload for piece in self.pieces)):
-            out.write(payload)
+                "front": [pack(front)],
+                "spanning": self.spanning,
+                "rows": self.rows,
+                "blocks": [piece.payload for piece in self.pieces],
+            },
+            out,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class StagedResults:
-    """The front of a staged part."""
+    """The staged results of some tiles; blocks and objects are read piece by piece."""
 
-    name: str
-    states: States
-    index: list[tuple[int, int, int, int]]
-    """Level, row, column and bytes of each piece, in the order of their payloads."""
-    previews: list[PreviewPart]
-    measured: list[int]
-    """Bytes of the measures."""
-    seconds: float
-    offset: int
-    """Where the measures start, and behind them the payloads."""
+    store: Store
+    file: PackedFile
+    front: Staged
 
     @classmethod
-    def load(cls, store: Store, name: str) -> StagedResults:
-        """Read the front of the part with this name."""
-        with store.open(name) as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
-            previews = [PreviewPart.from_bytes(file.read(length)) for length in header["previews"]]
-            return cls(
-                name,
-                header["states"],
-                header["pieces"],
-                previews,
-                header["measured"],
-                header["seconds"],
-                file.tell(),
-            )
+    def open(cls, store: Store, name: str) -> StagedResults:
+        """Read the front of the file with this name. Raises `FileNotFoundError`."""
+        file = PackedFile.open(store, name)
+        return cls(store, file, unpack(Staged, file.one(store, "front", 0)))
 
-    def pieces(self, store: Store) -> Iterator[EncodedBlock]:
-        """Read its pieces one after the other."""
-        with store.open(self.name) as file:
-            file.seek(self.offset + sum(self.measured))
-            for level, row, column, size in self.index:
-                yield EncodedBlock(level, row, column, file.read(size))
+    def pieces(self) -> Iterator[EncodedBlock]:
+        """Read its blocks of the mask one after the other."""
+        payloads = self.file.each(self.store, "blocks")
+        for place, payload in zip(self.front.places.tolist(), payloads, strict=True):
+            level, *index = place
+            yield EncodedBlock(level, tuple(index), payload)
 
-    def measures(self, store: Store) -> Iterator[Measured]:
-        """Read its measures one tile after the other."""
-        with store.open(self.name) as file:
-            file.seek(self.offset)
-            for rows, spanning in zip(self.measured[::2], self.measured[1::2], strict=True):
-                yield Measured(file.read(rows), file.read(spanning))
+    def rows(self) -> Iterator[bytes]:
+        """Read `TileResults.rows` one tile after the other."""
+        return self.file.each(self.store, "rows")
+
+    def spanning(self) -> Iterator[bytes]:
+        """Read `TileResults.spanning` one tile after the other."""
+        return self.file.each(self.store, "spanning")
 
 
-def merge_parts(parts: Sequence[TileResults], statistics: Mapping[str, Statistic]) -> TileResults:
-    """The parts of one image as one."""
+@dataclass(frozen=True, slots=True)
+class StagedLabels:
+    """The `PackedLabels` of one tile in a staged file."""
+
+    store: Store
+    file: PackedFile
+    number: int
+    """Of the tile among those of the file."""
+    boundary: bytes
+
+    @property
+    def first_positions(self) -> bytes:
+        """Read `PackedLabels.first_positions`."""
+        return self.file.one(self.store, "first_positions", self.number)
+
+    @staticmethod
+    def write(labels: Sequence[PackedLabels], out: Sink) -> None:
+        """Stage the labels of some tiles."""
+        PackedFile.write(
+            {
+                "boundary": [each.boundary for each in labels],
+                "first_positions": [each.first_positions for each in labels],
+                "labels": [each.labels for each in labels],
+            },
+            out,
+        )
+
+    @classmethod
+    def read(cls, store: Store, name: str) -> list[StagedLabels]:
+        """The tiles of a file that `write` wrote. Raises `FileNotFoundError`."""
+        file = PackedFile.open(store, name)
+        boundaries = enumerate(file.all(store, "boundary"))
+        return [cls(store, file, number, boundary) for number, boundary in boundaries]
+
+
+def merge_results(parts: Sequence[TileResults], statistics: Mapping[str, Statistic]) -> TileResults:
+    """The results of several ranges of tiles of one image as one."""
     return TileResults(
         [piece for part in parts for piece in part.pieces],
         reduce(lambda a, b: merge_states(a, b, statistics), (part.states for part in parts)),
         [preview for part in parts for preview in part.previews],
-        [each for part in parts for each in part.measured],
+        [each for part in parts for each in part.rows],
+        [each for part in parts for each in part.spanning],
     )
 
 
 def merge_states(a: States, b: States, statistics: Mapping[str, Statistic]) -> States:
-    """What two states of each statistic say together. A pass that counts nothing has no states."""
+    """Two states of each statistic as one. A pass that counts nothing has no states."""
     if not a or not b:
         return a or b
     return {name: statistic.merge(a[name], b[name]) for name, statistic in statistics.items()}

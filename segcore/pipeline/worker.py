@@ -5,8 +5,8 @@
     observe         one round of fitting over whole images, or over some tiles of one image
     segment_images  small images from reading to published mask
     segment_part    some tiles of a large image, to a staged part
-    join_image      the objects of a large image, from the sketches of its parts
-    redraw_part     some tiles of a large image again, now that its objects are known
+    join_image      the objects of a large image, from the labels of its tiles
+    relabel_part    some tiles of a large image again, now that its objects are known
     finish_image    the staged parts of a large image, to its published mask
 
 Jobs and answers are values of a few hundred bytes; pixels go from store to store. Every function
@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce, singledispatch
 from itertools import islice
@@ -42,12 +42,14 @@ from maskloom.segcore.errors import (
 )
 from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
 from maskloom.segcore.fold import observe_all
-from maskloom.segcore.geometry import Box, Tile, middle
+from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.ground.control import placed_by_fit
+from maskloom.segcore.masks import EncodedBlock
 from maskloom.segcore.models.protocols import FIRST_CLASSES, Fitter, Model, caution_of, concluded
-from maskloom.segcore.models.selection import PROBE_PIXELS
+from maskloom.segcore.models.selection import probe_box
+from maskloom.segcore.objects.numbering import tiles_of_layer
 from maskloom.segcore.objects.rows import rows_in_order
-from maskloom.segcore.objects.two_pass import PackedTile, Relabelling, place_objects
+from maskloom.segcore.objects.two_pass import Relabelling
 from maskloom.segcore.pipeline.image_run import ImageRun
 from maskloom.segcore.pipeline.jobs import (
     DescribeJob,
@@ -65,23 +67,21 @@ from maskloom.segcore.pipeline.jobs import (
 )
 from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage
 from maskloom.segcore.pipeline.tile_results import (
-    Measured,
+    StagedLabels,
     StagedResults,
     States,
-    TileResults,
-    merge_parts,
+    merge_results,
     merge_states,
 )
 from maskloom.segcore.processes import limits
 from maskloom.segcore.raster.classes import ClassTable
-from maskloom.segcore.raster.source import ABSENT, Source
-from maskloom.segcore.raster.spec import FORMATS, Block, EncodedBlock, RasterSpec, Reader
+from maskloom.segcore.raster.source import ABSENT, Source, learn_addresses, version_now
+from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.objects.table import Measures
-from maskloom.segcore.storage.addresses import learn
 from maskloom.segcore.storage.canonical import canonical
-from maskloom.segcore.storage.packing import Blobs, unpack_table
-from maskloom.segcore.storage.store import Store, configure, current_version, filesystem, is_local
+from maskloom.segcore.storage.packing import PackedFile, pack, unpack, unpack_table
+from maskloom.segcore.storage.store import Store, configure, filesystem, is_local
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -124,15 +124,14 @@ def select_engine(job: SelectEngineJob) -> Mapping[str, Any] | None:
     for item in job.items:
         try:
             spec = job.selector.select(_spec(item))
-            box = middle(spec.shape, PROBE_PIXELS)
+            box = probe_box(spec.shape)
             with _reading(item, spec) as reader:
                 pixels, valid = reader.read(box)
         except ImageError:
             # It becomes a failed row when its own turn comes.
             continue
-        whole = Box.whole(box.shape)
         return job.selector.select_engine(
-            Block(Tile((0, 0), whole, whole), pixels, valid, replace(spec, shape=box.shape))
+            Block(Tile.whole(box.shape), pixels, valid, replace(spec, shape=box.shape))
         )
     return None
 
@@ -171,27 +170,22 @@ def segment_part(job: TileRangeJob) -> TileRangeResult:
     is.
     """
     store = Store(job.order.output)
-    if store.exists(job.name) and (store.exists(job.sketches) or not job.order.joins):
+    if store.exists(job.name) and (store.exists(job.labels) or not job.order.joins):
         return TileRangeResult()
     started = time.perf_counter()
     try:
-        canvas = ImageRun.of(job.order, job.order.model, _spec(job.item))
-        with _reading(job.item, canvas.source) as reader:
-            drawn = [canvas.first(reader, tile) for tile in canvas.grid[job.first : job.stop]]
+        run = ImageRun.of(job.order, _spec(job.item))
+        with _reading(job.item, run.source) as reader:
+            tiles = [run.segment_tile(reader, tile) for tile in run.grid[job.first : job.stop]]
     except ImageError as error:
         return TileRangeResult(Failure.of(error))
-    sketches = [sketch for _, sketch in drawn if sketch is not None]
-    if sketches:
-        groups = {
-            name: [getattr(sketch, name) for sketch in sketches]
-            for name in ("seam", "firsts", "body")
-        }
-        with store.writing(job.sketches) as out:
-            Blobs.dump(groups, out)
+    labels = [found for _, found in tiles if found is not None]
+    if labels:
+        with store.writing(job.labels) as out:
+            StagedLabels.write(labels, out)
     with store.writing(job.name) as out:
-        merge_parts([part for part, _ in drawn], job.order.statistics).dump(
-            out, time.perf_counter() - started
-        )
+        results = merge_results([part for part, _ in tiles], job.order.statistics)
+        results.stage(time.perf_counter() - started, out)
     return TileRangeResult()
 
 
@@ -199,53 +193,42 @@ def segment_part(job: TileRangeJob) -> TileRangeResult:
 def join_image(job: JoinJob) -> TileRangeResult:
     """Join the objects of a large image and stage what each part must know of them."""
     limits.working(_spec(job.item).pixels)
-    store = Store(job.order.output)
-    canvas = ImageRun.of(job.order, job.order.model, _spec(job.item))
+    store, run = Store(job.order.output), ImageRun.of(job.order, _spec(job.item))
     with _staged(job.item, job.order):
-        sketches = [Blobs.load(store, part.sketches) for part in job.parts]
-    of_tile = [
-        (part, i)
-        for part, (first, stop) in zip(sketches, job.ranges, strict=True)
-        for i in range(stop - first)
-    ]
-    seams = [seam for part in sketches for seam in part.group(store, "seam")]
-
-    def firsts(number: int) -> bytes:
-        part, i = of_tile[number]
-        return part.get(store, "firsts", i)
-
+        tiles = [tile for part in job.parts for tile in StagedLabels.read(store, part.labels)]
     count = 0
     try:
-        placements = _placements(canvas, seams, firsts)
+        relabellings = run.join(tiles)
         for part in job.parts:
-            placed = list(islice(placements, part.stop - part.first))
-            count = max(
-                [count, *(int(placement.numbers.ids.max(initial=0)) for placement in placed)]
-            )
-            with store.writing(part.placements) as out:
-                Blobs.dump({"placement": [placement.to_bytes() for placement in placed]}, out)
+            found = list(islice(relabellings, part.stop - part.first))
+            count = max([count, *(each.numbers.greatest for each in found)])
+            with store.writing(part.relabellings) as out:
+                PackedFile.write({"relabellings": [pack(each) for each in found]}, out)
     except ImageError as error:
         return TileRangeResult(Failure.of(error))
     return TileRangeResult(objects=count)
 
 
 @perform.register
-def redraw_part(job: RelabelJob) -> TileRangeResult:
+def relabel_part(job: RelabelJob) -> TileRangeResult:
     """The second pass over some tiles of a large image."""
     limits.working(_spec(job.item).pixels)
     part, store = job.part, Store(job.order.output)
-    if store.exists(part.redrawn):
+    if store.exists(part.relabelled):
         return TileRangeResult()
     started = time.perf_counter()
-    canvas = ImageRun.of(job.order, job.order.model, _spec(job.item))
+    run = ImageRun.of(job.order, _spec(job.item))
     with _staged(job.item, job.order):
-        sketches, placed = Blobs.load(store, part.sketches), Blobs.load(store, part.placements)
-    parts = []
-    for i, tile in enumerate(canvas.grid[part.first : part.stop]):
-        placement = Relabelling.from_bytes(placed.get(store, "placement", i))
-        parts.append(canvas.second(tile, sketches.get(store, "body", i), placement, job.objects))
-    with store.writing(part.redrawn) as out:
-        merge_parts(parts, job.order.statistics).dump(out, time.perf_counter() - started)
+        labels = PackedFile.open(store, part.labels)
+        relabellings = PackedFile.open(store, part.relabellings)
+    results = []
+    for i, tile in enumerate(run.grid[part.first : part.stop]):
+        relabelling = unpack(Relabelling, relabellings.one(store, "relabellings", i))
+        results.append(
+            run.relabel_tile(tile, labels.one(store, "labels", i), relabelling, job.objects)
+        )
+    with store.writing(part.relabelled) as out:
+        merge_results(results, job.order.statistics).stage(time.perf_counter() - started, out)
     return TileRangeResult()
 
 
@@ -255,22 +238,26 @@ def finish_image(job: FinishJob) -> ImageResult:
     limits.working(_spec(job.item).pixels)
     started = time.perf_counter()
     store, order = Store(job.order.output), job.order
-    canvas = ImageRun.of(order, order.model, _spec(job.item))
-    names = [part.name for part in job.parts] + [part.redrawn for part in job.parts if order.joins]
+    run = ImageRun.of(order, _spec(job.item))
+    names = [part.name for part in job.parts] + [
+        part.relabelled for part in job.parts if order.joins
+    ]
     with _staged(job.item, order):
-        staged = [StagedResults.load(store, name) for name in names]
-    pieces = (piece for part in staged for piece in part.pieces(store))
-    previews = [preview for part in staged for preview in part.previews]
+        staged = [StagedResults.open(store, name) for name in names]
+    pieces = (piece for part in staged for piece in part.pieces())
+    previews = [preview for part in staged for preview in part.front.previews]
     states = reduce(
-        lambda a, b: merge_states(a, b, order.statistics), (part.states for part in staged)
+        lambda a, b: merge_states(a, b, order.statistics), (part.front.states for part in staged)
     )
-    seconds = sum(part.seconds for part in staged)
-    receipt = _stage_results(canvas, job.item, pieces, previews, job.objects)
+    seconds = sum(part.front.seconds for part in staged)
+    receipt = _stage_results(run, job.item, pieces, previews, job.objects)
     tables = _stage_objects(
-        canvas, lambda: (each for part in staged for each in part.measures(store))
+        run,
+        (each for part in staged for each in part.rows()),
+        (each for part in staged for each in part.spanning()),
     )
     seconds += time.perf_counter() - started
-    return replace(_counted(receipt, canvas, states), tables=tables, seconds=seconds)
+    return replace(_counted(receipt, run, states), tables=tables, seconds=seconds)
 
 
 def failed(
@@ -293,30 +280,32 @@ def failed(
 
 
 def _describe(source: Source, job: DescribeJob) -> PlannedImage:
-    learn(source.uri, source.address)
+    learn_addresses(source)
     limits.reading()
     try:
         if source.version == ABSENT:
             raise Missing(f"{source.uri} does not exist. Check its name in `inputs`.")
-        fs, path = filesystem(source.uri)
         with _failures_of(source.uri):
-            if is_local(source.uri) and not fs.isfile(path) and fs.exists(path):
-                # A pipe would be waited for until somebody writes into it.
-                raise FormatError(f"{source.uri} is not a regular file. Leave it out of `inputs`.")
-            with fs.open(path, "rb", block_size=4096, cache_type="none") as file:
-                head = file.read(512)
-            version = _version(source.uri)
+            _require_regular_files(source)
+            version = _version(source)
             if is_local(source.uri) and version != source.version:
                 raise _changed(source.uri)
-            chosen = formats.format_of(source.uri, head, job.format)
             # Some stores tell another version of a file when they list a folder: later looks are
             # compared with this one.
-            spec = FORMATS[chosen].describe(source.uri, version)
+            spec = formats.describe_source(source, version, job.format)
             return PlannedImage(
                 source, _fitted_to_ground(spec) if job.ground_control == "affine" else spec
             )
     except ImageError as error:
         return PlannedImage(source, None, Failure.of(error))
+
+
+def _require_regular_files(source: Source) -> None:
+    """Raise `FormatError` for a pipe: opening it would wait until somebody writes into it."""
+    for uri in () if source.is_folder else [each.uri for each in source.members] or [source.uri]:
+        fs, path = filesystem(uri)
+        if is_local(uri) and not fs.isfile(path) and fs.exists(path):
+            raise FormatError(f"{uri} is not a regular file. Leave it out of `inputs`.")
 
 
 def _fitted_to_ground(spec: RasterSpec) -> RasterSpec:
@@ -334,21 +323,22 @@ def _fitted_to_ground(spec: RasterSpec) -> RasterSpec:
 def _segment_image(order: RunSettings, item: PlannedImage) -> ImageResult:
     started = time.perf_counter()
     try:
-        model = _fitted(order, item)
-        canvas = ImageRun.of(order, model, _spec(item))
-        with _reading(item, canvas.source) as reader:
-            drawn = [canvas.first(reader, tile) for tile in canvas.grid]
-        parts = [part for part, _ in drawn]
-        sketches = [sketch for _, sketch in drawn if sketch is not None]
-        placements = list(
-            _placements(canvas, [sketch.seam for sketch in sketches], lambda i: sketches[i].firsts)
+        run = ImageRun.of(replace(order, model=_fitted(order, item)), _spec(item))
+        with _reading(item, run.source) as reader:
+            tiles = [run.segment_tile(reader, tile) for tile in run.grid]
+        labels = [found for _, found in tiles if found is not None]
+        relabellings = list(run.join(labels))
+        count = max((each.numbers.greatest for each in relabellings), default=0)
+        # Without objects there are no labels, and nothing is left to do.
+        again = zip(run.grid, labels, relabellings, strict=bool(labels))
+        whole = merge_results(
+            [
+                *(results for results, _ in tiles),
+                *(run.relabel_tile(tile, each.labels, to, count) for tile, each, to in again),
+            ],
+            order.statistics,
         )
-        count = max(
-            (int(placement.numbers.ids.max(initial=0)) for placement in placements), default=0
-        )
-        parts += _redraw(canvas, sketches, placements, count)
-        whole = merge_parts(parts, order.statistics)
-        receipt = _stage_results(canvas, item, iter(whole.pieces), whole.previews, count)
+        receipt = _stage_results(run, item, iter(whole.pieces), whole.previews, count)
     except (ImageError, FitError) as error:
         classes = (
             order.model.expected_classes if isinstance(order.model, Fitter) else order.model.classes
@@ -356,9 +346,9 @@ def _segment_image(order: RunSettings, item: PlannedImage) -> ImageResult:
         return replace(
             failed(order, item, Failure.of(error), classes), seconds=time.perf_counter() - started
         )
-    tables = _stage_objects(canvas, lambda: iter(whole.measured))
+    tables = _stage_objects(run, iter(whole.rows), iter(whole.spanning))
     return replace(
-        _counted(receipt, canvas, whole.states),
+        _counted(receipt, run, whole.states),
         tables=tables,
         seconds=time.perf_counter() - started,
     )
@@ -378,99 +368,75 @@ def _fitted(order: RunSettings, item: PlannedImage) -> Model:
     return model
 
 
-def _placements(
-    canvas: ImageRun, seams: Sequence[bytes], firsts: Callable[[int], bytes]
-) -> Iterator[Relabelling]:
-    """The placement of each tile's objects; none where the image has no objects."""
-    joiner = canvas.joiner
-    if joiner is None:
-        return iter(())
-    return place_objects(joiner, canvas.grid, seams, firsts, canvas.spec.location)
-
-
-def _redraw(
-    canvas: ImageRun, sketches: Sequence[PackedTile], placements: Sequence[Relabelling], count: int
-) -> list[TileResults]:
-    if not sketches:
-        return []
-    return [
-        canvas.second(tile, sketch.body, placement, count)
-        for tile, sketch, placement in zip(canvas.grid, sketches, placements, strict=True)
-    ]
-
-
 def _stage_results(
-    canvas: ImageRun,
+    run: ImageRun,
     item: PlannedImage,
     pieces: Iterator[EncodedBlock],
     previews: list[PreviewPart],
     count: int,
 ) -> ImageResult:
     """Stage mask and preview of an image for the commit; `count` is the number of its objects."""
-    order, model, spec, legend = canvas.order, canvas.model, canvas.spec, canvas.legend
-    store, image_format = Store(order.output), canvas.mask_format(count)
-    name = f"masks/{item.source.image_id}{image_format.mask_suffix}"
-    staged = {name: result_name(order)}
-    with store.writing(staged[name]) as out:
-        image_format.assemble(pieces, spec, legend, out, order.tile)
-    # A side-car names classes; the values of a mask of objects are ids.
-    sidecars = {} if canvas.draws_objects else image_format.sidecars(legend)
+    order, model, spec, classes = run.settings, run.model, run.spec, run.class_table
+    store, writer = Store(order.output), run.mask_writer(count)
+    name = f"masks/{item.source.image_id}{writer.suffix}"
+    mask = writer.publish(store, result_name(order), pieces, spec, classes, run.grid.tile)
+    staged = {name + ending: artefact.name for ending, artefact in mask.files.items()}
     picture = render_preview(
-        previews, spec.shape, spec.interpretation, legend, preview_stride(spec.shape)
+        previews, spec.shape, spec.interpretation, classes, preview_stride(spec.shape)
     )
-    others = {
-        **{name + suffix: content for suffix, content in sidecars.items()},
-        f"previews/{item.source.image_id}.png": picture,
-    }
-    for other, content in others.items():
-        staged[other] = result_name(order)
-        store.publish(staged[other], content)
+    preview = store.publish(result_name(order), picture)
+    staged[f"previews/{item.source.image_id}.png"] = preview.name
     return ImageResult(
         item.source,
         item.spec,
         None,
         mask=name,
         staged=staged,
-        mask_sha256=out.artefact.sha256,
-        tiles=len(canvas.grid),
+        mask_sha256=mask.sha256,
+        tiles=len(run.grid),
         segmenter=canonical({"kind": order.kind, **model.provenance()}),
     )
 
 
-def _stage_objects(canvas: ImageRun, measured: Callable[[], Iterator[Measured]]) -> dict[str, str]:
+def _stage_objects(
+    run: ImageRun, rows: Iterator[bytes], spanning: Iterator[bytes]
+) -> dict[str, str]:
     """Stage the rows of the image's objects; the name of the file by that of the table. Nothing
-    where no table is asked for.
+    where no table is wanted.
 
-    `measured` gives what each tile has measured, in the order of the tiles; it is asked twice.
+    `rows` and `spanning` are those of `TileResults`, in the order of the tiles.
     """
-    order = canvas.order
-    if order.objects is None:
+    settings = run.settings
+    if settings.objects is None:
         return {}
-    name = result_name(order)
-    spanning = canvas.rows_of(
-        Measures.concatenate([Measures.from_bytes(each.spanning) for each in measured()])
-    )
+    name = result_name(settings)
+    measures = Measures.concatenate([unpack(Measures, each) for each in spanning])
+    joined = run.rows_of(measures)
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with (
-        Store(order.output).writing(name) as out,
-        pa.ipc.new_stream(out, spanning.schema, options=options) as stream,
+        Store(settings.output).writing(name) as out,
+        pa.ipc.new_stream(out, joined.schema, options=options) as stream,
     ):
-        tiles = (unpack_table(each.rows) for each in measured())
-        for rows in rows_in_order(tiles, spanning, canvas.grid.counts[1]):
-            stream.write_table(rows)
+        tables = (unpack_table(each) for each in rows)
+        for table in rows_in_order(tables, joined, tiles_of_layer(run.grid)):
+            stream.write_table(table)
     return {Objects.table: name}
 
 
-def _counted(receipt: ImageResult, canvas: ImageRun, states: States) -> ImageResult:
+def _counted(receipt: ImageResult, run: ImageRun, states: States) -> ImageResult:
     """The receipt with its rows, and with what the model knows against them."""
     rows = {
-        name: statistic.finish(states[name], canvas.spec, canvas.legend)
-        for name, statistic in canvas.order.statistics.items()
+        name: statistic.finish(states[name], run.spec, run.class_table)
+        for name, statistic in run.settings.statistics.items()
     }
-    shares = {
-        row["class_name"]: row["fraction"] for row in rows["area"] if row["fraction"] is not None
-    }
-    return replace(receipt, rows=rows, warning=caution_of([canvas.model], canvas.spec, shares))
+    areas = rows["area"]  # it always runs
+    shares = {row["class_name"]: row["fraction"] for row in areas if row["fraction"] is not None}
+    return replace(
+        receipt,
+        rows=rows,
+        nodata_pixels=areas[0]["nodata_pixels"],
+        warning=caution_of([run.model], run.spec, shares),
+    )
 
 
 def _block(reader: Reader, tile: Tile, spec: RasterSpec) -> Block:
@@ -489,20 +455,20 @@ def _reading(item: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
     """The image opened with the bands of `spec`. Raises `SourceChanged` unless it is the planned
     one before and after it is read.
     """
-    learn(item.source.uri, item.source.address)
+    learn_addresses(item.source)
     planned = _spec(item)
     with _failures_of(planned.location):
         limits.reading(prod(planned.chunks))
-        _require_unchanged(planned)
+        _require_unchanged(item)
         try:
             with FORMATS[spec.format].open(spec) as reader:
                 yield _Steps(reader, prod(planned.chunks))
         except ImageError:
             # What made no sense may have been parts of two files.
-            _require_unchanged(planned)
+            _require_unchanged(item)
             raise
         limits.reading()
-        _require_unchanged(planned)
+        _require_unchanged(item)
     limits.working(planned.pixels)
 
 
@@ -533,14 +499,14 @@ class _Steps:
         return block
 
 
-def _require_unchanged(planned: RasterSpec) -> None:
-    if _version(planned.location) != planned.version:
-        raise _changed(planned.location)
+def _require_unchanged(item: PlannedImage) -> None:
+    if _version(item.source) != _spec(item).version:
+        raise _changed(item.source.uri)
 
 
-def _version(uri: str) -> str:
+def _version(source: Source) -> str:
     try:
-        return current_version(uri)
+        return version_now(source)
     except StoreError as error:
         raise Unavailable(str(error)) from error
 

@@ -1,24 +1,116 @@
-"""The input files of a run."""
+"""The inputs of a run: files, and folders and series of files that are one image each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from maskloom.segcore.storage.addresses import learn, written
+from maskloom.segcore.storage.canonical import digest
+from maskloom.segcore.storage.store import current_version, filesystem, store_errors, version_of
 
 ABSENT = "absent"
 """Version of a file that is named and does not exist."""
+_AT_ONCE = 16
+"""Requests to a store at a time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """One input file."""
+class Member:
+    """One file of an image that has several."""
 
     uri: str
-    image_id: str
     version: str
     """Changes when its bytes change."""
     size: int
     """Bytes."""
     address: str | None = field(default=None, repr=False, compare=False)
+    """See `Source.address`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input image: a file, a folder, or a series of files."""
+
+    uri: str
+    """Of the file or folder. A series is named by its format."""
+    image_id: str
+    version: str
+    """Changes when the bytes of a file change, and when a folder gains or loses one."""
+    size: int
+    """Bytes of all files."""
+    address: str | None = field(default=None, repr=False, compare=False)
     """Where its bytes are read, if not at `uri` (see `segcore.storage.addresses`). It goes with
     jobs, and is never written.
     """
+    members: tuple[Member, ...] = ()
+    """The files of a series. Those of a folder are found by listing it, since a chunked array may
+    have a million, too many for a job.
+    """
+    is_folder: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Files that are one image, as a format groups them."""
+
+    uri: str
+    """Names the image, below the folder of its files."""
+    members: tuple[Member, ...]
+
+
+def learn_addresses(source: Source) -> None:
+    """Let this process find the bytes of a source; see `segcore.storage.addresses.learn`."""
+    learn(source.uri, source.address)
+    for member in source.members:
+        learn(member.uri, member.address)
+
+
+def combined_version(members: Iterable[Member]) -> str:
+    """The version of an image from those of its files: their number, and a digest."""
+    files = sorted((written(each.uri), each.version) for each in members)
+    return f"{len(files)}-{digest(files)[:32]}"
+
+
+def version_now(source: Source) -> str:
+    """The version of a source as its store gives it now.
+
+    Raises `FileNotFoundError` where a file or the folder is gone, and `StoreError` where the store
+    does not answer.
+    """
+    if source.is_folder:
+        return combined_version(list_folder(source.uri))
+    if not source.members:
+        return current_version(source.uri)
+    with ThreadPoolExecutor(_AT_ONCE, "version") as pool:
+        versions = list(pool.map(current_version, (each.uri for each in source.members)))
+    return combined_version(
+        replace(each, version=version)
+        for each, version in zip(source.members, versions, strict=True)
+    )
+
+
+def list_folder(uri: str) -> tuple[Member, ...]:
+    """All files below a folder. Raises as `version_now`."""
+    fs, path = filesystem(uri)
+    with store_errors(f"list {uri}"):
+        fs.invalidate_cache()
+        found = fs.find(path, detail=True)
+    if not found:
+        raise FileNotFoundError(uri)
+    return members_of(fs, found)
+
+
+def members_of(fs: Any, found: Mapping[str, Mapping[str, Any]]) -> tuple[Member, ...]:
+    """Listed files as members; `found` maps the path of each to the store's information on it."""
+    local = "file" in fs.protocol
+    return tuple(
+        Member(
+            path if local else str(fs.unstrip_protocol(path)),
+            version_of(info),
+            int(info.get("size") or 0),
+        )
+        for path, info in found.items()
+    )

@@ -1,26 +1,20 @@
-"""Rasters: what their headers tell, what a segmenter sees of them, and how formats are read and
-written.
+"""Rasters: metadata from image headers, the input of segmenters, and how formats are read.
 
-A `Format` turns a location into a `RasterSpec` (header only), a spec into a `Reader` (pixels of any
-box), and the labels of tiles into a mask file. Readers convert at the edge and nobody else does:
-pixels come channel-last, `valid` is True where there is data (NumPy's masked arrays have it the
-other way round).
-
-A mask is written in two steps so that many processes can work on one file. `Format.encode` turns
-the labels of one tile into finished, compressed `EncodedBlock`s, wherever the tile was segmented;
-`Format.assemble` puts the pieces of all tiles into one file without seeing a whole image.
+A `Format` turns a location into a `RasterSpec` (header only), and a spec into a `Reader` (pixels of
+any box). Only readers convert: pixels come channel-last, `valid` is True where there is data
+(NumPy's masked arrays have it the other way round). Masks are written by `segcore.masks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from maskloom.segcore.errors import ModelMismatch
-from maskloom.segcore.ground.space import Space
+from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.registry import Registry
 from maskloom.segcore.storage.canonical import frozen
 
@@ -30,22 +24,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Box, Shape, Tile
-    from maskloom.segcore.raster.classes import ClassTable
-    from maskloom.segcore.storage.store import Sink
+    from maskloom.segcore.raster.source import Member, Series
 
 Interpretation = Literal["rgb", "bands"]
 
 
 @dataclass(frozen=True, slots=True)
 class RasterSpec:
-    """What the header of an image tells."""
+    """Metadata from an image header."""
 
     location: str
     """URI of the file."""
     format: str
     """Name of its format in `FORMATS`."""
     shape: Shape
-    """(height, width)."""
+    """(y, x), or (z, y, x) for volumes."""
     bands: tuple[int, ...]
     """The bands that a reader delivers, counted from 1 in the order of the file; alpha is never
     among them unless asked for.
@@ -66,7 +59,15 @@ class RasterSpec:
     """`rgb` where bands 1, 2, 3 are red, green, blue."""
     space: Space = field(default_factory=Space)
     notes: tuple[str, ...] = ()
-    """What users should know of how this file is read, without its name."""
+    """Notes for users on how this file is read, without its name."""
+    files: tuple[str, ...] = ()
+    """URIs of the files of a series, in the order in which its format reads them."""
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.space.axes):
+            raise ValueError(
+                f"shape {self.shape} does not have the axes {', '.join(self.space.axes)}"
+            )
 
     @property
     def channels(self) -> int:
@@ -78,15 +79,17 @@ class RasterSpec:
         """Number of pixels."""
         return int(np.prod(self.shape))
 
-    def cell_area(self, box: Box) -> float | NDArray[np.float64]:
-        """True area of the pixels of `box` as `Space.cell_area` has it, and 0 where the raster
-        reaches beyond the edge of an equal-area map.
-        """
-        if self.space.affine is None or self.space.crs is None:
-            return 1.0
-        from maskloom.segcore.ground.cells import ground_area
-
-        return ground_area(self.space.affine, self.space.crs, box, self.shape)
+    @property
+    def plane(self) -> RasterSpec:
+        """One plane of a volume as an image; an image as it is."""
+        if len(self.shape) <= 2:
+            return self
+        metric = self.space.metric
+        if metric is not None:
+            metric = replace(metric, spacing=metric.spacing[-2:])
+        return replace(
+            self, shape=self.shape[-2:], chunks=self.chunks[-2:], space=Space(metric=metric)
+        )
 
     def select(self, bands: Sequence[int] | None) -> RasterSpec:
         """This raster, read by these bands only (None: as it is).
@@ -110,9 +113,10 @@ class RasterSpec:
 def load_spec(record: Mapping[str, Any]) -> RasterSpec:
     """A raster spec from the fields that `dataclasses.asdict` gave."""
     fields = {name: frozen(value) for name, value in record.items() if name != "space"}
-    return RasterSpec(
-        **fields, space=Space(**{name: frozen(value) for name, value in record["space"].items()})
-    )
+    space = {name: frozen(value) for name, value in record["space"].items()}
+    if space.get("metric"):
+        space["metric"] = Metric(**{name: frozen(v) for name, v in space["metric"].items()})
+    return RasterSpec(**fields, space=Space(**space))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ class Block:
 
     tile: Tile
     pixels: NDArray[np.generic]
-    """Shape of `tile.read` plus channels."""
+    """(y, x, band), or (z, y, x, band), of `tile.read`."""
     valid: NDArray[np.bool_]
     """Shape of `tile.read`; True where there is data."""
     spec: RasterSpec
@@ -136,11 +140,11 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a segmenter says of one block."""
+    """A segmenter's output for one block."""
 
     values: NDArray[np.integer]
-    """A label a pixel of `tile.read`. Only valid pixels of the core count; whoever needs more asks
-    for a block with a larger core.
+    """One label per pixel of `tile.read`. Only valid pixels of the core count; a caller that needs
+    more asks for a block with a larger core.
     """
     class_of: tuple[int, ...] | None = None
     """Class of each instance, for object masks. None: the labels are classes."""
@@ -170,39 +174,39 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedBlock:
-    """A finished part of a mask file, and where it belongs."""
+class FileKind:
+    """A kind of content that a format reads, and how it is recognised."""
 
-    level: int
-    """0: full resolution; each further level halves it."""
-    row: int
-    column: int
-    """Position among the blocks of its level."""
-    payload: bytes
-    """Compressed labels, as the format wants them in its file."""
+    name: str
+    """As messages call it: `TIFF`. Content in gzip is called `NIfTI in gzip`."""
+    suffixes: tuple[str, ...] = ()
+    """Lower-case suffixes that claim this content, each with its dot: `.tif`, `.nii.gz`."""
+    signatures: tuple[tuple[int, bytes], ...] = ()
+    """Offset and value of bytes in such files; one of them suffices. Content in gzip needs none:
+    the kind inside has them.
+    """
+    markers: tuple[str, ...] = ()
+    """Names of files that make the folder around them one image; one of them suffices. Empty for
+    content of files.
+    """
 
 
 class Format(Protocol):
-    """A file format for images, and the kind of mask that its images get."""
+    """A format of images: one file in `segcore/formats`, registered in `FORMATS`."""
 
     @property
-    def suffixes(self) -> tuple[str, ...]:
-        """Lower-case suffixes that folders are searched for, each with its dot."""
+    def kinds(self) -> tuple[FileKind, ...]:
+        """What it reads. Of each kind, the first suffix is the one that messages propose."""
         ...
 
     @property
-    def mask_suffix(self) -> str:
-        """Suffix of the masks of such images, with its dot."""
-        ...
-
-    @property
-    def most_objects(self) -> int:
-        """Objects that a mask of this format can number."""
+    def mask(self) -> str:
+        """Name in `MASKS` of the writer of the masks of such images."""
         ...
 
     def describe(self, location: str, version: str) -> RasterSpec:
-        """Read the header. Raises `FormatError` where the file is not what its name says or is
-        beyond our limits.
+        """Read the header. Raises `FormatError` where the content is not what the name claims, or
+        exceeds the limits.
         """
         ...
 
@@ -210,32 +214,35 @@ class Format(Protocol):
         """Open the image for reading; use as a context manager. Raises `ReadError`."""
         ...
 
-    def encode(
-        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
-    ) -> list[EncodedBlock]:
-        """The finished pieces of the mask that lie in the core of one tile.
 
-        `labels` covers the core. Cores start at multiples of `tile_size`, which is a power of two
-        below 256 or a multiple of 256, so no piece ever belongs to two tiles.
+@runtime_checkable
+class SeriesFormat(Format, Protocol):
+    """A format that makes one image of several files."""
+
+    def group(self, files: Sequence[Member]) -> Sequence[Series]:
+        """The series among files that its suffixes claim; the other files are images alone.
+
+        Files that cannot be read are left alone: they become failed rows when their turn comes.
         """
         ...
 
-    def assemble(
-        self,
-        pieces: Iterable[EncodedBlock],
-        spec: RasterSpec,
-        legend: ClassTable,
-        out: Sink,
-        tile_size: int,
-    ) -> None:
-        """Write the mask file of the whole image from the pieces of all its tiles, given in any
-        order.
+    def describe_series(self, location: str, files: Sequence[str], version: str) -> RasterSpec:
+        """Read the headers of the files of a series; `RasterSpec.files` keeps them for `open`.
+
+        Raises as `describe`.
         """
         ...
 
-    def sidecars(self, legend: ClassTable) -> Mapping[str, bytes]:
-        """Small files that belong beside a mask, by the suffix that is added to the mask's name."""
+
+@runtime_checkable
+class StoredFormat(Format, Protocol):
+    """A format whose `open` may deliver other numbers than the file holds: colours for indices."""
+
+    def open_stored(self, spec: RasterSpec) -> Reader:
+        """Open the image for its numbers as stored: indices of a palette (one band), grey before it
+        is spread over 8 bits, white as 0. Raises as `open`.
+        """
         ...
 
 
-FORMATS: Registry[Format] = Registry("format")
+FORMATS: Registry[Format] = Registry("format", "maskloom.segcore.formats")

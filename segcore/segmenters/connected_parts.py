@@ -1,7 +1,7 @@
-"""Connected parts: the objects of another segmenter's classes.
+"""Connected parts: the objects of another segmenter's classes, in images and volumes.
 
-The inner segmenter is fitted and run as if it were alone; what hangs together in one of the chosen
-classes is an object (`segcore.objects.components` says what that means, at seams and with holes).
+The inner segmenter is fitted and run as if it were alone; each connected component of one of the
+chosen classes is an object (`segcore.objects.components` defines it, over tiles and with holes).
 The mask holds ids of objects; its class 0 is background, which stands for all classes that were not
 chosen.
 """
@@ -29,7 +29,7 @@ from maskloom.segcore.models.protocols import (
     SegmenterRecipe,
     caution_of,
 )
-from maskloom.segcore.objects.components import Components
+from maskloom.segcore.objects.components import Components, require_connectivity
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ class ConnectedParts:
     parts: tuple[str, ...] | None = None
     """Names of the classes whose parts are objects. None: every class but one named background."""
     connectivity: int = 8
-    """8: pixels that share a corner hang together. 4: only those that share a side."""
+    """8: pixels that share a corner are connected. 4: only those that share a side. In volumes 6
+    (voxels that share a face), 18 (an edge) or 26 (a corner).
+    """
     min_size: int = 1
     """Fewest pixels of an object; what is smaller is background."""
     fill_holes: bool = False
@@ -63,6 +65,7 @@ class ConnectedParts:
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = "as the segmenter inside; sizes are in pixels of the image"
+    volumes: ClassVar[str] = "as the segmenter inside; parts reach over planes"
 
     def __post_init__(self) -> None:
         _rule((0,), self)
@@ -153,7 +156,10 @@ class ConnectedPartsModel:
         return replace(inner, bytes_per_pixel=inner.bytes_per_pixel + more, cost=inner.cost + 1)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the bands that the inner segmenter wants."""
+        """The image with the bands that the inner segmenter wants. Raises `ModelMismatch` where the
+        connectivity is not one of images, or of volumes.
+        """
+        require_connectivity(self.connectivity, spec)
         return self.inner.select(spec)
 
     def fragment(self, block: Block) -> Fragments:
@@ -168,9 +174,9 @@ class ConnectedPartsModel:
         class_of[0] = 0
         return replace(fragments, class_of=class_of)
 
-    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> list[Equivalences]:
+    def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
         """Parts that meet over seams are one."""
-        groupings = self.rule.join(grid, seams)
+        groupings = self.rule.join(grid, boundaries)
         return [
             replace(
                 each,
@@ -201,8 +207,6 @@ class ConnectedPartsModel:
 
 
 def _rule(classes: tuple[int, ...], of: ConnectedParts | ConnectedPartsModel) -> Components:
-    if of.connectivity not in (4, 8):
-        raise ValueError(f"connectivity: expected 4 or 8; got {of.connectivity!r}")
     return Components(classes, of.connectivity, of.min_size, of.fill_holes)
 
 

@@ -61,6 +61,7 @@ class Ensemble:
     """Names by class id. None: those of the first member that names its classes."""
 
     units: ClassVar[str] = "what every member promises"
+    volumes: ClassVar[str] = "as each member"
 
     def __post_init__(self) -> None:
         if len(self.members) < 2:
@@ -311,12 +312,18 @@ def _names_of(member: Member) -> tuple[str, ...]:
 
 def _footprint(members: Sequence[Member]) -> Requirements:
     requirements = [member.footprint for member in members]
-    halo = tuple(max(sides) for sides in zip(*(each.halo for each in requirements), strict=True))
+    halo = max(each.halo for each in requirements)
     memory, time = (
         sum(each.bytes_per_pixel for each in requirements),
         sum(each.cost for each in requirements),
     )
-    return Requirements(halo, memory, time, sum(each.process_bytes for each in requirements))
+    return Requirements(
+        halo,
+        memory,
+        time,
+        sum(each.process_bytes for each in requirements),
+        planar=all(each.planar for each in requirements),
+    )
 
 
 def _select(members: Sequence[Member], spec: RasterSpec) -> RasterSpec:

@@ -93,6 +93,7 @@ class KMeans:
         "one factor for all bands, and an offset of each, changes no label; with `standardise` no "
         "factors at all do"
     )
+    volumes: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
         count_of(self.clusters, self.classes, "clusters")

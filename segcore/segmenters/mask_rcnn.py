@@ -29,6 +29,7 @@ from maskloom.segcore.deep.networks.mask_rcnn.lattice import WindowLattice, mirr
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.methods.naming import check_names
+from maskloom.segcore.models.planes import PLANAR, segment_by_plane
 from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
@@ -95,6 +96,7 @@ class MaskRcnnObjects:
 
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
     units: ClassVar[str] = "pixels must come in the units of training"
+    volumes: ClassVar[str] = PLANAR
 
     def __post_init__(self) -> None:
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
@@ -174,7 +176,7 @@ class MaskRcnnModel:
         network = (
             LIBRARY_BYTES + 4 * self.card.parameters + lattice.window**2 * self.card.bytes_per_pixel
         )
-        return Requirements((lattice.tile_halo,) * 2, _BYTES_PER_PIXEL, _COST, network)
+        return Requirements(lattice.tile_halo, _BYTES_PER_PIXEL, _COST, network, planar=True)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """Return the image with the network's bands. Raises `ModelMismatch` if it has others."""
@@ -189,6 +191,7 @@ class MaskRcnnModel:
             )
         return selected
 
+    @segment_by_plane
     def segment(self, block: Block) -> Labels:
         """Return the objects of the block by descending score, each with its class.
 

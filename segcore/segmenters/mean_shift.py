@@ -30,6 +30,7 @@ import numpy as np
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.methods.modes import FeatureMeanShift
 from maskloom.segcore.methods.naming import check_bands, check_names
+from maskloom.segcore.models.planes import PLANAR, fragment_by_plane, join_by_plane
 from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
@@ -111,6 +112,7 @@ class MeanShift:
         "the units of the pixels, a bandwidth with "
         "`standardise` in standard deviations"
     )
+    volumes: ClassVar[str] = f"feature: exact; joint: {PLANAR}"
 
     def __post_init__(self) -> None:
         if self.space not in ("feature", "joint"):
@@ -198,12 +200,13 @@ class JointMeanShift:
         """A halo as wide as a pixel can wander. Of the halo the pixels are read, not filtered."""
         halo = self.max_iterations * self.spatial_radius + 1
         channels = 4 if self.bands is None else len(self.bands)
-        return Requirements((halo, halo), bytes_per_pixel=16 * channels + 64, cost=200)
+        return Requirements(halo, bytes_per_pixel=16 * channels + 64, cost=200, planar=True)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the wanted bands."""
         return spec.select(self.bands)
 
+    @fragment_by_plane
     def fragment(self, block: Block) -> Fragments:
         """The regions of the core, as far as the tile can tell. Pixels without data or with values
         beyond 1e15 are background.
@@ -259,9 +262,10 @@ class JointMeanShift:
             np.float32(self.spatial_radius),
         )
 
-    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> Sequence[Equivalences]:
+    @join_by_plane
+    def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> Sequence[Equivalences]:
         """Which fragments are one region."""
-        return join_regions(grid, seams, self.min_size)
+        return join_regions(grid, boundaries, self.min_size)
 
     def provenance(self) -> Mapping[str, Any]:
         """The parameters."""

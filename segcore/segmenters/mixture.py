@@ -81,6 +81,7 @@ class MixtureOfGaussians:
     units: ClassVar[str] = (
         "no factor or offset of any band changes a label: the fit is in standard deviations of each"
     )
+    volumes: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
         count_of(self.components, self.classes, "components")

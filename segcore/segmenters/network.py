@@ -33,6 +33,7 @@ from maskloom.segcore.deep.inference.patches import Patching
 from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.methods.naming import check_names
+from maskloom.segcore.models.planes import PLANAR, planes_of, score_by_plane, segment_by_plane
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
 from maskloom.segcore.raster.spec import Labels
 
@@ -100,6 +101,7 @@ class Network:
     units: ClassVar[str] = (
         "pixels must come in the units of training; `scaling` converts other units"
     )
+    volumes: ClassVar[str] = PLANAR
     kind: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
@@ -248,7 +250,7 @@ class NetworkModel:
         fixed = (
             LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * rows * columns
         )
-        return Requirements((layout.halo, layout.halo), 16 + 8 * self.card.channels, 200, fixed)
+        return Requirements(layout.halo, 16 + 8 * self.card.channels, 200, fixed, planar=True)
 
     @property
     def pending_selection(self) -> str | None:
@@ -272,8 +274,8 @@ class NetworkModel:
         """
         from maskloom.segcore.deep.inference.engines.selection import select_engine
 
-        card = replace(self.card, classes=self.classes)
-        choice = select_engine(self.weights, card, self._probe(block), self.engine, self.precision)
+        card, plane = replace(self.card, classes=self.classes), next(planes_of(block))
+        choice = select_engine(self.weights, card, self._probe(plane), self.engine, self.precision)
         if not self.blended and self.card.reach.fixed is None:
             self._verify_receptive_field(choice)
         return asdict(choice)
@@ -310,6 +312,7 @@ class NetworkModel:
             )
         return spec.select(bands)
 
+    @segment_by_plane
     def segment(self, block: Block) -> Labels:
         """Return the class with the greatest score for every pixel of the core."""
         from maskloom.segcore.kernels.scores import likelier, likeliest
@@ -326,6 +329,7 @@ class NetworkModel:
                 likeliest(scores, core[place])
         return Labels(labels)
 
+    @score_by_plane
     def scores(self, block: Block) -> NDArray[np.float32]:
         """Return class probabilities (y, x, class); 0 and 1 if the network outputs class ids."""
         whole = np.zeros((*block.valid.shape, len(self.classes)), np.float32)

@@ -32,8 +32,10 @@ import numpy as np
 from maskloom.segcore.errors import ModelMismatch
 from maskloom.segcore.methods.naming import check_bands, check_names
 from maskloom.segcore.models.fragments import Fragments
+from maskloom.segcore.models.planes import PLANAR, fragment_by_plane, join_by_plane
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
-from maskloom.segcore.objects.seams import border, join_links
+from maskloom.segcore.objects.faces import Faces
+from maskloom.segcore.objects.merging import join_links
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,6 +85,7 @@ class Quickshift:
     units: ClassVar[str] = (
         "colour is weighed against place: `scale` must change along with the units"
     )
+    volumes: ClassVar[str] = PLANAR
 
     def __post_init__(self) -> None:
         _check("kernel_size", self.kernel_size, 1.0, _WIDEST)
@@ -160,9 +163,10 @@ class QuickshiftModel:
         margin = self.width + self.reach + int(_TRUNCATE * self.sigma + 0.5)
         numbers = (4 if self.bands is None else len(self.bands)) * (3 if self.sigma > 0 else 2)
         return Requirements(
-            halo=(margin, margin),
+            halo=margin,
             bytes_per_pixel=8 * numbers + 32,
             cost=1 + (2 * self.width + 1) ** 2 // 3,
+            planar=True,
         )
 
     def select(self, spec: RasterSpec) -> RasterSpec:
@@ -178,6 +182,7 @@ class QuickshiftModel:
             )
         return selected
 
+    @fragment_by_plane
     def fragment(self, block: Block) -> Fragments:
         """The trees of the core's pixels, cut where they leave the core, and the pixels that they
         lead to outside.
@@ -197,23 +202,24 @@ class QuickshiftModel:
         rows, columns = np.nonzero(values)
         class_of = np.ones(count + 1, np.uint16)
         class_of[0] = 0
-        frame = border(fragments, max(self.reach, 1))
+        faces = Faces.of(fragments, max(self.reach, 1))
         leading = values[rows, columns]
-        meeting = np.unique(np.concatenate([frame, leading]))
+        meeting = np.unique(np.concatenate([leading, *(slab.ravel() for slab in faces.slabs)]))
         meeting = meeting[meeting > 0]
-        seam = {
-            "border": frame,
+        places = rows + seen.start[0], columns + seen.start[1]
+        boundary = {
+            "faces": faces,
             "fragments": meeting,
             "class_of": class_of[meeting],
             "link_fragment": leading,
-            "link_row": rows + seen.start[0],
-            "link_column": columns + seen.start[1],
+            "link_place": np.ravel_multi_index(places, block.spec.shape),
         }
-        return Fragments(fragments, class_of, seam)
+        return Fragments(fragments, class_of, boundary)
 
-    def join(self, grid: Grid, seams: Sequence[TileBoundary]) -> list[Equivalences]:
+    @join_by_plane
+    def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
         """Fragments belong together where one leads to a pixel of the other."""
-        return join_links(grid, seams, max(self.reach, 1))
+        return join_links(grid, boundaries)
 
     def provenance(self) -> Mapping[str, Any]:
         """The parameters that decide the regions."""

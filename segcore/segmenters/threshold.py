@@ -105,6 +105,7 @@ class Threshold:
         "numbers: unless gaps arise between these); "
         "`value` and `offset` are in the units of the pixels"
     )
+    volumes: ClassVar[str] = "exact; the window of local is a cube"
 
     def __post_init__(self) -> None:
         if self.value is not None and self.method is not None:
@@ -398,7 +399,7 @@ class LocalThresholdModel:
     def footprint(self) -> Requirements:
         """The radius of the window; the Gaussian's is 2/3 of its side."""
         radius = LocalWindow(self.window, self.window_statistic).radius
-        return Requirements((radius, radius), _LOCAL_BYTES_PER_PIXEL, 4)
+        return Requirements(radius, _LOCAL_BYTES_PER_PIXEL, 4)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the band, or the bands of the luminance."""

@@ -1,18 +1,19 @@
-"""Watershed: touching objects of a semantic mask, split at their necks.
+"""Watershed: touching objects of a semantic mask, split at their necks, in images and volumes.
 
 The landscape is the distance of each pixel to the nearest of another class (Euclidean, exact,
 clipped at `distance`): its peaks are the middles of objects, its passes the necks between them.
-From the highest pixel down, each goes with its steepest neighbour of the same class (diagonals
+From the highest pixel down, each goes with its steepest neighbour of the same class (over corners
 too), so the basin of a peak is what flows to it (watershed by topographic distance: Meyer 1994).
-Where two basins meet, the lower peak is an object of its own only if it rises at least `prominence`
-above the pass, else it is taken in by the higher: the peaks that stay are those of the h-maxima
+Where two basins meet, the lower peak stays an object only if it rises at least `prominence` above
+the pass, else it is taken in by the higher: the peaks that stay are those of the h-maxima
 transform, the dynamics of Grimaud (1992).
 
-Distances are compared as whole squares and equals go by place, row by row, never by where a tile
-begins. A connected region that a tile sees whole is split the same in every tile, and `stitch` puts
-the parts together. The halo is three times `distance`: an object of the largest radius (two times),
-and what its pixels' distances depend on (once). Objects, or clumps of them, larger than the halo
-are cut at the edge of what a tile sees; they are joined by what neighbours saw of them.
+Distances are in pixels, whatever the spacing of a volume. They are compared as whole squares and
+equals go by place in C order, never by where a tile begins. A connected region that a tile sees
+whole is split the same in every tile, and `stitch` puts the parts together. The halo is three times
+`distance`: an object of the largest radius (two times), and what its pixels' distances depend on
+(once). Objects, or clumps of them, larger than the halo are cut at the sides of a tile's read box;
+they are joined by what neighbours saw of them.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Watershed:
 
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
     units: ClassVar[str] = "as the segmenter inside; sizes and distances are in pixels of the image"
+    volumes: ClassVar[str] = "as the segmenter inside; objects are split in three dimensions"
 
     def __post_init__(self) -> None:
         if self.parts is not None and (not self.parts or len(set(self.parts)) < len(self.parts)):
@@ -180,10 +182,11 @@ class WatershedModel:
     def footprint(self) -> Requirements:
         """Three times `distance` beside what the other segmenter needs."""
         inner = self.segmenter.footprint
-        halo = tuple(margin + 3 * self.distance for margin in inner.halo)
         return replace(
             inner,
-            halo=halo,
+            halo=inner.halo + 3 * self.distance,
+            # In volumes the landscape reaches over planes, even if the other segmenter does not.
+            planar=False,
             bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL,
             cost=inner.cost + 20,
         )
@@ -225,18 +228,18 @@ class WatershedModel:
 def split_touching(
     classes: NDArray[np.int32], distance: int, prominence: float
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Instances of a (y, x) array of classes, 0 for background: labels from 1 on, and the class of
-    each label, 0 included.
+    """Instances of a (y, x) or (z, y, x) array of classes, 0 for background: labels from 1 on, and
+    the class of each label, 0 included.
 
     `distance` clips the landscape, in pixels; a peak must rise by `prominence` pixels above its
     passes.
     """
     from maskloom.segcore.kernels.watershed import descending, flood, squared_distances
 
-    classes = np.ascontiguousarray(classes)
-    squares = np.empty(classes.shape, np.int32)
-    squared_distances(classes, distance, squares)
-    values, count = flood(classes, squares, descending(squares, distance**2), prominence)
+    volume = np.ascontiguousarray(classes).reshape((1, *classes.shape)[-3:])
+    squares = np.empty(volume.shape, np.int32)
+    squared_distances(volume, distance, squares)
+    values, count = flood(volume, squares, descending(squares, distance**2), prominence)
     class_of = np.zeros(count + 1, np.int64)
-    class_of[values.ravel()] = classes.ravel()
-    return values, class_of
+    class_of[values.ravel()] = volume.ravel()
+    return values.reshape(classes.shape), class_of

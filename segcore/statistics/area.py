@@ -109,7 +109,7 @@ class Area:
                 "pixel_count": counts[i],
                 "fraction": counts[i] / valid if valid else None,
                 "area": area,
-                "area_unit": spec.space.area_unit,
+                "area_unit": spec.space.unit,
                 "nodata_pixels": nodata,
                 "unprocessed_pixels": unprocessed,
             }
@@ -150,9 +150,16 @@ def _stranger(item: Labelled) -> MaskloomError:
     )
 
 
+def _first_cell(spec: RasterSpec) -> float:
+    """Size of every pixel, where they are equal."""
+    size = spec.space.cell_size(Box.whole((1,) * len(spec.shape)), spec.shape)
+    assert isinstance(size, float)
+    return size
+
+
 def _in_units(total: dict[str, Any], spec: RasterSpec) -> list[float]:
     """Areas of the classes in the unit of the space."""
     if total["areas"]:
         return [quanta / quanta_in_unit(spec.space) for quanta in total["areas"]]
-    cell = spec.cell_area(Box((0, 0), (1, 1))) if any(total["counts"]) else 0.0
+    cell = _first_cell(spec) if any(total["counts"]) else 0.0
     return [float(count * cell) for count in total["counts"]]

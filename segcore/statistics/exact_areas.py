@@ -53,7 +53,7 @@ def add_areas(
             return max(
                 float(sum_cells(values, place, box.start, cells, scale, sums)) for cells in several
             )
-    areas = spec.cell_area(box)
+    areas = space.cell_size(box, spec.shape)
     if isinstance(areas, float):
         sum_rows(values.reshape(1, -1), place, np.zeros(1, np.int64), sums)
         return None

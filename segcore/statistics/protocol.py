@@ -1,7 +1,9 @@
-"""Statistics: folds over labelled blocks that end as rows of a table.
+"""Statistics: tables about the masks.
 
-A statistic observes the classes of a tile's core while they are in memory. Its state must be exact
-and order-free (whole numbers): then the table is the same for any tiling.
+A `Statistic` is a fold over labelled blocks that ends as rows of a table. It observes the classes
+of a tile's core while they are in memory. Its state must be exact and order-free (whole numbers):
+then the table is the same for any tiling. The table of objects (`segcore.statistics.objects`) needs
+two passes over the tiles; the pipeline makes it.
 """
 
 from __future__ import annotations
@@ -33,13 +35,17 @@ class Labelled:
     legend: ClassTable
 
 
-class Statistic(Protocol):
-    """A table about the masks, filled one tile at a time."""
+class Table(Protocol):
+    """The parameters of a table, as users set them: a frozen dataclass."""
 
     @property
     def table(self) -> str:
-        """Name of its table, the folder below `tables/`."""
+        """Name of the table, the folder below `tables/`."""
         ...
+
+
+class Statistic(Table, Protocol):
+    """A table that is filled one tile at a time."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -61,7 +67,7 @@ class Statistic(Protocol):
         ...
 
 
-STATISTICS: Registry[type[Statistic]] = Registry("statistic", __package__)
+STATISTICS: Registry[type[Table]] = Registry("statistic", __package__)
 """Statistics by the name of their table's kind: frozen dataclasses whose fields are the parameters
 that users set.
 """

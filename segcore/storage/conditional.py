@@ -15,6 +15,7 @@ one must not restore a file that a later commit has replaced:
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +30,7 @@ from maskloom.segcore.errors import StoreError
 from maskloom.segcore.storage.store import (
     STAGING,
     Store,
+    current_version,
     filesystem,
     remedy,
     store_errors,
@@ -51,15 +53,15 @@ _PROBED: dict[str, Conditions] = {}
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A staged file that is to take its name."""
+    """A staged file that is to take its name, or a file that is to go."""
 
-    staged: str
-    """Its name below the store's root now."""
+    staged: str | None
+    """Its name below the store's root now. None: nothing takes the name, the file goes."""
     name: str
     """What it will be called; a file of this name is replaced."""
     base: str | None = None
     """The version of the file to be replaced, of `bases_of`. None: there is none, or the store has
-    no versions.
+    no versions. Of a file that is to go, that of `current_version`.
     """
 
 
@@ -129,6 +131,8 @@ def move(store: Store, moves: Iterable[Move]) -> None:
     are.
     """
     moves = list(moves)
+    _at_once(lambda each: _remove(store, each), [each for each in moves if each.staged is None])
+    moves = [each for each in moves if each.staged is not None]
     fs, root = filesystem(store.root)
     if isinstance(fs, LocalFileSystem):
         _rename(Path(root), moves)
@@ -138,6 +142,18 @@ def move(store: Store, moves: Iterable[Move]) -> None:
         _at_once(lambda each: _overwrite(fs, store, each), moves)
 
 
+def _remove(store: Store, each: Move) -> None:
+    """Remove a file that still is what it was when the commit was drafted; another one is of a
+    later commit.
+    """
+    uri = store.uri(each.name)
+    with contextlib.suppress(FileNotFoundError), store_errors(f"remove {uri}"):
+        if current_version(uri) == each.base:
+            fs, path = filesystem(uri)
+            fs.rm_file(path)
+            fs.invalidate_cache(path)
+
+
 def _rename(root: Path, moves: Sequence[Move]) -> None:
     folders = {(root / each.name).parent for each in moves}
     try:
@@ -145,7 +161,7 @@ def _rename(root: Path, moves: Sequence[Move]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         for each in moves:
             try:
-                (root / each.staged).replace(root / each.name)
+                (root / str(each.staged)).replace(root / each.name)
             except FileNotFoundError:
                 # Already moved by another process that carries out the same commit.
                 continue
@@ -172,7 +188,7 @@ def _swap(fs: Any, store: Store, each: Move) -> None:
     """Write the target where it is still its base. Whatever else it is was put there by this
     commit, or by a later one.
     """
-    source = filesystem(store.uri(each.staged))[1]
+    source = filesystem(store.uri(str(each.staged)))[1]
     with store_errors(f"write {store.uri(each.name)}"):
         try:
             if conditions_of(store).copy:
@@ -242,7 +258,7 @@ def _code(error: BaseException | None) -> str:
 
 
 def _overwrite(fs: Any, store: Store, each: Move) -> None:
-    source, target = (filesystem(store.uri(name))[1] for name in (each.staged, each.name))
+    source, target = (filesystem(store.uri(name))[1] for name in (str(each.staged), each.name))
     with store_errors(f"write {store.uri(each.name)}"):
         try:
             fs.cp_file(source, target)

@@ -1,15 +1,23 @@
-"""Packing: what one job leaves to the next. Named arrays as one compressed string of bytes, and
-many such strings in one staged file.
+"""Packing: the bytes in which one job leaves typed values for the next.
+
+    pack, unpack       one value: a frozen dataclass with arrays, compressed as a whole
+    PackedFile         many such strings of bytes in one staged file, read back piece by piece
+    pack_table, ...    rows, as Arrow has them
+
+A class whose values are packed is marked with `packable`. Its fields hold arrays, other packable
+values, strings, numbers, None, and lists, tuples and mappings of these. The head of a packed value
+is JSON: the value itself, where each array is replaced by its type and shape, and each packable
+value by its fields and the name of its class. The arrays follow in that order as one block.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,41 +27,104 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.storage.store import Sink, Store
 
+T = TypeVar("T")
+
 _LEVEL = 1
+_HEAD = "<IQ"
+"""Bytes of the head, and of the arrays before compression."""
+_ARRAY, _CLASS, _MAPPING, _TUPLE = "array", "class", "mapping", "tuple"
+"""Keys of the head's JSON objects, each of which has one."""
+_PACKABLE: dict[str, type[Any]] = {}
 
 
-def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """The arrays as `unpack` reads them back."""
+def packable(kind: type[T]) -> type[T]:
+    """A decorator of dataclasses whose values `pack` takes; their names must be unique."""
+    if kind.__name__ in _PACKABLE:
+        raise ValueError(f"two packable classes are called {kind.__name__}")
+    _PACKABLE[kind.__name__] = kind
+    return kind
+
+
+def pack(value: Any) -> bytes:
+    """The bytes from which `unpack` makes an equal value. Raises `TypeError` for other values."""
     import imagecodecs
 
-    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    sizes = [array.nbytes for array in plain.values()]
-    head = json.dumps(
-        [(name, array.dtype.str, array.shape) for name, array in plain.items()]
-    ).encode()
-    content = b"".join(array.tobytes() for array in plain.values())
+    arrays: list[NDArray[Any]] = []
+    head = json.dumps(_without_arrays(value, arrays)).encode()
+    content = b"".join(array.tobytes() for array in arrays)
     return (
-        struct.pack("<IQ", len(head), sum(sizes))
+        struct.pack(_HEAD, len(head), len(content))
         + head
         + bytes(imagecodecs.zstd_encode(content, level=_LEVEL))
     )
 
 
-def unpack(data: bytes) -> dict[str, NDArray[Any]]:
-    """The arrays that `pack` packed; they cannot be written to."""
+def unpack(kind: type[T], data: bytes) -> T:
+    """The value of class `kind` that `pack` made into these bytes; its arrays are read-only.
+
+    Raises `ValueError` or `struct.error` for other bytes.
+    """
     import imagecodecs
 
-    length, size = struct.unpack_from("<IQ", data)
-    start = struct.calcsize("<IQ")
+    length, size = struct.unpack_from(_HEAD, data)
+    start = struct.calcsize(_HEAD)
     head = json.loads(data[start : start + length])
-    content = imagecodecs.zstd_decode(data[start + length :], out=size) if size else b""
-    arrays, at = {}, 0
-    for name, dtype, shape in head:
-        kind = np.dtype(dtype)
-        count = int(np.prod(shape, dtype=np.int64))
-        arrays[name] = np.frombuffer(content, kind, count, at).reshape(shape)
-        at += count * kind.itemsize
-    return arrays
+    content = bytes(imagecodecs.zstd_decode(data[start + length :], out=size)) if size else b""
+    value = _with_arrays(head, _Arrays(content))
+    if not isinstance(value, kind):
+        raise ValueError(f"expected a packed {kind.__name__}, got a {type(value).__name__}")
+    return value
+
+
+def _without_arrays(value: Any, arrays: list[NDArray[Any]]) -> Any:
+    """The value as JSON, its arrays moved to the list."""
+    if isinstance(value, np.ndarray):
+        arrays.append(value)
+        return {_ARRAY: [value.dtype.str, value.shape]}
+    if is_dataclass(value):
+        name = type(value).__name__
+        if _PACKABLE.get(name) is not type(value):
+            raise TypeError(f"expected packable values, got a {name}")
+        members = (_without_arrays(getattr(value, each.name), arrays) for each in fields(value))
+        return {_CLASS: [name, *members]}
+    if isinstance(value, Mapping):
+        return {_MAPPING: {name: _without_arrays(item, arrays) for name, item in value.items()}}
+    if isinstance(value, list | tuple):
+        items = [_without_arrays(item, arrays) for item in value]
+        return {_TUPLE: items} if isinstance(value, tuple) else items
+    return value
+
+
+class _Arrays:
+    """Arrays, read one after the other from a block of bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content, self._at = content, 0
+
+    def read(self, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
+        kind, count = np.dtype(dtype), int(np.prod(shape, dtype=np.int64))
+        array = np.frombuffer(self._content, kind, count, self._at).reshape(shape)
+        self._at += array.nbytes
+        return array
+
+
+def _with_arrays(head: Any, arrays: _Arrays) -> Any:
+    """The value of which `_without_arrays` made this JSON."""
+    if isinstance(head, list):
+        return [_with_arrays(item, arrays) for item in head]
+    if not isinstance(head, dict):
+        return head
+    ((what, content),) = head.items()
+    if what == _ARRAY:
+        return arrays.read(*content)
+    if what == _CLASS:
+        name, *members = content
+        if name not in _PACKABLE:
+            raise ValueError(f"there is no packable class {name}")
+        return _PACKABLE[name](*(_with_arrays(item, arrays) for item in members))
+    if what == _TUPLE:
+        return tuple(_with_arrays(item, arrays) for item in content)
+    return {name: _with_arrays(item, arrays) for name, item in content.items()}
 
 
 def pack_table(table: pa.Table) -> bytes:
@@ -73,44 +144,54 @@ def unpack_table(data: bytes) -> pa.Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Blobs:
-    """The front of a staged file that holds strings of bytes, numbered within groups."""
+class PackedFile:
+    """The front of a staged file that holds strings of bytes, numbered within named sections."""
 
     name: str
     places: Mapping[str, Sequence[tuple[int, int]]]
     """Start and stop of each string in the file."""
 
     @staticmethod
-    def dump(groups: Mapping[str, Sequence[bytes]], out: Sink) -> None:
-        """Write groups of strings, one group after the other, behind an index."""
+    def write(sections: Mapping[str, Sequence[bytes]], out: Sink) -> None:
+        """Write the sections one after the other behind an index."""
         index = json.dumps(
-            {group: [len(blob) for blob in blobs] for group, blobs in groups.items()}
+            {name: [len(blob) for blob in blobs] for name, blobs in sections.items()}
         ).encode()
         out.write(struct.pack("<Q", len(index)) + index)
-        for blobs in groups.values():
+        for blobs in sections.values():
             for blob in blobs:
                 out.write(blob)
 
     @classmethod
-    def load(cls, store: Store, name: str) -> Blobs:
-        """Read the index of a file that `dump` wrote. Raises `FileNotFoundError`."""
+    def open(cls, store: Store, name: str) -> PackedFile:
+        """Read the index of a file that `write` wrote. Raises `FileNotFoundError`."""
         (length,) = struct.unpack("<Q", store.read(name, 0, 8))
         at, places = 8 + length, {}
-        for group, sizes in json.loads(store.read(name, 8, at)).items():
+        for section, sizes in json.loads(store.read(name, 8, at)).items():
             stops = np.cumsum([at, *sizes]).tolist()
-            places[group] = list(pairwise(stops))
+            places[section] = list(pairwise(stops))
             at = stops[-1]
         return cls(name, places)
 
-    def get(self, store: Store, group: str, number: int) -> bytes:
+    def one(self, store: Store, section: str, number: int) -> bytes:
         """One string."""
-        return store.read(self.name, *self.places[group][number])
+        return store.read(self.name, *self.places[section][number])
 
-    def group(self, store: Store, group: str) -> list[bytes]:
-        """All strings of a group, read at once."""
-        places = self.places[group]
+    def all(self, store: Store, section: str) -> list[bytes]:
+        """All strings of a section, read at once."""
+        places = self.places[section]
         if not places:
             return []
         start = places[0][0]
         content = store.read(self.name, start, places[-1][1])
         return [content[a - start : b - start] for a, b in places]
+
+    def each(self, store: Store, section: str) -> Iterator[bytes]:
+        """The strings of a section one after the other, from one opening of the file."""
+        places = self.places[section]
+        if not places:
+            return
+        with store.open(self.name) as file:
+            file.seek(places[0][0])
+            for start, stop in places:
+                yield file.read(stop - start)

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol, TypeVar, cast
 
 import fsspec
@@ -51,6 +51,8 @@ _PROTOCOLS = [protocols[0] for protocols in _EXTRAS.values()]
 _TEMPORARY = re.compile(
     r"(?:maskloom-)?(?P<host>.+)-(?P<process>\d+)-(?:(?P<machine>[0-9a-f]{12})-)?[0-9a-f]{32}\.tmp"
 )
+_CHUNK = 2**22
+"""Bytes that are read at a time."""
 _CONFLICTS = (409, 412)
 """HTTP: conflict with a concurrent request for the same object, or failed precondition."""
 _TRIES, _PAUSE = 4, 0.2
@@ -92,6 +94,23 @@ class Artefact:
     """Bytes."""
     sha256: str
     """Digest of its bytes, in hexadecimal."""
+
+
+def not_empty(listed: Mapping[str, Listed]) -> set[str]:
+    """Names of the listed files that are not empty, and of the folders around them."""
+    names = {name for name, found in listed.items() if found.size}
+    return names | {str(folder) for name in names for folder in PurePosixPath(name).parents}
+
+
+def combined_digest(digests: Mapping[str, str]) -> str:
+    """One digest for several files, from their names and digests; of a file alone, its own.
+
+    A file alone has no name, those of a folder have their paths in it.
+    """
+    if digests.keys() == {""}:
+        return digests[""]
+    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -248,6 +267,26 @@ class Store:
         fs, path = filesystem(self.uri(name))
         with store_errors(f"read {self.uri(name)}"):
             return cast("IO[bytes]", fs.open(path, "rb"))
+
+    def sha256(self, name: str) -> str:
+        """Digest of a published file, or of a folder's files together; see `combined_digest`.
+
+        Raises `FileNotFoundError` where there is neither, and as `read`.
+        """
+        found = self.listed(name)
+        if not found:
+            raise FileNotFoundError(self.uri(name))
+        # The path of a file in the folder; nothing for a file alone.
+        return combined_digest(
+            {file[len(name) :].removeprefix("/"): self._file_sha256(file) for file in found}
+        )
+
+    def _file_sha256(self, name: str) -> str:
+        digest = hashlib.sha256()
+        with self.open(name) as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """Names of all files below a folder that end with `suffix`, sorted. An absent folder is

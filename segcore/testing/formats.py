@@ -45,7 +45,7 @@ def whole(reader: Reader, spec: RasterSpec) -> Image:
 
 
 def check_spec(spec: RasterSpec) -> None:
-    """What a header tells is consistent, and the spec survives the way to a worker."""
+    """A spec is consistent, and survives the way to a worker."""
     import pickle
 
     assert len(spec.chunks) == len(spec.shape)
@@ -92,8 +92,8 @@ def check_bands(image_format: Format, spec: RasterSpec, image: Image) -> None:
         with image_format.open(spec.select(bands)) as reader:
             pixels, valid = whole(reader, spec)
         expected = image[0][..., [band - 1 for band in bands]]
-        # Which pixels are data may depend on the bands that are read; where all bands say so, each
-        # does.
+        # Which pixels are data may depend on the bands that are read; a pixel that is data in all
+        # bands is data in each.
         both = valid & image[1]
         assert pixels.shape == expected.shape
         np.testing.assert_array_equal(pixels[both], expected[both])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from maskloom.segcore.fold import observe_all
+from maskloom.segcore.ground.space import AXES, Space
 from maskloom.segcore.models.files import dump_model, load_model
 from maskloom.segcore.models.protocols import (
     MODELS,
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """An image in memory."""
+    """An image or a volume in memory."""
 
     pixels: NDArray[np.generic]
-    """Shape (y, x, channels)."""
+    """(y, x, band), or (z, y, x, band)."""
     valid: NDArray[np.bool_]
     interpretation: Literal["rgb", "bands"] = "bands"
     name: str = "memory.tif"
@@ -51,17 +52,18 @@ class Picture:
     @property
     def spec(self) -> RasterSpec:
         """What the header of such an image would tell."""
-        height, width, channels = self.pixels.shape
+        *shape, channels = self.pixels.shape
         return RasterSpec(
             location=f"file:///pictures/{self.name}",
             format="memory",
-            shape=(height, width),
+            shape=tuple(shape),
             bands=tuple(range(1, channels + 1)),
             dtype=self.pixels.dtype.name,
-            chunks=(height, width),
+            chunks=tuple(shape),
             version="1",
             file_bands=channels,
             interpretation=self.interpretation,
+            space=Space(axes=AXES[-len(shape) :]),
         )
 
     def block(self, tile: Tile, spec: RasterSpec) -> Block:

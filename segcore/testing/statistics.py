@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskloom.segcore.geometry import Affine, Grid, Shape
-from maskloom.segcore.ground.space import Space
+from maskloom.segcore.geometry import Affine, Box, Grid, Shape
+from maskloom.segcore.ground.space import AXES, Metric, Space
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.statistics.protocol import Labelled, Statistic
@@ -54,7 +54,7 @@ class LabelledImage:
     """Shape of the image plus channels."""
     valid: NDArray[np.bool_]
 
-    def cut(self, tile: Shape, halo: Shape = (0, 0)) -> list[Labelled]:
+    def cut(self, tile: Shape, halo: int = 0) -> list[Labelled]:
         """The labelled tiles of a grid, in row order."""
         return [
             Labelled(self.labels[tile.core.slices], tile, self.spec, self.legend)
@@ -84,16 +84,39 @@ def labelled_images(max_side: int = 40) -> SearchStrategy[LabelledImage]:
     return images()
 
 
+def labelled_volumes(max_side: int = 12) -> SearchStrategy[LabelledImage]:
+    """Hypothesis strategy: volumes of all sizes up to `max_side`, with voxels of known and of
+    unknown size, with and without nodata.
+    """
+    from hypothesis import strategies as st
+
+    metrics = [None, Metric((2.5, 0.7, 0.7)), Metric((3.0, 1.0, 2.0), "um")]
+
+    @st.composite
+    def volumes(draw: st.DrawFn) -> LabelledImage:
+        shape = tuple(draw(st.integers(1, max_side)) for _ in AXES)
+        return make_image(
+            shape,
+            Space(metric=draw(st.sampled_from(metrics)), axes=AXES),
+            draw(st.integers(1, 6)),
+            draw(st.sampled_from([0.0, 0.3, 1.0])),
+            draw(st.integers(0, 99)),
+        )
+
+    return volumes()
+
+
 def make_image(
     shape: Shape, space: Space, classes: int, invalid: float, seed: int
 ) -> LabelledImage:
-    """A random image in patches of a few pixels; `invalid` is the part of its pixels without
-    data.
+    """A random image or volume in patches of a few pixels; `invalid` is the part of its pixels
+    without data.
     """
     generator = np.random.default_rng(seed)
     legend = ClassTable.of(tuple(f"class_{i}" for i in range(classes)))
     patches = generator.integers(0, classes, [-(-n // 3) for n in shape])
-    labels = np.kron(patches, np.ones((3, 3), int))[: shape[0], : shape[1]].astype(legend.dtype)
+    labels = np.kron(patches, np.ones((3,) * len(shape), int))[Box.whole(shape).slices]
+    labels = labels.astype(legend.dtype)
     valid = generator.random(shape) >= invalid
     labels[~valid] = legend.nodata
     pixels = generator.integers(0, 256, (*shape, 3)).astype(np.uint8)
@@ -126,7 +149,7 @@ def rows_of(statistic: Statistic, image: LabelledImage, items: Sequence[Labelled
 
 
 def check_any_tiling(
-    statistic: Statistic, image: LabelledImage, tile: Shape, halo: Shape = (0, 0)
+    statistic: Statistic, image: LabelledImage, tile: Shape, halo: int = 0
 ) -> None:
     """The table is the same, to the last bit, for the whole image and for its tiles."""
     _same(

@@ -4,7 +4,6 @@ runs.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from maskloom.segcore import errors
 from maskloom.segcore.storage.records import read_table
-from maskloom.segcore.storage.store import Store
+from maskloom.segcore.storage.store import Store, not_empty
 from maskloom.tasks.commits.log import IMAGES, CommitLog
 
 _COLUMNS = [
@@ -76,7 +75,7 @@ class Ledger:
         """
         ledger = cls(store)
         # A mask that somebody has emptied is as good as removed.
-        masks = {name for name, found in store.listed("masks").items() if found.size}
+        masks = not_empty(store.listed("masks"))
         whole = {name for name, found in store.listed("tables").items() if found.size}
         for name in store.names(IMAGES, ".parquet"):
             file = name.rpartition("/")[2]
@@ -178,6 +177,9 @@ def _best(store: Store, rows: list[Committed]) -> Committed:
 
 
 def _digests(store: Store, image_id: str) -> Iterator[str]:
-    for name in store.names(f"masks/{image_id}".rpartition("/")[0], ""):
-        if name.startswith(f"masks/{image_id}."):
-            yield hashlib.sha256(store.read(name)).hexdigest()
+    """Digests of what may be the mask of an image: files and folders of its name with a suffix."""
+    stem = f"masks/{image_id}."
+    names = store.names(stem.rpartition("/")[0], "")
+    found = (name for name in names if name.startswith(stem))
+    for mask in dict.fromkeys(stem + name[len(stem) :].partition("/")[0] for name in found):
+        yield store.sha256(mask)

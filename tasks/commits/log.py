@@ -23,13 +23,13 @@ from __future__ import annotations
 import contextlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
 from maskloom.segcore.storage.conditional import Move, bases_of, move, require_movable
 from maskloom.segcore.storage.records import read_json
-from maskloom.segcore.storage.store import Artefact, Store
+from maskloom.segcore.storage.store import Artefact, Store, current_version
 
 COMMITS = "runs/commits"
 """Folder of the records."""
@@ -129,7 +129,7 @@ class CommitLog:
         """
         require_movable(
             self.store,
-            [draft.folder, *{staged.rpartition("/")[0] for staged in draft.files.values()}],
+            [draft.folder, *_outermost(draft.files.values())],
         )
         # The table `images` records which images are done, so it comes last.
         names = sorted(draft.tables, key=lambda name: name.startswith(f"{IMAGES}/"))
@@ -140,7 +140,7 @@ class CommitLog:
         moves = [
             Move(draft.files[name], name, base)
             for name, base in zip(finals, bases_of(self.store, finals), strict=True)
-        ]
+        ] + self._removals(draft)
         listed = [[each.staged, each.name, each.base] for each in moves]
         self.store.publish(f"{draft.folder}/{_FILES}", json.dumps(listed).encode())
         # If the reply is lost, the record may exist, and the process that finds it needs the staged
@@ -150,6 +150,17 @@ class CommitLog:
         if draft.claimed:
             self._carry_out(commit, moves)
         return draft.claimed
+
+    def _removals(self, draft: Draft) -> list[Move]:
+        """The files of folders in the draft that the new content of these folders does not have.
+
+        A reader of a mask of many files must not meet blocks of the one before.
+        """
+        old = {name for folder in draft.folders for name in self.store.listed(f"{folder}/")}
+        return [
+            Move(None, name, current_version(self.store.uri(name)))
+            for name in sorted(old - draft.files.keys())
+        ]
 
     def _carry_out(self, commit: Commit, moves: list[Move] | None) -> None:
         """Move what the commit has staged. `moves` of masks and previews: None to read them from
@@ -186,6 +197,8 @@ class Draft:
     """Staged masks, previews and side-cars: their place below the output, by the name that they
     will have.
     """
+    folders: frozenset[str] = frozenset()
+    """Those among the names of masks that are folders: they are replaced as a whole."""
     claimed: bool = False
     """Whether a record may name its staged files."""
 
@@ -207,7 +220,8 @@ def read_commit(store: Store, number: int) -> Commit | None:
 
 def is_under_way(store: Store, commit: Commit) -> bool:
     """Whether something of the commit waits to be moved. Only the last can be under way."""
-    return store.exists(commit.moves[-1].staged)
+    last, *_ = commit.tables[-1]
+    return store.exists(f"{commit.folder}/{last}")
 
 
 def folder_under_way(store: Store) -> str | None:
@@ -217,6 +231,15 @@ def folder_under_way(store: Store) -> str | None:
     names = store.names(COMMITS, ".json")
     commit = read_commit(store, _number(names[-1])) if names else None
     return commit.folder if commit is not None and is_under_way(store, commit) else None
+
+
+def _outermost(names: Iterable[str]) -> list[str]:
+    """The folders that hold these files, without those inside another one."""
+    folders: list[str] = []
+    for folder in sorted({name.rpartition("/")[0] for name in names}):
+        if not folders or not f"{folder}/".startswith(f"{folders[-1]}/"):
+            folders.append(folder)
+    return folders
 
 
 def _record(number: int) -> str:

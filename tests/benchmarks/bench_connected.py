@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from maskloom.segcore.geometry import Box, Grid, Tile
 from maskloom.segcore.objects.components import Components
-from maskloom.segcore.objects.numbering import first_pixels, number_objects
+from maskloom.segcore.objects.numbering import first_positions, number_objects
 
 TILE, CHUNK, PIECE = 2048, 1024, 4096
 FULL = np.ones((3, 3), bool)
@@ -75,7 +75,7 @@ def ours(source: Field, side: int, parts: Components, clock: Clock) -> int:
     second pass, which is not timed.
     """
     grid = Grid((side, side), (TILE, TILE))
-    seams, known = [], []
+    boundaries, known = [], []
 
     def fragment(tile: Tile) -> Any:
         return parts.fragment(source.mask(tile.core), tile, grid.shape)
@@ -86,11 +86,12 @@ def ours(source: Field, side: int, parts: Components, clock: Clock) -> int:
             "fragments", lambda mask=mask, tile=tile: parts.fragment(mask, tile, grid.shape)
         )
         firsts = clock.time(
-            "first pixels", lambda found=found, tile=tile: first_pixels(found.values, tile, side)
+            "first pixels",
+            lambda found=found, tile=tile: first_positions(found.values, tile, grid.shape),
         )
-        seams.append(found.seam)
+        boundaries.append(found.boundary)
         known.append((firsts, found.class_of))
-    groupings = clock.time("joining", lambda: parts.join(grid, seams))
+    groupings = clock.time("joining", lambda: parts.join(grid, boundaries))
     numbers = number_objects(grid, groupings, lambda number: known[number], "memory")
     most = 0
     for tile in grid:

@@ -73,14 +73,14 @@ def work(image: Path, tile_size: int, number: int):
     """Read one tile and find its fragments."""
     from maskloom.segcore.formats.tiff.geotiff import GeoTiff
     from maskloom.segcore.geometry import Grid
-    from maskloom.segcore.objects.two_pass import sketch_tile
+    from maskloom.segcore.objects.two_pass import pack_labels
     from maskloom.segcore.raster.spec import Block
 
     spec, model = spec_of(image)
     tile = Grid(spec.shape, (tile_size, tile_size), model.footprint.halo)[number]
     with GeoTiff().open(spec) as reader:
         block = Block(tile, *reader.read(tile.read), spec)
-    return sketch_tile(model.fragment(block), tile.trim(block.valid), tile, spec.shape[1], {})
+    return pack_labels(model.fragment(block), tile.trim(block.valid), tile, spec.shape)
 
 
 def ours(image: Path, mask: Path, tile_size: int, pool: ProcessPoolExecutor) -> float:
@@ -89,27 +89,22 @@ def ours(image: Path, mask: Path, tile_size: int, pool: ProcessPoolExecutor) -> 
     from rasterio.windows import Window
 
     from maskloom.segcore.geometry import Grid
-    from maskloom.segcore.objects.two_pass import place_objects, redraw
+    from maskloom.segcore.objects.two_pass import join_tiles, relabel
 
     started = time.perf_counter()
     spec, model = spec_of(image)
     grid = Grid(spec.shape, (tile_size, tile_size), model.footprint.halo)
     count = len(grid)
-    sketches = list(pool.map(work, [image] * count, [tile_size] * count, range(count)))
-    placements = place_objects(
-        model,
-        grid,
-        [sketch.seam for sketch in sketches],
-        lambda number: sketches[number].firsts,
-        "",
-    )
+    tiles = list(pool.map(work, [image] * count, [tile_size] * count, range(count)))
+    relabellings = join_tiles(model, grid, tiles, "")
     height, width = spec.shape
     with rasterio.open(
         mask, "w", driver="GTiff", height=height, width=width, count=1, dtype="uint32"
     ) as file:
-        for tile, sketch, placement in zip(grid, sketches, placements, strict=True):
+        for tile, packed, relabelling in zip(grid, tiles, relabellings, strict=True):
             (y, x), (rows, columns) = tile.core.start, tile.core.shape
-            file.write(redraw(sketch.body, placement).ids, 1, window=Window(x, y, columns, rows))
+            ids = relabel(packed.labels, relabelling).ids
+            file.write(ids, 1, window=Window(x, y, columns, rows))
     return time.perf_counter() - started
 
 

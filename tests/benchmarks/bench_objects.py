@@ -30,6 +30,7 @@ from maskloom.segcore.statistics.objects.table import (
     measure,
     observe_bands,
 )
+from maskloom.segcore.storage.packing import pack, unpack
 
 TILE, BLOCK = 2048, 12
 NAMES = ("background", "blob")
@@ -140,10 +141,10 @@ def main(objects: int, epsg: int) -> None:
             seconds["finish"] += time.process_time() - started
             rows += len(table)
             write(table)
-            rest.append(part.to_bytes())
+            rest.append(pack(part))
             staged += len(rest[-1])
         started = time.process_time()
-        merged = Measures.concatenate([Measures.from_bytes(part) for part in rest])
+        merged = Measures.concatenate([unpack(Measures, part) for part in rest])
         table = finish(merged, blobs.spec, NAMES, 3)
         seconds["merge"] += time.process_time() - started
         write(table)

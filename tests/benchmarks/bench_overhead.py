@@ -108,7 +108,7 @@ def per_image(folder: Path, fanout: object) -> None:
         folder,
     )
     order = RunSettings(
-        recipe.output, "direct", recipe.segmenter, recipe.statistics, recipe.tile, recipe.kind
+        recipe.output, "direct", recipe.segmenter, recipe.statistics, recipe.tiling, recipe.kind
     )
     sources = tuple(Source(str(path), path.stem, "1", 1) for path in sorted(tiny.iterdir()))
     started = time.perf_counter()

@@ -162,7 +162,68 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "palette.bmp": picture("P"),
     "alpha.webp": picture("RGBA", lossless=True),
 }
-SAMPLES = {"tiff": TIFFS, "picture": PICTURES}
+
+
+def array(pixels: np.ndarray, **options: object) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        zarr = pytest.importorskip("zarr")
+        made = zarr.create_array(path, shape=pixels.shape, dtype=pixels.dtype, **options)
+        made[...] = pixels
+
+    return write
+
+
+def multiscale(path: Path) -> None:
+    """OME-Zarr 0.4: an image of full and half resolution."""
+    zarr = pytest.importorskip("zarr")
+    pixels = np.moveaxis(PHOTO, -1, 0)[None, :, None]
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    for name, level in (("0", pixels), ("1", pixels[..., ::2, ::2])):
+        group.create_array(name, data=level, chunks=(1, 1, 1, 40, 50))
+    axes = [{"name": name} for name in "tczyx"]
+    datasets = [{"path": name} for name in "01"]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+
+
+VOLUME = np.stack([PHOTO[::3, ::4, 0] // n for n in range(1, 12)])
+ARRAYS: dict[str, Callable[[Path], None]] = {
+    "plain.zarr": array(PHOTO[..., 0], chunks=(40, 64)),
+    "second.zarr": array(planes("uint16", 1)[0], chunks=(32, 32), zarr_format=2),
+    "bands.zarr": array(planes("int16", 4), chunks=(2, 33, 47), dimension_names=("band", "y", "x")),
+    "turned.zarr": array(
+        PHOTO.transpose(1, 0, 2), chunks=(50, 50, 3), dimension_names=("x", "y", "c")
+    ),
+    "shards.zarr": array(PHOTO[..., 1], chunks=(16, 16), shards=(64, 64)),
+    "gaps.zarr": array(
+        np.moveaxis(with_gaps("float32"), 0, -1),
+        chunks=(97, 50, 2),
+        dimension_names=("y", "x", "channel"),
+    ),
+    "big_endian.zarr": array(PHOTO[..., 0].astype(">i4") * 1000, chunks=(50, 50), zarr_format=2),
+    "levels.zarr": multiscale,
+    "volume.zarr": array(VOLUME, chunks=(3, 20, 16)),
+}
+
+
+def archive(compressed: bool = False, **arrays: object) -> Callable[[Path], None]:
+    save = np.savez_compressed if compressed else np.savez
+    return lambda path: save(path, **arrays)
+
+
+NUMPY: dict[str, Callable[[Path], None]] = {
+    "image.npy": lambda p: np.save(p, PHOTO[..., 0]),
+    "volume.npy": lambda p: np.save(p, VOLUME.astype(">i2") * 100),
+    "columns.npy": lambda p: np.save(p, np.asfortranarray(VOLUME.astype("uint32"))),
+    "truth.npy": lambda p: np.save(p, VOLUME > 50),
+    "gaps.npy": lambda p: np.save(p, np.where(VOLUME > 30, VOLUME, np.nan)),
+    "plain.npz": archive(pixels=VOLUME.astype("float16")),
+    "bands.npz": archive(True, pixels=PHOTO, axes="yxb", spacing=[0.5, 0.25], unit="um"),
+    "columns.npz": archive(pixels=np.asfortranarray(VOLUME), axes="zyx"),
+    "voxels.npz": archive(
+        True, pixels=np.stack([VOLUME, 255 - VOLUME], -1), axes="zyxb", spacing=[3, 1, 1], unit="mm"
+    ),
+}
+SAMPLES = {"tiff": TIFFS, "picture": PICTURES, "zarr": ARRAYS, "array": NUMPY}
 CASES = [(name, sample) for name in FORMATS for sample in SAMPLES.get(name, [None])]
 each = pytest.mark.parametrize(("name", "sample"), CASES, ids=str)
 
@@ -179,7 +240,10 @@ def opened(name: str, sample: str, folder: Path) -> Iterator[tuple[Format, Raste
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         SAMPLES[name][sample](path)
-    assert formats.format_of(str(path), path.read_bytes()[:64]) == name
+    if path.is_dir():
+        assert formats.format_of_folder(str(path), [each.name for each in path.iterdir()]) == name
+    else:
+        assert formats.format_of(str(path), path.read_bytes()[:64]) == name
     spec = FORMATS[name].describe(str(path), "v1")
     with FORMATS[name].open(spec) as reader:
         yield FORMATS[name], spec, reader
@@ -216,8 +280,8 @@ def test_any_store_gives_the_same_image(
     image_format, local, reader = opened
     pixels, valid = check.whole(reader, local)
     location = f"memory://contract/{name}/{sample}"
-    with fsspec.open(location, "wb") as file:
-        file.write((folder / name / sample).read_bytes())
+    fs, path = fsspec.core.url_to_fs(location)
+    fs.put(str(folder / name / sample), path, recursive=True)
     spec = image_format.describe(location, "v1")
     assert repr(spec).replace(location, local.location) == repr(local)
     with image_format.open(spec) as remote:

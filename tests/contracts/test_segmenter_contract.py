@@ -11,6 +11,7 @@ from skimage import data
 
 from maskloom.flows.dry_run import catalogue
 from maskloom.segcore.methods.samples import SAMPLE_SIZE
+from maskloom.segcore.models.planes import PLANAR
 from maskloom.segcore.models.protocols import (
     SEGMENTERS,
     Exactness,
@@ -94,6 +95,17 @@ def test_a_recipe_starts_as_fitter_or_segmenter(recipe: Any) -> None:
 @pytest.mark.parametrize("kind", SEGMENTERS)
 def test_every_segmenter_says_what_units_change(kind: str) -> None:
     assert f"{SEGMENTERS[kind].units}." in catalogue("segmenters")
+
+
+@pytest.mark.parametrize("kind", SEGMENTERS)
+def test_every_segmenter_says_what_it_does_with_volumes(kind: str) -> None:
+    assert f"Volumes: {SEGMENTERS[kind].volumes}." in catalogue("segmenters")
+
+
+@pytest.mark.parametrize("recipe", without_arguments(), ids=str)
+def test_planar_segmenters_say_so(recipe: Any) -> None:
+    planar = recipe.start().footprint.planar
+    assert planar == (recipe.volumes == PLANAR)
 
 
 @named

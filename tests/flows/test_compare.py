@@ -261,3 +261,21 @@ def test_a_real_scene_of_16_bits_with_nodata(tmp_path: Path) -> None:
     compare(str(path), ["threshold", {"kind": "kmeans", "clusters": 3}], tmp_path / "out.png")
     photo = cells(tmp_path / "out.png", (480, 480), 3)[0][0]
     assert photo.std() > 20
+
+
+def test_the_middle_plane_of_a_volume_is_drawn(tmp_path: Path) -> None:
+    """Segmenters see the whole volume: of its values, none above the threshold is in the middle."""
+    planes = np.zeros((5, 40, 50), np.uint8)
+    planes[:, 10:30, 10:40] = 60
+    planes[0, 5, 5] = 255
+    np.save(tmp_path / "volume.npy", planes)
+    kinds = [{"kind": "threshold", "value": 50}, {"kind": "threshold", "value": 100}]
+    compare(str(tmp_path / "volume.npy"), kinds, tmp_path / "a.png")
+    np.save(tmp_path / "image.npy", planes[2])
+    compare(str(tmp_path / "image.npy"), kinds, tmp_path / "b.png")
+
+    volume, image = (np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
+    assert volume.shape == image.shape
+    below_the_titles = GAP + TITLE
+    # The photo's contrast and the classes of the middle plane are those of the plane alone.
+    assert np.array_equal(volume[below_the_titles:], image[below_the_titles:])

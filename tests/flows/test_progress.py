@@ -20,6 +20,7 @@ from maskloom.flows.progress import (
     RunProgress,
     TrainingProgress,
 )
+from maskloom.segcore.geometry import Tiling
 from maskloom.segcore.pipeline.jobs import FinishJob, ImagesJob, RunSettings, TileRangeJob
 from maskloom.segcore.pipeline.records import PlannedImage
 from maskloom.segcore.raster.source import Source
@@ -27,7 +28,7 @@ from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.segmenters.threshold import Threshold
 from maskloom.segcore.training.checkpoint import TrainingState
 
-SETTINGS = RunSettings("out", "run", Threshold(), {}, tile=64)
+SETTINGS = RunSettings("out", "run", Threshold(), {}, tiling=Tiling(64))
 SETUP = SimpleNamespace(
     recipe=SimpleNamespace(kind="unet", training=SimpleNamespace(epochs=3, batch=2)),
     training=(0, 1, 2),

@@ -31,8 +31,8 @@ _LENGTH = 16
 def digests_of(output: Path, tile: int | str) -> dict[str, dict[str, str]]:
     """By image and by thing: `mask` (pixels as another library decodes them, type, nodata, palette,
     tags), `beside` (side-cars of the mask), `preview` (pixels), the rows in `areas`, `images` and
-    `objects`, and `file_TILE` (the mask's bytes: the only thing that the tile decides, by the size
-    of the file's blocks).
+    `objects`, and `file_TILE` (the bytes of a mask in TIFF: the only thing that the tile decides,
+    by the size of the file's blocks; those of a PNG are a matter of Pillow's version).
     """
     tables = {path.name: _rows(path) for path in sorted((output / "tables").iterdir())}
     found = {}
@@ -45,8 +45,10 @@ def digests_of(output: Path, tile: int | str) -> dict[str, dict[str, str]]:
         if row["mask_uri"] is not None:
             mask = output / row["mask_uri"]
             (preview,) = (output / "previews").glob(f"{image}.*")
+            if mask.suffix != ".png":
+                content = hashlib.sha256(mask.read_bytes()).hexdigest()
+                found[image][f"file_{tile}"] = content[:_LENGTH]
             found[image] |= {
-                f"file_{tile}": hashlib.sha256(mask.read_bytes()).hexdigest()[:_LENGTH],
                 "mask": _hashed(_mask(mask)),
                 "beside": _hashed(_texts(mask.parent.glob(f"{mask.name}.*"))),
                 "preview": _hashed(_picture(preview)),

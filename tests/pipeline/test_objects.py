@@ -49,7 +49,7 @@ def kind_of(segmenter):
 def test_the_tiling_changes_no_object(collection, maskloom, segmenter, monkeypatch):
     recipe = collection.recipe(segmenter=segmenter)
     for tile, part_pixels in ((4096, batching.PART_PIXELS), (64, 2**16)):
-        # Small parts make the scenes take the way of large images: staged, joined, redrawn.
+        # Small parts make the scenes take the way of large images: staged, joined, relabelled.
         monkeypatch.setattr(batching, "PART_PIXELS", part_pixels)
         result = maskloom(
             "run", recipe, *QUIET, "--set", f"tiling.tile={tile}", "--set", f"output=out{tile}"
@@ -287,7 +287,7 @@ def test_lost_sketches_are_made_again(collection, maskloom, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(segment, "_join", stop)
         assert maskloom(*arguments).exit_code == 1
-    lost = sorted((collection.output / "staging").rglob("*.sketches"))
+    lost = sorted((collection.output / "staging").rglob("*.labels"))
     lost[0].unlink()
 
     assert maskloom(*arguments).exit_code == 0

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskloom.segcore.geometry import Box, Grid
+from maskloom.segcore.geometry import Box, Grid, Tile, Tiling
 
 
 def boxes(axes: int = 2) -> st.SearchStrategy[Box]:
@@ -26,9 +26,9 @@ def grids(draw: st.DrawFn) -> Grid:
     longest = (40, 15, 7)[axes - 1]
     sides = [
         st.lists(st.integers(low, high), min_size=axes, max_size=axes).map(tuple)
-        for low, high in ((1, longest), (1, 9), (0, 6))
+        for low, high in ((1, longest), (1, 9))
     ]
-    return Grid(*(draw(side) for side in sides))
+    return Grid(*(draw(side) for side in sides), draw(st.integers(0, 6)), draw(st.booleans()))
 
 
 def pixels(box: Box) -> set[tuple[int, ...]]:
@@ -123,7 +123,7 @@ def test_reads_hold_their_cores_and_stay_in_the_raster(grid: Grid) -> None:
     for tile in grid:
         assert tile.core & tile.read == tile.core
         assert tile.read & whole == tile.read
-        assert tile.read == tile.core.grow(grid.halo) & whole
+        assert tile.read == tile.core.grow(grid.margin) & whole
 
 
 @given(grids())
@@ -170,24 +170,69 @@ def test_cores_have_the_tile_s_shape_except_at_the_far_border(grid: Grid) -> Non
 @pytest.mark.parametrize(
     ("shape", "tile", "halo"),
     [
-        ((5, 5), (4,), (0, 0)),
-        ((5, 5), (0, 4), (0, 0)),
-        ((5, 0), (4, 4), (0, 0)),
-        ((5, 5), (4, 4), (-1, 0)),
-        ((5,), (4,), (0, 0)),
+        ((5, 5), (4,), 0),
+        ((5, 5), (0, 4), 0),
+        ((5, 0), (4, 4), 0),
+        ((5, 5), (4, 4), -1),
+        ((5,), (4, 4), 0),
     ],
 )
 def test_a_grid_that_is_none_is_refused(
-    shape: tuple[int, ...], tile: tuple[int, ...], halo: tuple[int, ...]
+    shape: tuple[int, ...], tile: tuple[int, ...], halo: int
 ) -> None:
     with pytest.raises(ValueError, match="tile"):
         Grid(shape, tile, halo)
 
 
 def test_values_compare_hash_pickle_and_do_not_change() -> None:
-    grid = Grid((50, 40), (16, 16), (3, 3))
+    grid = Grid((50, 40), (16, 16), 3)
 
     assert pickle.loads(pickle.dumps(grid)) == grid
-    assert {grid[0], Grid((50, 40), (16, 16), (3, 3))[0]} == {grid[0]}
+    assert {grid[0], Grid((50, 40), (16, 16), 3)[0]} == {grid[0]}
     with pytest.raises(dataclasses.FrozenInstanceError):
-        grid.halo = (1, 1)  # type: ignore[misc]
+        grid.halo = 1  # type: ignore[misc]
+
+
+def test_planes_do_not_see_each_other() -> None:
+    grid = Grid((9, 20, 20), (2, 6, 6), 3, planar=True)
+
+    assert grid.margin == (0, 3, 3)
+    assert grid[0].read == Box((0, 0, 0), (2, 9, 9))
+    assert Grid((20, 20), (6, 6), 3, planar=True).margin == (3, 3)
+
+
+def test_the_one_tile_of_an_uncut_raster() -> None:
+    for shape in ((7,), (5, 4), (3, 5, 4)):
+        assert Tile.whole(shape) == Grid(shape, shape, 2)[0]
+
+
+# ---- tilings
+# --------------------------------------------------------------------------------------------------
+
+
+def test_a_side_cuts_images_into_squares_and_volumes_into_cubes_of_about_as_many_voxels() -> None:
+    for side in (16, 64, 256, 512, 1024, 2048, 4096, 16384):
+        tiling = Tiling(side)
+        cube = tiling.tile((300, 400, 500))
+
+        assert tiling.tile((400, 500)) == (side, side)
+        assert len(set(cube)) == 1
+        assert cube[0] % 16 == 0
+        assert cube == (16, 16, 16) or np.prod(cube) <= tiling.pixels
+        assert (cube[0] + 16) ** 3 > tiling.pixels
+        assert tiling.tile((300, 400, 500), planar=True) == (1, side, side)
+    assert Tiling(512).tile((9, 9, 9)) == (64, 64, 64)
+
+
+def test_a_side_for_each_axis_is_taken_as_it_is() -> None:
+    tiling = Tiling((8, 64, 32))
+
+    assert tiling.grid((20, 100, 100), halo=2) == Grid((20, 100, 100), (8, 64, 32), 2)
+    assert tiling.grid((20, 100, 100), 2, planar=True) == Grid(
+        (20, 100, 100), (1, 64, 32), 2, planar=True
+    )
+    assert tiling.pixels == 8 * 64 * 32
+    assert tiling.suits((1, 1, 1))
+    assert not tiling.suits((100, 100))
+    with pytest.raises(ValueError, match=r"\(8, 64, 32\).*\(100, 100\)"):
+        tiling.tile((100, 100))

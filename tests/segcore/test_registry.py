@@ -92,3 +92,37 @@ def test_a_registry_imports_its_package_when_it_is_first_asked(
     assert "shapes_of_mine.circle" not in sys.modules
     assert list(shapes) == ["circle"]
     assert sys.modules["shapes_of_mine.circle"].SEEN == []
+
+
+def test_a_thread_that_asks_while_another_fills_the_registry_sees_all(tmp_path, monkeypatch):
+    import threading
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "slowly_filled"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import threading\n"
+        "from maskloom.segcore.registry import Registry\n"
+        "STARTED, RELEASED = threading.Event(), threading.Event()\n"
+        "THINGS = Registry('thing', __name__)\n"
+    )
+    (package / "one.py").write_text(
+        "from slowly_filled import RELEASED, STARTED, THINGS\n"
+        "STARTED.set()\n"
+        "RELEASED.wait(60)\n"
+        "THINGS.register('one')(1)\n"
+    )
+    import slowly_filled
+
+    seen: list[list[str]] = []
+    first, second = (
+        threading.Thread(target=lambda: seen.append(list(slowly_filled.THINGS))) for _ in range(2)
+    )
+    first.start()
+    assert slowly_filled.STARTED.wait(60)
+    second.start()
+    second.join(0.3)
+    slowly_filled.RELEASED.set()
+    first.join(60)
+    second.join(60)
+    assert seen == [["one"], ["one"]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.source import ABSENT
+from maskloom.segcore.raster.spec import FORMATS, FileKind
 from maskloom.segcore.storage.store import filesystem
 from maskloom.tasks.discover import advice, discover, safe_name, told
 
@@ -141,9 +144,9 @@ def test_files_that_no_format_claims_are_counted_by_suffix(folder):
         "c/IM0001",
         "b/1.tif.aux.xml",
         "b/1.tfw",
-        "z.zarr/.zgroup",
-        "z.zarr/0/0/0",
-        "z.zarr/0/0/1",
+        "z.n5/attributes.json",
+        "z.n5/0/0/0",
+        "z.n5/0/0/1",
         ".DS_Store",
     ):
         path = folder / name
@@ -157,7 +160,7 @@ def test_files_that_no_format_claims_are_counted_by_suffix(folder):
         ".svs": 2,
         ".nii.gz": 1,
         "without a suffix": 1,
-        ".zarr": 1,
+        ".n5": 1,
         ".md": 1,
     }
     assert told(found.passed_over).startswith(
@@ -177,10 +180,10 @@ def test_what_a_run_writes_is_not_counted_either(folder):
 
 
 def test_a_folder_of_other_files_tells_what_they_are(folder):
-    (folder / "v.zarr").mkdir()
-    (folder / "v.zarr" / "zarr.json").write_text("{}")
-    with pytest.raises(RecipeError, match=r"1 \.zarr\. maskloom does not read Zarr yet"):
-        discover([str(folder / "v.zarr")], "/out", {})
+    (folder / "v.n5").mkdir()
+    (folder / "v.n5" / "attributes.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"no format claims such files: 1 \.n5\. Give a file"):
+        discover([str(folder / "v.n5")], "/out", {})
 
 
 def test_inputs_that_are_all_absent_are_refused_with_what_may_be_meant(folder):
@@ -238,3 +241,23 @@ def test_passwords_in_lists_are_refused_without_being_told(folder):
         with pytest.raises(RecipeError, match=r"in the list '.*l\.txt'") as refusal:
             discover([str(folder / "l.txt")], "/out", {})
         assert "c0ffee" not in str(refusal.value)
+
+
+def test_suffixes_of_two_dots_are_those_of_formats(tmp_path, monkeypatch):
+    kinds = (
+        FileKind("NIfTI", (".nii",), ((344, b"n+1\0"),)),
+        FileKind("NIfTI in gzip", (".nii.gz",)),
+    )
+    monkeypatch.setitem(FORMATS._items, "nifti", SimpleNamespace(kinds=kinds, mask="cog"))
+    for name in ("a.nii.gz", "a.NII.GZ", "b.x.nii", "c.tar.gz", "d.2024.tif"):
+        (tmp_path / name).write_bytes(b"x")
+
+    found = discover([str(tmp_path)], "/out", {})
+
+    assert {Path(each.uri).name: each.image_id for each in found.sources} == {
+        "a.NII.GZ": "a",
+        "a.nii.gz": "a_nii.gz",
+        "b.x.nii": "b.x",
+        "d.2024.tif": "d.2024",
+    }
+    assert found.passed_over == {".tar.gz": 1}

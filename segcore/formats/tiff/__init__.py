@@ -1,1 +1,5 @@
 """TIFF files as images: GeoTIFF, multi-page files, side-car files."""
+
+from maskloom.segcore.formats.tiff import geotiff
+
+__all__ = ["geotiff"]

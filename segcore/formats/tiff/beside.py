@@ -1,8 +1,8 @@
-"""What lies beside a TIFF, read only as what it must be.
+"""Files beside a TIFF, each read only as what it must be.
 
     x.tif.msk              which pixels are data: a TIFF, of the image's size
     x.tif.aux.xml          what GDAL keeps of an image: nodata, colours, CRS, control points
-    x.tfw, x.tifw, x.wld   where an image lies that does not say so itself
+    x.tfw, x.tifw, x.wld   placement of an image that does not hold its own
     x_RPC.TXT, x.RPB       rational polynomials of its camera, likewise
 
 Nothing else is looked at, and none of them can name a further file: GDAL is never asked for
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.errors import FormatError, ReadError
-from maskloom.segcore.formats.gdal_dataset import NAME, Dataset, errors, reason
-from maskloom.segcore.formats.source import StoredFile, kind_of
+from maskloom.segcore.formats.content import kind_of
+from maskloom.segcore.formats.source import StoredFile
+from maskloom.segcore.formats.tiff.dataset import NAME, Dataset, errors, reason
 from maskloom.segcore.ground.space import Space
 
 if TYPE_CHECKING:

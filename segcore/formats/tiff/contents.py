@@ -2,12 +2,12 @@
 
 One file is one picture of one or many bands. Reduced pages (levels of a pyramid) and transparency
 masks belong to a picture; pages that the file itself calls channels are its bands. Slices, times,
-scenes and pages of which nothing is said are refused: whoever reads one page of many in silence
-gives a wrong number.
+scenes and pages without a description are refused: reading one page of many silently gives wrong
+numbers.
 
-The file speaks in three ways: OME-XML, the lines of ImageJ, or the JSON of tifffile, each in the
-description of the first page. A description that speaks of other sizes than the page has was left
-over by a program that cut the picture, and counts for nothing.
+Three kinds of description are known: OME-XML, the lines of ImageJ, or the JSON of tifffile, each in
+the first page. A description with other sizes than the page was left over by a program that cut the
+picture, and is ignored.
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ class Contents:
 
     @property
     def page(self) -> Page:
-        """The page that tells the header: of the first channel."""
+        """The page of the first channel, whose header is that of the image."""
         return self.pages[0]
 
 
 @dataclass(frozen=True, slots=True)
 class _Axes:
-    """What a description says of the planes of a file."""
+    """The planes of a file according to its description."""
 
     writer: str
     channels: int = 1
     slices: int = 1
     times: int = 1
     unnamed: int = 1
-    """Planes of which the description does not say what they are."""
+    """Planes that the description does not explain."""
 
     @property
     def planes(self) -> int:
@@ -121,8 +121,8 @@ def _contents(pages: Pages, source: StoredFile) -> Contents:
 
 
 def _alone(source: StoredFile, page: Page, axes: _Axes) -> Contents:
-    """The only page of a file whose description speaks of more. Raises `FormatError` where more
-    lies behind that page.
+    """The only page of a file whose description names more. Raises `FormatError` where more planes
+    follow that page.
     """
     if not page.compressed and page.data_offset + 2 * page.plane_bytes <= source.size():
         raise FormatError(
@@ -149,7 +149,7 @@ def _until(chain: Iterator[Page], most: int) -> Iterator[Page]:
 
 
 def _refuse_hidden_originals(pages: Pages, first: Page, further: Sequence[Page]) -> None:
-    """Refuse files whose first page is a thumbnail of what lies elsewhere, and pictures in
+    """Refuse files whose first page is a thumbnail of another picture in them, and pictures in
     sub-directories.
     """
     children = [pages.at(offset) for offset in first.children]
@@ -185,7 +185,7 @@ def _channels(location: str, axes: _Axes, pages: Sequence[Page]) -> tuple[Page, 
 
 
 def _imagej(page: Page) -> _Axes | None:
-    """What the lines of ImageJ say; None where there are none."""
+    """The planes according to the lines of ImageJ; None without such lines."""
     if not page.description.startswith("ImageJ="):
         return None
     found = dict(
@@ -216,7 +216,7 @@ def _tifffile(page: Page) -> _Axes | None:
         shape, axes = [int(n) for n in record["shape"]], str(record.get("axes", ""))
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    # Samples of a pixel come last, or first where they lie in planes.
+    # Samples of a pixel come last, or first where they are stored in planes.
     if list(page.shape) not in (shape[-2:], shape[-3:-1]) or min(shape) < 1:
         return None
     planes = max(1, math.prod(shape) // (math.prod(page.shape) * page.samples))

@@ -2,8 +2,8 @@
 
 Which pixels are data (`valid`), among the bands that are read:
 
-- a float pixel with NaN or infinity in any band is not; it comes out as 0, so that nobody computes
-  with NaN;
+- a float pixel with NaN or infinity in any band is not; it is read as 0, so that no method
+  computes with NaN;
 - a pixel that has the nodata value is not: in all bands of the file for RGB pictures (black is
   rare, one channel at 0 is not), in any band that is read otherwise (a number that the file disowns
   must not be computed with). Nodata that the type cannot hold means nothing. In a palette file it
@@ -12,7 +12,7 @@ Which pixels are data (`valid`), among the bands that are read:
 - a pixel that an internal or side-car (.msk) mask hides is not.
 
 Whole numbers of a file whose 0 is white (MinIsWhite) are turned round, so that larger is brighter.
-Pages that the file calls channels are bands; see `_tiff_contents`. A palette becomes the three
+Pages that the file calls channels are bands; see `tiff.contents`. A palette becomes the three
 bands of its colours. An alpha band is no data band: band 4 of (red, green, blue, alpha, infrared)
 is infrared. Other values come as GDAL gives them, without scale and offset.
 """
@@ -23,19 +23,21 @@ import contextlib
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
-from maskloom.segcore.formats.gdal_dataset import Dataset, errors, fault, reason
+from maskloom.segcore.formats.content import require_kind
 from maskloom.segcore.formats.orientation import UPRIGHT, stored_box, turn, turn_shape
-from maskloom.segcore.formats.source import StoredFile, require_kind
+from maskloom.segcore.formats.pixels import drop_not_finite
+from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.formats.tiff.beside import SideMask
 from maskloom.segcore.formats.tiff.contents import Contents, read_contents
+from maskloom.segcore.formats.tiff.dataset import Dataset, errors, fault, reason
 from maskloom.segcore.formats.tiff.layout import Layout, read_layout
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.raster.spec import FORMATS, RasterSpec
+from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -44,10 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.formats.tiff.pages import Page
-    from maskloom.segcore.geometry import Tile
-    from maskloom.segcore.raster.classes import ClassTable
-    from maskloom.segcore.raster.spec import EncodedBlock, Reader
-    from maskloom.segcore.storage.store import Sink
+    from maskloom.segcore.raster.spec import Reader
 
 _STRIP_BYTES = 4 << 20
 """Bands on their way to be interleaved; small enough to stay in a processor's cache."""
@@ -56,11 +55,16 @@ _MERGED_BY_OPENCV = frozenset({"uint8", "uint16", "int16", "int32", "float32", "
 
 @dataclass(frozen=True, slots=True)
 class GeoTiff:
-    """TIFF files. Their masks are Cloud Optimized GeoTIFFs on the same grid."""
+    """TIFF, GeoTIFF, COG, BigTIFF, OME-TIFF and ImageJ."""
 
-    suffixes: tuple[str, ...] = (".tif", ".tiff", ".gtiff", ".btf")
-    mask_suffix: str = ".tif"
-    most_objects: int = 2**32 - 1
+    kinds: tuple[FileKind, ...] = (
+        FileKind(
+            "TIFF",
+            (".tif", ".tiff", ".gtiff", ".btf"),
+            ((0, b"II*\0"), (0, b"MM\0*"), (0, b"II+\0"), (0, b"MM\0+")),
+        ),
+    )
+    mask: str = "cog"
 
     def describe(self, location: str, version: str) -> RasterSpec:
         """Read the header; see `segcore.raster.spec.Format.describe`."""
@@ -123,32 +127,14 @@ class GeoTiff:
             stack.pop_all()
         return ChannelReader(pages, spec) if apart else pages[1]
 
-    def encode(
-        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
-    ) -> list[EncodedBlock]:
-        """See `segcore.masks.cog.writer.CogMasks.encode`."""
-        from maskloom.segcore.masks.cog.writer import CogMasks
+    def open_stored(self, spec: RasterSpec) -> Reader:
+        """Open the file for its numbers; see `StoredFormat.open_stored`."""
+        reader = self.open(spec)
+        stored_otherwise = isinstance(reader, TiffReader) and reader.stores_otherwise
+        return cast("TiffReader", reader).as_stored() if stored_otherwise else reader
 
-        return CogMasks().encode(labels, tile, spec, tile_size)
 
-    def assemble(
-        self,
-        pieces: Iterable[EncodedBlock],
-        spec: RasterSpec,
-        legend: ClassTable,
-        out: Sink,
-        tile_size: int,
-    ) -> None:
-        """See `segcore.masks.cog.writer.CogMasks.assemble`."""
-        from maskloom.segcore.masks.cog.writer import CogMasks
-
-        CogMasks().assemble(pieces, spec, legend, out, tile_size)
-
-    def sidecars(self, legend: ClassTable) -> Mapping[str, bytes]:
-        """GDAL's side-car with the names of the classes, for which TIFF has no place."""
-        from maskloom.segcore.masks.cog.writer import category_sidecar
-
-        return {".aux.xml": category_sidecar(legend)}
+FORMATS.register("tiff")(GeoTiff())
 
 
 @dataclass(slots=True)
@@ -223,8 +209,7 @@ class TiffReader:
         bands = [layout.data[band - 1] for band in stored]
         pixels, alpha = self._interleaved(box, bands)
         valid = self._valid(box, bands, pixels, alpha)
-        if pixels.dtype.kind == "f":
-            _drop_not_finite(pixels, valid)
+        drop_not_finite(pixels, valid)
         if layout.white is not None:
             for channel in (i for i, band in enumerate(bands) if band == layout.data[0]):
                 np.subtract(
@@ -400,15 +385,3 @@ def _merge(planes: NDArray[Any], out: NDArray[Any]) -> None:
 
 def _comparable(nodata: float | None) -> bool:
     return nodata is not None and not math.isnan(nodata)
-
-
-def _drop_not_finite(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-    finite = np.isfinite(pixels)
-    if not finite.all():
-        pixels[~finite] = 0
-        valid &= finite.all(axis=-1)
-
-
-# The protocol asks for attributes that can be set; those of a frozen value cannot, and nobody sets
-# them.
-TIFF = FORMATS.register("tiff")(GeoTiff())

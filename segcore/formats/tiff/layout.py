@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.errors import FormatError
-from maskloom.segcore.formats.gdal_dataset import Dataset
 from maskloom.segcore.formats.orientation import UPRIGHT, turn_shape
 from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, StoredFile
 from maskloom.segcore.formats.tiff.beside import metadata_file, place_beside
+from maskloom.segcore.formats.tiff.dataset import Dataset
 from maskloom.segcore.ground.space import Space
 
 if TYPE_CHECKING:
@@ -59,13 +59,13 @@ class Layout:
     """GDAL's numbers of the data bands."""
     alpha: int | None
     masks: tuple[int, ...]
-    """GDAL's numbers of the bands with a mask of their own; one stands for all where they share
+    """GDAL's numbers of the bands that have a mask; one number for all where they share
     it.
     """
     nodata: tuple[float | None, ...]
     """By data band; None also where the type cannot hold the file's value."""
     white: int | None
-    """The number that stands for black in the first data band, whose 0 is white. None: its 0 is not
+    """The value of black in the first data band, whose 0 is white. None: its 0 is not
     white.
     """
     palette: NDArray[np.uint8] | None
@@ -91,8 +91,8 @@ class Layout:
 def read_layout(
     dataset: Dataset, source: StoredFile, page: Page, space: Space | None = None
 ) -> Layout:
-    """The layout of a page that is open. `space` says where it lies; None: ask the file, and then
-    what lies beside it.
+    """The layout of an open page. `space` is its placement; None: take it from the file, or else
+    from the files beside it.
 
     Raises `FormatError` for what we do not read, and what `_dataset.errors` names.
     """
@@ -124,7 +124,7 @@ def read_layout(
     elif layout.palette is not None:
         layout = replace(layout, white=None)
     masks = dataset.run(lambda: _masks(dataset.raw.mask_flag_enums, layout.data))
-    # A georeference is of the pixels as stored, and whoever georeferences an image ignores the tag,
+    # A georeference is of the pixels as stored, and programs that write one ignore the tag,
     # as GDAL does.
     return replace(
         layout, masks=masks, space=space, orientation=UPRIGHT if space.placed else page.orientation

@@ -1,7 +1,7 @@
 """The pages of a TIFF: a walk over its directories, bounded whatever the file claims.
 
 GDAL opens one directory of a file and passes over the others. Here we read what all of them are, so
-that `_tiff_contents` can say which are the image. After: TIFF 6.0 (Adobe 1992), its Technical Note
+that `tiff.contents` can tell which are the image. After: TIFF 6.0 (Adobe 1992), its Technical Note
 1 (trees of directories), and the BigTIFF design (2004).
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Shape
 
 FIRST_DIRECTORY = {42: (4, "I"), 43: (8, "Q")}
-"""Where the header says where the first directory lies, and as what, by the version of the file."""
+"""Place and `struct` type of the first directory's offset, by the version of the file."""
 MAX_PAGES = 2**13
 MAX_DESCRIPTION_BYTES = 16 << 20
 _MAX_ENTRIES = 4096
@@ -29,7 +29,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 1
 _LETTERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _REDUCED, _MASK = 1, 4
 _OLD_KINDS = {2: _REDUCED}
-"""The old tag 255 says 2 for a reduced image."""
+"""Value of the old tag 255 for a reduced image."""
 
 
 class Stream(Protocol):
@@ -54,7 +54,7 @@ class Page:
     bits: tuple[int, ...]
     sample_format: int
     photometric: int | None
-    """None: the file does not say."""
+    """None: not in the file."""
     coloured: bool
     """Whether it has a table of colours."""
     kind: int
@@ -66,7 +66,7 @@ class Page:
     children: tuple[int, ...]
     """Offsets of its sub-directories."""
     depth: int
-    """Planes that lie behind this one directory: those of a volume (ImageDepth), or of a stack of
+    """Planes behind this one directory: those of a volume (ImageDepth), or of a stack of
     MetaMorph (UIC2).
     """
     orientation: int
@@ -80,7 +80,7 @@ class Page:
 
     @property
     def mask(self) -> bool:
-        """Whether it says which pixels of another page are data."""
+        """Whether it is the mask of another page."""
         return bool(self.kind & _MASK)
 
     @property
@@ -143,7 +143,7 @@ class Pages:
             yield page
 
     def at(self, offset: int) -> Page:
-        """The page whose directory lies here. Raises `FormatError`."""
+        """The page whose directory is at this offset. Raises `FormatError`."""
         order, version = self._head()
         return self._page(offset, order, version)[0]
 

@@ -70,7 +70,7 @@ class Flavour:
 
     @property
     def pointer_size(self) -> int:
-        """Bytes of an offset; a value that fits into them stands in the entry itself."""
+        """Bytes of an offset; the entry itself holds a value that fits into them."""
         return struct.calcsize("<" + self.pointer)
 
     def header(self, first_directory: int) -> bytes:
@@ -94,7 +94,7 @@ def pack_directories(directories: Sequence[Sequence[Tag]], start: int, flavour: 
     """The directories one after the other, each followed by those of its values that do not fit
     into its entries.
 
-    `start` is where the first one lies in the file, a multiple of 8.
+    `start` is the offset of the first one in the file, a multiple of 8.
     """
     out = bytearray()
     for i, tags in enumerate(directories):
@@ -136,7 +136,7 @@ def pack_cog_head(
 
 
 def framed(payload: bytes) -> bytes:
-    """A block as it stands in the file, with the leader and the trailer that the head promises."""
+    """A block as the file holds it, with the leader and the trailer that the head promises."""
     return struct.pack("<I", len(payload)) + payload + payload[-_TRAILER_SIZE:]
 
 

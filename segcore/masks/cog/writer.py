@@ -1,13 +1,13 @@
 """Masks as Cloud Optimized GeoTIFFs: how the masks of GeoTIFFs and slides are written.
 
 Workers compress the blocks of their tile at full resolution and at every overview level of which
-the tile holds whole blocks. Whoever assembles the file spools these blocks to a temporary file,
-builds the few levels above block by block, and writes header, directories and data in one
-sequential pass, the smallest overview first. So a mask of any size takes the memory of a few
-blocks, and `out` may be a pipe or an upload.
+the tile holds whole blocks. `CogMasks.write` spools these blocks to a temporary file, builds the
+few levels above block by block, and writes header, directories and data in one sequential pass, the
+smallest overview first. So a mask of any size takes the memory of a few blocks, and its sink may be
+a pipe or an upload.
 
-Overviews hold the most frequent label (`_label_kernels.halve`), so they invent no classes and are
-the same for any tiling.
+Overviews hold the most frequent label (`segcore.kernels.overviews.halve`), so they invent no
+classes and are the same for any tiling.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
@@ -32,7 +32,7 @@ from maskloom.segcore.masks.cog.structure import (
     pack_cog_head,
     read_first_directory,
 )
-from maskloom.segcore.raster.spec import EncodedBlock
+from maskloom.segcore.masks.protocol import MASKS, EncodedBlock, PublishedMask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.ground.space import Space
     from maskloom.segcore.raster.classes import ClassTable
     from maskloom.segcore.raster.spec import RasterSpec
-    from maskloom.segcore.storage.store import Sink
+    from maskloom.segcore.storage.store import Sink, Store
 
 LARGEST_CLASSIC_FILE = 2**31
 """Bytes; some readers take the 32-bit offsets of classic TIFF as signed, so larger files become
@@ -55,21 +55,20 @@ _GEO_TAGS = frozenset({33550, 33922, 34264, 34735, 34736, 34737, 50844})
 
 @dataclass(frozen=True, slots=True)
 class CogMasks:
-    """Writes masks as Cloud Optimized GeoTIFFs with palette, nodata, class names, and the grid of
-    the source.
+    """Cloud Optimized GeoTIFF with palette, nodata, class names, and the grid of the source.
 
-    Class masks are uint8 or uint16 with the legend's nodata. Object masks are uint32, without
-    palette or nodata: their 0 is background, which is data.
+    Class masks are uint8 or uint16 with the nodata label of the class table. Object masks are
+    uint32, without palette or nodata: their 0 is background, which is data.
     """
 
     suffix: str = ".tif"
+    beside: tuple[str, ...] = (".aux.xml",)
+    most_objects: int = 2**32 - 1
 
     def encode(
-        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_size: int
+        self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_shape: Shape
     ) -> list[EncodedBlock]:
-        """The compressed blocks that lie in the core of one tile; see
-        `segcore.raster.spec.Format.encode`.
-        """
+        """The compressed blocks of a tile's core; see `MaskWriter.encode`."""
         from maskloom.segcore.kernels.overviews import halve
 
         if labels.dtype.name not in ("uint8", "uint16", "uint32"):
@@ -77,80 +76,105 @@ class CogMasks:
                 f"Labels must be uint8, uint16 or uint32; tile {tile.index} of {spec.location} has "
                 f"{labels.dtype}."
             )
-        block = block_size(tile_size)
-        pieces: list[EncodedBlock] = []
-        for level in range(_encoded_levels(spec.shape, tile_size)):
+        block = block_size(tile_shape)
+        blocks: list[EncodedBlock] = []
+        for level in range(_encoded_levels(spec.shape, tile_shape)):
             labels = halve(labels) if level else labels
             row, column = (start // (block << level) for start in tile.core.start)
-            pieces += _encode_level(labels, EncodedBlock(level, row, column, b""), block)
-        return pieces
+            blocks += _encode_level(labels, level, (row, column), block)
+        return blocks
 
-    def assemble(
+    def publish(
         self,
-        pieces: Iterable[EncodedBlock],
+        store: Store,
+        name: str,
+        blocks: Iterable[EncodedBlock],
         spec: RasterSpec,
-        legend: ClassTable,
-        out: Sink,
-        tile_size: int,
-    ) -> None:
-        """Write the mask from the blocks of all tiles; see `segcore.raster.spec.Format.assemble`.
-
-        `out` is written from its first byte to its last, without seeking. Raises `RunError` where a
-        block is missing, lies outside the image or came twice with different content.
+        classes: ClassTable,
+        tile_shape: Shape,
+    ) -> PublishedMask:
+        """One file, and beside that of classes GDAL's side-car with their names, for which TIFF has
+        no place; see `MaskWriter.publish`.
         """
-        block = block_size(tile_size)
+        with store.writing(name) as out:
+            dtype = self.write(blocks, spec, classes, out, tile_shape)
+        files = {"": out.artefact}
+        if dtype != "uint32":
+            [ending] = self.beside
+            files[ending] = store.publish(name + ending, category_sidecar(classes))
+        return PublishedMask(files)
+
+    def write(
+        self,
+        blocks: Iterable[EncodedBlock],
+        spec: RasterSpec,
+        classes: ClassTable,
+        out: Sink,
+        tile_shape: Shape,
+    ) -> str:
+        """Write the file from its first byte to its last, without seeking; the type of its labels.
+
+        Raises `RunError` where a block is missing, is outside the image or came twice with
+        different content.
+        """
+        block, encoded = block_size(tile_shape), _encoded_levels(spec.shape, tile_shape)
         with tempfile.SpooledTemporaryFile(_SPOOL_MEMORY) as file:
             spool = _Spool.empty(spec, block, file)
-            for piece in pieces:
-                spool.add(piece)
-            for level in range(_encoded_levels(spec.shape, tile_size)):
+            for each in blocks:
+                spool.add(each)
+            for level in range(encoded):
                 spool.require(level)
             dtype = spool.dtype()
-            if dtype not in ("uint32", legend.dtype):
+            if dtype not in ("uint32", classes.dtype):
                 raise RunError(
-                    f"The mask of {spec.location} came as {dtype}; its {len(legend.names)} classes "
-                    f"ask for {legend.dtype}."
+                    f"The mask of {spec.location} came as {dtype}; its {len(classes.names)} "
+                    f"classes ask for {classes.dtype}."
                 )
-            for level in range(_encoded_levels(spec.shape, tile_size), len(spool.sizes)):
+            for level in range(encoded, len(spool.sizes)):
                 _build_level(spool, level, dtype)
             out.write(
                 pack_cog_head(
-                    _directories(spool, _tags(spec, legend, dtype)),
+                    _directories(spool, _tags(spec, classes, dtype)),
                     spool.sizes,
                     LARGEST_CLASSIC_FILE,
                 )
             )
             for level in reversed(range(len(spool.sizes))):
-                for row, column in np.ndindex(spool.sizes[level].shape):
-                    out.write(framed(spool.payload(level, row, column)))
+                for index in np.ndindex(spool.sizes[level].shape):
+                    out.write(framed(spool.payload(level, index)))
+            return dtype
 
 
-def block_size(tile_size: int) -> int:
+MASKS.register("cog")(CogMasks())
+
+
+def block_size(tile_shape: Shape) -> int:
     """Side of the file's square blocks in pixels: the largest up to 512 that divides the tile.
 
     Raises `ValueError` where TIFF allows no such block.
     """
-    if tile_size < 16 or (tile_size & (tile_size - 1) if tile_size < 256 else tile_size % 256):
+    side = tile_shape[0]
+    if tile_shape != (side, side):
+        raise ValueError(f"A TIFF mask needs square tiles, not {tile_shape}. Change `tiling.tile`.")
+    if side < 16 or (side & (side - 1) if side < 256 else side % 256):
         raise ValueError(
-            f"The tile size must be 16, 32, 64, 128 or a multiple of 256, not {tile_size}. Change "
+            f"The tile size must be 16, 32, 64, 128 or a multiple of 256, not {side}. Change "
             "`tiling.tile`."
         )
-    if tile_size % 512 == 0:
-        return 512
-    return min(tile_size, 256)
+    return 512 if side % 512 == 0 else min(side, 256)
 
 
-def category_sidecar(legend: ClassTable) -> bytes:
+def category_sidecar(classes: ClassTable) -> bytes:
     """GDAL's side-car (`<mask>.aux.xml`) that names the classes in GDAL and QGIS.
 
     GeoTIFF itself holds no category names, and no palette for the uint16 masks of more than 255
     classes.
     """
-    names = "".join(f"<Category>{_xml_text(name)}</Category>" for name in legend.names)
+    names = "".join(f"<Category>{_xml_text(name)}</Category>" for name in classes.names)
     table = ""
-    if legend.dtype != "uint8":
+    if classes.dtype != "uint8":
         entries = "".join(
-            f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="255"/>' for r, g, b in legend.colours
+            f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="255"/>' for r, g, b in classes.colours
         )
         table = f"<ColorInterp>Palette</ColorInterp><ColorTable>{entries}</ColorTable>"
     band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames>{table}</PAMRasterBand>'
@@ -167,7 +191,7 @@ class _Spool:
     block: int
     file: IO[bytes]
     offsets: list[NDArray[np.int64]] = field(default_factory=list)
-    """Where each block lies in `file`, an array of (rows, columns) for each level."""
+    """Offset of each block in `file`, per level an array (row, column)."""
     sizes: list[NDArray[np.int64]] = field(default_factory=list)
     """Bytes of each block; 0: not there yet."""
 
@@ -180,29 +204,31 @@ class _Spool:
             spool.sizes.append(np.zeros(counts, np.int64))
         return spool
 
-    def add(self, piece: EncodedBlock) -> None:
-        place = (piece.row, piece.column)
-        known = 0 <= piece.level < len(self.sizes) and all(
-            0 <= i < n for i, n in zip(place, self.sizes[piece.level].shape, strict=True)
+    def add(self, block: EncodedBlock) -> None:
+        level, index = block.level, block.index
+        known = (
+            0 <= level < len(self.sizes)
+            and len(index) == 2
+            and all(0 <= i < n for i, n in zip(index, self.sizes[level].shape, strict=True))
         )
-        if not known or not piece.payload:
+        if not known or not block.payload:
             raise RunError(
-                f"Block {place} of level {piece.level} does not belong to the mask of "
+                f"Block {index} of level {level} does not belong to the mask of "
                 f"{self.spec.location}."
             )
-        if self.sizes[piece.level][place]:
-            if self.payload(piece.level, *place) != piece.payload:
+        if self.sizes[level][index]:
+            if self.payload(level, index) != block.payload:
                 raise RunError(
-                    f"Block {place} of level {piece.level} of the mask of {self.spec.location} "
-                    "came twice, unequal."
+                    f"Block {index} of level {level} of the mask of {self.spec.location} came "
+                    "twice, unequal."
                 )
             return
-        self.offsets[piece.level][place] = self.file.seek(0, 2)
-        self.sizes[piece.level][place] = self.file.write(piece.payload)
+        self.offsets[level][index] = self.file.seek(0, 2)
+        self.sizes[level][index] = self.file.write(block.payload)
 
-    def payload(self, level: int, row: int, column: int) -> bytes:
-        self.file.seek(int(self.offsets[level][row, column]))
-        return self.file.read(int(self.sizes[level][row, column]))
+    def payload(self, level: int, index: Shape) -> bytes:
+        self.file.seek(int(self.offsets[level][index]))
+        return self.file.read(int(self.sizes[level][index]))
 
     def require(self, level: int) -> None:
         missing = np.argwhere(self.sizes[level] == 0)
@@ -215,7 +241,7 @@ class _Spool:
             )
 
     def dtype(self) -> str:
-        size = len(zlib.decompress(self.payload(0, 0, 0)))
+        size = len(zlib.decompress(self.payload(0, (0, 0))))
         kinds = {
             np.dtype(name).itemsize * self.block**2: name for name in ("uint8", "uint16", "uint32")
         }
@@ -226,17 +252,17 @@ class _Spool:
             )
         return kinds[size]
 
-    def labels(self, level: int, row: int, column: int, dtype: str) -> NDArray[np.integer]:
-        """The part of a block that lies inside the image."""
+    def labels(self, level: int, index: Shape, dtype: str) -> NDArray[np.integer]:
+        """The part of a block that is inside the image."""
         import imagecodecs
 
         height, width = (
             min(self.block, n - i * self.block)
-            for n, i in zip(_level_shape(self.spec.shape, level), (row, column), strict=True)
+            for n, i in zip(_level_shape(self.spec.shape, level), index, strict=True)
         )
         size = self.block**2 * np.dtype(dtype).itemsize
         values = np.frombuffer(
-            imagecodecs.deflate_decode(self.payload(level, row, column), raw=False, out=size), dtype
+            imagecodecs.deflate_decode(self.payload(level, index), raw=False, out=size), dtype
         )
         return values.reshape(self.block, self.block)[:height, :width]
 
@@ -250,23 +276,22 @@ def _level_count(shape: Shape, block: int) -> int:
     return 1 + (-(-max(shape) // block) - 1).bit_length()
 
 
-def _encoded_levels(shape: Shape, tile_size: int) -> int:
+def _encoded_levels(shape: Shape, tile_shape: Shape) -> int:
     """Levels whose blocks never reach over two tiles."""
-    blocks_per_tile = tile_size // block_size(tile_size)
+    block = block_size(tile_shape)
+    blocks_per_tile = tile_shape[0] // block
     powers_of_two = (blocks_per_tile & -blocks_per_tile).bit_length()
-    return min(powers_of_two, _level_count(shape, block_size(tile_size)))
+    return min(powers_of_two, _level_count(shape, block))
 
 
 def _encode_level(
-    labels: NDArray[np.integer], first: EncodedBlock, block: int
+    labels: NDArray[np.integer], level: int, first: tuple[int, int], block: int
 ) -> Iterator[EncodedBlock]:
-    """The blocks of an array whose first block is at the place of `first`."""
+    """The blocks of an array whose first block has the index `first`."""
     for y in range(0, labels.shape[0], block):
         for x in range(0, labels.shape[1], block):
             payload = _compress(labels[y : y + block, x : x + block], block)
-            yield replace(
-                first, row=first.row + y // block, column=first.column + x // block, payload=payload
-            )
+            yield EncodedBlock(level, (first[0] + y // block, first[1] + x // block), payload)
 
 
 def _compress(labels: NDArray[np.integer], block: int) -> bytes:
@@ -287,15 +312,17 @@ def _build_level(spool: _Spool, level: int, dtype: str) -> None:
     for row, column in np.ndindex(spool.sizes[level].shape):
         below = [
             [
-                spool.labels(level - 1, y, x, dtype)
+                spool.labels(level - 1, (y, x), dtype)
                 for x in range(2 * column, min(2 * column + 2, columns))
             ]
             for y in range(2 * row, min(2 * row + 2, rows))
         ]
-        spool.add(EncodedBlock(level, row, column, _compress(halve(np.block(below)), spool.block)))
+        spool.add(
+            EncodedBlock(level, (row, column), _compress(halve(np.block(below)), spool.block))
+        )
 
 
-def _tags(spec: RasterSpec, legend: ClassTable, dtype: str) -> list[Tag]:
+def _tags(spec: RasterSpec, classes: ClassTable, dtype: str) -> list[Tag]:
     """The tags of the full resolution that do not depend on sizes and offsets."""
     tags = [
         Tag.of(258, SHORT, np.dtype(dtype).itemsize * 8),
@@ -308,12 +335,12 @@ def _tags(spec: RasterSpec, legend: ClassTable, dtype: str) -> list[Tag]:
     ]
     if dtype == "uint8":
         palette = np.zeros((3, 256), np.uint16)
-        palette[:, : len(legend.colours)] = (
-            np.array(legend.colours, np.uint16).reshape(-1, 3).T * 257
+        palette[:, : len(classes.colours)] = (
+            np.array(classes.colours, np.uint16).reshape(-1, 3).T * 257
         )
         tags.append(Tag.of(320, SHORT, palette.ravel()))
     if dtype != "uint32":
-        tags += [Tag.text(42112, _class_metadata(legend)), Tag.text(42113, str(legend.nodata))]
+        tags += [Tag.text(42112, _class_metadata(classes)), Tag.text(42113, str(classes.nodata))]
     return tags
 
 
@@ -350,14 +377,14 @@ def _geo_tags(space: Space) -> list[Tag]:
         return [tag for tag in read_first_directory(memory.read()) if tag.code in _GEO_TAGS]
 
 
-def _class_metadata(legend: ClassTable) -> str:
+def _class_metadata(classes: ClassTable) -> str:
     """GDAL's metadata XML: all names as JSON for programs, and each name alone for people."""
-    names = json.dumps({str(i): name for i, name in enumerate(legend.names)}, ensure_ascii=False)
+    names = json.dumps({str(i): name for i, name in enumerate(classes.names)}, ensure_ascii=False)
     # GDAL undoes the escapes of this tag's values twice.
     items = [f'<Item name="CLASSES">{escape(_xml_text(names))}</Item>']
     items += [
         f'<Item name="CLASS_{i}" sample="0">{escape(_xml_text(name))}</Item>'
-        for i, name in enumerate(legend.names)
+        for i, name in enumerate(classes.names)
     ]
     return f"<GDALMetadata>{''.join(items)}</GDALMetadata>"
 

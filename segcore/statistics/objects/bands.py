@@ -10,13 +10,14 @@ it is NaN there is neither.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maskloom.segcore.statistics.objects.int96 import as_integers, as_wide, carried
+from maskloom.segcore.storage.packing import packable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _SAFE = 2.0**62
 
 
+@packable
 @dataclass(frozen=True, slots=True, eq=False)
 class BandSums:
     """Sums of the band values of objects, one row an object."""
@@ -76,15 +78,6 @@ class BandSums:
             np.tile(np.arange(len(self)), 2), len(self)
         )
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Its arrays by name, for storage."""
-        return {"pixels": self.pixels, "sums": self.sums, "squares": self.squares}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> BandSums:
-        """What `to_arrays` gave."""
-        return cls(arrays["pixels"], arrays["sums"], arrays["squares"])
-
     def mean(self) -> NDArray[np.float64]:
         """(n, channels) means; NaN where there is no pixel."""
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -128,13 +121,15 @@ def observe_bands(values: NDArray[np.uint32], pixels: NDArray[Any], count: int) 
     """Sums of the band values of a tile's fragments, `count` + 1 rows of which the first,
     background, stays empty.
 
-    `values` (rows, columns) numbers the fragments of the tile's core from 1 to `count`; `pixels`
-    (rows, columns, channels) covers the core.
+    `values` numbers the fragments of the tile's core, (y, x) or (z, y, x), from 1 to `count`;
+    `pixels` covers the core and has the bands as a last axis.
     """
     from maskloom.segcore.kernels.measures import add_floats, add_integers
 
     counts, shape = np.zeros(count + 1, np.int64), (count + 1, pixels.shape[-1])
-    values = np.ascontiguousarray(values)
+    # Planes of a volume one below the other: what is added does not depend on the axes.
+    values = np.ascontiguousarray(values).reshape(-1, values.shape[-1])
+    pixels = pixels.reshape(*values.shape, pixels.shape[-1])
     if pixels.dtype.kind in "iub" and pixels.dtype.itemsize <= 4:
         sums, squares = np.zeros(shape, np.int64), np.zeros((*shape, 2), np.int64)
         add_integers(values, np.ascontiguousarray(pixels), counts, sums, squares)

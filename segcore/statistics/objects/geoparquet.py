@@ -9,16 +9,39 @@ from typing import Any
 
 import pyarrow as pa
 
+_VOLUME_AXES = 3
 BOUNDS = pa.struct(
     [pa.field(name, pa.float64(), nullable=False) for name in ("xmin", "ymin", "xmax", "ymax")]
 )
 """Type of the column `bbox`, by which readers skip what lies elsewhere."""
 
 
-def schema(bands: int) -> pa.Schema:
+_SOLID = (
+    pa.field("centroid_z", pa.float64()),
+    pa.field("bbox_z0", pa.int64()),
+    pa.field("bbox_z1", pa.int64()),
+    pa.field("surface", pa.float64()),
+)
+"""Columns that objects in images do not have."""
+_PLANAR = ("perimeter", "major_axis_length", "minor_axis_length", "orientation", "eccentricity")
+"""Columns that objects in volumes do not have, beside geometry, longitude and latitude."""
+
+
+def schema(bands: int, axes: int = 2) -> pa.Schema:
     """Columns after `run_id` and `image_id`, with mean and deviation of the bands 1 to `bands` of
     the files.
+
+    With 3 axes, those of a table with objects in volumes, or in volumes and images: measures that
+    one of them does not have may be null.
     """
+    images = _of_images(bands)
+    if axes < _VOLUME_AXES:
+        return images
+    shared = [field.with_nullable(field.nullable or field.name in _PLANAR) for field in images]
+    return pa.schema([*shared, *_SOLID])
+
+
+def _of_images(bands: int) -> pa.Schema:
     numbers = [f"{name}_{band}" for name in ("mean", "std") for band in range(1, bands + 1)]
     return pa.schema(
         [
@@ -47,6 +70,17 @@ def schema(bands: int) -> pa.Schema:
             pa.field("geometry", pa.binary()),
             pa.field("bbox", BOUNDS),
         ]
+    )
+
+
+def nulls(kind: pa.DataType, rows: int) -> pa.Array:
+    """A column without a value, also of a struct whose fields are declared to have some."""
+    if not pa.types.is_struct(kind):
+        return pa.nulls(rows, kind)
+    fields = list(kind)
+    zeros = [pa.array([0] * rows, field.type) for field in fields]
+    return pa.StructArray.from_arrays(
+        zeros, fields=fields, mask=pa.array([True] * rows, pa.bool_())
     )
 
 

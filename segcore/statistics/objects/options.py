@@ -5,9 +5,14 @@ outlines. `segcore.statistics.objects.table` measures them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
+
+from maskloom.segcore.statistics.protocol import STATISTICS
+
+Connectivity = Literal[4, 6, 8, 18, 26]
 
 
+@STATISTICS.register("objects")
 @dataclass(frozen=True, slots=True)
 class Objects:
     """Size, place, shape, band values and outline of every object, one row an object."""
@@ -16,12 +21,14 @@ class Objects:
     """Classes whose connected parts are objects. None: all but one named background. Object masks
     bring their own objects.
     """
-    connectivity: Literal[4, 8] = 8
-    """8 also connects pixels that touch at a corner, 4 does not."""
+    connectivity: Connectivity = 8
+    """8 also connects pixels that touch at a corner, 4 does not. In volumes 6 (voxels that share a
+    face), 18 (an edge) or 26 (a corner).
+    """
     min_size: int = 1
     """Pixels below which an object is left out of the table."""
     geometry: bool = True
-    """Whether rows have the outline as a polygon."""
+    """Whether rows have the outline as a polygon. Objects in volumes have none."""
 
     table: ClassVar[str] = "objects"
     """Name of its table."""
@@ -33,8 +40,10 @@ class Objects:
             raise ValueError(
                 f"classes: expected at least one name and none twice; got {list(self.classes)}"
             )
-        if self.connectivity not in (4, 8):
-            raise ValueError(f"connectivity: expected 4 or 8; got {self.connectivity}")
+        if self.connectivity not in get_args(Connectivity):
+            raise ValueError(
+                f"connectivity: expected 4 or 8 (volumes: 6, 18 or 26); got {self.connectivity}"
+            )
         if self.min_size < 1:
             raise ValueError(
                 f"min_size: expected a number of pixels from 1 on; got {self.min_size}"

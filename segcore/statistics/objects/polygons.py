@@ -13,9 +13,9 @@ every geometry is valid and the same for any tiling.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from maskloom.segcore.errors import MaskloomError
 from maskloom.segcore.ground.lonlat import is_located, poles, world
 from maskloom.segcore.statistics.objects.antimeridian import CLOSE, polygon_of
 from maskloom.segcore.statistics.objects.geoparquet import BOUNDS
+from maskloom.segcore.storage.packing import packable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +38,7 @@ _LONGEST = 2**26
 """Vertices of an object beyond which it gets no geometry: a GiB of it."""
 
 
+@packable
 @dataclass(frozen=True, slots=True, eq=False)
 class Outlines:
     """Chains of edges of objects, those of the first object first."""
@@ -48,7 +50,7 @@ class Outlines:
     lengths: Integers
     """(chains,) number of vertices of each chain."""
     vertices: Integers
-    """Vertices of all chains, as `_polygon_kernels` packs them."""
+    """Vertices of all chains, as `segcore.kernels.polygons` packs them."""
 
     @classmethod
     def none(cls, rows: int) -> Outlines:
@@ -87,15 +89,6 @@ class Outlines:
         last = np.cumsum(self.chains)
         return np.diff(np.concatenate([[0], np.concatenate([[0], stops])[last]]))
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Its arrays by name, for storage."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Outlines:
-        """What `to_arrays` gave."""
-        return cls(*(arrays[name] for name in cls.__slots__))
-
 
 def trace_outlines(
     labels: NDArray[np.uint32], rows: int, corner: tuple[int, ...], spacing: int
@@ -133,7 +126,7 @@ class Rings:
     """
 
     places: Integers
-    """Vertices of all rings, as `_polygon_kernels` packs places."""
+    """Vertices of all rings, as `segcore.kernels.polygons` packs places."""
     offsets: Integers
     """(rings + 1,) where each ring's vertices start."""
     owner: Integers

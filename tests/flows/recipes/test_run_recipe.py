@@ -290,6 +290,12 @@ def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
         ({"tiling": {"tile": "big"}}, r"^tiling\.tile: expected a whole number, got 'big'\.$"),
         ({"tiling": {"tile": 3}}, r"^tiling\.tile: expected at least 16, got 3\.$"),
         (
+            {"tiling": {"tile": [64, 64]}},
+            r"^tiling\.tile: expected one whole number, or three for volumes: \[z, y, x\]; got 2: ",
+        ),
+        ({"tiling": {"tile": [0, 64, 64]}}, r"^tiling\.tile\.0: expected at least 1, got 0\.$"),
+        ({"tiling": {"tile": [8, "a", 64]}}, r"^tiling\.tile\.1: expected a whole number, got 'a'"),
+        (
             {"fit": "collecton"},
             r"^fit: expected collection or image, got 'collecton'\. Did you mean `collection`\?$",
         ),

@@ -23,6 +23,7 @@ from maskloom.segcore.figures.preview import (
 from maskloom.segcore.geometry import Box, Grid, Tile
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.spec import Block, RasterSpec
+from maskloom.segcore.storage.packing import pack, unpack
 
 LEGEND = ClassTable.of(("background", "field", "town"))
 
@@ -46,7 +47,7 @@ def spec_of(pixels: np.ndarray, interpretation: str) -> RasterSpec:
 def observe(pixels, valid, labels, tile_size, stride, interpretation="rgb") -> list[PreviewPart]:
     spec = spec_of(pixels, interpretation)
     parts = []
-    for tile in Grid(labels.shape, (tile_size, tile_size), (3, 3)):
+    for tile in Grid(labels.shape, (tile_size, tile_size), 3):
         block = Block(tile, pixels[tile.read.slices], valid[tile.read.slices], spec)
         parts.append(observe_preview(block, labels[tile.core.slices], stride))
     return parts
@@ -158,14 +159,14 @@ def test_a_tile_smaller_than_the_stride_may_hold_no_cell():
         Block(tile, pixels, pixels[..., 0] == 0, spec_of(pixels, "rgb")), pixels[..., 0], 64
     )
     assert part.labels.size == 0
-    assert PreviewPart.from_bytes(part.to_bytes()).start == part.start == (1, 1)
+    assert unpack(PreviewPart, pack(part)).start == part.start == (1, 1)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_parts_survive_bytes_and_pickle(dtype):
     pixels, valid, labels = scene((50, 70), dtype, 3, seed=2)
     part = observe(pixels, valid, labels, 64, 2)[1]
-    for copy in (PreviewPart.from_bytes(part.to_bytes()), pickle.loads(pickle.dumps(part))):
+    for copy in (unpack(PreviewPart, pack(part)), pickle.loads(pickle.dumps(part))):
         assert copy.start == part.start
         for a, b in (
             (copy.pixels, part.pixels),

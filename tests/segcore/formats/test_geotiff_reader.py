@@ -272,7 +272,7 @@ def test_space_is_what_the_file_says_and_nothing_else(tmp_path: Path) -> None:
         GroundControlPoint(row=r, col=c, x=c, y=-r, z=5) for r, c in [(0, 0), (0, 90), (90.5, 0)]
     ]
     held = read(write(tmp_path / "c.tif", rgb(), gcps=points, crs="EPSG:4326"))[2].space
-    assert (held.affine, held.crs, held.area_unit) == (None, None, "px")
+    assert (held.affine, held.crs, held.unit) == (None, None, "px")
     assert held.gcps == tuple((point.col, point.row, point.x, point.y, point.z) for point in points)
     assert rasterio.crs.CRS.from_wkt(held.gcp_crs) == rasterio.crs.CRS.from_epsg(4326)
     assert read(write(tmp_path / "d.tif", rgb(), transform=rotated))[2].space.crs is None

@@ -14,7 +14,7 @@ import rasterio
 import tifffile
 from fsspec.implementations.memory import MemoryFileSystem
 
-import maskloom.segcore.formats.gdal_dataset as gdal
+import maskloom.segcore.formats.tiff.dataset as gdal
 from maskloom.segcore.errors import Unavailable
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.geometry import Box

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,10 +22,11 @@ from PIL import Image
 from skimage import data
 
 from maskloom.segcore.errors import FormatError, ImageError, ReadError
-from maskloom.segcore.formats import format_of
-from maskloom.segcore.formats.source import StoredFile, kind_of
+from maskloom.segcore.formats import format_of, suffixes
+from maskloom.segcore.formats.content import kind_of
+from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.raster.spec import FORMATS, FileKind
 
 DATA = os.environ.get("MASKLOOM_TEST_DATA")
 TIFF_HEAD, PNG_HEAD, JPEG_HEAD = (
@@ -129,12 +131,6 @@ def foreign_files() -> dict[str, tuple[bytes, str]]:
         out = io.BytesIO()
         picture.save(out, kind)
         made[name] = out.getvalue()
-    out = io.BytesIO()
-    np.save(out, np.zeros((4, 4)))
-    made["NumPy"] = out.getvalue()
-    out = io.BytesIO()
-    np.savez_compressed(out, pixels=np.zeros((4, 4)))
-    made["a NumPy archive (.npz)"] = out.getvalue()
     made["Netpbm"] = b"P6 32 32 255\n" + b"A" * 3072
     out = io.BytesIO()
     with h5py.File(out, "w") as file:
@@ -173,6 +169,40 @@ def test_other_formats_are_named_and_nobody_is_told_to_rename_them(name: str) ->
 
         assert f"its content is {name}." in str(refusal.value)
         assert "ename it" not in str(refusal.value)
+
+
+def test_a_format_that_is_added_is_known_by_its_own_signatures(monkeypatch):
+    import gzip
+
+    nifti = (348).to_bytes(4, "little") + bytes(340) + b"n+1\0" + bytes(200)
+    packed = gzip.compress(nifti)
+    kinds = (
+        FileKind("NIfTI", (".nii",), ((344, b"n+1\0"),)),
+        FileKind("NIfTI in gzip", (".nii.gz",)),
+    )
+    monkeypatch.setitem(FORMATS._items, "nifti", SimpleNamespace(kinds=kinds, mask="cog"))
+    assert format_of("a.nii", nifti) == "nifti"
+    assert format_of("a.b.NII.GZ", packed) == "nifti"
+    assert format_of("a.dat", packed) == "nifti"
+    with pytest.raises(
+        FormatError,
+        match=r"NIfTI in gzip by its suffix \.nii\.gz, but its content is NIfTI\. "
+        r"Rename it to end in \.nii",
+    ):
+        format_of("a.nii.gz", nifti)
+    # Two formats may claim one suffix; the content decides.
+    other = (FileKind("a stack", (".nii",), ((0, b"STACK"),)),)
+    monkeypatch.setitem(FORMATS._items, "stack", SimpleNamespace(kinds=other, mask="cog"))
+    assert format_of("a.nii", b"STACK" + bytes(60)) == "stack"
+    assert format_of("a.nii", nifti) == "nifti"
+    with pytest.raises(FormatError, match=r"a\.nii is NIfTI or a stack by its suffix"):
+        format_of("a.nii", TIFF_HEAD)
+    # And two may share a signature; then the suffix decides.
+    shared = (FileKind("slide", (".slide",), ((0, b"II*\0"),)),)
+    monkeypatch.setitem(FORMATS._items, "slide", SimpleNamespace(kinds=shared, mask="cog"))
+    assert format_of("a.slide", TIFF_HEAD) == "slide"
+    assert format_of("a.tif", TIFF_HEAD) == format_of("a.xyz", TIFF_HEAD) == "tiff"
+    assert format_of("a.tif", TIFF_HEAD, "slide") == "slide"
 
 
 @pytest.mark.parametrize(
@@ -340,7 +370,7 @@ def test_real_odd_and_broken_files_in_a_process_with_little_memory() -> None:
         Path(str(DATA)) / name
         for name in ("broken", "odd_valid", "wsi/broken_or_tiny", "geotiff/images/rasterio")
     ]
-    known = {suffix for image_format in FORMATS.values() for suffix in image_format.suffixes}
+    known = {suffix for name in FORMATS for suffix in suffixes(name)}
     paths = [str(p) for folder in folders for p in sorted(folder.rglob("*")) if p.suffix in known]
     child = subprocess.run(
         [sys.executable, "-c", CHILD],

@@ -87,7 +87,7 @@ def test_points_that_do_not_fit_are_kept_with_a_reason() -> None:
         UTM,
         (),
     )
-    assert space.area_unit == "m2"
+    assert space.unit == "m2"
     assert "misses them by at most 0.01 px" in note
     bent = [(column, row, x + (row / 20) ** 2, y, z) for column, row, x, y, z in grid]
     for kept, crs, reason in [

@@ -24,10 +24,11 @@ from rasterio.crs import CRS
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.ground.space import Space
+from maskloom.segcore.masks import EncodedBlock
 from maskloom.segcore.masks.cog import writer as cog
 from maskloom.segcore.masks.cog.writer import CogMasks, block_size, category_sidecar
 from maskloom.segcore.raster.classes import ClassTable
-from maskloom.segcore.raster.spec import FORMATS, EncodedBlock, RasterSpec
+from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 
 TILE_SIZES = [16, 32, 64, 128, 256, 512, 768, 1024]
 LEGEND = ClassTable.of(("water", "forest & meadow", "<soil>", 'the "city"', "đất trồng"))
@@ -47,7 +48,7 @@ def pieces_of(labels: np.ndarray, tile_size: int) -> list[EncodedBlock]:
     return [
         piece
         for tile in grid
-        for piece in CogMasks().encode(labels[tile.core.slices], tile, spec, tile_size)
+        for piece in CogMasks().encode(labels[tile.core.slices], tile, spec, grid.tile)
     ]
 
 
@@ -57,7 +58,9 @@ def write(
     out = io.BytesIO()
     pieces = pieces_of(labels, tile_size)
     random.Random(tile_size).shuffle(pieces)
-    CogMasks().assemble(iter(pieces), spec_of(labels.shape, space), legend, out, tile_size)
+    CogMasks().write(
+        iter(pieces), spec_of(labels.shape, space), legend, out, (tile_size, tile_size)
+    )
     return out.getvalue()
 
 
@@ -115,7 +118,7 @@ def test_the_mask_is_the_labels_and_each_overview_halves_the_level_below(
     labels = patchy((height, width), "uint8", 5, seed)
     levels = read_levels(write(labels, tile_size))
     np.testing.assert_array_equal(levels[0], labels)
-    block = block_size(tile_size)
+    block = block_size((tile_size, tile_size))
     assert max(levels[-1].shape) <= block
     assert len(levels) == 1 or max(levels[-2].shape) > block
     for below, above in pairwise(levels):
@@ -383,7 +386,7 @@ def test_the_file_is_written_in_one_pass_and_its_bytes_do_not_depend_on_the_orde
     files = []
     for order in (pieces, pieces[::-1], pieces + pieces[:5]):
         pipe = Pipe()
-        CogMasks().assemble(order, spec_of(labels.shape), LEGEND, pipe, 64)
+        CogMasks().write(order, spec_of(labels.shape), LEGEND, pipe, (64, 64))
         files.append(bytes(pipe.taken))
     assert files[0] == files[1] == files[2] == write(labels, 64)
 
@@ -399,16 +402,16 @@ def test_a_missing_block_of_any_level_is_an_error_and_never_a_hole(tile_size):
         with pytest.raises(
             RunError,
             match=(
-                f"lacks 1 of .* level {level}, the first at row {absent.row}, column "
-                f"{absent.column}"
+                f"lacks 1 of .* level {level}, the first at row {absent.index[0]}, column "
+                f"{absent.index[1]}"
             ),
         ):
-            CogMasks().assemble(
+            CogMasks().write(
                 [piece for piece in pieces if piece is not absent],
                 spec_of(labels.shape),
                 LEGEND,
                 out,
-                tile_size,
+                (tile_size, tile_size),
             )
         assert not out.getvalue()
 
@@ -418,26 +421,30 @@ def test_pieces_that_do_not_fit_are_refused():
     pieces, spec = pieces_of(labels, 64), spec_of(labels.shape)
     payload = pieces[0].payload
     for stray in (
-        EncodedBlock(0, 2, 0, payload),
-        EncodedBlock(7, 0, 0, payload),
-        EncodedBlock(-1, 0, 0, payload),
-        EncodedBlock(0, 0, -1, payload),
-        EncodedBlock(0, 0, 0, b""),
+        EncodedBlock(0, (2, 0), payload),
+        EncodedBlock(7, (0, 0), payload),
+        EncodedBlock(-1, (0, 0), payload),
+        EncodedBlock(0, (0, -1), payload),
+        EncodedBlock(0, (0, 0), b""),
     ):
         with pytest.raises(RunError, match="does not belong"):
-            CogMasks().assemble([*pieces, stray], spec, LEGEND, io.BytesIO(), 64)
+            CogMasks().write([*pieces, stray], spec, LEGEND, io.BytesIO(), (64, 64))
     with pytest.raises(RunError, match="twice"):
-        CogMasks().assemble(
-            [*pieces, EncodedBlock(0, 0, 0, pieces[1].payload)], spec, LEGEND, io.BytesIO(), 64
+        CogMasks().write(
+            [*pieces, EncodedBlock(0, (0, 0), pieces[1].payload)],
+            spec,
+            LEGEND,
+            io.BytesIO(),
+            (64, 64),
         )
     with pytest.raises(RunError, match="uint16"):
-        CogMasks().assemble(pieces, spec, MANY, io.BytesIO(), 64)
+        CogMasks().write(pieces, spec, MANY, io.BytesIO(), (64, 64))
 
 
 @pytest.mark.parametrize("tile_size", [0, 8, 24, 100, 300, 500, 1000])
 def test_tile_sizes_that_tiff_does_not_allow_are_refused(tile_size):
     with pytest.raises(ValueError, match=r"tiling\.tile"):
-        block_size(tile_size)
+        block_size((tile_size, tile_size))
 
 
 @pytest.mark.parametrize(
@@ -445,7 +452,7 @@ def test_tile_sizes_that_tiff_does_not_allow_are_refused(tile_size):
     [(16, 16), (128, 128), (256, 256), (512, 512), (768, 256), (1536, 512), (2048, 512)],
 )
 def test_blocks_divide_tiles(tile_size, block):
-    assert block_size(tile_size) == block
+    assert block_size((tile_size, tile_size)) == block
     assert tile_size % block == 0
 
 
@@ -455,11 +462,11 @@ def test_assembling_takes_the_memory_of_a_few_blocks(tmp_path):
     side, tile_size = 8192, 512
     noise = np.random.default_rng(12).integers(0, 5, (tile_size, tile_size), np.uint8)
     grid, spec = Grid((side, side), (tile_size, tile_size)), spec_of((side, side))
-    [payload] = {piece.payload for piece in CogMasks().encode(noise, grid[0], spec, tile_size)}
-    pieces = (EncodedBlock(0, *tile.index, bytes(bytearray(payload))) for tile in grid)
+    [payload] = {piece.payload for piece in CogMasks().encode(noise, grid[0], spec, grid.tile)}
+    pieces = (EncodedBlock(0, tile.index, bytes(bytearray(payload))) for tile in grid)
     with (tmp_path / "mask.tif").open("wb") as out:
         tracemalloc.start()
-        CogMasks().assemble(pieces, spec, LEGEND, out, tile_size)
+        CogMasks().write(pieces, spec, LEGEND, out, grid.tile)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert len(payload) * len(grid) > 20e6

@@ -16,9 +16,10 @@ from PIL import Image
 
 from maskloom.segcore.errors import FormatError, RunError
 from maskloom.segcore.geometry import Grid
-from maskloom.segcore.masks.png import PalettePngMasks
+from maskloom.segcore.masks import EncodedBlock
+from maskloom.segcore.masks.png import PngMasks
 from maskloom.segcore.raster.classes import ClassTable
-from maskloom.segcore.raster.spec import EncodedBlock, RasterSpec
+from maskloom.segcore.raster.spec import RasterSpec
 
 LEGEND = ClassTable.of(("background", "cell", "đất trồng & <b>"))
 MANY = ClassTable.of(tuple(f"class {i}" for i in range(300)))
@@ -36,15 +37,15 @@ def pieces_of(labels: np.ndarray, tile_size: int) -> list[EncodedBlock]:
     return [
         piece
         for tile in grid
-        for piece in PalettePngMasks().encode(labels[tile.core.slices], tile, spec, tile_size)
+        for piece in PngMasks().encode(labels[tile.core.slices], tile, spec, grid.tile)
     ]
 
 
-def write(labels: np.ndarray, tile_size: int, legend: ClassTable = LEGEND) -> bytes:
+def written(labels: np.ndarray, tile_size: int, legend: ClassTable = LEGEND) -> bytes:
     out = io.BytesIO()
     pieces = pieces_of(labels, tile_size)
     random.Random(tile_size).shuffle(pieces)
-    PalettePngMasks().assemble(iter(pieces), spec_of(labels.shape), legend, out, tile_size)
+    PngMasks().write(iter(pieces), spec_of(labels.shape), legend, out, (tile_size, tile_size))
     return out.getvalue()
 
 
@@ -56,7 +57,7 @@ def write(labels: np.ndarray, tile_size: int, legend: ClassTable = LEGEND) -> by
 )
 def test_the_values_of_the_palette_picture_are_the_labels(height, width, tile_size, seed):
     labels = np.random.default_rng(seed).choice(np.array([0, 1, 2, 255], np.uint8), (height, width))
-    image = Image.open(io.BytesIO(write(labels, tile_size)))
+    image = Image.open(io.BytesIO(written(labels, tile_size)))
     assert (image.mode, image.size) == ("P", (width, height))
     np.testing.assert_array_equal(np.array(image), labels)
 
@@ -66,7 +67,7 @@ def test_the_values_of_the_palette_picture_are_the_labels(height, width, tile_si
 )
 def test_more_than_255_classes_make_16_bits(height, width, tile_size, seed):
     labels = np.random.default_rng(seed).integers(0, 2**16, (height, width), np.uint16)
-    file = write(labels, tile_size, MANY)
+    file = written(labels, tile_size, MANY)
     np.testing.assert_array_equal(
         cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED), labels
     )
@@ -75,7 +76,7 @@ def test_more_than_255_classes_make_16_bits(height, width, tile_size, seed):
 
 def test_viewers_see_the_colours_of_the_legend_and_nothing_where_there_is_no_data():
     labels = np.random.default_rng(1).choice(np.array([0, 1, 2, 255], np.uint8), (70, 90))
-    file = write(labels, 32)
+    file = written(labels, 32)
     rgba = np.array(Image.open(io.BytesIO(file)).convert("RGBA"))
     for i, colour in enumerate(LEGEND.colours):
         assert (rgba[labels == i] == (*colour, 255)).all()
@@ -87,7 +88,7 @@ def test_viewers_see_the_colours_of_the_legend_and_nothing_where_there_is_no_dat
 
 @pytest.mark.parametrize("legend", [LEGEND, MANY], ids=["uint8", "uint16"])
 def test_the_names_of_the_classes_are_in_the_file(legend):
-    image = Image.open(io.BytesIO(write(np.zeros((20, 20), legend.dtype), 16, legend)))
+    image = Image.open(io.BytesIO(written(np.zeros((20, 20), legend.dtype), 16, legend)))
     assert json.loads(image.text["classes"]) == {
         str(i): name for i, name in enumerate(legend.names)
     }
@@ -98,41 +99,49 @@ def test_the_same_labels_give_the_same_bytes():
     pieces, files = pieces_of(labels, 64), []
     for order in (pieces, pieces[::-1], pieces + pieces[:1]):
         out = io.BytesIO()
-        PalettePngMasks().assemble(order, spec_of(labels.shape), LEGEND, out, 64)
+        PngMasks().write(order, spec_of(labels.shape), LEGEND, out, (64, 64))
         files.append(out.getvalue())
     assert files[0] == files[1] == files[2]
 
 
 def test_object_masks_keep_their_numbers_up_to_16_bits():
     labels = np.random.default_rng(3).integers(0, 2**16, (60, 50)).astype(np.uint32)
-    file = write(labels, 32)
+    file = written(labels, 32)
     np.testing.assert_array_equal(
         cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED), labels
     )
     labels[40, 40] = 70000
     with pytest.raises(FormatError, match="70000"):
-        write(labels, 32)
+        written(labels, 32)
 
 
 def test_missing_and_stray_pieces_are_errors():
     labels = np.zeros((100, 100), np.uint8)
     pieces, spec = pieces_of(labels, 64), spec_of(labels.shape)
-    for wrong in (pieces[:-1], [*pieces, EncodedBlock(0, 2, 0, pieces[0].payload)]):
+    for wrong in (pieces[:-1], [*pieces, EncodedBlock(0, (2, 0), pieces[0].payload)]):
         out = io.BytesIO()
         with pytest.raises(RunError, match="missing or does not"):
-            PalettePngMasks().assemble(wrong, spec, LEGEND, out, 64)
+            PngMasks().write(wrong, spec, LEGEND, out, (64, 64))
         assert not out.getvalue()
     with pytest.raises(RunError, match="two contents"):
-        PalettePngMasks().assemble(
-            [*pieces, EncodedBlock(0, 0, 0, pieces[1].payload)], spec, LEGEND, io.BytesIO(), 64
+        PngMasks().write(
+            [*pieces, EncodedBlock(0, (0, 0), pieces[1].payload)],
+            spec,
+            LEGEND,
+            io.BytesIO(),
+            (64, 64),
         )
     with pytest.raises(RunError, match="bytes"):
-        PalettePngMasks().assemble(
-            [EncodedBlock(0, 0, 0, pieces[1].payload), *pieces[1:]], spec, LEGEND, io.BytesIO(), 64
+        PngMasks().write(
+            [EncodedBlock(0, (0, 0), pieces[1].payload), *pieces[1:]],
+            spec,
+            LEGEND,
+            io.BytesIO(),
+            (64, 64),
         )
 
 
 @pytest.mark.parametrize(("dtype", "legend"), [("uint16", LEGEND), ("uint8", MANY)])
 def test_labels_of_another_type_than_the_legend_are_refused(dtype, legend):
     with pytest.raises(RunError, match=legend.dtype):
-        write(np.zeros((20, 20), dtype), 16, legend)
+        written(np.zeros((20, 20), dtype), 16, legend)

@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from objects_support import boundary_bytes
 from scipy import ndimage
 from skimage import measure
 
 from maskloom.segcore.geometry import Box, Grid, Tile
 from maskloom.segcore.objects.components import Components
-from maskloom.segcore.objects.numbering import first_pixels, number_objects
+from maskloom.segcore.objects.numbering import first_positions, number_objects
 
-CROSS, FULL = ndimage.generate_binary_structure(2, 1), ndimage.generate_binary_structure(2, 2)
 NO_DATA = 255
+Place = tuple[int, ...]
 
 
 def over_tiles(
-    values: np.ndarray, parts: Components, tile: tuple[int, int]
+    values: np.ndarray, parts: Components, tile: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids and classes of the parts under this tiling, as the pipeline finds them."""
     grid = Grid(values.shape, tile)
@@ -33,12 +34,12 @@ def over_tiles(
         assert found.values.dtype == np.uint32
         assert found.values.shape == each.core.shape
         assert np.array_equal(numbers, np.arange(len(found.class_of))), "every fragment has a pixel"
-        sizes = sum(array.nbytes for array in found.seam.values())
-        assert sizes <= 4 * 2 * sum(each.core.shape) * 20 + 64
-    groupings = parts.join(grid, [found.seam for found in fragments])
+        border = 2 * sum(each.core.size // side for side in each.core.shape)
+        assert boundary_bytes(found.boundary) <= 4 * border * 20 + 64
+    groupings = parts.join(grid, [found.boundary for found in fragments])
 
     def read(number: int) -> tuple[np.ndarray, np.ndarray]:
-        return first_pixels(fragments[number].values, grid[number], values.shape[1]), fragments[
+        return first_positions(fragments[number].values, grid[number], values.shape), fragments[
             number
         ].class_of
 
@@ -53,7 +54,11 @@ def over_tiles(
 
 def structures(parts: Components) -> tuple[np.ndarray, np.ndarray]:
     """Structure of parts and of holes."""
-    return (FULL, CROSS) if parts.connectivity == 8 else (CROSS, FULL)
+    axes, of_parts = {4: (2, 1), 8: (2, 2), 6: (3, 1), 18: (3, 2), 26: (3, 3)}[parts.connectivity]
+    return (
+        ndimage.generate_binary_structure(axes, of_parts),
+        ndimage.generate_binary_structure(axes, axes if of_parts == 1 else 1),
+    )
 
 
 def numbered(ids: np.ndarray, min_size: int) -> np.ndarray:
@@ -104,28 +109,22 @@ def by_flooding(values: np.ndarray, parts: Components) -> tuple[np.ndarray, np.n
     return ids, np.where(ids > 0, mask, 0)
 
 
-def _steps(structure: np.ndarray) -> list[tuple[int, int]]:
-    return [(y - 1, x - 1) for y, x in zip(*np.nonzero(structure), strict=True) if (y, x) != (1, 1)]
+def _beside(place: Place, structure: np.ndarray) -> list[Place]:
+    steps = [step for step in np.argwhere(structure) - 1 if step.any()]
+    return [tuple(int(at) for at in np.add(place, step)) for step in steps]
 
 
-def _neighbours(
-    places: list[tuple[int, int]], shape: tuple[int, ...], structure: np.ndarray
-) -> set[tuple[int, int]]:
+def _is_inside(place: Place, shape: tuple[int, ...]) -> bool:
+    return all(0 <= at < length for at, length in zip(place, shape, strict=True))
+
+
+def _neighbours(places: list[Place], shape: tuple[int, ...], structure: np.ndarray) -> set[Place]:
     """What is around a set of pixels; nothing where they touch the border."""
-    own, found = set(places), set()
-    for y, x in places:
-        for dy, dx in _steps(structure):
-            place = (y + dy, x + dx)
-            if not (0 <= place[0] < shape[0] and 0 <= place[1] < shape[1]):
-                return set()
-            if place not in own:
-                found.add(place)
-    return found
+    found = {beside for place in places for beside in _beside(place, structure)} - set(places)
+    return found if all(_is_inside(place, shape) for place in found) else set()
 
 
-def _floods(
-    mask: np.ndarray, values: np.ndarray, structure: np.ndarray
-) -> list[list[tuple[int, int]]]:
+def _floods(mask: np.ndarray, values: np.ndarray, structure: np.ndarray) -> list[list[Place]]:
     left, floods = mask.copy(), []
     for start in zip(*np.nonzero(mask), strict=True):
         if not left[start]:
@@ -133,11 +132,10 @@ def _floods(
         flood, queue = [], deque([start])
         left[start] = False
         while queue:
-            y, x = queue.popleft()
-            flood.append((y, x))
-            for dy, dx in _steps(structure):
-                place = (y + dy, x + dx)
-                inside = 0 <= place[0] < mask.shape[0] and 0 <= place[1] < mask.shape[1]
+            here = queue.popleft()
+            flood.append(here)
+            for place in _beside(here, structure):
+                inside = _is_inside(place, mask.shape)
                 if inside and left[place] and values[place] == values[start]:
                     left[place] = False
                     queue.append(place)
@@ -326,21 +324,61 @@ def test_each_hole_takes_its_own_islands() -> None:
         values[opened] = 1
 
 
-@pytest.mark.parametrize("connectivity", [6, 26])
-@pytest.mark.parametrize("fill", [False, True])
-def test_volumes_are_labelled_as_by_scipy(connectivity: int, fill: bool) -> None:
-    structure = ndimage.generate_binary_structure(3, 1 if connectivity == 6 else 3)
-    of_holes = ndimage.generate_binary_structure(3, 3 if connectivity == 6 else 1)
-    generator = np.random.default_rng(7)
-    for density in (0.1, 0.3, 0.5, 0.7, 0.9):
-        for shape in ((9, 11, 13), (1, 6, 5), (6, 1, 5), (5, 6, 1), (1, 1, 1)):
-            mask = generator.random(shape) < density
-            wanted = ndimage.binary_fill_holes(mask, of_holes) if fill else mask
-            labels, class_of = Components((1,), connectivity, fill_holes=fill).label(
-                mask.astype(np.uint8)
-            )
-            assert np.array_equal(labels, ndimage.label(wanted, structure)[0])
-            assert (class_of[1:] == 1).all()
+@st.composite
+def volumes(draw: st.DrawFn, classes: int) -> np.ndarray:
+    """Volumes of some roughness, with shells around cavities; some with voxels without data."""
+    shape = draw(st.tuples(*[st.integers(1, 9)] * 3))
+    generator = np.random.default_rng(draw(st.integers(0, 10**6)))
+    density = draw(st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]))
+    values = generator.integers(1, classes + 1, shape) * (generator.random(shape) < density)
+    if draw(st.booleans()):
+        # Spheres in spheres: cavities with islands, and walls that tiles cut.
+        index = np.indices(shape) - generator.integers(0, 9, 3).reshape(3, 1, 1, 1)
+        rings = np.sqrt((index**2).sum(axis=0)).astype(int) // draw(st.integers(1, 2))
+        values = np.where(rings % 2 == 0, generator.integers(1, classes + 1), 0)
+        values[generator.random(shape) < draw(st.sampled_from([0, 0.02]))] = 1
+    values = values.astype(np.uint8)
+    values[generator.random(shape) < draw(st.sampled_from([0, 0, 0.02]))] = NO_DATA
+    return values
+
+
+cubes = st.tuples(*[st.integers(1, 6)] * 3)
+
+
+def rules_of_volumes(classes: tuple[int, ...]) -> st.SearchStrategy[Components]:
+    return st.builds(
+        Components,
+        st.just(classes),
+        st.sampled_from([6, 18, 26]),
+        st.sampled_from([1, 1, 2, 5, 20]),
+        st.booleans(),
+    )
+
+
+@given(volumes(classes=1), rules_of_volumes((1,)), cubes)
+@example(np.ones((3, 3, 3), np.uint8), Components((1,), 6, fill_holes=True), (2, 2, 2))
+@example(
+    np.indices((4, 5, 6)).sum(axis=0).astype(np.uint8) % 2,
+    Components((1,), 18, fill_holes=True),
+    (2, 3, 1),
+)
+def test_volumes_are_labelled_as_by_scipy_whatever_the_tiling(
+    values: np.ndarray, parts: Components, tile: tuple[int, int, int]
+) -> None:
+    ids, classes = over_tiles(values, parts, tile)
+    assert np.array_equal(ids, by_scipy(values, parts))
+    assert np.array_equal(classes, ids > 0)
+    assert np.array_equal(parts.label(values)[0], ids)
+
+
+@given(volumes(classes=3), rules_of_volumes((1, 3)) | rules_of_volumes((2, 0, 1)), cubes)
+def test_classes_of_volumes_are_kept_apart(
+    values: np.ndarray, parts: Components, tile: tuple[int, int, int]
+) -> None:
+    ids, classes = over_tiles(values, parts, tile)
+    wanted, wanted_classes = by_flooding(values, parts)
+    assert np.array_equal(ids, wanted)
+    assert np.array_equal(classes, wanted_classes)
 
 
 def test_volumes_keep_classes_apart_and_drop_small_parts() -> None:
@@ -387,6 +425,7 @@ def test_masks_that_do_not_suit_are_refused() -> None:
     flat, deep = np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)
     for parts, values, message in (
         (Components((1,)), flat.astype(np.int64), "uint8 or uint16"),
+        (Components((1,), 18), flat, "18 does not suit 2 axes"),
         (Components((255,)), flat, "255 is no class id"),
         (Components((1,), 6), flat, "6 does not suit 2 axes"),
         (Components((1,), 8), deep, "8 does not suit 3 axes"),
@@ -396,10 +435,6 @@ def test_masks_that_do_not_suit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"class ids of the core, \(4, 4\)"):
         Components((1,)).fragment(
             flat[:2], Tile((0, 0), Box.whole((4, 4)), Box.whole((4, 4))), (4, 4)
-        )
-    with pytest.raises(ValueError, match="volumes are labelled whole"):
-        Components((1,), 6).fragment(
-            deep, Tile((0, 0, 0), Box.whole(deep.shape), Box.whole(deep.shape)), (8, 4, 4)
         )
 
 

@@ -15,7 +15,7 @@ from maskloom.segcore.errors import FormatError
 from maskloom.segcore.geometry import Grid, Tile
 from maskloom.segcore.models.fragments import Equivalences
 from maskloom.segcore.objects import numbering
-from maskloom.segcore.objects.numbering import first_pixels, number_objects
+from maskloom.segcore.objects.numbering import first_positions, number_objects
 
 sides = st.integers(1, 13)
 grids = st.builds(Grid, st.tuples(sides, sides), st.tuples(st.integers(1, 6), st.integers(1, 6)))
@@ -31,13 +31,13 @@ def by_first_pixel(ids: np.ndarray) -> np.ndarray:
 
 
 @given(st.tuples(sides, sides), st.integers(0, 99))
-def test_first_pixels_are_those_of_numpy(shape: tuple[int, int], seed: int) -> None:
+def test_first_positions_are_those_of_numpy(shape: tuple[int, int], seed: int) -> None:
     generator = np.random.default_rng(seed)
     whole = np.zeros((shape[0] + 5, shape[1] + 7), np.int64)
     core = relabel_sequential(generator.integers(0, 5, shape))[0].astype(np.uint32)
     whole[3 : 3 + shape[0], 4 : 4 + shape[1]] = core
     tile = next(tile for tile in _cells(whole.shape, (3, 4), shape))
-    found = first_pixels(core, tile, whole.shape[1])
+    found = first_positions(core, tile, whole.shape)
     assert found[0] == 0
     assert found[1:].tolist() == [
         int(np.flatnonzero(whole.ravel() == value)[0]) for value in range(1, int(core.max()) + 1)
@@ -82,7 +82,7 @@ def test_ids_do_not_know_the_tiling(grid: Grid, objects: int, seed: int) -> None
 
     def read(number: int) -> tuple[np.ndarray, np.ndarray]:
         asked.append(number)
-        return first_pixels(values[number], grid[number], grid.shape[1]), np.concatenate(
+        return first_positions(values[number], grid[number], grid.shape), np.concatenate(
             [[0], names[number] + 100]
         ).astype(np.uint16)
 

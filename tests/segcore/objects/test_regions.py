@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from objects_support import boundary_bytes
 from scipy import ndimage
 
 from maskloom.segcore.geometry import Grid
@@ -60,7 +61,7 @@ def tiled(
                 min_size,
             )
         )
-    groupings = join_regions(grid, [each.seam for each in found], min_size)
+    groupings = join_regions(grid, [each.boundary for each in found], min_size)
     ids = np.zeros(valid.shape, np.int64)
     next_free = 1 + max(int(each.groups.max(initial=0)) for each in groupings)
     for each, fragments, grouping in zip(grid, found, groupings, strict=True):
@@ -167,12 +168,12 @@ def test_small_regions_without_neighbours_stay() -> None:
         assert in_order(tiled(Edges(right, none), valid, tile, 99)[0]).tolist() == [[1, 0, 2, 2]]
 
 
-def test_seams_grow_with_the_border_not_with_the_area() -> None:
+def test_boundaries_grow_with_the_border_not_with_the_area() -> None:
     generator = np.random.default_rng(2)
     sizes = {}
     for side in (64, 128, 256):
         # Noise at its worst: every edge has a weight of its own, and no two pixels are alike.
         edges = make_edges(generator, np.ones((3 * side, 3 * side), bool), 2**20, 1.0)
         _, found = tiled(edges, np.ones((3 * side, 3 * side), bool), (side, side), 20)
-        sizes[side] = sum(values.nbytes for values in found[4].seam.values())
+        sizes[side] = boundary_bytes(found[4].boundary)
     assert sizes[256] < 2.5 * sizes[128] < 6 * sizes[64]

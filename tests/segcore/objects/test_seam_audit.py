@@ -91,6 +91,24 @@ def test_naive_tiles_are_found_out_and_whole_objects_pass(seed: int, heaped: boo
     assert naive.ratio > 1.3 * whole.ratio
 
 
+def test_volumes_that_are_cut_along_planes_are_found_out() -> None:
+    generator = np.random.default_rng(5)
+    shape, tile = (90, 96, 84), (30, 32, 28)
+    radius = generator.uniform(2.5, 4.5, 700)
+    centre = generator.uniform(0, shape, (700, 3))
+    columns = {}
+    for axis, places in zip("zyx", centre.T, strict=True):
+        columns[f"centroid_{axis}"] = places
+        columns[f"bbox_{axis}0"] = np.floor(places - radius)
+        columns[f"bbox_{axis}1"] = np.ceil(places + radius)
+    assert audit_seams(columns, shape, tile, 4).clean
+    # Balls over a seam across z lose their other half.
+    line = 30 * np.rint(columns["centroid_z"] / 30)
+    over = (columns["bbox_z0"] < line) & (line < columns["bbox_z1"]) & (line > 0) & (line < 90)
+    columns["bbox_z1"] = np.where(over, line, columns["bbox_z1"])
+    assert audit_seams(columns, shape, tile, 4).cut_score > SUSPICIOUS
+
+
 def test_objects_dropped_at_seams_are_found_out_by_their_absence() -> None:
     table = table_of(nuclei(3))
     off = np.array(

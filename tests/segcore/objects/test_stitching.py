@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from objects_support import boundary_bytes
 from pydantic import TypeAdapter, ValidationError
 
 from maskloom.segcore.geometry import Grid
@@ -50,7 +51,7 @@ class Told:
 
     @property
     def footprint(self) -> Requirements:
-        return Requirements((self.halo, self.halo), 32)
+        return Requirements(self.halo, 32)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         return spec
@@ -104,14 +105,14 @@ def picture_of(objects: np.ndarray, valid: np.ndarray | None = None) -> Picture:
     )
 
 
-def discs(shape: tuple[int, int], centres: list[tuple[int, int]], radius: int) -> np.ndarray:
-    """Discs numbered from 1; of a pixel in several the nearest centre decides."""
-    y, x = np.indices(shape)
+def discs(shape: tuple[int, ...], centres: list[tuple[int, ...]], radius: int) -> np.ndarray:
+    """Discs, or balls, numbered from 1; of a pixel in several the nearest centre decides."""
+    places = np.moveaxis(np.indices(shape), 0, -1)
     out, nearest = np.zeros(shape, int), np.full(shape, radius**2 + 1)
     # One disc at a time: an array of the image for each of thousands of discs would fill the
     # machine.
-    for number, (cy, cx) in enumerate(centres):
-        distance = (y - cy) ** 2 + (x - cx) ** 2
+    for number, centre in enumerate(centres):
+        distance = ((places - centre) ** 2).sum(axis=-1)
         out[distance < nearest] = number + 1
         nearest = np.minimum(nearest, distance)
     return out
@@ -187,6 +188,54 @@ def test_random_discs_come_out_the_same_for_any_tiling(
     ids = object_mask(model, picture_of(truth, valid), tile)
     assert np.array_equal(ids, whole)
     assert same_partition(np.where(valid, truth, 0), whole[0])
+
+
+@given(
+    centres=st.lists(
+        st.tuples(st.integers(0, 17), st.integers(0, 25), st.integers(0, 21)),
+        min_size=1,
+        max_size=12,
+        unique=True,
+    ),
+    radius=st.integers(1, 3),
+    tile=st.tuples(st.integers(5, 18), st.integers(5, 26), st.integers(5, 22)),
+    rule=st.sampled_from([OWNERSHIP, OVERLAP]),
+    holes=st.booleans(),
+)
+def test_balls_come_out_the_same_for_any_tiling(
+    centres: list[tuple[int, ...]],
+    radius: int,
+    tile: tuple[int, int, int],
+    rule: SeamRule,
+    holes: bool,
+) -> None:
+    truth = discs((18, 26, 22), centres, radius)
+    valid = np.random.default_rng(len(centres)).random(truth.shape) > 0.1 * holes
+    model = stitched(Told(halo=8), rule)
+    whole = object_mask(model, picture_of(truth, valid))
+    ids = object_mask(model, picture_of(truth, valid), tile)
+    assert np.array_equal(ids, whole)
+    assert same_partition(np.where(valid, truth, 0), whole[0])
+
+
+class PlanarTold(Told):
+    @property
+    def footprint(self) -> Requirements:
+        return Requirements(self.halo, 32, planar=True)
+
+
+@pytest.mark.parametrize("rule", [OWNERSHIP, OVERLAP], ids=["ownership", "overlap"])
+def test_instances_of_planes_are_stitched_in_their_plane_and_have_ids_of_their_own(
+    rule: SeamRule,
+) -> None:
+    truth = discs((7, 40, 44), [(2, 12, 12), (4, 28, 20), (3, 15, 33)], 5)
+    # An object in each plane is one of its own.
+    planes = np.where(truth > 0, truth + 10 * np.arange(7).reshape(7, 1, 1), 0)
+    whole = object_mask(stitched(PlanarTold(halo=12), rule), picture_of(truth))[0]
+    assert same_partition(planes, whole)
+    for tile in ((1, 16, 17), (3, 20, 44)):
+        ids = object_mask(stitched(PlanarTold(halo=12), rule), picture_of(truth), tile)[0]
+        assert np.array_equal(ids, whole)
 
 
 @pytest.mark.parametrize("rule", [OWNERSHIP, OVERLAP], ids=["ownership", "overlap"])
@@ -337,7 +386,7 @@ def test_tiles_that_disagree_on_the_class_make_one_object_of_the_larger_parts_cl
         assert np.array_equal(classes, expected * truth)
 
 
-def test_seams_grow_with_the_border_and_not_with_the_area() -> None:
+def test_boundaries_grow_with_the_border_and_not_with_the_area() -> None:
     sizes = []
     for side in (120, 240):
         # The same 60 pixels again and again, each with objects of its own.
@@ -348,13 +397,9 @@ def test_seams_grow_with_the_border_and_not_with_the_area() -> None:
             np.tile(small, (times, times)) > 0, np.tile(small, (times, times)) + more, 0
         )
         model, picture = stitched(Told(halo=10), OWNERSHIP), picture_of(truth)
-        middle = Grid(truth.shape, (side, side), (10, 10))[4]
-        sizes.append(
-            sum(
-                array.nbytes
-                for array in model.fragment(picture.block(middle, picture.spec)).seam.values()
-            )
-        )
+        middle = Grid(truth.shape, (side, side), 10)[4]
+        found = model.fragment(picture.block(middle, picture.spec))
+        sizes.append(boundary_bytes(found.boundary))
     assert sizes[1] < 2.3 * sizes[0]
 
 

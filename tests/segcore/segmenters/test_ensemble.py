@@ -299,7 +299,7 @@ class Rough:
 
     classes: tuple[str, ...] = ("a", "b")
     exactness: Exactness = Exactness.APPROXIMATE
-    footprint: Requirements = field(default_factory=lambda: Requirements((3, 40), 100, 7))
+    footprint: Requirements = field(default_factory=lambda: Requirements(40, 100, 7))
 
     def start(self) -> Rough:
         return self
@@ -318,10 +318,10 @@ def test_is_as_exact_and_as_large_as_its_members() -> None:
     model = Ensemble((Threshold(method="local", window=21), Rough())).start()
     assert isinstance(model, EnsembleModel)
     assert model.exactness is Exactness.APPROXIMATE
-    assert model.footprint.halo == (13, 40)
+    assert model.footprint.halo == 40
     assert model.footprint.cost == 11
     assert model.footprint.bytes_per_pixel > 100
-    assert Ensemble((Threshold(value=1), Threshold(value=2))).start().footprint.halo == (0, 0)
+    assert Ensemble((Threshold(value=1), Threshold(value=2))).start().footprint.halo == 0
     assert model_of(Ensemble(BINARY)).exactness is Exactness.EXACT
 
 

@@ -264,7 +264,7 @@ def test_pixels_beyond_the_halo_do_not_matter_and_all_within_may() -> None:
     # One shift of radius 3 a step along a ramp that is steep enough to drag pixels on: what they
     # reach is the halo.
     model = joint(spatial_radius=3, range_radius=4.0, max_iterations=5)
-    halo = model.footprint.halo[1]
+    halo = model.footprint.halo
     assert halo == 16
     generator = np.random.default_rng(0)
     row = generator.integers(0, 9, (9, 80, 1)).astype(np.uint8)
@@ -334,7 +334,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "bands": None,
         "classes": ("background", "region"),
     }
-    assert model.footprint.halo == (101, 101)
+    assert model.footprint.halo == 101
 
 
 def test_space_feature_starts_with_the_fitter_of_modes() -> None:

@@ -25,6 +25,7 @@ from maskloom.segcore.segmenters.connected_parts import ConnectedParts
 from maskloom.segcore.segmenters.ensemble import Ensemble
 from maskloom.segcore.segmenters.mixture import MixtureOfGaussians
 from maskloom.segcore.segmenters.network import Deeplab, Fcn, Network, Unet
+from maskloom.segcore.segmenters.threshold import Threshold
 from maskloom.segcore.testing import segmenters as check
 
 PHOTO = data.astronaut()[100:233, 150:327]
@@ -84,6 +85,32 @@ def test_labels_are_those_of_keras_on_the_whole_image(unet):
 def test_tiling_changes_no_label(unet, tile):
     check.check_tiling(Unet(unet, **EXACTLY), PICTURE, tile)
     check.check_labels(Unet(unet, **EXACTLY), PICTURE)
+
+
+def test_a_volume_is_segmented_plane_by_plane(unet):
+    planes = np.stack([PHOTO[:50, :60], PHOTO[60:110, 80:140], PHOTO[::-1][:50, :60]])
+    volume = check.Picture(planes, np.ones(planes.shape[:3], bool), "rgb")
+    images = [check.Picture(plane, np.ones(plane.shape[:2], bool), "rgb") for plane in planes]
+    model = select_engines(Unet(unet, engine="tensorflow", patch=64).start(), volume)
+    assert model.footprint.planar
+    expected = np.stack([check.labelled(model, image) for image in images])
+    assert np.array_equal(check.labelled(model, volume), expected)
+    assert np.array_equal(check.labelled(model, volume, (2, 32, 16)), expected)
+    first = volume.blocks(model)[0]
+    assert np.array_equal(model.scores(first)[0].argmax(axis=-1), expected[0])
+
+
+def test_a_planar_member_leaves_an_ensemble_its_volumes(unet):
+    """Tiles are not cut into planes then, and have the network's halo along z too."""
+    planes = np.stack([PHOTO[:40, :50], PHOTO[60:100, 80:130], PHOTO[::-1][:40, :50]])
+    volume = check.Picture(planes, np.ones(planes.shape[:3], bool), "rgb")
+    network = Unet(unet, **EXACTLY)
+    levels = Threshold(method="multi-otsu", levels=3, classes=CLASSES)
+    recipe = Ensemble((network, levels, network), by="vote")
+    model = check.fitted(recipe, [volume])
+    assert not model.footprint.planar
+    alone = check.labelled(network.start(), volume)
+    assert np.array_equal(check.labelled(model, volume, (2, 16, 32)), alone)
 
 
 def test_blended_windows_do_not_depend_on_tiles_either(unet):

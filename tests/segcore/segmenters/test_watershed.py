@@ -36,10 +36,11 @@ def picture_of(mask: np.ndarray, valid: np.ndarray | None = None) -> Picture:
 
 
 def union_of_discs(
-    shape: tuple[int, int], centres: list[tuple[int, int]], radius: int
+    shape: tuple[int, ...], centres: list[tuple[int, ...]], radius: int
 ) -> np.ndarray:
-    y, x = np.indices(shape)
-    return np.any([(y - cy) ** 2 + (x - cx) ** 2 <= radius**2 for cy, cx in centres], axis=0)
+    """Discs in images, balls in volumes."""
+    places = np.moveaxis(np.indices(shape), 0, -1)
+    return np.any([((places - at) ** 2).sum(axis=-1) <= radius**2 for at in centres], axis=0)
 
 
 def model_of(recipe: Watershed, picture: Picture) -> Stitched:
@@ -49,7 +50,7 @@ def model_of(recipe: Watershed, picture: Picture) -> Stitched:
 
 
 def objects_of(
-    recipe: Watershed, picture: Picture, tile: tuple[int, int] | None = None
+    recipe: Watershed, picture: Picture, tile: tuple[int, ...] | None = None
 ) -> np.ndarray:
     return object_mask(model_of(recipe, picture), picture, tile)[0]
 
@@ -57,22 +58,25 @@ def objects_of(
 def squares_of(classes: np.ndarray, reach: int) -> np.ndarray:
     from maskloom.segcore.kernels.watershed import squared_distances
 
-    squares = np.empty(classes.shape, np.int32)
-    squared_distances(classes.astype(np.int32), reach, squares)
-    return squares
+    volume = classes.astype(np.int32).reshape((1, *classes.shape)[-3:])
+    squares = np.empty(volume.shape, np.int32)
+    squared_distances(volume, reach, squares)
+    return squares.reshape(classes.shape)
 
 
 @given(
     seed=st.integers(0, 10_000),
-    shape=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    shape=st.tuples(st.integers(1, 30), st.integers(1, 30)) | st.tuples(*[st.integers(1, 12)] * 3),
     reach=st.integers(1, 12),
 )
 def test_distances_are_those_of_scipy_clipped(
-    seed: int, shape: tuple[int, int], reach: int
+    seed: int, shape: tuple[int, ...], reach: int
 ) -> None:
     generator = np.random.default_rng(seed)
-    coarse = generator.integers(0, 3, shape)
-    classes = coarse if seed % 2 else np.kron(coarse, np.ones((6, 5), int))[: shape[0], : shape[1]]
+    classes = generator.integers(0, 3, shape)
+    if seed % 2 == 0:
+        classes = np.kron(classes, np.ones((4, 6, 5)[-len(shape) :], int))
+        classes = classes[tuple(slice(length) for length in shape)]
     squares = squares_of(classes, reach)
     for number in range(3):
         inside = classes == number
@@ -151,13 +155,68 @@ def test_discs_come_out_the_same_for_any_tiling(
     ]
     whole, classes = object_mask(model, picture_of(mask))
     ids, tiled_classes = object_mask(model, picture_of(mask), tile)
-    fitting = np.isin(clumps, 1 + np.flatnonzero(np.array(extents) < model.footprint.halo[0]))
+    fitting = np.isin(clumps, 1 + np.flatnonzero(np.array(extents) < model.footprint.halo))
     # Where larger clumps are about, ids after theirs may shift; the objects themselves do not.
     pairs = np.unique(np.stack([whole[fitting], ids[fitting]]), axis=1)
     assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
     assert np.array_equal(whole[fitting] > 0, ids[fitting] > 0)
     assert np.array_equal(classes[fitting], tiled_classes[fitting])
     assert min_size > 1 or np.array_equal(ids > 0, mask)
+
+
+@given(
+    centres=st.lists(
+        st.tuples(st.integers(0, 23), st.integers(0, 33), st.integers(0, 29)),
+        min_size=1,
+        max_size=9,
+        unique=True,
+    ),
+    radius=st.integers(2, 4),
+    tile=st.tuples(st.integers(7, 24), st.integers(7, 34), st.integers(7, 30)),
+    min_size=st.sampled_from([1, 30]),
+)
+def test_balls_come_out_the_same_for_any_tiling(
+    centres: list[tuple[int, ...]], radius: int, tile: tuple[int, int, int], min_size: int
+) -> None:
+    mask = union_of_discs((24, 34, 30), centres, radius)
+    recipe = Watershed(HALF, distance=5, min_size=min_size)
+    model = model_of(recipe, picture_of(mask))
+    clumps, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    extents = [
+        max(piece.stop - piece.start for piece in found) for found in ndimage.find_objects(clumps)
+    ]
+    whole, ids = objects_of(recipe, picture_of(mask)), objects_of(recipe, picture_of(mask), tile)
+    fitting = np.isin(clumps, 1 + np.flatnonzero(np.array(extents) < model.footprint.halo))
+    pairs = np.unique(np.stack([whole[fitting], ids[fitting]]), axis=1)
+    assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
+    assert np.array_equal(whole[fitting] > 0, ids[fitting] > 0)
+    assert min_size > 1 or np.array_equal(ids > 0, mask)
+
+
+def test_touching_balls_are_split_as_by_scikit_image() -> None:
+    from skimage.feature import peak_local_max
+    from skimage.segmentation import watershed
+
+    generator = np.random.default_rng(4)
+    centres = [
+        (z, y, x)
+        for z in range(9, 40, 12)
+        for y in range(9, 60, 12)
+        for x in range(9, 60, 12)
+        if generator.random() < 0.8
+    ]
+    mask = union_of_discs((45, 66, 66), centres, 7)
+    distances = ndimage.distance_transform_edt(mask)
+    markers = np.zeros(mask.shape, int)
+    for i, place in enumerate(peak_local_max(distances, min_distance=4, labels=mask.astype(int))):
+        markers[tuple(place)] = i + 1
+    theirs = watershed(-distances, markers, mask=mask, connectivity=3)
+    for tile in (None, (20, 33, 31)):
+        ours = objects_of(Watershed(HALF, distance=8), picture_of(mask), tile)
+        assert ours.max() == theirs.max() == len(centres)
+        best = np.array([np.bincount(theirs[ours == i]).argmax() for i in range(1, ours.max() + 1)])
+        assert len(np.unique(best)) == len(best)
+        assert np.mean(best[ours[mask] - 1] == theirs[mask]) > 0.97
 
 
 @pytest.mark.parametrize("rule", [SeamRule(), OVERLAP], ids=["ownership", "overlap"])
@@ -258,10 +317,12 @@ def test_invalid_pixels_are_in_no_object() -> None:
     assert not objects_of(Watershed(HALF), picture_of(mask, np.zeros_like(mask)), (16, 16)).any()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (40, 40)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (40, 40), (1, 1, 1), (3, 20, 1)])
 @pytest.mark.parametrize("filled", [False, True])
-def test_trivial_images(shape: tuple[int, int], filled: bool) -> None:
-    ids = objects_of(Watershed(HALF, distance=4), picture_of(np.full(shape, filled)), (16, 16))
+def test_trivial_images(shape: tuple[int, ...], filled: bool) -> None:
+    ids = objects_of(
+        Watershed(HALF, distance=4), picture_of(np.full(shape, filled)), (16,) * len(shape)
+    )
     assert np.array_equal(ids, np.full(shape, int(filled)))
 
 
@@ -320,7 +381,7 @@ def test_the_model_is_a_value_in_a_file() -> None:
     assert isinstance(model.segmenter, WatershedModel)
     assert model.exactness is Exactness.EXACT_IF_SMALLER_THAN_HALO
     assert model.provenance()["watershed"] == {"distance": 32, "prominence": 1.0, "min_size": 1}
-    assert model.footprint.halo == (96, 96)
+    assert model.footprint.halo == 96
 
 
 DATA = os.environ.get("MASKLOOM_TEST_DATA")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from maskloom.segcore.errors import FormatError, MaskloomError
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.ground.space import Space
+from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.statistics.area import Area
 from maskloom.segcore.statistics.protocol import STATISTICS
@@ -40,7 +40,7 @@ def test_areas_are_the_sums_of_the_pixels_areas(
     image: LabelledImage, tile: tuple[int, int]
 ) -> None:
     pixels = np.broadcast_to(
-        image.spec.space.cell_area(Box.whole(image.spec.shape)), image.spec.shape
+        image.spec.space.cell_size(Box.whole(image.spec.shape), image.spec.shape), image.spec.shape
     )
 
     rows = rows_of(Area(), image, image.cut(tile))
@@ -227,7 +227,9 @@ def test_sums_along_rows_are_those_of_the_pixels(space: Space, classes: int) -> 
     several parabolas.
     """
     image = make_image((70, 2600), space, classes, 0.1, 5)
-    pixels = np.broadcast_to(space.cell_area(Box.whole(image.spec.shape)), image.spec.shape)
+    pixels = np.broadcast_to(
+        space.cell_size(Box.whole(image.spec.shape), image.spec.shape), image.spec.shape
+    )
 
     rows = whole(image)
 
@@ -251,7 +253,7 @@ def test_a_pixel_counts_the_same_among_few_classes_and_many(space: Space) -> Non
 def test_single_pixels_are_right(space: Space) -> None:
     """A class of one pixel has that pixel's area, wherever on a parabola it lies."""
     image = make_image((1, 600), space, 2, 0, 6)
-    pixels = space.cell_area(Box.whole((1, 600)))
+    pixels = space.cell_size(Box.whole((1, 600)), (1, 600))
     for column in (0, 1, 15, 255, 256, 300, 511, 512, 599):
         labels = np.zeros((1, 600), np.uint8)
         labels[0, column] = 1
@@ -271,7 +273,7 @@ def shrunken_map(scale: float) -> Space:
 
 def test_sums_of_large_pixels_do_not_overflow() -> None:
     image = make_image((32, 32), shrunken_map(0.02), 1, 0, 0)
-    pixels = image.spec.space.cell_area(Box.whole(image.spec.shape))
+    pixels = image.spec.space.cell_size(Box.whole(image.spec.shape), image.spec.shape)
     assert pixels.min() / 0.01 * 2**48 * pixels.size > 2**63
 
     (row,) = whole(image)
@@ -288,3 +290,27 @@ def test_it_is_registered_under_its_name() -> None:
     assert STATISTICS["area"] is Area
     assert Area() == Area()
     assert Area().table == "areas"
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "size"),
+    [
+        (None, "px", 1.0),
+        (Metric((2.5, 0.5, 0.5)), "mm3", 0.625),
+        (Metric((0.2, 0.1, 0.1), "cm"), "mm3", 2.0),
+    ],
+)
+@pytest.mark.parametrize("tile", [(7, 30, 20), (3, 8, 20), (1, 30, 7)])
+def test_volumes_are_voxels_times_the_size_of_one(
+    metric: Metric | None, unit: str, size: float, tile: tuple[int, ...]
+) -> None:
+    space = Space(metric=metric, axes=("z", "y", "x"))
+    image = make_image((7, 30, 20), space, 4, 0.2, 3)
+    counts = np.bincount(image.labels[image.valid], minlength=4)
+
+    rows = rows_of(Area(), image, image.cut(tile))
+
+    assert [row["pixel_count"] for row in rows] == counts.tolist()
+    assert [row["area"] for row in rows] == pytest.approx((counts * size).tolist(), rel=1e-12)
+    assert {row["area_unit"] for row in rows} == {unit}
+    assert {row["nodata_pixels"] for row in rows} == {int(np.count_nonzero(~image.valid))}

@@ -289,3 +289,21 @@ def test_what_to_do_follows_from_why_a_disk_does_not_take_a_file(
         Store(str(tmp_path)).writing("a"),
     ):
         raise OSError(number, os.strerror(number))
+
+
+def test_a_folder_has_one_digest_that_sha256sum_can_check(tmp_path):
+    import subprocess
+
+    store = Store(str(tmp_path))
+    for name, content in (("m.zarr/zarr.json", b"{}"), ("m.zarr/c/0/1", b"a"), ("m.tif", b"b")):
+        store.publish(name, content)
+    command = "find * -type f | LC_ALL=C sort | xargs sha256sum | sha256sum"
+    said = subprocess.run(
+        command, shell=True, cwd=tmp_path / "m.zarr", capture_output=True, text=True, check=True
+    )
+    assert store.sha256("m.zarr") == said.stdout.split()[0]
+    assert store.sha256("m.tif") == store.publish("copy.tif", b"b").sha256
+    with pytest.raises(FileNotFoundError):
+        store.sha256("absent.zarr")
+    store.publish("m.zarr/c/0/1", b"another")
+    assert store.sha256("m.zarr") != said.stdout.split()[0]

@@ -11,7 +11,7 @@ import pytest
 from maskloom.segcore.errors import RunError, StoreError
 from maskloom.segcore.storage import conditional
 from maskloom.segcore.storage.conditional import Conditions, Move, bases_of, conditions_of, move
-from maskloom.segcore.storage.store import Store, temporary_name
+from maskloom.segcore.storage.store import Store, current_version, temporary_name
 from maskloom.tasks.commits.log import Commit, CommitLog, folder_under_way
 from maskloom.tasks.commits.presence import PROCESSES, is_at_work, others, present, sweep
 
@@ -226,3 +226,52 @@ def test_what_a_dead_process_left_is_swept_but_for_a_commit_that_is_not_carried_
     assert state(store) == {"tables/images/a.parquet": b"rows", "masks/x.png": b"mask"}
     sweep(store)
     assert store.names("staging", "") == []
+
+
+def test_a_file_goes_where_it_is_what_was_seen_and_a_later_one_stays(store):
+    """Files of a mask of many files that its new version does not have."""
+    for name in ("m/old", "m/later"):
+        store.publish(name, b"before")
+    going = [Move(None, name, current_version(store.uri(name))) for name in ("m/old", "m/later")]
+    store.publish("m/later", b"of a later commit")
+
+    for _ in range(2):
+        move(store, going)
+
+    assert store.names("m", "") == ["m/later"]
+    assert store.read("m/later") == b"of a later commit"
+
+
+def test_a_folder_is_replaced_as_a_whole(store):
+    log = CommitLog(store)
+    for run, blocks in (("first", "abc"), ("second", "bd")):
+        for block in blocks:
+            store.publish(f"staging/{run}/mask/{block}", run.encode())
+        log.news()
+        with log.draft(run, f"staging/{run}") as draft:
+            with draft.table("tables/images/a.parquet") as out:
+                out.write(run.encode())
+            draft.files = {f"masks/x.zarr/{each}": f"staging/{run}/mask/{each}" for each in blocks}
+            draft.folders = frozenset({"masks/x.zarr"})
+            assert log.claim(draft)
+    expected = {"masks/x.zarr/b": b"second", "masks/x.zarr/d": b"second"}
+    assert state(store) == {"tables/images/a.parquet": b"second", **expected}
+
+
+def test_whoever_finds_an_unfinished_commit_replaces_the_folder_too(store, monkeypatch):
+    store.publish("masks/x.zarr/old", b"old")
+    store.publish("staging/dead/mask/new", b"new")
+    log = CommitLog(store)
+    monkeypatch.setattr(CommitLog, "_carry_out", lambda *_: None)
+    with log.draft("dead", "staging/dead") as draft:
+        with draft.table("tables/images/a.parquet") as out:
+            out.write(b"rows")
+        draft.files = {"masks/x.zarr/new": "staging/dead/mask/new"}
+        draft.folders = frozenset({"masks/x.zarr"})
+        assert log.claim(draft)
+    monkeypatch.undo()
+    assert store.names("masks", "") == ["masks/x.zarr/old"]
+
+    CommitLog(store).news()
+
+    assert store.names("masks", "") == ["masks/x.zarr/new"]

@@ -50,7 +50,7 @@ def scored(
 ) -> np.ndarray:
     shape = image.valid.shape
     scores, times = np.full((*shape, 2), np.nan, np.float32), np.zeros(shape, int)
-    for each in Grid(shape, tile, (windowing.halo, windowing.halo)):
+    for each in Grid(shape, tile, windowing.halo):
         for place, part in core_scores(block_of(image, each), windowing, floats, network):
             scores[each.core.slices][place] = part
             times[each.core.slices][place] += 1
@@ -154,7 +154,7 @@ def test_scores_are_the_weighted_mean_of_the_windows() -> None:
 
 def test_too_small_a_halo_is_seen() -> None:
     image, windowing = picture(100, 100), Windowing(ReceptiveField(None), 32)
-    tile = Grid((100, 100), (16, 16), (8, 8))[8]
+    tile = Grid((100, 100), (16, 16), 8)[8]
     (narrow,) = [
         part for _, part in core_scores(block_of(image, tile), windowing, floats, whole_window(0))
     ]

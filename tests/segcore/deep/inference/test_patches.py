@@ -45,7 +45,7 @@ def scored(
     """Scores of a whole image, put together from those of its tiles; each pixel exactly once."""
     shape = image.valid.shape
     scores, times = None, np.zeros(shape, int)
-    for each in Grid(shape, tile, (patching.halo, patching.halo)):
+    for each in Grid(shape, tile, patching.halo):
         for place, part in core_scores(block_of(image, each), patching, floats, network):
             scores = (
                 np.full((*shape, part.shape[-1]), np.nan, np.float32) if scores is None else scores

@@ -18,7 +18,7 @@ from maskloom.segcore.geometry import Box, Grid, Tile
 from maskloom.segcore.ground.space import Space
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.statistics.objects.int96 import as_integers, as_wide, carried, product
-from maskloom.segcore.statistics.objects.moments import Measures
+from maskloom.segcore.statistics.objects.measures import Measures
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.objects.table import (
     BandSums,
@@ -28,6 +28,7 @@ from maskloom.segcore.statistics.objects.table import (
     observe_bands,
     schema,
 )
+from maskloom.segcore.storage.packing import pack, unpack
 from maskloom.segcore.testing.statistics import wkt
 
 EQUAL = {
@@ -159,7 +160,7 @@ def test_areas_are_those_of_the_pixels_under_any_tiling(epsg: str) -> None:
         else (300.0, 40.0, 499980.0, 40.0, -300.0, 5300040.0)
     )
     image = ObjectImage(ids, pixels_for(ids, "uint8", generator), Space(affine, wkt(epsg)))
-    cells = np.broadcast_to(image.space.cell_area(Box.whole(ids.shape)), ids.shape)
+    cells = np.broadcast_to(image.space.cell_size(Box.whole(ids.shape), ids.shape), ids.shape)
     whole = image.table()
 
     assert whole.column("area").to_pylist() == pytest.approx(
@@ -374,9 +375,7 @@ def test_measures_travel_and_split() -> None:
 
     assert [n % 2 for n in odd.object_id] == [1] * len(odd)
     assert len(odd) + len(even) == len(measures) == 12
-    assert finish(Measures.from_bytes(even.to_bytes()).merge(odd), image.spec, names, 2).equals(
-        whole
-    )
+    assert finish(unpack(Measures, pack(even)).merge(odd), image.spec, names, 2).equals(whole)
 
 
 def test_bands_go_to_the_columns_of_their_numbers() -> None:
@@ -451,9 +450,7 @@ def test_an_object_is_as_sure_as_the_surest_of_its_parts(seed: int) -> None:
         known = image.tile_objects(tile)
         scores = generator.random(len(known.object_id)).astype(np.float32)
         scores[generator.random(len(scores)) < 0.3] = np.nan
-        parts.append(
-            Measures.from_bytes(measure(replace(known, score=scores), geometry=False).to_bytes())
-        )
+        parts.append(unpack(Measures, pack(measure(replace(known, score=scores), geometry=False))))
         for number in np.unique(ids[tile.core.slices]):
             if number:
                 expected[int(number)] = np.fmax(

@@ -233,7 +233,7 @@ def test_a_missing_tile_is_an_error() -> None:
 def test_rings_start_at_their_upper_left_vertex() -> None:
     ids = random_ids((40, 40), 3, 2, np.random.default_rng(8))
     (tile,) = Grid((40, 40), (40, 40))
-    rings = find_rings(measure(image_of(ids).tile_objects(tile)).outlines)
+    rings = find_rings(measure(image_of(ids).tile_objects(tile)).shape.outlines)
     for first, last in zip(rings.offsets[:-1], rings.offsets[1:], strict=True):
         assert rings.places[first] == rings.places[first:last].min()
         assert len(np.unique(rings.places[first:last])) == last - first

@@ -163,7 +163,7 @@ def test_reach_is_that_worked_out_by_hand(name: str) -> None:
 def scored(image: Picture, tile: int, field: ReceptiveField, network: Any, side: int) -> np.ndarray:
     patching = Patching(field, side)
     scores = np.full((*image.valid.shape, 2), np.nan, np.float32)
-    for each in Grid(image.valid.shape, (tile, tile), (patching.halo, patching.halo)):
+    for each in Grid(image.valid.shape, (tile, tile), patching.halo):
         block = Block(
             each, image.pixels[each.read.slices], image.valid[each.read.slices], image.spec
         )

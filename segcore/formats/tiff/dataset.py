@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CACHE_BYTES = 64 << 20
 """Memory for decoded blocks, shared by all datasets of a process."""
 NAME = "image.tif"
-"""What GDAL is told that a stored image is called."""
+"""File name under which GDAL sees a stored image."""
 _DAMAGE = re.compile(
     r"Corrupt JPEG data: (?!bad ICC|\d extraneous bytes before marker 0xd9)"
     r"|Premature end of JPEG file"
@@ -90,7 +90,7 @@ class _StoredFiles:
 
     files: Mapping[str, StoredFile]
     directory: int | None = None
-    """Where the image's first directory lies. None: where its header says."""
+    """Offset of the image's first directory. None: the one in its header."""
     failures: list[Unavailable] = field(default_factory=list)
 
     def open(self, path: str, mode: str = "rb", **_: object) -> Ranges:
@@ -127,8 +127,8 @@ def _name(path: str) -> str:
 
 
 def _pointer(head: bytes, directory: int) -> tuple[int, bytes]:
-    """Where a TIFF's header tells the place of its first directory, and how it would tell this
-    one.
+    """Where a TIFF's header holds the offset of its first directory, and the bytes for this
+    offset.
     """
     order = "<" if head[:2] == b"II" else ">"
     at, letter = FIRST_DIRECTORY[struct.unpack(order + "H", head[2:])[0]]
@@ -161,7 +161,7 @@ class Dataset:
     ) -> Dataset:
         """Open a TIFF. Raises what `errors` names, and `Unavailable`.
 
-        GDAL opens whatever lies beside an image under the right name, with any of its drivers and
+        GDAL opens any file beside an image that has the right name, with any of its drivers and
         wherever that leads. So it sees the image alone, or the image under the name `NAME` with the
         files that are given by names like it. `directory` is the offset of the page to open; None:
         the first.
@@ -237,7 +237,7 @@ def errors() -> tuple[type[Exception], ...]:
 
 
 def reason(error: BaseException) -> str:
-    """What GDAL itself said; rasterio hides it behind general words."""
+    """GDAL's own message, which rasterio wraps in a general one."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(getattr(error, "errmsg", error)).strip().rstrip(".")
@@ -264,7 +264,7 @@ def _adopt(container: type) -> None:
 
 
 class _Listener(logging.Filter):
-    """Hears of damage that decoders fill with pixels of their own and only warn of."""
+    """Collects warnings about damage that decoders fill with invented pixels."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,139 @@
+"""Planes: methods that work on planes take volumes plane by plane.
+
+A planar method says so in its `Requirements`, so that volumes are cut into tiles one plane deep
+that see nothing of other planes. Its methods are written for blocks (y, x, band); the decorators of
+this module give them volumes (z, y, x, band) as one plane after the other. Each plane is segmented
+as an image of its own. Objects do not reach over planes, but their ids are unique in the volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maskloom.segcore.geometry import Box, Grid, Tile
+from maskloom.segcore.raster.spec import Block, Labels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
+
+PLANAR = "plane by plane, each as an image of its own"
+"""What planar segmenters do with volumes, for people."""
+
+
+def planes_of(block: Block) -> Iterator[Block]:
+    """The planes of a block's core, each as a block of an image; the block itself if it is one."""
+    if len(block.spec.shape) == 2:
+        yield block
+        return
+    core, read = block.tile.core, block.tile.read
+    tile = Tile(block.tile.index[1:], _plane(core), _plane(read))
+    for z in range(core.start[0] - read.start[0], core.stop[0] - read.start[0]):
+        yield Block(tile, block.pixels[z], block.valid[z], block.spec.plane)
+
+
+def segment_by_plane(
+    segment: Callable[[Any, Block], Labels],
+) -> Callable[[Any, Block], Labels]:
+    """`Segmenter.segment` for blocks of volumes too. Instances are numbered through all planes."""
+
+    @wraps(segment)
+    def over_planes(self: Any, block: Block) -> Labels:
+        if len(block.spec.shape) == 2:
+            return segment(self, block)
+        return _stacked([segment(self, plane) for plane in planes_of(block)], block)
+
+    return over_planes
+
+
+def score_by_plane(
+    scores: Callable[[Any, Block], NDArray[np.float32]],
+) -> Callable[[Any, Block], NDArray[np.float32]]:
+    """`Scorer.scores` for blocks of volumes too."""
+
+    @wraps(scores)
+    def over_planes(self: Any, block: Block) -> NDArray[np.float32]:
+        if len(block.spec.shape) == 2:
+            return scores(self, block)
+        found = [scores(self, plane) for plane in planes_of(block)]
+        whole = np.zeros((*block.valid.shape, found[0].shape[-1]), np.float32)
+        whole[_core_planes(block)] = found
+        return whole
+
+    return over_planes
+
+
+def fragment_by_plane(
+    fragment: Callable[[Any, Block], Fragments],
+) -> Callable[[Any, Block], Fragments]:
+    """`ObjectSegmenter.fragment` for tiles of volumes too, which must be one plane deep."""
+
+    @wraps(fragment)
+    def on_plane(self: Any, block: Block) -> Fragments:
+        if len(block.spec.shape) == 2:
+            return fragment(self, block)
+        if block.tile.core.shape[0] != 1:
+            raise ValueError(
+                f"a planar method takes tiles one plane deep; this one has {block.tile.core.shape}"
+            )
+        found = fragment(self, next(planes_of(block)))
+        return replace(found, values=found.values[np.newaxis])
+
+    return on_plane
+
+
+def join_by_plane(
+    join: Callable[[Any, Grid, Sequence[TileBoundary]], Sequence[Equivalences]],
+) -> Callable[[Any, Grid, Sequence[TileBoundary]], Sequence[Equivalences]]:
+    """`ObjectSegmenter.join` for grids of volumes too, whose tiles are one plane deep."""
+
+    @wraps(join)
+    def over_planes(
+        self: Any, grid: Grid, boundaries: Sequence[TileBoundary]
+    ) -> Sequence[Equivalences]:
+        if len(grid.shape) == 2:
+            return join(self, grid, boundaries)
+        plane = Grid(grid.shape[1:], grid.tile[1:], grid.halo)
+        joined: list[Equivalences] = []
+        groups = 0
+        for first in range(0, len(grid), len(plane)):
+            found = [
+                replace(each, groups=np.where(each.groups > 0, each.groups + groups, 0))
+                for each in join(self, plane, boundaries[first : first + len(plane)])
+            ]
+            groups = max([groups, *(int(each.groups.max(initial=0)) for each in found)])
+            joined += found
+        return joined
+
+    return over_planes
+
+
+def _plane(box: Box) -> Box:
+    return Box(box.start[1:], box.stop[1:])
+
+
+def _core_planes(block: Block) -> slice:
+    return block.tile.core.relative_to(block.tile.read).slices[0]
+
+
+def _stacked(found: list[Labels], block: Block) -> Labels:
+    """The labels of all planes of a block's core as those of the block."""
+    class_of, score_of = found[0].class_of, found[0].score_of
+    kind = found[0].values.dtype if class_of is None else np.uint32
+    values = np.zeros(block.valid.shape, kind)
+    core = values[_core_planes(block)]
+    for plane, labels in zip(core, found, strict=True):
+        plane[...] = labels.values
+    if class_of is None:
+        return Labels(values)
+    for plane, labels in zip(core[1:], found[1:], strict=True):
+        plane[plane > 0] += len(class_of) - 1
+        class_of += (labels.class_of or ())[1:]
+        score_of = None if score_of is None else score_of + (labels.score_of or ())[1:]
+    return Labels(values, class_of, score_of)

@@ -1,0 +1,100 @@
+"""Volumes through whole runs: masks, areas, previews, and the commands that look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.filters import threshold_otsu
+from tests_support import assert_same_results, read_table
+
+from maskloom.tasks import batching
+
+SERIAL = ("--no-prefect", "--quiet", "--set", "cluster.kind=serial")
+SHAPE = (20, 70, 50)
+
+
+def volume() -> np.ndarray:
+    z, y, x = np.indices(SHAPE)
+    near = ((z - 6) / 3) ** 2 + ((y - 20) / 9) ** 2 + ((x - 15) / 8) ** 2
+    far = ((z - 14) / 4) ** 2 + ((y - 50) / 8) ** 2 + ((x - 35) / 6) ** 2
+    noise = np.random.default_rng(5).normal(0, 5, SHAPE)
+    return (40 + 120 * np.exp(-near) + 160 * np.exp(-far) + noise).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    np.save(folder / "plain.npy", volume())
+    np.savez_compressed(folder / "sized.npz", pixels=volume(), spacing=[2, 0.5, 0.5], unit="mm")
+    return folder
+
+
+def test_masks_areas_and_previews_of_volumes(inputs, maskloom, tmp_path):
+    """`maskloom segment volume.npy`: counts are NumPy's, the threshold is scikit-image's."""
+    out = tmp_path / "out"
+    command = ("segment", f"{inputs}/*", "-o", out, "-s", "threshold", *SERIAL)
+    assert maskloom(*command, "--set", "tiling.tile=[8, 32, 48]").exit_code == 0
+
+    expected = volume() > threshold_otsu(volume())
+    for name in ("plain", "sized"):
+        mask = np.load(out / f"masks/{name}.npy")
+        assert mask.dtype == np.uint8
+        assert np.array_equal(mask, expected)
+        with Image.open(out / f"previews/{name}.png") as preview:
+            assert preview.width == SHAPE[2]
+            assert preview.height >= SHAPE[1]
+    images = {row["image_id"]: row for row in read_table(out, "images")}
+    areas = read_table(out, "areas")
+    for row in images.values():
+        assert (row["width"], row["height"], row["depth"]) == (50, 70, 20)
+        assert row["total_pixels"] == row["valid_pixels"] == volume().size
+    found = {(row["image_id"], row["class_id"]): row for row in areas}
+    inside = int(expected.sum())
+    assert found["plain", 1]["pixel_count"] == found["sized", 1]["pixel_count"] == inside
+    assert (found["plain", 1]["area"], found["plain", 1]["area_unit"]) == (inside, "px")
+    assert (found["sized", 1]["area"], found["sized", 1]["area_unit"]) == (inside / 2, "mm3")
+    assert "done 2" in maskloom("status", out).output
+    assert maskloom("verify", out).exit_code == 0
+    assert "Nothing to do" in maskloom(*command).output
+
+
+@pytest.mark.parametrize(
+    "segmenter",
+    [
+        {"kind": "kmeans", "clusters": 3},
+        {"kind": "threshold", "method": "local", "window": 9},
+        {"kind": "quickshift", "kernel_size": 1, "max_dist": 4},
+    ],
+    ids=lambda segmenter: segmenter["kind"],
+)
+def test_neither_tiles_nor_workers_change_a_volume(
+    inputs, maskloom, tmp_path, segmenter, monkeypatch
+):
+    """Whole volumes in this process, and parts of them on two workers. Quick shift has objects."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"inputs: images\noutput: whole\nsegmenter: {segmenter}\n")
+    monkeypatch.setattr(batching, "PART_PIXELS", 2**13)
+    monkeypatch.setattr(batching, "part_pixels", lambda _: 2**13)
+    assert maskloom("run", recipe, *SERIAL).exit_code == 0
+    tiled = ("--set", "output=tiled", "--set", "tiling.tile=[6, 32, 16]")
+    workers = ("--set", "cluster.workers=2")
+    assert maskloom("run", recipe, "--no-prefect", "--quiet", *tiled, *workers).exit_code == 0
+
+    assert_same_results(tmp_path / "whole", tmp_path / "tiled")
+    assert maskloom("audit", recipe).exit_code == 0
+
+
+def test_sides_for_three_axes_do_not_cut_images(maskloom, tmp_path):
+    np.save(tmp_path / "image.npy", volume()[0])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "inputs: image.npy\noutput: out\nsegmenter: threshold\ntiling: {tile: [8, 64, 64]}\n"
+    )
+    for command in (("run", recipe, *SERIAL), ("plan", recipe), ("audit", recipe)):
+        result = maskloom(*command)
+        assert result.exit_code == 2
+        assert "tiling.tile: 8x64x64 has a side for each of the axes z, y and x" in result.output
