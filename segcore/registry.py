@@ -84,6 +84,13 @@ class Registry(Mapping[str, T], Generic[T]):
             if self._package is not None:
                 package, self._package = self._package, None
                 import_modules(package)
+                # In the order of modules: some may have been imported before, in any order.
+                modules = {
+                    name: getattr(item, "__module__", "") for name, item in self._own.items()
+                }
+                self._own = {
+                    name: self._own[name] for name in sorted(modules, key=modules.__getitem__)
+                }
         return self._own
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from maskloom.segcore.errors import RunError, WorkerDied
-from maskloom.segcore.pipeline.in_memory import Mask, fit_to, segment_scene, select_engines
+from maskloom.segcore.pipeline.in_memory import Mask, fit_to, segment_source, with_selection
 from maskloom.segcore.processes import limits
 
 if TYPE_CHECKING:
@@ -86,16 +86,16 @@ def segment_regions(
 
 def select_in_region(job: RegionSelectionJob) -> Fitter | Model:
     """Do a job."""
-    return select_engines(job.segmenter, job.region)
+    return with_selection(job.segmenter, job.region)
 
 
 def segment_region(job: RegionJob) -> SegmentedRegion:
     """Do a job."""
     pixels = job.region.spec.pixels
     limits.working(pixels)
-    model = fit_to(select_engines(job.segmenter, job.region), [job.region], job.tile)
+    model = fit_to(with_selection(job.segmenter, job.region), [job.region], job.tile)
     limits.working(pixels)
-    return SegmentedRegion(model, segment_scene(model, job.region, job.tile))
+    return SegmentedRegion(model, segment_source(model, job.region, job.tile))
 
 
 def _killed(failed: str, error: WorkerDied) -> RunError:

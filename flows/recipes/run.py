@@ -282,7 +282,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     tables = {"area": build(STATISTICS, "area", "statistics")}
     for i, entry in enumerate(_wanted_tables(file.statistics, segmenter)):
         kind = entry if isinstance(entry, str) else str(entry.get("kind"))
-        tables[kind] = build(STATISTICS, entry, f"statistics.{i}")
+        tables[kind] = build(STATISTICS, entry, f"statistics.{i}", folder)
     recipe = RunRecipe(
         name=file.name or "recipe",
         inputs=_inputs(file, folder),
@@ -293,7 +293,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         tiling=file.tiling.value,
         objects=tables.pop("objects", None),
         statistics=tables,
-        cluster=build(CLUSTERS, file.cluster, "cluster"),
+        cluster=build(CLUSTERS, file.cluster, "cluster", folder),
         format=file.format,
         ground_control=file.ground_control,
         storage=file.storage,

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TileBoundary = Mapping[str, Any]
-"""What joining must know of one tile: arrays and faces (`segcore.objects.faces`) by name, of a size
+"""Input of joining from one tile: arrays and faces (`segcore.objects.faces`) by name, of a size
 that grows with the border of the tile, not with its area.
 """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fragments:
-    """The objects of one tile's core, as far as the tile alone can tell."""
+    """The objects of one tile's core, as far as the tile alone determines them."""
 
     values: NDArray[np.uint32]
     """Shape of the core. 0: background or no data; 1 ... n: fragments, in any order, each with at
@@ -41,7 +41,7 @@ class Fragments:
     class_of: NDArray[np.uint16]
     """(n + 1,) class id of each fragment; that of 0 is 0."""
     boundary: TileBoundary
-    """What `join` must know of this tile."""
+    """Input of `join` from this tile."""
     score_of: NDArray[np.float32] | None = None
     """(n + 1,) confidence in each fragment's object; an object has the highest of its fragments.
     None where the segmenter gives none.
@@ -63,5 +63,5 @@ class Equivalences:
 
     @classmethod
     def none(cls) -> Equivalences:
-        """All fragments stand alone."""
+        """No fragment is joined with another."""
         return cls(np.zeros(0, np.uint32), np.zeros(0, np.int64), np.zeros(0, np.uint16))

@@ -67,7 +67,7 @@ def require_connectivity(connectivity: int, spec: RasterSpec) -> None:
     if connectivity not in _REACH[axes]:
         what = "a volume" if axes > min(_REACH) else "an image"
         raise ModelMismatch(
-            f"connectivity: {connectivity} is not one of {what} such as {spec.location}. Set it to "
+            f"connectivity: {connectivity} is not for {what}, which {spec.location} is. Set it to "
             f"one of {', '.join(map(str, _REACH[axes]))}."
         )
 
@@ -111,7 +111,7 @@ class Components:
         """The parts of a whole image or volume in memory, numbered in the order of their first
         pixels, and the class of each number.
 
-        `values` as in `fragment`. Class 0 stands for number 0, the background.
+        `values` as in `fragment`. Number 0 is the background, of class 0.
         """
         fragments = self.fragment(values, Tile.whole(values.shape), values.shape)
         return fragments.values, fragments.class_of
@@ -119,7 +119,7 @@ class Components:
     def fragment(
         self, values: NDArray[np.unsignedinteger[Any]], tile: Tile, shape: Shape
     ) -> Fragments:
-        """The parts of a tile's core, as far as the tile alone can tell.
+        """The parts of a tile's core, as far as the tile alone determines them.
 
         `values` are the class ids of the core, uint8 or uint16, whose greatest number means no
         data; `shape` is that of the raster. Raises `ValueError` where `values` or the connectivity
@@ -316,7 +316,7 @@ def _fill(
     around[:, 1] = root[around[:, 1]]
     # Pairs as single numbers sort ten times as fast.
     links = np.unique(around[at_seam[around[:, 1]]].astype(np.int64) @ np.array([n, 1]))
-    # A part that touches no other tile lies within one hole at most: whatever else surrounds it
+    # A part that touches no other tile is within one hole at most: whatever else surrounds it
     # would have closed the case of that hole.
     host = np.zeros(n, np.int64)
     host[around[:, 1]] = around[:, 0]
@@ -344,8 +344,8 @@ def _fill(
 
 
 def _sides(tile: Tile, shape: Shape) -> NDArray[np.uint8]:
-    """What the core faces at both ends of the axes (layers, rows, columns): the image's border or
-    another tile. Images have no layers.
+    """(3, 2) `_BORDER` or `_OTHER_TILE` for both ends of the core along (layers, rows, columns).
+    Images have no layers.
     """
     sides = np.zeros((3, 2), np.uint8)
     for axis, (start, stop, length) in enumerate(

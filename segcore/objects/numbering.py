@@ -137,7 +137,7 @@ def number_objects(
 
 
 def _alone(count: int, joined: Equivalences) -> NDArray[np.bool_]:
-    """Which of a tile's fragments 0 ... count - 1 stand alone."""
+    """True for those of a tile's fragments 0 ... count - 1 that are joined with no other."""
     alone = np.ones(count, np.bool_)
     alone[0] = False
     alone[joined.fragments] = False

@@ -72,7 +72,7 @@ class _Merged:
 def find_regions(
     edges: Edges, valid: NDArray[np.bool_], core: Box, shape: Shape, min_size: int
 ) -> Fragments:
-    """The fragments of a tile whose `core` lies in an image of this `shape`; `valid` covers the
+    """The fragments of a tile with this `core` in an image of this `shape`; `valid` covers the
     core. All have class 1.
     """
     from maskloom.segcore.kernels.regions import label_joined
@@ -157,7 +157,7 @@ def join_regions(
     """
     from maskloom.segcore.kernels.regions import replay
 
-    # Leaf 0 of each tile stands for no leaf; it takes a number so that leaves of tiles are numbered
+    # Leaf 0 of each tile means no leaf; it takes a number so that leaves of tiles are numbered
     # by adding.
     counts = [len(boundary["leaf_size"]) for boundary in boundaries]
     starts = np.cumsum([0, *counts], dtype=np.int64)

@@ -127,7 +127,7 @@ def _centroid_score(centroids: NDArray[np.float64], shape: Shape, tile: Shape, b
 def _in_band(
     centroids: NDArray[np.float64], shape: Shape, tile: Shape, shift: Shape, band: int
 ) -> tuple[int, int]:
-    """How many centroids lie in the band along the lines of a grid shifted by `shift`, and the
+    """Number of centroids in the band along the lines of a grid shifted by `shift`, and the
     pixels of that band.
     """
     inside = np.zeros(centroids.shape[1], np.bool_)

@@ -164,7 +164,7 @@ class Stitched:
         }
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
-        """What the segmenter knows."""
+        """The segmenter's."""
         return caution_of([self.segmenter], spec, shares)
 
 

@@ -46,7 +46,7 @@ class ObjectMerger(Protocol):
 
 
 class TileToJoin(Protocol):
-    """What joining needs of one tile, in memory or staged: packed values."""
+    """The packed values of one tile that joining needs, in memory or staged."""
 
     @property
     def boundary(self) -> bytes:
@@ -61,21 +61,23 @@ class TileToJoin(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PackedLabels:
-    """What the first pass found in one tile, packed."""
+    """The result of the first pass over one tile, packed."""
 
     boundary: bytes
-    """What joining must know: `_Boundary`."""
+    """Input of joining: a `_Boundary`."""
     first_positions: bytes
-    """First position and class of each fragment: `_Firsts`."""
+    """First position and class of each fragment: a `_Firsts`."""
     labels: bytes
-    """The core's fragments, and what else the first pass keeps for the second: `_Labels`."""
+    """Fragments of the core, and the summary that the first pass keeps for the second: a
+    `_Labels`.
+    """
 
 
 @packable
 @dataclass(frozen=True, slots=True, eq=False)
 class _Boundary:
     fragments: TileBoundary
-    """What `ObjectMerger.join` must know."""
+    """Input of `ObjectMerger.join`."""
     faces: Faces
     """Fragments at most `RING` - 1 pixels away from a side of the core."""
 
@@ -117,7 +119,7 @@ class RelabelledTile:
     """Shape of the core; True where there is data."""
     numbers: Numbers
     summary: Any
-    """What the first pass kept for the second."""
+    """The `summary` that `pack_labels` was given."""
 
     @property
     def ids(self) -> NDArray[np.uint32]:
@@ -175,7 +177,7 @@ def join_tiles(
 
     faces = [each.faces for each in boundaries]
     across, done = tiles_of_layer(grid), 0
-    # What surrounds a layer of tiles is known once the layers that its ring reaches are numbered.
+    # The ring of a layer of tiles is known once the layers that it reaches are numbered.
     needed = across * (1 + -(-RING // grid.tile[0]))
     numbered: list[Numbers] = []
     for number, numbers in enumerate(number_objects(grid, equivalences, read, location)):
@@ -235,7 +237,7 @@ def _ring(grid: Grid, faces: Sequence[Faces], tile: Tile) -> NDArray[np.uint32]:
 
 
 def _tiles_over(grid: Grid, box: Box) -> Iterator[tuple[int, Box]]:
-    """The tiles that a box lies over, by number, and what of the box is in the core of each."""
+    """The tiles whose cores have pixels of a box: the number of each, and these pixels."""
     if box.size:
         first = [start // side for start, side in zip(box.start, grid.tile, strict=True)]
         last = [(stop - 1) // side for stop, side in zip(box.stop, grid.tile, strict=True)]

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 @packable
 @dataclass(frozen=True, slots=True, eq=False)
 class TileSummary:
-    """What the second pass must know of a tile's pixels, which only the first has read."""
+    """Summary of a tile's pixels for the second pass, which does not read them again."""
 
     preview: PreviewPart | None
     """For masks of objects; their labels are final after the second pass."""
@@ -116,7 +116,7 @@ class ImageRun:
 
     @property
     def merger(self) -> ObjectMerger | None:
-        """What joins the objects of tiles. None: the run has no objects."""
+        """The rule that joins the objects of tiles. None: the run has no objects."""
         if isinstance(self.model, ObjectSegmenter):
             return self.model
         return self._components

@@ -1,7 +1,8 @@
-"""Scenes: fitting and segmenting in memory, under any tiling. For audits, comparisons and tests;
-runs go through `work.py`.
+"""Fitting and segmenting in memory, under any tiling. For audits, comparisons and tests; runs go
+through `segcore.pipeline.worker`.
 
-A scene gives the block of any tile: a picture in memory, or a region of an image file.
+An `ImageSource` gives the block of any tile: of a picture in memory, or of a region of an image
+file.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ Started = TypeVar("Started", bound=Fitter | Model)
 
 
 class ImageSource(Protocol):
-    """Whatever has pixels."""
+    """An image or volume whose blocks can be read."""
 
     @property
     def spec(self) -> RasterSpec:
-        """What the header of such an image would tell."""
+        """The header that such an image would have."""
         ...
 
     def block(self, tile: Tile, spec: RasterSpec) -> Block:
@@ -43,7 +44,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A rectangle of an image file, as if it were an image of its own."""
+    """A box of an image file, taken for an image."""
 
     image: RasterSpec
     box: Box
@@ -74,7 +75,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mask:
-    """What a model says of a whole scene."""
+    """A model's output for a whole image."""
 
     values: NDArray[np.integer]
     """Classes, or ids of objects (uint32). Without meaning where there is no data."""
@@ -83,55 +84,57 @@ class Mask:
     valid: NDArray[np.bool_]
 
 
-def blocks(scene: ImageSource, model: Fitter | Model, tile: Shape | None = None) -> Iterator[Block]:
+def blocks(
+    source: ImageSource, model: Fitter | Model, tile: Shape | None = None
+) -> Iterator[Block]:
     """The blocks that a model sees under this tiling. None: one block."""
-    spec = model.select(scene.spec)
-    return (scene.block(each, spec) for each in _grid(model, spec.shape, tile))
+    spec = model.select(source.spec)
+    return (source.block(each, spec) for each in _grid(model, spec.shape, tile))
 
 
 def _grid(model: Fitter | Model, shape: Shape, tile: Shape | None) -> Grid:
     return Tiling(tile or shape).grid(shape, model.footprint.halo, model.footprint.planar)
 
 
-def select_engines(model: Started, scene: ImageSource) -> Started:
-    """Return the model or fitter with its engines selected on the middle of the scene."""
+def with_selection(model: Started, source: ImageSource) -> Started:
+    """Return the model or fitter with its engines selected on the middle of the image."""
     return with_selections(
         model,
         {
-            key: _select_engine(selector, scene)
+            key: _select_engine(selector, source)
             for key, selector in pending_selections(model).items()
         },
     )
 
 
-def _select_engine(selector: EngineSelector, scene: ImageSource) -> Mapping[str, Any]:
-    spec = selector.select(scene.spec)
+def _select_engine(selector: EngineSelector, source: ImageSource) -> Mapping[str, Any]:
+    spec = selector.select(source.spec)
     box = probe_box(spec.shape)
-    return selector.select_engine(scene.block(Tile((0,) * len(box.shape), box, box), spec))
+    return selector.select_engine(source.block(Tile((0,) * len(box.shape), box, box), spec))
 
 
 def fit_to(
-    model: Fitter | Model, scenes: Sequence[ImageSource], tile: Shape | None = None
+    model: Fitter | Model, sources: Sequence[ImageSource], tile: Shape | None = None
 ) -> Model:
-    """The model fitted to all scenes together. Raises `FitError`."""
+    """The model fitted to all sources together. Raises `FitError`."""
     while isinstance(model, Fitter):
         fitter = model
         model = fitter.finish(
             observe_all(
-                fitter, (block for scene in scenes for block in blocks(scene, fitter, tile))
+                fitter, (block for source in sources for block in blocks(source, fitter, tile))
             )
         )
     return model
 
 
-def segment_scene(model: Model, scene: ImageSource, tile: Shape | None = None) -> Mask:
-    """The mask of a scene under this tiling."""
-    shape = scene.spec.shape
+def segment_source(model: Model, source: ImageSource, tile: Shape | None = None) -> Mask:
+    """The mask of an image under this tiling. None: untiled."""
+    shape = source.spec.shape
     valid = np.zeros(shape, np.bool_)
     if isinstance(model, ObjectSegmenter):
-        return _segment_objects(model, scene, tile, valid)
+        return _segment_objects(model, source, tile, valid)
     values = np.zeros(shape, np.uint16)
-    for block in blocks(scene, model, tile):
+    for block in blocks(source, model, tile):
         core = block.tile.core.slices
         values[core] = block.tile.trim(model.segment(block).values)
         valid[core] = block.tile.trim(block.valid)
@@ -139,16 +142,16 @@ def segment_scene(model: Model, scene: ImageSource, tile: Shape | None = None) -
 
 
 def _segment_objects(
-    model: ObjectSegmenter, scene: ImageSource, tile: Shape | None, valid: NDArray[np.bool_]
+    model: ObjectSegmenter, source: ImageSource, tile: Shape | None, valid: NDArray[np.bool_]
 ) -> Mask:
-    shape = scene.spec.shape
+    shape = source.spec.shape
     grid = _grid(model, shape, tile)
     tiles = []
-    for block in blocks(scene, model, tile):
+    for block in blocks(source, model, tile):
         core_valid = block.tile.trim(block.valid)
         valid[block.tile.core.slices] = core_valid
         tiles.append(pack_labels(model.fragment(block), core_valid, block.tile, shape))
-    relabellings = join_tiles(model, grid, tiles, scene.spec.location)
+    relabellings = join_tiles(model, grid, tiles, source.spec.location)
     values, classes = np.zeros(shape, np.uint32), np.zeros(shape, np.uint16)
     for each, packed, relabelling in zip(grid, tiles, relabellings, strict=True):
         found = relabel(packed.labels, relabelling)

@@ -30,7 +30,7 @@ States = dict[str, Any]
 @packable
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """What the jobs that put results together read first."""
+    """The part of a staged file that is read whole."""
 
     states: States
     places: NDArray[np.int64]

@@ -2,7 +2,7 @@
 
 The inner segmenter is fitted and run as if it were alone; each connected component of one of the
 chosen classes is an object (`segcore.objects.components` defines it, over tiles and with holes).
-The mask holds ids of objects; its class 0 is background, which stands for all classes that were not
+The mask holds ids of objects; its class 0 is background, to which all classes belong that were not
 chosen.
 """
 
@@ -133,7 +133,7 @@ class ConnectedPartsModel:
 
     @property
     def rule(self) -> Components:
-        """What parts are."""
+        """The rule by which classes are taken apart."""
         return _rule(self.part_classes, self)
 
     @property
@@ -186,7 +186,7 @@ class ConnectedPartsModel:
         ]
 
     def provenance(self) -> Mapping[str, Any]:
-        """What the inner segmenter tells, and which of its classes were taken apart."""
+        """The inner segmenter's, and which of its classes were taken apart."""
         rule = {
             "connectivity": self.connectivity,
             "min_size": self.min_size,
@@ -195,7 +195,7 @@ class ConnectedPartsModel:
         return {"of": dict(self.inner.provenance()), "parts": list(self.classes[1:]), **rule}
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
-        """What the inner segmenter knows."""
+        """The inner segmenter's."""
         return caution_of([self.inner], spec, shares)
 
     @property

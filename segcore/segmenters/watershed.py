@@ -200,7 +200,7 @@ class WatershedModel:
         its class.
         """
         # Basins need the classes around the core too. Those nearest to the edge of what the tile
-        # reads may not be exact, as the other segmenter looks beyond it; they lie farther off than
+        # reads may not be exact, as the other segmenter looks beyond it; they are farther off than
         # the landscape of any object that is smaller than the halo.
         inner = self.segmenter.segment(
             replace(block, tile=replace(block.tile, core=block.tile.read))
@@ -221,7 +221,7 @@ class WatershedModel:
         return {"watershed": own, "of": dict(self.segmenter.provenance())}
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
-        """What the other segmenter knows."""
+        """The other segmenter's."""
         return caution_of([self.segmenter], spec, shares)
 
 

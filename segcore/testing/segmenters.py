@@ -28,7 +28,7 @@ from maskloom.segcore.models.protocols import (
     ObjectSegmenter,
     Segmenter,
 )
-from maskloom.segcore.pipeline.in_memory import blocks, fit_to, segment_scene
+from maskloom.segcore.pipeline.in_memory import blocks, fit_to, segment_source
 from maskloom.segcore.raster.spec import Block, RasterSpec
 
 if TYPE_CHECKING:
@@ -91,14 +91,14 @@ def fitted(recipe: Any, pictures: Sequence[Picture], tile: Shape | None = None) 
 
 def labelled(model: Model, picture: Picture, tile: Shape | None = None) -> NDArray[np.integer]:
     """The labels of the whole picture under this tiling: classes, or ids of objects."""
-    return segment_scene(model, picture, tile).values
+    return segment_source(model, picture, tile).values
 
 
 def object_mask(
     model: ObjectSegmenter, picture: Picture, tile: Shape | None = None
 ) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
     """The ids of all objects of the picture under this tiling, and the class of each pixel."""
-    mask = segment_scene(model, picture, tile)
+    mask = segment_source(model, picture, tile)
     return mask.values, mask.classes
 
 

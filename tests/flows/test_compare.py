@@ -16,7 +16,7 @@ from maskloom.flows.compare import CLASSICAL, compare
 from maskloom.segcore.errors import MaskloomError, ModelMismatch, RecipeError, StoreError
 from maskloom.segcore.figures.comparison import Cell
 from maskloom.segcore.models.protocols import SEGMENTERS
-from maskloom.segcore.pipeline.in_memory import Region, segment_scene
+from maskloom.segcore.pipeline.in_memory import Region, segment_source
 from maskloom.segcore.segmenters.kmeans import KMeans
 from maskloom.segcore.segmenters.quickshift import Quickshift
 from maskloom.segcore.testing.segmenters import Picture, fitted, labelled
@@ -127,7 +127,7 @@ def test_a_shrunk_picture_shows_what_the_whole_image_gives(
     picture = Picture(photo, np.ones(photo.shape[:2], bool), "rgb")
     recipes = (Quickshift(kernel_size=3, max_dist=6, ratio=0.5), KMeans(clusters=5))
     masks = [
-        segment_scene(fitted(recipe, [picture]), picture).values.astype(int) for recipe in recipes
+        segment_source(fitted(recipe, [picture]), picture).values.astype(int) for recipe in recipes
     ]
     assert drawn[0].text == "600 x 400 pixels"
     assert drawn[1].text.endswith(f" · {len(np.unique(masks[0]))} objects")

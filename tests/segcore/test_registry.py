@@ -5,6 +5,7 @@ right one.
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,3 +127,19 @@ def test_a_thread_that_asks_while_another_fills_the_registry_sees_all(tmp_path, 
     first.join(60)
     second.join(60)
     assert seen == [["one"], ["one"]]
+
+
+def test_the_order_does_not_depend_on_what_was_imported_before() -> None:
+    program = (
+        "import sys, importlib\n"
+        "for module in sys.argv[1:]: importlib.import_module(module)\n"
+        "from maskloom.tasks.clusters.protocol import CLUSTERS\n"
+        "print(*CLUSTERS)"
+    )
+    orders = {
+        subprocess.run(
+            [sys.executable, "-c", program, *modules], capture_output=True, text=True, check=True
+        ).stdout
+        for modules in ([], ["maskloom.tasks.clusters.serial"])
+    }
+    assert orders == {"address local serial\n"}

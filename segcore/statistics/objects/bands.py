@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def observe_bands(values: NDArray[np.uint32], pixels: NDArray[Any], count: int) 
 
     counts, shape = np.zeros(count + 1, np.int64), (count + 1, pixels.shape[-1])
     # Planes of a volume one below the other: what is added does not depend on the axes.
-    values = np.ascontiguousarray(values).reshape(-1, values.shape[-1])
+    values = np.ascontiguousarray(values).reshape(prod(values.shape[:-1]), values.shape[-1])
     pixels = pixels.reshape(*values.shape, pixels.shape[-1])
     if pixels.dtype.kind in "iub" and pixels.dtype.itemsize <= 4:
         sums, squares = np.zeros(shape, np.int64), np.zeros((*shape, 2), np.int64)

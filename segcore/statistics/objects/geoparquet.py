@@ -13,7 +13,7 @@ _VOLUME_AXES = 3
 BOUNDS = pa.struct(
     [pa.field(name, pa.float64(), nullable=False) for name in ("xmin", "ymin", "xmax", "ymax")]
 )
-"""Type of the column `bbox`, by which readers skip what lies elsewhere."""
+"""Type of the column `bbox`, by which readers skip objects elsewhere."""
 
 
 _SOLID = (

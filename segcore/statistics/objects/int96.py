@@ -1,7 +1,7 @@
 """Wide integers: whole numbers of up to 95 bits in two int64 columns, for exact sums over objects
 of any size.
 
-The last axis of an array holds (high, low), which stand for high * 2**32 + low. In normal form low
+The last axis of an array holds (high, low), which mean high * 2**32 + low. In normal form low
 is 0 to 2**32 - 1.
 """
 

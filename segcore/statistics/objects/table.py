@@ -260,7 +260,7 @@ def _in_units(measures: Measures, spec: RasterSpec) -> Floats:
 
 
 def _longitude_latitude(spec: RasterSpec, column: Floats, row: Floats) -> tuple[pa.Array, pa.Array]:
-    """Where centroids lie; null without a CRS and where it knows no longitude and latitude."""
+    """Longitude and latitude of centroids; null without a CRS and where it defines none."""
     if not is_located(spec.space):
         return pa.nulls(len(column), pa.float64()), pa.nulls(len(column), pa.float64())
     longitude, latitude = world(spec.space, column + 0.5, row + 0.5)

@@ -8,9 +8,12 @@ from typing import Annotated
 
 import pytest
 
+from maskloom.flows.recipes import run as recipes
 from maskloom.flows.recipes.schemas import build
 from maskloom.segcore.models.protocols import SEGMENTERS, SegmenterRecipe
 from maskloom.segcore.storage.addresses import RelativeToRecipe
+from maskloom.tasks.clusters.protocol import CLUSTERS
+from maskloom.tasks.clusters.serial import SerialCluster
 
 DATA = Path("/data")
 
@@ -24,6 +27,13 @@ class Zones:
     field: str = "name"
     """Text, not a path."""
     inside: SegmenterRecipe | None = None
+
+
+@dataclass(frozen=True)
+class ClusterOfFile(SerialCluster):
+    """A cluster with a file."""
+
+    file: Annotated[str, RelativeToRecipe()] = ""
 
 
 @pytest.mark.parametrize(
@@ -48,6 +58,24 @@ def test_a_name_is_no_path_and_neither_is_a_default() -> None:
     assert zones.mask == "land"
     assert build({"zones": Zones}, {"kind": "zones", "file": "a"}, "", DATA).mask is None
     assert build({"zones": Zones}, {"kind": "zones", "file": "a"}, "").file == "a"
+
+
+def test_paths_in_all_sections_of_a_recipe_are_relative_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "serial" in CLUSTERS  # which fills the registry
+    monkeypatch.setitem(recipes.TABLES._own, "zones", Zones)
+    monkeypatch.setitem(CLUSTERS._own, "file", ClusterOfFile)
+    document = {
+        "inputs": "in",
+        "output": "out",
+        "segmenter": "threshold",
+        "cluster": {"kind": "file", "file": "scheduler.json"},
+        "statistics": [{"kind": "zones", "file": "zones.gpkg"}],
+    }
+    recipe = recipes.make(document, DATA)
+    assert recipe.cluster == ClusterOfFile("/data/scheduler.json")
+    assert recipe.statistics["zones"].file == "/data/zones.gpkg"
 
 
 @pytest.mark.parametrize("holder", ["ensemble", "watershed"])

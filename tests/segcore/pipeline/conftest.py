@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from maskloom.segcore.errors import NothingToFit
+from maskloom.segcore.geometry import Tiling
 from maskloom.segcore.models.protocols import Exactness, Requirements
 from maskloom.segcore.pipeline import worker
 from maskloom.segcore.pipeline.jobs import (
@@ -102,7 +103,7 @@ class Bench:
         assert image.failure is None
         return image
 
-    def settings(self, model: Any, **changes: Any) -> RunSettings:
+    def settings(self, model: Any, tile: int = 16, **changes: Any) -> RunSettings:
         """What the jobs of a run with this model have in common."""
         return RunSettings(
             **{
@@ -110,7 +111,7 @@ class Bench:
                 "run_id": "run-1",
                 "model": model,
                 "statistics": {"area": Area()},
-                "tile": 16,
+                "tiling": Tiling(tile),
                 "kind": "brighter",
                 **changes,
             }

@@ -1,164 +1,127 @@
-"""An image or a volume under a run: two passes over its tiles give its mask and its rows."""
+"""One image under one order: what its model sees, and what it is asked for."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from scipy import ndimage
-from skimage.measure import regionprops
 
 from maskloom.segcore.errors import ModelMismatch
-from maskloom.segcore.geometry import Box, Tiling
-from maskloom.segcore.masks.protocol import EncodedBlock
-from maskloom.segcore.pipeline.image_run import ImageRun
-from maskloom.segcore.pipeline.jobs import RunSettings
-from maskloom.segcore.pipeline.tile_results import TileResults, merge_results
+from maskloom.segcore.masks import MASKS
+from maskloom.segcore.pipeline.image_run import ImageRun, components_of
+from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.segmenters.connected_parts import ConnectedParts
 from maskloom.segcore.segmenters.threshold import Threshold
-from maskloom.segcore.statistics.area import Area
-from maskloom.segcore.statistics.objects.measures import Measures
 from maskloom.segcore.statistics.objects.options import Objects
-from maskloom.segcore.storage.packing import unpack, unpack_table
-from maskloom.segcore.testing.segmenters import Picture
-
-SHAPES = [(37, 50), (9, 21, 17)]
 
 
-class Raw:
-    """A mask writer whose blocks are the labels of tiles."""
+@dataclass(frozen=True)
+class Memory:
+    """A reader of pixels (y, x, band) that are all valid unless told otherwise."""
 
-    def encode(self, labels: np.ndarray, tile: Any, *_: Any) -> list[EncodedBlock]:
-        return [EncodedBlock(0, tile.index, np.ascontiguousarray(labels).tobytes())]
+    pixels: np.ndarray
+    valid: np.ndarray
 
-
-@pytest.fixture(autouse=True)
-def raw_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImageRun, "mask_writer", lambda *_: Raw())
-
-
-class Pixels:
-    """A reader of the bands of a picture that a run reads."""
-
-    def __init__(self, picture: Picture, run: ImageRun) -> None:
-        self.pixels = picture.pixels[..., [band - 1 for band in run.source.bands]]
-        self.valid = picture.valid
-
-    def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, box):
         return self.pixels[box.slices], self.valid[box.slices]
 
 
-def picture_of(shape: tuple[int, ...]) -> Picture:
-    generator = np.random.default_rng(len(shape))
-    field = ndimage.gaussian_filter(generator.random(shape), 1.0)
-    bright = field > np.quantile(field, 0.75)
-    pixels = np.stack([200 * bright, generator.integers(0, 99, shape)], axis=-1).astype(np.uint8)
-    return Picture(pixels, generator.random(shape) < 0.97)
+@pytest.fixture
+def everywhere(pixels):
+    return np.ones(pixels.shape[:2], bool)
 
 
-def settings_of(shape: tuple[int, ...], recipe: Any, objects: Objects | None) -> RunSettings:
-    tiling = Tiling(16) if len(shape) == 2 else Tiling((4, 16, 8))
-    return RunSettings("", "run", recipe.start(), {"area": Area()}, tiling, objects=objects)
+def test_a_model_must_be_fitted_first(bench, pixels, brighter_than_mean):
+    image = bench.plan("photo", pixels)
+    with pytest.raises(TypeError, match="BrighterThanMean must be fitted first"):
+        ImageRun.of(bench.settings(brighter_than_mean()), image.spec)
 
 
-def results_of(run: ImageRun, picture: Picture) -> tuple[TileResults, np.ndarray]:
-    """The results of both passes, and the mask."""
-    first = [run.segment_tile(Pixels(picture, run), tile) for tile in run.grid]
-    labels = [found for _, found in first if found is not None]
-    relabellings = list(run.join(labels))
-    count = max((each.numbers.greatest for each in relabellings), default=0)
-    second = [
-        run.relabel_tile(tile, found.labels, relabelling, count)
-        for tile, found, relabelling in zip(run.grid, labels, relabellings, strict=bool(labels))
-    ]
-    whole = merge_results([*(each for each, _ in first), *second], run.settings.statistics)
-    mask = np.zeros(picture.valid.shape, np.uint32 if run.has_object_mask else np.uint8)
-    for tile, block in zip(run.grid, whole.pieces, strict=True):
-        values = np.frombuffer(block.payload, mask.dtype)
-        mask[tile.core.slices] = values.reshape(tile.core.shape)
-    return whole, mask
+def test_an_image_that_does_not_suit_the_model_is_refused(bench, pixels, brighter):
+    grey, settings = bench.plan("grey", pixels[..., :1]), bench.settings(brighter(band=2))
+    with pytest.raises(ModelMismatch, match=r"has 1 band\(s\); the segmenter asks for band 2"):
+        ImageRun.of(settings, grey.spec)
 
 
-def rows_of(run: ImageRun, results: TileResults) -> list[dict[str, Any]]:
-    spanning = Measures.concatenate([unpack(Measures, each) for each in results.spanning])
-    tables = [*(unpack_table(each) for each in results.rows), run.rows_of(spanning)]
-    return sorted(
-        (row for each in tables for row in each.to_pylist()), key=lambda row: row["object_id"]
-    )
+@pytest.mark.parametrize("objects", [None, Objects()], ids=["bands of the model", "all bands"])
+def test_the_model_sees_its_bands_whichever_are_read(bench, pixels, everywhere, brighter, objects):
+    """Band means of objects are of all bands."""
+    settings = bench.settings(brighter(90, band=3), objects=objects)
+    run = ImageRun.of(settings, bench.plan("photo", pixels).spec)
+    read = pixels[..., [band - 1 for band in run.source.bands]]
+
+    seen = [run.segment_tile(Memory(read, everywhere), tile)[0].states["area"] for tile in run.grid]
+
+    assert run.spec.bands == (3,)
+    assert run.source.bands == ((3,) if objects is None else (1, 2, 3))
+    counts = np.sum([state["counts"] for state in seen], axis=0)
+    assert counts[1] == (pixels[..., 2] > 90).sum()
 
 
-def expected_ids(picture: Picture, connectivity: int) -> np.ndarray:
-    mask = (picture.pixels[..., 0] > 100) & picture.valid
-    corners = {8: 2, 26: 3, 18: 2, 4: 1, 6: 1}[connectivity]
-    return ndimage.label(mask, ndimage.generate_binary_structure(mask.ndim, corners))[0]
+@dataclass(frozen=True)
+class Unwilling:
+    """A segmenter that must not be asked."""
+
+    classes = ("any",)
+
+    def segment(self, block):
+        raise AssertionError("a tile without data was segmented")
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["image", "volume"])
-@pytest.mark.parametrize("of_objects", [False, True], ids=["classes", "objects"])
-def test_mask_and_rows_are_those_of_the_whole(shape: tuple[int, ...], of_objects: bool) -> None:
-    picture, threshold = picture_of(shape), Threshold(value=100, band=1)
-    connectivity = 8 if len(shape) == 2 else 26
-    recipe = ConnectedParts(threshold, connectivity=connectivity) if of_objects else threshold
-    run = ImageRun.of(settings_of(shape, recipe, Objects(connectivity=connectivity)), picture.spec)
-    results, mask = results_of(run, picture)
-    ids = expected_ids(picture, connectivity)
-    assert ids.max() > 3
-    expected = ids if of_objects else np.where(picture.valid, ids > 0, run.class_table.nodata)
-    assert np.array_equal(mask, expected)
-    counts = results.states["area"]
-    assert counts["counts"] == [int((ids[picture.valid] == 0).sum()), int((ids > 0).sum())]
-    assert counts["nodata"] == int((~picture.valid).sum())
-    rows = rows_of(run, results)
-    found = regionprops(ids, picture.pixels)
-    assert [row["object_id"] for row in rows] == list(range(1, len(found) + 1))
-    for row, each in zip(rows, found, strict=True):
-        assert row["pixel_count"] == each.num_pixels
-        axes = "zyx"[-len(shape) :]
-        box = [row[f"bbox_{axis}{end}"] for end in (0, 1) for axis in axes]
-        assert box == list(each.bbox)
-        means = [row["mean_1"], row["mean_2"]]
-        np.testing.assert_allclose(means, each.intensity_mean)
+def test_a_tile_without_data_is_not_segmented(bench, pixels, everywhere, brighter):
+    from dataclasses import replace
+
+    settings = bench.settings(brighter())
+    run = ImageRun.of(settings, bench.plan("photo", pixels).spec)
+    run = replace(run, model=Unwilling())
+
+    part, labels = run.segment_tile(Memory(pixels[..., :1], ~everywhere), run.grid[0])
+
+    assert part.states["area"]["nodata"] == 16 * 16
+    assert part.states["area"]["counts"] == [0]
+    assert labels is None
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["image", "volume"])
-def test_the_preview_shows_each_pixel_of_the_middle_plane_once(shape: tuple[int, ...]) -> None:
-    picture = picture_of(shape)
-    run = ImageRun.of(settings_of(shape, Threshold(value=100, band=1), None), picture.spec)
-    results, mask = results_of(run, picture)
-    plane = mask if mask.ndim == 2 else mask[shape[0] // 2]
-    shown = np.full(plane.shape, 99, np.uint8)
-    seen = np.zeros(plane.shape, int)
-    for part in results.previews:
-        place = tuple(slice(a, a + n) for a, n in zip(part.start, part.labels.shape, strict=True))
-        shown[place] = part.labels
-        seen[place] += 1
-    assert (seen == 1).all()
-    assert np.array_equal(shown, plane)
+def test_the_second_pass_encodes_the_objects_that_the_first_has_found(bench, pixels, everywhere):
+    """In one tile, where nothing has to be joined, ids are those of scikit-image."""
+    from skimage.measure import label
+
+    settings = bench.settings(ConnectedParts(Threshold(value=140, band=1)).start(), tile=256)
+    run = ImageRun.of(settings, bench.plan("photo", pixels).spec)
+    (tile,) = run.grid
+    first, labels = run.segment_tile(Memory(pixels[..., :1], everywhere), tile)
+    assert not first.pieces, "ids are not known yet"
+    (relabelling,) = run.join([labels])
+    count = relabelling.numbers.greatest
+
+    second = run.relabel_tile(tile, labels.labels, relabelling, count)
+
+    expected = label(pixels[..., 0] > 140, connectivity=2)
+    assert count == expected.max()
+    assert len(second.pieces) == 1
+    assert second.states["area"]["counts"][1] == (expected > 0).sum()
 
 
-def test_runs_without_objects_join_nothing() -> None:
-    picture = picture_of((20, 20))
-    run = ImageRun.of(settings_of((20, 20), Threshold(value=100, band=1), None), picture.spec)
-    assert run.merger is None
-    assert list(run.join([])) == []
+def test_a_mask_of_more_objects_than_its_format_can_number_is_a_tiff(bench, pixels):
+    settings = bench.settings(ConnectedParts(Threshold(value=140)).start())
+    run = ImageRun.of(settings, bench.plan("photo", pixels).spec)
+    most = MASKS[FORMATS["picture"].mask].most_objects
+
+    assert run.mask_writer(most) is MASKS[FORMATS["picture"].mask]
+    assert run.mask_writer(most + 1) is MASKS[FORMATS["tiff"].mask]
 
 
-def test_a_connectivity_of_images_is_refused_for_volumes() -> None:
-    spec, threshold = picture_of(SHAPES[1]).spec, Threshold(value=100, band=1)
-    for recipe, objects in (
-        (threshold, Objects(connectivity=8)),
-        (ConnectedParts(threshold), None),
-    ):
-        with pytest.raises(ModelMismatch, match=r"8 is not one of a volume.*6, 18, 26"):
-            ImageRun.of(settings_of(SHAPES[1], recipe, objects), spec)
-    image = picture_of(SHAPES[0]).spec
-    with pytest.raises(ModelMismatch, match=r"26 is not one of an image.*4, 8"):
-        ImageRun.of(settings_of(SHAPES[0], ConnectedParts(threshold, connectivity=26), None), image)
+def test_classes_of_a_mask_are_never_too_many_objects(bench, pixels, brighter):
+    settings = bench.settings(brighter())
+    run = ImageRun.of(settings, bench.plan("photo", pixels).spec)
+    assert run.mask_writer(10**9) is MASKS[FORMATS["picture"].mask]
 
 
-def test_a_model_that_is_not_fitted_is_refused() -> None:
-    settings = settings_of((20, 20), Threshold(), None)
-    with pytest.raises(TypeError, match="must be fitted first"):
-        ImageRun.of(replace(settings), picture_of((20, 20)).spec)
+def test_objects_are_of_the_classes_that_are_asked_for_and_never_of_the_background():
+    names = ("Background", "road", "field")
+
+    assert components_of(Objects(), names).classes == (1, 2)
+    assert components_of(Objects(classes=("field", "Background")), names).classes == (2, 0)
+    with pytest.raises(ModelMismatch, match=r"no class 'lake'\. Its classes are Background, road"):
+        components_of(Objects(classes=("road", "lake")), names)

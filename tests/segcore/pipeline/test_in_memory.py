@@ -9,7 +9,7 @@ import pytest
 
 from maskloom.segcore.errors import NothingToFit
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.pipeline.in_memory import Region, blocks, fit_to, segment_scene
+from maskloom.segcore.pipeline.in_memory import Region, blocks, fit_to, segment_source
 from maskloom.segcore.segmenters.connected_parts import ConnectedParts
 from maskloom.segcore.segmenters.threshold import Threshold
 from maskloom.segcore.testing.segmenters import Picture
@@ -37,7 +37,7 @@ def test_blocks_partition_the_picture(picture, brighter, tile):
 
 @pytest.mark.parametrize("tile", TILES)
 def test_the_mask_is_what_the_model_says_of_each_pixel(picture, brighter, tile):
-    mask = segment_scene(brighter(), picture, tile)
+    mask = segment_source(brighter(), picture, tile)
 
     expected = picture.pixels[..., 0] > 100
     np.testing.assert_array_equal(mask.valid, picture.valid)
@@ -51,7 +51,7 @@ def test_a_mask_of_objects_has_their_ids_and_their_classes(picture, tile):
 
     model = ConnectedParts(Threshold(value=140, band=1)).start()
 
-    mask = segment_scene(model, picture, tile)
+    mask = segment_source(model, picture, tile)
 
     bright = (picture.pixels[..., 0] > 140) & picture.valid
     np.testing.assert_array_equal(mask.values, label(bright, connectivity=2))
@@ -81,8 +81,8 @@ def test_a_region_of_a_file_is_an_image_of_its_own(bench, pixels, brighter):
     assert region.spec.shape == (33, 49)
     for tile in TILES:
         np.testing.assert_array_equal(
-            segment_scene(brighter(band=3), region, tile).values,
-            segment_scene(brighter(band=3), cut).values,
+            segment_source(brighter(band=3), region, tile).values,
+            segment_source(brighter(band=3), cut).values,
         )
 
 

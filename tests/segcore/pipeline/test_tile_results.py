@@ -1,79 +1,124 @@
-"""Results of tiles come back from their files as they were, and merge as their statistics do."""
+"""What tiles give: merged in any order it is the same, and it survives the way through a store."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import itertools
+import uuid
 
 import numpy as np
 import pytest
 
 from maskloom.segcore.figures.preview import PreviewPart
+from maskloom.segcore.geometry import Grid
 from maskloom.segcore.masks.protocol import EncodedBlock
-from maskloom.segcore.objects.two_pass import PackedLabels
 from maskloom.segcore.pipeline.tile_results import (
-    StagedLabels,
     StagedResults,
     TileResults,
     merge_results,
     merge_states,
 )
+from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.statistics.area import Area
+from maskloom.segcore.statistics.protocol import Labelled
 from maskloom.segcore.storage.store import Store
+from maskloom.segcore.testing.segmenters import Picture
 
-STATE = {"counts": [3, 2**70], "nodata": 1, "areas": [5, 7]}
 STATISTICS = {"area": Area()}
+SHAPE = (40, 50)
 
 
-def results_of(number: int, axes: int = 2) -> TileResults:
-    preview = PreviewPart(
-        (number, 0), np.full((2, 3, 1), number, np.float32), np.ones((2, 3), bool), np.eye(2, 3)
-    )
-    blocks = [EncodedBlock(0, (number,) * axes, b"pixels"), EncodedBlock(1, (0,) * axes, b"")]
-    return TileResults(blocks, {"area": STATE}, [preview], [b"rows %d" % number], [b"spanning"])
+@pytest.fixture
+def store():
+    return Store(f"memory://tile-results-{uuid.uuid4().hex}")
 
 
-@pytest.mark.parametrize("axes", [2, 3])
-def test_staged_results_are_read_back(tmp_path: Path, axes: int) -> None:
-    store, results = Store(str(tmp_path)), results_of(4, axes)
-    with store.writing("staging/results") as out:
-        results.stage(1.5, out)
-    staged = StagedResults.open(store, "staging/results")
-    assert list(staged.pieces()) == results.pieces
-    assert staged.front.states == results.states
-    assert staged.front.seconds == 1.5
-    assert list(staged.rows()) == results.rows
-    assert list(staged.spanning()) == results.spanning
-    (preview,) = staged.front.previews
-    assert preview.start == (4, 0)
-    assert np.array_equal(preview.pixels, results.previews[0].pixels)
-    assert np.array_equal(preview.labels, results.previews[0].labels)
+@pytest.fixture
+def results():
+    """What each of six tiles gives."""
+    labels = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
+    spec = Picture(labels[..., None], np.ones(SHAPE, bool)).spec
+    return [
+        TileResults(
+            [EncodedBlock(0, tile.index, f"block {tile.index}".encode() * (1 + tile.index[0]))],
+            {
+                "area": STATISTICS["area"].observe(
+                    Labelled(labels[tile.core.slices], tile, spec, ClassTable.of(("a", "b", "c")))
+                )
+            },
+            [
+                PreviewPart(
+                    tile.core.start,
+                    np.full((2, 3, 1), sum(tile.index), np.float32),
+                    np.ones((2, 3), bool),
+                    labels[tile.core.slices][:2, :3],
+                )
+            ],
+            [f"rows {tile.index}".encode()],
+            [b"x" * tile.index[1]],
+        )
+        for tile in Grid(SHAPE, (20, 20))
+    ]
 
 
-def test_a_pass_that_encodes_nothing_is_staged_too(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    with store.writing("staging/results") as out:
-        TileResults(rows=[b"a"], spanning=[b"b"]).stage(0.0, out)
-    staged = StagedResults.open(store, "staging/results")
-    assert list(staged.pieces()) == staged.front.previews == []
-    assert staged.front.states == {}
-    assert (list(staged.rows()), list(staged.spanning())) == ([b"a"], [b"b"])
+def staged(store, name, part, seconds=1.5):
+    with store.writing(name) as out:
+        part.stage(seconds, out)
+    return StagedResults.open(store, name)
 
 
-def test_staged_labels_are_read_tile_by_tile(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    labels = [PackedLabels(b"edge %d" % i, b"firsts %d" % i, b"labels") for i in range(3)]
-    with store.writing("staging/labels") as out:
-        StagedLabels.write(labels, out)
-    tiles = StagedLabels.read(store, "staging/labels")
-    assert [tile.boundary for tile in tiles] == [each.boundary for each in labels]
-    assert [tile.first_positions for tile in tiles] == [each.first_positions for each in labels]
+def test_states_are_merged_in_any_order_and_grouping(results):
+    whole = merge_results(results, STATISTICS).states
+    assert sum(whole["area"]["counts"]) == SHAPE[0] * SHAPE[1]
+    for order in itertools.permutations(results, 4):
+        rest = [each for each in results if not any(each is other for other in order)]
+        groups = [merge_results(order[:1], STATISTICS), merge_results(order[1:], STATISTICS), *rest]
+        assert merge_results(groups, STATISTICS).states == whole
 
 
-def test_results_of_tiles_merge_in_their_order() -> None:
-    one, other = results_of(1), results_of(2)
-    merged = merge_results([one, TileResults(), other], STATISTICS)
-    assert merged.pieces == one.pieces + other.pieces
-    assert merged.rows == [b"rows 1", b"rows 2"]
-    assert [preview.start for preview in merged.previews] == [(1, 0), (2, 0)]
-    assert merged.states["area"] == {"counts": [6, 2**71], "nodata": 2, "areas": [10, 14]}
-    assert merge_states({}, {"area": STATE}, STATISTICS) == {"area": STATE}
+def test_merging_keeps_every_piece_preview_and_measure_in_order(results):
+    whole = merge_results(results, STATISTICS)
+    assert whole.pieces == [piece for part in results for piece in part.pieces]
+    assert [each.start for each in whole.previews] == [part.previews[0].start for part in results]
+    assert whole.rows == [each for part in results for each in part.rows]
+    assert whole.spanning == [each for part in results for each in part.spanning]
+
+
+def test_a_pass_that_counts_nothing_changes_no_state(results):
+    states = results[0].states
+    assert merge_states({}, states, STATISTICS) == merge_states(states, {}, STATISTICS) == states
+    assert merge_states({}, {}, STATISTICS) == {}
+
+
+def test_a_staged_part_comes_back_as_it_was(store, results):
+    part = merge_results(results, STATISTICS)
+
+    loaded = staged(store, "a.part", part)
+
+    assert (loaded.front.seconds, loaded.front.states) == (1.5, part.states)
+    assert list(loaded.pieces()) == part.pieces
+    assert (list(loaded.rows()), list(loaded.spanning())) == (part.rows, part.spanning)
+    for one, other in zip(loaded.front.previews, part.previews, strict=True):
+        assert tuple(one.start) == tuple(other.start)
+        for name in ("pixels", "valid", "labels"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), strict=True)
+
+
+def test_a_staged_part_of_nothing_comes_back_as_nothing(store):
+    loaded = staged(store, "empty.part", TileResults())
+    assert (loaded.front.states, loaded.front.previews) == ({}, [])
+    assert list(loaded.pieces()) == list(loaded.rows()) == list(loaded.spanning()) == []
+
+
+def test_staged_parts_merge_as_those_in_memory(store, results):
+    loaded = [staged(store, f"{i}.part", part) for i, part in enumerate(results)]
+
+    states = {}
+    for each in loaded[::-1]:
+        states = merge_states(states, each.front.states, STATISTICS)
+
+    assert states == merge_results(results, STATISTICS).states
+
+
+def test_a_missing_part_is_a_missing_file(store):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.part"):
+        StagedResults.open(store, "nowhere.part")

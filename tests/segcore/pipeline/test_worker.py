@@ -261,22 +261,22 @@ def test_a_part_that_is_staged_is_not_made_again(bench, pixels, brighter):
     assert bench.read(part.order, part.name) == staged
 
 
-@pytest.mark.parametrize("lost", ["name", "sketches", "placements", "redrawn"])
+@pytest.mark.parametrize("lost", ["name", "labels", "relabellings", "relabelled"])
 def test_a_staged_file_that_is_gone_is_named(bench, pixels, lost):
     settings = bench.settings(ConnectedParts(Threshold(value=140)).start())
     image = bench.plan("photo", pixels)
     bench.segment_in_parts(settings, image, 4, 11)
     part = TileRangeJob(settings, image, *RANGES[1])
     name = getattr(part, lost)
-    if lost == "placements":
-        # A part that is redrawn already needs none.
-        fsspec.filesystem("memory").rm(Store(settings.output).uri(part.redrawn))
+    if lost == "relabellings":
+        # A part that is relabelled already needs none.
+        fsspec.filesystem("memory").rm(Store(settings.output).uri(part.relabelled))
     fsspec.filesystem("memory").rm(Store(settings.output).uri(name))
     job = {
         "name": FinishJob(settings, image, RANGES),
-        "sketches": JoinJob(settings, image, RANGES),
-        "placements": RelabelJob(part, 5),
-        "redrawn": FinishJob(settings, image, RANGES),
+        "labels": JoinJob(settings, image, RANGES),
+        "relabellings": RelabelJob(part, 5),
+        "relabelled": FinishJob(settings, image, RANGES),
     }[lost]
 
     with pytest.raises(RunError, match=r"photo\.png is gone .*Run the same command again") as gone:

@@ -182,7 +182,7 @@ def test_images_of_one_pixel_and_of_one_value(value: int) -> None:
 @pytest.mark.parametrize(
     ("parameters", "field"),
     [
-        ({"connectivity": 6}, "connectivity"),
+        ({"connectivity": 5}, "connectivity"),
         ({"min_size": 0}, "min_size"),
         ({"parts": ()}, "parts"),
         ({"parts": ("a", "a")}, "twice"),

@@ -20,7 +20,7 @@ from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.models.selection import pending_selections, with_selections
-from maskloom.segcore.pipeline.in_memory import segment_scene, select_engines
+from maskloom.segcore.pipeline.in_memory import segment_source, with_selection
 from maskloom.segcore.segmenters.connected_parts import ConnectedParts
 from maskloom.segcore.segmenters.ensemble import Ensemble
 from maskloom.segcore.segmenters.mixture import MixtureOfGaussians
@@ -91,7 +91,7 @@ def test_a_volume_is_segmented_plane_by_plane(unet):
     planes = np.stack([PHOTO[:50, :60], PHOTO[60:110, 80:140], PHOTO[::-1][:50, :60]])
     volume = check.Picture(planes, np.ones(planes.shape[:3], bool), "rgb")
     images = [check.Picture(plane, np.ones(plane.shape[:2], bool), "rgb") for plane in planes]
-    model = select_engines(Unet(unet, engine="tensorflow", patch=64).start(), volume)
+    model = with_selection(Unet(unet, engine="tensorflow", patch=64).start(), volume)
     assert model.footprint.planar
     expected = np.stack([check.labelled(model, image) for image in images])
     assert np.array_equal(check.labelled(model, volume), expected)
@@ -238,20 +238,20 @@ def test_networks_stand_inside_other_segmenters(unet):
 def test_the_choice_is_made_once_wherever_the_network_stands(unet):
     parts = ConnectedParts(Unet(unet, patch=64), parts=("land",)).start()
     (key,) = pending_selections(parts)
-    decided = select_engines(parts, PICTURE)
+    decided = with_selection(parts, PICTURE)
     assert pending_selections(decided) == {}
     assert pickle.loads(pickle.dumps(decided)) == decided
     again = with_selections(
         parts, {key: {"engine": "tensorflow", "precision": "float32", "record": {}}}
     )
     assert np.array_equal(
-        segment_scene(again, PICTURE).values,
+        segment_source(again, PICTURE).values,
         check.labelled(ConnectedParts(Unet(unet, **EXACTLY), parts=("land",)).start(), PICTURE),
     )
     reference = check.labelled(Unet(unet, **EXACTLY).start(), PICTURE)
     assert (
         np.mean(
-            check.labelled(select_engines(Unet(unet, patch=64).start(), PICTURE), PICTURE)
+            check.labelled(with_selection(Unet(unet, patch=64).start(), PICTURE), PICTURE)
             == reference
         )
         > 0.99
@@ -262,7 +262,7 @@ def test_networks_without_padding_see_the_image_mirrored(tmp_path):
     keras.utils.set_random_seed(4)
     model = lively(NETWORKS["unet"](width=4, depth=2, padding="valid").build(3, 3))
     weights = save(model, tmp_path / "valid.keras", "unet")
-    decided = select_engines(Unet(weights, patch=64, precision="float32").start(), PICTURE)
+    decided = with_selection(Unet(weights, patch=64, precision="float32").start(), PICTURE)
     margin = decided.card.reach.margin
     assert margin > 0
     labels = check.labelled(decided, PICTURE, (32, 32))
