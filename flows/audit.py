@@ -31,7 +31,7 @@ from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.memory import require_memory
 from maskloom.tasks.plan import describe_sources
-from maskloom.tasks.regions import RegionJob, segment_regions, settle_on
+from maskloom.tasks.regions import RegionJob, segment_regions, select_engines_on
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +79,7 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None, *, quiet: bool = Tru
         require_memory(recipe.order("audit"), [item], cluster.worker_memory)
         fanout = stack.enter_context(_opened(recipe, cluster, stop))
         shown_by = stack.enter_context(display(quiet))
-        start = settle_on(fanout, recipe.segmenter, region)
+        start = select_engines_on(fanout, recipe.segmenter, region)
         whole, tiled = segment_regions(
             fanout,
             [

@@ -19,7 +19,7 @@ from maskloom.flows.recipes.run import RunRecipe
 from maskloom.flows.segment import Outcome, segment
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.stages import Orchestrator, Plain
-from maskloom.segcore.models.selection import open_choices
+from maskloom.segcore.models.selection import pending_selections
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.store import configure
 from maskloom.tasks.clean import tidy
@@ -116,6 +116,6 @@ def _segment(
 
 def _cluster(recipe: RunRecipe) -> Cluster:
     """The recipe's cluster, with one worker per GPU for networks whose engine is still open."""
-    if open_choices(recipe.segmenter):
+    if pending_selections(recipe.segmenter):
         return recipe.cluster.with_one_worker_per_gpu()
     return recipe.cluster

@@ -23,12 +23,12 @@ from maskloom.flows.stages import Stages
 from maskloom.segcore.errors import RunError, StoreError, TooManyFailures
 from maskloom.segcore.models.files import dump_model, model_of
 from maskloom.segcore.models.protocols import Fitter, is_blank
-from maskloom.segcore.models.selection import open_choices, with_choices
+from maskloom.segcore.models.selection import pending_selections, with_selections
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.tasks.batching import require_tiling
-from maskloom.tasks.choose import choose
+from maskloom.tasks.choose import select_engines
 from maskloom.tasks.commits.presence import is_at_work, present
 from maskloom.tasks.commits.recorded import CHOICES, MODEL, record, recorded, require_model
 from maskloom.tasks.fanout.protocol import Fanout
@@ -107,8 +107,10 @@ def segment(
             inventory.committed,
         )
         settings = replace(recipe.order(plan.run_id), results=f"{folder}/results")
-        if open_choices(settings.model):
-            settings = stages.stage("choose", _choose, settings, plan, inventory, fanout, progress)
+        if pending_selections(settings.model):
+            settings = stages.stage(
+                "choose", _select_engines, settings, plan, inventory, fanout, progress
+            )
         if recipe.fit == "collection":
             settings, plan = stages.stage("fit", _fit, settings, plan, inventory, fanout, progress)
         context = ShardContext(fanout, settings, _class_names(settings), progress)
@@ -181,23 +183,21 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
     return plan
 
 
-def _choose(
+def _select_engines(
     settings: RunSettings, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress
 ) -> RunSettings:
-    """The settings with the engine and precision that an earlier run has chosen, or that suit this
-    machine.
-    """
+    """The settings with engine and precision as selected by an earlier run, or selected now."""
     store = Store(settings.output)
-    load = partial(with_choices, settings.model)
+    load = partial(with_selections, settings.model)
     model = recorded(store, plan, inventory.committed, CHOICES, load)
     if model is not None:
         return replace(settings, model=model)
     progress.start("load the network and try engines", [], settings)
     items = [item for shard in plan.shards for item in shard.items]
-    choices = choose(fanout, settings.model, items)
-    if not choices:
-        return replace(settings, model=load(choices))
-    content = json.dumps(choices, indent=1).encode()
+    selections = select_engines(fanout, settings.model, items)
+    if not selections:
+        return replace(settings, model=load(selections))
+    content = json.dumps(selections, indent=1).encode()
     return replace(settings, model=record(store, plan, CHOICES, content, load))
 
 

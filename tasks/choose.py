@@ -1,4 +1,4 @@
-"""Choose: a network's engine and precision, tried on one worker and fixed for the whole run.
+"""Engine selection: a network's engine and precision, tried on one worker, fixed for the run.
 
 All workers then use the same, and so does a later run on new images: labels must not depend on
 which engine was faster on which machine.
@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from maskloom.segcore.errors import RunError, TimedOut, WeightsError, WorkerDied
-from maskloom.segcore.models.selection import Choices, open_choices
-from maskloom.segcore.pipeline.jobs import ChooseJob
-from maskloom.segcore.pipeline.worker import choose as choose_on_worker
+from maskloom.segcore.models.selection import Selections, pending_selections
+from maskloom.segcore.pipeline.jobs import SelectEngineJob
+from maskloom.segcore.pipeline.worker import select_engine as select_on_worker
 
 if TYPE_CHECKING:
     from maskloom.segcore.models.protocols import Fitter, Model
@@ -24,8 +24,10 @@ _DEATHS = 2
 """Images on which a trial kills its worker before the model is to blame."""
 
 
-def choose(fanout: Fanout, model: Fitter | Model, items: Sequence[PlannedImage]) -> Choices:
-    """The open choices inside the model, made by trials on the first readable images.
+def select_engines(
+    fanout: Fanout, model: Fitter | Model, items: Sequence[PlannedImage]
+) -> Selections:
+    """Make the selections pending inside the model, by trials on the first readable images.
 
     Raises `WeightsError` where no engine suits or a trial hangs, and `RunError` where it kills the
     worker.
@@ -33,11 +35,11 @@ def choose(fanout: Fanout, model: Fitter | Model, items: Sequence[PlannedImage])
     readable = tuple(item for item in items if item.spec is not None and item.failure is None)[
         :_IMAGES_TRIED
     ]
-    wanted = open_choices(model)
-    jobs = [ChooseJob(chooser, readable) for chooser in wanted.values()]
+    wanted = pending_selections(model)
+    jobs = [SelectEngineJob(selector, readable) for selector in wanted.values()]
     made: dict[str, Mapping[str, Any]] = {}
     deaths = 0
-    for job, answer in fanout.map(choose_on_worker, jobs):
+    for job, answer in fanout.map(select_on_worker, jobs):
         if isinstance(answer, WorkerDied):
             # One image that kills does not end the run; it becomes a failed row when it is
             # segmented.
@@ -50,6 +52,6 @@ def choose(fanout: Fanout, model: Fitter | Model, items: Sequence[PlannedImage])
                 f"The network cannot be tried: {answer} Look for a lack of memory (cluster.memory, "
                 "segmenter.patch)."
             )
-        if answer is not None and job.chooser.open_choice is not None:
-            made.setdefault(job.chooser.open_choice, answer)
+        if answer is not None and job.selector.pending_selection is not None:
+            made.setdefault(job.selector.pending_selection, answer)
     return made

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class SettleJob:
-    """A segmenter whose open choices (a network's engine) are to be made on a region."""
+class RegionSelectionJob:
+    """A segmenter whose engines are to be selected on a region."""
 
     segmenter: Fitter | Model
     region: ImageSource
 
-    def split(self) -> tuple[SettleJob, ...]:
+    def split(self) -> tuple[RegionSelectionJob, ...]:
         """Itself: it is one region already."""
         return (self,)
 
@@ -58,9 +58,11 @@ class SegmentedRegion:
     mask: Mask
 
 
-def settle_on(fanout: Fanout, segmenter: Fitter | Model, region: ImageSource) -> Fitter | Model:
-    """The segmenter with its open choices made on a worker. Raises `RunError` if that kills it."""
-    ((_, answer),) = fanout.map(settle, [SettleJob(segmenter, region)])
+def select_engines_on(
+    fanout: Fanout, segmenter: Fitter | Model, region: ImageSource
+) -> Fitter | Model:
+    """The segmenter with its engines selected on a worker. Raises `RunError` if that kills it."""
+    ((_, answer),) = fanout.map(select_in_region, [RegionSelectionJob(segmenter, region)])
     if isinstance(answer, WorkerDied):
         raise _killed("The segmenter cannot be tried", answer)
     return answer
@@ -82,7 +84,7 @@ def segment_regions(
     return [results[number] for number in sorted(results)]
 
 
-def settle(job: SettleJob) -> Fitter | Model:
+def select_in_region(job: RegionSelectionJob) -> Fitter | Model:
     """Do a job."""
     return with_selection(job.segmenter, job.region)
 

@@ -1,1 +1,1 @@
-"""Neural networks: their architectures, and how they are run."""
+"""Neural networks: their architectures and how they are run."""

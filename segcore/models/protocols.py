@@ -176,28 +176,26 @@ class Fitter(Protocol):
 
 
 @runtime_checkable
-class Chooser(Ready, Protocol):
-    """A model that leaves a choice to the machine that runs it (a network's engine and precision),
-    to be made once for a run.
+class EngineSelector(Ready, Protocol):
+    """A model whose engine and precision are selected once per run, on the machine that runs it.
 
-    Until then it runs in a way that all machines have.
+    Until then it runs with defaults that all machines have.
     """
 
     @property
-    def open_choice(self) -> str | None:
-        """What is to be chosen: equal for models that would choose alike. None: nothing, or no
-        longer.
+    def pending_selection(self) -> str | None:
+        """Key of the selection, equal for models that would select alike. None: not pending."""
+        ...
+
+    def select_engine(self, block: Block) -> Mapping[str, Any]:
+        """Select the best engine for this machine on a block of the collection.
+
+        Returns JSON values. Raises `WeightsError` if no engine is suitable.
         """
         ...
 
-    def choose(self, block: Block) -> Mapping[str, Any]:
-        """What suits this machine, tried on a block of the collection: JSON values. Raises
-        `WeightsError` where nothing does.
-        """
-        ...
-
-    def chosen(self, choice: Mapping[str, Any]) -> Self:
-        """The model with its choice made."""
+    def with_selection(self, choice: Mapping[str, Any]) -> Self:
+        """Return the model with the selection made."""
         ...
 
 

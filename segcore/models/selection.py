@@ -1,9 +1,8 @@
-"""Choices: what models leave to the machine that runs them, found and filled in wherever they are
-inside a model.
+"""Engine selections: found and filled in wherever they are inside a model.
 
 A model may hold others (an ensemble its members, a watershed the segmenter whose masks it splits).
-All are frozen dataclasses whose fields are their whole state, so a chooser inside is found by
-walking through fields.
+All are frozen dataclasses whose fields are their whole state, so an `EngineSelector` inside is
+found by walking through fields.
 """
 
 from __future__ import annotations
@@ -13,57 +12,59 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from maskloom.segcore.geometry import Box, Shape, middle
-from maskloom.segcore.models.protocols import Chooser
+from maskloom.segcore.models.protocols import EngineSelector
 
 T = TypeVar("T")
 
 PROBE_PIXELS = 2**20
-"""Pixels that choices are tried on."""
+"""Pixels on which engines are tried."""
 
-Choices = Mapping[str, Mapping[str, Any]]
-"""What was chosen, by what was to be chosen (`Chooser.open_choice`)."""
+Selections = Mapping[str, Mapping[str, Any]]
+"""Results of selections by their keys (`EngineSelector.pending_selection`)."""
 
 
 def probe_box(shape: Shape) -> Box:
-    """What choices are tried on: the middle of an image, or of the middle plane of a volume."""
+    """Where engines are tried: the middle of an image, or of the middle plane of a volume."""
     plane, across = middle(shape[-2:], PROBE_PIXELS), tuple(n // 2 for n in shape[:-2])
     return Box(across + plane.start, tuple(n + 1 for n in across) + plane.stop)
 
 
-def open_choices(model: Any) -> dict[str, Chooser]:
-    """One model for each choice that is open inside a model or fitter."""
+def pending_selections(model: Any) -> dict[str, EngineSelector]:
+    """Return one model for each pending selection inside a model or fitter, by key."""
     return {
-        chooser.open_choice: chooser
-        for chooser in _choosers(model)
-        if chooser.open_choice is not None
+        selector.pending_selection: selector
+        for selector in _selectors(model)
+        if selector.pending_selection is not None
     }
 
 
-def with_choices(model: T, choices: Choices) -> T:
-    """The model or fitter with these choices made; others stay open."""
+def with_selections(model: T, selections: Selections) -> T:
+    """Return the model or fitter with these selections made; others stay pending."""
 
-    def made(chooser: Chooser) -> Chooser:
-        wanted = chooser.open_choice
+    def made(selector: EngineSelector) -> EngineSelector:
+        wanted = selector.pending_selection
         return (
-            chooser.chosen(choices[wanted]) if wanted is not None and wanted in choices else chooser
+            selector.with_selection(selections[wanted])
+            if wanted is not None and wanted in selections
+            else selector
         )
 
     return cast("T", _replaced(model, made))
 
 
-def _choosers(value: Any) -> Iterator[Chooser]:
-    if isinstance(value, Chooser):
+def _selectors(value: Any) -> Iterator[EngineSelector]:
+    if isinstance(value, EngineSelector):
         yield value
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from _choosers(getattr(value, field.name))
+            yield from _selectors(getattr(value, field.name))
     elif isinstance(value, tuple):
         for item in value:
-            yield from _choosers(item)
+            yield from _selectors(item)
 
 
-def _replaced(value: Any, made: Callable[[Chooser], Chooser]) -> Any:
-    if isinstance(value, Chooser):
+def _replaced(value: Any, made: Callable[[EngineSelector], EngineSelector]) -> Any:
+    if isinstance(value, EngineSelector):
         return made(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         before = {

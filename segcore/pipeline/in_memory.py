@@ -15,8 +15,8 @@ import numpy as np
 
 from maskloom.segcore.fold import observe_all
 from maskloom.segcore.geometry import Box, Grid, Tile, Tiling, middle
-from maskloom.segcore.models.protocols import Chooser, Fitter, Model, ObjectSegmenter
-from maskloom.segcore.models.selection import open_choices, probe_box, with_choices
+from maskloom.segcore.models.protocols import EngineSelector, Fitter, Model, ObjectSegmenter
+from maskloom.segcore.models.selection import pending_selections, probe_box, with_selections
 from maskloom.segcore.objects.two_pass import join_tiles, pack_labels, relabel
 from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec
 
@@ -97,16 +97,20 @@ def _grid(model: Fitter | Model, shape: Shape, tile: Shape | None) -> Grid:
 
 
 def with_selection(model: Started, source: ImageSource) -> Started:
-    """The model or fitter with its open choices made, tried on the middle of the image."""
-    return with_choices(
-        model, {key: _choose(chooser, source) for key, chooser in open_choices(model).items()}
+    """Return the model or fitter with its engines selected on the middle of the image."""
+    return with_selections(
+        model,
+        {
+            key: _select_engine(selector, source)
+            for key, selector in pending_selections(model).items()
+        },
     )
 
 
-def _choose(chooser: Chooser, source: ImageSource) -> Mapping[str, Any]:
-    spec = chooser.select(source.spec)
+def _select_engine(selector: EngineSelector, source: ImageSource) -> Mapping[str, Any]:
+    spec = selector.select(source.spec)
     box = probe_box(spec.shape)
-    return chooser.choose(source.block(Tile((0,) * len(box.shape), box, box), spec))
+    return selector.select_engine(source.block(Tile((0,) * len(box.shape), box, box), spec))
 
 
 def fit_to(

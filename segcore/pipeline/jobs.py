@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from maskloom.segcore.geometry import Grid, Tiling
-from maskloom.segcore.models.protocols import Chooser, Fitter, Model, ObjectSegmenter
+from maskloom.segcore.models.protocols import EngineSelector, Fitter, Model, ObjectSegmenter
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.spec import RasterSpec
@@ -81,14 +81,14 @@ class DescribeJob:
 
 
 @dataclass(frozen=True, slots=True)
-class ChooseJob:
-    """A choice to be made on a worker, tried on the first of these images that can be read."""
+class SelectEngineJob:
+    """An engine selection on a worker, with the first of these images that can be read."""
 
-    chooser: Chooser
+    selector: EngineSelector
     items: tuple[PlannedImage, ...]
 
-    def split(self) -> tuple[ChooseJob, ...]:
-        """The same choice on each image: what kills may be an image, or the model."""
+    def split(self) -> tuple[SelectEngineJob, ...]:
+        """The same selection on each image: either an image or the model may kill the worker."""
         return tuple(replace(self, items=(item,)) for item in self.items) or (self,)
 
 

@@ -1,7 +1,7 @@
 """What runs on a worker: plain functions from a job to a small answer.
 
     describe        the headers of some files
-    choose          what a model leaves to the machine that runs it
+    select_engine   the engine and precision of a network
     observe         one round of fitting over whole images, or over some tiles of one image
     segment_images  small images from reading to published mask
     segment_part    some tiles of a large image, to a staged part
@@ -52,7 +52,6 @@ from maskloom.segcore.objects.rows import rows_in_order
 from maskloom.segcore.objects.two_pass import Relabelling
 from maskloom.segcore.pipeline.image_run import ImageRun
 from maskloom.segcore.pipeline.jobs import (
-    ChooseJob,
     DescribeJob,
     FinishJob,
     ImagesJob,
@@ -60,6 +59,7 @@ from maskloom.segcore.pipeline.jobs import (
     Observation,
     RelabelJob,
     RunSettings,
+    SelectEngineJob,
     TileRangeJob,
     TileRangeResult,
     result_name,
@@ -119,18 +119,18 @@ def describe(job: DescribeJob) -> tuple[PlannedImage, ...]:
     return tuple(_describe(source, job) for source in job.sources)
 
 
-def choose(job: ChooseJob) -> Mapping[str, Any] | None:
-    """What suits this machine, tried on the middle of an image; None where no image can be read."""
+def select_engine(job: SelectEngineJob) -> Mapping[str, Any] | None:
+    """Select an engine on the middle of an image. None if no image can be read."""
     for item in job.items:
         try:
-            spec = job.chooser.select(_spec(item))
+            spec = job.selector.select(_spec(item))
             box = probe_box(spec.shape)
             with _reading(item, spec) as reader:
                 pixels, valid = reader.read(box)
         except ImageError:
             # It becomes a failed row when its own turn comes.
             continue
-        return job.chooser.choose(
+        return job.selector.select_engine(
             Block(Tile.whole(box.shape), pixels, valid, replace(spec, shape=box.shape))
         )
     return None

@@ -1,15 +1,13 @@
-"""Ensembles: several segmenters look at the same pixels and decide together, by vote or by the mean
-of their scores.
+"""Ensembles: several segmenters decide together, by vote or by the mean of their scores.
 
-All members are fitted together, in as many rounds as the slowest needs; whoever is ready waits.
-Class k of the ensemble is class k of every member, so the members must have equally many classes,
-and where they name them, the same names in the same order.
+All members are fitted together, in as many rounds as the slowest needs; members that are ready
+wait. Class k of the ensemble is class k of every member, so the members must have equally many
+classes, and where they name them, the same names in the same order.
 
-- vote: the class that most members say; of classes with equally many votes, the one that the
-  earliest member says.
+- vote: the class with most votes; of classes with equally many votes, that of the earliest member.
 - scores: the class with the greatest mean probability; of equals, the first.
 
-The image is read once with all bands that a member wants, and each member sees its own.
+The image is read once with all bands that any member needs, and each member sees its own.
 """
 
 from __future__ import annotations
@@ -56,8 +54,8 @@ class Ensemble:
     members: tuple[SegmenterRecipe, ...]
     """The segmenters, at least two, with equally many classes each."""
     by: Literal["auto", "vote", "scores"] = "auto"
-    """vote: the class that most members say. scores: the greatest mean probability. auto: scores
-    where every member has them.
+    """vote: the class that most members choose. scores: the greatest mean probability. auto: scores
+    if every member has them.
     """
     classes: tuple[str, ...] | None = None
     """Names by class id. None: those of the first member that names its classes."""
@@ -76,61 +74,62 @@ class Ensemble:
             check_names(self.classes)
 
     def start(self) -> Fitter | Segmenter:
-        """The fitter of all members, or the model where all are ready.
+        """Return the fitter of all members, or the model if all are ready.
 
-        Raises `RecipeError` where members find objects, or their classes differ.
+        Raises `RecipeError` if a member finds objects or classes differ.
         """
         started = [recipe.start() for recipe in self.members]
         members = tuple(
-            _semantic(member, who, RecipeError)
-            for member, who in zip(started, self._who, strict=True)
+            _semantic(member, member_name, RecipeError)
+            for member, member_name in zip(started, self._member_names, strict=True)
         )
         known = [_names_of(member) for member in members]
         self._check_counts(known, RecipeError)
-        names = self._given() or next(filter(None, known), ())
-        return self.go_on(EnsembleFitter(self, members, names), RecipeError)
+        names = self._given_names() or next(filter(None, known), ())
+        return self.advance(EnsembleFitter(self, members, names), RecipeError)
 
-    def go_on(
+    def advance(
         self, fitter: EnsembleFitter, error: type[FitError | RecipeError]
     ) -> Fitter | Segmenter:
-        """The fitter itself, or the model where all members are ready. Raises `error` where these
-        do not suit one another.
+        """Return the fitter itself, or the model if all members are ready.
+
+        Raises `error` if the members do not match.
         """
         ready = tuple(member for member in fitter.members if isinstance(member, Segmenter))
         self._check_counts([_names_of(member) for member in fitter.members], error)
         if len(ready) < len(fitter.members):
             return fitter
-        silent = [
-            who
-            for who, member in zip(self._who, ready, strict=True)
+        without_scores = [
+            member_name
+            for member_name, member in zip(self._member_names, ready, strict=True)
             if not isinstance(member, Scorer)
         ]
-        if self.by == "scores" and silent:
-            raise error(f"by: {silent[0]} has no scores. Use `by: vote`, or leave that member out.")
-        by: Literal["vote", "scores"] = "vote" if self.by == "vote" or silent else "scores"
+        if self.by == "scores" and without_scores:
+            raise error(
+                f"by: {without_scores[0]} has no scores. Use `by: vote`, or leave that member out."
+            )
+        by: Literal["vote", "scores"] = "vote" if self.by == "vote" or without_scores else "scores"
         return EnsembleModel(ready, fitter.names or ready[0].classes, by)
 
     @property
-    def _who(self) -> list[str]:
+    def _member_names(self) -> list[str]:
         kinds = {registered: name for name, registered in SEGMENTERS.items()}
         return [
             f"member {i} ({kinds.get(type(recipe), type(recipe).__name__)})"
             for i, recipe in enumerate(self.members, 1)
         ]
 
-    def _given(self) -> tuple[str, ...]:
-        """The names that the recipe or a member gives; none: (). Raises `RecipeError` where two
-        disagree.
-        """
+    def _given_names(self) -> tuple[str, ...]:
+        """Names given by the recipe or a member, else (). Raises `RecipeError` if two disagree."""
         named = [("the ensemble", self.classes)] if self.classes is not None else []
-        for recipe, who in zip(self.members, self._who, strict=True):
+        for recipe, member_name in zip(self.members, self._member_names, strict=True):
             names = getattr(recipe, "classes", None)
             if names is not None:
-                named.append((who, tuple(names)))
-        for who, names in named[1:]:
+                named.append((member_name, tuple(names)))
+        for member_name, names in named[1:]:
             if names != named[0][1]:
                 raise RecipeError(
-                    f"classes: {who} names its classes {list(names)}, {named[0][0]} "
+                    f"classes: {member_name} names its classes {list(names)}, {named[0][0]} "
                     f"{list(named[0][1])}. Class k must mean the same "
                     "to all: give the same names in the same order, or name them for the ensemble "
                     "alone."
@@ -140,69 +139,74 @@ class Ensemble:
     def _check_counts(
         self, known: Sequence[tuple[str, ...]], error: type[FitError | RecipeError]
     ) -> None:
-        counts = [(who, len(names)) for who, names in zip(self._who, known, strict=True) if names]
+        counts = [
+            (member_name, len(names))
+            for member_name, names in zip(self._member_names, known, strict=True)
+            if names
+        ]
         if self.classes is not None:
             counts.insert(0, ("the ensemble", len(self.classes)))
-        for who, count in counts[1:]:
+        for member_name, count in counts[1:]:
             if count != counts[0][1]:
                 raise error(
-                    f"members: {who} has {count} classes, {counts[0][0]} has {counts[0][1]}. All "
-                    "need equally many: set their number "
+                    f"members: {member_name} has {count} classes, {counts[0][0]} has "
+                    f"{counts[0][1]}. All need equally many: set their number "
                     "(`clusters`, `components`, `levels`), or leave that member out."
                 )
 
 
 @dataclass(frozen=True, slots=True)
 class EnsembleFitter:
-    """Members of which at least one must see data first."""
+    """Members of which at least one must be fitted."""
 
     recipe: Ensemble
     members: tuple[Member, ...]
     names: tuple[str, ...]
-    """Names of the classes; empty where their number is found by fitting."""
+    """Names of the classes; empty if their number is found by fitting."""
 
     @property
     def footprint(self) -> Requirements:
-        """The farthest halo, and memory and time of all members."""
+        """The largest halo, and memory and time of all members."""
         return _footprint(self.members)
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
-        """Names of the classes; empty where their number is found by fitting."""
+        """Names of the classes; empty if their number is found by fitting."""
         return self.names
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with all bands that a member wants."""
+        """Return the image with all bands that any member needs."""
         return _select(self.members, spec)
 
     def kind_of(self, spec: RasterSpec) -> Hashable:
-        """What the members that are not ready ask images to have in common."""
+        """Return what the members that are not ready require images to have in common."""
         kinds = tuple(
             member.kind_of(member.select(spec))
             for member in self.members
             if isinstance(member, Fitter)
         )
         particular = {kind for kind in kinds if kind != ()}
-        # One kind alone is said as it is, so that messages about it read well.
+        # A single kind is returned unwrapped, so that messages about it are readable.
         return particular.pop() if len(particular) == 1 else kinds
 
     def observe(self, block: Block) -> tuple[Any, ...]:
-        """What the block says to each member; None to those that are ready."""
+        """Return each member's observation of the block; None for members that are ready."""
         return tuple(
-            member.observe(_seen_by(member, block)) if isinstance(member, Fitter) else None
+            member.observe(_select_bands(member, block)) if isinstance(member, Fitter) else None
             for member in self.members
         )
 
     def merge(self, a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What both say to each member."""
+        """Merge the observations of each member."""
         return tuple(
             member.merge(one, other) if isinstance(member, Fitter) else None
             for member, one, other in zip(self.members, a, b, strict=True)
         )
 
     def finish(self, total: tuple[Any, ...]) -> Fitter | Segmenter:
-        """The next round, or the model. Raises `FitError` where a member cannot be fitted or its
-        classes differ in number.
+        """Return the fitter of the next round, or the model.
+
+        Raises `FitError` if a member cannot be fitted or the numbers of classes differ.
         """
         following = tuple(
             _semantic(member.finish(state), f"member {i}", FitError)
@@ -210,7 +214,7 @@ class EnsembleFitter:
             else member
             for i, (member, state) in enumerate(zip(self.members, total, strict=True), 1)
         )
-        return self.recipe.go_on(replace(self, members=following), FitError)
+        return self.recipe.advance(replace(self, members=following), FitError)
 
 
 @MODELS.register("ensemble")
@@ -224,37 +228,37 @@ class EnsembleModel:
 
     @property
     def exactness(self) -> Exactness:
-        """That of the least exact member."""
+        """Exactness of the least exact member."""
         order = list(Exactness)
         return max((member.exactness for member in self.members), key=order.index)
 
     @property
     def footprint(self) -> Requirements:
-        """The farthest halo; memory and time of all members, and for scores two numbers a class."""
+        """Largest halo, total memory and time; for scores also two numbers per class."""
         whole = _footprint(self.members)
         labels = 8 * len(self.classes) + 8 if self.by == "scores" else len(self.members) * 2 + 8
         return replace(whole, bytes_per_pixel=whole.bytes_per_pixel + labels)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with all bands that a member wants."""
+        """Return the image with all bands that any member needs."""
         return _select(self.members, spec)
 
     def segment(self, block: Block) -> Labels:
-        """The class that the members agree on."""
+        """Return the class that the members choose together."""
         from maskloom.segcore.kernels.scores import likeliest
 
         dtype: type[np.integer] = np.uint8 if len(self.classes) <= 256 else np.uint16
         if self.by == "vote":
-            said = [
-                member.segment(_seen_by(member, block)).values.astype(dtype, copy=False)
+            labels_by_member = [
+                member.segment(_select_bands(member, block)).values.astype(dtype, copy=False)
                 for member in self.members
             ]
-            return Labels(majority(said))
+            return Labels(majority(labels_by_member))
         total: NDArray[np.float32] | None = None
         for member in self.members:
             if not isinstance(member, Scorer):
                 raise TypeError(f"{type(member).__name__} has no scores")
-            scores = member.scores(_seen_by(member, block))
+            scores = member.scores(_select_bands(member, block))
             total = scores if total is None else np.add(total, scores, out=total)
         if total is None:
             raise TypeError("an ensemble without members has no scores")
@@ -263,7 +267,7 @@ class EnsembleModel:
         return Labels(winner)
 
     def provenance(self) -> Mapping[str, Any]:
-        """How they decide, and what each member is."""
+        """Return the rule of decision and the provenance of each member."""
         kinds = {registered: name for name, registered in MODELS.items()}
         members = [
             {"kind": kinds.get(type(member), ""), **member.provenance()} for member in self.members
@@ -271,18 +275,19 @@ class EnsembleModel:
         return {"by": self.by, "members": members}
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
-        """What the members know."""
+        """Return the warnings of the members."""
         return caution_of(self.members, spec, shares)
 
 
-def majority(said: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
-    """The most frequent label at each place of equally shaped arrays; of equally frequent ones,
-    that of the earliest array.
+def majority(labels_by_member: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
+    """Most frequent label at each position of arrays (y, x) of one shape.
+
+    Of equally frequent labels, that of the earliest array.
     """
-    winner, most = said[0].copy(), np.zeros(said[0].shape, np.uint8)
-    for labels in said:
+    winner, most = labels_by_member[0].copy(), np.zeros(labels_by_member[0].shape, np.uint8)
+    for labels in labels_by_member:
         votes = np.zeros(labels.shape, np.uint8)
-        for others in said:
+        for others in labels_by_member:
             votes += labels == others
         better = votes > most
         np.copyto(winner, labels, where=better)
@@ -290,12 +295,13 @@ def majority(said: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
     return winner
 
 
-def _semantic(member: Fitter | Model, who: str, error: type[FitError | RecipeError]) -> Member:
+def _semantic(
+    member: Fitter | Model, member_name: str, error: type[FitError | RecipeError]
+) -> Member:
     if isinstance(member, ObjectSegmenter | Composed):
         raise error(
-            f"members: {who} finds objects; an ensemble needs segmenters that give every pixel a "
-            "class. Leave that member out, "
-            "or run it alone."
+            f"members: {member_name} finds objects; an ensemble needs segmenters that give every "
+            "pixel a class. Leave that member out, or run it alone."
         )
     return member
 
@@ -305,15 +311,18 @@ def _names_of(member: Member) -> tuple[str, ...]:
 
 
 def _footprint(members: Sequence[Member]) -> Requirements:
-    prints = [member.footprint for member in members]
-    halo = max(each.halo for each in prints)
-    memory, time = sum(each.bytes_per_pixel for each in prints), sum(each.cost for each in prints)
+    requirements = [member.footprint for member in members]
+    halo = max(each.halo for each in requirements)
+    memory, time = (
+        sum(each.bytes_per_pixel for each in requirements),
+        sum(each.cost for each in requirements),
+    )
     return Requirements(
         halo,
         memory,
         time,
-        sum(each.process_bytes for each in prints),
-        planar=all(each.planar for each in prints),
+        sum(each.process_bytes for each in requirements),
+        planar=all(each.planar for each in requirements),
     )
 
 
@@ -327,14 +336,14 @@ def _select(members: Sequence[Member], spec: RasterSpec) -> RasterSpec:
         if member.select(chosen).bands != alone.bands:
             raise ModelMismatch(
                 f"{spec.location}: member {number} of the ensemble takes the image's bands "
-                f"{list(alone.bands)} by itself, but not "
-                f"beside members that want {list(chosen.bands)}. Set `bands` for every member."
+                f"{list(alone.bands)} alone, but not beside members that need "
+                f"{list(chosen.bands)}. Set `bands` for every member."
             )
     return chosen
 
 
-def _seen_by(member: Member, block: Block) -> Block:
-    """The block with the member's own bands."""
+def _select_bands(member: Member, block: Block) -> Block:
+    """Return the block with the member's own bands."""
     spec = member.select(block.spec)
     if spec.bands == block.spec.bands:
         return replace(block, spec=spec)

@@ -1,16 +1,16 @@
-"""Mask R-CNN: the objects that a trained network finds.
+"""Mask R-CNN: instance segmentation with a trained network.
 
-The network looks at windows of one size on a lattice that starts at the image's first pixel,
-whatever the tile (`segcore.deep.networks.mask_rcnn.lattice` says which, and what becomes of objects
-at their edges). A tile runs all windows that can have found what touches its core, so every tile
-that sees an object sees the same one, and `stitch` puts its parts together. Where objects claim the
-same pixel, the one with the higher score has it.
+The network runs on windows of one size on a lattice that starts at the image's first pixel,
+whatever the tile (`segcore.deep.networks.mask_rcnn.lattice` defines them and how objects at their
+edges are handled). A tile runs all windows that can detect objects touching its core, so every tile
+that sees an object sees the same one, and `stitch` joins its parts. Where objects claim the same
+pixel, the one with the higher score gets it.
 
 Objects larger than the halo may be cut at the edges of windows: at the same places under any
-tiling, but cut. So the halo follows from the largest object that the network was trained with,
-which its card tells.
+tiling, but cut. So the halo is derived from the largest object in training, which the card
+contains.
 
-TensorFlow is loaded on workers only; what the driver must know is in the weights' card.
+TensorFlow is loaded on workers only; the driver needs only the card of the weights.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
-    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Finder
+    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Detector
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
 _KIND = "mask_rcnn"
 _RULE = SeamRule()
 _LARGEST_HALO, _LARGEST_CORE = 512, 2048
 _LEAST_OWN_HALO = 64
-"""What small objects get too: the network should see something of what lies around them."""
-# Labels of the block, their copy with small ones left out, and where they are counted.
+"""Minimum halo, also for small objects: the network should see some of their surroundings."""
+# Labels of the block, their copy without small objects, and the counts.
 _BYTES_PER_PIXEL = 24
 _COST = 5000
 
@@ -62,37 +62,37 @@ _COST = 5000
 @SEGMENTERS.register("mask_rcnn")
 @dataclass(frozen=True, slots=True)
 class MaskRcnnObjects:
-    """Objects found by a Mask R-CNN that `maskloom train` has trained."""
+    """Objects found by a Mask R-CNN that was trained with `maskloom train`."""
 
     weights: WeightsLocation
     """Name of weights that come with maskloom, or a .keras file with its card beside it."""
     bands: tuple[int, ...] | None = None
-    """Bands that the network sees, counted from 1, in its order; [1, 1, 1] shows a grey image to a
-    network of colours. None: all, if as many.
+    """Input bands of the network in order, counted from 1; [1, 1, 1] shows a grey image to a
+    network trained on colour. None: all, if their number fits.
     """
     classes: tuple[str, ...] | None = None
     """Names of the classes, the background first. None: the network's own."""
     score: float = 0.5
-    """Least score of an object, 0 to 1."""
+    """Minimum score of an object, 0 to 1."""
     overlap: float = 0.5
-    """How much the boxes of two objects of a class may overlap (intersection over union). Beyond
-    it, the lower score goes.
+    """Maximum overlap of the boxes of two objects of one class (intersection over union). Beyond
+    it, the lower score is dropped.
     """
     core: int = 256
-    """Side of the part of a window that counts, in pixels; the network sees `core` + 2 `halo`."""
+    """Side of a window's core in pixels; the network sees `core` + 2 `halo`."""
     halo: int | None = None
-    """Side of the largest object in pixels: objects up to it come out whole, and the same under any
-    tiling; larger ones may be cut where windows end. None: that of the largest object that the
-    network was trained with, at least 64 and at most 512.
+    """Side of the largest object in pixels. Objects up to this size come out whole and equal under
+    any tiling; larger ones may be cut where windows end. None: that of the largest object in
+    training, at least 64 and at most 512.
     """
     min_size: int = 1
     """Objects of fewer pixels become background."""
     stitch: SeamRule | Mapping[str, SeamRule] = _RULE
-    """How objects are joined over tiles: `{by: ownership}`, or `{by: overlap, iou: 0.5}`, or such a
+    """How objects are joined across tiles: `{by: ownership}`, `{by: overlap, iou: 0.5}`, or such a
     rule for each class by name.
     """
     trust: bool = False
-    """Whether you vouch for a file that could run code of its own when loaded."""
+    """Load a file that can run arbitrary code. Only for files whose maker you trust."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
     units: ClassVar[str] = "pixels must come in the units of training"
@@ -117,8 +117,10 @@ class MaskRcnnObjects:
             )
 
     def start(self) -> Fitter | Model:
-        """The model. Raises `WeightsError` where the weights are no Mask R-CNN's, `RecipeError`
-        where the rest does not suit them.
+        """Return the model.
+
+        Raises `WeightsError` if the weights are not those of a Mask R-CNN, `RecipeError` if other
+        settings do not fit them.
         """
         weights = Weights.of(self.weights, self.trust)
         card = _card(weights)
@@ -145,7 +147,7 @@ class MaskRcnnObjects:
 
 @dataclass(frozen=True, slots=True)
 class DetectionRule:
-    """What counts as an object, and where the network looks."""
+    """Thresholds of an object, and the windows of the network."""
 
     score: float
     overlap: float
@@ -156,12 +158,12 @@ class DetectionRule:
 @MODELS.register("mask_rcnn")
 @dataclass(frozen=True, slots=True)
 class MaskRcnnModel:
-    """A segmenter of instances: what a Mask R-CNN finds in windows."""
+    """An instance segmenter that runs a Mask R-CNN on windows."""
 
     weights: Weights
     card: Card
     classes: tuple[str, ...]
-    """The background, then those of objects."""
+    """The background, then the classes of objects."""
     rule: DetectionRule
     bands: tuple[int, ...] | None
 
@@ -169,15 +171,15 @@ class MaskRcnnModel:
 
     @property
     def footprint(self) -> Requirements:
-        """As far as a tile's objects depend on pixels: some three objects and a window's core."""
+        """Halo for the objects of a tile: about three objects and a window's core."""
         lattice = self.rule.lattice
         network = (
             LIBRARY_BYTES + 4 * self.card.parameters + lattice.window**2 * self.card.bytes_per_pixel
         )
-        return Requirements(lattice.reach, _BYTES_PER_PIXEL, _COST, network, planar=True)
+        return Requirements(lattice.tile_halo, _BYTES_PER_PIXEL, _COST, network, planar=True)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the network's bands. Raises `ModelMismatch` where it has others."""
+        """Return the image with the network's bands. Raises `ModelMismatch` if it has others."""
         trained = self.card.bands
         known = trained is not None and max(trained) <= spec.file_bands
         selected = spec.select(self.bands or (trained if known else None))
@@ -191,26 +193,27 @@ class MaskRcnnModel:
 
     @segment_by_plane
     def segment(self, block: Block) -> Labels:
-        """The objects of the block in descending order of score, each with its class; complete for
-        those that touch the core.
+        """Return the objects of the block by descending score, each with its class.
+
+        Complete for objects that touch the core.
         """
         rule, tile = self.rule, block.tile
-        finder = _finder(self.weights, rule.score, rule.overlap)
+        detector = _detector(self.weights, rule.score, rule.overlap)
 
         def find(window: Box) -> Detections:
-            return finder.detect(self._window(block, window))
+            return detector.detect(self._window(block, window))
 
         detections = rule.lattice.detections(tile.core, block.spec.shape, find, rule.overlap)
         values = detections.paint(tile.read)
         values[~block.valid] = 0
         small = np.bincount(values.ravel(), minlength=len(detections) + 1) < rule.min_size
-        # What the read box cuts may be large beyond it.
+        # Objects cut by the read box may be large beyond it.
         small[cut_by(values, tile.read, block.spec.shape)] = False
         values[small[values]] = 0
         return Labels(values, (0, *detections.classes.tolist()), (0.0, *detections.scores.tolist()))
 
     def provenance(self) -> Mapping[str, Any]:
-        """Which weights, and what counted as an object."""
+        """Return the weights and the rule of detection."""
         rule = self.rule
         return {
             "weights": self.weights.sha256,
@@ -221,8 +224,8 @@ class MaskRcnnModel:
             "halo": rule.lattice.halo,
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  shares say it all
-        """What to look at where a class has a share of the image that training never saw."""
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
+        """Return a warning if the share of a class in the image was never seen in training."""
         return self.card.caution(file_name(self.weights.location), self.classes, shares)
 
     def _window(self, block: Block, window: Box) -> NDArray[np.float32]:
@@ -239,8 +242,7 @@ def _card(weights: Weights) -> Card:
     if card is None:
         raise WeightsError(
             f"{weights.location}: expected a card (.json) beside the weights of a Mask R-CNN; "
-            "there is none. "
-            "Put the one there that `maskloom train` wrote with the weights."
+            "found none. Put the card that `maskloom train` wrote beside the weights."
         )
     if card.kind != _KIND:
         raise WeightsError(
@@ -251,26 +253,26 @@ def _card(weights: Weights) -> Card:
 
 
 def _halo_of(card: Card) -> int:
-    """The halo for objects as large as those that a network was trained with."""
+    """Halo for objects as large as those the network was trained with."""
     side = card.about.get("largest_object", 0)
     if not isinstance(side, int) or side < 0:
         raise WeightsError(
             "about.largest_object of the weights' card: expected a number of pixels; got "
             f"{side!r}. Set `halo`."
         )
-    # On multiples of the stride, or the network would fill windows with zeros.
+    # On multiples of the stride, or the network would pad windows with zeros.
     stride = card.reach.stride
     return min(-(-max(side, _LEAST_OWN_HALO) // stride) * stride, _LARGEST_HALO)
 
 
 @lru_cache(maxsize=2)
-def _finder(weights: Weights, score: float, overlap: float) -> Finder:
-    """The network, loaded once a process: weights are equal where their digests are."""
+def _detector(weights: Weights, score: float, overlap: float) -> Detector:
+    """Load the network once per process: weights are equal if their digests are."""
     network = _network(weights)
-    # After the weights are loaded, and TensorFlow with them in the way that this process wants it.
-    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Finder
+    # Import after loading the weights, when TensorFlow has been set up for this process.
+    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Detector
 
-    return Finder(network, score, overlap)
+    return Detector(network, score, overlap)
 
 
 @lru_cache(maxsize=1)
@@ -278,7 +280,7 @@ def _network(weights: Weights) -> Any:
     from maskloom.segcore.deep.inference.files.keras_files import load_keras
 
     network = load_keras(weights)
-    # As in `_finder`, only now.
+    # Import late, as in `_detector`.
     from maskloom.segcore.deep.networks.mask_rcnn.network import MaskRcnnNetwork
 
     if not isinstance(network, MaskRcnnNetwork):

@@ -1,18 +1,18 @@
 """Networks: any trained network that gives every pixel a class.
 
-`unet`, `fcn` and `deeplab` are those that maskloom trains, `network` is any `.keras`, `.onnx` or
+`unet`, `fcn` and `deeplab` are networks trained by maskloom; `network` is any `.keras`, `.onnx` or
 `.tflite` file.
 
-A network sees patches of the image that lie on a lattice of the image, not of the tile, so each
-patch is computed from the same pixels in the same shape under any tiling, and the labels are the
-same to the last pixel (`segcore.deep.inference.patches`). Where the network looks no farther than a
-patch can be grown, the labels are also those of the network on the whole image, and it is EXACT. A
-network that looks farther (global pooling, say) sees overlapping windows that are blended
-(`segcore.deep.inference.blended_windows`), and is APPROXIMATE.
+A network runs on patches whose lattice belongs to the image, not to the tile. Each patch is
+computed from the same pixels in the same shape under any tiling, so the labels are equal to the
+last pixel (`segcore.deep.inference.patches`). If patches can hold the receptive field of the
+network, the labels also equal those of a run on the whole image, and the network is EXACT. A
+network with a larger receptive field (for example with global pooling) runs on overlapping windows
+that are blended (`segcore.deep.inference.blended_windows`), and is APPROXIMATE.
 
-What is known of the network stands in the card beside its file (`segcore.deep.inference.card`); a
-file without one is examined in a process of its own. Which engine runs it, and in which precision,
-is chosen once for a run, on a worker and on pixels of the collection (`choose`).
+Metadata of the network are in the card beside its file (`segcore.deep.inference.card`); a file
+without a card is examined in a separate process. Engine and precision are selected once per run, on
+a worker and with pixels of the collection (`select_engine`).
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 
 Windows = Literal["auto", "exact", "blended"]
 _LARGEST_PROBE = 1024
-"""Side of the largest patch that engines are tried on, in pixels."""
+"""Side of the largest patch for comparing engines, in pixels."""
 _FARTHEST_EXACT = 512
-"""Pixels of halo beyond which exact patches cost more than most people want to pay, and `windows:
-auto` blends.
+"""Halo in pixels beyond which exact patches are considered too expensive and `windows: auto`
+blends.
 """
 
 
@@ -59,46 +59,47 @@ class Network:
 
     weights: WeightsLocation
     """The file, relative to the recipe, or the name of weights that come with maskloom: `nuclei`,
-    for fluorescence micrographs; on stained tissue (H&E and the like) it finds tissue, not nuclei.
+    for fluorescence micrographs. On stained tissue (H&E and the like) it finds tissue, not nuclei.
     """
     bands: tuple[int, ...] | None = None
-    """Bands that the network sees, counted from 1, in its order. None: those of its training; grey
-    pictures are grey colours to those of colours.
+    """Input bands of the network in order, counted from 1. None: those of its training; a network
+    trained on colour sees a grey image as grey colours.
     """
     classes: tuple[str, ...] | None = None
     """Names by class id. None: those of the card beside the file, else class_0, class_1 ..."""
     scaling: Scaling | None = None
-    """How pixels become input: {offset: [...], factor: [...]}, (value - offset) * factor. None: as
-    the card says, else factor 1/255.
+    """How pixels become input: {offset: [...], factor: [...]}, (value - offset) * factor. None:
+    from the card, else factor 1/255.
     """
     engine: EngineName | Literal["auto"] = "auto"
-    """What computes: tensorflow, openvino, onnxruntime, litert. auto: the fastest that is
-    installed.
+    """Library that runs the network: tensorflow, openvino, onnxruntime, litert. auto: the fastest
+    that is installed.
     """
     precision: Precision | Literal["auto"] = "auto"
     """float32, bfloat16. auto: the faster one that keeps at least 99.9 % of the labels of float32
     on a probe of the collection.
     """
     windows: Windows = "auto"
-    """exact: patches with all that the network looks at. blended: overlapping windows. auto: exact
-    where the network looks at most 512 pixels far.
+    """exact: patches with their full receptive field. blended: overlapping windows. auto: exact if
+    the receptive field reaches at most 512 pixels to each side.
     """
     halo: int | None = None
-    """Pixels that the network looks at to each side, confirmed by a trial before work begins. None:
-    as the card or the measurement of a `.keras` file says; other files are run in blended windows.
+    """Receptive field of the network to each side in pixels, confirmed by a trial before work
+    begins. None: from the card, or measured for a `.keras` file; other files run in blended
+    windows.
     """
     patch: int = 512
-    """Side of what a patch labels, without what it looks at around, in pixels. More of it is faster
-    up to a point, and takes more memory.
+    """Side of the area that one patch labels, without its halo, in pixels. Larger patches are
+    faster up to a point and take more memory.
     """
     trust: bool = False
-    """Load a file that could run code of its own (Lambda layers, .h5). Only for files whose maker
+    """Load a file that can run arbitrary code (Lambda layers, .h5). Only for files whose maker
     you trust.
     """
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
-        "pixels must come in the units of training; `scaling` brings others to these"
+        "pixels must come in the units of training; `scaling` converts other units"
     )
     volumes: ClassVar[str] = PLANAR
     kind: ClassVar[str] = "network"
@@ -114,8 +115,10 @@ class Network:
             check_names(self.classes)
 
     def start(self) -> NetworkModel:
-        """The model, ready to run. Raises `WeightsError` where the file is not such a network,
-        `RecipeError` where the rest does not suit it.
+        """Return the model, ready to run.
+
+        Raises `WeightsError` if the file is not such a network, `RecipeError` if other settings do
+        not fit it.
         """
         weights = Weights.of(self.weights, self.trust)
         card = weights.card() or _examined(weights)
@@ -132,9 +135,8 @@ class Network:
                 )
         if self.windows == "exact" and not Patching.suits(card.reach):
             raise RecipeError(
-                f"windows: {file_name(self.weights)} looks farther than patches can be grown "
-                "(global pooling, or one small size of input). "
-                "Use auto or blended."
+                f"windows: {file_name(self.weights)} has too large a receptive field for exact "
+                "patches (global pooling, or one small size of input). Use auto or blended."
             )
         return NetworkModel(
             weights=weights,
@@ -162,7 +164,7 @@ class Network:
         name = file_name(self.weights)
         if card.output == "objects" and card.kind != "mask_rcnn":
             raise WeightsError(
-                f"weights: {name} finds objects; kind {self.kind} wants a network that gives every "
+                f"weights: {name} finds objects; kind {self.kind} needs a network that gives every "
                 "pixel a class."
             )
         if card.output == "objects" or (
@@ -185,9 +187,7 @@ class Network:
 @SEGMENTERS.register("unet")
 @dataclass(frozen=True, slots=True)
 class Unet(Network):
-    """A U-Net (Ronneberger et al. 2015) trained with `maskloom train`, or one that comes with
-    maskloom.
-    """
+    """A U-Net (Ronneberger et al. 2015) trained with `maskloom train` or that comes with it."""
 
     kind: ClassVar[str] = "unet"
 
@@ -203,8 +203,9 @@ class Fcn(Network):
 @SEGMENTERS.register("deeplab")
 @dataclass(frozen=True, slots=True)
 class Deeplab(Network):
-    """A network of dilated convolutions, DeepLab v3+ (Chen et al. 2018), trained with `maskloom
-    train`.
+    """DeepLab v3+ (Chen et al. 2018), a network with dilated convolutions.
+
+    It is trained with `maskloom train`.
     """
 
     kind: ClassVar[str] = "deeplab"
@@ -213,7 +214,7 @@ class Deeplab(Network):
 @MODELS.register("network")
 @dataclass(frozen=True, slots=True)
 class NetworkModel:
-    """A network that is ready to run; its weights are loaded once in each process that segments."""
+    """A network that is ready to run; each process that segments loads its weights once."""
 
     weights: Weights
     card: Card
@@ -224,16 +225,16 @@ class NetworkModel:
     blended: bool = False
     patch: int = 512
     choice: Choice | None = None
-    """None: float32 in the engine that reads such files."""
+    """None: float32 in the default engine of such files."""
 
     @property
     def exactness(self) -> Exactness:
-        """Exact unless windows are blended."""
+        """EXACT, or APPROXIMATE for blended windows."""
         return Exactness.APPROXIMATE if self.blended else Exactness.EXACT
 
     @property
     def layout(self) -> Patching | Windowing:
-        """How patches or windows lie over an image."""
+        """Placement of patches or windows on an image."""
         if self.blended:
             return Windowing(
                 self.card.reach, self.patch, "cut" if self.card.output == "labels" else "blended"
@@ -242,11 +243,9 @@ class NetworkModel:
 
     @property
     def footprint(self) -> Requirements:
-        """What patches look at around a tile; beside the tile, memory for libraries, weights and
-        one patch.
-        """
+        """Halo of the patches; memory per pixel, and for libraries, weights and one patch."""
         layout = self.layout
-        # Weights lie in memory as they were read, in the engine, and in a second precision.
+        # Weights are in memory as read, in the engine, and in a second precision.
         rows, columns = (_length(layout, axis) for axis in (0, 1))
         fixed = (
             LIBRARY_BYTES + 12 * self.card.parameters + self.card.bytes_per_pixel * rows * columns
@@ -254,9 +253,10 @@ class NetworkModel:
         return Requirements(layout.halo, 16 + 8 * self.card.channels, 200, fixed, planar=True)
 
     @property
-    def open_choice(self) -> str | None:
-        """The weights, what is asked of engine and precision, and how patches lie; None once they
-        are chosen.
+    def pending_selection(self) -> str | None:
+        """Key of the pending engine selection; None once it has been made.
+
+        It names the weights, the requested engine and precision, and the placement of patches.
         """
         if self.choice is not None:
             return None
@@ -266,25 +266,29 @@ class NetworkModel:
             f"{width}"
         )
 
-    def choose(self, block: Block) -> Mapping[str, Any]:
-        """The fastest engine and precision for one patch in the middle of the block, and what was
-        tried.
+    def select_engine(self, block: Block) -> Mapping[str, Any]:
+        """Select the fastest engine and precision for one patch in the middle of the block.
+
+        Raises `WeightsError` if the network cannot run, or its receptive field exceeds that of its
+        card.
         """
-        from maskloom.segcore.deep.inference.engines.selection import choose
+        from maskloom.segcore.deep.inference.engines.selection import select_engine
 
         card, plane = replace(self.card, classes=self.classes), next(planes_of(block))
-        choice = choose(self.weights, card, self._probe(plane), self.engine, self.precision)
+        choice = select_engine(self.weights, card, self._probe(plane), self.engine, self.precision)
         if not self.blended and self.card.reach.fixed is None:
-            self._confirm_reach(choice)
+            self._verify_receptive_field(choice)
         return asdict(choice)
 
-    def chosen(self, choice: Mapping[str, Any]) -> Self:
-        """The model that runs as was chosen."""
+    def with_selection(self, choice: Mapping[str, Any]) -> Self:
+        """Return the model with the selected engine and precision."""
         return replace(self, choice=Choice(**choice))
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the network's bands. Raises `ModelMismatch` where it has others, or pixels
-        of a type that scaling is not made for.
+        """Return the image with the network's bands.
+
+        Raises `ModelMismatch` if it has other bands, or pixels of a type that the scaling is not
+        made for.
         """
         name, bands = (
             file_name(self.weights.location),
@@ -298,30 +302,28 @@ class NetworkModel:
             )
             raise ModelMismatch(
                 f"{spec.location} has {spec.channels} band(s); {name} was trained on "
-                f"{self._told_bands}. Choose them with `bands`, such as {hint}."
+                f"{self._bands_in_words}. Choose them with `bands`, for example {hint}."
             )
         if self.card.dtype and spec.dtype != self.card.dtype:
             raise ModelMismatch(
                 f"{spec.location} has pixels of {spec.dtype}; {name} was trained on "
                 f"{self.card.dtype}. "
-                "If it suits them all the same, say how they are to be scaled: `scaling: {offset: "
-                "..., factor: ...}`."
+                "If it suits them too, set `scaling: {offset: ..., factor: ...}`."
             )
         return spec.select(bands)
 
     @segment_by_plane
     def segment(self, block: Block) -> Labels:
-        """The class with the greatest score for every pixel of the core."""
+        """Return the class with the greatest score for every pixel of the core."""
         from maskloom.segcore.kernels.scores import likelier, likeliest
 
         labels = np.zeros(block.valid.shape, np.uint8 if len(self.classes) <= 256 else np.uint16)
         core = labels[block.tile.core.relative_to(block.tile.read).slices]
-        for place, scores in self._pieces(block):
+        for place, scores in self._scored_regions(block):
             if self.card.output == "labels":
                 core[place] = self._ids(scores)
             elif scores.shape[-1] == 1:
-                # One number for the second of two classes: its probability, or the logarithm of its
-                # odds.
+                # One score for the second of two classes: its probability or its log-odds.
                 likelier(scores, 0.5 if self.card.output == "sigmoid" else 0.0, core[place])
             else:
                 likeliest(scores, core[place])
@@ -329,16 +331,16 @@ class NetworkModel:
 
     @score_by_plane
     def scores(self, block: Block) -> NDArray[np.float32]:
-        """Probabilities of the classes; 1 for one of them where the network gives labels only."""
+        """Return class probabilities (y, x, class); 0 and 1 if the network outputs class ids."""
         whole = np.zeros((*block.valid.shape, len(self.classes)), np.float32)
         whole[..., 0] = 1
         core = whole[block.tile.core.relative_to(block.tile.read).slices]
-        for place, scores in self._pieces(block):
+        for place, scores in self._scored_regions(block):
             core[place] = self._probabilities(scores)
         return whole
 
     def provenance(self) -> Mapping[str, Any]:
-        """The weights, and what runs them."""
+        """Return the weights and what runs them."""
         running = self.running
         return {
             "weights": file_name(self.weights.location),
@@ -349,13 +351,13 @@ class NetworkModel:
             "halo": self.layout.halo,
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  shares say it all
-        """What to look at where a class has a share of the image that training never saw."""
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
+        """Return a warning if the share of a class in the image was never seen in training."""
         return self.card.caution(file_name(self.weights.location), self.classes, shares)
 
     @property
     def running(self) -> Choice:
-        """The engine and precision that were chosen, or that all machines have."""
+        """The selected engine and precision, or the defaults."""
         if self.choice is not None:
             return self.choice
         reference: EngineName = {".onnx": "onnxruntime", ".tflite": "litert"}.get(
@@ -366,26 +368,29 @@ class NetworkModel:
             "float32" if self.precision == "auto" else self.precision,
         )
 
-    def _confirm_reach(self, choice: Choice) -> None:
-        """Raises `WeightsError` where the network looks farther than its card says: tiles would
-        show.
+    def _verify_receptive_field(self, choice: Choice) -> None:
+        """Raise `WeightsError` if the receptive field exceeds that of the card.
+
+        The result would then depend on the tiling.
         """
         from maskloom.segcore.deep.inference.engines.opening import open_engine
-        from maskloom.segcore.deep.inference.receptive_field.measure import confirmed
+        from maskloom.segcore.deep.inference.receptive_field.measure import verified
 
-        said, engine = self.card.reach, open_engine(self.weights, self.card, choice)
-        # Copies: what an engine gives is valid until the next patch only.
-        found = confirmed(said, lambda pixels: np.array(engine(pixels)), self.card.channels)
-        if found.halo != said.halo:
-            farther = "the whole image" if found.halo is None else f"at least {found.halo} pixels"
+        expected, engine = self.card.reach, open_engine(self.weights, self.card, choice)
+        # Copies, because an engine's output is valid only until the next patch.
+        measured = verified(expected, lambda pixels: np.array(engine(pixels)), self.card.channels)
+        if measured.halo != expected.halo:
+            size = (
+                "the whole image" if measured.halo is None else f"at least {measured.halo} pixels"
+            )
             raise WeightsError(
-                f"{file_name(self.weights.location)} looks {farther} far; `halo` or its "
-                f"card says {said.halo}. Set another halo; remove a card that was changed or is "
-                "another network's; or set windows: blended."
+                f"{file_name(self.weights.location)} has a receptive field of {size}; `halo` or "
+                f"its card says {expected.halo}. Set another halo; remove the card if it was "
+                "changed or belongs to another network; or set windows: blended."
             )
 
     @property
-    def _told_bands(self) -> str:
+    def _bands_in_words(self) -> str:
         return (
             str(self.card.channels)
             if self.card.bands is None
@@ -393,14 +398,12 @@ class NetworkModel:
         )
 
     def _trained_bands(self, spec: RasterSpec) -> tuple[int, ...] | None:
-        """The bands that the network was trained on, where the file has them."""
+        """Bands that the network was trained on, if the file has them."""
         bands = self.card.bands
         return bands if bands is not None and max(bands) <= spec.file_bands else None
 
     def _colours(self, spec: RasterSpec) -> tuple[int, ...] | None:
-        """The bands of a picture that a network of colours sees as red, green and blue; None where
-        either is something else.
-        """
+        """Bands of an image to use as red, green and blue; None if either is not colour."""
         if self.card.interpretation != "rgb":
             return None
         return (
@@ -411,8 +414,10 @@ class NetworkModel:
             else None
         )
 
-    def _pieces(self, block: Block) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32]]]:
-        """Pieces of the core, and the network's output for them."""
+    def _scored_regions(
+        self, block: Block
+    ) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float32]]]:
+        """Yield slices of the core and the network's output for them."""
         from maskloom.segcore.deep.inference.engines.opening import open_engine
 
         engine: Engine = open_engine(self.weights, self.card, self.running)
@@ -422,22 +427,24 @@ class NetworkModel:
         return patches.core_scores(seen, layout, prepare, engine)
 
     def _without_gaps(self, block: Block) -> Block:
-        """The block with its invalid pixels at the value that becomes 0: what lies there (nodata,
-        NaN) must not reach its neighbours.
+        """Replace invalid pixels by the value that is scaled to 0.
+
+        Their original values (nodata, NaN) must not affect their neighbours.
         """
         if block.valid.all():
             return block
-        # As float32, as scaling takes them: an offset of 103.9 is no value of eight bits.
+        # As float32, because an offset of 103.9 does not fit into eight bits.
         pixels = block.pixels.astype(np.float32)
         pixels[~block.valid] = np.array(self.card.scaling.offset, np.float32)
         return replace(block, pixels=pixels)
 
     def _probe(self, block: Block) -> NDArray[np.float32]:
-        """The scaled middle of the block, as large as a patch inside an image and mirrored where
-        the block is smaller.
+        """Return the scaled middle of the block, of the size of a patch inside an image.
+
+        It is mirrored if the block is smaller.
         """
         pixels = self._without_gaps(block).pixels
-        # What is fastest there is so on larger patches too.
+        # The fastest engine on this patch is also the fastest on larger ones.
         layout = replace(self, patch=min(self.patch, _LARGEST_PROBE)).layout
         for axis in (0, 1):
             size, length = pixels.shape[axis], _length(layout, axis)
@@ -446,8 +453,9 @@ class NetworkModel:
         return self.card.scaling.apply(pixels)
 
     def _ids(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Class ids (y, x) that a network gives by itself. Raises `WeightsError` where there are no
-        such classes.
+        """Return class ids (y, x) that a network outputs directly.
+
+        Raises `WeightsError` if there are no such classes.
         """
         if not 0 <= scores.min() <= scores.max() < len(self.classes):
             raise WeightsError(
@@ -480,7 +488,7 @@ def _looks_too_far(wanted: Windows, card: Card) -> bool:
 
 
 def _length(layout: Patching | Windowing, axis: int) -> int:
-    """Pixels of a patch or window that lies inside an image, along an axis."""
+    """Length of a patch or window inside an image along an axis, in pixels."""
     side = layout.sides[axis]
     if isinstance(layout, Windowing):
         return layout.windows(axis, 4 * side)[1].length

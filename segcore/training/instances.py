@@ -88,9 +88,9 @@ class InstanceTask:
         ]
         if most is not None and len(windows) > most:
             windows = [windows[i * len(windows) // most] for i in range(most)]
-        finder, counts = _finder(trainer), ObjectCounts.none(len(setup.recipe.classes))
+        detector, counts = _detector(trainer), ObjectCounts.none(len(setup.recipe.classes))
         for done, (number, box) in enumerate(windows, 1):
-            matching = match(*self._objects(finder, number, box))
+            matching = match(*self._objects(detector, number, box))
             counts += matching.counts(len(setup.recipe.classes))
             on_progress(done, len(windows))
         tallies = counts.tallies[:, 0]
@@ -124,10 +124,10 @@ class InstanceTask:
 
     def examples(self, trainer: Any) -> list[Example]:
         """The middles of some validation images. Objects that count nowhere are left out."""
-        finder, found = _finder(trainer), []
+        detector, found = _detector(trainer), []
         for number in self.setup.shown_images(_EXAMPLES):
             box = self.setup.middle(number, self.setup.patch_shape.patch)
-            truth, predicted = self._objects(finder, number, box)
+            truth, predicted = self._objects(detector, number, box)
             matching = match(truth, predicted)
             ignored = matching.predicted.ids[matching.in_void & (matching.partner == 0)]
             ids = np.where(np.isin(predicted.ids, ignored) | (truth.ids < 0), 0, predicted.ids)
@@ -148,12 +148,12 @@ class InstanceTask:
             Curve("AP@0.5", [record["ap50"] for record in history], width=3)
         ]
 
-    def _objects(self, finder: Any, number: int, box: Box) -> tuple[ObjectLabels, ObjectLabels]:
+    def _objects(self, detector: Any, number: int, box: Box) -> tuple[ObjectLabels, ObjectLabels]:
         """True and predicted objects of a window."""
         window = self.setup.dataset.window(number, box)
         if window.ids is None:
             raise ValueError("the dataset of a training of objects must have their ids")
-        detections = finder.detect(scaled(window, self.setup.scaling).pixels)
+        detections = detector.detect(scaled(window, self.setup.scaling).pixels)
         predicted = ObjectLabels(
             detections.paint(Box.whole(window.classes.shape)),
             np.concatenate([[0], detections.classes]),
@@ -235,11 +235,11 @@ def _outlined(ids: NDArray[np.integer], classes: NDArray[np.integer]) -> NDArray
 
 
 @lru_cache(maxsize=2)
-def _finder(network: Any) -> Any:
+def _detector(network: Any) -> Any:
     """The detector of a network; cached, because compiling it takes seconds."""
-    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Finder
+    from maskloom.segcore.deep.networks.mask_rcnn.prediction import Detector
 
-    return Finder(network, _LEAST_SCORE, _GREATEST_OVERLAP)
+    return Detector(network, _LEAST_SCORE, _GREATEST_OVERLAP)
 
 
 def _ratio(part: int, whole: int) -> float | None:

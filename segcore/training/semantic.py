@@ -39,13 +39,13 @@ def patch_shape_of(recipe: TrainingRecipe, channels: int) -> PatchShape:
     """Input and output of the network for a patch, as measured. Raises `RecipeError` if the network
     does not take patches of this size.
     """
-    from maskloom.segcore.deep.inference.receptive_field.skeletons import reach_of
+    from maskloom.segcore.deep.inference.receptive_field.skeletons import receptive_field_of
 
-    reach = reach_of(recipe.network.build(channels, len(recipe.classes)))
-    patch, stride = recipe.training.patch, reach.stride
-    least = 2 * reach.margin + stride
-    least += (reach.residue - least) % stride
-    below = patch - (patch - reach.residue) % stride
+    field = receptive_field_of(recipe.network.build(channels, len(recipe.classes)))
+    patch, stride = recipe.training.patch, field.stride
+    least = 2 * field.margin + stride
+    least += (field.residue - least) % stride
+    below = patch - (patch - field.residue) % stride
     if below != patch or patch < least:
         fits = sorted({max(below, least), max(below + stride, least)})
         raise RecipeError(
@@ -53,7 +53,7 @@ def patch_shape_of(recipe: TrainingRecipe, channels: int) -> PatchShape:
             f"widths are {least} or more by steps of {stride}. "
             f"Set it to {' or '.join(map(str, fits))}."
         )
-    return PatchShape(patch, reach.margin, stride)
+    return PatchShape(patch, field.margin, stride)
 
 
 @dataclass(frozen=True, slots=True)

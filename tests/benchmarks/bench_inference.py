@@ -26,7 +26,11 @@ from scipy import ndimage
 from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
 from maskloom.segcore.deep.inference.engines import opening as engines
 from maskloom.segcore.deep.inference.engines.protocol import Choice
-from maskloom.segcore.deep.inference.engines.selection import available_engines, choose, labels_of
+from maskloom.segcore.deep.inference.engines.selection import (
+    available_engines,
+    labels_of,
+    select_engine,
+)
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.deep.networks.unet import Unet
@@ -106,7 +110,7 @@ def main(name: str, threads: int, seconds: float) -> None:
         reach = ReceptiveField(140, 16, margin, side % 16 if margin else 0)
         card = Card("unet", weights.sha256, 1, CLASSES, Scaling(), reach)
         begin = time.perf_counter()
-        choice = choose(weights, card, images[0])
+        choice = select_engine(weights, card, images[0])
         print(
             f"choose: {time.perf_counter() - begin:.1f} s, {choice.engine} {choice.precision}",
             flush=True,

@@ -31,7 +31,7 @@ from maskloom.segcore.deep.inference.files.keras_files import load_keras
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections
 from maskloom.segcore.deep.networks.mask_rcnn.lattice import WindowLattice, mirrored
-from maskloom.segcore.deep.networks.mask_rcnn.prediction import Finder
+from maskloom.segcore.deep.networks.mask_rcnn.prediction import Detector
 from maskloom.segcore.deep.networks.mask_rcnn.recipe import MaskRcnn
 from maskloom.segcore.deep.networks.mask_rcnn.targets import training_batch
 from maskloom.segcore.geometry import Box
@@ -102,7 +102,7 @@ def train(network: Any, batches: Any, steps: int) -> None:
     )
 
 
-def found_in(finder: Finder, image: np.ndarray) -> Detections:
+def found_in(finder: Detector, image: np.ndarray) -> Detections:
     """The detections of a whole image by windows."""
 
     def find(window: Box) -> Detections:
@@ -157,9 +157,9 @@ def painted_share(detections: Detections, truth: np.ndarray) -> tuple[int, int, 
 def measure(
     network: Any,
     images: list[tuple[str, np.ndarray, np.ndarray]],
-    found: Callable[[Finder, np.ndarray], Detections],
+    found: Callable[[Detector, np.ndarray], Detections],
 ) -> None:
-    finder = Finder(network, 0.05, 0.5)
+    finder = Detector(network, 0.05, 0.5)
     scores, hits, counts = [], [], []
     for name, image, truth in images:
         detections = found(finder, image)
@@ -227,7 +227,7 @@ def main() -> None:
         train(network, iter(lambda: batch_of(pick()), None), steps)
     if steps and len(sys.argv) > 3:
         save(network, Path(sys.argv[3]))
-    measure(network, tested, Finder.detect if mode == "overfit" else found_in)
+    measure(network, tested, Detector.detect if mode == "overfit" else found_in)
 
 
 if __name__ == "__main__":

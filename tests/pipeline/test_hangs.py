@@ -105,15 +105,17 @@ class Answers:
 @pytest.mark.parametrize("death", [TimedOut("it hung"), WorkerDied("it died")])
 def test_one_image_that_kills_does_not_keep_a_model_from_being_tried_on_others(monkeypatch, death):
     monkeypatch.setattr(
-        choosing, "open_choices", lambda _: {"engine": SimpleNamespace(open_choice="engine")}
+        choosing,
+        "pending_selections",
+        lambda _: {"engine": SimpleNamespace(pending_selection="engine")},
     )
     items = [SimpleNamespace(spec=1, failure=None)] * 3
-    assert choosing.choose(Answers(death, {"engine": "fast"}), None, items) == {
+    assert choosing.select_engines(Answers(death, {"engine": "fast"}), None, items) == {
         "engine": {"engine": "fast"}
     }
     with pytest.raises(
         WeightsError if isinstance(death, TimedOut) else RunError, match=f"cannot be tried: {death}"
     ):
-        choosing.choose(Answers(death, death, {"engine": "fast"}), None, items)
+        choosing.select_engines(Answers(death, death, {"engine": "fast"}), None, items)
     with pytest.raises(WeightsError if isinstance(death, TimedOut) else RunError):
-        choosing.choose(Answers(death), None, items[:1])
+        choosing.select_engines(Answers(death), None, items[:1])

@@ -172,7 +172,7 @@ def test_scores_of_instances_reach_the_table_and_the_evaluation(maskloom, tmp_pa
     """Spots of growing size, the larger the surer; the truth has all but the largest, so that the
     surest object is a false one.
     """
-    monkeypatch.setattr(mask_rcnn, "_finder", lambda *arguments: BlobFinder())
+    monkeypatch.setattr(mask_rcnn, "_detector", lambda *arguments: BlobFinder())
     weights, image, truth = (
         write_weights(tmp_path),
         np.zeros((200, 260), np.uint8),

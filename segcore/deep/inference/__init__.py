@@ -1,1 +1,1 @@
-"""Runs networks on tiles: cards, patches, blended windows."""
+"""Running networks on tiles: cards, patches, blended windows."""

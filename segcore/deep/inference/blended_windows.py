@@ -1,18 +1,19 @@
-"""Blended windows: for networks whose pixels may depend on the whole image (global pooling, norms
-over space), or reach too far.
+"""Blended windows, for networks with an unbounded or very large receptive field.
 
-Windows of one size lie over the image on a lattice that starts at its origin, each half a window
-after the one before; the last one is moved back so that it ends with the image. A pixel's scores
-are the mean of those of the windows that it lies in, each weighted by its place there: from a
-window to the next the weight passes over smoothly (a squared sine).
+An output pixel of such a network may depend on the whole image (global pooling, spatial norms).
 
-Class ids cannot be averaged: for networks that give nothing else, a pixel has the id of the window
-that it lies deepest in (`seams`).
+Windows of one size form a lattice that starts at the origin of the image, each shifted by half a
+window; the last one is moved back to end with the image. The scores of a pixel are the weighted
+mean of the windows that contain it; weights fade smoothly from one window to the next (a squared
+sine).
 
-Weights are whole multiples of 2**-12 along each axis, so that their products are exact in float32
-and add up to exactly 1 at every pixel; nothing is ever normalised. Windows, weights and the order
-of the sum depend on the image alone, so every tiling gives the same bits. That equals no run of the
-network on the whole image, for which there may be no memory at all: the result is one of these
+Class ids cannot be averaged. For networks that output nothing else, a pixel takes the id of the
+window in which it is farthest from the edge (`seams`).
+
+Along each axis, weights are integer multiples of 2**-12, so their products are exact in float32 and
+add up to exactly 1 at every pixel, without normalisation. Windows, weights and the order of
+summation depend on the image alone, so every tiling gives bit-identical results. The result does
+not equal a run on the whole image, for which memory may not suffice: it is defined by these
 windows.
 """
 
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
 
     from maskloom.segcore.deep.inference.card import ReceptiveField
     from maskloom.segcore.deep.inference.engines.protocol import Engine
-    from maskloom.segcore.deep.inference.patches import Piece, Prepare
+    from maskloom.segcore.deep.inference.patches import Prepare, ScoredRegion
     from maskloom.segcore.geometry import Shape
     from maskloom.segcore.raster.spec import Block
 
 Seams = Literal["blended", "cut"]
 _UNIT = 1 << 12
-"""Parts of a weight. The product of two weights has 24 bits, as many as float32."""
+"""Steps per unit weight. The product of two weights has 24 bits, as many as float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,62 +50,69 @@ class BlendedWindow:
     start: int
     stop: int
     first: int
-    """First pixel of the input; less than `start` by the margin."""
+    """First pixel of the input: `start` minus the margin."""
     length: int
     """Pixels of the input."""
     weights: NDArray[np.float32]
-    """One a pixel from `start` on."""
+    """One weight per pixel from `start`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windowing:
-    """How the windows of a network lie over any image."""
+    """Placement of a network's windows on any image."""
 
-    reach: ReceptiveField
+    receptive_field: ReceptiveField
     side: int = 512
-    """Side of a window; rounded up to twice the stride. A network of one fixed size has its own."""
+    """Side of a window in pixels, rounded up to a multiple of twice the stride. Ignored by networks
+    of a fixed size.
+    """
     seams: Seams = "blended"
-    """How a pixel passes from a window to the next: by weights, or in one step. Class ids must be
-    cut, their mean is another class.
+    """Transition between windows: weighted, or a hard cut. Class ids must be cut, since their mean
+    is a different class.
     """
 
     def __post_init__(self) -> None:
         if self.side < 1:
             raise ValueError(f"side: expected at least one pixel; got {self.side}")
         if min(self.sides) < 1:
+            field = self.receptive_field
             raise ValueError(
-                f"A network that takes {self.reach.fixed} pixels and cuts off {self.reach.margin} "
-                "at each side gives none."
+                f"A network that takes {field.fixed} pixels and cuts off {field.margin} at each "
+                "side gives none."
             )
 
     @property
     def sides(self) -> Shape:
-        """(height, width) of the output of a window on an image that is larger."""
-        if self.reach.fixed is not None:
-            return tuple(size - 2 * self.reach.margin for size in self.reach.fixed)
-        side = round_up(self.side, 2 * self.reach.stride)
+        """(height, width) of a window's output on a larger image."""
+        if self.receptive_field.fixed is not None:
+            return tuple(
+                size - 2 * self.receptive_field.margin for size in self.receptive_field.fixed
+            )
+        side = round_up(self.side, 2 * self.receptive_field.stride)
         return side, side
 
     @property
     def halo(self) -> int:
-        """Pixels that a tile must see around its core, whatever the tile's size, so that the
-        windows of all its pixels are whole.
+        """Pixels that a tile needs around its core so that all windows of its pixels are complete.
+
+        It does not depend on the size of the tile.
         """
-        slack = 0 if self.reach.fixed is not None else self.reach.stride - 1
-        return max(self.sides) - 1 + self.reach.margin + slack
+        slack = 0 if self.receptive_field.fixed is not None else self.receptive_field.stride - 1
+        return max(self.sides) - 1 + self.receptive_field.margin + slack
 
     def windows(self, axis: int, size: int) -> list[BlendedWindow]:
-        """All windows along an axis of an image of `size` pixels. Their weights add up to 1 at each
-        of its pixels.
+        """Return all windows along an axis of an image of `size` pixels.
+
+        Their weights add up to 1 at each pixel.
         """
-        reach = self.reach
-        end = round_up(size, reach.stride)
-        side = self.sides[axis] if reach.fixed is not None else min(self.sides[axis], end)
-        step = max(1, side // 2 // reach.stride) * reach.stride
+        field = self.receptive_field
+        end = round_up(size, field.stride)
+        side = self.sides[axis] if field.fixed is not None else min(self.sides[axis], end)
+        step = max(1, side // 2 // field.stride) * field.stride
         starts = [*range(0, end - side, step), max(0, end - side)]
-        length = side + 2 * reach.margin
-        if reach.fixed is None:
-            length += (reach.residue - length) % reach.stride
+        length = side + 2 * field.margin
+        if field.fixed is None:
+            length += (field.residue - length) % field.stride
         rises = [
             _rise(before + side - start, step, self.seams) for before, start in pairwise(starts)
         ]
@@ -114,14 +122,14 @@ class Windowing:
             if i > 0:
                 weights[: len(rises[i - 1])] = rises[i - 1]
             if i < len(rises):
-                # What the next window takes is what this one gives up: the sum is whole, whatever
-                # the rounding.
+                # This window gives up exactly what the next one takes, so that rounding does not
+                # change the sum.
                 weights[starts[i + 1] - start :] -= rises[i]
             windows.append(
                 BlendedWindow(
                     start,
                     start + side,
-                    start - reach.margin,
+                    start - field.margin,
                     length,
                     (weights / _UNIT).astype(np.float32),
                 )
@@ -131,12 +139,12 @@ class Windowing:
 
 def core_scores(
     block: Block, windowing: Windowing, prepare: Prepare, engine: Engine
-) -> Iterator[Piece]:
-    """Blended scores of a tile's core, band by band from above: where in the core, and scores (y,
-    x, k) that are valid until the next.
+) -> Iterator[ScoredRegion]:
+    """Yield the blended scores of a tile's core in horizontal strips, from the top.
 
-    Bands without any valid pixel may be left out; scores of invalid pixels mean nothing. Raises
-    `WeightsError` as `patches.core_scores`.
+    Each item is a pair of slices in the core and scores (y, x, k), which are valid until the next
+    item. Strips without valid pixels may be left out; scores of invalid pixels are meaningless.
+    Raises `WeightsError` like `patches.core_scores`.
     """
     from maskloom.segcore.kernels.scores import add_weighted
 
@@ -165,18 +173,18 @@ def core_scores(
                 block,
                 (row.first, column.first),
                 (row.length, column.length),
-                windowing.reach.margin,
+                windowing.receptive_field.margin,
                 prepare,
                 engine,
             )
-            band = _grown(band, bottom - top, scores.shape[-1])
+            band = _extended(band, bottom - top, scores.shape[-1])
             inner = (
                 slice(top - row.start, bottom - row.start),
                 slice(left - column.start, right - column.start),
             )
             part = band[:, left - core.start[1] : right - core.start[1]]
             add_weighted(scores[inner], row.weights[inner[0]], column.weights[inner[1]], part)
-        band = _grown(band, bottom - top, band.shape[-1])
+        band = _extended(band, bottom - top, band.shape[-1])
         done = max(top, min(rows[i + 1].start, bottom)) if i + 1 < len(rows) else bottom
         if band.shape[-1] and done > top:
             yield (
@@ -187,8 +195,10 @@ def core_scores(
 
 
 def _rise(overlap: int, step: int, seams: Seams) -> NDArray[np.int32]:
-    """Weights of a window over its overlap with the one before: 0, then a squared sine over at most
-    `step` pixels or one step, then all.
+    """Integer weights of a window in its overlap with the previous one.
+
+    They are 0, then rise as a squared sine over at most `step` pixels or in one step, then are
+    full.
     """
     length = min(step, overlap)
     before = (overlap - length) // 2
@@ -198,9 +208,10 @@ def _rise(overlap: int, step: int, seams: Seams) -> NDArray[np.int32]:
     return np.asarray(np.rint(_UNIT * np.sin(np.pi / 2 * places) ** 2), np.int32)
 
 
-def _grown(band: NDArray[np.float32], height: int, classes: int) -> NDArray[np.float32]:
-    """The band with rows of zeros added below up to a height. One of no classes yet is zeros
-    altogether.
+def _extended(band: NDArray[np.float32], height: int, classes: int) -> NDArray[np.float32]:
+    """Extend a strip with rows of zeros to `height`.
+
+    A strip without classes is replaced by zeros.
     """
     if band.shape == (height, band.shape[1], classes):
         return band

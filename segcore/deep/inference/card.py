@@ -1,9 +1,9 @@
-"""Cards: what a trained network wants and gives, told without loading it.
+"""Cards: metadata of a trained network, read without loading the network.
 
-A card lies beside the weights it belongs to, under the same name with the suffix `.json`. `maskloom
-train` writes it; for a file that has none, `segcore.deep.inference.files.examine` finds out what a
-card would say. Everything that the driver must know of a network (classes, bands, what it asks of
-the tiling) is in the card, so that TensorFlow is loaded on workers only.
+A card is stored beside the weights under the same name with the suffix `.json`. `maskloom train`
+writes it; for a file without a card, `segcore.deep.inference.files.examine` determines its
+contents. The card holds everything the driver needs to know of a network (classes, bands,
+requirements on tiling), so that TensorFlow is loaded on workers only.
 """
 
 from __future__ import annotations
@@ -25,28 +25,30 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Shape
 
 Output = Literal["scores", "logits", "sigmoid", "labels", "objects"]
-"""What a network gives for a pixel: probabilities, their logarithms up to a constant, one
-probability of the second class, a class id; or objects (Mask R-CNN).
+"""Output of a network per pixel.
+
+`scores` are probabilities, `logits` their logarithms up to a constant, `sigmoid` one probability of
+the second class, `labels` a class id; `objects` are the detections of a Mask R-CNN.
 """
 _SUFFIX = ".json"
 _GREATEST = 1e30
-"""Beyond it the product with a pixel may be infinite in float32."""
+"""Beyond this value, the product with a pixel may be infinite in float32."""
 _LARGEST = 2**16
-"""Pixels or bands beyond which a card is wrong."""
+"""Maximum plausible number of pixels or bands in a card."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """How pixels become a network's input: (value - offset) * factor, the same for every pixel of
-    every image.
+    """Scaling of pixels to network input, equal for all pixels and images.
 
-    Never by the extremes or the mean of a tile or an image: the result would depend on the tiling.
+    The input is (value - offset) * factor. Scaling never uses the extremes or the mean of a tile or
+    an image, because the result would depend on the tiling.
     """
 
     offset: tuple[float, ...] = (0.0,)
-    """One a band, or one for all."""
+    """One number per band, or one for all bands."""
     factor: tuple[float, ...] = (1 / 255,)
-    """One a band, or one for all."""
+    """One number per band, or one for all bands."""
 
     # Read by pydantic, which otherwise ignores unknown keys of a dataclass inside a section.
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -65,7 +67,7 @@ class Scaling:
             )
 
     def apply(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Pixels (..., bands) as float32. The array belongs to the caller."""
+        """Return scaled pixels (..., band) as a new float32 array."""
         scaled = pixels.astype(np.float32)
         if any(self.offset):
             scaled -= np.array(self.offset, np.float32)
@@ -75,26 +77,24 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True)
 class ReceptiveField:
-    """How far a network looks and on which lattice it works, as measured."""
+    """Receptive field and valid sizes of a network, as measured."""
 
     halo: int | None
-    """Most pixels to any side on which an output pixel can depend. None: it may depend on the whole
-    image.
+    """Maximum distance in pixels over which an output pixel depends on the input. None: it may
+    depend on the whole image.
     """
     stride: int = 1
-    """The output moves with the input only by multiples of this many pixels; heights and widths
-    must be such multiples, or of the form that `margin` asks for.
+    """Shifting the input by multiples of this many pixels shifts the output by as many. Height and
+    width must be multiples of it, or have the form that `residue` defines.
     """
     margin: int = 0
-    """Pixels that the output lacks at each side of the input (convolutions without padding). 0:
-    input and output are of one size.
+    """Pixels by which the output is smaller than the input on each side (unpadded convolutions). 0:
+    input and output have the same size.
     """
     residue: int = 0
-    """Heights and widths must be this modulo `stride`; other than 0 with a margin only (572 = 12
-    modulo 16).
-    """
+    """Height and width modulo `stride`; nonzero only with a margin (572 = 12 modulo 16)."""
     fixed: Shape | None = None
-    """The only (height, width) that the file takes. None: any that suits the stride."""
+    """The only (height, width) the file accepts. None: any size that fits the stride."""
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -115,36 +115,36 @@ class ReceptiveField:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What is known of a file of weights."""
+    """Metadata of a weights file."""
 
     kind: str
     """unet, fcn, deeplab, mask_rcnn, or network for any other."""
     sha256: str
     """Digest of the weights file that this card belongs to."""
     channels: int
-    """Bands of the input."""
+    """Number of input bands."""
     classes: tuple[str, ...]
-    """Names of the classes, by class id; for objects class 0 is the background."""
+    """Names of the classes by class id; for objects, class 0 is the background."""
     scaling: Scaling
     reach: ReceptiveField
     output: Output = "scores"
     parameters: int = 0
     """Number of weights."""
     bytes_per_pixel: int = 2048
-    """Peak memory for one pixel of a patch in float32, as measured."""
+    """Peak memory per pixel of a patch in float32, as measured."""
     dtype: str = ""
-    """NumPy name of the pixels' type that `scaling` is meant for. Empty: unknown."""
+    """NumPy name of the pixel type that `scaling` is meant for. Empty: unknown."""
     interpretation: str = "bands"
-    """`rgb` where its bands are red, green and blue: it then takes these of any colour picture, and
-    grey for all three.
+    """`rgb` if the bands are red, green and blue: the network then uses these bands of any colour
+    image, and the band of a grey image for all three.
     """
     network: Mapping[str, Any] | None = None
-    """The recipe of a network of ours (`segcore.deep.networks`): with it the file is only asked for
-    its arrays. None: the file describes its own graph.
+    """Recipe of a network of ours (`segcore.deep.networks`): only arrays are then read from the
+    file. None: the file describes its own graph.
     """
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """Where it comes from: data and their digest, licence, epochs, metrics, versions. For people,
-    but for `bands`, for `largest_object`, from which `mask_rcnn` takes its halo, and for `shares`.
+    """Provenance: data and their digest, licence, epochs, metrics, versions. Informative only,
+    except for `bands`, for `largest_object`, which sets the halo of `mask_rcnn`, and for `shares`.
     """
 
     def __post_init__(self) -> None:
@@ -169,40 +169,40 @@ class Card:
 
     @property
     def bands(self) -> tuple[int, ...] | None:
-        """The bands of files that it was trained on, counted from 1. None: all of them in their
-        order, or nobody knows.
-        """
-        told = self.about.get("bands")
+        """Bands of the training files, counted from 1. None: all in order, or unknown."""
+        recorded = self.about.get("bands")
         if (
-            not isinstance(told, list | tuple)
-            or len(told) != self.channels
-            or not all(isinstance(band, int) for band in told)
+            not isinstance(recorded, list | tuple)
+            or len(recorded) != self.channels
+            or not all(isinstance(band, int) for band in recorded)
         ):
             return None
         return (
             None
-            if list(told) == list(range(1, self.channels + 1)) or min(told) < 1
-            else tuple(told)
+            if list(recorded) == list(range(1, self.channels + 1)) or min(recorded) < 1
+            else tuple(recorded)
         )
 
     @property
     def shares(self) -> tuple[tuple[float, float] | None, ...]:
-        """By class id the least and the greatest share of the labelled pixels of an image that the
-        class had in training. None: nobody knows.
+        """Range of each class's share of an image's labelled pixels in training, by class id.
+
+        A range is (least, greatest), as fractions. None: unknown.
         """
-        told = self.about.get("shares")
-        known = told if isinstance(told, Mapping) else {}
+        recorded = self.about.get("shares")
+        known = recorded if isinstance(recorded, Mapping) else {}
         return tuple(_range(known.get(name)) for name in self.classes)
 
     def caution(
         self, weights: str, classes: Sequence[str], shares: Mapping[str, float]
     ) -> str | None:
-        """What to know of an image whose classes, of these names, have these shares of its pixels.
-        None: training saw the like.
+        """Warn if the class shares of an image lie outside the range seen in training.
 
-        Background is what is left, and is passed over.
+        `weights` is the name shown to the user, `shares` maps class names to fractions of the
+        image's pixels. Returns None if the shares were seen in training. The background is the
+        remainder and is not checked.
         """
-        strange = []
+        unusual = []
         for name, seen in zip(classes, self.shares, strict=False):
             share = shares.get(name)
             if (
@@ -211,29 +211,27 @@ class Card:
                 and name.lower() not in BACKGROUND_NAMES
                 and not seen[0] <= share <= seen[1]
             ):
-                strange.append(
+                unusual.append(
                     f"{name} {share:.2%} (in training {seen[0]:.2%} to {seen[1]:.2%} of an image)"
                 )
-        if not strange:
+        if not unusual:
             return None
         return (
-            f"{weights} may not suit this kind of image: {', '.join(strange)}. Look at the preview"
+            f"{weights} may not suit this kind of image: {', '.join(unusual)}. Look at the preview"
         )
 
     @property
-    def numbers(self) -> int:
-        """What the network gives for a pixel: as many scores as classes, or one probability or
-        class id.
-        """
+    def output_channels(self) -> int:
+        """Numbers per pixel in the output: one per class, or one probability or class id."""
         return 1 if self.output in ("sigmoid", "labels") else len(self.classes)
 
     def dump(self) -> bytes:
-        """The card as a JSON file."""
+        """Return the card as the contents of a JSON file."""
         return (json.dumps({"card": 1, **dataclasses.asdict(self)}, indent=1) + "\n").encode()
 
     @classmethod
     def load(cls, content: bytes, where: str) -> Card:
-        """The card of a JSON file found at `where`. Raises `WeightsError` where it is not one."""
+        """Parse the JSON of a card found at `where`. Raises `WeightsError` if it is invalid."""
         try:
             record = json.loads(content)
             if record.pop("card") != 1:
@@ -246,13 +244,13 @@ class Card:
             )
             if not isinstance(record["classes"], list):
                 raise ValueError("classes: expected a list of names")
-            reach = dict(record.pop("reach"))
-            if reach.get("fixed") is not None:
-                reach["fixed"] = tuple(reach["fixed"])
+            receptive_field = dict(record.pop("reach"))
+            if receptive_field.get("fixed") is not None:
+                receptive_field["fixed"] = tuple(receptive_field["fixed"])
             card = cls(
                 **{**record, "classes": tuple(record["classes"])},
                 scaling=scaling,
-                reach=ReceptiveField(**reach),
+                reach=ReceptiveField(**receptive_field),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WeightsError(
@@ -263,7 +261,7 @@ class Card:
 
 
 def card_name(weights: str) -> str:
-    """Where the card of a weights file lies.
+    """Return the location of the card of a weights file.
 
     >>> card_name("s3://models/nuclei.keras")
     's3://models/nuclei.json'
@@ -272,15 +270,17 @@ def card_name(weights: str) -> str:
     return (stem if dot and "/" not in suffix else weights) + _SUFFIX
 
 
-def _range(told: object) -> tuple[float, float] | None:
-    """Two ascending shares; None where it is anything else."""
+def _range(recorded: object) -> tuple[float, float] | None:
+    """Two ascending fractions; None for anything else."""
     if (
-        not isinstance(told, list | tuple)
-        or len(told) != 2
-        or not all(isinstance(share, int | float) for share in told)
+        not isinstance(recorded, list | tuple)
+        or len(recorded) != 2
+        or not all(isinstance(share, int | float) for share in recorded)
     ):
         return None
-    return (float(told[0]), float(told[1])) if 0 <= told[0] <= told[1] <= 1 else None
+    return (
+        (float(recorded[0]), float(recorded[1])) if 0 <= recorded[0] <= recorded[1] <= 1 else None
+    )
 
 
 def _check_count(name: str, value: object, least: int, most: int) -> None:

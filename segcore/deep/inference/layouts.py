@@ -1,7 +1,7 @@
-"""Layouts: where a file of weights has its channels, and patches as it wants them.
+"""Layouts: the channel axis of a network, and conversion of patches.
 
 Networks of keras and LiteRT have channels last, those of ONNX mostly first. Engines always take and
-give channels last in float32.
+return float32 with channels last.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Layout = Literal["first", "last"]
-"""Where the channels of (patch, y, x, channel) really are."""
+"""Position of the channel axis: (patch, channel, y, x) or (patch, y, x, channel)."""
 
 
 def layout_of(shape: Sequence[int | None], channels: int, otherwise: Layout) -> Layout:
-    """Where channels are in a shape of four axes (None: any size): where alone their number stands.
-    `otherwise` where that does not tell.
+    """Find the channel axis in a shape of four axes (None: any size).
+
+    It is the only one of the two candidates with size `channels`; if that is ambiguous,
+    `otherwise`.
     """
     first, last = shape[1] == channels, shape[-1] == channels
     if first == last:
@@ -33,8 +35,9 @@ def layout_of(shape: Sequence[int | None], channels: int, otherwise: Layout) -> 
 def to_network(
     patch: NDArray[np.float32], layout: Layout, dtype: np.dtype[Any]
 ) -> NDArray[np.generic]:
-    """A patch (1, y, x, channel) as a network takes it, contiguous. Networks of whole numbers get
-    them rounded and clipped, not scaled.
+    """Convert a patch (1, y, x, channel) to a network's layout and dtype, contiguous.
+
+    For integer networks, values are rounded and clipped, not scaled.
     """
     if layout == "first":
         patch = patch.transpose(0, 3, 1, 2)
@@ -45,11 +48,9 @@ def to_network(
 
 
 def split_pixels(patch: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
-    """A patch for a network of so many channels: as it is, or in two parts for a network of twice
-    its bands.
+    """Split a patch into two parts if a network has twice its bands; else return it unchanged.
 
-    The sum of the parts is the patch; the first is exact in bfloat16, the second to eight more
-    bits.
+    The parts add up to the patch; the first is exact in bfloat16, the second to eight more bits.
     """
     if channels != 2 * patch.shape[-1]:
         return patch
@@ -58,8 +59,9 @@ def split_pixels(patch: NDArray[np.float32], channels: int) -> NDArray[np.float3
 
 
 def from_network(output: NDArray[np.generic], layout: Layout, where: str) -> NDArray[np.float32]:
-    """What a network gives for a patch, as (1, y, x, class) float32; maps of class ids (1, y, x)
-    get a last axis. May share memory.
+    """Convert a network's output to (1, y, x, class) float32; may share memory.
+
+    Maps of class ids (1, y, x) get a last axis. Raises `WeightsError` for any other number of axes.
     """
     if output.ndim == 3:
         output = output[..., None]

@@ -1,9 +1,8 @@
-"""The runtime of networks: TensorFlow and keras as this process wants them, quiet and with a set
-number of threads.
+"""TensorFlow and keras, imported quietly and with a set number of threads.
 
-TensorFlow writes notices to standard error while it is imported, below Python and before any of its
-switches for that works; and it takes its threads only before its first operation. So nobody imports
-it by himself: `import_tensorflow` and `import_keras` see to both.
+TensorFlow writes notices to standard error during import, below Python and before any of its
+switches take effect, and it accepts the number of threads only before its first operation. Import
+it only through `import_tensorflow` and `import_keras`, which handle both.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import IO, Any
 from maskloom.segcore.errors import WeightsError
 
 LIBRARY_BYTES = 800_000_000
-"""What TensorFlow and OpenVINO take in a process that has tried a network with both (measured)."""
+"""Memory of TensorFlow and OpenVINO in a process that has tried a network with both (measured)."""
 _NOTICE = re.compile(
     rb"[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] |WARNING: All log messages before absl"
     rb"|To enable the following|INFO: |WARNING: "
@@ -35,17 +34,17 @@ _NOTICE = re.compile(
 class _Settings:
     threads: int | None = None
     claims: dict[int, IO[bytes]] = field(default_factory=dict)
-    """Lock files of the GPUs that this process has to itself."""
+    """Lock files of the GPUs that this process has claimed."""
 
 
 _settings = _Settings()
 
 
 def set_threads(threads: int) -> None:
-    """Lets every engine that this process opens from now on use so many threads.
+    """Set the number of threads of every engine opened in this process from now on.
 
-    TensorFlow takes the number only before its first operation in a process; what it has then
-    stays.
+    TensorFlow accepts the number only before its first operation in a process; later calls do not
+    change it. Raises `ValueError` for less than one.
     """
     if threads < 1:
         raise ValueError(f"threads: expected at least one; got {threads}")
@@ -55,19 +54,19 @@ def set_threads(threads: int) -> None:
 
 
 def threads() -> int | None:
-    """How many threads an engine uses. None: nobody said, so each library decides."""
+    """Return the number of threads per engine. None: each library decides."""
     return _settings.threads
 
 
 def import_tensorflow() -> Any:
-    """TensorFlow, without its notices. Raises `WeightsError` where it is not installed."""
+    """Import TensorFlow without its notices. Raises `WeightsError` if it is not installed."""
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
     if importlib.util.find_spec("tensorflow") is None:
         raise WeightsError(
             "This file of weights needs TensorFlow, which is not installed: pip install tensorflow."
         )
-    # For what it would write later, in this process and in those that it starts.
+    # Also silences later messages, in this process and its children.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     with quiet():
         tensorflow = importlib.import_module("tensorflow")
@@ -76,7 +75,10 @@ def import_tensorflow() -> Any:
 
 
 def import_keras() -> Any:
-    """The package keras. Its backend is TensorFlow unless keras was told otherwise."""
+    """Import keras, with TensorFlow as backend unless configured otherwise.
+
+    Raises `WeightsError` if it is not installed.
+    """
     if importlib.util.find_spec("tensorflow") is not None:
         import_tensorflow()
     if importlib.util.find_spec("keras") is None:
@@ -89,8 +91,9 @@ def import_keras() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps notices of TensorFlow and LiteRT off standard error; whatever else is written there
-    follows at the end.
+    """Suppress notices of TensorFlow and LiteRT on standard error.
+
+    Other output is written to standard error at the end.
     """
     sys.stderr.flush()
     kept = os.dup(2)
@@ -116,23 +119,24 @@ def _set_up(tensorflow: Any) -> None:
             config.threading.set_inter_op_parallelism_threads(1)
         gpus = config.list_physical_devices("GPU")
         if gpus:
-            own = gpus[_claimed(len(gpus))]
-            config.set_visible_devices([own], "GPU")
-            config.experimental.set_memory_growth(own, True)
-            # Without it the same patch may be summed in another order the next time.
+            gpu = gpus[_claim_gpu(len(gpus))]
+            config.set_visible_devices([gpu], "GPU")
+            config.experimental.set_memory_growth(gpu, True)
+            # Without it, the same patch may be summed in a different order the next time.
             config.experimental.enable_op_determinism()
     except RuntimeError:
-        # It has begun to work: its threads and devices stay as they are.
+        # TensorFlow is already initialised: its threads and devices cannot change.
         return
 
 
-def _claimed(count: int) -> int:
-    """The first of so many GPUs that no other process of this user has claimed; the first of all
-    where none is left.
+def _claim_gpu(count: int) -> int:
+    """Claim the first of `count` GPUs not claimed by another process of this user.
+
+    Returns its index; 0 if none is left.
     """
     for number in range(count):
         if number not in _settings.claims:
-            # By user: nobody may open another's file there.
+            # Per user, because a user cannot open another user's file there.
             file = (Path(tempfile.gettempdir()) / f"maskloom-{os.getuid()}-gpu-{number}").open("ab")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,1 +1,1 @@
-"""Architectures of networks, one file or folder each."""
+"""Network architectures, one file or folder each."""

@@ -1,15 +1,18 @@
-"""DeepLab v3+ (Chen et al. 2018, "Encoder-Decoder with Atrous Separable Convolution for Semantic
-Image Segmentation").
+"""DeepLab v3+, a network with dilated convolutions.
 
-A residual backbone whose last stages dilate their convolutions instead of halving the maps (Chen et
-al. 2017, v3) ends at `output_stride`. Atrous spatial pyramid pooling (ASPP) looks at these maps at
-several rates at once. The decoder doubles them twice (at output stride 8: once), sets them beside
-the backbone's maps of stride 4, convolves twice, and brings the scores to the image's size
-bilinearly. Heights and widths are multiples of `output_stride`.
+Chen et al. 2018, "Encoder-Decoder with Atrous Separable Convolution for Semantic Image
+Segmentation".
 
-The paper's last branch of ASPP is the mean of the whole map. It is added here after the projection,
-which is the same as setting it beside the other branches before the projection, since a 1x1
-convolution of maps side by side is the sum of 1x1 convolutions.
+The last stages of a residual backbone dilate their convolutions instead of halving the feature maps
+(Chen et al. 2017, v3), so the backbone ends at `output_stride`. Atrous spatial pyramid pooling
+(ASPP) convolves these maps at several dilation rates in parallel. The decoder upsamples the result
+to stride 4, concatenates it with the backbone's maps of stride 4, convolves twice, and upsamples
+the scores bilinearly to the size of the image. Height and width must be multiples of
+`output_stride`.
+
+The last ASPP branch of the paper is the mean of the whole map. Here it is added after the
+projection. This is equivalent to concatenating it before the projection, because a 1x1 convolution
+of concatenated maps is a sum of 1x1 convolutions.
 """
 
 from __future__ import annotations
@@ -32,36 +35,36 @@ DeeplabBackbone = Literal["resnet18", "resnet50"]
 ScaleNormalisation = Literal["batch", "group"]
 ImagePooling = Literal["none", "whole_image"]
 _LOW_STRIDE = 4
-# The rates of a recipe are those at output stride 16.
+# The rates of a recipe apply to output stride 16.
 _RATES_AT = 16
 
 
 @NETWORKS.register("deeplab")
 @dataclass(frozen=True, slots=True)
 class Deeplab:
-    """DeepLab v3+ (Chen 2018). Heights and widths are multiples of `output_stride`."""
+    """DeepLab v3+ (Chen 2018). Height and width must be multiples of `output_stride`."""
 
     backbone: DeeplabBackbone = "resnet50"
-    """What makes the maps; weights start at random."""
+    """Backbone that extracts the feature maps; weights start at random."""
     output_stride: Literal[8, 16] = 16
-    """Pixels of the image for one pixel of the deepest maps. 8 sees finer and takes about three
-    times the work.
+    """Image pixels per pixel of the deepest feature maps. 8 resolves more detail and takes about
+    three times the work.
     """
     rates: tuple[int, ...] = (6, 12, 18)
-    """Dilations of the pyramid's convolutions at output stride 16 (twice as much at 8): the last
-    one looks rate * 16 pixels far.
+    """Dilation rates of ASPP at output stride 16 (doubled at 8): the last one reaches rate * 16
+    pixels.
     """
     image_pooling: ImagePooling = "none"
     """`whole_image`, as published, adds the mean over the whole image: the result then depends on
     the tiling.
     """
     width: int = 64
-    """Channels of the backbone's first stage, 64 in the papers; the pyramid has four times as many.
-    8 trains in minutes on two cores.
+    """Channels of the backbone's first stage, 64 in the papers; ASPP has four times as many. 8
+    trains in minutes on two cores.
     """
     normalisation: ScaleNormalisation = "batch"
-    """`group` suits small batches, but its means span the whole image: tiles then change the
-    result.
+    """`group` suits small batches, but its means span the whole image, so the result depends on the
+    tiling.
     """
 
     def __post_init__(self) -> None:
@@ -82,17 +85,17 @@ class Deeplab:
         check_choice("normalisation", self.normalisation, get_args(ScaleNormalisation))
 
     def build(self, channels: int, classes: int) -> keras.Model:
-        """(image, y, x, `channels`) float32 to class probabilities (image, y, x, `classes`)
-        float32.
+        """Build the model for `channels` bands and `classes` classes.
+
+        The model maps (image, y, x, `channels`) float32 to class probabilities (image, y, x,
+        `classes`) float32. Raises `ValueError` for fewer than one channel or two classes.
         """
         check_counts(channels, classes)
         return deeplab(self, channels, classes)
 
 
-def deeplab(form: Deeplab, channels: int, classes: int) -> keras.Model:
-    """The network: (image, y, x, `channels`) float32 to class probabilities (image, y, x,
-    `classes`) float32.
-    """
+def deeplab(recipe: Deeplab, channels: int, classes: int) -> keras.Model:
+    """Return the model: (image, y, x, channel) float32 to probabilities (image, y, x, class)."""
     import keras
     from keras import layers
 
@@ -101,52 +104,53 @@ def deeplab(form: Deeplab, channels: int, classes: int) -> keras.Model:
 
     inputs = keras.Input((None, None, channels), name="image")
     low, *_, deep = resnet(
-        inputs, form.backbone, form.width, form.normalisation, form.output_stride
+        inputs, recipe.backbone, recipe.width, recipe.normalisation, recipe.output_stride
     )
-    x = Upsampling(form.output_stride // _LOW_STRIDE, "bilinear", name="decoder_up")(
-        _pyramid(deep, form)
+    x = Upsampling(recipe.output_stride // _LOW_STRIDE, "bilinear", name="decoder_up")(
+        _pyramid(deep, recipe)
     )
-    # The paper's 48 channels of 256: enough for outlines, few enough not to drown what ASPP says.
-    low = Unit(max(1, form.width * 3 // 4), 1, normalisation=form.normalisation)(low, "decoder_low")
+    # The paper's 48 of 256 channels: enough for outlines, few enough not to outweigh ASPP.
+    low = Unit(max(1, recipe.width * 3 // 4), 1, normalisation=recipe.normalisation)(
+        low, "decoder_low"
+    )
     x = layers.Concatenate(name="decoder_join")([low, x])
     for number in (1, 2):
-        x = _separable(x, form, 1, f"decoder{number}")
+        x = _separable(x, recipe, 1, f"decoder{number}")
     x = layers.Conv2D(classes, 1, name="scores_low")(x)
     x = Upsampling(_LOW_STRIDE, "bilinear", name="logits")(x)
     return keras.Model(inputs, layers.Softmax(dtype="float32", name="scores")(x), name="deeplab")
 
 
-def _pyramid(x: Tensor, form: Deeplab) -> Tensor:
-    """ASPP: a 1x1 convolution and dilated 3x3 convolutions side by side, projected to as many
-    channels as each has.
+def _pyramid(x: Tensor, recipe: Deeplab) -> Tensor:
+    """ASPP: a 1x1 convolution and dilated 3x3 convolutions in parallel.
+
+    Their outputs are concatenated and projected to the number of channels of one branch.
     """
     from keras import layers
 
     from maskloom.segcore.deep.networks.layers.backbones import Unit, normalised
 
-    filters = 4 * form.width
-    branches = [Unit(filters, 1, normalisation=form.normalisation)(x, "aspp_point")]
+    filters = 4 * recipe.width
+    branches = [Unit(filters, 1, normalisation=recipe.normalisation)(x, "aspp_point")]
     branches += [
-        _separable(x, form, rate * _RATES_AT // form.output_stride, f"aspp_rate{rate}")
-        for rate in form.rates
+        _separable(x, recipe, rate * _RATES_AT // recipe.output_stride, f"aspp_rate{rate}")
+        for rate in recipe.rates
     ]
     y = layers.Concatenate(name="aspp_join")(branches)
     y = layers.Conv2D(
         filters, 1, use_bias=False, kernel_initializer="he_normal", name="aspp_project"
     )(y)
-    if form.image_pooling == "whole_image":
+    if recipe.image_pooling == "whole_image":
         mean = layers.GlobalAveragePooling2D(keepdims=True, name="aspp_mean")(x)
-        # Not normalised: over a batch of one image a mean of one pixel would become 0.
+        # Not normalised: in a batch of one image, the mean is a single value, which would become 0.
         mean = Unit(filters, 1, normalisation="none")(mean, "aspp_mean")
         mean = layers.Conv2D(filters, 1, use_bias=False, name="aspp_mean_project")(mean)
         y = layers.Add(name="aspp_add_mean")([y, mean])
-    return layers.ReLU(name="aspp_relu")(normalised(y, form.normalisation, "aspp_norm"))
+    return layers.ReLU(name="aspp_relu")(normalised(y, recipe.normalisation, "aspp_norm"))
 
 
-def _separable(x: Tensor, form: Deeplab, rate: int, name: str) -> Tensor:
-    """A dilated 3x3 convolution of each channel by itself, then a 1x1 convolution across
-    channels.
-    """
+def _separable(x: Tensor, recipe: Deeplab, rate: int, name: str) -> Tensor:
+    """Dilated 3x3 depthwise convolution, then a 1x1 convolution across channels."""
     from keras import layers
 
     from maskloom.segcore.deep.networks.layers.backbones import Unit, normalised
@@ -155,6 +159,6 @@ def _separable(x: Tensor, form: Deeplab, rate: int, name: str) -> Tensor:
         3, padding="same", dilation_rate=rate, use_bias=False, name=f"{name}_depthwise"
     )(x)
     x = layers.ReLU(name=f"{name}_depthwise_relu")(
-        normalised(x, form.normalisation, f"{name}_depthwise_norm")
+        normalised(x, recipe.normalisation, f"{name}_depthwise_norm")
     )
-    return Unit(4 * form.width, 1, normalisation=form.normalisation)(x, name)
+    return Unit(4 * recipe.width, 1, normalisation=recipe.normalisation)(x, name)

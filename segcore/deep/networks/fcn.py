@@ -1,12 +1,14 @@
-"""Fully convolutional networks (Long, Shelhamer and Darrell 2015, "Fully Convolutional Networks for
-Semantic Segmentation").
+"""Fully convolutional networks.
 
-A backbone without dense layers ends in maps of stride 32. A 1x1 convolution scores them, and
-transposed convolutions, initialised to bilinear up-sampling, bring the scores back to the image's
-size: at once (32s), or by way of strides 16 (16s) and 8 (8s), adding the scores of the backbone's
-maps there. Heights and widths are multiples of 32.
+Long, Shelhamer and Darrell 2015, "Fully Convolutional Networks for Semantic Segmentation".
 
-The paper turns VGG's two dense layers into convolutions of 4,096 channels; here they are left out.
+A backbone without dense layers ends in feature maps of stride 32. A 1x1 convolution computes class
+scores, and transposed convolutions, initialised to bilinear upsampling, bring the scores back to
+the size of the image: in one step (32s), or through stride 16 (16s) and stride 8 (8s), adding the
+scores of the backbone's maps at these strides. Height and width must be multiples of 32.
+
+The paper turns the two dense layers of VGG into convolutions with 4,096 channels; they are left out
+here.
 """
 
 from __future__ import annotations
@@ -35,21 +37,20 @@ _FINEST = {"32s": 32, "16s": 16, "8s": 8}
 @NETWORKS.register("fcn")
 @dataclass(frozen=True, slots=True)
 class Fcn:
-    """Fully convolutional network (Long 2015). Heights and widths are multiples of 32."""
+    """Fully convolutional network (Long 2015). Height and width must be multiples of 32."""
 
     variant: FcnVariant = "8s"
-    """The finest maps whose scores are used: of stride 8, 16 or 32. Outlines get the coarser the
-    larger the number.
+    """Stride of the finest feature maps that contribute scores: 8, 16 or 32. Larger strides give
+    coarser outlines.
     """
     backbone: FcnBackbone = "vgg16"
-    """What makes the maps; weights start at random."""
+    """Backbone that extracts the feature maps; weights start at random."""
     width: int = 64
-    """Channels of the backbone's first stage, 64 in the papers. 8 trains in minutes on two
-    cores.
+    """Channels of the backbone's first stage, 64 in the papers. 8 trains in minutes on two cores.
     """
     normalisation: Normalisation = "batch"
-    """`none` is VGG as published, hard to train from random weights; `group` spans the whole image:
-    tiles then change the result.
+    """`none` is VGG as published, hard to train from random weights. `group` spans the whole image,
+    so the result depends on the tiling.
     """
 
     def __post_init__(self) -> None:
@@ -63,47 +64,47 @@ class Fcn:
             )
 
     def build(self, channels: int, classes: int) -> keras.Model:
-        """(image, y, x, `channels`) float32 to class probabilities (image, y, x, `classes`)
-        float32.
+        """Build the model for `channels` bands and `classes` classes.
+
+        The model maps (image, y, x, `channels`) float32 to class probabilities (image, y, x,
+        `classes`) float32. Raises `ValueError` for fewer than one channel or two classes.
         """
         check_counts(channels, classes)
         return fcn(self, channels, classes)
 
 
-def fcn(form: Fcn, channels: int, classes: int) -> keras.Model:
-    """The network: (image, y, x, `channels`) float32 to class probabilities (image, y, x,
-    `classes`) float32.
-    """
+def fcn(recipe: Fcn, channels: int, classes: int) -> keras.Model:
+    """Return the model: (image, y, x, channel) float32 to probabilities (image, y, x, class)."""
     import keras
     from keras import layers
 
     from maskloom.segcore.deep.networks.layers.backbones import resnet, vgg
 
     inputs = keras.Input((None, None, channels), name="image")
-    # Both kinds of backbone end with their maps of strides 8, 16 and 32.
-    if form.backbone.startswith("vgg"):
-        maps = vgg(inputs, form.backbone, form.width, form.normalisation)[-3:]
+    # The last three maps of both kinds of backbone have strides 8, 16 and 32.
+    if recipe.backbone.startswith("vgg"):
+        maps = vgg(inputs, recipe.backbone, recipe.width, recipe.normalisation)[-3:]
     else:
-        maps = resnet(inputs, form.backbone, form.width, form.normalisation)[-3:]
+        maps = resnet(inputs, recipe.backbone, recipe.width, recipe.normalisation)[-3:]
     by_stride = dict(zip((8, 16, 32), maps, strict=True))
     stride = _COARSEST
     x = layers.Conv2D(classes, 1, name=f"score{stride}")(by_stride[stride])
-    while stride > _FINEST[form.variant]:
+    while stride > _FINEST[recipe.variant]:
         stride //= 2
         score = layers.Conv2D(classes, 1, name=f"score{stride}")(by_stride[stride])
-        x = layers.Add(name=f"add{stride}")([_larger(x, 2, f"up{stride}"), score])
-    x = _larger(x, stride, "logits")
+        x = layers.Add(name=f"add{stride}")([_upsampled(x, 2, f"up{stride}"), score])
+    x = _upsampled(x, stride, "logits")
     return keras.Model(
-        inputs, layers.Softmax(dtype="float32", name="scores")(x), name=f"fcn{form.variant}"
+        inputs, layers.Softmax(dtype="float32", name="scores")(x), name=f"fcn{recipe.variant}"
     )
 
 
 def fcn_tutorial() -> keras.Model:
-    """The form that tutorials build: 224x224x3 to 224x224x21; 20,056,787 parameters.
+    """Return the variant built in tutorials: 224x224x3 to 224x224x21; 20,056,787 parameters.
 
     VGG19 to 7x7x512, a 1x1 convolution to the 21 classes of PASCAL VOC, and one transposed
-    convolution whose kernel of 7 pixels is smaller than its stride of 32: it fills a corner of 7x7
-    in each block of 32x32 pixels, and the rest shows its bias.
+    convolution whose 7-pixel kernel is smaller than its stride of 32: it fills a 7x7 corner of each
+    block of 32x32 pixels, and the rest holds only the bias.
     """
     import keras
     from keras import layers
@@ -118,10 +119,8 @@ def fcn_tutorial() -> keras.Model:
     )
 
 
-def _larger(x: Tensor, factor: int, name: str) -> Tensor:
-    """Scores, `factor` times as high and wide, by a transposed convolution that starts as bilinear
-    up-sampling.
-    """
+def _upsampled(x: Tensor, factor: int, name: str) -> Tensor:
+    """Upsample scores by `factor` with a transposed convolution initialised as bilinear."""
     from keras import layers
 
     from maskloom.segcore.deep.networks.layers.transposed import BilinearKernel

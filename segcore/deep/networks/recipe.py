@@ -1,8 +1,8 @@
-"""What the recipes of all networks share.
+"""Checks and the registry shared by the recipes of all networks.
 
-A recipe says what the section `network` of a training recipe may hold. It is checked and kept
-without keras; its `build` imports keras. A network is one file here: its recipe, registered in
-`NETWORKS`, and the functions that build it.
+A recipe defines what the section `network` of a training recipe may hold. It is validated and
+stored without keras; only its `build` imports keras. Each network is one file of this package: its
+recipe, registered in `NETWORKS`, and the functions that build it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ NETWORKS: Registry[type] = Registry("network", __package__)
 
 
 def check_width(width: int) -> None:
-    """Raise `ValueError` for a first stage of fewer than 1 or more than 512 channels."""
+    """Raise `ValueError` unless the first stage has 1 to 512 channels."""
     if not 1 <= width <= 512:
         raise ValueError(f"width: expected 1 to 512 channels; got {width}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise `ValueError` for a value that is none of the choices."""
+    """Raise `ValueError` unless the value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}; got {value!r}")
 
 
 def check_counts(channels: int, classes: int) -> None:
-    """Raise `ValueError` for an image without bands or a network of fewer than two classes."""
+    """Raise `ValueError` for an image without bands or a network with fewer than two classes."""
     if channels < 1:
         raise ValueError(f"channels: expected one or more; got {channels}")
     if classes < 2:

@@ -1,16 +1,18 @@
-"""U-Net (Ronneberger, Fischer and Brox 2015, "U-Net: Convolutional Networks for Biomedical Image
-Segmentation").
+"""U-Net, an encoder-decoder network with skip connections.
 
-A contracting path of `depth` levels, each of two 3x3 convolutions and a 2x2 max-pooling, with twice
-the channels from level to level; an expanding path that doubles height and width, sets the map of
-the same level beside it, and convolves twice again.
+Ronneberger, Fischer and Brox 2015, "U-Net: Convolutional Networks for Biomedical Image
+Segmentation".
 
-With `padding="valid"` every 3x3 convolution takes one pixel off each side. The maps of the
-contracting path are then cropped at their centre by what the levels below have taken off, which
-follows from the depth alone: the network is built without knowing the image's size. Heights and
-widths that work: those where every pooling meets an even size (572 gives 388 at depth 4). Only
-bilinear up-sampling then still depends on where an image is cut: in the outermost 2 ** depth - 1
-pixels of the output, for want of neighbours. With `padding="same"` output and input are of one
+The contracting path has `depth` levels, each with two 3x3 convolutions and a 2x2 max pooling, and
+doubles the channels from level to level. The expanding path doubles height and width, concatenates
+the map of the same level, and convolves twice again.
+
+With `padding="valid"` every 3x3 convolution removes one pixel on each side. The maps of the
+contracting path are then cropped at their centre by what the levels below have removed. This
+follows from the depth alone, so the network is built without knowing the size of the image. Valid
+heights and widths are those where every pooling meets an even size (572 gives 388 at depth 4). Only
+bilinear upsampling then still depends on where an image is cut: in the outermost 2 ** depth - 1
+pixels of the output, for lack of neighbours. With `padding="same"`, output and input have the same
 size, a multiple of 2 ** depth.
 """
 
@@ -39,34 +41,35 @@ UnetUpsampling = Literal["transposed", "nearest", "bilinear", "unpooling", "bed_
 @NETWORKS.register("unet")
 @dataclass(frozen=True, slots=True)
 class Unet:
-    """U-Net (Ronneberger 2015). Width 64, depth 4, padding valid and no normalisation are the
-    paper's.
+    """U-Net (Ronneberger 2015).
+
+    The paper uses width 64, depth 4, valid padding and no normalisation.
     """
 
     width: int = 32
-    """Channels of the first level; each level has twice those of the one above. 8 trains in minutes
-    on two cores.
+    """Channels of the first level; each level has twice as many as the level above. 8 trains in
+    minutes on two cores.
     """
     depth: int = 4
-    """Number of poolings. Heights and widths are multiples of 2 ** depth; each level doubles how
-    far the network looks.
+    """Number of poolings. Height and width must be multiples of 2 ** depth; each level doubles the
+    receptive field.
     """
     padding: Padding = "same"
-    """`same`: the output is as large as the input. `valid`: no made-up pixels; the output lacks a
+    """`same`: the output has the size of the input. `valid`: no padded pixels; the output lacks a
     margin (572 gives 388 at depth 4).
     """
     normalisation: Normalisation = "none"
-    """`batch` trains faster, `group` with small batches too, but its means span the whole image:
-    tiles then change the result.
+    """`batch` trains faster. `group` also works with small batches, but its means span the whole
+    image, so the result depends on the tiling.
     """
     upsampling: UnetUpsampling = "transposed"
-    """How the expanding path grows: the paper's transposed convolution, or a fixed way around a 1x1
-    convolution.
+    """How the expanding path upsamples: the paper's transposed convolution, or a fixed method
+    combined with a 1x1 convolution.
     """
     output_kernel: int = 1
-    """Side of the last convolution in pixels, odd."""
+    """Side of the last convolution's kernel in pixels, odd."""
     dropout: float = 0.0
-    """Fraction of the deepest features that training leaves out at random."""
+    """Fraction of the deepest features dropped at random during training."""
 
     def __post_init__(self) -> None:
         check_width(self.width)
@@ -86,20 +89,21 @@ class Unet:
             )
 
     def build(self, channels: int, classes: int) -> keras.Model:
-        """(image, y, x, `channels`) float32 to class probabilities (image, y, x, `classes`)
-        float32.
+        """Build the model for `channels` bands and `classes` classes.
+
+        The model maps (image, y, x, `channels`) float32 to class probabilities (image, y, x,
+        `classes`) float32. Raises `ValueError` for fewer than one channel or two classes.
         """
         check_counts(channels, classes)
         return unet(self, channels, classes)
 
 
 def unet(
-    form: Unet, channels: int, classes: int, size: tuple[int | None, int | None] = (None, None)
+    recipe: Unet, channels: int, classes: int, size: tuple[int | None, int | None] = (None, None)
 ) -> keras.Model:
-    """The network: (image, y, x, `channels`) float32 to class probabilities (image, y, x,
-    `classes`) float32.
+    """Return the model: (image, y, x, channel) float32 to probabilities (image, y, x, class).
 
-    `size` is the height and width of images, where it is to be fixed.
+    `size` fixes the height and width of images; None leaves them open.
     """
     import keras
     from keras import layers
@@ -110,96 +114,97 @@ def unet(
     skips: list[Tensor] = []
     positions: list[Tensor] = []
     x = inputs
-    for level in range(form.depth):
-        x = _block(x, form, level, f"down{level}")
+    for level in range(recipe.depth):
+        x = _block(x, recipe, level, f"down{level}")
         skips.append(x)
-        if form.upsampling == "unpooling":
+        if recipe.upsampling == "unpooling":
             x, places = MaxPoolingWithPositions(name=f"down{level}_pool")(x)
             positions.append(places)
         else:
             x = layers.MaxPooling2D(name=f"down{level}_pool")(x)
-    x = _block(x, form, form.depth, "bottom")
-    if form.dropout > 0:
-        x = layers.Dropout(form.dropout, name="bottom_dropout")(x)
-    for level in reversed(range(form.depth)):
-        x = _larger(x, form, level, positions)
+    x = _block(x, recipe, recipe.depth, "bottom")
+    if recipe.dropout > 0:
+        x = layers.Dropout(recipe.dropout, name="bottom_dropout")(x)
+    for level in reversed(range(recipe.depth)):
+        x = _upsampled(x, recipe, level, positions)
         x = layers.Concatenate(name=f"up{level}_join")(
-            [_cropped(skips[level], _crop(form, level), f"up{level}_crop"), x]
+            [_cropped(skips[level], _crop(recipe, level), f"up{level}_crop"), x]
         )
-        x = _block(x, form, level, f"up{level}")
-    x = layers.Conv2D(classes, form.output_kernel, padding=form.padding, name="logits")(x)
-    # Probabilities stay in float32 under mixed precision: losses need their small differences.
+        x = _block(x, recipe, level, f"up{level}")
+    x = layers.Conv2D(classes, recipe.output_kernel, padding=recipe.padding, name="logits")(x)
+    # Probabilities stay float32 under mixed precision: losses need their small differences.
     return keras.Model(inputs, layers.Softmax(dtype="float32", name="scores")(x), name="unet")
 
 
 def unet_tutorial() -> keras.Model:
-    """The form that tutorials build: 572x572x1 to 386x386x2 by an output layer of 3x3 pixels;
-    31,031,682 parameters.
+    """Return the variant built in tutorials: 572x572x1 to 386x386x2; 31,031,682 parameters.
+
+    Its output layer has a 3x3 kernel.
     """
     return unet(Unet(width=64, padding="valid", output_kernel=3), 1, 2, (572, 572))
 
 
 def skip_crop(level: int, depth: int) -> int:
-    """Pixels that the skip connection of a level, 0 being the uppermost, loses at each side where
-    convolutions are not padded.
+    """Pixels cropped on each side of a level's skip connection without padding; level 0 is the top.
 
     >>> [skip_crop(level, 4) for level in range(4)]  # 568 to 392, 280 to 200, 136 to 104, 64 to 56
     [88, 40, 16, 4]
     """
-    # In pixels of the level: two convolutions below take 2 off each side there; in the upper half
-    # of a longer way, 2 more each time.
+    # In pixels of the level: the two convolutions of the deepest level take 2 off each side there;
+    # each level in between takes 2 more going down and 2 more going up.
     crop = 4
     for _ in range(depth - 1 - level):
         crop = 2 * (2 + crop + 2)
     return crop
 
 
-def _block(x: Tensor, form: Unet, level: int, name: str) -> Tensor:
+def _block(x: Tensor, recipe: Unet, level: int, name: str) -> Tensor:
     """Two 3x3 convolutions, each with its normalisation and ReLU."""
     from keras import layers
 
-    filters = form.width << level
+    filters = recipe.width << level
     for number in (1, 2):
-        plain = form.normalisation == "none"
+        plain = recipe.normalisation == "none"
         x = layers.Conv2D(
             filters,
             3,
-            padding=form.padding,
+            padding=recipe.padding,
             use_bias=plain,
             kernel_initializer="he_normal",
             name=f"{name}_conv{number}",
         )(x)
-        if form.normalisation == "batch":
+        if recipe.normalisation == "batch":
             x = layers.BatchNormalization(name=f"{name}_norm{number}")(x)
-        elif form.normalisation == "group":
+        elif recipe.normalisation == "group":
             x = layers.GroupNormalization(math.gcd(8, filters), name=f"{name}_norm{number}")(x)
         x = layers.ReLU(name=f"{name}_relu{number}")(x)
     return x
 
 
-def _larger(x: Tensor, form: Unet, level: int, positions: list[Tensor]) -> Tensor:
-    """Twice the height and width, and the level's channels. `positions` are those of each level's
-    pooling, for unpooling.
+def _upsampled(x: Tensor, recipe: Unet, level: int, positions: list[Tensor]) -> Tensor:
+    """Double height and width and set the level's channels.
+
+    `positions` are those of each level's pooling, for unpooling.
     """
     from keras import layers
 
     from maskloom.segcore.deep.networks.layers.upsampling import MaxUnpooling, Upsampling
 
-    filters = form.width << level
-    if form.upsampling == "transposed":
+    filters = recipe.width << level
+    if recipe.upsampling == "transposed":
         return layers.Conv2DTranspose(
             filters, 2, strides=2, kernel_initializer="he_normal", name=f"up{level}_transposed"
         )(x)
     # The 1x1 convolution comes first because it costs a quarter on the smaller map.
     x = layers.Conv2D(filters, 1, kernel_initializer="he_normal", name=f"up{level}_halve")(x)
-    if form.upsampling == "unpooling":
-        places = _cropped(positions[level], _crop(form, level) // 2, f"up{level}_crop_positions")
+    if recipe.upsampling == "unpooling":
+        places = _cropped(positions[level], _crop(recipe, level) // 2, f"up{level}_crop_positions")
         return MaxUnpooling(name=f"up{level}_unpooling")(x, places)
-    return Upsampling(2, form.upsampling, name=f"up{level}_{form.upsampling}")(x)
+    return Upsampling(2, recipe.upsampling, name=f"up{level}_{recipe.upsampling}")(x)
 
 
-def _crop(form: Unet, level: int) -> int:
-    return skip_crop(level, form.depth) if form.padding == "valid" else 0
+def _crop(recipe: Unet, level: int) -> int:
+    return skip_crop(level, recipe.depth) if recipe.padding == "valid" else 0
 
 
 def _cropped(x: Tensor, pixels: int, name: str) -> Tensor:

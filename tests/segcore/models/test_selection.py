@@ -1,4 +1,4 @@
-"""Choices are found and made wherever a chooser stands inside a model."""
+"""Engine selections are found and made wherever they are inside a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from maskloom.segcore.models.protocols import Exactness, Requirements
-from maskloom.segcore.models.selection import open_choices, with_choices
+from maskloom.segcore.models.selection import pending_selections, with_selections
 from maskloom.segcore.segmenters.ensemble import EnsembleModel
 from maskloom.segcore.segmenters.threshold import ThresholdModel
 
@@ -24,7 +24,7 @@ class Chooses:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def open_choice(self) -> str | None:
+    def pending_selection(self) -> str | None:
         return self.name if self.made is None else None
 
     def select(self, spec: Any) -> Any:
@@ -33,10 +33,10 @@ class Chooses:
     def provenance(self) -> Mapping[str, Any]:
         return {}
 
-    def choose(self, block: Any) -> Mapping[str, Any]:
+    def select_engine(self, block: Any) -> Mapping[str, Any]:
         return {"engine": "fast"}
 
-    def chosen(self, choice: Mapping[str, Any]) -> Chooses:
+    def with_selection(self, choice: Mapping[str, Any]) -> Chooses:
         return replace(self, made=choice["engine"])
 
 
@@ -45,15 +45,15 @@ NESTED = EnsembleModel((PLAIN, Chooses("x"), Chooses("x"), Chooses("y")), ("a", 
 
 
 def test_a_choice_that_is_open_twice_is_made_once():
-    assert list(open_choices(NESTED)) == ["x", "y"]
-    assert open_choices(PLAIN) == {}
+    assert list(pending_selections(NESTED)) == ["x", "y"]
+    assert pending_selections(PLAIN) == {}
 
 
 def test_choices_are_made_in_place_and_others_stay_open():
-    made = with_choices(NESTED, {"x": {"engine": "fast"}, "z": {"engine": "none"}})
+    made = with_selections(NESTED, {"x": {"engine": "fast"}, "z": {"engine": "none"}})
     assert made.members == (PLAIN, Chooses("x", "fast"), Chooses("x", "fast"), Chooses("y"))
-    assert list(open_choices(made)) == ["y"]
+    assert list(pending_selections(made)) == ["y"]
 
 
 def test_a_model_without_choices_is_left_as_it_is():
-    assert with_choices(PLAIN, {"x": {"engine": "fast"}}) is PLAIN
+    assert with_selections(PLAIN, {"x": {"engine": "fast"}}) is PLAIN

@@ -45,7 +45,7 @@ def card_of(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def blobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mask_rcnn, "_finder", lambda *arguments: BlobFinder())
+    monkeypatch.setattr(mask_rcnn, "_detector", lambda *arguments: BlobFinder())
 
 
 def spots(seed: int, shape: tuple[int, int] = (210, 190), spacing: int = 23) -> Picture:
@@ -272,14 +272,14 @@ class OnceFinder:
     share most of their windows.
     """
 
-    def __init__(self, finder: Any) -> None:
-        self.finder = finder
+    def __init__(self, detector: Any) -> None:
+        self.detector = detector
         self.found: dict[bytes, Detections] = {}
 
     def detect(self, image: np.ndarray) -> Detections:
         key = image.tobytes()
         if key not in self.found:
-            self.found[key] = self.finder.detect(image)
+            self.found[key] = self.detector.detect(image)
         return self.found[key]
 
 
@@ -314,20 +314,20 @@ def test_a_network_with_random_weights_gives_the_same_under_any_tiling(
         np.ones((150, 140), bool),
     )
     model = fitted(MaskRcnnObjects(weights, core=48, halo=24, score=0.05, overlap=0.3), [picture])
-    finder = OnceFinder(mask_rcnn._finder(model.segmenter.weights, 0.05, 0.3))
-    monkeypatch.setattr(mask_rcnn, "_finder", lambda *arguments: finder)
+    detector = OnceFinder(mask_rcnn._detector(model.segmenter.weights, 0.05, 0.3))
+    monkeypatch.setattr(mask_rcnn, "_detector", lambda *arguments: detector)
     whole, classes = object_mask(model, picture)
     assert whole.max() > 20
     # The lattice alone decides what the network is shown: 4 x 3 windows, whatever the tile.
-    assert len(finder.found) == 12
+    assert len(detector.found) == 12
     for tile in ((64, 64), (90, 47)):
         tiled, tiled_classes = object_mask(model, picture, tile)
         assert np.array_equal(whole, tiled)
         assert np.array_equal(classes, tiled_classes)
-    assert len(finder.found) == 12
+    assert len(detector.found) == 12
     # And the network says the same of the same pixels.
-    key, found = next(iter(finder.found.items()))
-    again = finder.finder.detect(np.frombuffer(key, np.float32).reshape(96, 96, 1))
+    key, found = next(iter(detector.found.items()))
+    again = detector.detector.detect(np.frombuffer(key, np.float32).reshape(96, 96, 1))
     assert np.array_equal(again.boxes, found.boxes)
     assert np.array_equal(again.masks, found.masks)
 

@@ -19,7 +19,7 @@ from maskloom.segcore.deep.inference.files.examine import card_of_model
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
-from maskloom.segcore.models.selection import open_choices, with_choices
+from maskloom.segcore.models.selection import pending_selections, with_selections
 from maskloom.segcore.pipeline.in_memory import segment_source, with_selection
 from maskloom.segcore.segmenters.connected_parts import ConnectedParts
 from maskloom.segcore.segmenters.ensemble import Ensemble
@@ -237,11 +237,11 @@ def test_networks_stand_inside_other_segmenters(unet):
 
 def test_the_choice_is_made_once_wherever_the_network_stands(unet):
     parts = ConnectedParts(Unet(unet, patch=64), parts=("land",)).start()
-    (key,) = open_choices(parts)
+    (key,) = pending_selections(parts)
     decided = with_selection(parts, PICTURE)
-    assert open_choices(decided) == {}
+    assert pending_selections(decided) == {}
     assert pickle.loads(pickle.dumps(decided)) == decided
-    again = with_choices(
+    again = with_selections(
         parts, {key: {"engine": "tensorflow", "precision": "float32", "record": {}}}
     )
     assert np.array_equal(
@@ -346,9 +346,9 @@ def test_a_card_that_says_too_short_a_reach_is_found_out(unet):
     model = Unet(unet, **EXACTLY).start()
     short = replace(model, card=replace(model.card, reach=replace(model.card.reach, halo=4)))
     (block,) = PICTURE.blocks(model)
-    assert model.choose(block)["engine"] == "tensorflow"
+    assert model.select_engine(block)["engine"] == "tensorflow"
     with pytest.raises(WeightsError, match="its card says 4"):
-        short.choose(block)
+        short.select_engine(block)
 
 
 def test_images_that_do_not_suit_are_refused(unet):

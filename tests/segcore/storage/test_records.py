@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from maskloom.segcore.errors import DamagedRecord, RunError
 from maskloom.segcore.models.files import dump_model, model_of
-from maskloom.segcore.models.selection import with_choices
+from maskloom.segcore.models.selection import with_selections
 from maskloom.segcore.segmenters.threshold import ThresholdModel
 from maskloom.segcore.storage.records import parse_json, parse_table, read_json, read_table
 from maskloom.segcore.storage.store import Store
@@ -81,7 +81,10 @@ def test_json_of_another_kind_is_no_model(value: object) -> None:
 def test_nesting_without_end_is_damage_too() -> None:
     with pytest.raises(DamagedRecord, match=r"choices\.json is damaged.*or remove it"):
         parse_json(
-            STORE, "runs/r/choices.json", b"[" * 100_000, lambda found: with_choices(MODEL, found)
+            STORE,
+            "runs/r/choices.json",
+            b"[" * 100_000,
+            lambda found: with_selections(MODEL, found),
         )
 
 

@@ -125,7 +125,7 @@ def test_objects_are_matched_as_in_evaluation(
 
     waiting = iter(masks)
     finder = SimpleNamespace(detect=lambda pixels: Found(next(waiting)))
-    monkeypatch.setattr(instances, "_finder", lambda trainer: finder)
+    monkeypatch.setattr(instances, "_detector", lambda trainer: finder)
     setup = setup_of(tmp_path, truths, Instances(void=9000))
     measured = InstanceTask(setup).measure(None, None, lambda *_: None)
     rules = [*parse_values(["0=background", "1..=cell"]), ValueRule(9000, 9000, None)]

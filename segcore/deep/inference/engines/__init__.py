@@ -1,1 +1,1 @@
-"""The libraries that execute a network, one file per library."""
+"""Libraries that execute a network, one file per library."""

@@ -1,6 +1,6 @@
-"""LiteRT as an engine, for .tflite files: networks of one fixed size, often of whole numbers.
+"""LiteRT as an engine, for .tflite files: networks of one fixed size, often quantised.
 
-A network that takes whole numbers gets pixels rounded, so its card's scaling is the identity.
+A network with integer input gets rounded pixels, so the scaling in its card is the identity.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 
 def litert_runner(weights: Weights) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What runs a patch (1, y, x, band) of a .tflite file to (1, y, x, class). Quantised scores are
-    turned back to numbers.
+    """Return a function that runs a patch (1, y, x, band) of a .tflite file to (1, y, x, class).
+
+    Quantised scores are dequantised. Raises `WeightsError` if LiteRT cannot load the file.
     """
     from ai_edge_litert.interpreter import Interpreter
 

@@ -1,5 +1,6 @@
-"""ONNX Runtime as an engine: the reference for ONNX files. float32 only; it has no bfloat16 on
-processors.
+"""ONNX Runtime as an engine: the reference for ONNX files.
+
+It runs in float32 only, since it has no bfloat16 on CPUs.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ _DTYPES = {
 def onnx_runner(
     weights: Weights, card: Card
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What runs a patch (1, y, x, band) of an ONNX file to (1, y, x, class): of several outputs the
-    first.
+    """Return a function that runs a patch (1, y, x, band) of an ONNX file to (1, y, x, class).
+
+    Uses the first output if there are several. Raises `WeightsError` if the file cannot be loaded.
     """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -71,7 +73,9 @@ def onnx_runner(
     taken, given = session.get_inputs()[0], session.get_outputs()[0]
     source = layout_of(_sizes(taken.shape), card.channels, "first")
     target = (
-        layout_of(_sizes(given.shape), card.numbers, source) if len(given.shape) == 4 else source
+        layout_of(_sizes(given.shape), card.output_channels, source)
+        if len(given.shape) == 4
+        else source
     )
     dtype = np.dtype(_DTYPES[taken.type])
 

@@ -1,8 +1,8 @@
-"""Engines: opens a network with the library that was chosen to run it.
+"""Opening a network with the selected engine.
 
-Every engine runs one patch at a time, whatever it is given: libraries pick other ways to sum for
-other numbers of patches, and the result of a patch must not depend on its company. It costs
-nothing, since a patch alone fills the processor and stays nearer to its caches.
+Every engine runs one patch at a time, whatever the size of the batch: libraries sum in another
+order for other batch sizes, and the result of a patch must not depend on the others. This costs
+nothing, since a single patch fills the processor and makes better use of its caches.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ ENGINES_OF: dict[str, tuple[EngineName, ...]] = {
     ".onnx": ("onnxruntime", "openvino"),
     ".tflite": ("litert",),
 }
-"""What can run a kind of file; the first is the reference for the others."""
-_KEPT = 4
-"""Networks that stay loaded: the members of an ensemble, say."""
+"""Engines per kind of file; the first is the reference for the others."""
+_MOST_LOADED = 4
+"""Networks that stay loaded, for example the members of an ensemble."""
 _MODULES = {
     "tensorflow": "tensorflow",
     "openvino": "openvino",
@@ -47,19 +47,20 @@ _INSTALL = {
 
 
 def configure(threads: int) -> None:
-    """Says how many threads the engines of this process use. To be called before the first is
-    opened.
-    """
+    """Set the number of threads of this process's engines. Call it before opening the first."""
     runtime.set_threads(threads)
 
 
 def is_installed(engine: EngineName) -> bool:
-    """Whether the library of an engine is at hand."""
+    """Whether the library of an engine is installed."""
     return importlib.util.find_spec(_MODULES[engine]) is not None
 
 
 def engines_of(weights: Weights) -> tuple[EngineName, ...]:
-    """What can run a file, installed or not. Raises `WeightsError` where nothing can."""
+    """Return the engines that can run a file, installed or not.
+
+    Raises `WeightsError` if no engine can.
+    """
     suffix = ".keras" if weights.trust and weights.suffix in (".h5", ".hdf5") else weights.suffix
     if suffix not in ENGINES_OF:
         raise WeightsError(
@@ -70,7 +71,7 @@ def engines_of(weights: Weights) -> tuple[EngineName, ...]:
 
 
 def check_engine(weights: Weights, engine: EngineName) -> None:
-    """Raises `WeightsError` where an engine cannot run a file, or is not installed."""
+    """Raise `WeightsError` if an engine cannot run a file or is not installed."""
     able = engines_of(weights)
     if engine not in able:
         raise WeightsError(
@@ -82,32 +83,33 @@ def check_engine(weights: Weights, engine: EngineName) -> None:
 
 
 def open_engine(weights: Weights, card: Card, choice: Choice) -> Engine:
-    """The network, loaded and ready; a few stay loaded in a process. Raises `WeightsError` where it
-    cannot be run so.
+    """Return the loaded network; the last few stay loaded in the process.
+
+    Raises `WeightsError` if the engine cannot run it in the selected precision.
     """
     request = _Request(
-        weights, choice, (card.channels, card.numbers, card.reach, runtime.threads()), card
+        weights, choice, (card.channels, card.output_channels, card.reach, runtime.threads()), card
     )
-    engine = _ready.pop(request, None) or _opened(request)
-    # The last to be used stands last, and stays longest.
-    _ready[request] = engine
-    for oldest in list(_ready)[:-_KEPT]:
-        _ready.pop(oldest, None)
+    engine = _loaded.pop(request, None) or _open(request)
+    # Least recently used first.
+    _loaded[request] = engine
+    for oldest in list(_loaded)[:-_MOST_LOADED]:
+        _loaded.pop(oldest, None)
     return engine
 
 
 def close_others(weights: Weights, choice: Choice) -> None:
-    """Frees the memory of a network in every engine and precision but the chosen one."""
-    for request in list(_ready):
+    """Free the memory of a network in all engines and precisions except the selected one."""
+    for request in list(_loaded):
         if request.weights == weights and request.choice != choice:
-            _ready.pop(request, None)
+            _loaded.pop(request, None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
     weights: Weights
     choice: Choice
-    form: tuple[int, int, ReceptiveField, int | None]
+    settings: tuple[int, int, ReceptiveField, int | None]
     card: Card = field(compare=False)
 
 
@@ -123,14 +125,16 @@ class _PatchByPatch:
                 f"{self.where} takes patches (patch, y, x, {self.card.channels}); got "
                 f"{batch.shape}. Choose other bands or weights."
             )
-        reach = self.card.reach
+        receptive_field = self.card.reach
         sizes = (
-            f"{reach.residue} modulo {reach.stride}" if reach.fixed is None else str(reach.fixed)
+            f"{receptive_field.residue} modulo {receptive_field.stride}"
+            if receptive_field.fixed is None
+            else str(receptive_field.fixed)
         )
-        # Not every library notices; some read beyond their maps.
+        # Not every library checks sizes; some read out of bounds.
         if any(
-            size % reach.stride != reach.residue for size in batch.shape[1:3]
-        ) or reach.fixed not in (None, batch.shape[1:3]):
+            size % receptive_field.stride != receptive_field.residue for size in batch.shape[1:3]
+        ) or receptive_field.fixed not in (None, batch.shape[1:3]):
             raise WeightsError(
                 f"{self.where} takes heights and widths of {sizes}; got patches of "
                 f"{batch.shape[1:3]}."
@@ -141,11 +145,10 @@ class _PatchByPatch:
         except WeightsError as error:
             raise WeightsError(
                 f"{error} Its card says that it takes heights and widths of {sizes}; if that is "
-                "wrong, remove the card, so that the network is "
-                "measured anew."
+                "wrong, remove the card, so that the network is measured again."
             ) from error
         if len(patches) > 1:
-            # What a run gives is valid until the next one.
+            # The output of a run is valid until the next one.
             first, scores = scores, np.empty((len(patches), *scores.shape[1:]), np.float32)
             scores[0] = first[0]
             for index in range(1, len(patches)):
@@ -155,11 +158,11 @@ class _PatchByPatch:
         return scores
 
 
-_ready: dict[_Request, Engine] = {}
-"""The networks that are loaded in this process."""
+_loaded: dict[_Request, Engine] = {}
+"""Networks loaded in this process."""
 
 
-def _opened(request: _Request) -> Engine:
+def _open(request: _Request) -> Engine:
     weights, card, choice = request.weights, request.card, request.choice
     check_engine(weights, choice.engine)
     return _PatchByPatch(_runner(weights, card, choice), card, weights.location)

@@ -1,5 +1,6 @@
-"""OpenVINO as an engine: the fastest on processors of Intel and AMD, above all in bfloat16. Runs
-keras and ONNX files of any size of patch.
+"""OpenVINO as an engine: the fastest on CPUs of Intel and AMD, above all in bfloat16.
+
+It runs keras and ONNX files with patches of any size.
 """
 
 from __future__ import annotations
@@ -37,15 +38,17 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 def openvino_runner(
     weights: Weights, card: Card, precision: Precision
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What runs a patch (1, y, x, band) of a keras or ONNX file to (1, y, x, class). Its result is
-    valid until the next call.
+    """Return a function that runs a patch (1, y, x, band) of a file to (1, y, x, class).
+
+    The file is a keras or ONNX file. The result is valid until the next call. Raises `WeightsError`
+    if OpenVINO cannot load the file.
     """
     import openvino
 
     where = weights.location
     try:
         model = _converted(weights, precision)
-        # One patch at a time, on all threads: several at once take more memory and more time.
+        # One patch at a time on all threads: several at once take more memory and more time.
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -63,7 +66,7 @@ def openvino_runner(
     otherwise: Layout = "first" if weights.suffix == ".onnx" else "last"
     taken = _sizes(compiled.inputs[0])
     source = layout_of(taken, card.channels, otherwise)
-    target = layout_of(_sizes(compiled.outputs[0]), card.numbers, source)
+    target = layout_of(_sizes(compiled.outputs[0]), card.output_channels, source)
     dtype = np.dtype(compiled.inputs[0].element_type.to_dtype())
     request = compiled.create_infer_request()
 
@@ -84,7 +87,7 @@ def openvino_runner(
 
 
 def native_bfloat16() -> bool:
-    """Whether this processor computes in bfloat16, as OpenVINO sees it."""
+    """Whether OpenVINO reports native bfloat16 for this processor."""
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -97,12 +100,12 @@ def _converted(weights: Weights, precision: Precision) -> Any:
         return openvino.Core().read_model(io.BytesIO(load_onnx(weights)))
     function = frozen(weights, precision)
     # `openvino.convert_model` would read the same graph node by node in Python, which takes
-    # seconds, and tell its makers of it.
+    # seconds, and send telemetry.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.pb")
         path.write_bytes(function.graph.as_graph_def().SerializeToString())
         model = openvino.Core().read_model(path)
-    # Whatever else the graph ends in, a shape that nobody takes, is no output.
+    # Drop other outputs of the graph, such as an unused shape.
     return openvino.Model([model.output(function.outputs[0].name)], model.get_parameters())
 
 

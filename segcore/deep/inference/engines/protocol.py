@@ -1,4 +1,4 @@
-"""Engines: what runs a network's arithmetic, and in which precision."""
+"""Engines: the library and precision that execute a network."""
 
 from __future__ import annotations
 
@@ -18,23 +18,21 @@ class Engine(Protocol):
     """A network that is loaded and ready to run in this process."""
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The network's output (patch, y, x, class) for scaled patches (patch, y, x, band).
+        """Run scaled patches (patch, y, x, band) to the output (patch, y, x, class).
 
-        The result of a patch does not depend on the others of its batch. The array is read-only,
-        and valid until the next call.
+        The result of a patch does not depend on the others of its batch. The array is read-only and
+        valid until the next call.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An engine and a precision, chosen once for a whole run so that every worker gives the same
-    labels.
-    """
+    """Engine and precision, selected once per run so that all workers give the same labels."""
 
     engine: EngineName
     precision: Precision
     record: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """What was tried: agreement with float32 by engine and precision, and pixels a second of those
-    that keep the labels.
+    """What was tried: agreement with float32 by engine and precision, and pixels per second of
+    those that keep the labels.
     """

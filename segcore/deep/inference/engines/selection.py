@@ -1,10 +1,10 @@
-"""Choosing: which engine runs a network fastest here and still gives its labels.
+"""Engine selection: the fastest engine that keeps a network's labels.
 
-Each engine and precision runs one patch of real pixels. It is eligible if its labels are those of
-the reference, the file's own library in float32, on all but one pixel in a thousand. Those that are
-eligible then race: they run the patch a few times more, in turns, until they are far behind. The
-choice is made once for a run and kept with it, so that every worker computes alike; float32 is kept
-where bfloat16 gains less than a tenth.
+Each engine and precision runs one patch of real pixels. It is eligible if its labels match those of
+the reference, the file's own library in float32, on at least 99.9 % of the pixels. The eligible
+ones are then timed: they run the patch a few more times in turn and drop out when far slower than
+the fastest. The selection is made once per run and stored with it, so that all workers compute the
+same results; float32 is preferred unless bfloat16 is at least a tenth faster.
 """
 
 from __future__ import annotations
@@ -39,52 +39,55 @@ _LEAST_AGREEMENT = 0.999
 _LEAST_GAIN = 1.1
 _MOST_RUNS, _MOST_SECONDS = 5, 2.0
 _FAR_BEHIND = 2.0
-"""Times the shortest time, beyond which an engine does not run again: no other work on the machine
-accounts for so much.
+"""Multiple of the shortest time beyond which an engine is not run again: other work on the machine
+does not explain so large a difference.
 """
 _PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 _IN_BFLOAT16 = ("tensorflow", "openvino")
 
 
 def available_engines(weights: Weights) -> list[EngineName]:
-    """The engines that are installed and can run a file, the reference first. Raises `WeightsError`
-    where nothing can run it.
+    """Return the installed engines that can run a file, the reference first.
+
+    Raises `WeightsError` if no engine can run it.
     """
     return [engine for engine in engines_of(weights) if is_installed(engine)]
 
 
-def choose(
+def select_engine(
     weights: Weights,
     card: Card,
     patch: NDArray[np.float32],
     engine: EngineName | Literal["auto"] = "auto",
     precision: Precision | Literal["auto"] = "auto",
 ) -> Choice:
-    """How to run a network, tried on a scaled patch (y, x, band) that suits its sizes.
+    """Select engine and precision by running a scaled patch (y, x, band) of a valid size.
 
-    Where only one way is left, it is tried too, so that a network that cannot be run is found
-    before any image. Raises `WeightsError` where the network cannot be run so, or gives anything
-    but what its card says.
+    A single candidate is run too, so that a network that cannot run fails before the first image.
+    Raises `WeightsError` if the network cannot run as requested or its output does not match its
+    card.
     """
     if card.output == "objects":
-        return _for_objects(weights, engine, precision)
-    choices = _candidates(weights, engine, precision)
-    if len(choices) == 1:
-        run_once(weights, card, patch, choices[0])
-        return choices[0]
-    agreements, failures = _agreements(weights, card, patch, choices)
+        return _engine_for_objects(weights, engine, precision)
+    candidates = _candidates(weights, engine, precision)
+    if len(candidates) == 1:
+        run_once(weights, card, patch, candidates[0])
+        return candidates[0]
+    agreements, failures = _agreements(weights, card, patch, candidates)
     eligible = [choice for choice, agreement in agreements.items() if agreement >= _LEAST_AGREEMENT]
     if not eligible:
-        told = "; ".join(
+        reasons = "; ".join(
             f"{choice.engine} keeps {agreement:.2%} of the labels"
             for choice, agreement in agreements.items()
         )
-        told = told or "; ".join(str(failure["error"]) for failure in failures)
+        reasons = reasons or "; ".join(str(failure["error"]) for failure in failures)
         raise WeightsError(
-            f"{weights.location}: no engine gives the labels of float32 in {precision}: {told}. "
+            f"{weights.location}: no engine keeps the labels of float32 in {precision}: {reasons}. "
             "Set precision: auto."
         )
-    seconds = _raced({choice: open_engine(weights, card, choice) for choice in eligible}, patch)
+    seconds = _time_engines(
+        {choice: open_engine(weights, card, choice) for choice in eligible}, patch
+    )
     best = min(
         eligible,
         key=lambda choice: seconds[choice] * (_LEAST_GAIN if choice.precision == "bfloat16" else 1),
@@ -106,16 +109,14 @@ def choose(
 
 
 def _agreements(
-    weights: Weights, card: Card, patch: NDArray[np.float32], choices: list[Choice]
+    weights: Weights, card: Card, patch: NDArray[np.float32], candidates: list[Choice]
 ) -> tuple[dict[Choice, float], list[dict[str, str]]]:
-    """The part of the reference's labels that each choice keeps; and what is wrong with those that
-    cannot run.
-    """
+    """Return each candidate's share of the reference's labels, and the failures of the others."""
     reference = Choice(available_engines(weights)[0], "float32")
     expected = labels_of(run_once(weights, card, patch, reference), card.output)
-    agreements = {reference: 1.0} if reference in choices else {}
+    agreements = {reference: 1.0} if reference in candidates else {}
     failures = []
-    for choice in choices:
+    for choice in candidates:
         if choice == reference:
             continue
         try:
@@ -132,13 +133,16 @@ def _agreements(
 def run_once(
     weights: Weights, card: Card, patch: NDArray[np.float32], choice: Choice
 ) -> NDArray[np.float32]:
-    """What a network gives for a patch (y, x, band): (y, x, class). Raises `WeightsError` where
-    that is not what its card says.
+    """Run a patch (y, x, band) and return the output (y, x, class).
+
+    Raises `WeightsError` if the output does not match the card.
     """
     scores = np.array(open_engine(weights, card, choice)(patch[None])[0])
-    expected = (*(size - 2 * card.reach.margin for size in patch.shape[:2]), card.numbers)
-    # Of two classes one number may do: the logarithm of the second one's odds.
-    single = card.output == "logits" and card.numbers == 2 and scores.shape == (*expected[:2], 1)
+    expected = (*(size - 2 * card.reach.margin for size in patch.shape[:2]), card.output_channels)
+    # Two classes may have a single score: the log-odds of the second.
+    single = (
+        card.output == "logits" and card.output_channels == 2 and scores.shape == (*expected[:2], 1)
+    )
     if scores.shape != expected and not single:
         raise WeightsError(
             f"{weights.location}: for a patch of {patch.shape[:2]} and {len(card.classes)} classes "
@@ -175,7 +179,7 @@ def labels_of(scores: NDArray[np.float32], output: Output) -> NDArray[np.integer
 
 
 def native_bfloat16() -> bool:
-    """Whether bfloat16 is worth a try: the processor computes in it, or does not say."""
+    """Whether the processor supports bfloat16, or support is unknown."""
     if is_installed("openvino"):
         from maskloom.segcore.deep.inference.engines.openvino import native_bfloat16
 
@@ -194,24 +198,24 @@ def _candidates(
     engines = available_engines(weights) if engine == "auto" else [engine]
     if not engines:
         check_engine(weights, engines_of(weights)[0])
-    # By precision, since engines of one precision share the loaded network.
-    choices = [
+    # By precision, because engines of one precision share the loaded network.
+    candidates = [
         Choice(name, each)
         for each in _PRECISIONS
         for name in engines
         if precision in ("auto", each) and (each == "float32" or name in _IN_BFLOAT16)
     ]
     if precision == "auto" and not native_bfloat16():
-        choices = [choice for choice in choices if choice.precision == "float32"]
-    if not choices:
+        candidates = [choice for choice in candidates if choice.precision == "float32"]
+    if not candidates:
         raise WeightsError(
             f"precision: {' and '.join(engines)} cannot run {weights.location} in {precision}. Set "
             "precision: float32 or auto."
         )
-    return choices
+    return candidates
 
 
-def _for_objects(
+def _engine_for_objects(
     weights: Weights, engine: EngineName | Literal["auto"], precision: Precision | Literal["auto"]
 ) -> Choice:
     from maskloom.segcore.deep.inference.files.keras_files import load_keras
@@ -225,9 +229,12 @@ def _for_objects(
     return Choice("tensorflow", "float32")
 
 
-def _raced(engines: Mapping[Choice, Engine], patch: NDArray[np.float32]) -> dict[Choice, float]:
-    """The shortest time of each engine for the patch, in seconds. They take turns, so that other
-    work on the machine slows all alike.
+def _time_engines(
+    engines: Mapping[Choice, Engine], patch: NDArray[np.float32]
+) -> dict[Choice, float]:
+    """Shortest time of each engine for the patch, in seconds.
+
+    Engines take turns, so that other work on the machine slows all of them equally.
     """
     seconds = dict.fromkeys(engines, math.inf)
     running, started = list(engines), time.perf_counter()

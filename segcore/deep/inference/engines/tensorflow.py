@@ -1,16 +1,16 @@
 """TensorFlow as an engine.
 
-The network becomes one graph whose weights are constants, so that TensorFlow folds normalisation
-and activation into convolutions; any size of patch runs through the same graph. bfloat16 is left to
-TensorFlow's own rewriting of the folded graph; that is faster than a keras policy, which computes
-normalisations by themselves in float32. The rewriting would round the last scores and probabilities
-to eight bits, which makes ties and flips labels where two classes are near; so the last convolution
-is put beyond its reach, in float64, which costs nothing for so few channels, and the last
-activation is made of exponentials, which it leaves in float32.
+The network becomes one graph with constant weights, so that TensorFlow folds normalisation and
+activation into convolutions; patches of any size run through the same graph. For bfloat16,
+TensorFlow rewrites the folded graph itself; this is faster than a keras policy, which computes
+normalisations separately in float32. The rewriting would round the last scores and probabilities to
+eight bits, which creates ties and flips labels where two classes are close. So the last convolution
+is excluded by computing it in float64, which costs nothing for so few channels, and the last
+activation is composed of exponentials, which the rewriting leaves in float32.
 
-What costs most labels in bfloat16 is the rounding of the pixels themselves, to eight bits. They are
-handed over in two parts of eight bits each (`split_pixels`), for OpenVINO too; the first
-convolution, which is cheap, adds the two up.
+Most labels lost in bfloat16 are lost by rounding the pixels to eight bits. So pixels are passed in
+two parts of eight bits each (`split_pixels`), for OpenVINO too; the first convolution, which is
+cheap, adds them up.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def _exact_ending(model: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 def _with_split_pixels(network: Any) -> Any:
-    """The network made for `split_pixels`: each convolution of its input as the sum of two.
+    """Adapt the network to `split_pixels`: each convolution of its input becomes a sum of two.
 
-    Networks that do anything else with their input stay as they are.
+    Networks that use their input in any other way are returned unchanged.
     """
     keras, pixels = import_keras(), network.inputs[0]
     try:
@@ -78,7 +78,7 @@ def _with_split_pixels(network: Any) -> Any:
             for layer in network.layers[1:]
             if any(tensor is pixels for tensor in keras.tree.flatten(layer.input))
         ]
-    except (AttributeError, ValueError):  # a layer that is used in several places has no one input
+    except (AttributeError, ValueError):  # a layer used several times has no single input
         return network
     if not users or not all(
         isinstance(layer, keras.layers.Conv2D)
@@ -140,7 +140,7 @@ def _sigmoid(logits: Any) -> Any:
 def tensorflow_runner(
     weights: Weights, precision: Precision
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What runs a patch (1, y, x, band) of a keras file to (1, y, x, class)."""
+    """Return a function that runs a patch (1, y, x, band) of a keras file to (1, y, x, class)."""
     tensorflow, where = import_tensorflow(), weights.location
     function = frozen(weights, precision)
     channels = function.inputs[0].shape[-1]
@@ -162,14 +162,16 @@ def tensorflow_runner(
 
 @lru_cache(maxsize=1)
 def frozen(weights: Weights, precision: Precision) -> Any:
-    """The TensorFlow function of a keras file, its weights as constants: patches (n, y, x, band)
-    float32 to scores float32, of whatever sizes the network takes. The last one is kept, for the
-    next engine of the same precision: to load a network takes longer than to run it.
+    """Return a keras file as a TensorFlow function with constant weights.
+
+    It maps patches (patch, y, x, band) float32 of any valid size to scores (patch, y, x, class)
+    float32. The last one is cached for the next engine of the same precision, because loading a
+    network takes longer than running it.
     """
     import_tensorflow()
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
-    )  # it is not exported elsewhere
+    )  # exported nowhere else
 
     return convert_variables_to_constants_v2(_traced(weights, precision))
 
@@ -183,7 +185,7 @@ def _traced(weights: Weights, precision: Precision) -> Any:
         )
     tensorflow = import_tensorflow()
     model = load_keras(weights)
-    # Networks that are classes of their own may have neither.
+    # Subclassed models may lack either attribute.
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or len(outputs) != 1:
         shapes = [tuple(tensor.shape) for tensor in inputs]
@@ -223,8 +225,9 @@ def _traced(weights: Weights, precision: Precision) -> Any:
 
 @contextmanager
 def _rewriting(tensorflow: Any, precision: Precision) -> Iterator[None]:
-    """Lets TensorFlow rewrite what runs inside to a precision; other graphs of the process stay as
-    they are.
+    """Enable or disable TensorFlow's rewriting to bfloat16 inside the context.
+
+    Other graphs of the process are not affected.
     """
     optimizer = tensorflow.config.optimizer
     before = optimizer.get_experimental_options().get(_MIXED, False)

@@ -1,1 +1,1 @@
-"""Model files from disk, read without trusting them."""
+"""Reading model files without trusting them."""

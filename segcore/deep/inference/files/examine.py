@@ -1,13 +1,12 @@
-"""Examination: the card of a file of weights that has none.
+"""Examination: create the card of a weights file that has none.
 
-The file may be anything, so it is loaded and run in a process of its own, with limits on time and
-memory: `python -m maskloom.segcore.inference.examine` takes a request (JSON) on standard input, and
-answers on standard output with the card or with what is wrong. Whatever happens there, the caller
-gets a `Card` or a `WeightsError`, and the process does not outlive the caller's
-(`segcore.processes.lifeline`).
+The file is untrusted, so it is loaded and run in a separate process with limits on time and memory:
+`python -m maskloom.segcore.deep.inference.files.examine` reads a request (JSON) from standard input
+and writes the card or an error to standard output. Whatever happens there, the caller gets a `Card`
+or a `WeightsError`, and the process does not outlive the caller's (`segcore.processes.lifeline`).
 
-What a file cannot tell is assumed as most networks have it: pixels of 8 bits, scaled to 0 ... 1
-unless the network takes whole numbers, and classes class_0, class_1 ...
+What the file does not contain is assumed by convention: 8-bit pixels, scaled to 0 ... 1 unless the
+network takes integers, and classes class_0, class_1 ...
 """
 
 from __future__ import annotations
@@ -33,21 +32,20 @@ if TYPE_CHECKING:
 
 _BYTES = 12 << 30
 _SPARE = 1.75
-"""What engines need beside the maps themselves: other layouts of them, and scratch (TensorFlow: 1.4
-to 1.65, measured).
+"""Memory factor for what engines need beside the feature maps: other layouts and scratch memory
+(TensorFlow: 1.4 to 1.65, measured).
 """
 _UNKNOWN_BYTES = 2048
 _ACTIVATIONS: Mapping[str, Output] = {"softmax": "scores", "sigmoid": "sigmoid", "linear": "logits"}
 MOST_LABELS = 250
-"""Classes of a network that gives class ids and does not say how many there are."""
+"""Number of classes assumed if a network outputs class ids without their number."""
 
 
 def examine(weights: Weights, seconds: float | None = None) -> Card:
-    """What a card of this file would say, found out by running it in another process.
+    """Determine the card of a file by running it in another process.
 
-    `seconds` is the time that it may take. None: what the limits of this process say. Raises
-    `WeightsError` where the file is broken or hostile, gives no scores for pixels, or takes more
-    than that or the memory.
+    `seconds` limits the time; None takes the configured limit. Raises `WeightsError` if the file is
+    broken or malicious, has no per-pixel scores, or exceeds the limits on time or memory.
     """
     seconds = limits.configured().examine if seconds is None else seconds
     request = json.dumps(
@@ -56,7 +54,7 @@ def examine(weights: Weights, seconds: float | None = None) -> Card:
     try:
         with lifeline.tied() as line:
             child = subprocess.run(
-                # Nothing of the current folder is to be imported, a checkout of maskloom neither.
+                # Import nothing from the current folder, not even a checkout of maskloom.
                 [sys.executable, "-P", "-m", __name__, str(line)],
                 input=request,
                 capture_output=True,
@@ -97,14 +95,13 @@ def card_of_model(
     sha256: str,
     about: Mapping[str, Any] | None = None,
 ) -> Card:
-    """The card of a keras model in this process. Without `classes` they are named after their
-    number.
+    """Determine the card of a keras model in this process.
 
-    Raises `WeightsError` where the model gives no scores for pixels, or others than the classes
-    say.
+    Without `classes` they are named by number. Raises `WeightsError` if the model has no per-pixel
+    scores or their number does not match the classes.
     """
     from maskloom.segcore.deep.inference.files.keras_files import check_finite
-    from maskloom.segcore.deep.inference.receptive_field.skeletons import reach_of, runner
+    from maskloom.segcore.deep.inference.receptive_field.skeletons import receptive_field_of, runner
 
     shape = getattr(model, "input_shape", None)
     if (
@@ -118,40 +115,39 @@ def card_of_model(
             "bands, and one output."
         )
     check_finite(model, "The network")
-    reach = reach_of(model)
-    output, scores = _output_of(runner(model), reach, shape[-1], _last_activation(model))
+    field = receptive_field_of(model)
+    output, scores = _output_of(runner(model), field, shape[-1], _last_activation(model))
     return Card(
         kind=kind,
         sha256=sha256,
         channels=shape[-1],
         classes=_names(classes, scores),
         scaling=scaling,
-        reach=reach,
+        reach=field,
         output=output,
         parameters=model.count_params(),
-        bytes_per_pixel=_bytes_per_pixel(_live_bytes(model, probe_size(reach)), reach),
+        bytes_per_pixel=_bytes_per_pixel(_live_bytes(model, probe_size(field)), field),
         about=dict(about or {}),
     )
 
 
-def probe_size(reach: ReceptiveField) -> tuple[int, int]:
-    """The (height, width) of a patch that the network takes: the fixed one, or one of 256 pixels
-    and a little.
-    """
-    if reach.fixed is not None:
-        return reach.fixed[0], reach.fixed[1]
-    size = 256 + 2 * reach.margin
-    return (size + (reach.residue - size) % reach.stride,) * 2
+def probe_size(field: ReceptiveField) -> tuple[int, int]:
+    """(height, width) of a valid test patch: the fixed size, or slightly more than 256 pixels."""
+    if field.fixed is not None:
+        return field.fixed[0], field.fixed[1]
+    size = 256 + 2 * field.margin
+    return (size + (field.residue - size) % field.stride,) * 2
 
 
-def _bytes_per_pixel(live: int | None, reach: ReceptiveField) -> int:
-    height, width = probe_size(reach)
+def _bytes_per_pixel(live: int | None, field: ReceptiveField) -> int:
+    height, width = probe_size(field)
     return _UNKNOWN_BYTES if live is None else int(np.ceil(_SPARE * live / (height * width)))
 
 
 def _scaling_to(dtype: Any) -> Scaling:
-    """How pixels of 8 bits become an input of this NumPy type: from 0 to 1; as they are for whole
-    numbers, from -128 on for signed bytes.
+    """Scaling of 8-bit pixels to an input of this NumPy type.
+
+    Floats get 0 to 1; integers get the pixels unchanged, signed bytes shifted by -128.
     """
     kind = np.dtype(dtype)
     if kind.kind not in "iu":
@@ -165,19 +161,20 @@ def _names(classes: tuple[str, ...], scores: int) -> tuple[str, ...]:
         return tuple(f"class_{i}" for i in range(number))
     if len(classes) != number:
         raise WeightsError(
-            f"classes: the network tells {number} classes apart; got {len(classes)} names: "
+            f"classes: the network distinguishes {number} classes; got {len(classes)} names: "
             f"{', '.join(classes)[:200]}."
         )
     return classes
 
 
 def _output_of(
-    network: Network, reach: ReceptiveField, channels: int, last: Output | None
+    network: Network, field: ReceptiveField, channels: int, last: Output | None
 ) -> tuple[Output, int]:
-    """What the output means, and how many numbers there are for a pixel. `last` is what the last
-    layer says, if it says anything.
+    """Return the kind of output and the number of scores per pixel.
+
+    `last` is the kind that the last layer implies, if any.
     """
-    pixels = np.random.default_rng(0).random((1, *probe_size(reach), channels), np.float32)
+    pixels = np.random.default_rng(0).random((1, *probe_size(field), channels), np.float32)
     scores = network(pixels)
     if not np.isfinite(scores).all():
         raise WeightsError(
@@ -185,27 +182,25 @@ def _output_of(
             "damaged, or its training diverged."
         )
     number = scores.shape[-1]
-    likely = scores.min() >= 0 and scores.max() <= 1
+    in_unit_range = scores.min() >= 0 and scores.max() <= 1
     if number > 1:
-        # Several sigmoids do not add up to 1, so they are scores to compare, no probabilities of
-        # classes that exclude one another.
+        # Several sigmoids do not add up to 1, so they are scores to compare, not probabilities of
+        # mutually exclusive classes.
         sums = np.abs(scores.sum(-1) - 1).max()
-        return ("scores" if likely and sums < 1e-3 else "logits"), number
+        return ("scores" if in_unit_range and sums < 1e-3 else "logits"), number
     if scores.max() > 1 and np.array_equal(scores, np.rint(scores)):
         raise WeightsError(
-            "The network gives one whole number for each pixel: class ids, it seems, of which "
-            "nobody knows how many. Let it give the scores "
-            "before them, or write a card beside it that says `output: labels`."
+            "The network gives one whole number for each pixel: class ids, it seems, without the "
+            "number of classes. Export it with the scores before them, or write a card with "
+            "`output: labels`."
         )
     if last in ("sigmoid", "logits"):
         return last, number
-    return ("sigmoid" if likely else "logits"), number
+    return ("sigmoid" if in_unit_range else "logits"), number
 
 
 def _last_activation(model: Any) -> Output | None:
-    """What the operation says that makes the output; None where it is no layer with an
-    activation.
-    """
+    """Kind of output implied by the last layer's activation; None if it has none."""
     maker = model.outputs[0]._keras_history.operation  # noqa: SLF001 - keras tells it nowhere else
     if getattr(maker, "outputs", None) and getattr(maker, "layers", None):
         return _last_activation(maker)
@@ -216,8 +211,9 @@ def _last_activation(model: Any) -> Output | None:
 
 
 def _live_bytes(model: Any, size: tuple[int, int]) -> int | None:
-    """Bytes of all maps that are alive at once, at most, in float32 for one image. None where the
-    model has no graph.
+    """Peak memory of all live feature maps in float32 for one image of `size`, in bytes.
+
+    None if the model has no graph.
     """
     import keras
 
@@ -253,8 +249,9 @@ def _live_bytes(model: Any, size: tuple[int, int]) -> int | None:
 
 
 def _peak(steps: Sequence[tuple[Sequence[Any], Sequence[Any]]], bytes_of: Mapping[Any, int]) -> int:
-    """The most bytes alive at once, where each step (what it takes, what it gives) frees what
-    nobody takes any more.
+    """Peak number of live bytes when each step frees what no later step uses.
+
+    A step is a pair of the maps it takes and the maps it creates.
     """
     last = {name: i for i, (taken, _) in enumerate(steps) for name in taken}
     alive: dict[Any, int] = {}
@@ -276,38 +273,41 @@ def _examine_keras(weights: Weights) -> Card:
 
 def _examine_onnx(weights: Weights) -> Card:
     from maskloom.segcore.deep.inference.files.onnx_files import load_onnx
-    from maskloom.segcore.deep.inference.files.onnx_form import (
+    from maskloom.segcore.deep.inference.files.onnx_models import (
         count_parameters,
-        form_of,
         maps_of,
         runner,
         scored,
+        signature_of,
     )
-    from maskloom.segcore.deep.inference.receptive_field.measure import fixed_reach, sizes_taken
+    from maskloom.segcore.deep.inference.receptive_field.measure import (
+        measure_fixed_size,
+        measure_sizes,
+    )
 
     content = load_onnx(weights)
     import onnx
 
     model = onnx.load_from_string(content)
-    form = form_of(model, weights.location)
-    # Of a network that gives class ids, the scores before them are looked at: they tell how many
-    # classes there are, and how far it looks.
+    signature = signature_of(model, weights.location)
+    # For a network that outputs class ids, examine the scores before the ArgMax: they give the
+    # number of classes and the receptive field.
     before = scored(model)
     if before is not None:
-        model, form = before[0], dataclasses.replace(form, given=before[1])
+        model, signature = before[0], dataclasses.replace(signature, given=before[1])
     elif (
         onnx.helper.tensor_dtype_to_np_dtype(model.graph.output[0].type.tensor_type.elem_type).kind
         in "iub"
     ):
         raise WeightsError(
-            f"{weights.location} gives whole numbers that no ArgMax makes, so their meaning is not "
-            "known. Write a card beside it."
+            f"{weights.location} gives whole numbers that no ArgMax produces, so their meaning is "
+            "unknown. Write a card beside it."
         )
-    network = runner(model, form, weights.location)
-    if form.fixed is None:
-        reach = sizes_taken(network, form.channels)
+    network = runner(model, signature, weights.location)
+    if signature.fixed is None:
+        field = measure_sizes(network, signature.channels)
     else:
-        reach = fixed_reach(network, form.channels, form.fixed)
+        field = measure_fixed_size(network, signature.channels, signature.fixed)
     ends = {node.op_type for node in model.graph.node if model.graph.output[0].name in node.output}
     last: Output | None = (
         "sigmoid"
@@ -316,42 +316,42 @@ def _examine_onnx(weights: Weights) -> Card:
         if ends & {"Conv", "ConvTranspose", "Add"}
         else None
     )
-    output, scores = _output_of(network, reach, form.channels, last)
+    output, scores = _output_of(network, field, signature.channels, last)
     if before is not None:
         output = "labels"
-    maps = maps_of(model, form, probe_size(reach))
+    maps = maps_of(model, signature, probe_size(field))
     return Card(
         kind="network",
         sha256=weights.sha256,
-        channels=form.channels,
+        channels=signature.channels,
         classes=_names((), scores),
-        scaling=_scaling_to(form.dtype),
-        reach=reach,
+        scaling=_scaling_to(signature.dtype),
+        reach=field,
         output=output,
         parameters=count_parameters(model),
-        bytes_per_pixel=_bytes_per_pixel(None if maps is None else _peak(*maps), reach),
+        bytes_per_pixel=_bytes_per_pixel(None if maps is None else _peak(*maps), field),
     )
 
 
 def _examine_litert(weights: Weights) -> Card:
     from maskloom.segcore.deep.inference.engines.litert import litert_runner
-    from maskloom.segcore.deep.inference.receptive_field.measure import fixed_reach
+    from maskloom.segcore.deep.inference.receptive_field.measure import measure_fixed_size
 
-    run, (taken, given) = litert_runner(weights), _litert_ends(weights)
+    run, (taken, given) = litert_runner(weights), _litert_details(weights)
     _, height, width, channels = (int(length) for length in taken["shape"])
-    reach = fixed_reach(run, channels, (height, width))
+    field = measure_fixed_size(run, channels, (height, width))
     scaling = _scaling_to(taken["dtype"])
     if np.dtype(given["dtype"]).kind in "iu" and not given["quantization"][0]:
-        # Class ids; how many there are nobody knows but the user, who names them.
+        # Class ids; only the user knows their number and names them.
         return Card(
-            "network", weights.sha256, channels, _names((), MOST_LABELS), scaling, reach, "labels"
+            "network", weights.sha256, channels, _names((), MOST_LABELS), scaling, field, "labels"
         )
-    output, scores = _output_of(run, reach, channels, None)
-    return Card("network", weights.sha256, channels, _names((), scores), scaling, reach, output)
+    output, scores = _output_of(run, field, channels, None)
+    return Card("network", weights.sha256, channels, _names((), scores), scaling, field, output)
 
 
-def _litert_ends(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What LiteRT tells of the input and of the first output."""
+def _litert_details(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
+    """LiteRT's details of the input and of the first output."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=weights.read())
@@ -360,9 +360,9 @@ def _litert_ends(weights: Weights) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _answer(request: Mapping[str, Any]) -> dict[str, str]:
     weights = Weights(request["location"], request["sha256"], request["trust"])
-    ways = {".onnx": _examine_onnx, ".tflite": _examine_litert}
+    examiners = {".onnx": _examine_onnx, ".tflite": _examine_litert}
     try:
-        card = ways.get(weights.suffix, _examine_keras)(weights)
+        card = examiners.get(weights.suffix, _examine_keras)(weights)
     except WeightsError as error:
         return {
             "error": str(error)
@@ -377,8 +377,8 @@ def _answer(request: Mapping[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Answers one request; the process that `examine` starts."""
-    # Only the answer goes to standard output: libraries write there too.
+    """Answer one request; entry point of the process that `examine` starts."""
+    # Reserve standard output for the answer, because libraries also write to it.
     answers = os.dup(1)
     os.dup2(2, 1)
     for line in sys.argv[1:]:

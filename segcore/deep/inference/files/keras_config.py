@@ -1,10 +1,10 @@
-"""What the configuration of a network may name: keras' own layers and ours, nothing else.
+"""Checks of a network's configuration: only layers of keras and of maskloom are allowed.
 
 A `.keras` file holds a description in JSON that keras turns into objects. A description can name
-any class of any module, code in marshalled form, or files to be read (CVE-2025-1550, CVE-2025-8747,
-CVE-2025-9906, CVE-2025-12058, CVE-2026-1462), and keras' own guard was passed repeatedly. So every
-object is looked up here first, by rules of what is known to be harmless rather than of what is
-known to be bad.
+any class of any module, marshalled code, or files to be read (CVE-2025-1550, CVE-2025-8747,
+CVE-2025-9906, CVE-2025-12058, CVE-2026-1462), and keras' own checks were bypassed repeatedly. So
+every object is checked here first, against a list of what is known to be harmless rather than of
+what is known to be dangerous.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _INTERNAL = {
     "keras.src.models.sequential": ("keras.src.models",),
     "keras.src.models.model": ("keras.src.models",),
 }
-"""Modules that a description may name besides the public ones, and ours to look into."""
+"""Other modules that a description may name, and the modules in which to look up their classes."""
 _OPERATIONS = (
     "keras.src.ops.nn",
     "keras.src.ops.numpy",
@@ -41,27 +41,27 @@ _REFUSED = {
         "TorchModuleWrapper",
         "JaxLayer",
         "FlaxLayer",
-    ),  # run code of another kind
+    ),  # run foreign code
     *(
         "TextVectorization",
         "StringLookup",
         "IntegerLookup",
-    ),  # read files that the description names
+    ),  # read files named in the description
 }
 _PLAIN = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
 _HALF_POLICIES = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
 _MOST_LEVELS = 200
 _LARGEST, _MOST_NUMBERS = 2**16, 2**28
-"""Sizes that a description may ask for: a number by itself, and the product of a shape."""
+"""Limits on sizes in a description: a single number, and the product of a shape."""
 _NO_SIZES = ("class_name", "seed", "shared_object_id")
 _PACKAGE = "maskloom>"
 
 
 def checked_config(text: bytes, where: str) -> dict[str, Any]:
-    """The description of a network from its JSON, in float32 and without what it was trained with
-    (losses, optimizers).
+    """Parse and check the JSON description of a network.
 
-    Raises `WeightsError` where it is none, or names anything but layers of keras and of maskloom.
+    It is returned in float32 and without its training setup (losses, optimizers). Raises
+    `WeightsError` if it is invalid or names anything but layers of keras and of maskloom.
     """
     try:
         config = json.loads(text)
@@ -75,19 +75,19 @@ def checked_config(text: bytes, where: str) -> dict[str, Any]:
             "Save the network again."
         )
     import_layers()
-    waiting: list[tuple[Any, int]] = [(config, 0)]
-    while waiting:
-        entry, level = waiting.pop()
+    pending: list[tuple[Any, int]] = [(config, 0)]
+    while pending:
+        entry, level = pending.pop()
         if level > _MOST_LEVELS:
             raise WeightsError(
-                f"{where} holds a description that is nested without end. Save the network again."
+                f"{where} holds a description that is nested too deeply. Save the network again."
             )
         if isinstance(entry, dict):
             if "class_name" in entry:
                 _check(entry, where)
             _in_float32(entry)
             _check_nodes(entry.get("inbound_nodes"), where)
-            waiting += [(value, level + 1) for key, value in entry.items() if key not in _NO_SIZES]
+            pending += [(value, level + 1) for key, value in entry.items() if key not in _NO_SIZES]
         elif isinstance(entry, list):
             sides = [abs(side) for side in entry if isinstance(side, int) and side]
             if math.prod(sides) > _MOST_NUMBERS:
@@ -95,7 +95,7 @@ def checked_config(text: bytes, where: str) -> dict[str, Any]:
                     f"{where} asks for an array of {entry}: more than any network needs. Save the "
                     "network again."
                 )
-            waiting += [(value, level + 1) for value in entry]
+            pending += [(value, level + 1) for value in entry]
         elif isinstance(entry, int) and abs(entry) > _LARGEST:
             raise WeightsError(
                 f"{where} asks for a size of {entry}: more than any network needs. Save the "
@@ -105,9 +105,7 @@ def checked_config(text: bytes, where: str) -> dict[str, Any]:
 
 
 def import_layers() -> None:
-    """Loads every module of `segcore.deep.networks`, so that keras knows the layers registered
-    there.
-    """
+    """Import every module of `segcore.deep.networks`, which registers its layers with keras."""
     import_keras()
     for module in pkgutil.walk_packages(
         maskloom.segcore.deep.networks.__path__, "maskloom.segcore.deep.networks."
@@ -128,35 +126,35 @@ def _check(entry: dict[str, Any], where: str) -> None:
     if not known:
         origin = f"{module}.{name}" if module else str(name)
         raise WeightsError(
-            f"{where} asks for {origin[:100]!r}, which is neither a layer of keras that only "
-            "computes nor one of maskloom. Such a file can run "
-            "code of its own. Build the network of other layers; or, if you trust whoever made the "
-            "file, set trust: true."
+            f"{where} names {origin[:100]!r}, which is neither a layer of maskloom nor a harmless "
+            "one of keras. Such a file can run arbitrary code. Build the network from other "
+            "layers; or, if you trust its maker, set trust: true."
         )
 
 
 def _check_nodes(nodes: object, where: str) -> None:
-    """Raises `WeightsError` where an operation of a graph takes no map of another: keras would run
-    it at once, on whatever size it asks for.
+    """Raise `WeightsError` if an operation of a graph does not take another's feature map.
+
+    Keras would run it at once, on whatever size it asks for.
     """
     for node in nodes if isinstance(nodes, list) else ():
         if isinstance(node, dict) and not _takes_a_map(node):
             raise WeightsError(
-                f"{where} holds an operation that works on nothing of the image. Save the network "
+                f"{where} holds an operation that has no input from the image. Save the network "
                 "again."
             )
 
 
 def _takes_a_map(node: object) -> bool:
-    waiting = [node]
-    while waiting:
-        part = waiting.pop()
+    pending = [node]
+    while pending:
+        part = pending.pop()
         if isinstance(part, dict):
             if part.get("class_name") == "__keras_tensor__":
                 return True
-            waiting += part.values()
+            pending += part.values()
         elif isinstance(part, list):
-            waiting += part
+            pending += part
     return False
 
 
@@ -178,18 +176,18 @@ def _is_of_keras(name: str, module: str, registered: object) -> bool:
     if registered not in (None, name) or name in _REFUSED or name.startswith("_"):
         return False
     kinds = (
-        Operation,  # layers and networks too
+        Operation,  # includes layers and networks
         keras.initializers.Initializer,
         keras.regularizers.Regularizer,
         keras.constraints.Constraint,
         keras.dtype_policies.DTypePolicy,
         keras.dtype_policies.DTypePolicyMap,
     )
-    found = [vars(importlib.import_module(place)).get(name) for place in _places(module)]
+    found = [vars(importlib.import_module(place)).get(name) for place in _modules(module)]
     return any(isinstance(item, type) and issubclass(item, kinds) for item in found)
 
 
-def _places(module: str) -> tuple[str, ...]:
+def _modules(module: str) -> tuple[str, ...]:
     if module in _OPERATIONS:
         return (module,)
     if module in _INTERNAL:
@@ -200,7 +198,7 @@ def _places(module: str) -> tuple[str, ...]:
 
 
 def _in_float32(entry: dict[str, Any]) -> None:
-    """Undoes the precision that a network was trained in: here an engine decides."""
+    """Reset the precision of training to float32: here the engine decides."""
     if (
         entry.get("class_name") == "DTypePolicy"
         and isinstance(entry.get("config"), dict)

@@ -1,14 +1,14 @@
-"""Files of keras: checked before keras sees them.
+"""Keras files, checked before keras reads them.
 
-A `.keras` file is a ZIP archive of a description (JSON), what wrote it (JSON) and the weights
-(HDF5). Archive, description and weights are checked each, and keras gets nothing but the
-description and the weights that were found harmless. So no entry that is read in one way here and
-in another there, no link out of the file and no bomb reaches it. The network is built without
-memory for its weights first: a description may ask for any amount of it, and gets no more than
-there are weights in the file. Files of other kinds are loaded only where the user vouches for them.
+A `.keras` file is a ZIP archive of a description (JSON), metadata (JSON) and weights (HDF5).
+Archive, description and weights are checked separately, and keras receives nothing but the checked
+description and weights. So no ambiguous entry, no link out of the file and no decompression bomb
+reaches it. The network is first built without memory for its weights: a description may ask for any
+amount, and gets no more than the weights in the file need. Other kinds of files are loaded only if
+the user trusts them.
 
-Networks that we trained need no description: their cards hold the recipe that builds them, and the
-file is asked for its arrays alone.
+Networks trained by maskloom need no description: their cards hold the recipe that builds them, and
+only arrays are read from the file.
 """
 
 from __future__ import annotations
@@ -43,34 +43,32 @@ if TYPE_CHECKING:
 _CONFIG, _METADATA, _VARIABLES = "config.json", "metadata.json", "model.weights.h5"
 _MOST_TEXT = 1 << 26
 _SLACK, _MOST_EXPANSION = 1 << 26, 8
-"""Bytes that any file may unfold to, and how many times its own size beyond that. Weights hardly
-compress.
+"""Bytes to which any file may decompress, and the factor on its own size beyond that. Weights
+hardly compress.
 """
 _SPARE_NUMBERS = 1 << 22
-"""Numbers that a network may make for itself beside its weights."""
+"""Numbers that a network may create beyond the stored weights."""
 _MOST_ENTRIES, _MOST_LEVELS = 200_000, 64
 _MAGIC_ZIP, _MAGIC_HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 
 
 def load_keras(weights: Weights) -> Any:
-    """The `keras.Model` of a file, in float32 and not compiled. Raises `WeightsError` where the
-    file is broken, hostile or of another kind.
+    """Load the `keras.Model` of a file, in float32 and not compiled.
 
-    With `weights.trust` nothing is checked, the precision stays as it was saved, and HDF5 files are
-    taken too.
+    Raises `WeightsError` if the file is broken, malicious or of another kind. With `weights.trust`
+    nothing is checked, the saved precision is kept, and HDF5 files are accepted too.
     """
     content, where = weights.read(), weights.location
     if weights.trust:
         suffix = ".h5" if content.startswith(_MAGIC_HDF5) else ".keras"
         import_layers()
-        with _problems(where):
+        with _load_errors(where):
             return _trusted(content, suffix)
     if weights.suffix != ".keras":
         raise WeightsError(
             f"{where}: expected a .keras file; got {weights.suffix or 'no suffix'}. Other kinds of "
-            "files can run code of their own. "
-            "Save the network again with model.save('name.keras'); or, if you trust whoever made "
-            "an .h5 file, set trust: true."
+            "files can run arbitrary code. Save the network again with model.save('name.keras'); "
+            "or, if you trust the maker of an .h5 file, set trust: true."
         )
     if content.startswith(_MAGIC_HDF5):
         raise WeightsError(
@@ -82,17 +80,17 @@ def load_keras(weights: Weights) -> Any:
             f"{where} is no .keras file: it is not a ZIP archive. Save the network with "
             "model.save('name.keras')."
         )
-    config, variables = _parts(content, where)
+    config, variables = _read_parts(content, where)
     stored = check_variables(variables, where)
     card = weights.card()
     if card is None or card.network is None:
         build = partial(_from_description, checked_config(config, where))
     else:
         build = partial(_from_recipe, card, card.network)
-    with _problems(where):
-        model = _built(build, stored, where)
-        with _file(variables, ".weights.h5") as path, warnings.catch_warnings():
-            # keras leaves random weights in layers that it finds no arrays for, and warns.
+    with _load_errors(where):
+        model = _build(build, stored, where)
+        with _temporary_file(variables, ".weights.h5") as path, warnings.catch_warnings():
+            # keras leaves random weights in layers without stored arrays, and warns.
             warnings.simplefilter("error", UserWarning)
             model.load_weights(path)
     check_finite(model, where)
@@ -100,8 +98,9 @@ def load_keras(weights: Weights) -> Any:
 
 
 def check_finite(model: Any, where: str) -> None:
-    """Raises `WeightsError` where a weight is NaN or infinite: a ReLU may swallow it, and the
-    labels would be wrong without a sign.
+    """Raise `WeightsError` if a weight is NaN or infinite.
+
+    A ReLU may hide it, so that labels are silently wrong.
     """
     for variable in model.weights:
         values = np.asarray(variable)
@@ -113,12 +112,12 @@ def check_finite(model: Any, where: str) -> None:
 
 
 def _trusted(content: bytes, suffix: str) -> Any:
-    with _file(content, suffix) as path:
+    with _temporary_file(content, suffix) as path:
         return import_keras().saving.load_model(path, compile=False, safe_mode=False)
 
 
 def _from_recipe(card: Card, network: Mapping[str, Any]) -> Any:
-    """A network that we trained, built from its recipe. The file's own description is not used."""
+    """Build a network trained by maskloom from its recipe, ignoring the file's description."""
     recipe = NETWORKS[card.kind](**{name: frozen(value) for name, value in network.items()})
     return recipe.build(card.channels, len(card.classes))
 
@@ -127,20 +126,21 @@ def _from_description(description: dict[str, Any]) -> Any:
     return import_keras().saving.deserialize_keras_object(description, safe_mode=True)
 
 
-def _built(build: Callable[[], Any], stored: int, where: str) -> Any:
-    """The network that `build` makes, its weights not yet read. Raises `WeightsError` where it has
-    more of them than are stored.
+def _build(build: Callable[[], Any], stored: int, where: str) -> Any:
+    """Call `build` without reading weights.
+
+    Raises `WeightsError` if the network has more weights than are stored.
     """
     from keras.src.backend.common import global_state
 
-    keras, waiting = import_keras(), "uninitialized_variables"
-    global_state.set_global_attribute(waiting, [])
+    keras, pending = import_keras(), "uninitialized_variables"
+    global_state.set_global_attribute(pending, [])
     try:
-        # In such a scope variables have a shape only; the end of the next one gives them memory.
+        # In this scope variables have only a shape; leaving the next scope allocates their memory.
         with keras.StatelessScope(initialize_variables=False):
             model = build()
         numbers = sum(
-            math.prod(variable.shape) for variable in global_state.get_global_attribute(waiting)
+            math.prod(variable.shape) for variable in global_state.get_global_attribute(pending)
         )
         if numbers > stored + _SPARE_NUMBERS:
             raise WeightsError(
@@ -150,13 +150,13 @@ def _built(build: Callable[[], Any], stored: int, where: str) -> Any:
         with keras.StatelessScope():
             pass
     finally:
-        global_state.set_global_attribute(waiting, [])
+        global_state.set_global_attribute(pending, [])
     return model
 
 
 @contextmanager
-def _file(content: bytes, suffix: str) -> Iterator[Path]:
-    """A file of this content, gone in the end."""
+def _temporary_file(content: bytes, suffix: str) -> Iterator[Path]:
+    """Temporary file with this content."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"network{suffix}")
         path.write_bytes(content)
@@ -164,10 +164,10 @@ def _file(content: bytes, suffix: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _problems(where: str) -> Iterator[None]:
-    """Turns whatever keras raises for a network that it cannot make into a `WeightsError`."""
+def _load_errors(where: str) -> Iterator[None]:
+    """Convert exceptions of keras while loading a network to `WeightsError`."""
     keras = import_keras()
-    problems: tuple[type[Exception], ...] = (
+    errors: tuple[type[Exception], ...] = (
         ValueError,
         TypeError,
         KeyError,
@@ -179,22 +179,23 @@ def _problems(where: str) -> Iterator[None]:
         UserWarning,
     )
     if keras.backend.backend() == "tensorflow":
-        problems += (import_tensorflow().errors.OpError,)
+        errors += (import_tensorflow().errors.OpError,)
     try:
         yield
     except WeightsError:
         raise
-    except problems as error:
+    except errors as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise WeightsError(
-            f"keras cannot load {where}: {reason[:300]} Expected a network that this keras, or an "
-            "older one, saved."
+            f"keras cannot load {where}: {reason[:300]} Expected a network saved by this version "
+            "of keras or an older one."
         ) from error
 
 
-def _parts(content: bytes, where: str) -> tuple[bytes, bytes]:
-    """The description (JSON) and the weights (HDF5) in a `.keras` archive that holds nothing else,
-    not yet checked.
+def _read_parts(content: bytes, where: str) -> tuple[bytes, bytes]:
+    """Return the unchecked description (JSON) and weights (HDF5) of a `.keras` archive.
+
+    Raises `WeightsError` if it is damaged or holds any other entry.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -234,8 +235,8 @@ def _check_entries(archive: zipfile.ZipFile, size: int, where: str) -> None:
             zipfile.ZIP_DEFLATED,
         ):
             raise WeightsError(
-                f"{where}: {entry.filename} is encrypted or compressed in an unusual way. Save the "
-                "network again."
+                f"{where}: {entry.filename} is encrypted, or compressed by an unsupported method. "
+                "Save the network again."
             )
         most = _MOST_TEXT if entry.filename != _VARIABLES else _SLACK + _MOST_EXPANSION * size
         if entry.file_size > most:
@@ -246,10 +247,10 @@ def _check_entries(archive: zipfile.ZipFile, size: int, where: str) -> None:
 
 
 def check_variables(content: bytes, where: str) -> int:
-    """How many numbers an HDF5 file holds.
+    """Return the number of values in an HDF5 file.
 
-    Raises `WeightsError` where it holds anything but arrays of numbers of its own, no larger than
-    the file makes likely.
+    Raises `WeightsError` if it holds anything but arrays of numbers stored in the file itself, or
+    if they are implausibly large for it.
     """
     import h5py
 
@@ -266,24 +267,24 @@ def _check_group(file: h5py.File, most: int, where: str) -> int:
     import h5py
 
     numbers = unfolded = entries = 0
-    waiting: list[tuple[h5py.Group, int]] = [(file, 0)]
-    while waiting:
-        group, level = waiting.pop()
+    pending: list[tuple[h5py.Group, int]] = [(file, 0)]
+    while pending:
+        group, level = pending.pop()
         for name in group:
             entries += 1
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise WeightsError(
-                    f"{where}: {name[:80]!r} in its weights is a link to elsewhere. A network has "
-                    "its weights in its own file."
+                    f"{where}: {name[:80]!r} in its weights is a link. Expected all weights in the "
+                    "file itself."
                 )
             if entries > _MOST_ENTRIES or level > _MOST_LEVELS:
                 raise WeightsError(
-                    f"{where}: its weights are nested without end, or in more than {_MOST_ENTRIES} "
+                    f"{where}: its weights are nested too deeply, or in more than {_MOST_ENTRIES} "
                     "parts."
                 )
             item = group[name]
             if isinstance(item, h5py.Group):
-                waiting.append((item, level + 1))
+                pending.append((item, level + 1))
                 continue
             _check_array(item, where)
             numbers += item.size
@@ -301,8 +302,8 @@ def _check_array(item: h5py.Dataset | h5py.Datatype, where: str) -> None:
 
     if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
         raise WeightsError(
-            f"{where}: {str(item.name)[:80]!r} in its weights lies in another file. A network has "
-            "its weights in its own file."
+            f"{where}: {str(item.name)[:80]!r} in its weights is in another file. Expected all "
+            "weights in the file itself."
         )
     # keras stores bfloat16 as opaque pairs of bytes.
     if item.dtype.kind not in "fiub" and not (

@@ -1,8 +1,8 @@
-"""Files of ONNX: checked before a runtime sees them.
+"""ONNX files, checked before a runtime reads them.
 
 A model may keep its weights in other files, whose paths it names itself, and may ask for operators
-from libraries of somebody else. Neither is needed: weights of up to two gigabytes fit in, and the
-standard operators are enough.
+from third-party libraries. Neither is needed: weights of up to two gigabytes fit into the file, and
+the standard operators suffice.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ _MOST_LEVELS = 32
 
 
 def load_onnx(weights: Weights) -> bytes:
-    """The bytes of an ONNX file that needs no other files and operators. Raises `WeightsError`
-    where it is not one.
+    """Return the bytes of an ONNX file that needs no other files or operators.
 
-    With `weights.trust` nothing is checked here.
+    Raises `WeightsError` if it does. With `weights.trust` nothing is checked here.
     """
     content, where = weights.read(), weights.location
     if weights.trust:
@@ -55,9 +54,8 @@ def _check(content: bytes, where: str) -> None:
         for node in _nodes(model):
             if node.domain not in _DOMAINS and (node.domain, node.op_type) not in local:
                 raise WeightsError(
-                    f"{where} asks for the operator {node.op_type!r} of {node.domain!r}, which "
-                    "comes from somebody's own library. "
-                    "Export the network with standard operators."
+                    f"{where} uses the operator {node.op_type!r} of {node.domain!r}, which comes "
+                    "from another library. Export the network with standard operators."
                 )
         for tensor in _tensors(model):
             if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -69,23 +67,23 @@ def _check(content: bytes, where: str) -> None:
     except (DecodeError, onnx.checker.ValidationError, RecursionError, UnicodeDecodeError) as error:
         reason = (str(error) or "it cannot be parsed").strip().splitlines()[0]
         raise WeightsError(
-            f"{where} is no whole ONNX file: {reason[:300]}. Copy or export it again."
+            f"{where} is not a complete ONNX file: {reason[:300]}. Copy or export it again."
         ) from error
 
 
 def _graphs(model: Any) -> Iterator[Any]:
-    """The graph, its branches and loops, and the functions of a model: whatever has nodes."""
-    waiting = [(part, 0) for part in (model.graph, *model.functions)]
-    waiting += [
+    """All parts of a model with nodes: the graph, its branches and loops, and the functions."""
+    pending = [(part, 0) for part in (model.graph, *model.functions)]
+    pending += [
         (part, 0) for step in model.training_info for part in (step.initialization, step.algorithm)
     ]
-    while waiting:
-        part, level = waiting.pop()
+    while pending:
+        part, level = pending.pop()
         if level > _MOST_LEVELS:
             raise RecursionError("its graphs are nested too deeply")
         yield part
         for attribute in _attributes(part):
-            waiting += [
+            pending += [
                 (inner, level + 1) for inner in (attribute.g, *attribute.graphs) if inner.node
             ]
 

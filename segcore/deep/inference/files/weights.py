@@ -1,8 +1,8 @@
-"""Weights: a file of a trained network, known by its digest.
+"""Weights: the file of a trained network, identified by its digest.
 
 The digest is taken when the recipe is read and checked whenever the file is loaded, so that all
-workers run the same network and nobody can exchange it behind a run's back. Weights that come with
-the package are called by name.
+workers run the same network and it cannot be replaced during a run. Weights installed with the
+package are referred to by name.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ SUFFIXES = (".keras", ".onnx", ".tflite")
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A file of weights, and the digest that it must have."""
+    """A weights file and the digest it must have."""
 
     location: str = field(compare=False)
-    """Name of packaged weights, a path or an fsspec URI. Another place of the same bytes changes
-    nothing.
+    """Name of packaged weights, a path or an fsspec URI. Not compared: equal bytes are equal
+    weights.
     """
     sha256: str
     trust: bool = False
-    """Whether the user vouches for a file that can run code of its own when loaded."""
+    """Whether the user trusts a file that can run code when loaded."""
 
     @classmethod
     def of(cls, location: str, trust: bool = False) -> Weights:
-        """The weights at a location as they are now. Raises `WeightsError` where there are none."""
+        """Return the weights now at a location. Raises `WeightsError` if they cannot be read."""
         return cls(location, hashlib.sha256(_read(location)).hexdigest(), trust)
 
     @property
     def suffix(self) -> str:
-        """What kind of file it is: one of `SUFFIXES`, or another in lower case."""
+        """Suffix of the file in lower case, one of `SUFFIXES` or any other."""
         name = file_name(self.location)
         return name[name.rfind(".") :].lower() if "." in name else ""
 
     def read(self) -> bytes:
-        """The bytes of the file. Raises `WeightsError` where they are gone or others than when the
-        run began.
+        """Return the bytes of the file.
+
+        Raises `WeightsError` if it is missing or has changed since the run began.
         """
         content = _read(self.location)
         if hashlib.sha256(content).hexdigest() != self.sha256:
@@ -62,8 +63,9 @@ class Weights:
         return content
 
     def card(self) -> Card | None:
-        """The card beside the file; None where there is none. Raises `WeightsError` where it is
-        broken or belongs to another file.
+        """Return the card beside the file; None if there is none.
+
+        Raises `WeightsError` if it is broken or belongs to another file.
         """
         packaged = _packaged(self.location)
         if packaged is not None:
@@ -87,7 +89,7 @@ class Weights:
 
 
 def packaged_names() -> list[str]:
-    """Names of the weights that come with the package."""
+    """Names of the weights installed with the package."""
     return sorted(
         entry.name.removesuffix(".keras")
         for entry in resources.files(_PACKAGE).iterdir()
@@ -105,7 +107,7 @@ WeightsLocation = Annotated[str, RelativeToRecipe(unless=is_packaged)]
 
 
 def file_name(location: str) -> str:
-    """The name of the file at a location, without its folders."""
+    """Name of the file at a location, without its folders."""
     return (
         f"{location}.keras"
         if is_packaged(location)

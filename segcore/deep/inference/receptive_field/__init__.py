@@ -1,1 +1,1 @@
-"""How far a network looks, measured on a copy of its graph."""
+"""Measuring the receptive field of a network on a copy of its graph."""

@@ -1,21 +1,19 @@
-"""The reach of a network, measured: how far its output looks, on which lattice it works, which
-sizes it takes.
+"""Measuring the receptive field of a network, its stride and the sizes it accepts.
 
-What is measured is a skeleton of a keras network (`skeletons.py`): the same graph with positive
-weights and without biases, norms and non-linearities, so that an output pixel is other than zero
-exactly where a path leads to it from an input pixel that is. No cancellation, ReLU or lost maximum
-hides a path. This is the theoretical receptive field of Araujo, Norris and Sim 2019 ("Computing
-Receptive Fields of Convolutional Neural Networks"), found by experiment: it holds for any graph,
-and all ends of the field are known, not its width alone.
+The measurement runs on a skeleton of a keras network (`skeletons.py`): the same graph with positive
+weights and without biases, norms and non-linearities. There an output pixel is nonzero exactly if a
+path connects it to a nonzero input pixel; no cancellation, ReLU or lost maximum hides a path. This
+is the theoretical receptive field of Araujo, Norris and Sim 2019 ("Computing Receptive Fields of
+Convolutional Neural Networks"), determined by experiment: it is valid for any graph, and gives the
+field's extent on every side, not its width alone.
 
-- Sizes: the first height and width that run, and what the output lacks of them, give the margin.
-- Stride: the smallest number of pixels by which input and output move together, tried on random
-  pixels.
-- Reach: a line of ones for each phase of the stride; the farthest row, then column, that answers.
-  Strips are as narrow as the network allows, and as long as a first look says that they must be.
+- Sizes: the first valid height and width, and the difference to the output, give the margin.
+- Stride: the smallest shift in pixels that input and output share, tested on random pixels.
+- Halo: one line of ones for each phase of the stride; the farthest row, then column, with a nonzero
+  output. Strips are as narrow as the network allows, and as long as a rough measurement requires.
 
-`confirmed` then holds the result against the network itself, with its own weights: rows that are
-cut off must not be missed beyond the reach.
+`verified` then checks the result against the network itself, with its own weights: removing rows
+must not change the output beyond the halo.
 """
 
 from __future__ import annotations
@@ -34,90 +32,91 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    """Input (n, y, x, channels) to output (n, y, x, k).
+    """Function from input (image, y, x, channel) to output (image, y, x, class).
 
-    Raises `ValueError` for a size that it does not take.
+    Raises `ValueError` for a size that the network does not accept.
     """
 
 LIMIT = 1024
-"""A reach beyond this many pixels counts as unbounded: patches would be halo for the most part."""
+"""A halo beyond this many pixels counts as unbounded: patches would be mostly halo."""
 _STRIDES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _PERIOD = 384
-"""The least common multiple of `_STRIDES`: sizes that differ by it are taken or refused alike."""
+"""Least common multiple of `_STRIDES`: sizes that differ by it are accepted or refused alike."""
 _LENGTHS = (1, 2, 4, 6)
 """Lengths of strips in periods; the last one holds the limit on both sides."""
 _BATCH = 1 << 21
-"""Numbers that are given to the skeleton at a time."""
+"""Numbers passed to the skeleton at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
-    """Sizes that a network takes."""
+class _Sizes:
+    """Sizes that a network accepts."""
 
     height: int
-    """At least one period, and less than two."""
+    """At least one period and less than two, in pixels."""
     width: int
-    """As small as can be."""
+    """As small as possible, in pixels."""
     margin: int
 
 
 def measure(network: Network, channels: int, limit: int = LIMIT) -> ReceptiveField:
-    """The reach of a network, a skeleton as a rule, that takes images of any suitable size. Raises
-    `WeightsError` where it gives no image.
+    """Measure the receptive field of a network, usually a skeleton, that accepts various sizes.
 
-    A halo beyond `limit`, at most 1024 pixels, is None; the stride is then such that the sizes at
-    least run.
+    A halo beyond `limit`, at most 1024 pixels, becomes None; the stride is then the step between
+    valid sizes. Raises `WeightsError` if the output is not an image.
     """
-    frame = _frame(network, channels)
-    flipped = _transposed(network)
-    strides = [_stride(each, frame, channels) for each in (network, flipped)]
+    sizes = _find_sizes(network, channels)
+    transposed = _transposed(network)
+    strides = [_stride(each, sizes, channels) for each in (network, transposed)]
     stride = math.lcm(*(each or 1 for each in strides))
     if None in strides:
-        stride = math.lcm(stride, _smallest_step(network, frame, channels))
-        return ReceptiveField(None, stride, frame.margin, frame.height % stride)
-    halos = [_halo(each, frame, channels, stride) for each in (network, flipped)]
+        stride = math.lcm(stride, _smallest_step(network, sizes, channels))
+        return ReceptiveField(None, stride, sizes.margin, sizes.height % stride)
+    halos = [_halo(each, sizes, channels, stride) for each in (network, transposed)]
     widest = None if None in halos else max(each for each in halos if each is not None)
     return ReceptiveField(
         widest if widest is not None and widest <= limit else None,
         stride,
-        frame.margin,
-        frame.height % stride,
+        sizes.margin,
+        sizes.height % stride,
     )
 
 
-def sizes_taken(network: Network, channels: int) -> ReceptiveField:
-    """The sizes that a network takes and its margin, for one whose graph is not taken apart: its
-    halo is None, unknown. Raises `WeightsError` where it gives no scores for pixels.
+def measure_sizes(network: Network, channels: int) -> ReceptiveField:
+    """Measure the valid sizes and the margin of a network without a skeleton.
+
+    The halo is None, unknown. Raises `WeightsError` if the network has no per-pixel scores.
     """
-    frame = _frame(network, channels)
-    step = _smallest_step(network, frame, channels)
-    return ReceptiveField(None, step, frame.margin, frame.height % step)
+    sizes = _find_sizes(network, channels)
+    step = _smallest_step(network, sizes, channels)
+    return ReceptiveField(None, step, sizes.margin, sizes.height % step)
 
 
-def confirmed(reach: ReceptiveField, network: Network, channels: int) -> ReceptiveField:
-    """The reach, as far as the network itself agrees: a larger halo, or None, where it looks
-    farther than its skeleton.
+def verified(field: ReceptiveField, network: Network, channels: int) -> ReceptiveField:
+    """Check a receptive field against the network itself.
 
-    Rows, then columns, are cut off on either side of random pixels, and what stays is compared.
-    Costs strips of about twice the halo.
+    Returns it with a larger halo, or None, if the network depends on more than its skeleton does.
+    Rows, then columns, are removed on either side of random pixels, and the rest of the output is
+    compared. The strips have about twice the length of the halo.
     """
-    if reach.halo is None:
-        return reach
-    seen = [_seen(each, reach, channels) for each in (network, _transposed(network))]
+    if field.halo is None:
+        return field
+    seen = [_farthest_change(each, field, channels) for each in (network, _transposed(network))]
     if None in seen:
-        return replace(reach, halo=None)
+        return replace(field, halo=None)
     farthest = max(each for each in seen if each is not None)
-    halo = max(reach.halo, farthest)
-    if 0 < farthest < reach.margin + reach.stride and reach.margin:
-        # Some padding inside, though the output lacks a margin: its outermost rows are not whole.
-        # See `patches`.
-        halo = max(halo, reach.margin + reach.stride)
-    return replace(reach, halo=halo if halo <= LIMIT else None)
+    halo = max(field.halo, farthest)
+    if 0 < farthest < field.margin + field.stride and field.margin:
+        # The network pads inside although the output lacks a margin, so the outermost rows are
+        # incomplete. See `patches`.
+        halo = max(halo, field.margin + field.stride)
+    return replace(field, halo=halo if halo <= LIMIT else None)
 
 
-def fixed_reach(network: Network, channels: int, fixed: tuple[int, int]) -> ReceptiveField:
-    """What can be said of a network of one size that is not taken apart: its margin. Raises
-    `WeightsError` where it gives no scores for pixels.
+def measure_fixed_size(network: Network, channels: int, fixed: tuple[int, int]) -> ReceptiveField:
+    """Measure the margin of a network of one fixed size without a skeleton.
+
+    Raises `WeightsError` if it has no per-pixel scores.
     """
     try:
         output = network(np.zeros((1, *fixed, channels), np.float32)).shape
@@ -137,7 +136,7 @@ def fixed_reach(network: Network, channels: int, fixed: tuple[int, int]) -> Rece
     return ReceptiveField(None, 1, margin, 0, fixed)
 
 
-def _frame(network: Network, channels: int) -> _Frame:
+def _find_sizes(network: Network, channels: int) -> _Sizes:
     refusals = []
     for size in range(_PERIOD, _PERIOD + max(_STRIDES)):
         try:
@@ -145,7 +144,7 @@ def _frame(network: Network, channels: int) -> _Frame:
         except ValueError as error:
             refusals.append(str(error))
             continue
-        return _framed(network, channels, size, output.shape)
+        return _sizes_from(network, channels, size, output.shape)
     raise WeightsError(
         f"The network takes no image of {_PERIOD} to {size} pixels a side: {refusals[0]:.300} "
         "Expected one that gives scores for each pixel of "
@@ -153,7 +152,7 @@ def _frame(network: Network, channels: int) -> _Frame:
     )
 
 
-def _framed(network: Network, channels: int, size: int, output: tuple[int, ...]) -> _Frame:
+def _sizes_from(network: Network, channels: int, size: int, output: tuple[int, ...]) -> _Sizes:
     if (
         len(output) != 4
         or output[1] != output[2]
@@ -167,7 +166,7 @@ def _framed(network: Network, channels: int, size: int, output: tuple[int, ...])
             "without its head."
         )
     margin = (size - output[1]) // 2
-    # A margin stays as it is where the image grows; an output of fewer, larger pixels lacks more.
+    # A margin is constant when the image grows; an output of fewer, larger pixels lacks more.
     if not _runs(network, size + _PERIOD, size, channels, margin):
         raise WeightsError(
             f"The network gives {output[1]} x {output[2]} scores for {size} x {size} pixels; "
@@ -176,8 +175,8 @@ def _framed(network: Network, channels: int, size: int, output: tuple[int, ...])
         )
     for width in range(size % 16 or 16, size, 16):
         if width > 2 * margin and _runs(network, size, width, channels, margin):
-            return _Frame(size, width, margin)
-    return _Frame(size, size, margin)
+            return _Sizes(size, width, margin)
+    return _Sizes(size, size, margin)
 
 
 def _runs(network: Network, height: int, width: int, channels: int, margin: int) -> bool:
@@ -194,12 +193,12 @@ def _transposed(network: Network) -> Network:
     )
 
 
-def _stride(network: Network, frame: _Frame, channels: int) -> int | None:
-    """The smallest shift of rows that input and output share; None where there is none."""
-    for length in _lengths(frame):
-        pixels = _specks((1, length + max(_STRIDES), frame.width, channels))
+def _stride(network: Network, sizes: _Sizes, channels: int) -> int | None:
+    """Smallest shift of rows shared by input and output; None if there is none."""
+    for length in _lengths(sizes):
+        pixels = _sparse_pixels((1, length + max(_STRIDES), sizes.width, channels))
         still = network(pixels[:, :length])
-        # The middle alone: rows near the ends know them, and are no part of the lattice.
+        # Only the middle: rows near the ends are affected by padding and not on the lattice.
         low = (still.shape[1] - max(_STRIDES)) // 2
         if low < 0:
             continue
@@ -211,87 +210,89 @@ def _stride(network: Network, frame: _Frame, channels: int) -> int | None:
                 moved = network(pixels[:, stride : length + stride])
             except ValueError:
                 continue
-            # All numbers are positive sums: each is right to its last digits, and the smallest
-            # counts as much as the greatest.
+            # All numbers are sums of positive terms, so each is accurate to its last digits, and
+            # the smallest counts as much as the largest.
             same = np.allclose(still[:, stride:][:, middle], moved[:, middle], rtol=1e-4, atol=0)
             if (
                 same
                 and moved[:, middle].any()
-                and _runs(network, length + stride, frame.width, channels, frame.margin)
+                and _runs(network, length + stride, sizes.width, channels, sizes.margin)
             ):
                 return stride
     return None
 
 
-def _specks(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Random pixels, most of them 0: sums over large fields then still differ from place to
-    place.
-    """
+def _sparse_pixels(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Random pixels, mostly 0, so that sums over large fields still differ between positions."""
     generator = np.random.default_rng(0)
     return generator.random(shape, np.float32) * (generator.random(shape, np.float32) < 0.1)
 
 
-def _smallest_step(network: Network, frame: _Frame, channels: int) -> int:
-    """The smallest number of pixels by which sizes that run differ."""
+def _smallest_step(network: Network, sizes: _Sizes, channels: int) -> int:
+    """Smallest difference in pixels between two valid sizes."""
     for stride in _STRIDES:
-        size = frame.height + stride
-        if _runs(network, size, size, channels, frame.margin):
+        size = sizes.height + stride
+        if _runs(network, size, size, channels, sizes.margin):
             return stride
     return max(_STRIDES)
 
 
-def _halo(network: Network, frame: _Frame, channels: int, stride: int) -> int | None:
-    """The most rows between an output pixel and an input pixel that it depends on; None where they
-    are more than fit in the longest strip.
+def _halo(network: Network, sizes: _Sizes, channels: int, stride: int) -> int | None:
+    """Maximum number of rows between an output pixel and an input pixel it depends on.
+
+    None if they do not fit into the longest strip.
     """
-    *_, longest = _lengths(frame)
-    rough = _rough_halo(network, (longest, frame.width, channels))
+    *_, longest = _lengths(sizes)
+    rough = _rough_halo(network, (longest, sizes.width, channels))
     if rough is None:
         return None
-    # The rows tried first are of one phase of the stride; the farthest may be of another.
-    length = next((each for each in _lengths(frame) if each // 2 > rough + 2 * stride), longest)
+    # The rough measurement uses one phase of the stride; the farthest row may have another.
+    length = next((each for each in _lengths(sizes) if each // 2 > rough + 2 * stride), longest)
     middle = length // 2 // stride * stride
     most = 0
-    for phases in _batches(stride, length * frame.width * channels):
+    for phases in _batches(stride, length * sizes.width * channels):
         rows = middle + np.array(phases)
-        strips = np.zeros((len(phases), length, frame.width, channels), np.float32)
+        strips = np.zeros((len(phases), length, sizes.width, channels), np.float32)
         strips[np.arange(len(phases)), rows] = 1
-        answers = (network(strips) != 0).any((2, 3))
-        # Some rows the network skips altogether (strides of 1x1 kernels).
-        seen = answers.any(1)
-        first, last = _ends(answers[seen], frame.margin)
+        responses = (network(strips) != 0).any((2, 3))
+        # The network may skip some rows altogether (strides of 1x1 kernels).
+        seen = responses.any(1)
+        first, last = _ends(responses[seen], sizes.margin)
         most = max(most, *(rows[seen] - first), *(last - rows[seen]))
     return int(most)
 
 
 def _rough_halo(network: Network, shape: tuple[int, int, int]) -> int | None:
-    """The reach from the middle of a strip, found by all rows on either side of it: kernels with
-    wide gaps cannot jump over these.
+    """Halo from the middle of a strip, measured with all rows on either side of it.
+
+    Kernels with wide gaps cannot skip all of these rows.
     """
     length, middle = shape[0], shape[0] // 2
     strips = np.zeros((2, *shape), np.float32)
     strips[0, middle:], strips[1, :middle] = 1, 1
-    answers = (network(strips) != 0).any((2, 3))
-    if answers[0, 0] or answers[1, -1]:
+    responses = (network(strips) != 0).any((2, 3))
+    if responses[0, 0] or responses[1, -1]:
         return None
-    first, last = _ends(answers, (length - answers.shape[1]) // 2)
+    first, last = _ends(responses, (length - responses.shape[1]) // 2)
     return int(max(0, middle - first[0], last[1] - middle))
 
 
-def _ends(answers: NDArray[np.bool_], margin: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-    """The first and the last row that answers in each strip, as rows of the input."""
-    return answers.argmax(1) + margin, answers.shape[1] - 1 - answers[:, ::-1].argmax(1) + margin
+def _ends(responses: NDArray[np.bool_], margin: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """First and last nonzero row of each strip, as rows of the input."""
+    from_end = responses[:, ::-1].argmax(1)
+    return responses.argmax(1) + margin, responses.shape[1] - 1 - from_end + margin
 
 
-def _seen(network: Network, reach: ReceptiveField, channels: int) -> int | None:
-    """The farthest row from a cut that misses what was cut off, 0 where none does; None where the
-    strip is too short to tell.
+def _farthest_change(network: Network, field: ReceptiveField, channels: int) -> int | None:
+    """Distance from a cut to the farthest row that changes, 0 if none does.
+
+    None if the strip is too short.
     """
-    stride, margin, halo = reach.stride, reach.margin, reach.halo or 0
+    stride, margin, halo = field.stride, field.margin, field.halo or 0
     length = 2 * margin + 2 * halo + 4 * stride
-    length += (reach.residue - length) % stride
+    length += (field.residue - length) % stride
     first = 2 * margin + 1
-    widths = range(first + (reach.residue - first) % stride, length, stride)
+    widths = range(first + (field.residue - first) % stride, length, stride)
     width = next(
         (width for width in widths if _runs(network, length, width, channels, margin)), length
     )
@@ -303,16 +304,16 @@ def _seen(network: Network, reach: ReceptiveField, channels: int) -> int | None:
     for changed in (np.abs(whole[:, stride:] - below), np.abs(whole[:, :-stride] - above)[:, ::-1]):
         rows = np.flatnonzero((changed > tolerance).any((0, 2, 3)))
         if rows.size:
-            # Rows of the output count from the margin; the nearest row that was cut off is one
-            # before the first.
+            # Rows of the output start at the margin; the nearest removed row is one before the
+            # first.
             farthest = max(farthest, int(rows[-1]) + margin + 1)
             if rows[-1] >= changed.shape[1] - stride:
                 return None
     return farthest
 
 
-def _lengths(frame: _Frame) -> Iterator[int]:
-    return (frame.height + (periods - 1) * _PERIOD for periods in _LENGTHS)
+def _lengths(sizes: _Sizes) -> Iterator[int]:
+    return (sizes.height + (periods - 1) * _PERIOD for periods in _LENGTHS)
 
 
 def _batches(count: int, size: int) -> Iterator[range]:

@@ -1,12 +1,11 @@
-"""Skeletons of Keras models: the same graph, in which what depends on a pixel, and nothing else, is
-greater than zero where the pixel is.
+"""Skeletons of keras models: graphs whose output is positive exactly where it depends on the input.
 
-Kernels become positive numbers, biases go, norms and non-linearities pass their input on, products
-become sums. Where it can be, each layer has one channel only: what a layer does across channels
-does not matter here, and a skeleton of one channel costs next to nothing.
+Kernels become positive numbers, biases are dropped, norms and non-linearities pass their input on,
+products become sums. Where possible, each layer has only one channel: mixing across channels does
+not matter here, and a skeleton of one channel costs next to nothing.
 
-Layers that look at the whole image (global pooling, norms over space, attention) leave their sign
-in `Skeleton.bounded`, and give zeros, so that the stride of the rest can be measured.
+Layers that span the whole image (global pooling, spatial norms, attention) are recorded in
+`Skeleton.bounded` and output zeros, so that the stride of the rest can be measured.
 """
 
 from __future__ import annotations
@@ -17,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.deep.inference.receptive_field.measure import confirmed, fixed_reach, measure
+from maskloom.segcore.deep.inference.receptive_field.measure import (
+    measure,
+    measure_fixed_size,
+    verified,
+)
 from maskloom.segcore.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.receptive_field.measure import Network
 
 _CONVOLUTIONS = ("Conv2D", "Conv2DTranspose", "SeparableConv2D", "DepthwiseConv2D")
-_PASS = frozenset(
+_IDENTITY = frozenset(
     # A list would take a line for each name.
     "Activation ActivityRegularization AlphaDropout BatchNormalization Dropout ELU "  # noqa: SIM905
     "GaussianDropout GaussianNoise Identity LeakyReLU "
@@ -37,7 +40,9 @@ _PASS = frozenset(
     "LeakyRelu LogSigmoid LogSoftmax "
     "Negative Relu Relu6 Selu Sigmoid Silu Softplus Softsign Square Sqrt Tanh".split()
 )
-_SUMS = frozenset("Add Average Divide Maximum Minimum Multiply Subtract TrueDivide".split())  # noqa: SIM905
+_SUMS = frozenset(
+    ["Add", "Average", "Divide", "Maximum", "Minimum", "Multiply", "Subtract", "TrueDivide"]
+)
 _REDUCTIONS = frozenset("Amax Amin Max Mean Min Prod Std Sum Var".split())  # noqa: SIM905
 _NORMS = frozenset(
     ["GroupNormalization", "LayerNormalization", "RMSNormalization", "UnitNormalization"]
@@ -55,56 +60,57 @@ class Skeleton:
 
     network: Network
     bounded: bool
-    """Whether no layer looks at the whole image by its nature."""
+    """Whether no layer spans the whole image."""
 
 
-def reach_of(model: Any) -> ReceptiveField:
-    """The reach of a keras model (n, y, x, channels) to (n, y, x, scores). Raises `WeightsError`
-    where it gives no scores for pixels.
+def receptive_field_of(model: Any) -> ReceptiveField:
+    """Measure the receptive field of a keras model (image, y, x, channel) to (image, y, x, class).
 
-    A model that cannot be taken apart (subclassed, or dense layers over space) has no finite halo.
+    A model without a skeleton (subclassed, or with dense layers over space) gets no finite halo.
+    Raises `WeightsError` if the model has no per-pixel scores.
     """
     height, width, channels = model.input_shape[1:]
-    skeleton, network = open_copy(model), runner(model)
+    skeleton, network = skeleton_of(model), runner(model)
     if height is not None and width is not None:
-        reach = fixed_reach(network, channels, (height, width))
+        field = measure_fixed_size(network, channels, (height, width))
         if skeleton is None or not skeleton.bounded:
-            return reach
+            return field
         try:
             measured = measure(skeleton.network, channels)
         except WeightsError:
-            # Sizes are written into the model, so that it cannot be taken out of its frame.
-            return reach
-        return replace(measured, fixed=reach.fixed)
+            # The model contains fixed sizes, so its skeleton cannot run at any other size.
+            return field
+        return replace(measured, fixed=field.fixed)
     if skeleton is None:
         return replace(measure(network, channels), halo=None)
-    reach = measure(skeleton.network, channels)
-    return confirmed(reach, network, channels) if skeleton.bounded else replace(reach, halo=None)
+    field = measure(skeleton.network, channels)
+    return verified(field, network, channels) if skeleton.bounded else replace(field, halo=None)
 
 
 def runner(model: Any) -> Network:
-    """A keras model as a function of arrays that raises `ValueError` for sizes that it does not
-    take.
+    """Return a keras model as a function of arrays.
+
+    It raises `ValueError` for sizes that the model does not accept.
     """
     import keras
 
-    refusals = _refusals()
+    shape_errors = _shape_errors()
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
             output = keras.ops.convert_to_numpy(model(batch, training=False))
-        except refusals as error:
+        except shape_errors as error:
             raise ValueError(str(error)) from error
         return np.asarray(output, np.float32)
 
     return run
 
 
-def open_copy(model: Any) -> Skeleton | None:
-    """The skeleton of a keras model; None where it cannot be taken apart."""
-    # Layers that count on their number of channels (a reshape) refuse to have one.
-    for thin in (True, False):
-        builder = _Builder(thin)
+def skeleton_of(model: Any) -> Skeleton | None:
+    """Return the skeleton of a keras model; None if it cannot be built."""
+    # Layers that depend on the number of channels (a reshape) fail with a single channel.
+    for single_channel in (True, False):
+        builder = _Builder(single_channel)
         try:
             copy = builder.copy(model, (None, None, model.input_shape[-1]))
         except (ValueError, TypeError, AttributeError, NotImplementedError):
@@ -113,14 +119,14 @@ def open_copy(model: Any) -> Skeleton | None:
     return None
 
 
-def _refusals() -> tuple[type[Exception], ...]:
-    """What a keras backend raises where shapes do not fit."""
+def _shape_errors() -> tuple[type[Exception], ...]:
+    """Exceptions of the keras backend for incompatible shapes."""
     import keras
 
     if keras.backend.backend() == "tensorflow":
         from tensorflow import errors
 
-        # Aborted: what oneDNN says of maps without any pixel.
+        # Aborted: raised by oneDNN for maps without pixels.
         return (
             ValueError,
             TypeError,
@@ -132,15 +138,15 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 class _Builder:
-    """Builds a skeleton layer by layer, as the functional graph is walked."""
+    """Builds a skeleton layer by layer while the functional graph is cloned."""
 
-    def __init__(self, thin: bool) -> None:
-        self.thin = thin
+    def __init__(self, single_channel: bool) -> None:
+        self.single_channel = single_channel
         self.unbounded = False
         self._generator = np.random.default_rng(0)
 
     def copy(self, model: Any, shape: tuple[int | None, ...]) -> Any:
-        """The skeleton of a functional or sequential model for images of this shape."""
+        """Return the skeleton of a functional or sequential model for images of this shape."""
         import keras
 
         if len(model.inputs) != 1 or len(model.outputs) != 1:
@@ -157,7 +163,7 @@ class _Builder:
         )
 
     def call(self, layer: Any, *arguments: Any, **options: Any) -> Any:
-        """What stands for a layer's output."""
+        """Return the skeleton's output in place of a layer's."""
         import keras
 
         kind, first = type(layer).__name__, arguments[0]
@@ -177,12 +183,12 @@ class _Builder:
     def _substitutes(self) -> list[tuple[Any, Callable[[Any, tuple[Any, ...]], Any]]]:
         return [
             (_CONVOLUTIONS, self._convolution),
-            (_PASS, lambda _layer, arguments: arguments[0]),
+            (_IDENTITY, lambda _layer, arguments: arguments[0]),
             (_SUMS, lambda _layer, arguments: self._sum(arguments)),
             (_NORMS, self._norm),
             (_REDUCTIONS, self._reduction),
-            (_GLOBAL, lambda layer, arguments: self._nothing(arguments[0], (1, 2), layer.keepdims)),
-            (_ATTENTION, lambda _layer, arguments: self._far(arguments[0])),
+            (_GLOBAL, lambda layer, arguments: self._zeros(arguments[0], (1, 2), layer.keepdims)),
+            (_ATTENTION, lambda _layer, arguments: self._global(arguments[0])),
             (("Dense",), self._dense),
             (("MaxUnpooling",), _repeated),
         ]
@@ -200,7 +206,7 @@ class _Builder:
             and config["dilation_rate"] == (1, 1)
         ):
             config["dilation_rate"] = 1
-        if self.thin:
+        if self.single_channel:
             config |= {key: 1 for key in ("filters", "groups", "depth_multiplier") if key in config}
         fresh = type(layer).from_config(config)
         output = fresh(arguments[0])
@@ -210,7 +216,7 @@ class _Builder:
     def _dense(self, layer: Any, arguments: tuple[Any, ...]) -> Any:
         import keras
 
-        fresh = keras.layers.Dense(1 if self.thin else layer.units, use_bias=False)
+        fresh = keras.layers.Dense(1 if self.single_channel else layer.units, use_bias=False)
         output = fresh(arguments[0])
         self._fill(fresh)
         return output
@@ -236,18 +242,18 @@ class _Builder:
             else tuple(axis % rank for axis in (axes if isinstance(axes, list | tuple) else [axes]))
         )
         return (
-            self._nothing(arguments[0], over, layer.keepdims)
+            self._zeros(arguments[0], over, layer.keepdims)
             if _SPACE & set(over)
             else layer(*arguments)
         )
 
-    def _nothing(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    def _zeros(self, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
         import keras
 
         self.unbounded = True
         return keras.ops.mean(x, axes, keepdims=keepdims) * 0.0
 
-    def _far(self, x: Any) -> Any:
+    def _global(self, x: Any) -> Any:
         self.unbounded = True
         return x
 
@@ -262,8 +268,10 @@ class _Builder:
         return total
 
     def _fill(self, layer: Any) -> None:
-        """Positive kernels, so scaled that neither the middle of a deep network's field overflows
-        nor its end underflows; no biases.
+        """Set positive kernels and no biases.
+
+        They are scaled so that in a deep network the centre of the field does not overflow and its
+        edge does not underflow.
         """
         for weight in layer.weights:
             shape = tuple(weight.shape)
@@ -277,7 +285,7 @@ class _Builder:
 
 
 def _repeated(layer: Any, arguments: tuple[Any, ...]) -> Any:
-    """Max-unpooling: which pixel of a window gets the value depends on the pixels, so all may."""
+    """Max unpooling: the pixel of a window that gets the value depends on the data, so all may."""
     import keras
 
     return keras.ops.repeat(keras.ops.repeat(arguments[0], layer.size, axis=1), layer.size, axis=2)

@@ -1,16 +1,15 @@
-"""Backbones: what turns an image into feature maps of ever fewer and deeper pixels, for FCN and
-DeepLab.
+"""Backbones that turn an image into feature maps, for FCN and DeepLab.
 
 VGG (Simonyan and Zisserman 2015) without its dense layers, and residual networks (He et al. 2016)
-without their last pooling and dense layer. Weights start at random; `width` 64 gives the sizes of
-the papers, less of it networks for two cores.
+without the last pooling and dense layer. Weights start at random. `width` 64 gives the sizes of the
+papers; smaller widths train on two cores.
 
-Two details of the residual networks differ from the paper, and keep maps in place. A convolution of
-stride 2 has a centre pixel, but the two pixels that become one have none; padded alike in every
-stage, a map of stride 16 lies 7.5 pixels beside where up-sampling takes it to be. Here the side
-that is padded more alternates from stage to stage: maps lie within a fifth of one of their own
-pixels. And shortcuts of stride 2 average 2x2 pixels instead of taking one of four (He et al. 2019,
-"Bag of Tricks", ResNet-D).
+The residual networks differ from the paper in two details that keep the maps aligned with the
+image. The kernel of a stride-2 convolution has a centre pixel, but the pair of pixels merged into
+one has none; padded the same way in every stage, a map of stride 16 would be shifted by 7.5 pixels
+relative to where upsampling assumes it. Here the side with more padding alternates from stage to
+stage, so maps are aligned to within a fifth of one of their own pixels. And shortcuts of stride 2
+average 2x2 pixels instead of taking one of four (He et al. 2019, "Bag of Tricks", ResNet-D).
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ _BOTTLENECK = 4
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One convolution with what comes before and after it."""
+    """One convolution with its padding, normalisation and activation."""
 
     filters: int
     kernel: int = 3
     stride: Literal[1, 2] = 1
     rate: int = 1
-    """Distance of the kernel's taps in pixels (dilated convolution)."""
+    """Distance between the kernel's taps in pixels (dilated convolution)."""
     side: int = 0
-    """With a stride of 2: 1 centres each output on the second of the two pixels that it replaces, 0
-    on the first.
+    """For stride 2: 1 centres each output on the second of the two pixels it replaces, 0 on the
+    first.
     """
     normalisation: Normalisation = "batch"
     activation: Literal["relu", "none"] = "relu"
 
     def __call__(self, x: Tensor, name: str) -> Tensor:
-        """(image, y, x, channel) to (image, y / stride, x / stride, filters)."""
+        """Map (image, y, x, channel) to (image, y / stride, x / stride, filters)."""
         padding = "same"
         if self.stride == 2:
             x, padding = _padded(x, self.kernel, self.side, f"{name}_pad"), "valid"
@@ -67,7 +66,7 @@ class Unit:
 
 
 def normalised(x: Tensor, normalisation: Normalisation, name: str) -> Tensor:
-    """Batch or group normalisation of feature maps, or the maps as they are."""
+    """Apply batch or group normalisation, or return the maps unchanged."""
     if normalisation == "batch":
         return layers.BatchNormalization(name=name)(x)
     if normalisation == "group":
@@ -78,10 +77,10 @@ def normalised(x: Tensor, normalisation: Normalisation, name: str) -> Tensor:
 def vgg(
     x: Tensor, kind: str, width: int = 64, normalisation: Normalisation = "none"
 ) -> list[Tensor]:
-    """Maps of `vgg16` or `vgg19` after each of the five poolings, at strides 2, 4, 8, 16 and 32;
-    `width` to 8 `width` channels.
+    """Feature maps of `vgg16` or `vgg19` after each of the five poolings.
 
-    With width 64, three channels and no normalisation: 14,714,688 and 20,024,384 parameters.
+    Strides are 2, 4, 8, 16 and 32; channels grow from `width` to 8 * `width`. With width 64, three
+    input channels and no normalisation: 14,714,688 and 20,024,384 parameters.
     """
     maps = []
     for stage, convolutions in enumerate(_VGG_CONVOLUTIONS[kind], start=1):
@@ -96,12 +95,12 @@ def vgg(
 def resnet(
     x: Tensor, kind: str, width: int, normalisation: Normalisation, output_stride: int = 32
 ) -> list[Tensor]:
-    """Maps of `resnet18` or `resnet50` after each of the four stages, at strides 4, 8, 16 and 32,
-    none above `output_stride`.
+    """Feature maps of `resnet18` or `resnet50` after each of the four stages.
 
-    Stages that would go beyond `output_stride` keep their size and dilate their convolutions
-    instead: 2 where the first such stage would have halved, 4 in the next. The last stage of a
-    dilated network multiplies its blocks' rates by 1, 2 and 4 (DeepLab v3's multi-grid).
+    Strides are 4, 8, 16 and 32, limited to `output_stride`. Stages beyond `output_stride` keep
+    their size and dilate their convolutions instead: by 2 in the first such stage, by 4 in the
+    next. The last stage of a dilated network multiplies the rates of its blocks by 1, 2 and 4
+    (multi-grid of DeepLab v3).
     """
     blocks = _RESNET_BLOCKS[kind]
     block = _bottleneck if kind == "resnet50" else _basic
@@ -129,38 +128,35 @@ def resnet(
 
 
 def _basic(x: Tensor, unit: Unit, name: str) -> Tensor:
-    """Two 3x3 convolutions beside a shortcut."""
-    closing = Unit(
-        unit.filters, rate=unit.rate, normalisation=unit.normalisation, activation="none"
-    )
-    way = closing(unit(x, f"{name}_a"), f"{name}_b")
-    return _joined(x, way, unit, name)
+    """Two 3x3 convolutions and a shortcut."""
+    last = Unit(unit.filters, rate=unit.rate, normalisation=unit.normalisation, activation="none")
+    branch = last(unit(x, f"{name}_a"), f"{name}_b")
+    return _residual_sum(x, branch, unit, name)
 
 
 def _bottleneck(x: Tensor, unit: Unit, name: str) -> Tensor:
-    """A 1x1, a 3x3 and a 1x1 convolution to four times the channels, beside a shortcut."""
-    opening = Unit(unit.filters, 1, normalisation=unit.normalisation)
-    closing = Unit(
-        unit.filters * _BOTTLENECK, 1, normalisation=unit.normalisation, activation="none"
-    )
-    way = closing(unit(opening(x, f"{name}_a"), f"{name}_b"), f"{name}_c")
-    return _joined(x, way, unit, name)
+    """1x1, 3x3 and 1x1 convolutions to four times the channels, and a shortcut."""
+    first = Unit(unit.filters, 1, normalisation=unit.normalisation)
+    last = Unit(unit.filters * _BOTTLENECK, 1, normalisation=unit.normalisation, activation="none")
+    branch = last(unit(first(x, f"{name}_a"), f"{name}_b"), f"{name}_c")
+    return _residual_sum(x, branch, unit, name)
 
 
-def _joined(x: Tensor, way: Tensor, unit: Unit, name: str) -> Tensor:
-    filters = way.shape[-1]
+def _residual_sum(x: Tensor, branch: Tensor, unit: Unit, name: str) -> Tensor:
+    filters = branch.shape[-1]
     if unit.stride == 2:
         x = layers.AveragePooling2D(2, name=f"{name}_shortcut_pool")(x)
     if unit.stride == 2 or x.shape[-1] != filters:
         x = Unit(filters, 1, normalisation=unit.normalisation, activation="none")(
             x, f"{name}_shortcut"
         )
-    return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, way]))
+    return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, branch]))
 
 
 def _padded(x: Tensor, kernel: int, side: int, name: str) -> Tensor:
-    """Zeros around maps for an odd kernel of stride 2 that is centred on the first (`side` 0) or
-    second pixel of each two.
+    """Zero padding for an odd kernel of stride 2.
+
+    The kernel is centred on the first (`side` 0) or second (`side` 1) pixel of each pair.
     """
     before, after = kernel // 2 - side, kernel // 2 - 1 + side
     return layers.ZeroPadding2D(((before, after), (before, after)), name=name)(x)

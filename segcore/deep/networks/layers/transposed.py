@@ -1,6 +1,4 @@
-"""Transposed convolutions: how large their output is, and the kernel that makes them bilinear
-up-sampling.
-"""
+"""Transposed convolutions: output size, and a kernel for bilinear upsampling."""
 
 from __future__ import annotations
 
@@ -21,14 +19,14 @@ def transposed_size(
     padding: Literal["valid", "same"] = "valid",
     output_padding: int | None = None,
 ) -> int:
-    """Height or width of what keras' `Conv2DTranspose` makes of `size` pixels.
+    """Height or width of the output of keras' `Conv2DTranspose` for `size` input pixels.
 
-    The rule is (size - 1) * stride + kernel - 2 * P + `output_padding`: each of `size` copies of
-    the kernel lies `stride` pixels after the one before, and P pixels are cut off both ends; P is 0
-    for `valid`, kernel // 2 for `same`. Without `output_padding` (None), keras chooses it. For
-    `same`: so that the output is size * stride. For `valid`: max(stride - kernel, 0), so that with
-    a kernel smaller than the stride the last copy, too, is followed by the gap that follows the
-    others, and the output is size * stride again.
+    The rule is (size - 1) * stride + kernel - 2 * P + `output_padding`: `size` copies of the kernel
+    are placed `stride` pixels apart, and P pixels are cut off both ends; P is 0 for `valid` and
+    kernel // 2 for `same`. With `output_padding` None, keras chooses it. For `same`, the output is
+    size * stride. For `valid`, it is max(stride - kernel, 0): with a kernel smaller than the
+    stride, the gap after the last copy is kept, and the output is size * stride again. Raises
+    `ValueError` for a size, kernel or stride below 1.
 
     >>> transposed_size(4, kernel=3, stride=2)
     9
@@ -51,17 +49,16 @@ def transposed_size(
 
 @keras.saving.register_keras_serializable(package="maskloom")
 class BilinearKernel(keras.initializers.Initializer):  # type: ignore[misc]  # keras is untyped
-    """The kernel (y, x, output, input) that up-samples each channel bilinearly, and mixes no
-    channels.
+    """Kernel (y, x, output, input) that upsamples each channel bilinearly (Long et al. 2015).
 
-    For a transposed convolution of stride S whose kernel is 2 S pixels wide (2 S - 1 for odd S),
-    padded `same`: the output lies between half-pixel centres as of
-    `segcore.deep.networks.layers.upsampling.bilinear`, but for the border, where zeros stand beyond
-    the image. Long et al. 2015.
+    It does not mix channels. It is meant for a transposed convolution with stride S, padding `same`
+    and a kernel of 2 S pixels (2 S - 1 for odd S). The output has half-pixel centres, as in
+    `segcore.deep.networks.layers.upsampling.bilinear`, except at the border, where zeros surround
+    the image.
     """
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
-        """The kernel. Raises `ValueError` where input and output channels differ in number."""
+        """Return the kernel. Raises `ValueError` unless input and output channels are equal."""
         height, width, outputs, inputs = shape
         if outputs != inputs:
             raise ValueError(
@@ -74,12 +71,12 @@ class BilinearKernel(keras.initializers.Initializer):  # type: ignore[misc]  # k
         return ops.convert_to_tensor(kernel, dtype=dtype or keras.config.floatx())
 
     def get_config(self) -> dict[str, Any]:
-        """Nothing: the shape says all."""
+        """Empty: the kernel depends on its shape alone."""
         return {}
 
 
 def _tent(size: int) -> NDArray[np.float64]:
-    """Weights that fall linearly from the middle of a kernel to nothing just beyond its ends."""
+    """Weights that fall linearly from the middle of a kernel to 0 just beyond its ends."""
     stride = (size + 1) // 2
     distance = np.abs(np.arange(size) - (size - 1) / 2)
     weights: NDArray[np.float64] = 1 - distance / stride

@@ -1,12 +1,11 @@
-"""Ways to make feature maps larger: nearest, bilinear, bed of nails, max-unpooling, and the sizes
-and kernels of transposed convolutions.
+"""Upsampling of feature maps: nearest, bilinear, bed of nails, max unpooling.
 
-All of them work on tensors (image, y, x, channel) of any height and width, known or not, and treat
-a pixel by its place within a window of `factor` pixels only, never by its place in the image:
-moving the input by a pixel moves the output by exactly `factor` pixels. That is why bilinear
-up-sampling is written out here as fixed weights for each of the `factor` phases; an image resizer
-works in coordinates of the whole image, which it rounds, and keras' own does not trace where height
-and width are unknown.
+All functions work on tensors (image, y, x, channel) of any height and width, known or unknown. They
+treat a pixel by its position within a window of `factor` pixels, never by its position in the
+image: shifting the input by one pixel shifts the output by exactly `factor` pixels. For this reason
+bilinear upsampling is written out as fixed weights for each of the `factor` phases. An image
+resizer works with rounded coordinates of the whole image, and that of keras does not trace when
+height and width are unknown.
 """
 
 from __future__ import annotations
@@ -23,15 +22,17 @@ _Y, _X = 1, 2
 
 
 def nearest(x: Tensor, factor: int) -> Tensor:
-    """Each pixel `factor` x `factor` times: (image, y, x, channel) to (image, factor y, factor x,
-    channel).
+    """Repeat each pixel `factor` x `factor` times.
+
+    (image, y, x, channel) to (image, y * factor, x * factor, channel).
     """
     return ops.repeat(ops.repeat(x, factor, axis=_Y), factor, axis=_X)
 
 
 def bed_of_nails(x: Tensor, factor: int) -> Tensor:
-    """Each pixel at the upper left of `factor` x `factor` zeros: (image, y, x, channel) to (image,
-    factor y, factor x, channel).
+    """Place each pixel at the upper left of `factor` x `factor` zeros.
+
+    (image, y, x, channel) to (image, y * factor, x * factor, channel).
     """
     zeros = [ops.zeros_like(x)] * (factor - 1)
     rows = _interleave([x, *zeros], _Y)
@@ -39,12 +40,12 @@ def bed_of_nails(x: Tensor, factor: int) -> Tensor:
 
 
 def bilinear(x: Tensor, factor: int) -> Tensor:
-    """Linear between the centres of pixels: (image, y, x, channel) to (image, factor y, factor x,
-    channel).
+    """Interpolate linearly between pixel centres.
 
-    Half-pixel centres, as of TensorFlow's and OpenCV's resizing, PyTorch's with
-    `align_corners=False` and SciPy's `grid_mode`: the centre of output pixel i lies at (i + 0.5) /
-    factor - 0.5 of the input. Beyond the outermost centres the outermost pixels go on.
+    (image, y, x, channel) to (image, y * factor, x * factor, channel). Uses half-pixel centres like
+    TensorFlow's and OpenCV's resizing, PyTorch's with `align_corners=False` and SciPy's
+    `grid_mode`: the centre of output pixel i is at (i + 0.5) / factor - 0.5 of the input. Beyond
+    the outermost centres, the outermost pixels are repeated.
     """
     return _bilinear_along(_bilinear_along(x, factor, _Y), factor, _X)
 
@@ -54,7 +55,7 @@ def _bilinear_along(x: Tensor, factor: int, axis: int) -> Tensor:
         _part(x, axis, part)
         for part in (slice(None, 1), slice(None, -1), slice(1, None), slice(-1, None))
     )
-    # Differences, so that even areas stay even to the last bit.
+    # Interpolating by differences keeps constant areas constant to the last bit.
     before, after = (
         ops.concatenate([first, but_last], axis=axis) - x,
         ops.concatenate([but_first, last], axis=axis) - x,
@@ -70,7 +71,7 @@ def _part(x: Tensor, axis: int, part: slice) -> Tensor:
 
 
 def _interleave(phases: Sequence[Tensor], axis: int) -> Tensor:
-    """One pixel of each tensor in turn along an axis, which becomes longer by their number."""
+    """Interleave the pixels of the tensors along an axis, which grows by their number."""
     _, height, width, channels = ops.shape(phases[0])
     size = (height * len(phases), width) if axis == _Y else (height, width * len(phases))
     return ops.reshape(ops.stack(phases, axis=axis + 1), (-1, *size, channels))
@@ -84,14 +85,13 @@ _METHODS: Mapping[Method, Callable[[Tensor, int], Tensor]] = {
 
 
 def max_pool(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The greatest value of each window of `size` x `size` pixels, and where it stood in the
-    window.
+    """Return the maximum of each window of `size` x `size` pixels and its position in the window.
 
-    Both are (image, y / size, x / size, channel). Positions are int32 and count through the window
-    row by row from 0; of equal values the first counts. They are places in the window, not in the
-    image, so that they may be cropped. Height and width of `x` must be multiples of `size`.
+    Both are (image, y / size, x / size, channel). Positions are int32, counted row by row through
+    the window from 0; of equal values the first one wins. They refer to the window, not to the
+    image, so the maps may be cropped. Height and width of `x` must be multiples of `size`.
     """
-    # Comparisons instead of argmax, which keras spells in a way that OpenVINO cannot read.
+    # Comparisons instead of argmax, because OpenVINO cannot read keras' form of argmax.
     values = x[:, ::size, ::size]
     positions = ops.zeros_like(values, dtype="int32")
     for position in range(1, size * size):
@@ -103,11 +103,11 @@ def max_pool(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def max_unpool(x: Tensor, positions: Tensor, size: int) -> Tensor:
-    """Each value at its position in a window of `size` x `size` pixels, zeros elsewhere: (image,
-    size y, size x, channel).
+    """Place each value at its position in a window of `size` x `size` pixels, zeros elsewhere.
 
-    `positions` are those of `max_pool`, of the shape of `x`. Noh, Hong and Han 2015 (DeconvNet),
-    Badrinarayanan et al. 2017 (SegNet).
+    (image, y, x, channel) to (image, y * size, x * size, channel). `positions` come from `max_pool`
+    and have the shape of `x`. Noh, Hong and Han 2015 (DeconvNet), Badrinarayanan et al. 2017
+    (SegNet).
     """
     rows = []
     for row in range(size):
@@ -121,8 +121,10 @@ def max_unpool(x: Tensor, positions: Tensor, size: int) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="maskloom")
 class Upsampling(keras.layers.Layer):  # type: ignore[misc]  # keras is untyped
-    """`nearest`, `bilinear` or `bed_of_nails` as a layer: (image, y, x, channel) to (image, factor
-    y, factor x, channel).
+    """Layer for `nearest`, `bilinear` or `bed_of_nails`.
+
+    (image, y, x, channel) to (image, y * factor, x * factor, channel). Raises `ValueError` for a
+    factor below 1 or an unknown method.
     """
 
     def __init__(
@@ -137,22 +139,23 @@ class Upsampling(keras.layers.Layer):  # type: ignore[misc]  # keras is untyped
         self.method = method
 
     def call(self, inputs: Tensor) -> Tensor:
-        """The larger feature maps."""
+        """Return the upsampled feature maps."""
         return _METHODS[self.method](inputs, self.factor)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Height and width times the factor."""
+        """Return the input shape with height and width multiplied by the factor."""
         return _scaled(input_shape, self.factor)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that make an equal layer."""
+        """Return the constructor arguments of an equal layer."""
         return {**_common(self), "factor": self.factor, "method": self.method}
 
 
 @keras.saving.register_keras_serializable(package="maskloom")
 class MaxPoolingWithPositions(keras.layers.Layer):  # type: ignore[misc]
-    """`max_pool` as a layer: gives the greatest values and their positions (int32), both (image, y
-    / size, x / size, channel).
+    """Layer for `max_pool`: returns the maxima and their positions (int32).
+
+    Both are (image, y / size, x / size, channel). Raises `ValueError` for a size below 1.
     """
 
     def __init__(self, size: int = 2, name: str | None = None, dtype: Any = None) -> None:
@@ -162,24 +165,26 @@ class MaxPoolingWithPositions(keras.layers.Layer):  # type: ignore[misc]
         self.size = size
 
     def call(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and positions."""
+        """Return values and positions."""
         return max_pool(inputs, self.size)
 
     def compute_output_spec(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Values in the type that the layer computes in, positions in int32."""
+        """Return the specs of values (in the layer's compute dtype) and positions (int32)."""
         batch, height, width, channels = inputs.shape
         shape = (batch, height and height // self.size, width and width // self.size, channels)
         return keras.KerasTensor(shape, self.compute_dtype), keras.KerasTensor(shape, "int32")
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that make an equal layer."""
+        """Return the constructor arguments of an equal layer."""
         return {**_common(self), "size": self.size}
 
 
 @keras.saving.register_keras_serializable(package="maskloom")
 class MaxUnpooling(keras.layers.Layer):  # type: ignore[misc]
-    """`max_unpool` as a layer, called with values and positions: (image, y, x, channel) to (image,
-    size y, size x, channel).
+    """Layer for `max_unpool`, called with values and positions.
+
+    (image, y, x, channel) to (image, y * size, x * size, channel). Raises `ValueError` for a size
+    below 1.
     """
 
     def __init__(self, size: int = 2, name: str | None = None, dtype: Any = None) -> None:
@@ -189,15 +194,15 @@ class MaxUnpooling(keras.layers.Layer):  # type: ignore[misc]
         self.size = size
 
     def call(self, inputs: Tensor, positions: Tensor) -> Tensor:
-        """The larger feature maps."""
+        """Return the upsampled feature maps."""
         return max_unpool(inputs, positions, self.size)
 
-    def compute_output_spec(self, inputs: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002  keras passes both
-        """Height and width times the size."""
+    def compute_output_spec(self, inputs: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the spec of the output: height and width multiplied by the size."""
         return keras.KerasTensor(_scaled(inputs.shape, self.size), self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that make an equal layer."""
+        """Return the constructor arguments of an equal layer."""
         return {**_common(self), "size": self.size}
 
 
@@ -207,6 +212,6 @@ def _scaled(shape: tuple[int | None, ...], factor: int) -> tuple[int | None, ...
 
 
 def _common(layer: Any) -> dict[str, Any]:
-    """What every layer of ours keeps beside its own arguments."""
+    """Configuration that all layers of this module share."""
     config = keras.layers.Layer.get_config(layer)
     return {"name": config["name"], "dtype": config["dtype"]}

@@ -1,4 +1,4 @@
-"""Mask R-CNN: backbone, proposals, heads, losses."""
+"""Mask R-CNN: backbone, proposals, heads and losses."""
 
 from maskloom.segcore.deep.networks.mask_rcnn.recipe import MaskRcnn
 

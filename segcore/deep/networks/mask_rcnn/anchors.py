@@ -1,5 +1,6 @@
-"""Anchors: the boxes that the region proposal network starts from, one size a level of the pyramid
-(Lin et al. 2017, "Feature Pyramid Networks").
+"""Anchors: the reference boxes of the region proposal network.
+
+Each level of the pyramid has anchors of one size (Lin et al. 2017, "Feature Pyramid Networks").
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ Tensor = Any
 def level_anchors(
     shape: tuple[Any, Any], stride: int, size: float, ratios: Sequence[float]
 ) -> Tensor:
-    """Anchors of one level with (height, width) positions: (height * width * ratios, 4), by row,
-    column, ratio.
+    """Anchors of one level with (height, width) positions, as boxes (anchor, 4).
 
-    All have the area size ** 2 and are centred on the square of stride ** 2 pixels that a position
-    stands for; a ratio is height over width.
+    They are ordered by row, column and ratio; there are height * width * ratios of them. All have
+    the area size ** 2 and are centred on the stride x stride pixels of a position; a ratio is
+    height divided by width.
     """
     height, width = shape
     y = (ops.cast(ops.arange(height), "float32") + 0.5) * stride

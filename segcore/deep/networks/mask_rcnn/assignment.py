@@ -1,13 +1,11 @@
-"""What anchors and boxes are to learn: which true box each belongs to, and which of them take part
-in a step.
+"""Training targets: which true box each anchor or proposal is matched to, and sampling.
 
-Numbers are fixed so that shapes are static: a sample is a list of places, with a flag each that
-says whether the place is taken. Which ones are taken is drawn from the network's own generator, so
-equal seeds give equal training.
+Shapes are static: a sample is a fixed number of entries, each with a flag that says whether it is
+used. Samples are drawn with the network's own random generator, so equal seeds give equal training.
 
-What nobody has labelled teaches nothing, as COCO's crowds: an anchor or box that lies for more than
-half in it and matches no object takes no part, nor do cells of masks there. One that matches an
-object does: the object is known, whatever surrounds it.
+Unlabelled areas contribute no loss, like the crowd regions of COCO: an anchor or box that is more
+than half unlabelled and matches no object is ignored, and so are mask cells there. One that matches
+an object is used: the object is known, whatever surrounds it.
 """
 
 from __future__ import annotations
@@ -31,30 +29,30 @@ _MOST_UNLABELLED = 0.5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnchorSample:
-    """Places that take part in a step."""
+    """Indices of the anchors or boxes used in a training step."""
 
     indices: Tensor
-    """(image, place) int32: which anchor or box."""
+    """(image, entry) int32: index of the anchor or box."""
     taken: Tensor
-    """(image, place) float32: 1, or 0 where there were not enough."""
+    """(image, entry) float32: 1 for a sampled entry, 0 for padding."""
 
 
 def best_anchors(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of `anchors` (anchor, 4) the true box of `boxes` (image, box, 4) it overlaps most,
-    whether it is one, whether it is none.
+    """Match `anchors` (anchor, 4) to the true `boxes` (image, box, 4).
 
-    All (image, anchor). An anchor is an object if it overlaps one by 0.7, or no other anchor
-    overlaps that object more; it is none below 0.3.
+    Returns the index of the box with the largest overlap, whether the anchor is positive, and
+    whether it is negative, all (image, anchor). An anchor is positive if its IoU with a box is at
+    least 0.7, or if no other anchor overlaps that box more; it is negative below 0.3 (Ren et al.
+    2015, "Faster R-CNN").
     """
     common = overlap(anchors[None], boxes)
     best = ops.max(common, axis=2)
-    # Objects that overlap all anchors but little still get one; padded boxes, which overlap
-    # nothing, do not.
+    # Objects with a low IoU with all anchors still get one; padded boxes, with an IoU of 0, do not.
     most = ops.max(common, axis=1, keepdims=True)
     chosen = ops.any(ops.logical_and(common >= most - 1e-6, most > 0.05), axis=2)
     positive = ops.logical_or(best >= _POSITIVE_ANCHOR, chosen)
-    # An anchor that is chosen for a small object may overlap a larger one more: it belongs to the
-    # one that chose it.
+    # An anchor selected for a small object may overlap a larger one more: match it to the object it
+    # was selected for.
     wanted = ops.where(ops.logical_and(common >= most - 1e-6, most > 0.05), common + 1.0, common)
     return (
         ops.argmax(wanted, axis=2),
@@ -64,15 +62,13 @@ def best_anchors(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def best_boxes(proposals: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of `proposals` (image, proposal, 4) the true box it overlaps most, and by how
-    much.
-    """
+    """Index and IoU of the best true box for each of `proposals` (image, proposal, 4)."""
     common = overlap(proposals, boxes)
     return ops.argmax(common, axis=2), ops.max(common, axis=2)
 
 
 def sample(eligible: Tensor, count: int, generator: keras.random.SeedGenerator) -> AnchorSample:
-    """Up to `count` random ones of those that are `eligible` (image, anchor or box) bool."""
+    """Draw up to `count` random entries of `eligible` (image, anchor or box) bool."""
     noise = keras.random.uniform(ops.shape(eligible), seed=generator)
     noise = ops.where(eligible, noise, -ops.ones_like(noise))
     values, indices = greatest(noise, count, -1.0)
@@ -80,8 +76,9 @@ def sample(eligible: Tensor, count: int, generator: keras.random.SeedGenerator) 
 
 
 def greatest(values: Tensor, count: int, filler: float) -> tuple[Tensor, Tensor]:
-    """The `count` greatest of (image, place), descending, and where they are. Where there are
-    fewer, `filler` at the last place.
+    """The `count` greatest of `values` (image, entry), descending, and their indices.
+
+    If there are fewer, the rest is `filler` at the last index.
     """
     filling = ops.full((ops.shape(values)[0], count), filler, dtype="float32")
     found, indices = ops.top_k(ops.concatenate([values, filling], axis=1), count)
@@ -89,7 +86,7 @@ def greatest(values: Tensor, count: int, filler: float) -> tuple[Tensor, Tensor]
 
 
 def limited(drawn: AnchorSample, most: Tensor) -> AnchorSample:
-    """The first `most` (image,) float32 places of a sample."""
+    """Keep the first `most` (image,) float32 entries of a sample."""
     count = drawn.indices.shape[1]
     return AnchorSample(
         drawn.indices,
@@ -98,11 +95,11 @@ def limited(drawn: AnchorSample, most: Tensor) -> AnchorSample:
 
 
 def mask_targets(instances: Tensor, boxes: Tensor, numbers: Tensor, size: int) -> Tensor:
-    """Where an instance lies in a box: (image, box, size, size) float32 of 0 and 1.
+    """Rasterise instances in boxes: (image, box, size, size) float32 of 0 and 1.
 
     `instances` (image, y, x) holds the number of the instance at each pixel, `numbers` (image, box)
-    the one that is asked for. A cell is 1 where the instance, interpolated to the middle of the
-    cell, is at least a half.
+    the instance of each box. A cell is 1 where the instance, interpolated bilinearly at the centre
+    of the cell, is at least 0.5.
     """
     shape = ops.shape(instances)
     height, width = (ops.cast(side, "int32") for side in shape[1:])
@@ -123,17 +120,16 @@ def mask_targets(instances: Tensor, boxes: Tensor, numbers: Tensor, size: int) -
 
 
 def is_labelled(instances: Tensor, boxes: Tensor) -> Tensor:
-    """Which of `boxes` (image or 1, box, 4) are labelled in at least half of their part inside the
-    image: (image, box) bool.
+    """Which `boxes` (image or 1, box, 4) are at least half labelled: (image, box) bool.
 
-    `instances` (image, y, x) as in `mask_targets`, `UNLABELLED` where nobody has said what is
-    there. Boxes beside the image are labelled.
+    Only the part of a box inside the image counts. `instances` (image, y, x) is as in
+    `mask_targets`, with `UNLABELLED` for unlabelled pixels. Boxes outside the image count as
+    labelled.
     """
     shape = ops.shape(instances)
     height, width = (ops.cast(side, "int32") for side in shape[1:])
     boxes = clip(boxes, height, width)
-    # Sums of all pixels above and to the left of a corner, which are linear between corners: exact
-    # for any fraction of a pixel.
+    # Summed-area table, interpolated linearly between corners: exact for fractions of a pixel.
     sums = ops.cumsum(ops.cumsum(ops.cast(instances == UNLABELLED, "float32"), axis=1), axis=2)
     flat = ops.reshape(ops.pad(sums, ((0, 0), (1, 0), (1, 0))), (-1, 1))
     start = ops.arange(shape[0], dtype="int32")[:, None] * ((height + 1) * (width + 1))
@@ -148,5 +144,5 @@ def is_labelled(instances: Tensor, boxes: Tensor) -> Tensor:
 
 
 def is_object(overlaps: Tensor) -> Tensor:
-    """Which proposals hold an object, by their greatest overlap with a true box."""
+    """Which proposals contain an object, from their largest IoU with a true box."""
     return overlaps >= _POSITIVE_BOX

@@ -1,8 +1,7 @@
-"""Boxes as tensors: overlap, clipping, and the shifts by which the network corrects them.
+"""Boxes as tensors: IoU, clipping, and box regression.
 
-A box is (y0, x0, y1, x1) in pixels, float32, where pixel i spans from i to i + 1: height is y1 -
-y0. Empty boxes (0, 0, 0, 0) stand for "none" where numbers of boxes are padded to a fixed one; they
-overlap nothing.
+A box is (y0, x0, y1, x1) in pixels, float32, where pixel i spans i to i + 1: the height is y1 - y0.
+Lists of boxes are padded to a fixed length with empty boxes (0, 0, 0, 0), which overlap nothing.
 """
 
 from __future__ import annotations
@@ -14,15 +13,16 @@ from keras import ops
 
 Tensor = Any
 
-# Beyond this a box would grow by more than a thousand sixteenths; keeps the exponential finite
-# while the network knows nothing yet.
+# Caps the growth of a box at about 60 times (1000 / 16); keeps the exponential finite early in
+# training.
 _GREATEST_LOGARITHM = math.log(1000 / 16)
 _LEAST_SIDE = 1e-3
 
 
 def overlap(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union of all pairs: boxes (..., a, 4) and (..., b, 4) to (..., a, b); 0
-    where a box is empty.
+    """IoU of all pairs: boxes (..., a, 4) and (..., b, 4) to (..., a, b).
+
+    The IoU with an empty box is 0.
     """
     a, b = ops.expand_dims(one, -2), ops.expand_dims(other, -3)
     sides = ops.maximum(
@@ -34,10 +34,10 @@ def overlap(one: Tensor, other: Tensor) -> Tensor:
 
 
 def encode(boxes: Tensor, references: Tensor, weights: tuple[float, float]) -> Tensor:
-    """What makes `boxes` of `references`, both (..., 4): shifts of the centre in sides, logarithms
-    of the growth of the sides.
+    """Encode `boxes` relative to `references`, both (..., 4), as shifts (..., 4).
 
-    The first two are multiplied by `weights[0]`, the others by `weights[1]` (R-CNN, Girshick 2014,
+    The first two are shifts of the centre relative to the sides, times `weights[0]`; the last two
+    are logarithms of the ratio of the sides, times `weights[1]` (Girshick et al. 2014, R-CNN,
     appendix C).
     """
     centre, sides = _centre_and_sides(boxes)
@@ -48,7 +48,7 @@ def encode(boxes: Tensor, references: Tensor, weights: tuple[float, float]) -> T
 
 
 def decode(shifts: Tensor, references: Tensor, weights: tuple[float, float]) -> Tensor:
-    """The boxes that `shifts` make of `references`, both (..., 4): the inverse of `encode`."""
+    """Apply `shifts` to `references`, both (..., 4): the inverse of `encode`."""
     centre, sides = _centre_and_sides(references)
     centre = centre + shifts[..., :2] / weights[0] * sides
     half = 0.5 * sides * ops.exp(ops.minimum(shifts[..., 2:] / weights[1], _GREATEST_LOGARITHM))
@@ -56,14 +56,15 @@ def decode(shifts: Tensor, references: Tensor, weights: tuple[float, float]) -> 
 
 
 def clip(boxes: Tensor, height: Any, width: Any) -> Tensor:
-    """The parts of boxes (..., 4) inside an image."""
+    """Clip boxes (..., 4) to an image."""
     limits = ops.cast(ops.stack([height, width, height, width]), boxes.dtype)
     return ops.minimum(ops.maximum(boxes, 0.0), limits)
 
 
 def take(values: Tensor, indices: Tensor) -> Tensor:
-    """For each image the rows of `values` (image, row, ...) at `indices` (image, place): (image,
-    place, ...).
+    """Gather rows per image.
+
+    `values` (image, row, ...) at `indices` (image, entry) give (image, entry, ...).
     """
     for _ in range(len(values.shape) - 2):
         indices = ops.expand_dims(indices, -1)

@@ -1,10 +1,9 @@
-"""Detections as arrays, and how they become a mask.
+"""Detections as arrays, and their conversion to a mask.
 
-A detection has a box and a mask of 28 x 28 cells in it, which cover the box evenly. A pixel belongs
-to the object where the cells, interpolated bilinearly to the pixel's middle, are at least a half;
-beyond the middles of the outermost cells they go on as they are, and outside of the box is nothing.
-Where several objects claim a pixel, the first of them has it: detections come in descending order
-of score.
+A detection has a box and a mask of 28 x 28 cells that cover the box evenly. A pixel belongs to the
+object where the cells, interpolated bilinearly at the pixel's centre, are at least 0.5. Beyond the
+centres of the outermost cells their values are repeated; outside the box the mask is empty. Where
+several objects claim a pixel, the first one gets it: detections are sorted by descending score.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """Objects found in an image, or a part of one."""
+    """Objects found in an image or in part of one."""
 
     boxes: NDArray[np.float64]
-    """(object, 4): y0, x0, y1, x1 in pixels of the image; pixel i spans from i to i + 1."""
+    """(object, 4): y0, x0, y1, x1 in pixels of the image; pixel i spans i to i + 1."""
     classes: NDArray[np.int64]
-    """(object,), from 1 on."""
+    """(object,) class ids, from 1."""
     scores: NDArray[np.float32]
     """(object,), 0 to 1."""
     masks: NDArray[np.float32]
-    """(object, row, column): probability that a cell of the box belongs to the object."""
+    """(object, y, x): probability that a cell of the box belongs to the object."""
 
     @classmethod
-    def together(cls, parts: Sequence[Detections]) -> Detections:
-        """All detections of one or more parts, in their order."""
+    def concatenated(cls, parts: Sequence[Detections]) -> Detections:
+        """Concatenate one or more sets of detections in order."""
         names = ("boxes", "classes", "scores", "masks")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
@@ -52,8 +51,9 @@ class Detections:
         )
 
     def moved(self, start: tuple[int, ...]) -> Detections:
-        """The same, from the coordinates of a part of the image to the image's; the part's first
-        pixel is at `start`.
+        """Shift detections from the coordinates of a window to those of the image.
+
+        `start` is the position of the window's first pixel in the image.
         """
         return Detections(
             self.boxes + np.array([*start, *start], np.float64),
@@ -63,22 +63,21 @@ class Detections:
         )
 
     def clipped(self, shape: tuple[int, ...]) -> Detections:
-        """Those with a part in an image of this shape. Boxes, to which masks are tied, stay as they
-        are.
+        """Drop detections outside an image of this shape.
+
+        Boxes are not clipped, because masks refer to them.
         """
         top, left, bottom, right = self.boxes.T
         return self[(top < shape[0]) & (left < shape[1]) & (bottom > 0) & (right > 0)]
 
     def centres(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """The middles (object, 2) of the boxes' parts in an image of this shape."""
+        """Centres (object, 2) of the boxes clipped to an image of this shape, in pixels."""
         limits = np.array([*shape, *shape], np.float64)
         inside = np.clip(self.boxes, 0.0, limits)
         return np.asarray((inside[:, :2] + inside[:, 2:]) / 2)
 
     def outline(self, number: int, within: Box) -> tuple[tuple[slice, ...], NDArray[np.bool_]]:
-        """The pixels of one object: where they lie in an array of `within`, and which are the
-        object's.
-        """
+        """Rasterise one object: its slices in an array of `within`, and its pixels (y, x) bool."""
         first, last = np.floor(self.boxes[number, :2]), np.ceil(self.boxes[number, 2:])
         place = Box(tuple(first.astype(int).tolist()), tuple(last.astype(int).tolist())) & within
         values = self.masks[number].astype(np.float64)
@@ -89,7 +88,7 @@ class Detections:
         return place.relative_to(within).slices, values >= 0.5
 
     def paint(self, within: Box) -> NDArray[np.int32]:
-        """The mask of `within`: 0, or 1 + the number of the first object that claims the pixel."""
+        """Instance mask (y, x) of `within`: 1 + index of the first object at a pixel, else 0."""
         labels = np.zeros(within.shape, np.int32)
         for number in range(len(self)):
             place, inside = self.outline(number, within)
@@ -99,9 +98,7 @@ class Detections:
 
 
 def overlaps(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of all pairs of boxes: (a, 4) and (b, 4) to (a, b); 0 where a box is
-    empty.
-    """
+    """IoU of all pairs of boxes: (a, 4) and (b, 4) to (a, b); 0 for an empty box."""
     sides = np.minimum(one[:, None, 2:], other[None, :, 2:]) - np.maximum(
         one[:, None, :2], other[None, :, :2]
     )
@@ -111,14 +108,15 @@ def overlaps(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np
     return np.asarray(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))
 
 
-def hit_by_better(
+def suppressed(
     boxes: NDArray[np.float64],
     groups: NDArray[np.int64],
     rivals: NDArray[np.int64],
     greatest: float,
 ) -> NDArray[np.bool_]:
-    """Which boxes overlap one before them by more than `greatest`, if it is of the same group
-    (class) and another of `rivals` (window).
+    """Which boxes overlap a preceding rival by an IoU above `greatest`: (box,) bool.
+
+    A rival is a box of the same group (class) but of another of `rivals` (windows).
     """
     hit = np.zeros(len(boxes), np.bool_)
     for start in range(0, len(boxes), _AT_ONCE):
@@ -136,8 +134,9 @@ def hit_by_better(
 def _resampled(
     values: NDArray[np.float64], axis: int, edges: NDArray[np.float64], pixels: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """Cells along an axis, which span evenly between two edges, interpolated to the middles of
-    pixels; 0 outside of the edges.
+    """Interpolate cells along an axis at the centres of pixels; 0 outside `edges`.
+
+    The cells divide the space between the two edges evenly.
     """
     count = values.shape[axis]
     middles = np.arange(*pixels) + 0.5

@@ -1,6 +1,4 @@
-"""The heads: what is predicted at each position of the pyramid (proposals), and for each box
-(class, box, mask).
-"""
+"""Heads: predictions per position of the pyramid (proposals) and per box (class, box, mask)."""
 
 from __future__ import annotations
 
@@ -13,12 +11,14 @@ if TYPE_CHECKING:
     from maskloom.segcore.deep.networks.mask_rcnn.recipe import MaskRcnn
 
 BOX_SIZE, MASK_SIZE = 7, 14
-"""Cells along each axis that RoIAlign gives to the box and mask heads."""
+"""Cells along each axis of the RoIAlign features for the box and mask heads."""
 
 
 def proposal_head(recipe: MaskRcnn) -> keras.Model:
-    """A level (image, y, x, channel) to logits of "an object" (image, y, x, ratio) and shifts of
-    anchors (image, y, x, 4 ratio).
+    """Head of the region proposal network.
+
+    Maps a level (image, y, x, channel) to objectness logits (image, y, x, ratio) and box shifts
+    (image, y, x, 4 * ratio) of the anchors.
     """
     inputs = keras.Input((None, None, recipe.pyramid))
     x = layers.Conv2D(
@@ -40,8 +40,10 @@ def proposal_head(recipe: MaskRcnn) -> keras.Model:
 
 
 def box_head(recipe: MaskRcnn, classes: int) -> keras.Model:
-    """Features (box, 7, 7, channel) to class logits (box, `classes`) and shifts (box, `classes` -
-    1, 4), one for each class of objects.
+    """Head for classes and boxes.
+
+    Maps features (box, 7, 7, channel) to class logits (box, `classes`) and to one set of box shifts
+    per object class, (box, `classes` - 1, 4).
     """
     inputs = keras.Input((BOX_SIZE, BOX_SIZE, recipe.pyramid))
     x = layers.Flatten(name="flat")(inputs)
@@ -61,8 +63,10 @@ def box_head(recipe: MaskRcnn, classes: int) -> keras.Model:
 
 
 def mask_head(recipe: MaskRcnn, classes: int) -> keras.Model:
-    """Features (box, 14, 14, channel) to mask logits (box, 28, 28, `classes` - 1), one mask for
-    each class of objects.
+    """Head for masks.
+
+    Maps features (box, 14, 14, channel) to mask logits (box, 28, 28, `classes` - 1), one mask per
+    object class.
     """
     inputs = keras.Input((MASK_SIZE, MASK_SIZE, recipe.pyramid))
     x = inputs

@@ -1,23 +1,23 @@
-"""Windows for images of any size, so that what is found does not depend on how an image is tiled.
+"""Sliding windows whose detections do not depend on how an image is tiled.
 
-Group normalisation and the proposals look at a whole window, so windows are always the same: their
-cores lie on a lattice that starts at the image's first pixel, and each is seen with a halo. What
-lies outside of the image is filled by the window's own pixels, mirrored: zeros would shift the
-means of a normalisation that spans the window, and a small image would look like none that the
-network has learned from.
+Group normalisation and the proposals span a whole window, so windows must always be the same: their
+cores form a lattice that starts at the image's first pixel, and each is read with a halo. Pixels
+outside the image are filled by mirroring the window's own pixels: zeros would shift the means of a
+normalisation that spans the window, and a small image would look like nothing the network was
+trained on.
 
-    home        A detection is at home in the window whose core holds the middle of its box, as far
-                as that lies in the image.
-    slack       An object in the middle of an edge between cores may be seen just beyond it by both
-                windows. So detections up to `slack` pixels outside of the core are kept as well,
-                and doubles go: of two detections of one class from different windows that overlap
-                too much, the one at home stays before the one that is not, then the one with the
-                higher score. What is itself a double still makes doubles: otherwise what becomes of
-                a detection could depend on others far away.
+    home        A detection's home is the window whose core contains the centre of its box, clipped
+                to the image.
+    slack       Two windows may both see an object on the edge between their cores just beyond that
+                edge. So detections up to `slack` pixels outside the core are kept as well, and
+                duplicates are removed: of two detections of one class from different windows that
+                overlap too much, the one in its home window is kept before the other, then the one
+                with the higher score. A duplicate still suppresses others; otherwise the fate of a
+                detection could depend on others far away.
 
-So what becomes of a detection depends on detections that it overlaps, and a mask on detections that
-meet there: for objects no larger than the halo, `reach` is as far as the masks of those that touch
-a region can depend on anything.
+A detection therefore depends only on detections that it overlaps, and a mask only on detections
+that meet there. For objects no larger than the halo, `tile_halo` is the greatest distance
+over which the masks of objects touching a region depend on pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections, hit_by_better
+from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections, suppressed
 from maskloom.segcore.geometry import Box, Shape
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WindowLattice:
-    """Windows of one size, side by side."""
+    """Adjacent windows of one size."""
 
     core: int
     """Side of a window's core in pixels."""
     halo: int
-    """How far a window looks beyond its core: the side of the largest object that comes out the
-    same under any tiling.
+    """Margin of a window around its core in pixels: the side of the largest object that is
+    segmented equally under any tiling.
     """
 
     @property
@@ -53,26 +53,28 @@ class WindowLattice:
 
     @property
     def slack(self) -> int:
-        """How far outside of a core a detection is kept."""
+        """Distance in pixels up to which detections outside a core are kept."""
         return max(1, self.halo // 8)
 
     @property
-    def reach(self) -> int:
-        """How far from a region lie the pixels that the masks of all objects touching it depend on,
-        to their last pixel.
+    def tile_halo(self) -> int:
+        """Greatest distance in pixels from a region to the pixels that its objects depend on.
+
+        This covers the whole masks of all objects that touch the region.
         """
         return self._centres + self.slack + self.core - 1 + self.halo
 
     @property
     def _centres(self) -> int:
-        # An object that touches the region reaches one halo beyond it. One that takes pixels of it
-        # there reaches another, and one that can make this one a double overlaps it and has the
-        # middle of its box at most half a halo farther.
+        # An object that touches the region extends up to one halo beyond it. Another that takes
+        # pixels from it there extends another halo, and one that can make this one a duplicate
+        # overlaps it, so the centre of its box is at most half a halo farther.
         return 2 * self.halo + -(-self.halo // 2)
 
     def windows(self, region: Box, shape: Shape) -> Iterator[tuple[Shape, Box]]:
-        """Places in the lattice, and pixels, of the windows that the objects touching a region of
-        an image of this shape depend on.
+        """Lattice positions and boxes of the windows that the objects touching a region depend on.
+
+        `shape` is (y, x) of the image.
         """
         margin = self._centres + self.slack
         near = region.grow((margin, margin)) & Box.whole(shape)
@@ -86,11 +88,10 @@ class WindowLattice:
     def detections(
         self, region: Box, shape: Shape, find: Callable[[Box], Detections], greatest_overlap: float
     ) -> Detections:
-        """The detections of all windows about a region, in the image's coordinates, without
-        doubles, by descending score.
+        """Detect objects around a region, in the image's coordinates, by descending score.
 
-        `find` detects in a window, whose box may reach beyond the image, in the window's
-        coordinates.
+        Duplicates from neighbouring windows are removed. `find` detects objects in a window, whose
+        box may extend beyond the image, and returns them in the window's coordinates.
         """
         found = {
             place: find(box).moved(box.start).clipped(shape)
@@ -101,8 +102,9 @@ class WindowLattice:
     def merged(
         self, found: Mapping[Shape, Detections], shape: Shape, greatest_overlap: float
     ) -> Detections:
-        """The detections of windows (by their places, in the image's coordinates) without doubles,
-        by descending score.
+        """Merge the detections of windows and remove duplicates, by descending score.
+
+        `found` maps lattice positions to detections in the image's coordinates.
         """
         kept: list[Detections] = []
         homes, places, ranks = [], [], []
@@ -118,15 +120,15 @@ class WindowLattice:
             )
             near = np.flatnonzero(outside < self.slack)
             kept.append(detections[near])
-            # The core's last edge is the next core's first.
+            # The last edge of a core belongs to the next core.
             homes.append(np.all(np.floor(centres[near] / self.core) == place, axis=1))
             places.append(np.tile(np.array(place), (len(near), 1)))
             ranks.append(near)
-        together = Detections.together(kept)
+        together = Detections.concatenated(kept)
         home, window, rank = np.concatenate(homes), np.concatenate(places), np.concatenate(ranks)
         number = window[:, 0] * (window[:, 1].max(initial=0) + 1) + window[:, 1]
         order = np.lexsort((rank, number, -together.scores, ~home))
-        hit = hit_by_better(
+        hit = suppressed(
             together.boxes[order], together.classes[order], number[order], greatest_overlap
         )
         stays = order[~hit]
@@ -134,8 +136,9 @@ class WindowLattice:
 
 
 def mirrored(pixels: NDArray[np.float32], inside: Box, window: Box) -> NDArray[np.float32]:
-    """The pixels (y, x, channel) of a whole window from those inside the image, mirrored at the
-    image's edges as often as it takes.
+    """Extend the pixels (y, x, channel) inside the image to a whole window by mirroring.
+
+    Mirrors at the image's edges, repeatedly if needed.
     """
     lacking = [
         (first - start, stop - last)

@@ -1,5 +1,6 @@
-"""The losses of the two stages (He et al. 2017, section 3; Ren et al. 2015, equation 1), each a
-mean over what takes part.
+"""Losses of the two stages, each averaged over the sampled entries.
+
+He et al. 2017, section 3; Ren et al. 2015, equation 1.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ Tensor = Any
 
 
 def binary(logits: Tensor, targets: Tensor, taken: Tensor) -> Tensor:
-    """Cross-entropy of two classes; all three of one shape. `taken` is 1 for what takes part, else
-    0.
+    """Binary cross-entropy; all three tensors have the same shape.
+
+    `taken` is 1 for entries that count, else 0.
     """
     # log(1 + exp(x)) without overflow.
     losses = ops.maximum(logits, 0.0) - logits * targets + ops.log1p(ops.exp(-ops.abs(logits)))
@@ -27,12 +29,11 @@ def categorical(logits: Tensor, targets: Tensor, taken: Tensor) -> Tensor:
 
 
 def smooth(shifts: Tensor, targets: Tensor, positive: Tensor, count: Tensor) -> Tensor:
-    """Smooth L1 (Girshick 2015, "Fast R-CNN", equation 3), summed over the four shifts of a box
-    (..., 4).
+    """Smooth L1 (Girshick 2015, "Fast R-CNN", equation 3) of box shifts (..., 4).
 
-    `positive` is 1 for the boxes that hold an object; their sum is divided by `count`, that of all
-    that take part, so that the weight of boxes against classes does not depend on how many objects
-    there are.
+    It is summed over the four shifts of a box. `positive` is 1 for boxes that contain an object.
+    The sum over these is divided by `count`, the number of all sampled boxes, so that the weight of
+    boxes relative to classes does not depend on the number of objects.
     """
     away = ops.abs(shifts - targets)
     losses = ops.where(away < 1.0, 0.5 * ops.square(away), away - 0.5)
@@ -40,5 +41,5 @@ def smooth(shifts: Tensor, targets: Tensor, positive: Tensor, count: Tensor) -> 
 
 
 def mean(values: Tensor, taken: Tensor) -> Tensor:
-    """The mean of those that take part, 0 where none does."""
+    """Mean of the values with `taken` 1; 0 if there are none."""
     return ops.sum(values * taken) / ops.maximum(ops.sum(taken), 1.0)

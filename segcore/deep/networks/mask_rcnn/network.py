@@ -1,13 +1,13 @@
-"""Mask R-CNN (He, Gkioxari, Dollár and Girshick 2017): the whole network, its training step and its
-detections.
+"""Mask R-CNN: the whole network, its training step and its detections.
+
+He, Gkioxari, Dollár and Girshick 2017, "Mask R-CNN".
 
     image -> pyramid -> proposals -> RoIAlign 7x7 -> class and box -> RoIAlign 14x14 -> mask 28x28
 
-Called with images alone, it detects. Called with images and their objects
-(`targets.training_batch`), it gives what its loss is computed from: the sampled anchors and boxes
-with their targets; then `compute_loss` needs nothing else, so `fit` and `train_on_batch` work on
-every backend of keras. All numbers of boxes are fixed, with zeros where there are fewer, so shapes
-depend on the images' size alone.
+Called with images alone, the network detects objects. Called with images and their objects
+(`targets.training_batch`), it returns the sampled anchors and boxes with their targets. As
+`compute_loss` needs nothing else, `fit` and `train_on_batch` work on every backend of keras. The
+numbers of boxes are fixed and padded with zeros, so shapes depend on the size of the images alone.
 """
 
 from __future__ import annotations
@@ -53,17 +53,18 @@ from maskloom.segcore.deep.networks.mask_rcnn.targets import UNLABELLED
 Tensor = Any
 
 LEAST_SCORE, GREATEST_OVERLAP = 0.05, 0.5
-"""What plain calls detect: the values of the paper's evaluation."""
+"""Thresholds of plain calls: the values of the paper's evaluation."""
 _SAMPLED_ANCHORS = 256
 
 
 @keras.saving.register_keras_serializable(package="maskloom")
 class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
-    """Images (image, y, x, channel) float32 of any size to detections.
+    """Mask R-CNN that maps images (image, y, x, channel) float32 of any size to detections.
 
-    A dict of `boxes` (image, object, 4), `classes` (image, object) int32 from 1 on and 0 where
-    there is none, `scores` (image, object), and `masks` (image, object, 28, 28), the probability
-    that a cell of the box belongs to the object.
+    The result is a dict of `boxes` (image, object, 4), `classes` (image, object) int32 from 1, with
+    0 for padding, `scores` (image, object), and `masks` (image, object, 28, 28), the probability
+    that a cell of the box belongs to the object. Raises `ValueError` for fewer than one channel or
+    two classes.
     """
 
     def __init__(
@@ -87,16 +88,16 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
         self.box_head = box_head(self.recipe, classes)
         self.mask_head = mask_head(self.recipe, classes)
         self.generator = keras.random.SeedGenerator(self.recipe.seed)
-        # XLA under TensorFlow would compile for minutes, and again for every size of images and
-        # number of objects.
+        # XLA under TensorFlow would compile for minutes, and again for every image size and number
+        # of objects.
         self.supports_jit = keras.backend.backend() == "jax"
         self.built = True
 
     def build(self, input_shape: Any = None) -> None:
-        """Nothing is left to build: all parts are made with the network."""
+        """Do nothing: the constructor builds all parts."""
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that make an equal network."""
+        """Return the constructor arguments of an equal network."""
         recipe = dataclasses.asdict(self.recipe)
         return {
             "name": self.name,
@@ -108,24 +109,25 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
     def call(
         self, inputs: Tensor | Mapping[str, Tensor], training: bool | None = None
     ) -> dict[str, Tensor]:
-        """Detections of images; or, for images with their objects, all that the loss needs."""
+        """Detect objects in images; for images with objects, return all that the loss needs."""
         if isinstance(inputs, Mapping):
-            return self._learn(inputs, training)
-        return self.find(inputs, LEAST_SCORE, GREATEST_OVERLAP)
+            return self._training_outputs(inputs, training)
+        return self.detect(inputs, LEAST_SCORE, GREATEST_OVERLAP)
 
-    def find(
+    def detect(
         self, images: Tensor, least_score: float, greatest_overlap: float
     ) -> dict[str, Tensor]:
-        """Detections of at least some score, of which two of a class overlap at most so much
-        (intersection over union of boxes).
+        """Detect objects in images (image, y, x, channel); the dict of detections is padded.
+
+        Detections score at least `least_score`; two of one class have a box IoU of at most
+        `greatest_overlap`.
         """
         size = ops.shape(images)[1:3]
         levels, proposals, *_ = self._first_stage(images, training=False)
         logits, shifts = self._box_head(levels, proposals.boxes, training=False)
         boxes = decode(shifts, ops.expand_dims(proposals.boxes, 2), BOX_WEIGHTS)
         boxes = clip(boxes, *size)
-        # Fillers among the proposals are no objects, whatever the head makes of a box without
-        # pixels.
+        # Padded proposals are never objects, whatever the head predicts for an empty box.
         scores = ops.softmax(logits)[..., 1:] * ops.cast(proposals.scores > 0, "float32")[..., None]
         found = detect_boxes(
             scores,
@@ -143,41 +145,44 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None
     ) -> Tensor:
-        """The sum of the five losses. All that they need is in `y_pred`, what the network gives for
-        images with objects.
+        """Return the sum of the five losses.
+
+        `y_pred`, the network's output for images with objects, holds all that they need.
         """
         del x, y, sample_weight
         return sum(self.losses_of(y_pred).values())
 
-    def losses_of(self, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The five losses by name, from what the network gives for images with objects."""
-        anchors, positive = learned["anchor_taken"], learned["anchor_positive"]
-        boxes = learned["box_taken"]
+    def losses_of(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the five losses by name, from the network's output for images with objects."""
+        anchors, positive = outputs["anchor_taken"], outputs["anchor_positive"]
+        boxes = outputs["box_taken"]
         return {
-            "objectness": losses.binary(learned["anchor_logits"], positive, anchors),
+            "objectness": losses.binary(outputs["anchor_logits"], positive, anchors),
             "anchors": losses.smooth(
-                learned["anchor_shifts"],
-                learned["anchor_targets"],
+                outputs["anchor_shifts"],
+                outputs["anchor_targets"],
                 positive * anchors,
                 ops.sum(anchors),
             ),
-            "classes": losses.categorical(learned["box_logits"], learned["box_classes"], boxes),
+            "classes": losses.categorical(outputs["box_logits"], outputs["box_classes"], boxes),
             "boxes": losses.smooth(
-                learned["box_shifts"],
-                learned["box_targets"],
-                learned["box_positive"],
+                outputs["box_shifts"],
+                outputs["box_targets"],
+                outputs["box_positive"],
                 ops.sum(boxes),
             ),
             "masks": losses.binary(
-                learned["mask_logits"], learned["mask_targets"], learned["mask_taken"]
+                outputs["mask_logits"], outputs["mask_targets"], outputs["mask_taken"]
             ),
         }
 
     def _first_stage(
         self, images: Tensor, training: bool | None
     ) -> tuple[list[Tensor], Ranked, Tensor, Tensor, Tensor]:
-        """Levels of the pyramid, proposals, and of all anchors: logits (image, anchor), shifts
-        (image, anchor, 4), the anchors.
+        """Run pyramid and proposals.
+
+        Returns the levels of the pyramid and the proposals, and for all anchors their logits
+        (image, anchor), their shifts (image, anchor, 4) and the anchors (anchor, 4).
         """
         height, width = ops.shape(images)[1:3]
         levels = self.pyramid(_padded(images, self.recipe.strides[-1]), training=training)
@@ -197,60 +202,67 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
             ops.concatenate(anchors, 0),
         )
         limits = (height, width, self.recipe.candidates, self.recipe.proposals)
-        # Proposals are given to the second stage as they are; the first learns from its own losses
-        # alone.
+        # No gradient flows from the second stage through the proposals; the first stage learns from
+        # its own losses alone.
         proposals = propose(ops.stop_gradient(logits), ops.stop_gradient(shifts), anchors, limits)
         return levels, proposals, logits, shifts, anchors
 
-    def _learn(self, inputs: Mapping[str, Tensor], training: bool | None) -> dict[str, Tensor]:
+    def _training_outputs(
+        self, inputs: Mapping[str, Tensor], training: bool | None
+    ) -> dict[str, Tensor]:
         boxes, classes = ops.cast(inputs["boxes"], "float32"), ops.cast(inputs["classes"], "int32")
         instances = inputs["instances"]
         levels, proposals, logits, shifts, anchors = self._first_stage(inputs["image"], training)
-        learned = self._anchors_to_learn((logits, shifts, anchors), boxes, instances)
-        # True boxes are proposals too, so that the heads have something to learn before proposals
-        # are good.
+        outputs = self._anchor_targets((logits, shifts, anchors), boxes, instances)
+        # True boxes are added to the proposals, so that the heads can learn before proposals are
+        # good.
         candidates = ops.concatenate([proposals.boxes, boxes], axis=1)
-        whose, overlaps = best_boxes(candidates, boxes)
-        there = ops.any(candidates > 0, axis=-1)
+        matches, overlaps = best_boxes(candidates, boxes)
+        present = ops.any(candidates > 0, axis=-1)
         objects = is_object(overlaps)
-        positive = sample(ops.logical_and(there, objects), self.recipe.sampled // 4, self.generator)
+        positive = sample(
+            ops.logical_and(present, objects), self.recipe.sampled // 4, self.generator
+        )
         rest = self.recipe.sampled - self.recipe.sampled // 4
-        nothing = ops.logical_and(ops.logical_not(objects), is_labelled(instances, candidates))
-        negative = sample(ops.logical_and(there, nothing), rest, self.generator)
-        # At most three without an object for each with one, but some where there is no object at
-        # all.
+        background = ops.logical_and(ops.logical_not(objects), is_labelled(instances, candidates))
+        negative = sample(ops.logical_and(present, background), rest, self.generator)
+        # At most three negatives per positive, but some even if there are no positives.
         negative = limited(negative, ops.maximum(3 * ops.sum(positive.taken, axis=1), rest // 4))
-        held = take(whose, positive.indices)
+        matched = take(matches, positive.indices)
         chosen = take(candidates, positive.indices)
         return {
-            **learned,
-            **self._boxes_to_learn(
+            **outputs,
+            **self._box_targets(
                 levels,
                 (chosen, take(candidates, negative.indices)),
-                (take(boxes, held), take(classes, held)),
+                (take(boxes, matched), take(classes, matched)),
                 (positive.taken, negative.taken),
                 training,
             ),
-            **self._masks_to_learn(
-                levels, (chosen, take(classes, held), held + 1), positive.taken, instances, training
+            **self._mask_targets(
+                levels,
+                (chosen, take(classes, matched), matched + 1),
+                positive.taken,
+                instances,
+                training,
             ),
         }
 
-    def _anchors_to_learn(
+    def _anchor_targets(
         self, first: tuple[Tensor, Tensor, Tensor], boxes: Tensor, instances: Tensor
     ) -> dict[str, Tensor]:
-        """What the `first` stage (logits, shifts, anchors) learns from true `boxes`."""
+        """Outputs of the `first` stage (logits, shifts, anchors) and targets from true `boxes`."""
         logits, shifts, anchors = first
-        whose, objects, nothing = best_anchors(anchors, boxes)
+        matches, objects, background = best_anchors(anchors, boxes)
         positive = sample(objects, _SAMPLED_ANCHORS // 2, self.generator)
         negative = sample(
-            ops.logical_and(nothing, is_labelled(instances, anchors[None])),
+            ops.logical_and(background, is_labelled(instances, anchors[None])),
             _SAMPLED_ANCHORS,
             self.generator,
         )
         negative = limited(negative, _SAMPLED_ANCHORS - ops.sum(positive.taken, axis=1))
         indices = ops.concatenate([positive.indices, negative.indices], axis=1)
-        true = take(boxes, take(whose, indices))
+        true = take(boxes, take(matches, indices))
         return {
             "anchor_logits": take(logits, indices),
             "anchor_shifts": take(shifts, indices),
@@ -261,7 +273,7 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
             "anchor_taken": ops.concatenate([positive.taken, negative.taken], axis=1),
         }
 
-    def _boxes_to_learn(
+    def _box_targets(
         self,
         levels: list[Tensor],
         boxes: tuple[Tensor, Tensor],
@@ -269,24 +281,26 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
         taken: tuple[Tensor, Tensor],
         training: bool | None,
     ) -> dict[str, Tensor]:
-        """Class and box of proposals that hold an object (of `true` box and class), and of those
-        that hold none.
+        """Outputs and targets for classes and boxes.
+
+        `boxes` and `taken` hold a pair for proposals with and without an object; `true` holds the
+        boxes and classes of the former.
         """
         logits, shifts = self._box_head(levels, ops.concatenate(boxes, axis=1), training)
         count = boxes[0].shape[1]
         true_boxes, true_classes = true
         index = ops.maximum(true_classes - 1, 0)[..., None, None]
-        nothing = ops.zeros_like(taken[1], dtype="int32")
+        background = ops.zeros_like(taken[1], dtype="int32")
         return {
             "box_logits": logits,
-            "box_classes": ops.concatenate([true_classes, nothing], axis=1),
+            "box_classes": ops.concatenate([true_classes, background], axis=1),
             "box_taken": ops.concatenate(taken, axis=1),
             "box_positive": taken[0],
             "box_shifts": ops.take_along_axis(shifts[:, :count], index, axis=2)[:, :, 0],
             "box_targets": encode(true_boxes, boxes[0], BOX_WEIGHTS),
         }
 
-    def _masks_to_learn(
+    def _mask_targets(
         self,
         levels: list[Tensor],
         objects: tuple[Tensor, Tensor, Tensor],
@@ -294,7 +308,7 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
         instances: Tensor,
         training: bool | None,
     ) -> dict[str, Tensor]:
-        """Masks of boxes that hold an object of a class and a number in `instances`."""
+        """Outputs and targets of masks; `objects` are boxes, classes and numbers in `instances`."""
         boxes, classes, numbers = objects
         logits = self._masks(levels, boxes, classes, training)
         unlabelled = mask_targets(
@@ -321,7 +335,7 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
     def _masks(
         self, levels: list[Tensor], boxes: Tensor, classes: Tensor, training: bool | None
     ) -> Tensor:
-        """Logits of the mask of each box's own class: (image, box, 28, 28)."""
+        """Mask logits of each box for its class: (image, box, 28, 28)."""
         count = boxes.shape[1]
         features = roi_align(levels, self.recipe.strides, boxes, MASK_SIZE)
         logits = self.mask_head(ops.reshape(features, (-1, *features.shape[2:])), training=training)
@@ -331,9 +345,7 @@ class MaskRcnnNetwork(keras.Model):  # type: ignore[misc]  # keras is untyped
 
 
 def _padded(images: Tensor, multiple: int) -> Tensor:
-    """Images with zeros below and to the right, so that height and width are multiples of
-    `multiple`.
-    """
+    """Pad images with zeros at the bottom and right to multiples of `multiple`."""
     for axis in (1, 2):
         shape = list(ops.shape(images))
         shape[axis] = -shape[axis] % multiple
@@ -342,7 +354,7 @@ def _padded(images: Tensor, multiple: int) -> Tensor:
 
 
 def _recipe_of(config: Mapping[str, Any]) -> MaskRcnn:
-    """A recipe from the JSON of a model file, which has lists where there were tuples."""
+    """Recipe from the JSON of a model file, which has lists instead of tuples."""
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in config.items()
     }

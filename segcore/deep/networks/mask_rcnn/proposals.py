@@ -1,6 +1,4 @@
-"""Proposals and detections: from what the heads say of anchors and boxes to a fixed number of boxes
-without doubles.
-"""
+"""Proposals and detections: from head outputs to a fixed number of boxes, after suppression."""
 
 from __future__ import annotations
 
@@ -16,21 +14,21 @@ from maskloom.segcore.deep.networks.mask_rcnn.suppression import suppress
 Tensor = Any
 
 ANCHOR_WEIGHTS = (10.0, 5.0)
-"""How shifts of anchors are scaled; see `boxes.encode`."""
+"""Scale of the anchors' shifts; see `boxes.encode`."""
 BOX_WEIGHTS = (10.0, 5.0)
-"""How shifts of proposals are scaled."""
+"""Scale of the proposals' shifts."""
 _PROPOSALS_OVERLAP = 0.7
 _NEVER = -1e9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranked:
-    """A fixed number of boxes an image, by descending score."""
+    """A fixed number of boxes per image, by descending score."""
 
     boxes: Tensor
-    """(image, box, 4); zeros where there were not enough."""
+    """(image, box, 4); zeros for padding."""
     scores: Tensor
-    """(image, box); 0 where there were not enough."""
+    """(image, box); 0 for padding."""
     classes: Tensor
     """(image, box) int32."""
 
@@ -38,7 +36,7 @@ class Ranked:
 def propose(
     logits: Tensor, shifts: Tensor, anchors: Tensor, limits: tuple[Any, Any, int, int]
 ) -> Ranked:
-    """The proposals of the first stage, with class 0.
+    """Select the proposals of the first stage, with class 0.
 
     Parameters
     ----------
@@ -47,8 +45,7 @@ def propose(
     anchors
         (anchor, 4).
     limits
-        Height and width of the images, how many boxes suppression starts from, and how many it
-        leaves.
+        Height and width of the images, and the number of boxes before and after suppression.
     """
     height, width, candidates, count = limits
     scores, indices = greatest(logits, candidates, _NEVER)
@@ -60,16 +57,15 @@ def propose(
 
 
 def detect_boxes(scores: Tensor, boxes: Tensor, rule: tuple[float, float, int, int]) -> Ranked:
-    """The detections of the second stage.
+    """Select the detections of the second stage.
 
     Parameters
     ----------
     scores, boxes
-        (image, proposal, class) and (image, proposal, class, 4), of classes of objects from class 1
-        on.
+        (image, proposal, class) and (image, proposal, class, 4), without the background: the first
+        class is class 1.
     rule
-        Least score, greatest overlap, how many boxes suppression starts from, and how many it
-        leaves at most.
+        Least score, greatest IoU, and the number of boxes before and, at most, after suppression.
     """
     least, overlap, candidates, count = rule
     proposals, classes = scores.shape[1:]
@@ -90,8 +86,8 @@ def _first(ranked: Ranked, kept: Tensor, count: int) -> Ranked:
     """The first `count` boxes that are kept."""
     scores = ops.where(kept, ranked.scores, -ops.ones_like(ranked.scores))
     values, indices = greatest(scores, count, -1.0)
-    there = values >= 0
-    boxes = ops.where(ops.expand_dims(there, -1), take(ranked.boxes, indices), 0.0)
+    present = values >= 0
+    boxes = ops.where(ops.expand_dims(present, -1), take(ranked.boxes, indices), 0.0)
     return Ranked(
-        boxes, ops.where(there, values, 0.0), ops.where(there, take(ranked.classes, indices), 0)
+        boxes, ops.where(present, values, 0.0), ops.where(present, take(ranked.classes, indices), 0)
     )

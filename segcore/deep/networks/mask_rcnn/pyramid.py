@@ -1,9 +1,8 @@
-"""The feature pyramid: a residual network (He et al. 2016) and a path back from coarse to fine (Lin
-et al. 2017).
+"""Feature pyramid: a residual network (He et al. 2016) and a top-down path (Lin et al. 2017).
 
-Group normalisation (Wu and He 2018) throughout, since batches of a few images are too small for
-batch normalisation. Its means span the whole image, so what the network finds depends on all that
-it is shown; whoever cuts images into windows must cut them always alike.
+All normalisation is group normalisation (Wu and He 2018), because batches of a few images are too
+small for batch normalisation. Its means span the whole input, so results depend on all of it: an
+image must always be cut into the same windows.
 """
 
 from __future__ import annotations
@@ -22,46 +21,46 @@ Tensor = Any
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A residual network of four levels, of strides 4, 8, 16, 32."""
+    """A residual network with four levels, of strides 4, 8, 16 and 32."""
 
     stem: int
     """Channels after the first convolution."""
     blocks: tuple[int, ...]
-    """Residual blocks a level."""
+    """Residual blocks per level."""
     width: int
-    """Channels of the first level; they double with each."""
+    """Channels of the first level; they double with each level."""
     narrowing: int
-    """By what the 3x3 convolution of a block is narrower than the block (bottleneck). 1: two 3x3
-    convolutions.
+    """Factor by which the 3x3 convolution of a block is narrower than the block (bottleneck); 1
+    means two 3x3 convolutions.
     """
 
 
 def backbone_of(recipe: MaskRcnn) -> Backbone:
-    """The residual network of a recipe."""
+    """Residual network of a recipe."""
     if recipe.size == "small":
         return Backbone(recipe.width, (1, 1, 1, 1), recipe.width, 1)
     return Backbone(64, (3, 4, 6, 3), 256, 4)
 
 
 def feature_pyramid(recipe: MaskRcnn, channels: int) -> keras.Model:
-    """(image, y, x, `channels`) to a list of (image, y / stride, x / stride, `recipe.pyramid`),
-    finest first.
+    """Feature pyramid: images (image, y, x, `channels`) to a list of levels, finest first.
 
-    Heights and widths are multiples of the largest stride.
+    Each level is (image, y / stride, x / stride, `recipe.pyramid`). Height and width must be
+    multiples of the largest stride.
     """
-    form = backbone_of(recipe)
+    backbone = backbone_of(recipe)
     inputs = keras.Input((None, None, channels), name="image")
-    kernel = 3 if form.narrowing == 1 else 7
+    kernel = 3 if backbone.narrowing == 1 else 7
     x = normalised(
-        layers.Conv2D(form.stem, kernel, 2, "same", use_bias=False, name="stem"), inputs, "relu"
+        layers.Conv2D(backbone.stem, kernel, 2, "same", use_bias=False, name="stem"), inputs, "relu"
     )
     x = layers.MaxPooling2D(3, 2, "same", name="stem_pool")(x)
     levels = []
-    for level, blocks in enumerate(form.blocks):
+    for level, blocks in enumerate(backbone.blocks):
         for block in range(blocks):
             stride = 2 if level > 0 and block == 0 else 1
             x = _residual(
-                x, form.width << level, stride, form.narrowing, f"level{level}_block{block}"
+                x, backbone.width << level, stride, backbone.narrowing, f"level{level}_block{block}"
             )
         levels.append(x)
     finer = layers.Conv2D(recipe.pyramid, 1, name="lateral3")(levels[3])
@@ -86,7 +85,7 @@ def feature_pyramid(recipe: MaskRcnn, channels: int) -> keras.Model:
 
 
 def normalised(convolution: keras.layers.Layer, x: Tensor, activation: str) -> Tensor:
-    """A convolution, group normalisation over eight or more channels, and an activation."""
+    """A convolution, group normalisation (at least eight channels per group), and an activation."""
     groups = max(1, min(32, convolution.filters // 8))
     while convolution.filters % groups:
         groups -= 1

@@ -1,6 +1,4 @@
-"""The recipe of a Mask R-CNN: what the section `network` of a training recipe may hold, known
-without loading keras.
-"""
+"""Recipe of a Mask R-CNN: the section `network` of a training recipe, without keras."""
 
 from __future__ import annotations
 
@@ -19,40 +17,41 @@ Size = Literal["small", "resnet50"]
 @NETWORKS.register("mask_rcnn")
 @dataclass(frozen=True, slots=True)
 class MaskRcnn:
-    """Mask R-CNN (He, Gkioxari, Dollár and Girshick 2017) on a feature pyramid (Lin et al.
-    2017).
+    """Mask R-CNN (He, Gkioxari, Dollár and Girshick 2017) with a feature pyramid.
+
+    The pyramid is that of Lin et al. 2017.
     """
 
     size: Size = "small"
-    """The residual network below the pyramid: `small` has one block a level and trains on two
-    cores; `resnet50` is the paper's.
+    """Residual network below the pyramid: `small` has one block per level and trains on two cores;
+    `resnet50` is the paper's.
     """
     width: int = 24
-    """Channels of the first level of `small`; each further level has twice those."""
+    """Channels of the first level of `small`; each further level doubles them."""
     pyramid: int = 64
     """Channels of each level of the pyramid. The paper's: 256."""
     anchors: tuple[float, ...] = (16.0, 32.0, 64.0, 128.0)
-    """Side of the anchors in pixels, for levels of stride 4, 8, 16, 32 (and 64 with a fifth). About
-    the sizes of the objects.
+    """Sides of the anchors in pixels, for levels of stride 4, 8, 16, 32 (and 64 with a fifth).
+    Choose them close to the sizes of the objects.
     """
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Height over width of the anchors."""
+    """Ratios of height to width of the anchors."""
     candidates: int = 1024
-    """Boxes of an image that non-maximum suppression starts from."""
+    """Boxes per image before non-maximum suppression."""
     proposals: int = 256
-    """Boxes that it leaves for the second stage."""
+    """Boxes per image after suppression, passed to the second stage."""
     detections: int = 256
-    """Most objects of an image."""
+    """Maximum number of objects per image."""
     sampled: int = 128
-    """Boxes of an image that the second stage learns from in one step; at most a quarter of them
-    hold an object, as in the paper.
+    """Boxes per image that the second stage learns from in one step; at most a quarter of them
+    contain an object, as in the paper.
     """
     dense: int = 256
     """Width of the two dense layers of the box head. The paper's: 1024."""
     mask: int = 32
-    """Channels of the mask head, where most of the time goes. The paper's: 256."""
+    """Channels of the mask head, which takes most of the time. The paper's: 256."""
     seed: int = 0
-    """Decides which anchors and boxes training samples."""
+    """Seed for sampling anchors and boxes in training."""
 
     def __post_init__(self) -> None:
         if self.size not in get_args(Size):
@@ -86,14 +85,14 @@ class MaskRcnn:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels between positions of each level; images are padded to a multiple of the last."""
+        """Stride of each level in pixels; images are padded to a multiple of the last."""
         return tuple(4 << level for level in range(len(self.anchors)))
 
     def build(self, channels: int, classes: int) -> keras.Model:
-        """The network for images of `channels` bands and `classes` classes, the background (class
-        0) included.
+        """Build the network for `channels` bands and `classes` classes.
 
-        Raises `ValueError` where there is no band or no class but the background.
+        The background, class 0, is included. Raises `ValueError` for fewer than one band or without
+        a class besides the background.
         """
         from maskloom.segcore.deep.networks.mask_rcnn.network import MaskRcnnNetwork
 

@@ -1,13 +1,12 @@
-"""RoIAlign (He et al. 2017, "Mask R-CNN", section 3): features of a box, by bilinear interpolation
-without any rounding of coordinates.
+"""RoIAlign (He et al. 2017, "Mask R-CNN", section 3): features of a box, without rounding.
 
-Of a level with stride s, position i stands for the pixels from s i to s (i + 1), its value for
-their middle. A box is divided into size ** 2 cells, each is sampled at 2 x 2 regular points, and
-the cell's value is their mean. Points beyond the middles of the outermost positions take the value
-at the edge.
+At a level of stride s, position i covers pixels s i to s (i + 1), and its value applies at their
+centre. A box is divided into size ** 2 cells; each is sampled at 2 x 2 regular points by bilinear
+interpolation, and the value of the cell is their mean. Points beyond the centres of the outermost
+positions take the value at the edge.
 
-All levels of the pyramid lie one after the other in one long list of positions, so each box picks
-its level by where its indices start, and one gather serves all.
+All levels of the pyramid are concatenated into one list of positions. A box selects its level by an
+index offset, so one gather serves all levels.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from keras import ops
 Tensor = Any
 
 SAMPLES = 2
-"""Sampling points a cell along each axis."""
-# A box as large as an image of ImageNet goes to the third level, as in Lin et al. 2017, equation 1.
+"""Sampling points per cell along each axis."""
+# A box of the size of an ImageNet image uses the third level, as in Lin et al. 2017, equation 1.
 _CANONICAL_SIDE, _CANONICAL_LEVEL = 224.0, 2
 
 
 def level_of(boxes: Tensor, levels: int) -> Tensor:
-    """The level that each box (..., 4) takes its features from: int32 from 0 to `levels` - 1."""
+    """Pyramid level of each box (..., 4): int32 from 0 to `levels` - 1."""
     area = ops.maximum((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]), 1e-6)
     level = ops.floor(_CANONICAL_LEVEL + 0.5 * ops.log2(area) - ops.log2(_CANONICAL_SIDE) + 1e-6)
     return ops.cast(ops.clip(level, 0, levels - 1), "int32")
@@ -35,7 +34,7 @@ def level_of(boxes: Tensor, levels: int) -> Tensor:
 def roi_align(
     pyramid: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, size: int
 ) -> Tensor:
-    """Features of boxes (image, box, 4) in pixels: (image, box, size, size, channel).
+    """Features of boxes (image, box, 4), in pixels: (image, box, size, size, channel).
 
     `pyramid` holds a tensor (image, y, x, channel) for each of `strides`, finest first.
     """
@@ -45,7 +44,7 @@ def roi_align(
     features = ops.concatenate(
         [ops.reshape(x, (-1, n, channels)) for x, n in zip(pyramid, counts, strict=True)], axis=1
     )
-    # Places between positions need more than the eight bits of a bfloat16.
+    # Interpolation needs more than the eight bits of bfloat16.
     features = ops.cast(features, "float32")
     starts = [sum(counts[:number], 0 * counts[0]) for number in range(len(counts))]
     table = ops.stack(
@@ -76,7 +75,7 @@ def roi_align(
 
 
 def points(first: Tensor, last: Tensor, count: int) -> Tensor:
-    """The middles of `count` equal parts from `first` to `last`, both (...): (..., count)."""
+    """Centres of `count` equal parts between `first` and `last`, both (...): (..., count)."""
     steps = (ops.arange(count, dtype="float32") + 0.5) / count
     return ops.expand_dims(first, -1) + ops.expand_dims(last - first, -1) * steps
 
@@ -84,17 +83,16 @@ def points(first: Tensor, last: Tensor, count: int) -> Tensor:
 def _between(
     first: Tensor, last: Tensor, stride: Tensor, length: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The positions before and after each sampling point, (image, box, point) int32, and the weight
-    of the one after.
+    """Positions before and after each sampling point, and the weight of the latter.
+
+    The positions are (image, box, point) int32.
     """
     place = points(first, last, count) / ops.expand_dims(ops.cast(stride, "float32"), -1) - 0.5
     return neighbours(place, ops.expand_dims(length, -1))
 
 
 def neighbours(place: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The two positions about each of `place`, at most `length` - 1, and the weight of the
-    second.
-    """
+    """The two positions around each of `place`, at most `length` - 1, and the second's weight."""
     place = ops.clip(place, 0.0, ops.cast(length - 1, "float32"))
     before = ops.floor(place)
     low = ops.cast(before, "int32")
@@ -108,11 +106,11 @@ def interpolated(
     rows: tuple[Tensor, Tensor, Tensor],
     columns: tuple[Tensor, Tensor, Tensor],
 ) -> Tensor:
-    """Values between four positions each: (image, box, row, column, channel).
+    """Bilinear interpolation at all pairs of rows and columns: (image, box, row, column, channel).
 
-    `flat` (position, channel) holds maps one after the other, row by row; that of a box starts at
-    `start` and has rows of `width` positions, both (image, box). `rows` and `columns` are what
-    `neighbours` gives, (image, box, point).
+    `flat` (position, channel) holds concatenated maps, row by row. The map of a box starts at
+    `start` and has rows of `width` positions, both (image, box). `rows` and `columns` come from
+    `neighbours`, (image, box, point).
     """
     top, bottom, down = rows
     left, right, across = columns

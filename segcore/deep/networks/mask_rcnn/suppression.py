@@ -1,10 +1,10 @@
-"""Non-maximum suppression: of boxes that overlap much, the one with the highest score stays.
+"""Non-maximum suppression: of boxes with a large overlap, the highest score is kept.
 
-The greedy rule (from the highest score down, a box stays unless one that stays overlaps it) is
-found without a loop over boxes: all boxes start as kept, and "unless one that is kept overlaps it"
-is applied to all at once until nothing changes. After n rounds at least the first n boxes are
-decided for good, so the end is the greedy result; in fact the rounds are as many as the longest
-chain of overlaps, three or four.
+The greedy rule (in descending order of score, keep a box unless a kept box overlaps it) is computed
+without a loop over boxes. All boxes start as kept, and the rule is applied to all of them at once
+until nothing changes. After n rounds at least the first n boxes are final, so the result is the
+greedy one; in practice the number of rounds is the length of the longest chain of overlaps, three
+or four.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Tensor = Any
 
 
 def suppress(boxes: Tensor, valid: Tensor, groups: Tensor, greatest: Any) -> Tensor:
-    """Which boxes stay: (image, box) bool.
+    """Return which boxes are kept: (image, box) bool.
 
     Parameters
     ----------
     boxes
         (image, box, 4), by descending score.
     valid
-        (image, box) bool. What is not valid neither stays nor suppresses.
+        (image, box) bool. Invalid boxes are neither kept nor suppress others.
     groups
         (image, box) integers. Boxes of different groups (classes, levels) do not suppress one
         another.
     greatest
-        The intersection over union that two boxes may have at most if both are to stay.
+        Largest IoU that two kept boxes may have.
     """
     count = boxes.shape[1]
     order = ops.arange(count)

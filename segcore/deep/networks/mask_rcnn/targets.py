@@ -1,4 +1,4 @@
-"""Targets: from images and masks of instances to what a Mask R-CNN is trained with."""
+"""Training batches for Mask R-CNN from images and instance masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 UNLABELLED = -1
-"""In place of an instance's id: nobody has said what is there."""
+"""Instance id of unlabelled pixels."""
 _LEAST_PLACES = 8
 
 
@@ -23,19 +23,19 @@ class TruthObjects:
     boxes: NDArray[np.float32]
     """(object, 4): y0, x0, y1, x1 in pixels."""
     classes: NDArray[np.int32]
-    """(object,), from 1 on."""
+    """(object,) class ids, from 1."""
     numbers: NDArray[np.int32]
-    """(y, x): 0, 1 + the position of the object among the others, or `UNLABELLED`."""
+    """(y, x): 0 for background, 1 + the index of the object, or `UNLABELLED`."""
 
 
 def objects_of(
     instances: NDArray[np.integer[Any]], class_of: NDArray[np.integer[Any]]
 ) -> TruthObjects:
-    """The objects of a mask (y, x) of instance ids, 0 for background, where `class_of[id]` is the
-    class of an instance.
+    """Return the objects of a mask (y, x) of instance ids, 0 for background.
 
-    Instances of class 0 are background. An instance is one object, in however many pieces. Pixels
-    that nobody labelled are `UNLABELLED`. Raises `ValueError` where ids have no class.
+    `class_of[id]` is the class of an instance; instances of class 0 are background. An instance is
+    one object even if it is not connected. Unlabelled pixels are `UNLABELLED`. Raises `ValueError`
+    if an id has no class or the mask is not (y, x).
     """
     from scipy import ndimage
 
@@ -69,27 +69,28 @@ def training_batch(
     instances: NDArray[np.integer[Any]],
     class_of: Sequence[NDArray[np.integer[Any]]],
 ) -> tuple[dict[str, NDArray[Any]]]:
-    """What `train_on_batch` and `test_on_batch` of a `MaskRcnnNetwork` take:
-    `model.train_on_batch(*training_batch(...))`.
+    """Return the arguments of `train_on_batch` and `test_on_batch` of a `MaskRcnnNetwork`.
+
+    Call `model.train_on_batch(*training_batch(...))`.
 
     Parameters
     ----------
     images
         (image, y, x, channel) float32, scaled.
     instances
-        (image, y, x) ids of instances, 0 for background, `UNLABELLED` where nobody has said what is
-        there: nothing is learned from it.
+        (image, y, x) instance ids, 0 for background, `UNLABELLED` for unlabelled pixels, which
+        contribute no loss.
     class_of
-        For each image the class of each id, from id 0 on. Class 0: not an object.
+        For each image the class of each id, from id 0. Class 0: not an object.
 
     Returns
     -------
     tuple
         A dict of `image`, `boxes` (image, object, 4) float32, `classes` (image, object) int32 and
-        `instances` (image, y, x) int32. Places without an object hold zeros; their number is a
-        power of two, so that few shapes occur.
+        `instances` (image, y, x) int32. The object axis is padded with zeros to a power of two, so
+        that few different shapes occur.
 
-    Raises `ValueError` where shapes do not agree or an id has no class.
+    Raises `ValueError` if shapes do not agree or an id has no class.
     """
     if instances.shape != images.shape[:3] or len(class_of) != len(images):
         raise ValueError(

@@ -75,16 +75,16 @@ def whole_window(margin: int) -> Network:
     st.sampled_from(["blended", "cut"]),
 )
 def test_weights_add_up_to_exactly_one(
-    reach: ReceptiveField, size: int, side: int, seams: Any
+    field: ReceptiveField, size: int, side: int, seams: Any
 ) -> None:
     for axis in (0, 1):
         total, products = np.zeros(size, np.float32), []
-        for window in Windowing(reach, side, seams).windows(axis, size):
+        for window in Windowing(field, side, seams).windows(axis, size):
             assert window.weights.min() >= 0
             assert seams == "blended" or set(window.weights) <= {0, 1}
-            assert window.start == 0 or window.stop <= size + reach.stride - 1
-            assert window.start % reach.stride == 0
-            assert window.length % reach.stride == reach.residue or reach.fixed
+            assert window.start == 0 or window.stop <= size + field.stride - 1
+            assert window.start % field.stride == 0
+            assert window.length % field.stride == field.residue or field.fixed
             total[window.start : window.stop] += window.weights[: size - window.start]
             products.append(window.weights)
         assert (total == 1).all()
@@ -92,10 +92,10 @@ def test_weights_add_up_to_exactly_one(
 
 @given(reaches, sizes, sizes, tilings, st.sampled_from([8, 32, 50]))
 def test_any_tiling_gives_the_same_bits(
-    reach: ReceptiveField, height: int, width: int, tile: Any, side: int
+    field: ReceptiveField, height: int, width: int, tile: Any, side: int
 ) -> None:
-    image, network = picture(height, width), whole_window(reach.margin)
-    windowing = Windowing(reach, side)
+    image, network = picture(height, width), whole_window(field.margin)
+    windowing = Windowing(field, side)
     assert np.array_equal(
         scored(image, tile, windowing, network), scored(image, (1000, 1000), windowing, network)
     )
@@ -103,12 +103,12 @@ def test_any_tiling_gives_the_same_bits(
 
 @given(reaches, sizes, sizes, tilings, st.sampled_from([8, 32, 50]))
 def test_class_ids_are_cut_and_never_averaged(
-    reach: ReceptiveField, height: int, width: int, tile: Any, side: int
+    field: ReceptiveField, height: int, width: int, tile: Any, side: int
 ) -> None:
     image, windowing, inner = (
         picture(height, width),
-        Windowing(reach, side, "cut"),
-        whole_window(reach.margin),
+        Windowing(field, side, "cut"),
+        whole_window(field.margin),
     )
 
     def ids(batch: np.ndarray) -> np.ndarray:
@@ -121,14 +121,14 @@ def test_class_ids_are_cut_and_never_averaged(
 
 @given(reaches, sizes, sizes, st.sampled_from([8, 32, 50]))
 def test_blending_scores_that_agree_changes_nothing(
-    reach: ReceptiveField, height: int, width: int, side: int
+    field: ReceptiveField, height: int, width: int, side: int
 ) -> None:
-    image, margin = picture(height, width), reach.margin
+    image, margin = picture(height, width), field.margin
 
     def nothing(batch: np.ndarray) -> np.ndarray:
         return batch[:, margin : batch.shape[1] - margin, margin : batch.shape[2] - margin]
 
-    scores = scored(image, (32, 32), Windowing(reach, side), nothing)
+    scores = scored(image, (32, 32), Windowing(field, side), nothing)
     assert np.allclose(scores, image.pixels, rtol=5e-7)  # up to the rounding of four products
 
 

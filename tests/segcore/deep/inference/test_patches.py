@@ -150,14 +150,14 @@ def test_networks_without_padding_see_the_image_mirrored_beyond_its_border(
 ) -> None:
     stride, margin, residue = kind
     image, network = picture(height, width), valid_cells(*kind)
-    reach = ReceptiveField(margin + stride - 1, stride, margin, residue)
+    field = ReceptiveField(margin + stride - 1, stride, margin, residue)
     far = [margin + n + margin + 2 * stride for n in (height, width)]
     far = [n + (residue - n) % stride for n in far]
     rows, columns = (
         mirrored(np.arange(n) - margin, size) for n, size in zip(far, (height, width), strict=True)
     )
     whole = network(floats(image.pixels[rows][:, columns])[None])[0, :height, :width]
-    assert np.array_equal(scored(image, tile, Patching(reach, side), network), whole)
+    assert np.array_equal(scored(image, tile, Patching(field, side), network), whole)
 
 
 @given(sizes, sizes, tilings, st.sampled_from([1, 4]))
@@ -170,9 +170,9 @@ def test_files_of_one_size_tile_exactly(height: int, width: int, tile: Any, stri
         return network(batch)
 
     lead = stride * 2 if stride > 1 else 1
-    reach = [n + 2 * lead + -n % stride for n in (height, width)]
+    field = [n + 2 * lead + -n % stride for n in (height, width)]
     rows, columns = (
-        mirrored(np.arange(n) - lead, size) for n, size in zip(reach, (height, width), strict=True)
+        mirrored(np.arange(n) - lead, size) for n, size in zip(field, (height, width), strict=True)
     )
     whole = network(floats(image.pixels[rows][:, columns])[None])[
         0, lead : lead + height, lead : lead + width
@@ -246,24 +246,24 @@ def test_output_of_another_size_than_the_card_says_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "reach",
+    "field",
     [
         ReceptiveField(None),
         ReceptiveField(20, fixed=(64, 40)),
         ReceptiveField(20, 16, fixed=(64, 79)),
     ],
 )
-def test_networks_that_cannot_be_exact_are_refused(reach: ReceptiveField) -> None:
-    assert not Patching.suits(reach)
+def test_networks_that_cannot_be_exact_are_refused(field: ReceptiveField) -> None:
+    assert not Patching.suits(field)
     with pytest.raises(ValueError, match="blended windows"):
-        Patching(reach)
+        Patching(field)
 
 
 def test_the_papers_unet_loses_nothing_of_its_output() -> None:
     """572 -> 388 (Ronneberger et al. 2015): a reach that exceeds the margin by the phases of the
     stride only.
     """
-    reach = ReceptiveField(halo=107, stride=16, margin=92, residue=12)
-    (span,) = Patching(reach, 384).spans(0, 384, (0, 384))
+    field = ReceptiveField(halo=107, stride=16, margin=92, residue=12)
+    (span,) = Patching(field, 384).spans(0, 384, (0, 384))
     assert (span.first, span.length, span.output) == (-92, 572, 0)
     assert Patching(ReceptiveField(107, 16, 92, 12, (572, 572))).sides == (384, 384)

@@ -9,15 +9,15 @@ from maskloom.segcore.deep.inference import runtime
 
 
 def claim(count, answers, release):
-    answers.put(runtime._claimed(count))
+    answers.put(runtime._claim_gpu(count))
     release.wait(60)
 
 
 def test_each_process_has_a_gpu_of_its_own_while_there_are_enough(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(runtime._settings, "claims", {})
-    assert runtime._claimed(2) == 0
-    assert runtime._claimed(2) == 0, "a process that asks again keeps its own"
+    assert runtime._claim_gpu(2) == 0
+    assert runtime._claim_gpu(2) == 0, "a process that asks again keeps its own"
     # Not by fork: a child would inherit the lock.
     context = multiprocessing.get_context("spawn")
     answers, release = context.Queue(), context.Event()

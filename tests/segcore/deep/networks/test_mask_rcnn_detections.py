@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections, hit_by_better, overlaps
+from maskloom.segcore.deep.networks.mask_rcnn.detections import Detections, overlaps, suppressed
 from maskloom.segcore.deep.networks.mask_rcnn.lattice import WindowLattice, mirrored
 from maskloom.segcore.geometry import Box
 
@@ -87,9 +87,9 @@ def test_only_rivals_of_the_same_class_hit() -> None:
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 5.0]])
     # The second is of the same window, the third of another class, the fourth overlaps by a half
     # exactly.
-    hit = hit_by_better(boxes, np.array([1, 1, 2, 1]), np.array([0, 0, 1, 1]), 0.5)
+    hit = suppressed(boxes, np.array([1, 1, 2, 1]), np.array([0, 0, 1, 1]), 0.5)
     assert hit.tolist() == [False, False, False, False]
-    assert hit_by_better(boxes, np.array([1, 1, 2, 1]), np.array([0, 1, 1, 1]), 0.4).tolist() == [
+    assert suppressed(boxes, np.array([1, 1, 2, 1]), np.array([0, 1, 1, 1]), 0.4).tolist() == [
         False,
         True,
         False,
@@ -136,7 +136,7 @@ def test_windows_find_every_object_once_and_every_region_sees_the_same(
         start = core * generator.integers(0, 2, 2) + generator.integers(0, halo // 2, 2)
         stop = start + generator.integers(1, 30, 2)
         region = Box(tuple(start.tolist()), tuple(stop.tolist()))
-        reach = region.grow((lattice.reach,) * 2)
+        reach = region.grow((lattice.tile_halo,) * 2)
         for _, window in lattice.windows(region, shape):
             assert np.all(np.array(window.start) >= reach.start)
             assert np.all(np.array(window.stop) <= reach.stop)

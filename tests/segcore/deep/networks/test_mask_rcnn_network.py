@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from maskloom.segcore.deep.networks.mask_rcnn.network import MaskRcnnNetwork
-from maskloom.segcore.deep.networks.mask_rcnn.prediction import Finder, detect
+from maskloom.segcore.deep.networks.mask_rcnn.prediction import Detector, detect
 from maskloom.segcore.deep.networks.mask_rcnn.recipe import MaskRcnn
 from maskloom.segcore.deep.networks.mask_rcnn.targets import training_batch
 from maskloom.segcore.deep.networks.recipe import NETWORKS
@@ -103,7 +103,7 @@ def test_it_comes_back_from_its_file(
 
 def test_the_compiled_finder_finds_the_same(trained: tuple[MaskRcnnNetwork, list[float]]) -> None:
     image = squares()[0][1]
-    compiled, plain = Finder(trained[0], 0.5, 0.5).detect(image), detect(trained[0], image)
+    compiled, plain = Detector(trained[0], 0.5, 0.5).detect(image), detect(trained[0], image)
     assert np.array_equal(compiled.classes, plain.classes)
     assert np.allclose(compiled.boxes, plain.boxes, atol=1e-3)
     assert np.allclose(compiled.masks, plain.masks, atol=1e-3)

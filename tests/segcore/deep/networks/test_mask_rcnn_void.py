@@ -146,7 +146,7 @@ def test_places_without_a_proposal_are_no_objects() -> None:
     # So small that most anchors are suppressed and places stay free.
     found = {
         name: keras.ops.convert_to_numpy(value)[0]
-        for name, value in sure.find(np.ones((1, 8, 8, 1), np.float32), 0.5, 0.9).items()
+        for name, value in sure.detect(np.ones((1, 8, 8, 1), np.float32), 0.5, 0.9).items()
     }
     boxes = found["boxes"][found["classes"] > 0]
     assert 0 < len(boxes) < 16

@@ -16,7 +16,11 @@ from maskloom.segcore.deep.inference.card import Card, Output, ReceptiveField, S
 from maskloom.segcore.deep.inference.engines import opening as engines
 from maskloom.segcore.deep.inference.engines import selection as choosing
 from maskloom.segcore.deep.inference.engines.protocol import Choice
-from maskloom.segcore.deep.inference.engines.selection import available_engines, choose, labels_of
+from maskloom.segcore.deep.inference.engines.selection import (
+    available_engines,
+    labels_of,
+    select_engine,
+)
 from maskloom.segcore.deep.inference.files.weights import Weights
 from maskloom.segcore.deep.inference.runtime import import_keras, set_threads
 from maskloom.segcore.errors import WeightsError
@@ -103,7 +107,7 @@ SLOW, FAST, FASTEST = 0.02, 0.01, 0.002
 
 def test_the_fastest_that_keeps_the_labels_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = build(monkeypatch, [SLOW, SLOW, SLOW, FASTEST], changed={ALL[3]: 2})
-    choice = choose(weights, card(), PATCH)
+    choice = select_engine(weights, card(), PATCH)
     assert chosen(choice) == ALL[3]
     tried = tried_of(choice)
     assert set(tried) == set(ALL)
@@ -113,68 +117,68 @@ def test_the_fastest_that_keeps_the_labels_wins(monkeypatch: pytest.MonkeyPatch)
 
 def test_one_label_too_many_and_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = build(monkeypatch, [SLOW, FAST, SLOW, FASTEST], changed={ALL[3]: 3})
-    assert chosen(choose(weights, card(), PATCH)) == ALL[1]
+    assert chosen(select_engine(weights, card(), PATCH)) == ALL[1]
 
 
 def test_only_those_in_the_race_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(
         dict(zip(ALL, [SLOW, FAST, FASTEST * 5, FASTEST], strict=True)), changed={ALL[3]: 3}
     )
-    choice = choose(furnish(monkeypatch, house), card(), PATCH)
+    choice = select_engine(furnish(monkeypatch, house), card(), PATCH)
     assert house.runs[ALL[3]] == 1  # it loses labels
     assert house.runs[ALL[0]] <= house.runs[ALL[1]] == house.runs[ALL[2]] > 2
     assert "megapixels_a_second" not in tried_of(choice)[ALL[3]]
     behind = House(dict(zip(ALL, [SLOW, SLOW, FAST, FASTEST], strict=True)))
-    assert chosen(choose(furnish(monkeypatch, behind), card(), PATCH)) == ALL[3]
+    assert chosen(select_engine(furnish(monkeypatch, behind), card(), PATCH)) == ALL[3]
     assert [behind.runs[key] for key in ALL] == [2, 2, 2, 2]  # after one lap nobody else is near
 
 
 def test_large_networks_run_no_more_than_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(dict(zip(ALL, [9.0, 8.0, 7.0, 6.0], strict=True)))
-    choose(furnish(monkeypatch, house), card(), PATCH)
+    select_engine(furnish(monkeypatch, house), card(), PATCH)
     assert set(house.runs.values()) == {2}
 
 
 def test_float32_stays_where_bfloat16_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = build(monkeypatch, [SLOW, SLOW * 0.98, SLOW * 2, SLOW * 2])
-    assert chosen(choose(weights, card(), PATCH)) == ALL[0]
+    assert chosen(select_engine(weights, card(), PATCH)) == ALL[0]
 
 
 def test_bfloat16_is_not_tried_where_the_processor_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weights = build(monkeypatch, [SLOW, FASTEST, FAST, FASTEST], native=False)
-    choice = choose(weights, card(), PATCH)
+    choice = select_engine(weights, card(), PATCH)
     assert chosen(choice) == ALL[2]
     assert len(choice.record["tried"]) == 2
-    assert choose(weights, card(), PATCH, precision="bfloat16").precision == "bfloat16"
+    assert select_engine(weights, card(), PATCH, precision="bfloat16").precision == "bfloat16"
 
 
 def test_what_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = build(monkeypatch, [FASTEST, FAST, SLOW, SLOW])
-    assert choose(weights, card(), PATCH, engine="openvino").engine == "openvino"
-    assert chosen(choose(weights, card(), PATCH, precision="bfloat16")) == ALL[1]
-    assert chosen(choose(weights, card(), PATCH, "openvino", "bfloat16")) == ALL[3]
+    assert select_engine(weights, card(), PATCH, engine="openvino").engine == "openvino"
+    assert chosen(select_engine(weights, card(), PATCH, precision="bfloat16")) == ALL[1]
+    assert chosen(select_engine(weights, card(), PATCH, "openvino", "bfloat16")) == ALL[3]
 
 
 def test_an_engine_that_cannot_run_it_is_passed_over_and_recorded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weights = build(monkeypatch, [SLOW, FAST, FASTEST, FASTEST], broken={ALL[2], ALL[3]})
-    choice = choose(weights, card(), PATCH)
+    choice = select_engine(weights, card(), PATCH)
     assert chosen(choice) == ALL[1]
     assert [trial["engine"] for trial in choice.record["tried"] if "error" in trial] == [
         "openvino",
         "openvino",
     ]
     with pytest.raises(WeightsError, match="operator"):
-        choose(weights, card(), PATCH, engine="openvino")
+        select_engine(weights, card(), PATCH, engine="openvino")
 
 
 def test_a_precision_that_keeps_no_labels_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = build(monkeypatch, [SLOW, FAST, SLOW, FASTEST], changed={ALL[1]: 500, ALL[3]: 500})
     with pytest.raises(WeightsError, match=r"75\.00% of the labels"):
-        choose(weights, card(), PATCH, precision="bfloat16")
+        select_engine(weights, card(), PATCH, precision="bfloat16")
 
 
 # Real networks
@@ -196,12 +200,12 @@ def saved(path: Path, classes: int, activation: str = "softmax", bias: float = 0
 
 def test_a_real_network_is_tried_in_all_that_is_installed(tmp_path: Path) -> None:
     weights = saved(tmp_path / "it.keras", 3)
-    choice = choose(weights, card(3), PATCH)
+    choice = select_engine(weights, card(3), PATCH)
     assert available_engines(weights)[0] == "tensorflow"
     assert {trial["engine"] for trial in choice.record["tried"]} == set(available_engines(weights))
     assert all(trial["agreement"] >= 0.99 for trial in choice.record["tried"])
     # The others would take memory on the worker that chose, for as long as it lives.
-    assert [request.choice for request in engines._ready if request.weights == weights] == [choice]
+    assert [request.choice for request in engines._loaded if request.weights == weights] == [choice]
 
 
 GIVEN: dict[str, Any] = {"engine": "tensorflow", "precision": "float32"}
@@ -210,20 +214,20 @@ GIVEN: dict[str, Any] = {"engine": "tensorflow", "precision": "float32"}
 def test_what_the_network_gives_is_checked_before_any_image(tmp_path: Path) -> None:
     three = saved(tmp_path / "three.keras", 3)
     one = saved(tmp_path / "one.keras", 1, "sigmoid")
-    choose(three, card(3), PATCH, **GIVEN)
-    choose(one, card(2, "sigmoid"), PATCH, **GIVEN)
+    select_engine(three, card(3), PATCH, **GIVEN)
+    select_engine(one, card(2, "sigmoid"), PATCH, **GIVEN)
     with pytest.raises(WeightsError, match="2 classes"):
-        choose(three, card(2), PATCH, **GIVEN)
+        select_engine(three, card(2), PATCH, **GIVEN)
     with pytest.raises(WeightsError, match="for two classes; 3"):
-        choose(one, card(3, "sigmoid"), PATCH, **GIVEN)
+        select_engine(one, card(3, "sigmoid"), PATCH, **GIVEN)
     with pytest.raises(WeightsError, match=r"\(30, 20, 3\) was expected"):
-        choose(three, card(3, margin=10), PATCH, **GIVEN)
+        select_engine(three, card(3, margin=10), PATCH, **GIVEN)
     with pytest.raises(WeightsError, match="takes patches"):
-        choose(three, card(3), PATCH.repeat(2, axis=-1), **GIVEN)
+        select_engine(three, card(3), PATCH.repeat(2, axis=-1), **GIVEN)
     with pytest.raises(WeightsError, match="NaN"):
-        choose(saved(tmp_path / "nan.keras", 2, bias=float("nan")), card(2), PATCH, **GIVEN)
+        select_engine(saved(tmp_path / "nan.keras", 2, bias=float("nan")), card(2), PATCH, **GIVEN)
     with pytest.raises(WeightsError, match="class ids"):
-        choose(
+        select_engine(
             saved(tmp_path / "ids.keras", 1, "linear", bias=9.0), card(3, "labels"), PATCH, **GIVEN
         )
 
@@ -231,7 +235,7 @@ def test_what_the_network_gives_is_checked_before_any_image(tmp_path: Path) -> N
 def test_engines_for_other_files_are_told(tmp_path: Path) -> None:
     weights = saved(tmp_path / "it.keras", 2)
     with pytest.raises(WeightsError, match="tensorflow or openvino, or auto"):
-        choose(weights, card(), PATCH, engine="litert")
+        select_engine(weights, card(), PATCH, engine="litert")
     (tmp_path / "it.pt").write_bytes(b"x")
     with pytest.raises(WeightsError, match=r"\.keras, \.onnx, \.tflite"):
         available_engines(Weights.of(str(tmp_path / "it.pt")))
@@ -246,6 +250,6 @@ def test_labels_are_the_greatest_scores() -> None:
 
 def test_networks_of_objects_are_loaded_and_run_on_tensorflow(tmp_path: Path) -> None:
     weights = saved(tmp_path / "it.keras", 2)
-    assert chosen(choose(weights, card(2, "objects"), PATCH)) == ALL[0]
+    assert chosen(select_engine(weights, card(2, "objects"), PATCH)) == ALL[0]
     with pytest.raises(WeightsError, match="float32 only"):
-        choose(weights, card(2, "objects"), PATCH, engine="openvino")
+        select_engine(weights, card(2, "objects"), PATCH, engine="openvino")

@@ -104,7 +104,7 @@ def test_parameters_and_names() -> None:
     found = card(network(2, "softmax"), ("sea", "land"))
     assert found.parameters == 3 * 9 * 8 + 8 + 8 * 2 + 2
     assert found.classes == ("sea", "land")
-    with pytest.raises(WeightsError, match="tells 2 classes apart; got 3 names"):
+    with pytest.raises(WeightsError, match="distinguishes 2 classes; got 3 names"):
         card(network(2, "softmax"), ("sea", "land", "sky"))
 
 
@@ -218,10 +218,10 @@ def test_a_halo_in_the_recipe_makes_onnx_networks_exact_once_it_is_confirmed(
     model = Network(weights.location, halo=4, engine="onnxruntime", precision="float32").start()
     assert model.exactness is Exactness.EXACT
     (block,) = picture.blocks(model)
-    assert model.choose(block)["engine"] == "onnxruntime"
+    assert model.select_engine(block)["engine"] == "onnxruntime"
     short = Network(weights.location, halo=2, engine="onnxruntime", precision="float32").start()
     with pytest.raises(WeightsError, match="`halo` or its card says 2"):
-        short.choose(block)
+        short.select_engine(block)
     fixed = onnx_file(tmp_path / "fixed.onnx", 64, "Softmax")
     (tmp_path / "fixed.json").write_text(examined_here(fixed)["card"])
     with pytest.raises(RecipeError, match="one size only, 64 x 64 pixels"):

@@ -95,11 +95,11 @@ HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "unknown operator": (
         lambda model: setattr(model.graph.node[0], "op_type", "Convolve"),
-        "no whole ONNX file",
+        "not a complete ONNX file",
     ),
     "unknown name": (
         lambda model: model.graph.node[0].input.__setitem__(0, "picture"),
-        "no whole ONNX file",
+        "not a complete ONNX file",
     ),
     "nothing": (lambda model: model.Clear(), "1 to 2147483647 bytes"),
 }

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from maskloom.segcore.deep.inference.card import ReceptiveField
 from maskloom.segcore.deep.inference.patches import Patching, core_scores
-from maskloom.segcore.deep.inference.receptive_field.measure import confirmed, measure
+from maskloom.segcore.deep.inference.receptive_field.measure import measure, verified
 from maskloom.segcore.errors import WeightsError
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.raster.spec import Block
@@ -25,9 +25,9 @@ keras = pytest.importorskip("keras")
 from keras import layers  # noqa: E402
 
 from maskloom.segcore.deep.inference.receptive_field.skeletons import (  # noqa: E402
-    open_copy,
-    reach_of,
+    receptive_field_of,
     runner,
+    skeleton_of,
 )
 from maskloom.segcore.deep.networks.fcn import Fcn  # noqa: E402
 from maskloom.segcore.deep.networks.unet import Unet  # noqa: E402
@@ -157,11 +157,11 @@ BY_HAND: dict[str, tuple[Any, ReceptiveField]] = {
 @pytest.mark.parametrize("name", BY_HAND)
 def test_reach_is_that_worked_out_by_hand(name: str) -> None:
     build, expected = BY_HAND[name]
-    assert reach_of(build()) == expected
+    assert receptive_field_of(build()) == expected
 
 
-def scored(image: Picture, tile: int, reach: ReceptiveField, network: Any, side: int) -> np.ndarray:
-    patching = Patching(reach, side)
+def scored(image: Picture, tile: int, field: ReceptiveField, network: Any, side: int) -> np.ndarray:
+    patching = Patching(field, side)
     scores = np.full((*image.valid.shape, 2), np.nan, np.float32)
     for each in Grid(image.valid.shape, (tile, tile), patching.halo):
         block = Block(
@@ -186,24 +186,24 @@ def test_tiles_that_see_the_reach_equal_the_whole_image_and_less_is_not_enough(
     recipe: Unet,
 ) -> None:
     model = recipe.build(1, 2)
-    reach = reach_of(model)
+    field = receptive_field_of(model)
     pixels = np.random.default_rng(3).integers(0, 256, (100, 72, 1), np.uint8)
     image, network = Picture(pixels, np.ones(pixels.shape[:2], bool)), runner(model)
-    whole = scored(image, 1024, reach, network, 1024)
-    tiled = scored(image, 64, reach, network, 48)
-    assert np.array_equal(tiled, scored(image, 1024, reach, network, 48))
+    whole = scored(image, 1024, field, network, 1024)
+    tiled = scored(image, 64, field, network, 48)
+    assert np.array_equal(tiled, scored(image, 1024, field, network, 48))
     assert np.allclose(tiled, whole, atol=1e-5)
     # The skeleton adds up positive numbers only: a missing one cannot be missed.
-    skeleton = open_copy(model)
+    skeleton = skeleton_of(model)
     assert skeleton is not None
 
     def twice(batch: np.ndarray) -> np.ndarray:
         return np.repeat(skeleton.network(batch), 2, -1)
 
-    whole = scored(image, 1024, reach, twice, 1024)
-    assert np.allclose(scored(image, 64, reach, twice, 32), whole, rtol=1e-5)
-    if not reach.margin:
-        less = ReceptiveField(reach.halo - reach.stride, reach.stride)
+    whole = scored(image, 1024, field, twice, 1024)
+    assert np.allclose(scored(image, 64, field, twice, 32), whole, rtol=1e-5)
+    if not field.margin:
+        less = ReceptiveField(field.halo - field.stride, field.stride)
         assert not np.allclose(scored(image, 64, less, twice, 32), whole, rtol=1e-5)
 
 
@@ -218,9 +218,9 @@ def test_lopsided_fields(parts: list[tuple[int, int]]) -> None:
 
     def network(batch: np.ndarray) -> np.ndarray:
         for first, more in parts:
-            reach = max(abs(first), abs(first + more))
-            kernel = np.zeros((1, 2 * reach + 1, 1, 1), np.float32)
-            kernel[0, reach + first : reach + first + more + 1] = 1
+            field = max(abs(first), abs(first + more))
+            kernel = np.zeros((1, 2 * field + 1, 1, 1), np.float32)
+            kernel[0, field + first : field + first + more + 1] = 1
             batch = ndimage.correlate(batch, kernel, mode="constant")
         return batch
 
@@ -242,17 +242,15 @@ def test_a_network_that_looks_farther_than_its_skeleton_is_found_out() -> None:
     def blur(batch: np.ndarray) -> np.ndarray:
         return np.asarray(ndimage.uniform_filter(batch, (1, 11, 3, 1), mode="constant"))
 
-    assert confirmed(ReceptiveField(3), blur, 1).halo == 5
-    assert confirmed(ReceptiveField(5), blur, 1) == ReceptiveField(5)
-    assert confirmed(ReceptiveField(7), blur, 1) == ReceptiveField(7)
+    assert verified(ReceptiveField(3), blur, 1).halo == 5
+    assert verified(ReceptiveField(5), blur, 1) == ReceptiveField(5)
+    assert verified(ReceptiveField(7), blur, 1) == ReceptiveField(7)
     assert (
-        confirmed(
-            ReceptiveField(5), lambda batch: batch - batch.mean((1, 2), keepdims=True), 1
-        ).halo
+        verified(ReceptiveField(5), lambda batch: batch - batch.mean((1, 2), keepdims=True), 1).halo
         is None
     )
     # A margin of 2 with padding before it: the outermost rows that it gives are not whole.
-    assert confirmed(ReceptiveField(2, 1, 2), lambda batch: blur(batch)[:, 2:-2, 2:-2], 1).halo == 5
+    assert verified(ReceptiveField(2, 1, 2), lambda batch: blur(batch)[:, 2:-2, 2:-2], 1).halo == 5
 
 
 @pytest.mark.parametrize(
@@ -265,4 +263,4 @@ def test_a_network_that_looks_farther_than_its_skeleton_is_found_out() -> None:
 )
 def test_networks_that_give_no_scores_for_pixels_are_refused(parts: Any, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
-        reach_of(chain(*parts))
+        receptive_field_of(chain(*parts))

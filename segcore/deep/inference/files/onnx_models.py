@@ -1,4 +1,4 @@
-"""ONNX models of one image: their layout, what runs them, and what they need."""
+"""ONNX models of one image: layout, execution and memory."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from maskloom.segcore.deep.inference.receptive_field.measure import Network
 
 _RENAMING = frozenset("Cast Identity Squeeze Unsqueeze".split())  # noqa: SIM905
-"""Operators that may follow the ArgMax that makes class ids."""
+"""Operators that may follow the ArgMax of class ids."""
 _WEIGHED = frozenset("Conv ConvTranspose Gemm MatMul".split())  # noqa: SIM905
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """How an ONNX model takes images and gives scores."""
+class Signature:
+    """Layout of an ONNX model's input and output."""
 
     channels: int
     taken: Layout
@@ -32,8 +32,8 @@ class Form:
     dtype: str
 
 
-def form_of(model: Any, where: str) -> Form:
-    """The form of a model of one image. Raises `WeightsError` where it has another."""
+def signature_of(model: Any, where: str) -> Signature:
+    """Determine the layout of a model of one image. Raises `WeightsError` for any other model."""
     import onnx
 
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -57,12 +57,13 @@ def form_of(model: Any, where: str) -> Form:
     given = _layout(output) if len(output) == 4 and {output[1], output[3]} != {None} else taken
     fixed = None if None in size else size
     kind = onnx.helper.tensor_dtype_to_np_dtype(inputs[0].type.tensor_type.elem_type).name
-    return Form(channels, taken, given, fixed, kind)  # type: ignore[arg-type]
+    return Signature(channels, taken, given, fixed, kind)  # type: ignore[arg-type]
 
 
 def scored(model: Any) -> tuple[Any, Layout] | None:
-    """For a model that gives class ids: the same up to the scores whose greatest it takes, and
-    where these have classes. None for others.
+    """Cut a model that outputs class ids back to the scores before its ArgMax.
+
+    Returns the model and the layout of the scores; None for other models.
     """
     import onnx
 
@@ -93,16 +94,17 @@ def _dimensions(value: Any) -> list[int | None]:
 
 
 def _layout(shape: list[int | None]) -> Layout:
-    """Channels are the axis of known size; of two, the shorter."""
+    """The channel axis is the one of known size; of two, the shorter."""
     first, last = shape[1], shape[3]
     if first is None or last is None:
         return "last" if first is None and last is not None else "first"
     return "first" if first <= last else "last"
 
 
-def runner(model: Any, form: Form, where: str) -> Network:
-    """A model as a function of arrays with channels last, that raises `ValueError` for sizes that
-    it does not take.
+def runner(model: Any, signature: Signature, where: str) -> Network:
+    """Return a model as a function of arrays with channels last.
+
+    It raises `ValueError` for sizes that the model does not accept.
     """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -128,15 +130,16 @@ def runner(model: Any, form: Form, where: str) -> Network:
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
         outputs = []
-        # One by one: the number of images may be written into the graph.
+        # One by one, because the number of images may be fixed in the graph.
         for image in batch:
             try:
                 (output,) = session.run(
-                    [given], {taken: to_network(image[None], form.taken, np.dtype(form.dtype))}
+                    [given],
+                    {taken: to_network(image[None], signature.taken, np.dtype(signature.dtype))},
                 )
             except problems as error:
                 raise ValueError(str(error)) from error
-            outputs.append(from_network(np.asarray(output), form.given, where))
+            outputs.append(from_network(np.asarray(output), signature.given, where))
         return np.concatenate(outputs)
 
     return run
@@ -148,17 +151,22 @@ def count_parameters(model: Any) -> int:
 
 
 def maps_of(
-    model: Any, form: Form, size: tuple[int, int]
+    model: Any, signature: Signature, size: tuple[int, int]
 ) -> tuple[list[tuple[list[str], list[str]]], dict[str, int]] | None:
-    """The maps that each step takes and gives, and their bytes in float32, for one image of this
-    (height, width). None where sizes cannot be inferred.
+    """Return the feature maps taken and created by each step, and their bytes in float32.
+
+    They are for one image of `size`, (height, width). None if sizes cannot be inferred.
     """
     import onnx
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     dims = copy.graph.input[0].type.tensor_type.shape.dim
-    sizes = (1, form.channels, *size) if form.taken == "first" else (1, *size, form.channels)
+    sizes = (
+        (1, signature.channels, *size)
+        if signature.taken == "first"
+        else (1, *size, signature.channels)
+    )
     for each, length in zip(dims, sizes, strict=True):
         each.dim_value = length
     del copy.graph.value_info[:]
