@@ -199,7 +199,7 @@ def write_plan(store: Store, plan: Plan) -> None:
             "failure": None if item.failure is None else canonical(item.failure),
         }
         for shard in plan.shards
-        for item in shard.items
+        for item in shard.images
     ]
     types = {"size": pa.int64(), "is_folder": pa.bool_()}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in rows[0]])
@@ -251,7 +251,7 @@ def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
         return dataclasses.replace(item, source=source)
 
     shards = (
-        dataclasses.replace(shard, items=tuple(map(addressed, shard.items)))
+        dataclasses.replace(shard, images=tuple(map(addressed, shard.images)))
         for shard in plan.shards
     )
     return dataclasses.replace(plan, shards=tuple(shards))

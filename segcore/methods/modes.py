@@ -112,7 +112,7 @@ class FeatureMeanShift:
             raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """No halo. A sample adds up to 2**18 pixels, the table that counts colours 64 MiB per
         thread.
         """
@@ -247,7 +247,7 @@ class ModesModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """No halo. The table of colours adds 16 MiB per process, that of cells up to 4 MiB."""
         return Requirements(bytes_per_pixel=8 * len(self.modes[0]) + 8)
 

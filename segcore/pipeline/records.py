@@ -58,7 +58,7 @@ class Shard:
     """Name of its files in the tables' folders. An existing name is rewritten, its other rows are
     kept.
     """
-    items: tuple[PlannedImage, ...]
+    images: tuple[PlannedImage, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,9 +149,9 @@ class ConnectedPartsModel:
         return self.inner.exactness
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """The inner segmenter's, and what parts take at most, when every pixel is one."""
-        inner = self.inner.footprint
+        inner = self.inner.requirements
         more = _BYTES_PER_PIXEL + (_BYTES_FOR_HOLES if self.fill_holes else 0)
         return replace(inner, bytes_per_pixel=inner.bytes_per_pixel + more, cost=inner.cost + 1)
 
@@ -164,10 +164,10 @@ class ConnectedPartsModel:
 
     def fragment(self, block: Block) -> Fragments:
         """The parts in the block's core."""
-        legend = ClassTable.of(self.inner.classes)
+        class_table = ClassTable.of(self.inner.classes)
         values = block.tile.trim(self.inner.segment(block).values)
-        core = np.where(block.tile.trim(block.valid), values, legend.nodata).astype(
-            legend.dtype, copy=False
+        core = np.where(block.tile.trim(block.valid), values, class_table.nodata).astype(
+            class_table.dtype, copy=False
         )
         fragments = self.rule.fragment(core, block.tile, block.spec.shape)
         class_of = self._ids[fragments.class_of]

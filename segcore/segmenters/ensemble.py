@@ -165,7 +165,7 @@ class EnsembleFitter:
     """Names of the classes; empty if their number is found by fitting."""
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """The largest halo, and memory and time of all members."""
         return _footprint(self.members)
 
@@ -233,7 +233,7 @@ class EnsembleModel:
         return max((member.exactness for member in self.members), key=order.index)
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """Largest halo, total memory and time; for scores also two numbers per class."""
         whole = _footprint(self.members)
         labels = 8 * len(self.classes) + 8 if self.by == "scores" else len(self.members) * 2 + 8
@@ -311,7 +311,7 @@ def _names_of(member: Member) -> tuple[str, ...]:
 
 
 def _footprint(members: Sequence[Member]) -> Requirements:
-    requirements = [member.footprint for member in members]
+    requirements = [member.requirements for member in members]
     halo = max(each.halo for each in requirements)
     memory, time = (
         sum(each.bytes_per_pixel for each in requirements),

@@ -105,7 +105,7 @@ class KMeans:
             raise ValueError(f"max_clusters: expected 2 to {MOST_CLASSES}; got {self.max_clusters}")
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a
         thread.
         """
@@ -229,7 +229,7 @@ class KMeansModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """No halo. The table of colours takes 16 MiB more a process."""
         return Requirements(bytes_per_pixel=8 * len(self.centres[0]) + 8)
 

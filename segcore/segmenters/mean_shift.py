@@ -196,7 +196,7 @@ class JointMeanShift:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """A halo as wide as a pixel can wander. Of the halo the pixels are read, not filtered."""
         halo = self.max_iterations * self.spatial_radius + 1
         channels = 4 if self.bands is None else len(self.bands)

@@ -101,7 +101,7 @@ class MixtureOfGaussians:
             )
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a
         thread.
         """
@@ -206,7 +206,7 @@ class MixtureModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """No halo. The table of colours takes 16 MiB more a process."""
         return Requirements(bytes_per_pixel=8 * len(self.means[0]) + 8)
 

@@ -242,7 +242,7 @@ class NetworkModel:
         return Patching(self.card.reach, self.patch)
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """Halo of the patches; memory per pixel, and for libraries, weights and one patch."""
         layout = self.layout
         # Weights are in memory as read, in the engine, and in a second precision.

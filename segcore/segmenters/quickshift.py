@@ -156,7 +156,7 @@ class QuickshiftModel:
         return int(min(self.width, self.max_dist))
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """A halo for parents, for their densities, and for smoothing. Bands are taken for doubles,
         four unless `bands` says otherwise.
         """

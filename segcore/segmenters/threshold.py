@@ -188,10 +188,10 @@ class Threshold:
         )
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """A halo for local only."""
         if self.method == "local":
-            return self.start().footprint
+            return self.start().requirements
         return Requirements(bytes_per_pixel=_BYTES_PER_PIXEL)
 
     def start(self) -> Fitter | Segmenter:
@@ -280,9 +280,9 @@ class BinnedThreshold:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """No halo."""
-        return self.recipe.footprint
+        return self.recipe.requirements
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
@@ -343,7 +343,7 @@ class ThresholdModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """No halo."""
         return Requirements(bytes_per_pixel=_BYTES_PER_PIXEL)
 
@@ -396,7 +396,7 @@ class LocalThresholdModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """The radius of the window; the Gaussian's is 2/3 of its side."""
         radius = LocalWindow(self.window, self.window_statistic).radius
         return Requirements(radius, _LOCAL_BYTES_PER_PIXEL, 4)

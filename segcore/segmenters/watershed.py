@@ -179,9 +179,9 @@ class WatershedModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """Three times `distance` beside what the other segmenter needs."""
-        inner = self.segmenter.footprint
+        inner = self.segmenter.requirements
         return replace(
             inner,
             halo=inner.halo + 3 * self.distance,

@@ -23,7 +23,7 @@ from maskloom.segcore.geometry import Affine, Box, Grid, Shape
 from maskloom.segcore.ground.space import AXES, Metric, Space
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.raster.spec import RasterSpec
-from maskloom.segcore.statistics.protocol import Labelled, Statistic
+from maskloom.segcore.statistics.protocol import LabelledTile, Statistic
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -47,17 +47,17 @@ class LabelledImage:
     """An image and its mask, whole and in memory."""
 
     spec: RasterSpec
-    legend: ClassTable
+    class_table: ClassTable
     labels: NDArray[np.integer]
-    """Class ids, and the legend's nodata label where `valid` is False."""
+    """Class ids, and the nodata label where `valid` is False."""
     pixels: NDArray[np.generic]
     """Shape of the image plus channels."""
     valid: NDArray[np.bool_]
 
-    def cut(self, tile: Shape, halo: int = 0) -> list[Labelled]:
+    def cut(self, tile: Shape, halo: int = 0) -> list[LabelledTile]:
         """The labelled tiles of a grid, in row order."""
         return [
-            Labelled(self.labels[tile.core.slices], tile, self.spec, self.legend)
+            LabelledTile(self.labels[tile.core.slices], tile, self.spec, self.class_table)
             for tile in Grid(self.spec.shape, tile, halo)
         ]
 
@@ -113,12 +113,12 @@ def make_image(
     without data.
     """
     generator = np.random.default_rng(seed)
-    legend = ClassTable.of(tuple(f"class_{i}" for i in range(classes)))
+    class_table = ClassTable.of(tuple(f"class_{i}" for i in range(classes)))
     patches = generator.integers(0, classes, [-(-n // 3) for n in shape])
     labels = np.kron(patches, np.ones((3,) * len(shape), int))[Box.whole(shape).slices]
-    labels = labels.astype(legend.dtype)
+    labels = labels.astype(class_table.dtype)
     valid = generator.random(shape) >= invalid
-    labels[~valid] = legend.nodata
+    labels[~valid] = class_table.nodata
     pixels = generator.integers(0, 256, (*shape, 3)).astype(np.uint8)
     spec = RasterSpec(
         "memory://image",
@@ -132,7 +132,7 @@ def make_image(
         interpretation="rgb",
         space=space,
     )
-    return LabelledImage(spec, legend, labels, pixels, valid)
+    return LabelledImage(spec, class_table, labels, pixels, valid)
 
 
 def wkt(crs: str) -> str:
@@ -142,10 +142,10 @@ def wkt(crs: str) -> str:
     return CRS.from_user_input(crs).to_wkt()
 
 
-def rows_of(statistic: Statistic, image: LabelledImage, items: Sequence[Labelled]) -> Rows:
+def rows_of(statistic: Statistic, image: LabelledImage, items: Sequence[LabelledTile]) -> Rows:
     """The table of an image whose tiles are observed and merged in the order given."""
     total = reduce(statistic.merge, map(statistic.observe, items)) if items else None
-    return statistic.finish(total, spec=image.spec, legend=image.legend)
+    return statistic.finish(total, spec=image.spec, class_table=image.class_table)
 
 
 def check_any_tiling(
@@ -176,7 +176,7 @@ def check_merge(statistic: Statistic, image: LabelledImage, tile: Shape) -> None
         pairs = [statistic.merge(*states[i : i + 2]) for i in range(0, len(states) - 1, 2)]
         states = pairs + states[2 * len(pairs) :]
     _same(
-        statistic.finish(states[0], spec=image.spec, legend=image.legend),
+        statistic.finish(states[0], spec=image.spec, class_table=image.class_table),
         expected,
         "merging in pairs",
     )
@@ -188,7 +188,7 @@ def check_json(statistic: Statistic, image: LabelledImage, tile: Shape) -> None:
     states = [json.loads(json.dumps(statistic.observe(item), allow_nan=False)) for item in items]
     total = json.loads(json.dumps(reduce(statistic.merge, states), allow_nan=False))
     _same(
-        statistic.finish(total, spec=image.spec, legend=image.legend),
+        statistic.finish(total, spec=image.spec, class_table=image.class_table),
         rows_of(statistic, image, items),
         "states read from JSON",
     )
@@ -199,7 +199,7 @@ def check_sums(statistic: Statistic, image: LabelledImage, tile: Shape) -> None:
     items = image.cut(tile)
     for some in (items, items[::2], []):
         rows = rows_of(statistic, image, some)
-        seen = sum(int(np.count_nonzero(item.values != image.legend.nodata)) for item in some)
+        seen = sum(int(np.count_nonzero(item.values != image.class_table.nodata)) for item in some)
         counted = sum(row.get("pixel_count", 0) for row in rows)
         assert counted <= seen, f"{counted} pixels are counted, but only {seen} have a class"
         for row in rows:

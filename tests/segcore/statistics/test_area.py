@@ -47,7 +47,7 @@ def test_areas_are_the_sums_of_the_pixels_areas(
 
     for i, row in enumerate(rows):
         assert row["class_id"] == i
-        assert row["class_name"] == image.legend.names[i]
+        assert row["class_name"] == image.class_table.names[i]
         assert row["pixel_count"] == np.count_nonzero(image.labels == i)
         assert row["area"] == pytest.approx(
             pixels[image.labels == i].sum(dtype=np.longdouble), rel=1e-9
@@ -117,7 +117,7 @@ def test_more_classes_than_a_byte_holds(space: Space) -> None:
 
 def test_a_legend_may_have_more_classes_than_the_labels_type_holds() -> None:
     image = make_image((9, 9), Space(), 3, 0, 3)
-    many = replace(image, legend=ClassTable.of(tuple(map(str, range(300)))))
+    many = replace(image, class_table=ClassTable.of(tuple(map(str, range(300)))))
 
     assert [row["pixel_count"] for row in whole(many)] == [
         row["pixel_count"] for row in whole(image)
@@ -143,7 +143,7 @@ def test_a_label_that_does_not_belong_is_an_error(space: Space, dtype: str, stra
 def test_an_image_that_failed_has_rows_of_unprocessed_pixels() -> None:
     image = make_image((12, 10), Space((1.0, 0.0, 0.0, 0.0, 1.0, 0.0), "a broken CRS"), 3, 0, 4)
 
-    rows = Area().finish(None, spec=image.spec, legend=image.legend)
+    rows = Area().finish(None, spec=image.spec, class_table=image.class_table)
 
     assert [row["class_name"] for row in rows] == ["class_0", "class_1", "class_2"]
     for row in rows:
@@ -244,7 +244,7 @@ def test_sums_along_rows_are_those_of_the_pixels(space: Space, classes: int) -> 
 @pytest.mark.parametrize("space", VARYING.values(), ids=VARYING.keys())
 def test_a_pixel_counts_the_same_among_few_classes_and_many(space: Space) -> None:
     image = make_image((40, 1100), space, 2, 0, 6)
-    many = replace(image, legend=ClassTable.of(tuple(map(str, range(254)))))
+    many = replace(image, class_table=ClassTable.of(tuple(map(str, range(254)))))
 
     assert [row["area"] for row in whole(many)[:2]] == [row["area"] for row in whole(image)]
 
