@@ -30,5 +30,5 @@ def schema(of: RecipeKind = "run") -> None:
     if of == "train":
         from maskloom.flows.recipes.training import schema as schema_of
     else:
-        from maskloom.flows.recipes.run import schema as schema_of
+        from maskloom.flows.recipes.run_file import schema as schema_of
     typer.echo(json.dumps(schema_of(), indent=2))
