@@ -23,7 +23,7 @@ from maskloom.flows.commands.options import (
 from maskloom.flows.terminal import escaped, line
 
 if TYPE_CHECKING:
-    from maskloom.flows.evaluate import Options
+    from maskloom.flows.evaluation.options import EvaluationRequest
 
 MostPixels = Annotated[
     int,
@@ -127,11 +127,11 @@ def evaluate(
     sample of each mapped class, drawn one by one. For fully labelled images, whose neighbouring
     pixels are alike, they are too narrow.
     """
-    from maskloom.flows import evaluate as flow
+    from maskloom.flows.evaluation import evaluate as flow
 
     with errors_as_messages():
-        options = _evaluation_options((*truth, *(more or [])), flags)
-        found = flow.evaluate(location_of(output), options, quiet=flags.quiet)
+        request = _evaluation_request((*truth, *(more or [])), flags)
+        found = flow.evaluate(location_of(output), request, quiet=flags.quiet)
         for note in found.notes:
             typer.echo(line(note), err=True)
         typer.echo(escaped(found.table))
@@ -140,11 +140,11 @@ def evaluate(
             raise typer.Exit(SOME_FAILED)
 
 
-def _evaluation_options(truth: tuple[str, ...], flags: EvaluationFlags) -> Options:
-    from maskloom.flows import evaluate as flow
+def _evaluation_request(truth: tuple[str, ...], flags: EvaluationFlags) -> EvaluationRequest:
+    from maskloom.flows.evaluation.options import EvaluationRequest, cluster_of
     from maskloom.segcore.annotations.pairing import NameSuffixes
 
-    return flow.Options(
+    return EvaluationRequest(
         truth=truth,
         values=tuple(flags.values or ()),
         colours=flags.colours,
@@ -153,5 +153,5 @@ def _evaluation_options(truth: tuple[str, ...], flags: EvaluationFlags) -> Optio
         tolerance=flags.tolerance,
         objects="auto" if flags.objects is None else "yes" if flags.objects else "no",
         out=None if flags.out is None else location_of(flags.out),
-        cluster=None if flags.workers is None else flow.cluster_of(flags.workers),
+        cluster=None if flags.workers is None else cluster_of(flags.workers),
     )
