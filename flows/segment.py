@@ -28,7 +28,7 @@ from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.tasks.batching import require_tiling
-from maskloom.tasks.choose import select_engines
+from maskloom.tasks.select_engine import select_engines
 from maskloom.tasks.commits.presence import is_at_work, present
 from maskloom.tasks.commits.recorded import CHOICES, MODEL, record, recorded, require_model
 from maskloom.tasks.fanout.protocol import Fanout

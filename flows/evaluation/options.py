@@ -22,7 +22,7 @@ from maskloom.segcore.evaluation.scoring import EvaluationOptions
 from maskloom.segcore.raster.source import ABSENT
 from maskloom.tasks.clusters.local import LocalCluster
 from maskloom.tasks.clusters.serial import SerialCluster
-from maskloom.tasks.discover import discover, told
+from maskloom.tasks.discovery.discover import discover, passed_over_note
 
 if TYPE_CHECKING:
     from maskloom.segcore.evaluation.run_tables import Output
@@ -104,4 +104,4 @@ def find_truths(given: Sequence[str], output: str) -> tuple[dict[str, str], str]
     if absent:
         raise RecipeError(f"--truth: {absent[0]!r} does not exist. Check its name.")
     truths = {source.uri: source.image_id for source in found.sources}
-    return truths, told(found.passed_over).strip()
+    return truths, passed_over_note(found.passed_over).strip()
