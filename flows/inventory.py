@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskloom.flows.recipes.run import SCHEDULE_NOTE, RunRecipe
+from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.statistics.objects.options import Objects
@@ -126,14 +127,14 @@ def _healed(recipe: RunRecipe, inventory: Inventory, sharing: Sharing) -> Invent
     """
     store = Store(recipe.output)
     with process_folder(store, "heal", sole_writer=sharing.sole_writer) as folder:
-        count = heal(inventory.ledger, folder)
+        healed = heal(inventory.ledger, folder)
     # Zero if the supposed leftovers belonged to a commit of another run that was not complete.
-    if count:
+    if healed:
         log.warning(
             "%d table files held rows of images that are also in another file, or that are not in "
             "the table `images` (a file was lost or copied, or an earlier version of maskloom left "
             "them). These rows were removed.",
-            count,
+            healed,
         )
     return take_inventory(recipe, to_write=True)
 
@@ -153,11 +154,10 @@ def _refuse_other_recipes(recipe: RunRecipe, inventory: Inventory) -> None:
                 else f"another recipe ({plan.settings['segmenter']['kind']})"
             )
             raise RecipeError(
-                f"output: {recipe.output} holds {len(rows)} "
-                f"{'image' if len(rows) == 1 else 'images'} of run {run_id}, of {kind}, that "
-                f"this run would leave there, e.g. {rows[0].image_id}: sums over the tables would mix "
-                "their classes with those of this recipe. Use another output, or add "
-                "--keep-other-recipes and group the tables by the column `fingerprint`."
+                f"output: {recipe.output} holds {count(len(rows), 'image')} of run {run_id}, of "
+                f"{kind}, that this run would leave there, e.g. {rows[0].image_id}: sums over the "
+                "tables would mix their classes with those of this recipe. Use another output, or "
+                "add --keep-other-recipes and group the tables by the column `fingerprint`."
             )
 
 
