@@ -28,13 +28,12 @@ from maskloom.segcore.methods.clustering import (
 )
 from maskloom.segcore.methods.naming import (
     MOST_CLASSES,
-    check_bands,
-    check_references,
     class_names,
     class_order,
     count_of,
 )
 from maskloom.segcore.methods.pointwise import Scores, select_fitted
+from maskloom.segcore.methods.sampled_fitter import SampledFitter
 from maskloom.segcore.methods.samples import (
     Dataset,
     Samples,
@@ -48,15 +47,12 @@ from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
     Exactness,
-    Fitter,
     Requirements,
     Segmenter,
 )
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.raster.spec import Block, RasterSpec
@@ -66,7 +62,7 @@ if TYPE_CHECKING:
 
 @SEGMENTERS.register("kmeans")
 @dataclass(frozen=True, slots=True)
-class KMeans:
+class KMeans(SampledFitter):
     """Clusters of similar pixels, each around its mean."""
 
     clusters: int | Literal["auto"] | None = None
@@ -88,7 +84,6 @@ class KMeans:
     max_clusters: int = 8
     """Most clusters that `auto` tries."""
 
-    exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
         "one factor for all bands, and an offset of each, changes no label; with `standardise` no "
         "factors at all do"
@@ -97,45 +92,15 @@ class KMeans:
 
     def __post_init__(self) -> None:
         count_of(self.clusters, self.classes, "clusters")
-        check_references(self.classes)
-        check_bands(self.bands)
-        if self.seed < 0:
-            raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
+        self.check_common()
         if not 2 <= self.max_clusters <= MOST_CLASSES:
             raise ValueError(f"max_clusters: expected 2 to {MOST_CLASSES}; got {self.max_clusters}")
-
-    @property
-    def footprint(self) -> Requirements:
-        """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a
-        thread.
-        """
-        return Requirements(bytes_per_pixel=48)
-
-    def start(self) -> Fitter | Segmenter:
-        """The fitter itself."""
-        return self
-
-    def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the wanted bands."""
-        return spec.select(self.bands)
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
         """Names of the classes; empty for `auto`."""
         count = count_of(self.clusters, self.classes, "clusters")
         return () if count is None else class_names(count, self.classes)
-
-    def kind_of(self, spec: RasterSpec) -> Hashable:
-        """Images are clustered together where they have equally many bands."""
-        return spec.channels
-
-    def observe(self, block: Block) -> State:
-        """The values of the block's pixels."""
-        return Samples(self.seed).observe(block)
-
-    def merge(self, a: State, b: State) -> State:
-        """The values of both."""
-        return Samples(self.seed).merge(a, b)
 
     def finish(self, total: State) -> Segmenter:
         """The model. Raises `FitError` where there are fewer different values than clusters, or
