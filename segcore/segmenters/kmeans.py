@@ -22,9 +22,9 @@ from maskloom.segcore.methods.clustering import (
     Clustering,
     different,
     fit_kmeans,
+    points_for_start,
     refine,
     search,
-    startable,
 )
 from maskloom.segcore.methods.naming import (
     MOST_CLASSES,
@@ -32,14 +32,14 @@ from maskloom.segcore.methods.naming import (
     check_references,
     class_names,
     class_order,
-    count_of,
+    requested_clusters,
 )
 from maskloom.segcore.methods.pointwise import Scores, select_fitted
 from maskloom.segcore.methods.samples import (
-    Dataset,
     Samples,
     State,
     Units,
+    WeightedValues,
     note_of_nodata,
     note_of_units,
     spread_of,
@@ -96,7 +96,7 @@ class KMeans:
     volumes: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
-        count_of(self.clusters, self.classes, "clusters")
+        requested_clusters(self.clusters, self.classes, "clusters")
         check_references(self.classes)
         check_bands(self.bands)
         if self.seed < 0:
@@ -122,7 +122,7 @@ class KMeans:
     @property
     def expected_classes(self) -> tuple[str, ...]:
         """Names of the classes; empty for `auto`."""
-        count = count_of(self.clusters, self.classes, "clusters")
+        count = requested_clusters(self.clusters, self.classes, "clusters")
         return () if count is None else class_names(count, self.classes)
 
     def kind_of(self, spec: RasterSpec) -> Hashable:
@@ -144,7 +144,7 @@ class KMeans:
         dataset = Samples(self.seed).finish(total, self.bands)
         units = Units.of(dataset)
         spread = units.spread if self.standardise else np.ones_like(units.spread)
-        count = count_of(self.clusters, self.classes, "clusters")
+        count = requested_clusters(self.clusters, self.classes, "clusters")
         centred, origin = dataset.centred()
         fitted = (
             fit_kmeans(centred, count, spread, self.seed)
@@ -168,16 +168,16 @@ class KMeans:
             suspect=note_of_nodata(dataset, self.bands),
         )
 
-    def _best(self, dataset: Dataset, spread: Floats) -> Clustering:
+    def _best(self, dataset: WeightedValues, spread: Floats) -> Clustering:
         """The clustering with the greatest index of Calinski and Harabasz (1974), judged on few
         points.
         """
         if (dataset.values == dataset.values[:, :1]).all():
             return fit_kmeans(dataset, 1, spread, self.seed)
-        points = startable(dataset, 2).scaled(1 / spread)
+        points = points_for_start(dataset, 2).scaled(1 / spread)
         total = points.weights.sum()
         mean = (points.values * points.weights).sum(axis=1) / total
-        within = total * points.scatter.sum()
+        within = total * points.within_variance.sum()
         around = within + float((((points.values - mean[:, None]) ** 2) * points.weights).sum())
         best: tuple[float, NDArray[np.float64]] | None = None
         for clusters in range(2, min(self.max_clusters, different(points)) + 1):

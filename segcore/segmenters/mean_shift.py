@@ -231,8 +231,8 @@ class JointMeanShift:
         Shape (2 + channels, rows, columns). `part` lies within `block.tile.read`, by the halo
         inside wherever the image goes on.
         """
-        from maskloom.segcore.kernels.lanes import LANES
         from maskloom.segcore.kernels.mean_shift import shift_pixels
+        from maskloom.segcore.kernels.simd import LANES
 
         margin, (rows, columns) = self.spatial_radius, block.valid.shape
         channels = block.pixels.shape[2]

@@ -16,7 +16,7 @@ import numpy as np
 
 from maskloom.segcore.methods.expectation import (
     Covariance,
-    Shape,
+    CovarianceModel,
     choose_mixture,
     fit_mixture,
     posteriors,
@@ -27,7 +27,7 @@ from maskloom.segcore.methods.naming import (
     check_references,
     class_names,
     class_order,
-    count_of,
+    requested_clusters,
 )
 from maskloom.segcore.methods.pointwise import Scores, select_fitted
 from maskloom.segcore.methods.samples import Samples, State, Units, note_of_nodata
@@ -84,7 +84,7 @@ class MixtureOfGaussians:
     volumes: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
-        count_of(self.components, self.classes, "components")
+        requested_clusters(self.components, self.classes, "components")
         check_references(self.classes)
         check_bands(self.bands)
         if self.covariance not in ("full", "tied", "diag", "spherical"):
@@ -118,7 +118,7 @@ class MixtureOfGaussians:
     @property
     def expected_classes(self) -> tuple[str, ...]:
         """Names of the classes; empty for `auto`."""
-        count = count_of(self.components, self.classes, "components")
+        count = requested_clusters(self.components, self.classes, "components")
         return () if count is None else class_names(count, self.classes)
 
     def kind_of(self, spec: RasterSpec) -> Hashable:
@@ -141,8 +141,8 @@ class MixtureOfGaussians:
         """
         dataset = Samples(self.seed).finish(total, self.bands)
         units = Units.of(dataset)
-        shape = Shape(self.covariance, self.reg_covar)
-        count = count_of(self.components, self.classes, "components")
+        shape = CovarianceModel(self.covariance, self.reg_covar)
+        count = requested_clusters(self.components, self.classes, "components")
         if count is None:
             fitted = choose_mixture(dataset, units, self.max_components, shape, self.seed)
         else:

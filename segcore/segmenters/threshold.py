@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from maskloom.segcore.errors import FitError, NothingToFit
-from maskloom.segcore.methods.histogram import Bins, Values
+from maskloom.segcore.methods.histogram import Bins, ValueCounts
 from maskloom.segcore.methods.intensity import (
     Band,
     Source,
@@ -39,7 +39,7 @@ from maskloom.segcore.methods.intensity import (
     select_source,
 )
 from maskloom.segcore.methods.naming import check_names
-from maskloom.segcore.methods.samples import UNLIKELY, told_as_nodata
+from maskloom.segcore.methods.samples import UNLIKELY, note_of_extremes
 from maskloom.segcore.methods.thresholds import Histogram, find_thresholds
 from maskloom.segcore.methods.windows import LARGEST_WINDOW, LocalWindow, WindowStatistic
 from maskloom.segcore.models.protocols import (
@@ -219,15 +219,15 @@ class Threshold:
         """Values of all images go into one histogram."""
         return ()
 
-    def observe(self, block: Block) -> Values:
+    def observe(self, block: Block) -> ValueCounts:
         """Extremes and counts of the block's values."""
-        return Values.of(*core_intensity(block))
+        return ValueCounts.of(*core_intensity(block))
 
-    def merge(self, a: Values, b: Values) -> Values:
+    def merge(self, a: ValueCounts, b: ValueCounts) -> ValueCounts:
         """Extremes and counts of both."""
         return a.merge(b)
 
-    def finish(self, total: Values) -> Fitter | Segmenter:
+    def finish(self, total: ValueCounts) -> Fitter | Segmenter:
         """The model, or the round of equal bins. Raises `NothingToFit` where there is no valid
         pixel.
         """
@@ -321,7 +321,7 @@ class BinnedThreshold:
             return None
         bands = self.recipe.bands if self.recipe.band is None else (self.recipe.band,)
         named = bands is not None and len(bands) == 1 and bands[0] != "luminance"
-        return told_as_nodata(f"band {bands[0]}" if bands and named else "the image", low, high)
+        return note_of_extremes(f"band {bands[0]}" if bands and named else "the image", low, high)
 
 
 @MODELS.register("threshold")
