@@ -71,12 +71,12 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None, *, quiet: bool = Tru
         stack.enter_context(stop_on_signals(stop))
         item = _first_readable(recipe, stop)
         assert item.spec is not None
-        require_tiling(recipe.order("audit"), [item])
+        require_tiling(recipe.run_settings("audit"), [item])
         region = Region.middle(item.spec, pixels)
         shape = region.spec.shape
         side = _tile_side(recipe.tiling.tile(item.spec.shape)[-1], shape, tile)
         cluster = _cluster(recipe, region)
-        require_memory(recipe.order("audit"), [item], cluster.worker_memory)
+        require_memory(recipe.run_settings("audit"), [item], cluster.worker_memory)
         fanout = stack.enter_context(_opened(recipe, cluster, stop))
         shown_by = stack.enter_context(display(quiet))
         start = select_engines_on(fanout, recipe.segmenter, region)
@@ -127,7 +127,7 @@ def _report(
         ),
         (
             f"segmenter {recipe.kind}: {whole_model.exactness.value}, halo "
-            f"{whole_model.footprint.halo}{_planar(whole_model, shape)}"
+            f"{whole_model.requirements.halo}{_planar(whole_model, shape)}"
         ),
     ]
     if whole_model != tiled_model:
@@ -165,7 +165,7 @@ def _plane_to_show(differing: NDArray[np.bool_]) -> tuple[int, ...]:
 
 
 def _planar(model: Model, shape: Shape) -> str:
-    return ", plane by plane" if model.footprint.planar and len(shape) > len("yx") else ""
+    return ", plane by plane" if model.requirements.planar and len(shape) > len("yx") else ""
 
 
 def _first_readable(recipe: RunRecipe, stop: threading.Event) -> PlannedImage:

@@ -31,7 +31,7 @@ from maskloom.flows.options import (
 )
 from maskloom.flows.terminal import EscapingFormatter, count, escaped, failure, line
 from maskloom.segcore.errors import MaskloomError, RecipeError
-from maskloom.segcore.storage.addresses import written
+from maskloom.segcore.storage.addresses import redacted
 
 if TYPE_CHECKING:
     from maskloom.flows.inventory import Inventory
@@ -508,10 +508,10 @@ def _messages() -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        typer.echo(escaped(written(f"maskloom: {error}")), err=True)
+        typer.echo(escaped(redacted(f"maskloom: {error}")), err=True)
         raise typer.Exit(WRONG_USAGE) from None
     except MaskloomError as error:
-        typer.echo(escaped(written(f"maskloom: {error}")), err=True)
+        typer.echo(escaped(redacted(f"maskloom: {error}")), err=True)
         raise typer.Exit(CANNOT_CONTINUE) from None
     except KeyboardInterrupt:
         typer.echo("maskloom: stopped. The same command continues.", err=True)
@@ -548,7 +548,7 @@ def _recordable(value: Any) -> Any:
     UTF-8 cannot hold are escaped.
     """
     if isinstance(value, str):
-        return escaped(written(value))
+        return escaped(redacted(value))
     if isinstance(value, Mapping):
         return {key: _recordable(item) for key, item in value.items()}
     return [_recordable(item) for item in value] if isinstance(value, list) else value

@@ -47,7 +47,7 @@ def dry_run(recipe: RunRecipe) -> str:
         inventory.committed,
     )
     good = [item for item in items if item.spec is not None]
-    order = recipe.order(plan.run_id)
+    order = recipe.run_settings(plan.run_id)
     require_tiling(order, good)
     require_memory(order, good, recipe.cluster.worker_memory)
     grids = [order.grid(item.spec) for item in good if item.spec]

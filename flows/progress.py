@@ -230,12 +230,12 @@ class Counter:
     def add(self, job: Job) -> None:
         """Count a finished job."""
         if isinstance(job, ImagesJob):
-            specs = [item.spec for item in job.items if item.spec is not None]
-            self.images += len(job.items)
-            self.tiles += sum(len(job.order.grid(spec)) for spec in specs)
+            specs = [item.spec for item in job.images if item.spec is not None]
+            self.images += len(job.images)
+            self.tiles += sum(len(job.settings.grid(spec)) for spec in specs)
             self.pixels += sum(spec.pixels for spec in specs)
-        elif isinstance(job, TileRangeJob) and job.item.spec is not None:
-            grid = job.order.grid(job.item.spec)
+        elif isinstance(job, TileRangeJob) and job.image.spec is not None:
+            grid = job.settings.grid(job.image.spec)
             self.tiles += job.stop - job.first
             self.pixels += sum(grid[i].core.size for i in range(job.first, job.stop))
             if self.stage == "fit" and job.stop == len(grid):

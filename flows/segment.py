@@ -106,7 +106,7 @@ def segment(
             sharing.keep_other_recipes,
             inventory.committed,
         )
-        settings = replace(recipe.order(plan.run_id), results=f"{folder}/results")
+        settings = replace(recipe.run_settings(plan.run_id), results=f"{folder}/results")
         if pending_selections(settings.model):
             settings = stages.stage(
                 "choose", _select_engines, settings, plan, inventory, fanout, progress
@@ -128,12 +128,12 @@ def _segment_shards(
     """Segment and commit all shards that are left. Raises `TooManyFailures`."""
     tables.refresh()
     left = stages.stage(
-        "resume", lambda: [shard for shard in plan.shards if tables.left(shard).items]
+        "resume", lambda: [shard for shard in plan.shards if tables.left(shard).images]
     )
-    items = [item for shard in left for item in tables.left(shard).items]
+    items = [item for shard in left for item in tables.left(shard).images]
     context.progress.start("segment", items, context.settings)
     failed = sum(tables.failed(shard) for shard in plan.shards if shard not in left)
-    images = sum(len(shard.items) for shard in plan.shards)
+    images = sum(len(shard.images) for shard in plan.shards)
     _check_failures(failed, images, recipe)
     for failures in stages.each(
         partial(_do_shard, tables, context), left, lambda shard: shard.file, SHARDS_AT_ONCE
@@ -157,12 +157,12 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
     store, work = Store(recipe.output), recipe.work
     head = inventory.head
     identity = identify(work, head, inventory.sources)
-    order, available = recipe.order(identity), recipe.cluster.worker_memory
+    order, available = recipe.run_settings(identity), recipe.cluster.worker_memory
     interrupted = read_plan(store, identity)
     if interrupted is not None:
-        require_tiling(order, (item for shard in interrupted.shards for item in shard.items))
+        require_tiling(order, (item for shard in interrupted.shards for item in shard.images))
         require_memory(
-            order, (item for shard in interrupted.shards for item in shard.items), available
+            order, (item for shard in interrupted.shards for item in shard.images), available
         )
         return with_addresses(interrupted, inventory.sources)
     items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
@@ -193,7 +193,7 @@ def _select_engines(
     if model is not None:
         return replace(settings, model=model)
     progress.start("load the network and try engines", [], settings)
-    items = [item for shard in plan.shards for item in shard.items]
+    items = [item for shard in plan.shards for item in shard.images]
     selections = select_engines(fanout, settings.model, items)
     if not selections:
         return replace(settings, model=load(selections))
@@ -212,7 +212,7 @@ def _fit(
     if known is not None:
         return replace(settings, model=known), plan
     require_model(store, plan, inventory.committed)
-    items = [item for shard in plan.shards for item in shard.items]
+    items = [item for shard in plan.shards for item in shard.images]
     if all(item.spec is None for item in items):
         return settings, plan
     fitted = fit(fanout, settings, items, progress)
@@ -237,7 +237,7 @@ def _with_failures(shard: Shard, failures: Mapping[str, Failure]) -> Shard:
             else item
         )
 
-    return replace(shard, items=tuple(map(marked, shard.items)))
+    return replace(shard, images=tuple(map(marked, shard.images)))
 
 
 def _do_shard(tables: Tables, context: ShardContext, shard: Shard) -> int:
@@ -253,7 +253,7 @@ def _do_shard(tables: Tables, context: ShardContext, shard: Shard) -> int:
         # Another process that does the same run may have finished these images and removed the
         # staged files.
         tables.refresh()
-        if tables.left(shard).items:
+        if tables.left(shard).images:
             raise
     else:
         clear_staging(results, context)

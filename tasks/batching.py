@@ -44,7 +44,7 @@ def require_tiling(order: RunSettings, items: Iterable[PlannedImage]) -> None:
 def part_pixels(order: RunSettings) -> int:
     """Pixels of a part. Fewer where a pixel takes a segmenter long."""
     model = order.model
-    return max(2**16, PART_PIXELS // (1 if isinstance(model, Fitter) else model.footprint.cost))
+    return max(2**16, PART_PIXELS // (1 if isinstance(model, Fitter) else model.requirements.cost))
 
 
 def whole_images(

@@ -26,8 +26,15 @@ from pathlib import Path, PurePosixPath
 
 from maskloom.segcore.errors import DamagedRecord, RecipeError
 from maskloom.segcore.masks import beside_endings, mask_endings
-from maskloom.segcore.storage.records import damaged, read_json, read_table
-from maskloom.segcore.storage.store import STAGING, Listed, Store, is_local, lives, remove_temporary
+from maskloom.segcore.storage.records import damaged_record, read_json, read_table
+from maskloom.segcore.storage.store import (
+    STAGING,
+    Listed,
+    Store,
+    is_local,
+    is_writer_alive,
+    remove_temporary,
+)
 from maskloom.tasks.commits.log import IMAGES, folder_under_way
 from maskloom.tasks.commits.presence import PROCESSES, sweep
 from maskloom.tasks.plan import read_head
@@ -93,7 +100,7 @@ def read_unfinished(store: Store, run: str) -> Unfinished:
     try:
         rows = read_table(store, name, ("image_id", "uri", "version", "shard"))
     except FileNotFoundError as error:
-        raise damaged(store, name) from error
+        raise damaged_record(store, name) from error
     ids, uris, versions, files = (rows[column].to_pylist() for column in rows.column_names)
     return Unfinished(
         run, parent, fingerprint, tuple(zip(ids, uris, versions, strict=True)), frozenset(files)
@@ -152,13 +159,13 @@ def leftovers(output: str, idle_hours: float = IDLE_HOURS) -> list[Leftover]:
     }
     written = {
         run: [
-            *(each.changed for each in store.listed(f"runs/{run}").values()),
+            *(each.modified for each in store.listed(f"runs/{run}").values()),
             *(
-                each.changed
+                each.modified
                 for name, each in staged.items()
                 if name.startswith(f"{STAGING}/{run}/")
             ),
-            *(listed[name].changed for name, runs in alone.items() if run in runs),
+            *(listed[name].modified for name, runs in alone.items() if run in runs),
         ]
         for run in overtaken
     }
@@ -249,7 +256,7 @@ class _Ages:
 def _temporaries(store: Store, ages: _Ages) -> Iterator[Leftover]:
     for path in store.temporaries():
         name = f"{STAGING}/{path.name}" if is_local(store.root) else str(path)
-        living = lives(path)
+        living = is_writer_alive(path)
         if living is False:
             yield Leftover(
                 name, "a process of this machine that is no more was writing it", temporary=path
@@ -274,7 +281,7 @@ def _processes(store: Store, staged: Mapping[str, Listed], ages: _Ages) -> Itera
     for name, found in staged.items():
         if name.startswith(f"{PROCESSES}/"):
             files.setdefault("/".join(name.split("/")[:3]), []).append(found)
-    states = {folder: lives(Path(folder)) for folder in sorted(files)}
+    states = {folder: is_writer_alive(Path(folder)) for folder in sorted(files)}
     # Asked after: what a process has claimed, it has claimed before it died.
     under_way = (folder_under_way(store) or "").split("/")[:3]
     for folder, living in states.items():
@@ -288,7 +295,7 @@ def _processes(store: Store, staged: Mapping[str, Listed], ages: _Ages) -> Itera
             yield Leftover(folder, "a process of this machine that is no more staged results there")
         elif living is None:
             kept = ages.kept(
-                [found.changed for found in files[folder]], "a process of another machine"
+                [found.modified for found in files[folder]], "a process of another machine"
             )
             yield Leftover(
                 folder,

@@ -36,11 +36,11 @@ from maskloom.segcore.raster.spec import FORMATS, SeriesFormat
 from maskloom.segcore.storage.addresses import (
     is_signed,
     is_web,
-    learn,
-    path_of,
+    redacted,
+    remember_address,
     require_no_password,
-    unsigned,
-    written,
+    without_query,
+    without_signature,
 )
 from maskloom.segcore.storage.store import STAGING, filesystem, is_local, store_errors, version_of
 from maskloom.tasks import lists
@@ -123,7 +123,7 @@ def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> Fo
         log.warning(
             "The input %r adds no image: it matches none, or only images that other inputs give "
             "too.",
-            written(entry),
+            redacted(entry),
         )
     if search.alike:
         log.warning(
@@ -216,12 +216,12 @@ class _Search:
         if named is not None and lists.is_list(path):
             self._read_list(fs, path, entry, named, chain)
         elif named is not None:
-            self._take(fs, posixpath.dirname(path_of(path)), path, named)
+            self._take(fs, posixpath.dirname(without_query(path)), path, named)
 
     def _list(self, fs: Any, path: str) -> Mapping[str, Any] | None:
         """Take in the content of a glob or a folder; the store's information on any other path."""
         # An existing file wins over a glob: real names do contain brackets.
-        pattern = (_WEB_GLOB if is_web(path) else _GLOB).search(path_of(path))
+        pattern = (_WEB_GLOB if is_web(path) else _GLOB).search(without_query(path))
         if pattern and not fs.exists(path):
             self._match(fs, path, pattern.start())
             return None
@@ -307,12 +307,12 @@ class _Search:
             )
         with store_errors(f"read the list {entry!r}"):
             content = fs.cat_file(path)
-        for name in lists.read_list(written(entry), content):
+        for name in lists.read_list(redacted(entry), content):
             self.add(_existing(lists.absolute(name, entry)), (*chain, path))
 
     def _take(self, fs: Any, folder: str, name: str, info: Mapping[str, Any]) -> None:
         address = _uri(fs, name)
-        uri = unsigned(address).encode("utf-8", "backslashreplace").decode()
+        uri = without_signature(address).encode("utf-8", "backslashreplace").decode()
         self.folders.add(_written_uri(fs, folder))
         if uri.startswith(self._ours):
             return
@@ -330,10 +330,10 @@ class _Search:
             files = tuple(
                 Member(uri, file.version, file.size, file.address)
                 for uri, file in sorted(self.found.items())
-                if file.version != ABSENT and path_of(uri).lower().endswith(claimed)
+                if file.version != ABSENT and without_query(uri).lower().endswith(claimed)
             )
             for file in files:
-                learn(file.uri, file.address)
+                remember_address(file.uri, file.address)
             for series in image_format.group(files):
                 for member in series.members:
                     del self.found[member.uri]
@@ -367,7 +367,7 @@ def _sources(search: _Search, known: Mapping[str, str]) -> list[Source]:
 
 
 def _written_uri(fs: Any, path: str) -> str:
-    return written(unsigned(str(fs.unstrip_protocol(path))))
+    return redacted(without_signature(str(fs.unstrip_protocol(path))))
 
 
 def _is_hidden(path: str) -> bool:
@@ -386,7 +386,7 @@ def _place(entry: str) -> tuple[Any, str]:
 
 
 def _refuse_secrets(entry: str, chain: tuple[str, ...]) -> None:
-    where = f"inputs: {written(entry)!r}" + (f" in the list {chain[-1]!r}" if chain else "")
+    where = f"inputs: {redacted(entry)!r}" + (f" in the list {chain[-1]!r}" if chain else "")
     require_no_password(entry, where)
     if is_signed(entry) and not is_web(entry):
         raise RecipeError(
@@ -463,7 +463,7 @@ def _close_to(uri: str) -> str | None:
 
 
 def _some(entries: Sequence[str]) -> str:
-    return ", ".join(repr(written(entry)) for entry in entries[:_NAMED]) + (
+    return ", ".join(repr(redacted(entry)) for entry in entries[:_NAMED]) + (
         ", ..." if len(entries) > _NAMED else ""
     )
 

@@ -124,7 +124,7 @@ def _round(
     failures: dict[str, Failure] = {}
     progress.start("fit", items, order)
     for job, answer in fanout.map(observe, fitting_jobs(order, items, fanout.workers)):
-        of_job = job.items if isinstance(job, ImagesJob) else (job.item,)
+        of_job = job.images if isinstance(job, ImagesJob) else (job.image,)
         if isinstance(answer, WorkerDied):
             failures.update((item.source.uri, Failure.of(answer)) for item in of_job)
             continue
@@ -139,7 +139,7 @@ def _round(
         if isinstance(job, ImagesJob):
             total = answer.state if total is None else fitter.merge(total, answer.state)
         else:
-            uri = job.item.source.uri
+            uri = job.image.source.uri
             of_image[uri] = (
                 answer.state if uri not in of_image else fitter.merge(of_image[uri], answer.state)
             )

@@ -35,7 +35,7 @@ def peak_bytes(order: RunSettings, items: Iterable[PlannedImage]) -> int:
         for item in items
         if item.spec is not None
     )
-    return WORKER_BYTES + order.model.footprint.process_bytes + max(peaks, default=0)
+    return WORKER_BYTES + order.model.requirements.process_bytes + max(peaks, default=0)
 
 
 def require_memory(
@@ -46,12 +46,12 @@ def require_memory(
     """
     if available is None:
         return
-    always = WORKER_BYTES + order.model.footprint.process_bytes
+    always = WORKER_BYTES + order.model.requirements.process_bytes
     for item in items:
         if item.spec is not None and always + _tile_bytes(order, item.spec) > available:
             raise RecipeError(
                 f"tiling.tile: a tile of {order.tiling} pixels with the segmenter's halo of "
-                f"{order.model.footprint.halo} needs about "
+                f"{order.model.requirements.halo} needs about "
                 f"{(always + _tile_bytes(order, item.spec)) / 1e9:.1f} GB on {item.source.uri}; a "
                 f"worker has {available / 1e9:.1f} GB. "
                 "Use a smaller tile or fewer workers, or a segmenter with a smaller halo (radius, "
@@ -125,7 +125,7 @@ def _tile_bytes(order: RunSettings, spec: RasterSpec) -> int:
     read = np.minimum(spec.shape, np.array(grid.tile) + 2 * np.array(grid.margin))
     core = np.minimum(spec.shape, grid.tile)
     return (
-        int(np.prod(read)) * order.model.footprint.bytes_per_pixel
+        int(np.prod(read)) * order.model.requirements.bytes_per_pixel
         + int(np.prod(core)) * _ID_BYTES * order.joins
     )
 

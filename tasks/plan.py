@@ -26,7 +26,7 @@ from maskloom.segcore.pipeline.worker import describe
 from maskloom.segcore.raster.source import Member, Source
 from maskloom.segcore.raster.spec import load_spec
 from maskloom.segcore.storage.canonical import canonical
-from maskloom.segcore.storage.records import read_json, read_table, reading
+from maskloom.segcore.storage.records import read_json, read_table, record_errors
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.tasks.commits.ledger import Committed
 from maskloom.tasks.fanout.protocol import Fanout
@@ -199,7 +199,7 @@ def write_plan(store: Store, plan: Plan) -> None:
             "failure": None if item.failure is None else canonical(item.failure),
         }
         for shard in plan.shards
-        for item in shard.items
+        for item in shard.images
     ]
     types = {"size": pa.int64(), "is_folder": pa.bool_()}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in rows[0]])
@@ -225,7 +225,7 @@ def read_plan(store: Store, identity: str) -> Plan | None:
         return None
     name = f"runs/{identity}/plan.parquet"
     shards: dict[str, list[PlannedImage]] = {}
-    with reading(store, name):
+    with record_errors(store, name):
         for row in read_table(store, name).to_pylist():
             item = PlannedImage(
                 _source(row),
@@ -251,7 +251,7 @@ def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
         return dataclasses.replace(item, source=source)
 
     shards = (
-        dataclasses.replace(shard, items=tuple(map(addressed, shard.items)))
+        dataclasses.replace(shard, images=tuple(map(addressed, shard.images)))
         for shard in plan.shards
     )
     return dataclasses.replace(plan, shards=tuple(shards))

@@ -124,12 +124,12 @@ class Tables:
         it.
         """
         return replace(
-            shard, items=tuple(item for item in shard.items if not self._is_settled(item))
+            shard, images=tuple(item for item in shard.images if not self._is_settled(item))
         )
 
     def failed(self, shard: Shard) -> int:
         """How many of a shard's committed images failed."""
-        rows = (self.ledger.rows.get(item.source.uri) for item in shard.items)
+        rows = (self.ledger.rows.get(item.source.uri) for item in shard.images)
         return sum(1 for row in rows if row is not None and not row.ok)
 
     def record(self) -> Record:
@@ -139,7 +139,7 @@ class Tables:
             # The manifest is there already where two processes did the same run side by side.
             if not name.endswith("/manifest.json"):
                 files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
-        uris = {item.source.uri for shard in self.plan.shards for item in shard.items}
+        uris = {item.source.uri for shard in self.plan.shards for item in shard.images}
         done, pixels, failures = 0, 0, []
         for file in sorted(
             {row.file for uri in uris if (row := self.ledger.rows.get(uri)) is not None}
@@ -258,7 +258,10 @@ class Tables:
             if receipt.tables
         }
         specs = [
-            item.spec for other in self.plan.shards for item in other.items if item.spec is not None
+            item.spec
+            for other in self.plan.shards
+            for item in other.images
+            if item.spec is not None
         ]
         ObjectFile(self.store, name, self.plan.run_id, self.plan.fingerprint).write(
             draft, staged, receipts, specs

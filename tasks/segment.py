@@ -62,10 +62,10 @@ def segment_shard(shard: Shard, context: ShardContext) -> list[ImageResult]:
     """A result for every image of the shard, in the shard's order."""
     results = {
         item.source.uri: _failed(context, item, item.failure)
-        for item in shard.items
+        for item in shard.images
         if item.failure is not None
     }
-    usable = [item for item in shard.items if item.failure is None]
+    usable = [item for item in shard.images if item.failure is None]
     settings_of = _settings_of_large(usable, context, results)
     parts = (
         part
@@ -77,7 +77,7 @@ def segment_shard(shard: Shard, context: ShardContext) -> list[ImageResult]:
     ranges: dict[str, list[tuple[int, int]]] = {}
     for job, _ in _perform(context, (*parts, *whole), results):
         if isinstance(job, TileRangeJob):
-            ranges.setdefault(job.item.source.uri, []).append((job.first, job.stop))
+            ranges.setdefault(job.image.source.uri, []).append((job.first, job.stop))
     large = [
         _Large(settings_of[item.source.uri], item, tuple(sorted(ranges[item.source.uri])))
         for item in usable
@@ -90,7 +90,7 @@ def segment_shard(shard: Shard, context: ShardContext) -> list[ImageResult]:
         if image.item.source.uri not in results
     )
     _perform(context, finish, results)
-    return [results[item.source.uri] for item in shard.items]
+    return [results[item.source.uri] for item in shard.images]
 
 
 def _settings_of_large(
@@ -126,7 +126,7 @@ def _join(
         for part in job.parts
     )
     _perform(context, relabel, results)
-    return {job.item.source.uri: answer.objects for job, answer in joined}
+    return {job.image.source.uri: answer.objects for job, answer in joined}
 
 
 def clear_staging(results: Sequence[ImageResult], context: ShardContext) -> None:
@@ -157,7 +157,7 @@ def _perform(
     """
     staged: list[tuple[_Staging, TileRangeResult]] = []
     for job, answer in context.fanout.map(perform, jobs):
-        items: Sequence[PlannedImage] = job.items if isinstance(job, ImagesJob) else (job.item,)
+        items: Sequence[PlannedImage] = job.images if isinstance(job, ImagesJob) else (job.image,)
         if isinstance(answer, WorkerDied):
             results.update(
                 (item.source.uri, _failed(context, item, Failure.of(answer))) for item in items
@@ -165,9 +165,9 @@ def _perform(
         elif isinstance(job, ImagesJob):
             results.update((result.source.uri, result) for result in answer)
         elif isinstance(job, FinishJob):
-            results[job.item.source.uri] = answer
+            results[job.image.source.uri] = answer
         elif answer.failure is not None:
-            results[job.item.source.uri] = _failed(context, job.item, answer.failure)
+            results[job.image.source.uri] = _failed(context, job.image, answer.failure)
         else:
             staged.append((job, answer))
         context.progress.advance(job)

@@ -255,7 +255,7 @@ class RunRecipe:
             self.name, digest(settings)[:16], settings, apart_by_crs=self.objects is not None
         )
 
-    def order(self, run_id: str) -> RunSettings:
+    def run_settings(self, run_id: str) -> RunSettings:
         """What all jobs of a run have in common."""
         return RunSettings(
             self.output,

@@ -122,8 +122,8 @@ class FeatureMeanShift(SampledFitter):
         values, weights = centred.ascending()
         values = _counted_in(values, spread)
         bandwidth = self.bandwidth or basins.auto_bandwidth(values, weights, self.kernel, self.seed)
-        points = basins.gather(values, weights, self.kernel, bandwidth)
-        modes, members, orphans = _settled(
+        points = basins.mode_points(values, weights, self.kernel, bandwidth)
+        modes, members, orphans = _select_classes(
             points, basins.find_basins(points, self.kernel, bandwidth), bandwidth
         )
         if self.classes is not None and len(self.classes) != len(modes):
@@ -212,7 +212,7 @@ class ModesModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """No halo. The table of colours adds 16 MiB per process, that of cells up to 4 MiB."""
         return Requirements(bytes_per_pixel=8 * len(self.modes[0]) + 8)
 
@@ -239,7 +239,7 @@ class ModesModel:
             return Labels(out)
         if kind.kind in "iu" and kind.itemsize * channels <= 2:
             bits = np.ascontiguousarray(pixels).view(f"u{kind.itemsize * channels}")[..., 0]
-            return Labels(_bits(self, kind.name)[bits])
+            return Labels(_complete_table(self, kind.name)[bits])
         return Labels(self.label(pixels.reshape(-1, channels)).reshape(shape))
 
     def label(self, values: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -306,8 +306,8 @@ def _counted_in(values: NDArray[np.generic], spread: Floats) -> NDArray[np.gener
     return values if (spread == 1).all() else values.astype(np.float64) * (1 / spread)[:, None]
 
 
-def _settled(
-    points: basins.Points, found: basins.Basins, bandwidth: float
+def _select_classes(
+    points: basins.ModePoints, found: basins.Basins, bandwidth: float
 ) -> tuple[Floats, NDArray[np.int64], float]:
     """Modes that are classes, the mode of each point, and the share of pixels from basins too small
     to be a class.
@@ -337,7 +337,7 @@ def _settled(
 
 
 def _table(
-    points: basins.Points, kinds: NDArray[np.int64]
+    points: basins.ModePoints, kinds: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], Floats]:
     """Occupied cells by ascending key, the most frequent class of their pixels (the first of
     equals), and their number of pixels.
@@ -387,7 +387,7 @@ def _colours(model: ModesModel) -> NDArray[np.uint8]:  # noqa: ARG001  the cache
 
 
 @lru_cache(maxsize=_TABLES_KEPT)
-def _bits(model: ModesModel, dtype: str) -> NDArray[np.uint8]:
+def _complete_table(model: ModesModel, dtype: str) -> NDArray[np.uint8]:
     """The class of every possible pixel of one 16-bit band, or of one or two 8-bit bands, by the
     pixel's bits.
     """

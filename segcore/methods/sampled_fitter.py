@@ -47,7 +47,7 @@ class SampledFitter:
             raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """No halo. A sample adds up to 2**18 pixels, the table that counts colours 64 MiB per
         thread.
         """

@@ -58,9 +58,9 @@ class Composed:
     outer: Outer
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """The inner fitter's."""
-        return self.inner.footprint
+        return self.inner.requirements
 
     @property
     def expected_classes(self) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ class Ready(Protocol):
     """What all models have in common that are ready to run."""
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """What it asks of the tiling and of memory."""
         ...
 
@@ -139,7 +139,7 @@ class Fitter(Protocol):
     """A model that must see data first: a fold over blocks."""
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """What it asks of the tiling and of memory."""
         ...
 
@@ -229,9 +229,9 @@ class Blank:
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """The fitter's."""
-        return self.fitter.footprint
+        return self.fitter.requirements
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         """The image with the bands that the fitter wants."""

@@ -118,16 +118,16 @@ class Stitched:
                 f"rules: {len(self.segmenter.classes)} classes need a rule each; got "
                 f"{len(self.rules)}"
             )
-        if self.segmenter.footprint.halo < 1:
+        if self.segmenter.requirements.halo < 1:
             raise ValueError(
                 f"stitching needs tiles that overlap; the halo of {type(self.segmenter).__name__} "
-                f"is {self.footprint.halo}"
+                f"is {self.requirements.halo}"
             )
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """The segmenter's, with what stitching adds."""
-        inner = self.segmenter.footprint
+        inner = self.segmenter.requirements
         return replace(
             inner, bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL, cost=inner.cost + 1
         )
@@ -149,11 +149,11 @@ class Stitched:
 
     def fragment(self, block: Block) -> Fragments:
         """The instances of the core, and what the tile saw near its sides."""
-        return (_fragment_plane if self.footprint.planar else _fragment)(self, block)
+        return (_fragment_plane if self.requirements.planar else _fragment)(self, block)
 
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> Sequence[Equivalences]:
         """Which fragments are one object, and of which class."""
-        return (_join_planes if self.footprint.planar else _join)(self, grid, boundaries)
+        return (_join_planes if self.requirements.planar else _join)(self, grid, boundaries)
 
     def provenance(self) -> Mapping[str, Any]:
         """The segmenter's, and the rule of each class."""
@@ -169,7 +169,7 @@ class Stitched:
 
 
 def _fragment(model: Stitched, block: Block) -> Fragments:
-    return cut_fragments(model.segmenter.segment(block), block, model.segmenter.footprint.halo)
+    return cut_fragments(model.segmenter.segment(block), block, model.segmenter.requirements.halo)
 
 
 def _join(

@@ -51,7 +51,7 @@ from maskloom.segcore.statistics.objects.table import (
     measure,
     observe_bands,
 )
-from maskloom.segcore.statistics.protocol import Labelled
+from maskloom.segcore.statistics.protocol import LabelledTile
 from maskloom.segcore.storage.packing import pack, pack_table, packable
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class ImageRun:
         return None if wanted is None else components_of(wanted, self.model.classes)
 
     def _count(self, classes: NDArray[np.integer], tile: Tile) -> States:
-        labelled = Labelled(classes, tile, self.spec, self.class_table)
+        labelled = LabelledTile(classes, tile, self.spec, self.class_table)
         return {
             name: statistic.observe(labelled)
             for name, statistic in self.settings.statistics.items()

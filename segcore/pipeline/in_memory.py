@@ -93,7 +93,7 @@ def blocks(
 
 
 def _grid(model: Fitter | Model, shape: Shape, tile: Shape | None) -> Grid:
-    return Tiling(tile or shape).grid(shape, model.footprint.halo, model.footprint.planar)
+    return Tiling(tile or shape).grid(shape, model.requirements.halo, model.requirements.planar)
 
 
 def with_selection(model: Started, source: ImageSource) -> Started:

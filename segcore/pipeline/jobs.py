@@ -61,8 +61,8 @@ class RunSettings:
 
     def grid(self, spec: RasterSpec) -> Grid:
         """The tiles of an image."""
-        footprint = self.model.footprint
-        return self.tiling.grid(spec.shape, footprint.halo, footprint.planar)
+        requirements = self.model.requirements
+        return self.tiling.grid(spec.shape, requirements.halo, requirements.planar)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,31 +85,31 @@ class SelectEngineJob:
     """An engine selection on a worker, with the first of these images that can be read."""
 
     selector: EngineSelector
-    items: tuple[PlannedImage, ...]
+    images: tuple[PlannedImage, ...]
 
     def split(self) -> tuple[SelectEngineJob, ...]:
         """The same selection on each image: either an image or the model may kill the worker."""
-        return tuple(replace(self, items=(item,)) for item in self.items) or (self,)
+        return tuple(replace(self, images=(image,)) for image in self.images) or (self,)
 
 
 @dataclass(frozen=True, slots=True)
 class ImagesJob:
     """Whole images to observe or to segment."""
 
-    order: RunSettings
-    items: tuple[PlannedImage, ...]
+    settings: RunSettings
+    images: tuple[PlannedImage, ...]
 
     def split(self) -> tuple[ImagesJob, ...]:
         """A job for each image."""
-        return tuple(replace(self, items=(item,)) for item in self.items)
+        return tuple(replace(self, images=(image,)) for image in self.images)
 
 
 @dataclass(frozen=True, slots=True)
 class TileRangeJob:
     """Some consecutive tiles of one large image to observe or to segment."""
 
-    order: RunSettings
-    item: PlannedImage
+    settings: RunSettings
+    image: PlannedImage
     first: int
     stop: int
 
@@ -139,16 +139,16 @@ class TileRangeJob:
 
     @property
     def _stem(self) -> str:
-        folder = staging_folder(self.order, self.item)
-        return f"{folder}/{self.order.tiling}-{self.first:08d}-{self.stop:08d}"
+        folder = staging_folder(self.settings, self.image)
+        return f"{folder}/{self.settings.tiling}-{self.first:08d}-{self.stop:08d}"
 
 
 @dataclass(frozen=True, slots=True)
 class _WholeImage:
     """What is done once for all parts of a large image."""
 
-    order: RunSettings
-    item: PlannedImage
+    settings: RunSettings
+    image: PlannedImage
     ranges: tuple[tuple[int, int], ...]
     """First tile, and one past the last, of each part in their order."""
 
@@ -156,7 +156,7 @@ class _WholeImage:
     def parts(self) -> tuple[TileRangeJob, ...]:
         """The jobs that staged the parts."""
         return tuple(
-            TileRangeJob(self.order, self.item, first, stop) for first, stop in self.ranges
+            TileRangeJob(self.settings, self.image, first, stop) for first, stop in self.ranges
         )
 
     def split(self) -> tuple[Self, ...]:
@@ -178,14 +178,14 @@ class RelabelJob:
     """Number of objects of the image."""
 
     @property
-    def order(self) -> RunSettings:
+    def settings(self) -> RunSettings:
         """What all jobs of the run have in common."""
-        return self.part.order
+        return self.part.settings
 
     @property
-    def item(self) -> PlannedImage:
+    def image(self) -> PlannedImage:
         """The image."""
-        return self.part.item
+        return self.part.image
 
     def split(self) -> tuple[RelabelJob, ...]:
         """Itself: its relabellings are staged as one."""
@@ -222,12 +222,12 @@ class TileRangeResult:
     """Number of objects of the image, where they were joined."""
 
 
-def staging_folder(order: RunSettings, item: PlannedImage) -> str:
+def staging_folder(settings: RunSettings, image: PlannedImage) -> str:
     """Where the parts of a large image wait to be joined."""
     # By digest: the folder of image `a` must not hold that of image `a/b`.
-    return f"{STAGING}/{order.run_id}/{digest(item.source.image_id)[:16]}"
+    return f"{STAGING}/{settings.run_id}/{digest(image.source.image_id)[:16]}"
 
 
-def result_name(order: RunSettings) -> str:
+def result_name(settings: RunSettings) -> str:
     """A new name below the folder where results wait for their commit."""
-    return f"{order.results}/{uuid.uuid4().hex}"
+    return f"{settings.results}/{uuid.uuid4().hex}"

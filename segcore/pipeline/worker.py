@@ -43,7 +43,7 @@ from maskloom.segcore.errors import (
 from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
 from maskloom.segcore.fold import observe_all
 from maskloom.segcore.geometry import Box, Tile
-from maskloom.segcore.ground.control import placed_by_fit
+from maskloom.segcore.ground.control import with_fitted_affine
 from maskloom.segcore.masks import EncodedBlock
 from maskloom.segcore.models.protocols import FIRST_CLASSES, Fitter, Model, caution_of, concluded
 from maskloom.segcore.models.selection import probe_box
@@ -121,11 +121,11 @@ def describe(job: DescribeJob) -> tuple[PlannedImage, ...]:
 
 def select_engine(job: SelectEngineJob) -> Mapping[str, Any] | None:
     """Select an engine on the middle of an image. None if no image can be read."""
-    for item in job.items:
+    for image in job.images:
         try:
-            spec = job.selector.select(_spec(item))
+            spec = job.selector.select(_spec(image))
             box = probe_box(spec.shape)
-            with _reading(item, spec) as reader:
+            with _reading(image, spec) as reader:
                 pixels, valid = reader.read(box)
         except ImageError:
             # It becomes a failed row when its own turn comes.
@@ -138,21 +138,21 @@ def select_engine(job: SelectEngineJob) -> Mapping[str, Any] | None:
 
 def observe(job: ImagesJob | TileRangeJob) -> Observation:
     """One round of fitting over the job's pixels. An image that fails contributes nothing."""
-    fitter = job.order.model
+    fitter = job.settings.model
     if not isinstance(fitter, Fitter):
         raise TypeError(f"{type(fitter).__name__} has nothing left to fit")
     state, failures = None, []
-    for item in job.items if isinstance(job, ImagesJob) else (job.item,):
+    for image in job.images if isinstance(job, ImagesJob) else (job.image,):
         try:
-            spec = fitter.select(_spec(item))
-            with _reading(item, spec) as reader:
-                grid = job.order.grid(spec)
+            spec = fitter.select(_spec(image))
+            with _reading(image, spec) as reader:
+                grid = job.settings.grid(spec)
                 tiles: Sequence[Tile] = (
                     grid if isinstance(job, ImagesJob) else grid[job.first : job.stop]
                 )
                 seen = observe_all(fitter, (_block(reader, tile, spec) for tile in tiles))
         except ImageError as error:
-            failures.append((item, Failure.of(error)))
+            failures.append((image, Failure.of(error)))
         else:
             state = seen if state is None else fitter.merge(state, seen)
     return Observation(state, tuple(failures))
@@ -161,7 +161,7 @@ def observe(job: ImagesJob | TileRangeJob) -> Observation:
 @perform.register
 def segment_images(job: ImagesJob) -> tuple[ImageResult, ...]:
     """Read, segment, count and publish whole images, one after the other."""
-    return tuple(_segment_image(job.order, item) for item in job.items)
+    return tuple(_segment_image(job.settings, image) for image in job.images)
 
 
 @perform.register
@@ -169,13 +169,13 @@ def segment_part(job: TileRangeJob) -> TileRangeResult:
     """The first pass over some tiles of a large image. A part that is staged already is left as it
     is.
     """
-    store = Store(job.order.output)
-    if store.exists(job.name) and (store.exists(job.labels) or not job.order.joins):
+    store = Store(job.settings.output)
+    if store.exists(job.name) and (store.exists(job.labels) or not job.settings.joins):
         return TileRangeResult()
     started = time.perf_counter()
     try:
-        run = ImageRun.of(job.order, _spec(job.item))
-        with _reading(job.item, run.source) as reader:
+        run = ImageRun.of(job.settings, _spec(job.image))
+        with _reading(job.image, run.source) as reader:
             tiles = [run.segment_tile(reader, tile) for tile in run.grid[job.first : job.stop]]
     except ImageError as error:
         return TileRangeResult(Failure.of(error))
@@ -184,7 +184,7 @@ def segment_part(job: TileRangeJob) -> TileRangeResult:
         with store.writing(job.labels) as out:
             StagedLabels.write(labels, out)
     with store.writing(job.name) as out:
-        results = merge_results([part for part, _ in tiles], job.order.statistics)
+        results = merge_results([part for part, _ in tiles], job.settings.statistics)
         results.stage(time.perf_counter() - started, out)
     return TileRangeResult()
 
@@ -192,9 +192,9 @@ def segment_part(job: TileRangeJob) -> TileRangeResult:
 @perform.register
 def join_image(job: JoinJob) -> TileRangeResult:
     """Join the objects of a large image and stage what each part must know of them."""
-    limits.working(_spec(job.item).pixels)
-    store, run = Store(job.order.output), ImageRun.of(job.order, _spec(job.item))
-    with _staged(job.item, job.order):
+    limits.begin_work(_spec(job.image).pixels)
+    store, run = Store(job.settings.output), ImageRun.of(job.settings, _spec(job.image))
+    with _staged(job.image, job.settings):
         tiles = [tile for part in job.parts for tile in StagedLabels.read(store, part.labels)]
     count = 0
     try:
@@ -212,13 +212,13 @@ def join_image(job: JoinJob) -> TileRangeResult:
 @perform.register
 def relabel_part(job: RelabelJob) -> TileRangeResult:
     """The second pass over some tiles of a large image."""
-    limits.working(_spec(job.item).pixels)
-    part, store = job.part, Store(job.order.output)
+    limits.begin_work(_spec(job.image).pixels)
+    part, store = job.part, Store(job.settings.output)
     if store.exists(part.relabelled):
         return TileRangeResult()
     started = time.perf_counter()
-    run = ImageRun.of(job.order, _spec(job.item))
-    with _staged(job.item, job.order):
+    run = ImageRun.of(job.settings, _spec(job.image))
+    with _staged(job.image, job.settings):
         labels = PackedFile.open(store, part.labels)
         relabellings = PackedFile.open(store, part.relabellings)
     results = []
@@ -228,40 +228,40 @@ def relabel_part(job: RelabelJob) -> TileRangeResult:
             run.relabel_tile(tile, labels.one(store, "labels", i), relabelling, job.objects)
         )
     with store.writing(part.relabelled) as out:
-        merge_results(results, job.order.statistics).stage(time.perf_counter() - started, out)
+        merge_results(results, job.settings.statistics).stage(time.perf_counter() - started, out)
     return TileRangeResult()
 
 
 @perform.register
 def finish_image(job: FinishJob) -> ImageResult:
     """Put the staged parts of a large image together: its mask, its preview, its rows."""
-    limits.working(_spec(job.item).pixels)
+    limits.begin_work(_spec(job.image).pixels)
     started = time.perf_counter()
-    store, order = Store(job.order.output), job.order
-    run = ImageRun.of(order, _spec(job.item))
+    store, settings = Store(job.settings.output), job.settings
+    run = ImageRun.of(settings, _spec(job.image))
     names = [part.name for part in job.parts] + [
-        part.relabelled for part in job.parts if order.joins
+        part.relabelled for part in job.parts if settings.joins
     ]
-    with _staged(job.item, order):
+    with _staged(job.image, settings):
         staged = [StagedResults.open(store, name) for name in names]
     pieces = (piece for part in staged for piece in part.pieces())
     previews = [preview for part in staged for preview in part.front.previews]
     states = reduce(
-        lambda a, b: merge_states(a, b, order.statistics), (part.front.states for part in staged)
+        lambda a, b: merge_states(a, b, settings.statistics), (part.front.states for part in staged)
     )
     seconds = sum(part.front.seconds for part in staged)
-    receipt = _stage_results(run, job.item, pieces, previews, job.objects)
+    result = _stage_results(run, job.image, pieces, previews, job.objects)
     tables = _stage_objects(
         run,
         (each for part in staged for each in part.rows()),
         (each for part in staged for each in part.spanning()),
     )
     seconds += time.perf_counter() - started
-    return replace(_counted(receipt, run, states), tables=tables, seconds=seconds)
+    return replace(_counted(result, run, states), tables=tables, seconds=seconds)
 
 
 def failed(
-    order: RunSettings, item: PlannedImage, failure: Failure, classes: tuple[str, ...]
+    settings: RunSettings, image: PlannedImage, failure: Failure, classes: tuple[str, ...]
 ) -> ImageResult:
     """The receipt of an image that could not be processed: all its pixels, where their number is
     known, are unprocessed.
@@ -270,18 +270,18 @@ def failed(
     account for these pixels too.
     """
     rows = {}
-    if item.spec is not None:
-        legend = ClassTable.of(classes or FIRST_CLASSES)
+    if image.spec is not None:
+        class_table = ClassTable.of(classes or FIRST_CLASSES)
         rows = {
-            name: statistic.finish(None, item.spec, legend)
-            for name, statistic in order.statistics.items()
+            name: statistic.finish(None, image.spec, class_table)
+            for name, statistic in settings.statistics.items()
         }
-    return ImageResult(item.source, item.spec, failure, rows, segmenter=order.kind)
+    return ImageResult(image.source, image.spec, failure, rows, segmenter=settings.kind)
 
 
 def _describe(source: Source, job: DescribeJob) -> PlannedImage:
     learn_addresses(source)
-    limits.reading()
+    limits.begin_read()
     try:
         if source.version == ABSENT:
             raise Missing(f"{source.uri} does not exist. Check its name in `inputs`.")
@@ -309,7 +309,7 @@ def _require_regular_files(source: Source) -> None:
 
 
 def _fitted_to_ground(spec: RasterSpec) -> RasterSpec:
-    space, note = placed_by_fit(spec.space, spec.shape)
+    space, note = with_fitted_affine(spec.space, spec.shape)
     if not note:
         return spec
     # What the reader says of points that are kept does not hold any more.
@@ -320,11 +320,11 @@ def _fitted_to_ground(spec: RasterSpec) -> RasterSpec:
     )
 
 
-def _segment_image(order: RunSettings, item: PlannedImage) -> ImageResult:
+def _segment_image(settings: RunSettings, image: PlannedImage) -> ImageResult:
     started = time.perf_counter()
     try:
-        run = ImageRun.of(replace(order, model=_fitted(order, item)), _spec(item))
-        with _reading(item, run.source) as reader:
+        run = ImageRun.of(replace(settings, model=_fitted(settings, image)), _spec(image))
+        with _reading(image, run.source) as reader:
             tiles = [run.segment_tile(reader, tile) for tile in run.grid]
         labels = [found for _, found in tiles if found is not None]
         relabellings = list(run.join(labels))
@@ -336,65 +336,68 @@ def _segment_image(order: RunSettings, item: PlannedImage) -> ImageResult:
                 *(results for results, _ in tiles),
                 *(run.relabel_tile(tile, each.labels, to, count) for tile, each, to in again),
             ],
-            order.statistics,
+            settings.statistics,
         )
-        receipt = _stage_results(run, item, iter(whole.pieces), whole.previews, count)
+        result = _stage_results(run, image, iter(whole.pieces), whole.previews, count)
     except (ImageError, FitError) as error:
         classes = (
-            order.model.expected_classes if isinstance(order.model, Fitter) else order.model.classes
+            settings.model.expected_classes
+            if isinstance(settings.model, Fitter)
+            else settings.model.classes
         )
         return replace(
-            failed(order, item, Failure.of(error), classes), seconds=time.perf_counter() - started
+            failed(settings, image, Failure.of(error), classes),
+            seconds=time.perf_counter() - started,
         )
     tables = _stage_objects(run, iter(whole.rows), iter(whole.spanning))
     return replace(
-        _counted(receipt, run, whole.states),
+        _counted(result, run, whole.states),
         tables=tables,
         seconds=time.perf_counter() - started,
     )
 
 
-def _fitted(order: RunSettings, item: PlannedImage) -> Model:
-    model = order.model
+def _fitted(settings: RunSettings, image: PlannedImage) -> Model:
+    model = settings.model
     if isinstance(model, Fitter):
-        spec = model.select(_spec(item))
-        with _reading(item, spec) as reader:
+        spec = model.select(_spec(image))
+        with _reading(image, spec) as reader:
             while isinstance(model, Fitter):
                 fitter = model
                 seen = observe_all(
-                    fitter, (_block(reader, tile, spec) for tile in order.grid(spec))
+                    fitter, (_block(reader, tile, spec) for tile in settings.grid(spec))
                 )
-                model = concluded(fitter, seen, order.named)
+                model = concluded(fitter, seen, settings.named)
     return model
 
 
 def _stage_results(
     run: ImageRun,
-    item: PlannedImage,
+    image: PlannedImage,
     pieces: Iterator[EncodedBlock],
     previews: list[PreviewPart],
     count: int,
 ) -> ImageResult:
     """Stage mask and preview of an image for the commit; `count` is the number of its objects."""
-    order, model, spec, classes = run.settings, run.model, run.spec, run.class_table
-    store, writer = Store(order.output), run.mask_writer(count)
-    name = f"masks/{item.source.image_id}{writer.suffix}"
-    mask = writer.publish(store, result_name(order), pieces, spec, classes, run.grid.tile)
+    settings, model, spec, classes = run.settings, run.model, run.spec, run.class_table
+    store, writer = Store(settings.output), run.mask_writer(count)
+    name = f"masks/{image.source.image_id}{writer.suffix}"
+    mask = writer.publish(store, result_name(settings), pieces, spec, classes, run.grid.tile)
     staged = {name + ending: artefact.name for ending, artefact in mask.files.items()}
     picture = render_preview(
         previews, spec.shape, spec.interpretation, classes, preview_stride(spec.shape)
     )
-    preview = store.publish(result_name(order), picture)
-    staged[f"previews/{item.source.image_id}.png"] = preview.name
+    preview = store.publish(result_name(settings), picture)
+    staged[f"previews/{image.source.image_id}.png"] = preview.name
     return ImageResult(
-        item.source,
-        item.spec,
+        image.source,
+        image.spec,
         None,
         mask=name,
         staged=staged,
         mask_sha256=mask.sha256,
         tiles=len(run.grid),
-        segmenter=canonical({"kind": order.kind, **model.provenance()}),
+        segmenter=canonical({"kind": settings.kind, **model.provenance()}),
     )
 
 
@@ -423,7 +426,7 @@ def _stage_objects(
     return {Objects.table: name}
 
 
-def _counted(receipt: ImageResult, run: ImageRun, states: States) -> ImageResult:
+def _counted(result: ImageResult, run: ImageRun, states: States) -> ImageResult:
     """The receipt with its rows, and with what the model knows against them."""
     rows = {
         name: statistic.finish(states[name], run.spec, run.class_table)
@@ -432,7 +435,7 @@ def _counted(receipt: ImageResult, run: ImageRun, states: States) -> ImageResult
     areas = rows["area"]  # it always runs
     shares = {row["class_name"]: row["fraction"] for row in areas if row["fraction"] is not None}
     return replace(
-        receipt,
+        result,
         rows=rows,
         nodata_pixels=areas[0]["nodata_pixels"],
         warning=caution_of([run.model], run.spec, shares),
@@ -444,32 +447,32 @@ def _block(reader: Reader, tile: Tile, spec: RasterSpec) -> Block:
     return Block(tile, pixels, valid, spec)
 
 
-def _spec(item: PlannedImage) -> RasterSpec:
-    if item.spec is None:
-        raise ReadError(f"The header of {item.source.uri} could not be read.")
-    return item.spec
+def _spec(image: PlannedImage) -> RasterSpec:
+    if image.spec is None:
+        raise ReadError(f"The header of {image.source.uri} could not be read.")
+    return image.spec
 
 
 @contextlib.contextmanager
-def _reading(item: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
+def _reading(image: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
     """The image opened with the bands of `spec`. Raises `SourceChanged` unless it is the planned
     one before and after it is read.
     """
-    learn_addresses(item.source)
-    planned = _spec(item)
+    learn_addresses(image.source)
+    planned = _spec(image)
     with _failures_of(planned.location):
-        limits.reading(prod(planned.chunks))
-        _require_unchanged(item)
+        limits.begin_read(prod(planned.chunks))
+        _require_unchanged(image)
         try:
             with FORMATS[spec.format].open(spec) as reader:
                 yield _Steps(reader, prod(planned.chunks))
         except ImageError:
             # What made no sense may have been parts of two files.
-            _require_unchanged(item)
+            _require_unchanged(image)
             raise
-        limits.reading()
-        _require_unchanged(item)
-    limits.working(planned.pixels)
+        limits.begin_read()
+        _require_unchanged(image)
+    limits.begin_work(planned.pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,15 +496,15 @@ class _Steps:
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
-        limits.reading(max(box.size, self.least))
+        limits.begin_read(max(box.size, self.least))
         block = self.reader.read(box)
-        limits.working(box.size)
+        limits.begin_work(box.size)
         return block
 
 
-def _require_unchanged(item: PlannedImage) -> None:
-    if _version(item.source) != _spec(item).version:
-        raise _changed(item.source.uri)
+def _require_unchanged(image: PlannedImage) -> None:
+    if _version(image.source) != _spec(image).version:
+        raise _changed(image.source.uri)
 
 
 def _version(source: Source) -> str:
@@ -519,20 +522,19 @@ def _changed(uri: str) -> SourceChanged:
 
 
 @contextlib.contextmanager
-def _staged(item: PlannedImage, order: RunSettings) -> Iterator[None]:
+def _staged(image: PlannedImage, settings: RunSettings) -> Iterator[None]:
     """Whoever misses a staged file here has been overtaken; what cannot be read is damaged."""
     try:
         yield
     except FileNotFoundError as error:
         raise RunError(
-            f"A staged part of {item.source.uri} is gone ({error}): another run on {order.output} "
-            "has finished it. "
-            "Run the same command again."
+            f"A staged part of {image.source.uri} is gone ({error}): another run on "
+            f"{settings.output} has finished it. Run the same command again."
         ) from error
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise RunError(
-            f"A staged part of {item.source.uri} is damaged ({error}). Remove "
-            f"{Store(order.output).uri(staging_folder(order, item))} and "
+            f"A staged part of {image.source.uri} is damaged ({error}). Remove "
+            f"{Store(settings.output).uri(staging_folder(settings, image))} and "
             "run the same command again."
         ) from error
 

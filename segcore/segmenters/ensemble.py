@@ -165,7 +165,7 @@ class EnsembleFitter:
     """Names of the classes; empty if their number is found by fitting."""
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """The largest halo, and memory and time of all members."""
         return _footprint(self.members)
 
@@ -233,7 +233,7 @@ class EnsembleModel:
         return max((member.exactness for member in self.members), key=order.index)
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """Largest halo, total memory and time; for scores also two numbers per class."""
         whole = _footprint(self.members)
         labels = 8 * len(self.classes) + 8 if self.by == "scores" else len(self.members) * 2 + 8
@@ -245,7 +245,7 @@ class EnsembleModel:
 
     def segment(self, block: Block) -> Labels:
         """Return the class that the members choose together."""
-        from maskloom.segcore.kernels.scores import likeliest
+        from maskloom.segcore.kernels.scores import argmax_labels
 
         dtype: type[np.integer] = np.uint8 if len(self.classes) <= 256 else np.uint16
         if self.by == "vote":
@@ -263,7 +263,7 @@ class EnsembleModel:
         if total is None:
             raise TypeError("an ensemble without members has no scores")
         winner = np.empty(total.shape[:-1], dtype)
-        likeliest(total, winner)
+        argmax_labels(total, winner)
         return Labels(winner)
 
     def provenance(self) -> Mapping[str, Any]:
@@ -311,7 +311,7 @@ def _names_of(member: Member) -> tuple[str, ...]:
 
 
 def _footprint(members: Sequence[Member]) -> Requirements:
-    requirements = [member.footprint for member in members]
+    requirements = [member.requirements for member in members]
     halo = max(each.halo for each in requirements)
     memory, time = (
         sum(each.bytes_per_pixel for each in requirements),

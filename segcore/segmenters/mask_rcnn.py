@@ -170,7 +170,7 @@ class MaskRcnnModel:
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         """Halo for the objects of a tile: about three objects and a window's core."""
         lattice = self.rule.lattice
         network = (

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from maskloom.segcore.errors import MaskloomError
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.statistics.exact_areas import add_areas, check_areas, quanta_in_unit
-from maskloom.segcore.statistics.protocol import STATISTICS, Labelled
+from maskloom.segcore.statistics.protocol import STATISTICS, LabelledTile
 
 if TYPE_CHECKING:
     from maskloom.segcore.raster.classes import ClassTable
@@ -43,7 +43,7 @@ _SCHEMA = pa.schema(
 @STATISTICS.register("area")
 @dataclass(frozen=True, slots=True)
 class Area:
-    """Pixels and area of every class of the legend, one row an image and class."""
+    """Pixels and area of every class, one row per image and class."""
 
     @property
     def table(self) -> str:
@@ -57,20 +57,20 @@ class Area:
         """
         return _SCHEMA
 
-    def observe(self, item: Labelled, /) -> dict[str, Any]:
+    def observe(self, labelled: LabelledTile, /) -> dict[str, Any]:
         """Counts and areas in one tile.
 
-        Raises `MaskloomError` where a label is neither a class of the legend nor its nodata label,
+        Raises `MaskloomError` where a label is neither a class nor the nodata label,
         `FormatError` where the image's CRS makes no sense.
         """
-        values = _compact_labels(item)
-        place = _places(values.dtype, item.legend)
-        classes = len(item.legend.names)
+        values = _compact_labels(labelled)
+        place = _places(values.dtype, labelled.class_table)
+        classes = len(labelled.class_table.names)
         sums = np.zeros((3, classes + 2), np.int64)
-        greatest = add_areas(values, place, item.spec, item.tile.core, sums)
+        greatest = add_areas(values, place, labelled.spec, labelled.tile.core, sums)
         if sums[0, -1]:
-            raise _stranger(item)
-        check_areas(greatest, item.spec.location)
+            raise _stranger(labelled)
+        check_areas(greatest, labelled.spec.location)
         count, low, high = sums[:, :classes].tolist()
         return {
             "counts": count,
@@ -89,10 +89,10 @@ class Area:
         }
 
     def finish(
-        self, total: dict[str, Any] | None, /, spec: RasterSpec, legend: ClassTable
+        self, total: dict[str, Any] | None, /, spec: RasterSpec, class_table: ClassTable
     ) -> list[dict[str, Any]]:
-        """A row for each class of the legend, also for those without a pixel."""
-        names = legend.names
+        """A row for each class, also for those without a pixel."""
+        names = class_table.names
         total = total or {"counts": [0] * len(names), "nodata": 0, "areas": []}
         counts, nodata, valid = total["counts"], total["nodata"], sum(total["counts"])
         unprocessed = spec.pixels - valid - nodata
@@ -117,36 +117,36 @@ class Area:
         ]
 
 
-def _compact_labels(item: Labelled) -> NDArray[np.integer]:
+def _compact_labels(labelled: LabelledTile) -> NDArray[np.integer]:
     """The labels in rows without gaps, as uint8 or uint16."""
-    values = item.values
+    values = labelled.values
     if values.dtype.name not in ("uint8", "uint16"):
         if values.size and (values.min() < 0 or values.max() > np.iinfo(np.uint16).max):
-            raise _stranger(item)
+            raise _stranger(labelled)
         values = values.astype(np.uint16)
     return np.ascontiguousarray(values)
 
 
-def _places(dtype: np.dtype[Any], legend: ClassTable) -> NDArray[np.uint32]:
+def _places(dtype: np.dtype[Any], class_table: ClassTable) -> NDArray[np.uint32]:
     """Where each label is summed: classes in their order, then nodata, then all that does not
     belong.
     """
-    classes = len(legend.names)
+    classes = len(class_table.names)
     place = np.full(np.iinfo(dtype).max + 1, classes + 1, np.uint32)
     place[:classes] = np.arange(min(classes, len(place)))
-    if legend.nodata < len(place):
-        place[legend.nodata] = classes
+    if class_table.nodata < len(place):
+        place[class_table.nodata] = classes
     return place
 
 
-def _stranger(item: Labelled) -> MaskloomError:
-    classes, nodata, labels = len(item.legend.names), item.legend.nodata, np.unique(item.values)
+def _stranger(labelled: LabelledTile) -> MaskloomError:
+    class_table, labels = labelled.class_table, np.unique(labelled.values)
+    classes, nodata = len(class_table.names), class_table.nodata
     strangers = labels[((labels < 0) | (labels >= classes)) & (labels != nodata)]
     return MaskloomError(
         f"Expected class ids below {classes} or {nodata} for no data, got {strangers[:5].tolist()} "
-        "among the labels of tile "
-        f"{item.tile.index} of {item.spec.location}. This is an error in the segmenter; please "
-        "report it."
+        f"among the labels of tile {labelled.tile.index} of {labelled.spec.location}. This is an "
+        "error in the segmenter; please report it."
     )
 
 

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledTile:
     """The classes of one tile and where they lie."""
 
     values: NDArray[np.integer]
-    """Classes of the tile's core, and the legend's nodata label where there is no data."""
+    """Classes of the tile's core, and the nodata label where there is no data."""
     tile: Tile
     spec: RasterSpec
     """The image that the tile is cut from."""
-    legend: ClassTable
+    class_table: ClassTable
 
 
 class Table(Protocol):
@@ -52,7 +52,7 @@ class Statistic(Table, Protocol):
         """Columns that it adds after `run_id` and `image_id`."""
         ...
 
-    def observe(self, item: Labelled, /) -> Any:
+    def observe(self, labelled: LabelledTile, /) -> Any:
         """What one tile says: exact, order-free state that JSON can hold."""
         ...
 
@@ -60,7 +60,9 @@ class Statistic(Table, Protocol):
         """What two tiles say together."""
         ...
 
-    def finish(self, total: Any, /, spec: RasterSpec, legend: ClassTable) -> list[dict[str, Any]]:
+    def finish(
+        self, total: Any, /, spec: RasterSpec, class_table: ClassTable
+    ) -> list[dict[str, Any]]:
         """The rows of one image. `total` is None for an image that failed: its pixels count as
         unprocessed.
         """

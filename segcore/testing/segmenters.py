@@ -2,8 +2,8 @@
 
 A check takes a recipe (any member of `SEGMENTERS`, made with its parameters) and a picture, and
 raises `AssertionError` where the contract is broken: tiling must not matter, merging must not
-depend on order, values must pickle, memory must stay within the footprint, and a fitted model must
-be made of JSON values.
+depend on order, values must pickle, memory must stay within the model's `requirements`, and a
+fitted model must be made of JSON values.
 """
 
 from __future__ import annotations
@@ -173,9 +173,9 @@ def check_labels(recipe: Any, picture: Picture) -> None:
     )
 
 
-def check_footprint(recipe: Any, picture: Picture, slack: int = 2**21) -> None:
-    """Neither fitting nor labelling takes more memory than the footprint says, once the process is
-    warm.
+def check_memory(recipe: Any, picture: Picture, slack: int = 2**21) -> None:
+    """Neither fitting nor labelling takes more memory than the model's `requirements` state, once
+    the process is warm.
     """
     model = started(recipe)
     while isinstance(model, Fitter):
@@ -198,9 +198,9 @@ def _measure(work: Any, model: Fitter | Model, block: Block, slack: int) -> None
     finally:
         tracemalloc.stop()
     used = peak + block.pixels.nbytes + block.valid.nbytes
-    allowed = model.footprint.bytes_per_pixel * block.valid.size + slack
+    allowed = model.requirements.bytes_per_pixel * block.valid.size + slack
     per_pixel = used / block.valid.size
     assert used <= allowed, (
-        f"{model}: {per_pixel:.1f} bytes a pixel; its footprint says "
-        f"{model.footprint.bytes_per_pixel}"
+        f"{model}: {per_pixel:.1f} bytes per pixel; its requirements state "
+        f"{model.requirements.bytes_per_pixel}"
     )

@@ -77,7 +77,7 @@ def work(image: Path, tile_size: int, number: int):
     from maskloom.segcore.raster.spec import Block
 
     spec, model = spec_of(image)
-    tile = Grid(spec.shape, (tile_size, tile_size), model.footprint.halo)[number]
+    tile = Grid(spec.shape, (tile_size, tile_size), model.requirements.halo)[number]
     with GeoTiff().open(spec) as reader:
         block = Block(tile, *reader.read(tile.read), spec)
     return pack_labels(model.fragment(block), tile.trim(block.valid), tile, spec.shape)
@@ -93,7 +93,7 @@ def ours(image: Path, mask: Path, tile_size: int, pool: ProcessPoolExecutor) -> 
 
     started = time.perf_counter()
     spec, model = spec_of(image)
-    grid = Grid(spec.shape, (tile_size, tile_size), model.footprint.halo)
+    grid = Grid(spec.shape, (tile_size, tile_size), model.requirements.halo)
     count = len(grid)
     tiles = list(pool.map(work, [image] * count, [tile_size] * count, range(count)))
     relabellings = join_tiles(model, grid, tiles, "")

@@ -104,7 +104,7 @@ def test_every_segmenter_says_what_it_does_with_volumes(kind: str) -> None:
 
 @pytest.mark.parametrize("recipe", without_arguments(), ids=str)
 def test_planar_segmenters_say_so(recipe: Any) -> None:
-    planar = recipe.start().footprint.planar
+    planar = recipe.start().requirements.planar
     assert planar == (recipe.volumes == PLANAR)
 
 
@@ -162,4 +162,4 @@ def test_memory_stays_within_the_footprint(recipe: Any, dtype: str, channels: in
     large = check.Picture(
         np.tile(small.pixels, (12, 10, 1)), np.tile(small.valid, (12, 10)), small.interpretation
     )
-    check.check_footprint(recipe, large, slack=SAMPLE_BYTES)
+    check.check_memory(recipe, large, slack=SAMPLE_BYTES)

@@ -74,7 +74,7 @@ planar = pytest.mark.parametrize("recipe", PLANAR, ids=str)
 @exact
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_tiling_does_not_matter(recipe: Any, tile: tuple[int, ...]) -> None:
-    assert not recipe.start().footprint.planar
+    assert not recipe.start().requirements.planar
     check.check_tiling(recipe, volume(bands=3, holes=True), tile)
 
 
@@ -82,7 +82,7 @@ def test_tiling_does_not_matter(recipe: Any, tile: tuple[int, ...]) -> None:
 def test_labels_are_classes_and_merging_does_not_depend_on_order(recipe: Any) -> None:
     scene = volume(holes=True)
     check.check_merging(recipe, scene, (4, 9, 22))
-    if not recipe.start().footprint.planar:
+    if not recipe.start().requirements.planar:
         check.check_labels(recipe, scene)
 
 
@@ -140,7 +140,7 @@ def test_the_planes_of_a_volume_side_by_side_give_the_same_labels(recipe: Any) -
 def test_memory_stays_within_the_footprint(recipe: Any, dtype: str) -> None:
     small = volume(dtype, holes=True)
     large = Picture(np.tile(small.pixels, (4, 4, 4, 1)), np.tile(small.valid, (4, 4, 4)))
-    check.check_footprint(recipe, large, slack=SAMPLE_SIZE * 48)
+    check.check_memory(recipe, large, slack=SAMPLE_SIZE * 48)
 
 
 # ---- other libraries, on the whole array
@@ -221,7 +221,7 @@ def test_planar_methods_take_a_volume_as_its_planes(recipe: Any) -> None:
     """Objects are those of each plane as an image, and every plane has ids of its own."""
     scene = volume(bands=3, holes=True)
     model = recipe.start()
-    assert model.footprint.planar
+    assert model.requirements.planar
     assert isinstance(model, ObjectSegmenter)
     ids = labelled(model, scene)
     last = 0

@@ -106,7 +106,7 @@ def test_a_class_under_another_name_in_the_registry_changes_the_fingerprint(monk
     before = make({"kind": "connected_parts", "of": THRESHOLD}).work
     items = dict(recipes.MODELS)
     renamed = {"limit" if name == "threshold" else name: kind for name, kind in items.items()}
-    monkeypatch.setattr(recipes.MODELS, "_own", renamed)
+    monkeypatch.setattr(recipes.MODELS, "_registered", renamed)
     assert make({"kind": "connected_parts", "of": THRESHOLD}).work.fingerprint != before.fingerprint
 
 

@@ -100,7 +100,7 @@ def test_addresses_are_not_in_plans_and_come_back_from_the_inputs(tmp_path):
     plan = read_plan(store, "r")
     assert plan is not None
     addressed = with_addresses(plan, [each.source for each in items])
-    assert [each.source.address for shard in addressed.shards for each in shard.items] == [
+    assert [each.source.address for shard in addressed.shards for each in shard.images] == [
         each.source.address for each in items
     ]
     assert "c0ffee" not in repr(addressed)
@@ -109,7 +109,7 @@ def test_addresses_are_not_in_plans_and_come_back_from_the_inputs(tmp_path):
 def test_images_that_replace_rows_go_where_these_rows_are():
     committed = {row(i).uri: row(i, file=f"{i % 2}.parquet") for i in range(4)}
     plan = make_plan(WORK, LastRun(), "new", [item(i) for i in range(6)], committed)
-    files = {shard.file: [i.source.image_id for i in shard.items] for shard in plan.shards}
+    files = {shard.file: [i.source.image_id for i in shard.images] for shard in plan.shards}
     assert files == {
         "0.parquet": ["0", "2"],
         "1.parquet": ["1", "3"],
@@ -121,9 +121,9 @@ def test_images_that_replace_rows_go_where_these_rows_are():
 def test_shards_hold_every_image_once_in_order_and_stay_small(sides):
     items = [item(i, side) for i, side in enumerate(sides)]
     plan = make_plan(WORK, LastRun(), "run", items, {})
-    assert [i for shard in plan.shards for i in shard.items] == items
+    assert [i for shard in plan.shards for i in shard.images] == items
     for shard in plan.shards:
-        assert len(shard.items) == 1 or sum(i.spec.pixels for i in shard.items if i.spec) <= 2**29
+        assert len(shard.images) == 1 or sum(i.spec.pixels for i in shard.images if i.spec) <= 2**29
 
 
 def test_a_run_is_named_after_inputs_work_and_the_run_before():

@@ -35,7 +35,7 @@ def tables_of(store: Store) -> Tables:
 
 
 def receipts_of(shard: Shard) -> list[ImageResult]:
-    return [ImageResult(item.source, item.spec, failure=item.failure) for item in shard.items]
+    return [ImageResult(item.source, item.spec, failure=item.failure) for item in shard.images]
 
 
 def test_a_record_is_the_same_when_the_run_has_a_manifest_already(tmp_path: Path) -> None:

@@ -177,12 +177,12 @@ def test_parts_survive_bytes_and_pickle(dtype):
             np.testing.assert_array_equal(a, b)
 
 
-def render(pixels, labels, legend=LEGEND, interpretation="rgb", valid=None) -> np.ndarray:
+def render(pixels, labels, class_table=LEGEND, interpretation="rgb", valid=None) -> np.ndarray:
     stride = preview_stride(labels.shape)
     valid = np.ones(labels.shape, bool) if valid is None else valid
     parts = observe(pixels, valid, labels, 256, stride, interpretation)
-    png = render_preview(iter(parts), labels.shape, interpretation, legend, stride)
-    assert render_preview(parts[::-1], labels.shape, interpretation, legend, stride) == png
+    png = render_preview(iter(parts), labels.shape, interpretation, class_table, stride)
+    assert render_preview(parts[::-1], labels.shape, interpretation, class_table, stride) == png
     return np.array(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
@@ -289,12 +289,12 @@ def test_the_legend_shows_the_colour_of_each_class_below_the_picture():
 
 
 def test_a_long_legend_wraps_and_names_only_what_is_there():
-    legend = ClassTable.of(tuple(f"a rather long name {i}" for i in range(40)))
+    class_table = ClassTable.of(tuple(f"a rather long name {i}" for i in range(40)))
     pixels, labels = np.full((100, 300, 3), 90, np.uint8), np.zeros((100, 300), np.uint8)
     labels[:, 100:], labels[:, 200:] = 1, 5
-    strip = render(pixels, labels, legend)[100:]
+    strip = render(pixels, labels, class_table)[100:]
     colours = strip.reshape(-1, 3).tolist()
-    assert [colours.count(list(legend.colours[i])) >= 100 for i in (0, 1, 5, 2)] == [
+    assert [colours.count(list(class_table.colours[i])) >= 100 for i in (0, 1, 5, 2)] == [
         True,
         True,
         True,

@@ -53,13 +53,13 @@ def pieces_of(labels: np.ndarray, tile_size: int) -> list[EncodedBlock]:
 
 
 def write(
-    labels: np.ndarray, tile_size: int, space: Space | None = None, legend: ClassTable = LEGEND
+    labels: np.ndarray, tile_size: int, space: Space | None = None, class_table: ClassTable = LEGEND
 ) -> bytes:
     out = io.BytesIO()
     pieces = pieces_of(labels, tile_size)
     random.Random(tile_size).shuffle(pieces)
     CogMasks().write(
-        iter(pieces), spec_of(labels.shape, space), legend, out, (tile_size, tile_size)
+        iter(pieces), spec_of(labels.shape, space), class_table, out, (tile_size, tile_size)
     )
     return out.getvalue()
 
@@ -172,23 +172,28 @@ needs_gdalinfo = pytest.mark.skipif(
 
 
 @needs_gdalinfo
-@pytest.mark.parametrize("legend", [LEGEND, MANY], ids=["uint8", "uint16"])
-def test_gdal_sees_a_cog_and_the_names_of_the_classes(tmp_path, legend):
+@pytest.mark.parametrize("class_table", [LEGEND, MANY], ids=["uint8", "uint16"])
+def test_gdal_sees_a_cog_and_the_names_of_the_classes(tmp_path, class_table):
     path = tmp_path / "mask.tif"
     path.write_bytes(
-        write(patchy((600, 700), legend.dtype, len(legend.names), seed=3), 128, UTM, legend)
+        write(
+            patchy((600, 700), class_table.dtype, len(class_table.names), seed=3),
+            128,
+            UTM,
+            class_table,
+        )
     )
-    (tmp_path / "mask.tif.aux.xml").write_bytes(category_sidecar(legend))
+    (tmp_path / "mask.tif.aux.xml").write_bytes(category_sidecar(class_table))
     info = gdalinfo(path)
     assert info["metadata"]["IMAGE_STRUCTURE"]["LAYOUT"] == "COG"
     band = info["bands"][0]
-    assert band["noDataValue"] == legend.nodata
+    assert band["noDataValue"] == class_table.nodata
     assert band["colorInterpretation"] == "Palette"
     assert [
-        tuple(entry[:3]) for entry in band["colorTable"]["entries"][: len(legend.colours)]
-    ] == list(legend.colours)
+        tuple(entry[:3]) for entry in band["colorTable"]["entries"][: len(class_table.colours)]
+    ] == list(class_table.colours)
     text = subprocess.run(["gdalinfo", str(path)], capture_output=True, check=True).stdout.decode()
-    for i, name in enumerate(legend.names):
+    for i, name in enumerate(class_table.names):
         assert f"  {i}: {name}\n" in text.split("Categories:")[1]
 
 
@@ -311,9 +316,9 @@ def test_palette_nodata_and_names_come_back():
 
 
 def test_a_control_character_in_a_name_does_not_break_the_file():
-    legend = ClassTable.of(("a\x00b\x07", "c"))
+    class_table = ClassTable.of(("a\x00b\x07", "c"))
     with (
-        rasterio.MemoryFile(write(np.zeros((20, 20), np.uint8), 16, None, legend)) as memory,
+        rasterio.MemoryFile(write(np.zeros((20, 20), np.uint8), 16, None, class_table)) as memory,
         memory.open() as source,
     ):
         assert json.loads(source.tags()["CLASSES"]) == {"0": "a\x00b\x07", "1": "c"}

@@ -41,11 +41,11 @@ def pieces_of(labels: np.ndarray, tile_size: int) -> list[EncodedBlock]:
     ]
 
 
-def written(labels: np.ndarray, tile_size: int, legend: ClassTable = LEGEND) -> bytes:
+def written(labels: np.ndarray, tile_size: int, class_table: ClassTable = LEGEND) -> bytes:
     out = io.BytesIO()
     pieces = pieces_of(labels, tile_size)
     random.Random(tile_size).shuffle(pieces)
-    PngMasks().write(iter(pieces), spec_of(labels.shape), legend, out, (tile_size, tile_size))
+    PngMasks().write(iter(pieces), spec_of(labels.shape), class_table, out, (tile_size, tile_size))
     return out.getvalue()
 
 
@@ -86,11 +86,11 @@ def test_viewers_see_the_colours_of_the_legend_and_nothing_where_there_is_no_dat
     )
 
 
-@pytest.mark.parametrize("legend", [LEGEND, MANY], ids=["uint8", "uint16"])
-def test_the_names_of_the_classes_are_in_the_file(legend):
-    image = Image.open(io.BytesIO(written(np.zeros((20, 20), legend.dtype), 16, legend)))
+@pytest.mark.parametrize("class_table", [LEGEND, MANY], ids=["uint8", "uint16"])
+def test_the_names_of_the_classes_are_in_the_file(class_table):
+    image = Image.open(io.BytesIO(written(np.zeros((20, 20), class_table.dtype), 16, class_table)))
     assert json.loads(image.text["classes"]) == {
-        str(i): name for i, name in enumerate(legend.names)
+        str(i): name for i, name in enumerate(class_table.names)
     }
 
 
@@ -141,7 +141,7 @@ def test_missing_and_stray_pieces_are_errors():
         )
 
 
-@pytest.mark.parametrize(("dtype", "legend"), [("uint16", LEGEND), ("uint8", MANY)])
-def test_labels_of_another_type_than_the_legend_are_refused(dtype, legend):
-    with pytest.raises(RunError, match=legend.dtype):
-        written(np.zeros((20, 20), dtype), 16, legend)
+@pytest.mark.parametrize(("dtype", "class_table"), [("uint16", LEGEND), ("uint8", MANY)])
+def test_labels_of_another_type_than_the_legend_are_refused(dtype, class_table):
+    with pytest.raises(RunError, match=class_table.dtype):
+        written(np.zeros((20, 20), dtype), 16, class_table)

@@ -75,7 +75,7 @@ class Doubtful:
 
     text: str | None
     classes = ()
-    exactness = footprint = select = provenance = ()
+    exactness = requirements = select = provenance = ()
 
     def caution(self, spec, shares):
         return self.text

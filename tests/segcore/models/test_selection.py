@@ -19,7 +19,7 @@ class Chooses:
     name: str
     made: str | None = None
 
-    footprint: ClassVar[Requirements] = Requirements()
+    requirements: ClassVar[Requirements] = Requirements()
     classes: ClassVar[tuple[str, ...]] = ("a", "b")
     exactness: ClassVar[Exactness] = Exactness.EXACT
 

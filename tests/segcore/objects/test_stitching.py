@@ -50,7 +50,7 @@ class Told:
     exactness: Exactness = Exactness.EXACT_IF_SMALLER_THAN_HALO
 
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         return Requirements(self.halo, 32)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
@@ -220,7 +220,7 @@ def test_balls_come_out_the_same_for_any_tiling(
 
 class PlanarTold(Told):
     @property
-    def footprint(self) -> Requirements:
+    def requirements(self) -> Requirements:
         return Requirements(self.halo, 32, planar=True)
 
 

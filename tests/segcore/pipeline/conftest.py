@@ -43,7 +43,7 @@ class Brighter:
 
     classes: ClassVar[tuple[str, ...]] = ("dark", "bright")
     exactness: ClassVar[Exactness] = Exactness.EXACT
-    footprint: ClassVar[Requirements] = Requirements()
+    requirements: ClassVar[Requirements] = Requirements()
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         return spec.select((self.band,))
@@ -60,7 +60,7 @@ class BrighterThanMean:
     """A fitter that can be checked by eye: it ends as `Brighter` than the mean of what it saw."""
 
     expected_classes: ClassVar[tuple[str, ...]] = Brighter.classes
-    footprint: ClassVar[Requirements] = Requirements()
+    requirements: ClassVar[Requirements] = Requirements()
 
     def select(self, spec: RasterSpec) -> RasterSpec:
         return spec.select((1,))

@@ -38,21 +38,23 @@ def test_a_job_splits_into_its_images_and_tiles(bench, image, part):
         DescribeJob((image.source,) * 2, "picture").split()
         == (DescribeJob((image.source,), "picture"),) * 2
     )
-    assert ImagesJob(part.order, (image,) * 3).split() == (ImagesJob(part.order, (image,)),) * 3
+    assert (
+        ImagesJob(part.settings, (image,) * 3).split() == (ImagesJob(part.settings, (image,)),) * 3
+    )
     assert [(each.first, each.stop) for each in part.split()] == [(i, i + 1) for i in range(4, 11)]
 
 
 def test_what_is_done_once_for_an_image_does_not_split(part):
     for job in (
-        JoinJob(part.order, part.item, ((0, 4), (4, 15))),
-        FinishJob(part.order, part.item, ((0, 15),), objects=3),
+        JoinJob(part.settings, part.image, ((0, 4), (4, 15))),
+        FinishJob(part.settings, part.image, ((0, 15),), objects=3),
         RelabelJob(part, 3),
     ):
         assert job.split() == (job,)
 
 
 def test_jobs_are_small_when_they_travel(part):
-    for job in (part, ImagesJob(part.order, (part.item,)), RelabelJob(part, 3)):
+    for job in (part, ImagesJob(part.settings, (part.image,)), RelabelJob(part, 3)):
         journey = pickle.dumps(job)
         assert pickle.loads(journey) == job
         assert len(journey) < 3000
@@ -67,9 +69,9 @@ def test_files_of_different_work_have_different_names(bench, image, part):
         part,
         replace(part, first=3),
         replace(part, stop=12),
-        replace(part, item=other),
-        replace(part, order=replace(part.order, tiling=Tiling(32))),
-        replace(part, order=replace(part.order, run_id="run-2")),
+        replace(part, image=other),
+        replace(part, settings=replace(part.settings, tiling=Tiling(32))),
+        replace(part, settings=replace(part.settings, run_id="run-2")),
     ]
 
     names = [
@@ -77,17 +79,17 @@ def test_files_of_different_work_have_different_names(bench, image, part):
     ]
 
     assert len(set(names)) == 4 * len(jobs)
-    folders = {staging_folder(part.order, each) for each in (image, other)}
+    folders = {staging_folder(part.settings, each) for each in (image, other)}
     assert not any(a != b and b.startswith(f"{a}/") for a in folders for b in folders)
 
 
 def test_the_parts_of_an_image_are_the_jobs_that_staged_them(part):
-    whole = JoinJob(part.order, part.item, ((0, 4), (4, 11)))
+    whole = JoinJob(part.settings, part.image, ((0, 4), (4, 11)))
     assert whole.parts == (replace(part, first=0, stop=4), part)
 
 
 def test_every_result_has_a_new_name_in_the_folder_of_its_driver(part):
-    order = replace(part.order, results="staging/mine")
+    order = replace(part.settings, results="staging/mine")
     names = {result_name(order) for _ in range(20)}
     assert len(names) == 20
     assert all(name.startswith("staging/mine/") for name in names)

@@ -19,7 +19,7 @@ from maskloom.segcore.pipeline.tile_results import (
 )
 from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.statistics.area import Area
-from maskloom.segcore.statistics.protocol import Labelled
+from maskloom.segcore.statistics.protocol import LabelledTile
 from maskloom.segcore.storage.store import Store
 from maskloom.segcore.testing.segmenters import Picture
 
@@ -42,7 +42,9 @@ def results():
             [EncodedBlock(0, tile.index, f"block {tile.index}".encode() * (1 + tile.index[0]))],
             {
                 "area": STATISTICS["area"].observe(
-                    Labelled(labels[tile.core.slices], tile, spec, ClassTable.of(("a", "b", "c")))
+                    LabelledTile(
+                        labels[tile.core.slices], tile, spec, ClassTable.of(("a", "b", "c"))
+                    )
                 )
             },
             [

@@ -254,11 +254,11 @@ def test_a_part_that_is_staged_is_not_made_again(bench, pixels, brighter):
     image = bench.plan("photo", pixels)
     part = TileRangeJob(bench.settings(brighter()), image, 0, 4)
     worker.segment_part(part)
-    staged = bench.read(part.order, part.name)
+    staged = bench.read(part.settings, part.name)
     fsspec.filesystem("memory").rm(image.source.uri)
 
     assert worker.segment_part(part).failure is None
-    assert bench.read(part.order, part.name) == staged
+    assert bench.read(part.settings, part.name) == staged
 
 
 @pytest.mark.parametrize("lost", ["name", "labels", "relabellings", "relabelled"])

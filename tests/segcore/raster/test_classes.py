@@ -12,24 +12,24 @@ from maskloom.segcore.raster.classes import BACKGROUND_NAMES, ClassTable
 
 @given(st.integers(0, 400))
 def test_every_class_has_a_colour_of_its_own(count: int) -> None:
-    legend = ClassTable.of(tuple(f"class {i}" for i in range(count)))
+    class_table = ClassTable.of(tuple(f"class {i}" for i in range(count)))
 
-    assert len(legend.colours) == count
-    assert len(set(legend.colours)) == count
+    assert len(class_table.colours) == count
+    assert len(set(class_table.colours)) == count
     assert all(
         0 <= value <= 255 and isinstance(value, int)
-        for colour in legend.colours
+        for colour in class_table.colours
         for value in colour
     )
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 254, 255, 256, 300, 65535])
 def test_the_nodata_label_fits_the_type_and_is_no_class(count: int) -> None:
-    legend = ClassTable(tuple(map(str, range(count))), ())
+    class_table = ClassTable(tuple(map(str, range(count))), ())
 
-    assert legend.nodata == np.iinfo(legend.dtype).max
-    assert legend.nodata >= count
-    assert legend.dtype == ("uint8" if count <= 255 else "uint16")
+    assert class_table.nodata == np.iinfo(class_table.dtype).max
+    assert class_table.nodata >= count
+    assert class_table.dtype == ("uint8" if count <= 255 else "uint16")
 
 
 @pytest.mark.parametrize("name", [*sorted(BACKGROUND_NAMES), "Background", "VOID"])

@@ -58,7 +58,7 @@ def test_the_contract_of_segmenters_holds(recipe: ConnectedParts) -> None:
 @any_recipe
 def test_memory_stays_within_the_footprint(recipe: ConnectedParts) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (600, 700, 3)).astype(np.uint8)
-    check.check_footprint(recipe, picture(pixels), slack=2**25)
+    check.check_memory(recipe, picture(pixels), slack=2**25)
 
 
 def model_of(recipe: ConnectedParts, image: check.Picture) -> ConnectedPartsModel:
@@ -90,12 +90,12 @@ def test_the_fit_is_that_of_the_inner_segmenter() -> None:
     assert isinstance(fitter, Composed)
     assert fitter.expected_classes == ("background", "cluster_0", "cluster_1", "cluster_2")
     assert fitter.kind_of(PHOTO.spec) == recipe.of.kind_of(PHOTO.spec)
-    assert fitter.footprint == recipe.of.footprint
+    assert fitter.requirements == recipe.of.requirements
     model = model_of(recipe, PHOTO)
     assert model.inner == check.fitted(recipe.of, [PHOTO])
     assert model.provenance()["of"]["centres"] == model.inner.provenance()["centres"]
     assert model.exactness is model.inner.exactness
-    assert model.footprint.bytes_per_pixel > model.inner.footprint.bytes_per_pixel
+    assert model.requirements.bytes_per_pixel > model.inner.requirements.bytes_per_pixel
     floats = picture(PHOTO.pixels.astype(np.float32) / 7)
     assert model_of(ConnectedParts(Threshold()), floats).inner == check.fitted(
         Threshold(), [floats]

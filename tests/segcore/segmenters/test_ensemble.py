@@ -230,7 +230,7 @@ def test_contract(recipe: Ensemble) -> None:
 @pytest.mark.parametrize("recipe", CONTRACT[:3], ids=range(3))
 def test_memory_stays_within_the_footprint(recipe: Ensemble) -> None:
     large = Picture(np.tile(RGB.pixels, (10, 9, 1)), np.tile(RGB.valid, (10, 9)), "rgb")
-    check.check_footprint(recipe, large, slack=SAMPLE_SIZE * 48)
+    check.check_memory(recipe, large, slack=SAMPLE_SIZE * 48)
 
 
 @given(
@@ -299,7 +299,7 @@ class Rough:
 
     classes: tuple[str, ...] = ("a", "b")
     exactness: Exactness = Exactness.APPROXIMATE
-    footprint: Requirements = field(default_factory=lambda: Requirements(40, 100, 7))
+    requirements: Requirements = field(default_factory=lambda: Requirements(40, 100, 7))
 
     def start(self) -> Rough:
         return self
@@ -318,10 +318,10 @@ def test_is_as_exact_and_as_large_as_its_members() -> None:
     model = Ensemble((Threshold(method="local", window=21), Rough())).start()
     assert isinstance(model, EnsembleModel)
     assert model.exactness is Exactness.APPROXIMATE
-    assert model.footprint.halo == 40
-    assert model.footprint.cost == 11
-    assert model.footprint.bytes_per_pixel > 100
-    assert Ensemble((Threshold(value=1), Threshold(value=2))).start().footprint.halo == 0
+    assert model.requirements.halo == 40
+    assert model.requirements.cost == 11
+    assert model.requirements.bytes_per_pixel > 100
+    assert Ensemble((Threshold(value=1), Threshold(value=2))).start().requirements.halo == 0
     assert model_of(Ensemble(BINARY)).exactness is Exactness.EXACT
 
 

@@ -200,8 +200,8 @@ def test_the_model_is_a_value(card_of: Callable[..., str]) -> None:
     assert model.exactness is Exactness.EXACT_IF_SMALLER_THAN_HALO
     assert isinstance(model.segmenter, MaskRcnnModel)
     assert load_model(dump_model(model)) == model
-    assert model.footprint.halo >= CORE + 3 * HALO
-    assert model.footprint.process_bytes > 0
+    assert model.requirements.halo >= CORE + 3 * HALO
+    assert model.requirements.process_bytes > 0
     assert json.loads(json.dumps(dict(model.provenance())))["score"] == 0.5
 
 

@@ -108,7 +108,7 @@ def test_memory_stays_within_the_footprint(dtype: str, channels: int) -> None:
     large = Picture(
         np.tile(small.pixels, (12, 10, 1)), np.tile(small.valid, (12, 10)), small.interpretation
     )
-    check.check_footprint(FeatureMeanShift(), large, slack=SAMPLE_SIZE * (3 * 8 + 3 * 8))
+    check.check_memory(FeatureMeanShift(), large, slack=SAMPLE_SIZE * (3 * 8 + 3 * 8))
 
 
 # ---- relations

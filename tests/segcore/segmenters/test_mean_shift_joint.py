@@ -23,8 +23,8 @@ from maskloom.segcore.geometry import Box
 from maskloom.segcore.segmenters.mean_shift import JointMeanShift, MeanShift
 from maskloom.segcore.testing.segmenters import (
     Picture,
-    check_footprint,
     check_labels,
+    check_memory,
     check_tiling,
     check_values,
     fitted,
@@ -264,7 +264,7 @@ def test_pixels_beyond_the_halo_do_not_matter_and_all_within_may() -> None:
     # One shift of radius 3 a step along a ramp that is steep enough to drag pixels on: what they
     # reach is the halo.
     model = joint(spatial_radius=3, range_radius=4.0, max_iterations=5)
-    halo = model.footprint.halo
+    halo = model.requirements.halo
     assert halo == 16
     generator = np.random.default_rng(0)
     row = generator.integers(0, 9, (9, 80, 1)).astype(np.uint8)
@@ -317,7 +317,7 @@ def test_holds_the_contract_of_segmenters(dtype: str) -> None:
     )
     assert fitted(recipe, []).classes == ("background", "field")
     noise = np.random.default_rng(6).integers(0, 256, (256, 256, 3)).astype(dtype)
-    check_footprint(recipe, full(noise))
+    check_memory(recipe, full(noise))
     check_values(recipe, full(noise[:9, :9]))
     check_labels(recipe, Picture(noise[:50, :60], np.random.default_rng(0).random((50, 60)) > 0.2))
     check_tiling(recipe, full(noise[:50, :60]), (17, 13))
@@ -334,7 +334,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "bands": None,
         "classes": ("background", "region"),
     }
-    assert model.footprint.halo == 101
+    assert model.requirements.halo == 101
 
 
 def test_space_feature_starts_with_the_fitter_of_modes() -> None:

@@ -92,7 +92,7 @@ def test_a_volume_is_segmented_plane_by_plane(unet):
     volume = check.Picture(planes, np.ones(planes.shape[:3], bool), "rgb")
     images = [check.Picture(plane, np.ones(plane.shape[:2], bool), "rgb") for plane in planes]
     model = with_selection(Unet(unet, engine="tensorflow", patch=64).start(), volume)
-    assert model.footprint.planar
+    assert model.requirements.planar
     expected = np.stack([check.labelled(model, image) for image in images])
     assert np.array_equal(check.labelled(model, volume), expected)
     assert np.array_equal(check.labelled(model, volume, (2, 32, 16)), expected)
@@ -108,7 +108,7 @@ def test_a_planar_member_leaves_an_ensemble_its_volumes(unet):
     levels = Threshold(method="multi-otsu", levels=3, classes=CLASSES)
     recipe = Ensemble((network, levels, network), by="vote")
     model = check.fitted(recipe, [volume])
-    assert not model.footprint.planar
+    assert not model.requirements.planar
     alone = check.labelled(network.start(), volume)
     assert np.array_equal(check.labelled(model, volume, (2, 16, 32)), alone)
 

@@ -226,7 +226,7 @@ def test_the_halo_is_all_that_a_tile_needs_and_no_more(bands: int) -> None:
     spec, whole = block.spec, block.tile.core
     core = Box((30, 35), (45, 60))
     # Smoothing, densities, links: what each needs of the one before.
-    for halo in (model.footprint.halo, model.footprint.halo - 1):
+    for halo in (model.requirements.halo, model.requirements.halo - 1):
         read = core.grow((halo, halo))
         inner = core.grow((model.reach,) * 2)
         seen = inner.grow((model.width,) * 2) & read
@@ -235,7 +235,7 @@ def test_the_halo_is_all_that_a_tile_needs_and_no_more(bands: int) -> None:
         densities, of_all = np.zeros(seen.shape), np.zeros(whole.shape)
         model.parents_of(colours, densities, inner.relative_to(seen), core.relative_to(seen))
         model.parents_of(everywhere, of_all, whole, whole)
-        enough = halo == model.footprint.halo
+        enough = halo == model.requirements.halo
         assert np.array_equal(colours, everywhere[:, *seen.slices]) == enough
         assert (
             np.array_equal(densities[inner.relative_to(seen).slices], of_all[inner.slices])
@@ -395,7 +395,7 @@ def test_memory_stays_within_the_footprint(dtype: str, bands: int, sigma: float)
     pixels = (generator.random((420, 400, bands)) * 250).astype(dtype)
     picture = Picture(pixels, generator.random((420, 400)) > 0.1, "rgb" if bands == 3 else "bands")
     recipe = Quickshift(kernel_size=1, max_dist=3, sigma=sigma, bands=tuple(range(1, bands + 1)))
-    check.check_footprint(recipe, picture)
+    check.check_memory(recipe, picture)
 
 
 @pytest.mark.parametrize(

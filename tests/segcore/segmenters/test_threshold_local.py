@@ -218,11 +218,11 @@ def test_below_is_the_complement_and_luminance_that_of_global_thresholds() -> No
 def test_needs_no_fitting_and_its_halo_is_what_it_looks_at() -> None:
     model = Threshold(method="local", window=51).start()
     assert isinstance(model, LocalThresholdModel)
-    assert model.footprint.halo == 33
-    assert Threshold(method="local", window=51).footprint == model.footprint
+    assert model.requirements.halo == 33
+    assert Threshold(method="local", window=51).requirements == model.requirements
     for statistic, halo in (("mean", 10), ("median", 10), ("gaussian", 13)):
         recipe = recipe_of(statistic, 21)
-        assert recipe.start().footprint.halo == halo
+        assert recipe.start().requirements.halo == halo
         # A change just inside the reach is felt, one outside is not.
         image = np.random.default_rng(2).integers(0, 50, (61, 61)).astype("float64")
         everywhere, centre = np.ones(image.shape, bool), Box((30, 30), (31, 31))
@@ -245,7 +245,7 @@ def test_contract(statistic: Any, dtype: str, channels: int) -> None:
     check.check_tiling(recipe, picture, (100, 64))
     check.check_values(recipe, picture)
     check.check_labels(recipe, picture)
-    check.check_footprint(recipe, picture, slack=2**19)
+    check.check_memory(recipe, picture, slack=2**19)
 
 
 @pytest.mark.parametrize(

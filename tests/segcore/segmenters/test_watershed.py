@@ -155,7 +155,7 @@ def test_discs_come_out_the_same_for_any_tiling(
     ]
     whole, classes = object_mask(model, picture_of(mask))
     ids, tiled_classes = object_mask(model, picture_of(mask), tile)
-    fitting = np.isin(clumps, 1 + np.flatnonzero(np.array(extents) < model.footprint.halo))
+    fitting = np.isin(clumps, 1 + np.flatnonzero(np.array(extents) < model.requirements.halo))
     # Where larger clumps are about, ids after theirs may shift; the objects themselves do not.
     pairs = np.unique(np.stack([whole[fitting], ids[fitting]]), axis=1)
     assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
@@ -186,7 +186,7 @@ def test_balls_come_out_the_same_for_any_tiling(
         max(piece.stop - piece.start for piece in found) for found in ndimage.find_objects(clumps)
     ]
     whole, ids = objects_of(recipe, picture_of(mask)), objects_of(recipe, picture_of(mask), tile)
-    fitting = np.isin(clumps, 1 + np.flatnonzero(np.array(extents) < model.footprint.halo))
+    fitting = np.isin(clumps, 1 + np.flatnonzero(np.array(extents) < model.requirements.halo))
     pairs = np.unique(np.stack([whole[fitting], ids[fitting]]), axis=1)
     assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
     assert np.array_equal(whole[fitting] > 0, ids[fitting] > 0)
@@ -381,7 +381,7 @@ def test_the_model_is_a_value_in_a_file() -> None:
     assert isinstance(model.segmenter, WatershedModel)
     assert model.exactness is Exactness.EXACT_IF_SMALLER_THAN_HALO
     assert model.provenance()["watershed"] == {"distance": 32, "prominence": 1.0, "min_size": 1}
-    assert model.footprint.halo == 96
+    assert model.requirements.halo == 96
 
 
 DATA = os.environ.get("MASKLOOM_TEST_DATA")

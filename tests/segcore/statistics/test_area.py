@@ -19,7 +19,7 @@ from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.statistics.area import Area
 from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.segcore.testing.statistics import (
-    LabelledImage,
+    MaskedImage,
     labelled_images,
     make_image,
     rows_of,
@@ -31,14 +31,12 @@ UTM = Space((30.0, 0.0, 199980.0, 0.0, -30.0, 5300040.0), wkt("EPSG:32633"))
 EQUAL_AREA = Space((25.0, 0.0, 4e6, 0.0, -20.0, 3e6), wkt("EPSG:3035"))
 
 
-def whole(image: LabelledImage) -> list[dict]:
+def whole(image: MaskedImage) -> list[dict]:
     return rows_of(Area(), image, image.cut(image.spec.shape))
 
 
 @given(image=labelled_images(), tile=st.tuples(st.integers(1, 30), st.integers(1, 30)))
-def test_areas_are_the_sums_of_the_pixels_areas(
-    image: LabelledImage, tile: tuple[int, int]
-) -> None:
+def test_areas_are_the_sums_of_the_pixels_areas(image: MaskedImage, tile: tuple[int, int]) -> None:
     pixels = np.broadcast_to(
         image.spec.space.cell_size(Box.whole(image.spec.shape), image.spec.shape), image.spec.shape
     )
@@ -47,7 +45,7 @@ def test_areas_are_the_sums_of_the_pixels_areas(
 
     for i, row in enumerate(rows):
         assert row["class_id"] == i
-        assert row["class_name"] == image.legend.names[i]
+        assert row["class_name"] == image.class_table.names[i]
         assert row["pixel_count"] == np.count_nonzero(image.labels == i)
         assert row["area"] == pytest.approx(
             pixels[image.labels == i].sum(dtype=np.longdouble), rel=1e-9
@@ -57,7 +55,7 @@ def test_areas_are_the_sums_of_the_pixels_areas(
 
 
 @given(image=labelled_images())
-def test_fractions_are_parts_of_the_valid_pixels(image: LabelledImage) -> None:
+def test_fractions_are_parts_of_the_valid_pixels(image: MaskedImage) -> None:
     fractions = [row["fraction"] for row in whole(image)]
 
     if image.valid.any():
@@ -117,7 +115,7 @@ def test_more_classes_than_a_byte_holds(space: Space) -> None:
 
 def test_a_legend_may_have_more_classes_than_the_labels_type_holds() -> None:
     image = make_image((9, 9), Space(), 3, 0, 3)
-    many = replace(image, legend=ClassTable.of(tuple(map(str, range(300)))))
+    many = replace(image, class_table=ClassTable.of(tuple(map(str, range(300)))))
 
     assert [row["pixel_count"] for row in whole(many)] == [
         row["pixel_count"] for row in whole(image)
@@ -143,7 +141,7 @@ def test_a_label_that_does_not_belong_is_an_error(space: Space, dtype: str, stra
 def test_an_image_that_failed_has_rows_of_unprocessed_pixels() -> None:
     image = make_image((12, 10), Space((1.0, 0.0, 0.0, 0.0, 1.0, 0.0), "a broken CRS"), 3, 0, 4)
 
-    rows = Area().finish(None, spec=image.spec, legend=image.legend)
+    rows = Area().finish(None, spec=image.spec, class_table=image.class_table)
 
     assert [row["class_name"] for row in rows] == ["class_0", "class_1", "class_2"]
     for row in rows:
@@ -244,7 +242,7 @@ def test_sums_along_rows_are_those_of_the_pixels(space: Space, classes: int) -> 
 @pytest.mark.parametrize("space", VARYING.values(), ids=VARYING.keys())
 def test_a_pixel_counts_the_same_among_few_classes_and_many(space: Space) -> None:
     image = make_image((40, 1100), space, 2, 0, 6)
-    many = replace(image, legend=ClassTable.of(tuple(map(str, range(254)))))
+    many = replace(image, class_table=ClassTable.of(tuple(map(str, range(254)))))
 
     assert [row["area"] for row in whole(many)[:2]] == [row["area"] for row in whole(image)]
 
