@@ -16,7 +16,8 @@ import numpy as np
 
 from maskloom.flows.inventory import take_inventory
 from maskloom.flows.progress import ItemProgress, display
-from maskloom.flows.recipes.run import RunRecipe, effective_tile
+from maskloom.flows.recipes.run import RunRecipe
+from maskloom.flows.recipes.run_file import effective_tile
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RunError

@@ -17,7 +17,7 @@ from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Committed, Ledger
 from maskloom.tasks.commits.presence import present
-from maskloom.tasks.discover import advice, discover, told
+from maskloom.tasks.discovery.discover import discover, passed_over_advice, passed_over_note
 from maskloom.tasks.memory import WORKER_MEMORY, retried
 from maskloom.tasks.plan import LastRun, identify, pending, read_head, read_plan
 from maskloom.tasks.publish import heal
@@ -116,7 +116,7 @@ def notes(recipe: RunRecipe, inventory: Inventory) -> list[str]:
     skipped = inventory.passed_over
     return [
         *([SCHEDULE_NOTE] if recipe.scheduled else []),
-        *([(told(skipped) + advice(skipped)).strip()] if skipped else []),
+        *([(passed_over_note(skipped) + passed_over_advice(skipped)).strip()] if skipped else []),
     ]
 
 

@@ -1,6 +1,6 @@
 """A whole run: signals, cluster, fan-out and progress around the segmentation flow.
 
-Knows nothing of a command line: `flows.cli` and `flows.orchestration.flow` call it.
+Independent of the command line: `flows.commands` and `flows.orchestration.flow` call it.
 """
 
 from __future__ import annotations

@@ -28,7 +28,6 @@ from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.tasks.batching import require_tiling
-from maskloom.tasks.choose import select_engines
 from maskloom.tasks.commits.presence import is_at_work, present
 from maskloom.tasks.commits.recorded import CHOICES, MODEL, record, recorded, require_model
 from maskloom.tasks.fanout.protocol import Fanout
@@ -48,6 +47,7 @@ from maskloom.tasks.plan import (
 from maskloom.tasks.progress import Progress
 from maskloom.tasks.publish import Tables
 from maskloom.tasks.segment import ShardContext, clear_staging, segment_shard
+from maskloom.tasks.select_engine import select_engines
 
 log = logging.getLogger("maskloom.run")
 

@@ -16,7 +16,7 @@ from maskloom.segcore.raster.source import Source
 from maskloom.segcore.storage.store import configure
 from maskloom.segcore.training.export import PICTURES
 from maskloom.segcore.training.run import TrainingResult, prepare, train
-from maskloom.tasks.discover import discover, told
+from maskloom.tasks.discovery.discover import discover, passed_over_note
 
 log = logging.getLogger(__name__)
 
@@ -64,5 +64,5 @@ def _discovered(entries: Sequence[str], key: str) -> list[Source]:
     except RecipeError as error:
         raise RecipeError(f"{key}: {str(error).removeprefix('inputs: ')}") from error
     if found.passed_over:
-        log.warning("%s: %s", key, told(found.passed_over).strip())
+        log.warning("%s: %s", key, passed_over_note(found.passed_over).strip())
     return found.sources

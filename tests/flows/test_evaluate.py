@@ -20,7 +20,7 @@ from sklearn import metrics
 from typer.testing import CliRunner
 
 from maskloom.flows.cli import app
-from maskloom.flows.evaluate import _quality
+from maskloom.flows.evaluation.evaluate import _quality
 from maskloom.flows.recipes.training import make as make_training
 from maskloom.flows.train import sources
 from maskloom.segcore.annotations.metrics import Confusion
