@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from maskloom.segcore.storage.addresses import written
+from maskloom.segcore.storage.addresses import redacted
 
 
 def escaped(text: str, kept: str = "\n") -> str:
@@ -54,4 +54,4 @@ class EscapingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The escaped message of a record."""
-        return escaped(written(record.getMessage()))
+        return escaped(redacted(record.getMessage()))

@@ -40,7 +40,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def __init__(self, noun: str, package: str | None = None) -> None:
         self.noun = noun
         self._package = package
-        self._own: dict[str, T] = {}
+        self._registered: dict[str, T] = {}
         self._filling = threading.RLock()
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -49,35 +49,35 @@ class Registry(Mapping[str, T], Generic[T]):
         """
 
         def file_under_name(item: T) -> T:
-            if name in self._own:
+            if name in self._registered:
                 raise ValueError(f"the {self.noun} {name!r} is registered twice")
-            self._own[name] = item
+            self._registered[name] = item
             return item
 
         return file_under_name
 
     def name_of(self, item: object) -> str | None:
         """The name under which this item is registered. None: it is not registered."""
-        return next((name for name, own in self._items.items() if own is item), None)
+        return next((name for name, own in self._loaded.items() if own is item), None)
 
     def __getitem__(self, name: str) -> T:
         try:
-            return self._items[name]
+            return self._loaded[name]
         except KeyError:
-            close = difflib.get_close_matches(str(name), self._items, n=1)
+            close = difflib.get_close_matches(str(name), self._loaded, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise KeyError(
-                f"There is no {self.noun} {name!r}.{hint} Known: {', '.join(self._items)}."
+                f"There is no {self.noun} {name!r}.{hint} Known: {', '.join(self._loaded)}."
             ) from None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
+        return iter(self._loaded)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._loaded)
 
     @property
-    def _items(self) -> Mapping[str, T]:
+    def _loaded(self) -> Mapping[str, T]:
         # Another thread waits until all is there; in this one, modules of the package may ask while
         # they are imported.
         with self._filling:
@@ -86,12 +86,13 @@ class Registry(Mapping[str, T], Generic[T]):
                 import_modules(package)
                 # In the order of modules: some may have been imported before, in any order.
                 modules = {
-                    name: getattr(item, "__module__", "") for name, item in self._own.items()
+                    name: getattr(item, "__module__", "") for name, item in self._registered.items()
                 }
-                self._own = {
-                    name: self._own[name] for name in sorted(modules, key=modules.__getitem__)
+                self._registered = {
+                    name: self._registered[name]
+                    for name in sorted(modules, key=modules.__getitem__)
                 }
-        return self._own
+        return self._registered
 
 
 def import_modules(package: str) -> None:

@@ -24,8 +24,15 @@ from pathlib import Path, PurePosixPath
 
 from maskloom.segcore.errors import DamagedRecord, RecipeError
 from maskloom.segcore.masks import beside_endings, mask_endings
-from maskloom.segcore.storage.records import damaged, read_json, read_table
-from maskloom.segcore.storage.store import STAGING, Listed, Store, is_local, lives, remove_temporary
+from maskloom.segcore.storage.records import damaged_record, read_json, read_table
+from maskloom.segcore.storage.store import (
+    STAGING,
+    Listed,
+    Store,
+    is_local,
+    is_writer_alive,
+    remove_temporary,
+)
 from maskloom.tasks.commits.log import IMAGES, incomplete_folder
 from maskloom.tasks.commits.presence import PROCESSES, sweep
 from maskloom.tasks.plan import read_head
@@ -92,7 +99,7 @@ def read_unfinished(store: Store, run: str) -> Unfinished:
     try:
         rows = read_table(store, name, ("image_id", "uri", "version", "shard"))
     except FileNotFoundError as error:
-        raise damaged(store, name) from error
+        raise damaged_record(store, name) from error
     ids, uris, versions, files = (rows[column].to_pylist() for column in rows.column_names)
     return Unfinished(
         run, parent, fingerprint, tuple(zip(ids, uris, versions, strict=True)), frozenset(files)
@@ -242,13 +249,13 @@ class _Overtaken:
         }
         written = {
             run: [
-                *(each.changed for each in store.listed(f"runs/{run}").values()),
+                *(each.modified for each in store.listed(f"runs/{run}").values()),
                 *(
-                    each.changed
+                    each.modified
                     for name, each in staged.items()
                     if name.startswith(f"{STAGING}/{run}/")
                 ),
-                *(listed[name].changed for name, runs in unused.items() if run in runs),
+                *(listed[name].modified for name, runs in unused.items() if run in runs),
             ]
             for run in overtaken
         }
@@ -281,7 +288,7 @@ class _Overtaken:
 def _temporary_files(store: Store, ages: _Ages) -> Iterator[Leftover]:
     for path in store.temporaries():
         name = f"{STAGING}/{path.name}" if is_local(store.root) else str(path)
-        living = lives(path)
+        living = is_writer_alive(path)
         if living is False:
             yield Leftover(name, "an ended process of this machine was writing it", temporary=path)
         elif living is None:
@@ -304,7 +311,7 @@ def _process_folders(store: Store, staged: Mapping[str, Listed], ages: _Ages) ->
     for name, found in staged.items():
         if name.startswith(f"{PROCESSES}/"):
             files.setdefault("/".join(name.split("/")[:3]), []).append(found)
-    states = {folder: lives(Path(folder)) for folder in sorted(files)}
+    states = {folder: is_writer_alive(Path(folder)) for folder in sorted(files)}
     # Read afterwards: a dead process made its claim before it died.
     incomplete = (incomplete_folder(store) or "").split("/")[:3]
     for folder, living in states.items():
@@ -318,7 +325,7 @@ def _process_folders(store: Store, staged: Mapping[str, Listed], ages: _Ages) ->
             yield Leftover(folder, "an ended process of this machine staged results there")
         elif living is None:
             kept = ages.kept(
-                [found.changed for found in files[folder]], "a process of another machine"
+                [found.modified for found in files[folder]], "a process of another machine"
             )
             yield Leftover(
                 folder,

@@ -22,7 +22,7 @@ from maskloom.segcore.pipeline.records import ImageResult
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.statistics.objects.geoparquet import nulls
 from maskloom.segcore.statistics.objects.table import geo_metadata, schema
-from maskloom.segcore.storage.records import reading
+from maskloom.segcore.storage.records import record_errors
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.log import Draft
 
@@ -60,7 +60,7 @@ class ObjectFile:
         except FileNotFoundError:
             old = None
         else:
-            with reading(self.store, self.name):
+            with record_errors(self.store, self.name):
                 old = pq.ParquetFile(pa.BufferReader(content))
         located = {
             receipt.source.image_id
@@ -95,7 +95,7 @@ class ObjectFile:
 
     def _kept(self, old: pq.ParquetFile, replaced: Sequence[str]) -> Iterator[pa.Table]:
         for i in range(old.num_row_groups):
-            with reading(self.store, self.name):
+            with record_errors(self.store, self.name):
                 group = old.read_row_group(i)
                 kept = group.filter(
                     pc.invert(

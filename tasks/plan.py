@@ -26,7 +26,7 @@ from maskloom.segcore.pipeline.worker import describe
 from maskloom.segcore.raster.source import Member, Source
 from maskloom.segcore.raster.spec import load_spec
 from maskloom.segcore.storage.canonical import canonical
-from maskloom.segcore.storage.records import read_json, read_table, reading
+from maskloom.segcore.storage.records import read_json, read_table, record_errors
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.tasks.commits.ledger import Committed
 from maskloom.tasks.fanout.protocol import Fanout
@@ -225,7 +225,7 @@ def read_plan(store: Store, identity: str) -> Plan | None:
         return None
     name = f"runs/{identity}/plan.parquet"
     shards: dict[str, list[PlannedImage]] = {}
-    with reading(store, name):
+    with record_errors(store, name):
         for row in read_table(store, name).to_pylist():
             image = PlannedImage(
                 _source(row),

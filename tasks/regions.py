@@ -92,9 +92,9 @@ def select_in_region(job: RegionSelectionJob) -> Fitter | Model:
 def segment_region(job: RegionJob) -> SegmentedRegion:
     """Do a job."""
     pixels = job.region.spec.pixels
-    limits.working(pixels)
+    limits.begin_work(pixels)
     model = fit_to(with_selection(job.segmenter, job.region), [job.region], job.tile)
-    limits.working(pixels)
+    limits.begin_work(pixels)
     return SegmentedRegion(model, segment_source(model, job.region, job.tile))
 
 

@@ -15,7 +15,7 @@ import typer
 
 from maskloom.flows.terminal import EscapingFormatter, escaped
 from maskloom.segcore.errors import MaskloomError, RecipeError
-from maskloom.segcore.storage.addresses import written
+from maskloom.segcore.storage.addresses import redacted
 
 DONE, CANNOT_CONTINUE, WRONG_USAGE, SOME_FAILED = 0, 1, 2, 3
 """All images are done; the run cannot continue; wrong usage or recipe; finished, but some images
@@ -34,7 +34,7 @@ def errors_as_messages() -> Iterator[None]:
     try:
         yield
     except MaskloomError as error:
-        typer.echo(escaped(written(f"maskloom: {error}")), err=True)
+        typer.echo(escaped(redacted(f"maskloom: {error}")), err=True)
         code = WRONG_USAGE if isinstance(error, RecipeError) else CANNOT_CONTINUE
         raise typer.Exit(code) from None
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ import typer
 
 from maskloom.flows.commands.messages import SOME_FAILED
 from maskloom.flows.terminal import count, escaped, failure
-from maskloom.segcore.storage.addresses import written
+from maskloom.segcore.storage.addresses import redacted
 
 if TYPE_CHECKING:
     from maskloom.flows.commands.options import RunFlags
@@ -48,7 +48,7 @@ def recordable(value: Any) -> Any:
     UTF-8 cannot encode are escaped.
     """
     if isinstance(value, str):
-        return escaped(written(value))
+        return escaped(redacted(value))
     if isinstance(value, Mapping):
         return {key: recordable(item) for key, item in value.items()}
     return [recordable(item) for item in value] if isinstance(value, list) else value

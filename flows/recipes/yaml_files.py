@@ -23,8 +23,8 @@ from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.storage.addresses import (
     is_signed,
     is_web,
+    redacted,
     require_no_password,
-    written,
 )
 
 MOST_BYTES = 2**22
@@ -165,7 +165,7 @@ def output_below(location: str, folder: Path) -> str:
     output = below(location, folder).rstrip("/")
     if is_web(output):
         raise RecipeError(
-            f"output: {written(output)} is a web address, where nothing can be written. Name a "
+            f"output: {redacted(output)} is a web address, where nothing can be written. Name a "
             "folder or a store."
         )
     if "://" not in output and Path(output).exists() and not Path(output).is_dir():

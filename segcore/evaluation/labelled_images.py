@@ -125,7 +125,7 @@ class TiledComponents:
         """
         rule, tiles = Components(tuple(sorted(classes))), []
         for tile in grid:
-            limits.working(tile.core.size)
+            limits.begin_work(tile.core.size)
             labels = image.classes(tile.core)
             known = np.where(labels >= 0, labels, _NO_DATA).astype(np.uint16)
             fragments = rule.fragment(known, tile, grid.shape)

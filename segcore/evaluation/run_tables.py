@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from maskloom.segcore.annotations.label_mapping import UNKNOWN
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.raster.classes import BACKGROUND_NAMES
-from maskloom.segcore.storage.records import parse_table, read_table, reading
+from maskloom.segcore.storage.records import parse_table, read_table, record_errors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,7 +134,7 @@ class Output:
                 image_id: ObjectTable(np.zeros(1, np.int64), None, only) for image_id in image_ids
             }
         name = f"tables/objects/{file}"
-        with reading(self.store, name):
+        with record_errors(self.store, name):
             known = pq.read_schema(pa.BufferReader(content)).names
         columns = ["image_id", "object_id", "class_name", *(["score"] if "score" in known else [])]
         table = parse_table(self.store, name, content, columns).sort_by("image_id")

@@ -128,7 +128,7 @@ def score(image: EvaluatedImage, options: EvaluationOptions) -> Score:
         )
         worst, most_wrong = 0, 0
         for number, tile in enumerate(grid):
-            limits.working(tile.read.size)
+            limits.begin_work(tile.read.size)
             theirs, ours = truth.classes(tile.read), predicted.classes(tile.read)
             core = tile.trim(theirs)
             if (core == UNKNOWN).any():
@@ -288,7 +288,7 @@ def _match(
     # Pixels without data in the mask belong to no object; only the truth has void.
     parts = []
     for number, tile in enumerate(grid):
-        limits.working(tile.core.size)
+        limits.begin_work(tile.core.size)
         own, true = ours.ids(number, tile), theirs.ids(number, tile)
         parts.append(Overlaps.of(np.maximum(own, 0), true))
     overlaps = Overlaps.total(parts)

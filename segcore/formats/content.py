@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from maskloom.segcore.errors import FormatError
 from maskloom.segcore.formats.source import HEAD_BYTES
 from maskloom.segcore.raster.spec import FORMATS, FileKind
-from maskloom.segcore.storage.addresses import path_of
+from maskloom.segcore.storage.addresses import without_query
 
 _CONVERT = (
     "maskloom does not read this format. Convert it, for example with `gdal_translate FILE "
@@ -243,7 +243,7 @@ def _name(location: str) -> str:
 def _whole_suffix(location: str) -> str:
     """The suffix, with the one before it where the last is that of a packer: `.nii.gz`."""
     suffix = suffix_of(location)
-    inner = suffix_of(path_of(location)[: -len(suffix)]) if suffix in _PACKERS else ""
+    inner = suffix_of(without_query(location)[: -len(suffix)]) if suffix in _PACKERS else ""
     return inner + suffix if inner[1:].isalnum() and not inner[1:].isdecimal() else suffix
 
 

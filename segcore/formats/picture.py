@@ -85,7 +85,7 @@ class _Header:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class PictureFormat:
     """PNG, JPEG, BMP and WebP."""
 
     kinds: tuple[FileKind, ...] = (
@@ -174,7 +174,7 @@ class Picture:
         return _stored(spec.location, image, 255 // (levels - 1))
 
 
-FORMATS.register("picture")(Picture())
+FORMATS.register("picture")(PictureFormat())
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskloom.segcore.errors import FormatError, MaskloomError, Unavailable
-from maskloom.segcore.storage.addresses import path_of, written
+from maskloom.segcore.storage.addresses import redacted, without_query
 from maskloom.segcore.storage.store import filesystem
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class StoredFile:
 
     def beside(self, path: str) -> StoredFile | None:
         """Another regular file of the same store, if it exists. Raises `Unavailable`."""
-        if path_of(self.path) != self.path:
+        if without_query(self.path) != self.path:
             # The query of a URL belongs to one file; a server that passes over it would give the
             # image itself.
             return None
@@ -130,7 +130,7 @@ def store_failures(location: str) -> Iterator[None]:
     except Exception as error:
         raise Unavailable(
             f"{location} could not be read from its store: "
-            f"{written(str(error)) or type(error).__name__}"
+            f"{redacted(str(error)) or type(error).__name__}"
         ) from error
 
 

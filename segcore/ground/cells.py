@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from maskloom.segcore.errors import FormatError
 from maskloom.segcore.ground.outlines import pixel_areas, row_areas
-from maskloom.segcore.ground.projection import Floats, Projection, projection_of, survey
+from maskloom.segcore.ground.projection import Floats, Projection, probe_projection, projection_of
 
 if TYPE_CHECKING:
     from maskloom.segcore.geometry import Affine, Box, Shape
@@ -56,7 +56,7 @@ may describe a cell. From the second on, the sides of the cell are probed at int
 because the edge of the map could pass between nodes.
 """
 _EDGE_POINTS = 257
-_SETTLED = 1e-8
+_CONVERGED = 1e-8
 """A polynomial has converged when its terms of degree 6 are below this fraction of its value. The
 omitted terms are smaller still.
 """
@@ -214,16 +214,16 @@ class Surface:
         """Whether the area depends on the row alone."""
         return self.affine[0] == self.affine[1] == self.affine[3] == 0
 
-    def cut(self, window: Integers) -> tuple[Cells, ...]:
+    def subdivide(self, window: Integers) -> tuple[Cells, ...]:
         """All cells of the window ((top, left), (bottom, right))."""
         size, cells = _LARGEST, []
         corners = _meeting(_corners(window[0] // size * size, window[1], size), size, window)
         while len(corners) and size >= _SMALLEST:
-            polynomials, settled = self._fit(corners, size)
-            cells.append((size, corners[settled], np.ascontiguousarray(polynomials[settled])))
+            polynomials, converged = self._fit(corners, size)
+            cells.append((size, corners[converged], np.ascontiguousarray(polynomials[converged])))
             size //= 2
             quarters = (
-                corners[~settled][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+                corners[~converged][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
             ).reshape(-1, 2)
             corners = _meeting(quarters, size, window)
         # The rest are the quarters of the smallest cells.
@@ -253,20 +253,22 @@ class Surface:
         terms = _apply(interpolate, _apply(interpolate, values, 1), 2)
         last = np.maximum(np.abs(terms[:, -1, :]).max(axis=1), np.abs(terms[:, :, -1]).max(axis=1))
         # The Chebyshev polynomial of degree 6 starts with 2**5 times t**6.
-        settled = last / 32 <= _SETTLED * np.abs(terms[:, 0, 0])
+        converged = last / 32 <= _CONVERGED * np.abs(terms[:, 0, 0])
         ground = (values > 0).reshape(len(values), -1)
         side = size * self.projection.side(self.affine)
-        settled &= ground.all(axis=1) | (~ground.any(axis=1) & (size <= _EMPTY) & (side <= _WIDEST))
+        converged &= ground.all(axis=1) | (
+            ~ground.any(axis=1) & (size <= _EMPTY) & (side <= _WIDEST)
+        )
         if side > _COARSE and not self.equal_columns:
-            settled &= (side <= _WIDEST) & self._uncut(
+            converged &= (side <= _WIDEST) & self._uncut(
                 corners, size, math.ceil(min(side, _WIDEST) / _GAP)
             )
-        return _apply(average, _apply(average, terms, 1), 2), settled
+        return _apply(average, _apply(average, terms, 1), 2), converged
 
     def _uncut(self, corners: Integers, size: int, steps: int) -> NDArray[np.bool_]:
         """Whether the sides of each cell are entirely inside the map or entirely outside."""
         row, column = _sides((size, size), steps)
-        shown = self.projection.shows(
+        shown = self.projection.contains(
             *_on_map(self.affine, corners[:, :1] + row, corners[:, 1:] + column)
         )
         return np.asarray(shown.all(axis=1) | ~shown.any(axis=1))
@@ -275,7 +277,7 @@ class Surface:
         """Square metres per pixel at points of the raster, in the shape of `row`."""
         x, y = _on_map(self.affine, row, column)
         if self.constant is not None:
-            return np.where(self.projection.shows(x, y), self.determinant * self.constant, 0.0)
+            return np.where(self.projection.contains(x, y), self.determinant * self.constant, 0.0)
         return self.determinant * self.projection.density(x.ravel(), y.ravel()).reshape(row.shape)
 
 
@@ -295,7 +297,7 @@ def _on_map(affine: Affine, row: Floats, column: Floats) -> tuple[Floats, Floats
 def _cells(surface: Surface, start: Shape, stop: Shape) -> tuple[Cells, ...]:
     # Cached, because images of one sensor often share a grid. Usually a few kB, some MB at the limb
     # of a planet.
-    return surface.cut(np.array([start, stop]))
+    return surface.subdivide(np.array([start, stop]))
 
 
 def _corners(start: Integers, stop: Integers, size: int) -> Integers:
@@ -342,13 +344,13 @@ def _ground(affine: Affine, crs_wkt: str, shape: Shape | None) -> Plane | Zones 
         return Plane(determinant * projection)
     a, b, _, d, e, f = affine
     upright = b == 0 and d == 0
-    if projection.plain:
+    if projection.is_lonlat:
         radians = math.radians(projection.degrees)
         zones = Zones(
             radians * f, radians * e, radians * abs(a), projection.semi_major, projection.semi_minor
         )
         return zones if upright else Surface(projection, affine, determinant)
-    density, column = survey(crs_wkt)
+    density, column = probe_projection(crs_wkt)
     if upright and column is not None:
         affine = (0, 0, column, 0, e, f)
     if density is not None and (shape is None or _covered(projection, affine, shape, column)):
@@ -361,7 +363,7 @@ def _covered(projection: Projection, affine: Affine, shape: Shape, column: float
     reaches it has a side that does.
     """
     x, y = _on_map(affine, *_sides(shape, _EDGE_POINTS))
-    return bool(projection.shows(x if column is None else np.full_like(x, column), y).all())
+    return bool(projection.contains(x if column is None else np.full_like(x, column), y).all())
 
 
 def _determinant(affine: Affine) -> float:

@@ -56,7 +56,7 @@ def fit_affine(gcps: Sequence[tuple[float, ...]], *, degrees: bool) -> tuple[Aff
     return (a, b, c, d, e, f), float(np.hypot(*missed.T).max())
 
 
-def placed_by_fit(space: Space, shape: Shape) -> tuple[Space, str]:
+def with_fitted_affine(space: Space, shape: Shape) -> tuple[Space, str]:
     """A space with the transform that fits its control points, and a note about the fit. The space
     is unchanged if no fit is accepted.
     """

@@ -40,7 +40,7 @@ def is_located(space: Space) -> bool:
     return space.affine is not None and space.crs is not None
 
 
-def world(space: Space, column: Floats, row: Floats) -> tuple[Floats, Floats]:
+def to_lonlat(space: Space, column: Floats, row: Floats) -> tuple[Floats, Floats]:
     """Longitude and latitude of positions in degrees, or column and row without a CRS. Shapes (n,).
 
     Whole numbers are corners of pixels. NaN if the CRS has no longitude and latitude, or outside
@@ -113,7 +113,7 @@ def _is_straight(space: Space, rows: Floats, columns: Floats, step: tuple[int, i
     """Whether edges from these positions with offset `step` (down, right) are straight enough."""
     down, right = step
     begin, middle, end = (
-        np.stack(world(space, columns + part * right, rows + part * down))
+        np.stack(to_lonlat(space, columns + part * right, rows + part * down))
         for part in (0.0, 0.5, 1.0)
     )
     known = np.isfinite(begin + middle + end).all(axis=0) & (np.abs(end[0] - begin[0]) < 180)

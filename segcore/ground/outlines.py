@@ -85,7 +85,7 @@ def row_areas(projection: Projection, x: float, width: float, edges: Floats) -> 
     # A row may extend beyond both poles, or contain the whole planet.
     steps = edges[:, :1] + (edges[:, 1:] - edges[:, :1]) * np.linspace(0, 1, 33)
     column = np.full_like(steps, x)
-    inside = projection.shows(column, steps)
+    inside = projection.contains(column, steps)
     some = inside.any(axis=1)
     first = np.where(some, inside.argmax(axis=1), 0)
     last = np.where(some, 32 - inside[:, ::-1].argmax(axis=1), 0)
@@ -127,10 +127,10 @@ def _patches(
     accuracy = max(_SETTLED, _SETTLED_ALL * size / side)
     if side > _WIDEST:
         return angles, settled
-    around = projection.shows(
+    around = projection.contains(
         *_on_map(affine, *_along(corners[:, None], size / steps, steps, np.arange(4.0 * steps)))
     )
-    middle = projection.shows(*_on_map(affine, *(corners.T + size / 2)))
+    middle = projection.contains(*_on_map(affine, *(corners.T + size / 2)))
     changes = around ^ np.roll(around, 1, axis=1)
     everywhere, nowhere = around.all(axis=1) & middle, ~(around.any(axis=1) | middle)
     once: Flags = np.asarray(changes.sum(axis=1) == 2)
@@ -166,7 +166,7 @@ def _ends(
     def refined(inner: Floats, outer: Floats) -> Floats:
         for _ in range(_BISECTIONS):
             middle = (inner + outer) / 2
-            here = projection.shows(*_on_map(affine, *_along(corners, step, count // 4, middle)))
+            here = projection.contains(*_on_map(affine, *_along(corners, step, count // 4, middle)))
             inner, outer = np.where(here, middle, inner), np.where(here, outer, middle)
         return inner
 
@@ -237,11 +237,11 @@ def _edge(
     projection: Projection, inner_x: Floats, outer_x: Floats, inner: Floats, outer: Floats
 ) -> tuple[Floats, Floats]:
     """Points where lines from positions inside the map leave it; the ends of lines that do not."""
-    whole = projection.shows(outer_x, outer)
+    whole = projection.contains(outer_x, outer)
     low, high = np.zeros(len(inner)), np.ones(len(inner))
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        here = projection.shows(
+        here = projection.contains(
             inner_x + (outer_x - inner_x) * middle, inner + (outer - inner) * middle
         )
         low, high = np.where(here, middle, low), np.where(here, high, middle)

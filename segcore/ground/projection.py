@@ -56,7 +56,7 @@ class Projection:
     """Metres per unit of the map; for angular units, at the equator."""
     period: float
     """Length of a full turn in x if x is an angle, in units of the map; otherwise infinite."""
-    plain: bool
+    is_lonlat: bool
     """Whether x and y are longitude and latitude."""
 
     @property
@@ -94,7 +94,7 @@ class Projection:
                 latitude
             ) * math.radians(self.degrees)
 
-    def shows(self, x: Floats, y: Floats) -> NDArray[np.bool_]:
+    def contains(self, x: Floats, y: Floats) -> NDArray[np.bool_]:
         """Whether points of the map are inside its domain: whether the round trip to the ellipsoid
         returns to them.
         """
@@ -220,7 +220,7 @@ def _horizontal(crs: CRS) -> CRS:
 
 
 @lru_cache(maxsize=128)
-def survey(crs_wkt: str) -> tuple[float | None, float | None]:
+def probe_projection(crs_wkt: str) -> tuple[float | None, float | None]:
     """The density of a map if it is constant, else None; and any x of the map if the density
     depends on y alone, else None.
 

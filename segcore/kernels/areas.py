@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 
 _LOW = np.int64(2**32 - 1)
 _SHORTEST, _LONGEST = 16, 512
@@ -17,8 +17,8 @@ _NEGLIGIBLE = 1e-10
 """Largest relative error of an area by a parabola."""
 
 
-@exactly
-def _line(polynomial, v, line):  # type: ignore[no-untyped-def]
+@strict_njit
+def _row_coefficients(polynomial, v, line):  # type: ignore[no-untyped-def]
     """The polynomial along a row: the coefficients of the powers of u for this v."""
     terms = len(polynomial)
     for k in range(terms):
@@ -28,13 +28,13 @@ def _line(polynomial, v, line):  # type: ignore[no-untyped-def]
         line[k] = value
 
 
-@exactly
+@strict_njit
 def _value(line, u):  # type: ignore[no-untyped-def]
     c0, c1, c2, c3, c4, c5, c6 = line[0], line[1], line[2], line[3], line[4], line[5], line[6]
     return (((((c6 * u + c5) * u + c4) * u + c3) * u + c2) * u + c1) * u + c0
 
 
-@exactly
+@strict_njit
 def fill_cells(out, origin, cells):  # type: ignore[no-untyped-def]
     """Write the values of polynomials into the part of `out` (y, x) that their cells cover.
 
@@ -48,13 +48,13 @@ def fill_cells(out, origin, cells):  # type: ignore[no-untyped-def]
         first_row, first_column = corners[i]
         begin, end = max(first_column, left), min(first_column + size, left + out.shape[1])
         for y in range(max(first_row, top), min(first_row + size, top + out.shape[0])):
-            _line(polynomials[i], (2 * (y - first_row) + 1) * step - 1.0, line)
+            _row_coefficients(polynomials[i], (2 * (y - first_row) + 1) * step - 1.0, line)
             row = out[y - top]
             for x in range(begin, end):
                 row[x - left] = _value(line, (2 * (x - first_column) + 1) * step - 1.0)
 
 
-@exactly
+@strict_njit
 def _length(polynomial, size):  # type: ignore[no-untyped-def]
     """Largest run of pixels in a row, a power of two, over which a parabola through three points is
     as accurate as the polynomial.
@@ -71,7 +71,7 @@ def _length(polynomial, size):  # type: ignore[no-untyped-def]
     return length if length >= _SHORTEST else 1
 
 
-@exactly
+@strict_njit
 def _parabola(line, first, length, size):  # type: ignore[no-untyped-def]
     """Integers q such that q[0] + q[1] * x + q[2] * x**2 approximates pixel first + x of a cell's
     row, and the larger of the values at both ends.
@@ -89,7 +89,7 @@ def _parabola(line, first, length, size):  # type: ignore[no-untyped-def]
     return (np.int64(np.rint(begin)), np.int64(slope), np.int64(second)), max(begin, end)
 
 
-@exactly
+@strict_njit
 def _add_long(row, place, q, first, sums):  # type: ignore[no-untyped-def]
     """Add the pixels of `row`, whose first is pixel `first` of the parabola `q`, by one addition
     per pixel.
@@ -118,7 +118,7 @@ def _add_long(row, place, q, first, sums):  # type: ignore[no-untyped-def]
             )
 
 
-@exactly
+@strict_njit
 def _add_short(row, place, q, first, sums):  # type: ignore[no-untyped-def]
     """As `_add_long`, pixel by pixel: for few pixels or many classes, where its tables cost too
     much.
@@ -131,7 +131,7 @@ def _add_short(row, place, q, first, sums):  # type: ignore[no-untyped-def]
         sums[2, i] += amount >> 32
 
 
-@exactly
+@strict_njit
 def _add(row, place, q, first, sums):  # type: ignore[no-untyped-def]
     """Add at most `_LONGEST` pixels by one parabola. Both ways give the same sums."""
     if len(row) > 4 * sums.shape[1]:
@@ -140,7 +140,7 @@ def _add(row, place, q, first, sums):  # type: ignore[no-untyped-def]
         _add_short(row, place, q, first, sums)
 
 
-@exactly
+@strict_njit
 def _add_parabolas(row, place, line, part, sums):  # type: ignore[no-untyped-def]
     """Add the pixels of `row`, a part of a row of a cell, by one parabola per `length` pixels of
     the cell.
@@ -155,7 +155,7 @@ def _add_parabolas(row, place, line, part, sums):  # type: ignore[no-untyped-def
     return greatest
 
 
-@exactly
+@strict_njit
 def _add_pixels(row, place, line, part, sums):  # type: ignore[no-untyped-def]
     """Add the pixels of `row`, a part of a row of a cell, by the polynomial."""
     first, _, size = part
@@ -169,7 +169,7 @@ def _add_pixels(row, place, line, part, sums):  # type: ignore[no-untyped-def]
     return greatest
 
 
-@exactly
+@strict_njit
 def sum_cells(values, place, origin, cells, scale, sums):  # type: ignore[no-untyped-def]
     """Count labels and sum the areas of their pixels in quanta. Returns the largest area in quanta.
 
@@ -187,7 +187,7 @@ def sum_cells(values, place, origin, cells, scale, sums):  # type: ignore[no-unt
         length = _length(polynomials[i], size)
         begin, end = max(first_column, left), min(first_column + size, left + values.shape[1])
         for y in range(max(first_row, top), min(first_row + size, top + values.shape[0])):
-            _line(polynomials[i], (2 * (y - first_row) + 1) / size - 1.0, line)
+            _row_coefficients(polynomials[i], (2 * (y - first_row) + 1) / size - 1.0, line)
             line *= scale
             row, part = (
                 values[y - top, begin - left : end - left],
@@ -201,7 +201,7 @@ def sum_cells(values, place, origin, cells, scale, sums):  # type: ignore[no-unt
     return greatest
 
 
-@exactly
+@strict_njit
 def sum_rows(values, place, amounts, sums):  # type: ignore[no-untyped-def]
     """Count labels and sum an amount that is equal for all pixels of a row.
 

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 from maskloom.segcore.kernels.pixels import BATCH, score_batch
 
 CELL_BITS = 9
@@ -24,7 +24,7 @@ _ROUND = 1.5 * 2.0**52
 """Adding this leaves the nearest integer in the low bits of a double."""
 
 
-@exactly
+@strict_njit
 def _exp(x):  # type: ignore[no-untyped-def]
     """e**x for x <= 0 to about 1e-15, without branches so that loops over it vectorise."""
     x = max(x, -700.0)
@@ -47,7 +47,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
     return p * np.int64(power).view(np.float64)
 
 
-@exactly
+@strict_njit
 def _log(y):  # type: ignore[no-untyped-def]
     """log(y) for normal y > 0, by the series of the inverse hyperbolic tangent."""
     bits = np.float64(y).view(np.int64)
@@ -70,7 +70,7 @@ def _log(y):  # type: ignore[no-untyped-def]
     return exponent * _LN_2 + 2.0 * f * (1.0 + s * p)
 
 
-@exactly
+@strict_njit
 def cell_sums(starts, colours, weights, sums):  # type: ignore[no-untyped-def]
     """Sums (w, r, g, b, rr + gg + bb) of the colours from each start to the next: exact
     integers.
@@ -87,7 +87,7 @@ def cell_sums(starts, colours, weights, sums):  # type: ignore[no-untyped-def]
             sums[cell, 4] += w * square
 
 
-@exactly
+@strict_njit
 def _candidates(corner, centres, scale, found):  # type: ignore[no-untyped-def]
     """Find the centres that may own a colour of the cell at `corner`, in order; return their
     number.
@@ -118,7 +118,7 @@ def _candidates(corner, centres, scale, found):  # type: ignore[no-untyped-def]
     return n
 
 
-@exactly
+@strict_njit
 def lloyd_cells(chunk, cells, colours, weights, measure, sums):  # type: ignore[no-untyped-def]
     """One step of k-means over the cells of `chunk`: exact sums (w, r, g, b) of the colours nearest
     to each centre.
@@ -152,7 +152,7 @@ def lloyd_cells(chunk, cells, colours, weights, measure, sums):  # type: ignore[
             sums[label, 3] += w * b
 
 
-@exactly
+@strict_njit
 def lloyd_points(chunk, x, weights, measure, sums):  # type: ignore[no-untyped-def]
     """One step of k-means over the values of `chunk`, x (channel, n): weight, sums by channel and
     inertia of each centre.
@@ -184,7 +184,7 @@ def lloyd_points(chunk, x, weights, measure, sums):  # type: ignore[no-untyped-d
             sums[k, 1 + channels] += w * least[p]
 
 
-@exactly
+@strict_njit
 def _log_probabilities(x, component, out):  # type: ignore[no-untyped-def]
     """Set `out` to constant - |factor (x - mean)|**2 / 2 for the columns of x (channel, batch)."""
     constant, mean, factor = component
@@ -205,7 +205,7 @@ def _log_probabilities(x, component, out):  # type: ignore[no-untyped-def]
             out[p] -= 0.5 * difference[p] * difference[p]
 
 
-@exactly
+@strict_njit
 def _dot(a, b):  # type: ignore[no-untyped-def]
     """Sum of a * b over a batch, in eight fixed parts: the processor adds them in parallel and no
     compiler may reorder them.
@@ -223,7 +223,7 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
     return ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7))
 
 
-@exactly
+@strict_njit
 def _load_batch(x, weights, units, part, batch):  # type: ignore[no-untyped-def]
     """Load the (start, number) `part` of x into `batch` = (weights, rows).
 
@@ -248,7 +248,7 @@ def _load_batch(x, weights, units, part, batch):  # type: ignore[no-untyped-def]
             at += 1
 
 
-@exactly
+@strict_njit
 def _responsibilities(weight, score, top, total):  # type: ignore[no-untyped-def]
     """Turn log-probabilities (component, batch) into weighted responsibilities; `top` becomes the
     log-likelihoods.
@@ -272,7 +272,7 @@ def _responsibilities(weight, score, top, total):  # type: ignore[no-untyped-def
             score[k, p] *= total[p]
 
 
-@exactly
+@strict_njit
 def expect(chunk, data, units, mixture, sums):  # type: ignore[no-untyped-def]
     """The expectation step over the values of `chunk`. Returns the sum of weighted log-likelihoods.
 
@@ -302,7 +302,7 @@ def expect(chunk, data, units, mixture, sums):  # type: ignore[no-untyped-def]
     return likelihood
 
 
-@exactly
+@strict_njit
 def posteriors(pixels, scorer, diagonal, out):  # type: ignore[no-untyped-def]
     """Probability of each component for each row of `pixels` (n, channel), into `out` (n,
     components). Scores as in `label_pixels`.

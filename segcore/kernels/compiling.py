@@ -10,7 +10,7 @@ from typing import Any
 from numba import njit
 
 
-def exactly(function: Callable[..., Any]) -> Callable[..., Any]:
+def strict_njit(function: Callable[..., Any]) -> Callable[..., Any]:
     """`njit` in strict arithmetic. Releases the global interpreter lock, and caches the machine
     code on disk if possible.
     """

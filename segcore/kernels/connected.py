@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 from maskloom.segcore.kernels.disjoint import unite
 from maskloom.segcore.kernels.joining import HOLE, NO_DATA, both
 
@@ -24,7 +24,7 @@ over by the next run.
 # --------------------------------------------------------------------------------------------------
 
 
-@exactly
+@strict_njit
 def count_changes(lines):  # type: ignore[no-untyped-def]
     """How often neighbours in a line differ."""
     changes = 0
@@ -37,7 +37,7 @@ def count_changes(lines):  # type: ignore[no-untyped-def]
     return changes
 
 
-@exactly
+@strict_njit
 def _find_starts(line, changed, words, starts, n):  # type: ignore[no-untyped-def]
     """Write where values change to `starts`, from place n on; returns the place behind the last.
     `words` are `changed`, 8 at a time.
@@ -55,7 +55,7 @@ def _find_starts(line, changed, words, starts, n):  # type: ignore[no-untyped-de
     return np.int64(place)
 
 
-@exactly
+@strict_njit
 def find_runs(lines, table, starts, stops, codes):  # type: ignore[no-untyped-def]
     """Runs of equal `table[value]` but 0, into the three arrays; returns the first run of each
     line, and their number.
@@ -88,7 +88,7 @@ def find_runs(lines, table, starts, stops, codes):  # type: ignore[no-untyped-de
     return first
 
 
-@exactly
+@strict_njit
 def _tie(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
     """Join the runs of two lines, from one to before another each. Runs of holes, of classes join
     below a `limit` of their distance.
@@ -126,7 +126,7 @@ def _tie(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
         j += j_stop <= i_stop
 
 
-@exactly
+@strict_njit
 def _limit(reach, order, width):  # type: ignore[no-untyped-def]
     """Below which distance runs join, in lines of this width that differ along `order` axes."""
     if order > reach:
@@ -134,7 +134,7 @@ def _limit(reach, order, width):  # type: ignore[no-untyped-def]
     return 1 if order < reach else 0
 
 
-@exactly
+@strict_njit
 def tie_runs(runs, first, shape, reach, mixed):  # type: ignore[no-untyped-def]
     """Disjoint sets of the runs (starts, stops, codes) of a volume (layers, rows, columns): the
     parent of each run.
@@ -162,7 +162,7 @@ def tie_runs(runs, first, shape, reach, mixed):  # type: ignore[no-untyped-def]
     return parent
 
 
-@exactly
+@strict_njit
 def number_sets(parent, codes):  # type: ignore[no-untyped-def]
     """Put labels 1, 2 ... in place of parents, in the order of the roots, and 0 where there is no
     data; returns how many.
@@ -179,7 +179,7 @@ def number_sets(parent, codes):  # type: ignore[no-untyped-def]
     return count
 
 
-@exactly
+@strict_njit
 def measure_runs(runs, labels, first, shape, sides, measures):  # type: ignore[no-untyped-def]
     """Fill in `measures` of each label: pixels, the bits of the `sides` (axis, end) that it
     touches, code.
@@ -202,7 +202,7 @@ def measure_runs(runs, labels, first, shape, sides, measures):  # type: ignore[n
             )
 
 
-@exactly
+@strict_njit
 def _paint(flat, start, stop, value):  # type: ignore[no-untyped-def]
     """Write `value` from `start` to before `stop`, and maybe a little further."""
     at = np.uint64(start)
@@ -212,7 +212,7 @@ def _paint(flat, start, stop, value):  # type: ignore[no-untyped-def]
         flat[place] = value
 
 
-@exactly
+@strict_njit
 def paint_runs(runs, labels, first, number, lines):  # type: ignore[no-untyped-def]
     """Write `number[label]` to the pixels of each run, and 0 to all others."""
     starts, stops, _ = runs
@@ -240,7 +240,7 @@ def paint_runs(runs, labels, first, number, lines):  # type: ignore[no-untyped-d
 # --------------------------------------------------------------------------------------------------
 
 
-@exactly
+@strict_njit
 def _note(one, other, runs, seen, pairs, n):  # type: ignore[no-untyped-def]
     """Note that two runs meet, where one is of a hole; returns how many pairs there are. `runs` are
     codes and labels.
@@ -260,7 +260,7 @@ def _note(one, other, runs, seen, pairs, n):  # type: ignore[no-untyped-def]
     return n + (known[hole] != HOLE)
 
 
-@exactly
+@strict_njit
 def _meet(runs, lines, limit, seen, pairs, n):  # type: ignore[no-untyped-def]
     """Note where the runs of two lines meet, as `_tie` walks along them; `limit` is that of
     holes.
@@ -281,7 +281,7 @@ def _meet(runs, lines, limit, seen, pairs, n):  # type: ignore[no-untyped-def]
     return n
 
 
-@exactly
+@strict_njit
 def meet_runs(runs, first, shape, reach, known):  # type: ignore[no-untyped-def]
     """Pairs of labels of holes and of the classes' parts that they meet; notes in `known` what each
     hole sees.

@@ -6,10 +6,10 @@ The root of a set is always its smallest member.
 
 from __future__ import annotations
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 
 
-@exactly
+@strict_njit
 def root_of(parent, i):  # type: ignore[no-untyped-def]
     """The smallest member of the set of i."""
     while parent[i] != i:
@@ -18,7 +18,7 @@ def root_of(parent, i):  # type: ignore[no-untyped-def]
     return i
 
 
-@exactly
+@strict_njit
 def unite(parent, i, j):  # type: ignore[no-untyped-def]
     """Make the sets of i and j one."""
     i, j = root_of(parent, i), root_of(parent, j)
@@ -28,7 +28,7 @@ def unite(parent, i, j):  # type: ignore[no-untyped-def]
         parent[i] = j
 
 
-@exactly
+@strict_njit
 def flatten(parent):  # type: ignore[no-untyped-def]
     """Point every member at its root."""
     for i in range(parent.size):

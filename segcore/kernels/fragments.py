@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 
 
-@exactly
+@strict_njit
 def first_positions(values: Any, count: int) -> Any:
     """Where each value 1 ... count first stands in the flat array; that of 0 is 0."""
     flat = values.ravel()

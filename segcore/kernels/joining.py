@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 from maskloom.segcore.kernels.disjoint import unite
 
 HOLE, NO_DATA, FIRST_CLASS = 1, 2, 3
@@ -18,7 +18,7 @@ without data, of the first class.
 """
 
 
-@exactly
+@strict_njit
 def both(seen, other):  # type: ignore[no-untyped-def]
     """What two parts of a hole see around them: nothing yet (0), one class (its code), or anything
     else (`HOLE`: no hole).
@@ -28,7 +28,7 @@ def both(seen, other):  # type: ignore[no-untyped-def]
     return seen if other == 0 or other == seen else np.uint16(HOLE)  # noqa: PLR1714  numba compares no mixed tuples
 
 
-@exactly
+@strict_njit
 def tie_pairs(parent, pairs):  # type: ignore[no-untyped-def]
     """Join the members of each pair."""
     for i in range(pairs.shape[0]):
@@ -39,7 +39,7 @@ def tie_pairs(parent, pairs):  # type: ignore[no-untyped-def]
 # ------------------------------------------------------------------------------------------------
 
 
-@exactly
+@strict_njit
 def _contact(one, other, order, nodes, reach, decided):  # type: ignore[no-untyped-def]
     """Two pixels of different tiles meet that differ along `order` axes: nodes from 1 on, 0 for no
     node.
@@ -64,7 +64,7 @@ def _contact(one, other, order, nodes, reach, decided):  # type: ignore[no-untyp
             unite(parent, one, other)
 
 
-@exactly
+@strict_njit
 def meet_faces(one, other, layout, nodes, reach, decided):  # type: ignore[no-untyped-def]
     """Join what meets where two tiles touch.
 
@@ -91,7 +91,7 @@ def meet_faces(one, other, layout, nodes, reach, decided):  # type: ignore[no-un
                 last_here, last_there = here, there
 
 
-@exactly
+@strict_njit
 def gather_seen(parent, seen):  # type: ignore[no-untyped-def]
     """Give every member of a flat set what all its members have seen."""
     for i in range(parent.size):

@@ -12,20 +12,20 @@ import math
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
-from maskloom.segcore.kernels.lanes import (
+from maskloom.segcore.kernels.compiling import strict_njit
+from maskloom.segcore.kernels.simd import (
     LANES,
-    apart,
     at_most,
-    both,
+    broadcast,
     count_from,
-    far,
-    load,
+    load_lanes,
+    load_one,
+    logical_and,
     means,
     none,
-    pick,
     plus_where,
-    spread,
+    squared_distance,
+    squared_distances,
     total,
 )
 
@@ -34,7 +34,7 @@ REST = 0.01
 _LARGEST = np.float32(3e38)
 
 
-@exactly
+@strict_njit
 def _mean(planes, layout, place, values, radii):  # type: ignore[no-untyped-def]
     """(how many, mean place, mean values) of the pixels within both radii of a place (y, x) and
     values.
@@ -48,17 +48,19 @@ def _mean(planes, layout, place, values, radii):  # type: ignore[no-untyped-def]
         math.floor(place[0] + radius),
         math.ceil(place[1] - radius),
     )
-    count = down = right = spread(np.float32(0))
+    count = down = right = broadcast(np.float32(0))
     held = none(values)
     for first in range(left, left + 2 * int(radius) + 1, LANES):
         columns = count_from(np.float32(first))
-        across = far(columns, (place[1],))
+        across = squared_distances(columns, (place[1],))
         for row in range(top, bottom + 1):
             dy = np.float32(row) - place[0]
-            here = load(planes, at + row * stride + first, plane, values)
-            chosen = both(at_most(across, near - dy * dy), at_most(far(here, values), alike))
-            count = plus_where(count, chosen, spread(np.float32(1)))
-            down = plus_where(down, chosen, spread(np.float32(row)))
+            here = load_lanes(planes, at + row * stride + first, plane, values)
+            chosen = logical_and(
+                at_most(across, near - dy * dy), at_most(squared_distances(here, values), alike)
+            )
+            count = plus_where(count, chosen, broadcast(np.float32(1)))
+            down = plus_where(down, chosen, broadcast(np.float32(row)))
             right = plus_where(right, chosen, columns)
             held = plus_where(held, chosen, here)
     number = total(count)
@@ -69,7 +71,7 @@ def _mean(planes, layout, place, values, radii):  # type: ignore[no-untyped-def]
     )
 
 
-@exactly
+@strict_njit
 def _shift(planes, layout, values, radii, most_steps):  # type: ignore[no-untyped-def]
     """(place, values) where a pixel of these values comes to rest, the place relative to the
     pixel.
@@ -82,14 +84,17 @@ def _shift(planes, layout, values, radii, most_steps):  # type: ignore[no-untype
         # none in both.
         if number == 0:
             break
-        rests = apart(new_place, place) <= near and apart(new_values, values) <= alike
+        rests = (
+            squared_distance(new_place, place) <= near
+            and squared_distance(new_values, values) <= alike
+        )
         place, values = new_place, new_values
         if rests:
             break
     return place, values
 
 
-@exactly
+@strict_njit
 def shift_pixels(planes, layout, radii, most_steps, like, modes):  # type: ignore[no-untyped-def]
     """Set `modes` (2 + channels, rows, columns) to (y, x, values) where each pixel comes to rest, y
     and x relative to the pixel.
@@ -103,7 +108,10 @@ def shift_pixels(planes, layout, radii, most_steps, like, modes):  # type: ignor
     for row in range(modes.shape[1]):
         for column in range(modes.shape[2]):
             at = origin + row * stride + column
-            place, values = (np.float32(np.nan), np.float32(np.nan)), pick(planes, at, plane, like)
+            place, values = (
+                (np.float32(np.nan), np.float32(np.nan)),
+                load_one(planes, at, plane, like),
+            )
             if not math.isnan(values[0]):
                 place, values = _shift(planes, (at, plane, stride), values, radii, most_steps)
             modes[0, row, column], modes[1, row, column] = place
@@ -111,7 +119,7 @@ def shift_pixels(planes, layout, radii, most_steps, like, modes):  # type: ignor
                 modes[2 + channel, row, column] = values[channel]
 
 
-@exactly
+@strict_njit
 def _weight(modes, one, other, radii):  # type: ignore[no-untyped-def]
     """The larger of the squared distances in space and in values, in squared radii; infinite where
     a pixel takes no part.
@@ -128,7 +136,7 @@ def _weight(modes, one, other, radii):  # type: ignore[no-untyped-def]
     return min(max(unlike / radii[1], (dy * dy + dx * dx) / radii[0]), _LARGEST)
 
 
-@exactly
+@strict_njit
 def weigh_edges(modes, radii, right, down):  # type: ignore[no-untyped-def]
     """Set the weights of the edges from each pixel to the right and down; infinite where `modes`
     ends.

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 
 _LOW = np.uint64(2**32 - 1)
 _SPLITTER = 134217729.0
 """2**27 + 1: cuts a float64 into halves whose products are exact (Veltkamp)."""
 
 
-@exactly
+@strict_njit
 def add_shapes(labels: Any, sums: Any, boxes: Any) -> None:
     """Add up the pixels of each label in the core of `labels`, which has a ring of 2 pixels around
     it.
@@ -51,7 +51,7 @@ def add_shapes(labels: Any, sums: Any, boxes: Any) -> None:
             box[2], box[3] = max(box[2], y + 1), max(box[3], x)
 
 
-@exactly
+@strict_njit
 def add_solids(labels: Any, sums: Any, boxes: Any) -> None:
     """Add up the voxels of each label in the core of `labels`, (z, y, x), which has a ring of 2
     voxels around it.
@@ -75,7 +75,7 @@ def add_solids(labels: Any, sums: Any, boxes: Any) -> None:
                 box[5] = max(box[5], x + 1)
 
 
-@exactly
+@strict_njit
 def count_faces(labels: Any, faces: Any) -> None:
     """Count the faces of each label's voxels in the core towards other labels: across z, y, x.
     `labels` has a ring of 2 voxels around the core.
@@ -92,7 +92,7 @@ def count_faces(labels: Any, faces: Any) -> None:
                 into[2] += (labels[z, y, x - 1] != label) + (labels[z, y, x + 1] != label)
 
 
-@exactly
+@strict_njit
 def mark_borders(labels: Any, marks: Any) -> None:
     """Mark the pixels that have a neighbour of another label at one of their sides. `marks` leaves
     out the outermost pixels of `labels`.
@@ -109,7 +109,7 @@ def mark_borders(labels: Any, marks: Any) -> None:
             )
 
 
-@exactly
+@strict_njit
 def count_borders(labels: Any, marks: Any, kinds: Any, counts: Any) -> None:
     """Count the border pixels of each label in the core by the kind of their surroundings.
 
@@ -134,7 +134,7 @@ def count_borders(labels: Any, marks: Any, kinds: Any, counts: Any) -> None:
                 counts[label, kind - 1] += 1
 
 
-@exactly
+@strict_njit
 def add_integers(values: Any, pixels: Any, counts: Any, sums: Any, squares: Any) -> None:
     """Add the band values of each label's pixels, integers of up to 32 bits; `squares[..., 0] *
     2**32 + squares[..., 1]` is a sum of squares.
@@ -153,7 +153,7 @@ def add_integers(values: Any, pixels: Any, counts: Any, sums: Any, squares: Any)
                 squares[label, band, 1] += np.int64(square & _LOW)
 
 
-@exactly
+@strict_njit
 def _two_sum(a: Any, b: Any) -> Any:
     """A sum and what its rounding took away; nothing where it is infinite or no number."""
     total = a + b
@@ -162,7 +162,7 @@ def _two_sum(a: Any, b: Any) -> Any:
     return total, (rest if np.isfinite(rest) else 0.0)
 
 
-@exactly
+@strict_njit
 def _two_product(a: Any, b: Any) -> Any:
     """A product and what its rounding took away; nothing where that cannot be told."""
     product = a * b
@@ -173,7 +173,7 @@ def _two_product(a: Any, b: Any) -> Any:
     return product, (rest if np.isfinite(rest) else 0.0)
 
 
-@exactly
+@strict_njit
 def _add_pair(a: Any, b: Any) -> Any:
     """The sum of two pairs."""
     total, rest = _two_sum(a[0], b[0])
@@ -182,7 +182,7 @@ def _add_pair(a: Any, b: Any) -> Any:
     return _two_sum(total, rest + least)
 
 
-@exactly
+@strict_njit
 def _multiply_pair(a: Any, b: Any) -> Any:
     """The product of two pairs."""
     product, rest = _two_product(a[0], b[0])
@@ -192,7 +192,7 @@ def _multiply_pair(a: Any, b: Any) -> Any:
     return _add_pair(_add_pair((product, rest), cross), (a[1] * b[1], 0.0))
 
 
-@exactly
+@strict_njit
 def add_floats(values: Any, pixels: Any, counts: Any, sums: Any, squares: Any) -> None:
     """Add the band values of each label's pixels, floating-point numbers; sums of values and of
     squares are pairs along the last axis.
@@ -211,7 +211,7 @@ def add_floats(values: Any, pixels: Any, counts: Any, sums: Any, squares: Any) -
                 into[0], into[1] = _add_pair((into[0], into[1]), _two_product(value, value))
 
 
-@exactly
+@strict_njit
 def add_pairs(target: Any, index: Any, source: Any) -> None:
     """Add pairs (n, bands, 2) to the rows `index` of the target."""
     for i in range(len(index)):
@@ -220,7 +220,7 @@ def add_pairs(target: Any, index: Any, source: Any) -> None:
             one[0], one[1] = _add_pair((one[0], one[1]), (other[0], other[1]))
 
 
-@exactly
+@strict_njit
 def spread_of_pairs(counts: Any, sums: Any, squares: Any, out: Any) -> None:
     """Standard deviations from counts and from sums of values and squares as pairs: sqrt(n *
     squares - sum**2) / n.

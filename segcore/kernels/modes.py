@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from maskloom.segcore.kernels.clustering import _exp
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 from maskloom.segcore.kernels.pixels import BLUE, GREEN, RED
 
 FLAT, EPANECHNIKOV, GAUSSIAN = 0, 1, 2
@@ -22,18 +22,18 @@ _BATCH = 128
 # --------------------------------------------------------------------------------------------------
 
 
-@exactly
+@strict_njit
 def _slot(keys, held, key):  # type: ignore[no-untyped-def]
     """The slot of `key` in the table, or the free slot where it belongs."""
     mask = np.uint64(keys.size - 1)
-    at = key * np.uint64(0x9E3779B97F4A7C15)
-    at = (at ^ (at >> np.uint64(32))) & mask
-    while held[at] >= 0 and keys[at] != key:
-        at = (at + np.uint64(1)) & mask
-    return at
+    position = key * np.uint64(0x9E3779B97F4A7C15)
+    position = (position ^ (position >> np.uint64(32))) & mask
+    while held[position] >= 0 and keys[position] != key:
+        position = (position + np.uint64(1)) & mask
+    return position
 
 
-@exactly
+@strict_njit
 def _cell_of(value, lattice):  # type: ignore[no-untyped-def]
     """The key of the value's cell, and whether the cell is in the lattice: not for outside values
     and NaN.
@@ -47,17 +47,17 @@ def _cell_of(value, lattice):  # type: ignore[no-untyped-def]
     return key, inside
 
 
-@exactly
+@strict_njit
 def fill(keys, held, new_keys, values):  # type: ignore[no-untyped-def]
     """Insert (key, value) pairs into an empty table."""
     for i in range(new_keys.size):
-        at = _slot(keys, held, new_keys[i])
-        keys[at] = new_keys[i]
-        held[at] = values[i]
+        position = _slot(keys, held, new_keys[i])
+        keys[position] = new_keys[i]
+        held[position] = values[i]
 
 
-@exactly
-def gather(values, weights, lattice, table, cells):  # type: ignore[no-untyped-def]
+@strict_njit
+def group_by_cell(values, weights, lattice, table, cells):  # type: ignore[no-untyped-def]
     """Collect values (channel, n), all inside the lattice, by cell in order of first occurrence.
 
     Fills `cells`: sums (most, 1 + channels) of weights and weighted values, and keys (most,).
@@ -68,15 +68,15 @@ def gather(values, weights, lattice, table, cells):  # type: ignore[no-untyped-d
     n = 0
     for i in range(weights.size):
         key, _ = _cell_of(values[:, i], lattice)
-        at = _slot(keys, held, key)
-        if held[at] < 0:
+        position = _slot(keys, held, key)
+        if held[position] < 0:
             if n == cell_keys.size:
                 return -1
-            keys[at] = key
-            held[at] = n
+            keys[position] = key
+            held[position] = n
             cell_keys[n] = key
             n += 1
-        cell = held[at]
+        cell = held[position]
         sums[cell, 0] += weights[i]
         for j in range(values.shape[0]):
             sums[cell, 1 + j] += weights[i] * float(values[j, i])
@@ -87,8 +87,8 @@ def gather(values, weights, lattice, table, cells):  # type: ignore[no-untyped-d
 # --------------------------------------------------------------------------------------------------
 
 
-@exactly
-def _first(values, begin, end, bound):  # type: ignore[no-untyped-def]
+@strict_njit
+def _lower_bound(values, begin, end, bound):  # type: ignore[no-untyped-def]
     """The index of the first of the ascending values[begin:end] that is not below the bound."""
     while begin < end:
         middle = (begin + end) >> 1
@@ -99,7 +99,7 @@ def _first(values, begin, end, bound):  # type: ignore[no-untyped-def]
     return begin
 
 
-@exactly
+@strict_njit
 def _count(squares, weights, window, counted):  # type: ignore[no-untyped-def]
     """The weights times the kernel at their squared distances from the window's centre."""
     kernel, bandwidth, reach = window
@@ -117,8 +117,8 @@ def _count(squares, weights, window, counted):  # type: ignore[no-untyped-def]
         counted[p] = counted[p] if squares[p] <= reach * reach else 0.0
 
 
-@exactly
-def _add_run(at, window, density, run, scratch, total):  # type: ignore[no-untyped-def]
+@strict_njit
+def _add_run(position, window, density, run, scratch, total):  # type: ignore[no-untyped-def]
     """Add the points of a (begin, end) `run` to `total`, in loops that vectorise."""
     points, weights = density[0], density[1]
     channels = points.shape[0]
@@ -128,7 +128,7 @@ def _add_run(at, window, density, run, scratch, total):  # type: ignore[no-untyp
         squares[:n] = 0.0
         for j in range(channels):
             for p in range(n):
-                difference = points[j, start + p] - at[j]
+                difference = points[j, start + p] - position[j]
                 squares[p] += difference * difference
         _count(squares, weights[start : start + n], window, counted)
         for p in range(n):
@@ -138,7 +138,7 @@ def _add_run(at, window, density, run, scratch, total):  # type: ignore[no-untyp
                 total[1 + j] += counted[p] * points[j, start + p]
 
 
-@exactly
+@strict_njit
 def _rows_within(value, low, number, side, reach):  # type: ignore[no-untyped-def]
     """The value relative to the begin of the rows, and the first and last row within reach."""
     place = value - low
@@ -149,9 +149,10 @@ def _rows_within(value, low, number, side, reach):  # type: ignore[no-untyped-de
     )
 
 
-@exactly
-def _weighted_sums(at, window, density, scratch, total):  # type: ignore[no-untyped-def]
-    """Weight and weighted sums (1 + channels) of the points around `at`, weighted by the kernel.
+@strict_njit
+def _weighted_sums(position, window, density, scratch, total):  # type: ignore[no-untyped-def]
+    """Weight and weighted sums (1 + channels) of the points around `position`, weighted by the
+    kernel.
 
     `window` is (kernel, bandwidth, reach). `density` is (points (channel, n), weights, starts,
     rows): points sorted by row, and within a row by their third channel (the last one, if there are
@@ -165,10 +166,10 @@ def _weighted_sums(at, window, density, scratch, total):  # type: ignore[no-unty
     # The margin covers rounding: the distances alone decide which points count.
     reach = window[2] * (1 + 1e-9)
     a, first_a, last_a = (
-        _rows_within(at[0], low_a, number_a, side, reach) if channels > 1 else (0.0, 0, 0)
+        _rows_within(position[0], low_a, number_a, side, reach) if channels > 1 else (0.0, 0, 0)
     )
     b, first_b, last_b = (
-        _rows_within(at[1], low_b, number_b, side, reach) if channels > 2 else (0.0, 0, 0)
+        _rows_within(position[1], low_b, number_b, side, reach) if channels > 2 else (0.0, 0, 0)
     )
     for row_a in range(first_a, last_a + 1):
         gap_a = max(0.0, row_a * side - a, a - (row_a + 1) * side) if channels > 1 else 0.0
@@ -179,24 +180,24 @@ def _weighted_sums(at, window, density, scratch, total):  # type: ignore[no-unty
             if left < 0 or begin == end:
                 continue
             half = np.sqrt(left) + 1e-9 * reach
-            begin = _first(points[along], begin, end, at[along] - half)
-            end = _first(points[along], begin, end, at[along] + half)
-            _add_run(at, window, density, (begin, end), scratch, total)
+            begin = _lower_bound(points[along], begin, end, position[along] - half)
+            end = _lower_bound(points[along], begin, end, position[along] + half)
+            _add_run(position, window, density, (begin, end), scratch, total)
 
 
-@exactly
-def _step(at, total):  # type: ignore[no-untyped-def]
+@strict_njit
+def _step(position, total):  # type: ignore[no-untyped-def]
     """Move to the mean; return the squared distance moved."""
     moved = 0.0
-    for j in range(at.size):
+    for j in range(position.size):
         mean = total[1 + j] / total[0]
-        moved += (mean - at[j]) ** 2
-        at[j] = mean
+        moved += (mean - position[j]) ** 2
+        position[j] = mean
     return moved
 
 
-@exactly
-def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyped-def]
+@strict_njit
+def follow_paths(chunk, window, density, micro, steps, found):  # type: ignore[no-untyped-def]
     """Follow mean shift from the points of `chunk` until a step is at most a thousandth of the
     bandwidth.
 
@@ -206,7 +207,7 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
     """
     points, ends, strengths = density[0], found[0], found[1]
     channels = points.shape[0]
-    total, at = np.empty(1 + channels), np.empty(channels)
+    total, position = np.empty(1 + channels), np.empty(channels)
     scratch = np.empty(_BATCH), np.empty(_BATCH)
     remembers = micro[0] > 0
     slots = _MEMO_SLOTS if remembers else 1
@@ -214,24 +215,24 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
     path = np.empty(steps + 1, np.uint64)
     known = 0
     for i in range(chunk[0], chunk[1]):
-        at[:] = points[:, i]
+        position[:] = points[:, i]
         crossed, same = 0, -1
         for _ in range(steps):
-            key, inside = _cell_of(at, micro)
+            key, inside = _cell_of(position, micro)
             if inside and remembers:
                 same = held[_slot(keys, held, key)]
                 if same >= 0:
                     break
                 path[crossed] = key
                 crossed += 1
-            _weighted_sums(at, window, density, scratch, total)
+            _weighted_sums(position, window, density, scratch, total)
             if total[0] <= 0:
                 break
             strengths[i] = total[0]
-            if _step(at, total) <= (1e-3 * window[1]) ** 2:
+            if _step(position, total) <= (1e-3 * window[1]) ** 2:
                 break
         if same < 0:
-            ends[i], same = at, i
+            ends[i], same = position, i
         ends[i], strengths[i] = ends[same], strengths[same]
         for step in range(crossed):
             if 2 * known < slots:
@@ -241,7 +242,7 @@ def climb(chunk, window, density, micro, steps, found):  # type: ignore[no-untyp
                 held[slot] = same
 
 
-@exactly
+@strict_njit
 def keep_strongest(ends, bandwidth, most, kept):  # type: ignore[no-untyped-def]
     """Keep each of the `ends` (n, channel), strongest first, that is farther than the bandwidth
     from all kept before.
@@ -270,7 +271,7 @@ def keep_strongest(ends, bandwidth, most, kept):  # type: ignore[no-untyped-def]
 # --------------------------------------------------------------------------------------------------
 
 
-@exactly
+@strict_njit
 def _class_of(value, lattice, table, modes):  # type: ignore[no-untyped-def]
     """The class stored for the value's cell, or else that of the nearest mode, the first of
     equals.
@@ -291,7 +292,7 @@ def _class_of(value, lattice, table, modes):  # type: ignore[no-untyped-def]
     return label
 
 
-@exactly
+@strict_njit
 def label_values(values, lattice, table, modes, out):  # type: ignore[no-untyped-def]
     """Write the classes of the rows of `values` (n, channel) to `out` (n,)."""
     value = np.empty(values.shape[1])
@@ -301,7 +302,7 @@ def label_values(values, lattice, table, modes, out):  # type: ignore[no-untyped
         out[i] = _class_of(value, lattice, table, modes)
 
 
-@exactly
+@strict_njit
 def label_colours(pixels, labeller, memo, out):  # type: ignore[no-untyped-def]
     """Write the classes of a (y, x, 3) uint8 block to `out` (y, x), by way of `memo`.
 

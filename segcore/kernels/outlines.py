@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 
 
-@exactly
+@strict_njit
 def _between(low: Any, high: Any, squared: Any) -> Any:
     """Area between two latitudes in radians, per radian of longitude, in units of half the squared
     semi-minor axis.
@@ -30,14 +30,14 @@ def _between(low: Any, high: Any, squared: Any) -> Any:
     return first + math.atanh(e * step / (1.0 - squared * s * t)) / e
 
 
-@exactly
+@strict_njit
 def zones(low: Any, high: Any, squared: Any, out: Any) -> None:
     """Write the areas between latitudes in radians, in the units of `_between`, never negative."""
     for i in range(len(out)):
         out[i] = abs(_between(low[i], high[i], squared))
 
 
-@exactly
+@strict_njit
 def _triangle(points: Any, a: Any, b: Any, c: Any) -> Any:
     """Solid angle of a spherical triangle, positive if counter-clockwise as seen from outside.
 
@@ -67,7 +67,7 @@ def _triangle(points: Any, a: Any, b: Any, c: Any) -> Any:
     return 2.0 * math.atan2(volume, near)
 
 
-@exactly
+@strict_njit
 def patches(longitudes: Any, latitudes: Any, squared: Any, angles: Any, gaps: Any) -> None:
     """Measure patches of the ellipsoid on its authalic sphere, where areas equal those of the
     ellipsoid.
@@ -104,7 +104,7 @@ def patches(longitudes: Any, latitudes: Any, squared: Any, angles: Any, gaps: An
         gaps[i, 2] = abs(points[last, 0] * points[0, 1] - points[last, 1] * points[0, 0])
 
 
-@exactly
+@strict_njit
 def _distance(points: Any, a: Any, b: Any) -> Any:
     return math.sqrt(
         (points[a, 0] - points[b, 0]) ** 2

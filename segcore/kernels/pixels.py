@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 
 PAGE_BITS = 12
 """Colours are counted in pages of 2**12 table entries: cubes of 16 x 16 x 16 colours."""
@@ -28,7 +28,7 @@ RED, GREEN, BLUE = _SPREAD << np.uint32(2), _SPREAD << np.uint32(1), _SPREAD
 # --------------------------------------------------------------------------------------------------
 
 
-@exactly
+@strict_njit
 def colour_keys(pixels, valid, keys):  # type: ignore[no-untyped-def]
     """Morton codes of the valid pixels of a (y, x, 3) uint8 block; returns how many were written to
     `keys`.
@@ -41,7 +41,7 @@ def colour_keys(pixels, valid, keys):  # type: ignore[no-untyped-def]
     return n
 
 
-@exactly
+@strict_njit
 def count_colours(pixels, valid, table, touched):  # type: ignore[no-untyped-def]
     """Count the valid pixels of a (y, x, 3) uint8 block into a table of 2**24; mark the pages that
     were touched.
@@ -54,7 +54,7 @@ def count_colours(pixels, valid, table, touched):  # type: ignore[no-untyped-def
                 touched[key >> PAGE_BITS] = 1
 
 
-@exactly
+@strict_njit
 def count_keys(keys, table, touched):  # type: ignore[no-untyped-def]
     """Count ready keys below 2**24 into a table; mark the pages that were touched."""
     for key in keys:
@@ -62,7 +62,7 @@ def count_keys(keys, table, touched):  # type: ignore[no-untyped-def]
         touched[key >> PAGE_BITS] = 1
 
 
-@exactly
+@strict_njit
 def drain(table, touched, keys, counts):  # type: ignore[no-untyped-def]
     """Move the touched pages' counts to sorted (keys, counts), and leave table and marks all zero;
     returns their number.
@@ -80,7 +80,7 @@ def drain(table, touched, keys, counts):  # type: ignore[no-untyped-def]
     return n
 
 
-@exactly
+@strict_njit
 def run_lengths(ordered, keys, counts):  # type: ignore[no-untyped-def]
     """Distinct values of a sorted array and how often each occurs; returns their number."""
     n = -1
@@ -93,7 +93,7 @@ def run_lengths(ordered, keys, counts):  # type: ignore[no-untyped-def]
     return n + 1
 
 
-@exactly
+@strict_njit
 def merge_counts(keys_a, counts_a, keys_b, counts_b, keys, counts):  # type: ignore[no-untyped-def]
     """Merge two sorted (keys, counts) into a third; returns its length."""
     i, j, n = 0, 0, 0
@@ -118,7 +118,7 @@ def merge_counts(keys_a, counts_a, keys_b, counts_b, keys, counts):  # type: ign
     return n
 
 
-@exactly
+@strict_njit
 def split_keys(keys, colours):  # type: ignore[no-untyped-def]
     """Red, green and blue (rows of `colours`) of Morton codes."""
     for i in range(keys.size):
@@ -130,7 +130,7 @@ def split_keys(keys, colours):  # type: ignore[no-untyped-def]
             colours[channel, i] = (bits | bits >> 8) & 0xFF
 
 
-@exactly
+@strict_njit
 def count_values(values, valid, low, tables):  # type: ignore[no-untyped-def]
     """Count the valid integers `values`, all of them in the tables' range from `low` on.
 
@@ -146,7 +146,7 @@ def count_values(values, valid, low, tables):  # type: ignore[no-untyped-def]
         tables[0, np.uint64(np.int64(values[i]) - low)] += valid[i]
 
 
-@exactly
+@strict_njit
 def count_bins(values, valid, edges, counts):  # type: ignore[no-untyped-def]
     """Count the valid finite `values` into equal bins, closed on the left, the last one on both
     sides.
@@ -169,7 +169,7 @@ def count_bins(values, valid, edges, counts):  # type: ignore[no-untyped-def]
 # --------------------------------------------------------------------------------------------------
 
 
-@exactly
+@strict_njit
 def splitmix(state):  # type: ignore[no-untyped-def]
     """The output function of splitmix64 (Steele, Lea, Flood 2014)."""
     z = np.uint64(state) + np.uint64(0x9E3779B97F4A7C15)
@@ -178,7 +178,7 @@ def splitmix(state):  # type: ignore[no-untyped-def]
     return z ^ (z >> np.uint64(31))
 
 
-@exactly
+@strict_njit
 def hash_places(parents, first, hashes):  # type: ignore[no-untyped-def]
     """Hashes of the places `first` and on along an axis: a row of `hashes` for each hash in
     `parents`, that of the place along the axes before.
@@ -188,7 +188,7 @@ def hash_places(parents, first, hashes):  # type: ignore[no-untyped-def]
             hashes[i, k] = splitmix(parents[i] ^ splitmix(np.uint64(first + k)))
 
 
-@exactly
+@strict_njit
 def draw(valid, rows, first, limit, lots):  # type: ignore[no-untyped-def]
     """Lots of the valid pixels (y, x) that are at most `limit`: (hashes, flat positions) into
     `lots`; returns how many. `rows` are the hashes of the rows, `first` is the first column.
@@ -212,7 +212,7 @@ def draw(valid, rows, first, limit, lots):  # type: ignore[no-untyped-def]
 # --------------------------------------------------------------------------------------------------
 
 
-@exactly
+@strict_njit
 def score_batch(x, n, constant, mean, factor, diagonal, out):  # type: ignore[no-untyped-def]
     """Set `out` to constant - |factor (x - mean)|**2 / 2 for n columns of x; factor is lower
     triangular.
@@ -233,7 +233,7 @@ def score_batch(x, n, constant, mean, factor, diagonal, out):  # type: ignore[no
         out[p] = constant - 0.5 * out[p]
 
 
-@exactly
+@strict_njit
 def label_pixels(pixels, scorer, diagonal, out):  # type: ignore[no-untyped-def]
     """The best class of each row of `pixels` (n, channels), the first of equals; `scorer` is
     (constants, means, factors).
@@ -262,7 +262,7 @@ def label_pixels(pixels, scorer, diagonal, out):  # type: ignore[no-untyped-def]
             out[start + p] = label[p]
 
 
-@exactly
+@strict_njit
 def _best_class(colour, scorer, diagonal):  # type: ignore[no-untyped-def]
     """The class of one colour, by the arithmetic of `label_pixels`."""
     constants, means, factors = scorer
@@ -282,7 +282,7 @@ def _best_class(colour, scorer, diagonal):  # type: ignore[no-untyped-def]
     return label
 
 
-@exactly
+@strict_njit
 def label_colours(pixels, scorer, diagonal, memo, out):  # type: ignore[no-untyped-def]
     """Classes of a (y, x, 3) uint8 block from `memo` (class + 1 by Morton code, 0: not known yet,
     found out when met).

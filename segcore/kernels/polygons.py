@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 
 PLACE = 30
 """Bits of a column."""
@@ -26,7 +26,7 @@ _END_ACROSS = np.array([1, 1, 0, 0])
 """Where a crack ends, from the top left corner of its pixel."""
 
 
-@exactly
+@strict_njit
 def _doubled(array: Any) -> Any:
     larger = np.empty(2 * len(array), np.int64)
     for i in range(len(array)):
@@ -34,7 +34,7 @@ def _doubled(array: Any) -> Any:
     return larger
 
 
-@exactly
+@strict_njit
 def _next(labels: Any, y: Any, x: Any, direction: Any) -> Any:
     """The crack that follows that of pixel (y, x), and whether another part of the object touches
     the corner between them.
@@ -52,7 +52,7 @@ def _next(labels: Any, y: Any, x: Any, direction: Any) -> Any:
     return beyond_y, beyond_x, outward, False
 
 
-@exactly
+@strict_njit
 def _enters(labels: Any, y: Any, x: Any, direction: Any) -> Any:
     """Whether the crack before that of pixel (y, x) belongs to a pixel outside the core."""
     rows, columns, label, outward = (
@@ -69,7 +69,7 @@ def _enters(labels: Any, y: Any, x: Any, direction: Any) -> Any:
     return not (2 <= before_y < rows + 2 and 2 <= before_x < columns + 2)
 
 
-@exactly
+@strict_njit
 def _walk(labels: Any, crack: Any, frame: Any, seen: Any, vertices: Any, used: Any) -> Any:
     """Follow an outline from a crack until it leaves the core or closes; returns the vertices, how
     many, and the key of the crack after the last.
@@ -93,7 +93,7 @@ def _walk(labels: Any, crack: Any, frame: Any, seen: Any, vertices: Any, used: A
             return vertices, used, (row << PLACE | column) << 2 | direction
 
 
-@exactly
+@strict_njit
 def trace(labels: Any, top: Any, left: Any, spacing: Any) -> Any:
     """Chains of cracks of the core's pixels; `labels` has a ring of 2 pixels around the core, whose
     first pixel is (top, left).
@@ -144,7 +144,7 @@ def trace(labels: Any, top: Any, left: Any, spacing: Any) -> Any:
     return vertices[:used], chains[:found]
 
 
-@exactly
+@strict_njit
 def join(follower: Any, offsets: Any, vertices: Any, owner: Any) -> Any:
     """Rings from chains, each of which is followed by chain `follower`; returns vertices, stop of
     each ring, and its owner.
@@ -166,7 +166,7 @@ def join(follower: Any, offsets: Any, vertices: Any, owner: Any) -> Any:
     return out[:used], stops[:rings], owners[:rings]
 
 
-@exactly
+@strict_njit
 def split(places: Any, following: Any, stops: Any, most: Any) -> Any:
     """Simple rings from rings that may touch themselves, `most` at most, by the vertex that follows
     each once they are cut there.
@@ -202,7 +202,7 @@ def split(places: Any, following: Any, stops: Any, most: Any) -> Any:
     return out, cuts[:loops], rings[:loops], areas[:loops]
 
 
-@exactly
+@strict_njit
 def _area(places: Any) -> Any:
     """Pixels inside a ring, by the shoelace formula; positive where the pixels of the object lie
     inside.
@@ -216,7 +216,7 @@ def _area(places: Any) -> Any:
     return total // 2
 
 
-@exactly
+@strict_njit
 def sweep(lows: Any, highs: Any, rings: Any, shells: Any) -> None:
     """Find the exteriors of holes (-1 in `shells`) from the upright edges of rings, object by
     object and from left to right.

@@ -19,7 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from maskloom.segcore.kernels.clustering import _log
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 from maskloom.segcore.kernels.pixels import splitmix
 
 _NOISE = 1e-5
@@ -38,7 +38,7 @@ def _fused(context: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ARG001  numba 
     ), lambda _, builder, __, values: builder.fma(*values)
 
 
-@exactly
+@strict_njit
 def _exp(x):  # type: ignore[no-untyped-def]
     """e**x for x <= 700, and e**-700 below -700, to the last bit but one; without branches so that
     loops over it run on vectors.
@@ -67,7 +67,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
 # ---------------------------------------------------------------------------------------------
 
 
-@exactly
+@strict_njit
 def _linearise(values):  # type: ignore[no-untyped-def]
     """Set values of sRGB to the light behind them (IEC 61966-2-1)."""
     for x in range(values.size):
@@ -76,7 +76,7 @@ def _linearise(values):  # type: ignore[no-untyped-def]
         values[x] = curved if value > 0.04045 else value / 12.92
 
 
-@exactly
+@strict_njit
 def _adapt(values, white):  # type: ignore[no-untyped-def]
     """Set values of CIE XYZ to their cube roots relative to white, with the straight part of CIE
     Lab near black.
@@ -87,7 +87,7 @@ def _adapt(values, white):  # type: ignore[no-untyped-def]
         values[x] = root if light > 0.008856 else 7.787 * light + 16.0 / 116.0
 
 
-@exactly
+@strict_njit
 def convert_to_lab(planes):  # type: ignore[no-untyped-def]
     """Set (3, y, x) planes of sRGB from 0 to 1 to CIE Lab (D65, 2 degrees), with the constants of
     scikit-image.
@@ -112,7 +112,7 @@ def convert_to_lab(planes):  # type: ignore[no-untyped-def]
             blue[x] = 200.0 * (second - third)
 
 
-@exactly
+@strict_njit
 def fill_noise(corner, seed, noise):  # type: ignore[no-untyped-def]
     """Noise of the pixels from `corner` (row, column of the raster) on: normal to the eye, its
     place and `seed` decide it.
@@ -137,7 +137,7 @@ def fill_noise(corner, seed, noise):  # type: ignore[no-untyped-def]
 # -------------------------------------------------------------------------------------------
 
 
-@exactly
+@strict_njit
 def _weigh_colours(planes, here, there, space, factor, weights):  # type: ignore[no-untyped-def]
     """Weights of the pairs of pixels from `here` and from `there` (row, column) on, `space` being
     their squared distance in space.
@@ -160,7 +160,7 @@ def _weigh_colours(planes, here, there, space, factor, weights):  # type: ignore
         weights[x] = _exp((first * first + second * second + third * third + space) * factor)
 
 
-@exactly
+@strict_njit
 def _weigh_bands(planes, here, there, space, factor, weights):  # type: ignore[no-untyped-def]
     """The same for any number of bands."""
     n = weights.size
@@ -175,13 +175,13 @@ def _weigh_bands(planes, here, there, space, factor, weights):  # type: ignore[n
         weights[x] = _exp((weights[x] + space) * factor)
 
 
-@exactly
+@strict_njit
 def _add(terms, sums):  # type: ignore[no-untyped-def]
     for x in range(terms.size):
         sums[x] += terms[x]
 
 
-@exactly
+@strict_njit
 def add_densities(planes, densities, inner, width, factor):  # type: ignore[no-untyped-def]
     """Add to the densities of the pixels of `inner` (top, left, bottom, right) the weights
     exp(factor · distance²) of their windows.
@@ -213,7 +213,7 @@ def add_densities(planes, densities, inner, width, factor):  # type: ignore[no-u
                 _add(weights, densities[y + dy][first + dx : last + dx])
 
 
-@exactly
+@strict_njit
 def find_parents(planes, densities, core, offsets, max_dist, parents):  # type: ignore[no-untyped-def]
     """Set `parents` (flat places) of the pixels of `core` (top, left, bottom, right); roots are
     their own.
@@ -251,7 +251,7 @@ def find_parents(planes, densities, core, offsets, max_dist, parents):  # type: 
             parents[y, x] = parent if math.sqrt(nearest) <= max_dist else y * across + x
 
 
-@exactly
+@strict_njit
 def number_trees(parents, values):  # type: ignore[no-untyped-def]
     """Write to `values`, which holds zeros, the number of each pixel's tree, from 1 on in the row
     order of their first pixels.

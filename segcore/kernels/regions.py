@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 from maskloom.segcore.kernels.disjoint import root_of, unite
 
 _NO_EDGE = np.uint32(np.float32(np.inf).view(np.uint32))
 
 
-@exactly
+@strict_njit
 def label_joined(right, down, valid, labels):  # type: ignore[no-untyped-def]
     """Number the sets of valid pixels that edges below 1 join, from 1 in the order of their first
     pixels; their sizes ([0] is 0).
@@ -44,12 +44,12 @@ def label_joined(right, down, valid, labels):  # type: ignore[no-untyped-def]
     return sizes
 
 
-@exactly
+@strict_njit
 def _may_merge(bits, one, other, sizes, least):  # type: ignore[no-untyped-def]
     return one != other and bits < _NO_EDGE and (sizes[one] < least or sizes[other] < least)
 
 
-@exactly
+@strict_njit
 def merging_edges(right, down, labels, sizes, least):  # type: ignore[no-untyped-def]
     """Keys of the edges inside the tile between two sets of which one is smaller than `least`, in
     the order of their places.
@@ -85,7 +85,7 @@ def merging_edges(right, down, labels, sizes, least):  # type: ignore[no-untyped
     return keys
 
 
-@exactly
+@strict_njit
 def merge_small(keys, labels, least, sets, events, members):  # type: ignore[no-untyped-def]
     """Merge what is certain along the sorted `keys`, and note the events that joining must replay.
 
@@ -124,7 +124,7 @@ def merge_small(keys, labels, least, sets, events, members):  # type: ignore[no-
     return found, known
 
 
-@exactly
+@strict_njit
 def number_sets(parents):  # type: ignore[no-untyped-def]
     """The fragment of each label, numbered from 1 on in the order of their first labels; that of 0
     is 0.
@@ -141,7 +141,7 @@ def number_sets(parents):  # type: ignore[no-untyped-def]
     return fragments
 
 
-@exactly
+@strict_njit
 def replay(ones, others, sure, sizes, least):  # type: ignore[no-untyped-def]
     """Merge leaves along sorted edges: always where `sure`, else where one side is smaller than
     `least`; the set of each leaf.

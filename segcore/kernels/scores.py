@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 
 
-@exactly
-def likeliest(scores, labels):  # type: ignore[no-untyped-def]
+@strict_njit
+def argmax_labels(scores, labels):  # type: ignore[no-untyped-def]
     """Write the class with the highest score (y, x, class), the first of equals, to the integer
     `labels` (y, x), as `np.argmax` does.
 
@@ -28,8 +28,8 @@ def likeliest(scores, labels):  # type: ignore[no-untyped-def]
             labels[y, x] = at
 
 
-@exactly
-def likelier(scores, threshold, labels):  # type: ignore[no-untyped-def]
+@strict_njit
+def threshold_labels(scores, threshold, labels):  # type: ignore[no-untyped-def]
     """Write 1 where the only score of a pixel (y, x, 1) exceeds the threshold, otherwise 0, to the
     integer `labels` (y, x).
     """
@@ -40,7 +40,7 @@ def likelier(scores, threshold, labels):  # type: ignore[no-untyped-def]
             labels[y, x] = scores[y, x, 0] > limit
 
 
-@exactly
+@strict_njit
 def add_weighted(scores, row_weights, column_weights, total):  # type: ignore[no-untyped-def]
     """Add the scores (y, x, class), times the weights of row and column, to `total`; all
     float32.

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 from maskloom.segcore.kernels.disjoint import root_of
 
 _LENGTHS = np.array([0.0, 1.0, 2.0**0.5, 3.0**0.5])
 """Length of a step, by the number of axes that it goes along."""
 
 
-@exactly
+@strict_njit
 def squared_distances(classes: Any, reach: Any, out: Any) -> None:
     """Squared Euclidean distance of each pixel to the nearest of another class, at most reach**2; 0
     where the class is 0.
@@ -46,7 +46,7 @@ def squared_distances(classes: Any, reach: Any, out: Any) -> None:
                 out[z, y, x] = best
 
 
-@exactly
+@strict_njit
 def _distances_in_plane(classes: Any, reach: Any, out: Any) -> None:
     """`squared_distances` in one plane: columns first, then along the rows outwards."""
     height, width = classes.shape
@@ -74,7 +74,7 @@ def _distances_in_plane(classes: Any, reach: Any, out: Any) -> None:
             out[y, x] = best
 
 
-@exactly
+@strict_njit
 def descending(squares: Any, highest: Any) -> Any:
     """Flat places of the pixels above 0, the highest first, equals in C order. No pixel exceeds
     `highest`.
@@ -94,7 +94,7 @@ def descending(squares: Any, highest: Any) -> Any:
     return order
 
 
-@exactly
+@strict_njit
 def _reached(classes: Any, basins: Any, place: Any, near: Any, axes: Any) -> Any:
     """How many neighbours of a pixel have its class and a basin already; in C order their flat
     places in `near`, and the number of axes along which they differ from it in `axes`.
@@ -114,7 +114,7 @@ def _reached(classes: Any, basins: Any, place: Any, near: Any, axes: Any) -> Any
     return count
 
 
-@exactly
+@strict_njit
 def _united(squares: Any, basins: Any, roots: Any, pass_height: Any, prominence: Any) -> Any:
     """Unite two basins that meet at a pass unless both rise enough above it; the root that the
     first has now.
@@ -128,7 +128,7 @@ def _united(squares: Any, basins: Any, roots: Any, pass_height: Any, prominence:
     return high
 
 
-@exactly
+@strict_njit
 def flood(classes: Any, squares: Any, order: Any, prominence: Any) -> Any:
     """(labels, count): the basins of each class as 1 ... count in the order of their first pixels,
     0 where the class is 0. All arrays are (z, y, x).
@@ -159,7 +159,7 @@ def flood(classes: Any, squares: Any, order: Any, prominence: Any) -> Any:
     return _numbered(basins, classes.shape)
 
 
-@exactly
+@strict_njit
 def _numbered(basins: Any, shape: Any) -> Any:
     labels = np.zeros(basins.size, np.int32)
     number_of = np.zeros(basins.size, np.int32)

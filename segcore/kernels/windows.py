@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 
 _STRIP = 512
 """Columns that are worked on together, so that their sums and histograms stay in the processor's
@@ -23,7 +23,7 @@ medians.
 _WORD = 64
 
 
-@exactly
+@strict_njit
 def box_sums(values, rows, columns, out):  # type: ignore[no-untyped-def]
     """Sums of whole numbers over square windows by running sums."""
     span = rows.size - out.shape[0]
@@ -46,7 +46,7 @@ def box_sums(values, rows, columns, out):  # type: ignore[no-untyped-def]
             column[x] -= values[leaving, x]
 
 
-@exactly
+@strict_njit
 def _weigh_line(line, weights, out):  # type: ignore[no-untyped-def]
     """Weighted sums along a line; `line` is twice the radius longer than `out`, `weights` are those
     of distance 0, 1 and so on.
@@ -60,7 +60,7 @@ def _weigh_line(line, weights, out):  # type: ignore[no-untyped-def]
             out[x] += weight * (line[x + radius - k] + line[x + radius + k])
 
 
-@exactly
+@strict_njit
 def weighted_sums(values, rows, columns, weights, out):  # type: ignore[no-untyped-def]
     """Sums over square windows, weighted by the distances along the row and along the column."""
     radius = weights.size - 1
@@ -88,7 +88,7 @@ def weighted_sums(values, rows, columns, weights, out):  # type: ignore[no-untyp
                         into[x] += weight * (above[x] + below[x])
 
 
-@exactly
+@strict_njit
 def _catch_up(group, columns_fine, state, x):  # type: ignore[no-untyped-def]
     """Bring the 16 levels of a group up to the window that begins at column x of the strip."""
     fine, seen, span = state
@@ -106,7 +106,7 @@ def _catch_up(group, columns_fine, state, x):  # type: ignore[no-untyped-def]
     seen[group] = x
 
 
-@exactly
+@strict_njit
 def _level_at(position, coarse, columns_fine, state, x):  # type: ignore[no-untyped-def]
     """The level that holds the value at this position in the order of the window that begins at
     column x of the strip.
@@ -123,7 +123,7 @@ def _level_at(position, coarse, columns_fine, state, x):  # type: ignore[no-unty
     return level
 
 
-@exactly
+@strict_njit
 def _count_row(values, usable, columns, step, histograms):  # type: ignore[no-untyped-def]
     """Add a row's usable values to the histograms of its columns, or take them out."""
     fine, coarse = histograms
@@ -134,7 +134,7 @@ def _count_row(values, usable, columns, step, histograms):  # type: ignore[no-un
             coarse[j, values[x] >> 4] += step
 
 
-@exactly
+@strict_njit
 def medians_of_bytes(values, usable, rows, columns, out):  # type: ignore[no-untyped-def]
     """Medians of the usable uint8 values of square windows, 0 where there are none.
 
@@ -180,7 +180,7 @@ def medians_of_bytes(values, usable, rows, columns, out):  # type: ignore[no-unt
             _count_row(values[rows[y]], usable[rows[y]], places, -1, histograms)
 
 
-@exactly
+@strict_njit
 def _rank_at(members, counts, word, before, position):  # type: ignore[no-untyped-def]
     """The rank of the member at this position in order; there are `before` members below `word`,
     where the search begins.
@@ -200,7 +200,7 @@ def _rank_at(members, counts, word, before, position):  # type: ignore[no-untype
     return word, before, _WORD * word + rank
 
 
-@exactly
+@strict_njit
 def _medians_of_ranks(ranks, ordered, spans, out):  # type: ignore[no-untyped-def]
     """Medians of the windows of a patch (z, y, x) from the ranks of its values (-1: not usable) and
     its values in order.
@@ -241,7 +241,7 @@ def _medians_of_ranks(ranks, ordered, spans, out):  # type: ignore[no-untyped-de
                 out[z, y, x] = a if a == b else 0.5 * a + 0.5 * b
 
 
-@exactly
+@strict_njit
 def _sorted_patch(values, usable, planes, rows, columns):  # type: ignore[no-untyped-def]
     """Ranks of the usable values at these places (-1: not usable), and the values in order."""
     ranks = np.full((planes.size, rows.size, columns.size), -1, np.int64)
@@ -260,7 +260,7 @@ def _sorted_patch(values, usable, planes, rows, columns):  # type: ignore[no-unt
     return ranks, found[:n][order]
 
 
-@exactly
+@strict_njit
 def medians(values, usable, reflected, out):  # type: ignore[no-untyped-def]
     """Medians of the usable values (z, y, x) of cubes, or of squares in a single plane, 0 where
     there are none. `reflected` are the planes, rows and columns.

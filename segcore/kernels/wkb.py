@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from maskloom.segcore.kernels.compiling import exactly
+from maskloom.segcore.kernels.compiling import strict_njit
 
 
-@exactly
+@strict_njit
 def orient(points: Any, offsets: Any, exterior: Any) -> None:
     """Turn rings around so that exteriors go counter-clockwise (x to the right, y upwards) and
     holes clockwise; first points stay.
@@ -29,7 +29,7 @@ def orient(points: Any, offsets: Any, exterior: Any) -> None:
                 i, j = i + 1, j - 1
 
 
-@exactly
+@strict_njit
 def unwind(longitudes: Any, offsets: Any, broken: Any) -> None:
     """Make longitudes continuous along rings that cross the antimeridian; those that go around a
     pole are `broken`.
@@ -49,14 +49,14 @@ def unwind(longitudes: Any, offsets: Any, broken: Any) -> None:
         broken[ring] = turn != 0.0
 
 
-@exactly
+@strict_njit
 def _write_number(out: Any, at: Any, number: Any) -> Any:
     for k in range(4):
         out[at + k] = (number >> (8 * k)) & 255
     return at + 4
 
 
-@exactly
+@strict_njit
 def write_wkb(out: Any, starts: Any, rings: Any, exterior: Any, offsets: Any, points: Any) -> None:
     """Write the polygons of each object. Its rings are `rings[i]` to `rings[i + 1]`, each polygon's
     exterior first; no bytes, nothing written.

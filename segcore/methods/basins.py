@@ -109,7 +109,7 @@ def table_for(entries: int) -> Table:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Points:
+class ModePoints:
     """Weighted points that represent all values."""
 
     values: Floats
@@ -216,9 +216,9 @@ def _squares(values: Floats) -> Floats:
 # --------------------------------------------------------------------------------------------------
 
 
-def gather(
+def mode_points(
     values: NDArray[np.generic], weights: Floats, kernel: Kernel, bandwidth: float
-) -> Points:
+) -> ModePoints:
     """Points that represent these distinct values (channel, n).
 
     Raises `FitError` if the bandwidth is far too small.
@@ -258,12 +258,12 @@ def gather(
     )
 
 
-def _by_value(values: NDArray[np.generic], weights: Floats, lattice: ModeLattice) -> Points:
+def _by_value(values: NDArray[np.generic], weights: Floats, lattice: ModeLattice) -> ModePoints:
     """One point per value."""
     floats = values.astype(np.float64)
     side, lows, _, strides = lattice.arrays
     cells = np.floor((floats.T - lows) / side).astype(np.uint64)
-    return Points(
+    return ModePoints(
         np.ascontiguousarray(floats.T),
         weights,
         lattice,
@@ -274,22 +274,24 @@ def _by_value(values: NDArray[np.generic], weights: Floats, lattice: ModeLattice
 
 def _by_cell(
     values: NDArray[np.generic], weights: Floats, lattice: ModeLattice, most: int
-) -> Points | None:
+) -> ModePoints | None:
     """One point per occupied cell. None: more than `most` cells."""
     from maskloom.segcore.kernels import modes as kernels
 
     sums, keys = np.zeros((most, 1 + len(values))), np.empty(most, np.uint64)
-    n = kernels.gather(values, weights, lattice.arrays, table_for(most), (sums, keys))
+    n = kernels.group_by_cell(values, weights, lattice.arrays, table_for(most), (sums, keys))
     if n < 0:
         return None
-    return Points(sums[:n, 1:] / sums[:n, :1], sums[:n, 0].copy(), lattice, keys[:n], whole=False)
+    return ModePoints(
+        sums[:n, 1:] / sums[:n, :1], sums[:n, 0].copy(), lattice, keys[:n], whole=False
+    )
 
 
 # ---- modes
 # --------------------------------------------------------------------------------------------------
 
 
-def find_basins(points: Points, kernel: Kernel, bandwidth: float) -> Basins:
+def find_basins(points: ModePoints, kernel: Kernel, bandwidth: float) -> Basins:
     """Modes by descending strength (ties: by descending values), and the mode at the end of each
     point's path.
     """
@@ -312,12 +314,12 @@ def nearest_mode(values: Floats, modes: Floats) -> NDArray[np.int64]:
     from maskloom.segcore.kernels import modes as kernels
 
     out = np.empty(len(values), np.int64)
-    nowhere = ModeLattice(1.0, (0.0,) * modes.shape[1], (0.0,) * modes.shape[1])
-    kernels.label_values(values, nowhere.arrays, table_for(1), modes, out)
+    empty_lattice = ModeLattice(1.0, (0.0,) * modes.shape[1], (0.0,) * modes.shape[1])
+    kernels.label_values(values, empty_lattice.arrays, table_for(1), modes, out)
     return out
 
 
-def _climb(points: Points, kernel: Kernel, bandwidth: float) -> tuple[Floats, Floats]:
+def _climb(points: ModePoints, kernel: Kernel, bandwidth: float) -> tuple[Floats, Floats]:
     """The end of each point's path, shape (n, channel), and the weight of the window there, shape
     (n,).
     """
@@ -329,9 +331,11 @@ def _climb(points: Points, kernel: Kernel, bandwidth: float) -> tuple[Floats, Fl
     values = points.values[:, axes]
     order, starts, rows = _rows(values, reach)
     # Few points need no shared paths (side 0), so any lattice will do.
-    alone = points.whole and len(values) <= FEW_VALUES
-    micro = (points.lattice if alone else ModeLattice.over(values.T, bandwidth / 64)).arrays
-    if alone:
+    individual_paths = points.whole and len(values) <= FEW_VALUES
+    micro = (
+        points.lattice if individual_paths else ModeLattice.over(values.T, bandwidth / 64)
+    ).arrays
+    if individual_paths:
         micro = (0.0, *micro[1:])
     codes = {
         "flat": kernels.FLAT,
@@ -344,7 +348,7 @@ def _climb(points: Points, kernel: Kernel, bandwidth: float) -> tuple[Floats, Fl
     chunks = list(cuts(len(values), 256))
     with threads() as run:
         run(
-            lambda i: kernels.climb(chunks[i], window, density, micro, _MOST_STEPS, found),
+            lambda i: kernels.follow_paths(chunks[i], window, density, micro, _MOST_STEPS, found),
             len(chunks),
         )
     ends, strengths = np.empty_like(values), np.empty(len(values))

@@ -29,7 +29,7 @@ from maskloom.segcore.errors import FitError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.methods.samples import Dataset
+    from maskloom.segcore.methods.samples import WeightedValues
 
     Floats = NDArray[np.float64]
 
@@ -58,20 +58,24 @@ class Clustering:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Points:
+class ClusterPoints:
     """Few weighted points that represent all values."""
 
     values: Floats
     """Shape (channel, n)."""
     weights: Floats
-    scatter: Floats
+    within_variance: Floats
     """Mean squared deviation of the values from their points, one number per channel."""
     whole: bool
     """Whether the points are the values themselves."""
 
-    def scaled(self, scale: Floats) -> Points:
+    def scaled(self, scale: Floats) -> ClusterPoints:
         """The points with all lengths along each channel multiplied by `scale`."""
-        return replace(self, values=self.values * scale[:, None], scatter=self.scatter * scale**2)
+        return replace(
+            self,
+            values=self.values * scale[:, None],
+            within_variance=self.within_variance * scale**2,
+        )
 
 
 class Step(Protocol):
@@ -82,14 +86,14 @@ class Step(Protocol):
         ...
 
 
-def coarsen(dataset: Dataset) -> Points:
+def representative_points(dataset: WeightedValues) -> ClusterPoints:
     """Few points on which to search for a start."""
     values, weights = dataset.values, dataset.weights
     nothing = np.zeros(values.shape[0])
     if weights.size <= FEW_POINTS:
         # In the same order for all types, so the same random numbers draw the same seeds.
         values, weights = dataset.ascending()
-        return Points(values.astype(np.float64), weights, nothing, whole=True)
+        return ClusterPoints(values.astype(np.float64), weights, nothing, whole=True)
     if dataset.codes is None:
         mass = np.cumsum(weights)
         every = mass[-1] / _SEED_POINTS
@@ -97,14 +101,16 @@ def coarsen(dataset: Dataset) -> Points:
             0, mass.size - 1
         )
         chosen, times = np.unique(places, return_counts=True)
-        return Points(
+        return ClusterPoints(
             values[:, chosen].astype(np.float64, order="C"), times * every, nothing, whole=False
         )
     cells = Cells.of(dataset)
     means = cells.sums[:, 1:4] / cells.sums[:, :1]
     squares = cells.sums[:, 4].sum() - float((cells.sums[:, :1] * means**2).sum())
-    scatter = np.full(3, squares / 3 / weights.sum())
-    return Points(np.ascontiguousarray(means.T), cells.sums[:, 0].copy(), scatter, whole=False)
+    within_variance = np.full(3, squares / 3 / weights.sum())
+    return ClusterPoints(
+        np.ascontiguousarray(means.T), cells.sums[:, 0].copy(), within_variance, whole=False
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +125,7 @@ class Cells:
     """Weight, red, green, blue and squares of each cell, shape (cell, 5)."""
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Cells:
+    def of(cls, dataset: WeightedValues) -> Cells:
         """The cells of counted colours. Raises `TypeError` for other values."""
         from maskloom.segcore.kernels import clustering as kernels
         from maskloom.segcore.methods.samples import decode
@@ -137,23 +143,23 @@ class Cells:
         return cls(starts, np.ascontiguousarray(corners), sums)
 
 
-def fit_kmeans(dataset: Dataset, clusters: int, spread: Floats, seed: int) -> Clustering:
+def fit_kmeans(dataset: WeightedValues, clusters: int, spread: Floats, seed: int) -> Clustering:
     """The best of several k-means on all values, run until no centre moves (or for 300 steps).
 
     Distances along each channel are in units of `spread`. Raises `FitError` if there are fewer
     distinct values than clusters.
     """
-    points = startable(dataset, clusters).scaled(1 / spread)
+    points = points_for_start(dataset, clusters).scaled(1 / spread)
     return refine(dataset, search(points, clusters, seed)[0][0] * spread, spread)
 
 
-def startable(dataset: Dataset, clusters: int) -> Points:
+def points_for_start(dataset: WeightedValues, clusters: int) -> ClusterPoints:
     """Points with at least as many distinct values as clusters. Raises `FitError` if there are
     fewer.
     """
-    points = coarsen(dataset)
+    points = representative_points(dataset)
     if different(points) < clusters and not points.whole:
-        points = Points(
+        points = ClusterPoints(
             dataset.values.astype(np.float64),
             dataset.weights,
             np.zeros(dataset.values.shape[0]),
@@ -168,12 +174,12 @@ def startable(dataset: Dataset, clusters: int) -> Points:
     return points
 
 
-def different(points: Points) -> int:
+def different(points: ClusterPoints) -> int:
     """Number of distinct values."""
     return int(np.unique(points.values, axis=1).shape[1])
 
 
-def search(points: Points, clusters: int, seed: int) -> list[tuple[Floats, float]]:
+def search(points: ClusterPoints, clusters: int, seed: int) -> list[tuple[Floats, float]]:
     """The distinct results of several restarts on the points: centres and inertia, the best
     first.
     """
@@ -189,7 +195,7 @@ def search(points: Points, clusters: int, seed: int) -> list[tuple[Floats, float
     return sorted(found, key=lambda rest: rest[1])
 
 
-def refine(dataset: Dataset, centres: Floats, spread: Floats) -> Clustering:
+def refine(dataset: WeightedValues, centres: Floats, spread: Floats) -> Clustering:
     """K-means on all values from these centres until none moves, with distances along each channel
     in units of `spread`.
     """
@@ -250,7 +256,7 @@ def _points_step(values: NDArray[np.generic], weights: Floats, scale: Floats, ru
     return step
 
 
-def _plus_plus(points: Points, clusters: int, generator: np.random.Generator) -> Floats:
+def _plus_plus(points: ClusterPoints, clusters: int, generator: np.random.Generator) -> Floats:
     """Greedy k-means++ (Arthur and Vassilvitskii 2007): each seed is the best of several drawn by
     squared distance.
     """
@@ -268,11 +274,13 @@ def _plus_plus(points: Points, clusters: int, generator: np.random.Generator) ->
     return np.ascontiguousarray(values[:, chosen].T)
 
 
-def _drawn(mass: Floats, lots: Floats) -> list[int]:
+def _drawn(mass: Floats, random_numbers: Floats) -> list[int]:
     """Indices of points drawn by cumulated mass."""
     return [
         int(at)
-        for at in np.searchsorted(mass, lots * mass[-1], side="right").clip(0, mass.size - 1)
+        for at in np.searchsorted(mass, random_numbers * mass[-1], side="right").clip(
+            0, mass.size - 1
+        )
     ]
 
 

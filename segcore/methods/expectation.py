@@ -19,13 +19,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from maskloom.segcore.errors import FitError
-from maskloom.segcore.methods.clustering import Points, cuts, different, search, startable, threads
+from maskloom.segcore.methods.clustering import (
+    ClusterPoints,
+    cuts,
+    different,
+    points_for_start,
+    search,
+    threads,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.methods.clustering import Run
-    from maskloom.segcore.methods.samples import Dataset, Units
+    from maskloom.segcore.methods.samples import Units, WeightedValues
 
     Floats = NDArray[np.float64]
 
@@ -39,7 +46,7 @@ _STARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class CovarianceModel:
     """Constraints on the covariances, in standardised units."""
 
     covariance: Covariance
@@ -111,44 +118,48 @@ def posteriors(pixels: NDArray[Any], scorer: tuple[Floats, Floats, Floats]) -> N
 
 
 def fit_mixture(
-    dataset: Dataset, units: Units, components: int, shape: Shape, seed: int
+    dataset: WeightedValues, units: Units, components: int, model: CovarianceModel, seed: int
 ) -> Mixture:
     """The mixture fitted by EM from a k-means start, in these units of the dataset.
 
     Raises `FitError` if there are fewer distinct values than components, or a covariance cannot be
     inverted.
     """
-    points = _standardised(startable(dataset, components), units)
-    return _finish(dataset, units, _coarse(points, components, shape, seed), shape)
+    points = _standardised(points_for_start(dataset, components), units)
+    return _finish(dataset, units, _coarse(points, components, model, seed), model)
 
 
-def choose_mixture(dataset: Dataset, units: Units, most: int, shape: Shape, seed: int) -> Mixture:
+def choose_mixture(
+    dataset: WeightedValues, units: Units, most: int, model: CovarianceModel, seed: int
+) -> Mixture:
     """The mixture of 1 to `most` components with the lowest Bayesian information criterion (Schwarz
     1978), in these units.
 
     The criterion is evaluated on few points. Raises `FitError` as `fit_mixture`.
     """
-    points = _standardised(startable(dataset, 1), units)
+    points = _standardised(points_for_start(dataset, 1), units)
     channels = points.values.shape[0]
     best: tuple[float, Mixture] | None = None
     for components in range(1, min(most, different(points)) + 1):
         try:
-            mixture = _coarse(points, components, shape, seed)
+            mixture = _coarse(points, components, model, seed)
         except FitError:
             # With this many components, one shrinks to a point or a plane; with fewer, none did.
             if best is None:
                 raise
             break
-        penalty = shape.parameters(components, channels) * math.log(dataset.pixels)
+        penalty = model.parameters(components, channels) * math.log(dataset.pixels)
         criterion = penalty - 2 * dataset.pixels * mixture.log_likelihood
         if best is None or criterion < best[0]:
             best = criterion, mixture
     if best is None:
         raise RuntimeError("no number of components was tried")
-    return _finish(dataset, units, best[1], shape)
+    return _finish(dataset, units, best[1], model)
 
 
-def _finish(dataset: Dataset, units: Units, start: Mixture, shape: Shape) -> Mixture:
+def _finish(
+    dataset: WeightedValues, units: Units, start: Mixture, model: CovarianceModel
+) -> Mixture:
     """EM on all values."""
     data = _Data(
         dataset.values,
@@ -157,22 +168,27 @@ def _finish(dataset: Dataset, units: Units, start: Mixture, shape: Shape) -> Mix
         (units.origin, 1 / units.spread),
     )
     with threads() as run:
-        return _iterate(data, start, shape, run)
+        return _iterate(data, start, model, run)
 
 
-def _standardised(points: Points, units: Units) -> Points:
+def _standardised(points: ClusterPoints, units: Units) -> ClusterPoints:
     return replace(
-        points, values=units.standardised(points.values), scatter=points.scatter / units.spread**2
+        points,
+        values=units.standardised(points.values),
+        within_variance=points.within_variance / units.spread**2,
     )
 
 
-def _coarse(points: Points, components: int, shape: Shape, seed: int) -> Mixture:
+def _coarse(points: ClusterPoints, components: int, model: CovarianceModel, seed: int) -> Mixture:
     """The most likely result of EM on few points in standardised units, started from the best few
     results of k-means.
     """
     channels = len(points.values)
     data = _Data(
-        points.values, points.weights, points.scatter, (np.zeros(channels), np.ones(channels))
+        points.values,
+        points.weights,
+        points.within_variance,
+        (np.zeros(channels), np.ones(channels)),
     )
     tolerance = TOLERANCE if points.whole else _COARSE_TOLERANCE
     ends = []
@@ -181,8 +197,10 @@ def _coarse(points: Points, components: int, shape: Shape, seed: int) -> Mixture
             labels = np.argmin(
                 [((points.values - centre[:, None]) ** 2).sum(axis=0) for centre in centres], axis=0
             )
-            started = _maximise(_sums_by_label(data, labels, components), shape, data.scatter)
-            ends.append(_iterate(data, started, shape, run, _MOST_COARSE_STEPS, tolerance))
+            started = _maximise(
+                _sums_by_label(data, labels, components), model, data.within_variance
+            )
+            ends.append(_iterate(data, started, model, run, _MOST_COARSE_STEPS, tolerance))
     return max(ends, key=lambda mixture: mixture.log_likelihood)
 
 
@@ -190,7 +208,7 @@ def _coarse(points: Points, components: int, shape: Shape, seed: int) -> Mixture
 class _Data:
     values: NDArray[Any]
     weights: Floats
-    scatter: Floats
+    within_variance: Floats
     """In standardised units."""
     units: tuple[Floats, Floats]
     """Offset to subtract from the values and scale to multiply them by, to standardise them."""
@@ -199,7 +217,7 @@ class _Data:
 def _iterate(
     data: _Data,
     mixture: Mixture,
-    shape: Shape,
+    model: CovarianceModel,
     run: Run,
     most: int = _MOST_STEPS,
     tolerance: float = TOLERANCE,
@@ -207,7 +225,7 @@ def _iterate(
     previous = -math.inf
     for number in range(1, most + 1):
         sums, likelihood = _expect(data, mixture, run)
-        mixture = _maximise(sums, shape, data.scatter)
+        mixture = _maximise(sums, model, data.within_variance)
         converged = abs(likelihood - previous) < tolerance
         mixture = Mixture(
             mixture.weights, mixture.means, mixture.covariances, likelihood, number, converged
@@ -244,11 +262,11 @@ def _sums_by_label(data: _Data, labels: NDArray[np.int64], components: int) -> F
     return np.stack([np.bincount(labels, row, components) for row in rows], axis=1)
 
 
-def _maximise(sums: Floats, shape: Shape, scatter: Floats) -> Mixture:
-    """The maximum-likelihood mixture for these sums, its variances increased by `scatter` and
-    `reg_covar`.
+def _maximise(sums: Floats, model: CovarianceModel, within_variance: Floats) -> Mixture:
+    """The maximum-likelihood mixture for these sums, its variances increased by `within_variance`
+    and `reg_covar`.
     """
-    components, channels = sums.shape[0], scatter.size
+    components, channels = sums.shape[0], within_variance.size
     # As in scikit-learn: a component without values stays finite.
     weight = sums[:, 0] + 10 * np.finfo(float).eps
     means = sums[:, 1 : 1 + channels] / weight[:, None]
@@ -261,17 +279,19 @@ def _maximise(sums: Floats, shape: Shape, scatter: Floats) -> Mixture:
             )
             at += 1
     widened = np.einsum("kii->ki", covariances)
-    widened += scatter
-    if shape.covariance == "tied":
+    widened += within_variance
+    if model.covariance == "tied":
         covariances[:] = np.einsum("k,kij->ij", weight, covariances) / weight.sum()
-    elif shape.covariance != "full":
+    elif model.covariance != "full":
         variances = np.einsum("kii->ki", covariances).copy()
-        if shape.covariance == "spherical":
+        if model.covariance == "spherical":
             variances[:] = variances.mean(axis=1, keepdims=True)
         covariances = np.einsum("ki,ij->kij", variances, np.eye(channels))
     squares = [1 + channels + j * (j + 1) // 2 + j for j in range(channels)]
     # The difference of squares is accurate to a few units in the last place of its terms; variances
     # must stay positive beyond that error.
-    unsure = 64 * np.finfo(float).eps * np.abs(sums[:, squares] / weight[:, None]).max()
-    covariances += (max(shape.reg_covar, unsure) if shape.reg_covar else 0.0) * np.eye(channels)
+    rounding_error = 64 * np.finfo(float).eps * np.abs(sums[:, squares] / weight[:, None]).max()
+    covariances += (max(model.reg_covar, rounding_error) if model.reg_covar else 0.0) * np.eye(
+        channels
+    )
     return Mixture(weight / weight.sum(), means, covariances)

@@ -1,9 +1,9 @@
 """Histograms of one value per pixel, as two exact folds.
 
-`Values` is the first round: extremes, and the count of every value for integers within a range of
-2**20. Thresholds of 8- and 16-bit images need no more. `Bins` is the second round, for floats and
-for integers of a wider range: equal bins over the range found in the first round, by the rule of
-`numpy.histogram`.
+`ValueCounts` is the first round: extremes, and the count of every value for integers within a range
+of 2**20. Thresholds of 8- and 16-bit images need no more. `Bins` is the second round, for floats
+and for integers of a wider range: equal bins over the range found in the first round, by the rule
+of `numpy.histogram`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COUNTED_RANGE = 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Values:
+class ValueCounts:
     """Summary of a set of values after one pass. Infinite values count as absent."""
 
     pixels: int = 0
@@ -33,7 +33,7 @@ class Values:
     """Counts of low, low + 1, … high. None: floats, a wide range, or no values."""
 
     @classmethod
-    def of(cls, values: NDArray[np.generic], valid: NDArray[np.bool_]) -> Values:
+    def of(cls, values: NDArray[np.generic], valid: NDArray[np.bool_]) -> ValueCounts:
         """The values of an array where `valid` (same shape) is True."""
         if values.dtype == np.bool_:
             values = values.view(np.uint8)
@@ -57,12 +57,12 @@ class Values:
         counts = _count(chosen, np.ones(pixels, np.bool_), low, high) if narrow else None
         return cls(pixels, low, high, values.dtype.name, counts)
 
-    def merge(self, other: Values) -> Values:
+    def merge(self, other: ValueCounts) -> ValueCounts:
         """The union of both."""
         if not self.pixels or not other.pixels:
             return self if self.pixels else other
         low, high = min(self.low, other.low), max(self.high, other.high)
-        merged = Values(
+        merged = ValueCounts(
             self.pixels + other.pixels, low, high, np.promote_types(self.dtype, other.dtype).name
         )
         if self.counts is None or other.counts is None or high - low >= COUNTED_RANGE:

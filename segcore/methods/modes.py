@@ -26,13 +26,12 @@ from maskloom.segcore.geometry import in_rows
 from maskloom.segcore.methods import basins
 from maskloom.segcore.methods.naming import (
     MOST_CLASSES,
-    check_bands,
     check_names,
-    check_references,
     class_names,
     class_order,
 )
 from maskloom.segcore.methods.pointwise import select_fitted
+from maskloom.segcore.methods.sampled_fitter import SampledFitter
 from maskloom.segcore.methods.samples import (
     Samples,
     State,
@@ -41,12 +40,10 @@ from maskloom.segcore.methods.samples import (
     note_of_units,
     spread_of,
 )
-from maskloom.segcore.models.protocols import MODELS, Exactness, Fitter, Requirements, Segmenter
+from maskloom.segcore.models.protocols import MODELS, Exactness, Requirements, Segmenter
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.raster.spec import Block, RasterSpec
@@ -64,7 +61,7 @@ _TABLES_KEPT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class FeatureMeanShift:
+class FeatureMeanShift(SampledFitter):
     """Clusters of similar pixels, one for each mode of the density of their values."""
 
     kernel: basins.Kernel = "gaussian"
@@ -89,8 +86,6 @@ class FeatureMeanShift:
     seed: int = 0
     """Determines the sample, if pixels are sampled, and the pixels used to choose the bandwidth."""
 
-    exactness: ClassVar[Exactness] = Exactness.EXACT
-
     def __post_init__(self) -> None:
         if self.kernel not in ("flat", "epanechnikov", "gaussian"):
             raise ValueError(
@@ -106,42 +101,12 @@ class FeatureMeanShift:
                 raise ValueError(
                     f"classes: expected 1 to {MOST_CLASSES} names; got {len(self.classes)}"
                 )
-        check_references(self.classes)
-        check_bands(self.bands)
-        if self.seed < 0:
-            raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
-
-    @property
-    def requirements(self) -> Requirements:
-        """No halo. A sample adds up to 2**18 pixels, the table that counts colours 64 MiB per
-        thread.
-        """
-        return Requirements(bytes_per_pixel=48)
-
-    def start(self) -> Fitter | Segmenter:
-        """The fitter itself."""
-        return self
-
-    def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the selected bands."""
-        return spec.select(self.bands)
+        self.check_common()
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
         """The given names; empty without names, since the number of modes is unknown."""
         return () if self.classes is None else tuple(self.classes)
-
-    def kind_of(self, spec: RasterSpec) -> Hashable:
-        """Images with the same number of bands are clustered together."""
-        return spec.channels
-
-    def observe(self, block: Block) -> State:
-        """The values of the block's pixels."""
-        return Samples(self.seed).observe(block)
-
-    def merge(self, a: State, b: State) -> State:
-        """The values of both states."""
-        return Samples(self.seed).merge(a, b)
 
     def finish(self, total: State) -> Segmenter:
         """The fitted model.
@@ -157,8 +122,8 @@ class FeatureMeanShift:
         values, weights = centred.ascending()
         values = _counted_in(values, spread)
         bandwidth = self.bandwidth or basins.auto_bandwidth(values, weights, self.kernel, self.seed)
-        points = basins.gather(values, weights, self.kernel, bandwidth)
-        modes, members, orphans = _settled(
+        points = basins.mode_points(values, weights, self.kernel, bandwidth)
+        modes, members, orphans = _select_classes(
             points, basins.find_basins(points, self.kernel, bandwidth), bandwidth
         )
         if self.classes is not None and len(self.classes) != len(modes):
@@ -274,7 +239,7 @@ class ModesModel:
             return Labels(out)
         if kind.kind in "iu" and kind.itemsize * channels <= 2:
             bits = np.ascontiguousarray(pixels).view(f"u{kind.itemsize * channels}")[..., 0]
-            return Labels(_bits(self, kind.name)[bits])
+            return Labels(_complete_table(self, kind.name)[bits])
         return Labels(self.label(pixels.reshape(-1, channels)).reshape(shape))
 
     def label(self, values: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -341,8 +306,8 @@ def _counted_in(values: NDArray[np.generic], spread: Floats) -> NDArray[np.gener
     return values if (spread == 1).all() else values.astype(np.float64) * (1 / spread)[:, None]
 
 
-def _settled(
-    points: basins.Points, found: basins.Basins, bandwidth: float
+def _select_classes(
+    points: basins.ModePoints, found: basins.Basins, bandwidth: float
 ) -> tuple[Floats, NDArray[np.int64], float]:
     """Modes that are classes, the mode of each point, and the share of pixels from basins too small
     to be a class.
@@ -372,7 +337,7 @@ def _settled(
 
 
 def _table(
-    points: basins.Points, kinds: NDArray[np.int64]
+    points: basins.ModePoints, kinds: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], Floats]:
     """Occupied cells by ascending key, the most frequent class of their pixels (the first of
     equals), and their number of pixels.
@@ -422,7 +387,7 @@ def _colours(model: ModesModel) -> NDArray[np.uint8]:  # noqa: ARG001  the cache
 
 
 @lru_cache(maxsize=_TABLES_KEPT)
-def _bits(model: ModesModel, dtype: str) -> NDArray[np.uint8]:
+def _complete_table(model: ModesModel, dtype: str) -> NDArray[np.uint8]:
     """The class of every possible pixel of one 16-bit band, or of one or two 8-bit bands, by the
     pixel's bits.
     """

@@ -36,7 +36,7 @@ def check_names(names: Sequence[str]) -> None:
         raise ValueError(f"classes: the name {twice[0]!r} occurs twice; class names must differ")
 
 
-def count_of(number: int | str | None, classes: Classes, field: str) -> int | None:
+def requested_clusters(number: int | str | None, classes: Classes, field: str) -> int | None:
     """The requested number of clusters. None for `auto`; the number of classes (or 5) if no number
     is given.
 
@@ -53,10 +53,10 @@ def count_of(number: int | str | None, classes: Classes, field: str) -> int | No
         return None
     if number is None:
         number = 5 if classes is None else len(classes)
-    least = 1 if field == "components" else 2
-    if not isinstance(number, int) or not least <= number <= MOST_CLASSES:
+    minimum = 1 if field == "components" else 2
+    if not isinstance(number, int) or not minimum <= number <= MOST_CLASSES:
         raise ValueError(
-            f"{field}: expected 'auto' or a number from {least} to {MOST_CLASSES}; got {number!r}"
+            f"{field}: expected 'auto' or a number from {minimum} to {MOST_CLASSES}; got {number!r}"
         )
     if classes is not None and len(classes) != number:
         raise ValueError(
@@ -66,7 +66,7 @@ def count_of(number: int | str | None, classes: Classes, field: str) -> int | No
     return number
 
 
-def reference(name: str, given: Sequence[float] | str) -> tuple[float, ...]:
+def parse_reference(name: str, given: Sequence[float] | str) -> tuple[float, ...]:
     """The reference of a class as numbers; `#rrggbb` gives red, green, blue from 0 to 255.
 
     Raises `ValueError`.
@@ -84,7 +84,7 @@ def reference(name: str, given: Sequence[float] | str) -> tuple[float, ...]:
 def check_references(classes: Classes) -> None:
     """Raise `ValueError` if a reference is malformed or references differ in length."""
     if isinstance(classes, Mapping):
-        lengths = {len(reference(name, given)) for name, given in classes.items()}
+        lengths = {len(parse_reference(name, given)) for name, given in classes.items()}
         if len(lengths) > 1:
             raise ValueError(
                 "classes: every class needs as many numbers as there are bands; got "
@@ -104,7 +104,7 @@ def class_order(
     if isinstance(classes, Mapping):
         from scipy.optimize import linear_sum_assignment
 
-        references = np.array([reference(name, given) for name, given in classes.items()])
+        references = np.array([parse_reference(name, given) for name, given in classes.items()])
         if references.shape[1] != centres.shape[1]:
             raise FitError(
                 f"classes: the references have {references.shape[1]} numbers each, the images "

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 SAMPLE_SIZE = 2**18
 _TABLE_ENTRIES = 2**24
-_LEAST_SAY = 0.01
+_LEAST_INFLUENCE = 0.01
 _TABLE_PAYS_FROM = 2**15
 """Blocks with fewer pixels are sorted: that takes less than looking through the table's pages."""
 _LARGEST, _LEAST_RANGE = 1e100, 1e-100
@@ -101,7 +101,7 @@ RGB, and the values.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Dataset:
+class WeightedValues:
     """Different values with weights, in an order of their own: that of `codes`, else by the first
     channel, then the second and so on.
     """
@@ -129,7 +129,7 @@ class Dataset:
         order = np.argsort(red << 16 | green << 8 | blue, kind="stable")
         return np.ascontiguousarray(self.values[:, order]), self.weights[order]
 
-    def centred(self) -> tuple[Dataset, NDArray[np.float64]]:
+    def centred(self) -> tuple[WeightedValues, NDArray[np.float64]]:
         """The same values counted from an origin near them, and that origin: 0 but in channels
         whose values differ by next to nothing beside their size (a band of nodata alone, say).
         There sums would round away what tells values apart.
@@ -168,7 +168,7 @@ class Units:
         return spread_of(self.deviation)
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Units:
+    def of(cls, dataset: WeightedValues) -> Units:
         """The units in which the values of the dataset have mean 0 and standard deviation 1."""
         moments = [_moments(row, dataset.weights) for row in dataset.values]
         origin, deviation = (np.array(numbers) for numbers in zip(*moments, strict=True))
@@ -216,7 +216,7 @@ class Samples:
                 merged[place] = (rgb and also_rgb, mine.merge(content))
         return merged
 
-    def finish(self, total: State, bands: Sequence[int] | None = None) -> Dataset:
+    def finish(self, total: State, bands: Sequence[int] | None = None) -> WeightedValues:
         """The weighted values of these bands (None: of all).
 
         Raises `NothingToFit` where there is no valid pixel, `FitError` where floats cannot hold the
@@ -248,7 +248,7 @@ class Samples:
         ):
             counted = parts[0][2]
             colours = decode(counted.keys, "uint8", 3)
-            return Dataset(
+            return WeightedValues(
                 colours,
                 counted.counts.astype(np.float64),
                 pixels[channels],
@@ -261,7 +261,7 @@ class Samples:
         )
         weights = np.concatenate([_weights(content) for _, _, content in parts])
         _require_squares(values, bands)
-        return Dataset(*_different(values, weights), pixels[channels], rgb, exact)
+        return WeightedValues(*_distinct(values, weights), pixels[channels], rgb, exact)
 
     def _draw(self, block: Block, pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Drawn:
         from maskloom.segcore.kernels import pixels as kernels
@@ -305,7 +305,7 @@ def note_of_units(deviation: Sequence[float], bands: Sequence[int] | None) -> st
     """
     varying = [i for i, each in enumerate(deviation) if each > 0]
     widest = max(varying, key=lambda i: deviation[i], default=0)
-    silent = [i for i in varying if deviation[i] < _LEAST_SAY * deviation[widest]]
+    silent = [i for i in varying if deviation[i] < _LEAST_INFLUENCE * deviation[widest]]
     if not silent:
         return None
     numbers = bands or range(1, len(deviation) + 1)
@@ -317,7 +317,7 @@ def note_of_units(deviation: Sequence[float], bands: Sequence[int] | None) -> st
     )
 
 
-def note_of_nodata(dataset: Dataset, bands: Sequence[int] | None) -> str | None:
+def note_of_nodata(dataset: WeightedValues, bands: Sequence[int] | None) -> str | None:
     """What to know where a band has values of 1e30 or more, far from all others: most likely nodata
     that the file does not declare.
     """
@@ -328,11 +328,11 @@ def note_of_nodata(dataset: Dataset, bands: Sequence[int] | None) -> str | None:
         sizes = np.abs(row)
         far = sizes >= UNLIKELY
         if far.any() and not far.all() and sizes[~far].max() < _APART * sizes[far].min():
-            notes.append(told_as_nodata(f"band {number}", float(row.min()), float(row.max())))
+            notes.append(note_of_extremes(f"band {number}", float(row.min()), float(row.max())))
     return "; ".join(notes) or None
 
 
-def told_as_nodata(what: str, low: float, high: float) -> str:
+def note_of_extremes(what: str, low: float, high: float) -> str:
     """The note on values whose extremes, or one of them, look like nodata."""
     ends = [f"down to {low:.3g}"] * (low <= -UNLIKELY) + [f"up to {high:.3g}"] * (high >= UNLIKELY)
     return f"{what} has values {' and '.join(ends)}, which look like undeclared nodata"
@@ -383,7 +383,7 @@ def _count(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Counted:
     if unsigned.shape[-1] == 3 and valid.size >= _TABLE_PAYS_FROM:
         with _Table() as (table, touched):
             kernels.count_colours(unsigned, valid, table, touched)
-            return _drained(table, touched, valid.size)
+            return _drain(table, touched, valid.size)
     if unsigned.shape[-1] == 3:
         keys = np.empty(valid.size + 1, np.uint32)
         keys = keys[: kernels.colour_keys(unsigned, valid, keys)]
@@ -394,13 +394,13 @@ def _count(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Counted:
     if keys.size >= _TABLE_PAYS_FROM:
         with _Table() as (table, touched):
             kernels.count_keys(keys, table, touched)
-            return _drained(table, touched, keys.size)
+            return _drain(table, touched, keys.size)
     distinct, counts = np.empty(keys.size, np.uint32), np.empty(keys.size, np.int64)
     n = kernels.run_lengths(np.sort(keys), distinct, counts)
     return Counted(distinct[:n].copy(), counts[:n].copy())
 
 
-def _drained(table: NDArray[np.uint32], touched: NDArray[np.uint8], pixels: int) -> Counted:
+def _drain(table: NDArray[np.uint32], touched: NDArray[np.uint8], pixels: int) -> Counted:
     from maskloom.segcore.kernels import pixels as kernels
 
     # Room for all that may be there; what is not used is never touched, so it takes no memory.
@@ -458,7 +458,7 @@ def _weights(content: Content) -> NDArray[np.float64]:
     return np.full(content.lots.size, content.pixels / content.lots.size)
 
 
-def _different(
+def _distinct(
     values: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The different ones of these values (channels, n) in ascending order, and what each weighs in
@@ -528,7 +528,7 @@ def _image_salt(block: Block, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def describe(dataset: Dataset) -> Mapping[str, int | bool]:
+def sample_provenance(dataset: WeightedValues) -> Mapping[str, int | bool]:
     """What a fitted model tells about its data: pixels, distinct or sampled values, exact or
     sampled.
     """

@@ -19,7 +19,7 @@ from typing import Any
 from maskloom.segcore.errors import FitError, ImageError
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.spec import RasterSpec
-from maskloom.segcore.storage.addresses import written
+from maskloom.segcore.storage.addresses import redacted
 from maskloom.segcore.storage.canonical import digest
 
 
@@ -36,7 +36,7 @@ class Failure:
     def of(cls, error: Exception) -> Failure:
         """The failure that this error means."""
         permanent = isinstance(error, ImageError | FitError) and error.permanent
-        return cls(type(error).__name__, written(str(error)) or type(error).__name__, permanent)
+        return cls(type(error).__name__, redacted(str(error)) or type(error).__name__, permanent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ from maskloom.segcore.errors import (
 from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
 from maskloom.segcore.fold import observe_all
 from maskloom.segcore.geometry import Box, Tile
-from maskloom.segcore.ground.control import placed_by_fit
+from maskloom.segcore.ground.control import with_fitted_affine
 from maskloom.segcore.masks import EncodedBlock
 from maskloom.segcore.models.protocols import FIRST_CLASSES, Fitter, Model, caution_of, concluded
 from maskloom.segcore.models.selection import probe_box
@@ -192,7 +192,7 @@ def segment_part(job: TileRangeJob) -> TileRangeResult:
 @perform.register
 def join_image(job: JoinJob) -> TileRangeResult:
     """Join the objects of a large image and stage what each part must know of them."""
-    limits.working(_spec(job.image).pixels)
+    limits.begin_work(_spec(job.image).pixels)
     store, run = Store(job.settings.output), ImageRun.of(job.settings, _spec(job.image))
     with _staged(job.image, job.settings):
         tiles = [tile for part in job.parts for tile in StagedLabels.read(store, part.labels)]
@@ -212,7 +212,7 @@ def join_image(job: JoinJob) -> TileRangeResult:
 @perform.register
 def relabel_part(job: RelabelJob) -> TileRangeResult:
     """The second pass over some tiles of a large image."""
-    limits.working(_spec(job.image).pixels)
+    limits.begin_work(_spec(job.image).pixels)
     part, store = job.part, Store(job.settings.output)
     if store.exists(part.relabelled):
         return TileRangeResult()
@@ -235,7 +235,7 @@ def relabel_part(job: RelabelJob) -> TileRangeResult:
 @perform.register
 def finish_image(job: FinishJob) -> ImageResult:
     """Put the staged parts of a large image together: its mask, its preview, its rows."""
-    limits.working(_spec(job.image).pixels)
+    limits.begin_work(_spec(job.image).pixels)
     started = time.perf_counter()
     store, settings = Store(job.settings.output), job.settings
     run = ImageRun.of(settings, _spec(job.image))
@@ -281,7 +281,7 @@ def failed(
 
 def _describe(source: Source, job: DescribeJob) -> PlannedImage:
     learn_addresses(source)
-    limits.reading()
+    limits.begin_read()
     try:
         if source.version == ABSENT:
             raise Missing(f"{source.uri} does not exist. Check its name in `inputs`.")
@@ -309,7 +309,7 @@ def _require_regular_files(source: Source) -> None:
 
 
 def _fitted_to_ground(spec: RasterSpec) -> RasterSpec:
-    space, note = placed_by_fit(spec.space, spec.shape)
+    space, note = with_fitted_affine(spec.space, spec.shape)
     if not note:
         return spec
     # What the reader says of points that are kept does not hold any more.
@@ -461,7 +461,7 @@ def _reading(image: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
     learn_addresses(image.source)
     planned = _spec(image)
     with _failures_of(planned.location):
-        limits.reading(prod(planned.chunks))
+        limits.begin_read(prod(planned.chunks))
         _require_unchanged(image)
         try:
             with FORMATS[spec.format].open(spec) as reader:
@@ -470,9 +470,9 @@ def _reading(image: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
             # What made no sense may have been parts of two files.
             _require_unchanged(image)
             raise
-        limits.reading()
+        limits.begin_read()
         _require_unchanged(image)
-    limits.working(planned.pixels)
+    limits.begin_work(planned.pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -496,9 +496,9 @@ class _Steps:
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
-        limits.reading(max(box.size, self.least))
+        limits.begin_read(max(box.size, self.least))
         block = self.reader.read(box)
-        limits.working(box.size)
+        limits.begin_work(box.size)
         return block
 
 

@@ -18,9 +18,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 @contextlib.contextmanager
-def tied() -> Iterator[int]:
-    """A file descriptor for a child of this thread (`pass_fds`) to `hold`. The child ends when the
-    block ends, if not earlier.
+def child_lifeline() -> Iterator[int]:
+    """A file descriptor (`pass_fds`) for a child of this thread, which passes it to
+    `exit_with_parent`. The child ends when the block ends, if not earlier.
     """
     line, held = os.pipe()
     try:
@@ -30,7 +30,7 @@ def tied() -> Iterator[int]:
         os.close(held)
 
 
-def hold(line: int) -> None:
+def exit_with_parent(line: int) -> None:
     """End this process when the parent that passed the descriptor is gone."""
     if sys.platform == "linux":
         import ctypes

@@ -2,10 +2,10 @@
 
 A store that hangs, or a decoder or network in an endless loop, would block a run for ever. A step
 is one read (a header, the pixels of a tile, a whole picture) or the work on those pixels. Code that
-begins a step announces it by `reading` or `working`. The caller of the job registers by
-`watched_by` and decides what to do with a step that exceeds its limit. A step covers at most a
-tile, or a picture that can only be read as a whole. So a job may run as long as it makes progress,
-however slow its segmenter is.
+begins a step announces it by `begin_read` or `begin_work`. The caller of the job registers by
+`steps_reported_to` and decides what to do with a step that exceeds its limit. A step covers at most
+a tile, or a picture that can only be read as a whole. So a job may run as long as it makes
+progress, however slow its segmenter is.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def configured() -> Limits:
 
 
 @contextlib.contextmanager
-def watched_by(watch: Watch) -> Iterator[None]:
+def steps_reported_to(watch: Watch) -> Iterator[None]:
     """Call `watch` for each step that begins in this thread while the block runs."""
     token = _watch.set(watch)
     try:
@@ -67,12 +67,12 @@ def watched_by(watch: Watch) -> Iterator[None]:
         _watch.reset(token)
 
 
-def reading(pixels: int = 0) -> None:
+def begin_read(pixels: int = 0) -> None:
     """Announce a read of this many pixels."""
     _begin(configured().read * max(1.0, pixels / READ_PIXELS))
 
 
-def working(pixels: int = 0) -> None:
+def begin_work(pixels: int = 0) -> None:
     """Announce work on this many pixels."""
     _begin(configured().work * max(1.0, pixels / WORK_PIXELS))
 

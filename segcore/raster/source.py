@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from maskloom.segcore.storage.addresses import learn, written
+from maskloom.segcore.storage.addresses import redacted, remember_address
 from maskloom.segcore.storage.canonical import digest
 from maskloom.segcore.storage.store import current_version, filesystem, store_errors, version_of
 
@@ -63,14 +63,14 @@ class Series:
 
 def learn_addresses(source: Source) -> None:
     """Let this process find the bytes of a source; see `segcore.storage.addresses.learn`."""
-    learn(source.uri, source.address)
+    remember_address(source.uri, source.address)
     for member in source.members:
-        learn(member.uri, member.address)
+        remember_address(member.uri, member.address)
 
 
 def combined_version(members: Iterable[Member]) -> str:
     """The version of an image from those of its files: their number, and a digest."""
-    files = sorted((written(each.uri), each.version) for each in members)
+    files = sorted((redacted(each.uri), each.version) for each in members)
     return f"{len(files)}-{digest(files)[:32]}"
 
 

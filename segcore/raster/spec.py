@@ -16,7 +16,7 @@ import numpy as np
 from maskloom.segcore.errors import ModelMismatch
 from maskloom.segcore.ground.space import Metric, Space
 from maskloom.segcore.registry import Registry
-from maskloom.segcore.storage.canonical import frozen
+from maskloom.segcore.storage.canonical import with_tuples
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -112,10 +112,10 @@ class RasterSpec:
 
 def load_spec(record: Mapping[str, Any]) -> RasterSpec:
     """A raster spec from the fields that `dataclasses.asdict` gave."""
-    fields = {name: frozen(value) for name, value in record.items() if name != "space"}
-    space = {name: frozen(value) for name, value in record["space"].items()}
+    fields = {name: with_tuples(value) for name, value in record.items() if name != "space"}
+    space = {name: with_tuples(value) for name, value in record["space"].items()}
     if space.get("metric"):
-        space["metric"] = Metric(**{name: frozen(v) for name, v in space["metric"].items()})
+        space["metric"] = Metric(**{name: with_tuples(v) for name, v in space["metric"].items()})
     return RasterSpec(**fields, space=Space(**space))
 
 

@@ -1,9 +1,8 @@
 """Connected parts: the objects of another segmenter's classes, in images and volumes.
 
-The inner segmenter is fitted and run as if it were alone; each connected component of one of the
-chosen classes is an object (`segcore.objects.components` defines it, over tiles and with holes).
-The mask holds ids of objects; its class 0 is background, to which all classes belong that were not
-chosen.
+The inner segmenter is fitted and run as usual; each connected component of one of the selected
+classes is an object (`segcore.objects.components` defines this across tiles and with holes). The
+mask holds object ids; class 0 is background and includes all classes that were not selected.
 """
 
 from __future__ import annotations
@@ -38,18 +37,18 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Grid
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
-# Ids, class ids as the mask has them, and what runs and labels take at worst, when every pixel is a
-# part: 48 bytes were measured, with holes 76 (on smooth masks 4, on noise 8 and 12).
+# Ids, class ids, and the worst case of runs and labels, in which every pixel is an object: 48 bytes
+# measured, 76 with holes (4 on smooth masks, 8 and 12 on noise).
 _BYTES_PER_PIXEL, _BYTES_FOR_HOLES = 52, 36
 
 
 @SEGMENTERS.register("connected_parts")
 @dataclass(frozen=True, slots=True)
 class ConnectedParts:
-    """Connected parts of the classes of another segmenter, each an object."""
+    """Connected parts of the classes of another segmenter, each one object."""
 
     of: SegmenterRecipe
-    """The segmenter whose classes are taken apart. It gives classes, not objects."""
+    """The segmenter whose classes are separated. It must give classes, not objects."""
     parts: tuple[str, ...] | None = None
     """Names of the classes whose parts are objects. None: every class but one named background."""
     connectivity: int = 8
@@ -57,10 +56,10 @@ class ConnectedParts:
     (voxels that share a face), 18 (an edge) or 26 (a corner).
     """
     min_size: int = 1
-    """Fewest pixels of an object; what is smaller is background."""
+    """Smallest size of an object in pixels; smaller ones become background."""
     fill_holes: bool = False
-    """Whether what one class alone surrounds belongs to it, unless it touches nodata or the image's
-    border.
+    """Whether a hole surrounded by one class belongs to it, unless the hole touches nodata or the
+    border of the image.
     """
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
@@ -78,14 +77,14 @@ class ConnectedParts:
             check_names(self.parts)
 
     def start(self) -> Fitter | Model:
-        """The inner segmenter's fitter, or the model where it needs none. Raises `RecipeError`
-        where `of` does not suit.
+        """The fitter of the inner segmenter, or the model if it needs none. Raises `RecipeError` if
+        `of` gives objects.
         """
         return start_around(self.of, self)
 
     def around(self, segmenter: Segmenter) -> Model:
-        """The model around a segmenter that is ready. Raises `RecipeError` where it has no class of
-        a name in `parts`.
+        """The model around a fitted segmenter. Raises `RecipeError` if it lacks a class in
+        `parts`.
         """
         return ConnectedPartsModel(
             segmenter,
@@ -96,7 +95,7 @@ class ConnectedParts:
         )
 
     def classes_around(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """The background and the chosen of these classes."""
+        """The background and the selected classes."""
         return _names(classes, self._chosen(classes))
 
     def _chosen(self, classes: tuple[str, ...]) -> tuple[int, ...]:
@@ -122,7 +121,7 @@ class ConnectedParts:
 @MODELS.register("connected_parts")
 @dataclass(frozen=True, slots=True)
 class ConnectedPartsModel:
-    """A segmenter and the rule by which its classes are taken apart."""
+    """A segmenter and the rule that separates its classes into objects."""
 
     inner: Segmenter
     part_classes: tuple[int, ...]
@@ -133,7 +132,7 @@ class ConnectedPartsModel:
 
     @property
     def rule(self) -> Components:
-        """The rule by which classes are taken apart."""
+        """The rule that separates classes into objects."""
         return _rule(self.part_classes, self)
 
     @property
@@ -145,19 +144,21 @@ class ConnectedPartsModel:
 
     @property
     def exactness(self) -> Exactness:
-        """The inner segmenter's: parts are exact."""
+        """That of the inner segmenter: separating adds no error."""
         return self.inner.exactness
 
     @property
     def requirements(self) -> Requirements:
-        """The inner segmenter's, and what parts take at most, when every pixel is one."""
+        """Those of the inner segmenter, plus memory for the worst case, in which every pixel is an
+        object.
+        """
         inner = self.inner.requirements
         more = _BYTES_PER_PIXEL + (_BYTES_FOR_HOLES if self.fill_holes else 0)
         return replace(inner, bytes_per_pixel=inner.bytes_per_pixel + more, cost=inner.cost + 1)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the bands that the inner segmenter wants. Raises `ModelMismatch` where the
-        connectivity is not one of images, or of volumes.
+        """The image with the bands of the inner segmenter. Raises `ModelMismatch` if the
+        connectivity does not suit the number of axes.
         """
         require_connectivity(self.connectivity, spec)
         return self.inner.select(spec)
@@ -175,7 +176,7 @@ class ConnectedPartsModel:
         return replace(fragments, class_of=class_of)
 
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
-        """Parts that meet over seams are one."""
+        """Parts that touch across a tile boundary are one object."""
         groupings = self.rule.join(grid, boundaries)
         return [
             replace(
@@ -186,7 +187,7 @@ class ConnectedPartsModel:
         ]
 
     def provenance(self) -> Mapping[str, Any]:
-        """The inner segmenter's, and which of its classes were taken apart."""
+        """The inner segmenter's, and which of its classes became objects."""
         rule = {
             "connectivity": self.connectivity,
             "min_size": self.min_size,
@@ -195,12 +196,12 @@ class ConnectedPartsModel:
         return {"of": dict(self.inner.provenance()), "parts": list(self.classes[1:]), **rule}
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
-        """The inner segmenter's."""
+        """The warning of the inner segmenter."""
         return caution_of([self.inner], spec, shares)
 
     @property
     def _ids(self) -> NDArray[np.uint16]:
-        """Our class id of each of the inner segmenter's."""
+        """The class id in the mask for each class of the inner segmenter."""
         ids = np.zeros(len(self.inner.classes), np.uint16)
         ids[list(self.part_classes)] = np.arange(1, len(self.part_classes) + 1)
         return ids
@@ -211,8 +212,8 @@ def _rule(classes: tuple[int, ...], of: ConnectedParts | ConnectedPartsModel) ->
 
 
 def _names(classes: tuple[str, ...], chosen: tuple[int, ...]) -> tuple[str, ...]:
-    """A name for the background (the segmenter's own where it has one that was not chosen), then
-    those of the chosen classes.
+    """A name for the background (the inner segmenter's, unless that class was selected), then the
+    names of the selected classes.
     """
     names = tuple(classes[i] for i in chosen)
     own = [name for name in classes if name.lower() in BACKGROUND_NAMES and name not in names]

@@ -245,7 +245,7 @@ class EnsembleModel:
 
     def segment(self, block: Block) -> Labels:
         """Return the class that the members choose together."""
-        from maskloom.segcore.kernels.scores import likeliest
+        from maskloom.segcore.kernels.scores import argmax_labels
 
         dtype: type[np.integer] = np.uint8 if len(self.classes) <= 256 else np.uint16
         if self.by == "vote":
@@ -263,7 +263,7 @@ class EnsembleModel:
         if total is None:
             raise TypeError("an ensemble without members has no scores")
         winner = np.empty(total.shape[:-1], dtype)
-        likeliest(total, winner)
+        argmax_labels(total, winner)
         return Labels(winner)
 
     def provenance(self) -> Mapping[str, Any]:

@@ -2,12 +2,12 @@
 pixels to their centre.
 
 The centres are fitted to all pixels where these have at most 24 bits, else to a uniform sample of
-2**18 (`segcore.methods.samples`). Which of the local optima is found depends on `seed` alone:
-neither on tiling nor on the number of workers.
+2**18 (`segcore.methods.samples`). The local optimum depends on `seed` only, not on the tiling or
+the number of workers.
 
-Distances are counted in the units of the pixels, as in scikit-learn and most programs for images:
-bands of one unit (colours, reflectances) weigh as much as they vary. Bands of different units need
-`standardise`, and a note tells where a band has next to no say without.
+Distances are in the units of the pixels, as in scikit-learn and most image software: bands in one
+unit (colours, reflectances) count in proportion to their variation. Bands in different units need
+`standardise`; without it, a note names the bands that have almost no influence.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ from maskloom.segcore.methods.clustering import (
     Clustering,
     different,
     fit_kmeans,
+    points_for_start,
     refine,
     search,
-    startable,
 )
 from maskloom.segcore.methods.naming import (
     MOST_CLASSES,
-    check_bands,
-    check_references,
     class_names,
     class_order,
-    count_of,
+    requested_clusters,
 )
 from maskloom.segcore.methods.pointwise import Scores, select_fitted
+from maskloom.segcore.methods.sampled_fitter import SampledFitter
 from maskloom.segcore.methods.samples import (
-    Dataset,
     Samples,
     State,
     Units,
+    WeightedValues,
     note_of_nodata,
     note_of_units,
     spread_of,
@@ -48,15 +47,12 @@ from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
     Exactness,
-    Fitter,
     Requirements,
     Segmenter,
 )
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.raster.spec import Block, RasterSpec
@@ -66,29 +62,28 @@ if TYPE_CHECKING:
 
 @SEGMENTERS.register("kmeans")
 @dataclass(frozen=True, slots=True)
-class KMeans:
+class KMeans(SampledFitter):
     """Clusters of similar pixels, each around its mean."""
 
     clusters: int | Literal["auto"] | None = None
-    """Number of clusters, or `auto`: the best of 2 to `max_clusters` (Calinski-Harabasz), or 1
-    where all pixels are of one value. None: as many as `classes`, or 5.
+    """Number of clusters, or `auto`: the best of 2 to `max_clusters` (Calinski-Harabasz), or 1 if
+    all pixels have one value. None: as many as `classes`, or 5.
     """
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
-    """Names by class id (ascending luminance), or names with a reference each: a number a band, or
-    `#rrggbb`.
+    """Names by class id (ascending luminance), or names with one reference each: one number per
+    band, or `#rrggbb`.
     """
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
     standardise: bool = False
-    """Whether each band counts in its standard deviations over all pixels, so that bands of
-    different units weigh alike.
+    """Whether each band is in units of its standard deviation over all pixels, so that bands in
+    different units have equal influence.
     """
     seed: int = 0
-    """Decides the starts and, where pixels must be sampled, the sample."""
+    """Determines the starts and, if pixels are sampled, the sample."""
     max_clusters: int = 8
-    """Most clusters that `auto` tries."""
+    """Largest number of clusters that `auto` tries."""
 
-    exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
         "one factor for all bands, and an offset of each, changes no label; with `standardise` no "
         "factors at all do"
@@ -96,55 +91,25 @@ class KMeans:
     volumes: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
-        count_of(self.clusters, self.classes, "clusters")
-        check_references(self.classes)
-        check_bands(self.bands)
-        if self.seed < 0:
-            raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
+        requested_clusters(self.clusters, self.classes, "clusters")
+        self.check_common()
         if not 2 <= self.max_clusters <= MOST_CLASSES:
             raise ValueError(f"max_clusters: expected 2 to {MOST_CLASSES}; got {self.max_clusters}")
 
     @property
-    def requirements(self) -> Requirements:
-        """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a
-        thread.
-        """
-        return Requirements(bytes_per_pixel=48)
-
-    def start(self) -> Fitter | Segmenter:
-        """The fitter itself."""
-        return self
-
-    def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the wanted bands."""
-        return spec.select(self.bands)
-
-    @property
     def expected_classes(self) -> tuple[str, ...]:
         """Names of the classes; empty for `auto`."""
-        count = count_of(self.clusters, self.classes, "clusters")
+        count = requested_clusters(self.clusters, self.classes, "clusters")
         return () if count is None else class_names(count, self.classes)
 
-    def kind_of(self, spec: RasterSpec) -> Hashable:
-        """Images are clustered together where they have equally many bands."""
-        return spec.channels
-
-    def observe(self, block: Block) -> State:
-        """The values of the block's pixels."""
-        return Samples(self.seed).observe(block)
-
-    def merge(self, a: State, b: State) -> State:
-        """The values of both."""
-        return Samples(self.seed).merge(a, b)
-
     def finish(self, total: State) -> Segmenter:
-        """The model. Raises `FitError` where there are fewer different values than clusters, or
-        floats cannot hold their squares.
+        """The fitted model. Raises `FitError` if there are fewer distinct values than clusters, or
+        if floats cannot represent their squares.
         """
         dataset = Samples(self.seed).finish(total, self.bands)
         units = Units.of(dataset)
         spread = units.spread if self.standardise else np.ones_like(units.spread)
-        count = count_of(self.clusters, self.classes, "clusters")
+        count = requested_clusters(self.clusters, self.classes, "clusters")
         centred, origin = dataset.centred()
         fitted = (
             fit_kmeans(centred, count, spread, self.seed)
@@ -168,16 +133,16 @@ class KMeans:
             suspect=note_of_nodata(dataset, self.bands),
         )
 
-    def _best(self, dataset: Dataset, spread: Floats) -> Clustering:
-        """The clustering with the greatest index of Calinski and Harabasz (1974), judged on few
+    def _best(self, dataset: WeightedValues, spread: Floats) -> Clustering:
+        """The clustering with the greatest index of Calinski and Harabasz (1974), computed on few
         points.
         """
         if (dataset.values == dataset.values[:, :1]).all():
             return fit_kmeans(dataset, 1, spread, self.seed)
-        points = startable(dataset, 2).scaled(1 / spread)
+        points = points_for_start(dataset, 2).scaled(1 / spread)
         total = points.weights.sum()
         mean = (points.values * points.weights).sum(axis=1) / total
-        within = total * points.scatter.sum()
+        within = total * points.within_variance.sum()
         around = within + float((((points.values - mean[:, None]) ** 2) * points.weights).sum())
         best: tuple[float, NDArray[np.float64]] | None = None
         for clusters in range(2, min(self.max_clusters, different(points)) + 1):
@@ -199,43 +164,43 @@ class KMeans:
 @MODELS.register("kmeans")
 @dataclass(frozen=True, slots=True)
 class KMeansModel:
-    """Centres that are ready to label."""
+    """A fitted model: the centres."""
 
     centres: tuple[tuple[float, ...], ...]
-    """One a class, one number a band."""
+    """One per class, each with one number per band."""
     classes: tuple[str, ...]
     bands: tuple[int, ...] | None
     fractions: tuple[float, ...]
     """Share of the fitted pixels in each class."""
     inertia: float
-    """Sum of squared distances of the fitted values to their centres, each counted as many pixels
-    as it stands for. In squared `deviations` if `standardised`.
+    """Sum of squared distances of the fitted values to their centres, weighted by the pixels that
+    each value represents. In squared `deviations` if `standardised`.
     """
     steps: int
-    """Steps of k-means on all values until no centre moved."""
+    """Number of k-means steps on all values until no centre moved."""
     pixels: int
-    """Valid pixels seen."""
+    """Number of valid pixels."""
     values: int
-    """Distinct or sampled values that stood for them."""
+    """Number of distinct or sampled values that represent them."""
     exact: bool
-    """Whether all pixels took part, none left out by sampling."""
+    """Whether all pixels were used, with none left out by sampling."""
     deviations: tuple[float, ...]
     """Standard deviation of each band over the fitted pixels."""
     standardised: bool = False
-    """Whether distances are counted in `deviations`, else in the units of the pixels."""
+    """Whether distances are in units of `deviations`, otherwise in units of the pixels."""
     suspect: str | None = None
-    """What among the fitted pixels looks like undeclared nodata."""
+    """A note if some fitted pixels look like undeclared nodata."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
     def requirements(self) -> Requirements:
-        """No halo. The table of colours takes 16 MiB more a process."""
+        """No halo. The table of colours adds 16 MiB per process."""
         return Requirements(bytes_per_pixel=8 * len(self.centres[0]) + 8)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the wanted bands. Raises `ModelMismatch` where it has another number of
-        bands than the centres.
+        """The image with the selected bands. Raises `ModelMismatch` if their number differs from
+        that of the centres.
         """
         return select_fitted(spec, self.bands, len(self.centres[0]))
 
@@ -253,8 +218,8 @@ class KMeansModel:
         return Scores((0.0,) * len(self.centres), self.centres, factors)
 
     def provenance(self) -> Mapping[str, Any]:
-        """Centres, shares and how they were found; a note where a band had next to no say, or what
-        looks like nodata took part.
+        """Centres, shares and the settings of the fit, with a note if a band had almost no
+        influence or if values look like undeclared nodata.
         """
         note = self._note
         return {
@@ -271,8 +236,8 @@ class KMeansModel:
             "exact": self.exact,
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the fit says it all
-        """The note."""
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
+        """The note of `provenance`."""
         return self._note
 
     @property

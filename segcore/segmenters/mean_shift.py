@@ -1,22 +1,22 @@
-"""Mean shift (Comaniciu and Meer, 2002): every pixel climbs to the place where pixels are densest,
-in one of two spaces.
+"""Mean shift (Comaniciu and Meer, 2002): every pixel moves to a local maximum of the density of
+pixels, in one of two spaces.
 
 `feature`: the values alone. Modes of their density are classes, the same in all images
 (`segcore.methods.modes`).
 
-`joint`: place and value together. The regions of an image come out the same whatever the tiling,
-after Michel, Youssefi and Grizonnet, "Stable mean-shift algorithm and its application to the
-segmentation of arbitrarily large remote sensing images" (2015):
+`joint`: place and value together. The regions of an image are the same for any tiling, after
+Michel, Youssefi and Grizonnet, "Stable mean-shift algorithm and its application to the segmentation
+of arbitrarily large remote sensing images" (2015):
 
 1. Every pixel starts at its own place and value and moves to the mean of all pixels within
    `spatial_radius` (a disc) of the place and within `range_radius` (a ball) of the value, until it
-   shifts by at most a hundredth of either radius or `max_iterations` are done. It cannot have seen
-   pixels further away than `max_iterations` x `spatial_radius`: that is the halo.
-2. Neighbours join where their modes are nearer than both radii. The edge between two pixels weighs
-   the larger of the squared distances of their modes in place and in value, each in squared radii,
-   so 1 is the limit.
+   shifts by at most a hundredth of either radius or `max_iterations` are done. It depends on no
+   pixel farther away than `max_iterations` x `spatial_radius`, which is the halo.
+2. Neighbours join if their modes are closer than both radii. The weight of the edge between two
+   pixels is the larger of the squared distances of their modes in place and in value, each in
+   squared radii, so 1 is the limit.
 3. Regions smaller than `min_size` are merged along the lightest edges (`segcore.objects.regions`,
-   where the tiles are joined too).
+   which also joins the tiles).
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.spec import Block, RasterSpec
 
 _LARGEST_RADIUS = 100
-"""Pixels. Up to here no sum over a window of 16-bit numbers is rounded; a filter as wide would take
-hours anyway.
+"""In pixels. Up to this radius no sum over a window of 16-bit numbers is rounded; a wider filter
+would take hours.
 """
 _MOST_ITERATIONS = 200
 _LARGEST_VALUE = 1e15
-"""Values beyond it take no part: squares of their distances would leave the range of float32."""
+"""Pixels with larger values are ignored: squared distances would exceed the range of float32."""
 _OF_FEATURE = {"bandwidth": "auto", "kernel": "gaussian", "standardise": False, "seed": 0}
 _OF_JOINT: Mapping[str, float] = {
     "spatial_radius": 5,
@@ -80,31 +80,31 @@ class MeanShift:
     range_radius: float = 15.0
     """joint: radius of the ball around a value, in units of the pixels' values."""
     min_size: int = 50
-    """joint: regions of fewer pixels are merged with the neighbour that is most alike."""
+    """joint: regions of fewer pixels are merged with the most similar neighbour."""
     max_iterations: int = 20
-    """joint: most shifts of a pixel. The halo grows with it: max_iterations x spatial_radius + 1
-    pixels.
+    """joint: largest number of shifts of a pixel. Determines the halo: max_iterations x
+    spatial_radius + 1 pixels.
     """
     bandwidth: float | Literal["auto"] = "auto"
     """feature: radius of the kernel (gaussian: its standard deviation), in units of the pixels'
-    values, or in standard deviations of each band with `standardise`. auto: by the spread of the
-    values. Where that gives one class alone or more than 50, provenance says so, and what it chose:
-    start from `bandwidth` then, with a lower or a higher number.
+    values, or in standard deviations of each band with `standardise`. auto: derived from the spread
+    of the values. If that gives one class or more than 50, provenance reports it with the bandwidth
+    used: set a lower or higher `bandwidth`.
     """
     kernel: Literal["flat", "epanechnikov", "gaussian"] = "gaussian"
     """feature: the kernel of the density. The flat one cuts smooth ramps of grey into slices."""
     standardise: bool = False
-    """feature: whether each band counts in its standard deviations over all pixels, so that bands
-    of different units weigh alike.
+    """feature: whether each band is in units of its standard deviation over all pixels, so that
+    bands in different units have equal influence.
     """
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
-    """feature: names by class id, or names with a reference each, as for kmeans. joint: one name
+    """feature: names by class id, or names with one reference each, as for kmeans. joint: one name
     for the regions (None: region).
     """
     seed: int = 0
-    """feature: decides the sample where pixels must be sampled."""
+    """feature: determines the sample, if pixels are sampled."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
@@ -165,7 +165,7 @@ class MeanShift:
         return self._fitter()
 
     def _fitter(self) -> FeatureMeanShift:
-        """The fitter of modes, which checks its parameters itself."""
+        """The fitter of modes. Raises `ValueError` for wrong parameters."""
         if isinstance(self.bandwidth, str) and self.bandwidth != "auto":
             raise ValueError(
                 f"bandwidth: expected 'auto' or a positive, finite number; got {self.bandwidth!r}"
@@ -184,7 +184,7 @@ def _check_whole(field: str, value: int, most: int, unit: str) -> None:
 @MODELS.register("mean_shift_joint")
 @dataclass(frozen=True, slots=True)
 class JointMeanShift:
-    """Regions of similar values; its parameters are those of `MeanShift`."""
+    """Regions of similar values, with the parameters of `MeanShift`."""
 
     spatial_radius: int
     range_radius: float
@@ -197,25 +197,27 @@ class JointMeanShift:
 
     @property
     def requirements(self) -> Requirements:
-        """A halo as wide as a pixel can wander. Of the halo the pixels are read, not filtered."""
+        """The halo is the largest distance that a pixel can move. Pixels of the halo are read, not
+        filtered.
+        """
         halo = self.max_iterations * self.spatial_radius + 1
         channels = 4 if self.bands is None else len(self.bands)
         return Requirements(halo, bytes_per_pixel=16 * channels + 64, cost=200, planar=True)
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the wanted bands."""
+        """The image with the selected bands."""
         return spec.select(self.bands)
 
     @fragment_by_plane
     def fragment(self, block: Block) -> Fragments:
-        """The regions of the core, as far as the tile can tell. Pixels without data or with values
-        beyond 1e15 are background.
+        """The regions of the core, as far as this tile decides them. Pixels without data or with
+        values beyond 1e15 are background.
         """
         from maskloom.segcore.kernels.mean_shift import weigh_edges
 
         core = block.tile.core
-        # Edges over the seams below and to the right belong to this tile, so it needs the modes on
-        # their other side.
+        # Edges across the boundaries below and to the right belong to this tile, so it needs the
+        # modes on the other side.
         beyond = Box(core.start, tuple(stop + 1 for stop in core.stop)) & block.tile.read
         modes = self.modes(block, beyond)
         right, down = np.empty(core.shape, np.float32), np.empty(core.shape, np.float32)
@@ -225,14 +227,14 @@ class JointMeanShift:
         return find_regions(Edges(right, down), valid, core, block.spec.shape, self.min_size)
 
     def modes(self, block: Block, part: Box) -> NDArray[np.float32]:
-        """Where the pixels of `part` come to rest: (y, x, values), y and x relative to the pixel;
-        NaN where a pixel takes no part.
+        """Where the pixels of `part` end, shape (2 + band, y, x): y and x relative to the pixel,
+        then the values. NaN for ignored pixels.
 
-        Shape (2 + channels, rows, columns). `part` lies within `block.tile.read`, by the halo
-        inside wherever the image goes on.
+        `part` is inside `block.tile.read`, at least the halo away from each side where the image
+        continues.
         """
-        from maskloom.segcore.kernels.lanes import LANES
         from maskloom.segcore.kernels.mean_shift import shift_pixels
+        from maskloom.segcore.kernels.simd import LANES
 
         margin, (rows, columns) = self.spatial_radius, block.valid.shape
         channels = block.pixels.shape[2]
@@ -243,7 +245,7 @@ class JointMeanShift:
             inside[...] = np.moveaxis(block.pixels, 2, 0)
         inside[:, ~block.valid] = np.nan
         if block.pixels.dtype.kind == "f":
-            # Written so that NaN counts as too large.
+            # Also true for NaN.
             inside[:, ~(np.abs(inside) <= _LARGEST_VALUE).all(axis=0)] = np.nan
         modes = np.empty((2 + channels, *part.shape), np.float32)
         first = part.relative_to(block.tile.read).start
@@ -264,11 +266,11 @@ class JointMeanShift:
 
     @join_by_plane
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> Sequence[Equivalences]:
-        """Which fragments are one region."""
+        """Return which fragments are one region."""
         return join_regions(grid, boundaries, self.min_size)
 
     def provenance(self) -> Mapping[str, Any]:
-        """The parameters."""
+        """Return the parameters."""
         return {
             "space": "joint",
             "spatial_radius": self.spatial_radius,
@@ -277,8 +279,8 @@ class JointMeanShift:
             "max_iterations": self.max_iterations,
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the type says it all
-        """What to look at where the default radius meets pixels that are not of 8 bits."""
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
+        """A warning if the default radius is used on pixels that are not 8-bit."""
         if self.range_radius != _OF_JOINT["range_radius"] or np.dtype(spec.dtype).itemsize == 1:
             return None
         return (

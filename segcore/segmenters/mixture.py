@@ -1,9 +1,9 @@
 """Gaussian mixture by expectation maximisation: each pixel belongs to its most probable component.
 
 The mixture is fitted to all pixels where these have at most 24 bits, else to a uniform sample of
-2**18 (`segcore.methods.samples`). The optimum that is found depends on `seed` alone: neither on
-tiling nor on the number of workers. Nor does it depend on the units of the bands: it is sought in
-standard deviations of each (`segcore.methods.expectation`), and told in the units of the pixels.
+2**18 (`segcore.methods.samples`). The local optimum depends on `seed` only, not on the tiling, the
+number of workers or the units of the bands: the fit uses standardised bands
+(`segcore.methods.expectation`), and the result is in the units of the pixels.
 """
 
 from __future__ import annotations
@@ -16,34 +16,30 @@ import numpy as np
 
 from maskloom.segcore.methods.expectation import (
     Covariance,
-    Shape,
+    CovarianceModel,
     choose_mixture,
     fit_mixture,
     posteriors,
 )
 from maskloom.segcore.methods.naming import (
     MOST_CLASSES,
-    check_bands,
-    check_references,
     class_names,
     class_order,
-    count_of,
+    requested_clusters,
 )
 from maskloom.segcore.methods.pointwise import Scores, select_fitted
+from maskloom.segcore.methods.sampled_fitter import SampledFitter
 from maskloom.segcore.methods.samples import Samples, State, Units, note_of_nodata
 from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
     Exactness,
-    Fitter,
     Requirements,
     Segmenter,
 )
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.raster.spec import Block, RasterSpec
@@ -51,7 +47,7 @@ if TYPE_CHECKING:
 
 @SEGMENTERS.register("mixture")
 @dataclass(frozen=True, slots=True)
-class MixtureOfGaussians:
+class MixtureOfGaussians(SampledFitter):
     """Clusters of pixels with a size, shape and direction of their own."""
 
     components: int | Literal["auto"] | None = None
@@ -63,86 +59,53 @@ class MixtureOfGaussians:
     (in standardised units).
     """
     reg_covar: float = 1e-9
-    """Added to each variance, so that no component shrinks to a point. A share of the band's
-    variance over all pixels: what the fit calls 1.
+    """Added to each variance, so that no component shrinks to a point. As a fraction of the band's
+    variance over all pixels.
     """
     classes: tuple[str, ...] | Mapping[str, tuple[float, ...] | str] | None = None
-    """Names by class id (ascending luminance), or names with a reference each: a number a band, or
-    `#rrggbb`.
+    """Names by class id (ascending luminance), or names with one reference each: one number per
+    band, or `#rrggbb`.
     """
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
     seed: int = 0
-    """Decides the starts and, where pixels must be sampled, the sample."""
+    """Determines the starts and, if pixels are sampled, the sample."""
     max_components: int = 8
-    """Most components that `auto` tries."""
+    """Largest number of components that `auto` tries."""
 
-    exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
         "no factor or offset of any band changes a label: the fit is in standard deviations of each"
     )
     volumes: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
-        count_of(self.components, self.classes, "components")
-        check_references(self.classes)
-        check_bands(self.bands)
+        requested_clusters(self.components, self.classes, "components")
+        self.check_common()
         if self.covariance not in ("full", "tied", "diag", "spherical"):
             raise ValueError(
                 f"covariance: expected full, tied, diag or spherical; got {self.covariance!r}"
             )
         if not 0 <= self.reg_covar < float("inf"):
             raise ValueError(f"reg_covar: expected a finite number from 0 on; got {self.reg_covar}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
         if not 1 <= self.max_components <= MOST_CLASSES:
             raise ValueError(
                 f"max_components: expected 1 to {MOST_CLASSES}; got {self.max_components}"
             )
 
     @property
-    def requirements(self) -> Requirements:
-        """No halo. A sample takes up to 2**18 pixels more, the table that counts colours 64 MiB a
-        thread.
-        """
-        return Requirements(bytes_per_pixel=48)
-
-    def start(self) -> Fitter | Segmenter:
-        """The fitter itself."""
-        return self
-
-    def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the wanted bands."""
-        return spec.select(self.bands)
-
-    @property
     def expected_classes(self) -> tuple[str, ...]:
         """Names of the classes; empty for `auto`."""
-        count = count_of(self.components, self.classes, "components")
+        count = requested_clusters(self.components, self.classes, "components")
         return () if count is None else class_names(count, self.classes)
 
-    def kind_of(self, spec: RasterSpec) -> Hashable:
-        """Images are clustered together where they have equally many bands."""
-        return spec.channels
-
-    def observe(self, block: Block) -> State:
-        """The values of the block's pixels."""
-        return Samples(self.seed).observe(block)
-
-    def merge(self, a: State, b: State) -> State:
-        """The values of both."""
-        return Samples(self.seed).merge(a, b)
-
     def finish(self, total: State) -> Segmenter:
-        """The model.
-
-        Raises `FitError` where there are fewer different values than components, a component
-        degenerates, or floats cannot hold the squares of the values.
+        """The fitted model. Raises `FitError` if there are fewer distinct values than components,
+        if a component degenerates, or if floats cannot represent the squares of the values.
         """
         dataset = Samples(self.seed).finish(total, self.bands)
         units = Units.of(dataset)
-        shape = Shape(self.covariance, self.reg_covar)
-        count = count_of(self.components, self.classes, "components")
+        shape = CovarianceModel(self.covariance, self.reg_covar)
+        count = requested_clusters(self.components, self.classes, "components")
         if count is None:
             fitted = choose_mixture(dataset, units, self.max_components, shape, self.seed)
         else:
@@ -150,7 +113,7 @@ class MixtureOfGaussians:
         constants, means, factors = fitted.scorer()
         means = units.origin + means * units.spread
         order = class_order(means, self.classes, units.spread, rgb=dataset.rgb)
-        # A density is the lower, the wider the unit that it is counted in.
+        # A density is inversely proportional to the unit of each band.
         widths = float(np.log(units.spread).sum())
         return MixtureModel(
             weights=tuple(fitted.weights[order].tolist()),
@@ -175,10 +138,10 @@ class MixtureOfGaussians:
 @MODELS.register("mixture")
 @dataclass(frozen=True, slots=True)
 class MixtureModel:
-    """Components that are ready to label."""
+    """A fitted model: the components."""
 
     weights: tuple[float, ...]
-    """Share of each component in all pixels."""
+    """Share of all pixels in each component."""
     means: tuple[tuple[float, ...], ...]
     factors: tuple[tuple[tuple[float, ...], ...], ...]
     """Lower triangular; factor.T @ factor is the inverse of the component's covariance."""
@@ -188,26 +151,26 @@ class MixtureModel:
     bands: tuple[int, ...] | None
     covariance: str
     log_likelihood: float
-    """Mean over the fitted pixels, of densities in the units of the pixels."""
+    """Mean over the fitted pixels; densities are in the units of the pixels."""
     steps: int
-    """Steps of EM on all values, the last of which changed the mean log-likelihood by less than
-    1e-3 if `converged`.
+    """Number of EM steps on all values. If `converged`, the last one changed the mean
+    log-likelihood by less than 1e-3.
     """
     converged: bool
     pixels: int
-    """Valid pixels seen."""
+    """Number of valid pixels."""
     values: int
-    """Distinct or sampled values that stood for them."""
+    """Number of distinct or sampled values that represent them."""
     exact: bool
-    """Whether all pixels took part, none left out by sampling."""
+    """Whether all pixels were used, with none left out by sampling."""
     suspect: str | None = None
-    """What among the fitted pixels looks like undeclared nodata."""
+    """A note if some fitted pixels look like undeclared nodata."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @property
     def requirements(self) -> Requirements:
-        """No halo. The table of colours takes 16 MiB more a process."""
+        """No halo. The table of colours adds 16 MiB per process."""
         return Requirements(bytes_per_pixel=8 * len(self.means[0]) + 8)
 
     @property
@@ -220,8 +183,8 @@ class MixtureModel:
         return covariances
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the wanted bands. Raises `ModelMismatch` where it has another number of
-        bands than the means.
+        """The image with the selected bands. Raises `ModelMismatch` if their number differs from
+        that of the means.
         """
         return select_fitted(spec, self.bands, len(self.means[0]))
 
@@ -230,13 +193,15 @@ class MixtureModel:
         return Labels(Scores(self.constants, self.means, self.factors).label(block.pixels))
 
     def scores(self, block: Block) -> NDArray[np.float32]:
-        """Posterior probability of each component for each pixel."""
+        """Posterior probability of each component for each pixel, (y, x, class)."""
         return posteriors(
             block.pixels, (np.array(self.constants), np.array(self.means), np.array(self.factors))
         )
 
     def provenance(self) -> Mapping[str, Any]:
-        """Components and how they were found; a note where what looks like nodata took part."""
+        """Components and the settings of the fit, with a note if values look like undeclared
+        nodata.
+        """
         return {
             "components": len(self.means),
             "means": [list(mean) for mean in self.means],
@@ -252,6 +217,6 @@ class MixtureModel:
             "exact": self.exact,
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the fit says it all
-        """The note."""
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
+        """The note of `provenance`."""
         return self.suspect

@@ -315,7 +315,7 @@ class NetworkModel:
     @segment_by_plane
     def segment(self, block: Block) -> Labels:
         """Return the class with the greatest score for every pixel of the core."""
-        from maskloom.segcore.kernels.scores import likelier, likeliest
+        from maskloom.segcore.kernels.scores import argmax_labels, threshold_labels
 
         labels = np.zeros(block.valid.shape, np.uint8 if len(self.classes) <= 256 else np.uint16)
         core = labels[block.tile.core.relative_to(block.tile.read).slices]
@@ -324,9 +324,9 @@ class NetworkModel:
                 core[place] = self._ids(scores)
             elif scores.shape[-1] == 1:
                 # One score for the second of two classes: its probability or its log-odds.
-                likelier(scores, 0.5 if self.card.output == "sigmoid" else 0.0, core[place])
+                threshold_labels(scores, 0.5 if self.card.output == "sigmoid" else 0.0, core[place])
             else:
-                likeliest(scores, core[place])
+                argmax_labels(scores, core[place])
         return Labels(labels)
 
     @score_by_plane

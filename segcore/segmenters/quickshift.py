@@ -1,23 +1,22 @@
-"""Quick shift: every pixel is tied to the nearest denser one, and the trees that come of it are the
+"""Quick shift: every pixel is linked to the nearest denser one, and the resulting trees are the
 regions.
 
 After Vedaldi and Soatto, "Quick shift and kernel methods for mode seeking" (ECCV 2008), as
 `skimage.segmentation.quickshift` defines it:
 
-1. A pixel is a point of its colour, times `ratio`, and its place in pixels. Its density is the sum
-   of exp(-d² / (2 kernel_size²)) over all pixels within ceil(3 · kernel_size) rows and columns, d
-   being the distance of the points.
-2. Noise of standard deviation 1e-5 is added, so that even areas have slopes too.
+1. A pixel is a point: its colour times `ratio`, and its position in pixels. Its density is the sum
+   of exp(-d² / (2 kernel_size²)) over all pixels within ceil(3 · kernel_size) rows and columns,
+   where d is the distance between the points.
+2. Noise of standard deviation 1e-5 is added, so that uniform areas have slopes too.
 3. Its parent is the nearest denser pixel of that window, unless farther than `max_dist`; then it is
    the root of a tree.
 
-Only two things differ from scikit-image. The noise of a pixel follows from its row, its column and
-`seed`, not from the shape of the array, and all is done in double precision, whatever the type of
-the image.
+Two things differ from scikit-image. The noise of a pixel depends on its row, its column and `seed`,
+not on the shape of the array, and all arithmetic is in double precision.
 
-A tile needs the densities of all pixels within `max_dist` of its core, and these their windows. A
-chain of parents that leaves the core ends, for this tile, in a pixel of another: joining follows it
-from there. Pixels without data have no density, no parent and no children.
+A tile needs the densities of all pixels within `max_dist` of its core, and their windows. A chain
+of parents that leaves the core ends, for this tile, in a pixel of another tile; joining continues
+it there. Pixels without data have no density, no parent and no children.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 _WIDEST = 1000.0
 """Largest `kernel_size` and `sigma`: windows of 6001 pixels."""
 _TRUNCATE = 4.0
-"""Where smoothing cuts its Gaussian, in standard deviations."""
+"""Radius at which smoothing truncates its Gaussian, in standard deviations."""
 
 
 @SEGMENTERS.register("quickshift")
@@ -56,30 +55,30 @@ class Quickshift:
     """Regions of similar colour around the densest points of colour and space."""
 
     kernel_size: float = 5.0
-    """Width of the Gaussian that densities are summed with, from 1 on; greater means fewer regions.
-    Time grows with its square.
+    """Standard deviation of the Gaussian for densities, from 1 on; a larger one gives fewer
+    regions. Time grows with its square.
     """
     max_dist: float = 10.0
-    """Greatest distance to a parent, in colour and space; greater means fewer regions."""
+    """Largest distance to a parent, in colour and space; a larger one gives fewer regions."""
     ratio: float = 1.0
-    """Weight of colour against place, 0 to 1."""
+    """Weight of colour relative to position, 0 to 1."""
     sigma: float = 0.0
-    """Standard deviation of a Gaussian that smooths the picture first, in pixels. 0: none."""
+    """Standard deviation in pixels of a Gaussian that first smooths the image. 0: no smoothing."""
     convert_to_lab: bool | None = None
-    """Whether colours become CIE Lab, which takes three bands. None: for RGB pictures of 8 or 16
-    bits.
+    """Whether to convert colours to CIE Lab, which needs three bands. None: only for RGB images of
+    8 or 16 bits.
     """
     scale: float | None = None
-    """What the bands are multiplied by first. None: floats stay as they are; the greatest whole
-    number of a type becomes 1 for Lab, else 100, the range of lightness (scikit-image has 1, next
-    to which places in pixels decide alone).
+    """Factor for the bands. None: floats are unchanged; the largest integer of the type becomes 1
+    for Lab, otherwise 100, the range of lightness (scikit-image uses 1, so that positions alone
+    decide).
     """
     bands: tuple[int, ...] | None = None
     """Bands to use, counted from 1. None: all."""
     classes: tuple[str, ...] | None = None
     """One name, the class of all regions. None: region."""
     seed: int = 0
-    """Decides the noise."""
+    """Determines the noise."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
@@ -114,7 +113,7 @@ class Quickshift:
         return ("background", *(self.classes or ("region",)))
 
     def start(self) -> QuickshiftModel:
-        """The model: there is nothing to fit."""
+        """The model; nothing needs fitting."""
         return QuickshiftModel(
             kernel_size=float(self.kernel_size),
             max_dist=float(self.max_dist),
@@ -147,18 +146,18 @@ class QuickshiftModel:
 
     @property
     def width(self) -> int:
-        """Rows and columns on each side of a pixel that its density is summed over."""
+        """Radius in pixels of the window that a density is summed over."""
         return math.ceil(3 * self.kernel_size)
 
     @property
     def reach(self) -> int:
-        """Rows and columns that a parent may be away."""
+        """Largest distance of a parent along an axis, in pixels."""
         return int(min(self.width, self.max_dist))
 
     @property
     def requirements(self) -> Requirements:
-        """A halo for parents, for their densities, and for smoothing. Bands are taken for doubles,
-        four unless `bands` says otherwise.
+        """A halo for parents, their densities and smoothing. Memory is for four bands of doubles,
+        or the number in `bands`.
         """
         margin = self.width + self.reach + int(_TRUNCATE * self.sigma + 0.5)
         numbers = (4 if self.bands is None else len(self.bands)) * (3 if self.sigma > 0 else 2)
@@ -170,8 +169,8 @@ class QuickshiftModel:
         )
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the wanted bands. Raises `ModelMismatch` where Lab is asked for and there
-        are not three.
+        """The image with the selected bands. Raises `ModelMismatch` if Lab is requested for other
+        than three bands.
         """
         selected = spec.select(self.bands)
         if self.convert_to_lab and selected.channels != 3:
@@ -184,8 +183,8 @@ class QuickshiftModel:
 
     @fragment_by_plane
     def fragment(self, block: Block) -> Fragments:
-        """The trees of the core's pixels, cut where they leave the core, and the pixels that they
-        lead to outside.
+        """The trees of the core's pixels, cut where they leave the core, and the pixels outside
+        that they lead to.
         """
         core, read = block.tile.core, block.tile.read
         inner = core.grow((self.reach,) * 2) & read
@@ -218,11 +217,11 @@ class QuickshiftModel:
 
     @join_by_plane
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalences]:
-        """Fragments belong together where one leads to a pixel of the other."""
+        """Fragments are one object if one leads to a pixel of the other."""
         return join_links(grid, boundaries)
 
     def provenance(self) -> Mapping[str, Any]:
-        """The parameters that decide the regions."""
+        """Return the parameters."""
         return {
             "kernel_size": self.kernel_size,
             "max_dist": self.max_dist,
@@ -233,8 +232,8 @@ class QuickshiftModel:
             "seed": self.seed,
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the type says it all
-        """What to look at where floats are compared with distances in pixels as they are."""
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
+        """A warning if unscaled floats are compared with distances in pixels."""
         if self.scale is not None or self.convert_to_lab or np.dtype(spec.dtype).kind != "f":
             return None
         return (
@@ -243,9 +242,7 @@ class QuickshiftModel:
         )
 
     def _colours(self, block: Block, seen: Box) -> NDArray[np.float64]:
-        """Colours of the pixels of `seen`, (band, y, x) and ready to be compared; infinite where
-        there is no data.
-        """
+        """Scaled colours (band, y, x) of the pixels of `seen`; infinite where there is no data."""
         margin = int(_TRUNCATE * self.sigma + 0.5)
         wide = seen.grow((margin,) * 2) & block.tile.read
         part = wide.relative_to(block.tile.read).slices
@@ -263,7 +260,7 @@ class QuickshiftModel:
     def _parents(
         self, planes: NDArray[np.float64], seen: Box, inner: Box, core: Box
     ) -> NDArray[np.int64]:
-        """The flat place in `seen` of the parent of each pixel of `core`; -1 for all other pixels
+        """Flat position in `seen` of the parent of each pixel of `core`; -1 for all other pixels
         and those without data.
         """
         from maskloom.segcore.kernels.quickshift import fill_noise
@@ -275,11 +272,11 @@ class QuickshiftModel:
     def parents_of(
         self, planes: NDArray[np.float64], noise: NDArray[np.float64], inner: Box, core: Box
     ) -> NDArray[np.int64]:
-        """The flat place of the parent of each pixel of `core`; roots are their own, and -1 stands
-        for all other pixels and those without data.
+        """Flat position of the parent of each pixel of `core`; roots are their own parents. -1 for
+        all other pixels and those without data.
 
-        `planes` (band, y, x) and `noise` (y, x) cover both boxes. `inner` is `core` with all pixels
-        within `reach`; its densities take the place of its noise.
+        `planes` (band, y, x) and `noise` (y, x) cover both boxes. `inner` is `core` and all pixels
+        within `reach`; `noise` there is overwritten by densities.
         """
         from maskloom.segcore.kernels.quickshift import add_densities, find_parents
 
@@ -294,8 +291,8 @@ class QuickshiftModel:
 
 
 def scaled_planes(pixels: NDArray[np.generic], scale: float, lab: bool) -> NDArray[np.float64]:
-    """The bands of (y, x, band) pixels times `scale`, as (band, y, x); with `lab` as lightness, a
-    and b of CIE Lab.
+    """The bands of (y, x, band) pixels times `scale`, as (band, y, x); with `lab`, converted to CIE
+    Lab.
     """
     planes = np.empty((pixels.shape[-1], *pixels.shape[:-1]))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -309,10 +306,10 @@ def scaled_planes(pixels: NDArray[np.generic], scale: float, lab: bool) -> NDArr
 
 
 def smooth(planes: NDArray[np.float64], valid: NDArray[np.bool_], sigma: float) -> None:
-    """Smooth each of the planes in place by a Gaussian over the valid pixels, mirrored at the edges
-    of the array as in scikit-image.
+    """Smooth the planes (band, y, x) in place by a Gaussian over the valid pixels (y, x), mirrored
+    at the edges of the array as in scikit-image.
 
-    Where the Gaussian meets invalid pixels the mean of the others counts.
+    Weights are normalised over the valid pixels.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -323,8 +320,8 @@ def smooth(planes: NDArray[np.float64], valid: NDArray[np.bool_], sigma: float) 
         weight = gaussian_filter(
             valid.astype(np.float64), sigma, mode="reflect", truncate=_TRUNCATE
         )
-        # Weights of undisturbed pixels are off 1 by rounding; set against each other they are 1, so
-        # that a tile with holes elsewhere gives these pixels the same bits as a tile without.
+        # Total weights of windows without holes differ from 1 by rounding. They are set to 1, so
+        # that holes elsewhere in the tile do not change a bit of these pixels.
         weight /= gaussian_filter(np.ones((1, 1)), sigma, mode="reflect", truncate=_TRUNCATE)
         np.divide(planes, weight, out=planes, where=valid)
 
@@ -338,7 +335,7 @@ def _default_scale(dtype: np.dtype[Any], lab: bool) -> float:
 
 
 def _offsets(reach: int, max_dist: float, shape: Shape) -> NDArray[np.int64]:
-    """Rows (dy² + dx², dy, dx) of the places that a parent may have in an array of this shape, by
+    """Rows (dy² + dx², dy, dx) of the possible offsets of a parent in an array of this shape, by
     ascending distance.
     """
     down, across = (min(reach, side - 1) for side in shape)

@@ -1,22 +1,21 @@
-"""Thresholds: a pixel is in class 1 where its value is greater than the threshold.
+"""Thresholds: a pixel is in class 1 if its value exceeds the threshold.
 
 A threshold is given, or found by Otsu's method, Otsu's method for several classes, Li's minimum
-cross entropy or the triangle method. What they need of any number of pixels is the histogram, and
-histograms of tiles add up exactly: the threshold is the one that scikit-image finds on all valid
-pixels at once.
+cross entropy or the triangle method. These methods need only the histogram, and histograms of tiles
+add up exactly. So the threshold is the one that scikit-image finds on all valid pixels at once.
 
-- Whole numbers: the count of every value (the range must be below 2**20, else as floats).
+- Integers: the count of every value (if the range is below 2**20, otherwise as floats).
 - Floats: one round for the range, one for 256 equal bins over it, as in scikit-image. Li's method,
-  which scikit-image runs on every single pixel, takes 65,536 bins: its threshold is right to about
-  one bin's width.
-- multi-otsu on whole numbers of more than 256 different levels gathers them into 256 equal bins:
-  its cost grows with a power of the number of bins.
-Collections that mix whole numbers and floats are treated as floats. Infinite values are ignored
-when fitting.
+  which scikit-image runs on every pixel, uses 65,536 bins: its threshold is accurate to about one
+  bin width.
+- multi-otsu on integers with more than 256 levels groups them into 256 equal bins, because its cost
+  grows with a power of the number of bins.
+Collections that mix integers and floats are treated as floats. Infinite values are ignored when
+fitting.
 
 The method `local` needs no histogram: each pixel is compared with the Gaussian mean, mean or median
-of the window around it, as by `skimage.filters.threshold_local` (`segcore.methods.windows`), but a
-pixel that equals its local value is never greater by rounding.
+of the window around it, as by `skimage.filters.threshold_local` (`segcore.methods.windows`), but
+rounding never makes a pixel exceed a local value that it equals.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from maskloom.segcore.errors import FitError, NothingToFit
-from maskloom.segcore.methods.histogram import Bins, Values
+from maskloom.segcore.methods.histogram import Bins, ValueCounts
 from maskloom.segcore.methods.intensity import (
     Band,
     Source,
@@ -39,7 +38,7 @@ from maskloom.segcore.methods.intensity import (
     select_source,
 )
 from maskloom.segcore.methods.naming import check_names
-from maskloom.segcore.methods.samples import UNLIKELY, told_as_nodata
+from maskloom.segcore.methods.samples import UNLIKELY, note_of_extremes
 from maskloom.segcore.methods.thresholds import Histogram, find_thresholds
 from maskloom.segcore.methods.windows import LARGEST_WINDOW, LocalWindow, WindowStatistic
 from maskloom.segcore.models.protocols import (
@@ -61,7 +60,8 @@ if TYPE_CHECKING:
 
 Method = Literal["otsu", "multi-otsu", "li", "triangle", "local"]
 _FEW_BINS, _MANY_BINS = 256, 65_536
-# Worst case float64 colours: 3 x 8 in, 12 as float32, two float32 products, validity and labels.
+# Worst case, colours in float64: 3 x 8 bytes read, 12 as float32, two float32 products, validity
+# and labels.
 _BYTES_PER_PIXEL, _LOCAL_BYTES_PER_PIXEL = 48, 88
 
 
@@ -71,7 +71,7 @@ class Threshold:
     """Two classes (or several, by multi-otsu) by the value of one band or of the luminance."""
 
     value: float | None = None
-    """The threshold itself. None: it is found by `method`."""
+    """The threshold. None: it is found by `method`."""
     method: Method | None = None
     """How to find the threshold: otsu (the default), multi-otsu, li, triangle, or local (for each
     pixel). Not together with `value`.
@@ -81,7 +81,9 @@ class Threshold:
     otherwise.
     """
     bands: tuple[int, ...] | None = None
-    """The same as a list: one band, or three whose luminance is taken. Not together with `band`."""
+    """The same as a list: one band, or the three bands of the luminance. Not together with
+    `band`.
+    """
     above: bool = True
     """True: class 1 where the value is greater than the threshold. False: class 1 where it is
     not.
@@ -91,7 +93,9 @@ class Threshold:
     window: int = 51
     """Side of the square around each pixel for local: an odd number of pixels from 3 on."""
     window_statistic: WindowStatistic = "gaussian"
-    """What local takes of the window: gaussian (mean with sigma (window - 1) / 6), mean, median."""
+    """For local, the statistic of the window: gaussian (mean with sigma (window - 1) / 6), mean,
+    median.
+    """
     offset: float = 0.0
     """Subtracted from the local value: above 0, pixels a little darker than their surroundings are
     class 1 too.
@@ -173,7 +177,7 @@ class Threshold:
 
     @property
     def source(self) -> Source:
-        """What is thresholded."""
+        """The band or bands to threshold."""
         return self.bands or self.band
 
     @property
@@ -195,7 +199,7 @@ class Threshold:
         return Requirements(bytes_per_pixel=_BYTES_PER_PIXEL)
 
     def start(self) -> Fitter | Segmenter:
-        """The segmenter itself where the threshold is given or local, else this fitter."""
+        """The segmenter if the threshold is given or local, otherwise this fitter."""
         if self.method == "local":
             return LocalThresholdModel(
                 self.window,
@@ -215,21 +219,21 @@ class Threshold:
         """The image with the band, or the bands of the luminance."""
         return select_source(spec, self.source)
 
-    def kind_of(self, spec: RasterSpec) -> Hashable:  # noqa: ARG002  every image suits
+    def kind_of(self, spec: RasterSpec) -> Hashable:  # noqa: ARG002
         """Values of all images go into one histogram."""
         return ()
 
-    def observe(self, block: Block) -> Values:
+    def observe(self, block: Block) -> ValueCounts:
         """Extremes and counts of the block's values."""
-        return Values.of(*core_intensity(block))
+        return ValueCounts.of(*core_intensity(block))
 
-    def merge(self, a: Values, b: Values) -> Values:
+    def merge(self, a: ValueCounts, b: ValueCounts) -> ValueCounts:
         """Extremes and counts of both."""
         return a.merge(b)
 
-    def finish(self, total: Values) -> Fitter | Segmenter:
-        """The model, or the round of equal bins. Raises `NothingToFit` where there is no valid
-        pixel.
+    def finish(self, total: ValueCounts) -> Fitter | Segmenter:
+        """The model, or the fitter of the second round, with equal bins. Raises `NothingToFit` if
+        there is no valid pixel.
         """
         if self.value is not None or self.method == "local":
             return self.start()
@@ -249,8 +253,8 @@ class Threshold:
         return self.model_of(Histogram(np.array([total.pixels]), np.array([total.low])))
 
     def model_of(self, histogram: Histogram, suspect: str | None = None) -> ThresholdModel:
-        """The model that follows from a histogram, and from what in it looks like nodata. Raises
-        `FitError` where it has too few different values.
+        """The model for a histogram; `suspect` is the note on values that look like nodata. Raises
+        `FitError` if there are too few distinct values.
         """
         method = self.method or "otsu"
         thresholds = find_thresholds(histogram, method, self.levels)
@@ -261,7 +265,9 @@ class Threshold:
 
 
 def _require_bins(low: float, high: float, number: int) -> None:
-    """Raise `FitError` where floats cannot hold so many equal bins from `low` to `high`."""
+    """Raise `FitError` if floats cannot represent this number of equal bins from `low` to
+    `high`.
+    """
     if not 1e-290 < (high - low) / number < math.inf:
         raise FitError(
             f"A threshold cannot be found between values from {low:g} to {high:g}: floats cannot "
@@ -272,7 +278,7 @@ def _require_bins(low: float, high: float, number: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BinnedThreshold:
-    """The second round for floats: a histogram of equal bins."""
+    """The fitter of the second round, for floats: a histogram of equal bins."""
 
     recipe: Threshold
     bins: Bins
@@ -293,7 +299,7 @@ class BinnedThreshold:
         """The image with the band, or the bands of the luminance."""
         return self.recipe.select(spec)
 
-    def kind_of(self, spec: RasterSpec) -> Hashable:  # noqa: ARG002  every image suits
+    def kind_of(self, spec: RasterSpec) -> Hashable:  # noqa: ARG002
         """Values of all images go into one histogram."""
         return ()
 
@@ -310,8 +316,8 @@ class BinnedThreshold:
         return self.recipe.model_of(Histogram(total, self.bins.centres), self._suspect(total))
 
     def _suspect(self, total: NDArray[np.int64]) -> str | None:
-        """The note where values of 1e30 or more lie far from all others, which are then within a
-        bin's width of 0.
+        """A note if there are values of 1e30 or more and all others are far smaller, so within one
+        bin width of 0.
         """
         low, high = self.bins.low, self.bins.high
         largest = max(abs(low), abs(high))
@@ -321,24 +327,24 @@ class BinnedThreshold:
             return None
         bands = self.recipe.bands if self.recipe.band is None else (self.recipe.band,)
         named = bands is not None and len(bands) == 1 and bands[0] != "luminance"
-        return told_as_nodata(f"band {bands[0]}" if bands and named else "the image", low, high)
+        return note_of_extremes(f"band {bands[0]}" if bands and named else "the image", low, high)
 
 
 @MODELS.register("threshold")
 @dataclass(frozen=True, slots=True)
 class ThresholdModel:
-    """A threshold, or several in ascending order, that is ready to run."""
+    """A fitted model: one threshold, or several in ascending order."""
 
     thresholds: tuple[float, ...]
     classes: tuple[str, ...]
     band: Source = None
     above: bool = True
     method: str = "value"
-    """`value` where the threshold was given, else how it was found."""
+    """`value` if the threshold was given, otherwise the method that found it."""
     pixels: int = 0
-    """Pixels that it was found in."""
+    """Number of pixels that it was found in."""
     suspect: str | None = None
-    """What among them looks like undeclared nodata."""
+    """A note if some of them look like undeclared nodata."""
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
@@ -352,8 +358,8 @@ class ThresholdModel:
         return select_source(spec, self.band)
 
     def segment(self, block: Block) -> Labels:
-        """The number of thresholds that each value exceeds (with `above` False: 1 where it does not
-        exceed the one).
+        """The number of thresholds that each value exceeds (if `above` is False: 1 where it does
+        not exceed the threshold).
         """
         values = intensity(block.pixels, block.spec.location)
         first = exceeds(values, self.thresholds[0])
@@ -365,8 +371,8 @@ class ThresholdModel:
         return Labels(labels)
 
     def provenance(self) -> Mapping[str, Any]:
-        """Thresholds, and how and in how many pixels they were found; a note where what looks like
-        nodata is among these.
+        """Thresholds, method and number of pixels, with a note if values look like undeclared
+        nodata.
         """
         note = {} if self.suspect is None else {"note": self.suspect}
         return {
@@ -376,15 +382,15 @@ class ThresholdModel:
             "pixels": self.pixels,
         }
 
-    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002  the fit says it all
-        """The note."""
+    def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:  # noqa: ARG002
+        """The note of `provenance`."""
         return self.suspect
 
 
 @MODELS.register("threshold_local")
 @dataclass(frozen=True, slots=True)
 class LocalThresholdModel:
-    """A threshold for each pixel from the window around it, ready to run."""
+    """A local threshold for each pixel, from the window around it."""
 
     window: int
     window_statistic: WindowStatistic
@@ -397,7 +403,7 @@ class LocalThresholdModel:
 
     @property
     def requirements(self) -> Requirements:
-        """The radius of the window; the Gaussian's is 2/3 of its side."""
+        """The halo is the radius of the window; for the Gaussian 2/3 of its side."""
         radius = LocalWindow(self.window, self.window_statistic).radius
         return Requirements(radius, _LOCAL_BYTES_PER_PIXEL, 4)
 
@@ -406,8 +412,8 @@ class LocalThresholdModel:
         return select_source(spec, self.band)
 
     def segment(self, block: Block) -> Labels:
-        """1 where a pixel of the core exceeds its local value less the offset (with `above` False:
-        where it does not).
+        """1 where a pixel of the core exceeds its local value minus the offset (if `above` is
+        False: where it does not).
         """
         values = intensity(block.pixels, block.spec.location)
         usable = block.valid & np.isfinite(values) if values.dtype.kind == "f" else block.valid
@@ -420,7 +426,7 @@ class LocalThresholdModel:
         return Labels(labels)
 
     def provenance(self) -> Mapping[str, Any]:
-        """The window and the offset."""
+        """Return the window and the offset."""
         return {
             "method": "local",
             "window": self.window,

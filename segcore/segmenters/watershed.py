@@ -1,19 +1,19 @@
 """Watershed: touching objects of a semantic mask, split at their necks, in images and volumes.
 
 The landscape is the distance of each pixel to the nearest of another class (Euclidean, exact,
-clipped at `distance`): its peaks are the middles of objects, its passes the necks between them.
-From the highest pixel down, each goes with its steepest neighbour of the same class (over corners
-too), so the basin of a peak is what flows to it (watershed by topographic distance: Meyer 1994).
-Where two basins meet, the lower peak stays an object only if it rises at least `prominence` above
-the pass, else it is taken in by the higher: the peaks that stay are those of the h-maxima
-transform, the dynamics of Grimaud (1992).
+clipped at `distance`). Its peaks are the middles of objects, its passes the necks between them.
+From the highest pixel down, each joins its steepest neighbour of the same class (corners included),
+so the basin of a peak is the set of pixels that flow to it (watershed by topographic distance:
+Meyer 1994). Where two basins meet, the lower peak stays an object only if it rises at least
+`prominence` above the pass; otherwise it is merged into the higher. The remaining peaks are those
+of the h-maxima transform (the dynamics of Grimaud 1992).
 
-Distances are in pixels, whatever the spacing of a volume. They are compared as whole squares and
-equals go by place in C order, never by where a tile begins. A connected region that a tile sees
-whole is split the same in every tile, and `stitch` puts the parts together. The halo is three times
-`distance`: an object of the largest radius (two times), and what its pixels' distances depend on
-(once). Objects, or clumps of them, larger than the halo are cut at the sides of a tile's read box;
-they are joined by what neighbours saw of them.
+Distances are in pixels, whatever the spacing of a volume. They are compared as integer squares;
+ties are decided by position in C order, never by the tiling. A connected region that is entirely
+inside the read box of a tile is split the same in every such tile, and `stitch` joins the parts.
+The halo is three times `distance`: an object of the largest radius (two times), and the
+surroundings that determine its distances (once). Objects, or clumps of them, larger than the halo
+are cut at the sides of a tile's read box; they are joined by the views of neighbouring tiles.
 """
 
 from __future__ import annotations
@@ -50,33 +50,33 @@ if TYPE_CHECKING:
 
 _RULE = SeamRule()
 _GREATEST_DISTANCE = 1024
-# Beside the inner segmenter's: classes, columns, squares, order, basins, numbers and labels of four
-# bytes each.
+# Besides those of the inner segmenter: classes, columns, squares, order, basins, numbers and labels
+# of four bytes each.
 _BYTES_PER_PIXEL = 32
 
 
 @SEGMENTERS.register("watershed")
 @dataclass(frozen=True, slots=True)
 class Watershed:
-    """Objects of another segmenter's classes, split where they touch."""
+    """Objects of the classes of another segmenter, split where they touch."""
 
     of: SegmenterRecipe
     """The segmenter whose classes are split: threshold, kmeans, a network ..."""
     parts: tuple[str, ...] | None = None
-    """Names of the classes whose objects are wanted. None: all but the background."""
+    """Names of the classes that become objects. None: all but the background."""
     distance: int = 32
-    """Largest radius that matters, in pixels: necks twice as wide are not cut. The halo is three
+    """Largest radius considered, in pixels: necks twice as wide are not cut. The halo is three
     times this.
     """
     prominence: float = 1.0
-    """How much narrower a neck must be than the smaller object that it ties, in pixels of the
-    radius. More of it splits less.
+    """By how much a neck must be narrower than the smaller object that it connects, in pixels of
+    the radius. A larger value splits less.
     """
     min_size: int = 1
-    """Objects of fewer pixels become background."""
+    """Objects with fewer pixels become background."""
     stitch: SeamRule | Mapping[str, SeamRule] = _RULE
-    """How objects are joined over tiles: `{by: ownership}`, or `{by: overlap, iou: 0.5}`, or such a
-    rule for each class by name.
+    """How objects are joined over tiles: `{by: ownership}`, or `{by: overlap, iou: 0.5}`, or one
+    such rule for each class by name.
     """
 
     exactness: ClassVar[Exactness] = Exactness.EXACT_IF_SMALLER_THAN_HALO
@@ -102,14 +102,14 @@ class Watershed:
             )
 
     def start(self) -> Fitter | Model:
-        """The watershed around the other segmenter, or that one's fitter. Raises `RecipeError`
-        where they do not suit.
+        """The watershed around the other segmenter, or the fitter of that one. Raises `RecipeError`
+        if they do not match.
         """
         return start_around(self.of, self)
 
     def around(self, segmenter: Segmenter) -> Stitched:
-        """The model around a segmenter that is ready. Raises `RecipeError` where a class is named
-        that it does not have.
+        """The model around a fitted segmenter. Raises `RecipeError` if it lacks a class in
+        `parts`.
         """
         classes, class_of = self._classes(segmenter.classes)
         try:
@@ -124,14 +124,14 @@ class Watershed:
         )
 
     def classes_around(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """The background, then the classes whose objects are wanted. Raises `RecipeError` where one
-        is named that there is not.
+        """The background, then the classes that become objects. Raises `RecipeError` if a class in
+        `parts` is missing.
         """
         return self._classes(classes)[0]
 
     def _classes(self, classes: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """The background and the wanted classes, and which of them (0: the background) each of the
-        inner classes becomes.
+        """The background and the classes that become objects, and the index among them for each
+        inner class (0: background).
         """
         unknown = [name for name in self.parts or () if name not in classes]
         if unknown:
@@ -149,7 +149,7 @@ class Watershed:
                 f"parts: there is nothing to split; {', '.join(classes)} mean background. Name one "
                 "in `parts`."
             )
-        # The segmenter's own name for background where it has one to spare.
+        # The inner segmenter's name for background, unless that class becomes objects.
         names = (
             *(name for name in classes if name.lower() in BACKGROUND_NAMES),
             "background",
@@ -165,13 +165,13 @@ class Watershed:
 @MODELS.register("watershed")
 @dataclass(frozen=True, slots=True)
 class WatershedModel:
-    """A segmenter of instances: another one's classes, split."""
+    """A segmenter of instances: the classes of another one, split."""
 
     segmenter: Segmenter
     classes: tuple[str, ...]
-    """The background, then those whose objects are wanted, in the order of the other segmenter."""
+    """The background, then the classes that become objects, in the order of the inner segmenter."""
     class_of: tuple[int, ...]
-    """Which class each of the inner segmenter's becomes. 0: background."""
+    """The class that each class of the inner segmenter becomes. 0: background."""
     distance: int
     prominence: float
     min_size: int
@@ -180,28 +180,28 @@ class WatershedModel:
 
     @property
     def requirements(self) -> Requirements:
-        """Three times `distance` beside what the other segmenter needs."""
+        """Those of the inner segmenter, plus a halo of three times `distance`."""
         inner = self.segmenter.requirements
         return replace(
             inner,
             halo=inner.halo + 3 * self.distance,
-            # In volumes the landscape reaches over planes, even if the other segmenter does not.
+            # In volumes the landscape extends across planes, even if the inner segmenter does not.
             planar=False,
             bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL,
             cost=inner.cost + 20,
         )
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the bands that the other segmenter wants."""
+        """The image with the bands of the inner segmenter."""
         return self.segmenter.select(spec)
 
     def segment(self, block: Block) -> Labels:
         """The instances of the block, numbered from 1 in the order of their first pixels, each with
         its class.
         """
-        # Basins need the classes around the core too. Those nearest to the edge of what the tile
-        # reads may not be exact, as the other segmenter looks beyond it; they are farther off than
-        # the landscape of any object that is smaller than the halo.
+        # Basins need the classes around the core too. Classes close to the edge of the read box may
+        # be inexact, because the inner segmenter's own halo is missing there; they are too far away
+        # to affect an object smaller than the halo.
         inner = self.segmenter.segment(
             replace(block, tile=replace(block.tile, core=block.tile.read))
         ).values
@@ -210,18 +210,18 @@ class WatershedModel:
         values, class_of = split_touching(classes, self.distance, self.prominence)
         if self.min_size > 1:
             small = np.bincount(values.ravel(), minlength=len(class_of)) < self.min_size
-            # What the read box cuts may be large beyond it.
+            # Objects cut by the read box may be larger outside it.
             small[cut_by(values, block.tile.read, block.spec.shape)] = False
             values[small[values]] = 0
         return Labels(values, tuple(class_of.tolist()))
 
     def provenance(self) -> Mapping[str, Any]:
-        """The other segmenter's, and how its classes are split."""
+        """The inner segmenter's, and how its classes are split."""
         own = {"distance": self.distance, "prominence": self.prominence, "min_size": self.min_size}
         return {"watershed": own, "of": dict(self.segmenter.provenance())}
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
-        """The other segmenter's."""
+        """The warning of the inner segmenter."""
         return caution_of([self.segmenter], spec, shares)
 
 

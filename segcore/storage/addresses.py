@@ -3,8 +3,8 @@
 A URI in a table, plan, name or message contains no secret and is valid UTF-8. Two kinds of address
 do not qualify: URLs with a temporary signature (`?X-Amz-Signature=...`, `?sig=...`, `?token=...`),
 and file names that are not UTF-8. Such a file is known everywhere by a URI without them. The
-address itself stays in the memory of the processes that read the file; they `learn` it from their
-jobs.
+address itself stays in the memory of the processes that read the file: they take it from their jobs
+and call `remember_address`.
 
 An address with a password (`https://user:password@host`) is refused: unlike a signature, a password
 opens more than one file and does not expire.
@@ -34,7 +34,7 @@ meaning.
 """
 _WEB = ("http://", "https://")
 
-_learnt: dict[str, str] = {}
+_addresses: dict[str, str] = {}
 
 
 def _never(_: str) -> bool:
@@ -91,11 +91,11 @@ def is_signed(address: str) -> bool:
     return any(_SECRET_NAME.fullmatch(name) for name in said)
 
 
-def unsigned(address: str) -> str:
+def without_signature(address: str) -> str:
     """The address without the secret parameters of its query and those that accompany them. An HTTP
     URL also loses its fragment, which is never sent to a server.
 
-    >>> unsigned("https://host/a.tif?item=3&X-Amz-Expires=60&X-Amz-Signature=c0ffee")
+    >>> without_signature("https://host/a.tif?item=3&X-Amz-Expires=60&X-Amz-Signature=c0ffee")
     'https://host/a.tif?item=3'
     """
     if is_web(address):
@@ -111,33 +111,33 @@ def unsigned(address: str) -> str:
     return f"{path}?{'&'.join(kept)}" if kept else path
 
 
-def path_of(address: str) -> str:
+def without_query(address: str) -> str:
     """An HTTP URL without query and fragment; any other address unchanged."""
     return re.split("[?#]", address, maxsplit=1)[0] if is_web(address) else address
 
 
-def written(text: str) -> str:
+def redacted(text: str) -> str:
     """Text that may be written down: passwords and signatures masked, bytes that are not UTF-8
     escaped.
 
-    >>> written("403 for https://me:word@host/a.tif?item=3&sig=c0ffee")
+    >>> redacted("403 for https://me:word@host/a.tif?item=3&sig=c0ffee")
     '403 for https://***@host/a.tif?item=3&sig=***'
     """
     text = _USER.sub(lambda found: f"{found[1]}://***@" if _is_secret(found) else found[0], text)
     return _SECRET_PARAMETER.sub(r"\1***", text).encode("utf-8", "backslashreplace").decode()
 
 
-def learn(uri: str, address: str | None) -> None:
+def remember_address(uri: str, address: str | None) -> None:
     """Remember in this process where the file with this URI is read from. None: from the URI
     itself.
     """
     if address is not None:
-        _learnt[uri] = address
+        _addresses[uri] = address
 
 
 def address_of(uri: str) -> str:
     """The address from which the file with this URI is read."""
-    return _learnt.get(uri, uri)
+    return _addresses.get(uri, uri)
 
 
 def _is_secret(found: re.Match[str]) -> bool:

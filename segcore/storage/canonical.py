@@ -24,18 +24,18 @@ def canonical(value: Any) -> str:
     Raises `TypeError` if the value contains anything else that JSON lacks.
     """
     return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), default=_plain, ensure_ascii=False
+        value, sort_keys=True, separators=(",", ":"), default=_to_json, ensure_ascii=False
     )
 
 
-def frozen(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
     """A JSON value with tuples in place of lists."""
     if isinstance(value, list):
-        return tuple(frozen(item) for item in value)
+        return tuple(with_tuples(item) for item in value)
     return value
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     raise TypeError(f"{type(value).__name__} has no place in a record")

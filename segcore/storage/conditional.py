@@ -60,8 +60,8 @@ class Move:
     name: str
     """What it will be called; a file of this name is replaced."""
     base: str | None = None
-    """The version of the file to be replaced, of `bases_of`. None: there is none, or the store has
-    no versions. Of a file that is to go, that of `current_version`.
+    """The version of the file to be replaced, of `versions_of`. None: there is none, or the store
+    has no versions. Of a file that is to go, that of `current_version`.
     """
 
 
@@ -101,14 +101,14 @@ def conditions_of(store: Store) -> Conditions:
     return _PROBED[store.root]
 
 
-def bases_of(store: Store, names: Sequence[str]) -> list[str | None]:
+def versions_of(store: Store, names: Sequence[str]) -> list[str | None]:
     """The version of each file, as `Move.base` needs it. None: the file is absent, or the store
     does not use versions.
     """
     fs, _ = filesystem(store.root)
     if not _is_s3(fs):
         return [None] * len(names)
-    return _at_once(lambda name: _version(fs, store, name), names)
+    return _map_concurrently(lambda name: _version(fs, store, name), names)
 
 
 def require_movable(store: Store, folders: Sequence[str]) -> None:
@@ -131,15 +131,17 @@ def move(store: Store, moves: Iterable[Move]) -> None:
     are.
     """
     moves = list(moves)
-    _at_once(lambda each: _remove(store, each), [each for each in moves if each.staged is None])
+    _map_concurrently(
+        lambda each: _remove(store, each), [each for each in moves if each.staged is None]
+    )
     moves = [each for each in moves if each.staged is not None]
     fs, root = filesystem(store.root)
     if isinstance(fs, LocalFileSystem):
         _rename(Path(root), moves)
     elif _is_s3(fs) and conditions_of(store).replace:
-        _at_once(lambda each: _swap(fs, store, each), moves)
+        _map_concurrently(lambda each: _move_conditionally(fs, store, each), moves)
     else:
-        _at_once(lambda each: _overwrite(fs, store, each), moves)
+        _map_concurrently(lambda each: _overwrite(fs, store, each), moves)
 
 
 def _remove(store: Store, each: Move) -> None:
@@ -184,7 +186,7 @@ def _version(fs: Any, store: Store, name: str) -> str | None:
             return None
 
 
-def _swap(fs: Any, store: Store, each: Move) -> None:
+def _move_conditionally(fs: Any, store: Store, each: Move) -> None:
     """Write the target where it is still its base. Whatever else it is was put there by this
     commit, or by a later one.
     """
@@ -281,13 +283,13 @@ def _probe(fs: Any, store: Store) -> Conditions:
         fs.pipe_file(path, b"probe")
         try:
             return Conditions(
-                create=_refused(
+                create=_is_honoured(
                     lambda: fs.call_s3("put_object", Body=b"again", IfNoneMatch="*", **target)
                 ),
-                replace=_refused(
+                replace=_is_honoured(
                     lambda: fs.call_s3("put_object", Body=b"again", **other, **target)
                 ),
-                copy=_refused(
+                copy=_is_honoured(
                     lambda: fs.call_s3(
                         "copy_object",
                         CopySource=dict(target),
@@ -301,7 +303,7 @@ def _probe(fs: Any, store: Store) -> Conditions:
             fs.rm_file(path)
 
 
-def _refused(write: Callable[[], object]) -> bool:
+def _is_honoured(write: Callable[[], object]) -> bool:
     """Whether the server honoured a condition that does not hold. A server without conditions
     writes, or rejects the header as unknown.
     """
@@ -317,7 +319,7 @@ def _refused(write: Callable[[], object]) -> bool:
     return False
 
 
-def _at_once(function: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
+def _map_concurrently(function: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
     if len(items) <= 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(_AT_ONCE, "store") as pool:

@@ -57,7 +57,7 @@ def read_json(store: Store, name: str, load: Callable[[Any], T]) -> T:
 
 def parse_json(store: Store, name: str, content: bytes, load: Callable[[Any], T]) -> T:
     """As `read_json`, from bytes already read."""
-    with reading(store, name):
+    with record_errors(store, name):
         return load(json.loads(content))
 
 
@@ -73,11 +73,11 @@ def parse_table(
     store: Store, name: str, content: bytes, columns: Sequence[str] | None = None
 ) -> pa.Table:
     """As `read_table`, from bytes already read."""
-    with reading(store, name):
+    with record_errors(store, name):
         return read_parquet(content, columns)
 
 
-def damaged(store: Store, name: str, reason: object = None) -> DamagedRecord:
+def damaged_record(store: Store, name: str, reason: object = None) -> DamagedRecord:
     """The error for a damaged record, with the remedy. `reason` None: the record is missing."""
     text = " ".join(str(reason).split()).rstrip(".")[:_LONGEST_REASON]
     fault = "is missing" if reason is None else f"is damaged, or no file of maskloom: {text}"
@@ -96,7 +96,7 @@ def remedy(store: Store, name: str) -> str:
 
 
 @contextlib.contextmanager
-def reading(store: Store, name: str) -> Iterator[None]:
+def record_errors(store: Store, name: str) -> Iterator[None]:
     """Turn any error in the content of a record into a `DamagedRecord`, also a missing file if it
     is opened in the block.
     """
@@ -105,12 +105,12 @@ def reading(store: Store, name: str) -> Iterator[None]:
     except MaskloomError:
         raise
     except FileNotFoundError as error:
-        raise damaged(store, name) from error
+        raise damaged_record(store, name) from error
     except KeyError as error:
         # The argument is a key if a mapping raised it, a sentence if Arrow did.
         said = str(error.args[0])
-        raise damaged(store, name, said if " " in said else f"it has no {said!r}") from error
+        raise damaged_record(store, name, said if " " in said else f"it has no {said!r}") from error
     # Parsers raise nearly any error on damaged content: wrong values and types, errors of Arrow, a
     # truncated zstd stream, too deep nesting.
     except Exception as error:
-        raise damaged(store, name, error or type(error).__name__) from error
+        raise damaged_record(store, name, error or type(error).__name__) from error

@@ -35,7 +35,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from maskloom.segcore.errors import MaskloomError, StoreError
-from maskloom.segcore.storage.addresses import address_of, written
+from maskloom.segcore.storage.addresses import address_of, redacted
 
 STAGING = "staging"
 """Folder below a store's root for files that are not yet, or no longer, results."""
@@ -55,7 +55,7 @@ _CHUNK = 2**22
 """Bytes that are read at a time."""
 _CONFLICTS = (409, 412)
 """HTTP: conflict with a concurrent request for the same object, or failed precondition."""
-_TRIES, _PAUSE = 4, 0.2
+_TRIES, _FIRST_PAUSE = 4, 0.2
 """Number of attempts for a put that meets a conflict, and seconds before the second one. The pause
 doubles with each attempt.
 """
@@ -80,7 +80,7 @@ class Listed:
 
     size: int
     """Bytes."""
-    changed: float | None
+    modified: float | None
     """Time of the last write in seconds, by the store's clock. None if not available."""
 
 
@@ -126,7 +126,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     # Some packages raise an AttributeError for a protocol that they no longer support.
     except (ValueError, ImportError, AttributeError) as error:
         raise StoreError(
-            f"Cannot use the location {written(uri)!r}: {_remedy(uri, error)}"
+            f"Cannot use the location {redacted(uri)!r}: {_remedy(uri, error)}"
         ) from error
     return fs, str(path)
 
@@ -138,11 +138,11 @@ def _remedy(uri: str, error: Exception) -> str:
     if extra is not None and isinstance(error, ImportError):
         return f"{protocol}:// needs the extra {extra!r}: pip install 'maskloom[{extra}]'."
     if isinstance(error, ImportError):
-        return f"{written(str(error)).rstrip('.')}."
+        return f"{redacted(str(error)).rstrip('.')}."
     close = difflib.get_close_matches(protocol, fsspec.available_protocols(), n=1)
     hint = f" Did you mean {close[0]}://?" if close else ""
     return (
-        f"{written(str(error)).rstrip('.')}.{hint} Known are a path, "
+        f"{redacted(str(error)).rstrip('.')}.{hint} Known are a path, "
         f"{', '.join(f'{name}://' for name in _PROTOCOLS)} and others of fsspec."
     )
 
@@ -169,11 +169,10 @@ def store_errors(what: str) -> Iterator[None]:
         raise
     # The errors of clients (botocore, aiohttp, google ...) have no common base class.
     except Exception as error:
-        reason = written(str(error)).rstrip(".") or type(error).__name__
+        reason = redacted(str(error)).rstrip(".") or type(error).__name__
         raise StoreError(
-            f"Cannot {written(what)}: {reason}. Check the location, your access to it and the room "
-            "in it, "
-            "then run the same command again."
+            f"Cannot {redacted(what)}: {reason}. Check the location, your access to it and the "
+            "room in it, then run the same command again."
         ) from error
 
 
@@ -307,7 +306,7 @@ class Store:
         except FileNotFoundError:
             return {}
         return {
-            name[len(root) + 1 :]: Listed(int(info.get("size") or 0), _changed(info))
+            name[len(root) + 1 :]: Listed(int(info.get("size") or 0), _modified_at(info))
             for name, info in found.items()
         }
 
@@ -320,12 +319,12 @@ class Store:
             # A cached listing may be incomplete.
             fs.invalidate_cache()
             if isinstance(fs, LocalFileSystem) or not fsspec.core.has_magic(path):
-                _again(lambda: fs.rm(path, recursive=True))
+                _retry_on_conflict(lambda: fs.rm(path, recursive=True))
             else:
                 # fsspec would treat brackets in a folder's name as a pattern and remove other
                 # files.
                 for found in fs.find(path):
-                    _again(partial(fs.rm_file, found))
+                    _retry_on_conflict(partial(fs.rm_file, found))
 
     def publish(self, name: str, content: bytes) -> Artefact:
         """Put bytes under a name in one step, replacing any existing file. Raises `StoreError`."""
@@ -340,7 +339,7 @@ class Store:
         fs, path = filesystem(self.uri(name))
         with store_errors(f"write {self.uri(name)}"):
             if not isinstance(fs, LocalFileSystem):
-                return _again(lambda: _put_new(fs, path, content))
+                return _retry_on_conflict(lambda: _put_new(fs, path, content))
             try:
                 _link_new(self._staging(), Path(path), content)
             except FileExistsError:
@@ -353,14 +352,14 @@ class Store:
         """
         name = f"{STAGING}/clock-{uuid.uuid4().hex}"
         self.publish(name, b"now")
-        changed = self.listed(name)[name].changed
+        modified = self.listed(name)[name].modified
         self.remove(name)
-        return time.time() if changed is None else changed
+        return time.time() if modified is None else modified
 
     def sweep(self) -> None:
         """Remove temporary files left behind by killed processes of this machine."""
         for path in self.temporaries():
-            if lives(path) is False:
+            if is_writer_alive(path) is False:
                 remove_temporary(path)
 
     def temporaries(self) -> list[Path]:
@@ -405,7 +404,7 @@ class Store:
                     _rename(temporary, Path(path))
                 else:
                     with store_errors(f"write {self.uri(name)}"):
-                        _again(lambda: fs.put_file(str(temporary), path))
+                        _retry_on_conflict(lambda: fs.put_file(str(temporary), path))
         except StoreError:
             raise
         except OSError as error:
@@ -445,7 +444,7 @@ class Publication:
         return Artefact(self._name, self._size, self._digest.hexdigest())
 
 
-def lives(temporary: Path) -> bool | None:
+def is_writer_alive(temporary: Path) -> bool | None:
     """Whether the process named in a temporary file's name is alive. None if unknown: it belongs to
     another machine.
     """
@@ -481,7 +480,7 @@ def _machine() -> str:
 
 
 def temporary_name() -> str:
-    """A new name that identifies this process and machine; see `lives`."""
+    """A new name that identifies this process and machine; see `is_writer_alive`."""
     return f"maskloom-{_HOST}-{os.getpid()}-{_machine()}-{uuid.uuid4().hex}.tmp"
 
 
@@ -490,7 +489,7 @@ def _temporary(folder: Path) -> Path:
     return folder / temporary_name()
 
 
-def _changed(info: Mapping[str, Any]) -> float | None:
+def _modified_at(info: Mapping[str, Any]) -> float | None:
     """Time of the last write of a listed file in seconds, by the store's clock."""
     found = next(
         (
@@ -508,7 +507,7 @@ def _changed(info: Mapping[str, Any]) -> float | None:
     return float(found) if isinstance(found, int | float) else None
 
 
-def _again(put: Callable[[], T]) -> T:
+def _retry_on_conflict(put: Callable[[], T]) -> T:
     """The result of a request to a store, repeated if it conflicts with a concurrent request for
     the same object (the client itself repeats requests to a busy store).
     """
@@ -519,7 +518,7 @@ def _again(put: Callable[[], T]) -> T:
         except Exception as error:
             if _status(error) not in _CONFLICTS:
                 raise
-            time.sleep(_PAUSE * 2 ** (number - 1))
+            time.sleep(_FIRST_PAUSE * 2 ** (number - 1))
     return put()
 
 

@@ -1,7 +1,7 @@
 """Contract of statistics: checks that every member of `STATISTICS` passes, and images to check them
 on.
 
-A `LabelledImage` is a whole image in memory with its mask. It can be cut by any grid, so that a
+A `MaskedImage` is a whole image in memory with its mask. It can be cut by any grid, so that a
 test can ask what the contract asks: does the table stay the same for any tiling and any order of
 merging, and is every pixel counted once?
 
@@ -43,7 +43,7 @@ _PLACES: dict[str | None, tuple[Affine, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledImage:
+class MaskedImage:
     """An image and its mask, whole and in memory."""
 
     spec: RasterSpec
@@ -62,14 +62,14 @@ class LabelledImage:
         ]
 
 
-def labelled_images(max_side: int = 40) -> SearchStrategy[LabelledImage]:
+def labelled_images(max_side: int = 40) -> SearchStrategy[MaskedImage]:
     """Hypothesis strategy: images of all sizes up to `max_side`, of all kinds of space, with and
     without nodata.
     """
     from hypothesis import strategies as st
 
     @st.composite
-    def images(draw: st.DrawFn) -> LabelledImage:
+    def images(draw: st.DrawFn) -> MaskedImage:
         shape = draw(st.integers(1, max_side)), draw(st.integers(1, max_side))
         crs = draw(st.sampled_from(list(_PLACES)))
         classes, invalid = draw(st.integers(1, 6)), draw(st.sampled_from([0.0, 0.3, 1.0]))
@@ -84,7 +84,7 @@ def labelled_images(max_side: int = 40) -> SearchStrategy[LabelledImage]:
     return images()
 
 
-def labelled_volumes(max_side: int = 12) -> SearchStrategy[LabelledImage]:
+def labelled_volumes(max_side: int = 12) -> SearchStrategy[MaskedImage]:
     """Hypothesis strategy: volumes of all sizes up to `max_side`, with voxels of known and of
     unknown size, with and without nodata.
     """
@@ -93,7 +93,7 @@ def labelled_volumes(max_side: int = 12) -> SearchStrategy[LabelledImage]:
     metrics = [None, Metric((2.5, 0.7, 0.7)), Metric((3.0, 1.0, 2.0), "um")]
 
     @st.composite
-    def volumes(draw: st.DrawFn) -> LabelledImage:
+    def volumes(draw: st.DrawFn) -> MaskedImage:
         shape = tuple(draw(st.integers(1, max_side)) for _ in AXES)
         return make_image(
             shape,
@@ -106,9 +106,7 @@ def labelled_volumes(max_side: int = 12) -> SearchStrategy[LabelledImage]:
     return volumes()
 
 
-def make_image(
-    shape: Shape, space: Space, classes: int, invalid: float, seed: int
-) -> LabelledImage:
+def make_image(shape: Shape, space: Space, classes: int, invalid: float, seed: int) -> MaskedImage:
     """A random image or volume in patches of a few pixels; `invalid` is the part of its pixels
     without data.
     """
@@ -132,7 +130,7 @@ def make_image(
         interpretation="rgb",
         space=space,
     )
-    return LabelledImage(spec, class_table, labels, pixels, valid)
+    return MaskedImage(spec, class_table, labels, pixels, valid)
 
 
 def wkt(crs: str) -> str:
@@ -142,15 +140,13 @@ def wkt(crs: str) -> str:
     return CRS.from_user_input(crs).to_wkt()
 
 
-def rows_of(statistic: Statistic, image: LabelledImage, items: Sequence[LabelledTile]) -> Rows:
+def rows_of(statistic: Statistic, image: MaskedImage, items: Sequence[LabelledTile]) -> Rows:
     """The table of an image whose tiles are observed and merged in the order given."""
     total = reduce(statistic.merge, map(statistic.observe, items)) if items else None
     return statistic.finish(total, spec=image.spec, class_table=image.class_table)
 
 
-def check_any_tiling(
-    statistic: Statistic, image: LabelledImage, tile: Shape, halo: int = 0
-) -> None:
+def check_any_tiling(statistic: Statistic, image: MaskedImage, tile: Shape, halo: int = 0) -> None:
     """The table is the same, to the last bit, for the whole image and for its tiles."""
     _same(
         rows_of(statistic, image, image.cut(tile, halo)),
@@ -159,7 +155,7 @@ def check_any_tiling(
     )
 
 
-def check_merge(statistic: Statistic, image: LabelledImage, tile: Shape) -> None:
+def check_merge(statistic: Statistic, image: MaskedImage, tile: Shape) -> None:
     """Merging is associative and commutative: any order and any grouping of the tiles give the same
     table.
     """
@@ -182,7 +178,7 @@ def check_merge(statistic: Statistic, image: LabelledImage, tile: Shape) -> None
     )
 
 
-def check_json(statistic: Statistic, image: LabelledImage, tile: Shape) -> None:
+def check_json(statistic: Statistic, image: MaskedImage, tile: Shape) -> None:
     """States that went through JSON give the same table."""
     items = image.cut(tile)
     states = [json.loads(json.dumps(statistic.observe(item), allow_nan=False)) for item in items]
@@ -194,7 +190,7 @@ def check_json(statistic: Statistic, image: LabelledImage, tile: Shape) -> None:
     )
 
 
-def check_sums(statistic: Statistic, image: LabelledImage, tile: Shape) -> None:
+def check_sums(statistic: Statistic, image: MaskedImage, tile: Shape) -> None:
     """No pixel is counted twice, none is lost, and tiles that never came are unprocessed."""
     items = image.cut(tile)
     for some in (items, items[::2], []):
@@ -213,7 +209,7 @@ def check_sums(statistic: Statistic, image: LabelledImage, tile: Shape) -> None:
                 )
 
 
-def check_schema(statistic: Statistic, image: LabelledImage, tile: Shape) -> None:
+def check_schema(statistic: Statistic, image: MaskedImage, tile: Shape) -> None:
     """Rows have the columns of the schema, in types that Arrow takes, and nulls only where it
     allows them.
     """

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.errors import RunError
-from maskloom.segcore.storage.canonical import frozen
+from maskloom.segcore.storage.canonical import with_tuples
 from maskloom.segcore.storage.store import filesystem, is_local
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def read(store: Store) -> tuple[TrainingState, list[NDArray[Any]]] | None:
     content, *variables = _unpacked(store, _LAST)
     try:
         record = json.loads(content.tobytes())
-        state = TrainingState(**{key: frozen(value) for key, value in record.items()})
+        state = TrainingState(**{key: with_tuples(value) for key, value in record.items()})
     except (ValueError, TypeError, AttributeError) as error:
         raise _broken(store, _LAST, error) from error
     if state.best_epoch:

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
-from maskloom.segcore.storage.conditional import Move, bases_of, move, require_movable
+from maskloom.segcore.storage.conditional import Move, move, require_movable, versions_of
 from maskloom.segcore.storage.records import read_json
 from maskloom.segcore.storage.store import Artefact, Store, current_version
 
@@ -133,13 +133,13 @@ class CommitLog:
         )
         # The table `images` records which images are done, so it comes last.
         names = sorted(draft.tables, key=lambda name: name.startswith(f"{IMAGES}/"))
-        bases = zip(names, bases_of(self.store, names), strict=True)
+        bases = zip(names, versions_of(self.store, names), strict=True)
         tables = tuple((name, base, draft.tables[name].sha256) for name, base in bases)
         commit = Commit(self.number + 1, draft.run_id, draft.folder, tables)
         finals = list(draft.files)
         moves = [
             Move(draft.files[name], name, base)
-            for name, base in zip(finals, bases_of(self.store, finals), strict=True)
+            for name, base in zip(finals, versions_of(self.store, finals), strict=True)
         ] + self._removals(draft)
         listed = [[each.staged, each.name, each.base] for each in moves]
         self.store.publish(f"{draft.folder}/{_FILES}", json.dumps(listed).encode())

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from maskloom.segcore.errors import MaskloomError, RunError
 from maskloom.segcore.storage.conditional import conditions_of
-from maskloom.segcore.storage.store import STAGING, Store, lives, temporary_name
+from maskloom.segcore.storage.store import STAGING, Store, is_writer_alive, temporary_name
 from maskloom.tasks.commits.log import incomplete_folder
 
 PROCESSES = f"{STAGING}/processes"
@@ -78,7 +78,7 @@ def other_folders(store: Store, own: str) -> list[str]:
 
 def is_dead(folder: str) -> bool:
     """Whether the folder belongs to a process of this machine that has ended."""
-    return lives(Path(folder)) is False
+    return is_writer_alive(Path(folder)) is False
 
 
 def _leave(store: Store, folder: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from maskloom.segcore.pipeline.records import Plan
-from maskloom.segcore.storage.records import damaged, parse_json, read_json
+from maskloom.segcore.storage.records import damaged_record, parse_json, read_json
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Committed
 
@@ -66,7 +66,7 @@ def require_model(store: Store, plan: Plan, committed: Mapping[str, Committed]) 
         if store.exists(manifest) and name in read_json(
             store, manifest, lambda found: dict(found["files"])
         ):
-            raise damaged(store, name)
+            raise damaged_record(store, name)
 
 
 def _of_recipe(plan: Plan, name: str) -> str:

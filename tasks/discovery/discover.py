@@ -15,7 +15,7 @@ from maskloom.segcore.raster.source import (
     learn_addresses,
 )
 from maskloom.segcore.storage.addresses import (
-    written,
+    redacted,
 )
 from maskloom.segcore.storage.store import STAGING, filesystem, is_local
 from maskloom.tasks.discovery.image_ids import image_ids
@@ -144,7 +144,7 @@ def _warn(without_image: Sequence[str], duplicates: int) -> None:
         log.warning(
             "The input %r adds no image: it matches none, or only images that other inputs give "
             "too.",
-            written(entry),
+            redacted(entry),
         )
     if duplicates:
         log.warning(
@@ -191,6 +191,6 @@ def _similar_name(uri: str) -> str | None:
 
 
 def _some(entries: Sequence[str]) -> str:
-    return ", ".join(repr(written(entry)) for entry in entries[:_NAMED]) + (
+    return ", ".join(repr(redacted(entry)) for entry in entries[:_NAMED]) + (
         ", ..." if len(entries) > _NAMED else ""
     )

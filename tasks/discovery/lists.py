@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from maskloom.segcore.errors import RecipeError
-from maskloom.segcore.storage.addresses import path_of
+from maskloom.segcore.storage.addresses import without_query
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _BYTE_ORDER_MARKS = {
 
 def is_list(address: str) -> bool:
     """Whether an input is a list by its suffix."""
-    return path_of(address).lower().endswith(SUFFIXES)
+    return without_query(address).lower().endswith(SUFFIXES)
 
 
 def read_list(entry: str, content: bytes) -> list[str]:
@@ -48,7 +48,7 @@ def read_list(entry: str, content: bytes) -> list[str]:
     """
     uris = (
         _from_parquet(entry, content)
-        if path_of(entry).lower().endswith(".parquet")
+        if without_query(entry).lower().endswith(".parquet")
         else _from_text(entry, content)
     )
     if not uris:
@@ -77,7 +77,7 @@ def absolute(uri: str, entry: str) -> str:
     """
     if "://" in uri or uri.startswith("/"):
         return uri
-    protocol, mark, folder = posixpath.dirname(path_of(entry)).rpartition("://")
+    protocol, mark, folder = posixpath.dirname(without_query(entry)).rpartition("://")
     joined = posixpath.join(folder, uri)
     if mark and {".", ".."} & set(joined.split("/")):
         # No way leads out of a bucket or a host.
@@ -88,7 +88,7 @@ def absolute(uri: str, entry: str) -> str:
 
 def _from_text(entry: str, content: bytes) -> list[str]:
     text = _decoded(entry, content)
-    if not path_of(entry).lower().endswith(".csv"):
+    if not without_query(entry).lower().endswith(".csv"):
         lines = (line.strip() for line in text.splitlines())
         return [line for line in lines if line and not line.startswith("#") and line != COLUMN]
     return list(_from_csv(entry, text))

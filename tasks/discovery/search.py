@@ -27,11 +27,11 @@ from maskloom.segcore.raster.spec import FORMATS, SeriesFormat
 from maskloom.segcore.storage.addresses import (
     is_signed,
     is_web,
-    learn,
-    path_of,
+    redacted,
+    remember_address,
     require_no_password,
-    unsigned,
-    written,
+    without_query,
+    without_signature,
 )
 from maskloom.segcore.storage.store import filesystem, is_local, store_errors, version_of
 from maskloom.tasks.discovery import lists
@@ -101,14 +101,14 @@ class Search:
         if named is not None and lists.is_list(path):
             self._read_list(fs, path, entry, named, chain)
         elif named is not None:
-            self._take(fs, posixpath.dirname(path_of(path)), path, named)
+            self._take(fs, posixpath.dirname(without_query(path)), path, named)
 
     def _list(self, fs: Any, path: str) -> Mapping[str, Any] | None:
         """Add the images of a glob or a folder. For any other path, return the store's information
         on it.
         """
         # An existing file is preferred to a glob: names of files may contain brackets.
-        pattern = (_WEB_GLOB if is_web(path) else _GLOB).search(path_of(path))
+        pattern = (_WEB_GLOB if is_web(path) else _GLOB).search(without_query(path))
         if pattern and not fs.exists(path):
             self._match(fs, path, pattern.start())
             return None
@@ -194,12 +194,12 @@ class Search:
             )
         with store_errors(f"read the list {entry!r}"):
             content = fs.cat_file(path)
-        for name in lists.read_list(written(entry), content):
+        for name in lists.read_list(redacted(entry), content):
             self.add(_existing(lists.absolute(name, entry)), (*chain, path))
 
     def _take(self, fs: Any, folder: str, name: str, info: Mapping[str, Any]) -> None:
         address = _uri(fs, name)
-        uri = unsigned(address).encode("utf-8", "backslashreplace").decode()
+        uri = without_signature(address).encode("utf-8", "backslashreplace").decode()
         self.folders.add(_written_uri(fs, folder))
         if uri.startswith(self._own_outputs):
             return
@@ -217,10 +217,10 @@ class Search:
             files = tuple(
                 Member(uri, file.version, file.size, file.address)
                 for uri, file in sorted(self.found.items())
-                if file.version != ABSENT and path_of(uri).lower().endswith(claimed)
+                if file.version != ABSENT and without_query(uri).lower().endswith(claimed)
             )
             for file in files:
-                learn(file.uri, file.address)
+                remember_address(file.uri, file.address)
             for series in image_format.group(files):
                 for member in series.members:
                     del self.found[member.uri]
@@ -233,7 +233,7 @@ class Search:
 
 
 def _written_uri(fs: Any, path: str) -> str:
-    return written(unsigned(str(fs.unstrip_protocol(path))))
+    return redacted(without_signature(str(fs.unstrip_protocol(path))))
 
 
 def _is_hidden(path: str) -> bool:
@@ -250,7 +250,7 @@ def _place(entry: str) -> tuple[Any, str]:
 
 
 def _refuse_secrets(entry: str, chain: tuple[str, ...]) -> None:
-    where = f"inputs: {written(entry)!r}" + (f" in the list {chain[-1]!r}" if chain else "")
+    where = f"inputs: {redacted(entry)!r}" + (f" in the list {chain[-1]!r}" if chain else "")
     require_no_password(entry, where)
     if is_signed(entry) and not is_web(entry):
         raise RecipeError(

@@ -53,7 +53,7 @@ def run_isolated(
     import cloudpickle  # type: ignore[import-untyped]
 
     payload = pickle.dumps(sys.path) + cloudpickle.dumps((prepare, function, job))
-    with lifeline.tied() as line:
+    with lifeline.child_lifeline() as line:
         child = subprocess.Popen(
             [sys.executable, "-c", _BOOT, str(line)],
             stdin=subprocess.PIPE,
@@ -135,7 +135,7 @@ def answer(line: int) -> None:
     """
     import cloudpickle
 
-    lifeline.hold(line)
+    lifeline.exit_with_parent(line)
     output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # Text that libraries print must not get into the answer.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

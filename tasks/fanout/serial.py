@@ -104,8 +104,8 @@ class _Attempt(Generic[ResultType]):
 
     def _run(self) -> None:
         try:
-            with limits.watched_by(self._begin):
-                limits.working()
+            with limits.steps_reported_to(self._begin):
+                limits.begin_work()
                 self._future.set_result(self._call())
         except BaseException as error:  # noqa: BLE001 - any error belongs to the caller's thread
             self._future.set_exception(error)

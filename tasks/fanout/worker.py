@@ -108,10 +108,10 @@ class Watchdog:
         """Watch the steps that begin in this thread; the block itself is one."""
         thread = threading.get_ident()
         try:
-            with limits.watched_by(
+            with limits.steps_reported_to(
                 lambda seconds: self._expect(thread, time.monotonic() + seconds)
             ):
-                limits.working()
+                limits.begin_work()
                 yield
         finally:
             self._expect(thread, None)

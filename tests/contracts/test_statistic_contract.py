@@ -25,7 +25,7 @@ def test_the_contract_is_checked_on_something() -> None:
 @pytest.mark.parametrize("name", FOLDS)
 @given(image=IMAGES, tile=TILES, halo=st.integers(0, 5))
 def test_any_tiling_gives_the_same_table(
-    name: str, image: contract.LabelledImage, tile: tuple[int, ...], halo: int
+    name: str, image: contract.MaskedImage, tile: tuple[int, ...], halo: int
 ) -> None:
     contract.check_any_tiling(STATISTICS[name](), image, tile[-len(image.spec.shape) :], halo)
 
@@ -33,5 +33,5 @@ def test_any_tiling_gives_the_same_table(
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", FOLDS)
 @given(image=IMAGES, tile=TILES)
-def test_contract(name: str, check, image: contract.LabelledImage, tile: tuple[int, ...]) -> None:
+def test_contract(name: str, check, image: contract.MaskedImage, tile: tuple[int, ...]) -> None:
     check(STATISTICS[name](), image, tile[-len(image.spec.shape) :])

@@ -107,7 +107,7 @@ def test_a_class_under_another_name_in_the_registry_changes_the_fingerprint(monk
     before = make({"kind": "connected_parts", "of": THRESHOLD}).work
     items = dict(MODELS)
     renamed = {"limit" if name == "threshold" else name: kind for name, kind in items.items()}
-    monkeypatch.setattr(MODELS, "_own", renamed)
+    monkeypatch.setattr(MODELS, "_registered", renamed)
     assert make({"kind": "connected_parts", "of": THRESHOLD}).work.fingerprint != before.fingerprint
 
 

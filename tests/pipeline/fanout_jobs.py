@@ -153,7 +153,7 @@ def never_end(job: Numbers) -> tuple[int, ...]:
     held.
     """
     for item in job.items:
-        limits.reading()
+        limits.begin_read()
         if item < 0:
             ctypes.PyDLL(None).pause()
     return squares(job)
@@ -162,7 +162,7 @@ def never_end(job: Numbers) -> tuple[int, ...]:
 def wait_for_ever(job: Numbers) -> tuple[int, ...]:
     """As `never_end`, in a way that lets other threads work."""
     for item in job.items:
-        limits.reading()
+        limits.begin_read()
         while item < 0 and not over.wait(1):
             pass
     return squares(job)
@@ -177,18 +177,18 @@ def steps(job: Mark) -> str:
     """Many steps that take longer than any one of them may."""
     deadline = time.monotonic() + 2 * SHORT
     while time.monotonic() < deadline:
-        limits.reading()
+        limits.begin_read()
         time.sleep(SHORT / 20)
     return job.name
 
 
 def go_on_when_left_behind(job: Mark) -> str:
     """A step that ends too late, and then another one."""
-    limits.reading()
+    limits.begin_read()
     while not Path(job.folder, job.until).exists():
         time.sleep(0.02)
     try:
-        limits.working()
+        limits.begin_work()
     except TimedOut:
         Path(job.folder, "gave up").touch()
         raise

@@ -177,7 +177,7 @@ def test_a_signed_image_is_resumed_with_the_signature_of_now(
         patch.setattr(Tables, "publish", stopped)
         assert maskloom(*command).exit_code == 1
     assert Store(str(tmp_path / "out")).names("runs", "plan.json")
-    monkeypatch.setattr(addresses, "_learnt", {})
+    monkeypatch.setattr(addresses, "_addresses", {})
 
     assert maskloom("segment", f"{server}/a.png?sig={SECRET}2", *command[2:]).exit_code == 0
     assert len(list((tmp_path / "out" / "runs").glob("*/plan.json"))) == 1

@@ -44,7 +44,7 @@ def plugins(monkeypatch):
         (FORMATS, "rows", RowSeries()),
         (MASKS, "tiles", TileMasks()),
     ):
-        monkeypatch.setitem(registry._items, name, item)
+        monkeypatch.setitem(registry._loaded, name, item)
 
 
 @pytest.fixture(params=["disk", "store"])

@@ -22,7 +22,7 @@ import numpy as np
 from maskloom.segcore.errors import FormatError, ReadError
 from maskloom.segcore.formats.content import kind_of
 from maskloom.segcore.formats.source import StoredFile
-from maskloom.segcore.formats.tiff.dataset import NAME, Dataset, errors, reason
+from maskloom.segcore.formats.tiff.dataset import NAME, TiffDataset, errors, reason
 from maskloom.segcore.ground.space import Space
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class SideMask:
     """An open `.msk`."""
 
     location: str
-    dataset: Dataset
+    dataset: TiffDataset
     planes: tuple[int, ...]
     """By band of the image the band that is its mask; 0 for none."""
 
@@ -170,7 +170,7 @@ class SideMask:
             )
         with contextlib.ExitStack() as stack:
             try:
-                dataset = stack.enter_context(contextlib.closing(Dataset.open(file)))
+                dataset = stack.enter_context(contextlib.closing(TiffDataset.open(file)))
                 raw = dataset.raw
                 found, count, tags = dataset.run(lambda: (raw.shape, raw.count, raw.tags()))
             except errors() as error:

@@ -136,7 +136,7 @@ def _pointer(head: bytes, directory: int) -> tuple[int, bytes]:
 
 
 @dataclass(slots=True)
-class Dataset:
+class TiffDataset:
     """An open GDAL dataset; for one thread at a time."""
 
     raw: Any
@@ -158,7 +158,7 @@ class Dataset:
         source: StoredFile,
         beside: Mapping[str, StoredFile] | None = None,
         directory: int | None = None,
-    ) -> Dataset:
+    ) -> TiffDataset:
         """Open a TIFF. Raises what `errors` names, and `Unavailable`.
 
         GDAL opens any file beside an image that has the right name, with any of its drivers and

@@ -34,7 +34,7 @@ from maskloom.segcore.formats.pixels import drop_not_finite
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.formats.tiff.beside import SideMask
 from maskloom.segcore.formats.tiff.contents import Contents, read_contents
-from maskloom.segcore.formats.tiff.dataset import Dataset, errors, fault, reason
+from maskloom.segcore.formats.tiff.dataset import TiffDataset, errors, fault, reason
 from maskloom.segcore.formats.tiff.layout import Layout, read_layout
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
@@ -141,7 +141,7 @@ FORMATS.register("tiff")(GeoTiff())
 class TiffReader:
     """An open page of a TIFF."""
 
-    dataset: Dataset
+    dataset: TiffDataset
     layout: Layout
     spec: RasterSpec
     mask: SideMask | None = None
@@ -326,8 +326,8 @@ def _checked(location: str) -> StoredFile:
     return source
 
 
-def _opened(source: StoredFile, contents: Contents, page: Page) -> Dataset:
-    return Dataset.open(source, directory=None if page is contents.first else page.offset)
+def _opened(source: StoredFile, contents: Contents, page: Page) -> TiffDataset:
+    return TiffDataset.open(source, directory=None if page is contents.first else page.offset)
 
 
 def _bands(contents: Contents, layout: Layout) -> int:

@@ -16,7 +16,7 @@ from maskloom.segcore.errors import FormatError
 from maskloom.segcore.formats.orientation import UPRIGHT, turn_shape
 from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, StoredFile
 from maskloom.segcore.formats.tiff.beside import metadata_file, place_beside
-from maskloom.segcore.formats.tiff.dataset import Dataset
+from maskloom.segcore.formats.tiff.dataset import TiffDataset
 from maskloom.segcore.ground.space import Space
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Layout:
 
 
 def read_layout(
-    dataset: Dataset, source: StoredFile, page: Page, space: Space | None = None
+    dataset: TiffDataset, source: StoredFile, page: Page, space: Space | None = None
 ) -> Layout:
     """The layout of an open page. `space` is its placement; None: take it from the file, or else
     from the files beside it.
@@ -101,7 +101,7 @@ def read_layout(
         header = dataset
         if metadata:
             header = stack.enter_context(
-                contextlib.closing(Dataset.open(source, metadata, dataset.directory))
+                contextlib.closing(TiffDataset.open(source, metadata, dataset.directory))
             )
         layout = header.run(_layout, header.raw, source.location, page)
         if space is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.ground.lonlat import poles, world
+from maskloom.segcore.ground.lonlat import poles, to_lonlat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -150,7 +150,7 @@ def _followed(ring: NDArray[np.int64], space: Space) -> tuple[Floats, Floats, in
     """
     ends = poles(space)
     column, row = _with_steps(ring, ends)
-    longitude, latitude = world(space, column, row)
+    longitude, latitude = to_lonlat(space, column, row)
     at_pole = np.zeros(len(column), np.int64)
     for sign, pole in ends.items():
         at_pole[np.hypot(column - pole[0], row - pole[1]) < _AT_POLE] = sign

@@ -7,7 +7,7 @@ starts, and the edge of another tile's pixel that follows its last. The keys of 
 together to rings, whatever the tiling. Memory grows with the length of outlines, never with areas.
 
 A polygon is a part of an object that holds together by the sides of pixels. Rings are simple, start
-at their upper left vertex and have vertices at corners only (and at the spacing of `lonlat`), so
+at their upper left vertex and have vertices at corners only (and at the spacing of `to_lonlat`), so
 every geometry is valid and the same for any tiling.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from maskloom.segcore.errors import MaskloomError
-from maskloom.segcore.ground.lonlat import is_located, poles, world
+from maskloom.segcore.ground.lonlat import is_located, poles, to_lonlat
 from maskloom.segcore.statistics.objects.antimeridian import CLOSE, polygon_of
 from maskloom.segcore.statistics.objects.geoparquet import BOUNDS
 from maskloom.segcore.storage.packing import packable
@@ -266,7 +266,7 @@ def polygons(outlines: Outlines, space: Space) -> tuple[pa.Array, pa.StructArray
         (rings.places & ((1 << PLACE) - 1)).astype(np.float64),
         (rings.places >> PLACE).astype(np.float64),
     )
-    points = np.stack(world(space, column, row), axis=-1)
+    points = np.stack(to_lonlat(space, column, row), axis=-1)
     missing = (
         np.bincount(
             np.repeat(rings.owner, rings.lengths)[~np.isfinite(points).all(axis=1)],

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.ground.lonlat import is_located, vertex_spacing, world
+from maskloom.segcore.ground.lonlat import is_located, to_lonlat, vertex_spacing
 from maskloom.segcore.statistics.exact_areas import add_areas, check_areas, quanta_in_unit
 from maskloom.segcore.statistics.objects.bands import BandSums, observe_bands
 from maskloom.segcore.statistics.objects.geoparquet import geo_metadata, nulls, schema
@@ -263,7 +263,7 @@ def _longitude_latitude(spec: RasterSpec, column: Floats, row: Floats) -> tuple[
     """Longitude and latitude of centroids; null without a CRS and where it defines none."""
     if not is_located(spec.space):
         return pa.nulls(len(column), pa.float64()), pa.nulls(len(column), pa.float64())
-    longitude, latitude = world(spec.space, column + 0.5, row + 0.5)
+    longitude, latitude = to_lonlat(spec.space, column + 0.5, row + 0.5)
     return _known(longitude - 360 * np.ceil((longitude - 180) / 360)), _known(latitude)
 
 

@@ -25,16 +25,16 @@ def limits_of_the_process() -> object:
 def test_steps_are_heard_by_the_watch_of_their_thread() -> None:
     heard: list[float] = []
     limits.configure(Limits(read=10, work=100))
-    limits.reading()
-    with limits.watched_by(heard.append):
-        limits.reading(2**24)
-        limits.reading(2**26)
-        limits.working(2**10)
-        limits.working(3 * 2**20)
-        stranger = threading.Thread(target=limits.working)
+    limits.begin_read()
+    with limits.steps_reported_to(heard.append):
+        limits.begin_read(2**24)
+        limits.begin_read(2**26)
+        limits.begin_work(2**10)
+        limits.begin_work(3 * 2**20)
+        stranger = threading.Thread(target=limits.begin_work)
         stranger.start()
         stranger.join()
-    limits.working()
+    limits.begin_work()
     assert heard == [10, 40, 100, 300]
 
 

@@ -66,8 +66,8 @@ def test_paths_in_all_sections_of_a_recipe_are_relative_to_it(
 ) -> None:
     assert "serial" in CLUSTERS  # which fills the registry
     assert "area" in STATISTICS
-    monkeypatch.setitem(STATISTICS._own, "zones", Zones)
-    monkeypatch.setitem(CLUSTERS._own, "file", ClusterOfFile)
+    monkeypatch.setitem(STATISTICS._registered, "zones", Zones)
+    monkeypatch.setitem(CLUSTERS._registered, "file", ClusterOfFile)
     document = {
         "inputs": "in",
         "output": "out",

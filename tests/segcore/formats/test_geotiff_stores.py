@@ -118,7 +118,7 @@ def test_many_readers_of_one_folder_at_once(counting: str) -> None:
 def test_decoded_blocks_take_bounded_memory(tmp_path: Path) -> None:
     from rasterio._env import get_gdal_config
 
-    dataset = gdal.Dataset.open(StoredFile.of(str(plain(tmp_path))))
+    dataset = gdal.TiffDataset.open(StoredFile.of(str(plain(tmp_path))))
     assert dataset.run(get_gdal_config, "GDAL_CACHEMAX") == gdal.CACHE_BYTES >= 2**20
     dataset.close()
 

@@ -12,7 +12,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.transform import from_gcps
 
-from maskloom.segcore.ground.control import fit_affine, placed_by_fit
+from maskloom.segcore.ground.control import fit_affine, with_fitted_affine
 from maskloom.segcore.ground.space import Space
 
 UTM, DEGREES = CRS.from_epsg(32633).to_wkt(), CRS.from_epsg(4326).to_wkt()
@@ -81,7 +81,7 @@ def test_points_on_both_sides_of_180_degrees_are_neighbours() -> None:
 
 def test_points_that_do_not_fit_are_kept_with_a_reason() -> None:
     grid = points((10.0, 0.0, 500000.0, 0.0, -10.0, 5.3e6), (700, 900))
-    space, note = placed_by_fit(Space(gcps=tuple(grid), gcp_crs=UTM), (700, 900))
+    space, note = with_fitted_affine(Space(gcps=tuple(grid), gcp_crs=UTM), (700, 900))
     assert (space.affine, space.crs, space.gcps) == (
         pytest.approx((10.0, 0.0, 500000.0, 0.0, -10.0, 5.3e6)),
         UTM,
@@ -98,10 +98,10 @@ def test_points_that_do_not_fit_are_kept_with_a_reason() -> None:
         (grid, None, "do not say in which coordinate system"),
     ]:
         before = Space(gcps=tuple(kept), gcp_crs=crs)
-        space, note = placed_by_fit(before, (700, 900))
+        space, note = with_fitted_affine(before, (700, 900))
         assert space == before
         assert reason in note
         assert "areas are in px" in note
     placed = Space((10.0, 0.0, 0.0, 0.0, -10.0, 0.0), UTM)
-    assert placed_by_fit(placed, (5, 5)) == (placed, "")
-    assert placed_by_fit(Space(), (5, 5)) == (Space(), "")
+    assert with_fitted_affine(placed, (5, 5)) == (placed, "")
+    assert with_fitted_affine(Space(), (5, 5)) == (Space(), "")

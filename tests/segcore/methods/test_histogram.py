@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
-from maskloom.segcore.methods.histogram import COUNTED_RANGE, Bins, Values
+from maskloom.segcore.methods.histogram import COUNTED_RANGE, Bins, ValueCounts
 
 
 def everywhere(values: np.ndarray) -> np.ndarray:
@@ -26,9 +26,9 @@ def everywhere(values: np.ndarray) -> np.ndarray:
     st.lists(st.integers(0, 60), max_size=4),
 )
 def test_parts_make_the_whole(values: np.ndarray, cuts: list[int]) -> None:
-    parts = [Values.of(part, everywhere(part)) for part in np.split(values, sorted(cuts))]
+    parts = [ValueCounts.of(part, everywhere(part)) for part in np.split(values, sorted(cuts))]
     for order in (parts, parts[::-1]):
-        total = reduce(Values.merge, order)
+        total = reduce(ValueCounts.merge, order)
         assert (total.pixels, total.low, total.high) == (values.size, values.min(), values.max())
         if values.dtype != np.uint64:
             distinct, counts = np.unique(values, return_counts=True)
@@ -41,21 +41,21 @@ def test_wide_ranges_and_floats_are_not_counted_in_any_order() -> None:
     near, far = np.array([0, 5], "int32"), np.array([COUNTED_RANGE], "int32")
     real = np.array([1.5], "float32")
     for other in (far, real):
-        a, b, c = (Values.of(part, everywhere(part)) for part in (near, other, near))
+        a, b, c = (ValueCounts.of(part, everywhere(part)) for part in (near, other, near))
         assert a.merge(b).merge(c).counts is None
         assert a.merge(c).merge(b).counts is None
         assert a.merge(c).counts is not None
     assert (
-        Values.of(near, everywhere(near)).merge(Values.of(real, everywhere(real))).dtype
+        ValueCounts.of(near, everywhere(near)).merge(ValueCounts.of(real, everywhere(real))).dtype
         == "float64"
     )
 
 
 def test_masked_and_infinite_values_do_not_count() -> None:
     values = np.array([1.0, np.inf, -np.inf, 3.0, 99.0])
-    seen = Values.of(values, np.array([True, True, True, True, False]))
+    seen = ValueCounts.of(values, np.array([True, True, True, True, False]))
     assert (seen.pixels, seen.low, seen.high) == (2, 1.0, 3.0)
-    assert Values.of(values, np.zeros(5, bool)).pixels == 0
+    assert ValueCounts.of(values, np.zeros(5, bool)).pixels == 0
 
 
 @given(
@@ -90,4 +90,4 @@ def test_values_on_edges_fall_where_numpy_puts_them() -> None:
 @pytest.mark.parametrize("kind", ["bool", "float16"])
 def test_other_types(kind: str) -> None:
     values = np.array([0, 1, 1], kind)
-    assert Values.of(values, everywhere(values)).pixels == 3
+    assert ValueCounts.of(values, everywhere(values)).pixels == 3

@@ -14,7 +14,7 @@ from skimage import data
 from maskloom.segcore.errors import FitError
 from maskloom.segcore.fold import observe_all
 from maskloom.segcore.geometry import Grid
-from maskloom.segcore.methods.samples import Counted, Dataset, Drawn, Samples, State
+from maskloom.segcore.methods.samples import Counted, Drawn, Samples, State, WeightedValues
 from maskloom.segcore.testing.segmenters import Picture
 
 
@@ -24,14 +24,14 @@ def blocks(picture: Picture, tile: tuple[int, int]) -> list:
 
 def gathered(
     picture: Picture, tile: tuple[int, int] | None = None, samples: Samples | None = None
-) -> Dataset:
+) -> WeightedValues:
     samples = samples or Samples()
     total = observe_all(samples, blocks(picture, tile or picture.spec.shape))
     assert total is not None
     return samples.finish(total)
 
 
-def same(a: Dataset, b: Dataset) -> bool:
+def same(a: WeightedValues, b: WeightedValues) -> bool:
     return (
         np.array_equal(a.values, b.values)
         and np.array_equal(a.weights, b.weights)

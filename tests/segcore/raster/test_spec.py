@@ -49,9 +49,9 @@ def test_a_spec_comes_back_from_its_record():
 
 def test_pixels_without_a_place_count_one_each():
     nowhere = dataclasses.replace(SPEC, space=Space())
-    assert nowhere.cell_area(Box.whole((30, 40))) == 1
-    assert nowhere.space.area_unit == "px"
-    assert SPEC.space.area_unit == "m2"
+    assert nowhere.space.cell_size(Box.whole((30, 40)), (30, 40)) == 1
+    assert nowhere.space.unit == "px"
+    assert SPEC.space.unit == "m2"
 
 
 def test_samples_are_the_valid_pixels_of_the_core_in_row_order():

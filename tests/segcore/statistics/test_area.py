@@ -19,7 +19,7 @@ from maskloom.segcore.raster.classes import ClassTable
 from maskloom.segcore.statistics.area import Area
 from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.segcore.testing.statistics import (
-    LabelledImage,
+    MaskedImage,
     labelled_images,
     make_image,
     rows_of,
@@ -31,14 +31,12 @@ UTM = Space((30.0, 0.0, 199980.0, 0.0, -30.0, 5300040.0), wkt("EPSG:32633"))
 EQUAL_AREA = Space((25.0, 0.0, 4e6, 0.0, -20.0, 3e6), wkt("EPSG:3035"))
 
 
-def whole(image: LabelledImage) -> list[dict]:
+def whole(image: MaskedImage) -> list[dict]:
     return rows_of(Area(), image, image.cut(image.spec.shape))
 
 
 @given(image=labelled_images(), tile=st.tuples(st.integers(1, 30), st.integers(1, 30)))
-def test_areas_are_the_sums_of_the_pixels_areas(
-    image: LabelledImage, tile: tuple[int, int]
-) -> None:
+def test_areas_are_the_sums_of_the_pixels_areas(image: MaskedImage, tile: tuple[int, int]) -> None:
     pixels = np.broadcast_to(
         image.spec.space.cell_size(Box.whole(image.spec.shape), image.spec.shape), image.spec.shape
     )
@@ -57,7 +55,7 @@ def test_areas_are_the_sums_of_the_pixels_areas(
 
 
 @given(image=labelled_images())
-def test_fractions_are_parts_of_the_valid_pixels(image: LabelledImage) -> None:
+def test_fractions_are_parts_of_the_valid_pixels(image: MaskedImage) -> None:
     fractions = [row["fraction"] for row in whole(image)]
 
     if image.valid.any():

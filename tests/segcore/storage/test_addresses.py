@@ -18,9 +18,9 @@ from maskloom.segcore.storage import addresses
 from maskloom.segcore.storage.addresses import (
     has_password,
     is_signed,
+    redacted,
     require_no_password,
-    unsigned,
-    written,
+    without_signature,
 )
 from maskloom.segcore.storage.store import current_version
 
@@ -65,13 +65,13 @@ SECRET = "c0ffeeC0FFEE42"
 )
 def test_signatures_are_left_out_and_the_rest_of_the_address_stays(signed: str, plain: str) -> None:
     assert is_signed(signed)
-    assert unsigned(signed) == plain
-    assert SECRET not in written(f"403 Forbidden, url=URL('{signed}')")
+    assert without_signature(signed) == plain
+    assert SECRET not in redacted(f"403 Forbidden, url=URL('{signed}')")
 
 
 def test_a_url_loses_its_fragment_and_other_names_keep_theirs() -> None:
-    assert unsigned("https://h/a.tif?n=1#page") == "https://h/a.tif?n=1"
-    assert unsigned("s3://b/a#token=1.tif") == "s3://b/a#token=1.tif"
+    assert without_signature("https://h/a.tif?n=1#page") == "https://h/a.tif?n=1"
+    assert without_signature("s3://b/a#token=1.tif") == "s3://b/a#token=1.tif"
     assert not is_signed("s3://b/a#token=1.tif")
 
 
@@ -87,7 +87,7 @@ def test_a_url_loses_its_fragment_and_other_names_keep_theirs() -> None:
     ],
 )
 def test_an_address_without_a_signature_is_as_it_was(address: str) -> None:
-    assert unsigned(address) == address
+    assert without_signature(address) == address
     assert not is_signed(address)
 
 
@@ -107,30 +107,30 @@ def test_an_address_without_a_signature_is_as_it_was(address: str) -> None:
 )
 def test_passwords_are_known_from_users_and_ports(address: str, secret: bool) -> None:
     assert has_password(address) == secret
-    assert SECRET not in written(f"cannot open {address}")
+    assert SECRET not in redacted(f"cannot open {address}")
     if secret:
         with pytest.raises(RecipeError, match="must not hold a password") as refusal:
             require_no_password(address, "inputs.0")
         assert SECRET not in str(refusal.value)
     else:
-        assert written(address) == address
+        assert redacted(address) == address
 
 
 @given(st.text())
 def test_what_is_written_is_utf8_and_stays_what_it_is(text: str) -> None:
-    once = written(text)
+    once = redacted(text)
     assert once.encode("utf-8").decode() == once
-    assert written(once) == once
+    assert redacted(once) == once
 
 
 def test_bytes_of_a_name_that_are_not_utf8_are_spelled_out() -> None:
-    assert written("caf\udce9.tif") == "caf\\udce9.tif"
+    assert redacted("caf\udce9.tif") == "caf\\udce9.tif"
 
 
 def test_jobs_tell_workers_where_a_file_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(addresses, "_learnt", {})
+    monkeypatch.setattr(addresses, "_addresses", {})
     Image.new("RGB", (3, 2)).save(tmp_path / "real.png")
     real = str(tmp_path / "real.png")
     source = Source("https://host/a.png", "a", current_version(real), 1, address=real)
@@ -139,6 +139,6 @@ def test_jobs_tell_workers_where_a_file_is_read(
 
     assert item.spec is not None
     assert (item.spec.location, item.spec.shape) == ("https://host/a.png", (2, 3))
-    monkeypatch.setattr(addresses, "_learnt", {})
+    monkeypatch.setattr(addresses, "_addresses", {})
     with _reading(item, item.spec) as reader:
         assert reader.read(Box((0, 0), (2, 3)))[0].shape == (2, 3, 3)

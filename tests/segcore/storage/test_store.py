@@ -183,7 +183,7 @@ class Flaky(MemoryFileSystem):
 @pytest.fixture
 def flaky(tmp_path, monkeypatch):
     fsspec.register_implementation("flaky", Flaky, clobber=True)
-    monkeypatch.setattr("maskloom.segcore.storage.store._PAUSE", 0.001)
+    monkeypatch.setattr("maskloom.segcore.storage.store._FIRST_PAUSE", 0.001)
     monkeypatch.setattr(Flaky, "after", False)
     Flaky.refusals.clear()
     return Store(f"flaky://{tmp_path.name}")
@@ -225,7 +225,7 @@ def test_a_listing_says_sizes_without_reading(store):
         "masks/empty.png": 0,
     }
     assert all(
-        each.changed is not None and each.changed > 1e9 for each in store.listed("masks").values()
+        each.modified is not None and each.modified > 1e9 for each in store.listed("masks").values()
     )
     assert store.listed("nowhere") == {}
 

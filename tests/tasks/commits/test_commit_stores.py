@@ -10,7 +10,7 @@ import pytest
 
 from maskloom.segcore.errors import RunError, StoreError
 from maskloom.segcore.storage import conditional
-from maskloom.segcore.storage.conditional import Conditions, Move, bases_of, conditions_of, move
+from maskloom.segcore.storage.conditional import Conditions, Move, conditions_of, move, versions_of
 from maskloom.segcore.storage.store import Store, current_version, temporary_name
 from maskloom.tasks.commits.log import Commit, CommitLog, incomplete_folder
 from maskloom.tasks.commits.presence import (
@@ -165,7 +165,7 @@ def test_copies_on_condition_are_made_by_the_server(s3_bucket, monkeypatch):
         conditional._PROBED, store.root, Conditions(create=True, replace=True, copy=True)
     )
     store.publish("a", b"old")
-    (base,) = bases_of(store, ["a"])
+    (base,) = versions_of(store, ["a"])
     store.publish("staged", b"new")
     move(store, [Move("staged", "a", base)])
     assert (store.read("a"), store.names("", "staged")) == (b"new", [])
@@ -183,7 +183,7 @@ def _reply(code: str) -> Exception:
 
 def test_a_file_that_somebody_has_removed_since_is_written_again(store):
     store.publish("a", b"old")
-    (base,) = bases_of(store, ["a"])
+    (base,) = versions_of(store, ["a"])
     store.publish("staged", b"new")
     store.remove("a")
     move(store, [Move("staged", "a", base)])

@@ -349,7 +349,7 @@ def _modelled(monkeypatch):
     monkeypatch.setattr(commits, "uuid", SimpleNamespace(uuid4=None))
     monkeypatch.setattr(commits, "move", lambda store, moves: [store.move(each) for each in moves])
     monkeypatch.setattr(commits, "require_movable", lambda store, folders: None)
-    monkeypatch.setattr(commits, "bases_of", lambda store, names: store.bases(names))
+    monkeypatch.setattr(commits, "versions_of", lambda store, names: store.bases(names))
 
 
 def table_files(**files: dict[str, str]) -> Files:

@@ -52,7 +52,7 @@ def examine(weights: Weights, seconds: float | None = None) -> Card:
         {"location": weights.location, "sha256": weights.sha256, "trust": weights.trust}
     )
     try:
-        with lifeline.tied() as line:
+        with lifeline.child_lifeline() as line:
             child = subprocess.run(
                 # Import nothing from the current folder, not even a checkout of maskloom.
                 [sys.executable, "-P", "-m", __name__, str(line)],
@@ -382,7 +382,7 @@ def main() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)
     for line in sys.argv[1:]:
-        lifeline.hold(int(line))
+        lifeline.exit_with_parent(int(line))
     resource.setrlimit(resource.RLIMIT_DATA, (_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     answer = _answer(json.load(sys.stdin))
     with os.fdopen(answers, "w") as stream:

@@ -112,7 +112,7 @@ def _generator(build: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def pick(_typing: Any, values: Any, place: Any, step: Any, like: Any) -> Any:
+def load_one(_typing: Any, values: Any, place: Any, step: Any, like: Any) -> Any:
     """A tuple of the float32 `values` at `place`, one per channel; `step` is the distance between
     channels.
     """
@@ -127,7 +127,7 @@ def pick(_typing: Any, values: Any, place: Any, step: Any, like: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def load(_typing: Any, values: Any, place: Any, step: Any, like: Any) -> Any:
+def load_lanes(_typing: Any, values: Any, place: Any, step: Any, like: Any) -> Any:
     """Lanes of the float32 `values` from `place`, in each channel. The array is flat, contiguous
     and long enough.
     """
@@ -153,7 +153,7 @@ def none(_typing: Any, like: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def spread(_typing: Any, number: Any) -> Any:
+def broadcast(_typing: Any, number: Any) -> Any:
     """The float32 `number` in every lane of one channel."""
     return _LanesType(1)(number), _generator(
         lambda builder, arguments: _pack(builder, [_spread(builder, arguments[0])])
@@ -172,7 +172,7 @@ def count_from(_typing: Any, number: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def far(_typing: Any, lanes: Any, point: Any) -> Any:
+def squared_distances(_typing: Any, lanes: Any, point: Any) -> Any:
     """The squared distance of each lane from the tuple `point`, summed over the channels in
     order.
     """
@@ -192,7 +192,7 @@ def far(_typing: Any, lanes: Any, point: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def apart(_typing: Any, one: Any, other: Any) -> Any:
+def squared_distance(_typing: Any, one: Any, other: Any) -> Any:
     """The squared distance of two tuples, summed in order."""
 
     def build(builder: Any, arguments: Any) -> Any:
@@ -215,7 +215,7 @@ def at_most(_typing: Any, lanes: Any, limit: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def both(_typing: Any, one: Any, other: Any) -> Any:
+def logical_and(_typing: Any, one: Any, other: Any) -> Any:
     """The lanes that are chosen in both."""
     return _choice(one, other), _generator(lambda builder, arguments: builder.and_(*arguments))
 
