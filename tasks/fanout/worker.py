@@ -1,4 +1,4 @@
-"""What surrounds a function in the process that runs it: preparation, errors, time limits."""
+"""How a process runs the function of a job: with preparation, errors as values, and time limits."""
 
 from __future__ import annotations
 
@@ -159,7 +159,6 @@ def call(
 def timed_out(seconds: float) -> TimedOut:
     """The error of a step that did not end within its time limit."""
     return TimedOut(
-        f"A read, or the work on what was read, did not end within {seconds:.4g} s. Look at the "
-        "store, the file and the model; where they are "
-        "only slow, raise limits.read or limits.work."
+        f"A read, or the work on what was read, did not end within {seconds:.4g} s. Check the "
+        "store, the file and the model; if they are only slow, raise limits.read or limits.work."
     )

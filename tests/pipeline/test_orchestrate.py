@@ -336,7 +336,7 @@ def test_a_termination_cancels_the_flow_of_a_deployment(
     with temporary_settings({"api.url": url(prefect)}):
         state = run_recipe(str(recipe), return_state=True)
     assert state.is_cancelled()
-    assert "continues where it stopped" in str(state.message)
+    assert "Run the same command again to continue" in str(state.message)
     assert not (recipe.parent / "out" / "masks").exists()
     monkeypatch.setattr(segment, "write_plan", before)
     with temporary_settings({"api.url": url(prefect)}):
