@@ -22,6 +22,7 @@ from maskloom.flows.progress import ItemProgress, display
 from maskloom.flows.recipes.yaml_files import read_yaml
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.terminal import count
+from maskloom.segcore import formats
 from maskloom.segcore.annotations.label_mapping import (
     VOID,
     VOID_NAME,
@@ -31,7 +32,7 @@ from maskloom.segcore.annotations.label_mapping import (
     parse_table,
     parse_values,
 )
-from maskloom.segcore.annotations.masks import describe, holds_object_ids
+from maskloom.segcore.annotations.masks import holds_object_ids
 from maskloom.segcore.annotations.pairing import MaskPairs, NameSuffixes, pair
 from maskloom.segcore.errors import ImageError, RecipeError, StoreError, Unavailable
 from maskloom.segcore.evaluation.run_tables import Output, RunMask
@@ -187,7 +188,7 @@ def _compare(output: Output, pairs: MaskPairs, options: Options, quiet: bool) ->
     cluster = options.cluster or _cluster(output, len(masks))
     stop = threading.Event()
     with _readable(), ExitStack() as stack:
-        first = describe(output.store.uri(masks[0].mask_uri))
+        first = formats.describe(output.store.uri(masks[0].mask_uri))
         settings = _settings(output, options, holds_object_ids(first))
         stack.enter_context(stop_on_signals(stop))
         prepare = partial(prepare_process, threads=cluster.worker_threads)
