@@ -75,7 +75,7 @@ def test_differences_are_counted_and_drawn(tmp_path: Path, monkeypatch: pytest.M
 def test_a_region_in_tiles_is_the_region(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "{kind: threshold, value: 90}")
     photo = str(tmp_path / "coffee.png")
-    from maskloom.segcore.annotations.masks import describe
+    from maskloom.segcore.formats import describe
 
     region = Region.middle(describe(photo), 10_000)
     whole, tiled = (
