@@ -36,10 +36,10 @@ _TURN = 360
 def polygons(outlines: Outlines, space: Space) -> tuple[pa.Array, pa.StructArray]:
     """Geometry of whole objects as well-known binary, and its bounds (xmin, ymin, xmax, ymax).
 
-    Coordinates are those of `lonlat.to_lonlat`. Exteriors go counter-clockwise for x to the right and y
-    upwards. Longitudes are within -180 to 180: objects that meet the antimeridian or a pole are cut
-    (`antimeridian.polygon_of`, which gives their bounds too). Null where there is no outline, where
-    part of it has no coordinates, and where it has more than 2**26 vertices.
+    Coordinates are those of `lonlat.to_lonlat`. Exteriors go counter-clockwise for x to the right
+    and y upwards. Longitudes are within -180 to 180: objects that meet the antimeridian or a pole
+    are cut (`antimeridian.polygon_of`, which gives their bounds too). Null where there is no
+    outline, where part of it has no coordinates, and where it has more than 2**26 vertices.
     """
     import shapely
 
