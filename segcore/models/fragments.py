@@ -4,8 +4,9 @@ A tile alone knows only fragments: the parts of objects that are in its core. A 
 works in two steps so that the result does not depend on the tiling:
 
     fragment    one tile, on a worker: numbers the fragments of its core, and collects the input of
-    joining (`TileBoundary`) join        one image: finds from the boundaries of all tiles which
-    fragments are one object (`Equivalences`)
+                joining (`TileBoundary`)
+    join        one image: finds from the boundaries of all tiles which fragments are one object
+                (`Equivalences`)
 
 Only fragments that touch another tile are joined, so boundaries grow with the borders of tiles. A
 decision made inside a tile must hold for any content of its neighbours. `segcore.objects.numbering`
