@@ -1,4 +1,4 @@
-"""Train: a training recipe in, a model with its card out."""
+"""The training flow: trains a network by a recipe and writes it with its card."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def run(order: TrainingOrder, quiet: bool) -> TrainingResult:
-    """Train, or continue a training. Raises `RecipeError`, `RunError`, `Stopped`."""
+    """Train a network, or continue a training. Raises `RecipeError`, `RunError`, `Stopped`."""
     configure(order.storage)
-    # Through the runtime, which silences TensorFlow's notices.
+    # Imported through the runtime, which silences TensorFlow's notices.
     import_keras()
     stop = threading.Event()
     with stop_on_signals(stop), display(quiet) as shown_by:
@@ -40,7 +40,7 @@ def sources(order: TrainingOrder) -> tuple[list[Source], list[Source]]:
     """All images and all masks of a recipe. Raises `RecipeError` if a pattern finds none,
     `StoreError` if a store cannot be listed.
     """
-    # The pictures of a model in the folder of the images are not images to train on.
+    # If the model is in the folder of the images, its pictures are not training images.
     ours = {f"{order.recipe.output}/{name}" for name in PICTURES}
     images, masks = (
         [source for source in _discovered(entries, key) if source.uri not in ours]
@@ -50,7 +50,7 @@ def sources(order: TrainingOrder) -> tuple[list[Source], list[Source]]:
 
 
 def usage(order: TrainingOrder, result: TrainingResult) -> str:
-    """A command line that uses the model."""
+    """A command line that segments images with the model."""
     bands = f" -p bands='{list(order.recipe.bands)}'" if order.recipe.bands is not None else ""
     return (
         f"maskloom segment IMAGE... -o OUTPUT -s {order.recipe.kind} -p "

@@ -48,9 +48,9 @@ def kind_of(segmenter):
 @pytest.mark.parametrize("segmenter", [PARTS, *AT_NIGHT], ids=kind_of)
 def test_the_tiling_changes_no_object(collection, maskloom, segmenter, monkeypatch):
     recipe = collection.recipe(segmenter=segmenter)
-    for tile, part_pixels in ((4096, batching.PART_PIXELS), (64, 2**16)):
+    for tile, part_pixels in ((4096, batching.RANGE_PIXELS), (64, 2**16)):
         # Small parts make the scenes take the way of large images: staged, joined, relabelled.
-        monkeypatch.setattr(batching, "PART_PIXELS", part_pixels)
+        monkeypatch.setattr(batching, "RANGE_PIXELS", part_pixels)
         result = maskloom(
             "run", recipe, *QUIET, "--set", f"tiling.tile={tile}", "--set", f"output=out{tile}"
         )
@@ -235,7 +235,7 @@ def test_audit_finds_no_difference(collection, maskloom, segmenter):
 
 
 def test_rows_come_in_the_order_of_ids(collection, maskloom, monkeypatch):
-    monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
+    monkeypatch.setattr(batching, "RANGE_PIXELS", 2**16)
 
     assert (
         maskloom(
@@ -301,7 +301,7 @@ def test_stitching_can_have_a_rule_for_each_class(collection, maskloom):
 
 
 def test_lost_sketches_are_made_again(collection, maskloom, monkeypatch):
-    monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
+    monkeypatch.setattr(batching, "RANGE_PIXELS", 2**16)
     recipe = collection.recipe(segmenter=PARTS, inputs=["images/scenes/utm.tif"])
     arguments = ("run", recipe, *QUIET, "--set", "tiling.tile=256")
     with monkeypatch.context() as patch:

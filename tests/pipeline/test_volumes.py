@@ -78,8 +78,8 @@ def test_neither_tiles_nor_workers_change_a_volume(
     """Whole volumes in this process, and parts of them on two workers. Quick shift has objects."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"inputs: images\noutput: whole\nsegmenter: {segmenter}\n")
-    monkeypatch.setattr(batching, "PART_PIXELS", 2**13)
-    monkeypatch.setattr(batching, "part_pixels", lambda _: 2**13)
+    monkeypatch.setattr(batching, "RANGE_PIXELS", 2**13)
+    monkeypatch.setattr(batching, "range_pixels", lambda _: 2**13)
     assert maskloom("run", recipe, *SERIAL).exit_code == 0
     tiled = ("--set", "output=tiled", "--set", "tiling.tile=[6, 32, 16]")
     workers = ("--set", "cluster.workers=2")
