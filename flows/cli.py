@@ -212,7 +212,9 @@ def audit(
 
 @app.command()
 def compare(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image: a file or fsspec URI.")],
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="An image: a file or folder, or its URI.")
+    ],
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="PICTURE.png", help="Where to put the picture."),
