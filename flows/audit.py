@@ -6,6 +6,7 @@ functions that runs use. Differences are counted by class or by object, and draw
 
 from __future__ import annotations
 
+import math
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.figures.differences import draw
 from maskloom.segcore.geometry import Tile
+from maskloom.segcore.ground.space import AXES
 from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter
 from maskloom.segcore.objects.seam_audit import audit_seams
 from maskloom.segcore.pipeline.in_memory import Mask, Region
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PIXELS = 2_000_000
 _TILES_ACROSS = 3
+_SEAMS = {2: "line", 3: "plane"}
+"""What a seam is, by number of axes."""
 _PIXELS_IN_PROCESS = 4_000_000
 """Worker processes take seconds to start, so they are worth it only above this number."""
 
@@ -238,35 +242,38 @@ def _changed(whole: Mask, tiled: Mask) -> NDArray[np.bool_]:
 
 
 def _seams(ids: NDArray[np.integer], side: int) -> list[str]:
-    """Lines on whether objects reveal the tiling; none for volumes."""
+    """What the seams show of the tiling."""
     from skimage.measure import regionprops_table
 
-    if not ids.any() or max(ids.shape) <= side or ids.ndim > len("yx"):
+    if not ids.any() or max(ids.shape) <= side:
         return []
     table = regionprops_table(ids.astype(np.int64), properties=("centroid", "bbox", "area"))
-    names = {"centroid-0": "centroid_y", "centroid-1": "centroid_x"}
-    names |= {f"bbox-{i}": f"bbox_{name}" for i, name in enumerate(("y0", "x0", "y1", "x1"))}
-    radius = float(np.sqrt(np.median(table["area"]) / np.pi))
-    band = int(np.clip(radius, 1, (side - 1) // 2))
-    found = audit_seams(
-        {names[key]: column for key, column in table.items() if key in names},
-        ids.shape,
-        (side, side),
-        band,
-    )
+    objects = {}
+    for i, axis in enumerate(AXES[-ids.ndim :]):
+        objects[f"centroid_{axis}"] = table[f"centroid-{i}"]
+        objects[f"bbox_{axis}0"] = table[f"bbox-{i}"]
+        objects[f"bbox_{axis}1"] = table[f"bbox-{i + ids.ndim}"]
+    band = int(np.clip(_radius(float(np.median(table["area"])), ids.ndim), 1, (side - 1) // 2))
+    found = audit_seams(objects, ids.shape, (side,) * ids.ndim, band)
     return [
         (
             f"centroids along the seams: {found.ratio:.2f} times as dense as elsewhere "
             f"({found.centroid_score:+.1f} standard deviations)"
         ),
         (
-            f"object sides on a seam: {found.cut_at_seams:.2f} a line, {found.cut_inside:.2f} "
-            f"elsewhere ({found.cut_score:+.1f} standard deviations)"
+            f"object sides on a seam: {found.cut_at_seams:.2f} per {_SEAMS[ids.ndim]}, "
+            f"{found.cut_inside:.2f} elsewhere ({found.cut_score:+.1f} standard deviations)"
         ),
         "The seams do not show."
         if found.clean
         else "The seams show: objects are cut or merged there.",
     ]
+
+
+def _radius(pixels: float, axes: int) -> float:
+    """Of the disk, or ball, with so many pixels."""
+    unit = math.pi if axes == len("yx") else math.pi * 4 / 3
+    return float((pixels / unit) ** (1 / axes))
 
 
 def _size(shape: Shape) -> str:

@@ -1,41 +1,53 @@
-"""The catalogue of the segmenters, formats and statistics that recipes can name."""
+"""The catalogue of what recipes can name: segmenters, formats, statistics, networks, clusters."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from maskloom.flows.recipes.schemas import help_of
 from maskloom.segcore import formats
+from maskloom.segcore.deep.networks.recipe import NETWORKS
 from maskloom.segcore.masks import MASKS
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.statistics.protocol import STATISTICS
+from maskloom.tasks.clusters.protocol import CLUSTERS
+
+What = Literal["segmenters", "formats", "statistics", "networks", "clusters"]
+"""What can be listed."""
 
 
-def catalogue(what: Literal["segmenters", "formats", "statistics"]) -> str:
+def catalogue(what: What) -> str:
     """The members of a registry with their parameters."""
     if what == "formats":
         readers = (
-            f"  {name}: {_first_line(item)} Suffixes {' '.join(formats.suffixes(name))}; masks by "
+            f"  {name}: {_summary(item)} Suffixes {' '.join(formats.suffixes(name))}; masks by "
             f"{item.mask}"
             for name, item in FORMATS.items()
         )
         writers = (
-            f"  {name}: {_first_line(item)} Suffix {item.suffix}" for name, item in MASKS.items()
+            f"  {name}: {_summary(item)} Suffix {item.suffix}" for name, item in MASKS.items()
         )
         return "\n".join(("Readers of images", *readers, "", "Writers of masks", *writers))
-    registry: Mapping[str, Any] = SEGMENTERS if what == "segmenters" else STATISTICS
+    registries: Mapping[What, Mapping[str, Any]] = {
+        "segmenters": SEGMENTERS,
+        "statistics": STATISTICS,
+        "networks": NETWORKS,
+        "clusters": CLUSTERS,
+    }
+    registry = registries[what]
     return "\n\n".join(_member(name, kind) for name, kind in registry.items())
 
 
 def _member(name: str, kind: Any) -> str:
     exactness = f" [{kind.exactness.value}]" if hasattr(kind, "exactness") else ""
     described = help_of(kind)
-    lines = [f"{name}: {_first_line(kind)}{exactness}"]
+    lines = [f"{name}: {_summary(kind)}{exactness}"]
     if hasattr(kind, "units"):
         lines.append(f"  Change of units, x -> a x + b with a > 0: {kind.units}.")
     if hasattr(kind, "volumes"):
@@ -53,5 +65,7 @@ def _member(name: str, kind: Any) -> str:
     return "\n".join(lines)
 
 
-def _first_line(item: Any) -> str:
-    return (inspect.getdoc(item) or "").partition("\n")[0]
+def _summary(item: Any) -> str:
+    """The first sentence of a docstring."""
+    paragraph = " ".join((inspect.getdoc(item) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z])", paragraph, maxsplit=1)[0].rstrip(".") + "."

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 from maskloom.flows.progress import ItemProgress, display
 from maskloom.flows.recipes.schemas import build
 from maskloom.flows.signals import stop_on_signals
-from maskloom.segcore.errors import RecipeError, RunError, StoreError
+from maskloom.segcore import formats
+from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.figures.comparison import Cell, draw, label_cell, photo, photo_cell
 from maskloom.segcore.geometry import Tile
 from maskloom.segcore.models.planes import planes_of
 from maskloom.segcore.models.protocols import SEGMENTERS, ObjectSegmenter
 from maskloom.segcore.pipeline.in_memory import Region
-from maskloom.segcore.pipeline.jobs import DescribeJob
-from maskloom.segcore.pipeline.worker import describe, prepare_process
+from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.spec import Block
 from maskloom.segcore.storage.store import filesystem, store_errors, version_of
@@ -104,9 +104,9 @@ def compare(
 
     They run on `cluster`, one job each. None: in this process.
 
-    Raises `RecipeError` for unknown kinds or parameters, `RunError` or `ImageError` if the image
-    cannot be read, `FitError` if it allows no model, `ModelMismatch` if it does not suit a
-    segmenter, and `StoreError` if the picture cannot be written.
+    Raises `RecipeError` for unknown kinds or parameters, `ImageError` if the image cannot be read,
+    `FitError` if it allows no model, `ModelMismatch` if it does not suit a segmenter, and
+    `StoreError` if the picture cannot be written.
     """
     if kinds is None:
         kinds = [
@@ -183,18 +183,17 @@ def _start(section: Mapping[str, Any], path: str) -> Fitter | Model:
 
 def _header(path: str) -> RasterSpec:
     fs, inner = filesystem(path)
-    uri = path if "://" in path else f"file://{inner}"
+    uri = inner if "file" in fs.protocol else path
     try:
         with store_errors(uri):
             info = fs.info(inner)
     except FileNotFoundError as error:
         raise RecipeError(f"{path!r} does not exist. Check its name.") from error
-    (described,) = describe(
-        DescribeJob((Source(uri, "image", version_of(info), int(info.get("size") or 0)),))
-    )
-    if described.spec is None:
-        raise RunError(described.failure.error if described.failure else f"{uri} cannot be read.")
-    return described.spec
+    if info["type"] == "other":
+        raise RecipeError(f"{path!r} is neither a file nor a folder. Check its name.")
+    size, is_folder = int(info.get("size") or 0), info["type"] == "directory"
+    source = Source(uri, "image", version_of(info), size, is_folder=is_folder)
+    return formats.describe_source(source, source.version)
 
 
 def _text(section: Mapping[str, Any], result: SegmentedRegion) -> str:

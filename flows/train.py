@@ -12,6 +12,7 @@ from maskloom.flows.recipes.training import TrainingOrder
 from maskloom.flows.signals import stop_on_signals
 from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.storage.store import configure
 from maskloom.segcore.training.export import PICTURES
@@ -50,10 +51,13 @@ def sources(order: TrainingOrder) -> tuple[list[Source], list[Source]]:
 
 
 def usage(order: TrainingOrder, result: TrainingResult) -> str:
-    """A command line that segments images with the model."""
+    """A command line that uses the model. Networks of maskloom have segmenters of the same name;
+    `network` runs those of plug-ins that bring none.
+    """
+    kind = order.recipe.kind if order.recipe.kind in SEGMENTERS else "network"
     bands = f" -p bands='{list(order.recipe.bands)}'" if order.recipe.bands is not None else ""
     return (
-        f"maskloom segment IMAGE... -o OUTPUT -s {order.recipe.kind} -p "
+        f"maskloom segment IMAGE... -o OUTPUT -s {kind} -p "
         f"{shlex.quote(f'weights={result.model}')}{bands}"
     )
 

@@ -1,9 +1,9 @@
 """Boxes, tiles and the grid that cuts a raster into tiles.
 
 A `Box` is a half-open range of pixels along each axis. A `Tile` owns the pixels of its `core` and
-may look at those of its `read` box, which is the core grown by a halo and cut at the raster's
-border. A `Grid` is the sequence of tiles of a raster: the cores partition it, so whatever is
-counted per core is counted exactly once. A `Tiling` makes the grid of a raster of any shape.
+may use those of its `read` box, which is the core grown by a halo and clipped to the raster. A
+`Grid` is the sequence of tiles of a raster: the cores partition it, so each pixel is counted in
+exactly one core. A `Tiling` makes the grid of a raster of any shape.
 
 Axes are always in array order: (y, x), or (z, y, x) for volumes. A pixel of a volume is a voxel.
 """
@@ -23,7 +23,7 @@ corners.
 
 _IMAGE_AXES = 2
 _CUBE_STEP = 16
-"""Sides of cubes are multiples of it."""
+"""Sides of cubes are multiples of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Box:
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
 
     def __and__(self, other: Box) -> Box:
-        """The common part; empty (at the nearer corner) where there is none."""
+        """The intersection; an empty box (at the nearer corner) if they are disjoint."""
         start = tuple(max(a, b) for a, b in zip(self.start, other.start, strict=True))
         stop = tuple(
             max(s, min(a, b)) for s, a, b in zip(start, self.stop, other.stop, strict=True)
@@ -83,7 +83,7 @@ class Box:
         )
 
     def relative_to(self, outer: Box) -> Box:
-        """This box in the coordinates of `outer`, which holds it."""
+        """This box in the coordinates of `outer`, which contains it."""
         return Box(
             tuple(a - o for a, o in zip(self.start, outer.start, strict=True)),
             tuple(b - o for b, o in zip(self.stop, outer.start, strict=True)),
@@ -99,17 +99,17 @@ class Tile:
     core: Box
     """The pixels that this tile owns."""
     read: Box
-    """The pixels that this tile may look at: the core and its halo, cut at the border."""
+    """The pixels that this tile may use: the core and its halo, clipped to the raster."""
 
     @classmethod
     def whole(cls, shape: Shape) -> Tile:
-        """The one tile of an uncut raster of this shape."""
+        """The single tile of an undivided raster of this shape."""
         box = Box.whole(shape)
         return cls((0,) * len(shape), box, box)
 
     def trim(self, array: Any) -> Any:
-        """The core's part of an array that covers `read` (further axes, such as channels, are
-        kept).
+        """The part of an array that covers the core; the array covers `read` (further axes, such as
+        bands, are kept).
         """
         return array[self.core.relative_to(self.read).slices]
 
@@ -127,11 +127,9 @@ class Grid(Sequence[Tile]):
     tile: Shape
     """Shape of a tile's core; tiles at the far border are smaller."""
     halo: int = 0
-    """How far a tile may look beyond its core, in pixels."""
+    """Width of the halo in pixels."""
     planar: bool = False
-    """Whether tiles look beyond their cores along the last two axes only: the planes of a volume
-    do not see each other.
-    """
+    """Whether halos extend along the last two axes only, not across the planes of a volume."""
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.tile):
@@ -183,7 +181,7 @@ class Grid(Sequence[Tile]):
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How rasters are cut into tiles, whatever their number of axes.
+    """How rasters with any number of axes are cut into tiles.
 
     >>> Tiling(256).tile((1000, 700)), Tiling(256).tile((300, 1000, 700))
     ((256, 256), (32, 32, 32))
@@ -192,30 +190,31 @@ class Tiling:
     """
 
     side: int | Shape
-    """Side of the square tiles of images; volumes are cut into cubes of about as many voxels. Or
-    the side along each axis, for rasters with so many axes only.
+    """Side of the square tiles of images; volumes are cut into cubes with about the same number of
+    voxels. Or the side along each axis, for rasters with that number of axes only.
     """
 
     @property
     def pixels(self) -> int:
-        """About how many pixels, or voxels, the core of a tile has."""
+        """Approximate number of pixels, or voxels, in the core of a tile."""
         return self.side**2 if isinstance(self.side, int) else math.prod(self.side)
 
     def suits(self, shape: Shape) -> bool:
-        """Whether rasters of this shape can be cut so."""
+        """Whether this tiling applies to rasters of this shape."""
         return isinstance(self.side, int) or len(self.side) == len(shape)
 
     def tile(self, shape: Shape, planar: bool = False) -> Shape:
         """Shape of the tiles of a raster of this shape; those of planar methods are one plane deep.
 
-        Raises `ValueError` where there is a side for each axis, and the raster has more or fewer.
+        Raises `ValueError` if there is a side for each axis and the raster has another number of
+        axes.
         """
         if isinstance(self.side, int):
             if len(shape) <= _IMAGE_AXES:
                 return (self.side,) * len(shape)
             if planar:
                 return (1,) * (len(shape) - _IMAGE_AXES) + (self.side,) * _IMAGE_AXES
-            # The root of a whole cube may come out a little too small.
+            # The computed root of a cube may be slightly too small.
             cube = round(self.pixels ** (1 / len(shape)))
             return (max(_CUBE_STEP, cube // _CUBE_STEP * _CUBE_STEP),) * len(shape)
         if not self.suits(shape):
@@ -236,17 +235,18 @@ class Tiling:
 
 
 def in_rows(array: Any, axes: int = 2) -> Any:
-    """The planes of a volume one below the other, for loops over rows: (z, y, x) as (z * y, x), and
-    with three `axes` (z, y, x, band) as (z * y, x, band). Arrays of images stay as they are.
+    """The planes of a volume one below the other, for loops over rows: (z, y, x) becomes (z * y,
+    x), and with three `axes` (z, y, x, band) becomes (z * y, x, band). Arrays of images are
+    unchanged.
 
-    No copy where the array is contiguous.
+    No copy if the array is contiguous.
     """
     return array.reshape(-1, *array.shape[1 - axes :])
 
 
 def middle(shape: Shape, pixels: int) -> Box:
-    """The middle of a raster, of at most about so many pixels and the raster's proportions; the
-    whole where it is smaller.
+    """The middle of a raster: a box with its proportions and at most about `pixels` pixels, or all
+    of a smaller raster.
 
     >>> middle((100, 400), 2500)
     Box(start=(37, 150), stop=(62, 250))

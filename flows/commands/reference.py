@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 Registry = Annotated[
-    Literal["segmenters", "formats", "statistics"], typer.Argument(help="What to list.")
+    Literal["segmenters", "formats", "statistics", "networks", "clusters"],
+    typer.Argument(help="What to list."),
 ]
 RecipeKind = Annotated[
     Literal["run", "train"],
@@ -17,8 +18,8 @@ RecipeKind = Annotated[
 
 
 def list_(what: Registry) -> None:
-    """List segmenters, formats or statistics. Shows their parameters with defaults, and how exact
-    segmenters are in tiles.
+    """List segmenters, formats, statistics, networks or clusters. Shows their parameters with
+    defaults, and how exact segmenters are in tiles.
     """
     from maskloom.flows.catalogue import catalogue
 

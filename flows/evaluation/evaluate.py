@@ -20,8 +20,9 @@ from maskloom.flows.evaluation.report import Comparison, Evaluation, draw_pictur
 from maskloom.flows.progress import ItemProgress, display
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.terminal import count
+from maskloom.segcore import formats
 from maskloom.segcore.annotations.label_mapping import VOID
-from maskloom.segcore.annotations.masks import describe, holds_object_ids
+from maskloom.segcore.annotations.masks import holds_object_ids
 from maskloom.segcore.annotations.pairing import MaskPairs, pair
 from maskloom.segcore.errors import ImageError, RecipeError, StoreError, Unavailable
 from maskloom.segcore.evaluation.run_tables import Output, RunMask
@@ -89,7 +90,7 @@ def _compare(
     cluster = request.cluster or _cluster(output, len(masks))
     stop = threading.Event()
     with _errors_for_users(), ExitStack() as stack:
-        first = describe(output.store.uri(masks[0].mask_uri))
+        first = formats.describe(output.store.uri(masks[0].mask_uri))
         options = request.job_options(output, holds_object_ids(first))
         stack.enter_context(stop_on_signals(stop))
         prepare = partial(prepare_process, threads=cluster.worker_threads)

@@ -1,10 +1,9 @@
-"""Models around models: a semantic segmenter is fitted as if it were alone, and another model is
-built around the result.
+"""Models around models: a semantic segmenter is fitted as usual, and another model is built around
+the result.
 
 A recipe that holds the recipe of another segmenter (connected parts, watershed) is an `Outer`.
-`start_around` gives what it starts with: the model itself where nothing is to be fitted, else a
-`Composed` fitter, which hands every step on to the inner one and builds the model when the last
-round is finished.
+`start_around` returns the model if nothing needs fitting, otherwise a `Composed` fitter, which
+delegates every step to the inner fitter and builds the model after the last round.
 """
 
 from __future__ import annotations
@@ -30,80 +29,78 @@ if TYPE_CHECKING:
 
 
 class Outer(Protocol):
-    """What builds a model around a semantic segmenter: a frozen value that pickles."""
+    """A recipe that builds a model around a semantic segmenter: a frozen value that pickles."""
 
     @property
     def parts(self) -> tuple[str, ...] | None:
-        """Names of the classes that it takes from the inner model. None: it takes what there is."""
+        """Names of the classes that it uses of the inner model. None: its default selection."""
         ...
 
     def around(self, segmenter: Segmenter) -> Model:
-        """The model around a segmenter that is ready. Raises `RecipeError` where the two do not
-        suit.
-        """
+        """The model around a fitted segmenter. Raises `RecipeError` if the two do not match."""
         ...
 
     def classes_around(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the outer model's classes, by class id, for an inner model of these classes.
-        Raises `RecipeError` likewise.
+        """Names of the outer model's classes, by class id, for an inner model with these classes.
+        Raises `RecipeError` if the two do not match.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """A fitter that fits the inner one and ends with the model around it."""
+    """A fitter that delegates to the inner one and ends with the model around its result."""
 
     inner: Fitter
     outer: Outer
 
     @property
     def requirements(self) -> Requirements:
-        """The inner fitter's."""
+        """Those of the inner fitter."""
         return self.inner.requirements
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
-        """Names of the outer model's classes; empty where the inner ones are found by fitting."""
+        """Names of the outer model's classes; empty if the inner ones are found by fitting."""
         inner = self.inner.expected_classes
         return self.outer.classes_around(inner) if inner else ()
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the bands that the inner fitter wants."""
+        """The image with the bands of the inner fitter."""
         return self.inner.select(spec)
 
     def kind_of(self, spec: RasterSpec) -> Hashable:
-        """What images must have in common for the inner fitter."""
+        """The inner fitter's kind of an image."""
         return self.inner.kind_of(spec)
 
     def observe(self, block: Block, /) -> Any:
-        """What one block says to the inner fitter."""
+        """The inner fitter's observation of one block."""
         return self.inner.observe(block)
 
     def merge(self, a: Any, b: Any, /) -> Any:
-        """What two observations say together."""
+        """Merge two observations."""
         return self.inner.merge(a, b)
 
     def finish(self, total: Any, /) -> Fitter | Model:
-        """The inner fitter's next round, or the model around its result. Raises `FitError` where
-        what was found does not suit `outer`.
+        """The next round, or the model around the inner fitter's result. Raises `FitError` if the
+        result does not match `outer`.
         """
         try:
             return _around(concluded(self.inner, total, self.outer.parts or ()), self.outer)
         except RecipeError as error:
-            # How many classes `auto` finds is a matter of the images, not of the recipe.
+            # The number of classes that `auto` finds depends on the images, not on the recipe.
             raise FitError(str(error)) from error
 
 
 def start_around(recipe: SegmenterRecipe, outer: Outer) -> Fitter | Model:
-    """What `outer` around the segmenter of `recipe` starts with.
+    """The fitter or model of `outer` around the segmenter of `recipe`.
 
-    Raises `RecipeError` where that segmenter finds objects rather than classes, or where its
-    classes do not suit.
+    Raises `RecipeError` if that segmenter finds objects instead of classes, or if its classes do
+    not match.
     """
     started = _around(recipe.start(), outer)
     if isinstance(started, Composed):
-        # Asked for now so that names that do not suit are found before any work.
+        # Called now to find wrong class names before any work.
         _ = started.expected_classes
     return started
 

@@ -1,4 +1,4 @@
-"""Fitted models as JSON: each as its name in `MODELS` and its fields."""
+"""Fitted models as JSON: the name in `MODELS` and the fields of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from maskloom.segcore.models.protocols import MODELS, Model
 
 
 def dump_model(model: Model) -> str:
-    """A fitted model as JSON, with the models inside it."""
+    """A fitted model as JSON, including the models inside it."""
     return json.dumps(_record(model), indent=1)
 
 
@@ -22,8 +22,8 @@ def load_model(text: str) -> Model:
 
 
 def model_of(record: Any) -> Model:
-    """The model in what `dump_model` wrote, read as JSON. Raises `ValueError`, `KeyError` or
-    `TypeError` where it is no model.
+    """The model from the parsed JSON of `dump_model`. Raises `ValueError`, `KeyError` or
+    `TypeError` if it is not a model.
     """
     if not isinstance(record, dict) or record.keys() != {"model", "fields"}:
         raise ValueError("it holds no model")
@@ -31,8 +31,8 @@ def model_of(record: Any) -> Model:
 
 
 def _record(value: Any) -> Any:
-    """A model as its kind and fields; other dataclasses as their fields, whose type the field's
-    annotation tells.
+    """A model as its kind and fields; other dataclasses as their fields, with the type given by the
+    annotation.
     """
     kind = MODELS.name_of(type(value))
     if kind is not None:
@@ -49,7 +49,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _revived(value: Any, hint: Any) -> Any:
-    """What `_record` recorded, in a place that was annotated by `hint`."""
+    """The value of a record by `_record`, for a field with the annotation `hint`."""
     options = typing.get_args(hint)
     if isinstance(value, dict) and value.keys() == {"model", "fields"}:
         return _constructed(MODELS[value["model"]], value["fields"])
@@ -72,8 +72,8 @@ def _revived(value: Any, hint: Any) -> Any:
 
 
 def _constructed(kind: Any, fields: dict[str, Any]) -> Any:
-    # Annotations are only asked where a field holds more than plain values: most models import
-    # theirs for type checkers alone.
+    # Annotations are resolved only if a field holds more than plain values: most models import the
+    # types for type checkers only.
     nested = any(
         isinstance(value, dict) and "model" not in value for value in fields.values()
     ) or any(

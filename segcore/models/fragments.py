@@ -3,14 +3,14 @@
 A tile alone knows only fragments: the parts of objects that are in its core. A segmenter of objects
 works in two steps so that the result does not depend on the tiling:
 
-    fragment    one tile, on a worker: numbers the fragments of its core, and keeps what joining
-                must know of them (`TileBoundary`)
+    fragment    one tile, on a worker: numbers the fragments of its core, and collects the input of
+                joining (`TileBoundary`)
     join        one image: finds from the boundaries of all tiles which fragments are one object
                 (`Equivalences`)
 
-Only fragments that touch another tile take part in joining, so boundaries are as small as the
-borders of tiles. Whatever is decided inside a tile must be certain there, whatever its neighbours
-hold. `segcore.objects.numbering` then gives objects their ids.
+Only fragments that touch another tile are joined, so boundaries grow with the borders of tiles. A
+decision made inside a tile must hold for any content of its neighbours. `segcore.objects.numbering`
+then gives objects their ids.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Fragments:
     """Input of `join` from this tile."""
     score_of: NDArray[np.float32] | None = None
     """(n + 1,) confidence in each fragment's object; an object has the highest of its fragments.
-    None where the segmenter gives none.
+    None if the segmenter gives none.
     """
 
 
@@ -57,11 +57,11 @@ class Equivalences:
     fragments: NDArray[np.uint32]
     """Fragments of the tile, ascending, each once."""
     groups: NDArray[np.int64]
-    """Fragments with equal numbers from 1 on, in whatever tile, are one object. 0: background."""
+    """Fragments with equal numbers from 1 on, in any tile, are one object. 0: background."""
     class_of: NDArray[np.uint16]
-    """Class id of the object that each belongs to, 0 for background."""
+    """Class id of the object of each fragment, 0 for background."""
 
     @classmethod
     def none(cls) -> Equivalences:
-        """No fragment is joined with another."""
+        """The equivalences of a tile in which no fragment is joined with another."""
         return cls(np.zeros(0, np.uint32), np.zeros(0, np.int64), np.zeros(0, np.uint16))

@@ -1,9 +1,9 @@
-"""Planes: methods that work on planes take volumes plane by plane.
+"""Planes: planar methods process volumes plane by plane.
 
-A planar method says so in its `Requirements`, so that volumes are cut into tiles one plane deep
-that see nothing of other planes. Its methods are written for blocks (y, x, band); the decorators of
-this module give them volumes (z, y, x, band) as one plane after the other. Each plane is segmented
-as an image of its own. Objects do not reach over planes, but their ids are unique in the volume.
+A planar method is marked in its `Requirements`; volumes are then cut into tiles one plane deep
+without a halo across planes. It is written for blocks (y, x, band); the decorators of this module
+pass it volumes (z, y, x, band) one plane after the other. Each plane is segmented as a separate
+image. Objects do not extend across planes, but their ids are unique in the volume.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.models.fragments import Equivalences, Fragments, TileBoundary
 
 PLANAR = "plane by plane, each as an image of its own"
-"""What planar segmenters do with volumes, for people."""
+"""How planar segmenters process volumes, for users."""
 
 
 def planes_of(block: Block) -> Iterator[Block]:
@@ -41,7 +41,7 @@ def planes_of(block: Block) -> Iterator[Block]:
 def segment_by_plane(
     segment: Callable[[Any, Block], Labels],
 ) -> Callable[[Any, Block], Labels]:
-    """`Segmenter.segment` for blocks of volumes too. Instances are numbered through all planes."""
+    """Extend `Segmenter.segment` to blocks of volumes. Instances are numbered across all planes."""
 
     @wraps(segment)
     def over_planes(self: Any, block: Block) -> Labels:
@@ -55,7 +55,7 @@ def segment_by_plane(
 def score_by_plane(
     scores: Callable[[Any, Block], NDArray[np.float32]],
 ) -> Callable[[Any, Block], NDArray[np.float32]]:
-    """`Scorer.scores` for blocks of volumes too."""
+    """Extend `Scorer.scores` to blocks of volumes."""
 
     @wraps(scores)
     def over_planes(self: Any, block: Block) -> NDArray[np.float32]:
@@ -72,7 +72,7 @@ def score_by_plane(
 def fragment_by_plane(
     fragment: Callable[[Any, Block], Fragments],
 ) -> Callable[[Any, Block], Fragments]:
-    """`ObjectSegmenter.fragment` for tiles of volumes too, which must be one plane deep."""
+    """Extend `ObjectSegmenter.fragment` to tiles of volumes, which must be one plane deep."""
 
     @wraps(fragment)
     def on_plane(self: Any, block: Block) -> Fragments:
@@ -91,7 +91,7 @@ def fragment_by_plane(
 def join_by_plane(
     join: Callable[[Any, Grid, Sequence[TileBoundary]], Sequence[Equivalences]],
 ) -> Callable[[Any, Grid, Sequence[TileBoundary]], Sequence[Equivalences]]:
-    """`ObjectSegmenter.join` for grids of volumes too, whose tiles are one plane deep."""
+    """Extend `ObjectSegmenter.join` to grids of volumes, whose tiles are one plane deep."""
 
     @wraps(join)
     def over_planes(
@@ -123,7 +123,7 @@ def _core_planes(block: Block) -> slice:
 
 
 def _stacked(found: list[Labels], block: Block) -> Labels:
-    """The labels of all planes of a block's core as those of the block."""
+    """The labels of a block from those of the planes of its core."""
     class_of, score_of = found[0].class_of, found[0].score_of
     kind = found[0].values.dtype if class_of is None else np.uint32
     values = np.zeros(block.valid.shape, kind)

@@ -1,14 +1,14 @@
-"""Models: segmenters that are ready, and fitters that must see data first.
+"""Models: segmenters that are ready to run, and fitters that must observe data first.
 
-A `Segmenter` gives every pixel a class. An `ObjectSegmenter` finds objects, which may reach over
-tiles: it works on each tile, then joins what the tiles found (`fragments.py`).
+A `Segmenter` gives every pixel a class. An `ObjectSegmenter` finds objects, which may extend over
+several tiles: it works on each tile, then joins the fragments of all tiles (`fragments.py`).
 
-A `Fitter` is a fold whose result is the next fitter or the segmenter, so all of fitting is
+A `Fitter` is a fold whose result is the next fitter or the segmenter, so fitting is
 
     while isinstance(model, Fitter):
         model = model.finish(observe_all(model, blocks))
 
-A fixed threshold takes no round, Otsu one, Otsu on floats two (the range first, then the
+A fixed threshold needs no round, Otsu one, Otsu on floats two (first the range, then the
 histogram). Fitters and segmenters are frozen values: they pickle, they compare, and their fields
 are their whole state.
 """
@@ -46,32 +46,32 @@ class Exactness(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What a model asks of the tiling and of memory."""
+    """A model's requirements on tiling and memory."""
 
     halo: int = 0
-    """Pixels that it must see around a tile's core, along each axis, for an exact core."""
+    """Pixels that it needs around a tile's core, along each axis, for an exact core."""
     bytes_per_pixel: int = 16
     """Peak memory for one pixel of a block, its input included."""
     cost: int = 1
-    """Time for one pixel, in times of a threshold. Decides how large an image must be before
-    several workers share it.
+    """Time per pixel relative to a threshold. Determines how large an image must be before several
+    workers share it.
     """
     process_bytes: int = 0
-    """Peak memory beside that, whatever the block: a network's libraries, its weights and the patch
-    in work.
+    """Further peak memory, independent of the block: the libraries of a network, its weights and
+    the current patch.
     """
     planar: bool = False
-    """Whether it works on planes: volumes are cut into tiles one plane deep, which see nothing of
-    other planes (`models.planes`).
+    """Whether it works on single planes: volumes are cut into tiles one plane deep, without a halo
+    across planes (`models.planes`).
     """
 
 
 class Ready(Protocol):
-    """What all models have in common that are ready to run."""
+    """The common part of all models that are ready to run."""
 
     @property
     def requirements(self) -> Requirements:
-        """What it asks of the tiling and of memory."""
+        """The requirements on tiling and memory."""
         ...
 
     @property
@@ -81,7 +81,7 @@ class Ready(Protocol):
 
     @property
     def exactness(self) -> Exactness:
-        """How its output under tiling relates to the whole image's."""
+        """How its output under tiling relates to that on the whole image."""
         ...
 
     def select(self, spec: RasterSpec) -> RasterSpec:
@@ -91,8 +91,8 @@ class Ready(Protocol):
         ...
 
     def provenance(self) -> Mapping[str, Any]:
-        """What was fitted or chosen (thresholds, centres, number of clusters), as JSON values for
-        the tables.
+        """The fitted or selected parameters (thresholds, centres, number of clusters), as JSON
+        values for the tables.
         """
         ...
 
@@ -102,17 +102,19 @@ class Segmenter(Ready, Protocol):
     """A model that gives every pixel a class."""
 
     def segment(self, block: Block) -> Labels:
-        """A label for every pixel of the block's core, in an array of the block's shape."""
+        """A label for every pixel of the block's core, in an array with the shape of
+        `block.valid`.
+        """
         ...
 
 
 @runtime_checkable
 class Scorer(Segmenter, Protocol):
-    """A segmenter that can also say how sure it is."""
+    """A segmenter that also gives probabilities."""
 
     def scores(self, block: Block) -> NDArray[np.float32]:
-        """Probability of each class for every pixel of the block: shape of `block.valid` plus
-        classes, sums of 1.
+        """Probability of each class for every pixel of the block, (y, x, class) or (z, y, x,
+        class), with sums of 1.
 
         The array belongs to the caller.
         """
@@ -124,7 +126,9 @@ class ObjectSegmenter(Ready, Protocol):
     """A model that finds objects. Class 0 is background."""
 
     def fragment(self, block: Block) -> Fragments:
-        """What the block alone tells of the objects in its core."""
+        """The fragments of objects in the block's core, as far as the block alone determines
+        them.
+        """
         ...
 
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> Sequence[Equivalences]:
@@ -136,7 +140,7 @@ class ObjectSegmenter(Ready, Protocol):
 
 @runtime_checkable
 class Fitter(Protocol):
-    """A model that must see data first: a fold over blocks."""
+    """A model that must observe data first: a fold over blocks."""
 
     @property
     def requirements(self) -> Requirements:
@@ -151,26 +155,26 @@ class Fitter(Protocol):
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
-        """Names of its classes, by class id; empty where their number is found by fitting."""
+        """Names of its classes, by class id; empty if their number is found by fitting."""
         ...
 
     def kind_of(self, spec: RasterSpec) -> Hashable:
-        """What images must have in common to be fitted together (number of bands, say). Constant
-        where nothing.
+        """A value that is equal for images that can be fitted together (such as the number of
+        bands). Constant if all can.
         """
         ...
 
     def observe(self, block: Block, /) -> Any:
-        """What one block says: exact, order-free, picklable state."""
+        """The observation of one block: exact, order-independent state that pickles."""
         ...
 
     def merge(self, a: Any, b: Any, /) -> Any:
-        """What two observations say together."""
+        """Merge two observations."""
         ...
 
     def finish(self, total: Any, /) -> Fitter | Model:
-        """The next round, or the model. Raises `FitError` where the data do not allow one (no valid
-        pixel, say).
+        """The next round, or the model. Raises `FitError` if the data do not allow one (such as no
+        valid pixel).
         """
         ...
 
@@ -201,11 +205,11 @@ class EngineSelector(Ready, Protocol):
 
 @runtime_checkable
 class Cautious(Ready, Protocol):
-    """A model that knows when its result needs a second look."""
+    """A model that can warn about its result."""
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
-        """What to look at in the result on this image, whose classes have these shares of its valid
-        pixels. None: nothing is known against it.
+        """A warning about the result on this image; `shares` are the fractions of its valid pixels
+        by class name. None: no warning.
         """
         ...
 
@@ -214,12 +218,12 @@ Model = Segmenter | ObjectSegmenter
 """A model that is ready to run."""
 
 FIRST_CLASSES = ("cluster_0",)
-"""The class that every clustering has, however many it finds."""
+"""The class that every clustering has, whatever their number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blank:
-    """What a fitter comes to that has seen no valid pixel: a segmenter for images without one,
+    """The result of a fitter that has observed no valid pixel: a segmenter for images without one,
     whose masks are all nodata.
     """
 
@@ -257,11 +261,10 @@ class Blank:
 
 
 def concluded(fitter: Fitter, total: Any, names: Sequence[str] = ()) -> Fitter | Model:
-    """The fitter's next round or its model; a `Blank` where there was no valid pixel in all that it
-    has seen.
+    """The fitter's next round or its model; a `Blank` if it has observed no valid pixel.
 
-    Where the fitter does not know how many classes it would have found, a blank has the first, and
-    those of `names`. Raises `FitError`.
+    If the fitter does not know its number of classes in advance, a blank has `FIRST_CLASSES` and
+    `names`. Raises `FitError`.
     """
     try:
         return fitter.finish(total)
@@ -272,8 +275,8 @@ def concluded(fitter: Fitter, total: Any, names: Sequence[str] = ()) -> Fitter |
 
 
 def is_blank(model: Any) -> bool:
-    """Whether a model is a `Blank`, or built around one: then it says nothing of images that have a
-    valid pixel.
+    """Whether a model is a `Blank`, or built around one; it is then of no use for images with valid
+    pixels.
     """
     if isinstance(model, Blank):
         return True
@@ -285,7 +288,7 @@ def is_blank(model: Any) -> bool:
 def caution_of(
     models: Iterable[Ready], spec: RasterSpec, shares: Mapping[str, float]
 ) -> str | None:
-    """What these models know against the result on an image, each thing once. None: nothing."""
+    """The warnings of these models about the result on an image, each once. None: no warning."""
     cautions = (model.caution(spec, shares) for model in models if isinstance(model, Cautious))
     return "; ".join(dict.fromkeys(filter(None, cautions))) or None
 
@@ -297,14 +300,14 @@ class SegmenterRecipe(Protocol):
     """
 
     def start(self) -> Fitter | Model:
-        """What the recipe starts with: a model, or a fitter where data must be seen first."""
+        """A model, or a fitter if data must be observed first."""
         ...
 
 
 SEGMENTERS: Registry[type[SegmenterRecipe]] = Registry("segmenter", "maskloom.segcore.segmenters")
 """Recipes of segmenters by kind: frozen dataclasses whose fields are the parameters that users set.
-A class variable `units` says what a change of the bands' units may change, and `volumes` what is
-done with volumes, for people.
+A class variable `units` describes the effect of a change of the bands' units, and `volumes` how
+volumes are processed, for users.
 """
 
 MODELS: Registry[type[Model]] = Registry("fitted model", "maskloom.segcore.segmenters")

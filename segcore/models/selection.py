@@ -17,14 +17,16 @@ from maskloom.segcore.models.protocols import EngineSelector
 T = TypeVar("T")
 
 PROBE_PIXELS = 2**20
-"""Pixels on which engines are tried."""
+"""Number of pixels on which engines are compared."""
 
 Selections = Mapping[str, Mapping[str, Any]]
 """Results of selections by their keys (`EngineSelector.pending_selection`)."""
 
 
 def probe_box(shape: Shape) -> Box:
-    """Where engines are tried: the middle of an image, or of the middle plane of a volume."""
+    """The box on which engines are compared: the middle of an image, or of the middle plane of a
+    volume.
+    """
     plane, across = middle(shape[-2:], PROBE_PIXELS), tuple(n // 2 for n in shape[:-2])
     return Box(across + plane.start, tuple(n + 1 for n in across) + plane.stop)
 

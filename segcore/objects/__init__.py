@@ -1,1 +1,3 @@
-"""Objects that reach over tiles: found per tile, joined where tiles meet, numbered."""
+"""Objects that extend over several tiles: found per tile, joined across tile boundaries,
+numbered.
+"""

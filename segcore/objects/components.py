@@ -1,24 +1,24 @@
-"""Connected components: the objects of a semantic mask of an image or a volume, for any tiling.
+"""Connected components: the objects of a semantic mask of an image or a volume, the same for any
+tiling.
 
-A part is a connected set of pixels of one class: over sides (connectivity 4, in volumes over the
-faces of voxels, 6), over edges as well (volumes: 18), or over corners too (8, in volumes 26). Parts
-of different classes never join. `Components.fragment` finds the parts of a tile's core,
-`Components.join` joins those that meet where tiles touch, at their edges and corners too.
+A part is a connected set of pixels of one class: across sides (connectivity 4; in volumes across
+the faces of voxels, 6), also across edges (volumes: 18), or also across corners (8; in volumes 26).
+Parts of different classes never join. `Components.fragment` finds the parts of a tile's core,
+`Components.join` joins those that touch across tile boundaries, including edges and corners.
 
-With `fill_holes`, a hole is a connected set of valid pixels of no chosen class, by the
-complementary connectivity (4 for 8, 8 for 4; in volumes 26 for 6, 6 for 18 and 26), where every
-neighbour of any of them, by that same connectivity, is of the set or of one chosen class, the same
-for all; so it touches neither nodata nor the border of the image. It becomes part of that class
-before parts are found. For a single class this is `scipy.ndimage.binary_fill_holes`. Parts smaller
-than `min_size` are dropped last.
+With `fill_holes`, a hole is a connected set of valid pixels outside all selected classes, by the
+complementary connectivity (4 for 8, 8 for 4; in volumes 26 for 6, 6 for 18 and 26), whose
+neighbours by that connectivity all belong to one selected class; so it touches neither nodata nor
+the border of the image. It becomes part of that class before parts are found. For a single class
+this is `scipy.ndimage.binary_fill_holes`. Parts smaller than `min_size` are dropped last.
 
-What a tile cannot decide alone goes to its boundary: parts that touch another tile, and holes that
-do. A part within an undecided hole is only one if the hole stays open. If it is too small to be an
-object then, it is made a piece of the hole and so has its fate; else it gets a number in the series
-of such parts of that hole, so that the boundary need only hold how many there are. All this rests
-on one property that images and volumes share for complementary connectivities: the boundary of a
-connected set towards each component of its complement is connected (Rosenfeld 1979; Kong and
-Rosenfeld 1989), so what surrounds a set without touching anything else is one set.
+The boundary of a tile contains what the tile cannot decide alone: parts and holes that touch
+another tile. A part within an undecided hole remains a part only if the hole stays open. If it
+would then be too small for an object, it is treated as part of the hole; otherwise it gets the next
+number in a series for that hole, so the boundary needs only their count. This relies on a property
+that images and volumes share for complementary connectivities: the boundary of a connected set
+towards each component of its complement is connected (Rosenfeld 1979; Kong and Rosenfeld 1989), so
+what surrounds a set without touching anything else is one set.
 """
 
 from __future__ import annotations
@@ -43,13 +43,17 @@ if TYPE_CHECKING:
 _HOLE, _NO_DATA, _FIRST_CLASS = 1, 2, 3
 """Codes of `segcore.kernels.joining`."""
 _REACH = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}
-"""Most axes along which neighbours differ, by number of axes and connectivity."""
+"""Largest number of axes along which neighbours differ, by number of axes and connectivity."""
 _OTHER_TILE, _BORDER = 1, 2
-"""Bits of what a side of a core faces."""
+"""Flags for the two things that a side of a core may face."""
 
 
-def check_connectivity(connectivity: int, axes: int | None = None) -> None:
-    """Raise `ValueError` unless there is such a connectivity, in rasters of so many axes."""
+def check_connectivity(connectivity: int | None, axes: int | None = None) -> None:
+    """Raise `ValueError` unless there is such a connectivity, in rasters of so many axes. None, for
+    all neighbours, always exists.
+    """
+    if connectivity is None:
+        return
     if connectivity not in {of for each in _REACH.values() for of in each}:
         raise ValueError(
             f"connectivity: expected 4 or 8 (volumes: 6, 18 or 26); got {connectivity!r}"
@@ -61,14 +65,14 @@ def check_connectivity(connectivity: int, axes: int | None = None) -> None:
         )
 
 
-def require_connectivity(connectivity: int, spec: RasterSpec) -> None:
+def require_connectivity(connectivity: int | None, spec: RasterSpec) -> None:
     """Raise `ModelMismatch` unless the image, or the volume, has such a connectivity."""
     axes = len(spec.shape)
-    if connectivity not in _REACH[axes]:
+    if connectivity is not None and connectivity not in _REACH[axes]:
         what = "a volume" if axes > min(_REACH) else "an image"
         raise ModelMismatch(
             f"connectivity: {connectivity} is not for {what}, which {spec.location} is. Set it to "
-            f"one of {', '.join(map(str, _REACH[axes]))}."
+            f"one of {', '.join(map(str, _REACH[axes]))}, or leave it out for all neighbours."
         )
 
 
@@ -78,10 +82,10 @@ class Components:
 
     classes: tuple[int, ...]
     """Class ids whose parts are objects. All other pixels are background."""
-    connectivity: int = 8
-    """4 or 8 in images; 6, 18 or 26 in volumes."""
+    connectivity: int | None = None
+    """4 or 8 in images; 6, 18 or 26 in volumes. None: all neighbours (8 or 26)."""
     min_size: int = 1
-    """Fewest pixels of an object."""
+    """Smallest size of an object in pixels."""
     fill_holes: bool = False
     """Whether holes that a single class surrounds become part of it."""
 
@@ -98,11 +102,11 @@ class Components:
             )
 
     def reach(self, axes: int) -> tuple[int, int]:
-        """The most axes along which neighbours differ: within holes, and within parts. Raises
-        `ValueError` where the connectivity does not suit the number of axes.
+        """The largest number of axes along which neighbours differ: within holes, and within parts.
+        Raises `ValueError` if the connectivity does not match the number of axes.
         """
         check_connectivity(self.connectivity, axes)
-        of_parts = _REACH[axes][self.connectivity]
+        of_parts = axes if self.connectivity is None else _REACH[axes][self.connectivity]
         return 1 if of_parts > 1 else axes, of_parts
 
     def label(
@@ -121,9 +125,9 @@ class Components:
     ) -> Fragments:
         """The parts of a tile's core, as far as the tile alone determines them.
 
-        `values` are the class ids of the core, uint8 or uint16, whose greatest number means no
-        data; `shape` is that of the raster. Raises `ValueError` where `values` or the connectivity
-        do not suit.
+        `values` are the class ids of the core, (y, x) or (z, y, x), uint8 or uint16, where the
+        largest number of the type means no data; `shape` is that of the raster. Raises `ValueError`
+        if `values` or the connectivity are not of this kind.
         """
         self._check(values, tile)
         reach = self.reach(values.ndim)
@@ -204,8 +208,8 @@ class Components:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """Connected runs of equal code, of parts and of what may be holes: labels 1 ... n in the order
-    of their first pixels.
+    """Connected runs of equal code, of parts and of possible holes: labels 1 ... n in the order of
+    their first pixels.
     """
 
     shape: tuple[int, int, int]
@@ -213,13 +217,13 @@ class _Found:
     runs: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint16]]
     """Starts, stops and codes of the runs, line after line."""
     first: NDArray[np.int64]
-    """The first run of each line, and the number of runs."""
+    """Index of the first run of each line, and the number of runs at the end."""
     labels: NDArray[np.int32]
-    """Of each run."""
+    """Label of each run."""
     sizes: NDArray[np.int64]
     """(n + 1,) pixels of each label."""
     touched: NDArray[np.uint8]
-    """(n + 1,) what the sides face that each label touches."""
+    """(n + 1,) flags for what the sides touched by each label face."""
     codes: NDArray[np.uint16]
     """(n + 1,) code of each label."""
 
@@ -264,7 +268,7 @@ def _keep(
     found: _Found, min_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.uint32], TileBoundary]:
     """Labels by fragment, fragment (or 0) by label, and the boundary without its faces: parts at
-    seams first, then those large enough.
+    tile boundaries first, then those large enough.
     """
     at_seam = (found.touched & _OTHER_TILE) > 0
     alone = ~at_seam & (found.sizes >= min_size)
@@ -284,9 +288,7 @@ def _keep(
 def _fill(
     found: _Found, reach: int, min_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.uint32], TileBoundary]:
-    """As `_keep`, after the holes inside the core were filled. `reach` is the connectivity of
-    holes.
-    """
+    """As `_keep`, after filling the holes inside the core. `reach` is the connectivity of holes."""
     from maskloom.segcore.kernels.connected import meet_runs
     from maskloom.segcore.kernels.disjoint import flatten
     from maskloom.segcore.kernels.joining import tie_pairs
@@ -303,8 +305,8 @@ def _fill(
     filled = hole & ~at_seam & (seen > _HOLE)
     undecided = hole & at_seam & (seen != _HOLE)
 
-    # A filled hole and all that is inside it go to the part around it, which has the first pixel
-    # and alone may touch another tile.
+    # A filled hole and everything inside it join the part around it, which has the first pixel and
+    # is the only one that may touch another tile.
     root = np.arange(n)
     tie_pairs(root, pairs[filled[pairs[:, 0]]])
     flatten(root)
@@ -316,8 +318,8 @@ def _fill(
     around[:, 1] = root[around[:, 1]]
     # Pairs as single numbers sort ten times as fast.
     links = np.unique(around[at_seam[around[:, 1]]].astype(np.int64) @ np.array([n, 1]))
-    # A part that touches no other tile is within one hole at most: whatever else surrounds it
-    # would have closed the case of that hole.
+    # A part that touches no other tile is within at most one hole: any other set around it would
+    # already have decided that hole.
     host = np.zeros(n, np.int64)
     host[around[:, 1]] = around[:, 0]
 
@@ -367,7 +369,7 @@ def _meet(
     *,
     decided: bool,
 ) -> None:
-    """Join what meets where tiles touch; see `segcore.kernels.joining.meet_faces`."""
+    """Join labels that touch across tile boundaries; see `segcore.kernels.joining.meet_faces`."""
     from maskloom.segcore.kernels.joining import meet_faces
 
     for number, other, step in neighbours(grid):
@@ -389,7 +391,7 @@ def _equivalences(
     boundary: TileBoundary, groups: NDArray[np.int64], class_of: NDArray[np.uint16]
 ) -> Equivalences:
     """The equivalences of a tile from the groups and classes of the fragments of its boundary:
-    filled holes take their islands with them.
+    parts inside filled holes join them.
     """
     count = len(groups)
     fragments = np.arange(1, count + 1, dtype=np.uint32)

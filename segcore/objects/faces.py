@@ -1,8 +1,8 @@
 """Faces: where tiles meet, for any number of axes.
 
-`Faces` are the pixels of a tile's core along each of its sides: from those of all tiles, joining
-learns which fragments touch. `neighbours` yields the pairs of tiles that touch, and
-`Faces.towards` gives of each the pixels that face the other.
+`Faces` are the pixels of a tile's core along each of its sides; joining compares those of all tiles
+to find fragments that touch. `neighbours` yields the pairs of tiles that touch, and `Faces.towards`
+gives the pixels of one that face the other.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ class Faces:
 
 
 def neighbours(grid: Grid, reach: Shape | None = None) -> Iterator[tuple[int, int, Shape]]:
-    """All pairs of tiles that touch, diagonally too, each pair once: the numbers of both, and the
-    offset from the one to the other in tiles.
+    """All pairs of tiles that touch, also diagonally, each pair once: the numbers of both, and the
+    offset from the first to the second in tiles.
 
-    With a `reach`, pairs of tiles that are at most so many tiles apart along each axis.
+    With `reach`, pairs of tiles at most that many tiles apart along each axis.
     """
     counts = grid.counts
     steps = product(*(range(-most, most + 1) for most in reach or (1,) * len(counts)))
@@ -106,8 +106,8 @@ def number_of(index: Shape, counts: Shape) -> int:
 def values_at(
     grid: Grid, faces: Sequence[Faces], places: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Tile number and value of pixels of the raster, given by their flat places, from the faces of
-    all tiles. Raises `ValueError` for pixels that no face has.
+    """Tile number and value of pixels of the raster, given by their flat positions, from the faces
+    of all tiles. Raises `ValueError` for pixels that are in no face.
     """
     index = np.unravel_index(places, grid.shape)
     tiles = np.ravel_multi_index(

@@ -1,8 +1,8 @@
 """Merging: connected components over the fragments of all tiles.
 
-The fragments that take part are the `Nodes` of a graph; whatever ties two of them, the components
-of the graph are the objects. `join_links` is the case where a tile has named a pixel of another
-tile that belongs to its fragment.
+The fragments to join are the `Nodes` of a graph, and the components of the graph are the objects.
+`join_links` is for links from a fragment to a pixel of another tile that belongs to the same
+object.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def connected(count: int, one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The number of the connected component of each of `count` nodes, where node one[i] is tied to
-    node other[i].
+    """The number of the connected component of each of `count` nodes, where node one[i] is linked
+    to node other[i].
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -35,23 +35,21 @@ def connected(count: int, one: NDArray[np.int64], other: NDArray[np.int64]) -> N
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Nodes:
-    """The fragments of all tiles that take part in joining, numbered from 0 in the order of the
-    tiles.
-    """
+    """The fragments of all tiles that may be joined, numbered from 0 in the order of the tiles."""
 
     fragments: Sequence[NDArray[np.uint32]]
-    """Of each tile, ascending."""
+    """The fragments of each tile, ascending."""
     offsets: NDArray[np.int64] = field(init=False)
     """Node of the first fragment of each tile, and the number of all nodes."""
 
     def __post_init__(self) -> None:
-        # Kept, not found anew for each tile: that would take the square of their number.
+        # Stored, because computing it for each tile would be quadratic in the number of tiles.
         object.__setattr__(
             self, "offsets", np.cumsum([0, *(len(each) for each in self.fragments)], dtype=np.int64)
         )
 
     def of(self, tile: int, fragments: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Nodes of fragments of one tile, all of which take part."""
+        """Nodes of fragments of one tile; each must be in `fragments`."""
         return np.asarray(
             self.offsets[tile] + np.searchsorted(self.fragments[tile], fragments), np.int64
         )
@@ -59,7 +57,7 @@ class Nodes:
     def of_tiles(
         self, tiles: NDArray[np.int64], fragments: NDArray[np.integer]
     ) -> NDArray[np.int64]:
-        """Nodes of fragments, each of the tile beside it."""
+        """Nodes of fragments, given with the tile of each."""
         found = np.zeros(len(tiles), np.int64)
         for tile in np.unique(tiles):
             chosen = tiles == tile
@@ -85,8 +83,8 @@ def join_links(grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalen
 
     A boundary holds the `faces` of its fragments, `fragments` (those on a face or with a link,
     ascending), `class_of` them, and the links as `link_fragment` and `link_place` (flat, in the
-    raster). A link to background is ignored. An object has the class of its fragment that comes
-    first in the order of tiles and fragments and has no link, else of its first.
+    raster). A link to background is ignored. The class of an object is that of its first fragment
+    without a link, in the order of tiles and fragments, or else of its first fragment.
     """
     faces = [boundary["faces"] for boundary in boundaries]
     nodes = Nodes([boundary["fragments"] for boundary in boundaries])
@@ -101,7 +99,7 @@ def join_links(grid: Grid, boundaries: Sequence[TileBoundary]) -> list[Equivalen
         others.append(nodes.of_tiles(tiles[known], owners[known]))
     groups = connected(len(pointing), np.concatenate(ones), np.concatenate(others)) + 1
     classes = np.concatenate([boundary["class_of"] for boundary in boundaries]).astype(np.uint16)
-    # Sorted so that of each group the node comes first that decides its class.
+    # Sorted so that the node that determines the class is the first of each group.
     order = np.lexsort((np.arange(len(groups)), pointing, groups))
     _, firsts = np.unique(groups[order], return_index=True)
     return nodes.equivalences(groups, classes[order][firsts][groups - 1])

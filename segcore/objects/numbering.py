@@ -1,9 +1,9 @@
 """Numbering: the ids of the objects of an image or a volume.
 
 Objects are numbered from 1 in the order of their first pixels (C order), so the ids are the same
-whatever the tiling. A pixel's number is its flat place in the raster. One layer of tiles along the
-first axis (in images: one row of tiles) is numbered at a time: memory holds a number for each
-object of that layer, never for all of the image.
+for any tiling. A pixel is identified by its flat position in the raster. One layer of tiles along
+the first axis (in images: one row of tiles) is numbered at a time, so memory is needed for the
+objects of that layer only.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Numbers:
     class_of: NDArray[np.uint16]
     """(n + 1,) class id of each fragment's object."""
     whole: NDArray[np.bool_]
-    """(n + 1,) True where a fragment is all of its object: no other fragment is part of it."""
+    """(n + 1,) True if the fragment is its whole object: no other fragment is part of it."""
 
     @property
     def greatest(self) -> int:
-        """The greatest id."""
+        """The largest id."""
         return int(self.ids.max(initial=0))
 
 
 def first_positions(values: NDArray[np.uint32], tile: Tile, shape: Shape) -> NDArray[np.int64]:
-    """(n + 1,) flat place of each fragment's first pixel in a raster of this shape; [0] is 0.
+    """(n + 1,) flat position of each fragment's first pixel in a raster of this shape; [0] is 0.
 
     `values` covers the tile's core.
     """
@@ -61,7 +61,7 @@ def first_positions(values: NDArray[np.uint32], tile: Tile, shape: Shape) -> NDA
 def place_in(
     shape: Shape, places: NDArray[np.int64], part: Shape, start: Shape
 ) -> NDArray[np.int64]:
-    """Flat places in a raster of this shape, from flat places in a part of it that begins at
+    """Flat positions in a raster of this shape, from flat positions in a part of it that begins at
     `start`.
     """
     index = np.unravel_index(places, part)
@@ -83,8 +83,8 @@ def number_objects(
     """The objects of each tile in the order of the grid.
 
     `read` gives the `first_positions` and the classes of the fragments of a tile by its number; it
-    is called twice per tile, layer by layer. Raises `FormatError` where there are more objects than
-    32 bits number.
+    is called twice per tile, layer by layer. Raises `FormatError` if there are more objects than 32
+    bits can number.
     """
     first_of_group = _first_of_groups(equivalences, read)
     members = np.zeros(len(first_of_group), np.int64)
@@ -137,7 +137,7 @@ def number_objects(
 
 
 def _alone(count: int, joined: Equivalences) -> NDArray[np.bool_]:
-    """True for those of a tile's fragments 0 ... count - 1 that are joined with no other."""
+    """(count,) True for those fragments of a tile that are joined with no other."""
     alone = np.ones(count, np.bool_)
     alone[0] = False
     alone[joined.fragments] = False
@@ -148,7 +148,7 @@ def _first_of_groups(
     equivalences: Sequence[Equivalences],
     read: Callable[[int], tuple[NDArray[np.int64], NDArray[np.uint16]]],
 ) -> NDArray[np.int64]:
-    """The first pixel of each group; that of the background, 0, has no meaning."""
+    """The first pixel of each group; entry 0, the background, is unused."""
     most = max((int(each.groups.max(initial=0)) for each in equivalences), default=0)
     first_of_group = np.full(most + 1, np.iinfo(np.int64).max)
     for number, each in enumerate(equivalences):

@@ -1,26 +1,26 @@
-"""Regions from the weights of edges between neighbouring pixels, the same whatever the tiling.
+"""Regions from the weights of edges between neighbouring pixels, the same for any tiling.
 
 Regions are defined by one order of all edges of the image, ascending by (weight, row, column, right
 before down), as in Kruskal's algorithm: an edge below 1 joins the sets of its two pixels; one from
 1 on joins them if one of the two is, at that moment, smaller than `min_size` (the last step of
 Felzenszwalb and Huttenlocher, "Efficient graph-based image segmentation", 2004). A region without
-any neighbour stays, however small.
+neighbours remains, however small.
 
-A tile follows the order as far as it is certain. A set of pixels is *closed* while it touches no
-other tile and no doubtful edge has met it: then all its edges and its true size are known. Other
-sets are *open*: their known size is a lower bound. When an edge from 1 on comes up between two
-sets,
+A tile processes its edges in this order as far as the result is certain. A set of pixels is
+*closed* while it touches no other tile and no doubtful edge: all its edges and its true size are
+known. Other sets are *open*: their known size is a lower bound. At an edge of weight 1 or more
+between two sets,
 
-    one is closed and small       they merge, whatever the other one is
+    one is closed and small       they merge, whatever the other is
     both are known to be large    nothing happens, now or later
-    else                          an open set that may be small meets an open or a large one:
-                                  doubtful; both are open from now on
+    else                          an open set that may be small meets an open or a large one: the
+                                  edge is doubtful, and both sets are open from now on
 
-so a merger that is certain never waits for a doubtful one. Doubtful edges, and the certain ones
+so a certain merger never waits for a doubtful one. Doubtful edges, and the certain ones
 that make an open small set larger, are the tile's *events*. `join_regions` replays the events of
 all tiles and the edges between tiles in the one order with the true sizes. It merges *leaves*: sets
-as they were when an event first met them. Sets too large to need any more pixels are left out, so
-boundaries hold the border of the tile and at most some `min_size` events for each small set at it.
+as they were when an event first met them. Sets that are large enough are left out, so boundaries
+hold the border of the tile and at most about `min_size` events for each small set at the border.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edges:
-    """The edges of a tile's core: float32 arrays of its shape with weights from 0 on, infinite
-    where there is no edge.
+    """The edges of a tile's core: float32 arrays of its shape (y, x) with weights from 0 on,
+    infinite for missing edges.
 
-    Pixels without data have no edges. The last column's edges to the right and the last row's down
-    lead to other tiles.
+    Pixels without data have no edges. The edges to the right of the last column and down from the
+    last row lead to other tiles.
     """
 
     right: NDArray[np.float32]
@@ -58,12 +58,12 @@ class Edges:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Merged:
-    """The result of a tile's own edges from 1 on."""
+    """The result of processing a tile's edges of weight 1 or more."""
 
     fragments: NDArray[np.uint32]
     """Fragment of each label."""
     leaf_labels: NDArray[np.int32]
-    """A label of each leaf; that of 0 is 0."""
+    """One label of each leaf; that of 0 is 0."""
     leaf_sizes: NDArray[np.int64]
     events: tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint32]]
     """Keys, one leaf, the other leaf."""
@@ -101,8 +101,8 @@ def find_regions(
 
 
 def _open(labels: NDArray[np.int32], count: int, core: Box, shape: Shape) -> NDArray[np.int32]:
-    """The labels other than 0, ascending, that have a pixel at a side of the core where another
-    tile is.
+    """The labels other than 0, ascending, with a pixel at a side of the core that faces another
+    tile.
     """
     found = np.zeros(count, np.bool_)
     sides = labels[0], labels[-1], labels[:, 0], labels[:, -1]
@@ -121,8 +121,8 @@ def _merge(
     opened: NDArray[np.int32],
     min_size: int,
 ) -> _Merged:
-    """Follow the edges from 1 on in their order; `opened` are the labels that are open at first:
-    leaves 1, 2 ...
+    """Process the edges of weight 1 or more in order; `opened` are the labels that are open at
+    first: leaves 1, 2 ...
     """
     from maskloom.segcore.kernels.regions import merge_small, merging_edges, number_sets
 
@@ -136,8 +136,8 @@ def _merge(
     members[0][1 : len(opened) + 1], members[1][1 : len(opened) + 1] = opened, sizes[opened]
     events = np.empty_like(keys), np.empty(len(keys), np.uint32), np.empty(len(keys), np.uint32)
     found, known = merge_small(keys, labels, min_size, (parents, sizes, leaves), events, members)
-    # If the first edge between two leaves did not join them, both were large, and no further one
-    # will.
+    # If the first edge between two leaves did not join them, both were large, so later edges will
+    # not either.
     one, other = (events[i][:found].astype(np.uint64) for i in (1, 2))
     pairs = np.minimum(one, other) << np.uint64(32) | np.maximum(one, other)
     first = np.sort(np.unique(pairs, return_index=True)[1])
@@ -157,8 +157,8 @@ def join_regions(
     """
     from maskloom.segcore.kernels.regions import replay
 
-    # Leaf 0 of each tile means no leaf; it takes a number so that leaves of tiles are numbered
-    # by adding.
+    # Leaf 0 of each tile means no leaf; it gets a number too, so that leaves are numbered by adding
+    # an offset per tile.
     counts = [len(boundary["leaf_size"]) for boundary in boundaries]
     starts = np.cumsum([0, *counts], dtype=np.int64)
     sizes = np.concatenate([boundary["leaf_size"] for boundary in boundaries]).astype(np.int64)
@@ -188,8 +188,8 @@ def join_regions(
 _Listed = tuple[
     "NDArray[np.float32]", "NDArray[np.int64]", "NDArray[np.int64]", "NDArray[np.int64]"
 ]
-"""Weights, places in the image (twice the flat place of the pixel, one more for the edge down), one
-leaf, the other leaf.
+"""Weights, positions in the image (twice the flat position of the pixel, plus one for the edge
+down), one leaf, the other leaf.
 """
 
 

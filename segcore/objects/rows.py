@@ -1,4 +1,4 @@
-"""Rows of objects in the order of their ids, so that a table does not show the tiling.
+"""Rows of objects in the order of their ids, so the order in a table does not depend on the tiling.
 
 Ids count objects by their first pixels. So the objects that begin in one layer of tiles along the
 first axis (in images: one row of tiles) have lower ids than those that begin in the next, and only
@@ -17,10 +17,10 @@ _ID = "object_id"
 
 
 def rows_in_order(tiles: Iterable[pa.Table], spanning: pa.Table, across: int) -> Iterator[pa.Table]:
-    """All rows by ascending id, some at a time.
+    """All rows by ascending id, in several tables.
 
-    `tiles` are the rows of the objects that are in one tile, in the order of the tiles, `across` of
-    them in a layer; `spanning` are those of objects that are in several.
+    `tiles` holds, in the order of the tiles, `across` of them per layer, the rows of objects that
+    are in one tile only; `spanning` holds those of objects in several tiles.
     """
     rest = spanning.sort_by(_ID)
     waiting = rest.slice(0, 0)
@@ -35,5 +35,5 @@ def rows_in_order(tiles: Iterable[pa.Table], spanning: pa.Table, across: int) ->
 
 
 def _first_from(table: pa.Table, least: int) -> int:
-    """How many rows of a sorted table have lower ids."""
+    """Number of rows of a sorted table with lower ids."""
     return int(pc.sum(pc.less(table[_ID], least)).as_py() or 0)

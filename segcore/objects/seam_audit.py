@@ -1,16 +1,16 @@
-"""Seam audit: whether a table of objects betrays the tiling that they were found under.
+"""Seam audit: whether a table of objects shows traces of the tiling.
 
-Cut objects    An object that was cut has a side on a seam: an edge of its bounding box is on the
-               line (in volumes the plane) between two tiles. By chance that happens on any line, so
-               edges on seams are compared with edges on all other lines of the image.
+Cut objects    A cut object has a side on a seam: an edge of its bounding box is on the line (in
+               volumes the plane) between two tiles. By chance that happens on any line, so edges on
+               seams are compared with edges on all other lines of the image.
 Centroids      Cutting an object gives two centroids beside the seam in place of one; dropping or
                merging objects there gives fewer. The number of centroids in a band along the seams
                is compared with those in the bands of grids shifted away from the seams. Objects
-               gather in heaps, so the spread among the shifted grids is what counts, or that of
-               chance if it is greater.
+               form clusters, so scores use the spread among the shifted grids, or that of chance if
+               it is larger.
 
-Both give a z-score: how many standard deviations the seams differ from the interior. A tiling that
-leaves no trace gives scores of about 1.
+Both give a z-score: the difference between seams and interior in standard deviations. A tiling
+without traces gives scores of about 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Shape
 
 SUSPICIOUS = 4.0
-"""Scores from here on do not happen by chance (once in 15,000 audits)."""
+"""Scores from this value on are not due to chance (once in 15,000 audits)."""
 _SHIFTS = 8
 
 
@@ -48,22 +48,22 @@ class SeamAudit:
     cut_inside: float
     """Edges of bounding boxes per other line."""
     centroid_score: float
-    """Standard deviations by which centroids at seams differ from those of shifted grids; above 0
-    where they are more.
+    """Difference between the centroids at seams and those of shifted grids in standard deviations;
+    positive if there are more at seams.
     """
     cut_score: float
-    """Standard deviations by which edges on seams exceed those on other lines."""
+    """Excess of edges on seams over those on other lines, in standard deviations."""
 
     @property
     def ratio(self) -> float:
-        """Density of centroids at seams in times of that inside; 1 where there is nothing to
+        """Density of centroids at seams relative to that inside; 1 if there is nothing to
         compare.
         """
         return self.centroids_at_seams / self.centroids_inside if self.centroids_inside > 0 else 1.0
 
     @property
     def clean(self) -> bool:
-        """Whether the objects do not betray the seams."""
+        """Whether the objects show no trace of the seams."""
         return self.cut_score < SUSPICIOUS and abs(self.centroid_score) < SUSPICIOUS
 
 
@@ -72,9 +72,9 @@ def audit_seams(objects: Mapping[str, Any], shape: Shape, tile: Shape, band: int
     with those elsewhere.
 
     `objects` holds columns of the objects table as arrays, in pixels: for each axis its centroid
-    (`centroid_x`), first pixel (`bbox_x0`) and one past its last (`bbox_x1`). `band` is how far the
-    band reaches from a seam to either side, in pixels; about the radius of an object shows most.
-    Raises `ValueError` where the band leaves no interior.
+    (`centroid_x`), first pixel (`bbox_x0`) and one past its last (`bbox_x1`). `band` is the width
+    of the band on each side of a seam in pixels; about the radius of an object is the most
+    sensitive. Raises `ValueError` if the band leaves no interior.
     """
     if band < 1 or any(
         2 * band >= side for side, whole in zip(tile, shape, strict=True) if side < whole
@@ -92,7 +92,7 @@ def audit_seams(objects: Mapping[str, Any], shape: Shape, tile: Shape, band: int
     at_seams, seams, elsewhere, others = _edges(columns, shape, tile)
     cut_inside = elsewhere / others if others else 0.0
     expected = cut_inside * seams
-    # One more, so that few objects cannot look like many.
+    # Plus one, so that small counts give no large scores.
     spread = np.sqrt(expected * (1 + seams / max(others, 1)) + 1)
     return SeamAudit(
         objects=centroids.shape[1],
@@ -106,13 +106,14 @@ def audit_seams(objects: Mapping[str, Any], shape: Shape, tile: Shape, band: int
 
 
 def _centroid_score(centroids: NDArray[np.float64], shape: Shape, tile: Shape, band: int) -> float:
-    """How the density in the seams' band differs from the densities in the bands of shifted
-    grids.
+    """The difference between the density in the band of the seams and those in the bands of shifted
+    grids, in standard deviations.
     """
     near, area = _in_band(centroids, shape, tile, (0,) * len(shape), band)
     counts = []
     for step in range(1, _SHIFTS + 1):
-        # From twice the band on the bands of seams and of shifted seams do not overlap.
+        # With shifts of at least twice the band, the bands of seams and of shifted seams do not
+        # overlap.
         shift = tuple(
             2 * band + (side - 4 * band) * step // (_SHIFTS + 1) if side > 4 * band else side // 2
             for side in tile
@@ -144,8 +145,8 @@ def _in_band(
 def _edges(
     columns: Mapping[str, NDArray[Any]], shape: Shape, tile: Shape
 ) -> tuple[int, int, int, int]:
-    """Edges of boxes on seams, the number of seams, edges on other lines, and the number of these;
-    the image's edges left out.
+    """Edges of boxes on seams, the number of seams, edges on other lines, and the number of those
+    lines, without the edges of the image.
     """
     found = np.zeros(4, np.int64)
     for axis, whole, side in zip(AXES[-len(shape) :], shape, tile, strict=True):

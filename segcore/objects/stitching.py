@@ -1,36 +1,36 @@
-"""Stitching: instances that were found tile by tile, with overlap, become the objects of the image.
+"""Stitching: instances found in overlapping tiles become the objects of the image.
 
 `Stitched` makes an `ObjectSegmenter` of any segmenter of instances, in images and volumes. A tile
-sees the instances of its read box but writes only its core. The pixels of an instance in the core
-are a fragment; an instance without any is outside the core. Tiles whose read boxes overlap have
-both seen the same pixels, so each tile sends what it saw up to a halo inside and outside the sides
-of its core (as runs). `join` compares two tiles at a time:
+finds the instances of its read box but writes only its core. The pixels of an instance in the core
+are a fragment; an instance without any is outside the core. Tiles with overlapping read boxes have
+both segmented the same pixels, so each tile sends its labels within a halo inside and outside the
+sides of its core (as runs). `join` compares two tiles at a time:
 
-    ownership   An instance that its read box does not cut has an anchor, its first pixel in C
-                order. Where the anchor is in the core of another tile, that tile owns the object:
-                the fragment goes with the instance that the owner sees at the anchor, if most of it
-                (within the overlap) is in that instance. Exact where the segmenter finds an object
-                the same in every tile that sees it whole. The rule of overlap is applied as well,
-                for instances that their read box cuts (the object is larger than the halo) and for
-                those on whose anchor two tiles do not agree; to exact instances it adds nothing, as
+    ownership   An instance that is not cut by its read box has an anchor, its first pixel in C
+                order. If the anchor is in the core of another tile, that tile owns the object: the
+                fragment joins the owner's instance at the anchor, if most of the fragment (within
+                the overlap) is in that instance. Exact if the segmenter finds the same object in
+                every tile whose read box contains it. The rule of overlap also applies, for
+                instances cut by their read box (the object is larger than the halo) and for those
+                whose anchor differs between two tiles; it does not change exact instances, because
                 different objects share no pixel.
-    overlap     Instances are the same object where they are each other's best match within the
+    overlap     Instances are the same object if they are each other's best match within the
                 overlap, by intersection over union of at least `iou`. Their connected pieces there
-                are matched, so a bent object that shows as two arms in one tile is still joined to
-                both. Pairs are chained by connected components. Touching alone never joins.
+                are matched, so a bent object that appears as two arms in one tile is still joined
+                to both. Pairs are chained by connected components. Contact alone never joins.
 
-The two tiles saw the same pixels, so what matches so well is one object whatever its class in
-either: matches do not compare classes. The class of an object is that of its fragment with most
-pixels in a core, the lowest of equals.
+Both tiles have segmented the same pixels, so instances that match this well are one object whatever
+their classes: matching ignores classes. The class of an object is that of its fragment with the
+most pixels in a core, the lowest of equals.
 
-Where tiles contradict each other:
-- A tile sees an instance in another's core that the owner of this core does not see. Nothing is
-  written there: a tile alone decides about its core.
-- What then remains in the first tile's core may be a sliver: an object (all its fragments) of which
-  less than half of what a tile saw would be written. If a neighbour sees mostly background in its
-  place, it becomes background. If the neighbour sees objects there, the sliver goes to the one that
-  shares most pixels with it. With half or more an object stays: its own tile has seen it best, and
-  a true object at a seam is not lost because one tile missed it.
+If tiles contradict each other:
+- A tile finds an instance in the core of another tile that the owner of that core does not find.
+  Nothing is written there: each tile alone decides its core.
+- The rest in the first tile's core may be a sliver: an object (all its fragments) of which less
+  than half of the pixels found by a tile would be written. If a neighbour has mostly background
+  there, it becomes background. If the neighbour has objects there, the sliver joins the one that
+  shares the most pixels with it. An object with half or more of its pixels remains, so a true
+  object at a tile boundary is not lost because one tile missed it.
 """
 
 from __future__ import annotations
@@ -54,24 +54,24 @@ if TYPE_CHECKING:
     from maskloom.segcore.models.protocols import Requirements
     from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
 
-# Runs, numbers and comparison of a tile's frame: the copy of the labels, their renumbering, and the
-# marks where runs begin.
+# For the runs of a tile's frame: the copy of the labels, their renumbering, and the marks where
+# runs begin.
 _BYTES_PER_PIXEL = 24
 
 
 @dataclass(frozen=True, slots=True)
 class SeamRule:
-    """How instances of a class are joined over seams."""
+    """The rule that joins instances of a class across tiles."""
 
     by: Literal["ownership", "overlap"] = "ownership"
     """`ownership` for objects smaller than the halo, `overlap` for larger ones."""
     iou: float = 0.5
-    """Least intersection over union, within the overlap of two tiles, of what is one object. Above
-    0, at most 1.
+    """Smallest intersection over union, within the overlap of two tiles, for instances of one
+    object. Above 0, at most 1.
     """
 
-    # Read by pydantic: without it a mapping of classes with rules would pass for a rule whose
-    # unknown keys are ignored.
+    # For pydantic: otherwise a mapping from classes to rules would be accepted as a rule, its
+    # unknown keys ignored.
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -82,14 +82,12 @@ class SeamRule:
 
 
 Stitch = SeamRule | Mapping[str, SeamRule]
-"""One rule for all classes, or rules by the names of classes; classes that are not named go by
-ownership.
-"""
+"""One rule for all classes, or rules by class name; other classes use ownership."""
 
 
 def rules_of(stitch: Stitch, classes: Sequence[str]) -> tuple[SeamRule, ...]:
-    """The rule of each class, by class id. Raises `ValueError` where a rule is given for a class
-    that does not exist.
+    """The rule of each class, by class id. Raises `ValueError` if a rule is given for a class that
+    does not exist.
     """
     if isinstance(stitch, SeamRule):
         return (stitch,) * len(classes)
@@ -104,13 +102,13 @@ def rules_of(stitch: Stitch, classes: Sequence[str]) -> tuple[SeamRule, ...]:
 @MODELS.register("stitched")
 @dataclass(frozen=True, slots=True)
 class Stitched:
-    """A segmenter of instances, its instances joined over tiles. Its class 0 is the background, and
-    `Labels.class_of` is never None.
+    """A segmenter of instances that are joined across tiles. The segmenter's class 0 is background,
+    and its `Labels.class_of` is never None.
     """
 
     segmenter: Segmenter
     rules: tuple[SeamRule, ...]
-    """One a class, by class id."""
+    """One per class, by class id."""
 
     def __post_init__(self) -> None:
         if len(self.rules) != len(self.segmenter.classes):
@@ -126,7 +124,7 @@ class Stitched:
 
     @property
     def requirements(self) -> Requirements:
-        """The segmenter's, with what stitching adds."""
+        """Those of the segmenter, plus the memory of stitching."""
         inner = self.segmenter.requirements
         return replace(
             inner, bytes_per_pixel=inner.bytes_per_pixel + _BYTES_PER_PIXEL, cost=inner.cost + 1
@@ -144,15 +142,15 @@ class Stitched:
         return Exactness.APPROXIMATE if approximate else Exactness.EXACT_IF_SMALLER_THAN_HALO
 
     def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the bands that the segmenter wants."""
+        """The image with the bands of the segmenter."""
         return self.segmenter.select(spec)
 
     def fragment(self, block: Block) -> Fragments:
-        """The instances of the core, and what the tile saw near its sides."""
+        """The instances of the core, and the tile's labels near its sides."""
         return (_fragment_plane if self.requirements.planar else _fragment)(self, block)
 
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary]) -> Sequence[Equivalences]:
-        """Which fragments are one object, and of which class."""
+        """Return which fragments are one object, and its class."""
         return (_join_planes if self.requirements.planar else _join)(self, grid, boundaries)
 
     def provenance(self) -> Mapping[str, Any]:
@@ -164,7 +162,7 @@ class Stitched:
         }
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
-        """The segmenter's."""
+        """The warning of the segmenter."""
         return caution_of([self.segmenter], spec, shares)
 
 
@@ -183,11 +181,11 @@ _fragment_plane, _join_planes = fragment_by_plane(_fragment), join_by_plane(_joi
 
 
 def cut_fragments(labels: Labels, block: Block, halo: int) -> Fragments:
-    """The instances of one tile: its core's fragments, and a boundary with what it saw at most
-    `halo` away from the sides of its core.
+    """The instances of one tile: the fragments of its core, and a boundary with its labels at most
+    `halo` pixels away from the sides of its core.
 
-    Numbers 1 ... n are fragments, those above are instances outside the core. Raises `ValueError`
-    for labels that are no instances.
+    Numbers 1 ... n are fragments, higher numbers are instances outside the core. Raises
+    `ValueError` for labels that are not instances.
     """
     from maskloom.segcore.kernels.fragments import first_positions
 
@@ -255,7 +253,7 @@ def join_instances(
         np.concatenate([matches.link_other, other[good]]),
     )
     groups = _without_slivers(groups, owned, seen, matches)
-    # Of each group the node comes first that decides its class.
+    # The first node of each group determines its class.
     order = np.lexsort((classes, -owned, groups))
     present, firsts = np.unique(groups[order], return_index=True)
     class_of = np.where(
@@ -270,7 +268,7 @@ def _without_slivers(
     seen: NDArray[np.int64],
     matches: OverlapMatches,
 ) -> NDArray[np.int64]:
-    """The groups from 1 on, slivers dissolved into neighbours' objects or the background, 0."""
+    """The groups from 1 on, with slivers merged into neighbouring objects or the background, 0."""
     count = int(groups.max(initial=-1)) + 1
     written, most = np.zeros(count, np.int64), np.zeros(count, np.int64)
     np.add.at(written, groups, owned)
@@ -288,8 +286,8 @@ def _without_slivers(
         matches.common_other[moving],
         matches.common_pixels[moving],
     )
-    # The last to be written is the object that shares most with the sliver, of equals the one of
-    # the first tile.
+    # The object written last shares the most pixels with the sliver; of equals, it is that of the
+    # first tile.
     order = np.lexsort((-other, shared))
     numbers[one[order]] = groups[other[order]] + 1
     return numbers

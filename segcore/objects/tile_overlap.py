@@ -1,9 +1,9 @@
-"""Comparison of what overlapping tiles saw of the same pixels, for any number of axes.
+"""Comparison of the labels that overlapping tiles gave the same pixels, for any number of axes.
 
-A tile sends what it saw near the sides of its core as runs of labels in C order (`frame_runs`,
-`expand`). `Pairs` are the labels of two arrays of the same box that share pixels, with their
-intersection over union; `pieces_of` are the connected pieces of labels. `OverlapMatches` gathers
-the comparisons of all pairs of tiles; `segcore.objects.stitching` decides what is one object.
+A tile sends its labels near the sides of its core as runs in C order (`frame_runs`, `expand`).
+`Pairs` are the labels of two arrays of the same box that share pixels, with their intersection over
+union; `pieces_of` are the connected pieces of labels. `OverlapMatches` gathers the comparisons of
+all pairs of tiles; `segcore.objects.stitching` decides what is one object.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def frame_runs(
 def expand(
     lengths: NDArray[np.uint32], values: NDArray[np.uint32], read: Box, box: Box
 ) -> NDArray[np.uint32]:
-    """The labels of a box inside a tile's `read` box, from the runs of that; the interior is 0."""
+    """The labels of a box inside a tile's `read` box, from the runs of the `read` box; the interior
+    is 0.
+    """
     across = prod(read.shape[1:])
     first_axis, *others = box.relative_to(read).slices
     ends = np.cumsum(lengths, dtype=np.int64)
@@ -67,7 +69,7 @@ def expand(
 
 
 def cut_by(numbers: NDArray[Any], read: Box, shape: Shape) -> NDArray[Any]:
-    """The instances that a side of a read box cuts, unless it is the raster's border."""
+    """The instances cut by a side of a read box that is not the border of the raster."""
     sides = [np.zeros(0, numbers.dtype)]
     for axis, length in enumerate(shape):
         if read.start[axis] > 0:
@@ -79,7 +81,7 @@ def cut_by(numbers: NDArray[Any], read: Box, shape: Shape) -> NDArray[Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairs:
-    """Labels of two arrays of the same place that have pixels in common, each pair once."""
+    """Labels of two arrays of the same box that share pixels, each pair once."""
 
     one: NDArray[np.int64]
     other: NDArray[np.int64]
@@ -87,12 +89,12 @@ class Pairs:
     """Pixels in common."""
     size_one: NDArray[np.int64]
     size_other: NDArray[np.int64]
-    """Pixels of either label in its array."""
+    """Pixels of each label in its array."""
 
     @classmethod
     def of(cls, one: NDArray[Any], other: NDArray[Any]) -> Pairs:
-        """The pairs of two arrays, background (0) left out. Counted by runs, which are fewer than
-        pixels.
+        """The pairs of two arrays, without background (0). Counted by runs, of which there are
+        fewer than pixels.
         """
         keys = one.astype(np.int64).ravel() << 32 | other.ravel().astype(np.int64)
         starts = np.flatnonzero(np.diff(keys, prepend=-1))
@@ -116,12 +118,12 @@ class Pairs:
         return np.asarray(self.shared / (self.size_one + self.size_other - self.shared), np.float64)
 
     def turned(self) -> Pairs:
-        """The same pairs, seen from the other array."""
+        """The same pairs with the arrays exchanged."""
         return Pairs(self.other, self.one, self.shared, self.size_other, self.size_one)
 
     def mutual_best(self) -> NDArray[np.bool_]:
-        """Which pairs are the best of both their labels: the greatest intersection over union, of
-        equals the lowest partner.
+        """(pairs,) True for pairs that are the best of both labels: the largest intersection over
+        union, of equals the lowest partner.
         """
         mutual = np.ones(len(self.one), np.bool_)
         for label, partner in ((self.one, self.other), (self.other, self.one)):
@@ -133,8 +135,8 @@ class Pairs:
 
 
 def pieces_of(values: NDArray[np.uint32]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The connected pieces (over corners too) of the instances, numbered from 1, and the instance
-    of each piece by number.
+    """The connected pieces of the instances (corners included), numbered from 1, and the instance
+    of each piece.
     """
     from skimage.measure import label
 
@@ -162,7 +164,7 @@ class OverlapMatches:
     common_pixels: NDArray[np.int64]
     """Number of these pixels."""
     rejected: NDArray[np.int64]
-    """Fragments of whose instance another tile sees more than half as background."""
+    """Fragments whose instance is more than half background in another tile."""
 
     @classmethod
     def gather(
@@ -172,7 +174,9 @@ class OverlapMatches:
         nodes: Nodes,
         by_ownership: NDArray[np.bool_],
     ) -> OverlapMatches:
-        """The matches between all tiles of an image; `by_ownership`: nodes whose anchors count."""
+        """The matches between all tiles of an image; `by_ownership`: nodes joined by their
+        anchors.
+        """
         none: Any = np.zeros(0, np.int64)
         parts = [_compare(nodes, meeting, by_ownership) for meeting in _meetings(grid, boundaries)]
         return cls(
@@ -185,7 +189,7 @@ class OverlapMatches:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _View:
-    """The overlap of the read boxes of two tiles, as one of them saw it."""
+    """The overlap of the read boxes of two tiles, with the labels of one of them."""
 
     number: int
     boundary: TileBoundary
@@ -194,13 +198,13 @@ class _View:
     values: NDArray[np.uint32]
 
     def are_fragments(self, instances: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which instances have pixels in the tile's core; the others are outside the core."""
+        """True for instances with pixels in the tile's core."""
         return np.asarray(instances <= int(self.boundary["count"][0]))
 
 
 def _meetings(grid: Grid, boundaries: Sequence[TileBoundary]) -> Iterator[tuple[_View, _View]]:
-    """All pairs of tiles, each once, where one reads pixels of the other's core: neighbours, and
-    more where tiles are smaller than the halo.
+    """All pairs of tiles, each once, of which one reads pixels of the other's core: neighbours, and
+    more if tiles are smaller than the halo.
     """
     reach = tuple(-(-halo // side) for halo, side in zip(grid.margin, grid.tile, strict=True))
     for number, other, _ in neighbours(grid, reach):
@@ -254,8 +258,8 @@ def _compare(
 def _seen_one_way(
     nodes: Nodes, meeting: tuple[_View, _View], instances: Pairs, by_ownership: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], ...]:
-    """The links from the one tile to the other, the pixels that their fragments share, and the
-    fragments of the one that the other rejects.
+    """The links from one tile to the other, the pixels that their fragments share, and the
+    fragments of the first that the second rejects.
     """
     view, owner = meeting
     known = view.are_fragments(instances.one) & owner.are_fragments(instances.other)

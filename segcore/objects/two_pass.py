@@ -1,4 +1,4 @@
-"""Two passes: how masks of objects, or their table, are made of tiles that know only fragments.
+"""Two passes over the tiles make masks of objects, or their table, from fragments.
 
     pack_labels    first pass, one tile: its fragments, packed
     join_tiles     once an image: joins fragments over tiles, numbers the objects, and gives each
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Grid, Shape, Tile
 
 RING = 2
-"""Pixels around a tile's core whose objects the second pass knows: a perimeter needs two."""
+"""Width in pixels of the ring around a core whose objects the second pass knows: a perimeter needs
+two.
+"""
 _NO_DATA = np.uint32(2**32 - 1)
 
 
 class ObjectMerger(Protocol):
-    """Anything that can join fragments."""
+    """A rule that joins fragments."""
 
     def join(self, grid: Grid, boundaries: Sequence[TileBoundary], /) -> Sequence[Equivalences]:
         """The equivalences of each tile."""
@@ -50,7 +52,7 @@ class TileToJoin(Protocol):
 
     @property
     def boundary(self) -> bytes:
-        """The tile's boundary. Read once; those of all tiles are held together."""
+        """The tile's boundary. Read once; those of all tiles are in memory together."""
         ...
 
     @property
@@ -100,18 +102,18 @@ class _Labels:
 @packable
 @dataclass(frozen=True, slots=True, eq=False)
 class Relabelling:
-    """The final ids of one tile, and of what surrounds it."""
+    """The final ids of one tile and of the ring around it."""
 
     numbers: Numbers
     ring: NDArray[np.uint32]
-    """Final ids in the ring of `RING` pixels around the core, box by box as `ring_boxes` cuts it,
-    flat.
+    """Final ids in the ring of `RING` pixels around the core, flattened box by box as in
+    `ring_boxes`.
     """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RelabelledTile:
-    """A tile's fragments, and the objects that they belong to."""
+    """A tile's fragments and the objects that they belong to."""
 
     fragments: NDArray[np.uint32]
     """Shape of the core; 0: no object."""
@@ -119,7 +121,7 @@ class RelabelledTile:
     """Shape of the core; True where there is data."""
     numbers: Numbers
     summary: Any
-    """The `summary` that `pack_labels` was given."""
+    """The `summary` passed to `pack_labels`."""
 
     @property
     def ids(self) -> NDArray[np.uint32]:
@@ -136,7 +138,7 @@ def pack_labels(
     fragments: Fragments, valid: NDArray[np.bool_], tile: Tile, shape: Shape, summary: Any = None
 ) -> PackedLabels:
     """The fragments of a tile of a raster of this shape, for the second pass. `valid` has the shape
-    of the core; `summary` is a packable value that `relabel` gives back.
+    of the core; `summary` is a packable value that `relabel` returns.
     """
     values = fragments.values
     positions = first_positions(values, tile, shape)
@@ -166,7 +168,7 @@ def join_tiles(
 ) -> Iterator[Relabelling]:
     """The relabelling of each tile in the order of the grid.
 
-    Raises `FormatError` where there are more objects than 32 bits number.
+    Raises `FormatError` if there are more objects than 32 bits can number.
     """
     boundaries = [unpack(_Boundary, tile.boundary) for tile in tiles]
     equivalences = merger.join(grid, [each.fragments for each in boundaries])
@@ -177,7 +179,7 @@ def join_tiles(
 
     faces = [each.faces for each in boundaries]
     across, done = tiles_of_layer(grid), 0
-    # The ring of a layer of tiles is known once the layers that it reaches are numbered.
+    # The ring of a layer of tiles is complete once the adjacent layers are numbered.
     needed = across * (1 + -(-RING // grid.tile[0]))
     numbered: list[Numbers] = []
     for number, numbers in enumerate(number_objects(grid, equivalences, read, location)):
@@ -194,8 +196,8 @@ def join_tiles(
 def with_ring(
     core: NDArray[np.uint32], ring: NDArray[np.uint32], tile: Tile, shape: Shape
 ) -> NDArray[np.uint32]:
-    """The core's values with the ring around it, 2 `RING` longer along each axis; 0 beyond the
-    raster of this shape.
+    """The values of the core with the ring around it, 2 * `RING` longer along each axis; 0 outside
+    the raster of this shape.
     """
     outer, at = tile.core.grow((RING,) * core.ndim), 0
     out = np.zeros(outer.shape, np.uint32)
@@ -207,14 +209,14 @@ def with_ring(
 
 
 def ring_boxes(tile: Tile, shape: Shape) -> list[Box]:
-    """The ring around a core, cut at the raster's border, as boxes: for each axis those before and
+    """The ring around a core, clipped to the raster, as boxes: for each axis one before and one
     behind the core. In images: above, below, left, right.
     """
     whole, boxes = Box.whole(shape), []
     start, stop = list(tile.core.start), list(tile.core.stop)
     outer = tile.core.grow((RING,) * len(shape))
     for axis in range(len(shape)):
-        # Along the axes that are done the core alone is left, along those to come all of the ring.
+        # Axes already done extend over the core only, later axes over the whole ring.
         low, high = (*start[:axis], *outer.start[axis:]), (*stop[:axis], *outer.stop[axis:])
         before = (*high[:axis], start[axis], *high[axis + 1 :])
         behind = (*low[:axis], stop[axis], *low[axis + 1 :])
@@ -237,7 +239,9 @@ def _ring(grid: Grid, faces: Sequence[Faces], tile: Tile) -> NDArray[np.uint32]:
 
 
 def _tiles_over(grid: Grid, box: Box) -> Iterator[tuple[int, Box]]:
-    """The tiles whose cores have pixels of a box: the number of each, and these pixels."""
+    """The tiles whose cores contain pixels of a box: the number of each, and the box of these
+    pixels.
+    """
     if box.size:
         first = [start // side for start, side in zip(box.start, grid.tile, strict=True)]
         last = [(stop - 1) // side for stop, side in zip(box.stop, grid.tile, strict=True)]

@@ -1,4 +1,4 @@
-"""Legends: the names and colours of classes, and the label that means "not processed or no
+"""Class tables: the names and colours of classes, and the label that means "not processed or no
 data".
 """
 
@@ -11,7 +11,7 @@ Colour = tuple[int, int, int]
 
 BACKGROUND_NAMES = frozenset({"background", "unlabelled", "unlabeled", "other", "void"})
 
-# Twelve hues that stay apart on screen and in print, also for most colour-blind readers (after
+# Twelve hues that are distinct on screen and in print, also for most colour-blind readers (after
 # Okabe and Ito, extended).
 _HUES: tuple[Colour, ...] = (
     (0, 114, 178),
@@ -38,7 +38,7 @@ class ClassTable:
 
     @classmethod
     def of(cls, names: tuple[str, ...]) -> ClassTable:
-        """A legend with a colour of its own for each name; a class named background is dark
+        """A class table with a different colour for each name; a class named background is dark
         grey.
         """
         hues = iter(range(len(names)))

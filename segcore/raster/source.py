@@ -12,9 +12,9 @@ from maskloom.segcore.storage.canonical import digest
 from maskloom.segcore.storage.store import current_version, filesystem, store_errors, version_of
 
 ABSENT = "absent"
-"""Version of a file that is named and does not exist."""
+"""Version of a listed file that does not exist."""
 _AT_ONCE = 16
-"""Requests to a store at a time."""
+"""Concurrent requests to a store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,12 @@ class Source:
     size: int
     """Bytes of all files."""
     address: str | None = field(default=None, repr=False, compare=False)
-    """Where its bytes are read, if not at `uri` (see `segcore.storage.addresses`). It goes with
-    jobs, and is never written.
+    """The address that its bytes are read from, if not `uri` (see `segcore.storage.addresses`). It
+    is sent with jobs and never stored.
     """
     members: tuple[Member, ...] = ()
-    """The files of a series. Those of a folder are found by listing it, since a chunked array may
-    have a million, too many for a job.
+    """The files of a series. The files of a folder are listed when needed: a chunked array may have
+    a million, too many for a job.
     """
     is_folder: bool = False
 
@@ -57,27 +57,27 @@ class Series:
     """Files that are one image, as a format groups them."""
 
     uri: str
-    """Names the image, below the folder of its files."""
+    """Name of the image, below the folder of its files."""
     members: tuple[Member, ...]
 
 
 def learn_addresses(source: Source) -> None:
-    """Let this process find the bytes of a source; see `segcore.storage.addresses.learn`."""
+    """Make the addresses of a source known to this process; see `segcore.storage.addresses`."""
     remember_address(source.uri, source.address)
     for member in source.members:
         remember_address(member.uri, member.address)
 
 
 def combined_version(members: Iterable[Member]) -> str:
-    """The version of an image from those of its files: their number, and a digest."""
+    """The version of an image from those of its files: their number and a digest."""
     files = sorted((redacted(each.uri), each.version) for each in members)
     return f"{len(files)}-{digest(files)[:32]}"
 
 
 def version_now(source: Source) -> str:
-    """The version of a source as its store gives it now.
+    """The present version of a source in its store.
 
-    Raises `FileNotFoundError` where a file or the folder is gone, and `StoreError` where the store
+    Raises `FileNotFoundError` if a file or the folder is missing, and `StoreError` if the store
     does not answer.
     """
     if source.is_folder:
@@ -104,7 +104,9 @@ def list_folder(uri: str) -> tuple[Member, ...]:
 
 
 def members_of(fs: Any, found: Mapping[str, Mapping[str, Any]]) -> tuple[Member, ...]:
-    """Listed files as members; `found` maps the path of each to the store's information on it."""
+    """The members for listed files; `found` maps the path of each to the store's information about
+    it.
+    """
     local = "file" in fs.protocol
     return tuple(
         Member(

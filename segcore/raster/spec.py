@@ -1,8 +1,8 @@
 """Rasters: metadata from image headers, the input of segmenters, and how formats are read.
 
 A `Format` turns a location into a `RasterSpec` (header only), and a spec into a `Reader` (pixels of
-any box). Only readers convert: pixels come channel-last, `valid` is True where there is data
-(NumPy's masked arrays have it the other way round). Masks are written by `segcore.masks`.
+any box). Only readers convert: pixels are channel-last, and `valid` is True where there is data
+(the opposite of NumPy's masked arrays). Masks are written by `segcore.masks`.
 """
 
 from __future__ import annotations
@@ -40,23 +40,21 @@ class RasterSpec:
     shape: Shape
     """(y, x), or (z, y, x) for volumes."""
     bands: tuple[int, ...]
-    """The bands that a reader delivers, counted from 1 in the order of the file; alpha is never
-    among them unless asked for.
+    """The bands that a reader delivers, counted from 1 in the order of the file; alpha is not among
+    them unless requested.
     """
     dtype: str
-    """NumPy name of the pixels' type as delivered."""
+    """NumPy name of the type of the delivered pixels."""
     chunks: Shape
-    """Smallest box that can be read at its own cost: the truth about random access."""
+    """Shape of the smallest box that can be read without reading more."""
     version: str
     """Changes whenever the bytes of the file change."""
     file_bands: int
     """Number of data bands in the file."""
     nodata: float | None = None
-    """Value that means "no data". None: every pixel is data, unless a mask or alpha says
-    otherwise.
-    """
+    """Value that means "no data". None: every pixel is data unless a mask or alpha marks it."""
     interpretation: Interpretation = "bands"
-    """`rgb` where bands 1, 2, 3 are red, green, blue."""
+    """`rgb` if bands 1, 2, 3 are red, green, blue."""
     space: Space = field(default_factory=Space)
     notes: tuple[str, ...] = ()
     """Notes for users on how this file is read, without its name."""
@@ -81,7 +79,7 @@ class RasterSpec:
 
     @property
     def plane(self) -> RasterSpec:
-        """One plane of a volume as an image; an image as it is."""
+        """One plane of a volume as an image; an image is unchanged."""
         if len(self.shape) <= 2:
             return self
         metric = self.space.metric
@@ -92,9 +90,9 @@ class RasterSpec:
         )
 
     def select(self, bands: Sequence[int] | None) -> RasterSpec:
-        """This raster, read by these bands only (None: as it is).
+        """This raster with only these bands selected (None: unchanged).
 
-        Raises `ModelMismatch` where the image has no such band.
+        Raises `ModelMismatch` if the image lacks such a band.
         """
         if bands is None or tuple(bands) == self.bands:
             return self
@@ -111,7 +109,7 @@ class RasterSpec:
 
 
 def load_spec(record: Mapping[str, Any]) -> RasterSpec:
-    """A raster spec from the fields that `dataclasses.asdict` gave."""
+    """A raster spec from its fields, as given by `dataclasses.asdict`."""
     fields = {name: with_tuples(value) for name, value in record.items() if name != "space"}
     space = {name: with_tuples(value) for name, value in record["space"].items()}
     if space.get("metric"):
@@ -121,7 +119,7 @@ def load_spec(record: Mapping[str, Any]) -> RasterSpec:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What a segmenter sees of one tile."""
+    """The input of a segmenter: one tile of an image."""
 
     tile: Tile
     pixels: NDArray[np.generic]
@@ -132,7 +130,7 @@ class Block:
     """The image that the tile is cut from, with its selected bands."""
 
     def samples(self) -> NDArray[np.generic]:
-        """The valid pixels of the core in row order, shape (n, channels)."""
+        """The valid pixels of the core in row order, shape (n, band)."""
         pixels: NDArray[np.generic] = self.tile.trim(self.pixels)
         valid: NDArray[np.bool_] = self.tile.trim(self.valid)
         return pixels.reshape(-1, pixels.shape[-1]) if valid.all() else pixels[valid]
@@ -143,24 +141,23 @@ class Labels:
     """A segmenter's output for one block."""
 
     values: NDArray[np.integer]
-    """One label per pixel of `tile.read`. Only valid pixels of the core count; a caller that needs
-    more asks for a block with a larger core.
+    """One label per pixel of `tile.read`. Only those of valid pixels of the core are used; a caller
+    that needs more passes a block with a larger core.
     """
     class_of: tuple[int, ...] | None = None
     """Class of each instance, for object masks. None: the labels are classes."""
     score_of: tuple[float, ...] | None = None
-    """How sure each instance is, 0 to 1; that of 0 has no meaning. None: the segmenter does not
-    say.
-    """
+    """Confidence per instance, 0 to 1; entry 0 is unused. None if not available."""
 
 
 class Reader(Protocol):
     """An open image."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-        """Pixels (box shape plus channels) and `valid` (box shape) of any box inside the raster.
+        """Pixels (y, x, band) or (z, y, x, band), and `valid` (y, x) or (z, y, x), of any box
+        inside the raster.
 
-        Raises `ReadError` where the file's pixels are broken. The arrays belong to the caller.
+        Raises `ReadError` if the pixels in the file are broken. The arrays belong to the caller.
         """
         ...
 
@@ -178,16 +175,16 @@ class FileKind:
     """A kind of content that a format reads, and how it is recognised."""
 
     name: str
-    """As messages call it: `TIFF`. Content in gzip is called `NIfTI in gzip`."""
+    """Name in messages: `TIFF`, or `NIfTI in gzip` for content in gzip."""
     suffixes: tuple[str, ...] = ()
-    """Lower-case suffixes that claim this content, each with its dot: `.tif`, `.nii.gz`."""
+    """Lower-case suffixes of such files, each with its dot: `.tif`, `.nii.gz`."""
     signatures: tuple[tuple[int, bytes], ...] = ()
-    """Offset and value of bytes in such files; one of them suffices. Content in gzip needs none:
-    the kind inside has them.
+    """Offset and value of bytes in such files; one match suffices. Content in gzip needs none:
+    those of the kind inside apply.
     """
     markers: tuple[str, ...] = ()
-    """Names of files that make the folder around them one image; one of them suffices. Empty for
-    content of files.
+    """Names of files that make the folder around them one image; one suffices. Empty for kinds of
+    files.
     """
 
 
@@ -196,17 +193,17 @@ class Format(Protocol):
 
     @property
     def kinds(self) -> tuple[FileKind, ...]:
-        """What it reads. Of each kind, the first suffix is the one that messages propose."""
+        """The kinds of content that it reads. Messages propose the first suffix of each kind."""
         ...
 
     @property
     def mask(self) -> str:
-        """Name in `MASKS` of the writer of the masks of such images."""
+        """Name in `MASKS` of the writer for masks of such images."""
         ...
 
     def describe(self, location: str, version: str) -> RasterSpec:
-        """Read the header. Raises `FormatError` where the content is not what the name claims, or
-        exceeds the limits.
+        """Read the header. Raises `FormatError` if the content does not match the name or exceeds
+        the limits.
         """
         ...
 
@@ -217,12 +214,12 @@ class Format(Protocol):
 
 @runtime_checkable
 class SeriesFormat(Format, Protocol):
-    """A format that makes one image of several files."""
+    """A format whose images may consist of several files."""
 
     def group(self, files: Sequence[Member]) -> Sequence[Series]:
-        """The series among files that its suffixes claim; the other files are images alone.
+        """The series among files with its suffixes; each other file is one image.
 
-        Files that cannot be read are left alone: they become failed rows when their turn comes.
+        Files that cannot be read are not grouped: each becomes a failed row later.
         """
         ...
 
@@ -236,11 +233,13 @@ class SeriesFormat(Format, Protocol):
 
 @runtime_checkable
 class StoredFormat(Format, Protocol):
-    """A format whose `open` may deliver other numbers than the file holds: colours for indices."""
+    """A format whose `open` may deliver other numbers than those stored, such as colours for
+    palette indices.
+    """
 
     def open_stored(self, spec: RasterSpec) -> Reader:
-        """Open the image for its numbers as stored: indices of a palette (one band), grey before it
-        is spread over 8 bits, white as 0. Raises as `open`.
+        """Open the image with the numbers as stored: palette indices (one band), grey before
+        scaling to 8 bits, inverted grey not inverted. Raises as `open`.
         """
         ...
 

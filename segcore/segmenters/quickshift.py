@@ -320,8 +320,8 @@ def smooth(planes: NDArray[np.float64], valid: NDArray[np.bool_], sigma: float) 
         weight = gaussian_filter(
             valid.astype(np.float64), sigma, mode="reflect", truncate=_TRUNCATE
         )
-        # Total weights of windows without holes differ from 1 by rounding. They are set to 1, so
-        # that holes elsewhere in the tile do not change a bit of these pixels.
+        # The total weight of a window without holes differs from 1 by rounding. Dividing by that
+        # total makes it 1, so that holes elsewhere in the tile do not change a bit of these pixels.
         weight /= gaussian_filter(np.ones((1, 1)), sigma, mode="reflect", truncate=_TRUNCATE)
         np.divide(planes, weight, out=planes, where=valid)
 

@@ -1,11 +1,11 @@
 """Areas: how much of an image each class covers, in pixels and on the ground.
 
-A tile's pixels are counted by class, and their areas added up as whole numbers of quanta
+The pixels of a tile are counted by class, and their areas are added as integers
 (`segcore.statistics.exact_areas`).
 
 The state is a dict that JSON can hold: `counts` (pixels of each class), `nodata` (pixels without
-data) and `areas` (quanta of each class; empty where all pixels are equal), all of them whole
-numbers of any size.
+data) and `areas` (quanta of each class; empty where all pixels are equal), all of them integers of
+any size.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Area:
 
     @property
     def schema(self) -> pa.Schema:
-        """Columns after `run_id` and `image_id`; `fraction` is null where an image has no valid
+        """Columns after `run_id` and `image_id`; `fraction` is null if an image has no valid
         pixel.
         """
         return _SCHEMA
@@ -60,8 +60,8 @@ class Area:
     def observe(self, labelled: LabelledTile, /) -> dict[str, Any]:
         """Counts and areas in one tile.
 
-        Raises `MaskloomError` where a label is neither a class nor the nodata label,
-        `FormatError` where the image's CRS makes no sense.
+        Raises `MaskloomError` if a label is neither a class nor the nodata label, `FormatError` if
+        the CRS of the image is invalid.
         """
         values = _compact_labels(labelled)
         place = _places(values.dtype, labelled.class_table)
@@ -81,7 +81,7 @@ class Area:
         }
 
     def merge(self, a: dict[str, Any], b: dict[str, Any], /) -> dict[str, Any]:
-        """The sums of both."""
+        """The sums of two tiles."""
         return {
             "counts": [m + n for m, n in zip(a["counts"], b["counts"], strict=True)],
             "nodata": a["nodata"] + b["nodata"],
@@ -91,7 +91,7 @@ class Area:
     def finish(
         self, total: dict[str, Any] | None, /, spec: RasterSpec, class_table: ClassTable
     ) -> list[dict[str, Any]]:
-        """A row for each class, also for those without a pixel."""
+        """One row per class, including those without pixels."""
         names = class_table.names
         total = total or {"counts": [0] * len(names), "nodata": 0, "areas": []}
         counts, nodata, valid = total["counts"], total["nodata"], sum(total["counts"])
@@ -118,7 +118,7 @@ class Area:
 
 
 def _compact_labels(labelled: LabelledTile) -> NDArray[np.integer]:
-    """The labels in rows without gaps, as uint8 or uint16."""
+    """The labels as contiguous uint8 or uint16."""
     values = labelled.values
     if values.dtype.name not in ("uint8", "uint16"):
         if values.size and (values.min() < 0 or values.max() > np.iinfo(np.uint16).max):
@@ -128,8 +128,8 @@ def _compact_labels(labelled: LabelledTile) -> NDArray[np.integer]:
 
 
 def _places(dtype: np.dtype[Any], class_table: ClassTable) -> NDArray[np.uint32]:
-    """Where each label is summed: classes in their order, then nodata, then all that does not
-    belong.
+    """The position of each label's sums: the classes in order, then nodata, then all other
+    labels.
     """
     classes = len(class_table.names)
     place = np.full(np.iinfo(dtype).max + 1, classes + 1, np.uint32)
@@ -151,7 +151,7 @@ def _stranger(labelled: LabelledTile) -> MaskloomError:
 
 
 def _first_cell(spec: RasterSpec) -> float:
-    """Size of every pixel, where they are equal."""
+    """The size of every pixel of a raster with equal pixels."""
     size = spec.space.cell_size(Box.whole((1,) * len(spec.shape)), spec.shape)
     assert isinstance(size, float)
     return size

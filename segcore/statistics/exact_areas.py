@@ -1,11 +1,11 @@
-"""Areas as whole numbers: what the pixels of each label cover on the ground, in sums that do not
-depend on the tiling.
+"""Areas as integers: the true area of the pixels of each label, in sums that do not depend on the
+tiling.
 
-Where pixels differ in size, areas are whole numbers of quanta: 2**-48 of a nominal pixel or less, a
-power of two that depends on the raster alone. So sums are whole numbers, and any tiling gives the
-same total to the last bit. Where the area varies along a row, it follows parabolas with whole
-coefficients over up to 512 pixels, whose sum needs only the number of a label's pixels, of their
-places and of their places squared; they are off by less than 3e-10 of the area. Where all pixels
+If pixels differ in size, areas are integer multiples of a quantum: 2**-48 of a nominal pixel or
+less, a power of two that depends on the raster alone. So any tiling gives the same total to the
+last bit. If the area varies along a row, it is approximated by parabolas with integer coefficients
+over up to 512 pixels; a label's sum then needs only the number of its pixels, the sum of their
+positions and the sum of their squared positions. The relative error is below 3e-10. If all pixels
 are equal, the area is their number times the area of one, and no quanta are added.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.spec import RasterSpec
 
 _GREATEST = 2.0**62
-"""Quanta that a pixel may have."""
+"""Largest area of a pixel in quanta."""
 
 
 def add_areas(
@@ -40,7 +40,7 @@ def add_areas(
 
     Label v counts in column `place[v]` of `sums`: its pixels in the first row, its quanta as
     `sums[2] * 2**32 + sums[1]`. Returns the greatest area of a pixel in quanta, for `check_areas`;
-    None where all pixels are equally large and quanta are not added.
+    None if all pixels are equally large, so that no quanta are added.
     """
     from maskloom.segcore.ground.cells import ground_cells
     from maskloom.segcore.kernels.areas import sum_cells, sum_rows
@@ -63,7 +63,9 @@ def add_areas(
 
 
 def check_areas(greatest: float | None, location: str) -> None:
-    """Raise `FormatError` where the greatest area of a pixel makes the sums of `add_areas` void."""
+    """Raise `FormatError` if the greatest area of a pixel may have overflowed the sums of
+    `add_areas`.
+    """
     if greatest is not None and greatest > _GREATEST:
         raise FormatError(
             f"The CRS and the transform of {location} make some pixels 2**13 times larger than the "
@@ -73,7 +75,7 @@ def check_areas(greatest: float | None, location: str) -> None:
 
 
 def quanta_in_unit(space: Space) -> float:
-    """Quanta in a unit of area: the power of two that makes a nominal pixel 2**48 to 2**49
+    """Quanta per unit of area: the power of two for which a nominal pixel has 2**48 to 2**49
     quanta.
     """
     from maskloom.segcore.ground.cells import nominal_area

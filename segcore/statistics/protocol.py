@@ -1,9 +1,9 @@
 """Statistics: tables about the masks.
 
 A `Statistic` is a fold over labelled blocks that ends as rows of a table. It observes the classes
-of a tile's core while they are in memory. Its state must be exact and order-free (whole numbers):
-then the table is the same for any tiling. The table of objects (`segcore.statistics.objects`) needs
-two passes over the tiles; the pipeline makes it.
+of a tile's core while they are in memory. Its state must be exact and independent of order
+(integers), so the table is the same for any tiling. The table of objects
+(`segcore.statistics.objects`) needs two passes over the tiles; the pipeline makes it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LabelledTile:
-    """The classes of one tile and where they lie."""
+    """The classes of one tile and its position."""
 
     values: NDArray[np.integer]
     """Classes of the tile's core, and the nodata label where there is no data."""
@@ -53,11 +53,11 @@ class Statistic(Table, Protocol):
         ...
 
     def observe(self, labelled: LabelledTile, /) -> Any:
-        """What one tile says: exact, order-free state that JSON can hold."""
+        """The observation of one tile: exact, order-independent state of JSON values."""
         ...
 
     def merge(self, a: Any, b: Any, /) -> Any:
-        """What two tiles say together."""
+        """Merge two observations."""
         ...
 
     def finish(

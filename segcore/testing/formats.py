@@ -45,7 +45,7 @@ def whole(reader: Reader, spec: RasterSpec) -> Image:
 
 
 def check_spec(spec: RasterSpec) -> None:
-    """A spec is consistent, and survives the way to a worker."""
+    """A spec is consistent and pickles."""
     import pickle
 
     assert len(spec.chunks) == len(spec.shape)
@@ -75,19 +75,19 @@ def check_box(reader: Reader, spec: RasterSpec, image: Image, box: Box) -> None:
         np.testing.assert_array_equal(pixels, image[0][box.slices])
         np.testing.assert_array_equal(valid, image[1][box.slices])
         assert np.isfinite(pixels).all(), "what is not finite comes out as 0"
-        # The second reading must not see this.
+        # The second read must not show this.
         pixels[...] = 0
         valid[...] = False
 
 
 def check_chunks(reader: Reader, spec: RasterSpec, image: Image) -> None:
-    """Chunks are boxes like any other, and together they are the image."""
+    """Chunks can be read like any other box, and together they are the image."""
     for tile in Grid(spec.shape, spec.chunks):
         check_box(reader, spec, image, tile.core)
 
 
 def check_bands(image_format: Format, spec: RasterSpec, image: Image) -> None:
-    """Selected bands come in the order asked for."""
+    """Selected bands are delivered in the requested order."""
     for bands in {spec.bands[::-1], spec.bands[-1:], spec.bands[:1] * 2}:
         with image_format.open(spec.select(bands)) as reader:
             pixels, valid = whole(reader, spec)

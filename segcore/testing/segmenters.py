@@ -1,9 +1,9 @@
-"""What every segmenter must hold. Plug-in authors can run these checks on their own.
+"""The contract of segmenters: checks that authors of plug-ins can call from their tests.
 
 A check takes a recipe (any member of `SEGMENTERS`, made with its parameters) and a picture, and
-raises `AssertionError` where the contract is broken: tiling must not matter, merging must not
-depend on order, values must pickle, memory must stay within the model's `requirements`, and a
-fitted model must be made of JSON values.
+raises `AssertionError` if the contract is broken: tiling must not matter, merging must not depend
+on order, values must pickle, memory must stay within the model's `requirements`, and a fitted model
+must be made of JSON values.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Picture:
 
     @property
     def spec(self) -> RasterSpec:
-        """What the header of such an image would tell."""
+        """The metadata of such an image."""
         *shape, channels = self.pixels.shape
         return RasterSpec(
             location=f"file:///pictures/{self.name}",
@@ -67,20 +67,20 @@ class Picture:
         )
 
     def block(self, tile: Tile, spec: RasterSpec) -> Block:
-        """What a reader of the bands of `spec` delivers for a tile."""
+        """The block of a tile, as read with the bands of `spec`."""
         channels = [band - 1 for band in spec.bands]
-        # Picking channels by a list leaves them apart in memory; readers deliver the bands of a
-        # pixel side by side.
+        # Indexing by a list leaves bands apart in memory; readers deliver the bands of a pixel side
+        # by side.
         pixels = np.ascontiguousarray(self.pixels[tile.read.slices][..., channels])
         return Block(tile, pixels, np.ascontiguousarray(self.valid[tile.read.slices]), spec)
 
     def blocks(self, model: Fitter | Model, tile: Shape | None = None) -> list[Block]:
-        """The blocks that a model sees under this tiling. None: one block."""
+        """The blocks of the image for a model under this tiling. None: one block."""
         return list(blocks(self, model, tile))
 
 
 def started(recipe: Any) -> Fitter | Model:
-    """What a recipe starts with."""
+    """The fitter or model of a recipe."""
     return cast("Fitter | Model", recipe.start())
 
 
@@ -103,8 +103,8 @@ def object_mask(
 
 
 def check_tiling(recipe: Any, picture: Picture, tile: Shape) -> None:
-    """The model is the same for any tiling, and where it says EXACT so is every valid pixel's
-    label.
+    """The model is the same for any tiling; if it is EXACT, so is the label of every valid
+    pixel.
     """
     whole, tiled = fitted(recipe, [picture]), fitted(recipe, [picture], tile)
     assert whole == tiled, f"{recipe}: fitted on tiles of {tile} the model differs"
@@ -115,9 +115,7 @@ def check_tiling(recipe: Any, picture: Picture, tile: Shape) -> None:
 
 
 def check_merging(recipe: Any, picture: Picture, tile: Shape) -> None:
-    """Merging in another order, another grouping, or after a journey by pickle gives the same
-    model.
-    """
+    """Merging in another order, in another grouping or after pickling gives the same model."""
     fitter = started(recipe)
     while isinstance(fitter, Fitter):
         blocks = picture.blocks(fitter, tile)

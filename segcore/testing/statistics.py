@@ -1,9 +1,8 @@
-"""Contract of statistics: checks that every member of `STATISTICS` passes, and images to check them
-on.
+"""The contract of statistics: checks that every member of `STATISTICS` passes, and images for them.
 
-A `MaskedImage` is a whole image in memory with its mask. It can be cut by any grid, so that a
-test can ask what the contract asks: does the table stay the same for any tiling and any order of
-merging, and is every pixel counted once?
+A `MaskedImage` is a whole image in memory with its mask. It can be cut by any grid, so a test can
+check that the table is the same for any tiling and any order of merging, and that every pixel is
+counted once.
 
 The checks raise `AssertionError`. Authors of a statistic can call them from their own tests.
 """
@@ -44,14 +43,14 @@ _PLACES: dict[str | None, tuple[Affine, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class MaskedImage:
-    """An image and its mask, whole and in memory."""
+    """An image and its mask in memory."""
 
     spec: RasterSpec
     class_table: ClassTable
     labels: NDArray[np.integer]
     """Class ids, and the nodata label where `valid` is False."""
     pixels: NDArray[np.generic]
-    """Shape of the image plus channels."""
+    """(y, x, band) or (z, y, x, band)."""
     valid: NDArray[np.bool_]
 
     def cut(self, tile: Shape, halo: int = 0) -> list[LabelledTile]:
@@ -107,7 +106,7 @@ def labelled_volumes(max_side: int = 12) -> SearchStrategy[MaskedImage]:
 
 
 def make_image(shape: Shape, space: Space, classes: int, invalid: float, seed: int) -> MaskedImage:
-    """A random image or volume in patches of a few pixels; `invalid` is the part of its pixels
+    """A random image or volume in patches of a few pixels; `invalid` is the fraction of pixels
     without data.
     """
     generator = np.random.default_rng(seed)
@@ -134,7 +133,7 @@ def make_image(shape: Shape, space: Space, classes: int, invalid: float, seed: i
 
 
 def wkt(crs: str) -> str:
-    """A coordinate reference system, given in any way that PROJ knows, as WKT."""
+    """The WKT of a coordinate reference system given in any way that PROJ understands."""
     from pyproj import CRS
 
     return CRS.from_user_input(crs).to_wkt()
@@ -191,7 +190,7 @@ def check_json(statistic: Statistic, image: MaskedImage, tile: Shape) -> None:
 
 
 def check_sums(statistic: Statistic, image: MaskedImage, tile: Shape) -> None:
-    """No pixel is counted twice, none is lost, and tiles that never came are unprocessed."""
+    """No pixel is counted twice, none is lost, and the pixels of missing tiles are unprocessed."""
     items = image.cut(tile)
     for some in (items, items[::2], []):
         rows = rows_of(statistic, image, some)
@@ -210,8 +209,8 @@ def check_sums(statistic: Statistic, image: MaskedImage, tile: Shape) -> None:
 
 
 def check_schema(statistic: Statistic, image: MaskedImage, tile: Shape) -> None:
-    """Rows have the columns of the schema, in types that Arrow takes, and nulls only where it
-    allows them.
+    """Rows have the columns of the schema, with values that Arrow can convert, and nulls only where
+    the schema allows them.
     """
     import pyarrow as pa
 

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from maskloom.flows.progress import Quiet, TrainingProgress
 from maskloom.flows.recipes import training as training_recipes
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.errors import RecipeError, Stopped
+from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.training import semantic
 from maskloom.segcore.training.run import TrainingResult, prepare, train
 
@@ -616,3 +618,16 @@ def test_how_to_use_a_model_can_be_pasted(folder):
         "-p",
         "bands=[1]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("network", "segmenter"),
+    [("unet", "unet"), ("mask_rcnn", "mask_rcnn"), ("of_a_plugin", "network")],
+)
+def test_a_model_is_used_by_the_segmenter_that_runs_its_network(folder, network, segmenter):
+    order = made(folder)
+    order = replace(order, recipe=replace(order.recipe, kind=network))
+    learned = TrainingResult("model.keras", ("mean IoU", 0.5), 1, 2, 0.1, False)
+    words = shlex.split(flow.usage(order, learned))
+    assert words[words.index("-s") + 1] == segmenter
+    assert segmenter in SEGMENTERS

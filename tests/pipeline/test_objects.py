@@ -121,6 +121,26 @@ def test_the_table_describes_the_mask(collection, maskloom):
         )
 
 
+def test_rows_name_the_recipe_that_made_them(collection, maskloom, monkeypatch):
+    """Of images done in one job, and of large ones, whose rows are staged tile by tile."""
+    recipe = collection.recipe(segmenter=PARTS)
+    for part_pixels in (batching.PART_PIXELS, 2**16):
+        monkeypatch.setattr(batching, "PART_PIXELS", part_pixels)
+        output = f"out{part_pixels}"
+        tiled = ("--set", "tiling.tile=64", "--set", f"output={output}")
+        assert maskloom("run", recipe, *QUIET, *tiled).exit_code == 0
+
+        of_areas, of_objects = (
+            {(row["image_id"], row["fingerprint"]) for row in rows}
+            for rows in (
+                read_table(collection.folder / output, name) for name in ("areas", "objects")
+            )
+        )
+        assert len(of_objects) > 1
+        assert of_objects <= of_areas
+        assert None not in {fingerprint for _, fingerprint in of_objects}
+
+
 def test_tables_of_objects_are_geoparquet(collection, maskloom):
     recipe = collection.recipe(segmenter=PARTS)
     assert maskloom("run", recipe, *QUIET).exit_code == 0

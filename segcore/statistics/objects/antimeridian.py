@@ -1,11 +1,11 @@
-"""Polygons of objects that meet the antimeridian or a pole, as GeoJSON has them (RFC 7946, section
+"""Polygons of objects that touch the antimeridian or a pole, as in GeoJSON (RFC 7946, section
 3.1.9).
 
-All longitudes are within -180 to 180: what crosses the antimeridian is cut there, and what holds a
-pole reaches it along the antimeridian. Few objects need this, so each is done by itself. A ring of
-the raster is followed in longitude and latitude without jumps, as if longitudes went on for ever;
-it is closed over the pole if it goes around one, and cut into strips of 360 degrees that are laid
-over one another.
+All longitudes are within -180 to 180: polygons are cut at the antimeridian, and a polygon around a
+pole reaches it along the antimeridian. Few objects need this, so they are processed one by one. A
+ring of the raster is traced in longitude and latitude without jumps, with unbounded longitudes; it
+is closed over the pole if it goes around one, and cut into strips of 360 degrees that are shifted
+onto one another.
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 CLOSE = 512
-"""Pixels from a pole within which outlines need more vertices than elsewhere: straight edges of the
-map bend too much there.
+"""Distance from a pole in pixels within which outlines need more vertices: straight edges of the
+map are too curved there.
 """
 _BEND = 32
 """A step along an outline is one pixel, or at most the distance to the pole divided by this."""
 _LEAST_DISTANCE = 1 / 32
-"""Pixels: no step is made smaller for a pole that is closer than this."""
+"""In pixels: a pole closer than this does not make steps smaller."""
 _GAP = 1e-9
-"""Degrees of longitude between parts that are apart."""
+"""Smallest gap between separate parts, in degrees of longitude."""
 _AT_POLE = 1e-6
 """Pixels within which a vertex is the pole."""
+_NOWHERE = (0.0, 0.0, 0.0, 0.0)
+"""Bounds of an object without a geometry."""
 
 
 def polygon_of(
     polygons: Sequence[Sequence[NDArray[np.int64]]], space: Space
-) -> tuple[bytes, tuple[float, float, float, float]] | None:
-    """Well-known binary and bounds (xmin, ymin, xmax, ymax) of an object, given by its polygons:
-    exterior rings, each with its holes.
+) -> tuple[Any, tuple[float, float, float, float]]:
+    """Geometry (of shapely) and bounds (xmin, ymin, xmax, ymax) of an object, given by its
+    polygons: exterior rings, each with its holes.
 
     A ring has shape (vertices, 2), column and row of corners of pixels; its last vertex is followed
     by the first. xmin is greater than xmax where the object crosses the antimeridian (GeoParquet
-    1.1, after RFC 7946, section 5.2). None where a part of an outline has no longitude and
-    latitude, or nothing is left of the object.
+    1.1, after RFC 7946, section 5.2). The geometry is None, and the bounds are 0, where a part of
+    an outline has no longitude and latitude, or nothing is left of the object.
     """
     import shapely
 
@@ -56,20 +58,19 @@ def polygon_of(
     for exterior, *holes in polygons:
         regions = [_region(ring, space) for ring in (exterior, *holes)]
         if any(region is None for region in regions):
-            return None
+            return None, _NOWHERE
         parts.append(
             shapely.difference(regions[0], shapely.union_all(regions[1:])) if holes else regions[0]
         )
     whole = _polygons(shapely.union_all(parts))
     if whole.is_empty:
-        return None
-    whole = shapely.orient_polygons(whole, exterior_cw=False)
-    return shapely.to_wkb(whole, byte_order=1), _bounds(whole)
+        return None, _NOWHERE
+    return whole, _bounds(whole)
 
 
 def _region(ring: NDArray[np.int64], space: Space) -> Any:
-    """What a ring of the raster encloses on the planet, between -180 and 180 degrees. None where it
-    has no place there.
+    """The region that a ring of the raster encloses on the planet, between -180 and 180 degrees.
+    None if part of it has no position there.
     """
     import shapely
 
@@ -82,8 +83,8 @@ def _region(ring: NDArray[np.int64], space: Space) -> Any:
         int(np.ceil((longitude.max() + 180) / 360)),
     )
     if turns:
-        # One turn after another, so that no cut lies between them; the area is to the left, which
-        # is north if the ring goes east.
+        # All turns in sequence, without a cut between them; the area is to the left, which is north
+        # if the ring goes east.
         around = np.arange(first - last, last - first + 1) * np.sign(turns)
         longitude = np.concatenate([longitude + 360.0 * (turn - first) for turn in around])
         latitude = np.tile(latitude, len(around))
@@ -101,8 +102,7 @@ def _region(ring: NDArray[np.int64], space: Space) -> Any:
         )
     region = shapely.union_all(strips)
     if _holds_both_poles(ring, space):
-        # Its turns to the east and to the west cancel out, and what the path encloses is the rest
-        # of the planet.
+        # Its eastward and westward turns cancel out, and the path encloses the rest of the planet.
         region = shapely.difference(shapely.box(-180, -90, 180, 90), region)
     return _polygons(region)
 
@@ -117,7 +117,7 @@ def _holds_both_poles(ring: NDArray[np.int64], space: Space) -> bool:
 
 
 def _shifted(points: Floats, by: float) -> Floats:
-    # Rounding must not carry what was cut at 180 beyond it.
+    # Rounding must not move a cut at 180 beyond it.
     return np.stack([np.clip(points[:, 0] - by, -180, 180), points[:, 1]], axis=-1)
 
 
@@ -134,9 +134,7 @@ def _polygons(geometry: Any) -> Any:
 
 
 def _counterclockwise(ring: NDArray[np.int64], space: Space) -> NDArray[np.int64]:
-    """The ring in the direction in which its inside lies to the left on the map, and so on the
-    planet.
-    """
+    """The ring in the direction with its inside to the left, on the map and so on the planet."""
     column, row = ring.astype(np.float64).T
     enclosed = np.dot(column, np.roll(row, -1)) - np.dot(row, np.roll(column, -1))
     assert space.affine is not None
@@ -145,8 +143,8 @@ def _counterclockwise(ring: NDArray[np.int64], space: Space) -> NDArray[np.int64
 
 
 def _followed(ring: NDArray[np.int64], space: Space) -> tuple[Floats, Floats, int] | None:
-    """Longitudes without jumps and latitudes along a ring, and how often it goes around the planet
-    to the east. None where a place is unknown.
+    """Longitudes without jumps and latitudes along a ring, and its number of eastward turns around
+    the planet. None if a position is unknown.
     """
     ends = poles(space)
     column, row = _with_steps(ring, ends)
@@ -171,8 +169,8 @@ def _unwound(
     known = longitude[ordinary]
     steps = np.diff(np.concatenate([known, known[:1]]))
     steps -= 360 * np.rint(steps / 360)
-    # Where the pole itself lies between two places, the outline goes along its parallel, with the
-    # inside to the left.
+    # If the pole is between two positions, the outline follows its parallel, with the inside to the
+    # left.
     gaps = np.diff(np.concatenate([ordinary, [len(longitude)]])) > 1
     signs = at_pole[np.minimum(ordinary + 1, len(longitude) - 1)]
     over = gaps & (signs != 0)
@@ -226,12 +224,12 @@ def _with_steps(
 
 
 def _counted(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0 to n - 1 for each length n, one after another."""
+    """0 to n - 1 for each length n, concatenated."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _bounds(whole: Any) -> tuple[float, float, float, float]:
-    """Bounds whose longitudes span the least arc, over the antimeridian if need be."""
+    """Bounds whose longitudes span the shortest arc, across the antimeridian if necessary."""
     import shapely
 
     boxes = shapely.bounds(shapely.get_parts(whole))

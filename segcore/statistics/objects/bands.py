@@ -1,11 +1,11 @@
 """Band values of objects: sums that give mean and standard deviation, the same for any tiling.
 
 Integers of up to 32 bits are summed exactly. Floating-point numbers (and integers of 64 bits, read
-as float64) are summed in pairs of float64, some 106 bits: exact as long as the values of an object
-span less than about 2**20 to one in float32, and off by 2**-100 of the sum of their magnitudes
-otherwise, so that a mean or deviation that is rounded to 53 bits depends on the tiling about once
-in 2**40. Where a valid pixel is infinite the mean is infinite too and there is no deviation; where
-it is NaN there is neither.
+as float64) are summed in pairs of float64, about 106 bits. This is exact if the ratio of the
+float32 values of an object is below about 2**20. Otherwise the error is 2**-100 of the sum of their
+magnitudes, so a mean or deviation rounded to 53 bits depends on the tiling about once in 2**40. If
+a valid pixel is infinite, the mean is infinite and there is no deviation; if it is NaN, there is
+neither.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _SAFE = 2.0**62
 @packable
 @dataclass(frozen=True, slots=True, eq=False)
 class BandSums:
-    """Sums of the band values of objects, one row an object."""
+    """Sums of the band values of objects, one row per object."""
 
     pixels: NDArray[np.int64]
-    """(n,) pixels that were added up."""
+    """(n,) number of pixels in the sums."""
     sums: NDArray[Any]
-    """(n, channels, 2): wide integers (`segcore.statistics.objects.int96`) in int64, or pairs of
-    float64 whose sum is meant.
+    """(n, band, 2): wide integers (`segcore.statistics.objects.int96`) in int64, or pairs of
+    float64 that represent their sum.
     """
     squares: NDArray[Any]
     """Sums of squared values, like `sums`."""
@@ -50,7 +50,7 @@ class BandSums:
 
     @classmethod
     def none(cls, rows: int, channels: int = 0) -> BandSums:
-        """Nothing added up yet: integers, for objects whose bands nobody asks for."""
+        """Empty sums, of integers; also for objects without band values."""
         return cls(
             np.zeros(rows, np.int64),
             np.zeros((rows, channels, 2), np.int64),
@@ -59,7 +59,7 @@ class BandSums:
 
     @classmethod
     def concatenate(cls, parts: Sequence[BandSums]) -> BandSums:
-        """The rows of all parts, which have the same bands of the same kind."""
+        """The rows of all parts, which have the same number of bands of the same kind."""
         return cls(
             *(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__)
         )
@@ -69,7 +69,7 @@ class BandSums:
         return BandSums(self.pixels[index], self.sums[index], self.squares[index])
 
     def sum_by(self, index: NDArray[np.integer], n: int) -> BandSums:
-        """`n` rows, where row k is the sum of those rows of this that have index k."""
+        """`n` rows, where row k is the sum of the rows with index k."""
         pixels = np.zeros(n, np.int64)
         np.add.at(pixels, index, self.pixels)
         return BandSums(pixels, _added(self.sums, index, n), _added(self.squares, index, n))
@@ -80,7 +80,7 @@ class BandSums:
         )
 
     def mean(self) -> NDArray[np.float64]:
-        """(n, channels) means; NaN where there is no pixel."""
+        """(n, band) means; NaN without pixels."""
         with np.errstate(invalid="ignore", divide="ignore"):
             if self.sums.dtype.kind == "f":
                 return np.asarray(
@@ -91,7 +91,7 @@ class BandSums:
             )
 
     def deviation(self) -> NDArray[np.float64]:
-        """(n, channels) population standard deviations; NaN where there is no pixel."""
+        """(n, band) population standard deviations; NaN without pixels."""
         out = np.full(self.sums.shape[:2], np.nan)
         if self.sums.dtype.kind == "f":
             from maskloom.segcore.kernels.measures import spread_of_pairs
@@ -119,8 +119,8 @@ class BandSums:
 
 
 def observe_bands(values: NDArray[np.uint32], pixels: NDArray[Any], count: int) -> BandSums:
-    """Sums of the band values of a tile's fragments, `count` + 1 rows of which the first,
-    background, stays empty.
+    """Sums of the band values of a tile's fragments, `count` + 1 rows; the first, background, stays
+    empty.
 
     `values` numbers the fragments of the tile's core, (y, x) or (z, y, x), from 1 to `count`;
     `pixels` covers the core and has the bands as a last axis.
@@ -128,7 +128,7 @@ def observe_bands(values: NDArray[np.uint32], pixels: NDArray[Any], count: int) 
     from maskloom.segcore.kernels.measures import add_floats, add_integers
 
     counts, shape = np.zeros(count + 1, np.int64), (count + 1, pixels.shape[-1])
-    # Planes of a volume one below the other: what is added does not depend on the axes.
+    # Planes of a volume one below the other: sums do not depend on the axes.
     values = np.ascontiguousarray(values).reshape(prod(values.shape[:-1]), values.shape[-1])
     pixels = pixels.reshape(*values.shape, pixels.shape[-1])
     if pixels.dtype.kind in "iub" and pixels.dtype.itemsize <= 4:

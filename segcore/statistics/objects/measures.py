@@ -1,9 +1,9 @@
-"""Measures of objects that add up over tiles: whole numbers, so that the finished table is the same
-for any tiling.
+"""Measures of objects that add up over tiles: integers, so the finished table is the same for any
+tiling.
 
-All objects have pixels, a box, first moments, an area and band sums. `shape` holds what belongs to
-images (`PlanarShape`) or to volumes (`SolidShape`) only. Moments count from the corner of the
-object's own bounding box; they are moved exactly when parts with other corners come together.
+All objects have pixels, a box, first moments, an area and band sums. `shape` holds the measures
+specific to images (`PlanarShape`) or volumes (`SolidShape`). Moments are relative to the corner of
+the object's bounding box; they are shifted exactly when parts with different corners are merged.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class Measures:
     class_id: NDArray[np.int32]
     """(n,)"""
     whole: NDArray[np.bool_]
-    """(n,) True where no other tile has any pixel of the object."""
+    """(n,) True if no other tile has a pixel of the object."""
     pixels: Integers
     """(n,) number of pixels."""
     box: Integers
     """(n, 2 * axes) first pixel along each axis, then one past the last along each axis."""
     first: Integers
-    """(n, axes) sums of the pixels' places along each axis, counted from the start of `box`."""
+    """(n, axes) sums of the pixels' positions along each axis, relative to the start of `box`."""
     area: Integers
-    """(n, 2) quanta of area; wide. 0 where all pixels are equally large."""
+    """(n, 2) quanta of area; wide. 0 if all pixels are equally large."""
     score: NDArray[np.float32]
-    """(n,) confidence of the segmenter, NaN where it gives none."""
+    """(n,) confidence of the segmenter, NaN if it gives none."""
     bands: BandSums
     """n rows."""
     shape: PlanarShape | SolidShape
@@ -83,7 +83,7 @@ class Measures:
     @classmethod
     def concatenate(cls, parts: Sequence[Measures]) -> Measures:
         """The objects of all parts, of which there is at least one; parts of one object are added.
-        The images' bands must be of one kind.
+        The bands of all images must be of one kind.
         """
         columns = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in _columns()
@@ -107,7 +107,7 @@ def _added(rows: Measures, new: NDArray[np.bool_]) -> Measures:
     starts, group = np.flatnonzero(new), np.cumsum(new) - 1
     start = np.minimum.reduceat(rows.start, starts)
     stop = np.maximum.reduceat(rows.stop, starts)
-    # How far the corner that a row counts from is beyond that of its object.
+    # Offset of the corner of each row from that of its object.
     shift = rows.start - start[group]
     first = rows.first + shift * rows.pixels[:, None]
     return Measures(

@@ -1,5 +1,5 @@
-"""Objects: which connected parts of a semantic mask get a row each, and whether with their
-outlines. `segcore.statistics.objects.table` measures them.
+"""Options of the `objects` table: which connected parts of a semantic mask get a row, and whether
+with outlines. `segcore.statistics.objects.table` measures them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ Connectivity = Literal[4, 6, 8, 18, 26]
 @STATISTICS.register("objects")
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """Size, place, shape, band values and outline of every object, one row an object."""
+    """Size, position, shape, band values and outline of every object, one row per object."""
 
     classes: tuple[str, ...] | None = None
-    """Classes whose connected parts are objects. None: all but one named background. Object masks
-    bring their own objects.
+    """Classes whose connected parts are objects. None: all but one named background. Masks of
+    objects already define their objects.
     """
-    connectivity: Connectivity = 8
-    """8 also connects pixels that touch at a corner, 4 does not. In volumes 6 (voxels that share a
-    face), 18 (an edge) or 26 (a corner).
+    connectivity: Connectivity | None = None
+    """4: pixels that share a side are connected. 8: also those that share a corner. In volumes 6
+    (voxels that share a face), 18 (an edge) or 26 (a corner). None: all neighbours, 8 in images and
+    26 in volumes.
     """
     min_size: int = 1
-    """Pixels below which an object is left out of the table."""
+    """Smallest size of an object in the table, in pixels."""
     geometry: bool = True
-    """Whether rows have the outline as a polygon. Objects in volumes have none."""
+    """Whether rows include the outline as a polygon. Objects in volumes have none."""
 
     table: ClassVar[str] = "objects"
     """Name of its table."""
@@ -40,7 +41,7 @@ class Objects:
             raise ValueError(
                 f"classes: expected at least one name and none twice; got {list(self.classes)}"
             )
-        if self.connectivity not in get_args(Connectivity):
+        if self.connectivity not in (None, *get_args(Connectivity)):
             raise ValueError(
                 f"connectivity: expected 4 or 8 (volumes: 6, 18 or 26); got {self.connectivity}"
             )

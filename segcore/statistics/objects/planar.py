@@ -1,7 +1,7 @@
 """Shapes of objects in images: perimeter, ellipse and outline.
 
-Shape measures are those of `skimage.measure.regionprops`, of the whole image. Second moments are
-kept as wide integers where 64 bits may not hold them.
+Shape measures equal those of `skimage.measure.regionprops` on the whole image. Second moments are
+wide integers, because 64 bits may not suffice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from maskloom.segcore.statistics.objects.int96 import (
     carried,
     product,
 )
-from maskloom.segcore.statistics.objects.polygons import Outlines, polygons
+from maskloom.segcore.statistics.objects.outlines import Outlines
+from maskloom.segcore.statistics.objects.polygons import polygons
 from maskloom.segcore.storage.packing import packable
 
 if TYPE_CHECKING:
@@ -40,11 +41,13 @@ class PlanarShape:
     """Shapes of objects in an image, one row each."""
 
     second: Integers
-    """(n, 3, 2) sums of row**2, column**2 and row * column, counted from the corner of the object's
+    """(n, 3, 2) sums of row**2, column**2 and row * column, relative to the corner of the object's
     box; wide.
     """
     border: Integers
-    """(n, 3) border pixels that count 1, sqrt(2) and (1 + sqrt(2)) / 2 for the perimeter."""
+    """(n, 3) number of border pixels with length 1, sqrt(2) and (1 + sqrt(2)) / 2 in the
+    perimeter.
+    """
     outlines: Outlines
     """n rows."""
 
@@ -54,7 +57,7 @@ class PlanarShape:
     ) -> PlanarShape:
         """The shapes of the labels in the core of `labels`, which has a ring of 2 pixels around it.
 
-        `sums` are those of `segcore.kernels.measures.add_shapes`, counted from the corner of the
+        `sums` are those of `segcore.kernels.measures.add_shapes`, relative to the corner of the
         core; `start` is the first row and column of each label.
         """
         from maskloom.segcore.kernels.measures import count_borders, mark_borders
@@ -81,10 +84,10 @@ class PlanarShape:
     def added(
         self, starts: Integers, pixels: Integers, first: Integers, shift: Integers
     ) -> PlanarShape:
-        """Neighbouring rows added; the rows of an object begin at `starts`.
+        """The sums of consecutive rows; the rows of an object begin at `starts`.
 
-        `pixels` and `first` are those of the rows; `shift` is how far their corners are below and
-        to the right of the corner of the object.
+        `pixels` and `first` are those of the rows; `shift` is the offset of their corners (down,
+        right) from the corner of the object.
         """
         down, right = shift.T
         rows, columns = first.T
@@ -101,12 +104,12 @@ class PlanarShape:
         )
 
     def weights(self) -> Integers:
-        """(n,) how much memory a row takes to finish, in numbers."""
+        """(n,) memory that a row needs to be finished, in numbers."""
         return self.outlines.sizes() + 8
 
     def columns(self, pixels: Integers, first: Integers, space: Space) -> dict[str, Any]:
         """The columns of the table, for objects with these numbers of pixels and first moments."""
-        # Not as a matrix product, which rounds a row as its neighbours let it.
+        # Not as a matrix product, in which the rounding of a row depends on its neighbours.
         straight, diagonal, bent = self.border.T
         perimeter = straight + diagonal * np.sqrt(2) + bent * ((1 + np.sqrt(2)) / 2)
         geometry, bounds = polygons(self.outlines, space)
@@ -119,7 +122,7 @@ class PlanarShape:
 
 
 def _from_own_corner(sums: Integers, start: Integers) -> Integers:
-    """(n, 3, 2) second moments counted from the first row and column of each label; wide."""
+    """(n, 3, 2) second moments relative to the first row and column of each label; wide."""
     pixels, rows, columns, row_squares, column_squares, products = sums.T
     top, left = start.T
     second = (
@@ -132,11 +135,11 @@ def _from_own_corner(sums: Integers, start: Integers) -> Integers:
 
 @lru_cache(maxsize=1)
 def _border_kinds() -> NDArray[np.uint8]:
-    """Which pixels of a perimeter count 1 (kind 1), sqrt(2) (2) and (1 + sqrt(2)) / 2 (3), by their
-    surroundings.
+    """The kind of a perimeter pixel by its neighbourhood: length 1 (kind 1), sqrt(2) (2) or (1 +
+    sqrt(2)) / 2 (3).
 
-    After Benkrid and Crookes, Design and FPGA implementation of a perimeter estimator (2000), as
-    scikit-image has it.
+    After Benkrid and Crookes, Design and FPGA implementation of a perimeter estimator (2000), as in
+    scikit-image.
     """
     kinds = np.zeros(49, np.uint8)
     kinds[[4, 6, 14, 16, 24, 26]] = 1
@@ -149,7 +152,7 @@ def _ellipse(pixels: Integers, first: Integers, second: Integers) -> dict[str, F
     """Axes, orientation and eccentricity of the ellipse with an object's second moments."""
     squared = pixels.astype(np.float64) ** 2
     row, column, both = (number / squared for number in _central(pixels, first, second))
-    # A root of sums of squares, and the lesser value from the product of both: without
+    # The larger by a root of a sum of squares, the smaller from the product of both: no
     # cancellation, and 0 for straight lines.
     root = np.sqrt((column - row) ** 2 + 4 * both**2)
     greater = (column + row + root) / 2
@@ -168,7 +171,7 @@ def _ellipse(pixels: Integers, first: Integers, second: Integers) -> dict[str, F
 
 def _central(pixels: Integers, first: Integers, second: Integers) -> tuple[Floats, Floats, Floats]:
     """Second central moments of rows, of columns and of both, times the squared number of pixels:
-    whole numbers, rounded once.
+    integers, rounded once.
     """
     pairs = ((0, 0), (1, 1), (0, 1))
     small = pixels * as_floats(second).max(axis=1) < _SAFE

@@ -1,10 +1,10 @@
 """The `objects` table: every object of images and volumes measured, in two passes over the tiles.
 
-The first pass has the pixels, but knows only fragments: `observe_bands` adds up their band values.
+The first pass reads the pixels, but knows only fragments: `observe_bands` sums their band values.
 In the second, fragments are joined and numbered: `measure` takes the final ids of a tile and of a
 ring of 2 pixels around it and measures the parts in the tile. `Measures` of tiles are merged, and
-`finish` turns those of whole objects into rows. Whatever is added is a whole number (`bands.py`
-says how floating-point pixels are added), so the table does not depend on the tiling.
+`finish` turns those of whole objects into rows. All sums are integers (`bands.py` explains sums of
+floating-point pixels), so the table does not depend on the tiling.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from maskloom.segcore.statistics.objects.bands import BandSums, observe_bands
 from maskloom.segcore.statistics.objects.geoparquet import geo_metadata, nulls, schema
 from maskloom.segcore.statistics.objects.int96 import as_floats, carried
 from maskloom.segcore.statistics.objects.measures import Measures
+from maskloom.segcore.statistics.objects.outlines import Outlines, trace_outlines
 from maskloom.segcore.statistics.objects.planar import PlanarShape
-from maskloom.segcore.statistics.objects.polygons import Outlines, trace_outlines
 from maskloom.segcore.statistics.objects.solid import SolidShape
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ __all__ = [
 ]
 
 _LONGEST_SIDE = 2**16
-"""Pixels along a side of a tile whose second moments 64 bits hold for certain."""
+"""Longest side in pixels of a tile whose second moments always fit into 64 bits."""
 _BATCH = 2**21
-"""Vertices and objects that are finished together."""
+"""Number of vertices and objects that are finished together."""
 _IMAGE_AXES = 2
 
 
@@ -60,27 +60,27 @@ class TileObjects:
 
     labels: NDArray[np.uint32]
     """The core with a ring of 2 pixels, so 4 longer along each axis: local numbers 1 to m, 0 for
-    background and beyond the image.
+    background and outside the image.
     """
     object_id: NDArray[np.int64]
     """(m + 1,) final id of each local number; 0 for background."""
     class_id: NDArray[np.int32]
     """(m + 1,) class of each."""
     whole: NDArray[np.bool_]
-    """(m + 1,) True where no other tile has any pixel of the object."""
+    """(m + 1,) True if no other tile has a pixel of the object."""
     bands: BandSums
     """m + 1 rows: band values of the pixels in this tile's core."""
     tile: Tile
     spec: RasterSpec
     score: NDArray[np.float32] | None = None
-    """(m + 1,) confidence of the segmenter, NaN where it gives none. None: it never does."""
+    """(m + 1,) confidence of the segmenter, NaN if it gives none. None: not available."""
 
 
 def measure(objects: TileObjects, geometry: bool = True) -> Measures:
     """The measures of each object in the tile's core, with its outlines if `geometry`.
 
-    Raises `ValueError` where the labels do not fit the tile or the tile is longer than 2**16
-    pixels, `FormatError` where the CRS makes no sense.
+    Raises `ValueError` if the labels do not match the tile or the tile is longer than 2**16 pixels,
+    `FormatError` if the CRS is invalid.
     """
     objects = _numbered_once(_checked(objects))
     core, axes = objects.tile.core, len(objects.tile.core.shape)
@@ -110,7 +110,9 @@ def measure(objects: TileObjects, geometry: bool = True) -> Measures:
 
 
 def _sums_and_boxes(labels: NDArray[np.uint32], rows: int) -> tuple[Integers, Integers]:
-    """Pixels and moments, and the box, of each label in the core; counted from its corner."""
+    """Pixels and moments, and the box, of each label in the core, relative to the corner of the
+    core.
+    """
     from maskloom.segcore.kernels.measures import add_shapes, add_solids
 
     axes = labels.ndim
@@ -194,8 +196,8 @@ def _checked(objects: TileObjects) -> TileObjects:
 
 
 def _numbered_once(objects: TileObjects) -> TileObjects:
-    """The same objects with one local number for each id, in case several fragments of a tile are
-    one object.
+    """The same objects with one local number per id; several fragments of a tile may be one
+    object.
     """
     ids, first, number = np.unique(objects.object_id, return_index=True, return_inverse=True)
     if len(ids) == len(objects.object_id):
@@ -205,7 +207,7 @@ def _numbered_once(objects: TileObjects) -> TileObjects:
         labels=number.astype(np.uint32)[objects.labels],
         object_id=ids,
         class_id=objects.class_id[first],
-        # Fragments of one object that share a tile are whole if each of them is: none has a pixel
+        # An object of several fragments in a tile is whole if each fragment is: none has a pixel
         # elsewhere.
         whole=np.bincount(number, ~objects.whole) == 0,
         bands=objects.bands.sum_by(number, len(ids)),
