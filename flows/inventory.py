@@ -1,4 +1,4 @@
-"""The inventory of a run: the inputs as they are now, and what the output has of them.
+"""The inventory of a run: the present inputs, and their rows in the output.
 
 A run that would leave images of another recipe in its output is refused, unless the user allows it.
 """
@@ -41,7 +41,7 @@ class Sharing:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The inputs as they are now, and what the output has of them."""
+    """The present inputs, and their rows in the output."""
 
     sources: list[Source]
     passed_over: Mapping[str, int]

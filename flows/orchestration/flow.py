@@ -59,7 +59,7 @@ class Call(Generic[T]):
         problem: object = None
         try:
             problem = engine()
-        except Exception as error:  # noqa: BLE001 - any error of Prefect counts less than the result
+        except Exception as error:  # noqa: BLE001 - the result counts more
             problem = error
             if self._result:
                 log.warning("Prefect did not record everything: %s", error)

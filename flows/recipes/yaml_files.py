@@ -34,8 +34,8 @@ MOST_VALUES = 100_000
 _DEEPEST = 40
 _LONGEST_SHOWN = 100
 _SECRETS = re.compile(
-    r"secret|passw|passphrase|passcode|pwd|token|credential|^key$|access_?key|account_?key|private_?key$|api_?-?key|subscription_?-?key|"
-    r"connection_?string|authorization|oauth|hmac|cookie|^pat$|^auth$|^sas",
+    r"secret|passw|passphrase|passcode|pwd|token|credential|^key$|access_?key|account_?key|"
+    r"private_?key$|api_?-?key|subscription_?-?key|connection_?string|authorization|oauth|hmac|cookie|^pat$|^auth$|^sas",
     re.IGNORECASE,
 )
 _NO_SECRETS = (
@@ -86,7 +86,7 @@ def load_document(path: Path, expected: str) -> dict[str, Any]:
     document = read_yaml(path, "the recipe")
     if not isinstance(document, dict):
         raise RecipeError(
-            f"{path}: expected keys such as {expected}, got "
+            f"{path}: expected keys, e.g. {expected}, got "
             f"{'nothing' if document is None else shown(document)}."
         )
     document.setdefault(
@@ -238,7 +238,7 @@ def _parsed(text: str, what: str) -> Any:
             raise
         raise RecipeError(
             f"{what} has a date or a number that cannot be read: {error}. If it is text, put "
-            "quotes."
+            "it in quotes."
         ) from error
 
 

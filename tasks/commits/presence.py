@@ -29,7 +29,7 @@ def process_folder(store: Store, run_id: str, *, sole_writer: bool = False) -> I
     """The folder of this process below the output, removed when the block ends.
 
     Raises `RunError` if the store has no conditional writes and another process may be at work,
-    unless the user asserts with `sole_writer` that there is none.
+    unless the user asserts with `sole_writer` that no other process writes.
     """
     folder = f"{PROCESSES}/{temporary_name()}"
     store.publish(

@@ -152,7 +152,7 @@ def call(
     try:
         prepare_process(prepare)
         return function(job)
-    except Exception as error:  # noqa: BLE001 - any error of the function is raised again in the driver
+    except Exception as error:  # noqa: BLE001 - raised again in the driver
         return Raised.of(error)
 
 

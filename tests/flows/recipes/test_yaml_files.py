@@ -45,7 +45,7 @@ HOSTILE = {
         f"{BASE}tiling: {{tile: {'9' * 5000}}}",
         "number that cannot be read",
     ),
-    "a day that is none": (f"{BASE}name: 2026-02-31", "put quotes"),
+    "a day that is none": (f"{BASE}name: 2026-02-31", "in quotes"),
     "UTF-16": (BASE.encode("utf-16"), "is UTF-16"),
     "bad UTF-8": (BASE.encode() + b"name: \xe9", "not UTF-8"),
     "a zero": (f"{BASE}name: \0", "not YAML"),
@@ -112,7 +112,7 @@ def test_anchors_that_stay_small_are_welcome(
         ("[" * 3000, "nested"),
         ("&a [*a]", "nested"),
         ("9" * 5000, "number"),
-        ("2026-02-31", "put quotes"),
+        ("2026-02-31", "in quotes"),
         ("[", "not YAML: line 1"),
     ],
 )
