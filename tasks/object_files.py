@@ -52,9 +52,9 @@ class ObjectFile:
         results: Sequence[ImageResult],
         specs: Sequence[RasterSpec],
     ) -> None:
-        """Add the file to the draft: the staged rows of these results, and its present rows of other
-        images. `staged`: files of rows by image id; `specs`: headers of all images of the run, whose
-        tables have the same columns.
+        """Add the file to the draft: the staged rows of these results, and its present rows of
+        other images. `staged`: files of rows by image id; `specs`: headers of all images of the
+        run, whose tables have the same columns.
         """
         try:
             content = self.store.read(self.name)

@@ -322,7 +322,7 @@ def test_a_file_of_colours_and_an_output_in_a_store(made: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["nothing", "-t", "truth"], "no run of maskloom"),
+        (["nothing", "-t", "truth"], "not an output of maskloom"),
         (["out", "-t", "none/*.png"], "matches no image"),
         (["out", "-t", "none.png"], "does not exist"),
         (["out", "-t", "truth"], "p0_mask.*--truth-suffix"),
