@@ -196,7 +196,10 @@ def test_a_scheduled_recipe_says_that_nothing_starts_it(tmp_path, photo, maskloo
     result = maskloom(
         "segment", photo, "-o", tmp_path / "out", *RUN, "--set", "schedule={cron: '0 3 * * *'}"
     )
-    assert (result.exit_code, result.stderr.count("nothing starts this recipe automatically")) == (
+    assert (
+        result.exit_code,
+        result.stderr.count("maskloom does not start recipes on a schedule"),
+    ) == (
         0,
         1,
     )
@@ -212,7 +215,7 @@ def test_a_scheduled_recipe_says_that_nothing_starts_it(tmp_path, photo, maskloo
         result = maskloom("plan", recipe, "--set", f"output={tmp_path / output}")
         assert (
             result.exit_code,
-            result.stdout.count("nothing starts this recipe automatically"),
+            result.stdout.count("maskloom does not start recipes on a schedule"),
         ) == (
             0,
             1,
