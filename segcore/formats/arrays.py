@@ -114,6 +114,11 @@ class _Stored:
                 f"{location} has no header of a NumPy array that can be read ({error}). Save it "
                 "again with numpy.save."
             ) from error
+        if any(type(length) is not int or length < 0 for length in shape):
+            raise FormatError(
+                f"{location}: its header has the shape {shape}; expected whole numbers from 1 on. "
+                "Save it again with numpy.save."
+            )
         if dtype.kind not in "biuf" or dtype.itemsize > _LARGEST_NUMBER or 0 in shape or not shape:
             raise FormatError(
                 f"{location}: expected pixels that are whole numbers or floats of at most 64 bits, "
