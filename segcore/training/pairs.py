@@ -160,9 +160,9 @@ def data_digest(pairs: Sequence[Pair], on_progress: OnProgress) -> str:
 def _digest_of(location: str) -> bytes:
     """SHA-256 over the bytes of a file, or of all files of a folder in the order of their names."""
     fs, path = filesystem(location)
-    part = hashlib.sha256()
+    part, is_folder = hashlib.sha256(), location.lower().endswith(formats.folder_suffixes())
     with store_errors(f"read {location}"):
-        for name in sorted(fs.find(path)) or [path]:
+        for name in sorted(fs.find(path)) if is_folder else [path]:
             with fs.open(name, "rb") as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     part.update(chunk)

@@ -149,7 +149,7 @@ def test_a_connectivity_of_images_is_refused_for_volumes() -> None:
     spec, threshold = picture_of(SHAPES[1]).spec, Threshold(value=100, band=1)
     for recipe, objects in (
         (threshold, Objects(connectivity=8)),
-        (ConnectedParts(threshold), None),
+        (ConnectedParts(threshold, connectivity=8), None),
     ):
         with pytest.raises(ModelMismatch, match=r"8 is not for a volume.*6, 18, 26"):
             ImageRun.of(settings_of(SHAPES[1], recipe, objects), spec)
