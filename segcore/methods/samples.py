@@ -1,21 +1,21 @@
-"""Samples: what clustering sees of a collection, gathered by an exact fold.
+"""Samples: the input of clustering for a collection, gathered by an exact fold.
 
 Pixels of at most 24 bits (one to three channels of 8 bits, one of 16) are counted: the result is
-every distinct value and how often it occurs, which says all that clustering asks about any number
-of pixels.
+every distinct value with its number of pixels, which contains all information that clustering
+needs.
 
 Other pixels are drawn: a uniform sample without replacement of `size` (2**18) valid, finite pixels.
-Each pixel has a lot, 64 bits hashed from the seed, its image (file name and version, so that a
-folder may move) and its place (plane, row, column); the pixels with the smallest lots are the
-sample. The smallest of two parts are found among the smallest of each, hence neither tiling nor
-order nor number of workers changes the sample. Where there are no more pixels than `size`, it is
-all of them.
+Each pixel has a priority, 64 bits hashed from the seed, its image (file name and version, so that a
+folder may be moved) and its position (plane, row, column); the pixels with the smallest priorities
+are the sample. The smallest of two parts are among the smallest of each, so neither tiling nor
+order nor the number of workers changes the sample. With at most `size` pixels, the sample is all of
+them.
 
-Either way the result is every different value once, in an order that the values decide: not their
-type, nor where they came from.
+In both cases the result is every distinct value once, in an order determined by the values alone,
+not by their type or position.
 
-Images with different numbers of channels are kept apart, and the number of channels that most
-pixels have is taken; the model then refuses the other images one by one.
+Images with different numbers of channels are kept apart, and the number of channels with the most
+pixels is used; the model then refuses the other images one by one.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ SAMPLE_SIZE = 2**18
 _TABLE_ENTRIES = 2**24
 _LEAST_INFLUENCE = 0.01
 _TABLE_PAYS_FROM = 2**15
-"""Blocks with fewer pixels are sorted: that takes less than looking through the table's pages."""
+"""Blocks with fewer pixels are sorted, which is faster than scanning the pages of the table."""
 _LARGEST, _LEAST_RANGE = 1e100, 1e-100
-"""Values within these have squares, and sums of them over any number of pixels, that floats hold
-with full precision.
+"""For values between these, floats represent squares, and sums of squares over any number of
+pixels, with full precision.
 """
 _NEXT_TO_NOTHING = 1e-8
-"""Range of values beside their size. float32 holds no such values but equal ones."""
+"""Range of values relative to their size. In float32, values this close are equal."""
 UNLIKELY = 1e30
-"""Values of this size or more are most likely nodata where all others are small."""
+"""Values of this size or more are most likely nodata if all others are small."""
 _APART = 1e-6
-"""Values of `UNLIKELY` or more look like nodata where all others are below this share of them."""
+"""Values of `UNLIKELY` or more look like nodata if all others are below this fraction of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counted:
-    """Distinct values as sorted keys, and how often each occurs."""
+    """Distinct values as sorted keys, with their numbers of pixels."""
 
     keys: NDArray[np.uint32]
     counts: NDArray[np.int64]
@@ -68,7 +68,7 @@ class Counted:
         return int(self.counts.sum())
 
     def merge(self, other: Counted) -> Counted:
-        """Both together."""
+        """The union of both."""
         from maskloom.segcore.kernels import pixels as kernels
 
         keys = np.empty(self.keys.size + other.keys.size, np.uint32)
@@ -79,12 +79,12 @@ class Counted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """The pixels with the smallest lots among `pixels`, in the order of their lots."""
+    """The pixels with the smallest priorities among `pixels`, in the order of their priorities."""
 
     pixels: int
     lots: NDArray[np.uint64]
     values: NDArray[np.generic]
-    """Shape (n, channels)."""
+    """Shape (n, channel)."""
 
     def merge(self, other: Drawn, size: int) -> Drawn:
         """The `size` smallest of both."""
@@ -102,26 +102,26 @@ RGB, and the values.
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightedValues:
-    """Different values with weights, in an order of their own: that of `codes`, else by the first
-    channel, then the second and so on.
+    """Distinct values with weights, in the order of `codes`, or else by the first channel, then the
+    second and so on.
     """
 
     values: NDArray[np.generic]
-    """Shape (channels, n): uint8 for counted 3 x 8 bit colours, otherwise float64."""
+    """Shape (channel, n): uint8 for counted 3 x 8 bit colours, otherwise float64."""
     weights: NDArray[np.float64]
-    """Pixels that each value stands for."""
+    """Number of pixels that each value represents."""
     pixels: int
-    """Pixels observed."""
+    """Number of observed pixels."""
     rgb: bool
     """Whether the channels are red, green and blue in every image."""
     exact: bool
-    """Whether the values are those of all pixels, none left out."""
+    """Whether the values are those of all pixels, with none left out."""
     codes: NDArray[np.uint32] | None = None
     """Morton codes of the colours, ascending. None: the values are not 8-bit colours."""
 
     def ascending(self) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
-        """The values by the first channel, then the second and so on, and their weights: one order,
-        whatever type the values came in.
+        """The values by the first channel, then the second and so on, and their weights: the order
+        does not depend on the type of the values.
         """
         if self.codes is None:
             return self.values, self.weights
@@ -130,9 +130,9 @@ class WeightedValues:
         return np.ascontiguousarray(self.values[:, order]), self.weights[order]
 
     def centred(self) -> tuple[WeightedValues, NDArray[np.float64]]:
-        """The same values counted from an origin near them, and that origin: 0 but in channels
-        whose values differ by next to nothing beside their size (a band of nodata alone, say).
-        There sums would round away what tells values apart.
+        """The same values relative to an origin, and that origin: 0 except in channels whose values
+        differ very little relative to their size (such as a band of only nodata). There, sums would
+        lose the differences to rounding.
         """
         origin = np.zeros(len(self.values))
         if self.codes is not None:
@@ -151,7 +151,7 @@ class WeightedValues:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
-    """Standardised units: each channel counted from its mean, in standard deviations of all
+    """Standardised units: each channel relative to its mean, in standard deviations of all
     pixels.
     """
 
@@ -162,9 +162,7 @@ class Units:
 
     @property
     def spread(self) -> NDArray[np.float64]:
-        """What is counted as 1 in each channel: its standard deviation, or 1 where all values are
-        equal.
-        """
+        """The unit of each channel: its standard deviation, or 1 if all values are equal."""
         return spread_of(self.deviation)
 
     @classmethod
@@ -175,7 +173,7 @@ class Units:
         return cls(origin, deviation)
 
     def standardised(self, values: NDArray[np.generic]) -> NDArray[np.float64]:
-        """These values (channels, n) in standardised units."""
+        """These values (channel, n) in standardised units."""
         floats = values.astype(np.float64) - self.origin[:, None]
         floats *= (1 / self.spread)[:, None]
         return floats
@@ -183,8 +181,8 @@ class Units:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The fold over blocks that gathers weighted values. Its state is exact, order-free and
-    pickles.
+    """The fold over blocks that gathers weighted values. Its state is exact, independent of order,
+    and pickles.
     """
 
     seed: int = 0
@@ -203,7 +201,7 @@ class Samples:
         return {(channels, encoding): (rgb, content)} if content.keys.size else {}
 
     def merge(self, a: State, b: State) -> State:
-        """What two states say together."""
+        """Merge two states."""
         merged = dict(a)
         for place, (rgb, content) in b.items():
             if place not in merged:
@@ -217,9 +215,9 @@ class Samples:
         return merged
 
     def finish(self, total: State, bands: Sequence[int] | None = None) -> WeightedValues:
-        """The weighted values of these bands (None: of all).
+        """The weighted values; `bands` are the band numbers for messages (None: all).
 
-        Raises `NothingToFit` where there is no valid pixel, `FitError` where floats cannot hold the
+        Raises `NothingToFit` if there is no valid pixel, `FitError` if floats cannot represent the
         squares of the values.
         """
         pixels: dict[int, int] = {}
@@ -271,8 +269,8 @@ class Samples:
             usable = usable & np.isfinite(pixels).all(axis=-1)
         n = int(np.count_nonzero(usable))
         wanted = min(n, self.size)
-        # Lots are uniform: a bound 8 standard deviations above the expected one holds `wanted` lots
-        # as good as always.
+        # Priorities are uniform: a limit 8 standard deviations above the expected one almost always
+        # includes the `wanted` pixels.
         share = (
             1.0 if n <= self.size else min(1.0, self.size / n * (1 + 8 / self.size**0.5) + 64 / n)
         )
@@ -292,16 +290,14 @@ class Samples:
 
 
 def spread_of(deviation: NDArray[np.float64] | Sequence[float]) -> NDArray[np.float64]:
-    """What is counted as 1 in channels of these standard deviations: the deviation, or 1 where it
-    is 0.
-    """
+    """The unit of channels with these standard deviations: the deviation, or 1 if it is 0."""
     deviations = np.array(deviation, np.float64)
     return np.where(deviations > 0, deviations, 1.0)
 
 
 def note_of_units(deviation: Sequence[float], bands: Sequence[int] | None) -> str | None:
-    """What to know where distances in the units of the pixels leave bands next to no say: they vary
-    by less than a hundredth of another.
+    """A note if distances in the units of the pixels give some bands almost no influence: their
+    deviation is less than a hundredth of another's.
     """
     varying = [i for i, each in enumerate(deviation) if each > 0]
     widest = max(varying, key=lambda i: deviation[i], default=0)
@@ -318,8 +314,8 @@ def note_of_units(deviation: Sequence[float], bands: Sequence[int] | None) -> st
 
 
 def note_of_nodata(dataset: WeightedValues, bands: Sequence[int] | None) -> str | None:
-    """What to know where a band has values of 1e30 or more, far from all others: most likely nodata
-    that the file does not declare.
+    """A note if a band has values of 1e30 or more, far from all others: most likely nodata that the
+    file does not declare.
     """
     if dataset.values.dtype.kind != "f":
         return None
@@ -339,8 +335,8 @@ def note_of_extremes(what: str, low: float, high: float) -> str:
 
 
 def _require_squares(values: NDArray[np.float64], bands: Sequence[int] | None) -> None:
-    """Raise `FitError` where squares of these values (channels, n), or of their differences, would
-    overflow or vanish.
+    """Raise `FitError` if squares of these values (channel, n), or of their differences, would
+    overflow or underflow.
     """
     for number, row in zip(bands or range(1, len(values) + 1), values, strict=True):
         low, high = float(row.min()), float(row.max())
@@ -355,7 +351,7 @@ def _require_squares(values: NDArray[np.float64], bands: Sequence[int] | None) -
 
 
 def decode(keys: NDArray[np.uint32], encoding: str, channels: int) -> NDArray[np.generic]:
-    """The values of counted keys, shape (channels, n)."""
+    """The values of counted keys, shape (channel, n)."""
     kind = np.dtype(encoding)
     lowest = np.iinfo(kind).min if kind.kind == "i" else 0
     if channels == 3:
@@ -403,7 +399,7 @@ def _count(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Counted:
 def _drain(table: NDArray[np.uint32], touched: NDArray[np.uint8], pixels: int) -> Counted:
     from maskloom.segcore.kernels import pixels as kernels
 
-    # Room for all that may be there; what is not used is never touched, so it takes no memory.
+    # Room for the largest possible number; unused parts are never touched, so they take no memory.
     most = min(pixels, int(np.count_nonzero(touched)) << kernels.PAGE_BITS)
     keys, counts = np.empty(most, np.uint32), np.empty(most, np.int64)
     n = kernels.drain(table, touched, keys, counts)
@@ -411,7 +407,7 @@ def _drain(table: NDArray[np.uint32], touched: NDArray[np.uint8], pixels: int) -
 
 
 class _Table:
-    """A counting table of this process, all zero, lent to one thread at a time: making one costs
+    """A pool of counting tables, all zero, each used by one thread at a time: allocating one costs
     more than counting.
     """
 
@@ -428,14 +424,14 @@ class _Table:
         return self._lent
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # A table that was left half counted is dropped.
+        # A table with incomplete counts is dropped.
         if kind is None:
             with self._lock:
                 self._free.append(self._lent)
 
 
 def _unsigned(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Integers as unsigned ones in the same order, the lowest as 0."""
+    """Integers as unsigned ones in the same order, with the lowest as 0."""
     if pixels.dtype == np.bool_:
         return pixels.view(np.uint8)
     if pixels.dtype.kind == "u":
@@ -461,8 +457,8 @@ def _weights(content: Content) -> NDArray[np.float64]:
 def _distinct(
     values: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The different ones of these values (channels, n) in ascending order, and what each weighs in
-    all.
+    """The distinct ones of these values (channel, n) in ascending order, and the total weight of
+    each.
     """
     order = np.lexsort(values[::-1])
     values = values[:, order]
@@ -473,12 +469,12 @@ def _distinct(
 def _smallest(
     lots: NDArray[np.uint64], values: NDArray[np.generic], size: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.generic]]:
-    """The `size` smallest lots and their values, in order; equal lots (one picture listed twice) in
-    the order of values.
+    """The `size` smallest priorities and their values, in order; equal priorities (one picture
+    listed twice) in the order of values.
     """
     if lots.size > size:
-        # All lots up to the last one's are kept so that ties are broken by values below, not by
-        # position.
+        # All priorities up to the last one are kept, so that ties are broken by values below, not
+        # by position.
         kept = lots <= np.partition(lots, size - 1)[size - 1]
         lots, values = lots[kept], values[kept]
     order = np.argsort(lots, kind="stable")
@@ -499,11 +495,11 @@ def _moments(values: NDArray[np.generic], weights: NDArray[np.float64]) -> tuple
     """Mean and standard deviation of weighted values."""
     floats = values.astype(np.float64)
     if values.dtype == np.uint8:
-        # Of many colours few levels stay, and their counts are exact.
+        # Many colours have few levels, and their counts are exact.
         weights = np.asarray(np.bincount(values, weights), np.float64)
         floats, weights = np.flatnonzero(weights).astype(np.float64), weights[weights > 0]
     low, total = float(floats.min()), float(weights.sum())
-    # Counted from the lowest, a value that all share has mean and deviation 0 without rounding.
+    # Relative to the lowest, equal values have mean and deviation 0 without rounding.
     shifted = floats - low
     mean = float((shifted * weights).sum()) / total
     variance = float((weights * (shifted - mean) ** 2).sum()) / total
@@ -529,7 +525,5 @@ def _image_salt(block: Block, seed: int) -> int:
 
 
 def sample_provenance(dataset: WeightedValues) -> Mapping[str, int | bool]:
-    """What a fitted model tells about its data: pixels, distinct or sampled values, exact or
-    sampled.
-    """
+    """The fields of a fitted model about its data: pixels, values, and whether they are exact."""
     return {"pixels": dataset.pixels, "values": int(dataset.weights.size), "exact": dataset.exact}
