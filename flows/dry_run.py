@@ -21,7 +21,7 @@ from maskloom.segcore.pipeline.records import PlannedImage
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.statistics.protocol import STATISTICS
-from maskloom.segcore.storage.store import configure
+from maskloom.segcore.storage.filesystems import configure
 from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.memory import peak_bytes, require_memory
@@ -110,7 +110,7 @@ def _member(name: str, kind: Any) -> str:
         )
         shown = "needed" if default is dataclasses.MISSING else repr(default)
         lines.append(
-            f"  {field.name} = {shown}: {described.get(field.name, typing.cast(str, field.type))}"
+            f"  {field.name} = {shown}: {described.get(field.name, typing.cast('str', field.type))}"
         )
     return "\n".join(lines)
 

@@ -42,7 +42,8 @@ from maskloom.segcore.storage.addresses import (
     without_query,
     without_signature,
 )
-from maskloom.segcore.storage.store import STAGING, filesystem, is_local, store_errors, version_of
+from maskloom.segcore.storage.filesystems import filesystem, is_local, store_errors, version_of
+from maskloom.segcore.storage.store import STAGING
 from maskloom.tasks import lists
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskloom.segcore.errors import FormatError, MaskloomError, Unavailable
 from maskloom.segcore.storage.addresses import redacted, without_query
-from maskloom.segcore.storage.store import filesystem
+from maskloom.segcore.storage.filesystems import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

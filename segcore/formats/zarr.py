@@ -26,7 +26,7 @@ from maskloom.segcore.formats.pixels import drop_not_finite
 from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, store_failures
 from maskloom.segcore.ground.space import AXES, MILLIMETRES, Metric, Space
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
-from maskloom.segcore.storage.store import filesystem
+from maskloom.segcore.storage.filesystems import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -82,15 +82,15 @@ class Drawn:
     """The pixels with the smallest priorities among `pixels`, in the order of their priorities."""
 
     pixels: int
-    lots: NDArray[np.uint64]
+    priorities: NDArray[np.uint64]
     values: NDArray[np.generic]
     """Shape (n, channel)."""
 
     def merge(self, other: Drawn, size: int) -> Drawn:
         """The `size` smallest of both."""
         values = np.concatenate([self.values, other.values])
-        lots = np.concatenate([self.lots, other.lots])
-        return Drawn(self.pixels + other.pixels, *_smallest(lots, values, size))
+        priorities = np.concatenate([self.priorities, other.priorities])
+        return Drawn(self.pixels + other.pixels, *_smallest(priorities, values, size))
 
 
 Content = Counted | Drawn
@@ -236,7 +236,7 @@ class Samples:
         ]
         rgb = all(is_rgb for _, is_rgb, _ in parts)
         exact = all(
-            isinstance(content, Counted) or content.lots.size == content.pixels
+            isinstance(content, Counted) or content.priorities.size == content.pixels
             for _, _, content in parts
         )
         if (
@@ -279,14 +279,14 @@ class Samples:
         found = -1
         while found < wanted:
             room = min(n, int(n * share * 1.1) + 1024)
-            lots, places = np.empty(room, np.uint64), np.empty(room, np.int64)
+            priorities, places = np.empty(room, np.uint64), np.empty(room, np.int64)
             limit = np.uint64(2**64 - 1) if share >= 1 else np.uint64(int(share * 2**64))
-            found = kernels.draw(in_rows(usable), rows, first, limit, (lots, places))
+            found = kernels.draw(in_rows(usable), rows, first, limit, (priorities, places))
             share = min(1.0, share * 2)
-        order = np.argsort(lots[:found], kind="stable")[: self.size]
+        order = np.argsort(priorities[:found], kind="stable")[: self.size]
         chosen = _gather(pixels, places[:found][order])
         exact = np.float32 if np.can_cast(pixels.dtype, np.float32) else np.float64
-        return Drawn(n, lots[:found][order], chosen.astype(exact, copy=False))
+        return Drawn(n, priorities[:found][order], chosen.astype(exact, copy=False))
 
 
 def spread_of(deviation: NDArray[np.float64] | Sequence[float]) -> NDArray[np.float64]:
@@ -377,7 +377,7 @@ def _count(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Counted:
 
     unsigned, valid = in_rows(_unsigned(pixels), 3), in_rows(valid)
     if unsigned.shape[-1] == 3 and valid.size >= _TABLE_PAYS_FROM:
-        with _Table() as (table, touched):
+        with _CountingTable() as (table, touched):
             kernels.count_colours(unsigned, valid, table, touched)
             return _drain(table, touched, valid.size)
     if unsigned.shape[-1] == 3:
@@ -388,7 +388,7 @@ def _count(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Counted:
         keys = chosen[:, 0] if chosen.shape[1] == 1 else chosen[:, 0] << np.uint32(8) | chosen[:, 1]
         keys = np.ascontiguousarray(keys)
     if keys.size >= _TABLE_PAYS_FROM:
-        with _Table() as (table, touched):
+        with _CountingTable() as (table, touched):
             kernels.count_keys(keys, table, touched)
             return _drain(table, touched, keys.size)
     distinct, counts = np.empty(keys.size, np.uint32), np.empty(keys.size, np.int64)
@@ -406,7 +406,7 @@ def _drain(table: NDArray[np.uint32], touched: NDArray[np.uint8], pixels: int) -
     return Counted(keys[:n].copy(), counts[:n].copy())
 
 
-class _Table:
+class _CountingTable:
     """A pool of counting tables, all zero, each used by one thread at a time: allocating one costs
     more than counting.
     """
@@ -451,7 +451,7 @@ def _values(content: Content, encoding: str, channels: int) -> NDArray[np.float6
 def _weights(content: Content) -> NDArray[np.float64]:
     if isinstance(content, Counted):
         return content.counts.astype(np.float64)
-    return np.full(content.lots.size, content.pixels / content.lots.size)
+    return np.full(content.priorities.size, content.pixels / content.priorities.size)
 
 
 def _distinct(
@@ -467,22 +467,22 @@ def _distinct(
 
 
 def _smallest(
-    lots: NDArray[np.uint64], values: NDArray[np.generic], size: int
+    priorities: NDArray[np.uint64], values: NDArray[np.generic], size: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.generic]]:
     """The `size` smallest priorities and their values, in order; equal priorities (one picture
     listed twice) in the order of values.
     """
-    if lots.size > size:
+    if priorities.size > size:
         # All priorities up to the last one are kept, so that ties are broken by values below, not
         # by position.
-        kept = lots <= np.partition(lots, size - 1)[size - 1]
-        lots, values = lots[kept], values[kept]
-    order = np.argsort(lots, kind="stable")
-    ordered = lots[order]
+        kept = priorities <= np.partition(priorities, size - 1)[size - 1]
+        priorities, values = priorities[kept], values[kept]
+    order = np.argsort(priorities, kind="stable")
+    ordered = priorities[order]
     if np.any(ordered[1:] == ordered[:-1]):
-        order = np.lexsort((*values.T[::-1], lots))
+        order = np.lexsort((*values.T[::-1], priorities))
     order = order[:size]
-    return lots[order], values[order]
+    return priorities[order], values[order]
 
 
 def _gather(pixels: NDArray[np.generic], places: NDArray[np.int64]) -> NDArray[np.generic]:

@@ -43,7 +43,7 @@ class Staged:
 class TileResults:
     """The results of some tiles of one image. Each pass over the tiles fills some of the fields."""
 
-    pieces: list[EncodedBlock] = field(default_factory=list)
+    blocks: list[EncodedBlock] = field(default_factory=list)
     """Blocks of the mask."""
     states: States = field(default_factory=dict)
     previews: list[PreviewPart] = field(default_factory=list)
@@ -54,14 +54,14 @@ class TileResults:
 
     def stage(self, seconds: float, out: Sink) -> None:
         """Write a file that `StagedResults` reads. `seconds`: time spent on the tiles."""
-        places = np.array([(piece.level, *piece.index) for piece in self.pieces], np.int64)
+        places = np.array([(block.level, *block.index) for block in self.blocks], np.int64)
         front = Staged(self.states, places, self.previews, seconds)
         PackedFile.write(
             {
                 "front": [pack(front)],
                 "spanning": self.spanning,
                 "rows": self.rows,
-                "blocks": [piece.payload for piece in self.pieces],
+                "blocks": [block.payload for block in self.blocks],
             },
             out,
         )
@@ -81,7 +81,7 @@ class StagedResults:
         file = PackedFile.open(store, name)
         return cls(store, file, unpack(Staged, file.one(store, "front", 0)))
 
-    def pieces(self) -> Iterator[EncodedBlock]:
+    def blocks(self) -> Iterator[EncodedBlock]:
         """Read its blocks of the mask one after the other."""
         payloads = self.file.each(self.store, "blocks")
         for place, payload in zip(self.front.places.tolist(), payloads, strict=True):
@@ -135,7 +135,7 @@ class StagedLabels:
 def merge_results(parts: Sequence[TileResults], statistics: Mapping[str, Statistic]) -> TileResults:
     """Merge the results of several ranges of tiles of one image."""
     return TileResults(
-        [piece for part in parts for piece in part.pieces],
+        [block for part in parts for block in part.blocks],
         reduce(lambda a, b: merge_states(a, b, statistics), (part.states for part in parts)),
         [preview for part in parts for preview in part.previews],
         [each for part in parts for each in part.rows],

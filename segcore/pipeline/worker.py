@@ -80,8 +80,9 @@ from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.objects.table import Measures
 from maskloom.segcore.storage.canonical import canonical
+from maskloom.segcore.storage.filesystems import configure, filesystem, is_local
 from maskloom.segcore.storage.packing import PackedFile, pack, unpack, unpack_table
-from maskloom.segcore.storage.store import Store, configure, filesystem, is_local
+from maskloom.segcore.storage.store import Store
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -244,13 +245,13 @@ def finish_image(job: FinishJob) -> ImageResult:
     ]
     with _staged(job.image, settings):
         staged = [StagedResults.open(store, name) for name in names]
-    pieces = (piece for part in staged for piece in part.pieces())
+    blocks = (block for part in staged for block in part.blocks())
     previews = [preview for part in staged for preview in part.front.previews]
     states = reduce(
         lambda a, b: merge_states(a, b, settings.statistics), (part.front.states for part in staged)
     )
     seconds = sum(part.front.seconds for part in staged)
-    result = _stage_results(run, job.image, pieces, previews, job.objects)
+    result = _stage_results(run, job.image, blocks, previews, job.objects)
     tables = _stage_objects(
         run,
         (each for part in staged for each in part.rows()),
@@ -338,7 +339,7 @@ def _segment_image(settings: RunSettings, image: PlannedImage) -> ImageResult:
             ],
             settings.statistics,
         )
-        result = _stage_results(run, image, iter(whole.pieces), whole.previews, count)
+        result = _stage_results(run, image, iter(whole.blocks), whole.previews, count)
     except (ImageError, FitError) as error:
         classes = (
             settings.model.expected_classes
@@ -374,7 +375,7 @@ def _fitted(settings: RunSettings, image: PlannedImage) -> Model:
 def _stage_results(
     run: ImageRun,
     image: PlannedImage,
-    pieces: Iterator[EncodedBlock],
+    blocks: Iterator[EncodedBlock],
     previews: list[PreviewPart],
     count: int,
 ) -> ImageResult:
@@ -382,7 +383,7 @@ def _stage_results(
     settings, model, spec, classes = run.settings, run.model, run.spec, run.class_table
     store, writer = Store(settings.output), run.mask_writer(count)
     name = f"masks/{image.source.image_id}{writer.suffix}"
-    mask = writer.publish(store, result_name(settings), pieces, spec, classes, run.grid.tile)
+    mask = writer.publish(store, result_name(settings), blocks, spec, classes, run.grid.tile)
     staged = {name + ending: artefact.name for ending, artefact in mask.files.items()}
     picture = render_preview(
         previews, spec.shape, spec.interpretation, classes, preview_stride(spec.shape)

@@ -27,15 +27,9 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from maskloom.segcore.errors import StoreError
-from maskloom.segcore.storage.store import (
-    STAGING,
-    Store,
-    current_version,
-    filesystem,
-    remedy,
-    store_errors,
-    sync_folder,
-)
+from maskloom.segcore.storage.atomic import sync_folder
+from maskloom.segcore.storage.filesystems import current_version, filesystem, remedy, store_errors
+from maskloom.segcore.storage.store import STAGING, Store
 
 T = TypeVar("T")
 Item = TypeVar("Item")

@@ -16,7 +16,7 @@ from maskloom.segcore.annotations.masks import describe
 from maskloom.segcore.annotations.pairing import NameSuffixes, pair
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.errors import ImageError, RecipeError
-from maskloom.segcore.storage.store import filesystem, store_errors
+from maskloom.segcore.storage.filesystems import filesystem, store_errors
 from maskloom.segcore.training.recipe import matches
 
 if TYPE_CHECKING:

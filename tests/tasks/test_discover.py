@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.source import ABSENT
 from maskloom.segcore.raster.spec import FORMATS, FileKind
-from maskloom.segcore.storage.store import filesystem
+from maskloom.segcore.storage.filesystems import filesystem
 from maskloom.tasks.discover import advice, discover, safe_name, told
 
 

@@ -202,4 +202,4 @@ def test_states_hold_what_their_names_say() -> None:
     assert isinstance(counted[1], Counted)
     assert np.all(np.diff(counted[1].keys.astype(np.int64)) > 0)
     assert isinstance(drawn[1], Drawn)
-    assert np.all(np.diff(drawn[1].lots.astype(object)) > 0)
+    assert np.all(np.diff(drawn[1].priorities.astype(object)) > 0)

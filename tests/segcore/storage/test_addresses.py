@@ -22,7 +22,7 @@ from maskloom.segcore.storage.addresses import (
     require_no_password,
     without_signature,
 )
-from maskloom.segcore.storage.store import current_version
+from maskloom.segcore.storage.filesystems import current_version
 
 SECRET = "c0ffeeC0FFEE42"
 
