@@ -21,17 +21,17 @@ pixels is used; the model then refuses the other images one by one.
 from __future__ import annotations
 
 import hashlib
-import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskloom.segcore.errors import FitError, NothingToFit
 from maskloom.segcore.geometry import in_rows
+from maskloom.segcore.methods.counting import Counted, count_values, decode, encoding_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -39,42 +39,12 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.spec import Block
 
 SAMPLE_SIZE = 2**18
-_TABLE_ENTRIES = 2**24
-_LEAST_INFLUENCE = 0.01
-_TABLE_PAYS_FROM = 2**15
-"""Blocks with fewer pixels are sorted, which is faster than scanning the pages of the table."""
 _LARGEST, _LEAST_RANGE = 1e100, 1e-100
 """For values between these, floats represent squares, and sums of squares over any number of
 pixels, with full precision.
 """
 _NEXT_TO_NOTHING = 1e-8
 """Range of values relative to their size. In float32, values this close are equal."""
-UNLIKELY = 1e30
-"""Values of this size or more are most likely nodata if all others are small."""
-_APART = 1e-6
-"""Values of `UNLIKELY` or more look like nodata if all others are below this fraction of them."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Counted:
-    """Distinct values as sorted keys, with their numbers of pixels."""
-
-    keys: NDArray[np.uint32]
-    counts: NDArray[np.int64]
-
-    @property
-    def pixels(self) -> int:
-        """Number of pixels that were counted."""
-        return int(self.counts.sum())
-
-    def merge(self, other: Counted) -> Counted:
-        """The union of both."""
-        from maskloom.segcore.kernels import pixels as kernels
-
-        keys = np.empty(self.keys.size + other.keys.size, np.uint32)
-        counts = np.empty(keys.size, np.int64)
-        n = kernels.merge_counts(self.keys, self.counts, other.keys, other.counts, keys, counts)
-        return Counted(keys[:n].copy(), counts[:n].copy())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -192,12 +162,12 @@ class Samples:
         """The values of the valid pixels of the block's core."""
         pixels, valid = block.tile.trim(block.pixels), block.tile.trim(block.valid)
         channels, kind = pixels.shape[-1], pixels.dtype
-        encoding = _encoding(kind, channels)
+        encoding = encoding_of(kind, channels)
         rgb = block.spec.interpretation == "rgb" and channels >= 3
         if encoding is None:
             content: Content = self._draw(block, pixels, valid)
             return {(channels, "drawn"): (rgb, content)} if content.pixels else {}
-        content = _count(pixels, np.ascontiguousarray(valid))
+        content = count_values(pixels, np.ascontiguousarray(valid))
         return {(channels, encoding): (rgb, content)} if content.keys.size else {}
 
     def merge(self, a: State, b: State) -> State:
@@ -295,45 +265,6 @@ def spread_of(deviation: NDArray[np.float64] | Sequence[float]) -> NDArray[np.fl
     return np.where(deviations > 0, deviations, 1.0)
 
 
-def note_of_units(deviation: Sequence[float], bands: Sequence[int] | None) -> str | None:
-    """A note if distances in the units of the pixels give some bands almost no influence: their
-    deviation is less than a hundredth of another's.
-    """
-    varying = [i for i, each in enumerate(deviation) if each > 0]
-    widest = max(varying, key=lambda i: deviation[i], default=0)
-    silent = [i for i in varying if deviation[i] < _LEAST_INFLUENCE * deviation[widest]]
-    if not silent:
-        return None
-    numbers = bands or range(1, len(deviation) + 1)
-    hardly = [f"{numbers[i]} ({deviation[i]:.3g})" for i in silent]
-    return (
-        f"by standard deviation, band {', '.join(hardly)} hardly counts beside band "
-        f"{numbers[widest]} ({deviation[widest]:.3g}): set "
-        "`standardise: true` where their units differ"
-    )
-
-
-def note_of_nodata(dataset: WeightedValues, bands: Sequence[int] | None) -> str | None:
-    """A note if a band has values of 1e30 or more, far from all others: most likely nodata that the
-    file does not declare.
-    """
-    if dataset.values.dtype.kind != "f":
-        return None
-    notes = []
-    for number, row in zip(bands or range(1, len(dataset.values) + 1), dataset.values, strict=True):
-        sizes = np.abs(row)
-        far = sizes >= UNLIKELY
-        if far.any() and not far.all() and sizes[~far].max() < _APART * sizes[far].min():
-            notes.append(note_of_extremes(f"band {number}", float(row.min()), float(row.max())))
-    return "; ".join(notes) or None
-
-
-def note_of_extremes(what: str, low: float, high: float) -> str:
-    """The note on values whose extremes, or one of them, look like nodata."""
-    ends = [f"down to {low:.3g}"] * (low <= -UNLIKELY) + [f"up to {high:.3g}"] * (high >= UNLIKELY)
-    return f"{what} has values {' and '.join(ends)}, which look like undeclared nodata"
-
-
 def _require_squares(values: NDArray[np.float64], bands: Sequence[int] | None) -> None:
     """Raise `FitError` if squares of these values (channel, n), or of their differences, would
     overflow or underflow.
@@ -348,98 +279,6 @@ def _require_squares(values: NDArray[np.float64], bands: Sequence[int] | None) -
             f"that are all equal or spread over {_LEAST_RANGE:g} or more. Check nodata, or bring "
             "the values into another unit."
         )
-
-
-def decode(keys: NDArray[np.uint32], encoding: str, channels: int) -> NDArray[np.generic]:
-    """The values of counted keys, shape (channel, n)."""
-    kind = np.dtype(encoding)
-    lowest = np.iinfo(kind).min if kind.kind == "i" else 0
-    if channels == 3:
-        from maskloom.segcore.kernels import pixels as kernels
-
-        colours = np.empty((3, keys.size), np.uint8)
-        kernels.split_keys(keys, colours)
-        return colours if lowest == 0 else colours.astype(np.float64) + lowest
-    if channels == 2:
-        return np.stack([keys >> np.uint32(8), keys & np.uint32(255)]).astype(np.float64) + lowest
-    return keys[None].astype(np.float64) + lowest
-
-
-def _encoding(kind: np.dtype[np.generic], channels: int) -> str | None:
-    if kind == np.bool_:
-        return "uint8" if channels <= 3 else None
-    small = kind.kind in "iu" and kind.itemsize * 8 * channels <= 24
-    return kind.name if small else None
-
-
-def _count(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Counted:
-    from maskloom.segcore.kernels import pixels as kernels
-
-    unsigned, valid = in_rows(_unsigned(pixels), 3), in_rows(valid)
-    if unsigned.shape[-1] == 3 and valid.size >= _TABLE_PAYS_FROM:
-        with _CountingTable() as (table, touched):
-            kernels.count_colours(unsigned, valid, table, touched)
-            return _drain(table, touched, valid.size)
-    if unsigned.shape[-1] == 3:
-        keys = np.empty(valid.size + 1, np.uint32)
-        keys = keys[: kernels.colour_keys(unsigned, valid, keys)]
-    else:
-        chosen = unsigned[valid].astype(np.uint32)
-        keys = chosen[:, 0] if chosen.shape[1] == 1 else chosen[:, 0] << np.uint32(8) | chosen[:, 1]
-        keys = np.ascontiguousarray(keys)
-    if keys.size >= _TABLE_PAYS_FROM:
-        with _CountingTable() as (table, touched):
-            kernels.count_keys(keys, table, touched)
-            return _drain(table, touched, keys.size)
-    distinct, counts = np.empty(keys.size, np.uint32), np.empty(keys.size, np.int64)
-    n = kernels.run_lengths(np.sort(keys), distinct, counts)
-    return Counted(distinct[:n].copy(), counts[:n].copy())
-
-
-def _drain(table: NDArray[np.uint32], touched: NDArray[np.uint8], pixels: int) -> Counted:
-    from maskloom.segcore.kernels import pixels as kernels
-
-    # Room for the largest possible number; unused parts are never touched, so they take no memory.
-    most = min(pixels, int(np.count_nonzero(touched)) << kernels.PAGE_BITS)
-    keys, counts = np.empty(most, np.uint32), np.empty(most, np.int64)
-    n = kernels.drain(table, touched, keys, counts)
-    return Counted(keys[:n].copy(), counts[:n].copy())
-
-
-class _CountingTable:
-    """A pool of counting tables, all zero, each used by one thread at a time: allocating one costs
-    more than counting.
-    """
-
-    _free: ClassVar[list[tuple[NDArray[np.uint32], NDArray[np.uint8]]]] = []
-    _lock = threading.Lock()
-
-    def __enter__(self) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-        with self._lock:
-            lent = self._free.pop() if self._free else None
-        self._lent = lent or (
-            np.zeros(_TABLE_ENTRIES, np.uint32),
-            np.zeros(_TABLE_ENTRIES >> 12, np.uint8),
-        )
-        return self._lent
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # A table with incomplete counts is dropped.
-        if kind is None:
-            with self._lock:
-                self._free.append(self._lent)
-
-
-def _unsigned(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Integers as unsigned ones in the same order, with the lowest as 0."""
-    if pixels.dtype == np.bool_:
-        return pixels.view(np.uint8)
-    if pixels.dtype.kind == "u":
-        return pixels
-    unsigned = np.dtype(f"u{pixels.dtype.itemsize}")
-    return np.asarray(
-        np.bitwise_xor(pixels.view(unsigned), unsigned.type(1 << (8 * unsigned.itemsize - 1)))
-    )
 
 
 def _values(content: Content, encoding: str, channels: int) -> NDArray[np.float64]:
@@ -522,8 +361,3 @@ def _image_salt(block: Block, seed: int) -> int:
     name = block.spec.location.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     text = f"{seed}\0{name}\0{block.spec.version}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def sample_provenance(dataset: WeightedValues) -> Mapping[str, int | bool]:
-    """The fields of a fitted model about its data: pixels, values, and whether they are exact."""
-    return {"pixels": dataset.pixels, "values": int(dataset.weights.size), "exact": dataset.exact}

@@ -29,8 +29,9 @@ from maskloom.segcore.methods.naming import (
     class_order,
     requested_clusters,
 )
+from maskloom.segcore.methods.notes import note_of_nodata
 from maskloom.segcore.methods.pointwise import Scores, select_fitted
-from maskloom.segcore.methods.samples import Samples, State, Units, note_of_nodata
+from maskloom.segcore.methods.samples import Samples, State, Units
 from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,

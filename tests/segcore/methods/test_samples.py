@@ -14,7 +14,8 @@ from skimage import data
 from maskloom.segcore.errors import FitError
 from maskloom.segcore.fold import observe_all
 from maskloom.segcore.geometry import Grid
-from maskloom.segcore.methods.samples import Counted, Drawn, Samples, State, WeightedValues
+from maskloom.segcore.methods.counting import Counted
+from maskloom.segcore.methods.samples import Drawn, Samples, State, WeightedValues
 from maskloom.segcore.testing.segmenters import Picture
 
 
