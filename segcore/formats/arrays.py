@@ -20,7 +20,7 @@ import contextlib
 import io
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +71,7 @@ class Arrays:
                 "Bands and other axes need a .npz with `axes`: "
                 "numpy.savez(FILE, pixels=..., axes='yxb')."
             )
-        return _spec(location, version, stored, stored.shape, stored.least, _space_of(stored.shape))
+        return _spec(location, version, stored, _space_of(stored.shape), stored.least)
 
     def open(self, spec: RasterSpec) -> Reader:
         """Open the file for reading by rows, or read an archive; see `Format.open`."""
@@ -229,15 +229,11 @@ def _space_of(shape: Shape) -> Space:
     return Space(axes=tuple("zyx"[-len(shape) :]))
 
 
-def _spec(
-    location: str,
-    version: str,
-    stored: _Stored,
-    shape: Shape,
-    chunks: Shape,
-    space: Space,
-    notes: tuple[str, ...] = (),
-) -> RasterSpec:
+def _spec(location: str, version: str, stored: _Stored, space: Space, chunks: Shape) -> RasterSpec:
+    """The metadata of a stored array whose first axes are those of `space`; a further axis
+    holds the bands.
+    """
+    shape = stored.shape[: len(space.axes)]
     bands = 1 if len(stored.shape) == len(shape) else stored.shape[-1]
     return RasterSpec(
         location=location,
@@ -249,7 +245,6 @@ def _spec(
         version=version,
         file_bands=bands,
         space=space,
-        notes=notes,
     )
 
 
@@ -271,9 +266,9 @@ def _describe_archive(source: StoredFile, version: str) -> RasterSpec:
             stored = _Stored.of(location, member, size)
         axes = _axes(archive, location, stored.shape)
         metric, notes = _metric(archive, location, axes.rstrip("b"))
-    shape = stored.shape[: len(axes.rstrip("b"))]
     space = Space(metric=metric, axes=tuple(axes.rstrip("b")))
-    return _spec(location, version, stored, shape, shape, space, notes)
+    spec = _spec(location, version, stored, space, stored.shape[: len(space.axes)])
+    return replace(spec, notes=notes)
 
 
 def _read_archive(source: StoredFile, spec: RasterSpec) -> HeldReader:

@@ -14,6 +14,7 @@ chords.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -141,9 +142,8 @@ def _patches(
     whole = np.zeros(len(full)), np.full(len(full), 4.0 * steps)
     for chosen, (begin, end) in ((full, whole), (cut, ends)):
         if len(chosen):
-            found, changed, followed = _polygons(
-                projection, affine, corners[chosen], step, (begin, end), steps, chosen is cut
-            )
+            traces = _Traces(corners[chosen], step, steps, begin, end, cut=chosen is cut)
+            found, changed, followed = _polygons(projection, affine, traces)
             angles[chosen] = found
             settled[chosen] = followed & (changed <= accuracy * np.maximum(found, side**2 / size))
     return angles, settled
@@ -174,31 +174,42 @@ def _ends(
     return begin, np.where(end < begin, end + count, end)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Traces:
+    """Parts of the outlines of squares to be traced."""
+
+    corners: Floats
+    """(n, 2) first corners (row, column) of the squares."""
+    step: float
+    """Length of a lattice step in pixels."""
+    steps: int
+    """Number of steps per side."""
+    begin: Floats
+    end: Floats
+    """(n,) ends of the parts, in steps from the first corner."""
+    cut: bool
+    """Whether the parts end at the edge of the map."""
+
+
 def _polygons(
-    projection: Projection,
-    affine: Affine,
-    corners: Floats,
-    step: float,
-    ends: tuple[Floats, Floats],
-    steps: int,
-    cut: bool,
+    projection: Projection, affine: Affine, traces: _Traces
 ) -> tuple[Floats, Floats, Flags]:
     """Extrapolated solid angles, their change by the last step of the extrapolation, and whether
     the outlines are traced closely enough.
     """
     from maskloom.segcore.kernels.outlines import patches
 
-    (begin, end), points = ends, 16
+    begin, end, steps, points = traces.begin, traces.end, traces.steps, 16
     turns = (np.floor(begin / steps)[:, None] + np.arange(1, 5)) * steps
     stops = np.concatenate([begin[:, None], np.minimum(turns, end[:, None]), end[:, None]], axis=1)
     parts = np.arange(points) / points
-    if cut:
+    if traces.cut:
         # Points are denser at the ends, where latitude and longitude may change like a square root.
         parts = (1 - np.cos(np.pi * parts)) / 2
     places = (stops[:, :-1, None] + np.diff(stops)[:, :, None] * parts).reshape(len(begin), -1)
     places = np.concatenate([places, end[:, None]], axis=1)
     longitudes, latitudes = projection.locate(
-        *_on_map(affine, *_along(corners[:, None], step, steps, places))
+        *_on_map(affine, *_along(traces.corners[:, None], traces.step, steps, places))
     )
     known: Flags = np.isfinite(longitudes + latitudes).min(axis=1)
     angles, gaps = np.zeros((len(begin), 3)), np.zeros((len(begin), 3))
