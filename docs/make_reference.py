@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from maskloom.flows.recipes import run
+from maskloom.flows.recipes.run_file import schema as run_schema
 from maskloom.flows.recipes.training import schema as training_schema
 
 FILE = Path(__file__).with_name("reference.md")
@@ -37,7 +37,7 @@ def reference() -> str:
     """The page."""
     parts = [
         _HEAD,
-        *_recipe("Run recipe", run.schema()),
+        *_recipe("Run recipe", run_schema()),
         *_recipe("Training recipe", training_schema()),
     ]
     return "\n".join(parts)

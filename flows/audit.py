@@ -1,11 +1,12 @@
-"""Audit: shows that tiled equals untiled, on the user's recipe and image.
+"""The audit: checks on the user's recipe and image that tiling does not change the result.
 
-A region is fitted and segmented twice, as one tile and in tiles, with the functions that runs use,
-one job each. Differences are counted by class or by object and drawn.
+A region is fitted and segmented twice, as one tile and in tiles, in one job each, with the
+functions that runs use. Differences are counted by class or by object, and drawn.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ import numpy as np
 
 from maskloom.flows.inventory import take_inventory
 from maskloom.flows.progress import ItemProgress, display
-from maskloom.flows.recipes.run import RunRecipe, effective_tile
+from maskloom.flows.recipes.run import RunRecipe
+from maskloom.flows.recipes.run_file import effective_tile
 from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.figures.differences import draw
 from maskloom.segcore.geometry import Tile
+from maskloom.segcore.ground.space import AXES
 from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter
 from maskloom.segcore.objects.seam_audit import audit_seams
 from maskloom.segcore.pipeline.in_memory import Mask, Region
@@ -46,8 +49,10 @@ if TYPE_CHECKING:
 
 DEFAULT_PIXELS = 2_000_000
 _TILES_ACROSS = 3
+_SEAMS = {2: "line", 3: "plane"}
+"""What a seam is, by number of axes."""
 _PIXELS_IN_PROCESS = 4_000_000
-"""Worker processes take seconds to start; they pay for larger regions than this."""
+"""Worker processes take seconds to start, so they are worth it only above this number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +66,8 @@ class Audit:
 
 
 def audit(recipe: RunRecipe, pixels: int, tile: int | None, *, quiet: bool = True) -> Audit:
-    """Audit the first readable image of a recipe, in this process; if the region is large, on the
-    recipe's cluster.
+    """Audit the first readable image of a recipe, in this process, or on the recipe's cluster if
+    the region is large.
 
     Raises `RunError` if no image can be read, `FitError` if it allows no model.
     """
@@ -70,14 +75,14 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None, *, quiet: bool = Tru
     stop = threading.Event()
     with ExitStack() as stack:
         stack.enter_context(stop_on_signals(stop))
-        item = _first_readable(recipe, stop)
-        assert item.spec is not None
-        require_tiling(recipe.run_settings("audit"), [item])
-        region = Region.middle(item.spec, pixels)
+        image = _first_readable(recipe, stop)
+        assert image.spec is not None
+        require_tiling(recipe.run_settings("audit"), [image])
+        region = Region.middle(image.spec, pixels)
         shape = region.spec.shape
-        side = _tile_side(recipe.tiling.tile(item.spec.shape)[-1], shape, tile)
+        side = _tile_side(recipe.tiling.tile(image.spec.shape)[-1], shape, tile)
         cluster = _cluster(recipe, region)
-        require_memory(recipe.run_settings("audit"), [item], cluster.worker_memory)
+        require_memory(recipe.run_settings("audit"), [image], cluster.worker_memory)
         fanout = stack.enter_context(_opened(recipe, cluster, stop))
         shown_by = stack.enter_context(display(quiet))
         start = select_engines_on(fanout, recipe.segmenter, region)
@@ -89,13 +94,11 @@ def audit(recipe: RunRecipe, pixels: int, tile: int | None, *, quiet: bool = Tru
             ],
             ItemProgress(shown_by, "audit", "passes", 2),
         )
-    return _report(recipe, item, region, side, (whole, tiled))
+    return _report(recipe, image, region, side, (whole, tiled))
 
 
 def _tile_side(most: int, shape: Shape, tile: int | None) -> int:
-    """The recipe's side `most`, or smaller than the region: without seams there is nothing to
-    audit.
-    """
+    """The recipe's side `most`, or a smaller one if the region would have no seams to audit."""
     side = effective_tile(tile or min(most, max(16, -(-max(shape) // _TILES_ACROSS))))
     if tile is None and side >= max(shape):
         side = effective_tile(max(16, side // 4))
@@ -113,53 +116,66 @@ def _opened(recipe: RunRecipe, cluster: Cluster, stop: threading.Event) -> Fanou
 
 def _report(
     recipe: RunRecipe,
-    item: PlannedImage,
+    image: PlannedImage,
     region: Region,
     side: int,
     results: tuple[SegmentedRegion, SegmentedRegion],
 ) -> Audit:
-    assert item.spec is not None
-    (whole_model, whole), (tiled_model, tiled) = ((each.model, each.mask) for each in results)
+    assert image.spec is not None
+    (model, whole), (tiled_model, tiled) = ((each.model, each.mask) for each in results)
     shape = region.spec.shape
+    differing = _differing_pixels(model, whole, tiled)
+    count = int(np.count_nonzero(differing))
     lines = [
         (
-            f"{item.source.uri}: {_size(shape)} of {_size(item.spec.shape)} pixels, whole against "
+            f"{image.source.uri}: {_size(shape)} of {_size(image.spec.shape)} pixels, whole and in "
             f"tiles of {side}"
         ),
         (
-            f"segmenter {recipe.kind}: {whole_model.exactness.value}, halo "
-            f"{whole_model.requirements.halo}{_planar(whole_model, shape)}"
+            f"segmenter {recipe.kind}: {model.exactness.value}, halo "
+            f"{model.requirements.halo}{_planar(model, shape)}"
         ),
     ]
-    if whole_model != tiled_model:
+    if model != tiled_model:
         lines.append("The fitted models differ.")
-    differing = (
-        _changed(whole, tiled)
-        if isinstance(whole_model, ObjectSegmenter)
-        else whole.values != tiled.values
-    )
-    differing &= whole.valid
     lines += (
         _objects(whole, tiled, side)
-        if isinstance(whole_model, ObjectSegmenter)
-        else _classes(whole_model, whole, tiled)
+        if isinstance(model, ObjectSegmenter)
+        else _classes(model, whole, tiled)
     )
-    count = int(np.count_nonzero(differing))
-    if count and whole_model.exactness is Exactness.EXACT_IF_SMALLER_THAN_HALO:
+    if count and model.exactness is Exactness.EXACT_IF_SMALLER_THAN_HALO:
         lines.append("Objects larger than the halo may differ; a larger halo makes them equal.")
     lines.append(f"differing pixels: {count} of {int(np.count_nonzero(whole.valid))}")
     if count:
-        name = f"runs/audit/{item.source.image_id}.png"
-        pixels = region.block(Tile.whole(shape), region.spec).pixels
-        plane = _plane_to_show(differing)
-        Store(recipe.output).publish(name, draw(pixels[plane], differing[plane], side))
-        lines.append(f"Look at {recipe.output}/{name}: differences are red, seams blue.")
-    broken = whole_model.exactness is Exactness.EXACT and (count > 0 or whole_model != tiled_model)
+        picture = _draw_differences(recipe.output, image.source.image_id, region, differing, side)
+        lines.append(f"Look at {picture}: differences are red, seams blue.")
+    broken = model.exactness is Exactness.EXACT and (count > 0 or model != tiled_model)
     return Audit(tuple(lines), broken)
 
 
+def _differing_pixels(model: Model, whole: Mask, tiled: Mask) -> NDArray[np.bool_]:
+    """Valid pixels whose class, or whose object as a set of pixels, differs."""
+    differing = (
+        _changed(whole, tiled)
+        if isinstance(model, ObjectSegmenter)
+        else whole.values != tiled.values
+    )
+    return differing & whole.valid
+
+
+def _draw_differences(
+    output: str, image_id: str, region: Region, differing: NDArray[np.bool_], side: int
+) -> str:
+    """Write a picture of the differences; return its location."""
+    name = f"runs/audit/{image_id}.png"
+    pixels = region.block(Tile.whole(region.spec.shape), region.spec).pixels
+    plane = _plane_to_show(differing)
+    Store(output).publish(name, draw(pixels[plane], differing[plane], side))
+    return f"{output}/{name}"
+
+
 def _plane_to_show(differing: NDArray[np.bool_]) -> tuple[int, ...]:
-    """The index of the plane of a volume with most differences; nothing for an image."""
+    """The index of a volume's plane with the most differences; empty for an image."""
     if differing.ndim == len("yx"):
         return ()
     return (int(np.argmax(np.count_nonzero(differing, axis=(1, 2)))),)
@@ -174,10 +190,10 @@ def _first_readable(recipe: RunRecipe, stop: threading.Event) -> PlannedImage:
     with _opened(recipe, SerialCluster(), stop) as fanout:
         reason = ""
         for source in inventory.sources:
-            (item,) = describe_sources(fanout, [source], recipe.format, recipe.ground_control)
-            if item.spec is not None:
-                return item
-            reason = reason or (item.failure.error if item.failure else "")
+            (image,) = describe_sources(fanout, [source], recipe.format, recipe.ground_control)
+            if image.spec is not None:
+                return image
+            reason = reason or (image.failure.error if image.failure else "")
     raise RunError(f"None of {count(len(inventory.sources), 'input')} can be read. {reason}")
 
 
@@ -207,8 +223,8 @@ def _objects(whole: Mask, tiled: Mask, side: int) -> list[str]:
 
 
 def _changed(whole: Mask, tiled: Mask) -> NDArray[np.bool_]:
-    """Pixels (y, x) whose object, as a set of pixels, is not in the other mask. Ids are not
-    compared: one more object shifts all that follow.
+    """Pixels whose object, as a set of pixels, is not in the other mask. Ids are not compared,
+    since one more object shifts all ids that follow.
     """
     one, other = (np.where(mask.valid, mask.values, 0).astype(np.uint64) for mask in (whole, tiled))
     pairs, places, common = np.unique(
@@ -227,35 +243,38 @@ def _changed(whole: Mask, tiled: Mask) -> NDArray[np.bool_]:
 
 
 def _seams(ids: NDArray[np.integer], side: int) -> list[str]:
-    """What the seams show of the tiling; nothing for volumes."""
+    """What the seams show of the tiling."""
     from skimage.measure import regionprops_table
 
-    if not ids.any() or max(ids.shape) <= side or ids.ndim > len("yx"):
+    if not ids.any() or max(ids.shape) <= side:
         return []
     table = regionprops_table(ids.astype(np.int64), properties=("centroid", "bbox", "area"))
-    names = {"centroid-0": "centroid_y", "centroid-1": "centroid_x"}
-    names |= {f"bbox-{i}": f"bbox_{name}" for i, name in enumerate(("y0", "x0", "y1", "x1"))}
-    radius = float(np.sqrt(np.median(table["area"]) / np.pi))
-    band = int(np.clip(radius, 1, (side - 1) // 2))
-    found = audit_seams(
-        {names[key]: column for key, column in table.items() if key in names},
-        ids.shape,
-        (side, side),
-        band,
-    )
+    objects = {}
+    for i, axis in enumerate(AXES[-ids.ndim :]):
+        objects[f"centroid_{axis}"] = table[f"centroid-{i}"]
+        objects[f"bbox_{axis}0"] = table[f"bbox-{i}"]
+        objects[f"bbox_{axis}1"] = table[f"bbox-{i + ids.ndim}"]
+    band = int(np.clip(_radius(float(np.median(table["area"])), ids.ndim), 1, (side - 1) // 2))
+    found = audit_seams(objects, ids.shape, (side,) * ids.ndim, band)
     return [
         (
             f"centroids along the seams: {found.ratio:.2f} times as dense as elsewhere "
             f"({found.centroid_score:+.1f} standard deviations)"
         ),
         (
-            f"object sides on a seam: {found.cut_at_seams:.2f} a line, {found.cut_inside:.2f} "
-            f"elsewhere ({found.cut_score:+.1f} standard deviations)"
+            f"object sides on a seam: {found.cut_at_seams:.2f} per {_SEAMS[ids.ndim]}, "
+            f"{found.cut_inside:.2f} elsewhere ({found.cut_score:+.1f} standard deviations)"
         ),
         "The seams do not show."
         if found.clean
         else "The seams show: objects are cut or merged there.",
     ]
+
+
+def _radius(pixels: float, axes: int) -> float:
+    """Of the disk, or ball, with so many pixels."""
+    unit = math.pi if axes == len("yx") else math.pi * 4 / 3
+    return float((pixels / unit) ** (1 / axes))
 
 
 def _size(shape: Shape) -> str:

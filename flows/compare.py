@@ -1,8 +1,8 @@
-"""Compare: what several segmenters find in one image, side by side in one picture.
+"""The comparison: the results of several segmenters on one image, side by side in one picture.
 
-Each segmenter is fitted to and run on the pixels of the image itself (of one larger than a
-megapixel, its middle), so that it finds what a run with the same parameters finds there. Only the
-drawing (`segcore.figures.comparison`) is reduced in size.
+Each segmenter is fitted to and run on the image's own pixels (those in the middle if there are more
+than a million), so it finds what a run with the same parameters finds there. Only the drawing
+(`segcore.figures.comparison`) is reduced in size.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 from maskloom.flows.progress import ItemProgress, display
 from maskloom.flows.recipes.schemas import build
 from maskloom.flows.signals import stop_on_signals
-from maskloom.segcore.errors import RecipeError, RunError, StoreError
-from maskloom.segcore.figures.comparison import draw, label_cell, photo, photo_cell
+from maskloom.segcore import formats
+from maskloom.segcore.errors import RecipeError, StoreError
+from maskloom.segcore.figures.comparison import Cell, draw, label_cell, photo, photo_cell
 from maskloom.segcore.geometry import Tile
 from maskloom.segcore.models.planes import planes_of
 from maskloom.segcore.models.protocols import SEGMENTERS, ObjectSegmenter
 from maskloom.segcore.pipeline.in_memory import Region
-from maskloom.segcore.pipeline.jobs import DescribeJob
-from maskloom.segcore.pipeline.worker import describe, prepare_process
+from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.spec import Block
 from maskloom.segcore.storage.filesystems import filesystem, store_errors, version_of
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from maskloom.tasks.regions import SegmentedRegion
 
 Kind = str | Mapping[str, Any] | list[Any]
-"""A segmenter as in a recipe: a kind, or `kind` and parameters, or a list of these, which is an
-ensemble.
+"""A segmenter as in a recipe: a kind, a section with `kind` and parameters, or a list of these,
+which is an ensemble.
 """
 
 CLASSICAL: tuple[Kind, ...] = (
@@ -67,7 +67,7 @@ _MOST_PIXELS = 10**6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedRegion:
-    """A region of an image file that a process reads once for each choice of bands. Pickles without
+    """A region of an image file that each process reads once per choice of bands. Pickled without
     the pixels.
     """
 
@@ -99,14 +99,14 @@ def compare(
     *,
     quiet: bool = True,
 ) -> None:
-    """Write the picture of what these segmenters (None: all classical ones) find in an image, or in
-    the middle plane of a volume that they see whole.
+    """Write a picture of an image and the results of these segmenters (None: all classical ones);
+    of a volume, which they segment whole, the picture shows the middle plane.
 
-    They run on `cluster`, one job each; None: in this process.
+    They run on `cluster`, one job each. None: in this process.
 
-    Raises `RecipeError` for unknown kinds or parameters, `RunError` or `ImageError` if the image
-    cannot be read, `FitError` if it allows no model, `ModelMismatch` if it does not suit a
-    segmenter, and `StoreError` if the picture cannot be written.
+    Raises `RecipeError` for unknown kinds or parameters, `ImageError` if the image cannot be read,
+    `FitError` if it allows no model, `ModelMismatch` if it does not suit a segmenter, and
+    `StoreError` if the picture cannot be written.
     """
     if kinds is None:
         kinds = [
@@ -116,31 +116,42 @@ def compare(
     starts = [_start(section, f"segmenter {number}") for number, section in enumerate(sections, 1)]
     image = _header(image_path)
     region = CachedRegion(Region.middle(image, _MOST_PIXELS))
-    shape = region.spec.shape
-    planes = list(planes_of(region.block(Tile.whole(shape), region.spec)))
-    block = planes[len(planes) // 2]
-    picture = photo(block.pixels, block.valid, rgb=region.spec.interpretation == "rgb")
     jobs = [
         RegionJob(number, f"segmenter {number + 1} ({section['kind']})", start, region)
         for number, (section, start) in enumerate(zip(sections, starts, strict=True))
     ]
     results = _results(jobs, cluster or SerialCluster(), quiet)
-    part = "" if shape == image.shape else f"middle {_size(shape)} of "
-    if len(shape) > len("yx"):
-        part = f"middle plane of {part}"
-    name = image_path.replace("\\", "/").rsplit("/", 1)[-1]
-    cells = [photo_cell(name, f"{part}{_size(image.shape)} pixels", picture)]
-    for section, result in zip(sections, results, strict=True):
-        plane = tuple(n // 2 for n in shape[:-2])
-        values, valid = result.mask.values[plane], result.mask.valid[plane]
-        cells.append(label_cell(section["kind"], _text(section, result), values, valid, picture))
-    content = draw(cells)
+    cells = _cells(image_path, image.shape, region, sections, results)
     try:
-        out_png.write_bytes(content)
+        out_png.write_bytes(draw(cells))
     except OSError as error:
         raise StoreError(
             f"Cannot write {out_png}: {error}. Check that its folder exists and can be written."
         ) from error
+
+
+def _cells(
+    image_path: str,
+    image_shape: Shape,
+    region: CachedRegion,
+    sections: Sequence[Mapping[str, Any]],
+    results: Sequence[SegmentedRegion],
+) -> list[Cell]:
+    """The photo and the result of each segmenter; of a volume, its middle plane."""
+    spec = region.spec
+    planes = list(planes_of(region.block(Tile.whole(spec.shape), spec)))
+    block = planes[len(planes) // 2]
+    picture = photo(block.pixels, block.valid, rgb=spec.interpretation == "rgb")
+    part = "" if spec.shape == image_shape else f"middle {_size(spec.shape)} of "
+    if len(spec.shape) > len("yx"):
+        part = f"middle plane of {part}"
+    name = image_path.replace("\\", "/").rsplit("/", 1)[-1]
+    cells = [photo_cell(name, f"{part}{_size(image_shape)} pixels", picture)]
+    plane = tuple(n // 2 for n in spec.shape[:-2])
+    for section, result in zip(sections, results, strict=True):
+        values, valid = result.mask.values[plane], result.mask.valid[plane]
+        cells.append(label_cell(section["kind"], _text(section, result), values, valid, picture))
+    return cells
 
 
 def _results(jobs: Sequence[RegionJob], cluster: Cluster, quiet: bool) -> list[SegmentedRegion]:
@@ -172,22 +183,21 @@ def _start(section: Mapping[str, Any], path: str) -> Fitter | Model:
 
 def _header(path: str) -> RasterSpec:
     fs, inner = filesystem(path)
-    uri = path if "://" in path else f"file://{inner}"
+    uri = inner if "file" in fs.protocol else path
     try:
         with store_errors(uri):
             info = fs.info(inner)
     except FileNotFoundError as error:
         raise RecipeError(f"{path!r} does not exist. Check its name.") from error
-    (item,) = describe(
-        DescribeJob((Source(uri, "image", version_of(info), int(info.get("size") or 0)),))
-    )
-    if item.spec is None:
-        raise RunError(item.failure.error if item.failure else f"{uri} cannot be read.")
-    return item.spec
+    if info["type"] == "other":
+        raise RecipeError(f"{path!r} is neither a file nor a folder. Check its name.")
+    size, is_folder = int(info.get("size") or 0), info["type"] == "directory"
+    source = Source(uri, "image", version_of(info), size, is_folder=is_folder)
+    return formats.describe_source(source, source.version)
 
 
 def _text(section: Mapping[str, Any], result: SegmentedRegion) -> str:
-    """Parameters of a segmenter, and the number of classes or objects that it found."""
+    """Parameters of a segmenter, and the number of classes or objects found."""
     parameters = [f"{name} {_in_words(value)}" for name, value in section.items() if name != "kind"]
     mask = result.mask
     count = (
@@ -199,7 +209,7 @@ def _text(section: Mapping[str, Any], result: SegmentedRegion) -> str:
 
 
 def _in_words(value: Any) -> str:
-    """The value of a parameter; of a segmenter inside a segmenter its kind."""
+    """The value of a parameter; the kind of a segmenter inside a segmenter."""
     if isinstance(value, list):
         return ", ".join(map(_in_words, value))
     return str(value["kind"] if isinstance(value, Mapping) and "kind" in value else value)

@@ -1,4 +1,4 @@
-"""The demo: photographs that scikit-image and scikit-learn install, with a recipe to play with."""
+"""The demo: photographs that scikit-image and scikit-learn install, and a recipe to try out."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ def prepare(output: Path) -> Path:
     photographs = folder / "photographs"
     photographs.mkdir(parents=True, exist_ok=True)
     for (package, *folders), names in PHOTOGRAPHS.items():
-        # Without importing the package, which would take a second.
+        # The package is not imported, since that takes a second.
         spec = find_spec(package)
         if spec is None or spec.origin is None:
             raise RunError(
-                f"The demo needs the photographs of the package {package}, which is not installed."
+                f"The demo needs the photographs of the package {package}, which is not installed. "
+                "Install scikit-image and scikit-learn."
             )
         for name in names:
             target = photographs / name

@@ -1,6 +1,6 @@
-"""What is to do: the inputs as they are now, and what the output already has.
+"""The inventory of a run: the inputs as they are now, and what the output has of them.
 
-Also how a run shares its output with other runs: it refuses to mix recipes unless told to.
+A run that would leave images of another recipe in its output is refused, unless the user allows it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskloom.flows.recipes.run import SCHEDULE_NOTE, RunRecipe
+from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Committed, Ledger
-from maskloom.tasks.commits.presence import present
-from maskloom.tasks.discover import advice, discover, told
+from maskloom.tasks.commits.presence import process_folder
+from maskloom.tasks.discovery.discover import discover, passed_over_advice, passed_over_note
 from maskloom.tasks.memory import WORKER_MEMORY, retried
 from maskloom.tasks.plan import LastRun, identify, pending, read_head, read_plan
 from maskloom.tasks.publish import heal
@@ -25,7 +26,7 @@ from maskloom.tasks.publish import heal
 log = logging.getLogger("maskloom.run")
 
 _NOT_OF_THE_RECIPE = {"maskloom", "libraries", "machine", "python", "passed_over", WORKER_MEMORY}
-"""Settings of a plan that the code and the machine add to the recipe's."""
+"""Settings of a plan that do not come from the recipe, but from the code and the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,9 @@ class Sharing:
     """How a run shares its output with others."""
 
     keep_other_recipes: bool = False
-    """Leave rows of other recipes where they are."""
+    """Keep the rows of other recipes."""
     sole_writer: bool = False
-    """No other run works on the output, whatever its store shows."""
+    """The user asserts that no other run writes to the output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Inventory:
     head: LastRun
     pending: list[Source]
     interrupted: bool
-    """Whether a run over just these inputs was planned and not finished."""
+    """Whether a run over exactly these inputs was planned and has not finished."""
 
     @property
     def nothing_to_do(self) -> bool:
@@ -60,7 +61,7 @@ class Inventory:
 
     @property
     def failed_before(self) -> int:
-        """Inputs that failed in an earlier run for a reason that still holds."""
+        """Number of inputs that failed in an earlier run and would fail again."""
         waiting = {source.uri for source in self.pending}
         rows = (
             self.committed.get(source.uri) for source in self.sources if source.uri not in waiting
@@ -69,13 +70,13 @@ class Inventory:
 
     @property
     def removed(self) -> int:
-        """Images in the tables that are no longer among the inputs; their rows and masks stay."""
+        """Number of images in the tables that are no longer inputs; their rows and masks stay."""
         return len(self.committed.keys() - {source.uri for source in self.sources})
 
 
 def take_inventory(recipe: RunRecipe, *, to_write: bool = False) -> Inventory:
-    """List the inputs and read what is committed. `to_write`: complete a commit that a dead run
-    left half done.
+    """List the inputs and read the committed rows. `to_write`: also complete a commit that a killed
+    run left incomplete.
     """
     store = Store(recipe.output)
     tables = [statistic.table for statistic in recipe.statistics.values()] + [Objects.table] * (
@@ -100,8 +101,8 @@ def take_inventory(recipe: RunRecipe, *, to_write: bool = False) -> Inventory:
 
 
 def inventory_to_write(recipe: RunRecipe, sharing: Sharing) -> Inventory:
-    """The inventory of a run that is about to write. Raises `RecipeError` where images of another
-    recipe would stay beside those of this one.
+    """The inventory of a run that is about to write. Raises `RecipeError` if images of another
+    recipe would stay in the output.
     """
     inventory = take_inventory(recipe, to_write=True)
     if inventory.ledger.superseded:
@@ -112,28 +113,28 @@ def inventory_to_write(recipe: RunRecipe, sharing: Sharing) -> Inventory:
 
 
 def notes(recipe: RunRecipe, inventory: Inventory) -> list[str]:
-    """What users should know of a recipe and its inputs before the run."""
+    """Lines that users should read before the run: on the recipe and on its inputs."""
     skipped = inventory.passed_over
     return [
         *([SCHEDULE_NOTE] if recipe.scheduled else []),
-        *([(told(skipped) + advice(skipped)).strip()] if skipped else []),
+        *([(passed_over_note(skipped) + passed_over_advice(skipped)).strip()] if skipped else []),
     ]
 
 
 def _healed(recipe: RunRecipe, inventory: Inventory, sharing: Sharing) -> Inventory:
-    """The inventory after removing rows that an earlier version left beside another row of their
-    image.
+    """The inventory after removing superseded rows, which an earlier version of maskloom or a lost
+    file left.
     """
     store = Store(recipe.output)
-    with present(store, "heal", sole_writer=sharing.sole_writer) as folder:
-        count = heal(inventory.ledger, folder)
-    # Zero where the supposed leftovers were a commit of another run, under way.
-    if count:
+    with process_folder(store, "heal", sole_writer=sharing.sole_writer) as folder:
+        healed = heal(inventory.ledger, folder)
+    # Zero if the supposed leftovers belonged to a commit of another run that was not complete.
+    if healed:
         log.warning(
-            "%d table files held rows of images that another file has too, or that the table "
-            "`images` has not (a file was lost or "
-            "copied, or an earlier version of maskloom left them). These rows are gone.",
-            count,
+            "%d table files held rows of images that are also in another file, or that are not in "
+            "the table `images` (a file was lost or copied, or an earlier version of maskloom left "
+            "them). These rows were removed.",
+            healed,
         )
     return take_inventory(recipe, to_write=True)
 
@@ -153,15 +154,13 @@ def _refuse_other_recipes(recipe: RunRecipe, inventory: Inventory) -> None:
                 else f"another recipe ({plan.settings['segmenter']['kind']})"
             )
             raise RecipeError(
-                f"output: {recipe.output} holds {len(rows)} "
-                f"{'image' if len(rows) == 1 else 'images'} of run {run_id}, of {kind}, that "
-                f"this run would leave there, such as {rows[0].image_id}: its classes would add up "
-                "with those of this recipe. Give this "
-                "recipe an output of its own, or say --keep-other-recipes and group by the column "
-                "`fingerprint`."
+                f"output: {recipe.output} holds {count(len(rows), 'image')} of run {run_id}, of "
+                f"{kind}, that this run would leave there, e.g. {rows[0].image_id}: sums over the "
+                "tables would mix their classes with those of this recipe. Use another output, or "
+                "add --keep-other-recipes and group the tables by the column `fingerprint`."
             )
 
 
 def _of_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a recipe gives, without those that the code and the machine add."""
+    """The settings that come from the recipe, without those of the code and the machine."""
     return {key: value for key, value in settings.items() if key not in _NOT_OF_THE_RECIPE}

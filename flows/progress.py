@@ -183,10 +183,10 @@ class RunProgress:
         self._lock = threading.Lock()
         self._counter: Counter | None = None
 
-    def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
+    def start(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
         """A pass over these images begins."""
         with self._lock:
-            self._counter = Counter(stage, items, order)
+            self._counter = Counter(stage, images, settings)
             self._display.begin(self._counter.position)
 
     def advance(self, job: Job) -> None:
@@ -219,18 +219,18 @@ class ItemProgress:
 class Counter:
     """Images, tiles and pixels of one pass: all, and done."""
 
-    def __init__(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
-        usable = [item.spec for item in items if item.spec is not None]
+    def __init__(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
+        usable = [image.spec for image in images if image.spec is not None]
         self.stage = stage
         self.started = time.monotonic()
-        self.images, self.all_images = len(items) - len(usable), len(items)
-        self.tiles, self.all_tiles = 0, sum(len(order.grid(spec)) for spec in usable)
+        self.images, self.all_images = len(images) - len(usable), len(images)
+        self.tiles, self.all_tiles = 0, sum(len(settings.grid(spec)) for spec in usable)
         self.pixels, self.all_pixels = 0, sum(spec.pixels for spec in usable)
 
     def add(self, job: Job) -> None:
         """Count a finished job."""
         if isinstance(job, ImagesJob):
-            specs = [item.spec for item in job.images if item.spec is not None]
+            specs = [image.spec for image in job.images if image.spec is not None]
             self.images += len(job.images)
             self.tiles += sum(len(job.settings.grid(spec)) for spec in specs)
             self.pixels += sum(spec.pixels for spec in specs)

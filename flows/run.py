@@ -1,6 +1,6 @@
-"""A whole run: signals, cluster, fan-out and progress around the segmentation flow.
+"""A whole run: the segmentation flow with signals, cluster, fan-out and progress.
 
-Knows nothing of a command line: `flows.cli` and `flows.orchestration.flow` call it.
+Independent of the command line: `flows.commands` and `flows.orchestration.flow` call it.
 """
 
 from __future__ import annotations
@@ -30,33 +30,32 @@ log = logging.getLogger("maskloom.run")
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How to run a recipe; nothing here decides a result."""
+    """Options of a run that do not change its results."""
 
     quiet: bool = False
     """Show no progress."""
     keep_other_recipes: bool = False
-    """Write beside images of other recipes in the same output."""
+    """Allow images of other recipes in the same output."""
     sole_writer: bool = False
-    """No other run works on the output."""
+    """The user asserts that no other run writes to the output."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run found and did."""
+    """The result of a run."""
 
     inventory: Inventory
     """The inputs and the output before the run."""
     outcome: Outcome | None
-    """None: there was nothing to do."""
+    """How the run ended. None: there was nothing to do."""
     seconds: float
 
     @property
     def unchanged(self) -> int:
-        """Inputs that an earlier, finished run has done."""
+        """Number of inputs that an earlier, finished run has done."""
         if self.outcome is None:
             return len(self.inventory.sources)
-        # By the outcome, not by what was pending: a resumed run counts what it did before it was
-        # interrupted.
+        # Counted by the outcome: a resumed run includes what it did before it was interrupted.
         return max(0, len(self.inventory.sources) - self.outcome.done - self.outcome.failed)
 
     @property
@@ -72,10 +71,11 @@ def run(
     orchestrator: Orchestrator | None = None,
     note: Callable[[str], None] = log.warning,
 ) -> RunResult:
-    """Run a recipe, or what is left of it; `note` gets the lines that users should read first.
+    """Segment all images of a recipe, or those that are left; `note` is called with lines that
+    users should read first.
 
-    Raises `RecipeError` where the recipe does not suit the output, `RunError` where the run cannot
-    continue, and `Stopped` on SIGINT and SIGTERM. The same call resumes it.
+    Raises `RecipeError` if the recipe does not suit the output, `RunError` if the run cannot
+    continue, and `Stopped` on SIGINT and SIGTERM. The same call resumes the run.
     """
     options, orchestrator = options or RunOptions(), orchestrator or Plain()
     started = time.monotonic()
@@ -101,8 +101,7 @@ def _segment(
     stop = threading.Event()
     with ExitStack() as stack:
         stack.enter_context(stop_on_signals(stop))
-        # The server and the cluster take seconds to start; they start side by side, in the
-        # background.
+        # The Prefect server and the cluster take seconds; both start in the background.
         stack.enter_context(orchestrator)
         cluster = _cluster(recipe)
         prepare = partial(prepare_process, recipe.storage, cluster.worker_threads, recipe.limits)
@@ -115,7 +114,7 @@ def _segment(
 
 
 def _cluster(recipe: RunRecipe) -> Cluster:
-    """The recipe's cluster, with one worker per GPU for networks whose engine is still open."""
+    """The recipe's cluster, with one worker per GPU for networks whose engine is not selected."""
     if pending_selections(recipe.segmenter):
         return recipe.cluster.with_one_worker_per_gpu()
     return recipe.cluster

@@ -1,9 +1,9 @@
-"""The segmentation flow: plan, choose, fit, segment shards, publish. One line per stage.
+"""The segmentation flow: plan, choose, fit, segment shards, publish.
 
-Everything here is small values; pixels stay on the workers and in the stores. The same flow resumes
-an interrupted run: the plan is found by its id, the model by its file, and an image is done when
-the `images` table has it. Several runs may work on one output: `tasks/commits/log.py` says how they
-stay apart.
+Only small values are handled here; pixels stay on the workers and in the stores. The same flow
+resumes an interrupted run: the plan is found by its id, the model by its file, and an image is done
+if the table `images` has it. Several runs may work on one output; `tasks/commits/log.py` describes
+how they stay apart.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.tasks.batching import require_tiling
-from maskloom.tasks.choose import select_engines
-from maskloom.tasks.commits.presence import is_at_work, present
+from maskloom.tasks.commits.presence import is_at_work, process_folder
 from maskloom.tasks.commits.recorded import CHOICES, MODEL, record, recorded, require_model
 from maskloom.tasks.fanout.protocol import Fanout
 from maskloom.tasks.fit import fit
@@ -48,6 +47,7 @@ from maskloom.tasks.plan import (
 from maskloom.tasks.progress import Progress
 from maskloom.tasks.publish import Tables
 from maskloom.tasks.segment import ShardContext, clear_staging, segment_shard
+from maskloom.tasks.select_engine import select_engines
 
 log = logging.getLogger("maskloom.run")
 
@@ -90,12 +90,12 @@ def segment(
     progress: Progress,
     sharing: Sharing,
 ) -> Outcome:
-    """Bring the output up to date with the inputs. Raises `RunError` where it cannot continue; the
-    same call resumes it.
+    """Bring the output up to date with the inputs. Raises `RunError` if the run cannot continue;
+    the same call resumes it.
     """
     store = Store(recipe.output)
     identity = identify(recipe.work, inventory.head, inventory.sources)
-    with present(store, identity, sole_writer=sharing.sole_writer) as folder:
+    with process_folder(store, identity, sole_writer=sharing.sole_writer) as folder:
         plan = stages.stage("plan", _plan, recipe, inventory, fanout)
         tables = Tables(
             inventory.ledger,
@@ -130,25 +130,25 @@ def _segment_shards(
     left = stages.stage(
         "resume", lambda: [shard for shard in plan.shards if tables.left(shard).images]
     )
-    items = [item for shard in left for item in tables.left(shard).images]
-    context.progress.start("segment", items, context.settings)
+    images = [image for shard in left for image in tables.left(shard).images]
+    context.progress.start("segment", images, context.settings)
     failed = sum(tables.failed(shard) for shard in plan.shards if shard not in left)
-    images = sum(len(shard.images) for shard in plan.shards)
-    _check_failures(failed, images, recipe)
+    total = sum(len(shard.images) for shard in plan.shards)
+    _check_failures(failed, total, recipe)
     for failures in stages.each(
         partial(_do_shard, tables, context), left, lambda shard: shard.file, SHARDS_AT_ONCE
     ):
         failed += failures
-        _check_failures(failed, images, recipe)
+        _check_failures(failed, total, recipe)
 
 
-def _check_failures(failed: int, images: int, recipe: RunRecipe) -> None:
-    if failed > recipe.max_failed_fraction * images:
+def _check_failures(failed: int, total: int, recipe: RunRecipe) -> None:
+    if failed > recipe.max_failed_fraction * total:
         raise TooManyFailures(
-            f"{failed} of {images} images failed, more than max_failed_fraction = "
+            f"{failed} of {total} images failed, more than max_failed_fraction = "
             f"{recipe.max_failed_fraction:g} allows. "
-            f"See `maskloom status {recipe.output}`. Repair the inputs or raise "
-            "max_failed_fraction; the same command continues."
+            f"See `maskloom status {recipe.output}`. Fix the inputs or raise "
+            "max_failed_fraction, then run the same command again to continue."
         )
 
 
@@ -157,20 +157,20 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
     store, work = Store(recipe.output), recipe.work
     head = inventory.head
     identity = identify(work, head, inventory.sources)
-    order, available = recipe.run_settings(identity), recipe.cluster.worker_memory
+    settings, available = recipe.run_settings(identity), recipe.cluster.worker_memory
     interrupted = read_plan(store, identity)
     if interrupted is not None:
-        require_tiling(order, (item for shard in interrupted.shards for item in shard.images))
+        require_tiling(settings, (image for shard in interrupted.shards for image in shard.images))
         require_memory(
-            order, (item for shard in interrupted.shards for item in shard.images), available
+            settings, (image for shard in interrupted.shards for image in shard.images), available
         )
         return with_addresses(interrupted, inventory.sources)
-    items = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
-    require_tiling(order, items)
-    items = without_room(items, available)
-    require_memory(order, (item for item in items if item.failure is None), available)
+    images = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
+    require_tiling(settings, images)
+    images = without_room(images, available)
+    require_memory(settings, (image for image in images if image.failure is None), available)
     passed_over = {"passed_over": dict(inventory.passed_over)} if inventory.passed_over else {}
-    settings = {
+    recorded_settings = {
         **work.settings,
         **passed_over,
         "libraries": _versions(),
@@ -178,7 +178,9 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
         "python": platform.python_version(),
         WORKER_MEMORY: available,
     }
-    plan = make_plan(replace(work, settings=settings), head, identity, items, inventory.committed)
+    plan = make_plan(
+        replace(work, settings=recorded_settings), head, identity, images, inventory.committed
+    )
     write_plan(store, plan)
     return plan
 
@@ -186,15 +188,15 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
 def _select_engines(
     settings: RunSettings, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress
 ) -> RunSettings:
-    """The settings with engine and precision as selected by an earlier run, or selected now."""
+    """The settings with the engine and precision that an earlier run selected, or selected now."""
     store = Store(settings.output)
     load = partial(with_selections, settings.model)
     model = recorded(store, plan, inventory.committed, CHOICES, load)
     if model is not None:
         return replace(settings, model=model)
     progress.start("load the network and try engines", [], settings)
-    items = [item for shard in plan.shards for item in shard.images]
-    selections = select_engines(fanout, settings.model, items)
+    images = [image for shard in plan.shards for image in shard.images]
+    selections = select_engines(fanout, settings.model, images)
     if not selections:
         return replace(settings, model=load(selections))
     content = json.dumps(selections, indent=1).encode()
@@ -204,21 +206,21 @@ def _select_engines(
 def _fit(
     settings: RunSettings, plan: Plan, inventory: Inventory, fanout: Fanout, progress: Progress
 ) -> tuple[RunSettings, Plan]:
-    """The settings with the fitted model, and the plan with the images that cannot take part marked
-    as failed.
+    """The settings with the fitted model, and the plan, in which images that cannot be fitted are
+    marked as failed.
     """
     store = Store(settings.output)
     known = recorded(store, plan, inventory.committed, MODEL, model_of)
     if known is not None:
         return replace(settings, model=known), plan
     require_model(store, plan, inventory.committed)
-    items = [item for shard in plan.shards for item in shard.images]
-    if all(item.spec is None for item in items):
+    images = [image for shard in plan.shards for image in shard.images]
+    if all(image.spec is None for image in images):
         return settings, plan
-    fitted = fit(fanout, settings, items, progress)
+    fitted = fit(fanout, settings, images, progress)
     model = fitted.model
     if is_blank(model):
-        # Not recorded: the next run, whose images may have valid pixels, fits a model to them.
+        # Not recorded, so that the next run, whose images may have valid pixels, fits a model.
         log.warning(
             "No image has a valid pixel: there is nothing to fit, and all masks are nodata."
         )
@@ -230,19 +232,19 @@ def _fit(
 
 
 def _with_failures(shard: Shard, failures: Mapping[str, Failure]) -> Shard:
-    def marked(item: PlannedImage) -> PlannedImage:
+    def marked(image: PlannedImage) -> PlannedImage:
         return (
-            replace(item, failure=failures[item.source.uri])
-            if item.source.uri in failures and item.failure is None
-            else item
+            replace(image, failure=failures[image.source.uri])
+            if image.source.uri in failures and image.failure is None
+            else image
         )
 
     return replace(shard, images=tuple(map(marked, shard.images)))
 
 
 def _do_shard(tables: Tables, context: ShardContext, shard: Shard) -> int:
-    """Segment and commit the images of a shard that are left. Returns how many of its images
-    failed.
+    """Segment and commit the images of a shard that are left. Returns the number of its failed
+    images.
     """
     tables.refresh()
     left = tables.left(shard)
@@ -250,8 +252,8 @@ def _do_shard(tables: Tables, context: ShardContext, shard: Shard) -> int:
         results = segment_shard(left, context)
         tables.publish(left, results)
     except (RunError, StoreError, FileNotFoundError):
-        # Another process that does the same run may have finished these images and removed the
-        # staged files.
+        # Another process of the same run may have finished these images and removed the staged
+        # files.
         tables.refresh()
         if tables.left(shard).images:
             raise
@@ -263,15 +265,15 @@ def _do_shard(tables: Tables, context: ShardContext, shard: Shard) -> int:
 
 def _warn(results: Sequence[ImageResult]) -> None:
     """Log the warnings of committed results, each text once."""
-    images: dict[str, list[str]] = {}
+    ids_by_warning: dict[str, list[str]] = {}
     for result in results:
         if result.warning is not None:
-            images.setdefault(result.warning, []).append(result.source.image_id)
-    for warning, ids in list(images.items())[:_WARNINGS_SHOWN]:
+            ids_by_warning.setdefault(result.warning, []).append(result.source.image_id)
+    for warning, ids in list(ids_by_warning.items())[:_WARNINGS_SHOWN]:
         more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
         log.warning("%s%s: %s.", ids[0], more, warning)
-    if len(images) > _WARNINGS_SHOWN:
-        left = sum(len(ids) for ids in list(images.values())[_WARNINGS_SHOWN:])
+    if len(ids_by_warning) > _WARNINGS_SHOWN:
+        left = sum(len(ids) for ids in list(ids_by_warning.values())[_WARNINGS_SHOWN:])
         log.warning(
             "%d more images have warnings: see the column `warning` of the table `images`.", left
         )
@@ -294,8 +296,8 @@ def _publish(store: Store, plan: Plan, tables: Tables, before: LastRun) -> Outco
     store.publish(f"runs/{plan.run_id}/manifest.json", json.dumps(manifest, indent=1).encode())
     write_head(store, before, plan)
     for run_id, parent in planned_runs(store):
-        # No run can resume one that follows a former head, but one at work beside this one still
-        # needs its staged files.
+        # A run that follows an earlier head cannot be resumed, but it needs its staged files while
+        # it is at work beside this run.
         if run_id == plan.run_id or (parent != plan.run_id and not is_at_work(store, run_id)):
             store.remove(f"{STAGING}/{run_id}")
     return Outcome(plan.run_id, result.done, result.failed, result.pixels, result.failures)

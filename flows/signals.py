@@ -20,8 +20,8 @@ class Handlers:
 
     @classmethod
     def now(cls) -> Handlers:
-        """The present handlers of SIGINT and SIGTERM. Empty outside the main thread, which alone
-        may set handlers.
+        """The current handlers of SIGINT and SIGTERM. Empty outside the main thread, since only
+        that may set handlers.
         """
         if threading.current_thread() is not threading.main_thread():
             return cls(())
@@ -31,7 +31,7 @@ class Handlers:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Install these handlers for the block, then restore those before."""
+        """Install these handlers for the block, then restore the previous ones."""
         before = [(number, signal.signal(number, handler)) for number, handler in self.by_signal]
         try:
             yield
@@ -42,8 +42,8 @@ class Handlers:
 
 @contextmanager
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set the event instead of ending the process; a second SIGINT raises
-    `KeyboardInterrupt`.
+    """During the block, SIGINT and SIGTERM set the event instead of ending the process; a second
+    SIGINT raises `KeyboardInterrupt`.
     """
 
     def request_stop(number: int, _: object) -> None:

@@ -1,7 +1,7 @@
-"""Stages of a run: what calls them, with a record or without.
+"""How a flow calls its stages, and how a flow is run.
 
-A flow calls its stages by name through `Stages`, which just calls them. `flows.orchestration` has
-another one that records each at a Prefect server. The work is the same in both.
+A flow calls its stages by name through `Stages`, which only calls them. The subclass in
+`flows.orchestration` records each call at a Prefect server. The work is the same in both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Stages:
     """Calls the stages of a flow, without a record."""
 
     def stage(self, name: str, function: Callable[..., T], *args: Any) -> T:  # noqa: ARG002 - nothing is recorded
-        """The function's result, or its error."""
+        """The function's result. Raises its error."""
         return function(*args)
 
     def each(
@@ -32,11 +32,11 @@ class Stages:
         name: Callable[[Item], str],
         width: int,
     ) -> Iterator[T]:
-        """The function's results for all items, each as a stage, in order of completion, at most
-        `width` at once.
+        """The function's results for all items, in order of completion. Each call is a stage; at
+        most `width` run at once.
 
-        After the first error no further item begins; the error is raised when those that run have
-        ended.
+        After the first error no further call starts; the error is raised when the running calls
+        have ended.
         """
         waiting = deque(items)
         running: set[Future[T]] = set()
@@ -45,7 +45,7 @@ class Stages:
             while running or (waiting and failure is None):
                 while waiting and failure is None and len(running) < width:
                     item = waiting.popleft()
-                    # The record belongs to a context variable, which threads do not inherit.
+                    # The record is found by a context variable, which threads do not inherit.
                     call = copy_context().run
                     running.add(pool.submit(call, self.stage, name(item), function, item))
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -58,10 +58,10 @@ class Stages:
 
 
 class Orchestrator(Protocol):
-    """Runs a flow. Entering it starts what it needs, in the background."""
+    """Runs a flow. Entering the context starts what it needs, in the background."""
 
     def flow(self, name: str, body: Callable[[Stages], T]) -> T:
-        """The result of `body`, or its error."""
+        """The result of `body`. Raises its error."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -70,13 +70,13 @@ class Orchestrator(Protocol):
 
 
 class Plain:
-    """Runs a flow with the given stages, and nothing around it."""
+    """Runs a flow without a record, with the given stages."""
 
     def __init__(self, stages: Stages | None = None) -> None:
         self._stages = stages or Stages()
 
     def flow(self, name: str, body: Callable[[Stages], T]) -> T:  # noqa: ARG002 - nothing is recorded
-        """The result of `body`, or its error."""
+        """The result of `body`. Raises its error."""
         return body(self._stages)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Text on a terminal: names and numbers as users see them."""
+"""Text for a terminal: escaped names, and numbers with their nouns."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from maskloom.segcore.storage.addresses import redacted
 
 
 def escaped(text: str, kept: str = "\n") -> str:
-    r"""Text that cannot move the cursor, reverse writing or forge a line: control characters, as in
-     file names, are escaped.
+    r"""The text with control characters escaped, except those in `kept`, so that it cannot move the
+    cursor, reverse the direction of writing or forge a line.
 
     >>> escaped("evil\x1b[2J.png")
     'evil\\x1b[2J.png'
@@ -25,13 +25,13 @@ def escaped(text: str, kept: str = "\n") -> str:
 
 
 def line(text: str) -> str:
-    """Escaped text in one line."""
+    """The escaped text, in one line."""
     return escaped(text, "")
 
 
 def failure(uri: str, error_type: str, error: str) -> str:
-    """The failure of an image, in one line that names it once."""
-    # Names of other files, such as that of its mask, may begin with the image's.
+    """The failure of an image, in one line that names the image once."""
+    # Names of other files, e.g. of the image's mask, may begin with the image's name.
     rest = error[len(uri) :]
     whole = error.startswith(uri) and rest[:1] in ("", " ", ",", ":")
     said = rest.lstrip(" ,:") if whole else error
@@ -48,10 +48,10 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 class EscapingFormatter(logging.Formatter):
-    """Log records, of libraries too, without control characters, secrets of addresses and
-    tracebacks.
+    """Formats log records, also those of libraries, without control characters, secrets of
+    addresses and tracebacks.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's message."""
+        """The escaped message of a record."""
         return escaped(redacted(record.getMessage()))

@@ -1,4 +1,4 @@
-"""Train: a training recipe in, a model with its card out."""
+"""The training flow: trains a network by a recipe and writes it with its card."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from maskloom.flows.recipes.training import TrainingOrder
 from maskloom.flows.signals import stop_on_signals
 from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.training.export import PICTURES
 from maskloom.segcore.training.run import TrainingResult, prepare, train
-from maskloom.tasks.discover import discover, told
+from maskloom.tasks.discovery.discover import discover, passed_over_note
 
 log = logging.getLogger(__name__)
 
 
 def run(order: TrainingOrder, quiet: bool) -> TrainingResult:
-    """Train, or continue a training. Raises `RecipeError`, `RunError`, `Stopped`."""
+    """Train a network, or continue a training. Raises `RecipeError`, `RunError`, `Stopped`."""
     configure(order.storage)
-    # Through the runtime, which silences TensorFlow's notices.
+    # Imported through the runtime, which silences TensorFlow's notices.
     import_keras()
     stop = threading.Event()
     with stop_on_signals(stop), display(quiet) as shown_by:
@@ -40,7 +41,7 @@ def sources(order: TrainingOrder) -> tuple[list[Source], list[Source]]:
     """All images and all masks of a recipe. Raises `RecipeError` if a pattern finds none,
     `StoreError` if a store cannot be listed.
     """
-    # The pictures of a model in the folder of the images are not images to train on.
+    # If the model is in the folder of the images, its pictures are not training images.
     ours = {f"{order.recipe.output}/{name}" for name in PICTURES}
     images, masks = (
         [source for source in _discovered(entries, key) if source.uri not in ours]
@@ -50,10 +51,13 @@ def sources(order: TrainingOrder) -> tuple[list[Source], list[Source]]:
 
 
 def usage(order: TrainingOrder, result: TrainingResult) -> str:
-    """A command line that uses the model."""
+    """A command line that uses the model. Networks of maskloom have segmenters of the same name;
+    `network` runs those of plug-ins that bring none.
+    """
+    kind = order.recipe.kind if order.recipe.kind in SEGMENTERS else "network"
     bands = f" -p bands='{list(order.recipe.bands)}'" if order.recipe.bands is not None else ""
     return (
-        f"maskloom segment IMAGE... -o OUTPUT -s {order.recipe.kind} -p "
+        f"maskloom segment IMAGE... -o OUTPUT -s {kind} -p "
         f"{shlex.quote(f'weights={result.model}')}{bands}"
     )
 
@@ -64,5 +68,5 @@ def _discovered(entries: Sequence[str], key: str) -> list[Source]:
     except RecipeError as error:
         raise RecipeError(f"{key}: {str(error).removeprefix('inputs: ')}") from error
     if found.passed_over:
-        log.warning("%s: %s", key, told(found.passed_over).strip())
+        log.warning("%s: %s", key, passed_over_note(found.passed_over).strip())
     return found.sources

@@ -1,25 +1,23 @@
-"""Clean: what dead runs left in an output, and how it is known that no living one may still write
-it.
+"""Finds and removes what killed runs left in an output, and nothing that a live run may still need.
 
-    a temporary file            its name says whose it is: of this machine, then the process is
-                                asked for; of another one, then it must be idle
-    the folder of a process     as for a temporary file
-    staging of a finished run   nobody needs it: its manifest is there
-    staging of another run      the next run may go on with it where it follows the last finished
-                                run; else it must be idle
-    a mask or preview           no image in the tables has it, and a run planned it: none that may
-                                still go on, or one that is idle
+    a temporary file            removed if its process, which its name contains, has ended on this
+                                machine; a file of another machine must be idle
+    the folder of a process     as a temporary file
+    staging of a finished run   removed: the run's manifest exists
+    staging of another run      kept if the next run can resume the run; otherwise it must be idle
+    a mask or preview           removed if no image in the tables has it, a run planned it, and all
+                                such runs cannot be resumed and are idle
 
-Idle means that nothing of it, nor of its run, was written for a day by the store's own clock. No
-clock decides what is right: where a run that has slept for so long wakes up again, it misses a
-file, ends with a message, and goes on when it is started again.
+Idle means that nothing of it, nor of its run, has been written for a day by the store's own clock.
+No clock decides about results: a run that pauses for longer and wakes up misses a file, ends with a
+message, and continues when it is started again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -30,7 +28,7 @@ from maskloom.segcore.storage.atomic import is_writer_alive, remove_temporary
 from maskloom.segcore.storage.filesystems import is_local
 from maskloom.segcore.storage.records import damaged_record, read_json, read_table
 from maskloom.segcore.storage.store import STAGING, Listed, Store
-from maskloom.tasks.commits.log import IMAGES, folder_under_way
+from maskloom.tasks.commits.log import IMAGES, incomplete_folder
 from maskloom.tasks.commits.presence import PROCESSES, sweep
 from maskloom.tasks.plan import read_head
 
@@ -39,41 +37,42 @@ IDLE_HOURS = 24.0
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A run that was planned and has no manifest: interrupted, at work, or overtaken by another
-    one.
+    """A run that was planned and has no manifest: it was interrupted, is at work, or was overtaken
+    by another run.
     """
 
     run_id: str
     parent: str | None
-    """The finished run that it follows. It may go on where this is the last one."""
+    """The finished run that it follows. The run can be resumed if this is the last one."""
     fingerprint: str
     images: tuple[tuple[str, str, str], ...]
-    """Image id, URI and version of each."""
+    """Id, URI and version of each image."""
     files: frozenset[str]
     """Names of the files that it writes, in the folder of each table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Something that a dead run may have left."""
+    """A file or folder that a killed run may have left."""
 
     name: str
-    """Its name below the output; the path of a temporary file outside of it."""
+    """Name below the output, or the path of a temporary file outside it."""
     why: str
-    """Why nobody needs it."""
+    """Why it is not needed."""
     kept: str | None = None
-    """Why it is left alone all the same. None: it may go."""
+    """Why it is kept nevertheless. None: it can be removed."""
     temporary: Path | None = None
+    """The path of a temporary file. None: something else."""
     seen: Listed | None = None
-    """A mask or preview as it was listed."""
+    """A mask or preview as it was listed; one that has changed since is not removed."""
 
 
 def require_output(store: Store) -> None:
-    """Raise `RecipeError` where no run has planned or committed anything."""
+    """Raise `RecipeError` if no run has planned or committed anything."""
     if not store.names("runs", "/plan.json") and not store.names(IMAGES, ".parquet"):
         raise RecipeError(
-            f"{store.root} holds no run of maskloom. Give the folder that a recipe names as its "
-            "`output`."
+            f"{store.root} is not an output of maskloom: it holds no run. Give the folder that a "
+            "recipe names as its `output`."
         )
 
 
@@ -87,7 +86,7 @@ def runs_without_manifest(store: Store) -> list[str]:
 
 
 def read_unfinished(store: Store, run: str) -> Unfinished:
-    """What the plan of a run says, its images without their headers. Raises `DamagedRecord`."""
+    """A run from its plan, without the headers of its images. Raises `DamagedRecord`."""
     parent, fingerprint = read_json(
         store, f"runs/{run}/plan.json", lambda plan: (plan["parent"], plan["fingerprint"])
     )
@@ -105,11 +104,10 @@ def read_unfinished(store: Store, run: str) -> Unfinished:
 def orphans(
     store: Store, listed: Mapping[str, Listed], masks: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """Masks and previews among the listed files that runs of this output wrote and no image in the
-    tables has: image ids by name.
+    """Masks and previews that runs of this output wrote, but that no image in the tables has: image
+    ids by name. Files of other programs are not among them.
 
-    `masks` are those of the images in the tables, by image id. Files of other programs are never
-    among them.
+    `listed` are the files to look at; `masks` those of the images in the tables, by image id.
     """
     committed = {image_id: mask for image_id, mask in masks.items() if mask is not None}
     used = {name + ending for name in committed.values() for ending in ("", *beside_endings())}
@@ -130,69 +128,27 @@ def orphans(
 
 
 def leftovers(output: str, idle_hours: float = IDLE_HOURS) -> list[Leftover]:
-    """What dead runs left in an output. Raises `RecipeError` where there is none, and
-    `DamagedRecord`.
+    """Everything in an output that killed runs left. Raises `RecipeError` if there is no output,
+    and `DamagedRecord`.
     """
     store = Store(output)
     require_output(store)
     ages = _Ages(store, idle_hours)
-    # What is written is listed first: what is planned and committed later than that counts as
-    # known.
+    # Files are listed before plans and tables are read, so a file of a run that begins meanwhile is
+    # not taken for a leftover.
     listed = store.listed("masks") | store.listed("previews")
     staged = store.listed(STAGING)
-    unfinished = {run: read_unfinished(store, run) for run in runs_without_manifest(store)}
-    head = read_head(store).run_id
-    overtaken = {run for run, plan in unfinished.items() if plan.parent != head}
-    planners: dict[str, set[str]] = {}
-    for run, plan in unfinished.items():
-        for image_id, *_ in plan.images:
-            planners.setdefault(image_id, set()).add(run)
-    alone = {
-        name: planners.get(image_id, set())
-        for name, image_id in orphans(store, listed, _masks(store)).items()
-        if planners.get(image_id, set()) <= overtaken
-    }
-    written = {
-        run: [
-            *(each.modified for each in store.listed(f"runs/{run}").values()),
-            *(
-                each.modified
-                for name, each in staged.items()
-                if name.startswith(f"{STAGING}/{run}/")
-            ),
-            *(listed[name].modified for name, runs in alone.items() if run in runs),
-        ]
-        for run in overtaken
-    }
-
-    def kept(runs: Iterable[str]) -> str | None:
-        reasons = (
-            ages.kept(written[run], f"its run {run} has no manifest and") for run in sorted(runs)
-        )
-        return next(filter(None, reasons), None)
-
+    overtaken = _Overtaken.find(store, listed, staged, ages)
     return [
-        *_temporaries(store, ages),
-        *(
-            Leftover(
-                f"{STAGING}/{run}", "staged by a run that will not go on", kept({run} & overtaken)
-            )
-            for run in sorted(
-                {name.split("/")[1] for name in staged if name.count("/") > 1}
-                - {PROCESSES.rpartition("/")[2]}
-            )
-            if run not in unfinished or run in overtaken
-        ),
-        *_processes(store, staged, ages),
-        *(
-            Leftover(name, "no image in the tables has it", kept(runs), seen=listed[name])
-            for name, runs in alone.items()
-        ),
+        *_temporary_files(store, ages),
+        *overtaken.staging_folders(),
+        *_process_folders(store, staged, ages),
+        *overtaken.unused_files(),
     ]
 
 
 def remove(output: str, leftover: Leftover) -> bool:
-    """Remove what was left; False where it has been written anew since it was found."""
+    """Remove a leftover; return False if it has been written again since it was found."""
     store = Store(output)
     if leftover.temporary is not None:
         remove_temporary(leftover.temporary)
@@ -207,8 +163,8 @@ def remove(output: str, leftover: Leftover) -> bool:
 
 
 def tidy(output: str) -> None:
-    """Remove what is certainly left: staged parts of finished runs, and folders and temporary files
-    of dead processes of this machine.
+    """Remove what is certainly not needed: staged files of finished runs, and folders and temporary
+    files of ended processes of this machine.
     """
     store = Store(output)
     finished = {name.split("/")[1] for name in store.names("runs", "/manifest.json")}
@@ -221,41 +177,115 @@ def tidy(output: str) -> None:
 
 
 class _Ages:
-    """How long ago things were written, by the store's clock, which is asked once and only where
-    something depends on it.
-    """
+    """How long ago files were written, by the store's clock, which is read at most once."""
 
     def __init__(self, store: Store, idle_hours: float) -> None:
         self._store, self._idle = store, idle_hours
 
     @cached_property
     def now(self) -> float:
+        """The time of the store's clock, in seconds."""
         return self._store.now()
 
     def kept(
         self, changed: Iterable[float | None], who: str, now: float | None = None
     ) -> str | None:
-        """Why what was written then is left alone; None where all of it is idle."""
+        """Why files that were written at these times are kept; None if all are idle. `who` begins
+        the sentence; `now` is the time of another clock than the store's.
+        """
         times = [when for when in changed if when is not None]
         if not times:
-            return f"{who} may still be at work: the store does not say when it was written"
+            return f"{who} may still be at work: the store does not record when files were written"
         hours = ((self.now if now is None else now) - max(times)) / 3600
         if hours >= self._idle:
             return None
         return (
-            f"{who} may still be at work: last written {max(hours, 0):.1f} hours ago, it is left "
-            f"alone for {self._idle:g}"
+            f"{who} may still be at work: last written {max(hours, 0):.1f} hours ago, kept for "
+            f"{self._idle:g} hours"
         )
 
 
-def _temporaries(store: Store, ages: _Ages) -> Iterator[Leftover]:
+@dataclass(frozen=True, slots=True)
+class _Overtaken:
+    """Unfinished runs that no run can resume, since another run has finished after their plan."""
+
+    listed: Mapping[str, Listed]
+    """Masks and previews."""
+    staged: Mapping[str, Listed]
+    """Staged files."""
+    ages: _Ages
+    resumable: frozenset[str]
+    """Unfinished runs that the next run can resume."""
+    written: Mapping[str, Sequence[float | None]]
+    """When the files of each overtaken run were written, by the id of the run."""
+    unused: Mapping[str, frozenset[str]]
+    """Masks and previews of no image in the tables, with the overtaken runs that planned them."""
+
+    @classmethod
+    def find(
+        cls,
+        store: Store,
+        listed: Mapping[str, Listed],
+        staged: Mapping[str, Listed],
+        ages: _Ages,
+    ) -> _Overtaken:
+        """The overtaken runs of an output."""
+        unfinished = {run: read_unfinished(store, run) for run in runs_without_manifest(store)}
+        head = read_head(store).run_id
+        overtaken = {run for run, plan in unfinished.items() if plan.parent != head}
+        planners: dict[str, set[str]] = {}
+        for run, plan in unfinished.items():
+            for image_id, *_ in plan.images:
+                planners.setdefault(image_id, set()).add(run)
+        unused = {
+            name: frozenset(planners.get(image_id, ()))
+            for name, image_id in orphans(store, listed, _masks(store)).items()
+            if planners.get(image_id, set()) <= overtaken
+        }
+        written = {
+            run: [
+                *(each.modified for each in store.listed(f"runs/{run}").values()),
+                *(
+                    each.modified
+                    for name, each in staged.items()
+                    if name.startswith(f"{STAGING}/{run}/")
+                ),
+                *(listed[name].modified for name, runs in unused.items() if run in runs),
+            ]
+            for run in overtaken
+        }
+        resumable = frozenset(unfinished.keys() - overtaken)
+        return cls(listed, staged, ages, resumable, written, unused)
+
+    def staging_folders(self) -> Iterator[Leftover]:
+        """Staging folders of runs that are not resumed."""
+        processes = PROCESSES.rpartition("/")[2]
+        runs = {name.split("/")[1] for name in self.staged if name.count("/") > 1} - {processes}
+        for run in sorted(runs - self.resumable):
+            kept = self._kept({run} & self.written.keys())
+            yield Leftover(f"{STAGING}/{run}", "staged by a run that will not continue", kept)
+
+    def unused_files(self) -> Iterator[Leftover]:
+        """Masks and previews of no image in the tables."""
+        for name, runs in self.unused.items():
+            why = "no image in the tables has it"
+            yield Leftover(name, why, self._kept(runs), seen=self.listed[name])
+
+    def _kept(self, runs: Iterable[str]) -> str | None:
+        """Why files of these runs are kept; None if all runs are idle."""
+        reasons = (
+            self.ages.kept(self.written[run], f"run {run} has no manifest and")
+            for run in sorted(runs)
+        )
+        return next(filter(None, reasons), None)
+
+
+def _temporary_files(store: Store, ages: _Ages) -> Iterator[Leftover]:
     for path in store.temporaries():
         name = f"{STAGING}/{path.name}" if is_local(store.root) else str(path)
         living = is_writer_alive(path)
         if living is False:
-            yield Leftover(
-                name, "a process of this machine that is no more was writing it", temporary=path
-            )
+            yield Leftover(name, "an ended process of this machine was writing it", temporary=path)
         elif living is None:
             with contextlib.suppress(FileNotFoundError):
                 changed = path.stat().st_mtime
@@ -263,45 +293,45 @@ def _temporaries(store: Store, ages: _Ages) -> Iterator[Leftover]:
                 kept = ages.kept([changed], "a process of another machine", now)
                 yield Leftover(
                     name,
-                    "a process of another machine, or of this one before it was started anew, was "
+                    "a process of another machine, or of this one before it was restarted, was "
                     "writing it",
                     kept,
                     path,
                 )
 
 
-def _processes(store: Store, staged: Mapping[str, Listed], ages: _Ages) -> Iterator[Leftover]:
-    """The folders of processes that are no more, or seem to be."""
+def _process_folders(store: Store, staged: Mapping[str, Listed], ages: _Ages) -> Iterator[Leftover]:
+    """The folders of processes that have ended, or may have."""
     files: dict[str, list[Listed]] = {}
     for name, found in staged.items():
         if name.startswith(f"{PROCESSES}/"):
             files.setdefault("/".join(name.split("/")[:3]), []).append(found)
     states = {folder: is_writer_alive(Path(folder)) for folder in sorted(files)}
-    # Asked after: what a process has claimed, it has claimed before it died.
-    under_way = (folder_under_way(store) or "").split("/")[:3]
+    # Read afterwards: a dead process made its claim before it died.
+    incomplete = (incomplete_folder(store) or "").split("/")[:3]
     for folder, living in states.items():
-        if folder.split("/") == under_way:
+        if folder.split("/") == incomplete:
             yield Leftover(
                 folder,
                 "a process staged a commit there",
-                "the commit is not carried out: the next run does it",
+                "the commit is incomplete: the next run completes it",
             )
         elif living is False:
-            yield Leftover(folder, "a process of this machine that is no more staged results there")
+            yield Leftover(folder, "an ended process of this machine staged results there")
         elif living is None:
             kept = ages.kept(
                 [found.modified for found in files[folder]], "a process of another machine"
             )
             yield Leftover(
                 folder,
-                "a process of another machine, or of this one before it was started anew, staged "
+                "a process of another machine, or of this one before it was restarted, staged "
                 "results there",
                 kept,
             )
 
 
 def _masks(store: Store) -> dict[str, str | None]:
-    """The mask of each image in the tables, by its id; None for those that failed."""
+    """The mask of each image in the tables, by image id; None for a failed image."""
     tables = (
         read_table(store, name, ("image_id", "mask_uri"))
         for name in store.names(IMAGES, ".parquet")
@@ -310,8 +340,8 @@ def _masks(store: Store) -> dict[str, str | None]:
 
 
 def _planned_ids(store: Store) -> set[str]:
-    """Ids of all images that runs of this output planned; without those of plans that cannot be
-    read, whose files are left alone then.
+    """Ids of all images that runs of this output planned. Those of plans that cannot be read are
+    missing, so their files are kept.
     """
     ids: set[str] = set()
     for name in store.names("runs", "/plan.parquet"):
@@ -321,7 +351,7 @@ def _planned_ids(store: Store) -> set[str]:
 
 
 def _names_of(image_id: str) -> Iterator[str]:
-    """Names under which a run may have written an image's mask, what belongs beside it, and its
+    """Names under which a run may have written an image's mask, the files beside it, and its
     preview.
     """
     yield _preview(image_id)
@@ -329,7 +359,7 @@ def _names_of(image_id: str) -> Iterator[str]:
 
 
 def _with_folders(name: str) -> tuple[str, ...]:
-    """A name, and those of the folders around it: one of them may be a mask of many files."""
+    """A name and the names of the folders around it, one of which may be a mask of many files."""
     return (name, *map(str, PurePosixPath(name).parents))
 
 

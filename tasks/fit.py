@@ -50,10 +50,10 @@ class _Passing(RunError):
         self.failure = failure
 
 
-def fit_alone(fanout: Fanout, order: RunSettings, item: PlannedImage) -> Model | Failure:
+def fit_alone(fanout: Fanout, settings: RunSettings, image: PlannedImage) -> Model | Failure:
     """The model fitted to one image alone, or the reason why it has none."""
     try:
-        return fit(fanout, order, [item], Silent()).model
+        return fit(fanout, settings, [image], Silent()).model
     except _Passing as error:
         return error.failure
     except FitError as error:
@@ -61,18 +61,18 @@ def fit_alone(fanout: Fanout, order: RunSettings, item: PlannedImage) -> Model |
 
 
 def fit(
-    fanout: Fanout, order: RunSettings, items: Sequence[PlannedImage], progress: Progress
+    fanout: Fanout, settings: RunSettings, images: Sequence[PlannedImage], progress: Progress
 ) -> Fit:
     """Fit the model of the settings to all images together; a blank one where no pixel is valid.
     Raises `FitError` where the images allow no fit.
     """
-    model = order.model
+    model = settings.model
     failures: dict[str, Failure] = {}
     if isinstance(model, Fitter):
-        failures = unsuitable(model, items)
+        failures = unsuitable(model, images)
     while isinstance(model, Fitter):
         usable = [
-            item for item in items if item.spec is not None and item.source.uri not in failures
+            image for image in images if image.spec is not None and image.source.uri not in failures
         ]
         if not usable:
             reason = next(iter(failures.values()), None)
@@ -80,27 +80,27 @@ def fit(
                 f"No image is left to fit the model to. {reason.error if reason else ''}".strip(),
                 reason,
             )
-        total, failed = _round(fanout, replace(order, model=model), usable, progress)
+        total, failed = _round(fanout, replace(settings, model=model), usable, progress)
         failures.update(failed)
         if total is None:
             first = next(iter(failed.values()))
             raise _NoImage(f"No image could be read to fit the model. {first.error}", first)
-        model = concluded(model, total, order.named)
+        model = concluded(model, total, settings.named)
     return Fit(model, failures)
 
 
-def unsuitable(fitter: Fitter, items: Sequence[PlannedImage]) -> dict[str, Failure]:
+def unsuitable(fitter: Fitter, images: Sequence[PlannedImage]) -> dict[str, Failure]:
     """Images that lack bands, or differ in kind from most (k-means on colours cannot use a grey
     image).
     """
     failures: dict[str, Failure] = {}
     kinds: dict[str, Hashable] = {}
-    for item in items:
-        if item.spec is not None and item.failure is None:
+    for image in images:
+        if image.spec is not None and image.failure is None:
             try:
-                kinds[item.source.uri] = fitter.kind_of(fitter.select(item.spec))
+                kinds[image.source.uri] = fitter.kind_of(fitter.select(image.spec))
             except ModelMismatch as error:
-                failures[item.source.uri] = Failure.of(error)
+                failures[image.source.uri] = Failure.of(error)
     usual = Counter(kinds.values()).most_common(1)
     for uri, kind in kinds.items():
         if kind != usual[0][0]:
@@ -114,25 +114,25 @@ def unsuitable(fitter: Fitter, items: Sequence[PlannedImage]) -> dict[str, Failu
 
 
 def _round(
-    fanout: Fanout, order: RunSettings, items: Sequence[PlannedImage], progress: Progress
+    fanout: Fanout, settings: RunSettings, images: Sequence[PlannedImage], progress: Progress
 ) -> tuple[Any, dict[str, Failure]]:
-    fitter = order.model
+    fitter = settings.model
     if not isinstance(fitter, Fitter):
         raise TypeError(f"{type(fitter).__name__} has nothing left to fit")
     total: Any = None
     of_image: dict[str, Any] = {}
     failures: dict[str, Failure] = {}
-    progress.start("fit", items, order)
-    for job, answer in fanout.map(observe, fitting_jobs(order, items, fanout.workers)):
+    progress.start("fit", images, settings)
+    for job, answer in fanout.map(observe, fitting_jobs(settings, images, fanout.workers)):
         of_job = job.images if isinstance(job, ImagesJob) else (job.image,)
         if isinstance(answer, WorkerDied):
-            failures.update((item.source.uri, Failure.of(answer)) for item in of_job)
+            failures.update((image.source.uri, Failure.of(answer)) for image in of_job)
             continue
-        for item, failure in answer.failures:
+        for image, failure in answer.failures:
             if not failure.permanent:
                 # The model would lack this image for good: no result may depend on a passing fault.
                 raise _Passing(failure)
-            failures[item.source.uri] = failure
+            failures[image.source.uri] = failure
         progress.advance(job)
         if answer.state is None:
             continue

@@ -1,10 +1,10 @@
-"""Inspect an output: how far it is, and whether all that was written is still what was written."""
+"""Inspects an output: how far its runs are, and whether its files are as they were written."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from maskloom.tasks.clean import (
     require_output,
     runs_without_manifest,
 )
-from maskloom.tasks.commits.log import COMMITS, IMAGES, Commit, folder_under_way
+from maskloom.tasks.commits.log import COMMITS, IMAGES, Commit, incomplete_folder
 from maskloom.tasks.plan import HEAD, read_head
 
 T = TypeVar("T")
@@ -42,78 +42,54 @@ _CHECKED = {
     _AREAS: ("image_id", "class_id", "pixel_count", "nodata_pixels", "unprocessed_pixels"),
     _OBJECTS: ("image_id", "class_id", "object_id", "pixel_count"),
 }
-"""The columns of each table that are looked at."""
+"""The columns of each table that `verify` reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How far an output is."""
+    """How much of an output is done."""
 
     done: int
     failed: int
     left: int
     """Images that the next run of the recipe has to do: those of an interrupted or running run, and
-    those whose mask is lost.
+    those with a lost mask.
     """
     finished_run: str | None
     """The last finished run."""
     open_runs: tuple[str, ...]
-    """Runs that were planned and not finished."""
+    """Runs that were planned and have not finished."""
     failures: tuple[tuple[str, str, str], ...]
-    """URI, kind and text of each failure."""
+    """URI, error type and message of each failure."""
     lost: tuple[str, ...]
-    """Masks, and files of the table `areas` with the images in them, that were written and are
-    missing or empty now.
+    """Masks, and files of the table `areas` with the images in them, that were written and are now
+    missing or empty.
     """
 
 
 def status(output: str) -> Status:
-    """Read an output's tables and plans, and list its masks and the table of areas; neither is
-    opened.
+    """Read an output's tables and plans. Masks and the table of areas are listed, but not opened.
 
-    Raises `RecipeError` where there is no output, and `DamagedRecord`.
+    Raises `RecipeError` if there is no output, and `DamagedRecord`.
     """
     store = Store(output)
     require_output(store)
-    # Before the masks: those of rows that a run commits meanwhile are there by then.
-    of_file = {
+    # Rows are read before masks are listed, so that the masks of all these rows exist by then.
+    rows_by_file = {
         name: read_table(store, name, _ROW).to_pylist() for name in store.names(IMAGES, ".parquet")
     }
-    rows = [row for found in of_file.values() for row in found]
-    masks, tables = not_empty(store.listed("masks")), not_empty(store.listed(_AREAS))
+    rows = [row for of_file in rows_by_file.values() for row in of_file]
+    lost = _lost_files(store, rows_by_file)
     head = read_head(store)
-    open_runs = [
-        run
-        for run in (read_unfinished(store, name) for name in runs_without_manifest(store))
-        if run.parent == head.run_id
-    ]
-    committed = {(row["uri"], row["source_version"], row["fingerprint"]) for row in rows}
-    waiting = {
-        uri
-        for run in open_runs
-        for _, uri, version in run.images
-        if (uri, version, run.fingerprint) not in committed
-    }
-    lost = {
-        row["mask_uri"]: row["uri"]
-        for row in rows
-        if row["status"] == "ok" and row["mask_uri"] not in masks
-    }
-    for name, found in of_file.items():
-        areas = f"{_AREAS}/{name.rpartition('/')[2]}"
-        if found and areas not in tables:
-            lost.update(
-                (f"{areas} ({row['image_id']})", row["uri"])
-                for row in found
-                if row["status"] == "ok"
-            )
+    runs = (read_unfinished(store, name) for name in runs_without_manifest(store))
+    open_runs = [run for run in runs if run.parent == head.run_id]
     failures = tuple(
         (row["uri"], row["error_type"], row["error"]) for row in rows if row["status"] == "failed"
     )
     return Status(
         done=len(rows) - len(failures) - len(set(lost.values())),
         failed=len(failures),
-        left=len(waiting.union(lost.values())),
+        left=len(_waiting(open_runs, rows).union(lost.values())),
         finished_run=head.run_id,
         open_runs=tuple(run.run_id for run in open_runs),
         failures=failures,
@@ -121,20 +97,48 @@ def status(output: str) -> Status:
     )
 
 
-def verify(output: str) -> Iterator[str]:
-    """What is wrong with an output, a line each; nothing where all is well. Raises `RecipeError`
-    where there is no output.
+def _lost_files(
+    store: Store, rows_by_file: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, str]:
+    """URIs of images by what is missing or empty of them: a mask, or the file of the table
+    `areas`.
+    """
+    masks, tables = not_empty(store.listed("masks")), not_empty(store.listed(_AREAS))
+    lost: dict[str, str] = {}
+    for name, rows in rows_by_file.items():
+        done = [row for row in rows if row["status"] == "ok"]
+        lost.update((row["mask_uri"], row["uri"]) for row in done if row["mask_uri"] not in masks)
+        areas = f"{_AREAS}/{name.rpartition('/')[2]}"
+        if areas not in tables:
+            lost.update((f"{areas} ({row['image_id']})", row["uri"]) for row in done)
+    return lost
 
-    Reads every record and table; reports a remedy for those that are damaged, and continues with
-    the rest. Compares every mask with its digest in the `images` table, every file of the last run
-    that wrote it with its digest in the manifest, and checks that the pixels of every image add up,
-    that no object is there twice or has pixels that its class has not, and that masks of runs are
-    in the tables.
+
+def _waiting(open_runs: Iterable[Unfinished], rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """URIs of the images of these runs that are not committed."""
+    committed = {(row["uri"], row["source_version"], row["fingerprint"]) for row in rows}
+    return {
+        uri
+        for run in open_runs
+        for _, uri, version in run.images
+        if (uri, version, run.fingerprint) not in committed
+    }
+
+
+def verify(output: str) -> Iterator[str]:
+    """Faults of an output, one line each; nothing if all is well. Raises `RecipeError` if there is
+    no output.
+
+    Reads every record and table; reports a remedy for each that is damaged, and continues with the
+    rest. Compares every mask with its digest in the table `images`, and every other file with its
+    digest in the manifest of the last run that wrote it. Checks that the pixels of every image add
+    up, that no object is in the table twice, that objects have no more pixels than their class, and
+    that the masks of runs are in the tables.
     """
     store = Store(output)
     require_output(store)
-    # What is written is listed before what is committed, or masks of a run at work would seem to be
-    # in no table.
+    # Masks are listed before the tables are read; otherwise masks that a run commits meanwhile
+    # would be in no table.
     written = store.listed("masks") | store.listed("previews")
     reading = _Reading(store)
     reading.records()
@@ -158,25 +162,25 @@ def verify(output: str) -> Iterator[str]:
     ).items():
         if image_id not in at_work:
             yield (
-                f"{name}: no image in the tables has it; a run left it that was stopped. `maskloom "
-                f"clean {output}` removes it."
+                f"{name}: no image in the tables has it; a stopped run left it. `maskloom clean "
+                f"{output}` removes it."
             )
 
 
 @dataclass(slots=True)
 class _Reading:
-    """Reads what can be read of an output, and notes what cannot."""
+    """Reads the records and tables of an output, and notes those that are damaged."""
 
     store: Store
     damage: dict[str, str] = field(default_factory=dict)
-    """What is wrong with a record or table, and what to do, by its name."""
+    """Message on each damaged record or table, with a remedy, by its name."""
 
     def json(self, name: str, load: Callable[[Any], T]) -> T | None:
-        """A record; None where it is damaged."""
+        """A record. None: it is damaged."""
         return self._noted(name, partial(read_json, self.store, name, load))
 
     def tables(self, folder: str) -> dict[str, pa.Table]:
-        """The files of a table, without damaged ones."""
+        """The undamaged files of a table, by name."""
         names = self.store.names(folder, ".parquet")
         found = (
             (name, self._noted(name, partial(read_table, self.store, name, _CHECKED[folder])))
@@ -185,8 +189,8 @@ class _Reading:
         return {name: table for name, table in found if table is not None}
 
     def unfinished(self) -> list[Unfinished]:
-        """The runs that the next one may go on with, without those whose plan is damaged; all where
-        it is not known which run was the last.
+        """The runs that the next run can resume, without those with a damaged plan; all unfinished
+        runs if the record of the last run is damaged.
         """
         head = self._noted(HEAD, partial(read_head, self.store))
         names = runs_without_manifest(self.store)
@@ -196,7 +200,7 @@ class _Reading:
         ]
 
     def plan(self, run: str) -> Unfinished | None:
-        """A run as its plan has it; None where that is damaged or gone."""
+        """A run from its plan. None: the plan is damaged or missing."""
         with contextlib.suppress(FileNotFoundError):
             return self._noted(f"runs/{run}/plan.json", partial(read_unfinished, self.store, run))
         return None
@@ -219,7 +223,7 @@ class _Reading:
 
 
 def _images(tables: Mapping[str, pa.Table]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The rows by image id, and a message for each id that is there twice."""
+    """The rows by image id, and a message for each id that occurs twice."""
     images: dict[str, dict[str, Any]] = {}
     twice = []
     for name, table in tables.items():
@@ -236,8 +240,8 @@ def _images(tables: Mapping[str, pa.Table]) -> tuple[dict[str, dict[str, Any]], 
 def _wrong_files(
     reading: _Reading, unfinished: Sequence[Unfinished], committed: Collection[str]
 ) -> Iterator[str]:
-    """Files that are not what the last run wrote that wrote them, by the manifests; `committed` are
-    the ids of the images in the tables.
+    """Messages on files that differ from what the last run that wrote them recorded. `committed`:
+    ids of the images in the tables.
     """
     store, newest = reading.store, dict[str, tuple[str, str]]()
     names = store.names("runs", "/manifest.json")
@@ -248,10 +252,14 @@ def _wrong_files(
         newest.update((name, (digest, run)) for name, digest in files.items())
     committed_files = _committed_files(store, reading)
     newest.update(committed_files)
-    # An unfinished run may have rewritten them; its manifest will hold their digests. Those of a
-    # run whose manifest is damaged are unknown.
-    mute = [reading.plan(name.split("/")[1]) for name in names if name in reading.damage]
-    rewritten = {file for run in (*unfinished, *mute) if run is not None for file in run.files}
+    # An unfinished run may have rewritten files; its manifest will contain their digests. Those of
+    # a run with a damaged manifest are unknown.
+    without_manifest = [
+        reading.plan(name.split("/")[1]) for name in names if name in reading.damage
+    ]
+    rewritten = {
+        file for run in (*unfinished, *without_manifest) if run is not None for file in run.files
+    }
     for name, (digest, run) in sorted(newest.items()):
         by_commit = name in committed_files
         if name in reading.damage or (
@@ -261,7 +269,7 @@ def _wrong_files(
         try:
             found = hashlib.sha256(store.read(name)).hexdigest()
         except FileNotFoundError:
-            if _is_missed(store, name, committed) and not (
+            if _is_needed(store, name, committed) and not (
                 by_commit and _is_being_changed(store, reading, name, digest)
             ):
                 yield f"{name}: written by run {run}, and now missing. {remedy(store, name)}"
@@ -276,9 +284,7 @@ def _wrong_files(
 
 
 def _committed_files(store: Store, reading: _Reading) -> dict[str, tuple[str, str]]:
-    """The digest that each table file should have, and the run that wrote it, by the records of
-    commits.
-    """
+    """The digest of each table file and the run that wrote it, from the records of commits."""
     files: dict[str, tuple[str, str]] = {}
     for record in store.names(COMMITS, ".json"):
         commit = reading.json(record, Commit.from_record)
@@ -288,8 +294,8 @@ def _committed_files(store: Store, reading: _Reading) -> dict[str, tuple[str, st
 
 
 def _is_being_changed(store: Store, reading: _Reading, name: str, digest: str) -> bool:
-    """Whether a run has committed the file since the records were read, or is about to."""
-    folder = folder_under_way(store)
+    """Whether a run has committed the file since the records were read, or is doing so."""
+    folder = incomplete_folder(store)
     return _committed_files(store, reading)[name][0] != digest or (
         folder is not None and store.exists(f"{folder}/{name}")
     )
@@ -299,9 +305,9 @@ def _manifest(found: Mapping[str, Any]) -> tuple[int, str, dict[str, str]]:
     return int(found["sequence"]), str(found["run_id"]), dict(found["files"])
 
 
-def _is_missed(store: Store, name: str, committed: Collection[str]) -> bool:
-    """Whether a file is needed that is not there: a model, and a table some of whose images are in
-    no other file by now.
+def _is_needed(store: Store, name: str, committed: Collection[str]) -> bool:
+    """Whether a missing file is needed: a model, or a table file if some of its images are in no
+    other file.
     """
     folder, _, file = name.rpartition("/")
     if not folder.startswith("tables"):
@@ -322,14 +328,14 @@ def _wrong_mask(store: Store, row: Mapping[str, Any]) -> Iterator[str]:
     except FileNotFoundError:
         yield (
             f"{row['mask_uri']}: the mask of {row['image_id']} is missing. Run the recipe again: "
-            "it makes the mask anew."
+            "it makes the mask again."
         )
         return
     if digest != row["mask_sha256"]:
         differing = _differing(digest, row["mask_sha256"])
         yield (
             f"{row['mask_uri']}: is not what was written ({differing}). Remove it, then run the "
-            "recipe again: it makes the mask anew."
+            "recipe again: it makes the mask again."
         )
 
 

@@ -26,46 +26,47 @@ _ID_BYTES = 24
 """Bytes a pixel for the fragments of a tile, while they are numbered, packed and measured."""
 
 
-def peak_bytes(order: RunSettings, items: Iterable[PlannedImage]) -> int:
+def peak_bytes(settings: RunSettings, images: Iterable[PlannedImage]) -> int:
     """Most that a worker holds at once: libraries, a tile with its halo and copies, and a picture
     that can only be read whole.
     """
     peaks = (
-        _tile_bytes(order, item.spec) + _whole_bytes(order, item.spec)
-        for item in items
-        if item.spec is not None
+        _tile_bytes(settings, image.spec) + _whole_bytes(settings, image.spec)
+        for image in images
+        if image.spec is not None
     )
-    return WORKER_BYTES + order.model.requirements.process_bytes + max(peaks, default=0)
+    return WORKER_BYTES + settings.model.requirements.process_bytes + max(peaks, default=0)
 
 
 def require_memory(
-    order: RunSettings, items: Iterable[PlannedImage], available: int | None
+    settings: RunSettings, images: Iterable[PlannedImage], available: int | None
 ) -> None:
     """Raise `RecipeError` where a tile with its halo is more than a worker may hold. None: nobody
     knows how much that is.
     """
     if available is None:
         return
-    always = WORKER_BYTES + order.model.requirements.process_bytes
-    for item in items:
-        if item.spec is not None and always + _tile_bytes(order, item.spec) > available:
+    always = WORKER_BYTES + settings.model.requirements.process_bytes
+    for image in images:
+        needed = 0 if image.spec is None else always + _tile_bytes(settings, image.spec)
+        if needed > available:
             raise RecipeError(
-                f"tiling.tile: a tile of {order.tiling} pixels with the segmenter's halo of "
-                f"{order.model.requirements.halo} needs about "
-                f"{(always + _tile_bytes(order, item.spec)) / 1e9:.1f} GB on {item.source.uri}; a "
+                f"tiling.tile: a tile of {settings.tiling} pixels with the segmenter's halo of "
+                f"{settings.model.requirements.halo} needs about "
+                f"{needed / 1e9:.1f} GB on {image.source.uri}; a "
                 f"worker has {available / 1e9:.1f} GB. "
                 "Use a smaller tile or fewer workers, or a segmenter with a smaller halo (radius, "
                 "iterations, window) or patch."
             )
 
 
-def without_room(items: Iterable[PlannedImage], available: int | None) -> list[PlannedImage]:
+def without_room(images: Iterable[PlannedImage], available: int | None) -> list[PlannedImage]:
     """The items, those failed whose pixels alone, decoded as a whole, are more than a worker may
     hold. None: nobody knows how much that is.
     """
     return [
-        item if available is None or _fits(item, available) else _refused(item, available)
-        for item in items
+        image if available is None or _fits(image, available) else _refused(image, available)
+        for image in images
     ]
 
 
@@ -82,7 +83,7 @@ def retried(
         before = memory[row.run_id]
         return available is not None and before is not None and available <= before
 
-    return {**committed, **{row.uri: replace(row, settled=settled(row)) for row in starved}}
+    return {**committed, **{row.uri: replace(row, needs_no_retry=settled(row)) for row in starved}}
 
 
 def _memory_in(store: Store, run_id: str) -> int | None:
@@ -95,42 +96,42 @@ def _memory_in(store: Store, run_id: str) -> int | None:
     return None if recorded is None else int(recorded)
 
 
-def _fits(item: PlannedImage, available: int) -> bool:
+def _fits(image: PlannedImage, available: int) -> bool:
     return (
-        item.spec is None
-        or item.spec.chunks != item.spec.shape
-        or WORKER_BYTES + _pixel_bytes(item.spec) <= available
+        image.spec is None
+        or image.spec.chunks != image.spec.shape
+        or WORKER_BYTES + _pixel_bytes(image.spec) <= available
     )
 
 
-def _refused(item: PlannedImage, available: int) -> PlannedImage:
-    assert item.spec is not None
-    size = " x ".join(map(str, reversed(item.spec.shape)))
+def _refused(image: PlannedImage, available: int) -> PlannedImage:
+    assert image.spec is not None
+    size = " x ".join(map(str, reversed(image.spec.shape)))
     error = OutOfMemory(
-        f"{item.source.uri} can only be decoded as a whole, and its {size} pixels "
+        f"{image.source.uri} can only be decoded as a whole, and its {size} pixels "
         "alone take "
-        f"{_pixel_bytes(item.spec) / 1e9:.2f} GB; a worker has {available / 1e9:.2f} GB. Raise "
+        f"{_pixel_bytes(image.spec) / 1e9:.2f} GB; a worker has {available / 1e9:.2f} GB. Raise "
         "cluster.memory, lower cluster.workers, "
         "or convert the image to a tiled TIFF (gdal_translate -of COG)."
     )
-    return replace(item, failure=item.failure or Failure.of(error))
+    return replace(image, failure=image.failure or Failure.of(error))
 
 
 def _pixel_bytes(spec: RasterSpec) -> int:
     return spec.pixels * spec.file_bands * np.dtype(spec.dtype).itemsize
 
 
-def _tile_bytes(order: RunSettings, spec: RasterSpec) -> int:
-    grid = order.grid(spec)
+def _tile_bytes(settings: RunSettings, spec: RasterSpec) -> int:
+    grid = settings.grid(spec)
     read = np.minimum(spec.shape, np.array(grid.tile) + 2 * np.array(grid.margin))
     core = np.minimum(spec.shape, grid.tile)
     return (
-        int(np.prod(read)) * order.model.requirements.bytes_per_pixel
-        + int(np.prod(core)) * _ID_BYTES * order.joins
+        int(np.prod(read)) * settings.model.requirements.bytes_per_pixel
+        + int(np.prod(core)) * _ID_BYTES * settings.joins
     )
 
 
-def _whole_bytes(order: RunSettings, spec: RasterSpec) -> int:
-    if batching.is_spread(spec, order) or spec.chunks != spec.shape:
+def _whole_bytes(settings: RunSettings, spec: RasterSpec) -> int:
+    if batching.is_spread(spec, settings) or spec.chunks != spec.shape:
         return 0
     return spec.pixels * (2 * spec.channels * np.dtype(spec.dtype).itemsize + 1)

@@ -112,6 +112,7 @@ class ObjectFile:
                     {
                         "run_id": pa.repeat(self.run_id, len(batch)),
                         "image_id": pa.repeat(image_id, len(batch)),
+                        "fingerprint": pa.repeat(self.fingerprint, len(batch)),
                         **columns,
                     }
                 )

@@ -38,7 +38,7 @@ HEAD = "runs/head.json"
 
 SHARD_PIXELS = 2**29
 SHARD_IMAGES = 500
-DESCRIBE_BUNDLE = 32
+DESCRIBE_BATCH = 32
 _HEADER = tuple(field.name for field in dataclasses.fields(Plan) if field.name != "shards")
 """The fields of a plan that its JSON file holds."""
 
@@ -116,7 +116,7 @@ def pending(
         row = committed.get(source.uri)
         return (
             row is not None
-            and row.settled
+            and row.needs_no_retry
             and (row.version, row.fingerprint) == (source.version, fingerprint)
         )
 
@@ -130,31 +130,31 @@ def describe_sources(
     ground_control: GroundControl = "keep",
 ) -> list[PlannedImage]:
     """The headers of all sources, read by the workers, in the order of the sources."""
-    starts = range(0, len(sources), DESCRIBE_BUNDLE)
+    starts = range(0, len(sources), DESCRIBE_BATCH)
     jobs = [
-        DescribeJob(tuple(sources[i : i + DESCRIBE_BUNDLE]), format_name, ground_control)
+        DescribeJob(tuple(sources[i : i + DESCRIBE_BATCH]), format_name, ground_control)
         for i in starts
     ]
-    items: dict[str, PlannedImage] = {}
+    images: dict[str, PlannedImage] = {}
     for job, answer in fanout.map(describe, jobs):
         if isinstance(answer, errors.WorkerDied):
-            items.update(
+            images.update(
                 (source.uri, PlannedImage(source, None, Failure.of(answer)))
                 for source in job.sources
             )
         else:
-            items.update((item.source.uri, item) for item in answer)
-    described = [items[source.uri] for source in sources]
+            images.update((image.source.uri, image) for image in answer)
+    described = [images[source.uri] for source in sources]
     _say_notes(described)
     return described
 
 
-def _say_notes(items: Sequence[PlannedImage]) -> None:
+def _say_notes(images: Sequence[PlannedImage]) -> None:
     """Say what readers note of files: a line each kind of note, however many files it is about."""
     about: dict[str, list[str]] = {}
-    for item in items:
-        for note in item.spec.notes if item.spec is not None else ():
-            about.setdefault(note, []).append(item.source.uri)
+    for image in images:
+        for note in image.spec.notes if image.spec is not None else ():
+            about.setdefault(note, []).append(image.source.uri)
     for note, uris in about.items():
         log.warning(
             "%s%s: %s.", uris[0], f" and {len(uris) - 1} more" if len(uris) > 1 else "", note
@@ -165,7 +165,7 @@ def make_plan(
     work: Fingerprint,
     head: LastRun,
     identity: str,
-    items: Sequence[PlannedImage],
+    images: Sequence[PlannedImage],
     committed: Mapping[str, Committed],
 ) -> Plan:
     """The plan of a new run over these items."""
@@ -175,7 +175,7 @@ def make_plan(
         sequence=head.sequence + 1,
         fingerprint=work.fingerprint,
         settings=work.settings,
-        shards=tuple(_shards(identity, items, committed, work.apart_by_crs)),
+        shards=tuple(_shards(identity, images, committed, work.apart_by_crs)),
     )
 
 
@@ -188,18 +188,18 @@ def write_plan(store: Store, plan: Plan) -> None:
     """Write the plan's files; the JSON file comes last and makes it a plan."""
     rows = [
         {
-            "image_id": item.source.image_id,
-            "uri": item.source.uri,
-            "version": item.source.version,
-            "size": item.source.size,
-            "is_folder": item.source.is_folder,
-            "members": _members_json(item.source),
+            "image_id": image.source.image_id,
+            "uri": image.source.uri,
+            "version": image.source.version,
+            "size": image.source.size,
+            "is_folder": image.source.is_folder,
+            "members": _members_json(image.source),
             "shard": shard.file,
-            "spec": None if item.spec is None else canonical(item.spec),
-            "failure": None if item.failure is None else canonical(item.failure),
+            "spec": None if image.spec is None else canonical(image.spec),
+            "failure": None if image.failure is None else canonical(image.failure),
         }
         for shard in plan.shards
-        for item in shard.images
+        for image in shard.images
     ]
     types = {"size": pa.int64(), "is_folder": pa.bool_()}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in rows[0]])
@@ -227,13 +227,15 @@ def read_plan(store: Store, identity: str) -> Plan | None:
     shards: dict[str, list[PlannedImage]] = {}
     with record_errors(store, name):
         for row in read_table(store, name).to_pylist():
-            item = PlannedImage(
+            image = PlannedImage(
                 _source(row),
                 None if row["spec"] is None else load_spec(json.loads(row["spec"])),
                 None if row["failure"] is None else Failure(**json.loads(row["failure"])),
             )
-            shards.setdefault(row["shard"], []).append(item)
-    return Plan(**header, shards=tuple(Shard(file, tuple(items)) for file, items in shards.items()))
+            shards.setdefault(row["shard"], []).append(image)
+    return Plan(
+        **header, shards=tuple(Shard(file, tuple(images)) for file, images in shards.items())
+    )
 
 
 def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
@@ -242,13 +244,13 @@ def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
     if not known:
         return plan
 
-    def addressed(item: PlannedImage) -> PlannedImage:
-        found = known.get(item.source.uri)
+    def addressed(image: PlannedImage) -> PlannedImage:
+        found = known.get(image.source.uri)
         if found is None:
-            return item
+            return image
         # The id of a run hashes the versions of its sources, so these are the same files.
-        source = dataclasses.replace(item.source, address=found.address, members=found.members)
-        return dataclasses.replace(item, source=source)
+        source = dataclasses.replace(image.source, address=found.address, members=found.members)
+        return dataclasses.replace(image, source=source)
 
     shards = (
         dataclasses.replace(shard, images=tuple(map(addressed, shard.images)))
@@ -292,38 +294,35 @@ def _parent(plan: Mapping[str, Any]) -> str | None:
 
 def _shards(
     identity: str,
-    items: Sequence[PlannedImage],
+    images: Sequence[PlannedImage],
     committed: Mapping[str, Committed],
     apart_by_crs: bool,
 ) -> Iterator[Shard]:
     rewritten: dict[str, list[PlannedImage]] = {}
     new: list[PlannedImage] = []
-    for item in items:
-        row = committed.get(item.source.uri)
-        (new if row is None else rewritten.setdefault(row.file, [])).append(item)
+    for image in images:
+        row = committed.get(image.source.uri)
+        (new if row is None else rewritten.setdefault(row.file, [])).append(image)
     for file, members in sorted(rewritten.items()):
         yield Shard(file, tuple(members))
-    placed = [
-        item
-        for item in new
-        if apart_by_crs and item.spec is not None and item.spec.space.crs is not None
-    ]
-    others = [
-        item for item in new if not apart_by_crs or item.spec is None or item.spec.space.crs is None
-    ]
-    for number, group in enumerate((*_groups(placed), *_groups(others))):
+    with_crs: list[PlannedImage] = []
+    rest: list[PlannedImage] = []
+    for image in new:
+        has_crs = image.spec is not None and image.spec.space.crs is not None
+        (with_crs if apart_by_crs and has_crs else rest).append(image)
+    for number, group in enumerate((*_groups(with_crs), *_groups(rest))):
         yield Shard(f"{identity}-{number:05d}.parquet", tuple(group))
 
 
-def _groups(items: Sequence[PlannedImage]) -> Iterator[list[PlannedImage]]:
+def _groups(images: Sequence[PlannedImage]) -> Iterator[list[PlannedImage]]:
     group: list[PlannedImage] = []
     pixels = 0
-    for item in items:
-        size = item.spec.pixels if item.spec else 0
+    for image in images:
+        size = image.spec.pixels if image.spec else 0
         if group and (pixels + size > SHARD_PIXELS or len(group) >= SHARD_IMAGES):
             yield group
             group, pixels = [], 0
-        group.append(item)
+        group.append(image)
         pixels += size
     if group:
         yield group

@@ -12,7 +12,7 @@ from maskloom.segcore.pipeline.records import PlannedImage
 class Progress(Protocol):
     """Receives the progress of stages; called from several threads."""
 
-    def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
+    def start(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
         """A pass over these images begins."""
         ...
 
@@ -24,7 +24,7 @@ class Progress(Protocol):
 class Silent:
     """Progress that is not shown."""
 
-    def start(self, stage: str, items: Sequence[PlannedImage], order: RunSettings) -> None:
+    def start(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
         """Show nothing."""
 
     def advance(self, job: Job) -> None:

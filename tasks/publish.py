@@ -99,7 +99,7 @@ class Tables:
         """The output."""
         return self.ledger.store
 
-    def publish(self, shard: Shard, receipts: Sequence[ImageResult]) -> None:
+    def publish(self, shard: Shard, results: Sequence[ImageResult]) -> None:
         """Commit a shard. Publishing the same receipts again changes nothing.
 
         Raises `RunError` where a run of another recipe has written into the output meanwhile.
@@ -107,7 +107,7 @@ class Tables:
         with self._lock:
             while True:
                 self._refresh()
-                ours = [receipt for receipt in receipts if self._is_wanted(receipt)]
+                ours = [result for result in results if self._is_wanted(result)]
                 if not ours:
                     return
                 with self.ledger.log.draft(self.plan.run_id, self.folder) as draft:
@@ -124,12 +124,12 @@ class Tables:
         it.
         """
         return replace(
-            shard, images=tuple(item for item in shard.images if not self._is_settled(item))
+            shard, images=tuple(image for image in shard.images if not self._is_settled(image))
         )
 
     def failed(self, shard: Shard) -> int:
         """How many of a shard's committed images failed."""
-        rows = (self.ledger.rows.get(item.source.uri) for item in shard.images)
+        rows = (self.ledger.rows.get(image.source.uri) for image in shard.images)
         return sum(1 for row in rows if row is not None and not row.ok)
 
     def record(self) -> Record:
@@ -139,7 +139,7 @@ class Tables:
             # The manifest is there already where two processes did the same run side by side.
             if not name.endswith("/manifest.json"):
                 files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
-        uris = {item.source.uri for shard in self.plan.shards for item in shard.images}
+        uris = {image.source.uri for shard in self.plan.shards for image in shard.images}
         done, pixels, failures = 0, 0, []
         for file in sorted(
             {row.file for uri in uris if (row := self.ledger.rows.get(uri)) is not None}
@@ -175,19 +175,19 @@ class Tables:
             row.ok,
         )
 
-    def _is_settled(self, item: PlannedImage) -> bool:
-        row = self.ledger.rows.get(item.source.uri)
+    def _is_settled(self, image: PlannedImage) -> bool:
+        row = self.ledger.rows.get(image.source.uri)
         if row is None:
             return False
         # What stood there when the run began may have to be done again, for a mask that is lost or
         # memory that has grown.
         row = row if self._is_new(row) else self.before[row.uri]
-        same = (row.version, row.fingerprint) == (item.source.version, self.plan.fingerprint)
-        return row.run_id == self.plan.run_id or (same and row.settled)
+        same = (row.version, row.fingerprint) == (image.source.version, self.plan.fingerprint)
+        return row.run_id == self.plan.run_id or (same and row.needs_no_retry)
 
-    def _is_wanted(self, receipt: ImageResult) -> bool:
+    def _is_wanted(self, result: ImageResult) -> bool:
         """Whether the image is still to be committed, seen from what the tables hold now."""
-        source, ok = receipt.source, receipt.failure is None
+        source, ok = result.source, result.failure is None
         row = self.ledger.rows.get(source.uri)
         if row is None:
             other = self.ledger.uris.get(source.image_id, source.uri)
@@ -211,19 +211,19 @@ class Tables:
         # The file has changed between the listings of two runs. What is right is what it is now.
         return _version_now(source) == source.version
 
-    def _fill(self, draft: Draft, shard: Shard, receipts: Sequence[ImageResult]) -> None:
+    def _fill(self, draft: Draft, shard: Shard, results: Sequence[ImageResult]) -> None:
         groups: dict[str, list[ImageResult]] = {}
-        for receipt in receipts:
-            row = self.ledger.rows.get(receipt.source.uri)
-            groups.setdefault(shard.file if row is None else row.file, []).append(receipt)
+        for result in results:
+            row = self.ledger.rows.get(result.source.uri)
+            groups.setdefault(shard.file if row is None else row.file, []).append(result)
         for file, members in groups.items():
-            ids = {receipt.source.image_id for receipt in members}
+            ids = {result.source.image_id for result in members}
             for name, statistic in self.statistics.items():
                 schema = table_schema(statistic)
                 rows = [
-                    self._keyed(receipt, row)
-                    for receipt in members
-                    for row in receipt.rows.get(name, [])
+                    self._keyed(result, row)
+                    for result in members
+                    for row in result.rows.get(name, [])
                 ]
                 _write(
                     self.store,
@@ -233,61 +233,59 @@ class Tables:
                     ids,
                 )
             self._write_objects(draft, file, members)
-            images = pa.Table.from_pylist(
-                [self._image(receipt) for receipt in members], schema=IMAGES_SCHEMA
+            image_rows = pa.Table.from_pylist(
+                [self._image(result) for result in members], schema=IMAGES_SCHEMA
             )
-            _write(self.store, draft, f"{IMAGES}/{file}", images, ids)
-        draft.files = {
-            name: staged for receipt in receipts for name, staged in receipt.staged.items()
-        }
+            _write(self.store, draft, f"{IMAGES}/{file}", image_rows, ids)
+        draft.files = {name: staged for result in results for name, staged in result.staged.items()}
         draft.folders = frozenset(
-            receipt.mask
-            for receipt in receipts
-            if receipt.mask is not None and receipt.mask not in receipt.staged
+            result.mask
+            for result in results
+            if result.mask is not None and result.mask not in result.staged
         )
 
-    def _write_objects(self, draft: Draft, file: str, receipts: Sequence[ImageResult]) -> None:
+    def _write_objects(self, draft: Draft, file: str, results: Sequence[ImageResult]) -> None:
         name = f"tables/{Objects.table}/{file}"
         if self.objects is None and not self.store.exists(name):
             return
         # Where no objects are asked for now, those of an earlier recipe go: an image has one
         # version in all tables.
         staged = {
-            receipt.source.image_id: receipt.tables[Objects.table]
-            for receipt in receipts
-            if receipt.tables
+            result.source.image_id: result.tables[Objects.table]
+            for result in results
+            if result.tables
         }
         specs = [
-            item.spec
+            image.spec
             for other in self.plan.shards
-            for item in other.images
-            if item.spec is not None
+            for image in other.images
+            if image.spec is not None
         ]
         ObjectFile(self.store, name, self.plan.run_id, self.plan.fingerprint).write(
-            draft, staged, receipts, specs
+            draft, staged, results, specs
         )
 
-    def _keyed(self, receipt: ImageResult, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _keyed(self, result: ImageResult, row: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "run_id": self.plan.run_id,
-            "image_id": receipt.source.image_id,
+            "image_id": result.source.image_id,
             "fingerprint": self.plan.fingerprint,
             **row,
         }
 
-    def _image(self, receipt: ImageResult) -> dict[str, Any]:
-        spec, failure = receipt.spec, receipt.failure
+    def _image(self, result: ImageResult) -> dict[str, Any]:
+        spec, failure = result.spec, result.failure
         total = spec.pixels if spec else None
         return {
             "run_id": self.plan.run_id,
-            "image_id": receipt.source.image_id,
-            "uri": receipt.source.uri,
+            "image_id": result.source.image_id,
+            "uri": result.source.uri,
             "status": "failed" if failure else "ok",
             "error": failure.error if failure else None,
             "error_type": failure.error_type if failure else None,
-            "warning": receipt.warning,
-            "mask_uri": receipt.mask,
-            "mask_sha256": receipt.mask_sha256,
+            "warning": result.warning,
+            "mask_uri": result.mask,
+            "mask_sha256": result.mask_sha256,
             "width": spec.shape[-1] if spec else None,
             "height": spec.shape[-2] if spec else None,
             "depth": math.prod(spec.shape[:-2]) if spec else None,
@@ -295,13 +293,13 @@ class Tables:
             "dtype": spec.dtype if spec else None,
             "crs": crs_name(spec.space.crs) if spec else None,
             "total_pixels": total,
-            "valid_pixels": 0 if failure else (total or 0) - receipt.nodata_pixels,
-            "nodata_pixels": receipt.nodata_pixels,
+            "valid_pixels": 0 if failure else (total or 0) - result.nodata_pixels,
+            "nodata_pixels": result.nodata_pixels,
             "unprocessed_pixels": total if failure else 0,
-            "tiles": receipt.tiles,
-            "seconds": receipt.seconds,
-            "source_version": receipt.source.version,
-            "segmenter": receipt.segmenter,
+            "tiles": result.tiles,
+            "seconds": result.seconds,
+            "source_version": result.source.version,
+            "segmenter": result.segmenter,
             "fingerprint": self.plan.fingerprint,
         }
 

@@ -54,7 +54,7 @@ class _Large:
     """A large image whose tiles have been staged."""
 
     settings: RunSettings
-    item: PlannedImage
+    image: PlannedImage
     ranges: tuple[tuple[int, int], ...]
     """First tile, and one past the last, of each range, in order."""
 
@@ -62,63 +62,63 @@ class _Large:
 def segment_shard(shard: Shard, context: ShardContext) -> list[ImageResult]:
     """A result for every image of the shard, in the shard's order."""
     results = {
-        item.source.uri: _failed(context, item, item.failure)
-        for item in shard.images
-        if item.failure is not None
+        image.source.uri: _failed(context, image, image.failure)
+        for image in shard.images
+        if image.failure is not None
     }
-    usable = [item for item in shard.images if item.failure is None]
+    usable = [image for image in shard.images if image.failure is None]
     settings_of = _settings_of_large(usable, context, results)
-    parts = (
-        part
-        for item in usable
-        if item.source.uri in settings_of
-        for part in batching.parts(settings_of[item.source.uri], item)
+    tile_ranges = (
+        job
+        for image in usable
+        if image.source.uri in settings_of
+        for job in batching.tile_ranges(settings_of[image.source.uri], image)
     )
     whole = batching.whole_images(context.settings, usable, context.fanout.workers)
     ranges: dict[str, list[tuple[int, int]]] = {}
-    for job, _ in _perform(context, (*parts, *whole), results):
+    for job, _ in _perform(context, (*tile_ranges, *whole), results):
         if isinstance(job, TileRangeJob):
             ranges.setdefault(job.image.source.uri, []).append((job.first, job.stop))
     large = [
-        _Large(settings_of[item.source.uri], item, tuple(sorted(ranges[item.source.uri])))
-        for item in usable
-        if item.source.uri in settings_of and item.source.uri not in results
+        _Large(settings_of[image.source.uri], image, tuple(sorted(ranges[image.source.uri])))
+        for image in usable
+        if image.source.uri in settings_of and image.source.uri not in results
     ]
-    counts = _join([image for image in large if image.settings.joins], context, results)
+    counts = _join([each for each in large if each.settings.joins], context, results)
     finish = (
-        FinishJob(image.settings, image.item, image.ranges, counts.get(image.item.source.uri, 0))
-        for image in large
-        if image.item.source.uri not in results
+        FinishJob(each.settings, each.image, each.ranges, counts.get(each.image.source.uri, 0))
+        for each in large
+        if each.image.source.uri not in results
     )
     _perform(context, finish, results)
-    return [results[item.source.uri] for item in shard.images]
+    return [results[image.source.uri] for image in shard.images]
 
 
 def _settings_of_large(
-    items: Sequence[PlannedImage], context: ShardContext, results: dict[str, ImageResult]
+    images: Sequence[PlannedImage], context: ShardContext, results: dict[str, ImageResult]
 ) -> dict[str, RunSettings]:
     """Settings for the large images, by URI. An image to which no model can be fitted gets a failed
     result.
     """
     settings_of = {}
-    for item in items:
-        if item.spec is not None and batching.is_spread(item.spec, context.settings):
-            settings = _settings_for(item, context)
+    for image in images:
+        if image.spec is not None and batching.is_spread(image.spec, context.settings):
+            settings = _settings_for(image, context)
             if isinstance(settings, Failure):
-                results[item.source.uri] = _failed(context, item, settings)
+                results[image.source.uri] = _failed(context, image, settings)
             else:
-                settings_of[item.source.uri] = settings
+                settings_of[image.source.uri] = settings
     return settings_of
 
 
 def _join(
-    images: Sequence[_Large], context: ShardContext, results: dict[str, ImageResult]
+    large: Sequence[_Large], context: ShardContext, results: dict[str, ImageResult]
 ) -> dict[str, int]:
     """Join the objects of large images across tiles and relabel the tiles. Returns the number of
     objects of each image, by URI.
     """
     joined = _perform(
-        context, (JoinJob(image.settings, image.item, image.ranges) for image in images), results
+        context, (JoinJob(each.settings, each.image, each.ranges) for each in large), results
     )
     relabel = (
         RelabelJob(part, answer.objects)
@@ -140,13 +140,13 @@ def clear_staging(results: Sequence[ImageResult], context: ShardContext) -> None
             store.remove(staging_folder(context.settings, PlannedImage(result.source, result.spec)))
 
 
-def _settings_for(item: PlannedImage, context: ShardContext) -> RunSettings | Failure:
+def _settings_for(image: PlannedImage, context: ShardContext) -> RunSettings | Failure:
     """Settings for one large image, with a model fitted to it if each image has its own; or why
     there is none.
     """
     if not isinstance(context.settings.model, Fitter):
         return context.settings
-    fitted = fit_alone(context.fanout, context.settings, item)
+    fitted = fit_alone(context.fanout, context.settings, image)
     return fitted if isinstance(fitted, Failure) else replace(context.settings, model=fitted)
 
 
@@ -158,10 +158,10 @@ def _perform(
     """
     staged: list[tuple[_Staging, TileRangeResult]] = []
     for job, answer in context.fanout.map(perform, jobs):
-        items: Sequence[PlannedImage] = job.images if isinstance(job, ImagesJob) else (job.image,)
+        images: Sequence[PlannedImage] = job.images if isinstance(job, ImagesJob) else (job.image,)
         if isinstance(answer, WorkerDied):
             results.update(
-                (item.source.uri, _failed(context, item, Failure.of(answer))) for item in items
+                (image.source.uri, _failed(context, image, Failure.of(answer))) for image in images
             )
         elif isinstance(job, ImagesJob):
             results.update((result.source.uri, result) for result in answer)
@@ -175,7 +175,7 @@ def _perform(
     return staged
 
 
-def _failed(context: ShardContext, item: PlannedImage, failure: Failure | None) -> ImageResult:
+def _failed(context: ShardContext, image: PlannedImage, failure: Failure | None) -> ImageResult:
     if failure is None:
-        raise ValueError(f"{item.source.uri} has not failed")
-    return failed(context.settings, item, failure, context.classes)
+        raise ValueError(f"{image.source.uri} has not failed")
+    return failed(context.settings, image, failure, context.classes)

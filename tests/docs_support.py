@@ -93,13 +93,16 @@ def recipe(example: Example) -> None:
     import jsonschema
     import yaml
 
-    from maskloom.flows.recipes import run as runs
-    from maskloom.flows.recipes import training as trainings
+    from maskloom.flows.recipes import run, run_file, training
 
     document: dict[str, Any] = yaml.safe_load(example.parsed)
-    kind, needed = (trainings, {}) if "images" in document else (runs, _RECIPE)
-    jsonschema.validate(needed | document, kind.schema())
-    kind.make({"name": "example", **needed, **document}, Path.cwd())
+    if "images" in document:
+        jsonschema.validate(document, training.schema())
+        training.make({"name": "example", **document}, Path.cwd())
+    else:
+        document = _RECIPE | document
+        jsonschema.validate(document, run_file.schema())
+        run.make({"name": "example", **document}, Path.cwd())
     _written(example)
 
 

@@ -1,4 +1,4 @@
-"""Training recipes: a YAML file and flags in, checked values out.
+"""Training recipes: checked values from a YAML file and changes by options.
 
 The sections are the dataclasses of `segcore.training` and `segcore.deep.networks.recipe`, checked
 as those of run recipes are.
@@ -13,7 +13,7 @@ from typing import Any
 
 import pydantic
 
-from maskloom.flows.recipes.run import described
+from maskloom.flows.recipes.fingerprints import json_values
 from maskloom.flows.recipes.schemas import (
     build,
     complete,
@@ -40,44 +40,44 @@ _REGISTRIES = (NETWORKS, LABELS, LOSSES, AUGMENTATIONS)
 
 
 class _File(pydantic.BaseModel):
-    """A training recipe as it is written."""
+    """A training recipe as users write it."""
 
     model_config = pydantic.ConfigDict(
         extra="forbid", use_attribute_docstrings=True, title="maskloom training recipe"
     )
 
     name: str = pydantic.Field("", pattern="^[a-z0-9-]*$", max_length=60)
-    """Name of the model: a-z, 0-9 and -. Default: the recipe's file name."""
+    """Name of the model, of the characters a-z, 0-9 and -. Default: the recipe's file name."""
     images: str | list[str]
-    """Files, globs, folders, or list files (.csv, .parquet, .txt) with a column `uri`; local or any
-    fsspec URI.
+    """Files, globs, folders, or list files (.csv, .parquet, .txt) with a column `uri`; local paths
+    or fsspec URIs.
     """
     masks: str | list[str]
-    """The same of masks, which have the names of their images."""
+    """The masks, given as the images are. A mask has the name of its image."""
     mask_suffix: str = ""
-    """End of the names of masks that the names of images lack, for example _mask."""
+    """End of the masks' names that the images' names lack, e.g. _mask."""
     output: str
-    """Folder for the model; local or any fsspec URI. Relative to the recipe file."""
+    """Folder for the model; a local path, relative to the recipe file, or an fsspec URI."""
     network: dict[str, Any] | str
     """The network to train: `kind` and its parameters."""
     classes: list[str]
-    """Names of the classes by id."""
+    """Names of the classes, in the order of their ids."""
     labels: dict[str, Any] | str = "index"
     """What the values of masks mean: index, values, colours or instances."""
     bands: list[int] | None = None
-    """Bands to use, from 1. Default: all."""
+    """Numbers of the bands to use, from 1. Default: all."""
     scaling: dict[str, Any] | None = None
     """How pixels become the network's input: (value - offset) * factor. Default: 1/255 for 8 bits,
     1/65535 for 16.
     """
     split: dict[str, Any] = {}
-    """Which images are for training, and which for validation."""
+    """How images are divided into training and validation."""
     training: dict[str, Any] = {}
-    """How to train."""
+    """Options of training."""
     licence: str = ""
-    """Under which the weights may be used."""
+    """Licence of the weights."""
     purpose: str = ""
-    """What the weights are for, and what not, for those who will use them."""
+    """What the weights are meant for and what not; shown to their users."""
     storage: dict[str, dict[str, Any]] = {}
     """fsspec options by protocol. No secrets."""
 
@@ -128,7 +128,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
     # Location, purpose and licence of the model change no weight.
     decisive = {
         key: value
-        for key, value in described(recipe, _REGISTRIES).items()
+        for key, value in json_values(recipe, _REGISTRIES).items()
         if key not in ("output", "licence", "purpose", "name")
     }
     images, masks = _locations(file.images, folder), _locations(file.masks, folder)
@@ -149,7 +149,7 @@ def _bands(file: _File) -> tuple[int, ...] | None:
     if file.bands is None:
         return None
     if not file.bands or min(file.bands) < 1:
-        raise RecipeError(f"bands: expected numbers from 1 on; got {file.bands}.")
+        raise RecipeError(f"bands: expected whole numbers from 1, got {file.bands}.")
     return tuple(file.bands)
 
 
@@ -163,7 +163,7 @@ def schema() -> dict[str, Any]:
             "description": properties[key].get("description", ""),
         }
     for name, numbers in properties["scaling"]["properties"].items():
-        # A single number needs no brackets.
+        # A single number is accepted without brackets.
         properties["scaling"]["properties"][name] = {"anyOf": [numbers, {"type": "number"}]}
     for key, registry in (("network", NETWORKS), ("labels", LABELS)):
         properties[key] = {
@@ -194,7 +194,7 @@ def _locations(named: str | list[str], folder: Path) -> tuple[str, ...]:
 
 
 def _section(kind: type, value: Mapping[str, Any], path: str, more: Sequence[str] = ()) -> Any:
-    """The dataclass of a section that has only one kind."""
+    """The dataclass of a section without `kind`."""
     known = [*(field.name for field in dataclasses.fields(kind)), *more]
     strange = [key for key in value if key not in known]
     if strange:
@@ -207,7 +207,7 @@ def _augmentation(wanted: Any) -> tuple[Augmentation, ...]:
         return DEFAULT
     if not isinstance(wanted, list):
         raise RecipeError(
-            f"training.augmentation: expected a list such as [flip, rotate90]; got {wanted!r}."
+            f"training.augmentation: expected a list, e.g. [flip, rotate90], got {wanted!r}."
         )
     return tuple(
         build(AUGMENTATIONS, each, f"training.augmentation.{i}") for i, each in enumerate(wanted)

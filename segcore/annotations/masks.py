@@ -1,4 +1,4 @@
-"""Reading truth masks, and masks of runs: one whole number per pixel, from any store.
+"""Reading truth masks, and masks of runs: one whole number per pixel, from any format and store.
 
 Readers of images deliver a palette as its colours; in a mask its index is what counts. A mask is
 therefore read by `index` (the stored value of its only band, or the index into its palette) or by
@@ -9,47 +9,31 @@ a GeoTIFF, alpha 0, a transparent palette entry) are not known.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from maskloom.segcore import formats
-from maskloom.segcore.errors import FormatError, ReadError
-from maskloom.segcore.formats.orientation import picture_orientation, turn
-from maskloom.segcore.formats.picture import PictureReader
+from maskloom.segcore.errors import FormatError
 from maskloom.segcore.formats.source import StoredFile
-from maskloom.segcore.formats.tiff.geotiff import TiffReader
-from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.annotations.label_mapping import By
     from maskloom.segcore.geometry import Box
-    from maskloom.segcore.raster.spec import Reader
+    from maskloom.segcore.raster.spec import RasterSpec, Reader
 
-_PNG, _BMP = b"\x89PNG", b"BM"
-_PNG_PALETTE, _PNG_GREY = 3, 0
-"""Colour types of PNG."""
+_PNG_GREY = 0
+"""Colour type of PNG."""
 _CLASS_NAMES = b"tEXtclasses\0"
 """How a PNG mask of classes by maskloom names them."""
 _COLOURS_SHOWN = 5
 
 
-def describe(location: str, version: str = "") -> RasterSpec:
-    """Metadata from the header of a mask or image. Raises `FormatError` if it is in no format that
-    we read, `Unavailable` if its store fails.
-    """
-    head = StoredFile.of(location).head()
-    return FORMATS[formats.format_of(location, head)].describe(location, version)
-
-
 def holds_object_ids(spec: RasterSpec) -> bool:
-    """Whether the values of a mask written by maskloom are ids of objects: a TIFF of 32 bits, or a
+    """Whether the values of a mask written by maskloom are ids of objects: numbers of 32 bits, or a
     grey PNG of 16 bits without class names.
     """
     if spec.dtype != "uint16" or spec.format != "picture":
@@ -69,7 +53,7 @@ class MaskReader:
     by: By
 
     def read(self, box: Box) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
-        """The number of each pixel of a box, and whether it is known, both (y, x).
+        """The number of each pixel of a box, and whether it is known, both in the box's shape.
 
         Raises `FormatError` if the pixels are no whole numbers, or colours instead of indices, and
         `ReadError`.
@@ -129,54 +113,10 @@ def packed_colours(pixels: NDArray[np.generic]) -> NDArray[np.int32]:
 
 def open_mask(spec: RasterSpec, by: By) -> MaskReader:
     """Open a mask for reading. Raises `ReadError` if its pixels are broken."""
-    stored = _stored_picture(spec) if by == "index" and spec.format == "picture" else None
-    reader: Reader = stored or FORMATS[spec.format].open(spec)
-    if by == "index" and isinstance(reader, TiffReader) and reader.stores_otherwise:
-        # A palette, or 0 for white.
-        reader = reader.as_stored()
-    return MaskReader(reader, spec.location, by)
-
-
-def _stored_picture(spec: RasterSpec) -> PictureReader | None:
-    """A reader of the stored values of a picture; None if the format delivers them anyway."""
-    from PIL.BmpImagePlugin import BmpImageFile
-    from PIL.PngImagePlugin import PngImageFile
-
-    file = StoredFile.of(spec.location)
-    head = file.head()
-    bits, colour = _png_type(head)
-    if colour != _PNG_PALETTE and not (colour == _PNG_GREY and bits < 8) and head[:2] != _BMP:
-        return None
-    try:
-        # The size was found within limits when the header was read.
-        opened = BmpImageFile if head[:2] == _BMP else PngImageFile
-        image = opened(io.BytesIO(file.read()))
-        if image.mode not in ("P", "1", "L"):
-            return None
-        values = np.asarray(image).astype(np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ReadError(
-            f"The pixels of {spec.location} cannot be decoded: {error}. Copy the file again."
-        ) from error
-    if image.mode == "L" and head[:4] == _PNG:
-        # PIL spreads grey of 2 and 4 bits over 0 to 255.
-        values //= 255 // (2**bits - 1)
-    orientation = picture_orientation(image.info)
-    return PictureReader(
-        turn(values[..., None], orientation), turn(~_transparent(image.info)[values], orientation)
-    )
+    opened = formats.open_stored(spec) if by == "index" else formats.open_image(spec)
+    return MaskReader(opened, spec.location, by)
 
 
 def _png_type(head: bytes) -> tuple[int, int]:
     """Bits per sample and colour type of a PNG; (0, -1) of other files."""
-    return (head[24], head[25]) if head[:4] == _PNG else (0, -1)
-
-
-def _transparent(info: Mapping[Any, Any]) -> NDArray[np.bool_]:
-    """Which of the 256 stored values are fully transparent."""
-    hidden, transparency = np.zeros(256, np.bool_), info.get("transparency")
-    if isinstance(transparency, bytes):
-        hidden[: len(transparency)] = np.frombuffer(transparency, np.uint8) == 0
-    elif isinstance(transparency, int):
-        hidden[transparency] = True
-    return hidden
+    return (head[24], head[25]) if head[:4] == b"\x89PNG" else (0, -1)

@@ -7,7 +7,8 @@ centres), recall the other way round, F their harmonic mean (Csurka, Larlus and 
 tolerance there is 0.75 % of the diagonal).
 
 A pixel depends on the pixels within the tolerance and their neighbours, so that a tile with that
-halo (`halo_of`) gives the same counts as the whole image.
+halo (`halo_of`) gives the same counts as the whole image. Volumes are compared plane by plane: only
+neighbours and distances in the plane count.
 """
 
 from __future__ import annotations
@@ -48,11 +49,9 @@ class Boundary:
         classes: int,
         tolerance: float,
     ) -> Boundary:
-        """Count in a tile's core. The arrays (y, x) are class ids in its `read` box, negative
-        without a class.
+        """Count in a tile's core. The arrays, (y, x) or (z, y, x), are class ids in its `read` box,
+        negative without a class.
         """
-        import cv2
-
         ignored = (truth < 0) | (predicted < 0)
         ours, theirs = (np.where(ignored, -1, labels) for labels in (predicted, truth))
         edges = [np.where(_on_edge(labels), labels, -1) for labels in (ours, theirs)]
@@ -61,7 +60,7 @@ class Boundary:
         present = np.bincount(np.concatenate(edges).ravel() + 1, minlength=classes + 1)
         for i in np.flatnonzero(present[1:]):
             mine, other = ((edge == i).astype(np.uint8) for edge in edges)
-            near = [tile.trim(cv2.dilate(edge, disk)) for edge in (other, mine)]
+            near = [tile.trim(_dilated(edge, disk)) for edge in (other, mine)]
             mine, other = tile.trim(mine), tile.trim(other)
             counts[i] = [mine.sum(), (mine & near[0]).sum(), other.sum(), (other & near[1]).sum()]
         return cls(counts)
@@ -97,11 +96,20 @@ def halo_of(tolerance: float) -> int:
 
 def _on_edge(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     edge = np.zeros(labels.shape, np.bool_)
-    for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+    across, down = (np.s_[..., :-1], np.s_[..., 1:]), (np.s_[..., :-1, :], np.s_[..., 1:, :])
+    for one, other in (across, down):
         differs = (labels[one] != labels[other]) & (labels[one] >= 0) & (labels[other] >= 0)
         edge[one] |= differs
         edge[other] |= differs
     return edge
+
+
+def _dilated(edge: NDArray[np.uint8], disk: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Each plane dilated by a disk."""
+    import cv2
+
+    planes = [cv2.dilate(plane, disk) for plane in edge.reshape(-1, *edge.shape[-2:])]
+    return np.stack(planes).astype(np.uint8, copy=False).reshape(edge.shape)
 
 
 def _disk(tolerance: float) -> NDArray[np.uint8]:

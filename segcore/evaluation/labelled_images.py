@@ -1,8 +1,8 @@
 """Truth and prediction, one tile at a time: the class and the object of each pixel.
 
 A truth is a mask with a `LabelMapping`; a prediction is a mask of classes or of objects. Ids of
-objects are the mask's values, or connected components of a class (8 neighbours), which are found
-over tiles as in a run: labelled tile by tile, joined, then numbered (`segcore.objects`).
+objects are the mask's values, or connected components of a class (over all neighbours), which are
+found over tiles as in a run: labelled tile by tile, joined, then numbered (`segcore.objects`).
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class LabelledImage(Protocol):
     """Classes and values of an image's pixels."""
 
     def classes(self, box: Box) -> NDArray[np.int64]:
-        """Class ids (y, x) of a box; negative without a class."""
+        """Class ids of a box, in its shape; negative without a class."""
         ...
 
     def values(self, box: Box) -> NDArray[np.int64]:
-        """Values (y, x) of the mask in a box."""
+        """Values of the mask in a box, in its shape."""
         ...
 
     def class_of(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -62,12 +62,12 @@ class TruthImage:
     mapping: LabelMapping
 
     def classes(self, box: Box) -> NDArray[np.int64]:
-        """Class ids (y, x), `VOID` or `UNKNOWN`."""
+        """Class ids, `VOID` or `UNKNOWN`."""
         values, known = self.reader.read(box)
         return np.where(known, self.mapping.classify(values), VOID)
 
     def values(self, box: Box) -> NDArray[np.int64]:
-        """Values (y, x) of the mask."""
+        """Values of the mask."""
         return self.reader.read(box)[0].astype(np.int64)
 
     def class_of(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -86,14 +86,14 @@ class PredictedImage:
     """Class id of values beyond the table."""
 
     def classes(self, box: Box) -> NDArray[np.int64]:
-        """Class ids (y, x); `VOID` if the mask has no data. Raises `RecipeError` if the class of an
+        """Class ids; `VOID` if the mask has no data. Raises `RecipeError` if the class of an
         object is not known.
         """
         values, known = self.reader.read(box)
         return np.where(known, self.class_of(values.astype(np.int64)), VOID)
 
     def values(self, box: Box) -> NDArray[np.int64]:
-        """Values (y, x) of the mask."""
+        """Values of the mask."""
         return self.reader.read(box)[0].astype(np.int64)
 
     def class_of(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -133,7 +133,7 @@ class TiledComponents:
         return cls(tiles, list(join_tiles(rule, grid, tiles, location)))
 
     def ids(self, number: int) -> NDArray[np.int64]:
-        """The id of each pixel's component (y, x) in a tile of the grid, 0 for none."""
+        """The id of each pixel's component in a tile of the grid, 0 for none."""
         return relabel(self.tiles[number].labels, self.relabellings[number]).ids.astype(np.int64)
 
     def objects(self) -> ImageObjects:
@@ -174,7 +174,7 @@ class ImageInstances:
         return cls(image, tuple(i for i in foreground if i in numbered), components)
 
     def ids(self, number: int, tile: Tile) -> NDArray[np.int64]:
-        """Ids of the objects (y, x) in a tile's core: the value of the mask plus one, 0 for none,
+        """Ids of the objects in a tile's core: the value of the mask plus one, 0 for none,
         negative for void.
         """
         classes = self.image.classes(tile.core)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskloom.segcore import formats
 from maskloom.segcore.annotations.label_mapping import UNKNOWN
-from maskloom.segcore.annotations.masks import describe, holds_object_ids, open_mask
+from maskloom.segcore.annotations.masks import holds_object_ids, open_mask
 from maskloom.segcore.annotations.metrics import Confusion
 from maskloom.segcore.annotations.object_metrics import Matching, ObjectCounts, Overlaps
 from maskloom.segcore.errors import ImageError, RecipeError, StoreError
@@ -23,7 +24,6 @@ from maskloom.segcore.evaluation.labelled_images import ImageInstances, Predicte
 from maskloom.segcore.figures.drawing import outlines, photo_of
 from maskloom.segcore.geometry import Grid, Tile, Tiling
 from maskloom.segcore.processes import limits
-from maskloom.segcore.raster.spec import FORMATS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,8 +77,11 @@ class EvaluationOptions:
         return len(self.mapping.classes)
 
     def grid(self, shape: tuple[int, ...]) -> Grid:
-        """The tiles of an image."""
-        return Tiling(self.tile).grid(shape, halo_of(self.tolerance))
+        """The tiles of an image or volume. They see nothing of planes beyond their core: boundaries
+        are compared plane by plane.
+        """
+        tile = Tiling(self.tile).tile(shape)
+        return Grid(shape, tile, halo_of(self.tolerance), planar=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +100,9 @@ class Score:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TileView:
-    """Image, truth and mask of one tile's core, for pictures."""
+    """Image, truth and mask of one tile's core, for pictures; of a volume the plane of it with the
+    most errors.
+    """
 
     tile: Tile
     truth: NDArray[np.int64]
@@ -151,10 +156,8 @@ def view(image: EvaluatedImage, options: EvaluationOptions, number: int) -> Tile
     with ExitStack() as stack:
         truth, predicted, grid = _open_both(image, options, stack)
         tile = grid[number]
-        unmatched, edges = (
-            np.zeros(tile.core.shape, np.bool_),
-            np.zeros((2, *tile.core.shape), np.bool_),
-        )
+        own = true = np.zeros(tile.core.shape, np.int64)
+        unmatched = np.zeros(tile.core.shape, np.bool_)
         if options.foreground:
             ours, theirs = _instances(image, options, truth, predicted, grid)
             matching = _match(image, (ours, theirs), grid)
@@ -162,36 +165,46 @@ def view(image: EvaluatedImage, options: EvaluationOptions, number: int) -> Tile
             missed = np.setdiff1d(matching.truth.ids, matching.partner)
             own, true = ours.ids(number, tile), theirs.ids(number, tile)
             unmatched = np.isin(own, alone) | np.isin(true, missed)
-            edges = np.stack([outlines(true), outlines(own)])
+        wanted, found = truth.classes(tile.core), predicted.classes(tile.core)
+        compared = (wanted >= 0) & (found >= 0)
+        plane = _plane_with_most(compared & ((wanted != found) | unmatched))
         return TileView(
             tile,
-            truth.classes(tile.core),
-            predicted.classes(tile.core),
-            unmatched,
-            edges,
-            _photo(image.image_uri, grid, tile),
+            wanted[plane],
+            found[plane],
+            unmatched[plane],
+            np.stack([outlines(true[plane]), outlines(own[plane])]),
+            _photo(image.image_uri, grid, tile, plane),
         )
 
 
-def _photo(uri: str, grid: Grid, tile: Tile) -> NDArray[np.uint8] | None:
-    """The pixels of a tile's core as a picture (y, x, 3); None if the image is gone, has changed or
-    cannot be read.
+def _plane_with_most(wrong: NDArray[np.bool_]) -> tuple[int, ...]:
+    """The index of the plane with the most wrong pixels; empty for images, which are one plane."""
+    counts = np.count_nonzero(wrong, axis=(-2, -1))
+    return tuple(int(i) for i in np.unravel_index(np.argmax(counts), counts.shape))
+
+
+def _photo(
+    uri: str, grid: Grid, tile: Tile, plane: tuple[int, ...] = ()
+) -> NDArray[np.uint8] | None:
+    """The pixels of a tile's core, or of a plane of it, as a picture (y, x, 3); None if the image
+    is gone, has changed or cannot be read.
     """
     try:
-        spec = describe(uri)
+        spec = formats.describe(uri)
         if spec.shape != grid.shape:
             return None
-        with FORMATS[spec.format].open(spec) as reader:
+        with formats.open_image(spec) as reader:
             pixels, valid = reader.read(tile.core)
     except (ImageError, StoreError):
         return None
-    return photo_of(pixels, valid)
+    return photo_of(pixels[plane], valid[plane])
 
 
 def _open_both(
     image: EvaluatedImage, options: EvaluationOptions, stack: ExitStack
 ) -> tuple[TruthImage, PredictedImage, Grid]:
-    theirs, ours = describe(image.truth), describe(image.mask)
+    theirs, ours = formats.describe(image.truth), formats.describe(image.mask)
     if theirs.shape != ours.shape:
         sizes = [" x ".join(str(n) for n in reversed(spec.shape)) for spec in (theirs, ours)]
         raise TruthMismatch(
@@ -225,7 +238,7 @@ def _largest_shift(truth: RasterSpec, mask: RasterSpec) -> float:
     there, here = truth.space, mask.space
     if there.affine is None or here.affine is None:
         return 0.0
-    rows, columns = mask.shape
+    rows, columns = mask.shape[-2:]
     corners = np.array([[0, columns, 0, columns], [0, 0, rows, rows], [1, 1, 1, 1]], np.float64)
     theirs, ours = (
         np.array(affine, np.float64).reshape(2, 3) for affine in (there.affine, here.affine)

@@ -108,7 +108,8 @@ class _Stored:
             version = formats.read_magic(stream)
             read = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
             shape, by_columns, dtype = read[version](stream)
-        except (ValueError, KeyError, EOFError) as error:
+        except Exception as error:
+            # NumPy parses the header as Python; what hostile text makes of that is open-ended.
             raise FormatError(
                 f"{location} has no header of a NumPy array that can be read ({error}). Save it "
                 "again with numpy.save."

@@ -286,8 +286,8 @@ def _best_class(colour, scorer, diagonal):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def label_colours(pixels, scorer, diagonal, memo, out):  # type: ignore[no-untyped-def]
-    """Classes of a (y, x, 3) uint8 block from `memo` (class + 1 by Morton code, 0: not computed yet;
-    filled on first use).
+    """Classes of a (y, x, 3) uint8 block from `memo` (class + 1 by Morton code; 0: not
+    computed yet, filled on first use).
     """
     for y in range(pixels.shape[0]):
         for x in range(pixels.shape[1]):

@@ -26,21 +26,18 @@ from maskloom.segcore.geometry import in_rows
 from maskloom.segcore.methods import basins
 from maskloom.segcore.methods.naming import (
     MOST_CLASSES,
-    check_bands,
     check_names,
-    check_references,
     class_names,
     class_order,
 )
 from maskloom.segcore.methods.notes import note_of_nodata, note_of_units
 from maskloom.segcore.methods.pointwise import select_fitted
+from maskloom.segcore.methods.sampled_fitter import SampledFitter
 from maskloom.segcore.methods.samples import Samples, State, Units, spread_of
-from maskloom.segcore.models.protocols import MODELS, Exactness, Fitter, Requirements, Segmenter
+from maskloom.segcore.models.protocols import MODELS, Exactness, Requirements, Segmenter
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.raster.spec import Block, RasterSpec
@@ -58,7 +55,7 @@ _TABLES_KEPT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class FeatureMeanShift:
+class FeatureMeanShift(SampledFitter):
     """Clusters of similar pixels, one for each mode of the density of their values."""
 
     kernel: basins.Kernel = "gaussian"
@@ -83,8 +80,6 @@ class FeatureMeanShift:
     seed: int = 0
     """Determines the sample, if pixels are sampled, and the pixels used to choose the bandwidth."""
 
-    exactness: ClassVar[Exactness] = Exactness.EXACT
-
     def __post_init__(self) -> None:
         if self.kernel not in ("flat", "epanechnikov", "gaussian"):
             raise ValueError(
@@ -100,42 +95,12 @@ class FeatureMeanShift:
                 raise ValueError(
                     f"classes: expected 1 to {MOST_CLASSES} names; got {len(self.classes)}"
                 )
-        check_references(self.classes)
-        check_bands(self.bands)
-        if self.seed < 0:
-            raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
-
-    @property
-    def requirements(self) -> Requirements:
-        """No halo. A sample adds up to 2**18 pixels, the table that counts colours 64 MiB per
-        thread.
-        """
-        return Requirements(bytes_per_pixel=48)
-
-    def start(self) -> Fitter | Segmenter:
-        """The fitter itself."""
-        return self
-
-    def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the selected bands."""
-        return spec.select(self.bands)
+        self.check_common()
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
         """The given names; empty without names, since the number of modes is unknown."""
         return () if self.classes is None else tuple(self.classes)
-
-    def kind_of(self, spec: RasterSpec) -> Hashable:
-        """Images with the same number of bands are clustered together."""
-        return spec.channels
-
-    def observe(self, block: Block) -> State:
-        """The values of the block's pixels."""
-        return Samples(self.seed).observe(block)
-
-    def merge(self, a: State, b: State) -> State:
-        """The values of both states."""
-        return Samples(self.seed).merge(a, b)
 
     def finish(self, total: State) -> Segmenter:
         """The fitted model.

@@ -48,8 +48,12 @@ _OTHER_TILE, _BORDER = 1, 2
 """Flags for the two things that a side of a core may face."""
 
 
-def check_connectivity(connectivity: int, axes: int | None = None) -> None:
-    """Raise `ValueError` unless the connectivity exists, in rasters with this number of axes."""
+def check_connectivity(connectivity: int | None, axes: int | None = None) -> None:
+    """Raise `ValueError` unless there is such a connectivity, in rasters of so many axes. None, for
+    all neighbours, always exists.
+    """
+    if connectivity is None:
+        return
     if connectivity not in {of for each in _REACH.values() for of in each}:
         raise ValueError(
             f"connectivity: expected 4 or 8 (volumes: 6, 18 or 26); got {connectivity!r}"
@@ -61,16 +65,14 @@ def check_connectivity(connectivity: int, axes: int | None = None) -> None:
         )
 
 
-def require_connectivity(connectivity: int, spec: RasterSpec) -> None:
-    """Raise `ModelMismatch` unless the connectivity exists for the number of axes of the image or
-    volume.
-    """
+def require_connectivity(connectivity: int | None, spec: RasterSpec) -> None:
+    """Raise `ModelMismatch` unless the image, or the volume, has such a connectivity."""
     axes = len(spec.shape)
-    if connectivity not in _REACH[axes]:
+    if connectivity is not None and connectivity not in _REACH[axes]:
         what = "a volume" if axes > min(_REACH) else "an image"
         raise ModelMismatch(
             f"connectivity: {connectivity} is not for {what}, which {spec.location} is. Set it to "
-            f"one of {', '.join(map(str, _REACH[axes]))}."
+            f"one of {', '.join(map(str, _REACH[axes]))}, or leave it out for all neighbours."
         )
 
 
@@ -80,8 +82,8 @@ class Components:
 
     classes: tuple[int, ...]
     """Class ids whose parts are objects. All other pixels are background."""
-    connectivity: int = 8
-    """4 or 8 in images; 6, 18 or 26 in volumes."""
+    connectivity: int | None = None
+    """4 or 8 in images; 6, 18 or 26 in volumes. None: all neighbours (8 or 26)."""
     min_size: int = 1
     """Smallest size of an object in pixels."""
     fill_holes: bool = False
@@ -104,7 +106,7 @@ class Components:
         Raises `ValueError` if the connectivity does not match the number of axes.
         """
         check_connectivity(self.connectivity, axes)
-        of_parts = _REACH[axes][self.connectivity]
+        of_parts = axes if self.connectivity is None else _REACH[axes][self.connectivity]
         return 1 if of_parts > 1 else axes, of_parts
 
     def label(

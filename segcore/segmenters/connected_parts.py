@@ -51,9 +51,10 @@ class ConnectedParts:
     """The segmenter whose classes are separated. It must give classes, not objects."""
     parts: tuple[str, ...] | None = None
     """Names of the classes whose parts are objects. None: every class but one named background."""
-    connectivity: int = 8
-    """8: pixels that share a corner are connected. 4: only those that share a side. In volumes 6
-    (voxels that share a face), 18 (an edge) or 26 (a corner).
+    connectivity: int | None = None
+    """4: pixels that share a side are connected. 8: also those that share a corner. In volumes 6
+    (voxels that share a face), 18 (an edge) or 26 (a corner). None: all neighbours, 8 in images and
+    26 in volumes.
     """
     min_size: int = 1
     """Smallest size of an object in pixels; smaller ones become background."""
@@ -126,7 +127,7 @@ class ConnectedPartsModel:
     inner: Segmenter
     part_classes: tuple[int, ...]
     """Class ids of the inner segmenter whose parts are objects, ascending."""
-    connectivity: int
+    connectivity: int | None
     min_size: int
     fill_holes: bool
 

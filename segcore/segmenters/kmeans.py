@@ -28,28 +28,24 @@ from maskloom.segcore.methods.clustering import (
 )
 from maskloom.segcore.methods.naming import (
     MOST_CLASSES,
-    check_bands,
-    check_references,
     class_names,
     class_order,
     requested_clusters,
 )
 from maskloom.segcore.methods.notes import note_of_nodata, note_of_units
 from maskloom.segcore.methods.pointwise import Scores, select_fitted
+from maskloom.segcore.methods.sampled_fitter import SampledFitter
 from maskloom.segcore.methods.samples import Samples, State, Units, WeightedValues, spread_of
 from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
     Exactness,
-    Fitter,
     Requirements,
     Segmenter,
 )
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.raster.spec import Block, RasterSpec
@@ -59,7 +55,7 @@ if TYPE_CHECKING:
 
 @SEGMENTERS.register("kmeans")
 @dataclass(frozen=True, slots=True)
-class KMeans:
+class KMeans(SampledFitter):
     """Clusters of similar pixels, each around its mean."""
 
     clusters: int | Literal["auto"] | None = None
@@ -81,7 +77,6 @@ class KMeans:
     max_clusters: int = 8
     """Largest number of clusters that `auto` tries."""
 
-    exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
         "one factor for all bands, and an offset of each, changes no label; with `standardise` no "
         "factors at all do"
@@ -90,45 +85,15 @@ class KMeans:
 
     def __post_init__(self) -> None:
         requested_clusters(self.clusters, self.classes, "clusters")
-        check_references(self.classes)
-        check_bands(self.bands)
-        if self.seed < 0:
-            raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
+        self.check_common()
         if not 2 <= self.max_clusters <= MOST_CLASSES:
             raise ValueError(f"max_clusters: expected 2 to {MOST_CLASSES}; got {self.max_clusters}")
-
-    @property
-    def requirements(self) -> Requirements:
-        """No halo. A sample adds up to 2**18 pixels, the table that counts colours 64 MiB per
-        thread.
-        """
-        return Requirements(bytes_per_pixel=48)
-
-    def start(self) -> Fitter | Segmenter:
-        """The fitter itself."""
-        return self
-
-    def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the selected bands."""
-        return spec.select(self.bands)
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
         """Names of the classes; empty for `auto`."""
         count = requested_clusters(self.clusters, self.classes, "clusters")
         return () if count is None else class_names(count, self.classes)
-
-    def kind_of(self, spec: RasterSpec) -> Hashable:
-        """Images with the same number of bands are clustered together."""
-        return spec.channels
-
-    def observe(self, block: Block) -> State:
-        """The values of the block's pixels."""
-        return Samples(self.seed).observe(block)
-
-    def merge(self, a: State, b: State) -> State:
-        """The values of both states."""
-        return Samples(self.seed).merge(a, b)
 
     def finish(self, total: State) -> Segmenter:
         """The fitted model. Raises `FitError` if there are fewer distinct values than clusters, or

@@ -23,28 +23,24 @@ from maskloom.segcore.methods.expectation import (
 )
 from maskloom.segcore.methods.naming import (
     MOST_CLASSES,
-    check_bands,
-    check_references,
     class_names,
     class_order,
     requested_clusters,
 )
 from maskloom.segcore.methods.notes import note_of_nodata
 from maskloom.segcore.methods.pointwise import Scores, select_fitted
+from maskloom.segcore.methods.sampled_fitter import SampledFitter
 from maskloom.segcore.methods.samples import Samples, State, Units
 from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
     Exactness,
-    Fitter,
     Requirements,
     Segmenter,
 )
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.raster.spec import Block, RasterSpec
@@ -52,8 +48,8 @@ if TYPE_CHECKING:
 
 @SEGMENTERS.register("mixture")
 @dataclass(frozen=True, slots=True)
-class MixtureOfGaussians:
-    """Clusters of pixels, each with its own size, shape and direction."""
+class MixtureOfGaussians(SampledFitter):
+    """Clusters of pixels with a size, shape and direction of their own."""
 
     components: int | Literal["auto"] | None = None
     """Number of components, or `auto`: the best of 1 to `max_components` by BIC. None: as many as
@@ -78,7 +74,6 @@ class MixtureOfGaussians:
     max_components: int = 8
     """Largest number of components that `auto` tries."""
 
-    exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
         "no factor or offset of any band changes a label: the fit is in standard deviations of each"
     )
@@ -86,53 +81,23 @@ class MixtureOfGaussians:
 
     def __post_init__(self) -> None:
         requested_clusters(self.components, self.classes, "components")
-        check_references(self.classes)
-        check_bands(self.bands)
+        self.check_common()
         if self.covariance not in ("full", "tied", "diag", "spherical"):
             raise ValueError(
                 f"covariance: expected full, tied, diag or spherical; got {self.covariance!r}"
             )
         if not 0 <= self.reg_covar < float("inf"):
             raise ValueError(f"reg_covar: expected a finite number from 0 on; got {self.reg_covar}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected a number from 0 on; got {self.seed}")
         if not 1 <= self.max_components <= MOST_CLASSES:
             raise ValueError(
                 f"max_components: expected 1 to {MOST_CLASSES}; got {self.max_components}"
             )
 
     @property
-    def requirements(self) -> Requirements:
-        """No halo. A sample adds up to 2**18 pixels, the table that counts colours 64 MiB per
-        thread.
-        """
-        return Requirements(bytes_per_pixel=48)
-
-    def start(self) -> Fitter | Segmenter:
-        """The fitter itself."""
-        return self
-
-    def select(self, spec: RasterSpec) -> RasterSpec:
-        """The image with the selected bands."""
-        return spec.select(self.bands)
-
-    @property
     def expected_classes(self) -> tuple[str, ...]:
         """Names of the classes; empty for `auto`."""
         count = requested_clusters(self.components, self.classes, "components")
         return () if count is None else class_names(count, self.classes)
-
-    def kind_of(self, spec: RasterSpec) -> Hashable:
-        """Images with the same number of bands are clustered together."""
-        return spec.channels
-
-    def observe(self, block: Block) -> State:
-        """The values of the block's pixels."""
-        return Samples(self.seed).observe(block)
-
-    def merge(self, a: State, b: State) -> State:
-        """The values of both states."""
-        return Samples(self.seed).merge(a, b)
 
     def finish(self, total: State) -> Segmenter:
         """The fitted model. Raises `FitError` if there are fewer distinct values than components,

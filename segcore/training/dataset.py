@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskloom.segcore import formats
 from maskloom.segcore.annotations.masks import open_mask
 from maskloom.segcore.deep.inference.patches import mirrored
 from maskloom.segcore.geometry import Box
-from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.training.labels import VOID
 
 if TYPE_CHECKING:
@@ -176,8 +176,7 @@ class Dataset:
 
     def _open(self, number: int) -> Readers:
         pair = self.pairs[number]
-        image = FORMATS[pair.image.format].open(pair.image)
-        return image, open_mask(pair.mask, self.decoder.mapping.by)
+        return formats.open_image(pair.image), open_mask(pair.mask, self.decoder.mapping.by)
 
     def _kept(self, number: int) -> bool:
         spec = self.pairs[number].image

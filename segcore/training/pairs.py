@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from maskloom.segcore.annotations.masks import describe
+from maskloom.segcore import formats
 from maskloom.segcore.annotations.pairing import NameSuffixes, pair
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.errors import ImageError, RecipeError
@@ -71,10 +71,9 @@ def find_pairs(
     unused = sorted(found.without_image)
     if not unused:
         return pairs, []
-    return pairs, [
-        f"{len(unused)} of {len(unused) + len(pairs)} masks have no image and are not used: "
-        f"{_some(unused)}."
-    ]
+    count = len(unused) + len(pairs)
+    note = f"{len(unused)} of {count} masks have no image and are not used: {_some(unused)}."
+    return pairs, [note]
 
 
 def _paired(images: Sequence[Source], masks: Sequence[Source], recipe: TrainingRecipe) -> MaskPairs:
@@ -163,20 +162,33 @@ def data_digest(pairs: Sequence[Pair], on_progress: OnProgress) -> str:
         on_progress(number, len(pairs))
         whole.update(each.name.encode())
         for location in (each.image.location, each.mask.location):
-            part = hashlib.sha256()
-            fs, path = filesystem(location)
-            with store_errors(f"read {location}"), fs.open(path, "rb") as file:
+            whole.update(_digest_of(location))
+    return whole.hexdigest()
+
+
+def _digest_of(location: str) -> bytes:
+    """SHA-256 over the bytes of a file, or of all files of a folder in the order of their names."""
+    fs, path = filesystem(location)
+    part = hashlib.sha256()
+    with store_errors(f"read {location}"):
+        for name in sorted(fs.find(path)) or [path]:
+            with fs.open(name, "rb") as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     part.update(chunk)
-            whole.update(part.digest())
-    return whole.hexdigest()
+    return part.digest()
 
 
 def _described(location: str, version: str, bands: Sequence[int] | None) -> RasterSpec:
     try:
-        return describe(location, version).select(bands)
+        spec = formats.describe(location, version).select(bands)
     except ImageError as error:
         raise RecipeError(f"{error} Fix the file, or add it to `split.leave_out`.") from error
+    if len(spec.shape) != len("yx"):
+        raise RecipeError(
+            f"{location} is a volume of {len(spec.shape)} axes; networks are trained on images. "
+            "Write its planes as images, or add it to `split.leave_out`."
+        )
+    return spec
 
 
 def _require_same_shape(both: Pair) -> None:

@@ -37,7 +37,7 @@ class Committed:
     fingerprint: str
     run_id: str
     ok: bool
-    settled: bool
+    needs_no_retry: bool
     """Done, or failed in a way that the same bytes would repeat."""
     file: str
     """Name of the table file that contains the row."""
@@ -90,14 +90,14 @@ class Ledger:
         run.
         """
         log = CommitLog(store)
-        log.skip()
+        log.skip_to_end()
         ledger = cls.read(store, tables)
         ledger.log = log
         return ledger
 
     def refresh(self) -> list[Committed]:
         """Read the commits since the last call; return their rows."""
-        by = {name: commit.run_id for commit in self.log.news() for name in commit.changed}
+        by = {name: commit.run_id for commit in self.log.read_new() for name in commit.changed}
         return [
             row
             for name, run_id in by.items()
@@ -130,12 +130,12 @@ class Ledger:
         """Find rows without an image, and images with rows in several files. Of these, keep the row
         that matches the mask, or else any.
         """
-        held = defaultdict(list)
+        rows_by_image = defaultdict(list)
         for of_file in self._of_file.values():
             for row in of_file:
-                held[row.image_id].append(row)
+                rows_by_image[row.image_id].append(row)
         superseded: dict[str, set[str]] = {}
-        for same in held.values():
+        for same in rows_by_image.values():
             if len(same) > 1:
                 kept = _best(self.store, same)
                 self.rows[kept.uri] = kept

@@ -93,20 +93,20 @@ class CommitLog:
         self.number = 0
         """Number of the last commit read."""
 
-    def skip(self) -> None:
+    def skip_to_end(self) -> None:
         """Go to the end without reading every record, for a caller that reads the tables next."""
         names = self.store.names(COMMITS, ".json")
         if names:
             self.number = _number(names[-1]) - 1
-            self.news()
+            self.read_new()
 
-    def news(self) -> list[Commit]:
+    def read_new(self) -> list[Commit]:
         """The commits since the last call, all of them carried out."""
         found: list[Commit] = []
         while (commit := read_commit(self.store, self.number + 1)) is not None:
             found.append(commit)
             self.number += 1
-        if found and is_under_way(self.store, found[-1]):
+        if found and is_incomplete(self.store, found[-1]):
             self._carry_out(found[-1], None)
         return found
 
@@ -124,7 +124,7 @@ class CommitLog:
 
     def claim(self, draft: Draft) -> bool:
         """Make the draft the next commit and carry it out. False if another run's commit came
-        first: read `news`, and draft again.
+        first: read `read_new`, and draft again.
 
         Raises `StoreError` if a file is too large to move, or if the store fails.
         """
@@ -219,19 +219,19 @@ def read_commit(store: Store, number: int) -> Commit | None:
         return None
 
 
-def is_under_way(store: Store, commit: Commit) -> bool:
+def is_incomplete(store: Store, commit: Commit) -> bool:
     """Whether something of the commit waits to be moved. Only the last can be under way."""
     last, *_ = commit.tables[-1]
     return store.exists(f"{commit.folder}/{last}")
 
 
-def folder_under_way(store: Store) -> str | None:
+def incomplete_folder(store: Store) -> str | None:
     """The folder of the last commit, if it is not carried out yet. No file of its process may be
     removed.
     """
     names = store.names(COMMITS, ".json")
     commit = read_commit(store, _number(names[-1])) if names else None
-    return commit.folder if commit is not None and is_under_way(store, commit) else None
+    return commit.folder if commit is not None and is_incomplete(store, commit) else None
 
 
 def _outermost(names: Iterable[str]) -> list[str]:

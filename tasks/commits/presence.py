@@ -19,14 +19,14 @@ from maskloom.segcore.errors import MaskloomError, RunError
 from maskloom.segcore.storage.atomic import is_writer_alive, temporary_name
 from maskloom.segcore.storage.conditional import conditions_of
 from maskloom.segcore.storage.store import STAGING, Store
-from maskloom.tasks.commits.log import folder_under_way
+from maskloom.tasks.commits.log import incomplete_folder
 
 PROCESSES = f"{STAGING}/processes"
 _MARK = "process.json"
 
 
 @contextlib.contextmanager
-def present(store: Store, run_id: str, *, sole_writer: bool = False) -> Iterator[str]:
+def process_folder(store: Store, run_id: str, *, sole_writer: bool = False) -> Iterator[str]:
     """The folder of this process below the output, removed when the block ends.
 
     Raises `RunError` if the store has no conditional writes and another process may be at work,
@@ -55,7 +55,7 @@ def is_at_work(store: Store, run_id: str) -> bool:
     """Whether a process of this run may be at work, here or on another machine."""
     return any(
         not is_dead(folder) and (_mark(store, folder) or {}).get("run_id") == run_id
-        for folder in others(store, "")
+        for folder in other_folders(store, "")
     )
 
 
@@ -63,15 +63,15 @@ def sweep(store: Store) -> None:
     """Remove the folders of ended processes of this machine, except one whose commit is not carried
     out yet.
     """
-    dead = [folder for folder in others(store, "") if is_dead(folder)]
+    dead = [folder for folder in other_folders(store, "") if is_dead(folder)]
     # Looked up afterwards: a dead process made its claim before it died.
-    under_way = folder_under_way(store) if dead else None
+    under_way = incomplete_folder(store) if dead else None
     for folder in dead:
         if not (under_way or "").startswith(f"{folder}/"):
             store.remove(folder)
 
 
-def others(store: Store, own: str) -> list[str]:
+def other_folders(store: Store, own: str) -> list[str]:
     """The folders of all processes except `own`."""
     names = store.names(PROCESSES, "")
     return sorted({"/".join(name.split("/")[:3]) for name in names} - {own})
@@ -84,12 +84,12 @@ def is_dead(folder: str) -> bool:
 
 def _leave(store: Store, folder: str) -> None:
     """Remove the folder, unless a commit staged there is still to be carried out."""
-    if not (folder_under_way(store) or "").startswith(f"{folder}/"):
+    if not (incomplete_folder(store) or "").startswith(f"{folder}/"):
         store.remove(folder)
 
 
 def _refuse_others(store: Store, own: str) -> None:
-    for folder in others(store, own):
+    for folder in other_folders(store, own):
         if is_dead(folder):
             continue
         mark = _mark(store, folder)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from skimage import data
 
-from maskloom.flows.dry_run import catalogue
+from maskloom.flows.catalogue import catalogue
 from maskloom.segcore.methods.samples import SAMPLE_SIZE
 from maskloom.segcore.models.planes import PLANAR
 from maskloom.segcore.models.protocols import (

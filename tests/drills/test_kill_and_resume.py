@@ -25,7 +25,7 @@ COMMAND = [
     sys.executable,
     "-c",
     (
-        "from maskloom.tasks import batching; batching.PART_PIXELS = 2**19\n"
+        "from maskloom.tasks import batching; batching.RANGE_PIXELS = 2**19\n"
         "from maskloom.flows.cli import main; main()"
     ),
 ]

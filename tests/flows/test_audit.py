@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from skimage import data
 
 from maskloom.flows import audit as module
@@ -47,6 +48,22 @@ def test_an_exact_segmenter_gives_the_same_report_on_workers(
     assert there == here
 
 
+@pytest.mark.parametrize("shape", [(120, 150), (60, 70, 80)], ids=["image", "volume"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_seams_show_where_objects_are_cut_there(shape: tuple[int, ...], cut: bool) -> None:
+    """Blobs as they are, and cut into one object for each tile that they reach."""
+    side = 20
+    field = ndimage.gaussian_filter(np.random.default_rng(6).normal(size=shape), 2)
+    ids = ndimage.label(field > 1.2 * field.std())[0]
+    if cut:
+        tiles = np.indices(shape) // side
+        number = np.ravel_multi_index(tuple(tiles), tuple(-(-n // side) for n in shape))
+        ids = np.unique(ids + number * (ids.max() + 1) * (ids > 0), return_inverse=True)[1]
+        ids = ids.reshape(shape)
+    *_, last = module._seams(ids, side)
+    assert last.startswith("The seams show" if cut else "The seams do not show")
+
+
 def test_differences_are_counted_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoiled(job: RegionJob) -> SegmentedRegion:
         found = segment_region(job)
@@ -75,7 +92,7 @@ def test_differences_are_counted_and_drawn(tmp_path: Path, monkeypatch: pytest.M
 def test_a_region_in_tiles_is_the_region(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "{kind: threshold, value: 90}")
     photo = str(tmp_path / "coffee.png")
-    from maskloom.segcore.annotations.masks import describe
+    from maskloom.segcore.formats import describe
 
     region = Region.middle(describe(photo), 10_000)
     whole, tiled = (

@@ -9,7 +9,8 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
-from maskloom.flows.cli import WRONG_USAGE, app
+from maskloom.flows.cli import app
+from maskloom.flows.commands.messages import WRONG_USAGE
 
 
 def test_says_its_version() -> None:

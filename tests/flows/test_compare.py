@@ -236,6 +236,23 @@ def test_odd_images(pixels: np.ndarray, tmp_path: Path) -> None:
     assert (tmp_path / "out.png").stat().st_size > 0
 
 
+@pytest.mark.parametrize("shape", [(30, 40), (5, 30, 40)], ids=["image", "volume"])
+def test_a_folder_that_is_one_image(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """A Zarr array looks like the same pixels in a file."""
+    zarr = pytest.importorskip("zarr")
+    pixels = np.random.default_rng(2).integers(0, 255, shape, np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    for name in ("a.zarr", "renamed"):
+        zarr.create_array(tmp_path / name, data=pixels, chunks=(3, 16, 16)[-len(shape) :])
+    pictures = []
+    for name in ("a.npy", "a.zarr", "renamed"):
+        compare(str(tmp_path / name), ["threshold"], tmp_path / "out.png")
+        found = cells(tmp_path / "out.png", shape[-2:], 2)
+        pictures.append(np.stack([half for cell in found for half in cell]))
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    np.testing.assert_array_equal(pictures[0], pictures[2])
+
+
 def test_what_cannot_be_compared_says_why(tmp_path: Path) -> None:
     path = written(data.coins(), tmp_path)
     with pytest.raises(RecipeError, match=r"segmenter 2\.kind: There is no segmenter 'otsu'"):

@@ -20,13 +20,20 @@ from sklearn import metrics
 from typer.testing import CliRunner
 
 from maskloom.flows.cli import app
-from maskloom.flows.evaluate import _quality
+from maskloom.flows.evaluation.evaluate import _quality
 from maskloom.flows.recipes.training import make as make_training
 from maskloom.flows.train import sources
+from maskloom.segcore.annotations.label_mapping import LabelMapping, parse_values
 from maskloom.segcore.annotations.metrics import Confusion
 from maskloom.segcore.annotations.object_metrics import ObjectCounts, average_precision
 from maskloom.segcore.evaluation.boundary import Boundary
-from maskloom.segcore.evaluation.scoring import Score, _photo
+from maskloom.segcore.evaluation.scoring import (
+    EvaluatedImage,
+    EvaluationOptions,
+    Score,
+    _photo,
+    view,
+)
 from maskloom.segcore.evaluation.tables import SCHEMAS
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.training.pairs import find_pairs
@@ -495,3 +502,80 @@ def test_membranes(tmp_path: Path) -> None:
     # Truth and mask are the whole image here, so the adjusted areas are the true ones.
     areas = table(tmp_path / "o" / "evaluation", "areas")
     np.testing.assert_allclose([row["adjusted_area"] for row in areas], [(~true).sum(), true.sum()])
+
+
+def save_volume(path: Path, values: np.ndarray) -> None:
+    """As an array of NumPy or, in chunks, of Zarr."""
+    if path.suffix == ".npy":
+        np.save(path, values)
+    else:
+        zarr = pytest.importorskip("zarr")
+        zarr.create_array(path, data=values, chunks=(8, 16, 16))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".zarr"])
+@pytest.mark.parametrize("objects", [False, True], ids=["classes", "objects"])
+def test_volumes(tmp_path: Path, suffix: str, objects: bool) -> None:
+    """Measures are those of scikit-learn, objects those of SciPy; boundaries go plane by plane."""
+    shape = (10, 40, 50)
+    field = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=shape), 2)
+    volume = np.clip(128 + 1500 * field, 0, 255).astype(np.uint8)
+    truth = volume > 160
+    truth[:3] = False
+    numbers = ndimage.label(truth, np.ones((3, 3, 3)))[0]
+    for name in ("images", "truth"):
+        (tmp_path / name).mkdir()
+    save_volume(tmp_path / "images" / f"v{suffix}", volume)
+    values = numbers.astype(np.uint16) if objects else truth.astype(np.uint8)
+    save_volume(tmp_path / "truth" / f"v{suffix}", values)
+    threshold = "{kind: threshold, value: 150, classes: [background, cell]}"
+    segmenter = f"{{kind: connected_parts, of: {threshold}}}" if objects else threshold
+    (tmp_path / "recipe.yaml").write_text(
+        f"inputs: images\noutput: out\nsegmenter: {segmenter}\ntiling: {{tile: 16}}\n"
+        "cluster: serial\n"
+    )
+    done = command("run", tmp_path / "recipe.yaml", "--no-prefect", "-q")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "masks" / f"v{suffix}").exists()
+    done = command("evaluate", tmp_path / "out", "-t", tmp_path / "truth", "-q")
+    assert done.exit_code == 0, done.output
+
+    found = volume > 150
+    whole = table(tmp_path / "out" / "evaluation", "images")[0]
+    assert whole["pixels"] == volume.size
+    assert whole["accuracy"] == pytest.approx(metrics.accuracy_score(truth.ravel(), found.ravel()))
+    assert whole["kappa"] == pytest.approx(metrics.cohen_kappa_score(truth.ravel(), found.ravel()))
+    cell = table(tmp_path / "out" / "evaluation", "classes")[1]
+    assert cell["iou"] == pytest.approx(metrics.jaccard_score(truth.ravel(), found.ravel()))
+    assert 0 < cell["boundary_precision"] < 1  # type: ignore[operator]
+    rows = table(tmp_path / "out" / "evaluation", "objects")
+    if objects:
+        ours = ndimage.label(found, np.ones((3, 3, 3)))[0]
+        overlaps = np.zeros((ours.max() + 1, numbers.max() + 1))
+        np.add.at(overlaps, (ours, numbers), 1)
+        sizes = overlaps.sum(axis=1)[1:, None] + overlaps.sum(axis=0)[None, 1:]
+        iou = overlaps[1:, 1:] / (sizes - overlaps[1:, 1:])
+        matched = int((iou > 0.5).sum())
+        counts = (matched, ours.max() - matched, numbers.max() - matched)
+        assert matched
+        assert tuple(rows[0][name] for name in ("matched", "false", "missed")) == counts
+    else:
+        assert rows == []
+    with Image.open(tmp_path / "out" / "evaluation" / "evaluation.png") as picture:
+        assert picture.width == 1280
+
+
+def test_a_volume_is_shown_by_its_plane_with_the_most_errors(tmp_path: Path) -> None:
+    mask = np.zeros((5, 20, 30), np.uint8)
+    truth = mask.copy()
+    truth[1, 3], truth[3, :4] = 1, 1
+    photo = np.broadcast_to(np.arange(5, dtype=np.uint8)[:, None, None] * 50, mask.shape)
+    for name, values in (("mask", mask), ("truth", truth), ("photo", photo)):
+        np.save(tmp_path / f"{name}.npy", values)
+    uris = [str(tmp_path / f"{name}.npy") for name in ("photo", "mask", "truth")]
+    mapping = LabelMapping.of(parse_values(["0=out", "1=in"]), ("out", "in"))
+    options = EvaluationOptions(mapping, 2, (), numbered=False)
+    shown = view(EvaluatedImage("v", *uris, np.arange(2), -1), options, 0)
+    np.testing.assert_array_equal(shown.truth, truth[3])
+    assert shown.photo is not None
+    assert (shown.photo == 150).all()

@@ -20,6 +20,7 @@ from maskloom.flows.recipes import run as recipes
 from maskloom.flows.recipes import training
 from maskloom.segcore.models.composed import Composed
 from maskloom.segcore.models.files import dump_model, load_model
+from maskloom.segcore.models.protocols import MODELS
 
 THRESHOLD = {"kind": "threshold", "value": 100, "classes": ["dark", "bright"]}
 KMEANS = {"kind": "kmeans", "clusters": 2}
@@ -45,7 +46,7 @@ TRAINING = {
 }
 
 
-def make(segmenter: object, **keys: object) -> recipes.Recipe:
+def make(segmenter: object, **keys: object) -> recipes.RunRecipe:
     document = {"inputs": "a.tif", "output": "out", "segmenter": segmenter, "statistics": "objects"}
     return recipes.make({**document, **keys}, Path("/nowhere"))
 
@@ -104,9 +105,9 @@ def test_the_renaming_reaches_segmenters_statistics_and_what_they_hold(rename):
 def test_a_class_under_another_name_in_the_registry_changes_the_fingerprint(monkeypatch):
     """The name in the registry is what users write, so it does count."""
     before = make({"kind": "connected_parts", "of": THRESHOLD}).work
-    items = dict(recipes.MODELS)
+    items = dict(MODELS)
     renamed = {"limit" if name == "threshold" else name: kind for name, kind in items.items()}
-    monkeypatch.setattr(recipes.MODELS, "_registered", renamed)
+    monkeypatch.setattr(MODELS, "_registered", renamed)
     assert make({"kind": "connected_parts", "of": THRESHOLD}).work.fingerprint != before.fingerprint
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskloom.flows.cli import _print_result, _recordable
+from maskloom.flows.commands.results import print_result, recordable
 from maskloom.flows.run import RunResult
 from maskloom.flows.terminal import EscapingFormatter, count, escaped, failure, line
 
@@ -72,7 +72,7 @@ def test_logs_of_libraries_hold_no_escapes_tracebacks_or_secrets() -> None:
 
 
 def test_a_record_of_a_run_holds_no_secrets_and_is_utf_8() -> None:
-    recorded = _recordable(
+    recorded = recordable(
         {"inputs": ["https://h/a.png?sig=c0ffee", "\udce9.png"], "segmenter": {"clusters": 3}}
     )
     assert recorded == {
@@ -92,7 +92,7 @@ def test_unchanged_is_what_a_run_neither_did_nor_failed(
     inventory = SimpleNamespace(sources=[None] * 30, pending=[], removed=0, failed_before=0)
     outcome = SimpleNamespace(done=done, failed=failed, failures=(), pixels=1e6)
     result = RunResult(inventory, outcome, 1.0)  # type: ignore[arg-type]  # stand-ins
-    _print_result(SimpleNamespace(output="out"), result)  # type: ignore[arg-type]
+    print_result(SimpleNamespace(output="out"), result)  # type: ignore[arg-type]
     assert capsys.readouterr().out.startswith(f"{words}1.0 megapixels")
 
 

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from maskloom.flows.progress import Quiet, TrainingProgress
 from maskloom.flows.recipes import training as training_recipes
 from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.errors import RecipeError, Stopped
+from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.training import semantic
 from maskloom.segcore.training.run import TrainingResult, prepare, train
 
@@ -194,7 +196,7 @@ def test_the_command_trains_once_goes_on_for_more_epochs_and_tells_how_to_use_th
     command = ["train", str(folder / "training.yaml"), *flags, "--set"]
     first = run(app, [*command, "training.epochs=1"])
     assert first.exit_code == 0, first.output
-    assert "of epoch 1, the best of 1" in first.stdout
+    assert "at epoch 1, the best of 1" in first.stdout
     assert "-s unet -p weights=" in first.stdout
     made_files = sorted(path.name for path in (folder / "out").iterdir())
     records = ["training_history.json", "training_state.json"]
@@ -616,3 +618,16 @@ def test_how_to_use_a_model_can_be_pasted(folder):
         "-p",
         "bands=[1]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("network", "segmenter"),
+    [("unet", "unet"), ("mask_rcnn", "mask_rcnn"), ("of_a_plugin", "network")],
+)
+def test_a_model_is_used_by_the_segmenter_that_runs_its_network(folder, network, segmenter):
+    order = made(folder)
+    order = replace(order, recipe=replace(order.recipe, kind=network))
+    learned = TrainingResult("model.keras", ("mean IoU", 0.5), 1, 2, 0.1, False)
+    words = shlex.split(flow.usage(order, learned))
+    assert words[words.index("-s") + 1] == segmenter
+    assert segmenter in SEGMENTERS

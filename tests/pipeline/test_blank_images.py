@@ -68,7 +68,7 @@ def blanks(folder: Path) -> None:
 )
 def test_blank_scenes_alone_are_done_and_all_nodata(collection, maskloom, monkeypatch, case, fit):
     # The first scene is spread over parts, the others are done whole.
-    monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
+    monkeypatch.setattr(batching, "RANGE_PIXELS", 2**16)
     segmenter, classes = SEGMENTERS[case]
     shutil.rmtree(collection.folder / "images")
     blanks(collection.folder / "images")

@@ -104,7 +104,7 @@ def test_a_source_that_changes_while_a_model_is_fitted_to_all_ends_the_run_and_t
 def test_a_large_source_that_changes_while_its_own_model_is_fitted_hurts_no_other(
     tmp_path, maskloom, monkeypatch
 ):
-    monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
+    monkeypatch.setattr(batching, "RANGE_PIXELS", 2**16)
     images, output = tmp_path / "in", tmp_path / "out"
     images.mkdir()
     write_tiff(images / "changes.tif", photograph(600, 600))

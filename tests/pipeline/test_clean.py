@@ -184,5 +184,5 @@ def test_a_folder_that_is_no_output_is_left_alone(tmp_path, maskloom):
     (tmp_path / "masks" / "a.png").write_text("mine")
     result = maskloom("clean", tmp_path)
     assert result.exit_code == 2
-    assert "holds no run of maskloom" in result.output
+    assert "is not an output of maskloom" in result.output
     assert names(tmp_path) == {"masks/a.png"}

@@ -31,7 +31,7 @@ def test_two_workers_one_worker_and_none_agree(collection, maskloom):
 
 def test_s3_in_and_out_equals_the_local_disk(collection, maskloom, s3_server, monkeypatch):
     # Small parts, so that also what passes leave to one another lies in the store.
-    monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
+    monkeypatch.setattr(batching, "RANGE_PIXELS", 2**16)
     fs = fsspec.filesystem("s3")
     fs.mkdir("scenes")
     fs.mkdir("masks")

@@ -53,7 +53,7 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_an_image_that_hangs_is_one_failed_row_and_its_neighbours_are_done(
     tmp_path, maskloom, monkeypatch, fit
 ):
-    monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
+    monkeypatch.setattr(batching, "RANGE_PIXELS", 2**16)
     monkeypatch.setattr(serial_fanout, "_POLL_SECONDS", 0.05)
     images, output = tmp_path / "in", tmp_path / "out"
     images.mkdir()

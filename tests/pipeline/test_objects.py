@@ -48,9 +48,9 @@ def kind_of(segmenter):
 @pytest.mark.parametrize("segmenter", [PARTS, *AT_NIGHT], ids=kind_of)
 def test_the_tiling_changes_no_object(collection, maskloom, segmenter, monkeypatch):
     recipe = collection.recipe(segmenter=segmenter)
-    for tile, part_pixels in ((4096, batching.PART_PIXELS), (64, 2**16)):
+    for tile, part_pixels in ((4096, batching.RANGE_PIXELS), (64, 2**16)):
         # Small parts make the scenes take the way of large images: staged, joined, relabelled.
-        monkeypatch.setattr(batching, "PART_PIXELS", part_pixels)
+        monkeypatch.setattr(batching, "RANGE_PIXELS", part_pixels)
         result = maskloom(
             "run", recipe, *QUIET, "--set", f"tiling.tile={tile}", "--set", f"output=out{tile}"
         )
@@ -119,6 +119,26 @@ def test_the_table_describes_the_mask(collection, maskloom):
             for row in areas
             if row["image_id"] == image["image_id"] and row["class_id"] > 0
         )
+
+
+def test_rows_name_the_recipe_that_made_them(collection, maskloom, monkeypatch):
+    """Of images done in one job, and of large ones, whose rows are staged tile by tile."""
+    recipe = collection.recipe(segmenter=PARTS)
+    for part_pixels in (batching.PART_PIXELS, 2**16):
+        monkeypatch.setattr(batching, "PART_PIXELS", part_pixels)
+        output = f"out{part_pixels}"
+        tiled = ("--set", "tiling.tile=64", "--set", f"output={output}")
+        assert maskloom("run", recipe, *QUIET, *tiled).exit_code == 0
+
+        of_areas, of_objects = (
+            {(row["image_id"], row["fingerprint"]) for row in rows}
+            for rows in (
+                read_table(collection.folder / output, name) for name in ("areas", "objects")
+            )
+        )
+        assert len(of_objects) > 1
+        assert of_objects <= of_areas
+        assert None not in {fingerprint for _, fingerprint in of_objects}
 
 
 def test_tables_of_objects_are_geoparquet(collection, maskloom):
@@ -215,7 +235,7 @@ def test_audit_finds_no_difference(collection, maskloom, segmenter):
 
 
 def test_rows_come_in_the_order_of_ids(collection, maskloom, monkeypatch):
-    monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
+    monkeypatch.setattr(batching, "RANGE_PIXELS", 2**16)
 
     assert (
         maskloom(
@@ -281,7 +301,7 @@ def test_stitching_can_have_a_rule_for_each_class(collection, maskloom):
 
 
 def test_lost_sketches_are_made_again(collection, maskloom, monkeypatch):
-    monkeypatch.setattr(batching, "PART_PIXELS", 2**16)
+    monkeypatch.setattr(batching, "RANGE_PIXELS", 2**16)
     recipe = collection.recipe(segmenter=PARTS, inputs=["images/scenes/utm.tif"])
     arguments = ("run", recipe, *QUIET, "--set", "tiling.tile=256")
     with monkeypatch.context() as patch:

@@ -318,27 +318,40 @@ def test_the_flow_takes_a_recipe_as_a_mapping_too(prefect: Prefect, recipe: Path
     assert last_flow_run(prefect)["name"] == "gamma"
 
 
-def test_a_termination_cancels_the_flow_of_a_deployment(
-    prefect: Prefect, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+TERMINATED = """
+import signal, sys
+from maskloom.flows import segment
+from maskloom.flows.orchestration.flow import run_recipe
+
+before = segment.write_plan
+
+def terminated(*arguments):
+    before(*arguments)
+    signal.raise_signal(signal.SIGTERM)
+
+segment.write_plan = terminated
+state = run_recipe(sys.argv[1], return_state=True)
+print(state.type.value, state.message)
+"""
+
+
+def test_a_termination_cancels_the_flow_of_a_deployment(prefect: Prefect, recipe: Path) -> None:
     from prefect.settings import temporary_settings
 
-    from maskloom.flows import segment
     from maskloom.flows.orchestration.flow import run_recipe
 
-    before = segment.write_plan
-
-    def terminated(*arguments: Any) -> None:
-        before(*arguments)
-        signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(segment, "write_plan", terminated)
-    with temporary_settings({"api.url": url(prefect)}):
-        state = run_recipe(str(recipe), return_state=True)
-    assert state.is_cancelled()
-    assert "continues where it stopped" in str(state.message)
+    ended = subprocess.run(
+        [sys.executable, "-c", TERMINATED, str(recipe)],
+        env={**os.environ, "PREFECT_API_URL": url(prefect)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "CANCELLED" in ended.stdout
+    assert "continues where it stopped" in ended.stdout
     assert not (recipe.parent / "out" / "masks").exists()
-    monkeypatch.setattr(segment, "write_plan", before)
     with temporary_settings({"api.url": url(prefect)}):
         assert run_recipe(str(recipe), return_state=True).is_completed()
     assert (recipe.parent / "out" / "masks" / "picture.png").is_file()

@@ -219,7 +219,7 @@ def test_a_large_folder_is_cut_into_parts_with_the_same_mask(tmp_path, maskloom,
     for output in outputs:
         result = maskloom("segment", tmp_path / "in", "-o", output, *THRESHOLD, *QUIET)
         assert result.exit_code == 0, result.output
-        monkeypatch.setattr(batching, "PART_PIXELS", 2**12)
+        monkeypatch.setattr(batching, "RANGE_PIXELS", 2**12)
     whole, parts = (load_mask(f"{output}/masks/scene.tiles") for output in outputs)
     np.testing.assert_array_equal(parts, whole)
     np.testing.assert_array_equal(whole, pixels[..., 0] > 100)
@@ -283,7 +283,7 @@ def test_a_zarr_volume_in_cubes_has_the_mask_of_the_whole(tmp_path, maskloom, mo
     zarr.create_array(tmp_path / "in" / "v.zarr", data=volume, chunks=(8, 32, 32))
     masks = []
     for tile, part in ((16, 2**12), (512, 2**26)):
-        monkeypatch.setattr(batching, "PART_PIXELS", part)
+        monkeypatch.setattr(batching, "RANGE_PIXELS", part)
         output = tmp_path / str(tile)
         command = ("segment", tmp_path / "in", "-o", output, *THRESHOLD, *QUIET)
         result = maskloom(*command, "--set", f"tiling.tile={tile}")

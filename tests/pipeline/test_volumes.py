@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage.filters import threshold_otsu
+from skimage.measure import label
 from tests_support import assert_same_results, read_table
 
 from maskloom.tasks import batching
@@ -77,8 +78,8 @@ def test_neither_tiles_nor_workers_change_a_volume(
     """Whole volumes in this process, and parts of them on two workers. Quick shift has objects."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"inputs: images\noutput: whole\nsegmenter: {segmenter}\n")
-    monkeypatch.setattr(batching, "PART_PIXELS", 2**13)
-    monkeypatch.setattr(batching, "part_pixels", lambda _: 2**13)
+    monkeypatch.setattr(batching, "RANGE_PIXELS", 2**13)
+    monkeypatch.setattr(batching, "range_pixels", lambda _: 2**13)
     assert maskloom("run", recipe, *SERIAL).exit_code == 0
     tiled = ("--set", "output=tiled", "--set", "tiling.tile=[6, 32, 16]")
     workers = ("--set", "cluster.workers=2")
@@ -98,3 +99,26 @@ def test_sides_for_three_axes_do_not_cut_images(maskloom, tmp_path):
         result = maskloom(*command)
         assert result.exit_code == 2
         assert "tiling.tile: 8x64x64 has a side for each of the axes z, y and x" in result.output
+
+
+@pytest.mark.parametrize("of_objects", [False, True], ids=["classes", "ids"])
+def test_by_default_all_neighbours_are_connected(maskloom, tmp_path, of_objects):
+    """In an image and a volume of one run, cut into tiles."""
+    dark = np.random.default_rng(8).random((6, 40, 50)) < 0.85
+    for name, array in (("image", dark[0]), ("volume", dark)):
+        np.save(tmp_path / f"{name}.npy", np.where(array, 0, 200).astype(np.uint8))
+    threshold = {"kind": "threshold", "value": 100}
+    segmenter = {"kind": "connected_parts", "of": threshold} if of_objects else threshold
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"inputs: '*.npy'\noutput: out\nsegmenter: {segmenter}\nstatistics: [area, objects]\n"
+        "tiling: {tile: 16}\n"
+    )
+    assert maskloom("run", recipe, *SERIAL).exit_code == 0
+
+    rows = read_table(tmp_path / "out", "objects")
+    for name, bright in (("image", ~dark[0]), ("volume", ~dark)):
+        wanted = label(bright, connectivity=bright.ndim)
+        sizes = [row["pixel_count"] for row in rows if row["image_id"] == name]
+        assert sizes == np.bincount(wanted.ravel())[1:].tolist()
+        assert len(sizes) < label(bright, connectivity=1).max()

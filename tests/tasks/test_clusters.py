@@ -129,7 +129,8 @@ def test_one_file_with_one_decorator_adds_a_kind(tmp_path) -> None:
 
         import maskloom.tasks.clusters
         maskloom.tasks.clusters.__path__.append({str(tmp_path)!r})
-        from maskloom.flows.recipes.run import make, schema
+        from maskloom.flows.recipes.run import make
+        from maskloom.flows.recipes.run_file import schema
 
         recipe = make(
             {{"inputs": "a", "output": "b", "segmenter": "threshold",

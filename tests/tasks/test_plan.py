@@ -36,9 +36,16 @@ def source(i: int, version: str = "1") -> Source:
     return Source(f"s3://bucket/{i}.tif", str(i), version, 10)
 
 
-def row(i: int, *, file: str = "a.parquet", settled: bool = True) -> Committed:
+def row(i: int, *, file: str = "a.parquet", final: bool = True) -> Committed:
     return Committed(
-        source(i).uri, str(i), "1", "f1", "run", ok=settled, settled=settled, file=file
+        source(i).uri,
+        str(i),
+        "1",
+        "f1",
+        "run",
+        ok=final,
+        needs_no_retry=final,
+        file=file,
     )
 
 
@@ -64,7 +71,7 @@ def item(i: int, side: int = 100) -> PlannedImage:
 
 def test_pending_are_the_new_the_changed_and_those_that_may_succeed_now():
     committed = {
-        r.uri: r for r in (row(1), row(2), replace(row(3), fingerprint="f0"), row(4, settled=False))
+        r.uri: r for r in (row(1), row(2), replace(row(3), fingerprint="f0"), row(4, final=False))
     }
     found = pending([source(1), source(2, "2"), source(3), source(4), source(5)], committed, "f1")
     assert [s.image_id for s in found] == ["2", "3", "4", "5"]

@@ -36,19 +36,21 @@ _LEAST_DISTANCE = 1 / 32
 _GAP = 1e-9
 """Smallest gap between separate parts, in degrees of longitude."""
 _AT_POLE = 1e-6
-"""Distance in pixels within which a vertex is at the pole."""
+"""Pixels within which a vertex is the pole."""
+_NOWHERE = (0.0, 0.0, 0.0, 0.0)
+"""Bounds of an object without a geometry."""
 
 
 def polygon_of(
     polygons: Sequence[Sequence[NDArray[np.int64]]], space: Space
-) -> tuple[bytes, tuple[float, float, float, float]] | None:
-    """Well-known binary and bounds (xmin, ymin, xmax, ymax) of an object, given by its polygons:
-    exterior rings, each with its holes.
+) -> tuple[Any, tuple[float, float, float, float]]:
+    """Geometry (of shapely) and bounds (xmin, ymin, xmax, ymax) of an object, given by its
+    polygons: exterior rings, each with its holes.
 
     A ring has shape (vertices, 2), column and row of corners of pixels; its last vertex is followed
-    by the first. xmin exceeds xmax if the object crosses the antimeridian (GeoParquet 1.1, after
-    RFC 7946, section 5.2). None if a part of an outline has no longitude and latitude, or if the
-    polygon is empty.
+    by the first. xmin is greater than xmax where the object crosses the antimeridian (GeoParquet
+    1.1, after RFC 7946, section 5.2). The geometry is None, and the bounds are 0, where a part of
+    an outline has no longitude and latitude, or nothing is left of the object.
     """
     import shapely
 
@@ -56,15 +58,14 @@ def polygon_of(
     for exterior, *holes in polygons:
         regions = [_region(ring, space) for ring in (exterior, *holes)]
         if any(region is None for region in regions):
-            return None
+            return None, _NOWHERE
         parts.append(
             shapely.difference(regions[0], shapely.union_all(regions[1:])) if holes else regions[0]
         )
     whole = _polygons(shapely.union_all(parts))
     if whole.is_empty:
-        return None
-    whole = shapely.orient_polygons(whole, exterior_cw=False)
-    return shapely.to_wkb(whole, byte_order=1), _bounds(whole)
+        return None, _NOWHERE
+    return whole, _bounds(whole)
 
 
 def _region(ring: NDArray[np.int64], space: Space) -> Any:

@@ -21,9 +21,10 @@ class Objects:
     """Classes whose connected parts are objects. None: all but one named background. Masks of
     objects already define their objects.
     """
-    connectivity: Connectivity = 8
-    """8 also connects pixels that touch at a corner, 4 does not. In volumes 6 (voxels that share a
-    face), 18 (an edge) or 26 (a corner).
+    connectivity: Connectivity | None = None
+    """4: pixels that share a side are connected. 8: also those that share a corner. In volumes 6
+    (voxels that share a face), 18 (an edge) or 26 (a corner). None: all neighbours, 8 in images and
+    26 in volumes.
     """
     min_size: int = 1
     """Smallest size of an object in the table, in pixels."""
@@ -40,7 +41,7 @@ class Objects:
             raise ValueError(
                 f"classes: expected at least one name and none twice; got {list(self.classes)}"
             )
-        if self.connectivity not in get_args(Connectivity):
+        if self.connectivity not in (None, *get_args(Connectivity)):
             raise ValueError(
                 f"connectivity: expected 4 or 8 (volumes: 6, 18 or 26); got {self.connectivity}"
             )

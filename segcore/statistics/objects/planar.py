@@ -20,7 +20,8 @@ from maskloom.segcore.statistics.objects.int96 import (
     carried,
     product,
 )
-from maskloom.segcore.statistics.objects.polygons import Outlines, polygons
+from maskloom.segcore.statistics.objects.outlines import Outlines
+from maskloom.segcore.statistics.objects.polygons import polygons
 from maskloom.segcore.storage.packing import packable
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from maskloom.segcore.statistics.objects.bands import BandSums, observe_bands
 from maskloom.segcore.statistics.objects.geoparquet import geo_metadata, nulls, schema
 from maskloom.segcore.statistics.objects.int96 import as_floats, carried
 from maskloom.segcore.statistics.objects.measures import Measures
+from maskloom.segcore.statistics.objects.outlines import Outlines, trace_outlines
 from maskloom.segcore.statistics.objects.planar import PlanarShape
-from maskloom.segcore.statistics.objects.polygons import Outlines, trace_outlines
 from maskloom.segcore.statistics.objects.solid import SolidShape
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from maskloom.flows.recipes.run import make, schema
+from maskloom.flows.recipes.run import make
+from maskloom.flows.recipes.run_file import schema
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.processes import limits
 from maskloom.segcore.processes.limits import Limits

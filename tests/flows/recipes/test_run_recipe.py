@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskloom.flows.recipes import run as recipes
+from maskloom.flows.recipes.run_file import effective_tile
+from maskloom.flows.recipes.run_file import schema as run_schema
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.models.protocols import SEGMENTERS
 
@@ -173,10 +175,10 @@ def test_memory_needs_this_process():
 
 @given(st.integers(16, 16384))
 def test_tiles_are_large_enough_and_align_with_blocks(tile):
-    effective = recipes.effective_tile(tile)
+    effective = effective_tile(tile)
     assert tile <= effective < tile + 256 or effective < 2 * tile
     assert effective % 256 == 0 or (effective < 256 and effective & (effective - 1) == 0)
-    assert recipes.effective_tile(effective) == effective
+    assert effective_tile(effective) == effective
 
 
 ANYTHING = st.recursive(
@@ -202,7 +204,7 @@ def test_any_document_is_accepted_or_refused_with_a_recipe_error(value, key):
 
 
 def test_the_schema_accepts_what_the_recipe_accepts():
-    schema = recipes.schema()
+    schema = run_schema()
     assert {
         alternative["properties"]["kind"]["const"]
         for alternative in schema["properties"]["segmenter"]["oneOf"]
@@ -300,7 +302,7 @@ def test_a_schedule_that_nothing_can_follow_is_refused(schedule, message):
             r"^fit: expected collection or image, got 'collecton'\. Did you mean `collection`\?$",
         ),
         ({"outptu": "x"}, r"^outptu: unknown key\. Did you mean `output`\? Known keys: "),
-        ({"format": "tif"}, r"^format: there is no format 'tif'\. Did you mean `tiff`\?"),
+        ({"format": "tif"}, r"^format: unknown format 'tif'\. Did you mean `tiff`\?"),
         ({"segmenter": 5}, r"^segmenter: expected a mapping, text or a list, got 5\."),
         ({"segmenter": {"kind": ["a"]}}, r"^segmenter\.kind: expected a name, got \['a'\]"),
         (

@@ -14,8 +14,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from maskloom.segcore.annotations.label_mapping import By
-from maskloom.segcore.annotations.masks import describe, holds_object_ids, open_mask
+from maskloom.segcore.annotations.masks import holds_object_ids, open_mask
 from maskloom.segcore.errors import FormatError, ReadError
+from maskloom.segcore.formats import describe
 from maskloom.segcore.geometry import Box
 
 COLOURS = np.array([(0, 0, 0), (60, 16, 152), (132, 41, 246), (110, 193, 228)], np.uint8)

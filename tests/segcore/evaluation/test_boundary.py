@@ -50,6 +50,18 @@ def by_distance(truth: np.ndarray, predicted: np.ndarray, tolerance: float) -> n
     return counts
 
 
+def test_a_volume_is_compared_plane_by_plane() -> None:
+    planes = [(blobs(seed, (20, 26), 1), blobs(seed + 9, (20, 26))) for seed in range(4)]
+    truth, predicted = (np.stack(side) for side in zip(*planes, strict=True))
+    grid = Grid(truth.shape, (3, 8, 8), halo_of(2), planar=True)
+    found = Boundary.none(CLASSES)
+    for tile in grid:
+        place = tile.read.slices
+        found += Boundary.of(truth[place], predicted[place], tile, CLASSES, 2)
+    expected = sum(by_distance(*plane, 2) for plane in planes)
+    np.testing.assert_array_equal(found.counts, expected)
+
+
 @given(st.integers(0, 10**6), st.sampled_from([0, 0.5, 1, 1.5, 2, 3, 4.3]), st.booleans())
 def test_agrees_with_a_distance_transform_in_any_tiles(
     seed: int, tolerance: float, void: bool

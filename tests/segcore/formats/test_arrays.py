@@ -173,3 +173,12 @@ def test_a_damaged_archive_is_an_error(save: Any, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(FormatError, match="damaged"):
         formats.open_image(spec)
+
+
+@pytest.mark.parametrize("text", ["(" * 8999, "{'shape': " * 800, "\\\n", "'" * 99])
+def test_a_header_that_python_cannot_parse_is_a_broken_file(tmp_path: Path, text: str) -> None:
+    header = text.encode() + b"\n"
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(FormatError, match="no header of a NumPy array"):
+        formats.describe(str(path))

@@ -17,7 +17,8 @@ from PIL import Image
 from skimage import data
 
 import maskloom.segcore.formats  # noqa: F401  registers all formats
-from maskloom.segcore.annotations.masks import describe, open_mask
+from maskloom.segcore.annotations.masks import open_mask
+from maskloom.segcore.formats import describe
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS, RasterSpec
 

@@ -20,10 +20,10 @@ from maskloom.segcore.annotations.label_mapping import (
     default_rules,
     parse_values,
 )
-from maskloom.segcore.annotations.masks import describe
 from maskloom.segcore.annotations.metrics import Confusion
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, Score, score
+from maskloom.segcore.formats import describe
 from maskloom.segcore.training import instances, semantic
 from maskloom.segcore.training.dataset import Dataset
 from maskloom.segcore.training.instances import InstanceTask

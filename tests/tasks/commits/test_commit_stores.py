@@ -14,8 +14,14 @@ from maskloom.segcore.storage.atomic import temporary_name
 from maskloom.segcore.storage.conditional import Conditions, Move, conditions_of, move, versions_of
 from maskloom.segcore.storage.filesystems import current_version
 from maskloom.segcore.storage.store import Store
-from maskloom.tasks.commits.log import Commit, CommitLog, folder_under_way
-from maskloom.tasks.commits.presence import PROCESSES, is_at_work, others, present, sweep
+from maskloom.tasks.commits.log import Commit, CommitLog, incomplete_folder
+from maskloom.tasks.commits.presence import (
+    PROCESSES,
+    is_at_work,
+    other_folders,
+    process_folder,
+    sweep,
+)
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -47,8 +53,8 @@ def test_a_commit_that_was_claimed_is_carried_out_by_whoever_comes_next(store, m
         patched.setattr(CommitLog, "_carry_out", lambda *_: None)
         assert commit(dead, "dead", b"first", b"mask 1")
     assert state(store) == {}
-    assert folder_under_way(store) is not None
-    (found,) = CommitLog(store).news()
+    assert incomplete_folder(store) is not None
+    (found,) = CommitLog(store).read_new()
     assert found.run_id == "dead"
     done = {
         "tables/areas/a.parquet": b"first",
@@ -56,7 +62,7 @@ def test_a_commit_that_was_claimed_is_carried_out_by_whoever_comes_next(store, m
         "masks/x.png": b"mask 1",
     }
     assert state(store) == done
-    assert folder_under_way(store) is None
+    assert incomplete_folder(store) is None
     assert store.names("staging", "") == []
 
 
@@ -73,7 +79,7 @@ def test_a_slow_process_does_not_put_back_what_a_later_commit_has_replaced(store
         assert commit(slow, "slow", b"old", b"old mask")
     copies = {each.staged: store.read(each.staged) for each in (*held[0][1], *held[0][0].moves)}
     quick = CommitLog(store)
-    quick.skip()
+    quick.skip_to_end()
     assert commit(quick, "quick", b"new", b"new mask")
     newest = state(store)
     if not isinstance(conditional.filesystem(store.root)[0], conditional.LocalFileSystem):
@@ -91,7 +97,7 @@ def test_of_two_claims_one_wins_and_the_other_leaves_nothing(store):
     assert not commit(second, "second", b"2", b"2")
     assert state(store)["tables/images/a.parquet"] == b"1"
     assert [name for name in store.names("staging", "") if "mask" not in name] == []
-    assert [found.run_id for found in second.news()] == ["first"]
+    assert [found.run_id for found in second.read_new()] == ["first"]
     assert commit(second, "second", b"2", b"2")
     assert state(store) == {
         "tables/areas/a.parquet": b"2",
@@ -107,7 +113,7 @@ def test_what_is_too_large_to_be_moved_is_not_claimed(s3_bucket, monkeypatch):
     log = CommitLog(store)
     with pytest.raises(StoreError, match=r"staging/first/mask has .* more than S3 takes"):
         commit(log, "first", b"rows", b"more than ten bytes")
-    assert log.news() == []
+    assert log.read_new() == []
     assert commit(log, "second", b"rows", b"mask")
 
 
@@ -189,17 +195,17 @@ def test_a_file_that_somebody_has_removed_since_is_written_again(store):
 def test_without_conditional_writes_a_second_run_is_refused(tmp_path, monkeypatch):
     store = Store(str(tmp_path))
     monkeypatch.setitem(conditional._PROBED, store.root, Conditions(create=True, replace=False))
-    with present(store, "first") as folder:
+    with process_folder(store, "first") as folder:
         assert is_at_work(store, "first")
         with (
             pytest.raises(RunError, match=r"only one run .* Run first on .* --sole-writer"),
-            present(store, "second"),
+            process_folder(store, "second"),
         ):
             pass
-        assert others(store, folder) == [], "who is refused leaves no mark"
-        with present(store, "second", sole_writer=True):
+        assert other_folders(store, folder) == [], "who is refused leaves no mark"
+        with process_folder(store, "second", sole_writer=True):
             pass
-    with present(store, "third"):
+    with process_folder(store, "third"):
         pass
     assert store.names("staging", "") == []
 
@@ -224,7 +230,7 @@ def test_what_a_dead_process_left_is_swept_but_for_a_commit_that_is_not_carried_
         draft.files = {"masks/x.png": f"{dead}/results/mask"}
         assert log.claim(draft)
     sweep(store)
-    CommitLog(store).skip()
+    CommitLog(store).skip_to_end()
     assert state(store) == {"tables/images/a.parquet": b"rows", "masks/x.png": b"mask"}
     sweep(store)
     assert store.names("staging", "") == []
@@ -249,7 +255,7 @@ def test_a_folder_is_replaced_as_a_whole(store):
     for run, blocks in (("first", "abc"), ("second", "bd")):
         for block in blocks:
             store.publish(f"staging/{run}/mask/{block}", run.encode())
-        log.news()
+        log.read_new()
         with log.draft(run, f"staging/{run}") as draft:
             with draft.table("tables/images/a.parquet") as out:
                 out.write(run.encode())
@@ -274,6 +280,6 @@ def test_whoever_finds_an_unfinished_commit_replaces_the_folder_too(store, monke
     monkeypatch.undo()
     assert store.names("masks", "") == ["masks/x.zarr/old"]
 
-    CommitLog(store).news()
+    CommitLog(store).read_new()
 
     assert store.names("masks", "") == ["masks/x.zarr/new"]

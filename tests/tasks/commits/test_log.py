@@ -159,10 +159,10 @@ def attempt(store: ReplayedStore, run: Run) -> int | None:
     """
     log = CommitLog(store)  # type: ignore[arg-type]
     if run.number is None:
-        log.skip()
+        log.skip_to_end()
     else:
         log.number = run.number
-        log.news()
+        log.read_new()
     rows = {
         name.rpartition("/")[2]: json.loads(store.read(name))
         for name in store.names(IMAGES, ".parquet")

@@ -20,7 +20,7 @@ from maskloom.segcore.errors import MaskloomError
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.ground.lonlat import vertex_spacing
 from maskloom.segcore.ground.space import Space
-from maskloom.segcore.statistics.objects.polygons import find_rings
+from maskloom.segcore.statistics.objects.outlines import find_rings
 from maskloom.segcore.statistics.objects.table import finish, measure
 from maskloom.segcore.testing.statistics import wkt
 

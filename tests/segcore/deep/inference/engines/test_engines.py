@@ -458,14 +458,14 @@ def in_a_process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]
 WORKER = """
 import sys
 from maskloom.segcore.deep.inference.engines import opening as engines
-from maskloom.segcore.deep.inference.card import (Card, Reach, Scaling)
+from maskloom.segcore.deep.inference.card import Card, ReceptiveField, Scaling
 from maskloom.segcore.deep.inference.engines.protocol import Choice
 from maskloom.segcore.deep.inference.files.weights import Weights
 import numpy as np
 assert not {"tensorflow", "keras", "onnxruntime", "openvino"} & set(sys.modules)
 engines.configure(1)
 weights = Weights.of(sys.argv[1])
-card = Card("network", weights.sha256, 2, ("a", "b", "c"), Scaling(), Reach(64, 4))
+card = Card("network", weights.sha256, 2, ("a", "b", "c"), Scaling(), ReceptiveField(64, 4))
 for engine in ("openvino", "tensorflow"):
     if engines.is_installed(engine):
         predict = engines.open_engine(weights, card, Choice(engine, "bfloat16"))

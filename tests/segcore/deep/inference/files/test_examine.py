@@ -412,7 +412,7 @@ def test_a_network_that_never_ends_does_not_outlive_whoever_examines_it(
     psutil = pytest.importorskip("psutil")
     path = endless_onnx(tmp_path / "net.onnx")
     program = (
-        "from maskloom.segcore.deep.inference import examine, weights; "
+        "from maskloom.segcore.deep.inference.files import examine, weights; "
         f"examine.examine(weights.Weights.of({str(path)!r}))"
     )
     with subprocess.Popen([sys.executable, "-c", program]) as driver:

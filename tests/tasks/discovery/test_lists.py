@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskloom.segcore.errors import RecipeError
-from maskloom.tasks.discover import discover
-from maskloom.tasks.lists import absolute, read_list
+from maskloom.tasks.discovery.discover import discover
+from maskloom.tasks.discovery.lists import absolute, read_list
 
 NAMES = ["a/été.tif", "b/2.tif"]
 

@@ -25,14 +25,14 @@ _DEATHS = 2
 
 
 def select_engines(
-    fanout: Fanout, model: Fitter | Model, items: Sequence[PlannedImage]
+    fanout: Fanout, model: Fitter | Model, images: Sequence[PlannedImage]
 ) -> Selections:
     """Make the selections pending inside the model, by trials on the first readable images.
 
     Raises `WeightsError` where no engine suits or a trial hangs, and `RunError` where it kills the
     worker.
     """
-    readable = tuple(item for item in items if item.spec is not None and item.failure is None)[
+    readable = tuple(image for image in images if image.spec is not None and image.failure is None)[
         :_IMAGES_TRIED
     ]
     wanted = pending_selections(model)

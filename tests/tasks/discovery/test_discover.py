@@ -16,7 +16,8 @@ from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.source import ABSENT
 from maskloom.segcore.raster.spec import FORMATS, FileKind
 from maskloom.segcore.storage.filesystems import filesystem
-from maskloom.tasks.discover import advice, discover, safe_name, told
+from maskloom.tasks.discovery.discover import discover, passed_over_advice, passed_over_note
+from maskloom.tasks.discovery.image_ids import safe_name
 
 
 @pytest.fixture
@@ -163,14 +164,16 @@ def test_files_that_no_format_claims_are_counted_by_suffix(folder):
         ".n5": 1,
         ".md": 1,
     }
-    assert told(found.passed_over).startswith(
+    assert passed_over_note(found.passed_over).startswith(
         "Passed over in folders, since no format claims such files: 2 .svs, 1 .md,"
     )
-    assert told({}) == ""
-    assert told({f".k{i:02}": 1 for i in range(20)}).endswith("1 .k18, 1 .k19. ")
-    assert told({f".k{i:02}": 2 for i in range(23)}).endswith("2 .k19, 6 of 3 more kinds. ")
-    assert "'*.svs'" in advice(found.passed_over)
-    assert advice({".dcm": 3, ".nii.gz": 1}) == ""
+    assert passed_over_note({}) == ""
+    assert passed_over_note({f".k{i:02}": 1 for i in range(20)}).endswith("1 .k18, 1 .k19. ")
+    assert passed_over_note({f".k{i:02}": 2 for i in range(23)}).endswith(
+        "2 .k19, 6 of 3 more kinds. "
+    )
+    assert "'*.svs'" in passed_over_advice(found.passed_over)
+    assert passed_over_advice({".dcm": 3, ".nii.gz": 1}) == ""
 
 
 def test_what_a_run_writes_is_not_counted_either(folder):

@@ -1,0 +1,157 @@
+"""Commands that compare masks: audit, compare, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from maskloom.flows.commands.messages import (
+    CANNOT_CONTINUE,
+    SOME_FAILED,
+    errors_as_messages,
+    location_of,
+)
+from maskloom.flows.commands.options import (
+    Changes,
+    EvaluationFlags,
+    Output,
+    RecipePath,
+    takes_flags,
+)
+from maskloom.flows.terminal import escaped, line
+
+if TYPE_CHECKING:
+    from maskloom.flows.evaluation.options import EvaluationRequest
+
+MostPixels = Annotated[
+    int,
+    typer.Option(
+        "--pixels", min=1, help="Most pixels to audit, from the middle of the first image."
+    ),
+]
+TileSide = Annotated[
+    int | None,
+    typer.Option(
+        "--tile",
+        min=16,
+        help="Side of the tiles in pixels. Default: at least three across the region.",
+        show_default=False,
+    ),
+]
+Image = Annotated[str, typer.Argument(metavar="IMAGE", help="The image: a file or fsspec URI.")]
+Picture = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="PICTURE.png", help="File for the picture."),
+]
+Segmenters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--segmenter",
+        "-s",
+        metavar="SEGMENTER",
+        help=(
+            "A kind, or a section of a recipe, e.g. '{kind: kmeans, clusters: 3}'. Repeatable. "
+            "Default: all classical ones."
+        ),
+    ),
+]
+Truth = Annotated[
+    list[str],
+    typer.Option(
+        "--truth",
+        "-t",
+        metavar="GLOB",
+        help="Truth masks: files, quoted globs, folders or list files. Repeatable.",
+    ),
+]
+MoreTruth = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TRUTH",
+        help="More truth masks: the files of a glob that the shell has expanded.",
+        show_default=False,
+    ),
+]
+
+
+def audit(
+    recipe: RecipePath,
+    pixels: MostPixels = 2_000_000,
+    tile: TileSide = None,
+    changes: Changes = None,
+) -> None:
+    """Check that tiling does not change the result. Segments a region whole and in tiles, and
+    compares the masks. Exit code 1 if a segmenter that is exact gives different masks.
+    """
+    from maskloom.flows.audit import audit as run_audit
+    from maskloom.flows.recipes import run as recipes
+
+    with errors_as_messages():
+        found = run_audit(recipes.load(recipe, changes or []), pixels, tile, quiet=False)
+        for each in found.lines:
+            typer.echo(line(each))
+        if found.broken:
+            typer.echo(
+                "The segmenter is declared exact, but its result depends on the tiling. Please "
+                "report this.",
+                err=True,
+            )
+            raise typer.Exit(CANNOT_CONTINUE)
+
+
+def compare(image: Image, output: Picture, segmenters: Segmenters = None) -> None:
+    """Draw the results of several segmenters side by side. Shows one image with the boundaries that
+    each segmenter finds.
+    """
+    from maskloom.flows.compare import compare as draw
+    from maskloom.flows.recipes import yaml_files
+
+    with errors_as_messages():
+        sections = [
+            yaml_files.read_value(text, f"-s {yaml_files.shown(text)}") for text in segmenters or []
+        ]
+        draw(image, sections or None, output, quiet=False)
+        typer.echo(f"Look at {output}")
+
+
+@takes_flags(EvaluationFlags)
+def evaluate(
+    output: Output, truth: Truth, more: MoreTruth = None, *, flags: EvaluationFlags
+) -> None:
+    """Compare the masks of a run with truth masks. Writes tables and a picture: IoU, Dice,
+    precision, recall, boundary F, measures of objects, and error-adjusted areas.
+
+    The 95 % intervals of the areas (Olofsson 2014) assume that the truth's pixels are a random
+    sample of each mapped class, drawn one by one. For fully labelled images, whose neighbouring
+    pixels are alike, they are too narrow.
+    """
+    from maskloom.flows.evaluation import evaluate as flow
+
+    with errors_as_messages():
+        request = _evaluation_request((*truth, *(more or [])), flags)
+        found = flow.evaluate(location_of(output), request, quiet=flags.quiet)
+        for note in found.notes:
+            typer.echo(line(note), err=True)
+        typer.echo(escaped(found.table))
+        typer.echo(f"{found.summary}. Look at {found.folder}/evaluation.png; tables are beside it.")
+        if found.failures:
+            raise typer.Exit(SOME_FAILED)
+
+
+def _evaluation_request(truth: tuple[str, ...], flags: EvaluationFlags) -> EvaluationRequest:
+    from maskloom.flows.evaluation.options import EvaluationRequest, cluster_of
+    from maskloom.segcore.annotations.pairing import NameSuffixes
+
+    return EvaluationRequest(
+        truth=truth,
+        values=tuple(flags.values or ()),
+        colours=flags.colours,
+        void=tuple(flags.void or ()),
+        suffixes=NameSuffixes(flags.truth_suffix, flags.image_suffix),
+        tolerance=flags.tolerance,
+        objects="auto" if flags.objects is None else "yes" if flags.objects else "no",
+        out=None if flags.out is None else location_of(flags.out),
+        cluster=None if flags.workers is None else cluster_of(flags.workers),
+    )

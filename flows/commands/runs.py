@@ -1,0 +1,144 @@
+"""Commands that run a recipe, or show what a run would do: run, segment, plan, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from maskloom.flows.commands.messages import errors_as_messages
+from maskloom.flows.commands.options import (
+    Changes,
+    NoPrefect,
+    QuietFlag,
+    RecipePath,
+    RunFlags,
+    takes_flags,
+)
+from maskloom.flows.commands.results import run_and_print
+from maskloom.segcore.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_INPUTS_RECORDED = 20
+"""Number of inputs of `maskloom segment` that Prefect's record shows."""
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT...", help="Files, globs, folders or list files; local or fsspec URIs."
+    ),
+]
+NewOutput = Annotated[
+    str,
+    typer.Option("--output", "-o", metavar="OUTPUT", help="Folder or fsspec URI for the results."),
+]
+SegmenterKind = Annotated[
+    str,
+    typer.Option(
+        "--segmenter", "-s", metavar="KIND", help="Segmenter: see `maskloom list segmenters`."
+    ),
+]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parameter",
+        "-p",
+        metavar="KEY=VALUE",
+        help="Parameter of the segmenter, e.g. clusters=4. Repeatable.",
+    ),
+]
+Fit = Annotated[
+    Literal["image", "collection"],
+    typer.Option(help="Fit one model to each image, or one to all of them."),
+]
+DemoFolder = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the demo.")]
+
+
+@takes_flags(RunFlags)
+def run(recipe: RecipePath, *, flags: RunFlags) -> None:
+    """Segment all images of a recipe, or those that are left. The same command resumes an
+    interrupted run and does nothing if all inputs are unchanged.
+    """
+    from maskloom.flows.recipes import run as recipes
+
+    with errors_as_messages():
+        loaded = recipes.load(recipe, flags.changes or [])
+        run_and_print(loaded, flags, str(recipe.resolve()))
+
+
+@takes_flags(RunFlags)
+def segment(
+    inputs: Inputs,
+    output: NewOutput,
+    kind: SegmenterKind,
+    parameters: Parameters = None,
+    fit: Fit = "collection",
+    *,
+    flags: RunFlags,
+) -> None:
+    """Segment images without a recipe file. The options make the recipe; the run is the same."""
+    from maskloom.flows.recipes import run as recipes
+
+    with errors_as_messages():
+        document = {
+            "name": "segment",
+            "inputs": inputs,
+            "output": output,
+            "segmenter": _segmenter(kind, parameters or []),
+            "fit": fit,
+        }
+        loaded = recipes.make(document, Path.cwd(), flags.changes or [])
+        run_and_print(loaded, flags, {**document, "inputs": _abbreviated(inputs)})
+
+
+def plan(recipe: RecipePath, changes: Changes = None) -> None:
+    """Show what a run would do, without doing it. Reads headers only; shows images, tiles, shards,
+    bytes to read, and the estimated peak memory of a worker.
+    """
+    from maskloom.flows.dry_run import dry_run
+    from maskloom.flows.recipes import run as recipes
+
+    with errors_as_messages():
+        typer.echo(dry_run(recipes.load(recipe, changes or [])))
+
+
+def demo(
+    output: DemoFolder = Path("maskloom-demo"),
+    no_prefect: NoPrefect = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Run k-means on nine installed photographs. They come with scikit-image and scikit-learn. The
+    last lines name the files to look at.
+    """
+    from maskloom.flows.demo import prepare
+    from maskloom.flows.recipes import run as recipes
+
+    with errors_as_messages():
+        path = prepare(output)
+        recipe = recipes.load(path)
+        flags = RunFlags(no_prefect=no_prefect, quiet=quiet)
+        run_and_print(recipe, flags, str(path.resolve()))
+        previews = sorted(Path(recipe.output, "previews").glob("*.png"))
+        typer.echo("Open these: " + "\n            ".join(str(preview) for preview in previews))
+        typer.echo(f"The recipe, to change and run again: {path}")
+
+
+def _segmenter(kind: str, parameters: Sequence[str]) -> dict[str, Any]:
+    """The section `segmenter` of a recipe, from `-s` and `-p`."""
+    from maskloom.flows.recipes import yaml_files
+
+    section: dict[str, Any] = {"kind": kind}
+    for parameter in parameters:
+        key, equals, text = parameter.partition("=")
+        if not equals:
+            raise RecipeError(f"-p: expected KEY=VALUE, got {parameter!r}.")
+        section[key] = yaml_files.read_value(text, f"-p {yaml_files.shown(parameter)}")
+    return section
+
+
+def _abbreviated(inputs: list[str]) -> list[str]:
+    more = len(inputs) - _INPUTS_RECORDED
+    return inputs if more <= 0 else [*inputs[:_INPUTS_RECORDED], f"... and {more} more"]

@@ -1,0 +1,28 @@
+"""The command that trains a network."""
+
+from __future__ import annotations
+
+import typer
+
+from maskloom.flows.commands.messages import errors_as_messages
+from maskloom.flows.commands.options import Changes, QuietFlag, TrainingPath
+
+
+def train(recipe: TrainingPath, changes: Changes = None, quiet: QuietFlag = False) -> None:
+    """Train a network on images and masks. The same command continues an interrupted training and
+    does nothing if it is finished.
+
+    A finished training continues if training.epochs is raised or training.patience is changed.
+    """
+    from maskloom.flows import train as flow
+    from maskloom.flows.recipes import training
+
+    with errors_as_messages():
+        order = training.load(recipe, changes or [])
+        result = flow.run(order, quiet)
+        typer.echo(
+            f"{'Nothing to do: already trained. ' if result.before else ''}{result.model}: "
+            f"{result.score[0]} {result.score[1]:.4f} at epoch {result.epoch}, the best of "
+            f"{result.epochs} trained in {result.minutes:.1f} minutes. Use it:\n"
+            f"  {flow.usage(order, result)}"
+        )

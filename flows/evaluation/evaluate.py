@@ -1,0 +1,182 @@
+"""The evaluation flow: the masks of a run against truth masks.
+
+Truth files are found as inputs are, paired with the run's images, and compared by one job per image
+(`tasks.evaluate`). The results are in one folder: five tables (`segcore.evaluation.tables`) and a
+picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+from maskloom.flows.evaluation.options import EvaluationRequest, find_truths
+from maskloom.flows.evaluation.report import Comparison, Evaluation, draw_picture, notes
+from maskloom.flows.progress import ItemProgress, display
+from maskloom.flows.signals import stop_on_signals
+from maskloom.flows.terminal import count
+from maskloom.segcore import formats
+from maskloom.segcore.annotations.label_mapping import VOID
+from maskloom.segcore.annotations.masks import holds_object_ids
+from maskloom.segcore.annotations.pairing import MaskPairs, pair
+from maskloom.segcore.errors import ImageError, RecipeError, StoreError, Unavailable
+from maskloom.segcore.evaluation.run_tables import Output, RunMask
+from maskloom.segcore.evaluation.scoring import EvaluatedImage, EvaluationOptions, Score
+from maskloom.segcore.evaluation.tables import Result
+from maskloom.segcore.pipeline.worker import prepare_process
+from maskloom.segcore.storage.store import Store
+from maskloom.tasks.clusters import machine
+from maskloom.tasks.clusters.local import LocalCluster
+from maskloom.tasks.clusters.serial import SerialCluster
+from maskloom.tasks.evaluate import ImageFailure, score_images, view_images
+from maskloom.tasks.inspect import status
+
+if TYPE_CHECKING:
+    from maskloom.tasks.clusters.protocol import Cluster
+
+FOLDER = "evaluation"
+"""Folder of the results below an output."""
+_WORST = 3
+_FAILURES_SHOWN = 5
+_PIXELS_IN_PROCESS = 50_000_000
+"""Worker processes take seconds to start, so they are worth it only above this number."""
+
+
+def evaluate(location: str, request: EvaluationRequest, *, quiet: bool = True) -> Evaluation:
+    """Compare the masks of an output with truth masks; write the tables and the picture.
+
+    If the run is not finished, the masks that exist are compared; each of them is complete, and a
+    note reports it. Images with broken files do not stop the others.
+
+    Raises `RecipeError` if there is no mask or no truth, no truth belongs to an image, all images
+    failed, or the truth has values without a meaning; `StoreError` if a store fails.
+    """
+    run = status(location)
+    if run.left and not run.done:
+        raise RecipeError(
+            f"The run in {location} is not finished: it has no mask yet, and "
+            f"{count(run.left, 'image is', 'images are')} left. "
+            "Run its recipe again to finish it."
+        )
+    output = Output.read(Store(location))
+    truths, passed_over = find_truths(request.truth, location)
+    pairs = pair({mask.uri: mask.image_id for mask in output.masks}, truths, request.suffixes)
+    compared = _compare(output, pairs, request, quiet)
+    store, folder = (
+        (Store(location), f"{FOLDER}/") if request.out is None else (Store(request.out), "")
+    )
+    evaluation = Evaluation(
+        compared.result,
+        compared.failures,
+        tuple(notes(output, run.left, pairs, compared, passed_over)),
+        store.uri(folder).rstrip("/"),
+    )
+    picture = draw_picture(evaluation, compared, location)
+    compared.result.publish(store, folder)
+    store.publish(f"{folder}evaluation.png", picture)
+    return evaluation
+
+
+def _compare(
+    output: Output, pairs: MaskPairs, request: EvaluationRequest, quiet: bool
+) -> Comparison:
+    """Compare all pairs, on a cluster or in this process."""
+    masks = [mask for mask in output.masks if mask.uri in pairs.truth_of]
+    cluster = request.cluster or _cluster(output, len(masks))
+    stop = threading.Event()
+    with _errors_for_users(), ExitStack() as stack:
+        first = formats.describe(output.store.uri(masks[0].mask_uri))
+        options = request.job_options(output, holds_object_ids(first))
+        stack.enter_context(stop_on_signals(stop))
+        prepare = partial(prepare_process, threads=cluster.worker_threads)
+        fanout = stack.enter_context(cluster.open(prepare, stop))
+        progress = ItemProgress(
+            stack.enter_context(display(quiet)), "evaluate", "images", len(masks)
+        )
+        images = _images(output, masks, pairs, options)
+        scored = score_images(fanout, images, options, progress)
+        _require_valid(scored.failures, all_failed=not scored.scores)
+        result = Result(output.classes, scored.scores)
+        if not result.total[0].pixels:
+            raise RecipeError(
+                f"No pixel has a class in both truth and mask: all of {request.truth[0]} is void, "
+                "or the masks have no data there. Check --values and --void."
+            )
+        worst = sorted((each for each in scored.scores if each.confusion.pixels), key=_quality)
+        tiles = {each.image_id: each.worst for each in worst[:_WORST]}
+        shown = [mask for mask in masks if mask.image_id in tiles]
+        views = view_images(fanout, _images(output, shown, pairs, options), options, tiles)
+    return Comparison(result, scored.failures, worst[:_WORST], views)
+
+
+def _cluster(output: Output, images: int) -> Cluster:
+    """This process, or a worker process per core if the images have many pixels."""
+    pixels = output.classes.pixels * images / len(output.masks)
+    workers = min(machine.core_count(), images)
+    if workers == 1 or pixels <= _PIXELS_IN_PROCESS:
+        return SerialCluster()
+    return LocalCluster(workers)
+
+
+def _require_valid(failures: Sequence[ImageFailure], *, all_failed: bool) -> None:
+    """Raise `RecipeError` if the options are wrong for an image, or no image is left."""
+    wrong = [each.reason for each in failures if each.usage or all_failed]
+    if wrong:
+        more = len(wrong) - _FAILURES_SHOWN
+        listed = "\n".join(wrong[:_FAILURES_SHOWN])
+        raise RecipeError(f"{listed}\n... and {more} more images." if more > 0 else listed)
+
+
+@contextlib.contextmanager
+def _errors_for_users() -> Iterator[None]:
+    """Errors of reading masks as errors with an exit code for users: a mask that cannot be read is
+    wrong usage, a store that fails is not.
+    """
+    try:
+        yield
+    except Unavailable as error:
+        raise StoreError(f"{error}. Check the store, then run the same command again.") from error
+    except ImageError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _images(
+    output: Output, masks: Sequence[RunMask], pairs: MaskPairs, options: EvaluationOptions
+) -> Iterator[EvaluatedImage]:
+    """The images of these masks, with the classes of their values. The run's tables are read file
+    by file.
+    """
+    for file, group in itertools.groupby(masks, lambda mask: mask.file):
+        own_masks = list(group)
+        numbered = options.numbered
+        objects = (
+            output.object_tables(file, [mask.image_id for mask in own_masks]) if numbered else {}
+        )
+        classes = {} if numbered else output.class_tables(file)
+        for mask in own_masks:
+            files = (
+                mask.image_id,
+                mask.uri,
+                output.store.uri(mask.mask_uri),
+                pairs.truth_of[mask.uri],
+            )
+            if numbered:
+                known = objects[mask.image_id]
+                yield EvaluatedImage(*files, known.classes, known.others, known.scores)
+            else:
+                yield EvaluatedImage(*files, classes[mask.image_id], VOID)
+
+
+def _quality(each: Score) -> tuple[float, float]:
+    """A sort key, lower for images with more errors: in their objects, then in their pixels."""
+    accuracy = each.confusion.accuracy
+    if each.objects is None:
+        return accuracy, accuracy
+    counts = each.objects.tallies[:, 0].sum(axis=0)
+    # An image without objects on both sides has no error.
+    return float(counts[0] / counts.sum()) if counts.any() else 1.0, accuracy

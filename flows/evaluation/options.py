@@ -1,0 +1,107 @@
+"""Options of an evaluation as users give them, and the truth files and job options from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from maskloom.flows.recipes.yaml_files import read_yaml
+from maskloom.segcore.annotations.label_mapping import (
+    VOID_NAME,
+    LabelMapping,
+    ValueRule,
+    default_rules,
+    parse_table,
+    parse_values,
+)
+from maskloom.segcore.annotations.pairing import NameSuffixes
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.evaluation.scoring import EvaluationOptions
+from maskloom.segcore.raster.source import ABSENT
+from maskloom.tasks.clusters.local import LocalCluster
+from maskloom.tasks.clusters.serial import SerialCluster
+from maskloom.tasks.discovery.discover import discover, passed_over_note
+
+if TYPE_CHECKING:
+    from maskloom.segcore.evaluation.run_tables import Output
+    from maskloom.tasks.clusters.protocol import Cluster
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """Everything that users set for an evaluation."""
+
+    truth: tuple[str, ...]
+    """Files, globs, folders or list files."""
+    values: tuple[str, ...] = ()
+    """Each VALUE=CLASS."""
+    colours: Path | None = None
+    """YAML file of classes with their values or colours."""
+    void: tuple[str, ...] = ()
+    """Values, ranges or colours of the truth that are ignored."""
+    suffixes: NameSuffixes = field(default_factory=NameSuffixes)
+    tolerance: float = 2.0
+    """Distance in pixels up to which boundaries agree."""
+    objects: Literal["auto", "yes", "no"] = "auto"
+    """Whether objects are compared. auto: if the run's masks hold ids of objects."""
+    out: str | None = None
+    """Folder for the results. None: `evaluation` below the output."""
+    cluster: Cluster | None = None
+    """Where to compare. None: in this process if there are few pixels, otherwise on worker
+    processes of this machine.
+    """
+
+    def job_options(self, output: Output, numbered: bool) -> EvaluationOptions:
+        """The options of the jobs. `numbered`: whether the run's masks hold ids of objects. Raises
+        `RecipeError` if the options do not suit the run.
+        """
+        classes = output.classes
+        compared = numbered if self.objects == "auto" else self.objects == "yes"
+        if compared and not classes.foreground:
+            raise RecipeError(
+                f"--objects: the classes of the run ({', '.join(classes.names)}) all mean "
+                "background, so nothing is an object. Use --no-objects."
+            )
+        objects = tuple(classes.names[i] for i in classes.foreground) if numbered else None
+        rules = self._rules() or default_rules(classes.names, objects)
+        return EvaluationOptions(
+            LabelMapping.of([*rules, *self._void_rules()], classes.names),
+            self.tolerance,
+            classes.foreground if compared else (),
+            numbered,
+        )
+
+    def _rules(self) -> list[ValueRule]:
+        rules = list(parse_values(self.values))
+        if self.colours is not None:
+            content = read_yaml(self.colours, "the file of --colours")
+            rules += parse_table(content, f"--colours {self.colours}")
+        return rules
+
+    def _void_rules(self) -> list[ValueRule]:
+        values = (value for text in self.void for value in text.split(","))
+        return [ValueRule.parse(value, VOID_NAME, "--void") for value in values]
+
+
+def cluster_of(workers: int) -> Cluster:
+    """This process for one worker, otherwise a local cluster of so many worker processes."""
+    return SerialCluster() if workers == 1 else LocalCluster(workers)
+
+
+def find_truths(given: Sequence[str], output: str) -> tuple[dict[str, str], str]:
+    """Truth files, with their paths below their common folder, by URI; and a sentence about files
+    in folders that no format reads, empty if there are none.
+
+    Raises `RecipeError` if there is no truth file or one does not exist.
+    """
+    try:
+        found = discover(given, output, {})
+    except RecipeError as error:
+        raise RecipeError(f"--truth: {str(error).removeprefix('inputs: ')}") from error
+    absent = [source.uri for source in found.sources if source.version == ABSENT]
+    if absent:
+        raise RecipeError(f"--truth: {absent[0]!r} does not exist. Check its name.")
+    truths = {source.uri: source.image_id for source in found.sources}
+    return truths, passed_over_note(found.passed_over).strip()

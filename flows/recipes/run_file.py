@@ -1,0 +1,242 @@
+"""The file of a run recipe: its keys with their types and help, and its JSON Schema.
+
+The segmenter, the cluster and the statistics are sections of their own (`flows.recipes.schemas`).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
+
+import pydantic
+
+from maskloom.flows.recipes.schemas import (
+    NUMBER,
+    complete,
+    did_you_mean,
+    explain,
+    model_of,
+    schema_of,
+)
+from maskloom.flows.recipes.yaml_files import refuse_secrets, shown
+from maskloom.segcore import geometry
+from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.models.protocols import SEGMENTERS
+from maskloom.segcore.pipeline.jobs import GroundControl
+from maskloom.segcore.processes.limits import Limits
+from maskloom.segcore.statistics.protocol import STATISTICS
+from maskloom.tasks.clusters.protocol import CLUSTERS
+
+DEFAULT_TILE = 2048
+_SMALLEST_TILE, _LARGEST_TILE = 16, 16384
+_CRON_FIELDS = 5
+_ANY_TIME = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def _of_three(sides: list[int]) -> list[int]:
+    if len(sides) != len("zyx"):
+        raise ValueError(
+            f"expected one whole number, or three for volumes: [z, y, x]; got {len(sides)}: "
+            f"{shown(sides)}"
+        )
+    return sides
+
+
+def _kind_of_tile(value: Any) -> str:
+    return "list[int]" if isinstance(value, list | tuple) else "int"
+
+
+_Side = Annotated[int, pydantic.Field(ge=_SMALLEST_TILE, le=_LARGEST_TILE)]
+_Sides = Annotated[
+    list[Annotated[int, pydantic.Field(ge=1, le=_LARGEST_TILE)]],
+    pydantic.Field(json_schema_extra={"minItems": len("zyx"), "maxItems": len("zyx")}),
+    pydantic.AfterValidator(_of_three),
+]
+
+
+class Tiling(pydantic.BaseModel):
+    """How images are cut into tiles."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    tile: Annotated[
+        Annotated[_Side, pydantic.Tag("int")] | Annotated[_Sides, pydantic.Tag("list[int]")],
+        pydantic.Discriminator(_kind_of_tile),
+    ] = DEFAULT_TILE
+    """Side of a tile in pixels. It never changes a result, only memory and speed. Rounded up, to a
+    power of two below 256 and to a multiple of 256 above, so that no two tiles share a block of the
+    mask. Volumes are cut into cubes with about as many voxels; `[z, y, x]` gives the sides instead,
+    where y and x are rounded up to multiples of 16.
+    """
+
+    @property
+    def value(self) -> geometry.Tiling:
+        """The tiling with its sides rounded up."""
+        if isinstance(self.tile, int):
+            return geometry.Tiling(effective_tile(self.tile))
+        z, *sides = self.tile
+        # A pixel of a preview must not span two tiles.
+        return geometry.Tiling(
+            (z, *(-(-side // _SMALLEST_TILE) * _SMALLEST_TILE for side in sides))
+        )
+
+
+class Schedule(pydantic.BaseModel):
+    """When a server should run the recipe. `maskloom run` checks the schedule and runs the recipe
+    at once.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    cron: str
+    """Five fields: minute, hour, day of the month, month, day of the week."""
+    timezone: str = "UTC"
+    """Name in the IANA time zone database, e.g. Europe/Vienna."""
+
+    @pydantic.field_validator("cron")
+    @classmethod
+    def _happens(cls, value: str) -> str:
+        from cronsim import CronSim, CronSimError
+
+        wanted = (
+            "expected five fields (minute, hour, day of the month, month, day of the week), e.g. "
+            "'0 3 * * *'"
+        )
+        # CronSim would read a sixth field as seconds.
+        if len(value.split()) != _CRON_FIELDS:
+            raise ValueError(f"{wanted}, got {shown(value)}")
+        try:
+            next(CronSim(value, _ANY_TIME))
+        except CronSimError as error:
+            raise ValueError(f"{wanted}, got {shown(value)}: {str(error).lower()}") from error
+        except StopIteration:
+            raise ValueError(f"{shown(value)} never happens") from None
+        return value
+
+    @pydantic.field_validator("timezone")
+    @classmethod
+    def _exists(cls, value: str) -> str:
+        zones = available_timezones()
+        if value not in zones:
+            raise ValueError(
+                "expected a time zone, e.g. Europe/Vienna, got "
+                f"{shown(value)}.{did_you_mean(value, zones)}"
+            )
+        return value
+
+
+class RunFile(pydantic.BaseModel):
+    """A run recipe as users write it."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, title="maskloom recipe"
+    )
+
+    name: str = pydantic.Field("", pattern="^[a-z0-9-]*$", max_length=60)
+    """Name of the runs, of the characters a-z, 0-9 and -. Default: the recipe's file name."""
+    inputs: str | list[str]
+    """Files, globs, folders, or list files (.csv, .parquet, .txt) with a column `uri`; local paths
+    or fsspec URIs.
+    """
+    output: str
+    """Folder for masks, tables, previews and records of runs; a local path, relative to the recipe
+    file, or an fsspec URI.
+    """
+    segmenter: dict[str, Any] | str | list[dict[str, Any] | str]
+    """The segmenter: `kind` and its parameters. A list makes an ensemble. See `maskloom list
+    segmenters`.
+    """
+    fit: Literal["collection", "image"] = "collection"
+    """collection: one model for all images, so that a class means the same in all of them. image: a
+    model for each image.
+    """
+    tiling: Tiling = pydantic.Field(default_factory=lambda: Tiling(tile=DEFAULT_TILE))
+    """How images are cut into tiles."""
+    statistics: list[str | dict[str, Any]] | str | dict[str, Any] | None = None
+    """Tables to write beside `images`. `area` is always written; `objects` is too if masks are of
+    objects, unless this key is set. See `maskloom list statistics`.
+    """
+    cluster: dict[str, Any] | str = "local"
+    """Where jobs run: local (worker processes on this machine), serial (this process), address (an
+    existing Dask cluster).
+    """
+    format: str | None = None
+    """Format of all inputs, instead of the one that their names suggest. See `maskloom list
+    formats`.
+    """
+    ground_control: GroundControl = "keep"
+    """For images georeferenced by ground control points only. keep: masks keep the points, and
+    areas are in px. affine: masks and areas use the transform that fits the points best.
+    """
+    storage: dict[str, dict[str, Any]] = {}
+    """fsspec options by protocol, e.g. {s3: {profile: lab, endpoint_url: ...}}. No secrets."""
+    max_failed_fraction: Annotated[float, NUMBER] = pydantic.Field(
+        1.0, ge=0, le=1, allow_inf_nan=False
+    )
+    """The run fails (exit code 1) if a larger fraction of the images fails. Otherwise failed images
+    give exit code 3.
+    """
+    schedule: Schedule | None = None
+    """When a server should run the recipe."""
+    limits: dict[str, Any] = {}
+    """Time limits in seconds, after which a step is given up: read, work, examine."""
+
+
+def effective_tile(tile: int) -> int:
+    """The side of the tiles as used: a power of two below 256, otherwise a multiple of 256.
+
+    >>> [effective_tile(side) for side in (16, 100, 256, 300, 2048)]
+    [16, 128, 256, 512, 2048]
+    """
+    return 1 << (tile - 1).bit_length() if tile < 256 else -(-tile // 256) * 256
+
+
+def checked(document: dict[str, Any]) -> RunFile:
+    """The document with types and keys checked. Raises `RecipeError`."""
+    if isinstance(document.get("cluster"), dict):
+        document["cluster"].setdefault("kind", "local")
+    try:
+        file = RunFile.model_validate(document)
+    except pydantic.ValidationError as error:
+        raise RecipeError(
+            explain(
+                error,
+                "",
+                list(RunFile.model_fields),
+                {"tiling": Tiling.model_fields, "schedule": Schedule.model_fields},
+            )
+        ) from None
+    refuse_secrets(file.storage)
+    return file
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the recipe."""
+    document = RunFile.model_json_schema()
+    sections = {
+        "segmenter": schema_of(SEGMENTERS),
+        "cluster": schema_of(CLUSTERS),
+        "statistics": schema_of(STATISTICS),
+    }
+    properties = document["properties"]
+    for name in ("segmenter", "cluster"):
+        text = {
+            "enum": [
+                alternative["properties"]["kind"]["const"]
+                for alternative in sections[name]["oneOf"]
+            ]
+        }
+        properties[name] = {
+            "description": properties[name].get("description", ""),
+            "oneOf": [*sections[name]["oneOf"], text],
+        }
+    # A list is an ensemble.
+    properties["segmenter"]["oneOf"].append(
+        {"type": "array", "items": {"$ref": "#/properties/segmenter"}}
+    )
+    properties["limits"] = model_of(Limits).model_json_schema()
+    properties["statistics"]["items"] = {
+        "oneOf": [*sections["statistics"]["oneOf"], {"enum": list(STATISTICS)}]
+    }
+    return complete(document)

@@ -1,0 +1,197 @@
+"""The inputs of a recipe as a list of sources, each with its version and its image id."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from maskloom.segcore.errors import RecipeError, StoreError
+from maskloom.segcore.raster.source import (
+    ABSENT,
+    Source,
+    learn_addresses,
+)
+from maskloom.segcore.storage.addresses import (
+    redacted,
+)
+from maskloom.segcore.storage.filesystems import filesystem, is_local
+from maskloom.segcore.storage.store import STAGING
+from maskloom.tasks.discovery.image_ids import image_ids
+from maskloom.tasks.discovery.lists import COLUMN
+from maskloom.tasks.discovery.search import Search, image_suffixes
+
+log = logging.getLogger(__name__)
+
+_NAMED = 3
+_NAMED_SUFFIXES = 20
+_NAMES_COMPARED = 10_000
+_TIFF_INSIDE = (
+    ".svs",
+    ".ndpi",
+    ".scn",
+    ".bif",
+    ".qptiff",
+    ".lsm",
+    ".stk",
+    ".tf8",
+    ".tif8",
+    ".geotiff",
+)
+"""Suffixes of files that are TIFF by their content, though no format claims the suffix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discovered:
+    """The result of a search."""
+
+    sources: list[Source]
+    """Sorted by URI, each once."""
+    passed_over: Mapping[str, int]
+    """Number of files in folders that no format claims, by suffix."""
+
+
+def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> Discovered:
+    """All sources of these inputs, without the files that a run writes below `output`.
+
+    `known` maps the URIs of earlier runs to their image ids, which stay. Raises `RecipeError` if
+    no image is found or none exists, if a list cannot be read or names itself, and if an address
+    holds a password; `StoreError` if a store cannot be listed.
+    """
+    search = Search(
+        tuple(
+            f"{output}/{folder}/"
+            for folder in ("masks", "previews", "tables", "runs", "evaluation", STAGING)
+        )
+    )
+    without_image = []
+    for entry in inputs:
+        before = len(search.found)
+        search.add(entry)
+        if len(search.found) == before:
+            without_image.append(entry)
+    if not search.found:
+        raise RecipeError(
+            f"inputs: {_some(inputs)} {'matches' if len(inputs) == 1 else 'match'} no image. "
+            f"{passed_over_note(search.passed_over)}"
+            "Give a file, a glob, e.g. "
+            f"'scenes/**/*.tif', a folder with images ({' '.join(image_suffixes())}), or a list "
+            f"file with a column `{COLUMN}`."
+        )
+    sources = _sources(search, known)
+    if all(source.version == ABSENT for source in sources):
+        raise RecipeError(f"inputs: {_absent([source.uri for source in sources], without_image)}")
+    _warn(without_image, search.duplicates)
+    return Discovered(sources, search.passed_over)
+
+
+def passed_over_note(passed_over: Mapping[str, int]) -> str:
+    """A sentence about files that were passed over, followed by a space; empty if there are none.
+
+    >>> passed_over_note({".nii.gz": 12, ".dcm": 1})
+    'Passed over in folders, since no format claims such files: 12 .nii.gz, 1 .dcm. '
+    """
+    counts = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{count} {suffix}" for suffix, count in counts[:_NAMED_SUFFIXES]]
+    if kinds := len(counts[_NAMED_SUFFIXES:]):
+        named.append(f"{sum(count for _, count in counts[_NAMED_SUFFIXES:])} of {kinds} more kinds")
+    return (
+        f"Passed over in folders, since no format claims such files: {', '.join(named)}. "
+        if named
+        else ""
+    )
+
+
+def passed_over_advice(passed_over: Mapping[str, int]) -> str:
+    """How to read files that were passed over, but whose content may be an image; empty if there
+    are none of them.
+
+    >>> passed_over_advice({".svs": 2}), passed_over_advice({".dcm": 2})
+    ("To read them by their content, name them by a file or a glob, e.g. '*.svs'.", '')
+    """
+    suffix = next((suffix for suffix in _TIFF_INSIDE if suffix in passed_over), None)
+    return (
+        f"To read them by their content, name them by a file or a glob, e.g. '*{suffix}'."
+        if suffix
+        else ""
+    )
+
+
+def _sources(search: Search, known: Mapping[str, str]) -> list[Source]:
+    search.join_series()
+    uris = sorted(search.found)
+    ids = image_ids(uris, sorted(search.folders), known)
+    sources = []
+    for uri in uris:
+        found = search.found[uri]
+        source = Source(
+            uri,
+            ids[uri],
+            found.version,
+            found.size,
+            found.address,
+            found.members,
+            found.is_folder,
+        )
+        learn_addresses(source)
+        sources.append(source)
+    return sources
+
+
+def _warn(without_image: Sequence[str], duplicates: int) -> None:
+    for entry in without_image:
+        log.warning(
+            "The input %r adds no image: it matches none, or only images that other inputs give "
+            "too.",
+            redacted(entry),
+        )
+    if duplicates:
+        log.warning(
+            "Inputs whose URLs differ only in the signature or the fragment are one image: %d left "
+            "out.",
+            duplicates,
+        )
+
+
+def _absent(uris: Sequence[str], without_image: Sequence[str]) -> str:
+    """A message that no input exists, with the name that may have been meant; `without_image` are
+    inputs that match no image.
+    """
+    close = _similar_name(uris[0])
+    hint = f" Did you mean {close!r}?" if close else ""
+    also = (
+        f", and {_some(without_image)} {'matches' if len(without_image) == 1 else 'match'} no image"
+        if without_image
+        else ""
+    )
+    if len(uris) == 1:
+        names = "the names" if without_image else "its name"
+        return f"{uris[0]!r} does not exist{also}.{hint} Check {names}."
+    return (
+        f"none of the {len(uris)} files {_some(uris)} exists{also}.{hint} Check their names and "
+        "the folder that they are below."
+    )
+
+
+def _similar_name(uri: str) -> str | None:
+    """A name in the same folder that is similar to a missing one."""
+    folder, name = posixpath.split(uri)
+    try:
+        fs, path = filesystem(folder)
+        if not is_local(uri) or not fs.isdir(path):
+            return None
+        names = [
+            posixpath.basename(each.rstrip("/"))
+            for each in fs.ls(path, detail=False)[:_NAMES_COMPARED]
+        ]
+    except (OSError, StoreError):
+        return None
+    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
+
+
+def _some(entries: Sequence[str]) -> str:
+    return ", ".join(repr(redacted(entry)) for entry in entries[:_NAMED]) + (
+        ", ..." if len(entries) > _NAMED else ""
+    )

@@ -1,0 +1,297 @@
+"""The search for images: one walk over files, globs, folders and list files on any fsspec store.
+
+A folder stands for every file below it whose suffix a format claims. A folder that a format reads
+as one image is one source, and so are files that a format groups into a series.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from maskloom.segcore import formats
+from maskloom.segcore.errors import RecipeError, StoreError
+from maskloom.segcore.raster.source import (
+    ABSENT,
+    Member,
+    combined_version,
+    members_of,
+)
+from maskloom.segcore.raster.spec import FORMATS, SeriesFormat
+from maskloom.segcore.storage.addresses import (
+    is_signed,
+    is_web,
+    redacted,
+    remember_address,
+    require_no_password,
+    without_query,
+    without_signature,
+)
+from maskloom.segcore.storage.filesystems import filesystem, is_local, store_errors, version_of
+from maskloom.tasks.discovery import lists
+
+_GLOB = re.compile(r"[*?\[]")
+_WEB_GLOB = re.compile(r"[*\[]")
+_SUFFIX = re.compile(r"\.\w{1,10}(?:\.(?:gz|bz2|xz|zst))?$")
+_STORED_FOLDER = re.compile(r"[^/]\.(zarr|n5)(?:/|$)", re.IGNORECASE)
+"""Folders that are one image each."""
+_SIDECARS = (".aux.xml", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".bpw", ".wld", ".prj")
+"""Files that belong to an image beside them."""
+_WITHOUT_SUFFIX = "without a suffix"
+_DEEPEST_LIST = 10
+
+
+def image_suffixes() -> tuple[str, ...]:
+    """All file suffixes that some format claims."""
+    return tuple(suffix for name in FORMATS for suffix in formats.suffixes(name))
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """A file, a folder or a series that is one image."""
+
+    address: str | None
+    """Where it is read. None: at its URI."""
+    version: str
+    size: int
+    members: tuple[Member, ...] = ()
+    is_folder: bool = False
+
+
+class Search:
+    """One walk over inputs. An input is visited once, even if several lists name it, so lists that
+    name lists end.
+    """
+
+    def __init__(self, own_outputs: tuple[str, ...]) -> None:
+        """`own_outputs`: beginnings of the URIs that a run writes, which are no inputs."""
+        self.found: dict[str, FoundImage] = {}
+        """By URI."""
+        self.folders: set[str] = set()
+        """Folders that the inputs name."""
+        self.passed_over: Counter[str] = Counter()
+        """Number of files in folders that no format claims, by suffix."""
+        self.duplicates = 0
+        """Files with the URI of another file that has another address."""
+        self._own_outputs, self._visited = own_outputs, set[str]()
+        self._stored_folders: set[str] = set()
+
+    def add(self, entry: str, chain: tuple[str, ...] = ()) -> None:
+        """Add the images of an input; `chain` are the lists that led to it."""
+        _refuse_secrets(entry, chain)
+        fs, path = _place(entry)
+        if path in chain:
+            raise RecipeError(
+                f"inputs: the list {entry!r} names itself ({' -> '.join((*chain, path))}). Take it "
+                "out of its list."
+            )
+        key = str(fs.unstrip_protocol(path))
+        if key in self._visited:
+            return
+        self._visited.add(key)
+        fs.invalidate_cache()
+        with store_errors(f"list the input {entry!r}"):
+            named = self._list(fs, path)
+        if named is not None and lists.is_list(path):
+            self._read_list(fs, path, entry, named, chain)
+        elif named is not None:
+            self._take(fs, posixpath.dirname(without_query(path)), path, named)
+
+    def _list(self, fs: Any, path: str) -> Mapping[str, Any] | None:
+        """Add the images of a glob or a folder. For any other path, return the store's information
+        on it.
+        """
+        # An existing file is preferred to a glob: names of files may contain brackets.
+        pattern = (_WEB_GLOB if is_web(path) else _GLOB).search(without_query(path))
+        if pattern and not fs.exists(path):
+            self._match(fs, path, pattern.start())
+            return None
+        info = _info(fs, path)
+        if info.get("type") == "directory" or (is_web(path) and path.endswith("/")):
+            self._search_folder(fs, path.rstrip("/"))
+            return None
+        return info
+
+    def _match(self, fs: Any, path: str, wild: int) -> None:
+        root = posixpath.dirname(path[:wild])
+        found = fs.glob(path, detail=True)
+        images: tuple[str, ...] = ()
+        for name, info in found.items():
+            folder = name.rstrip("/")
+            if (
+                info["type"] == "directory"
+                and folder.lower().endswith(formats.folder_suffixes())
+                and not name.startswith(images)
+            ):
+                images += self._take_folders(fs, fs.find(folder, detail=True), root)
+        for name, info in found.items():
+            if info["type"] == "file" and not name.startswith(images):
+                self._take(fs, root, name, info)
+
+    def _search_folder(self, fs: Any, folder: str) -> None:
+        suffixes = image_suffixes()
+        found = fs.find(folder, detail=True)
+        images = self._take_folders(fs, found, folder)
+        for name, info in found.items():
+            below = name[len(folder) :]
+            if name.startswith(images) or (_is_hidden(below) and not _STORED_FOLDER.search(name)):
+                continue
+            if below.lower().endswith(suffixes):
+                self._take(fs, folder, name, info)
+            elif not _uri(fs, name).startswith(self._own_outputs):
+                self._pass_over(name)
+
+    def _take_folders(
+        self, fs: Any, found: Mapping[str, Mapping[str, Any]], root: str
+    ) -> tuple[str, ...]:
+        """Add the folders that are one image each among listed files. Returns their names, with a
+        slash at the end.
+        """
+        folders = formats.image_folders(found)
+        for folder, names in folders.items():
+            uri = _uri(fs, folder)
+            if _is_hidden(folder[len(root) :]) or uri.startswith(self._own_outputs):
+                continue
+            members = members_of(fs, {name: found[name] for name in names})
+            size = sum(member.size for member in members)
+            # If an input names the image itself, its id is the folder's name.
+            above = posixpath.dirname(folder) if folder == root else root
+            self.folders.add(_written_uri(fs, above))
+            version = combined_version(members)
+            self.found.setdefault(uri, FoundImage(None, version, size, is_folder=True))
+        return tuple(f"{folder}/" for folder in folders)
+
+    def _pass_over(self, name: str) -> None:
+        lower = name.lower()
+        if stored := _STORED_FOLDER.search(name):
+            if name[: stored.end()].rstrip("/") not in self._stored_folders:
+                self._stored_folders.add(name[: stored.end()].rstrip("/"))
+                self.passed_over[f".{stored[1].lower()}"] += 1
+        elif not lower.endswith(_SIDECARS):
+            suffix = _SUFFIX.search(posixpath.basename(lower))
+            self.passed_over[suffix[0] if suffix else _WITHOUT_SUFFIX] += 1
+
+    def _read_list(
+        self, fs: Any, path: str, entry: str, info: Mapping[str, Any], chain: tuple[str, ...]
+    ) -> None:
+        if not info:
+            raise RecipeError(f"inputs: the list {entry!r} does not exist. Check its name.")
+        if len(chain) == _DEEPEST_LIST:
+            raise RecipeError(
+                f"inputs: lists name one another more than {_DEEPEST_LIST} deep: "
+                f"{' -> '.join((*chain, path))}."
+            )
+        if int(info.get("size") or 0) > lists.LARGEST:
+            raise RecipeError(
+                f"inputs: the list {entry!r} is larger than {lists.LARGEST >> 20} MiB. Cut it into "
+                "several."
+            )
+        with store_errors(f"read the list {entry!r}"):
+            content = fs.cat_file(path)
+        for name in lists.read_list(redacted(entry), content):
+            self.add(_existing(lists.absolute(name, entry)), (*chain, path))
+
+    def _take(self, fs: Any, folder: str, name: str, info: Mapping[str, Any]) -> None:
+        address = _uri(fs, name)
+        uri = without_signature(address).encode("utf-8", "backslashreplace").decode()
+        self.folders.add(_written_uri(fs, folder))
+        if uri.startswith(self._own_outputs):
+            return
+        version = version_of(info) if info else ABSENT
+        file = FoundImage(None if address == uri else address, version, int(info.get("size") or 0))
+        if self.found.setdefault(uri, file).address != file.address:
+            self.duplicates += 1
+
+    def join_series(self) -> None:
+        """Replace files by the series into which formats group them."""
+        for name, image_format in FORMATS.items():
+            if not isinstance(image_format, SeriesFormat):
+                continue
+            claimed = formats.suffixes(name)
+            files = tuple(
+                Member(uri, file.version, file.size, file.address)
+                for uri, file in sorted(self.found.items())
+                if file.version != ABSENT and without_query(uri).lower().endswith(claimed)
+            )
+            for file in files:
+                remember_address(file.uri, file.address)
+            for series in image_format.group(files):
+                for member in series.members:
+                    del self.found[member.uri]
+                self.found[series.uri] = FoundImage(
+                    None,
+                    combined_version(series.members),
+                    sum(member.size for member in series.members),
+                    series.members,
+                )
+
+
+def _written_uri(fs: Any, path: str) -> str:
+    return redacted(without_signature(str(fs.unstrip_protocol(path))))
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def _place(entry: str) -> tuple[Any, str]:
+    """The file system of an input and the path in it, normalised for local files."""
+    try:
+        fs, path = filesystem(entry)
+    except StoreError as error:
+        raise RecipeError(f"inputs: {error}") from error
+    return fs, os.path.normpath(path) if "file" in fs.protocol else path
+
+
+def _refuse_secrets(entry: str, chain: tuple[str, ...]) -> None:
+    where = f"inputs: {redacted(entry)!r}" + (f" in the list {chain[-1]!r}" if chain else "")
+    require_no_password(entry, where)
+    if is_signed(entry) and not is_web(entry):
+        raise RecipeError(
+            f"{where}: only addresses that begin with https:// may be signed; leave the secret "
+            "parameter out."
+        )
+
+
+def _info(fs: Any, path: str) -> Mapping[str, Any]:
+    """The store's information on a file. Empty for a file that does not exist, which becomes a
+    failed row with a clear reason.
+    """
+    try:
+        info: Mapping[str, Any] = fs.info(path)
+    except FileNotFoundError as error:
+        # fsspec also reports a missing file if a web server does not answer or refuses access. The
+        # reason appears when the file is read.
+        answer = getattr(error.__cause__, "status", None)
+        return (
+            {} if error.__cause__ is None or answer in (404, 410) else {"size": 0, "type": "file"}
+        )
+    except (NotADirectoryError, ValueError):
+        return {}
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return {}
+        raise
+    return info
+
+
+def _existing(name: str) -> str:
+    """A name of a list whose bytes are not UTF-8: unchanged if such a file exists, otherwise read
+    as spreadsheets write it.
+    """
+    plain = lists.spelled(name)
+    return (
+        name
+        if plain == name or (is_local(name) and filesystem(name)[0].exists(filesystem(name)[1]))
+        else plain
+    )
+
+
+def _uri(fs: Any, path: str) -> str:
+    return path if "file" in fs.protocol else str(fs.unstrip_protocol(path))
