@@ -42,7 +42,7 @@ _LONGEST_CHORD, _ON_MERIDIAN = 2e-3, 1e-8
 """Largest chord of an edge of the map, and largest distance of a longer chord from a meridian, in
 radii.
 """
-_SETTLED, _SETTLED_ALL = 1e-6, 1e-7
+_CONVERGED, _CONVERGED_TOTAL = 1e-6, 1e-7
 """Largest relative change of an area by the last step of the extrapolation; the remaining error is
 some hundred times smaller. Pixels of fine rasters may be less accurate, because so few of them meet
 the edge: the second bound applies to all of them together.
@@ -62,14 +62,14 @@ def pixel_areas(projection: Projection, affine: Affine, pixels: Integers) -> Flo
     for depth in range(_DEEPEST + 1):
         if not len(owner):
             break
-        angles, settled = _patches(projection, affine, corners, size, size * side)
+        angles, converged = _patches(projection, affine, corners, size, size * side)
         if depth == _DEEPEST:
-            settled[:] = True
-        np.add.at(areas, owner[settled], angles[settled])
+            converged[:] = True
+        np.add.at(areas, owner[converged], angles[converged])
         size /= 2
-        owner = np.repeat(owner[~settled], 4)
+        owner = np.repeat(owner[~converged], 4)
         corners = (
-            corners[~settled][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+            corners[~converged][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
         ).reshape(-1, 2)
     return areas * projection.squared_radius
 
@@ -124,10 +124,10 @@ def _patches(
     reliable.
     """
     steps = 32 if side > _COARSE else 2
-    angles, settled = np.zeros(len(corners)), np.zeros(len(corners), np.bool_)
-    accuracy = max(_SETTLED, _SETTLED_ALL * size / side)
+    angles, converged = np.zeros(len(corners)), np.zeros(len(corners), np.bool_)
+    accuracy = max(_CONVERGED, _CONVERGED_TOTAL * size / side)
     if side > _WIDEST:
-        return angles, settled
+        return angles, converged
     around = projection.contains(
         *_on_map(affine, *_along(corners[:, None], size / steps, steps, np.arange(4.0 * steps)))
     )
@@ -135,7 +135,7 @@ def _patches(
     changes = around ^ np.roll(around, 1, axis=1)
     everywhere, nowhere = around.all(axis=1) & middle, ~(around.any(axis=1) | middle)
     once: Flags = np.asarray(changes.sum(axis=1) == 2)
-    settled |= nowhere
+    converged |= nowhere
     # Positions along the outline are counted in lattice steps from the first corner.
     step, full, cut = size / steps, np.flatnonzero(everywhere), np.flatnonzero(once)
     ends = _ends(projection, affine, corners[cut], step, around[cut], changes[cut])
@@ -145,8 +145,8 @@ def _patches(
             traces = _Traces(corners[chosen], step, steps, begin, end, cut=chosen is cut)
             found, changed, followed = _polygons(projection, affine, traces)
             angles[chosen] = found
-            settled[chosen] = followed & (changed <= accuracy * np.maximum(found, side**2 / size))
-    return angles, settled
+            converged[chosen] = followed & (changed <= accuracy * np.maximum(found, side**2 / size))
+    return angles, converged
 
 
 def _ends(
