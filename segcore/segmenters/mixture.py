@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @SEGMENTERS.register("mixture")
 @dataclass(frozen=True, slots=True)
 class MixtureOfGaussians(SampledFitter):
-    """Clusters of pixels with a size, shape and direction of their own."""
+    """Clusters of pixels, each with its own size, shape and direction."""
 
     components: int | Literal["auto"] | None = None
     """Number of components, or `auto`: the best of 1 to `max_components` by BIC. None: as many as

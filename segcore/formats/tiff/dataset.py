@@ -94,6 +94,7 @@ class _StoredFiles:
     failures: list[Unavailable] = field(default_factory=list)
 
     def open(self, path: str, mode: str = "rb", **_: object) -> Ranges:
+        """Open one of the files. Raises `FileNotFoundError` for any other path."""
         if not self.isfile(path) or mode not in ("r", "rb"):
             raise FileNotFoundError(path)
         source = self.files[_name(path)]

@@ -196,6 +196,7 @@ class _Spool:
 
     @classmethod
     def empty(cls, spec: RasterSpec, block: int, file: IO[bytes]) -> _Spool:
+        """A spool without blocks; `block` is the side of a block in pixels."""
         spool = cls(spec, block, file)
         for level in range(_level_count(spec.shape, block)):
             counts = tuple(-(-n // block) for n in _level_shape(spec.shape, level))
@@ -204,6 +205,7 @@ class _Spool:
         return spool
 
     def add(self, block: EncodedBlock) -> None:
+        """Append a block. Raises `RunError` if it is outside the mask or differs from an earlier one."""
         level, index = block.level, block.index
         known = (
             0 <= level < len(self.sizes)
@@ -226,10 +228,12 @@ class _Spool:
         self.sizes[level][index] = self.file.write(block.payload)
 
     def payload(self, level: int, index: Shape) -> bytes:
+        """The compressed bytes of a block."""
         self.file.seek(int(self.offsets[level][index]))
         return self.file.read(int(self.sizes[level][index]))
 
     def require(self, level: int) -> None:
+        """Raise `RunError` if a block of this level is missing."""
         missing = np.argwhere(self.sizes[level] == 0)
         if len(missing):
             raise RunError(
@@ -240,6 +244,7 @@ class _Spool:
             )
 
     def dtype(self) -> str:
+        """The type of the labels, from the size of the first block. Raises `RunError` if it is unknown."""
         size = len(zlib.decompress(self.payload(0, (0, 0))))
         kinds = {
             np.dtype(name).itemsize * self.block**2: name for name in ("uint8", "uint16", "uint32")
