@@ -165,7 +165,7 @@ class _Array:
 
     @classmethod
     def open(cls, location: str) -> _Array:
-        """The array of an image at a location. Raises `FormatError` if its axes are not supported."""
+        """The array at a location. Raises `FormatError` if its axes are not supported."""
         node, image = _opened(location), _Multiscale((), {})
         if not hasattr(node, "chunks"):
             node, image = _full_resolution(location, node)

@@ -205,7 +205,7 @@ class _Spool:
         return spool
 
     def add(self, block: EncodedBlock) -> None:
-        """Append a block. Raises `RunError` if it is outside the mask or differs from an earlier one."""
+        """Append a block. Raises `RunError` if it is outside or differs from an earlier one."""
         level, index = block.level, block.index
         known = (
             0 <= level < len(self.sizes)
@@ -244,7 +244,7 @@ class _Spool:
             )
 
     def dtype(self) -> str:
-        """The type of the labels, from the size of the first block. Raises `RunError` if it is unknown."""
+        """The type of the labels, from the size of the first block. Raises `RunError`."""
         size = len(zlib.decompress(self.payload(0, (0, 0))))
         kinds = {
             np.dtype(name).itemsize * self.block**2: name for name in ("uint8", "uint16", "uint32")
