@@ -75,7 +75,7 @@ def results_of(run: ImageRun, picture: Picture) -> tuple[TileResults, np.ndarray
     ]
     whole = merge_results([*(each for each, _ in first), *second], run.settings.statistics)
     mask = np.zeros(picture.valid.shape, np.uint32 if run.has_object_mask else np.uint8)
-    for tile, block in zip(run.grid, whole.pieces, strict=True):
+    for tile, block in zip(run.grid, whole.blocks, strict=True):
         values = np.frombuffer(block.payload, mask.dtype)
         mask[tile.core.slices] = values.reshape(tile.core.shape)
     return whole, mask
