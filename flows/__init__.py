@@ -1,1 +1,1 @@
-"""Decides what is done: the command line, recipes, and one flow per command."""
+"""Decides what is done: the command line, the recipes, and a flow for each command."""

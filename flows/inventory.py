@@ -1,4 +1,4 @@
-"""The inventory of a run: the inputs as they are now, and what the output has of them.
+"""The inventory of a run: the present inputs, and their rows in the output.
 
 A run that would leave images of another recipe in its output is refused, unless the user allows it.
 """
@@ -19,7 +19,7 @@ from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.ledger import Committed, Ledger
 from maskloom.tasks.commits.presence import process_folder
 from maskloom.tasks.discovery.discover import discover, passed_over_advice, passed_over_note
-from maskloom.tasks.memory import WORKER_MEMORY, retried
+from maskloom.tasks.memory import WORKER_MEMORY, with_retries
 from maskloom.tasks.plan import LastRun, identify, pending, read_head, read_plan
 from maskloom.tasks.publish import heal
 
@@ -41,7 +41,7 @@ class Sharing:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The inputs as they are now, and what the output has of them."""
+    """The present inputs, and their rows in the output."""
 
     sources: list[Source]
     passed_over: Mapping[str, int]
@@ -83,7 +83,7 @@ def take_inventory(recipe: RunRecipe, *, to_write: bool = False) -> Inventory:
         recipe.objects is not None
     )
     ledger = (Ledger.open if to_write else Ledger.read)(store, tables)
-    committed = retried(store, ledger.rows, recipe.cluster.worker_memory)
+    committed = with_retries(store, ledger.rows, recipe.cluster.worker_memory)
     known = {row.uri: row.image_id for row in committed.values()}
     found = discover(recipe.inputs, recipe.output, known)
     sources = found.sources

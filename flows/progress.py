@@ -1,8 +1,8 @@
-"""Progress on standard error: a bar on a terminal, a line every half minute elsewhere, nothing but
-notices if quiet.
+"""Progress on standard error: a bar on a terminal, a line every half minute elsewhere, only notices
+if quiet.
 
-A display knows neither runs nor trainings: `RunProgress` and `TrainingProgress` tell it where they
-are.
+A display knows neither runs nor trainings; `RunProgress` and `TrainingProgress` give it their
+position.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a pass is."""
+    """The position of a pass over images or steps."""
 
     label: str
     """Name of the pass."""
     details: tuple[str, ...] = ()
     done: float | None = None
-    """Amount done, of `total`. None: as before."""
+    """Amount done, of `total`. None: unchanged."""
     total: float | None = None
-    """None: unknown."""
+    """The whole amount. None: unknown."""
     seconds_left: float | None = None
 
     def __str__(self) -> str:
@@ -48,20 +48,20 @@ class Position:
 
 
 class Quiet:
-    """Shows notices only. The base of all displays, each a context manager."""
+    """A display that shows notices only, and the base of all displays. A context manager."""
 
     def notice(self, text: str) -> None:
-        """A line that users must see."""
+        """Show a line that users must see."""
         sys.stderr.write(f"{escaped(text)}\n")
 
     def report(self, text: str) -> None:
-        """A line for users who follow the progress."""
+        """Show a line for users who follow the progress."""
 
     def begin(self, position: Callable[[], Position]) -> None:
-        """A pass begins; `position` gives where it is."""
+        """Begin a pass; `position` returns its position."""
 
     def update(self) -> None:
-        """The position of the pass has changed."""
+        """Show the changed position of the pass."""
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +71,7 @@ class Quiet:
 
 
 class Lines(Quiet):
-    """Writes a line whenever there was none for half a minute, for logs."""
+    """A display for logs: writes a line after every half minute without one."""
 
     def __init__(self, stream: TextIO, seconds: float = SECONDS_BETWEEN_LINES) -> None:
         self._stream, self._seconds = stream, seconds
@@ -81,22 +81,22 @@ class Lines(Quiet):
         self._writer = threading.Thread(target=self._write_by_the_clock, daemon=True)
 
     def notice(self, text: str) -> None:
-        """A line now."""
+        """Write a line now."""
         with self._lock:
             self._stream.write(f"{escaped(text)}\n")
             self._stream.flush()
             self._last = time.monotonic()
 
     def report(self, text: str) -> None:
-        """A line now."""
+        """Write a line now."""
         self.notice(text)
 
     def begin(self, position: Callable[[], Position]) -> None:
-        """Write the positions of this pass from now on."""
+        """Begin a pass, whose positions are written from now on."""
         self._position = position
 
     def _write_by_the_clock(self) -> None:
-        # By the clock, not by updates: a job may take minutes, and silence looks like death.
+        # By the clock, not by updates: a job may take minutes, and a silent run seems to hang.
         while not self._closed.wait(max(0.0, self._last + self._seconds - time.monotonic())):
             if time.monotonic() - self._last >= self._seconds:
                 self.notice("starting" if self._position is None else str(self._position()))
@@ -111,7 +111,7 @@ class Lines(Quiet):
 
 
 class Bar(Quiet):
-    """A bar on the terminal, with notices and reports above it."""
+    """A display for terminals: a bar, with notices and reports above it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -127,15 +127,15 @@ class Bar(Quiet):
         )
 
     def notice(self, text: str) -> None:
-        """A line above the bar."""
+        """Show a line above the bar."""
         self._console.print(escaped(text), highlight=False, markup=False)
 
     def report(self, text: str) -> None:
-        """A line above the bar."""
+        """Show a line above the bar."""
         self.notice(text)
 
     def begin(self, position: Callable[[], Position]) -> None:
-        """A new bar at the position: what was done before does not count for its speed."""
+        """Begin a pass with a new bar. What is already done does not count for its speed."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         now = position()
@@ -184,13 +184,13 @@ class RunProgress:
         self._counter: Counter | None = None
 
     def start(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
-        """A pass over these images begins."""
+        """Begin a pass over these images."""
         with self._lock:
             self._counter = Counter(stage, images, settings)
             self._display.begin(self._counter.position)
 
     def advance(self, job: Job) -> None:
-        """A job of this pass is done."""
+        """Count a finished job of this pass."""
         with self._lock:
             if self._counter is not None:
                 self._counter.add(job)
@@ -198,7 +198,7 @@ class RunProgress:
 
 
 class ItemProgress:
-    """The progress of a pass over items of equal weight, called with the number of items done."""
+    """The progress of a pass over items of equal weight; call it with the number of items done."""
 
     def __init__(self, shown_by: Quiet, label: str, items: str, total: int) -> None:
         self._display = shown_by
@@ -207,7 +207,7 @@ class ItemProgress:
         shown_by.begin(self._position)
 
     def __call__(self, done: int) -> None:
-        """`done` items are done."""
+        """Show that `done` items are done."""
         self._done = done
         self._display.update()
 
@@ -217,7 +217,7 @@ class ItemProgress:
 
 
 class Counter:
-    """Images, tiles and pixels of one pass: all, and done."""
+    """Numbers of images, tiles and pixels of one pass: in all, and done."""
 
     def __init__(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
         usable = [image.spec for image in images if image.spec is not None]
@@ -244,7 +244,7 @@ class Counter:
             self.images += 1
 
     def position(self) -> Position:
-        """Where the pass is now."""
+        """The present position of the pass."""
         seconds = time.monotonic() - self.started
         if not self.all_images:
             return Position(self.stage, (f"{seconds:.0f} s",), 0, 1)
@@ -269,15 +269,15 @@ class TrainingProgress:
         shown_by.begin(lambda: self._position)
 
     def say(self, text: str) -> None:
-        """A line that users must see."""
+        """Show a line that users must see."""
         self._display.notice(text)
 
     def checked(self, what: str, done: int, of: int) -> None:
-        """Images or masks are checked before training begins."""
+        """Show how many images or masks are checked before training begins."""
         self._show(Position(f"looking at {what}", (f"{done}/{of}",), done, of))
 
     def begin(self, setup: TrainingSetup, score_name: str, state: TrainingState) -> None:
-        """Report what is trained, and begin a pass at the state of the training."""
+        """Report what is trained, and begin a pass at the present state of the training."""
         self._epochs, self._steps = setup.recipe.training.epochs, setup.steps
         self._score_name = score_name
         self._display.report(introduction(setup, state))
@@ -286,19 +286,19 @@ class TrainingProgress:
         self._display.begin(lambda: self._position)
 
     def step(self, epoch: int, step: int, loss: float) -> None:
-        """A step of an epoch (both from 1) is done."""
+        """Show a finished step of an epoch, both counted from 1."""
         details = (f"step {step}/{self._steps}", f"loss {loss:.4f}")
         done = (epoch - 1) * self._steps + step
         total = self._epochs * self._steps
         self._show(Position(f"epoch {epoch}/{self._epochs}", details, done, total))
 
     def measured(self, windows: int, of: int) -> None:
-        """Windows of the validation images are measured."""
+        """Show how many windows of the validation images are measured."""
         total = self._position.total
         self._show(Position("measuring", (f"{windows}/{of} windows",), total=total))
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Report an epoch."""
+        """Report a finished epoch."""
         self._display.report(epoch_line(record, self._epochs, self._score_name))
 
     def _show(self, position: Position) -> None:
@@ -307,7 +307,7 @@ class TrainingProgress:
 
 
 def introduction(setup: TrainingSetup, state: TrainingState) -> str:
-    """What is trained on what, and from which state it continues."""
+    """A line on what is trained on which images, and on the state from which it continues."""
     wanted = setup.recipe.training
     step = f", step {state.step}" if state.step else ""
     after = f", continuing after epoch {state.epoch}{step}" if state.epoch or state.step else ""
@@ -320,7 +320,7 @@ def introduction(setup: TrainingSetup, state: TrainingState) -> str:
 
 
 def epoch_line(record: Mapping[str, Any], epochs: int, score_name: str) -> str:
-    """Losses, score and speed of an epoch, and how long the rest will take."""
+    """A line with losses, score and speed of an epoch, and the time left."""
     left = (epochs - record["epoch"]) * record["seconds"]
     validation = (
         f", validation loss {record['validation_loss']:.4f}" if "validation_loss" in record else ""
@@ -333,7 +333,7 @@ def epoch_line(record: Mapping[str, Any], epochs: int, score_name: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Time for people.
+    """A duration in words.
 
     >>> _duration(5000)
     '1 h 23 min'

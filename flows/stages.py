@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 class Stages:
     """Calls the stages of a flow, without a record."""
 
-    def stage(self, name: str, function: Callable[..., T], *args: Any) -> T:  # noqa: ARG002 - nothing is recorded
+    def stage(self, name: str, function: Callable[..., T], *args: Any) -> T:  # noqa: ARG002
         """The function's result. Raises its error."""
         return function(*args)
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 
 from maskloom.flows.progress import TrainingProgress, display
-from maskloom.flows.recipes.training import TrainingOrder
+from maskloom.flows.recipes.training import TrainingRun
 from maskloom.flows.signals import stop_on_signals
 from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.errors import RecipeError
@@ -22,40 +22,48 @@ from maskloom.tasks.discovery.discover import discover, passed_over_note
 log = logging.getLogger(__name__)
 
 
-def run(order: TrainingOrder, quiet: bool) -> TrainingResult:
+def run(training: TrainingRun, quiet: bool) -> TrainingResult:
     """Train a network, or continue a training. Raises `RecipeError`, `RunError`, `Stopped`."""
-    configure(order.storage)
+    configure(training.storage)
     # Imported through the runtime, which silences TensorFlow's notices.
     import_keras()
     stop = threading.Event()
     with stop_on_signals(stop), display(quiet) as shown_by:
         monitor = TrainingProgress(shown_by)
         return train(
-            prepare(order.recipe, sources(order), order.settings, monitor, stop.is_set),
+            prepare(
+                training.recipe,
+                sources(training),
+                training.settings,
+                monitor,
+                stop.is_set,
+            ),
             monitor,
             stop.is_set,
         )
 
 
-def sources(order: TrainingOrder) -> tuple[list[Source], list[Source]]:
+def sources(training: TrainingRun) -> tuple[list[Source], list[Source]]:
     """All images and all masks of a recipe. Raises `RecipeError` if a pattern finds none,
     `StoreError` if a store cannot be listed.
     """
     # If the model is in the folder of the images, its pictures are not training images.
-    ours = {f"{order.recipe.output}/{name}" for name in PICTURES}
+    ours = {f"{training.recipe.output}/{name}" for name in PICTURES}
     images, masks = (
         [source for source in _discovered(entries, key) if source.uri not in ours]
-        for entries, key in ((order.images, "images"), (order.masks, "masks"))
+        for entries, key in ((training.images, "images"), (training.masks, "masks"))
     )
     return images, masks
 
 
-def usage(order: TrainingOrder, result: TrainingResult) -> str:
+def usage(training: TrainingRun, result: TrainingResult) -> str:
     """A command line that uses the model. Networks of maskloom have segmenters of the same name;
     `network` runs those of plug-ins that bring none.
     """
-    kind = order.recipe.kind if order.recipe.kind in SEGMENTERS else "network"
-    bands = f" -p bands='{list(order.recipe.bands)}'" if order.recipe.bands is not None else ""
+    kind = training.recipe.kind if training.recipe.kind in SEGMENTERS else "network"
+    bands = (
+        f" -p bands='{list(training.recipe.bands)}'" if training.recipe.bands is not None else ""
+    )
     return (
         f"maskloom segment IMAGE... -o OUTPUT -s {kind} -p "
         f"{shlex.quote(f'weights={result.model}')}{bands}"

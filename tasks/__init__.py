@@ -1,1 +1,1 @@
-"""Decides where work runs: the stages of a run, and the fan-out that carries jobs to workers."""
+"""Decides where work runs: the stages of a run, and the fan-out that sends jobs to workers."""

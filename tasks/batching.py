@@ -1,9 +1,9 @@
-"""Bundles: images and tiles put together into jobs of a useful size.
+"""Batches images and tiles into jobs of a useful size.
 
-Small images travel many to a job and are done from reading to mask by one worker. An image larger
-than two parts whose file allows random access is spread over all workers in parts of consecutive
-tiles. Parts do not depend on the number of workers, so that a resumed run finds the parts of the
-interrupted one.
+Many small images share a job, in which one worker takes them from reading to mask. An image larger
+than two ranges of tiles, whose file allows random access, is divided into ranges of consecutive
+tiles for all workers. Ranges do not depend on the number of workers, so a resumed run finds those
+of the interrupted one.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ BATCH_IMAGES = 64
 
 
 def is_spread(spec: RasterSpec, settings: RunSettings) -> bool:
-    """Whether the image is large for its segmenter, readable by windows, and more than one tile."""
+    """Whether an image is divided among workers: it is large for its segmenter, readable by
+    windows, and has several tiles.
+    """
     several = spec.pixels > settings.tiling.pixels and 4 * prod(spec.chunks) <= spec.pixels
     return several and spec.pixels > 2 * range_pixels(settings)
 
 
 def require_tiling(settings: RunSettings, images: Iterable[PlannedImage]) -> None:
-    """Raise `RecipeError` where the tiling has a side for each axis, and an image has other
-    axes.
-    """
+    """Raise `RecipeError` if the tiling gives a side for each axis and an image has other axes."""
     for image in images:
         if image.spec is not None and not settings.tiling.suits(image.spec.shape):
             raise RecipeError(
                 f"tiling.tile: {settings.tiling} has a side for each of the axes z, y and x, but "
                 f"{image.source.uri} has {len(image.spec.shape)} axes. Use one number, which suits "
-                "images and volumes, or leave it out of `inputs`."
+                "images and volumes, or remove the image from `inputs`."
             )
 
 
 def range_pixels(settings: RunSettings) -> int:
-    """Pixels of a part. Fewer where a pixel takes a segmenter long."""
+    """Number of pixels in a range of tiles; fewer for segmenters that take long per pixel."""
     model = settings.model
     return max(2**16, RANGE_PIXELS // (1 if isinstance(model, Fitter) else model.requirements.cost))
 
@@ -72,8 +72,8 @@ def whole_images(
 def tile_ranges(
     settings: RunSettings, image: PlannedImage, pixels: int | None = None
 ) -> Iterator[TileRangeJob]:
-    """Jobs of consecutive tiles of one large image, of about so many pixels. None: what suits the
-    segmenter.
+    """Jobs of consecutive tiles of one large image. `pixels`: approximate number in each; None: as
+    many as suit the segmenter.
     """
     if image.spec is None:
         return
@@ -86,11 +86,11 @@ def tile_ranges(
 def fitting_jobs(
     settings: RunSettings, images: Iterable[PlannedImage], workers: int
 ) -> Iterator[ImagesJob | TileRangeJob]:
-    """All jobs of one round of fitting, the large images first so that the last worker does not
-    wait for one.
+    """All jobs of one round of fitting, those of large images first, so that none of them runs last
+    alone.
 
-    Their parts are larger than those that are segmented: each part's state travels, and nothing of
-    it is kept for a restart.
+    Ranges of tiles are larger than for segmentation, since each range sends a state to the driver
+    and nothing is staged for a restart.
     """
     images = list(images)
     for image in images:

@@ -1,4 +1,4 @@
-"""Evaluate: the masks of a run against truth masks, one job per image.
+"""Compares the masks of a run with truth masks, one job per image.
 
 Images are read tile by tile, so that a worker holds a tile of an image and its truth. Results are
 sorted by their images: they do not depend on the number of workers.
@@ -30,7 +30,7 @@ class ScoreJob:
     """An image to compare with its truth."""
 
     number: int
-    """Place of the image among all."""
+    """Position of the image among all."""
     image: EvaluatedImage
     options: EvaluationOptions
 
@@ -60,7 +60,7 @@ class ImageFailure:
     image_id: str
     reason: str
     usage: bool
-    """Whether the options are wrong for it, rather than one of its files."""
+    """Whether the options do not suit the image, rather than one of its files being broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def view_images(
 
 
 def score_image(job: ScoreJob) -> Score | ImageFailure:
-    """Do a job. Raises `Unavailable`."""
+    """The score of a job's image, or its failure. Raises `Unavailable`."""
     try:
         return score(job.image, job.options)
     except Unavailable:
@@ -124,5 +124,5 @@ def score_image(job: ScoreJob) -> Score | ImageFailure:
 
 
 def view_image(job: ViewJob) -> TileView:
-    """Do a job. Raises as `segcore.evaluation.scoring.view`."""
+    """The view of a job's tile. Raises as `segcore.evaluation.scoring.view`."""
     return view(job.image, job.options, job.tile)

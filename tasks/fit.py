@@ -1,8 +1,8 @@
-"""Fit: one model from the pixels of many images, in as many rounds as the fitter needs.
+"""Fits one model to the pixels of many images, in as many rounds as the fitter needs.
 
 Each round observes all images, merges the states and concludes, until the result is a model. States
 are exact and independent of order, so they are merged as they arrive. An image that cannot be read
-contributes nothing, not even the tiles that could be read, since those depend on the tiling.
+contributes nothing, not even its readable tiles, since those depend on the tiling.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from maskloom.tasks.progress import Progress, Silent
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted model, and the images that it could not be fitted to."""
+    """A fitted model, and the images that could not be used for the fit."""
 
     model: Model
     failures: dict[str, Failure]
@@ -40,8 +40,8 @@ class _NoImage(FitError):
         """The failure of the first image."""
 
 
-class _Passing(RunError):
-    """An image failed for a reason that may pass."""
+class _TemporaryFailure(RunError):
+    """An image failed for a reason that may be temporary."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(
@@ -51,10 +51,10 @@ class _Passing(RunError):
 
 
 def fit_alone(fanout: Fanout, settings: RunSettings, image: PlannedImage) -> Model | Failure:
-    """The model fitted to one image alone, or the reason why it has none."""
+    """The model fitted to one image alone, or the failure of the fit."""
     try:
         return fit(fanout, settings, [image], Silent()).model
-    except _Passing as error:
+    except _TemporaryFailure as error:
         return error.failure
     except FitError as error:
         return getattr(error, "failure", None) or Failure.of(error)
@@ -63,8 +63,8 @@ def fit_alone(fanout: Fanout, settings: RunSettings, image: PlannedImage) -> Mod
 def fit(
     fanout: Fanout, settings: RunSettings, images: Sequence[PlannedImage], progress: Progress
 ) -> Fit:
-    """Fit the model of the settings to all images together; a blank one where no pixel is valid.
-    Raises `FitError` where the images allow no fit.
+    """Fit the model of the settings to all images together; to a blank model if no pixel is valid.
+    Raises `FitError` if the images allow no fit.
     """
     model = settings.model
     failures: dict[str, Failure] = {}
@@ -90,8 +90,8 @@ def fit(
 
 
 def unsuitable(fitter: Fitter, images: Sequence[PlannedImage]) -> dict[str, Failure]:
-    """Images that lack bands, or differ in kind from most (k-means on colours cannot use a grey
-    image).
+    """Images that lack bands, or that differ in kind from most (k-means on colours cannot use a
+    grey image). Failures by URI.
     """
     failures: dict[str, Failure] = {}
     kinds: dict[str, Hashable] = {}
@@ -106,8 +106,8 @@ def unsuitable(fitter: Fitter, images: Sequence[PlannedImage]) -> dict[str, Fail
         if kind != usual[0][0]:
             mismatch = ModelMismatch(
                 f"{uri} has {kind} band(s), most images of the collection have {usual[0][0]}; one "
-                "model cannot be fitted to both. "
-                "Choose `bands` that all have, set `fit: image`, or run them apart."
+                "model cannot be fitted to both. Choose `bands` that all images have, set "
+                "`fit: image`, or run them separately."
             )
             failures[uri] = Failure.of(mismatch)
     return failures
@@ -130,8 +130,9 @@ def _round(
             continue
         for image, failure in answer.failures:
             if not failure.permanent:
-                # The model would lack this image for good: no result may depend on a passing fault.
-                raise _Passing(failure)
+                # Without this image the model would be another one, and no result may depend on a
+                # temporary fault.
+                raise _TemporaryFailure(failure)
             failures[image.source.uri] = failure
         progress.advance(job)
         if answer.state is None:

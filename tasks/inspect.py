@@ -100,9 +100,7 @@ def status(output: str) -> Status:
 def _lost_files(
     store: Store, rows_by_file: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, str]:
-    """URIs of images by what is missing or empty of them: a mask, or the file of the table
-    `areas`.
-    """
+    """URIs of images by their missing or empty file: a mask, or a file of the table `areas`."""
     masks, tables = not_empty(store.listed("masks")), not_empty(store.listed(_AREAS))
     lost: dict[str, str] = {}
     for name, rows in rows_by_file.items():
@@ -254,12 +252,8 @@ def _wrong_files(
     newest.update(committed_files)
     # An unfinished run may have rewritten files; its manifest will contain their digests. Those of
     # a run with a damaged manifest are unknown.
-    without_manifest = [
-        reading.plan(name.split("/")[1]) for name in names if name in reading.damage
-    ]
-    rewritten = {
-        file for run in (*unfinished, *without_manifest) if run is not None for file in run.files
-    }
+    damaged = [reading.plan(name.split("/")[1]) for name in names if name in reading.damage]
+    rewritten = {file for run in (*unfinished, *damaged) if run is not None for file in run.files}
     for name, (digest, run) in sorted(newest.items()):
         by_commit = name in committed_files
         if name in reading.damage or (

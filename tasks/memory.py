@@ -1,4 +1,4 @@
-"""Memory: what a worker will need, told before the work begins."""
+"""The memory that a worker will need, estimated before the work begins."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from maskloom.tasks import batching
 from maskloom.tasks.commits.ledger import Committed
 
 WORKER_BYTES = 350_000_000
-"""What a worker takes before its first pixel, libraries and tables of labels included (measured,
-see docs/benchmarks.md).
+"""Memory of a worker before its first pixel, with libraries and tables of labels (measured, see
+docs/benchmarks.md).
 """
 WORKER_MEMORY = "worker_memory"
-"""Where a plan's settings say how many bytes a worker had."""
+"""Key in a plan's settings: the memory of a worker in bytes."""
 _ID_BYTES = 24
-"""Bytes a pixel for the fragments of a tile, while they are numbered, packed and measured."""
+"""Bytes per pixel for the objects of a tile, while they are numbered, packed and measured."""
 
 
 def peak_bytes(settings: RunSettings, images: Iterable[PlannedImage]) -> int:
-    """Most that a worker holds at once: libraries, a tile with its halo and copies, and a picture
-    that can only be read whole.
+    """The peak memory of a worker in bytes: libraries, a tile with its halo and copies, and an
+    image that can only be read as a whole.
     """
     peaks = (
         _tile_bytes(settings, image.spec) + _whole_bytes(settings, image.spec)
@@ -41,8 +41,8 @@ def peak_bytes(settings: RunSettings, images: Iterable[PlannedImage]) -> int:
 def require_memory(
     settings: RunSettings, images: Iterable[PlannedImage], available: int | None
 ) -> None:
-    """Raise `RecipeError` where a tile with its halo is more than a worker may hold. None: nobody
-    knows how much that is.
+    """Raise `RecipeError` if a tile with its halo needs more memory than a worker has. `available`:
+    in bytes; None if unknown.
     """
     if available is None:
         return
@@ -61,8 +61,8 @@ def require_memory(
 
 
 def without_room(images: Iterable[PlannedImage], available: int | None) -> list[PlannedImage]:
-    """The items, those failed whose pixels alone, decoded as a whole, are more than a worker may
-    hold. None: nobody knows how much that is.
+    """The images, where those whose pixels alone need more memory than a worker has, decoded as a
+    whole, are marked as failed. `available`: in bytes; None if unknown.
     """
     return [
         image if available is None or _fits(image, available) else _refused(image, available)
@@ -70,20 +70,25 @@ def without_room(images: Iterable[PlannedImage], available: int | None) -> list[
     ]
 
 
-def retried(
+def with_retries(
     store: Store, committed: Mapping[str, Committed], available: int | None
 ) -> dict[str, Committed]:
-    """What is committed, where failures for want of memory are settled only while workers have no
-    more of it than they had then.
+    """The committed rows, where images that failed for lack of memory are retried once workers have
+    more memory than at that time.
     """
-    starved = [row for row in committed.values() if row.error_type == OutOfMemory.__name__]
-    memory = {run_id: _memory_in(store, run_id) for run_id in {row.run_id for row in starved}}
+    short_of_memory = [row for row in committed.values() if row.error_type == OutOfMemory.__name__]
+    memory = {
+        run_id: _memory_in(store, run_id) for run_id in {row.run_id for row in short_of_memory}
+    }
 
-    def settled(row: Committed) -> bool:
+    def needs_no_retry(row: Committed) -> bool:
         before = memory[row.run_id]
         return available is not None and before is not None and available <= before
 
-    return {**committed, **{row.uri: replace(row, needs_no_retry=settled(row)) for row in starved}}
+    return {
+        **committed,
+        **{row.uri: replace(row, needs_no_retry=needs_no_retry(row)) for row in short_of_memory},
+    }
 
 
 def _memory_in(store: Store, run_id: str) -> int | None:

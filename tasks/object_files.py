@@ -49,11 +49,12 @@ class ObjectFile:
         self,
         draft: Draft,
         staged: Mapping[str, str],
-        receipts: Sequence[ImageResult],
+        results: Sequence[ImageResult],
         specs: Sequence[RasterSpec],
     ) -> None:
-        """Draft the file: the staged rows (files by image id), and those of images without a
-        receipt. `specs`: all images of the run, whose tables have the same columns.
+        """Add the file to the draft: the staged rows of these results, and its present rows of
+        other images. `staged`: files of rows by image id; `specs`: headers of all images of the
+        run, whose tables have the same columns.
         """
         try:
             content = self.store.read(self.name)
@@ -63,15 +64,13 @@ class ObjectFile:
             with record_errors(self.store, self.name):
                 old = pq.ParquetFile(pa.BufferReader(content))
         located = {
-            receipt.source.image_id
-            for receipt in receipts
-            if receipt.spec is not None and receipt.spec.space.crs is not None
+            result.source.image_id
+            for result in results
+            if result.spec is not None and result.spec.space.crs is not None
         }
         was_located = old is not None and _is_located(old.schema_arrow)
         kept = (
-            []
-            if old is None
-            else self._kept(old, [receipt.source.image_id for receipt in receipts])
+            [] if old is None else self._kept(old, [result.source.image_id for result in results])
         )
         names = [] if old is None else old.schema_arrow.names
         bands = [sum(name.startswith("mean_") for name in names)]

@@ -1,9 +1,9 @@
-"""Plan: what is new or changed among the sources, cut into shards, and the plan's file.
+"""Plans a run: the new and changed sources, divided into shards, and the files of a plan.
 
-What is done is what the tables say. An image is pending unless the `images` table has it with the
-same version and fingerprint; a failure that the same bytes would repeat counts as done. Images that
-replace rows of an existing table file go into a shard that rewrites this file, so that a reader
-never sees an image twice; new ones go into new files.
+The tables decide what is done. An image is pending unless the table `images` has it with the same
+version and fingerprint; a failure that the same bytes would repeat counts as done. Images that
+replace rows of an existing table file go into a shard that rewrites this file, so a reader never
+sees an image twice; new images go into new files.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from maskloom.tasks.fanout.protocol import Fanout
 log = logging.getLogger(__name__)
 
 HEAD = "runs/head.json"
-"""The last finished run, so that nobody must read all manifests."""
+"""Record of the last finished run, which saves reading all manifests."""
 
 SHARD_PIXELS = 2**29
 SHARD_IMAGES = 500
 DESCRIBE_BATCH = 32
 _HEADER = tuple(field.name for field in dataclasses.fields(Plan) if field.name != "shards")
-"""The fields of a plan that its JSON file holds."""
+"""The fields of a plan in its JSON file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +50,24 @@ class LastRun:
     run_id: str | None = None
     sequence: int = 0
     finished: int = 0
-    """Number of runs that have finished. More than `sequence` where some ran side by side."""
+    """Number of finished runs. Larger than `sequence` if some ran at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What decides the pixels and rows of a run."""
+    """Everything that decides the pixels and rows of a run."""
 
     name: str
     fingerprint: str
     settings: Mapping[str, Any]
     apart_by_crs: bool = False
-    """Whether images with and without a CRS go into shards of their own: geometries in degrees and
-    in pixels do not share a file.
+    """Whether images with and without a CRS go into different shards, since geometries in degrees
+    and in pixels cannot share a file.
     """
 
 
 def read_head(store: Store) -> LastRun:
-    """The last finished run; an empty head where there is none."""
+    """The last finished run; an empty record if no run has finished."""
     manifests = store.names("runs", "/manifest.json")
     try:
         head = read_json(store, HEAD, _head)
@@ -75,7 +75,8 @@ def read_head(store: Store) -> LastRun:
         head = LastRun()
     if len(manifests) == head.finished:
         return head
-    # A run was killed between its manifest and the head, or two ended at once: ask all of them.
+    # A run was killed between writing its manifest and the head, or two ended at once: the
+    # manifests decide.
     last = max(
         (read_json(store, name, _head) for name in manifests),
         key=lambda run: (run.sequence, run.run_id or ""),
@@ -85,11 +86,11 @@ def read_head(store: Store) -> LastRun:
 
 
 def write_head(store: Store, before: LastRun, plan: Plan) -> None:
-    """Note that the plan's run, which has its manifest, has finished. `before`: the head when it
-    was planned.
+    """Record that the plan's run, whose manifest is written, has finished. `before`: the last run
+    when it was planned.
     """
     count = len(store.names("runs", "/manifest.json"))
-    # Where others finished meanwhile, their manifests say who was last.
+    # If other runs have finished meanwhile, the manifests decide which was last.
     head = (
         LastRun(plan.run_id, plan.sequence, count)
         if count == before.finished + 1
@@ -99,7 +100,7 @@ def write_head(store: Store, before: LastRun, plan: Plan) -> None:
 
 
 def planned_runs(store: Store) -> list[tuple[str, str | None]]:
-    """The runs with staged parts that were planned: their ids, and the run that each follows."""
+    """Planned runs with staged files: the id of each, and of the run that it follows."""
     waiting = {name.split("/")[1] for name in store.names(STAGING, "") if name.count("/") > 1}
     plans = ((run_id, f"runs/{run_id}/plan.json") for run_id in sorted(waiting))
     return [
@@ -110,9 +111,9 @@ def planned_runs(store: Store) -> list[tuple[str, str | None]]:
 def pending(
     sources: Iterable[Source], committed: Mapping[str, Committed], fingerprint: str
 ) -> list[Source]:
-    """The sources that are new or changed, or failed for a reason that may have gone."""
+    """The sources that are new or changed, or that failed for a reason that may no longer hold."""
 
-    def settled(source: Source) -> bool:
+    def is_done(source: Source) -> bool:
         row = committed.get(source.uri)
         return (
             row is not None
@@ -120,7 +121,7 @@ def pending(
             and (row.version, row.fingerprint) == (source.version, fingerprint)
         )
 
-    return [source for source in sources if not settled(source)]
+    return [source for source in sources if not is_done(source)]
 
 
 def describe_sources(
@@ -129,7 +130,7 @@ def describe_sources(
     format_name: str | None,
     ground_control: GroundControl = "keep",
 ) -> list[PlannedImage]:
-    """The headers of all sources, read by the workers, in the order of the sources."""
+    """All sources with their headers, which the workers read, in the order of the sources."""
     starts = range(0, len(sources), DESCRIBE_BATCH)
     jobs = [
         DescribeJob(tuple(sources[i : i + DESCRIBE_BATCH]), format_name, ground_control)
@@ -145,12 +146,12 @@ def describe_sources(
         else:
             images.update((image.source.uri, image) for image in answer)
     described = [images[source.uri] for source in sources]
-    _say_notes(described)
+    _log_notes(described)
     return described
 
 
-def _say_notes(images: Sequence[PlannedImage]) -> None:
-    """Say what readers note of files: a line each kind of note, however many files it is about."""
+def _log_notes(images: Sequence[PlannedImage]) -> None:
+    """Log the notes of readers on files: one line per note, with the number of files."""
     about: dict[str, list[str]] = {}
     for image in images:
         for note in image.spec.notes if image.spec is not None else ():
@@ -168,7 +169,7 @@ def make_plan(
     images: Sequence[PlannedImage],
     committed: Mapping[str, Committed],
 ) -> Plan:
-    """The plan of a new run over these items."""
+    """The plan of a new run over these images."""
     return Plan(
         run_id=identity,
         parent=head.run_id,
@@ -180,12 +181,12 @@ def make_plan(
 
 
 def identify(work: Fingerprint, head: LastRun, sources: Sequence[Source]) -> str:
-    """The id of the run that takes these sources on from the head."""
+    """The id of the run over these sources that follows the head."""
     return run_id(work.name, work.fingerprint, sources, head.run_id)
 
 
 def write_plan(store: Store, plan: Plan) -> None:
-    """Write the plan's files; the JSON file comes last and makes it a plan."""
+    """Write the plan's files. The JSON file is written last, so it marks a complete plan."""
     rows = [
         {
             "image_id": image.source.image_id,
@@ -214,7 +215,7 @@ def write_plan(store: Store, plan: Plan) -> None:
 
 
 def read_plan(store: Store, identity: str) -> Plan | None:
-    """The plan of a run; None where there is none."""
+    """The plan of a run. None: the run has no plan."""
     try:
         header = read_json(
             store,
@@ -239,7 +240,7 @@ def read_plan(store: Store, identity: str) -> Plan | None:
 
 
 def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
-    """A plan that was read, with the addresses of its sources, which plans do not hold."""
+    """A plan as read, with the addresses of its sources added, since files of plans lack them."""
     known = {source.uri: source for source in sources if _has_addresses(source)}
     if not known:
         return plan
@@ -260,13 +261,13 @@ def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
 
 
 def _members_json(source: Source) -> str | None:
-    """The files of a series, without the addresses that plans do not hold; None for others."""
+    """The files of a series, without their addresses. None: the source is not a series."""
     members = [(each.uri, each.version, each.size) for each in source.members]
     return json.dumps(members) if members else None
 
 
 def _source(row: Mapping[str, Any]) -> Source:
-    # Plans of maskloom before series and folders lack the last two columns.
+    # Plans of earlier versions, without series and folders, lack the last two columns.
     members = json.loads(row.get("members") or "[]")
     return Source(
         row["uri"],

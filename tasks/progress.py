@@ -1,4 +1,4 @@
-"""Progress: what stages report while they work. How it is shown is decided in `flows.progress`."""
+"""The progress that stages report while they work. `flows.progress` shows it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Silent:
     """Progress that is not shown."""
 
     def start(self, stage: str, images: Sequence[PlannedImage], settings: RunSettings) -> None:
-        """Show nothing."""
+        """Nothing is shown."""
 
     def advance(self, job: Job) -> None:
-        """Show nothing."""
+        """Nothing is shown."""

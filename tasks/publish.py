@@ -1,9 +1,9 @@
-"""Publish: the receipts of a shard as rows of the tables, committed with their masks.
+"""Publishes the results of a shard: rows of the tables, committed together with the masks.
 
-Images that have no rows yet go into the shard's own file, which has the same name in the folder of
-each table. Images that have rows go where these are: the file is rewritten and keeps its other
-rows. So each image has one version, the newest, in every table at any moment.
-`tasks/commits/log.py` describes what happens where several runs do so at a time.
+Images without rows go into the shard's own file, which has the same name in the folder of each
+table. Images with rows stay in their file, which is rewritten and keeps its other rows. So every
+table has one version of each image, the newest, at any moment. `tasks/commits/log.py` describes how
+several runs do so at the same time.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _FAILURES_NAMED = 20
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a run has committed."""
+    """The committed results of a run."""
 
     done: int
     failed: int
@@ -73,26 +73,26 @@ class Record:
     failures: tuple[tuple[str, Failure], ...]
     """URI and reason of the first failures."""
     files: Mapping[str, str]
-    """SHA-256 of each file of the run's records and tables, by its name below the output."""
+    """SHA-256 of each file of the run's records, by its name below the output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """Where rows go, and which run they are of."""
+    """The tables of an output, as one run writes them."""
 
     ledger: Ledger
     folder: str
-    """Folder of this process below the output, where commits are drafted."""
+    """Folder of this process below the output, in which commits are staged."""
     plan: Plan
     statistics: Mapping[str, Statistic]
     objects: Objects | None = None
-    """The table of objects. None: none is asked for."""
+    """Options of the table of objects. None: no such table."""
     keeps_other_recipes: bool = False
     """Whether images of other recipes may stay in the output."""
     before: Mapping[str, Committed] = field(default_factory=dict)
-    """The rows that the plan was made from, by URI."""
+    """The rows from which the plan was made, by URI."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    """One commit at a time in this process; it is for order, not for correctness."""
+    """Lets this process commit one shard at a time; correctness does not depend on it."""
 
     @property
     def store(self) -> Store:
@@ -100,9 +100,9 @@ class Tables:
         return self.ledger.store
 
     def publish(self, shard: Shard, results: Sequence[ImageResult]) -> None:
-        """Commit a shard. Publishing the same receipts again changes nothing.
+        """Commit the results of a shard. Publishing the same results again changes nothing.
 
-        Raises `RunError` where a run of another recipe has written into the output meanwhile.
+        Raises `RunError` if a run of another recipe has written to the output meanwhile.
         """
         with self._lock:
             while True:
@@ -115,28 +115,26 @@ class Tables:
                     self.ledger.log.claim(draft)
 
     def refresh(self) -> None:
-        """Take in what other runs have committed. Raises as `publish`."""
+        """Read what other runs have committed. Raises as `publish`."""
         with self._lock:
             self._refresh()
 
     def left(self, shard: Shard) -> Shard:
-        """The shard without the images that are committed already, by this run or by one beside
-        it.
-        """
+        """The shard without the images that this run or a concurrent one has committed."""
         return replace(
-            shard, images=tuple(image for image in shard.images if not self._is_settled(image))
+            shard, images=tuple(image for image in shard.images if not self._is_finished(image))
         )
 
     def failed(self, shard: Shard) -> int:
-        """How many of a shard's committed images failed."""
+        """Number of a shard's committed images that failed."""
         rows = (self.ledger.rows.get(image.source.uri) for image in shard.images)
         return sum(1 for row in rows if row is not None and not row.ok)
 
     def record(self) -> Record:
-        """What became of the plan's images, and the digests of the run's records."""
+        """The committed results of the plan's images, and the digests of the run's records."""
         files = {}
         for name in self.store.names(f"runs/{self.plan.run_id}/", ""):
-            # The manifest is there already where two processes did the same run side by side.
+            # The manifest already exists if two processes have done the same run.
             if not name.endswith("/manifest.json"):
                 files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
         uris = {image.source.uri for shard in self.plan.shards for image in shard.images}
@@ -161,13 +159,12 @@ class Tables:
             if row.fingerprint != self.plan.fingerprint and not self.keeps_other_recipes:
                 raise RunError(
                     f"Run {row.run_id} of another recipe has committed {row.image_id} to "
-                    f"{self.store.root} while this one worked. "
-                    "Give each recipe an output of its own, or say --keep-other-recipes, then run "
-                    "the same command again."
+                    f"{self.store.root} while this one worked. Give each recipe its own output, "
+                    "or add --keep-other-recipes, then run the same command again."
                 )
 
     def _is_new(self, row: Committed) -> bool:
-        """Whether the row has come since the plan was made."""
+        """Whether the row was committed after the plan was made."""
         before = self.before.get(row.uri)
         return before is None or (before.run_id, before.version, before.ok) != (
             row.run_id,
@@ -175,27 +172,27 @@ class Tables:
             row.ok,
         )
 
-    def _is_settled(self, image: PlannedImage) -> bool:
+    def _is_finished(self, image: PlannedImage) -> bool:
         row = self.ledger.rows.get(image.source.uri)
         if row is None:
             return False
-        # What stood there when the run began may have to be done again, for a mask that is lost or
-        # memory that has grown.
+        # A row from before the run may have to be made again, if its mask is lost or workers have
+        # more memory now.
         row = row if self._is_new(row) else self.before[row.uri]
         same = (row.version, row.fingerprint) == (image.source.version, self.plan.fingerprint)
         return row.run_id == self.plan.run_id or (same and row.needs_no_retry)
 
     def _is_wanted(self, result: ImageResult) -> bool:
-        """Whether the image is still to be committed, seen from what the tables hold now."""
+        """Whether the result should be committed, given the current rows of the tables."""
         source, ok = result.source, result.failure is None
         row = self.ledger.rows.get(source.uri)
         if row is None:
             other = self.ledger.uris.get(source.image_id, source.uri)
             if other != source.uri and other in self.ledger.rows:
                 raise RunError(
-                    f"Another run has given the name {source.image_id} to {other} while this one "
-                    "worked; it was meant for "
-                    f"{source.uri}. Run the same command again: it will find another name."
+                    f"Another run has given the image id {source.image_id} to {other} while this "
+                    f"one worked; it was planned for {source.uri}. Run the same command again: it "
+                    "will find another id."
                 )
             return True
         if not self._is_new(row):
@@ -204,11 +201,11 @@ class Tables:
             source.version,
             self.plan.fingerprint,
         ):
-            # A failure may have been one of the moment.
+            # The other run's failure may have been temporary.
             return ok and not row.ok
         if row.fingerprint != self.plan.fingerprint:
             return True
-        # The file has changed between the listings of two runs. What is right is what it is now.
+        # The file has changed between the listings of two runs; its present version is right.
         return _version_now(source) == source.version
 
     def _fill(self, draft: Draft, shard: Shard, results: Sequence[ImageResult]) -> None:
@@ -248,7 +245,7 @@ class Tables:
         name = f"tables/{Objects.table}/{file}"
         if self.objects is None and not self.store.exists(name):
             return
-        # Where no objects are asked for now, those of an earlier recipe go: an image has one
+        # Without objects in this recipe, those of an earlier one are removed: an image has the same
         # version in all tables.
         staged = {
             result.source.image_id: result.tables[Objects.table]
@@ -305,8 +302,8 @@ class Tables:
 
 
 def heal(ledger: Ledger, folder: str) -> int:
-    """Drop the rows that do not count (`Ledger.superseded`), in one commit; in how many files there
-    were some. `folder`: of this process.
+    """Remove superseded rows (`Ledger.superseded`) in one commit. Returns the number of files that
+    had such rows. `folder`: the folder of this process.
     """
     store = ledger.store
     while superseded := ledger.superseded:
@@ -327,8 +324,8 @@ def heal(ledger: Ledger, folder: str) -> int:
 def _write(
     store: Store, draft: Draft, name: str, rows: pa.Table, replaced: Set[str] | None
 ) -> None:
-    """Draft a table file: the rows that it has, those of the images in `replaced` aside (None:
-    all), and these.
+    """Add a table file to the draft: its present rows, except those of the images in `replaced`
+    (None: all images), and then `rows`.
     """
     try:
         old = read_table(store, name)
@@ -341,7 +338,7 @@ def _write(
             else pa.array(sorted(replaced), pa.string())
         )
         kept = old.filter(pc.invert(pc.is_in(old["image_id"], value_set=gone)))
-        # A version of maskloom may have added columns since, or widened their types.
+        # A later version of maskloom may have added columns or widened their types.
         table = (
             pa.concat_tables([kept, rows], promote_options="permissive")
             .select(rows.schema.names)
@@ -370,9 +367,7 @@ def table_schema(statistic: Statistic) -> pa.Schema:
 
 @lru_cache(maxsize=256)
 def crs_name(wkt: str | None) -> str | None:
-    """A short name of a coordinate reference system (`EPSG:32633`) where it has one, else its
-    WKT.
-    """
+    """The short name of a coordinate reference system (`EPSG:32633`), or its WKT if it has none."""
     if wkt is None:
         return None
     from pyproj import CRS

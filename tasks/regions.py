@@ -1,6 +1,6 @@
-"""Regions: fit a segmenter to a region of an image and run it there in memory, one job each.
+"""Fits segmenters to a region of an image and runs them there in memory, one job each.
 
-For audits and comparisons, which look at a region several times.
+Audits and comparisons segment the same region several times.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RegionJob:
     """A segmenter to fit to a region and to run on it."""
 
     number: int
-    """Place of the job among all."""
+    """Position of the job among all."""
     name: str
     """For messages."""
     segmenter: Fitter | Model
@@ -61,7 +61,9 @@ class SegmentedRegion:
 def select_engines_on(
     fanout: Fanout, segmenter: Fitter | Model, region: ImageSource
 ) -> Fitter | Model:
-    """The segmenter with its engines selected on a worker. Raises `RunError` if that kills it."""
+    """The segmenter with its engines selected on a worker. Raises `RunError` if the selection kills
+    the worker.
+    """
     ((_, answer),) = fanout.map(select_in_region, [RegionSelectionJob(segmenter, region)])
     if isinstance(answer, WorkerDied):
         raise _killed("The segmenter cannot be tried", answer)
@@ -85,12 +87,12 @@ def segment_regions(
 
 
 def select_in_region(job: RegionSelectionJob) -> Fitter | Model:
-    """Do a job."""
+    """The segmenter of a job with its engines selected."""
     return with_selection(job.segmenter, job.region)
 
 
 def segment_region(job: RegionJob) -> SegmentedRegion:
-    """Do a job."""
+    """The model of a job, fitted to its region, and the mask."""
     pixels = job.region.spec.pixels
     limits.begin_work(pixels)
     model = fit_to(with_selection(job.segmenter, job.region), [job.region], job.tile)

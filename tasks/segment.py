@@ -1,8 +1,8 @@
-"""Segment: one shard of images, from pixels to staged masks and results.
+"""Segments one shard of images, from pixels to staged masks and results.
 
-A small image is done by one job. A large one goes through passes: its tiles are segmented, in
-ranges; where there are objects, one job joins them across tiles and others relabel the tiles; one
-job assembles the mask. An image that fails drops out of the later passes.
+A small image takes one job. A large image takes several passes: jobs segment ranges of its tiles;
+if there are objects, one job joins them across tiles and others relabel the tiles; one job
+assembles the mask. An image that fails takes no part in later passes.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from maskloom.tasks.fit import fit_alone
 from maskloom.tasks.progress import Progress
 
 _Staging = TileRangeJob | JoinJob | RelabelJob
-"""Jobs that stage something for a later pass."""
+"""Jobs that stage results for a later pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardContext:
-    """What all shards have in common."""
+    """What the shards of a run share."""
 
     fanout: Fanout
     settings: RunSettings
     classes: tuple[str, ...]
-    """Class names for images that fail. Empty where each image has its own model, which names
-    them.
+    """Class names, for the results of images that fail. Empty if each image has its own model,
+    which names the classes.
     """
     progress: Progress
 
@@ -56,7 +56,7 @@ class _Large:
     settings: RunSettings
     image: PlannedImage
     ranges: tuple[tuple[int, int], ...]
-    """First tile, and one past the last, of each range, in order."""
+    """First tile of each range and one past its last, in order."""
 
 
 def segment_shard(shard: Shard, context: ShardContext) -> list[ImageResult]:
@@ -97,9 +97,7 @@ def segment_shard(shard: Shard, context: ShardContext) -> list[ImageResult]:
 def _settings_of_large(
     images: Sequence[PlannedImage], context: ShardContext, results: dict[str, ImageResult]
 ) -> dict[str, RunSettings]:
-    """Settings for the large images, by URI. An image to which no model can be fitted gets a failed
-    result.
-    """
+    """Settings for the large images, by URI. An image that allows no fit gets a failed result."""
     settings_of = {}
     for image in images:
         if image.spec is not None and batching.is_spread(image.spec, context.settings):
@@ -141,8 +139,8 @@ def clear_staging(results: Sequence[ImageResult], context: ShardContext) -> None
 
 
 def _settings_for(image: PlannedImage, context: ShardContext) -> RunSettings | Failure:
-    """Settings for one large image, with a model fitted to it if each image has its own; or why
-    there is none.
+    """Settings for one large image, with a model fitted to it if each image has its own; or the
+    failure of the fit.
     """
     if not isinstance(context.settings.model, Fitter):
         return context.settings

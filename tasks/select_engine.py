@@ -1,7 +1,7 @@
-"""Engine selection: a network's engine and precision, tried on one worker, fixed for the run.
+"""Selects the engine and precision of a network by trials on one worker.
 
-All workers then use the same, and so does a later run on new images: labels must not depend on
-which engine was faster on which machine.
+All workers then use the same selection, and so do later runs on new images: labels must not depend
+on which engine is faster on which machine.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 _IMAGES_TRIED = 8
 _DEATHS = 2
-"""Images on which a trial kills its worker before the model is to blame."""
+"""Number of images whose trial kills its worker after which the model is taken to be at fault."""
 
 
 def select_engines(
     fanout: Fanout, model: Fitter | Model, images: Sequence[PlannedImage]
 ) -> Selections:
-    """Make the selections pending inside the model, by trials on the first readable images.
+    """Make the pending selections of a model, by trials on the first readable images.
 
-    Raises `WeightsError` where no engine suits or a trial hangs, and `RunError` where it kills the
-    worker.
+    Raises `WeightsError` if no engine suits or a trial hangs, and `RunError` if trials kill their
+    workers.
     """
     readable = tuple(image for image in images if image.spec is not None and image.failure is None)[
         :_IMAGES_TRIED
@@ -41,8 +41,8 @@ def select_engines(
     deaths = 0
     for job, answer in fanout.map(select_on_worker, jobs):
         if isinstance(answer, WorkerDied):
-            # One image that kills does not end the run; it becomes a failed row when it is
-            # segmented.
+            # A single image that kills its worker does not end the run; it becomes a failed row
+            # when it is segmented.
             deaths += 1
             if deaths < min(len(readable), _DEATHS):
                 continue

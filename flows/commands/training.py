@@ -18,11 +18,11 @@ def train(recipe: TrainingPath, changes: Changes = None, quiet: QuietFlag = Fals
     from maskloom.flows.recipes import training
 
     with errors_as_messages():
-        order = training.load(recipe, changes or [])
-        result = flow.run(order, quiet)
+        training_run = training.load(recipe, changes or [])
+        result = flow.run(training_run, quiet)
         typer.echo(
             f"{'Nothing to do: already trained. ' if result.before else ''}{result.model}: "
             f"{result.score[0]} {result.score[1]:.4f} at epoch {result.epoch}, the best of "
             f"{result.epochs} trained in {result.minutes:.1f} minutes. Use it:\n"
-            f"  {flow.usage(order, result)}"
+            f"  {flow.usage(training_run, result)}"
         )

@@ -3,9 +3,9 @@
 `run_recipe` is the entry point of deployments: its parameters are JSON values. A command that has
 already opened its run hands it over as a `Call`, which the flow then makes.
 
-Prefect never sees what stages take and return: a task has no arguments, and the result of its call
-comes back beside it. So nothing of ours is hashed, copied, stored or cached, and where Prefect
-fails to record something, finished work still counts.
+Prefect does not see the arguments and results of stages: a task has no arguments, and the result of
+its call is returned beside it. So Prefect hashes, copies, stores and caches none of our values, and
+if it fails to record something, finished work still counts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _current_call: ContextVar[Call[Any] | None] = ContextVar("current_call", default
 
 
 class Call(Generic[T]):
-    """A call that Prefect makes, and whose result or error goes straight to its caller."""
+    """A call that Prefect makes, whose result or error goes directly to its caller."""
 
     def __init__(self, name: str, function: Callable[[], T]) -> None:
         self.name = name
@@ -59,7 +59,7 @@ class Call(Generic[T]):
         problem: object = None
         try:
             problem = engine()
-        except Exception as error:  # noqa: BLE001 - any error of Prefect counts less than the result
+        except Exception as error:  # noqa: BLE001 - the result counts more
             problem = error
             if self._result:
                 log.warning("Prefect did not record everything: %s", error)
@@ -76,14 +76,14 @@ class Call(Generic[T]):
 
 
 class RecordedStages(Stages):
-    """Calls stages in task runs of the flow run around them."""
+    """Calls each stage in a task run of the present flow run."""
 
     def __init__(self) -> None:
         self.ended: list[str] = []
         """Names of the task runs that have ended, in this order."""
 
     def stage(self, name: str, function: Callable[..., T], *args: Any) -> T:
-        """The function's result, or its error, from a task run of this name."""
+        """The function's result, from a task run with this name. Raises its error."""
         recorded = _run_stage.with_options(name=name, task_run_name=lambda: name)
         try:
             return Call(name, lambda: function(*args)).through(recorded)
@@ -114,9 +114,9 @@ def run_recipe(
     keep_other_recipes: bool = False,
     sole_writer: bool = False,
 ) -> Any:
-    """Segment the images of a recipe, or those that are left.
+    """Segment all images of a recipe, or those that are left.
 
-    Parameters are stored in clear at the server, so they must hold no secret. A stopped run ends as
+    The server stores parameters as plain text, so they must hold no secrets. A stopped run ends as
     Cancelled.
 
     Parameters
@@ -124,11 +124,11 @@ def run_recipe(
     recipe
         Absolute path of a YAML file, or the recipe itself with absolute paths.
     changes
-        Changes of keys, such as "tiling.tile=1024".
+        Changes of keys, e.g. "tiling.tile=1024".
     keep_other_recipes
-        Write beside images of other recipes in the same output.
+        Allow images of other recipes in the same output.
     sole_writer
-        No other run works on the output.
+        Assert that no other run writes to the output.
     """
     call = _current_call.get()
     try:

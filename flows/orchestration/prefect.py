@@ -1,8 +1,8 @@
 """The orchestrator that records a command's run at a Prefect server.
 
 The server is the one that the environment or Prefect's profile names; otherwise an embedded server
-that ends with the run. Servers learn of task runs by events that are sent late and lost at exit, so
-a flow ends only when the server knows the end of all of them.
+that ends with the run. Servers record task runs from events, which are sent late and lost at
+exit, so a flow ends only when the server has the end of all task runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 log = logging.getLogger("maskloom.run")
 
 _RECORDING_SECONDS = 60.0
-"""How long the server may take to learn what has run."""
+"""How long the server may take to record all stages."""
 _RETRIES = 4
 """How often a call to the embedded server is repeated, after 2, 4, 8 and 16 s: runs that share its
 database may delay it.
@@ -50,7 +50,7 @@ class Prefect:
         self._api: Future[str] | None = None
 
     def start(self) -> None:
-        """Start the server and import Prefect, and return at once. Errors are raised by `flow`."""
+        """Start the server and import Prefect in the background. Errors are raised by `flow`."""
         if self._api is not None:
             return
         self._server = EmbeddedServer()
@@ -60,14 +60,14 @@ class Prefect:
 
     @staticmethod
     def _import_and_wait(server: EmbeddedServer) -> str:
-        """Import Prefect and our flow, which takes seconds; the address of the server."""
+        """Import Prefect and the flow, which takes seconds. Returns the address of the server."""
         import_prefect()
         import maskloom.flows.orchestration.flow  # noqa: F401 - only to have it imported
 
         return server.url()
 
     def flow(self, name: str, body: Callable[[Stages], T]) -> T:
-        """The result of `body`, or its error. Raises `RunError` if the run cannot be recorded."""
+        """The result of `body`. Raises its error, and `RunError` if the run cannot be recorded."""
         self.start()
         assert self._api is not None
         url = self._api.result()
@@ -78,8 +78,7 @@ class Prefect:
 
         def with_our_handlers() -> T:
             self._note_run()
-            # Prefect has installed its own handler of SIGTERM, which would abort what ours lets
-            # end.
+            # Prefect has installed its own handler of SIGTERM, which would abort running jobs.
             with handlers.installed():
                 return body(stages)
 
@@ -118,7 +117,7 @@ class Prefect:
 
     @contextmanager
     def _recording(self, url: str, stages: RecordedStages) -> Iterator[None]:
-        """Let Prefect record the block at the server; leave when the server knows the end of every
+        """Let Prefect record the block at the server. Returns when the server has the end of every
         task run.
         """
         import httpx
@@ -128,11 +127,11 @@ class Prefect:
 
         settings: dict[str, Any] = {"api.url": url, "logging.to_api.when_missing_flow": "ignore"}
         if self._embedded:
-            # Nobody watches heartbeats on a server that ends with the run, and they delay its end
-            # by a second.
+            # Heartbeats are of no use on a server that ends with the run, and they delay its end by
+            # a second.
             settings["flows.heartbeat_frequency"] = None
-            # An embedded server that does not answer is dead; the usual retries would delay the end
-            # by minutes.
+            # If an embedded server does not answer, it has died; the usual retries would delay the
+            # end by minutes.
             settings["client.max_retries"] = _RETRIES
             EventsWorker.set_client_override(
                 PrefectEventsClient, api_url=url, reconnection_attempts=1
@@ -148,7 +147,7 @@ class Prefect:
                 EventsWorker.set_client_override(None)
 
     def _wait_until_recorded(self, stages: RecordedStages) -> None:
-        """Send pending events and logs; wait until the server knows the end of all task runs."""
+        """Send pending events and logs, and wait until the server has the end of all task runs."""
         from prefect.client.orchestration import get_client
         from prefect.events.worker import EventsWorker
         from prefect.logging.handlers import APILogWorker

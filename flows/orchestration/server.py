@@ -4,7 +4,7 @@ The child (`python -m maskloom.flows.orchestration.server DESCRIPTOR`) inherits 
 so that no other process can take its port. It reports on standard output: `configured URL` (the
 environment or the profile names a server, so this one is not needed) or `serving URL`. Its standard
 input is a pipe whose other end only the run holds: when that closes, for whatever reason, the
-server writes out what it has and ends. It runs in its own session, so Ctrl-C does not reach it.
+server writes its data and ends. It runs in its own session, so Ctrl-C does not reach it.
 
 It serves one run from Prefect's usual database. Scheduling, triggers, the user interface and usage
 statistics are off.
@@ -55,7 +55,8 @@ _SETTINGS = {
 _START_SECONDS = 120.0
 """How long the server may take to start; the very first start creates the database."""
 _END_SECONDS = 30.0
-"""How long the server may take to end: a quarter of a second, unless it is creating the database.
+"""How long the server may take to end: usually a quarter of a second, longer while it creates the
+database.
 """
 
 
@@ -74,7 +75,7 @@ class EmbeddedServer:
             self._child = subprocess.Popen(
                 [
                     sys.executable,
-                    # A checkout of maskloom in the current folder is not to be imported.
+                    # Without -P, a checkout of maskloom in the current folder would be imported.
                     "-P",
                     "-m",
                     "maskloom.flows.orchestration.server",
@@ -121,7 +122,7 @@ class EmbeddedServer:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
-        # A thread that waits for a line has now seen the end of the pipe.
+        # By now a thread that waits for a line has read the end of the pipe.
         with self._reading:
             assert self._child.stdout is not None
             self._child.stdout.close()
@@ -147,7 +148,7 @@ def import_prefect() -> None:
     prefect_logger = logging.getLogger("prefect")
     prefect_logger.handlers, prefect_logger.propagate = [console], False
     for worker in ("EventsWorker", "APILogWorker"):
-        # They warn of work left whenever they are waited for, as here.
+        # Whenever they are waited for, as here, they warn about work left.
         logging.getLogger(worker).setLevel(logging.ERROR)
     logging.getLogger("prefect._internal").handlers = []
 
@@ -178,7 +179,7 @@ def main(descriptor: int) -> None:
     )
     announcing.start()
     ending.server.run(sockets=[listening])
-    # All is written; the interpreter's shutdown would make the run wait another second.
+    # Everything is written; shutting down the interpreter would delay the run by a second.
     os._exit(0)
 
 

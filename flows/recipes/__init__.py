@@ -1,1 +1,1 @@
-"""Recipes: YAML files, their schemas, and the run that they describe."""
+"""Reads and checks recipes: YAML files, their schemas, and the values that they describe."""

@@ -42,8 +42,8 @@ from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster
 from maskloom.tasks.plan import Fingerprint
 
 SCHEDULE_NOTE = (
-    "schedule: checked, but maskloom does not start recipes by itself yet; let cron or a timer run "
-    "`maskloom run`."
+    "schedule: checked, but maskloom does not start recipes on a schedule yet; let cron or a timer "
+    "run `maskloom run`."
 )
 """Shown for a recipe with a schedule."""
 

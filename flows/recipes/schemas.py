@@ -1,8 +1,8 @@
-"""Sections: frozen dataclasses of the registries as checked sections of a recipe.
+"""Sections of recipes, checked against the frozen dataclasses of the registries.
 
-A section of a recipe is the dataclass of the thing it configures, chosen by `kind`; there is no
-second class beside it. Its annotations are the types that pydantic checks, the strings behind its
-fields are the help that users see.
+A section is an instance of the dataclass that it configures, chosen by `kind`, without a second
+class for the recipe. The annotations of its fields are the types that pydantic checks, and the
+strings after them are the help that users see.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _EXPECTED = {
     "tuple": "a list",
     "none_required": "nothing",
 }
-"""Expected values in words, by the beginning of pydantic's kind of problem."""
+"""Expected values in words, by the beginning of pydantic's type of error."""
 _LIMITS = {
     "greater_than_equal": "at least",
     "greater_than": "more than",
@@ -59,7 +59,7 @@ def build(registry: Mapping[str, Any], value: Any, path: str, folder: Path | Non
     """A section's value: an instance of the class that its `kind` names. Raises `RecipeError` with
     the `path` in the recipe.
 
-    Relative paths of files are below `folder`. None: left as they are.
+    Relative paths of files are below `folder`. None: paths stay unchanged.
     """
     kind, given = _kind_and_fields(registry, value, path)
     try:
@@ -76,7 +76,7 @@ def build(registry: Mapping[str, Any], value: Any, path: str, folder: Path | Non
             }
         )
     except ValueError as error:
-        # Most begin with the key that they are about.
+        # Most messages begin with the key at fault.
         of_a_key = str(error).partition(":")[0] in model_of(kind).model_fields
         raise RecipeError(f"{path}{'.' if of_a_key else ': '}{error}") from error
 
@@ -104,7 +104,7 @@ def _kind_and_fields(
 
 
 def _inner(kind: type, name: str, value: Any, path: str, folder: Path | None) -> Any:
-    """The value of a field. Segmenters inside it are built from their own sections; the relative
+    """The value of a field. Segmenters inside it are built from their sections, and the relative
     path of a file is put below the folder.
     """
     hint = typing.get_type_hints(kind)[name]
@@ -119,7 +119,7 @@ def _inner(kind: type, name: str, value: Any, path: str, folder: Path | None) ->
 
 
 def _path_marker(hint: Any) -> RelativeToRecipe | None:
-    """The marker of a field that holds the path of a file, also one that may be None."""
+    """The marker of a field that holds the path of a file or None. None: not such a field."""
     for part in (hint, *typing.get_args(hint)):
         for item in getattr(part, "__metadata__", ()):
             if isinstance(item, RelativeToRecipe):
@@ -152,7 +152,7 @@ def _no_truth_value(expected: Literal["int_type", "float_type"], value: Any) -> 
 
 NUMBER = pydantic.BeforeValidator(partial(_no_truth_value, "float_type"))
 WHOLE_NUMBER = pydantic.BeforeValidator(partial(_no_truth_value, "int_type"))
-"""For fields that are numbers: pydantic would take true for 1."""
+"""For fields that are numbers, since pydantic reads true as 1."""
 
 
 @cache
@@ -181,9 +181,7 @@ def model_of(kind: type) -> type[pydantic.BaseModel]:
 
 
 def help_of(kind: type) -> dict[str, str]:
-    """The string literal behind each field of a dataclass and of what it is derived from, by the
-    field's name.
-    """
+    """The string after each field of a dataclass and of its bases, by the name of the field."""
     described = {}
     for part in reversed([each for each in kind.__mro__ if dataclasses.is_dataclass(each)]):
         described.update(_own_help(part))
@@ -208,7 +206,7 @@ def _own_help(kind: type) -> dict[str, str]:
 
 
 def schema_of(registry: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON Schema of a section: one alternative a kind."""
+    """JSON Schema of a section: one alternative per kind."""
     alternatives = []
     for name, kind in registry.items():
         schema = model_of(kind).model_json_schema()
@@ -246,21 +244,21 @@ def explain(
     known: list[str],
     nested: Mapping[str, Iterable[str]] = MappingProxyType({}),
 ) -> str:
-    """One line per problem that pydantic found: where, what was expected, what came, what to do.
+    """One line per problem that pydantic found: the place, the expected and the actual value, and
+    what to do.
 
     `known` are the keys at `path`, `nested` those of the sections below it.
     """
     found: dict[str, list[_Finding]] = {}
     for problem in error.errors(include_url=False):
         keys = [str(key) for key in problem["loc"]]
-        # Of a union pydantic names the member that it tried, which users do not write in their
-        # recipe.
+        # For a union, pydantic adds the member that it tried, which is no key of the recipe.
         plain = [key for key in keys if not _UNION_MEMBER.search(key)]
         here = known if len(keys) == 1 else list(nested.get(keys[0], ()))
         found.setdefault(".".join(filter(None, [path, *plain])), []).append(
             _finding(problem, keys[-1], here, nested)
         )
-    # If one member of a union fits except for a value inside it, the others are of no interest.
+    # If one member of a union fits except for a value inside it, only that value is reported.
     lines = [
         f"{where}: {_sentence(findings)}"
         for where, findings in found.items()
@@ -271,19 +269,19 @@ def explain(
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The message for an unknown key: the one probably meant, and those known."""
+    """The message on an unknown key, with the key that was probably meant and the known keys."""
     return f"unknown key.{did_you_mean(key, known)} Known keys: {', '.join(known) or 'none'}."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The most similar known word, as a question with a space before it; empty if none is."""
+    """The most similar known word, as a question after a space; empty if none is similar."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean `{close[0]}`?" if close else ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Finding:
-    """A problem in one place: expected and actual value, or a whole sentence."""
+    """A problem: the expected and the actual value, or a whole sentence."""
 
     expected: str = ""
     came: Any = None
@@ -306,10 +304,10 @@ def _finding(
     problem: Any, key: str, known: list[str], nested: Mapping[str, Iterable[str]]
 ) -> _Finding:
     kind, came, limits = problem["type"], problem["input"], problem.get("ctx", {})
-    said = _said(kind, limits, key, known)
-    expected = "" if said else _expected(kind, limits, nested.get(key, ()))
+    sentence = _sentence_on(kind, limits, key, known)
+    expected = "" if sentence else _expected(kind, limits, nested.get(key, ()))
     if not expected:
-        return _Finding(sentence=said or f"{problem['msg']}, got {shown(came)}.")
+        return _Finding(sentence=sentence or f"{problem['msg']}, got {shown(came)}.")
     if kind == "literal_error":
         return _Finding(
             expected, came, did_you_mean(str(came), re.findall(r"'([^']*)'", limits["expected"]))
@@ -317,13 +315,13 @@ def _finding(
     return _Finding(expected, came, quotes_hint(came) if "text" in expected else "")
 
 
-def _said(kind: str, limits: Mapping[str, Any], key: str, known: list[str]) -> str:
-    """The sentence for problems other than an unexpected value; empty for an unexpected value."""
+def _sentence_on(kind: str, limits: Mapping[str, Any], key: str, known: list[str]) -> str:
+    """The sentence on a problem other than an unexpected value; empty for an unexpected value."""
     if kind == "extra_forbidden":
         return unknown_key(key, known)
     if kind == "value_error":
         return f"{str(limits['error']).rstrip('.')}.".replace("?.", "?")
-    return "this key is needed." if kind == "missing" else ""
+    return "this key is required." if kind == "missing" else ""
 
 
 def _expected(kind: str, limits: Mapping[str, Any], inner: Iterable[str]) -> str:
@@ -342,16 +340,16 @@ def _expected(kind: str, limits: Mapping[str, Any], inner: Iterable[str]) -> str
 
 
 def quotes_hint(came: Any) -> str:
-    """Why YAML read text as something else, with a space before it; empty if it did not."""
+    """Why YAML did not read a value as text, after a space; empty if that is not the reason."""
     if isinstance(came, bool):
         return (
             " YAML reads no, off and false (yes, on and true) as a truth value. If a name is "
-            "meant, put quotes around it."
+            "meant, put it in quotes."
         )
     if isinstance(came, dt.date):
-        return " YAML reads this as a date. If it is text, put quotes around it."
+        return " YAML reads this as a date. If it is text, put it in quotes."
     if isinstance(came, int | float):
-        return " YAML reads this as a number. If it is text, put quotes around it."
+        return " YAML reads this as a number. If it is text, put it in quotes."
     return ""
 
 

@@ -83,24 +83,24 @@ class _File(pydantic.BaseModel):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class TrainingOrder:
-    """A checked training recipe and where its data are."""
+class TrainingRun:
+    """A checked training recipe, with the locations of its data."""
 
     recipe: TrainingRecipe
     images: tuple[str, ...]
     masks: tuple[str, ...]
     settings: Mapping[str, Any]
-    """What decides the weights, as JSON values."""
+    """Everything that decides the weights, as JSON values."""
     storage: Mapping[str, Mapping[str, Any]]
 
 
-def load(path: Path, changes: Sequence[str] = ()) -> TrainingOrder:
+def load(path: Path, changes: Sequence[str] = ()) -> TrainingRun:
     """The training recipe of a YAML file, with `key.sub=value` changes. Raises `RecipeError`."""
     document = load_document(path, "images, masks and network")
     return make(document, path.resolve().parent, changes)
 
 
-def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> TrainingOrder:
+def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) -> TrainingRun:
     """A training recipe from its document; relative paths are below `folder`. Raises
     `RecipeError`.
     """
@@ -132,7 +132,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         if key not in ("output", "licence", "purpose", "name")
     }
     images, masks = _locations(file.images, folder), _locations(file.masks, folder)
-    return TrainingOrder(recipe, images, masks, decisive, file.storage)
+    return TrainingRun(recipe, images, masks, decisive, file.storage)
 
 
 def _checked(document: dict[str, Any]) -> _File:

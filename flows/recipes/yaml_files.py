@@ -1,9 +1,9 @@
-"""YAML files: recipes as they are written, with changes from the command line and variables of the
-environment filled in.
+"""Recipes as YAML documents, with changes from the command line and variables of the environment
+filled in.
 
-The meaning of keys is left to `run.py` and `training.py`. No other module reads the environment. A
-recipe is small: its text, and what its anchors expand to, are bounded before anything is built from
-them, so that any file given as a recipe is read or refused at once.
+The meaning of keys is left to `run.py` and `training.py`. No other module reads the environment.
+The size of the text and of its expanded anchors is limited before anything is built from them, so
+any file given as a recipe is read or refused at once.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ MOST_VALUES = 100_000
 _DEEPEST = 40
 _LONGEST_SHOWN = 100
 _SECRETS = re.compile(
-    r"secret|passw|passphrase|passcode|pwd|token|credential|^key$|access_?key|account_?key|private_?key$|api_?-?key|subscription_?-?key|"
-    r"connection_?string|authorization|oauth|hmac|cookie|^pat$|^auth$|^sas",
+    r"secret|passw|passphrase|passcode|pwd|token|credential|^key$|access_?key|account_?key|"
+    r"private_?key$|api_?-?key|subscription_?-?key|connection_?string|authorization|oauth|hmac|cookie|^pat$|^auth$|^sas",
     re.IGNORECASE,
 )
 _NO_SECRETS = (
@@ -50,7 +50,7 @@ _NO_SECRETS = (
     False,
     "",
 )
-"""Values of such options that name a way to sign in."""
+"""Values of options with such names that are no secrets: they select a way to sign in."""
 _PLACES = {
     "s3": "the environment or ~/.aws, and name a profile: storage: {s3: {profile: NAME}}",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
@@ -66,10 +66,10 @@ _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a repeated key, of which the last would win silently."""
+    """A YAML loader that refuses repeated keys; YAML itself silently uses the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping without repeated keys."""
+        """The mapping of a node. Raises if a key is repeated."""
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         twice = sorted(key for key, count in keys.items() if count > 1)
         if twice:
@@ -80,13 +80,13 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def load_document(path: Path, expected: str) -> dict[str, Any]:
-    """The mapping that a YAML file holds, named after the file where it has no name. Raises
-    `RecipeError`; `expected` are keys for its message.
+    """The mapping in a YAML file, with the file's name as `name` if it has none. Raises
+    `RecipeError`; `expected` are keys that its message names.
     """
     document = read_yaml(path, "the recipe")
     if not isinstance(document, dict):
         raise RecipeError(
-            f"{path}: expected keys such as {expected}, got "
+            f"{path}: expected keys, e.g. {expected}, got "
             f"{'nothing' if document is None else shown(document)}."
         )
     document.setdefault(
@@ -100,7 +100,7 @@ def completed(
 ) -> dict[str, Any]:
     """The document with `key.sub=value` changes made and variables filled in.
 
-    Raises `RecipeError`, also where an address holds a password, or a signature that is not one of
+    Raises `RecipeError`, also if an address holds a password, or a signature outside the keys
     `inputs`.
     """
     for change in changes:
@@ -111,7 +111,7 @@ def completed(
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """The content of a YAML file; `what` names it in messages. Raises `RecipeError`."""
+    """The content of a YAML file. Raises `RecipeError`; `what` names the file in messages."""
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -135,12 +135,12 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def read_value(text: str, where: str) -> Any:
-    """A value of the command line, read as YAML."""
+    """A value from the command line, read as YAML."""
     return _parsed(text, f"{where}: the value")
 
 
 def shown(value: Any) -> str:
-    """A value in a message, cut where it is long.
+    """A value for a message, shortened if it is long.
 
     >>> shown("a" * 1000)[-12:]
     'aaaaaaaaa...'
@@ -152,15 +152,15 @@ def shown(value: Any) -> str:
 
 
 def below(location: str, folder: Path) -> str:
-    """A relative path below a folder; URIs and absolute paths as they are."""
+    """A relative path, put below a folder; URIs and absolute paths stay unchanged."""
     if "://" in location:
         return location
     return os.path.normpath(folder / Path(location).expanduser())
 
 
 def output_below(location: str, folder: Path) -> str:
-    """The output of a recipe, relative to the recipe's folder. Raises `RecipeError` where nothing
-    can be written below it.
+    """The output of a recipe; a relative path is below the recipe's folder. Raises `RecipeError` if
+    nothing can be written there.
     """
     output = below(location, folder).rstrip("/")
     if is_web(output):
@@ -169,24 +169,24 @@ def output_below(location: str, folder: Path) -> str:
             "folder or a store."
         )
     if "://" not in output and Path(output).exists() and not Path(output).is_dir():
-        raise RecipeError(f"output: {output} is a file; name a folder.")
+        raise RecipeError(f"output: {output} is a file. Name a folder.")
     return output
 
 
 def refuse_secrets(storage: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise `RecipeError` where options of stores hold secrets."""
+    """Raise `RecipeError` if options of stores hold secrets."""
     for protocol, options in storage.items():
         secret = _secret_option(options)
         if secret is not None:
             raise RecipeError(
-                f"storage.{protocol}.{secret}: a recipe never holds secrets. Put them where the "
-                "store looks for them: "
+                f"storage.{protocol}.{secret}: secrets are not allowed in recipes. Put them where "
+                "the store looks for them: "
                 f"{_PLACES.get(protocol, 'the environment or its configuration file')}."
             )
 
 
 def _secret_option(options: Any) -> str | None:
-    """The key of the first option that holds a secret, at any depth. None: no option does."""
+    """The key of the first option that holds a secret, at any depth. None: no secrets."""
     for key, value in options.items() if isinstance(options, Mapping) else enumerate(options):
         if _SECRETS.search(str(key)) and not (
             isinstance(value, str | bool | None) and value in _NO_SECRETS
@@ -206,15 +206,13 @@ def _refuse_secret_addresses(value: Any, path: str, inputs: Sequence[str]) -> No
         require_no_password(value, path)
         if is_signed(value) and path.partition(".")[0] not in inputs:
             raise RecipeError(
-                f"{path}: only inputs may have a signed address, whose signature is kept out of "
-                "what is written. Leave it out."
+                f"{path}: only inputs may have a signed address, since their signatures are never "
+                "written. Remove the signature."
             )
 
 
 def _parsed(text: str, what: str) -> Any:
-    """The value of YAML text. Raises `RecipeError` where it is not YAML, or larger than a recipe
-    may be.
-    """
+    """The value of YAML text. Raises `RecipeError` if it is not YAML or too large."""
     try:
         loader = _StrictLoader(text)
         node = loader.get_single_node()
@@ -223,8 +221,8 @@ def _parsed(text: str, what: str) -> Any:
         values, _ = _measure(node, {}, _DEEPEST)
         if values > MOST_VALUES:
             raise RecipeError(
-                f"{what} holds more than {MOST_VALUES} values, with those that its anchors repeat. "
-                "Put long lists into a list file."
+                f"{what} holds more than {MOST_VALUES} values, including those that anchors "
+                "repeat. Put long lists into a list file."
             )
         return loader.construct_document(node)
     except yaml.YAMLError as error:
@@ -234,18 +232,18 @@ def _parsed(text: str, what: str) -> Any:
             f"{what} is nested too deeply: more than {_DEEPEST} levels, or an anchor that holds "
             "itself."
         ) from None
-    # YAML's own dates and numbers, such as 2026-02-31 or a number of 5,000 digits.
+    # Dates and numbers of YAML, e.g. 2026-02-31 or a number of 5,000 digits.
     except (ValueError, OverflowError, TypeError) as error:
         if isinstance(error, RecipeError):
             raise
         raise RecipeError(
             f"{what} has a date or a number that cannot be read: {error}. If it is text, put "
-            "quotes."
+            "it in quotes."
         ) from error
 
 
 def _place(error: yaml.YAMLError) -> str:
-    """The fault in YAML and its place, in one line."""
+    """The error in YAML with its line and column, in one line."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return " ".join(str(error).split())
     mark = error.problem_mark or error.context_mark
@@ -256,7 +254,7 @@ def _place(error: yaml.YAMLError) -> str:
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], room: int) -> tuple[int, int]:
     """Numbers of values and of levels of a node with its anchors expanded.
 
-    Raises `RecursionError` where there are more levels than `room`, or where it contains itself.
+    Raises `RecursionError` if there are more levels than `room`, or if the node contains itself.
     """
     if id(node) not in known:
         if room < 0:
@@ -283,7 +281,7 @@ def _change(document: dict[str, Any], change: str) -> None:
     place = document
     *parents, last = key.split(".")
     if len(parents) > _DEEPEST:
-        raise RecipeError(f"--set {key[:60]!r}...: there is no key so deep.")
+        raise RecipeError(f"--set {key[:60]!r}...: keys have at most {_DEEPEST} levels.")
     for parent in parents:
         inner = place.setdefault(parent, {})
         if isinstance(inner, str):
@@ -309,7 +307,7 @@ def _expand(value: Any, path: str) -> Any:
         name = match.group(1)
         if name not in os.environ:
             raise RecipeError(
-                f"{path}: the environment has no variable {name}; {value!r} needs it."
+                f"{path}: the environment variable {name} is not set; {value!r} needs it."
             )
         return os.environ[name]
 

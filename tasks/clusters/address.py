@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 @CLUSTERS.register("address")
 @dataclass(frozen=True, slots=True)
 class ExistingCluster(Cluster):
-    """A Dask cluster that somebody else runs, with maskloom installed on its workers."""
+    """An existing Dask cluster with maskloom installed on its workers."""
 
     address: str
-    """Address of its scheduler ("tcp://host:8786")."""
+    """Address of its scheduler, e.g. tcp://host:8786."""
 
     def open(self, prepare: Callable[[], None], stop: threading.Event) -> Dask:
         """A fan-out on its workers, which continue after the run."""
@@ -36,7 +36,7 @@ def joined(address: str) -> Iterator[dask_client.Client]:
     """A client of the scheduler at `address`, whose workers are ready and run the same maskloom;
     they continue after the block.
 
-    Raises `RunError` where the scheduler does not answer, has no workers, or workers of another
+    Raises `RunError` if the scheduler does not answer, has no workers, or its workers run another
     version.
     """
     distributed = dask_client.import_distributed()
@@ -59,7 +59,7 @@ def require_same_code(client: dask_client.Client, address: str) -> None:
     """
     here = worker_versions()
     try:
-        # The scheduler too: it unpickles jobs on their way.
+        # The scheduler is checked too, since it unpickles jobs.
         scheduler = client.run_on_scheduler(worker_versions)
     except Exception as error:
         raise RunError(
@@ -67,7 +67,7 @@ def require_same_code(client: dask_client.Client, address: str) -> None:
             "maskloom there."
         ) from error
     require_same(f"The Dask scheduler at {address}", tuple(scheduler), here)
-    # A task instead of the list of workers: an adaptive cluster starts workers only for tasks.
+    # A task is submitted, since an adaptive cluster starts workers only for tasks.
     future = client.submit(worker_versions, pure=False)
     seconds = dask_client.WORKERS_SECONDS
     try:

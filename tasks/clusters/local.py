@@ -38,7 +38,7 @@ _ONE_THREAD = (
     "TF_NUM_INTEROP_THREADS",
 )
 _SETTINGS: dict[str, Any] = {
-    # A job that loses two workers is taken apart; more restarts would only cost time.
+    # A job that loses two workers is split; more restarts would only cost time.
     "distributed.scheduler.allowed-failures": 1,
     # By default a worker that has not registered again 15 s after a death is never restarted.
     "distributed.deploy.lost-worker-timeout": "1000 days",
@@ -68,10 +68,10 @@ class LocalCluster(Cluster):
     """Worker processes on this machine."""
 
     workers: int | None = None
-    """Number of worker processes. None: one for each processor core that this process may use."""
+    """Number of worker processes. None: one per processor core that this process may use."""
     memory: str | None = None
-    """Memory of one worker ("4 GiB"); a worker above it is restarted. None: an equal share of what
-    this process may use.
+    """Memory of one worker, e.g. 4 GiB; a worker that exceeds it is restarted. None: an equal share
+    of the memory that this process may use.
     """
 
     def __post_init__(self) -> None:

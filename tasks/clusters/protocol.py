@@ -1,4 +1,4 @@
-"""What a kind of cluster is: a frozen dataclass that a recipe configures and a run opens."""
+"""The base of clusters: a kind is a frozen dataclass that a recipe configures and a run opens."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Cluster(ABC):
         return 1
 
     def with_one_worker_per_gpu(self) -> Self:
-        """This cluster with one worker for each GPU, where the recipe leaves the number open and
-        the driver knows the GPUs; otherwise unchanged.
+        """This cluster with one worker per GPU, if the recipe gives no number of workers and the
+        driver knows the GPUs; otherwise unchanged.
         """
         return self
 
@@ -66,8 +66,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"([0-9.]+)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if match is None:
         raise RecipeError(
-            "cluster.memory must be a number and a unit, such as '4 GiB' or '800 MB', not "
-            f"{text!r}."
+            f"cluster.memory must be a number and a unit, e.g. '4 GiB' or '800 MB', not {text!r}."
         )
     number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(prefix.upper() or " "))

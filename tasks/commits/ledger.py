@@ -1,4 +1,4 @@
-"""The ledger: one row per image in the tables of an output, kept up to date with the commits of all
+"""The ledger: the row of each image in the tables of an output, updated with the commits of all
 runs.
 """
 
@@ -38,7 +38,7 @@ class Committed:
     run_id: str
     ok: bool
     needs_no_retry: bool
-    """Done, or failed in a way that the same bytes would repeat."""
+    """The image is done, or failed in a way that the same bytes would repeat."""
     file: str
     """Name of the table file that contains the row."""
     mask: str | None = None
@@ -62,19 +62,19 @@ class Ledger:
         self.uris: dict[str, str] = {}
         """URI of each image id."""
         self.superseded: dict[str, set[str] | None] = {}
-        """Superseded rows, left by earlier versions or a lost file: image ids by the file to remove
-        them from. None: all rows of a file that the table `images` lacks.
+        """Superseded rows, left by earlier versions of maskloom or a lost file: image ids by the
+        file to remove them from. None: all rows of a file that the table `images` lacks.
         """
 
     @classmethod
     def read(cls, store: Store, tables: Sequence[str] = ()) -> Ledger:
-        """The ledger of an output as it is; writes nothing.
+        """The ledger of an output; writes nothing.
 
         `tables` are the names of the tables with rows for every image. An image without rows there
-        is not settled.
+        needs a retry.
         """
         ledger = cls(store)
-        # A mask that somebody has emptied is as good as removed.
+        # An empty mask counts as removed.
         masks = not_empty(store.listed("masks"))
         whole = {name for name, found in store.listed("tables").items() if found.size}
         for name in store.names(IMAGES, ".parquet"):
@@ -86,8 +86,8 @@ class Ledger:
 
     @classmethod
     def open(cls, store: Store, tables: Sequence[str] = ()) -> Ledger:
-        """The ledger for a run that will commit. First completes a commit left unfinished by a dead
-        run.
+        """The ledger for a run that will commit. First completes a commit that a killed run left
+        incomplete.
         """
         log = CommitLog(store)
         log.skip_to_end()
@@ -96,7 +96,7 @@ class Ledger:
         return ledger
 
     def refresh(self) -> list[Committed]:
-        """Read the commits since the last call; return their rows."""
+        """Read the commits since the last call. Returns their rows."""
         by = {name: commit.run_id for commit in self.log.read_new() for name in commit.changed}
         return [
             row
@@ -127,8 +127,8 @@ class Ledger:
         return found
 
     def find_superseded(self) -> None:
-        """Find rows without an image, and images with rows in several files. Of these, keep the row
-        that matches the mask, or else any.
+        """Find rows without an image, and images with rows in several files. Of an image's rows,
+        the one that matches the mask is kept, or the newest if none does.
         """
         rows_by_image = defaultdict(list)
         for of_file in self._of_file.values():
@@ -142,7 +142,7 @@ class Ledger:
                 for row in same:
                     if row.file != kept.file:
                         superseded.setdefault(row.file, set()).add(row.image_id)
-        # A copied file, or the rest of a file that `images` has lost, belongs to no image.
+        # A copied file, or a file that the table `images` has lost, belongs to no image.
         stray = {
             name.rpartition("/")[2] for name in self.store.names("tables", ".parquet")
         } - self._of_file.keys()
@@ -177,7 +177,7 @@ def _best(store: Store, rows: list[Committed]) -> Committed:
 
 
 def _digests(store: Store, image_id: str) -> Iterator[str]:
-    """Digests of what may be the mask of an image: files and folders of its name with a suffix."""
+    """Digests of the possible masks of an image: files and folders with its name and a suffix."""
     stem = f"masks/{image_id}."
     names = store.names(stem.rpartition("/")[0], "")
     found = (name for name in names if name.startswith(stem))

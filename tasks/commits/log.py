@@ -1,21 +1,21 @@
-"""Commits: the steps that put results in place, one commit after the other, of all runs together.
+"""The commit log of an output: results of all runs are put in place by one commit after the other.
 
 Several runs may work on one output at a time, on several machines. Each commits its images a shard
 at a time:
 
-1. Read the numbered records below `runs/commits/` up to the last, N. If commit N is not carried
-   out, carry it out (step 5). No other can be open, since everybody does so.
-2. Read what the tables hold now. Images that another run has committed meanwhile leave the shard.
-3. Draft: stage the new content of each table file that changes. An image that has rows keeps its
-   file, and a new one goes into the shard's own, so no two files ever hold one image.
-4. Claim: write record N+1, which must not exist. If it does, another run was faster: drop the
-   draft, begin again at 1.
-5. Carry out: move masks and previews, then the tables, `images` last, over their names, each at
+1. Read the numbered records below `runs/commits/` up to the last, N. If commit N is incomplete,
+   complete it (step 5). Earlier commits are complete, since every run does so.
+2. Read the tables. Images that another run has committed meanwhile leave the shard.
+3. Draft: stage the new content of each table file that changes. An image with rows keeps its file,
+   and a new one goes into the shard's own file, so no two files hold the same image.
+4. Claim: write record N+1, which must not exist. If it exists, another run was faster: drop the
+   draft and begin again at 1.
+5. Complete: move masks and previews, then the tables, `images` last, to their final names, each at
    most once (`segcore/storage/conditional.py`).
 
-A process that dies before 4 has changed nothing. If it dies later, the next process completes its
-commit: all files to be moved are staged, and the record says where. A commit is done when
-nothing is staged for it any more. No lock is held and no clock is read.
+A process that dies before step 4 has changed nothing. If it dies later, the next process completes
+its commit: all files to move are staged, and the record names them. A commit is complete when none
+of its files is staged any more. No lock is held and no clock is read.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Commit:
     number: int
     run_id: str
     folder: str
-    """The folder in which its files are, or were, staged."""
+    """The folder in which its files are or were staged."""
     tables: tuple[tuple[str, str | None, str], ...]
-    """Name, version of the replaced file, and SHA-256 of each table file, those of `images`
+    """Name, version of the replaced file, and SHA-256 of each table file; files of `images` are
     last.
     """
 
@@ -94,20 +94,22 @@ class CommitLog:
         """Number of the last commit read."""
 
     def skip_to_end(self) -> None:
-        """Go to the end without reading every record, for a caller that reads the tables next."""
+        """Go to the last commit without reading all records, for a caller that then reads the
+        tables.
+        """
         names = self.store.names(COMMITS, ".json")
         if names:
             self.number = _number(names[-1]) - 1
             self.read_new()
 
     def read_new(self) -> list[Commit]:
-        """The commits since the last call, all of them carried out."""
+        """The commits since the last call, all of them completed."""
         found: list[Commit] = []
         while (commit := read_commit(self.store, self.number + 1)) is not None:
             found.append(commit)
             self.number += 1
         if found and is_incomplete(self.store, found[-1]):
-            self._carry_out(found[-1], None)
+            self._complete(found[-1], None)
         return found
 
     @contextlib.contextmanager
@@ -123,8 +125,8 @@ class CommitLog:
                 self.store.remove(draft.folder)
 
     def claim(self, draft: Draft) -> bool:
-        """Make the draft the next commit and carry it out. False if another run's commit came
-        first: read `read_new`, and draft again.
+        """Make the draft the next commit and complete it. Returns False if another run's commit
+        came first: call `read_new` and draft again.
 
         Raises `StoreError` if a file is too large to move, or if the store fails.
         """
@@ -144,18 +146,18 @@ class CommitLog:
         ] + self._removals(draft)
         listed = [[each.staged, each.name, each.base] for each in moves]
         self.store.publish(f"{draft.folder}/{_FILES}", json.dumps(listed).encode())
-        # If the reply is lost, the record may exist, and the process that finds it needs the staged
-        # files.
+        # If the store's reply is lost, the record may exist, and a process that finds it needs the
+        # staged files.
         draft.claimed = True
         draft.claimed = self.store.publish_new(_record(commit.number), commit.to_json())
         if draft.claimed:
-            self._carry_out(commit, moves)
+            self._complete(commit, moves)
         return draft.claimed
 
     def _removals(self, draft: Draft) -> list[Move]:
-        """The files of folders in the draft that the new content of these folders does not have.
+        """Moves that remove the files of the draft's folders that their new content lacks.
 
-        A reader of a mask of many files must not meet blocks of the one before.
+        A reader of a mask of many files must not find blocks of the previous one.
         """
         old = {name for folder in draft.folders for name in self.store.listed(f"{folder}/")}
         return [
@@ -163,9 +165,9 @@ class CommitLog:
             for name in sorted(old - draft.files.keys())
         ]
 
-    def _carry_out(self, commit: Commit, moves: list[Move] | None) -> None:
-        """Move what the commit has staged. `moves` of masks and previews: None to read them from
-        the draft.
+    def _complete(self, commit: Commit, moves: list[Move] | None) -> None:
+        """Move the staged files of a commit. `moves`: those of masks and previews; None: read them
+        from the draft.
         """
         if moves is None:
             try:
@@ -175,18 +177,18 @@ class CommitLog:
                     lambda found: [Move(*entry) for entry in found],
                 )
             except FileNotFoundError:
-                # Another process has just finished carrying it out.
+                # Another process has just completed it.
                 return
         move(self.store, moves)
         for each in commit.moves:
-            # One by one, so `images` is last even after a power failure.
+            # One at a time, so that `images` is last even after a power failure.
             move(self.store, [each])
         self.store.remove(commit.folder)
 
 
 @dataclass(slots=True)
 class Draft:
-    """The files that a commit is to put in place."""
+    """The files that a commit will put in place."""
 
     store: Store
     run_id: str
@@ -195,13 +197,11 @@ class Draft:
     tables: dict[str, Artefact] = field(default_factory=dict)
     """Table files by their final name."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Staged masks, previews and side-cars: their place below the output, by the name that they
-    will have.
-    """
+    """Staged masks, previews and sidecar files: the name of the staged file, by the final name."""
     folders: frozenset[str] = frozenset()
-    """Those among the names of masks that are folders: they are replaced as a whole."""
+    """Names of masks that are folders, which are replaced as a whole."""
     claimed: bool = False
-    """Whether a record may name its staged files."""
+    """Whether a commit record may name the staged files."""
 
     @contextlib.contextmanager
     def table(self, name: str) -> Iterator[IO[bytes]]:
@@ -226,8 +226,8 @@ def is_incomplete(store: Store, commit: Commit) -> bool:
 
 
 def incomplete_folder(store: Store) -> str | None:
-    """The folder of the last commit, if it is not carried out yet. No file of its process may be
-    removed.
+    """The folder of the last commit if that is incomplete; files of its process must not be
+    removed. None: the last commit is complete.
     """
     names = store.names(COMMITS, ".json")
     commit = read_commit(store, _number(names[-1])) if names else None

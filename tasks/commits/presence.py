@@ -1,7 +1,7 @@
-"""Presence: the folder below `staging/` in which one process of a run keeps its own files.
+"""The folder below `staging/` in which one process of a run keeps its own files.
 
-Its name contains machine and process, so the next run on that machine can remove the files of a
-killed process. A process of another machine may be alive, so its folder is left to `maskloom
+Its name contains the machine and the process, so the next run on that machine can remove the files
+of a killed process. A process of another machine may be alive; its folder is left to `maskloom
 clean`.
 """
 
@@ -30,7 +30,7 @@ def process_folder(store: Store, run_id: str, *, sole_writer: bool = False) -> I
     """The folder of this process below the output, removed when the block ends.
 
     Raises `RunError` if the store has no conditional writes and another process may be at work,
-    unless `sole_writer` guarantees that none is.
+    unless the user asserts with `sole_writer` that no other process writes.
     """
     folder = f"{PROCESSES}/{temporary_name()}"
     store.publish(
@@ -60,14 +60,14 @@ def is_at_work(store: Store, run_id: str) -> bool:
 
 
 def sweep(store: Store) -> None:
-    """Remove the folders of ended processes of this machine, except one whose commit is not carried
-    out yet.
+    """Remove the folders of ended processes of this machine, except one with an incomplete
+    commit.
     """
     dead = [folder for folder in other_folders(store, "") if is_dead(folder)]
     # Looked up afterwards: a dead process made its claim before it died.
-    under_way = incomplete_folder(store) if dead else None
+    incomplete = incomplete_folder(store) if dead else None
     for folder in dead:
-        if not (under_way or "").startswith(f"{folder}/"):
+        if not (incomplete or "").startswith(f"{folder}/"):
             store.remove(folder)
 
 
@@ -83,7 +83,7 @@ def is_dead(folder: str) -> bool:
 
 
 def _leave(store: Store, folder: str) -> None:
-    """Remove the folder, unless a commit staged there is still to be carried out."""
+    """Remove the folder, unless a commit staged there is incomplete."""
     if not (incomplete_folder(store) or "").startswith(f"{folder}/"):
         store.remove(folder)
 
@@ -100,12 +100,12 @@ def _refuse_others(store: Store, own: str) -> None:
             f"The store of {store.root} has no conditional writes, so only one run may write into "
             f"it at a time. Run {mark['run_id']} on "
             f"{mark['host']} (process {mark['process']}) is at work, or was killed. Wait for it; "
-            "if it is dead, add --sole-writer."
+            "if it was killed, add --sole-writer."
         )
 
 
 def _mark(store: Store, folder: str) -> dict[str, Any] | None:
-    """The record that a process wrote. None: the process has ended since."""
+    """The record that a process wrote. None: the process has ended meanwhile."""
     try:
         return cast("dict[str, Any]", json.loads(store.read(f"{folder}/{_MARK}")))
     except FileNotFoundError:

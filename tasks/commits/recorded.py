@@ -1,8 +1,8 @@
-"""Fitted models and choices on record: runs of one recipe agree on them.
+"""Records of fitted models and engine selections, on which all runs of a recipe agree.
 
 Runs of a recipe may overlap, and neither finds the rows of the other, but classes must mean the
-same in both. So a fitted model, and an engine that was chosen, belong to the recipe: the first run
-to record one wins, and every run keeps a copy.
+same in both. So a fitted model or an engine selection belongs to the recipe: the first run to
+record it decides, and every run keeps a copy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def recorded(
     name: str,
     load: Callable[[Any], T],
 ) -> T | None:
-    """The record `name` of this run or of an earlier one of its recipe, adopted by this run. None:
+    """The record `name` of this run or of an earlier one of its recipe, copied for this run. None:
     nothing is recorded. Raises `DamagedRecord`.
     """
     earlier = [row.run_id for row in committed.values() if row.fingerprint == plan.fingerprint]
@@ -39,15 +39,15 @@ def recorded(
     ):
         if store.exists(candidate):
             content = store.read(candidate)
-            # Before it is adopted: a damaged record must not become this run's.
+            # Parsed before it is copied, so that a damaged record is not spread.
             parse_json(store, candidate, content, load)
             return record(store, plan, name, content, load)
     return None
 
 
 def record(store: Store, plan: Plan, name: str, content: bytes, load: Callable[[Any], T]) -> T:
-    """Record something for the recipe and for this run. Returns the record that holds: another
-    run's, if it was quicker.
+    """Record something for the recipe and for this run. Returns the valid record: that of another
+    run, if it was faster.
     """
     own = f"runs/{plan.run_id}/{name}"
     agreed = _first(store, own, _first(store, _of_recipe(plan, name), content))
@@ -55,7 +55,7 @@ def record(store: Store, plan: Plan, name: str, content: bytes, load: Callable[[
 
 
 def require_model(store: Store, plan: Plan, committed: Mapping[str, Committed]) -> None:
-    """Raise `DamagedRecord` where images were done with a model that is missing: another one would
+    """Raise `DamagedRecord` if images were done with a model that is missing: a new model would
     give classes another meaning.
     """
     earlier = {
@@ -74,5 +74,7 @@ def _of_recipe(plan: Plan, name: str) -> str:
 
 
 def _first(store: Store, name: str, content: bytes) -> bytes:
-    """The content, now recorded under the name; or what another process recorded before."""
+    """Record the content under a name. Returns the content, or what another process recorded
+    first.
+    """
     return content if store.publish_new(name, content) else store.read(name)

@@ -1,8 +1,9 @@
-"""Lists: files that name inputs, as people and spreadsheets write them.
+"""List files, which name inputs, as people and spreadsheets write them.
 
-A `.txt` has one input a line; a `.csv` and a `.parquet` have a column `uri`. Text is UTF-8, UTF-16,
-UTF-32, or else what older spreadsheets write, Windows-1252 (which Latin-1 is a part of); values are
-separated by commas, semicolons, tabs or bars. A relative name is below the list's folder.
+A `.txt` file has one input per line; `.csv` and `.parquet` files have a column `uri`. Text is
+UTF-8, UTF-16 or UTF-32; other text is read as Windows-1252, which older spreadsheets write and
+which includes Latin-1. Values are separated by commas, semicolons, tabs or bars. Relative names are
+below the list's folder.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".parquet", ".txt")
 LARGEST = 2**30
-"""Bytes of a list."""
+"""Most bytes of a list."""
 MOST_ROWS = 10_000_000
 COLUMN = "uri"
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
@@ -32,7 +33,7 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-"""In this order: one of UTF-32 begins as one of UTF-16."""
+"""UTF-32 comes first, since its byte order mark begins with that of UTF-16."""
 
 
 def is_list(address: str) -> bool:
@@ -41,10 +42,10 @@ def is_list(address: str) -> bool:
 
 
 def read_list(entry: str, content: bytes) -> list[str]:
-    """What a list names. Raises `RecipeError` where it names nothing or cannot be read as a list.
+    """The inputs that a list names. Raises `RecipeError` if it names none or cannot be read.
 
-    Bytes that are not UTF-8 come as surrogates where the name may also be one of raw bytes, see
-    `spelled`.
+    Bytes that are not UTF-8 are returned as surrogates, since names of files may have any bytes;
+    see `spelled`.
     """
     uris = (
         _from_parquet(entry, content)
@@ -57,7 +58,7 @@ def read_list(entry: str, content: bytes) -> list[str]:
 
 
 def spelled(name: str) -> str:
-    r"""A name of a list that is not UTF-8, read as Windows-1252; other names as they are.
+    r"""A name in a list, read as Windows-1252 if it is not UTF-8.
 
     >>> spelled("caf\udce9.tif")
     'café.tif'
@@ -70,7 +71,8 @@ def spelled(name: str) -> str:
 
 
 def absolute(uri: str, entry: str) -> str:
-    """What a list `entry` means by a name: relative ones are below its folder, with `..` resolved.
+    """The address of a name in the list `entry`: a relative name is below the list's folder, with
+    `..` resolved.
 
     >>> absolute("../in/a.tif", "s3://bucket/lists/today.csv")
     's3://bucket/in/a.tif'
@@ -80,7 +82,7 @@ def absolute(uri: str, entry: str) -> str:
     protocol, mark, folder = posixpath.dirname(without_query(entry)).rpartition("://")
     joined = posixpath.join(folder, uri)
     if mark and {".", ".."} & set(joined.split("/")):
-        # No way leads out of a bucket or a host.
+        # `..` cannot leave a bucket or a host.
         host, _, path = joined.partition("/")
         joined = host + posixpath.normpath(f"/{path}")
     return f"{protocol}{mark}{joined}"
@@ -103,13 +105,13 @@ def _decoded(entry: str, content: bytes) -> str:
             return content.decode(encoding)
         except UnicodeDecodeError as error:
             raise RecipeError(
-                f"inputs: the list {entry!r} begins as {encoding} and is not: {error}. Save it as "
-                "UTF-8."
+                f"inputs: the list {entry!r} begins like {encoding} text but is not: {error}. Save "
+                "it as UTF-8."
             ) from error
     if b"\0" in content:
         raise RecipeError(
-            f"inputs: the list {entry!r} is no text that can be read (it has zero bytes). Save it "
-            "as text in UTF-8, or give it its own suffix."
+            f"inputs: the list {entry!r} is not text (it has zero bytes). Save it as text in "
+            "UTF-8, or correct its suffix."
         )
     try:
         return content.decode("utf-8-sig")
@@ -123,7 +125,7 @@ def _decoded(entry: str, content: bytes) -> str:
 
 
 def _from_csv(entry: str, text: str) -> Iterator[str]:
-    # Excel writes its separator into a separate line.
+    # Excel may write the separator in a line before the header.
     declared, _, rest = text.partition("\n")
     if declared.strip().lower().startswith("sep=") and len(declared.strip()) <= len("sep=x"):
         text = rest
@@ -146,8 +148,8 @@ def _from_csv(entry: str, text: str) -> Iterator[str]:
 
 
 def _rows(entry: str, text: str, separator: str) -> Iterator[list[str]]:
-    """The rows below the header. Raises `RecipeError` where quotes are not in pairs, which would
-    join rows.
+    """The rows below the header. Raises `RecipeError` if a quote is not closed, which would join
+    rows.
     """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     line = 1
@@ -166,7 +168,7 @@ def _rows(entry: str, text: str, separator: str) -> Iterator[list[str]]:
         )
         raise RecipeError(
             f"inputs: the list {entry!r} cannot be read as CSV: {unclosed}, in the row that begins "
-            f"in line {line}. Correct the quotes there."
+            f"in line {line}. Correct the quotes in that row."
         ) from error
 
 
@@ -202,7 +204,7 @@ def _from_parquet(entry: str, content: bytes) -> list[str]:
         if COLUMN not in names:
             _refuse_columns(entry, "", names)
         _require_one(entry, names)
-        # As a dictionary, so that one long name in a million rows is held once.
+        # Read as a dictionary, so that a long name in a million rows is in memory once.
         with pq.ParquetFile(
             pa.BufferReader(content), read_dictionary=[COLUMN], pre_buffer=False
         ) as file:

@@ -1,6 +1,6 @@
 """The search for images: one walk over files, globs, folders and list files on any fsspec store.
 
-A folder stands for every file below it whose suffix a format claims. A folder that a format reads
+A folder means every file below it whose suffix a format claims. A folder that a format reads
 as one image is one source, and so are files that a format groups into a series.
 """
 

@@ -1,5 +1,5 @@
-"""The library distributed: imported on first use, its messages kept off the terminal, and what the
-fan-out asks of a client.
+"""The library distributed, imported on first use, without its messages on the terminal; and the
+queries of a client that the fan-out needs.
 """
 
 from __future__ import annotations

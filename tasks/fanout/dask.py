@@ -1,10 +1,10 @@
 """The fan-out over the workers of a Dask cluster.
 
-All callers (one thread per shard) share one limit of jobs in flight, and every caller may always
-have one, so nobody starves. A result is fetched and its future released as soon as it is there: the
-scheduler never knows more jobs than the limit, however many there are.
+All callers (one thread per shard) share one limit of jobs in flight, but every caller may always
+have one job, so none starves. A result is fetched and its future released as soon as it arrives, so
+the scheduler never knows more jobs than the limit.
 
-A job that loses two workers is taken apart, and each part runs alone in a child process
+A job that loses two workers is split, and each part runs alone in a child process
 (`fanout.isolation`). A worker with a step that hangs ends itself, so this covers hangs too.
 """
 
@@ -78,7 +78,7 @@ class Dask:
         """`connect` opens a client, in a background thread.
 
         `own_workers` is the number of one-thread workers that `connect` starts for this run; they
-        are prepared while the driver still plans. None: the workers belong to somebody else.
+        are prepared while the driver still plans. None: the workers belong to an existing cluster.
         """
         self.prepare = pickle.dumps(partial(prepare_if_same, worker_versions(), prepare))
         self.stop = stop
@@ -121,9 +121,7 @@ class Dask:
     def map(
         self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]
     ) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
-        """Jobs and their results in order of completion; a job that was taken apart comes as its
-        parts.
-        """
+        """Jobs and their results in order of completion; a split job comes as its parts."""
         return _MapCall(self, function, iter(jobs)).results()
 
     def require_workers(self) -> None:
@@ -138,9 +136,8 @@ class Dask:
             if missing > dask_client.WORKERS_SECONDS:
                 raise RunError(
                     f"The Dask cluster has had no worker for {missing:.0f} s: all died and none "
-                    "came back. Look for a lack of "
-                    "memory (cluster.memory, tiling.tile), then run the same command again: it "
-                    "continues where it stopped."
+                    "was restarted. Look for a lack of memory (cluster.memory, tiling.tile), then "
+                    "run the same command again to continue."
                 )
 
     def _note_threads(self, threads: int) -> None:
@@ -152,7 +149,7 @@ class Dask:
             self.in_flight.limit = _JOBS_PER_THREAD * threads
 
     def close(self) -> None:
-        """End workers of this run; leave a joined cluster to its owner."""
+        """End the workers of this run; an existing cluster continues."""
         self._connection.wait()
         self._open.close()
 
@@ -213,8 +210,8 @@ class _MapCall(Generic[JobType, ResultType]):
     def _submit(self) -> None:
         """Submit jobs up to the limit."""
         slots = self.dask.in_flight
-        # Results not yet taken by the caller count too: a caller that is busy with one must not
-        # pile up others.
+        # Results that the caller has not taken count too, so that they do not pile up while it is
+        # busy.
         while self.waiting_for < max(1, slots.limit) and slots.take(always=not self.in_flight):
             try:
                 submitted = self._submit_next()
@@ -274,7 +271,7 @@ class _MapCall(Generic[JobType, ResultType]):
             yield (
                 submitted.job,
                 WorkerDied(
-                    "The worker that watched over the process that worked on it alone died twice."
+                    "It ran alone in a child process, and the worker of that process died twice."
                 ),
             )
         else:
@@ -283,8 +280,8 @@ class _MapCall(Generic[JobType, ResultType]):
     def _wind_down(self) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
         """Withdraw jobs that have not begun, let the others end, and raise `Stopped`.
 
-        A job that begins between the look at the workers and its withdrawal is lost, and done again
-        by the next run.
+        A job that begins between the query of the workers and its withdrawal is lost; the next run
+        does it again.
         """
         if self.in_flight:
             running = dask_client.running_keys(self.dask.client, list(self.in_flight))
@@ -295,7 +292,7 @@ class _MapCall(Generic[JobType, ResultType]):
         raise stopped()
 
     def _withdraw(self, keys: set[Any]) -> None:
-        """Take jobs back. One that runs continues at its worker, and its result is ignored."""
+        """Withdraw jobs. A running job continues at its worker, and its result is ignored."""
         for submitted in filter(None, [self.in_flight.pop(key, None) for key in keys]):
             self.dask.in_flight.give()
             self.waiting_for -= 1
@@ -304,8 +301,8 @@ class _MapCall(Generic[JobType, ResultType]):
 
 def _connection_lost(error: BaseException) -> RunError:
     lost = RunError(
-        f"The connection with the Dask scheduler was lost ({error}). The same command continues "
-        "where it stopped."
+        f"The connection to the Dask scheduler was lost ({error}). Run the same command again to "
+        "continue."
     )
     lost.__cause__ = error
     return lost

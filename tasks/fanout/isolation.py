@@ -74,7 +74,7 @@ def run_isolated(
         return timed_out(3600 * hours + 60 * minutes + seconds)
     if child.returncode != 0:
         return WorkerDied(
-            f"The process that worked on it alone {_ending(child.returncode, errors)}"
+            f"The child process in which it ran alone {_ending(child.returncode, errors)}"
         )
     result: ResultType | Raised = pickle.loads(output)
     return result
@@ -120,7 +120,7 @@ def _own_memory_limit() -> int | None:
 
 
 def _ending(code: int, errors: bytes) -> str:
-    """How a process ended, in words."""
+    """How a process ended, as the end of a sentence."""
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (most often: the machine had no memory left)" if -code == signal.SIGKILL else ""

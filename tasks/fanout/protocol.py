@@ -1,8 +1,8 @@
 """Fan-out: maps a function over many jobs, in this process or on the workers of a cluster.
 
-Nothing above this room knows where jobs run. A worker that dies gives its jobs back; a job that
-kills its worker is taken apart until the part at fault is named by a `WorkerDied` and the others
-have their results.
+Nothing outside this package and `tasks.clusters` knows where jobs run. The jobs of a worker that
+dies run again. A job that kills its worker is split until a `WorkerDied` names the part at fault
+and the other parts have their results.
 """
 
 from __future__ import annotations
@@ -41,14 +41,13 @@ class Fanout(Protocol):
         ...
 
     def start(self) -> None:
-        """Start getting ready, and return at once. Errors on the way are raised by `map`."""
+        """Start preparing, and return at once. Errors of the preparation are raised by `map`."""
         ...
 
     def map(
         self, function: Callable[[JobType], ResultType], jobs: Iterable[JobType]
     ) -> Iterator[tuple[JobType, ResultType | WorkerDied]]:
-        """Jobs and their results in order of completion; a job that was taken apart comes as its
-        parts.
+        """Jobs and their results in order of completion; a split job comes as its parts.
 
         `jobs` is read only as far as jobs can be submitted. An error of the function is raised
         here. Raises `Stopped` when the run was asked to stop, `RunError` when the workers are gone.
@@ -66,4 +65,4 @@ class Fanout(Protocol):
 
 def stopped() -> Stopped:
     """The error of a run that was asked to stop."""
-    return Stopped("The run was asked to stop. The same command continues where it stopped.")
+    return Stopped("The run was asked to stop. Run the same command again to continue.")

@@ -59,7 +59,7 @@ class Serial:
             return _Attempt(partial(function, job), self._stop).result()
 
     def close(self) -> None:
-        """Wait for a preparation under way."""
+        """Wait for the end of the preparation."""
         self._prepared.wait()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Versions of the code that a process runs: driver, scheduler and workers must run the same."""
+"""Versions of the code of a process, which must be equal on driver, scheduler and workers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from maskloom.segcore.errors import RunError
 
 @cache
 def worker_versions() -> tuple[str, ...]:
-    """What this process runs: the version of maskloom, a digest of its code, the versions of Python
-    and distributed.
+    """The versions of this process: of maskloom, a digest of its code, of Python and of
+    distributed.
     """
     code = hashlib.sha256()
     for folder in (*tasks.__path__, *segcore.__path__):
@@ -31,8 +31,8 @@ def worker_versions() -> tuple[str, ...]:
 
 
 def require_same(name: str, versions: tuple[str, ...], driver: tuple[str, ...]) -> None:
-    """Raise `RunError` where a process runs other versions than the driver: its results might
-    differ too.
+    """Raise `RunError` if a process runs other versions than the driver, since its results might
+    differ.
     """
     if versions != driver:
         raise RunError(

@@ -1,4 +1,4 @@
-"""What surrounds a function in the process that runs it: preparation, errors, time limits."""
+"""How a process runs the function of a job: with preparation, errors as values, and time limits."""
 
 from __future__ import annotations
 
@@ -152,14 +152,13 @@ def call(
     try:
         prepare_process(prepare)
         return function(job)
-    except Exception as error:  # noqa: BLE001 - any error of the function is raised again in the driver
+    except Exception as error:  # noqa: BLE001 - raised again in the driver
         return Raised.of(error)
 
 
 def timed_out(seconds: float) -> TimedOut:
     """The error of a step that did not end within its time limit."""
     return TimedOut(
-        f"A read, or the work on what was read, did not end within {seconds:.4g} s. Look at the "
-        "store, the file and the model; where they are "
-        "only slow, raise limits.read or limits.work."
+        f"A read, or the work on what was read, did not end within {seconds:.4g} s. Check the "
+        "store, the file and the model; if they are only slow, raise limits.read or limits.work."
     )

@@ -21,7 +21,7 @@ from tests_support import assert_same_results, photograph
 
 HANG = 240
 pytestmark = pytest.mark.timeout(3 * HANG)
-STEPS = {"claim": "claim", "moves": "_carry_out"}
+STEPS = {"claim": "claim", "moves": "_complete"}
 PROGRAM = """
 import pathlib, sys, time
 from maskloom.tasks.commits.log import CommitLog

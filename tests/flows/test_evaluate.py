@@ -199,8 +199,10 @@ def test_folders_that_training_pairs_are_paired(made: Path, tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     assert "accuracy 1.000" in done.stdout
     recipe = {"network": "unet", "classes": ["out", "in"], "output": str(tmp_path / "model")}
-    order = make_training({**recipe, "images": "*/rgb/*.png", "masks": "*/gt/*.png"}, tmp_path)
-    pairs, _ = find_pairs(*sources(order), order.recipe, lambda *_: None)
+    training_run = make_training(
+        {**recipe, "images": "*/rgb/*.png", "masks": "*/gt/*.png"}, tmp_path
+    )
+    pairs, _ = find_pairs(*sources(training_run), training_run.recipe, lambda *_: None)
     assert [pair.mask.location for pair in pairs] == [
         str(tmp_path / tile / "gt" / "p1.png") for tile in ("t3", "t4")
     ]
@@ -320,7 +322,7 @@ def test_a_file_of_colours_and_an_output_in_a_store(made: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["nothing", "-t", "truth"], "no run of maskloom"),
+        (["nothing", "-t", "truth"], "not an output of maskloom"),
         (["out", "-t", "none/*.png"], "matches no image"),
         (["out", "-t", "none.png"], "does not exist"),
         (["out", "-t", "truth"], "p0_mask.*--truth-suffix"),

@@ -52,8 +52,8 @@ def make(segmenter: object, **keys: object) -> recipes.RunRecipe:
 
 
 def settings_of_training(**keys: object) -> Any:
-    order = training.make({**json.loads(json.dumps(TRAINING)), **keys}, Path("/nowhere"))
-    return json.loads(json.dumps(order.settings))
+    training_run = training.make({**json.loads(json.dumps(TRAINING)), **keys}, Path("/nowhere"))
+    return json.loads(json.dumps(training_run.settings))
 
 
 def classes_in(value: Any) -> Iterator[type]:
@@ -149,8 +149,8 @@ def test_model_files_hold_no_name_of_a_class(kind, rename):
 
 def test_renaming_every_class_changes_no_record_of_a_training(rename):
     before = settings_of_training()
-    order = training.make(json.loads(json.dumps(TRAINING)), Path("/nowhere"))
-    names = rename(order.recipe)
+    training_run = training.make(json.loads(json.dumps(TRAINING)), Path("/nowhere"))
+    names = rename(training_run.recipe)
     assert {"Unet", "Index", "Flip"} <= names
     assert settings_of_training() == before
 

@@ -72,8 +72,14 @@ def made(folder: Path, *changes: str, **keys):
     return training_recipes.make({"name": "tiny", **document}, folder, changes)
 
 
-def prepared(order):
-    return prepare(order.recipe, flow.sources(order), order.settings, Watch(), lambda: False)
+def prepared(training_run):
+    return prepare(
+        training_run.recipe,
+        flow.sources(training_run),
+        training_run.settings,
+        Watch(),
+        lambda: False,
+    )
 
 
 def test_inputs_of_a_training_are_looked_at_as_those_of_a_run(folder, caplog):
@@ -292,11 +298,17 @@ def test_a_model_of_unknown_origin_is_not_overwritten(folder):
 
 
 def test_checks_before_training_can_be_stopped(folder):
-    stop, order = threading.Event(), made(folder)
+    stop, training_run = threading.Event(), made(folder)
     watch = Watch()
     watch.checked = lambda what, done, of: stop.set() if (what, done) == ("digests", 2) else None
     with pytest.raises(Stopped, match="begins again"):
-        prepare(order.recipe, flow.sources(order), order.settings, watch, stop.is_set)
+        prepare(
+            training_run.recipe,
+            flow.sources(training_run),
+            training_run.settings,
+            watch,
+            stop.is_set,
+        )
 
 
 def test_what_is_measured_is_what_the_model_says_of_whole_images(folder):
@@ -306,10 +318,10 @@ def test_what_is_measured_is_what_the_model_says_of_whole_images(folder):
     from sklearn.metrics import jaccard_score
 
     valid = {"kind": "unet", "width": 2, "depth": 1, "padding": "valid"}
-    order = made(
+    training_run = made(
         folder, "training.epochs=2", "split.validation=0", "training.patch=28", network=valid
     )
-    course = prepared(order)
+    course = prepared(training_run)
     learned = train(course, Watch(), lambda: False)
     import keras
 
@@ -518,7 +530,7 @@ def test_objects_are_learned_end_to_end(folder):
         "detections": 8,
         "sampled": 8,
     }
-    order = made(
+    training_run = made(
         folder,
         "training.patch=64",
         "training.epochs=1",
@@ -526,7 +538,7 @@ def test_objects_are_learned_end_to_end(folder):
         labels="instances",
         network={"kind": "mask_rcnn", "anchors": [8, 12, 16, 24], **small},
     )
-    course = prepared(order)
+    course = prepared(training_run)
     arguments = course.task.arguments(drawn(course))[0]
     there = arguments["boxes"][0][arguments["classes"][0] > 0]
     assert len(there) == 3
@@ -611,9 +623,9 @@ def test_the_schema_takes_what_training_recipes_take_and_refuses_what_they_refus
 
 
 def test_how_to_use_a_model_can_be_pasted(folder):
-    order = made(folder, "bands=[1]")
+    training_run = made(folder, "bands=[1]")
     learned = TrainingResult("/a b/it's.keras", ("mean IoU", 0.5), 1, 2, 0.1, False)
-    assert shlex.split(flow.usage(order, learned))[-4:] == [
+    assert shlex.split(flow.usage(training_run, learned))[-4:] == [
         "-p",
         "weights=/a b/it's.keras",
         "-p",
@@ -626,10 +638,10 @@ def test_how_to_use_a_model_can_be_pasted(folder):
     [("unet", "unet"), ("mask_rcnn", "mask_rcnn"), ("of_a_plugin", "network")],
 )
 def test_a_model_is_used_by_the_segmenter_that_runs_its_network(folder, network, segmenter):
-    order = made(folder)
-    order = replace(order, recipe=replace(order.recipe, kind=network))
+    training_run = made(folder)
+    training_run = replace(training_run, recipe=replace(training_run.recipe, kind=network))
     learned = TrainingResult("model.keras", ("mean IoU", 0.5), 1, 2, 0.1, False)
-    words = shlex.split(flow.usage(order, learned))
+    words = shlex.split(flow.usage(training_run, learned))
     assert words[words.index("-s") + 1] == segmenter
     assert segmenter in SEGMENTERS
 

@@ -16,7 +16,7 @@ from tests_support import photograph, read_masks, read_table, write_tiff
 from maskloom.segcore.errors import RunError, TimedOut, WeightsError, WorkerDied
 from maskloom.segcore.raster.spec import FORMATS
 from maskloom.tasks import batching
-from maskloom.tasks import choose as choosing
+from maskloom.tasks import select_engine as selection
 from maskloom.tasks.fanout import serial as serial_fanout
 from maskloom.tasks.fanout.serial import threads_left_behind
 
@@ -105,17 +105,17 @@ class Answers:
 @pytest.mark.parametrize("death", [TimedOut("it hung"), WorkerDied("it died")])
 def test_one_image_that_kills_does_not_keep_a_model_from_being_tried_on_others(monkeypatch, death):
     monkeypatch.setattr(
-        choosing,
+        selection,
         "pending_selections",
         lambda _: {"engine": SimpleNamespace(pending_selection="engine")},
     )
     items = [SimpleNamespace(spec=1, failure=None)] * 3
-    assert choosing.select_engines(Answers(death, {"engine": "fast"}), None, items) == {
+    assert selection.select_engines(Answers(death, {"engine": "fast"}), None, items) == {
         "engine": {"engine": "fast"}
     }
     with pytest.raises(
         WeightsError if isinstance(death, TimedOut) else RunError, match=f"cannot be tried: {death}"
     ):
-        choosing.select_engines(Answers(death, death, {"engine": "fast"}), None, items)
+        selection.select_engines(Answers(death, death, {"engine": "fast"}), None, items)
     with pytest.raises(WeightsError if isinstance(death, TimedOut) else RunError):
-        choosing.select_engines(Answers(death), None, items[:1])
+        selection.select_engines(Answers(death), None, items[:1])

@@ -350,7 +350,7 @@ def test_a_termination_cancels_the_flow_of_a_deployment(prefect: Prefect, recipe
     )
     assert ended.returncode == 0, ended.stderr
     assert "CANCELLED" in ended.stdout
-    assert "continues where it stopped" in ended.stdout
+    assert "Run the same command again to continue" in ended.stdout
     assert not (recipe.parent / "out" / "masks").exists()
     with temporary_settings({"api.url": url(prefect)}):
         assert run_recipe(str(recipe), return_state=True).is_completed()

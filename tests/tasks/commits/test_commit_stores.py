@@ -50,7 +50,7 @@ def state(store: Store) -> dict[str, bytes]:
 def test_a_commit_that_was_claimed_is_carried_out_by_whoever_comes_next(store, monkeypatch):
     dead = CommitLog(store)
     with monkeypatch.context() as patched:
-        patched.setattr(CommitLog, "_carry_out", lambda *_: None)
+        patched.setattr(CommitLog, "_complete", lambda *_: None)
         assert commit(dead, "dead", b"first", b"mask 1")
     assert state(store) == {}
     assert incomplete_folder(store) is not None
@@ -74,7 +74,7 @@ def test_a_slow_process_does_not_put_back_what_a_later_commit_has_replaced(store
     held: list[tuple[Commit, list[Move]]] = []
     with monkeypatch.context() as patched:
         patched.setattr(
-            CommitLog, "_carry_out", lambda self, found, moves: held.append((found, moves))
+            CommitLog, "_complete", lambda self, found, moves: held.append((found, moves))
         )
         assert commit(slow, "slow", b"old", b"old mask")
     copies = {each.staged: store.read(each.staged) for each in (*held[0][1], *held[0][0].moves)}
@@ -86,7 +86,7 @@ def test_a_slow_process_does_not_put_back_what_a_later_commit_has_replaced(store
         # Even what it has read already, on its way to the store.
         for name, content in copies.items():
             store.publish(name, content)
-    slow._carry_out(*held[0])
+    slow._complete(*held[0])
     assert state(store) == newest
     assert newest["masks/x.png"] == b"new mask"
 
@@ -224,7 +224,7 @@ def test_what_a_dead_process_left_is_swept_but_for_a_commit_that_is_not_carried_
     assert not is_at_work(store, "dead")
     log = CommitLog(store)
     with monkeypatch.context() as patched, log.draft("dead", dead) as draft:
-        patched.setattr(CommitLog, "_carry_out", lambda *_: None)
+        patched.setattr(CommitLog, "_complete", lambda *_: None)
         with draft.table("tables/images/a.parquet") as out:
             out.write(b"rows")
         draft.files = {"masks/x.png": f"{dead}/results/mask"}
@@ -270,7 +270,7 @@ def test_whoever_finds_an_unfinished_commit_replaces_the_folder_too(store, monke
     store.publish("masks/x.zarr/old", b"old")
     store.publish("staging/dead/mask/new", b"new")
     log = CommitLog(store)
-    monkeypatch.setattr(CommitLog, "_carry_out", lambda *_: None)
+    monkeypatch.setattr(CommitLog, "_complete", lambda *_: None)
     with log.draft("dead", "staging/dead") as draft:
         with draft.table("tables/images/a.parquet") as out:
             out.write(b"rows")

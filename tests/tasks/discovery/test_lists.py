@@ -77,9 +77,9 @@ def test_a_name_in_raw_bytes_is_the_file_of_these_bytes(
             "a quote is not closed, in the row that begins in line 3",
         ),
         ("l.csv", b"uri,n,URI\na.tif,1,b.tif\n", "has 2 columns `uri`\\. Keep"),
-        ("l.txt", b"\xff\xfe\0\0a\0\0", "begins as UTF-32 and is not"),
+        ("l.txt", b"\xff\xfe\0\0a\0\0", "begins like UTF-32 text but is not"),
         ("l.txt", b"a\0b", "zero bytes"),
-        ("l.txt", b"\xff\xfea\0\0", "begins as UTF-16 and is not"),
+        ("l.txt", b"\xff\xfea\0\0", "begins like UTF-16 text but is not"),
         ("l.txt", b"# nothing\n\n", "names no image"),
         (
             "l.parquet",
