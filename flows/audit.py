@@ -29,7 +29,8 @@ from maskloom.segcore.models.protocols import Exactness, ObjectSegmenter
 from maskloom.segcore.objects.seam_audit import audit_seams
 from maskloom.segcore.pipeline.in_memory import Mask, Region
 from maskloom.segcore.pipeline.worker import prepare_process
-from maskloom.segcore.storage.store import Store, configure
+from maskloom.segcore.storage.filesystems import configure
+from maskloom.segcore.storage.store import Store
 from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.memory import require_memory

@@ -27,7 +27,7 @@ from maskloom.segcore.pipeline.in_memory import Region
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.raster.spec import Block
-from maskloom.segcore.storage.store import filesystem, store_errors, version_of
+from maskloom.segcore.storage.filesystems import filesystem, store_errors, version_of
 from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.regions import RegionJob, segment_regions
 

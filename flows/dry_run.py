@@ -12,7 +12,7 @@ from maskloom.flows.terminal import count, failure
 from maskloom.segcore.models.protocols import Fitter
 from maskloom.segcore.pipeline.records import PlannedImage
 from maskloom.segcore.pipeline.worker import prepare_process
-from maskloom.segcore.storage.store import configure
+from maskloom.segcore.storage.filesystems import configure
 from maskloom.tasks.batching import require_tiling
 from maskloom.tasks.clusters.serial import SerialCluster
 from maskloom.tasks.memory import peak_bytes, require_memory

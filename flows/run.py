@@ -21,7 +21,7 @@ from maskloom.flows.signals import stop_on_signals
 from maskloom.flows.stages import Orchestrator, Plain
 from maskloom.segcore.models.selection import pending_selections
 from maskloom.segcore.pipeline.worker import prepare_process
-from maskloom.segcore.storage.store import configure
+from maskloom.segcore.storage.filesystems import configure
 from maskloom.tasks.clean import tidy
 from maskloom.tasks.clusters.protocol import Cluster
 

@@ -14,7 +14,7 @@ from maskloom.segcore.deep.inference.runtime import import_keras
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.raster.source import Source
-from maskloom.segcore.storage.store import configure
+from maskloom.segcore.storage.filesystems import configure
 from maskloom.segcore.training.export import PICTURES
 from maskloom.segcore.training.run import TrainingResult, prepare, train
 from maskloom.tasks.discovery.discover import discover, passed_over_note

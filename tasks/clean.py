@@ -24,15 +24,10 @@ from pathlib import Path, PurePosixPath
 
 from maskloom.segcore.errors import DamagedRecord, RecipeError
 from maskloom.segcore.masks import beside_endings, mask_endings
+from maskloom.segcore.storage.atomic import is_writer_alive, remove_temporary
+from maskloom.segcore.storage.filesystems import is_local
 from maskloom.segcore.storage.records import damaged_record, read_json, read_table
-from maskloom.segcore.storage.store import (
-    STAGING,
-    Listed,
-    Store,
-    is_local,
-    is_writer_alive,
-    remove_temporary,
-)
+from maskloom.segcore.storage.store import STAGING, Listed, Store
 from maskloom.tasks.commits.log import IMAGES, incomplete_folder
 from maskloom.tasks.commits.presence import PROCESSES, sweep
 from maskloom.tasks.plan import read_head

@@ -24,7 +24,8 @@ from maskloom.segcore.pipeline.jobs import (
     staging_folder,
 )
 from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage, Shard
-from maskloom.segcore.pipeline.worker import failed, perform
+from maskloom.segcore.pipeline.staging import failed
+from maskloom.segcore.pipeline.worker import perform
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks import batching
 from maskloom.tasks.fanout.protocol import Fanout

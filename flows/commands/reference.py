@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from maskloom.flows.commands.messages import errors_as_messages
+
 Registry = Annotated[
     Literal["segmenters", "formats", "statistics", "networks", "clusters"],
     typer.Argument(help="What to list."),
@@ -21,15 +23,17 @@ def list_(what: Registry) -> None:
     """List segmenters, formats, statistics, networks or clusters. Shows their parameters with
     defaults, and how exact segmenters are in tiles.
     """
-    from maskloom.flows.catalogue import catalogue
+    with errors_as_messages():
+        from maskloom.flows.catalogue import catalogue
 
-    typer.echo(catalogue(what))
+        typer.echo(catalogue(what))
 
 
 def schema(of: RecipeKind = "run") -> None:
     """Print the JSON Schema of recipes."""
-    if of == "train":
-        from maskloom.flows.recipes.training import schema as schema_of
-    else:
-        from maskloom.flows.recipes.run_file import schema as schema_of
-    typer.echo(json.dumps(schema_of(), indent=2))
+    with errors_as_messages():
+        if of == "train":
+            from maskloom.flows.recipes.training import schema as schema_of
+        else:
+            from maskloom.flows.recipes.run_file import schema as schema_of
+        typer.echo(json.dumps(schema_of(), indent=2))

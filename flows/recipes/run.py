@@ -37,7 +37,7 @@ from maskloom.segcore.raster.spec import FORMATS
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import STATISTICS, Statistic
 from maskloom.segcore.storage.canonical import digest
-from maskloom.segcore.storage.store import configure, filesystem
+from maskloom.segcore.storage.filesystems import configure, filesystem
 from maskloom.tasks.clusters.protocol import CLUSTERS, Cluster
 from maskloom.tasks.plan import Fingerprint
 

@@ -55,7 +55,7 @@ _Sides = Annotated[
 ]
 
 
-class Tiling(pydantic.BaseModel):
+class TilingOptions(pydantic.BaseModel):
     """How images are cut into tiles."""
 
     model_config = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -151,7 +151,7 @@ class RunFile(pydantic.BaseModel):
     """collection: one model for all images, so that a class means the same in all of them. image: a
     model for each image.
     """
-    tiling: Tiling = pydantic.Field(default_factory=lambda: Tiling(tile=DEFAULT_TILE))
+    tiling: TilingOptions = pydantic.Field(default_factory=lambda: TilingOptions(tile=DEFAULT_TILE))
     """How images are cut into tiles."""
     statistics: list[str | dict[str, Any]] | str | dict[str, Any] | None = None
     """Tables to write beside `images`. `area` is always written; `objects` is too if masks are of
@@ -204,7 +204,7 @@ def checked(document: dict[str, Any]) -> RunFile:
                 error,
                 "",
                 list(RunFile.model_fields),
-                {"tiling": Tiling.model_fields, "schedule": Schedule.model_fields},
+                {"tiling": TilingOptions.model_fields, "schedule": Schedule.model_fields},
             )
         ) from None
     refuse_secrets(file.storage)

@@ -190,7 +190,7 @@ def help_of(kind: type) -> dict[str, str]:
 
 def _own_help(kind: type) -> dict[str, str]:
     body = typing.cast(
-        ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+        "ast.ClassDef", ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     ).body
     described = {}
     for field, text in pairwise(body):

@@ -1,8 +1,8 @@
-"""The picture of a comparison: what several segmenters find in one image, side by side.
+"""The picture of a comparison: the results of several segmenters on one image, side by side.
 
-Every cell shows twice what one of them found: the boundaries of its classes or objects over the
-photo, and below it the mean colour of each. Boundaries are those between the labels of the drawn
-pixels, so that they stay one pixel wide.
+Every cell shows one result twice: the boundaries of its classes or objects over the photo, and
+below it the mean colour of each. Boundaries are drawn between the labels of the drawn pixels, so
+they are one pixel wide.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NOTE = "above: boundaries\nbelow: mean colour of each class or object"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cell:
-    """One segmenter's place in the picture."""
+    """The cell of one segmenter in the picture."""
 
     title: str
     text: str
@@ -99,13 +99,13 @@ def draw(cells: Sequence[Cell]) -> bytes:
 
 
 def _drawn_shape(shape: Shape) -> Shape:
-    """The shape in which a picture of this shape is drawn."""
+    """The shape of the drawing of a picture of this shape."""
     scale = min(1.0, _LARGEST_SIDE / max(shape))
     return tuple(max(1, round(n * scale)) for n in shape)
 
 
 def _shrunk(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The photo as it is drawn: each pixel the mean of those that it covers."""
+    """The drawn photo: each pixel is the mean of those that it covers."""
     import cv2
 
     shrunk: NDArray[np.uint8] = cv2.resize(
@@ -115,7 +115,7 @@ def _shrunk(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _sampled(array: NDArray[Any]) -> NDArray[Any]:
-    """Labels or colours as they are drawn: each pixel as the middle one of those that it covers."""
+    """The drawn labels or colours: each pixel is the middle one of those that it covers."""
     shape = array.shape[:2]
     rows, columns = (
         (2 * np.arange(n) + 1) * size // (2 * n)

@@ -1,4 +1,4 @@
-"""What all figures share: fonts, colours, photos, legends, PNG. All drawing is done with PIL."""
+"""The common parts of all figures: fonts, colours, photos, legends, PNG. All drawing uses PIL."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ OUTLINE: Colour = (255, 220, 0)
 """Of objects and classes over a photo."""
 WRONG: Colour = (220, 30, 30)
 SWATCH = 14
-"""Side of a colour in a legend, in pixels."""
+"""Side of a colour swatch in a legend, in pixels."""
 _DARK = 100
 """In a dark photo of 8 bits, the upper percentile is below this."""
 
 
 def font(size: int) -> Any:
-    """The font of all figures, in a size in pixels."""
+    """The font of all figures, with a size in pixels."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size=size)
 
 
 def canvas(width: int, height: int, paper: Colour = PAPER) -> tuple[Any, Any]:
-    """An empty picture, and the pen that draws in it."""
+    """An empty picture, and the pen to draw on it."""
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (width, height), paper)
@@ -41,7 +41,7 @@ def canvas(width: int, height: int, paper: Colour = PAPER) -> tuple[Any, Any]:
 
 
 def png(image: Any, compression: int = 6) -> bytes:
-    """A picture, of PIL or as an array (y, x, 3) of uint8, as PNG."""
+    """The PNG of a picture, given as a PIL image or an array (y, x, 3) of uint8."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -77,7 +77,7 @@ def photo_of(
     three times.
 
     Unless `as_is`, values between two percentiles of the valid pixels (y, x) are stretched over 0
-    to 255. None: as is if they are of 8 bits and not dark.
+    to 255. None: as is if they have 8 bits and are not dark.
     """
     three = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
     shown = np.nan_to_num(three.astype(np.float32))
@@ -101,8 +101,8 @@ def outlines(ids: NDArray[np.integer]) -> NDArray[np.bool_]:
 def lines_of(
     widths: Iterable[int], width: int, gap: int, height: int
 ) -> tuple[list[tuple[int, int]], int]:
-    """Places (x, y) of the entries of a legend, in lines of at most `width` pixels, and the place
-    below the last line.
+    """Positions (x, y) of the entries of a legend, in lines of at most `width` pixels, and the
+    position below the last line.
     """
     places, x, y = [], gap, gap
     for each in widths:

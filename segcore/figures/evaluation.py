@@ -1,5 +1,5 @@
-"""The picture of an evaluation: which classes are taken for which, how good each is, and the images
-with the most errors.
+"""The picture of an evaluation: the confusion of classes, the accuracy of each class, and the
+images with the most errors.
 
 Of an image that is larger than a tile of the evaluation, the tile with the most wrong pixels is
 shown.
@@ -45,7 +45,7 @@ _UNDEFINED = "-"
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """The words above the picture."""
+    """The text above the picture."""
 
     title: str
     text: str
@@ -53,7 +53,7 @@ class Heading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassMeasures:
-    """What is drawn of each class."""
+    """The measures of each class that are drawn."""
 
     table: ClassTable
     confusion: NDArray[np.int64]
@@ -179,7 +179,7 @@ def _draw_confusion(
         for j in range(len(names)):
             share = float(shares[i, j])
             paint = _RIGHT if i == j else WRONG
-            # A small share must differ from none.
+            # A small share must look different from zero.
             strength = 0 if not counts[i, j] else 0.06 + 0.94 * share
             box = (
                 left + j * side,

@@ -1,4 +1,4 @@
-"""Previews: small pictures of an image with its mask laid over it.
+"""Previews: small pictures of an image overlaid with its mask.
 
 Each tile gives a `PreviewPart`: for every cell of `stride` x `stride` pixels that starts in its
 core, the mean of the source's valid pixels and the most frequent label. At most the first 16 x 16
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 LARGEST_SIDE = 1024
-"""Pixels on the longer side of a preview, its legend not counted."""
+"""Longer side of a preview in pixels, without the legend."""
 
 _AXES = 2
 _WINDOW = 16
@@ -50,12 +50,14 @@ _LONGEST_LEGEND = 16
 @packable
 @dataclass(frozen=True, slots=True)
 class PreviewPart:
-    """The part of a preview that one tile gives, in preview pixels."""
+    """The part of a preview that belongs to one tile, in preview pixels."""
 
     start: Shape
     """First pixel (y, x)."""
     pixels: NDArray[np.generic]
-    """Means of up to three bands, (y, x, band): uint8 for RGB pictures of 8 bits, else float32."""
+    """Means of up to three bands, (y, x, band): uint8 for RGB images of 8 bits, otherwise
+    float32.
+    """
     valid: NDArray[np.bool_]
     """(y, x): whether a cell has data."""
     labels: NDArray[np.integer]
@@ -63,8 +65,8 @@ class PreviewPart:
 
 
 def preview_stride(shape: Shape) -> int:
-    """Side of the cells that become one preview pixel: the smallest power of two with which the
-    preview's longer side is at most `LARGEST_SIDE`.
+    """Side of the cells that become one preview pixel: the smallest power of two for which the
+    longer side of the preview is at most `LARGEST_SIDE`.
     """
     return 1 << (-(-max(shape[-2:]) // LARGEST_SIDE) - 1).bit_length()
 
@@ -98,7 +100,7 @@ def observe_preview(block: Block, labels: NDArray[np.integer], stride: int) -> P
 def relabel_preview(
     part: PreviewPart, labels: NDArray[np.integer], tile: Tile, shape: Shape, stride: int
 ) -> PreviewPart:
-    """The part of a tile of a raster of this shape, with other labels of its core."""
+    """The part of a tile of a raster of this shape, with new labels of its core."""
     labels = labels[_in_middle(tile.core, shape)]
     inside = tuple(
         slice(i * stride - a, None) for i, a in zip(part.start, tile.core.start[-2:], strict=True)
@@ -113,7 +115,7 @@ def render_preview(
     class_table: ClassTable,
     stride: int,
 ) -> bytes:
-    """The preview of an image or volume of this shape as PNG. Places that no part covers look like
+    """The preview of an image or volume of this shape as PNG. Areas that no part covers look like
     nodata.
     """
     pixels, valid, labels = _join(parts, tuple(-(-n // stride) for n in shape[-2:]))
@@ -132,7 +134,7 @@ def _in_middle(box: Box, shape: Shape) -> tuple[int, ...]:
 
 
 def _middle_plane(block: Block, labels: NDArray[np.integer]) -> tuple[Block, NDArray[np.integer]]:
-    """The middle plane of a volume in a block that holds some of it, and the labels there."""
+    """The middle plane of a volume in a block that contains part of it, and the labels there."""
     tile, shape = block.tile, block.spec.shape
     core, read = (Box(box.start[-2:], box.stop[-2:]) for box in (tile.core, tile.read))
     in_read = _in_middle(tile.read, shape)

@@ -1,8 +1,8 @@
 """Readers of image formats, one file or folder each.
 
 The format of a file is chosen by its suffix and the signature of its content, by the signature
-alone where no format claims the suffix (slides with the suffix .svs are TIFF inside), or named by
-the user; never by trying.
+alone if no format claims the suffix (slides with the suffix .svs are TIFF inside), or named by the
+user; never by trial.
 """
 
 from __future__ import annotations
@@ -42,16 +42,15 @@ __all__ = [
 
 
 def suffixes(name: str) -> tuple[str, ...]:
-    """The suffixes that a format claims, in lower case, each with its dot."""
+    """The suffixes of a format, in lower case, each with its dot."""
     return tuple(suffix for kind in FORMATS[name].kinds for suffix in kind.suffixes)
 
 
 def format_of(location: str, head: bytes, explicit: str | None = None) -> str:
     """The name of the format of a file whose content begins with `head` (512 bytes of it).
 
-    `explicit` is the format that the user named; then the suffix does not matter. Raises
-    `FormatError` where the content is not what the suffix or the named format says, or nothing that
-    a format reads.
+    `explicit` is a format named by the user; the suffix is then ignored. Raises `FormatError` if
+    the content does not match the suffix or the named format, or if no format reads it.
     """
     if explicit is None:
         return claimed_format(location, head) or format_by_content(location, head)
@@ -74,7 +73,7 @@ def folder_suffixes() -> tuple[str, ...]:
 
 def format_of_folder(location: str, names: Iterable[str], explicit: str | None = None) -> str:
     """The name of the format of a folder that is one image; `names` are those of the files directly
-    in it. Raises `FormatError` where no format, or not the named one, finds its marker.
+    in it. Raises `FormatError` if no format, or not the named one, recognises it.
     """
     held = set(names)
     for name, image_format in FORMATS.items():
@@ -89,8 +88,8 @@ def format_of_folder(location: str, names: Iterable[str], explicit: str | None =
 
 
 def image_folders(paths: Iterable[str]) -> dict[str, list[str]]:
-    """The folders among these paths of files that are one image each, with their files; none of
-    them holds another.
+    """The folders around these files that are one image each, with their files; no folder contains
+    another.
     """
     markers = {
         marker
@@ -111,10 +110,10 @@ def image_folders(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def describe(location: str, version: str = "", explicit: str | None = None) -> RasterSpec:
-    """The header of the image in a file, whichever its format, or in a folder whose suffix a format
-    claims; `explicit` as in `format_of`.
+    """The header of the image in a file of any format, or in a folder whose suffix a format claims;
+    `explicit` as in `format_of`.
 
-    Raises `FormatError`, and `Unavailable` where the store fails.
+    Raises `FormatError`, and `Unavailable` if the store fails.
     """
     for folder_format, kind in claims(location):
         if kind.markers and explicit in (None, folder_format):
@@ -126,7 +125,7 @@ def describe(location: str, version: str = "", explicit: str | None = None) -> R
 def describe_source(source: Source, version: str, explicit: str | None = None) -> RasterSpec:
     """The header of a source: a file, a folder or a series. `explicit` as in `format_of`.
 
-    Raises `FormatError`, `Unavailable` where the store fails, and `FileNotFoundError`.
+    Raises `FormatError`, `Unavailable` if the store fails, and `FileNotFoundError`.
     """
     if source.is_folder:
         below = len(source.uri) + 1
@@ -152,7 +151,7 @@ def open_image(spec: RasterSpec) -> Reader:
 
 
 def open_stored(spec: RasterSpec) -> Reader:
-    """Open an image for its numbers as stored, as masks are compared; see `StoredFormat`."""
+    """Open an image with the numbers as stored, to compare masks; see `StoredFormat`."""
     image_format = FORMATS[spec.format]
     return (
         image_format.open_stored(spec)
@@ -162,6 +161,6 @@ def open_stored(spec: RasterSpec) -> Reader:
 
 
 def _folders_around(path: str) -> Iterator[str]:
-    """The folders that a path is in, the innermost first."""
+    """The folders around a path, the innermost first."""
     while path := path.rpartition("/")[0]:
         yield path

@@ -1,17 +1,17 @@
-"""Arrays of NumPy: images (y, x) and volumes (z, y, x).
+"""NumPy arrays: images (y, x) and volumes (z, y, x).
 
-A `.npy` has one band: two axes are an image, three a volume, never bands, since nothing in the file
-could tell. A `.npz` (`numpy.savez`) says more: its array is called `pixels`, and beside it may be
+A `.npy` has one band: two axes are an image, three a volume, never bands, because the file has no
+names of axes. A `.npz` (`numpy.savez`) has an array called `pixels`, and may also contain
 
     axes       text: yx or zyx, as for `.npy`, or yxb or zyxb, where b are bands
     spacing    distances between neighbours along z, y and x (of an image along y and x)
     unit       text, the unit of the spacing: m, cm, mm, um or nm
 
-Without `spacing` and `unit`, sizes are in px. Numbers that are not finite are no data; truth values
-are read as 0 and 1.
+Without `spacing` and `unit`, sizes are in px. Numbers that are not finite are no data; booleans are
+read as 0 and 1.
 
-A box of a `.npy` is read from the file row by row. A `.npz` may be compressed and knows no random
-access: a reader holds it as a whole, so `chunks` is the whole shape.
+A box of a `.npy` is read from the file row by row. A `.npz` may be compressed and has no random
+access: a reader loads it completely, so `chunks` is the whole shape.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import contextlib
 import io
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +50,7 @@ _LARGEST_NOTE = 2**16
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """Arrays of NumPy: an image or a volume of one band, in an archive of several."""
+    """NumPy arrays: an image or a volume of one band, or of several bands in an archive."""
 
     kinds: tuple[FileKind, ...] = (
         FileKind("NumPy", (".npy",), ((0, b"\x93NUMPY"),)),
@@ -71,7 +71,7 @@ class Arrays:
                 "Bands and other axes need a .npz with `axes`: "
                 "numpy.savez(FILE, pixels=..., axes='yxb')."
             )
-        return _spec(location, version, stored, stored.shape, stored.least, _space_of(stored.shape))
+        return _spec(location, version, stored, _space_of(stored.shape), stored.least)
 
     def open(self, spec: RasterSpec) -> Reader:
         """Open the file for reading by rows, or read an archive; see `Format.open`."""
@@ -90,19 +90,19 @@ FORMATS.register("array")(Arrays())
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """An array as its header describes it."""
+    """A stored array, as described by its header."""
 
     shape: Shape
     dtype: np.dtype[Any]
-    """As stored; its bytes may be in the other order."""
+    """As stored, possibly in the other byte order."""
     by_columns: bool
-    """Whether the first axis runs fastest."""
+    """Whether the first axis varies fastest."""
     offset: int
-    """Bytes before the numbers."""
+    """Number of bytes before the numbers."""
 
     @classmethod
     def of(cls, location: str, stream: IO[bytes], size: int) -> _Stored:
-        """The array in a stream of `size` bytes, which is left at its numbers."""
+        """The array in a stream of `size` bytes; leaves the stream at the first number."""
         formats = np.lib.format
         try:
             version = formats.read_magic(stream)
@@ -114,6 +114,11 @@ class _Stored:
                 f"{location} has no header of a NumPy array that can be read ({error}). Save it "
                 "again with numpy.save."
             ) from error
+        if any(type(length) is not int or length < 0 for length in shape):
+            raise FormatError(
+                f"{location}: its header has the shape {shape}; expected whole numbers from 1 on. "
+                "Save it again with numpy.save."
+            )
         if dtype.kind not in "biuf" or dtype.itemsize > _LARGEST_NUMBER or 0 in shape or not shape:
             raise FormatError(
                 f"{location}: expected pixels that are whole numbers or floats of at most 64 bits, "
@@ -129,7 +134,7 @@ class _Stored:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the numbers."""
+        """Number of bytes of the numbers."""
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
     @property
@@ -139,14 +144,14 @@ class _Stored:
 
     @property
     def least(self) -> Shape:
-        """The smallest box with a cost of its own: a row."""
+        """The smallest box that can be read without reading more: a row."""
         axis = 0 if self.by_columns else len(self.shape) - 1
         return tuple(n if i == axis else 1 for i, n in enumerate(self.shape))
 
 
 @dataclass(frozen=True, slots=True)
 class RowReader:
-    """An open `.npy`, of which each box is read when it is asked for."""
+    """An open `.npy`; each box is read on request."""
 
     source: StoredFile
     stored: _Stored
@@ -161,14 +166,15 @@ class RowReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing is open between two boxes."""
+        """Nothing to close: the file is open only during a read."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
         stored = self.stored
         turn = -1 if stored.by_columns else 1
         whole, start, sides = (each[::turn] for each in (stored.shape, box.start, box.shape))
-        # What the box has whole of the last axes is one run of bytes with the axis before them.
+        # Trailing axes that the box covers completely form, with the axis before them, one run of
+        # bytes.
         axis = len(sides) - 1
         while axis > 0 and sides[axis] == whole[axis]:
             axis -= 1
@@ -205,7 +211,7 @@ class HeldReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Memory frees itself."""
+        """Nothing to close."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
@@ -215,7 +221,7 @@ class HeldReader:
 def _delivered(
     stored: NDArray[Any], kind: np.dtype[Any], bands: tuple[int, ...]
 ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-    """These bands of stored pixels as a reader delivers them, and where they are data."""
+    """The delivered pixels of these bands, from the stored pixels, and where they are data."""
     pixels = np.array(stored[..., [band - 1 for band in bands]], kind, order="C")
     valid = np.ones(pixels.shape[:-1], np.bool_)
     if kind.kind == "f":
@@ -229,15 +235,11 @@ def _space_of(shape: Shape) -> Space:
     return Space(axes=tuple("zyx"[-len(shape) :]))
 
 
-def _spec(
-    location: str,
-    version: str,
-    stored: _Stored,
-    shape: Shape,
-    chunks: Shape,
-    space: Space,
-    notes: tuple[str, ...] = (),
-) -> RasterSpec:
+def _spec(location: str, version: str, stored: _Stored, space: Space, chunks: Shape) -> RasterSpec:
+    """The metadata of a stored array whose first axes are those of `space`; a further axis
+    holds the bands.
+    """
+    shape = stored.shape[: len(space.axes)]
     bands = 1 if len(stored.shape) == len(shape) else stored.shape[-1]
     return RasterSpec(
         location=location,
@@ -249,7 +251,6 @@ def _spec(
         version=version,
         file_bands=bands,
         space=space,
-        notes=notes,
     )
 
 
@@ -271,9 +272,9 @@ def _describe_archive(source: StoredFile, version: str) -> RasterSpec:
             stored = _Stored.of(location, member, size)
         axes = _axes(archive, location, stored.shape)
         metric, notes = _metric(archive, location, axes.rstrip("b"))
-    shape = stored.shape[: len(axes.rstrip("b"))]
     space = Space(metric=metric, axes=tuple(axes.rstrip("b")))
-    return _spec(location, version, stored, shape, shape, space, notes)
+    spec = _spec(location, version, stored, space, stored.shape[: len(space.axes)])
+    return replace(spec, notes=notes)
 
 
 def _read_archive(source: StoredFile, spec: RasterSpec) -> HeldReader:
@@ -316,7 +317,7 @@ def _member(archive: zipfile.ZipFile, location: str) -> Iterator[tuple[IO[bytes]
 
 
 def _note(archive: zipfile.ZipFile, location: str, name: str) -> Any:
-    """A small array beside the pixels; None without."""
+    """A small array of the archive; None if absent."""
     if f"{name}.npy" not in archive.namelist():
         return None
     if archive.getinfo(f"{name}.npy").file_size > _LARGEST_NOTE:
@@ -343,14 +344,14 @@ def _axes(archive: zipfile.ZipFile, location: str, shape: Shape) -> str:
 def _metric(
     archive: zipfile.ZipFile, location: str, axes: str
 ) -> tuple[Metric | None, tuple[str, ...]]:
-    """The size of a pixel, and what to say where the archive gives none that can be used."""
+    """The size of a pixel, and a note if that of the archive is not usable."""
     spacing, unit = (_note(archive, location, name) for name in ("spacing", "unit"))
     if spacing is None:
         return None, ()
     numbers = np.ravel(spacing).tolist()
     usable = np.issubdtype(spacing.dtype, np.number) and len(numbers) == len(axes)
     if usable and unit is not None:
-        # Strings that are no unit, and distances of 0 or less, are refused by `Metric`.
+        # `Metric` refuses strings that are not units, and distances of 0 or less.
         with contextlib.suppress(ValueError):
             return Metric(tuple(map(float, numbers)), str(unit)), ()
     wanted = f"a `spacing` above 0 for each of {', '.join(axes)}"

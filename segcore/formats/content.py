@@ -1,7 +1,7 @@
 """The content of files, recognised by their first bytes.
 
-Formats hold the signatures of what they read (`FileKind`). This module compares them with a file,
-and names content that no format reads, so that a message can suggest a remedy.
+Formats list the signatures of what they read (`FileKind`). This module compares them with a file,
+and identifies content that no format reads, so that a message can suggest a remedy.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ _UNREAD = (
     _Unread("Netpbm", _CONVERT),
 )
 _NETPBM = re.compile(rb"P(?:[1-6]\s+(?:\d|#)|7\s+(?:#|[A-Z]+\s)|[Ff]4?\s+(?:\d|#))")
-"""PBM, PGM, PPM, PAM and PFM: any white space may follow the first letters, and comments."""
+"""PBM, PGM, PPM, PAM and PFM: the first letters may be followed by any white space and comments."""
 _ARCHIVE_NAME = 30
 """Offset of the name of the first file in a ZIP."""
 _PACKERS = (".gz", ".bz2", ".xz", ".zst")
@@ -104,9 +104,7 @@ _IN_GZIP = " in gzip"
 
 
 def kind_of(head: bytes) -> str:
-    """Name of the content that the first `HEAD_BYTES` bytes of a file belong to, as messages use
-    it.
-    """
+    """Name of the content of a file, for messages, from its first `HEAD_BYTES` bytes."""
     if not head:
         return "empty"
     name = next((kind.name for _, kind in _kinds() if _matches(head, kind.signatures)), None)
@@ -124,7 +122,9 @@ def kind_of(head: bytes) -> str:
 
 
 def claims(location: str) -> tuple[tuple[str, FileKind], ...]:
-    """The formats, and what each expects, that claim a location by the longest of its suffixes."""
+    """The formats that claim a location by the longest of its suffixes, with the kind that each
+    expects.
+    """
     name = _name(location)
     found = [
         (len(suffix), image_format, kind)
@@ -137,8 +137,8 @@ def claims(location: str) -> tuple[tuple[str, FileKind], ...]:
 
 
 def suffix_of(location: str) -> str:
-    """The suffix of a location in lower case, with its dot: the one by which formats claim it, or
-    what follows the last dot. Empty where its name has none.
+    """The suffix of a location in lower case, with its dot: the one that formats claim, or else the
+    last one. Empty if the name has none.
     """
     name = _name(location)
     suffixes = [each for _, kind in _kinds() for each in kind.suffixes if name.endswith(each)]
@@ -147,7 +147,7 @@ def suffix_of(location: str) -> str:
 
 
 def require_kind(location: str, head: bytes, image_format: str) -> str:
-    """The kind of content. Raises `FormatError` where the format does not read such content."""
+    """The kind of content. Raises `FormatError` if the format does not read it."""
     found, kinds = kind_of(head), FORMATS[image_format].kinds
     for kind in kinds:
         if _fits(kind, head, found):
@@ -160,9 +160,9 @@ def require_kind(location: str, head: bytes, image_format: str) -> str:
 
 
 def claimed_format(location: str, head: bytes) -> str | None:
-    """The format that claims a file by its suffix; None where none does.
+    """The format that claims a file by its suffix; None if none does.
 
-    Raises `FormatError` where the content is not what the suffix claims.
+    Raises `FormatError` if the content does not match the suffix.
     """
     claiming, found = claims(location), kind_of(head)
     for image_format, kind in claiming:
@@ -179,7 +179,7 @@ def claimed_format(location: str, head: bytes) -> str | None:
 
 def format_by_content(location: str, head: bytes) -> str:
     """The format that reads such content, for a file whose suffix no format claims. Raises
-    `FormatError` where none does.
+    `FormatError` if none does.
     """
     found, suffix = kind_of(head), _whole_suffix(location)
     for image_format, kind in _kinds():
@@ -204,7 +204,9 @@ def _fits(kind: FileKind, head: bytes, found: str) -> bool:
 
 
 def _matches(head: bytes, signatures: tuple[tuple[int, bytes], ...]) -> bool:
-    """Whether content has one of these signatures; markup in any case and behind white space."""
+    """Whether content has one of these signatures; markup in upper or lower case, also after white
+    space.
+    """
     begin = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower()
     return any(
         head.startswith(signature, offset)
@@ -219,8 +221,8 @@ def _first_packed(head: bytes) -> bytes:
 
 
 def _packed_kind(head: bytes) -> str:
-    """`NIfTI in gzip` and the like for packed volumes and for what a format reads packed, else
-    `gzip`.
+    """A name such as `NIfTI in gzip` for packed volumes and for packed content that a format reads,
+    otherwise `gzip`.
     """
     try:
         packed = kind_of(zlib.decompressobj(31).decompress(head, HEAD_BYTES))
@@ -241,7 +243,7 @@ def _name(location: str) -> str:
 
 
 def _whole_suffix(location: str) -> str:
-    """The suffix, with the one before it where the last is that of a packer: `.nii.gz`."""
+    """The suffix, with the one before it if the last is that of a compressor: `.nii.gz`."""
     suffix = suffix_of(location)
     inner = suffix_of(without_query(location)[: -len(suffix)]) if suffix in _PACKERS else ""
     return inner + suffix if inner[1:].isalnum() and not inner[1:].isdecimal() else suffix

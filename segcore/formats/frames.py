@@ -1,9 +1,9 @@
 """Pictures with more than one picture in their file: animated PNG and WebP, and JPEG with further
 pictures (MPO).
 
-One file is read as one picture, so frames and views are refused. What a camera puts beside its
-photo to show that same photo (previews, gain maps, depth) is not a separate picture. After: CIPA
-DC-007 (Multi-Picture Format).
+One file is read as one picture, so frames and views are refused. Previews, gain maps and depth maps
+that a camera adds to its photo are not separate pictures. After: CIPA DC-007 (Multi-Picture
+Format).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class _Further:
 
 
 def notes_on_frames(location: str, source: StoredFile, image: ImageFile) -> tuple[str, ...]:
-    """Notes for users on further pictures in the file. Raises `FormatError` where these are
-    separate pictures.
+    """Notes for users on further pictures in the file. Raises `FormatError` if they are separate
+    pictures.
     """
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
@@ -81,8 +81,8 @@ def _shows_the_same(source: StoredFile, picture: _Further) -> bool:
 
 
 def _further_pictures(image: ImageFile) -> Iterator[_Further]:
-    """The pictures behind the first that the index of a JPEG names. Raises `struct.error` where the
-    index is broken.
+    """The pictures after the first, from the index of a JPEG. Raises `struct.error` if the index is
+    broken.
     """
     index, start = image.info.get("mp"), image.info.get("mpoffset")
     if not isinstance(index, bytes) or not isinstance(start, int):

@@ -1,9 +1,9 @@
 """JPEG damage, from the warnings of libjpeg while it decodes a file.
 
-libjpeg decodes whatever it finds: where data is missing or wrong it fills in grey and only warns,
-and PIL and OpenCV keep its warnings to themselves. GDAL reports them. A file is therefore decoded
-twice, here at an eighth of its size, which costs about a third of the first decoding. What libjpeg
-does not notice nobody can: JPEG has no checksums, and damage may decode to other pixels.
+libjpeg decodes any content: it fills missing or wrong data with grey and only warns, and PIL and
+OpenCV hide its warnings. GDAL reports them. A file is therefore decoded twice, here at an eighth of
+its size, which takes about a third of the time of the first decoding. Damage that libjpeg does not
+notice cannot be detected: JPEG has no checksums, and damaged data may decode to other pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SCALE = 8
 _DAMAGE = re.compile(r"Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG file")
 _SETTINGS = {
     "GDAL_ERROR_ON_LIBJPEG_WARNING": "YES",
-    # Limits of GDAL's own, which PIL does not have: what is refused by them would go unchecked.
+    # GDAL has limits that PIL does not have: files beyond them would not be checked.
     "GDAL_ALLOW_LARGE_LIBJPEG_MEM_ALLOC": "YES",
     "GDAL_JPEG_MAX_ALLOWED_SCAN_NUMBER": "1000000",
 }
@@ -26,19 +26,17 @@ _SCAN, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE
 _END = b"\xff\xd9"
 _APPLICATIONS = range(0xE0, 0xF0)
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
-"""What follows the byte 0xFF without being a segment: stuffing, fill, and markers that stand
-alone.
-"""
+"""Bytes that may follow 0xFF without a segment: stuffing, fill, and markers without length."""
 
 
 def require_whole_jpeg(location: str, content: bytes) -> None:
-    """Raise `ReadError` where libjpeg has to guess pixels of a JPEG file, or where its end marker
-    is missing.
+    """Raise `ReadError` if libjpeg has to guess pixels of a JPEG file, or if its end marker is
+    missing.
     """
     essential = _without_metadata(content)
-    # Among pixels these two bytes never follow one another.
+    # In pixel data these two bytes are never adjacent.
     ended = _END in essential
-    # A file that was cut in its last bytes may have all pixels.
+    # A file that lacks only its last bytes may have all pixels.
     complaint = _complaint(essential if ended else essential + _END)
     if complaint:
         raise ReadError(
@@ -53,11 +51,11 @@ def require_whole_jpeg(location: str, content: bytes) -> None:
 
 
 def _complaint(content: bytes) -> str:
-    """The warning of libjpeg about damage; empty where it notices none."""
+    """The warning of libjpeg about damage; empty if there is none."""
     from rasterio.io import MemoryFile
 
-    # Read by libjpeg itself: a progressive picture is held as a whole, which takes more than the
-    # 500 MB that GDAL gives it.
+    # Read by libjpeg itself: a progressive picture is decoded in memory, which takes more than the
+    # 500 MB that GDAL allows.
     os.environ.setdefault("JPEGMEM", "100000M")
     complaint = ""
     with environment(_SETTINGS):
@@ -66,14 +64,14 @@ def _complaint(content: bytes) -> str:
                 shape = (max(1, picture.height // _SCALE), max(1, picture.width // _SCALE))
                 picture.read(1, out_shape=shape)
         except errors() as error:
-            # What GDAL cannot read for other reasons is left to PIL.
+            # If GDAL cannot read the file for other reasons, PIL decides.
             complaint = reason(error)
     return complaint if _DAMAGE.search(complaint) else ""
 
 
 def _without_metadata(content: bytes) -> bytes:
-    """The file without what decodes to no pixels: GDAL would take a small preview for the picture,
-    and damage there harms nobody.
+    """The file without segments that contain no pixels: GDAL would read a small preview as the
+    picture, and damage there is harmless.
     """
     kept, at = [content[:2]], content.find(0xFF, 2)
     while 0 <= at < len(content) - 3 and content[at + 1] != _SCAN:

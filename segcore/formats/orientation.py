@@ -1,8 +1,7 @@
-"""Orientation: the EXIF and TIFF tag with the turn that stored pixels need so that people see them
-upright.
+"""Orientation: the EXIF and TIFF tag for the rotation that makes stored pixels upright.
 
-Values 1 to 8 after EXIF 2.32 and TIFF 6.0: 5 to 8 exchange rows and columns, then some flip one
-axis or both.
+Values 1 to 8 as in EXIF 2.32 and TIFF 6.0: 5 to 8 exchange rows and columns, then some values flip
+one axis or both.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def transposed(orientation: int) -> bool:
 
 
 def turn(array: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Stored pixels (rows, columns, ...) as they should be seen, C-contiguous."""
+    """Upright pixels, C-contiguous, from stored pixels (y, x, ...)."""
     array = array.swapaxes(0, 1) if transposed(orientation) else array
     array = array[::-1] if orientation in _FLIPPED_ROWS else array
     array = array[:, ::-1] if orientation in _FLIPPED_COLUMNS else array
@@ -49,12 +48,12 @@ def turn(array: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def turn_shape(shape: Shape, orientation: int) -> Shape:
-    """(height, width) as seen, of an image stored with this shape, and the other way round."""
+    """The upright shape (y, x) of an image stored with this shape, and vice versa."""
     return shape[::-1] if transposed(orientation) else shape
 
 
 def stored_box(box: Box, shape: Shape, orientation: int) -> Box:
-    """Where the pixels of a box are stored; `box` and `shape` are of the image as seen."""
+    """The stored box of an upright box; `shape` is that of the upright image."""
     ranges = list(zip(box.start, box.stop, strict=True))
     for axis, flipped in enumerate((_FLIPPED_ROWS, _FLIPPED_COLUMNS)):
         if orientation in flipped:
@@ -65,7 +64,7 @@ def stored_box(box: Box, shape: Shape, orientation: int) -> Box:
 
 
 def tiff_orientation(stream: _Stream) -> int:
-    """The orientation tag in the first directory of a TIFF (or EXIF) stream; upright where it is
+    """The orientation tag in the first directory of a TIFF (or EXIF) stream; upright if it is
     absent or broken.
     """
     stream.seek(0)
@@ -84,7 +83,7 @@ def tiff_orientation(stream: _Stream) -> int:
     stream.seek(offset)
     width, entry = (8, 20) if big else (2, 12)
     count = int.from_bytes(stream.read(width), "little" if order == "<" else "big")
-    # Real directories have some dozens of entries, sorted by tag.
+    # Valid directories have a few dozen entries, sorted by tag.
     entries = stream.read(min(count, 4096) * entry)
     for at in range(0, len(entries) - entry + 1, entry):
         tag, kind = struct.unpack_from(order + "HH", entries, at)
@@ -95,12 +94,14 @@ def tiff_orientation(stream: _Stream) -> int:
 
 
 def picture_orientation(info: Mapping[Any, Any]) -> int:
-    """The orientation in the EXIF or else the XMP data that PIL found in a picture's header."""
+    """The orientation from the EXIF or else the XMP data that PIL found in the header of a
+    picture.
+    """
     import io
 
     exif = info.get("exif")
     if exif is None and isinstance(text := info.get("Raw profile type exif"), str):
-        # ImageMagick's way: three lines about the data, then hexadecimal digits.
+        # As written by ImageMagick: three lines about the data, then hexadecimal digits.
         digits = "".join(text.split("\n")[3:])
         exif = bytes.fromhex(digits) if re.fullmatch("(?:[0-9a-fA-F]{2})*", digits) else None
     if isinstance(exif, bytes):

@@ -1,15 +1,15 @@
-"""Photos and other plain pictures: PNG, JPEG, BMP and WebP, as people see them.
+"""Photos and similar pictures: PNG, JPEG, BMP and WebP, with the colours and orientation that
+viewers show.
 
 Grey pictures have one band, all others red, green and blue: palettes are read as colours, CMYK is
-turned into RGB, EXIF orientation is applied. Files of several pictures (animations, MPO) are
-refused. Grey of 1, 2 and 4 bits is spread over 0 to 255; 16 bits stay 16 bits. A pixel is no data
-(`valid` False) where its alpha is 0 or where it has the PNG's transparent colour.
+converted to RGB, EXIF orientation is applied. Files of several pictures (animations, MPO) are
+refused. Grey of 1, 2 and 4 bits is scaled to 0 to 255; 16 bits stay 16 bits. A pixel is no data
+(`valid` False) if its alpha is 0 or it has the transparent colour of the PNG.
 
-These formats know no random access: a reader decodes the picture once and cuts boxes from it, so
-`chunks` is the whole shape. PIL decodes; 16-bit colour, which PIL would cut to 8 bits, is decoded
-by OpenCV. PIL decodes around damage and puts grey or black in its place. So the reader checks what
-a file can prove: the checksums of a PNG and the length of its pixels, and the warnings of libjpeg,
-which GDAL reports.
+These formats have no random access: a reader decodes the picture once and cuts boxes from it, so
+`chunks` is the whole shape. PIL decodes; 16-bit colour, which PIL would reduce to 8 bits, is
+decoded by OpenCV. PIL replaces damaged parts by grey or black. So the reader also checks the
+checksums of a PNG and the length of its pixel data, and the warnings of libjpeg that GDAL reports.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PNG_CHUNK_FRAME = 12
 """Length, name and checksum of a chunk, in bytes."""
 _PNG_GREY = (0, 4)
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Numbers for a pixel, by type of colour."""
+"""Numbers per pixel, by type of colour."""
 _PNG_INTERLACED = 28
 """Offset of the interlace method in a PNG."""
 _PNG_PASSES = (
@@ -72,14 +72,14 @@ class _Header:
     """Metadata from the header of a picture."""
 
     shape: Shape
-    """As stored, before it is turned upright."""
+    """As stored, before rotation to upright."""
     bands: int
     dtype: str
     orientation: int
     grey_levels: int
-    """Largest grey value as stored, which the transparent colour of a PNG refers to."""
+    """Largest stored grey value; the transparent colour of a PNG refers to stored values."""
     transparent: Any
-    """PIL's word on the PNG's transparent colour or palette entries, None without."""
+    """PIL's information on the transparent colour or palette entries of the PNG; None without."""
     by_opencv: bool
     """Whether the picture is a PNG of 16-bit colour."""
 
@@ -147,8 +147,8 @@ class PictureFormat:
             pixels, valid = _decode(spec.location, image, header)
             last_row = image.crop((0, image.height - 1, image.width, image.height))
             if kind == "PNG" and (head[_PNG_INTERLACED] or not np.asarray(last_row).any()):
-                # Where a stream ends early, PIL leaves rows 0: the last ones, or some between
-                # others in a picture with several passes.
+                # If a stream ends early, PIL leaves rows 0: the last ones, or rows between others
+                # in a picture with several passes.
                 _require_all_rows(spec.location, head, essential)
         chosen = tuple(band - 1 for band in spec.bands)
         if chosen != tuple(range(header.bands)):
@@ -159,7 +159,9 @@ class PictureFormat:
         )
 
     def open_stored(self, spec: RasterSpec) -> Reader:
-        """Decode the picture to indices and unspread grey; see `StoredFormat.open_stored`."""
+        """Decode the picture to palette indices or unscaled grey; see
+        `StoredFormat.open_stored`.
+        """
         source = StoredFile.of(spec.location)
         head = source.head()
         kind = require_kind(spec.location, head, "picture")
@@ -194,7 +196,7 @@ class PictureReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing is held open."""
+        """Nothing to close."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
@@ -205,7 +207,7 @@ class PictureReader:
 
 
 def _broken() -> tuple[type[Exception], ...]:
-    """What PIL raises for bad files."""
+    """The errors that PIL raises for bad files."""
     from PIL.Image import DecompressionBombError
 
     common = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError)
@@ -213,7 +215,7 @@ def _broken() -> tuple[type[Exception], ...]:
 
 
 def _opened(location: str, stream: Any, kind: str) -> ImageFile:
-    """The header of a picture. Raises `FormatError` where it is broken or too large to decode."""
+    """The header of a picture. Raises `FormatError` if it is broken or too large to decode."""
     from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
     silence(Warning, r"PIL\.")
@@ -245,14 +247,14 @@ def _opened(location: str, stream: Any, kind: str) -> ImageFile:
 
 @contextlib.contextmanager
 def _own_limit() -> Iterator[None]:
-    """Apply our limit on size in place of PIL's, which is global and which PIL checks as soon as it
-    opens a WebP picture.
+    """Replace PIL's limit on size, which is global and checked as soon as PIL opens a WebP picture,
+    by ours.
     """
     from PIL import Image
 
     with _LIMIT:
         before = Image.MAX_IMAGE_PIXELS
-        # It refuses what has more than twice as many.
+        # PIL refuses pictures with more than twice as many pixels.
         Image.MAX_IMAGE_PIXELS = MAX_PICTURE_PIXELS // 2
         try:
             yield
@@ -294,7 +296,7 @@ def _decode(
 
 
 def _convert(image: ImageFile) -> Any:
-    """The picture in a mode that NumPy sees as grey, grey and alpha, RGB, or RGBA."""
+    """The picture in a mode that NumPy converts to grey, grey and alpha, RGB, or RGBA."""
     if image.mode == "P":
         return image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode == "1":
@@ -306,8 +308,8 @@ def _convert(image: ImageFile) -> Any:
 
 
 def _stored(location: str, image: ImageFile, step: int) -> PictureReader:
-    """The numbers that a picture of indices or few grey levels holds; PIL gives `step` times as
-    much.
+    """The stored numbers of a picture with palette indices or few grey levels; PIL delivers `step`
+    times these.
     """
     orientation = picture_orientation(image.info)
     try:
@@ -327,10 +329,10 @@ def _stored(location: str, image: ImageFile, step: int) -> PictureReader:
 
 
 def _is_transparent(pixels: NDArray[Any], header: _Header) -> NDArray[np.bool_]:
-    """Where the pixels have the PNG's transparent colour."""
+    """True where pixels have the transparent colour of the PNG."""
     key = np.atleast_1d(np.asarray(header.transparent))
     if header.bands == 1 and header.dtype == "uint8" and header.grey_levels not in (1, 255):
-        # PIL spreads 2 and 4 bits over 8, but not the key.
+        # PIL scales 2 and 4 bits to 8, but not the transparent colour.
         key = key * 255 // header.grey_levels
     return cast("NDArray[np.bool_]", (pixels == key).all(axis=-1))
 
@@ -340,7 +342,7 @@ def _sixteen_bit_colour(
 ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     import cv2
 
-    # OpenCV gives blue, green, red, and grey with alpha as blue = green = red.
+    # OpenCV delivers blue, green, red, and grey with alpha as blue = green = red.
     array = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.dtype != np.uint16 or array.ndim != 3:
         raise ReadError(
@@ -354,11 +356,11 @@ def _sixteen_bit_colour(
 
 
 def _essential_chunks(location: str, png: bytes) -> list[memoryview]:
-    """The signature and the chunks of a PNG that hold pixels, without optional ones, which OpenCV
-    would act on.
+    """The signature and the essential chunks of a PNG, without optional ones, which OpenCV would
+    apply.
 
-    Raises `ReadError` where one is damaged or missing; decoders give half a picture then, or what
-    the damage made of it.
+    Raises `ReadError` if one is damaged or missing; decoders would return part of the picture, or
+    wrong pixels.
     """
     content = memoryview(png)
     found, at = [content[:_PNG_SIGNATURE_SIZE]], _PNG_SIGNATURE_SIZE
@@ -387,8 +389,8 @@ def _essential_chunks(location: str, png: bytes) -> list[memoryview]:
 
 
 def _require_all_rows(location: str, head: bytes, essential: Sequence[memoryview]) -> None:
-    """Raise `ReadError` where the pixels of a PNG are fewer than its header says, though all its
-    checksums are right.
+    """Raise `ReadError` if a PNG has fewer pixels than its header declares, although all checksums
+    are correct.
     """
     width, height, depth, colour = struct.unpack_from(">IIBB", head, 16)
     passes = _PNG_PASSES if head[_PNG_INTERLACED] else ((0, 0, 1, 1),)
@@ -396,7 +398,7 @@ def _require_all_rows(location: str, head: bytes, essential: Sequence[memoryview
         (len(range(top, height, down)), len(range(left, width, right)))
         for top, left, down, right in passes
     )
-    # Each row begins with a byte that names its filter.
+    # Each row begins with a byte for its filter.
     expected = sum(
         rows * (1 + -(-columns * depth * _PNG_CHANNELS[colour] // 8))
         for rows, columns in sizes

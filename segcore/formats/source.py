@@ -1,8 +1,8 @@
-"""Opening: how readers get at the bytes of a file in any store.
+"""Access to the bytes of a file in any store, for readers.
 
-`StoredFile` is a file in a store. C libraries that must see a file object get `Ranges`, which reads
-only the parts they ask for, through a bounded cache. An exception cannot pass through a C library,
-so `Ranges` keeps it and returns no bytes; the caller of the library checks `failures` afterwards.
+`StoredFile` is a file in a store. C libraries that need a file object get `Ranges`, which reads
+only the requested parts, through a bounded cache. An exception cannot pass through a C library, so
+`Ranges` stores it and returns no bytes; the caller of the library checks `failures` afterwards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskloom.segcore.errors import FormatError, MaskloomError, Unavailable
 from maskloom.segcore.storage.addresses import redacted, without_query
-from maskloom.segcore.storage.store import filesystem
+from maskloom.segcore.storage.filesystems import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 HEAD_BYTES = 512
-"""Bytes at the start of a file by which its content is recognised."""
+"""Number of bytes at the start of a file that identify its content."""
 MAX_PICTURE_PIXELS = 2**28
-"""Pixels that are decoded at once at most: of a picture, or of one block of a TIFF."""
+"""Largest number of pixels that are decoded at once: of a picture, or of one block of a TIFF."""
 _BLOCK_BYTES = 2**18
 _CACHED_BLOCKS = 32
 
@@ -38,9 +38,9 @@ class StoredFile:
     """fsspec URI or absolute local path."""
     store: AbstractFileSystem
     path: str
-    """Its path in the store."""
+    """Path in the store."""
     blocks: dict[int, bytes] = field(default_factory=dict, repr=False)
-    """Cached bytes, for all `Ranges` of this file."""
+    """Cached bytes, common to all `Ranges` of this file."""
     _size: int | None = field(default=None, repr=False)
 
     @classmethod
@@ -50,8 +50,8 @@ class StoredFile:
 
     @property
     def local_path(self) -> str | None:
-        """The path that C libraries can open by themselves; None where the bytes must come through
-        fsspec.
+        """The path for C libraries that open the file themselves; None if the bytes must come
+        through fsspec.
         """
         from fsspec.implementations.local import LocalFileSystem
 
@@ -63,7 +63,7 @@ class StoredFile:
         )
 
     def size(self) -> int:
-        """Bytes; the store is asked once. Raises `FormatError` where this is no file, and
+        """Size in bytes; the store is asked once. Raises `FormatError` if it is not a file, and
         `Unavailable`.
         """
         if self._size is not None:
@@ -84,17 +84,15 @@ class StoredFile:
             return bytes(self.store.cat_file(self.path, start=start, end=stop))
 
     def head(self) -> bytes:
-        """Its first `HEAD_BYTES`. Raises `FormatError` where this is no file, and
-        `Unavailable`.
-        """
-        # Some stores refuse a range of an empty file.
+        """Its first `HEAD_BYTES`. Raises `FormatError` if it is not a file, and `Unavailable`."""
+        # Some stores reject a range of an empty file.
         size = min(self.size(), HEAD_BYTES)
         return self.read(0, size) if size else b""
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[Any]:
-        """Its bytes as a file for libraries that read here and there. Raises `Unavailable` at the
-        end where the store failed.
+        """Its bytes as a seekable file for libraries. Raises `Unavailable` at the end of the block
+        if the store failed.
         """
         if self.local_path is not None:
             with Path(self.local_path).open("rb") as file:
@@ -111,7 +109,7 @@ class StoredFile:
     def beside(self, path: str) -> StoredFile | None:
         """Another regular file of the same store, if it exists. Raises `Unavailable`."""
         if without_query(self.path) != self.path:
-            # The query of a URL belongs to one file; a server that passes over it would give the
+            # The query of a URL belongs to one file; a server that ignores it would return the
             # image itself.
             return None
         with store_failures(self.location):
@@ -120,13 +118,12 @@ class StoredFile:
 
 @contextlib.contextmanager
 def store_failures(location: str) -> Iterator[None]:
-    """Turn whatever a store raises for this location into `Unavailable`."""
+    """Turn any error of a store for this location into `Unavailable`."""
     try:
         yield
     except MaskloomError:
         raise
-    # Stores raise what their client libraries raise (botocore, aiohttp, google ...), which has no
-    # common base.
+    # The errors of client libraries (botocore, aiohttp, google ...) have no common base class.
     except Exception as error:
         raise Unavailable(
             f"{location} could not be read from its store: "
@@ -136,7 +133,7 @@ def store_failures(location: str) -> Iterator[None]:
 
 @dataclass(slots=True, eq=False)
 class Ranges:
-    """A stored file as a file object for C libraries. Memory is bounded; failures are kept, not
+    """A stored file as a file object for C libraries. Memory is bounded; failures are stored, not
     raised.
     """
 
@@ -155,15 +152,15 @@ class Ranges:
         self.close()
 
     def close(self) -> None:
-        """Let the cached bytes go."""
+        """Release the cached bytes."""
         self.source.blocks.clear()
 
     def tell(self) -> int:
-        """Place of the next byte that `read` gives."""
+        """Position of the next byte that `read` returns."""
         return self._position
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to a place counted from the start (0), from here (1) or from the end (2)."""
+        """Move to a position relative to the start (0), the current position (1) or the end (2)."""
         self._position = max(0, offset + (0, self._position, self.size)[whence])
         return self._position
 
@@ -184,7 +181,7 @@ class Ranges:
         return data
 
     def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-        """Several ranges at once, which object stores fetch in parallel. GDAL asks so for the
+        """Several ranges at once, which object stores fetch in parallel. GDAL calls this for the
         blocks of a window.
         """
         stops = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
@@ -213,7 +210,7 @@ class Ranges:
             block = self.source.read(
                 number * _BLOCK_BYTES, min((number + 1) * _BLOCK_BYTES, self.size)
             )
-        # The dictionary's order is the order of use: the oldest goes.
+        # The dictionary is in order of use: drop the oldest.
         blocks[number] = block
         if len(blocks) > _CACHED_BLOCKS:
             del blocks[next(iter(blocks))]
@@ -221,10 +218,10 @@ class Ranges:
 
 
 def silence(category: type[Warning], module: str = "") -> None:
-    """Ignore a library's warnings about odd files, whose faults we report ourselves.
+    """Ignore a library's warnings about unusual files, whose faults we report ourselves.
 
-    The filter is of the whole process and stays: `warnings.catch_warnings` would race with other
-    threads.
+    The filter is permanent and applies to the whole process: `warnings.catch_warnings` would race
+    with other threads.
     """
     for action, _, known, known_module, _ in warnings.filters:
         if action != "ignore":

@@ -1,14 +1,14 @@
 """Zarr arrays of version 2 and 3, and the full resolution of OME-Zarr: a folder is one image.
 
-An array says which axes it has by `dimension_names` (version 3), `_ARRAY_DIMENSIONS` (xarray) or
-the axes of its multiscales (OME-Zarr); one that says nothing has (y, x) or (z, y, x). A channel
-axis becomes the bands. Other axes must have length 1. Chunks that are not stored have the fill
-value, which is data; NaN and infinity are not data.
+The axes of an array come from `dimension_names` (version 3), `_ARRAY_DIMENSIONS` (xarray) or the
+axes of its multiscales (OME-Zarr); without these they are (y, x) or (z, y, x). A channel axis
+becomes the bands. Other axes must have length 1. Chunks that are not stored have the fill value,
+which is data; NaN and infinity are not data.
 
-OME-Zarr states the size of a pixel where each of its spatial axes has a scale and a unit of length.
-A scale without a unit is in px.
+OME-Zarr states the size of a pixel if each of its spatial axes has a scale and a unit of length.
+Without units, sizes are in px.
 
-The package `zarr` is an extra. It is imported late: it takes a second.
+The package `zarr` is an extra. It is imported when needed, which takes a second.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from maskloom.segcore.formats.pixels import drop_not_finite
 from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, store_failures
 from maskloom.segcore.ground.space import AXES, MILLIMETRES, Metric, Space
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
-from maskloom.segcore.storage.store import filesystem
+from maskloom.segcore.storage.filesystems import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,7 @@ _UNITS = {
     "centimeter": "cm",
     "meter": "m",
 }
-"""Units of length as OME-Zarr spells them, and as a spacing has them."""
+"""Units of length in OME-Zarr, and the units of `Metric`."""
 _CHANNEL = ("c", "band", "bands", "channel", "channels")
 
 
@@ -58,7 +58,9 @@ _DAMAGE = (
     zlib.error,
     gzip.BadGzipFile,
 )
-"""What Zarr and its codecs raise for broken metadata and chunks; other errors are the store's."""
+"""The errors of Zarr and its codecs for broken metadata and chunks; other errors come from the
+store.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ class ZarrReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing is held open."""
+        """Nothing to close."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `Reader.read`."""
@@ -153,16 +155,17 @@ class ZarrReader:
 
 @dataclass(frozen=True, slots=True)
 class _Array:
-    """A Zarr array whose axes are known."""
+    """A Zarr array with its axes."""
 
     values: Any
     """The array of the package `zarr`."""
     axes: tuple[str, ...]
     sizes: Mapping[str, float]
-    """Distance in mm between neighbours along the axes that state one."""
+    """Distance in mm between neighbours, for axes with a scale and a unit."""
 
     @classmethod
     def open(cls, location: str) -> _Array:
+        """The array at a location. Raises `FormatError` if its axes are not supported."""
         node, image = _opened(location), _Multiscale((), {})
         if not hasattr(node, "chunks"):
             node, image = _full_resolution(location, node)
@@ -206,7 +209,7 @@ class _Array:
         return tuple(int(of_axis[name]) for name in self._spatial_axes())
 
     def space(self) -> Space:
-        """The axes, and the size of a pixel where all of them state it."""
+        """The axes, and the size of a pixel if all axes state it."""
         axes = self._spatial_axes()
         sizes = tuple(self.sizes[name] for name in axes if name in self.sizes)
         return Space(axes=axes, metric=Metric(sizes, "mm") if len(sizes) == len(axes) else None)
@@ -215,7 +218,7 @@ class _Array:
         """Values of a box, the bands last: (y, x, band) or (z, y, x, band)."""
         places: dict[str, Any] = dict(zip(self._spatial_axes(), box.slices, strict=True))
         places |= {name: bands for name in self.axes if name in _CHANNEL}
-        # An axis that is left out has length 1.
+        # Other axes have length 1.
         values = np.asarray(self.values[tuple(places.get(name, 0) for name in self.axes)])
         kept = [name for name in self.axes if name in places]
         order = [kept.index(name) for name in kept if name in _CHANNEL]
@@ -228,7 +231,7 @@ class _Array:
 
 
 def _opened(location: str) -> Any:
-    """The array or group at a location. Raises `FormatError` where there is none."""
+    """The array or group at a location. Raises `FormatError` if it is missing or broken."""
     try:
         import zarr
     except ImportError as error:
@@ -248,10 +251,10 @@ def _opened(location: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Multiscale:
-    """What the metadata of OME-Zarr tells of its full resolution."""
+    """The metadata of the full resolution of an OME-Zarr."""
 
     axes: tuple[str, ...]
-    """Empty where it names none."""
+    """Empty if not stated."""
     sizes: Mapping[str, float]
     """See `_Array.sizes`."""
 
@@ -288,7 +291,7 @@ def _full_resolution(location: str, group: Any) -> tuple[Any, _Multiscale]:
 
 
 def _axes(array: Any) -> tuple[str, ...]:
-    """The names of an array's axes: as it says, or (y, x) and (z, y, x)."""
+    """The names of an array's axes: as stated, or (y, x) and (z, y, x)."""
     named = getattr(array.metadata, "dimension_names", None)
     named = named or array.attrs.get("_ARRAY_DIMENSIONS")
     return tuple(map(str, named)) if named else _SPATIAL[-array.ndim :]

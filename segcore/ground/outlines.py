@@ -14,6 +14,7 @@ chords.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +42,7 @@ _LONGEST_CHORD, _ON_MERIDIAN = 2e-3, 1e-8
 """Largest chord of an edge of the map, and largest distance of a longer chord from a meridian, in
 radii.
 """
-_SETTLED, _SETTLED_ALL = 1e-6, 1e-7
+_CONVERGED, _CONVERGED_TOTAL = 1e-6, 1e-7
 """Largest relative change of an area by the last step of the extrapolation; the remaining error is
 some hundred times smaller. Pixels of fine rasters may be less accurate, because so few of them meet
 the edge: the second bound applies to all of them together.
@@ -61,14 +62,14 @@ def pixel_areas(projection: Projection, affine: Affine, pixels: Integers) -> Flo
     for depth in range(_DEEPEST + 1):
         if not len(owner):
             break
-        angles, settled = _patches(projection, affine, corners, size, size * side)
+        angles, converged = _patches(projection, affine, corners, size, size * side)
         if depth == _DEEPEST:
-            settled[:] = True
-        np.add.at(areas, owner[settled], angles[settled])
+            converged[:] = True
+        np.add.at(areas, owner[converged], angles[converged])
         size /= 2
-        owner = np.repeat(owner[~settled], 4)
+        owner = np.repeat(owner[~converged], 4)
         corners = (
-            corners[~settled][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+            corners[~converged][:, None] + size * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
         ).reshape(-1, 2)
     return areas * projection.squared_radius
 
@@ -123,10 +124,10 @@ def _patches(
     reliable.
     """
     steps = 32 if side > _COARSE else 2
-    angles, settled = np.zeros(len(corners)), np.zeros(len(corners), np.bool_)
-    accuracy = max(_SETTLED, _SETTLED_ALL * size / side)
+    angles, converged = np.zeros(len(corners)), np.zeros(len(corners), np.bool_)
+    accuracy = max(_CONVERGED, _CONVERGED_TOTAL * size / side)
     if side > _WIDEST:
-        return angles, settled
+        return angles, converged
     around = projection.contains(
         *_on_map(affine, *_along(corners[:, None], size / steps, steps, np.arange(4.0 * steps)))
     )
@@ -134,19 +135,18 @@ def _patches(
     changes = around ^ np.roll(around, 1, axis=1)
     everywhere, nowhere = around.all(axis=1) & middle, ~(around.any(axis=1) | middle)
     once: Flags = np.asarray(changes.sum(axis=1) == 2)
-    settled |= nowhere
+    converged |= nowhere
     # Positions along the outline are counted in lattice steps from the first corner.
     step, full, cut = size / steps, np.flatnonzero(everywhere), np.flatnonzero(once)
     ends = _ends(projection, affine, corners[cut], step, around[cut], changes[cut])
     whole = np.zeros(len(full)), np.full(len(full), 4.0 * steps)
     for chosen, (begin, end) in ((full, whole), (cut, ends)):
         if len(chosen):
-            found, changed, followed = _polygons(
-                projection, affine, corners[chosen], step, (begin, end), steps, chosen is cut
-            )
+            traces = _Traces(corners[chosen], step, steps, begin, end, cut=chosen is cut)
+            found, changed, followed = _polygons(projection, affine, traces)
             angles[chosen] = found
-            settled[chosen] = followed & (changed <= accuracy * np.maximum(found, side**2 / size))
-    return angles, settled
+            converged[chosen] = followed & (changed <= accuracy * np.maximum(found, side**2 / size))
+    return angles, converged
 
 
 def _ends(
@@ -174,31 +174,42 @@ def _ends(
     return begin, np.where(end < begin, end + count, end)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Traces:
+    """Parts of the outlines of squares to be traced."""
+
+    corners: Floats
+    """(n, 2) first corners (row, column) of the squares."""
+    step: float
+    """Length of a lattice step in pixels."""
+    steps: int
+    """Number of steps per side."""
+    begin: Floats
+    end: Floats
+    """(n,) ends of the parts, in steps from the first corner."""
+    cut: bool
+    """Whether the parts end at the edge of the map."""
+
+
 def _polygons(
-    projection: Projection,
-    affine: Affine,
-    corners: Floats,
-    step: float,
-    ends: tuple[Floats, Floats],
-    steps: int,
-    cut: bool,
+    projection: Projection, affine: Affine, traces: _Traces
 ) -> tuple[Floats, Floats, Flags]:
     """Extrapolated solid angles, their change by the last step of the extrapolation, and whether
     the outlines are traced closely enough.
     """
     from maskloom.segcore.kernels.outlines import patches
 
-    (begin, end), points = ends, 16
+    begin, end, steps, points = traces.begin, traces.end, traces.steps, 16
     turns = (np.floor(begin / steps)[:, None] + np.arange(1, 5)) * steps
     stops = np.concatenate([begin[:, None], np.minimum(turns, end[:, None]), end[:, None]], axis=1)
     parts = np.arange(points) / points
-    if cut:
+    if traces.cut:
         # Points are denser at the ends, where latitude and longitude may change like a square root.
         parts = (1 - np.cos(np.pi * parts)) / 2
     places = (stops[:, :-1, None] + np.diff(stops)[:, :, None] * parts).reshape(len(begin), -1)
     places = np.concatenate([places, end[:, None]], axis=1)
     longitudes, latitudes = projection.locate(
-        *_on_map(affine, *_along(corners[:, None], step, steps, places))
+        *_on_map(affine, *_along(traces.corners[:, None], traces.step, steps, places))
     )
     known: Flags = np.isfinite(longitudes + latitudes).min(axis=1)
     angles, gaps = np.zeros((len(begin), 3)), np.zeros((len(begin), 3))

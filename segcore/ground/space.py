@@ -25,7 +25,7 @@ class Metric:
     """Pixels, or voxels, of one known size."""
 
     spacing: tuple[float, ...]
-    """Distance between the centres of neighbours along each axis, in array order."""
+    """Distance between the centres of neighbouring pixels along each axis, in array order."""
     unit: str = "mm"
     """A unit of length among `MILLIMETRES`."""
 
@@ -43,10 +43,10 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Where the pixels of a raster are in the world, and how large they are.
+    """The position of the pixels of a raster in the world, and their size.
 
-    Pixels have a size on the ground (`affine` and `crs`), a size of their own (`metric`), or none
-    that is known: then they are counted.
+    Pixels have a size on the ground (`affine` and `crs`), a stated size (`metric`), or no known
+    size: then they are counted.
     """
 
     affine: Affine | None = None
@@ -56,15 +56,15 @@ class Space:
     crs: str | None = None
     """Coordinate reference system as WKT. None: unknown."""
     gcps: tuple[tuple[float, ...], ...] = ()
-    """Ground control points, where there is no `affine`: (column, row, x, y, z) each, columns and
-    rows counted from the corner of the first pixel.
+    """Ground control points, for images without `affine`: (column, row, x, y, z) each, with columns
+    and rows relative to the corner of the first pixel.
     """
     gcp_crs: str | None = None
     """Coordinate reference system of their x and y as WKT. None: unknown."""
     rpcs: tuple[tuple[str, str], ...] = ()
-    """Rational polynomials of the camera, as GDAL names and writes them."""
+    """Rational polynomials of the camera, with GDAL's names and spelling."""
     metric: Metric | None = None
-    """The size of a pixel where the file states one. None: unknown. Never beside a CRS."""
+    """The size of a pixel as stated by the file. None: unknown. Never together with a CRS."""
     axes: tuple[str, ...] = AXES[1:]
     """Names of the axes in the order of arrays: (y, x), or (z, y, x) for volumes."""
 
@@ -79,14 +79,12 @@ class Space:
 
     @property
     def placed(self) -> bool:
-        """Whether anything says where the pixels are."""
+        """Whether the position of the pixels is known."""
         return self.affine is not None or bool(self.gcps or self.rpcs)
 
     @property
     def unit(self) -> str:
-        """Unit of `cell_size`: `m2` where the ground is known, `mm2` or `mm3` where the spacing
-        is, else `px`.
-        """
+        """Unit of `cell_size`: `m2` with a CRS, `mm2` or `mm3` with a spacing, otherwise `px`."""
         if self.metric is not None:
             return f"mm{len(self.axes)}"
         return "px" if self.affine is None or self.crs is None else "m2"
@@ -95,10 +93,10 @@ class Space:
         """True size in `unit` of the pixels of `box` in a raster of this shape: areas, or the
         volumes of voxels.
 
-        A number where all pixels of the raster are equally large, an array of shape (rows, 1) where
-        the area depends on the row alone, else of shape (rows, columns). The value of a pixel
-        depends on its place in the raster only, never on the box that asks; it is 0 where the
-        raster reaches beyond the edge of an equal-area map.
+        A number if all pixels of the raster are equally large, an array of shape (y, 1) if the area
+        depends on the row alone, otherwise of shape (y, x). The value of a pixel depends on its
+        position in the raster only, not on the box; it is 0 where the raster extends beyond the
+        edge of an equal-area map.
         """
         if self.metric is not None:
             return self.metric.size

@@ -1,9 +1,9 @@
 """Compiled loops of connected parts.
 
-A raster is taken as lines of runs of equal code; code 0 is left out. Runs are joined by disjoint
-sets whose root is always the smallest member, so parts come out in the order of their first pixels
-(two passes with union-find on runs: He, Chao, Suzuki 2008; Wu, Otoo, Suzuki 2009). Images are
-volumes of one layer. Codes and `reach` are those of `segcore.kernels.joining`.
+A raster is processed as lines of runs of equal code, without code 0. Runs are joined by disjoint
+sets whose root is always the smallest member, so parts are in the order of their first pixels (two
+passes with union-find on runs: He, Chao, Suzuki 2008; Wu, Otoo, Suzuki 2009). Images are volumes of
+one layer. Codes and `reach` are those of `segcore.kernels.joining`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from maskloom.segcore.kernels.disjoint import unite
 from maskloom.segcore.kernels.joining import HOLE, NO_DATA, both
 
 _SHORT = 8
-"""Pixels that are painted at once, most runs of noise being shorter: what is too much is painted
-over by the next run.
+"""Number of pixels painted at once; most runs of noise are shorter. The next run overwrites the
+excess.
 """
 
 
@@ -26,7 +26,7 @@ over by the next run.
 
 @strict_njit
 def count_changes(lines):  # type: ignore[no-untyped-def]
-    """How often neighbours in a line differ."""
+    """The number of adjacent pixels in lines that differ."""
     changes = 0
     for y in range(lines.shape[0]):
         line = lines[y]
@@ -39,8 +39,8 @@ def count_changes(lines):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def _find_starts(line, changed, words, starts, n):  # type: ignore[no-untyped-def]
-    """Write where values change to `starts`, from place n on; returns the place behind the last.
-    `words` are `changed`, 8 at a time.
+    """Write the positions where values change to `starts`, from index n on; returns the index after
+    the last. `words` are `changed`, 8 at a time.
     """
     for x in range(1, line.size):
         changed[x] = line[x] != line[x - 1]
@@ -48,8 +48,8 @@ def _find_starts(line, changed, words, starts, n):  # type: ignore[no-untyped-de
     for at in range(words.size):
         if words[at] != 0:
             for x in range(8 * at, 8 * at + 8):
-                # Written always, kept where there is a change: quicker than a jump that cannot be
-                # foreseen.
+                # Always written, kept only if there is a change: faster than an unpredictable
+                # branch.
                 starts[place] = x
                 place += np.uint64(changed[x])
     return np.int64(place)
@@ -57,10 +57,10 @@ def _find_starts(line, changed, words, starts, n):  # type: ignore[no-untyped-de
 
 @strict_njit
 def find_runs(lines, table, starts, stops, codes):  # type: ignore[no-untyped-def]
-    """Runs of equal `table[value]` but 0, into the three arrays; returns the first run of each
-    line, and their number.
+    """Write the runs of equal `table[value]`, except 0, into the three arrays; returns the first
+    run of each line, and their number at the end.
 
-    The arrays have room for as many runs as there are changes and lines, and 9 more.
+    The arrays have room for one run per change and line, and 9 more.
     """
     height, width = lines.shape
     first = np.empty(height + 1, np.int64)
@@ -75,7 +75,7 @@ def find_runs(lines, table, starts, stops, codes):  # type: ignore[no-untyped-de
         starts[end] = width
         last = table[line[0]]
         start = 0
-        # Runs of code 0 are left out and those of equal codes joined, in place.
+        # Runs of code 0 are removed and those of equal codes joined, in place.
         for i in range(n + 1, end + 1):
             stop = starts[i]
             code = table[line[stop]] if stop < width else np.uint16(0)
@@ -90,10 +90,10 @@ def find_runs(lines, table, starts, stops, codes):  # type: ignore[no-untyped-de
 
 @strict_njit
 def _tie(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
-    """Join the runs of two lines, from one to before another each. Runs of holes, of classes join
-    below a `limit` of their distance.
+    """Join runs of two lines, each a range of runs. Runs join if their distance is below the limit
+    for holes or for classes.
 
-    The distance is 0 at a corner, negative where they overlap.
+    The distance is 0 at a corner, negative if they overlap.
     """
     starts, stops, codes = runs
     i, i_end, j, j_end = lines
@@ -104,8 +104,8 @@ def _tie(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
         if codes[i] == codes[j] and distance < (of_holes if codes[i] == HOLE else of_classes):
             unite(parent, i, j)
         if mixed and i_stop == j_stop:
-            # Only where both stop together, runs of other codes behind them, do runs meet that are
-            # not compared otherwise.
+            # Runs that are not compared otherwise touch only if both stop together and runs of
+            # other codes follow.
             next_i, next_j = (
                 i + 1 < i_end and starts[i + 1] == i_stop,
                 j + 1 < j_end and starts[j + 1] == j_stop,
@@ -128,7 +128,9 @@ def _tie(runs, parent, lines, limits):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def _limit(reach, order, width):  # type: ignore[no-untyped-def]
-    """Below which distance runs join, in lines of this width that differ along `order` axes."""
+    """The limit of distance below which runs join, in lines of this width that differ along `order`
+    axes.
+    """
     if order > reach:
         return -width
     return 1 if order < reach else 0
@@ -164,8 +166,8 @@ def tie_runs(runs, first, shape, reach, mixed):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def number_sets(parent, codes):  # type: ignore[no-untyped-def]
-    """Put labels 1, 2 ... in place of parents, in the order of the roots, and 0 where there is no
-    data; returns how many.
+    """Replace parents by labels 1, 2 ... in the order of the roots, 0 for no data; returns their
+    number.
     """
     count = 0
     for i in range(parent.size):
@@ -181,7 +183,7 @@ def number_sets(parent, codes):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def measure_runs(runs, labels, first, shape, sides, measures):  # type: ignore[no-untyped-def]
-    """Fill in `measures` of each label: pixels, the bits of the `sides` (axis, end) that it
+    """Fill in the `measures` of each label: pixels, flags of the `sides` (axis, end) that it
     touches, code.
     """
     starts, stops, codes = runs
@@ -204,7 +206,7 @@ def measure_runs(runs, labels, first, shape, sides, measures):  # type: ignore[n
 
 @strict_njit
 def _paint(flat, start, stop, value):  # type: ignore[no-untyped-def]
-    """Write `value` from `start` to before `stop`, and maybe a little further."""
+    """Write `value` from `start` to before `stop`, and possibly beyond."""
     at = np.uint64(start)
     for i in range(_SHORT):
         flat[at + np.uint64(i)] = value
@@ -218,7 +220,7 @@ def paint_runs(runs, labels, first, number, lines):  # type: ignore[no-untyped-d
     starts, stops, _ = runs
     height, width = lines.shape
     flat = lines.reshape(-1)
-    # What is near the end is painted pixel by pixel.
+    # Runs near the end are painted pixel by pixel.
     safe = max(0, height - 1 - _SHORT // width)
     for y in range(safe):
         begin = last = y * width
@@ -242,7 +244,7 @@ def paint_runs(runs, labels, first, number, lines):  # type: ignore[no-untyped-d
 
 @strict_njit
 def _note(one, other, runs, seen, pairs, n):  # type: ignore[no-untyped-def]
-    """Note that two runs meet, where one is of a hole; returns how many pairs there are. `runs` are
+    """Record the contact of two runs if one is of a hole; returns the number of pairs. `runs` are
     codes and labels.
     """
     codes, labels = runs
@@ -262,7 +264,7 @@ def _note(one, other, runs, seen, pairs, n):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def _meet(runs, lines, limit, seen, pairs, n):  # type: ignore[no-untyped-def]
-    """Note where the runs of two lines meet, as `_tie` walks along them; `limit` is that of
+    """Record the contacts of the runs of two lines, traversed as in `_tie`; `limit` is that of
     holes.
     """
     starts, stops, met = runs
@@ -283,15 +285,15 @@ def _meet(runs, lines, limit, seen, pairs, n):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def meet_runs(runs, first, shape, reach, known):  # type: ignore[no-untyped-def]
-    """Pairs of labels of holes and of the classes' parts that they meet; notes in `known` what each
-    hole sees.
+    """Pairs of labels of holes and of the parts of classes that they touch; records the
+    surroundings of each hole in `known`.
 
     `runs` are starts, stops and (codes, labels), `reach` is the connectivity of holes. Pairs of
-    holes that are found to be none may be left out, others may come more than once.
+    sets that turn out not to be holes may be missing, others may be repeated.
     """
     starts, stops, met = runs
     layers, rows, width = shape
-    # A step along two lines gives three pairs at most; pages that are not written take no memory.
+    # A step along two lines gives at most three pairs; pages that are not written take no memory.
     pairs = np.empty((starts.size * (7 if layers == 1 else 25) + 1, 2), np.int32)
     seen = (known, np.full(known.size, -1, np.int32))
     n = 0

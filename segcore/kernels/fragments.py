@@ -11,7 +11,7 @@ from maskloom.segcore.kernels.compiling import strict_njit
 
 @strict_njit
 def first_positions(values: Any, count: int) -> Any:
-    """Where each value 1 ... count first stands in the flat array; that of 0 is 0."""
+    """The first position of each value 1 ... count in the flat array; that of 0 is 0."""
     flat = values.ravel()
     found = np.full(count + 1, -1, np.int64)
     found[0] = 0

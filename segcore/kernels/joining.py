@@ -1,8 +1,9 @@
-"""Compiled loops of joining: disjoint sets, and what meets where tiles touch.
+"""Compiled loops of joining: disjoint sets, and contacts between tiles.
 
 The root of a set is always its smallest member. Members have codes: `HOLE`, or numbers from
-`FIRST_CLASS` on. `reach` is the pair of connectivities of holes and of classes: the most axes along
-which neighbours differ (1: faces; 2: edges too, which in images are corners; 3: corners of voxels).
+`FIRST_CLASS` on. `reach` is the pair of connectivities of holes and of classes: the largest number
+of axes along which neighbours differ (1: faces; 2: edges too, which in images are corners; 3:
+corners of voxels).
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ from maskloom.segcore.kernels.compiling import strict_njit
 from maskloom.segcore.kernels.disjoint import unite
 
 HOLE, NO_DATA, FIRST_CLASS = 1, 2, 3
-"""Codes of what may be part of a hole (and what is `seen` by holes that are none), of pixels
-without data, of the first class.
+"""Codes of pixels that may be part of a hole (also the `seen` value of sets that are not holes), of
+pixels without data, and of the first class.
 """
 
 
 @strict_njit
 def both(seen, other):  # type: ignore[no-untyped-def]
-    """What two parts of a hole see around them: nothing yet (0), one class (its code), or anything
-    else (`HOLE`: no hole).
+    """Combine the surroundings of two parts of a hole: nothing yet (0), one class (its code), or
+    anything else (`HOLE`: not a hole).
     """
     if seen == 0:
         return other
-    return seen if other == 0 or other == seen else np.uint16(HOLE)  # noqa: PLR1714  numba compares no mixed tuples
+    # `in (0, seen)` would be a tuple of mixed types, which numba does not compare.
+    return seen if other == 0 or other == seen else np.uint16(HOLE)  # noqa: PLR1714
 
 
 @strict_njit
@@ -41,8 +43,8 @@ def tie_pairs(parent, pairs):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def _contact(one, other, order, nodes, reach, decided):  # type: ignore[no-untyped-def]
-    """Two pixels of different tiles meet that differ along `order` axes: nodes from 1 on, 0 for no
-    node.
+    """Process the contact of two pixels of different tiles that differ along `order` axes: nodes
+    from 1 on, 0 for no node.
     """
     parent, codes, seen = nodes
     if one == 0 or other == 0:
@@ -66,12 +68,12 @@ def _contact(one, other, order, nodes, reach, decided):  # type: ignore[no-untyp
 
 @strict_njit
 def meet_faces(one, other, layout, nodes, reach, decided):  # type: ignore[no-untyped-def]
-    """Join what meets where two tiles touch.
+    """Join nodes that touch across the boundary of two tiles.
 
     `one` and `other`, (lines, pixels), hold the fragments that face each other. `layout` is (number
     of axes along which the tiles differ, node before the first of the one tile, of the other).
-    `nodes` are (parents, codes, what holes have seen); with `decided`, what a hole has seen is what
-    fills it, and it is joined with the classes' parts that it meets.
+    `nodes` are (parents, codes, surroundings of holes); with `decided`, the surroundings of a hole
+    are the class that fills it, and it is joined with the parts of that class that it touches.
     """
     across, one_offset, other_offset = layout
     lines, length = one.shape
@@ -93,7 +95,7 @@ def meet_faces(one, other, layout, nodes, reach, decided):  # type: ignore[no-un
 
 @strict_njit
 def gather_seen(parent, seen):  # type: ignore[no-untyped-def]
-    """Give every member of a flat set what all its members have seen."""
+    """Give every member of a flat set the combined surroundings of its members."""
     for i in range(parent.size):
         seen[parent[i]] = both(seen[parent[i]], seen[i])
     for i in range(parent.size):

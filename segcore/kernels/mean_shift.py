@@ -1,9 +1,9 @@
 """Compiled loops of the joint mean shift. Import only inside functions.
 
-Places are counted from the pixel that shifts, never from the edge of an array, and sums begin anew
-for every window, each lane by itself. So a result is a function of what lies around its pixel, bit
-for bit, whatever tile it is worked out in. Sums of 8-bit numbers are exact for any radius that is
-allowed, of 16-bit numbers up to a radius of 31.
+Positions are relative to the pixel that shifts, not to the edge of an array, and the sums of each
+window start from zero, separately in each lane. So a result depends on the surroundings of its
+pixel only, bit for bit the same in any tile. Sums of 8-bit numbers are exact for any allowed
+radius, of 16-bit numbers up to a radius of 31.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from maskloom.segcore.kernels.simd import (
 )
 
 REST = 0.01
-"""A pixel has come to rest when it shifts by at most this part of either radius."""
+"""A pixel has converged when it shifts by at most this fraction of either radius."""
 _LARGEST = np.float32(3e38)
 
 
 @strict_njit
 def _mean(planes, layout, place, values, radii):  # type: ignore[no-untyped-def]
-    """(how many, mean place, mean values) of the pixels within both radii of a place (y, x) and
+    """(number, mean position, mean values) of the pixels within both radii of a position (y, x) and
     values.
 
-    `layout` is (where the pixel lies that places are relative to, numbers a plane, numbers a row).
+    `layout` is (flat position of the pixel that positions are relative to, numbers per plane,
+    numbers per row).
     """
     at, plane, stride = layout
     near, alike, radius = radii
@@ -73,14 +74,14 @@ def _mean(planes, layout, place, values, radii):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def _shift(planes, layout, values, radii, most_steps):  # type: ignore[no-untyped-def]
-    """(place, values) where a pixel of these values comes to rest, the place relative to the
+    """(position, values) to which a pixel with these values converges, the position relative to the
     pixel.
     """
     place = (np.float32(0), np.float32(0))
     near, alike = np.float32(REST * REST) * radii[0], np.float32(REST * REST) * radii[1]
     for _ in range(most_steps):
         number, new_place, new_values = _mean(planes, layout, place, values, radii)
-        # The window round a mean can be empty: its points may lie near in place or in value, but
+        # The window around a mean can be empty: points may be near in position or in value, but
         # none in both.
         if number == 0:
             break
@@ -96,13 +97,13 @@ def _shift(planes, layout, values, radii, most_steps):  # type: ignore[no-untype
 
 @strict_njit
 def shift_pixels(planes, layout, radii, most_steps, like, modes):  # type: ignore[no-untyped-def]
-    """Set `modes` (2 + channels, rows, columns) to (y, x, values) where each pixel comes to rest, y
-    and x relative to the pixel.
+    """Set `modes` (2 + band, y, x) to the end (y, x, values) of each pixel's path, y and x relative
+    to the pixel.
 
-    `planes` are float32, flat, NaN in all channels where a pixel takes no part, with such a margin
-    all round that every window lies inside. `layout` is (place of the first pixel, numbers a plane,
-    numbers a row); `radii` are float32: spatial squared, range squared, spatial; `like` holds a
-    float32 for each channel.
+    `planes` are float32, flat, NaN in all channels of ignored pixels, with a margin that contains
+    every window. `layout` is (flat position of the first pixel, numbers per plane, numbers per
+    row); `radii` are float32: spatial squared, range squared, spatial; `like` holds a float32 for
+    each channel.
     """
     origin, plane, stride = layout
     for row in range(modes.shape[1]):
@@ -121,8 +122,8 @@ def shift_pixels(planes, layout, radii, most_steps, like, modes):  # type: ignor
 
 @strict_njit
 def _weight(modes, one, other, radii):  # type: ignore[no-untyped-def]
-    """The larger of the squared distances in space and in values, in squared radii; infinite where
-    a pixel takes no part.
+    """The larger of the squared distances in space and in values, in squared radii; infinite for
+    ignored pixels.
     """
     (row, column), (next_row, next_column) = one, other
     if math.isnan(modes[2, row, column]) or math.isnan(modes[2, next_row, next_column]):
@@ -138,8 +139,8 @@ def _weight(modes, one, other, radii):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def weigh_edges(modes, radii, right, down):  # type: ignore[no-untyped-def]
-    """Set the weights of the edges from each pixel to the right and down; infinite where `modes`
-    ends.
+    """Set the weights of the edges from each pixel to the right and down; infinite at the end of
+    `modes`.
     """
     for row in range(right.shape[0]):
         for column in range(right.shape[1]):

@@ -1,7 +1,7 @@
 """Compiled loops that measure objects.
 
-Whole numbers are exact. Sums of floating-point numbers are kept as pairs (double-double, after
-Dekker 1971 and Knuth), where each addition keeps what rounding would take away.
+Integers are exact. Sums of floating-point numbers are pairs (double-double, after Dekker 1971 and
+Knuth) that preserve the rounding error of each addition.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from maskloom.segcore.kernels.compiling import strict_njit
 
 _LOW = np.uint64(2**32 - 1)
 _SPLITTER = 134217729.0
-"""2**27 + 1: cuts a float64 into halves whose products are exact (Veltkamp)."""
+"""2**27 + 1: splits a float64 into halves whose products are exact (Veltkamp)."""
 
 
 @strict_njit
@@ -94,8 +94,8 @@ def count_faces(labels: Any, faces: Any) -> None:
 
 @strict_njit
 def mark_borders(labels: Any, marks: Any) -> None:
-    """Mark the pixels that have a neighbour of another label at one of their sides. `marks` leaves
-    out the outermost pixels of `labels`.
+    """Mark the pixels with a neighbour of another label at one of their sides. `marks` lacks the
+    outermost pixels of `labels`.
     """
     for y in range(marks.shape[0]):
         above, here, below = labels[y], labels[y + 1], labels[y + 2]
@@ -155,7 +155,7 @@ def add_integers(values: Any, pixels: Any, counts: Any, sums: Any, squares: Any)
 
 @strict_njit
 def _two_sum(a: Any, b: Any) -> Any:
-    """A sum and what its rounding took away; nothing where it is infinite or no number."""
+    """A sum and its rounding error; 0 if the sum is infinite or NaN."""
     total = a + b
     part = total - a
     rest = (a - (total - part)) + (b - part)
@@ -164,7 +164,7 @@ def _two_sum(a: Any, b: Any) -> Any:
 
 @strict_njit
 def _two_product(a: Any, b: Any) -> Any:
-    """A product and what its rounding took away; nothing where that cannot be told."""
+    """A product and its rounding error; 0 if that cannot be determined."""
     product = a * b
     c, d = _SPLITTER * a, _SPLITTER * b
     a1, b1 = c - (c - a), d - (d - b)
@@ -234,7 +234,7 @@ def spread_of_pairs(counts: Any, sums: Any, squares: Any, out: Any) -> None:
             )
             scaled, product = _multiply_pair(count, square), _multiply_pair(total, total)
             difference, _ = _add_pair(scaled, (-product[0], -product[1]))
-            # max() might hide what is no number.
+            # max() might hide NaN.
             out[i, band] = (
                 np.nan if np.isnan(difference) else np.sqrt(max(difference, 0.0)) / count[0]
             )

@@ -189,20 +189,22 @@ def hash_places(parents, first, hashes):  # type: ignore[no-untyped-def]
 
 
 @strict_njit
-def draw(valid, rows, first, limit, lots):  # type: ignore[no-untyped-def]
-    """Lots of the valid pixels (y, x) that are at most `limit`: (hashes, flat positions) into
-    `lots`; returns how many. `rows` are the hashes of the rows, `first` is the first column.
+def draw(valid, rows, first, limit, found):  # type: ignore[no-untyped-def]
+    """Write the priorities of the valid pixels (y, x) that are at most `limit` to `found`: (hashes,
+    flat positions). `rows` are the hashes of the rows, `first` is the first column.
+
+    Returns their number, or -1 if it exceeds the size of `found`.
     """
-    hashes, places = lots
+    hashes, places = found
     n = 0
     for y in range(valid.shape[0]):
         row = rows[y]
         for x in range(valid.shape[1]):
-            lot = splitmix(row ^ np.uint64(first + x))
-            if valid[y, x] and lot <= limit:
+            priority = splitmix(row ^ np.uint64(first + x))
+            if valid[y, x] and priority <= limit:
                 if n == hashes.size:
                     return -1
-                hashes[n] = lot
+                hashes[n] = priority
                 places[n] = y * valid.shape[1] + x
                 n += 1
     return n
@@ -284,8 +286,8 @@ def _best_class(colour, scorer, diagonal):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def label_colours(pixels, scorer, diagonal, memo, out):  # type: ignore[no-untyped-def]
-    """Classes of a (y, x, 3) uint8 block from `memo` (class + 1 by Morton code, 0: not known yet,
-    found out when met).
+    """Classes of a (y, x, 3) uint8 block from `memo` (class + 1 by Morton code; 0: not
+    computed yet, filled on first use).
     """
     for y in range(pixels.shape[0]):
         for x in range(pixels.shape[1]):

@@ -3,8 +3,8 @@
 A crack is a side of a pixel whose neighbour there has another label. Cracks have the direction in
 which their pixel lies to the right on a screen (rows downwards): 0 along the top of the pixel to
 the right, 1 down its right side, 2 along its bottom to the left, 3 up its left side. A place is row
-* 2**30 + column of a corner between pixels; a vertex is 2 * place, plus 1 where the outline may
-touch itself there.
+* 2**30 + column of a corner between pixels; a vertex is 2 * place, plus 1 if the outline may touch
+itself there.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def _next(labels: Any, y: Any, x: Any, direction: Any) -> Any:
     """The crack that follows that of pixel (y, x), and whether another part of the object touches
     the corner between them.
 
-    Parts of an object hold together by the sides of pixels, so an outline never goes over to a
-    pixel that is met at a corner only.
+    Parts of an object are connected by sides of pixels, so an outline never continues at a pixel
+    that touches only at a corner.
     """
     label, outward = labels[y, x], (direction + 3) & 3
     ahead_y, ahead_x = y + _DOWN[direction], x + _ACROSS[direction]

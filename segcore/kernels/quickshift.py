@@ -1,12 +1,13 @@
 """Compiled loops of quick shift.
 
-Densities are sums over a window about each pixel. The weight of a pair of pixels is the same seen
-from either, so it is worked out once, for whole rows of pairs at a time so that the loops run over
-the processor's vectors, and added to both. A pixel's terms still come in an order that depends on
-their offsets alone: the rows above from the farthest to the nearest, its own, the rows below from
-the nearest to the farthest. So its density has the same bits in every tile that sees its window.
+Densities are sums over a window around each pixel. The weight of a pair of pixels is symmetric, so
+it is computed once, for whole rows of pairs at a time so that the loops vectorise, and added to
+both. The order of a pixel's terms depends on their offsets only: the rows above from the farthest
+to the nearest, its own row, the rows below from the nearest to the farthest. So its density has the
+same bits in every tile that contains its window.
 
-Invalid pixels have infinite colours: their weight in any sum is e**-700, which no density notices.
+Invalid pixels have infinite colours: their weight in any sum is e**-700, which does not change a
+density.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _NOISE = 1e-5
 _LOG2_E = 1 / math.log(2)
 _LN_2_HIGH, _LN_2_LOW = 0.693147180369123816490, 1.90821492927058770002e-10
 _ROUND = 1.5 * 2.0**52
-"""Adding this leaves the nearest whole number in the low bits of a double."""
+"""Adding this leaves the nearest integer in the low bits of a double."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba has no types
@@ -40,8 +41,8 @@ def _fused(context: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ARG001  numba 
 
 @strict_njit
 def _exp(x):  # type: ignore[no-untyped-def]
-    """e**x for x <= 700, and e**-700 below -700, to the last bit but one; without branches so that
-    loops over it run on vectors.
+    """e**x for x <= 700, and e**-700 below -700, accurate to the second last bit; without branches,
+    so that loops vectorise.
     """
     x = max(x, -700.0)
     shifted = _fused(x, _LOG2_E, _ROUND)
@@ -69,7 +70,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def _linearise(values):  # type: ignore[no-untyped-def]
-    """Set values of sRGB to the light behind them (IEC 61966-2-1)."""
+    """Convert values of sRGB to linear light (IEC 61966-2-1)."""
     for x in range(values.size):
         value = values[x]
         curved = _exp(2.4 * _log((max(value, 0.04) + 0.055) / 1.055))
@@ -78,8 +79,8 @@ def _linearise(values):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def _adapt(values, white):  # type: ignore[no-untyped-def]
-    """Set values of CIE XYZ to their cube roots relative to white, with the straight part of CIE
-    Lab near black.
+    """Convert values of CIE XYZ to cube roots relative to white, with the linear part of CIE Lab
+    near black.
     """
     for x in range(values.size):
         light = values[x] / white
@@ -89,8 +90,8 @@ def _adapt(values, white):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def convert_to_lab(planes):  # type: ignore[no-untyped-def]
-    """Set (3, y, x) planes of sRGB from 0 to 1 to CIE Lab (D65, 2 degrees), with the constants of
-    scikit-image.
+    """Convert (3, y, x) planes of sRGB from 0 to 1 to CIE Lab (D65, 2 degrees), with the constants
+    of scikit-image.
     """
     for y in range(planes.shape[1]):
         red, green, blue = planes[0, y], planes[1, y], planes[2, y]
@@ -114,11 +115,10 @@ def convert_to_lab(planes):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def fill_noise(corner, seed, noise):  # type: ignore[no-untyped-def]
-    """Noise of the pixels from `corner` (row, column of the raster) on: normal to the eye, its
-    place and `seed` decide it.
+    """Fill in the noise of the pixels from `corner` (row, column of the raster) on: approximately
+    normal, determined by position and `seed`.
 
-    The sum of twelve even draws has variance 1 (Irwin and Hall); whole numbers keep it free of
-    rounding.
+    The sum of twelve uniform draws has variance 1 (Irwin and Hall); integers avoid rounding.
     """
     low = np.uint64(0xFFFFFFFF)
     salt = splitmix(np.uint64(seed))
@@ -139,12 +139,11 @@ def fill_noise(corner, seed, noise):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def _weigh_colours(planes, here, there, space, factor, weights):  # type: ignore[no-untyped-def]
-    """Weights of the pairs of pixels from `here` and from `there` (row, column) on, `space` being
+    """Weights of the pairs of pixels from `here` and from `there` (row, column) on; `space` is
     their squared distance in space.
     """
     n = weights.size
-    # Rows that the compiler knows to be contiguous, counted from 0: else it makes no use of
-    # vectors.
+    # Rows that the compiler knows to be contiguous, from 0 on; otherwise it does not vectorise.
     a, b, c = (
         planes[0, here[0]][here[1] :],
         planes[1, here[0]][here[1] :],
@@ -162,7 +161,7 @@ def _weigh_colours(planes, here, there, space, factor, weights):  # type: ignore
 
 @strict_njit
 def _weigh_bands(planes, here, there, space, factor, weights):  # type: ignore[no-untyped-def]
-    """The same for any number of bands."""
+    """As `_weigh_colours`, for any number of bands."""
     n = weights.size
     for x in range(n):
         weights[x] = 0.0
@@ -186,8 +185,8 @@ def add_densities(planes, densities, inner, width, factor):  # type: ignore[no-u
     """Add to the densities of the pixels of `inner` (top, left, bottom, right) the weights
     exp(factor · distance²) of their windows.
 
-    `planes` (band, y, x) and `densities` (y, x) cover `inner` and `width` pixels around it where
-    there are any. Outside `inner` the densities come out incomplete.
+    `planes` (band, y, x) and `densities` (y, x) cover `inner` and up to `width` pixels around it.
+    Densities outside `inner` are incomplete.
     """
     top, left, bottom, right = inner
     bands, height, across = planes.shape
@@ -215,13 +214,13 @@ def add_densities(planes, densities, inner, width, factor):  # type: ignore[no-u
 
 @strict_njit
 def find_parents(planes, densities, core, offsets, max_dist, parents):  # type: ignore[no-untyped-def]
-    """Set `parents` (flat places) of the pixels of `core` (top, left, bottom, right); roots are
-    their own.
+    """Set `parents` (flat positions) of the pixels of `core` (top, left, bottom, right); roots are
+    their own parents.
 
-    Pixels of density -inf are invalid: they get no parent and are nobody's. `offsets` are rows (dy²
-    + dx², dy, dx) by ascending distance. As in scikit-image the nearest denser pixel is the parent,
-    the first of equally near ones in row order. No farther offset can win once the distance in
-    space alone is greater than the nearest found.
+    Pixels with density -inf are invalid: they have no parent and no children. `offsets` are rows
+    (dy² + dx², dy, dx) by ascending distance. As in scikit-image the nearest denser pixel is the
+    parent, the first of equally near ones in row order. No farther offset can win once the distance
+    in space alone is greater than the nearest found.
     """
     top, left, bottom, right = core
     bands, height, across = planes.shape
@@ -253,11 +252,11 @@ def find_parents(planes, densities, core, offsets, max_dist, parents):  # type: 
 
 @strict_njit
 def number_trees(parents, values):  # type: ignore[no-untyped-def]
-    """Write to `values`, which holds zeros, the number of each pixel's tree, from 1 on in the row
-    order of their first pixels.
+    """Write the number of each pixel's tree to `values`, which contains zeros, from 1 on in the row
+    order of the trees' first pixels.
 
-    A tree ends in a pixel that is its own parent, or in one whose parent is unknown (-1). Pixels of
-    unknown parent are numbered only where a chain ends in them.
+    A tree ends in a pixel that is its own parent, or in one with unknown parent (-1). Pixels with
+    unknown parent are numbered only if a chain ends in them.
     """
     flat, numbers = parents.ravel(), values.ravel()
     count = 0

@@ -1,4 +1,4 @@
-"""Compiled loops of regions from edge weights (`regions.py`, which says what is done and why)."""
+"""Compiled loops of regions from edge weights; `segcore.objects.regions` explains the method."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _NO_EDGE = np.uint32(np.float32(np.inf).view(np.uint32))
 
 @strict_njit
 def label_joined(right, down, valid, labels):  # type: ignore[no-untyped-def]
-    """Number the sets of valid pixels that edges below 1 join, from 1 in the order of their first
-    pixels; their sizes ([0] is 0).
+    """Number the sets of valid pixels joined by edges below 1, from 1 in the order of their first
+    pixels; returns their sizes ([0] is 0).
     """
     rows, columns = labels.shape
     parents = np.empty(rows * columns, np.int32)
@@ -52,11 +52,11 @@ def _may_merge(bits, one, other, sizes, least):  # type: ignore[no-untyped-def]
 @strict_njit
 def merging_edges(right, down, labels, sizes, least):  # type: ignore[no-untyped-def]
     """Keys of the edges inside the tile between two sets of which one is smaller than `least`, in
-    the order of their places.
+    the order of their positions.
 
-    `right` and `down` are the weights' bits as uint32, which are ordered as the weights are. A key
-    is the bits in the upper half and the edge's place in the lower: twice the pixel, one more for
-    the edge down.
+    `right` and `down` are the bits of the weights as uint32, which have the order of the weights. A
+    key has the bits in the upper half and the position of the edge in the lower: twice the pixel,
+    plus one for the edge down.
     """
     rows, columns = labels.shape
     keys = np.empty(0, np.uint64)
@@ -87,11 +87,12 @@ def merging_edges(right, down, labels, sizes, least):  # type: ignore[no-untyped
 
 @strict_njit
 def merge_small(keys, labels, least, sets, events, members):  # type: ignore[no-untyped-def]
-    """Merge what is certain along the sorted `keys`, and note the events that joining must replay.
+    """Perform the certain mergers along the sorted `keys`, and record the events that joining must
+    replay.
 
     `sets` is (parents, sizes, leaves) by label; leaves is 0 for closed sets and becomes the leaf of
     sets that events touch. `events` is (keys, leaf, other leaf), `members` (labels, sizes) of each
-    leaf, all long enough. Gives the numbers of events and of leaves.
+    leaf, all long enough. Returns the numbers of events and of leaves.
     """
     parents, sizes, leaves = sets
     event_keys, ones, others = events
@@ -143,8 +144,8 @@ def number_sets(parents):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def replay(ones, others, sure, sizes, least):  # type: ignore[no-untyped-def]
-    """Merge leaves along sorted edges: always where `sure`, else where one side is smaller than
-    `least`; the set of each leaf.
+    """Merge leaves along sorted edges: always if `sure`, otherwise if one side is smaller than
+    `least`; returns the set of each leaf.
     """
     parents = np.arange(sizes.size)
     for i in range(ones.size):

@@ -216,7 +216,7 @@ def at_most(_typing: Any, lanes: Any, limit: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def logical_and(_typing: Any, one: Any, other: Any) -> Any:
-    """The lanes that are chosen in both."""
+    """The lanes that are True in both."""
     return _choice(one, other), _generator(lambda builder, arguments: builder.and_(*arguments))
 
 

@@ -1,7 +1,7 @@
 """Compiled loops of the watershed.
 
-All comparisons are between whole squares, their roots and places relative to one another, so an
-object comes out the same wherever the block that holds it begins.
+All comparisons are between integer squares, their roots and relative positions, so an object is the
+same wherever its block begins.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from maskloom.segcore.kernels.compiling import strict_njit
 from maskloom.segcore.kernels.disjoint import root_of
 
 _LENGTHS = np.array([0.0, 1.0, 2.0**0.5, 3.0**0.5])
-"""Length of a step, by the number of axes that it goes along."""
+"""Length of a step, by the number of axes along which it moves."""
 
 
 @strict_njit
@@ -22,9 +22,9 @@ def squared_distances(classes: Any, reach: Any, out: Any) -> None:
     """Squared Euclidean distance of each pixel to the nearest of another class, at most reach**2; 0
     where the class is 0.
 
-    `classes` and `out` are (z, y, x) arrays; images are volumes of one plane. What is outside the
-    array is unknown and no bound. Each plane alone first, then across the planes outwards until
-    nothing nearer can come (after Saito and Toriwaki 1994, bounded).
+    `classes` and `out` are (z, y, x) arrays; images are volumes of one plane. Pixels outside the
+    array are unknown and give no bound. First within each plane, then across planes, outwards until
+    no nearer pixel is possible (after Saito and Toriwaki 1994, bounded).
     """
     for z in range(classes.shape[0]):
         _distances_in_plane(classes[z], reach, out[z])
@@ -48,7 +48,7 @@ def squared_distances(classes: Any, reach: Any, out: Any) -> None:
 
 @strict_njit
 def _distances_in_plane(classes: Any, reach: Any, out: Any) -> None:
-    """`squared_distances` in one plane: columns first, then along the rows outwards."""
+    """`squared_distances` in one plane: first along columns, then along rows, outwards."""
     height, width = classes.shape
     column = np.empty((height, width), np.int32)
     for y in range(height):
@@ -76,7 +76,7 @@ def _distances_in_plane(classes: Any, reach: Any, out: Any) -> None:
 
 @strict_njit
 def descending(squares: Any, highest: Any) -> Any:
-    """Flat places of the pixels above 0, the highest first, equals in C order. No pixel exceeds
+    """Flat positions of the pixels above 0, the highest first, equals in C order. No pixel exceeds
     `highest`.
     """
     flat = squares.ravel()
@@ -96,8 +96,8 @@ def descending(squares: Any, highest: Any) -> Any:
 
 @strict_njit
 def _reached(classes: Any, basins: Any, place: Any, near: Any, axes: Any) -> Any:
-    """How many neighbours of a pixel have its class and a basin already; in C order their flat
-    places in `near`, and the number of axes along which they differ from it in `axes`.
+    """The number of neighbours of a pixel with its class and already a basin; their flat positions
+    in C order in `near`, and the number of axes along which they differ from it in `axes`.
     """
     depth, height, width = classes.shape
     z, rest = place // (height * width), place % (height * width)
@@ -116,8 +116,8 @@ def _reached(classes: Any, basins: Any, place: Any, near: Any, axes: Any) -> Any
 
 @strict_njit
 def _united(squares: Any, basins: Any, roots: Any, pass_height: Any, prominence: Any) -> Any:
-    """Unite two basins that meet at a pass unless both rise enough above it; the root that the
-    first has now.
+    """Unite two basins that meet at a pass unless both rise enough above it; returns the new root
+    of the first.
     """
     one, other = roots
     if min(squares[one], squares[other]) ** 0.5 - pass_height >= prominence:

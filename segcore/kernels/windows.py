@@ -1,9 +1,9 @@
 """Compiled loops of window statistics.
 
-All take the places along each axis of the array that the padded array repeats, so that borders are
-reflected without a copy; the padded array reaches one radius beyond the output on all sides. What
-they find for a pixel depends on its window alone, to the last bit: sums of whole numbers are exact,
-sums of floats run in an order that is fixed relative to the pixel, and medians are values.
+All take, for each axis, the positions in the array of the padded positions, so that borders are
+reflected without a copy; the padded array extends one radius beyond the output on all sides. The
+result for a pixel depends on its window only, to the last bit: sums of integers are exact, sums of
+floats have an order that is fixed relative to the pixel, and medians are values.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from maskloom.segcore.kernels.compiling import strict_njit
 
 _STRIP = 512
-"""Columns that are worked on together, so that their sums and histograms stay in the processor's
+"""Number of columns processed together, so that their sums and histograms stay in the processor's
 cache.
 """
 _SQUARE, _CUBE = 64, 24
@@ -25,7 +25,7 @@ _WORD = 64
 
 @strict_njit
 def box_sums(values, rows, columns, out):  # type: ignore[no-untyped-def]
-    """Sums of whole numbers over square windows by running sums."""
+    """Sums of integers over square windows, by running sums."""
     span = rows.size - out.shape[0]
     column = np.zeros(values.shape[1], np.int64)
     for i in range(span):
@@ -108,8 +108,8 @@ def _catch_up(group, columns_fine, state, x):  # type: ignore[no-untyped-def]
 
 @strict_njit
 def _level_at(position, coarse, columns_fine, state, x):  # type: ignore[no-untyped-def]
-    """The level that holds the value at this position in the order of the window that begins at
-    column x of the strip.
+    """The level of the value at this position in the sorted window that begins at column x of the
+    strip.
     """
     passed, group = 0, 0
     while passed + coarse[group] <= position:
@@ -125,7 +125,7 @@ def _level_at(position, coarse, columns_fine, state, x):  # type: ignore[no-unty
 
 @strict_njit
 def _count_row(values, usable, columns, step, histograms):  # type: ignore[no-untyped-def]
-    """Add a row's usable values to the histograms of its columns, or take them out."""
+    """Add the usable values of a row to the histograms of its columns, or remove them."""
     fine, coarse = histograms
     for j in range(columns.size):
         x = columns[j]
@@ -139,7 +139,7 @@ def medians_of_bytes(values, usable, rows, columns, out):  # type: ignore[no-unt
     """Medians of the usable uint8 values of square windows, 0 where there are none.
 
     A histogram for each column, and one for the window that is their running sum; of that only the
-    16 levels about the median are kept up to date (Perreault and Hébert 2007).
+    16 levels around the median are kept up to date (Perreault and Hébert 2007).
     """
     span = rows.size - out.shape[0]
     columns_fine, columns_coarse = (
@@ -182,8 +182,8 @@ def medians_of_bytes(values, usable, rows, columns, out):  # type: ignore[no-unt
 
 @strict_njit
 def _rank_at(members, counts, word, before, position):  # type: ignore[no-untyped-def]
-    """The rank of the member at this position in order; there are `before` members below `word`,
-    where the search begins.
+    """The rank of the member at this position in order; there are `before` members below `word`, at
+    which the search begins.
     """
     while before > position:
         word -= 1
@@ -243,7 +243,7 @@ def _medians_of_ranks(ranks, ordered, spans, out):  # type: ignore[no-untyped-de
 
 @strict_njit
 def _sorted_patch(values, usable, planes, rows, columns):  # type: ignore[no-untyped-def]
-    """Ranks of the usable values at these places (-1: not usable), and the values in order."""
+    """Ranks of the usable values at these positions (-1: not usable), and the values in order."""
     ranks = np.full((planes.size, rows.size, columns.size), -1, np.int64)
     flat = ranks.ravel()
     found, places = np.empty(flat.size), np.empty(flat.size, np.int64)

@@ -14,20 +14,20 @@ __all__ = [
 
 
 def mask_writer(name: str, objects: int = 0) -> MaskWriter:
-    """The writer of this name, or that of TIFF where masks of this one cannot tell so many objects
-    apart.
+    """The writer with this name, or that of TIFF if its masks cannot hold this number of
+    objects.
     """
     writer = MASKS[name]
     return writer if objects <= writer.most_objects else MASKS["cog"]
 
 
 def mask_endings() -> set[str]:
-    """What the names of masks of all writers, and of files beside them, add to the id of an
-    image.
+    """The endings of the names of masks of all writers, and of files beside them, after the id of
+    an image.
     """
     return {writer.suffix + ending for writer in MASKS.values() for ending in ("", *writer.beside)}
 
 
 def beside_endings() -> set[str]:
-    """What the names of files beside masks add to the mask's name."""
+    """The endings of the names of files beside masks, after the name of the mask."""
     return {ending for writer in MASKS.values() for ending in writer.beside}

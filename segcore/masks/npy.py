@@ -1,7 +1,7 @@
-"""Masks as arrays of NumPy: how masks of images and volumes that came as arrays are written.
+"""Masks as NumPy arrays, for images and volumes that were read from such arrays.
 
-A voxel's value is its class id, or the id of its object. The names of the classes are in a JSON
-file beside the mask.
+The value of a pixel is its class id, or the id of its object. The names of the classes are in a
+JSON file beside the mask.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _TYPES = ("uint8", "uint16", "uint32")
 
 @dataclass(frozen=True, slots=True)
 class NpyMasks:
-    """Arrays of NumPy, (y, x) or (z, y, x) as their sources: uint8 or uint16 with the nodata label
-    of the class table, or ids of objects as uint32.
+    """NumPy arrays, (y, x) or (z, y, x) like the image: uint8 or uint16 with the nodata label of
+    the class table, or ids of objects as uint32.
     """
 
     suffix: str = ".npy"
@@ -65,7 +65,7 @@ class NpyMasks:
         classes: ClassTable,
         tile_shape: Shape,
     ) -> PublishedMask:
-        """The array, written slab by slab, and beside a mask of classes their names; see
+        """Write the array slab by slab, and beside a mask of classes their names; see
         `MaskWriter.publish`. The compressed blocks are held in memory.
         """
         grid = Grid(spec.shape, tile_shape)
@@ -95,7 +95,7 @@ MASKS.register("npy")(NpyMasks())
 
 
 def _collected(blocks: Iterable[EncodedBlock], spec: RasterSpec, grid: Grid) -> dict[Shape, bytes]:
-    """The payloads of all tiles by their index."""
+    """The payloads of all tiles by index."""
     payloads: dict[Shape, bytes] = {}
     for block in blocks:
         if payloads.setdefault(block.index, block.payload) != block.payload:
@@ -113,7 +113,7 @@ def _collected(blocks: Iterable[EncodedBlock], spec: RasterSpec, grid: Grid) -> 
 
 
 def _dtype(payload: bytes, tile: Tile, spec: RasterSpec) -> np.dtype[Any]:
-    """The type of the labels in a payload, by their bytes."""
+    """The type of the labels in a payload, from its size."""
     size = len(zlib.decompress(payload))
     types = {tile.core.size * np.dtype(name).itemsize: np.dtype(name) for name in _TYPES}
     if size not in types:
@@ -127,7 +127,7 @@ def _dtype(payload: bytes, tile: Tile, spec: RasterSpec) -> np.dtype[Any]:
 def _slabs(
     payloads: dict[Shape, bytes], spec: RasterSpec, grid: Grid, dtype: np.dtype[Any]
 ) -> Iterator[NDArray[Any]]:
-    """The labels of all tiles with the same place along the first axis, in order."""
+    """The labels of all tiles with the same index along the first axis, in order."""
     for _, tiles in groupby(grid, lambda tile: tile.index[0]):
         slab = np.empty(0, dtype)
         for tile in tiles:

@@ -1,11 +1,11 @@
-"""Masks as PNG: how the masks of photos and other plain pictures are written.
+"""Masks as PNG, for photos and similar pictures.
 
-A pixel's value is its class id. Up to 255 classes make a palette PNG that any viewer shows in the
-colours of the class table; more classes, and object masks, make a 16-bit greyscale PNG. The text
-chunk `classes` holds the names of the classes.
+The value of a pixel is its class id. Masks of up to 255 classes are palette PNGs that any viewer
+shows in the colours of the class table; masks of more classes, and of objects, are 16-bit greyscale
+PNGs. The text chunk `classes` holds the names of the classes.
 
-PNG has no blocks, so the labels are put together in memory; the readers of such pictures hold them
-whole too.
+PNG has no blocks, so the labels are assembled in memory; readers of such pictures hold them in
+memory too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PngMasks:
-    """Palette PNG, or 16-bit greyscale where 8 bits do not hold the labels."""
+    """Palette PNG, or 16-bit greyscale if the labels need more than 8 bits."""
 
     suffix: str = ".png"
     beside: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class PngMasks:
         classes: ClassTable,
         tile_shape: Shape,
     ) -> PublishedMask:
-        """One file, which holds colours and names; see `MaskWriter.publish`."""
+        """Write one file with colours and names; see `MaskWriter.publish`."""
         with store.writing(name) as out:
             self.write(blocks, spec, classes, out, tile_shape)
         return PublishedMask({"": out.artefact})
@@ -92,7 +92,9 @@ MASKS.register("png")(PngMasks())
 def _joined(
     blocks: Iterable[EncodedBlock], spec: RasterSpec, grid: Grid
 ) -> tuple[NDArray[np.integer], str]:
-    """The labels of the whole image, ids of objects as uint16, and the type that they came in."""
+    """The labels of the whole image, with ids of objects as uint16, and the type of the encoded
+    labels.
+    """
     payloads: dict[Shape, bytes] = {}
     for block in blocks:
         if payloads.setdefault(block.index, block.payload) != block.payload:
@@ -149,6 +151,6 @@ def _save(labels: NDArray[np.integer], classes: ClassTable | None, out: Sink) ->
         palette = np.zeros((256, 3), np.uint8)
         palette[: len(classes.colours)] = np.array(classes.colours, np.uint8).reshape(-1, 3)
         image.putpalette(palette.tobytes())
-    # Run lengths suit labels: about the size of zlib's level 4 at the speed of level 1, and steady
-    # on noisy masks.
+    # Run lengths suit labels: about the size of zlib level 4 at the speed of level 1, also on noisy
+    # masks.
     image.save(cast("IO[bytes]", out), "PNG", compress_type=zlib.Z_RLE, **options)

@@ -1,9 +1,9 @@
 """Mask writers: how labels of tiles become the files of a mask.
 
 A mask is written in two steps so that many processes can work on one. `MaskWriter.encode` turns the
-labels of one tile into finished, compressed `EncodedBlock`s, wherever the tile was segmented;
-`MaskWriter.publish` puts the blocks of all tiles into a store without seeing a whole image: as one
-file, with small ones beside it, or as a folder.
+labels of one tile into compressed `EncodedBlock`s, on the worker that segmented it;
+`MaskWriter.publish` writes the blocks of all tiles to a store without holding the whole image: as
+one file, with small ones beside it, or as a folder.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EncodedBlock:
-    """A finished part of a mask, and its place."""
+    """A finished part of a mask and its position."""
 
     level: int
     """0: full resolution; each further level halves it."""
     index: Shape
     """Position among the blocks of its level, along each axis."""
     payload: bytes
-    """Compressed labels, as the writer puts them into its file."""
+    """Compressed labels, as they are in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class PublishedMask:
     """The files of a mask."""
 
     files: Mapping[str, Artefact]
-    """By what their names add to the mask's name: nothing for a mask of one file, `/zarr.json` for
-    a file of a folder, `.aux.xml` for a file beside the mask.
+    """By the ending that follows the name of the mask: empty for a mask of one file, `/zarr.json`
+    for a file of a folder, `.aux.xml` for a file beside the mask.
     """
 
     @property
@@ -68,22 +68,22 @@ class MaskWriter(Protocol):
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """What names of files beside a mask add to its name."""
+        """Endings of the names of files beside a mask, after its name."""
         ...
 
     @property
     def most_objects(self) -> int:
-        """Number of objects that a mask can tell apart."""
+        """Largest number of objects in a mask."""
         ...
 
     def encode(
         self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_shape: Shape
     ) -> list[EncodedBlock]:
-        """The finished blocks of the mask that the core of one tile holds.
+        """The finished blocks of the mask in the core of one tile.
 
-        `labels` covers the core; `uint32` is for ids of objects alone. Cores start at multiples of
-        `tile_shape`, so no block ever belongs to two tiles. Raises `ValueError` where masks cannot
-        be cut into such tiles.
+        `labels` (y, x) or (z, y, x) covers the core; `uint32` is for ids of objects only. Cores
+        start at multiples of `tile_shape`, so no block belongs to two tiles. Raises `ValueError` if
+        masks cannot be cut into such tiles.
         """
         ...
 
@@ -98,10 +98,10 @@ class MaskWriter(Protocol):
     ) -> PublishedMask:
         """Write the mask of a whole image from the blocks of all its tiles, given in any order.
 
-        Each file is called `name` and what it adds to it (`PublishedMask.files`). Memory does not
-        grow with the image, unless its reader holds it whole too. Raises `RunError` where a block
-        is missing or does not belong to the image, and `FormatError` where the image has more
-        objects than such a mask can tell apart.
+        The name of each file is `name` and its ending (`PublishedMask.files`). Memory does not grow
+        with the image, unless its reader holds it in memory too. Raises `RunError` if a block is
+        missing or does not belong to the image, and `FormatError` if the image has more than
+        `most_objects` objects.
         """
         ...
 

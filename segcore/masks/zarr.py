@@ -1,8 +1,8 @@
 """Masks as Zarr arrays of version 3: a folder with one file per chunk, of any number of axes.
 
-Chunks are compressed on the workers and stored as they come, so a mask of any size takes the memory
-of a chunk. The fill value is the nodata label, but all chunks are stored: a lost one shows in the
-digest of the folder. Names and colours of the classes are attributes of the array.
+Chunks are compressed on the workers and stored one by one, so a mask of any size needs the memory
+of a chunk. The fill value is the nodata label, but all chunks are stored, so the digest of the
+folder reveals a lost one. Names and colours of the classes are attributes of the array.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ZarrMasks:
         classes: ClassTable,
         tile_shape: Shape,
     ) -> PublishedMask:
-        """A folder of chunks; see `MaskWriter.publish`."""
+        """Write a folder of chunks; see `MaskWriter.publish`."""
         chunk = chunk_shape(tile_shape)
         missing, dtype = {part.index for part in Grid(spec.shape, chunk)}, ""
         files: dict[str, Artefact] = {}
@@ -113,7 +113,9 @@ def chunk_shape(tile_shape: Shape) -> Shape:
 
 
 def _compress(labels: NDArray[np.integer], chunk: Shape) -> bytes:
-    """One chunk, filled up at the border. Blosc packs labels three times smaller than Zstandard."""
+    """One compressed chunk, padded at the border. Blosc compresses labels three times better than
+    Zstandard.
+    """
     import imagecodecs
 
     if labels.shape != chunk:
@@ -142,7 +144,7 @@ def _dtype(block: EncodedBlock, spec: RasterSpec, chunk: Shape) -> str:
 
 
 def _filling(dtype: str) -> int:
-    """The label of pixels that are not there: background of object masks, else no data."""
+    """The label of padding: background in object masks, otherwise no data."""
     return 0 if dtype == "uint32" else int(np.iinfo(dtype).max)
 
 

@@ -154,8 +154,8 @@ def auto_bandwidth(
     as red, green and blue is clustered as grey.
     """
     mass = np.cumsum(weights)
-    lots = (np.arange(_SUBSET) + np.random.default_rng(seed).random(_SUBSET)) / _SUBSET * mass[-1]
-    subset = values[:, np.searchsorted(mass, lots, side="right").clip(0, mass.size - 1)].astype(
+    draws = (np.arange(_SUBSET) + np.random.default_rng(seed).random(_SUBSET)) / _SUBSET * mass[-1]
+    subset = values[:, np.searchsorted(mass, draws, side="right").clip(0, mass.size - 1)].astype(
         np.float64
     )
     bandwidth = _mean_reach(_squares(subset), int(_NEAREST_OF_MORE * _SUBSET))

@@ -128,7 +128,7 @@ class Cells:
     def of(cls, dataset: WeightedValues) -> Cells:
         """The cells of counted colours. Raises `TypeError` for other values."""
         from maskloom.segcore.kernels import clustering as kernels
-        from maskloom.segcore.methods.samples import decode
+        from maskloom.segcore.methods.counting import decode
 
         if dataset.codes is None:
             raise TypeError("cells are made of counted 8-bit colours; these values are none")

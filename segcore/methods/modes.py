@@ -30,16 +30,10 @@ from maskloom.segcore.methods.naming import (
     class_names,
     class_order,
 )
+from maskloom.segcore.methods.notes import note_of_nodata, note_of_units
 from maskloom.segcore.methods.pointwise import select_fitted
 from maskloom.segcore.methods.sampled_fitter import SampledFitter
-from maskloom.segcore.methods.samples import (
-    Samples,
-    State,
-    Units,
-    note_of_nodata,
-    note_of_units,
-    spread_of,
-)
+from maskloom.segcore.methods.samples import Samples, State, Units, spread_of
 from maskloom.segcore.models.protocols import MODELS, Exactness, Requirements, Segmenter
 from maskloom.segcore.raster.spec import Labels
 

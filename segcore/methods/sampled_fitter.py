@@ -1,5 +1,5 @@
-"""What fitters on the values of pixels share: all pixels where these have at most 24 bits, else a
-uniform sample of 2**18 (`segcore.methods.samples`).
+"""The common part of fitters on the values of pixels: all pixels if these have at most 24 bits,
+otherwise a uniform sample of 2**18 (`segcore.methods.samples`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SampledFitter:
             """Determines the sample."""
 
     def check_common(self) -> None:
-        """Raise `ValueError` for bands, references or a seed that make no sense."""
+        """Raise `ValueError` for invalid bands, references or seed."""
         check_references(self.classes)
         check_bands(self.bands)
         if self.seed < 0:

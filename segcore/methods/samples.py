@@ -1,37 +1,37 @@
-"""Samples: what clustering sees of a collection, gathered by an exact fold.
+"""Samples: the input of clustering for a collection, gathered by an exact fold.
 
 Pixels of at most 24 bits (one to three channels of 8 bits, one of 16) are counted: the result is
-every distinct value and how often it occurs, which says all that clustering asks about any number
-of pixels.
+every distinct value with its number of pixels, which contains all information that clustering
+needs.
 
 Other pixels are drawn: a uniform sample without replacement of `size` (2**18) valid, finite pixels.
-Each pixel has a lot, 64 bits hashed from the seed, its image (file name and version, so that a
-folder may move) and its place (plane, row, column); the pixels with the smallest lots are the
-sample. The smallest of two parts are found among the smallest of each, hence neither tiling nor
-order nor number of workers changes the sample. Where there are no more pixels than `size`, it is
-all of them.
+Each pixel has a priority, 64 bits hashed from the seed, its image (file name and version, so that a
+folder may be moved) and its position (plane, row, column); the pixels with the smallest priorities
+are the sample. The smallest of two parts are among the smallest of each, so neither tiling nor
+order nor the number of workers changes the sample. With at most `size` pixels, the sample is all of
+them.
 
-Either way the result is every different value once, in an order that the values decide: not their
-type, nor where they came from.
+In both cases the result is every distinct value once, in an order determined by the values alone,
+not by their type or position.
 
-Images with different numbers of channels are kept apart, and the number of channels that most
-pixels have is taken; the model then refuses the other images one by one.
+Images with different numbers of channels are kept apart, and the number of channels with the most
+pixels is used; the model then refuses the other images one by one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskloom.segcore.errors import FitError, NothingToFit
 from maskloom.segcore.geometry import in_rows
+from maskloom.segcore.methods.counting import Counted, count_values, decode, encoding_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -39,58 +39,28 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.spec import Block
 
 SAMPLE_SIZE = 2**18
-_TABLE_ENTRIES = 2**24
-_LEAST_INFLUENCE = 0.01
-_TABLE_PAYS_FROM = 2**15
-"""Blocks with fewer pixels are sorted: that takes less than looking through the table's pages."""
 _LARGEST, _LEAST_RANGE = 1e100, 1e-100
-"""Values within these have squares, and sums of them over any number of pixels, that floats hold
-with full precision.
+"""For values between these, floats represent squares, and sums of squares over any number of
+pixels, with full precision.
 """
 _NEXT_TO_NOTHING = 1e-8
-"""Range of values beside their size. float32 holds no such values but equal ones."""
-UNLIKELY = 1e30
-"""Values of this size or more are most likely nodata where all others are small."""
-_APART = 1e-6
-"""Values of `UNLIKELY` or more look like nodata where all others are below this share of them."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Counted:
-    """Distinct values as sorted keys, and how often each occurs."""
-
-    keys: NDArray[np.uint32]
-    counts: NDArray[np.int64]
-
-    @property
-    def pixels(self) -> int:
-        """Number of pixels that were counted."""
-        return int(self.counts.sum())
-
-    def merge(self, other: Counted) -> Counted:
-        """Both together."""
-        from maskloom.segcore.kernels import pixels as kernels
-
-        keys = np.empty(self.keys.size + other.keys.size, np.uint32)
-        counts = np.empty(keys.size, np.int64)
-        n = kernels.merge_counts(self.keys, self.counts, other.keys, other.counts, keys, counts)
-        return Counted(keys[:n].copy(), counts[:n].copy())
+"""Range of values relative to their size. In float32, values this close are equal."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """The pixels with the smallest lots among `pixels`, in the order of their lots."""
+    """The pixels with the smallest priorities among `pixels`, in the order of their priorities."""
 
     pixels: int
-    lots: NDArray[np.uint64]
+    priorities: NDArray[np.uint64]
     values: NDArray[np.generic]
-    """Shape (n, channels)."""
+    """Shape (n, channel)."""
 
     def merge(self, other: Drawn, size: int) -> Drawn:
         """The `size` smallest of both."""
         values = np.concatenate([self.values, other.values])
-        lots = np.concatenate([self.lots, other.lots])
-        return Drawn(self.pixels + other.pixels, *_smallest(lots, values, size))
+        priorities = np.concatenate([self.priorities, other.priorities])
+        return Drawn(self.pixels + other.pixels, *_smallest(priorities, values, size))
 
 
 Content = Counted | Drawn
@@ -102,26 +72,26 @@ RGB, and the values.
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightedValues:
-    """Different values with weights, in an order of their own: that of `codes`, else by the first
-    channel, then the second and so on.
+    """Distinct values with weights, in the order of `codes`, or else by the first channel, then the
+    second and so on.
     """
 
     values: NDArray[np.generic]
-    """Shape (channels, n): uint8 for counted 3 x 8 bit colours, otherwise float64."""
+    """Shape (channel, n): uint8 for counted 3 x 8 bit colours, otherwise float64."""
     weights: NDArray[np.float64]
-    """Pixels that each value stands for."""
+    """Number of pixels that each value represents."""
     pixels: int
-    """Pixels observed."""
+    """Number of observed pixels."""
     rgb: bool
     """Whether the channels are red, green and blue in every image."""
     exact: bool
-    """Whether the values are those of all pixels, none left out."""
+    """Whether the values are those of all pixels, with none left out."""
     codes: NDArray[np.uint32] | None = None
     """Morton codes of the colours, ascending. None: the values are not 8-bit colours."""
 
     def ascending(self) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
-        """The values by the first channel, then the second and so on, and their weights: one order,
-        whatever type the values came in.
+        """The values by the first channel, then the second and so on, and their weights: the order
+        does not depend on the type of the values.
         """
         if self.codes is None:
             return self.values, self.weights
@@ -130,9 +100,9 @@ class WeightedValues:
         return np.ascontiguousarray(self.values[:, order]), self.weights[order]
 
     def centred(self) -> tuple[WeightedValues, NDArray[np.float64]]:
-        """The same values counted from an origin near them, and that origin: 0 but in channels
-        whose values differ by next to nothing beside their size (a band of nodata alone, say).
-        There sums would round away what tells values apart.
+        """The same values relative to an origin, and that origin: 0 except in channels whose values
+        differ very little relative to their size (such as a band of only nodata). There, sums would
+        lose the differences to rounding.
         """
         origin = np.zeros(len(self.values))
         if self.codes is not None:
@@ -151,7 +121,7 @@ class WeightedValues:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
-    """Standardised units: each channel counted from its mean, in standard deviations of all
+    """Standardised units: each channel relative to its mean, in standard deviations of all
     pixels.
     """
 
@@ -162,9 +132,7 @@ class Units:
 
     @property
     def spread(self) -> NDArray[np.float64]:
-        """What is counted as 1 in each channel: its standard deviation, or 1 where all values are
-        equal.
-        """
+        """The unit of each channel: its standard deviation, or 1 if all values are equal."""
         return spread_of(self.deviation)
 
     @classmethod
@@ -175,7 +143,7 @@ class Units:
         return cls(origin, deviation)
 
     def standardised(self, values: NDArray[np.generic]) -> NDArray[np.float64]:
-        """These values (channels, n) in standardised units."""
+        """These values (channel, n) in standardised units."""
         floats = values.astype(np.float64) - self.origin[:, None]
         floats *= (1 / self.spread)[:, None]
         return floats
@@ -183,8 +151,8 @@ class Units:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The fold over blocks that gathers weighted values. Its state is exact, order-free and
-    pickles.
+    """The fold over blocks that gathers weighted values. Its state is exact, independent of order,
+    and pickles.
     """
 
     seed: int = 0
@@ -194,16 +162,16 @@ class Samples:
         """The values of the valid pixels of the block's core."""
         pixels, valid = block.tile.trim(block.pixels), block.tile.trim(block.valid)
         channels, kind = pixels.shape[-1], pixels.dtype
-        encoding = _encoding(kind, channels)
+        encoding = encoding_of(kind, channels)
         rgb = block.spec.interpretation == "rgb" and channels >= 3
         if encoding is None:
             content: Content = self._draw(block, pixels, valid)
             return {(channels, "drawn"): (rgb, content)} if content.pixels else {}
-        content = _count(pixels, np.ascontiguousarray(valid))
+        content = count_values(pixels, np.ascontiguousarray(valid))
         return {(channels, encoding): (rgb, content)} if content.keys.size else {}
 
     def merge(self, a: State, b: State) -> State:
-        """What two states say together."""
+        """Merge two states."""
         merged = dict(a)
         for place, (rgb, content) in b.items():
             if place not in merged:
@@ -217,9 +185,9 @@ class Samples:
         return merged
 
     def finish(self, total: State, bands: Sequence[int] | None = None) -> WeightedValues:
-        """The weighted values of these bands (None: of all).
+        """The weighted values; `bands` are the band numbers for messages (None: all).
 
-        Raises `NothingToFit` where there is no valid pixel, `FitError` where floats cannot hold the
+        Raises `NothingToFit` if there is no valid pixel, `FitError` if floats cannot represent the
         squares of the values.
         """
         pixels: dict[int, int] = {}
@@ -238,7 +206,7 @@ class Samples:
         ]
         rgb = all(is_rgb for _, is_rgb, _ in parts)
         exact = all(
-            isinstance(content, Counted) or content.lots.size == content.pixels
+            isinstance(content, Counted) or content.priorities.size == content.pixels
             for _, _, content in parts
         )
         if (
@@ -271,8 +239,8 @@ class Samples:
             usable = usable & np.isfinite(pixels).all(axis=-1)
         n = int(np.count_nonzero(usable))
         wanted = min(n, self.size)
-        # Lots are uniform: a bound 8 standard deviations above the expected one holds `wanted` lots
-        # as good as always.
+        # Priorities are uniform: a limit 8 standard deviations above the expected one almost always
+        # includes the `wanted` pixels.
         share = (
             1.0 if n <= self.size else min(1.0, self.size / n * (1 + 8 / self.size**0.5) + 64 / n)
         )
@@ -281,66 +249,25 @@ class Samples:
         found = -1
         while found < wanted:
             room = min(n, int(n * share * 1.1) + 1024)
-            lots, places = np.empty(room, np.uint64), np.empty(room, np.int64)
+            priorities, places = np.empty(room, np.uint64), np.empty(room, np.int64)
             limit = np.uint64(2**64 - 1) if share >= 1 else np.uint64(int(share * 2**64))
-            found = kernels.draw(in_rows(usable), rows, first, limit, (lots, places))
+            found = kernels.draw(in_rows(usable), rows, first, limit, (priorities, places))
             share = min(1.0, share * 2)
-        order = np.argsort(lots[:found], kind="stable")[: self.size]
+        order = np.argsort(priorities[:found], kind="stable")[: self.size]
         chosen = _gather(pixels, places[:found][order])
         exact = np.float32 if np.can_cast(pixels.dtype, np.float32) else np.float64
-        return Drawn(n, lots[:found][order], chosen.astype(exact, copy=False))
+        return Drawn(n, priorities[:found][order], chosen.astype(exact, copy=False))
 
 
 def spread_of(deviation: NDArray[np.float64] | Sequence[float]) -> NDArray[np.float64]:
-    """What is counted as 1 in channels of these standard deviations: the deviation, or 1 where it
-    is 0.
-    """
+    """The unit of channels with these standard deviations: the deviation, or 1 if it is 0."""
     deviations = np.array(deviation, np.float64)
     return np.where(deviations > 0, deviations, 1.0)
 
 
-def note_of_units(deviation: Sequence[float], bands: Sequence[int] | None) -> str | None:
-    """What to know where distances in the units of the pixels leave bands next to no say: they vary
-    by less than a hundredth of another.
-    """
-    varying = [i for i, each in enumerate(deviation) if each > 0]
-    widest = max(varying, key=lambda i: deviation[i], default=0)
-    silent = [i for i in varying if deviation[i] < _LEAST_INFLUENCE * deviation[widest]]
-    if not silent:
-        return None
-    numbers = bands or range(1, len(deviation) + 1)
-    hardly = [f"{numbers[i]} ({deviation[i]:.3g})" for i in silent]
-    return (
-        f"by standard deviation, band {', '.join(hardly)} hardly counts beside band "
-        f"{numbers[widest]} ({deviation[widest]:.3g}): set "
-        "`standardise: true` where their units differ"
-    )
-
-
-def note_of_nodata(dataset: WeightedValues, bands: Sequence[int] | None) -> str | None:
-    """What to know where a band has values of 1e30 or more, far from all others: most likely nodata
-    that the file does not declare.
-    """
-    if dataset.values.dtype.kind != "f":
-        return None
-    notes = []
-    for number, row in zip(bands or range(1, len(dataset.values) + 1), dataset.values, strict=True):
-        sizes = np.abs(row)
-        far = sizes >= UNLIKELY
-        if far.any() and not far.all() and sizes[~far].max() < _APART * sizes[far].min():
-            notes.append(note_of_extremes(f"band {number}", float(row.min()), float(row.max())))
-    return "; ".join(notes) or None
-
-
-def note_of_extremes(what: str, low: float, high: float) -> str:
-    """The note on values whose extremes, or one of them, look like nodata."""
-    ends = [f"down to {low:.3g}"] * (low <= -UNLIKELY) + [f"up to {high:.3g}"] * (high >= UNLIKELY)
-    return f"{what} has values {' and '.join(ends)}, which look like undeclared nodata"
-
-
 def _require_squares(values: NDArray[np.float64], bands: Sequence[int] | None) -> None:
-    """Raise `FitError` where squares of these values (channels, n), or of their differences, would
-    overflow or vanish.
+    """Raise `FitError` if squares of these values (channel, n), or of their differences, would
+    overflow or underflow.
     """
     for number, row in zip(bands or range(1, len(values) + 1), values, strict=True):
         low, high = float(row.min()), float(row.max())
@@ -354,98 +281,6 @@ def _require_squares(values: NDArray[np.float64], bands: Sequence[int] | None) -
         )
 
 
-def decode(keys: NDArray[np.uint32], encoding: str, channels: int) -> NDArray[np.generic]:
-    """The values of counted keys, shape (channels, n)."""
-    kind = np.dtype(encoding)
-    lowest = np.iinfo(kind).min if kind.kind == "i" else 0
-    if channels == 3:
-        from maskloom.segcore.kernels import pixels as kernels
-
-        colours = np.empty((3, keys.size), np.uint8)
-        kernels.split_keys(keys, colours)
-        return colours if lowest == 0 else colours.astype(np.float64) + lowest
-    if channels == 2:
-        return np.stack([keys >> np.uint32(8), keys & np.uint32(255)]).astype(np.float64) + lowest
-    return keys[None].astype(np.float64) + lowest
-
-
-def _encoding(kind: np.dtype[np.generic], channels: int) -> str | None:
-    if kind == np.bool_:
-        return "uint8" if channels <= 3 else None
-    small = kind.kind in "iu" and kind.itemsize * 8 * channels <= 24
-    return kind.name if small else None
-
-
-def _count(pixels: NDArray[np.generic], valid: NDArray[np.bool_]) -> Counted:
-    from maskloom.segcore.kernels import pixels as kernels
-
-    unsigned, valid = in_rows(_unsigned(pixels), 3), in_rows(valid)
-    if unsigned.shape[-1] == 3 and valid.size >= _TABLE_PAYS_FROM:
-        with _Table() as (table, touched):
-            kernels.count_colours(unsigned, valid, table, touched)
-            return _drain(table, touched, valid.size)
-    if unsigned.shape[-1] == 3:
-        keys = np.empty(valid.size + 1, np.uint32)
-        keys = keys[: kernels.colour_keys(unsigned, valid, keys)]
-    else:
-        chosen = unsigned[valid].astype(np.uint32)
-        keys = chosen[:, 0] if chosen.shape[1] == 1 else chosen[:, 0] << np.uint32(8) | chosen[:, 1]
-        keys = np.ascontiguousarray(keys)
-    if keys.size >= _TABLE_PAYS_FROM:
-        with _Table() as (table, touched):
-            kernels.count_keys(keys, table, touched)
-            return _drain(table, touched, keys.size)
-    distinct, counts = np.empty(keys.size, np.uint32), np.empty(keys.size, np.int64)
-    n = kernels.run_lengths(np.sort(keys), distinct, counts)
-    return Counted(distinct[:n].copy(), counts[:n].copy())
-
-
-def _drain(table: NDArray[np.uint32], touched: NDArray[np.uint8], pixels: int) -> Counted:
-    from maskloom.segcore.kernels import pixels as kernels
-
-    # Room for all that may be there; what is not used is never touched, so it takes no memory.
-    most = min(pixels, int(np.count_nonzero(touched)) << kernels.PAGE_BITS)
-    keys, counts = np.empty(most, np.uint32), np.empty(most, np.int64)
-    n = kernels.drain(table, touched, keys, counts)
-    return Counted(keys[:n].copy(), counts[:n].copy())
-
-
-class _Table:
-    """A counting table of this process, all zero, lent to one thread at a time: making one costs
-    more than counting.
-    """
-
-    _free: ClassVar[list[tuple[NDArray[np.uint32], NDArray[np.uint8]]]] = []
-    _lock = threading.Lock()
-
-    def __enter__(self) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-        with self._lock:
-            lent = self._free.pop() if self._free else None
-        self._lent = lent or (
-            np.zeros(_TABLE_ENTRIES, np.uint32),
-            np.zeros(_TABLE_ENTRIES >> 12, np.uint8),
-        )
-        return self._lent
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # A table that was left half counted is dropped.
-        if kind is None:
-            with self._lock:
-                self._free.append(self._lent)
-
-
-def _unsigned(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Integers as unsigned ones in the same order, the lowest as 0."""
-    if pixels.dtype == np.bool_:
-        return pixels.view(np.uint8)
-    if pixels.dtype.kind == "u":
-        return pixels
-    unsigned = np.dtype(f"u{pixels.dtype.itemsize}")
-    return np.asarray(
-        np.bitwise_xor(pixels.view(unsigned), unsigned.type(1 << (8 * unsigned.itemsize - 1)))
-    )
-
-
 def _values(content: Content, encoding: str, channels: int) -> NDArray[np.float64]:
     if isinstance(content, Counted):
         return decode(content.keys, encoding, channels).astype(np.float64)
@@ -455,14 +290,14 @@ def _values(content: Content, encoding: str, channels: int) -> NDArray[np.float6
 def _weights(content: Content) -> NDArray[np.float64]:
     if isinstance(content, Counted):
         return content.counts.astype(np.float64)
-    return np.full(content.lots.size, content.pixels / content.lots.size)
+    return np.full(content.priorities.size, content.pixels / content.priorities.size)
 
 
 def _distinct(
     values: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The different ones of these values (channels, n) in ascending order, and what each weighs in
-    all.
+    """The distinct ones of these values (channel, n) in ascending order, and the total weight of
+    each.
     """
     order = np.lexsort(values[::-1])
     values = values[:, order]
@@ -471,22 +306,22 @@ def _distinct(
 
 
 def _smallest(
-    lots: NDArray[np.uint64], values: NDArray[np.generic], size: int
+    priorities: NDArray[np.uint64], values: NDArray[np.generic], size: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.generic]]:
-    """The `size` smallest lots and their values, in order; equal lots (one picture listed twice) in
-    the order of values.
+    """The `size` smallest priorities and their values, in order; equal priorities (one picture
+    listed twice) in the order of values.
     """
-    if lots.size > size:
-        # All lots up to the last one's are kept so that ties are broken by values below, not by
-        # position.
-        kept = lots <= np.partition(lots, size - 1)[size - 1]
-        lots, values = lots[kept], values[kept]
-    order = np.argsort(lots, kind="stable")
-    ordered = lots[order]
+    if priorities.size > size:
+        # All priorities up to the last one are kept, so that ties are broken by values below, not
+        # by position.
+        kept = priorities <= np.partition(priorities, size - 1)[size - 1]
+        priorities, values = priorities[kept], values[kept]
+    order = np.argsort(priorities, kind="stable")
+    ordered = priorities[order]
     if np.any(ordered[1:] == ordered[:-1]):
-        order = np.lexsort((*values.T[::-1], lots))
+        order = np.lexsort((*values.T[::-1], priorities))
     order = order[:size]
-    return lots[order], values[order]
+    return priorities[order], values[order]
 
 
 def _gather(pixels: NDArray[np.generic], places: NDArray[np.int64]) -> NDArray[np.generic]:
@@ -499,11 +334,11 @@ def _moments(values: NDArray[np.generic], weights: NDArray[np.float64]) -> tuple
     """Mean and standard deviation of weighted values."""
     floats = values.astype(np.float64)
     if values.dtype == np.uint8:
-        # Of many colours few levels stay, and their counts are exact.
+        # Many colours have few levels, and their counts are exact.
         weights = np.asarray(np.bincount(values, weights), np.float64)
         floats, weights = np.flatnonzero(weights).astype(np.float64), weights[weights > 0]
     low, total = float(floats.min()), float(weights.sum())
-    # Counted from the lowest, a value that all share has mean and deviation 0 without rounding.
+    # Relative to the lowest, equal values have mean and deviation 0 without rounding.
     shifted = floats - low
     mean = float((shifted * weights).sum()) / total
     variance = float((weights * (shifted - mean) ** 2).sum()) / total
@@ -526,10 +361,3 @@ def _image_salt(block: Block, seed: int) -> int:
     name = block.spec.location.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     text = f"{seed}\0{name}\0{block.spec.version}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def sample_provenance(dataset: WeightedValues) -> Mapping[str, int | bool]:
-    """What a fitted model tells about its data: pixels, distinct or sampled values, exact or
-    sampled.
-    """
-    return {"pixels": dataset.pixels, "values": int(dataset.weights.size), "exact": dataset.exact}

@@ -1,19 +1,19 @@
-"""Window statistics: the mean, Gaussian mean or median around each pixel, the same to the last bit
-for any tiling.
+"""Window statistics: the mean, Gaussian mean or median around each pixel, bit for bit the same for
+any tiling.
 
 As in scikit-image's `threshold_local`, a window is a square, in volumes a cube, with an odd side,
-the Gaussian has sigma (side - 1) / 6 and is cut at 4 sigma, and the image is reflected at its
-border, edge pixels included. Pixels that are not usable take no part: means are weighted over the
-others, and the median of an even number of values is the middle of the two.
+the Gaussian has sigma (side - 1) / 6 and is truncated at 4 sigma, and the image is reflected at its
+border, edge pixels included. Pixels that are not usable are ignored: means are weighted over the
+others, and the median of an even number of values is the mean of the middle two.
 
-- Mean of 8- and 16-bit whole numbers: exact running sums. Other types: sums in a fixed order.
+- Mean of 8- and 16-bit integers: exact running sums. Other types: sums in a fixed order.
 - Gaussian: weighted sums along rows, then columns, in a fixed order. The weights are correctly
   rounded on every processor.
 - Sums in volumes: those of each plane, added across planes in a fixed order.
-- Median of uint8: OpenCV's or, where pixels are missing, our histograms, at a cost that hardly
-  depends on the window. Other types, and volumes: sorted patches, at a cost that grows with the
-  window's side, in volumes with its square. A median is a value of the image or the middle of two,
-  so no rounding depends on tiles.
+- Median of uint8: OpenCV's or, if pixels are missing, our histograms, at a cost that hardly depends
+  on the window. Other types, and volumes: sorted patches, at a cost that grows with the side of the
+  window, in volumes with its square. A median is a value of the image or the mean of two, so no
+  rounding depends on tiles.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 WindowStatistic = Literal["gaussian", "mean", "median"]
 LARGEST_WINDOW = 9_999
-"""Pixels. The cost of most statistics grows with the side of the window."""
+"""In pixels. The cost of most statistics grows with the side of the window."""
 _LARGEST_OF_OPENCV = 255
-"""Its histograms count to 2**16 - 1."""
+"""OpenCV's histograms count to 2**16 - 1."""
 _ROUNDING = 2.0**-40
-"""Weighted sums of floats are right to this part of their value."""
+"""Relative accuracy of weighted sums of floats."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalWindow:
-    """A square around each pixel, a cube around each voxel, and what is taken of its values."""
+    """A square around each pixel, or a cube around each voxel, and the statistic of its values."""
 
     side: int
-    """Pixels, odd."""
+    """In pixels, odd."""
     statistic: WindowStatistic
 
     @property
     def radius(self) -> int:
-        """How far the statistic looks along each axis."""
+        """Radius of the window along each axis, in pixels."""
         return (
             int(4 * ((self.side - 1) / 6) + 0.5) if self.statistic == "gaussian" else self.side // 2
         )
@@ -57,11 +57,11 @@ class LocalWindow:
     def exceeded(
         self, values: NDArray[np.generic], usable: NDArray[np.bool_], core: Box, offset: float
     ) -> NDArray[np.bool_]:
-        """Where the values of `core` are greater than the local value less `offset`.
+        """True where the values of `core` exceed the local value minus `offset`.
 
-        `values` and `usable`, (y, x) or (z, y, x), reach one radius beyond `core`, or to the border
-        of the image. A difference within the rounding of weighted sums counts as none, so that flat
-        areas exceed nothing.
+        `values` and `usable`, (y, x) or (z, y, x), extend one radius beyond `core`, or to the
+        border of the image. Differences within the rounding of weighted sums are ignored, so that
+        uniform areas exceed nothing.
         """
         local = self.local_values(values, usable, core)
         own = values[core.slices].astype(np.float64)
@@ -73,16 +73,16 @@ class LocalWindow:
     def local_values(
         self, values: NDArray[np.generic], usable: NDArray[np.bool_], core: Box
     ) -> NDArray[np.float64]:
-        """The statistic of the window around each pixel of `core`; 0 where no pixel of the window
-        is usable.
+        """The statistic of the window around each pixel of `core`; 0 if no pixel of the window is
+        usable.
         """
         plain = _plain(values)
         whole = bool(usable.all())
         if self.statistic == "median":
             return self._medians(plain, usable, core)
         sums = self._sums(plain if whole else np.where(usable, plain, plain.dtype.type(0)), core)
-        # The same sum over ones is what weights add up to, in the same order: a window that lacks
-        # no pixel gives the same in every tile.
+        # The total weight is the same sum over ones, in the same order: a window without missing
+        # pixels gives the same result in every tile.
         ones = np.ones((1,) * plain.ndim, np.uint8) if whole else usable.view(np.uint8)
         weights = self._sums(ones, Box.whole(ones.shape) if whole else core)
         return np.divide(sums, weights, out=np.zeros_like(sums), where=weights > 0)
@@ -107,7 +107,7 @@ class LocalWindow:
         return out
 
     def _sums_across(self, values: NDArray[Any], core: Box) -> NDArray[np.float64]:
-        """Sums over cubes: of the sums over the squares of each plane, weighted by the distance."""
+        """Sums over cubes: the sums over the squares of each plane, weighted by the distance."""
         flat = Box(core.start[1:], core.stop[1:])
         squares = np.stack([self._sums(plane, flat) for plane in values])
         planes, depth = self._reflected(values, core)[0], core.shape[0]
@@ -156,8 +156,8 @@ class LocalWindow:
         return out
 
     def _reflected(self, values: NDArray[Any], core: Box) -> tuple[NDArray[np.int64], ...]:
-        """The places along each axis of `values` that the windows around `core` cover, repeated as
-        by mirrors beyond the edges.
+        """The positions along each axis of `values` in the windows around `core`, reflected beyond
+        the edges.
         """
         return tuple(
             _mirrored(np.arange(start - self.radius, stop + self.radius), size)
@@ -171,9 +171,7 @@ def _mirrored(places: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
 
 def _plain(values: NDArray[np.generic]) -> NDArray[Any]:
-    """The values in a type that the kernels add without loss (64-bit whole numbers as floats), side
-    by side in memory.
-    """
+    """The values, contiguous, in a type that the kernels can add (64-bit integers as floats)."""
     if values.dtype == np.bool_:
         return np.ascontiguousarray(values).view(np.uint8)
     if values.dtype.itemsize == 8 or values.dtype == np.float16:

@@ -144,7 +144,7 @@ class Fitter(Protocol):
 
     @property
     def requirements(self) -> Requirements:
-        """What it asks of the tiling and of memory."""
+        """The requirements on tiling and memory."""
         ...
 
     def select(self, spec: RasterSpec) -> RasterSpec:
@@ -243,7 +243,7 @@ class Blank:
 
     def segment(self, block: Block) -> Labels:
         """Labels without a meaning. Raises `ModelMismatch` where the block has a valid pixel (of
-        infinite values, say).
+        such as infinite values).
         """
         import numpy as np
 

@@ -1,4 +1,4 @@
-"""Engine selections: found and filled in wherever they are inside a model.
+"""Engine selections: found and filled in anywhere inside a model.
 
 A model may hold others (an ensemble its members, a watershed the segmenter whose masks it splits).
 All are frozen dataclasses whose fields are their whole state, so an `EngineSelector` inside is

@@ -49,8 +49,8 @@ _OTHER_TILE, _BORDER = 1, 2
 
 
 def check_connectivity(connectivity: int | None, axes: int | None = None) -> None:
-    """Raise `ValueError` unless there is such a connectivity, in rasters of so many axes. None, for
-    all neighbours, always exists.
+    """Raise `ValueError` unless the connectivity exists, in rasters with this number of axes. None,
+    for all neighbours, always exists.
     """
     if connectivity is None:
         return
@@ -66,7 +66,9 @@ def check_connectivity(connectivity: int | None, axes: int | None = None) -> Non
 
 
 def require_connectivity(connectivity: int | None, spec: RasterSpec) -> None:
-    """Raise `ModelMismatch` unless the image, or the volume, has such a connectivity."""
+    """Raise `ModelMismatch` unless the connectivity exists for the number of axes of the image or
+    volume.
+    """
     axes = len(spec.shape)
     if connectivity is not None and connectivity not in _REACH[axes]:
         what = "a volume" if axes > min(_REACH) else "an image"

@@ -1,8 +1,8 @@
 """One image under one run, tile by tile.
 
-    segment_tile    first pass: reads a tile, segments it, counts and encodes what is final, and
+    segment_tile    first pass: reads a tile, segments it, counts and encodes final labels, and
                     packs the fragments of objects
-    join            once an image: joins the fragments of all tiles
+    join            once per image: joins the fragments of all tiles
     relabel_tile    second pass: encodes and measures a tile's objects
 
 A semantic mask is final after the first pass; a mask of objects, and their table, need the others.
@@ -69,7 +69,7 @@ class TileSummary:
     preview: PreviewPart | None
     """For masks of objects; their labels are final after the second pass."""
     bands: BandSums | None
-    """Band values of the fragments, where a table of objects is wanted."""
+    """Band values of the fragments, for the table of objects. None: no table."""
     score_of: NDArray[np.float32] | None
     """(n + 1,) confidence in each fragment's object."""
 
@@ -83,12 +83,12 @@ class ImageRun:
     source: RasterSpec
     """The image with the bands that are read."""
     spec: RasterSpec
-    """The image with the bands that the model sees."""
+    """The image with the bands of the model."""
 
     @classmethod
     def of(cls, settings: RunSettings, spec: RasterSpec) -> ImageRun:
-        """An image under a run whose model is fitted. Raises `ModelMismatch` where the image does
-        not suit the model.
+        """The run of an image whose model is fitted. Raises `ModelMismatch` if the image does not
+        match the model.
         """
         model = settings.model
         if isinstance(model, Fitter):
@@ -96,7 +96,7 @@ class ImageRun:
         chosen = model.select(spec)
         if settings.objects is not None and not isinstance(model, ObjectSegmenter):
             require_connectivity(settings.objects.connectivity, spec)
-        # Band means of objects are of all bands, whatever the model looks at.
+        # The table of objects has means of all bands, not only of the model's.
         read = (
             spec.select(tuple(dict.fromkeys((*spec.bands, *chosen.bands))))
             if settings.objects is not None
@@ -131,7 +131,7 @@ class ImageRun:
         return mask_writer(FORMATS[self.spec.format].mask, count if self.has_object_mask else 0)
 
     def segment_tile(self, reader: Reader, tile: Tile) -> tuple[TileResults, PackedLabels | None]:
-        """The first pass over a tile; no labels where the run has no objects."""
+        """The first pass over a tile; no labels if the run has no objects."""
         pixels, valid = reader.read(tile.read)
         block = Block(tile, self._channels(pixels), valid, self.spec)
         if isinstance(self.model, ObjectSegmenter):
@@ -155,7 +155,7 @@ class ImageRun:
 
     def join(self, tiles: Sequence[TileToJoin]) -> Iterator[Relabelling]:
         """The relabelling of each tile in the order of the grid, from the packed labels of all
-        tiles; none where the run has no objects. Raises `FormatError` where there are too many.
+        tiles; none if the run has no objects. Raises `FormatError` if there are too many objects.
         """
         merger = self.merger
         if merger is None:
@@ -208,7 +208,7 @@ class ImageRun:
         )
 
     def _channels(self, pixels: NDArray[np.generic]) -> NDArray[np.generic]:
-        """The bands that the model sees among those that were read."""
+        """The bands of the model, among those that were read."""
         if self.spec.bands == self.source.bands:
             return pixels
         return np.ascontiguousarray(
@@ -224,14 +224,14 @@ class ImageRun:
         )
 
     def _preview(self, block: Block, labels: NDArray[np.integer]) -> list[PreviewPart]:
-        """The tile's part of the preview, where it has one."""
+        """The tile's part of the preview; empty if it has none."""
         if not is_shown(block.tile, self.spec.shape):
             return []
         return [observe_preview(block, labels, preview_stride(self.spec.shape))]
 
     @property
     def _components(self) -> Components | None:
-        """The rule for the objects of a semantic mask, where their table is wanted."""
+        """The rule for the objects of a semantic mask. None: no table of objects."""
         wanted = self.settings.objects
         return None if wanted is None else components_of(wanted, self.model.classes)
 
@@ -245,8 +245,8 @@ class ImageRun:
     def _measured(
         self, tile: Tile, found: RelabelledTile, ring: NDArray[np.uint32]
     ) -> tuple[Measures, Measures]:
-        """Measures of the objects that are in this tile only, and of those that are in others
-        too.
+        """Measures of the objects that are in this tile only, and of those that are in several
+        tiles.
         """
         numbers, summary = found.numbers, found.summary
         assert self.settings.objects is not None
@@ -279,7 +279,7 @@ class ImageRun:
 def components_of(wanted: Objects, names: tuple[str, ...]) -> Components:
     """The rule by which the connected parts of a semantic mask with these classes become objects.
 
-    Raises `ModelMismatch` where a class is asked for that the mask does not have.
+    Raises `ModelMismatch` if `wanted` names a class that the mask lacks.
     """
     strangers = sorted(set(wanted.classes or ()) - set(names))
     if strangers:

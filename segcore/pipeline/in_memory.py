@@ -1,8 +1,7 @@
 """Fitting and segmenting in memory, under any tiling. For audits, comparisons and tests; runs go
 through `segcore.pipeline.worker`.
 
-An `ImageSource` gives the block of any tile: of a picture in memory, or of a region of an image
-file.
+An `ImageSource` gives the block of any tile, of an image in memory or of a region of an image file.
 """
 
 from __future__ import annotations
@@ -34,25 +33,25 @@ class ImageSource(Protocol):
 
     @property
     def spec(self) -> RasterSpec:
-        """The header that such an image would have."""
+        """The metadata of the image."""
         ...
 
     def block(self, tile: Tile, spec: RasterSpec) -> Block:
-        """A tile, read by the bands of `spec`."""
+        """The block of a tile, with the bands of `spec`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A box of an image file, taken for an image."""
+    """A box of an image file, treated as an image."""
 
     image: RasterSpec
     box: Box
 
     @classmethod
     def middle(cls, image: RasterSpec, pixels: int) -> Region:
-        """The middle of an image, of at most about so many pixels and the image's proportions; the
-        whole where it is smaller.
+        """The middle of an image: a box with its proportions and at most about `pixels` pixels, or
+        all of a smaller image.
         """
         return cls(image, middle(image.shape, pixels))
 
@@ -78,7 +77,7 @@ class Mask:
     """A model's output for a whole image."""
 
     values: NDArray[np.integer]
-    """Classes, or ids of objects (uint32). Without meaning where there is no data."""
+    """Classes, or ids of objects (uint32). Undefined where there is no data."""
     classes: NDArray[np.integer]
     """The class of each pixel."""
     valid: NDArray[np.bool_]
@@ -87,7 +86,7 @@ class Mask:
 def blocks(
     source: ImageSource, model: Fitter | Model, tile: Shape | None = None
 ) -> Iterator[Block]:
-    """The blocks that a model sees under this tiling. None: one block."""
+    """The blocks of an image for a model under this tiling. None: one block."""
     spec = model.select(source.spec)
     return (source.block(each, spec) for each in _grid(model, spec.shape, tile))
 

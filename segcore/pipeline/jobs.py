@@ -1,7 +1,7 @@
 """Jobs: what is sent to workers, and the small answers that come back.
 
 All are frozen values of a few hundred bytes that pickle. A job can be split into its smallest
-parts, so that the one item that kills a worker can be found.
+parts, so that the one image that kills a worker can be found.
 """
 
 from __future__ import annotations
@@ -29,34 +29,32 @@ best.
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What all jobs of a run have in common."""
+    """The settings common to all jobs of a run."""
 
     output: str
     """Root of the output store."""
     run_id: str
     model: Fitter | Model
-    """Ready, or to be fitted to each image by itself."""
+    """A fitted model, or a fitter to run on each image separately."""
     statistics: Mapping[str, Statistic]
     tiling: Tiling
     kind: str = ""
     """Name of the segmenter in the tables."""
     objects: Objects | None = None
-    """The table of objects. None: none is asked for."""
+    """Options of the table of objects. None: no such table."""
     results: str = f"{STAGING}/results"
-    """Folder below the output where masks and rows wait for their commit. Each driver has its own,
-    since two may do the same run.
+    """Folder below the output for masks and rows that are not committed yet. Each driver has a
+    different one, since two may carry out the same run.
     """
 
     @property
     def joins(self) -> bool:
-        """Whether objects must be joined over tiles: the mask is one of objects, or their table is
-        asked for.
-        """
+        """Whether objects must be joined across tiles, for a mask of objects or for their table."""
         return self.objects is not None or isinstance(self.model, ObjectSegmenter)
 
     @property
     def named(self) -> tuple[str, ...]:
-        """Classes that the statistics ask for by name."""
+        """Names of the classes that the options of statistics list."""
         return tuple(self.objects.classes or ()) if self.objects is not None else ()
 
     def grid(self, spec: RasterSpec) -> Grid:
@@ -71,9 +69,9 @@ class DescribeJob:
 
     sources: tuple[Source, ...]
     format: str | None = None
-    """Name of their format. None: by suffix and content."""
+    """Name of their format. None: determined by suffix and content."""
     ground_control: GroundControl = "keep"
-    """What to make of ground control points, where nothing else places an image."""
+    """The use of ground control points in images that have no other position."""
 
     def split(self) -> tuple[DescribeJob, ...]:
         """A job for each file."""
@@ -82,13 +80,13 @@ class DescribeJob:
 
 @dataclass(frozen=True, slots=True)
 class SelectEngineJob:
-    """An engine selection on a worker, with the first of these images that can be read."""
+    """Select an engine on a worker, with the first of these images that can be read."""
 
     selector: EngineSelector
     images: tuple[PlannedImage, ...]
 
     def split(self) -> tuple[SelectEngineJob, ...]:
-        """The same selection on each image: either an image or the model may kill the worker."""
+        """A selection on each image: an image or the model may kill the worker."""
         return tuple(replace(self, images=(image,)) for image in self.images) or (self,)
 
 
@@ -145,7 +143,7 @@ class TileRangeJob:
 
 @dataclass(frozen=True, slots=True)
 class _WholeImage:
-    """What is done once for all parts of a large image."""
+    """A job done once for all parts of a large image."""
 
     settings: RunSettings
     image: PlannedImage
@@ -160,7 +158,7 @@ class _WholeImage:
         )
 
     def split(self) -> tuple[Self, ...]:
-        """Itself: it is one image already."""
+        """The job itself: it is for one image."""
         return (self,)
 
 
@@ -179,7 +177,7 @@ class RelabelJob:
 
     @property
     def settings(self) -> RunSettings:
-        """What all jobs of the run have in common."""
+        """The settings of the run."""
         return self.part.settings
 
     @property
@@ -188,7 +186,7 @@ class RelabelJob:
         return self.part.image
 
     def split(self) -> tuple[RelabelJob, ...]:
-        """Itself: its relabellings are staged as one."""
+        """The job itself: its relabellings are staged together."""
         return (self,)
 
 
@@ -197,7 +195,7 @@ class FinishJob(_WholeImage):
     """The parts of a large image, to be put together."""
 
     objects: int = 0
-    """Number of objects of the image, where they were counted."""
+    """Number of objects of the image, if they were counted."""
 
 
 Job = ImagesJob | TileRangeJob | JoinJob | RelabelJob | FinishJob
@@ -206,28 +204,28 @@ Job = ImagesJob | TileRangeJob | JoinJob | RelabelJob | FinishJob
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one round of fitting learned from a job."""
+    """The result of one round of fitting on the images of a job."""
 
     state: Any
-    """Merged state of the images that could be read. None: of no image."""
+    """Merged state of the images that could be read. None: no image could be read."""
     failures: tuple[tuple[PlannedImage, Failure], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TileRangeResult:
-    """Something of a large image was staged, or could not be made."""
+    """The result of a job on part of a large image: its output is staged, or it failed."""
 
     failure: Failure | None = None
     objects: int = 0
-    """Number of objects of the image, where they were joined."""
+    """Number of objects of the image, if they were joined."""
 
 
 def staging_folder(settings: RunSettings, image: PlannedImage) -> str:
-    """Where the parts of a large image wait to be joined."""
-    # By digest: the folder of image `a` must not hold that of image `a/b`.
+    """The folder for staged parts of a large image."""
+    # By digest: the folder of image `a` must not contain that of image `a/b`.
     return f"{STAGING}/{settings.run_id}/{digest(image.source.image_id)[:16]}"
 
 
 def result_name(settings: RunSettings) -> str:
-    """A new name below the folder where results wait for their commit."""
+    """A new name below the folder for results that are not committed yet."""
     return f"{settings.results}/{uuid.uuid4().hex}"

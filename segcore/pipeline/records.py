@@ -2,12 +2,12 @@
 
     runs/<run_id>/plan.json        what is to be done, written before the work, never changed
     runs/<run_id>/plan.parquet     its images, one row each
-    runs/<run_id>/model.json       what was fitted to the collection
+    runs/<run_id>/model.json       the model fitted to the collection
     runs/<run_id>/manifest.json    what was done, written last
 
-A run is found by what it is about: its id hashes the segmenter, the versions of the inputs, the
-version of the code and the run before it. So the same command finds its own run and goes on, and
-nothing needs a lock or a clock.
+The id of a run is a hash of the segmenter, the versions of the inputs, the version of the code and
+the run before it. So the same command finds its run and continues it, and no lock or clock is
+needed.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """The failure that this error means."""
+        """The failure that corresponds to an error."""
         permanent = isinstance(error, ImageError | FitError) and error.permanent
         return cls(type(error).__name__, redacted(str(error)) or type(error).__name__, permanent)
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """An image of the plan: its source, and what its header told."""
+    """An image of the plan: its source, and the metadata from its header."""
 
     source: Source
     spec: RasterSpec | None
-    """None where the header could not be read."""
+    """None if the header could not be read."""
     failure: Failure | None = None
-    """Why the image cannot be processed. None: nothing is known against it."""
+    """Why the image cannot be processed. None: no known reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A group of images that is committed together: one Parquet file in each table."""
+    """A group of images that are committed together: one Parquet file in each table."""
 
     file: str
-    """Name of its files in the tables' folders. An existing name is rewritten, its other rows are
+    """Name of its files in the tables' folders. An existing file is rewritten with its other rows
     kept.
     """
     images: tuple[PlannedImage, ...]
@@ -63,7 +63,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one run will do."""
+    """The plan of one run."""
 
     run_id: str
     parent: str | None
@@ -71,15 +71,15 @@ class Plan:
     sequence: int
     """1 for the first run of an output, and so on."""
     fingerprint: str
-    """Hash of all that decides pixels and rows, the inputs aside."""
+    """Hash of everything that determines pixels and rows, except the inputs."""
     settings: Mapping[str, Any]
-    """What the fingerprint hashes, in clear, with the versions of the libraries and the seed."""
+    """The values that the fingerprint hashes, with the versions of the libraries and the seed."""
     shards: tuple[Shard, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What became of one image."""
+    """The result of one image."""
 
     source: Source
     spec: RasterSpec | None
@@ -87,25 +87,25 @@ class ImageResult:
     rows: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Rows of each statistic's table, by its name."""
     tables: Mapping[str, str] = field(default_factory=dict)
-    """Staged rows of tables too large to travel: the name of the file below the output, by the
-    table's.
+    """Staged rows of tables that are too large to send: the name of the file below the output, by
+    the name of the table.
     """
     mask: str | None = None
-    """Name that the mask will have below the output."""
+    """Final name of the mask below the output."""
     staged: Mapping[str, str] = field(default_factory=dict)
-    """Where mask, preview and side-cars wait for their commit, by the names that they will have."""
+    """Staged names of mask, preview and side-cars, by their final names."""
     mask_sha256: str | None = None
     nodata_pixels: int = 0
     tiles: int = 0
     seconds: float = 0.0
-    """Time spent on it by all workers together."""
+    """Total time spent on it by all workers."""
     segmenter: str = ""
-    """Kind and what was fitted or chosen, as JSON."""
+    """Kind and fitted or selected parameters, as JSON."""
     warning: str | None = None
-    """Why its result needs a second look. None: nothing is known against it."""
+    """A warning about its result. None: no warning."""
 
 
 def run_id(name: str, fingerprint: str, inputs: Sequence[Source], parent: str | None) -> str:
-    """The id of the run that takes these inputs on from `parent`."""
+    """The id of the run that processes these inputs after `parent`."""
     versions = sorted((source.uri, source.version) for source in inputs)
     return f"{name}-{digest([fingerprint, versions, parent])[:12]}"

@@ -1,7 +1,7 @@
 """The results of tiles of one image, in memory and staged in files between two jobs.
 
-A staged file is a `PackedFile`; the blocks of a mask are in it as they go into the mask's file, so
-that putting results together copies bytes and decodes nothing.
+A staged file is a `PackedFile`; it contains the blocks of a mask as in the mask's file, so that
+merging results copies bytes and decodes nothing.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 States = dict[str, Any]
-"""State of each statistic, by its name."""
+"""State of each statistic, by name."""
 
 
 @packable
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """The part of a staged file that is read whole."""
+    """The part of a staged file that is read at once."""
 
     states: States
     places: NDArray[np.int64]
-    """(blocks, 1 + axes) level and index of each block."""
+    """(block, 1 + axes) level and index of each block."""
     previews: list[PreviewPart]
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class TileResults:
-    """The results of some tiles of one image. Each pass over the tiles fills what it knows."""
+    """The results of some tiles of one image. Each pass over the tiles fills some of the fields."""
 
-    pieces: list[EncodedBlock] = field(default_factory=list)
+    blocks: list[EncodedBlock] = field(default_factory=list)
     """Blocks of the mask."""
     states: States = field(default_factory=dict)
     previews: list[PreviewPart] = field(default_factory=list)
     rows: list[bytes] = field(default_factory=list)
-    """For each tile the finished rows of the objects that are in no other, packed."""
+    """For each tile, the finished rows of the objects that are in no other tile, packed."""
     spanning: list[bytes] = field(default_factory=list)
-    """For each tile the measures of the objects that are in other tiles too, packed."""
+    """For each tile, the measures of the objects that are in several tiles, packed."""
 
     def stage(self, seconds: float, out: Sink) -> None:
         """Write a file that `StagedResults` reads. `seconds`: time spent on the tiles."""
-        places = np.array([(piece.level, *piece.index) for piece in self.pieces], np.int64)
+        places = np.array([(block.level, *block.index) for block in self.blocks], np.int64)
         front = Staged(self.states, places, self.previews, seconds)
         PackedFile.write(
             {
                 "front": [pack(front)],
                 "spanning": self.spanning,
                 "rows": self.rows,
-                "blocks": [piece.payload for piece in self.pieces],
+                "blocks": [block.payload for block in self.blocks],
             },
             out,
         )
@@ -69,7 +69,7 @@ class TileResults:
 
 @dataclass(frozen=True, slots=True)
 class StagedResults:
-    """The staged results of some tiles; blocks and objects are read piece by piece."""
+    """The staged results of some tiles; blocks and objects are read one at a time."""
 
     store: Store
     file: PackedFile
@@ -81,7 +81,7 @@ class StagedResults:
         file = PackedFile.open(store, name)
         return cls(store, file, unpack(Staged, file.one(store, "front", 0)))
 
-    def pieces(self) -> Iterator[EncodedBlock]:
+    def blocks(self) -> Iterator[EncodedBlock]:
         """Read its blocks of the mask one after the other."""
         payloads = self.file.each(self.store, "blocks")
         for place, payload in zip(self.front.places.tolist(), payloads, strict=True):
@@ -104,7 +104,7 @@ class StagedLabels:
     store: Store
     file: PackedFile
     number: int
-    """Of the tile among those of the file."""
+    """Position of the tile in the file."""
     boundary: bytes
 
     @property
@@ -126,16 +126,16 @@ class StagedLabels:
 
     @classmethod
     def read(cls, store: Store, name: str) -> list[StagedLabels]:
-        """The tiles of a file that `write` wrote. Raises `FileNotFoundError`."""
+        """The tiles of a file written by `write`. Raises `FileNotFoundError`."""
         file = PackedFile.open(store, name)
         boundaries = enumerate(file.all(store, "boundary"))
         return [cls(store, file, number, boundary) for number, boundary in boundaries]
 
 
 def merge_results(parts: Sequence[TileResults], statistics: Mapping[str, Statistic]) -> TileResults:
-    """The results of several ranges of tiles of one image as one."""
+    """Merge the results of several ranges of tiles of one image."""
     return TileResults(
-        [piece for part in parts for piece in part.pieces],
+        [block for part in parts for block in part.blocks],
         reduce(lambda a, b: merge_states(a, b, statistics), (part.states for part in parts)),
         [preview for part in parts for preview in part.previews],
         [each for part in parts for each in part.rows],
@@ -144,7 +144,7 @@ def merge_results(parts: Sequence[TileResults], statistics: Mapping[str, Statist
 
 
 def merge_states(a: States, b: States, statistics: Mapping[str, Statistic]) -> States:
-    """Two states of each statistic as one. A pass that counts nothing has no states."""
+    """Merge two states of each statistic. A pass that counts nothing has no states."""
     if not a or not b:
         return a or b
     return {name: statistic.merge(a[name], b[name]) for name, statistic in statistics.items()}

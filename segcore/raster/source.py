@@ -9,7 +9,12 @@ from typing import Any
 
 from maskloom.segcore.storage.addresses import redacted, remember_address
 from maskloom.segcore.storage.canonical import digest
-from maskloom.segcore.storage.store import current_version, filesystem, store_errors, version_of
+from maskloom.segcore.storage.filesystems import (
+    current_version,
+    filesystem,
+    store_errors,
+    version_of,
+)
 
 ABSENT = "absent"
 """Version of a listed file that does not exist."""

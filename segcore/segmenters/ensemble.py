@@ -167,7 +167,7 @@ class EnsembleFitter:
     @property
     def requirements(self) -> Requirements:
         """The largest halo, and memory and time of all members."""
-        return _footprint(self.members)
+        return _total_requirements(self.members)
 
     @property
     def expected_classes(self) -> tuple[str, ...]:
@@ -235,7 +235,7 @@ class EnsembleModel:
     @property
     def requirements(self) -> Requirements:
         """Largest halo, total memory and time; for scores also two numbers per class."""
-        whole = _footprint(self.members)
+        whole = _total_requirements(self.members)
         labels = 8 * len(self.classes) + 8 if self.by == "scores" else len(self.members) * 2 + 8
         return replace(whole, bytes_per_pixel=whole.bytes_per_pixel + labels)
 
@@ -310,7 +310,7 @@ def _names_of(member: Member) -> tuple[str, ...]:
     return member.expected_classes if isinstance(member, Fitter) else member.classes
 
 
-def _footprint(members: Sequence[Member]) -> Requirements:
+def _total_requirements(members: Sequence[Member]) -> Requirements:
     requirements = [member.requirements for member in members]
     halo = max(each.halo for each in requirements)
     memory, time = (

@@ -32,17 +32,10 @@ from maskloom.segcore.methods.naming import (
     class_order,
     requested_clusters,
 )
+from maskloom.segcore.methods.notes import note_of_nodata, note_of_units
 from maskloom.segcore.methods.pointwise import Scores, select_fitted
 from maskloom.segcore.methods.sampled_fitter import SampledFitter
-from maskloom.segcore.methods.samples import (
-    Samples,
-    State,
-    Units,
-    WeightedValues,
-    note_of_nodata,
-    note_of_units,
-    spread_of,
-)
+from maskloom.segcore.methods.samples import Samples, State, Units, WeightedValues, spread_of
 from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,

@@ -27,9 +27,10 @@ from maskloom.segcore.methods.naming import (
     class_order,
     requested_clusters,
 )
+from maskloom.segcore.methods.notes import note_of_nodata
 from maskloom.segcore.methods.pointwise import Scores, select_fitted
 from maskloom.segcore.methods.sampled_fitter import SampledFitter
-from maskloom.segcore.methods.samples import Samples, State, Units, note_of_nodata
+from maskloom.segcore.methods.samples import Samples, State, Units
 from maskloom.segcore.models.protocols import (
     MODELS,
     SEGMENTERS,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 @SEGMENTERS.register("mixture")
 @dataclass(frozen=True, slots=True)
 class MixtureOfGaussians(SampledFitter):
-    """Clusters of pixels with a size, shape and direction of their own."""
+    """Clusters of pixels, each with its own size, shape and direction."""
 
     components: int | Literal["auto"] | None = None
     """Number of components, or `auto`: the best of 1 to `max_components` by BIC. None: as many as

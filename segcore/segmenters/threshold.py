@@ -38,7 +38,7 @@ from maskloom.segcore.methods.intensity import (
     select_source,
 )
 from maskloom.segcore.methods.naming import check_names
-from maskloom.segcore.methods.samples import UNLIKELY, note_of_extremes
+from maskloom.segcore.methods.notes import UNLIKELY, note_of_extremes
 from maskloom.segcore.methods.thresholds import Histogram, find_thresholds
 from maskloom.segcore.methods.windows import LARGEST_WINDOW, LocalWindow, WindowStatistic
 from maskloom.segcore.models.protocols import (

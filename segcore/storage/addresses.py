@@ -20,9 +20,11 @@ from maskloom.segcore.errors import RecipeError
 
 _USER = re.compile(r"([A-Za-z][\w+.-]*)://([^/\s?#'\"]+)@")
 _NAMES_OF_SECRETS = (
-    r"x-(?:amz|goog|oss|cos|ms)-[\w-]*|awsaccesskeyid|googleaccessid|ossaccesskeyid|signature|sig|sas|key|jwt|code|pat|auth|authorization|"
+    r"x-(?:amz|goog|oss|cos|ms)-[\w-]*|awsaccesskeyid|googleaccessid|ossaccesskeyid|"
+    r"signature|sig|sas|key|jwt|code|pat|auth|authorization|"
     r"mac|hdn(?:ts|tl|ea)|(?:[\w.-]*[_.-])?(?:hmac|oauth)[\w.-]*|"
-    r"[\w.-]*(?:token|secret|passw|passphrase|pwd|credential|api[_-]?key|access[_-]?key|subscription[_-]?key)[\w.-]*"
+    r"[\w.-]*(?:token|secret|passw|passphrase|pwd|credential|"
+    r"api[_-]?key|access[_-]?key|subscription[_-]?key)[\w.-]*"
 )
 _SECRET_NAME = re.compile(_NAMES_OF_SECRETS, re.IGNORECASE)
 _SECRET_PARAMETER = re.compile(rf"([?&;#](?:{_NAMES_OF_SECRETS})=)[^&;\s'\"<>)]+", re.IGNORECASE)

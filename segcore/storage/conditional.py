@@ -27,15 +27,9 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from maskloom.segcore.errors import StoreError
-from maskloom.segcore.storage.store import (
-    STAGING,
-    Store,
-    current_version,
-    filesystem,
-    remedy,
-    store_errors,
-    sync_folder,
-)
+from maskloom.segcore.storage.atomic import sync_folder
+from maskloom.segcore.storage.filesystems import current_version, filesystem, remedy, store_errors
+from maskloom.segcore.storage.store import STAGING, Store
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -53,15 +47,15 @@ _PROBED: dict[str, Conditions] = {}
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A staged file that is to take its name, or a file that is to go."""
+    """A staged file to be moved to its name, or a file to be removed."""
 
     staged: str | None
-    """Its name below the store's root now. None: nothing takes the name, the file goes."""
+    """Its staged name below the store's root. None: the file `name` is removed."""
     name: str
-    """What it will be called; a file of this name is replaced."""
+    """Its final name; an existing file is replaced."""
     base: str | None = None
-    """The version of the file to be replaced, of `versions_of`. None: there is none, or the store
-    has no versions. Of a file that is to go, that of `current_version`.
+    """The version of the file to be replaced, of `versions_of`. None: no such file, or the store
+    has no versions. For a file to be removed, its `current_version`.
     """
 
 
@@ -127,9 +121,7 @@ def require_movable(store: Store, folders: Sequence[str]) -> None:
 
 
 def move(store: Store, moves: Iterable[Move]) -> None:
-    """Carry out the moves, in any order; those that are done already, by whomever, are left as they
-    are.
-    """
+    """Carry out the moves, in any order; moves already done by any process are skipped."""
     moves = list(moves)
     _map_concurrently(
         lambda each: _remove(store, each), [each for each in moves if each.staged is None]
@@ -145,7 +137,7 @@ def move(store: Store, moves: Iterable[Move]) -> None:
 
 
 def _remove(store: Store, each: Move) -> None:
-    """Remove a file that still is what it was when the commit was drafted; another one is of a
+    """Remove a file if it has not changed since the commit was drafted; a changed one belongs to a
     later commit.
     """
     uri = store.uri(each.name)
@@ -187,8 +179,8 @@ def _version(fs: Any, store: Store, name: str) -> str | None:
 
 
 def _move_conditionally(fs: Any, store: Store, each: Move) -> None:
-    """Write the target where it is still its base. Whatever else it is was put there by this
-    commit, or by a later one.
+    """Write the target if it is still its base. Any other content was written by this commit or by
+    a later one.
     """
     source = filesystem(store.uri(str(each.staged)))[1]
     with store_errors(f"write {store.uri(each.name)}"):

@@ -102,6 +102,7 @@ class _Arrays:
         self._content, self._at = content, 0
 
     def read(self, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
+        """The next array of this type and shape."""
         kind, count = np.dtype(dtype), int(np.prod(shape, dtype=np.int64))
         array = np.frombuffer(self._content, kind, count, self._at).reshape(shape)
         self._at += array.nbytes

@@ -115,7 +115,7 @@ class Scale:
         """Side of the window, relative to the patch."""
         return float((1 + self.by) ** random.uniform(-1, 1))
 
-    def apply(self, patch: Patch, random: np.random.Generator) -> Patch:  # noqa: ARG002  the window has been chosen already
+    def apply(self, patch: Patch, random: np.random.Generator) -> Patch:  # noqa: ARG002
         """The patch unchanged."""
         return patch
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.storage.canonical import with_tuples
-from maskloom.segcore.storage.store import filesystem, is_local
+from maskloom.segcore.storage.filesystems import filesystem, is_local
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,10 +16,11 @@ from maskloom.segcore import formats
 from maskloom.segcore.annotations.pairing import NameSuffixes, pair
 from maskloom.segcore.deep.inference.card import Scaling
 from maskloom.segcore.errors import ImageError, RecipeError
-from maskloom.segcore.storage.store import filesystem, store_errors
+from maskloom.segcore.storage.filesystems import filesystem, store_errors
 from maskloom.segcore.training.recipe import matches
 
 if TYPE_CHECKING:
+    from maskloom.segcore.annotations.pairing import MaskPairs
     from maskloom.segcore.raster.source import Source
     from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.training.recipe import TrainingRecipe
@@ -51,6 +52,33 @@ def find_pairs(
 
     Raises `RecipeError` if an image has no mask, the sizes of both differ, or the bands of images
     differ.
+    """
+    found = _paired(images, masks, recipe)
+    versions = {source.uri: source.version for source in (*images, *masks)}
+    pairs: list[Pair] = []
+    for image, name in sorted(found.name_of.items(), key=lambda item: item[1]):
+        on_progress(len(pairs), len(found.name_of))
+        mask = found.truth_of[image]
+        pairs.append(
+            Pair(
+                name,
+                _described(image, versions[image], recipe.bands),
+                _described(mask, versions[mask], None),
+            )
+        )
+        _require_same_shape(pairs[-1])
+    _require_same_bands(pairs)
+    unused = sorted(found.without_image)
+    if not unused:
+        return pairs, []
+    count = len(unused) + len(pairs)
+    note = f"{len(unused)} of {count} masks have no image and are not used: {_some(unused)}."
+    return pairs, [note]
+
+
+def _paired(images: Sequence[Source], masks: Sequence[Source], recipe: TrainingRecipe) -> MaskPairs:
+    """The pairs by name, without those that the recipe leaves out. Raises `RecipeError` if an image
+    has no mask.
     """
     end = recipe.mask_suffix
     named = [source for source in masks if source.image_id.endswith(end)]
@@ -89,26 +117,7 @@ def find_pairs(
             "A mask has the name of its image, apart from the suffix and `mask_suffix`. Add the "
             "missing masks, or add the images to `split.leave_out`."
         )
-    versions = {source.uri: source.version for source in (*images, *masks)}
-    pairs: list[Pair] = []
-    for image, name in sorted(found.name_of.items(), key=lambda item: item[1]):
-        on_progress(len(pairs), len(wanted))
-        mask = found.truth_of[image]
-        pairs.append(
-            Pair(
-                name,
-                _described(image, versions[image], recipe.bands),
-                _described(mask, versions[mask], None),
-            )
-        )
-        _require_same_shape(pairs[-1])
-    _require_same_bands(pairs)
-    unused = sorted(found.without_image)
-    if not unused:
-        return pairs, []
-    return pairs, [
-        f"{len(unused)} of {len(truths)} masks have no image and are not used: {_some(unused)}."
-    ]
+    return found
 
 
 def _left_out(source: Source, name: str, recipe: TrainingRecipe) -> bool:
@@ -160,9 +169,9 @@ def data_digest(pairs: Sequence[Pair], on_progress: OnProgress) -> str:
 def _digest_of(location: str) -> bytes:
     """SHA-256 over the bytes of a file, or of all files of a folder in the order of their names."""
     fs, path = filesystem(location)
-    part = hashlib.sha256()
+    part, is_folder = hashlib.sha256(), location.lower().endswith(formats.folder_suffixes())
     with store_errors(f"read {location}"):
-        for name in sorted(fs.find(path)) or [path]:
+        for name in sorted(fs.find(path)) if is_folder else [path]:
             with fs.open(name, "rb") as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     part.update(chunk)

@@ -28,8 +28,9 @@ from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
 from maskloom.segcore.storage.conditional import Move, move, require_movable, versions_of
+from maskloom.segcore.storage.filesystems import current_version
 from maskloom.segcore.storage.records import read_json
-from maskloom.segcore.storage.store import Artefact, Store, current_version
+from maskloom.segcore.storage.store import Artefact, Store
 
 COMMITS = "runs/commits"
 """Folder of the records."""

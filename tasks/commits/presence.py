@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from maskloom.segcore.errors import MaskloomError, RunError
+from maskloom.segcore.storage.atomic import is_writer_alive, temporary_name
 from maskloom.segcore.storage.conditional import conditions_of
-from maskloom.segcore.storage.store import STAGING, Store, is_writer_alive, temporary_name
+from maskloom.segcore.storage.store import STAGING, Store
 from maskloom.tasks.commits.log import incomplete_folder
 
 PROCESSES = f"{STAGING}/processes"

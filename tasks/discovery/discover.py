@@ -17,7 +17,8 @@ from maskloom.segcore.raster.source import (
 from maskloom.segcore.storage.addresses import (
     redacted,
 )
-from maskloom.segcore.storage.store import STAGING, filesystem, is_local
+from maskloom.segcore.storage.filesystems import filesystem, is_local
+from maskloom.segcore.storage.store import STAGING
 from maskloom.tasks.discovery.image_ids import image_ids
 from maskloom.tasks.discovery.lists import COLUMN
 from maskloom.tasks.discovery.search import Search, image_suffixes

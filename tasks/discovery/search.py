@@ -33,7 +33,7 @@ from maskloom.segcore.storage.addresses import (
     without_query,
     without_signature,
 )
-from maskloom.segcore.storage.store import filesystem, is_local, store_errors, version_of
+from maskloom.segcore.storage.filesystems import filesystem, is_local, store_errors, version_of
 from maskloom.tasks.discovery import lists
 
 _GLOB = re.compile(r"[*?\[]")

@@ -23,6 +23,7 @@ from maskloom.segcore.deep.inference.card import Card
 from maskloom.segcore.errors import RecipeError, Stopped
 from maskloom.segcore.models.protocols import SEGMENTERS
 from maskloom.segcore.training import semantic
+from maskloom.segcore.training.pairs import data_digest, find_pairs
 from maskloom.segcore.training.run import TrainingResult, prepare, train
 
 TINY = {
@@ -643,3 +644,23 @@ def test_a_model_is_used_by_the_segmenter_that_runs_its_network(folder, network,
     words = shlex.split(flow.usage(training_run, learned))
     assert words[words.index("-s") + 1] == segmenter
     assert segmenter in SEGMENTERS
+
+
+def test_folders_are_trained_on_and_volumes_are_refused(folder):
+    """Images and masks of Zarr are those of PNG; the digest of the data is over all their files."""
+    zarr = pytest.importorskip("zarr")
+    for kind in ("images", "masks"):
+        for path in (folder / kind).glob("*.png"):
+            zarr.create_array(path.with_suffix(".zarr"), data=np.array(Image.open(path)))
+            path.unlink()
+    order = made(folder)
+    pairs, _ = find_pairs(*flow.sources(order), order.recipe, lambda *_: None)
+    assert [pair.name for pair in pairs] == ["0", "1", "2", "3"]
+    before = data_digest(pairs, lambda *_: None)
+    chunk = next(path for path in (folder / "masks" / "3.zarr" / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    assert data_digest(pairs, lambda *_: None) != before
+    np.save(folder / "images" / "4.npy", np.zeros((3, 8, 8), np.uint8))
+    np.save(folder / "masks" / "4.npy", np.zeros((3, 8, 8), np.uint8))
+    with pytest.raises(RecipeError, match=r"4\.npy is a volume of 3 axes"):
+        find_pairs(*flow.sources(order), order.recipe, lambda *_: None)

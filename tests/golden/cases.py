@@ -131,7 +131,10 @@ CASES = (
         {"kind": "quickshift", "kernel_size": 2, "max_dist": 6, "sigma": 1},
         (HEIGHTS,),
     ),
-    Case("connected_parts", {"kind": "connected_parts", "of": _CLUSTERS, "min_size": 9}),
+    Case(
+        "connected_parts",
+        {"kind": "connected_parts", "of": _CLUSTERS, "connectivity": 8, "min_size": 9},
+    ),
     Case(
         "connected_parts_holes",
         {

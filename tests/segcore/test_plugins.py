@@ -51,3 +51,17 @@ def test_a_plugin_that_cannot_be_imported_is_named(tmp_path: Path, module: str) 
     found = networks(tmp_path)
     assert found.returncode != 0
     assert "The plug-in 'nothing' (plugin_of_mine, group maskloom.networks)" in found.stderr
+
+
+def test_commands_say_in_a_line_that_a_plugin_fails(tmp_path: Path) -> None:
+    installed(tmp_path, "import no_such_library")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
+        "sys.argv = ['maskloom', 'list', 'networks']; "
+        "from maskloom.flows.cli import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("maskloom: The plug-in 'nothing'")

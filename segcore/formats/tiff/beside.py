@@ -1,12 +1,12 @@
-"""Files beside a TIFF, each read only as what it must be.
+"""Files beside a TIFF, each read only as the expected kind of file.
 
     x.tif.msk              which pixels are data: a TIFF, of the image's size
     x.tif.aux.xml          what GDAL keeps of an image: nodata, colours, CRS, control points
     x.tfw, x.tifw, x.wld   placement of an image that does not hold its own
     x_RPC.TXT, x.RPB       rational polynomials of its camera, likewise
 
-Nothing else is looked at, and none of them can name a further file: GDAL is never asked for
-overviews, sees no file but `.aux.xml`, and opens `.msk` as TIFF only.
+No other files are read, and none of these can refer to further files: GDAL reads no overviews, sees
+only `.aux.xml`, and opens `.msk` as TIFF only.
 """
 
 from __future__ import annotations
@@ -58,30 +58,29 @@ _RPC_LISTS = {
     "SAMP_DEN_COEFF": "sampDenCoef",
 }
 _RPC_ERRORS = {"ERR_BIAS": "errBias", "ERR_RAND": "errRand"}
-"""May be left out."""
+"""Optional entries."""
 _OF_ALL_BANDS = 2
-"""GDAL's flag of a mask that all bands share."""
+"""GDAL's flag for a mask common to all bands."""
 
 
 def metadata_file(source: StoredFile) -> dict[str, StoredFile]:
-    """GDAL's metadata beside an image, by the name under which GDAL looks for it; empty where there
-    is none.
+    """GDAL's metadata beside an image, by the name that GDAL looks for; empty if absent.
 
-    Raises `FormatError` where it is larger than any such text, and `Unavailable`.
+    Raises `FormatError` if it is too large, and `Unavailable`.
     """
     file = _text_beside(source, f"{source.path}.aux.xml")
     return {} if file is None else {f"{NAME}.aux.xml": file}
 
 
 def place_beside(source: StoredFile, crs: str | None) -> tuple[Space, tuple[str, ...]]:
-    """Where the files beside an image place it, and what users should know of that; `crs` is what
-    the image itself says.
+    """The placement of an image by the files beside it, and notes for users; `crs` is that of the
+    image itself.
 
-    Raises `FormatError` where one is larger than any such text, and `Unavailable`.
+    Raises `FormatError` if one is too large, and `Unavailable`.
     """
     stem, dot, suffix = source.path.rpartition(".")
     stem, suffix = (stem, suffix) if dot and "/" not in suffix else (source.path, "")
-    # x.TIF has its x.TFW.
+    # The file beside x.TIF is x.TFW.
     endings = [ending.upper() if suffix.isupper() else ending for ending in _WORLD_ENDINGS]
     world = next(filter(None, (_text_beside(source, stem + ending) for ending in endings)), None)
     camera = next(
@@ -123,7 +122,7 @@ def _affine(text: str) -> Affine | None:
 
 
 def _rational_polynomials(text: str) -> dict[str, str]:
-    """RPCs by GDAL's names, from lines of `NAME: value unit` or `name = value;`; empty where one is
+    """RPCs by GDAL's names, from lines of `NAME: value unit` or `name = value;`; empty if one is
     missing.
     """
     found = dict(_CAMERA_LINE.findall(text))
@@ -150,14 +149,14 @@ class SideMask:
     location: str
     dataset: TiffDataset
     planes: tuple[int, ...]
-    """By band of the image the band that is its mask; 0 for none."""
+    """For each band of the image, the band of the file that is its mask; 0 for none."""
 
     @classmethod
     def open(cls, source: StoredFile, shape: Shape, bands: int) -> SideMask | None:
-        """The mask beside an image of this shape; None where there is none, or a TIFF that is not
+        """The mask beside an image of this shape; None if it is absent, or a TIFF that is not
         GDAL's mask.
 
-        Raises `FormatError` where it is no TIFF or of another size, and `Unavailable`.
+        Raises `FormatError` if it is not a TIFF or has another size, and `Unavailable`.
         """
         file = source.beside(f"{source.path}.msk")
         if file is None:
@@ -213,7 +212,7 @@ class SideMask:
 def _plane(tags: Mapping[str, str], band: int) -> int:
     """The band of a `.msk` that is the mask of a band of the image; 0 for none.
 
-    GDAL knows its masks by these flags too; other programs use the suffix for other things.
+    GDAL identifies its masks by these flags too; other programs use the suffix for other purposes.
     """
     flags = tags.get(f"INTERNAL_MASK_FLAGS_{band}", "")
     if not flags.isdecimal():

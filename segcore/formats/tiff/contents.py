@@ -1,13 +1,13 @@
-"""What the pages of a TIFF are: the image, its channels, or more than we read.
+"""The contents of a TIFF: whether its pages are one image, its channels, or several images, which
+are refused.
 
 One file is one picture of one or many bands. Reduced pages (levels of a pyramid) and transparency
-masks belong to a picture; pages that the file itself calls channels are its bands. Slices, times,
-scenes and pages without a description are refused: reading one page of many silently gives wrong
-numbers.
+masks belong to a picture; pages described as channels are its bands. Slices, times, scenes and
+pages without a description are refused: reading only one page of many would give wrong numbers.
 
 Three kinds of description are known: OME-XML, the lines of ImageJ, or the JSON of tifffile, each in
-the first page. A description with other sizes than the page was left over by a program that cut the
-picture, and is ignored.
+the first page. A description with sizes other than those of the page was left by a program that
+cropped the picture, and is ignored.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from maskloom.segcore.formats.source import StoredFile
 
 _MOST_COUNTED = 20
-"""Pages that are counted for a message; of a file in a far store each may be a request."""
+"""Largest number of pages counted for a message; each may be one request to a remote store."""
 _MOST_CHANNELS = 4096
 _ATTACHMENTS = re.compile(r"(label|macro|thumbnail|overview)( image)?", re.IGNORECASE)
-"""Names of the pictures that slide scanners put beside the slide."""
+"""Names of the pictures that slide scanners store with the slide."""
 _CHANNELS_HELP = (
     "If they are channels of one picture, save them as OME-TIFF or as an ImageJ hyperstack, which "
     "say so."
@@ -55,7 +55,7 @@ class Contents:
     pages: tuple[Page, ...]
     """One page with all bands, or a page for each channel in the order of the channels."""
     notes: tuple[str, ...] = ()
-    """What users should know of what is not read."""
+    """Notes for users on pictures that are not read."""
 
     @property
     def page(self) -> Page:
@@ -80,8 +80,8 @@ class _Axes:
 
 
 def read_contents(source: StoredFile) -> Contents:
-    """What a TIFF holds. Raises `FormatError` where that is more than one picture, or its structure
-    is broken, and `Unavailable`.
+    """The contents of a TIFF. Raises `FormatError` if it has more than one picture or a broken
+    structure, and `Unavailable`.
     """
     with source.stream() as stream:
         return _contents(Pages(stream, source.location), source)
@@ -121,7 +121,7 @@ def _contents(pages: Pages, source: StoredFile) -> Contents:
 
 
 def _alone(source: StoredFile, page: Page, axes: _Axes) -> Contents:
-    """The only page of a file whose description names more. Raises `FormatError` where more planes
+    """The only page of a file whose description lists more. Raises `FormatError` if further planes
     follow that page.
     """
     if not page.compressed and page.data_offset + 2 * page.plane_bytes <= source.size():
@@ -130,7 +130,7 @@ def _alone(source: StoredFile, page: Page, axes: _Axes) -> Contents:
             "where only the program that wrote it finds "
             f"them. Save it as OME-TIFF. {_CHANNELS_HELP}"
         )
-    # Whoever takes a page out of a stack often leaves the description as it was.
+    # Programs that extract a page from a stack often keep the description.
     return Contents(
         page,
         (page,),
@@ -139,7 +139,7 @@ def _alone(source: StoredFile, page: Page, axes: _Axes) -> Contents:
 
 
 def _until(chain: Iterator[Page], most: int) -> Iterator[Page]:
-    """The pages up to one more than so many pictures."""
+    """The pages up to one more than `most` pictures."""
     pictures = 1
     for page in chain:
         yield page
@@ -185,7 +185,7 @@ def _channels(location: str, axes: _Axes, pages: Sequence[Page]) -> tuple[Page, 
 
 
 def _imagej(page: Page) -> _Axes | None:
-    """The planes according to the lines of ImageJ; None without such lines."""
+    """The planes according to the description by ImageJ; None without one."""
     if not page.description.startswith("ImageJ="):
         return None
     found = dict(
@@ -206,7 +206,7 @@ def _imagej(page: Page) -> _Axes | None:
 
 
 def _tifffile(page: Page) -> _Axes | None:
-    """What the JSON of tifffile says; None where there is none, or where it is of another
+    """The planes according to the JSON of tifffile; None if it is absent or describes another
     picture.
     """
     if not page.description.startswith('{"'):
@@ -216,13 +216,13 @@ def _tifffile(page: Page) -> _Axes | None:
         shape, axes = [int(n) for n in record["shape"]], str(record.get("axes", ""))
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    # Samples of a pixel come last, or first where they are stored in planes.
+    # The samples of a pixel are the last axis, or the first if stored in planes.
     if list(page.shape) not in (shape[-2:], shape[-3:-1]) or min(shape) < 1:
         return None
     planes = max(1, math.prod(shape) // (math.prod(page.shape) * page.samples))
     sizes = dict(zip(axes, shape, strict=True)) if len(axes) == len(shape) else {}
     channels, slices, times = (sizes.get(name, 1) for name in "CZT")
-    # Samples of one page may be called C too.
+    # The samples of one page may also be called C.
     channels = channels if planes % channels == 0 else 1
     return _Axes(
         "a stack of tifffile",
@@ -291,12 +291,11 @@ def _ome(pages: Pages, source: StoredFile, root: Element, found: Sequence[Page])
 
 
 def _ome_root(location: str, page: Page) -> Element | None:
-    """The OME metadata of a page; None where it is of a picture of another size."""
+    """The OME metadata of a page; None if it describes a picture of another size."""
     from xml.etree.ElementTree import ParseError, fromstring
 
     text = page.description
-    # Without a document type there are no entities, and so nothing that expands or leads to other
-    # files.
+    # Without a document type there are no entities, so nothing expands or refers to other files.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise FormatError(
             f"{location}: its OME metadata declares a document type, which OME never does. Write "
@@ -332,12 +331,12 @@ def _refuse_other_files(location: str, root: Element, pixels: Element) -> None:
 
 
 def _ome_pages(pixels: Element, count: int) -> list[int]:
-    """The number of the page of each of so many channels, of one slice and one time."""
+    """The page number of each of `count` channels, of one slice and one time."""
     where: dict[int, int] = {}
     following = 0
     for data in itertools.islice(pixels.iterfind("{*}TiffData"), count):
         start, channel = _whole(data.get("IFD"), following), _whole(data.get("FirstC"), 0)
-        # Without a number of planes it is one where the place is named, else all.
+        # Without a number of planes: one if the position is given, otherwise all.
         planes = _whole(data.get("PlaneCount"), 1 if data.get("IFD") is not None else count)
         where.update(
             (channel + i, start + i)

@@ -1,5 +1,5 @@
-"""GDAL datasets: opened by path or through fsspec, with bounded memory, one thread a dataset, and
-quiet.
+"""GDAL datasets: opened by path or through fsspec, with bounded memory, one thread per dataset, and
+without console output.
 
 rasterio keeps its Python openers in context variables, so every call on a dataset runs in the
 context that opened it; then a reader may be opened in one thread and used or closed in another.
@@ -34,8 +34,8 @@ _DAMAGE = re.compile(
     r"|Premature end of JPEG file"
     r"|PackBitsDecode|Fax\w+:(?:Premature|Line length|Bad code)"
 )
-"""Warnings of decoders that gave pixels which are not in the file. Up to 9 bytes behind the last
-pixel are padding that some write.
+"""Warnings of decoders that produced pixels which are not in the file. Up to 9 bytes after the last
+pixel are padding by some programs.
 """
 _MISSING_CODEC = re.compile(r"missing codec (?:of code )?([\w ]+)")
 _COMPRESSIONS = {
@@ -53,7 +53,7 @@ _COMPRESSIONS = {
     "50002": "JPEG XL",
     "52546": "JPEG XL (of DNG)",
 }
-"""Names of what libtiff calls by its own name or by number: the TIFF registry, and DNG."""
+"""Common names of compressions for libtiff's names and numbers, from the TIFF registry and DNG."""
 _SIBLINGS = "GDAL_DISABLE_READDIR_ON_OPEN"
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,8 +61,8 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class _Redirected(Ranges):
-    """A TIFF that begins with another of its directories: a few bytes of its header are exchanged
-    as they are read.
+    """A TIFF that appears to begin with another of its directories: a few bytes of its header are
+    replaced on reading.
     """
 
     at: int = 0
@@ -84,8 +84,8 @@ class _Redirected(Ranges):
 
 @dataclass(slots=True, eq=False)
 class _StoredFiles:
-    """What rasterio asks of a Python store: the image and the files beside it, under names without
-    surprises.
+    """The interface of a Python store for rasterio: the image and the files beside it, under simple
+    names.
     """
 
     files: Mapping[str, StoredFile]
@@ -94,6 +94,7 @@ class _StoredFiles:
     failures: list[Unavailable] = field(default_factory=list)
 
     def open(self, path: str, mode: str = "rb", **_: object) -> Ranges:
+        """Open one of the files. Raises `FileNotFoundError` for any other path."""
         if not self.isfile(path) or mode not in ("r", "rb"):
             raise FileNotFoundError(path)
         source = self.files[_name(path)]
@@ -127,8 +128,8 @@ def _name(path: str) -> str:
 
 
 def _pointer(head: bytes, directory: int) -> tuple[int, bytes]:
-    """Where a TIFF's header holds the offset of its first directory, and the bytes for this
-    offset.
+    """The position of the offset of the first directory in the header of a TIFF, and the bytes of
+    that offset.
     """
     order = "<" if head[:2] == b"II" else ">"
     at, letter = FIRST_DIRECTORY[struct.unpack(order + "H", head[2:])[0]]
@@ -140,17 +141,15 @@ class TiffDataset:
     """An open GDAL dataset; for one thread at a time."""
 
     raw: Any
-    """The rasterio dataset. Touch it only inside `run`."""
+    """The rasterio dataset. Use it only inside `run`."""
     directory: int | None
     """Offset of the page. None: the first."""
     _siblings: str
-    """Whether GDAL may look for files beside the image, in GDAL's words."""
+    """GDAL's setting for whether to look for files beside the image."""
     _context: contextvars.Context
     _failures: list[Unavailable]
     _damage: list[str] = field(default_factory=list)
-    """What decoders complained about. GDAL keeps the blocks that they gave, and does not complain
-    twice.
-    """
+    """Warnings of the decoders. GDAL caches decoded blocks, and does not repeat the warnings."""
 
     @classmethod
     def open(
@@ -161,10 +160,10 @@ class TiffDataset:
     ) -> TiffDataset:
         """Open a TIFF. Raises what `errors` names, and `Unavailable`.
 
-        GDAL opens any file beside an image that has the right name, with any of its drivers and
-        wherever that leads. So it sees the image alone, or the image under the name `NAME` with the
-        files that are given by names like it. `directory` is the offset of the page to open; None:
-        the first.
+        GDAL opens any file beside an image that has a matching name, with any driver, and follows
+        its references. So it sees the image alone, or the image under the name `NAME` with the
+        given files under similar names. `directory` is the offset of the page to open; None: the
+        first.
         """
         import rasterio
 
@@ -185,7 +184,7 @@ class TiffDataset:
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that touches the dataset. Raises what `errors` names, and `Unavailable`
-        where the store failed.
+        if the store failed.
         """
         from rasterio.errors import RasterioIOError
 
@@ -210,7 +209,7 @@ class TiffDataset:
 
 
 def environment(more: Mapping[str, str] | None = None) -> Any:
-    """GDAL's settings for reading in this thread, and more of them."""
+    """GDAL's settings for reading in this thread, with `more` settings."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
     from rasterio.session import DummySession
@@ -218,7 +217,7 @@ def environment(more: Mapping[str, str] | None = None) -> Any:
     silence(NotGeoreferencedWarning)
     _quieten("rasterio")
 
-    # rasterio takes the cache's size in bytes, where GDAL itself takes small numbers as megabytes.
+    # rasterio needs the size of the cache in bytes; GDAL itself reads small numbers as megabytes.
     settings = {
         "GDAL_CACHEMAX": CACHE_BYTES,
         "GDAL_NUM_THREADS": "1",
@@ -229,7 +228,7 @@ def environment(more: Mapping[str, str] | None = None) -> Any:
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """What rasterio raises for bad files."""
+    """The errors that rasterio raises for bad files."""
     from rasterio._err import CPLE_BaseError
     from rasterio.errors import CRSError, RasterioError
 
@@ -244,7 +243,9 @@ def reason(error: BaseException) -> str:
 
 
 def fault(location: str, what: str, error: BaseException) -> str:
-    """A sentence on a TIFF that GDAL does not open, and what to do; `what` of it cannot be read."""
+    """The message for a TIFF that GDAL cannot open, with the remedy; `what` is the part that cannot
+    be read.
+    """
     said = reason(error)
     missing = _MISSING_CODEC.search(said)
     if missing is None:
@@ -292,7 +293,7 @@ _LISTENER = _Listener()
 
 def _quieten(name: str) -> None:
     logger = logging.getLogger(name)
-    # One broken file makes thousands of lines; a level that somebody set on purpose stays.
+    # One broken file produces thousands of lines; a level set by the user is kept.
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL)
     for speaker in (logging.getLogger(f"{name}.{module}") for module in ("_err", "_env")):

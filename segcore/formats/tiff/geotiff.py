@@ -2,19 +2,19 @@
 
 Which pixels are data (`valid`), among the bands that are read:
 
-- a float pixel with NaN or infinity in any band is not; it is read as 0, so that no method
-  computes with NaN;
+- a float pixel with NaN or infinity in any band is not; it is read as 0, so no method computes with
+  NaN;
 - a pixel that has the nodata value is not: in all bands of the file for RGB pictures (black is
-  rare, one channel at 0 is not), in any band that is read otherwise (a number that the file disowns
-  must not be computed with). Nodata that the type cannot hold means nothing. In a palette file it
-  is an index, and where 0 is white a stored number;
+  rare, one channel at 0 is not), in any selected band of other images (nodata values must not enter
+  computations). Nodata that the type cannot represent is ignored. It refers to stored values:
+  indices in a palette file, and numbers before inversion if 0 is white;
 - a pixel of alpha 0, of a palette colour with alpha 0, or of an index without a colour, is not;
 - a pixel that an internal or side-car (.msk) mask hides is not.
 
-Whole numbers of a file whose 0 is white (MinIsWhite) are turned round, so that larger is brighter.
-Pages that the file calls channels are bands; see `tiff.contents`. A palette becomes the three
-bands of its colours. An alpha band is no data band: band 4 of (red, green, blue, alpha, infrared)
-is infrared. Other values come as GDAL gives them, without scale and offset.
+Integers of a file whose 0 is white (MinIsWhite) are inverted, so that larger is brighter. Pages
+described as channels are bands; see `tiff.contents`. A palette becomes the three bands of its
+colours. An alpha band is not a data band: band 4 of (red, green, blue, alpha, infrared) is
+infrared. Other values are as GDAL reads them, without scale and offset.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.spec import Reader
 
 _STRIP_BYTES = 4 << 20
-"""Bands on their way to be interleaved; small enough to stay in a processor's cache."""
+"""Bytes of the bands that are interleaved at a time; small enough for a processor's cache."""
 _MERGED_BY_OPENCV = frozenset({"uint8", "uint16", "int16", "int32", "float32", "float64"})
 
 
@@ -101,7 +101,7 @@ class GeoTiff:
                 source = _checked(spec.location)
                 contents = read_contents(source)
                 apart = len(contents.pages) > 1
-                # Channels that are not asked for stay closed.
+                # Channels that are not selected stay closed.
                 wanted = [
                     band
                     for band in dict.fromkeys(spec.bands if apart else (1,))
@@ -128,7 +128,7 @@ class GeoTiff:
         return ChannelReader(pages, spec) if apart else pages[1]
 
     def open_stored(self, spec: RasterSpec) -> Reader:
-        """Open the file for its numbers; see `StoredFormat.open_stored`."""
+        """Open the file with the numbers as stored; see `StoredFormat.open_stored`."""
         reader = self.open(spec)
         stored_otherwise = isinstance(reader, TiffReader) and reader.stores_otherwise
         return cast("TiffReader", reader).as_stored() if stored_otherwise else reader
@@ -162,13 +162,13 @@ class TiffReader:
 
     @property
     def stores_otherwise(self) -> bool:
-        """Whether the numbers in the file are not those that are delivered: indices of a palette,
-        or 0 for white.
+        """Whether the stored numbers differ from the delivered ones: palette indices, or 0 for
+        white.
         """
         return self.layout.palette is not None or self.layout.white is not None
 
     def as_stored(self) -> TiffReader:
-        """A reader of the numbers in the file, which takes the place of this one."""
+        """A reader of the stored numbers, which replaces this one."""
         layout = replace(
             self.layout,
             palette=None,
@@ -225,7 +225,7 @@ class TiffReader:
     def _valid(
         self, box: Box, bands: Sequence[int], pixels: NDArray[Any], alpha: NDArray[Any] | None
     ) -> NDArray[np.bool_]:
-        """Where nodata, alpha and masks leave pixels that are data; `pixels` are as stored."""
+        """True for pixels that are data by nodata, alpha and masks; `pixels` are as stored."""
         layout, valid = self.layout, np.ones(box.shape, np.bool_)
         absent = self._nodata(box, bands, pixels)
         if absent is not None:
@@ -245,8 +245,8 @@ class TiffReader:
     def _nodata(
         self, box: Box, bands: Sequence[int], pixels: NDArray[Any]
     ) -> NDArray[np.bool_] | None:
-        """Where pixels have the nodata value: in all bands of the file for a picture in colours,
-        else in any that is read. None: nowhere.
+        """True for pixels with the nodata value: in all bands of the file for RGB images, otherwise
+        in any selected band. None: no such pixels.
         """
         layout = self.layout
         of_band = dict(zip(layout.data, layout.nodata, strict=True))
@@ -266,8 +266,8 @@ class TiffReader:
     def _interleaved(
         self, box: Box, bands: Sequence[int]
     ) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """Pixels, channel-last, and alpha. GDAL gives bands one after the other; strips of few rows
-        are interleaved in turn.
+        """Pixels, channel-last, and alpha. GDAL delivers bands one after the other; they are
+        interleaved in strips of a few rows.
         """
         layout, raw = self.layout, self.dataset.raw
         pixels = np.empty((*box.shape, len(bands)), layout.dtype)
@@ -342,11 +342,11 @@ def _page_reader(
         dataset = stack.enter_context(contextlib.closing(_opened(source, contents, page)))
         layout = read_layout(dataset, source, page, spec.space)
         mask = None
-        # As in GDAL, a mask in the file goes before one beside it.
+        # As in GDAL, a mask in the file takes precedence over one beside it.
         if not layout.masks:
             mask = SideMask.open(source, layout.shape, dataset.run(lambda: dataset.raw.count))
         if len(contents.pages) > 1:
-            # Colours of a channel are for showing it; its numbers are what was measured.
+            # The colours of a channel are for display; its numbers are the measured values.
             layout, spec = replace(layout, palette=None), replace(spec, bands=(1,), file_bands=1)
         stack.pop_all()
     return TiffReader(dataset, layout, spec, mask)
@@ -359,7 +359,7 @@ def _window(box: Box) -> Any:
 
 
 def _strips(box: Box, block_rows: int, rows: int) -> Iterable[Box]:
-    """The box in strips of about `rows` rows that end where rows of blocks end, so that no block is
+    """The box in strips of about `rows` rows that end at boundaries of blocks, so that no block is
     decoded twice.
     """
     step = block_rows * max(1, rows // block_rows)
@@ -370,7 +370,7 @@ def _strips(box: Box, block_rows: int, rows: int) -> Iterable[Box]:
 
 
 def _merge(planes: NDArray[Any], out: NDArray[Any]) -> None:
-    """Write bands (channel, row, column) into channel-last `out`."""
+    """Write bands (band, y, x) into `out` (y, x, band)."""
     if out.dtype.name in _MERGED_BY_OPENCV and 1 < len(planes) <= 4:
         import cv2
 

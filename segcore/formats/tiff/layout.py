@@ -1,5 +1,5 @@
-"""The layout of a TIFF: what GDAL's header says, turned into what a reader needs, with the limits
-that a header must keep.
+"""The layout of a TIFF: the metadata that a reader needs, from GDAL's header, with limits on its
+values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Affine, Shape
 
 MAX_PIXELS = 2**40
-"""Pixels of one image; a header alone can claim more than anybody can read."""
+"""Largest number of pixels of one image; a header alone can claim any number."""
 MAX_BANDS = 4096
 _MIN_IS_WHITE = 0
 _COLOUR_SYSTEMS = {
@@ -42,16 +42,16 @@ _COLOUR_SYSTEMS = {
     32845: "logarithms (LogLuv)",
     34892: "raw values of a camera",
 }
-"""Photometric interpretations that GDAL turns into RGB for some depths only."""
+"""Photometric interpretations that GDAL converts to RGB for some depths only."""
 _MAX_BLOCK_BYTES = 4 * MAX_PICTURE_PIXELS
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a file stores what a reader delivers."""
+    """How a file stores its pixels."""
 
     shape: Shape
-    """As stored, before it is turned upright."""
+    """As stored, before rotation to upright."""
     dtype: str
     block: Shape
     chunks: Shape
@@ -59,15 +59,11 @@ class Layout:
     """GDAL's numbers of the data bands."""
     alpha: int | None
     masks: tuple[int, ...]
-    """GDAL's numbers of the bands that have a mask; one number for all where they share
-    it.
-    """
+    """GDAL's numbers of the bands that have a mask; a single number if they share it."""
     nodata: tuple[float | None, ...]
-    """By data band; None also where the type cannot hold the file's value."""
+    """By data band; None also if the type cannot represent the value in the file."""
     white: int | None
-    """The value of black in the first data band, whose 0 is white. None: its 0 is not
-    white.
-    """
+    """The value of black in the first data band if 0 is white. None: 0 is not white."""
     palette: NDArray[np.uint8] | None
     """Red, green, blue and alpha by index."""
     rgb: bool
@@ -75,7 +71,7 @@ class Layout:
     space: Space
     orientation: int = UPRIGHT
     notes: tuple[str, ...] = ()
-    """What users should know of how the pixels are taken."""
+    """Notes for users on how the pixels are read."""
 
     @property
     def bands(self) -> int:
@@ -84,17 +80,17 @@ class Layout:
 
     @property
     def delivered_shape(self) -> Shape:
-        """(height, width) after turning upright."""
+        """The upright shape (y, x)."""
         return turn_shape(self.shape, self.orientation)
 
 
 def read_layout(
     dataset: TiffDataset, source: StoredFile, page: Page, space: Space | None = None
 ) -> Layout:
-    """The layout of an open page. `space` is its placement; None: take it from the file, or else
-    from the files beside it.
+    """The layout of an open page. `space` is its placement; None: from the file, or else from the
+    files beside it.
 
-    Raises `FormatError` for what we do not read, and what `_dataset.errors` names.
+    Raises `FormatError` for layouts that are not supported, and the errors of `dataset.errors`.
     """
     metadata = metadata_file(source)
     with contextlib.ExitStack() as stack:
@@ -119,20 +115,20 @@ def read_layout(
         and not page.coloured
         and np.array_equal(layout.palette, own)
     ):
-        # GDAL invents colours of 8 bits where 0 is white, for one bit, and for masks.
+        # GDAL adds a palette of 8 bits to files in which 0 is white, of one bit, and of masks.
         layout = replace(layout, palette=None)
     elif layout.palette is not None:
         layout = replace(layout, white=None)
     masks = dataset.run(lambda: _masks(dataset.raw.mask_flag_enums, layout.data))
-    # A georeference is of the pixels as stored, and programs that write one ignore the tag,
-    # as GDAL does.
+    # A georeference refers to stored pixels, and programs that write one ignore the tag, as GDAL
+    # does.
     return replace(
         layout, masks=masks, space=space, orientation=UPRIGHT if space.placed else page.orientation
     )
 
 
 def _unplaced(space: Space) -> Iterator[str]:
-    """Why areas of an image are in pixels that is not unplaced."""
+    """Notes on why areas are in pixels although the image has a placement."""
     if space.affine is None and space.gcps:
         yield (
             f"it is placed by {len(space.gcps)} ground control points, which the mask keeps; areas "
@@ -182,8 +178,8 @@ def _layout(raw: Any, location: str, page: Page) -> Layout:
 
 
 def _white(raw: Any, page: Page, dtype: str) -> int | None:
-    """What is black where 0 is white: the largest number of so many bits. None where 0 is not
-    white, or signed or a fraction.
+    """The value of black if 0 is white: the largest number of the bits per sample. None if 0 is not
+    white, or for signed numbers and floats.
     """
     if page.photometric != _MIN_IS_WHITE or np.dtype(dtype).kind != "u":
         return None
@@ -210,7 +206,8 @@ def _notes(raw: Any, page: Page, data: Sequence[int], dtype: str) -> Iterator[st
         )
     scaled = dict.fromkeys((raw.scales[band - 1], raw.offsets[band - 1]) for band in data)
     if any(pair != (1, 0) for pair in scaled):
-        # With the numbers: files of one collection that differ in them get a line each.
+        # Including the numbers, so that files of one collection with different numbers get separate
+        # notes.
         named = ", ".join(
             f"scale {scale:g} and offset {offset:g}"
             for scale, offset in itertools.islice(scaled, 3)
@@ -221,7 +218,7 @@ def _notes(raw: Any, page: Page, data: Sequence[int], dtype: str) -> Iterator[st
 
 
 def _space(raw: Any) -> Space:
-    # Without a geotransform rasterio gives the identity, which no map has.
+    # Without a geotransform rasterio returns the identity, which no map uses.
     affine: Affine = tuple(raw.transform)[:6]
     rpcs = tuple(sorted(raw.tags(ns="RPC").items()))
     if (
@@ -251,9 +248,7 @@ def _palette(raw: Any, data: Sequence[int], dtype: str) -> NDArray[np.uint8] | N
 
 
 def _masks(flags: Sequence[Sequence[Any]], data: Sequence[int]) -> tuple[int, ...]:
-    """The bands whose masks must be read; masks that GDAL derives from nodata or alpha are not
-    among them.
-    """
+    """The bands whose masks must be read; without masks that GDAL derives from nodata or alpha."""
     from rasterio.enums import MaskFlags
 
     derived = ({MaskFlags.all_valid}, {MaskFlags.nodata}, {MaskFlags.per_dataset, MaskFlags.alpha})
@@ -262,7 +257,7 @@ def _masks(flags: Sequence[Sequence[Any]], data: Sequence[int]) -> tuple[int, ..
 
 
 def _nodata(value: float | None, dtype: np.dtype[Any]) -> float | None:
-    """The nodata value where the type can hold it."""
+    """The nodata value if the type can represent it, otherwise None."""
     if value is None or (math.isnan(value) and dtype.kind == "f"):
         return None if value is None else math.nan
     if dtype.kind == "f":
@@ -298,8 +293,8 @@ def _refuse_giants(location: str, layout: Layout, raw: Any) -> None:
 
 
 def _chunks(raw: Any, layout: Layout) -> Shape:
-    """Block shape, or the whole shape where GDAL shows one compressed strip as rows: each is
-    decoded from the top.
+    """The shape of a block, or the whole shape if GDAL presents one compressed strip as rows, each
+    of which is decoded from the top.
     """
     rows = layout.block[0]
     band = layout.data[0]

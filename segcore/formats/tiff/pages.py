@@ -1,8 +1,8 @@
-"""The pages of a TIFF: a walk over its directories, bounded whatever the file claims.
+"""The pages of a TIFF: a traversal of its directories, bounded for any content of the file.
 
-GDAL opens one directory of a file and passes over the others. Here we read what all of them are, so
-that `tiff.contents` can tell which are the image. After: TIFF 6.0 (Adobe 1992), its Technical Note
-1 (trees of directories), and the BigTIFF design (2004).
+GDAL opens one directory of a file and ignores the others. Here all of them are read, so that
+`tiff.contents` can decide which are the image. Sources: TIFF 6.0 (Adobe 1992), its Technical Note 1
+(trees of directories), and the BigTIFF design (2004).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.geometry import Shape
 
 FIRST_DIRECTORY = {42: (4, "I"), 43: (8, "Q")}
-"""Place and `struct` type of the first directory's offset, by the version of the file."""
+"""Position and `struct` type of the offset of the first directory, by the version of the file."""
 MAX_PAGES = 2**13
 MAX_DESCRIPTION_BYTES = 16 << 20
 _MAX_ENTRIES = 4096
@@ -33,14 +33,14 @@ _OLD_KINDS = {2: _REDUCED}
 
 
 class Stream(Protocol):
-    """A file that is read here and there."""
+    """A seekable file."""
 
     def read(self, size: int, /) -> bytes:
         """The next bytes, fewer at the end."""
         ...
 
     def seek(self, offset: int, /) -> int:
-        """Move to a place."""
+        """Move to an offset."""
         ...
 
 
@@ -56,26 +56,26 @@ class Page:
     photometric: int | None
     """None: not in the file."""
     coloured: bool
-    """Whether it has a table of colours."""
+    """Whether it has a palette."""
     kind: int
     """NewSubfileType: bit 0 a reduced image, bit 1 a page of many, bit 2 a transparency mask."""
     tiled: bool
     compressed: bool
     data_offset: int
-    """Where its first strip or tile begins."""
+    """Offset of its first strip or tile."""
     children: tuple[int, ...]
     """Offsets of its sub-directories."""
     depth: int
-    """Planes behind this one directory: those of a volume (ImageDepth), or of a stack of
-    MetaMorph (UIC2).
+    """Number of planes in this directory: those of a volume (ImageDepth), or of a MetaMorph stack
+    (UIC2).
     """
     orientation: int
     description: str
-    """Of the first page; others are not asked for theirs."""
+    """Of the first page only; not read for others."""
 
     @property
     def reduced(self) -> bool:
-        """Whether it is a smaller version of another page, or a part of one."""
+        """Whether it is a smaller version or a part of another page."""
         return bool(self.kind & _REDUCED)
 
     @property
@@ -90,20 +90,20 @@ class Page:
 
     @property
     def plane_bytes(self) -> int:
-        """Bytes of its pixels where they are not compressed."""
+        """Bytes of its uncompressed pixels."""
         bits = sum(self.bits) if len(self.bits) == self.samples else self.samples * self.bits[0]
         return self.shape[0] * -(-self.shape[1] * bits // 8)
 
     def like(self, other: Page) -> bool:
-        """Whether its pixels are of the same number and kind as those of another page."""
+        """Whether its pixels have the number and type of those of another page."""
         return all(
             getattr(self, name) == getattr(other, name)
             for name in ("shape", "samples", "bits", "sample_format", "photometric")
         )
 
     def shrinks(self, other: Page) -> bool:
-        """Whether it could be the other page at a lower resolution: smaller, and of its proportions
-        up to rounding.
+        """Whether it could be the other page at a lower resolution: smaller, with the same
+        proportions up to rounding.
         """
         (height, width), (tall, wide) = self.shape, other.shape
         if (
@@ -125,8 +125,8 @@ class Pages:
     location: str
 
     def chain(self) -> Iterator[Page]:
-        """The pages in their order; a chain that runs in a circle ends there. Raises `FormatError`
-        where it is broken.
+        """The pages in order; a circular chain ends where it would repeat. Raises `FormatError` if
+        the chain is broken.
         """
         order, version = self._head()
         at, letter = FIRST_DIRECTORY[version]
@@ -194,7 +194,7 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class _Directory:
-    """The entries of one directory, whose values are fetched when asked for."""
+    """The entries of one directory, whose values are read on request."""
 
     pages: Pages
     tags: dict[int, tuple[int, int, bytes]]
@@ -204,9 +204,7 @@ class _Directory:
     def numbers(
         self, tag: int, default: tuple[int, ...] = (), most: int = _MAX_VALUES
     ) -> tuple[int, ...]:
-        """The whole numbers of a tag, at most so many; the default where it is absent or no
-        number.
-        """
+        """The integers of a tag, at most `most`; the default if it is absent or not a number."""
         kind, count, _ = self.tags.get(tag, (0, 0, b""))
         letter, count = _LETTERS.get(kind), min(count, most)
         if letter is None or not count:
@@ -218,7 +216,7 @@ class _Directory:
         return self.numbers(tag, (default,), 1)[0]
 
     def text(self, tag: int) -> str:
-        """The text of a tag; empty where it is absent."""
+        """The text of a tag; empty if it is absent."""
         kind, count, _ = self.tags.get(tag, (0, 0, b""))
         if _SIZES.get(kind) != 1:
             return ""

@@ -1,8 +1,8 @@
-"""The bytes of a TIFF's structure: tags, directories, and the offsets that tie them together.
+"""The structure of a TIFF as bytes: tags, directories and offsets.
 
-The directories of a Cloud Optimized GeoTIFF are laid out twice: once to learn how long they are,
-once more when the offsets of the data that follow them are known. After: TIFF 6.0 (Adobe 1992), the
-BigTIFF design (2004), and the description of GDAL's COG driver.
+The directories of a Cloud Optimized GeoTIFF are packed twice: once to determine their length, and
+again with the offsets of the data that follow. After: TIFF 6.0 (Adobe 1992), the BigTIFF design
+(2004), and the description of GDAL's COG driver.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ASCII, SHORT, LONG, DOUBLE, LONG8 = 2, 3, 4, 12, 16
 TILE_OFFSETS, TILE_BYTE_COUNTS = 324, 325
 
-# With leaders and trailers GDAL fetches a block in one request, without a look at the byte counts.
+# With leaders and trailers, GDAL fetches a block in one request, without reading the byte counts.
 _STRUCTURE = (
     b"LAYOUT=IFDS_BEFORE_DATA\nBLOCK_ORDER=ROW_MAJOR\nBLOCK_LEADER=SIZE_AS_UINT4\n"
     b"BLOCK_TRAILER=LAST_4_BYTES_REPEATED\nKNOWN_INCOMPATIBLE_EDITION=NO\n "
@@ -70,7 +70,7 @@ class Flavour:
 
     @property
     def pointer_size(self) -> int:
-        """Bytes of an offset; the entry itself holds a value that fits into them."""
+        """Bytes of an offset; a value of at most this size is stored in the entry itself."""
         return struct.calcsize("<" + self.pointer)
 
     def header(self, first_directory: int) -> bytes:
@@ -91,8 +91,7 @@ BIG = Flavour(version=43, pointer="Q", number="Q", offset_type=LONG8)
 
 
 def pack_directories(directories: Sequence[Sequence[Tag]], start: int, flavour: Flavour) -> bytes:
-    """The directories one after the other, each followed by those of its values that do not fit
-    into its entries.
+    """The directories in sequence, each followed by its values that do not fit into its entries.
 
     `start` is the offset of the first one in the file, a multiple of 8.
     """
@@ -126,8 +125,8 @@ def pack_cog_head(
 ) -> bytes:
     """All bytes of a Cloud Optimized GeoTIFF before the data of its blocks.
 
-    `directories` (full resolution first) lack the places of their blocks; `sizes` has the bytes of
-    each block as (rows, columns) for each directory. The data must follow at once: the smallest
+    `directories` (full resolution first) lack the offsets of their blocks; `sizes` has the bytes of
+    each block, an array (row, column) per directory. The data must follow directly: the smallest
     level first, the blocks of a level in row order, each as `framed`. Files beyond
     `largest_classic` bytes become BigTIFF.
     """
@@ -136,7 +135,7 @@ def pack_cog_head(
 
 
 def framed(payload: bytes) -> bytes:
-    """A block as the file holds it, with the leader and the trailer that the head promises."""
+    """A block as stored in the file, with its leader and trailer."""
     return struct.pack("<I", len(payload)) + payload + payload[-_TRAILER_SIZE:]
 
 
@@ -179,8 +178,8 @@ def _placed(
 
 
 def read_first_directory(file: bytes) -> list[Tag]:
-    """The tags of the first directory of a small little-endian classic TIFF, those of unknown types
-    left out.
+    """The tags of the first directory of a small little-endian classic TIFF, without those of
+    unknown types.
     """
     (start,) = struct.unpack_from("<I", file, 4)
     (number,) = struct.unpack_from("<H", file, start)

@@ -1,9 +1,9 @@
-"""Masks as Cloud Optimized GeoTIFFs: how the masks of GeoTIFFs and slides are written.
+"""Masks as Cloud Optimized GeoTIFFs, for GeoTIFFs and slides.
 
-Workers compress the blocks of their tile at full resolution and at every overview level of which
-the tile holds whole blocks. `CogMasks.write` spools these blocks to a temporary file, builds the
-few levels above block by block, and writes header, directories and data in one sequential pass, the
-smallest overview first. So a mask of any size takes the memory of a few blocks, and its sink may be
+Workers compress the blocks of their tile at full resolution and at every overview level whose
+blocks are inside one tile. `CogMasks.write` spools these blocks to a temporary file, builds the
+remaining levels block by block, and writes header, directories and data in one sequential pass, the
+smallest overview first. So a mask of any size needs the memory of a few blocks, and its sink may be
 a pipe or an upload.
 
 Overviews hold the most frequent label (`segcore.kernels.overviews.halve`), so they invent no
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from maskloom.segcore.storage.store import Sink, Store
 
 LARGEST_CLASSIC_FILE = 2**31
-"""Bytes; some readers take the 32-bit offsets of classic TIFF as signed, so larger files become
+"""In bytes. Some readers treat the 32-bit offsets of classic TIFF as signed, so larger files become
 BigTIFF.
 """
 
@@ -112,10 +112,10 @@ class CogMasks:
         out: Sink,
         tile_shape: Shape,
     ) -> str:
-        """Write the file from its first byte to its last, without seeking; the type of its labels.
+        """Write the file sequentially, without seeking; return the type of its labels.
 
-        Raises `RunError` where a block is missing, is outside the image or came twice with
-        different content.
+        Raises `RunError` if a block is missing, outside the image or given twice with different
+        content.
         """
         block, encoded = block_size(tile_shape), _encoded_levels(spec.shape, tile_shape)
         with tempfile.SpooledTemporaryFile(_SPOOL_MEMORY) as file:
@@ -151,7 +151,7 @@ MASKS.register("cog")(CogMasks())
 def block_size(tile_shape: Shape) -> int:
     """Side of the file's square blocks in pixels: the largest up to 512 that divides the tile.
 
-    Raises `ValueError` where TIFF allows no such block.
+    Raises `ValueError` if TIFF allows no such block.
     """
     side = tile_shape[0]
     if tile_shape != (side, side):
@@ -167,8 +167,7 @@ def block_size(tile_shape: Shape) -> int:
 def category_sidecar(classes: ClassTable) -> bytes:
     """GDAL's side-car (`<mask>.aux.xml`) that names the classes in GDAL and QGIS.
 
-    GeoTIFF itself holds no category names, and no palette for the uint16 masks of more than 255
-    classes.
+    GeoTIFF itself has no category names, and no palette for uint16 masks of more than 255 classes.
     """
     names = "".join(f"<Category>{_xml_text(name)}</Category>" for name in classes.names)
     table = ""
@@ -183,7 +182,7 @@ def category_sidecar(classes: ClassTable) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Spool:
-    """The compressed blocks of all levels: their bytes in a temporary file, their places in
+    """The compressed blocks of all levels: their bytes in a temporary file, their offsets in
     memory.
     """
 
@@ -193,10 +192,11 @@ class _Spool:
     offsets: list[NDArray[np.int64]] = field(default_factory=list)
     """Offset of each block in `file`, per level an array (row, column)."""
     sizes: list[NDArray[np.int64]] = field(default_factory=list)
-    """Bytes of each block; 0: not there yet."""
+    """Bytes of each block; 0: not yet added."""
 
     @classmethod
     def empty(cls, spec: RasterSpec, block: int, file: IO[bytes]) -> _Spool:
+        """A spool without blocks; `block` is the side of a block in pixels."""
         spool = cls(spec, block, file)
         for level in range(_level_count(spec.shape, block)):
             counts = tuple(-(-n // block) for n in _level_shape(spec.shape, level))
@@ -205,6 +205,7 @@ class _Spool:
         return spool
 
     def add(self, block: EncodedBlock) -> None:
+        """Append a block. Raises `RunError` if it is outside or differs from an earlier one."""
         level, index = block.level, block.index
         known = (
             0 <= level < len(self.sizes)
@@ -227,10 +228,12 @@ class _Spool:
         self.sizes[level][index] = self.file.write(block.payload)
 
     def payload(self, level: int, index: Shape) -> bytes:
+        """The compressed bytes of a block."""
         self.file.seek(int(self.offsets[level][index]))
         return self.file.read(int(self.sizes[level][index]))
 
     def require(self, level: int) -> None:
+        """Raise `RunError` if a block of this level is missing."""
         missing = np.argwhere(self.sizes[level] == 0)
         if len(missing):
             raise RunError(
@@ -241,6 +244,7 @@ class _Spool:
             )
 
     def dtype(self) -> str:
+        """The type of the labels, from the size of the first block. Raises `RunError`."""
         size = len(zlib.decompress(self.payload(0, (0, 0))))
         kinds = {
             np.dtype(name).itemsize * self.block**2: name for name in ("uint8", "uint16", "uint32")
@@ -272,12 +276,12 @@ def _level_shape(shape: Shape, level: int) -> Shape:
 
 
 def _level_count(shape: Shape, block: int) -> int:
-    """Levels down to the first that fits into one block."""
+    """Number of levels down to the first that fits into one block."""
     return 1 + (-(-max(shape) // block) - 1).bit_length()
 
 
 def _encoded_levels(shape: Shape, tile_shape: Shape) -> int:
-    """Levels whose blocks never reach over two tiles."""
+    """Number of levels whose blocks are each inside one tile."""
     block = block_size(tile_shape)
     blocks_per_tile = tile_shape[0] // block
     powers_of_two = (blocks_per_tile & -blocks_per_tile).bit_length()
@@ -305,7 +309,7 @@ def _compress(labels: NDArray[np.integer], block: int) -> bytes:
 
 
 def _build_level(spool: _Spool, level: int, dtype: str) -> None:
-    """Each block of a level from the up to four blocks below it."""
+    """Build each block of a level from the up to four blocks below it."""
     from maskloom.segcore.kernels.overviews import halve
 
     rows, columns = spool.sizes[level - 1].shape
@@ -345,9 +349,7 @@ def _tags(spec: RasterSpec, classes: ClassTable, dtype: str) -> list[Tag]:
 
 
 def _geo_tags(space: Space) -> list[Tag]:
-    """The tags that place the raster in the world, as GDAL writes them for any system that it
-    knows.
-    """
+    """The georeferencing tags, as GDAL writes them for any coordinate system that it supports."""
     import rasterio
     from rasterio.control import GroundControlPoint
 
@@ -378,7 +380,7 @@ def _geo_tags(space: Space) -> list[Tag]:
 
 
 def _class_metadata(classes: ClassTable) -> str:
-    """GDAL's metadata XML: all names as JSON for programs, and each name alone for people."""
+    """GDAL's metadata XML: all names as JSON for programs, and each name separately for people."""
     names = json.dumps({str(i): name for i, name in enumerate(classes.names)}, ensure_ascii=False)
     # GDAL undoes the escapes of this tag's values twice.
     items = [f'<Item name="CLASSES">{escape(_xml_text(names))}</Item>']
@@ -390,7 +392,7 @@ def _class_metadata(classes: ClassTable) -> str:
 
 
 def _xml_text(text: str) -> str:
-    # XML has no way at all to write most control characters and halves of surrogate pairs.
+    # XML cannot represent most control characters and halves of surrogate pairs.
     return escape(
         re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text),
         {'"': "&quot;"},

@@ -36,7 +36,7 @@ _LEAST_DISTANCE = 1 / 32
 _GAP = 1e-9
 """Smallest gap between separate parts, in degrees of longitude."""
 _AT_POLE = 1e-6
-"""Pixels within which a vertex is the pole."""
+"""Distance in pixels within which a vertex is at the pole."""
 _NOWHERE = (0.0, 0.0, 0.0, 0.0)
 """Bounds of an object without a geometry."""
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskloom.segcore.statistics.objects.int96 import as_integers, as_wide, carried
+from maskloom.segcore.statistics.objects.int96 import as_integers, as_wide, normalised
 from maskloom.segcore.storage.packing import packable
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def observe_bands(values: NDArray[np.uint32], pixels: NDArray[Any], count: int) 
     if pixels.dtype.kind in "iub" and pixels.dtype.itemsize <= 4:
         sums, squares = np.zeros(shape, np.int64), np.zeros((*shape, 2), np.int64)
         add_integers(values, np.ascontiguousarray(pixels), counts, sums, squares)
-        return BandSums(counts, as_wide(sums), carried(squares))
+        return BandSums(counts, as_wide(sums), normalised(squares))
     pairs, squared = np.zeros((*shape, 2)), np.zeros((*shape, 2))
     # numba knows no float16, and few images have 64-bit integers.
     floats = pixels if pixels.dtype.name in ("float32", "float64") else pixels.astype(np.float64)
@@ -150,4 +150,4 @@ def _added(rows: NDArray[Any], index: NDArray[np.integer], n: int) -> NDArray[An
         add_pairs(total, np.asarray(index, np.int64), np.ascontiguousarray(rows))
         return total
     np.add.at(total, index, rows)
-    return carried(total)
+    return normalised(total)

@@ -1,5 +1,5 @@
-"""Wide integers: whole numbers of up to 95 bits in two int64 columns, for exact sums over objects
-of any size.
+"""Wide integers: integers of up to 95 bits in two int64 columns, for exact sums over objects of any
+size.
 
 The last axis of an array holds (high, low), which mean high * 2**32 + low. In normal form low
 is 0 to 2**32 - 1.
@@ -24,7 +24,7 @@ def as_wide(numbers: Integers) -> Integers:
     return np.stack([numbers >> 32, numbers & _LOW], axis=-1)
 
 
-def carried(wide: Integers) -> Integers:
+def normalised(wide: Integers) -> Integers:
     """The same numbers in normal form."""
     return np.stack([wide[..., 0] + (wide[..., 1] >> 32), wide[..., 1] & _LOW], axis=-1)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.statistics.objects.bands import BandSums
-from maskloom.segcore.statistics.objects.int96 import carried
+from maskloom.segcore.statistics.objects.int96 import normalised
 from maskloom.segcore.statistics.objects.planar import PlanarShape
 from maskloom.segcore.statistics.objects.solid import SolidShape
 from maskloom.segcore.storage.packing import packable
@@ -117,7 +117,7 @@ def _added(rows: Measures, new: NDArray[np.bool_]) -> Measures:
         np.add.reduceat(rows.pixels, starts),
         np.concatenate([start, stop], axis=1),
         np.add.reduceat(first, starts),
-        carried(np.add.reduceat(rows.area, starts)),
+        normalised(np.add.reduceat(rows.area, starts)),
         np.fmax.reduceat(rows.score, starts),
         rows.bands.sum_by(group, len(starts)),
         rows.shape.added(starts, rows.pixels, rows.first, shift),

@@ -1,9 +1,9 @@
 """Outlines of objects: traced tile by tile along the edges of pixels, then joined to rings.
 
 Each edge between an object's pixel and another pixel belongs to that pixel, so to one tile. A tile
-follows its edges in chains: closed ones, and open ones, whose ends are keys: the edge where a chain
-starts, and the edge of another tile's pixel that follows its last. The keys of all tiles fit
-together to rings, whatever the tiling. Memory grows with the length of outlines, never with areas.
+traces its edges in chains: closed ones, and open ones, whose ends are keys: the first edge of the
+chain, and the edge of another tile's pixel that follows its last edge. The keys of all tiles
+combine to the same rings for any tiling. Memory grows with the length of outlines, not with areas.
 
 A polygon is a part of an object whose pixels are connected by their sides. Rings are simple, start
 at their upper left vertex and have vertices at corners only (and at the spacing of `lonlat`), so
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @packable
 @dataclass(frozen=True, slots=True, eq=False)
 class Outlines:
-    """Chains of edges of objects, those of the first object first."""
+    """Chains of edges of objects, in the order of the objects."""
 
     chains: Integers
     """(objects,) number of chains of each object."""
@@ -67,7 +67,7 @@ class Outlines:
         )
 
     def grouped(self, starts: Integers) -> Outlines:
-        """Neighbouring objects put together; those of a group begin at `starts`."""
+        """Consecutive objects merged into groups, which begin at `starts`."""
         return Outlines(
             np.add.reduceat(self.chains, starts), self.ends, self.lengths, self.vertices
         )
@@ -85,8 +85,8 @@ def trace_outlines(
     """Outlines of the labels below `rows` of a tile, whose core begins at pixel `corner` of the
     raster; row i holds that of label i.
 
-    `labels` covers the core and a ring of 2 pixels around it. Straight edges get a vertex wherever
-    their column or row is a multiple of `spacing`.
+    `labels` covers the core and a ring of 2 pixels around it. Straight edges have a vertex at each
+    column or row that is a multiple of `spacing`.
     """
     from maskloom.segcore.kernels.polygons import trace
 
@@ -103,7 +103,9 @@ def trace_outlines(
 
 
 def places_in_lists(lengths: Integers, index: Integers) -> Integers:
-    """Where the members of chosen lists stand, of lists that lie one after another."""
+    """Positions of the members of the lists in `index`, in concatenated lists of these
+    `lengths`.
+    """
     starts, chosen = np.cumsum(lengths) - lengths, lengths[index]
     return np.repeat(starts[index] - (np.cumsum(chosen) - chosen), chosen) + np.arange(chosen.sum())
 
@@ -117,7 +119,7 @@ class Rings:
     places: Integers
     """Vertices of all rings, as `segcore.kernels.polygons` packs places."""
     offsets: Integers
-    """(rings + 1,) where each ring's vertices start."""
+    """(rings + 1,) index of the first vertex of each ring, and the number of vertices."""
     owner: Integers
     """(rings,) object of each ring."""
     shell: Integers
@@ -125,7 +127,7 @@ class Rings:
 
     @property
     def exterior(self) -> NDArray[np.bool_]:
-        """(rings,) which rings are exteriors."""
+        """(rings,) True for exteriors."""
         return np.asarray(self.shell == np.arange(len(self.shell)))
 
     @property
@@ -142,7 +144,7 @@ class Rings:
 
 
 def find_rings(outlines: Outlines) -> Rings:
-    """The rings of whole objects. Raises `MaskloomError` where a tile of an object is missing."""
+    """The rings of whole objects. Raises `MaskloomError` if a tile of an object is missing."""
     from maskloom.segcore.kernels.polygons import join, split
 
     owner = np.repeat(np.arange(len(outlines.chains)), outlines.chains)
@@ -172,11 +174,11 @@ def find_rings(outlines: Outlines) -> Rings:
 
 
 def _cut(vertices: Integers, stops: Integers) -> tuple[Integers, int]:
-    """The vertex that follows each once rings are cut in two where they come through a corner
-    twice, and the number of cuts.
+    """The vertex that follows each after rings that pass a corner twice are cut in two there, and
+    the number of cuts.
 
-    A ring that comes twice through corners p and q never does so in the order p, q, p, q, or it
-    would cross itself. So cuts can be made at once.
+    A ring that passes corners p and q twice never does so in the order p, q, p, q, because it would
+    cross itself. So all cuts can be made at once.
     """
     following = np.arange(1, len(vertices) + 1)
     following[stops - 1] = np.concatenate([[0], stops[:-1]])[: len(stops)]
@@ -200,7 +202,7 @@ def _shells(places: Integers, offsets: Integers, owner: Integers, areas: Integer
     shells = only[owner]
     shells[outer] = outer
     exteriors = np.bincount(owner[outer], minlength=objects)
-    # Where an object has several polygons, each hole has to find its own.
+    # If an object has several polygons, find that of each hole.
     holes = (areas < 0) & (exteriors[owner] > 1)
     if not holes.any():
         return shells

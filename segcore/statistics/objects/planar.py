@@ -17,7 +17,7 @@ from maskloom.segcore.statistics.objects.int96 import (
     as_floats,
     as_integers,
     as_wide,
-    carried,
+    normalised,
     product,
 )
 from maskloom.segcore.statistics.objects.outlines import Outlines
@@ -96,9 +96,9 @@ class PlanarShape:
             product(right, 2 * columns + right * pixels),
             product(down, columns + right * pixels) + product(right, rows),
         )
-        second = carried(self.second + np.stack(moved, axis=1))
+        second = normalised(self.second + np.stack(moved, axis=1))
         return PlanarShape(
-            carried(np.add.reduceat(second, starts)),
+            normalised(np.add.reduceat(second, starts)),
             np.add.reduceat(self.border, starts),
             self.outlines.grouped(starts),
         )

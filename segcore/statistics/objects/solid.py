@@ -52,16 +52,16 @@ class SolidShape:
     def added(
         self, starts: Integers, pixels: Integers, first: Integers, shift: Integers
     ) -> SolidShape:
-        """Neighbouring rows added; the rows of an object begin at `starts`."""
+        """The sums of consecutive rows; the rows of an object begin at `starts`."""
         del pixels, first, shift  # faces have no corner to count from
         return SolidShape(np.add.reduceat(self.faces, starts))
 
     def weights(self) -> Integers:
-        """(n,) how much memory a row takes to finish, in numbers."""
+        """(n,) memory that a row needs to be finished, in numbers."""
         return np.ones(len(self.faces), np.int64)
 
     def columns(self, pixels: Integers, first: Integers, space: Space) -> dict[str, Any]:
-        """The columns of the table: the surface in mm² where the spacing is known, else in faces
+        """The columns of the table: the surface in mm² if the spacing is known, otherwise in faces
         of voxels.
         """
         del pixels, first
@@ -69,6 +69,7 @@ class SolidShape:
         if space.metric is not None:
             z, y, x = (step * MILLIMETRES[space.metric.unit] for step in space.metric.spacing)
             sizes = np.array([y * x, z * x, z * y])
-        # One axis after the other: a matrix product rounds a row as its neighbours let it.
+        # One axis after the other: in a matrix product, the rounding of a row depends on its
+        # neighbours.
         across_z, across_y, across_x = (self.faces * sizes).T
         return {"surface": across_z + across_y + across_x}

@@ -21,7 +21,7 @@ from maskloom.segcore.ground.lonlat import is_located, to_lonlat, vertex_spacing
 from maskloom.segcore.statistics.exact_areas import add_areas, check_areas, quanta_in_unit
 from maskloom.segcore.statistics.objects.bands import BandSums, observe_bands
 from maskloom.segcore.statistics.objects.geoparquet import geo_metadata, nulls, schema
-from maskloom.segcore.statistics.objects.int96 import as_floats, carried
+from maskloom.segcore.statistics.objects.int96 import as_floats, normalised
 from maskloom.segcore.statistics.objects.measures import Measures
 from maskloom.segcore.statistics.objects.outlines import Outlines, trace_outlines
 from maskloom.segcore.statistics.objects.planar import PlanarShape
@@ -250,7 +250,7 @@ def _areas(objects: TileObjects, labels: NDArray[np.uint32]) -> Integers:
     core, place = np.ascontiguousarray(labels[inside]), np.arange(rows, dtype=np.uint32)
     greatest = add_areas(core, place, objects.spec, objects.tile.core, sums)
     check_areas(greatest, objects.spec.location)
-    return carried(sums[:0:-1].T)
+    return normalised(sums[:0:-1].T)
 
 
 def _in_units(measures: Measures, spec: RasterSpec) -> Floats:

@@ -182,3 +182,14 @@ def test_a_header_that_python_cannot_parse_is_a_broken_file(tmp_path: Path, text
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     with pytest.raises(FormatError, match="no header of a NumPy array"):
         formats.describe(str(path))
+
+
+@pytest.mark.parametrize("shape", [(-5, 10), (-5, -10, 20), (True, 10, 20), (2**70, 3)])
+def test_a_header_with_an_impossible_shape_is_a_broken_file(tmp_path: Path, shape: Any) -> None:
+    described = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    path = tmp_path / "a.npy"
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, described)
+        stream.write(bytes(200))
+    with pytest.raises(FormatError, match=r"whole numbers from 1 on|ends early"):
+        formats.describe(str(path))

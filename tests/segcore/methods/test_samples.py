@@ -14,7 +14,8 @@ from skimage import data
 from maskloom.segcore.errors import FitError
 from maskloom.segcore.fold import observe_all
 from maskloom.segcore.geometry import Grid
-from maskloom.segcore.methods.samples import Counted, Drawn, Samples, State, WeightedValues
+from maskloom.segcore.methods.counting import Counted
+from maskloom.segcore.methods.samples import Drawn, Samples, State, WeightedValues
 from maskloom.segcore.testing.segmenters import Picture
 
 
@@ -202,4 +203,4 @@ def test_states_hold_what_their_names_say() -> None:
     assert isinstance(counted[1], Counted)
     assert np.all(np.diff(counted[1].keys.astype(np.int64)) > 0)
     assert isinstance(drawn[1], Drawn)
-    assert np.all(np.diff(drawn[1].lots.astype(object)) > 0)
+    assert np.all(np.diff(drawn[1].priorities.astype(object)) > 0)

@@ -52,9 +52,9 @@ def over_tiles(
     return ids, classes
 
 
-def structures(parts: Components) -> tuple[np.ndarray, np.ndarray]:
+def structures(parts: Components, axes: int) -> tuple[np.ndarray, np.ndarray]:
     """Structure of parts and of holes."""
-    axes, of_parts = {4: (2, 1), 8: (2, 2), 6: (3, 1), 18: (3, 2), 26: (3, 3)}[parts.connectivity]
+    of_parts = {None: axes, 4: 1, 8: 2, 6: 1, 18: 2, 26: 3}[parts.connectivity]
     return (
         ndimage.generate_binary_structure(axes, of_parts),
         ndimage.generate_binary_structure(axes, axes if of_parts == 1 else 1),
@@ -74,7 +74,7 @@ def numbered(ids: np.ndarray, min_size: int) -> np.ndarray:
 def by_scipy(values: np.ndarray, parts: Components) -> np.ndarray:
     """The parts of a single class."""
     (chosen,) = parts.classes
-    structure, of_holes = structures(parts)
+    structure, of_holes = structures(parts, values.ndim)
     mask = values == chosen
     if parts.fill_holes:
         # Holes that touch nodata are open: nodata is taken for a gap to the outside by way of a
@@ -89,7 +89,7 @@ def by_scipy(values: np.ndarray, parts: Components) -> np.ndarray:
 
 def by_flooding(values: np.ndarray, parts: Components) -> tuple[np.ndarray, np.ndarray]:
     """Any classes, pixel by pixel, as the definition says."""
-    structure, of_holes = structures(parts)
+    structure, of_holes = structures(parts, values.ndim)
     mask = values.astype(int)
     chosen = np.isin(mask, parts.classes)
     if parts.fill_holes:
@@ -166,7 +166,7 @@ def rules(classes: tuple[int, ...]) -> st.SearchStrategy[Components]:
     return st.builds(
         Components,
         st.just(classes),
-        st.sampled_from([4, 8]),
+        st.sampled_from([4, 8, None]),
         st.sampled_from([1, 1, 2, 3, 7, 30]),
         st.booleans(),
     )
@@ -349,7 +349,7 @@ def rules_of_volumes(classes: tuple[int, ...]) -> st.SearchStrategy[Components]:
     return st.builds(
         Components,
         st.just(classes),
-        st.sampled_from([6, 18, 26]),
+        st.sampled_from([6, 18, 26, None]),
         st.sampled_from([1, 1, 2, 5, 20]),
         st.booleans(),
     )

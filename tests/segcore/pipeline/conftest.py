@@ -31,7 +31,8 @@ from maskloom.segcore.pipeline.records import ImageResult, PlannedImage
 from maskloom.segcore.raster.source import ABSENT, Source
 from maskloom.segcore.raster.spec import Block, Labels, RasterSpec
 from maskloom.segcore.statistics.area import Area
-from maskloom.segcore.storage.store import Store, current_version
+from maskloom.segcore.storage.filesystems import current_version
+from maskloom.segcore.storage.store import Store
 
 
 @dataclass(frozen=True)

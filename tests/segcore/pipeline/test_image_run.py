@@ -91,7 +91,7 @@ def test_the_second_pass_encodes_the_objects_that_the_first_has_found(bench, pix
     run = ImageRun.of(settings, bench.plan("photo", pixels).spec)
     (tile,) = run.grid
     first, labels = run.segment_tile(Memory(pixels[..., :1], everywhere), tile)
-    assert not first.pieces, "ids are not known yet"
+    assert not first.blocks, "ids are not known yet"
     (relabelling,) = run.join([labels])
     count = relabelling.numbers.greatest
 
@@ -99,7 +99,7 @@ def test_the_second_pass_encodes_the_objects_that_the_first_has_found(bench, pix
 
     expected = label(pixels[..., 0] > 140, connectivity=2)
     assert count == expected.max()
-    assert len(second.pieces) == 1
+    assert len(second.blocks) == 1
     assert second.states["area"]["counts"][1] == (expected > 0).sum()
 
 

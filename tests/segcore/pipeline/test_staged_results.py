@@ -38,7 +38,7 @@ def test_staged_results_are_read_back(tmp_path: Path, axes: int) -> None:
     with store.writing("staging/results") as out:
         results.stage(1.5, out)
     staged = StagedResults.open(store, "staging/results")
-    assert list(staged.pieces()) == results.pieces
+    assert list(staged.blocks()) == results.blocks
     assert staged.front.states == results.states
     assert staged.front.seconds == 1.5
     assert list(staged.rows()) == results.rows
@@ -54,7 +54,7 @@ def test_a_pass_that_encodes_nothing_is_staged_too(tmp_path: Path) -> None:
     with store.writing("staging/results") as out:
         TileResults(rows=[b"a"], spanning=[b"b"]).stage(0.0, out)
     staged = StagedResults.open(store, "staging/results")
-    assert list(staged.pieces()) == staged.front.previews == []
+    assert list(staged.blocks()) == staged.front.previews == []
     assert staged.front.states == {}
     assert (list(staged.rows()), list(staged.spanning())) == ([b"a"], [b"b"])
 
@@ -72,7 +72,7 @@ def test_staged_labels_are_read_tile_by_tile(tmp_path: Path) -> None:
 def test_results_of_tiles_merge_in_their_order() -> None:
     one, other = results_of(1), results_of(2)
     merged = merge_results([one, TileResults(), other], STATISTICS)
-    assert merged.pieces == one.pieces + other.pieces
+    assert merged.blocks == one.blocks + other.blocks
     assert merged.rows == [b"rows 1", b"rows 2"]
     assert [preview.start for preview in merged.previews] == [(1, 0), (2, 0)]
     assert merged.states["area"] == {"counts": [6, 2**71], "nodata": 2, "areas": [10, 14]}

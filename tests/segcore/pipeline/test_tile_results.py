@@ -79,7 +79,7 @@ def test_states_are_merged_in_any_order_and_grouping(results):
 
 def test_merging_keeps_every_piece_preview_and_measure_in_order(results):
     whole = merge_results(results, STATISTICS)
-    assert whole.pieces == [piece for part in results for piece in part.pieces]
+    assert whole.blocks == [block for part in results for block in part.blocks]
     assert [each.start for each in whole.previews] == [part.previews[0].start for part in results]
     assert whole.rows == [each for part in results for each in part.rows]
     assert whole.spanning == [each for part in results for each in part.spanning]
@@ -97,7 +97,7 @@ def test_a_staged_part_comes_back_as_it_was(store, results):
     loaded = staged(store, "a.part", part)
 
     assert (loaded.front.seconds, loaded.front.states) == (1.5, part.states)
-    assert list(loaded.pieces()) == part.pieces
+    assert list(loaded.blocks()) == part.blocks
     assert (list(loaded.rows()), list(loaded.spanning())) == (part.rows, part.spanning)
     for one, other in zip(loaded.front.previews, part.previews, strict=True):
         assert tuple(one.start) == tuple(other.start)
@@ -108,7 +108,7 @@ def test_a_staged_part_comes_back_as_it_was(store, results):
 def test_a_staged_part_of_nothing_comes_back_as_nothing(store):
     loaded = staged(store, "empty.part", TileResults())
     assert (loaded.front.states, loaded.front.previews) == ({}, [])
-    assert list(loaded.pieces()) == list(loaded.rows()) == list(loaded.spanning()) == []
+    assert list(loaded.blocks()) == list(loaded.rows()) == list(loaded.spanning()) == []
 
 
 def test_staged_parts_merge_as_those_in_memory(store, results):

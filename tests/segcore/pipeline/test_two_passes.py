@@ -75,7 +75,7 @@ def results_of(run: ImageRun, picture: Picture) -> tuple[TileResults, np.ndarray
     ]
     whole = merge_results([*(each for each, _ in first), *second], run.settings.statistics)
     mask = np.zeros(picture.valid.shape, np.uint32 if run.has_object_mask else np.uint8)
-    for tile, block in zip(run.grid, whole.pieces, strict=True):
+    for tile, block in zip(run.grid, whole.blocks, strict=True):
         values = np.frombuffer(block.payload, mask.dtype)
         mask[tile.core.slices] = values.reshape(tile.core.shape)
     return whole, mask
@@ -149,7 +149,7 @@ def test_a_connectivity_of_images_is_refused_for_volumes() -> None:
     spec, threshold = picture_of(SHAPES[1]).spec, Threshold(value=100, band=1)
     for recipe, objects in (
         (threshold, Objects(connectivity=8)),
-        (ConnectedParts(threshold), None),
+        (ConnectedParts(threshold, connectivity=8), None),
     ):
         with pytest.raises(ModelMismatch, match=r"8 is not for a volume.*6, 18, 26"):
             ImageRun.of(settings_of(SHAPES[1], recipe, objects), spec)

@@ -12,7 +12,8 @@ from PIL import Image
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.pipeline.jobs import DescribeJob
-from maskloom.segcore.pipeline.worker import _reading, describe
+from maskloom.segcore.pipeline.reading import open_planned
+from maskloom.segcore.pipeline.worker import describe
 from maskloom.segcore.raster.source import Source
 from maskloom.segcore.storage import addresses
 from maskloom.segcore.storage.addresses import (
@@ -22,7 +23,7 @@ from maskloom.segcore.storage.addresses import (
     require_no_password,
     without_signature,
 )
-from maskloom.segcore.storage.store import current_version
+from maskloom.segcore.storage.filesystems import current_version
 
 SECRET = "c0ffeeC0FFEE42"
 
@@ -140,5 +141,5 @@ def test_jobs_tell_workers_where_a_file_is_read(
     assert item.spec is not None
     assert (item.spec.location, item.spec.shape) == ("https://host/a.png", (2, 3))
     monkeypatch.setattr(addresses, "_addresses", {})
-    with _reading(item, item.spec) as reader:
+    with open_planned(item, item.spec) as reader:
         assert reader.read(Box((0, 0), (2, 3)))[0].shape == (2, 3, 3)

@@ -21,7 +21,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from maskloom.segcore.errors import StoreError
-from maskloom.segcore.storage.store import STAGING, Store, filesystem, version_of
+from maskloom.segcore.storage.filesystems import filesystem, version_of
+from maskloom.segcore.storage.store import STAGING, Store
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -243,7 +244,7 @@ def test_without_hard_links_a_new_name_is_still_taken_once(tmp_path, monkeypatch
     assert store.read("plan") == b"x"
     assert not list((tmp_path / STAGING).iterdir())
 
-    monkeypatch.setattr("maskloom.segcore.storage.store.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr("maskloom.segcore.storage.atomic.ctypes.CDLL", lambda *_, **__: object())
     with pytest.raises(StoreError, match="neither hard links"):
         store.publish_new("other", b"x")
     assert not store.exists("other")

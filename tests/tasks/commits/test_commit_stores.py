@@ -10,8 +10,10 @@ import pytest
 
 from maskloom.segcore.errors import RunError, StoreError
 from maskloom.segcore.storage import conditional
+from maskloom.segcore.storage.atomic import temporary_name
 from maskloom.segcore.storage.conditional import Conditions, Move, conditions_of, move, versions_of
-from maskloom.segcore.storage.store import Store, current_version, temporary_name
+from maskloom.segcore.storage.filesystems import current_version
+from maskloom.segcore.storage.store import Store
 from maskloom.tasks.commits.log import Commit, CommitLog, incomplete_folder
 from maskloom.tasks.commits.presence import (
     PROCESSES,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.source import ABSENT
 from maskloom.segcore.raster.spec import FORMATS, FileKind
-from maskloom.segcore.storage.store import filesystem
+from maskloom.segcore.storage.filesystems import filesystem
 from maskloom.tasks.discovery.discover import discover, passed_over_advice, passed_over_note
 from maskloom.tasks.discovery.image_ids import safe_name
 

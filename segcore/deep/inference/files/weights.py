@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from maskloom.segcore.deep.inference.card import Card, card_name
 from maskloom.segcore.errors import StoreError, WeightsError
 from maskloom.segcore.storage.addresses import RelativeToRecipe
-from maskloom.segcore.storage.store import filesystem, store_errors
+from maskloom.segcore.storage.filesystems import filesystem, store_errors
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable

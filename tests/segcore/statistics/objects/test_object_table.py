@@ -17,7 +17,7 @@ from skimage.measure import label, regionprops_table
 from maskloom.segcore.geometry import Box, Grid, Tile
 from maskloom.segcore.ground.space import Space
 from maskloom.segcore.raster.spec import RasterSpec
-from maskloom.segcore.statistics.objects.int96 import as_integers, as_wide, carried, product
+from maskloom.segcore.statistics.objects.int96 import as_integers, as_wide, normalised, product
 from maskloom.segcore.statistics.objects.measures import Measures
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.objects.table import (
@@ -332,7 +332,7 @@ def test_wide_integers(small: int, large: int, number: int) -> None:
     assert 0 <= wide[0, 1] < 2**32
     plain = as_wide(np.array([number]))
     assert as_integers(plain) == [number]
-    assert as_integers(carried(plain * 5)) == [number * 5]
+    assert as_integers(normalised(plain * 5)) == [number * 5]
 
 
 def test_fragments_of_one_object_in_a_tile_are_one_row() -> None:

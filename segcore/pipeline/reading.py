@@ -1,0 +1,187 @@
+"""Reading the images of a plan on a worker: their headers, and the pixels of images that must not
+have changed since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING
+
+from maskloom.segcore import formats
+from maskloom.segcore.errors import (
+    FormatError,
+    ImageError,
+    Missing,
+    ReadError,
+    RunError,
+    SourceChanged,
+    StoreError,
+    Unavailable,
+)
+from maskloom.segcore.geometry import Box, Tile
+from maskloom.segcore.ground.control import with_fitted_affine
+from maskloom.segcore.pipeline.jobs import DescribeJob
+from maskloom.segcore.pipeline.records import Failure, PlannedImage
+from maskloom.segcore.processes import limits
+from maskloom.segcore.raster.source import ABSENT, Source, learn_addresses, version_now
+from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader
+from maskloom.segcore.storage.filesystems import filesystem, is_local
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def describe_image(source: Source, job: DescribeJob) -> PlannedImage:
+    """The header of an image for the plan, or its failure."""
+    learn_addresses(source)
+    limits.begin_read()
+    try:
+        if source.version == ABSENT:
+            raise Missing(f"{source.uri} does not exist. Check its name in `inputs`.")
+        with _image_failures(source.uri):
+            _require_regular_files(source)
+            version = _version(source)
+            if is_local(source.uri) and version != source.version:
+                raise _changed(source.uri)
+            # Some stores list a file with another version than they report for the file itself:
+            # later checks compare with this one.
+            spec = formats.describe_source(source, version, job.format)
+            return PlannedImage(
+                source, _fitted_to_ground(spec) if job.ground_control == "affine" else spec
+            )
+    except ImageError as error:
+        return PlannedImage(source, None, Failure.of(error))
+
+
+def _require_regular_files(source: Source) -> None:
+    """Raise `FormatError` for a pipe: opening it would block until a process writes to it."""
+    for uri in () if source.is_folder else [each.uri for each in source.members] or [source.uri]:
+        fs, path = filesystem(uri)
+        if is_local(uri) and not fs.isfile(path) and fs.exists(path):
+            raise FormatError(f"{uri} is not a regular file. Leave it out of `inputs`.")
+
+
+def _fitted_to_ground(spec: RasterSpec) -> RasterSpec:
+    space, note = with_fitted_affine(spec.space, spec.shape)
+    if not note:
+        return spec
+    # The reader's note on ground control points no longer applies.
+    return replace(
+        spec,
+        space=space,
+        notes=(*(kept for kept in spec.notes if "ground control points" not in kept), note),
+    )
+
+
+def read_block(reader: Reader, tile: Tile, spec: RasterSpec) -> Block:
+    """Read the block of a tile. Raises `ReadError`."""
+    pixels, valid = reader.read(tile.read)
+    return Block(tile, pixels, valid, spec)
+
+
+def spec_of(image: PlannedImage) -> RasterSpec:
+    """The metadata of a planned image. Raises `ReadError` if its header could not be read."""
+    if image.spec is None:
+        raise ReadError(f"The header of {image.source.uri} could not be read.")
+    return image.spec
+
+
+@contextlib.contextmanager
+def open_planned(image: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
+    """Open the image with the bands of `spec`. Raises `SourceChanged` unless its version is the
+    planned one before and after it is read.
+    """
+    learn_addresses(image.source)
+    planned = spec_of(image)
+    with _image_failures(planned.location):
+        limits.begin_read(prod(planned.chunks))
+        _require_unchanged(image)
+        try:
+            with FORMATS[spec.format].open(spec) as reader:
+                yield _AnnouncingReader(reader, prod(planned.chunks))
+        except ImageError:
+            # The content may have been a mix of two versions of the file.
+            _require_unchanged(image)
+            raise
+        limits.begin_read()
+        _require_unchanged(image)
+    limits.begin_work(planned.pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class _AnnouncingReader:
+    """A reader that announces the begin of each read, and of the work on the pixels."""
+
+    reader: Reader
+    least: int
+    """Smallest number of pixels that are decoded for a read."""
+
+    def __enter__(self) -> _AnnouncingReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """The inner reader is closed where it was opened."""
+
+    def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
+        limits.begin_read(max(box.size, self.least))
+        block = self.reader.read(box)
+        limits.begin_work(box.size)
+        return block
+
+
+def _require_unchanged(image: PlannedImage) -> None:
+    if _version(image.source) != spec_of(image).version:
+        raise _changed(image.source.uri)
+
+
+def _version(source: Source) -> str:
+    try:
+        return version_now(source)
+    except StoreError as error:
+        raise Unavailable(str(error)) from error
+
+
+def _changed(uri: str) -> SourceChanged:
+    return SourceChanged(
+        f"{uri} was changed or replaced since the run was planned. The next run takes it as it is "
+        "then."
+    )
+
+
+@contextlib.contextmanager
+def _image_failures(uri: str) -> Iterator[None]:
+    """Turn errors of stores and lack of memory into a failure of the image, which the next run
+    tries again.
+    """
+    try:
+        yield
+    except (ImageError, RunError):
+        raise
+    except FileNotFoundError as error:
+        # fsspec raises this for any error of a web server, with the answer as the cause.
+        reason = (
+            f"its store did not give it ({error.__cause__})"
+            if error.__cause__
+            else "it does not exist any longer"
+        )
+        raise Unavailable(
+            f"{uri} could not be read: {reason}. Run the same command again."
+        ) from error
+    except MemoryError as error:
+        raise Unavailable(
+            f"Not enough memory for {uri}: {error}. Use smaller tiles or fewer workers."
+        ) from error
+    except OSError as error:
+        raise Unavailable(f"{uri} could not be read: {error}") from error

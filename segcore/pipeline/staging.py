@@ -1,0 +1,137 @@
+"""Results of images, staged in the output store until they are committed."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pyarrow as pa
+
+from maskloom.segcore.errors import RunError
+from maskloom.segcore.figures.preview import PreviewPart, preview_stride, render_preview
+from maskloom.segcore.masks import EncodedBlock
+from maskloom.segcore.models.protocols import FIRST_CLASSES, caution_of
+from maskloom.segcore.objects.numbering import tiles_of_layer
+from maskloom.segcore.objects.rows import rows_in_order
+from maskloom.segcore.pipeline.image_run import ImageRun
+from maskloom.segcore.pipeline.jobs import RunSettings, result_name, staging_folder
+from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage
+from maskloom.segcore.pipeline.tile_results import States
+from maskloom.segcore.raster.classes import ClassTable
+from maskloom.segcore.statistics.objects.options import Objects
+from maskloom.segcore.statistics.objects.table import Measures
+from maskloom.segcore.storage.canonical import canonical
+from maskloom.segcore.storage.packing import unpack, unpack_table
+from maskloom.segcore.storage.store import Store
+
+
+def failed(
+    settings: RunSettings, image: PlannedImage, failure: Failure, classes: tuple[str, ...]
+) -> ImageResult:
+    """The result of an image that could not be processed: all its pixels, if their number is known,
+    are unprocessed.
+
+    If the names of the classes are unknown (`auto`), `FIRST_CLASSES` are used, so that the tables
+    include these pixels.
+    """
+    rows = {}
+    if image.spec is not None:
+        class_table = ClassTable.of(classes or FIRST_CLASSES)
+        rows = {
+            name: statistic.finish(None, image.spec, class_table)
+            for name, statistic in settings.statistics.items()
+        }
+    return ImageResult(image.source, image.spec, failure, rows, segmenter=settings.kind)
+
+
+def stage_mask(
+    run: ImageRun,
+    image: PlannedImage,
+    blocks: Iterator[EncodedBlock],
+    previews: list[PreviewPart],
+    count: int,
+) -> ImageResult:
+    """Stage the mask and the preview of an image; `count` is the number of its objects."""
+    settings, model, spec, classes = run.settings, run.model, run.spec, run.class_table
+    store, writer = Store(settings.output), run.mask_writer(count)
+    name = f"masks/{image.source.image_id}{writer.suffix}"
+    mask = writer.publish(store, result_name(settings), blocks, spec, classes, run.grid.tile)
+    staged = {name + ending: artefact.name for ending, artefact in mask.files.items()}
+    picture = render_preview(
+        previews, spec.shape, spec.interpretation, classes, preview_stride(spec.shape)
+    )
+    preview = store.publish(result_name(settings), picture)
+    staged[f"previews/{image.source.image_id}.png"] = preview.name
+    return ImageResult(
+        image.source,
+        image.spec,
+        None,
+        mask=name,
+        staged=staged,
+        mask_sha256=mask.sha256,
+        tiles=len(run.grid),
+        segmenter=canonical({"kind": settings.kind, **model.provenance()}),
+    )
+
+
+def stage_objects(
+    run: ImageRun, rows: Iterator[bytes], spanning: Iterator[bytes]
+) -> dict[str, str]:
+    """Stage the rows of the image's objects. Returns the name of the file by the name of the table;
+    empty if there is no table of objects.
+
+    `rows` and `spanning` are those of `TileResults`, in the order of the tiles.
+    """
+    settings = run.settings
+    if settings.objects is None:
+        return {}
+    name = result_name(settings)
+    measures = Measures.concatenate([unpack(Measures, each) for each in spanning])
+    joined = run.rows_of(measures)
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with (
+        Store(settings.output).writing(name) as out,
+        pa.ipc.new_stream(out, joined.schema, options=options) as stream,
+    ):
+        tables = (unpack_table(each) for each in rows)
+        for table in rows_in_order(tables, joined, tiles_of_layer(run.grid)):
+            stream.write_table(table)
+    return {Objects.table: name}
+
+
+def with_rows(result: ImageResult, run: ImageRun, states: States) -> ImageResult:
+    """The result with its rows and the warnings of the model."""
+    rows = {
+        name: statistic.finish(states[name], run.spec, run.class_table)
+        for name, statistic in run.settings.statistics.items()
+    }
+    areas = rows["area"]  # it always runs
+    shares = {row["class_name"]: row["fraction"] for row in areas if row["fraction"] is not None}
+    return replace(
+        result,
+        rows=rows,
+        nodata_pixels=areas[0]["nodata_pixels"],
+        warning=caution_of([run.model], run.spec, shares),
+    )
+
+
+@contextlib.contextmanager
+def staged_errors(image: PlannedImage, settings: RunSettings) -> Iterator[None]:
+    """Turn errors of staged files into `RunError`. A missing file means that another run has
+    finished the image; an unreadable one is damaged.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise RunError(
+            f"A staged part of {image.source.uri} is gone ({error}): another run on "
+            f"{settings.output} has finished it. Run the same command again."
+        ) from error
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise RunError(
+            f"A staged part of {image.source.uri} is damaged ({error}). Remove "
+            f"{Store(settings.output).uri(staging_folder(settings, image))} and "
+            "run the same command again."
+        ) from error
