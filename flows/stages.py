@@ -75,7 +75,7 @@ class Plain:
     def __init__(self, stages: Stages | None = None) -> None:
         self._stages = stages or Stages()
 
-    def flow(self, name: str, body: Callable[[Stages], T]) -> T:  # noqa: ARG002 - nothing is recorded
+    def flow(self, name: str, body: Callable[[Stages], T]) -> T:  # noqa: ARG002
         """The result of `body`. Raises its error."""
         return body(self._stages)
 

@@ -35,7 +35,8 @@ _DEEPEST = 40
 _LONGEST_SHOWN = 100
 _SECRETS = re.compile(
     r"secret|passw|passphrase|passcode|pwd|token|credential|^key$|access_?key|account_?key|"
-    r"private_?key$|api_?-?key|subscription_?-?key|connection_?string|authorization|oauth|hmac|cookie|^pat$|^auth$|^sas",
+    r"private_?key$|api_?-?key|subscription_?-?key|connection_?string|"
+    r"authorization|oauth|hmac|cookie|^pat$|^auth$|^sas",
     re.IGNORECASE,
 )
 _NO_SECRETS = (
