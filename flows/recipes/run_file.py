@@ -47,9 +47,9 @@ def _kind_of_tile(value: Any) -> str:
     return "list[int]" if isinstance(value, list | tuple) else "int"
 
 
-_Side = Annotated[int, pydantic.Field(ge=_SMALLEST_TILE, le=_LARGEST_TILE)]
+_Side = Annotated[int, pydantic.Field(ge=_SMALLEST_TILE, le=_LARGEST_TILE, strict=True)]
 _Sides = Annotated[
-    list[Annotated[int, pydantic.Field(ge=1, le=_LARGEST_TILE)]],
+    list[Annotated[int, pydantic.Field(ge=1, le=_LARGEST_TILE, strict=True)]],
     pydantic.Field(json_schema_extra={"minItems": len("zyx"), "maxItems": len("zyx")}),
     pydantic.AfterValidator(_of_three),
 ]

@@ -180,11 +180,7 @@ def test_a_format_that_is_added_is_known_by_its_own_signatures(monkeypatch):
         FileKind("NIfTI", (".nii",), ((344, b"n+1\0"),)),
         FileKind("NIfTI in gzip", (".nii.gz",)),
     )
-<<<<<<< HEAD
-    monkeypatch.setitem(FORMATS._registered, "nifti", SimpleNamespace(kinds=kinds, mask="cog"))
-=======
     monkeypatch.setitem(FORMATS._loaded, "nifti", SimpleNamespace(kinds=kinds, mask="cog"))
->>>>>>> words3
     assert format_of("a.nii", nifti) == "nifti"
     assert format_of("a.b.NII.GZ", packed) == "nifti"
     assert format_of("a.dat", packed) == "nifti"
@@ -196,22 +192,14 @@ def test_a_format_that_is_added_is_known_by_its_own_signatures(monkeypatch):
         format_of("a.nii.gz", nifti)
     # Two formats may claim one suffix; the content decides.
     other = (FileKind("a stack", (".nii",), ((0, b"STACK"),)),)
-<<<<<<< HEAD
-    monkeypatch.setitem(FORMATS._registered, "stack", SimpleNamespace(kinds=other, mask="cog"))
-=======
     monkeypatch.setitem(FORMATS._loaded, "stack", SimpleNamespace(kinds=other, mask="cog"))
->>>>>>> words3
     assert format_of("a.nii", b"STACK" + bytes(60)) == "stack"
     assert format_of("a.nii", nifti) == "nifti"
     with pytest.raises(FormatError, match=r"a\.nii is NIfTI or a stack by its suffix"):
         format_of("a.nii", TIFF_HEAD)
     # And two may share a signature; then the suffix decides.
     shared = (FileKind("slide", (".slide",), ((0, b"II*\0"),)),)
-<<<<<<< HEAD
-    monkeypatch.setitem(FORMATS._registered, "slide", SimpleNamespace(kinds=shared, mask="cog"))
-=======
     monkeypatch.setitem(FORMATS._loaded, "slide", SimpleNamespace(kinds=shared, mask="cog"))
->>>>>>> words3
     assert format_of("a.slide", TIFF_HEAD) == "slide"
     assert format_of("a.tif", TIFF_HEAD) == format_of("a.xyz", TIFF_HEAD) == "tiff"
     assert format_of("a.tif", TIFF_HEAD, "slide") == "slide"

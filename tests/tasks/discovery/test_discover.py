@@ -251,11 +251,7 @@ def test_suffixes_of_two_dots_are_those_of_formats(tmp_path, monkeypatch):
         FileKind("NIfTI", (".nii",), ((344, b"n+1\0"),)),
         FileKind("NIfTI in gzip", (".nii.gz",)),
     )
-<<<<<<< HEAD
-    monkeypatch.setitem(FORMATS._registered, "nifti", SimpleNamespace(kinds=kinds, mask="cog"))
-=======
     monkeypatch.setitem(FORMATS._loaded, "nifti", SimpleNamespace(kinds=kinds, mask="cog"))
->>>>>>> words3
     for name in ("a.nii.gz", "a.NII.GZ", "b.x.nii", "c.tar.gz", "d.2024.tif"):
         (tmp_path / name).write_bytes(b"x")
 
