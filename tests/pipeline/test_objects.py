@@ -124,8 +124,8 @@ def test_the_table_describes_the_mask(collection, maskloom):
 def test_rows_name_the_recipe_that_made_them(collection, maskloom, monkeypatch):
     """Of images done in one job, and of large ones, whose rows are staged tile by tile."""
     recipe = collection.recipe(segmenter=PARTS)
-    for part_pixels in (batching.PART_PIXELS, 2**16):
-        monkeypatch.setattr(batching, "PART_PIXELS", part_pixels)
+    for part_pixels in (batching.RANGE_PIXELS, 2**16):
+        monkeypatch.setattr(batching, "RANGE_PIXELS", part_pixels)
         output = f"out{part_pixels}"
         tiled = ("--set", "tiling.tile=64", "--set", f"output={output}")
         assert maskloom("run", recipe, *QUIET, *tiled).exit_code == 0
