@@ -25,7 +25,6 @@ from golden.cases import (
     ESTIMATED,
     ONE_ENGINE,
     STORES,
-    TILES,
     Case,
     run,
     run_demo,
@@ -73,8 +72,11 @@ def test_every_segmenter_has_a_golden_run() -> None:
     assert kinds == set(SEGMENTERS)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize(
+    ("tile", "workers"),
+    # The fourth has the digests of the other three, and is for the night.
+    [(256, 1), (256, 2), (1024, 1), pytest.param(1024, 2, marks=pytest.mark.nightly)],
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_runs_give_what_they_gave(
     case: Case,
