@@ -16,7 +16,13 @@ import numpy as np
 
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.geometry import Grid
-from maskloom.segcore.masks.protocol import MASKS, EncodedBlock, PublishedMask
+from maskloom.segcore.masks.protocol import (
+    LABEL_TYPES,
+    MASKS,
+    EncodedBlock,
+    PublishedMask,
+    compressed_block,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,8 +33,6 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.classes import ClassTable
     from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.storage.store import Store
-
-_TYPES = ("uint8", "uint16", "uint32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,7 @@ class NpyMasks:
         tile_shape: Shape,  # noqa: ARG002  the protocol has it
     ) -> list[EncodedBlock]:
         """The compressed labels of a tile's core; see `MaskWriter.encode`."""
-        if labels.dtype.name not in _TYPES:
-            raise ValueError(
-                f"Labels must be {', '.join(_TYPES)}; tile {tile.index} of {spec.location} has "
-                f"{labels.dtype}."
-            )
-        return [EncodedBlock(0, tile.index, zlib.compress(labels.tobytes(), 1))]
+        return [compressed_block(labels, tile, spec)]
 
     def publish(
         self,
@@ -115,7 +114,7 @@ def _collected(blocks: Iterable[EncodedBlock], spec: RasterSpec, grid: Grid) -> 
 def _dtype(payload: bytes, tile: Tile, spec: RasterSpec) -> np.dtype[Any]:
     """The type of the labels in a payload, from its size."""
     size = len(zlib.decompress(payload))
-    types = {tile.core.size * np.dtype(name).itemsize: np.dtype(name) for name in _TYPES}
+    types = {tile.core.size * np.dtype(name).itemsize: np.dtype(name) for name in LABEL_TYPES}
     if size not in types:
         raise RunError(
             f"Tile {tile.index} of the mask of {spec.location} has {size} bytes; expected one of "

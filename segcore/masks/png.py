@@ -20,7 +20,7 @@ import numpy as np
 
 from maskloom.segcore.errors import FormatError, RunError
 from maskloom.segcore.geometry import Grid
-from maskloom.segcore.masks.protocol import MASKS, EncodedBlock, PublishedMask
+from maskloom.segcore.masks.protocol import MASKS, EncodedBlock, PublishedMask, compressed_block
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,12 +47,7 @@ class PngMasks:
         tile_shape: Shape,  # noqa: ARG002  the protocol has it
     ) -> list[EncodedBlock]:
         """The compressed labels of a tile's core; see `MaskWriter.encode`."""
-        if labels.dtype.name not in ("uint8", "uint16", "uint32"):
-            raise ValueError(
-                f"Labels must be uint8, uint16 or uint32; tile {tile.index} of {spec.location} has "
-                f"{labels.dtype}."
-            )
-        return [EncodedBlock(0, tile.index, zlib.compress(labels.tobytes(), 1))]
+        return [compressed_block(labels, tile, spec)]
 
     def publish(
         self,

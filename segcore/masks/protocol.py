@@ -8,6 +8,7 @@ one file, with small ones beside it, or as a folder.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.classes import ClassTable
     from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.storage.store import Artefact, Store
+
+LABEL_TYPES = ("uint8", "uint16", "uint32")
+"""Types of labels that masks take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +111,15 @@ class MaskWriter(Protocol):
 
 
 MASKS: Registry[MaskWriter] = Registry("mask writer", __package__)
+
+
+def compressed_block(labels: NDArray[np.integer], tile: Tile, spec: RasterSpec) -> EncodedBlock:
+    """The labels of a tile's core as one block compressed by zlib, for writers that hold the whole
+    mask. Raises `ValueError` for labels of another type than `LABEL_TYPES`.
+    """
+    if labels.dtype.name not in LABEL_TYPES:
+        raise ValueError(
+            f"Labels must be {', '.join(LABEL_TYPES)}; tile {tile.index} of {spec.location} has "
+            f"{labels.dtype}."
+        )
+    return EncodedBlock(0, tile.index, zlib.compress(labels.tobytes(), 1))

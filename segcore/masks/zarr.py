@@ -17,7 +17,7 @@ import numpy as np
 
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.geometry import Grid
-from maskloom.segcore.masks.protocol import MASKS, EncodedBlock, PublishedMask
+from maskloom.segcore.masks.protocol import LABEL_TYPES, MASKS, EncodedBlock, PublishedMask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from maskloom.segcore.storage.store import Artefact, Store
 
 _CHUNK_PIXELS = 2**18
-_TYPES = ("uint8", "uint16", "uint32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class ZarrMasks:
         self, labels: NDArray[np.integer], tile: Tile, spec: RasterSpec, tile_shape: Shape
     ) -> list[EncodedBlock]:
         """The compressed chunks of a tile's core; see `MaskWriter.encode`."""
-        if labels.dtype.name not in _TYPES:
+        if labels.dtype.name not in LABEL_TYPES:
             raise ValueError(
                 f"Labels must be uint8, uint16 or uint32; tile {tile.index} of {spec.location} has "
                 f"{labels.dtype}."
@@ -134,7 +133,7 @@ def _dtype(block: EncodedBlock, spec: RasterSpec, chunk: Shape) -> str:
     import imagecodecs
 
     size = len(imagecodecs.blosc_decode(block.payload))
-    types = {math.prod(chunk) * np.dtype(name).itemsize: name for name in _TYPES}
+    types = {math.prod(chunk) * np.dtype(name).itemsize: name for name in LABEL_TYPES}
     if size not in types:
         raise RunError(
             f"Chunk {block.index} of the mask of {spec.location} has {size} bytes; expected one of "
