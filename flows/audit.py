@@ -190,7 +190,7 @@ def _first_readable(recipe: RunRecipe, stop: threading.Event) -> PlannedImage:
     with _opened(recipe, SerialCluster(), stop) as fanout:
         reason = ""
         for source in inventory.sources:
-            (image,) = describe_sources(fanout, [source], recipe.format, recipe.ground_control)
+            (image,) = describe_sources(fanout, [source], recipe.format, recipe.options)
             if image.spec is not None:
                 return image
             reason = reason or (image.failure.error if image.failure else "")

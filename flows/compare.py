@@ -193,7 +193,8 @@ def _header(path: str) -> RasterSpec:
         raise RecipeError(f"{path!r} is neither a file nor a folder. Check its name.")
     size, is_folder = int(info.get("size") or 0), info["type"] == "directory"
     source = Source(uri, "image", version_of(info), size, is_folder=is_folder)
-    return formats.describe_source(source, source.version)
+    spec: RasterSpec = formats.describe_images(source, source.version)[0][1]
+    return spec
 
 
 def _text(section: Mapping[str, Any], result: SegmentedRegion) -> str:

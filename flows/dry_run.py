@@ -66,4 +66,4 @@ def _pending_images(recipe: RunRecipe, inventory: Inventory) -> list[PlannedImag
     """The images to do, described by their headers, which are read in this process."""
     prepare = partial(prepare_process, recipe.storage, time_limits=recipe.limits)
     with SerialCluster().open(prepare, threading.Event()) as fanout:
-        return describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
+        return describe_sources(fanout, inventory.pending, recipe.format, recipe.options)

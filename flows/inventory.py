@@ -14,11 +14,13 @@ from maskloom.flows.recipes.run import SCHEDULE_NOTE, RunRecipe
 from maskloom.flows.terminal import count
 from maskloom.segcore.errors import RecipeError
 from maskloom.segcore.raster.source import Source
+from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.storage.store import Store
-from maskloom.tasks.commits.ledger import Committed, Ledger
+from maskloom.tasks.commits.ledger import Committed, Ledger, rows_by_file
 from maskloom.tasks.commits.presence import process_folder
 from maskloom.tasks.discovery.discover import discover, passed_over_advice, passed_over_note
+from maskloom.tasks.discovery.series import ReadHeaders, read_headers_here
 from maskloom.tasks.memory import WORKER_MEMORY, with_retries
 from maskloom.tasks.plan import LastRun, identify, pending, read_head, read_plan
 from maskloom.tasks.publish import heal
@@ -63,20 +65,26 @@ class Inventory:
     def failed_before(self) -> int:
         """Number of inputs that failed in an earlier run and would fail again."""
         waiting = {source.uri for source in self.pending}
-        rows = (
-            self.committed.get(source.uri) for source in self.sources if source.uri not in waiting
+        rows = rows_by_file(self.committed)
+        return sum(
+            not row.ok
+            for source in self.sources
+            if source.uri not in waiting
+            for row in rows.get(source.uri, ())
         )
-        return sum(1 for row in rows if row is not None and not row.ok)
 
     @property
     def removed(self) -> int:
         """Number of images in the tables that are no longer inputs; their rows and masks stay."""
-        return len(self.committed.keys() - {source.uri for source in self.sources})
+        files = {source.uri for source in self.sources}
+        return sum(split_part(uri)[0] not in files for uri in self.committed)
 
 
-def take_inventory(recipe: RunRecipe, *, to_write: bool = False) -> Inventory:
+def take_inventory(
+    recipe: RunRecipe, *, to_write: bool = False, read_headers: ReadHeaders = read_headers_here
+) -> Inventory:
     """List the inputs and read the committed rows. `to_write`: also complete a commit that a killed
-    run left incomplete.
+    run left incomplete. `read_headers` reads files that may belong to series.
     """
     store = Store(recipe.output)
     tables = [statistic.table for statistic in recipe.statistics.values()] + [Objects.table] * (
@@ -84,8 +92,7 @@ def take_inventory(recipe: RunRecipe, *, to_write: bool = False) -> Inventory:
     )
     ledger = (Ledger.open if to_write else Ledger.read)(store, tables)
     committed = with_retries(store, ledger.rows, recipe.cluster.worker_memory)
-    known = {row.uri: row.image_id for row in committed.values()}
-    found = discover(recipe.inputs, recipe.output, known)
+    found = discover(recipe.inputs, recipe.output, _known_ids(committed), read_headers)
     sources = found.sources
     work, head = recipe.work, read_head(store)
     interrupted = store.exists(f"runs/{identify(work, head, sources)}/plan.json")
@@ -100,13 +107,15 @@ def take_inventory(recipe: RunRecipe, *, to_write: bool = False) -> Inventory:
     )
 
 
-def inventory_to_write(recipe: RunRecipe, sharing: Sharing) -> Inventory:
+def inventory_to_write(
+    recipe: RunRecipe, sharing: Sharing, read_headers: ReadHeaders = read_headers_here
+) -> Inventory:
     """The inventory of a run that is about to write. Raises `RecipeError` if images of another
     recipe would stay in the output.
     """
-    inventory = take_inventory(recipe, to_write=True)
+    inventory = take_inventory(recipe, to_write=True, read_headers=read_headers)
     if inventory.ledger.superseded:
-        inventory = _healed(recipe, inventory, sharing)
+        inventory = _healed(recipe, inventory, sharing, read_headers)
     if not sharing.keep_other_recipes:
         _refuse_other_recipes(recipe, inventory)
     return inventory
@@ -121,7 +130,19 @@ def notes(recipe: RunRecipe, inventory: Inventory) -> list[str]:
     ]
 
 
-def _healed(recipe: RunRecipe, inventory: Inventory, sharing: Sharing) -> Inventory:
+def _known_ids(committed: Mapping[str, Committed]) -> dict[str, str]:
+    """Image ids by the URIs of images, and of the files that hold several."""
+    ids = {row.uri: row.image_id for row in committed.values()}
+    for row in committed.values():
+        file, part, _ = split_part(row.uri)
+        if part and row.image_id.endswith(f"_{part}"):
+            ids[file] = row.image_id.removesuffix(f"_{part}")
+    return ids
+
+
+def _healed(
+    recipe: RunRecipe, inventory: Inventory, sharing: Sharing, read_headers: ReadHeaders
+) -> Inventory:
     """The inventory after removing superseded rows, which an earlier version of maskloom or a lost
     file left.
     """
@@ -136,14 +157,14 @@ def _healed(recipe: RunRecipe, inventory: Inventory, sharing: Sharing) -> Invent
             "them). These rows were removed.",
             healed,
         )
-    return take_inventory(recipe, to_write=True)
+    return take_inventory(recipe, to_write=True, read_headers=read_headers)
 
 
 def _refuse_other_recipes(recipe: RunRecipe, inventory: Inventory) -> None:
     work, inputs = recipe.work, {source.uri for source in inventory.sources}
     staying: dict[str, list[Committed]] = {}
     for row in inventory.committed.values():
-        if row.ok and row.fingerprint != work.fingerprint and row.uri not in inputs:
+        if row.ok and row.fingerprint != work.fingerprint and split_part(row.uri)[0] not in inputs:
             staying.setdefault(row.run_id, []).append(row)
     for run_id, rows in staying.items():
         plan = read_plan(Store(recipe.output), run_id)

@@ -22,8 +22,11 @@ from maskloom.flows.stages import Orchestrator, Plain
 from maskloom.segcore.models.selection import pending_selections
 from maskloom.segcore.pipeline.worker import prepare_process
 from maskloom.segcore.storage.filesystems import configure
+from maskloom.segcore.storage.store import Store
 from maskloom.tasks.clean import tidy
 from maskloom.tasks.clusters.protocol import Cluster
+from maskloom.tasks.discovery.series import SeriesHeaders
+from maskloom.tasks.fanout.protocol import Fanout
 
 log = logging.getLogger("maskloom.run")
 
@@ -81,36 +84,51 @@ def run(
     started = time.monotonic()
     configure(recipe.storage)
     sharing = Sharing(options.keep_other_recipes, options.sole_writer)
-    inventory = inventory_to_write(recipe, sharing)
-    for line in notes(recipe, inventory):
-        note(line)
-    outcome = None
-    if not inventory.nothing_to_do:
-        outcome = _segment(recipe, inventory, orchestrator, sharing, options.quiet)
+    with ExitStack() as stack:
+        workers = _Workers(recipe, stack)
+        headers = SeriesHeaders(Store(recipe.output), workers.fanout)
+        inventory = inventory_to_write(recipe, sharing, headers)
+        for line in notes(recipe, inventory):
+            note(line)
+        outcome = None
+        if not inventory.nothing_to_do:
+            workers.listen()
+            # The Prefect server and the cluster take seconds; both start in the background.
+            stack.enter_context(orchestrator)
+            fanout = workers.fanout()
+            progress = RunProgress(stack.enter_context(display(options.quiet)))
+            outcome = orchestrator.flow(
+                recipe.name,
+                lambda stages: segment(recipe, inventory, stages, fanout, progress, sharing),
+            )
     tidy(recipe.output)
     return RunResult(inventory, outcome, time.monotonic() - started)
 
 
-def _segment(
-    recipe: RunRecipe,
-    inventory: Inventory,
-    orchestrator: Orchestrator,
-    sharing: Sharing,
-    quiet: bool,
-) -> Outcome:
-    stop = threading.Event()
-    with ExitStack() as stack:
-        stack.enter_context(stop_on_signals(stop))
-        # The Prefect server and the cluster take seconds; both start in the background.
-        stack.enter_context(orchestrator)
-        cluster = _cluster(recipe)
-        prepare = partial(prepare_process, recipe.storage, cluster.worker_threads, recipe.limits)
-        fanout = stack.enter_context(cluster.open(prepare, stop))
-        progress = RunProgress(stack.enter_context(display(quiet)))
-        return orchestrator.flow(
-            recipe.name,
-            lambda stages: segment(recipe, inventory, stages, fanout, progress, sharing),
-        )
+class _Workers:
+    """The workers of a run. They start when first needed: a run without work needs none."""
+
+    def __init__(self, recipe: RunRecipe, stack: ExitStack) -> None:
+        self._recipe, self._stack = recipe, stack
+        self._stop: threading.Event | None = None
+        self._fanout: Fanout | None = None
+
+    def listen(self) -> threading.Event:
+        """The event that signals set from now on, instead of ending the process."""
+        if self._stop is None:
+            self._stop = threading.Event()
+            self._stack.enter_context(stop_on_signals(self._stop))
+        return self._stop
+
+    def fanout(self) -> Fanout:
+        """The fan-out to the workers, until the stack closes."""
+        if self._fanout is None:
+            cluster = _cluster(self._recipe)
+            prepare = partial(
+                prepare_process, self._recipe.storage, cluster.worker_threads, self._recipe.limits
+            )
+            self._fanout = self._stack.enter_context(cluster.open(prepare, self.listen()))
+        return self._fanout
 
 
 def _cluster(recipe: RunRecipe) -> Cluster:

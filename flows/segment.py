@@ -165,7 +165,7 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
             settings, (image for shard in interrupted.shards for image in shard.images), available
         )
         return with_addresses(interrupted, inventory.sources)
-    images = describe_sources(fanout, inventory.pending, recipe.format, recipe.ground_control)
+    images = describe_sources(fanout, inventory.pending, recipe.format, recipe.options)
     require_tiling(settings, images)
     images = without_room(images, available)
     require_memory(settings, (image for image in images if image.failure is None), available)

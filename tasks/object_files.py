@@ -9,7 +9,7 @@ pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -51,10 +51,11 @@ class ObjectFile:
         staged: Mapping[str, str],
         results: Sequence[ImageResult],
         specs: Sequence[RasterSpec],
+        former: Set[str] = frozenset(),
     ) -> None:
         """Add the file to the draft: the staged rows of these results, and its present rows of
-        other images. `staged`: files of rows by image id; `specs`: headers of all images of the
-        run, whose tables have the same columns.
+        other images, without `former` ones. `staged`: files of rows by image id; `specs`: headers
+        of all images of the run, whose tables have the same columns.
         """
         try:
             content = self.store.read(self.name)
@@ -69,9 +70,8 @@ class ObjectFile:
             if result.spec is not None and result.spec.space.crs is not None
         }
         was_located = old is not None and _is_located(old.schema_arrow)
-        kept = (
-            [] if old is None else self._kept(old, [result.source.image_id for result in results])
-        )
+        replaced = sorted(former | {result.source.image_id for result in results})
+        kept = [] if old is None else self._kept(old, replaced)
         names = [] if old is None else old.schema_arrow.names
         bands = [sum(name.startswith("mean_") for name in names)]
         bands += [spec.file_bands for spec in specs]

@@ -20,15 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskloom.segcore import errors
-from maskloom.segcore.pipeline.jobs import DescribeJob, GroundControl
+from maskloom.segcore.pipeline.jobs import DescribeJob
 from maskloom.segcore.pipeline.records import Failure, Plan, PlannedImage, Shard, run_id
 from maskloom.segcore.pipeline.worker import describe
 from maskloom.segcore.raster.source import Member, Source
 from maskloom.segcore.raster.spec import load_spec
-from maskloom.segcore.storage.canonical import canonical
+from maskloom.segcore.raster.stored import ReadOptions, split_part
+from maskloom.segcore.storage.canonical import canonical, digest
 from maskloom.segcore.storage.records import read_json, read_table, record_errors
 from maskloom.segcore.storage.store import STAGING, Store
-from maskloom.tasks.commits.ledger import Committed
+from maskloom.tasks.commits.ledger import Committed, rows_by_file
 from maskloom.tasks.fanout.protocol import Fanout
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ HEAD = "runs/head.json"
 SHARD_PIXELS = 2**29
 SHARD_IMAGES = 500
 DESCRIBE_BATCH = 32
+DEFAULT = ReadOptions()
 _HEADER = tuple(field.name for field in dataclasses.fields(Plan) if field.name != "shards")
 """The fields of a plan in its JSON file."""
 
@@ -112,13 +114,15 @@ def pending(
     sources: Iterable[Source], committed: Mapping[str, Committed], fingerprint: str
 ) -> list[Source]:
     """The sources that are new or changed, or that failed for a reason that may no longer hold."""
+    parts = rows_by_file(committed)
 
     def is_done(source: Source) -> bool:
-        row = committed.get(source.uri)
-        return (
-            row is not None
-            and row.needs_no_retry
+        rows = parts.get(source.uri, ())
+        return bool(rows) and all(
+            row.needs_no_retry
             and (row.version, row.fingerprint) == (source.version, fingerprint)
+            and split_part(row.uri)[2] == len(rows)
+            for row in rows
         )
 
     return [source for source in sources if not is_done(source)]
@@ -128,26 +132,41 @@ def describe_sources(
     fanout: Fanout,
     sources: Sequence[Source],
     format_name: str | None,
-    ground_control: GroundControl = "keep",
+    options: ReadOptions = DEFAULT,
 ) -> list[PlannedImage]:
-    """All sources with their headers, which the workers read, in the order of the sources."""
+    """The images of all sources with their headers, which the workers read, in the order of the
+    sources.
+    """
     starts = range(0, len(sources), DESCRIBE_BATCH)
     jobs = [
-        DescribeJob(tuple(sources[i : i + DESCRIBE_BATCH]), format_name, ground_control)
-        for i in starts
+        DescribeJob(tuple(sources[i : i + DESCRIBE_BATCH]), format_name, options) for i in starts
     ]
-    images: dict[str, PlannedImage] = {}
+    images: dict[str, list[PlannedImage]] = {source.uri: [] for source in sources}
     for job, answer in fanout.map(describe, jobs):
         if isinstance(answer, errors.WorkerDied):
-            images.update(
-                (source.uri, PlannedImage(source, None, Failure.of(answer)))
-                for source in job.sources
-            )
+            failure = Failure.of(answer)
+            found = tuple(PlannedImage(source, None, failure) for source in job.sources)
         else:
-            images.update((image.source.uri, image) for image in answer)
-    described = [images[source.uri] for source in sources]
+            found = answer
+        for image in found:
+            images[image.source.location].append(image)
+    described = _with_own_ids([image for source in sources for image in images[source.uri]])
     _log_notes(described)
     return described
+
+
+def _with_own_ids(images: Sequence[PlannedImage]) -> list[PlannedImage]:
+    """The images with other ids for parts of files whose ids other files have."""
+    taken = {image.source.image_id.casefold() for image in images if not image.source.part}
+    result = []
+    for image in images:
+        source = image.source
+        if source.part and source.image_id.casefold() in taken:
+            source = dataclasses.replace(
+                source, image_id=f"{source.image_id}_{digest(source.uri)[:10]}"
+            )
+        result.append(dataclasses.replace(image, source=source))
+    return result
 
 
 def _log_notes(images: Sequence[PlannedImage]) -> None:
@@ -194,6 +213,7 @@ def write_plan(store: Store, plan: Plan) -> None:
             "version": image.source.version,
             "size": image.source.size,
             "is_folder": image.source.is_folder,
+            "part": image.source.part,
             "members": _members_json(image.source),
             "shard": shard.file,
             "spec": None if image.spec is None else canonical(image.spec),
@@ -241,12 +261,12 @@ def read_plan(store: Store, identity: str) -> Plan | None:
 
 def with_addresses(plan: Plan, sources: Iterable[Source]) -> Plan:
     """A plan as read, with the addresses of its sources added, since files of plans lack them."""
-    known = {source.uri: source for source in sources if _has_addresses(source)}
+    known = {source.location: source for source in sources if _has_addresses(source)}
     if not known:
         return plan
 
     def addressed(image: PlannedImage) -> PlannedImage:
-        found = known.get(image.source.uri)
+        found = known.get(image.source.location)
         if found is None:
             return image
         # The id of a run hashes the versions of its sources, so these are the same files.
@@ -267,7 +287,7 @@ def _members_json(source: Source) -> str | None:
 
 
 def _source(row: Mapping[str, Any]) -> Source:
-    # Plans of earlier versions, without series and folders, lack the last two columns.
+    # Plans of earlier versions, without series, folders and parts, lack the last three columns.
     members = json.loads(row.get("members") or "[]")
     return Source(
         row["uri"],
@@ -276,6 +296,7 @@ def _source(row: Mapping[str, Any]) -> Source:
         row["size"],
         members=tuple(Member(*each) for each in members),
         is_folder=bool(row.get("is_folder")),
+        part=row.get("part") or "",
     )
 
 

@@ -23,11 +23,12 @@ import pyarrow.parquet as pq
 from maskloom.segcore.errors import RunError
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.raster.source import Source, version_now
+from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import Statistic
 from maskloom.segcore.storage.records import read_table
 from maskloom.segcore.storage.store import Store
-from maskloom.tasks.commits.ledger import Committed, Ledger
+from maskloom.tasks.commits.ledger import Committed, Ledger, rows_by_file
 from maskloom.tasks.commits.log import IMAGES, Draft
 from maskloom.tasks.object_files import KEYS, ROW_GROUP, ObjectFile
 
@@ -188,7 +189,8 @@ class Tables:
         row = self.ledger.rows.get(source.uri)
         if row is None:
             other = self.ledger.uris.get(source.image_id, source.uri)
-            if other != source.uri and other in self.ledger.rows:
+            same_file = split_part(other)[0] == split_part(source.uri)[0]
+            if other != source.uri and not same_file and other in self.ledger.rows:
                 raise RunError(
                     f"Another run has given the image id {source.image_id} to {other} while this "
                     f"one worked; it was planned for {source.uri}. Run the same command again: it "
@@ -213,8 +215,10 @@ class Tables:
         for result in results:
             row = self.ledger.rows.get(result.source.uri)
             groups.setdefault(shard.file if row is None else row.file, []).append(result)
-        for file, members in groups.items():
-            ids = {result.source.image_id for result in members}
+        former = self._former_parts(results)
+        for file in {**groups, **former}:
+            members = groups.get(file, [])
+            ids = {result.source.image_id for result in members} | former.get(file, set())
             for name, statistic in self.statistics.items():
                 schema = table_schema(statistic)
                 rows = [
@@ -229,7 +233,7 @@ class Tables:
                     pa.Table.from_pylist(rows, schema=schema),
                     ids,
                 )
-            self._write_objects(draft, file, members)
+            self._write_objects(draft, file, members, former.get(file, set()))
             image_rows = pa.Table.from_pylist(
                 [self._image(result) for result in members], schema=IMAGES_SCHEMA
             )
@@ -241,7 +245,23 @@ class Tables:
             if result.mask is not None and result.mask not in result.staged
         )
 
-    def _write_objects(self, draft: Draft, file: str, results: Sequence[ImageResult]) -> None:
+    def _former_parts(self, results: Sequence[ImageResult]) -> dict[str, set[str]]:
+        """Ids of committed images that no longer exist, since their file now holds another number
+        of images, by the table file that has their rows.
+        """
+        counts = {
+            file: count for file, _, count in (split_part(each.source.uri) for each in results)
+        }
+        former: dict[str, set[str]] = {}
+        for file, rows in rows_by_file(self.ledger.rows).items():
+            for row in rows if file in counts else ():
+                if split_part(row.uri)[2] != counts[file]:
+                    former.setdefault(row.file, set()).add(row.image_id)
+        return former
+
+    def _write_objects(
+        self, draft: Draft, file: str, results: Sequence[ImageResult], former: Set[str]
+    ) -> None:
         name = f"tables/{Objects.table}/{file}"
         if self.objects is None and not self.store.exists(name):
             return
@@ -259,7 +279,7 @@ class Tables:
             if image.spec is not None
         ]
         ObjectFile(self.store, name, self.plan.run_id, self.plan.fingerprint).write(
-            draft, staged, results, specs
+            draft, staged, results, specs, former
         )
 
     def _keyed(self, result: ImageResult, row: Mapping[str, Any]) -> dict[str, Any]:

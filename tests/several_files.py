@@ -20,8 +20,9 @@ import numpy as np
 from maskloom.segcore.errors import FormatError, RunError
 from maskloom.segcore.geometry import Grid
 from maskloom.segcore.masks import EncodedBlock, PublishedMask
-from maskloom.segcore.raster.source import Series
+from maskloom.segcore.raster.source import Grouping, Series
 from maskloom.segcore.raster.spec import FileKind, RasterSpec
+from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
 ROWS = 32
 NPY = b"\x93NUMPY"
@@ -116,22 +117,33 @@ class RowSeries:
     kinds: tuple[FileKind, ...] = (FileKind("rows", (".rows",), ((0, NPY),)),)
     mask: str = "png"
 
-    def group(self, files):
+    def headers(self, files):
+        return [file.uri.rpartition("-")[2] for file in files]
+
+    def group(self, files, headers):
         members = defaultdict(list)
-        for file in files:
-            stem, _, number = file.uri.removesuffix(".rows").rpartition("-")
-            members[stem].append((int(number), file))
-        return [
-            Series(f"{stem}.series", tuple(file for _, file in sorted(found)))
-            for stem, found in members.items()
-            if len(found) > 1
-        ]
+        for file, header in zip(files, headers, strict=True):
+            stem = file.uri.removesuffix(f"-{header}")
+            members[stem].append((int(header.removesuffix(".rows")), file))
+        return Grouping(
+            [
+                Series(f"{stem}.series", tuple(file for _, file in sorted(found)))
+                for stem, found in members.items()
+                if len(found) > 1
+            ]
+        )
 
     def describe(self, location, version):
-        return self.describe_series(location, [location], version)
+        return self.describe_image(StoredImage(location, version, files=(location,)), ReadOptions())
 
-    def describe_series(self, location, files, version):
-        files = sorted(files, key=lambda uri: int(re.findall(r"-(\d+)\.rows$", uri)[0]))
+    def parts(self, image, options):
+        return ()
+
+    def describe_image(self, image, options):
+        location, version = image.location, image.version
+        files = sorted(
+            image.files or [location], key=lambda uri: int(re.findall(r"-(\d+)\.rows$", uri)[0])
+        )
         height = 0
         for uri in files:
             with fsspec.open(uri) as file:

@@ -30,10 +30,11 @@ from maskloom.segcore.models.protocols import (
     ObjectSegmenter,
     SegmenterRecipe,
 )
-from maskloom.segcore.pipeline.jobs import GroundControl, RunSettings
+from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.processes import limits
 from maskloom.segcore.processes.limits import Limits
 from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import STATISTICS, Statistic
 from maskloom.segcore.storage.canonical import digest
@@ -66,7 +67,7 @@ class RunRecipe:
     """Options of the table of objects. None: no such table."""
     cluster: Cluster
     format: str | None
-    ground_control: GroundControl
+    options: ReadOptions
     storage: dict[str, dict[str, Any]]
     max_failed_fraction: float
     limits: Limits
@@ -87,8 +88,9 @@ class RunRecipe:
             "objects": json_values(self.objects),
             "maskloom": maskloom.__version__,
         }
-        if self.ground_control != "keep":
-            settings["ground_control"] = self.ground_control
+        # Options at their defaults are left out, so that a new one changes no fingerprint.
+        said, default = json_values(self.options), json_values(ReadOptions())
+        settings.update({key: value for key, value in said.items() if value != default[key]})
         return Fingerprint(
             self.name, digest(settings)[:16], settings, apart_by_crs=self.objects is not None
         )
@@ -133,7 +135,7 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         statistics=tables,
         cluster=build(CLUSTERS, file.cluster, "cluster", folder),
         format=file.format,
-        ground_control=file.ground_control,
+        options=file.options,
         storage=file.storage,
         max_failed_fraction=file.max_failed_fraction,
         limits=time_limits,

@@ -22,9 +22,10 @@ from maskloom.flows.recipes.schemas import (
 from maskloom.flows.recipes.yaml_files import refuse_secrets, shown
 from maskloom.segcore import geometry
 from maskloom.segcore.errors import RecipeError
+from maskloom.segcore.ground.space import PixelSize
 from maskloom.segcore.models.protocols import SEGMENTERS
-from maskloom.segcore.pipeline.jobs import GroundControl
 from maskloom.segcore.processes.limits import Limits
+from maskloom.segcore.raster.stored import GroundControl, ReadOptions
 from maskloom.segcore.statistics.protocol import STATISTICS
 from maskloom.tasks.clusters.protocol import CLUSTERS
 
@@ -41,6 +42,15 @@ def _of_three(sides: list[int]) -> list[int]:
             f"{shown(sides)}"
         )
     return sides
+
+
+def _size(text: str) -> str:
+    PixelSize.parse(text)
+    return text
+
+
+def _size_or_tags(text: str) -> str:
+    return text if text == "tags" else _size(text)
 
 
 def _kind_of_tile(value: Any) -> str:
@@ -169,6 +179,22 @@ class RunFile(pydantic.BaseModel):
     """For images georeferenced by ground control points only. keep: masks keep the points, and
     areas are in px. affine: masks and areas use the transform that fits the points best.
     """
+    pixel_size: Annotated[str, pydantic.AfterValidator(_size_or_tags)] | None = None
+    """Size of a pixel for images that do not state it, or state it wrongly: one number and a unit,
+    e.g. 0.25 um, or one number for each axis, e.g. 2.5 0.7 0.7 mm (z, y, x). tags: the resolution
+    tags of TIFF files, which most programs fill with sizes for printing.
+    """
+    level: (
+        Annotated[int, pydantic.Field(ge=0, strict=True)]
+        | Annotated[str, pydantic.AfterValidator(_size)]
+    ) = 0
+    """Level of pyramids, e.g. of slides: its number (0: full resolution), or a size such as 1 um
+    for the coarsest level with pixels no larger than that.
+    """
+    axes: Literal["zyx", "tyx"] | None = None
+    """Meaning of the pages of files that do not name their axes: zyx for volumes, tyx for images
+    over time.
+    """
     storage: dict[str, dict[str, Any]] = {}
     """fsspec options by protocol, e.g. {s3: {profile: lab, endpoint_url: ...}}. No secrets."""
     max_failed_fraction: Annotated[float, NUMBER] = pydantic.Field(
@@ -181,6 +207,17 @@ class RunFile(pydantic.BaseModel):
     """When a server should run the recipe."""
     limits: dict[str, Any] = {}
     """Time limits in seconds, after which a step is given up: read, work, examine."""
+
+    @property
+    def options(self) -> ReadOptions:
+        """What the recipe says about how images are read."""
+        size, level = self.pixel_size, self.level
+        return ReadOptions(
+            self.ground_control,
+            "tags" if size == "tags" else PixelSize.parse(size) if size is not None else None,
+            PixelSize.parse(level) if isinstance(level, str) else level,
+            self.axes,
+        )
 
 
 def effective_tile(tile: int) -> int:

@@ -7,6 +7,7 @@ user; never by trial.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from maskloom.segcore.errors import FormatError
@@ -19,7 +20,8 @@ from maskloom.segcore.formats.content import (
 )
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.raster.source import list_folder
-from maskloom.segcore.raster.spec import FORMATS, SeriesFormat, StoredFormat
+from maskloom.segcore.raster.spec import FORMATS, OptionsFormat, StoredFormat
+from maskloom.segcore.raster.stored import ReadOptions, StoredImage, uri_of_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.source import Source
     from maskloom.segcore.raster.spec import RasterSpec, Reader
 
+DEFAULT = ReadOptions()
+
 __all__ = [
     "describe",
-    "describe_source",
+    "describe_images",
     "folder_suffixes",
     "format_of",
     "format_of_folder",
@@ -122,27 +126,48 @@ def describe(location: str, version: str = "", explicit: str | None = None) -> R
     return FORMATS[name].describe(location, version)
 
 
-def describe_source(source: Source, version: str, explicit: str | None = None) -> RasterSpec:
-    """The header of a source: a file, a folder or a series. `explicit` as in `format_of`.
+def describe_images(
+    source: Source, version: str, explicit: str | None = None, options: ReadOptions = DEFAULT
+) -> list[tuple[Source, RasterSpec]]:
+    """The images of a source, each with its header: one for most files, folders and series, several
+    for those that hold several. `explicit` as in `format_of`.
 
     Raises `FormatError`, `Unavailable` if the store fails, and `FileNotFoundError`.
     """
-    if source.is_folder:
-        below = len(source.uri) + 1
-        names = (each.uri[below:] for each in list_folder(source.uri))
-        name = format_of_folder(source.uri, names, explicit)
-        return FORMATS[name].describe(source.uri, version)
-    if not source.members:
-        return describe(source.uri, version, explicit)
-    first, *_ = files = [each.uri for each in source.members]
-    name = format_of(first, StoredFile.of(first).head(), explicit)
-    image_format = FORMATS[name]
-    if not isinstance(image_format, SeriesFormat):
-        raise FormatError(
-            f"The format {name!r} reads one file at a time; {source.uri} is a series of "
-            f"{len(files)} files. Leave `format` out of the recipe."
+    files = tuple(each.uri for each in source.members)
+    name = _format_of_source(source, explicit)
+    image_format, image = FORMATS[name], StoredImage(source.location, version, source.part, files)
+    if not isinstance(image_format, OptionsFormat):
+        if files:
+            raise FormatError(
+                f"The format {name!r} reads one file at a time; {source.uri} is a series of "
+                f"{len(files)} files. Leave `format` out of the recipe."
+            )
+        return [(source, image_format.describe(source.location, version))]
+    parts = () if source.part else image_format.parts(image, options)
+    if not parts:
+        return [(source, image_format.describe_image(image, options))]
+    return [
+        (
+            replace(
+                source,
+                uri=uri_of_part(source.uri, part, len(parts)),
+                image_id=f"{source.image_id}_{part}",
+                part=part,
+            ),
+            image_format.describe_image(replace(image, part=part), options),
         )
-    return image_format.describe_series(source.uri, files, version)
+        for part in parts
+    ]
+
+
+def _format_of_source(source: Source, explicit: str | None) -> str:
+    if source.is_folder:
+        below = len(source.location) + 1
+        names = (each.uri[below:] for each in list_folder(source.location))
+        return format_of_folder(source.location, names, explicit)
+    first = source.members[0].uri if source.members else source.location
+    return format_of(first, StoredFile.of(first).head(), explicit)
 
 
 def open_image(spec: RasterSpec) -> Reader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,19 @@ MILLIMETRES = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "nm": 1e-6}
 """Millimetres in each unit of length that a spacing may have."""
 AXES = ("z", "y", "x")
 """Names of the axes in the order of arrays; images have the last two."""
+_SPELLINGS = {
+    "µm": "um",
+    "μm": "um",
+    "micron": "um",
+    "microns": "um",
+    "micrometer": "um",
+    "micrometre": "um",
+    "millimeter": "mm",
+    "millimetre": "mm",
+    "nanometer": "nm",
+    "nanometre": "nm",
+}
+_SIZE_PART = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|[a-wyzµμ][a-zµμ]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +53,70 @@ class Metric:
     def size(self) -> float:
         """Area of a pixel in mm², or volume of a voxel in mm³."""
         return math.prod(distance * MILLIMETRES[self.unit] for distance in self.spacing)
+
+
+@dataclass(frozen=True, slots=True)
+class PixelSize:
+    """The size of a pixel in the words of a user: one number, or one for each axis."""
+
+    spacing: tuple[float, ...]
+    """Along all axes, or along each axis in array order."""
+    unit: str
+    """A unit of length among `MILLIMETRES`."""
+
+    def __post_init__(self) -> None:
+        # The checks of a metric are those of a size.
+        Metric(self.spacing, self.unit)
+
+    @classmethod
+    def parse(cls, text: str) -> PixelSize:
+        """The size that a text states. Raises `ValueError`.
+
+        >>> PixelSize.parse("0.25 µm")
+        PixelSize(spacing=(0.25,), unit='um')
+        >>> PixelSize.parse("2.5 x 0.7 x 0.7 mm").spacing
+        (2.5, 0.7, 0.7)
+        """
+        *numbers, unit = _SIZE_PART.findall(text) or [""]
+        unit = _SPELLINGS.get(unit, unit)
+        if not numbers or "".join(_SIZE_PART.sub("", text).split()).strip("x×,[]") != "":
+            raise ValueError(
+                "expected one number, or one for each axis (z, y, x), and a unit, e.g. '0.25 um' "
+                f"or '2.5 0.7 0.7 mm'; got {text!r}"
+            )
+        try:
+            return cls(tuple(map(float, numbers)), unit)
+        except ValueError as error:
+            raise ValueError(f"{error} in {text!r}") from error
+
+    def metric(self, axes: tuple[str, ...]) -> Metric:
+        """The size of the pixels of a raster with these axes. Raises `ValueError` if the number of
+        axes differs.
+        """
+        spacing = self.spacing * len(axes) if len(self.spacing) == 1 else self.spacing
+        if len(spacing) != len(axes):
+            raise ValueError(
+                f"{len(spacing)} numbers for an image with the axes {', '.join(axes)}; give one "
+                "number, or one for each axis"
+            )
+        return Metric(spacing, self.unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The position of a volume in the coordinates of a scanner, patient or atlas."""
+
+    affine: tuple[float, ...]
+    """Twelve numbers, the rows of the 3 x 4 matrix that maps (i, j, k, 1) to (x, y, z): i, j and k
+    count voxels along the last, the second and the first axis of the array, from the centre of the
+    first voxel; x, y and z point right, anterior and superior, in mm.
+    """
+    sform_code: int = 1
+    """Meaning of the coordinates in NIfTI: 0 unknown, 1 scanner, 2 aligned, 3 Talairach, 4 MNI."""
+    qform_code: int = 0
+    """The same for the second transform of NIfTI."""
+    qform: tuple[float, ...] | None = None
+    """The second transform, if it differs from `affine`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +143,8 @@ class Space:
     """Rational polynomials of the camera, with GDAL's names and spelling."""
     metric: Metric | None = None
     """The size of a pixel as stated by the file. None: unknown. Never together with a CRS."""
+    frame: Frame | None = None
+    """The position of a volume in a scanner or an atlas. None: unknown."""
     axes: tuple[str, ...] = AXES[1:]
     """Names of the axes in the order of arrays: (y, x), or (z, y, x) for volumes."""
 
@@ -74,13 +154,15 @@ class Space:
                 f"a raster with the axes {', '.join(self.axes)} cannot have the spacing "
                 f"{list(self.metric.spacing)}"
             )
+        if self.frame is not None and len(self.axes) != len(AXES):
+            raise ValueError("only volumes have a position in a scanner or an atlas")
         if self.metric is not None and self.crs is not None:
             raise ValueError("pixels have their size from a CRS or from a spacing, not from both")
 
     @property
     def placed(self) -> bool:
         """Whether the position of the pixels is known."""
-        return self.affine is not None or bool(self.gcps or self.rpcs)
+        return self.affine is not None or bool(self.frame or self.gcps or self.rpcs)
 
     @property
     def unit(self) -> str:

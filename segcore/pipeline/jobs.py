@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from maskloom.segcore.geometry import Grid, Tiling
 from maskloom.segcore.models.protocols import EngineSelector, Fitter, Model, ObjectSegmenter
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
-from maskloom.segcore.raster.source import Source
+from maskloom.segcore.raster.source import Member, Source
 from maskloom.segcore.raster.spec import RasterSpec
+from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import Statistic
 from maskloom.segcore.storage.canonical import digest
 from maskloom.segcore.storage.store import STAGING
-
-GroundControl = Literal["keep", "affine"]
-"""Ground control points are kept as they are, or replaced by the affine transform that fits them
-best.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +66,24 @@ class DescribeJob:
     sources: tuple[Source, ...]
     format: str | None = None
     """Name of their format. None: determined by suffix and content."""
-    ground_control: GroundControl = "keep"
-    """The use of ground control points in images that have no other position."""
+    options: ReadOptions = field(default_factory=ReadOptions)
 
     def split(self) -> tuple[DescribeJob, ...]:
         """A job for each file."""
         return tuple(replace(self, sources=(source,)) for source in self.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadersJob:
+    """Files that may belong to series."""
+
+    format: str
+    """Name of their format."""
+    members: tuple[Member, ...]
+
+    def split(self) -> tuple[HeadersJob, ...]:
+        """A job for each file."""
+        return tuple(replace(self, members=(member,)) for member in self.members)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,14 @@ from maskloom.segcore.errors import (
 )
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.ground.control import with_fitted_affine
-from maskloom.segcore.pipeline.jobs import DescribeJob
+from maskloom.segcore.ground.space import PixelSize
+from maskloom.segcore.pipeline.jobs import DescribeJob, HeadersJob
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.processes import limits
 from maskloom.segcore.raster.source import ABSENT, Source, learn_addresses, version_now
-from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader
+from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader, SeriesFormat
+from maskloom.segcore.raster.stored import ReadOptions
+from maskloom.segcore.storage.addresses import remember_address
 from maskloom.segcore.storage.filesystems import filesystem, is_local
 
 if TYPE_CHECKING:
@@ -37,31 +40,63 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def describe_image(source: Source, job: DescribeJob) -> PlannedImage:
-    """The header of an image for the plan, or its failure."""
+def describe_source(source: Source, job: DescribeJob) -> list[PlannedImage]:
+    """The images of a source for the plan, each with its header or a failure."""
     learn_addresses(source)
     limits.begin_read()
     try:
         if source.version == ABSENT:
-            raise Missing(f"{source.uri} does not exist. Check its name in `inputs`.")
+            raise Missing(f"{source.location} does not exist. Check its name in `inputs`.")
         with _image_failures(source.uri):
             _require_regular_files(source)
             version = _version(source)
-            if is_local(source.uri) and version != source.version:
+            if is_local(source.location) and version != source.version:
                 raise _changed(source.uri)
             # Some stores list a file with another version than they report for the file itself:
             # later checks compare with this one.
-            spec = formats.describe_source(source, version, job.format)
-            return PlannedImage(
-                source, _fitted_to_ground(spec) if job.ground_control == "affine" else spec
-            )
+            found = formats.describe_images(source, version, job.format, job.options)
+            return [PlannedImage(part, _placed(spec, job.options)) for part, spec in found]
     except ImageError as error:
-        return PlannedImage(source, None, Failure.of(error))
+        return [PlannedImage(source, None, Failure.of(error))]
+
+
+def read_headers(job: HeadersJob) -> tuple[str, ...]:
+    """What the format needs to know of each file to group them; empty for a file that cannot be
+    read.
+    """
+    image_format = FORMATS[job.format]
+    if not isinstance(image_format, SeriesFormat):
+        raise TypeError(f"the format {job.format!r} has no series")
+    for member in job.members:
+        remember_address(member.uri, member.address)
+    limits.begin_read()
+    return tuple(image_format.headers(job.members))
+
+
+def _placed(spec: RasterSpec, options: ReadOptions) -> RasterSpec:
+    """The metadata with the position and the pixel size that the user wants."""
+    if options.ground_control == "affine":
+        spec = _fitted_to_ground(spec)
+    return _sized(spec, options.pixel_size) if isinstance(options.pixel_size, PixelSize) else spec
+
+
+def _sized(spec: RasterSpec, size: PixelSize) -> RasterSpec:
+    if spec.space.crs is not None:
+        note = "`pixel_size` is not used, since its coordinate reference system gives the areas"
+        return replace(spec, notes=(*spec.notes, note))
+    try:
+        metric = size.metric(spec.space.axes)
+    except ValueError as error:
+        raise FormatError(f"pixel_size: {error}. {spec.location} does not suit it.") from error
+    # The size of a level is that of full resolution in the recipe, times its factor.
+    return replace(spec, space=replace(spec.space, metric=metric))
 
 
 def _require_regular_files(source: Source) -> None:
     """Raise `FormatError` for a pipe: opening it would block until a process writes to it."""
-    for uri in () if source.is_folder else [each.uri for each in source.members] or [source.uri]:
+    for uri in (
+        () if source.is_folder else [each.uri for each in source.members] or [source.location]
+    ):
         fs, path = filesystem(uri)
         if is_local(uri) and not fs.isfile(path) and fs.exists(path):
             raise FormatError(f"{uri} is not a regular file. Leave it out of `inputs`.")

@@ -42,7 +42,7 @@ from maskloom.segcore.pipeline.jobs import (
     TileRangeJob,
     TileRangeResult,
 )
-from maskloom.segcore.pipeline.reading import describe_image, open_planned, read_block, spec_of
+from maskloom.segcore.pipeline.reading import describe_source, open_planned, read_block, spec_of
 from maskloom.segcore.pipeline.records import Failure, ImageResult, PlannedImage
 from maskloom.segcore.pipeline.staging import (
     failed,
@@ -89,8 +89,8 @@ def perform(job: Any) -> Any:
 
 
 def describe(job: DescribeJob) -> tuple[PlannedImage, ...]:
-    """The headers of the job's files, in the order of the job."""
-    return tuple(describe_image(source, job) for source in job.sources)
+    """The images of the job's sources with their headers, in the order of the job."""
+    return tuple(image for source in job.sources for image in describe_source(source, job))
 
 
 def select_engine(job: SelectEngineJob) -> Mapping[str, Any] | None:

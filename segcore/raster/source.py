@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.storage.addresses import redacted, remember_address
 from maskloom.segcore.storage.canonical import digest
 from maskloom.segcore.storage.filesystems import (
@@ -40,7 +41,9 @@ class Source:
     """One input image: a file, a folder, or a series of files."""
 
     uri: str
-    """Of the file or folder. A series is named by its format."""
+    """Of the file or folder, with the part of it that is meant (`uri_of_part`). A series is named
+    by its format.
+    """
     image_id: str
     version: str
     """Changes when the bytes of a file change, and when a folder gains or loses one."""
@@ -55,6 +58,13 @@ class Source:
     a million, too many for a job.
     """
     is_folder: bool = False
+    part: str = ""
+    """Name of the image among several in the file or folder. Empty: all of it."""
+
+    @property
+    def location(self) -> str:
+        """URI of the file or folder; the name of a series."""
+        return split_part(self.uri)[0] if self.part else self.uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +76,19 @@ class Series:
     members: tuple[Member, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """How a format groups files."""
+
+    series: Sequence[Series]
+    """A file may belong to several."""
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+    """URIs of files that hold no image, and what each is, in a few words for a count."""
+
+
 def learn_addresses(source: Source) -> None:
     """Make the addresses of a source known to this process; see `segcore.storage.addresses`."""
-    remember_address(source.uri, source.address)
+    remember_address(source.location, source.address)
     for member in source.members:
         remember_address(member.uri, member.address)
 
@@ -86,9 +106,9 @@ def version_now(source: Source) -> str:
     does not answer.
     """
     if source.is_folder:
-        return combined_version(list_folder(source.uri))
+        return combined_version(list_folder(source.location))
     if not source.members:
-        return current_version(source.uri)
+        return current_version(source.location)
     with ThreadPoolExecutor(_AT_ONCE, "version") as pool:
         versions = list(pool.map(current_version, (each.uri for each in source.members)))
     return combined_version(

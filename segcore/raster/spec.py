@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from maskloom.segcore.errors import ModelMismatch
-from maskloom.segcore.ground.space import Metric, Space
+from maskloom.segcore.ground.space import Frame, Metric, Space
 from maskloom.segcore.registry import Registry
 from maskloom.segcore.storage.canonical import with_tuples
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Box, Shape, Tile
-    from maskloom.segcore.raster.source import Member, Series
+    from maskloom.segcore.raster.source import Grouping, Member
+    from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
 Interpretation = Literal["rgb", "bands"]
 
@@ -60,6 +61,10 @@ class RasterSpec:
     """Notes for users on how this file is read, without its name."""
     files: tuple[str, ...] = ()
     """URIs of the files of a series, in the order in which its format reads them."""
+    part: str = ""
+    """Name of the image among several in the file; see `StoredImage.part`."""
+    level: int = 0
+    """Level of a pyramid that is read; 0: full resolution."""
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.space.axes):
@@ -112,8 +117,9 @@ def load_spec(record: Mapping[str, Any]) -> RasterSpec:
     """A raster spec from its fields, as given by `dataclasses.asdict`."""
     fields = {name: with_tuples(value) for name, value in record.items() if name != "space"}
     space = {name: with_tuples(value) for name, value in record["space"].items()}
-    if space.get("metric"):
-        space["metric"] = Metric(**{name: with_tuples(v) for name, v in space["metric"].items()})
+    for name, kind in (("metric", Metric), ("frame", Frame)):
+        if space.get(name):
+            space[name] = kind(**{key: with_tuples(each) for key, each in space[name].items()})
     return RasterSpec(**fields, space=Space(**space))
 
 
@@ -213,20 +219,38 @@ class Format(Protocol):
 
 
 @runtime_checkable
-class SeriesFormat(Format, Protocol):
-    """A format whose images may consist of several files."""
+class OptionsFormat(Format, Protocol):
+    """A format that reads one image in several ways, or whose files may hold several images."""
 
-    def group(self, files: Sequence[Member]) -> Sequence[Series]:
-        """The series among files with its suffixes; each other file is one image.
-
-        Files that cannot be read are not grouped: each becomes a failed row later.
+    def parts(self, image: StoredImage, options: ReadOptions) -> Sequence[str]:
+        """Names of the images in a file, folder or series that holds several, such as `t0001`;
+        letters, digits, `_`, `-` and `.`. Empty: it is one image. Raises as `describe`.
         """
         ...
 
-    def describe_series(self, location: str, files: Sequence[str], version: str) -> RasterSpec:
-        """Read the headers of the files of a series; `RasterSpec.files` keeps them for `open`.
+    def describe_image(self, image: StoredImage, options: ReadOptions) -> RasterSpec:
+        """Read the header of an image, of one part of a file, or of a series, whose files
+        `RasterSpec.files` keeps for `open`.
 
-        Raises as `describe`.
+        Raises as `describe`, and `FormatError` for options that do not suit the image.
+        """
+        ...
+
+
+@runtime_checkable
+class SeriesFormat(OptionsFormat, Protocol):
+    """A format whose images may consist of several files."""
+
+    def headers(self, files: Sequence[Member]) -> Sequence[str]:
+        """What `group` needs to know of each file, as a short text without names or numbers of
+        persons; workers read it, and it is stored. Empty: the file cannot be read, or it belongs to
+        no series.
+        """
+        ...
+
+    def group(self, files: Sequence[Member], headers: Sequence[str]) -> Grouping:
+        """The series among files with its suffixes; each other file is one image, which becomes a
+        failed row later if it cannot be read.
         """
         ...
 

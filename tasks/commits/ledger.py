@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskloom.segcore import errors
+from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.storage.records import read_table
 from maskloom.segcore.storage.store import Store, not_empty
 from maskloom.tasks.commits.log import IMAGES, CommitLog
@@ -45,6 +46,14 @@ class Committed:
     """SHA-256 of the mask. None: no mask."""
     error_type: str | None = None
     """Class name of the error. None: the image has not failed."""
+
+
+def rows_by_file(rows: Mapping[str, Committed]) -> dict[str, list[Committed]]:
+    """Rows by the URI of the file, folder or series that each image is in."""
+    found: dict[str, list[Committed]] = {}
+    for row in rows.values():
+        found.setdefault(split_part(row.uri)[0], []).append(row)
+    return found
 
 
 class Ledger:

@@ -22,6 +22,7 @@ from maskloom.segcore.storage.store import STAGING
 from maskloom.tasks.discovery.image_ids import image_ids
 from maskloom.tasks.discovery.lists import COLUMN
 from maskloom.tasks.discovery.search import Search, image_suffixes
+from maskloom.tasks.discovery.series import ReadHeaders, read_headers_here
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +54,16 @@ class Discovered:
     """Number of files in folders that no format claims, by suffix."""
 
 
-def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> Discovered:
+def discover(
+    inputs: Sequence[str],
+    output: str,
+    known: Mapping[str, str],
+    read_headers: ReadHeaders = read_headers_here,
+) -> Discovered:
     """All sources of these inputs, without the files that a run writes below `output`.
 
-    `known` maps the URIs of earlier runs to their image ids, which stay. Raises `RecipeError` if
+    `known` maps the URIs of earlier runs to their image ids, which stay; `read_headers` reads files
+    that may belong to series. Raises `RecipeError` if
     no image is found or none exists, if a list cannot be read or names itself, and if an address
     holds a password; `StoreError` if a store cannot be listed.
     """
@@ -80,6 +87,7 @@ def discover(inputs: Sequence[str], output: str, known: Mapping[str, str]) -> Di
             f"'scenes/**/*.tif', a folder with images ({' '.join(image_suffixes())}), or a list "
             f"file with a column `{COLUMN}`."
         )
+    search.join_series(read_headers)
     sources = _sources(search, known)
     if all(source.version == ABSENT for source in sources):
         raise RecipeError(f"inputs: {_absent([source.uri for source in sources], without_image)}")
@@ -120,7 +128,6 @@ def passed_over_advice(passed_over: Mapping[str, int]) -> str:
 
 
 def _sources(search: Search, known: Mapping[str, str]) -> list[Source]:
-    search.join_series()
     uris = sorted(search.found)
     ids = image_ids(uris, sorted(search.folders), known)
     sources = []

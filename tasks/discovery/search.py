@@ -35,6 +35,7 @@ from maskloom.segcore.storage.addresses import (
 )
 from maskloom.segcore.storage.filesystems import filesystem, is_local, store_errors, version_of
 from maskloom.tasks.discovery import lists
+from maskloom.tasks.discovery.series import ReadHeaders
 
 _GLOB = re.compile(r"[*?\[]")
 _WEB_GLOB = re.compile(r"[*\[]")
@@ -208,7 +209,7 @@ class Search:
         if self.found.setdefault(uri, file).address != file.address:
             self.duplicates += 1
 
-    def join_series(self) -> None:
+    def join_series(self, read_headers: ReadHeaders) -> None:
         """Replace files by the series into which formats group them."""
         for name, image_format in FORMATS.items():
             if not isinstance(image_format, SeriesFormat):
@@ -219,11 +220,18 @@ class Search:
                 for uri, file in sorted(self.found.items())
                 if file.version != ABSENT and without_query(uri).lower().endswith(claimed)
             )
+            if not files:
+                continue
             for file in files:
                 remember_address(file.uri, file.address)
-            for series in image_format.group(files):
+            grouping = image_format.group(files, read_headers(name, files))
+            for series in grouping.series:
                 for member in series.members:
-                    del self.found[member.uri]
+                    self.found.pop(member.uri, None)
+            for uri, what in grouping.passed_over.items():
+                self.found.pop(uri, None)
+                self.passed_over[what] += 1
+            for series in grouping.series:
                 self.found[series.uri] = FoundImage(
                     None,
                     combined_version(series.members),

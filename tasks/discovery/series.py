@@ -1,0 +1,103 @@
+"""Groups files into series, such as the slices of a scan, by their headers.
+
+Workers read the headers. What was read is kept in `runs/headers.parquet` of the output, so that the
+next run reads only the headers of new and changed files.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from maskloom.segcore.errors import DamagedRecord, WorkerDied
+from maskloom.segcore.pipeline.jobs import HeadersJob
+from maskloom.segcore.pipeline.reading import read_headers
+from maskloom.segcore.storage.addresses import redacted
+from maskloom.segcore.storage.records import read_table
+
+if TYPE_CHECKING:
+    from maskloom.segcore.raster.source import Member
+    from maskloom.segcore.storage.store import Store
+    from maskloom.tasks.fanout.protocol import Fanout
+
+log = logging.getLogger(__name__)
+
+ReadHeaders = Callable[[str, Sequence["Member"]], Sequence[str]]
+"""Reads the headers of files of a format, which it names; see `SeriesFormat.headers`."""
+
+HEADERS = "runs/headers.parquet"
+_COLUMNS = ("format", "uri", "version", "header")
+_SCHEMA = pa.schema([(name, pa.string()) for name in _COLUMNS])
+_BATCH = 256
+"""Files of a job."""
+
+
+def read_headers_here(image_format: str, files: Sequence[Member]) -> Sequence[str]:
+    """The headers of files, read in this process."""
+    return read_headers(HeadersJob(image_format, tuple(files)))
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesHeaders:
+    """The headers of files that may belong to series, read by workers once."""
+
+    store: Store
+    """The output."""
+    open_fanout: Callable[[], Fanout]
+    """Opened when headers must be read."""
+
+    def __call__(self, image_format: str, files: Sequence[Member]) -> Sequence[str]:
+        """The headers of files; see `ReadHeaders`. A file that kills its worker has an empty
+        one.
+        """
+        known = self._known()
+        keys = [(image_format, redacted(file.uri), file.version) for file in files]
+        waiting = [file for file, key in zip(files, keys, strict=True) if key not in known]
+        if waiting:
+            log.info(
+                "Reading the headers of %d files of the format %s.", len(waiting), image_format
+            )
+            jobs = [
+                HeadersJob(image_format, tuple(waiting[i : i + _BATCH]))
+                for i in range(0, len(waiting), _BATCH)
+            ]
+            for job, answer in self.open_fanout().map(read_headers, jobs):
+                found = [""] * len(job.members) if isinstance(answer, WorkerDied) else answer
+                known.update(
+                    ((image_format, redacted(file.uri), file.version), header)
+                    for file, header in zip(job.members, found, strict=True)
+                )
+            self._keep(known, image_format, keys)
+        return [known[key] for key in keys]
+
+    def _known(self) -> dict[tuple[str, str, str], str]:
+        try:
+            rows = read_table(self.store, HEADERS, _COLUMNS).to_pylist()
+        except (FileNotFoundError, DamagedRecord):
+            # It saves time, and nothing else.
+            return {}
+        return {(row["format"], row["uri"], row["version"]): row["header"] for row in rows}
+
+    def _keep(
+        self,
+        known: Mapping[tuple[str, str, str], str],
+        image_format: str,
+        present: Iterable[tuple[str, str, str]],
+    ) -> None:
+        """Store the headers of the present files, and those of other formats."""
+        wanted = set(present)
+        rows = [
+            dict(zip(_COLUMNS, (*key, header), strict=True))
+            for key, header in sorted(known.items())
+            if key in wanted or key[0] != image_format
+        ]
+        buffer = io.BytesIO()
+        table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+        pq.write_table(table, buffer, compression="zstd")
+        self.store.publish(HEADERS, buffer.getvalue())
