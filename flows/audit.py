@@ -190,10 +190,10 @@ def _first_readable(recipe: RunRecipe, stop: threading.Event) -> PlannedImage:
     with _opened(recipe, SerialCluster(), stop) as fanout:
         reason = ""
         for source in inventory.sources:
-            (image,) = describe_sources(fanout, [source], recipe.format, recipe.options)
-            if image.spec is not None:
-                return image
-            reason = reason or (image.failure.error if image.failure else "")
+            for image in describe_sources(fanout, [source], recipe.format, recipe.options):
+                if image.spec is not None:
+                    return image
+                reason = reason or (image.failure.error if image.failure else "")
     raise RunError(f"None of {count(len(inventory.sources), 'input')} can be read. {reason}")
 
 

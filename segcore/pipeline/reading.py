@@ -55,9 +55,20 @@ def describe_source(source: Source, job: DescribeJob) -> list[PlannedImage]:
             # Some stores list a file with another version than they report for the file itself:
             # later checks compare with this one.
             found = formats.describe_images(source, version, job.format, job.options)
-            return [PlannedImage(part, _placed(spec, job.options)) for part, spec in found]
+            return [_planned(image, header, job.options) for image, header in found]
     except ImageError as error:
         return [PlannedImage(source, None, Failure.of(error))]
+
+
+def _planned(
+    source: Source, header: RasterSpec | FormatError, options: ReadOptions
+) -> PlannedImage:
+    try:
+        if isinstance(header, FormatError):
+            raise header
+        return PlannedImage(source, _placed(header, options))
+    except FormatError as error:
+        return PlannedImage(source, None, Failure.of(error))
 
 
 def read_headers(job: HeadersJob) -> tuple[str, ...]:

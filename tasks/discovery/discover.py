@@ -9,14 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from maskloom.segcore.errors import RecipeError, StoreError
-from maskloom.segcore.raster.source import (
-    ABSENT,
-    Source,
-    learn_addresses,
-)
-from maskloom.segcore.storage.addresses import (
-    redacted,
-)
+from maskloom.segcore.raster.source import ABSENT, Source, learn_addresses
+from maskloom.segcore.storage.addresses import redacted
 from maskloom.segcore.storage.filesystems import filesystem, is_local
 from maskloom.segcore.storage.store import STAGING
 from maskloom.tasks.discovery.image_ids import image_ids
@@ -63,9 +57,9 @@ def discover(
     """All sources of these inputs, without the files that a run writes below `output`.
 
     `known` maps the URIs of earlier runs to their image ids, which stay; `read_headers` reads files
-    that may belong to series. Raises `RecipeError` if
-    no image is found or none exists, if a list cannot be read or names itself, and if an address
-    holds a password; `StoreError` if a store cannot be listed.
+    that may belong to series. Raises `RecipeError` if no image is found or none exists, if a list
+    cannot be read or names itself, and if an address holds a password; `StoreError` if a store
+    cannot be listed.
     """
     search = Search(
         tuple(
