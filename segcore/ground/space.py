@@ -104,19 +104,33 @@ class PixelSize:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The position of a volume in the coordinates of a scanner, patient or atlas."""
+    """The position of a volume, or of one slice, in the coordinates of a scanner, patient or
+    atlas.
+    """
 
     affine: tuple[float, ...]
     """Twelve numbers, the rows of the 3 x 4 matrix that maps (i, j, k, 1) to (x, y, z): i, j and k
-    count voxels along the last, the second and the first axis of the array, from the centre of the
-    first voxel; x, y and z point right, anterior and superior, in mm.
+    count voxels along x, y and z of the array, from the centre of the first voxel; x, y and z of
+    the result point right, anterior and superior, in mm.
     """
     sform_code: int = 1
     """Meaning of the coordinates in NIfTI: 0 unknown, 1 scanner, 2 aligned, 3 Talairach, 4 MNI."""
     qform_code: int = 0
     """The same for the second transform of NIfTI."""
     qform: tuple[float, ...] | None = None
-    """The second transform, if it differs from `affine`."""
+    """The second transform as NIfTI stores it, so that masks repeat it bit for bit: quatern_b, c
+    and d, qoffset_x, y and z, the distances along i, j and k, and qfac. None: it is `affine`.
+    """
+    double: bool = False
+    """Whether the source stores the transforms in double precision."""
+
+    @property
+    def voxel(self) -> float:
+        """Volume of a voxel in mm³: the determinant of the affine. Where the axes are not
+        perpendicular, the product of the distances along them is larger.
+        """
+        a, b, c, _, d, e, f, _, g, h, i, _ = self.affine
+        return abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +168,6 @@ class Space:
                 f"a raster with the axes {', '.join(self.axes)} cannot have the spacing "
                 f"{list(self.metric.spacing)}"
             )
-        if self.frame is not None and len(self.axes) != len(AXES):
-            raise ValueError("only volumes have a position in a scanner or an atlas")
         if self.metric is not None and self.crs is not None:
             raise ValueError("pixels have their size from a CRS or from a spacing, not from both")
 
