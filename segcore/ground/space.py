@@ -125,12 +125,24 @@ class Frame:
     """Whether the source stores the transforms in double precision."""
 
     @property
-    def voxel(self) -> float:
-        """Volume of a voxel in mm³: the determinant of the affine. Where the axes are not
-        perpendicular, the product of the distances along them is larger.
+    def spacing(self) -> tuple[float, float, float]:
+        """Distances (z, y, x) in mm whose product is the volume of a voxel: between neighbouring
+        slices, rows and voxels, each perpendicular to the axes after it. Where the axes of a volume
+        are not perpendicular, neighbours along z and y are further apart.
         """
-        a, b, c, _, d, e, f, _, g, h, i, _ = self.affine
-        return abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))
+        i, j, k = (self.affine[axis::4] for axis in range(3))
+        across = (
+            i[1] * j[2] - i[2] * j[1],
+            i[2] * j[0] - i[0] * j[2],
+            i[0] * j[1] - i[1] * j[0],
+        )
+        width, area = math.hypot(*i), math.hypot(*across)
+        volume = abs(sum(a * b for a, b in zip(across, k, strict=True)))
+        return (
+            volume / area if area else 0.0,
+            area / width if width else 0.0,
+            width,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,9 +89,9 @@ def header(shape: Shape, dtype: str, space: Space, greatest: int) -> bytes:
     frame = frame_of(space)
     known = space.metric is not None or frame.sform_code > 0 or frame.qform_code > 0
     second = frame.qform if frame.qform is not None else _second_transform(frame.affine)
-    if frame.qform_code == 0 or second is None:
-        place, lengths, factor = (0.0,) * 6, _lengths(frame.affine), 1.0
-    else:
+    place: tuple[float, ...] = (0.0,) * 6
+    lengths, factor = _lengths(frame.affine), 1.0
+    if frame.qform_code > 0 and second is not None:
         place, lengths, factor = second[:6], second[6:9], second[9]
     fields = _Fields(
         dim=(3, *reversed(shape), *(1,) * (7 - len(shape))),
