@@ -57,18 +57,6 @@ _UNREAD = (
     _Unread("GRIB", _CONVERT, ((0, b"GRIB"),)),
     _Unread("FITS", _CONVERT, ((0, b"SIMPLE  ="),)),
     _Unread("DICOM", _SLICES, ((128, b"DICM"),)),
-    _Unread(
-        "NIfTI",
-        _SLICES,
-        (
-            (344, b"n+1\0"),
-            (344, b"ni1\0"),
-            (4, b"n+2\0\r\n\x1a\n"),
-            (4, b"ni2\0\r\n\x1a\n"),
-        ),
-    ),
-    _Unread("NRRD", _SLICES, ((0, b"NRRD0"),)),
-    _Unread("MetaImage", _SLICES, ((0, b"ObjectType = Image"),)),
     _Unread("MRC", _CONVERT, ((208, b"MAP "),)),
     _Unread("Zeiss CZI", _EXPORT, ((0, b"ZISRAWFILE"),)),
     _Unread("Nikon ND2", _EXPORT, ((0, b"\xda\xce\xbe\x0a"),)),
@@ -256,6 +244,7 @@ def _is(kind: str) -> str:
 def _remedy(name: str) -> str:
     for image_format, kind in _kinds():
         if kind.name == name:
-            return f"Rename it to end in {kind.suffixes[0]}, or set `format: {image_format}`."
+            rename = f"Rename it to end in {kind.suffixes[0]}, or set" if kind.suffixes else "Set"
+            return f"{rename} `format: {image_format}`."
     plain = name.removesuffix(_IN_GZIP)
     return next((each.remedy for each in _UNREAD if each.name == plain), _LEAVE_OUT)

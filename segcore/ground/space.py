@@ -104,19 +104,45 @@ class PixelSize:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The position of a volume in the coordinates of a scanner, patient or atlas."""
+    """The position of a volume, or of one slice, in the coordinates of a scanner, patient or
+    atlas.
+    """
 
     affine: tuple[float, ...]
     """Twelve numbers, the rows of the 3 x 4 matrix that maps (i, j, k, 1) to (x, y, z): i, j and k
-    count voxels along the last, the second and the first axis of the array, from the centre of the
-    first voxel; x, y and z point right, anterior and superior, in mm.
+    count voxels along x, y and z of the array, from the centre of the first voxel; x, y and z of
+    the result point right, anterior and superior, in mm.
     """
     sform_code: int = 1
     """Meaning of the coordinates in NIfTI: 0 unknown, 1 scanner, 2 aligned, 3 Talairach, 4 MNI."""
     qform_code: int = 0
     """The same for the second transform of NIfTI."""
     qform: tuple[float, ...] | None = None
-    """The second transform, if it differs from `affine`."""
+    """The second transform as NIfTI stores it, so that masks repeat it bit for bit: quatern_b, c
+    and d, qoffset_x, y and z, the distances along i, j and k, and qfac. None: it is `affine`.
+    """
+    double: bool = False
+    """Whether the source stores the transforms in double precision."""
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distances (z, y, x) in mm whose product is the volume of a voxel: between neighbouring
+        slices, rows and voxels, each perpendicular to the axes after it. Where the axes of a volume
+        are not perpendicular, neighbours along z and y are further apart.
+        """
+        i, j, k = (self.affine[axis::4] for axis in range(3))
+        across = (
+            i[1] * j[2] - i[2] * j[1],
+            i[2] * j[0] - i[0] * j[2],
+            i[0] * j[1] - i[1] * j[0],
+        )
+        width, area = math.hypot(*i), math.hypot(*across)
+        volume = abs(sum(a * b for a, b in zip(across, k, strict=True)))
+        return (
+            volume / area if area else 0.0,
+            area / width if width else 0.0,
+            width,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +180,6 @@ class Space:
                 f"a raster with the axes {', '.join(self.axes)} cannot have the spacing "
                 f"{list(self.metric.spacing)}"
             )
-        if self.frame is not None and len(self.axes) != len(AXES):
-            raise ValueError("only volumes have a position in a scanner or an atlas")
         if self.metric is not None and self.crs is not None:
             raise ValueError("pixels have their size from a CRS or from a spacing, not from both")
 
