@@ -10,9 +10,17 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from maskloom.segcore.errors import ReadError
 from maskloom.segcore.formats.tiff.dataset import environment, errors, reason
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.geometry import Shape
 
 _SCALE = 8
 _DAMAGE = re.compile(r"Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG file")
@@ -23,7 +31,13 @@ _SETTINGS = {
     "GDAL_JPEG_MAX_ALLOWED_SCAN_NUMBER": "1000000",
 }
 _SCAN, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE
-_END = b"\xff\xd9"
+_START, _END = b"\xff\xd8", b"\xff\xd9"
+_COLOURS = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+"""The segment of Adobe that names the colours of the stored picture, without its last byte: 0 for
+red, green and blue, 1 for YCbCr.
+"""
+_PADDING = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
+"""The complaint about bytes that some programs add after the last pixel."""
 _APPLICATIONS = range(0xE0, 0xF0)
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
 """Bytes that may follow 0xFF without a segment: stuffing, fill, and markers without length."""
@@ -48,6 +62,39 @@ def require_whole_jpeg(location: str, content: bytes) -> None:
             f"{location} ends before its end marker (the bytes FF D9), so it is not whole. Copy or "
             "save it again."
         )
+
+
+def decode_jpeg(data: bytes, tables: bytes, shape: Shape, ycbcr: bool) -> NDArray[np.uint8]:
+    """The pixels (y, x, band) of a tile of a TIFF, which is a JPEG without its tables, of a known
+    shape (y, x). `ycbcr`: how the TIFF says that colours are stored, unless the tile itself says it
+    otherwise; they are returned as red, green and blue.
+
+    Raises `ValueError` if the tile has another shape, or if libjpeg would have to guess pixels.
+    """
+    if data[:2] != _START or _END not in data[-16:]:
+        raise ValueError("it is no JPEG, or ends early")
+    colours = _COLOURS + bytes([ycbcr])
+    content = _START + colours + tables[2:].removesuffix(_END) + data[2:]
+    try:
+        return _decoded(content, shape, _SETTINGS)
+    except errors() as error:
+        if not _PADDING.search(reason(error)):
+            raise ValueError(reason(error)) from error
+    return _decoded(content, shape, {})
+
+
+def _decoded(content: bytes, shape: Shape, settings: dict[str, str]) -> NDArray[np.uint8]:
+    from rasterio.io import MemoryFile
+
+    with (
+        environment(settings),
+        MemoryFile(content) as file,
+        file.open(driver="JPEG") as picture,
+    ):
+        if picture.shape != shape:
+            raise ValueError(f"it is a picture of {picture.width} x {picture.height} pixels")
+        planes: NDArray[np.uint8] = picture.read()
+    return np.moveaxis(planes, 0, -1)
 
 
 def _complaint(content: bytes) -> str:
