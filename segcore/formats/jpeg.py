@@ -12,14 +12,10 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from maskloom.segcore.errors import ReadError
 from maskloom.segcore.formats.tiff.dataset import environment, errors, reason
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from maskloom.segcore.geometry import Shape
 
 _SCALE = 8
@@ -32,12 +28,8 @@ _SETTINGS = {
 }
 _SCAN, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE
 _START, _END = b"\xff\xd8", b"\xff\xd9"
-_COLOURS = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
-"""The segment of Adobe that names the colours of the stored picture, without its last byte: 0 for
-red, green and blue, 1 for YCbCr.
-"""
-_PADDING = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
-"""The complaint about bytes that some programs add after the last pixel."""
+_PADDING = re.compile(r"Corrupt JPEG data: \d extraneous bytes before marker 0xd9")
+"""The complaint about a few bytes that some programs add after the last pixel."""
 _APPLICATIONS = range(0xE0, 0xF0)
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
 """Bytes that may follow 0xFF without a segment: stuffing, fill, and markers without length."""
@@ -64,41 +56,22 @@ def require_whole_jpeg(location: str, content: bytes) -> None:
         )
 
 
-def decode_jpeg(data: bytes, tables: bytes, shape: Shape, ycbcr: bool) -> NDArray[np.uint8]:
-    """The pixels (y, x, band) of a tile of a TIFF, which is a JPEG without its tables, of a known
-    shape (y, x). `ycbcr`: how the TIFF says that colours are stored, unless the tile itself says it
-    otherwise; they are returned as red, green and blue.
-
-    Raises `ValueError` if the tile has another shape, or if libjpeg would have to guess pixels.
+def require_whole_tile(data: bytes, tables: bytes, shape: Shape) -> None:
+    """Raise `ValueError` if a tile of a TIFF, which is a JPEG without the tables that all tiles
+    share, has another shape (y, x) than it should, or if libjpeg has to guess its pixels. A tile of
+    another shape is not decoded.
     """
     if data[:2] != _START or _END not in data[-16:]:
         raise ValueError("it is no JPEG, or ends early")
-    colours = _COLOURS + bytes([ycbcr])
-    content = _START + colours + tables[2:].removesuffix(_END) + data[2:]
-    try:
-        return _decoded(content, shape, _SETTINGS)
-    except errors() as error:
-        if not _PADDING.search(reason(error)):
-            raise ValueError(reason(error)) from error
-    return _decoded(content, shape, {})
+    complaint = _complaint(tables.removesuffix(_END) + data[2 * bool(tables) :], shape)
+    if complaint and not _PADDING.search(complaint):
+        raise ValueError(complaint)
 
 
-def _decoded(content: bytes, shape: Shape, settings: dict[str, str]) -> NDArray[np.uint8]:
-    from rasterio.io import MemoryFile
-
-    with (
-        environment(settings),
-        MemoryFile(content) as file,
-        file.open(driver="JPEG") as picture,
-    ):
-        if picture.shape != shape:
-            raise ValueError(f"it is a picture of {picture.width} x {picture.height} pixels")
-        planes: NDArray[np.uint8] = picture.read()
-    return np.moveaxis(planes, 0, -1)
-
-
-def _complaint(content: bytes) -> str:
-    """The warning of libjpeg about damage; empty if there is none."""
+def _complaint(content: bytes, shape: Shape | None = None) -> str:
+    """The warning of libjpeg about damage, or the error of a picture that should have `shape`;
+    empty if there is none. Raises `ValueError` for a picture of another shape.
+    """
     from rasterio.io import MemoryFile
 
     # Read by libjpeg itself: a progressive picture is decoded in memory, which takes more than the
@@ -108,12 +81,15 @@ def _complaint(content: bytes) -> str:
     with environment(_SETTINGS):
         try:
             with MemoryFile(content) as file, file.open(driver="JPEG") as picture:
-                shape = (max(1, picture.height // _SCALE), max(1, picture.width // _SCALE))
-                picture.read(1, out_shape=shape)
+                height, width = picture.shape
+                if shape is not None and picture.shape != shape:
+                    raise ValueError(f"it is a picture of {width} x {height} pixels")
+                small = (max(1, height // _SCALE), max(1, width // _SCALE))
+                picture.read(1, out_shape=small)
         except errors() as error:
             # If GDAL cannot read the file for other reasons, PIL decides.
             complaint = reason(error)
-    return complaint if _DAMAGE.search(complaint) else ""
+    return complaint if shape is not None or _DAMAGE.search(complaint) else ""
 
 
 def _without_metadata(content: bytes) -> bytes:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.errors import FormatError, ReadError
-from maskloom.segcore.formats.jpeg import decode_jpeg
+from maskloom.segcore.formats.jpeg import require_whole_tile
 from maskloom.segcore.formats.slide.pyramid import Pyramid, plausible
 from maskloom.segcore.geometry import Box
 
@@ -54,7 +54,6 @@ class Level:
     shape: Shape
     tile: Shape
     compression: int
-    photometric: int
     tables: bytes
     """JPEG tables that all tiles share."""
     starts: NDArray[np.int64]
@@ -152,11 +151,10 @@ class AperioReader:
             if len(data) < level.sizes[number]:
                 raise ValueError("the file ends within the tile")
             if level.compression == _JPEG:
-                tile = decode_jpeg(data, level.tables, level.tile, level.photometric == _YCBCR)
-            else:
-                if level.compression == _JPEG_2000:
-                    _require_whole_codestream(data, level.tile)
-                tile = level.decode(data, number)[0][0]
+                require_whole_tile(data, level.tables, level.tile)
+            elif level.compression == _JPEG_2000:
+                _require_whole_codestream(data, level.tile)
+            tile = level.decode(data, number, jpegtables=level.tables or None)[0][0]
             if tile.shape[0] < height or tile.shape[1] < width or tile.dtype != self.spec.dtype:
                 raise ValueError(f"it holds {tile.shape[1]} x {tile.shape[0]} of {tile.dtype}")
             return tile[:height, :width].reshape(height, width, self.spec.file_bands)
@@ -261,7 +259,6 @@ def _level(source: StoredFile, page: Any) -> Level:
         shape=(page.imagelength, page.imagewidth),
         tile=(page.tilelength, page.tilewidth),
         compression=int(page.compression),
-        photometric=int(page.photometric),
         tables=page.jpegtables or b"",
         starts=np.array(page.dataoffsets, np.int64),
         sizes=np.array(page.databytecounts, np.int64),
