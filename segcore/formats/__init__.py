@@ -1,8 +1,8 @@
 """Readers of image formats, one file or folder each.
 
 The format of a file is chosen by its suffix and the signature of its content, by the signature
-alone if no format claims the suffix (slides with the suffix .svs are TIFF inside), or named by the
-user; never by trial.
+alone if no format claims the suffix (microscopes write TIFF as .lsm), or named by the user; never
+by trial.
 """
 
 from __future__ import annotations

@@ -188,7 +188,9 @@ def _kinds() -> Iterator[tuple[str, FileKind]]:
 
 def _fits(kind: FileKind, head: bytes, found: str) -> bool:
     """Whether content of the kind `found` is of this kind: two formats may share a signature."""
-    return kind.name == found or (found != "empty" and _matches(head, kind.signatures))
+    return found in (kind.name, kind.content) or (
+        found != "empty" and _matches(head, kind.signatures)
+    )
 
 
 def _matches(head: bytes, signatures: tuple[tuple[int, bytes], ...]) -> bool:

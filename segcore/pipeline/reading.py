@@ -92,6 +92,9 @@ def _placed(spec: RasterSpec, options: ReadOptions) -> RasterSpec:
 
 
 def _sized(spec: RasterSpec, size: PixelSize) -> RasterSpec:
+    if spec.level:
+        # The size in the recipe is that of full resolution; the format has applied it to the level.
+        return spec
     if spec.space.crs is not None:
         note = "`pixel_size` is not used, since its coordinate reference system gives the areas"
         return replace(spec, notes=(*spec.notes, note))
@@ -99,7 +102,6 @@ def _sized(spec: RasterSpec, size: PixelSize) -> RasterSpec:
         metric = size.metric(spec.space.axes)
     except ValueError as error:
         raise FormatError(f"pixel_size: {error}. {spec.location} does not suit it.") from error
-    # The size of a level is that of full resolution in the recipe, times its factor.
     return replace(spec, space=replace(spec.space, metric=metric))
 
 

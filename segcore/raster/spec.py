@@ -188,6 +188,10 @@ class FileKind:
     """Offset and value of bytes in such files; one match suffices. Content in gzip needs none:
     those of the kind inside apply.
     """
+    content: str = ""
+    """Name of the kind that such files look like by their first bytes, such as `TIFF` for slides;
+    only the suffix, or the name of the format in the recipe, then tells them apart.
+    """
     markers: tuple[str, ...] = ()
     """Names of files that make the folder around them one image; one suffices. Empty for kinds of
     files.

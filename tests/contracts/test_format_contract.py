@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rasterio.enums import ColorInterp
 from skimage import data
+from slides_support import RGB_JPEG, write_aperio, write_tiles
 
 from maskloom.segcore import formats
 from maskloom.segcore.errors import ModelMismatch
@@ -223,7 +224,12 @@ NUMPY: dict[str, Callable[[Path], None]] = {
         True, pixels=np.stack([VOLUME, 255 - VOLUME], -1), axes="zyxb", spacing=[3, 1, 1], unit="mm"
     ),
 }
-SAMPLES = {"tiff": TIFFS, "picture": PICTURES, "zarr": ARRAYS, "array": NUMPY}
+SLIDES: dict[str, Callable[[Path], None]] = {
+    "jpeg.svs": lambda p: write_aperio(p, PHOTO, **RGB_JPEG),
+    "grey.svs": lambda p: write_aperio(p, PHOTO[..., 0], mpp=None, compression="lzw"),
+    "gaps.svs": lambda p: write_tiles(p, PHOTO, 33005, absent=(0, 4)),
+}
+SAMPLES = {"slide": SLIDES, "tiff": TIFFS, "picture": PICTURES, "zarr": ARRAYS, "array": NUMPY}
 CASES = [(name, sample) for name in FORMATS for sample in SAMPLES.get(name, [None])]
 each = pytest.mark.parametrize(("name", "sample"), CASES, ids=str)
 
