@@ -19,6 +19,7 @@ from maskloom.segcore.formats.content import (
     suffix_of,
 )
 from maskloom.segcore.formats.source import StoredFile
+from maskloom.segcore.formats.user_nodata import open_with
 from maskloom.segcore.raster.source import list_folder
 from maskloom.segcore.raster.spec import FORMATS, OptionsFormat, StoredFormat
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage, split_part, uri_of_part
@@ -215,6 +216,8 @@ def _format_of_source(source: Source, explicit: str | None) -> str:
 
 def open_image(spec: RasterSpec) -> Reader:
     """Open an image that was described; use as a context manager. Raises `ReadError`."""
+    if spec.user_nodata is not None:
+        return open_with(spec, spec.user_nodata)
     return FORMATS[spec.format].open(spec)
 
 

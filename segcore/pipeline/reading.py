@@ -21,6 +21,7 @@ from maskloom.segcore.errors import (
     StoreError,
     Unavailable,
 )
+from maskloom.segcore.formats.user_nodata import with_user_nodata
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.ground.control import with_fitted_affine
 from maskloom.segcore.ground.space import PixelSize
@@ -85,9 +86,11 @@ def read_headers(job: HeadersJob) -> tuple[str, ...]:
 
 
 def _placed(spec: RasterSpec, options: ReadOptions) -> RasterSpec:
-    """The metadata with the position and the pixel size that the user wants."""
+    """The metadata with the position, the pixel size and the nodata value that the user wants."""
     if options.ground_control == "affine":
         spec = _fitted_to_ground(spec)
+    if options.nodata is not None:
+        spec = with_user_nodata(spec, options.nodata)
     return _sized(spec, options.pixel_size) if isinstance(options.pixel_size, PixelSize) else spec
 
 
@@ -151,7 +154,7 @@ def open_planned(image: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
         limits.begin_read(prod(planned.chunks))
         _require_unchanged(image)
         try:
-            with FORMATS[spec.format].open(spec) as reader:
+            with formats.open_image(spec) as reader:
                 yield _AnnouncingReader(reader, prod(planned.chunks))
         except ImageError:
             # The content may have been a mix of two versions of the file.

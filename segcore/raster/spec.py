@@ -31,6 +31,16 @@ Interpretation = Literal["rgb", "bands"]
 
 
 @dataclass(frozen=True, slots=True)
+class UserNodata:
+    """A value that means "no data" because the user says so."""
+
+    value: float
+    """Compared with the pixels that a reader delivers."""
+    bands: tuple[int, ...] = ()
+    """The bands that must all have it, for colours. Empty: any band that is read."""
+
+
+@dataclass(frozen=True, slots=True)
 class RasterSpec:
     """Metadata from an image header."""
 
@@ -65,6 +75,8 @@ class RasterSpec:
     """Name of the image among several in the file; see `StoredImage.part`."""
     level: int = 0
     """Level of a pyramid that is read; 0: full resolution."""
+    user_nodata: UserNodata | None = None
+    """What else means "no data", in images of any format; `formats.open_image` applies it."""
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.space.axes):
@@ -116,6 +128,10 @@ class RasterSpec:
 def load_spec(record: Mapping[str, Any]) -> RasterSpec:
     """A raster spec from its fields, as given by `dataclasses.asdict`."""
     fields = {name: with_tuples(value) for name, value in record.items() if name != "space"}
+    if fields.get("user_nodata"):
+        fields["user_nodata"] = UserNodata(
+            **{key: with_tuples(each) for key, each in record["user_nodata"].items()}
+        )
     space = {name: with_tuples(value) for name, value in record["space"].items()}
     for name, kind in (("metric", Metric), ("frame", Frame)):
         if space.get(name):
