@@ -15,7 +15,7 @@ import pytest
 # prints the line that reproduces it.
 hypothesis.settings.register_profile(
     "ci",
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
     print_blob=True,
