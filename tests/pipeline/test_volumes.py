@@ -73,7 +73,7 @@ def test_masks_areas_and_previews_of_volumes(inputs, maskloom, tmp_path):
     ids=lambda segmenter: segmenter["kind"],
 )
 def test_neither_tiles_nor_workers_change_a_volume(
-    inputs, maskloom, tmp_path, segmenter, monkeypatch
+    inputs, maskloom, tmp_path, segmenter, monkeypatch, two_workers
 ):
     """Whole volumes in this process, and parts of them on two workers. Quick shift has objects."""
     recipe = tmp_path / "recipe.yaml"
@@ -82,7 +82,7 @@ def test_neither_tiles_nor_workers_change_a_volume(
     monkeypatch.setattr(batching, "range_pixels", lambda _: 2**13)
     assert maskloom("run", recipe, *SERIAL).exit_code == 0
     tiled = ("--set", "output=tiled", "--set", "tiling.tile=[6, 32, 16]")
-    workers = ("--set", "cluster.workers=2")
+    workers = ("--set", f"cluster={two_workers}")
     assert maskloom("run", recipe, "--no-prefect", "--quiet", *tiled, *workers).exit_code == 0
 
     assert_same_results(tmp_path / "whole", tmp_path / "tiled")
