@@ -47,6 +47,10 @@ class ReadOptions:
     """The meaning of the pages of a file that does not name its axes: a volume, or images over
     time. None: unknown.
     """
+    identifiers: bool = False
+    """Whether images of patients are named by the identifiers in their files instead of by keyed
+    hashes.
+    """
 
 
 def uri_of_part(uri: str, part: str, count: int) -> str:
