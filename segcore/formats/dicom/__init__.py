@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from maskloom.segcore.errors import FormatError, ImageError
-from maskloom.segcore.formats.dicom.files import dicom_entries, is_archive, may_be_dicom, opened
+from maskloom.segcore.formats.dicom.files import ARCHIVE, Place, dicom_entries, may_be_dicom, opened
 from maskloom.segcore.formats.dicom.grouping import (
     FileHeader,
     Key,
@@ -134,40 +134,44 @@ def _header_of(uri: str, options: ReadOptions) -> str:
     """The header of a file or an archive; empty if it is none of DICOM."""
     try:
         head = StoredFile.of(uri).head()
-        archive = is_archive(uri)
     except ImageError:
         return ""
-    if not archive and not may_be_dicom(head):
-        return ""
+    archive = head.startswith(ARCHIVE)
     try:
         if archive:
             return _header_of_archive(uri, options)
-        with opened(uri) as stream:
-            header = read_header(stream, uri, for_grouping=True)
-        if header.pixels is None and not all(header.shape):
-            if not header.sop_class:
-                return ""  # any bytes may look like an element
-            return str(FileHeader(without_image=kind_without_image(header)))
-        check_image(header, uri)
+        return _header_of_file(uri, options) if may_be_dicom(head) else ""
     except ImageError:
         certain = archive or head[128:132] == b"DICM"
         return str(FileHeader(damaged=True)) if certain else ""
+
+
+def _header_of_file(uri: str, options: ReadOptions) -> str:
+    """The image in a file. Raises `FormatError` if it cannot be read."""
+    with opened(uri) as stream:
+        header = read_header(stream, uri, for_grouping=True)
+    if header.pixels is None and not all(header.shape):
+        # Any bytes may look like an element.
+        known = bool(header.sop_class)
+        return str(FileHeader(without_image=kind_without_image(header))) if known else ""
+    check_image(header, uri)
     named = path_names_patient(uri, header)
-    return str(FileHeader((key_of(header, options.identifiers),), named=named))
+    key = key_of(header, Place(uri), options.identifiers)
+    return str(FileHeader((key,), named=named))
 
 
 def _header_of_archive(uri: str, options: ReadOptions) -> str:
     """The images in an archive. Raises `FormatError` if it cannot be read."""
     keys: dict[Key, None] = {}
     damaged = False
-    for _, stream in dicom_entries(uri):
+    for entry, stream in dicom_entries(uri):
         try:
             header = read_header(stream, f"a file in {uri}", for_grouping=True)
         except FormatError:
             damaged = True
             continue
         if header.pixels is not None:
-            keys[key_of(header, options.identifiers)] = None
+            keys[key_of(header, Place(uri, entry), options.identifiers)] = None
     if not keys and not damaged:
         return str(FileHeader(without_image="ZIP without DICOM images"))
     return str(FileHeader(tuple(keys), damaged=damaged))

@@ -18,6 +18,8 @@ from typing import IO
 from maskloom.segcore.errors import FormatError, ReadError
 from maskloom.segcore.formats.source import StoredFile
 
+ARCHIVE = b"PK\3\4"
+"""Begin of a ZIP archive with at least one file."""
 DEFLATED = "1.2.840.10008.1.2.1.99"
 _PLAIN = b"1.2.840.10008.1.2.1\0"
 LARGEST_INFLATED = 2**29
@@ -58,8 +60,8 @@ class Place:
     def of(cls, text: str) -> Place:
         """The place from its text.
 
-        >>> Place.of(str(Place("a.zip", 3))), Place.of("b.dcm")
-        (Place(uri='a.zip', entry=3, frame=0, tile=-1), Place(uri='b.dcm', entry=-1, frame=0, tile=-1))
+        >>> Place.of(str(Place("a.zip", 3))).entry, Place.of("b.dcm").uri
+        (3, 'b.dcm')
         """
         found = _PLACE.search(text)
         return cls(text[: found.start()], *map(int, found.groups())) if found else cls(text)
@@ -67,7 +69,7 @@ class Place:
 
 def is_archive(uri: str) -> bool:
     """Whether a file is a ZIP archive. Raises `FormatError` and `Unavailable`."""
-    return StoredFile.of(uri).head().startswith(b"PK\3\4")
+    return StoredFile.of(uri).head().startswith(ARCHIVE)
 
 
 def may_be_dicom(head: bytes) -> bool:
@@ -130,8 +132,8 @@ def _entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, uri: str, most: int 
     """The first bytes of a file in an archive; -1: all."""
     if most < 0 and info.file_size > LARGEST_INFLATED:
         raise FormatError(
-            f"{uri} holds a file of {info.file_size} bytes; at most {LARGEST_INFLATED} are unpacked "
-            "in memory. Unpack it, and give the folder."
+            f"{uri} holds a file of {info.file_size} bytes; at most {LARGEST_INFLATED} are "
+            "unpacked in memory. Unpack it, and give the folder."
         )
     with archive.open(info) as file:
         return file.read(info.file_size if most < 0 else most)

@@ -124,7 +124,7 @@ def stack(
         [directions.row * columns, directions.column * rows, step, positions[0]]
     )
     matrix[:2] *= -1  # from left and posterior to right and anterior
-    return Stack(tuple(map(float, matrix.ravel())), (depth, rows, columns), tuple(notes))
+    return Stack(tuple(float(each) + 0.0 for each in matrix.ravel()), (depth, rows, columns), tuple(notes))
 
 
 def _check_distances(along: NDArray[np.float64]) -> tuple[str, ...]:
@@ -148,10 +148,8 @@ def _check_distances(along: NDArray[np.float64]) -> tuple[str, ...]:
             "again from the archive (PACS), or give the parts as folders of their own."
         )
     if np.all(np.abs(gaps - usual) <= _DRIFT * usual):
-        return (
-            f"the distances between slices vary from {gaps.min():.3f} to {gaps.max():.3f} mm; "
-            "their mean is used",
-        )
+        ends = f"{gaps.min():.3f} to {gaps.max():.3f} mm"
+        return (f"the distances between slices vary from {ends}; their mean is used",)
     odd = np.flatnonzero(np.abs(gaps - usual) > tolerance)
     named = ", ".join(f"{gaps[i]:.3f} mm after {_mm(along[i])}" for i in odd[:_NAMED])
     raise FormatError(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maskloom.segcore.formats.dicom.files import Place
 from maskloom.segcore.formats.dicom.header import Header, numbers, text
 from maskloom.segcore.formats.dicom.pseudonyms import appears_in, pseudonym
 
@@ -73,15 +74,19 @@ class FileHeader:
         return cls(keys, **found)
 
 
-def key_of(header: Header, identifiers: bool) -> Key:
-    """The key of a file with an image. `identifiers`: with the UID itself."""
+def key_of(header: Header, place: Place, identifiers: bool) -> Key:
+    """The key of a file with an image. `identifiers`: with the UID itself.
+
+    Some programs that remove names remove the UIDs too: then a folder is a series.
+    """
     elements = header.elements
     uid, instance = (text(elements, f"{each}InstanceUID") for each in ("Series", "SOP"))
-    series = f"series-{pseudonym(uid)}" if not identifiers else uid or "series"
+    folder = place.uri if place.entry >= 0 else place.uri.rpartition("/")[0]
+    series = uid if identifiers and uid else f"series-{pseudonym(uid or folder)}"
     orientation = numbers(elements, "ImageOrientationPatient")
     mosaic = "MOSAIC" in header.image_type
-    if header.frames > 1 or not is_placed(header) or (not uid and not instance):
-        return Key(series, f"alone {pseudonym(instance or repr(elements.get('PixelData')))}")
+    if header.frames > 1 or not is_placed(header):
+        return Key(series, f"alone {pseudonym(instance or str(place))}")
     frame = text(elements, "FrameOfReferenceUID")
     kind = [
         *map(str, (*header.shape, header.samples)),

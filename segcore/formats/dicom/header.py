@@ -23,7 +23,7 @@ _GROUPING = (
     "SOPClassUID SOPInstanceUID SeriesInstanceUID FrameOfReferenceUID ImageType PatientName "
     "PatientID ImageOrientationPatient ImagePositionPatient Rows Columns SamplesPerPixel "
     "NumberOfFrames SpecificCharacterSet"
-).split()
+)
 _READING = (
     "Modality AcquisitionNumber InstanceNumber TemporalPositionIdentifier EchoNumbers ContentTime "
     "TriggerTime DiffusionBValue PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing "
@@ -38,7 +38,7 @@ _READING = (
     "BurnedInAnnotation SequenceOfUltrasoundRegions SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence GridFrameOffsetVector DoseGridScaling ExtendedOffsetTable "
     "ExtendedOffsetTableLengths"
-).split()
+)
 _PIXELS = {
     0x7FE00008: "FloatPixelData",
     0x7FE00009: "DoubleFloatPixelData",
@@ -130,7 +130,7 @@ def read_header(stream: IO[bytes], what: str, *, for_grouping: bool = False) -> 
         pixels = _pixels(stream, bool(implicit), "little" if little else "big")
     except MaskloomError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # pydicom raises whatever hostile bytes lead to, and its messages quote values.
         raise FormatError(
             f"The header of {what} cannot be read as DICOM ({type(error).__name__}): the file is "
@@ -141,7 +141,8 @@ def read_header(stream: IO[bytes], what: str, *, for_grouping: bool = False) -> 
 
 @cache
 def _tags(for_grouping: bool) -> list[Any]:
-    return [*_GROUPING, *_MOSAIC] if for_grouping else [*_GROUPING, *_READING, *_MOSAIC]
+    keywords = _GROUPING if for_grouping else f"{_GROUPING} {_READING}"
+    return [*keywords.split(), *_MOSAIC]
 
 
 def _pixels(stream: IO[bytes], implicit: bool, order: str) -> Pixels | None:
@@ -167,7 +168,9 @@ def check_image(header: Header, what: str) -> None:
             raise FormatError(
                 f"{what} ends before its pixels. Send it again from the archive (PACS)."
             )
-        raise FormatError(f"{what} holds no image: it is {kind_without_image(header)}.")
+        raise FormatError(
+            f"{what} holds no image: it is {kind_without_image(header)}. Leave it out of `inputs`."
+        )
     if not rows or not columns:
         raise FormatError(f"{what} does not say how many rows and columns its image has.")
     if rows * columns > MAX_PICTURE_PIXELS:

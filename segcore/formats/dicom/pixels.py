@@ -45,6 +45,7 @@ _DECODERS = {
     "1.2.840.10008.1.2.4.202": "htj2k_decode",
     "1.2.840.10008.1.2.4.203": "htj2k_decode",
 }
+_END_OF_JPEG = b"\xff\xd9"
 _FLOATS = {"FloatPixelData": "f4", "DoubleFloatPixelData": "f8"}
 _PALETTE = "PALETTE COLOR"
 _YCBCR = ("YBR_FULL", "YBR_FULL_422")
@@ -112,7 +113,7 @@ def read_frame(
         return _values(raw, header, scale, dtype)
     except MaskloomError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # What broken pixels lead to is open-ended, and messages of pydicom may quote values.
         raise ReadError(
             f"its pixels cannot be decoded ({type(error).__name__}, transfer syntax "
@@ -127,8 +128,6 @@ def _content(stream: IO[bytes], header: Header, frame: int) -> bytes:
     assert place is not None
     stream.seek(place.offset)
     if header.syntax not in _NATIVE:
-        if place.length is not None:
-            raise ReadError("its compressed pixels are not in fragments, as they have to be.")
         tables = [header.elements.get(f"ExtendedOffsetTable{end}") for end in ("", "Lengths")]
         content: bytes = pydicom().encaps.get_frame(
             stream,
@@ -139,6 +138,8 @@ def _content(stream: IO[bytes], header: Header, frame: int) -> bytes:
         return content
     bits = _bits_of_frame(header)
     begin, end = frame * bits // 8, -(-(frame + 1) * bits // 8)
+    if header.syntax == _NATIVE[2] and place.vr == "OW" and (place.length or 0) > end:
+        end += (end - begin) % 2  # bytes are swapped in pairs
     if place.length is not None and end > place.length:
         raise ReadError(
             f"its pixels are cut off: {place.length} bytes, expected at least {end}. Send it again "
@@ -174,6 +175,9 @@ def _decoded(content: bytes, header: Header, frame: int) -> NDArray[Any]:
             f"its compressed pixels announce {size or 'no size'} (rows, columns, samples), its "
             f"header {shape}. Send it again from the archive (PACS)."
         )
+    if _DECODERS[header.syntax] == "jpeg_decode" and _END_OF_JPEG not in content[-8:]:
+        # libjpeg would fill the rest with grey.
+        raise ReadError("its compressed pixels are cut off. Send it again from the archive (PACS).")
     import imagecodecs
 
     decode = getattr(imagecodecs, _DECODERS[header.syntax])

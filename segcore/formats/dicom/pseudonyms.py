@@ -18,6 +18,7 @@ KEY = "MASKLOOM_PSEUDONYM_KEY"
 _PUBLIC_KEY = b"maskloom"
 _SHORTEST = 4
 """Letters of a name or number that are looked for in paths: shorter ones occur by chance."""
+_NOBODY = ("anonymous", "anonymized", "anonymised", "dicom", "name", "patient", "test", "unknown")
 
 
 def pseudonym(identifier: str, length: int = 12) -> str:
@@ -41,7 +42,7 @@ def appears_in(path: str, *secrets: str) -> bool:
         word in folded
         for secret in secrets
         for word in re.split(r"[\s^=_,]+", _folded(secret))
-        if len(word) >= _SHORTEST
+        if len(word) >= _SHORTEST and word not in _NOBODY
     )
 
 

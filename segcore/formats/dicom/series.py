@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -103,7 +102,7 @@ def _file(header: Header, place: Place, identifiers: bool) -> _File:
     check_image(header, place.uri)
     slices = tuple(slices_of(header, place))
     kind = delivered_type(header, [each.scale for each in slices])
-    size, notes = in_plane(header)
+    _, notes = in_plane(header)
     if all(each.spacing is not None for each in slices):
         notes = ()  # the frames state their own size
     if header.photometric == "MONOCHROME1":
@@ -111,7 +110,7 @@ def _file(header: Header, place: Place, identifiers: bool) -> _File:
     if text(header.elements, "BurnedInAnnotation").upper() == "YES":
         notes += ("text is burned into its pixels, perhaps of a person; previews show it",)
     common = (header.photometric, bands_of(header))
-    return _File(key_of(header, identifiers), slices, common, kind, bands_of(header), notes)
+    return _File(key_of(header, place, identifiers), slices, common, kind, bands_of(header), notes)
 
 
 def _described(
@@ -119,7 +118,7 @@ def _described(
 ) -> Iterator[tuple[str, RasterSpec]]:
     slices = [each for file in files for each in file.slices]
     unique = without_copies(slices)
-    notes = [note for note in dict.fromkeys(note for file in files for note in file.notes)]
+    notes = list(dict.fromkeys(note for file in files for note in file.notes))
     if len(unique) < len(slices):
         notes.append(f"{len(slices) - len(unique)} copies of slices are left out")
     if len({file.common for file in files}) > 1:

@@ -24,7 +24,7 @@ from maskloom.segcore.formats.dicom.values import Scale, scale_of
 _ORDER = (
     "AcquisitionNumber TemporalPositionIdentifier EchoNumbers ContentTime TriggerTime "
     "DiffusionBValue InstanceNumber"
-).split()
+)
 """What tells the slices at one place apart, the first difference counts."""
 _TILED = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """SOP class of microscope slides, whose frames are tiles."""
@@ -60,7 +60,7 @@ def slices_of(header: Header, place: Place) -> list[Slice]:
     size, _ = in_plane(header)
     scale = scale_of(elements)
     instance = text(elements, "SOPInstanceUID")
-    order = tuple((numbers(elements, keyword) or (0.0,))[0] for keyword in _ORDER)
+    order = tuple((numbers(elements, keyword) or (0.0,))[0] for keyword in _ORDER.split())
     orientation = numbers(elements, "ImageOrientationPatient")
     position = numbers(elements, "ImagePositionPatient")
     plain = Slice(place, header.shape, scale, size, order=order, instance=pseudonym(instance, 32))
@@ -123,12 +123,12 @@ def _enhanced(header: Header, plain: Slice) -> Iterator[Slice]:
     elements = header.elements
     shared = next(iter(items(elements, "SharedFunctionalGroupsSequence")), None)
     frames = items(elements, "PerFrameFunctionalGroupsSequence")
-    if len(frames) != header.frames:
+    if len(frames) < header.frames:
         raise FormatError(
             f"it announces {header.frames} frames and describes {len(frames)}. Send it again from "
             "the archive (PACS)."
         )
-    for i, frame in enumerate(frames):
+    for i, frame in enumerate(frames[: header.frames]):
 
         def group(keyword: str, frame: Any = frame) -> Any:
             return next(

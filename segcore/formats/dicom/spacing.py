@@ -21,6 +21,7 @@ _SMALLEST, _LARGEST = 1e-6, 1e3
 _CENTIMETRES = 3
 _TWO_DIMENSIONS = 1
 _NO_SIZE = "sizes are in px; `pixel_size` in the recipe sets one"
+_AT_DETECTOR = "its pixel spacing is that at the detector, which is larger than in the patient"
 
 
 def in_plane(header: Header) -> tuple[InPlane | None, tuple[str, ...]]:
@@ -35,6 +36,13 @@ def in_plane(header: Header) -> tuple[InPlane | None, tuple[str, ...]]:
         return None, (f"its PixelSpacing is no size of a pixel: {_NO_SIZE}",)
     if detector is None and text(elements, "Modality").upper() not in _PROJECTIONS:
         return stated, ()
+    return _of_projection(elements, stated, detector)
+
+
+def _of_projection(
+    elements: Any, stated: InPlane | None, detector: InPlane | None
+) -> tuple[InPlane | None, tuple[str, ...]]:
+    """The size in a projection that states one, or that of its detector."""
     if text(elements, "PixelSpacingCalibrationType").upper() in _CALIBRATED:
         return stated or detector, ()
     if stated is not None and detector is not None and not _equal(stated, detector):
@@ -45,10 +53,7 @@ def in_plane(header: Header) -> tuple[InPlane | None, tuple[str, ...]]:
         return (rows, columns), ("sizes use the estimated magnification of the radiograph",)
     if stated is None and detector is None:
         return None, ()
-    return None, (
-        "its pixel spacing is that at the detector, which is larger than in the patient: "
-        f"{_NO_SIZE}",
-    )
+    return None, (f"{_AT_DETECTOR}: {_NO_SIZE}",)
 
 
 def pair(elements: Any, keyword: str) -> InPlane | None:
