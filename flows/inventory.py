@@ -106,7 +106,8 @@ def take_inventory(
     )
     ledger = (Ledger.open if to_write else Ledger.read)(store, tables)
     committed = with_retries(store, ledger.rows, recipe.cluster.worker_memory)
-    found = discover(recipe.inputs, recipe.output, _known_ids(committed), read_headers)
+    known = _known_ids(committed)
+    found = discover(recipe.inputs, recipe.output, known, read_headers, recipe.options)
     sources = found.sources
     work, head = recipe.work, read_head(store)
     interrupted = store.exists(f"runs/{identify(work, head, sources)}/plan.json")

@@ -119,10 +119,13 @@ class RowSeries:
     kinds: tuple[FileKind, ...] = (FileKind("rows", (".rows",), ((0, NPY),)),)
     mask: str = "png"
 
-    def headers(self, files):
+    def headers_version(self, options):
+        return "1"
+
+    def headers(self, files, options):
         return [file.uri.rpartition("-")[2] for file in files]
 
-    def group(self, files, headers):
+    def group(self, files, headers, options):
         members = defaultdict(list)
         for file, header in zip(files, headers, strict=True):
             stem = file.uri.removesuffix(f"-{header}")

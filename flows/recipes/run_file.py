@@ -200,6 +200,10 @@ class RunFile(pydantic.BaseModel):
     whose skull was removed. Colours are no data where all bands have it, other pixels where any
     band has.
     """
+    identifiers: bool = False
+    """Name DICOM series by their SeriesInstanceUID, with which a hospital can find the patient,
+    instead of by a keyed hash of it (the key: environment variable MASKLOOM_PSEUDONYM_KEY).
+    """
     storage: dict[str, dict[str, Any]] = {}
     """fsspec options by protocol, e.g. {s3: {profile: lab, endpoint_url: ...}}. No secrets."""
     max_failed_fraction: Annotated[float, NUMBER] = pydantic.Field(
@@ -223,6 +227,7 @@ class RunFile(pydantic.BaseModel):
             PixelSize.parse(level) if isinstance(level, str) else level,
             self.axes,
             self.nodata,
+            self.identifiers,
         )
 
 

@@ -56,7 +56,6 @@ _UNREAD = (
     _Unread("HDF4", _CONVERT, ((0, b"\x0e\x03\x13\x01"),)),
     _Unread("GRIB", _CONVERT, ((0, b"GRIB"),)),
     _Unread("FITS", _CONVERT, ((0, b"SIMPLE  ="),)),
-    _Unread("DICOM", _SLICES, ((128, b"DICM"),)),
     _Unread("MRC", _CONVERT, ((208, b"MAP "),)),
     _Unread("Zeiss CZI", _EXPORT, ((0, b"ZISRAWFILE"),)),
     _Unread("Nikon ND2", _EXPORT, ((0, b"\xda\xce\xbe\x0a"),)),

@@ -82,7 +82,7 @@ def read_headers(job: HeadersJob) -> tuple[str, ...]:
     for member in job.members:
         remember_address(member.uri, member.address)
     limits.begin_read()
-    return tuple(image_format.headers(job.members))
+    return tuple(image_format.headers(job.members, job.options))
 
 
 def _placed(spec: RasterSpec, options: ReadOptions) -> RasterSpec:

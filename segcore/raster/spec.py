@@ -212,6 +212,10 @@ class FileKind:
     """Names of files that make the folder around them one image; one suffices. Empty for kinds of
     files.
     """
+    sniffed: bool = False
+    """Whether files without a suffix, or with a number in its place, may be of this kind. In
+    folders, those of which `SeriesFormat.headers` knows nothing are passed over.
+    """
 
 
 class Format(Protocol):
@@ -261,14 +265,22 @@ class OptionsFormat(Format, Protocol):
 class SeriesFormat(OptionsFormat, Protocol):
     """A format whose images may consist of several files."""
 
-    def headers(self, files: Sequence[Member]) -> Sequence[str]:
+    def headers_version(self, options: ReadOptions) -> str:
+        """Changes when `headers` would say something else about the same file; stored headers of
+        another version are read again.
+        """
+        ...
+
+    def headers(self, files: Sequence[Member], options: ReadOptions) -> Sequence[str]:
         """What `group` needs to know of each file, as a short text without names or numbers of
         persons; workers read it, and it is stored. Empty: the file cannot be read, or it belongs to
         no series.
         """
         ...
 
-    def group(self, files: Sequence[Member], headers: Sequence[str]) -> Grouping:
+    def group(
+        self, files: Sequence[Member], headers: Sequence[str], options: ReadOptions
+    ) -> Grouping:
         """The series among files with its suffixes; each other file is one image, which becomes a
         failed row later if it cannot be read.
         """

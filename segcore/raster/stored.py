@@ -49,6 +49,10 @@ class ReadOptions:
     """
     nodata: float | None = None
     """A value of pixels that means "no data", besides what the file says. None: no such value."""
+    identifiers: bool = False
+    """Whether images of patients are named by the identifiers in their files instead of by keyed
+    hashes.
+    """
 
 
 def uri_of_part(uri: str, part: str, count: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.raster.source import ABSENT, Source, learn_addresses
+from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.segcore.storage.addresses import redacted
 from maskloom.segcore.storage.filesystems import filesystem, is_local
 from maskloom.segcore.storage.store import STAGING
@@ -19,6 +20,8 @@ from maskloom.tasks.discovery.search import Search, image_suffixes
 from maskloom.tasks.discovery.series import ReadHeaders, read_headers_here
 
 log = logging.getLogger(__name__)
+
+DEFAULT = ReadOptions()
 
 _NAMED = 3
 _NAMED_SUFFIXES = 20
@@ -49,6 +52,7 @@ def discover(
     output: str,
     known: Mapping[str, str],
     read_headers: ReadHeaders = read_headers_here,
+    options: ReadOptions = DEFAULT,
 ) -> Discovered:
     """All sources of these inputs, without the files that a run writes below `output`.
 
@@ -65,10 +69,11 @@ def discover(
     )
     without_image = []
     for entry in inputs:
-        before = len(search.found)
+        before = len(search.found) + len(search.unclaimed)
         search.add(entry)
-        if len(search.found) == before:
+        if len(search.found) + len(search.unclaimed) == before:
             without_image.append(entry)
+    search.join_series(read_headers, options)
     if not search.found:
         raise RecipeError(
             f"inputs: {_some(inputs)} {'matches' if len(inputs) == 1 else 'match'} no image. "
@@ -77,7 +82,6 @@ def discover(
             f"'scenes/**/*.tif', a folder with images ({' '.join(image_suffixes())}), or a list "
             f"file with a column `{COLUMN}`."
         )
-    search.join_series(read_headers)
     sources = _sources(search, known)
     if all(source.version == ABSENT for source in sources):
         raise RecipeError(f"inputs: {_absent([source.uri for source in sources], without_image)}")
