@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from maskloom.segcore.errors import ModelMismatch
-from maskloom.segcore.ground.space import Frame, Metric, Space
+from maskloom.segcore.ground.space import Frame, Lattice, Metric, Space
 from maskloom.segcore.registry import Registry
 from maskloom.segcore.storage.canonical import with_tuples
 
@@ -65,6 +65,10 @@ class RasterSpec:
     """Name of the image among several in the file; see `StoredImage.part`."""
     level: int = 0
     """Level of a pyramid that is read; 0: full resolution."""
+    reduction: tuple[float, ...] = ()
+    """Size of a pixel of the level in pixels of full resolution, along each axis. Empty: 1."""
+    mask: str = ""
+    """Name in `MASKS` of the writer for its mask. Empty: that of its format."""
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.space.axes):
@@ -117,7 +121,7 @@ def load_spec(record: Mapping[str, Any]) -> RasterSpec:
     """A raster spec from its fields, as given by `dataclasses.asdict`."""
     fields = {name: with_tuples(value) for name, value in record.items() if name != "space"}
     space = {name: with_tuples(value) for name, value in record["space"].items()}
-    for name, kind in (("metric", Metric), ("frame", Frame)):
+    for name, kind in (("metric", Metric), ("frame", Frame), ("lattice", Lattice)):
         if space.get(name):
             space[name] = kind(**{key: with_tuples(each) for key, each in space[name].items()})
     return RasterSpec(**fields, space=Space(**space))
