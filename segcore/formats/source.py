@@ -26,6 +26,9 @@ HEAD_BYTES = 512
 """Number of bytes at the start of a file that identify its content."""
 MAX_PICTURE_PIXELS = 2**28
 """Largest number of pixels that are decoded at once: of a picture, or of one block of a TIFF."""
+MAX_PIXELS = 2**40
+"""Largest number of pixels of one image; a header alone can claim any number."""
+MAX_BANDS = 4096
 _BLOCK_BYTES = 2**18
 _CACHED_BLOCKS = 32
 

@@ -105,7 +105,11 @@ def _sized(spec: RasterSpec, size: PixelSize) -> RasterSpec:
         metric = size.metric(spec.space.axes)
     except ValueError as error:
         raise FormatError(f"pixel_size: {error}. {spec.location} does not suit it.") from error
-    return replace(spec, space=replace(spec.space, metric=metric))
+    # The recipe has the size at full resolution; that of a level is larger.
+    if spec.reduction:
+        spacing = tuple(a * b for a, b in zip(metric.spacing, spec.reduction, strict=True))
+        metric = replace(metric, spacing=spacing)
+    return replace(spec, space=replace(spec.space, metric=metric, lattice=None))
 
 
 def _require_regular_files(source: Source) -> None:

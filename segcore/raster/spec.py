@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from maskloom.segcore.errors import ModelMismatch
-from maskloom.segcore.ground.space import Frame, Metric, Space
+from maskloom.segcore.ground.space import Frame, Lattice, Metric, Space
 from maskloom.segcore.registry import Registry
 from maskloom.segcore.storage.canonical import with_tuples
 
@@ -77,6 +77,10 @@ class RasterSpec:
     """Level of a pyramid that is read; 0: full resolution."""
     user_nodata: UserNodata | None = None
     """What else means "no data", in images of any format; `formats.open_image` applies it."""
+    reduction: tuple[float, ...] = ()
+    """Size of a pixel of the level in pixels of full resolution, along each axis. Empty: 1."""
+    mask: str = ""
+    """Name in `MASKS` of the writer for its mask. Empty: that of its format."""
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.space.axes):
@@ -133,7 +137,7 @@ def load_spec(record: Mapping[str, Any]) -> RasterSpec:
             **{key: with_tuples(each) for key, each in record["user_nodata"].items()}
         )
     space = {name: with_tuples(value) for name, value in record["space"].items()}
-    for name, kind in (("metric", Metric), ("frame", Frame)):
+    for name, kind in (("metric", Metric), ("frame", Frame), ("lattice", Lattice)):
         if space.get(name):
             space[name] = kind(**{key: with_tuples(each) for key, each in space[name].items()})
     return RasterSpec(**fields, space=Space(**space))

@@ -270,7 +270,7 @@ def test_zarr_in_and_out(place, tmp_path, maskloom, segmenter):
 
     assert result.exit_code == 0, result.output
     fs, path = fsspec.core.url_to_fs(f"{output}/masks/scene.zarr")
-    mask = zarr.open(zarr.storage.FsspecStore.from_mapper(fs.get_mapper(path)), mode="r")
+    mask = zarr.open(zarr.storage.FsspecStore.from_mapper(fs.get_mapper(path)), mode="r")["0"]
     with fsspec.open(f"{output}/masks/same.png") as file:
         np.testing.assert_array_equal(mask[...], np.array(Image.open(file)))
     assert len(np.unique(mask[...])) > 1
@@ -289,7 +289,7 @@ def test_a_zarr_volume_in_cubes_has_the_mask_of_the_whole(tmp_path, maskloom, mo
         command = ("segment", tmp_path / "in", "-o", output, *THRESHOLD, *QUIET)
         result = maskloom(*command, "--set", f"tiling.tile={tile}")
         assert result.exit_code == 0, result.output
-        masks.append(zarr.open(output / "masks" / "v.zarr", mode="r"))
+        masks.append(zarr.open(output / "masks" / "v.zarr", mode="r")["0"])
         assert maskloom("verify", output).exit_code == 0
     for mask in masks:
         np.testing.assert_array_equal(mask[...], volume > 100)
