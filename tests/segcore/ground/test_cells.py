@@ -437,9 +437,9 @@ def test_a_small_planet_in_a_large_cell_is_found() -> None:
     """
     affine = (500000.0, 0.0, -900 * 500000.0, 0.0, -500000.0, 650 * 500000.0)
 
-    area = full(affine, wkt(GEOS), Box((600, 850), (700, 950)))
+    area = full(affine, wkt(GEOS), Box.whole((1024, 1024)))
 
-    rows, columns = np.nonzero(area) + np.array([[600], [850]])
+    rows, columns = np.nonzero(area)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == pytest.approx(
         (639, 660, 889, 910), abs=1
     )

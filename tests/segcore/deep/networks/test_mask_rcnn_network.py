@@ -59,7 +59,7 @@ def trained() -> tuple[MaskRcnnNetwork, list[float]]:
     network.optimizer.build(network.trainable_variables)
     inputs = batch()
     repeated = {
-        name: np.tile(values, (25, *[1] * (values.ndim - 1))) for name, values in inputs.items()
+        name: np.tile(values, (40, *[1] * (values.ndim - 1))) for name, values in inputs.items()
     }
     history = network.fit(repeated, batch_size=2, epochs=5, shuffle=False, verbose=0)
     return network, history.history["loss"]
