@@ -194,7 +194,7 @@ def _mgh(source: StoredFile, head: bytes, packing: Packing) -> Header:
 
 
 def _checked(kind: Any, source: StoredFile, head: bytes) -> Any:
-    """A header with small faults mended as nibabel mends them, silently."""
+    """A header, with small faults mended as nibabel mends them. Distances of 0 stay."""
     size = kind.template_dtype.itemsize
     if len(head) < size:
         raise FormatError(
@@ -202,7 +202,11 @@ def _checked(kind: Any, source: StoredFile, head: bytes) -> Any:
             "it again."
         )
     header = kind(head[:size], check=False)
+    axes = slice(1, 1 + min(3, max(0, int(header["dim"][0]))))
+    unknown = header["pixdim"][axes] == 0
     header.check_fix(_quiet, error_level=40)
+    # nibabel makes them 1, which would be a size.
+    header["pixdim"][axes][unknown] = 0
     return header
 
 
