@@ -80,6 +80,8 @@ class Outcome:
     pixels: int
     failures: tuple[tuple[str, Failure], ...] = ()
     """URI and reason of the first failures."""
+    inputs: frozenset[str] = frozenset()
+    """URIs of the files, folders and series in which its images are."""
 
 
 def segment(
@@ -165,7 +167,9 @@ def _plan(recipe: RunRecipe, inventory: Inventory, fanout: Fanout) -> Plan:
             settings, (image for shard in interrupted.shards for image in shard.images), available
         )
         return with_addresses(interrupted, inventory.sources)
-    images = describe_sources(fanout, inventory.pending, recipe.format, recipe.options)
+    images = describe_sources(
+        fanout, inventory.pending, recipe.format, recipe.options, inventory.ids
+    )
     require_tiling(settings, images)
     images = without_room(images, available)
     require_memory(settings, (image for image in images if image.failure is None), available)
@@ -300,7 +304,8 @@ def _publish(store: Store, plan: Plan, tables: Tables, before: LastRun) -> Outco
         # it is at work beside this run.
         if run_id == plan.run_id or (parent != plan.run_id and not is_at_work(store, run_id)):
             store.remove(f"{STAGING}/{run_id}")
-    return Outcome(plan.run_id, result.done, result.failed, result.pixels, result.failures)
+    inputs = frozenset(image.source.location for shard in plan.shards for image in shard.images)
+    return Outcome(plan.run_id, result.done, result.failed, result.pixels, result.failures, inputs)
 
 
 def _class_names(settings: RunSettings) -> tuple[str, ...]:

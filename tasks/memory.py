@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from maskloom.segcore.errors import OutOfMemory, RecipeError
+from maskloom.segcore.geometry import sizes_text
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.raster.spec import RasterSpec
@@ -52,7 +53,7 @@ def require_memory(
         if needed > available:
             raise RecipeError(
                 f"tiling.tile: a tile of {settings.tiling} pixels with the segmenter's halo of "
-                f"{settings.model.requirements.halo} needs about "
+                f"{sizes_text(settings.model.requirements.halo)} needs about "
                 f"{needed / 1e9:.1f} GB on {image.source.uri}; a "
                 f"worker has {available / 1e9:.1f} GB. "
                 "Use a smaller tile or fewer workers, or a segmenter with a smaller halo (radius, "

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from maskloom.segcore.errors import RunError
+from maskloom.segcore.masks import beside_endings
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.raster.source import Source, version_now
 from maskloom.segcore.raster.stored import split_part
@@ -28,7 +29,7 @@ from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import Statistic
 from maskloom.segcore.storage.records import read_table
 from maskloom.segcore.storage.store import Store
-from maskloom.tasks.commits.ledger import Committed, Ledger, rows_by_file
+from maskloom.tasks.commits.ledger import Committed, Ledger
 from maskloom.tasks.commits.log import IMAGES, Draft
 from maskloom.tasks.object_files import KEYS, ROW_GROUP, ObjectFile
 
@@ -92,8 +93,14 @@ class Tables:
     """Whether images of other recipes may stay in the output."""
     before: Mapping[str, Committed] = field(default_factory=dict)
     """The rows from which the plan was made, by URI."""
+    _planned: frozenset[str] = field(init=False)
+    """URIs of all images of the plan, which has all images of each of its files."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Lets this process commit one shard at a time; correctness does not depend on it."""
+
+    def __post_init__(self) -> None:
+        planned = (image.source.uri for shard in self.plan.shards for image in shard.images)
+        object.__setattr__(self, "_planned", frozenset(planned))
 
     @property
     def store(self) -> Store:
@@ -138,7 +145,7 @@ class Tables:
             # The manifest already exists if two processes have done the same run.
             if not name.endswith("/manifest.json"):
                 files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
-        uris = {image.source.uri for shard in self.plan.shards for image in shard.images}
+        uris = self._planned
         done, pixels, failures = 0, 0, []
         for file in sorted(
             {row.file for uri in uris if (row := self.ledger.rows.get(uri)) is not None}
@@ -189,14 +196,15 @@ class Tables:
         row = self.ledger.rows.get(source.uri)
         if row is None:
             other = self.ledger.uris.get(source.image_id, source.uri)
-            same_file = split_part(other)[0] == split_part(source.uri)[0]
-            if other != source.uri and not same_file and other in self.ledger.rows:
+            elsewhere = split_part(other)[0] != source.location
+            if elsewhere and other in self.ledger.rows:
                 raise RunError(
                     f"Another run has given the image id {source.image_id} to {other} while this "
                     f"one worked; it was planned for {source.uri}. Run the same command again: it "
                     "will find another id."
                 )
-            return True
+            # Another run may have found another number of images in the file.
+            return not any(map(self._is_new, self._former(source))) or self._is_present(source)
         if not self._is_new(row):
             return True
         if row.run_id == self.plan.run_id or (row.version, row.fingerprint) == (
@@ -207,18 +215,31 @@ class Tables:
             return ok and not row.ok
         if row.fingerprint != self.plan.fingerprint:
             return True
+        return self._is_present(source)
+
+    def _is_present(self, source: Source) -> bool:
         # The file has changed between the listings of two runs; its present version is right.
         return _version_now(source) == source.version
+
+    def _former(self, source: Source) -> list[Committed]:
+        """Rows of images that this one's file no longer holds: a file of 12 images may now hold
+        10.
+        """
+        rows = self.ledger.images_of(source.location)
+        return [row for row in rows if row.uri not in self._planned]
 
     def _fill(self, draft: Draft, shard: Shard, results: Sequence[ImageResult]) -> None:
         groups: dict[str, list[ImageResult]] = {}
         for result in results:
             row = self.ledger.rows.get(result.source.uri)
             groups.setdefault(shard.file if row is None else row.file, []).append(result)
-        former = self._former_parts(results)
-        for file in {**groups, **former}:
+        former = {row.uri: row for each in results for row in self._former(each.source)}
+        gone: dict[str, set[str]] = {}
+        for row in former.values():
+            gone.setdefault(row.file, set()).add(row.image_id)
+        for file in {**groups, **gone}:
             members = groups.get(file, [])
-            ids = {result.source.image_id for result in members} | former.get(file, set())
+            ids = {result.source.image_id for result in members} | gone.get(file, set())
             for name, statistic in self.statistics.items():
                 schema = table_schema(statistic)
                 rows = [
@@ -233,7 +254,7 @@ class Tables:
                     pa.Table.from_pylist(rows, schema=schema),
                     ids,
                 )
-            self._write_objects(draft, file, members, former.get(file, set()))
+            self._write_objects(draft, file, members, gone.get(file, set()))
             image_rows = pa.Table.from_pylist(
                 [self._image(result) for result in members], schema=IMAGES_SCHEMA
             )
@@ -244,20 +265,17 @@ class Tables:
             for result in results
             if result.mask is not None and result.mask not in result.staged
         )
-
-    def _former_parts(self, results: Sequence[ImageResult]) -> dict[str, set[str]]:
-        """Ids of committed images that no longer exist, since their file now holds another number
-        of images, by the table file that has their rows.
-        """
-        counts = {
-            file: count for file, _, count in (split_part(each.source.uri) for each in results)
-        }
-        former: dict[str, set[str]] = {}
-        for file, rows in rows_by_file(self.ledger.rows).items():
-            for row in rows if file in counts else ():
-                if split_part(row.uri)[2] != counts[file]:
-                    former.setdefault(row.file, set()).add(row.image_id)
-        return former
+        # A file that cannot be read now may have the same images again in the next run.
+        unread = {each.source.uri for each in results if each.spec is None}
+        draft.removed = frozenset(
+            name
+            for row in former.values()
+            if row.mask_uri is not None and split_part(row.uri)[0] not in unread
+            for name in (
+                f"previews/{row.image_id}.png",
+                *(row.mask_uri + ending for ending in ("", *beside_endings())),
+            )
+        )
 
     def _write_objects(
         self, draft: Draft, file: str, results: Sequence[ImageResult], former: Set[str]

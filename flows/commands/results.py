@@ -57,16 +57,16 @@ def recordable(value: Any) -> Any:
 def print_result(recipe: RunRecipe, result: RunResult) -> None:
     """Print how many images are done, failed and unchanged, and where the results are."""
     if result.outcome is None:
-        _print_nothing_to_do(recipe, result.inventory)
+        _print_nothing_to_do(recipe, result)
     else:
         _print_outcome(recipe, result, result.outcome)
 
 
-def _print_nothing_to_do(recipe: RunRecipe, inventory: Inventory) -> None:
-    _print_removed(inventory)
-    failed = inventory.failed_before
+def _print_nothing_to_do(recipe: RunRecipe, result: RunResult) -> None:
+    _print_removed(result.inventory)
+    failed = result.inventory.failed_before
     note = f", {failed} of them failed before (see maskloom status)" if failed else ""
-    images = count(len(inventory.sources), "image is", "images are")
+    images = count(result.unchanged, "image is", "images are")
     typer.echo(f"Nothing to do: {images} unchanged{note}. Results: {recipe.output}")
 
 

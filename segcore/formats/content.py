@@ -56,7 +56,6 @@ _UNREAD = (
     _Unread("HDF4", _CONVERT, ((0, b"\x0e\x03\x13\x01"),)),
     _Unread("GRIB", _CONVERT, ((0, b"GRIB"),)),
     _Unread("FITS", _CONVERT, ((0, b"SIMPLE  ="),)),
-    _Unread("DICOM", _SLICES, ((128, b"DICM"),)),
     _Unread("MRC", _CONVERT, ((208, b"MAP "),)),
     _Unread("Zeiss CZI", _EXPORT, ((0, b"ZISRAWFILE"),)),
     _Unread("Nikon ND2", _EXPORT, ((0, b"\xda\xce\xbe\x0a"),)),
@@ -188,7 +187,9 @@ def _kinds() -> Iterator[tuple[str, FileKind]]:
 
 def _fits(kind: FileKind, head: bytes, found: str) -> bool:
     """Whether content of the kind `found` is of this kind: two formats may share a signature."""
-    return kind.name == found or (found != "empty" and _matches(head, kind.signatures))
+    return found in (kind.name, kind.content) or (
+        found != "empty" and _matches(head, kind.signatures)
+    )
 
 
 def _matches(head: bytes, signatures: tuple[tuple[int, bytes], ...]) -> bool:

@@ -146,6 +146,18 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class Lattice:
+    """The coordinates of pixel centres in the words of a file, for masks that repeat them."""
+
+    scale: tuple[float, ...]
+    """Distance between neighbours along each axis, in array order."""
+    translation: tuple[float, ...]
+    """Coordinate of the first pixel along each axis."""
+    units: tuple[str, ...]
+    """Unit of each axis, such as micrometer; empty if not stated."""
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """The position of the pixels of a raster in the world, and their size.
 
@@ -171,6 +183,8 @@ class Space:
     """The size of a pixel as stated by the file. None: unknown. Never together with a CRS."""
     frame: Frame | None = None
     """The position of a volume in a scanner or an atlas. None: unknown."""
+    lattice: Lattice | None = None
+    """The coordinates of pixels as the file states them. None: no such coordinates."""
     axes: tuple[str, ...] = AXES[1:]
     """Names of the axes in the order of arrays: (y, x), or (z, y, x) for volumes."""
 
@@ -179,6 +193,11 @@ class Space:
             raise ValueError(
                 f"a raster with the axes {', '.join(self.axes)} cannot have the spacing "
                 f"{list(self.metric.spacing)}"
+            )
+        if self.lattice is not None and len(self.lattice.scale) != len(self.axes):
+            raise ValueError(
+                f"a raster with the axes {', '.join(self.axes)} cannot have the scale "
+                f"{list(self.lattice.scale)}"
             )
         if self.metric is not None and self.crs is not None:
             raise ValueError("pixels have their size from a CRS or from a spacing, not from both")

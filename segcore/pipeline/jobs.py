@@ -80,6 +80,7 @@ class HeadersJob:
     format: str
     """Name of their format."""
     members: tuple[Member, ...]
+    options: ReadOptions = field(default_factory=ReadOptions)
 
     def split(self) -> tuple[HeadersJob, ...]:
         """A job for each file."""

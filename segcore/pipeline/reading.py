@@ -21,6 +21,7 @@ from maskloom.segcore.errors import (
     StoreError,
     Unavailable,
 )
+from maskloom.segcore.formats.user_nodata import with_user_nodata
 from maskloom.segcore.geometry import Box, Tile
 from maskloom.segcore.ground.control import with_fitted_affine
 from maskloom.segcore.ground.space import PixelSize
@@ -55,9 +56,20 @@ def describe_source(source: Source, job: DescribeJob) -> list[PlannedImage]:
             # Some stores list a file with another version than they report for the file itself:
             # later checks compare with this one.
             found = formats.describe_images(source, version, job.format, job.options)
-            return [PlannedImage(part, _placed(spec, job.options)) for part, spec in found]
+            return [_planned(image, header, job.options) for image, header in found]
     except ImageError as error:
         return [PlannedImage(source, None, Failure.of(error))]
+
+
+def _planned(
+    source: Source, header: RasterSpec | FormatError, options: ReadOptions
+) -> PlannedImage:
+    try:
+        if isinstance(header, FormatError):
+            raise header
+        return PlannedImage(source, _placed(header, options))
+    except FormatError as error:
+        return PlannedImage(source, None, Failure.of(error))
 
 
 def read_headers(job: HeadersJob) -> tuple[str, ...]:
@@ -70,17 +82,22 @@ def read_headers(job: HeadersJob) -> tuple[str, ...]:
     for member in job.members:
         remember_address(member.uri, member.address)
     limits.begin_read()
-    return tuple(image_format.headers(job.members))
+    return tuple(image_format.headers(job.members, job.options))
 
 
 def _placed(spec: RasterSpec, options: ReadOptions) -> RasterSpec:
-    """The metadata with the position and the pixel size that the user wants."""
+    """The metadata with the position, the pixel size and the nodata value that the user wants."""
     if options.ground_control == "affine":
         spec = _fitted_to_ground(spec)
+    if options.nodata is not None:
+        spec = with_user_nodata(spec, options.nodata)
     return _sized(spec, options.pixel_size) if isinstance(options.pixel_size, PixelSize) else spec
 
 
 def _sized(spec: RasterSpec, size: PixelSize) -> RasterSpec:
+    if spec.level:
+        # The size in the recipe is that of full resolution; the format has applied it to the level.
+        return spec
     if spec.space.crs is not None:
         note = "`pixel_size` is not used, since its coordinate reference system gives the areas"
         return replace(spec, notes=(*spec.notes, note))
@@ -88,8 +105,11 @@ def _sized(spec: RasterSpec, size: PixelSize) -> RasterSpec:
         metric = size.metric(spec.space.axes)
     except ValueError as error:
         raise FormatError(f"pixel_size: {error}. {spec.location} does not suit it.") from error
-    # The size of a level is that of full resolution in the recipe, times its factor.
-    return replace(spec, space=replace(spec.space, metric=metric))
+    # The recipe has the size at full resolution; that of a level is larger.
+    if spec.reduction:
+        spacing = tuple(a * b for a, b in zip(metric.spacing, spec.reduction, strict=True))
+        metric = replace(metric, spacing=spacing)
+    return replace(spec, space=replace(spec.space, metric=metric, lattice=None))
 
 
 def _require_regular_files(source: Source) -> None:
@@ -138,7 +158,7 @@ def open_planned(image: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
         limits.begin_read(prod(planned.chunks))
         _require_unchanged(image)
         try:
-            with FORMATS[spec.format].open(spec) as reader:
+            with formats.open_image(spec) as reader:
                 yield _AnnouncingReader(reader, prod(planned.chunks))
         except ImageError:
             # The content may have been a mix of two versions of the file.

@@ -83,7 +83,9 @@ class Grouping:
     series: Sequence[Series]
     """A file may belong to several."""
     passed_over: Mapping[str, str] = field(default_factory=dict)
-    """URIs of files that hold no image, and what each is, in a few words for a count."""
+    """URIs of files that hold no image, and what each is, in a few words for a count. Those that an
+    input names one by one become failed rows.
+    """
 
 
 def learn_addresses(source: Source) -> None:

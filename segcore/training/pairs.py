@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from maskloom.segcore import formats
 from maskloom.segcore.annotations.pairing import NameSuffixes, pair
 from maskloom.segcore.deep.inference.card import Scaling
-from maskloom.segcore.errors import ImageError, RecipeError
+from maskloom.segcore.errors import FormatError, ImageError, RecipeError
 from maskloom.segcore.storage.filesystems import filesystem, store_errors
 from maskloom.segcore.training.recipe import matches
 
@@ -54,7 +54,7 @@ def find_pairs(
     differ.
     """
     found = _paired(images, masks, recipe)
-    versions = {source.uri: source.version for source in (*images, *masks)}
+    sources = {source.uri: source for source in (*images, *masks)}
     pairs: list[Pair] = []
     for image, name in sorted(found.name_of.items(), key=lambda item: item[1]):
         on_progress(len(pairs), len(found.name_of))
@@ -62,8 +62,8 @@ def find_pairs(
         pairs.append(
             Pair(
                 name,
-                _described(image, versions[image], recipe.bands),
-                _described(mask, versions[mask], None),
+                _described(sources[image], recipe.bands),
+                _described(sources[mask], None),
             )
         )
         _require_same_shape(pairs[-1])
@@ -157,12 +157,16 @@ def data_digest(pairs: Sequence[Pair], on_progress: OnProgress) -> str:
     """SHA-256 over the names and bytes of all images and masks; `on_progress` is called for each
     pair.
     """
-    whole = hashlib.sha256()
+    whole, digests = hashlib.sha256(), dict[str, bytes]()
     for number, each in enumerate(pairs):
         on_progress(number, len(pairs))
         whole.update(each.name.encode())
-        for location in (each.image.location, each.mask.location):
-            whole.update(_digest_of(location))
+        for spec in (each.image, each.mask):
+            for location in spec.files or (spec.location,):
+                # A file may hold many images.
+                if location not in digests:
+                    digests[location] = _digest_of(location)
+                whole.update(digests[location])
     return whole.hexdigest()
 
 
@@ -178,9 +182,13 @@ def _digest_of(location: str) -> bytes:
     return part.digest()
 
 
-def _described(location: str, version: str, bands: Sequence[int] | None) -> RasterSpec:
+def _described(source: Source, bands: Sequence[int] | None) -> RasterSpec:
+    location = source.uri
     try:
-        spec = formats.describe(location, version).select(bands)
+        [(_, header)] = formats.describe_images(source, source.version)
+        if isinstance(header, FormatError):
+            raise header
+        spec = header.select(bands)
     except ImageError as error:
         raise RecipeError(f"{error} Fix the file, or add it to `split.leave_out`.") from error
     if len(spec.shape) != len("yx"):

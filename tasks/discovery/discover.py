@@ -9,14 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from maskloom.segcore.errors import RecipeError, StoreError
-from maskloom.segcore.raster.source import (
-    ABSENT,
-    Source,
-    learn_addresses,
-)
-from maskloom.segcore.storage.addresses import (
-    redacted,
-)
+from maskloom.segcore.raster.source import ABSENT, Source, learn_addresses
+from maskloom.segcore.raster.stored import ReadOptions
+from maskloom.segcore.storage.addresses import redacted
 from maskloom.segcore.storage.filesystems import filesystem, is_local
 from maskloom.segcore.storage.store import STAGING
 from maskloom.tasks.discovery.image_ids import image_ids
@@ -26,14 +21,12 @@ from maskloom.tasks.discovery.series import ReadHeaders, read_headers_here
 
 log = logging.getLogger(__name__)
 
+DEFAULT = ReadOptions()
+
 _NAMED = 3
 _NAMED_SUFFIXES = 20
 _NAMES_COMPARED = 10_000
 _TIFF_INSIDE = (
-    ".svs",
-    ".ndpi",
-    ".scn",
-    ".bif",
     ".qptiff",
     ".lsm",
     ".stk",
@@ -59,13 +52,14 @@ def discover(
     output: str,
     known: Mapping[str, str],
     read_headers: ReadHeaders = read_headers_here,
+    options: ReadOptions = DEFAULT,
 ) -> Discovered:
     """All sources of these inputs, without the files that a run writes below `output`.
 
     `known` maps the URIs of earlier runs to their image ids, which stay; `read_headers` reads files
-    that may belong to series. Raises `RecipeError` if
-    no image is found or none exists, if a list cannot be read or names itself, and if an address
-    holds a password; `StoreError` if a store cannot be listed.
+    that may belong to series. Raises `RecipeError` if no image is found or none exists, if a list
+    cannot be read or names itself, and if an address holds a password; `StoreError` if a store
+    cannot be listed.
     """
     search = Search(
         tuple(
@@ -75,10 +69,11 @@ def discover(
     )
     without_image = []
     for entry in inputs:
-        before = len(search.found)
+        before = len(search.found) + len(search.unclaimed)
         search.add(entry)
-        if len(search.found) == before:
+        if len(search.found) + len(search.unclaimed) == before:
             without_image.append(entry)
+    search.join_series(read_headers, options)
     if not search.found:
         raise RecipeError(
             f"inputs: {_some(inputs)} {'matches' if len(inputs) == 1 else 'match'} no image. "
@@ -87,7 +82,6 @@ def discover(
             f"'scenes/**/*.tif', a folder with images ({' '.join(image_suffixes())}), or a list "
             f"file with a column `{COLUMN}`."
         )
-    search.join_series(read_headers)
     sources = _sources(search, known)
     if all(source.version == ABSENT for source in sources):
         raise RecipeError(f"inputs: {_absent([source.uri for source in sources], without_image)}")
@@ -116,8 +110,8 @@ def passed_over_advice(passed_over: Mapping[str, int]) -> str:
     """How to read files that were passed over, but whose content may be an image; empty if there
     are none of them.
 
-    >>> passed_over_advice({".svs": 2}), passed_over_advice({".dcm": 2})
-    ("To read them by their content, name them by a file or a glob, e.g. '*.svs'.", '')
+    >>> passed_over_advice({".lsm": 2}), passed_over_advice({".dcm": 2})
+    ("To read them by their content, name them by a file or a glob, e.g. '*.lsm'.", '')
     """
     suffix = next((suffix for suffix in _TIFF_INSIDE if suffix in passed_over), None)
     return (

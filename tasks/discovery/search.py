@@ -19,11 +19,13 @@ from maskloom.segcore import formats
 from maskloom.segcore.errors import RecipeError, StoreError
 from maskloom.segcore.raster.source import (
     ABSENT,
+    Grouping,
     Member,
     combined_version,
     members_of,
 )
 from maskloom.segcore.raster.spec import FORMATS, SeriesFormat
+from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.segcore.storage.addresses import (
     is_signed,
     is_web,
@@ -45,6 +47,8 @@ _STORED_FOLDER = re.compile(r"[^/]\.(zarr|n5)(?:/|$)", re.IGNORECASE)
 _SIDECARS = (".aux.xml", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".bpw", ".wld", ".prj")
 """Files that belong to an image beside them."""
 _WITHOUT_SUFFIX = "without a suffix"
+_SNIFFED_NAME = re.compile(r"(?:^|/)(?:[^./]+|[^/]*\.\d+)$")
+"""Names without a suffix, or with a number in its place: IM0001, CT.1.2.840.7."""
 _DEEPEST_LIST = 10
 
 
@@ -78,10 +82,15 @@ class Search:
         """Folders that the inputs name."""
         self.passed_over: Counter[str] = Counter()
         """Number of files in folders that no format claims, by suffix."""
+        self.unclaimed: dict[str, tuple[str, str, FoundImage]] = {}
+        """Files in folders that may be images by their content, by URI: the folder that an input
+        names, the name, and the file.
+        """
         self.duplicates = 0
         """Files with the URI of another file that has another address."""
         self._own_outputs, self._visited = own_outputs, set[str]()
         self._stored_folders: set[str] = set()
+        self._named: set[str] = set()
 
     def add(self, entry: str, chain: tuple[str, ...] = ()) -> None:
         """Add the images of an input; `chain` are the lists that led to it."""
@@ -102,7 +111,7 @@ class Search:
         if named is not None and lists.is_list(path):
             self._read_list(fs, path, entry, named, chain)
         elif named is not None:
-            self._take(fs, posixpath.dirname(without_query(path)), path, named)
+            self._named.add(self._take(fs, posixpath.dirname(without_query(path)), path, named))
 
     def _list(self, fs: Any, path: str) -> Mapping[str, Any] | None:
         """Add the images of a glob or a folder. For any other path, return the store's information
@@ -146,7 +155,11 @@ class Search:
             if below.lower().endswith(suffixes):
                 self._take(fs, folder, name, info)
             elif not _uri(fs, name).startswith(self._own_outputs):
-                self._pass_over(name)
+                if _is_sniffed(name):
+                    uri, file = _found(fs, name, info)
+                    self.unclaimed[uri] = (_written_uri(fs, folder), name, file)
+                else:
+                    self._pass_over(name)
 
     def _take_folders(
         self, fs: Any, found: Mapping[str, Mapping[str, Any]], root: str
@@ -198,46 +211,86 @@ class Search:
         for name in lists.read_list(redacted(entry), content):
             self.add(_existing(lists.absolute(name, entry)), (*chain, path))
 
-    def _take(self, fs: Any, folder: str, name: str, info: Mapping[str, Any]) -> None:
-        address = _uri(fs, name)
-        uri = without_signature(address).encode("utf-8", "backslashreplace").decode()
+    def _take(self, fs: Any, folder: str, name: str, info: Mapping[str, Any]) -> str:
+        """Add a file; returns its URI."""
+        uri, file = _found(fs, name, info)
         self.folders.add(_written_uri(fs, folder))
         if uri.startswith(self._own_outputs):
-            return
-        version = version_of(info) if info else ABSENT
-        file = FoundImage(None if address == uri else address, version, int(info.get("size") or 0))
+            return uri
         if self.found.setdefault(uri, file).address != file.address:
             self.duplicates += 1
+        return uri
 
-    def join_series(self, read_headers: ReadHeaders) -> None:
-        """Replace files by the series into which formats group them."""
+    def join_series(self, read_headers: ReadHeaders, options: ReadOptions) -> None:
+        """Replace files by the series into which formats group them, and pass over files in folders
+        that no format recognises.
+        """
         for name, image_format in FORMATS.items():
             if not isinstance(image_format, SeriesFormat):
                 continue
-            claimed = formats.suffixes(name)
-            files = tuple(
-                Member(uri, file.version, file.size, file.address)
-                for uri, file in sorted(self.found.items())
-                if file.version != ABSENT and without_query(uri).lower().endswith(claimed)
-            )
+            files = self._files_of(name)
             if not files:
                 continue
             for file in files:
                 remember_address(file.uri, file.address)
-            grouping = image_format.group(files, read_headers(name, files))
-            for series in grouping.series:
-                for member in series.members:
-                    self.found.pop(member.uri, None)
-            for uri, what in grouping.passed_over.items():
+            headers = read_headers(name, files, options)
+            self._join(image_format.group(files, headers, options))
+        for _, path, _ in self.unclaimed.values():
+            self._pass_over(path)
+        self.unclaimed.clear()
+
+    def _join(self, grouping: Grouping) -> None:
+        for series in grouping.series:
+            for member in series.members:
+                self.found.pop(member.uri, None)
+                if (unclaimed := self.unclaimed.pop(member.uri, None)) is not None:
+                    self.folders.add(unclaimed[0])
+        for uri, what in grouping.passed_over.items():
+            self.unclaimed.pop(uri, None)
+            if uri not in self._named:
                 self.found.pop(uri, None)
                 self.passed_over[what] += 1
-            for series in grouping.series:
-                self.found[series.uri] = FoundImage(
-                    None,
-                    combined_version(series.members),
-                    sum(member.size for member in series.members),
-                    series.members,
-                )
+        for series in grouping.series:
+            self.found[series.uri] = FoundImage(
+                None,
+                combined_version(series.members),
+                sum(member.size for member in series.members),
+                series.members,
+            )
+
+    def _files_of(self, name: str) -> tuple[Member, ...]:
+        """The files that may belong to series of a format, in the order of their URIs."""
+        claimed = formats.suffixes(name)
+        sniffed = any(kind.sniffed for kind in FORMATS[name].kinds)
+        files = dict(self.found)
+        if sniffed:
+            files.update((uri, file) for uri, (*_, file) in self.unclaimed.items())
+        return tuple(
+            Member(uri, file.version, file.size, file.address)
+            for uri, file in sorted(files.items())
+            if file.version != ABSENT
+            and not file.is_folder
+            and (
+                (path := without_query(uri)).lower().endswith(claimed)
+                or (sniffed and _SNIFFED_NAME.search(path))
+            )
+        )
+
+
+def _found(fs: Any, name: str, info: Mapping[str, Any]) -> tuple[str, FoundImage]:
+    """The URI of a listed file, and the file."""
+    address = _uri(fs, name)
+    uri = without_signature(address).encode("utf-8", "backslashreplace").decode()
+    version = version_of(info) if info else ABSENT
+    size = int(info.get("size") or 0)
+    return uri, FoundImage(None if address == uri else address, version, size)
+
+
+def _is_sniffed(name: str) -> bool:
+    """Whether a file whose suffix no format claims may be an image by its content."""
+    return _SNIFFED_NAME.search(name) is not None and any(
+        kind.sniffed for image_format in FORMATS.values() for kind in image_format.kinds
+    )
 
 
 def _written_uri(fs: Any, path: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from maskloom.segcore.errors import DamagedRecord, WorkerDied
 from maskloom.segcore.pipeline.jobs import HeadersJob
 from maskloom.segcore.pipeline.reading import read_headers
+from maskloom.segcore.raster.spec import FORMATS, SeriesFormat
+from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.segcore.storage.addresses import redacted
 from maskloom.segcore.storage.records import read_table
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ReadHeaders = Callable[[str, Sequence["Member"]], Sequence[str]]
+ReadHeaders = Callable[[str, Sequence["Member"], ReadOptions], Sequence[str]]
 """Reads the headers of files of a format, which it names; see `SeriesFormat.headers`."""
 
 HEADERS = "runs/headers.parquet"
@@ -38,51 +40,75 @@ _BATCH = 256
 """Files of a job."""
 
 
-def read_headers_here(image_format: str, files: Sequence[Member]) -> Sequence[str]:
+def read_headers_here(
+    image_format: str, files: Sequence[Member], options: ReadOptions
+) -> Sequence[str]:
     """The headers of files, read in this process."""
-    return read_headers(HeadersJob(image_format, tuple(files)))
+    return read_headers(HeadersJob(image_format, tuple(files), options))
 
 
 @dataclass(frozen=True, slots=True)
 class SeriesHeaders:
-    """The headers of files that may belong to series, read by workers once."""
+    """The headers of files that may belong to series, read once."""
 
     store: Store
     """The output."""
-    open_fanout: Callable[[], Fanout]
-    """Opened when headers must be read."""
+    open_fanout: Callable[[], Fanout] | None = None
+    """Opens the workers when headers must be read. None: they are read in this process, and not
+    stored.
+    """
 
-    def __call__(self, image_format: str, files: Sequence[Member]) -> Sequence[str]:
+    def __call__(
+        self, image_format: str, files: Sequence[Member], options: ReadOptions
+    ) -> Sequence[str]:
         """The headers of files; see `ReadHeaders`. A file that kills its worker has an empty
         one.
         """
         known = self._known()
-        keys = [(image_format, redacted(file.uri), file.version) for file in files]
+        kind = _kind(image_format, options)
+        keys = [(kind, redacted(file.uri), file.version) for file in files]
         waiting = [file for file, key in zip(files, keys, strict=True) if key not in known]
-        if waiting:
-            log.info(
-                "Reading the headers of %d files of the format %s.", len(waiting), image_format
-            )
-            jobs = [
-                HeadersJob(image_format, tuple(waiting[i : i + _BATCH]))
-                for i in range(0, len(waiting), _BATCH)
-            ]
-            for job, answer in self.open_fanout().map(read_headers, jobs):
-                found = [""] * len(job.members) if isinstance(answer, WorkerDied) else answer
+        if not waiting:
+            return [known[key] for key in keys]
+        try:
+            for members, headers in self._read(image_format, waiting, options):
                 known.update(
-                    ((image_format, redacted(file.uri), file.version), header)
-                    for file, header in zip(job.members, found, strict=True)
+                    ((kind, redacted(file.uri), file.version), header)
+                    for file, header in zip(members, headers, strict=True)
                 )
-            self._keep(known, image_format, keys)
+        finally:
+            # What was read before an interruption need not be read again.
+            if self.open_fanout is not None:
+                self._keep(known, image_format, keys)
         return [known[key] for key in keys]
+
+    def _read(
+        self, image_format: str, files: Sequence[Member], options: ReadOptions
+    ) -> Iterator[tuple[Sequence[Member], Sequence[str]]]:
+        """Groups of files with their headers."""
+        if self.open_fanout is None:
+            yield files, read_headers_here(image_format, files, options)
+            return
+        log.info("Reading the headers of %d files of the format %s.", len(files), image_format)
+        starts = range(0, len(files), _BATCH)
+        jobs = [HeadersJob(image_format, tuple(files[i : i + _BATCH]), options) for i in starts]
+        for job, answer in self.open_fanout().map(read_headers, jobs):
+            if isinstance(answer, WorkerDied):
+                yield job.members, [""] * len(job.members)
+            else:
+                yield job.members, answer
 
     def _known(self) -> dict[tuple[str, str, str], str]:
         try:
-            rows = read_table(self.store, HEADERS, _COLUMNS).to_pylist()
+            table = read_table(self.store, HEADERS, _COLUMNS)
         except (FileNotFoundError, DamagedRecord):
             # It saves time, and nothing else.
             return {}
-        return {(row["format"], row["uri"], row["version"]): row["header"] for row in rows}
+        if table.schema.types != _SCHEMA.types or any(c.null_count for c in table.columns):
+            return {}
+        return {
+            (row["format"], row["uri"], row["version"]): row["header"] for row in table.to_pylist()
+        }
 
     def _keep(
         self,
@@ -95,9 +121,17 @@ class SeriesHeaders:
         rows = [
             dict(zip(_COLUMNS, (*key, header), strict=True))
             for key, header in sorted(known.items())
-            if key in wanted or key[0] != image_format
+            if key in wanted or key[0].partition(" ")[0] != image_format
         ]
         buffer = io.BytesIO()
         table = pa.Table.from_pylist(rows, schema=_SCHEMA)
         pq.write_table(table, buffer, compression="zstd")
         self.store.publish(HEADERS, buffer.getvalue())
+
+
+def _kind(image_format: str, options: ReadOptions) -> str:
+    """The format, and the version of what it says in headers."""
+    found = FORMATS[image_format]
+    if not isinstance(found, SeriesFormat):
+        raise TypeError(f"the format {image_format!r} has no series")
+    return f"{image_format} {found.headers_version(options)}"

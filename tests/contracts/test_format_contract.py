@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rasterio.enums import ColorInterp
 from skimage import data
+from slides_support import RGB_JPEG, write_aperio, write_tiles
 
 from maskloom.segcore import formats
 from maskloom.segcore.errors import ModelMismatch
@@ -321,7 +322,13 @@ METAIMAGES: dict[str, Callable[[Path], None]] = {
         "ElementType = MET_UCHAR",
     ),
 }
+SLIDES: dict[str, Callable[[Path], None]] = {
+    "jpeg.svs": lambda p: write_aperio(p, PHOTO, **RGB_JPEG),
+    "grey.svs": lambda p: write_aperio(p, PHOTO[..., 0], mpp=None, compression="lzw"),
+    "gaps.svs": lambda p: write_tiles(p, PHOTO, 33005, absent=(0, 4)),
+}
 SAMPLES = {
+    "slide": SLIDES,
     "nifti": SCANS,
     "nrrd": NRRDS,
     "metaimage": METAIMAGES,

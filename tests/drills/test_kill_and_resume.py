@@ -25,7 +25,7 @@ COMMAND = [
     sys.executable,
     "-c",
     (
-        "from maskloom.tasks import batching; batching.RANGE_PIXELS = 2**19\n"
+        "from maskloom.tasks import batching; batching.RANGE_PIXELS = 2**17\n"
         "from maskloom.flows.cli import main; main()"
     ),
 ]
@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
     rng = np.random.default_rng(1)
     write_tiff(
         images / "big.tif",
-        photograph(2304, 2304) ^ rng.integers(0, 8, (2304, 2304, 1), dtype=np.uint8),
+        photograph(1152, 1152) ^ rng.integers(0, 8, (1152, 1152, 1), dtype=np.uint8),
     )
     for i in range(12):
         Image.fromarray(photograph(200, 150 + 7 * i)).save(images / f"small{i:02d}.png")
@@ -77,7 +77,7 @@ def start(folder: Path, output: str) -> subprocess.Popen[bytes]:
                 "output": "out",
                 "segmenter": {"kind": "kmeans", "clusters": 3},
                 "statistics": [{"kind": "objects", "min_size": 30}],
-                "tiling": {"tile": 256},
+                "tiling": {"tile": 128},
                 "cluster": {"kind": "local", "workers": 2},
             }
         )

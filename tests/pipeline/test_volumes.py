@@ -73,7 +73,7 @@ def test_masks_areas_and_previews_of_volumes(inputs, maskloom, tmp_path):
     ids=lambda segmenter: segmenter["kind"],
 )
 def test_neither_tiles_nor_workers_change_a_volume(
-    inputs, maskloom, tmp_path, segmenter, monkeypatch
+    inputs, maskloom, tmp_path, segmenter, monkeypatch, two_workers
 ):
     """Whole volumes in this process, and parts of them on two workers. Quick shift has objects."""
     recipe = tmp_path / "recipe.yaml"
@@ -82,7 +82,7 @@ def test_neither_tiles_nor_workers_change_a_volume(
     monkeypatch.setattr(batching, "range_pixels", lambda _: 2**13)
     assert maskloom("run", recipe, *SERIAL).exit_code == 0
     tiled = ("--set", "output=tiled", "--set", "tiling.tile=[6, 32, 16]")
-    workers = ("--set", "cluster.workers=2")
+    workers = ("--set", f"cluster={two_workers}")
     assert maskloom("run", recipe, "--no-prefect", "--quiet", *tiled, *workers).exit_code == 0
 
     assert_same_results(tmp_path / "whole", tmp_path / "tiled")
@@ -122,3 +122,28 @@ def test_by_default_all_neighbours_are_connected(maskloom, tmp_path, of_objects)
         sizes = [row["pixel_count"] for row in rows if row["image_id"] == name]
         assert sizes == np.bincount(wanted.ravel())[1:].tolist()
         assert len(sizes) < label(bright, connectivity=1).max()
+
+
+def test_nodata_in_the_recipe_hides_the_outside_of_an_organ(maskloom, tmp_path):
+    """Neither fitted nor counted, in runs and in audits."""
+    outside = np.indices(SHAPE)[1] < 30
+    np.save(tmp_path / "scan.npy", np.where(outside, 0, volume().clip(1)))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("inputs: scan.npy\noutput: out\nsegmenter: threshold\nnodata: 0\n")
+    assert maskloom("run", recipe, *SERIAL, "--set", "tiling.tile=[8, 32, 32]").exit_code == 0
+
+    mask = np.load(tmp_path / "out/masks/scan.npy")
+    threshold = threshold_otsu(volume().clip(1)[~outside])
+    assert np.array_equal(mask, np.where(outside, 255, volume() > threshold))
+    (row,) = read_table(tmp_path / "out", "images")
+    assert row["nodata_pixels"] == np.count_nonzero(outside)
+    assert threshold != threshold_otsu(np.where(outside, 0, volume()))
+    assert maskloom("audit", recipe).exit_code == 0
+
+    assert maskloom("run", recipe, *SERIAL, "--set", "nodata=40").exit_code == 0
+    hidden = np.load(tmp_path / "out/masks/scan.npy") == 255
+    assert np.array_equal(hidden, ~outside & (volume() == 40))
+    for wrong in ("x", ".nan", "true", "[0]"):
+        result = maskloom("run", recipe, *SERIAL, "--set", f"nodata={wrong}")
+        assert result.exit_code == 2
+        assert "nodata: expected a" in result.output

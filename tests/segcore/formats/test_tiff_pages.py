@@ -382,14 +382,14 @@ def write_slide(path: Path, further: bool = False) -> None:
 
 
 def test_of_a_slide_the_slide_alone_is_read_and_that_is_said(tmp_path: Path) -> None:
-    write_slide(tmp_path / "a.svs")
-    spec = describe(tmp_path / "a.svs")
-    with tifffile.TiffFile(tmp_path / "a.svs") as file:
-        np.testing.assert_array_equal(read(tmp_path / "a.svs")[0], file.pages[0].asarray())
+    write_slide(tmp_path / "a.tif")
+    spec = describe(tmp_path / "a.tif")
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        np.testing.assert_array_equal(read(tmp_path / "a.tif")[0], file.pages[0].asarray())
     assert "label and macro pictures in the file are not" in spec.notes[0]
-    write_slide(tmp_path / "b.svs", further=True)
+    write_slide(tmp_path / "b.tif", further=True)
     with pytest.raises(FormatError, match="holds 2 pages"):
-        describe(tmp_path / "b.svs")
+        describe(tmp_path / "b.tif")
 
 
 def test_label_and_macro_of_a_converted_slide_are_not_read(tmp_path: Path) -> None:

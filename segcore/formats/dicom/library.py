@@ -1,0 +1,29 @@
+"""pydicom, kept silent: its warnings and log lines quote values, which may be names of patients."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+from maskloom.segcore.errors import FormatError
+from maskloom.segcore.formats.source import silence
+
+
+@cache
+def pydicom() -> Any:
+    """The library. Raises `FormatError` if it is not installed."""
+    try:
+        import pydicom as library
+        import pydicom.config
+        import pydicom.encaps
+        import pydicom.pixels
+    except ImportError:
+        raise FormatError(
+            "DICOM files need the extra 'medical': pip install 'maskloom[medical]'."
+        ) from None
+    silence(UserWarning, "pydicom")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    # Values that break the standard are judged by us.
+    library.config.settings.reading_validation_mode = library.config.IGNORE
+    return library

@@ -1,0 +1,106 @@
+"""Reading boxes of DICOM images: only the slices that a box touches are decoded."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
+from maskloom.segcore.formats.dicom.files import Place, opened
+from maskloom.segcore.formats.dicom.header import Header
+from maskloom.segcore.formats.dicom.pixels import read_frame
+from maskloom.segcore.formats.dicom.series import header_at
+from maskloom.segcore.formats.dicom.slices import Slice, slices_of
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from maskloom.segcore.geometry import Box
+    from maskloom.segcore.raster.spec import RasterSpec
+
+_KEPT_BYTES = 2**26
+"""Of decoded slices: tiles side by side need the same ones."""
+
+Decoded = tuple["NDArray[Any]", "NDArray[np.bool_]"]
+
+
+@dataclass(slots=True)
+class DicomReader:
+    """An open image; files are open only while they are read."""
+
+    spec: RasterSpec
+    kept: OrderedDict[int, Decoded] = field(default_factory=OrderedDict)
+    """Decoded slices by number, the oldest first."""
+    last: tuple[tuple[str, int], Header, list[Slice]] | None = None
+    """The file that was read last: an enhanced object holds all slices."""
+
+    def __enter__(self) -> DicomReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release the decoded slices."""
+        self.kept.clear()
+
+    def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
+        spec = self.spec
+        pixels = np.empty((*box.shape, spec.channels), spec.dtype)
+        valid = np.empty(box.shape, np.bool_)
+        bands = [band - 1 for band in spec.bands]
+        plane = box.slices[-2:]
+        volume = len(spec.shape) == 3
+        numbers = range(box.start[0], box.stop[0]) if volume else range(1)
+        for i, number in enumerate(numbers):
+            values, is_data = self._slice(number)
+            at: Any = i if volume else ...
+            pixels[at] = values[plane][..., bands]
+            valid[at] = is_data[plane]
+        return pixels, valid
+
+    def _slice(self, number: int) -> Decoded:
+        found = self.kept.pop(number, None)
+        if found is None:
+            found = self._decoded(number)
+            size = sum(part.nbytes for part in found)
+            while self.kept and size * (len(self.kept) + 1) > _KEPT_BYTES:
+                self.kept.popitem(last=False)
+        self.kept[number] = found
+        return found
+
+    def _decoded(self, number: int) -> Decoded:
+        spec = self.spec
+        place = Place.of(spec.files[number])
+        name = f"slice {number + 1} of {len(spec.files)} of {spec.location}"
+        try:
+            with opened(place.uri, place.entry) as stream:
+                if self.last is None or self.last[0] != (place.uri, place.entry):
+                    header = header_at(place, stream)
+                    self.last = (place.uri, place.entry), header, slices_of(header, place)
+                _, header, slices = self.last
+                index = place.tile if place.tile >= 0 else place.frame
+                if index >= len(slices) or slices[index].shape != spec.shape[-2:]:
+                    raise SourceChanged(
+                        f"{name} has changed since its header was read. Run the same command again."
+                    )
+                scale, dtype = slices[index].scale, np.dtype(spec.dtype)
+                values, valid = read_frame(stream, header, place.frame, scale, dtype)
+        except FormatError as error:
+            raise ReadError(f"{name}: {error}") from None
+        except ReadError as error:
+            raise ReadError(f"{name}: {error}") from None
+        if place.tile >= 0:
+            rows, columns = spec.shape[-2:]
+            top, left = divmod(place.tile, header.shape[1] // columns)
+            cut = np.s_[top * rows : (top + 1) * rows, left * columns : (left + 1) * columns]
+            values, valid = values[cut], valid[cut]
+        return values, valid
