@@ -18,27 +18,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from maskloom.segcore.errors import FormatError
-from maskloom.segcore.formats import voxels as reading
 from maskloom.segcore.formats.content import require_kind
 from maskloom.segcore.formats.source import StoredFile
 from maskloom.segcore.formats.unpacking import Packing, first_bytes
-from maskloom.segcore.formats.voxels import Layout, Voxels
+from maskloom.segcore.formats.voxels import Header, Layout, VoxelFormat, Voxels, placed
 from maskloom.segcore.ground.space import AXES, Frame
 from maskloom.segcore.raster.spec import FORMATS, FileKind
-from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from maskloom.segcore.ground.space import Space
-    from maskloom.segcore.raster.spec import RasterSpec, Reader
 
 _INSTALL = "pip install 'maskloom[medical]'"
 _IN_GZIP = " in gzip"
@@ -64,19 +59,10 @@ _quiet.propagate = False
 
 
 @dataclass(frozen=True, slots=True)
-class _Described:
-    """What a header says."""
-
-    voxels: Voxels
-    space: Space
-    notes: tuple[str, ...] = ()
-    rgb: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Nifti:
+class Nifti(VoxelFormat):
     """NIfTI, Analyze and MGH (extra `medical`)."""
 
+    name: ClassVar[str] = "nifti"
     kinds: tuple[FileKind, ...] = (
         FileKind(
             _NIFTI,
@@ -95,32 +81,16 @@ class Nifti:
         FileKind(_ANALYZE, (), ((0, b"\x5c\x01\0\0"), (0, b"\0\0\x01\x5c"))),
         FileKind(_ANALYZE + _IN_GZIP, ()),
     )
-    mask: str = "nifti"
 
-    def parts(self, image: StoredImage, options: ReadOptions) -> Sequence[str]:  # noqa: ARG002
-        """Names of the volumes over time; see `OptionsFormat.parts`."""
-        return reading.parts_of(_described(image.location).voxels)
-
-    def describe(self, location: str, version: str) -> RasterSpec:
-        """Read the header; see `Format.describe`."""
-        return self.describe_image(StoredImage(location, version), ReadOptions())
-
-    def describe_image(self, image: StoredImage, options: ReadOptions) -> RasterSpec:  # noqa: ARG002
-        """Read the header of an image; see `OptionsFormat.describe_image`."""
-        found = _described(image.location)
-        return reading.described(
-            found.voxels, image, "nifti", found.space, rgb=found.rgb, notes=found.notes
-        )
-
-    def open(self, spec: RasterSpec) -> Reader:
-        """Open an image; see `Format.open`."""
-        return reading.opened(_described(spec.location).voxels, spec)
+    def header(self, location: str) -> Header:
+        """Read the header of a file; see `VoxelFormat.header`."""
+        return _header(location)
 
 
 FORMATS.register("nifti")(Nifti())
 
 
-def _described(location: str) -> _Described:
+def _header(location: str) -> Header:
     """What the header of a file says. Raises `FormatError` and `Unavailable`."""
     try:
         from nibabel.freesurfer.mghformat import MGHError
@@ -147,7 +117,7 @@ def _described(location: str) -> _Described:
         ) from error
 
 
-def _nifti(source: StoredFile, head: bytes, packing: Packing) -> _Described:
+def _nifti(source: StoredFile, head: bytes, packing: Packing) -> Header:
     from nibabel import nifti1, nifti2
 
     second = head[4:8] in (b"n+2\0", b"ni2\0")
@@ -178,11 +148,11 @@ def _nifti(source: StoredFile, head: bytes, packing: Packing) -> _Described:
         has_alpha=colours == 4,
     )
     frame, sized, notes = _frame(header, double=second)
-    space, more = reading.placed(frame, AXES[-len(layout.shape) :], sized=sized)
-    return _Described(voxels, space, (*notes, *more), rgb=bool(colours))
+    space, more = placed(frame, AXES[-len(layout.shape) :], sized=sized)
+    return Header(voxels, space, (*notes, *more), rgb=bool(colours))
 
 
-def _analyze(source: StoredFile, head: bytes, packing: Packing) -> _Described:
+def _analyze(source: StoredFile, head: bytes, packing: Packing) -> Header:
     from nibabel.spm2analyze import Spm2AnalyzeHeader
 
     header = _checked(Spm2AnalyzeHeader, source, head)
@@ -198,15 +168,15 @@ def _analyze(source: StoredFile, head: bytes, packing: Packing) -> _Described:
         intercept=0.0 if intercept is None or colours else float(intercept),
     )
     frame = Frame(_numbers(header.get_best_affine()), sform_code=2)
-    space, notes = reading.placed(frame, AXES[-len(layout.shape) :])
+    space, notes = placed(frame, AXES[-len(layout.shape) :])
     note = (
         "Analyze files do not say reliably which side is left: x is taken to run from right to "
         "left, as nibabel does; compare with a NIfTI of the same scan"
     )
-    return _Described(voxels, space, (note, *notes), rgb=bool(colours))
+    return Header(voxels, space, (note, *notes), rgb=bool(colours))
 
 
-def _mgh(source: StoredFile, head: bytes, packing: Packing) -> _Described:
+def _mgh(source: StoredFile, head: bytes, packing: Packing) -> Header:
     from nibabel.freesurfer.mghformat import DATA_OFFSET, MGHHeader
 
     header = MGHHeader(head[:DATA_OFFSET], check=False)
@@ -216,15 +186,15 @@ def _mgh(source: StoredFile, head: bytes, packing: Packing) -> _Described:
     _require_type(source.location, dtype)
     layout = Layout((z, y, x), (x * y, x, 1), times=times, time_step=x * y * z)
     frame = Frame(_numbers(header.get_affine()), sform_code=1, qform_code=1)
-    space, notes = reading.placed(frame, AXES)
+    space, notes = placed(frame, AXES)
     if not int.from_bytes(head[28:30], "big"):
         note = "its header does not place it: the orientation is the one that FreeSurfer assumes"
         notes = (note, *notes)
-    return _Described(Voxels(source.location, layout, dtype, DATA_OFFSET, packing), space, notes)
+    return Header(Voxels(source.location, layout, dtype, DATA_OFFSET, packing), space, notes)
 
 
 def _checked(kind: Any, source: StoredFile, head: bytes) -> Any:
-    """A header with small faults mended as nibabel mends them, silently."""
+    """A header, with small faults mended as nibabel mends them. Distances of 0 stay."""
     size = kind.template_dtype.itemsize
     if len(head) < size:
         raise FormatError(
@@ -232,7 +202,11 @@ def _checked(kind: Any, source: StoredFile, head: bytes) -> Any:
             "it again."
         )
     header = kind(head[:size], check=False)
+    axes = slice(1, 1 + min(3, max(0, int(header["dim"][0]))))
+    unknown = header["pixdim"][axes] == 0
     header.check_fix(_quiet, error_level=40)
+    # nibabel makes them 1, which would be a size.
+    header["pixdim"][axes][unknown] = 0
     return header
 
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import threading
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,21 +56,21 @@ class ByteRanges(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class LocalBytes:
     """The bytes of an open local file; threads may share it."""
 
-    file: IO[bytes]
+    descriptor: int
 
     def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         """See `ByteRanges`."""
         return [self._range(start, size) for start, size in zip(offsets, sizes, strict=True)]
 
     def _range(self, start: int, size: int) -> bytes:
-        content = os.pread(self.file.fileno(), size, start)
+        content = os.pread(self.descriptor, size, start)
         # The system may give less than asked for at a time.
         while 0 < len(content) < size:
-            more = os.pread(self.file.fileno(), size - len(content), start + len(content))
+            more = os.pread(self.descriptor, size - len(content), start + len(content))
             if not more:
                 break
             content += more
@@ -85,7 +86,7 @@ class FileBytes:
     def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         """See `ByteRanges`."""
         with Path(self.path).open("rb") as file:
-            return LocalBytes(file).get_byte_ranges(offsets, sizes)
+            return LocalBytes(file.fileno()).get_byte_ranges(offsets, sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def first_bytes(source: StoredFile, packing: Packing, size: int, start: int = 0)
     return found[:size]
 
 
-_unpacked: OrderedDict[tuple[str, str, int, int], IO[bytes]] = OrderedDict()
+_unpacked: OrderedDict[tuple[str, str, int, int], LocalBytes] = OrderedDict()
 _one_at_a_time = threading.Lock()
 
 
@@ -141,20 +142,24 @@ def unpacked(
     key = (source.location, version, start, size)
     with _one_at_a_time:
         if key not in _unpacked:
-            _unpacked[key] = _write(source, packing, size, start)
+            with tempfile.TemporaryFile() as file:
+                _write(file, source, packing, size, start)
+                held = LocalBytes(os.dup(file.fileno()))
+            weakref.finalize(held, os.close, held.descriptor)
+            _unpacked[key] = held
         _unpacked.move_to_end(key)
-        # Readers that still use a file keep it open.
+        # Readers that still use one keep it open.
         while len(_unpacked) > _KEPT:
             _unpacked.popitem(last=False)
-        return LocalBytes(_unpacked[key])
+        return _unpacked[key]
 
 
-def _write(source: StoredFile, packing: Packing, size: int, start: int) -> IO[bytes]:
-    """A temporary file with the unpacked content."""
+def _write(file: IO[bytes], source: StoredFile, packing: Packing, size: int, start: int) -> None:
+    """Write the unpacked content into a file. Raises as `unpacked`."""
     room = shutil.disk_usage(tempfile.gettempdir()).free
     if room < size:
         raise Unavailable(_no_room(source, size, f"only {room} are free"))
-    file, held = tempfile.TemporaryFile(), 0  # noqa: SIM115  the caller closes it
+    held = 0
     with source.stream() as stream:
         stream.seek(start)
         try:
@@ -181,7 +186,6 @@ def _write(source: StoredFile, packing: Packing, size: int, start: int) -> IO[by
             f"{source.location} contradicts itself: its header promises {size} bytes, unpacked it "
             "has many more. Save it again with the program that made it."
         )
-    return file
 
 
 def _no_room(source: StoredFile, size: int, why: str) -> str:

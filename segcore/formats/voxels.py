@@ -1,15 +1,17 @@
 """Numbers of volumes in files where x varies fastest, as scans are stored: NIfTI, Analyze, MGH,
 NRRD and MetaImage.
 
-`Voxels` says where the numbers of one volume are, `VoxelReader` reads them plane by plane, from the
-file itself or from its unpacked copy (`segcore.formats.unpacking`). Memory is bounded by a few
-planes of the box that is read.
+A format of them is a `VoxelFormat`: it reads a `Header`, whose `Voxels` say where the numbers are.
+`VoxelReader` reads them plane by plane, from the file itself or from its unpacked copy
+(`segcore.formats.unpacking`). Memory is bounded by a few planes of the box that is read.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -26,9 +28,10 @@ from maskloom.segcore.formats.unpacking import (
 )
 from maskloom.segcore.ground.space import MILLIMETRES, Frame, Metric, Space
 from maskloom.segcore.raster.spec import RasterSpec
-from maskloom.segcore.raster.stored import StoredImage, uri_of_part
+from maskloom.segcore.raster.stored import ReadOptions, StoredImage, uri_of_part
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -108,35 +111,71 @@ class Voxels:
         return self.layout.bands - self.has_alpha
 
 
-def described(
-    voxels: Voxels,
-    image: StoredImage,
-    image_format: str,
-    space: Space,
-    *,
-    rgb: bool = False,
-    notes: tuple[str, ...] = (),
-) -> RasterSpec:
-    """The metadata of an image with these numbers. Raises `FormatError` if the file cannot hold
-    them, or if it holds several images and `image` names none.
-    """
-    _require_sound(voxels, image.location)
-    _time_of(voxels, image.location, image.part)
-    shape = voxels.layout.shape
-    return RasterSpec(
-        location=image.location,
-        format=image_format,
-        shape=shape,
-        bands=tuple(range(1, voxels.bands + 1)),
-        dtype=voxels.delivered.name,
-        chunks=(*(1 for _ in shape[1:]), shape[-1]),
-        version=image.version,
-        file_bands=voxels.bands,
-        interpretation="rgb" if rgb else "bands",
-        space=space,
-        notes=notes,
-        part=image.part,
-    )
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the header of a file says."""
+
+    voxels: Voxels
+    space: Space
+    notes: tuple[str, ...] = ()
+    rgb: bool = False
+    """Whether the bands are red, green and blue."""
+
+
+class VoxelFormat(ABC):
+    """A format of such files."""
+
+    __slots__ = ()
+    name: ClassVar[str]
+    """In `FORMATS`."""
+    mask: ClassVar[str] = "nifti"
+
+    @abstractmethod
+    def header(self, location: str) -> Header:
+        """Read the header of a file. Raises `FormatError`, and `Unavailable`."""
+
+    def parts(self, image: StoredImage, options: ReadOptions) -> Sequence[str]:  # noqa: ARG002
+        """Names of the images over time; see `OptionsFormat.parts`."""
+        return parts_of(self.header(image.location).voxels)
+
+    def describe(self, location: str, version: str) -> RasterSpec:
+        """Read the header; see `Format.describe`."""
+        return self.describe_image(StoredImage(location, version), ReadOptions())
+
+    def describe_image(self, image: StoredImage, options: ReadOptions) -> RasterSpec:  # noqa: ARG002
+        """Read the header of an image; see `OptionsFormat.describe_image`."""
+        header = self.header(image.location)
+        voxels, shape = header.voxels, header.voxels.layout.shape
+        _require_sound(voxels, image.location)
+        _time_of(voxels, image.location, image.part)
+        return RasterSpec(
+            location=image.location,
+            format=self.name,
+            shape=shape,
+            bands=tuple(range(1, voxels.bands + 1)),
+            dtype=voxels.delivered.name,
+            chunks=(*(1 for _ in shape[1:]), shape[-1]),
+            version=image.version,
+            file_bands=voxels.bands,
+            interpretation="rgb" if header.rgb else "bands",
+            space=header.space,
+            notes=header.notes,
+            part=image.part,
+        )
+
+    def open(self, spec: RasterSpec) -> VoxelReader:
+        """Open an image; packed numbers are unpacked here. See `Format.open`; raises
+        `SourceChanged` if the file is another one now.
+        """
+        voxels = self.header(spec.location).voxels
+        same = (voxels.layout.shape, voxels.bands, voxels.delivered.name)
+        if same != (spec.shape, spec.file_bands, spec.dtype):
+            raise SourceChanged(
+                f"{spec.location} has changed since its header was read. Run the same command "
+                "again."
+            )
+        time = _time_of(voxels, spec.location, spec.part)
+        return VoxelReader(voxels, spec.bands, time, _content(voxels, spec.version))
 
 
 def parts_of(voxels: Voxels) -> tuple[str, ...]:
@@ -167,25 +206,29 @@ def placed(
     return Space(metric=metric, frame=frame, axes=axes), ()
 
 
-def opened(voxels: Voxels, spec: RasterSpec) -> VoxelReader:
-    """Open the numbers of an image that was described; packed ones are unpacked here.
-
-    Raises `ReadError`, and `SourceChanged` if the file is another one now.
+def file_below(source: StoredFile, name: str) -> str:
+    """The URI of a file that a header names, in its folder or below. Raises `FormatError` for any
+    other place, and if there is no such file.
     """
-    same = (voxels.layout.shape, voxels.bands, voxels.delivered.name)
-    if same != (spec.shape, spec.file_bands, spec.dtype):
-        raise SourceChanged(
-            f"{spec.location} has changed since its header was read. Run the same command again."
+    folder, slash, _ = source.location.rpartition("/")
+    around, _, _ = source.path.rpartition("/")
+    path = f"{around}/{name}"
+    steps = name.split("/")
+    is_outside = name.startswith(("/", "~")) or ".." in steps or "\\" in name or ":" in name
+    if source.local_path is not None and not is_outside:
+        # A link may lead elsewhere.
+        is_outside = not Path(path).resolve().is_relative_to(Path(around).resolve())
+    if is_outside:
+        raise FormatError(
+            f"{source.location} names the file {name} for its voxels, which is not in its folder. "
+            "Put that file beside the header, and its bare name into the header."
         )
-    time, source = _time_of(voxels, spec.location, spec.part), StoredFile.of(voxels.location)
-    content: ByteRanges
-    if voxels.packing:
-        content = unpacked(source, spec.version, voxels.packing, voxels.size, voxels.packed_from)
-    elif source.local_path is not None:
-        content = FileBytes(source.local_path)
-    else:
-        content = StoredBytes(source)
-    return VoxelReader(voxels, spec.bands, time, content)
+    if source.beside(path) is None:
+        raise FormatError(
+            f"{source.location} is a header, and the file with its voxels is missing: {name}. Put "
+            "it beside the header."
+        )
+    return folder + slash + name
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +288,15 @@ class VoxelReader:
                 strides = (down * item, right * item)
                 stored = np.ndarray((height, width), voxels.dtype, content, strides=strides)
                 plane[...] = _scaled(stored, voxels) if voxels.is_scaled else stored
+
+
+def _content(voxels: Voxels, version: str) -> ByteRanges:
+    """The bytes with the numbers. Raises `ReadError`, and `Unavailable`."""
+    source = StoredFile.of(voxels.location)
+    if voxels.packing:
+        return unpacked(source, version, voxels.packing, voxels.size, voxels.packed_from)
+    path = source.local_path
+    return StoredBytes(source) if path is None else FileBytes(path)
 
 
 def _scaled(stored: NDArray[Any], voxels: Voxels) -> NDArray[Any]:

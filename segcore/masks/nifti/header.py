@@ -87,7 +87,6 @@ def header(shape: Shape, dtype: str, space: Space, greatest: int) -> bytes:
     `greatest` is the highest label that viewers should show.
     """
     frame = frame_of(space)
-    known = space.metric is not None or frame.sform_code > 0 or frame.qform_code > 0
     second = frame.qform if frame.qform is not None else _second_transform(frame.affine)
     place: tuple[float, ...] = (0.0,) * 6
     lengths, factor = _lengths(frame.affine), 1.0
@@ -98,7 +97,7 @@ def header(shape: Shape, dtype: str, space: Space, greatest: int) -> bytes:
         pixdim=(factor, *lengths, *(0.0,) * 4),
         dtype=dtype,
         greatest=greatest,
-        units=_MILLIMETRE if known else 0,
+        units=0 if space.metric is None else _MILLIMETRE,
         qform_code=0 if second is None else frame.qform_code,
         sform_code=frame.sform_code,
         place=place,

@@ -141,7 +141,7 @@ def test_files_that_no_format_claims_are_counted_by_suffix(folder):
     for name in (
         "b/x.lsm",
         "b/y.LSM",
-        "c/v.nii.gz",
+        "c/v.mnc.gz",
         "c/IM0001",
         "b/1.tif.aux.xml",
         "b/1.tfw",
@@ -159,7 +159,7 @@ def test_files_that_no_format_claims_are_counted_by_suffix(folder):
     assert ids(found) == ["a/1", "b/1", "b/2", "c/deep/4"]
     assert found.passed_over == {
         ".lsm": 2,
-        ".nii.gz": 1,
+        ".mnc.gz": 1,
         "without a suffix": 1,
         ".n5": 1,
         ".md": 1,
