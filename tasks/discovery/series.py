@@ -86,8 +86,10 @@ class SeriesHeaders:
         starts = range(0, len(files), _BATCH)
         jobs = [HeadersJob(image_format, tuple(files[i : i + _BATCH])) for i in starts]
         for job, answer in self.open_fanout().map(read_headers, jobs):
-            died = isinstance(answer, WorkerDied)
-            yield job.members, [""] * len(job.members) if died else answer
+            if isinstance(answer, WorkerDied):
+                yield job.members, [""] * len(job.members)
+            else:
+                yield job.members, answer
 
     def _known(self) -> dict[tuple[str, str, str], str]:
         try:
