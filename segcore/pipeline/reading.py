@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from maskloom.segcore import formats
 from maskloom.segcore.errors import (
     FormatError,
@@ -36,8 +38,10 @@ from maskloom.segcore.storage.filesystems import filesystem, is_local
 if TYPE_CHECKING:
     from types import TracebackType
 
-    import numpy as np
     from numpy.typing import NDArray
+
+_SAME = 1e-3
+"""Relative difference up to which two sizes of a pixel are the same."""
 
 
 def describe_source(source: Source, job: DescribeJob) -> list[PlannedImage]:
@@ -88,19 +92,39 @@ def _placed(spec: RasterSpec, options: ReadOptions) -> RasterSpec:
     """The metadata with the position and the pixel size that the user wants."""
     if options.ground_control == "affine":
         spec = _fitted_to_ground(spec)
+    spec = _with_plausible_size(spec)
     return _sized(spec, options.pixel_size) if isinstance(options.pixel_size, PixelSize) else spec
 
 
+def _with_plausible_size(spec: RasterSpec) -> RasterSpec:
+    stated = spec.space.metric
+    if stated is None or stated.is_plausible:
+        return spec
+    note = (
+        f"its pixel size, {stated}, is not used, and sizes are in px: expected 1 nm to 1 m. Set "
+        "`pixel_size`"
+    )
+    return replace(spec, space=replace(spec.space, metric=None), notes=(*spec.notes, note))
+
+
 def _sized(spec: RasterSpec, size: PixelSize) -> RasterSpec:
+    """The metadata with the size of a pixel at full resolution in the user's words."""
+    stated, notes = spec.space.metric, spec.notes
     if spec.space.crs is not None:
         note = "`pixel_size` is not used, since its coordinate reference system gives the areas"
-        return replace(spec, notes=(*spec.notes, note))
+        return replace(spec, notes=(*notes, note))
     try:
         metric = size.metric(spec.space.axes)
     except ValueError as error:
-        raise FormatError(f"pixel_size: {error}. {spec.location} does not suit it.") from error
-    # The size of a level is that of full resolution in the recipe, times its factor.
-    return replace(spec, space=replace(spec.space, metric=metric))
+        raise FormatError(
+            f"{spec.location} does not suit the recipe's pixel_size: {error}."
+        ) from error
+    if spec.reduction:
+        spacing = zip(metric.spacing, spec.reduction, strict=True)
+        metric = replace(metric, spacing=tuple(step * factor for step, factor in spacing))
+    if stated is not None and not np.allclose(stated.millimetres, metric.millimetres, _SAME, 0):
+        notes = (*notes, f"`pixel_size` replaces {stated}, its own pixel size")
+    return replace(spec, space=replace(spec.space, metric=metric), notes=notes)
 
 
 def _require_regular_files(source: Source) -> None:

@@ -65,6 +65,10 @@ class RasterSpec:
     """Name of the image among several in the file; see `StoredImage.part`."""
     level: int = 0
     """Level of a pyramid that is read; 0: full resolution."""
+    reduction: tuple[float, ...] = ()
+    """Size of a pixel of this level along each axis, in pixels of full resolution, from which
+    `space` follows if the file states the size of these. Empty: 1.
+    """
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.space.axes):
@@ -91,7 +95,11 @@ class RasterSpec:
         if metric is not None:
             metric = replace(metric, spacing=metric.spacing[-2:])
         return replace(
-            self, shape=self.shape[-2:], chunks=self.chunks[-2:], space=Space(metric=metric)
+            self,
+            shape=self.shape[-2:],
+            chunks=self.chunks[-2:],
+            space=Space(metric=metric),
+            reduction=self.reduction[-2:],
         )
 
     def select(self, bands: Sequence[int] | None) -> RasterSpec:

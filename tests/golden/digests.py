@@ -25,7 +25,10 @@ VOLATILE = {
     "mask_sha256",  # of the file, whose blocks are a matter of tiling too
 }
 """Columns that are left out of rows."""
-ADDED = {"equivalent_diameter", "feret_diameter_max"}
+ADDED = {
+    *("equivalent_diameter", "feret_diameter_max"),
+    *("pixel_size_z", "pixel_size_y", "pixel_size_x", "pixel_size_from"),
+}
 """Columns that are newer than the digests."""
 _LENGTH = 16
 
