@@ -21,9 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from maskloom.segcore.errors import RunError
+from maskloom.segcore.ground.space import AXES
 from maskloom.segcore.masks import beside_endings
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.raster.source import Source, version_now
+from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import Statistic
@@ -50,6 +52,10 @@ IMAGES_SCHEMA = pa.schema(
         ("bands", pa.int32()),
         ("dtype", pa.string()),
         ("crs", pa.string()),
+        ("pixel_size_z", pa.float64()),
+        ("pixel_size_y", pa.float64()),
+        ("pixel_size_x", pa.float64()),
+        ("pixel_size_from", pa.string()),
         ("total_pixels", pa.int64()),
         ("valid_pixels", pa.int64()),
         ("nodata_pixels", pa.int64()),
@@ -327,6 +333,7 @@ class Tables:
             "bands": spec.file_bands if spec else None,
             "dtype": spec.dtype if spec else None,
             "crs": crs_name(spec.space.crs) if spec else None,
+            **_pixel_size(spec),
             "total_pixels": total,
             "valid_pixels": 0 if failure else (total or 0) - result.nodata_pixels,
             "nodata_pixels": result.nodata_pixels,
@@ -389,6 +396,17 @@ def _write(
             compression="zstd",
             row_group_size=ROW_GROUP,
         )
+
+
+def _pixel_size(spec: RasterSpec | None) -> dict[str, float | str | None]:
+    """The columns on the size of a pixel in mm, and on what states it."""
+    metric = None if spec is None else spec.space.metric
+    sizes: dict[str, float | str | None] = dict.fromkeys(f"pixel_size_{axis}" for axis in AXES)
+    if spec is None or metric is None:
+        return {**sizes, "pixel_size_from": None}
+    found = zip(spec.space.axes, metric.millimetres, strict=True)
+    sizes |= {f"pixel_size_{axis}": size for axis, size in found}
+    return {**sizes, "pixel_size_from": metric.stated_by}
 
 
 def _version_now(source: Source) -> str | None:

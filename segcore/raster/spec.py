@@ -78,7 +78,9 @@ class RasterSpec:
     user_nodata: UserNodata | None = None
     """What else means "no data", in images of any format; `formats.open_image` applies it."""
     reduction: tuple[float, ...] = ()
-    """Size of a pixel of the level in pixels of full resolution, along each axis. Empty: 1."""
+    """Size of a pixel of this level along each axis, in pixels of full resolution, from which
+    `space` follows if the file states the size of these. Empty: 1.
+    """
     mask: str = ""
     """Name in `MASKS` of the writer for its mask. Empty: that of its format."""
 
@@ -107,7 +109,11 @@ class RasterSpec:
         if metric is not None:
             metric = replace(metric, spacing=metric.spacing[-2:])
         return replace(
-            self, shape=self.shape[-2:], chunks=self.chunks[-2:], space=Space(metric=metric)
+            self,
+            shape=self.shape[-2:],
+            chunks=self.chunks[-2:],
+            space=Space(metric=metric),
+            reduction=self.reduction[-2:],
         )
 
     def select(self, bands: Sequence[int] | None) -> RasterSpec:

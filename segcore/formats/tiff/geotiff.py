@@ -36,8 +36,10 @@ from maskloom.segcore.formats.tiff.beside import SideMask
 from maskloom.segcore.formats.tiff.contents import Contents, read_contents
 from maskloom.segcore.formats.tiff.dataset import TiffDataset, errors, fault, reason
 from maskloom.segcore.formats.tiff.layout import Layout, read_layout
+from maskloom.segcore.formats.tiff.resolution import sized_by_tags
 from maskloom.segcore.geometry import Box
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
+from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -68,11 +70,23 @@ class GeoTiff:
 
     def describe(self, location: str, version: str) -> RasterSpec:
         """Read the header; see `segcore.raster.spec.Format.describe`."""
+        return self.describe_image(StoredImage(location, version), ReadOptions())
+
+    def parts(self, image: StoredImage, options: ReadOptions) -> Sequence[str]:
+        """No names: a file is one image."""
+        del image, options
+        return ()
+
+    def describe_image(self, image: StoredImage, options: ReadOptions) -> RasterSpec:
+        """Read the header; see `segcore.raster.spec.OptionsFormat.describe_image`."""
+        location = image.location
         try:
             source = _checked(location)
             contents = read_contents(source)
             with contextlib.closing(_opened(source, contents, contents.page)) as dataset:
                 layout = read_layout(dataset, source, contents.page)
+                if options.pixel_size == "tags":
+                    layout = sized_by_tags(dataset, layout)
         except errors() as error:
             raise FormatError(fault(location, "The header of", error)) from error
         bands = _bands(contents, layout)
@@ -84,7 +98,7 @@ class GeoTiff:
             bands=tuple(range(1, bands + 1)),
             dtype="uint8" if painted else layout.dtype,
             chunks=turn_shape(layout.chunks, layout.orientation),
-            version=version,
+            version=image.version,
             file_bands=bands,
             nodata=layout.nodata[0],
             interpretation="rgb" if layout.rgb or painted else "bands",
