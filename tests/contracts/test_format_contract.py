@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
+from dicom_support import encoded, enhanced, slice_of
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -223,7 +224,21 @@ NUMPY: dict[str, Callable[[Path], None]] = {
         True, pixels=np.stack([VOLUME, 255 - VOLUME], -1), axes="zyxb", spacing=[3, 1, 1], unit="mm"
     ),
 }
-SAMPLES = {"tiff": TIFFS, "picture": PICTURES, "zarr": ARRAYS, "array": NUMPY}
+
+
+def dicom(**elements: object) -> Callable[[Path], None]:
+    return lambda p: p.write_bytes(encoded(slice_of(**elements)))
+
+
+SCAN = VOLUME.astype("int16") * 10
+SCANS: dict[str, Callable[[Path], None]] = {
+    "slice.dcm": dicom(pixels=SCAN[0], RescaleSlope=1, RescaleIntercept=-1024),
+    "dose.ima": dicom(pixels=SCAN[1], RescaleSlope=0.25, PixelPaddingValue=30),
+    "colours.dicom": dicom(pixels=PHOTO[:, :-1], position=None),
+    "frames.dcm": lambda p: p.write_bytes(encoded(enhanced(SCAN))),
+    "map.dcm": dicom(pixels=np.where(SCAN[0] > 600, SCAN[0], np.nan).astype("float32")),
+}
+SAMPLES = {"tiff": TIFFS, "picture": PICTURES, "zarr": ARRAYS, "array": NUMPY, "dicom": SCANS}
 CASES = [(name, sample) for name in FORMATS for sample in SAMPLES.get(name, [None])]
 each = pytest.mark.parametrize(("name", "sample"), CASES, ids=str)
 
@@ -243,7 +258,7 @@ def opened(name: str, sample: str, folder: Path) -> Iterator[tuple[Format, Raste
     if path.is_dir():
         assert formats.format_of_folder(str(path), [each.name for each in path.iterdir()]) == name
     else:
-        assert formats.format_of(str(path), path.read_bytes()[:64]) == name
+        assert formats.format_of(str(path), path.read_bytes()[:512]) == name
     spec = FORMATS[name].describe(str(path), "v1")
     with FORMATS[name].open(spec) as reader:
         yield FORMATS[name], spec, reader
