@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
-EXPLICIT = "1.2.840.10008.1.2.1"
+IMPLICIT, EXPLICIT, BIG_ENDIAN = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2"))
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
@@ -36,7 +36,14 @@ def slice_of(
     meta.MediaStorageSOPClassUID = elements.get("SOPClassUID", CT)
     instance = elements.pop("SOPInstanceUID", uid(series, number))
     meta.MediaStorageSOPInstanceUID = instance
-    found = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    found = FileDataset(
+        "",
+        {},
+        file_meta=meta,
+        preamble=bytes(128),
+        is_implicit_VR=meta.TransferSyntaxUID == IMPLICIT,
+        is_little_endian=meta.TransferSyntaxUID != BIG_ENDIAN,
+    )
     found.SOPClassUID, found.SOPInstanceUID = CT, instance
     found.SeriesInstanceUID = uid(series)
     found.StudyInstanceUID = uid("study", series)

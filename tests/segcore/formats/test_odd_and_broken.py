@@ -120,7 +120,6 @@ def foreign_files() -> dict[str, tuple[bytes, str]]:
     after its specification, and its suffix.
     """
     import gzip
-    import zipfile
 
     import h5py
     import scipy.io
