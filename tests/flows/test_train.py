@@ -87,10 +87,10 @@ def prepared(training_run):
 
 
 def test_inputs_of_a_training_are_looked_at_as_those_of_a_run(folder, caplog):
-    (folder / "images" / "scan.dcm").write_bytes(b"x")
+    (folder / "images" / "scan.xyz").write_bytes(b"x")
     assert [len(found) for found in flow.sources(made(folder))] == [4, 4]
     assert (
-        "images: Passed over in folders, since no format claims such files: 1 .dcm." in caplog.text
+        "images: Passed over in folders, since no format claims such files: 1 .xyz." in caplog.text
     )
     with pytest.raises(
         RecipeError, match=r"masks: '.*/nomasks' does not exist\. Did you mean 'masks'\?"

@@ -24,7 +24,12 @@ from maskloom.segcore.formats.dicom.grouping import (
     key_of,
     path_names_patient,
 )
-from maskloom.segcore.formats.dicom.header import check_image, kind_without_image, read_header
+from maskloom.segcore.formats.dicom.header import (
+    announces_image,
+    check_image,
+    kind_without_image,
+    read_header,
+)
 from maskloom.segcore.formats.dicom.library import pydicom
 from maskloom.segcore.formats.dicom.pseudonyms import key_version
 from maskloom.segcore.formats.dicom.reader import DicomReader
@@ -150,7 +155,7 @@ def _header_of_file(uri: str, options: ReadOptions) -> str:
     """The image in a file. Raises `FormatError` if it cannot be read."""
     with opened(uri) as stream:
         header = read_header(stream, uri, for_grouping=True)
-    if header.pixels is None and not all(header.shape):
+    if header.pixels is None and not announces_image(header):
         # Any bytes may look like an element.
         known = bool(header.sop_class)
         return str(FileHeader(without_image=kind_without_image(header))) if known else ""
@@ -170,6 +175,7 @@ def _header_of_archive(uri: str, options: ReadOptions) -> str:
         except FormatError:
             damaged = True
             continue
+        damaged |= header.pixels is None and announces_image(header)
         if header.pixels is not None:
             keys[key_of(header, Place(uri, entry), options.identifiers)] = None
     if not keys and not damaged:

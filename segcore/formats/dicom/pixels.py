@@ -267,7 +267,10 @@ def _is_padding(
         return (stored >= least) & (stored <= greatest)
     # Some scanners write padding with more bits than other pixels have.
     size = kind.container.itemsize
-    return (stored == value) | (raw.astype(f"u{size}") == value % 2 ** (8 * size))
+    found: NDArray[np.bool_] = (stored == value) | (
+        raw.astype(f"u{size}") == value % 2 ** (8 * size)
+    )
+    return found
 
 
 def _padding(header: Header, keyword: str, kind: Stored) -> int | None:
