@@ -47,10 +47,10 @@ def measured_once(monkeypatch):
     monkeypatch.setattr(semantic, "patch_shape_of", patch_shape_of)
 
 
-def patch_shape_of(recipe, channels, *, measure=semantic.patch_shape_of, known={}):  # noqa: B006  what is known is kept on purpose
-    key = (recipe.network, recipe.training.patch, channels, recipe.classes)
+def patch_shape_of(recipe, channels, axes, *, measure=semantic.patch_shape_of, known={}):  # noqa: B006  what is known is kept on purpose
+    key = (recipe.network, recipe.training.patch, channels, axes, recipe.classes)
     if key not in known:
-        known[key] = measure(recipe, channels)
+        known[key] = measure(recipe, channels, axes)
     return known[key]
 
 
