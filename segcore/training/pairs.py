@@ -190,7 +190,6 @@ def _digest_of(location: str) -> bytes:
 
 
 def _described(source: Source, bands: Sequence[int] | None) -> RasterSpec:
-    location = source.uri
     try:
         [(_, header)] = formats.describe_images(source, source.version)
         if isinstance(header, FormatError):

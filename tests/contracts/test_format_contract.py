@@ -323,6 +323,8 @@ METAIMAGES: dict[str, Callable[[Path], None]] = {
         "ElementType = MET_UCHAR",
     ),
 }
+
+
 def dicom(**elements: object) -> Callable[[Path], None]:
     return lambda p: p.write_bytes(encoded(slice_of(**elements)))
 
