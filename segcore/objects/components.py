@@ -207,15 +207,16 @@ class Components:
         roots = np.flatnonzero(kept & (parent == np.arange(len(parent))))
         begin = np.full(len(parent), np.iinfo(np.int64).max)
         np.minimum.at(begin, parent, first)
-        parts = [(codes[roots], total[roots].astype(np.int64), begin[roots])]
+        parts: list[tuple[NDArray[Any], ...]] = [(codes[roots], total[roots], begin[roots])]
         parts += [tuple(array[each.stays] for array in each.parts) for each in islands]
-        chosen = _lead(*map(np.concatenate, zip(*parts, strict=True)), self.largest)
+        code, size, place = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        chosen = _lead(code, size.astype(np.int64), place, self.largest)
         is_root_kept = np.zeros(len(parent), np.bool_)
         is_root_kept[roots] = chosen[: len(roots)]
         kept &= is_root_kept[parent]
         at = len(roots)
         for each in islands:
-            count = np.count_nonzero(each.stays)
+            count = int(np.count_nonzero(each.stays))
             each.dropped[each.stays] = ~chosen[at : at + count]
             at += count
 
