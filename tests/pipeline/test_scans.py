@@ -156,6 +156,52 @@ def test_a_damaged_scan_fails_alone(maskloom, tmp_path: Path) -> None:
     assert masks == ["a.nii.gz"]
 
 
+DEPLOYED = Path(__file__).parents[2] / "deploy" / "recipes"
+
+
+def run_deployed(maskloom, name: str, folder: Path) -> Path:
+    out = folder / "out"
+    changes = [f"inputs={folder / 'a.nii.gz'}", f"output={out}", "cluster=serial"]
+    words = [word for change in changes for word in ("--set", change)]
+    command = ("run", DEPLOYED / f"{name}.yaml", "--no-prefect", "--quiet", *words)
+    assert maskloom(*command, "--set", "tiling.tile=[6, 16, 16]").exit_code == 0
+    return out
+
+
+def test_the_recipe_for_lesions_counts_and_measures_them(maskloom, tmp_path: Path) -> None:
+    """Balls of known size in a brain of noise, outside of which all is 0."""
+    z, y, x = np.indices(SHAPE)
+    noise = np.random.default_rng(1).normal(90, 8, SHAPE)
+    brain = np.where((y - 20) ** 2 + (x - 17) ** 2 < 15**2, noise, 0)
+    centres = [(3, 14, 12), (9, 25, 20), (10, 15, 22)]
+    balls = [(z - a) ** 2 + (y - b) ** 2 + (x - c) ** 2 <= 4 for a, b, c in centres]
+    for ball in balls:
+        brain[ball] = 150
+    brain[5, 20, 17] = 150  # one voxel: noise
+    save_scan(tmp_path / "a.nii.gz", np.int16(brain))
+    out = run_deployed(maskloom, "lesions", tmp_path)
+    rows = read_table(out, "objects")
+    voxel = abs(np.linalg.det(OBLIQUE[:3, :3]))
+    assert [row["area"] for row in rows] == pytest.approx([balls[0].sum() * voxel] * 3, rel=1e-6)
+    mask = np.asanyarray(nibabel.load(out / "masks" / "a.nii.gz").dataobj).T
+    np.testing.assert_array_equal(mask > 0, np.any(balls, axis=0))
+    [image] = read_table(out, "images")
+    assert image["nodata_pixels"] == (np.int16(brain) == 0).sum()
+
+
+def test_the_recipe_for_organs_keeps_the_largest_part_filled(maskloom, tmp_path: Path) -> None:
+    scan = np.full(SHAPE, -50, np.int16)
+    scan[2:12, 6:30, 8:26] = 400
+    scan[4:10, 10:20, 12:20] = 60  # marrow
+    scan[:, 36:38] = 350  # the table
+    save_scan(tmp_path / "a.nii.gz", scan)
+    out = run_deployed(maskloom, "organ_ct", tmp_path)
+    expected = np.zeros(SHAPE, bool)
+    expected[2:12, 6:30, 8:26] = True
+    mask = np.asanyarray(nibabel.load(out / "masks" / "a.nii.gz").dataobj).T
+    np.testing.assert_array_equal(mask, expected)
+
+
 @real
 @pytest.mark.parametrize(
     "name",

@@ -41,6 +41,7 @@ RECIPES = [
     ),
     ConnectedParts(MixtureOfGaussians(components=2), connectivity=4, fill_holes=True),
     ConnectedParts(Threshold(method="li"), fill_holes=True),
+    ConnectedParts(KMeans(clusters=3), largest=2, fill_holes=True),
 ]
 any_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=str)
 
@@ -141,6 +142,18 @@ def test_class_0_is_background(
         == ids.max() + 1
         == wanted.max() + 1
     )
+
+
+def test_the_largest_parts_of_each_class_are_kept() -> None:
+    every, _ = check.object_mask(model_of(ConnectedParts(Threshold()), COINS), COINS)
+    model = model_of(ConnectedParts(Threshold(), largest=5), COINS)
+    few, _ = check.object_mask(model, COINS, (50, 60))
+    sizes = np.bincount(every.ravel())
+    sizes[0] = 0
+    assert np.array_equal(few > 0, np.isin(every, np.argsort(sizes)[-5:]))
+    assert model.provenance()["largest"] == 5
+    with pytest.raises(ValueError, match="largest: expected a number of parts from 1 on"):
+        ConnectedParts(Threshold(), largest=0)
 
 
 def test_small_parts_are_background() -> None:
