@@ -25,12 +25,12 @@ from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
 from maskloom.segcore.formats.pixels import drop_not_finite
 from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS, store_failures
 from maskloom.segcore.ground.space import AXES, MILLIMETRES, Metric, Space
+from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 from maskloom.segcore.storage.filesystems import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -118,22 +118,11 @@ FORMATS.register("zarr")(Zarr())
 
 
 @dataclass(frozen=True, slots=True)
-class ZarrReader:
+class ZarrReader(NothingToClose):
     """An open array."""
 
     array: _Array
     spec: RasterSpec
-
-    def __enter__(self) -> ZarrReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing to close."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `Reader.read`."""
