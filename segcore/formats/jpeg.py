@@ -51,7 +51,7 @@ def require_whole_jpeg(location: str, content: bytes) -> None:
 
 
 def _complaint(content: bytes) -> str:
-    """The warning of libjpeg about damage; empty if there is none."""
+    """The warning of libjpeg about damage; empty without damage."""
     from rasterio.io import MemoryFile
 
     # Read by libjpeg itself: a progressive picture is decoded in memory, which takes more than the

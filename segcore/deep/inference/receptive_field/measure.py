@@ -194,7 +194,7 @@ def _transposed(network: Network) -> Network:
 
 
 def _stride(network: Network, sizes: _Sizes, channels: int) -> int | None:
-    """Smallest shift of rows shared by input and output; None if there is none."""
+    """Smallest shift of rows shared by input and output; None if they share no shift."""
     for length in _lengths(sizes):
         pixels = _sparse_pixels((1, length + max(_STRIDES), sizes.width, channels))
         still = network(pixels[:, :length])
