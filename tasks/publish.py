@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -82,6 +83,8 @@ class Record:
     """URI and reason of the first failures."""
     files: Mapping[str, str]
     """SHA-256 of each file of the run's records, by its name below the output."""
+    areas: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """Total area of each class, by its name and the unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,21 +155,37 @@ class Tables:
             if not name.endswith("/manifest.json"):
                 files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
         uris = self._planned
-        done, pixels, failures = 0, 0, []
+        done, pixels, failures, areas = 0, 0, [], Counter[tuple[str, str]]()
         for file in sorted(
             {row.file for uri in uris if (row := self.ledger.rows.get(uri)) is not None}
         ):
-            columns = ["uri", "status", "error", "error_type", "total_pixels"]
+            columns = ["uri", "image_id", "status", "error", "error_type", "total_pixels"]
+            ids = []
             for row in read_table(self.store, f"{IMAGES}/{file}", columns).to_pylist():
                 if row["uri"] not in uris:
                     continue
                 if row["status"] == "ok":
                     done, pixels = done + 1, pixels + row["total_pixels"]
+                    ids.append(row["image_id"])
                 else:
                     failures.append(
                         (row["uri"], Failure(row["error_type"], row["error"], permanent=True))
                     )
-        return Record(done, len(failures), pixels, tuple(failures[:_FAILURES_NAMED]), files)
+            areas.update(self._areas(file, ids))
+        named = tuple(failures[:_FAILURES_NAMED])
+        return Record(done, len(failures), pixels, named, files, areas)
+
+    def _areas(self, file: str, image_ids: Sequence[str]) -> dict[tuple[str, str], float]:
+        """The total area of each class of some images in a file, by its name and the unit."""
+        keys = ["class_name", "area_unit"]
+        try:
+            found = read_table(self.store, f"tables/areas/{file}", ["image_id", *keys, "area"])
+        except FileNotFoundError:
+            # The next run makes it again; this one ends with a line less.
+            return {}
+        ours = pc.is_in(found["image_id"], value_set=pa.array(image_ids, pa.string()))
+        sums = found.filter(ours).group_by(keys, use_threads=False).aggregate([("area", "sum")])
+        return {(row["class_name"], row["area_unit"]): row["area_sum"] for row in sums.to_pylist()}
 
     def _refresh(self) -> None:
         for row in self.ledger.refresh():

@@ -91,8 +91,8 @@ def _inverse(space: Space, starts: Floats, stops: Floats) -> tuple[Floats, Float
     for row, column in (starts.T, stops.T):
         ends += transformer.transform(a * column + b * row + c, d * column + e * row + f)
     known = np.isfinite(ends).all(axis=0)
-    angles = (each[known] * radians for each in ends)
-    azimuths[known], _, lengths[known] = geod.inv(*angles, radians=True)
+    x0, y0, x1, y1 = (each[known] * radians for each in ends)
+    azimuths[known], _, lengths[known] = geod.inv(x0, y0, x1, y1, radians=True)
     return azimuths, lengths
 
 

@@ -30,6 +30,7 @@ from maskloom.segcore.ground.space import PixelSize
 from maskloom.segcore.pipeline.jobs import DescribeJob, HeadersJob
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.processes import limits
+from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.source import ABSENT, Source, learn_addresses, version_now
 from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader, SeriesFormat
 from maskloom.segcore.raster.stored import ReadOptions
@@ -37,8 +38,6 @@ from maskloom.segcore.storage.addresses import remember_address
 from maskloom.segcore.storage.filesystems import filesystem, is_local
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
 _SAME = 1e-3
@@ -188,23 +187,12 @@ def open_planned(image: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
 
 
 @dataclass(frozen=True, slots=True)
-class _AnnouncingReader:
+class _AnnouncingReader(NothingToClose):
     """A reader that announces the begin of each read, and of the work on the pixels."""
 
     reader: Reader
     least: int
     """Smallest number of pixels that are decoded for a read."""
-
-    def __enter__(self) -> _AnnouncingReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """The inner reader is closed where it was opened."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""

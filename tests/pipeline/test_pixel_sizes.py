@@ -4,6 +4,8 @@ said and recorded.
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from tests_support import read_table, write_tiff
 
 from maskloom.segcore.formats.arrays import Arrays
 
+TEST_DATA = os.environ.get("MASKLOOM_TEST_DATA")
 SQUARE = np.zeros((20, 30), np.uint8)
 SQUARE[5:15, 10:20] = 200
 QUIET = ("--no-prefect", "--quiet", "--set", "cluster.kind=serial")
@@ -58,6 +61,8 @@ def test_a_size_of_the_recipe_is_used_and_recorded(tmp_path, segment, size, area
     Image.fromarray(SQUARE).save(tmp_path / "in" / "a.png", dpi=(72, 72))
     result = segment(f"pixel_size={size}")
     assert result.exit_code == 0, result.output
+    shown = {"0.5 um": "25 µm²", "0.5 0.25 um": "12.5 µm²", "2 cm": "400 cm²"}[size]
+    assert f"foreground {shown}\n" in result.output
     row = foreground(tmp_path)
     assert (row["area_unit"], row["area"]) == ("mm2", pytest.approx(area, rel=1e-12))
     assert sizes(tmp_path) == (None, *map(pytest.approx, steps), "recipe")
@@ -102,13 +107,45 @@ def test_known_volumes_are_right_in_millilitres(tmp_path, segment):
         spacing=spacing,
         unit="mm",
     )
-    assert segment().exit_code == 0
+    result = segment()
+    assert result.exit_code == 0, result.output
+    assert re.search(
+        r"^Volumes: background 40\.\d+ ml, foreground 4\.7\d* ml$", result.output, re.MULTILINE
+    )
     found = sorted(read_table(tmp_path / "out", "objects"), key=lambda row: row["centroid_x"])
     assert [row["area_unit"] for row in found] == ["mm3", "mm3"]
     assert found[0]["area"] == pytest.approx(1000, rel=0.02)
     assert found[0]["equivalent_diameter"] == pytest.approx(2 * radius, rel=0.01)
     assert found[0]["feret_diameter_max"] == pytest.approx(2 * radius, abs=spacing.max())
     assert found[1]["area"] == pytest.approx(10 * 20 * 50 * spacing.prod())
+
+
+@pytest.mark.skipif(not TEST_DATA, reason="MASKLOOM_TEST_DATA is not set")
+def test_the_average_brain_has_its_volume(tmp_path, segment):
+    """1,886,539 voxels of 1 mm."""
+    nibabel = pytest.importorskip("nibabel")
+    (path,) = Path(TEST_DATA, "mri_mni152", "images").glob("*.nii.gz")
+    image = nibabel.load(path)
+    np.savez(
+        tmp_path / "in" / "v.npz",
+        pixels=np.asarray(image.dataobj).T,
+        spacing=image.header.get_zooms()[::-1],
+        unit="mm",
+    )
+    result = segment("segmenter.value=0", "statistics=[area]")
+    assert result.exit_code == 0, result.output
+    assert "foreground 1.887 l" in result.output
+    assert foreground(tmp_path)["area"] == pytest.approx(1_886_539, rel=1e-9)
+
+
+def test_areas_of_unlike_units_are_not_added(tmp_path, segment):
+    Image.fromarray(SQUARE).save(tmp_path / "in" / "a.png")
+    np.savez(tmp_path / "in" / "v.npz", pixels=SQUARE, spacing=[0.5, 0.5], unit="um")
+    result = segment()
+    expected = "Areas: background 500 px, foreground 100 px, background 125 µm², foreground 25 µm²"
+    assert expected in result.output.splitlines()
+    again = segment()
+    assert "Areas" not in again.output
 
 
 def test_a_map_keeps_its_areas_and_says_so(tmp_path, segment, caplog):

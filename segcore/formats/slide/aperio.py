@@ -106,23 +106,12 @@ class Aperio:
 
 
 @dataclass(frozen=True, slots=True)
-class AperioReader:
+class AperioReader(NothingToClose):
     """A level of a slide; each read opens the file anew, so threads may share it."""
 
     source: StoredFile
     level: Level
     spec: RasterSpec
-
-    def __enter__(self) -> AperioReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing to close."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""

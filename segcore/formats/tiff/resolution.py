@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from maskloom.segcore.formats.orientation import turn_shape
+from maskloom.segcore.formats.orientation import transposed
 from maskloom.segcore.ground.space import Metric
 
 if TYPE_CHECKING:
@@ -42,10 +42,11 @@ def _metric(tags: Mapping[str, str], orientation: int) -> Metric | None:
     # GDAL writes the unit with its meaning: 3 (pixels/cm).
     unit = _CENTIMETRES.get(tags.get("TIFFTAG_RESOLUTIONUNIT", "")[:1])
     try:
-        steps = [
-            (unit or 0.0) / float(tags.get(f"TIFFTAG_{axis}RESOLUTION", "nan")) for axis in "YX"
-        ]
-        found = Metric(turn_shape((steps[0], steps[1]), orientation), "cm", "tags")
+        steps = tuple(
+            (unit or 0.0) / float(tags.get(f"TIFFTAG_{axis}RESOLUTION", "nan"))
+            for axis in ("XY" if transposed(orientation) else "YX")
+        )
+        found = Metric(steps, "cm", "tags")
     except (ValueError, ZeroDivisionError):
         return None
     return found if found.is_plausible else None

@@ -4,6 +4,9 @@ whatever the tiling.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +20,7 @@ from skimage.measure import find_contours, regionprops
 
 from maskloom.segcore.ground.space import AXES, Frame, Metric, Space
 
+TEST_DATA = os.environ.get("MASKLOOM_TEST_DATA")
 TILE, CUBE = (7, 9), (3, 4, 2)
 sizes = st.floats(0.01, 100)
 
@@ -195,3 +199,23 @@ def test_ground_beyond_the_map_has_no_width() -> None:
     image = located(ids, crs, (3e6, 0.0, -1.5e7, 0.0, -3e6, 1.5e7))
     (row,) = by_id(image, TILE).values()
     assert row["feret_diameter_max"] is None
+
+
+@pytest.mark.skipif(not TEST_DATA, reason="MASKLOOM_TEST_DATA is not set")
+@pytest.mark.parametrize(
+    ("name", "volume", "width"),
+    [
+        ("brain1", 16412.658691406243, 69.60099030590368),
+        ("breast1", 132.42579545515324, 9.081018608331778),
+    ],
+)
+def test_tumours_have_the_published_size(name: str, volume: float, width: float) -> None:
+    """PyRadiomics publishes VoxelVolume and Maximum3DDiameter of these labels, in mm³ and mm."""
+    nrrd = pytest.importorskip("nrrd")
+    path = Path(TEST_DATA or "", "mri_ct_pyradiomics", "labels", f"{name}_label.nrrd")
+    labels, header = nrrd.read(str(path))
+    spacing = np.linalg.norm(header["space directions"], axis=1)[::-1]
+    space = Space(axes=AXES, metric=Metric(tuple(spacing.tolist())))
+    (row,) = by_id(solid(labels.T > 0, space), (16, 64, 64)).values()
+    assert row["area"] == pytest.approx(volume, rel=1e-12)
+    assert row["feret_diameter_max"] == pytest.approx(width, rel=1e-12)
