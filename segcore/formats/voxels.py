@@ -33,7 +33,6 @@ from maskloom.segcore.raster.stored import ReadOptions, StoredImage, uri_of_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from numpy.typing import NDArray
 

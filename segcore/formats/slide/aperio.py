@@ -26,8 +26,6 @@ from maskloom.segcore.formats.slide.pyramid import Pyramid, plausible
 from maskloom.segcore.geometry import Box
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.formats.source import StoredFile

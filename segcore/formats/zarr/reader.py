@@ -35,8 +35,6 @@ from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Box
