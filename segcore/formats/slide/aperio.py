@@ -24,6 +24,7 @@ from maskloom.segcore.errors import FormatError, ReadError
 from maskloom.segcore.formats.jpeg import require_whole_tile
 from maskloom.segcore.formats.slide.pyramid import Pyramid, plausible
 from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.readers import NothingToClose
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
