@@ -157,7 +157,8 @@ class AperioReader:
             tile = level.decode(data, number, jpegtables=level.tables or None)[0][0]
             if tile.shape[0] < height or tile.shape[1] < width or tile.dtype != self.spec.dtype:
                 raise ValueError(f"it holds {tile.shape[1]} x {tile.shape[0]} of {tile.dtype}")
-            return tile[:height, :width].reshape(height, width, self.spec.file_bands)
+            part: NDArray[Any] = tile[:height, :width]
+            return part.reshape(height, width, self.spec.file_bands)
         except Exception as error:
             # The errors of codecs have no common base class.
             (top, left), (bottom, right) = place.start, place.stop
