@@ -239,12 +239,17 @@ def _squares(axis: _Axis, start: int, stop: int) -> Iterator[tuple[int, int]]:
 def _values(
     block: Block, axes: tuple[_Axis, _Axis], box: Box
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The resampled pixels (y, x, band) of a box, and where they are data."""
-    read = block.tile.read
+    """The resampled pixels (y, x, band) of a box, and where they are data.
+
+    Pixels of the image outside the block are replaced by the nearest ones in it; the caller must
+    not depend on them.
+    """
+    read, (height, width) = block.tile.read, block.valid.shape
     (rows, row_weights), (columns, column_weights) = (
         axis.weights(a, b) for axis, a, b in zip(axes, box.start, box.stop, strict=True)
     )
-    rows, columns = rows - read.start[0], columns - read.start[1]
+    rows = np.clip(rows - read.start[0], 0, height - 1)
+    columns = np.clip(columns - read.start[1], 0, width - 1)
     top, bottom = int(rows.min()), int(rows.max()) + 1
     left, right = int(columns.min()), int(columns.max()) + 1
     known = block.valid[top:bottom, left:right, np.newaxis]
@@ -253,8 +258,10 @@ def _values(
     values = _weighted(values, rows - top, row_weights)
     values = _weighted(values.swapaxes(0, 1), columns - left, column_weights).swapaxes(0, 1)
     centres = [
-        axis.centres(a, b) - origin
-        for axis, a, b, origin in zip(axes, box.start, box.stop, read.start, strict=True)
+        np.clip(axis.centres(a, b) - origin, 0, length - 1)
+        for axis, a, b, origin, length in zip(
+            axes, box.start, box.stop, read.start, block.valid.shape, strict=True
+        )
     ]
     valid: NDArray[np.bool_] = block.valid[np.ix_(*centres)]
     total = values[..., -1:]

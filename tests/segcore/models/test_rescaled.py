@@ -153,6 +153,22 @@ def test_large_images_are_worked_on_in_squares_of_one_grid(monkeypatch: Any) -> 
         np.testing.assert_array_equal(check.labelled(Rescaled(Bright(), 0.5), image, tile), whole)
 
 
+@pytest.mark.parametrize("spacing", [(0.3, 1.1), (0.14, 0.2)])
+def test_a_core_as_large_as_the_block_is_right_a_halo_away_from_its_sides(
+    spacing: tuple[float, float],
+) -> None:
+    model, image = Rescaled(Bright(), 0.5), picture(spacing)
+    whole, halo = check.labelled(model, image), model.requirements.halo
+    for block in image.blocks(model, (90, 90)):
+        read = block.tile.read
+        labels = model.segment(replace(block, tile=replace(block.tile, core=read))).values
+        inside = read.grow((-halo, -halo)) if min(read.shape) > 2 * halo else block.tile.core
+        part = inside.relative_to(read).slices
+        np.testing.assert_array_equal(
+            labels[part][block.valid[part]], whole[inside.slices][image.valid[inside.slices]]
+        )
+
+
 def test_scores_and_labels_agree() -> None:
     model, image = Rescaled(Bright(), 0.5), picture((0.3, 1.1))
     for block in image.blocks(model, (64, 100)):
