@@ -45,7 +45,7 @@ FARTHEST = 4.0
 """Greatest factor between the pixels of an image and those that a model wants. Beyond it, objects
 of one cannot be those of the other.
 """
-_ALIKE = 1.1
+ALIKE = 1.1
 """Pixels that differ by a smaller factor are taken as they are: training varies scales by more."""
 _SIDE = 1024
 """Side of the squares, in resampled pixels, that are worked on at a time; bounds memory."""
@@ -88,7 +88,7 @@ class Rescaled:
         pixels have quite another size.
         """
         selected = self.model.select(spec)
-        sides = _sides(spec)
+        sides = pixel_sides(spec)
         if sides is not None:
             far = max(max(side / self.pixel_size, self.pixel_size / side) for side in sides)
             if far > FARTHEST:
@@ -133,7 +133,7 @@ class Rescaled:
 
     def caution(self, spec: RasterSpec, shares: Mapping[str, float]) -> str | None:
         """The model's warning, and that the image was resampled."""
-        inner, sides = caution_of([self.model], spec, shares), _sides(spec)
+        inner, sides = caution_of([self.model], spec, shares), pixel_sides(spec)
         if self._axes(spec) is None or sides is None:
             return inner
         own = (
@@ -144,8 +144,8 @@ class Rescaled:
 
     def _axes(self, spec: RasterSpec) -> tuple[_Axis, _Axis] | None:
         """How the axes are resampled; None: not at all."""
-        sides = _sides(spec)
-        if sides is None or all(1 / _ALIKE <= side / self.pixel_size <= _ALIKE for side in sides):
+        sides = pixel_sides(spec)
+        if sides is None or all(1 / ALIKE <= side / self.pixel_size <= ALIKE for side in sides):
             return None
         y, x = (
             _Axis(size, max(1, round(size * side / self.pixel_size)))
@@ -279,7 +279,7 @@ def _weighted(
     return total
 
 
-def _sides(spec: RasterSpec) -> tuple[float, float] | None:
+def pixel_sides(spec: RasterSpec) -> tuple[float, float] | None:
     """The sides (y, x) of the pixels of an image, or of a plane, in um; None if they are not
     stated.
     """

@@ -180,9 +180,15 @@ def _pages(file: Any, location: str) -> Iterator[Any]:
 
 
 def _read(source: StoredFile, pages: list[Any]) -> Aperio | None:
-    if not pages or not pages[0].description.startswith("Aperio"):
+    location = source.location
+    if not pages:
+        raise FormatError(
+            f"The header of {location} cannot be read as a slide: it leads to no picture. The file "
+            "is damaged or incomplete; copy or export it again."
+        )
+    first = pages[0]
+    if not first.description.startswith("Aperio"):
         return None
-    first, location = pages[0], source.location
     if not first.is_tiled:
         raise FormatError(
             f"{location} is a file of Aperio software whose first picture is not the slide (it is "
