@@ -41,8 +41,9 @@ _GREY, _RGB, _YCBCR = 1, 2, 6
 _MPP = re.compile(r"\|\s*MPP\s*=\s*([-+\d.,eE]+)")
 _ATTACHED = re.compile(r"^\s*(label|macro|thumbnail)\b", re.IGNORECASE | re.MULTILINE)
 _MOST_PAGES = 256
-_J2K_SIZE = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)
-"""The head of a JPEG 2000 codestream: width, height and the offsets of both."""
+_J2K_SIZE = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16}).{16}(.{2})", re.DOTALL)
+"""The head of a JPEG 2000 codestream: width, height, the offsets of both, and components."""
+_MOST_COMPONENTS = 4
 _END = b"\xff\xd9"
 """Ends JPEG and JPEG 2000."""
 
@@ -85,8 +86,9 @@ class Aperio:
         """
         from tifffile import TiffFile
 
-        # The faults of files are reported by us.
-        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+        if (logger := logging.getLogger("tifffile")).level == logging.NOTSET:
+            # The faults of files are reported by us; a level set by the user is kept.
+            logger.setLevel(logging.CRITICAL)
         with source.stream() as stream:
             try:
                 with TiffFile(stream) as file:
@@ -328,7 +330,10 @@ def _require_whole_codestream(data: bytes, tile: Shape) -> None:
     if found is None:
         raise ValueError("it is no JPEG 2000")
     right, bottom, left, top = (int.from_bytes(found[1][i : i + 4], "big") for i in (0, 4, 8, 12))
-    if (bottom - top, right - left) != tile:
-        raise ValueError(f"it is a picture of {right - left} x {bottom - top} pixels")
+    components = int.from_bytes(found[2], "big")
+    if (bottom - top, right - left) != tile or components > _MOST_COMPONENTS:
+        raise ValueError(
+            f"it is a picture of {right - left} x {bottom - top} pixels with {components} bands"
+        )
     if _END not in data[-16:]:
         raise ValueError("it ends early")

@@ -85,6 +85,13 @@ def test_grey_slides_of_16_bits_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(spec)[0][..., 0], grey)
 
 
+def test_a_slide_named_tif_is_read_as_one_if_the_user_says_so(tmp_path: Path) -> None:
+    write_aperio(tmp_path / "a.tif", TISSUE)
+    path = str(tmp_path / "a.tif")
+    assert formats.describe(path).format == "tiff"
+    assert formats.describe(path, explicit="slide").space.metric == Metric((0.5, 0.5), "um")
+
+
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_a_box_of_any_level_is_its_part_of_the_whole(tmp_path: Path, level: int) -> None:
     write_aperio(tmp_path / "a.svs", TISSUE)
