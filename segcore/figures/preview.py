@@ -295,8 +295,8 @@ def _stretched(shown: NDArray[np.float32], limits: Limits) -> NDArray[np.float32
     # black.
     with np.errstate(over="ignore", invalid="ignore"):
         scale = np.where(high > low, 255 / np.where(high > low, high - low, 1), 1)
-        spread: NDArray[Any] = np.nan_to_num((shown - low) * scale + np.where(high > low, 0, 128))
-    return np.clip(spread, 0, 255).astype(np.float32)
+        spread = np.nan_to_num((shown - low) * scale + np.where(high > low, 0, 128))
+    return np.asarray(np.clip(spread, 0, 255), np.float32)
 
 
 def _overlay(
