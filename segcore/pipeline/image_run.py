@@ -128,7 +128,8 @@ class ImageRun:
 
     def mask_writer(self, count: int) -> MaskWriter:
         """The writer of the mask, which may hold `count` objects."""
-        return mask_writer(FORMATS[self.spec.format].mask, count if self.has_object_mask else 0)
+        name = self.settings.masks.get(self.spec.format, FORMATS[self.spec.format].mask)
+        return mask_writer(name, count if self.has_object_mask else 0)
 
     def segment_tile(self, reader: Reader, tile: Tile) -> tuple[TileResults, PackedLabels | None]:
         """The first pass over a tile; no labels if the run has no objects."""

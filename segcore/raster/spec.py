@@ -223,6 +223,16 @@ class Format(Protocol):
 
 
 @runtime_checkable
+class ChoiceFormat(Format, Protocol):
+    """A format whose masks can be written in other ways, where the user asks for one."""
+
+    @property
+    def other_masks(self) -> tuple[str, ...]:
+        """Names in `MASKS` of further writers for masks of such images."""
+        ...
+
+
+@runtime_checkable
 class OptionsFormat(Format, Protocol):
     """A format that reads one image in several ways, or whose files may hold several images."""
 

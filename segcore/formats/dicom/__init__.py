@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from maskloom.segcore.errors import FormatError, ImageError
-from maskloom.segcore.formats.dicom.files import ARCHIVE, Place, dicom_entries, may_be_dicom, opened
+from maskloom.segcore.formats.dicom.files import ARCHIVE, dicom_entries, may_be_dicom, opened
 from maskloom.segcore.formats.dicom.grouping import (
     FileHeader,
     Key,
@@ -30,11 +30,12 @@ from maskloom.segcore.formats.dicom.header import (
     kind_without_image,
     read_header,
 )
-from maskloom.segcore.formats.dicom.library import pydicom
 from maskloom.segcore.formats.dicom.pseudonyms import key_version
 from maskloom.segcore.formats.dicom.reader import DicomReader
 from maskloom.segcore.formats.dicom.series import images_of
 from maskloom.segcore.formats.source import StoredFile
+from maskloom.segcore.processes.quiet_pydicom import pydicom
+from maskloom.segcore.raster.places import Place
 from maskloom.segcore.raster.source import Grouping, Series
 from maskloom.segcore.raster.spec import FORMATS, FileKind
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage
@@ -69,6 +70,7 @@ class Dicom:
         FileKind("ZIP", (".zip",)),
     )
     mask: str = "npy"
+    other_masks: tuple[str, ...] = ("seg", "seg_binary")
 
     def headers_version(self, options: ReadOptions) -> str:
         """See `SeriesFormat.headers_version`."""

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from maskloom.segcore.errors import FormatError, MaskloomError, Unavailable
-from maskloom.segcore.formats.dicom.files import Place, dicom_entries, is_archive, opened
+from maskloom.segcore.formats.dicom.files import dicom_entries, is_archive, opened
 from maskloom.segcore.formats.dicom.geometry import Directions, depths, places, stack
 from maskloom.segcore.formats.dicom.grouping import SAME_DIRECTION, Key, classes, key_of
 from maskloom.segcore.formats.dicom.header import Header, check_image, read_header, text
@@ -25,6 +25,7 @@ from maskloom.segcore.formats.dicom.slices import (
 )
 from maskloom.segcore.formats.dicom.spacing import in_plane
 from maskloom.segcore.ground.space import Frame, Metric, Space
+from maskloom.segcore.raster.places import Place
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
