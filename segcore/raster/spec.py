@@ -263,8 +263,8 @@ class SeriesFormat(OptionsFormat, Protocol):
 
     def headers(self, files: Sequence[Member], options: ReadOptions) -> Sequence[str]:
         """What `group` needs to know of each file, as a short text without names or numbers of
-        persons; workers read it, and it is stored. Empty: the file cannot be read, or it belongs to
-        no series.
+        persons; workers read it, and it is stored. Empty: the file could not be read now, and is
+        read again by the next run.
         """
         ...
 

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
-from maskloom.segcore.errors import FormatError, ReadError
+from maskloom.segcore.errors import FormatError, MaskloomError, ReadError
 from maskloom.segcore.formats.source import StoredFile
 
 ARCHIVE = b"PK\3\4"
@@ -113,7 +113,9 @@ def _zip_errors(uri: str) -> Iterator[None]:
     """Errors of the archive as `FormatError`, without names of files in it."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+    except (MaskloomError, OSError):
+        raise
+    except Exception:  # noqa: BLE001  what `zipfile` makes of hostile bytes is open-ended
         raise FormatError(
             f"{uri} is damaged, or packed in a way that cannot be read. Pack it again as a plain "
             "ZIP, or give the folder."

@@ -62,13 +62,24 @@ def _images(
 ) -> tuple[tuple[str, RasterSpec], ...]:
     try:
         files = _files(location, uris, identifiers)
-        return tuple(_described(location, version, files))
+        with np.errstate(all="ignore"):
+            return tuple(_described(location, version, files))
     except Unavailable:
         raise
+    except (ArithmeticError, ValueError) as error:
+        if isinstance(error, MaskloomError):
+            raise _naming(location, error) from None
+        raise FormatError(
+            f"{location}: its positions or sizes are numbers that cannot be computed with "
+            f"({type(error).__name__}). Send it again from the archive (PACS)."
+        ) from None
     except MaskloomError as error:
-        if location in str(error):
-            raise
-        raise FormatError(f"{location}: {error}") from None
+        raise _naming(location, error) from None
+
+
+def _naming(location: str, error: MaskloomError) -> MaskloomError:
+    """The error, with the name of the image in its text."""
+    return error if location in str(error) else FormatError(f"{location}: {error}")
 
 
 def _files(location: str, uris: Sequence[str], identifiers: bool) -> list[_File]:
