@@ -253,6 +253,16 @@ class Format(Protocol):
 
 
 @runtime_checkable
+class ChoiceFormat(Format, Protocol):
+    """A format whose masks can be written in other ways, where the user asks for one."""
+
+    @property
+    def other_masks(self) -> tuple[str, ...]:
+        """Names in `MASKS` of further writers for masks of such images."""
+        ...
+
+
+@runtime_checkable
 class OptionsFormat(Format, Protocol):
     """A format that reads one image in several ways, or whose files may hold several images."""
 
@@ -283,8 +293,8 @@ class SeriesFormat(OptionsFormat, Protocol):
 
     def headers(self, files: Sequence[Member], options: ReadOptions) -> Sequence[str]:
         """What `group` needs to know of each file, as a short text without names or numbers of
-        persons; workers read it, and it is stored. Empty: the file cannot be read, or it belongs to
-        no series.
+        persons; workers read it, and it is stored. Empty: the file could not be read now, and is
+        read again by the next run.
         """
         ...
 

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 from maskloom.segcore.errors import FormatError, MaskloomError
 from maskloom.segcore.formats.dicom.files import may_be_dicom, transfer_syntax
-from maskloom.segcore.formats.dicom.library import pydicom
 from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS
+from maskloom.segcore.processes.quiet_pydicom import pydicom
 
 _MOSAIC = ((0x0029, 0x0010), (0x0029, 0x1010))
 """Creator and content of Siemens' private header with the number of tiles."""

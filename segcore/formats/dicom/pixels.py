@@ -13,7 +13,6 @@ import numpy as np
 from maskloom.segcore.errors import FormatError, MaskloomError, ReadError
 from maskloom.segcore.formats.dicom.codestream import announced_size
 from maskloom.segcore.formats.dicom.header import Header, number, text
-from maskloom.segcore.formats.dicom.library import pydicom
 from maskloom.segcore.formats.dicom.values import (
     Scale,
     Stored,
@@ -23,6 +22,7 @@ from maskloom.segcore.formats.dicom.values import (
     stored_type,
     type_of_values,
 )
+from maskloom.segcore.processes.quiet_pydicom import pydicom
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

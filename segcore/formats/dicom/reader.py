@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
-from maskloom.segcore.formats.dicom.files import Place, opened
+from maskloom.segcore.formats.dicom.files import opened
 from maskloom.segcore.formats.dicom.header import Header, number
 from maskloom.segcore.formats.dicom.pixels import read_frame
 from maskloom.segcore.formats.dicom.series import header_at
 from maskloom.segcore.formats.dicom.slices import Slice, slices_of
+from maskloom.segcore.raster.places import Place
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -364,7 +364,7 @@ def test_a_damaged_file_in_an_archive_hides_no_series_and_is_reported(tmp_path):
 def test_the_command_that_installs_the_library_is_named(tmp_path, monkeypatch):
     import sys
 
-    from maskloom.segcore.formats.dicom.library import pydicom as library
+    from maskloom.segcore.processes.quiet_pydicom import pydicom as library
 
     path = stored(tmp_path, slice_of(DEEP))
     library.cache_clear()
