@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ASCII, SHORT, LONG, DOUBLE, LONG8 = 2, 3, 4, 12, 16
+ASCII, SHORT, LONG, RATIONAL, DOUBLE, LONG8 = 2, 3, 4, 5, 12, 16
 TILE_OFFSETS, TILE_BYTE_COUNTS = 324, 325
 
 # With leaders and trailers, GDAL fetches a block in one request, without reading the byte counts.
@@ -28,7 +29,7 @@ _STRUCTURE = (
 _LEADER_SIZE = _TRAILER_SIZE = 4
 
 _DTYPES = {SHORT: "<u2", LONG: "<u4", LONG8: "<u8", DOUBLE: "<f8"}
-_SIZES = {ASCII: 1, SHORT: 2, LONG: 4, LONG8: 8, DOUBLE: 8}
+_SIZES = {ASCII: 1, SHORT: 2, LONG: 4, RATIONAL: 8, LONG8: 8, DOUBLE: 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,12 @@ class Tag:
     def text(cls, code: int, value: str) -> Tag:
         """A tag of zero-terminated text."""
         return cls(code, ASCII, value.encode() + b"\0")
+
+    @classmethod
+    def ratio(cls, code: int, value: float) -> Tag:
+        """A tag of one fraction."""
+        fraction = Fraction(value).limit_denominator(max(1, min(2**16, int((2**32 - 1) / value))))
+        return cls(code, RATIONAL, struct.pack("<II", *fraction.as_integer_ratio()))
 
     @property
     def count(self) -> int:

@@ -24,6 +24,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from maskloom.segcore.errors import RunError
+from maskloom.segcore.ground.space import MILLIMETRES
 from maskloom.segcore.masks.cog.structure import (
     LONG,
     SHORT,
@@ -50,6 +51,9 @@ BigTIFF.
 
 _SPOOL_MEMORY = 8 << 20
 _DEFLATE = 8
+_CENTIMETRE = 3
+"""ResolutionUnit."""
+_RESOLUTION_TAGS = frozenset({282, 283, 296})
 _GEO_TAGS = frozenset({33550, 33922, 34264, 34735, 34736, 34737, 50844})
 
 
@@ -336,6 +340,7 @@ def _tags(spec: RasterSpec, classes: ClassTable, dtype: str) -> list[Tag]:
         Tag.of(284, SHORT, 1),
         Tag.of(339, SHORT, 1),
         *_geo_tags(spec.space),
+        *_resolution_tags(spec.space),
     ]
     if dtype == "uint8":
         palette = np.zeros((3, 256), np.uint16)
@@ -379,6 +384,20 @@ def _geo_tags(space: Space) -> list[Tag]:
         return [tag for tag in read_first_directory(memory.read()) if tag.code in _GEO_TAGS]
 
 
+def _resolution_tags(space: Space) -> list[Tag]:
+    """Pixels per centimetre, which QuPath and ImageJ read; none if they are not known, or too many
+    or too few for a tag.
+    """
+    if space.metric is None:
+        return []
+    down, across = (
+        10 / (distance * MILLIMETRES[space.metric.unit]) for distance in space.metric.spacing
+    )
+    if not all(2**-15 < each < 2**31 for each in (down, across)):
+        return []
+    return [Tag.ratio(282, across), Tag.ratio(283, down), Tag.of(296, SHORT, _CENTIMETRE)]
+
+
 def _class_metadata(classes: ClassTable) -> str:
     """GDAL's metadata XML: all names as JSON for programs, and each name separately for people."""
     names = json.dumps({str(i): name for i, name in enumerate(classes.names)}, ensure_ascii=False)
@@ -410,7 +429,11 @@ def _directories(spool: _Spool, tags: list[Tag]) -> list[list[Tag]]:
                 Tag.of(257, LONG, height),
                 Tag.of(322, SHORT, spool.block),
                 Tag.of(323, SHORT, spool.block),
-                *(tag for tag in tags if level == 0 or tag.code not in (_GEO_TAGS | {42112})),
+                *(
+                    tag
+                    for tag in tags
+                    if level == 0 or tag.code not in (_GEO_TAGS | _RESOLUTION_TAGS | {42112})
+                ),
             ]
         )
     return directories
