@@ -94,7 +94,7 @@ class GeoTiff:
         """Read the header of a picture, or of one in a stack; see
         `OptionsFormat.describe_image`.
         """
-        location, version = image.location, image.version
+        location = image.location
         source = _checked(location)
         if not _one_picture(source):
             return stack.describe(image, options)
