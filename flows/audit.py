@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -109,9 +109,11 @@ def _cluster(recipe: RunRecipe, region: Region) -> Cluster:
     return SerialCluster() if region.spec.pixels <= _PIXELS_IN_PROCESS else recipe.cluster
 
 
-def _opened(recipe: RunRecipe, cluster: Cluster, stop: threading.Event) -> Fanout:
+def _opened(
+    recipe: RunRecipe, cluster: Cluster, stop: threading.Event
+) -> AbstractContextManager[Fanout]:
     prepare = partial(prepare_process, recipe.storage, cluster.worker_threads, recipe.limits)
-    return cluster.open(prepare, stop)
+    return cluster.opened(prepare, stop)
 
 
 def _report(

@@ -160,7 +160,7 @@ def _results(jobs: Sequence[RegionJob], cluster: Cluster, quiet: bool) -> list[S
     prepare = partial(prepare_process, threads=cluster.worker_threads)
     with ExitStack() as stack:
         stack.enter_context(stop_on_signals(stop))
-        fanout = stack.enter_context(cluster.open(prepare, stop))
+        fanout = stack.enter_context(cluster.opened(prepare, stop))
         shown_by = stack.enter_context(display(quiet))
         return segment_regions(
             fanout, jobs, ItemProgress(shown_by, "compare", "segmenters", len(jobs))

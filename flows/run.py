@@ -126,7 +126,7 @@ class _Workers:
             prepare = partial(
                 prepare_process, self._recipe.storage, cluster.worker_threads, self._recipe.limits
             )
-            self._fanout = self._stack.enter_context(cluster.open(prepare, self.listen()))
+            self._fanout = self._stack.enter_context(cluster.opened(prepare, self.listen()))
         return self._fanout
 
 

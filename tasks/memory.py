@@ -113,12 +113,16 @@ def _fits(image: PlannedImage, available: int) -> bool:
 def _refused(image: PlannedImage, available: int) -> PlannedImage:
     assert image.spec is not None
     size = " x ".join(map(str, reversed(image.spec.shape)))
+    by_parts = (
+        "the image to a tiled TIFF (gdal_translate -of COG)"
+        if len(image.spec.shape) == len("yx")
+        else "the volume to Zarr, which is read chunk by chunk"
+    )
     error = OutOfMemory(
         f"{image.source.uri} can only be decoded as a whole, and its {size} pixels "
         "alone take "
         f"{_pixel_bytes(image.spec) / 1e9:.2f} GB; a worker has {available / 1e9:.2f} GB. Raise "
-        "cluster.memory, lower cluster.workers, "
-        "or convert the image to a tiled TIFF (gdal_translate -of COG)."
+        f"cluster.memory, lower cluster.workers, or convert {by_parts}."
     )
     return replace(image, failure=image.failure or Failure.of(error))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -21,9 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from maskloom.segcore.errors import RunError
+from maskloom.segcore.ground.space import AXES
 from maskloom.segcore.masks import beside_endings
 from maskloom.segcore.pipeline.records import Failure, ImageResult, Plan, PlannedImage, Shard
 from maskloom.segcore.raster.source import Source, version_now
+from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import split_part
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import Statistic
@@ -50,6 +53,10 @@ IMAGES_SCHEMA = pa.schema(
         ("bands", pa.int32()),
         ("dtype", pa.string()),
         ("crs", pa.string()),
+        ("pixel_size_z", pa.float64()),
+        ("pixel_size_y", pa.float64()),
+        ("pixel_size_x", pa.float64()),
+        ("pixel_size_from", pa.string()),
         ("total_pixels", pa.int64()),
         ("valid_pixels", pa.int64()),
         ("nodata_pixels", pa.int64()),
@@ -76,6 +83,8 @@ class Record:
     """URI and reason of the first failures."""
     files: Mapping[str, str]
     """SHA-256 of each file of the run's records, by its name below the output."""
+    areas: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """Total area of each class, by its name and the unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,21 +155,37 @@ class Tables:
             if not name.endswith("/manifest.json"):
                 files[name] = hashlib.sha256(self.store.read(name)).hexdigest()
         uris = self._planned
-        done, pixels, failures = 0, 0, []
+        done, pixels, failures, areas = 0, 0, [], Counter[tuple[str, str]]()
         for file in sorted(
             {row.file for uri in uris if (row := self.ledger.rows.get(uri)) is not None}
         ):
-            columns = ["uri", "status", "error", "error_type", "total_pixels"]
+            columns = ["uri", "image_id", "status", "error", "error_type", "total_pixels"]
+            ids = []
             for row in read_table(self.store, f"{IMAGES}/{file}", columns).to_pylist():
                 if row["uri"] not in uris:
                     continue
                 if row["status"] == "ok":
                     done, pixels = done + 1, pixels + row["total_pixels"]
+                    ids.append(row["image_id"])
                 else:
                     failures.append(
                         (row["uri"], Failure(row["error_type"], row["error"], permanent=True))
                     )
-        return Record(done, len(failures), pixels, tuple(failures[:_FAILURES_NAMED]), files)
+            areas.update(self._areas(file, ids))
+        named = tuple(failures[:_FAILURES_NAMED])
+        return Record(done, len(failures), pixels, named, files, areas)
+
+    def _areas(self, file: str, image_ids: Sequence[str]) -> dict[tuple[str, str], float]:
+        """The total area of each class of some images in a file, by its name and the unit."""
+        keys = ["class_name", "area_unit"]
+        try:
+            found = read_table(self.store, f"tables/areas/{file}", ["image_id", *keys, "area"])
+        except FileNotFoundError:
+            # The next run makes it again; this one ends with a line less.
+            return {}
+        ours = pc.is_in(found["image_id"], value_set=pa.array(image_ids, pa.string()))
+        sums = found.filter(ours).group_by(keys, use_threads=False).aggregate([("area", "sum")])
+        return {(row["class_name"], row["area_unit"]): row["area_sum"] for row in sums.to_pylist()}
 
     def _refresh(self) -> None:
         for row in self.ledger.refresh():
@@ -327,6 +352,7 @@ class Tables:
             "bands": spec.file_bands if spec else None,
             "dtype": spec.dtype if spec else None,
             "crs": crs_name(spec.space.crs) if spec else None,
+            **_pixel_size(spec),
             "total_pixels": total,
             "valid_pixels": 0 if failure else (total or 0) - result.nodata_pixels,
             "nodata_pixels": result.nodata_pixels,
@@ -389,6 +415,17 @@ def _write(
             compression="zstd",
             row_group_size=ROW_GROUP,
         )
+
+
+def _pixel_size(spec: RasterSpec | None) -> dict[str, float | str | None]:
+    """The columns on the size of a pixel in mm, and on what states it."""
+    metric = None if spec is None else spec.space.metric
+    sizes: dict[str, float | str | None] = dict.fromkeys(f"pixel_size_{axis}" for axis in AXES)
+    if spec is None or metric is None:
+        return {**sizes, "pixel_size_from": None}
+    found = zip(spec.space.axes, metric.millimetres, strict=True)
+    sizes |= {f"pixel_size_{axis}": size for axis, size in found}
+    return {**sizes, "pixel_size_from": metric.stated_by}
 
 
 def _version_now(source: Source) -> str | None:

@@ -95,6 +95,48 @@ def write_tiles(
     )
 
 
+def write_philips(path: Path, pixels: np.ndarray, spacing: tuple[float, float]) -> None:
+    """A slide as Philips scanners export it, which OpenSlide reads: a level, its half, the label
+    and the macro picture; `spacing` (y, x) in mm.
+    """
+    levels = "".join(
+        f'<DataObject ObjectType="PixelDataRepresentation">{_spacing(spacing, 2**level)}'
+        f"{_attribute('PIIM_PIXEL_DATA_REPRESENTATION_NUMBER', 'IUInt16', level)}</DataObject>"
+        for level in range(2)
+    )
+    sequence = "PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE"
+    image = (
+        f'<DataObject ObjectType="DPScannedImage">'
+        f"{_attribute('PIM_DP_IMAGE_TYPE', 'IString', 'WSI')}"
+        f"{_attribute(sequence, 'IDataObjectArray', f'<Array>{levels}</Array>')}</DataObject>"
+    )
+    text = (
+        '<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">'
+        f"{_attribute('DICOM_MANUFACTURER', 'IString', 'PHILIPS')}{_spacing(spacing, 1)}"
+        f"{_attribute('PIM_DP_SCANNED_IMAGES', 'IDataObjectArray', f'<Array>{image}</Array>')}"
+        "</DataObject>"
+    )
+    tiled: dict[str, Any] = {"photometric": "rgb", "metadata": None, "tile": (64, 64), **RGB_JPEG}
+    plain: dict[str, Any] = {"photometric": "rgb", "metadata": None, "software": False}
+    with tifffile.TiffWriter(path) as file:
+        file.write(pixels, description=text, software="Philips DP v1.0", **tiled)
+        file.write(shrunk(pixels, 2), software=False, subfiletype=1, **tiled)
+        file.write(_plain(33, 44, LABEL), description="Label", **plain)
+        file.write(_plain(20, 90, MACRO), description="Macro", **plain)
+
+
+def _attribute(name: str, kind: str, value: object) -> str:
+    return (
+        f'<Attribute Name="{name}" Group="0x0028" Element="0x0030" PMSVR="{kind}">{value}'
+        "</Attribute>"
+    )
+
+
+def _spacing(spacing: tuple[float, float], factor: int) -> str:
+    numbers = " ".join(f"&quot;{each * factor:g}&quot;" for each in spacing)
+    return _attribute("DICOM_PIXEL_SPACING", "IDoubleArray", numbers)
+
+
 def ycbcr(pixels: np.ndarray) -> np.ndarray:
     """Luminance and colour differences by the matrix of JFIF."""
     matrix = np.array(

@@ -104,7 +104,7 @@ def find_truths(given: Sequence[str], output: str) -> tuple[dict[str, str], str]
     absent = [source.uri for source in found.sources if source.version == ABSENT]
     if absent:
         raise RecipeError(f"--truth: {absent[0]!r} does not exist. Check its name.")
-    truths = {}
+    truths: dict[str, str] = {}
     for source in found.sources:
         try:
             truths |= {image.uri: image.image_id for image in formats.images_of(source)}

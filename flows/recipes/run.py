@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from maskloom.segcore.models.protocols import (
 from maskloom.segcore.pipeline.jobs import RunSettings
 from maskloom.segcore.processes import limits
 from maskloom.segcore.processes.limits import Limits
-from maskloom.segcore.raster.spec import FORMATS
+from maskloom.segcore.raster.spec import FORMATS, ChoiceFormat
 from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.segcore.statistics.objects.options import Objects
 from maskloom.segcore.statistics.protocol import STATISTICS, Statistic
@@ -47,6 +47,11 @@ SCHEDULE_NOTE = (
     "run `maskloom run`."
 )
 """Shown for a recipe with a schedule."""
+IDENTIFYING_MASKS = (
+    "masks: DICOM segmentation objects copy name, number and birth date of the patient, and the "
+    "identifiers of the study, from the scans. Keep the folder `masks` as you keep the scans."
+)
+"""Shown for a recipe with such masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,8 @@ class RunRecipe:
     storage: dict[str, dict[str, Any]]
     max_failed_fraction: float
     limits: Limits
+    masks: dict[str, str] = field(default_factory=dict)
+    """See `RunSettings.masks`."""
     scheduled: bool = False
     """Whether the recipe has a schedule."""
 
@@ -91,6 +98,8 @@ class RunRecipe:
         # Options at their defaults are left out, so that a new one changes no fingerprint.
         said, default = json_values(self.options), json_values(ReadOptions())
         settings.update({key: value for key, value in said.items() if value != default[key]})
+        if self.masks:
+            settings["masks"] = self.masks
         return Fingerprint(
             self.name, digest(settings)[:16], settings, apart_by_crs=self.objects is not None
         )
@@ -105,6 +114,7 @@ class RunRecipe:
             self.tiling,
             self.kind,
             self.objects,
+            self.masks,
         )
 
 
@@ -139,13 +149,29 @@ def make(document: dict[str, Any], folder: Path, changes: Sequence[str] = ()) ->
         storage=file.storage,
         max_failed_fraction=file.max_failed_fraction,
         limits=time_limits,
+        masks=file.masks,
         scheduled=file.schedule is not None,
     )
     _refuse_unknown_format(recipe)
+    _refuse_unknown_masks(recipe)
     _refuse_unknown_classes(recipe)
     _refuse_unknown_stores(recipe)
     _refuse_memory_on_processes(recipe)
     return recipe
+
+
+def _refuse_unknown_masks(recipe: RunRecipe) -> None:
+    for name, writer in recipe.masks.items():
+        found = FORMATS.get(name)
+        known = found.other_masks if isinstance(found, ChoiceFormat) else ()
+        if writer not in known:
+            choices = ", ".join(
+                f"{{{other}: {each}}}"
+                for other, image_format in FORMATS.items()
+                if isinstance(image_format, ChoiceFormat)
+                for each in image_format.other_masks
+            )
+            raise RecipeError(f"masks: expected one of {choices}; got {{{name}: {writer}}}")
 
 
 def _segmenter(file: RunFile, folder: Path, time_limits: Limits) -> tuple[str, Fitter | Model]:

@@ -204,6 +204,11 @@ class RunFile(pydantic.BaseModel):
     """Name DICOM series by their SeriesInstanceUID, with which a hospital can find the patient,
     instead of by a keyed hash of it (the key: environment variable MASKLOOM_PSEUDONYM_KEY).
     """
+    masks: dict[str, str] = {}
+    """Other masks than the usual ones, by format: {dicom: seg} for DICOM segmentation objects,
+    which copy name, number and birth date of the patient from the scans; {dicom: seg_binary} for
+    viewers that do not read label maps.
+    """
     storage: dict[str, dict[str, Any]] = {}
     """fsspec options by protocol, e.g. {s3: {profile: lab, endpoint_url: ...}}. No secrets."""
     max_failed_fraction: Annotated[float, NUMBER] = pydantic.Field(

@@ -24,6 +24,7 @@ _SLICES = "maskloom does not read this format yet. Write its slices as TIFF or P
 _PICTURE = "maskloom does not read this format. Convert it to PNG or TIFF."
 _EXPORT = "maskloom does not read this format. Export it as TIFF or OME-TIFF."
 _UNPACK = "Unpack it first."
+_UNPACK_ZIP = "Unpack it first; name a ZIP of DICOM files .zip."
 _PAGE = (
     "A server may have sent a page for signing in, or an error, in its place. Download it again."
 )
@@ -66,7 +67,7 @@ _UNREAD = (
     ),
     _Unread("Parquet", _LEAVE_OUT, ((0, b"PAR1"),)),
     _Unread("SQLite or GeoPackage", _LEAVE_OUT, ((0, b"SQLite format 3\0"),)),
-    _Unread("ZIP", _UNPACK, ((0, b"PK\x03\x04"),)),
+    _Unread("ZIP", _UNPACK_ZIP, ((0, b"PK\x03\x04"),)),
     _Unread("7-Zip", _UNPACK, ((0, b"7z\xbc\xaf\x27\x1c"),)),
     _Unread("Zstandard", _UNPACK, ((0, b"\x28\xb5\x2f\xfd"),)),
     _Unread("XZ", _UNPACK, ((0, b"\xfd7zXZ\0"),)),
@@ -244,7 +245,8 @@ def _is(kind: str) -> str:
 
 def _remedy(name: str) -> str:
     for image_format, kind in _kinds():
-        if kind.name == name:
+        # What a ZIP holds is not known here.
+        if kind.name == name != "ZIP":
             rename = f"Rename it to end in {kind.suffixes[0]}, or set" if kind.suffixes else "Set"
             return f"{rename} `format: {image_format}`."
     plain = name.removesuffix(_IN_GZIP)

@@ -70,7 +70,7 @@ def require_whole_tile(data: bytes, tables: bytes, shape: Shape) -> None:
 
 def _complaint(content: bytes, shape: Shape | None = None) -> str:
     """The warning of libjpeg about damage, or the error of a picture that should have `shape`;
-    empty if there is none. Raises `ValueError` for a picture of another shape.
+    empty without either. Raises `ValueError` for a picture of another shape.
     """
     from rasterio.io import MemoryFile
 

@@ -168,6 +168,10 @@ class Ranges:
         """Release the cached bytes."""
         self.source.blocks.clear()
 
+    def seekable(self) -> bool:
+        """Any position can be read; `zipfile` asks."""
+        return True
+
     def tell(self) -> int:
         """Position of the next byte that `read` returns."""
         return self._position

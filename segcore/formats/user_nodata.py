@@ -44,13 +44,13 @@ def open_with(spec: RasterSpec, nodata: UserNodata) -> Reader:
     )
 
 
-def _typed(value: float, dtype: np.dtype[Any]) -> np.generic | None:
+def _typed(value: float, dtype: np.dtype[Any]) -> Any:
     """The value in this type: the nearest float, or exactly this integer. None: there is none."""
-    if dtype.kind != "f":
-        limits = np.iinfo(dtype)
-        if value != math.floor(value) or not limits.min <= value <= limits.max:
-            return None
-    return np.array(value).astype(dtype)[()]
+    if dtype.kind == "f":
+        return dtype.type(value)
+    limits = np.iinfo(dtype)
+    held = value == math.floor(value) and limits.min <= value <= limits.max
+    return dtype.type(int(value)) if held else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class _MarkingReader:
     """A reader whose pixels with a value are not valid."""
 
     inner: Reader
-    value: np.generic | None
+    value: np.generic
     delivered: tuple[int, ...]
     """Channels of the inner reader that are delivered."""
     together: tuple[int, ...]

@@ -28,12 +28,12 @@ from maskloom.segcore.formats.unpacking import (
     unpacked,
 )
 from maskloom.segcore.ground.space import MILLIMETRES, Frame, Metric, Space
+from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage, uri_of_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -248,24 +248,13 @@ def file_below(source: StoredFile, name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class VoxelReader:
+class VoxelReader(NothingToClose):
     """An open image; each box is read on request."""
 
     voxels: Voxels
     bands: tuple[int, ...]
     time: int
     content: ByteRanges
-
-    def __enter__(self) -> VoxelReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing to close."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""

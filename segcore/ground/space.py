@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from maskloom.segcore.ground.cells import ground_area
 
@@ -19,19 +19,41 @@ MILLIMETRES = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "nm": 1e-6}
 """Millimetres in each unit of length that a spacing may have."""
 AXES = ("z", "y", "x")
 """Names of the axes in the order of arrays; images have the last two."""
-_SPELLINGS = {
-    "µm": "um",
-    "μm": "um",
-    "micron": "um",
-    "microns": "um",
-    "micrometer": "um",
-    "micrometre": "um",
-    "millimeter": "mm",
-    "millimetre": "mm",
-    "nanometer": "nm",
-    "nanometre": "nm",
+PLAUSIBLE = (1e-6, 1e3)
+"""Least and greatest size of a pixel in mm that an instrument may have: 1 nm and 1 m."""
+_UNITS = {
+    unit: symbol
+    for symbol, names in {
+        "m": ("m", "metre", "meter"),
+        "cm": ("cm", "centimetre", "centimeter"),
+        "mm": ("mm", "millimetre", "millimeter"),
+        # The micro sign and the Greek letter are different characters.
+        "um": ("um", "\u00b5m", "\u03bcm", "micron", "micrometre", "micrometer"),
+        "nm": ("nm", "nanometre", "nanometer"),
+    }.items()
+    for unit in (*names, *(f"{name}s" for name in names if len(name) > 2))
 }
-_SIZE_PART = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|[a-wyzµμ][a-zµμ]*")
+"""Symbols of the units of length by all their spellings, in lower case."""
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+_WORD = r"[^\W\d]+"
+_PART = rf"({_NUMBER})\s*({_WORD})?"
+_SIZE = re.compile(rf"{_PART}(?:\s+{_PART})*")
+_BETWEEN = re.compile(r"\s*[x\u00d7,;](?=\s*[-+.\d])|[\[\]()]")
+"""What may stand between numbers and around them."""
+_ROUNDING = 1e-9
+_PER_PIXEL = re.compile(r"\s*(?:/|per)\s*(?:px|pixel|voxel)$")
+_DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d)")
+
+
+def _require_unit(unit: str) -> None:
+    if unit not in MILLIMETRES:
+        raise ValueError(f"unit: expected one of {', '.join(MILLIMETRES)}; got {unit!r}")
+
+
+def _is_plausible(millimetres: float) -> bool:
+    least, most = PLAUSIBLE
+    # Rounding must not exclude 1 nm.
+    return least * (1 - _ROUNDING) <= millimetres <= most
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +64,31 @@ class Metric:
     """Distance between the centres of neighbouring pixels along each axis, in array order."""
     unit: str = "mm"
     """A unit of length among `MILLIMETRES`."""
+    stated_by: Literal["file", "tags", "recipe"] = "file"
+    """Whether the metadata of the file, its resolution tags, or the recipe states the size."""
 
     def __post_init__(self) -> None:
-        if self.unit not in MILLIMETRES:
-            raise ValueError(f"unit: expected one of {', '.join(MILLIMETRES)}; got {self.unit!r}")
+        _require_unit(self.unit)
         if not all(0 < distance < math.inf for distance in self.spacing):
             raise ValueError(f"spacing: expected finite numbers above 0; got {list(self.spacing)}")
 
     @property
     def size(self) -> float:
         """Area of a pixel in mm², or volume of a voxel in mm³."""
-        return math.prod(distance * MILLIMETRES[self.unit] for distance in self.spacing)
+        return math.prod(self.millimetres)
+
+    @property
+    def millimetres(self) -> tuple[float, ...]:
+        """`spacing` in mm."""
+        return tuple(distance * MILLIMETRES[self.unit] for distance in self.spacing)
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether an instrument may have made such pixels: 1 nm to 1 m."""
+        return all(map(_is_plausible, self.millimetres))
+
+    def __str__(self) -> str:
+        return f"{' x '.join(f'{distance:g}' for distance in self.spacing)} {self.unit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,29 +101,40 @@ class PixelSize:
     """A unit of length among `MILLIMETRES`."""
 
     def __post_init__(self) -> None:
-        # The checks of a metric are those of a size.
-        Metric(self.spacing, self.unit)
+        _require_unit(self.unit)
+        if not all(_is_plausible(number * MILLIMETRES[self.unit]) for number in self.spacing):
+            raise ValueError("expected sizes from 1 nm to 1 m")
 
     @classmethod
     def parse(cls, text: str) -> PixelSize:
         """The size that a text states. Raises `ValueError`.
 
-        >>> PixelSize.parse("0.25 µm")
+        >>> PixelSize.parse("0.25 micron")
         PixelSize(spacing=(0.25,), unit='um')
         >>> PixelSize.parse("2.5 x 0.7 x 0.7 mm").spacing
         (2.5, 0.7, 0.7)
         """
-        *numbers, unit = _SIZE_PART.findall(text) or [""]
-        unit = _SPELLINGS.get(unit, unit)
-        if not numbers or "".join(_SIZE_PART.sub("", text).split()).strip("x×,[]") != "":
+        if _DECIMAL_COMMA.search(text):
+            raise ValueError(
+                f"write decimals with a point: {_DECIMAL_COMMA.sub('.', text)!r}, and several "
+                "numbers with spaces between them"
+            )
+        said = _BETWEEN.sub(" ", _PER_PIXEL.sub("", text.strip().lower())).strip()
+        parts = re.findall(_PART, said)
+        words = list(dict.fromkeys(_UNITS.get(word, word) for _, word in parts if word))
+        if not _SIZE.fullmatch(said) or not words or not parts[-1][1]:
             raise ValueError(
                 "expected one number, or one for each axis (z, y, x), and a unit, e.g. '0.25 um' "
                 f"or '2.5 0.7 0.7 mm'; got {text!r}"
             )
+        if len(words) > 1:
+            raise ValueError(f"expected one unit for all axes; got {' and '.join(words)}")
+        if len(parts) > len(AXES):
+            raise ValueError(f"expected at most {len(AXES)} numbers (z, y, x); got {len(parts)}")
         try:
-            return cls(tuple(map(float, numbers)), unit)
+            return cls(tuple(float(number) for number, _ in parts), words[0])
         except ValueError as error:
-            raise ValueError(f"{error} in {text!r}") from error
+            raise ValueError(f"{error}; got {text!r}") from error
 
     def metric(self, axes: tuple[str, ...]) -> Metric:
         """The size of the pixels of a raster with these axes. Raises `ValueError` if the number of
@@ -99,7 +146,7 @@ class PixelSize:
                 f"{len(spacing)} numbers for an image with the axes {', '.join(axes)}; give one "
                 "number, or one for each axis"
             )
-        return Metric(spacing, self.unit)
+        return Metric(spacing, self.unit, "recipe")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,13 @@ coordinate of their centre.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
@@ -38,7 +41,10 @@ if TYPE_CHECKING:
     from maskloom.segcore.raster.spec import RasterSpec
     from maskloom.segcore.storage.store import Artefact, Store
 
-_CHUNK_PIXELS = 2**18
+_CHUNK_PIXELS = 2**20
+"""Labels compress well: of smaller chunks, a store would hold mostly names of files."""
+_AT_ONCE = 16
+"""Files that are written at the same time."""
 _SPOOL_MEMORY = 8 << 20
 _FLAT = 1.5
 """Slices that are farther apart than this many pixels are not halved."""
@@ -101,8 +107,12 @@ class OmeZarrMasks:
         """Write a folder of chunks; see `MaskWriter.publish`."""
         pyramid = _Pyramid.of(spec, tile_shape)
         encoded = pyramid.in_tiles(tile_shape)
-        with tempfile.SpooledTemporaryFile(_SPOOL_MEMORY) as file:
-            folder = _Folder(store, name, spec, pyramid, self.zarr_format, _Spool(file), encoded)
+        with (
+            tempfile.SpooledTemporaryFile(_SPOOL_MEMORY) as file,
+            ThreadPoolExecutor(_AT_ONCE, "chunk") as pool,
+        ):
+            spool = _Spool(file)
+            folder = _Folder(store, name, spec, pyramid, self.zarr_format, spool, encoded, pool)
             for block in blocks:
                 folder.add(block)
             for level in range(encoded):
@@ -114,10 +124,10 @@ class OmeZarrMasks:
                 )
             for level in range(encoded, len(pyramid.shapes)):
                 folder.build(level)
-        about = _metadata(pyramid, folder.dtype, classes, spec, self.zarr_format)
-        for ending, content in about.items():
-            folder.publish(ending, json.dumps(content, indent=1).encode())
-        return PublishedMask(folder.files)
+            about = _metadata(pyramid, folder.dtype, classes, spec, self.zarr_format)
+            for ending, content in about.items():
+                folder.publish(ending, json.dumps(content, indent=1).encode())
+            return PublishedMask(folder.files())
 
 
 MASKS.register("ome_zarr")(OmeZarrMasks())
@@ -221,7 +231,13 @@ class _Folder:
     """The chunks of the level from which the next one is built."""
     encoded: int
     """Number of levels that come from the tiles."""
-    files: dict[str, Artefact] = field(default_factory=dict)
+    pool: ThreadPoolExecutor
+    written: dict[str, Artefact] = field(default_factory=dict)
+    """By ending."""
+    digests: dict[str, bytes] = field(default_factory=dict)
+    """Of the chunks that came from tiles, by ending."""
+    pending: deque[tuple[str, Future[Artefact]]] = field(default_factory=deque)
+    """Files that are being written."""
     dtype: str = ""
     """Type of the labels; empty until the first chunk."""
 
@@ -236,15 +252,18 @@ class _Folder:
                 f"Chunk {index} of level {level} does not belong to the mask of "
                 f"{self.spec.location}."
             )
-        before = self.files.get(self._ending(level, index))
-        self.publish(self._ending(level, index), block.payload)
-        if before not in (None, self.files[self._ending(level, index)]):
-            raise RunError(
-                f"Chunk {index} of level {level} of the mask of {self.spec.location} came with two "
-                "contents."
-            )
+        ending, digest = self._ending(level, index), hashlib.sha256(block.payload).digest()
+        if ending in self.digests:
+            if self.digests[ending] != digest:
+                raise RunError(
+                    f"Chunk {index} of level {level} of the mask of {self.spec.location} came with "
+                    "two contents."
+                )
+            return
+        self.digests[ending] = digest
+        self.publish(ending, block.payload)
         self.dtype = self.dtype or self._type(block)
-        if before is None and level == self.encoded - 1 < len(self.pyramid.shapes) - 1:
+        if level == self.encoded - 1 < len(self.pyramid.shapes) - 1:
             self.spool.add(index, block.payload)
 
     def require(self, level: int) -> None:
@@ -252,7 +271,7 @@ class _Folder:
         missing = [
             index
             for index in np.ndindex(self._counts(level))
-            if self._ending(level, index) not in self.files
+            if self._ending(level, index) not in self.digests
         ]
         if missing:
             raise RunError(
@@ -271,8 +290,21 @@ class _Folder:
             self.spool.add(index, payload)
 
     def publish(self, ending: str, content: bytes) -> None:
-        """Write a file of the folder."""
-        self.files[ending] = self.store.publish(self.name + ending, content)
+        """Write a file of the folder, while others are being written."""
+        if len(self.pending) >= 2 * _AT_ONCE:
+            self._settle()
+        name = self.name + ending
+        self.pending.append((ending, self.pool.submit(self.store.publish, name, content)))
+
+    def files(self) -> dict[str, Artefact]:
+        """All files by their endings, when they are written."""
+        while self.pending:
+            self._settle()
+        return self.written
+
+    def _settle(self) -> None:
+        ending, future = self.pending.popleft()
+        self.written[ending] = future.result()
 
     def _below(self, spool: _Spool, level: int, index: Shape) -> NDArray[np.integer]:
         """The labels of the level below that a chunk covers."""

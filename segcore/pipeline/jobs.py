@@ -38,6 +38,8 @@ class RunSettings:
     """Name of the segmenter in the tables."""
     objects: Objects | None = None
     """Options of the table of objects. None: no such table."""
+    masks: Mapping[str, str] = field(default_factory=dict)
+    """Names of mask writers in place of those of formats, by format."""
     results: str = f"{STAGING}/results"
     """Folder below the output for masks and rows that are not committed yet. Each driver has a
     different one, since two may carry out the same run.

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from maskloom.segcore import formats
 from maskloom.segcore.errors import (
     FormatError,
@@ -28,6 +30,7 @@ from maskloom.segcore.ground.space import PixelSize
 from maskloom.segcore.pipeline.jobs import DescribeJob, HeadersJob
 from maskloom.segcore.pipeline.records import Failure, PlannedImage
 from maskloom.segcore.processes import limits
+from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.source import ABSENT, Source, learn_addresses, version_now
 from maskloom.segcore.raster.spec import FORMATS, Block, RasterSpec, Reader, SeriesFormat
 from maskloom.segcore.raster.stored import ReadOptions
@@ -35,10 +38,10 @@ from maskloom.segcore.storage.addresses import remember_address
 from maskloom.segcore.storage.filesystems import filesystem, is_local
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    import numpy as np
     from numpy.typing import NDArray
+
+_SAME = 1e-3
+"""Relative difference up to which two sizes of a pixel are the same."""
 
 
 def describe_source(source: Source, job: DescribeJob) -> list[PlannedImage]:
@@ -91,25 +94,39 @@ def _placed(spec: RasterSpec, options: ReadOptions) -> RasterSpec:
         spec = _fitted_to_ground(spec)
     if options.nodata is not None:
         spec = with_user_nodata(spec, options.nodata)
+    spec = _with_plausible_size(spec)
     return _sized(spec, options.pixel_size) if isinstance(options.pixel_size, PixelSize) else spec
 
 
-def _sized(spec: RasterSpec, size: PixelSize) -> RasterSpec:
-    if spec.level:
-        # The size in the recipe is that of full resolution; the format has applied it to the level.
+def _with_plausible_size(spec: RasterSpec) -> RasterSpec:
+    stated = spec.space.metric
+    if stated is None or stated.is_plausible:
         return spec
+    note = (
+        f"its pixel size, {stated}, is not used, and sizes are in px: expected 1 nm to 1 m. Set "
+        "`pixel_size`"
+    )
+    return replace(spec, space=replace(spec.space, metric=None), notes=(*spec.notes, note))
+
+
+def _sized(spec: RasterSpec, size: PixelSize) -> RasterSpec:
+    """The metadata with the size of a pixel at full resolution in the user's words."""
+    stated, notes = spec.space.metric, spec.notes
     if spec.space.crs is not None:
         note = "`pixel_size` is not used, since its coordinate reference system gives the areas"
-        return replace(spec, notes=(*spec.notes, note))
+        return replace(spec, notes=(*notes, note))
     try:
         metric = size.metric(spec.space.axes)
     except ValueError as error:
-        raise FormatError(f"pixel_size: {error}. {spec.location} does not suit it.") from error
-    # The recipe has the size at full resolution; that of a level is larger.
+        raise FormatError(
+            f"{spec.location} does not suit the recipe's pixel_size: {error}."
+        ) from error
     if spec.reduction:
-        spacing = tuple(a * b for a, b in zip(metric.spacing, spec.reduction, strict=True))
-        metric = replace(metric, spacing=spacing)
-    return replace(spec, space=replace(spec.space, metric=metric, lattice=None))
+        spacing = zip(metric.spacing, spec.reduction, strict=True)
+        metric = replace(metric, spacing=tuple(step * factor for step, factor in spacing))
+    if stated is not None and not np.allclose(stated.millimetres, metric.millimetres, _SAME, 0):
+        notes = (*notes, f"`pixel_size` replaces {stated}, its own pixel size")
+    return replace(spec, space=replace(spec.space, metric=metric, lattice=None), notes=notes)
 
 
 def _require_regular_files(source: Source) -> None:
@@ -170,23 +187,12 @@ def open_planned(image: PlannedImage, spec: RasterSpec) -> Iterator[Reader]:
 
 
 @dataclass(frozen=True, slots=True)
-class _AnnouncingReader:
+class _AnnouncingReader(NothingToClose):
     """A reader that announces the begin of each read, and of the work on the pixels."""
 
     reader: Reader
     least: int
     """Smallest number of pixels that are decoded for a read."""
-
-    def __enter__(self) -> _AnnouncingReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """The inner reader is closed where it was opened."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""

@@ -124,9 +124,9 @@ def with_rows(result: ImageResult, run: ImageRun, states: States) -> ImageResult
 
 def _warning(run: ImageRun, shares: Mapping[str, float]) -> str | None:
     """The warnings about the result on an image. None: no warning."""
-    level = f"level {run.spec.level} of the pyramid was read, not full resolution"
-    caution = caution_of([run.model], run.spec, shares)
-    return "; ".join([level] * (run.spec.level > 0) + [caution] * (caution is not None)) or None
+    level = run.spec.level
+    read = f"level {level} of the pyramid was read, not full resolution" if level else None
+    return "; ".join(filter(None, (read, caution_of([run.model], run.spec, shares)))) or None
 
 
 @contextlib.contextmanager

@@ -78,7 +78,9 @@ class RasterSpec:
     user_nodata: UserNodata | None = None
     """What else means "no data", in images of any format; `formats.open_image` applies it."""
     reduction: tuple[float, ...] = ()
-    """Size of a pixel of the level in pixels of full resolution, along each axis. Empty: 1."""
+    """Size of a pixel of this level along each axis, in pixels of full resolution, from which
+    `space` follows if the file states the size of these. Empty: 1.
+    """
     mask: str = ""
     """Name in `MASKS` of the writer for its mask. Empty: that of its format."""
 
@@ -107,7 +109,11 @@ class RasterSpec:
         if metric is not None:
             metric = replace(metric, spacing=metric.spacing[-2:])
         return replace(
-            self, shape=self.shape[-2:], chunks=self.chunks[-2:], space=Space(metric=metric)
+            self,
+            shape=self.shape[-2:],
+            chunks=self.chunks[-2:],
+            space=Space(metric=metric),
+            reduction=self.reduction[-2:],
         )
 
     def select(self, bands: Sequence[int] | None) -> RasterSpec:
@@ -247,6 +253,16 @@ class Format(Protocol):
 
 
 @runtime_checkable
+class ChoiceFormat(Format, Protocol):
+    """A format whose masks can be written in other ways, where the user asks for one."""
+
+    @property
+    def other_masks(self) -> tuple[str, ...]:
+        """Names in `MASKS` of further writers for masks of such images."""
+        ...
+
+
+@runtime_checkable
 class OptionsFormat(Format, Protocol):
     """A format that reads one image in several ways, or whose files may hold several images."""
 
@@ -277,8 +293,8 @@ class SeriesFormat(OptionsFormat, Protocol):
 
     def headers(self, files: Sequence[Member], options: ReadOptions) -> Sequence[str]:
         """What `group` needs to know of each file, as a short text without names or numbers of
-        persons; workers read it, and it is stored. Empty: the file cannot be read, or it belongs to
-        no series.
+        persons; workers read it, and it is stored. Empty: the file could not be read now, and is
+        read again by the next run.
         """
         ...
 

@@ -37,9 +37,11 @@ from maskloom.segcore.deep.inference.patches import Patching
 from maskloom.segcore.deep.inference.runtime import LIBRARY_BYTES
 from maskloom.segcore.errors import ModelMismatch, RecipeError, WeightsError
 from maskloom.segcore.geometry import per_axis, sizes_text
+from maskloom.segcore.ground.space import MILLIMETRES, PixelSize
 from maskloom.segcore.methods.naming import check_names
 from maskloom.segcore.models.planes import PLANAR, planes_of, score_by_plane, segment_by_plane
 from maskloom.segcore.models.protocols import MODELS, SEGMENTERS, Exactness, Requirements
+from maskloom.segcore.models.rescaled import Rescaled
 from maskloom.segcore.raster.spec import Labels
 
 if TYPE_CHECKING:
@@ -107,6 +109,11 @@ class Network:
     """Load a file that can run arbitrary code (Lambda layers, .h5). Only for files whose maker
     you trust.
     """
+    pixel_size: str | None = None
+    """Size of the pixels that the network knows, such as 0.5 um. Images that state another size are
+    resampled for it, and refused if it differs by more than a factor of 4. None: that of the card.
+    any: pixels are shown as they are.
+    """
 
     exactness: ClassVar[Exactness] = Exactness.EXACT
     units: ClassVar[str] = (
@@ -126,8 +133,9 @@ class Network:
             raise ValueError(f"patch: expected 1 to 8192 pixels along each axis; got {self.patch}")
         if self.classes is not None:
             check_names(self.classes)
+        _micrometres(self.pixel_size)
 
-    def start(self) -> NetworkModel:
+    def start(self) -> NetworkModel | Rescaled:
         """Return the model, ready to run.
 
         Raises `WeightsError` if the file is not such a network, `RecipeError` if other settings do
@@ -152,7 +160,7 @@ class Network:
                 f"windows: {file_name(self.weights)} has too large a receptive field for exact "
                 "patches (global pooling, or one small size of input). Use auto or blended."
             )
-        return NetworkModel(
+        model = NetworkModel(
             weights=weights,
             card=card if self.scaling is None else replace(card, scaling=self.scaling, dtype=""),
             classes=self.classes or card.classes,
@@ -162,6 +170,8 @@ class Network:
             blended=self.windows == "blended" or _looks_too_far(self.windows, card),
             patch=self.patch,
         )
+        size = card.pixel_size if self.pixel_size is None else _micrometres(self.pixel_size)
+        return model if size is None else Rescaled(model, size)
 
     def _check_axes(self, card: Card) -> None:
         for name, value in (("halo", self.halo), ("patch", self.patch)):
@@ -522,6 +532,17 @@ class NetworkModel:
             powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
             return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
         return scores
+
+
+def _micrometres(size: str | None) -> float | None:
+    """The side of a pixel in um; None for any. Raises `ValueError`."""
+    if size in (None, "any"):
+        return None
+    try:
+        metric = PixelSize.parse(str(size)).metric(("y",))
+    except ValueError as error:
+        raise ValueError(f"pixel_size: {error}; or say any") from error
+    return metric.spacing[0] * MILLIMETRES[metric.unit] / MILLIMETRES["um"]
 
 
 def _looks_too_far(wanted: Windows, card: Card) -> bool:

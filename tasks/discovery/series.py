@@ -61,8 +61,8 @@ class SeriesHeaders:
     def __call__(
         self, image_format: str, files: Sequence[Member], options: ReadOptions
     ) -> Sequence[str]:
-        """The headers of files; see `ReadHeaders`. A file that kills its worker has an empty
-        one.
+        """The headers of files; see `ReadHeaders`. A file that kills its worker has an empty one,
+        which is not stored.
         """
         known = self._known()
         kind = _kind(image_format, options)
@@ -121,7 +121,7 @@ class SeriesHeaders:
         rows = [
             dict(zip(_COLUMNS, (*key, header), strict=True))
             for key, header in sorted(known.items())
-            if key in wanted or key[0].partition(" ")[0] != image_format
+            if header and (key in wanted or key[0].partition(" ")[0] != image_format)
         ]
         buffer = io.BytesIO()
         table = pa.Table.from_pylist(rows, schema=_SCHEMA)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
+from dicom_support import encoded, enhanced, slice_of
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -322,6 +323,20 @@ METAIMAGES: dict[str, Callable[[Path], None]] = {
         "ElementType = MET_UCHAR",
     ),
 }
+
+
+def dicom(**elements: object) -> Callable[[Path], None]:
+    return lambda p: p.write_bytes(encoded(slice_of(**elements)))
+
+
+SCAN = VOLUME.astype("int16") * 10
+SERIES: dict[str, Callable[[Path], None]] = {
+    "slice.dcm": dicom(pixels=SCAN[0], RescaleSlope=1, RescaleIntercept=-1024),
+    "dose.ima": dicom(pixels=SCAN[1], RescaleSlope=0.25, PixelPaddingValue=30),
+    "colours.dicom": dicom(pixels=PHOTO[:, :-1], position=None),
+    "frames.dcm": lambda p: p.write_bytes(encoded(enhanced(SCAN))),
+    "map.dcm": dicom(pixels=np.where(SCAN[0] > 600, SCAN[0], np.nan).astype("float32")),
+}
 SLIDES: dict[str, Callable[[Path], None]] = {
     "jpeg.svs": lambda p: write_aperio(p, PHOTO, **RGB_JPEG),
     "grey.svs": lambda p: write_aperio(p, PHOTO[..., 0], mpp=None, compression="lzw"),
@@ -336,6 +351,7 @@ SAMPLES = {
     "picture": PICTURES,
     "zarr": ARRAYS,
     "array": NUMPY,
+    "dicom": SERIES,
 }
 CASES = [(name, sample) for name in FORMATS for sample in SAMPLES.get(name, [None])]
 each = pytest.mark.parametrize(("name", "sample"), CASES, ids=str)

@@ -93,7 +93,9 @@ def test_unchanged_is_what_a_run_neither_did_nor_failed(
         images_outside=lambda inputs: 30 - len(inputs), removed=0, failed_before=0
     )
     inputs = {str(i) for i in range(done + failed)}
-    outcome = SimpleNamespace(done=done, failed=failed, failures=(), pixels=1e6, inputs=inputs)
+    outcome = SimpleNamespace(
+        done=done, failed=failed, failures=(), pixels=1e6, inputs=inputs, areas={}
+    )
     result = RunResult(inventory, outcome, 1.0)  # type: ignore[arg-type]  # stand-ins
     print_result(SimpleNamespace(output="out"), result)  # type: ignore[arg-type]
     assert capsys.readouterr().out.startswith(f"{words}1.0 megapixels")

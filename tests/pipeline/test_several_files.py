@@ -323,7 +323,9 @@ def test_headers_are_read_by_workers_once_and_a_run_without_work_opens_no_cluste
     monkeypatch.setattr(
         RowSeries,
         "headers",
-        lambda self, files: [read.append(file.uri) for file in files] and headers(self, files),
+        lambda self, files, options: (
+            [read.append(file.uri) for file in files] and headers(self, files, options)
+        ),
     )
     monkeypatch.setattr(
         SerialCluster, "open", lambda self, *given: opened.append(1) or serial(self, *given)

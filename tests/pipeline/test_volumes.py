@@ -11,7 +11,11 @@ from skimage.filters import threshold_otsu
 from skimage.measure import label
 from tests_support import assert_same_results, read_table
 
+from maskloom.segcore import formats
+from maskloom.segcore.pipeline.records import PlannedImage
+from maskloom.segcore.raster.source import Source
 from maskloom.tasks import batching
+from maskloom.tasks.memory import without_room
 
 SERIAL = ("--no-prefect", "--quiet", "--set", "cluster.kind=serial")
 SHAPE = (20, 70, 50)
@@ -147,3 +151,43 @@ def test_nodata_in_the_recipe_hides_the_outside_of_an_organ(maskloom, tmp_path):
         result = maskloom("run", recipe, *SERIAL, "--set", f"nodata={wrong}")
         assert result.exit_code == 2
         assert "nodata: expected a" in result.output
+
+
+def test_masks_of_maskloom_are_truth_without_options(tmp_path, maskloom):
+    """The nodata label of a mask of NumPy is in the file beside it; other arrays have none."""
+    values = volume().astype(np.float32)
+    values[:, 5:9] = np.nan
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "a.npy", values)
+    given = (*("segment", tmp_path / "in", "-s", "threshold", "-p", "value=90"), *SERIAL)
+    for output in ("one", "other"):
+        assert maskloom(*given, "-o", tmp_path / output).exit_code == 0
+    truth = tmp_path / "one" / "masks"
+    evaluated = ("evaluate", tmp_path / "other", "--truth", f"{truth}/*.npy", "--quiet")
+
+    result = maskloom(*evaluated)
+
+    assert result.exit_code == 0, result.output
+    known = np.isfinite(values).sum() / 1e6
+    assert f"1 image, {known:.2f} megavoxels: accuracy 1.000" in result.output
+    for beside in (b"", b"{}", b"[255]", b'{"nodata": "255"}', None):
+        if beside is None:
+            (truth / "a.npy.json").unlink()
+        else:
+            (truth / "a.npy.json").write_bytes(beside)
+        refused = maskloom(*evaluated)
+        assert refused.exit_code == 2
+        assert "255" in refused.output
+
+
+def test_a_volume_that_is_too_large_is_told_a_format_of_volumes(tmp_path):
+    spec = formats.describe(str(_archive(tmp_path)))
+    (refused,) = without_room([PlannedImage(Source("v.npz", "v", "", 0), spec)], 1)
+    assert refused.failure is not None
+    assert "convert the volume to Zarr" in refused.failure.error
+    assert "TIFF" not in refused.failure.error
+
+
+def _archive(folder: Path) -> Path:
+    np.savez(folder / "v.npz", pixels=volume())
+    return folder / "v.npz"

@@ -210,6 +210,8 @@ class Card:
     """Recipe of a network of ours (`segcore.deep.networks`): only arrays are then read from the
     file. None: the file describes its own graph.
     """
+    pixel_size: float | None = None
+    """Side of the pixels in training, in um. None: unknown, or of several sizes."""
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Provenance: data and their digest, licence, epochs, metrics, versions. Informative only,
     except for `bands`, for `largest_object`, which sets the halo of `mask_rcnn`, and for `shares`.
@@ -231,6 +233,9 @@ class Card:
             raise ValueError(f"about: expected names and values; got {self.about!r}")
         if not isinstance(self.network, Mapping | None):
             raise ValueError(f"network: expected names and values; got {self.network!r}")
+        size = self.pixel_size
+        if size is not None and not (isinstance(size, int | float) and 0 < size < _GREATEST):
+            raise ValueError(f"pixel_size: expected um above 0, or null; got {size!r}")
         _check_count("channels", self.channels, 1, _LARGEST)
         _check_count("dimensions", self.dimensions, 2, 3)
         if not self.reach.lengths <= {self.dimensions}:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from maskloom.segcore.errors import FormatError, ImageError
-from maskloom.segcore.formats.dicom.files import ARCHIVE, Place, dicom_entries, may_be_dicom, opened
+from maskloom.segcore.errors import FormatError, ImageError, StoreError, Unavailable
+from maskloom.segcore.formats.dicom.files import ARCHIVE, dicom_entries, may_be_dicom, opened
 from maskloom.segcore.formats.dicom.grouping import (
     FileHeader,
     Key,
@@ -24,12 +24,18 @@ from maskloom.segcore.formats.dicom.grouping import (
     key_of,
     path_names_patient,
 )
-from maskloom.segcore.formats.dicom.header import check_image, kind_without_image, read_header
-from maskloom.segcore.formats.dicom.library import pydicom
+from maskloom.segcore.formats.dicom.header import (
+    announces_image,
+    check_image,
+    kind_without_image,
+    read_header,
+)
 from maskloom.segcore.formats.dicom.pseudonyms import key_version
 from maskloom.segcore.formats.dicom.reader import DicomReader
 from maskloom.segcore.formats.dicom.series import images_of
 from maskloom.segcore.formats.source import StoredFile
+from maskloom.segcore.processes.quiet_pydicom import pydicom
+from maskloom.segcore.raster.places import Place
 from maskloom.segcore.raster.source import Grouping, Series
 from maskloom.segcore.raster.spec import FORMATS, FileKind
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage
@@ -63,7 +69,8 @@ class Dicom:
         ),
         FileKind("ZIP", (".zip",)),
     )
-    mask: str = "npy"
+    mask: str = "nifti"
+    other_masks: tuple[str, ...] = ("seg", "seg_binary")
 
     def headers_version(self, options: ReadOptions) -> str:
         """See `SeriesFormat.headers_version`."""
@@ -131,29 +138,29 @@ FORMATS.register("dicom")(Dicom())
 
 
 def _header_of(uri: str, options: ReadOptions) -> str:
-    """The header of a file or an archive; empty if it is none of DICOM."""
+    """The header of a file or an archive; empty if its store fails."""
+    certain = False
     try:
         head = StoredFile.of(uri).head()
-    except ImageError:
-        return ""
-    archive = head.startswith(ARCHIVE)
-    try:
+        archive = head.startswith(ARCHIVE)
+        certain = archive or head[128:132] == b"DICM"
         if archive:
             return _header_of_archive(uri, options)
-        return _header_of_file(uri, options) if may_be_dicom(head) else ""
-    except ImageError:
-        certain = archive or head[128:132] == b"DICM"
-        return str(FileHeader(damaged=True)) if certain else ""
+        return _header_of_file(uri, options) if may_be_dicom(head) else str(FileHeader())
+    except (Unavailable, StoreError):
+        return ""
+    except (ImageError, OSError):
+        return str(FileHeader(damaged=certain))
 
 
 def _header_of_file(uri: str, options: ReadOptions) -> str:
     """The image in a file. Raises `FormatError` if it cannot be read."""
     with opened(uri) as stream:
         header = read_header(stream, uri, for_grouping=True)
-    if header.pixels is None and not all(header.shape):
+    if header.pixels is None and not announces_image(header):
         # Any bytes may look like an element.
-        known = bool(header.sop_class)
-        return str(FileHeader(without_image=kind_without_image(header))) if known else ""
+        kind = kind_without_image(header) if header.sop_class else ""
+        return str(FileHeader(without_image=kind))
     check_image(header, uri)
     named = path_names_patient(uri, header)
     key = key_of(header, Place(uri), options.identifiers)
@@ -170,6 +177,7 @@ def _header_of_archive(uri: str, options: ReadOptions) -> str:
         except FormatError:
             damaged = True
             continue
+        damaged |= header.pixels is None and announces_image(header)
         if header.pixels is not None:
             keys[key_of(header, Place(uri, entry), options.identifiers)] = None
     if not keys and not damaged:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import IO
 
-from maskloom.segcore.errors import FormatError, ReadError
+from maskloom.segcore.errors import FormatError, MaskloomError, ReadError
 from maskloom.segcore.formats.source import StoredFile
 
 ARCHIVE = b"PK\3\4"
@@ -36,35 +34,6 @@ _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b
 """Value representations with a length of four bytes."""
 _STARTS = (2, 8)
 """Groups of elements with which DICOM files begin that have no preamble."""
-_PLACE = re.compile(r"#slice=(-?\d+)\.(\d+)\.(-?\d+)$")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a slice is stored."""
-
-    uri: str
-    entry: int = -1
-    """Number of the file in an archive, from 0. -1: the file is no archive."""
-    frame: int = 0
-    """Number of the frame in the file, from 0."""
-    tile: int = -1
-    """Number of the tile in a mosaic, from 0. -1: the frame is no mosaic."""
-
-    def __str__(self) -> str:
-        if (self.entry, self.frame, self.tile) == (-1, 0, -1):
-            return self.uri
-        return f"{self.uri}#slice={self.entry}.{self.frame}.{self.tile}"
-
-    @classmethod
-    def of(cls, text: str) -> Place:
-        """The place from its text.
-
-        >>> Place.of(str(Place("a.zip", 3))).entry, Place.of("b.dcm").uri
-        (3, 'b.dcm')
-        """
-        found = _PLACE.search(text)
-        return cls(text[: found.start()], *map(int, found.groups())) if found else cls(text)
 
 
 def is_archive(uri: str) -> bool:
@@ -144,7 +113,9 @@ def _zip_errors(uri: str) -> Iterator[None]:
     """Errors of the archive as `FormatError`, without names of files in it."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+    except (MaskloomError, OSError):
+        raise
+    except Exception:  # noqa: BLE001  what `zipfile` makes of hostile bytes is open-ended
         raise FormatError(
             f"{uri} is damaged, or packed in a way that cannot be read. Pack it again as a plain "
             "ZIP, or give the folder."

@@ -136,19 +136,11 @@ def _check_distances(along: NDArray[np.float64]) -> tuple[str, ...]:
     tolerance = max(_SAME_FRACTION * usual, SAME_PLACE)
     if np.all(np.abs(gaps - usual) <= tolerance):
         return ()
-    times = np.maximum(1, np.round(gaps / usual))
-    missing = np.flatnonzero(times > 1)
-    if missing.size and np.all(np.abs(gaps - times * usual) <= np.maximum(tolerance, times * 0.01)):
-        named = ", ".join(
-            f"{int(times[i]) - 1} between {_mm(along[i])} and {_mm(along[i + 1])}"
-            for i in missing[:_NAMED]
-        )
-        more = ", ..." if missing.size > _NAMED else ""
-        raise FormatError(
-            f"{int((times - 1).sum())} of {len(along) + int((times - 1).sum())} slices are missing "
-            f"(usual distance {usual:.3g} mm): {named}{more} along the normal. Send the series "
-            "again from the archive (PACS), or give the parts as folders of their own."
-        )
+    for unit in (usual, float(gaps.min())):
+        times = np.maximum(1, np.round(gaps / unit))
+        whole = np.all(np.abs(gaps - times * unit) <= np.maximum(SAME_PLACE, _SAME_FRACTION * gaps))
+        if whole and times.max() > 1:
+            raise FormatError(_missing(along, times, unit))
     if np.all(np.abs(gaps - usual) <= _DRIFT * usual):
         ends = f"{gaps.min():.3f} to {gaps.max():.3f} mm"
         return (f"the distances between slices vary from {ends}; their mean is used",)
@@ -158,6 +150,21 @@ def _check_distances(along: NDArray[np.float64]) -> tuple[str, ...]:
         f"the {len(along)} slices have irregular distances: usually {usual:.3f} mm, but {named}"
         f"{', ...' if odd.size > _NAMED else ''} along the normal. Slices are missing or of "
         "several scans; give each scan its own folder."
+    )
+
+
+def _missing(along: NDArray[np.float64], times: NDArray[np.float64], unit: float) -> str:
+    """A message on slices that are missing: `times` are the distances as multiples of `unit`."""
+    gaps = np.flatnonzero(times > 1)
+    count = int((times - 1).sum())
+    named = ", ".join(
+        f"{int(times[i]) - 1} between {_mm(along[i])} and {_mm(along[i + 1])}"
+        for i in gaps[:_NAMED]
+    )
+    return (
+        f"{count} of {len(along) + count} slices are missing (usual distance {unit:.3g} mm): "
+        f"{named}{', ...' if gaps.size > _NAMED else ''} along the normal. Send the series again "
+        "from the archive (PACS), or give the parts as folders of their own."
     )
 
 

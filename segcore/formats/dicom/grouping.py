@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskloom.segcore.formats.dicom.files import Place
 from maskloom.segcore.formats.dicom.header import Header, numbers, text
 from maskloom.segcore.formats.dicom.pseudonyms import appears_in, pseudonym
+from maskloom.segcore.raster.places import Place
 
 if TYPE_CHECKING:
     from maskloom.segcore.raster.source import Member

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 from maskloom.segcore.errors import FormatError, MaskloomError
 from maskloom.segcore.formats.dicom.files import may_be_dicom, transfer_syntax
-from maskloom.segcore.formats.dicom.library import pydicom
 from maskloom.segcore.formats.source import MAX_PICTURE_PIXELS
+from maskloom.segcore.processes.quiet_pydicom import pydicom
 
 _MOSAIC = ((0x0029, 0x0010), (0x0029, 0x1010))
 """Creator and content of Siemens' private header with the number of tiles."""
@@ -164,7 +164,7 @@ def check_image(header: Header, what: str) -> None:
     """Raise `FormatError` unless the file holds an image of a size that can be read."""
     rows, columns = header.shape
     if header.pixels is None:
-        if rows and columns:
+        if announces_image(header):
             raise FormatError(
                 f"{what} ends before its pixels. Send it again from the archive (PACS)."
             )
@@ -193,6 +193,21 @@ _KINDS = {
     "1.2.840.10008.5.1.4.1.1.4.2": "spectra",
 }
 """What objects without pixels are, by the beginning of their SOP class; the first match counts."""
+_IMAGES = tuple(
+    f"1.2.840.10008.5.1.4.1.1.{kind}."
+    for kind in (
+        *("1", "2", "3", "4", "6", "7", "12", "13", "20", "30", "77", "128", "130"),
+        *("481.1", "481.2"),
+    )
+)
+"""Begins of the SOP classes of images; each is followed by a dot here."""
+
+
+def announces_image(header: Header) -> bool:
+    """Whether a file should hold an image, by its size or its SOP class."""
+    uid = f"{header.sop_class}."
+    without = uid.startswith(tuple(_KINDS))
+    return all(header.shape) or (uid.startswith(_IMAGES) and not without)
 
 
 def kind_without_image(header: Header) -> str:

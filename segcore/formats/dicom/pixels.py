@@ -13,7 +13,6 @@ import numpy as np
 from maskloom.segcore.errors import FormatError, MaskloomError, ReadError
 from maskloom.segcore.formats.dicom.codestream import announced_size
 from maskloom.segcore.formats.dicom.header import Header, number, text
-from maskloom.segcore.formats.dicom.library import pydicom
 from maskloom.segcore.formats.dicom.values import (
     Scale,
     Stored,
@@ -23,6 +22,7 @@ from maskloom.segcore.formats.dicom.values import (
     stored_type,
     type_of_values,
 )
+from maskloom.segcore.processes.quiet_pydicom import pydicom
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -267,7 +267,10 @@ def _is_padding(
         return (stored >= least) & (stored <= greatest)
     # Some scanners write padding with more bits than other pixels have.
     size = kind.container.itemsize
-    return (stored == value) | (raw.astype(f"u{size}") == value % 2 ** (8 * size))
+    found: NDArray[np.bool_] = (stored == value) | (
+        raw.astype(f"u{size}") == value % 2 ** (8 * size)
+    )
+    return found
 
 
 def _padding(header: Header, keyword: str, kind: Stored) -> int | None:

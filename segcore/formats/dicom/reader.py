@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskloom.segcore.errors import FormatError, ReadError, SourceChanged
-from maskloom.segcore.formats.dicom.files import Place, opened
-from maskloom.segcore.formats.dicom.header import Header
+from maskloom.segcore.formats.dicom.files import opened
+from maskloom.segcore.formats.dicom.header import Header, number
 from maskloom.segcore.formats.dicom.pixels import read_frame
 from maskloom.segcore.formats.dicom.series import header_at
 from maskloom.segcore.formats.dicom.slices import Slice, slices_of
+from maskloom.segcore.raster.places import Place
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -59,40 +60,43 @@ class DicomReader:
         bands = [band - 1 for band in spec.bands]
         plane = box.slices[-2:]
         volume = len(spec.shape) == 3
-        numbers = range(box.start[0], box.stop[0]) if volume else range(1)
-        for i, number in enumerate(numbers):
-            values, is_data = self._slice(number)
+        indices = range(box.start[0], box.stop[0]) if volume else range(1)
+        for i, index in enumerate(indices):
+            values, is_data = self._slice(index)
             at: Any = i if volume else ...
             pixels[at] = values[plane][..., bands]
             valid[at] = is_data[plane]
         return pixels, valid
 
-    def _slice(self, number: int) -> Decoded:
-        found = self.kept.pop(number, None)
+    def _slice(self, index: int) -> Decoded:
+        found = self.kept.pop(index, None)
         if found is None:
-            found = self._decoded(number)
+            found = self._decoded(index)
             size = sum(part.nbytes for part in found)
             while self.kept and size * (len(self.kept) + 1) > _KEPT_BYTES:
                 self.kept.popitem(last=False)
-        self.kept[number] = found
+        self.kept[index] = found
         return found
 
-    def _decoded(self, number: int) -> Decoded:
+    def _decoded(self, index: int) -> Decoded:
         spec = self.spec
-        place = Place.of(spec.files[number])
-        name = f"slice {number + 1} of {len(spec.files)} of {spec.location}"
+        place = Place.of(spec.files[index])
+        name = spec.location
+        if len(spec.files) > 1:
+            name = f"slice {index + 1} of {len(spec.files)} of {name}"
         try:
             with opened(place.uri, place.entry) as stream:
                 if self.last is None or self.last[0] != (place.uri, place.entry):
                     header = header_at(place, stream)
                     self.last = (place.uri, place.entry), header, slices_of(header, place)
                 _, header, slices = self.last
-                index = place.tile if place.tile >= 0 else place.frame
-                if index >= len(slices) or slices[index].shape != spec.shape[-2:]:
+                name += _in_viewers(header)
+                inside = place.tile if place.tile >= 0 else place.frame
+                if inside >= len(slices) or slices[inside].shape != spec.shape[-2:]:
                     raise SourceChanged(
                         f"{name} has changed since its header was read. Run the same command again."
                     )
-                scale, dtype = slices[index].scale, np.dtype(spec.dtype)
+                scale, dtype = slices[inside].scale, np.dtype(spec.dtype)
                 values, valid = read_frame(stream, header, place.frame, scale, dtype)
         except FormatError as error:
             raise ReadError(f"{name}: {error}") from None
@@ -104,3 +108,9 @@ class DicomReader:
             cut = np.s_[top * rows : (top + 1) * rows, left * columns : (left + 1) * columns]
             values, valid = values[cut], valid[cut]
         return values, valid
+
+
+def _in_viewers(header: Header) -> str:
+    """The number by which viewers show a slice: names of files may be those of persons."""
+    found = number(header.elements, "InstanceNumber")
+    return f" (InstanceNumber {found})" if found else ""

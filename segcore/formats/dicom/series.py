@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from maskloom.segcore.errors import FormatError, MaskloomError, Unavailable
-from maskloom.segcore.formats.dicom.files import Place, dicom_entries, is_archive, opened
+from maskloom.segcore.formats.dicom.files import dicom_entries, is_archive, opened
 from maskloom.segcore.formats.dicom.geometry import Directions, depths, places, stack
 from maskloom.segcore.formats.dicom.grouping import SAME_DIRECTION, Key, classes, key_of
 from maskloom.segcore.formats.dicom.header import Header, check_image, read_header, text
@@ -25,6 +25,7 @@ from maskloom.segcore.formats.dicom.slices import (
 )
 from maskloom.segcore.formats.dicom.spacing import in_plane
 from maskloom.segcore.ground.space import Frame, Metric, Space
+from maskloom.segcore.raster.places import Place
 from maskloom.segcore.raster.spec import RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
@@ -61,13 +62,24 @@ def _images(
 ) -> tuple[tuple[str, RasterSpec], ...]:
     try:
         files = _files(location, uris, identifiers)
-        return tuple(_described(location, version, files))
+        with np.errstate(all="ignore"):
+            return tuple(_described(location, version, files))
     except Unavailable:
         raise
+    except (ArithmeticError, ValueError) as error:
+        if isinstance(error, MaskloomError):
+            raise _naming(location, error) from None
+        raise FormatError(
+            f"{location}: its positions or sizes are numbers that cannot be computed with "
+            f"({type(error).__name__}). Send it again from the archive (PACS)."
+        ) from None
     except MaskloomError as error:
-        if location in str(error):
-            raise
-        raise FormatError(f"{location}: {error}") from None
+        raise _naming(location, error) from None
+
+
+def _naming(location: str, error: MaskloomError) -> MaskloomError:
+    """The error, with the name of the image in its text."""
+    return error if location in str(error) else FormatError(f"{location}: {error}")
 
 
 def _files(location: str, uris: Sequence[str], identifiers: bool) -> list[_File]:

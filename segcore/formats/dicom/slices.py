@@ -12,7 +12,6 @@ from typing import IO, Any
 import numpy as np
 
 from maskloom.segcore.errors import FormatError
-from maskloom.segcore.formats.dicom.files import Place
 from maskloom.segcore.formats.dicom.geometry import Directions
 from maskloom.segcore.formats.dicom.grouping import is_placed
 from maskloom.segcore.formats.dicom.header import Header, items, number, numbers, text
@@ -20,6 +19,7 @@ from maskloom.segcore.formats.dicom.mosaic import mosaic_of
 from maskloom.segcore.formats.dicom.pseudonyms import pseudonym
 from maskloom.segcore.formats.dicom.spacing import InPlane, in_plane, pair
 from maskloom.segcore.formats.dicom.values import Scale, scale_of
+from maskloom.segcore.raster.places import Place
 
 _ORDER = (
     "AcquisitionNumber TemporalPositionIdentifier EchoNumbers ContentTime TriggerTime "

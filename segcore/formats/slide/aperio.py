@@ -24,10 +24,9 @@ from maskloom.segcore.errors import FormatError, ReadError
 from maskloom.segcore.formats.jpeg import require_whole_tile
 from maskloom.segcore.formats.slide.pyramid import Pyramid, plausible
 from maskloom.segcore.geometry import Box
+from maskloom.segcore.raster.readers import NothingToClose
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.formats.source import StoredFile
@@ -41,8 +40,9 @@ _GREY, _RGB, _YCBCR = 1, 2, 6
 _MPP = re.compile(r"\|\s*MPP\s*=\s*([-+\d.,eE]+)")
 _ATTACHED = re.compile(r"^\s*(label|macro|thumbnail)\b", re.IGNORECASE | re.MULTILINE)
 _MOST_PAGES = 256
-_J2K_SIZE = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16})", re.DOTALL)
-"""The head of a JPEG 2000 codestream: width, height and the offsets of both."""
+_J2K_SIZE = re.compile(rb"\xff\x4f\xff\x51.{4}(.{16}).{16}(.{2})", re.DOTALL)
+"""The head of a JPEG 2000 codestream: width, height, the offsets of both, and components."""
+_MOST_COMPONENTS = 4
 _END = b"\xff\xd9"
 """Ends JPEG and JPEG 2000."""
 
@@ -85,8 +85,9 @@ class Aperio:
         """
         from tifffile import TiffFile
 
-        # The faults of files are reported by us.
-        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+        if (logger := logging.getLogger("tifffile")).level == logging.NOTSET:
+            # The faults of files are reported by us; a level set by the user is kept.
+            logger.setLevel(logging.CRITICAL)
         with source.stream() as stream:
             try:
                 with TiffFile(stream) as file:
@@ -106,23 +107,12 @@ class Aperio:
 
 
 @dataclass(frozen=True, slots=True)
-class AperioReader:
+class AperioReader(NothingToClose):
     """A level of a slide; each read opens the file anew, so threads may share it."""
 
     source: StoredFile
     level: Level
     spec: RasterSpec
-
-    def __enter__(self) -> AperioReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing to close."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `segcore.raster.spec.Reader.read`."""
@@ -157,7 +147,8 @@ class AperioReader:
             tile = level.decode(data, number, jpegtables=level.tables or None)[0][0]
             if tile.shape[0] < height or tile.shape[1] < width or tile.dtype != self.spec.dtype:
                 raise ValueError(f"it holds {tile.shape[1]} x {tile.shape[0]} of {tile.dtype}")
-            return tile[:height, :width].reshape(height, width, self.spec.file_bands)
+            part: NDArray[Any] = tile[:height, :width]
+            return part.reshape(height, width, self.spec.file_bands)
         except Exception as error:
             # The errors of codecs have no common base class.
             (top, left), (bottom, right) = place.start, place.stop
@@ -179,9 +170,15 @@ def _pages(file: Any, location: str) -> Iterator[Any]:
 
 
 def _read(source: StoredFile, pages: list[Any]) -> Aperio | None:
-    if not pages or not pages[0].description.startswith("Aperio"):
+    location = source.location
+    if not pages:
+        raise FormatError(
+            f"The header of {location} cannot be read as a slide: it leads to no picture. The file "
+            "is damaged or incomplete; copy or export it again."
+        )
+    first = pages[0]
+    if not first.description.startswith("Aperio"):
         return None
-    first, location = pages[0], source.location
     if not first.is_tiled:
         raise FormatError(
             f"{location} is a file of Aperio software whose first picture is not the slide (it is "
@@ -321,7 +318,10 @@ def _require_whole_codestream(data: bytes, tile: Shape) -> None:
     if found is None:
         raise ValueError("it is no JPEG 2000")
     right, bottom, left, top = (int.from_bytes(found[1][i : i + 4], "big") for i in (0, 4, 8, 12))
-    if (bottom - top, right - left) != tile:
-        raise ValueError(f"it is a picture of {right - left} x {bottom - top} pixels")
+    components = int.from_bytes(found[2], "big")
+    if (bottom - top, right - left) != tile or components > _MOST_COMPONENTS:
+        raise ValueError(
+            f"it is a picture of {right - left} x {bottom - top} pixels with {components} bands"
+        )
     if _END not in data[-16:]:
         raise ValueError("it ends early")

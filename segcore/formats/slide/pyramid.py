@@ -89,6 +89,7 @@ class Pyramid:
             space=Space(affine=affine, metric=self._metric(size, level)),
             notes=notes,
             level=level,
+            reduction=scale if level else (),
         )
 
     def _full_size(self, options: ReadOptions) -> Metric | None:

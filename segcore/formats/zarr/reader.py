@@ -30,12 +30,11 @@ from maskloom.segcore.formats.source import store_failures
 from maskloom.segcore.formats.zarr import ome
 from maskloom.segcore.formats.zarr.array import DAMAGE, ZarrArray
 from maskloom.segcore.formats.zarr.folder import Folder
+from maskloom.segcore.raster.readers import NothingToClose
 from maskloom.segcore.raster.spec import FORMATS, FileKind, RasterSpec
 from maskloom.segcore.raster.stored import ReadOptions, StoredImage
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
     from maskloom.segcore.geometry import Box
@@ -112,22 +111,11 @@ FORMATS.register("zarr")(Zarr())
 
 
 @dataclass(frozen=True, slots=True)
-class ZarrReader:
+class ZarrReader(NothingToClose):
     """An open array."""
 
     array: ZarrArray
     spec: RasterSpec
-
-    def __enter__(self) -> ZarrReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing to close."""
 
     def read(self, box: Box) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels and `valid` of a box; see `Reader.read`."""

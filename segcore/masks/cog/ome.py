@@ -1,4 +1,4 @@
-"""The tags of an OME-TIFF: its metadata as OME-XML, and the size of a pixel.
+"""The tag of an OME-TIFF: its metadata as OME-XML, with the size of a pixel.
 
 After: the OME data model 2016-06, and the specification of OME-TIFF with sub-resolutions (version
 6.0): one page with its pyramid in sub-directories.
@@ -8,37 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from maskloom.segcore.ground.space import MILLIMETRES
-from maskloom.segcore.masks.cog.structure import RATIONAL, SHORT, Tag
+from maskloom.segcore.masks.cog.structure import Tag
 
 if TYPE_CHECKING:
     from maskloom.segcore.raster.spec import RasterSpec
 
-_DESCRIPTION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 270, 282, 283, 296
-OME_TAGS = frozenset({_DESCRIPTION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT})
-_CENTIMETRE = 3
+_DESCRIPTION = 270
+OME_TAGS = frozenset({_DESCRIPTION})
 _SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
-_LARGEST = 2**32 - 1
 
 
 def ome_tags(spec: RasterSpec, classes: Sequence[str], dtype: str) -> list[Tag]:
-    """The tags that make the mask of `spec` an OME-TIFF; `classes` are the names by class id, empty
+    """The tag that makes the mask of `spec` an OME-TIFF; `classes` are the names by class id, empty
     for masks of objects.
     """
-    size = _micrometres(spec)
-    tags = [Tag.text(_DESCRIPTION, _xml(spec, classes, dtype, size))]
-    if size is not None:
-        y, x = (_fraction(10_000 / each) for each in size)
-        tags += [
-            Tag.of(_X_RESOLUTION, RATIONAL, x),
-            Tag.of(_Y_RESOLUTION, RATIONAL, y),
-            Tag.of(_RESOLUTION_UNIT, SHORT, _CENTIMETRE),
-        ]
-    return tags
+    return [Tag.text(_DESCRIPTION, _xml(spec, classes, dtype, _micrometres(spec)))]
 
 
 def xml_text(text: str) -> str:
@@ -89,10 +77,3 @@ def _micrometres(spec: RasterSpec) -> tuple[float, float] | None:
         return None
     y, x = (each * MILLIMETRES[metric.unit] / MILLIMETRES["um"] for each in metric.spacing)
     return y, x
-
-
-def _fraction(value: float) -> tuple[int, int]:
-    """A number as a fraction of 32-bit integers."""
-    # The denominator leaves room for the numerator.
-    nearest = Fraction(value).limit_denominator(max(1, int(_LARGEST / max(value, 1)) - 1))
-    return min(nearest.numerator, _LARGEST), nearest.denominator

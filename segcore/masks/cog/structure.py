@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +51,12 @@ class Tag:
     def text(cls, code: int, value: str) -> Tag:
         """A tag of zero-terminated text."""
         return cls(code, ASCII, value.encode() + b"\0")
+
+    @classmethod
+    def ratio(cls, code: int, value: float) -> Tag:
+        """A tag of one fraction."""
+        fraction = Fraction(value).limit_denominator(max(1, min(2**16, int((2**32 - 1) / value))))
+        return cls(code, RATIONAL, struct.pack("<II", *fraction.as_integer_ratio()))
 
     @property
     def count(self) -> int:

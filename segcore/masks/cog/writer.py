@@ -26,6 +26,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from maskloom.segcore.errors import RunError
+from maskloom.segcore.ground.space import MILLIMETRES
 from maskloom.segcore.masks.cog.ome import OME_TAGS, ome_tags, xml_text
 from maskloom.segcore.masks.cog.structure import (
     LONG,
@@ -53,8 +54,11 @@ BigTIFF.
 
 _SPOOL_MEMORY = 8 << 20
 _DEFLATE = 8
+_CENTIMETRE = 3
+"""ResolutionUnit."""
+_RESOLUTION_TAGS = frozenset({282, 283, 296})
 _GEO_TAGS = frozenset({33550, 33922, 34264, 34735, 34736, 34737, 50844})
-_OF_FULL_RESOLUTION = _GEO_TAGS | OME_TAGS | {42112}
+_OF_FULL_RESOLUTION = _GEO_TAGS | _RESOLUTION_TAGS | OME_TAGS | {42112}
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +347,7 @@ def _tags(spec: RasterSpec, classes: ClassTable, dtype: str) -> list[Tag]:
         Tag.of(284, SHORT, 1),
         Tag.of(339, SHORT, 1),
         *_geo_tags(spec.space),
+        *_resolution_tags(spec.space),
     ]
     if dtype == "uint8":
         palette = np.zeros((3, 256), np.uint16)
@@ -384,6 +389,20 @@ def _geo_tags(space: Space) -> list[Tag]:
                 file.update_tags(ns="RPC", **dict(space.rpcs))
         memory.seek(0)
         return [tag for tag in read_first_directory(memory.read()) if tag.code in _GEO_TAGS]
+
+
+def _resolution_tags(space: Space) -> list[Tag]:
+    """Pixels per centimetre, which QuPath and ImageJ read; none if they are not known, or too many
+    or too few for a tag.
+    """
+    if space.metric is None:
+        return []
+    down, across = (
+        10 / (distance * MILLIMETRES[space.metric.unit]) for distance in space.metric.spacing
+    )
+    if not all(2**-15 < each < 2**31 for each in (down, across)):
+        return []
+    return [Tag.ratio(282, across), Tag.ratio(283, down), Tag.of(296, SHORT, _CENTIMETRE)]
 
 
 def _class_metadata(classes: ClassTable) -> str:

@@ -120,7 +120,6 @@ def foreign_files() -> dict[str, tuple[bytes, str]]:
     after its specification, and its suffix.
     """
     import gzip
-    import zipfile
 
     import h5py
     import scipy.io
@@ -137,18 +136,12 @@ def foreign_files() -> dict[str, tuple[bytes, str]]:
         file["x"] = np.zeros(3)
     made["HDF5"] = out.getvalue()
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("a", "b")
-    made["ZIP"] = out.getvalue()
-    out = io.BytesIO()
     file = scipy.io.netcdf_file(out, "w")
     file.createDimension("x", 3)
     file.flush()
     made["NetCDF"] = out.getvalue()
     made["gzip"] = gzip.compress(b"plain")
-    # DICOM PS3.10, 7.1: 128 bytes of anything, then the prefix.
     made |= {
-        "DICOM": bytes(128) + b"DICM" + bytes(100),
         "a web page (HTML)": b"\n<!DOCTYPE HTML><title>Sign in",
     }
     made["a pointer of Git LFS"] = (

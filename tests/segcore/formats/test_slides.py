@@ -14,7 +14,16 @@ import pytest
 import tifffile
 from hypothesis import given
 from skimage import data
-from slides_support import LABEL, MACRO, RGB_JPEG, THUMBNAIL, describe, write_aperio, write_tiles
+from slides_support import (
+    LABEL,
+    MACRO,
+    RGB_JPEG,
+    THUMBNAIL,
+    describe,
+    write_aperio,
+    write_philips,
+    write_tiles,
+)
 
 from maskloom.segcore import formats
 from maskloom.segcore.errors import FormatError, ReadError
@@ -83,6 +92,13 @@ def test_grey_slides_of_16_bits_are_read(tmp_path: Path) -> None:
     spec = spec_of(tmp_path / "a.svs")
     assert (spec.dtype, spec.bands, spec.interpretation) == ("uint16", (1,), "bands")
     np.testing.assert_array_equal(read(spec)[0][..., 0], grey)
+
+
+def test_a_slide_named_tif_is_read_as_one_if_the_user_says_so(tmp_path: Path) -> None:
+    write_aperio(tmp_path / "a.tif", TISSUE)
+    path = str(tmp_path / "a.tif")
+    assert formats.describe(path).format == "tiff"
+    assert formats.describe(path, explicit="slide").space.metric == Metric((0.5, 0.5), "um")
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
@@ -297,6 +313,39 @@ def test_a_tiff_of_no_scanner_and_focal_planes_are_refused(tmp_path: Path) -> No
 
 # ---- OpenSlide
 # --------------------------------------------------------------------------------------------------
+
+
+def test_slides_of_other_scanners_are_read_by_openslide(tmp_path: Path) -> None:
+    pytest.importorskip("openslide")
+    write_philips(tmp_path / "a.tiff", TISSUE, (0.00025, 0.00026))
+    spec = spec_of(tmp_path / "a.tiff")
+    assert (spec.shape, spec.dtype, spec.interpretation) == ((239, 311), "uint8", "rgb")
+    assert spec.space.metric is not None
+    assert spec.space.metric.spacing == pytest.approx((0.25, 0.26))
+    assert "label and macro pictures in the file are not" in spec.notes[0]
+    with tifffile.TiffFile(tmp_path / "a.tiff") as file:
+        np.testing.assert_array_equal(read(spec)[0], file.pages[0].asarray())
+    half = spec_of(tmp_path / "a.tiff", level=um("0.6"))
+    assert (half.level, half.shape) == (1, (119, 155))
+    for each in (spec, half):
+        pixels, valid = read(each)
+        assert valid.all()
+        assert not near(pixels, LABEL)
+        assert not near(pixels, MACRO)
+    with pytest.raises(FormatError, match="no level 2"):
+        spec_of(tmp_path / "a.tiff", level=2)
+
+
+def test_a_plain_tiled_tiff_is_no_slide_whatever_openslide_says(tmp_path: Path) -> None:
+    openslide = pytest.importorskip("openslide")
+    tifffile.imwrite(
+        tmp_path / "a.tif", TISSUE, tile=(48, 48), resolution=(72, 72), resolutionunit=2
+    )
+    with openslide.OpenSlide(tmp_path / "a.tif") as slide:
+        assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(352.78, abs=0.01)
+    with pytest.raises(FormatError, match="a TIFF that no slide scanner wrote"):
+        spec_of(tmp_path / "a.tif")
+    assert formats.describe(str(tmp_path / "a.tif")).space.unit == "px"
 
 
 def test_levels_read_by_openslide_do_not_depend_on_the_box(tmp_path: Path) -> None:

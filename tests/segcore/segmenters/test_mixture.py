@@ -61,9 +61,9 @@ PHOTOS = {
     "many colours": np.concatenate(
         [data.astronaut()[:300], data.astronaut()[:220, :, ::-1] // 2 + 60]
     ),
-    "floats": data.chelsea()[::4, ::4].astype("float32"),
+    "floats": data.chelsea()[::6, ::6].astype("float32"),
     "four bands": np.concatenate(
-        [data.astronaut()[::4, ::4], data.camera()[::4, ::4, None]], axis=-1
+        [data.astronaut()[::6, ::6], data.camera()[::6, ::6, None]], axis=-1
     ),
 }
 

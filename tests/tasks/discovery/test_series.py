@@ -16,6 +16,7 @@ from maskloom.segcore.errors import Stopped, WorkerDied
 from maskloom.segcore.pipeline.jobs import HeadersJob
 from maskloom.segcore.raster.source import Grouping, Member
 from maskloom.segcore.raster.spec import FORMATS, FileKind
+from maskloom.segcore.raster.stored import ReadOptions
 from maskloom.segcore.storage.store import Store
 from maskloom.tasks.discovery import series
 from maskloom.tasks.discovery.series import HEADERS, SeriesHeaders
@@ -30,7 +31,10 @@ class Slices:
     def __init__(self) -> None:
         self.read: list[str] = []
 
-    def headers(self, files: Sequence[Member]) -> list[str]:
+    def headers_version(self, options: Any) -> str:
+        return "1"
+
+    def headers(self, files: Sequence[Member], options: Any) -> list[str]:
         self.read += [file.uri for file in files]
         return [f"header of {file.uri} {file.version}" for file in files]
 
@@ -81,19 +85,19 @@ EXPECTED = [f"header of {file.uri} {file.version}" for file in FILES]
 def test_workers_read_each_file_once(slices: Slices, store: Store) -> None:
     workers = Workers()
     headers = SeriesHeaders(store, workers.open)
-    assert headers("slices", FILES) == EXPECTED
-    assert headers("slices", FILES) == EXPECTED
-    assert headers("slices", FILES[::-1]) == EXPECTED[::-1]
+    assert headers("slices", FILES, ReadOptions()) == EXPECTED
+    assert headers("slices", FILES, ReadOptions()) == EXPECTED
+    assert headers("slices", FILES[::-1], ReadOptions()) == EXPECTED[::-1]
     assert (slices.read, workers.opened) == ([file.uri for file in FILES], 1)
 
 
 def test_new_and_changed_files_alone_are_read_again(slices: Slices, store: Store) -> None:
     headers = SeriesHeaders(store, Workers().open)
-    headers("slices", FILES[:4])
+    headers("slices", FILES[:4], ReadOptions())
     slices.read.clear()
     changed = (*FILES[:2], Member(FILES[2].uri, "new", 10), *FILES[3:])
 
-    found = headers("slices", changed)
+    found = headers("slices", changed, ReadOptions())
 
     assert slices.read == [FILES[2].uri, FILES[4].uri]
     assert found == [*EXPECTED[:2], "header of scan/2.slice new", *EXPECTED[3:]]
@@ -102,11 +106,11 @@ def test_new_and_changed_files_alone_are_read_again(slices: Slices, store: Store
 
 
 def test_what_the_driver_reads_itself_is_not_stored(slices: Slices, store: Store) -> None:
-    assert SeriesHeaders(store)("slices", FILES) == EXPECTED
+    assert SeriesHeaders(store)("slices", FILES, ReadOptions()) == EXPECTED
     assert not store.exists(HEADERS)
-    SeriesHeaders(store, Workers().open)("slices", FILES)
+    SeriesHeaders(store, Workers().open)("slices", FILES, ReadOptions())
     slices.read.clear()
-    assert SeriesHeaders(store)("slices", FILES) == EXPECTED
+    assert SeriesHeaders(store)("slices", FILES, ReadOptions()) == EXPECTED
     assert slices.read == []
 
 
@@ -141,15 +145,15 @@ def test_a_damaged_record_is_ignored_and_replaced(
 ) -> None:
     store.publish(HEADERS, content)
     headers = SeriesHeaders(store, Workers().open)
-    assert headers("slices", FILES) == EXPECTED
+    assert headers("slices", FILES, ReadOptions()) == EXPECTED
     slices.read.clear()
-    assert headers("slices", FILES) == EXPECTED
+    assert headers("slices", FILES, ReadOptions()) == EXPECTED
     assert slices.read == []
 
 
 def test_a_file_that_kills_its_worker_belongs_to_no_series(slices: Slices, store: Store) -> None:
     headers = SeriesHeaders(store, Workers(deadly=FILES[3].uri).open)
-    assert headers("slices", FILES) == [*EXPECTED[:3], "", EXPECTED[4]]
+    assert headers("slices", FILES, ReadOptions()) == [*EXPECTED[:3], "", EXPECTED[4]]
 
 
 def test_what_was_read_before_a_stop_is_kept(
@@ -157,9 +161,9 @@ def test_what_was_read_before_a_stop_is_kept(
 ) -> None:
     monkeypatch.setattr(series, "_BATCH", 2)
     with pytest.raises(Stopped):
-        SeriesHeaders(store, Workers(stops_after=1).open)("slices", FILES)
+        SeriesHeaders(store, Workers(stops_after=1).open)("slices", FILES, ReadOptions())
     slices.read.clear()
-    assert SeriesHeaders(store, Workers().open)("slices", FILES) == EXPECTED
+    assert SeriesHeaders(store, Workers().open)("slices", FILES, ReadOptions()) == EXPECTED
     assert slices.read == [file.uri for file in FILES[2:]]
 
 
@@ -170,7 +174,7 @@ def test_formats_keep_their_headers_apart(
     monkeypatch.setitem(FORMATS._loaded, "others", other)  # type: ignore[arg-type]
     headers = SeriesHeaders(store, Workers().open)
     for name in ("slices", "others", "slices"):
-        headers(name, FILES)
+        headers(name, FILES, ReadOptions())
     assert slices.read == other.read == [file.uri for file in FILES]
 
 
@@ -188,10 +192,10 @@ def test_an_interrupt_while_headers_are_read_stops_the_run(
         (tmp_path / "in" / f"{i}.slice").write_bytes(b"")
     read = Slices.headers
 
-    def interrupted(self: Slices, files: Sequence[Member]) -> list[str]:
+    def interrupted(self: Slices, files: Sequence[Member], options: ReadOptions) -> list[str]:
         if len(self.read) == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return read(self, files)
+        return read(self, files, options)
 
     monkeypatch.setattr(Slices, "headers", interrupted)
     command = ["segment", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-s", "threshold"]

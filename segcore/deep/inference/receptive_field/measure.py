@@ -307,7 +307,7 @@ def _axes_text(dimensions: int) -> str:
 
 
 def _stride(network: Network, strip: _Strip, channels: int) -> int | None:
-    """Smallest shift of rows shared by input and output; None if there is none."""
+    """Smallest shift of rows shared by input and output; None if they share no shift."""
     for length in _lengths(strip):
         pixels = _sparse_pixels((1, length + max(_STRIDES), *strip.others, channels))
         still = network(pixels[:, :length])

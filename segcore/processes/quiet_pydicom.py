@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from functools import cache
 from typing import Any
 
 from maskloom.segcore.errors import FormatError
-from maskloom.segcore.formats.source import silence
 
 
 @cache
@@ -22,7 +22,8 @@ def pydicom() -> Any:
         raise FormatError(
             "DICOM files need the extra 'medical': pip install 'maskloom[medical]'."
         ) from None
-    silence(UserWarning, "pydicom")
+    # For the whole process: a filter for a while would race with other threads.
+    warnings.filterwarnings("ignore", category=UserWarning, module="(pydicom|highdicom)")
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     # Values that break the standard are judged by us.
     library.config.settings.reading_validation_mode = library.config.IGNORE

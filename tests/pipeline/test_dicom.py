@@ -1,0 +1,276 @@
+"""Scans through whole runs: discovery, rows, units, and nothing of a patient in what is written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pydicom
+import pytest
+from dicom_support import encoded, enhanced, items_of, save, slice_of, stack_of
+from PIL import Image
+from tests_support import read_table
+
+QUIET = ("--no-prefect", "--quiet", "--set", "cluster.kind=serial")
+THRESHOLD = ("-s", "threshold", "-p", "value=1000")
+NOISE = np.random.default_rng(3).integers(0, 2000, (5, 24, 32), np.uint16)
+CANARY = "CANARY"
+TAGGED = 0x00091001
+
+
+NAMES = """
+PatientName PatientID PatientComments OtherPatientNames PatientAddress AccessionNumber StudyID
+StudyDescription SeriesDescription InstitutionName ReferringPhysicianName OperatorsName
+ImageComments StationName DeviceSerialNumber ProtocolName PatientBirthName AdditionalPatientHistory
+RequestedProcedureDescription
+"""
+
+
+def canaries(dataset: pydicom.Dataset) -> pydicom.Dataset:
+    """The data set with a canary in every element of text that says something about a person, and
+    in private ones. UIDs get one too, as far as they can.
+    """
+    for name in NAMES.split():
+        dataset.add_new(name, pydicom.datadict.dictionary_VR(name), f"{CANARY}{name[:8]}")
+    for name in ("PatientBirthDate", "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"):
+        setattr(dataset, name, "19440606")
+    for name in ("StudyTime", "ContentTime", "AcquisitionTime"):
+        setattr(dataset, name, "131313.131313")
+    dataset.SeriesInstanceUID = f"1.2.777777.{zlib.crc32(dataset.SeriesInstanceUID.encode())}"
+    dataset.SOPInstanceUID = f"1.2.777777.1.{zlib.crc32(dataset.SOPInstanceUID.encode())}"
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.FrameOfReferenceUID = "1.2.777777.3"
+    dataset.StudyInstanceUID = "1.2.777777.4"
+    dataset.add_new(0x00090010, "LO", f"{CANARY} CREATOR")
+    dataset.add_new(TAGGED, "LT", f"{CANARY} private")
+    dataset.RequestAttributesSequence = items_of(ScheduledProcedureStepDescription=CANARY)
+    return dataset
+
+
+FORBIDDEN = (CANARY, "777777", "19440606", "1944-06-06", "131313", "13:13:13")
+
+
+def folder_of_scans(folder: Path) -> Path:
+    """Good, odd and broken scans of persons who have canaries for names."""
+    save(folder / "volume", [canaries(each) for each in stack_of(NOISE)])
+    gap = [canaries(each) for each in stack_of(NOISE, series="gap")]
+    save(folder / "gap", gap[:2] + gap[3:], names="IM{:04}")
+    save(folder / "frames", [canaries(enhanced(NOISE, series="frames"))])
+    cut = encoded(canaries(slice_of(NOISE[0], series="cut")))
+    (folder / "cut.dcm").write_bytes(cut[:-300])
+    (folder / "header.dcm").write_bytes(cut[:700])
+    # Values that are no numbers: libraries quote them.
+    for name, before, after in (
+        ("number.dcm", b"IS\x02\x001 ", b"IS\x06\x00CANARY"),
+        ("spacing.dcm", b"0.5\\0.8 ", b"CANARY!!"),
+    ):
+        good = encoded(canaries(slice_of(NOISE[0], series=name)))
+        assert good.count(before) == 1
+        (folder / name).write_bytes(good.replace(before, after))
+    report = canaries(slice_of(NOISE[0], None, series="report"))
+    for name in ("PixelData", "Rows", "Columns"):
+        delattr(report, name)
+    report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    (folder / "report.dcm").write_bytes(encoded(report))
+    with zipfile.ZipFile(folder / "packed.zip", "w") as archive:
+        for number, each in enumerate(stack_of(NOISE, series="packed")):
+            archive.writestr(f"{CANARY}/{number}", encoded(canaries(each)))
+    return folder
+
+
+def written(output: Path) -> dict[str, bytes]:
+    """Every file of an output, tables as text too."""
+    found = {}
+    for path in output.rglob("*"):
+        if path.is_file():
+            found[str(path)] = path.read_bytes()
+            if path.suffix == ".parquet":
+                found[f"{path} decoded"] = str(pq.read_table(path).to_pylist()).encode()
+            elif path.suffix == ".gz":
+                found[f"{path} decoded"] = zlib.decompress(path.read_bytes(), 31)
+            elif path.suffix == ".png":
+                with Image.open(path) as picture:
+                    found[f"{path} decoded"] = str(picture.info).encode()
+    return found
+
+
+def test_nothing_of_a_patient_is_in_anything_that_a_run_writes_or_says(
+    tmp_path, maskloom, caplog, capfd
+):
+    folder = folder_of_scans(tmp_path / "in")
+    output = tmp_path / "out"
+    caplog.set_level(logging.DEBUG)
+    said = [
+        maskloom("plan", str(recipe_of(tmp_path, folder, output))).output,
+        maskloom("segment", folder, "-o", output, *THRESHOLD, *QUIET).output,
+        maskloom("segment", folder / "report.dcm", "-o", output, *THRESHOLD, *QUIET).output,
+        maskloom("status", output).output,
+        maskloom("verify", output).output,
+    ]
+
+    rows = read_table(output, "images")
+    assert {row["status"] for row in rows} == {"ok", "failed"}
+    assert len([row for row in rows if row["status"] == "failed"]) >= 4
+    assert list((output / "previews").rglob("*.png"))
+    everything = written(output)
+    everything["said"] = "\n".join(said).encode()
+    everything["log"] = caplog.text.encode()
+    everything["streams"] = "".join(capfd.readouterr()).encode()
+    everything["names"] = "\n".join(map(str, output.rglob("*"))).encode()
+    assert len(everything) > 20
+    for name, content in everything.items():
+        for word in FORBIDDEN:
+            assert word.encode() not in content, (name, word)
+
+
+def recipe_of(folder: Path, inputs: Path, output: Path) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(
+        f"inputs: [{inputs}]\noutput: {output}\nsegmenter: {{kind: threshold, value: 1000}}\n"
+        "cluster: serial\n"
+    )
+    return path
+
+
+def test_the_canary_test_can_fail(tmp_path, maskloom, monkeypatch):
+    """With identifiers asked for, the UIDs appear where the other test looks for them."""
+    save(tmp_path / "in", [canaries(each) for each in stack_of(NOISE)])
+    output = tmp_path / "out"
+    options = ("--set", "identifiers=true")
+    result = maskloom("segment", tmp_path / "in", "-o", output, *THRESHOLD, *QUIET, *options)
+    assert result.exit_code == 0, result.output
+    assert sum(b"777777" in content for content in written(output).values()) >= 3
+
+
+def test_a_folder_of_a_hospital_is_read_whatever_its_files_are_called(tmp_path, maskloom):
+    folder = tmp_path / "in"
+    save(folder / "DICOM/ST0/SE0", stack_of(NOISE, series="a"), names="IM{:05}")
+    save(folder / "b", stack_of(NOISE[:3], series="b"), names="CT.1.2.840.{}")
+    save(folder / "c", stack_of(NOISE[:4], series="c"), names="{}.IMA")
+    (folder / "README").write_text("Not a scan.")
+    (folder / "DICOM/LOCKFILE").write_bytes(b"")
+    directory = slice_of(NOISE[0], None)
+    for name in ("PixelData", "Rows", "Columns"):
+        delattr(directory, name)
+    directory.SOPClassUID = "1.2.840.10008.1.3.10"
+    (folder / "DICOMDIR").write_bytes(encoded(directory))
+    command = ("segment", folder, "-o", tmp_path / "out", *THRESHOLD, *QUIET)
+
+    result = maskloom(*command)
+
+    assert result.exit_code == 0, result.output
+    rows = read_table(tmp_path / "out", "images")
+    assert sorted(row["depth"] for row in rows) == [3, 4, 5]
+    areas = read_table(tmp_path / "out", "areas")
+    assert {row["area_unit"] for row in areas} == {"mm3"}
+    foreground = sum(row["area"] for row in areas if row["class_name"] == "foreground")
+    expected = sum((NOISE[:n] > 1000).sum() for n in (3, 4, 5)) * 0.5 * 0.8 * 2
+    assert foreground == pytest.approx(expected)
+    assert "Nothing to do" in maskloom(*command).output
+    result = maskloom(
+        "segment",
+        folder,
+        "-o",
+        tmp_path / "other",
+        *THRESHOLD,
+        "--no-prefect",
+        "--set",
+        "cluster.kind=serial",
+    )
+    assert "1 a directory of DICOM files (DICOMDIR)" in result.output.replace("\n", " ")
+    assert "2 without a suffix" in result.output.replace("\n", " ")
+
+
+def test_what_holds_no_image_is_a_failed_row_when_it_is_named(tmp_path, maskloom):
+    report = slice_of(NOISE[0], None)
+    for name in ("PixelData", "Rows", "Columns"):
+        delattr(report, name)
+    report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    (tmp_path / "report.dcm").write_bytes(encoded(report))
+
+    result = maskloom(
+        "segment", tmp_path / "report.dcm", "-o", tmp_path / "out", *THRESHOLD, *QUIET
+    )
+
+    assert result.exit_code == 3
+    [row] = read_table(tmp_path / "out", "images")
+    assert "holds no image: it is a report (SR)" in row["error"]
+
+
+def test_a_new_slice_makes_its_series_new_and_no_other(tmp_path, maskloom):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    save(folder, stack_of(NOISE[:4], series="a"), names="a{}.dcm")
+    save(folder, stack_of(NOISE, series="b"), names="b{}.dcm")
+    command = ("segment", folder, "-o", output, *THRESHOLD, *QUIET)
+    assert maskloom(*command).exit_code == 0
+    before = {row["image_id"]: row for row in read_table(output, "images")}
+    (folder / "a9.dcm").write_bytes(encoded(stack_of(NOISE, series="a")[4]))
+
+    assert maskloom(*command).exit_code == 0
+
+    after = {row["image_id"]: row for row in read_table(output, "images")}
+    changed = [name for name in before if before[name] != after[name]]
+    assert before.keys() == after.keys()
+    assert [(before[name]["depth"], after[name]["depth"]) for name in changed] == [(4, 5)]
+
+
+@pytest.mark.parametrize("tile", [16, 64])
+def test_tiles_do_not_change_masks(tmp_path, maskloom, tile):
+    save(tmp_path / "in", stack_of(NOISE))
+    output = tmp_path / f"out{tile}"
+    options = ("--set", f"tiling.tile={tile}")
+    result = maskloom("segment", tmp_path / "in", "-o", output, *THRESHOLD, *QUIET, *options)
+    assert result.exit_code == 0, result.output
+    [row] = read_table(output, "images")
+    assert row["valid_pixels"] == NOISE.size
+    [area] = [each for each in read_table(output, "areas") if each["class_id"] == 1]
+    assert area["pixel_count"] == (NOISE > 1000).sum()
+
+
+DATA = os.environ.get("MASKLOOM_TEST_DATA", "")
+
+
+@pytest.mark.skipif(not DATA, reason="MASKLOOM_TEST_DATA is not set")
+def test_the_organs_of_a_real_ct_have_the_volumes_of_their_labels(tmp_path):
+    import nibabel
+
+    from maskloom.segcore.geometry import Box
+    from maskloom.segcore.raster.source import Member
+    from maskloom.segcore.raster.spec import FORMATS
+    from maskloom.segcore.raster.stored import ReadOptions, StoredImage
+
+    image_format, options = FORMATS["dicom"], ReadOptions()
+    files = [
+        Member(str(path), "1", 1)
+        for path in sorted((Path(DATA) / "dicom/images/totalseg_ct20").iterdir())
+    ]
+    headers = image_format.headers(files, options)
+    [series] = image_format.group(files, headers, options).series
+    image = StoredImage(series.uri, "1", files=tuple(each.uri for each in series.members))
+    spec = image_format.describe_image(image, options)
+    [truth] = (Path(DATA) / "dicom/labels/totalseg_ct20").glob("*.nii.gz")
+    labels = nibabel.load(truth)
+    with image_format.open(spec) as reader:
+        values = reader.read(Box.whole(spec.shape))[0][..., 0]
+
+    # The volume of every structure in ml, by the size of our voxels and by theirs.
+    theirs = abs(np.linalg.det(labels.affine))
+    assert spec.space.metric.size == pytest.approx(theirs, rel=1e-6)
+    assert spec.space.metric.spacing[0] == pytest.approx(2.0), "not SliceThickness, which is 3"
+    # Each label lies on the organ: soft tissue, air and bone have their numbers.
+    affine = np.vstack([np.reshape(spec.space.frame.affine, (3, 4)), (0, 0, 0, 1)])
+    content = np.asarray(labels.dataobj)
+    means = {}
+    for number in (1, 20, 69):
+        there = np.argwhere(content == number)
+        places = np.linalg.inv(affine) @ labels.affine @ np.c_[there, np.ones(len(there))].T
+        x, y, z = np.rint(places[:3]).astype(int)
+        means[number] = values[z, y, x].mean()
+    assert 50 < means[1] < 150, "spleen"
+    assert means[20] < -400, "colon"
+    assert means[69] > 400, "hip"
