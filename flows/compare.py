@@ -18,7 +18,7 @@ from maskloom.flows.progress import ItemProgress, display
 from maskloom.flows.recipes.schemas import build
 from maskloom.flows.signals import stop_on_signals
 from maskloom.segcore import formats
-from maskloom.segcore.errors import RecipeError, StoreError
+from maskloom.segcore.errors import ImageError, RecipeError, StoreError
 from maskloom.segcore.figures.comparison import Cell, draw, label_cell, photo, photo_cell
 from maskloom.segcore.geometry import Tile
 from maskloom.segcore.models.planes import planes_of
@@ -193,7 +193,9 @@ def _header(path: str) -> RasterSpec:
         raise RecipeError(f"{path!r} is neither a file nor a folder. Check its name.")
     size, is_folder = int(info.get("size") or 0), info["type"] == "directory"
     source = Source(uri, "image", version_of(info), size, is_folder=is_folder)
-    spec: RasterSpec = formats.describe_images(source, source.version)[0][1]
+    spec = formats.describe_images(source, source.version)[0][1]
+    if isinstance(spec, ImageError):
+        raise spec
     return spec
 
 

@@ -128,9 +128,10 @@ def describe(location: str, version: str = "", explicit: str | None = None) -> R
 
 def describe_images(
     source: Source, version: str, explicit: str | None = None, options: ReadOptions = DEFAULT
-) -> list[tuple[Source, RasterSpec]]:
+) -> list[tuple[Source, RasterSpec | FormatError]]:
     """The images of a source, each with its header: one for most files, folders and series, several
-    for those that hold several. `explicit` as in `format_of`.
+    for those that hold several, with an error in place of those that cannot be read. `explicit` as
+    in `format_of`.
 
     Raises `FormatError`, `Unavailable` if the store fails, and `FileNotFoundError`.
     """
@@ -155,10 +156,20 @@ def describe_images(
                 image_id=f"{source.image_id}_{part}",
                 part=part,
             ),
-            image_format.describe_image(replace(image, part=part), options),
+            _described_or_failed(image_format, replace(image, part=part), options),
         )
         for part in parts
     ]
+
+
+def _described_or_failed(
+    image_format: OptionsFormat, image: StoredImage, options: ReadOptions
+) -> RasterSpec | FormatError:
+    """The header of one of several images: a broken one hides no other."""
+    try:
+        return image_format.describe_image(image, options)
+    except FormatError as error:
+        return error
 
 
 def _format_of_source(source: Source, explicit: str | None) -> str:

@@ -55,7 +55,7 @@ def describe_source(source: Source, job: DescribeJob) -> list[PlannedImage]:
             # Some stores list a file with another version than they report for the file itself:
             # later checks compare with this one.
             found = formats.describe_images(source, version, job.format, job.options)
-            return [PlannedImage(part, _placed(spec, job.options)) for part, spec in found]
+            return [_planned(part, spec, job.options) for part, spec in found]
     except ImageError as error:
         return [PlannedImage(source, None, Failure.of(error))]
 
@@ -71,6 +71,12 @@ def read_headers(job: HeadersJob) -> tuple[str, ...]:
         remember_address(member.uri, member.address)
     limits.begin_read()
     return tuple(image_format.headers(job.members, job.options))
+
+
+def _planned(part: Source, spec: RasterSpec | FormatError, options: ReadOptions) -> PlannedImage:
+    if isinstance(spec, FormatError):
+        return PlannedImage(part, None, Failure.of(spec))
+    return PlannedImage(part, _placed(spec, options))
 
 
 def _placed(spec: RasterSpec, options: ReadOptions) -> RasterSpec:
